@@ -1,0 +1,15 @@
+//! The shortest server: answers `okay` to everything, and loses nothing when it stops.
+//!
+//! Run with:
+//!
+//! ```
+//! cargo run --example hello
+//! ```
+//!
+//! Open <http://127.0.0.1:8082>, and stop it with Ctrl-C.
+
+use smol_graceful::{Outcome, Server, run};
+
+fn main() -> std::io::Result<Outcome> {
+    run(Server::new(|_request| async { Ok("okay") }), ["127.0.0.1:8082"])
+}

@@ -1,0 +1,256 @@
+//! One connection: the request loop, and the rules of being idle, lingering and closing.
+//!
+//! Invariant: a request whose first byte has arrived is finished (rule S8); an idle connection
+//! holds its transport and nothing else (rule W12). Whether the server stops, and when, is looked
+//! up, never decided here.
+
+use std::future::{Future, poll_fn};
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+
+use futures_lite::FutureExt;
+use http_types::{Method, Request, Response, StatusCode, Version};
+
+use crate::limits::Limits;
+use crate::registry::{Seat, Stage};
+use crate::shutdown::{Phase, Shutdown};
+use crate::transport::Transport;
+use crate::wire::head::Bounds;
+use crate::wire::response::{Asked, Reply, asks_to_close, ends_with_connection, plain};
+use crate::wire::{Gate, NoHead, is_empty_lines};
+
+/// A handler, whatever its own type.
+pub(crate) type Handler = dyn Fn(Request) -> Pin<Box<dyn Future<Output = http_types::Result<Response>> + Send>>
+    + Send
+    + Sync;
+
+/// What all connections of a server share.
+pub(crate) struct Service {
+    pub(crate) handler: Box<Handler>,
+    pub(crate) limits: Limits,
+    pub(crate) shutdown: Shutdown,
+    /// The time for idle connections is over (rule S6).
+    pub(crate) linger_is_over: AtomicBool,
+    /// The server itself was dropped.
+    pub(crate) is_gone: AtomicBool,
+}
+
+impl Service {
+    fn is_draining(&self) -> bool {
+        self.shutdown.phase() >= Phase::Draining
+    }
+
+    fn is_aborting(&self) -> bool {
+        self.shutdown.phase() == Phase::Aborting || self.is_gone.load(Ordering::Acquire)
+    }
+}
+
+/// Serves a connection until it ends or everything is aborted.
+pub(crate) async fn serve(service: &Service, seat: &Arc<Seat>, transport: Transport) {
+    // An abort drops the connection where it stands (rule S13).
+    let aborted = poll_fn(|cx| {
+        seat.register(cx.waker());
+        if service.is_aborting() { Poll::Ready(()) } else { Poll::Pending }
+    });
+    requests(service, seat, transport).or(aborted).await;
+}
+
+/// Idle, active, idle, active, …
+async fn requests(service: &Service, seat: &Arc<Seat>, mut transport: Transport) {
+    let mut fresh = true;
+    while let Some((bytes, n)) = first_bytes(service, seat, &mut transport, fresh).await {
+        fresh = false;
+        // The active phase is a future of its own, dropped when the connection falls idle (W12).
+        let gate = Gate::new(transport, bytes, n, seat.clone(), bounds(&service.limits));
+        let active = Box::pin(exchanges(service, seat, gate));
+        // A handler's panic is answered where it happens; a panic of a response's body ends here.
+        match AssertUnwindSafe(active).catch_unwind().await {
+            Ok(Some(idle)) => transport = idle,
+            Ok(None) | Err(_) => return,
+        }
+    }
+    // An idle connection is closed with a FIN; nothing is owed to it (rule S6).
+    let _ = poll_fn(|cx| transport.poll_half_close(cx)).await;
+}
+
+/// Waits for a request to begin; `None` when the connection is to be closed.
+///
+/// What is already in the socket wins over every reason to close (rules S6, S7).
+async fn first_bytes(
+    service: &Service,
+    seat: &Seat,
+    transport: &mut Transport,
+    fresh: bool,
+) -> Option<(Vec<u8>, usize)> {
+    // A new client has mostly sent its request by now; later, waiting first saves a read.
+    let mut look = fresh;
+    poll_fn(|cx| {
+        loop {
+            let leave = seat.is_expired() || service.linger_is_over.load(Ordering::Acquire);
+            let ready = look || leave || service.is_draining() || !transport.is_socket();
+            if !ready {
+                match transport.poll_readable(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(_)) => return Poll::Ready(None),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            look = false;
+            let mut bytes = vec![0; FIRST_READ];
+            match transport.poll_read(cx, &mut bytes) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
+                // Empty lines are no request yet (RFC 9112 section 2.2).
+                Poll::Ready(Ok(n)) if is_empty_lines(&bytes[..n]) => look = true,
+                Poll::Ready(Ok(n)) => return Poll::Ready(Some((bytes, n))),
+                // That was the last look.
+                Poll::Pending if leave => return Poll::Ready(None),
+                Poll::Pending if ready => return Poll::Pending,
+                Poll::Pending => {}
+            }
+        }
+    })
+    .await
+}
+
+/// The size of a connection's first read, in bytes: most heads, and small bodies with them.
+const FIRST_READ: usize = 4 * 1024;
+
+fn bounds(limits: &Limits) -> Bounds {
+    Bounds { head_bytes: limits.head_bytes, headers: limits.headers }
+}
+
+/// Request after request, until nothing more has arrived: then the transport comes back. `None`
+/// when the connection has ended.
+async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Transport> {
+    let limits = &service.limits;
+    let longest_body = limits.body_bytes.unwrap_or(u64::MAX);
+    // In the drain: how much of what had arrived when the connection took note of it is left.
+    let mut owed = None;
+    loop {
+        let head = match gate.head(longest_body).await {
+            Ok(head) => head,
+            Err(NoHead::Closed) => return None,
+            Err(NoHead::Refused(status)) => return refuse(gate, UNKNOWN, status).await,
+        };
+        let asked = Asked { method: head.method, version: head.version };
+        if gate.body_left().is_some_and(|length| length > longest_body) {
+            return refuse(gate, asked, StatusCode::PayloadTooLarge).await;
+        }
+        seat.enter(Stage::Handler);
+        let mut request = match gate.decode(&head).await {
+            Ok(request) => request,
+            Err(status) => return refuse(gate, asked, status).await,
+        };
+        request.set_peer_addr(Some(seat.peer));
+        request.ext_mut().insert(service.shutdown.token());
+
+        let answer = async { Some(answer(service, request).await) };
+        let gone = async {
+            gate.tend(|| service.is_draining()).await;
+            None
+        };
+        let Some(answer) = answer.or(gone).await else {
+            gate.reset();
+            return None;
+        };
+        let (response, sound) = answer.response(gate.fault());
+
+        // What the client asks for, what the response allows, what the body costs, what the stop
+        // leaves time for (rules W8, W9, S9).
+        let keep = sound
+            && head.keep_alive
+            && !asks_to_close(&response)
+            && !ends_with_connection(&response, asked)
+            && (response.len().is_none() || gate.can_discard(limits.discard_bytes))
+            && !(service.is_draining() && is_last(&gate, &mut owed));
+        if gate.respond(Reply::new(response, asked, !keep)).await.is_err() {
+            gate.reset();
+            return None;
+        }
+        if service.is_draining() {
+            if gate.flush().await.is_err() {
+                return None;
+            }
+            service.shutdown.finished();
+        }
+        if !keep {
+            let at_rest = gate.body_is_taken() && !gate.has_input();
+            gate.close(at_rest).await;
+            return None;
+        }
+        if !gate.can_discard(limits.discard_bytes) || !gate.discard_body(limits.discard_bytes).await
+        {
+            gate.close(false).await;
+            return None;
+        }
+        if !gate.has_input() && owed.is_none() {
+            gate.flush().await.ok()?;
+            return gate.into_transport();
+        }
+    }
+}
+
+/// Whether the response that is about to be sent is the connection's last one, in the drain.
+///
+/// It is, unless bytes of a further request had arrived when the connection took note of the stop:
+/// such a request is finished too, and the close is announced with its response (rules S8, S9).
+/// What arrives later does not prolong the connection.
+fn is_last(gate: &Gate, owed: &mut Option<u64>) -> bool {
+    if !gate.body_is_taken() {
+        return true;
+    }
+    let left = match owed {
+        None => gate.waiting(),
+        Some(before) => before.saturating_sub(gate.taken()),
+    };
+    *owed = Some(left);
+    left == 0
+}
+
+/// Answers a request that reaches no handler, and ends the connection (rule W4).
+async fn refuse(mut gate: Gate, asked: Asked, status: StatusCode) -> Option<Transport> {
+    let reply = Reply::new(plain(status), asked, true);
+    if gate.respond(reply).await.is_ok() {
+        gate.close(false).await;
+    }
+    None
+}
+
+/// A request whose head could not be read is answered as HTTP/1.1 (RFC 9110 section 6.2).
+const UNKNOWN: Asked = Asked { method: Method::Get, version: Version::Http1_1 };
+
+/// What came of a handler.
+enum Answer {
+    Response(Response),
+    Error(StatusCode),
+    Panic,
+}
+
+/// Runs the handler on `request`. Its panic ends here (rule S17).
+async fn answer(service: &Service, request: Request) -> Answer {
+    let handled = async { (service.handler)(request).await };
+    match AssertUnwindSafe(handled).catch_unwind().await {
+        Ok(Ok(response)) => Answer::Response(response),
+        Ok(Err(error)) => {
+            log::warn!("a handler has failed with {}: {error}", error.status());
+            Answer::Error(error.status())
+        }
+        // The panic hook has said what there is to say.
+        Err(_) => Answer::Panic,
+    }
+}
+
+impl Answer {
+    /// The response to send, and whether the connection is still sound. If the client got its
+    /// body wrong, an error is the client's.
+    fn response(self, fault: Option<StatusCode>) -> (Response, bool) {
+        match self {
+            Self::Response(response) => (response, true),
+            Self::Error(status) => (plain(fault.unwrap_or(status)), true),
+            Self::Panic => (plain(StatusCode::InternalServerError), false),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! [`Limits`]: every number of the server in one place, each with its default and unit.
+//!
+//! Keeps no state and takes no decision: the connection, the sweep and the drain read it.
+//! The numbers that are not settings are constants next to their one user.
+
+use std::time::Duration;
+
+/// What bounds a server: time, bytes, counts.
+///
+/// All fields are public and have defaults; change some and take the rest with
+/// `..Limits::default()`.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::Limits;
+/// use std::time::Duration;
+///
+/// let limits = Limits {
+///     grace: Duration::from_secs(10),
+///     ..Limits::default()
+/// };
+/// assert_eq!(limits.idle_timeout, Duration::from_secs(75));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// How long the drain may take, from the close of the listeners to the abort of what is left
+    /// (rule S13). Default: 30 s. A supervisor's own limit must be longer than
+    /// `lame_duck + grace`.
+    pub grace: Duration,
+    /// How long connections are still accepted after the stop, while readiness already says no
+    /// (rule S3). Default: 0.
+    pub lame_duck: Duration,
+    /// An idle connection's last chance to send a request after the stop (rule S6).
+    /// Default: 100 ms.
+    pub linger: Duration,
+    /// From the first byte of a request's head to its end; then 408. Default: 30 s.
+    pub head_timeout: Duration,
+    /// How long a connection may be silent before and between requests; then it is closed without
+    /// a word. Default: 75 s.
+    pub idle_timeout: Duration,
+    /// How long reading a body or writing a response may make no progress at all. Default: 30 s.
+    pub stall_timeout: Duration,
+    /// Request line and header fields together, in bytes; beyond it 414 or 431. Default and
+    /// maximum: 8 KiB, which is async-h1's own bound.
+    pub head_bytes: usize,
+    /// How many header fields a request may have; beyond it 431. Default: 100, maximum: 128.
+    pub headers: usize,
+    /// How long a request's body may be, in bytes; beyond it 413. Default: `None`, no bound.
+    pub body_bytes: Option<u64>,
+    /// How much of a body that the handler did not read is discarded, in bytes, to keep the
+    /// connection (rule W9). Default: 256 KiB.
+    pub discard_bytes: u64,
+    /// How many connections are served at the same time; further ones wait in the kernel's queue.
+    /// Default: 10,000, or what the process's limit of open files allows.
+    pub connections: usize,
+}
+
+impl Limits {
+    /// How long the client's remaining bytes are discarded after the last response (rule S9).
+    pub(crate) const CLOSING: Duration = Duration::from_secs(2);
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            grace: Duration::from_secs(30),
+            lame_duck: Duration::ZERO,
+            linger: Duration::from_millis(100),
+            head_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
+            stall_timeout: Duration::from_secs(30),
+            head_bytes: 8 * 1024,
+            headers: 100,
+            body_bytes: None,
+            discard_bytes: 256 * 1024,
+            connections: connections_allowed(10_000),
+        }
+    }
+}
+
+/// As many connections as wished, less if the process may not open so many files.
+fn connections_allowed(wished: usize) -> usize {
+    /// Descriptors left for listeners, logs, the reactor and what handlers open.
+    const SPARE: u64 = 64;
+    let files =
+        rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let allowed = files.saturating_sub(SPARE).max(files / 2).max(1);
+    wished.min(usize::try_from(allowed).unwrap_or(usize::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table of design section 7.
+    #[test]
+    fn defaults_are_the_agreed_ones() {
+        let limits = Limits::default();
+        assert_eq!(limits.grace, Duration::from_secs(30));
+        assert_eq!(limits.lame_duck, Duration::ZERO);
+        assert_eq!(limits.linger, Duration::from_millis(100));
+        assert_eq!(limits.head_timeout, Duration::from_secs(30));
+        assert_eq!(limits.idle_timeout, Duration::from_secs(75));
+        assert_eq!(limits.stall_timeout, Duration::from_secs(30));
+        assert_eq!(limits.head_bytes, 8192);
+        assert_eq!(limits.headers, 100);
+        assert_eq!(limits.body_bytes, None);
+        assert_eq!(limits.discard_bytes, 262_144);
+        assert!(limits.connections <= 10_000 && limits.connections > 0);
+    }
+}

@@ -1,0 +1,456 @@
+//! [`Registry`]: who holds the drain open and what each of them is doing.
+//!
+//! Feeds the deadlines (the sweep) and the drain report. A connection's [`Seat`] is written by its
+//! own task without a lock and without a clock; the sweep notices what has not moved. Nothing is
+//! copied per request: a request's method and path are read from the connection's buffer when a
+//! report asks for them. Decides nothing about stopping.
+
+use std::fmt;
+use std::panic::Location;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use atomic_waker::AtomicWaker;
+use slab::Slab;
+
+use crate::limits::Limits;
+use crate::transport::Peer;
+
+/// Something that the end of the grace, or a second signal, cut short.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::{Shutdown, What};
+/// use std::time::Duration;
+///
+/// let shutdown = Shutdown::new();
+/// let guard = shutdown.token().guard().unwrap();
+/// let outcome = futures_lite::future::block_on(shutdown.drain(Duration::ZERO));
+/// assert!(matches!(outcome.cut[0].what, What::Guard(place) if place.line() > 0));
+/// # drop(guard);
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Cut {
+    /// What was cut.
+    pub what: What,
+    /// How long it had been going on: since the request's first byte, or since the guard was taken.
+    pub age: Duration,
+}
+
+/// What can hold a drain open.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum What {
+    /// A request that had sent its first byte.
+    Request {
+        /// Who sent it.
+        peer: Peer,
+        /// How far it had come.
+        stage: Stage,
+        /// Its method, as far as it has arrived.
+        method: String,
+        /// Its target (path and query) as the client wrote it, as far as it has arrived.
+        path: String,
+    },
+    /// A guard, by the place in the code that took it.
+    Guard(&'static Location<'static>),
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let age = self.age.as_secs_f64();
+        match &self.what {
+            What::Request { peer, stage, method, path } => {
+                let (method, path) = (or_dash(method), or_dash(path));
+                write!(f, "{peer} {method} {path} ({stage}, {age:.1} s)")
+            }
+            What::Guard(place) => write!(f, "guard taken at {place} ({age:.1} s)"),
+        }
+    }
+}
+
+fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
+/// How far a connection has come with its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Between requests, or before the first.
+    Idle = 0,
+    /// The head has begun to arrive.
+    Head = 1,
+    /// The handler runs.
+    Handler = 2,
+    /// Someone waits for more of the request's body.
+    Body = 3,
+    /// The response has begun; its body is awaited from the handler's reader.
+    Response = 4,
+    /// The client is slow to take the response.
+    Writing = 5,
+    /// The response is written; what the client still sends is discarded.
+    Closing = 6,
+    /// The connection was handed over to another protocol.
+    Upgraded = 7,
+}
+
+impl Stage {
+    fn of(activity: u32) -> Self {
+        match activity & Seat::STAGE {
+            0 => Self::Idle,
+            1 => Self::Head,
+            2 => Self::Handler,
+            3 => Self::Body,
+            4 => Self::Response,
+            5 => Self::Writing,
+            6 => Self::Closing,
+            _ => Self::Upgraded,
+        }
+    }
+
+    /// How long a connection may stay here without a move.
+    fn limit(self, limits: &Limits) -> Option<Duration> {
+        match self {
+            Self::Idle => Some(limits.idle_timeout),
+            Self::Head => Some(limits.head_timeout),
+            Self::Body | Self::Writing => Some(limits.stall_timeout),
+            Self::Closing => Some(Limits::CLOSING),
+            Self::Handler | Self::Response | Self::Upgraded => None,
+        }
+    }
+
+    /// Whether a client waits for something here that it has asked for.
+    fn is_request(self) -> bool {
+        !matches!(self, Self::Idle | Self::Closing)
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Idle => "idle",
+            Self::Head => "reading the head",
+            Self::Handler => "in the handler",
+            Self::Body => "reading the body",
+            Self::Response => "streaming the response",
+            Self::Writing => "writing the response",
+            Self::Closing => "closing",
+            Self::Upgraded => "upgraded",
+        })
+    }
+}
+
+/// A request that can say what it is, for a report.
+pub(crate) trait Describe: Send + Sync {
+    /// Method and target, as far as they are known.
+    fn describe(&self) -> Option<(String, String)>;
+}
+
+/// What a connection's task and the rest of the server know of each other.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    /// The other end.
+    pub(crate) peer: Peer,
+    /// Which server it belongs to, where several share one latch.
+    server: usize,
+    /// The connection's task.
+    waker: AtomicWaker,
+    /// The stage in the low bits, above them a count of moves. Written by the connection only.
+    activity: AtomicU32,
+    /// What the sweep decided.
+    verdict: AtomicU8,
+    /// The request under way.
+    request: Mutex<Option<Request>>,
+}
+
+struct Request {
+    /// When its first byte was read.
+    since: Instant,
+    /// Who knows its head.
+    head: Weak<dyn Describe>,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request").field("since", &self.since).finish_non_exhaustive()
+    }
+}
+
+impl Seat {
+    const STAGE: u32 = 0b111;
+    const EXPIRED: u8 = 1;
+
+    pub(crate) fn new(peer: Peer, server: usize) -> Arc<Self> {
+        Arc::new(Self {
+            peer,
+            server,
+            waker: AtomicWaker::new(),
+            activity: AtomicU32::new(0),
+            verdict: AtomicU8::new(0),
+            request: Mutex::new(None),
+        })
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        Stage::of(self.activity.load(Ordering::Relaxed))
+    }
+
+    /// Goes on to `stage`; staying in it counts as progress too.
+    pub(crate) fn enter(&self, stage: Stage) {
+        // Relaxed: the sweep needs no order with anything else, only to see a change in time.
+        let moves = self.activity.load(Ordering::Relaxed) & !Self::STAGE;
+        let activity = moves.wrapping_add(Self::STAGE + 1) | stage as u32;
+        self.activity.store(activity, Ordering::Relaxed);
+    }
+
+    /// A request's first byte was read; `head` can tell what it is.
+    pub(crate) fn begin(&self, head: Weak<dyn Describe>) {
+        *self.lock() = Some(Request { since: Instant::now(), head });
+        self.acquit();
+        self.enter(Stage::Head);
+    }
+
+    /// The connection falls idle.
+    pub(crate) fn end(&self) {
+        *self.lock() = None;
+        self.enter(Stage::Idle);
+    }
+
+    /// Whether the sweep found that this connection's time is over.
+    pub(crate) fn is_expired(&self) -> bool {
+        self.verdict.load(Ordering::Acquire) == Self::EXPIRED
+    }
+
+    /// Takes note that a time was over, and lets the connection go on: into its closing.
+    pub(crate) fn acquit(&self) {
+        self.verdict.store(0, Ordering::Release);
+    }
+
+    /// The current task is to be woken by [`Seat::wake`].
+    pub(crate) fn register(&self, waker: &std::task::Waker) {
+        self.waker.register(waker);
+    }
+
+    pub(crate) fn wake(&self) {
+        self.waker.wake();
+    }
+
+    fn expire(&self) {
+        self.verdict.store(Self::EXPIRED, Ordering::Release);
+        self.wake();
+    }
+
+    fn cut(&self, now: Instant) -> Option<Cut> {
+        let stage = self.stage();
+        if !stage.is_request() {
+            return None;
+        }
+        // The head is asked with the lock released: it has a lock of its own.
+        let (since, head) = self.lock().as_ref().map(|r| (r.since, r.head.clone()))?;
+        let (method, path) = head.upgrade().and_then(|head| head.describe()).unwrap_or_default();
+        Some(Cut {
+            what: What::Request { peer: self.peer, stage, method, path },
+            age: now.saturating_duration_since(since),
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Request>> {
+        self.request.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Everyone who holds the drain open.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    holders: Slab<Holder>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) enum Holder {
+    /// A server that still listens.
+    Server,
+    /// A guard taken by the program.
+    Guard { place: &'static Location<'static>, since: Instant },
+    /// A connection.
+    Connection(Watched),
+}
+
+/// A connection as the sweep sees it.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    seat: Arc<Seat>,
+    /// The activity that the last sweep saw, and when it saw it first.
+    seen: u32,
+    seen_at: Instant,
+}
+
+impl Holder {
+    pub(crate) fn connection(seat: Arc<Seat>) -> Self {
+        let seen = seat.activity.load(Ordering::Relaxed);
+        Self::Connection(Watched { seat, seen, seen_at: Instant::now() })
+    }
+
+    fn seat(&self) -> Option<&Arc<Seat>> {
+        match self {
+            Self::Connection(watched) => Some(&watched.seat),
+            Self::Server | Self::Guard { .. } => None,
+        }
+    }
+}
+
+impl Registry {
+    pub(crate) fn insert(&mut self, holder: Holder) -> usize {
+        self.holders.insert(holder)
+    }
+
+    pub(crate) fn remove(&mut self, id: usize) {
+        self.holders.remove(id);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.holders.is_empty()
+    }
+
+    /// Connections and guards.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.holders.iter().filter(|(_, holder)| !matches!(holder, Holder::Server)).count()
+    }
+
+    /// Whether `server` has a connection.
+    pub(crate) fn serves(&self, server: usize) -> bool {
+        let mut holders = self.holders.iter();
+        holders.any(|(_, holder)| holder.seat().is_some_and(|seat| seat.server == server))
+    }
+
+    /// The connections, of one server or of all.
+    pub(crate) fn seats(&self, of: impl Into<Option<usize>>) -> Vec<Arc<Seat>> {
+        let server: Option<usize> = of.into();
+        self.holders
+            .iter()
+            .filter_map(|(_, holder)| holder.seat())
+            .filter(|seat| server.is_none_or(|server| seat.server == server))
+            .cloned()
+            .collect()
+    }
+
+    /// Everything that a cut now would interrupt, the oldest first. Idle connections are none of
+    /// it: nobody waits there for an answer.
+    pub(crate) fn cuts(&self, now: Instant) -> Vec<Cut> {
+        let mut cuts: Vec<Cut> = self
+            .holders
+            .iter()
+            .filter_map(|(_, holder)| match holder {
+                Holder::Server => None,
+                Holder::Guard { place, since } => Some(Cut {
+                    what: What::Guard(place),
+                    age: now.saturating_duration_since(*since),
+                }),
+                Holder::Connection(watched) => watched.seat.cut(now),
+            })
+            .collect();
+        cuts.sort_by_key(|cut| std::cmp::Reverse(cut.age));
+        cuts
+    }
+
+    /// Finds the connections of `server` that have not moved for longer than their stage allows,
+    /// and tells them.
+    pub(crate) fn sweep(&mut self, server: usize, limits: &Limits, now: Instant) {
+        for (_, holder) in &mut self.holders {
+            let Holder::Connection(watched) = holder else { continue };
+            if watched.seat.server != server {
+                continue;
+            }
+            let activity = watched.seat.activity.load(Ordering::Relaxed);
+            if activity != watched.seen {
+                watched.seen = activity;
+                watched.seen_at = now;
+            } else if let Some(limit) = Stage::of(activity).limit(limits) {
+                if now.saturating_duration_since(watched.seen_at) >= limit {
+                    watched.seat.expire();
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Line;
+
+    impl Describe for Line {
+        fn describe(&self) -> Option<(String, String)> {
+            Some(("GET".into(), "/slow".into()))
+        }
+    }
+
+    fn registry_with(seat: &Arc<Seat>) -> Registry {
+        let mut registry = Registry::default();
+        registry.insert(Holder::connection(seat.clone()));
+        registry
+    }
+
+    #[test]
+    fn a_connection_expires_only_when_it_has_not_moved() {
+        let limits = Limits { head_timeout: Duration::from_secs(3), ..Limits::default() };
+        let head: Arc<dyn Describe> = Arc::new(Line);
+        let seat = Seat::new(Peer::Unknown, 1);
+        let mut registry = registry_with(&seat);
+        let start = Instant::now();
+        let after = |secs| start + Duration::from_secs(secs);
+        seat.begin(Arc::downgrade(&head));
+        registry.sweep(1, &limits, after(0));
+        registry.sweep(1, &limits, after(2));
+        assert!(!seat.is_expired());
+        seat.enter(Stage::Head);
+        registry.sweep(1, &limits, after(4));
+        registry.sweep(1, &limits, after(6));
+        assert!(!seat.is_expired());
+        registry.sweep(1, &limits, after(7));
+        assert!(seat.is_expired());
+    }
+
+    #[test]
+    fn a_handler_may_take_its_time() {
+        let seat = Seat::new(Peer::Unknown, 1);
+        let mut registry = registry_with(&seat);
+        seat.enter(Stage::Handler);
+        let start = Instant::now();
+        for days in 0..3 {
+            registry.sweep(1, &Limits::default(), start + Duration::from_secs(days * 86_400));
+        }
+        assert!(!seat.is_expired());
+    }
+
+    #[test]
+    fn a_sweep_leaves_other_servers_alone() {
+        let seat = Seat::new(Peer::Unknown, 1);
+        let mut registry = registry_with(&seat);
+        registry.sweep(2, &Limits::default(), Instant::now() + Duration::from_secs(86_400));
+        assert!(!seat.is_expired());
+        assert!(registry.serves(1) && !registry.serves(2));
+    }
+
+    /// Rule S13: each one is named, with peer, stage, method, path and age.
+    #[test]
+    fn a_request_is_named_and_an_idle_connection_is_not() {
+        let head: Arc<dyn Describe> = Arc::new(Line);
+        let seat = Seat::new(Peer::from(([127, 0, 0, 1], 9)), 1);
+        let registry = registry_with(&seat);
+        assert!(registry.cuts(Instant::now()).is_empty());
+        seat.begin(Arc::downgrade(&head));
+        seat.enter(Stage::Handler);
+        let cuts = registry.cuts(Instant::now() + Duration::from_secs(2));
+        let line = cuts[0].to_string();
+        assert!(line.starts_with("127.0.0.1:9 GET /slow (in the handler, 2."), "{line}");
+        seat.end();
+        assert!(registry.cuts(Instant::now()).is_empty());
+    }
+}

@@ -1,0 +1,325 @@
+//! [`Server`]: the accept loop over listeners; count, spawn, stop, drain.
+//!
+//! Invariant: a connection is counted before its task is spawned (rule S1), and what the server
+//! was asked to do is done by two futures that need not run on the same thread: `accept` takes
+//! connections, `control` sweeps, stops and drains (rule S15). Binds nothing, handles no signal.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use async_io::Timer;
+use futures_lite::{FutureExt, future};
+use http_types::{Request, Response};
+use smol::Executor;
+use smol::lock::Semaphore;
+
+use crate::connection::{self, Handler, Service};
+use crate::limits::Limits;
+use crate::listener::{Listen, Listener};
+use crate::outcome::Outcome;
+use crate::registry::{Holder, Seat};
+use crate::shutdown::{Guard, Phase, Shutdown, wake};
+use crate::transport::{Peer, Transport};
+
+/// An HTTP/1.1 server.
+///
+/// The handler is called for every request. It returns anything that is `Into<Response>`, or an
+/// error, which the client sees as its status and no more. A handler that panics costs its client
+/// a 500 and the connection, nothing else.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::Server;
+///
+/// # fn main() -> std::io::Result<()> {
+/// let server = Server::new(|_request| async { Ok("okay") });
+/// let shutdown = server.handle();
+/// shutdown.stop(); // any time, from anywhere
+///
+/// let outcome = smol::block_on(server.serve(["127.0.0.1:0"]))?;
+/// assert!(outcome.is_drained());
+/// # Ok(())
+/// # }
+/// ```
+pub struct Server {
+    handler: Box<Handler>,
+    limits: Limits,
+    shutdown: Shutdown,
+    executor: Option<Arc<Executor<'static>>>,
+}
+
+impl Server {
+    /// Makes a server of a handler.
+    pub fn new<H, F, R>(handler: H) -> Self
+    where
+        H: Fn(Request) -> F + Send + Sync + 'static,
+        F: Future<Output = http_types::Result<R>> + Send + 'static,
+        R: Into<Response>,
+    {
+        let handler = move |request| -> Pin<Box<dyn Future<Output = _> + Send>> {
+            let response = handler(request);
+            Box::pin(async move { response.await.map(Into::into) })
+        };
+        Self {
+            handler: Box::new(handler),
+            limits: Limits::default(),
+            shutdown: Shutdown::new(),
+            executor: None,
+        }
+    }
+
+    /// Sets the limits; the default is [`Limits::default`].
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Runs connections on `executor`; the default is inside [`Server::serve`], on one thread.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Server;
+    /// use std::sync::Arc;
+    ///
+    /// let executor = Arc::new(smol::Executor::new());
+    /// let server = Server::new(|_request| async { Ok("okay") }).executor(executor.clone());
+    /// # drop(server);
+    /// ```
+    #[must_use]
+    pub fn executor(mut self, executor: impl Into<Arc<Executor<'static>>>) -> Self {
+        self.executor = Some(executor.into());
+        self
+    }
+
+    /// Shares a latch, with other servers or with work of the program's own; the default is one
+    /// for this server alone.
+    #[must_use]
+    pub fn shutdown(mut self, shutdown: &Shutdown) -> Self {
+        self.shutdown = shutdown.clone();
+        self
+    }
+
+    /// The handle that stops this server.
+    pub fn handle(&self) -> Shutdown {
+        self.shutdown.clone()
+    }
+
+    /// Serves until the server was stopped and has drained, and says how that ended.
+    ///
+    /// Needs no particular runtime: it makes progress wherever it is polled.
+    ///
+    /// # Errors
+    ///
+    /// As [`Listen::listen`]; before any connection is served.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future aborts the server: listeners and connections are closed at once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Listener, Server};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// # server.handle().stop();
+    /// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
+    /// println!("listening on {}", listener.address());
+    /// let outcome = smol::block_on(server.serve([listener]))?;
+    /// println!("{outcome}");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn serve<L: Listen>(
+        mut self,
+        listeners: impl IntoIterator<Item = L>,
+    ) -> io::Result<Outcome> {
+        let own = self.executor.is_none();
+        let executor = self.executor.get_or_insert_default().clone();
+        let running = Arc::new(self.start(listeners)?);
+        let accept = async {
+            running.accept().await;
+            future::pending().await
+        };
+        let outcome = running.control().or(accept);
+        Ok(if own { executor.run(outcome).await } else { outcome.await })
+    }
+
+    /// Listens, and joins those who hold the drain open.
+    pub(crate) fn start<L: Listen>(
+        self,
+        listeners: impl IntoIterator<Item = L>,
+    ) -> io::Result<Running> {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let listeners =
+            listeners.into_iter().map(Listen::listen).collect::<io::Result<Vec<_>>>()?;
+        for listener in &listeners {
+            log::info!("listening on {}", listener.address());
+        }
+        Ok(Running {
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            listeners,
+            executor: self.executor.unwrap_or_default(),
+            slots: Arc::new(Semaphore::new(self.limits.connections.max(1))),
+            service: Arc::new(Service {
+                handler: self.handler,
+                limits: self.limits,
+                shutdown: self.shutdown,
+                linger_is_over: AtomicBool::new(false),
+                is_gone: AtomicBool::new(false),
+            }),
+        })
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("limits", &self.limits)
+            .field("shutdown", &self.shutdown)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A server that listens.
+pub(crate) struct Running {
+    /// Tells its connections from those of other servers that share the latch.
+    number: usize,
+    listeners: Vec<Listener>,
+    executor: Arc<Executor<'static>>,
+    /// One for each connection that may be open.
+    slots: Arc<Semaphore>,
+    service: Arc<Service>,
+}
+
+impl Running {
+    /// Takes connections until the listeners are closed.
+    pub(crate) async fn accept(self: &Arc<Self>) {
+        let accept = |i| {
+            let running = self.clone();
+            self.executor.spawn(async move { running.accept_on(&running.listeners[i]).await })
+        };
+        // A task that is dropped is cancelled: all of them end with this future.
+        let tasks: Vec<_> = (0..self.listeners.len()).map(accept).collect();
+        for task in tasks {
+            task.await;
+        }
+    }
+
+    async fn accept_on(&self, listener: &Listener) {
+        for turn in 1_usize.. {
+            // Beyond the limit the kernel's queue waits (design section 7).
+            let slot = self.slots.acquire_arc().await;
+            let Some((transport, peer)) = listener.accept().await else { return };
+            self.admit(transport, peer, slot);
+            if turn % 32 == 0 {
+                // A flood of connections must not keep those accepted from their turn.
+                future::yield_now().await;
+            }
+        }
+    }
+
+    /// Counts a connection and spawns its task, in this order (rule S1).
+    fn admit<S: Send + 'static>(&self, transport: Transport, peer: Peer, slot: S) {
+        let seat = Seat::new(peer, self.number);
+        let Some(guard) = self.service.shutdown.admit(Holder::connection(seat.clone())) else {
+            return;
+        };
+        let service = self.service.clone();
+        let task = async move {
+            connection::serve(&service, &seat, transport).await;
+            drop((guard, slot));
+        };
+        self.executor.spawn(task).detach();
+    }
+
+    /// Keeps the deadlines, waits for the stop, closes, drains.
+    pub(crate) async fn control(&self) -> Outcome {
+        let _gone = Gone(self);
+        let listening = self.service.shutdown.admit(Holder::Server);
+        let sweep = async {
+            self.sweep().await;
+            unreachable!("the sweep does not end")
+        };
+        self.stop(listening).or(sweep).await
+    }
+
+    async fn stop(&self, listening: Option<Guard>) -> Outcome {
+        let Limits { grace, lame_duck, linger, .. } = self.service.limits;
+        let shutdown = &self.service.shutdown;
+        let token = shutdown.token();
+        token.stopping().await;
+        // Rule S3.
+        sleep(lame_duck).or(token.aborting()).await;
+        // Rule S4.
+        let close = async {
+            for listener in &self.listeners {
+                listener.close(|transport, peer| self.admit(transport, peer, ())).await;
+            }
+        };
+        close.or(token.aborting()).await;
+        drop(listening);
+        // Rule S6: first look, linger, last look.
+        self.wake();
+        let linger = async {
+            sleep(linger).await;
+            self.service.linger_is_over.store(true, Ordering::Release);
+            self.wake();
+            future::pending().await
+        };
+        shutdown.drain(grace).or(linger).await
+    }
+
+    /// Finds, again and again, what has not moved for too long; asleep without connections.
+    async fn sweep(&self) {
+        let Service { limits, shutdown, .. } = &*self.service;
+        loop {
+            shutdown.occupied(self.number).await;
+            sleep(period(limits, shutdown.phase())).await;
+            let now = Instant::now();
+            shutdown.with_registry(|registry| registry.sweep(self.number, limits, now));
+            if shutdown.phase() > Phase::Running {
+                // A client may have reset its connection while its handler runs (rule S22).
+                self.wake();
+            }
+        }
+    }
+
+    fn wake(&self) {
+        let seats = self.service.shutdown.with_registry(|registry| registry.seats(self.number));
+        wake(&seats);
+    }
+}
+
+/// Ends the connections of a server whose future was dropped.
+struct Gone<'a>(&'a Running);
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        self.0.service.is_gone.store(true, Ordering::Release);
+        self.0.wake();
+    }
+}
+
+/// How often deadlines are looked at: once a second, or as often as the shortest needs.
+fn period(limits: &Limits, phase: Phase) -> Duration {
+    let Limits { head_timeout, idle_timeout, stall_timeout, .. } = *limits;
+    let shortest = head_timeout.min(idle_timeout).min(stall_timeout);
+    let longest = if phase == Phase::Running { 1000 } else { 100 };
+    (shortest / 8).clamp(Duration::from_millis(5), Duration::from_millis(longest))
+}
+
+async fn sleep(duration: Duration) {
+    if !duration.is_zero() {
+        Timer::after(duration).await;
+    }
+}

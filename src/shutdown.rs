@@ -1,0 +1,540 @@
+//! [`Shutdown`], [`Token`], [`Guard`], [`Phase`]: the latch and the count.
+//!
+//! Invariant: the phase only moves forward, and once it has left *running* with nobody holding the
+//! drain open, nobody can join any more (rules S1, S2). Who holds it is a list under one lock;
+//! the count is that list's length, and "drained" is a predicate over both, never an event of its
+//! own. Knows nothing of HTTP and needs no runtime: it is useful by itself.
+
+use std::future::Future;
+use std::panic::Location;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_io::Timer;
+use async_signal::Signal;
+use event_listener::Event;
+use futures_lite::FutureExt;
+use http_types::Request;
+
+use crate::outcome::{Ending, Outcome};
+use crate::registry::{Cut, Holder, Registry, Seat};
+
+/// Where a [`Shutdown`] stands. It only ever goes forward.
+///
+/// The list is complete: there will be no further phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// Work is taken on.
+    Running = 0,
+    /// What is under way is finished.
+    Draining = 1,
+    /// What is left is dropped.
+    Aborting = 2,
+}
+
+/// The handle that moves the latch. Clones move the same one.
+///
+/// # Examples
+///
+/// A queue worker without any HTTP:
+///
+/// ```
+/// use smol_graceful::Shutdown;
+/// use std::time::Duration;
+///
+/// futures_lite::future::block_on(async {
+///     let shutdown = Shutdown::new();
+///     let token = shutdown.token();
+///     let job = token.guard().expect("nobody has stopped yet");
+///
+///     std::thread::spawn(move || {
+///         // … finish the job …
+///         drop(job);
+///     });
+///
+///     let outcome = shutdown.drain(Duration::from_secs(30)).await;
+///     assert!(outcome.is_drained());
+///     assert!(token.guard().is_none());
+/// });
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Shutdown {
+    latch: Arc<Latch>,
+}
+
+impl Shutdown {
+    /// Makes a latch that is running and that nobody holds.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Moves on to *draining*; does nothing if that has happened before (rule S2).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Phase, Shutdown};
+    ///
+    /// let shutdown = Shutdown::new();
+    /// shutdown.stop();
+    /// shutdown.stop();
+    /// assert_eq!(shutdown.phase(), Phase::Draining);
+    /// ```
+    pub fn stop(&self) {
+        self.latch.advance(Phase::Draining, || {});
+    }
+
+    /// [`Shutdown::stop`], and the outcome will say that `signal` began it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Shutdown, Signal};
+    /// use std::time::Duration;
+    ///
+    /// let shutdown = Shutdown::new();
+    /// shutdown.stop_by(Signal::Term);
+    /// let outcome = futures_lite::future::block_on(shutdown.drain(Duration::ZERO));
+    /// assert_eq!(outcome.signal, Some(Signal::Term));
+    /// ```
+    pub fn stop_by(&self, signal: Signal) {
+        self.latch.advance(Phase::Draining, || {
+            // The first signal is the one that began it: a later one finds the phase moved.
+            let _ = self.latch.signal.set(signal);
+        });
+    }
+
+    /// Moves on to *aborting*: what is left is dropped, and the drain ends as forced unless
+    /// nothing was left. Does nothing if that has happened before (rule S2).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Shutdown;
+    /// use std::time::Duration;
+    ///
+    /// let shutdown = Shutdown::new();
+    /// let guard = shutdown.token().guard();
+    /// shutdown.abort();
+    /// let outcome = futures_lite::future::block_on(shutdown.drain(Duration::from_secs(30)));
+    /// assert!(!outcome.is_drained());
+    /// assert_eq!(outcome.cut.len(), 1);
+    /// # drop(guard);
+    /// ```
+    pub fn abort(&self) {
+        self.latch.abort(Ending::Forced);
+    }
+
+    /// Where the latch stands.
+    pub fn phase(&self) -> Phase {
+        self.latch.phase()
+    }
+
+    /// A token that looks at this latch.
+    pub fn token(&self) -> Token {
+        Token { latch: self.latch.clone() }
+    }
+
+    /// How many hold the drain open: open connections and guards.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let shutdown = smol_graceful::Shutdown::new();
+    /// let guard = shutdown.token().guard();
+    /// assert_eq!(shutdown.in_flight(), 1);
+    /// drop(guard);
+    /// assert_eq!(shutdown.in_flight(), 0);
+    /// ```
+    pub fn in_flight(&self) -> usize {
+        self.latch.registry().in_flight()
+    }
+
+    /// Stops, waits until nobody holds the drain open, and says how it ended.
+    ///
+    /// After `grace` what is left is aborted (rule S13). Once a second the log says what is left
+    /// (rule S20). May be awaited by several at once, before or after the end; each gets the
+    /// outcome.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the latch where it is and ends the watch over `grace`; a new
+    /// `drain` begins a new grace.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Shutdown;
+    /// use std::time::Duration;
+    ///
+    /// let outcome = futures_lite::future::block_on(
+    ///     Shutdown::new().drain(Duration::from_secs(30)),
+    /// );
+    /// assert!(outcome.is_drained());
+    /// ```
+    pub async fn drain(&self, grace: Duration) -> Outcome {
+        self.stop();
+        let began = Instant::now();
+        let latch = &self.latch;
+        // Four ways out of waiting, the first one ready wins.
+        // 1. Nobody is left.
+        let drained = latch.drained();
+        // 2. Someone aborted.
+        let aborted = latch.reached(Phase::Aborting);
+        // 3. The grace is over.
+        let deadline = async {
+            Timer::after(grace).await;
+            latch.abort(Ending::TimedOut);
+        };
+        // 4. Never: it only reports.
+        let report = async {
+            loop {
+                Timer::after(Duration::from_secs(1)).await;
+                latch.report(grace.saturating_sub(began.elapsed()));
+            }
+        };
+        drained.or(aborted).or(deadline).or(report).await;
+
+        let took = began.elapsed();
+        if self.phase() == Phase::Aborting {
+            // What is aborted is dropped by its own task; one that is stuck is not waited for.
+            let patience = async {
+                Timer::after(ABORTING).await;
+            };
+            latch.drained().or(patience).await;
+        }
+        latch.outcome(took)
+    }
+
+    /// Joins those who hold the drain open; `None` once the drain is over or aborted (rule S1).
+    pub(crate) fn admit(&self, holder: Holder) -> Option<Guard> {
+        self.latch.admit(holder)
+    }
+
+    /// Counts a request that was finished in the drain.
+    pub(crate) fn finished(&self) {
+        self.latch.finished.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Works on the list of those who hold the drain open.
+    pub(crate) fn with_registry<T>(&self, work: impl FnOnce(&mut Registry) -> T) -> T {
+        work(&mut self.latch.registry())
+    }
+
+    /// Waits until `server` has a connection.
+    pub(crate) async fn occupied(&self, server: usize) {
+        self.latch.until(&self.latch.joined, |latch| latch.registry().serves(server)).await;
+    }
+}
+
+/// How long an aborted drain waits for the tasks to drop what they hold.
+const ABORTING: Duration = Duration::from_millis(100);
+
+/// Looks at a latch, and never moves it. Clones look at the same one.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::{Response, Server, Token};
+///
+/// let server = Server::new(|request| async move {
+///     let token = Token::of(&request);
+///     Ok(if token.is_stopping() { "the last one" } else { "okay" })
+/// });
+/// # drop(server);
+/// ```
+#[derive(Debug, Clone)]
+pub struct Token {
+    latch: Arc<Latch>,
+}
+
+impl Token {
+    /// The token of the server that received `request`.
+    ///
+    /// A request that came from no server, in a test of a handler, has a token that never stops.
+    pub fn of(request: &Request) -> Self {
+        request.ext().get::<Self>().cloned().unwrap_or_else(|| Shutdown::new().token())
+    }
+
+    /// Whether the stop has begun.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let shutdown = smol_graceful::Shutdown::new();
+    /// let token = shutdown.token();
+    /// assert!(!token.is_stopping());
+    /// shutdown.stop();
+    /// assert!(token.is_stopping());
+    /// ```
+    pub fn is_stopping(&self) -> bool {
+        self.latch.phase() >= Phase::Draining
+    }
+
+    /// Waits until the stop begins; ready at once, every time, when it has (rule S2).
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be dropped and awaited again without missing the stop.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let shutdown = smol_graceful::Shutdown::new();
+    /// let token = shutdown.token();
+    /// shutdown.stop();
+    /// futures_lite::future::block_on(async {
+    ///     token.stopping().await;
+    ///     token.stopping().await;
+    /// });
+    /// ```
+    pub async fn stopping(&self) {
+        self.latch.reached(Phase::Draining).await;
+    }
+
+    /// Waits until what is left is dropped; ready at once, every time, when that has begun.
+    ///
+    /// # Cancel safety
+    ///
+    /// Can be dropped and awaited again without missing it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let shutdown = smol_graceful::Shutdown::new();
+    /// shutdown.abort();
+    /// futures_lite::future::block_on(shutdown.token().aborting());
+    /// ```
+    pub async fn aborting(&self) {
+        self.latch.reached(Phase::Aborting).await;
+    }
+
+    /// Runs `future` until it is done or the stop begins, whichever is first; `None` if it was
+    /// the stop.
+    ///
+    /// # Cancel safety
+    ///
+    /// `future` is dropped where it stands when the stop begins: give it work that may be
+    /// dropped, such as waiting for the next job.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let shutdown = smol_graceful::Shutdown::new();
+    /// let token = shutdown.token();
+    /// futures_lite::future::block_on(async {
+    ///     assert_eq!(token.until_stop(async { 7 }).await, Some(7));
+    ///     shutdown.stop();
+    ///     assert_eq!(token.until_stop(std::future::pending::<()>()).await, None);
+    /// });
+    /// ```
+    pub async fn until_stop<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let done = async { Some(future.await) };
+        let stop = async {
+            self.stopping().await;
+            None
+        };
+        done.or(stop).await
+    }
+
+    /// Holds the drain open as long as the guard lives; `None` once the drain is over or aborted.
+    ///
+    /// During the drain a guard can still be had, as long as something else holds it open: a
+    /// request in flight may leave work behind (rule S12). The report of a drain that was cut
+    /// short names the line that called this.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let shutdown = smol_graceful::Shutdown::new();
+    /// let guard = shutdown.token().guard();
+    /// assert!(guard.is_some());
+    /// drop(guard);
+    /// shutdown.stop();
+    /// assert!(shutdown.token().guard().is_none());
+    /// ```
+    #[track_caller]
+    pub fn guard(&self) -> Option<Guard> {
+        self.latch.admit(Holder::Guard { place: Location::caller(), since: Instant::now() })
+    }
+}
+
+/// Keeps the drain open for as long as it lives.
+///
+/// # Examples
+///
+/// ```
+/// let shutdown = smol_graceful::Shutdown::new();
+/// let guard = shutdown.token().guard().unwrap();
+/// assert_eq!(shutdown.in_flight(), 1);
+/// drop(guard);
+/// assert_eq!(shutdown.in_flight(), 0);
+/// ```
+#[derive(Debug)]
+#[must_use = "the drain waits only as long as the guard lives"]
+pub struct Guard {
+    latch: Arc<Latch>,
+    id: usize,
+}
+
+impl Guard {
+    /// Runs `future` and holds the drain open until it is done.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the guard with it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let shutdown = smol_graceful::Shutdown::new();
+    /// let guard = shutdown.token().guard().unwrap();
+    /// assert_eq!(futures_lite::future::block_on(guard.hold(async { 7 })), 7);
+    /// assert_eq!(shutdown.in_flight(), 0);
+    /// ```
+    pub async fn hold<T>(self, future: impl Future<Output = T>) -> T {
+        future.await
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let mut registry = self.latch.registry();
+        registry.remove(self.id);
+        let last = registry.is_empty();
+        drop(registry);
+        // Looked at after the list: `advance` moves the phase under the list's lock and announces
+        // it, so one of the two sides sees both.
+        if last && self.latch.phase() > Phase::Running {
+            self.latch.emptied.notify(usize::MAX);
+        }
+    }
+}
+
+/// The shared state. Every wait listens first and looks afterwards, so no move is missed.
+#[derive(Debug, Default)]
+struct Latch {
+    /// A [`Phase`]. Written with the registry locked; read without.
+    phase: AtomicU8,
+    /// Who holds the drain open.
+    registry: Mutex<Registry>,
+    /// The phase has moved.
+    moved: Event,
+    /// The last holder is gone, in the drain.
+    emptied: Event,
+    /// A holder has come.
+    joined: Event,
+    /// The signal that began the stop.
+    signal: OnceLock<Signal>,
+    /// Requests finished in the drain.
+    finished: AtomicU64,
+    /// How it was aborted, and what that cut.
+    aborted: OnceLock<(Ending, Vec<Cut>)>,
+}
+
+impl Latch {
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::SeqCst) {
+            0 => Phase::Running,
+            1 => Phase::Draining,
+            _ => Phase::Aborting,
+        }
+    }
+
+    /// Admission and the phase's moves exclude each other by the registry's lock (rule S1).
+    fn admit(self: &Arc<Self>, holder: Holder) -> Option<Guard> {
+        let mut registry = self.registry();
+        match self.phase() {
+            Phase::Running => {}
+            Phase::Draining if !registry.is_empty() => {}
+            Phase::Draining | Phase::Aborting => return None,
+        }
+        let id = registry.insert(holder);
+        drop(registry);
+        self.joined.notify(usize::MAX);
+        Some(Guard { latch: self.clone(), id })
+    }
+
+    /// Moves the phase forward to `phase`, after `first` has run, unless it is there already.
+    fn advance(&self, phase: Phase, first: impl FnOnce()) -> bool {
+        let registry = self.registry();
+        if self.phase() >= phase {
+            return false;
+        }
+        first();
+        self.phase.store(phase as u8, Ordering::SeqCst);
+        drop(registry);
+        self.moved.notify(usize::MAX);
+        true
+    }
+
+    fn abort(&self, ending: Ending) {
+        let registry = self.registry();
+        if self.phase() == Phase::Aborting {
+            return;
+        }
+        // Named before anyone can begin to drop what it holds (rule S13).
+        let cuts = registry.cuts(Instant::now());
+        let _ = self.aborted.set((ending, cuts));
+        self.phase.store(Phase::Aborting as u8, Ordering::SeqCst);
+        let seats = registry.seats(None);
+        drop(registry);
+        self.moved.notify(usize::MAX);
+        wake(&seats);
+    }
+
+    async fn reached(&self, phase: Phase) {
+        self.until(&self.moved, |latch| latch.phase() >= phase).await;
+    }
+
+    /// Waits until the drain is over: a predicate, looked at again after every change.
+    async fn drained(&self) {
+        self.reached(Phase::Draining).await;
+        self.until(&self.emptied, |latch| latch.registry().is_empty()).await;
+    }
+
+    async fn until(&self, event: &Event, ready: impl Fn(&Self) -> bool) {
+        while !ready(self) {
+            let listener = event.listen();
+            if ready(self) {
+                return;
+            }
+            listener.await;
+        }
+    }
+
+    fn report(&self, left: Duration) {
+        let cuts = self.registry().cuts(Instant::now());
+        let Some(oldest) = cuts.first() else { return };
+        let (count, left) = (cuts.len(), left.as_secs_f64());
+        log::info!("draining: {count} left, {left:.0} s to go; the oldest: {oldest}");
+    }
+
+    fn outcome(&self, took: Duration) -> Outcome {
+        let (ending, cut) = match self.aborted.get() {
+            // An abort that cut nothing has harmed nobody: it was a drain.
+            Some((ending, cut)) if !cut.is_empty() => (*ending, cut.clone()),
+            _ => (Ending::Drained, Vec::new()),
+        };
+        Outcome {
+            ending,
+            took,
+            finished: self.finished.load(Ordering::Relaxed),
+            signal: self.signal.get().copied(),
+            cut,
+        }
+    }
+}
+
+/// Wakes connections; never with the registry locked, as a waker may run anything.
+pub(crate) fn wake(seats: &[Arc<Seat>]) {
+    for seat in seats {
+        seat.wake();
+    }
+}

@@ -1,0 +1,898 @@
+//! The framing of request bodies: where one ends, and which of its bytes are content (RFC 9112 sections 6 and 7.1).
+//!
+//! Invariant: the verdict on a body (content, trailers, end, or what is malformed) depends on its bytes alone, never
+//! on how they were cut into reads; and no byte behind the body's end is ever counted as part of it.
+//!
+//! Pure: no reading, no buffer, no limit on content. The gate in `mod.rs` does those, and hands the content on to
+//! async-h1 in chunks of its own making (rule W5), so that nothing a client wrote between chunks gets through.
+
+use std::borrow::Cow;
+use std::{fmt, io};
+
+/// How many unread bytes the gate's buffer must be able to hold: with as many in view, [`Chunked::step`] never
+/// answers [`Step::Partial`].
+pub(crate) const LOOKAHEAD: usize = MAX_TRAILER_BYTES;
+
+/// Digits of a chunk size, leading zeros included. Sixteen cannot overflow a `u64`.
+const MAX_SIZE_DIGITS: usize = 16;
+
+/// Bytes of extensions on one chunk's size line.
+const MAX_EXTENSION_BYTES: usize = 256;
+
+/// How far extensions may run ahead of content over a whole body: a client may not send a little content at the
+/// price of a lot of framing (Go's CVE-2023-39326), while a long signed upload may sign every chunk.
+const MAX_EXTENSION_DEBT: usize = 16 * 1024;
+
+/// Bytes of the trailer section with its final blank line. async-h1 takes 8192.
+const MAX_TRAILER_BYTES: usize = 4 * 1024;
+
+/// Field lines in the trailer section. async-h1 takes as many and no more.
+const MAX_TRAILER_FIELDS: usize = 16;
+
+/// Fields that would frame the message anew: as a trailer, they are refused.
+const FRAMING_FIELDS: &str = "content-length transfer-encoding";
+
+/// Fields that say how to route, read, authorise or answer the message, and so are needed before its body (RFC 9110
+/// section 6.5.1): as a trailer, they are dropped.
+const EARLY_FIELDS: &str = "authorization cache-control connection content-encoding content-range content-type \
+    cookie expect forwarded host keep-alive max-forwards pragma range set-cookie te trailer upgrade x-real-ip";
+
+/// How the names of further such fields begin.
+const EARLY_PREFIXES: &str = "if- proxy- x-forwarded-";
+
+/// How a request's body is delimited; decided once, from its head (rule W3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// There is no body.
+    Empty,
+    /// The body is this many bytes long (`Content-Length`).
+    Fixed(u64),
+    /// The body comes in chunks and says itself where it ends (`Transfer-Encoding: chunked`).
+    Chunked,
+}
+
+/// Where in a chunked body the connection stands.
+#[derive(Debug)]
+pub(crate) struct Chunked {
+    state: State,
+    /// Bytes of extensions not yet outweighed by content, at most [`MAX_EXTENSION_DEBT`].
+    debt: usize,
+}
+
+/// What the beginning of the input is. The caller consumes that much and calls again with the rest.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step<'a> {
+    /// This many bytes (never 0) are framing only: the line end after a chunk's data, or the last chunk's size line.
+    Skip(usize),
+    /// A chunk begins.
+    Chunk {
+        /// Length of its size line, with extensions and line end.
+        consumed: usize,
+        /// How many bytes of content follow, never 0. Chosen by the client: add it up with saturation.
+        size: u64,
+    },
+    /// This many bytes (never 0) are content.
+    Data(usize),
+    /// The body ends here.
+    End {
+        /// Length of the trailer section with its final blank line.
+        consumed: usize,
+        /// The field lines that may be handed on, without the final blank line; empty when there are none.
+        ///
+        /// async-h1 hangs unless it gets the whole section at once: hand `0\r\n`, this and `\r\n` on in a read of their
+        /// own. Of several fields of one name it keeps the last.
+        trailers: Cow<'a, [u8]>,
+    },
+    /// More bytes are needed. The next call sees the same beginning again, with more behind it.
+    Partial,
+}
+
+/// What is wrong with a chunked body. The connection cannot be read any further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Malformed {
+    /// A size line does not begin with a hexadecimal digit.
+    Size,
+    /// A chunk size has more than 16 digits.
+    SizeTooLong,
+    /// A chunk size is followed by something else than CRLF or `;`.
+    SizeEnd,
+    /// An extension holds a control character, an open quoted string, or a CR or LF on its own.
+    Extension,
+    /// Extensions are too long, on one line or over the whole body.
+    ExtensionTooLong,
+    /// The data of a chunk is not followed by CRLF.
+    DataEnd,
+    /// A trailer is not a well-formed field line.
+    Trailer,
+    /// A trailer would change the framing of the message.
+    TrailerFraming,
+    /// The trailer section has too many bytes or fields.
+    TrailerTooLong,
+}
+
+impl Chunked {
+    /// The beginning of a chunked body.
+    pub(crate) fn new() -> Self {
+        Self { state: State::Size, debt: 0 }
+    }
+
+    /// Says what the beginning of `input` is: the unread bytes, as far as they have arrived.
+    ///
+    /// A malformed body is refused at the first byte that makes it so. Behind the end it keeps saying `End`, with
+    /// nothing consumed.
+    pub(crate) fn step<'a>(&mut self, input: &'a [u8]) -> Result<Step<'a>, Malformed> {
+        match self.state {
+            State::Size => {
+                let allowed = MAX_EXTENSION_BYTES.min(MAX_EXTENSION_DEBT - self.debt);
+                let Some(line) = size_line(input, allowed)? else {
+                    return Ok(Step::Partial);
+                };
+                let paid = usize::try_from(line.size).unwrap_or(usize::MAX);
+                self.debt = (self.debt + line.extensions).saturating_sub(paid);
+                if line.size == 0 {
+                    self.state = State::Trailers;
+                    return Ok(Step::Skip(line.consumed));
+                }
+                self.state = State::Data { left: line.size };
+                Ok(Step::Chunk { consumed: line.consumed, size: line.size })
+            }
+            State::Data { .. } if input.is_empty() => Ok(Step::Partial),
+            State::Data { left } => {
+                let here = usize::try_from(left).map_or(input.len(), |left| left.min(input.len()));
+                self.took(here as u64);
+                Ok(Step::Data(here))
+            }
+            State::DataEnd => match input {
+                [] | [b'\r'] => Ok(Step::Partial),
+                [b'\r', b'\n', ..] => {
+                    self.state = State::Size;
+                    Ok(Step::Skip(2))
+                }
+                _ => Err(Malformed::DataEnd),
+            },
+            State::Trailers => {
+                let Some(length) = trailer_section(input)? else {
+                    return Ok(Step::Partial);
+                };
+                self.state = State::Complete;
+                Ok(Step::End { consumed: length + 2, trailers: fit_to_hand_on(&input[..length]) })
+            }
+            State::Complete => Ok(Step::End { consumed: 0, trailers: Cow::Borrowed(&[]) }),
+        }
+    }
+
+    /// Bytes of the current chunk that are still to come. While it is not 0, the next bytes are content.
+    pub(crate) fn content_left(&self) -> u64 {
+        match self.state {
+            State::Data { left } => left,
+            _ => 0,
+        }
+    }
+
+    /// Notes that the caller moved `n` bytes of content on its own, at most [`content_left`](Self::content_left).
+    pub(crate) fn took(&mut self, n: u64) {
+        debug_assert!(n <= self.content_left(), "took {n} bytes, more than the chunk has");
+        if let State::Data { left } = self.state {
+            self.state = match left.saturating_sub(n) {
+                0 => State::DataEnd,
+                left => State::Data { left },
+            };
+        }
+    }
+
+    /// Whether the whole body, trailers included, has been consumed.
+    pub(crate) fn is_complete(&self) -> bool {
+        matches!(self.state, State::Complete)
+    }
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Size => "chunk size is not a number",
+            Self::SizeTooLong => "chunk size has too many digits",
+            Self::SizeEnd => "chunk size is not followed by a line end",
+            Self::Extension => "chunk extension is malformed",
+            Self::ExtensionTooLong => "chunk extensions are too long",
+            Self::DataEnd => "chunk data is not followed by a line end",
+            Self::Trailer => "trailer is malformed",
+            Self::TrailerFraming => "trailer would change the framing",
+            Self::TrailerTooLong => "trailer section is too long",
+        })
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+impl From<Malformed> for io::Error {
+    fn from(malformed: Malformed) -> Self {
+        Self::new(io::ErrorKind::InvalidData, malformed)
+    }
+}
+
+/// What the next byte belongs to.
+#[derive(Debug, Clone, Copy)]
+enum State {
+    /// A chunk's size line.
+    Size,
+    /// Content, `left` bytes of it (never 0) in this chunk.
+    Data { left: u64 },
+    /// The CRLF behind a chunk's content.
+    DataEnd,
+    /// The trailer section behind the last chunk's size line.
+    Trailers,
+    /// The next message.
+    Complete,
+}
+
+/// A chunk's size line.
+struct SizeLine {
+    /// Its length with extensions and CRLF.
+    consumed: usize,
+    /// How many bytes of content follow; 0 says that this is the last chunk.
+    size: u64,
+    /// Length of its extensions.
+    extensions: usize,
+}
+
+// The three scanners below look at a line from its beginning each time, until it is complete; its length is bounded,
+// so this stays cheap. Each refuses at the first wrong byte and cuts its view at its bound before looking, so that
+// the verdict is the same however the bytes arrive.
+
+/// Reads `chunk-size [ chunk-ext ] CRLF` (RFC 9112 section 7.1), or says that it is not complete.
+fn size_line(input: &[u8], allowed: usize) -> Result<Option<SizeLine>, Malformed> {
+    let digits =
+        input.iter().take(MAX_SIZE_DIGITS + 1).take_while(|b| b.is_ascii_hexdigit()).count();
+    if digits > MAX_SIZE_DIGITS {
+        return Err(Malformed::SizeTooLong);
+    }
+    let (digits, rest) = input.split_at(digits);
+    if digits.is_empty() && !rest.is_empty() {
+        return Err(Malformed::Size);
+    }
+    let extensions = match rest {
+        [] | [b'\r'] => return Ok(None),
+        [b'\r', b'\n', ..] => 0,
+        [b';' | b' ' | b'\t', ..] => match extensions(rest, allowed)? {
+            Some(length) => length,
+            None => return Ok(None),
+        },
+        _ => return Err(Malformed::SizeEnd),
+    };
+    let values = digits.iter().filter_map(|&digit| char::from(digit).to_digit(16));
+    let size = values.fold(0, |size, value| size << 4 | u64::from(value));
+    Ok(Some(SizeLine { consumed: digits.len() + extensions + 2, size, extensions }))
+}
+
+/// The length of the extensions at the beginning of `rest`, up to their CRLF (RFC 9112 section 7.1.1).
+///
+/// They are skipped, so only what two parsers could see differently is refused: white space that no `;` follows, and
+/// a line end that is not exactly CRLF or that stands inside a quoted string.
+fn extensions(rest: &[u8], allowed: usize) -> Result<Option<usize>, Malformed> {
+    let view = &rest[..rest.len().min(allowed + 2)];
+    let incomplete =
+        if view.len() == allowed + 2 { Err(Malformed::ExtensionTooLong) } else { Ok(None) };
+
+    let Some(begin) = view.iter().position(|b| !matches!(b, b' ' | b'\t')) else {
+        return incomplete;
+    };
+    if view[begin] != b';' {
+        return Err(Malformed::SizeEnd);
+    }
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, &byte) in view.iter().enumerate().skip(begin) {
+        let was_escaped = std::mem::take(&mut escaped);
+        match byte {
+            b'\r' if !quoted => match view.get(at + 1) {
+                Some(b'\n') => return Ok(Some(at)),
+                Some(_) => return Err(Malformed::Extension),
+                None => {}
+            },
+            b'\\' if quoted => escaped = !was_escaped,
+            b'"' if !was_escaped => quoted = !quoted,
+            b'\t' | b' '..=b'~' => {}
+            0x80.. if quoted => {}
+            _ => return Err(Malformed::Extension),
+        }
+    }
+    incomplete
+}
+
+/// The length of the trailer section's field lines, without the blank line that ends it (RFC 9112 section 7.1.2), or
+/// that the section is not complete.
+fn trailer_section(input: &[u8]) -> Result<Option<usize>, Malformed> {
+    let view = &input[..input.len().min(MAX_TRAILER_BYTES)];
+    let mut at = 0;
+    for fields in 0.. {
+        match &view[at..] {
+            [b'\r', b'\n', ..] => return Ok(Some(at)),
+            [] | [b'\r'] => break,
+            _ if fields == MAX_TRAILER_FIELDS => return Err(Malformed::TrailerTooLong),
+            rest => match field_line(rest)? {
+                Some(length) => at += length,
+                None => break,
+            },
+        }
+    }
+    if view.len() == MAX_TRAILER_BYTES { Err(Malformed::TrailerTooLong) } else { Ok(None) }
+}
+
+/// The length of the field line at the beginning of `rest`, with its CRLF (RFC 9112 section 5), or that it is not
+/// complete. No folding, and ASCII only: async-h1 would panic on a value outside it.
+fn field_line(rest: &[u8]) -> Result<Option<usize>, Malformed> {
+    let Some(colon) = rest.iter().position(|&b| !is_token(b)) else {
+        return Ok(None);
+    };
+    if colon == 0 || rest[colon] != b':' {
+        return Err(Malformed::Trailer);
+    }
+    if is_one_of(&rest[..colon], FRAMING_FIELDS) {
+        return Err(Malformed::TrailerFraming);
+    }
+    let value = &rest[colon + 1..];
+    let Some(end) = value.iter().position(|b| !matches!(b, b'\t' | b' '..=b'~')) else {
+        return Ok(None);
+    };
+    match &value[end..] {
+        [b'\r'] => Ok(None),
+        [b'\r', b'\n', ..] => Ok(Some(colon + 1 + end + 2)),
+        _ => Err(Malformed::Trailer),
+    }
+}
+
+/// The well-formed field lines of `section` without those that must not come as a trailer.
+fn fit_to_hand_on(section: &[u8]) -> Cow<'_, [u8]> {
+    let lines = || section.split_inclusive(|&b| b == b'\n');
+    let is_fit = |line: &&[u8]| !line.split(|&b| b == b':').next().is_some_and(is_early);
+    if lines().all(|line| is_fit(&line)) {
+        return Cow::Borrowed(section);
+    }
+    Cow::Owned(lines().filter(is_fit).flatten().copied().collect())
+}
+
+/// Whether a field of this name must not come as a trailer.
+fn is_early(name: &[u8]) -> bool {
+    let begins =
+        |prefix: &str| name.len() >= prefix.len() && is_one_of(&name[..prefix.len()], prefix);
+    is_one_of(name, EARLY_FIELDS) || EARLY_PREFIXES.split(' ').any(begins)
+}
+
+/// Whether a field name is one of `names`, which spaces separate.
+fn is_one_of(name: &[u8], names: &str) -> bool {
+    names.split(' ').any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
+}
+
+/// Whether a byte may stand in a field name (`tchar`, RFC 9110 section 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_h1::server::decode;
+    use futures_lite::future::block_on;
+    use futures_lite::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+    use std::collections::VecDeque;
+    use std::pin::Pin;
+    use std::sync::{Arc, Mutex};
+    use std::task::{Context, Poll};
+
+    /// A good body: its bytes, its content, the trailers that are handed on.
+    type Good = (&'static str, &'static str, &'static str);
+
+    /// Bodies that are taken. What stands behind each in the tests is never part of it.
+    const GOOD: &[Good] = &[
+        // RFC 9112 section 7.1: chunk-size, chunk-data, last-chunk
+        ("0\r\n\r\n", "", ""),
+        ("5\r\nhello\r\n0\r\n\r\n", "hello", ""),
+        ("1\r\na\r\n2\r\nbc\r\n0\r\n\r\n", "abc", ""),
+        ("a\r\n0123456789\r\n0\r\n\r\n", "0123456789", ""),
+        ("A\r\n0123456789\r\n0\r\n\r\n", "0123456789", ""),
+        ("0000000000000003\r\nabc\r\n0000000000000000\r\n\r\n", "abc", ""),
+        ("000\r\n\r\n", "", ""),
+        ("4\r\n\r\n\r\n\r\n0\r\n\r\n", "\r\n\r\n", ""),
+        ("5\r\n0\r\n\r\n\r\n0\r\n\r\n", "0\r\n\r\n", ""),
+        // section 7.1.1: extensions are skipped
+        ("1;a\r\nx\r\n0;b\r\n\r\n", "x", ""),
+        ("1;a=b;c=d\r\nx\r\n0\r\n\r\n", "x", ""),
+        ("1 \t; \ta = b\r\nx\r\n0 ;c\r\n\r\n", "x", ""),
+        ("1;a=\"q;\\\"\\\\\"\r\nx\r\n0\r\n\r\n", "x", ""),
+        ("1;a=\"\u{e9}\"\r\nx\r\n0\r\n\r\n", "x", ""),
+        ("1;\r\nx\r\n0\r\n\r\n", "x", ""),
+        ("1;a\\\r\nx\r\n0\r\n\r\n", "x", ""),
+        // section 7.1.2: trailers
+        ("0\r\na: b\r\n\r\n", "", "a: b\r\n"),
+        ("1\r\nx\r\n0\r\na:\r\nB:\t c:d \r\n\r\n", "x", "a:\r\nB:\t c:d \r\n"),
+        (
+            "0;e\r\nContent-MD5: x\r\nContent-Digest: y\r\n\r\n",
+            "",
+            "Content-MD5: x\r\nContent-Digest: y\r\n",
+        ),
+        ("0\r\n!#$%&'*+-.^_`|~09azAZ: !~\r\n\r\n", "", "!#$%&'*+-.^_`|~09azAZ: !~\r\n"),
+        // RFC 9110 section 6.5.1: fields that must not be merged
+        ("0\r\nHost: evil\r\n\r\n", "", ""),
+        ("0\r\na: 1\r\nAUTHORIZATION: x\r\nb: 2\r\nIf-Match: x\r\n\r\n", "", "a: 1\r\nb: 2\r\n"),
+        (
+            "0\r\nX-Forwarded-For: ::1\r\nhosts: 3\r\nx-forwarded: 4\r\n\r\n",
+            "",
+            "hosts: 3\r\nx-forwarded: 4\r\n",
+        ),
+    ];
+
+    /// Bodies that are refused, each at its last byte and not before.
+    const BAD: &[(&str, Malformed)] = &[
+        // RFC 9112 section 7.1: chunk-size = 1*HEXDIG
+        ("\r", Malformed::Size), // async-h1 takes an empty size for the end
+        ("\n", Malformed::Size),
+        (";", Malformed::Size),
+        (" ", Malformed::Size),
+        ("+", Malformed::Size),
+        ("-", Malformed::Size),
+        ("g", Malformed::Size),
+        ("\0", Malformed::Size),
+        ("0x", Malformed::SizeEnd),
+        ("1_", Malformed::SizeEnd),
+        ("1h", Malformed::SizeEnd),
+        ("00000000000000001", Malformed::SizeTooLong),
+        ("fffffffffffffffff", Malformed::SizeTooLong),
+        ("1\n", Malformed::SizeEnd),
+        ("1\r1", Malformed::SizeEnd),
+        ("1\r\r", Malformed::SizeEnd),
+        ("1 \r", Malformed::SizeEnd),
+        ("1 \t \n", Malformed::SizeEnd),
+        ("1 1", Malformed::SizeEnd),
+        ("1\r\nx\r\n\r", Malformed::Size),
+        // chunk = chunk-size [ chunk-ext ] CRLF chunk-data CRLF
+        ("1\r\nxy", Malformed::DataEnd),
+        ("1\r\nx\n", Malformed::DataEnd),
+        ("1\r\nx\r0", Malformed::DataEnd),
+        ("1\r\nx\r\r", Malformed::DataEnd),
+        ("1\r\nx0", Malformed::DataEnd),
+        // section 7.1.1: an extension hides neither line end nor control character
+        ("1;a\n", Malformed::Extension),
+        ("1;a\rb", Malformed::Extension),
+        ("1;a\r\r", Malformed::Extension),
+        ("1;a\0", Malformed::Extension),
+        ("1;a\x7f", Malformed::Extension),
+        ("1;\u{80}", Malformed::Extension),
+        ("1;a=\"\r", Malformed::Extension),
+        ("1;a=\"\n", Malformed::Extension),
+        ("1;a=\"\\\r", Malformed::Extension),
+        ("1;a=\"\\\"\r", Malformed::Extension),
+        ("1;a=\"\x0b", Malformed::Extension),
+        ("1;a\r\nx\r\n0;\n", Malformed::Extension),
+        ("1;\\\"\r", Malformed::Extension), // outside quotes, a backslash escapes nothing
+        // section 7.1.2 and section 5: trailers are field lines
+        ("0\r\n\n", Malformed::Trailer),
+        ("0\r\n\rx", Malformed::Trailer),
+        ("0\r\n\r\r", Malformed::Trailer),
+        ("0\r\n:", Malformed::Trailer),
+        ("0\r\n ", Malformed::Trailer),
+        ("0\r\na ", Malformed::Trailer),
+        ("0\r\na\r", Malformed::Trailer),
+        ("0\r\na\n", Malformed::Trailer),
+        ("0\r\na(", Malformed::Trailer),
+        ("0\r\n\u{e9}", Malformed::Trailer),
+        ("0\r\na: b\n", Malformed::Trailer),
+        ("0\r\na: b\rc", Malformed::Trailer),
+        ("0\r\na: b\r\n ", Malformed::Trailer), // obs-fold
+        ("0\r\na: b\r\n\t", Malformed::Trailer),
+        ("0\r\na: b\r\n\n", Malformed::Trailer),
+        ("0\r\na: \0", Malformed::Trailer),
+        ("0\r\na: \x7f", Malformed::Trailer),
+        ("0\r\na: \u{e9}", Malformed::Trailer),
+        // RFC 9110 section 6.5.1: message framing
+        ("0\r\nContent-Length:", Malformed::TrailerFraming),
+        ("0\r\na: b\r\ntransfer-encoding:", Malformed::TrailerFraming),
+    ];
+
+    #[test]
+    fn good_bodies_are_taken_however_they_are_split() {
+        for &(message, content, trailers) in GOOD {
+            let whole = Verdict::Whole {
+                content: content.into(),
+                trailers: trailers.into(),
+                length: message.len(),
+            };
+            for behind in ["", "GET / HTTP/1.1\r\n\r\n", "0\r\n\r\n", "\r\n", "\0"] {
+                assert_however_split(format!("{message}{behind}").as_bytes(), &whole);
+            }
+            for length in 0..message.len() {
+                let cut = &message.as_bytes()[..length];
+                assert_eq!(read([cut]), Verdict::Unfinished, "{message:?} cut to {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn bad_bodies_are_refused_at_the_first_wrong_byte() {
+        for &(message, malformed) in BAD {
+            let message = last_byte_once(message);
+            let (_, before) = message.split_last().unwrap();
+            assert_eq!(read([before]), Verdict::Unfinished, "{}", message.escape_ascii());
+            for behind in ["", "\n", "\r\n0\r\n\r\n"] {
+                let message = [&message, behind.as_bytes()].concat();
+                assert_however_split(&message, &Verdict::Malformed(malformed));
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_reach_to_the_largest_number() {
+        let mut body = Chunked::new();
+        let step = body.step(b"FFFFFFFFffffffff\r\nab");
+        assert_eq!(step, Ok(Step::Chunk { consumed: 18, size: u64::MAX }));
+        assert_eq!(body.step(b"ab"), Ok(Step::Data(2)));
+        body.took(u64::MAX - 3);
+        assert_eq!(body.content_left(), 1);
+        assert_eq!(body.step(b"c\r"), Ok(Step::Data(1)));
+        assert_eq!(body.content_left(), 0);
+        assert_eq!(body.step(b"\r\n0"), Ok(Step::Skip(2)));
+        assert!(!body.is_complete());
+    }
+
+    #[test]
+    fn behind_its_end_a_body_stays_ended() {
+        let mut body = Chunked::new();
+        assert_eq!(body.step(b"0\r\n\r\n"), Ok(Step::Skip(3)));
+        let end = |consumed| Ok(Step::End { consumed, trailers: Cow::Borrowed(&[][..]) });
+        assert_eq!(body.step(b"\r\n\0"), end(2));
+        assert!(body.is_complete());
+        assert_eq!(body.step(b"\0"), end(0));
+    }
+
+    #[test]
+    fn extensions_of_one_line_are_bounded() {
+        for blank in ["", " "] {
+            let line = |length: usize| format!("1{blank};{}", "e".repeat(length - 1 - blank.len()));
+            let rest = "\r\nx\r\n0\r\n\r\n";
+            let longest = line(MAX_EXTENSION_BYTES) + rest;
+            let length = longest.len();
+            let whole = Verdict::Whole { content: b"x".into(), trailers: vec![], length };
+            assert_however_split(longest.as_bytes(), &whole);
+            let longer = line(MAX_EXTENSION_BYTES + 1) + rest;
+            let refused = Verdict::Malformed(Malformed::ExtensionTooLong);
+            assert_however_split(longer.as_bytes(), &refused);
+        }
+        let blanks = format!("1{}x", " ".repeat(2 * MAX_EXTENSION_BYTES));
+        let refused = Verdict::Malformed(Malformed::ExtensionTooLong);
+        assert_however_split(blanks.as_bytes(), &refused);
+    }
+
+    #[test]
+    fn extensions_of_a_whole_body_are_bounded_by_its_content() {
+        let chunks = |extension: usize, content: usize, count: usize| {
+            let chunk =
+                format!("{content:x};{}\r\n{}\r\n", "e".repeat(extension - 1), "c".repeat(content));
+            chunk.repeat(count) + "0\r\n\r\n"
+        };
+        // 200 bytes for each byte of content are refused soon, 200 for each 200 never.
+        let refused = Verdict::Malformed(Malformed::ExtensionTooLong);
+        assert!(matches!(read([chunks(200, 1, 82).as_bytes()]), Verdict::Whole { .. }));
+        assert_eq!(read([chunks(200, 1, 84).as_bytes()]), refused);
+        assert_eq!(read(chunks(200, 1, 84).as_bytes().chunks(1)), refused);
+        assert!(matches!(read([chunks(200, 200, 1000).as_bytes()]), Verdict::Whole { .. }));
+    }
+
+    #[test]
+    fn trailer_sections_are_bounded() {
+        let refused = Verdict::Malformed(Malformed::TrailerTooLong);
+
+        let fields = |count: usize| format!("0\r\n{}\r\n", "host: x\r\n".repeat(count));
+        let most = fields(MAX_TRAILER_FIELDS);
+        let whole = Verdict::Whole { content: vec![], trailers: vec![], length: most.len() };
+        assert_however_split(most.as_bytes(), &whole);
+        assert_however_split(fields(MAX_TRAILER_FIELDS + 1).as_bytes(), &refused);
+
+        let long = |bytes: usize| format!("0\r\na:{}\r\n\r\n", "v".repeat(bytes - 6));
+        let longest = long(MAX_TRAILER_BYTES);
+        let trailers = longest[3..longest.len() - 2].into();
+        let whole = Verdict::Whole { content: vec![], trailers, length: longest.len() };
+        assert_eq!(read([longest.as_bytes()]), whole);
+        assert_eq!(read(longest.as_bytes().chunks(1)), whole);
+        let longer = long(MAX_TRAILER_BYTES + 1);
+        assert_eq!(read([longer.as_bytes()]), refused);
+        assert_eq!(read(longer.as_bytes().chunks(1)), refused);
+    }
+
+    #[test]
+    fn random_bodies_come_back() {
+        for_seeds(500, |random| {
+            let (message, whole) = random_body(random);
+            let seen = read_and_hand_on(random_parts(random, &message));
+            assert_eq!(seen.verdict, whole, "{}", message.escape_ascii());
+        });
+    }
+
+    #[test]
+    fn random_damage_is_judged_alike_however_it_is_split() {
+        for_seeds(1000, |random| {
+            let (mut message, _) = random_body(random);
+            message.truncate(600);
+            for _ in 0..random.usize(1..4) {
+                let at = random.usize(..message.len());
+                let byte = random.choice(b"\r\n;:0 \"\\\0x\xe9").unwrap();
+                match random.u8(..3) {
+                    0 => message[at] = *byte,
+                    1 => message.insert(at, *byte),
+                    _ if message.len() > 1 => drop(message.remove(at)),
+                    _ => {}
+                }
+            }
+            let verdict = read([&message[..]]);
+            assert_eq!(read(message.chunks(1)), verdict, "{}", message.escape_ascii());
+            for _ in 0..20 {
+                let parts = random_parts(random, &message);
+                assert_eq!(read(parts), verdict, "{}", message.escape_ascii());
+            }
+        });
+    }
+
+    /// Rule W5: what is handed on, async-h1 reads as we did.
+    #[test]
+    fn async_h1_reads_what_is_handed_on() {
+        for &(message, ..) in GOOD {
+            assert_async_h1_agrees(read_and_hand_on([message.as_bytes()]));
+            assert_async_h1_agrees(read_and_hand_on(message.as_bytes().chunks(1)));
+        }
+        for_seeds(200, |random| {
+            let (message, _) = random_body(random);
+            assert_async_h1_agrees(read_and_hand_on(random_parts(random, &message)));
+        });
+        // The largest trailer sections that we take are none too large for it.
+        let longest = format!("0\r\na:{}\r\n\r\n", "v".repeat(MAX_TRAILER_BYTES - 6));
+        assert_async_h1_agrees(read_and_hand_on([longest.as_bytes()]));
+        let fields = (0..MAX_TRAILER_FIELDS).map(|n| format!("x-{n}: {n}\r\n"));
+        let most = format!("0\r\n{}\r\n", fields.collect::<String>());
+        assert_async_h1_agrees(read_and_hand_on([most.as_bytes()]));
+    }
+
+    #[test]
+    fn an_error_says_what_was_wrong() {
+        let error = io::Error::from(Malformed::Size);
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(error.to_string(), "chunk size is not a number");
+    }
+
+    /// What became of a message.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    enum Verdict {
+        /// It ended after `length` bytes.
+        Whole { content: Vec<u8>, trailers: Vec<u8>, length: usize },
+        /// It was good so far, but did not end.
+        Unfinished,
+        /// It was refused.
+        Malformed(Malformed),
+    }
+
+    /// A verdict, and the canonical pieces that were handed on until then.
+    struct Seen {
+        verdict: Verdict,
+        handed_on: Vec<Vec<u8>>,
+    }
+
+    fn read<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Verdict {
+        read_and_hand_on(parts).verdict
+    }
+
+    /// Plays the gate: receives `parts` one after the other, steps as far as they go, and hands canonical pieces on.
+    /// Every second piece of content it moves on its own.
+    fn read_and_hand_on<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Seen {
+        let mut body = Chunked::new();
+        let mut unread = Vec::new();
+        let (mut length, mut content, mut handed_on) = (0, Vec::new(), Vec::new());
+        for part in parts {
+            unread.extend_from_slice(part);
+            loop {
+                let left = usize::try_from(body.content_left()).unwrap_or(usize::MAX);
+                let on_its_own = left.min(unread.len());
+                let consumed = if on_its_own > 0 && handed_on.len() % 2 == 0 {
+                    body.took(on_its_own as u64);
+                    content.extend_from_slice(&unread[..on_its_own]);
+                    handed_on.push(unread[..on_its_own].to_vec());
+                    on_its_own
+                } else {
+                    match body.step(&unread) {
+                        Ok(Step::Skip(n)) => {
+                            assert_ne!(n, 0);
+                            n
+                        }
+                        Ok(Step::Chunk { consumed, size }) => {
+                            let line_end = if content.is_empty() { "" } else { "\r\n" };
+                            handed_on.push(format!("{line_end}{size:x}\r\n").into());
+                            consumed
+                        }
+                        Ok(Step::Data(n)) => {
+                            assert_ne!(n, 0);
+                            content.extend_from_slice(&unread[..n]);
+                            handed_on.push(unread[..n].to_vec());
+                            n
+                        }
+                        Ok(Step::End { consumed, trailers }) => {
+                            let line_end = if content.is_empty() { "" } else { "\r\n" };
+                            let last = [line_end.as_bytes(), b"0\r\n", &trailers, b"\r\n"].concat();
+                            handed_on.push(last);
+                            let trailers = trailers.into_owned();
+                            length += consumed;
+                            let verdict = Verdict::Whole { content, trailers, length };
+                            return Seen { verdict, handed_on };
+                        }
+                        Ok(Step::Partial) => {
+                            assert!(unread.len() < LOOKAHEAD);
+                            break;
+                        }
+                        Err(malformed) => {
+                            assert_eq!(body.step(&unread), Err(malformed), "told again");
+                            return Seen { verdict: Verdict::Malformed(malformed), handed_on };
+                        }
+                    }
+                };
+                length += consumed;
+                unread.drain(..consumed);
+            }
+        }
+        Seen { verdict: Verdict::Unfinished, handed_on }
+    }
+
+    /// The verdict on `message` is the same whole, byte by byte, with one cut anywhere, and, if it is short, with two.
+    fn assert_however_split(message: &[u8], verdict: &Verdict) {
+        let said = message.escape_ascii();
+        assert_eq!(&read([message]), verdict, "{said}");
+        assert_eq!(&read(message.chunks(1)), verdict, "{said} byte by byte");
+        for first in 0..message.len() {
+            let (a, rest) = message.split_at(first);
+            assert_eq!(&read([a, rest]), verdict, "{said} cut at {first}");
+            for second in 0..rest.len() {
+                if message.len() > 80 {
+                    break;
+                }
+                let (b, c) = rest.split_at(second);
+                assert_eq!(&read([a, b, c]), verdict, "{said} cut at {first} and {second} later");
+            }
+        }
+    }
+
+    /// Text as bytes; if its last character takes two bytes, without the second.
+    fn last_byte_once(text: &str) -> Vec<u8> {
+        let last = text.chars().next_back().map_or(0, char::len_utf8);
+        text.as_bytes()[..text.len() - last + 1].to_vec()
+    }
+
+    /// Runs `test` with random numbers from `count` seeds; the failing one is the last that is printed. With
+    /// `BODY_SEED` set, it begins with that one.
+    #[expect(clippy::print_stdout, reason = "shown for a failed test only")]
+    fn for_seeds(count: u64, test: impl Fn(&mut fastrand::Rng)) {
+        let first = std::env::var("BODY_SEED").ok().and_then(|seed| seed.parse().ok());
+        let first = first.unwrap_or_else(|| fastrand::u64(..u64::MAX - count));
+        for seed in first..first + count {
+            println!("BODY_SEED={seed}");
+            test(&mut fastrand::Rng::with_seed(seed));
+        }
+    }
+
+    /// A random good body with something behind it, and its verdict.
+    fn random_body(random: &mut fastrand::Rng) -> (Vec<u8>, Verdict) {
+        let (mut message, mut content) = (Vec::new(), Vec::new());
+        for _ in 0..random.usize(..6) {
+            let most = random.choice([3, 40, 20_000]).unwrap();
+            let chunk: Vec<u8> = (0..random.usize(1..most)).map(|_| random.u8(..)).collect();
+            message.extend(random_size_line(random, chunk.len()));
+            message.extend_from_slice(&chunk);
+            message.extend_from_slice(b"\r\n");
+            content.extend(chunk);
+        }
+        message.extend(random_size_line(random, 0));
+        let mut trailers = Vec::new();
+        for _ in 0..random.usize(..4) {
+            let name = random.choice(["x-sum", "Digest", "a", "HOST", "if-none-match"]).unwrap();
+            let value: String = (0..random.usize(..20)).map(|_| random.char(' '..='~')).collect();
+            let line = format!("{name}:{value}\r\n");
+            message.extend_from_slice(line.as_bytes());
+            if !["HOST", "if-none-match"].contains(&name) {
+                trailers.extend_from_slice(line.as_bytes());
+            }
+        }
+        message.extend_from_slice(b"\r\n");
+        let length = message.len();
+        message.extend((0..random.usize(..8)).map(|_| random.u8(..)));
+        (message, Verdict::Whole { content, trailers, length })
+    }
+
+    /// A size line with random zeros, case and extensions.
+    fn random_size_line(random: &mut fastrand::Rng, size: usize) -> Vec<u8> {
+        let width = random.usize(1..=16);
+        let digits =
+            if random.bool() { format!("{size:0width$x}") } else { format!("{size:0width$X}") };
+        let extension =
+            random.choice(["", "", " ;", ";a=b", "\t; a = \"\\\";\u{ff}\"", ";a;b;c"]).unwrap();
+        format!("{digits}{extension}\r\n").into()
+    }
+
+    /// `message` in random pieces, small or large.
+    fn random_parts<'a>(random: &mut fastrand::Rng, mut message: &'a [u8]) -> Vec<&'a [u8]> {
+        let most = random.choice([2, 10, 1000, 100_000]).unwrap();
+        let mut parts = Vec::new();
+        while !message.is_empty() {
+            let (part, rest) = message.split_at(random.usize(1..=most).min(message.len()));
+            parts.push(part);
+            message = rest;
+        }
+        parts
+    }
+
+    /// Gives what was handed on to async-h1, a piece a read, and compares what it makes of it.
+    fn assert_async_h1_agrees(seen: Seen) {
+        let Verdict::Whole { content, trailers, .. } = seen.verdict else {
+            panic!("{:?}", seen.verdict)
+        };
+        let mut pieces = VecDeque::from(seen.handed_on);
+        pieces
+            .push_front(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".into());
+        block_on(async {
+            let pieces = Pieces(Arc::new(Mutex::new(pieces)));
+            let (mut request, _reader) = decode(pieces.clone()).await.unwrap().unwrap();
+            let receiver = request.recv_trailers();
+            let mut body = Vec::new();
+            request.take_body().read_to_end(&mut body).await.unwrap();
+            assert!(body == content, "content differs");
+            assert!(pieces.0.lock().unwrap().is_empty(), "something is left");
+
+            let received = receiver.await.unwrap();
+            let trailers = String::from_utf8(trailers).unwrap();
+            for line in trailers.lines() {
+                let (name, _) = line.split_once(':').unwrap();
+                // Of several fields of one name, async-h1 keeps the last.
+                let mut same = trailers
+                    .lines()
+                    .filter_map(|line| line.split_once(':'))
+                    .filter(|l| l.0 == name);
+                let value = same.next_back().unwrap().1.trim_matches([' ', '\t']);
+                assert_eq!(received[name].as_str(), value, "{line:?}");
+            }
+            assert_eq!(received.iter().count() == 0, trailers.is_empty());
+        });
+    }
+
+    /// A client in memory: each read gets at most one piece.
+    #[derive(Debug, Clone)]
+    struct Pieces(Arc<Mutex<VecDeque<Vec<u8>>>>);
+
+    impl AsyncRead for Pieces {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            let mut pieces = self.0.lock().unwrap();
+            let Some(piece) = pieces.front_mut() else {
+                return Poll::Ready(Ok(0));
+            };
+            let length = piece.len().min(buffer.len());
+            buffer[..length].copy_from_slice(&piece[..length]);
+            piece.drain(..length);
+            if piece.is_empty() {
+                pieces.pop_front();
+            }
+            Poll::Ready(Ok(length))
+        }
+    }
+
+    impl AsyncWrite for Pieces {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            panic!("nothing is written here")
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+}

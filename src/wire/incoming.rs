@@ -1,0 +1,401 @@
+//! [`Incoming`]: the bytes that a client has sent, and how far the message under way has been taken.
+//!
+//! Invariant: bytes behind the message stay in the buffer for the next one (rule W1); content goes
+//! straight to the reader's buffer where nothing has been read ahead. The head stays in the buffer
+//! until its exchange ends, for the drain report. Reads when asked, waits for nothing, sends nothing.
+
+use std::borrow::Cow;
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use http_types::StatusCode;
+
+use super::body::{Chunked, Framing, Step};
+use super::head::Head;
+use crate::transport::Transport;
+
+/// A connection's read buffer, with the message at its beginning.
+pub(super) struct Incoming {
+    /// Storage; what has been read ends at `end`.
+    bytes: Vec<u8>,
+    /// Where the message under way begins.
+    start: usize,
+    /// Where its head ends, once that is known; `start` before.
+    head_end: usize,
+    /// The first byte that has not been taken.
+    next: usize,
+    /// Where the bytes end that have been read.
+    end: usize,
+    /// The head's canonical form, where it differs from what the client wrote.
+    rewritten: Option<Vec<u8>>,
+    /// The bytes of the canonical form that async-h1 has yet to see.
+    unshown: std::ops::Range<usize>,
+    body: Body,
+    /// Bytes of the message taken so far, head included.
+    taken: u64,
+    /// What becomes of `Expect: 100-continue`.
+    permission: Permission,
+}
+
+/// What is left of the body.
+enum Body {
+    /// So many bytes.
+    Fixed(u64),
+    /// Chunks, of which `content` bytes were taken; `frame` is canonical framing that the reader
+    /// has yet to see (rule W5).
+    Chunked { decoder: Chunked, frame: Frame, content: u64, most: u64 },
+    /// Not to be had.
+    Cut(io::ErrorKind, Option<StatusCode>),
+}
+
+/// Bytes that the gate puts between chunks.
+#[derive(Default)]
+struct Frame {
+    bytes: Vec<u8>,
+    shown: usize,
+}
+
+/// Whether the client may send the body (rule W7).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Permission {
+    /// It has not asked, or has been told.
+    Settled,
+    /// It has asked; nobody wants the body yet.
+    Due,
+    /// Someone wants to read the body: `100 Continue` is to be sent.
+    Asked,
+}
+
+impl Incoming {
+    /// Takes over `bytes`, of which the first `end` have been read from the client.
+    pub(super) fn new(bytes: Vec<u8>, end: usize) -> Self {
+        Self {
+            bytes,
+            start: 0,
+            head_end: 0,
+            next: 0,
+            end,
+            rewritten: None,
+            unshown: 0..0,
+            body: Body::Fixed(0),
+            taken: 0,
+            permission: Permission::Settled,
+        }
+    }
+
+    /// What has been read and not taken.
+    pub(super) fn unread(&self) -> &[u8] {
+        &self.bytes[self.next..self.end]
+    }
+
+    /// The message under way, as far as it is in the buffer.
+    pub(super) fn message(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// Reads more behind what has been read.
+    pub(super) fn poll_fill(
+        &mut self,
+        transport: &mut Transport,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        self.make_room();
+        let n = ready!(transport.poll_read(cx, &mut self.bytes[self.end..]))?;
+        self.end += n;
+        Poll::Ready(Ok(n))
+    }
+
+    fn make_room(&mut self) {
+        if self.end < self.bytes.len() {
+            return;
+        }
+        // What was taken of the body makes room first, then what lies before the message.
+        if self.next > self.head_end {
+            self.bytes.copy_within(self.next..self.end, self.head_end);
+            self.end -= self.next - self.head_end;
+            self.next = self.head_end;
+        }
+        if self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            for position in [&mut self.head_end, &mut self.next, &mut self.end] {
+                *position -= self.start;
+            }
+            self.start = 0;
+        }
+        if self.end == self.bytes.len() {
+            // Bounded: a head, a chunk's size line and a trailer section all are.
+            self.bytes.resize(self.bytes.len() * 2, 0);
+        }
+    }
+
+    /// `head` has been found at the beginning of the unread bytes: they are a message now. A body
+    /// that is found to be longer than `most` bytes is refused while it is read.
+    pub(super) fn begin_message(&mut self, head: &Head, most: u64) {
+        self.head_end = self.start + head.len;
+        self.next = self.head_end;
+        self.taken = head.len as u64;
+        (self.rewritten, self.unshown) = match head.canonical(&self.bytes[self.start..self.end]) {
+            Cow::Borrowed(same) => (None, self.head_end - same.len()..self.head_end),
+            Cow::Owned(other) => {
+                let all = 0..other.len();
+                (Some(other), all)
+            }
+        };
+        self.body = match head.framing {
+            Framing::Empty => Body::Fixed(0),
+            Framing::Fixed(length) => Body::Fixed(length),
+            Framing::Chunked => {
+                Body::Chunked { decoder: Chunked::new(), frame: Frame::default(), content: 0, most }
+            }
+        };
+        // A client that has sent some of its body does not wait (RFC 9110 section 10.1.1).
+        self.permission = match head.expects_continue && self.next == self.end {
+            true => Permission::Due,
+            false => Permission::Settled,
+        };
+    }
+
+    /// The message is over; what comes next is another.
+    pub(super) fn finish_message(&mut self) {
+        if self.next == self.end {
+            (self.next, self.end) = (0, 0);
+        }
+        self.start = self.next;
+        self.head_end = self.next;
+        self.rewritten = None;
+        self.unshown = 0..0;
+        self.body = Body::Fixed(0);
+        self.taken = 0;
+        self.permission = Permission::Settled;
+    }
+
+    /// Bytes of the message that were taken, head included.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Copies what async-h1 has yet to see of the head; 0 once it has seen all.
+    pub(super) fn show_head(&mut self, buf: &mut [u8]) -> usize {
+        let n = self.unshown.len().min(buf.len());
+        let range = self.unshown.start..self.unshown.start + n;
+        self.unshown.start += n;
+        buf[..n].copy_from_slice(match &self.rewritten {
+            Some(rewritten) => &rewritten[range],
+            None => &self.bytes[range],
+        });
+        n
+    }
+
+    /// Whether the body has been taken whole.
+    pub(super) fn body_is_taken(&self) -> bool {
+        match &self.body {
+            Body::Fixed(left) => *left == 0,
+            Body::Chunked { decoder, .. } => decoder.is_complete(),
+            Body::Cut(..) => false,
+        }
+    }
+
+    /// Bytes of a fixed body that are still to come; `None` where only the body itself can tell.
+    pub(super) fn body_left(&self) -> Option<u64> {
+        match &self.body {
+            Body::Fixed(left) => Some(*left),
+            Body::Chunked { .. } => None,
+            Body::Cut(..) => Some(u64::MAX),
+        }
+    }
+
+    /// The status for a body that the client got wrong.
+    pub(super) fn fault(&self) -> Option<StatusCode> {
+        match self.body {
+            Body::Cut(_, status) => status,
+            Body::Fixed(_) | Body::Chunked { .. } => None,
+        }
+    }
+
+    /// Lets every further read of the body fail with `kind`; the fault is the client's.
+    pub(super) fn cut_body(&mut self, kind: io::ErrorKind, status: Option<StatusCode>) {
+        self.body = Body::Cut(kind, status);
+    }
+
+    /// Whether the client waits to be told to send the body, and nobody has asked for it.
+    pub(super) fn continue_is_due(&self) -> bool {
+        self.permission == Permission::Due
+    }
+
+    /// Whether `100 Continue` is to be sent; asked once.
+    pub(super) fn take_continue(&mut self) -> bool {
+        let asked = self.permission == Permission::Asked;
+        if asked {
+            self.permission = Permission::Settled;
+        }
+        asked
+    }
+
+    /// Whether `100 Continue` is to be sent.
+    pub(super) fn continue_is_asked(&self) -> bool {
+        self.permission == Permission::Asked
+    }
+
+    /// The body as async-h1 may see it: bounded by its framing, chunks canonical (rules W2, W5).
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` if it was cut short (rule W6), `InvalidData` if it is malformed or too
+    /// long, `TimedOut` if it stalled; the same again on every further read.
+    pub(super) fn poll_body(
+        &mut self,
+        transport: &mut Transport,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let read = match &self.body {
+            Body::Fixed(_) => self.poll_fixed(transport, cx, buf),
+            Body::Chunked { .. } => self.poll_chunked(transport, cx, buf),
+            Body::Cut(kind, _) => return Poll::Ready(Err((*kind).into())),
+        };
+        if let Poll::Ready(Err(error)) = &read {
+            let fault = match error.kind() {
+                io::ErrorKind::InvalidData => Some(StatusCode::BadRequest),
+                io::ErrorKind::FileTooLarge => Some(StatusCode::PayloadTooLarge),
+                _ => None,
+            };
+            self.cut_body(error.kind(), fault);
+        }
+        read
+    }
+
+    fn poll_fixed(
+        &mut self,
+        transport: &mut Transport,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let Body::Fixed(left) = self.body else { return Poll::Ready(Ok(0)) };
+        if left == 0 || buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let n = ready!(self.poll_content(transport, cx, buf, left))?;
+        self.body = Body::Fixed(left - n as u64);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_chunked(
+        &mut self,
+        transport: &mut Transport,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut filled = 0;
+        loop {
+            let Body::Chunked { decoder, frame, content, most } = &mut self.body else {
+                return Poll::Ready(Ok(filled));
+            };
+            filled += frame.show(&mut buf[filled..]);
+            if filled == buf.len() || decoder.is_complete() {
+                return Poll::Ready(Ok(filled));
+            }
+            let left = decoder.content_left();
+            if left > 0 {
+                if filled > 0 && self.next == self.end {
+                    return Poll::Ready(Ok(filled));
+                }
+                let n = ready!(self.poll_content(transport, cx, &mut buf[filled..], left))?;
+                filled += n;
+                if let Body::Chunked { decoder, frame, .. } = &mut self.body {
+                    decoder.took(n as u64);
+                    if decoder.content_left() == 0 {
+                        frame.set(b"\r\n");
+                    }
+                }
+                continue;
+            }
+            match decoder.step(&self.bytes[self.next..self.end])? {
+                // Content is left to `poll_content` above.
+                Step::Skip(n) | Step::Data(n) => self.take(n),
+                Step::Chunk { consumed, size } => {
+                    *content = content.saturating_add(size);
+                    if *content > *most {
+                        return Poll::Ready(Err(io::ErrorKind::FileTooLarge.into()));
+                    }
+                    frame.set(format!("{size:x}\r\n").as_bytes());
+                    self.take(consumed);
+                }
+                Step::End { consumed, trailers } => {
+                    frame.set(b"0\r\n");
+                    frame.bytes.extend_from_slice(&trailers);
+                    frame.bytes.extend_from_slice(b"\r\n");
+                    self.take(consumed);
+                    // async-h1 hangs unless it gets the trailer section in one piece: it goes alone.
+                    if filled > 0 {
+                        return Poll::Ready(Ok(filled));
+                    }
+                }
+                Step::Partial if filled > 0 => return Poll::Ready(Ok(filled)),
+                Step::Partial => {
+                    self.ask_for_body();
+                    let n = ready!(self.poll_fill(transport, cx))?;
+                    if n == 0 {
+                        return Poll::Ready(Err(cut_short()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Moves up to `most` bytes of content to `buf`, from the buffer or else from the client.
+    fn poll_content(
+        &mut self,
+        transport: &mut Transport,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+        most: u64,
+    ) -> Poll<io::Result<usize>> {
+        let most = usize::try_from(most).unwrap_or(usize::MAX).min(buf.len());
+        let here = self.unread();
+        if !here.is_empty() {
+            let n = here.len().min(most);
+            buf[..n].copy_from_slice(&here[..n]);
+            self.take(n);
+            return Poll::Ready(Ok(n));
+        }
+        self.ask_for_body();
+        let n = ready!(transport.poll_read(cx, &mut buf[..most]))?;
+        if n == 0 {
+            return Poll::Ready(Err(cut_short()));
+        }
+        self.taken += n as u64;
+        Poll::Ready(Ok(n))
+    }
+
+    fn ask_for_body(&mut self) {
+        if self.permission == Permission::Due {
+            self.permission = Permission::Asked;
+        }
+    }
+
+    fn take(&mut self, n: usize) {
+        self.next += n;
+        self.taken += n as u64;
+    }
+}
+
+impl Frame {
+    fn set(&mut self, bytes: &[u8]) {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(bytes);
+        self.shown = 0;
+    }
+
+    fn show(&mut self, buf: &mut [u8]) -> usize {
+        let rest = &self.bytes[self.shown..];
+        let n = rest.len().min(buf.len());
+        buf[..n].copy_from_slice(&rest[..n]);
+        self.shown += n;
+        n
+    }
+}
+
+/// The client has stopped in the middle of its body (rule W6).
+fn cut_short() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the client has cut the request body short")
+}

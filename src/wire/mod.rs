@@ -1,0 +1,479 @@
+//! The gate in front of async-h1: owns a connection's read buffer and admits exactly one
+//! well-formed message at a time.
+//!
+//! Invariant: async-h1 sees one canonical head and then that message's body, and never a byte of
+//! the next message (rules W1, W2). A [`Gate`] lives while a connection is active; an idle one has
+//! none (rule W12). Takes no decision on stopping and sends only what it is given.
+
+pub(crate) mod body;
+pub(crate) mod head;
+mod incoming;
+mod outgoing;
+pub(crate) mod response;
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use futures_lite::{AsyncRead, AsyncWrite};
+use http_types::{Request, StatusCode};
+
+use crate::registry::{Describe, Seat, Stage};
+use crate::transport::Transport;
+use head::{Bounds, Head, Parse};
+use incoming::Incoming;
+use outgoing::Outgoing;
+use response::Reply;
+
+/// The bytes of an active connection, in and out.
+pub(crate) struct Gate {
+    wire: Arc<Mutex<Wire>>,
+    seat: Arc<Seat>,
+    bounds: Bounds,
+    /// What is to be sent; responses to pipelined requests gather here (rule W10).
+    output: Outgoing,
+}
+
+/// Why there is no next head.
+pub(crate) enum NoHead {
+    /// The client has closed, or is gone.
+    Closed,
+    /// The head is to be answered with this status.
+    Refused(StatusCode),
+}
+
+/// A response that was cut short: the connection is of no use any more.
+#[derive(Debug)]
+pub(crate) struct Broken;
+
+impl Gate {
+    /// Takes over a connection that has sent the first `n` of `bytes`.
+    pub(crate) fn new(
+        transport: Transport,
+        bytes: Vec<u8>,
+        n: usize,
+        seat: Arc<Seat>,
+        bounds: Bounds,
+    ) -> Self {
+        let wire = Arc::new(Mutex::new(Wire {
+            transport: Some(transport),
+            incoming: Incoming::new(bytes, n),
+            exchange: 0,
+            serving: Stage::Handler,
+            seat: seat.clone(),
+        }));
+        Self { wire, seat, bounds, output: Outgoing::default() }
+    }
+
+    /// The head of the next message, once it has arrived.
+    pub(crate) async fn head(&mut self, longest_body: u64) -> Result<Head, NoHead> {
+        self.wire().incoming.finish_message();
+        let wire: Arc<Mutex<Wire>> = self.wire.clone();
+        let wire: Arc<dyn Describe> = wire;
+        self.seat.begin(Arc::downgrade(&wire));
+        poll_fn(|cx| self.poll_head(cx, longest_body)).await
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>, longest_body: u64) -> Poll<Result<Head, NoHead>> {
+        loop {
+            let mut wire = lock(&self.wire);
+            match head::parse(wire.incoming.unread(), self.bounds) {
+                Parse::Complete(head) => {
+                    self.seat.acquit();
+                    wire.incoming.begin_message(&head, longest_body);
+                    wire.exchange = wire.exchange.wrapping_add(1);
+                    wire.serving = Stage::Handler;
+                    return Poll::Ready(Ok(head));
+                }
+                Parse::Reject(status) => return Poll::Ready(Err(NoHead::Refused(status))),
+                Parse::Partial => {}
+            }
+            if self.seat.is_expired() {
+                self.seat.acquit();
+                return Poll::Ready(Err(NoHead::Refused(StatusCode::RequestTimeout)));
+            }
+            let Wire { transport, incoming, .. } = &mut *wire;
+            let Some(transport) = transport else { return Poll::Ready(Err(NoHead::Closed)) };
+            let read = incoming.poll_fill(transport, cx);
+            drop(wire);
+            match read {
+                Poll::Ready(Ok(0)) if self.wire().incoming.unread().is_empty() => {
+                    return Poll::Ready(Err(NoHead::Closed));
+                }
+                // A client may close its side of the connection and still listen.
+                Poll::Ready(Ok(0)) => {
+                    return Poll::Ready(Err(NoHead::Refused(StatusCode::BadRequest)));
+                }
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(NoHead::Closed)),
+                Poll::Pending => {
+                    // The client may wait for these before it sends the rest.
+                    if let Poll::Ready(Err(_)) = self.poll_flush(cx) {
+                        return Poll::Ready(Err(NoHead::Closed));
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// The message as async-h1 understands it.
+    ///
+    /// # Errors
+    ///
+    /// 400 if its target makes no URL; everything else was refused before.
+    pub(crate) async fn decode(&mut self, head: &Head) -> Result<Request, StatusCode> {
+        let exchange = self.wire().exchange;
+        let message = Message { wire: self.wire.clone(), exchange };
+        // Never waits: the head is in memory (rule W2). The body is read by the request itself.
+        match async_h1::server::decode(message).await {
+            Ok(Some((mut request, _body))) => {
+                request.set_version(Some(head.version));
+                Ok(request)
+            }
+            Ok(None) | Err(_) => Err(StatusCode::BadRequest),
+        }
+    }
+
+    /// Whether the message's body has been taken whole.
+    pub(crate) fn body_is_taken(&self) -> bool {
+        self.wire().incoming.body_is_taken()
+    }
+
+    /// Bytes of a fixed body that are still to come; `None` where only the body itself can tell.
+    pub(crate) fn body_left(&self) -> Option<u64> {
+        self.wire().incoming.body_left()
+    }
+
+    /// The status for a body that the client got wrong.
+    pub(crate) fn fault(&self) -> Option<StatusCode> {
+        self.wire().incoming.fault()
+    }
+
+    /// Whether the rest of the body may be discarded to keep the connection: it is not known to
+    /// be longer than `most`, and the client does not wait to be told to send it (rule W9).
+    pub(crate) fn can_discard(&self, most: u64) -> bool {
+        let wire = self.wire();
+        let fits = wire.incoming.body_left().is_none_or(|left| left <= most);
+        fits && !wire.incoming.continue_is_due()
+    }
+
+    /// Reads and drops the rest of the body; `false` if it is longer than `most` or cut short.
+    pub(crate) async fn discard_body(&mut self, most: u64) -> bool {
+        {
+            let mut wire = self.wire();
+            if wire.incoming.body_is_taken() {
+                return true;
+            }
+            // From here on the body is not the handler's any more.
+            wire.exchange = wire.exchange.wrapping_add(1);
+        }
+        let mut left = most;
+        let mut scrap = vec![0; 8 * 1024];
+        let mut wanted = true;
+        poll_fn(|cx| {
+            while wanted && !self.body_is_taken() {
+                let read = self.wire().poll_body(cx, &mut scrap);
+                match read {
+                    Poll::Ready(Ok(0)) => break,
+                    Poll::Ready(Ok(n)) => {
+                        wanted = n as u64 <= left;
+                        left = left.saturating_sub(n as u64);
+                    }
+                    Poll::Ready(Err(_)) => wanted = false,
+                    Poll::Pending => {
+                        if self.poll_tend(cx).is_ready() {
+                            break;
+                        }
+                        return Poll::Pending;
+                    }
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+        wanted && self.body_is_taken()
+    }
+
+    /// Bytes behind the message: in the buffer and in the socket. The message must be taken whole.
+    pub(crate) fn waiting(&self) -> u64 {
+        let wire = self.wire();
+        match wire.transport.as_ref().map_or(0, Transport::waiting) {
+            0 if is_empty_lines(wire.incoming.unread()) => 0,
+            in_socket => in_socket + wire.incoming.unread().len() as u64,
+        }
+    }
+
+    /// Bytes of the message that were taken from the connection, head included.
+    pub(crate) fn taken(&self) -> u64 {
+        self.wire().incoming.taken()
+    }
+
+    /// What has to go on while the handler runs: sends what is waiting to be sent, cuts off a
+    /// client whose body stalls, and is ready when the client is gone: in the drain, as soon as it
+    /// has reset the connection (rule S22).
+    pub(crate) async fn tend(&mut self, draining: impl Fn() -> bool) {
+        poll_fn(|cx| {
+            if draining() && self.wire().transport.as_ref().is_none_or(Transport::is_reset) {
+                return Poll::Ready(());
+            }
+            self.poll_tend(cx)
+        })
+        .await;
+    }
+
+    fn poll_tend(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.wire().incoming.take_continue() {
+            let end = self.output.len();
+            self.output.replace(end..end, CONTINUE);
+        }
+        if self.seat.is_expired() {
+            if self.seat.stage() == Stage::Writing {
+                return Poll::Ready(());
+            }
+            // The reader of the body, in whichever task, finds out by an error.
+            self.wire().cut_body();
+            self.seat.acquit();
+        }
+        match self.poll_flush(cx) {
+            Poll::Ready(Err(_)) => Poll::Ready(()),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Encodes a response and sends what does not fit the buffer; the rest is sent by
+    /// [`Gate::flush`], with what comes behind it (rule W10).
+    pub(crate) async fn respond(&mut self, mut reply: Reply) -> Result<(), Broken> {
+        self.seat.enter(Stage::Response);
+        self.wire().serving = Stage::Response;
+        let begin = self.output.len();
+        // Whether the client can have seen any of this response.
+        let mut unseen = true;
+        poll_fn(|cx| {
+            loop {
+                if self.output.len() >= FULL {
+                    unseen = false;
+                    if self.seat.is_expired() || ready!(self.poll_flush(cx)).is_err() {
+                        return Poll::Ready(Err(Broken));
+                    }
+                }
+                let filled = reply.poll_fill(cx, &mut self.output);
+                if unseen && self.wire().incoming.take_continue() {
+                    // The body of the response is made of the request's, which the client sends
+                    // only after this. Behind the final response it would be too late (rule W7).
+                    self.output.replace(begin..begin, CONTINUE);
+                }
+                match filled {
+                    Poll::Ready(Ok(true)) => return Poll::Ready(Ok(())),
+                    Poll::Ready(Ok(false)) => {}
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken)),
+                    Poll::Pending => {
+                        unseen = false;
+                        return self.poll_tend(cx).map(|()| Err(Broken));
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Sends everything.
+    pub(crate) async fn flush(&mut self) -> Result<(), Broken> {
+        poll_fn(|cx| {
+            if self.seat.is_expired() {
+                return Poll::Ready(Err(Broken));
+            }
+            self.poll_flush(cx).map_err(|_| Broken)
+        })
+        .await
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.output.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut wire = lock(&self.wire);
+        let serving = wire.serving;
+        let Some(transport) = &mut wire.transport else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        let sent = self.output.poll_send(transport, cx, || self.seat.enter(serving));
+        if sent.is_pending() && self.seat.stage() != Stage::Writing {
+            self.seat.enter(Stage::Writing);
+        }
+        sent
+    }
+
+    /// Whether bytes of a next message have been read.
+    pub(crate) fn has_input(&self) -> bool {
+        !is_empty_lines(self.wire().incoming.unread())
+    }
+
+    /// The connection falls idle: what is left is its transport (rule W12).
+    pub(crate) fn into_transport(self) -> Option<Transport> {
+        self.seat.end();
+        self.wire().transport.take()
+    }
+
+    /// Ends the connection after its last response: sends everything, half-closes, and discards
+    /// what the client still sends for a short, bounded time, so that no reset can take the
+    /// response away (rule S9). With `at_rest` the client owes nothing and has sent nothing more,
+    /// and there is nothing to wait for.
+    pub(crate) async fn close(mut self, at_rest: bool) {
+        if self.flush().await.is_err() {
+            return self.reset();
+        }
+        let Some(mut transport) = self.wire().transport.take() else { return };
+        self.seat.enter(Stage::Closing);
+        let half_closed = poll_fn(|cx| match transport.poll_half_close(cx) {
+            Poll::Pending if self.seat.is_expired() => Poll::Ready(Ok(())),
+            closed => closed,
+        });
+        if half_closed.await.is_err() {
+            return;
+        }
+        let mut scrap = vec![0; 8 * 1024];
+        let mut at_rest = at_rest;
+        loop {
+            let read = poll_fn(|cx| match transport.poll_read(cx, &mut scrap) {
+                Poll::Pending if at_rest || self.seat.is_expired() => Poll::Ready(Ok(0)),
+                read => read,
+            });
+            match read.await {
+                Ok(n) if n > 0 && !self.seat.is_expired() => at_rest = false,
+                _ => return,
+            }
+            // A client that never stops sending must not keep others from their turn.
+            futures_lite::future::yield_now().await;
+        }
+    }
+
+    /// Ends the connection so that the client cannot take what it got for the whole.
+    pub(crate) fn reset(&self) {
+        if let Some(transport) = self.wire().transport.take() {
+            transport.reset_on_close();
+        }
+    }
+
+    fn wire(&self) -> MutexGuard<'_, Wire> {
+        lock(&self.wire)
+    }
+}
+
+impl Drop for Gate {
+    /// A body that the handler has left behind somewhere must not keep the socket open.
+    fn drop(&mut self) {
+        self.wire().transport.take();
+    }
+}
+
+/// Whether `bytes` are no beginning of a request, but empty lines that some clients send behind
+/// one (RFC 9112 section 2.2).
+pub(crate) fn is_empty_lines(bytes: &[u8]) -> bool {
+    matches!(bytes, b"" | b"\r\n" | b"\r\n\r\n")
+}
+
+/// How much is gathered before it is sent.
+const FULL: usize = 64 * 1024;
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+fn lock(wire: &Mutex<Wire>) -> MutexGuard<'_, Wire> {
+    wire.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the connection's task shares with the body of the request that it serves.
+struct Wire {
+    /// `None` once the connection has gone on without this gate.
+    transport: Option<Transport>,
+    incoming: Incoming,
+    /// Counts messages: a body that is kept beyond its exchange must not read the next one's.
+    exchange: u32,
+    /// What the connection's task is at, for when a reader of the body has what it waited for.
+    serving: Stage,
+    seat: Arc<Seat>,
+}
+
+impl Wire {
+    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let Some(transport) = &mut self.transport else { return Poll::Ready(Err(over())) };
+        let due = self.incoming.continue_is_asked();
+        let read = self.incoming.poll_body(transport, cx, buf);
+        match &read {
+            Poll::Pending => {
+                if self.seat.stage() != Stage::Body {
+                    self.seat.enter(Stage::Body);
+                }
+                if !due && self.incoming.continue_is_asked() {
+                    // The connection's task sends it; the reader may be another.
+                    self.seat.wake();
+                }
+            }
+            Poll::Ready(_) if self.seat.stage() == Stage::Body => self.seat.enter(self.serving),
+            Poll::Ready(_) => {}
+        }
+        read
+    }
+
+    /// Lets every reader of the body find that it has stalled.
+    fn cut_body(&mut self) {
+        self.incoming.cut_body(io::ErrorKind::TimedOut, Some(StatusCode::RequestTimeout));
+        if let Some(transport) = &self.transport {
+            transport.stop_reading();
+        }
+    }
+}
+
+impl Describe for Mutex<Wire> {
+    fn describe(&self) -> Option<(String, String)> {
+        let wire = lock(self);
+        let (method, target) = head::request_line(wire.incoming.message())?;
+        Some((method.into_owned(), target.into_owned()))
+    }
+}
+
+/// One message, as async-h1 reads it: its canonical head, then its body.
+#[derive(Clone)]
+struct Message {
+    wire: Arc<Mutex<Wire>>,
+    exchange: u32,
+}
+
+impl AsyncRead for Message {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut wire = lock(&self.wire);
+        if wire.exchange != self.exchange {
+            return Poll::Ready(Err(over()));
+        }
+        match wire.incoming.show_head(buf) {
+            0 => wire.poll_body(cx, buf),
+            n => Poll::Ready(Ok(n)),
+        }
+    }
+}
+
+/// What a body says that is read after its exchange is over (rule W6: no clean end).
+fn over() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the response has ended this request")
+}
+
+/// async-h1 wants to write only `100 Continue`, which the gate does itself (rule W7).
+impl AsyncWrite for Message {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,83 @@
+//! [`Outgoing`]: the bytes that are to be sent, gathered so that few writes are needed (rule W10).
+//!
+//! Invariant: what was sent is never changed, and storage is cleared only once, when it is made.
+//! Sends when asked and waits for nothing.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use crate::transport::Transport;
+
+/// A connection's write buffer.
+#[derive(Default)]
+pub(super) struct Outgoing {
+    /// Storage; what is to be sent ends at `end`.
+    bytes: Vec<u8>,
+    /// How much of it has been sent.
+    sent: usize,
+    end: usize,
+}
+
+impl Outgoing {
+    /// The least storage: a head and a small body.
+    const SMALLEST: usize = 1024;
+    /// The least room offered; async-h1's encoder panics below 6 bytes.
+    const ROOM: usize = 256;
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.end == 0
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.end
+    }
+
+    /// Storage behind what is to be sent, for [`Outgoing::filled`].
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        if self.bytes.len() - self.end < Self::ROOM {
+            let size = (self.bytes.len() * 2).max(Self::SMALLEST).max(self.end + Self::ROOM);
+            self.bytes.resize(size, 0);
+        }
+        &mut self.bytes[self.end..]
+    }
+
+    /// Adds the first `n` bytes of the room.
+    pub(super) fn filled(&mut self, n: usize) {
+        self.end += n;
+    }
+
+    /// What was added behind `from`.
+    pub(super) fn since(&self, from: usize) -> &[u8] {
+        &self.bytes[from..self.end]
+    }
+
+    /// Puts `new` in the place of `old`, which has not been sent.
+    pub(super) fn replace(&mut self, old: std::ops::Range<usize>, new: &[u8]) {
+        debug_assert!(self.sent <= old.start && old.end <= self.end);
+        self.bytes.truncate(self.end);
+        self.bytes.splice(old, new.iter().copied());
+        self.end = self.bytes.len();
+    }
+
+    /// Sends everything; `moved` is called after every write that got something out.
+    pub(super) fn poll_send(
+        &mut self,
+        transport: &mut Transport,
+        cx: &mut Context<'_>,
+        moved: impl Fn(),
+    ) -> Poll<io::Result<()>> {
+        while self.sent < self.end {
+            let n = ready!(transport.poll_write(cx, &self.bytes[self.sent..self.end]))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent += n;
+            moved();
+        }
+        if self.end > 0 {
+            ready!(transport.poll_flush(cx))?;
+            (self.sent, self.end) = (0, 0);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
