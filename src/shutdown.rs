@@ -538,3 +538,204 @@ pub(crate) fn wake(seats: &[Arc<Seat>]) {
         seat.wake();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::future::{block_on, poll_once, yield_now};
+    use std::pin::pin;
+    use std::sync::atomic::AtomicUsize;
+    use std::thread;
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    fn is_ready<T>(future: impl Future<Output = T>) -> bool {
+        block_on(poll_once(future)).is_some()
+    }
+
+    /// Rule S2.
+    #[test]
+    fn the_phase_only_goes_forward() {
+        let shutdown = Shutdown::new();
+        assert_eq!(shutdown.phase(), Phase::Running);
+        shutdown.stop();
+        shutdown.stop();
+        assert_eq!(shutdown.phase(), Phase::Draining);
+        shutdown.abort();
+        shutdown.stop();
+        shutdown.abort();
+        assert_eq!(shutdown.phase(), Phase::Aborting);
+    }
+
+    /// Rule S2: latched, not an edge.
+    #[test]
+    fn a_tokens_futures_resolve_every_time() {
+        let shutdown = Shutdown::new();
+        let token = shutdown.token();
+        assert!(!is_ready(token.stopping()));
+        shutdown.stop();
+        assert!(is_ready(token.stopping()) && is_ready(token.stopping()));
+        assert!(!is_ready(token.aborting()));
+        shutdown.abort();
+        assert!(is_ready(token.aborting()) && is_ready(token.clone().aborting()));
+    }
+
+    #[test]
+    fn a_waiting_token_is_woken() {
+        let shutdown = Shutdown::new();
+        let token = shutdown.token();
+        let mut stopping = pin!(token.stopping());
+        assert!(!is_ready(stopping.as_mut()));
+        shutdown.stop();
+        assert!(is_ready(stopping.as_mut()));
+    }
+
+    /// Rule S1: not before the stop, not while anyone is left, and then for good.
+    #[test]
+    fn drained_is_a_predicate() {
+        let shutdown = Shutdown::new();
+        let token = shutdown.token();
+        // The count falls to zero before the stop: that means nothing.
+        drop(token.guard());
+        let drained = shutdown.latch.clone();
+        let mut drained = pin!(drained.drained());
+        assert!(!is_ready(drained.as_mut()));
+
+        let first = token.guard().unwrap();
+        shutdown.stop();
+        assert!(!is_ready(drained.as_mut()));
+        // Held open by the first, the drain admits a second (rule S12).
+        let second = token.guard().unwrap();
+        drop(first);
+        assert!(!is_ready(drained.as_mut()));
+        drop(second);
+        assert!(is_ready(drained.as_mut()));
+        assert!(token.guard().is_none());
+    }
+
+    #[test]
+    fn nobody_joins_an_aborted_drain() {
+        let shutdown = Shutdown::new();
+        let guard = shutdown.token().guard().unwrap();
+        shutdown.abort();
+        assert!(shutdown.token().guard().is_none());
+        drop(guard);
+    }
+
+    #[test]
+    fn a_drain_with_nobody_left_ends_at_once() {
+        let shutdown = Shutdown::new();
+        let outcome = block_on(poll_once(pin!(shutdown.drain(LONG)))).expect("no wait (rule S19)");
+        assert_eq!(outcome.ending, Ending::Drained);
+        // And again, for whoever asks later.
+        assert!(block_on(shutdown.drain(LONG)).is_drained());
+    }
+
+    /// Rule S13.
+    #[test]
+    fn a_drain_that_times_out_names_who_held_it() {
+        let shutdown = Shutdown::new();
+        let guard = shutdown.token().guard();
+        let line = line!() - 1;
+        let outcome = block_on(shutdown.drain(Duration::from_millis(10)));
+        assert_eq!(outcome.ending, Ending::TimedOut);
+        let [cut] = &outcome.cut[..] else { panic!("{outcome}") };
+        assert!(matches!(cut.what, crate::What::Guard(place) if place.line() == line), "{outcome}");
+        drop(guard);
+        // The end stays what it was.
+        assert_eq!(block_on(shutdown.drain(LONG)).ending, Ending::TimedOut);
+    }
+
+    /// Rule S14.
+    #[test]
+    fn an_abort_ends_the_drain() {
+        let shutdown = Shutdown::new();
+        let guard = shutdown.token().guard();
+        let handle = shutdown.clone();
+        let waiting = thread::spawn(move || block_on(handle.drain(LONG)));
+        block_on(shutdown.token().stopping());
+        shutdown.abort();
+        assert_eq!(waiting.join().unwrap().ending, Ending::Forced);
+        drop(guard);
+    }
+
+    #[test]
+    fn an_abort_that_cuts_nothing_is_a_drain() {
+        let shutdown = Shutdown::new();
+        shutdown.abort();
+        assert_eq!(block_on(shutdown.drain(LONG)).ending, Ending::Drained);
+    }
+
+    #[test]
+    fn the_first_signal_is_the_one_that_began_it() {
+        let shutdown = Shutdown::new();
+        shutdown.stop_by(Signal::Hup);
+        shutdown.stop_by(Signal::Term);
+        assert_eq!(block_on(shutdown.drain(LONG)).signal, Some(Signal::Hup));
+    }
+
+    #[test]
+    fn a_request_from_nowhere_never_stops() {
+        let url = http_types::Url::parse("http://test/").unwrap();
+        let token = Token::of(&Request::new(http_types::Method::Get, url));
+        assert!(!token.is_stopping());
+    }
+
+    #[test]
+    fn public_types_are_what_threads_need() {
+        fn check<T: Send + Sync + Unpin + 'static>() {}
+        check::<Shutdown>();
+        check::<Token>();
+        check::<Guard>();
+        check::<Outcome>();
+    }
+
+    /// Threads take and drop guards while one stops: nobody is admitted after the end, the end is
+    /// not missed, and it does not come early. Print the seed, take it back by `STRESS_SEED`.
+    #[test]
+    #[expect(clippy::print_stdout, reason = "the seed of a failure")]
+    fn guards_and_stop_race() {
+        let rounds = if cfg!(miri) { 5 } else { 300 };
+        let seed = std::env::var("STRESS_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+        println!("STRESS_SEED={seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..rounds {
+            let shutdown = Shutdown::new();
+            let held = Arc::new(AtomicUsize::new(0));
+            let workers: Vec<_> = (0..4)
+                .map(|_| {
+                    let (token, held, mut random) = (shutdown.token(), held.clone(), random.fork());
+                    thread::spawn(move || {
+                        while let Some(guard) = token.guard() {
+                            held.fetch_add(1, Ordering::SeqCst);
+                            let copies: Vec<_> =
+                                (0..random.usize(..3)).filter_map(|_| token.guard()).collect();
+                            block_on(async {
+                                for _ in 0..random.usize(..5) {
+                                    yield_now().await;
+                                }
+                            });
+                            drop(copies);
+                            held.fetch_sub(1, Ordering::SeqCst);
+                            drop(guard);
+                            if token.is_stopping() && random.bool() {
+                                break;
+                            }
+                        }
+                    })
+                })
+                .collect();
+            for _ in 0..random.usize(..200) {
+                std::hint::spin_loop();
+            }
+            let outcome = block_on(shutdown.drain(LONG));
+            assert!(outcome.is_drained());
+            assert_eq!(held.load(Ordering::SeqCst), 0, "the end came early");
+            assert!(shutdown.token().guard().is_none(), "admitted after the end");
+            for worker in workers {
+                worker.join().unwrap();
+            }
+        }
+    }
+}

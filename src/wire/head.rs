@@ -171,11 +171,7 @@ fn examine(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, StatusCode> {
 
     let as_it_came =
         line.as_written && facts.host == Some(host) && !facts.expect_field && section.is_ascii();
-    let rewritten = if as_it_came {
-        None
-    } else {
-        Some(rewrite(&line, fields, host)?)
-    };
+    let rewritten = if as_it_came { None } else { Some(rewrite(&line, fields, host)?) };
 
     Ok(Some(Head {
         len: start + line_feed + 1 + section_len,
@@ -274,10 +270,7 @@ impl<'a> RequestLine<'a> {
     fn parse(line: &'a [u8]) -> Result<Self, StatusCode> {
         const BAD: StatusCode = StatusCode::BadRequest;
 
-        let line = line
-            .strip_suffix(b"\r\n")
-            .filter(|line| is_clean_line(line))
-            .ok_or(BAD)?;
+        let line = line.strip_suffix(b"\r\n").filter(|line| is_clean_line(line)).ok_or(BAD)?;
         let line = std::str::from_utf8(line).map_err(|_| BAD)?;
         // Exactly one space between the parts: a second one would end up in the version. No second part is an
         // HTTP/0.9 request, or garbage.
@@ -290,13 +283,7 @@ impl<'a> RequestLine<'a> {
         let method = method(name)?;
         let (target, authority) = target(written, method)?;
         let as_written = protocol == "HTTP/1.1" && target == written;
-        Ok(Self {
-            method,
-            target,
-            authority,
-            version,
-            as_written,
-        })
+        Ok(Self { method, target, authority, version, as_written })
     }
 }
 
@@ -371,20 +358,14 @@ fn is_host(value: &[u8]) -> bool {
     let Ok(value) = std::str::from_utf8(value) else {
         return false;
     };
-    let (host, port) = match value
-        .strip_prefix('[')
-        .and_then(|rest| rest.split_once(']'))
-    {
+    let (host, port) = match value.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, rest)) => (
             address.parse::<Ipv6Addr>().is_ok(),
             rest.strip_prefix(':').or(rest.is_empty().then_some("")),
         ),
         None => {
             let (name, port) = value.split_once(':').unwrap_or((value, ""));
-            (
-                !name.is_empty() && name.bytes().all(is_host_byte),
-                Some(port),
-            )
+            (!name.is_empty() && name.bytes().all(is_host_byte), Some(port))
         }
     };
     // RFC 3986 section 3.2.3: a port may be empty.
@@ -507,12 +488,9 @@ fn store_once<T>(slot: &mut Option<T>, value: T) -> Result<(), StatusCode> {
 
 /// RFC 9110 section 8.6: digits, nothing else; what does not fit 64 bits is refused too (rule W3).
 fn content_length(value: &[u8]) -> Result<u64, StatusCode> {
-    let digits = std::str::from_utf8(value)
-        .ok()
-        .filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
-    digits
-        .and_then(|digits| digits.parse().ok())
-        .ok_or(StatusCode::BadRequest)
+    let digits =
+        std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    digits.and_then(|digits| digits.parse().ok()).ok_or(StatusCode::BadRequest)
 }
 
 /// RFC 9112 sections 6.1 and 6.3 (rule W3): the last coding must be `chunked`, which must not come twice, else 400;
@@ -572,11 +550,7 @@ fn push_field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
         if byte.is_ascii() {
             head.push(byte);
         } else {
-            head.extend([
-                b'%',
-                HEX[usize::from(byte >> 4)],
-                HEX[usize::from(byte & 15)],
-            ]);
+            head.extend([b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
         }
     }
     head.extend_from_slice(b"\r\n");
@@ -590,11 +564,7 @@ fn printable(bytes: &[u8], limit: usize) -> Cow<'_, str> {
         _ => bytes
             .iter()
             .map(|&byte| {
-                if byte.is_ascii_graphic() {
-                    char::from(byte)
-                } else {
-                    char::REPLACEMENT_CHARACTER
-                }
+                if byte.is_ascii_graphic() { char::from(byte) } else { char::REPLACEMENT_CHARACTER }
             })
             .collect(),
     }
@@ -615,10 +585,7 @@ mod tests {
 
     use super::*;
 
-    const BOUNDS: Bounds = Bounds {
-        head_bytes: 8192,
-        headers: 100,
-    };
+    const BOUNDS: Bounds = Bounds { head_bytes: 8192, headers: 100 };
 
     /// An in-memory stream that async-h1 can read a head from.
     #[derive(Clone)]
@@ -707,11 +674,7 @@ mod tests {
         let mut fields = [httparse::EMPTY_HEADER; ENGINE_FIELDS];
         let mut request = httparse::Request::new(&mut fields);
         let parsed = request.parse(canonical);
-        assert_eq!(
-            parsed,
-            Ok(httparse::Status::Complete(canonical.len())),
-            "{shown}"
-        );
+        assert_eq!(parsed, Ok(httparse::Status::Complete(canonical.len())), "{shown}");
         assert_eq!(request.version, Some(1), "{shown}");
         let named = |name: &str| {
             let fields = request.headers.iter();
@@ -725,20 +688,14 @@ mod tests {
 
         let path = request.path.unwrap();
         let url = match path.starts_with('/') {
-            true => format!(
-                "http://{}{path}",
-                std::str::from_utf8(named("host")[0]).unwrap()
-            ),
+            true => format!("http://{}{path}", std::str::from_utf8(named("host")[0]).unwrap()),
             false => path.to_owned(),
         };
         match (decode(canonical), Url::parse(&url)) {
             (Ok(request), Ok(url)) => {
                 assert_eq!(request.method(), head.method, "{shown}");
                 assert_eq!(request.url(), &url, "{shown}");
-                assert_eq!(
-                    request.host(),
-                    Some(std::str::from_utf8(named("host")[0]).unwrap())
-                );
+                assert_eq!(request.host(), Some(std::str::from_utf8(named("host")[0]).unwrap()));
                 let length = match head.framing {
                     Framing::Empty => Some(0),
                     Framing::Fixed(length) => Some(length as usize),
@@ -759,12 +716,7 @@ mod tests {
     #[track_caller]
     fn refuse_within(bytes: &[u8], bounds: Bounds, status: StatusCode) {
         check_prefixes(bytes, bounds);
-        assert_eq!(
-            verdict(bytes, bounds),
-            Some(Err(status)),
-            "{}",
-            bytes.escape_ascii()
-        );
+        assert_eq!(verdict(bytes, bounds), Some(Err(status)), "{}", bytes.escape_ascii());
     }
 
     /// A head with a Host field and these other lines.
@@ -816,10 +768,7 @@ mod tests {
         refuse(b"\x16\x03\x01\x02\x00\x01", BadRequest);
         assert_eq!(check_prefixes(b"\x16\x03\x01\x02\x00\x01", BOUNDS), Some(1));
         refuse("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", HttpVersionNotSupported);
-        assert_eq!(
-            check_prefixes(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", BOUNDS),
-            Some(16)
-        );
+        assert_eq!(check_prefixes(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", BOUNDS), Some(16));
         refuse("GET / HTTP/1.1\n", BadRequest);
         refuse("GET /\r\n", BadRequest);
         refuse("GET / HTTP/1.1\r\nHost: a\n", BadRequest);
@@ -836,12 +785,8 @@ mod tests {
     #[test]
     fn every_control_character_is_refused_everywhere() {
         for byte in (0..0x20u8).chain([0x7f]) {
-            for place in [
-                "G@T / HTTP/1.1",
-                "GET /@ HTTP/1.1",
-                "GET / HTTP/1.1@",
-                "GET@/ HTTP/1.1",
-            ] {
+            for place in ["G@T / HTTP/1.1", "GET /@ HTTP/1.1", "GET / HTTP/1.1@", "GET@/ HTTP/1.1"]
+            {
                 let line = place.replace('@', &char::from(byte).to_string());
                 refuse(format!("{line}\r\nHost: a\r\n\r\n"), BadRequest);
             }
@@ -911,10 +856,7 @@ mod tests {
         }
         for (line, canonical) in [
             ("GET //a//b HTTP/1.1", "GET //a//b HTTP/1.1"),
-            (
-                "GET /a:b@c\"<>\\^`{|} HTTP/1.1",
-                "GET /a:b@c\"<>\\^`{|} HTTP/1.1",
-            ),
+            ("GET /a:b@c\"<>\\^`{|} HTTP/1.1", "GET /a:b@c\"<>\\^`{|} HTTP/1.1"),
             ("PATCH / HTTP/1.1", "PATCH / HTTP/1.1"),
             ("VERSION-CONTROL / HTTP/1.1", "VERSION-CONTROL / HTTP/1.1"),
             ("OPTIONS * HTTP/1.1", "OPTIONS /* HTTP/1.1"),
@@ -925,20 +867,14 @@ mod tests {
             ("GET HTTPS://a/B HTTP/1.1", "GET https://a/B HTTP/1.1"),
         ] {
             let bytes = format!("{line}\r\nHost: a\r\n\r\n");
-            assert_eq!(
-                accept(bytes.as_bytes()).1,
-                format!("{canonical}\r\nHost: a\r\n\r\n")
-            );
+            assert_eq!(accept(bytes.as_bytes()).1, format!("{canonical}\r\nHost: a\r\n\r\n"));
         }
     }
 
     #[test]
     fn the_authority_replaces_host() {
         let bytes = b"GET http://b:80/c HTTP/1.1\r\nX: y\r\nHost: a\r\n\r\n";
-        assert_eq!(
-            accept(bytes).1,
-            "GET http://b:80/c HTTP/1.1\r\nHost: b:80\r\nX: y\r\n\r\n"
-        );
+        assert_eq!(accept(bytes).1, "GET http://b:80/c HTTP/1.1\r\nHost: b:80\r\nX: y\r\n\r\n");
         refuse("GET http://b/ HTTP/1.1\r\n\r\n", BadRequest);
         refuse("GET http://b/ HTTP/1.1\r\nHost: a b\r\n\r\n", BadRequest);
         let bytes = b"GET http://b/ HTTP/1.0\r\n\r\n";
@@ -962,14 +898,8 @@ mod tests {
             "a\"b", "<a>", "é", "a\tb",
         ];
         for host in bad {
-            refuse(
-                format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"),
-                BadRequest,
-            );
-            refuse(
-                format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n"),
-                BadRequest,
-            );
+            refuse(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"), BadRequest);
+            refuse(format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n"), BadRequest);
         }
         refuse("GET / HTTP/1.1\r\n\r\n", BadRequest);
         refuse(get("host: a\r\n"), BadRequest);
@@ -985,10 +915,7 @@ mod tests {
         ];
         for line in bad {
             refuse(get(&format!("{line}\r\n")), BadRequest);
-            refuse(
-                format!("GET / HTTP/1.1\r\n{line}\r\nHost: a\r\n\r\n"),
-                BadRequest,
-            );
+            refuse(format!("GET / HTTP/1.1\r\n{line}\r\nHost: a\r\n\r\n"), BadRequest);
         }
     }
 
@@ -996,17 +923,9 @@ mod tests {
     fn obs_text_is_percent_encoded() {
         let bytes = b"GET / HTTP/1.1\r\nHost: a\r\nX: caf\xc3\xa9 %C3 \xff\r\n\r\n";
         let (_, canonical) = accept(bytes);
-        assert_eq!(
-            canonical,
-            "GET / HTTP/1.1\r\nHost: a\r\nX: caf%C3%A9 %C3 %FF\r\n\r\n"
-        );
+        assert_eq!(canonical, "GET / HTTP/1.1\r\nHost: a\r\nX: caf%C3%A9 %C3 %FF\r\n\r\n");
         let long = |count| {
-            [
-                b"GET / HTTP/1.1\r\nHost: a\r\nX: ",
-                &vec![0xff; count][..],
-                b"\r\n\r\n",
-            ]
-            .concat()
+            [b"GET / HTTP/1.1\r\nHost: a\r\nX: ", &vec![0xff; count][..], b"\r\n\r\n"].concat()
         };
         let mut longest = long(2719);
         longest.splice(29..29, *b"xx");
@@ -1021,15 +940,9 @@ mod tests {
         let framing = |lines: &str| accept(&get(lines)).0.framing;
         assert_eq!(framing("Content-Length: 0\r\n"), Framing::Fixed(0));
         assert_eq!(framing("content-length: \t007 \r\n"), Framing::Fixed(7));
-        assert_eq!(
-            framing("Content-Length: 18446744073709551615\r\n"),
-            Framing::Fixed(u64::MAX)
-        );
+        assert_eq!(framing("Content-Length: 18446744073709551615\r\n"), Framing::Fixed(u64::MAX));
         assert_eq!(framing("Transfer-Encoding: chunked\r\n"), Framing::Chunked);
-        assert_eq!(
-            framing("transfer-encoding:  CHUNKED \r\n"),
-            Framing::Chunked
-        );
+        assert_eq!(framing("transfer-encoding:  CHUNKED \r\n"), Framing::Chunked);
         for (lines, status) in [
             ("Content-Length: \r\n", BadRequest),
             ("Content-Length: +5\r\n", BadRequest),
@@ -1043,14 +956,8 @@ mod tests {
             ("Content-Length: 18446744073709551616\r\n", BadRequest),
             ("Content-Length: 5\r\ncontent-length: 5\r\n", BadRequest),
             ("Content-Length: 5\r\nContent-Length: 6\r\n", BadRequest),
-            (
-                "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
-                BadRequest,
-            ),
-            (
-                "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
-                BadRequest,
-            ),
+            ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", BadRequest),
+            ("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", BadRequest),
             ("Transfer-Encoding: \r\n", BadRequest),
             ("Transfer-Encoding: identity\r\n", BadRequest),
             ("Transfer-Encoding: gzip\r\n", BadRequest),
@@ -1063,18 +970,9 @@ mod tests {
             ("Transfer-Encoding: chunked,\r\n", BadRequest),
             ("Transfer-Encoding: ,chunked\r\n", BadRequest),
             ("Transfer-Encoding: chunked chunked\r\n", BadRequest),
-            (
-                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
-                BadRequest,
-            ),
-            (
-                "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n",
-                BadRequest,
-            ),
-            (
-                "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n",
-                BadRequest,
-            ),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", BadRequest),
+            ("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n", BadRequest),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", BadRequest),
             ("Transfer-Encoding: gzip, chunked\r\n", NotImplemented),
             ("Transfer-Encoding: identity, Chunked\r\n", NotImplemented),
         ] {
@@ -1082,10 +980,7 @@ mod tests {
         }
         refuse(get_1_0("Transfer-Encoding: chunked\r\n"), BadRequest);
         refuse(get_1_0("Transfer-Encoding: gzip\r\n"), BadRequest);
-        assert_eq!(
-            accept(&get_1_0("Content-Length: 5\r\n")).0.framing,
-            Framing::Fixed(5)
-        );
+        assert_eq!(accept(&get_1_0("Content-Length: 5\r\n")).0.framing, Framing::Fixed(5));
     }
 
     #[test]
@@ -1102,11 +997,7 @@ mod tests {
             ("Proxy-Connection: keep-alive\r\n", true, false),
         ] {
             assert_eq!(accept(&get(lines)).0.keep_alive, keep_alive_1_1, "{lines}");
-            assert_eq!(
-                accept(&get_1_0(lines)).0.keep_alive,
-                keep_alive_1_0,
-                "{lines}"
-            );
+            assert_eq!(accept(&get_1_0(lines)).0.keep_alive, keep_alive_1_0, "{lines}");
         }
     }
 
@@ -1127,16 +1018,11 @@ mod tests {
         let body = "Content-Length: 5\r\nExpect: 100-Continue\r\n";
         let (head, canonical) = accept(&get(body));
         assert!(head.expects_continue);
-        assert_eq!(
-            canonical,
-            "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"
-        );
+        assert_eq!(canonical, "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n");
         assert!(
-            accept(&get(
-                "Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n"
-            ))
-            .0
-            .expects_continue
+            accept(&get("Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n"))
+                .0
+                .expects_continue
         );
         for lines in [
             "Expect: 100-continue\r\n",
@@ -1155,76 +1041,38 @@ mod tests {
     fn http_1_0_is_served() {
         let (head, canonical) = accept(&get_1_0("X: y\r\n"));
         assert_eq!(head.version, Version::Http1_0);
-        assert_eq!(
-            canonical,
-            "GET / HTTP/1.1\r\nHost: localhost\r\nX: y\r\n\r\n"
-        );
+        assert_eq!(canonical, "GET / HTTP/1.1\r\nHost: localhost\r\nX: y\r\n\r\n");
         let (_, canonical) = accept(&get_1_0("X: y\r\nHost: a\r\n"));
         assert_eq!(canonical, "GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n");
-        assert_eq!(
-            accept(&get_1_0("")).1,
-            "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        );
+        assert_eq!(accept(&get_1_0("")).1, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
     }
 
     #[test]
     fn lengths() {
-        let sized = |len: usize| {
-            get(&format!(
-                "X: {}\r\n",
-                "x".repeat(len - get("X: \r\n").len())
-            ))
-        };
+        let sized = |len: usize| get(&format!("X: {}\r\n", "x".repeat(len - get("X: \r\n").len())));
         accept(&sized(8191));
         refuse(sized(8192), RequestHeaderFieldsTooLarge);
-        let bounds = |head_bytes, headers| Bounds {
-            head_bytes,
-            headers,
-        };
-        assert!(matches!(
-            verdict(&sized(300), bounds(300, 100)),
-            Some(Ok(_))
-        ));
+        let bounds = |head_bytes, headers| Bounds { head_bytes, headers };
+        assert!(matches!(verdict(&sized(300), bounds(300, 100)), Some(Ok(_))));
         refuse_within(&sized(301), bounds(300, 100), RequestHeaderFieldsTooLarge);
         refuse_within(&sized(301), bounds(15, 100), UriTooLong);
         refuse_within(&sized(301), bounds(16, 100), RequestHeaderFieldsTooLarge);
-        refuse(
-            format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(8192)),
-            UriTooLong,
-        );
+        refuse(format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(8192)), UriTooLong);
         refuse("x".repeat(8191), UriTooLong);
         assert_eq!(verdict("x".repeat(8190).as_bytes(), BOUNDS), None);
 
-        refuse_within(
-            b"\r\n\r\nGET / HTTP/1.1\r\n\r\n",
-            bounds(1, 100),
-            UriTooLong,
-        );
+        refuse_within(b"\r\n\r\nGET / HTTP/1.1\r\n\r\n", bounds(1, 100), UriTooLong);
 
         accept(&get(&"X: y\r\n".repeat(99)));
         refuse(get(&"X: y\r\n".repeat(100)), RequestHeaderFieldsTooLarge);
-        assert_eq!(
-            check_prefixes(&get(&"X: y\r\n".repeat(500)), BOUNDS),
-            Some(25 + 600)
-        );
+        assert_eq!(check_prefixes(&get(&"X: y\r\n".repeat(500)), BOUNDS), Some(25 + 600));
         for fields in FEW_FIELDS - 2..FEW_FIELDS + 2 {
             accept(&get(&"X: y\r\n".repeat(fields)));
         }
         let most = bounds(8192, usize::MAX);
-        assert!(matches!(
-            verdict(&get_1_0(&"X: y\r\n".repeat(127)), most),
-            Some(Ok(_))
-        ));
-        refuse_within(
-            &get_1_0(&"X: y\r\n".repeat(128)),
-            most,
-            RequestHeaderFieldsTooLarge,
-        );
-        refuse_within(
-            &get(&"X: y\r\n".repeat(128)),
-            most,
-            RequestHeaderFieldsTooLarge,
-        );
+        assert!(matches!(verdict(&get_1_0(&"X: y\r\n".repeat(127)), most), Some(Ok(_))));
+        refuse_within(&get_1_0(&"X: y\r\n".repeat(128)), most, RequestHeaderFieldsTooLarge);
+        refuse_within(&get(&"X: y\r\n".repeat(128)), most, RequestHeaderFieldsTooLarge);
     }
 
     #[test]
@@ -1237,10 +1085,7 @@ mod tests {
         assert_eq!(shown(b"\r\n\r"), None);
         assert_eq!(shown(b"GE"), some("GE", ""));
         assert_eq!(shown(b"GET /wor"), some("GET", "/wor"));
-        assert_eq!(
-            shown(b"\r\nGET /a?b HTTP/1.1\r\nHost: a\r\n\r\n"),
-            some("GET", "/a?b")
-        );
+        assert_eq!(shown(b"\r\nGET /a?b HTTP/1.1\r\nHost: a\r\n\r\n"), some("GET", "/a?b"));
         assert_eq!(shown(b"GET /\n"), some("GET", "/"));
         assert_eq!(
             shown(b"\x16\x03\xc3\xa9a /\x1b[2J"),
@@ -1250,10 +1095,7 @@ mod tests {
         let long = format!("GET /{}", "x".repeat(500));
         let (method, target) = request_line(long.as_bytes()).unwrap();
         assert_eq!(target.len(), 100);
-        assert!(matches!(
-            (method, target),
-            (Cow::Borrowed(_), Cow::Borrowed(_))
-        ));
+        assert!(matches!((method, target), (Cow::Borrowed(_), Cow::Borrowed(_))));
     }
 
     /// Random damage to good heads: no panic, the same verdict for every split, and a canonical form that async-h1
@@ -1271,10 +1113,7 @@ mod tests {
             let bytes = random_head(&mut random);
             let bounds = match random.bool() {
                 true => BOUNDS,
-                false => Bounds {
-                    head_bytes: random.usize(1..250),
-                    headers: random.usize(1..8),
-                },
+                false => Bounds { head_bytes: random.usize(1..250), headers: random.usize(1..8) },
             };
             request_line(&bytes);
             check_prefixes(&bytes, bounds);
@@ -1283,10 +1122,7 @@ mod tests {
                 complete += 1;
             }
         }
-        assert!(
-            complete > rounds / 20,
-            "{complete} of {rounds} heads were accepted"
-        );
+        assert!(complete > rounds / 20, "{complete} of {rounds} heads were accepted");
     }
 
     /// A head put together from good and odd pieces, then damaged in up to three places.
