@@ -19,7 +19,7 @@ use crate::registry::{Seat, Stage};
 use crate::shutdown::{Phase, Shutdown};
 use crate::transport::Transport;
 use crate::wire::head::Bounds;
-use crate::wire::response::{Asked, Reply, asks_to_close, ends_with_connection, plain};
+use crate::wire::response::{Asked, Reply, asks_to_close, ends_with_connection, plain, upgrades};
 use crate::wire::{Gate, NoHead, is_empty_lines};
 
 /// A handler, whatever its own type.
@@ -156,11 +156,32 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Tra
             gate.reset();
             return None;
         };
-        let (response, sound) = answer.response(gate.fault());
+        let mut panicked = false;
+        let mut response = match answer {
+            Ok(response) => response,
+            // If the client got its body wrong, the error is the client's.
+            Err(Failure::Error(status)) => plain(gate.fault().unwrap_or(status)),
+            Err(Failure::Panic) => {
+                panicked = true;
+                plain(StatusCode::InternalServerError)
+            }
+        };
+        if upgrades(&response) {
+            if head.upgrade && gate.body_is_taken() {
+                let stream = response.send_upgrade();
+                let reply = Reply::new(response, asked, false);
+                if gate.respond(reply).await.is_ok() && gate.flush().await.is_ok() {
+                    gate.upgrade(stream).await;
+                }
+                return None;
+            }
+            log::warn!("a handler has upgraded a request that did not ask for it");
+            response = plain(StatusCode::InternalServerError);
+        }
 
         // What the client asks for, what the response allows, what the body costs, what the stop
         // leaves time for (rules W8, W9, S9).
-        let keep = sound
+        let keep = !panicked
             && head.keep_alive
             && !asks_to_close(&response)
             && !ends_with_connection(&response, asked)
@@ -222,35 +243,22 @@ async fn refuse(mut gate: Gate, asked: Asked, status: StatusCode) -> Option<Tran
 /// A request whose head could not be read is answered as HTTP/1.1 (RFC 9110 section 6.2).
 const UNKNOWN: Asked = Asked { method: Method::Get, version: Version::Http1_1 };
 
-/// What came of a handler.
-enum Answer {
-    Response(Response),
+/// Why there is no response.
+enum Failure {
     Error(StatusCode),
     Panic,
 }
 
 /// Runs the handler on `request`. Its panic ends here (rule S17).
-async fn answer(service: &Service, request: Request) -> Answer {
+async fn answer(service: &Service, request: Request) -> Result<Response, Failure> {
     let handled = async { (service.handler)(request).await };
     match AssertUnwindSafe(handled).catch_unwind().await {
-        Ok(Ok(response)) => Answer::Response(response),
+        Ok(Ok(response)) => Ok(response),
         Ok(Err(error)) => {
             log::warn!("a handler has failed with {}: {error}", error.status());
-            Answer::Error(error.status())
+            Err(Failure::Error(error.status()))
         }
         // The panic hook has said what there is to say.
-        Err(_) => Answer::Panic,
-    }
-}
-
-impl Answer {
-    /// The response to send, and whether the connection is still sound. If the client got its
-    /// body wrong, an error is the client's.
-    fn response(self, fault: Option<StatusCode>) -> (Response, bool) {
-        match self {
-            Self::Response(response) => (response, true),
-            Self::Error(status) => (plain(fault.unwrap_or(status)), true),
-            Self::Panic => (plain(StatusCode::InternalServerError), false),
-        }
+        Err(_) => Err(Failure::Panic),
     }
 }

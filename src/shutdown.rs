@@ -577,7 +577,7 @@ mod tests {
         assert!(is_ready(token.stopping()) && is_ready(token.stopping()));
         assert!(!is_ready(token.aborting()));
         shutdown.abort();
-        assert!(is_ready(token.aborting()) && is_ready(token.clone().aborting()));
+        assert!(is_ready(token.aborting()) && is_ready(token.aborting()));
     }
 
     #[test]

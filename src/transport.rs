@@ -101,10 +101,19 @@ impl Transport {
 
     /// Ends reading: a reader that waits, in whichever task, finds the end of the stream.
     pub(crate) fn stop_reading(&self) {
-        // A socket that is already gone has nothing to be stopped.
+        self.shut(Shutdown::Read);
+    }
+
+    /// Ends reading and writing: whoever waits for either, in whichever task, is told.
+    pub(crate) fn shut_down(&self) {
+        self.shut(Shutdown::Both);
+    }
+
+    fn shut(&self, half: Shutdown) {
+        // A socket that is already gone has nothing to be shut.
         let _ = match &self.0 {
-            Kind::Tcp(socket) => socket.get_ref().shutdown(Shutdown::Read),
-            Kind::Unix(socket) => socket.get_ref().shutdown(Shutdown::Read),
+            Kind::Tcp(socket) => socket.get_ref().shutdown(half),
+            Kind::Unix(socket) => socket.get_ref().shutdown(half),
             Kind::Other(_) => Ok(()),
         };
     }

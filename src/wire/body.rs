@@ -9,10 +9,6 @@
 use std::borrow::Cow;
 use std::{fmt, io};
 
-/// How many unread bytes the gate's buffer must be able to hold: with as many in view, [`Chunked::step`] never
-/// answers [`Step::Partial`].
-pub(crate) const LOOKAHEAD: usize = MAX_TRAILER_BYTES;
-
 /// Digits of a chunk size, leading zeros included. Sixteen cannot overflow a `u64`.
 const MAX_SIZE_DIGITS: usize = 16;
 
@@ -719,7 +715,7 @@ mod tests {
                             return Seen { verdict, handed_on };
                         }
                         Ok(Step::Partial) => {
-                            assert!(unread.len() < LOOKAHEAD);
+                            assert!(unread.len() < MAX_TRAILER_BYTES);
                             break;
                         }
                         Err(malformed) => {

@@ -186,6 +186,14 @@ impl Incoming {
         n
     }
 
+    /// Moves unread bytes to `buf`, whatever they are; 0 once there are none.
+    pub(super) fn take_unread(&mut self, buf: &mut [u8]) -> usize {
+        let n = self.unread().len().min(buf.len());
+        buf[..n].copy_from_slice(&self.unread()[..n]);
+        self.take(n);
+        n
+    }
+
     /// Whether the body has been taken whole.
     pub(super) fn body_is_taken(&self) -> bool {
         match &self.body {
@@ -351,12 +359,9 @@ impl Incoming {
         most: u64,
     ) -> Poll<io::Result<usize>> {
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(buf.len());
-        let here = self.unread();
-        if !here.is_empty() {
-            let n = here.len().min(most);
-            buf[..n].copy_from_slice(&here[..n]);
-            self.take(n);
-            return Poll::Ready(Ok(n));
+        let here = self.take_unread(&mut buf[..most]);
+        if here > 0 {
+            return Poll::Ready(Ok(here));
         }
         self.ask_for_body();
         let n = ready!(transport.poll_read(cx, &mut buf[..most]))?;

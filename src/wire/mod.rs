@@ -10,7 +10,9 @@ pub(crate) mod head;
 mod incoming;
 mod outgoing;
 pub(crate) mod response;
+mod upgraded;
 
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -18,7 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use futures_lite::{AsyncRead, AsyncWrite};
-use http_types::{Request, StatusCode};
+use http_types::{Request, StatusCode, upgrade};
+use smol::channel;
 
 use crate::registry::{Describe, Seat, Stage};
 use crate::transport::Transport;
@@ -26,6 +29,7 @@ use head::{Bounds, Head, Parse};
 use incoming::Incoming;
 use outgoing::Outgoing;
 use response::Reply;
+use upgraded::Upgraded;
 
 /// The bytes of an active connection, in and out.
 pub(crate) struct Gate {
@@ -279,6 +283,17 @@ impl Gate {
         .await
     }
 
+    /// Hands the raw stream over to the task that waits for it, and waits until that has dropped
+    /// it (rule S11).
+    pub(crate) async fn upgrade(&self, to: upgrade::Sender) {
+        self.seat.enter(Stage::Upgraded);
+        let (open, closed) = channel::bounded::<Infallible>(1);
+        let stream = Upgraded { wire: self.wire.clone(), _open: open };
+        to.send(upgrade::Connection::new(stream)).await;
+        // Nothing is ever sent: this is the moment when the stream is dropped.
+        let _ = closed.recv().await;
+    }
+
     /// Sends everything.
     pub(crate) async fn flush(&mut self) -> Result<(), Broken> {
         poll_fn(|cx| {
@@ -365,7 +380,12 @@ impl Gate {
 impl Drop for Gate {
     /// A body that the handler has left behind somewhere must not keep the socket open.
     fn drop(&mut self) {
-        self.wire().transport.take();
+        let mut wire = self.wire();
+        match &wire.transport {
+            // Its owner, in another task, is told by the end of the stream.
+            Some(transport) if self.seat.stage() == Stage::Upgraded => transport.shut_down(),
+            _ => drop(wire.transport.take()),
+        }
     }
 }
 

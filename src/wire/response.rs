@@ -55,6 +55,11 @@ pub(crate) fn asks_to_close(response: &Response) -> bool {
     lines.flat_map(|line| line.as_str().split(',')).any(|o| o.trim().eq_ignore_ascii_case("close"))
 }
 
+/// Whether `response` hands the connection over to another protocol (RFC 9110 section 7.8).
+pub(crate) fn upgrades(response: &Response) -> bool {
+    response.status() == StatusCode::SwitchingProtocols && response.has_upgrade()
+}
+
 /// The response for a request that failed before or in its handler: the status, and no internals.
 pub(crate) fn plain(status: StatusCode) -> Response {
     let mut response = Response::new(status);
@@ -102,7 +107,9 @@ impl Reply {
             _ => None,
         };
 
-        if last {
+        if status == StatusCode::SwitchingProtocols {
+            response.insert_header(CONNECTION, "upgrade");
+        } else if last {
             response.insert_header(CONNECTION, "close");
         } else if asked.version == Version::Http1_0 {
             response.insert_header(CONNECTION, "keep-alive");
@@ -190,7 +197,7 @@ fn fit_to_send(response: Response) -> Response {
         log::error!("a handler has set a header field that cannot be sent: {:?}", name.as_str());
         return plain(StatusCode::InternalServerError);
     }
-    if response.status().is_informational() {
+    if response.status().is_informational() && !upgrades(&response) {
         log::error!("a handler has answered with {}, which is no answer", response.status());
         return plain(StatusCode::InternalServerError);
     }

@@ -1,0 +1,68 @@
+//! [`Upgraded`]: a connection that was handed over to another protocol (RFC 9110 section 7.8).
+//!
+//! Invariant: the first bytes read are those that came behind the request's head; and as long as
+//! this lives, its connection's task does too, so that the drain waits for it (rule S11). Knows
+//! nothing of the protocol.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use futures_lite::{AsyncRead, AsyncWrite};
+use smol::channel::Sender;
+
+use super::{Wire, lock};
+use crate::transport::Transport;
+
+/// The raw stream, as its new owner reads and writes it.
+pub(super) struct Upgraded {
+    pub(super) wire: Arc<Mutex<Wire>>,
+    /// Dropped with this: the connection's task waits for that.
+    pub(super) _open: Sender<Infallible>,
+}
+
+impl Upgraded {
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&mut Transport) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match &mut lock(&self.wire).transport {
+            Some(transport) => work(transport),
+            None => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
+        }
+    }
+}
+
+impl AsyncRead for Upgraded {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let here = lock(&self.wire).incoming.take_unread(buf);
+        if here > 0 {
+            return Poll::Ready(Ok(here));
+        }
+        self.with(|transport| transport.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Upgraded {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.with(|transport| transport.poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|transport| transport.poll_flush(cx))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|transport| transport.poll_half_close(cx))
+    }
+}
