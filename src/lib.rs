@@ -23,6 +23,38 @@
 //!     run(server, [":8082"])
 //! }
 //! ```
+//!
+//! # What a stop does to a connection
+//!
+//! | it is | at the stop | at the deadline, or a second signal |
+//! |---|---|---|
+//! | in the kernel's queue | accepted and served | lost, if it could not be accepted |
+//! | silent or idle | may send a request for [`Limits::linger`], then closed | closed |
+//! | sending a request | finished; the response says `Connection: close` | cut and named |
+//! | in a handler | finished; the handler can see it by its [`Token`] | cut and named |
+//! | being answered | finished | cut and named |
+//! | upgraded | waited for until it is dropped | cut and named |
+//!
+//! # Ways in
+//!
+//! - [`run`] is a whole process: worker threads, signals, exit code. [`Process`] has its settings.
+//! - [`Server::serve`] is a future for a program that has its own executor and control.
+//! - [`Shutdown`], [`Token`] and [`Guard`] work without any HTTP.
+//!
+//! # Implementation
+//!
+//! Requests are decoded and responses encoded by async-h1, with a gate in front of it that owns the
+//! read buffer and admits one well-formed message at a time. [`run`] polls one smol executor from N
+//! worker threads; the thread that called it keeps signals, deadlines and the drain, and runs no
+//! handler. An idle connection holds its socket and its task, and no buffer. Deadlines are kept by
+//! one sweep over all connections, at most once a second, and not by a timer for each. The library
+//! registers no signal handler unless [`run`] or [`signals`] is called, prints nothing, and never
+//! exits the process.
+//!
+//! # Limits
+//!
+//! HTTP/1.1 and 1.0 over TCP and Unix sockets, on Unix. Methods are those that http-types knows;
+//! others are answered 501. No routing, no TLS of its own (see [`Transport::new`]), no HTTP/2.
 
 mod connection;
 mod limits;
@@ -37,7 +69,7 @@ mod transport;
 mod wire;
 
 pub use async_signal::Signal;
-pub use http_types::{Body, Request, Response, StatusCode};
+pub use http_types::{self, Body, Request, Response, StatusCode};
 pub use limits::Limits;
 pub use listener::{Address, AddressError, Listen, Listener};
 pub use outcome::{Ending, Outcome};
