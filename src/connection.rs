@@ -50,12 +50,13 @@ impl Service {
 
 /// Serves a connection until it ends or everything is aborted.
 pub(crate) async fn serve(service: &Service, seat: &Arc<Seat>, transport: Transport) {
-    // An abort drops the connection where it stands (rule S13).
+    // An abort drops the connection where it stands, before it can finish what the outcome names
+    // as cut (rule S13).
     let aborted = poll_fn(|cx| {
         seat.register(cx.waker());
         if service.is_aborting() { Poll::Ready(()) } else { Poll::Pending }
     });
-    requests(service, seat, transport).or(aborted).await;
+    aborted.or(requests(service, seat, transport)).await;
 }
 
 /// Idle, active, idle, active, …
@@ -107,8 +108,13 @@ async fn first_bytes(
                 Poll::Ready(Ok(n)) => return Poll::Ready(Some((bytes, n))),
                 // That was the last look.
                 Poll::Pending if leave => return Poll::Ready(None),
-                Poll::Pending if ready => return Poll::Pending,
                 Poll::Pending => {}
+            }
+            if seat.stage() == Stage::Accepted {
+                seat.enter(Stage::Idle);
+            }
+            if ready {
+                return Poll::Pending;
             }
         }
     })

@@ -347,7 +347,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 /// An error in an operator's words: without Rust's decoration.
-fn reason(error: &io::Error) -> String {
+pub(crate) fn reason(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => "the address is in use by another program".into(),
         io::ErrorKind::AddrNotAvailable => "this machine has no such address".into(),

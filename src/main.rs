@@ -1,1 +1,218 @@
-fn main() {}
+//! The binary: arguments and environment become calls of the library, its outcome the exit code.
+//!
+//! Uses the library's public API only. Exit codes: 0 everything was finished, 1 something was cut
+//! or the server could not start, 2 usage. They are decided here and nowhere else.
+
+#[path = "main/app.rs"]
+mod app;
+#[path = "main/log.rs"]
+mod log;
+
+use std::env;
+use std::io::{self, Write};
+use std::process::{ExitCode, Termination};
+use std::time::Duration;
+
+use clap::builder::RangedU64ValueParser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use humantime::parse_duration;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use smol_graceful::{Address, Limits, Outcome, Process, Server};
+
+use crate::log::Log;
+
+fn main() -> ExitCode {
+    let settings = match Settings::try_parse() {
+        Ok(settings) => settings,
+        Err(error) => return usage(&error),
+    };
+    let log = match Log::start(io::stderr()) {
+        Ok(log) => log,
+        Err(error) => {
+            // There is no thread to write it, and nothing in flight that it could hold up.
+            let _ = writeln!(io::stderr(), "smol-graceful: cannot start a thread: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    log.install(&env::var("RUST_LOG").unwrap_or_default());
+    // `log` is flushed where it is dropped, behind the last line, in a bounded time.
+    match serve(settings) {
+        Ok(outcome) => end(outcome),
+        Err(error) => {
+            log.line(format!("smol-graceful: {error}{}\n", way_out(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves HTTP/1.1 until HUP, INT, TERM or QUIT, and finishes every request that has begun.
+///
+/// A second signal ends this at once, and so does the end of the grace. Exit code: 0 everything was
+/// finished, 1 something was cut or the server could not start, 2 wrong usage.
+///
+/// DURATION: such as 300ms, 2s, 1m30s. Logs go to standard error; RUST_LOG says which.
+#[derive(Debug, Parser)]
+#[command(version, verbatim_doc_comment)]
+struct Settings {
+    /// Where to listen; several times, or with commas between the addresses
+    ///
+    /// ADDR: 127.0.0.1:8082, [::1]:8082, :8082 for every interface, unix:/path
+    #[arg(
+        long,
+        env = "SMOL_GRACEFUL_LISTEN",
+        value_name = "ADDR",
+        value_delimiter = ',',
+        default_value = ":8082"
+    )]
+    listen: Vec<Address>,
+
+    /// How long a request to / works
+    #[arg(
+        long,
+        env = "SMOL_GRACEFUL_WORK",
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        default_value = "15s"
+    )]
+    work: Duration,
+
+    /// How long the drain may take before what is left is cut
+    ///
+    /// What kills the process if it does not end must wait longer than lame duck and grace together
+    #[arg(
+        long,
+        env = "SMOL_GRACEFUL_GRACE",
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        default_value = "30s"
+    )]
+    grace: Duration,
+
+    /// How long idle connections are kept in the drain, for a last request
+    #[arg(
+        long,
+        env = "SMOL_GRACEFUL_LINGER",
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        default_value = "100ms"
+    )]
+    linger: Duration,
+
+    /// How long connections are still accepted after the stop, while /readyz already says no
+    #[arg(
+        long,
+        env = "SMOL_GRACEFUL_LAME_DUCK",
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        default_value = "0s"
+    )]
+    lame_duck: Duration,
+
+    /// How many threads run requests, 1 to 1024 [default: number of cores]
+    #[arg(
+        long,
+        env = "SMOL_GRACEFUL_THREADS",
+        value_name = "NUMBER",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024)
+    )]
+    threads: Option<usize>,
+}
+
+/// Says what is wrong with the arguments, or what was asked for: `--help`, `--version`.
+fn usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if error.kind() == ErrorKind::ValueValidation {
+        // For a wrong value clap leaves it out.
+        let _ = write!(io::stderr(), "\n{}\n", Settings::command().render_usage());
+    }
+    if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
+}
+
+fn serve(settings: Settings) -> io::Result<Outcome> {
+    raise_open_files();
+    let Settings { listen, work, grace, linger, lame_duck, threads } = settings;
+    let limits = Limits { grace, linger, lame_duck, ..Limits::default() };
+    let server = Server::new(move |request| app::handle(work, request)).limits(limits);
+    let mut process = Process::default();
+    if let Some(threads) = threads {
+        process = process.threads(threads);
+    }
+    process.run(server, listen)
+}
+
+/// Raises the soft limit of open files to the hard one, as Go does: the low soft limit is there for
+/// programs that use `select`. [`Limits::default`] looks at it. If it fails, less must do.
+fn raise_open_files() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
+/// Logs the outcome as the last line; it is the exit code.
+fn end(outcome: Outcome) -> ExitCode {
+    if outcome.is_drained() {
+        ::log::info!("{outcome}");
+    } else {
+        ::log::warn!("{outcome}");
+    }
+    outcome.report()
+}
+
+/// What the operator can do about `error`.
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; stop that one, or choose another address with --listen",
+        io::ErrorKind::AddrNotAvailable => "; choose another address with --listen",
+        io::ErrorKind::PermissionDenied => {
+            "; a port below 1024 needs CAP_NET_BIND_SERVICE, a socket file a writable directory"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Settings::command().debug_assert();
+    }
+
+    /// Design section 8.
+    #[test]
+    fn defaults_are_the_agreed_ones() {
+        let settings = Settings::try_parse_from(["smol-graceful"]).unwrap();
+        assert_eq!(settings.listen, [Address::Every(8082)]);
+        assert_eq!(settings.work, Duration::from_secs(15));
+        assert_eq!(settings.grace, Duration::from_secs(30));
+        assert_eq!(settings.linger, Duration::from_millis(100));
+        assert_eq!(settings.lame_duck, Duration::ZERO);
+        assert_eq!(settings.threads, None);
+    }
+
+    #[test]
+    fn addresses_are_repeated_or_separated_by_commas() {
+        let line = ["smol-graceful", "--listen", ":1,:2", "--listen", "unix:/run/app.sock"];
+        let settings = Settings::try_parse_from(line).unwrap();
+        let unix = Address::Unix("/run/app.sock".into());
+        assert_eq!(settings.listen, [Address::Every(1), Address::Every(2), unix]);
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for line in [
+            ["--listen", "8082"],
+            ["--listen", ""],
+            ["--work", "15"],
+            ["--grace", "-1s"],
+            ["--linger", "soon"],
+            ["--threads", "0"],
+            ["--threads", "many"],
+            ["--thread", "1"],
+        ] {
+            let line = ["smol-graceful"].into_iter().chain(line);
+            assert_eq!(Settings::try_parse_from(line).unwrap_err().exit_code(), 2);
+        }
+    }
+}

@@ -14,7 +14,7 @@ use futures_lite::{FutureExt, Stream, StreamExt, future};
 use smol::Executor;
 use smol::channel;
 
-use crate::listener::Listen;
+use crate::listener::{Listen, reason};
 use crate::outcome::{Outcome, name};
 use crate::server::Server;
 use crate::shutdown::{Phase, Shutdown};
@@ -102,7 +102,7 @@ impl Process {
         listeners: impl IntoIterator<Item = L>,
     ) -> io::Result<Outcome> {
         // Rule S16.
-        let signals = stream(&self.signals)?;
+        let signals = stream(&self.signals).map_err(named("cannot handle signals"))?;
         let executor = Arc::new(Executor::new());
         let shutdown = server.handle();
         let running = Arc::new(server.executor(executor.clone()).start(listeners)?);
@@ -113,7 +113,8 @@ impl Process {
             let (executor, closed) = (executor.clone(), closed.clone());
             thread::Builder::new()
                 .name(format!("worker-{number}"))
-                .spawn(move || smol::block_on(executor.run(closed.recv())))?;
+                .spawn(move || smol::block_on(executor.run(closed.recv())))
+                .map_err(named("cannot start a worker thread"))?;
         }
         let accepting = running.clone();
         let _accept = executor.spawn(async move { accepting.accept().await });
@@ -122,6 +123,10 @@ impl Process {
         let outcome = future::block_on(running.control().or(obey(signals, &shutdown)));
         Ok(outcome)
     }
+}
+
+fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
+    move |error| io::Error::new(error.kind(), format!("{what}: {}", reason(&error)))
 }
 
 /// Stops at the first signal, aborts at the second. Never ends.

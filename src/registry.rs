@@ -81,34 +81,37 @@ fn or_dash(text: &str) -> &str {
 #[repr(u8)]
 #[non_exhaustive]
 pub enum Stage {
+    /// Accepted, and not looked at yet: whether a request has begun is not known.
+    Accepted = 0,
     /// Between requests, or before the first.
-    Idle = 0,
+    Idle = 1,
     /// The head has begun to arrive.
-    Head = 1,
+    Head = 2,
     /// The handler runs.
-    Handler = 2,
+    Handler = 3,
     /// Someone waits for more of the request's body.
-    Body = 3,
+    Body = 4,
     /// The response has begun; its body is awaited from the handler's reader.
-    Response = 4,
+    Response = 5,
     /// The client is slow to take the response.
-    Writing = 5,
+    Writing = 6,
     /// The response is written; what the client still sends is discarded.
-    Closing = 6,
+    Closing = 7,
     /// The connection was handed over to another protocol.
-    Upgraded = 7,
+    Upgraded = 8,
 }
 
 impl Stage {
     fn of(activity: u32) -> Self {
         match activity & Seat::STAGE {
-            0 => Self::Idle,
-            1 => Self::Head,
-            2 => Self::Handler,
-            3 => Self::Body,
-            4 => Self::Response,
-            5 => Self::Writing,
-            6 => Self::Closing,
+            0 => Self::Accepted,
+            1 => Self::Idle,
+            2 => Self::Head,
+            3 => Self::Handler,
+            4 => Self::Body,
+            5 => Self::Response,
+            6 => Self::Writing,
+            7 => Self::Closing,
             _ => Self::Upgraded,
         }
     }
@@ -116,7 +119,7 @@ impl Stage {
     /// How long a connection may stay here without a move.
     fn limit(self, limits: &Limits) -> Option<Duration> {
         match self {
-            Self::Idle => Some(limits.idle_timeout),
+            Self::Accepted | Self::Idle => Some(limits.idle_timeout),
             Self::Head => Some(limits.head_timeout),
             Self::Body | Self::Writing => Some(limits.stall_timeout),
             Self::Closing => Some(Limits::CLOSING),
@@ -133,6 +136,7 @@ impl Stage {
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Accepted => "not looked at yet",
             Self::Idle => "idle",
             Self::Head => "reading the head",
             Self::Handler => "in the handler",
@@ -164,6 +168,8 @@ pub(crate) struct Seat {
     activity: AtomicU32,
     /// What the sweep decided.
     verdict: AtomicU8,
+    /// When it was accepted.
+    since: Instant,
     /// The request under way.
     request: Mutex<Option<Request>>,
 }
@@ -182,7 +188,7 @@ impl fmt::Debug for Request {
 }
 
 impl Seat {
-    const STAGE: u32 = 0b111;
+    const STAGE: u32 = 0b1111;
     const EXPIRED: u8 = 1;
 
     pub(crate) fn new(peer: Peer, server: usize) -> Arc<Self> {
@@ -192,6 +198,7 @@ impl Seat {
             waker: AtomicWaker::new(),
             activity: AtomicU32::new(0),
             verdict: AtomicU8::new(0),
+            since: Instant::now(),
             request: Mutex::new(None),
         })
     }
@@ -251,8 +258,9 @@ impl Seat {
             return None;
         }
         // The head is asked with the lock released: it has a lock of its own.
-        let (since, head) = self.lock().as_ref().map(|r| (r.since, r.head.clone()))?;
-        let (method, path) = head.upgrade().and_then(|head| head.describe()).unwrap_or_default();
+        let request = self.lock().as_ref().map(|r| (r.since, r.head.upgrade()));
+        let (since, head) = request.unwrap_or((self.since, None));
+        let (method, path) = head.and_then(|head| head.describe()).unwrap_or_default();
         Some(Cut {
             what: What::Request { peer: self.peer, stage, method, path },
             age: now.saturating_duration_since(since),
@@ -293,7 +301,8 @@ pub(crate) struct Watched {
 impl Holder {
     pub(crate) fn connection(seat: Arc<Seat>) -> Self {
         let seen = seat.activity.load(Ordering::Relaxed);
-        Self::Connection(Watched { seat, seen, seen_at: Instant::now() })
+        let seen_at = seat.since;
+        Self::Connection(Watched { seat, seen, seen_at })
     }
 
     fn seat(&self) -> Option<&Arc<Seat>> {
@@ -444,6 +453,10 @@ mod tests {
         let head: Arc<dyn Describe> = Arc::new(Line);
         let seat = Seat::new(Peer::from(([127, 0, 0, 1], 9)), 1);
         let registry = registry_with(&seat);
+        // Nobody has looked: it may have sent a request.
+        let line = registry.cuts(Instant::now())[0].to_string();
+        assert!(line.starts_with("127.0.0.1:9 - - (not looked at yet, "), "{line}");
+        seat.enter(Stage::Idle);
         assert!(registry.cuts(Instant::now()).is_empty());
         seat.begin(Arc::downgrade(&head));
         seat.enter(Stage::Handler);

@@ -395,3 +395,28 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
         thread::sleep(Duration::from_millis(1));
     }
 }
+
+impl Running {
+    /// Serves with a server that was made elsewhere, on a port of the kernel's choice.
+    pub fn of(server: Server) -> Self {
+        let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+        let Address::Tcp(addr) = *listener.address() else { unreachable!() };
+        let shutdown = server.handle();
+        let (send, outcome) = mpsc::channel();
+        thread::spawn(move || {
+            let outcome = futures_lite::future::block_on(server.serve([listener])).unwrap();
+            let _ = send.send(outcome);
+        });
+        Self { addr, shutdown, outcome }
+    }
+}
+
+impl From<TcpStream> for Client {
+    /// For those who look at how connecting ends.
+    fn from(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, buffer: Vec::new() }
+    }
+}

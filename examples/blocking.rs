@@ -1,0 +1,51 @@
+//! A server whose handler blocks its thread, which no handler should do: to see what a stop does
+//! then. `/block/5000` sleeps for 5 s without giving its thread back; anything else answers at once.
+//!
+//! Run with:
+//!
+//! ```
+//! cargo run --example blocking -- 127.0.0.1:8082
+//! ```
+//!
+//! A grace in seconds and a number of threads may follow the address. Open
+//! <http://127.0.0.1:8082/block/60000> once a thread, and stop it with Ctrl-C: the drain begins,
+//! ends after the grace, and names what it has cut.
+
+use std::env::Args;
+use std::io;
+use std::str::FromStr;
+use std::thread;
+use std::time::Duration;
+
+use smol_graceful::{Limits, Outcome, Process, Request, Server};
+
+async fn block(request: Request) -> http_types::Result<String> {
+    if let Some(text) = request.url().path().strip_prefix("/block/") {
+        let wrong = |error| http_types::Error::new(http_types::StatusCode::BadRequest, error);
+        let milliseconds = text.parse::<u64>().map_err(wrong)?;
+        thread::sleep(Duration::from_millis(milliseconds));
+    }
+    Ok("okay\n".to_owned())
+}
+
+/// The next argument, if there is one.
+fn next<T: FromStr>(args: &mut Args, what: &str) -> io::Result<Option<T>> {
+    let wrong = |_| io::Error::other(format!("`blocking [ADDR [GRACE [THREADS]]]`: no {what}"));
+    args.next().map(|text| text.parse().map_err(wrong)).transpose()
+}
+
+fn main() -> io::Result<Outcome> {
+    env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
+    let mut args = std::env::args();
+    args.next();
+    let address = args.next().unwrap_or("127.0.0.1:8082".to_owned());
+    let grace = next(&mut args, "seconds")?.map_or(Limits::default().grace, Duration::from_secs);
+    let mut process = Process::default();
+    if let Some(threads) = next(&mut args, "number of threads")? {
+        process = process.threads(threads);
+    }
+    let server = Server::new(block).limits(Limits { grace, ..Limits::default() });
+    let outcome = process.run(server, [&*address])?;
+    log::info!("{outcome}");
+    Ok(outcome)
+}

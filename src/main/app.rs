@@ -1,0 +1,237 @@
+//! The bundled application: a few routes that show and test what the server does when it stops.
+//!
+//! Invariant: nothing here blocks its thread or keeps a body in memory. Knows nothing of
+//! connections, signals and settings, apart from how long `/` works.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_lite::io::BufReader;
+use futures_lite::{AsyncRead, Stream, stream};
+use http_types::Method;
+use http_types::headers::{ALLOW, CONTENT_TYPE};
+use humantime::parse_duration;
+use smol::Timer;
+use smol_graceful::{Body, Request, Response, StatusCode, Token};
+
+/// Answers one request; `/` works for as long as `work`.
+pub(crate) async fn handle(work: Duration, request: Request) -> http_types::Result<Response> {
+    use Method::{Get, Head, Options, Post};
+
+    let path = request.url().path();
+    let Some(allowed) = allowed(path) else { return Ok(status(StatusCode::NotFound)) };
+    Ok(match (request.method(), path) {
+        (Options, _) => allow(Response::new(StatusCode::NoContent), allowed),
+        (Get | Head, "/") => okay(work).await,
+        (Get | Head, "/work") => work_for(&request).await,
+        (Get | Head, "/stream") => tick(&request),
+        (Get | Head, "/livez") => text(StatusCode::Ok, "live\n"),
+        (Get | Head, "/readyz") => ready(&request),
+        (Post, "/echo") => echo(request),
+        (_, "/*") => status(StatusCode::NotFound),
+        _ => allow(status(StatusCode::MethodNotAllowed), allowed),
+    })
+}
+
+/// What can be done with a path; `None` if there is no such path. `OPTIONS *` arrives as `/*`.
+fn allowed(path: &str) -> Option<&'static str> {
+    match path {
+        "/" | "/work" | "/stream" | "/livez" | "/readyz" => Some("GET, HEAD, OPTIONS"),
+        "/echo" => Some("POST, OPTIONS"),
+        "/*" => Some("GET, HEAD, POST, OPTIONS"),
+        _ => None,
+    }
+}
+
+/// `GET /`: works without blocking its thread.
+async fn okay(work: Duration) -> Response {
+    Timer::after(work).await;
+    text(StatusCode::Ok, "okay")
+}
+
+/// `GET /work?for=300ms`: the same, for as long as the client says.
+async fn work_for(request: &Request) -> Response {
+    match parameter(request, "for").map(|text| parse_duration(&text)) {
+        Some(Ok(work)) if work <= LONGEST => okay(work).await,
+        _ => text(StatusCode::BadRequest, "write /work?for=300ms, with at most 1h\n"),
+    }
+}
+
+/// `POST /echo`: the request's body, handed on as it arrives.
+fn echo(mut request: Request) -> Response {
+    let mut response = Response::new(StatusCode::Ok);
+    if let Some(content_type) = request.header(CONTENT_TYPE) {
+        response.insert_header(CONTENT_TYPE, content_type);
+    }
+    response.set_body(request.take_body());
+    response
+}
+
+/// `GET /stream?every=100ms&count=50`: a line at a time, fewer if the server stops.
+fn tick(request: &Request) -> Response {
+    let every = parameter(request, "every").unwrap_or("100ms".into());
+    let count = parameter(request, "count").unwrap_or("50".into());
+    match (parse_duration(&every), count.parse()) {
+        (Ok(every), Ok(count)) if every <= LONGEST => {
+            let ticks = Box::pin(ticks(Token::of(request), every, count));
+            let body = BufReader::new(Lines { lines: ticks, rest: VecDeque::new() });
+            text(StatusCode::Ok, Body::from_reader(body, None))
+        }
+        _ => text(StatusCode::BadRequest, "write /stream?every=100ms&count=50, with at most 1h\n"),
+    }
+}
+
+/// `GET /readyz`: whether to send further requests here.
+fn ready(request: &Request) -> Response {
+    if Token::of(request).is_stopping() {
+        text(StatusCode::ServiceUnavailable, "stopping\n")
+    } else {
+        text(StatusCode::Ok, "ready\n")
+    }
+}
+
+/// The longest time that a client can ask for: 1 h.
+const LONGEST: Duration = Duration::from_secs(60 * 60);
+
+/// The lines `tick 1`, `tick 2`, …: `count` of them, or as many as there are before the stop.
+fn ticks(token: Token, every: Duration, count: u64) -> impl Stream<Item = String> + Send + Sync {
+    stream::unfold((token, 1), move |(token, n)| async move {
+        if n > count || token.is_stopping() {
+            return None;
+        }
+        token.until_stop(Timer::after(every)).await?;
+        Some((format!("tick {n}\n"), (token, n + 1)))
+    })
+}
+
+/// A stream of lines, to be read as bytes.
+struct Lines<S> {
+    lines: S,
+    /// What is left of the current line.
+    rest: VecDeque<u8>,
+}
+
+impl<S: Stream<Item = String> + Unpin> AsyncRead for Lines<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        while self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.lines).poll_next(cx)) {
+                Some(line) => self.rest.extend(line.bytes()),
+                None => return Poll::Ready(Ok(0)),
+            }
+        }
+        Poll::Ready(self.rest.read(buf))
+    }
+}
+
+/// The value of a parameter in the query.
+fn parameter(request: &Request, name: &str) -> Option<String> {
+    let mut pairs = request.url().query_pairs();
+    pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+}
+
+/// A response with nothing to say but its status.
+fn status(status: StatusCode) -> Response {
+    text(status, format!("{}\n", status.canonical_reason()))
+}
+
+fn text(status: StatusCode, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(status);
+    response.insert_header(CONTENT_TYPE, "text/plain; charset=utf-8");
+    response.set_body(body);
+    response
+}
+
+fn allow(mut response: Response, methods: &str) -> Response {
+    response.insert_header(ALLOW, methods);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::StreamExt;
+    use futures_lite::future::block_on;
+    use smol_graceful::Shutdown;
+
+    #[test]
+    fn every_route_answers() {
+        for (method, target, status, body) in [
+            (Method::Get, "/", 200, "okay"),
+            (Method::Get, "/?x=y", 200, "okay"),
+            (Method::Get, "/work?for=1ms", 200, "okay"),
+            (Method::Get, "/work?for=0", 200, "okay"),
+            (Method::Get, "/stream?every=1ms&count=2", 200, "tick 1\ntick 2\n"),
+            (Method::Get, "/stream?count=0", 200, ""),
+            (Method::Get, "/livez", 200, "live\n"),
+            (Method::Get, "/readyz", 200, "ready\n"),
+            (Method::Options, "/", 204, ""),
+            (Method::Options, "/*", 204, ""),
+            (Method::Get, "/nothing", 404, "Not Found\n"),
+            (Method::Get, "/*", 404, "Not Found\n"),
+            (Method::Get, "/work/", 404, "Not Found\n"),
+            (Method::Get, "/echo", 405, "Method Not Allowed\n"),
+            (Method::Post, "/", 405, "Method Not Allowed\n"),
+        ] {
+            let answer = ask(Request::new(method, &*url(target)));
+            assert_eq!(answer, (status, body.to_owned()), "{method} {target}");
+        }
+    }
+
+    #[test]
+    fn wrong_parameters_are_explained() {
+        for target in [
+            "/work",
+            "/work?for=",
+            "/work?for=300",
+            "/work?for=-1s",
+            "/work?for=1h1ms",
+            "/work?for=99999999999999999999y",
+            "/stream?every=often",
+            "/stream?count=-1",
+            "/stream?every=2h",
+        ] {
+            let (status, body) = ask(Request::new(Method::Get, &*url(target)));
+            assert_eq!(status, 400, "{target}");
+            assert!(body.starts_with("write /") && body.ends_with('\n'), "{target}: {body}");
+        }
+    }
+
+    #[test]
+    fn the_echo_keeps_type_and_length() {
+        let mut request = Request::new(Method::Post, &*url("/echo"));
+        request.set_body("{}");
+        request.insert_header(CONTENT_TYPE, "application/json; x=y");
+        let response = block_on(handle(Duration::ZERO, request)).unwrap();
+        assert_eq!(response.header(CONTENT_TYPE).unwrap().as_str(), "application/json; x=y");
+        assert_eq!(response.len(), Some(2));
+    }
+
+    /// Rule S10.
+    #[test]
+    fn a_stream_ends_with_the_stop() {
+        let shutdown = Shutdown::new();
+        let mut ticks = Box::pin(ticks(shutdown.token(), Duration::ZERO, u64::MAX));
+        assert_eq!(block_on(ticks.next()).unwrap(), "tick 1\n");
+        assert_eq!(block_on(ticks.next()).unwrap(), "tick 2\n");
+        shutdown.stop();
+        assert_eq!(block_on(ticks.next()), None);
+    }
+
+    fn url(target: &str) -> String {
+        format!("http://localhost{target}")
+    }
+
+    fn ask(request: Request) -> (u16, String) {
+        block_on(async {
+            let mut response = handle(Duration::ZERO, request).await.unwrap();
+            (response.status().into(), response.body_string().await.unwrap())
+        })
+    }
+}
