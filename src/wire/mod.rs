@@ -73,9 +73,12 @@ impl Gate {
 
     /// The head of the next message, once it has arrived.
     pub(crate) async fn head(&mut self, longest_body: u64) -> Result<Head, NoHead> {
-        self.wire().incoming.finish_message();
-        let wire: Arc<Mutex<Wire>> = self.wire.clone();
-        let wire: Arc<dyn Describe> = wire;
+        {
+            let mut wire = self.wire();
+            wire.incoming.finish_message();
+            wire.serving = Stage::Head;
+        }
+        let wire: Arc<dyn Describe> = self.wire.clone();
         self.seat.begin(Arc::downgrade(&wire));
         poll_fn(|cx| self.poll_head(cx, longest_body)).await
     }
@@ -223,16 +226,16 @@ impl Gate {
             if draining() && self.wire().transport.as_ref().is_none_or(Transport::is_reset) {
                 return Poll::Ready(());
             }
+            if self.wire().incoming.take_continue() {
+                let end = self.output.len();
+                self.output.replace(end..end, CONTINUE);
+            }
             self.poll_tend(cx)
         })
         .await;
     }
 
     fn poll_tend(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.wire().incoming.take_continue() {
-            let end = self.output.len();
-            self.output.replace(end..end, CONTINUE);
-        }
         if self.seat.is_expired() {
             if self.seat.stage() == Stage::Writing {
                 return Poll::Ready(());
@@ -264,9 +267,9 @@ impl Gate {
                     }
                 }
                 let filled = reply.poll_fill(cx, &mut self.output);
-                if unseen && self.wire().incoming.take_continue() {
-                    // The body of the response is made of the request's, which the client sends
-                    // only after this. Behind the final response it would be too late (rule W7).
+                // The body of the response is made of the request's, which the client sends only
+                // after this. Within the final response it would be too late (rule W7).
+                if self.wire().incoming.take_continue() && unseen {
                     self.output.replace(begin..begin, CONTINUE);
                 }
                 match filled {
@@ -314,7 +317,11 @@ impl Gate {
         let Some(transport) = &mut wire.transport else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
-        let sent = self.output.poll_send(transport, cx, || self.seat.enter(serving));
+        let sent = self.output.poll_send(transport, cx, || {
+            if self.seat.stage() == Stage::Writing {
+                self.seat.enter(serving);
+            }
+        });
         if sent.is_pending() && self.seat.stage() != Stage::Writing {
             self.seat.enter(Stage::Writing);
         }
