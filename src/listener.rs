@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -165,6 +166,8 @@ pub struct Listener {
     address: Address,
     /// `None` once closed.
     socket: Mutex<Option<Bound>>,
+    /// Exhaustion was logged, and the queue has not been empty since: the episode goes on.
+    is_exhausted: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -178,6 +181,11 @@ enum Bound {
 }
 
 impl Listener {
+    fn new(address: Address, socket: Bound) -> Self {
+        let is_exhausted = AtomicBool::new(false);
+        Self { address, socket: Mutex::new(Some(socket)), is_exhausted }
+    }
+
     /// Binds `address` and listens on it.
     ///
     /// A Unix socket's file that no server answers on any more is replaced.
@@ -219,11 +227,11 @@ impl Listener {
     ///
     /// No connection is lost when the future is dropped.
     pub(crate) async fn accept(&self) -> Option<(Transport, Peer)> {
-        let mut exhaustion = Exhaustion::new();
+        let mut pause = Duration::ZERO;
         loop {
             match poll_fn(|cx| self.poll_accept(cx)).await? {
                 Ok(connection) => return Some(connection),
-                Err(error) => exhaustion.wait(&self.address, &error).await,
+                Err(error) => pause = self.wait(pause, &error).await,
             }
         }
     }
@@ -234,7 +242,7 @@ impl Listener {
     /// left, as the queue is lost otherwise. Whoever waits in [`Listener::accept`] is not woken.
     pub(crate) async fn close(&self, mut take: impl FnMut(Transport, Peer)) {
         let began = Instant::now();
-        let mut exhaustion = Exhaustion::new();
+        let mut pause = Duration::ZERO;
         loop {
             let accepted = match &*self.bound() {
                 Some(socket) => socket.accept(),
@@ -242,13 +250,13 @@ impl Listener {
             };
             match accepted {
                 Ok((transport, peer)) => {
-                    exhaustion = Exhaustion::new();
+                    pause = Duration::ZERO;
                     take(transport, peer);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => exhaustion.wait(&self.address, &error).await,
+                Err(error) => pause = self.wait(pause, &error).await,
             }
-            if exhaustion.is_over() && began.elapsed() > FLOOD {
+            if pause.is_zero() && began.elapsed() > FLOOD {
                 break;
             }
         }
@@ -261,6 +269,7 @@ impl Listener {
         loop {
             match socket.accept() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.is_exhausted.store(false, Ordering::Relaxed);
                     if let Err(error) = ready!(socket.poll_readable(cx)) {
                         return Poll::Ready(Some(Err(error)));
                     }
@@ -268,6 +277,22 @@ impl Listener {
                 accepted => return Poll::Ready(Some(accepted)),
             }
         }
+    }
+
+    /// Waits as long as `error` of `accept` asks for, longer than `pause` before; not at all if it
+    /// is one connection's own.
+    async fn wait(&self, pause: Duration, error: &io::Error) -> Duration {
+        const SHORTEST: Duration = Duration::from_millis(5);
+        const LONGEST: Duration = Duration::from_secs(1);
+        if is_of_one_connection(error) {
+            return pause;
+        }
+        if !self.is_exhausted.swap(true, Ordering::Relaxed) {
+            log::error!("cannot accept on {}, trying again: {}", self.address, reason(error));
+        }
+        let pause = (pause * 2).clamp(SHORTEST, LONGEST);
+        Timer::after(pause).await;
+        pause
     }
 
     fn bound(&self) -> MutexGuard<'_, Option<Bound>> {
@@ -297,36 +322,6 @@ impl Bound {
             Self::Tcp(socket) => socket.poll_readable(cx),
             Self::Unix { socket, .. } => socket.poll_readable(cx),
         }
-    }
-}
-
-/// An episode without descriptors or memory.
-struct Exhaustion {
-    pause: Duration,
-}
-
-impl Exhaustion {
-    const SHORTEST: Duration = Duration::from_millis(5);
-    const LONGEST: Duration = Duration::from_secs(1);
-
-    fn new() -> Self {
-        Self { pause: Duration::ZERO }
-    }
-
-    fn is_over(&self) -> bool {
-        self.pause.is_zero()
-    }
-
-    /// Waits as long as `error` asks for: not at all if it is one connection's own.
-    async fn wait(&mut self, address: &Address, error: &io::Error) {
-        if is_of_one_connection(error) {
-            return;
-        }
-        if self.is_over() {
-            log::error!("cannot accept on {address}, trying again: {}", reason(error));
-        }
-        self.pause = (self.pause * 2).clamp(Self::SHORTEST, Self::LONGEST);
-        Timer::after(self.pause).await;
     }
 }
 
@@ -380,7 +375,7 @@ fn tcp(addr: SocketAddr) -> io::Result<Listener> {
     socket.set_tcp_nodelay(true)?;
     let socket = Async::new(TcpListener::from(socket))?;
     let address = Address::Tcp(socket.get_ref().local_addr()?);
-    Ok(Listener { address, socket: Mutex::new(Some(Bound::Tcp(socket))) })
+    Ok(Listener::new(address, Bound::Tcp(socket)))
 }
 
 fn unix(path: &Path) -> io::Result<Listener> {
@@ -397,7 +392,7 @@ fn unix(path: &Path) -> io::Result<Listener> {
     socket.listen(BACKLOG)?;
     let socket = Async::new(UnixListener::from(socket))?;
     let address = Address::Unix(path.to_owned());
-    Ok(Listener { address, socket: Mutex::new(Some(Bound::Unix { socket, _file: file })) })
+    Ok(Listener::new(address, Bound::Unix { socket, _file: file }))
 }
 
 /// Whether `path` is a socket that nobody listens on any more.

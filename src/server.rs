@@ -260,23 +260,26 @@ impl Running {
         token.stopping().await;
         // Rule S3.
         sleep(lame_duck).or(token.aborting()).await;
-        // Rule S4.
+        // Three things at once, the drain ends them: what the queue needs, descriptors above all,
+        // may only come free when idle connections leave, and the deadline holds for all of it.
+        // 1. Rule S4: empty the queue, close. Until then the drain is held open.
         let close = async {
             for listener in &self.listeners {
                 listener.close(|transport, peer| self.admit(transport, peer, ())).await;
             }
+            drop(listening);
+            future::pending().await
         };
-        close.or(token.aborting()).await;
-        drop(listening);
-        // Rule S6: first look, linger, last look.
-        self.wake();
+        // 2. Rule S6: first look, linger, last look.
         let linger = async {
+            self.wake();
             sleep(linger).await;
             self.service.linger_is_over.store(true, Ordering::Release);
             self.wake();
             future::pending().await
         };
-        shutdown.drain(grace).or(linger).await
+        // 3. The drain itself.
+        close.or(linger).or(shutdown.drain(grace)).await
     }
 
     /// Finds, again and again, what has not moved for too long; asleep without connections.
