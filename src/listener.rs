@@ -238,29 +238,36 @@ impl Listener {
 
     /// Takes every connection that the kernel has queued and closes (rule S4).
     ///
-    /// Ends even under a flood of new connections, and waits for descriptors when there are none
-    /// left, as the queue is lost otherwise. Whoever waits in [`Listener::accept`] is not woken.
+    /// Waits for descriptors when there are none left, as the queue is lost otherwise. Whoever
+    /// waits in [`Listener::accept`] is not woken.
     pub(crate) async fn close(&self, mut take: impl FnMut(Transport, Peer)) {
-        let began = Instant::now();
         let mut pause = Duration::ZERO;
-        loop {
-            let accepted = match &*self.bound() {
-                Some(socket) => socket.accept(),
-                None => return,
-            };
-            match accepted {
-                Ok((transport, peer)) => {
-                    pause = Duration::ZERO;
-                    take(transport, peer);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => pause = self.wait(pause, &error).await,
-            }
-            if pause.is_zero() && began.elapsed() > FLOOD {
-                break;
-            }
+        while let Err(error) = self.empty_queue(&mut take) {
+            pause = self.wait(pause, &error).await;
         }
         *self.bound() = None;
+    }
+
+    /// Takes every connection that the kernel has queued. Ends even under a flood of new ones.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from taking all.
+    pub(crate) fn empty_queue(&self, mut take: impl FnMut(Transport, Peer)) -> io::Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < FLOOD {
+            let accepted = match &*self.bound() {
+                Some(socket) => socket.accept(),
+                None => return Ok(()),
+            };
+            match accepted {
+                Ok((transport, peer)) => take(transport, peer),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<(Transport, Peer)>>> {

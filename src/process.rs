@@ -16,7 +16,7 @@ use smol::channel;
 
 use crate::listener::{Listen, reason};
 use crate::outcome::{Outcome, name};
-use crate::server::Server;
+use crate::server::{Running, Server};
 use crate::shutdown::{Phase, Shutdown};
 use crate::signals::{STOP_SIGNALS, stream};
 
@@ -120,7 +120,7 @@ impl Process {
         let _accept = executor.spawn(async move { accepting.accept().await });
 
         // This `block_on` only parks: it takes no I/O events away from the workers.
-        let outcome = future::block_on(running.control().or(obey(signals, &shutdown)));
+        let outcome = future::block_on(running.control().or(obey(signals, &shutdown, &running)));
         Ok(outcome)
     }
 }
@@ -130,13 +130,19 @@ fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
 }
 
 /// Stops at the first signal, aborts at the second. Never ends.
-async fn obey(mut signals: impl Stream<Item = Signal> + Unpin, shutdown: &Shutdown) -> Outcome {
+async fn obey(
+    mut signals: impl Stream<Item = Signal> + Unpin,
+    shutdown: &Shutdown,
+    running: &Running,
+) -> Outcome {
     while let Some(signal) = signals.next().await {
         if shutdown.phase() == Phase::Running {
             log::info!("stopping because of {}: {} in flight", name(signal), shutdown.in_flight());
             shutdown.stop_by(signal);
         } else {
             log::warn!("ending at once because of a second signal, {}", name(signal));
+            // A client in the queue was accepted by the kernel: the outcome has to name it.
+            running.empty_queues();
             shutdown.abort();
         }
     }

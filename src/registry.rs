@@ -289,6 +289,21 @@ pub(crate) enum Holder {
     Connection(Watched),
 }
 
+/// A [`Cut`], and whose it is.
+#[derive(Debug)]
+pub(crate) struct Interrupted {
+    pub(crate) cut: Cut,
+    seat: Option<Arc<Seat>>,
+}
+
+impl Interrupted {
+    /// Whether it was really cut: a connection that was at work in the very moment of the abort
+    /// may have finished its request since.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.seat.as_ref().is_none_or(|seat| seat.stage().is_request())
+    }
+}
+
 /// A connection as the sweep sees it.
 #[derive(Debug)]
 pub(crate) struct Watched {
@@ -350,20 +365,22 @@ impl Registry {
 
     /// Everything that a cut now would interrupt, the oldest first. Idle connections are none of
     /// it: nobody waits there for an answer.
-    pub(crate) fn cuts(&self, now: Instant) -> Vec<Cut> {
-        let mut cuts: Vec<Cut> = self
+    pub(crate) fn cuts(&self, now: Instant) -> Vec<Interrupted> {
+        let mut cuts: Vec<Interrupted> = self
             .holders
             .iter()
-            .filter_map(|(_, holder)| match holder {
-                Holder::Server => None,
-                Holder::Guard { place, since } => Some(Cut {
-                    what: What::Guard(place),
-                    age: now.saturating_duration_since(*since),
-                }),
-                Holder::Connection(watched) => watched.seat.cut(now),
+            .filter_map(|(_, holder)| {
+                let cut = match holder {
+                    Holder::Server => return None,
+                    Holder::Guard { place, since } => {
+                        Cut { what: What::Guard(place), age: now.saturating_duration_since(*since) }
+                    }
+                    Holder::Connection(watched) => watched.seat.cut(now)?,
+                };
+                Some(Interrupted { cut, seat: holder.seat().cloned() })
             })
             .collect();
-        cuts.sort_by_key(|cut| std::cmp::Reverse(cut.age));
+        cuts.sort_by_key(|interrupted| std::cmp::Reverse(interrupted.cut.age));
         cuts
     }
 
@@ -454,14 +471,14 @@ mod tests {
         let seat = Seat::new(Peer::from(([127, 0, 0, 1], 9)), 1);
         let registry = registry_with(&seat);
         // Nobody has looked: it may have sent a request.
-        let line = registry.cuts(Instant::now())[0].to_string();
+        let line = registry.cuts(Instant::now())[0].cut.to_string();
         assert!(line.starts_with("127.0.0.1:9 - - (not looked at yet, "), "{line}");
         seat.enter(Stage::Idle);
         assert!(registry.cuts(Instant::now()).is_empty());
         seat.begin(Arc::downgrade(&head));
         seat.enter(Stage::Handler);
         let cuts = registry.cuts(Instant::now() + Duration::from_secs(2));
-        let line = cuts[0].to_string();
+        let line = cuts[0].cut.to_string();
         assert!(line.starts_with("127.0.0.1:9 GET /slow (in the handler, 2."), "{line}");
         seat.end();
         assert!(registry.cuts(Instant::now()).is_empty());

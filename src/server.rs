@@ -145,7 +145,7 @@ impl Server {
     ) -> io::Result<Outcome> {
         let own = self.executor.is_none();
         let executor = self.executor.get_or_insert_default().clone();
-        let running = Arc::new(self.start(listeners)?);
+        let running = self.start(listeners)?;
         let accept = async {
             running.accept().await;
             future::pending().await
@@ -202,29 +202,33 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Takes connections until the listeners are closed.
-    pub(crate) async fn accept(self: &Arc<Self>) {
-        let accept = |i| {
-            let running = self.clone();
-            self.executor.spawn(async move { running.accept_on(&running.listeners[i]).await })
-        };
-        // A task that is dropped is cancelled: all of them end with this future.
-        let tasks: Vec<_> = (0..self.listeners.len()).map(accept).collect();
-        for task in tasks {
-            task.await;
-        }
+    /// Takes connections. Ends with the listeners, but its future does not: it is to be dropped.
+    pub(crate) async fn accept(&self) {
+        let nobody: Pin<Box<dyn Future<Output = ()> + Send + '_>> = Box::pin(future::pending());
+        let all = self.listeners.iter().map(|listener| self.accept_on(listener));
+        // Not tasks of their own: they would keep the executor alive that they run on.
+        all.fold(nobody, |others, accept| Box::pin(others.or(accept))).await;
     }
 
     async fn accept_on(&self, listener: &Listener) {
         for turn in 1_usize.. {
             // Beyond the limit the kernel's queue waits (design section 7).
             let slot = self.slots.acquire_arc().await;
-            let Some((transport, peer)) = listener.accept().await else { return };
+            let Some((transport, peer)) = listener.accept().await else { break };
             self.admit(transport, peer, slot);
             if turn % 32 == 0 {
                 // A flood of connections must not keep those accepted from their turn.
                 future::yield_now().await;
             }
+        }
+        future::pending().await
+    }
+
+    /// Takes what the kernel has queued, so that an abort can name it.
+    pub(crate) fn empty_queues(&self) {
+        for listener in &self.listeners {
+            // Without descriptors there is nothing to be known of the rest.
+            let _ = listener.empty_queue(|transport, peer| self.admit(transport, peer, ()));
         }
     }
 

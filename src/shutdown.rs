@@ -18,7 +18,7 @@ use futures_lite::FutureExt;
 use http_types::Request;
 
 use crate::outcome::{Ending, Outcome};
-use crate::registry::{Cut, Holder, Registry, Seat};
+use crate::registry::{Holder, Interrupted, Registry, Seat};
 
 /// Where a [`Shutdown`] stands. It only ever goes forward.
 ///
@@ -431,7 +431,7 @@ struct Latch {
     /// Requests finished in the drain.
     finished: AtomicU64,
     /// How it was aborted, and what that cut.
-    aborted: OnceLock<(Ending, Vec<Cut>)>,
+    aborted: OnceLock<(Ending, Vec<Interrupted>)>,
 }
 
 impl Latch {
@@ -511,17 +511,20 @@ impl Latch {
 
     fn report(&self, left: Duration) {
         let cuts = self.registry().cuts(Instant::now());
-        let Some(oldest) = cuts.first() else { return };
+        let Some(Interrupted { cut: oldest, .. }) = cuts.first() else { return };
         let (count, left) = (cuts.len(), left.as_secs_f64());
         log::info!("draining: {count} left, {left:.0} s to go; the oldest: {oldest}");
     }
 
     fn outcome(&self, took: Duration) -> Outcome {
-        let (ending, cut) = match self.aborted.get() {
-            // An abort that cut nothing has harmed nobody: it was a drain.
-            Some((ending, cut)) if !cut.is_empty() => (*ending, cut.clone()),
-            _ => (Ending::Drained, Vec::new()),
+        let (ending, interrupted) = match self.aborted.get() {
+            Some((ending, interrupted)) => (*ending, &interrupted[..]),
+            None => (Ending::Drained, &[][..]),
         };
+        let cut: Vec<_> =
+            interrupted.iter().filter(|i| i.is_cut()).map(|i| i.cut.clone()).collect();
+        // An abort that cut nothing has harmed nobody: it was a drain.
+        let ending = if cut.is_empty() { Ending::Drained } else { ending };
         Outcome {
             ending,
             took,
