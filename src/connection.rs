@@ -91,7 +91,7 @@ async fn first_bytes(
     poll_fn(|cx| {
         loop {
             let leave = seat.is_expired() || service.linger_is_over.load(Ordering::Acquire);
-            let ready = look || leave || service.is_draining() || !transport.is_socket();
+            let ready = look || leave || !transport.is_socket();
             if !ready {
                 match transport.poll_readable(cx) {
                     Poll::Ready(Ok(())) => {}

@@ -352,15 +352,23 @@ impl Registry {
         holders.any(|(_, holder)| holder.seat().is_some_and(|seat| seat.server == server))
     }
 
-    /// The connections, of one server or of all.
-    pub(crate) fn seats(&self, of: impl Into<Option<usize>>) -> Vec<Arc<Seat>> {
-        let server: Option<usize> = of.into();
-        self.holders
-            .iter()
-            .filter_map(|(_, holder)| holder.seat())
-            .filter(|seat| server.is_none_or(|server| seat.server == server))
-            .cloned()
-            .collect()
+    /// The connections of all servers.
+    pub(crate) fn all_seats(&self) -> Vec<Arc<Seat>> {
+        self.holders.iter().filter_map(|(_, holder)| holder.seat()).cloned().collect()
+    }
+
+    /// The connections of `server`.
+    pub(crate) fn seats(&self, server: usize) -> Vec<Arc<Seat>> {
+        let mut seats = self.all_seats();
+        seats.retain(|seat| seat.server == server);
+        seats
+    }
+
+    /// Those of them that have a request.
+    pub(crate) fn busy_seats(&self, server: usize) -> Vec<Arc<Seat>> {
+        let mut seats = self.seats(server);
+        seats.retain(|seat| seat.stage().is_request());
+        seats
     }
 
     /// Everything that a cut now would interrupt, the oldest first. Idle connections are none of

@@ -22,7 +22,7 @@ use crate::connection::{self, Handler, Service};
 use crate::limits::Limits;
 use crate::listener::{Listen, Listener};
 use crate::outcome::Outcome;
-use crate::registry::{Holder, Seat};
+use crate::registry::{Holder, Registry, Seat};
 use crate::shutdown::{Guard, Phase, Shutdown, wake};
 use crate::transport::{Peer, Transport};
 
@@ -274,12 +274,11 @@ impl Running {
             drop(listening);
             future::pending().await
         };
-        // 2. Rule S6: first look, linger, last look.
+        // 2. Rule S6: idle connections go on as before, until they are told to have a last look.
         let linger = async {
-            self.wake();
             sleep(linger).await;
             self.service.linger_is_over.store(true, Ordering::Release);
-            self.wake();
+            self.wake(Registry::seats);
             future::pending().await
         };
         // 3. The drain itself.
@@ -296,13 +295,13 @@ impl Running {
             shutdown.with_registry(|registry| registry.sweep(self.number, limits, now));
             if shutdown.phase() > Phase::Running {
                 // A client may have reset its connection while its handler runs (rule S22).
-                self.wake();
+                self.wake(Registry::busy_seats);
             }
         }
     }
 
-    fn wake(&self) {
-        let seats = self.service.shutdown.with_registry(|registry| registry.seats(self.number));
+    fn wake(&self, which: impl Fn(&Registry, usize) -> Vec<Arc<Seat>>) {
+        let seats = self.service.shutdown.with_registry(|registry| which(registry, self.number));
         wake(&seats);
     }
 }
@@ -313,7 +312,7 @@ struct Gone<'a>(&'a Running);
 impl Drop for Gone<'_> {
     fn drop(&mut self) {
         self.0.service.is_gone.store(true, Ordering::Release);
-        self.0.wake();
+        self.0.wake(Registry::seats);
     }
 }
 

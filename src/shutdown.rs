@@ -483,7 +483,7 @@ impl Latch {
         let cuts = registry.cuts(Instant::now());
         let _ = self.aborted.set((ending, cuts));
         self.phase.store(Phase::Aborting as u8, Ordering::SeqCst);
-        let seats = registry.seats(None);
+        let seats = registry.all_seats();
         drop(registry);
         self.moved.notify(usize::MAX);
         wake(&seats);
