@@ -51,10 +51,11 @@ impl Service {
 /// Serves a connection until it ends or everything is aborted.
 pub(crate) async fn serve(service: &Service, seat: &Arc<Seat>, transport: Transport) {
     // An abort drops the connection where it stands, before it can finish what the outcome names
-    // as cut (rule S13).
+    // as cut (rule S13); between requests it has a last look first.
     let aborted = poll_fn(|cx| {
         seat.register(cx.waker());
-        if service.is_aborting() { Poll::Ready(()) } else { Poll::Pending }
+        let between = matches!(seat.stage(), Stage::Accepted | Stage::Idle);
+        if service.is_aborting() && !between { Poll::Ready(()) } else { Poll::Pending }
     });
     aborted.or(requests(service, seat, transport)).await;
 }
@@ -73,6 +74,10 @@ async fn requests(service: &Service, seat: &Arc<Seat>, mut transport: Transport)
             Ok(None) | Err(_) => return,
         }
     }
+    if service.is_aborting() {
+        // The kernel says it: a reset if something was left unread, a FIN otherwise.
+        return;
+    }
     // An idle connection is closed with a FIN; nothing is owed to it (rule S6).
     let _ = poll_fn(|cx| transport.poll_half_close(cx)).await;
 }
@@ -90,6 +95,12 @@ async fn first_bytes(
     let mut look = fresh;
     poll_fn(|cx| {
         loop {
+            if service.is_aborting() {
+                // What nobody has read is cut too, and has to be named.
+                let asked = transport.waiting() > 0;
+                seat.enter(if asked { Stage::Accepted } else { Stage::Idle });
+                return Poll::Ready(None);
+            }
             let leave = seat.is_expired() || service.linger_is_over.load(Ordering::Acquire);
             let ready = look || leave || !transport.is_socket();
             if !ready {

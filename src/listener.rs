@@ -218,19 +218,21 @@ impl Listener {
         &self.address
     }
 
-    /// The next connection; `None` once the listener is closed.
+    /// Hands the next connection to `take`; `false` once the listener is closed.
     ///
-    /// Never fails for good (rule S18): an error of one connection is skipped; exhaustion is
-    /// waited out, from 5 ms up to 1 s, and logged once an episode.
+    /// `take` runs before the listener can be closed: what counts connections misses none
+    /// (rule S1). Never fails for good (rule S18): an error of one connection is skipped;
+    /// exhaustion is waited out, from 5 ms up to 1 s, and logged once an episode.
     ///
     /// # Cancel safety
     ///
     /// No connection is lost when the future is dropped.
-    pub(crate) async fn accept(&self) -> Option<(Transport, Peer)> {
+    pub(crate) async fn accept(&self, take: impl FnOnce(Transport, Peer)) -> bool {
+        let mut take = Some(take);
         let mut pause = Duration::ZERO;
         loop {
-            match poll_fn(|cx| self.poll_accept(cx)).await? {
-                Ok(connection) => return Some(connection),
+            match poll_fn(|cx| self.poll_accept(cx, &mut take)).await {
+                Ok(is_open) => return is_open,
                 Err(error) => pause = self.wait(pause, &error).await,
             }
         }
@@ -256,11 +258,10 @@ impl Listener {
     pub(crate) fn empty_queue(&self, mut take: impl FnMut(Transport, Peer)) -> io::Result<()> {
         let began = Instant::now();
         while began.elapsed() < FLOOD {
-            let accepted = match &*self.bound() {
-                Some(socket) => socket.accept(),
-                None => return Ok(()),
-            };
-            match accepted {
+            let bound = self.bound();
+            let Some(socket) = &*bound else { return Ok(()) };
+            match socket.accept() {
+                // With the lock held, as in `accept`.
                 Ok((transport, peer)) => take(transport, peer),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if is_of_one_connection(&error) => {}
@@ -270,18 +271,26 @@ impl Listener {
         Ok(())
     }
 
-    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<(Transport, Peer)>>> {
+    fn poll_accept(
+        &self,
+        cx: &mut Context<'_>,
+        take: &mut Option<impl FnOnce(Transport, Peer)>,
+    ) -> Poll<io::Result<bool>> {
         let bound = self.bound();
-        let Some(socket) = &*bound else { return Poll::Ready(None) };
+        let Some(socket) = &*bound else { return Poll::Ready(Ok(false)) };
         loop {
             match socket.accept() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.is_exhausted.store(false, Ordering::Relaxed);
-                    if let Err(error) = ready!(socket.poll_readable(cx)) {
-                        return Poll::Ready(Some(Err(error)));
-                    }
+                    ready!(socket.poll_readable(cx))?;
                 }
-                accepted => return Poll::Ready(Some(accepted)),
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok((transport, peer)) => {
+                    if let Some(take) = take.take() {
+                        take(transport, peer);
+                    }
+                    return Poll::Ready(Ok(true));
+                }
             }
         }
     }
@@ -502,7 +511,7 @@ mod tests {
         block_on(listener.close(|_, _| taken += 1));
         assert_eq!(taken, clients.len());
         assert!(TcpStream::connect(addr).is_err());
-        assert!(block_on(listener.accept()).is_none());
+        assert!(!block_on(listener.accept(|_, _| unreachable!())));
     }
 
     #[test]

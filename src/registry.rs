@@ -252,19 +252,17 @@ impl Seat {
         self.wake();
     }
 
-    fn cut(&self, now: Instant) -> Option<Cut> {
+    fn cut(&self, now: Instant) -> Cut {
         let stage = self.stage();
-        if !stage.is_request() {
-            return None;
-        }
         // The head is asked with the lock released: it has a lock of its own.
         let request = self.lock().as_ref().map(|r| (r.since, r.head.upgrade()));
-        let (since, head) = request.unwrap_or((self.since, None));
+        let never_looked_at = if stage == Stage::Accepted { self.since } else { now };
+        let (since, head) = request.unwrap_or((never_looked_at, None));
         let (method, path) = head.and_then(|head| head.describe()).unwrap_or_default();
-        Some(Cut {
+        Cut {
             what: What::Request { peer: self.peer, stage, method, path },
             age: now.saturating_duration_since(since),
-        })
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Request>> {
@@ -289,7 +287,7 @@ pub(crate) enum Holder {
     Connection(Watched),
 }
 
-/// A [`Cut`], and whose it is.
+/// What may become a [`Cut`], and whose it is.
 #[derive(Debug)]
 pub(crate) struct Interrupted {
     pub(crate) cut: Cut,
@@ -297,8 +295,8 @@ pub(crate) struct Interrupted {
 }
 
 impl Interrupted {
-    /// Whether it was really cut: a connection that was at work in the very moment of the abort
-    /// may have finished its request since.
+    /// Whether anybody waits for an answer. A connection that was at work in the very moment of an
+    /// abort may have finished since; one that was idle may find that a request had arrived.
     pub(crate) fn is_cut(&self) -> bool {
         self.seat.as_ref().is_none_or(|seat| seat.stage().is_request())
     }
@@ -371,8 +369,8 @@ impl Registry {
         seats
     }
 
-    /// Everything that a cut now would interrupt, the oldest first. Idle connections are none of
-    /// it: nobody waits there for an answer.
+    /// Everything that an abort now may interrupt, the oldest first; whether it does is known once
+    /// its task has been told.
     pub(crate) fn cuts(&self, now: Instant) -> Vec<Interrupted> {
         let mut cuts: Vec<Interrupted> = self
             .holders
@@ -383,7 +381,7 @@ impl Registry {
                     Holder::Guard { place, since } => {
                         Cut { what: What::Guard(place), age: now.saturating_duration_since(*since) }
                     }
-                    Holder::Connection(watched) => watched.seat.cut(now)?,
+                    Holder::Connection(watched) => watched.seat.cut(now),
                 };
                 Some(Interrupted { cut, seat: holder.seat().cloned() })
             })
@@ -482,13 +480,13 @@ mod tests {
         let line = registry.cuts(Instant::now())[0].cut.to_string();
         assert!(line.starts_with("127.0.0.1:9 - - (not looked at yet, "), "{line}");
         seat.enter(Stage::Idle);
-        assert!(registry.cuts(Instant::now()).is_empty());
+        assert!(!registry.cuts(Instant::now())[0].is_cut());
         seat.begin(Arc::downgrade(&head));
         seat.enter(Stage::Handler);
         let cuts = registry.cuts(Instant::now() + Duration::from_secs(2));
         let line = cuts[0].cut.to_string();
         assert!(line.starts_with("127.0.0.1:9 GET /slow (in the handler, 2."), "{line}");
         seat.end();
-        assert!(registry.cuts(Instant::now()).is_empty());
+        assert!(!registry.cuts(Instant::now())[0].is_cut());
     }
 }

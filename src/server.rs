@@ -214,8 +214,9 @@ impl Running {
         for turn in 1_usize.. {
             // Beyond the limit the kernel's queue waits (design section 7).
             let slot = self.slots.acquire_arc().await;
-            let Some((transport, peer)) = listener.accept().await else { break };
-            self.admit(transport, peer, slot);
+            if !listener.accept(|transport, peer| self.admit(transport, peer, slot)).await {
+                break;
+            }
             if turn % 32 == 0 {
                 // A flood of connections must not keep those accepted from their turn.
                 future::yield_now().await;

@@ -510,7 +510,8 @@ impl Latch {
     }
 
     fn report(&self, left: Duration) {
-        let cuts = self.registry().cuts(Instant::now());
+        let mut cuts = self.registry().cuts(Instant::now());
+        cuts.retain(Interrupted::is_cut);
         let Some(Interrupted { cut: oldest, .. }) = cuts.first() else { return };
         let (count, left) = (cuts.len(), left.as_secs_f64());
         log::info!("draining: {count} left, {left:.0} s to go; the oldest: {oldest}");

@@ -1,0 +1,979 @@
+//! Stopping: what becomes of a connection in every state it can be in, and of the server.
+//!
+//! [`TABLE`] is the contract; below it the scene is set, the action carried out and both ends
+//! checked: what the client sees, and what the outcome says. Then the single scenarios.
+
+mod common;
+
+use std::future::Future;
+use std::io::{self, Write};
+use std::net::TcpStream;
+use std::pin::Pin;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Client, End, PATIENCE, Running, wait_until};
+use futures_lite::io::BufReader;
+use futures_lite::{AsyncRead, FutureExt, Stream, future};
+use smol::{Executor, channel};
+use smol_graceful::{
+    Address, Body, Ending, Limits, Listener, Outcome, Peer, Phase, Request, Response, Server,
+    Shutdown, Stage, Token, What,
+};
+
+use Action::{Abort, Deadline, Stop};
+use Cell::{Closed, Cut, Dropped, Finished, Served};
+use State::{
+    HalfBody, HalfHead, HalfResponse, Idle, InHandler, NoByte, Pipelined, PipelinedApart, Queued,
+    Unread,
+};
+
+/// A connection's state × what is done to the server → what is expected. A line is a state.
+#[rustfmt::skip]
+const TABLE: [(State, [Cell; 3]); 10] = [
+    //                Stop         Deadline                          Abort
+    (NoByte,         [Closed,      Closed,                           Closed]),
+    (HalfHead,       [Served(1),   Cut(Stage::Head, End::Eof),       Cut(Stage::Head, End::Eof)]),
+    (Queued,         [Served(1),   Cut(Stage::Handler, End::Eof),    Dropped]),
+    (Unread,         [Served(1),   Cut(Stage::Handler, End::Eof),    Cut(Stage::Accepted, End::Reset)]),
+    (InHandler,      [Served(1),   Cut(Stage::Handler, End::Eof),    Cut(Stage::Handler, End::Eof)]),
+    (HalfBody,       [Served(1),   Cut(Stage::Body, End::Eof),       Cut(Stage::Body, End::Eof)]),
+    (HalfResponse,   [Finished,    Cut(Stage::Writing, End::Eof),    Cut(Stage::Writing, End::Eof)]),
+    (Idle,           [Closed,      Closed,                           Closed]),
+    (Pipelined,      [Served(2),   Cut(Stage::Handler, End::Eof),    Cut(Stage::Handler, End::Eof)]),
+    (PipelinedApart, [Served(2),   Cut(Stage::Handler, End::Reset),  Cut(Stage::Handler, End::Reset)]),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Accepted, and silent.
+    NoByte,
+    /// The server has read half a head.
+    HalfHead,
+    /// A whole request; the connection is still in the kernel's queue.
+    Queued,
+    /// A whole request in the socket; the connection is accepted, and no thread had time for it.
+    Unread,
+    /// The handler runs.
+    InHandler,
+    /// The handler waits for the second half of the body.
+    HalfBody,
+    /// The client does not read the response, which is larger than the kernel's buffers.
+    HalfResponse,
+    /// One exchange is over.
+    Idle,
+    /// A request in the handler, the next one read together with it.
+    Pipelined,
+    /// A request in the handler, the next one still in the socket.
+    PipelinedApart,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    /// Stop; then client and handler do their part.
+    Stop,
+    /// Stop; neither does its part, and the grace ends.
+    Deadline,
+    /// Abort, without a stop before.
+    Abort,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cell {
+    /// The client sees a FIN and not a byte. Drained, nothing was finished or cut.
+    Closed,
+    /// So many requests are answered whole, the last one, and only it, with `Connection: close`;
+    /// then a FIN. Drained.
+    Served(u64),
+    /// As [`Served`] with one, but the head went out before the stop and could not announce it.
+    Finished,
+    /// The client gets no whole response. The outcome names its request, at this stage.
+    Cut(Stage, End),
+    /// The server has never had the connection: the client sees a reset. Nothing is named.
+    Dropped,
+}
+
+impl State {
+    /// Method and path of the request that a cut has to name.
+    fn request(self) -> (&'static str, &'static str) {
+        match self {
+            HalfBody => ("POST", "/echo"),
+            HalfResponse => ("GET", "/big"),
+            _ => ("GET", "/wait?for=it"),
+        }
+    }
+}
+
+#[test]
+fn every_state_meets_every_action() {
+    let cells: Vec<_> = TABLE
+        .into_iter()
+        .flat_map(|(state, cells)| {
+            [Stop, Deadline, Abort]
+                .into_iter()
+                .zip(cells)
+                .map(move |(act, cell)| (state, act, cell))
+        })
+        .map(|(state, action, cell)| {
+            let name = format!("{state:?} × {action:?}");
+            let check = move || Scene::set(state, action).play().check(cell);
+            (name.clone(), thread::Builder::new().name(name).spawn(check).unwrap())
+        })
+        .collect();
+    let failed: Vec<_> =
+        cells.into_iter().filter_map(|(name, cell)| cell.join().is_err().then_some(name)).collect();
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
+
+/// A connection in a state, and a server that something is about to be done to.
+struct Scene {
+    state: State,
+    action: Action,
+    stage: Stagehand,
+    server: Running,
+    client: Client,
+    /// Has the only place that the server offers, where there is only one.
+    occupant: Option<Client>,
+    /// Who runs the server's connections, where that is not the server itself.
+    executor: Option<Arc<Executor<'static>>>,
+    worker: Option<Worker>,
+}
+
+impl Scene {
+    fn set(state: State, action: Action) -> Self {
+        let limits = Limits {
+            // The deadline must find the idle ones, too.
+            linger: if action == Deadline { 2 * PATIENCE } else { Duration::from_millis(50) },
+            grace: 2 * PATIENCE,
+            connections: if state == Queued { 1 } else { 100 },
+            ..Limits::default()
+        };
+        let (stage, handler) = stage();
+        let mut server = Server::new(handler).limits(limits);
+        let executor = (state == Unread).then(|| Arc::new(Executor::new()));
+        if let Some(executor) = &executor {
+            server = server.executor(executor.clone());
+        }
+        let server = Running::of(server);
+        if let Some(executor) = &executor {
+            // The server has begun to accept, and then nobody runs it.
+            let worker = Worker::start(executor);
+            settle(&server);
+            worker.pause();
+        }
+        let occupant = (state == Queued).then(|| {
+            let mut client = server.connect();
+            client.get("/now").response();
+            client
+        });
+        let mut client = server.connect();
+        if state != Queued {
+            wait_until("accepted", || server.shutdown.in_flight() == 1);
+        }
+        match state {
+            NoByte => {}
+            HalfHead => _ = client.send("GET /wait?for=it HTTP/1.1\r\nHo"),
+            Queued | Unread => _ = client.get("/wait?for=it"),
+            InHandler | PipelinedApart => {
+                client.get("/wait?for=it");
+                stage.entered("/wait");
+                if state == PipelinedApart {
+                    client.get("/wait?for=next");
+                }
+            }
+            Pipelined => {
+                let get = |what| format!("GET /wait?for={what} HTTP/1.1\r\nHost: test\r\n\r\n");
+                client.send(get("it") + &get("next"));
+                stage.entered("/wait");
+            }
+            HalfBody => {
+                client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello");
+                stage.entered("/echo");
+            }
+            HalfResponse => {
+                socket2::SockRef::from(&client.stream).set_recv_buffer_size(16 * 1024).unwrap();
+                client.get("/big");
+                assert_eq!(client.stream.peek(&mut [0]).unwrap(), 1);
+            }
+            Idle => assert!(!client.get("/now").response().says_close()),
+        }
+        if !matches!(state, Queued | Unread) {
+            settle(&server);
+        }
+        Self { state, action, stage, server, client, occupant, executor, worker: None }
+    }
+
+    fn play(mut self) -> Self {
+        let shutdown = &self.server.shutdown;
+        let resume = || self.executor.as_ref().map(Worker::start);
+        match self.action {
+            Stop => {
+                shutdown.stop();
+                self.worker = resume();
+                self.stage.open();
+                match self.state {
+                    HalfHead => _ = self.client.send("st: test\r\n\r\n"),
+                    HalfBody => _ = self.client.send("world"),
+                    _ => {}
+                }
+            }
+            Deadline => {
+                shutdown.stop();
+                self.worker = resume();
+                if matches!(self.state, Queued | Unread) {
+                    self.stage.entered("/wait");
+                }
+                // Rule S13, but the grace ends when the scene is ready and not before.
+                let _ = future::block_on(shutdown.drain(Duration::from_millis(10)));
+            }
+            Abort => {
+                shutdown.abort();
+                self.worker = resume();
+            }
+        }
+        // Rule S6: it is idle, and gets its FIN whatever happens to others.
+        if let Some(occupant) = &mut self.occupant {
+            assert_eq!(occupant.end(), End::Eof);
+        }
+        self
+    }
+
+    fn check(self, expected: Cell) {
+        let Self { state, action, mut client, server, .. } = self;
+        let peer = Peer::from(client.stream.local_addr().unwrap());
+        match expected {
+            Closed => assert_eq!(client.end(), End::Eof), // rules S6, S7
+            Served(requests) => {
+                for n in 1..=requests {
+                    let response = client.response();
+                    let body = if state == HalfBody { "helloworld" } else { "done" };
+                    assert_eq!((response.status, response.text().as_str()), (200, body)); // rule S8
+                    assert_eq!(response.says_close(), n == requests, "response {n}"); // rule S9
+                }
+                assert_eq!(client.end(), End::Eof);
+            }
+            Finished => {
+                let response = client.response();
+                assert_eq!((response.status, response.body.len()), (200, BIG)); // rule S8
+                assert!(!response.says_close());
+                assert_eq!(client.end(), End::Eof);
+            }
+            Cut(_, end) => {
+                let (bytes, ended) = client.rest();
+                assert_eq!(bytes.is_empty(), state != HalfResponse);
+                assert!(bytes.len() < BIG);
+                assert_eq!(ended, end);
+            }
+            Dropped => assert_eq!(client.end(), End::Reset),
+        }
+
+        let outcome = server.outcome();
+        let finished = match expected {
+            Served(requests) => requests,
+            Finished => 1,
+            Closed | Cut(..) | Dropped => 0,
+        };
+        assert_eq!(outcome.finished, finished, "{outcome}");
+        let Cut(stage, _) = expected else {
+            assert_eq!(outcome.ending, Ending::Drained, "{outcome}");
+            assert!(outcome.cut.is_empty(), "{outcome}");
+            return assert_eq!(server.shutdown.in_flight(), 0);
+        };
+        // Rules S13, S14.
+        let ending = if action == Deadline { Ending::TimedOut } else { Ending::Forced };
+        assert_eq!(outcome.ending, ending, "{outcome}");
+        assert_eq!(outcome.cut.len(), 1, "{outcome}");
+        let (method, path) = if stage == Stage::Accepted { ("", "") } else { state.request() };
+        assert_cut(&outcome, 0, peer, stage, method, path);
+        wait_until("nobody left", || server.shutdown.in_flight() == 0);
+    }
+}
+
+// ── The stage ───────────────────────────────────────────────────────────────────────────────
+
+/// More than the kernel takes in for a client that does not read.
+const BIG: usize = 32 * 1024 * 1024;
+
+/// The test's side of [`stage`]: knows where the handlers are, and lets them go on.
+struct Stagehand {
+    entered: Receiver<String>,
+    gate: Mutex<Option<channel::Sender<()>>>,
+}
+
+impl Stagehand {
+    /// Waits until a handler has been called with this path.
+    fn entered(&self, path: &str) {
+        assert_eq!(self.entered.recv_timeout(PATIENCE).expect("no handler was called"), path);
+    }
+
+    /// Lets all handlers go on, now and later.
+    fn open(&self) {
+        self.gate.lock().unwrap().take();
+    }
+}
+
+type Answer = Pin<Box<dyn Future<Output = http_types::Result<Response>> + Send>>;
+
+/// A handler whose every step the test knows of.
+///
+/// `/now` answers; `/wait` waits until the stage is opened; `/echo` sends back the body; `/big` is
+/// [`BIG`]; `/until-stop` waits for the stop; `/panic` panics; `/panic-in-body` does so after the
+/// response has begun.
+fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
+    let (enter, entered) = mpsc::channel();
+    let (open, gate) = channel::bounded::<()>(1);
+    let handler = move |mut request: Request| -> Answer {
+        let (enter, gate) = (enter.clone(), gate.clone());
+        Box::pin(async move {
+            let path = request.url().path().to_owned();
+            if path == "/now" {
+                return Ok("now".into());
+            }
+            let _ = enter.send(path.clone());
+            Ok(match path.as_str() {
+                "/wait" => {
+                    // Nothing is ever sent: the stage is opened by closing the channel.
+                    let _ = gate.recv().await;
+                    "done".into()
+                }
+                "/echo" => request.body_bytes().await?.into(),
+                "/big" => vec![b'x'; BIG].into(),
+                "/until-stop" => {
+                    Token::of(&request).stopping().await;
+                    // Not only told of the stop, but given time after it (rule S10).
+                    let _ = gate.recv().await;
+                    "stopped".into()
+                }
+                "/panic" => panic!("as the client wished"),
+                "/panic-in-body" => Body::from_reader(BufReader::new(Panics(false)), None).into(),
+                path => panic!("unknown: {path}"),
+            })
+        })
+    };
+    (Stagehand { entered, gate: Mutex::new(Some(open)) }, handler)
+}
+
+/// A body that begins well.
+struct Panics(bool);
+
+impl AsyncRead for Panics {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        assert!(!self.0, "as the client wished, in the body");
+        self.0 = true;
+        buf[..5].copy_from_slice(b"begin");
+        Poll::Ready(Ok(5))
+    }
+}
+
+/// A body of what a channel brings, to its close.
+struct Ticks(Pin<Box<channel::Receiver<&'static str>>>);
+
+impl AsyncRead for Ticks {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let tick = ready!(self.0.as_mut().poll_next(cx)).unwrap_or_default();
+        buf[..tick.len()].copy_from_slice(tick.as_bytes());
+        Poll::Ready(Ok(tick.len()))
+    }
+}
+
+/// Returns when the server, which runs on one thread, has looked at everything that its sockets
+/// held before: its tasks take turns, and another client has had several meanwhile.
+fn settle(server: &Running) {
+    let before = server.shutdown.in_flight();
+    let mut probe = server.connect();
+    for _ in 0..4 {
+        probe.get("/now").response();
+    }
+    drop(probe);
+    wait_until("the probe is gone", || server.shutdown.in_flight() == before);
+}
+
+#[track_caller]
+fn assert_cut(outcome: &Outcome, i: usize, peer: Peer, stage: Stage, method: &str, path: &str) {
+    let What::Request { peer: who, stage: at, method: m, path: p } = &outcome.cut[i].what else {
+        panic!("no request: {:?}", outcome.cut[i]);
+    };
+    assert_eq!((*who, *at, m.as_str(), p.as_str()), (peer, stage, method, path));
+}
+
+/// Limits under which nothing ends by time before the test gives up.
+fn patient() -> Limits {
+    Limits { linger: 2 * PATIENCE, grace: 2 * PATIENCE, ..Limits::default() }
+}
+
+/// An executor's only thread, as long as the test wants it to run.
+struct Worker {
+    run: channel::Sender<()>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Worker {
+    fn start(executor: &Arc<Executor<'static>>) -> Self {
+        let executor = executor.clone();
+        let (run, paused) = channel::bounded::<()>(1);
+        let thread = thread::spawn(move || {
+            let _ = future::block_on(executor.run(paused.recv()));
+        });
+        Self { run, thread }
+    }
+
+    fn pause(self) {
+        drop(self.run);
+        self.thread.join().unwrap();
+    }
+}
+
+// ── Idle connections ────────────────────────────────────────────────────────────────────────
+
+/// Rules S6, S7: within the linger a last request is served.
+#[test]
+fn a_request_within_the_linger_is_served() {
+    let (_, handler) = stage();
+    let server = Running::with(patient(), handler);
+    let mut used = server.connect();
+    used.get("/now").response();
+    let silent = server.connect();
+    wait_until("accepted", || server.shutdown.in_flight() == 2);
+    settle(&server);
+    server.shutdown.stop();
+    settle_in_drain();
+    for mut client in [used, silent] {
+        let response = client.get("/now").response();
+        assert_eq!((response.status, response.says_close()), (200, true));
+        assert_eq!(client.end(), End::Eof);
+    }
+    let outcome = server.outcome();
+    assert!(outcome.is_drained());
+    assert_eq!(outcome.finished, 2);
+}
+
+/// Rule S6: the last look. The request comes while nobody looks, and is found although the linger
+/// is over.
+#[test]
+fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
+    let executor = Arc::new(Executor::new());
+    let (_, handler) = stage();
+    let limits = Limits { linger: Duration::ZERO, ..patient() };
+    let server = Running::of(Server::new(handler).limits(limits).executor(executor.clone()));
+    let worker = Worker::start(&executor);
+    let mut client = server.connect();
+    client.get("/now").response();
+    worker.pause();
+    client.get("/now");
+    server.shutdown.stop();
+    // The listener's close is followed by the end of the linger at once.
+    wait_until("closed", || TcpStream::connect(server.addr).is_err());
+    let worker = Worker::start(&executor);
+    let response = client.response();
+    assert_eq!((response.status, response.says_close()), (200, true));
+    assert_eq!(client.end(), End::Eof);
+    assert_eq!(server.outcome().finished, 1);
+    worker.pause();
+}
+
+/// Rule S19.
+#[test]
+fn without_connections_a_stop_takes_no_time() {
+    let (_, handler) = stage();
+    let unused = Running::with(patient(), handler);
+    let (_, handler) = stage();
+    let left = Running::with(patient(), handler);
+    left.connect().get("/now").response();
+    wait_until("the client is gone", || left.shutdown.in_flight() == 0);
+    for server in [unused, left] {
+        let began = Instant::now();
+        assert!(server.stop().is_drained());
+        assert!(began.elapsed() < PATIENCE / 2);
+    }
+}
+
+/// An idle client that leaves during its linger is not waited for any longer.
+#[test]
+fn the_drain_ends_when_the_last_idle_client_leaves() {
+    let (_, handler) = stage();
+    let server = Running::with(patient(), handler);
+    let mut client = server.connect();
+    client.get("/now").response();
+    server.shutdown.stop();
+    wait_until("closed", || TcpStream::connect(server.addr).is_err());
+    assert!(server.try_outcome().is_none());
+    drop(client);
+    assert!(server.outcome().is_drained());
+}
+
+// ── New connections ─────────────────────────────────────────────────────────────────────────
+
+/// Rule S4: the kernel's whole queue is taken before the listener is closed.
+#[test]
+fn everyone_in_the_queue_is_served() {
+    let (_, handler) = stage();
+    let server = Running::with(Limits { connections: 1, ..Limits::default() }, handler);
+    let mut occupant = server.connect();
+    occupant.get("/now").response();
+    let mut queue: Vec<_> = (0..50).map(|_| server.connect()).collect();
+    for client in &mut queue {
+        client.get("/now");
+    }
+    server.shutdown.stop();
+    for client in &mut queue {
+        let response = client.response();
+        assert_eq!((response.status, response.says_close()), (200, true));
+        assert_eq!(client.end(), End::Eof);
+    }
+    assert_eq!(occupant.end(), End::Eof);
+    assert_eq!(server.outcome().finished, 50);
+    assert!(TcpStream::connect(server.addr).is_err());
+}
+
+/// Rule S3: with a lame duck's time connections are still taken, and an abort ends it.
+#[test]
+fn a_lame_duck_still_takes_connections() {
+    let (_, handler) = stage();
+    let server = Running::with(Limits { lame_duck: 2 * PATIENCE, ..patient() }, handler);
+    server.connect().get("/now").response();
+    server.shutdown.stop();
+    let response = server.connect().get("/now").response();
+    assert_eq!((response.status, response.says_close()), (200, true));
+    wait_until("both are gone", || server.shutdown.in_flight() == 0);
+    assert!(server.try_outcome().is_none());
+    server.shutdown.abort();
+    let outcome = server.outcome();
+    assert!(outcome.is_drained());
+    assert_eq!(outcome.finished, 1);
+}
+
+/// Rules S1, S2: a latch that was moved before `serve` ends it at once. Its drain is over, and
+/// nobody joins it any more: what the kernel has let in is turned away, as by Go's `Serve` behind
+/// `Shutdown`.
+#[test]
+fn a_stop_before_serve() {
+    let (_, handler) = stage();
+    let server = Server::new(handler).limits(patient());
+    let shutdown = server.handle();
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let Address::Tcp(addr) = *listener.address() else { unreachable!() };
+    let mut client = Client::connect(addr);
+    client.get("/now");
+    shutdown.stop();
+    let outcome = future::block_on(server.serve([listener])).unwrap();
+    assert!(outcome.is_drained());
+    assert_eq!(shutdown.in_flight(), 0);
+    assert!(TcpStream::connect(addr).is_err());
+    assert_eq!(client.try_response(false).unwrap_err(), End::Reset);
+}
+
+// ── The latch and the outcome ───────────────────────────────────────────────────────────────
+
+/// After Go's `TestServerShutdown`.
+#[test]
+fn a_handler_that_stops_the_server_is_not_cut() {
+    let shutdown = Shutdown::new();
+    let stop = shutdown.clone();
+    let handler = move |_| {
+        let stop = stop.clone();
+        async move {
+            stop.stop();
+            // The stop has time to do its harm.
+            smol::Timer::after(Duration::from_millis(20)).await;
+            Ok("stopped")
+        }
+    };
+    let server = Running::of(Server::new(handler).shutdown(&shutdown));
+    let mut client = server.connect();
+    let response = client.get("/").response();
+    assert_eq!((response.text().as_str(), response.says_close()), ("stopped", true));
+    assert_eq!(client.end(), End::Eof);
+    let outcome = server.outcome();
+    assert!(outcome.is_drained());
+    assert_eq!(outcome.finished, 1);
+    assert!(TcpStream::connect(server.addr).is_err());
+}
+
+/// Rule S2.
+#[test]
+fn stopping_twice_is_stopping_once() {
+    let (stage, handler) = stage();
+    let server = Running::with(patient(), handler);
+    let mut client = server.connect();
+    client.get("/wait");
+    stage.entered("/wait");
+    server.shutdown.stop();
+    server.shutdown.stop();
+    assert_eq!(server.shutdown.phase(), Phase::Draining);
+    stage.open();
+    assert!(client.response().says_close());
+    assert_eq!(server.outcome().finished, 1);
+    server.shutdown.stop();
+    assert_eq!(server.shutdown.phase(), Phase::Draining);
+}
+
+/// Rule S2.
+#[test]
+fn aborting_twice_is_aborting_once() {
+    let (stage, handler) = stage();
+    let server = Running::with(patient(), handler);
+    let mut client = server.connect();
+    client.get("/wait");
+    stage.entered("/wait");
+    server.shutdown.abort();
+    server.shutdown.abort();
+    server.shutdown.stop();
+    assert_eq!(server.shutdown.phase(), Phase::Aborting);
+    assert_eq!(client.end(), End::Eof);
+    let outcome = server.outcome();
+    assert_eq!((outcome.ending, outcome.cut.len()), (Ending::Forced, 1));
+    // Whoever asks later hears the same.
+    server.shutdown.abort();
+    let again = future::block_on(server.shutdown.drain(Duration::ZERO));
+    assert_eq!((again.ending, again.cut.len()), (Ending::Forced, 1));
+}
+
+/// Design section 5: only what was finished after the stop counts.
+#[test]
+fn the_outcome_counts_what_was_finished_in_the_drain() {
+    let (stage, handler) = stage();
+    let server = Running::with(Limits::default(), handler);
+    let mut clients = [server.connect(), server.connect()];
+    for client in &mut clients {
+        client.get("/now").response();
+        client.get("/wait");
+        stage.entered("/wait");
+    }
+    server.shutdown.stop();
+    stage.open();
+    for client in &mut clients {
+        assert!(client.response().says_close());
+    }
+    assert_eq!(server.outcome().finished, 2);
+}
+
+/// Rule S13, with the server's own grace: everything that is cut is named, the oldest first, in
+/// the value and in the line.
+#[test]
+fn the_grace_ends_and_the_outcome_names_what_was_cut() {
+    let (stage, handler) = stage();
+    let server = Running::with(Limits { grace: Duration::from_millis(20), ..patient() }, handler);
+    let mut first = server.connect();
+    first.get("/wait?for=ever");
+    stage.entered("/wait");
+    let mut second = server.connect();
+    second.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
+    stage.entered("/echo");
+    let mut idle = server.connect();
+    idle.get("/now").response();
+    settle(&server);
+    let guard = server.shutdown.token().guard().unwrap();
+    let line = line!() - 1;
+
+    let outcome = server.stop();
+    assert_eq!(outcome.ending, Ending::TimedOut);
+    assert_eq!(outcome.cut.len(), 3, "{outcome}");
+    let peer = |client: &Client| Peer::from(client.stream.local_addr().unwrap());
+    assert_cut(&outcome, 0, peer(&first), Stage::Handler, "GET", "/wait?for=ever");
+    assert_cut(&outcome, 1, peer(&second), Stage::Body, "POST", "/echo");
+    assert!(matches!(outcome.cut[2].what, What::Guard(at)
+        if at.file() == file!() && at.line() == line));
+    assert!(outcome.cut.is_sorted_by(|a, b| a.age >= b.age));
+    let text = outcome.to_string();
+    let named = [
+        format!("{} GET /wait?for=ever (in the handler, ", peer(&first)),
+        format!("{} POST /echo (reading the body, ", peer(&second)),
+        format!("guard taken at {}:{line}:", file!()),
+    ];
+    for name in named {
+        assert!(text.contains(&name), "{name} is missing: {text}");
+    }
+    for client in [&mut first, &mut second, &mut idle] {
+        assert_eq!(client.end(), End::Eof);
+    }
+    drop(guard);
+}
+
+/// Two servers, one latch: both stop, and neither says that it has ended before both have.
+#[test]
+fn servers_that_share_a_latch_stop_together() {
+    let shutdown = Shutdown::new();
+    let (stage_one, handler) = stage();
+    let one = Running::of(Server::new(handler).limits(patient()).shutdown(&shutdown));
+    let (_, handler) = stage();
+    let other = Running::of(Server::new(handler).shutdown(&shutdown));
+    let mut busy = one.connect();
+    busy.get("/wait");
+    stage_one.entered("/wait");
+    let mut idle = other.connect();
+    idle.get("/now").response();
+    shutdown.stop();
+    assert_eq!(idle.end(), End::Eof);
+    assert!(one.try_outcome().is_none());
+    stage_one.open();
+    assert!(busy.response().says_close());
+    for server in [one, other] {
+        assert!(server.outcome().is_drained());
+        assert!(TcpStream::connect(server.addr).is_err());
+    }
+    assert_eq!(shutdown.in_flight(), 0);
+}
+
+/// The future of `serve` is dropped: listener and connections are closed, whoever runs them.
+#[test]
+fn dropping_the_server_closes_everything() {
+    for executor in [None, Some(Arc::new(Executor::new()))] {
+        let (stage, handler) = stage();
+        let mut server = Server::new(handler).limits(patient());
+        let worker = executor.map(|executor| {
+            server = std::mem::replace(&mut server, Server::new(|_| async { Ok("") }))
+                .executor(executor.clone());
+            Worker::start(&executor)
+        });
+        let shutdown = server.handle();
+        let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+        let Address::Tcp(addr) = *listener.address() else { unreachable!() };
+        let (run, dropped) = channel::bounded::<()>(1);
+        let serving = thread::spawn(move || {
+            let serve = async { server.serve([listener]).await.is_ok() };
+            let drop = async { dropped.recv().await.is_ok() };
+            future::block_on(serve.or(drop));
+        });
+        let mut busy = Client::connect(addr);
+        busy.get("/wait");
+        stage.entered("/wait");
+        let mut idle = Client::connect(addr);
+        idle.get("/now").response();
+        drop(run);
+        serving.join().unwrap();
+        assert_eq!(busy.end(), End::Eof);
+        assert_eq!(idle.end(), End::Eof);
+        wait_until("nobody left", || shutdown.in_flight() == 0);
+        wait_until("closed", || TcpStream::connect(addr).is_err());
+        assert_eq!(shutdown.phase(), Phase::Running);
+        if let Some(worker) = worker {
+            worker.pause();
+        }
+    }
+}
+
+// ── Handlers ────────────────────────────────────────────────────────────────────────────────
+
+/// Rule S10: a handler learns of the stop and is left to finish.
+#[test]
+fn a_handler_that_sees_the_stop_is_not_cancelled() {
+    let (stage, handler) = stage();
+    let server = Running::with(patient(), handler);
+    let mut client = server.connect();
+    client.get("/until-stop");
+    stage.entered("/until-stop");
+    server.shutdown.stop();
+    settle_in_drain();
+    assert!(server.try_outcome().is_none());
+    stage.open();
+    let response = client.response();
+    assert_eq!((response.text().as_str(), response.says_close()), ("stopped", true));
+    assert_eq!(client.end(), End::Eof);
+    assert!(server.outcome().is_drained());
+}
+
+/// Rule S12: a guard taken in a handler holds the drain open beyond the response.
+#[test]
+fn a_guard_from_a_handler_keeps_the_drain_open() {
+    let (open, gate) = channel::bounded::<()>(1);
+    let server = Running::new(move |request| {
+        let gate = gate.clone();
+        async move {
+            let guard = Token::of(&request).guard().expect("a request is in flight");
+            let work = guard.hold(async move { gate.recv().await.is_ok() });
+            thread::spawn(move || future::block_on(work));
+            Ok("begun")
+        }
+    });
+    let mut client = server.connect();
+    assert_eq!(client.get("/").response().text(), "begun");
+    server.shutdown.stop();
+    assert_eq!(client.end(), End::Eof);
+    settle_in_drain();
+    assert!(server.try_outcome().is_none());
+    wait_until("only the guard is left", || server.shutdown.in_flight() == 1);
+    drop(open);
+    let outcome = server.outcome();
+    assert!(outcome.is_drained(), "{outcome}");
+    assert_eq!(server.shutdown.in_flight(), 0);
+    assert!(server.shutdown.token().guard().is_none()); // rule S1
+}
+
+/// Rule S17.
+#[test]
+fn a_panic_costs_its_client_alone() {
+    let (stage, handler) = stage();
+    let server = Running::with(patient(), handler);
+    let mut other = server.connect();
+    other.get("/wait");
+    stage.entered("/wait");
+    for _ in 0..3 {
+        let mut client = server.connect();
+        let response = client.get("/panic").response();
+        assert_eq!((response.status, response.says_close()), (500, true));
+        assert!(!response.text().contains("wished"));
+        assert_eq!(client.end(), End::Eof);
+
+        // No clean end that could be taken for the whole.
+        let mut client = server.connect();
+        assert!(client.get("/panic-in-body").try_response(false).is_err());
+    }
+    wait_until("only the other is left", || server.shutdown.in_flight() == 1);
+    server.shutdown.stop();
+    stage.open();
+    let response = other.response();
+    assert_eq!((response.status, response.says_close()), (200, true));
+    assert!(server.outcome().is_drained());
+    assert_eq!(server.shutdown.in_flight(), 0);
+}
+
+/// Rule S17, in the drain.
+#[test]
+fn a_panic_does_not_hold_the_drain() {
+    let (open, gate) = channel::bounded::<()>(1);
+    let (enter, entered) = mpsc::channel();
+    let server = Running::with(patient(), move |_| {
+        let (enter, gate) = (enter.clone(), gate.clone());
+        async move {
+            enter.send(()).unwrap();
+            assert!(gate.recv().await.is_ok(), "as the test wished");
+            Ok("never")
+        }
+    });
+    let mut client = server.connect();
+    client.get("/");
+    entered.recv_timeout(PATIENCE).unwrap();
+    server.shutdown.stop();
+    drop(open);
+    let response = client.response();
+    assert_eq!((response.status, response.says_close()), (500, true));
+    assert!(server.outcome().is_drained());
+    assert_eq!(server.shutdown.in_flight(), 0);
+}
+
+/// Rule S22: in the drain a handler is dropped when its client has reset the connection, before
+/// the stop or after it; one that only half-closed still gets its answer.
+#[test]
+fn a_client_that_is_gone_does_not_hold_the_drain() {
+    struct Dropped(Sender<()>);
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            let _ = self.0.send(());
+        }
+    }
+
+    let (open, gate) = channel::bounded::<()>(1);
+    let (enter, entered) = mpsc::channel();
+    let (gone, dropped) = mpsc::channel();
+    let server = Running::with(patient(), move |request: Request| {
+        let (enter, gate) = (enter.clone(), gate.clone());
+        let stuck = (request.url().path() == "/stuck").then(|| Dropped(gone.clone()));
+        async move {
+            enter.send(()).unwrap();
+            let _ = gate.recv().await;
+            drop(stuck);
+            Ok("done")
+        }
+    });
+    let connect = |path| {
+        let mut client = server.connect();
+        client.get(path);
+        entered.recv_timeout(PATIENCE).unwrap();
+        client
+    };
+    let before = connect("/stuck");
+    let after = connect("/stuck");
+    let mut half = connect("/");
+    half.half_close();
+    before.reset();
+    server.shutdown.stop();
+    dropped.recv_timeout(PATIENCE).expect("the handler of the one that had gone");
+    after.reset();
+    dropped.recv_timeout(PATIENCE).expect("the handler of the one that went");
+    wait_until("only the half-closed one is left", || server.shutdown.in_flight() == 1);
+    drop(open);
+    let response = half.response();
+    assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
+    assert_eq!(half.end(), End::Eof);
+    let outcome = server.outcome();
+    assert!(outcome.is_drained());
+    assert_eq!(outcome.finished, 1);
+}
+
+// ── Responses ───────────────────────────────────────────────────────────────────────────────
+
+/// Rule S9, after Go's `TestServerGracefulClose`: the handler answers without reading 5 MB that
+/// the client goes on sending, and no reset takes the answer away.
+#[test]
+fn the_last_response_is_not_lost_to_a_reset() {
+    const UPLOAD: usize = 5 * 1024 * 1024;
+    let (stage, handler) = stage();
+    let server = Running::with(Limits::default(), handler);
+    let mut client = server.connect();
+    client.send(format!("POST /wait HTTP/1.1\r\nHost: test\r\nContent-Length: {UPLOAD}\r\n\r\n"));
+    stage.entered("/wait");
+    server.shutdown.stop();
+    let mut upload = client.stream.try_clone().unwrap();
+    let sender = thread::spawn(move || upload.write_all(&vec![b'x'; UPLOAD]));
+    stage.open();
+    // Everything has been sent before anything is read.
+    sender.join().unwrap().unwrap();
+    let response = client.response();
+    assert_eq!((response.status, response.text().as_str()), (200, "done"));
+    assert!(response.says_close());
+    assert_eq!(client.end(), End::Eof);
+    assert!(server.outcome().is_drained());
+}
+
+/// A response in chunks goes on through the drain to its proper end (rule S8), and an abort ends
+/// it without one, so that the client cannot take it for the whole.
+#[test]
+fn a_stream_ends_properly_or_visibly_not() {
+    for abort in [false, true] {
+        let (tick, ticks) = channel::unbounded();
+        let server = Running::new(move |_| {
+            let ticks = Ticks(Box::pin(ticks.clone()));
+            async { Ok(Body::from_reader(BufReader::new(ticks), None)) }
+        });
+        let mut client = server.connect();
+        tick.try_send("one").unwrap();
+        client.get("/");
+        while !client.line().unwrap().is_empty() {}
+        assert_eq!(client.take(8).unwrap(), b"3\r\none\r\n");
+        server.shutdown.stop();
+        tick.try_send("three").unwrap();
+        assert_eq!(client.take(10).unwrap(), b"5\r\nthree\r\n");
+        settle_in_drain();
+        assert!(server.try_outcome().is_none());
+        if abort {
+            server.shutdown.abort();
+            assert_eq!(client.rest(), (vec![], End::Eof));
+            let outcome = server.outcome();
+            assert_eq!(outcome.ending, Ending::Forced);
+            let peer = Peer::from(client.stream.local_addr().unwrap());
+            assert_cut(&outcome, 0, peer, Stage::Response, "GET", "/");
+        } else {
+            drop(tick);
+            assert_eq!(client.rest(), (b"0\r\n\r\n".to_vec(), End::Eof));
+            let outcome = server.outcome();
+            assert!(outcome.is_drained());
+            assert_eq!(outcome.finished, 1);
+        }
+    }
+}
+
+/// Gives a drain that must not end the time to do so wrongly.
+fn settle_in_drain() {
+    thread::sleep(Duration::from_millis(50));
+}

@@ -1,0 +1,745 @@
+//! The real binary as a process: signals, deadlines, exit codes, its log, its command line.
+//!
+//! No signal is ever sent to the test runner: each server is a process of its own. Requests are
+//! known to be in flight by what the server has sent or logged, never by the time that has passed.
+
+mod common;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Client, End, PATIENCE, Program, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+use socket2::SockRef;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_smol-graceful");
+
+const STOP: [(Signal, &str); 4] = [
+    (Signal::HUP, "SIGHUP"),
+    (Signal::INT, "SIGINT"),
+    (Signal::TERM, "SIGTERM"),
+    (Signal::QUIT, "SIGQUIT"),
+];
+
+// ── The first signal ────────────────────────────────────────────────────────────────────────────
+
+/// Rules S16 and S19, design section 5.
+#[test]
+fn each_signal_ends_an_idle_server() {
+    at_once(STOP, |(signal, name)| {
+        let mut server = Program::server(&[]);
+        server.signal(signal);
+        assert_eq!(server.exit_code(), 0, "{server}");
+        let log = server.log();
+        assert!(log.contains(&format!("stopping because of {name}: 0 in flight")), "{log}");
+        let last = log.lines().last().unwrap();
+        assert!(last.contains("drained in ") && last.ends_with(&format!("by {name}")), "{log}");
+    });
+}
+
+/// Rules S6 and S7: with a FIN, not with a reset, and without the whole idle timeout.
+#[test]
+fn idle_and_silent_connections_do_not_keep_it() {
+    let mut server = Program::server(&["--work", "0s"]);
+    let mut idle = server.connect();
+    assert_eq!(idle.get("/").response().text(), "okay");
+    let mut silent = server.connect();
+    server.signal(Signal::TERM);
+    assert_eq!(idle.end(), End::Eof);
+    assert_eq!(silent.end(), End::Eof);
+    assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+/// Rules S8, S9 and S10: a head, a body and a response that were half done.
+#[test]
+fn each_signal_lets_finish_what_is_in_flight() {
+    at_once(STOP, |(signal, name)| {
+        let mut server = Program::server(&[]);
+        let mut head = server.connect();
+        head.send("GET /work?for=20ms HTTP/1.1\r\nHo");
+        let mut body = server.connect();
+        body.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhello");
+        let mut stream = server.connect();
+        stream.get("/stream?every=20ms&count=1000000");
+        while stream.line().unwrap() != "tick 1\n".len().to_string() {}
+        // From here on the server is in the middle of this response.
+
+        server.signal(signal);
+        server.wait_for(&format!("stopping because of {name}"));
+        wait_until("the listener is closed", || is_refused(server.addr));
+
+        let response = head.send("st: x\r\n\r\n").response();
+        assert_eq!((response.status, response.text().as_str()), (200, "okay"));
+        assert!(response.says_close(), "{response:?}");
+        assert_eq!(head.end(), End::Eof);
+
+        let response = body.send("world").response();
+        assert_eq!((response.status, response.text().as_str()), (200, "helloworld"));
+        assert_eq!(body.end(), End::Eof);
+
+        let (rest, end) = stream.rest();
+        assert_eq!(end, End::Eof);
+        assert!(rest.ends_with(b"\n\r\n0\r\n\r\n"), "{:?}", String::from_utf8_lossy(&rest));
+
+        assert_eq!(server.exit_code(), 0, "{server}");
+        let log = server.log();
+        let outcome = log.lines().last().unwrap();
+        let expected = format!(", 3 requests finished, stopped by {name}");
+        assert!(outcome.contains("drained in ") && outcome.ends_with(&expected), "{log}");
+    });
+}
+
+/// Rule S9, for a handler that had begun before the stop.
+#[test]
+fn a_handler_that_runs_is_waited_for() {
+    let mut server = Program::server(&["--work", "2s"]);
+    let mut client = in_flight(server.addr, "/");
+    server.signal(Signal::TERM);
+    let response = client.response();
+    assert_eq!((response.status, response.text().as_str()), (200, "okay"));
+    assert!(response.says_close(), "{response:?}");
+    assert_eq!(client.end(), End::Eof);
+    assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+/// Rule S16: a signal as soon as it listens.
+#[test]
+fn a_signal_right_after_the_start_is_not_lost() {
+    for (signal, _) in STOP.into_iter().cycle().take(12) {
+        let mut server = Program::server(&[]);
+        server.signal(signal);
+        assert_eq!(server.exit_code(), 0, "{server}");
+    }
+}
+
+/// Rule S16: a signal at any moment of the start ends it, and from the first bind on it is
+/// handled.
+#[test]
+fn a_signal_during_the_start_ends_it() {
+    let seed = fastrand::u64(..);
+    eprintln!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for _ in 0..100 {
+        let mut server = Bare::start(Command::new(BINARY).args(["--listen", "127.0.0.1:0"]));
+        // The moment is what is random here: nothing is waited for.
+        thread::sleep(Duration::from_micros(random.u64(0..20_000)));
+        server.signal(Signal::TERM);
+        let (status, _, log) = server.output();
+        let killed = status.signal() == Some(Signal::TERM.as_raw());
+        assert!(killed || status.code() == Some(0), "{status}: {log}");
+        assert!(!killed || !log.contains("listening on"), "{status}: {log}");
+    }
+}
+
+// ── The deadline and the report ─────────────────────────────────────────────────────────────────
+
+/// Rule S13, design section 5.
+#[test]
+fn the_grace_ends_the_drain_and_names_what_it_cuts() {
+    let mut server = Program::server(&["--work", "60s", "--grace", "300ms"]);
+    let mut client = in_flight(server.addr, "/");
+    server.signal(Signal::TERM);
+    let cut = client.try_response(false).expect_err("answered");
+    assert!(matches!(cut, End::Eof | End::Reset));
+    assert_eq!(server.exit_code(), 1, "{server}");
+    let log = server.log();
+    let outcome = log.lines().last().unwrap();
+    let named = format!("1 cut: {} GET / (in the handler, ", local(&client));
+    assert!(outcome.contains("timed out after ") && outcome.contains(&named), "{log}");
+}
+
+/// Rule S20.
+#[test]
+fn the_log_says_once_a_second_what_is_left() {
+    let mut server = Program::server(&["--work", "60s", "--grace", "3s"]);
+    let client = in_flight(server.addr, "/?a=b");
+    server.signal(Signal::HUP);
+    for _ in 0..2 {
+        let line = server.wait_for("draining: 1 left, ");
+        assert!(line.contains(&format!("{} GET /?a=b (", local(&client))), "{line}");
+    }
+    assert_eq!(server.exit_code(), 1, "{server}");
+}
+
+// ── The second signal ───────────────────────────────────────────────────────────────────────────
+
+/// Rule S14: whichever it is, and whichever was the first. The grace of 60 s is longer than the
+/// patience of the tests.
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let firsts = STOP;
+    let seconds = STOP.into_iter().cycle().skip(1);
+    at_once(firsts.into_iter().zip(seconds), |((first, first_name), (second, second_name))| {
+        let mut server = Program::server(&["--work", "60s", "--grace", "60s"]);
+        let mut client = in_flight(server.addr, "/");
+        server.signal(first);
+        server.wait_for(&format!("stopping because of {first_name}"));
+        server.signal(second);
+        assert_eq!(server.exit_code(), 1, "{server}");
+        assert!(client.try_response(false).is_err());
+        let log = server.log();
+        assert!(log.contains(&format!("second signal, {second_name}")), "{log}");
+        let outcome = log.lines().last().unwrap();
+        let named = format!("by {first_name}, 1 cut: {} GET / (in the handler, ", local(&client));
+        assert!(outcome.contains("forced to end ") && outcome.contains(&named), "{log}");
+    });
+}
+
+/// Rule S14: the same one twice.
+#[test]
+fn the_same_signal_twice_ends_it_at_once() {
+    at_once(STOP, |(signal, name)| {
+        let mut server = Program::server(&["--work", "60s", "--grace", "60s"]);
+        let _client = in_flight(server.addr, "/");
+        server.signal(signal);
+        server.wait_for(&format!("stopping because of {name}"));
+        server.signal(signal);
+        assert_eq!(server.exit_code(), 1, "{server}");
+    });
+}
+
+/// Rules S13 and S14: two signals right behind a request that perhaps nobody has accepted yet.
+/// What is cut is named, and an exit code of 0 means that nothing was.
+#[test]
+fn a_request_that_has_just_been_sent_is_not_dropped_in_silence() {
+    for _ in 0..40 {
+        let mut server = Program::server(&["--work", "60s", "--grace", "60s"]);
+        let mut client = server.connect();
+        client.get("/");
+        server.signal(Signal::TERM);
+        server.signal(Signal::INT);
+        assert!(client.try_response(false).is_err());
+        assert_eq!(server.exit_code(), 1, "cut, but not told: {}", server.log());
+        let log = server.log();
+        assert!(log.lines().last().unwrap().contains(&local(&client).to_string()), "{log}");
+    }
+}
+
+/// Rule S16.
+#[test]
+fn a_storm_of_signals_neither_hangs_nor_kills() {
+    at_once([(false, 0), (true, 1)], |(busy, code)| {
+        let mut server = Program::server(&["--work", "60s", "--grace", "60s"]);
+        let _client = busy.then(|| in_flight(server.addr, "/"));
+        let pid = server.pid();
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    // Until it is waited for, its number is its own, even when it has ended.
+                    STOP.into_iter().cycle().take(2_500).for_each(|(signal, _)| send(pid, signal));
+                });
+            }
+        });
+        assert_eq!(server.exit_code(), code, "{server}");
+    });
+}
+
+// ── Blocked workers (rule S15) ──────────────────────────────────────────────────────────────────
+
+#[test]
+fn with_every_worker_blocked_the_deadline_ends_it() {
+    at_once([1, 2], |threads| {
+        let mut server = Blocked::start(threads, 60_000, 2);
+        server.program.signal(Signal::TERM);
+        server.program.wait_for("stopping because of SIGTERM");
+        wait_until("the listener is closed", || is_refused(server.program.addr));
+        // Rule S20: here, too.
+        server.program.wait_for("draining: ");
+        assert_eq!(server.program.exit_code(), 1, "{}", server.program);
+        server.assert_named_after("timed out after ");
+    });
+}
+
+#[test]
+fn with_every_worker_blocked_a_second_signal_ends_it() {
+    at_once([1, 2], |threads| {
+        let mut server = Blocked::start(threads, 60_000, 60);
+        server.program.signal(Signal::QUIT);
+        server.program.wait_for("stopping because of SIGQUIT");
+        wait_until("the listener is closed", || is_refused(server.program.addr));
+        server.program.signal(Signal::TERM);
+        assert_eq!(server.program.exit_code(), 1, "{}", server.program);
+        server.assert_named_after("forced to end after ");
+    });
+}
+
+/// What came while they were blocked is answered like what blocked them.
+#[test]
+fn workers_that_are_free_again_finish_the_drain() {
+    at_once([1, 2], |threads| {
+        let mut server = Blocked::start(threads, 1_000, 30);
+        server.program.signal(Signal::TERM);
+        for client in &mut server.clients {
+            let response = client.response();
+            assert_eq!((response.status, response.text().as_str()), (200, "okay\n"));
+        }
+        assert_eq!(server.program.exit_code(), 0, "{}", server.program);
+    });
+}
+
+/// `examples/blocking` with every worker blocked.
+struct Blocked {
+    program: Program,
+    /// Those that block, then those that came after them.
+    clients: Vec<Client>,
+    threads: usize,
+}
+
+impl Blocked {
+    fn start(threads: usize, milliseconds: u64, grace: u64) -> Self {
+        let args = ["127.0.0.1:0", &grace.to_string(), &threads.to_string()];
+        let program = Program::example("blocking", &args);
+        let mut clients = Vec::new();
+        for _ in 0..threads {
+            let mut client = program.connect();
+            client.get(&format!("/block/{milliseconds}"));
+            clients.push(client);
+        }
+        // As long as a worker is free, others are answered.
+        wait_until("every worker is blocked", || {
+            let mut other = program.connect();
+            other.get("/");
+            other.stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            let free = other.stream.peek(&mut [0]).is_ok();
+            other.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            if !free {
+                clients.push(other);
+            }
+            !free
+        });
+        Self { program, clients, threads }
+    }
+
+    /// The last line of the log is the outcome and names every request that blocks.
+    fn assert_named_after(&mut self, ending: &str) {
+        let log = self.program.log();
+        let outcome = log.lines().last().unwrap();
+        assert!(outcome.contains(ending), "{log}");
+        for client in &self.clients[..self.threads] {
+            let named = format!("{} GET /block/60000 (in the handler, ", local(client));
+            assert!(outcome.contains(&named), "{log}");
+        }
+    }
+}
+
+// ── A log that cannot be written (rule S21) ─────────────────────────────────────────────────────
+
+/// A pipe that its reader has forgotten, and a socket as under systemd whose journal hangs: both
+/// full from the start.
+#[test]
+fn a_log_that_nobody_reads_holds_up_nothing() {
+    let dir = Dir::new("full");
+    let path = dir.0.join("pipe");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    // Both of its ends, so that it neither waits for the other one nor breaks.
+    let pipe = File::options().read(true).write(true).open(path).unwrap();
+    let (_unread, socket) = UnixStream::pair().unwrap();
+    at_once([pipe.into(), socket.into()], |stderr: OwnedFd| {
+        fill(File::from(stderr.try_clone().unwrap()));
+        let command = &mut Command::new(BINARY);
+        command.args(["--listen", "127.0.0.1:0", "--work", "1ms"]).env("RUST_LOG", "trace");
+        let mut server = Bare::with_stderr(command, stderr.try_clone().unwrap().into());
+        let mut client = Client::connect(server.addr());
+        for _ in 0..100 {
+            assert_eq!(client.get("/").response().text(), "okay");
+        }
+        server.signal(Signal::TERM);
+        assert_eq!(client.end(), End::Eof);
+        assert_eq!(server.wait().code(), Some(0));
+    });
+}
+
+/// Fills a pipe or socket until not one byte more goes in; it is left blocking.
+fn fill(mut file: File) {
+    let blocks = file.try_clone().unwrap();
+    let blocks = SockRef::from(&blocks);
+    blocks.set_nonblocking(true).unwrap();
+    while file.write(&[b'x'; 4096]).is_ok() {}
+    while file.write(b"x").is_ok() {}
+    blocks.set_nonblocking(false).unwrap();
+}
+
+/// The first sockets of such a server could get the numbers 0 to 2.
+#[test]
+fn closed_standard_descriptors_put_no_log_on_the_wire() {
+    at_once(["2>&-", "<&- >&- 2>&-", "<&-", ">&- 2>&-"], |closed| {
+        let command = &mut Command::new("sh");
+        command.args(["-c", &format!("exec \"$0\" \"$@\" {closed}"), BINARY]);
+        command.args(["--listen", "127.0.0.1:0", "--work", "1ms"]).env("RUST_LOG", "trace");
+        let mut server = Bare::start(command);
+        let addr = server.addr();
+        // Several at the same time, so that low numbers are in use.
+        let mut clients: Vec<_> = (0..4).map(|_| Client::connect(addr)).collect();
+        for _ in 0..10 {
+            for client in &mut clients {
+                client.get("/");
+            }
+            for client in &mut clients {
+                let response = client.response();
+                assert_eq!((response.status, response.text().as_str()), (200, "okay"));
+            }
+        }
+        server.signal(Signal::TERM);
+        for client in &mut clients {
+            // Nothing but the end.
+            assert_eq!(client.end(), End::Eof);
+        }
+        assert_eq!(server.wait().code(), Some(0), "{closed}");
+    });
+}
+
+// ── The command line (design section 8) ─────────────────────────────────────────────────────────
+
+#[test]
+fn an_address_that_cannot_be_had_is_one_line_and_exit_1() {
+    let dir = Dir::new("taken");
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = tcp.local_addr().map(|addr| (tcp, addr.to_string())).unwrap();
+    let path = dir.0.join("live.sock");
+    let _unix = UnixListener::bind(&path).unwrap();
+    let missing = dir.0.join("missing/app.sock");
+    for address in [
+        tcp.1.clone(),
+        format!("unix:{}", path.display()),
+        format!("unix:{}", missing.display()),
+        "192.0.2.1:0".to_owned(),
+    ] {
+        let (status, _, log) = run(&["--listen", &address], &[]);
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert_eq!(log.lines().count(), 1, "{log}");
+        assert!(log.contains(&address) && log.contains("cannot listen on"), "{log}");
+        assert!(!log.contains("panicked") && !log.contains("os error"), "{log}");
+    }
+    assert!(path.exists(), "the socket file of another server was removed");
+}
+
+#[test]
+fn bad_usage_is_exit_2() {
+    let flags: [&[&str]; 8] = [
+        &["--grace", "nonsense"],
+        &["--work", "-1s"],
+        &["--linger", "1"],
+        &["--lame-duck", ""],
+        &["--threads", "0"],
+        &["--listen", "nowhere"],
+        &["--frobnicate"],
+        &["argument"],
+    ];
+    for args in flags {
+        let (status, stdout, stderr) = run(args, &[]);
+        assert_eq!(status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(stdout.is_empty() && stderr.contains("--help"), "{args:?}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    }
+    let (_, _, stderr) = run(&["--frobnicate"], &[]);
+    assert!(stderr.contains("Usage: smol-graceful"), "{stderr}");
+}
+
+#[test]
+fn help_and_version_are_exit_0() {
+    let (status, help, stderr) = run(&["--help"], &[]);
+    assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
+    for flag in ["listen", "work", "grace", "linger", "lame-duck", "threads"] {
+        let variable = format!("SMOL_GRACEFUL_{}", flag.replace('-', "_").to_uppercase());
+        assert!(help.contains(&format!("--{flag} ")) && help.contains(&variable), "{help}");
+    }
+    let (status, version, _) = run(&["--version"], &[]);
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(version, concat!("smol-graceful ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn every_flag_has_its_variable() {
+    for name in ["LISTEN", "WORK", "GRACE", "LINGER", "LAME_DUCK", "THREADS"] {
+        let (status, _, stderr) = run(&[], &[(&format!("SMOL_GRACEFUL_{name}"), "nonsense")]);
+        assert_eq!(status.code(), Some(2), "{name}: {stderr}");
+    }
+    let mut command = Command::new(BINARY);
+    command
+        .env("SMOL_GRACEFUL_LISTEN", "127.0.0.1:0")
+        .env("SMOL_GRACEFUL_WORK", "60s")
+        .env("SMOL_GRACEFUL_GRACE", "100ms");
+    let mut server = Program::start(command);
+    let _client = in_flight(server.addr, "/");
+    server.signal(Signal::INT);
+    assert_eq!(server.exit_code(), 1, "{server}");
+    assert!(server.log().contains("timed out after "), "{server}");
+}
+
+/// A flag is nearer than the environment.
+#[test]
+fn a_flag_goes_before_its_variable() {
+    let mut command = Command::new(BINARY);
+    command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).env("SMOL_GRACEFUL_WORK", "60s");
+    let server = Program::start(command);
+    assert_eq!(server.connect().get("/").response().text(), "okay");
+}
+
+#[test]
+fn a_unix_socket_is_served_and_its_file_removed() {
+    let dir = Dir::new("unix");
+    let path = dir.0.join("app.sock");
+    let listen = format!("unix:{}", path.display());
+    let start = || {
+        let mut command = Command::new(BINARY);
+        command.args(["--listen", &listen, "--work", "0s"]);
+        Program::start(command)
+    };
+    // Killed: its file stays behind, and its successor replaces it.
+    drop(start());
+    assert!(path.exists());
+    let mut server = start();
+    assert!(ask_unix(&path).starts_with("HTTP/1.1 200 "));
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0, "{server}");
+    assert!(!path.exists(), "the socket file is still there");
+}
+
+#[test]
+fn several_addresses_are_served_and_closed() {
+    let dir = Dir::new("several");
+    let path = dir.0.join("app.sock");
+    let unix = format!("unix:{}", path.display());
+    let mut server =
+        Program::server(&["--work", "0s", "--listen", "127.0.0.1:0", "--listen", &unix]);
+    let line = server.wait_for("listening on 127.0.0.1:");
+    let second: SocketAddr = line.rsplit(' ').next().unwrap().parse().unwrap();
+    server.wait_for(&format!("listening on {unix}"));
+    assert_eq!(server.connect().get("/livez").response().status, 200);
+    assert_eq!(Client::connect(second).get("/livez").response().status, 200);
+    assert!(ask_unix(&path).starts_with("HTTP/1.1 200 "));
+
+    let mut client = in_flight(second, "/work?for=1s");
+    server.signal(Signal::TERM);
+    wait_until("every listener is closed", || {
+        is_refused(server.addr) && is_refused(second) && !path.exists()
+    });
+    assert_eq!(client.response().status, 200);
+    assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+// ── The bundled application ─────────────────────────────────────────────────────────────────────
+
+#[test]
+fn every_route_answers() {
+    let server = Program::server(&["--work", "0s"]);
+    let mut client = server.connect();
+    for (path, status, body) in [
+        ("/", 200, "okay"),
+        ("/work?for=1ms", 200, "okay"),
+        ("/livez", 200, "live\n"),
+        ("/readyz", 200, "ready\n"),
+        ("/stream?every=20ms&count=3", 200, "tick 1\ntick 2\ntick 3\n"),
+        ("/nothing", 404, "Not Found\n"),
+    ] {
+        let response = client.get(path).response();
+        assert_eq!((response.status, response.text().as_str()), (status, body), "{path}");
+    }
+    for path in ["/work?for=x", "/work", "/stream?every=x", "/stream?count=x"] {
+        assert_eq!(client.get(path).response().status, 400, "{path}");
+    }
+
+    let response = client.send("DELETE / HTTP/1.1\r\nHost: x\r\n\r\n").response();
+    assert_eq!(response.status, 405);
+    assert!(response.header("allow").unwrap().contains("GET"), "{response:?}");
+    let response = client.send("HEAD / HTTP/1.1\r\nHost: x\r\n\r\n").response_to_head();
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("content-length").unwrap(), "4");
+    let response = client.send("OPTIONS / HTTP/1.1\r\nHost: x\r\n\r\n").response();
+    assert_eq!(response.status / 100, 2);
+    assert!(response.header("allow").unwrap().contains("GET"), "{response:?}");
+
+    // HAProxy's check (rule W8).
+    let mut check = server.connect();
+    assert_eq!(check.send("OPTIONS / HTTP/1.0\r\n\r\n").response().status / 100, 2);
+    assert_eq!(check.end(), End::Eof);
+}
+
+#[test]
+fn a_mebibyte_comes_back() {
+    let server = Program::server(&[]);
+    let mut client = server.connect();
+    let body: Vec<u8> = (0..1024 * 1024).map(|i: u32| i.to_le_bytes()[i as usize % 3]).collect();
+    let mut stream = client.stream.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let head = format!("Host: x\r\nContent-Length: {}\r\n\r\n", body.len());
+            stream.write_all(format!("POST /echo HTTP/1.1\r\n{head}").as_bytes()).unwrap();
+            stream.write_all(&body).unwrap();
+        });
+        let response = client.response();
+        assert_eq!(response.status, 200);
+        assert!(response.body == body, "{} bytes came back", response.body.len());
+    });
+}
+
+/// Rule S3: not ready from the moment the stop begins, but alive, and serving new connections.
+#[test]
+fn a_lame_duck_still_serves() {
+    let mut server = Program::server(&["--work", "0s", "--lame-duck", "60s"]);
+    let ask = |path: &str| Client::connect(server.addr).get(path).response();
+    assert_eq!(ask("/readyz").status, 200);
+    server.signal(Signal::TERM);
+    wait_until("it is no longer ready", || ask("/readyz").status == 503);
+    assert_eq!(ask("/livez").status, 200);
+    let response = ask("/");
+    assert_eq!((response.status, response.text().as_str()), (200, "okay"));
+    assert!(response.says_close(), "{response:?}");
+    assert_eq!(ask("/readyz").status, 503);
+    // The second signal ends it; it has nothing to cut.
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+// ── Tools ───────────────────────────────────────────────────────────────────────────────────────
+
+/// Runs `case` for each of `cases`, all at the same time.
+fn at_once<T: Send>(cases: impl IntoIterator<Item = T>, case: impl Fn(T) + Sync) {
+    let case = &case;
+    thread::scope(|scope| {
+        for each in cases {
+            scope.spawn(move || case(each));
+        }
+    });
+}
+
+/// Sends `GET path` behind another request in the same write, and returns when that one is
+/// answered: the server has it then, and its handler runs, as the first response is sent when
+/// the second has to be waited for (rule W10).
+fn in_flight(addr: SocketAddr, path: &str) -> Client {
+    let request = |path| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let mut client = Client::connect(addr);
+    client.send(request("/livez") + &request(path));
+    assert_eq!(client.response().status, 200);
+    client
+}
+
+fn local(client: &Client) -> SocketAddr {
+    client.stream.local_addr().unwrap()
+}
+
+fn is_refused(addr: SocketAddr) -> bool {
+    let connected = TcpStream::connect_timeout(&addr, PATIENCE);
+    connected.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
+fn ask_unix(path: &std::path::Path) -> String {
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn send(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).unwrap();
+}
+
+/// Runs the binary until it ends by itself.
+fn run(args: &[&str], variables: &[(&str, &str)]) -> (ExitStatus, String, String) {
+    let command = &mut Command::new(BINARY);
+    Bare::start(command.args(args).envs(variables.iter().copied())).output()
+}
+
+/// A process whose log nobody reads before it has ended.
+struct Bare(Child);
+
+impl Bare {
+    fn start(command: &mut Command) -> Self {
+        Self::with_stderr(command, Stdio::piped())
+    }
+
+    fn with_stderr(command: &mut Command, stderr: Stdio) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
+        Self(command.spawn().unwrap())
+    }
+
+    fn signal(&self, signal: Signal) {
+        send(self.0.id(), signal);
+    }
+
+    /// Where it listens, as the kernel says: the log cannot be asked.
+    fn addr(&mut self) -> SocketAddr {
+        let mut addr = None;
+        wait_until("it listens", || {
+            assert!(self.0.try_wait().unwrap().is_none(), "it has ended");
+            addr = listens_on(self.0.id());
+            addr.is_some()
+        });
+        addr.unwrap()
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the program did not end");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits for the end, and only then reads standard output and standard error.
+    fn output(&mut self) -> (ExitStatus, String, String) {
+        let status = self.wait();
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        self.0.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        self.0.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        (status, stdout, stderr)
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The port on 127.0.0.1 that a process listens on (Linux): the sockets that it has open, looked
+/// up in the kernel's table.
+fn listens_on(pid: u32) -> Option<SocketAddr> {
+    let open: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .ok()?
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .filter_map(|target| {
+            let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+            Some(inode.to_owned())
+        })
+        .collect();
+    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+    table.lines().find_map(|line| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        let [_, local, _, "0A", _, _, _, _, _, inode, ..] = columns[..] else { return None };
+        let port = u16::from_str_radix(local.strip_prefix("0100007F:")?, 16).ok()?;
+        open.iter().any(|of| of == inode).then(|| ([127, 0, 0, 1], port).into())
+    })
+}
+
+/// A directory that is removed at the end.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Self {
+        let name = format!("smol-graceful-{name}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
