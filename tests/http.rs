@@ -2,50 +2,1462 @@
 
 mod common;
 
-use common::{Client, End, Running};
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
 
-#[test]
-fn a_request_is_answered() {
-    let server = Running::new(|_| async { Ok("okay") });
-    let mut client = server.connect();
-    let response = client.get("/").response();
-    assert_eq!((response.status, response.text().as_str()), (200, "okay"));
-    drop(client);
+use common::{Client, End, PATIENCE, Received, Running, wait_until};
+use futures_lite::AsyncReadExt;
+use futures_lite::io::{BufReader, Cursor};
+use http_types::{Body, Method, StatusCode};
+use smol::Async;
+use smol_graceful::{Limits, Request, Response};
+
+/// What most tests here serve: the path says what becomes of the body.
+async fn app(mut request: Request) -> http_types::Result<Response> {
+    match request.url().path() {
+        // It is the response's body, as it comes.
+        "/echo" => Ok(request.take_body().into()),
+        // It is answered once it is there; what is wrong with it is passed on.
+        "/read" => Ok(request.body_string().await?.into()),
+        // It is left alone.
+        path => Ok(path.into()),
+    }
+}
+
+/// Runs one case of a table, and names it if it fails.
+fn case(name: &str, run: impl FnOnce()) {
+    assert!(catch_unwind(AssertUnwindSafe(run)).is_ok(), "failed: {name:?}");
+}
+
+/// Once its clients are gone, a server has nothing in flight and drains.
+fn settle(server: &Running) {
+    wait_until("every connection has ended", || server.shutdown.in_flight() == 0);
     assert!(server.stop().is_drained());
 }
 
-#[test]
-fn pipelined_requests_are_all_answered() {
-    let server = Running::new(|request| async move { Ok(request.url().path().to_owned()) });
-    let mut client = server.connect();
-    let burst: String = (0..20).map(|i| format!("GET /{i} HTTP/1.1\r\nHost: x\r\n\r\n")).collect();
-    client.send(burst);
-    for i in 0..20 {
-        assert_eq!(client.response().text(), format!("/{i}"));
-    }
+/// The connection serves a further request.
+fn assert_open(client: &mut Client) {
+    let response = client.get("/again").response();
+    assert_eq!((response.status, response.text().as_str()), (200, "/again"));
 }
 
-#[test]
-fn bodies_stream_both_ways() {
-    let server = Running::new(|mut request| async move { Ok(request.take_body()) });
-    for (framing, body) in [
-        ("Content-Length: 5", "hello"),
-        ("Transfer-Encoding: chunked", "5;x=y\r\nhello\r\n0\r\nX-T: 1\r\n\r\n"),
-    ] {
-        let mut client: Client = server.connect();
-        client.send(format!("POST / HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n{body}"));
-        assert_eq!(client.response().text(), "hello");
-        client.get("/").response();
-    }
-}
-
-#[test]
-fn a_bad_head_is_answered_and_closed() {
-    let server = Running::new(|_| async { Ok("okay") });
-    let mut client = server.connect();
-    client.send("GET / HTTP/1.1\r\nHost : x\r\n\r\n");
-    let response = client.response();
-    assert_eq!(response.status, 400);
-    assert!(response.says_close());
+/// `response` has announced the end of the connection, and it ends.
+fn assert_closed(client: &mut Client, response: &Received) {
+    assert!(response.says_close(), "{:?}", response.lines);
     assert_eq!(client.end(), End::Eof);
+}
+
+/// The connection is kept or has ended, as `response` says.
+fn assert_as_told(client: &mut Client, response: &Received) {
+    match response.says_close() {
+        true => assert_eq!(client.end(), End::Eof),
+        false => assert_open(client),
+    }
+}
+
+/// Nothing comes from the server, for as long as a test can afford to look.
+fn assert_silent(client: &Client) {
+    client.stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let peeked = client.stream.peek(&mut [0]);
+    client.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")
+}
+
+/// A POST with more fields, each with its line end.
+fn post(path: &str, fields: &str, body: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: x\r\n{fields}\r\n{body}")
+}
+
+const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
+
+/// Bytes that no two places in them share.
+fn noise(length: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(7);
+    std::iter::repeat_with(|| random.u8(..)).take(length).collect()
+}
+
+/// A response body of unknown length that comes as the test writes it.
+fn stream(from: UnixStream) -> Body {
+    Body::from_reader(BufReader::new(Async::new(from).unwrap()), None)
+}
+
+// Keeping the connection.
+
+#[test]
+fn connections_are_kept_as_the_client_wishes() {
+    struct Case {
+        rule: &'static str,
+        send: &'static str,
+        kept: bool,
+    }
+    let cases = [
+        Case {
+            rule: "RFC 9112 9.3: 1.1 persists",
+            send: "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            kept: true,
+        },
+        Case {
+            rule: "RFC 9112 9.3: keep-alive says nothing new",
+            send: "GET / HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n",
+            kept: true,
+        },
+        Case {
+            rule: "RFC 9112 9.6: close",
+            send: "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            kept: false,
+        },
+        Case {
+            rule: "RFC 9110 7.6.1: options are in any case",
+            send: "GET / HTTP/1.1\r\nHost: x\r\nconnection: CLOSE\r\n\r\n",
+            kept: false,
+        },
+        Case {
+            rule: "RFC 9110 7.6.1: Connection is a list",
+            send: "GET / HTTP/1.1\r\nHost: x\r\nConnection: foo, close\r\n\r\n",
+            kept: false,
+        },
+        Case {
+            rule: "RFC 9110 5.3: a list may take several lines",
+            send: "GET / HTTP/1.1\r\nHost: x\r\nConnection: foo\r\nConnection: close\r\n\r\n",
+            kept: false,
+        },
+        Case {
+            rule: "RFC 9112 9.3: close beats keep-alive",
+            send: "GET / HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, close\r\n\r\n",
+            kept: false,
+        },
+        Case { rule: "W8: 1.0 closes", send: "GET / HTTP/1.0\r\n\r\n", kept: false },
+        Case {
+            rule: "W8: 1.0 persists if asked to",
+            send: "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+            kept: true,
+        },
+        Case {
+            rule: "W8: 1.0, keep-alive and close",
+            send: "GET / HTTP/1.0\r\nHost: x\r\nConnection: keep-alive, close\r\n\r\n",
+            kept: false,
+        },
+        Case {
+            rule: "RFC 9112 2.2: an empty line before a request",
+            send: "\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            kept: true,
+        },
+        Case {
+            rule: "RFC 9112 3.2.2: an absolute target",
+            send: "GET http://x/ HTTP/1.1\r\nHost: x\r\n\r\n",
+            kept: true,
+        },
+        Case {
+            rule: "RFC 9110 2.5: a higher minor version",
+            send: "GET / HTTP/1.9\r\nHost: x\r\n\r\n",
+            kept: true,
+        },
+    ];
+    let server = Running::new(app);
+    for Case { rule, send, kept } in cases {
+        case(rule, || {
+            let mut client = server.connect();
+            let response = client.send(send).response();
+            assert_eq!(response.lines[0], "HTTP/1.1 200 OK");
+            assert_eq!(response.text(), "/");
+            if !kept {
+                return assert_closed(&mut client, &response);
+            }
+            // An HTTP/1.0 client has to be told.
+            let told = send.contains("HTTP/1.0").then(|| "keep-alive".to_owned());
+            assert_eq!(response.header("connection"), told);
+            assert_open(&mut client);
+        });
+    }
+    settle(&server);
+}
+
+#[test]
+fn a_handler_can_ask_to_close() {
+    for value in ["close", "foo, Close"] {
+        let server = Running::new(move |_| async move {
+            let mut response = Response::from("bye");
+            response.insert_header("connection", value);
+            Ok(response)
+        });
+        let mut client = server.connect();
+        let response = client.get("/").response();
+        assert_eq!(response.text(), "bye");
+        assert_closed(&mut client, &response);
+        drop(client);
+        settle(&server);
+    }
+}
+
+#[test]
+fn peers_have_addresses() {
+    let server =
+        Running::new(|request| async move { Ok(request.peer_addr().unwrap_or("").to_owned()) });
+    let mut client = server.connect();
+    let addr = client.stream.local_addr().unwrap().to_string();
+    assert_eq!(client.get("/").response().text(), addr);
+    assert_eq!(client.get("/").response().text(), addr);
+    drop(client);
+    settle(&server);
+}
+
+// Pipelining.
+
+/// Rule W1.
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let server = Running::new(app);
+    let fixed = |path| post(path, "Content-Length: 5\r\n", "fixed");
+    let chunked = |path| post(path, CHUNKED, "3\r\nchu\r\n4;x=y\r\nnked\r\n0\r\nX: y\r\n\r\n");
+    let long = |path| post(path, "Content-Length: 9000\r\n", &"x".repeat(9000));
+    let cases: [(&str, String, &[&str]); 6] = [
+        ("GET, POST, GET", get("/1") + &fixed("/read") + &get("/3"), &["/1", "fixed", "/3"]),
+        ("chunked", get("/1") + &chunked("/read") + &get("/3"), &["/1", "chunked", "/3"]),
+        ("echoes", fixed("/echo") + &chunked("/echo") + &get("/3"), &["fixed", "chunked", "/3"]),
+        ("behind unread bodies", fixed("/1") + &chunked("/2") + &get("/3"), &["/1", "/2", "/3"]),
+        ("behind a long one", long("/1") + &get("/2"), &["/1", "/2"]),
+        ("empty lines between", get("/1") + "\r\n" + &get("/2") + "\r\n", &["/1", "/2"]),
+    ];
+    for (name, send, expect) in cases {
+        case(name, || {
+            let mut client = server.connect();
+            client.send(send);
+            for text in expect {
+                assert_eq!(client.response().text(), *text);
+            }
+            assert_open(&mut client);
+        });
+    }
+    settle(&server);
+}
+
+/// Rule W10: what is written at once comes at once.
+#[test]
+fn responses_are_batched() {
+    let server = Running::new(app);
+    for count in [1, 20] {
+        let mut client = server.connect();
+        client.send((0..count).map(|i| get(&format!("/{i}"))).collect::<String>());
+        let mut bytes = vec![0; 64 * 1024];
+        let n = client.stream.peek(&mut bytes).unwrap();
+        let responses = memchr::memmem::find_iter(&bytes[..n], "HTTP/1.1 200 OK\r\n").count();
+        assert_eq!(responses, count);
+        assert!(bytes[..n].ends_with(format!("\r\n\r\n/{}", count - 1).as_bytes()));
+        for i in 0..count {
+            assert_eq!(client.response().text(), format!("/{i}"));
+        }
+    }
+    settle(&server);
+}
+
+/// A response is not held back for the sake of a batch.
+#[test]
+fn a_response_does_not_wait_for_the_next_request() {
+    let server = Running::new(app);
+    let mut client = server.connect();
+    // Neither for the rest of a head, nor of a body, nor for a handler.
+    client.send(get("/1") + "GET /2 HT");
+    assert_eq!(client.response().text(), "/1");
+    client.send(
+        "TP/1.1\r\nHost: x\r\n\r\n".to_owned() + &post("/read", "Content-Length: 2\r\n", "x"),
+    );
+    assert_eq!(client.response().text(), "/2");
+    client.send("y");
+    assert_eq!(client.response().text(), "xy");
+    drop(client);
+    settle(&server);
+
+    let (open, gate) = smol::channel::bounded::<()>(1);
+    let server = Running::new(move |request: Request| {
+        let gate = gate.clone();
+        async move {
+            if request.url().path() == "/slow" {
+                gate.recv().await?;
+            }
+            Ok("done")
+        }
+    });
+    let mut client = server.connect();
+    client.send(get("/") + &get("/slow"));
+    assert_eq!(client.response().text(), "done");
+    open.try_send(()).unwrap();
+    assert_eq!(client.response().text(), "done");
+    drop(client);
+    settle(&server);
+}
+
+/// The three messages of the tests below, and what they are answered.
+fn trio() -> (String, [&'static str; 3]) {
+    let fixed = post("/read", "Content-Length: 2\r\n", "ab");
+    let chunked = post("/echo", CHUNKED, "2;x\r\nab\r\n1\r\nc\r\n0\r\nX: y\r\n\r\n");
+    (fixed + &chunked + &get("/3"), ["ab", "abc", "/3"])
+}
+
+#[test]
+fn bytes_may_come_one_at_a_time() {
+    let server = Running::new(app);
+    let (send, expect) = trio();
+    let mut client = server.connect();
+    for byte in send.bytes() {
+        client.send([byte]);
+    }
+    for text in expect {
+        assert_eq!(client.response().text(), text);
+    }
+    assert_open(&mut client);
+    drop(client);
+    settle(&server);
+}
+
+/// One connection for every place at which the bytes can be cut in two.
+#[test]
+fn bytes_may_be_cut_anywhere() {
+    let server = Running::new(app);
+    let (send, expect) = trio();
+    let mut clients: Vec<_> = (1..send.len()).map(|_| server.connect()).collect();
+    for (client, cut) in clients.iter_mut().zip(1..) {
+        client.send(&send[..cut]);
+    }
+    // By the time this is answered, the first parts were read.
+    assert_open(&mut server.connect());
+    for (client, cut) in clients.iter_mut().zip(1..) {
+        case(&format!("cut before {:?}", &send[cut..]), || {
+            client.send(&send[cut..]);
+            for text in expect {
+                assert_eq!(client.response().text(), text);
+            }
+        });
+    }
+    drop(clients);
+    settle(&server);
+}
+
+// Bodies.
+
+#[test]
+fn bodies_reach_the_handler_and_the_client() {
+    struct Case {
+        rule: &'static str,
+        fields: &'static str,
+        send: &'static str,
+        expect: &'static str,
+    }
+    let cases = [
+        Case { rule: "RFC 9112 6.3: no body", fields: "", send: "", expect: "" },
+        Case { rule: "fixed, empty", fields: "Content-Length: 0\r\n", send: "", expect: "" },
+        Case { rule: "fixed", fields: "Content-Length: 5\r\n", send: "hello", expect: "hello" },
+        Case { rule: "chunked, empty", fields: CHUNKED, send: "0\r\n\r\n", expect: "" },
+        Case { rule: "chunked", fields: CHUNKED, send: "5\r\nhello\r\n0\r\n\r\n", expect: "hello" },
+        Case {
+            rule: "two chunks",
+            fields: CHUNKED,
+            send: "2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n",
+            expect: "hello",
+        },
+        Case {
+            rule: "RFC 9112 7.1: sizes are hexadecimal, with leading zeros",
+            fields: CHUNKED,
+            send: "000A\r\n0123456789\r\nb\r\n0123456789a\r\n000\r\n\r\n",
+            expect: "01234567890123456789a",
+        },
+        Case {
+            rule: "W5, RFC 9112 7.1.1: extensions are ignored",
+            fields: CHUNKED,
+            send: "2;a\r\nhe\r\n3 ;b=c;d=\"e;f\"\r\nllo\r\n0;g\r\n\r\n",
+            expect: "hello",
+        },
+        Case {
+            rule: "RFC 9112 7.1.2: trailers",
+            fields: "Trailer: x\r\nTransfer-Encoding: chunked\r\n",
+            send: "5\r\nhello\r\n0\r\nX-One: 1\r\nX-Two: 2\r\n\r\n",
+            expect: "hello",
+        },
+        Case {
+            rule: "RFC 9112 7: names of codings are in any case",
+            fields: "transfer-encoding: CHUNKED\r\n",
+            send: "5\r\nhello\r\n0\r\n\r\n",
+            expect: "hello",
+        },
+        Case {
+            rule: "content that looks like framing",
+            fields: CHUNKED,
+            send: "7\r\n0\r\n\r\nab\r\n0\r\n\r\n",
+            expect: "0\r\n\r\nab",
+        },
+    ];
+    let server = Running::new(app);
+    for Case { rule, fields, send, expect } in cases {
+        case(rule, || {
+            let mut client = server.connect();
+            for (path, expect) in [("/read", expect), ("/echo", expect), ("/unread", "/unread")] {
+                // A further request behind it shows that the body ends where it should.
+                let response = client.send(post(path, fields, send) + &get("/next")).response();
+                assert_eq!((response.status, response.text().as_str()), (200, expect), "{path}");
+                assert_eq!(client.response().text(), "/next", "{path}");
+            }
+        });
+    }
+    settle(&server);
+}
+
+#[test]
+fn large_bodies_stream_both_ways() {
+    const LENGTH: usize = 8 * 1024 * 1024;
+    let server = Running::new(app);
+    let noise = noise(LENGTH);
+    let mut chunked = Vec::new();
+    for chunk in noise.chunks(100_000) {
+        chunked.extend(format!("{:x}\r\n", chunk.len()).bytes());
+        chunked.extend(chunk);
+        chunked.extend(b"\r\n");
+    }
+    chunked.extend(b"0\r\n\r\n");
+    let fixed = format!("Content-Length: {LENGTH}\r\n");
+    for (fields, send) in [(fixed.as_str(), &noise), (CHUNKED, &chunked)] {
+        case(fields, || {
+            let mut client = server.connect();
+            let mut writer = client.stream.try_clone().unwrap();
+            let head = post("/echo", fields, "");
+            let response = thread::scope(|scope| {
+                scope.spawn(move || {
+                    writer.write_all(head.as_bytes()).unwrap();
+                    writer.write_all(send).unwrap();
+                });
+                client.response()
+            });
+            assert!(response.body == noise, "the body came back changed");
+            assert_as_told(&mut client, &response);
+        });
+    }
+    settle(&server);
+}
+
+/// Head, first piece, second piece: each arrives before the next exists.
+#[test]
+fn a_stream_arrives_piece_by_piece() {
+    let (mut source, body) = UnixStream::pair().unwrap();
+    let body = Mutex::new(Some(body));
+    let server = Running::new(move |_| {
+        let body = body.lock().unwrap().take();
+        async move { Ok(body.map_or_else(|| "okay".into(), stream)) }
+    });
+    let mut client = server.connect();
+    client.get("/");
+    let mut head = Vec::new();
+    loop {
+        match client.line().unwrap() {
+            line if line.is_empty() => break,
+            line => head.push(line.to_lowercase()),
+        }
+    }
+    assert!(head.contains(&"transfer-encoding: chunked".to_owned()), "{head:?}");
+    assert!(!head.iter().any(|line| line.starts_with("content-length")), "{head:?}");
+    for piece in ["first", "second"] {
+        source.write_all(piece.as_bytes()).unwrap();
+        assert_eq!(client.line().unwrap(), format!("{:x}", piece.len()));
+        assert_eq!(client.line().unwrap(), piece);
+    }
+    drop(source);
+    assert_eq!(client.line().unwrap(), "0");
+    assert_eq!(client.line().unwrap(), "");
+    client.get("/").response();
+    drop(client);
+    settle(&server);
+}
+
+/// Rule W6.
+#[test]
+fn a_body_cut_short_is_an_error() {
+    let (report, reports) = mpsc::channel();
+    let server = Running::new(move |mut request: Request| {
+        let report = report.clone();
+        async move {
+            let mut body = Vec::new();
+            let read = request.read_to_end(&mut body).await;
+            report.send((read.map_err(|error| error.kind()), body.len()))?;
+            Ok("okay")
+        }
+    });
+    for (fields, send) in [
+        ("Content-Length: 10\r\n", ""),
+        ("Content-Length: 10\r\n", "01234"),
+        (CHUNKED, ""),
+        (CHUNKED, "5"),
+        (CHUNKED, "5\r\n012"),
+        (CHUNKED, "5\r\n01234"),
+        (CHUNKED, "5\r\n01234\r\n"),
+        (CHUNKED, "5\r\n01234\r\n0\r\n"),
+        (CHUNKED, "5\r\n01234\r\n0\r\nX: y\r\n"),
+    ] {
+        case(&format!("{fields}{send}"), || {
+            let mut client = server.connect();
+            // The client may still listen.
+            let response = client.send(post("/", fields, send)).half_close().response();
+            let (read, length) = reports.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(read, Err(io::ErrorKind::UnexpectedEof));
+            assert!(length <= 5);
+            assert_closed(&mut client, &response);
+
+            let mut client = server.connect();
+            client.send(post("/", fields, send));
+            client.reset();
+            let (read, _) = reports.recv_timeout(PATIENCE).unwrap();
+            assert!(read.is_err(), "after a reset: {read:?}");
+        });
+    }
+    settle(&server);
+}
+
+#[test]
+fn a_malformed_chunk_is_an_error() {
+    let (report, reports) = mpsc::channel();
+    let server = Running::new(move |mut request: Request| {
+        let report = report.clone();
+        async move {
+            let read = request.read_to_end(&mut Vec::new()).await;
+            report.send(read.as_ref().map_err(io::Error::kind).copied())?;
+            Ok(if request.url().path() == "/pass" { read?.to_string() } else { "okay".into() })
+        }
+    });
+    for send in [
+        "x\r\n",
+        "\r\n\r\n",
+        "-1\r\n",
+        "+1\r\nx\r\n",
+        "0x1\r\nx\r\n",
+        " 1\r\nx\r\n",
+        "1\nx\r\n0\r\n\r\n",
+        "1;\nx\r\n0\r\n\r\n",
+        "1\r\nxy\r\n0\r\n\r\n",
+        "1\r\nx0\r\n\r\n",
+        "10000000000000000\r\n",
+        "5\r\nhello\r\n0\r\nno field\r\n\r\n",
+        "5\r\nhello\r\n0\r\nContent-Length: 5\r\n\r\n",
+    ] {
+        case(send, || {
+            // Its status is the client's fault, if the handler passes the error on.
+            for (path, status) in [("/pass", 400), ("/keep", 200)] {
+                let mut client = server.connect();
+                let response = client.send(post(path, CHUNKED, send)).response();
+                assert_eq!(response.status, status);
+                let read = reports.recv_timeout(PATIENCE).unwrap();
+                assert_eq!(read, Err(io::ErrorKind::InvalidData));
+                assert_closed(&mut client, &response);
+            }
+        });
+    }
+    settle(&server);
+}
+
+#[test]
+fn bodies_are_bounded_if_wished() {
+    let limits = Limits { body_bytes: Some(10), ..Limits::default() };
+    let (called, calls) = mpsc::channel();
+    let server = Running::with(limits, move |request| {
+        called.send(()).unwrap();
+        app(request)
+    });
+    struct Case {
+        rule: &'static str,
+        send: String,
+        status: u16,
+        calls: usize,
+    }
+    let fixed =
+        |path, length| post(path, &format!("Content-Length: {length}\r\n"), &"x".repeat(length));
+    let chunked = |last: &str| format!("5\r\n01234\r\n{:x}\r\n{last}\r\n0\r\n\r\n", last.len());
+    let cases = [
+        Case { rule: "declared, at the limit", send: fixed("/read", 10), status: 200, calls: 1 },
+        Case { rule: "declared, beyond", send: fixed("/read", 11), status: 413, calls: 0 },
+        Case {
+            rule: "declared, beyond, unwanted",
+            send: post("/", "Content-Length: 18446744073709551615\r\n", ""),
+            status: 413,
+            calls: 0,
+        },
+        Case {
+            rule: "no 100 Continue for a body that is refused",
+            send: post("/read", "Content-Length: 11\r\nExpect: 100-continue\r\n", ""),
+            status: 413,
+            calls: 0,
+        },
+        Case {
+            rule: "counted, at the limit",
+            send: post("/read", CHUNKED, &chunked("56789")),
+            status: 200,
+            calls: 1,
+        },
+        Case {
+            rule: "counted, beyond",
+            send: post("/read", CHUNKED, &chunked("56789x")),
+            status: 413,
+            calls: 1,
+        },
+        Case {
+            rule: "counted, far beyond",
+            send: post("/read", CHUNKED, "5\r\n01234\r\nffffffffffffffff\r\nx"),
+            status: 413,
+            calls: 1,
+        },
+    ];
+    for Case { rule, send, status, calls: expected } in cases {
+        case(rule, || {
+            let mut client = server.connect();
+            let response = client.send(send).response();
+            assert_eq!(response.status, status);
+            assert_eq!(calls.try_iter().count(), expected);
+            match status {
+                200 => client.get("/").response().status,
+                _ => {
+                    assert_closed(&mut client, &response);
+                    return;
+                }
+            };
+            assert_eq!(calls.try_iter().count(), 1);
+        });
+    }
+    settle(&server);
+}
+
+// Bodies that nobody reads.
+
+/// Rule W9: a short one is discarded.
+#[test]
+fn an_unread_body_is_discarded() {
+    let limits = Limits { discard_bytes: 30, ..Limits::default() };
+    let server = Running::with(limits, app);
+    for (fields, send) in [
+        ("Content-Length: 30\r\n", "012345678901234567890123456789"),
+        (CHUNKED, "5\r\n01234\r\n5\r\n56789\r\n0\r\n\r\n"),
+    ] {
+        // Whether it comes with its head or after the response.
+        for cut in [0, send.len() / 2, send.len()] {
+            case(&format!("{} + {}", &send[..cut], &send[cut..]), || {
+                let mut client = server.connect();
+                let response = client.send(post("/1", fields, &send[..cut])).response();
+                assert_eq!((response.text().as_str(), response.says_close()), ("/1", false));
+                client.send(&send[cut..]);
+                assert_open(&mut client);
+            });
+        }
+    }
+    settle(&server);
+}
+
+/// Rule W9: beyond the limit the connection ends with the response, and no reset takes it away.
+#[test]
+fn a_long_unread_body_ends_the_connection() {
+    let server = Running::new(app);
+    let long = vec![b'x'; 1 << 20];
+    let mut chunked = b"100000\r\n".to_vec();
+    chunked.extend(&long);
+    for (fields, send, told) in [
+        ("Content-Length: 1048576\r\n", &long, true),
+        ("Content-Length: 99999999999\r\n", &long, true),
+        // That it is too long is found out after the response.
+        (CHUNKED, &chunked, false),
+    ] {
+        case(fields, || {
+            let mut client = server.connect();
+            client.send(post("/1", fields, ""));
+            client.send(send);
+            let response = client.response();
+            assert_eq!((response.text().as_str(), response.says_close()), ("/1", told));
+            // Nor does it break a client that goes on.
+            for _ in 0..10 {
+                client.send([b'x'; 1000]);
+            }
+            assert_eq!(client.end(), End::Eof);
+        });
+    }
+    settle(&server);
+}
+
+/// Rule W9: nobody waits for ever for what is to be discarded.
+#[test]
+fn an_unread_body_that_does_not_come_ends_the_connection() {
+    let limits = Limits { stall_timeout: SHORT, ..Limits::default() };
+    let server = Running::with(limits, app);
+    for (fields, send) in
+        [("Content-Length: 10\r\n", ""), ("Content-Length: 10\r\n", "01234"), (CHUNKED, "5\r\nx")]
+    {
+        case(&format!("{fields}{send}"), || {
+            let mut client = server.connect();
+            assert_eq!(client.send(post("/1", fields, send)).response().text(), "/1");
+            assert_eq!(client.end(), End::Eof);
+        });
+    }
+    settle(&server);
+}
+
+// Expect: 100-continue.
+
+const EXPECT: &str = "Content-Length: 5\r\nExpect: 100-continue\r\n";
+
+/// Rule W7: at the handler's first read, once, before the response.
+#[test]
+fn continue_is_said_when_the_handler_reads() {
+    let (open, gate) = smol::channel::bounded::<()>(1);
+    let open_again = gate.clone();
+    let server = Running::new(move |request| {
+        let gate = gate.clone();
+        async move {
+            gate.recv().await?;
+            app(request).await
+        }
+    });
+    for (fields, body) in [
+        (EXPECT, "hello"),
+        ("Content-Length: 5\r\nexpect: 100-Continue\r\n", "hello"),
+        ("Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n", "5\r\nhello\r\n0\r\n\r\n"),
+    ] {
+        // An echo reads while it is answered already.
+        for path in ["/read", "/echo"] {
+            case(&format!("{path} {fields}"), || {
+                let mut client = server.connect();
+                client.send(post(path, fields, ""));
+                assert_silent(&client);
+                open.try_send(()).unwrap();
+                assert_eq!(client.response().lines, ["HTTP/1.1 100 Continue"]);
+                let response = client.send(body).response();
+                assert_eq!((response.status, response.text().as_str()), (200, "hello"));
+                let _ = open.try_send(());
+                assert_as_told(&mut client, &response);
+                let _ = open_again.try_recv();
+            });
+        }
+    }
+    settle(&server);
+}
+
+/// Rule W7, behind another response that waits to be sent.
+#[test]
+fn continue_comes_behind_earlier_responses() {
+    let server = Running::new(app);
+    for path in ["/read", "/echo"] {
+        let mut client = server.connect();
+        client.send(get("/1") + &post(path, EXPECT, ""));
+        assert_eq!(client.response().text(), "/1");
+        assert_eq!(client.response().status, 100);
+        let response = client.send("hello").response();
+        assert_eq!(response.text(), "hello");
+        assert_as_told(&mut client, &response);
+    }
+    settle(&server);
+}
+
+/// Rule W7: nobody wants the body, so it is not asked for; and whether it still comes is unknown.
+#[test]
+fn continue_is_not_said_when_nobody_reads() {
+    let server = Running::new(app);
+    let mut client = server.connect();
+    let response = client.send(post("/1", EXPECT, "")).response();
+    assert_eq!((response.status, response.text().as_str()), (200, "/1"));
+    // A client that sends it all the same is not reset.
+    client.send("hello");
+    assert_closed(&mut client, &response);
+    drop(client);
+    settle(&server);
+}
+
+/// RFC 9110 section 10.1.1.
+#[test]
+fn continue_is_not_said_without_need() {
+    let server = Running::new(app);
+    for (rule, send, expect) in [
+        ("the body has begun to come", post("/read", EXPECT, "h"), ""),
+        ("the body is here", post("/read", EXPECT, "hello"), "hello"),
+        ("there is none", post("/read", "Content-Length: 0\r\nExpect: 100-continue\r\n", ""), ""),
+        (
+            "HTTP/1.0",
+            "POST /read HTTP/1.0\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n".into(),
+            "",
+        ),
+    ] {
+        case(rule, || {
+            let mut client = server.connect();
+            client.send(&send);
+            match rule {
+                "the body has begun to come" | "HTTP/1.0" => {
+                    assert_silent(&client);
+                    client.send(if send.ends_with('h') { "ello" } else { "hello" })
+                }
+                _ => &mut client,
+            };
+            let response = client.response();
+            assert_eq!(response.status, 200);
+            assert_eq!(response.text(), if send.contains("5\r\n") { "hello" } else { expect });
+        });
+    }
+    settle(&server);
+}
+
+/// Rule W7: behind the beginning of the response it would be taken for a part of that.
+#[test]
+fn continue_is_not_said_within_a_response() {
+    let (mut source, first) = UnixStream::pair().unwrap();
+    let first = Mutex::new(Some(first));
+    let server = Running::new(move |mut request: Request| {
+        let first = first.lock().unwrap().take().unwrap();
+        async move {
+            let both = Async::new(first)?.chain(request.take_body());
+            Ok(Body::from_reader(BufReader::new(both), None))
+        }
+    });
+    let mut client = server.connect();
+    client.send(post("/", EXPECT, ""));
+    source.write_all(b"first").unwrap();
+    while !client.line().unwrap().is_empty() {}
+    assert_eq!(client.line().unwrap(), "5");
+    assert_eq!(client.line().unwrap(), "first");
+    // From here on the request's body is read.
+    drop(source);
+    assert_silent(&client);
+    client.send("hello");
+    for line in ["5", "hello", "0", ""] {
+        assert_eq!(client.line().unwrap(), line);
+    }
+    drop(client);
+    settle(&server);
+}
+
+// Responses.
+
+/// Rule W11, RFC 9110 section 9.3.2.
+#[test]
+fn head_has_the_headers_of_get_and_no_body() {
+    let server = Running::new(|request: Request| async move {
+        let mut response: Response = match request.url().path() {
+            "/fixed" => "hello".into(),
+            "/empty" => Response::new(200),
+            "/none" => Response::new(204),
+            "/stream" => Body::from_reader(Cursor::new("hello"), None).into(),
+            _ => return Err(http_types::Error::from_str(404, "internals")),
+        };
+        response.insert_header("x-mark", "here");
+        Ok(response)
+    });
+    let mut client = server.connect();
+    for path in ["/fixed", "/empty", "/none", "/stream", "/missing"] {
+        case(path, || {
+            let expected = client.get(path).response();
+            let head = format!("HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+            let received = client.send(head).response_to_head();
+            let lines = |response: &Received| {
+                let mut lines = response.lines.clone();
+                lines.retain(|line| !line.to_lowercase().starts_with("date:"));
+                lines.sort();
+                lines
+            };
+            assert_eq!(lines(&received), lines(&expected));
+        });
+    }
+    drop(client);
+    settle(&server);
+}
+
+/// The framing is the server's, whatever the handler says about it (rule W11, RFC 9110 8.6).
+#[test]
+fn responses_are_framed() {
+    struct Case {
+        rule: &'static str,
+        method: Method,
+        make: fn() -> Response,
+        length: Option<&'static str>,
+        chunked: bool,
+        body: &'static str,
+    }
+    fn with(mut response: Response, name: &str, value: &str) -> Response {
+        response.insert_header(name, value);
+        response
+    }
+    fn unsized_body() -> Response {
+        Body::from_reader(Cursor::new("hello"), None).into()
+    }
+    let get = Case {
+        rule: "a body of known length",
+        method: Method::Get,
+        make: || "hello".into(),
+        length: Some("5"),
+        chunked: false,
+        body: "hello",
+    };
+    let bare = Case {
+        rule: "",
+        method: Method::Get,
+        make: || Response::new(200),
+        length: None,
+        chunked: false,
+        body: "",
+    };
+    let cases = [
+        Case { rule: "no body", make: || Response::new(200), length: Some("0"), ..bare },
+        Case { rule: "W11: 204", make: || Response::new(204), ..bare },
+        Case { rule: "W11: 204 with a body", make: || with_status(204, "hello".into()), ..bare },
+        Case { rule: "W11: 204, unsized", make: || with_status(204, unsized_body()), ..bare },
+        Case {
+            rule: "W11: 204 with a declared length",
+            make: || with(Response::new(204), "content-length", "5"),
+            ..bare
+        },
+        Case { rule: "W11: 304", make: || Response::new(304), ..bare },
+        Case { rule: "W11: 304, unsized", make: || with_status(304, unsized_body()), ..bare },
+        Case {
+            rule: "304 tells the length that it is told",
+            make: || with(Response::new(304), "content-length", "5"),
+            length: Some("5"),
+            ..bare
+        },
+        Case {
+            rule: "304 tells the length of its body",
+            make: || with_status(304, "hello".into()),
+            length: Some("5"),
+            ..bare
+        },
+        Case {
+            rule: "HEAD tells the length that it is told",
+            method: Method::Head,
+            make: || with(Response::new(200), "content-length", "12345678901"),
+            length: Some("12345678901"),
+            ..bare
+        },
+        Case { rule: "HEAD of a body of known length", method: Method::Head, body: "", ..get },
+        Case {
+            rule: "too short a length",
+            make: || with("hello".into(), "content-length", "3"),
+            ..get
+        },
+        Case {
+            rule: "too long a length",
+            make: || with("hello".into(), "content-length", "30"),
+            ..get
+        },
+        Case {
+            rule: "a length that is none",
+            make: || with("hello".into(), "content-length", "x"),
+            ..get
+        },
+        Case {
+            rule: "an encoding of its own",
+            make: || with("hello".into(), "transfer-encoding", "gzip, chunked"),
+            ..get
+        },
+        Case {
+            rule: "a length for a body without",
+            make: || with(unsized_body(), "content-length", "3"),
+            length: None,
+            chunked: true,
+            ..get
+        },
+        Case {
+            rule: "a reader that has more than its length",
+            make: || Body::from_reader(Cursor::new("hello, world"), Some(5)).into(),
+            ..get
+        },
+        Case { ..get },
+    ];
+    let makes: Vec<_> = cases.iter().map(|case| case.make).collect();
+    let server = Running::new(move |request: Request| {
+        let make = makes[request.url().path()[1..].parse::<usize>().unwrap()];
+        async move { Ok(make()) }
+    });
+    for (i, Case { rule, method, length, chunked, body, .. }) in cases.into_iter().enumerate() {
+        case(rule, || {
+            let mut client = server.connect();
+            client.send(format!("{method} /{i} HTTP/1.1\r\nHost: x\r\n\r\n"));
+            let response = client.try_response(method == Method::Head).unwrap();
+            assert_eq!(response.header("content-length").as_deref(), length);
+            assert_eq!(response.header("transfer-encoding").is_some(), chunked);
+            assert_eq!(response.text(), body);
+            // The client and the server agree on where it ends.
+            assert_eq!(client.send("GET /0 HTTP/1.1\r\nHost: x\r\n\r\n").response().status, 200);
+        });
+    }
+    settle(&server);
+}
+
+fn with_status(status: u16, mut response: Response) -> Response {
+    response.set_status(StatusCode::try_from(status).unwrap());
+    response
+}
+
+/// Rule W8: HTTP/1.0 knows no chunks, a body without a length ends with the connection.
+#[test]
+fn http_1_0_gets_no_chunks() {
+    let server = Running::new(|_| async { Ok(Body::from_reader(Cursor::new("hello"), None)) });
+    for fields in ["", "Connection: keep-alive\r\n"] {
+        let mut client = server.connect();
+        let response = client.send(format!("GET / HTTP/1.0\r\n{fields}\r\n")).response();
+        assert_eq!((response.status, response.text().as_str()), (200, "hello"));
+        assert_eq!(response.header("transfer-encoding"), None);
+        assert_eq!(response.header("content-length"), None);
+        assert_closed(&mut client, &response);
+    }
+    settle(&server);
+}
+
+/// A reader that gives some bytes, and then an error instead of the end.
+struct Failing(Cursor<&'static str>);
+
+impl futures_lite::AsyncRead for Failing {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &mut [u8],
+    ) -> std::task::Poll<io::Result<usize>> {
+        match std::task::ready!(std::pin::Pin::new(&mut self.0).poll_read(cx, buf))? {
+            0 => std::task::Poll::Ready(Err(io::Error::other("internals"))),
+            n => std::task::Poll::Ready(Ok(n)),
+        }
+    }
+}
+
+/// A response that cannot be finished is cut, so that the client does not take it for the whole.
+#[test]
+fn a_broken_response_is_cut() {
+    fn failing() -> BufReader<Failing> {
+        BufReader::new(Failing(Cursor::new("hello")))
+    }
+    let server = Running::new(|request: Request| async move {
+        Ok(match request.url().path() {
+            "/short" => Body::from_reader(Cursor::new("hello"), Some(10)),
+            "/fixed" => Body::from_reader(failing(), Some(10)),
+            "/stream" => Body::from_reader(failing(), None),
+            path => path.into(),
+        })
+    });
+    for path in ["/short", "/fixed", "/stream"] {
+        for version in ["1.0", "1.1"] {
+            if (path, version) == ("/short", "1.0") {
+                continue;
+            }
+            case(&format!("{path} {version}"), || {
+                let mut client = server.connect();
+                client.send(format!("GET {path} HTTP/{version}\r\nHost: x\r\n\r\n"));
+                assert_eq!(client.try_response(false).unwrap_err(), End::Reset);
+            });
+        }
+    }
+    assert_open(&mut server.connect());
+    settle(&server);
+}
+
+#[test]
+fn a_handler_cannot_inject_fields() {
+    let server = Running::new(|request: Request| async move {
+        let mut response = Response::from("okay");
+        match request.url().path() {
+            "/value" => response.insert_header("x", "a\r\nevil: b"),
+            "/line-feed" => response.insert_header("x", "a\nevil: b"),
+            "/nul" => response.insert_header("x", "evil\0"),
+            "/name" => response.insert_header("x: a\r\nevil", "b"),
+            "/second" => {
+                response.insert_header("x", "fine");
+                response.append_header("x", "a\r\n\r\nevil");
+                None
+            }
+            "/continue" => {
+                response.set_status(StatusCode::Continue);
+                None
+            }
+            _ => None,
+        };
+        Ok(response)
+    });
+    for path in ["/value", "/line-feed", "/nul", "/name", "/second", "/continue"] {
+        case(path, || {
+            let mut client = server.connect();
+            let response = client.get(path).response();
+            assert_eq!(response.status, 500);
+            let all = response.lines.join("\n") + &response.text();
+            assert!(!all.contains("evil"), "{all}");
+            assert_eq!(client.get("/").response().text(), "okay");
+        });
+    }
+    settle(&server);
+}
+
+#[test]
+fn a_handlers_error_is_its_status_and_no_more() {
+    let server = Running::new(|request: Request| async move {
+        match request.url().path() {
+            "/missing" => Err(http_types::Error::from_str(404, "internals")),
+            "/unwell" => Err(http_types::Error::from_str(500, "internals")),
+            "/io" => Err(io::Error::other("internals").into()),
+            path => Ok(path.to_owned()),
+        }
+    });
+    let mut client = server.connect();
+    for (path, status) in [("/missing", 404), ("/unwell", 500), ("/io", 500)] {
+        case(path, || {
+            let response = client.get(path).response();
+            assert_eq!(response.status, status);
+            let all = response.lines.join("\n") + &response.text();
+            assert!(!all.contains("internals"), "{all}");
+            assert_open(&mut client);
+        });
+    }
+    drop(client);
+    settle(&server);
+}
+
+/// Rule S17.
+#[test]
+fn a_panic_costs_one_client_a_500() {
+    let server = Running::new(|request: Request| async move {
+        assert!(request.url().path() != "/panic", "on purpose");
+        Ok(request.url().path().to_owned())
+    });
+    let mut other = server.connect();
+    assert_open(&mut other);
+    let mut client = server.connect();
+    client.send(get("/1") + &get("/panic") + &get("/3"));
+    assert_eq!(client.response().text(), "/1");
+    let response = client.response();
+    assert_eq!(response.status, 500);
+    assert_closed(&mut client, &response);
+    assert_open(&mut other);
+    drop((client, other));
+    settle(&server);
+}
+
+// Heads that are refused.
+
+/// Rule W4: the right status, `Connection: close`, the end; never a reset.
+#[test]
+fn bad_heads_are_answered_and_closed() {
+    let line = |line: &str| format!("{line}\r\nHost: x\r\n\r\n");
+    let field = |field: &str| format!("GET / HTTP/1.1\r\nHost: x\r\n{field}\r\n\r\n");
+    let many = (0..101).fold(String::new(), |mut fields, i| {
+        let _ = write!(fields, "X-{i}: y\r\n");
+        fields
+    });
+    let cases: Vec<(&str, String, u16)> = vec![
+        ("garbage", "garbage\r\n\r\n".into(), 400),
+        ("a TLS hello", "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0".into(), 400),
+        ("RFC 9112 5.1: a space before the colon", field("X : y"), 400),
+        ("RFC 9112 5.2: a folded line", field("X: y\r\n z"), 400),
+        ("RFC 9112 5.1: no name", field(": y"), 400),
+        ("RFC 9112 5: no colon", field("X"), 400),
+        ("RFC 9110 5.5: a NUL", field("X: \0"), 400),
+        ("RFC 9112 2.2: a bare CR", field("X: a\rb"), 400),
+        ("W3: a bare LF", "GET / HTTP/1.1\nHost: x\n\n".into(), 400),
+        ("RFC 9112 3.2: no Host", "GET / HTTP/1.1\r\n\r\n".into(), 400),
+        ("RFC 9112 3.2: two Hosts", field("Host: x"), 400),
+        ("RFC 9112 3.2: a bad Host", "GET / HTTP/1.1\r\nHost: a b\r\n\r\n".into(), 400),
+        ("RFC 9112 3: HTTP/0.9", "GET /\r\n\r\n".into(), 400),
+        ("RFC 9112 3: two spaces", line("GET  / HTTP/1.1"), 400),
+        ("RFC 9112 3.2: no path", line("GET x HTTP/1.1"), 400),
+        ("RFC 9112 2.3: a version in lower case", line("GET / http/1.1"), 400),
+        ("W3: two lengths", field("Content-Length: 1\r\nContent-Length: 2"), 400),
+        ("W3: a list of lengths", field("Content-Length: 1, 1"), 400),
+        ("W3: a signed length", field("Content-Length: +1"), 400),
+        ("W3: a length beyond 64 bits", field("Content-Length: 18446744073709551616"), 400),
+        ("W3: length and chunks", field("Content-Length: 1\r\nTransfer-Encoding: chunked"), 400),
+        ("W3: chunked is not the last", field("Transfer-Encoding: chunked, gzip"), 400),
+        ("W3: chunked twice", field("Transfer-Encoding: chunked, chunked"), 400),
+        ("W3: chunks in HTTP/1.0", format!("POST / HTTP/1.0\r\n{CHUNKED}\r\n"), 400),
+        ("RFC 9112 6.1: an unknown coding", field("Transfer-Encoding: gzip, chunked"), 501),
+        ("RFC 9110 9.1: an unknown method", line("BREW / HTTP/1.1"), 501),
+        ("RFC 9110 9.1: methods are case-sensitive", line("get / HTTP/1.1"), 501),
+        ("CONNECT", "CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n".into(), 501),
+        ("another major version", line("GET / HTTP/3.0"), 505),
+        ("HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 505),
+        ("RFC 9110 10.1.1: an unknown expectation", field("Expect: more"), 417),
+        ("a long target", line(&format!("GET /{} HTTP/1.1", "x".repeat(9000))), 414),
+        ("a target without end", format!("GET /{}", "x".repeat(9000)), 414),
+        ("a long field", field(&format!("X: {}", "y".repeat(9000))), 431),
+        ("a field without end", format!("GET / HTTP/1.1\r\nX: {}", "y".repeat(9000)), 431),
+        ("many fields", field(many.trim_end()), 431),
+    ];
+    let (called, calls) = mpsc::channel();
+    let server = Running::new(move |request| {
+        called.send(()).unwrap();
+        app(request)
+    });
+    for (rule, send, status) in cases {
+        case(rule, || {
+            let refused = |client: &mut Client| {
+                let response = client.response();
+                assert_eq!(response.status, status);
+                assert_closed(client, &response);
+            };
+            refused(server.connect().send(&send));
+            // Not even if the client goes on.
+            refused(server.connect().send(&send).send(vec![b'x'; 100_000]));
+            assert_eq!(calls.try_iter().count(), 0);
+            // Behind a good request.
+            let mut client = server.connect();
+            assert_eq!(client.send(get("/1") + &send).response().text(), "/1");
+            refused(&mut client);
+            assert_eq!(calls.try_iter().count(), 1);
+        });
+    }
+    settle(&server);
+}
+
+/// A client that closes its side in the middle of a head still listens.
+#[test]
+fn half_a_head_is_refused() {
+    let server = Running::new(app);
+    for send in ["G", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: x\r\n", "GET / HTTP/1.1\r\nHo"]
+    {
+        let mut client = server.connect();
+        let response = client.send(send).half_close().response();
+        assert_eq!(response.status, 400);
+        assert_closed(&mut client, &response);
+    }
+    // One that closes behind a whole request has had enough, and gets its answers.
+    let mut client = server.connect();
+    client.send(get("/1") + &post("/read", "Content-Length: 2\r\n", "ab")).half_close();
+    assert_eq!(client.response().text(), "/1");
+    assert_eq!(client.response().text(), "ab");
+    assert_eq!(client.end(), End::Eof);
+    drop(client);
+    settle(&server);
+}
+
+// Deadlines.
+
+/// What a test waits for in vain on behalf of the server.
+const SHORT: Duration = Duration::from_millis(200);
+
+#[test]
+fn a_head_has_to_come_in_time() {
+    let limits = Limits { head_timeout: SHORT, ..Limits::default() };
+    let server = Running::with(limits, app);
+    let late = |client: &mut Client| {
+        let response = client.response();
+        assert_eq!(response.status, 408);
+        assert_closed(client, &response);
+    };
+    late(server.connect().send("GET / HTTP/1.1\r\nHo"));
+
+    case("on a connection that was used", || {
+        let mut client = server.connect();
+        client.get("/").response();
+        late(client.send("G"));
+    });
+    case("behind a request", || {
+        let mut client = server.connect();
+        assert_eq!(client.send(get("/1") + "GET / HT").response().text(), "/1");
+        late(&mut client);
+    });
+    case("drop by drop", || {
+        let mut client = server.connect();
+        client.send("GET /");
+        let mut writer = client.stream.try_clone().unwrap();
+        let (stop, stopped) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                while stopped.try_recv() == Err(mpsc::TryRecvError::Empty)
+                    && writer.write_all(b"x").is_ok()
+                {
+                    thread::sleep(Duration::from_millis(5));
+                }
+            });
+            let response = client.response();
+            drop(stop);
+            assert_eq!(response.status, 408);
+            assert_closed(&mut client, &response);
+        });
+    });
+    settle(&server);
+}
+
+#[test]
+fn an_idle_connection_is_closed_without_a_word() {
+    // Longer than a busy machine keeps a client from sending its request.
+    let limits = Limits { idle_timeout: Duration::from_secs(1), ..Limits::default() };
+    let server = Running::with(limits, app);
+    let mut used = server.connect();
+    assert_open(&mut used);
+    assert_eq!(server.connect().end(), End::Eof);
+    assert_eq!(used.end(), End::Eof);
+    drop(used);
+    settle(&server);
+}
+
+#[test]
+fn a_stalled_upload_is_ended() {
+    let limits = Limits { stall_timeout: SHORT, ..Limits::default() };
+    let (report, reports) = mpsc::channel();
+    let server = Running::with(limits, move |mut request: Request| {
+        let report = report.clone();
+        async move {
+            let read = request.read_to_end(&mut Vec::new()).await;
+            report.send(read.as_ref().map_err(io::Error::kind).copied())?;
+            Ok(if request.url().path() == "/pass" { read?.to_string() } else { "okay".into() })
+        }
+    });
+    for (rule, send) in [
+        ("fixed", post("/pass", "Content-Length: 10\r\n", "01234")),
+        ("chunked", post("/pass", CHUNKED, "5\r\n012")),
+        ("between chunks", post("/pass", CHUNKED, "5\r\n01234\r\n")),
+        ("after 100 Continue", post("/pass", EXPECT, "")),
+        ("behind a request", post("/pass", "", "") + &post("/pass", "Content-Length: 1\r\n", "")),
+    ] {
+        // The status for it is the client's fault, if the handler passes the error on.
+        for (path, status) in [("/pass", 408), ("/keep", 200)] {
+            case(&format!("{rule} {path}"), || {
+                let mut client = server.connect();
+                client.send(send.replace("/pass", path));
+                match rule {
+                    "after 100 Continue" => assert_eq!(client.response().status, 100),
+                    "behind a request" => {
+                        assert_eq!(client.response().status, 200);
+                        assert_eq!(reports.recv_timeout(PATIENCE).unwrap(), Ok(0));
+                    }
+                    _ => {}
+                }
+                let response = client.response();
+                let read = reports.recv_timeout(PATIENCE).unwrap();
+                assert_eq!(read, Err(io::ErrorKind::TimedOut));
+                assert_eq!(response.status, status);
+                assert_closed(&mut client, &response);
+            });
+        }
+    }
+    settle(&server);
+}
+
+/// A handler that takes its time is not a client that stalls.
+#[test]
+fn a_slow_handler_is_waited_for() {
+    let limits = Limits {
+        head_timeout: Duration::from_millis(10),
+        idle_timeout: Duration::from_millis(10),
+        stall_timeout: Duration::from_millis(10),
+        ..Limits::default()
+    };
+    let (open, gate) = smol::channel::bounded::<()>(1);
+    let server = Running::with(limits, move |_| {
+        let gate = gate.clone();
+        async move {
+            gate.recv().await?;
+            Ok("okay")
+        }
+    });
+    // Ten milliseconds may be over before the request is sent: then there is nothing to see.
+    let mut client = loop {
+        let mut client = server.connect();
+        client.send(get("/"));
+        let peeked = {
+            client.stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            client.stream.peek(&mut [0])
+        };
+        client.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        match peeked {
+            Ok(0) => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+            Ok(_) => panic!("an answer came early"),
+            Err(_) => break client,
+        }
+    };
+    open.try_send(()).unwrap();
+    assert_eq!(client.response().text(), "okay");
+    drop(client);
+    settle(&server);
+}
+
+#[test]
+fn a_client_that_does_not_read_is_given_up() {
+    const LENGTH: usize = 32 << 20;
+    let limits = Limits { stall_timeout: SHORT, ..Limits::default() };
+    let server = Running::with(limits, |request: Request| async move {
+        Ok(match request.url().path() {
+            "/fixed" => Body::from(vec![b'x'; LENGTH]),
+            _ => Body::from_reader(BufReader::new(futures_lite::io::repeat(b'x')), None),
+        })
+    });
+    for path in ["/fixed", "/stream"] {
+        case(path, || {
+            let mut client = server.connect();
+            client.get(path);
+            wait_until("the client is given up", || {
+                // Once it has been seen at all.
+                client.stream.peek(&mut [0]).unwrap_or(1) > 0 && server.shutdown.in_flight() == 0
+            });
+            let (bytes, end) = client.rest();
+            assert_eq!(end, End::Reset);
+            assert!(bytes.len() < LENGTH, "all of it had room: make it larger");
+        });
+    }
+    settle(&server);
+}
+
+// Bad company.
+
+/// Whatever one client does, others are served, and it is forgotten.
+#[test]
+fn clients_do_not_disturb_each_other() {
+    let server = Running::new(app);
+    let mut live = server.connect();
+    assert_open(&mut live);
+    let random = noise(50_000);
+    let half_body = post("/read", "Content-Length: 10\r\n", "01234");
+    let half_echo = post("/echo", CHUNKED, "5\r\nhello\r\n");
+    let cases: [(&str, Vec<u8>); 8] = [
+        ("nothing", Vec::new()),
+        ("line ends", b"\r\n".repeat(10_000)),
+        ("noise", random),
+        ("half a head", b"GET / HT".to_vec()),
+        ("half a body", half_body.into()),
+        ("half an echo", half_echo.into()),
+        ("a request", get("/").into()),
+        ("many requests", get("/").repeat(1000).into()),
+    ];
+    for (what, bytes) in cases {
+        for reset in [false, true] {
+            case(&format!("{what}, reset: {reset}"), || {
+                let mut bad: Vec<_> = (0..5).map(|_| server.connect()).collect();
+                for client in &mut bad {
+                    // The server may have closed already.
+                    let _ = client.stream.write_all(&bytes);
+                }
+                assert_open(&mut live);
+                for client in bad {
+                    match reset {
+                        true => client.reset(),
+                        false => drop(client),
+                    }
+                }
+                assert_open(&mut live);
+                wait_until("only one is left", || server.shutdown.in_flight() == 1);
+                assert_open(&mut live);
+            });
+        }
+    }
+    drop(live);
+    settle(&server);
+}
+
+/// A client that leaves while its response is streamed ends the stream.
+#[test]
+fn a_stream_ends_with_its_client() {
+    let server = Running::new(|_| async {
+        Ok(Body::from_reader(BufReader::new(futures_lite::io::repeat(b'x')), None))
+    });
+    for reset in [false, true] {
+        let mut client = server.connect();
+        client.get("/");
+        let mut some = vec![0; 100_000];
+        client.stream.read_exact(&mut some).unwrap();
+        assert_eq!(server.shutdown.in_flight(), 1);
+        match reset {
+            true => client.reset(),
+            false => drop(client),
+        }
+        wait_until("the stream has ended", || server.shutdown.in_flight() == 0);
+    }
+    settle(&server);
 }

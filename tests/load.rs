@@ -3,6 +3,8 @@
 //! Clients are threads that ask without a pause until connects are refused. For each request they
 //! know whether it was answered whole, never sent, or lost. Loopback only, and bounded.
 
+#![allow(clippy::print_stdout, reason = "figures")]
+
 mod common;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};

@@ -3,6 +3,8 @@
 //! No signal is ever sent to the test runner: each server is a process of its own. Requests are
 //! known to be in flight by what the server has sent or logged, never by the time that has passed.
 
+#![allow(clippy::print_stdout, reason = "the seed of a failure")]
+
 mod common;
 
 use std::fs::File;
@@ -125,7 +127,7 @@ fn a_signal_right_after_the_start_is_not_lost() {
 #[test]
 fn a_signal_during_the_start_ends_it() {
     let seed = fastrand::u64(..);
-    eprintln!("seed {seed}");
+    println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     for _ in 0..100 {
         let mut server = Bare::start(Command::new(BINARY).args(["--listen", "127.0.0.1:0"]));
@@ -402,12 +404,11 @@ fn closed_standard_descriptors_put_no_log_on_the_wire() {
 fn an_address_that_cannot_be_had_is_one_line_and_exit_1() {
     let dir = Dir::new("taken");
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-    let tcp = tcp.local_addr().map(|addr| (tcp, addr.to_string())).unwrap();
     let path = dir.0.join("live.sock");
     let _unix = UnixListener::bind(&path).unwrap();
     let missing = dir.0.join("missing/app.sock");
     for address in [
-        tcp.1.clone(),
+        tcp.local_addr().unwrap().to_string(),
         format!("unix:{}", path.display()),
         format!("unix:{}", missing.display()),
         "192.0.2.1:0".to_owned(),

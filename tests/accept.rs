@@ -1,0 +1,475 @@
+//! The door: what waits in the kernel's queue is served, at the stop and without descriptors too.
+
+mod common;
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
+
+use common::{Client, End, PATIENCE, Running, wait_until};
+use futures_lite::future::{block_on, poll_once};
+use smol::Executor;
+use smol::channel::{Sender, bounded};
+use smol_graceful::{Address, Limits, Listener, Outcome, Request, Server, Shutdown};
+
+/// A server that has begun and is held back: first it takes no connection off the queue, then it
+/// serves none.
+struct Held {
+    addresses: Vec<Address>,
+    shutdown: Shutdown,
+    outcome: Receiver<Outcome>,
+    /// Closed: connections are taken.
+    taking: Option<Sender<()>>,
+    /// Closed: connections are served.
+    serving: Option<Sender<()>>,
+    /// Closed, with everything else, at the end.
+    _end: Sender<()>,
+}
+
+impl Held {
+    fn new(addresses: &[Address]) -> Self {
+        let executor = Arc::new(Executor::new());
+        let listeners: Vec<_> = addresses.iter().map(|at| Listener::bind(at).unwrap()).collect();
+        let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
+        let server = Server::new(|_| async { Ok("okay") }).executor(executor.clone());
+        let shutdown = server.handle();
+        let [(taking, take), (serving, serve), (end, ended)] = [(); 3].map(|()| bounded::<()>(1));
+        let (send, outcome) = mpsc::channel();
+        let (begin, begun) = mpsc::channel();
+        thread::spawn(move || {
+            let mut server = std::pin::pin!(server.serve(listeners));
+            assert!(block_on(poll_once(server.as_mut())).is_none());
+            begin.send(()).unwrap();
+            let _ = take.recv_blocking();
+            let _ = send.send(block_on(server).unwrap());
+        });
+        thread::spawn(move || {
+            let _ = serve.recv_blocking();
+            let _ = block_on(executor.run(ended.recv()));
+        });
+        // A stop before the server has begun is another story (tests/shutdown.rs).
+        begun.recv_timeout(PATIENCE).unwrap();
+        Self {
+            addresses,
+            shutdown,
+            outcome,
+            taking: Some(taking),
+            serving: Some(serving),
+            _end: end,
+        }
+    }
+
+    fn take(&mut self) {
+        self.taking = None;
+    }
+
+    fn serve(&mut self) {
+        self.serving = None;
+    }
+
+    fn outcome(&self) -> Outcome {
+        self.outcome.recv_timeout(PATIENCE).expect("the server did not end")
+    }
+}
+
+/// A client of either kind that has sent one request.
+enum Asker {
+    Tcp(Client),
+    Unix(UnixStream),
+}
+
+impl Asker {
+    const REQUEST: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+
+    fn new(address: &Address) -> Self {
+        match address {
+            Address::Tcp(addr) => {
+                let mut client = Client::connect(*addr);
+                client.send(Self::REQUEST);
+                Self::Tcp(client)
+            }
+            Address::Unix(path) => {
+                let mut stream = UnixStream::connect(path).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                stream.write_all(Self::REQUEST.as_bytes()).unwrap();
+                Self::Unix(stream)
+            }
+            other => panic!("{other}"),
+        }
+    }
+
+    /// The response is the last one, whole, and the connection ends without a reset.
+    fn assert_served_and_closed(self) {
+        match self {
+            Self::Tcp(mut client) => assert_last(&mut client),
+            Self::Unix(mut stream) => {
+                let mut text = String::new();
+                stream.read_to_string(&mut text).unwrap();
+                assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+                assert!(text.contains("\r\nconnection: close\r\n"), "{text}");
+                assert!(text.ends_with("\r\n\r\nokay"), "{text}");
+            }
+        }
+    }
+}
+
+/// The next response is good, says that it is the last, and is.
+fn assert_last(client: &mut Client) {
+    let response = client.response();
+    assert_eq!(response.status, 200);
+    assert!(response.says_close(), "{:?}", response.lines);
+    assert_eq!(client.end(), End::Eof);
+}
+
+/// Nothing comes from the server, for as long as a test can afford to look.
+fn assert_silent(client: &Client) {
+    client.stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let peeked = client.stream.peek(&mut [0]);
+    client.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
+}
+
+/// Whether nobody listens.
+fn is_shut(address: &Address) -> bool {
+    let error = match address {
+        Address::Tcp(addr) => TcpStream::connect(addr).err(),
+        Address::Unix(path) => UnixStream::connect(path).err(),
+        other => panic!("{other}"),
+    };
+    error.is_some_and(|error| {
+        matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+    })
+}
+
+fn tcp() -> Address {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+fn unix(name: &str) -> (Address, PathBuf) {
+    let name = format!("sg-accept-{}-{name}.sock", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    (Address::Unix(path.clone()), path)
+}
+
+/// Every kind of address that this machine has.
+fn all(name: &str) -> (Vec<Address>, PathBuf) {
+    let (unix, path) = unix(name);
+    let mut addresses = vec![tcp(), unix];
+    let v6 = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0));
+    if std::net::TcpListener::bind(v6).is_ok() {
+        addresses.push(Address::Tcp(v6));
+    }
+    (addresses, path)
+}
+
+// Rule S4: the queue at the stop.
+
+fn assert_queue_is_served(mut server: Held, clients: usize) {
+    let addresses = server.addresses.clone();
+    // Nobody takes these: they have connected and sent a request to the kernel.
+    let askers: Vec<_> = addresses.iter().cycle().take(clients).map(Asker::new).collect();
+    assert_eq!(server.shutdown.in_flight(), 0);
+    server.shutdown.stop();
+    server.take();
+    // Rule S1: all are counted before the first is served.
+    wait_until("the queue is taken", || server.shutdown.in_flight() == clients);
+    wait_until("the door is shut", || addresses.iter().all(is_shut));
+    server.serve();
+    askers.into_iter().for_each(Asker::assert_served_and_closed);
+    let outcome = server.outcome();
+    assert!(outcome.is_drained(), "{outcome}");
+    assert!(addresses.iter().all(is_shut));
+}
+
+#[test]
+fn the_queue_of_a_tcp_socket_is_served() {
+    assert_queue_is_served(Held::new(&[tcp()]), 100);
+}
+
+#[test]
+fn the_queue_of_a_unix_socket_is_served() {
+    let (address, path) = unix("queue");
+    assert_queue_is_served(Held::new(&[address]), 100);
+    assert!(!path.exists());
+}
+
+#[test]
+fn the_queues_of_all_sockets_are_served() {
+    let (addresses, path) = all("queues");
+    assert_queue_is_served(Held::new(&addresses), 99);
+    assert!(!path.exists());
+}
+
+// Several listeners.
+
+#[test]
+fn all_listeners_are_served_and_closed() {
+    let (addresses, path) = all("several");
+    let mut server = Held::new(&addresses);
+    server.take();
+    server.serve();
+    let addresses = server.addresses.clone();
+    let mut askers: Vec<_> = addresses.iter().map(Asker::new).collect();
+    for asker in &mut askers {
+        match asker {
+            Asker::Tcp(client) => assert_eq!(client.response().text(), "okay"),
+            Asker::Unix(stream) => {
+                let mut bytes = vec![0; 4096];
+                let n = stream.read(&mut bytes).unwrap();
+                assert!(bytes[..n].ends_with(b"\r\n\r\nokay"));
+            }
+        }
+    }
+    assert_eq!(server.shutdown.in_flight(), addresses.len());
+    server.shutdown.stop();
+    // Idle connections end with a FIN (rule S6).
+    for asker in askers {
+        match asker {
+            Asker::Tcp(mut client) => assert_eq!(client.end(), End::Eof),
+            Asker::Unix(mut stream) => assert_eq!(stream.read(&mut [0]).unwrap(), 0),
+        }
+    }
+    assert!(server.outcome().is_drained());
+    assert!(addresses.iter().all(is_shut));
+    assert!(!path.exists());
+}
+
+/// Nothing is served if one of several cannot be listened on.
+#[test]
+fn one_bad_address_refuses_the_start() {
+    let taken = Listener::bind(&tcp()).unwrap();
+    let (free, path) = unix("unstarted");
+    let server = Server::new(|_| async { Ok("okay") });
+    let serving = server.serve([free, taken.address().clone()]);
+    let error = block_on(serving).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    assert!(!path.exists());
+}
+
+// The limit of connections.
+
+/// Design section 7: beyond the limit the kernel's queue waits.
+#[test]
+fn a_connection_beyond_the_limit_waits_for_its_turn() {
+    let limits = Limits { connections: 2, ..Limits::default() };
+    let server = Running::with(limits, |_| async { Ok("okay") });
+    let mut served: Vec<_> = (0..2).map(|_| server.connect()).collect();
+    for client in &mut served {
+        assert_eq!(client.get("/").response().text(), "okay");
+    }
+    for _ in 0..3 {
+        let mut waiting = server.connect();
+        waiting.get("/");
+        assert_silent(&waiting);
+        assert_eq!(server.shutdown.in_flight(), 2);
+        // Those inside are not disturbed.
+        assert_eq!(served[0].get("/").response().text(), "okay");
+        drop(served.remove(0));
+        assert_eq!(waiting.response().text(), "okay");
+        served.push(waiting);
+    }
+    drop(served);
+    wait_until("all have gone", || server.shutdown.in_flight() == 0);
+    assert!(server.stop().is_drained());
+}
+
+/// Rule S4 knows no limit: whoever waits at the stop is served, though all places are taken.
+#[test]
+fn a_connection_beyond_the_limit_is_served_at_the_stop() {
+    let limits = Limits { connections: 2, ..Limits::default() };
+    let (open, gate) = bounded::<()>(2);
+    let (entered, entries) = mpsc::channel();
+    let server = Running::with(limits, move |request: Request| {
+        let (gate, entered) = (gate.clone(), entered.clone());
+        async move {
+            if request.url().path() == "/slow" {
+                entered.send(())?;
+                gate.recv().await?;
+            }
+            Ok("okay")
+        }
+    });
+    let mut slow: Vec<_> = (0..2).map(|_| server.connect()).collect();
+    for client in &mut slow {
+        client.get("/slow");
+        entries.recv_timeout(PATIENCE).unwrap();
+    }
+    let mut waiting: Vec<_> = (0..3).map(|_| server.connect()).collect();
+    for client in &mut waiting {
+        client.get("/");
+    }
+    assert_silent(&waiting[0]);
+    server.shutdown.stop();
+    waiting.iter_mut().for_each(assert_last);
+    assert!(server.try_outcome().is_none());
+    for _ in &slow {
+        open.try_send(()).unwrap();
+    }
+    slow.iter_mut().for_each(assert_last);
+    assert!(server.outcome().is_drained());
+    assert!(is_shut(&Address::Tcp(server.addr)));
+}
+
+// Rule S18: no descriptors left.
+
+#[cfg(target_os = "linux")]
+mod exhaustion {
+    use super::*;
+
+    use std::fs;
+
+    use common::Program;
+    use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+
+    /// How many descriptors the program may still open.
+    const SPARE: usize = 5;
+
+    /// The real binary, which can take only a few connections, and does not know it.
+    struct Scarce {
+        program: Program,
+        /// How many sockets it has without any connection.
+        sockets: usize,
+    }
+
+    impl Scarce {
+        fn new(args: &[&str]) -> Self {
+            let program = Program::server(args);
+            let scarce = Self { sockets: sockets(&program), program };
+            // What it opens late is open after this.
+            scarce.program.connect().get("/livez").response();
+            scarce.wait_until_alone();
+            // The limit is on their numbers, and some that were inherited may be high.
+            let pid = scarce.program.pid();
+            let is_free = |fd: &u64| !Path::new(&format!("/proc/{pid}/fd/{fd}")).exists();
+            let limit = (0..).filter(is_free).nth(SPARE);
+            let pid = Pid::from_raw(i32::try_from(pid).unwrap());
+            prlimit(pid, Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
+            scarce
+        }
+
+        /// Four times as many clients as there is room for, each with a request for `path`.
+        fn crowd(&mut self, path: &str) -> Vec<Client> {
+            let mut clients: Vec<_> = (0..4 * SPARE).map(|_| self.program.connect()).collect();
+            for client in &mut clients {
+                client.get(path);
+            }
+            self.program.wait_for("cannot accept");
+            assert_eq!(sockets(&self.program) - self.sockets, SPARE);
+            clients
+        }
+
+        fn wait_until_alone(&self) {
+            wait_until("all have gone", || sockets(&self.program) == self.sockets);
+        }
+    }
+
+    fn sockets(program: &Program) -> usize {
+        let open = fs::read_dir(format!("/proc/{}/fd", program.pid())).unwrap();
+        // What is closed meanwhile has no link any more.
+        let links = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+    }
+
+    /// Processor time used so far, in hundredths of a second.
+    fn ticks(program: &Program) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", program.pid())).unwrap();
+        // The fields behind the name, which ends with the last parenthesis: utime is the 14th.
+        let fields = stat.rsplit(')').next().unwrap().split_whitespace();
+        fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    }
+
+    #[test]
+    fn the_server_waits_for_descriptors_and_goes_on() {
+        let mut scarce = Scarce::new(&[]);
+        let mut clients = scarce.crowd("/livez");
+        assert_eq!(clients[0].response().status, 200);
+        assert_silent(&clients[4 * SPARE - 1]);
+
+        // It does not spin: a second of that would be a hundred, or some dozen on a busy machine.
+        let before = ticks(&scarce.program);
+        thread::sleep(Duration::from_secs(1));
+        let used = ticks(&scarce.program) - before;
+        assert!(used <= 10, "{used} hundredths of a second");
+        // And those that are connected are served.
+        assert_eq!(clients[0].get("/livez").response().status, 200);
+
+        // As some leave, others are served, in the order in which they came.
+        let first = clients.remove(0);
+        first.reset();
+        for mut client in clients {
+            assert_eq!(client.response().status, 200);
+            client.reset();
+        }
+        scarce.wait_until_alone();
+        assert_eq!(scarce.program.connect().get("/livez").response().status, 200);
+        scarce.program.signal(Signal::TERM);
+        assert_eq!(scarce.program.exit_code(), 0);
+        // Once: all the time there were clients in the queue.
+        let log = scarce.program.log();
+        assert_eq!(log.matches("cannot accept").count(), 1, "{log}");
+    }
+
+    /// Rule S4 without descriptors: those of idle connections are needed for the queue.
+    #[test]
+    fn the_queue_is_served_at_the_stop() {
+        let mut scarce = Scarce::new(&[]);
+        let mut clients = scarce.crowd("/livez");
+        let mut idle: Vec<_> = clients.drain(..SPARE).collect();
+        for client in &mut idle {
+            assert_eq!(client.response().status, 200);
+        }
+        scarce.program.signal(Signal::TERM);
+        clients.iter_mut().for_each(assert_last);
+        for mut client in idle {
+            assert_eq!(client.end(), End::Eof);
+        }
+        assert_eq!(scarce.program.exit_code(), 0);
+    }
+
+    /// Rules S13 and S14 without descriptors: the drain ends all the same.
+    #[test]
+    fn the_deadline_holds() {
+        let mut scarce = Scarce::new(&["--grace", "300ms"]);
+        let clients = scarce.crowd("/work?for=1h");
+        scarce.program.signal(Signal::TERM);
+        assert_eq!(scarce.program.exit_code(), 1);
+        drop(clients);
+    }
+
+    #[test]
+    fn a_second_signal_ends_it() {
+        let mut scarce = Scarce::new(&[]);
+        let clients = scarce.crowd("/work?for=1h");
+        scarce.program.signal(Signal::TERM);
+        scarce.program.wait_for("stopping");
+        scarce.program.signal(Signal::TERM);
+        assert_eq!(scarce.program.exit_code(), 1);
+        drop(clients);
+    }
+
+    /// The binary takes its limit of connections from the number of files that it may open.
+    #[test]
+    fn a_low_limit_of_files_is_no_error() {
+        let mut command = std::process::Command::new("sh");
+        command
+            .args(["-c", r#"ulimit -n 40; exec "$0" --listen 127.0.0.1:0"#])
+            .arg(env!("CARGO_BIN_EXE_smol-graceful"));
+        let mut program = Program::start(command);
+        let mut clients: Vec<_> = (0..100).map(|_| program.connect()).collect();
+        for client in &mut clients {
+            client.get("/livez");
+        }
+        for mut client in clients {
+            assert_eq!(client.response().status, 200);
+        }
+        program.signal(Signal::TERM);
+        assert_eq!(program.exit_code(), 0);
+        let log = program.log();
+        assert!(!log.contains("cannot accept"), "{log}");
+    }
+}
