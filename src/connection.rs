@@ -202,7 +202,7 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Tra
             && head.keep_alive
             && !asks_to_close(&response)
             && !ends_with_connection(&response, asked)
-            && (response.len().is_none() || gate.can_discard(limits.discard_bytes))
+            && (gate.body_is_held() || gate.can_discard(limits.discard_bytes))
             && !(service.is_draining() && is_last(&gate, &mut owed));
         if gate.respond(Reply::new(response, asked, !keep)).await.is_err() {
             gate.reset();

@@ -9,6 +9,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use async_io::{Async, Timer};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::transport::{Peer, Transport};
@@ -321,16 +323,35 @@ const FLOOD: Duration = Duration::from_millis(500);
 
 impl Bound {
     fn accept(&self) -> io::Result<(Transport, Peer)> {
-        match self {
-            Self::Tcp(socket) => {
-                let (stream, addr) = socket.get_ref().accept()?;
-                Ok((Async::new(stream)?.into(), addr.into()))
+        let accepted = match self {
+            Self::Tcp(socket) => socket.get_ref().accept().and_then(|(stream, addr)| {
+                Ok((Transport::from(Async::new(stream)?), Peer::from(addr)))
+            }),
+            Self::Unix { socket, .. } => socket
+                .get_ref()
+                .accept()
+                .and_then(|(stream, _)| Ok((Transport::from(Async::new(stream)?), Peer::Unix))),
+        };
+        // The kernel takes a descriptor before it looks at the queue, and complains even if the
+        // queue is empty.
+        accepted.map_err(|error| {
+            let is_would_block = error.kind() == io::ErrorKind::WouldBlock;
+            if is_would_block || is_of_one_connection(&error) || self.has_queue() {
+                error
+            } else {
+                io::ErrorKind::WouldBlock.into()
             }
-            Self::Unix { socket, .. } => {
-                let (stream, _) = socket.get_ref().accept()?;
-                Ok((Async::new(stream)?.into(), Peer::Unix))
-            }
-        }
+        })
+    }
+
+    /// Whether a client waits; if that cannot be known, perhaps.
+    fn has_queue(&self) -> bool {
+        let socket = match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix { socket, .. } => socket.as_fd(),
+        };
+        let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())) != Ok(0)
     }
 
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

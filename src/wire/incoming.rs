@@ -263,7 +263,9 @@ impl Incoming {
         };
         if let Poll::Ready(Err(error)) = &read {
             let fault = match error.kind() {
-                io::ErrorKind::InvalidData => Some(StatusCode::BadRequest),
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                    Some(StatusCode::BadRequest)
+                }
                 io::ErrorKind::FileTooLarge => Some(StatusCode::PayloadTooLarge),
                 _ => None,
             };

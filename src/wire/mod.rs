@@ -167,6 +167,11 @@ impl Gate {
         fits && !wire.incoming.continue_is_due()
     }
 
+    /// Whether someone still holds the request's body: the response's may be made of it.
+    pub(crate) fn body_is_held(&self) -> bool {
+        Arc::strong_count(&self.wire) > 1
+    }
+
     /// Reads and drops the rest of the body; `false` if it is longer than `most` or cut short.
     pub(crate) async fn discard_body(&mut self, most: u64) -> bool {
         {
