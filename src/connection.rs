@@ -20,7 +20,7 @@ use crate::shutdown::{Phase, Shutdown};
 use crate::transport::Transport;
 use crate::wire::head::Bounds;
 use crate::wire::response::{Asked, Reply, asks_to_close, ends_with_connection, plain, upgrades};
-use crate::wire::{Gate, NoHead, is_empty_lines};
+use crate::wire::{Gate, NoHead, half_close, is_empty_lines};
 
 /// A handler, whatever its own type.
 pub(crate) type Handler = dyn Fn(Request) -> Pin<Box<dyn Future<Output = http_types::Result<Response>> + Send>>
@@ -79,7 +79,9 @@ async fn requests(service: &Service, seat: &Arc<Seat>, mut transport: Transport)
         return;
     }
     // An idle connection is closed with a FIN; nothing is owed to it (rule S6).
-    let _ = poll_fn(|cx| transport.poll_half_close(cx)).await;
+    seat.acquit();
+    seat.enter(Stage::Closing);
+    let _ = half_close(&mut transport, seat).await;
 }
 
 /// Waits for a request to begin; `None` when the connection is to be closed.

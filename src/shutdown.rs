@@ -453,6 +453,9 @@ impl Latch {
         match self.phase() {
             Phase::Running => {}
             Phase::Draining if !registry.is_empty() => {}
+            // A server that was stopped before it began still has its listeners' queues to serve
+            // (rule S4); whoever runs it waits for its own outcome.
+            Phase::Draining if matches!(holder, Holder::Server) => {}
             Phase::Draining | Phase::Aborting => return None,
         }
         let id = registry.insert(holder);

@@ -354,11 +354,7 @@ impl Gate {
         }
         let Some(mut transport) = self.wire().transport.take() else { return };
         self.seat.enter(Stage::Closing);
-        let half_closed = poll_fn(|cx| match transport.poll_half_close(cx) {
-            Poll::Pending if self.seat.is_expired() => Poll::Ready(Ok(())),
-            closed => closed,
-        });
-        if half_closed.await.is_err() {
+        if half_close(&mut transport, &self.seat).await.is_err() {
             return;
         }
         let mut scrap = vec![0; 8 * 1024];
@@ -399,6 +395,15 @@ impl Drop for Gate {
             _ => drop(wire.transport.take()),
         }
     }
+}
+
+/// Says that nothing more will be sent, for as long as the closing may take.
+pub(crate) async fn half_close(transport: &mut Transport, seat: &Seat) -> io::Result<()> {
+    poll_fn(|cx| match transport.poll_half_close(cx) {
+        Poll::Pending if seat.is_expired() => Poll::Ready(Ok(())),
+        closed => closed,
+    })
+    .await
 }
 
 /// Whether `bytes` are no beginning of a request, but empty lines that some clients send behind

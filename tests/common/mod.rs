@@ -45,7 +45,11 @@ impl Running {
         F: Future<Output = http_types::Result<R>> + Send + 'static,
         R: Into<Response> + 'static,
     {
-        let server = Server::new(handler).limits(limits);
+        Self::of(Server::new(handler).limits(limits))
+    }
+
+    /// Serves with a server that was made elsewhere, on a port of the kernel's choice.
+    pub fn of(server: Server) -> Self {
         let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
         let Address::Tcp(addr) = *listener.address() else { unreachable!() };
         let shutdown = server.handle();
@@ -127,11 +131,7 @@ impl Received {
 
 impl Client {
     pub fn connect(addr: SocketAddr) -> Self {
-        let stream = TcpStream::connect_timeout(&addr, PATIENCE).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new() }
+        TcpStream::connect_timeout(&addr, PATIENCE).unwrap().into()
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
@@ -393,21 +393,6 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     while !done() {
         assert!(Instant::now() < deadline, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(1));
-    }
-}
-
-impl Running {
-    /// Serves with a server that was made elsewhere, on a port of the kernel's choice.
-    pub fn of(server: Server) -> Self {
-        let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
-        let Address::Tcp(addr) = *listener.address() else { unreachable!() };
-        let shutdown = server.handle();
-        let (send, outcome) = mpsc::channel();
-        thread::spawn(move || {
-            let outcome = futures_lite::future::block_on(server.serve([listener])).unwrap();
-            let _ = send.send(outcome);
-        });
-        Self { addr, shutdown, outcome }
     }
 }
 
