@@ -20,7 +20,7 @@ use crate::shutdown::{Phase, Shutdown};
 use crate::transport::Transport;
 use crate::wire::head::Bounds;
 use crate::wire::response::{Asked, Reply, asks_to_close, ends_with_connection, plain, upgrades};
-use crate::wire::{Gate, NoHead, half_close, is_empty_lines};
+use crate::wire::{Gate, NoHead, is_empty_lines};
 
 /// A handler, whatever its own type.
 pub(crate) type Handler = dyn Fn(Request) -> Pin<Box<dyn Future<Output = http_types::Result<Response>> + Send>>
@@ -79,9 +79,7 @@ async fn requests(service: &Service, seat: &Arc<Seat>, mut transport: Transport)
         return;
     }
     // An idle connection is closed with a FIN; nothing is owed to it (rule S6).
-    seat.acquit();
-    seat.enter(Stage::Closing);
-    let _ = half_close(&mut transport, seat).await;
+    let _ = transport.half_close();
 }
 
 /// Waits for a request to begin; `None` when the connection is to be closed.
@@ -104,7 +102,7 @@ async fn first_bytes(
                 return Poll::Ready(None);
             }
             let leave = seat.is_expired() || service.linger_is_over.load(Ordering::Acquire);
-            let ready = look || leave || !transport.is_socket();
+            let ready = look || leave;
             if !ready {
                 match transport.poll_readable(cx) {
                     Poll::Ready(Ok(())) => {}
@@ -179,8 +177,15 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Tra
         let mut response = match answer {
             Ok(response) => response,
             // If the client got its body wrong, the error is the client's.
-            Err(Failure::Error(status)) => plain(gate.fault().unwrap_or(status)),
+            Err(Failure::Error(error)) => {
+                let status = gate.fault().unwrap_or(error.status());
+                let (method, path) = gate.describe();
+                log::warn!("{} {method} {path}: {status}: {error}", seat.peer);
+                plain(status)
+            }
             Err(Failure::Panic) => {
+                let (method, path) = gate.describe();
+                log::error!("{} {method} {path}: the handler has panicked", seat.peer);
                 panicked = true;
                 plain(StatusCode::InternalServerError)
             }
@@ -252,6 +257,8 @@ fn is_last(gate: &Gate, owed: &mut Option<u64>) -> bool {
 
 /// Answers a request that reaches no handler, and ends the connection (rule W4).
 async fn refuse(mut gate: Gate, asked: Asked, status: StatusCode) -> Option<Transport> {
+    let (method, path) = gate.describe();
+    log::debug!("{} {method} {path}: refused with {status}", gate.peer());
     let reply = Reply::new(plain(status), asked, true);
     if gate.respond(reply).await.is_ok() {
         gate.close(false).await;
@@ -264,7 +271,7 @@ const UNKNOWN: Asked = Asked { method: Method::Get, version: Version::Http1_1 };
 
 /// Why there is no response.
 enum Failure {
-    Error(StatusCode),
+    Error(http_types::Error),
     Panic,
 }
 
@@ -273,11 +280,8 @@ async fn answer(service: &Service, request: Request) -> Result<Response, Failure
     let handled = async { (service.handler)(request).await };
     match AssertUnwindSafe(handled).catch_unwind().await {
         Ok(Ok(response)) => Ok(response),
-        Ok(Err(error)) => {
-            log::warn!("a handler has failed with {}: {error}", error.status());
-            Err(Failure::Error(error.status()))
-        }
-        // The panic hook has said what there is to say.
+        Ok(Err(error)) => Err(Failure::Error(error)),
+        // The panic hook has said where.
         Err(_) => Err(Failure::Panic),
     }
 }

@@ -54,7 +54,7 @@
 //! # Limits
 //!
 //! HTTP/1.1 and 1.0 over TCP and Unix sockets, on Unix. Methods are those that http-types knows;
-//! others are answered 501. No routing, no TLS of its own (see [`Transport::new`]), no HTTP/2.
+//! others are answered 501. No routing, no TLS, no HTTP/2.
 
 mod connection;
 mod limits;
@@ -78,7 +78,7 @@ pub use registry::{Cut, Stage, What};
 pub use server::Server;
 pub use shutdown::{Guard, Phase, Shutdown, Token};
 pub use signals::{STOP_SIGNALS, signals};
-pub use transport::{Peer, Transport};
+pub use transport::Peer;
 
 /// The README's examples are tests.
 #[cfg(doctest)]

@@ -58,7 +58,7 @@ pub struct Limits {
 
 impl Limits {
     /// How long the client's remaining bytes are discarded after the last response (rule S9).
-    pub(crate) const CLOSING: Duration = Duration::from_secs(2);
+    pub(crate) const CLOSING: Duration = Duration::from_secs(1);
 }
 
 impl Default for Limits {

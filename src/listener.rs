@@ -325,7 +325,7 @@ impl Bound {
     fn accept(&self) -> io::Result<(Transport, Peer)> {
         let accepted = match self {
             Self::Tcp(socket) => socket.get_ref().accept().and_then(|(stream, addr)| {
-                Ok((Transport::from(Async::new(stream)?), Peer::from(addr)))
+                Ok((Transport::from(Async::new(stream)?), Peer::from(canonical(addr))))
             }),
             Self::Unix { socket, .. } => socket
                 .get_ref()
@@ -362,6 +362,11 @@ impl Bound {
     }
 }
 
+/// An IPv4 client of a socket for both families, as what it is.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
 /// Whether an error of `accept` concerns only the connection that it took off the queue.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
@@ -381,7 +386,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 /// An error in an operator's words: without Rust's decoration.
 pub(crate) fn reason(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "the address is in use by another program".into(),
+        io::ErrorKind::AddrInUse => "the address is in use".into(),
         io::ErrorKind::AddrNotAvailable => "this machine has no such address".into(),
         io::ErrorKind::PermissionDenied => "permission denied".into(),
         io::ErrorKind::NotFound => "no such directory".into(),
@@ -419,7 +424,14 @@ fn unix(path: &Path) -> io::Result<Listener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     let addr = SockAddr::unix(path)?;
     if let Err(error) = socket.bind(&addr) {
-        if error.kind() != io::ErrorKind::AddrInUse || !is_stale(path)? {
+        if error.kind() != io::ErrorKind::AddrInUse {
+            return Err(error);
+        }
+        if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+            let message = "the file exists and is no socket";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+        }
+        if !is_stale(path)? {
             return Err(error);
         }
         std::fs::remove_file(path)?;
@@ -434,9 +446,6 @@ fn unix(path: &Path) -> io::Result<Listener> {
 
 /// Whether `path` is a socket that nobody listens on any more.
 fn is_stale(path: &Path) -> io::Result<bool> {
-    if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
-        return Ok(false);
-    }
     // Without blocking: a live server with a full queue is no less alive.
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     probe.set_nonblocking(true)?;
@@ -516,10 +525,7 @@ mod tests {
         let first = "127.0.0.1:0".listen().unwrap();
         let error = first.address().listen().unwrap_err().to_string();
         let addr = first.address();
-        assert_eq!(
-            error,
-            format!("cannot listen on {addr}: the address is in use by another program")
-        );
+        assert_eq!(error, format!("cannot listen on {addr}: the address is in use"));
     }
 
     /// Rule S4: what had been queued is taken, and only then the door is closed.
@@ -564,7 +570,7 @@ mod tests {
         let path = temporary("file");
         std::fs::write(&path, "precious").unwrap();
         let error = Address::Unix(path.clone()).listen().unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(error.to_string().ends_with(": the file exists and is no socket"), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
         std::fs::remove_file(&path).unwrap();
     }

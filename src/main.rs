@@ -9,13 +9,14 @@ mod app;
 mod log;
 
 use std::env;
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser};
 use humantime::parse_duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol_graceful::{Address, Limits, Outcome, Process, Server};
@@ -23,7 +24,7 @@ use smol_graceful::{Address, Limits, Outcome, Process, Server};
 use crate::log::Log;
 
 fn main() -> ExitCode {
-    let settings = match Settings::try_parse() {
+    let settings = match settings() {
         Ok(settings) => settings,
         Err(error) => return usage(&error),
     };
@@ -119,6 +120,17 @@ struct Settings {
     threads: Option<usize>,
 }
 
+/// The arguments, and the environment where they are silent; a variable that is set to nothing is
+/// not set.
+fn settings() -> Result<Settings, clap::Error> {
+    let is_empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
+    let command = Settings::command().mut_args(|arg| match arg.get_env() {
+        Some(name) if is_empty(name) => arg.env(None::<&str>),
+        _ => arg,
+    });
+    Settings::from_arg_matches(&command.try_get_matches()?)
+}
+
 /// Says what is wrong with the arguments, or what was asked for: `--help`, `--version`.
 fn usage(error: &clap::Error) -> ExitCode {
     let _ = error.print();
@@ -161,7 +173,9 @@ fn end(outcome: Outcome) -> ExitCode {
 /// What the operator can do about `error`.
 fn way_out(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "; stop that one, or choose another address with --listen",
+        io::ErrorKind::AddrInUse => {
+            "; stop what listens there, or choose another address with --listen"
+        }
         io::ErrorKind::AddrNotAvailable => "; choose another address with --listen",
         io::ErrorKind::PermissionDenied => {
             "; a port below 1024 needs CAP_NET_BIND_SERVICE, a socket file a writable directory"

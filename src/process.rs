@@ -137,7 +137,8 @@ async fn obey(
 ) -> Outcome {
     while let Some(signal) = signals.next().await {
         if shutdown.phase() == Phase::Running {
-            log::info!("stopping because of {}: {} in flight", name(signal), shutdown.in_flight());
+            let open = shutdown.in_flight();
+            log::info!("stopping because of {}; open connections: {open}", name(signal));
             shutdown.stop_by(signal);
         } else {
             log::warn!("ending at once because of a second signal, {}", name(signal));

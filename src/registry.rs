@@ -433,7 +433,7 @@ mod tests {
     fn a_connection_expires_only_when_it_has_not_moved() {
         let limits = Limits { head_timeout: Duration::from_secs(3), ..Limits::default() };
         let head: Arc<dyn Describe> = Arc::new(Line);
-        let seat = Seat::new(Peer::Unknown, 1);
+        let seat = Seat::new(Peer::Unix, 1);
         let mut registry = registry_with(&seat);
         let start = Instant::now();
         let after = |secs| start + Duration::from_secs(secs);
@@ -451,7 +451,7 @@ mod tests {
 
     #[test]
     fn a_handler_may_take_its_time() {
-        let seat = Seat::new(Peer::Unknown, 1);
+        let seat = Seat::new(Peer::Unix, 1);
         let mut registry = registry_with(&seat);
         seat.enter(Stage::Handler);
         let start = Instant::now();
@@ -463,7 +463,7 @@ mod tests {
 
     #[test]
     fn a_sweep_leaves_other_servers_alone() {
-        let seat = Seat::new(Peer::Unknown, 1);
+        let seat = Seat::new(Peer::Unix, 1);
         let mut registry = registry_with(&seat);
         registry.sweep(2, &Limits::default(), Instant::now() + Duration::from_secs(86_400));
         assert!(!seat.is_expired());

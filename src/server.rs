@@ -264,6 +264,9 @@ impl Running {
         let token = shutdown.token();
         token.stopping().await;
         // Rule S3.
+        if !lame_duck.is_zero() {
+            log::info!("lame duck: accepting connections for another {lame_duck:?}");
+        }
         sleep(lame_duck).or(token.aborting()).await;
         // Three things at once, the drain ends them: what the queue needs, descriptors above all,
         // may only come free when idle connections leave, and the deadline holds for all of it.
@@ -289,9 +292,16 @@ impl Running {
     /// Finds, again and again, what has not moved for too long; asleep without connections.
     async fn sweep(&self) {
         let Service { limits, shutdown, .. } = &*self.service;
+        let token = shutdown.token();
         loop {
             shutdown.occupied(self.number).await;
-            sleep(period(limits, shutdown.phase())).await;
+            let pause = sleep(period(limits, shutdown.phase()));
+            if shutdown.phase() == Phase::Running {
+                // The drain looks more often, from its beginning on.
+                pause.or(token.stopping()).await;
+            } else {
+                pause.await;
+            }
             let now = Instant::now();
             shutdown.with_registry(|registry| registry.sweep(self.number, limits, now));
             if shutdown.phase() > Phase::Running {

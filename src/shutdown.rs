@@ -513,11 +513,16 @@ impl Latch {
     }
 
     fn report(&self, left: Duration) {
-        let mut cuts = self.registry().cuts(Instant::now());
-        cuts.retain(Interrupted::is_cut);
-        let Some(Interrupted { cut: oldest, .. }) = cuts.first() else { return };
-        let (count, left) = (cuts.len(), left.as_secs_f64());
-        log::info!("draining: {count} left, {left:.0} s to go; the oldest: {oldest}");
+        let mut holders = self.registry().cuts(Instant::now());
+        let (all, left) = (holders.len(), left.as_secs_f64());
+        holders.retain(Interrupted::is_cut);
+        let busy = holders.len();
+        match holders.first() {
+            Some(Interrupted { cut, .. }) => {
+                log::info!("draining: {busy} left, {left:.0} s to go; the oldest: {cut}");
+            }
+            None => log::info!("draining: {all} left, none with a request, {left:.0} s to go"),
+        }
     }
 
     fn outcome(&self, took: Duration) -> Outcome {

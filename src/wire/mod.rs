@@ -24,7 +24,7 @@ use http_types::{Request, StatusCode, upgrade};
 use smol::channel;
 
 use crate::registry::{Describe, Seat, Stage};
-use crate::transport::Transport;
+use crate::transport::{Peer, Transport};
 use head::{Bounds, Head, Parse};
 use incoming::Incoming;
 use outgoing::Outgoing;
@@ -152,6 +152,16 @@ impl Gate {
     /// Bytes of a fixed body that are still to come; `None` where only the body itself can tell.
     pub(crate) fn body_left(&self) -> Option<u64> {
         self.wire().incoming.body_left()
+    }
+
+    /// Who is at the other end.
+    pub(crate) fn peer(&self) -> Peer {
+        self.seat.peer
+    }
+
+    /// Method and target of the message under way, for log lines.
+    pub(crate) fn describe(&self) -> (String, String) {
+        self.wire.describe().unwrap_or_default()
     }
 
     /// The status for a body that the client got wrong.
@@ -354,7 +364,7 @@ impl Gate {
         }
         let Some(mut transport) = self.wire().transport.take() else { return };
         self.seat.enter(Stage::Closing);
-        if half_close(&mut transport, &self.seat).await.is_err() {
+        if transport.half_close().is_err() {
             return;
         }
         let mut scrap = vec![0; 8 * 1024];
@@ -395,15 +405,6 @@ impl Drop for Gate {
             _ => drop(wire.transport.take()),
         }
     }
-}
-
-/// Says that nothing more will be sent, for as long as the closing may take.
-pub(crate) async fn half_close(transport: &mut Transport, seat: &Seat) -> io::Result<()> {
-    poll_fn(|cx| match transport.poll_half_close(cx) {
-        Poll::Pending if seat.is_expired() => Poll::Ready(Ok(())),
-        closed => closed,
-    })
-    .await
 }
 
 /// Whether `bytes` are no beginning of a request, but empty lines that some clients send behind

@@ -74,10 +74,7 @@ impl Outgoing {
             self.sent += n;
             moved();
         }
-        if self.end > 0 {
-            ready!(transport.poll_flush(cx))?;
-            (self.sent, self.end) = (0, 0);
-        }
+        (self.sent, self.end) = (0, 0);
         Poll::Ready(Ok(()))
     }
 }
