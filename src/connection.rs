@@ -115,7 +115,7 @@ async fn first_bytes(
             match transport.poll_read(cx, &mut bytes) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
                 // Empty lines are no request yet (RFC 9112 section 2.2).
-                Poll::Ready(Ok(n)) if is_empty_lines(&bytes[..n]) => look = true,
+                Poll::Ready(Ok(n)) if is_empty_lines(&bytes[..n]) => continue,
                 Poll::Ready(Ok(n)) => return Poll::Ready(Some((bytes, n))),
                 // That was the last look.
                 Poll::Pending if leave => return Poll::Ready(None),

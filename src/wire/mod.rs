@@ -65,6 +65,7 @@ impl Gate {
             transport: Some(transport),
             incoming: Incoming::new(bytes, n),
             exchange: 0,
+            is_open_ended: false,
             serving: Stage::Handler,
             seat: seat.clone(),
         }));
@@ -269,7 +270,11 @@ impl Gate {
     /// [`Gate::flush`], with what comes behind it (rule W10).
     pub(crate) async fn respond(&mut self, mut reply: Reply) -> Result<(), Broken> {
         self.seat.enter(Stage::Response);
-        self.wire().serving = Stage::Response;
+        {
+            let mut wire = self.wire();
+            wire.serving = Stage::Response;
+            wire.is_open_ended = reply.ends_with_connection();
+        }
         let begin = self.output.len();
         // Whether the client can have seen any of this response.
         let mut unseen = true;
@@ -288,7 +293,10 @@ impl Gate {
                     self.output.replace(begin..begin, CONTINUE);
                 }
                 match filled {
-                    Poll::Ready(Ok(true)) => return Poll::Ready(Ok(())),
+                    Poll::Ready(Ok(true)) => {
+                        self.wire().is_open_ended = false;
+                        return Poll::Ready(Ok(()));
+                    }
                     Poll::Ready(Ok(false)) => {}
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken)),
                     Poll::Pending => {
@@ -402,7 +410,11 @@ impl Drop for Gate {
         match &wire.transport {
             // Its owner, in another task, is told by the end of the stream.
             Some(transport) if self.seat.stage() == Stage::Upgraded => transport.shut_down(),
-            _ => drop(wire.transport.take()),
+            Some(transport) if wire.is_open_ended => {
+                transport.reset_on_close();
+                wire.transport = None;
+            }
+            _ => wire.transport = None,
         }
     }
 }
@@ -429,6 +441,9 @@ struct Wire {
     incoming: Incoming,
     /// Counts messages: a body that is kept beyond its exchange must not read the next one's.
     exchange: u32,
+    /// In the middle of a response whose end is the connection's: the client could take what it
+    /// got for the whole.
+    is_open_ended: bool,
     /// What the connection's task is at, for when a reader of the body has what it waited for.
     serving: Stage,
     seat: Arc<Seat>,

@@ -23,6 +23,8 @@ pub(crate) struct Reply {
     unwanted: Option<&'static [u8]>,
     /// Bytes of the body that are still owed to the client, where that is known.
     owed: Option<u64>,
+    /// Whether only the end of the connection tells where the body ends.
+    until_close: bool,
 }
 
 /// How far the head has come.
@@ -121,7 +123,18 @@ impl Reply {
         };
         // For HEAD the encoder stops behind the head.
         let method = if bodiless { Method::Head } else { asked.method };
-        Self { encoder: Encoder::new(response, method), head: Head::Unsent, unwanted, owed }
+        Self {
+            encoder: Encoder::new(response, method),
+            head: Head::Unsent,
+            unwanted,
+            owed,
+            until_close,
+        }
+    }
+
+    /// Whether only the end of the connection tells where the body ends.
+    pub(super) fn ends_with_connection(&self) -> bool {
+        self.until_close
     }
 
     /// Adds some of the response to `out`; `true` when there is no more.
