@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
 use futures_lite::FutureExt;
+use futures_lite::future::yield_now;
 use http_types::{Method, Request, Response, StatusCode, Version};
 
 use crate::limits::Limits;
@@ -20,7 +21,7 @@ use crate::shutdown::{Phase, Shutdown};
 use crate::transport::Transport;
 use crate::wire::head::Bounds;
 use crate::wire::response::{Asked, Reply, asks_to_close, ends_with_connection, plain, upgrades};
-use crate::wire::{Gate, NoHead, is_empty_lines};
+use crate::wire::{Broken, Gate, NoHead, is_empty_lines};
 
 /// A handler, whatever its own type.
 pub(crate) type Handler = dyn Fn(Request) -> Pin<Box<dyn Future<Output = http_types::Result<Response>> + Send>>
@@ -146,7 +147,11 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Tra
     let longest_body = limits.body_bytes.unwrap_or(u64::MAX);
     // In the drain: how much of what had arrived when the connection took note of it is left.
     let mut owed = None;
-    loop {
+    for turn in 1_usize.. {
+        if turn % 32 == 0 {
+            // A client that pipelines without end must not keep others from their turn.
+            yield_now().await;
+        }
         let head = match gate.head(longest_body).await {
             Ok(head) => head,
             Err(NoHead::Closed) => return None,
@@ -210,10 +215,17 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Tra
             && !asks_to_close(&response)
             && !ends_with_connection(&response, asked)
             && (gate.body_is_held() || gate.can_discard(limits.discard_bytes))
-            && !(service.is_draining() && is_last(&gate, &mut owed));
-        if gate.respond(Reply::new(response, asked, !keep)).await.is_err() {
-            gate.reset();
-            return None;
+            && !(service.is_draining() && is_last(&gate, &mut owed).await);
+        match gate.respond(Reply::new(response, asked, !keep)).await {
+            Ok(()) => {}
+            Err(Broken::Unseen) => {
+                let status = gate.fault().unwrap_or(StatusCode::InternalServerError);
+                return refuse(gate, asked, status).await;
+            }
+            Err(Broken::Seen) => {
+                gate.reset();
+                return None;
+            }
         }
         if service.is_draining() {
             if gate.flush().await.is_err() {
@@ -236,6 +248,7 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Tra
             return gate.into_transport();
         }
     }
+    None
 }
 
 /// Whether the response that is about to be sent is the connection's last one, in the drain.
@@ -243,13 +256,14 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Tra
 /// It is, unless bytes of a further request had arrived when the connection took note of the stop:
 /// such a request is finished too, and the close is announced with its response (rules S8, S9).
 /// What arrives later does not prolong the connection.
-fn is_last(gate: &Gate, owed: &mut Option<u64>) -> bool {
+async fn is_last(gate: &Gate, owed: &mut Option<u64>) -> bool {
     if !gate.body_is_taken() {
         return true;
     }
+    let waiting = gate.waiting().await;
     let left = match owed {
-        None => gate.waiting(),
-        Some(before) => before.saturating_sub(gate.taken()),
+        None => waiting,
+        Some(before) => waiting.min(before.saturating_sub(gate.taken())),
     };
     *owed = Some(left);
     left == 0

@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::panic::Location;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -166,8 +166,8 @@ pub(crate) struct Seat {
     waker: AtomicWaker,
     /// The stage in the low bits, above them a count of moves. Written by the connection only.
     activity: AtomicU32,
-    /// What the sweep decided.
-    verdict: AtomicU8,
+    /// The activity that the sweep found to have lasted too long; any move since voids it.
+    verdict: AtomicU32,
     /// When it was accepted.
     since: Instant,
     /// The request under way.
@@ -189,7 +189,8 @@ impl fmt::Debug for Request {
 
 impl Seat {
     const STAGE: u32 = 0b1111;
-    const EXPIRED: u8 = 1;
+    /// No activity looks like this: the stage would be unknown.
+    const NONE: u32 = u32::MAX;
 
     pub(crate) fn new(peer: Peer, server: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -197,7 +198,7 @@ impl Seat {
             server,
             waker: AtomicWaker::new(),
             activity: AtomicU32::new(0),
-            verdict: AtomicU8::new(0),
+            verdict: AtomicU32::new(Self::NONE),
             since: Instant::now(),
             request: Mutex::new(None),
         })
@@ -218,7 +219,6 @@ impl Seat {
     /// A request's first byte was read; `head` can tell what it is.
     pub(crate) fn begin(&self, head: Weak<dyn Describe>) {
         *self.lock() = Some(Request { since: Instant::now(), head });
-        self.acquit();
         self.enter(Stage::Head);
     }
 
@@ -228,14 +228,9 @@ impl Seat {
         self.enter(Stage::Idle);
     }
 
-    /// Whether the sweep found that this connection's time is over.
+    /// Whether the sweep found that this connection's time is over, and it has not moved since.
     pub(crate) fn is_expired(&self) -> bool {
-        self.verdict.load(Ordering::Acquire) == Self::EXPIRED
-    }
-
-    /// Takes note that a time was over, and lets the connection go on: into its closing.
-    pub(crate) fn acquit(&self) {
-        self.verdict.store(0, Ordering::Release);
+        self.verdict.load(Ordering::Acquire) == self.activity.load(Ordering::Relaxed)
     }
 
     /// The current task is to be woken by [`Seat::wake`].
@@ -247,8 +242,8 @@ impl Seat {
         self.waker.wake();
     }
 
-    fn expire(&self) {
-        self.verdict.store(Self::EXPIRED, Ordering::Release);
+    fn expire(&self, activity: u32) {
+        self.verdict.store(activity, Ordering::Release);
         self.wake();
     }
 
@@ -295,6 +290,10 @@ pub(crate) struct Interrupted {
 }
 
 impl Interrupted {
+    pub(crate) fn of(seat: &Arc<Seat>, now: Instant) -> Self {
+        Self { cut: seat.cut(now), seat: Some(seat.clone()) }
+    }
+
     /// Whether anybody waits for an answer. A connection that was at work in the very moment of an
     /// abort may have finished since; one that was idle may find that a request had arrived.
     pub(crate) fn is_cut(&self) -> bool {
@@ -404,7 +403,7 @@ impl Registry {
                 watched.seen_at = now;
             } else if let Some(limit) = Stage::of(activity).limit(limits) {
                 if now.saturating_duration_since(watched.seen_at) >= limit {
-                    watched.seat.expire();
+                    watched.seat.expire(activity);
                 }
             }
         }
@@ -447,6 +446,9 @@ mod tests {
         assert!(!seat.is_expired());
         registry.sweep(1, &limits, after(7));
         assert!(seat.is_expired());
+        // A move in the last moment counts.
+        seat.enter(Stage::Head);
+        assert!(!seat.is_expired());
     }
 
     #[test]

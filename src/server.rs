@@ -237,6 +237,9 @@ impl Running {
     fn admit<S: Send + 'static>(&self, transport: Transport, peer: Peer, slot: S) {
         let seat = Seat::new(peer, self.number);
         let Some(guard) = self.service.shutdown.admit(Holder::connection(seat.clone())) else {
+            if transport.waiting() > 0 {
+                self.service.shutdown.missed(&seat);
+            }
             return;
         };
         let service = self.service.clone();

@@ -213,6 +213,12 @@ impl Shutdown {
         self.latch.admit(holder)
     }
 
+    /// Notes a request that had arrived and was turned away.
+    pub(crate) fn missed(&self, seat: &Arc<Seat>) {
+        let mut missed = self.latch.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        missed.push(Interrupted::of(seat, Instant::now()));
+    }
+
     /// Counts a request that was finished in the drain.
     pub(crate) fn finished(&self) {
         self.latch.finished.fetch_add(1, Ordering::Relaxed);
@@ -430,6 +436,8 @@ struct Latch {
     signal: OnceLock<Signal>,
     /// Requests finished in the drain.
     finished: AtomicU64,
+    /// Requests that had arrived and were turned away.
+    missed: Mutex<Vec<Interrupted>>,
     /// How it was aborted, and what that cut.
     aborted: OnceLock<(Ending, Vec<Interrupted>)>,
 }
@@ -528,11 +536,16 @@ impl Latch {
     fn outcome(&self, took: Duration) -> Outcome {
         let (ending, interrupted) = match self.aborted.get() {
             Some((ending, interrupted)) => (*ending, &interrupted[..]),
-            None => (Ending::Drained, &[][..]),
+            None => (Ending::Forced, &[][..]),
         };
-        let cut: Vec<_> =
-            interrupted.iter().filter(|i| i.is_cut()).map(|i| i.cut.clone()).collect();
-        // An abort that cut nothing has harmed nobody: it was a drain.
+        let missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        let cut: Vec<_> = interrupted
+            .iter()
+            .chain(&*missed)
+            .filter(|interrupted| interrupted.is_cut())
+            .map(|interrupted| interrupted.cut.clone())
+            .collect();
+        // Whatever came before: when nothing was cut, nobody was harmed, and it was a drain.
         let ending = if cut.is_empty() { Ending::Drained } else { ending };
         Outcome {
             ending,

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, mpsc};
+use std::sync::{LazyLock, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -1006,7 +1006,7 @@ fn http_1_0_gets_no_chunks() {
 }
 
 /// A reader that gives some bytes, and then an error instead of the end.
-struct Failing(Cursor<&'static str>);
+struct Failing(Cursor<&'static [u8]>);
 
 impl futures_lite::AsyncRead for Failing {
     fn poll_read(
@@ -1021,31 +1021,42 @@ impl futures_lite::AsyncRead for Failing {
     }
 }
 
-/// A response that cannot be finished is cut, so that the client does not take it for the whole.
+/// A response that cannot be finished is cut, so that the client does not take it for the whole;
+/// one of which nothing was sent is another response.
 #[test]
 fn a_broken_response_is_cut() {
     fn failing() -> BufReader<Failing> {
-        BufReader::new(Failing(Cursor::new("hello")))
+        BufReader::new(Failing(Cursor::new(HUGE.as_bytes())))
     }
+    static HUGE: LazyLock<String> = LazyLock::new(|| "hello".repeat(100_000));
     let server = Running::new(|request: Request| async move {
         Ok(match request.url().path() {
-            "/short" => Body::from_reader(Cursor::new("hello"), Some(10)),
-            "/fixed" => Body::from_reader(failing(), Some(10)),
+            "/small" => Body::from_reader(BufReader::new(Failing(Cursor::new(b"hello"))), None),
+            "/small-short" => Body::from_reader(Cursor::new("hello"), Some(10)),
+            "/short" => Body::from_reader(Cursor::new(HUGE.as_bytes()), Some(HUGE.len() + 1)),
+            "/fixed" => Body::from_reader(failing(), Some(HUGE.len() + 1)),
             "/stream" => Body::from_reader(failing(), None),
             path => path.into(),
         })
     });
     for path in ["/short", "/fixed", "/stream"] {
         for version in ["1.0", "1.1"] {
-            if (path, version) == ("/short", "1.0") {
-                continue;
-            }
             case(&format!("{path} {version}"), || {
                 let mut client = server.connect();
                 client.send(format!("GET {path} HTTP/{version}\r\nHost: x\r\n\r\n"));
                 assert_eq!(client.try_response(false).unwrap_err(), End::Reset);
             });
         }
+    }
+    for path in ["/small", "/small-short"] {
+        case(path, || {
+            let mut client = server.connect();
+            client.send(get("/one") + &get(path));
+            assert_eq!(client.response().text(), "/one");
+            let response = client.response();
+            assert_eq!(response.status, 500);
+            assert_closed(&mut client, &response);
+        });
     }
     assert_open(&mut server.connect());
     settle(&server);

@@ -15,11 +15,12 @@ mod upgraded;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker};
 
-use futures_lite::{AsyncRead, AsyncWrite};
+use futures_lite::{AsyncRead, AsyncWrite, FutureExt};
 use http_types::{Request, StatusCode, upgrade};
 use smol::channel;
 
@@ -48,9 +49,14 @@ pub(crate) enum NoHead {
     Refused(StatusCode),
 }
 
-/// A response that was cut short: the connection is of no use any more.
-#[derive(Debug)]
-pub(crate) struct Broken;
+/// A response that could not be sent whole.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// The client may have seen some of it: the connection is of no use any more.
+    Seen,
+    /// Nothing of it was sent: another can take its place.
+    Unseen,
+}
 
 impl Gate {
     /// Takes over a connection that has sent the first `n` of `bytes`.
@@ -65,6 +71,8 @@ impl Gate {
             transport: Some(transport),
             incoming: Incoming::new(bytes, n),
             exchange: 0,
+            reader: None,
+            streak: 0,
             is_open_ended: false,
             serving: Stage::Handler,
             seat: seat.clone(),
@@ -89,7 +97,6 @@ impl Gate {
             let mut wire = lock(&self.wire);
             match head::parse(wire.incoming.unread(), self.bounds) {
                 Parse::Complete(head) => {
-                    self.seat.acquit();
                     wire.incoming.begin_message(&head, longest_body);
                     wire.exchange = wire.exchange.wrapping_add(1);
                     wire.serving = Stage::Handler;
@@ -97,10 +104,6 @@ impl Gate {
                 }
                 Parse::Reject(status) => return Poll::Ready(Err(NoHead::Refused(status))),
                 Parse::Partial => {}
-            }
-            if self.seat.is_expired() {
-                self.seat.acquit();
-                return Poll::Ready(Err(NoHead::Refused(StatusCode::RequestTimeout)));
             }
             let Wire { transport, incoming, .. } = &mut *wire;
             let Some(transport) = transport else { return Poll::Ready(Err(NoHead::Closed)) };
@@ -116,6 +119,9 @@ impl Gate {
                 }
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(NoHead::Closed)),
+                Poll::Pending if self.seat.is_expired() => {
+                    return Poll::Ready(Err(NoHead::Refused(StatusCode::RequestTimeout)));
+                }
                 Poll::Pending => {
                     // The client may wait for these before it sends the rest.
                     if let Poll::Ready(Err(_)) = self.poll_flush(cx) {
@@ -220,8 +226,19 @@ impl Gate {
         wanted && self.body_is_taken()
     }
 
-    /// Bytes behind the message: in the buffer and in the socket. The message must be taken whole.
-    pub(crate) fn waiting(&self) -> u64 {
+    /// Bytes behind the message: in the buffer and in the socket, apart from empty lines. The
+    /// message must be taken whole.
+    pub(crate) async fn waiting(&self) -> u64 {
+        // Few enough to be empty lines: they have to be looked at.
+        poll_fn(|cx| {
+            let wire = &mut *self.wire();
+            let transport = wire.transport.as_mut();
+            if let Some(transport) = transport.filter(|t| (1..=4).contains(&t.waiting())) {
+                let _ = wire.incoming.poll_fill(transport, cx);
+            }
+            Poll::Ready(())
+        })
+        .await;
         let wire = self.wire();
         match wire.transport.as_ref().map_or(0, Transport::waiting) {
             0 if is_empty_lines(wire.incoming.unread()) => 0,
@@ -252,16 +269,12 @@ impl Gate {
     }
 
     fn poll_tend(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.seat.is_expired() {
-            if self.seat.stage() == Stage::Writing {
-                return Poll::Ready(());
-            }
-            // The reader of the body, in whichever task, finds out by an error.
-            self.wire().cut_body();
-            self.seat.acquit();
+        if self.seat.is_expired() && self.seat.stage() == Stage::Body {
+            self.wire().end_wait_for_body();
         }
         match self.poll_flush(cx) {
             Poll::Ready(Err(_)) => Poll::Ready(()),
+            Poll::Pending if self.seat.is_expired() => Poll::Ready(()),
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
         }
     }
@@ -278,12 +291,22 @@ impl Gate {
         let begin = self.output.len();
         // Whether the client can have seen any of this response.
         let mut unseen = true;
-        poll_fn(|cx| {
+        let mut flushed = false;
+        let sent = poll_fn(|cx| {
             loop {
                 if self.output.len() >= FULL {
+                    if flushed {
+                        // A client that is faster than the response must not keep others from
+                        // their turn.
+                        flushed = false;
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
                     unseen = false;
-                    if self.seat.is_expired() || ready!(self.poll_flush(cx)).is_err() {
-                        return Poll::Ready(Err(Broken));
+                    match self.poll_flush(cx) {
+                        Poll::Ready(Ok(())) => flushed = true,
+                        Poll::Pending if !self.seat.is_expired() => return Poll::Pending,
+                        Poll::Ready(Err(_)) | Poll::Pending => return Poll::Ready(false),
                     }
                 }
                 let filled = reply.poll_fill(cx, &mut self.output);
@@ -293,20 +316,34 @@ impl Gate {
                     self.output.replace(begin..begin, CONTINUE);
                 }
                 match filled {
-                    Poll::Ready(Ok(true)) => {
-                        self.wire().is_open_ended = false;
-                        return Poll::Ready(Ok(()));
-                    }
+                    Poll::Ready(Ok(true)) => return Poll::Ready(true),
                     Poll::Ready(Ok(false)) => {}
-                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken)),
+                    Poll::Ready(Err(error)) => {
+                        let (method, path) = self.describe();
+                        let peer = self.seat.peer;
+                        log::warn!("{peer} {method} {path}: the response's body: {error}");
+                        return Poll::Ready(false);
+                    }
                     Poll::Pending => {
                         unseen = false;
-                        return self.poll_tend(cx).map(|()| Err(Broken));
+                        flushed = false;
+                        return self.poll_tend(cx).map(|()| false);
                     }
                 }
             }
-        })
-        .await
+        });
+        // A panic of the response's body is an end of it like any other (rule S17).
+        let is_whole = AssertUnwindSafe(sent).catch_unwind().await.unwrap_or(false);
+        if is_whole {
+            self.wire().is_open_ended = false;
+            Ok(())
+        } else if unseen {
+            let end = self.output.len();
+            self.output.replace(begin..end, b"");
+            Err(Broken::Unseen)
+        } else {
+            Err(Broken::Seen)
+        }
     }
 
     /// Hands the raw stream over to the task that waits for it, and waits until that has dropped
@@ -322,11 +359,9 @@ impl Gate {
 
     /// Sends everything.
     pub(crate) async fn flush(&mut self) -> Result<(), Broken> {
-        poll_fn(|cx| {
-            if self.seat.is_expired() {
-                return Poll::Ready(Err(Broken));
-            }
-            self.poll_flush(cx).map_err(|_| Broken)
+        poll_fn(|cx| match self.poll_flush(cx) {
+            Poll::Pending if self.seat.is_expired() => Poll::Ready(Err(Broken::Seen)),
+            sent => sent.map_err(|_| Broken::Seen),
         })
         .await
     }
@@ -416,6 +451,12 @@ impl Drop for Gate {
             }
             _ => wire.transport = None,
         }
+        // Whoever still waits for the body is told; the transport does not do it when it goes.
+        let reader = wire.reader.take();
+        drop(wire);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
     }
 }
 
@@ -441,6 +482,10 @@ struct Wire {
     incoming: Incoming,
     /// Counts messages: a body that is kept beyond its exchange must not read the next one's.
     exchange: u32,
+    /// Who waits for more of the body.
+    reader: Option<Waker>,
+    /// Bytes of the body that were read without a pause.
+    streak: usize,
     /// In the middle of a response whose end is the connection's: the client could take what it
     /// got for the whole.
     is_open_ended: bool,
@@ -452,10 +497,21 @@ struct Wire {
 impl Wire {
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let Some(transport) = &mut self.transport else { return Poll::Ready(Err(over())) };
+        if self.streak >= FULL {
+            // A client that is faster than the reader must not keep others from their turn.
+            self.streak = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let due = self.incoming.continue_is_asked();
         let read = self.incoming.poll_body(transport, cx, buf);
+        self.streak = match &read {
+            Poll::Ready(Ok(n)) => self.streak + n,
+            _ => 0,
+        };
         match &read {
             Poll::Pending => {
+                self.reader = Some(cx.waker().clone());
                 if self.seat.stage() != Stage::Body {
                     self.seat.enter(Stage::Body);
                 }
@@ -470,8 +526,14 @@ impl Wire {
         read
     }
 
-    /// Lets every reader of the body find that it has stalled.
-    fn cut_body(&mut self) {
+    /// The wait for the body has been too long: every reader finds an error, unless it is the
+    /// reader that has lost its interest, and not the client.
+    fn end_wait_for_body(&mut self) {
+        let has_more = self.transport.as_ref().is_some_and(|transport| transport.waiting() > 0);
+        if has_more || !self.incoming.unread().is_empty() {
+            self.seat.enter(self.serving);
+            return;
+        }
         self.incoming.cut_body(io::ErrorKind::TimedOut, Some(StatusCode::RequestTimeout));
         if let Some(transport) = &self.transport {
             transport.stop_reading();

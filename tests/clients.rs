@@ -1,0 +1,739 @@
+//! Real clients and proxies: curl, ab, wrk, nginx, HAProxy, Chromium; and a crowd of slow clients.
+//!
+//! All of it on 127.0.0.1. What needs a Debian package is ignored unless asked for; `.ci/run`
+//! installs the packages and asks.
+
+#![allow(clippy::print_stdout, reason = "figures")]
+
+mod common;
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Client, PATIENCE, Program, Running, wait_until};
+use rustix::process::{Pid, Signal, kill_process_group};
+use smol_graceful::{Body, Limits, Request, Response};
+
+// curl
+
+/// Rule W7: curl waits for the `100 Continue`, for longer than the test does.
+#[test]
+fn curl_uploads_with_expect() {
+    let server = Program::server(&[]);
+    let sent = pattern(2 * 1024 * 1024);
+    let (mut curl, url) = curl(server.addr, "/echo");
+    curl.args(["-v", "-X", "POST", "-T", "-", "-H", "Expect: 100-continue"]);
+    curl.args(["-H", &format!("Content-Length: {}", sent.len()), "-H", "Transfer-Encoding:"]);
+    curl.args(["--expect100-timeout", "3600", &url]);
+    let output = run(curl, &sent);
+    let told = text(&output.stderr);
+    assert!(told.contains("< HTTP/1.1 100 Continue"), "{told}");
+    assert!(output.stdout == sent, "{} bytes: {told}", output.stdout.len());
+}
+
+#[test]
+fn curl_uploads_in_chunks() {
+    let server = Program::server(&[]);
+    let sent = pattern(2 * 1024 * 1024);
+    let (mut curl, url) = curl(server.addr, "/echo");
+    curl.args(["-v", "-X", "POST", "-T", "-", &url]);
+    let output = run(curl, &sent);
+    let told = text(&output.stderr);
+    assert!(told.contains("> Transfer-Encoding: chunked"), "{told}");
+    assert!(output.stdout == sent, "{} bytes: {told}", output.stdout.len());
+}
+
+/// Rule W8.
+#[test]
+fn curl_speaks_http_1_0() {
+    let server = Program::server(&["--work", "0s"]);
+    let (mut one, url) = curl(server.addr, "/");
+    let output = run_ok(one.args(["--http1.0", "-i", &url]), b"");
+    assert!(output.ends_with("\r\n\r\nokay"), "{output}");
+    assert!(output.contains("\r\nconnection: close\r\n"), "{output}");
+    // Without a length, the body ends with the connection.
+    let (mut stream, url) = curl(server.addr, "/stream?every=1ms&count=3");
+    let output = run_ok(stream.args(["--http1.0", "-i", &url]), b"");
+    assert!(output.ends_with("\r\n\r\ntick 1\ntick 2\ntick 3\n"), "{output}");
+    assert!(!output.contains("transfer-encoding"), "{output}");
+    // Asked for, a connection is kept.
+    let (mut two, url) = curl(server.addr, "/");
+    two.args(["--http1.0", "-H", "Connection: keep-alive", "-w", " %{num_connects}\n", &url, &url]);
+    assert_eq!(run_ok(&mut two, b""), "okay 1\nokay 0\n");
+}
+
+#[test]
+fn curl_uses_its_connection_again() {
+    let server = Program::server(&["--work", "0s"]);
+    let (mut three, url) = curl(server.addr, "/");
+    three.args(["-w", " %{num_connects}\n", &url, &format!("{url}livez"), &url]);
+    assert_eq!(run_ok(&mut three, b""), "okay 1\nlive\n 0\nokay 0\n");
+    // An unread body and an error leave it usable, too (rule W9).
+    let (mut post, url) = curl(server.addr, "/");
+    post.args(["-o", "/dev/null", "-o", "/dev/null"]);
+    post.args(["-d", "unread", "-w", "%{http_code} %{num_connects}\n", &url, &url]);
+    assert_eq!(run_ok(&mut post, b""), "405 1\n405 0\n");
+}
+
+/// Dots in a path never lead out of it, and never fail the request.
+#[test]
+fn curl_sends_a_path_as_it_is() {
+    let server = Running::new(async |request: Request| Ok(request.url().path().to_owned()));
+    for (path, seen) in [("/../x", "/x"), ("/a/../../x", "/x"), ("/./x", "/x"), ("//x", "//x")] {
+        let (mut curl, url) = curl(server.addr, path);
+        assert_eq!(run_ok(curl.args(["--path-as-is", &url]), b""), seen, "{path}");
+    }
+}
+
+/// Rule W11.
+#[test]
+fn curl_asks_for_the_head_alone() {
+    let server = Program::server(&["--work", "0s"]);
+    let (mut head, url) = curl(server.addr, "/");
+    let output = run_ok(head.args(["-I", "-w", "%{num_connects}\n", &url, &url]), b"");
+    assert_eq!(output.matches("HTTP/1.1 200 OK\r\n").count(), 2, "{output}");
+    assert_eq!(output.matches("content-length: 4\r\n").count(), 2, "{output}");
+    assert!(output.ends_with("\r\n\r\n0\n"), "used again: {output}");
+}
+
+/// We do not speak HTTP/2: an offer is ignored, who insists is told by an end.
+#[test]
+fn curl_falls_back_from_http_2() {
+    let server = Program::server(&["--work", "0s"]);
+    let (mut offer, url) = curl(server.addr, "/");
+    assert_eq!(run_ok(offer.args(["--http2", "-w", " %{http_version}", &url]), b""), "okay 1.1");
+    let (mut insist, url) = curl(server.addr, "/");
+    insist.args(["--http2-prior-knowledge", &url]);
+    assert!(!run(insist, b"").status.success());
+}
+
+// ab and wrk
+
+/// HTTP/1.0 with keep-alive (rule W8).
+#[test]
+#[ignore = "needs ab (apache2-utils)"]
+fn ab_keeps_its_connections() {
+    let server = Program::server(&["--work", "0s"]);
+    let mut ab = command("ab", "apache2-utils");
+    ab.args(["-k", "-n", "5000", "-c", "16", &format!("http://{}/", server.addr)]);
+    let output = run_ok(&mut ab, b"");
+    let figure = |name: &str| {
+        let line = output.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next().unwrap().parse::<f64>().ok()
+    };
+    println!("ab -k: {} requests a second", figure("Requests per second:").unwrap());
+    assert_eq!(figure("Complete requests:"), Some(5000.0), "{output}");
+    assert_eq!(figure("Failed requests:"), Some(0.0), "{output}");
+    assert_eq!(figure("Non-2xx responses:"), None, "{output}");
+    assert_eq!(figure("Keep-Alive requests:"), Some(5000.0), "{output}");
+}
+
+/// Rule W10, and no answer is lost or mixed up: wrk counts and parses them.
+#[test]
+#[ignore = "needs wrk"]
+fn wrk_sends_pipelines() {
+    let server = Program::server(&[]);
+    let mut wrk = command("wrk", "wrk");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/pipeline.lua");
+    wrk.args(["-t", "2", "-c", "32", "-d", "2s", "--timeout", "30s", "-s"]).arg(script);
+    let output = run_ok(wrk.arg(format!("http://{}/livez", server.addr)), b"");
+    let told = output.lines().last().unwrap();
+    println!("wrk with pipelines of 16, for 2 s: {told}");
+    let (requests, errors) = told.strip_prefix("requests=").unwrap().split_once(' ').unwrap();
+    assert!(requests.parse::<u64>().unwrap() >= 16, "{output}");
+    assert_eq!(errors, "connect=0 read=0 write=0 status=0 timeout=0", "{output}");
+}
+
+// Proxies
+
+#[test]
+#[ignore = "needs nginx"]
+fn nginx_keeps_its_connections() {
+    keeps_its_connections(Proxy::nginx);
+}
+
+#[test]
+#[ignore = "needs haproxy"]
+fn haproxy_keeps_its_connections() {
+    keeps_its_connections(Proxy::haproxy);
+}
+
+#[test]
+#[ignore = "needs nginx"]
+fn nginx_finishes_what_is_in_flight() {
+    let server = Program::server(&[]);
+    in_flight_at_the_stop(&Proxy::nginx(server.addr), server);
+}
+
+#[test]
+#[ignore = "needs haproxy"]
+fn haproxy_finishes_what_is_in_flight() {
+    let server = Program::server(&[]);
+    in_flight_at_the_stop(&Proxy::haproxy(server.addr), server);
+}
+
+/// How many requests may meet the listener's close in the middle of their connection's handshake:
+/// the hole that the kernel leaves (README, *Stopping*; tests/load.rs).
+const IN_HANDSHAKE: usize = 2;
+
+/// nginx says of every request that failed why it did.
+#[test]
+#[ignore = "needs nginx"]
+fn nginx_loses_nothing_at_the_stop() {
+    let mut server = Program::server(&["--linger", "2s"]);
+    let mut proxy = Proxy::nginx(server.addr);
+    let failed = stop_amid_traffic(&proxy, &mut server);
+    assert!(failed.iter().all(|failed| failed == "502"), "{failed:?}");
+    let log = proxy.end();
+    let errors: Vec<_> = log.iter().filter(|line| line.contains("[error]")).collect();
+    let count = |what: &str| errors.iter().filter(|line| line.contains(what)).count();
+    // Nothing was sent: there was nobody to connect to.
+    let refused = count("(111: Connection refused) while connecting to upstream");
+    let reset = count("(104: Connection reset by peer)");
+    println!("nginx: {refused} refused, {reset} reset in the handshake");
+    assert_eq!(refused + reset, errors.len(), "{errors:#?}");
+    assert_eq!(errors.len(), failed.len(), "{errors:#?}");
+    assert!(reset <= IN_HANDSHAKE, "{errors:#?}");
+}
+
+/// HAProxy answers 503 if it could not connect, and 502 if a request was lost.
+#[test]
+#[ignore = "needs haproxy"]
+fn haproxy_loses_nothing_at_the_stop() {
+    let mut server = Program::server(&["--linger", "2s"]);
+    let proxy = Proxy::haproxy(server.addr);
+    let failed = stop_amid_traffic(&proxy, &mut server);
+    let refused = failed.iter().filter(|failed| *failed == "503").count();
+    println!("HAProxy: {refused} refused, of {failed:?}");
+    assert!(failed.len() - refused <= IN_HANDSHAKE, "{failed:?}");
+}
+
+/// The default health check: `OPTIONS /` in HTTP/1.0, without a Host.
+#[test]
+#[ignore = "needs haproxy"]
+fn haproxy_finds_us_healthy() {
+    let server = Program::server(&[]);
+    let proxy = Proxy::haproxy(server.addr);
+    wait_until("the first check", || {
+        let stats = Client::connect(proxy.stats.unwrap()).get("/;csv").response().text();
+        let app = stats.lines().find(|line| line.starts_with("app,app,")).unwrap();
+        assert!(!app.contains(",DOWN"), "{app}");
+        app.contains(",L7OK,204,")
+    });
+}
+
+/// What is upgraded stays so through a proxy, and so does the leave that is taken (rule S11).
+#[test]
+#[ignore = "needs nginx"]
+fn nginx_passes_a_websocket_on() {
+    // RFC 6455 section 5.7: `Hello` as a client sends it and as a server does.
+    const MASKED: &[u8] = &[0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
+    const UNMASKED: &[u8] = &[0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f];
+    let mut server = Program::example("websocket", &["127.0.0.1:0"]);
+    let proxy = Proxy::nginx(server.addr);
+    let mut client = Client::connect(proxy.addr);
+    client.send("GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n");
+    client.send("Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n");
+    assert_eq!(client.response().status, 101);
+    assert_eq!(client.send(MASKED).take(7).unwrap(), UNMASKED);
+    server.signal(Signal::TERM);
+    // Close, with 1001 and `stopping`; then the same from us, masked with zeros.
+    assert_eq!(client.take(12).unwrap(), b"\x88\x0a\x03\xe9stopping");
+    client.send(b"\x88\x82\0\0\0\0\x03\xe9");
+    assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+/// Through a proxy, many requests of many clients share few connections to us.
+fn keeps_its_connections(proxy: fn(SocketAddr) -> Proxy) {
+    const EACH: usize = 100;
+    let peers = Arc::new(Mutex::new(HashSet::new()));
+    let seen = peers.clone();
+    let server = Running::new(move |mut request: Request| {
+        seen.lock().unwrap().insert(request.peer_addr().unwrap().to_owned());
+        async move { Ok(Response::from(request.take_body())) }
+    });
+    let proxy = proxy(server.addr);
+    let body = pattern(100_000);
+    thread::scope(|scope| {
+        for n in 0..8 {
+            let (mut client, body) = (Client::connect(proxy.addr), &body);
+            scope.spawn(move || {
+                for m in 0..EACH {
+                    let length = (n * 7919 + m * 104_729) % body.len();
+                    let body = &body[..length];
+                    client.send("POST / HTTP/1.1\r\nHost: x\r\n");
+                    if m % 2 == 0 {
+                        client.send(format!("Content-Length: {length}\r\n\r\n")).send(body);
+                    } else {
+                        client.send("Transfer-Encoding: chunked\r\n\r\n");
+                        for chunk in body.chunks(30_000) {
+                            client.send(format!("{:x}\r\n", chunk.len())).send(chunk).send("\r\n");
+                        }
+                        client.send("0\r\n\r\n");
+                    }
+                    let answer = client.response();
+                    assert_eq!(answer.status, 200);
+                    assert!(answer.body == body, "{} bytes of {length}", answer.body.len());
+                }
+            });
+        }
+    });
+    let peers: Vec<_> = peers.lock().unwrap().drain().collect();
+    println!("{} requests on {} connections", 8 * EACH, peers.len());
+    assert!(peers.len() < 8 * EACH / 4, "{} connections", peers.len());
+    // The connections that it keeps do not hold up the stop.
+    assert!(server.stop().is_drained());
+}
+
+/// A download and an upload that have both visibly begun are finished (rule S8).
+fn in_flight_at_the_stop(proxy: &Proxy, mut server: Program) {
+    let mut download = Client::connect(proxy.addr);
+    download.get("/stream?every=50ms&count=1000000");
+    let mut upload = Client::connect(proxy.addr);
+    upload
+        .send("POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n");
+    for (client, what) in [(&mut download, "tick 1\n"), (&mut upload, "first")] {
+        let mut seen = String::new();
+        while !seen.ends_with(what) {
+            seen.push_str(&text(&client.take(1).unwrap()));
+        }
+        assert!(seen.starts_with("HTTP/1.1 200 OK\r\n"), "{seen}");
+    }
+    server.signal(Signal::TERM);
+    // The stream sees the stop and ends properly (rule S10): with the last chunk.
+    let mut end = String::new();
+    while !end.ends_with("\r\n0\r\n\r\n") {
+        end.push_str(&text(&download.take(1).unwrap()));
+    }
+    assert!(server.is_running(), "{server}");
+    upload.send("6\r\nsecond\r\n0\r\n\r\n");
+    let mut rest = String::new();
+    while !rest.ends_with("\r\n0\r\n\r\n") {
+        rest.push_str(&text(&upload.take(1).unwrap()));
+    }
+    assert!(rest.contains("second"), "{rest}");
+    assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+/// Asks through `proxy` without a pause, from clients that stop at their first failure, and stops
+/// the server amid that. What failed: statuses, or how the proxy's own connection ended.
+fn stop_amid_traffic(proxy: &Proxy, server: &mut Program) -> Vec<String> {
+    const CLIENTS: usize = 16;
+    let answered = AtomicU64::new(0);
+    let failed = Mutex::new(Vec::new());
+    let begin = Instant::now();
+    let ask = || {
+        let mut client = Client::connect(proxy.addr);
+        let failure = loop {
+            if begin.elapsed() > PATIENCE {
+                break "nothing failed".to_owned();
+            }
+            match client.get("/work?for=2ms").try_response(false) {
+                Ok(answer) if answer.status == 200 => {
+                    assert_eq!(answer.text(), "okay");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(answer) => break answer.status.to_string(),
+                Err(end) => break format!("{end:?}"),
+            }
+        };
+        failed.lock().unwrap().push(failure);
+    };
+    thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(ask);
+        }
+        wait_until("answers", || answered.load(Ordering::Relaxed) >= 500);
+        assert!(failed.lock().unwrap().is_empty(), "lost without a signal: {failed:?}");
+        server.signal(Signal::TERM);
+    });
+    assert_eq!(server.exit_code(), 0, "{server}");
+    println!("{} answered; {}", answered.into_inner(), server.log().lines().last().unwrap());
+    let failed = failed.into_inner().unwrap();
+    assert_eq!(failed.len(), CLIENTS);
+    failed
+}
+
+/// A proxy as a process of this test's own, on a free port, in a directory of its own.
+struct Proxy {
+    child: Child,
+    addr: SocketAddr,
+    stats: Option<SocketAddr>,
+    log: Option<thread::JoinHandle<Vec<String>>>,
+    _dir: Dir,
+}
+
+impl Proxy {
+    fn nginx(server: SocketAddr) -> Self {
+        Self::start(|dir, listen, _| {
+            let config = include_str!("clients/nginx.conf");
+            fs::write(dir.join("nginx.conf"), fill(config, listen, listen, server)).unwrap();
+            let mut nginx = command("nginx", "nginx");
+            nginx.arg("-p").arg(dir).args(["-c", "nginx.conf", "-e", "stderr"]);
+            nginx
+        })
+    }
+
+    fn haproxy(server: SocketAddr) -> Self {
+        Self::start(|dir, listen, stats| {
+            let config = include_str!("clients/haproxy.cfg");
+            let path = dir.join("haproxy.cfg");
+            fs::write(&path, fill(config, listen, stats, server)).unwrap();
+            let mut haproxy = command("haproxy", "haproxy");
+            haproxy.arg("-db").arg("-f").arg(path);
+            haproxy
+        })
+    }
+
+    /// Starts it and waits until it listens. Someone else may take a port that was free: then
+    /// another is tried.
+    fn start(command: impl Fn(&Path, SocketAddr, SocketAddr) -> Command) -> Self {
+        for _ in 0..5 {
+            let dir = Dir::new();
+            let (addr, stats) = free_ports();
+            let mut command = command(&dir.0, addr, stats);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let stderr = BufReader::new(child.stderr.take().unwrap());
+            let log = thread::spawn(|| stderr.lines().map_while(Result::ok).collect());
+            let mut proxy = Self { child, addr, stats: Some(stats), log: Some(log), _dir: dir };
+            let mut ended = false;
+            wait_until("the proxy", || {
+                ended = proxy.child.try_wait().unwrap().is_some();
+                ended || TcpStream::connect(addr).is_ok()
+            });
+            if !ended {
+                return proxy;
+            }
+            println!("the proxy has ended: {:#?}", proxy.end());
+        }
+        panic!("the proxy does not start")
+    }
+
+    /// Ends it and gives what it has logged.
+    fn end(&mut self) -> Vec<String> {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.log.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn fill(config: &str, listen: SocketAddr, stats: SocketAddr, server: SocketAddr) -> String {
+    let config = config.replace("{listen}", &listen.to_string());
+    config.replace("{stats}", &stats.to_string()).replace("{server}", &server.to_string())
+}
+
+fn free_ports() -> (SocketAddr, SocketAddr) {
+    let [one, other] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    (one.local_addr().unwrap(), other.local_addr().unwrap())
+}
+
+// Chromium
+
+/// A page with 20 subresources: styles, scripts, images, and what a script fetches and sends.
+#[test]
+#[ignore = "needs chromium"]
+fn chromium_loads_a_page() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = asked.clone();
+    let server = Running::new(move |request: Request| {
+        let path = request.url().path().to_owned();
+        let peer = request.peer_addr().unwrap().to_owned();
+        seen.lock().unwrap().push((path.clone(), peer));
+        async move { page(&path, request).await }
+    });
+    let profile = Dir::new();
+    let mut chromium = command("chromium", "chromium");
+    chromium.args([
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        "--timeout=25000",
+        "--dump-dom",
+    ]);
+    chromium.arg(format!("--user-data-dir={}", profile.0.display()));
+    chromium.arg(format!("http://{}/", server.addr));
+    // Chromium's children must not outlive a test that fails.
+    chromium.process_group(0);
+    let output = run_for(&mut chromium, b"", 3 * PATIENCE);
+    let dom = text(&output.stdout);
+    let asked = asked.lock().unwrap();
+    assert!(dom.contains("all 20 loaded"), "{dom}\n{asked:?}\n{}", text(&output.stderr));
+    let subresources: HashSet<_> =
+        asked.iter().map(|(path, _)| path).filter(|path| path.starts_with("/r/")).collect();
+    assert_eq!(subresources.len(), 20, "{asked:?}");
+    let connections: HashSet<_> = asked.iter().map(|(_, peer)| peer).collect();
+    println!("Chromium: {} requests on {} connections", asked.len(), connections.len());
+    assert!(connections.len() < asked.len(), "none was used again: {asked:?}");
+    assert!(server.stop().is_drained());
+}
+
+/// The page, and what belongs to it.
+async fn page(path: &str, mut request: Request) -> http_types::Result<Response> {
+    let kind = |body: Body, content_type: &str| {
+        let mut response = Response::from(body);
+        response.insert_header("Content-Type", content_type);
+        response
+    };
+    Ok(match path.rsplit('.').next().unwrap() {
+        "/" => kind(PAGE.into(), "text/html; charset=utf-8"),
+        "css" => kind("p { color: green }".into(), "text/css"),
+        "js" => kind("loaded();".into(), "text/javascript"),
+        "svg" => {
+            let image = "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'></svg>";
+            // Without a length: in chunks.
+            let reader = futures_lite::io::Cursor::new(image);
+            kind(Body::from_reader(reader, None), "image/svg+xml")
+        }
+        "bin" => kind(pattern(300_000).into(), "application/octet-stream"),
+        "echo" => kind(request.take_body(), "text/plain"),
+        _ => Response::new(404),
+    })
+}
+
+/// Counts what has come; a fetched body must be right to the last byte.
+const PAGE: &str = r#"<!DOCTYPE html><title>twenty</title><p id="p">loading</p><script>
+let n = 0, late = [];
+function loaded() { if (++n == 20) p.textContent = "all 20 " + "loaded"; }
+function add(tag, attributes) {
+    const element = Object.assign(document.createElement(tag), attributes);
+    element.onload = tag == "script" ? null : loaded;
+    document.body.append(element);
+}
+onerror = event => p.textContent = "failed: " + event;
+// The load event waits for these.
+for (let i = 0; i < 4; i++) add("link", { rel: "stylesheet", href: `/r/${i}.css` });
+for (let i = 0; i < 4; i++) add("script", { src: `/r/${i}.js` });
+for (let i = 0; i < 6; i++) add("img", { src: `/r/${i}.svg` });
+// And for these, as they are asked for in a synchronous way.
+function ask(method, url, body) {
+    const request = new XMLHttpRequest();
+    request.open(method, url, false);
+    request.send(body);
+    return request.responseText;
+}
+for (let i = 0; i < 3; i++) if (ask("GET", `/r/${i}.bin`).length > 0) loaded();
+for (let i = 0; i < 3; i++) {
+    const sent = "x".repeat(100000 + i);
+    if (ask("POST", `/r/${i}.echo`, sent) == sent) loaded();
+}
+</script>"#;
+
+// A crowd
+
+/// 200 clients that send a byte a second: others do not notice, and after the head timeout they
+/// are gone.
+#[test]
+fn slow_clients_harm_nobody() {
+    const CROWD: usize = 200;
+    let head_timeout = Duration::from_secs(2);
+    let server = Running::with(Limits { head_timeout, ..Limits::default() }, async |_| Ok("okay"));
+    let in_flight = || server.shutdown.in_flight();
+    let mut others: Vec<_> = (0..4).map(|_| server.connect()).collect();
+    for client in &mut others {
+        assert_eq!(client.get("/").response().text(), "okay");
+    }
+    let before = resident();
+    let begin = Instant::now();
+    let mut crowd: Vec<_> = (0..CROWD).map(|_| Slow::new(server.addr)).collect();
+    wait_until("the crowd", || in_flight() == CROWD + others.len());
+
+    let (mut answers, mut slowest, mut most) = (0, Duration::ZERO, before);
+    thread::scope(|scope| {
+        let slow = scope.spawn(|| {
+            // A byte a second, each: this is what the scenario is, not a wait for something.
+            while crowd.iter_mut().filter_map(Slow::go_on).count() > 0 {
+                thread::sleep(Duration::from_secs(1));
+            }
+        });
+        // Meanwhile the others are served, old connections and new ones.
+        // One that has just left may still be counted.
+        while in_flight() > others.len() + 2 {
+            for client in others.iter_mut().chain([&mut server.connect()]) {
+                let asked = Instant::now();
+                assert_eq!(client.get("/").response().text(), "okay");
+                answers += 1;
+                slowest = slowest.max(asked.elapsed());
+            }
+            most = most.max(resident());
+            assert!(begin.elapsed() < PATIENCE, "{} in flight", in_flight());
+        }
+        let gone = begin.elapsed();
+        assert!(gone >= head_timeout, "gone after {gone:?}");
+        println!(
+            "{CROWD} gone after {gone:.1?}; meanwhile {answers} answers, the slowest after {slowest:?}"
+        );
+        slow.join().unwrap();
+    });
+    println!("memory: {} KiB more at most", most - before);
+    assert!(most - before < 32 * 1024, "{} KiB more", most - before);
+    for slow in crowd {
+        let answer = text(&slow.answer);
+        assert!(answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{answer}");
+    }
+    // Those who have done nothing wrong are still there.
+    for client in &mut others {
+        assert_eq!(client.get("/").response().text(), "okay");
+    }
+    wait_until("only the live ones", || in_flight() == others.len());
+}
+
+/// A client that sends a byte at a time, and the answer that it gets.
+struct Slow {
+    stream: TcpStream,
+    sent: usize,
+    answer: Vec<u8>,
+    ended: bool,
+}
+
+impl Slow {
+    fn new(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        Self { stream, sent: 0, answer: Vec::new(), ended: false }
+    }
+
+    /// Sends the next byte, unless there is an answer; `None` when the connection has ended.
+    fn go_on(&mut self) -> Option<()> {
+        const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\nX: ";
+        match self.stream.read_to_end(&mut self.answer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Ok(_) => self.ended = true,
+            Err(error) => panic!("{error}, after {:?}", text(&self.answer)),
+        }
+        if !self.ended && self.answer.is_empty() {
+            let byte = HEAD.get(self.sent).unwrap_or(&b'x');
+            self.stream.write_all(&[*byte]).unwrap();
+            self.sent += 1;
+        }
+        (!self.ended).then_some(())
+    }
+}
+
+/// This process's memory, in KiB.
+fn resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+// What they share
+
+/// curl, quiet but for errors, and the URL of `path`.
+fn curl(addr: SocketAddr, path: &str) -> (Command, String) {
+    let mut curl = command("curl", "curl");
+    curl.args(["-q", "-sS", "--noproxy", "*"]);
+    (curl, format!("http://{addr}{path}"))
+}
+
+/// A program of a Debian package; some are where only root looks.
+fn command(name: &str, package: &str) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
+    let there = std::env::split_paths(&path).any(|dir| dir.join(name).exists());
+    assert!(there, "`{name}` is missing: apt-get install {package}");
+    let mut command = Command::new(name);
+    command.env("PATH", path);
+    command
+}
+
+/// Runs `command` with `input` on its standard input.
+fn run(mut command: Command, input: &[u8]) -> Output {
+    run_for(&mut command, input, PATIENCE)
+}
+
+/// The same, and it must succeed; its standard output.
+fn run_ok(command: &mut Command, input: &[u8]) -> String {
+    let output = run_for(command, input, PATIENCE);
+    assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn run_for(command: &mut Command, input: &[u8], longest: Duration) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let pid = Pid::from_child(&child);
+    thread::scope(|scope| {
+        // Whoever does not read its input to the end has its reasons.
+        scope.spawn(move || drop(stdin.write_all(input)));
+        let stdout = scope.spawn(move || read(&mut stdout));
+        let stderr = scope.spawn(move || read(&mut stderr));
+        let begin = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break Some(status);
+            }
+            if begin.elapsed() > longest {
+                // Its children too, if it leads a group; they hold its output open.
+                let _ = kill_process_group(pid, Signal::KILL);
+                let _ = child.kill();
+                let _ = child.wait();
+                break None;
+            }
+            thread::sleep(Duration::from_millis(1));
+        };
+        let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
+        let status = status.unwrap_or_else(|| {
+            panic!("{command:?} did not end: {}\n{}", text(&stdout), text(&stderr))
+        });
+        Output { status, stdout, stderr }
+    })
+}
+
+fn read(from: &mut impl Read) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let _ = from.read_to_end(&mut bytes);
+    bytes
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|n| (n % 251) as u8).collect()
+}
+
+/// A directory that is removed with this.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("smol-graceful-clients-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        fs::create_dir(&dir).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
