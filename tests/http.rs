@@ -1472,3 +1472,71 @@ fn a_stream_ends_with_its_client() {
     }
     settle(&server);
 }
+
+// Fairness and deadlines under load.
+
+/// Empty lines before the first request (RFC 9112 section 2.2) do not make the server deaf.
+#[test]
+fn a_request_behind_empty_lines_is_answered() {
+    let server = Running::new(app);
+    for lines in ["\r\n", "\r\n\r\n"] {
+        let mut client = server.connect();
+        client.send(lines);
+        // The server has read them: it has answered another since, on the same thread.
+        server.connect().get("/other").response();
+        assert_eq!(client.get("/1").response().text(), "/1");
+    }
+    settle(&server);
+}
+
+/// A client that reads as fast as the server writes, on the only thread there is.
+#[test]
+fn a_fast_client_leaves_others_their_turn() {
+    let server = Running::new(|request: Request| async move {
+        Ok(match request.url().path() {
+            "/endless" => Body::from_reader(BufReader::new(futures_lite::io::repeat(b'x')), None),
+            path => path.into(),
+        })
+    });
+    let mut fast = server.connect();
+    fast.get("/endless");
+    let mut reader = fast.stream.try_clone().unwrap();
+    thread::spawn(move || {
+        let mut bytes = vec![0; 1024 * 1024];
+        while reader.read(&mut bytes).is_ok_and(|n| n > 0) {}
+    });
+    for _ in 0..20 {
+        assert_eq!(server.connect().get("/1").response().text(), "/1");
+    }
+    fast.stream.shutdown(std::net::Shutdown::Both).unwrap();
+    drop(fast);
+    settle(&server);
+}
+
+/// What arrived in time is served, though the server had no time to look at it.
+#[test]
+fn a_busy_server_does_not_blame_its_clients() {
+    let (entered, entries) = mpsc::channel();
+    let limits = Limits { head_timeout: SHORT, stall_timeout: SHORT, ..Limits::default() };
+    let server = Running::with(limits, move |request: Request| {
+        if request.url().path() == "/block" {
+            entered.send(()).unwrap();
+            thread::sleep(SHORT * 3);
+        }
+        app(request)
+    });
+    for (first, rest) in [
+        ("GET /1 HTTP/1.1\r\nHo", "st: x\r\n\r\n"),
+        ("POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n01234", "56789"),
+    ] {
+        let mut client = server.connect();
+        client.send(first);
+        let mut other = server.connect();
+        other.get("/block");
+        entries.recv_timeout(PATIENCE).unwrap();
+        client.send(rest);
+        assert_eq!(client.response().status, 200, "{first}");
+        other.response();
+    }
+    settle(&server);
+}

@@ -987,3 +987,49 @@ fn a_stream_ends_properly_or_visibly_not() {
 fn settle_in_drain() {
     thread::sleep(Duration::from_millis(50));
 }
+
+/// An empty line behind the last request is no request: it does not hold the drain (RFC 9112
+/// section 2.2).
+#[test]
+fn empty_lines_do_not_hold_the_drain() {
+    for lines in ["\r\n", "\r\n\r\n"] {
+        let (stage, handler) = stage();
+        let server = Running::with(patient(), handler);
+        let mut client = server.connect();
+        client.get("/wait");
+        stage.entered("/wait");
+        client.send(lines);
+        server.shutdown.stop();
+        stage.open();
+        let response = client.response();
+        assert_eq!((response.status, response.says_close()), (200, true));
+        assert_eq!(client.end(), End::Eof);
+        assert!(server.outcome().is_drained());
+    }
+}
+
+/// A body that is read elsewhere does not wait for ever for a connection that is gone.
+#[test]
+fn a_body_that_is_read_elsewhere_ends_with_its_connection() {
+    use futures_lite::AsyncReadExt;
+
+    let (send, read) = mpsc::channel();
+    let server = Running::with(patient(), move |mut request: Request| {
+        let mut body = request.take_body();
+        let send = send.clone();
+        thread::spawn(move || {
+            let mut bytes = [0; 5];
+            future::block_on(body.read_exact(&mut bytes)).unwrap();
+            send.send(None).unwrap();
+            let read = future::block_on(body.read_to_end(&mut Vec::new()));
+            send.send(Some(read.is_err())).unwrap();
+        });
+        future::pending::<http_types::Result<&str>>()
+    });
+    let mut client = server.connect();
+    client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n01234");
+    assert_eq!(read.recv_timeout(PATIENCE), Ok(None));
+    server.shutdown.abort();
+    assert_eq!(read.recv_timeout(PATIENCE), Ok(Some(true)));
+    assert!(!server.outcome().is_drained());
+}
