@@ -1,0 +1,71 @@
+//! What clients leave behind in the real binary, whatever they do: nothing.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+
+use common::{Client, Program, wait_until};
+use rustix::process::Signal;
+
+/// How clients begin. Some of it is garbage, some is half a message, some is fine.
+const BEGINNINGS: [&str; 9] = [
+    "",
+    "\r\n",
+    "\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03",
+    "GET / HTT",
+    "GET / HTTP/1.1\r\nHost: x\r\nX",
+    "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf",
+    "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nhalf",
+    "GET /stream?every=1ms&count=1000000 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n",
+];
+
+/// And how they end.
+const ENDINGS: [fn(Client); 3] = [
+    drop,
+    Client::reset,
+    |mut client| {
+        client.half_close();
+    },
+];
+
+#[test]
+fn nothing_is_left_of_bad_clients() {
+    let mut server = Program::server(&["--work", "0s"]);
+    // What is opened late is open after this.
+    server.connect().get("/").response();
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
+    wait_until("the first client's connection is closed", || sockets(&server) == 0);
+    let before = descriptors();
+    for _ in 0..10 {
+        for beginning in BEGINNINGS {
+            for ending in ENDINGS {
+                let mut client = server.connect();
+                client.send(beginning);
+                ending(client);
+                // Nobody else notices.
+                assert_eq!(server.connect().get("/").response().text(), "okay");
+            }
+        }
+    }
+    wait_until("every descriptor is closed", || descriptors() == before);
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0);
+    let log = server.log();
+    // The tracked count is back at zero, too.
+    assert!(log.contains("stopping because of SIGTERM; open connections: 0"), "{log}");
+}
+
+/// How many connections to clients `server` has open.
+fn sockets(server: &Program) -> usize {
+    let port = format!(":{:04X}", server.addr.port());
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let is_ours = |line: &&str| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        // ESTABLISHED and CLOSE_WAIT.
+        columns[1].ends_with(&port) && ["01", "08"].contains(&columns[3])
+    };
+    table.lines().skip(1).filter(is_ours).count()
+}
