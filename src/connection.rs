@@ -155,7 +155,10 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Tra
         let head = match gate.head(longest_body).await {
             Ok(head) => head,
             Err(NoHead::Closed) => return None,
-            Err(NoHead::Refused(status)) => return refuse(gate, UNKNOWN, status).await,
+            Err(NoHead::Refused(status)) => {
+                let asked = presumably_asked(&gate);
+                return refuse(gate, asked, status).await;
+            }
         };
         let asked = Asked { method: head.method, version: head.version };
         if gate.body_left().is_some_and(|length| length > longest_body) {
@@ -280,8 +283,13 @@ async fn refuse(mut gate: Gate, asked: Asked, status: StatusCode) -> Option<Tran
     None
 }
 
-/// A request whose head could not be read is answered as HTTP/1.1 (RFC 9110 section 6.2).
-const UNKNOWN: Asked = Asked { method: Method::Get, version: Version::Http1_1 };
+/// A request whose head could not be read is answered as HTTP/1.1 (RFC 9110 section 6.2), and
+/// without a body if it may have been HEAD (section 9.3.2).
+fn presumably_asked(gate: &Gate) -> Asked {
+    let is_head = gate.describe().0 == Method::Head.as_ref();
+    let method = if is_head { Method::Head } else { Method::Get };
+    Asked { method, version: Version::Http1_1 }
+}
 
 /// Why there is no response.
 enum Failure {

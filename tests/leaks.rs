@@ -23,13 +23,9 @@ const BEGINNINGS: [&str; 9] = [
 ];
 
 /// And how they end.
-const ENDINGS: [fn(Client); 3] = [
-    drop,
-    Client::reset,
-    |mut client| {
-        client.half_close();
-    },
-];
+const ENDINGS: [fn(Client); 3] = [drop, Client::reset, |mut client| {
+    client.half_close();
+}];
 
 #[test]
 fn nothing_is_left_of_bad_clients() {

@@ -22,6 +22,9 @@ const MAX_EXTENSION_DEBT: usize = 16 * 1024;
 /// Bytes of the trailer section with its final blank line. async-h1 takes 8192.
 const MAX_TRAILER_BYTES: usize = 4 * 1024;
 
+/// Bytes of the trailer section as it is handed on; with the lines around it, async-h1 takes 8192.
+const MAX_HANDED_ON: usize = 8 * 1024 - 5;
+
 /// Field lines in the trailer section. async-h1 takes as many and no more.
 const MAX_TRAILER_FIELDS: usize = 16;
 
@@ -151,7 +154,7 @@ impl Chunked {
                     return Ok(Step::Partial);
                 };
                 self.state = State::Complete;
-                Ok(Step::End { consumed: length + 2, trailers: fit_to_hand_on(&input[..length]) })
+                Ok(Step::End { consumed: length + 2, trailers: fit_to_hand_on(&input[..length])? })
             }
             State::Complete => Ok(Step::End { consumed: 0, trailers: Cow::Borrowed(&[]) }),
         }
@@ -314,7 +317,7 @@ fn trailer_section(input: &[u8]) -> Result<Option<usize>, Malformed> {
 }
 
 /// The length of the field line at the beginning of `rest`, with its CRLF (RFC 9112 section 5), or that it is not
-/// complete. No folding, and ASCII only: async-h1 would panic on a value outside it.
+/// complete. No folding.
 fn field_line(rest: &[u8]) -> Result<Option<usize>, Malformed> {
     let Some(colon) = rest.iter().position(|&b| !is_token(b)) else {
         return Ok(None);
@@ -326,7 +329,7 @@ fn field_line(rest: &[u8]) -> Result<Option<usize>, Malformed> {
         return Err(Malformed::TrailerFraming);
     }
     let value = &rest[colon + 1..];
-    let Some(end) = value.iter().position(|b| !matches!(b, b'\t' | b' '..=b'~')) else {
+    let Some(end) = value.iter().position(|b| !matches!(b, b'\t' | b' '..=b'~' | 0x80..)) else {
         return Ok(None);
     };
     match &value[end..] {
@@ -336,14 +339,22 @@ fn field_line(rest: &[u8]) -> Result<Option<usize>, Malformed> {
     }
 }
 
-/// The well-formed field lines of `section` without those that must not come as a trailer.
-fn fit_to_hand_on(section: &[u8]) -> Cow<'_, [u8]> {
+/// The well-formed field lines of `section` without those that must not come as a trailer. As in heads, a byte outside
+/// ASCII is written as `%XX`: http-types cannot hold it.
+fn fit_to_hand_on(section: &[u8]) -> Result<Cow<'_, [u8]>, Malformed> {
     let lines = || section.split_inclusive(|&b| b == b'\n');
     let is_fit = |line: &&[u8]| !line.split(|&b| b == b':').next().is_some_and(is_early);
-    if lines().all(|line| is_fit(&line)) {
-        return Cow::Borrowed(section);
+    if section.is_ascii() && lines().all(|line| is_fit(&line)) {
+        return Ok(Cow::Borrowed(section));
     }
-    Cow::Owned(lines().filter(is_fit).flatten().copied().collect())
+    let mut fit = Vec::with_capacity(section.len());
+    for &byte in lines().filter(is_fit).flatten() {
+        match byte.is_ascii() {
+            true => fit.push(byte),
+            false => fit.extend_from_slice(format!("%{byte:02X}").as_bytes()),
+        }
+    }
+    if fit.len() > MAX_HANDED_ON { Err(Malformed::TrailerTooLong) } else { Ok(Cow::Owned(fit)) }
 }
 
 /// Whether a field of this name must not come as a trailer.
@@ -399,6 +410,7 @@ mod tests {
         ("1;a\\\r\nx\r\n0\r\n\r\n", "x", ""),
         // section 7.1.2: trailers
         ("0\r\na: b\r\n\r\n", "", "a: b\r\n"),
+        ("0\r\na: \u{e9}\r\n\r\n", "", "a: %C3%A9\r\n"), // obs-text, as in heads
         ("1\r\nx\r\n0\r\na:\r\nB:\t c:d \r\n\r\n", "x", "a:\r\nB:\t c:d \r\n"),
         (
             "0;e\r\nContent-MD5: x\r\nContent-Digest: y\r\n\r\n",
@@ -477,7 +489,6 @@ mod tests {
         ("0\r\na: b\r\n\n", Malformed::Trailer),
         ("0\r\na: \0", Malformed::Trailer),
         ("0\r\na: \x7f", Malformed::Trailer),
-        ("0\r\na: \u{e9}", Malformed::Trailer),
         // RFC 9110 section 6.5.1: message framing
         ("0\r\nContent-Length:", Malformed::TrailerFraming),
         ("0\r\na: b\r\ntransfer-encoding:", Malformed::TrailerFraming),

@@ -66,7 +66,7 @@ impl Head {
     ///   `*` is `/*`, since async-h1 takes only paths and `/` would be a resource of its own;
     /// - `Host` comes first; it is the authority of an absolute target, and `localhost` if an HTTP/1.0 client
     ///   sent none;
-    /// - `Expect` is gone (rule W7), and on HTTP/1.0 `Upgrade` too;
+    /// - `Expect` is gone (rule W7), and an `Upgrade` that is not to be followed (see [`Head::upgrade`]);
     /// - a byte outside ASCII in a field value is written as `%XX`. That keeps different values different, where a
     ///   replacement character would make them equal.
     pub(crate) fn canonical<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
@@ -169,17 +169,22 @@ fn examine(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, StatusCode> {
     }
     let has_body = !matches!(framing, Framing::Empty | Framing::Fixed(0));
 
-    let as_it_came =
-        line.as_written && facts.host == Some(host) && !facts.expect_field && section.is_ascii();
-    let rewritten = if as_it_came { None } else { Some(rewrite(&line, fields, host)?) };
+    // RFC 9110 section 7.8: to be ignored in HTTP/1.0, and valid only if Connection lists it.
+    let upgrade = is_1_1 && facts.upgrade_field && facts.upgrade_listed;
+
+    let as_it_came = line.as_written
+        && facts.host == Some(host)
+        && !facts.expect_field
+        && facts.upgrade_field == upgrade
+        && section.is_ascii();
+    let rewritten = if as_it_came { None } else { Some(rewrite(&line, fields, host, upgrade)?) };
 
     Ok(Some(Head {
         len: start + line_feed + 1 + section_len,
         // RFC 9112 section 9.3: 1.1 persists unless told to close, 1.0 only if asked to (rule W8).
         keep_alive: !facts.close && (is_1_1 || facts.keep_alive),
         expects_continue: is_1_1 && has_body && facts.expects_continue,
-        // RFC 9110 section 7.8: to be ignored in HTTP/1.0, and valid only if Connection lists it.
-        upgrade: is_1_1 && facts.upgrade_field && facts.upgrade_listed,
+        upgrade,
         method: line.method,
         version: line.version,
         framing,
@@ -326,6 +331,11 @@ fn target(written: &str, method: Method) -> Result<(Cow<'_, str>, Option<&str>),
 
     // A fragment is never sent (RFC 9110 section 4.1).
     if written.contains('#') {
+        return Err(BAD);
+    }
+    // A backslash is no character of a path (RFC 3986 section 3.3), and the url crate would take it for a slash.
+    // Browsers send it in queries.
+    if written.split('?').next().is_some_and(|path| path.contains('\\')) {
         return Err(BAD);
     }
     if written.starts_with('/') {
@@ -520,14 +530,14 @@ fn rewrite(
     line: &RequestLine<'_>,
     fields: &[Header<'_>],
     host: &[u8],
+    upgrade: bool,
 ) -> Result<Vec<u8>, StatusCode> {
-    let old = line.version == Version::Http1_0;
     let mut head = format!("{} {} HTTP/1.1\r\n", line.method, line.target).into_bytes();
     push_field(&mut head, "Host", host);
     let mut count = 1;
     for field in fields {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
-        if is("host") || is("expect") || old && is("upgrade") {
+        if is("host") || is("expect") || !upgrade && is("upgrade") {
             continue;
         }
         push_field(&mut head, field.name, field.value);
@@ -856,7 +866,7 @@ mod tests {
         }
         for (line, canonical) in [
             ("GET //a//b HTTP/1.1", "GET //a//b HTTP/1.1"),
-            ("GET /a:b@c\"<>\\^`{|} HTTP/1.1", "GET /a:b@c\"<>\\^`{|} HTTP/1.1"),
+            ("GET /a:b@c\"<>^`{|} HTTP/1.1", "GET /a:b@c\"<>^`{|} HTTP/1.1"),
             ("PATCH / HTTP/1.1", "PATCH / HTTP/1.1"),
             ("VERSION-CONTROL / HTTP/1.1", "VERSION-CONTROL / HTTP/1.1"),
             ("OPTIONS * HTTP/1.1", "OPTIONS /* HTTP/1.1"),
@@ -1007,7 +1017,8 @@ mod tests {
         let (head, canonical) = accept(&get(lines));
         assert!(head.upgrade);
         assert_eq!(canonical.as_bytes(), get(lines));
-        assert!(!accept(&get("Upgrade: h2c\r\n")).0.upgrade);
+        let (head, canonical) = accept(&get("Upgrade: h2c\r\n"));
+        assert!(!head.upgrade && !canonical.contains("Upgrade:"));
         assert!(!accept(&get("Connection: upgrade\r\n")).0.upgrade);
         let (head, canonical) = accept(&get_1_0(lines));
         assert!(!head.upgrade && !canonical.contains("Upgrade:"));

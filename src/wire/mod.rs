@@ -110,7 +110,7 @@ impl Gate {
             let read = incoming.poll_fill(transport, cx);
             drop(wire);
             match read {
-                Poll::Ready(Ok(0)) if self.wire().incoming.unread().is_empty() => {
+                Poll::Ready(Ok(0)) if is_empty_lines(self.wire().incoming.unread()) => {
                     return Poll::Ready(Err(NoHead::Closed));
                 }
                 // A client may close its side of the connection and still listen.

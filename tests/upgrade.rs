@@ -1,0 +1,448 @@
+//! Upgraded connections: the bytes that are handed over, and what a stop means to them (rule S11).
+//!
+//! The WebSocket example is spoken to by async-tungstenite's own client; what is told byte by byte
+//! is told by a server in this process, whose other protocol is a plain echo.
+
+mod common;
+
+use std::future::Future;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_tungstenite::tungstenite::protocol::CloseFrame;
+use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use async_tungstenite::tungstenite::{Error, Message};
+use async_tungstenite::{WebSocketStream, client_async};
+use common::{Client, End, PATIENCE, Program, Running, wait_until};
+use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt, StreamExt, io};
+use http_types::headers::UPGRADE;
+use http_types::upgrade::Connection;
+use rustix::process::Signal;
+use smol::{Async, Timer};
+use smol_graceful::{Ending, Limits, Phase, Request, Response, Stage, StatusCode, What};
+
+type Socket = WebSocketStream<Async<TcpStream>>;
+
+/// RFC 6455 section 1.2, and what the RFC's own server answers.
+const HANDSHAKE: &str = "GET /chat?room=1 HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// RFC 6455 section 5.7: `Hello` as a client sends it and as a server does.
+const MASKED: [u8; 11] = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
+const UNMASKED: [u8; 7] = [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f];
+
+/// The Close of a server that goes away: 10 bytes, the code 1001 and a reason.
+const AWAY: &[u8] = b"\x88\x0a\x03\xe9stopping";
+
+#[test]
+fn messages_come_back() {
+    let mut server = Program::example("websocket", &["127.0.0.1:0"]);
+    let mut socket = websocket(server.addr);
+    for message in [
+        Message::text("hello"),
+        Message::text("ünïcödé"),
+        Message::text(""),
+        Message::binary(vec![0, 255, 10, 13]),
+        Message::binary(pattern(70_000)),
+        Message::binary(pattern(4 * 1024 * 1024)),
+    ] {
+        patient(socket.send(message.clone())).unwrap();
+        assert_eq!(next(&mut socket), message);
+    }
+    patient(socket.send(Message::Ping("are you there?".into()))).unwrap();
+    assert_eq!(next(&mut socket), Message::Pong("are you there?".into()));
+
+    patient(socket.close(None)).unwrap();
+    assert_eq!(next(&mut socket), Message::Close(None));
+    assert!(patient(socket.next()).is_none());
+    server.wait_for("a client has taken leave");
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0);
+}
+
+/// The stream begins with what came behind the request's head, wherever the packets end.
+#[test]
+fn bytes_right_behind_the_handshake_arrive() {
+    let server = Program::example("websocket", &["127.0.0.1:0"]);
+    let whole = [HANDSHAKE.as_bytes(), &MASKED, &MASKED].concat();
+    for behind in 0..=2 * MASKED.len() {
+        let (first, second) = whole.split_at(HANDSHAKE.len() + behind);
+        let mut client = server.connect();
+        client.send(first);
+        let answer = client.response();
+        assert_eq!(answer.lines[0], "HTTP/1.1 101 Switching Protocols");
+        assert_eq!(answer.header("upgrade").unwrap(), "websocket");
+        assert_eq!(answer.header("connection").unwrap(), "upgrade");
+        assert_eq!(answer.header("sec-websocket-accept").unwrap(), ACCEPT);
+        assert_eq!(answer.header("content-length"), None, "rule W11");
+        assert_eq!(answer.header("transfer-encoding"), None, "rule W11");
+        client.send(second);
+        assert_eq!(client.take(14).unwrap(), [UNMASKED, UNMASKED].concat(), "{behind} behind");
+    }
+}
+
+#[test]
+fn others_get_a_text() {
+    let server = Program::example("websocket", &["127.0.0.1:0"]);
+    let mut client = server.connect();
+    for _ in 0..2 {
+        let answer = client.get("/").response();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "speak WebSocket to me\n"));
+    }
+    // HTTP/1.0 knows no upgrade: the field is to be ignored (RFC 9110 section 7.8).
+    let old = HANDSHAKE.replace("HTTP/1.1", "HTTP/1.0");
+    let answer = server.connect().send(old).response();
+    assert_eq!((answer.status, answer.text().as_str()), (200, "speak WebSocket to me\n"));
+}
+
+/// Rules S10, S11: a handler sees the stop and ends politely, which is no cut.
+#[test]
+fn a_stop_takes_leave_of_every_client() {
+    let mut server = Program::example("websocket", &["127.0.0.1:0"]);
+    let mut sockets: Vec<_> = (0..20).map(|_| websocket(server.addr)).collect();
+    for socket in &mut sockets {
+        patient(socket.send(Message::text("hello"))).unwrap();
+        assert_eq!(next(socket), Message::text("hello"));
+    }
+    server.signal(Signal::TERM);
+    let away = CloseFrame { code: CloseCode::Away, reason: "stopping".into() };
+    for socket in &mut sockets {
+        assert_eq!(next(socket), Message::Close(Some(away.clone())));
+    }
+    // The drain waits until each has answered.
+    assert!(server.is_running());
+    for socket in &mut sockets {
+        assert!(patient(socket.next()).is_none(), "no error, and nothing more");
+    }
+    assert_eq!(server.exit_code(), 0);
+    let log = server.log();
+    assert!(log.contains("drained in "), "{log}");
+}
+
+/// Rule S8: the handshake had begun, so it is finished; its handler sees the stop at once.
+#[test]
+fn a_handshake_that_has_begun_is_finished() {
+    let mut server = Program::example("websocket", &["127.0.0.1:0"]);
+    let (first, second) = HANDSHAKE.split_at(30);
+    let mut client = server.connect();
+    client.send(first);
+    server.signal(Signal::TERM);
+    wait_until("the close", || TcpStream::connect(server.addr).is_err());
+    assert_eq!(client.send(second).response().status, 101);
+    assert_eq!(client.take(12).unwrap(), AWAY);
+    // The same from us, masked with zeros.
+    client.send([0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9]);
+    assert_eq!(client.end(), End::Eof);
+    assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+/// Rule S14, and the name of what was cut.
+#[test]
+fn a_second_signal_cuts_a_client_that_does_not_take_leave() {
+    let mut server = Program::example("websocket", &["127.0.0.1:0"]);
+    let mut client = server.connect();
+    assert_eq!(client.send(HANDSHAKE).response().status, 101);
+    server.signal(Signal::TERM);
+    assert_eq!(client.take(12).unwrap(), AWAY);
+    server.signal(Signal::TERM);
+    assert_eq!(client.end(), End::Eof);
+    assert_eq!(server.exit_code(), 1);
+    let log = server.log();
+    let outcome = log.lines().find(|line| line.contains("forced to end")).expect(&log);
+    assert!(outcome.contains("1 cut: 127.0.0.1:"), "{outcome}");
+    assert!(outcome.contains(" GET /chat?room=1 (upgraded, "), "{outcome}");
+}
+
+/// Rule S11: counted until dropped, and alive until then.
+#[test]
+fn the_drain_waits_for_an_upgraded_connection() {
+    let server = Running::new(|_| switch(echo));
+    let mut client = upgraded(&server);
+    server.shutdown.stop();
+    only_this_is_left(&server);
+    for _ in 0..3 {
+        assert_eq!(client.send("still here").take(10).unwrap(), b"still here");
+        assert_eq!((server.shutdown.phase(), server.shutdown.in_flight()), (Phase::Draining, 1));
+        assert!(server.try_outcome().is_none());
+    }
+    // The echo ends with its client, and drops the connection.
+    assert_eq!(client.half_close().end(), End::Eof);
+    assert!(server.outcome().is_drained());
+    assert_eq!(server.shutdown.in_flight(), 0);
+}
+
+/// Rule S13.
+#[test]
+fn at_the_deadline_it_is_cut_and_named() {
+    let limits = Limits { grace: Duration::from_millis(50), ..Limits::default() };
+    cut(limits, Ending::TimedOut, |server| server.shutdown.stop());
+}
+
+#[test]
+fn an_abort_cuts_and_names_it() {
+    cut(Limits::default(), Ending::Forced, |server| server.shutdown.abort());
+}
+
+/// Ends a server by `end` while its one client is upgraded, and looks at both sides of it.
+fn cut(limits: Limits, ending: Ending, end: impl Fn(&Running)) {
+    let (send, told) = mpsc::channel();
+    let server = Running::with(limits, move |_| {
+        let send = send.clone();
+        // Knows nothing of the stop.
+        switch(async move |mut connection| {
+            let echoed = echo_once(&mut connection).await;
+            assert_eq!(echoed.unwrap(), 5);
+            send.send(echo_once(&mut connection).await).unwrap();
+        })
+    });
+    let mut client = upgraded(&server);
+    // The 101 alone does not tell that the stream has been handed over.
+    assert_eq!(client.send("hello").take(5).unwrap(), b"hello");
+    end(&server);
+    let outcome = server.outcome();
+    assert_eq!(outcome.ending, ending, "{outcome}");
+    let [cut] = outcome.cut.as_slice() else { panic!("{outcome}") };
+    let What::Request { stage, method, path, peer } = &cut.what else { panic!("{outcome}") };
+    assert_eq!((*stage, method.as_str(), path.as_str()), (Stage::Upgraded, "GET", "/chat?room=1"));
+    assert_eq!(peer.to_string(), client.stream.local_addr().unwrap().to_string());
+    assert_eq!(client.end(), End::Eof);
+    // Whoever holds the stream is told, in the same moment: by its end, or by an error.
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap().unwrap_or(0), 0);
+}
+
+/// A 101 to a client that cannot understand it would be the end of the conversation.
+#[test]
+fn a_101_that_the_client_did_not_ask_for_is_a_500() {
+    let (send, told) = mpsc::channel();
+    let server = Running::new(move |_| {
+        let send = send.clone();
+        async move {
+            let mut response = Response::new(StatusCode::SwitchingProtocols);
+            let upgraded = response.recv_upgrade().await;
+            smol::spawn(async move { send.send(upgraded.await.is_some()).unwrap() }).detach();
+            Ok(response)
+        }
+    });
+    for (what, request) in [
+        ("no upgrade", "GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned()),
+        ("not in Connection", HANDSHAKE.replace("Connection: Upgrade\r\n", "")),
+        ("not in Connection", HANDSHAKE.replace("Connection: Upgrade", "Connection: keep-alive")),
+        ("no Upgrade field", HANDSHAKE.replace("Upgrade: websocket\r\n", "")),
+        ("HTTP/1.0", HANDSHAKE.replace("HTTP/1.1", "HTTP/1.0")),
+        ("a body that nobody has read", with_body(&HANDSHAKE.replace("GET", "POST"))),
+    ] {
+        let mut client = server.connect();
+        let answer = client.send(&request).response();
+        assert_eq!(
+            (answer.status, answer.text().as_str()),
+            (500, "Internal Server Error\n"),
+            "{what}"
+        );
+        assert!(!told.recv_timeout(PATIENCE).unwrap(), "{what}: there is no stream to be had");
+        if !answer.says_close() {
+            // The same connection goes on as HTTP.
+            assert_eq!(client.get("/").response().status, 500, "{what}");
+            assert!(!told.recv_timeout(PATIENCE).unwrap(), "{what}");
+        }
+    }
+    // To one who asked it is a 101, as a list and in any case too.
+    for connection in ["keep-alive, Upgrade", "UPGRADE"] {
+        let request =
+            HANDSHAKE.replace("Connection: Upgrade", &format!("Connection: {connection}"));
+        let mut client = server.connect();
+        assert_eq!(client.send(request).response().status, 101, "{connection}");
+        assert!(told.recv_timeout(PATIENCE).unwrap(), "{connection}");
+        // The task has dropped it by now.
+        assert_eq!(client.end(), End::Eof);
+    }
+    wait_until("the end of all", || server.shutdown.in_flight() == 0);
+}
+
+/// Requests before it on the same connection are answered first; what comes behind it is no HTTP.
+#[test]
+fn an_upgrade_ends_a_pipeline() {
+    let server = Running::new(async |request: Request| {
+        if request.header(UPGRADE).is_some() { switch(echo).await } else { Ok("okay".into()) }
+    });
+    let mut client = server.connect();
+    let get = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+    client.send([get, get, HANDSHAKE, get].concat());
+    assert_eq!(client.response().text(), "okay");
+    assert_eq!(client.response().text(), "okay");
+    assert_eq!(client.response().status, 101);
+    assert_eq!(client.take(get.len()).unwrap(), get.as_bytes(), "echoed, not answered");
+    assert_eq!(client.half_close().end(), End::Eof);
+}
+
+/// Nothing of the limits of HTTP holds any more: neither being idle nor being slow.
+#[test]
+fn it_may_be_silent() {
+    let short = Duration::from_millis(50);
+    let server = Running::with(
+        Limits {
+            head_timeout: short,
+            idle_timeout: short,
+            stall_timeout: short,
+            ..Limits::default()
+        },
+        |_| switch(echo),
+    );
+    let mut client = upgraded(&server);
+    // These come later and are gone already.
+    for _ in 0..3 {
+        assert_eq!(server.connect().end(), End::Eof);
+        assert_eq!(server.connect().send("GET /").response().status, 408);
+    }
+    assert_eq!(client.send("still here").take(10).unwrap(), b"still here");
+    wait_until("all but one have ended", || server.shutdown.in_flight() == 1);
+}
+
+/// Much in both directions, through a socket that is full again and again.
+#[test]
+fn much_goes_through() {
+    let server = Running::new(|_| switch(echo));
+    let mut client = upgraded(&server);
+    let sent = pattern(16 * 1024 * 1024);
+    let mut writer = Client::from(client.stream.try_clone().unwrap());
+    std::thread::scope(|scope| {
+        scope.spawn(|| writer.send(&sent).half_close());
+        let (received, end) = client.rest();
+        assert!(received == sent, "{} bytes of {}", received.len(), sent.len());
+        assert_eq!(end, End::Eof);
+    });
+    assert!(server.stop().is_drained());
+}
+
+/// However it ends, it is not counted any more.
+#[test]
+fn nothing_stays_in_flight() {
+    let server = Running::new(|_| switch(echo));
+    let in_flight = || server.shutdown.in_flight();
+    let mut clients: Vec<_> = (0..30).map(|_| upgraded(&server)).collect();
+    assert_eq!(in_flight(), 30);
+    clients.drain(..10).for_each(Client::reset);
+    wait_until("resets", || in_flight() == 20);
+    clients.drain(..10).for_each(drop);
+    wait_until("closes", || in_flight() == 10);
+    for mut client in clients {
+        assert_eq!(client.half_close().end(), End::Eof);
+    }
+    wait_until("half-closes", || in_flight() == 0);
+    assert!(server.stop().is_drained());
+}
+
+/// Nobody waits for the stream: the connection ends behind the 101.
+#[test]
+fn a_stream_that_nobody_takes_is_closed() {
+    let server = Running::new(async |_| {
+        let mut response = Response::new(StatusCode::SwitchingProtocols);
+        drop(response.recv_upgrade().await);
+        Ok(response)
+    });
+    let mut client = server.connect();
+    assert_eq!(client.send(HANDSHAKE).response().status, 101);
+    assert_eq!(client.end(), End::Eof);
+    wait_until("its end", || server.shutdown.in_flight() == 0);
+}
+
+/// Its owner is not bound to the task that the handler has started, nor to an executor.
+#[test]
+fn it_can_be_kept_anywhere() {
+    let kept = Arc::new(Mutex::new(None));
+    let keep = kept.clone();
+    let server = Running::new(move |_| {
+        let keep = keep.clone();
+        switch(async move |connection| *keep.lock().unwrap() = Some(connection))
+    });
+    let mut client = upgraded(&server);
+    wait_until("the stream", || kept.lock().unwrap().is_some());
+    let mut connection = kept.lock().unwrap().take().unwrap();
+    client.send("hello");
+    assert_eq!(patient(echo_once(&mut connection)).unwrap(), 5);
+    assert_eq!(client.take(5).unwrap(), b"hello");
+    server.shutdown.stop();
+    only_this_is_left(&server);
+    // A half-close of ours leaves the client its say.
+    patient(connection.close()).unwrap();
+    assert_eq!(client.end(), End::Eof);
+    client.send("bye").half_close();
+    let mut rest = String::new();
+    patient(connection.read_to_string(&mut rest)).unwrap();
+    assert_eq!(rest, "bye");
+    assert!(server.try_outcome().is_none());
+    drop(connection);
+    assert!(server.outcome().is_drained());
+}
+
+/// The drain is under way, as the listener is closed, and waits for one connection.
+fn only_this_is_left(server: &Running) {
+    wait_until("the close", || TcpStream::connect(server.addr).is_err());
+    wait_until("the end of all others", || server.shutdown.in_flight() == 1);
+}
+
+/// Answers 101 and runs `task` on the stream.
+async fn switch<F>(
+    task: impl FnOnce(Connection) -> F + Send + 'static,
+) -> http_types::Result<Response>
+where
+    F: Future<Output = ()> + Send,
+{
+    let mut response = Response::new(StatusCode::SwitchingProtocols);
+    response.insert_header(UPGRADE, "echo");
+    let upgraded = response.recv_upgrade().await;
+    let task = async move { task(upgraded.await.unwrap()).await };
+    smol::spawn(task).detach();
+    Ok(response)
+}
+
+/// The other protocol: what comes goes back, until the client half-closes.
+async fn echo(mut connection: Connection) {
+    while echo_once(&mut connection).await.is_ok_and(|n| n > 0) {}
+}
+
+async fn echo_once(connection: &mut Connection) -> io::Result<usize> {
+    let mut bytes = vec![0; 16 * 1024];
+    let n = connection.read(&mut bytes).await?;
+    connection.write_all(&bytes[..n]).await?;
+    Ok(n)
+}
+
+/// A client that has been upgraded.
+fn upgraded(server: &Running) -> Client {
+    let mut client = server.connect();
+    let answer = client.send(HANDSHAKE).response();
+    assert_eq!((answer.status, answer.header("upgrade").as_deref()), (101, Some("echo")));
+    client
+}
+
+fn websocket(addr: SocketAddr) -> Socket {
+    let socket = async {
+        let stream = Async::<TcpStream>::connect(addr).await?;
+        Ok::<_, Error>(client_async("ws://test/chat", stream).await?.0)
+    };
+    patient(socket).unwrap()
+}
+
+fn next(socket: &mut Socket) -> Message {
+    patient(socket.next()).expect("the connection has ended").unwrap()
+}
+
+/// Waits, but not for ever.
+fn patient<T>(future: impl Future<Output = T>) -> T {
+    let in_vain = async {
+        Timer::after(PATIENCE).await;
+        panic!("waited in vain")
+    };
+    smol::block_on(future.or(in_vain))
+}
+
+fn with_body(request: &str) -> String {
+    request.replace("Host: test\r\n", "Host: test\r\nContent-Length: 5\r\n") + "hello"
+}
+
+fn pattern(length: u32) -> Vec<u8> {
+    (0..length).map(|n| (n % 251) as u8).collect()
+}
