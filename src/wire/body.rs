@@ -153,8 +153,9 @@ impl Chunked {
                 let Some(length) = trailer_section(input)? else {
                     return Ok(Step::Partial);
                 };
+                let trailers = fit_to_hand_on(&input[..length])?;
                 self.state = State::Complete;
-                Ok(Step::End { consumed: length + 2, trailers: fit_to_hand_on(&input[..length])? })
+                Ok(Step::End { consumed: length + 2, trailers })
             }
             State::Complete => Ok(Step::End { consumed: 0, trailers: Cow::Borrowed(&[]) }),
         }
