@@ -94,6 +94,8 @@ async fn first_bytes(
 ) -> Option<(Vec<u8>, usize)> {
     // A new client has mostly sent its request by now; later, waiting first saves a read.
     let mut look = fresh;
+    // Bytes of empty lines so far: they count as the head's, however they were cut.
+    let mut empty = 0;
     poll_fn(|cx| {
         loop {
             if service.is_aborting() {
@@ -113,11 +115,15 @@ async fn first_bytes(
             }
             look = false;
             let mut bytes = vec![0; FIRST_READ];
-            match transport.poll_read(cx, &mut bytes) {
+            bytes[..empty].chunks_exact_mut(2).for_each(|line| line.copy_from_slice(b"\r\n"));
+            match transport.poll_read(cx, &mut bytes[empty..]) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
                 // Empty lines are no request yet (RFC 9112 section 2.2).
-                Poll::Ready(Ok(n)) if is_empty_lines(&bytes[..n]) => continue,
-                Poll::Ready(Ok(n)) => return Poll::Ready(Some((bytes, n))),
+                Poll::Ready(Ok(n)) if is_empty_lines(&bytes[..empty + n]) => {
+                    empty += n;
+                    continue;
+                }
+                Poll::Ready(Ok(n)) => return Poll::Ready(Some((bytes, empty + n))),
                 // That was the last look.
                 Poll::Pending if leave => return Poll::Ready(None),
                 Poll::Pending => {}
