@@ -22,9 +22,6 @@ const MAX_EXTENSION_DEBT: usize = 16 * 1024;
 /// Bytes of the trailer section with its final blank line. async-h1 takes 8192.
 const MAX_TRAILER_BYTES: usize = 4 * 1024;
 
-/// Bytes of the trailer section as it is handed on; with the lines around it, async-h1 takes 8192.
-const MAX_HANDED_ON: usize = 8 * 1024 - 5;
-
 /// Field lines in the trailer section. async-h1 takes as many and no more.
 const MAX_TRAILER_FIELDS: usize = 16;
 
@@ -355,7 +352,9 @@ fn fit_to_hand_on(section: &[u8]) -> Result<Cow<'_, [u8]>, Malformed> {
             false => fit.extend_from_slice(format!("%{byte:02X}").as_bytes()),
         }
     }
-    if fit.len() > MAX_HANDED_ON { Err(Malformed::TrailerTooLong) } else { Ok(Cow::Owned(fit)) }
+    // The bound holds for what is handed on, too.
+    let is_too_long = fit.len() + 2 > MAX_TRAILER_BYTES;
+    if is_too_long { Err(Malformed::TrailerTooLong) } else { Ok(Cow::Owned(fit)) }
 }
 
 /// Whether a field of this name must not come as a trailer.
