@@ -213,6 +213,7 @@ fn peers_have_addresses() {
 // Pipelining.
 
 /// Rule W1.
+/// Rule W2: async-h1 takes no byte of the next message for its own.
 #[test]
 fn pipelined_requests_are_answered_in_order() {
     let server = Running::new(app);
