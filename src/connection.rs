@@ -167,7 +167,7 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Tra
             }
         };
         let asked = Asked { method: head.method, version: head.version };
-        if gate.body_left().is_some_and(|length| length > longest_body) {
+        if gate.body_left() > longest_body {
             return refuse(gate, asked, StatusCode::PayloadTooLarge).await;
         }
         seat.enter(Stage::Handler);
@@ -217,13 +217,15 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Tra
             response = plain(StatusCode::InternalServerError);
         }
 
-        // What the client asks for, what the response allows, what the body costs, what the stop
-        // leaves time for (rules W8, W9, S9).
+        // What the client asks for, what the response allows, what the body costs and is worth,
+        // what the stop leaves time for (rules W8, W9, S9).
+        let mut discard = limits.discard_bytes;
         let keep = !panicked
             && head.keep_alive
             && !asks_to_close(&response)
             && !ends_with_connection(&response, asked)
-            && (gate.body_is_held() || gate.can_discard(limits.discard_bytes))
+            && (gate.body_is_held()
+                || gate.can_discard(discard) && gate.discard_arrived(&mut discard).await)
             && !(service.is_draining() && is_last(&gate, &mut owed).await);
         match gate.respond(Reply::new(response, asked, !keep)).await {
             Ok(()) => {}
@@ -247,8 +249,7 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Tra
             gate.close(at_rest).await;
             return None;
         }
-        if !gate.can_discard(limits.discard_bytes) || !gate.discard_body(limits.discard_bytes).await
-        {
+        if !gate.can_discard(discard) || !gate.discard_body(&mut discard).await {
             gate.close(false).await;
             return None;
         }

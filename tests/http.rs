@@ -654,29 +654,55 @@ fn an_unread_body_is_discarded() {
     settle(&server);
 }
 
-/// Rule W9: beyond the limit the connection ends with the response, and no reset takes it away.
+/// Rule W9: beyond the limit the connection ends with the response, which says so as soon as it is known
+/// (RFC 9112 section 9.6), and no reset takes it away.
 #[test]
 fn a_long_unread_body_ends_the_connection() {
-    let server = Running::new(app);
-    let long = vec![b'x'; 1 << 20];
-    let mut chunked = b"100000\r\n".to_vec();
-    chunked.extend(&long);
-    for (fields, send, told) in [
-        ("Content-Length: 1048576\r\n", &long, true),
-        ("Content-Length: 99999999999\r\n", &long, true),
-        // That it is too long is found out after the response.
-        (CHUNKED, &chunked, false),
+    let limits = Limits { discard_bytes: 3_000, ..Limits::default() };
+    let server = Running::with(limits, app);
+    let long = "x".repeat(1 << 20);
+    // Each of them fits, and all together do not.
+    let small = "3e8\r\n".to_owned() + &long[..1000] + "\r\n";
+    for (what, fields, send) in [
+        ("declared", "Content-Length: 1048576\r\n", long.clone()),
+        ("of any length", "Content-Length: 99999999999\r\n", long.clone()),
+        ("in one chunk", CHUNKED, format!("100000\r\n{long}")),
+        ("in many chunks", CHUNKED, small.repeat(1000)),
     ] {
-        case(fields, || {
+        case(what, || {
             let mut client = server.connect();
-            client.send(post("/1", fields, ""));
-            client.send(send);
+            // What the server's first read sees is enough to tell.
+            client.send(post("/1", fields, &send[..3_500]));
             let response = client.response();
-            assert_eq!((response.text().as_str(), response.says_close()), ("/1", told));
+            assert_eq!((response.text().as_str(), response.says_close()), ("/1", true));
             // Nor does it break a client that goes on.
+            client.send(&send[3_500..]);
             for _ in 0..10 {
                 client.send([b'x'; 1000]);
             }
+            assert_eq!(client.end(), End::Eof);
+        });
+    }
+    settle(&server);
+}
+
+/// The same for one that turns out to be malformed; behind the response nothing can be said any more.
+#[test]
+fn a_malformed_unread_body_ends_the_connection() {
+    let server = Running::new(app);
+    for (begin, end, told) in [
+        ("zz\r\n", "", true),
+        ("5\r\nhello", "x\r\n", false),
+        ("5\r\nhellox", "\r\n", true),
+        ("5\r\nhello\r\n0\r\nContent-Length: 1\r\n\r\n", "", true),
+        ("5\r\nhello\r\n", "-1\r\n", false),
+    ] {
+        case(&format!("{begin} + {end}"), || {
+            let mut client = server.connect();
+            client.send(post("/1", CHUNKED, begin));
+            let response = client.response();
+            assert_eq!((response.text().as_str(), response.says_close()), ("/1", told));
+            client.send(end);
             assert_eq!(client.end(), End::Eof);
         });
     }

@@ -54,6 +54,36 @@ fn nothing_is_left_of_bad_clients() {
     assert!(log.contains("stopping because of SIGTERM; open connections: 0"), "{log}");
 }
 
+/// Rule W12: an idle connection owns no buffer. Its first read alone takes 4 KiB.
+#[test]
+fn an_idle_connection_owns_no_buffer() {
+    const IDLE: u64 = 400;
+    let mut server = Program::server(&["--work", "0s"]);
+    let idle = |count| -> Vec<Client> {
+        let mut clients: Vec<_> = (0..count).map(|_| server.connect()).collect();
+        for client in &mut clients {
+            assert_eq!(client.get("/").response().text(), "okay");
+        }
+        clients
+    };
+    // What is made once and kept, such as the table of connections.
+    let first = idle(IDLE);
+    let before = private_memory(&server);
+    let second = idle(IDLE);
+    let each = private_memory(&server).saturating_sub(before) / IDLE;
+    assert!(each < 3 * 1024, "{each} bytes a connection");
+    drop((first, second));
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+/// How much memory `server` shares with nobody, in bytes.
+fn private_memory(server: &Program) -> u64 {
+    let all = fs::read_to_string(format!("/proc/{}/smaps_rollup", server.pid())).unwrap();
+    let line = all.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
 /// How many connections to clients `server` has open.
 fn sockets(server: &Program) -> usize {
     let port = format!(":{:04X}", server.addr.port());

@@ -203,12 +203,12 @@ impl Incoming {
         }
     }
 
-    /// Bytes of a fixed body that are still to come; `None` where only the body itself can tell.
-    pub(super) fn body_left(&self) -> Option<u64> {
+    /// How many bytes of the body are still to come, as far as is known: at least so many.
+    pub(super) fn body_left(&self) -> u64 {
         match &self.body {
-            Body::Fixed(left) => Some(*left),
-            Body::Chunked { .. } => None,
-            Body::Cut(..) => Some(u64::MAX),
+            Body::Fixed(left) => *left,
+            Body::Chunked { decoder, .. } => decoder.content_left(),
+            Body::Cut(..) => u64::MAX,
         }
     }
 

@@ -18,7 +18,7 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use futures_lite::{AsyncRead, AsyncWrite, FutureExt};
 use http_types::{Request, StatusCode, upgrade};
@@ -156,8 +156,8 @@ impl Gate {
         self.wire().incoming.body_is_taken()
     }
 
-    /// Bytes of a fixed body that are still to come; `None` where only the body itself can tell.
-    pub(crate) fn body_left(&self) -> Option<u64> {
+    /// How many bytes of the body are still to come, as far as is known: at least so many.
+    pub(crate) fn body_left(&self) -> u64 {
         self.wire().incoming.body_left()
     }
 
@@ -180,8 +180,7 @@ impl Gate {
     /// be longer than `most`, and the client does not wait to be told to send it (rule W9).
     pub(crate) fn can_discard(&self, most: u64) -> bool {
         let wire = self.wire();
-        let fits = wire.incoming.body_left().is_none_or(|left| left <= most);
-        fits && !wire.incoming.continue_is_due()
+        wire.incoming.body_left() <= most && !wire.incoming.continue_is_due()
     }
 
     /// Whether someone still holds the request's body: the response's may be made of it.
@@ -189,41 +188,37 @@ impl Gate {
         Arc::strong_count(&self.wire) > 1
     }
 
-    /// Reads and drops the rest of the body; `false` if it is longer than `most` or cut short.
-    pub(crate) async fn discard_body(&mut self, most: u64) -> bool {
-        {
-            let mut wire = self.wire();
-            if wire.incoming.body_is_taken() {
-                return true;
-            }
-            // From here on the body is not the handler's any more.
-            wire.exchange = wire.exchange.wrapping_add(1);
-        }
-        let mut left = most;
-        let mut scrap = vec![0; 8 * 1024];
-        let mut wanted = true;
-        poll_fn(|cx| {
-            while wanted && !self.body_is_taken() {
-                let read = self.wire().poll_body(cx, &mut scrap);
-                match read {
-                    Poll::Ready(Ok(0)) => break,
-                    Poll::Ready(Ok(n)) => {
-                        wanted = n as u64 <= left;
-                        left = left.saturating_sub(n as u64);
-                    }
-                    Poll::Ready(Err(_)) => wanted = false,
-                    Poll::Pending => {
-                        if self.poll_tend(cx).is_ready() {
-                            break;
-                        }
-                        return Poll::Pending;
-                    }
-                }
-            }
-            Poll::Ready(())
+    /// Reads and drops the rest of the body; `false` if it is longer than `most`, malformed or cut
+    /// short. What was dropped is taken off `most`.
+    pub(crate) async fn discard_body(&mut self, most: &mut u64) -> bool {
+        poll_fn(|cx| match self.poll_discard(cx, most) {
+            Poll::Pending => self.poll_tend(cx).map(|()| false),
+            discarded => discarded,
         })
-        .await;
-        wanted && self.body_is_taken()
+        .await
+    }
+
+    /// The same with as much of the body as has arrived; `true` as long as the rest may be good.
+    pub(crate) async fn discard_arrived(&mut self, most: &mut u64) -> bool {
+        poll_fn(|cx| Poll::Ready(self.poll_discard(cx, most) != Poll::Ready(false))).await
+            && self.body_left() <= *most
+    }
+
+    fn poll_discard(&mut self, cx: &mut Context<'_>, most: &mut u64) -> Poll<bool> {
+        let mut wire = lock(&self.wire);
+        if wire.incoming.body_is_taken() {
+            return Poll::Ready(true);
+        }
+        // From here on the body is not the handler's any more.
+        wire.exchange = wire.exchange.wrapping_add(1);
+        let mut scrap = vec![0; 8 * 1024];
+        while !wire.incoming.body_is_taken() {
+            match ready!(wire.poll_body(cx, &mut scrap)) {
+                Ok(n) if n > 0 && n as u64 <= *most => *most -= n as u64,
+                Ok(_) | Err(_) => return Poll::Ready(false),
+            }
+        }
+        Poll::Ready(true)
     }
 
     /// Bytes behind the message: in the buffer and in the socket, apart from empty lines. The
