@@ -56,23 +56,34 @@
 //! HTTP/1.1 and 1.0 over TCP and Unix sockets, on Unix. Methods are those that http-types knows;
 //! others are answered 501. No routing, no TLS, no HTTP/2.
 
+mod address;
 mod connection;
+#[cfg(feature = "restart")]
+mod handover;
+mod inherited;
 mod limits;
 mod listener;
+mod notify;
 mod outcome;
+mod probe;
 mod process;
 mod registry;
 mod server;
 mod shutdown;
 mod signals;
+mod socket_file;
 mod transport;
 mod wire;
 
+pub use address::{Address, AddressError};
 pub use async_signal::Signal;
+#[cfg(feature = "restart")]
+pub use handover::restart;
 pub use http_types::{self, Body, Request, Response, StatusCode};
 pub use limits::Limits;
-pub use listener::{Address, AddressError, Listen, Listener};
+pub use listener::{Listen, ListenOptions, Listener};
 pub use outcome::{Ending, Outcome};
+pub use probe::probe;
 pub use process::{Process, run};
 pub use registry::{Cut, Stage, What};
 pub use server::Server;

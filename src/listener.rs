@@ -1,113 +1,32 @@
-//! [`Address`], [`Listener`]: bind, accept with error classes, lossless close.
+//! [`Listener`]: bind, accept with error classes, lossless close.
 //!
-//! Invariant: a listener is closed only after every connection that the kernel had queued was
-//! taken (rule S4), and a socket file is removed only if it is still the one made here. Accepting
-//! never fails for good: errors are classed, backed off and logged here (rule S18). Does not know
-//! what becomes of a connection.
+//! Invariant: a listener that is ours alone is closed only after every connection that the kernel
+//! had queued was taken (rule S4); one that another process holds too is only let go of (rule S5).
+//! Accepting never fails for good: errors are classed, backed off and logged here (rule S18). Does
+//! not know what becomes of a connection.
 
-use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+#[cfg(feature = "restart")]
+use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use async_io::{Async, Timer};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
+use crate::address::Address;
+use crate::inherited::{self, Inherited};
+use crate::socket_file::{SocketFile, is_stale};
 use crate::transport::{Peer, Transport};
-
-/// Where to listen.
-///
-/// # Examples
-///
-/// ```
-/// use smol_graceful::Address;
-///
-/// for text in ["127.0.0.1:8082", "[::1]:8082", ":8082", "unix:/run/app.sock"] {
-///     assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
-/// }
-/// assert!("8082".parse::<Address>().is_err());
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Address {
-    /// One interface: `127.0.0.1:8082`, `[::1]:8082`. Port 0 lets the kernel choose.
-    Tcp(SocketAddr),
-    /// Every interface, in both families: `:8082`.
-    Every(u16),
-    /// A Unix socket: `unix:/run/app.sock`.
-    Unix(PathBuf),
-}
-
-/// What is wrong with the text of an [`Address`].
-///
-/// # Examples
-///
-/// ```
-/// let error = "localhost".parse::<smol_graceful::Address>().unwrap_err();
-/// assert!(error.to_string().starts_with("`localhost` is no address to listen on"));
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AddressError(String);
-
-impl fmt::Display for AddressError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(text) = self;
-        write!(
-            f,
-            "`{text}` is no address to listen on; write `127.0.0.1:8082`, `[::1]:8082`, `:8082` \
-             for every interface, or `unix:/path`"
-        )
-    }
-}
-
-impl std::error::Error for AddressError {}
-
-impl From<AddressError> for io::Error {
-    fn from(error: AddressError) -> Self {
-        Self::new(io::ErrorKind::InvalidInput, error)
-    }
-}
-
-impl FromStr for Address {
-    type Err = AddressError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let error = || AddressError(text.to_owned());
-        if let Some(path) = text.strip_prefix("unix:") {
-            if path.is_empty() || path.contains('\0') {
-                return Err(error());
-            }
-            Ok(Self::Unix(path.into()))
-        } else if let Some(port) = text.strip_prefix(':') {
-            // `u16` would take a sign.
-            let digits = port.bytes().all(|byte| byte.is_ascii_digit());
-            let port = port.parse().ok().filter(|_| digits);
-            port.map(Self::Every).ok_or_else(error)
-        } else {
-            text.parse().map(Self::Tcp).map_err(|_| error())
-        }
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(addr) => addr.fmt(f),
-            Self::Every(port) => write!(f, ":{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
 
 /// What can be turned into a [`Listener`]: an address, its text, or a listener itself.
 ///
@@ -152,7 +71,17 @@ impl Listen for &str {
     }
 }
 
-/// A socket that clients connect to.
+/// Something that may have failed, so that an iterator can listen when it is its turn: [`run`] asks
+/// for the listeners after it has begun to handle signals.
+///
+/// [`run`]: crate::run
+impl<L: Listen> Listen for io::Result<L> {
+    fn listen(self) -> io::Result<Listener> {
+        self?.listen()
+    }
+}
+
+/// A socket that clients connect to. Clones are the same socket: closed for one, closed for all.
 ///
 /// # Examples
 ///
@@ -163,11 +92,126 @@ impl Listen for &str {
 /// assert!(matches!(listener.address(), Address::Tcp(addr) if addr.port() != 0));
 /// # Ok::<(), std::io::Error>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Listener {
+    shared: Arc<Shared>,
+}
+
+/// How to listen, where that is not [`Listener::bind`]'s own way.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::ListenOptions;
+///
+/// let options = ListenOptions::default().reuse_port(true);
+/// let first = options.bind(&"127.0.0.1:0".parse()?)?;
+/// let second = options.bind(first.address())?;
+/// assert_eq!(first.address(), second.address());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ListenOptions {
+    reuse_port: bool,
+    syn_filter: bool,
+}
+
+impl ListenOptions {
+    /// Lets other sockets of the same user, such as a successor's, be bound to the same TCP address
+    /// at the same time (`SO_REUSEPORT`). All of them have to ask for it. Default: no.
+    ///
+    /// The kernel gives each new connection to one of them, so nobody is refused while both
+    /// listen. For Unix sockets it means nothing.
+    #[must_use]
+    pub fn reuse_port(mut self, yes: bool) -> Self {
+        self.reuse_port = yes;
+        self
+    }
+
+    /// Holds back TCP handshakes that begin in the 50 ms before the close. Default: no.
+    ///
+    /// Without it, a handshake that is under way in the very moment of the close is reset, which
+    /// under load befalls a client or two in some of the stops. With it, none is, but who begins one
+    /// in those 50 ms waits a second until the client's kernel tries again: then a successor answers
+    /// it, or it is refused. That is right for a restart in place, and wrong behind a balancer, which
+    /// would go elsewhere at once. Linux only; a packet filter on the socket (`SO_ATTACH_FILTER`),
+    /// which an inherited socket never gets.
+    #[must_use]
+    pub fn syn_filter(mut self, yes: bool) -> Self {
+        self.syn_filter = yes;
+        self
+    }
+
+    /// [`Listener::bind`], with these options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Listener::bind`].
+    pub fn bind(self, address: &Address) -> io::Result<Listener> {
+        let named = |error: io::Error| {
+            io::Error::new(error.kind(), format!("cannot listen on {address}: {}", reason(&error)))
+        };
+        if let Some(inherited) = inherited::matching(address).map_err(named)? {
+            let origin = if let Address::Fd(fd) = *address { Some(fd) } else { None };
+            return Listener::adopt(inherited, origin).map_err(named);
+        }
+        match address {
+            Address::Tcp(addr) => self.tcp(*addr),
+            Address::Every(port) => {
+                self.tcp((Ipv6Addr::UNSPECIFIED, *port).into()).or_else(|error| {
+                    // A machine without IPv6 still has every interface of the other family.
+                    match error.raw_os_error() {
+                        Some(EAFNOSUPPORT | EADDRNOTAVAIL) => {
+                            self.tcp((Ipv4Addr::UNSPECIFIED, *port).into())
+                        }
+                        _ => Err(error),
+                    }
+                })
+            }
+            Address::Unix(path) => unix(path),
+            Address::Fd(_) => Err(io::ErrorKind::NotFound.into()),
+        }
+        .map_err(named)
+    }
+
+    fn tcp(self, addr: SocketAddr) -> io::Result<Listener> {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        if addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+            // `:8082` and `[::]:8082` mean both families, whatever the system's default is.
+            socket.set_only_v6(false)?;
+        }
+        // A successor can bind while old connections are in TIME_WAIT.
+        socket.set_reuse_address(true)?;
+        if self.reuse_port {
+            socket.set_reuse_port(true)?;
+        }
+        socket.bind(&addr.into())?;
+        socket.listen(BACKLOG)?;
+        let socket = tcp(socket)?;
+        let address = Address::Tcp(socket.get_ref().local_addr()?);
+        let shared =
+            Shared { syn_filter: self.syn_filter, ..Shared::new(address, Bound::Tcp(socket)) };
+        Ok(Listener { shared: Arc::new(shared) })
+    }
+}
+
+/// What clones of a listener share.
+#[derive(Debug)]
+struct Shared {
     address: Address,
+    /// What LISTEN_FDNAMES calls it.
+    name: Option<String>,
+    /// The descriptor that the operator knows it by.
+    #[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "a successor needs it"))]
+    origin: Option<RawFd>,
     /// `None` once closed.
     socket: Mutex<Option<Bound>>,
+    /// Another process holds the socket too (rule S5).
+    is_held: AtomicBool,
+    /// It was handed over to a successor.
+    is_handed_over: AtomicBool,
+    /// Handshakes are held back before the close.
+    syn_filter: bool,
     /// Exhaustion was logged, and the queue has not been empty since: the episode goes on.
     is_exhausted: AtomicBool,
 }
@@ -177,47 +221,103 @@ enum Bound {
     Tcp(Async<TcpListener>),
     Unix {
         socket: Async<UnixListener>,
-        /// Removed when the listener is closed.
-        _file: SocketFile,
+        /// Removed when the listener is closed; `None` if there is none, or if it is not ours.
+        file: Option<SocketFile>,
     },
 }
 
-impl Listener {
+impl Shared {
     fn new(address: Address, socket: Bound) -> Self {
-        let is_exhausted = AtomicBool::new(false);
-        Self { address, socket: Mutex::new(Some(socket)), is_exhausted }
+        Self {
+            address,
+            name: None,
+            origin: None,
+            socket: Mutex::new(Some(socket)),
+            is_held: AtomicBool::new(false),
+            is_handed_over: AtomicBool::new(false),
+            syn_filter: false,
+            is_exhausted: AtomicBool::new(false),
+        }
     }
+}
 
-    /// Binds `address` and listens on it.
+impl Listener {
+    /// Binds `address` and listens on it, with the default [`ListenOptions`].
     ///
-    /// A Unix socket's file that no server answers on any more is replaced.
+    /// If this process was started with a socket that listens there (LISTEN_FDS), that one is
+    /// taken. A Unix socket's file that no server answers on any more is replaced.
     ///
     /// # Errors
     ///
-    /// What the operating system says, with the address named: in use, not allowed, not there.
+    /// What the operating system says, with the address named: in use, not allowed, not there. For
+    /// `fd:N` a descriptor that is no listening socket.
     pub fn bind(address: &Address) -> io::Result<Self> {
-        let named = |error: io::Error| {
-            io::Error::new(error.kind(), format!("cannot listen on {address}: {}", reason(&error)))
+        ListenOptions::default().bind(address)
+    }
+
+    /// The listening sockets that this process was started with, as systemd passes them: LISTEN_FDS
+    /// says how many, LISTEN_PID for whom, LISTEN_FDNAMES what they are called. None if there are
+    /// none, if they are meant for another process, or if all were taken before.
+    ///
+    /// They are let go of when the server stops, and neither shut down nor is a socket's file
+    /// removed: the queue belongs to the successor (rule S5). After an upgrade in place, when nobody
+    /// else holds them, they are closed like the server's own.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] if one of them is no listening TCP or Unix socket, or if the
+    /// variables make no sense.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Listener;
+    ///
+    /// for listener in Listener::inherited()? {
+    ///     println!("{} is called {:?}", listener.address(), listener.name());
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn inherited() -> io::Result<Vec<Self>> {
+        let named =
+            |error| io::Error::new(io::Error::kind(&error), format!("inherited sockets: {error}"));
+        let all = inherited::all().map_err(named)?;
+        all.into_iter().map(|inherited| Self::adopt(inherited, None).map_err(named)).collect()
+    }
+
+    fn adopt(inherited: Inherited, origin: Option<RawFd>) -> io::Result<Self> {
+        let Inherited { socket, address, name, is_held } = inherited;
+        let bound = match &address {
+            Address::Unix(path) => {
+                // An abstract one has no file, and one's own may be gone.
+                let file = if is_held { None } else { SocketFile::at(path).ok() };
+                Bound::Unix { socket: Async::new(UnixListener::from(socket))?, file }
+            }
+            _ => Bound::Tcp(tcp(socket)?),
         };
-        match address {
-            Address::Tcp(addr) => tcp(*addr),
-            Address::Every(port) => tcp((Ipv6Addr::UNSPECIFIED, *port).into()).or_else(|error| {
-                // A machine without IPv6 still has every interface of the other family.
-                match error.raw_os_error() {
-                    Some(EAFNOSUPPORT | EADDRNOTAVAIL) => {
-                        tcp((Ipv4Addr::UNSPECIFIED, *port).into())
-                    }
-                    _ => Err(error),
-                }
-            }),
-            Address::Unix(path) => unix(path),
-        }
-        .map_err(named)
+        let is_held = AtomicBool::new(is_held);
+        let shared = Shared { name, origin, is_held, ..Shared::new(address, bound) };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The address that is listened on: the kernel's choice where the port was 0.
     pub fn address(&self) -> &Address {
-        &self.address
+        &self.shared.address
+    }
+
+    /// What LISTEN_FDNAMES calls an inherited socket (systemd's `FileDescriptorName=`).
+    pub fn name(&self) -> Option<&str> {
+        self.shared.name.as_deref()
+    }
+
+    /// Whether another process holds the socket too, so that it is only let go of (rule S5).
+    pub fn is_held(&self) -> bool {
+        self.shared.is_held.load(Ordering::Acquire)
+    }
+
+    /// Whether a successor has taken over.
+    pub(crate) fn is_handed_over(&self) -> bool {
+        self.shared.is_handed_over.load(Ordering::Acquire)
     }
 
     /// Hands the next connection to `take`; `false` once the listener is closed.
@@ -240,16 +340,60 @@ impl Listener {
         }
     }
 
-    /// Takes every connection that the kernel has queued and closes (rule S4).
+    /// Takes every connection that the kernel has queued and closes (rule S4); lets go at once if
+    /// another process holds the socket too (rule S5).
     ///
     /// Waits for descriptors when there are none left, as the queue is lost otherwise. Whoever
     /// waits in [`Listener::accept`] is not woken.
     pub(crate) async fn close(&self, mut take: impl FnMut(Transport, Peer)) {
-        let mut pause = Duration::ZERO;
-        while let Err(error) = self.empty_queue(&mut take) {
-            pause = self.wait(pause, &error).await;
+        if !self.is_held() {
+            if self.shared.syn_filter && self.hold_back_handshakes() {
+                Timer::after(HANDSHAKES).await;
+            }
+            let mut pause = Duration::ZERO;
+            while let Err(error) = self.empty_queue(&mut take) {
+                pause = self.wait(pause, &error).await;
+            }
         }
-        *self.bound() = None;
+        self.let_go();
+    }
+
+    /// Closes, whatever is queued.
+    pub(crate) fn let_go(&self) {
+        let mut bound = self.bound().take();
+        if let (Some(Bound::Unix { file: Some(file), .. }), true) = (&mut bound, self.is_held()) {
+            file.leave();
+        }
+    }
+
+    /// Lets no further handshake begin; those under way go on, and whoever is held back tries again
+    /// in a second. `false` if that is not to be had.
+    #[cfg(target_os = "linux")]
+    fn hold_back_handshakes(&self) -> bool {
+        use socket2::SockFilter;
+        /// A program for the kernel: of a TCP header, drop what has SYN and no ACK.
+        const NO_SYN: [SockFilter; 5] = [
+            SockFilter::new(0x30, 0, 0, 13),       // load the byte of the flags
+            SockFilter::new(0x54, 0, 0, 0x12),     // keep SYN and ACK
+            SockFilter::new(0x15, 0, 1, 0x02),     // SYN alone?
+            SockFilter::new(0x06, 0, 0, 0),        // drop
+            SockFilter::new(0x06, 0, 0, u32::MAX), // pass
+        ];
+        match &*self.bound() {
+            Some(Bound::Tcp(socket)) => match SockRef::from(socket).attach_filter(&NO_SYN) {
+                Ok(()) => true,
+                Err(error) => {
+                    log::warn!("no SYN filter on {}: {}", self.address(), reason(&error));
+                    false
+                }
+            },
+            Some(Bound::Unix { .. }) | None => false,
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn hold_back_handshakes(&self) -> bool {
+        false
     }
 
     /// Takes every connection that the kernel has queued. Ends even under a flood of new ones.
@@ -283,7 +427,7 @@ impl Listener {
         loop {
             match socket.accept() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.is_exhausted.store(false, Ordering::Relaxed);
+                    self.shared.is_exhausted.store(false, Ordering::Relaxed);
                     ready!(socket.poll_readable(cx))?;
                 }
                 Err(error) => return Poll::Ready(Err(error)),
@@ -305,8 +449,8 @@ impl Listener {
         if is_of_one_connection(error) {
             return pause;
         }
-        if !self.is_exhausted.swap(true, Ordering::Relaxed) {
-            log::error!("cannot accept on {}, trying again: {}", self.address, reason(error));
+        if !self.shared.is_exhausted.swap(true, Ordering::Relaxed) {
+            log::error!("cannot accept on {}, trying again: {}", self.address(), reason(error));
         }
         let pause = (pause * 2).clamp(SHORTEST, LONGEST);
         Timer::after(pause).await;
@@ -314,9 +458,39 @@ impl Listener {
     }
 
     fn bound(&self) -> MutexGuard<'_, Option<Bound>> {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// What a hand-over needs.
+#[cfg(feature = "restart")]
+impl Listener {
+    /// The descriptor that the operator knows it by.
+    pub(crate) fn origin(&self) -> Option<RawFd> {
+        self.shared.origin
+    }
+
+    /// A copy of the socket, for a successor.
+    ///
+    /// # Errors
+    ///
+    /// If it is closed, or there are no descriptors left.
+    pub(crate) fn copy(&self) -> io::Result<OwnedFd> {
+        match &*self.bound() {
+            Some(bound) => bound.as_fd().try_clone_to_owned(),
+            None => Err(io::Error::other(format!("{} is closed", self.address()))),
+        }
+    }
+
+    /// The socket, its queue and its file belong to a successor from now on.
+    pub(crate) fn hand_over(&self) {
+        self.shared.is_held.store(true, Ordering::Release);
+        self.shared.is_handed_over.store(true, Ordering::Release);
+    }
+}
+
+/// How long a handshake that is under way may take until the close, with a SYN filter.
+const HANDSHAKES: Duration = Duration::from_millis(50);
 
 /// How long the kernel's queue is emptied before the close when clients keep refilling it.
 const FLOOD: Duration = Duration::from_millis(500);
@@ -346,10 +520,7 @@ impl Bound {
 
     /// Whether a client waits; if that cannot be known, perhaps.
     fn has_queue(&self) -> bool {
-        let socket = match self {
-            Self::Tcp(socket) => socket.as_fd(),
-            Self::Unix { socket, .. } => socket.as_fd(),
-        };
+        let socket = self.as_fd();
         let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
         poll(&mut fds, Some(&Timespec::default())) != Ok(0)
     }
@@ -358,6 +529,15 @@ impl Bound {
         match self {
             Self::Tcp(socket) => socket.poll_readable(cx),
             Self::Unix { socket, .. } => socket.poll_readable(cx),
+        }
+    }
+}
+
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix { socket, .. } => socket.as_fd(),
         }
     }
 }
@@ -403,21 +583,11 @@ const BACKLOG: i32 = 4096;
 const EAFNOSUPPORT: i32 = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
 const EADDRNOTAVAIL: i32 = rustix::io::Errno::ADDRNOTAVAIL.raw_os_error();
 
-fn tcp(addr: SocketAddr) -> io::Result<Listener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    if addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
-        // `:8082` and `[::]:8082` mean both families, whatever the system's default is.
-        socket.set_only_v6(false)?;
-    }
-    // A successor can bind while old connections are in TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
+/// A TCP socket that listens, for use here.
+fn tcp(socket: Socket) -> io::Result<Async<TcpListener>> {
     // Accepted sockets inherit it: responses are written whole, so nothing is gained by waiting.
     socket.set_tcp_nodelay(true)?;
-    let socket = Async::new(TcpListener::from(socket))?;
-    let address = Address::Tcp(socket.get_ref().local_addr()?);
-    Ok(Listener::new(address, Bound::Tcp(socket)))
+    Async::new(TcpListener::from(socket))
 }
 
 fn unix(path: &Path) -> io::Result<Listener> {
@@ -437,48 +607,12 @@ fn unix(path: &Path) -> io::Result<Listener> {
         std::fs::remove_file(path)?;
         socket.bind(&addr)?;
     }
-    let file = SocketFile::at(path)?;
+    let file = Some(SocketFile::at(path)?);
     socket.listen(BACKLOG)?;
     let socket = Async::new(UnixListener::from(socket))?;
     let address = Address::Unix(path.to_owned());
-    Ok(Listener::new(address, Bound::Unix { socket, _file: file }))
-}
-
-/// Whether `path` is a socket that nobody listens on any more.
-fn is_stale(path: &Path) -> io::Result<bool> {
-    // Without blocking: a live server with a full queue is no less alive.
-    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    probe.set_nonblocking(true)?;
-    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    Ok(probe.connect(&SockAddr::unix(path)?).is_err_and(refused))
-}
-
-/// The file of a Unix socket made here; removed at the end, unless it is another's by then.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl SocketFile {
-    fn at(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), identity: identity(path)? })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
-            // Not worth a word if it fails: the next server finds it stale and replaces it.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// What tells one file from another that has taken its name: device and inode.
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = std::fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
+    let shared = Shared::new(address, Bound::Unix { socket, file });
+    Ok(Listener { shared: Arc::new(shared) })
 }
 
 #[cfg(test)]
@@ -488,30 +622,7 @@ mod tests {
     use std::io::Write;
     use std::net::TcpStream;
     use std::os::unix::net::UnixStream;
-
-    #[test]
-    fn addresses_are_read_and_written() {
-        for text in ["127.0.0.1:8082", "[::1]:8082", ":8082", ":0", "unix:/run/app.sock", "unix:a"]
-        {
-            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
-        }
-        for text in [
-            "",
-            "8082",
-            ":",
-            ":-1",
-            ":+1",
-            ":65536",
-            ":http",
-            "localhost:80",
-            "::1:80",
-            "1.2.3.4",
-            "unix:",
-            "fd:x",
-        ] {
-            assert!(text.parse::<Address>().is_err(), "{text}");
-        }
-    }
+    use std::path::PathBuf;
 
     #[test]
     fn every_interface_means_both_families() {

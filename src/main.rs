@@ -11,15 +11,16 @@ mod log;
 use std::env;
 use std::ffi::OsStr;
 use std::io::{self, Write};
+use std::iter;
 use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{BoolishValueParser, RangedU64ValueParser};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use humantime::parse_duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use smol_graceful::{Address, Limits, Outcome, Process, Server};
+use smol_graceful::{Address, Limits, ListenOptions, Listener, Outcome, Process, Server};
 
 use crate::log::Log;
 
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     };
     log.install(&env::var("RUST_LOG").unwrap_or_default());
     // `log` is flushed where it is dropped, behind the last line, in a bounded time.
-    match serve(settings) {
+    match serve(&settings) {
         Ok(outcome) => end(outcome),
         Err(error) => {
             log.line(format!("smol-graceful: {error}{}\n", way_out(&error)));
@@ -49,23 +50,20 @@ fn main() -> ExitCode {
 
 /// Serves HTTP/1.1 until HUP, INT, TERM or QUIT, and finishes every request that has begun.
 ///
-/// A second signal ends this at once, and so does the end of the grace. Exit code: 0 everything was
+/// A second signal ends this at once, and so does the end of the grace. USR2 starts the executable
+/// again, with the sockets, and ends this process when that one is ready. Exit code: 0 everything was
 /// finished, 1 something was cut or the server could not start, 2 wrong usage.
 ///
 /// DURATION: such as 300ms, 2s, 1m30s. Logs go to standard error; RUST_LOG says which.
 #[derive(Debug, Parser)]
 #[command(version, verbatim_doc_comment)]
 struct Settings {
-    /// Where to listen; several times, or with commas between the addresses
+    /// Where to listen; several times, or with commas between the addresses [default: the sockets
+    /// that are inherited by LISTEN_FDS, or else :8082]
     ///
-    /// ADDR: 127.0.0.1:8082, [::1]:8082, :8082 for every interface, unix:/path
-    #[arg(
-        long,
-        env = "SMOL_GRACEFUL_LISTEN",
-        value_name = "ADDR",
-        value_delimiter = ',',
-        default_value = ":8082"
-    )]
+    /// ADDR: 127.0.0.1:8082, [::1]:8082, :8082 for every interface, unix:/path, fd:0 for an inherited
+    /// socket. An inherited socket that listens on ADDR is taken
+    #[arg(long, env = "SMOL_GRACEFUL_LISTEN", value_name = "ADDR", value_delimiter = ',')]
     listen: Vec<Address>,
 
     /// How long a request to / works
@@ -110,6 +108,25 @@ struct Settings {
     )]
     lame_duck: Duration,
 
+    /// How long a successor that USR2 has started may take until it is ready
+    #[arg(
+        long,
+        env = "SMOL_GRACEFUL_PATIENCE",
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        default_value = "30s"
+    )]
+    patience: Duration,
+
+    /// Lets a successor listen on the same addresses at the same time (SO_REUSEPORT)
+    #[arg(long, env = "SMOL_GRACEFUL_REUSE_PORT", value_parser = BoolishValueParser::new())]
+    reuse_port: bool,
+
+    /// Holds back handshakes for 50 ms before the close, so that none is reset: they are tried again
+    /// a second later
+    #[arg(long, env = "SMOL_GRACEFUL_SYN_FILTER", value_parser = BoolishValueParser::new())]
+    syn_filter: bool,
+
     /// How many threads run requests, 1 to 1024 [default: number of cores]
     #[arg(
         long,
@@ -141,16 +158,40 @@ fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
 }
 
-fn serve(settings: Settings) -> io::Result<Outcome> {
+fn serve(settings: &Settings) -> io::Result<Outcome> {
     raise_open_files();
-    let Settings { listen, work, grace, linger, lame_duck, threads } = settings;
+    // Bound by `run`, when signals are handled (rule S16).
+    let listeners = iter::once_with(|| listeners(settings)).flat_map(|all| match all {
+        Ok(listeners) => listeners.into_iter().map(Ok).collect(),
+        Err(error) => vec![Err(error)],
+    });
+    let Settings { work, grace, linger, lame_duck, patience, threads, .. } = *settings;
     let limits = Limits { grace, linger, lame_duck, ..Limits::default() };
     let server = Server::new(move |request| app::handle(work, request)).limits(limits);
-    let mut process = Process::default();
+    let mut process = Process::default().patience(patience);
     if let Some(threads) = threads {
         process = process.threads(threads);
     }
-    process.run(server, listen)
+    process.run(server, listeners)
+}
+
+/// The sockets to listen on: as the operator says, or as whoever started this process does.
+fn listeners(settings: &Settings) -> io::Result<Vec<Listener>> {
+    let options =
+        ListenOptions::default().reuse_port(settings.reuse_port).syn_filter(settings.syn_filter);
+    let every = settings.listen.iter().map(|address| options.bind(address));
+    let listeners = every.collect::<io::Result<Vec<_>>>()?;
+    let inherited = Listener::inherited()?;
+    if listeners.is_empty() && inherited.is_empty() {
+        return Ok(vec![options.bind(&Address::Every(8082))?]);
+    }
+    if listeners.is_empty() {
+        return Ok(inherited);
+    }
+    for listener in inherited {
+        ::log::warn!("inherited {}, which no --listen asks for", listener.address());
+    }
+    Ok(listeners)
 }
 
 /// Raises the soft limit of open files to the hard one, as Go does: the low soft limit is there for
@@ -197,11 +238,13 @@ mod tests {
     #[test]
     fn defaults_are_the_agreed_ones() {
         let settings = Settings::try_parse_from(["smol-graceful"]).unwrap();
-        assert_eq!(settings.listen, [Address::Every(8082)]);
+        assert_eq!(settings.listen, []);
         assert_eq!(settings.work, Duration::from_secs(15));
         assert_eq!(settings.grace, Duration::from_secs(30));
         assert_eq!(settings.linger, Duration::from_millis(100));
         assert_eq!(settings.lame_duck, Duration::ZERO);
+        assert_eq!(settings.patience, Duration::from_secs(30));
+        assert!(!settings.reuse_port && !settings.syn_filter);
         assert_eq!(settings.threads, None);
     }
 

@@ -1,4 +1,5 @@
-//! [`Outcome`]: how a drain ended, what it cost, and the exit code that tells the truth.
+//! [`Outcome`]: how a drain ended, what it cost, and the exit code that tells the truth; and
+//! [`Draining`]: how it stands while it goes on.
 //!
 //! A value that must not be lost: it prints as one line and is what `main` returns (design
 //! section 5). Decides nothing; the latch fills it in.
@@ -101,6 +102,32 @@ impl fmt::Display for Outcome {
             }
         }
         Ok(())
+    }
+}
+
+/// How a drain stands (rule S20).
+#[derive(Debug)]
+pub(crate) struct Draining {
+    /// Who holds it open: connections and guards.
+    pub(crate) open: usize,
+    /// Of those, who is waited for, rather than only told to leave.
+    pub(crate) busy: usize,
+    /// The time left until the rest is cut.
+    pub(crate) left: Duration,
+    /// Who has been busy for the longest time.
+    pub(crate) oldest: Option<Cut>,
+    /// Something has moved since the last look.
+    pub(crate) is_moving: bool,
+}
+
+impl fmt::Display for Draining {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { open, busy, left, oldest, .. } = self;
+        let left = left.as_secs_f64();
+        match oldest {
+            Some(cut) => write!(f, "draining: {busy} left, {left:.0} s to go; the oldest: {cut}"),
+            None => write!(f, "draining: {open} left, none with a request, {left:.0} s to go"),
+        }
     }
 }
 

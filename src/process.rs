@@ -5,19 +5,24 @@
 //! handled from before the first bind (rule S16). Never exits the process and prints nothing.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
+use async_io::Timer;
 use async_signal::Signal;
 use futures_lite::{FutureExt, Stream, StreamExt, future};
 use smol::Executor;
 use smol::channel;
 
 use crate::listener::{Listen, reason};
+use crate::notify::Notify;
 use crate::outcome::{Outcome, name};
-use crate::server::{Running, Server};
-use crate::shutdown::{Phase, Shutdown};
+use crate::server::{Running, Server, Stopping};
+use crate::shutdown::Shutdown;
 use crate::signals::{STOP_SIGNALS, stream};
 
 /// Runs a server as a process until a signal stops it, with [`Process::default`]'s settings.
@@ -60,13 +65,19 @@ pub fn run<L: Listen>(
 pub struct Process {
     threads: usize,
     signals: Vec<Signal>,
+    restart: Option<Signal>,
+    patience: Duration,
 }
 
 impl Default for Process {
-    /// One thread per core; stopped by [`STOP_SIGNALS`].
+    /// One thread per core; stopped by [`STOP_SIGNALS`], restarted by USR2.
     fn default() -> Self {
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        Self { threads, signals: STOP_SIGNALS.to_vec() }
+        Self {
+            threads: thread::available_parallelism().map_or(1, usize::from),
+            signals: STOP_SIGNALS.to_vec(),
+            restart: cfg!(feature = "restart").then_some(Signal::Usr2),
+            patience: Duration::from_secs(30),
+        }
     }
 }
 
@@ -82,6 +93,25 @@ impl Process {
     #[must_use]
     pub fn signals(mut self, signals: impl IntoIterator<Item = Signal>) -> Self {
         self.signals = signals.into_iter().collect();
+        self
+    }
+
+    /// Which signal starts the program again in place of this process, with [`restart`]; `None` for
+    /// none. Default: USR2.
+    ///
+    /// [`restart`]: crate::restart
+    #[cfg(feature = "restart")]
+    #[must_use]
+    pub fn restart_on(mut self, signal: impl Into<Option<Signal>>) -> Self {
+        self.restart = signal.into();
+        self
+    }
+
+    /// How long a successor may take until it is ready. Default: 30 s.
+    #[cfg(feature = "restart")]
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
         self
     }
 
@@ -102,7 +132,8 @@ impl Process {
         listeners: impl IntoIterator<Item = L>,
     ) -> io::Result<Outcome> {
         // Rule S16.
-        let signals = stream(&self.signals).map_err(named("cannot handle signals"))?;
+        let all: Vec<_> = self.signals.iter().copied().chain(self.restart).collect();
+        let signals = stream(&all).map_err(named("cannot handle signals"))?;
         let executor = Arc::new(Executor::new());
         let shutdown = server.handle();
         let running = Arc::new(server.executor(executor.clone()).start(listeners)?);
@@ -118,34 +149,113 @@ impl Process {
         }
         let accepting = running.clone();
         let _accept = executor.spawn(async move { accepting.accept().await });
+        let notify = Arc::new(Notify::from_env());
+        let _announce = executor.spawn(announce(notify.clone(), running.clone()));
+        let tell = |stopping: Stopping<'_>| match stopping {
+            // It is the successor that the manager watches over.
+            _ if running.is_handed_over() => {}
+            Stopping::Begun => notify.stopping(),
+            Stopping::LameDuck(duration) => notify.lame_duck(duration),
+            Stopping::Draining(draining) => notify.draining(draining),
+        };
 
         // This `block_on` only parks: it takes no I/O events away from the workers.
-        let outcome = future::block_on(running.control().or(obey(signals, &shutdown, &running)));
-        Ok(outcome)
+        let control = running.control(tell).or(self.obey(signals, &shutdown, &running));
+        Ok(future::block_on(control))
+    }
+
+    /// Stops at the first signal, aborts at the second. Never ends.
+    async fn obey(
+        &self,
+        mut signals: impl Stream<Item = Signal> + Unpin,
+        shutdown: &Shutdown,
+        running: &Running,
+    ) -> Outcome {
+        let token = shutdown.token();
+        let mut successor: Option<Successor<'_>> = None;
+        loop {
+            let signal = async { Event::Signal(signals.next().await) };
+            let started = async {
+                let Some(successor) = &mut successor else { return future::pending().await };
+                let stopped = async {
+                    token.stopping().await;
+                    Err(io::Error::other("the server was stopped meanwhile"))
+                };
+                Event::Successor(successor.or(stopped).await)
+            };
+            match signal.or(started).await {
+                Event::Signal(None) => future::pending().await,
+                Event::Signal(Some(signal)) if Some(signal) == self.restart => {
+                    if token.is_stopping() {
+                        log::warn!("no successor is started because of {}: stopping", name(signal));
+                    } else if successor.is_some() {
+                        log::warn!("a successor is being started already");
+                    } else {
+                        log::info!("starting a successor because of {}", name(signal));
+                        successor = Some(start_successor(running, self.patience));
+                    }
+                }
+                Event::Signal(Some(signal)) if !token.is_stopping() => {
+                    let open = shutdown.in_flight();
+                    log::info!("stopping because of {}; open connections: {open}", name(signal));
+                    shutdown.stop_by(signal);
+                }
+                Event::Signal(Some(signal)) => {
+                    log::warn!("ending at once because of a second signal, {}", name(signal));
+                    // A client in the queue was accepted by the kernel: the outcome has to name it.
+                    running.empty_queues();
+                    shutdown.abort();
+                }
+                Event::Successor(Ok(pid)) => {
+                    successor = None;
+                    let open = shutdown.in_flight();
+                    log::info!("process {pid} has taken over; open connections: {open}");
+                    self.restart.inspect(|signal| shutdown.stop_by(*signal));
+                }
+                Event::Successor(Err(error)) => {
+                    successor = None;
+                    log::error!("no successor: {error}; this process goes on");
+                }
+            }
+        }
+    }
+}
+
+/// What the control loop waits for.
+enum Event {
+    Signal(Option<Signal>),
+    Successor(io::Result<u32>),
+}
+
+/// A successor that is being started.
+type Successor<'a> = Pin<Box<dyn Future<Output = io::Result<u32>> + 'a>>;
+
+#[cfg(feature = "restart")]
+fn start_successor(running: &Running, patience: Duration) -> Successor<'_> {
+    Box::pin(crate::handover::restart(running.listeners(), patience))
+}
+
+#[cfg(not(feature = "restart"))]
+fn start_successor(_: &Running, _: Duration) -> Successor<'_> {
+    Box::pin(future::pending())
+}
+
+/// Tells the service manager that requests are served, by the very threads that serve them, and
+/// goes on doing so if it wants to hear it again.
+async fn announce(notify: Arc<Notify>, running: Arc<Running>) {
+    let addresses: Vec<_> = running.listeners().iter().map(|l| l.address().to_string()).collect();
+    let status = format!("listening on {}", addresses.join(", "));
+    while !notify.ready(&status) {
+        Timer::after(Duration::from_millis(100)).await;
+    }
+    let Some(interval) = notify.watchdog_interval() else { return };
+    while !running.is_handed_over() {
+        notify.watchdog();
+        // As sd_watchdog_enabled(3) recommends.
+        Timer::after(interval / 2).await;
     }
 }
 
 fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
     move |error| io::Error::new(error.kind(), format!("{what}: {}", reason(&error)))
-}
-
-/// Stops at the first signal, aborts at the second. Never ends.
-async fn obey(
-    mut signals: impl Stream<Item = Signal> + Unpin,
-    shutdown: &Shutdown,
-    running: &Running,
-) -> Outcome {
-    while let Some(signal) = signals.next().await {
-        if shutdown.phase() == Phase::Running {
-            let open = shutdown.in_flight();
-            log::info!("stopping because of {}; open connections: {open}", name(signal));
-            shutdown.stop_by(signal);
-        } else {
-            log::warn!("ending at once because of a second signal, {}", name(signal));
-            // A client in the queue was accepted by the kernel: the outcome has to name it.
-            running.empty_queues();
-            shutdown.abort();
-        }
-    }
-    future::pending().await
 }

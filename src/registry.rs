@@ -389,6 +389,15 @@ impl Registry {
         cuts
     }
 
+    /// A number that is another one as soon as someone has joined, moved or left.
+    pub(crate) fn moves(&self) -> u64 {
+        let activity = |seat: &Arc<Seat>| u64::from(seat.activity.load(Ordering::Relaxed));
+        let holders = self.holders.iter().map(|(id, holder)| {
+            ((id as u64 + 1) << 32).wrapping_add(holder.seat().map_or(0, activity))
+        });
+        holders.fold(0, u64::wrapping_add)
+    }
+
     /// Finds the connections of `server` that have not moved for longer than their stage allows,
     /// and tells them.
     pub(crate) fn sweep(&mut self, server: usize, limits: &Limits, now: Instant) {

@@ -21,7 +21,7 @@ use smol::lock::Semaphore;
 use crate::connection::{self, Handler, Service};
 use crate::limits::Limits;
 use crate::listener::{Listen, Listener};
-use crate::outcome::Outcome;
+use crate::outcome::{Draining, Outcome};
 use crate::registry::{Holder, Registry, Seat};
 use crate::shutdown::{Guard, Phase, Shutdown, wake};
 use crate::transport::{Peer, Transport};
@@ -150,7 +150,7 @@ impl Server {
             running.accept().await;
             future::pending().await
         };
-        let outcome = running.control().or(accept);
+        let outcome = running.control(|_| {}).or(accept);
         Ok(if own { executor.run(outcome).await } else { outcome.await })
     }
 
@@ -163,7 +163,8 @@ impl Server {
         let listeners =
             listeners.into_iter().map(Listen::listen).collect::<io::Result<Vec<_>>>()?;
         for listener in &listeners {
-            log::info!("listening on {}", listener.address());
+            let inherited = if listener.is_held() { " (inherited)" } else { "" };
+            log::info!("listening on {}{inherited}", listener.address());
         }
         Ok(Running {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
@@ -225,9 +226,10 @@ impl Running {
         future::pending().await
     }
 
-    /// Takes what the kernel has queued, so that an abort can name it.
+    /// Takes what the kernel has queued, so that an abort can name it; the queue of a socket that
+    /// others hold too is not ours (rule S5).
     pub(crate) fn empty_queues(&self) {
-        for listener in &self.listeners {
+        for listener in self.listeners.iter().filter(|listener| !listener.is_held()) {
             // Without descriptors there is nothing to be known of the rest.
             let _ = listener.empty_queue(|transport, peer| self.admit(transport, peer, ()));
         }
@@ -250,27 +252,29 @@ impl Running {
         self.executor.spawn(task).detach();
     }
 
-    /// Keeps the deadlines, waits for the stop, closes, drains.
-    pub(crate) async fn control(&self) -> Outcome {
+    /// Keeps the deadlines, waits for the stop, closes, drains; `tell` hears of it.
+    pub(crate) async fn control(&self, tell: impl Fn(Stopping<'_>)) -> Outcome {
         let _gone = Gone(self);
         let listening = self.service.shutdown.admit(Holder::Server);
         let sweep = async {
             self.sweep().await;
             unreachable!("the sweep does not end")
         };
-        self.stop(listening).or(sweep).await
+        self.stop(listening, tell).or(sweep).await
     }
 
-    async fn stop(&self, listening: Option<Guard>) -> Outcome {
+    async fn stop(&self, listening: Option<Guard>, tell: impl Fn(Stopping<'_>)) -> Outcome {
         let Limits { grace, lame_duck, linger, .. } = self.service.limits;
         let shutdown = &self.service.shutdown;
         let token = shutdown.token();
         token.stopping().await;
-        // Rule S3.
-        if !lame_duck.is_zero() {
+        tell(Stopping::Begun);
+        // Rule S3; who asks for readiness then would ask the successor.
+        if !lame_duck.is_zero() && !self.is_handed_over() {
             log::info!("lame duck: accepting connections for another {lame_duck:?}");
+            tell(Stopping::LameDuck(lame_duck));
+            sleep(lame_duck).or(token.aborting()).await;
         }
-        sleep(lame_duck).or(token.aborting()).await;
         // Three things at once, the drain ends them: what the queue needs, descriptors above all,
         // may only come free when idle connections leave, and the deadline holds for all of it.
         // 1. Rule S4: empty the queue, close. Until then the drain is held open.
@@ -289,7 +293,18 @@ impl Running {
             future::pending().await
         };
         // 3. The drain itself.
-        close.or(linger).or(shutdown.drain(grace)).await
+        let drain = shutdown.drain_telling(grace, |draining| tell(Stopping::Draining(draining)));
+        close.or(linger).or(drain).await
+    }
+
+    /// Whether a successor listens on all of its addresses.
+    pub(crate) fn is_handed_over(&self) -> bool {
+        !self.listeners.is_empty() && self.listeners.iter().all(Listener::is_handed_over)
+    }
+
+    /// The sockets that it listens on.
+    pub(crate) fn listeners(&self) -> &[Listener] {
+        &self.listeners
     }
 
     /// Finds, again and again, what has not moved for too long; asleep without connections.
@@ -320,11 +335,23 @@ impl Running {
     }
 }
 
+/// What happens between the stop and the end.
+pub(crate) enum Stopping<'a> {
+    /// The stop itself.
+    Begun,
+    /// For so long connections are still accepted (rule S3).
+    LameDuck(Duration),
+    /// Every second, until nobody is left (rule S20).
+    Draining(&'a Draining),
+}
+
 /// Ends the connections of a server whose future was dropped.
 struct Gone<'a>(&'a Running);
 
 impl Drop for Gone<'_> {
     fn drop(&mut self) {
+        // There may be clones of them.
+        self.0.listeners.iter().for_each(Listener::let_go);
         self.0.service.is_gone.store(true, Ordering::Release);
         self.0.wake(Registry::seats);
     }

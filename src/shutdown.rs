@@ -17,7 +17,7 @@ use event_listener::Event;
 use futures_lite::FutureExt;
 use http_types::Request;
 
-use crate::outcome::{Ending, Outcome};
+use crate::outcome::{Draining, Ending, Outcome};
 use crate::registry::{Holder, Interrupted, Registry, Seat};
 
 /// Where a [`Shutdown`] stands. It only ever goes forward.
@@ -175,6 +175,11 @@ impl Shutdown {
     /// assert!(outcome.is_drained());
     /// ```
     pub async fn drain(&self, grace: Duration) -> Outcome {
+        self.drain_telling(grace, |_| {}).await
+    }
+
+    /// [`Shutdown::drain`]; `tell` hears once a second what the log says (rule S20).
+    pub(crate) async fn drain_telling(&self, grace: Duration, tell: impl Fn(&Draining)) -> Outcome {
         self.stop();
         let began = Instant::now();
         let latch = &self.latch;
@@ -190,9 +195,12 @@ impl Shutdown {
         };
         // 4. Never: it only reports.
         let report = async {
+            let mut moves = None;
             loop {
                 Timer::after(Duration::from_secs(1)).await;
-                latch.report(grace.saturating_sub(began.elapsed()));
+                let draining = latch.draining(grace.saturating_sub(began.elapsed()), &mut moves);
+                log::info!("{draining}");
+                tell(&draining);
             }
         };
         drained.or(aborted).or(deadline).or(report).await;
@@ -520,16 +528,20 @@ impl Latch {
         }
     }
 
-    fn report(&self, left: Duration) {
-        let mut holders = self.registry().cuts(Instant::now());
-        let (all, left) = (holders.len(), left.as_secs_f64());
+    /// How the drain stands; `moves` are those that were seen the last time.
+    fn draining(&self, left: Duration, moves: &mut Option<u64>) -> Draining {
+        let registry = self.registry();
+        let now = registry.moves().wrapping_add(self.finished.load(Ordering::Relaxed));
+        let mut holders = registry.cuts(Instant::now());
+        drop(registry);
+        let open = holders.len();
         holders.retain(Interrupted::is_cut);
-        let busy = holders.len();
-        match holders.first() {
-            Some(Interrupted { cut, .. }) => {
-                log::info!("draining: {busy} left, {left:.0} s to go; the oldest: {cut}");
-            }
-            None => log::info!("draining: {all} left, none with a request, {left:.0} s to go"),
+        Draining {
+            open,
+            busy: holders.len(),
+            left,
+            oldest: holders.first().map(|holder| holder.cut.clone()),
+            is_moving: moves.replace(now) != Some(now),
         }
     }
 

@@ -57,22 +57,22 @@ fn nothing_is_left_of_bad_clients() {
 /// Rule W12: an idle connection owns no buffer. Its first read alone takes 4 KiB.
 #[test]
 fn an_idle_connection_owns_no_buffer() {
-    const IDLE: u64 = 400;
+    const ROUND: u64 = 200;
     let mut server = Program::server(&["--work", "0s"]);
-    let idle = |count| -> Vec<Client> {
-        let mut clients: Vec<_> = (0..count).map(|_| server.connect()).collect();
+    let mut idle = Vec::new();
+    // Something else may grow in a round, such as a table of connections; buffers grow in all of them.
+    let least = (0..4).map(|_| {
+        let before = private_memory(&server);
+        let mut clients: Vec<_> = (0..ROUND).map(|_| server.connect()).collect();
         for client in &mut clients {
             assert_eq!(client.get("/").response().text(), "okay");
         }
-        clients
-    };
-    // What is made once and kept, such as the table of connections.
-    let first = idle(IDLE);
-    let before = private_memory(&server);
-    let second = idle(IDLE);
-    let each = private_memory(&server).saturating_sub(before) / IDLE;
-    assert!(each < 3 * 1024, "{each} bytes a connection");
-    drop((first, second));
+        idle.extend(clients);
+        private_memory(&server).saturating_sub(before) / ROUND
+    });
+    let least = least.min().unwrap();
+    assert!(least < 3 * 1024, "{least} bytes a connection");
+    drop(idle);
     server.signal(Signal::TERM);
     assert_eq!(server.exit_code(), 0, "{server}");
 }

@@ -15,12 +15,15 @@ use http_types::Method;
 use http_types::headers::{ALLOW, CONTENT_TYPE};
 use humantime::parse_duration;
 use smol::Timer;
-use smol_graceful::{Body, Request, Response, StatusCode, Token};
+use smol_graceful::{Body, Request, Response, StatusCode, Token, probe};
 
 /// Answers one request; `/` works for as long as `work`.
 pub(crate) async fn handle(work: Duration, request: Request) -> http_types::Result<Response> {
     use Method::{Get, Head, Options, Post};
 
+    if let Some(response) = probe(&request) {
+        return Ok(response);
+    }
     let path = request.url().path();
     let Some(allowed) = allowed(path) else { return Ok(status(StatusCode::NotFound)) };
     Ok(match (request.method(), path) {
@@ -28,9 +31,7 @@ pub(crate) async fn handle(work: Duration, request: Request) -> http_types::Resu
         (Get | Head, "/") => okay(work).await,
         (Get | Head, "/work") => work_for(&request).await,
         (Get | Head, "/stream") => tick(&request),
-        (Get | Head, "/livez") => text(StatusCode::Ok, "live\n"),
-        (Get | Head, "/readyz") => ready(&request),
-        (Post, "/echo") => echo(request),
+        (Post, "/echo") => echo(request).await,
         (_, "/*") => status(StatusCode::NotFound),
         _ => allow(status(StatusCode::MethodNotAllowed), allowed),
     })
@@ -60,8 +61,14 @@ async fn work_for(request: &Request) -> Response {
     }
 }
 
-/// `POST /echo`: the request's body, handed on as it arrives.
-fn echo(mut request: Request) -> Response {
+/// `POST /echo`: the request's body, handed on as it arrives; with `?for=300ms` after that long.
+async fn echo(mut request: Request) -> Response {
+    if let Some(work) = parameter(&request, "for") {
+        match parse_duration(&work) {
+            Ok(work) if work <= LONGEST => Timer::after(work).await,
+            _ => return text(StatusCode::BadRequest, "write /echo?for=300ms, with at most 1h\n"),
+        };
+    }
     let mut response = Response::new(StatusCode::Ok);
     if let Some(content_type) = request.header(CONTENT_TYPE) {
         response.insert_header(CONTENT_TYPE, content_type);
@@ -81,15 +88,6 @@ fn tick(request: &Request) -> Response {
             text(StatusCode::Ok, Body::from_reader(body, None))
         }
         _ => text(StatusCode::BadRequest, "write /stream?every=100ms&count=50, with at most 1h\n"),
-    }
-}
-
-/// `GET /readyz`: whether to send further requests here.
-fn ready(request: &Request) -> Response {
-    if Token::of(request).is_stopping() {
-        text(StatusCode::ServiceUnavailable, "stopping\n")
-    } else {
-        text(StatusCode::Ok, "ready\n")
     }
 }
 

@@ -370,10 +370,11 @@ impl Gate {
         let Some(transport) = &mut wire.transport else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
-        let sent = self.output.poll_send(transport, cx, || {
-            if self.seat.stage() == Stage::Writing {
-                self.seat.enter(serving);
-            }
+        let sent = self.output.poll_send(transport, cx, || match self.seat.stage() {
+            Stage::Writing => self.seat.enter(serving),
+            // A response that goes out is progress (rule S20).
+            Stage::Response => self.seat.enter(Stage::Response),
+            _ => {}
         });
         if sent.is_pending() && self.seat.stage() != Stage::Writing {
             self.seat.enter(Stage::Writing);

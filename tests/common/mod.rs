@@ -306,7 +306,8 @@ impl Program {
         let addr = ([0, 0, 0, 0], 0).into();
         let mut program = Self { child, addr, log, seen: Vec::new() };
         let line = program.wait_for("listening on ");
-        let addr = line.rsplit("listening on ").next().unwrap().trim();
+        let addr = line.rsplit("listening on ").next().unwrap();
+        let addr = addr.split(' ').next().unwrap();
         if let Ok(addr) = addr.parse() {
             program.addr = addr;
         }

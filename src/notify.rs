@@ -1,0 +1,207 @@
+//! [`Notify`]: what is told to the service manager (systemd's protocol over NOTIFY_SOCKET).
+//!
+//! Invariant: nobody waits for the manager: what it does not take at once is not sent (rule S21).
+//! Who has been started by a predecessor tells that it is ready to the predecessor, and everything
+//! else to the manager that both have. Without a NOTIFY_SOCKET nothing is done.
+
+use std::env;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+use crate::inherited::HANDOVER;
+use crate::outcome::Draining;
+
+/// Where the service manager listens.
+pub(crate) const SOCKET: &str = "NOTIFY_SOCKET";
+
+/// The same, from a predecessor that listens on [`SOCKET`] itself until its successor is ready.
+pub(crate) const MANAGER: &str = "SMOL_GRACEFUL_NOTIFY_SOCKET";
+
+/// A way to the service manager, if there is one.
+#[derive(Debug, Default)]
+pub(crate) struct Notify {
+    /// Who waits for this process to be ready.
+    starter: Option<Way>,
+    /// Who watches over it from then on.
+    manager: Option<Way>,
+}
+
+impl Notify {
+    /// As the environment says.
+    pub(crate) fn from_env() -> Self {
+        let way = |name| {
+            env::var_os(name).filter(|path| !path.is_empty()).and_then(|path| Way::to(&path))
+        };
+        if env::var_os(HANDOVER).is_some() {
+            Self { starter: way(SOCKET), manager: way(MANAGER) }
+        } else {
+            Self { starter: way(SOCKET), manager: way(SOCKET) }
+        }
+    }
+
+    /// Serving; `false` if that could not be said yet.
+    pub(crate) fn ready(&self, status: &str) -> bool {
+        let states = [NotifyState::Ready, NotifyState::Status(status)];
+        self.starter.as_ref().is_none_or(|starter| starter.send(&states))
+    }
+
+    /// The stop has begun.
+    pub(crate) fn stopping(&self) {
+        self.tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+    }
+
+    /// Connections are still accepted, for so long.
+    pub(crate) fn lame_duck(&self, duration: Duration) {
+        let status = format!("lame duck: accepting connections for another {duration:?}");
+        self.tell(&[NotifyState::Status(&status), extension(duration + MARGIN)]);
+    }
+
+    /// How the drain stands; asks for time only while it makes progress (rule S20).
+    pub(crate) fn draining(&self, draining: &Draining) {
+        let status = draining.to_string();
+        let extension = extension(EXTENSION.min(draining.left + MARGIN));
+        let states = [NotifyState::Status(&status), extension];
+        self.tell(if draining.is_moving { &states } else { &states[..1] });
+    }
+
+    /// The successor is the one to watch over.
+    #[cfg(feature = "restart")]
+    pub(crate) fn main_pid(&self, pid: u32) {
+        self.tell(&[NotifyState::MainPid(pid)]);
+    }
+
+    /// How often the manager wants to hear that handlers can run, if it wants to.
+    pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
+        sd_notify::watchdog_enabled()
+            .filter(|interval| self.manager.is_some() && !interval.is_zero())
+    }
+
+    /// Handlers can run.
+    pub(crate) fn watchdog(&self) {
+        self.tell(&[NotifyState::Watchdog]);
+    }
+
+    fn tell(&self, states: &[NotifyState<'_>]) {
+        if let Some(manager) = &self.manager {
+            // What is not heard now is of no use later.
+            let _ = manager.send(states);
+        }
+    }
+}
+
+/// How much time the manager is asked for at once.
+const EXTENSION: Duration = Duration::from_secs(5);
+
+/// What comes behind the end of the grace: dropping what is left, the last line of the log.
+const MARGIN: Duration = Duration::from_secs(1);
+
+fn extension(duration: Duration) -> NotifyState<'static> {
+    NotifyState::ExtendTimeoutUsec(u32::try_from(duration.as_micros()).unwrap_or(u32::MAX))
+}
+
+/// A datagram socket and where it sends to.
+#[derive(Debug)]
+struct Way {
+    socket: UnixDatagram,
+    to: SocketAddr,
+}
+
+impl Way {
+    fn to(path: &OsStr) -> Option<Self> {
+        let way = || {
+            let socket = UnixDatagram::unbound()?;
+            socket.set_nonblocking(true)?;
+            Ok(Self { socket, to: address(path)? })
+        };
+        way()
+            .inspect_err(|error: &io::Error| {
+                log::warn!("no notifications to {}: {error}", path.to_string_lossy());
+            })
+            .ok()
+    }
+
+    /// `false` if it has to be sent again.
+    fn send(&self, states: &[NotifyState<'_>]) -> bool {
+        let text: String = states.iter().map(|state| format!("{state}\n")).collect();
+        match self.socket.send_to_addr(text.as_bytes(), &self.to) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            Err(error) => {
+                log::debug!("cannot notify: {error}");
+                true
+            }
+            Ok(_) => true,
+        }
+    }
+}
+
+/// A path, or with `@` in front an abstract name.
+fn address(path: &OsStr) -> io::Result<SocketAddr> {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::ffi::OsStrExt;
+        if let Some(name) = path.as_bytes().strip_prefix(b"@") {
+            return SocketAddr::from_abstract_name(name);
+        }
+    }
+    SocketAddr::from_pathname(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_manager_that_does_not_read() {
+        use std::os::linux::net::SocketAddrExt;
+        let name = format!("sg-notify-{}", std::process::id());
+        let addr = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&addr).unwrap();
+        let way = || Way::to(format!("@{name}").as_ref());
+        let notify = Notify { starter: way(), manager: way() };
+        assert!(notify.ready("serving"));
+        for _ in 0..10_000 {
+            notify.watchdog();
+        }
+        assert!(!notify.ready("serving"));
+        let mut bytes = [0; 100];
+        let n = manager.recv(&mut bytes).unwrap();
+        assert_eq!(&bytes[..n], b"READY=1\nSTATUS=serving\n");
+        let n = manager.recv(&mut bytes).unwrap();
+        assert_eq!(&bytes[..n], b"WATCHDOG=1\n");
+        drop(manager);
+        // It is gone: there is nobody to try again for.
+        assert!(notify.ready("serving"));
+    }
+
+    #[test]
+    fn time_is_asked_for_only_while_something_moves() {
+        use std::os::linux::net::SocketAddrExt;
+        let name = format!("sg-extend-{}", std::process::id());
+        let addr = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&addr).unwrap();
+        let notify = Notify { starter: None, manager: Way::to(format!("@{name}").as_ref()) };
+        let heard = |draining: Draining| {
+            notify.draining(&draining);
+            let mut bytes = [0; 200];
+            let n = manager.recv(&mut bytes).unwrap();
+            String::from_utf8(bytes[..n].to_vec()).unwrap()
+        };
+        let draining = |left, is_moving| Draining {
+            open: 2,
+            busy: 0,
+            left: Duration::from_secs(left),
+            oldest: None,
+            is_moving,
+        };
+        let status =
+            |left| format!("STATUS=draining: 2 left, none with a request, {left} s to go\n");
+        assert_eq!(heard(draining(30, true)), status(30) + "EXTEND_TIMEOUT_USEC=5000000\n");
+        assert_eq!(heard(draining(2, true)), status(2) + "EXTEND_TIMEOUT_USEC=3000000\n");
+        assert_eq!(heard(draining(30, false)), status(30));
+    }
+}

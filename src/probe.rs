@@ -1,0 +1,70 @@
+//! [`probe`]: what a balancer or an orchestrator asks a server: is it alive, is it ready.
+//!
+//! Invariant: *live* as long as handlers run at all, *ready* until the stop begins, so that in the
+//! lame duck (rule S3) new requests go elsewhere while this server still takes them. Looks at the
+//! token and at nothing else.
+
+use http_types::headers::{CACHE_CONTROL, CONTENT_TYPE};
+use http_types::{Method, Request, Response, StatusCode};
+
+use crate::shutdown::Token;
+
+/// Answers a `GET` or `HEAD` of `/livez` (200) or `/readyz` (200, and 503 from the moment the stop
+/// begins); `None` for any other request.
+///
+/// The words are Kubernetes'; HAProxy's `option httpchk GET /readyz` wants the same.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::{Server, probe};
+///
+/// let server = Server::new(|request| async move {
+///     if let Some(response) = probe(&request) {
+///         return Ok(response);
+///     }
+///     Ok("okay".into())
+/// });
+/// # drop(server);
+/// ```
+pub fn probe(request: &Request) -> Option<Response> {
+    if !matches!(request.method(), Method::Get | Method::Head) {
+        return None;
+    }
+    let (status, text) = match request.url().path() {
+        "/livez" => (StatusCode::Ok, "live\n"),
+        "/readyz" if Token::of(request).is_stopping() => {
+            (StatusCode::ServiceUnavailable, "stopping\n")
+        }
+        "/readyz" => (StatusCode::Ok, "ready\n"),
+        _ => return None,
+    };
+    let mut response = Response::new(status);
+    response.insert_header(CONTENT_TYPE, "text/plain; charset=utf-8");
+    response.insert_header(CACHE_CONTROL, "no-store");
+    response.set_body(text);
+    Some(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shutdown::Shutdown;
+
+    #[test]
+    fn ready_until_the_stop_and_live_beyond_it() {
+        let shutdown = Shutdown::new();
+        let ask = |method, path: &str| {
+            let mut request = Request::new(method, &*format!("http://localhost{path}"));
+            request.ext_mut().insert(shutdown.token());
+            probe(&request).map(|response| u16::from(response.status()))
+        };
+        assert_eq!(ask(Method::Get, "/livez"), Some(200));
+        assert_eq!(ask(Method::Head, "/readyz?verbose"), Some(200));
+        assert_eq!(ask(Method::Post, "/readyz"), None);
+        assert_eq!(ask(Method::Get, "/readyz/"), None);
+        shutdown.stop();
+        assert_eq!(ask(Method::Get, "/livez"), Some(200));
+        assert_eq!(ask(Method::Get, "/readyz"), Some(503));
+    }
+}

@@ -1,0 +1,54 @@
+//! [`SocketFile`]: the file that a Unix socket listens on.
+//!
+//! Invariant: a file is removed only by who is answerable for it, and only if it is still the one
+//! that this process bound or was handed: a successor may have put its own in its place.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// The file of a Unix socket; removed at the end, unless it is another's by then.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// What tells it from another that has taken its name; `None` once it was left to others.
+    identity: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    /// Answers for the file at `path` from now on.
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), identity: Some(identity(path)?) })
+    }
+
+    /// Leaves it to whoever holds the socket too (rule S5).
+    pub(crate) fn leave(&mut self) {
+        self.identity = None;
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.identity.is_some() && identity(&self.path).ok() == self.identity {
+            // Not worth a word if it fails: the next server finds it stale and replaces it.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Whether `path` is a socket that nobody listens on any more.
+pub(crate) fn is_stale(path: &Path) -> io::Result<bool> {
+    // Without blocking: a live server with a full queue is no less alive.
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    probe.set_nonblocking(true)?;
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    Ok(probe.connect(&SockAddr::unix(path)?).is_err_and(refused))
+}
+
+/// Device and inode.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = std::fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
