@@ -20,8 +20,10 @@ use crate::registry::{Seat, Stage};
 use crate::shutdown::{Phase, Shutdown};
 use crate::transport::Transport;
 use crate::wire::head::Bounds;
-use crate::wire::response::{Asked, Reply, asks_to_close, ends_with_connection, plain, upgrades};
-use crate::wire::{Broken, Gate, NoHead, is_empty_lines};
+use crate::wire::response::{
+    Asked, Reply, asks_to_close, ends_with_connection, has_body, plain, upgrades,
+};
+use crate::wire::{Broken, Gate, NoHead, is_empty_lines, leave};
 
 /// A handler, whatever its own type.
 pub(crate) type Handler = dyn Fn(Request) -> Pin<Box<dyn Future<Output = http_types::Result<Response>> + Send>>
@@ -64,14 +66,17 @@ pub(crate) async fn serve(service: &Service, seat: &Arc<Seat>, transport: Transp
 /// Idle, active, idle, active, …
 async fn requests(service: &Service, seat: &Arc<Seat>, mut transport: Transport) {
     let mut fresh = true;
-    while let Some((bytes, n)) = first_bytes(service, seat, &mut transport, fresh).await {
+    // Bytes of empty lines so far: they count as the head's, however they were cut.
+    let mut empty = 0;
+    while let Some((bytes, n)) = first_bytes(service, seat, &mut transport, fresh, &mut empty).await
+    {
         fresh = false;
         // The active phase is a future of its own, dropped when the connection falls idle (W12).
         let gate = Gate::new(transport, bytes, n, seat.clone(), bounds(&service.limits));
         let active = Box::pin(exchanges(service, seat, gate));
         // A handler's panic is answered where it happens; a panic of a response's body ends here.
         match AssertUnwindSafe(active).catch_unwind().await {
-            Ok(Some(idle)) => transport = idle,
+            Ok(Some(idle)) => (transport, empty) = idle,
             Ok(None) | Err(_) => return,
         }
     }
@@ -79,8 +84,13 @@ async fn requests(service: &Service, seat: &Arc<Seat>, mut transport: Transport)
         // The kernel says it: a reset if something was left unread, a FIN otherwise.
         return;
     }
-    // An idle connection is closed with a FIN; nothing is owed to it (rule S6).
-    let _ = transport.half_close();
+    // An idle connection is closed with a FIN (rule S6); its client may be slow to take what it was
+    // sent.
+    if transport.undelivered() > 0 {
+        leave(transport, seat, true, || service.is_draining()).await;
+    } else {
+        let _ = transport.half_close();
+    }
 }
 
 /// Waits for a request to begin; `None` when the connection is to be closed.
@@ -91,11 +101,10 @@ async fn first_bytes(
     seat: &Seat,
     transport: &mut Transport,
     fresh: bool,
+    empty: &mut usize,
 ) -> Option<(Vec<u8>, usize)> {
     // A new client has mostly sent its request by now; later, waiting first saves a read.
     let mut look = fresh;
-    // Bytes of empty lines so far: they count as the head's, however they were cut.
-    let mut empty = 0;
     poll_fn(|cx| {
         loop {
             if service.is_aborting() {
@@ -115,15 +124,18 @@ async fn first_bytes(
             }
             look = false;
             let mut bytes = vec![0; FIRST_READ];
-            bytes[..empty].chunks_exact_mut(2).for_each(|line| line.copy_from_slice(b"\r\n"));
-            match transport.poll_read(cx, &mut bytes[empty..]) {
+            bytes[..*empty]
+                .iter_mut()
+                .zip(b"\r\n".iter().cycle())
+                .for_each(|(to, byte)| *to = *byte);
+            match transport.poll_read(cx, &mut bytes[*empty..]) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
                 // Empty lines are no request yet (RFC 9112 section 2.2).
-                Poll::Ready(Ok(n)) if is_empty_lines(&bytes[..empty + n]) => {
-                    empty += n;
+                Poll::Ready(Ok(n)) if is_empty_lines(&bytes[..*empty + n]) => {
+                    *empty += n;
                     continue;
                 }
-                Poll::Ready(Ok(n)) => return Poll::Ready(Some((bytes, empty + n))),
+                Poll::Ready(Ok(n)) => return Poll::Ready(Some((bytes, *empty + n))),
                 // That was the last look.
                 Poll::Pending if leave => return Poll::Ready(None),
                 Poll::Pending => {}
@@ -146,9 +158,10 @@ fn bounds(limits: &Limits) -> Bounds {
     Bounds { head_bytes: limits.head_bytes, headers: limits.headers }
 }
 
-/// Request after request, until nothing more has arrived: then the transport comes back. `None`
+/// Request after request, until nothing more has arrived: then the transport comes back, and how
+/// many bytes of empty lines have. `None`
 /// when the connection has ended.
-async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Transport> {
+async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<(Transport, usize)> {
     let limits = &service.limits;
     let longest_body = limits.body_bytes.unwrap_or(u64::MAX);
     // In the drain: how much of what had arrived when the connection took note of it is left.
@@ -163,17 +176,17 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Tra
             Err(NoHead::Closed) => return None,
             Err(NoHead::Refused(status)) => {
                 let asked = presumably_asked(&gate);
-                return refuse(gate, asked, status).await;
+                return refuse(service, gate, asked, status).await;
             }
         };
         let asked = Asked { method: head.method, version: head.version };
         if gate.body_left() > longest_body {
-            return refuse(gate, asked, StatusCode::PayloadTooLarge).await;
+            return refuse(service, gate, asked, StatusCode::PayloadTooLarge).await;
         }
         seat.enter(Stage::Handler);
         let mut request = match gate.decode(&head).await {
             Ok(request) => request,
-            Err(status) => return refuse(gate, asked, status).await,
+            Err(status) => return refuse(service, gate, asked, status).await,
         };
         request.set_peer_addr(Some(seat.peer));
         request.ext_mut().insert(service.shutdown.token());
@@ -224,14 +237,14 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Tra
             && head.keep_alive
             && !asks_to_close(&response)
             && !ends_with_connection(&response, asked)
-            && (gate.body_is_held()
+            && (gate.body_is_held() && has_body(&response, asked)
                 || gate.can_discard(discard) && gate.discard_arrived(&mut discard).await)
             && !(service.is_draining() && is_last(&gate, &mut owed).await);
         match gate.respond(Reply::new(response, asked, !keep)).await {
             Ok(()) => {}
             Err(Broken::Unseen) => {
                 let status = gate.fault().unwrap_or(StatusCode::InternalServerError);
-                return refuse(gate, asked, status).await;
+                return refuse(service, gate, asked, status).await;
             }
             Err(Broken::Seen) => {
                 gate.reset();
@@ -246,11 +259,13 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<Tra
         }
         if !keep {
             let at_rest = gate.body_is_taken() && !gate.has_input();
-            gate.close(at_rest).await;
+            gate.close(at_rest, || service.is_draining()).await;
             return None;
         }
-        if !gate.can_discard(discard) || !gate.discard_body(&mut discard).await {
-            gate.close(false).await;
+        // The client has its answer, and is not waited for longer than an idle one (rule S6).
+        let over = || service.linger_is_over.load(Ordering::Acquire);
+        if !gate.can_discard(discard) || !gate.discard_body(&mut discard, over).await {
+            gate.close(false, || service.is_draining()).await;
             return None;
         }
         if !gate.has_input() && owed.is_none() {
@@ -280,12 +295,17 @@ async fn is_last(gate: &Gate, owed: &mut Option<u64>) -> bool {
 }
 
 /// Answers a request that reaches no handler, and ends the connection (rule W4).
-async fn refuse(mut gate: Gate, asked: Asked, status: StatusCode) -> Option<Transport> {
+async fn refuse(
+    service: &Service,
+    mut gate: Gate,
+    asked: Asked,
+    status: StatusCode,
+) -> Option<(Transport, usize)> {
     let (method, path) = gate.describe();
     log::debug!("{} {method} {path}: refused with {status}", gate.peer());
     let reply = Reply::new(plain(status), asked, true);
     if gate.respond(reply).await.is_ok() {
-        gate.close(false).await;
+        gate.close(false, || service.is_draining()).await;
     }
     None
 }

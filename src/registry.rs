@@ -99,6 +99,9 @@ pub enum Stage {
     Closing = 7,
     /// The connection was handed over to another protocol.
     Upgraded = 8,
+    /// The response is written; the rest of a body that nobody has read is discarded, to go on
+    /// with the next request.
+    Discarding = 9,
 }
 
 impl Stage {
@@ -112,7 +115,8 @@ impl Stage {
             5 => Self::Response,
             6 => Self::Writing,
             7 => Self::Closing,
-            _ => Self::Upgraded,
+            8 => Self::Upgraded,
+            _ => Self::Discarding,
         }
     }
 
@@ -121,7 +125,7 @@ impl Stage {
         match self {
             Self::Accepted | Self::Idle => Some(limits.idle_timeout),
             Self::Head => Some(limits.head_timeout),
-            Self::Body | Self::Writing => Some(limits.stall_timeout),
+            Self::Body | Self::Writing | Self::Discarding => Some(limits.stall_timeout),
             Self::Closing => Some(Limits::CLOSING),
             Self::Handler | Self::Response | Self::Upgraded => None,
         }
@@ -129,7 +133,7 @@ impl Stage {
 
     /// Whether a client waits for something here that it has asked for.
     fn is_request(self) -> bool {
-        !matches!(self, Self::Idle | Self::Closing)
+        !matches!(self, Self::Idle | Self::Closing | Self::Discarding)
     }
 }
 
@@ -145,6 +149,7 @@ impl fmt::Display for Stage {
             Self::Writing => "writing the response",
             Self::Closing => "closing",
             Self::Upgraded => "upgraded",
+            Self::Discarding => "discarding the body",
         })
     }
 }
@@ -361,10 +366,10 @@ impl Registry {
         seats
     }
 
-    /// Those of them that have a request.
+    /// Those of them that are not idle.
     pub(crate) fn busy_seats(&self, server: usize) -> Vec<Arc<Seat>> {
         let mut seats = self.seats(server);
-        seats.retain(|seat| seat.stage().is_request());
+        seats.retain(|seat| seat.stage() != Stage::Idle);
         seats
     }
 

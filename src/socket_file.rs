@@ -6,6 +6,8 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -40,6 +42,19 @@ impl Drop for SocketFile {
 
 /// Whether `path` is a socket that nobody listens on any more.
 pub(crate) fn is_stale(path: &Path) -> io::Result<bool> {
+    if !is_deaf(path)? {
+        return Ok(false);
+    }
+    // A server that has just bound it may not listen yet.
+    thread::sleep(BINDING);
+    is_deaf(path)
+}
+
+/// How long a server may take from binding its socket to listening on it.
+const BINDING: Duration = Duration::from_millis(50);
+
+/// Whether a client of `path` is refused.
+fn is_deaf(path: &Path) -> io::Result<bool> {
     // Without blocking: a live server with a full queue is no less alive.
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     probe.set_nonblocking(true)?;

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use async_io::Async;
 use futures_lite::{AsyncRead, AsyncWrite};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// A connection's byte stream.
 #[derive(Debug)]
@@ -82,19 +83,24 @@ impl Transport {
 
     /// How many bytes wait in the kernel to be read; 0 where that cannot be known.
     pub(crate) fn waiting(&self) -> u64 {
+        rustix::io::ioctl_fionread(self).unwrap_or(0)
+    }
+
+    /// How many bytes the client's kernel has yet to take, apart from a FIN; 0 where that cannot be
+    /// known, and on Unix sockets, where the client can read what was written whatever comes.
+    pub(crate) fn undelivered(&self) -> u64 {
         match self {
-            Self::Tcp(socket) => rustix::io::ioctl_fionread(socket.as_fd()).unwrap_or(0),
-            Self::Unix(socket) => rustix::io::ioctl_fionread(socket.as_fd()).unwrap_or(0),
+            Self::Tcp(socket) => unacknowledged(socket.get_ref()).saturating_sub(1),
+            Self::Unix(_) => 0,
         }
     }
 
-    /// Whether the client has reset the connection: not one that only half-closed (rule S22).
+    /// Whether nobody can read at the other end any more: reset, or on a Unix socket closed. Not one
+    /// that has only half-closed (rule S22); on TCP the close cannot be told from that.
     pub(crate) fn is_reset(&self) -> bool {
-        let error = match self {
-            Self::Tcp(socket) => socket.get_ref().take_error(),
-            Self::Unix(socket) => socket.get_ref().take_error(),
-        };
-        !matches!(error, Ok(None))
+        let mut fds = [PollFd::from_borrowed_fd(self.as_fd(), PollFlags::empty())];
+        let gone = PollFlags::ERR | PollFlags::HUP;
+        poll(&mut fds, Some(&Timespec::default())).is_ok() && fds[0].revents().intersects(gone)
     }
 
     /// Makes the coming close a reset, so that the client cannot take what it got for the whole.
@@ -103,6 +109,45 @@ impl Transport {
             // Without it the client sees an early end of the stream: worse, but no reason to fail.
             let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
         }
+    }
+}
+
+impl AsFd for Transport {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
+/// Bytes that were written and not acknowledged, a FIN counts as one; 0 where nobody tells.
+#[cfg_attr(target_os = "linux", allow(unsafe_code, reason = "no crate offers this call"))]
+fn unacknowledged(socket: &TcpStream) -> u64 {
+    #[cfg(all(
+        target_os = "linux",
+        any(
+            target_arch = "x86",
+            target_arch = "x86_64",
+            target_arch = "arm",
+            target_arch = "aarch64",
+            target_arch = "riscv64",
+            target_arch = "s390x",
+            target_arch = "loongarch64",
+        )
+    ))]
+    {
+        use rustix::ioctl::{Getter, Opcode, ioctl};
+        const SIOCOUTQ: Opcode = 0x5411;
+        // SAFETY: for this request, which has this number on these architectures, the kernel writes
+        // one `int` and does nothing else (tcp(7)).
+        let count = unsafe { ioctl(socket, Getter::<SIOCOUTQ, std::ffi::c_int>::new()) };
+        return count.map_or(0, |count| u64::try_from(count).unwrap_or(0));
+    }
+    #[allow(unreachable_code, reason = "reached where the call above is not known")]
+    {
+        let _ = socket;
+        0
     }
 }
 

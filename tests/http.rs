@@ -709,6 +709,62 @@ fn a_malformed_unread_body_ends_the_connection() {
     settle(&server);
 }
 
+/// All that has arrived is looked at, be it more than is read in one go.
+#[test]
+fn a_fault_far_behind_in_an_unread_body_is_seen() {
+    let (open, gate) = smol::channel::bounded::<()>(1);
+    let server = Running::new(move |_request| {
+        let gate = gate.clone();
+        async move {
+            gate.recv().await?;
+            Ok("okay")
+        }
+    });
+    let mut client = server.connect();
+    let chunk = "3e8\r\n".to_owned() + &"x".repeat(1000) + "\r\n";
+    client.send(post("/", CHUNKED, &(chunk.repeat(70) + "ZZ\r\n")));
+    wait_until("everything has arrived", || unacknowledged(&client) == 0);
+    open.send_blocking(()).unwrap();
+    let response = client.response();
+    assert_closed(&mut client, &response);
+    settle(&server);
+}
+
+/// Nor does it help that the response is made of it, if the response has no body.
+#[test]
+fn a_body_that_cannot_be_answered_with_is_unread() {
+    let server = Running::new(|mut request: Request| async move {
+        let body = request.take_body();
+        let status = if request.url().path() == "/204" { 204 } else { 200 };
+        let mut response = Response::new(status);
+        response.set_body(body);
+        Ok(response)
+    });
+    for (request, to_head) in [
+        ("HEAD / HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\n\r\n", true),
+        ("HEAD / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n", true),
+        ("HEAD / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n", true),
+        ("POST /204 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n", false),
+    ] {
+        case(request, || {
+            let mut client = server.connect();
+            let response = client.send(request).try_response(to_head).unwrap();
+            assert_closed(&mut client, &response);
+        });
+    }
+    settle(&server);
+}
+
+/// How many bytes of `client`'s the server's kernel has not taken yet (Linux).
+fn unacknowledged(client: &Client) -> u64 {
+    let local = client.stream.local_addr().unwrap().port();
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let ours = format!("0100007F:{local:04X}");
+    let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let line = lines.find(|line| line[1] == ours).unwrap();
+    u64::from_str_radix(line[4].split(':').next().unwrap(), 16).unwrap()
+}
+
 /// Rule W9: nobody waits for ever for what is to be discarded.
 #[test]
 fn an_unread_body_that_does_not_come_ends_the_connection() {

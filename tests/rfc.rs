@@ -95,6 +95,8 @@ fn table() -> Vec<Row> {
     row!("9112 2.2", "an empty line before it", "\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", Served("GET /"));
     row!("9112 2.2", "four of them (our bound)", "\r\n".repeat(4) + &get("/"), Served("GET /"));
     row!("9112 2.2", "an empty line and nothing else", "\r\n", Closed);
+    row!("9112 2.2", "four of them and nothing else", "\r\n".repeat(4), Closed);
+    row!("9112 2.2", "a line that has begun with its end", "\r", Closed);
     row!("9112 2.2", "five empty lines (beyond our bound)", "\r\n".repeat(5) + &get("/"), Refused(400));
     row!("9112 9.5", "nothing at all", "", Closed);
     row!("9112 2.2", "a bare LF before it", "\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", Refused(400));

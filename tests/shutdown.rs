@@ -7,7 +7,7 @@ mod common;
 
 use std::future::Future;
 use std::io::{self, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::pin::Pin;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
@@ -1032,4 +1032,89 @@ fn a_body_that_is_read_elsewhere_ends_with_its_connection() {
     server.shutdown.abort();
     assert_eq!(read.recv_timeout(PATIENCE), Ok(Some(true)));
     assert!(!server.outcome().is_drained());
+}
+
+/// Rule S9: the last response is taken whole by a client that is slow to read, whatever it sends
+/// meanwhile, and the server waits for that.
+#[test]
+fn a_slow_client_gets_its_last_response_whole() {
+    const LONG: usize = 300_000;
+    for (what, closes, stop) in [
+        ("idle when the server stops", false, true),
+        ("answered with close when the server stops", true, true),
+        ("answered with close", true, false),
+    ] {
+        let limits = Limits { linger: Duration::ZERO, ..Limits::default() };
+        let server = Running::with(limits, move |_request| async move {
+            let mut response = Response::from("x".repeat(LONG));
+            if closes {
+                response.insert_header("connection", "close");
+            }
+            Ok(response)
+        });
+        let mut client = slow_client(server.addr);
+        client.get("/");
+        // The response has begun to come; the rest is in the server's kernel before long.
+        client.stream.peek(&mut [0]).unwrap();
+        wait_until("the handler is done", || server.shutdown.in_flight() == 1);
+        if stop {
+            server.shutdown.stop();
+        }
+        // Long enough for a connection that waits for nobody.
+        let began = Instant::now();
+        while server.shutdown.in_flight() > 0 && began.elapsed() < Duration::from_millis(300) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        // It may have crossed the end of the connection.
+        let _ = client.stream.write_all(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n");
+        let response = client.try_response(false);
+        assert_eq!(response.map(|response| response.body.len()), Ok(LONG), "{what}");
+        drop(client);
+        assert!(server.stop().is_drained(), "{what}");
+    }
+}
+
+/// A client whose kernel takes little at a time.
+fn slow_client(addr: SocketAddr) -> Client {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(8 * 1024).unwrap();
+    socket.connect(&addr.into()).unwrap();
+    TcpStream::from(socket).into()
+}
+
+/// A response that is written is not cut because its client owes the rest of a body that nobody
+/// wants.
+#[test]
+fn a_body_that_nobody_wants_does_not_hold_the_drain() {
+    for body in [
+        "Content-Length: 10\r\n\r\nabc",
+        "Content-Length: 10\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n5\r\nab",
+    ] {
+        let server = Running::new(|_request| async { Ok("okay") });
+        let mut client = server.connect();
+        client.send(format!("GET / HTTP/1.1\r\nHost: x\r\n{body}"));
+        assert!(!client.response().says_close());
+        server.shutdown.stop();
+        assert_eq!(client.end(), End::Eof, "{body}");
+        assert!(server.outcome().is_drained(), "{body}");
+    }
+}
+
+/// Nor do empty lines, which are no request.
+#[test]
+fn as_many_empty_lines_as_are_tolerated_hold_up_nobody() {
+    for lines in ["\r", "\r\n", "\r\n\r\n\r\n", "\r\n\r\n\r\n\r\n"] {
+        for behind in ["", "GET / HTTP/1.1\r\nHost: x\r\n\r\n"] {
+            let server = Running::new(|_request| async { Ok("okay") });
+            let mut client = server.connect();
+            client.send(behind.to_owned() + lines);
+            if !behind.is_empty() {
+                assert_eq!(client.response().text(), "okay");
+            }
+            server.shutdown.stop();
+            assert_eq!(client.end(), End::Eof, "{lines:?}");
+            assert!(server.outcome().is_drained(), "{lines:?}");
+        }
+    }
 }

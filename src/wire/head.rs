@@ -110,7 +110,7 @@ const ENGINE_FIELDS: usize = 128;
 /// Room for the fields of a common head.
 const FEW_FIELDS: usize = 16;
 /// Empty lines tolerated before a request line (RFC 9112 section 2.2 asks for at least one).
-const EMPTY_LINES: usize = 4;
+pub(crate) const EMPTY_LINES: usize = 4;
 /// Longest method in a log line; all that http-types knows are shorter.
 const SHOWN_METHOD: usize = 20;
 /// Longest target in a log line.

@@ -342,8 +342,9 @@ impl Incoming {
                 }
                 Step::Partial if filled > 0 => return Poll::Ready(Ok(filled)),
                 Step::Partial => {
-                    self.ask_for_body();
-                    let n = ready!(self.poll_fill(transport, cx))?;
+                    let filled = self.poll_fill(transport, cx);
+                    self.ask_for_body(filled.is_pending());
+                    let n = ready!(filled)?;
                     if n == 0 {
                         return Poll::Ready(Err(cut_short()));
                     }
@@ -365,8 +366,9 @@ impl Incoming {
         if here > 0 {
             return Poll::Ready(Ok(here));
         }
-        self.ask_for_body();
-        let n = ready!(transport.poll_read(cx, &mut buf[..most]))?;
+        let read = transport.poll_read(cx, &mut buf[..most]);
+        self.ask_for_body(read.is_pending());
+        let n = ready!(read)?;
         if n == 0 {
             return Poll::Ready(Err(cut_short()));
         }
@@ -374,9 +376,11 @@ impl Incoming {
         Poll::Ready(Ok(n))
     }
 
-    fn ask_for_body(&mut self) {
+    /// Someone wants the body, and has or has not to wait for it: a client that sends it unasked is
+    /// not told to (RFC 9110 section 10.1.1).
+    fn ask_for_body(&mut self, waits: bool) {
         if self.permission == Permission::Due {
-            self.permission = Permission::Asked;
+            self.permission = if waits { Permission::Asked } else { Permission::Settled };
         }
     }
 

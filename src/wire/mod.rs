@@ -19,8 +19,10 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
-use futures_lite::{AsyncRead, AsyncWrite, FutureExt};
+use async_io::Timer;
+use futures_lite::{AsyncRead, AsyncWrite, FutureExt, future};
 use http_types::{Request, StatusCode, upgrade};
 use smol::channel;
 
@@ -190,35 +192,30 @@ impl Gate {
 
     /// Reads and drops the rest of the body; `false` if it is longer than `most`, malformed or cut
     /// short. What was dropped is taken off `most`.
-    pub(crate) async fn discard_body(&mut self, most: &mut u64) -> bool {
-        poll_fn(|cx| match self.poll_discard(cx, most) {
-            Poll::Pending => self.poll_tend(cx).map(|()| false),
-            discarded => discarded,
+    ///
+    /// The response is written: nobody waits for this, and it ends when it is `over`, in the drain.
+    pub(crate) async fn discard_body(&mut self, most: &mut u64, over: impl Fn() -> bool) -> bool {
+        self.wire().serving = Stage::Discarding;
+        poll_fn(|cx| {
+            let discarded = {
+                let wire = &mut *lock(&self.wire);
+                ready!(wire.poll_turn(cx));
+                wire.poll_discard(cx, most)
+            };
+            match discarded {
+                Poll::Pending if over() => Poll::Ready(false),
+                Poll::Pending => self.poll_tend(cx).map(|()| false),
+                discarded => discarded,
+            }
         })
         .await
     }
 
     /// The same with as much of the body as has arrived; `true` as long as the rest may be good.
     pub(crate) async fn discard_arrived(&mut self, most: &mut u64) -> bool {
-        poll_fn(|cx| Poll::Ready(self.poll_discard(cx, most) != Poll::Ready(false))).await
+        let mut discarded = |cx: &mut Context<'_>| lock(&self.wire).poll_discard(cx, most);
+        poll_fn(|cx| Poll::Ready(discarded(cx) != Poll::Ready(false))).await
             && self.body_left() <= *most
-    }
-
-    fn poll_discard(&mut self, cx: &mut Context<'_>, most: &mut u64) -> Poll<bool> {
-        let mut wire = lock(&self.wire);
-        if wire.incoming.body_is_taken() {
-            return Poll::Ready(true);
-        }
-        // From here on the body is not the handler's any more.
-        wire.exchange = wire.exchange.wrapping_add(1);
-        let mut scrap = vec![0; 8 * 1024];
-        while !wire.incoming.body_is_taken() {
-            match ready!(wire.poll_body(cx, &mut scrap)) {
-                Ok(n) if n > 0 && n as u64 <= *most => *most -= n as u64,
-                Ok(_) | Err(_) => return Poll::Ready(false),
-            }
-        }
-        Poll::Ready(true)
     }
 
     /// Bytes behind the message: in the buffer and in the socket, apart from empty lines. The
@@ -228,7 +225,8 @@ impl Gate {
         poll_fn(|cx| {
             let wire = &mut *self.wire();
             let transport = wire.transport.as_mut();
-            if let Some(transport) = transport.filter(|t| (1..=4).contains(&t.waiting())) {
+            if let Some(transport) = transport.filter(|t| (1..=EMPTY as u64).contains(&t.waiting()))
+            {
                 let _ = wire.incoming.poll_fill(transport, cx);
             }
             Poll::Ready(())
@@ -264,7 +262,8 @@ impl Gate {
     }
 
     fn poll_tend(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.seat.is_expired() && self.seat.stage() == Stage::Body {
+        let waits_for_body = matches!(self.seat.stage(), Stage::Body | Stage::Discarding);
+        if self.seat.is_expired() && waits_for_body {
             self.wire().end_wait_for_body();
         }
         match self.poll_flush(cx) {
@@ -387,38 +386,23 @@ impl Gate {
         !is_empty_lines(self.wire().incoming.unread())
     }
 
-    /// The connection falls idle: what is left is its transport (rule W12).
-    pub(crate) fn into_transport(self) -> Option<Transport> {
+    /// The connection falls idle: what is left is its transport, and how many bytes of empty lines
+    /// were read (rule W12).
+    pub(crate) fn into_transport(self) -> Option<(Transport, usize)> {
         self.seat.end();
-        self.wire().transport.take()
+        let mut wire = self.wire();
+        let empty = wire.incoming.unread().len();
+        wire.transport.take().map(|transport| (transport, empty))
     }
 
-    /// Ends the connection after its last response: sends everything, half-closes, and discards
-    /// what the client still sends for a short, bounded time, so that no reset can take the
-    /// response away (rule S9). With `at_rest` the client owes nothing and has sent nothing more,
-    /// and there is nothing to wait for.
-    pub(crate) async fn close(mut self, at_rest: bool) {
+    /// Ends the connection after its last response: sends everything and takes [`leave`].
+    pub(crate) async fn close(mut self, at_rest: bool, draining: impl Fn() -> bool) {
         if self.flush().await.is_err() {
             return self.reset();
         }
-        let Some(mut transport) = self.wire().transport.take() else { return };
-        self.seat.enter(Stage::Closing);
-        if transport.half_close().is_err() {
-            return;
-        }
-        let mut scrap = vec![0; 8 * 1024];
-        let mut at_rest = at_rest;
-        loop {
-            let read = poll_fn(|cx| match transport.poll_read(cx, &mut scrap) {
-                Poll::Pending if at_rest || self.seat.is_expired() => Poll::Ready(Ok(0)),
-                read => read,
-            });
-            match read.await {
-                Ok(n) if n > 0 && !self.seat.is_expired() => at_rest = false,
-                _ => return,
-            }
-            // A client that never stops sending must not keep others from their turn.
-            futures_lite::future::yield_now().await;
+        let transport = self.wire().transport.take();
+        if let Some(transport) = transport {
+            leave(transport, &self.seat, at_rest, draining).await;
         }
     }
 
@@ -456,11 +440,75 @@ impl Drop for Gate {
     }
 }
 
+/// Half-closes, and closes when no reset can take the last response away (rule S9; RFC 9112 section
+/// 9.6): what the client still sends is discarded until it has taken everything, and with `at_rest`
+/// that is all; without, when it owes the rest of a message or has sent more, until it closes or a
+/// short, bounded time is over.
+pub(crate) async fn leave(
+    mut transport: Transport,
+    seat: &Seat,
+    mut at_rest: bool,
+    draining: impl Fn() -> bool,
+) {
+    seat.enter(Stage::Closing);
+    if transport.half_close().is_err() {
+        return;
+    }
+    let mut scrap = vec![0; 8 * 1024];
+    let mut seen = None;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let look = poll_fn(|cx| {
+            let read = transport.poll_read(cx, &mut scrap);
+            let Poll::Pending = read else { return read.map(|read| read.unwrap_or(0)) };
+            let left = transport.undelivered();
+            let is_over = seat.is_expired();
+            if left == 0 {
+                let is_done = at_rest || (is_over && seat.stage() == Stage::Closing);
+                if !is_done && seat.stage() != Stage::Closing {
+                    seat.enter(Stage::Closing);
+                }
+                return if is_done { Poll::Ready(0) } else { Poll::Pending };
+            }
+            // A slow client, which is given up only if it takes nothing more.
+            if seen != Some(left) && (is_over || draining()) {
+                seen = Some(left);
+                seat.enter(Stage::Writing);
+            } else if is_over {
+                return Poll::Ready(0);
+            }
+            Poll::Pending
+        });
+        // Nobody tells when the client's kernel has taken something; in the drain that is looked at,
+        // otherwise the sweep's wake-up will do.
+        let wait = async {
+            if !draining() {
+                future::pending::<()>().await;
+            }
+            Timer::after(pause).await;
+            usize::MAX
+        };
+        match look.or(wait).await {
+            0 => return,
+            usize::MAX => pause = (pause * 2).min(Duration::from_millis(100)),
+            _ if transport.undelivered() == 0 && seat.is_expired() => return,
+            _ => {
+                at_rest = false;
+                // A client that never stops sending must not keep others from their turn.
+                future::yield_now().await;
+            }
+        }
+    }
+}
+
 /// Whether `bytes` are no beginning of a request, but empty lines that some clients send behind
 /// one (RFC 9112 section 2.2).
 pub(crate) fn is_empty_lines(bytes: &[u8]) -> bool {
-    matches!(bytes, b"" | b"\r\n" | b"\r\n\r\n")
+    bytes.len() <= EMPTY && bytes.iter().zip(b"\r\n".iter().cycle()).all(|(a, b)| a == b)
 }
+
+/// How many bytes of empty lines are tolerated; a last one may have begun.
+const EMPTY: usize = 2 * head::EMPTY_LINES;
 
 /// How much is gathered before it is sent.
 const FULL: usize = 64 * 1024;
@@ -491,14 +539,37 @@ struct Wire {
 }
 
 impl Wire {
+    /// Gives way if much of the body was read without a pause: a client that is faster than the
+    /// reader must not keep others from their turn.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.streak < FULL {
+            return Poll::Ready(());
+        }
+        self.streak = 0;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Reads and drops the body until it is taken (`true`), more than `most` has come or it turns
+    /// out to be malformed.
+    fn poll_discard(&mut self, cx: &mut Context<'_>, most: &mut u64) -> Poll<bool> {
+        if self.incoming.body_is_taken() {
+            return Poll::Ready(true);
+        }
+        // From here on the body is not the handler's any more.
+        self.exchange = self.exchange.wrapping_add(1);
+        let mut scrap = vec![0; 8 * 1024];
+        while !self.incoming.body_is_taken() {
+            match ready!(self.poll_body(cx, &mut scrap)) {
+                Ok(n) if n > 0 && n as u64 <= *most => *most -= n as u64,
+                Ok(_) | Err(_) => return Poll::Ready(false),
+            }
+        }
+        Poll::Ready(true)
+    }
+
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let Some(transport) = &mut self.transport else { return Poll::Ready(Err(over())) };
-        if self.streak >= FULL {
-            // A client that is faster than the reader must not keep others from their turn.
-            self.streak = 0;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
         let due = self.incoming.continue_is_asked();
         let read = self.incoming.poll_body(transport, cx, buf);
         self.streak = match &read {
@@ -508,8 +579,12 @@ impl Wire {
         match &read {
             Poll::Pending => {
                 self.reader = Some(cx.waker().clone());
-                if self.seat.stage() != Stage::Body {
-                    self.seat.enter(Stage::Body);
+                let stage = match self.serving {
+                    Stage::Discarding => Stage::Discarding,
+                    _ => Stage::Body,
+                };
+                if self.seat.stage() != stage {
+                    self.seat.enter(stage);
                 }
                 if !due && self.incoming.continue_is_asked() {
                     // The connection's task sends it; the reader may be another.
@@ -563,7 +638,10 @@ impl AsyncRead for Message {
             return Poll::Ready(Err(over()));
         }
         match wire.incoming.show_head(buf) {
-            0 => wire.poll_body(cx, buf),
+            0 => {
+                ready!(wire.poll_turn(cx));
+                wire.poll_body(cx, buf)
+            }
             n => Poll::Ready(Ok(n)),
         }
     }

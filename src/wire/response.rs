@@ -51,6 +51,11 @@ pub(crate) fn ends_with_connection(response: &Response, asked: Asked) -> bool {
         && !has_no_body(response.status())
 }
 
+/// Whether a body goes with `response` (rule W11), which may be made of the request's.
+pub(crate) fn has_body(response: &Response, asked: Asked) -> bool {
+    asked.method != Method::Head && !has_no_body(response.status())
+}
+
 /// Whether the handler itself asks to close.
 pub(crate) fn asks_to_close(response: &Response) -> bool {
     let lines = response.header(CONNECTION).into_iter().flatten();
