@@ -282,17 +282,26 @@ impl Program {
 
     /// An example; `cargo test` builds them.
     pub fn example(name: &str, args: &[&str]) -> Self {
+        Self::start(Self::example_command(name, args))
+    }
+
+    pub fn example_command(name: &str, args: &[&str]) -> Command {
         let bin = std::path::Path::new(env!("CARGO_BIN_EXE_smol-graceful"));
         let path = bin.parent().unwrap().join("examples").join(name);
         assert!(path.exists(), "{} is missing: cargo build --examples", path.display());
         let mut command = Command::new(path);
         command.args(args);
-        Self::start(command)
+        command
     }
 
     /// Starts `command` and waits until its log says where it listens.
-    pub fn start(mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    pub fn start(command: Command) -> Self {
+        Self::start_with(command, Stdio::null())
+    }
+
+    /// The same with something on its standard input.
+    pub fn start_with(mut command: Command, stdin: Stdio) -> Self {
+        command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (send, log) = mpsc::channel();
