@@ -164,7 +164,7 @@ impl Process {
         Ok(future::block_on(control))
     }
 
-    /// Stops at the first signal, aborts at the second. Never ends.
+    /// Stops at the first stop signal, aborts at the second (rule S14). Never ends.
     async fn obey(
         &self,
         mut signals: impl Stream<Item = Signal> + Unpin,
@@ -173,6 +173,7 @@ impl Process {
     ) -> Outcome {
         let token = shutdown.token();
         let mut successor: Option<Successor<'_>> = None;
+        let mut was_told = false;
         loop {
             let signal = async { Event::Signal(signals.next().await) };
             let started = async {
@@ -195,10 +196,19 @@ impl Process {
                         successor = Some(start_successor(running, self.patience));
                     }
                 }
-                Event::Signal(Some(signal)) if !token.is_stopping() => {
+                Event::Signal(Some(signal)) if !was_told => {
+                    was_told = true;
                     let open = shutdown.in_flight();
-                    log::info!("stopping because of {}; open connections: {open}", name(signal));
-                    shutdown.stop_by(signal);
+                    if token.is_stopping() {
+                        // A successor has taken over, or the program has stopped the server.
+                        log::info!("{}: stopping already; open connections: {open}", name(signal));
+                    } else {
+                        log::info!(
+                            "stopping because of {}; open connections: {open}",
+                            name(signal)
+                        );
+                        shutdown.stop_by(signal);
+                    }
                 }
                 Event::Signal(Some(signal)) => {
                     log::warn!("ending at once because of a second signal, {}", name(signal));

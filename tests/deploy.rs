@@ -1,0 +1,378 @@
+//! The files in `deploy/`, run as they are but for ports and paths, with the programs that they are
+//! for, under a load that checks every answer (`examples/lossless`).
+//!
+//! All of it on 127.0.0.1. What needs a Debian package is ignored unless asked for; `.ci/run` installs
+//! the packages and asks for all.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+#[path = "../examples/lossless/load.rs"]
+mod load;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Client, PATIENCE, Program, wait_until};
+use load::{Load, Report, Tally, Target};
+use rustix::process::{Pid, Signal, kill_process};
+
+const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
+
+/// `[fcgi-program]`: supervisord holds the socket, two processes share it and are restarted in turn.
+#[test]
+#[ignore = "needs supervisord (supervisor)"]
+fn supervisord_holds_the_socket() {
+    let supervisord = Supervisord::start("fcgi-program.conf");
+    let (report, ()) = under_load(supervisord.addr, |tally| {
+        for turn in 0..10 {
+            supervisord.ctl(&["restart", ["app:app_00", "app:app_01"][turn % 2]]);
+            assert!(tally.all_answered(PATIENCE));
+        }
+    });
+    assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
+}
+
+/// `[program]`: clients are refused between the old and the new process, and nothing else is lost than
+/// what the kernel does to a handshake in the moment of the close.
+#[test]
+#[ignore = "needs supervisord (supervisor)"]
+fn supervisord_restarts_who_binds() {
+    let supervisord = Supervisord::start("program.conf");
+    let (report, ()) = under_load(supervisord.addr, |tally| {
+        for _ in 0..5 {
+            supervisord.ctl(&["restart", "app"]);
+            assert!(tally.all_answered(PATIENCE));
+        }
+    });
+    println!("{report}");
+    assert_eq!(report.lost() - report.reset, 0, "{report}");
+    assert!(report.reset <= 10 && report.refused > 0, "{report}");
+}
+
+/// systemd's own tool passes its socket, under the name that it was given.
+#[test]
+#[ignore = "needs systemd-socket-activate (systemd)"]
+fn systemd_activates_it() {
+    let addr = free_port();
+    let mut command = program("systemd-socket-activate", "systemd");
+    command.args(["-l", &addr.to_string(), "--fdname=http", SERVER, "--work", "0s"]);
+    // It begins to serve with the first client.
+    let first = thread::spawn(move || {
+        wait_until("a socket", || TcpStream::connect(addr).is_ok());
+        Client::connect(addr).get("/").response().text()
+    });
+    let mut server = Program::start(command);
+    assert_eq!(first.join().unwrap(), "okay");
+    assert_eq!(server.addr, addr);
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0, "{server}");
+    assert!(server.log().contains(&format!("listening on {addr} (inherited)")));
+}
+
+/// systemd finds nothing to complain of in the units.
+#[test]
+#[ignore = "needs systemd-analyze (systemd)"]
+fn systemd_units_are_well_formed() {
+    let directory = Directory::new();
+    for unit in ["smol-graceful.socket", "smol-graceful.service"] {
+        let text = fs::read_to_string(deploy("systemd").join(unit)).unwrap();
+        fs::write(directory.0.join(unit), text.replace(INSTALLED, SERVER)).unwrap();
+    }
+    let mut command = program("systemd-analyze", "systemd");
+    command.arg("verify").current_dir(&directory.0);
+    let output =
+        command.args(["./smol-graceful.socket", "./smol-graceful.service"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+/// Two replicas behind HAProxy, rolled one after the other with a lame duck.
+#[test]
+#[ignore = "needs haproxy"]
+fn haproxy_rolls_two_replicas() {
+    let replicas = [free_port(), free_port()];
+    let mut proxy = Proxy::haproxy(replicas);
+    let start = |n: usize| replica(replicas[n], &["--lame-duck", "3s"]);
+    let mut servers = [start(0), start(1)];
+    proxy.wait_for_all_up();
+    let (report, ()) = under_load(proxy.addr, |tally| {
+        for n in [0, 1, 0, 1] {
+            servers[n].signal(Signal::TERM);
+            assert_eq!(servers[n].exit_code(), 0, "{}", servers[n]);
+            servers[n] = start(n);
+            proxy.wait_for(&format!("replica{} is UP", n + 1));
+            assert!(tally.all_answered(PATIENCE));
+        }
+    });
+    assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
+}
+
+/// The same behind nginx, which has no active checks and needs no lame duck.
+#[test]
+#[ignore = "needs nginx"]
+fn nginx_rolls_two_replicas() {
+    let replicas = [free_port(), free_port()];
+    let start = |n: usize| replica(replicas[n], &["--syn-filter"]);
+    let mut servers = [start(0), start(1)];
+    let proxy = Proxy::nginx(replicas);
+    let (report, ()) = under_load(proxy.addr, |tally| {
+        for n in [0, 1, 0, 1, 0, 1, 0, 1, 0, 1] {
+            servers[n].signal(Signal::TERM);
+            assert_eq!(servers[n].exit_code(), 0, "{}", servers[n]);
+            servers[n] = start(n);
+            assert!(tally.all_answered(PATIENCE));
+        }
+    });
+    assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
+}
+
+/// Every file says how long its supervisor has to wait, and keeps to it itself.
+#[test]
+fn supervisors_wait_longer_than_the_grace() {
+    let number = |file: &str, key: &str| -> u64 {
+        let text = fs::read_to_string(deploy(file)).unwrap();
+        let line = text.lines().map(str::trim).find(|line| line.starts_with(key));
+        let value = line.unwrap_or_else(|| panic!("no {key} in {file}")).trim_start_matches(key);
+        value.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
+    };
+    for (file, key) in [
+        ("supervisord/fcgi-program.conf", "stopwaitsecs="),
+        ("supervisord/program.conf", "stopwaitsecs="),
+        ("systemd/smol-graceful.service", "TimeoutStopSec="),
+        ("kubernetes/deployment.yaml", "terminationGracePeriodSeconds:"),
+    ] {
+        let text = fs::read_to_string(deploy(file)).unwrap();
+        let seconds = |flag: &str| -> u64 {
+            let rest = text.lines().filter(|line| !line.trim_start().starts_with(['#', ';']));
+            let value = rest.filter_map(|line| line.split_once(flag)).map(|(_, rest)| {
+                let rest = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
+                rest.chars().take_while(char::is_ascii_digit).collect::<String>()
+            });
+            value.last().map_or(0, |value| value.parse().unwrap())
+        };
+        let own = seconds("--grace") + seconds("--lame-duck");
+        assert!(own >= 30, "{file}: {own}");
+        assert!(number(file, key) > own, "{file}");
+    }
+}
+
+// What the tests above are made of.
+
+/// Where `deploy/` says that the binary is.
+const INSTALLED: &str = "/usr/local/bin/smol-graceful";
+
+fn deploy(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file)
+}
+
+/// Runs `during` under a load of 16 clients of all kinds, with requests of up to 50 ms.
+fn under_load<T>(addr: SocketAddr, during: impl FnOnce(&Tally) -> T) -> (Report, T) {
+    let (report, made) = Load::new(Target::Tcp(addr)).run(during).unwrap();
+    assert!(report.answered > 100, "{report}");
+    (report, made)
+}
+
+fn replica(addr: SocketAddr, args: &[&str]) -> Program {
+    let mut command = Command::new(SERVER);
+    command.args(["--listen", &addr.to_string(), "--grace", "30s"]).args(args);
+    Program::start(command)
+}
+
+/// A port that nobody has; someone else may take it, which a test that fails then says.
+fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// A program that a package has, also where only root looks.
+fn program(name: &str, package: &str) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    let found = path.split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.exists());
+    Command::new(found.unwrap_or_else(|| panic!("{name} is missing: install {package}")))
+}
+
+/// A supervisord of its own, with one of our files.
+struct Supervisord {
+    child: Child,
+    config: PathBuf,
+    addr: SocketAddr,
+    directory: Directory,
+}
+
+impl Supervisord {
+    fn start(file: &str) -> Self {
+        let directory = Directory::new();
+        let dir = directory.0.display();
+        let addr = free_port();
+        let ours = fs::read_to_string(deploy("supervisord").join(file)).unwrap();
+        let ours = ours
+            .replace("127.0.0.1:8082", &addr.to_string())
+            .replace(INSTALLED, SERVER)
+            .replace("/var/log", &dir.to_string());
+        let config = directory.0.join("supervisord.conf");
+        let text = format!(
+            "[unix_http_server]\nfile={dir}/ctl\n\
+             [supervisord]\nnodaemon=true\nlogfile={dir}/log\npidfile={dir}/pid\n\
+             [rpcinterface:supervisor]\n\
+             supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n\
+             [supervisorctl]\nserverurl=unix://{dir}/ctl\n{ours}"
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = program("supervisord", "supervisor");
+        command.arg("-c").arg(&config).stdin(Stdio::null());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let supervisord = Self { child, config, addr, directory };
+        wait_until("the servers run", || {
+            let output = supervisord.ctl_command(&["status"]).output().unwrap();
+            let status = String::from_utf8_lossy(&output.stdout).into_owned();
+            status.contains("RUNNING") && !status.contains("STARTING")
+        });
+        supervisord
+    }
+
+    /// Tells it what to do, and waits until it is done.
+    fn ctl(&self, args: &[&str]) {
+        let output = self.ctl_command(args).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains(": started"), "{said}{}", self.log());
+    }
+
+    fn ctl_command(&self, args: &[&str]) -> Command {
+        let mut command = program("supervisorctl", "supervisor");
+        command.arg("-c").arg(&self.config).args(args);
+        command
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.0.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Supervisord {
+    /// It ends its servers before it ends itself.
+    fn drop(&mut self) {
+        end(&mut self.child, Signal::TERM);
+    }
+}
+
+/// A proxy in front of two replicas, with one of our files.
+struct Proxy {
+    child: Child,
+    addr: SocketAddr,
+    log: Receiver<String>,
+    _directory: Directory,
+}
+
+impl Proxy {
+    fn haproxy(replicas: [SocketAddr; 2]) -> Self {
+        Self::start("haproxy/haproxy.cfg", replicas, |config| {
+            let mut command = program("haproxy", "haproxy");
+            command.arg("-db").arg("-f").arg(config);
+            command
+        })
+    }
+
+    fn nginx(replicas: [SocketAddr; 2]) -> Self {
+        Self::start("nginx/nginx.conf", replicas, |config| {
+            let mut command = program("nginx", "nginx");
+            command.arg("-c").arg(config).args(["-g", "daemon off;"]);
+            command
+        })
+    }
+
+    fn start(
+        file: &str,
+        [first, second]: [SocketAddr; 2],
+        command: impl Fn(&Path) -> Command,
+    ) -> Self {
+        let directory = Directory::new();
+        let dir = directory.0.to_str().unwrap();
+        let addr = free_port();
+        let mut text = fs::read_to_string(deploy(file)).unwrap();
+        for (ours, here) in [
+            ("127.0.0.1:8080", &*addr.to_string()),
+            ("127.0.0.1:8091", &first.to_string()),
+            ("127.0.0.1:8092", &second.to_string()),
+            ("/run/", &format!("{dir}/")),
+            ("/var/log/nginx", dir),
+            ("/var/lib/nginx", dir),
+        ] {
+            text = text.replace(ours, here);
+        }
+        let config = directory.0.join("config");
+        fs::write(&config, text).unwrap();
+        let mut command = command(&config);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (send, log) = mpsc::channel();
+        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let lines = |send: mpsc::Sender<String>, lines: Box<dyn BufRead + Send>| {
+            thread::spawn(move || {
+                lines.lines().map_while(Result::ok).try_for_each(|l| send.send(l))
+            })
+        };
+        lines(send.clone(), Box::new(BufReader::new(stdout)));
+        lines(send, Box::new(BufReader::new(stderr)));
+        let proxy = Self { child, addr, log, _directory: directory };
+        wait_until("the proxy listens", || TcpStream::connect(addr).is_ok());
+        proxy
+    }
+
+    /// Waits for a line of its log.
+    fn wait_for(&mut self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.log.recv_timeout(PATIENCE).unwrap().contains(text) {
+            assert!(Instant::now() < deadline, "no `{text}` in the log");
+        }
+    }
+
+    /// Waits until both replicas are found to be healthy: as long as one is not, some probe fails.
+    fn wait_for_all_up(&mut self) {
+        self.wait_for("is UP");
+        self.wait_for("is UP");
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        end(&mut self.child, Signal::TERM);
+    }
+}
+
+/// Ends a program that we have started, by force if it does not end by itself.
+fn end(child: &mut Child, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    let _ = kill_process(pid, signal);
+    let deadline = Instant::now() + PATIENCE;
+    while child.try_wait().is_ok_and(|status| status.is_none()) {
+        if Instant::now() > deadline {
+            let _ = child.kill();
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A directory for one test.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("sg-deploy-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
