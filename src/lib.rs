@@ -40,6 +40,8 @@
 //! - [`run`] is a whole process: worker threads, signals, exit code. [`Process`] has its settings.
 //! - [`Server::serve`] is a future for a program that has its own executor and control.
 //! - [`Shutdown`], [`Token`] and [`Guard`] work without any HTTP.
+//! - [`Listener`] takes sockets that systemd or Supervisor hold; `restart` hands them to a successor.
+//! - [`probe`] answers balancers and orchestrators.
 //!
 //! # Implementation
 //!

@@ -51,7 +51,6 @@ fn supervisord_restarts_who_binds() {
             assert!(tally.all_answered(PATIENCE));
         }
     });
-    println!("{report}");
     assert_eq!(report.lost() - report.reset, 0, "{report}");
     assert!(report.reset <= 10 && report.refused > 0, "{report}");
 }
@@ -155,7 +154,7 @@ fn supervisors_wait_longer_than_the_grace() {
                 let rest = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
                 rest.chars().take_while(char::is_ascii_digit).collect::<String>()
             });
-            value.last().map_or(0, |value| value.parse().unwrap())
+            value.max().map_or(0, |value| value.parse().unwrap())
         };
         let own = seconds("--grace") + seconds("--lame-duck");
         assert!(own >= 30, "{file}: {own}");

@@ -133,20 +133,26 @@ fn descriptor_0_is_inherited() {
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
-/// Ten restarts of a server whose socket another process holds: nothing is lost, nobody refused.
+/// Ten restarts of a server whose socket another process holds, as Supervisor does and as systemd does:
+/// nothing is lost, nobody refused.
 #[test]
 fn a_held_socket_loses_nothing() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut server = held_on_stdin(&held, &[]);
-    let (report, ()) = under_load(Target::Tcp(server.addr), |tally| {
-        for _ in 0..10 {
-            server.signal(Signal::TERM);
-            assert_eq!(server.exit_code(), 0, "{server}");
-            server = held_on_stdin(&held, &[]);
-            assert!(tally.all_answered(PATIENCE));
-        }
-    });
-    assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
+    let on_stdin = || held_on_stdin(&held, &[]);
+    let by_listen_fds = || Program::start(activated("$$", vec![copy(&held)], "http", &[]));
+    let ways: [&dyn Fn() -> Program; 2] = [&on_stdin, &by_listen_fds];
+    for start in ways {
+        let mut server = start();
+        let (report, ()) = under_load(Target::Tcp(server.addr), |tally| {
+            for _ in 0..10 {
+                server.signal(Signal::TERM);
+                assert_eq!(server.exit_code(), 0, "{server}");
+                server = start();
+                assert!(tally.all_answered(PATIENCE));
+            }
+        });
+        assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
+    }
 }
 
 // Those who bind themselves.
