@@ -1,6 +1,6 @@
 //! [`Address`]: where to listen, as text and as a value.
 //!
-//! Invariant: what an address prints is what it is read from. Pure: opens nothing, and asks no
+//! Invariant: what an address that was read prints is what it was read from. Pure: opens nothing, and asks no
 //! resolver, so names of hosts are no addresses.
 
 use std::fmt;
@@ -34,6 +34,8 @@ pub enum Address {
     /// A listening socket that this process was started with, by its descriptor: `fd:0`, as
     /// Supervisor's `[fcgi-program]` passes it.
     Fd(RawFd),
+    /// No address: the listener has a source of its own ([`Listener::of`](crate::Listener::of)).
+    Other,
 }
 
 impl Address {
@@ -109,6 +111,7 @@ impl fmt::Display for Address {
             Self::Every(port) => write!(f, ":{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Fd(fd) => write!(f, "fd:{fd}"),
+            Self::Other => f.write_str("a source of its own"),
         }
     }
 }

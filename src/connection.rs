@@ -1,336 +1,233 @@
-//! One connection: the request loop, and the rules of being idle, lingering and closing.
+//! [`Connection`]: a client's connection as the program sees it, before it is served.
 //!
-//! Invariant: a request whose first byte has arrived is finished (rule S8); an idle connection
-//! holds its transport and nothing else (rule W12). Whether the server stops, and when, is looked
-//! up, never decided here.
+//! What a listener's wrapper is given and gives (TLS), and what an own source of connections is a
+//! stream of. Invariant: a plain socket stays one, so that it is served as one. Speaks no HTTP.
 
-use std::future::{Future, poll_fn};
-use std::panic::AssertUnwindSafe;
+use std::fmt;
+use std::io;
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
-use futures_lite::FutureExt;
-use futures_lite::future::yield_now;
-use http_types::{Method, Request, Response, StatusCode, Version};
+use async_io::Async;
+use futures_lite::{AsyncRead, AsyncWrite};
 
-use crate::limits::Limits;
-use crate::registry::{Seat, Stage};
-use crate::shutdown::{Phase, Shutdown};
-use crate::transport::Transport;
-use crate::wire::head::Bounds;
-use crate::wire::response::{
-    Asked, Reply, asks_to_close, ends_with_connection, has_body, plain, upgrades,
-};
-use crate::wire::{Broken, Gate, NoHead, is_empty_lines, leave};
+use crate::transport::{Duplex, Peer, Socket, Transport, Wrapped};
 
-/// A handler, whatever its own type.
-pub(crate) type Handler = dyn Fn(Request) -> Pin<Box<dyn Future<Output = http_types::Result<Response>> + Send>>
-    + Send
-    + Sync;
-
-/// What all connections of a server share.
-pub(crate) struct Service {
-    pub(crate) handler: Box<Handler>,
-    pub(crate) limits: Limits,
-    pub(crate) shutdown: Shutdown,
-    /// The time for idle connections is over (rule S6).
-    pub(crate) linger_is_over: AtomicBool,
-    /// The server itself was dropped.
-    pub(crate) is_gone: AtomicBool,
-}
-
-impl Service {
-    fn is_draining(&self) -> bool {
-        self.shutdown.phase() >= Phase::Draining
-    }
-
-    fn is_aborting(&self) -> bool {
-        self.shutdown.phase() == Phase::Aborting || self.is_gone.load(Ordering::Acquire)
-    }
-}
-
-/// Serves a connection until it ends or everything is aborted.
-pub(crate) async fn serve(service: &Service, seat: &Arc<Seat>, transport: Transport) {
-    // An abort drops the connection where it stands, before it can finish what the outcome names
-    // as cut (rule S13); between requests it has a last look first.
-    let aborted = poll_fn(|cx| {
-        seat.register(cx.waker());
-        let between = matches!(seat.stage(), Stage::Accepted | Stage::Idle);
-        if service.is_aborting() && !between { Poll::Ready(()) } else { Poll::Pending }
-    });
-    aborted.or(requests(service, seat, transport)).await;
-}
-
-/// Idle, active, idle, active, …
-async fn requests(service: &Service, seat: &Arc<Seat>, mut transport: Transport) {
-    let mut fresh = true;
-    // Bytes of empty lines so far: they count as the head's, however they were cut.
-    let mut empty = 0;
-    while let Some((bytes, n)) = first_bytes(service, seat, &mut transport, fresh, &mut empty).await
-    {
-        fresh = false;
-        // The active phase is a future of its own, dropped when the connection falls idle (W12).
-        let gate = Gate::new(transport, bytes, n, seat.clone(), bounds(&service.limits));
-        let active = Box::pin(exchanges(service, seat, gate));
-        // A handler's panic is answered where it happens; a panic of a response's body ends here.
-        match AssertUnwindSafe(active).catch_unwind().await {
-            Ok(Some(idle)) => (transport, empty) = idle,
-            Ok(None) | Err(_) => return,
-        }
-    }
-    if service.is_aborting() {
-        // The kernel says it: a reset if something was left unread, a FIN otherwise.
-        return;
-    }
-    // An idle connection is closed with a FIN (rule S6); its client may be slow to take what it was
-    // sent.
-    if transport.undelivered() > 0 {
-        leave(transport, seat, true, || service.is_draining()).await;
-    } else {
-        let _ = transport.half_close();
-    }
-}
-
-/// Waits for a request to begin; `None` when the connection is to be closed.
+/// A client's connection: bytes in both directions.
 ///
-/// What is already in the socket wins over every reason to close (rules S6, S7).
-async fn first_bytes(
-    service: &Service,
-    seat: &Seat,
-    transport: &mut Transport,
-    fresh: bool,
-    empty: &mut usize,
-) -> Option<(Vec<u8>, usize)> {
-    // A new client has mostly sent its request by now; later, waiting first saves a read.
-    let mut look = fresh;
-    poll_fn(|cx| {
-        loop {
-            if service.is_aborting() {
-                // What nobody has read is cut too, and has to be named.
-                let asked = transport.waiting() > 0;
-                seat.enter(if asked { Stage::Accepted } else { Stage::Idle });
-                return Poll::Ready(None);
-            }
-            let leave = seat.is_expired() || service.linger_is_over.load(Ordering::Acquire);
-            let ready = look || leave;
-            if !ready {
-                match transport.poll_readable(cx) {
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(_)) => return Poll::Ready(None),
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-            look = false;
-            let mut bytes = vec![0; FIRST_READ];
-            bytes[..*empty]
-                .iter_mut()
-                .zip(b"\r\n".iter().cycle())
-                .for_each(|(to, byte)| *to = *byte);
-            match transport.poll_read(cx, &mut bytes[*empty..]) {
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
-                // Empty lines are no request yet (RFC 9112 section 2.2).
-                Poll::Ready(Ok(n)) if is_empty_lines(&bytes[..*empty + n]) => {
-                    *empty += n;
-                    continue;
-                }
-                Poll::Ready(Ok(n)) => return Poll::Ready(Some((bytes, *empty + n))),
-                // That was the last look.
-                Poll::Pending if leave => return Poll::Ready(None),
-                Poll::Pending => {}
-            }
-            if seat.stage() == Stage::Accepted {
-                seat.enter(Stage::Idle);
-            }
-            if ready {
-                return Poll::Pending;
-            }
-        }
-    })
-    .await
-}
-
-/// The size of a connection's first read, in bytes: most heads, and small bodies with them.
-const FIRST_READ: usize = 4 * 1024;
-
-fn bounds(limits: &Limits) -> Bounds {
-    Bounds { head_bytes: limits.head_bytes, headers: limits.headers }
-}
-
-/// Request after request, until nothing more has arrived: then the transport comes back, and how
-/// many bytes of empty lines have. `None`
-/// when the connection has ended.
-async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<(Transport, usize)> {
-    let limits = &service.limits;
-    let longest_body = limits.body_bytes.unwrap_or(u64::MAX);
-    // In the drain: how much of what had arrived when the connection took note of it is left.
-    let mut owed = None;
-    for turn in 1_usize.. {
-        if turn % 32 == 0 {
-            // A client that pipelines without end must not keep others from their turn.
-            yield_now().await;
-        }
-        let head = match gate.head(longest_body).await {
-            Ok(head) => head,
-            Err(NoHead::Closed) => return None,
-            Err(NoHead::Refused(status)) => {
-                let asked = presumably_asked(&gate);
-                return refuse(service, gate, asked, status).await;
-            }
-        };
-        let asked = Asked { method: head.method, version: head.version };
-        if gate.body_left() > longest_body {
-            return refuse(service, gate, asked, StatusCode::PayloadTooLarge).await;
-        }
-        seat.enter(Stage::Handler);
-        let mut request = match gate.decode(&head).await {
-            Ok(request) => request,
-            Err(status) => return refuse(service, gate, asked, status).await,
-        };
-        request.set_peer_addr(Some(seat.peer));
-        request.ext_mut().insert(service.shutdown.token());
-
-        let answer = async { Some(answer(service, request).await) };
-        let gone = async {
-            gate.tend(|| service.is_draining()).await;
-            None
-        };
-        let Some(answer) = answer.or(gone).await else {
-            gate.reset();
-            return None;
-        };
-        let mut panicked = false;
-        let mut response = match answer {
-            Ok(response) => response,
-            // If the client got its body wrong, the error is the client's.
-            Err(Failure::Error(error)) => {
-                let status = gate.fault().unwrap_or(error.status());
-                let (method, path) = gate.describe();
-                log::warn!("{} {method} {path}: {status}: {error}", seat.peer);
-                plain(status)
-            }
-            Err(Failure::Panic) => {
-                let (method, path) = gate.describe();
-                log::error!("{} {method} {path}: the handler has panicked", seat.peer);
-                panicked = true;
-                plain(StatusCode::InternalServerError)
-            }
-        };
-        if upgrades(&response) {
-            if head.upgrade && gate.body_is_taken() {
-                let stream = response.send_upgrade();
-                let reply = Reply::new(response, asked, false);
-                if gate.respond(reply).await.is_ok() && gate.flush().await.is_ok() {
-                    gate.upgrade(stream).await;
-                }
-                return None;
-            }
-            log::warn!("a handler has upgraded a request that did not ask for it");
-            response = plain(StatusCode::InternalServerError);
-        }
-
-        // What the client asks for, what the response allows, what the body costs and is worth,
-        // what the stop leaves time for (rules W8, W9, S9).
-        let mut discard = limits.discard_bytes;
-        let keep = !panicked
-            && head.keep_alive
-            && !asks_to_close(&response)
-            && !ends_with_connection(&response, asked)
-            && (gate.body_is_held() && has_body(&response, asked)
-                || gate.can_discard(discard) && gate.discard_arrived(&mut discard).await)
-            && !(service.is_draining() && is_last(&gate, &mut owed).await);
-        match gate.respond(Reply::new(response, asked, !keep)).await {
-            Ok(()) => {}
-            Err(Broken::Unseen) => {
-                let status = gate.fault().unwrap_or(StatusCode::InternalServerError);
-                return refuse(service, gate, asked, status).await;
-            }
-            Err(Broken::Seen) => {
-                gate.reset();
-                return None;
-            }
-        }
-        if service.is_draining() {
-            if gate.flush().await.is_err() {
-                return None;
-            }
-            service.shutdown.finished();
-        }
-        if !keep {
-            let at_rest = gate.body_is_taken() && !gate.has_input();
-            gate.close(at_rest, || service.is_draining()).await;
-            return None;
-        }
-        // The client has its answer, and is not waited for longer than an idle one (rule S6).
-        let over = || service.linger_is_over.load(Ordering::Acquire);
-        if !gate.can_discard(discard) || !gate.discard_body(&mut discard, over).await {
-            gate.close(false, || service.is_draining()).await;
-            return None;
-        }
-        if !gate.has_input() && owed.is_none() {
-            gate.flush().await.ok()?;
-            return gate.into_transport();
-        }
-    }
-    None
-}
-
-/// Whether the response that is about to be sent is the connection's last one, in the drain.
+/// # Examples
 ///
-/// It is, unless bytes of a further request had arrived when the connection took note of the stop:
-/// such a request is finished too, and the close is announced with its response (rules S8, S9).
-/// What arrives later does not prolong the connection.
-async fn is_last(gate: &Gate, owed: &mut Option<u64>) -> bool {
-    if !gate.body_is_taken() {
-        return true;
+/// In memory, to test a handler over HTTP without a socket:
+///
+/// ```
+/// use futures_lite::stream;
+/// use http_types::{Method, Request};
+/// use smol_graceful::{Connection, Listener, Server};
+///
+/// let server = Server::new(|_request| async { Ok("okay") });
+/// let shutdown = server.handle();
+/// let (client, connection) = Connection::pair();
+///
+/// smol::block_on(async {
+///     let serve = smol::spawn(server.serve([Listener::of(stream::once(Ok(connection)))]));
+///     let request = Request::new(Method::Get, "http://localhost/");
+///     let mut response = async_h1::connect(client, request).await.unwrap();
+///     assert_eq!(response.body_string().await.unwrap(), "okay");
+///
+///     shutdown.stop();
+///     assert!(serve.await.unwrap().is_drained());
+/// });
+/// ```
+pub struct Connection {
+    kind: Kind,
+    peer: Peer,
+}
+
+enum Kind {
+    Socket(Socket),
+    /// Locked only to be shared, never to wait.
+    Other(Mutex<Box<dyn Duplex>>),
+}
+
+impl Connection {
+    /// Makes a connection of any byte stream.
+    pub fn new(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
+        Self { kind: Kind::Other(Mutex::new(Box::new(stream))), peer: Peer::Unknown }
     }
-    let waiting = gate.waiting().await;
-    let left = match owed {
-        None => waiting,
-        Some(before) => waiting.min(before.saturating_sub(gate.taken())),
+
+    /// Two ends of a pipe in memory.
+    pub fn pair() -> (Self, Self) {
+        let (here, there) = (piper::pipe(PIPE), piper::pipe(PIPE));
+        let end = |reader, writer| Self::new(Pipe { reader, writer });
+        (end(here.0, there.1), end(there.0, here.1))
+    }
+
+    /// Says who is at the other end, where the stream cannot know.
+    #[must_use]
+    pub fn from_peer(mut self, peer: impl Into<Peer>) -> Self {
+        self.peer = peer.into();
+        self
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// A connection to be wrapped in something, and the socket under it.
+    pub(crate) fn share(transport: Transport, peer: Peer) -> (Self, Option<Socket>) {
+        let socket = match transport {
+            Transport::Tcp(socket) => Socket::Tcp(Arc::new(socket)),
+            Transport::Unix(socket) => Socket::Unix(Arc::new(socket)),
+            Transport::Wrapped(wrapped) => {
+                let Wrapped { stream, socket } = *wrapped;
+                return (Self { peer, ..Self::new(stream) }, socket);
+            }
+        };
+        (Self { kind: Kind::Socket(socket.clone()), peer }, Some(socket))
+    }
+
+    /// As the server uses it.
+    pub(crate) fn into_transport(self) -> Transport {
+        let shared = match self.kind {
+            Kind::Socket(Socket::Tcp(socket)) => match Arc::try_unwrap(socket) {
+                Ok(socket) => return Transport::Tcp(socket),
+                Err(shared) => Socket::Tcp(shared),
+            },
+            Kind::Socket(Socket::Unix(socket)) => match Arc::try_unwrap(socket) {
+                Ok(socket) => return Transport::Unix(socket),
+                Err(shared) => Socket::Unix(shared),
+            },
+            Kind::Other(stream) => {
+                let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
+                return Transport::Wrapped(Box::new(Wrapped { stream, socket: None }));
+            }
+        };
+        let stream = Box::new(Self { kind: Kind::Socket(shared.clone()), peer: self.peer });
+        Transport::Wrapped(Box::new(Wrapped { stream, socket: Some(shared) }))
+    }
+
+    fn stream(&mut self) -> Stream<'_> {
+        match &mut self.kind {
+            Kind::Socket(Socket::Tcp(socket)) => Stream::Tcp(socket),
+            Kind::Socket(Socket::Unix(socket)) => Stream::Unix(socket),
+            Kind::Other(stream) => {
+                Stream::Other(&mut **stream.get_mut().unwrap_or_else(PoisonError::into_inner))
+            }
+        }
+    }
+}
+
+/// How many bytes a pipe holds that nobody has read.
+const PIPE: usize = 64 * 1024;
+
+/// The stream of a connection, for one call.
+enum Stream<'a> {
+    Tcp(&'a Async<TcpStream>),
+    Unix(&'a Async<UnixStream>),
+    Other(&'a mut dyn Duplex),
+}
+
+/// Runs a method of whichever stream it is.
+macro_rules! delegate {
+    ($connection:expr, $stream:ident => $call:expr) => {
+        match $connection.get_mut().stream() {
+            Stream::Tcp(mut socket) => {
+                let $stream = Pin::new(&mut socket);
+                $call
+            }
+            Stream::Unix(mut socket) => {
+                let $stream = Pin::new(&mut socket);
+                $call
+            }
+            Stream::Other(mut stream) => {
+                let $stream = Pin::new(&mut stream);
+                $call
+            }
+        }
     };
-    *owed = Some(left);
-    left == 0
 }
 
-/// Answers a request that reaches no handler, and ends the connection (rule W4).
-async fn refuse(
-    service: &Service,
-    mut gate: Gate,
-    asked: Asked,
-    status: StatusCode,
-) -> Option<(Transport, usize)> {
-    let (method, path) = gate.describe();
-    log::debug!("{} {method} {path}: refused with {status}", gate.peer());
-    let reply = Reply::new(plain(status), asked, true);
-    if gate.respond(reply).await.is_ok() {
-        gate.close(false, || service.is_draining()).await;
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        delegate!(self, stream => stream.poll_read(cx, buf))
     }
-    None
 }
 
-/// A request whose head could not be read is answered as HTTP/1.1 (RFC 9110 section 6.2), and
-/// without a body if it may have been HEAD (section 9.3.2).
-fn presumably_asked(gate: &Gate) -> Asked {
-    let is_head = gate.describe().0 == Method::Head.as_ref();
-    let method = if is_head { Method::Head } else { Method::Get };
-    Asked { method, version: Version::Http1_1 }
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        delegate!(self, stream => stream.poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, stream => stream.poll_flush(cx))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, stream => stream.poll_close(cx))
+    }
 }
 
-/// Why there is no response.
-enum Failure {
-    Error(http_types::Error),
-    Panic,
+impl From<Async<TcpStream>> for Connection {
+    fn from(socket: Async<TcpStream>) -> Self {
+        let peer = socket.get_ref().peer_addr().map_or(Peer::Unknown, Peer::Ip);
+        Self { kind: Kind::Socket(Socket::Tcp(Arc::new(socket))), peer }
+    }
 }
 
-/// Runs the handler on `request`. Its panic ends here (rule S17).
-async fn answer(service: &Service, request: Request) -> Result<Response, Failure> {
-    let handled = async { (service.handler)(request).await };
-    match AssertUnwindSafe(handled).catch_unwind().await {
-        Ok(Ok(response)) => Ok(response),
-        Ok(Err(error)) => Err(Failure::Error(error)),
-        // The panic hook has said where.
-        Err(_) => Err(Failure::Panic),
+impl From<Async<UnixStream>> for Connection {
+    fn from(socket: Async<UnixStream>) -> Self {
+        Self { kind: Kind::Socket(Socket::Unix(Arc::new(socket))), peer: Peer::Unix }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+/// One end of a pipe.
+struct Pipe {
+    reader: piper::Reader,
+    writer: piper::Writer,
+}
+
+impl AsyncRead for Pipe {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.reader).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Pipe {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.writer).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.writer).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.writer).poll_close(cx)
     }
 }

@@ -60,6 +60,7 @@
 
 mod address;
 mod connection;
+mod exchange;
 #[cfg(feature = "restart")]
 mod handover;
 mod inherited;
@@ -79,6 +80,7 @@ mod wire;
 
 pub use address::{Address, AddressError};
 pub use async_signal::Signal;
+pub use connection::Connection;
 #[cfg(feature = "restart")]
 pub use handover::restart;
 pub use http_types::{self, Body, Request, Response, StatusCode};

@@ -5,7 +5,8 @@
 //! Accepting never fails for good: errors are classed, backed off and logged here (rule S18). Does
 //! not know what becomes of a connection.
 
-use std::future::poll_fn;
+use std::fmt;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 #[cfg(feature = "restart")]
@@ -14,19 +15,22 @@ use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use async_io::{Async, Timer};
+use futures_lite::{AsyncRead, AsyncWrite, Stream, stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::address::Address;
+use crate::connection::Connection;
 use crate::inherited::{self, Inherited};
 use crate::socket_file::{SocketFile, is_stale};
-use crate::transport::{Peer, Transport};
+use crate::transport::{Duplex, Peer, Transport};
 
 /// What can be turned into a [`Listener`]: an address, its text, or a listener itself.
 ///
@@ -92,9 +96,32 @@ impl<L: Listen> Listen for io::Result<L> {
 /// assert!(matches!(listener.address(), Address::Tcp(addr) if addr.port() != 0));
 /// # Ok::<(), std::io::Error>(())
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Listener {
     shared: Arc<Shared>,
+    /// What becomes of an accepted connection before it is served.
+    wrap: Option<Arc<Wrap>>,
+}
+
+/// Makes of a connection what is served.
+pub(crate) type Wrap = dyn Fn(Connection) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Duplex>>> + Send>>
+    + Send
+    + Sync;
+
+/// A connection, as it was accepted.
+pub(crate) struct Accepted {
+    pub(crate) transport: Transport,
+    pub(crate) peer: Peer,
+    pub(crate) wrap: Option<Arc<Wrap>>,
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener")
+            .field("address", self.address())
+            .field("is_wrapped", &self.wrap.is_some())
+            .finish_non_exhaustive()
+    }
 }
 
 /// How to listen, where that is not [`Listener::bind`]'s own way.
@@ -169,7 +196,7 @@ impl ListenOptions {
                 })
             }
             Address::Unix(path) => unix(path),
-            Address::Fd(_) => Err(io::ErrorKind::NotFound.into()),
+            Address::Fd(_) | Address::Other => Err(io::ErrorKind::NotFound.into()),
         }
         .map_err(named)
     }
@@ -191,12 +218,11 @@ impl ListenOptions {
         let address = Address::Tcp(socket.get_ref().local_addr()?);
         let shared =
             Shared { syn_filter: self.syn_filter, ..Shared::new(address, Bound::Tcp(socket)) };
-        Ok(Listener { shared: Arc::new(shared) })
+        Ok(Listener::from(shared))
     }
 }
 
 /// What clones of a listener share.
-#[derive(Debug)]
 struct Shared {
     address: Address,
     /// What LISTEN_FDNAMES calls it.
@@ -216,7 +242,6 @@ struct Shared {
     is_exhausted: AtomicBool,
 }
 
-#[derive(Debug)]
 enum Bound {
     Tcp(Async<TcpListener>),
     Unix {
@@ -224,6 +249,8 @@ enum Bound {
         /// Removed when the listener is closed; `None` if there is none, or if it is not ours.
         file: Option<SocketFile>,
     },
+    /// No socket: connections that come from elsewhere.
+    Other(Pin<Box<dyn Stream<Item = io::Result<Connection>> + Send>>),
 }
 
 impl Shared {
@@ -238,6 +265,12 @@ impl Shared {
             syn_filter: false,
             is_exhausted: AtomicBool::new(false),
         }
+    }
+}
+
+impl From<Shared> for Listener {
+    fn from(shared: Shared) -> Self {
+        Self { shared: Arc::new(shared), wrap: None }
     }
 }
 
@@ -285,6 +318,62 @@ impl Listener {
         all.into_iter().map(|inherited| Self::adopt(inherited, None).map_err(named)).collect()
     }
 
+    /// Takes connections from a source of the program's own, such as a pipe in a test.
+    ///
+    /// When the stream ends, no further connection comes; the server goes on until it is stopped.
+    /// Its errors are treated like those of `accept`: one of a single connection is skipped, for the
+    /// rest it is tried again after a while.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures_lite::stream;
+    /// use smol_graceful::{Connection, Listener};
+    ///
+    /// let (client, connection) = Connection::pair();
+    /// let listener = Listener::of(stream::once(Ok(connection)));
+    /// # drop((client, listener));
+    /// ```
+    pub fn of(connections: impl Stream<Item = io::Result<Connection>> + Send + 'static) -> Self {
+        Self::from(Shared::new(Address::Other, Bound::Other(Box::pin(connections))))
+    }
+
+    /// Lets `wrap` make of each accepted connection what is served: TLS above all.
+    ///
+    /// It runs in the connection's own task, begins with the client's first byte, and has
+    /// [`Limits::head_timeout`](crate::Limits::head_timeout). The connection is counted from its
+    /// acceptance on. An error of `wrap` ends the connection and is logged at the level `debug`.
+    ///
+    /// # Examples
+    ///
+    /// `examples/tls.rs` does it with rustls, which comes down to:
+    ///
+    /// ```
+    /// use smol_graceful::Listener;
+    ///
+    /// # struct Acceptor;
+    /// # impl Acceptor { async fn accept<T>(&self, stream: T) -> std::io::Result<T> { Ok(stream) } }
+    /// # let acceptor = std::sync::Arc::new(Acceptor);
+    /// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?.wrap(move |connection| {
+    ///     let acceptor = acceptor.clone();
+    ///     async move { acceptor.accept(connection).await }
+    /// });
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn wrap<W, F, C>(mut self, wrap: W) -> Self
+    where
+        W: Fn(Connection) -> F + Send + Sync + 'static,
+        F: Future<Output = io::Result<C>> + Send + 'static,
+        C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        self.wrap = Some(Arc::new(move |connection| {
+            let wrapped = wrap(connection);
+            Box::pin(async move { Ok(Box::new(wrapped.await?) as Box<dyn Duplex>) })
+        }));
+        self
+    }
+
     fn adopt(inherited: Inherited, origin: Option<RawFd>) -> io::Result<Self> {
         let Inherited { socket, address, name, is_held } = inherited;
         let bound = match &address {
@@ -297,7 +386,7 @@ impl Listener {
         };
         let is_held = AtomicBool::new(is_held);
         let shared = Shared { name, origin, is_held, ..Shared::new(address, bound) };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self::from(shared))
     }
 
     /// The address that is listened on: the kernel's choice where the port was 0.
@@ -329,7 +418,7 @@ impl Listener {
     /// # Cancel safety
     ///
     /// No connection is lost when the future is dropped.
-    pub(crate) async fn accept(&self, take: impl FnOnce(Transport, Peer)) -> bool {
+    pub(crate) async fn accept(&self, take: impl FnOnce(Accepted)) -> bool {
         let mut take = Some(take);
         let mut pause = Duration::ZERO;
         loop {
@@ -345,7 +434,7 @@ impl Listener {
     ///
     /// Waits for descriptors when there are none left, as the queue is lost otherwise. Whoever
     /// waits in [`Listener::accept`] is not woken.
-    pub(crate) async fn close(&self, mut take: impl FnMut(Transport, Peer)) {
+    pub(crate) async fn close(&self, mut take: impl FnMut(Accepted)) {
         if !self.is_held() {
             if self.shared.syn_filter && self.hold_back_handshakes() {
                 Timer::after(HANDSHAKES).await;
@@ -387,7 +476,7 @@ impl Listener {
                     false
                 }
             },
-            Some(Bound::Unix { .. }) | None => false,
+            Some(Bound::Unix { .. } | Bound::Other(_)) | None => false,
         }
     }
 
@@ -401,17 +490,17 @@ impl Listener {
     /// # Errors
     ///
     /// What kept it from taking all.
-    pub(crate) fn empty_queue(&self, mut take: impl FnMut(Transport, Peer)) -> io::Result<()> {
+    pub(crate) fn empty_queue(&self, mut take: impl FnMut(Accepted)) -> io::Result<()> {
         let began = Instant::now();
         while began.elapsed() < FLOOD {
-            let bound = self.bound();
-            let Some(socket) = &*bound else { return Ok(()) };
-            match socket.accept() {
+            let mut bound = self.bound();
+            let Some(bound) = &mut *bound else { return Ok(()) };
+            match bound.poll_accept(&mut Context::from_waker(Waker::noop())) {
                 // With the lock held, as in `accept`.
-                Ok((transport, peer)) => take(transport, peer),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if is_of_one_connection(&error) => {}
-                Err(error) => return Err(error),
+                Poll::Ready(Ok((transport, peer))) => take(self.accepted(transport, peer)),
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Err(error)) if is_of_one_connection(&error) => {}
+                Poll::Ready(Err(error)) => return Err(error),
             }
         }
         Ok(())
@@ -420,25 +509,23 @@ impl Listener {
     fn poll_accept(
         &self,
         cx: &mut Context<'_>,
-        take: &mut Option<impl FnOnce(Transport, Peer)>,
+        take: &mut Option<impl FnOnce(Accepted)>,
     ) -> Poll<io::Result<bool>> {
-        let bound = self.bound();
-        let Some(socket) = &*bound else { return Poll::Ready(Ok(false)) };
-        loop {
-            match socket.accept() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.shared.is_exhausted.store(false, Ordering::Relaxed);
-                    ready!(socket.poll_readable(cx))?;
-                }
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok((transport, peer)) => {
-                    if let Some(take) = take.take() {
-                        take(transport, peer);
-                    }
-                    return Poll::Ready(Ok(true));
-                }
-            }
+        let mut bound = self.bound();
+        let Some(bound) = &mut *bound else { return Poll::Ready(Ok(false)) };
+        let accepted = bound.poll_accept(cx);
+        if accepted.is_pending() {
+            self.shared.is_exhausted.store(false, Ordering::Relaxed);
         }
+        let (transport, peer) = ready!(accepted)?;
+        if let Some(take) = take.take() {
+            take(self.accepted(transport, peer));
+        }
+        Poll::Ready(Ok(true))
+    }
+
+    fn accepted(&self, transport: Transport, peer: Peer) -> Accepted {
+        Accepted { transport, peer, wrap: self.wrap.clone() }
     }
 
     /// Waits as long as `error` of `accept` asks for, longer than `pause` before; not at all if it
@@ -476,9 +563,9 @@ impl Listener {
     ///
     /// If it is closed, or there are no descriptors left.
     pub(crate) fn copy(&self) -> io::Result<OwnedFd> {
-        match &*self.bound() {
-            Some(bound) => bound.as_fd().try_clone_to_owned(),
-            None => Err(io::Error::other(format!("{} is closed", self.address()))),
+        match self.bound().as_ref().and_then(Bound::socket) {
+            Some(socket) => socket.try_clone_to_owned(),
+            None => Err(io::Error::other(format!("{}: closed, or no socket", self.address()))),
         }
     }
 
@@ -496,31 +583,47 @@ const HANDSHAKES: Duration = Duration::from_millis(50);
 const FLOOD: Duration = Duration::from_millis(500);
 
 impl Bound {
-    fn accept(&self) -> io::Result<(Transport, Peer)> {
-        let accepted = match self {
-            Self::Tcp(socket) => socket.get_ref().accept().and_then(|(stream, addr)| {
-                Ok((Transport::from(Async::new(stream)?), Peer::from(canonical(addr))))
-            }),
-            Self::Unix { socket, .. } => socket
-                .get_ref()
-                .accept()
-                .and_then(|(stream, _)| Ok((Transport::from(Async::new(stream)?), Peer::Unix))),
-        };
-        // The kernel takes a descriptor before it looks at the queue, and complains even if the
-        // queue is empty.
-        accepted.map_err(|error| {
-            let is_would_block = error.kind() == io::ErrorKind::WouldBlock;
-            if is_would_block || is_of_one_connection(&error) || self.has_queue() {
-                error
-            } else {
-                io::ErrorKind::WouldBlock.into()
+    /// The next connection; wakes `cx` when there is one.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Peer)>> {
+        loop {
+            let accepted = match self {
+                Self::Tcp(socket) => socket.get_ref().accept().and_then(|(stream, addr)| {
+                    Ok((Transport::from(Async::new(stream)?), Peer::from(canonical(addr))))
+                }),
+                Self::Unix { socket, .. } => socket
+                    .get_ref()
+                    .accept()
+                    .and_then(|(stream, _)| Ok((Transport::from(Async::new(stream)?), Peer::Unix))),
+                Self::Other(connections) => {
+                    return match ready!(connections.as_mut().poll_next(cx)) {
+                        Some(connection) => Poll::Ready(connection.map(|connection| {
+                            let peer = connection.peer();
+                            (connection.into_transport(), peer)
+                        })),
+                        None => {
+                            *self = Self::Other(Box::pin(stream::pending()));
+                            Poll::Pending
+                        }
+                    };
+                }
+            };
+            match accepted {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(self.poll_readable(cx))?;
+                }
+                // The kernel takes a descriptor before it looks at the queue, and complains even if
+                // the queue is empty.
+                Err(error) if !is_of_one_connection(&error) && !self.has_queue() => {
+                    ready!(self.poll_readable(cx))?;
+                }
+                accepted => return Poll::Ready(accepted),
             }
-        })
+        }
     }
 
     /// Whether a client waits; if that cannot be known, perhaps.
     fn has_queue(&self) -> bool {
-        let socket = self.as_fd();
+        let Some(socket) = self.socket() else { return true };
         let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
         poll(&mut fds, Some(&Timespec::default())) != Ok(0)
     }
@@ -529,15 +632,15 @@ impl Bound {
         match self {
             Self::Tcp(socket) => socket.poll_readable(cx),
             Self::Unix { socket, .. } => socket.poll_readable(cx),
+            Self::Other(_) => Poll::Ready(Ok(())),
         }
     }
-}
 
-impl AsFd for Bound {
-    fn as_fd(&self) -> BorrowedFd<'_> {
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Tcp(socket) => socket.as_fd(),
-            Self::Unix { socket, .. } => socket.as_fd(),
+            Self::Tcp(socket) => Some(socket.as_fd()),
+            Self::Unix { socket, .. } => Some(socket.as_fd()),
+            Self::Other(_) => None,
         }
     }
 }
@@ -612,7 +715,7 @@ fn unix(path: &Path) -> io::Result<Listener> {
     let socket = Async::new(UnixListener::from(socket))?;
     let address = Address::Unix(path.to_owned());
     let shared = Shared::new(address, Bound::Unix { socket, file });
-    Ok(Listener { shared: Arc::new(shared) })
+    Ok(Listener::from(shared))
 }
 
 #[cfg(test)]
@@ -646,10 +749,10 @@ mod tests {
         let Address::Tcp(addr) = *listener.address() else { unreachable!() };
         let clients: Vec<_> = (0..20).map(|_| TcpStream::connect(addr).unwrap()).collect();
         let mut taken = 0;
-        block_on(listener.close(|_, _| taken += 1));
+        block_on(listener.close(|_| taken += 1));
         assert_eq!(taken, clients.len());
         assert!(TcpStream::connect(addr).is_err());
-        assert!(!block_on(listener.accept(|_, _| unreachable!())));
+        assert!(!block_on(listener.accept(|_| unreachable!())));
     }
 
     #[test]
@@ -660,7 +763,7 @@ mod tests {
         let mut client = UnixStream::connect(&path).unwrap();
         client.write_all(b"hello").unwrap();
         let mut taken = 0;
-        block_on(listener.close(|_, peer| taken += usize::from(peer == Peer::Unix)));
+        block_on(listener.close(|accepted| taken += usize::from(accepted.peer == Peer::Unix)));
         assert_eq!(taken, 1);
         assert!(!path.exists());
     }

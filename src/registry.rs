@@ -102,6 +102,8 @@ pub enum Stage {
     /// The response is written; the rest of a body that nobody has read is discarded, to go on
     /// with the next request.
     Discarding = 9,
+    /// The listener's wrapper is at work: TLS's handshake.
+    Handshake = 10,
 }
 
 impl Stage {
@@ -116,7 +118,8 @@ impl Stage {
             6 => Self::Writing,
             7 => Self::Closing,
             8 => Self::Upgraded,
-            _ => Self::Discarding,
+            9 => Self::Discarding,
+            _ => Self::Handshake,
         }
     }
 
@@ -124,7 +127,7 @@ impl Stage {
     fn limit(self, limits: &Limits) -> Option<Duration> {
         match self {
             Self::Accepted | Self::Idle => Some(limits.idle_timeout),
-            Self::Head => Some(limits.head_timeout),
+            Self::Head | Self::Handshake => Some(limits.head_timeout),
             Self::Body | Self::Writing | Self::Discarding => Some(limits.stall_timeout),
             Self::Closing => Some(Limits::CLOSING),
             Self::Handler | Self::Response | Self::Upgraded => None,
@@ -150,6 +153,7 @@ impl fmt::Display for Stage {
             Self::Closing => "closing",
             Self::Upgraded => "upgraded",
             Self::Discarding => "discarding the body",
+            Self::Handshake => "in the handshake",
         })
     }
 }

@@ -18,13 +18,12 @@ use http_types::{Request, Response};
 use smol::Executor;
 use smol::lock::Semaphore;
 
-use crate::connection::{self, Handler, Service};
+use crate::exchange::{self, Handler, Service};
 use crate::limits::Limits;
-use crate::listener::{Listen, Listener};
+use crate::listener::{Accepted, Listen, Listener};
 use crate::outcome::{Draining, Outcome};
 use crate::registry::{Holder, Registry, Seat};
 use crate::shutdown::{Guard, Phase, Shutdown, wake};
-use crate::transport::{Peer, Transport};
 
 /// An HTTP/1.1 server.
 ///
@@ -215,7 +214,7 @@ impl Running {
         for turn in 1_usize.. {
             // Beyond the limit the kernel's queue waits (design section 7).
             let slot = self.slots.acquire_arc().await;
-            if !listener.accept(|transport, peer| self.admit(transport, peer, slot)).await {
+            if !listener.accept(|accepted| self.admit(accepted, slot)).await {
                 break;
             }
             if turn % 32 == 0 {
@@ -231,22 +230,22 @@ impl Running {
     pub(crate) fn empty_queues(&self) {
         for listener in self.listeners.iter().filter(|listener| !listener.is_held()) {
             // Without descriptors there is nothing to be known of the rest.
-            let _ = listener.empty_queue(|transport, peer| self.admit(transport, peer, ()));
+            let _ = listener.empty_queue(|accepted| self.admit(accepted, ()));
         }
     }
 
     /// Counts a connection and spawns its task, in this order (rule S1).
-    fn admit<S: Send + 'static>(&self, transport: Transport, peer: Peer, slot: S) {
-        let seat = Seat::new(peer, self.number);
+    fn admit<S: Send + 'static>(&self, accepted: Accepted, slot: S) {
+        let seat = Seat::new(accepted.peer, self.number);
         let Some(guard) = self.service.shutdown.admit(Holder::connection(seat.clone())) else {
-            if transport.waiting() > 0 {
+            if accepted.transport.waiting() > 0 {
                 self.service.shutdown.missed(&seat);
             }
             return;
         };
         let service = self.service.clone();
         let task = async move {
-            connection::serve(&service, &seat, transport).await;
+            exchange::serve(&service, &seat, accepted).await;
             drop((guard, slot));
         };
         self.executor.spawn(task).detach();
@@ -280,7 +279,7 @@ impl Running {
         // 1. Rule S4: empty the queue, close. Until then the drain is held open.
         let close = async {
             for listener in &self.listeners {
-                listener.close(|transport, peer| self.admit(transport, peer, ())).await;
+                listener.close(|accepted| self.admit(accepted, ())).await;
             }
             drop(listening);
             future::pending().await

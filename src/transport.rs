@@ -1,8 +1,9 @@
 //! [`Transport`]: the byte stream under a connection, and [`Peer`]: who is at its other end.
 //!
-//! One concrete type for TCP and Unix sockets, so that the code of a connection is compiled once.
-//! Knows what only a socket knows: readiness without reading, bytes that wait in the kernel, a
-//! reset by the client, the half-close. Buffers nothing.
+//! One concrete type for TCP, Unix and anything else that reads and writes, so that the code of a
+//! connection is compiled once. Knows what only a socket knows: readiness without reading, bytes
+//! that wait in the kernel or were not taken by the client's, a reset, the half-close. Buffers
+//! nothing.
 
 use std::fmt;
 use std::io;
@@ -10,11 +11,13 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_io::Async;
 use futures_lite::{AsyncRead, AsyncWrite};
+use http_types::Request;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// A connection's byte stream.
@@ -22,14 +25,36 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 pub(crate) enum Transport {
     Tcp(Async<TcpStream>),
     Unix(Async<UnixStream>),
+    /// Something that reads and writes, perhaps on a socket: TLS, a pipe.
+    Wrapped(Box<Wrapped>),
+}
+
+/// A stream that is no plain socket, and the socket under it, if there is one.
+pub(crate) struct Wrapped {
+    pub(crate) stream: Box<dyn Duplex>,
+    pub(crate) socket: Option<Socket>,
+}
+
+/// A byte stream in both directions.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A socket that others use, too.
+#[derive(Debug, Clone)]
+pub(crate) enum Socket {
+    Tcp(Arc<Async<TcpStream>>),
+    Unix(Arc<Async<UnixStream>>),
 }
 
 impl Transport {
-    /// Whether a read would find something, found out without reading.
+    /// Whether a read would find something, found out without reading; what is no socket has to be
+    /// read to know.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(socket) => socket.poll_readable(cx),
             Self::Unix(socket) => socket.poll_readable(cx),
+            Self::Wrapped(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -41,6 +66,7 @@ impl Transport {
         match self {
             Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
             Self::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Wrapped(wrapped) => Pin::new(&mut wrapped.stream).poll_read(cx, buf),
         }
     }
 
@@ -52,14 +78,24 @@ impl Transport {
         match self {
             Self::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
             Self::Unix(socket) => Pin::new(socket).poll_write(cx, buf),
+            Self::Wrapped(wrapped) => Pin::new(&mut wrapped.stream).poll_write(cx, buf),
         }
     }
 
-    /// Says that nothing more will be written (FIN); reading goes on.
-    pub(crate) fn half_close(&self) -> io::Result<()> {
+    /// Sends on what the stream itself may hold back (TLS does, a socket does not).
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(socket) => socket.get_ref().shutdown(Shutdown::Write),
-            Self::Unix(socket) => socket.get_ref().shutdown(Shutdown::Write),
+            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
+            Self::Wrapped(wrapped) => Pin::new(&mut wrapped.stream).poll_flush(cx),
+        }
+    }
+
+    /// Says that nothing more will be written (FIN, and TLS's own farewell); reading goes on.
+    pub(crate) fn poll_half_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(socket) => Poll::Ready(socket.get_ref().shutdown(Shutdown::Write)),
+            Self::Unix(socket) => Poll::Ready(socket.get_ref().shutdown(Shutdown::Write)),
+            Self::Wrapped(wrapped) => Pin::new(&mut wrapped.stream).poll_close(cx),
         }
     }
 
@@ -75,49 +111,86 @@ impl Transport {
 
     fn shut(&self, half: Shutdown) {
         // A socket that is already gone has nothing to be shut.
-        let _ = match self {
-            Self::Tcp(socket) => socket.get_ref().shutdown(half),
-            Self::Unix(socket) => socket.get_ref().shutdown(half),
+        let _ = match (self.tcp(), self.unix()) {
+            (Some(socket), _) => socket.get_ref().shutdown(half),
+            (_, Some(socket)) => socket.get_ref().shutdown(half),
+            (None, None) => Ok(()),
         };
     }
 
     /// How many bytes wait in the kernel to be read; 0 where that cannot be known.
     pub(crate) fn waiting(&self) -> u64 {
-        rustix::io::ioctl_fionread(self).unwrap_or(0)
+        self.socket().and_then(|fd| rustix::io::ioctl_fionread(fd).ok()).unwrap_or(0)
+    }
+
+    /// Whether what waits in the kernel is not what a read gives: there may be more, or less.
+    pub(crate) fn is_wrapped(&self) -> bool {
+        matches!(self, Self::Wrapped(_))
     }
 
     /// How many bytes the client's kernel has yet to take, apart from a FIN; 0 where that cannot be
     /// known, and on Unix sockets, where the client can read what was written whatever comes.
     pub(crate) fn undelivered(&self) -> u64 {
-        match self {
-            Self::Tcp(socket) => unacknowledged(socket.get_ref()).saturating_sub(1),
-            Self::Unix(_) => 0,
-        }
+        self.tcp().map_or(0, |socket| unacknowledged(socket.get_ref()).saturating_sub(1))
     }
 
     /// Whether nobody can read at the other end any more: reset, or on a Unix socket closed. Not one
     /// that has only half-closed (rule S22); on TCP the close cannot be told from that.
     pub(crate) fn is_reset(&self) -> bool {
-        let mut fds = [PollFd::from_borrowed_fd(self.as_fd(), PollFlags::empty())];
+        let Some(socket) = self.socket() else { return false };
+        let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
         let gone = PollFlags::ERR | PollFlags::HUP;
         poll(&mut fds, Some(&Timespec::default())).is_ok() && fds[0].revents().intersects(gone)
     }
 
     /// Makes the coming close a reset, so that the client cannot take what it got for the whole.
     pub(crate) fn reset_on_close(&self) {
-        if let Self::Tcp(socket) = self {
+        if let Some(socket) = self.tcp() {
             // Without it the client sees an early end of the stream: worse, but no reason to fail.
             let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
         }
     }
+
+    fn tcp(&self) -> Option<&Async<TcpStream>> {
+        match self {
+            Self::Tcp(socket) => Some(socket),
+            Self::Wrapped(wrapped) => match &wrapped.socket {
+                Some(Socket::Tcp(socket)) => Some(socket),
+                Some(Socket::Unix(_)) | None => None,
+            },
+            Self::Unix(_) => None,
+        }
+    }
+
+    fn unix(&self) -> Option<&Async<UnixStream>> {
+        match self {
+            Self::Unix(socket) => Some(socket),
+            Self::Wrapped(wrapped) => match &wrapped.socket {
+                Some(Socket::Unix(socket)) => Some(socket),
+                Some(Socket::Tcp(_)) | None => None,
+            },
+            Self::Tcp(_) => None,
+        }
+    }
+
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.tcp().map(AsFd::as_fd).or(self.unix().map(AsFd::as_fd))
+    }
 }
 
-impl AsFd for Transport {
-    fn as_fd(&self) -> BorrowedFd<'_> {
+impl Socket {
+    /// Whether a read of the socket itself would find something.
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(socket) => socket.as_fd(),
-            Self::Unix(socket) => socket.as_fd(),
+            Self::Tcp(socket) => socket.poll_readable(cx),
+            Self::Unix(socket) => socket.poll_readable(cx),
         }
+    }
+}
+
+impl fmt::Debug for Wrapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wrapped").field("socket", &self.socket).finish_non_exhaustive()
     }
 }
 
@@ -180,6 +253,29 @@ pub enum Peer {
     Ip(SocketAddr),
     /// A client of a Unix socket; such clients have no address.
     Unix,
+    /// The other end of a stream that is no socket, or a request that came from no server.
+    Unknown,
+}
+
+impl Peer {
+    /// Who has sent `request`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Peer, Server};
+    ///
+    /// let server = Server::new(|request| async move {
+    ///     Ok(format!("you are {}\n", Peer::of(&request)))
+    /// });
+    /// # drop(server);
+    /// ```
+    pub fn of(request: &Request) -> Self {
+        match request.peer_addr() {
+            Some("unix") => Self::Unix,
+            text => text.and_then(|text| text.parse().ok()).map_or(Self::Unknown, Self::Ip),
+        }
+    }
 }
 
 impl<A: Into<SocketAddr>> From<A> for Peer {
@@ -193,6 +289,7 @@ impl fmt::Display for Peer {
         match self {
             Self::Ip(addr) => addr.fmt(f),
             Self::Unix => f.write_str("unix"),
+            Self::Unknown => f.write_str("unknown"),
         }
     }
 }

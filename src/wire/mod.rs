@@ -225,7 +225,9 @@ impl Gate {
         poll_fn(|cx| {
             let wire = &mut *self.wire();
             let transport = wire.transport.as_mut();
-            if let Some(transport) = transport.filter(|t| (1..=EMPTY as u64).contains(&t.waiting()))
+            let few = 1..=EMPTY as u64;
+            if let Some(transport) =
+                transport.filter(|t| t.is_wrapped() || few.contains(&t.waiting()))
             {
                 let _ = wire.incoming.poll_fill(transport, cx);
             }
@@ -451,7 +453,11 @@ pub(crate) async fn leave(
     draining: impl Fn() -> bool,
 ) {
     seat.enter(Stage::Closing);
-    if transport.half_close().is_err() {
+    let half_closed = poll_fn(|cx| match transport.poll_half_close(cx) {
+        Poll::Pending if seat.is_expired() => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+        closed => closed,
+    });
+    if half_closed.await.is_err() {
         return;
     }
     let mut scrap = vec![0; 8 * 1024];
@@ -609,6 +615,8 @@ impl Wire {
         if let Some(transport) = &self.transport {
             transport.stop_reading();
         }
+        // What is no socket does not tell whoever waits for it.
+        self.reader.take().map(Waker::wake);
     }
 }
 

@@ -74,6 +74,7 @@ impl Outgoing {
             self.sent += n;
             moved();
         }
+        ready!(transport.poll_flush(cx))?;
         (self.sent, self.end) = (0, 0);
         Poll::Ready(Ok(()))
     }
