@@ -17,7 +17,7 @@ use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
-use smol_graceful::{Limits, Outcome, Process, Request, Server};
+use smol_graceful::{Limits, Outcome, Process, Request, ServeError, Server};
 
 async fn block(request: Request) -> http_types::Result<String> {
     if let Some(text) = request.url().path().strip_prefix("/block/") {
@@ -34,7 +34,7 @@ fn next<T: FromStr>(args: &mut Args, what: &str) -> io::Result<Option<T>> {
     args.next().map(|text| text.parse().map_err(wrong)).transpose()
 }
 
-fn main() -> io::Result<Outcome> {
+fn main() -> Result<Outcome, ServeError> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let mut args = std::env::args();
     args.next();

@@ -8,8 +8,8 @@
 //!
 //! Open <http://127.0.0.1:8082>, and stop it with Ctrl-C.
 
-use smol_graceful::{Outcome, Server, run};
+use smol_graceful::{Outcome, ServeError, Server, run};
 
-fn main() -> std::io::Result<Outcome> {
+fn main() -> Result<Outcome, ServeError> {
     run(Server::new(|_request| async { Ok("okay") }), ["127.0.0.1:8082"])
 }

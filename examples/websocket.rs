@@ -11,7 +11,6 @@
 //! console.log`, then `s.send("hello")`. Stop the server with Ctrl-C: each client is told that it
 //! is going away (1001), and the drain waits until it has taken leave, too.
 
-use std::io;
 use std::time::Duration;
 
 use async_tungstenite::WebSocketStream;
@@ -23,7 +22,7 @@ use futures_lite::{FutureExt, StreamExt};
 use http_types::headers::UPGRADE;
 use http_types::upgrade::Connection;
 use smol::Timer;
-use smol_graceful::{Outcome, Request, Response, Server, StatusCode, Token, run};
+use smol_graceful::{Outcome, Request, Response, ServeError, Server, StatusCode, Token, run};
 
 /// How long a client may take to answer our Close.
 const PARTING: Duration = Duration::from_secs(5);
@@ -82,7 +81,7 @@ async fn echo(connection: Connection, token: &Token) -> Result<(), Error> {
     parted.or(in_vain).await
 }
 
-fn main() -> io::Result<Outcome> {
+fn main() -> Result<Outcome, ServeError> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8082".to_owned());
     let outcome = run(Server::new(handle), [&*address])?;

@@ -163,9 +163,8 @@ fn take(
     // SAFETY: used for this one call, which fails if there is no such descriptor. If there is one,
     // it was opened by whoever started this process, and nobody closes it but the lines below.
     let copy = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
-    let copy = copy.map_err(|error| of(fd, &error, "is not open"))?;
-    let socket = Socket::from(copy);
-    let address = address_of(fd, &socket)?;
+    let socket = Socket::from(copy.map_err(|error| of(fd, &error))?);
+    let address = address_of(&socket).map_err(|error| of(fd, &error))?;
     if !wanted(&address) {
         return Ok(None);
     }
@@ -180,20 +179,16 @@ fn take(
 }
 
 /// What a listening stream socket is bound to.
-fn address_of(fd: RawFd, socket: &Socket) -> io::Result<Address> {
-    let kind = socket.r#type().map_err(|error| of(fd, &error, "is no socket"))?;
-    let listens = socket.is_listener().unwrap_or(false);
-    if kind != Type::STREAM || !listens {
-        let message = format!("descriptor {fd} is no socket that listens for connections");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+pub(crate) fn address_of(socket: &Socket) -> io::Result<Address> {
+    if socket.r#type()? != Type::STREAM || !socket.is_listener().unwrap_or(false) {
+        return Err(invalid("is no socket that listens for connections"));
     }
     let addr = socket.local_addr()?;
     if let Some(addr) = addr.as_socket() {
         return Ok(Address::Tcp(addr));
     }
     if socket.domain()? != Domain::UNIX {
-        let message = format!("descriptor {fd} is no TCP and no Unix socket");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        return Err(invalid("is no TCP and no Unix socket"));
     }
     Ok(Address::Unix(match (addr.as_pathname(), addr.as_abstract_namespace()) {
         (Some(path), _) => path.to_owned(),
@@ -206,12 +201,16 @@ fn address_of(fd: RawFd, socket: &Socket) -> io::Result<Address> {
     }))
 }
 
-fn of(fd: RawFd, error: &io::Error, what: &str) -> io::Error {
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, what)
+}
+
+/// Names the descriptor in `error`.
+fn of(fd: RawFd, error: &io::Error) -> io::Error {
     match error.raw_os_error() {
-        Some(EBADF | ENOTSOCK) => {
-            io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {fd} {what}"))
-        }
-        _ => io::Error::new(error.kind(), format!("descriptor {fd}: {error}")),
+        Some(EBADF) => invalid(&format!("descriptor {fd} is not open")),
+        Some(ENOTSOCK) => invalid(&format!("descriptor {fd} is no socket")),
+        _ => io::Error::new(error.kind(), format!("descriptor {fd} {error}")),
     }
 }
 

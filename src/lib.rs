@@ -16,9 +16,9 @@
 //! and QUIT: what is in flight is finished, and the exit code is 0 if all of it was.
 //!
 //! ```no_run
-//! use smol_graceful::{Outcome, Server, run};
+//! use smol_graceful::{Outcome, ServeError, Server, run};
 //!
-//! fn main() -> std::io::Result<Outcome> {
+//! fn main() -> Result<Outcome, ServeError> {
 //!     let server = Server::new(|_request| async { Ok("okay") });
 //!     run(server, [":8082"])
 //! }
@@ -59,7 +59,9 @@
 //! others are answered 501. No routing, no TLS, no HTTP/2.
 
 mod address;
+mod chunks;
 mod connection;
+mod error;
 mod exchange;
 #[cfg(feature = "restart")]
 mod handover;
@@ -80,10 +82,12 @@ mod wire;
 
 pub use address::{Address, AddressError};
 pub use async_signal::Signal;
+pub use chunks::stream_body;
 pub use connection::Connection;
+pub use error::ServeError;
 #[cfg(feature = "restart")]
 pub use handover::restart;
-pub use http_types::{self, Body, Request, Response, StatusCode};
+pub use http_types::{self, Body, Method, Request, Response, StatusCode};
 pub use limits::Limits;
 pub use listener::{Listen, ListenOptions, Listener};
 pub use outcome::{Ending, Outcome};

@@ -9,9 +9,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-#[cfg(feature = "restart")]
-use std::os::fd::OwnedFd;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -32,7 +30,8 @@ use crate::inherited::{self, Inherited};
 use crate::socket_file::{SocketFile, is_stale};
 use crate::transport::{Duplex, Peer, Transport};
 
-/// What can be turned into a [`Listener`]: an address, its text, or a listener itself.
+/// What can be turned into a [`Listener`]: an address, its text, a listening socket of the standard
+/// library's, or a listener itself.
 ///
 /// # Examples
 ///
@@ -72,6 +71,30 @@ impl Listen for Address {
 impl Listen for &str {
     fn listen(self) -> io::Result<Listener> {
         Listener::bind(&self.parse()?)
+    }
+}
+
+impl Listen for String {
+    fn listen(self) -> io::Result<Listener> {
+        self.as_str().listen()
+    }
+}
+
+impl Listen for SocketAddr {
+    fn listen(self) -> io::Result<Listener> {
+        Address::Tcp(self).listen()
+    }
+}
+
+impl Listen for TcpListener {
+    fn listen(self) -> io::Result<Listener> {
+        Listener::own(self.into())
+    }
+}
+
+impl Listen for UnixListener {
+    fn listen(self) -> io::Result<Listener> {
+        Listener::own(self.into())
     }
 }
 
@@ -372,6 +395,14 @@ impl Listener {
             Box::pin(async move { Ok(Box::new(wrapped.await?) as Box<dyn Duplex>) })
         }));
         self
+    }
+
+    /// A socket that the program has bound itself, closed like the server's own; a Unix socket's file
+    /// is removed with it.
+    fn own(socket: OwnedFd) -> io::Result<Self> {
+        let socket = Socket::from(socket);
+        let address = inherited::address_of(&socket)?;
+        Self::adopt(Inherited { socket, address, name: None, is_held: false }, None)
     }
 
     fn adopt(inherited: Inherited, origin: Option<RawFd>) -> io::Result<Self> {

@@ -20,7 +20,9 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use humantime::parse_duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use smol_graceful::{Address, Limits, ListenOptions, Listener, Outcome, Process, Server};
+use smol_graceful::{
+    Address, Limits, ListenOptions, Listener, Outcome, Process, ServeError, Server,
+};
 
 use crate::log::Log;
 
@@ -42,7 +44,7 @@ fn main() -> ExitCode {
     match serve(&settings) {
         Ok(outcome) => end(outcome),
         Err(error) => {
-            log.line(format!("smol-graceful: {error}{}\n", way_out(&error)));
+            log.line(format!("smol-graceful: {error}\n"));
             ExitCode::FAILURE
         }
     }
@@ -158,7 +160,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
 }
 
-fn serve(settings: &Settings) -> io::Result<Outcome> {
+fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
     raise_open_files();
     // Bound by `run`, when signals are handled (rule S16).
     let listeners = iter::once_with(|| listeners(settings)).flat_map(|all| match all {
@@ -209,20 +211,6 @@ fn end(outcome: Outcome) -> ExitCode {
         ::log::warn!("{outcome}");
     }
     outcome.report()
-}
-
-/// What the operator can do about `error`.
-fn way_out(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "; stop what listens there, or choose another address with --listen"
-        }
-        io::ErrorKind::AddrNotAvailable => "; choose another address with --listen",
-        io::ErrorKind::PermissionDenied => {
-            "; a port below 1024 needs CAP_NET_BIND_SERVICE, a socket file a writable directory"
-        }
-        _ => "",
-    }
 }
 
 #[cfg(test)]

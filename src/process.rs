@@ -18,6 +18,7 @@ use futures_lite::{FutureExt, Stream, StreamExt, future};
 use smol::Executor;
 use smol::channel;
 
+use crate::error::ServeError;
 use crate::listener::{Listen, reason};
 use crate::notify::Notify;
 use crate::outcome::{Outcome, name};
@@ -34,16 +35,16 @@ use crate::signals::{STOP_SIGNALS, stream};
 /// # Examples
 ///
 /// ```no_run
-/// use smol_graceful::{Outcome, Server, run};
+/// use smol_graceful::{Outcome, ServeError, Server, run};
 ///
-/// fn main() -> std::io::Result<Outcome> {
+/// fn main() -> Result<Outcome, ServeError> {
 ///     run(Server::new(|_request| async { Ok("okay") }), ["127.0.0.1:8082"])
 /// }
 /// ```
 pub fn run<L: Listen>(
     server: Server,
     listeners: impl IntoIterator<Item = L>,
-) -> io::Result<Outcome> {
+) -> Result<Outcome, ServeError> {
     Process::default().run(server, listeners)
 }
 
@@ -52,9 +53,9 @@ pub fn run<L: Listen>(
 /// # Examples
 ///
 /// ```no_run
-/// use smol_graceful::{Outcome, Process, Server, Signal};
+/// use smol_graceful::{Outcome, Process, ServeError, Server, Signal};
 ///
-/// fn main() -> std::io::Result<Outcome> {
+/// fn main() -> Result<Outcome, ServeError> {
 ///     Process::default()
 ///         .threads(4)
 ///         .signals([Signal::Int, Signal::Term])
@@ -130,7 +131,7 @@ impl Process {
         self,
         server: Server,
         listeners: impl IntoIterator<Item = L>,
-    ) -> io::Result<Outcome> {
+    ) -> Result<Outcome, ServeError> {
         // Rule S16.
         let all: Vec<_> = self.signals.iter().copied().chain(self.restart).collect();
         let signals = stream(&all).map_err(named("cannot handle signals"))?;

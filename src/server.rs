@@ -18,6 +18,7 @@ use http_types::{Request, Response};
 use smol::Executor;
 use smol::lock::Semaphore;
 
+use crate::error::ServeError;
 use crate::exchange::{self, Handler, Service};
 use crate::limits::Limits;
 use crate::listener::{Accepted, Listen, Listener};
@@ -117,7 +118,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// As [`Listen::listen`]; before any connection is served.
+    /// If one of the addresses cannot be listened on; before any connection is served.
     ///
     /// # Cancel safety
     ///
@@ -141,7 +142,7 @@ impl Server {
     pub async fn serve<L: Listen>(
         mut self,
         listeners: impl IntoIterator<Item = L>,
-    ) -> io::Result<Outcome> {
+    ) -> Result<Outcome, ServeError> {
         let own = self.executor.is_none();
         let executor = self.executor.get_or_insert_default().clone();
         let running = self.start(listeners)?;

@@ -3,19 +3,14 @@
 //! Invariant: nothing here blocks its thread or keeps a body in memory. Knows nothing of
 //! connections, signals and settings, apart from how long `/` works.
 
-use std::collections::VecDeque;
-use std::io::{self, Read};
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_lite::io::BufReader;
-use futures_lite::{AsyncRead, Stream, stream};
+use futures_lite::{Stream, StreamExt, stream};
 use http_types::Method;
 use http_types::headers::{ALLOW, CONTENT_TYPE};
 use humantime::parse_duration;
 use smol::Timer;
-use smol_graceful::{Body, Request, Response, StatusCode, Token, probe};
+use smol_graceful::{Body, Request, Response, StatusCode, Token, probe, stream_body};
 
 /// Answers one request; `/` works for as long as `work`.
 pub(crate) async fn handle(work: Duration, request: Request) -> http_types::Result<Response> {
@@ -83,9 +78,8 @@ fn tick(request: &Request) -> Response {
     let count = parameter(request, "count").unwrap_or("50".into());
     match (parse_duration(&every), count.parse()) {
         (Ok(every), Ok(count)) if every <= LONGEST => {
-            let ticks = Box::pin(ticks(Token::of(request), every, count));
-            let body = BufReader::new(Lines { lines: ticks, rest: VecDeque::new() });
-            text(StatusCode::Ok, Body::from_reader(body, None))
+            let ticks = ticks(Token::of(request), every, count);
+            text(StatusCode::Ok, stream_body(ticks.map(Ok)))
         }
         _ => text(StatusCode::BadRequest, "write /stream?every=100ms&count=50, with at most 1h\n"),
     }
@@ -95,7 +89,7 @@ fn tick(request: &Request) -> Response {
 const LONGEST: Duration = Duration::from_secs(60 * 60);
 
 /// The lines `tick 1`, `tick 2`, …: `count` of them, or as many as there are before the stop.
-fn ticks(token: Token, every: Duration, count: u64) -> impl Stream<Item = String> + Send + Sync {
+fn ticks(token: Token, every: Duration, count: u64) -> impl Stream<Item = String> + Send {
     stream::unfold((token, 1), move |(token, n)| async move {
         if n > count || token.is_stopping() {
             return None;
@@ -103,29 +97,6 @@ fn ticks(token: Token, every: Duration, count: u64) -> impl Stream<Item = String
         token.until_stop(Timer::after(every)).await?;
         Some((format!("tick {n}\n"), (token, n + 1)))
     })
-}
-
-/// A stream of lines, to be read as bytes.
-struct Lines<S> {
-    lines: S,
-    /// What is left of the current line.
-    rest: VecDeque<u8>,
-}
-
-impl<S: Stream<Item = String> + Unpin> AsyncRead for Lines<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        while self.rest.is_empty() {
-            match ready!(Pin::new(&mut self.lines).poll_next(cx)) {
-                Some(line) => self.rest.extend(line.bytes()),
-                None => return Poll::Ready(Ok(0)),
-            }
-        }
-        Poll::Ready(self.rest.read(buf))
-    }
 }
 
 /// The value of a parameter in the query.
@@ -154,7 +125,6 @@ fn allow(mut response: Response, methods: &str) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_lite::StreamExt;
     use futures_lite::future::block_on;
     use smol_graceful::Shutdown;
 

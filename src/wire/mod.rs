@@ -616,7 +616,9 @@ impl Wire {
             transport.stop_reading();
         }
         // What is no socket does not tell whoever waits for it.
-        self.reader.take().map(Waker::wake);
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
     }
 }
 

@@ -1,0 +1,131 @@
+//! [`stream_body`]: a response body of chunks that come one after the other.
+//!
+//! Invariant: what a chunk brings is sent before the next one is waited for, and an error in the
+//! middle ends the response so that the client can tell. Holds one chunk at a time.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use futures_lite::{AsyncBufRead, AsyncRead, Stream};
+use http_types::Body;
+
+/// Makes a body of unknown length of a stream of chunks, such as lines or server-sent events.
+///
+/// Each chunk is sent as soon as it is there. The body ends with the stream; an error in the stream
+/// breaks the response off, which the client can tell from its end (RFC 9112 section 8).
+///
+/// # Examples
+///
+/// A stream that ends politely when the server stops:
+///
+/// ```
+/// use futures_lite::stream;
+/// use smol_graceful::{Response, Server, Token, stream_body};
+/// use std::time::Duration;
+///
+/// let server = Server::new(|request| async move {
+///     let token = Token::of(&request);
+///     let ticks = stream::unfold(1, move |n| {
+///         let token = token.clone();
+///         async move {
+///             token.until_stop(smol::Timer::after(Duration::from_secs(1))).await?;
+///             Some((Ok(format!("tick {n}\n")), n + 1))
+///         }
+///     });
+///     Ok(Response::from(stream_body(ticks)))
+/// });
+/// # drop(server);
+/// ```
+pub fn stream_body<S, B>(chunks: S) -> Body
+where
+    S: Stream<Item = io::Result<B>> + Send + 'static,
+    B: AsRef<[u8]> + Send + 'static,
+{
+    let chunks = Chunks { chunks: Mutex::new(Box::pin(chunks)), chunk: None };
+    Body::from_reader(chunks, None)
+}
+
+/// A stream of chunks, to be read as bytes.
+struct Chunks<S, B> {
+    /// Locked by nobody: it makes of what can be sent what can be shared, as bodies must be.
+    chunks: Mutex<Pin<Box<S>>>,
+    /// The current chunk, and how much of it was read.
+    chunk: Option<(Mutex<B>, usize)>,
+}
+
+impl<S, B> AsyncBufRead for Chunks<S, B>
+where
+    S: Stream<Item = io::Result<B>>,
+    B: AsRef<[u8]>,
+{
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let Self { chunks, chunk } = self.get_mut();
+        let chunks = chunks.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // An empty chunk is not the end.
+        while chunk.as_mut().is_none_or(|(bytes, read)| bytes_of(bytes).len() == *read) {
+            *chunk = match ready!(chunks.as_mut().poll_next(cx)?) {
+                Some(next) => Some((Mutex::new(next), 0)),
+                None => return Poll::Ready(Ok(&[])),
+            };
+        }
+        Poll::Ready(Ok(chunk.as_mut().map_or(&[], |(bytes, read)| &bytes_of(bytes)[*read..])))
+    }
+
+    fn consume(self: Pin<&mut Self>, amount: usize) {
+        if let Some((_, read)) = &mut self.get_mut().chunk {
+            *read += amount;
+        }
+    }
+}
+
+impl<S, B> AsyncRead for Chunks<S, B>
+where
+    S: Stream<Item = io::Result<B>>,
+    B: AsRef<[u8]>,
+{
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let chunk = ready!(self.as_mut().poll_fill_buf(cx))?;
+        let n = chunk.len().min(buf.len());
+        buf[..n].copy_from_slice(&chunk[..n]);
+        self.consume(n);
+        Poll::Ready(Ok(n))
+    }
+}
+
+impl<S, B> Unpin for Chunks<S, B> {}
+
+fn bytes_of<B: AsRef<[u8]>>(bytes: &mut Mutex<B>) -> &[u8] {
+    let bytes: &B = bytes.get_mut().unwrap_or_else(PoisonError::into_inner);
+    bytes.as_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::{AsyncReadExt, future, stream};
+
+    #[test]
+    fn chunks_are_read_one_after_the_other() {
+        let chunks = ["one ", "", "two ", "three"].map(Ok);
+        let mut body = stream_body(stream::iter(chunks));
+        assert_eq!(body.len(), None);
+        let mut text = String::new();
+        future::block_on(body.read_to_string(&mut text)).unwrap();
+        assert_eq!(text, "one two three");
+    }
+
+    #[test]
+    fn an_error_is_no_end() {
+        let chunks = [Ok(vec![1, 2]), Err(io::ErrorKind::BrokenPipe.into())];
+        let mut body = stream_body(stream::iter(chunks));
+        let mut bytes = Vec::new();
+        let error = future::block_on(body.read_to_end(&mut bytes)).unwrap_err();
+        assert_eq!((error.kind(), &bytes[..]), (io::ErrorKind::BrokenPipe, &[1, 2][..]));
+    }
+}

@@ -1,0 +1,73 @@
+//! [`ServeError`]: why a server could not be started.
+//!
+//! Prints one line that names the thing and the way out, also as what `main` returns, which the
+//! standard library prints with `Debug`.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+
+/// Why a server could not be started: an address that cannot be listened on, a signal that cannot be
+/// handled, a thread that cannot be started.
+///
+/// It is an [`io::Error`] that tells the way out and, returned from `main`, prints as one line. The
+/// two are converted into each other by `?`.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::{Listener, Server};
+/// use std::io;
+///
+/// # fn main() -> io::Result<()> {
+/// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
+/// let server = Server::new(|_request| async { Ok("okay") });
+/// let serve = server.serve([listener.address().clone()]);
+/// let error = futures_lite::future::block_on(serve).unwrap_err();
+/// assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+/// assert!(format!("{error:?}").contains("the address is in use; stop what listens there"));
+/// # Ok(())
+/// # }
+/// ```
+pub struct ServeError(io::Error);
+
+impl ServeError {
+    /// What kind of error it is.
+    pub fn kind(&self) -> io::ErrorKind {
+        self.0.kind()
+    }
+}
+
+impl fmt::Display for ServeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let way_out = match self.kind() {
+            io::ErrorKind::AddrInUse => "; stop what listens there, or choose another address",
+            io::ErrorKind::AddrNotAvailable => "; choose another address",
+            io::ErrorKind::PermissionDenied => {
+                "; a port below 1024 needs CAP_NET_BIND_SERVICE, a socket file a writable directory"
+            }
+            _ => "",
+        };
+        write!(f, "{}{way_out}", self.0)
+    }
+}
+
+impl fmt::Debug for ServeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Error for ServeError {}
+
+impl From<io::Error> for ServeError {
+    fn from(error: io::Error) -> Self {
+        Self(error)
+    }
+}
+
+impl From<ServeError> for io::Error {
+    fn from(error: ServeError) -> Self {
+        error.0
+    }
+}
