@@ -40,8 +40,24 @@
 //! - [`run`] is a whole process: worker threads, signals, exit code. [`Process`] has its settings.
 //! - [`Server::serve`] is a future for a program that has its own executor and control.
 //! - [`Shutdown`], [`Token`] and [`Guard`] work without any HTTP.
-//! - [`Listener`] takes sockets that systemd or Supervisor hold; `restart` hands them to a successor.
-//! - [`probe`] answers balancers and orchestrators.
+//! - [`Listener`] takes sockets that systemd or Supervisor hold, TLS, and connections from anywhere;
+//!   `restart` (a feature) hands its sockets to a successor.
+//! - [`stream_body`] makes a response of a stream, [`probe`] answers balancers, [`Connection::pair`]
+//!   tests a handler without a socket.
+//!
+//! `docs/embedding.md` tells which way is for whom, call by call for those who come from Go, tide, axum
+//! or trillium; `docs/restart.md` the same for restarts.
+//!
+//! # A map
+//!
+//! | level | |
+//! |---|---|
+//! | a process | [`run`], [`Process`], `restart`, [`signals`] |
+//! | a server | [`Server`], [`Limits`], [`ServeError`] |
+//! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
+//! | in a handler | [`Request`], [`Response`], [`Body`], [`stream_body`], [`probe`], [`Peer`], [`Token`] |
+//! | stopping | [`Shutdown`], [`Phase`], [`Token`], [`Guard`] |
+//! | how it ended | [`Outcome`], [`Ending`], [`Cut`], [`What`], [`Stage`] |
 //!
 //! # Implementation
 //!
@@ -55,8 +71,8 @@
 //!
 //! # Limits
 //!
-//! HTTP/1.1 and 1.0 over TCP and Unix sockets, on Unix. Methods are those that http-types knows;
-//! others are answered 501. No routing, no TLS, no HTTP/2.
+//! HTTP/1.1 and 1.0 over TCP, Unix sockets and whatever a program brings, on Unix. Methods are those
+//! that http-types knows; others are answered 501. No routing, no HTTP/2; TLS by [`Listener::wrap`].
 
 mod address;
 mod chunks;
