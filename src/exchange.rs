@@ -24,6 +24,7 @@ use crate::listener::{Accepted, Wrap};
 use crate::registry::{Seat, Stage};
 use crate::shutdown::{Phase, Shutdown};
 use crate::transport::{Transport, Wrapped};
+use crate::wire::buffer::Buffer;
 use crate::wire::head::Bounds;
 use crate::wire::response::{
     Asked, Reply, asks_to_close, ends_with_connection, has_body, plain, upgrades,
@@ -174,7 +175,7 @@ async fn first_bytes(
     transport: &mut Transport,
     fresh: bool,
     empty: &mut usize,
-) -> Option<(Vec<u8>, usize)> {
+) -> Option<(Buffer, usize)> {
     // A new client has mostly sent its request by now; later, waiting first saves a read.
     let mut look = fresh;
     poll_fn(|cx| {
@@ -194,7 +195,7 @@ async fn first_bytes(
                 }
             }
             look = false;
-            let mut bytes = vec![0; FIRST_READ];
+            let mut bytes = Buffer::new();
             bytes[..*empty]
                 .iter_mut()
                 .zip(b"\r\n".iter().cycle())
@@ -220,9 +221,6 @@ async fn first_bytes(
     })
     .await
 }
-
-/// The size of a connection's first read, in bytes: most heads, and small bodies with them.
-const FIRST_READ: usize = 4 * 1024;
 
 fn bounds(limits: &Limits) -> Bounds {
     Bounds { head_bytes: limits.head_bytes, headers: limits.headers }

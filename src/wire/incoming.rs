@@ -11,13 +11,14 @@ use std::task::{Context, Poll, ready};
 use http_types::StatusCode;
 
 use super::body::{Chunked, Framing, Step};
+use super::buffer::Buffer;
 use super::head::Head;
 use crate::transport::Transport;
 
 /// A connection's read buffer, with the message at its beginning.
 pub(super) struct Incoming {
     /// Storage; what has been read ends at `end`.
-    bytes: Vec<u8>,
+    bytes: Buffer,
     /// Where the message under way begins.
     start: usize,
     /// Where its head ends, once that is known; `start` before.
@@ -68,7 +69,7 @@ enum Permission {
 
 impl Incoming {
     /// Takes over `bytes`, of which the first `end` have been read from the client.
-    pub(super) fn new(bytes: Vec<u8>, end: usize) -> Self {
+    pub(super) fn new(bytes: Buffer, end: usize) -> Self {
         Self {
             bytes,
             start: 0,
@@ -124,7 +125,8 @@ impl Incoming {
         }
         if self.end == self.bytes.len() {
             // Bounded: a head, a chunk's size line and a trailer section all are.
-            self.bytes.resize(self.bytes.len() * 2, 0);
+            let size = self.bytes.len() * 2;
+            self.bytes.resize(size, 0);
         }
     }
 

@@ -6,6 +6,7 @@
 //! none (rule W12). Takes no decision on stopping and sends only what it is given.
 
 pub(crate) mod body;
+pub(crate) mod buffer;
 pub(crate) mod head;
 mod incoming;
 mod outgoing;
@@ -28,6 +29,7 @@ use smol::channel;
 
 use crate::registry::{Describe, Seat, Stage};
 use crate::transport::{Peer, Transport};
+use buffer::Buffer;
 use head::{Bounds, Head, Parse};
 use incoming::Incoming;
 use outgoing::Outgoing;
@@ -64,7 +66,7 @@ impl Gate {
     /// Takes over a connection that has sent the first `n` of `bytes`.
     pub(crate) fn new(
         transport: Transport,
-        bytes: Vec<u8>,
+        bytes: Buffer,
         n: usize,
         seat: Arc<Seat>,
         bounds: Bounds,
@@ -460,7 +462,7 @@ pub(crate) async fn leave(
     if half_closed.await.is_err() {
         return;
     }
-    let mut scrap = vec![0; 8 * 1024];
+    let mut scrap = Buffer::new();
     let mut seen = None;
     let mut pause = Duration::from_millis(1);
     loop {
@@ -564,7 +566,7 @@ impl Wire {
         }
         // From here on the body is not the handler's any more.
         self.exchange = self.exchange.wrapping_add(1);
-        let mut scrap = vec![0; 8 * 1024];
+        let mut scrap = Buffer::new();
         while !self.incoming.body_is_taken() {
             match ready!(self.poll_body(cx, &mut scrap)) {
                 Ok(n) if n > 0 && n as u64 <= *most => *most -= n as u64,

@@ -6,21 +6,20 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
+use super::buffer::Buffer;
 use crate::transport::Transport;
 
 /// A connection's write buffer.
 #[derive(Default)]
 pub(super) struct Outgoing {
     /// Storage; what is to be sent ends at `end`.
-    bytes: Vec<u8>,
+    bytes: Buffer,
     /// How much of it has been sent.
     sent: usize,
     end: usize,
 }
 
 impl Outgoing {
-    /// The least storage: a head and a small body.
-    const SMALLEST: usize = 1024;
     /// The least room offered; async-h1's encoder panics below 6 bytes.
     const ROOM: usize = 256;
 
@@ -34,8 +33,10 @@ impl Outgoing {
 
     /// Storage behind what is to be sent, for [`Outgoing::filled`].
     pub(super) fn room(&mut self) -> &mut [u8] {
-        if self.bytes.len() - self.end < Self::ROOM {
-            let size = (self.bytes.len() * 2).max(Self::SMALLEST).max(self.end + Self::ROOM);
+        if self.bytes.is_empty() {
+            self.bytes = Buffer::new();
+        } else if self.bytes.len() - self.end < Self::ROOM {
+            let size = (self.bytes.len() * 2).max(self.end + Self::ROOM);
             self.bytes.resize(size, 0);
         }
         &mut self.bytes[self.end..]
