@@ -7,29 +7,31 @@
 use std::env;
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::{self, Command, Stdio};
+use std::process::{self, Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_io::{Async, Timer};
 use command_fds::{CommandFdExt, FdMapping};
 use futures_lite::FutureExt;
 use rustix::process::{Pid, Signal, kill_process};
-use smol::process::Child;
 
-use crate::inherited::{FDS, FIRST, HANDOVER, HELD, NAMES, OWN, PID, name_of};
+use crate::inherited::{self, FDS, FIRST, HANDOVER, NAMES, PID};
 use crate::listener::Listener;
-use crate::notify::{MANAGER, Notify, SOCKET};
+use crate::notify::{MANAGER, Notify, SOCKET, TAKEN};
 
 /// Starts this program again, as it was started (its first argument and the rest, in the same
 /// directory and environment), hands it the sockets of `listeners`, and waits up to `patience` until
 /// it says that it is ready. Returns its process id.
 ///
 /// The successor finds the sockets by [`Listener::bind`] with the same addresses, or by
-/// [`Listener::inherited`]. It is ready when it sends `READY=1` to its NOTIFY_SOCKET, as
-/// [`run`](crate::run) does. Then the successor accepts connections alone: stop this server, which
+/// [`Listener::inherited`]; they have the descriptors from 3 on, whatever else this process had been
+/// started with there. It is ready when it sends `READY=1` to its NOTIFY_SOCKET, as [`run`](crate::run)
+/// and [`ready`] do. Then the successor accepts connections alone: stop this server, which
 /// only lets go of its sockets and finishes what is in flight. If there is a service manager (systemd),
 /// it is told that the successor is the main process now.
 ///
@@ -39,9 +41,11 @@ use crate::notify::{MANAGER, Notify, SOCKET};
 /// # Errors
 ///
 /// If the program cannot be started, ends before it is ready, or is not ready in time: then it is
-/// told to stop (SIGTERM), is killed if it does not within 5 s, and this process goes on serving. Also
+/// told to stop (SIGTERM), is killed if it does not within `patience` (5 s at least), and this process
+/// goes on serving. Also
 /// [`io::ErrorKind::Unsupported`] if this process is the first one of a container, which ends with
-/// it.
+/// it; [`io::ErrorKind::AlreadyExists`] while a successor is being started, and when there is one. It
+/// needs a directory for temporary files that can be written to (TMPDIR).
 ///
 /// # Cancel safety
 ///
@@ -50,7 +54,7 @@ use crate::notify::{MANAGER, Notify, SOCKET};
 /// # Examples
 ///
 /// ```no_run
-/// use smol_graceful::{Listener, Server, restart};
+/// use smol_graceful::{Listener, Server, ready, restart};
 /// use std::time::Duration;
 ///
 /// # fn main() -> std::io::Result<()> {
@@ -59,6 +63,8 @@ use crate::notify::{MANAGER, Notify, SOCKET};
 ///     let server = Server::new(|_request| async { Ok("okay") });
 ///     let shutdown = server.handle();
 ///     let serve = smol::spawn(server.serve([listener.clone()]));
+///     // This may be a successor itself: its predecessor waits for this.
+///     ready(&[listener.clone()])?;
 ///
 ///     // Some time later, for whatever reason:
 ///     let successor = restart(&[listener], Duration::from_secs(30)).await?;
@@ -74,6 +80,11 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
         let message = "this is process 1, with which the container ends";
         return Err(io::Error::new(io::ErrorKind::Unsupported, message));
     }
+    let _one = One::at_a_time()?;
+    if let Some(listener) = listeners.iter().find(|listener| listener.is_handed_over()) {
+        let message = format!("{} was handed over already", listener.address());
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+    }
     let mailbox = Mailbox::new()?;
     let mut successor = Starting::new(command(listeners, &mailbox)?)?;
     let pid = successor.child.id();
@@ -81,22 +92,78 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
 
     let ready = mailbox.ready();
     let ended = async {
-        let status = successor.child.status().await?;
+        let status = ended(&mut successor.child).await?;
         Err(io::Error::other(format!("the successor has ended before it was ready: {status}")))
     };
     let late = async {
         Timer::after(patience).await;
-        let message = format!("the successor was not ready within {patience:?}");
+        let message = format!(
+            "the successor was not ready within {patience:?}: no READY=1 came to NOTIFY_SOCKET"
+        );
         Err(io::Error::new(io::ErrorKind::TimedOut, message))
     };
-    if let Err(error) = ready.or(ended).or(late).await {
-        successor.end().await;
-        return Err(error);
-    }
+    let told = ready.or(ended).or(late).await;
+    // One that has said so and ends has not meant it.
+    Timer::after(SECOND_LOOK).await;
+    let told = match (told, successor.child.try_wait()?) {
+        (Ok(_), Some(status)) => {
+            Err(io::Error::other(format!("the successor was ready and has ended: {status}")))
+        }
+        (told, _) => told,
+    };
+    let taken = match told {
+        Ok(taken) => taken,
+        Err(error) => {
+            successor.end(patience).await;
+            return Err(error);
+        }
+    };
     successor.is_ready = true;
-    listeners.iter().for_each(Listener::hand_over);
+    for (fd, listener) in (FIRST..).zip(listeners) {
+        // What it has not taken goes on to be ours, and is closed like it.
+        if taken.as_ref().is_none_or(|taken| taken.contains(&fd)) {
+            listener.hand_over();
+        }
+    }
     Notify::from_env().main_pid(pid);
     Ok(pid)
+}
+
+/// Says that this process serves on `listeners`: to the predecessor that has started it, whose
+/// sockets are its own from now on, or to the service manager (systemd's READY=1). [`run`] does it
+/// itself; a program that calls [`Server::serve`] does it when it is ready.
+///
+/// Does nothing if nobody waits for it, and harmless if it was done before.
+///
+/// [`run`]: crate::run
+/// [`Server::serve`]: crate::Server::serve
+///
+/// # Errors
+///
+/// [`io::ErrorKind::WouldBlock`] if it could not be said now: try again.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::{Listener, Server, ready};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
+/// let server = Server::new(|_request| async { Ok("okay") });
+/// # server.handle().stop();
+/// let serve = server.serve([listener.clone()]);
+/// ready(&[listener])?;
+/// println!("{}", smol::block_on(serve)?);
+/// # Ok(())
+/// # }
+/// ```
+pub fn ready(listeners: &[Listener]) -> io::Result<()> {
+    inherited::close_unclaimed();
+    let taken: Vec<_> = listeners.iter().filter_map(Listener::handed_as).collect();
+    if Notify::from_env().ready("serving", &taken)? {
+        listeners.iter().for_each(Listener::take_over);
+    }
+    Ok(())
 }
 
 /// The program as it was started, with the sockets from descriptor 3 on.
@@ -112,16 +179,18 @@ fn command(listeners: &[Listener], mailbox: &Mailbox) -> io::Result<Command> {
 
     let mut mappings = Vec::new();
     let mut names = Vec::new();
-    let mut handover = process::id().to_string();
+    let mut handover = Vec::new();
     for (child_fd, listener) in (FIRST..).zip(listeners) {
-        mappings.push(FdMapping { parent_fd: listener.copy()?, child_fd });
-        let name = listener.origin().map(name_of);
-        names.push(name.or(listener.name().map(str::to_owned)).unwrap_or_default());
-        handover.push(' ');
-        handover.push_str(if listener.is_held() { HELD } else { OWN });
+        let named = |error: io::Error| {
+            let message = format!("cannot hand over {}: {error}", listener.address());
+            io::Error::new(error.kind(), message)
+        };
+        mappings.push(FdMapping { parent_fd: listener.copy().map_err(named)?, child_fd });
+        names.push(listener.name().unwrap_or_default());
+        handover.push(listener.handed().map_err(named)?.to_string());
     }
     command.env(FDS, mappings.len().to_string()).env(NAMES, names.join(":"));
-    command.env(HANDOVER, handover).env_remove(PID);
+    command.env(HANDOVER, handover.join(" ")).env_remove(PID);
     command.fd_mappings(mappings).map_err(io::Error::other)?;
 
     let manager = env::var_os(if env::var_os(HANDOVER).is_some() { MANAGER } else { SOCKET });
@@ -135,6 +204,27 @@ fn command(listeners: &[Listener], mailbox: &Mailbox) -> io::Result<Command> {
     Ok(command)
 }
 
+/// There is one restart at a time: two successors would both take the sockets for their own.
+struct One;
+
+static UNDER_WAY: AtomicBool = AtomicBool::new(false);
+
+impl One {
+    fn at_a_time() -> io::Result<Self> {
+        if UNDER_WAY.swap(true, Ordering::AcqRel) {
+            let message = "a successor is being started already";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+        }
+        Ok(Self)
+    }
+}
+
+impl Drop for One {
+    fn drop(&mut self) {
+        UNDER_WAY.store(false, Ordering::Release);
+    }
+}
+
 /// A successor that is not ready yet.
 struct Starting {
     child: Child,
@@ -142,30 +232,33 @@ struct Starting {
 }
 
 impl Starting {
-    fn new(command: Command) -> io::Result<Self> {
-        let program = PathBuf::from(command.get_program());
-        let child = smol::process::Command::from(command).spawn().map_err(|error| {
-            let message = format!("cannot start {}: {error}", program.display());
+    fn new(mut command: Command) -> io::Result<Self> {
+        let child = command.spawn().map_err(|error| {
+            let program = PathBuf::from(command.get_program());
+            let here = env::current_dir()
+                .map_or("a directory that is gone".into(), |dir| dir.display().to_string());
+            let message = format!("cannot start {} in {here}: {error}", program.display());
             io::Error::new(error.kind(), message)
         })?;
         Ok(Self { child, is_ready: false })
     }
 
-    /// Ends it, gently first: it may have accepted connections.
-    async fn end(&mut self) {
-        if matches!(self.child.try_status(), Ok(None)) {
+    /// Ends it, gently first: it may have accepted connections, and gets `patience` for them.
+    async fn end(&mut self, patience: Duration) {
+        if matches!(self.child.try_wait(), Ok(None)) {
             self.signal(Signal::TERM);
         }
         let ended = async {
-            let _ = self.child.status().await;
+            let _ = ended(&mut self.child).await;
             true
         };
         let late = async {
-            Timer::after(LAST_CHANCE).await;
+            Timer::after(patience.max(LAST_CHANCE)).await;
             false
         };
         if !ended.or(late).await {
             self.signal(Signal::KILL);
+            let _ = self.child.wait();
         }
         // From here on there is nothing to be ended.
         self.is_ready = true;
@@ -186,8 +279,22 @@ impl Drop for Starting {
     }
 }
 
-/// How long a successor that has failed may take to stop.
+/// How long a successor that has failed may take to stop, at least.
 const LAST_CHANCE: Duration = Duration::from_secs(5);
+
+/// How long a successor that is ready is looked at, until it is trusted.
+const SECOND_LOOK: Duration = Duration::from_millis(50);
+
+/// Waits for the end of a child process. Asked for now and then: that needs neither a descriptor nor
+/// a thread, of which there may be none left.
+async fn ended(child: &mut Child) -> io::Result<ExitStatus> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        Timer::after(Duration::from_millis(10)).await;
+    }
+}
 
 /// Where the successor says that it is ready: a socket in a directory that is nobody else's.
 struct Mailbox {
@@ -201,32 +308,42 @@ impl Mailbox {
         let directory = Self::directory();
         let named = |error: io::Error| {
             let message = format!(
-                "no place for the successor's word in {}: {error}; set TMPDIR",
+                "cannot make {} for the successor's readiness: {error}; set TMPDIR",
                 directory.display()
             );
             io::Error::new(error.kind(), message)
         };
         DirBuilder::new().mode(0o700).create(&directory).map_err(named)?;
         let path = directory.join("notify");
-        let socket = UnixDatagram::bind(&path).map_err(named)?;
-        let socket = Async::new(socket)?;
+        let socket = UnixDatagram::bind(&path).and_then(Async::new).map_err(|error| {
+            // It is dropped by hand, as there is no mailbox yet.
+            let _ = fs::remove_file(&path);
+            let _ = fs::remove_dir(&directory);
+            named(error)
+        })?;
         Ok(Self { directory, path, socket })
     }
 
     /// A path that nothing has yet: one of the same process id may have been left behind.
     fn directory() -> PathBuf {
         let names = (0_u32..).map(|number| format!("smol-graceful-{}-{number}", process::id()));
-        let mut paths = names.map(|name| env::temp_dir().join(name));
+        let temporary = Some(env::temp_dir()).filter(|path| !path.as_os_str().is_empty());
+        let temporary = temporary.unwrap_or_else(|| PathBuf::from("/tmp"));
+        let mut paths = names.map(|name| temporary.join(name));
         paths.find(|path| path.symlink_metadata().is_err()).unwrap_or_default()
     }
 
-    /// Waits for `READY=1`.
-    async fn ready(&self) -> io::Result<()> {
+    /// Waits for `READY=1`, and for what comes with it: which descriptors were taken, if it says so.
+    async fn ready(&self) -> io::Result<Option<Vec<RawFd>>> {
         let mut bytes = [0; 4096];
         loop {
             let n = self.socket.recv(&mut bytes).await?;
-            if bytes[..n].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
-                return Ok(());
+            let text = String::from_utf8_lossy(&bytes[..n]);
+            if text.lines().any(|line| line == "READY=1") {
+                let taken = text.lines().find_map(|line| line.strip_prefix(TAKEN));
+                return Ok(taken.map(|taken| {
+                    taken.split_whitespace().filter_map(|fd| fd.parse().ok()).collect()
+                }));
             }
         }
     }

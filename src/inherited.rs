@@ -9,14 +9,17 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsStr;
+use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::process::getppid;
+use rustix::io::{FdFlags, fcntl_getfd};
 use socket2::{Domain, Socket, Type};
 
 use crate::address::Address;
@@ -29,8 +32,23 @@ pub(crate) struct Inherited {
     pub(crate) address: Address,
     /// What LISTEN_FDNAMES calls it.
     pub(crate) name: Option<String>,
-    /// Another process holds it too (rule S5); otherwise it was a predecessor's, and is ours now.
+    /// As which descriptor it was passed.
+    pub(crate) fd: RawFd,
+    /// What a predecessor says of it; otherwise another process holds it, too (rule S5).
+    pub(crate) handed: Option<Handed>,
+}
+
+/// What a predecessor says of a socket that it hands over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Handed {
+    /// The socket's inode: it tells the socket from whatever else may have its number.
+    pub(crate) socket: u64,
+    /// Some other process holds it, too; otherwise it is the successor's once that is ready.
     pub(crate) is_held: bool,
+    /// Device and inode of a Unix socket's file.
+    pub(crate) file: Option<(u64, u64)>,
+    /// The descriptor that the operator knows it by.
+    pub(crate) origin: Option<RawFd>,
 }
 
 /// The number of descriptors that were passed, from [`FIRST`] on.
@@ -39,21 +57,10 @@ pub(crate) const FDS: &str = "LISTEN_FDS";
 pub(crate) const PID: &str = "LISTEN_PID";
 /// Their names, with colons between.
 pub(crate) const NAMES: &str = "LISTEN_FDNAMES";
-/// From a predecessor that hands its sockets over: its process id, which must be our parent's, as
-/// it cannot know ours; then for each socket [`OWN`] or [`HELD`].
+/// From a predecessor, which cannot know our process id: a [`Handed`] for each of its sockets.
 pub(crate) const HANDOVER: &str = "SMOL_GRACEFUL_HANDOVER";
-/// A socket that goes to the successor.
-pub(crate) const OWN: &str = "own";
-/// A socket that some other process holds, too.
-#[cfg(feature = "restart")]
-pub(crate) const HELD: &str = "held";
 /// The first descriptor that is passed by LISTEN_FDS.
 pub(crate) const FIRST: RawFd = 3;
-
-/// What a socket is called that its server knows as descriptor `fd`, when it is handed over.
-pub(crate) fn name_of(fd: RawFd) -> String {
-    format!("fd{fd}")
-}
 
 /// Everything that LISTEN_FDS passes and that was not taken before.
 ///
@@ -72,21 +79,23 @@ pub(crate) fn all() -> io::Result<Vec<Inherited>> {
 ///
 /// # Errors
 ///
-/// As [`all`]; for addresses other than `fd:N` a descriptor that is something else is no error.
+/// For `fd:N` as [`all`]; for other addresses what is not to be had is no error.
 pub(crate) fn matching(address: &Address) -> io::Result<Option<Inherited>> {
-    let passed = passed()?;
     if let Address::Fd(fd) = *address {
-        let name = name_of(fd);
-        let handed_over = passed.iter().find(|p| p.name.as_ref() == Some(&name));
-        let by_number = || passed.iter().find(|p| p.fd == fd);
-        let bare = Passed { fd, name: None, is_held: true };
-        let chosen = handed_over.or_else(by_number).cloned().unwrap_or(bare);
-        return match take(chosen, |_| true)? {
+        let known_as = |passed: &&Passed| match &passed.handed {
+            Some(handed) => handed.origin == Some(fd),
+            None => passed.fd == fd,
+        };
+        let is_free = |passed: &&Passed| !taken().contains(&passed.fd);
+        let passed = passed()?;
+        let chosen = passed.iter().filter(known_as).find(is_free).cloned();
+        let bare = Passed { fd, name: None, handed: None };
+        return match take(chosen.unwrap_or(bare), |_| true)? {
             None => Err(io::Error::other(format!("descriptor {fd} was taken before"))),
             inherited => Ok(inherited),
         };
     }
-    for passed in passed {
+    for passed in passed().unwrap_or_default() {
         match take(passed, |bound| address.covers(bound)) {
             Ok(None) | Err(_) => {}
             inherited => return inherited,
@@ -95,75 +104,137 @@ pub(crate) fn matching(address: &Address) -> io::Result<Option<Inherited>> {
     Ok(None)
 }
 
+/// Closes what a predecessor has handed over and nobody wants: it goes on to be the predecessor's,
+/// which empties its queue.
+pub(crate) fn close_unclaimed() {
+    for passed in passed().unwrap_or_default() {
+        if passed.handed.is_none() {
+            continue;
+        }
+        if let Ok(Some(Inherited { address, .. })) = take(passed, |_| true) {
+            log::warn!("{address} was handed over, and nobody listens on it any more");
+        }
+    }
+}
+
+/// The inode of a socket.
+pub(crate) fn inode(socket: OwnedFd) -> io::Result<u64> {
+    Ok(File::from(socket).metadata()?.ino())
+}
+
+impl fmt::Display for Handed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { socket, is_held, file, origin } = self;
+        write!(f, "{}:socket={socket}", if *is_held { "held" } else { "own" })?;
+        if let Some((device, inode)) = file {
+            write!(f, ":file={device}/{inode}")?;
+        }
+        origin.map_or(Ok(()), |fd| write!(f, ":fd={fd}"))
+    }
+}
+
+impl Handed {
+    fn read(word: &str) -> Option<Self> {
+        let mut parts = word.split(':');
+        let is_held = match parts.next()? {
+            "held" => true,
+            "own" => false,
+            _ => return None,
+        };
+        let mut handed = Self { socket: 0, is_held, file: None, origin: None };
+        for part in parts {
+            match part.split_once('=')? {
+                ("socket", inode) => handed.socket = inode.parse().ok()?,
+                ("file", identity) => {
+                    let (device, inode) = identity.split_once('/')?;
+                    handed.file = Some((device.parse().ok()?, inode.parse().ok()?));
+                }
+                ("fd", fd) => handed.origin = Some(fd.parse().ok()?),
+                // What a later version may add.
+                _ => {}
+            }
+        }
+        Some(handed)
+    }
+}
+
 /// What the environment says of one descriptor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Passed {
     fd: RawFd,
     name: Option<String>,
-    is_held: bool,
+    handed: Option<Handed>,
 }
 
 fn passed() -> io::Result<Vec<Passed>> {
     let text = |name| env::var(name).ok().filter(|text| !text.is_empty());
-    let parent = getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
-    let handover = text(HANDOVER).and_then(|text| read_handover(&text, parent));
-    read(text(FDS), text(PID), text(NAMES), handover, process::id())
-}
-
-/// Whether each socket is held by others, if it is our parent that says so.
-fn read_handover(text: &str, parent: i32) -> Option<Vec<bool>> {
-    let mut words = text.split_whitespace();
-    let pid: i32 = words.next()?.parse().ok()?;
-    (pid == parent).then(|| words.map(|word| word != OWN).collect())
+    read(text(FDS), text(PID), text(NAMES), text(HANDOVER), process::id())
 }
 
 fn read(
     fds: Option<String>,
     pid: Option<String>,
     names: Option<String>,
-    handover: Option<Vec<bool>>,
+    handover: Option<String>,
     own: u32,
 ) -> io::Result<Vec<Passed>> {
     let wrong = |name: &str, text: &str| {
         io::Error::new(io::ErrorKind::InvalidInput, format!("{name}={text} is no number"))
     };
     let Some(fds) = fds else { return Ok(Vec::new()) };
-    if handover.is_none() {
-        // Meant for another process: passed on by mistake.
-        let Some(pid) = pid else { return Ok(Vec::new()) };
-        if pid.parse::<u32>().map_err(|_| wrong(PID, &pid))? != own {
-            return Ok(Vec::new());
+    let handed: Vec<_> = match (pid, handover) {
+        (Some(pid), _) if pid.parse::<u32>().map_err(|_| wrong(PID, &pid))? == own => {
+            let count = fds.parse::<u16>().map_err(|_| wrong(FDS, &fds))?;
+            vec![None; count.into()]
         }
-    }
-    let count = fds.parse::<u16>().map_err(|_| wrong(FDS, &fds))?;
+        (None, Some(handover)) => handover
+            .split_whitespace()
+            .map(|word| Handed::read(word).map(Some))
+            .collect::<Option<_>>()
+            .unwrap_or_default(),
+        // Meant for another process: passed on by mistake.
+        _ => return Ok(Vec::new()),
+    };
     let names = names.unwrap_or_default();
     let mut names = names.split(':');
-    let mut held = handover.unwrap_or_default().into_iter();
-    let passed = (FIRST..FIRST + RawFd::from(count)).map(|fd| Passed {
-        fd,
-        name: names.next().filter(|name| !name.is_empty()).map(str::to_owned),
-        is_held: held.next().unwrap_or(true),
+    let passed = (FIRST..).zip(handed).map(|(fd, handed)| {
+        let name = names.next().filter(|name| !name.is_empty()).map(str::to_owned);
+        Passed { fd, name, handed }
     });
     Ok(passed.collect())
 }
 
 /// The descriptors that are not to be had any more.
-static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+fn taken() -> MutexGuard<'static, BTreeSet<RawFd>> {
+    static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+    TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Takes a descriptor if it is not taken and `wanted`; the copy that is made of it is what is left.
 #[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
 fn take(
-    Passed { fd, name, is_held }: Passed,
+    Passed { fd, name, handed }: Passed,
     wanted: impl FnOnce(&Address) -> bool,
 ) -> io::Result<Option<Inherited>> {
-    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut taken = taken();
     if taken.contains(&fd) {
         return Ok(None);
     }
-    // SAFETY: used for this one call, which fails if there is no such descriptor. If there is one,
-    // it was opened by whoever started this process, and nobody closes it but the lines below.
-    let copy = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
-    let socket = Socket::from(copy.map_err(|error| of(fd, &error))?);
+    // SAFETY: used for these two calls, which fail if there is no such descriptor. If one of this
+    // program's own is closed by another thread meanwhile, they see either it or none.
+    let there = unsafe { BorrowedFd::borrow_raw(fd) };
+    let flags = fcntl_getfd(there).map_err(|error| of(fd, &error.into()))?;
+    let copy = there.try_clone_to_owned().map_err(|error| of(fd, &error))?;
+    // What was passed has survived an exec; what this program has opened itself would not.
+    let is_ours = fd >= FIRST && flags.contains(FdFlags::CLOEXEC);
+    match handed {
+        Some(handed) if is_ours || inode(copy.try_clone()?)? != handed.socket => return Ok(None),
+        None if is_ours => {
+            return Err(invalid(&format!("descriptor {fd} was not passed to this process")));
+        }
+        _ => {}
+    }
+    let socket = Socket::from(copy);
     let address = address_of(&socket).map_err(|error| of(fd, &error))?;
     if !wanted(&address) {
         return Ok(None);
@@ -175,7 +246,7 @@ fn take(
         // taken for the first and the last time.
         drop(unsafe { OwnedFd::from_raw_fd(fd) });
     }
-    Ok(Some(Inherited { socket, address, name, is_held }))
+    Ok(Some(Inherited { socket, address, name, fd, handed }))
 }
 
 /// What a listening stream socket is bound to.
@@ -221,40 +292,44 @@ const ENOTSOCK: i32 = rustix::io::Errno::NOTSOCK.raw_os_error();
 mod tests {
     use super::*;
 
-    fn passed(
-        [fds, pid, names, handover]: [&str; 4],
-    ) -> Result<Vec<(RawFd, Option<String>, bool)>, String> {
+    type Told = (RawFd, Option<String>, Option<Handed>);
+
+    fn passed([fds, pid, names, handover]: [&str; 4]) -> Result<Vec<Told>, String> {
         let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-        let handover = read_handover(handover, 7);
-        let passed = read(text(fds), text(pid), text(names), handover, 42);
+        let passed = read(text(fds), text(pid), text(names), text(handover), 42);
         let passed = passed.map_err(|error| error.to_string())?;
-        Ok(passed.into_iter().map(|p| (p.fd, p.name, p.is_held)).collect())
+        Ok(passed.into_iter().map(|p| (p.fd, p.name, p.handed)).collect())
     }
 
     #[test]
     fn the_environment_says_what_was_passed() {
         let name = |name: &str| Some(name.to_owned());
+        let own = Handed { socket: 7, is_held: false, file: Some((8, 9)), origin: None };
+        let held = Handed { socket: 10, is_held: true, file: None, origin: Some(0) };
         for (environment, expected) in [
             (["", "", "", ""], vec![]),
             (["0", "42", "", ""], vec![]),
-            (["1", "42", "", ""], vec![(3, None, true)]),
-            (["2", "42", "web:admin", ""], vec![(3, name("web"), true), (4, name("admin"), true)]),
+            (["1", "42", "", ""], vec![(3, None, None)]),
+            (["2", "42", "web:admin", ""], vec![(3, name("web"), None), (4, name("admin"), None)]),
             // Fewer names than sockets, empty names, more names.
             (
                 ["3", "42", "web:", ""],
-                vec![(3, name("web"), true), (4, None, true), (5, None, true)],
+                vec![(3, name("web"), None), (4, None, None), (5, None, None)],
             ),
-            (["1", "42", "web:admin", ""], vec![(3, name("web"), true)]),
+            (["1", "42", "web:admin", ""], vec![(3, name("web"), None)]),
             // For somebody else, or for nobody.
             (["1", "41", "", ""], vec![]),
             (["1", "", "", ""], vec![]),
+            (["1", "41", "", "own:socket=7"], vec![]),
             // From a predecessor, which cannot know our process id.
-            (["2", "", "", "7 own held"], vec![(3, None, false), (4, None, true)]),
-            (["2", "41", "", "7 own"], vec![(3, None, false), (4, None, true)]),
-            // From the parent's predecessor: its words are not for us.
-            (["1", "", "", "6 own"], vec![]),
-            (["1", "42", "", "6 own"], vec![(3, None, true)]),
+            (
+                ["2", "", "web:", "own:socket=7:file=8/9 held:socket=10:fd=0"],
+                vec![(3, name("web"), Some(own)), (4, None, Some(held))],
+            ),
             (["1", "", "", "nonsense"], vec![]),
+            (["1", "", "", "own:socket=x"], vec![]),
+            // A predecessor's words are not for who was activated later on.
+            (["1", "42", "", "own:socket=7"], vec![(3, None, None)]),
         ] {
             assert_eq!(passed(environment), Ok(expected), "{environment:?}");
         }
@@ -265,6 +340,9 @@ mod tests {
             (["1", "me", "", ""], "LISTEN_PID=me is no number"),
         ] {
             assert_eq!(passed(environment), Err(error.to_owned()));
+        }
+        for handed in [own, held] {
+            assert_eq!(Handed::read(&handed.to_string()), Some(handed));
         }
     }
 }

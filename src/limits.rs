@@ -59,6 +59,11 @@ pub struct Limits {
 impl Limits {
     /// How long the client's remaining bytes are discarded after the last response (rule S9).
     pub(crate) const CLOSING: Duration = Duration::from_secs(1);
+    /// How long a listener's wrapper may take, at most (TLS's handshake).
+    pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
+    /// How long the client's kernel may take nothing of the last response, which ours goes on to send
+    /// when the connection is closed, unless the client sends something (rule S9).
+    pub(crate) const DELIVERING: Duration = Duration::from_secs(5);
 }
 
 impl Default for Limits {

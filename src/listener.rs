@@ -26,7 +26,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::address::Address;
 use crate::connection::Connection;
-use crate::inherited::{self, Inherited};
+use crate::inherited::{self, Handed, Inherited};
 use crate::socket_file::{SocketFile, is_stale};
 use crate::transport::{Duplex, Peer, Transport};
 
@@ -184,8 +184,8 @@ impl ListenOptions {
     /// under load befalls a client or two in some of the stops. With it, none is, but who begins one
     /// in those 50 ms waits a second until the client's kernel tries again: then a successor answers
     /// it, or it is refused. That is right for a restart in place, and wrong behind a balancer, which
-    /// would go elsewhere at once. Linux only; a packet filter on the socket (`SO_ATTACH_FILTER`),
-    /// which an inherited socket never gets.
+    /// would go elsewhere at once. Linux only; a packet filter on the socket (`SO_ATTACH_FILTER`), which
+    /// a socket that another process holds, too, never gets.
     #[must_use]
     pub fn syn_filter(mut self, yes: bool) -> Self {
         self.syn_filter = yes;
@@ -203,7 +203,8 @@ impl ListenOptions {
         };
         if let Some(inherited) = inherited::matching(address).map_err(named)? {
             let origin = if let Address::Fd(fd) = *address { Some(fd) } else { None };
-            return Listener::adopt(inherited, origin).map_err(named);
+            let listener = Listener::adopt(inherited).map_err(named)?;
+            return Ok(listener.known_as(origin, self));
         }
         match address {
             Address::Tcp(addr) => self.tcp(*addr),
@@ -253,6 +254,8 @@ struct Shared {
     /// The descriptor that the operator knows it by.
     #[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "a successor needs it"))]
     origin: Option<RawFd>,
+    /// The descriptor that a predecessor has passed it as, and what it says of it.
+    handed: Option<(RawFd, Handed)>,
     /// `None` once closed.
     socket: Mutex<Option<Bound>>,
     /// Another process holds the socket too (rule S5).
@@ -282,6 +285,7 @@ impl Shared {
             address,
             name: None,
             origin: None,
+            handed: None,
             socket: Mutex::new(Some(socket)),
             is_held: AtomicBool::new(false),
             is_handed_over: AtomicBool::new(false),
@@ -317,7 +321,8 @@ impl Listener {
     ///
     /// They are let go of when the server stops, and neither shut down nor is a socket's file
     /// removed: the queue belongs to the successor (rule S5). After an upgrade in place, when nobody
-    /// else holds them, they are closed like the server's own.
+    /// else holds them, they are closed like the server's own. They are non-blocking from here on,
+    /// for whoever else holds them, too.
     ///
     /// # Errors
     ///
@@ -338,7 +343,7 @@ impl Listener {
         let named =
             |error| io::Error::new(io::Error::kind(&error), format!("inherited sockets: {error}"));
         let all = inherited::all().map_err(named)?;
-        all.into_iter().map(|inherited| Self::adopt(inherited, None).map_err(named)).collect()
+        all.into_iter().map(|inherited| Self::adopt(inherited).map_err(named)).collect()
     }
 
     /// Takes connections from a source of the program's own, such as a pipe in a test.
@@ -363,8 +368,8 @@ impl Listener {
 
     /// Lets `wrap` make of each accepted connection what is served: TLS above all.
     ///
-    /// It runs in the connection's own task, begins with the client's first byte, and has
-    /// [`Limits::head_timeout`](crate::Limits::head_timeout). The connection is counted from its
+    /// It runs in the connection's own task, begins with the client's first byte, and has 10 s, or
+    /// [`Limits::head_timeout`](crate::Limits::head_timeout) if that is shorter. The connection is counted from its
     /// acceptance on. An error of `wrap` ends the connection and is logged at the level `debug`.
     ///
     /// # Examples
@@ -402,22 +407,55 @@ impl Listener {
     fn own(socket: OwnedFd) -> io::Result<Self> {
         let socket = Socket::from(socket);
         let address = inherited::address_of(&socket)?;
-        Self::adopt(Inherited { socket, address, name: None, is_held: false }, None)
+        let bound = Bound::of(socket, &address, |path| SocketFile::at(path).ok())?;
+        Ok(Self::from(Shared::new(address, bound)))
     }
 
-    fn adopt(inherited: Inherited, origin: Option<RawFd>) -> io::Result<Self> {
-        let Inherited { socket, address, name, is_held } = inherited;
-        let bound = match &address {
-            Address::Unix(path) => {
-                // An abstract one has no file, and one's own may be gone.
-                let file = if is_held { None } else { SocketFile::at(path).ok() };
-                Bound::Unix { socket: Async::new(UnixListener::from(socket))?, file }
-            }
-            _ => Bound::Tcp(tcp(socket)?),
+    fn adopt(inherited: Inherited) -> io::Result<Self> {
+        let Inherited { socket, address, name, fd, handed } = inherited;
+        let bound = Bound::of(socket, &address, |_| None)?;
+        let handed = handed.map(|handed| (fd, handed));
+        // Until it is ours: see `take_over`.
+        let is_held = AtomicBool::new(true);
+        Ok(Self::from(Shared { name, handed, is_held, ..Shared::new(address, bound) }))
+    }
+
+    fn known_as(self, origin: Option<RawFd>, options: ListenOptions) -> Self {
+        let syn_filter = options.syn_filter && self.is_going_to_be_ours();
+        if options.syn_filter && !syn_filter {
+            log::warn!("no SYN filter on {}: another process holds it, too", self.address());
+        }
+        match Arc::try_unwrap(self.shared) {
+            Ok(shared) => Self::from(Shared { origin, syn_filter, ..shared }),
+            Err(shared) => Self { shared, wrap: self.wrap },
+        }
+    }
+
+    /// Whether a predecessor hands it over for good.
+    fn is_going_to_be_ours(&self) -> bool {
+        self.shared.handed.is_some_and(|(_, handed)| !handed.is_held)
+    }
+
+    /// This process serves: what a predecessor has handed over is its own from now on.
+    pub(crate) fn take_over(&self) {
+        let Some((_, Handed { is_held: false, file: identity, .. })) = self.shared.handed else {
+            return;
         };
-        let is_held = AtomicBool::new(is_held);
-        let shared = Shared { name, origin, is_held, ..Shared::new(address, bound) };
-        Ok(Self::from(shared))
+        // With the lock held, as in `hand_over`: it may have gone on to the next already.
+        let mut bound = self.bound();
+        if self.is_handed_over() {
+            return;
+        }
+        if let (Some(Bound::Unix { file, .. }), Address::Unix(path)) = (&mut *bound, self.address())
+        {
+            *file = Some(SocketFile::of(path, identity));
+        }
+        self.shared.is_held.store(false, Ordering::Release);
+    }
+
+    /// The descriptor that a predecessor has passed it as.
+    pub(crate) fn handed_as(&self) -> Option<RawFd> {
+        self.shared.handed.map(|(fd, _)| fd)
     }
 
     /// The address that is listened on: the kernel's choice where the port was 0.
@@ -480,10 +518,7 @@ impl Listener {
 
     /// Closes, whatever is queued.
     pub(crate) fn let_go(&self) {
-        let mut bound = self.bound().take();
-        if let (Some(Bound::Unix { file: Some(file), .. }), true) = (&mut bound, self.is_held()) {
-            file.leave();
-        }
+        *self.bound() = None;
     }
 
     /// Lets no further handshake begin; those under way go on, and whoever is held back tries again
@@ -583,11 +618,6 @@ impl Listener {
 /// What a hand-over needs.
 #[cfg(feature = "restart")]
 impl Listener {
-    /// The descriptor that the operator knows it by.
-    pub(crate) fn origin(&self) -> Option<RawFd> {
-        self.shared.origin
-    }
-
     /// A copy of the socket, for a successor.
     ///
     /// # Errors
@@ -600,8 +630,33 @@ impl Listener {
         }
     }
 
+    /// What a successor has to know of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Listener::copy`].
+    pub(crate) fn handed(&self) -> io::Result<Handed> {
+        let file = match &*self.bound() {
+            Some(Bound::Unix { file: Some(file), .. }) => file.identity(),
+            _ => None,
+        };
+        let socket = inherited::inode(self.copy()?)?;
+        let handed = Handed { socket, is_held: self.is_held(), file, origin: self.shared.origin };
+        Ok(match self.shared.handed {
+            // It is going to be ours, and is handed on before that.
+            Some((_, Handed { is_held: false, file, .. })) if handed.is_held => {
+                Handed { is_held: false, file, ..handed }
+            }
+            _ => handed,
+        })
+    }
+
     /// The socket, its queue and its file belong to a successor from now on.
     pub(crate) fn hand_over(&self) {
+        let mut bound = self.bound();
+        if let Some(Bound::Unix { file: Some(file), .. }) = &mut *bound {
+            file.leave();
+        }
         self.shared.is_held.store(true, Ordering::Release);
         self.shared.is_handed_over.store(true, Ordering::Release);
     }
@@ -614,6 +669,22 @@ const HANDSHAKES: Duration = Duration::from_millis(50);
 const FLOOD: Duration = Duration::from_millis(500);
 
 impl Bound {
+    /// A socket that listens on `address`; `file` answers for a Unix socket's.
+    fn of(
+        socket: Socket,
+        address: &Address,
+        file: impl FnOnce(&Path) -> Option<SocketFile>,
+    ) -> io::Result<Self> {
+        Ok(match address {
+            Address::Unix(path) => Self::Unix {
+                socket: Async::new(UnixListener::from(socket))?,
+                // An abstract one has none.
+                file: file(path),
+            },
+            _ => Self::Tcp(tcp(socket)?),
+        })
+    }
+
     /// The next connection; wakes `cx` when there is one.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Peer)>> {
         loop {

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     log.install(&env::var("RUST_LOG").unwrap_or_default());
     // `log` is flushed where it is dropped, behind the last line, in a bounded time.
     match serve(&settings) {
-        Ok(outcome) => end(outcome),
+        Ok(outcome) => outcome.report(),
         Err(error) => {
             log.line(format!("smol-graceful: {error}\n"));
             ExitCode::FAILURE
@@ -201,16 +201,6 @@ fn listeners(settings: &Settings) -> io::Result<Vec<Listener>> {
 fn raise_open_files() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-}
-
-/// Logs the outcome as the last line; it is the exit code.
-fn end(outcome: Outcome) -> ExitCode {
-    if outcome.is_drained() {
-        ::log::info!("{outcome}");
-    } else {
-        ::log::warn!("{outcome}");
-    }
-    outcome.report()
 }
 
 #[cfg(test)]

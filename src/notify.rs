@@ -7,6 +7,7 @@
 use std::env;
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ pub(crate) const SOCKET: &str = "NOTIFY_SOCKET";
 /// The same, from a predecessor that listens on [`SOCKET`] itself until its successor is ready.
 pub(crate) const MANAGER: &str = "SMOL_GRACEFUL_NOTIFY_SOCKET";
 
+/// Which descriptors a successor has taken, in its word to its predecessor: the rest stays there.
+pub(crate) const TAKEN: &str = "X_TAKEN=";
+
 /// A way to the service manager, if there is one.
 #[derive(Debug, Default)]
 pub(crate) struct Notify {
@@ -28,6 +32,8 @@ pub(crate) struct Notify {
     starter: Option<Way>,
     /// Who watches over it from then on.
     manager: Option<Way>,
+    /// The starter is a predecessor.
+    is_successor: bool,
 }
 
 impl Notify {
@@ -37,16 +43,29 @@ impl Notify {
             env::var_os(name).filter(|path| !path.is_empty()).and_then(|path| Way::to(&path))
         };
         if env::var_os(HANDOVER).is_some() {
-            Self { starter: way(SOCKET), manager: way(MANAGER) }
+            Self { starter: way(SOCKET), manager: way(MANAGER), is_successor: true }
         } else {
-            Self { starter: way(SOCKET), manager: way(SOCKET) }
+            Self { starter: way(SOCKET), manager: way(SOCKET), is_successor: false }
         }
     }
 
-    /// Serving; `false` if that could not be said yet.
-    pub(crate) fn ready(&self, status: &str) -> bool {
-        let states = [NotifyState::Ready, NotifyState::Status(status)];
-        self.starter.as_ref().is_none_or(|starter| starter.send(&states))
+    /// Serving, on the descriptors `taken` of a predecessor's. Whether a predecessor has heard it.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if that could not be said now.
+    pub(crate) fn ready(&self, status: &str, taken: &[RawFd]) -> io::Result<bool> {
+        let taken = taken.iter().map(RawFd::to_string).collect::<Vec<_>>().join(" ");
+        let taken = format!("{TAKEN}{taken}");
+        let states = [NotifyState::Ready, NotifyState::Status(status), NotifyState::Custom(&taken)];
+        // Only a predecessor understands the last one.
+        let states = if self.is_successor { &states } else { &states[..2] };
+        match self.starter.as_ref().map(|starter| starter.send(states)) {
+            Some(Ok(())) => Ok(self.is_successor),
+            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+            // It is gone, or was never there: nobody to try again for.
+            Some(Err(_)) | None => Ok(false),
+        }
     }
 
     /// The stop has begun.
@@ -124,17 +143,10 @@ impl Way {
             .ok()
     }
 
-    /// `false` if it has to be sent again.
-    fn send(&self, states: &[NotifyState<'_>]) -> bool {
+    fn send(&self, states: &[NotifyState<'_>]) -> io::Result<()> {
         let text: String = states.iter().map(|state| format!("{state}\n")).collect();
-        match self.socket.send_to_addr(text.as_bytes(), &self.to) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
-            Err(error) => {
-                log::debug!("cannot notify: {error}");
-                true
-            }
-            Ok(_) => true,
-        }
+        let sent = self.socket.send_to_addr(text.as_bytes(), &self.to);
+        sent.map(drop).inspect_err(|error| log::debug!("cannot notify: {error}"))
     }
 }
 
@@ -162,12 +174,12 @@ mod tests {
         let addr = SocketAddr::from_abstract_name(&name).unwrap();
         let manager = UnixDatagram::bind_addr(&addr).unwrap();
         let way = || Way::to(format!("@{name}").as_ref());
-        let notify = Notify { starter: way(), manager: way() };
-        assert!(notify.ready("serving"));
+        let notify = Notify { starter: way(), manager: way(), is_successor: false };
+        assert!(notify.ready("serving", &[]).is_ok());
         for _ in 0..10_000 {
             notify.watchdog();
         }
-        assert!(!notify.ready("serving"));
+        assert!(notify.ready("serving", &[]).is_err());
         let mut bytes = [0; 100];
         let n = manager.recv(&mut bytes).unwrap();
         assert_eq!(&bytes[..n], b"READY=1\nSTATUS=serving\n");
@@ -175,7 +187,7 @@ mod tests {
         assert_eq!(&bytes[..n], b"WATCHDOG=1\n");
         drop(manager);
         // It is gone: there is nobody to try again for.
-        assert!(notify.ready("serving"));
+        assert!(notify.ready("serving", &[]).is_ok());
     }
 
     #[test]
@@ -183,12 +195,13 @@ mod tests {
         use std::os::linux::net::SocketAddrExt;
         let name = format!("sg-extend-{}", std::process::id());
         let addr = SocketAddr::from_abstract_name(&name).unwrap();
-        let manager = UnixDatagram::bind_addr(&addr).unwrap();
-        let notify = Notify { starter: None, manager: Way::to(format!("@{name}").as_ref()) };
+        let heard_by = UnixDatagram::bind_addr(&addr).unwrap();
+        let manager = Way::to(format!("@{name}").as_ref());
+        let notify = Notify { manager, ..Notify::default() };
         let heard = |draining: Draining| {
             notify.draining(&draining);
             let mut bytes = [0; 200];
-            let n = manager.recv(&mut bytes).unwrap();
+            let n = heard_by.recv(&mut bytes).unwrap();
             String::from_utf8(bytes[..n].to_vec()).unwrap()
         };
         let draining = |left, is_moving| Draining {

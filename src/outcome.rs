@@ -34,7 +34,7 @@ pub struct Outcome {
     pub ending: Ending,
     /// How long the drain took, from the close of the listeners.
     pub took: Duration,
-    /// How many requests were finished after the stop.
+    /// How many requests were finished after the stop, on all servers that share the latch.
     pub finished: u64,
     /// The signal that began the stop, if it was a signal.
     pub signal: Option<Signal>,

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ use smol::Executor;
 use smol::channel;
 
 use crate::error::ServeError;
-use crate::listener::{Listen, reason};
+use crate::inherited;
+use crate::listener::{Listen, Listener, reason};
 use crate::notify::Notify;
 use crate::outcome::{Outcome, name};
 use crate::server::{Running, Server, Stopping};
@@ -48,7 +50,10 @@ pub fn run<L: Listen>(
     Process::default().run(server, listeners)
 }
 
-/// How a server runs as a process.
+/// How a server runs as a process: worker threads, signals, what is told to a service manager, and,
+/// with the feature `restart`, USR2, which starts the program again in place of this process.
+///
+/// For several servers use [`Server::serve`] for each, with one [`Shutdown`] for all.
 ///
 /// # Examples
 ///
@@ -118,7 +123,8 @@ impl Process {
 
     /// Listens, serves, and returns when the server was stopped and has drained.
     ///
-    /// The first signal stops the server, the second aborts it at once (rule S14). The signals
+    /// The first signal stops the server, the second aborts it at once (rule S14); the same one again
+    /// in the same moment is no second one. The signals
     /// stay without effect on the process after this has returned. A connection's task runs on
     /// worker threads of this call's own, whatever [`Server::executor`] was set to; workers that
     /// are stuck in a handler are left behind when the drain has timed out or was forced.
@@ -151,18 +157,30 @@ impl Process {
         let accepting = running.clone();
         let _accept = executor.spawn(async move { accepting.accept().await });
         let notify = Arc::new(Notify::from_env());
-        let _announce = executor.spawn(announce(notify.clone(), running.clone()));
+        let is_heard = Arc::new(AtomicBool::new(false));
+        let announce = announce(notify.clone(), running.clone(), is_heard.clone());
+        let _announce = executor.spawn(announce);
         let tell = |stopping: Stopping<'_>| match stopping {
             // It is the successor that the manager watches over.
             _ if running.is_handed_over() => {}
-            Stopping::Begun => notify.stopping(),
+            Stopping::Begun => {
+                if is_heard.load(Ordering::Acquire) {
+                    running.listeners().iter().for_each(Listener::take_over);
+                }
+                notify.stopping();
+            }
             Stopping::LameDuck(duration) => notify.lame_duck(duration),
             Stopping::Draining(draining) => notify.draining(draining),
         };
 
         // This `block_on` only parks: it takes no I/O events away from the workers.
         let control = running.control(tell).or(self.obey(signals, &shutdown, &running));
-        Ok(future::block_on(control))
+        let outcome = future::block_on(control);
+        match outcome.is_drained() {
+            true => log::info!("{outcome}"),
+            false => log::warn!("{outcome}"),
+        }
+        Ok(outcome)
     }
 
     /// Stops at the first stop signal, aborts at the second (rule S14). Never ends.
@@ -181,9 +199,9 @@ impl Process {
                 let Some(successor) = &mut successor else { return future::pending().await };
                 let stopped = async {
                     token.stopping().await;
-                    Err(io::Error::other("the server was stopped meanwhile"))
+                    Event::Stopped
                 };
-                Event::Successor(successor.or(stopped).await)
+                stopped.or(async { Event::Successor(successor.await) }).await
             };
             match signal.or(started).await {
                 Event::Signal(None) => future::pending().await,
@@ -199,24 +217,18 @@ impl Process {
                 }
                 Event::Signal(Some(signal)) if !was_told => {
                     was_told = true;
-                    let open = shutdown.in_flight();
-                    if token.is_stopping() {
-                        // A successor has taken over, or the program has stopped the server.
-                        log::info!("{}: stopping already; open connections: {open}", name(signal));
-                    } else {
-                        log::info!(
-                            "stopping because of {}; open connections: {open}",
-                            name(signal)
-                        );
-                        shutdown.stop_by(signal);
+                    if successor.take().is_some() {
+                        log::info!("the successor that is being started is told to stop");
+                    }
+                    let other = another(&mut signals, signal).await;
+                    stop(signal, shutdown);
+                    if let Some(other) = other.filter(|other| Some(*other) != self.restart) {
+                        end_at_once(other, shutdown, running);
                     }
                 }
-                Event::Signal(Some(signal)) => {
-                    log::warn!("ending at once because of a second signal, {}", name(signal));
-                    // A client in the queue was accepted by the kernel: the outcome has to name it.
-                    running.empty_queues();
-                    shutdown.abort();
-                }
+                Event::Signal(Some(signal)) => end_at_once(signal, shutdown, running),
+                // By the program itself: the successor is told, too, where it is dropped.
+                Event::Stopped => successor = None,
                 Event::Successor(Ok(pid)) => {
                     successor = None;
                     let open = shutdown.in_flight();
@@ -232,11 +244,52 @@ impl Process {
     }
 }
 
+/// Waits for a moment, whether a signal comes that is not `signal` again.
+///
+/// The same one again in one moment is the same one: `timeout` and a terminal that is closed send
+/// theirs to the process and to its group, and one to the group while a successor is forked is also
+/// heard by the child, in this process's name.
+async fn another(
+    signals: &mut (impl Stream<Item = Signal> + Unpin),
+    signal: Signal,
+) -> Option<Signal> {
+    let another = async { signals.find(|other| *other != signal).await };
+    let moment = async {
+        Timer::after(MOMENT).await;
+        None
+    };
+    another.or(moment).await
+}
+
+const MOMENT: Duration = Duration::from_millis(3);
+
+fn stop(signal: Signal, shutdown: &Shutdown) {
+    let (signal_name, open) = (name(signal), shutdown.in_flight());
+    if shutdown.token().is_stopping() {
+        // A successor has taken over, or the program has stopped the server.
+        log::info!("{signal_name}: stopping already; open connections: {open}");
+    } else {
+        log::info!("stopping because of {signal_name}; open connections: {open}");
+        shutdown.stop_by(signal);
+    }
+}
+
+fn end_at_once(signal: Signal, shutdown: &Shutdown, running: &Running) {
+    log::warn!("ending at once because of a second signal, {}", name(signal));
+    // A client in the queue was accepted by the kernel: the outcome has to name it.
+    running.empty_queues();
+    shutdown.abort();
+}
+
 /// What the control loop waits for.
 enum Event {
     Signal(Option<Signal>),
     Successor(io::Result<u32>),
+    Stopped,
 }
+
+/// How long after its word a successor is trusted: longer than its predecessor looks at it.
+const TRUSTED: Duration = Duration::from_millis(200);
 
 /// A successor that is being started.
 type Successor<'a> = Pin<Box<dyn Future<Output = io::Result<u32>> + 'a>>;
@@ -253,11 +306,22 @@ fn start_successor(_: &Running, _: Duration) -> Successor<'_> {
 
 /// Tells the service manager that requests are served, by the very threads that serve them, and
 /// goes on doing so if it wants to hear it again.
-async fn announce(notify: Arc<Notify>, running: Arc<Running>) {
+async fn announce(notify: Arc<Notify>, running: Arc<Running>, is_heard: Arc<AtomicBool>) {
     let addresses: Vec<_> = running.listeners().iter().map(|l| l.address().to_string()).collect();
     let status = format!("listening on {}", addresses.join(", "));
-    while !notify.ready(&status) {
-        Timer::after(Duration::from_millis(100)).await;
+    let taken: Vec<_> = running.listeners().iter().filter_map(Listener::handed_as).collect();
+    inherited::close_unclaimed();
+    let heard = loop {
+        match notify.ready(&status, &taken) {
+            Ok(heard) => break heard,
+            Err(_) => Timer::after(Duration::from_millis(100)).await,
+        };
+    };
+    if heard {
+        is_heard.store(true, Ordering::Release);
+        // Unless this process ends at once: then the predecessor goes on.
+        Timer::after(TRUSTED).await;
+        running.listeners().iter().for_each(Listener::take_over);
     }
     let Some(interval) = notify.watchdog_interval() else { return };
     while !running.is_handed_over() {
@@ -269,4 +333,21 @@ async fn announce(notify: Arc<Notify>, running: Arc<Running>) {
 
 fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
     move |error| io::Error::new(error.kind(), format!("{what}: {}", reason(&error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::stream;
+
+    #[test]
+    fn the_same_signal_in_one_moment_is_one() {
+        let behind_term = |signals: &[Signal]| {
+            let mut signals = stream::iter(signals.to_vec()).chain(stream::pending());
+            future::block_on(another(&mut signals, Signal::Term))
+        };
+        assert_eq!(behind_term(&[]), None);
+        assert_eq!(behind_term(&[Signal::Term, Signal::Term]), None);
+        assert_eq!(behind_term(&[Signal::Term, Signal::Int]), Some(Signal::Int));
+    }
 }

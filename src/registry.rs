@@ -104,6 +104,8 @@ pub enum Stage {
     Discarding = 9,
     /// The listener's wrapper is at work: TLS's handshake.
     Handshake = 10,
+    /// The response is written; the client's kernel has yet to take the last of it.
+    Delivering = 11,
 }
 
 impl Stage {
@@ -119,7 +121,8 @@ impl Stage {
             7 => Self::Closing,
             8 => Self::Upgraded,
             9 => Self::Discarding,
-            _ => Self::Handshake,
+            10 => Self::Handshake,
+            _ => Self::Delivering,
         }
     }
 
@@ -127,16 +130,18 @@ impl Stage {
     fn limit(self, limits: &Limits) -> Option<Duration> {
         match self {
             Self::Accepted | Self::Idle => Some(limits.idle_timeout),
-            Self::Head | Self::Handshake => Some(limits.head_timeout),
+            Self::Head => Some(limits.head_timeout),
+            Self::Handshake => Some(Limits::HANDSHAKE.min(limits.head_timeout)),
             Self::Body | Self::Writing | Self::Discarding => Some(limits.stall_timeout),
             Self::Closing => Some(Limits::CLOSING),
+            Self::Delivering => Some(Limits::DELIVERING.min(limits.stall_timeout)),
             Self::Handler | Self::Response | Self::Upgraded => None,
         }
     }
 
     /// Whether a client waits for something here that it has asked for.
     fn is_request(self) -> bool {
-        !matches!(self, Self::Idle | Self::Closing | Self::Discarding)
+        !matches!(self, Self::Idle | Self::Closing | Self::Discarding | Self::Delivering)
     }
 }
 
@@ -154,6 +159,7 @@ impl fmt::Display for Stage {
             Self::Upgraded => "upgraded",
             Self::Discarding => "discarding the body",
             Self::Handshake => "in the handshake",
+            Self::Delivering => "delivering the response",
         })
     }
 }
@@ -260,8 +266,9 @@ impl Seat {
         let stage = self.stage();
         // The head is asked with the lock released: it has a lock of its own.
         let request = self.lock().as_ref().map(|r| (r.since, r.head.upgrade()));
-        let never_looked_at = if stage == Stage::Accepted { self.since } else { now };
-        let (since, head) = request.unwrap_or((never_looked_at, None));
+        // Before there is a request, the connection itself is what is waited for.
+        let is_first = matches!(stage, Stage::Accepted | Stage::Handshake);
+        let (since, head) = request.unwrap_or((if is_first { self.since } else { now }, None));
         let (method, path) = head.and_then(|head| head.describe()).unwrap_or_default();
         Cut {
             what: What::Request { peer: self.peer, stage, method, path },

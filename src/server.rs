@@ -162,6 +162,9 @@ impl Server {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let listeners =
             listeners.into_iter().map(Listen::listen).collect::<io::Result<Vec<_>>>()?;
+        if listeners.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "nothing to listen on"));
+        }
         for listener in &listeners {
             let inherited = if listener.is_held() { " (inherited)" } else { "" };
             log::info!("listening on {}{inherited}", listener.address());

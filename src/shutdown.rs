@@ -326,7 +326,7 @@ impl Token {
     }
 
     /// Runs `future` until it is done or the stop begins, whichever is first; `None` if it was
-    /// the stop.
+    /// the stop, also if both were ready: work that never waits must not hold up the stop.
     ///
     /// # Cancel safety
     ///
@@ -350,7 +350,7 @@ impl Token {
             self.stopping().await;
             None
         };
-        done.or(stop).await
+        stop.or(done).await
     }
 
     /// Holds the drain open as long as the guard lives; `None` once the drain is over or aborted.

@@ -31,10 +31,12 @@ pub const STOP_SIGNALS: [Signal; 4] = [Signal::Hup, Signal::Int, Signal::Term, S
 /// let shutdown = Shutdown::new();
 /// let mut signals = signals()?;
 /// futures_lite::future::block_on(async {
+///     let mut told = false;
 ///     while let Some(signal) = signals.next().await {
-///         if shutdown.token().is_stopping() {
+///         if told {
 ///             shutdown.abort();
 ///         }
+///         told = true;
 ///         shutdown.stop_by(signal);
 ///     }
 /// });

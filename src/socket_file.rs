@@ -15,7 +15,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
-    /// What tells it from another that has taken its name; `None` once it was left to others.
+    /// What tells it from another that has taken its name; `None` if it is others'.
     identity: Option<(u64, u64)>,
 }
 
@@ -25,7 +25,19 @@ impl SocketFile {
         Ok(Self { path: path.to_owned(), identity: Some(identity(path)?) })
     }
 
+    /// Answers for the file of a predecessor's, if there was one.
+    pub(crate) fn of(path: &Path, identity: Option<(u64, u64)>) -> Self {
+        Self { path: path.to_owned(), identity }
+    }
+
+    /// Device and inode; `None` if it is not ours.
+    #[cfg(feature = "restart")]
+    pub(crate) fn identity(&self) -> Option<(u64, u64)> {
+        self.identity
+    }
+
     /// Leaves it to whoever holds the socket too (rule S5).
+    #[cfg(feature = "restart")]
     pub(crate) fn leave(&mut self) {
         self.identity = None;
     }

@@ -311,22 +311,23 @@ fn usr2_finishes_what_is_in_flight() {
 fn a_broken_successor_changes_nothing() {
     let directory = Directory::new("broken");
     let program = directory.path("app");
-    let install = |script: Option<&str>| {
-        // As a deployment does: the new file takes the old one's name.
-        let new = directory.path("new");
-        match script {
-            Some(script) => fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap(),
-            None => drop(fs::copy(SERVER, &new).unwrap()),
-        }
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::rename(&new, &program).unwrap();
+    let install = |script: Option<&str>| match script {
+        Some(script) => replace(&program, script),
+        None => replace(&program, &format!("exec {SERVER} \"$@\"")),
     };
-    install(None);
+    fs::copy(SERVER, &program).unwrap();
+    let path = directory.path("app.sock");
     let mut command = Command::new(&program);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--patience", "300ms"]);
+    command.args(["--listen", &format!("unix:{}", path.display())]);
     let mut line = Line::start(command);
     let first = line.pid;
+    // It has taken the sockets by then; and it serves, but does not say so.
+    let fails = &format!("exec {SERVER} \"$@\" --listen 192.0.2.1:1");
+    let is_silent = &format!("NOTIFY_SOCKET= exec {SERVER} \"$@\"");
     for (script, error) in [
+        (&**fails, "no successor: the successor has ended before it was ready: exit status: 1"),
+        (is_silent, "no successor: the successor was not ready within 300ms"),
         ("exit 3", "no successor: the successor has ended before it was ready: exit status: 3"),
         ("exec sleep 60", "no successor: the successor was not ready within 300ms"),
         // It also does not stop when it is told to.
@@ -336,6 +337,7 @@ fn a_broken_successor_changes_nothing() {
         line.signal(Signal::USR2);
         line.program.wait_for(error);
         assert_eq!(line.program.connect().get("/").response().text(), "okay", "{script}");
+        assert_eq!(ask_unix(&path), "okay", "{script}");
         assert!(is_running(first));
     }
     fs::remove_file(&program).unwrap();
@@ -346,7 +348,73 @@ fn a_broken_successor_changes_nothing() {
     line.restart();
     assert_ne!(line.pid, first);
     assert_eq!(line.program.connect().get("/").response().text(), "okay");
+    // One that is started by something else that stays.
+    install(Some(&format!("{SERVER} \"$@\"; exit $?")));
+    line.restart();
+    assert_eq!(line.program.connect().get("/").response().text(), "okay");
+    assert_eq!(ask_unix(&path), "okay");
     line.end();
+    assert!(!path.exists());
+}
+
+/// What a successor does not take stays the predecessor's, and is closed like it.
+#[test]
+fn what_a_successor_does_not_take_is_closed() {
+    let directory = Directory::new("elsewhere");
+    let (program, path) = (directory.path("app"), directory.path("app.sock"));
+    fs::copy(SERVER, &program).unwrap();
+    let mut command = Command::new(&program);
+    command.args(["--listen", "127.0.0.1:0", "--listen", &format!("unix:{}", path.display())]);
+    let mut line = Line::start(command);
+    let old = line.program.addr;
+    replace(&program, &format!("exec {SERVER} --listen 127.0.0.2:0"));
+    line.restart();
+    wait_until("the old address is closed", || TcpStream::connect(old).is_err());
+    wait_until("the old file is gone", || !path.exists());
+    line.end();
+}
+
+/// A file that is another's by now is left alone, whoever in the line ends.
+#[test]
+fn another_servers_file_is_not_handed_over() {
+    let directory = Directory::new("another");
+    let path = directory.path("app.sock");
+    let mut command = Command::new(SERVER);
+    command.args(["--listen", &format!("unix:{}", path.display())]);
+    let mut line = Line::start(command);
+    fs::remove_file(&path).unwrap();
+    let other = UnixListener::bind(&path).unwrap();
+    line.restart();
+    line.end();
+    assert!(path.exists());
+    drop(other);
+}
+
+/// Without descriptors there is no successor, and no end either.
+#[test]
+fn too_few_descriptors_change_nothing() {
+    for limit in 16..24 {
+        let mut command = Command::new("sh");
+        let script = format!("ulimit -n {limit}; exec \"$@\"");
+        command.args(["-c", &script, "sh", SERVER, "--listen", "127.0.0.1:0", "--work", "0s"]);
+        let mut line = Line::start(command);
+        line.signal(Signal::USR2);
+        // Either.
+        let told = line.program.wait_for_any(&["no successor: ", " has taken over"]);
+        if told.contains("taken over") {
+            line.pid = number_behind(&told, "process ");
+        }
+        assert_eq!(line.program.connect().get("/").response().text(), "okay", "{limit}");
+        line.end();
+    }
+}
+
+/// Puts a script in the place of a program, as a deployment does.
+fn replace(program: &Path, script: &str) {
+    let new = program.with_extension("new");
+    fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&new, program).unwrap();
 }
 
 /// A stop while a successor is being started ends both.
@@ -358,10 +426,7 @@ fn a_stop_ends_a_successor_that_is_not_ready() {
     let mut command = Command::new(&program);
     command.args(["--listen", "127.0.0.1:0"]);
     let mut line = Line::start(command);
-    let new = directory.path("new");
-    fs::write(&new, "#!/bin/sh\nexec sleep 60\n").unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::rename(&new, &program).unwrap();
+    replace(&program, "exec sleep 60");
     line.signal(Signal::USR2);
     let told = line.program.wait_for("waiting for the successor, process ");
     let successor = number_behind(&told, "process ");
@@ -384,6 +449,27 @@ fn usr2_in_the_drain_starts_nothing() {
     server.wait_for("no successor is started because of SIGUSR2: stopping");
     assert_eq!(client.send("lo").response().text(), "hello");
     assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+/// `serve` and `restart` in a program of one's own: the successor says itself that it is ready; and
+/// there is one successor at a time.
+#[test]
+fn a_program_of_its_own_restarts_itself() {
+    let mut line = Line::start(Program::example_command("restart", &["127.0.0.1:0"]));
+    for _ in 0..3 {
+        let mut client = line.program.connect();
+        assert_eq!(client.get("/").response().text(), format!("process {}\n", line.pid));
+        let mut other = line.program.connect();
+        let post = "POST /restart HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+        // Both at once.
+        let answers = [client.send(post).response(), other.send(post).response()];
+        let statuses = answers.each_ref().map(|answer| answer.status);
+        let told = answers.iter().find(|answer| answer.status == 200);
+        let told = told.unwrap_or_else(|| panic!("{statuses:?}")).text();
+        line.pid = number_behind(&told, "process ");
+    }
+    line.signal(Signal::TERM);
+    wait_until("the last one has ended", || !is_running(line.pid));
 }
 
 // The service manager.

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::mem;
 use std::panic;
+use std::process;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -49,7 +50,12 @@ impl Log {
             log::error!("thread {name} {}", panic.to_string().replace('\n', " "));
         }));
         let mut builder = Builder::new();
-        builder.format_timestamp_millis();
+        // Processes that follow one another share a log: each line says whose it is.
+        let pid = process::id();
+        builder.format(move |line, record| {
+            let (time, level) = (line.timestamp_millis(), record.level());
+            writeln!(line, "[{time} {pid} {level:<5} {}] {}", record.target(), record.args())
+        });
         builder.target(Target::Pipe(Box::new(Lines(self.queue.clone()))));
         let (directives, wrong) = directives(wanted);
         for (module, level) in directives {

@@ -481,7 +481,7 @@ pub(crate) async fn leave(
             // A slow client, which is given up only if it takes nothing more.
             if seen != Some(left) && (is_over || draining()) {
                 seen = Some(left);
-                seat.enter(Stage::Writing);
+                seat.enter(Stage::Delivering);
             } else if is_over {
                 return Poll::Ready(0);
             }

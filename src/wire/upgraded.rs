@@ -14,6 +14,7 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use smol::channel::Sender;
 
 use super::{Wire, lock};
+use crate::registry::Stage;
 use crate::transport::Transport;
 
 /// The raw stream, as its new owner reads and writes it.
@@ -28,10 +29,16 @@ impl Upgraded {
         &self,
         work: impl FnOnce(&mut Transport) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        match &mut lock(&self.wire).transport {
-            Some(transport) => work(transport),
-            None => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
+        let wire = &mut *lock(&self.wire);
+        let Some(transport) = &mut wire.transport else {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        };
+        let done = work(transport);
+        if done.is_ready() {
+            // Progress (rule S20).
+            wire.seat.enter(Stage::Upgraded);
         }
+        done
     }
 }
 

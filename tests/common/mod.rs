@@ -338,17 +338,22 @@ impl Program {
 
     /// Waits for a line of the log that holds `text`.
     pub fn wait_for(&mut self, text: &str) -> String {
+        self.wait_for_any(&[text])
+    }
+
+    /// Waits for a line of the log that holds one of `texts`.
+    pub fn wait_for_any(&mut self, texts: &[&str]) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.log.recv_timeout(left) {
                 Ok(line) => {
                     self.seen.push(line.clone());
-                    if line.contains(text) {
+                    if texts.iter().any(|text| line.contains(text)) {
                         return line;
                     }
                 }
-                Err(_) => panic!("no `{text}` in the log: {self}"),
+                Err(_) => panic!("no {texts:?} in the log: {self}"),
             }
         }
     }

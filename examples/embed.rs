@@ -1,0 +1,137 @@
+//! A program that was there before: a queue, and workers on an executor of its own. It gets a public
+//! server that takes jobs and an admin server, and all of them stop together: every job that was
+//! accepted is done before the process ends.
+//!
+//! Run with:
+//!
+//! ```
+//! cargo run --example embed -- 127.0.0.1:8082 127.0.0.1:8083
+//! ```
+//!
+//! Try `curl -d one localhost:8082/jobs`, a few times and quickly, then `curl -X POST
+//! localhost:8083/stop` or Ctrl-C. Before that `curl localhost:8083/readyz` says `ready`, and for
+//! the second of the lame duck `stopping`.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use futures_lite::{FutureExt, Stream, StreamExt, future};
+use smol::channel::{Receiver, Sender, bounded};
+use smol::{Executor, Timer};
+use smol_graceful::{
+    Guard, Limits, Listen, Method, Outcome, Request, Response, ServeError, Server, Shutdown,
+    Signal, StatusCode, Token, probe, signals,
+};
+
+/// How many threads run the executor, and how many jobs they do at the same time.
+const THREADS: usize = 2;
+
+/// How many jobs may wait.
+const QUEUE: usize = 1000;
+
+/// What is to be done. As long as one lives, the drain waits for it.
+struct Job {
+    text: String,
+    guard: Guard,
+}
+
+async fn work(jobs: Receiver<Job>) {
+    while let Ok(Job { text, guard }) = jobs.recv().await {
+        let job = async {
+            Timer::after(Duration::from_secs(1)).await;
+            log::info!("done: {text:?}");
+        };
+        guard.hold(job).await;
+    }
+}
+
+/// The public server: `POST /jobs`.
+async fn enqueue(mut request: Request, queue: Sender<Job>) -> http_types::Result<Response> {
+    if (request.method(), request.url().path()) != (Method::Post, "/jobs") {
+        return Ok(say(StatusCode::NotFound, "POST /jobs\n"));
+    }
+    let text = request.body_string().await?;
+    // There is one in every phase but the last, when nobody waits for an answer any more.
+    let guard = Token::of(&request).guard();
+    let accepted = guard.is_some_and(|guard| queue.try_send(Job { text, guard }).is_ok());
+    Ok(match accepted {
+        true => say(StatusCode::Accepted, "accepted\n"),
+        false => say(StatusCode::ServiceUnavailable, "too many jobs\n"),
+    })
+}
+
+/// The admin server: `GET /livez`, `GET /readyz`, `POST /stop`.
+async fn administer(request: Request, shutdown: Shutdown) -> http_types::Result<Response> {
+    if let Some(response) = probe(&request) {
+        return Ok(response);
+    }
+    if (request.method(), request.url().path()) != (Method::Post, "/stop") {
+        return Ok(say(StatusCode::NotFound, "GET /livez, GET /readyz, POST /stop\n"));
+    }
+    log::info!("stopping because {} has asked for it", request.peer_addr().unwrap_or("someone"));
+    shutdown.stop();
+    Ok(say(StatusCode::Accepted, "stopping\n"))
+}
+
+fn say(status: StatusCode, text: &str) -> Response {
+    let mut response = Response::new(status);
+    response.set_body(text);
+    response
+}
+
+/// What is to be done at the stop. It is waited for, too.
+async fn farewell(token: Token) {
+    let _guard = token.guard();
+    token.stopping().await;
+    log::info!("at the stop: whoever sends us jobs could be told now");
+}
+
+/// Stops at the first signal, cuts what is left at the second. Never returns.
+async fn obey<T>(mut signals: impl Stream<Item = Signal> + Unpin, shutdown: &Shutdown) -> T {
+    if let Some(signal) = signals.next().await {
+        log::info!("stopping because of {signal:?}");
+        shutdown.stop_by(signal);
+    }
+    if let Some(signal) = signals.next().await {
+        log::warn!("ending at once because of a second signal, {signal:?}");
+        shutdown.abort();
+    }
+    future::pending().await
+}
+
+fn main() -> Result<Outcome, ServeError> {
+    env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
+    let mut args = std::env::args().skip(1);
+    let public_address = args.next().unwrap_or("127.0.0.1:8082".to_owned());
+    let admin_address = args.next().unwrap_or("127.0.0.1:8083".to_owned());
+
+    // What there was before.
+    let executor = Arc::new(Executor::new());
+    let (queue, jobs) = bounded(QUEUE);
+    for _ in 0..THREADS {
+        let threads_own = executor.clone();
+        thread::spawn(move || smol::block_on(threads_own.run(future::pending::<()>())));
+        executor.spawn(work(jobs.clone())).detach();
+    }
+
+    // What is new: one latch, two servers, and this thread for the signals and the deadline.
+    let signals = signals()?;
+    let shutdown = Shutdown::new();
+    executor.spawn(farewell(shutdown.token())).detach();
+    let with = |server: Server| {
+        let limits = Limits { lame_duck: Duration::from_secs(1), ..Limits::default() };
+        server.limits(limits).shutdown(&shutdown).executor(executor.clone())
+    };
+    let public = with(Server::new(move |request| enqueue(request, queue.clone())));
+    let handle = shutdown.clone();
+    let admin = with(Server::new(move |request| administer(request, handle.clone())));
+
+    // Nobody is served unless both can be.
+    let (public_listener, admin_listener) = (public_address.listen()?, admin_address.listen()?);
+    let both = future::try_zip(public.serve([public_listener]), admin.serve([admin_listener]));
+    // One latch has one outcome.
+    let (outcome, _) = future::block_on(both.or(obey(signals, &shutdown)))?;
+    log::info!("{outcome}");
+    Ok(outcome)
+}

@@ -1,0 +1,187 @@
+//! How to test a handler and a shutdown of your own: over HTTP, without a socket and without a
+//! pause. The server is a mailbox: `POST /` puts a message into it, `GET /` waits for one.
+//!
+//! Run with:
+//!
+//! ```
+//! cargo test --example testing
+//! ```
+//!
+//! The tests are below; they need async-h1 as a client. To see the server itself: `cargo run
+//! --example testing -- 127.0.0.1:8082`, `curl localhost:8082`, and `curl -d hello localhost:8082`
+//! from elsewhere.
+
+use smol::channel::{Receiver, Sender, unbounded};
+use smol_graceful::{
+    Method, Outcome, Request, Response, ServeError, Server, StatusCode, Token, run,
+};
+
+type Mailbox = (Sender<String>, Receiver<String>);
+
+async fn handle(mut request: Request, (put, take): Mailbox) -> http_types::Result<Response> {
+    match request.method() {
+        Method::Post => {
+            put.send(request.body_string().await?).await?;
+            Ok(Response::new(StatusCode::Accepted))
+        }
+        // Who waits is told to ask again, rather than to hold up the stop.
+        Method::Get => match Token::of(&request).until_stop(take.recv()).await {
+            Some(message) => Ok(message?.into()),
+            None => Ok(Response::new(StatusCode::NoContent)),
+        },
+        _ => Ok(Response::new(StatusCode::MethodNotAllowed)),
+    }
+}
+
+fn server(mailbox: Mailbox) -> Server {
+    Server::new(move |request| handle(request, mailbox.clone()))
+}
+
+fn main() -> Result<Outcome, ServeError> {
+    env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
+    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8082".to_owned());
+    let outcome = run(server(unbounded()), [&*address])?;
+    log::info!("{outcome}");
+    Ok(outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::time::Duration;
+
+    use futures_lite::future::zip;
+    use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt, stream};
+    use smol::Timer;
+    use smol_graceful::{Connection, Ending, Limits, Listener, Shutdown};
+
+    use super::*;
+
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+    const HALF_A_POST: &[u8] = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhel";
+
+    /// A handler is a function: no server is needed to call it.
+    #[test]
+    fn the_handler_alone() {
+        within_reason(async {
+            let (put, take) = unbounded();
+            let mut post = ask(Method::Post);
+            post.set_body("hello");
+            let response = handle(post, (put.clone(), take.clone())).await.unwrap();
+            assert_eq!(response.status(), StatusCode::Accepted);
+            let mut response = handle(ask(Method::Get), (put, take)).await.unwrap();
+            assert_eq!(response.body_string().await.unwrap(), "hello");
+        });
+    }
+
+    /// Its part in a shutdown is a token, which a request can be given.
+    #[test]
+    fn the_handler_sees_the_stop() {
+        within_reason(async {
+            let shutdown = Shutdown::new();
+            let mut get = ask(Method::Get);
+            get.ext_mut().insert(shutdown.token());
+            shutdown.stop();
+            let response = handle(get, unbounded()).await.unwrap();
+            assert_eq!(response.status(), StatusCode::NoContent);
+        });
+    }
+
+    /// Over HTTP, two clients on a connection each.
+    #[test]
+    fn one_client_waits_for_another() {
+        let (waiting, first) = Connection::pair();
+        let (telling, second) = Connection::pair();
+        let server = server(unbounded());
+        let shutdown = server.handle();
+        let clients = async {
+            let mut post = ask(Method::Post);
+            post.set_body("hello");
+            let get = async_h1::connect(waiting, ask(Method::Get));
+            let (got, posted) = zip(get, async_h1::connect(telling, post)).await;
+            assert_eq!(posted.unwrap().status(), StatusCode::Accepted);
+            assert_eq!(got.unwrap().body_string().await.unwrap(), "hello");
+            shutdown.stop();
+        };
+        let listener = Listener::of(stream::iter([Ok(first), Ok(second)]));
+        let (outcome, ()) = within_reason(zip(server.serve([listener]), clients));
+        assert!(outcome.unwrap().is_drained());
+    }
+
+    /// What a client has sent before the stop is answered, also by a server that begins to serve
+    /// only then: so nothing depends on who is faster.
+    #[test]
+    fn who_waits_at_the_stop_gets_an_answer() {
+        let (mut client, connection) = Connection::pair();
+        let server = server(unbounded());
+        server.handle().stop();
+        within_reason(async {
+            client.write_all(GET).await.unwrap();
+            let outcome = server.serve([only(connection)]).await.unwrap();
+            assert_eq!((outcome.ending, outcome.finished), (Ending::Drained, 1));
+            let answer = all_of(client).await;
+            assert!(answer.starts_with("HTTP/1.1 204 No Content\r\n"), "{answer}");
+            assert!(answer.contains("connection: close\r\n"), "{answer}");
+        });
+    }
+
+    /// A request that has begun at the stop is finished.
+    #[test]
+    fn a_message_under_way_at_the_stop_arrives() {
+        let (mut client, connection) = Connection::pair();
+        let (put, take) = unbounded();
+        let server = server((put, take.clone()));
+        let shutdown = server.handle();
+        let client = async {
+            client.write_all(HALF_A_POST).await.unwrap();
+            shutdown.stop();
+            client.write_all(b"lo").await.unwrap();
+            all_of(client).await
+        };
+        let (outcome, answer) = within_reason(zip(server.serve([only(connection)]), client));
+        assert!(outcome.unwrap().is_drained());
+        assert!(answer.starts_with("HTTP/1.1 202 Accepted\r\n"), "{answer}");
+        assert_eq!(take.try_recv().unwrap(), "hello");
+    }
+
+    /// What is not finished when the grace ends is cut, and the outcome names it.
+    #[test]
+    fn a_message_that_never_ends_is_cut() {
+        let (mut client, connection) = Connection::pair();
+        let limits = Limits { grace: Duration::from_millis(10), ..Limits::default() };
+        let server = server(unbounded()).limits(limits);
+        server.handle().stop();
+        within_reason(async {
+            client.write_all(HALF_A_POST).await.unwrap();
+            let outcome = server.serve([only(connection)]).await.unwrap();
+            assert_eq!(outcome.ending, Ending::TimedOut);
+            let [cut] = &*outcome.cut else { panic!("not one: {outcome}") };
+            assert!(cut.to_string().contains("POST /"), "{cut}");
+        });
+    }
+
+    fn ask(method: Method) -> Request {
+        Request::new(method, "http://localhost/")
+    }
+
+    /// A listener that one connection comes from.
+    fn only(connection: Connection) -> Listener {
+        Listener::of(stream::once(Ok(connection)))
+    }
+
+    /// What comes until the server closes the connection.
+    async fn all_of(mut client: Connection) -> String {
+        let mut text = String::new();
+        client.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    /// Runs a test that fails rather than hang.
+    fn within_reason<T>(test: impl Future<Output = T>) -> T {
+        let late = async {
+            Timer::after(Duration::from_secs(30)).await;
+            panic!("the test hangs")
+        };
+        smol::block_on(test.or(late))
+    }
+}

@@ -1,0 +1,84 @@
+//! A server under tokio: handlers use its timers and spawn its tasks, and a stop waits for both.
+//!
+//! Run with:
+//!
+//! ```
+//! cargo run --example tokio -- 127.0.0.1:8082
+//! ```
+//!
+//! `curl localhost:8082/work/3000` works for 3 s, in a task of its own; `curl -X POST
+//! localhost:8082/later/3000` is answered at once, and the work is done later. Stop it with Ctrl-C
+//! meanwhile: both are finished.
+
+use std::io;
+use std::time::Duration;
+
+use futures_lite::FutureExt;
+use smol_graceful::{
+    Method, Outcome, Request, Response, ServeError, Server, Shutdown, Signal, StatusCode, Token,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+async fn handle(request: Request) -> http_types::Result<Response> {
+    let path = request.url().path();
+    if let Some(text) = path.strip_prefix("/work/") {
+        // Connections are served by one thread; a task of tokio's may run on any.
+        let done = tokio::spawn(work(milliseconds(text)?)).await?;
+        Ok(format!("worked for {done:?}\n").into())
+    } else if let Some(text) = path.strip_prefix("/later/").filter(|_| is_post(&request)) {
+        let work = work(milliseconds(text)?);
+        let Some(guard) = Token::of(&request).guard() else {
+            return Ok(Response::new(StatusCode::ServiceUnavailable));
+        };
+        tokio::spawn(guard.hold(async {
+            let done = work.await;
+            log::info!("worked for {done:?}");
+        }));
+        Ok(Response::new(StatusCode::Accepted))
+    } else {
+        Ok(Response::new(StatusCode::NotFound))
+    }
+}
+
+fn is_post(request: &Request) -> bool {
+    request.method() == Method::Post
+}
+
+fn milliseconds(text: &str) -> http_types::Result<Duration> {
+    let wrong = |error| http_types::Error::new(StatusCode::BadRequest, error);
+    text.parse().map(Duration::from_millis).map_err(wrong)
+}
+
+async fn work(duration: Duration) -> Duration {
+    tokio::time::sleep(duration).await;
+    duration
+}
+
+/// Stops at the first Ctrl-C or TERM, cuts what is left at the second. Returns only if there are no
+/// signals to be had; [`smol_graceful::signals`] would do as well.
+async fn obey(shutdown: &Shutdown) -> Result<Outcome, ServeError> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut next = async || {
+        let interrupted = async { interrupt.recv().await.map(|()| Signal::Int) };
+        let terminated = async { terminate.recv().await.map(|()| Signal::Term) };
+        let gone = || io::Error::other("no more signals");
+        interrupted.or(terminated).await.ok_or_else(gone)
+    };
+    shutdown.stop_by(next().await?);
+    next().await?;
+    shutdown.abort();
+    std::future::pending().await
+}
+
+fn main() -> Result<Outcome, ServeError> {
+    env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
+    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8082".to_owned());
+    let server = Server::new(handle);
+    let shutdown = server.handle();
+    let runtime = tokio::runtime::Runtime::new()?;
+    // The signals come first: they are handled before anyone can connect.
+    let outcome = runtime.block_on(obey(&shutdown).or(server.serve([&*address])))?;
+    log::info!("{outcome}");
+    Ok(outcome)
+}

@@ -1,0 +1,83 @@
+//! A queue worker without any HTTP: the first signal lets it finish the jobs that are under way, a
+//! second one ends it at once, and the exit code says which it was.
+//!
+//! Run with:
+//!
+//! ```
+//! yes 3000 | cargo run --example worker
+//! ```
+//!
+//! Every line of the standard input is a job: how many milliseconds it takes. Stop it with Ctrl-C,
+//! once or twice, and look at `$?`. It also stops when there are no more lines.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_lite::io::{BufReader, Lines};
+use futures_lite::{AsyncBufReadExt, FutureExt, Stream, StreamExt, future};
+use smol::lock::Mutex;
+use smol::{Timer, Unblock};
+use smol_graceful::{Outcome, Shutdown, Signal, signals};
+
+/// How many jobs are under way at the same time.
+const WORKERS: usize = 4;
+
+/// How long they may take after the first signal.
+const GRACE: Duration = Duration::from_secs(30);
+
+type Queue = Arc<Mutex<Lines<BufReader<Unblock<io::Stdin>>>>>;
+
+/// Does one job after the other, until there are no more or the stop begins.
+async fn work(queue: Queue, shutdown: Shutdown) {
+    let token = shutdown.token();
+    // Guarded before it is taken: no job is lost between the queue and its guard.
+    while let Some(guard) = token.guard() {
+        let next = async { queue.lock().await.next().await };
+        match token.until_stop(next).await {
+            Some(Some(Ok(job))) => guard.hold(perform(&job)).await,
+            Some(Some(Err(error))) => log::warn!("an unreadable job: {error}"),
+            Some(None) => return shutdown.stop(),
+            None => return,
+        }
+    }
+}
+
+async fn perform(job: &str) {
+    let Ok(milliseconds) = job.parse() else { return log::warn!("not a job: {job:?}") };
+    log::info!("begun: {job}");
+    Timer::after(Duration::from_millis(milliseconds)).await;
+    log::info!("done: {job}");
+}
+
+/// Stops at the first signal, cuts what is left at the second. Never returns.
+async fn obey<T>(mut signals: impl Stream<Item = Signal> + Unpin, shutdown: &Shutdown) -> T {
+    if let Some(signal) = signals.next().await {
+        log::info!("stopping because of {signal:?}");
+        shutdown.stop_by(signal);
+    }
+    if let Some(signal) = signals.next().await {
+        log::warn!("ending at once because of a second signal, {signal:?}");
+        shutdown.abort();
+    }
+    future::pending().await
+}
+
+fn main() -> io::Result<Outcome> {
+    env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
+    let signals = signals()?;
+    let shutdown = Shutdown::new();
+    let queue = Arc::new(Mutex::new(BufReader::new(Unblock::new(io::stdin())).lines()));
+    for _ in 0..WORKERS {
+        smol::spawn(work(queue.clone(), shutdown.clone())).detach();
+    }
+    // The jobs run on smol's own thread; this one is left for the signals and the deadline.
+    let token = shutdown.token();
+    let drained = async {
+        token.stopping().await;
+        shutdown.drain(GRACE).await
+    };
+    let outcome = smol::block_on(drained.or(obey(signals, &shutdown)));
+    log::info!("{outcome}");
+    Ok(outcome)
+}

@@ -1,0 +1,1856 @@
+//! The library inside of other programs: several servers on one latch, work of the program's own,
+//! connections that are no sockets, listeners that wrap what they accept or were bound elsewhere.
+//!
+//! Most of it speaks over pipes in memory ([`Pipe`]): what a client sends over one is there when
+//! `send` returns, and nothing but the server and the test moves.
+
+mod common;
+
+use std::error::Error;
+use std::future::Future;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::Duration;
+
+use common::{Client, End, PATIENCE, Received, wait_until};
+use futures_lite::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, FutureExt, StreamExt, future, stream,
+};
+use http_types::headers::UPGRADE;
+use smol::{Executor, Timer, channel};
+use smol_graceful::{
+    Address, AddressError, Connection, Cut, Ending, Guard, Limits, Listen, ListenOptions, Listener,
+    Method, Outcome, Peer, Phase, Process, Request, Response, ServeError, Server, Shutdown, Stage,
+    StatusCode, Token, What, stream_body,
+};
+
+// ── Several servers, one latch ──────────────────────────────────────────────────────────────
+
+/// Each gets its own outcome, and none before both have drained: who holds the latch, holds it for
+/// all.
+#[test]
+fn servers_that_share_a_latch_end_together() {
+    let shutdown = Shutdown::new();
+    let (stage, handler) = stage();
+    let public = Serving::tcp(Server::new(handler).limits(patient()).shutdown(&shutdown));
+    let admin = Server::new(|_| async { Ok("fine") }).limits(quick()).shutdown(&shutdown);
+    let admin = Serving::tcp(admin);
+    let mut busy = public.connect();
+    busy.get("/wait");
+    stage.entered("/wait");
+    let mut probe = admin.connect();
+    assert_eq!(probe.get("/readyz").response().text(), "fine");
+    assert_eq!(shutdown.in_flight(), 2);
+
+    admin.shutdown.stop(); // any of the handles, as they are the same
+    assert_eq!(probe.end(), End::Eof);
+    for server in [&public, &admin] {
+        wait_until("its listener is closed", || TcpStream::connect(server.addr()).is_err());
+    }
+    wait_until("only the request is left", || shutdown.in_flight() == 1);
+    assert!(public.try_outcome().is_none() && admin.try_outcome().is_none());
+    stage.open();
+    let response = busy.response();
+    assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
+    for server in [public, admin] {
+        let outcome = server.outcome();
+        assert!(outcome.is_drained(), "{outcome}");
+        assert_eq!(outcome.finished, 1);
+    }
+}
+
+/// Of those that share a latch, the shortest grace is everyone's, and both outcomes say the same.
+#[test]
+fn the_first_grace_that_ends_ends_both() {
+    let shutdown = Shutdown::new();
+    let (stage, handler) = stage();
+    let public = Serving::tcp(Server::new(handler).limits(patient()).shutdown(&shutdown));
+    let limits = Limits { grace: Duration::from_millis(10), ..Limits::default() };
+    let admin = Server::new(|_| async { Ok("fine") }).limits(limits).shutdown(&shutdown);
+    let admin = Serving::tcp(admin);
+    let mut busy = public.connect();
+    busy.get("/wait");
+    stage.entered("/wait");
+    shutdown.stop();
+    assert_eq!(busy.end(), End::Eof);
+    for server in [public, admin] {
+        let outcome = server.outcome();
+        assert_eq!(outcome.ending, Ending::TimedOut, "{outcome}");
+        let [Cut { what: What::Request { path, .. }, .. }] = &outcome.cut[..] else {
+            panic!("{outcome}");
+        };
+        assert_eq!(path, "/wait"); // rule S13
+    }
+}
+
+/// Dropping one is its own affair: its listener and its connections, and nobody else's.
+#[test]
+fn a_server_that_is_dropped_leaves_the_other_alone() {
+    let shutdown = Shutdown::new();
+    let (stage, handler) = stage();
+    let public = Serving::tcp(Server::new(handler).limits(quick()).shutdown(&shutdown));
+    let (stage_2, handler) = self::stage();
+    let mut admin = Serving::tcp(Server::new(handler).limits(patient()).shutdown(&shutdown));
+    let mut busy = public.connect();
+    busy.get("/wait");
+    stage.entered("/wait");
+    let mut doomed = admin.connect();
+    doomed.get("/wait");
+    stage_2.entered("/wait");
+
+    admin.drop();
+    assert_eq!(doomed.end(), End::Eof);
+    wait_until("its listener is closed", || TcpStream::connect(admin.addr()).is_err());
+    wait_until("its connection is gone", || shutdown.in_flight() == 1);
+    assert_eq!(shutdown.phase(), Phase::Running);
+    assert_eq!(public.connect().get("/now").response().text(), "now");
+    stage.open();
+    assert_eq!(busy.response().text(), "done");
+    shutdown.stop();
+    assert!(public.outcome().is_drained());
+}
+
+// ── Work of the program's own ───────────────────────────────────────────────────────────────
+
+/// A queue worker next to a server: at the stop it takes no further job, and the job that it is at
+/// is waited for (rule S12).
+#[test]
+fn a_worker_finishes_its_job_and_takes_no_other() {
+    let server = Serving::tcp(Server::new(|_| async { Ok("okay") }).limits(patient()));
+    let token = server.shutdown.token();
+    let (post, jobs) = channel::unbounded::<&str>();
+    let (begin, begun) = mpsc::channel();
+    let (open, gate) = channel::bounded::<()>(1);
+    let guard = token.guard().expect("not stopped yet");
+    let worker = guard.hold(async move {
+        let mut done = Vec::new();
+        while let Some(job) = token.until_stop(jobs.recv()).await {
+            begin.send(()).unwrap();
+            let _ = gate.recv().await;
+            done.push(job.unwrap());
+        }
+        done
+    });
+    let worker = thread::spawn(move || future::block_on(worker));
+    post.try_send("first").unwrap();
+    begun.recv_timeout(PATIENCE).unwrap();
+    post.try_send("second").unwrap();
+
+    server.shutdown.stop();
+    wait_until("closed", || TcpStream::connect(server.addr()).is_err());
+    assert_eq!(server.shutdown.in_flight(), 1);
+    assert!(server.try_outcome().is_none());
+    drop(open);
+    assert_eq!(worker.join().unwrap(), ["first"]);
+    assert!(server.outcome().is_drained());
+}
+
+/// What Go has `RegisterOnShutdown` for: something to do at the stop, before the end.
+#[test]
+fn a_hook_on_the_stop_runs_before_the_end() {
+    let server = Serving::tcp(Server::new(|_| async { Ok("okay") }));
+    let token = server.shutdown.token();
+    let (open, gate) = channel::bounded::<()>(1);
+    let (ran, hook_ran) = mpsc::channel();
+    let guard = token.guard().expect("not stopped yet");
+    let hook = smol::spawn(guard.hold(async move {
+        token.stopping().await;
+        ran.send(token.is_stopping()).unwrap();
+        let _ = gate.recv().await;
+    }));
+    assert_eq!(server.connect().get("/").response().text(), "okay");
+    assert!(hook_ran.try_recv().is_err(), "ran before the stop");
+    server.shutdown.stop();
+    assert!(hook_ran.recv_timeout(PATIENCE).unwrap());
+    assert!(server.try_outcome().is_none());
+    drop(open);
+    assert!(server.outcome().is_drained());
+    future::block_on(hook);
+}
+
+/// Work that does not end is named by the line that took its guard, not by a request (rule S13).
+#[test]
+fn work_that_does_not_end_is_named() {
+    let limits = Limits { grace: Duration::from_millis(10), ..Limits::default() };
+    let server = Serving::tcp(Server::new(|_| async { Ok("okay") }).limits(limits));
+    let guard = server.shutdown.token().guard();
+    let line = line!() - 1;
+    let outcome = server.stop();
+    assert_eq!(outcome.ending, Ending::TimedOut);
+    let [Cut { what: What::Guard(place), .. }] = &outcome.cut[..] else { panic!("{outcome}") };
+    assert_eq!((place.file(), place.line()), (file!(), line));
+    drop(guard);
+}
+
+// ── Pipes ───────────────────────────────────────────────────────────────────────────────────
+
+/// With async-h1's own client, as a program would test its handler.
+#[test]
+fn a_client_of_async_h1_is_served_over_pipes() {
+    let (door, server) = Door::open(Server::new(handler()));
+    let text = |client, request: Request| {
+        let (status, text) = patiently(async {
+            let mut response = async_h1::connect(client, request).await.unwrap();
+            (response.status(), response.body_string().await.unwrap())
+        });
+        assert_eq!(status, StatusCode::Ok);
+        text
+    };
+    let request = |method, path: &str| {
+        Request::new(method, format!("http://test{path}").parse::<http_types::Url>().unwrap())
+    };
+    assert_eq!(text(door.end(), request(Method::Get, "/now")), "now");
+    assert_eq!(text(door.end(), request(Method::Get, "/peer")), "unknown");
+
+    let mut post = request(Method::Post, "/echo");
+    post.set_body("in one piece");
+    assert_eq!(text(door.end(), post), "in one piece");
+    // Of unknown length: chunked, both ways.
+    let mut post = request(Method::Post, "/echo");
+    let chunks = ["in ", "several ", "pieces"].map(Ok);
+    post.set_body(stream_body(stream::iter(chunks)));
+    assert_eq!(text(door.end(), post), "in several pieces");
+
+    // The same connection, again and again.
+    let client = Shared(Arc::new(Mutex::new(door.end())));
+    for n in 0..3 {
+        let mut post = request(Method::Post, "/echo");
+        post.set_body(format!("request {n}"));
+        assert_eq!(text_of(client.clone(), post), format!("request {n}"));
+    }
+    drop(client);
+    wait_until("all are gone", || server.shutdown.in_flight() == 0);
+    assert!(server.stop().is_drained());
+}
+
+fn text_of(client: Shared, request: Request) -> String {
+    patiently(async {
+        let mut response = async_h1::connect(client, request).await.unwrap();
+        response.body_string().await.unwrap()
+    })
+}
+
+/// A connection for a client that wants one of its own for every request.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Connection>>);
+
+impl AsyncRead for Shared {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0.lock().unwrap()).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Shared {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0.lock().unwrap()).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock().unwrap()).poll_flush(cx)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock().unwrap()).poll_close(cx)
+    }
+}
+
+/// Byte by byte: keep-alive, pipelining, a head in pieces, a refused one.
+#[test]
+fn a_pipe_is_a_connection_like_any_other() {
+    let (door, server) = Door::open(Server::new(handler()));
+    let mut pipe = door.connect();
+    for _ in 0..3 {
+        let response = pipe.get("/now").response();
+        assert_eq!((response.text().as_str(), response.says_close()), ("now", false));
+    }
+    pipe.send("GET /now HTTP/1.1\r\nHost: a\r\n\r\n".repeat(5));
+    for _ in 0..5 {
+        assert_eq!(pipe.response().text(), "now");
+    }
+    for piece in ["GET /no", "w HTTP/1.1\r\nHo", "st: a\r\n", "\r\nGET /now"] {
+        pipe.send(piece);
+    }
+    assert_eq!(pipe.response().text(), "now");
+    pipe.send(" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let response = pipe.response();
+    assert_eq!((response.text().as_str(), response.says_close()), ("now", true));
+    pipe.end();
+    drop(pipe);
+
+    let mut pipe = door.connect();
+    pipe.send("GET /now HTTP/1.1\r\n\r\n");
+    let response = pipe.response();
+    assert_eq!((response.status, response.says_close()), (400, true)); // rule W4
+    drop(pipe);
+    wait_until("nobody is left", || server.shutdown.in_flight() == 0);
+    assert!(server.stop().is_drained());
+}
+
+/// Rules S6, S7.
+#[test]
+fn a_stop_closes_idle_pipes_after_the_linger() {
+    let (door, server) = Door::open(Server::new(handler()).limits(quick()));
+    let mut silent = door.connect();
+    let mut idle = door.connect();
+    idle.get("/now").response();
+    wait_until("both are there", || server.shutdown.in_flight() == 2);
+    server.shutdown.stop();
+    silent.end();
+    idle.end();
+    let outcome = server.outcome();
+    assert!(outcome.is_drained(), "{outcome}");
+    assert_eq!(outcome.finished, 0);
+    assert!(door.is_closed());
+}
+
+/// Rule S6: within the linger one may still ask.
+#[test]
+fn a_request_within_the_linger_is_served_over_a_pipe() {
+    let (door, server) = Door::open(Server::new(handler()).limits(patient()));
+    let mut idle = door.connect();
+    idle.get("/now").response();
+    server.shutdown.stop();
+    let response = idle.get("/now").response();
+    assert_eq!((response.text().as_str(), response.says_close()), ("now", true));
+    idle.end();
+    assert!(server.outcome().is_drained());
+}
+
+/// Rules S8, S9; what was sent behind the request is answered too.
+#[test]
+fn a_stop_lets_finish_what_runs_over_a_pipe() {
+    let (stage, handler) = stage();
+    let (door, server) = Door::open(Server::new(handler).limits(quick()));
+    let mut one = door.connect();
+    one.get("/wait");
+    stage.entered("/wait");
+    let mut two = door.connect();
+    two.get("/wait");
+    stage.entered("/wait");
+    two.get("/now");
+    let mut head = door.connect();
+    head.send("GET /now HTTP/1.1\r\nHo");
+    let mut body = door.connect();
+    body.send("POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello");
+    stage.entered("/read");
+
+    server.shutdown.stop();
+    wait_until("the stop is known", || door.is_closed());
+    stage.open();
+    head.send("st: a\r\n\r\n");
+    body.send("world");
+    let answers = |pipe: &mut Pipe, expected: &[&str]| {
+        for (n, text) in expected.iter().enumerate() {
+            let response = pipe.response();
+            assert_eq!(response.text(), *text);
+            assert_eq!(response.says_close(), n + 1 == expected.len());
+        }
+        pipe.end();
+    };
+    answers(&mut one, &["done"]);
+    answers(&mut two, &["done", "now"]);
+    answers(&mut head, &["now"]);
+    answers(&mut body, &["10 bytes"]);
+    let outcome = server.outcome();
+    assert!(outcome.is_drained(), "{outcome}");
+    assert_eq!(outcome.finished, 5);
+}
+
+/// A stream may say that nothing is there only to give way to others, as pipes do now and then. That
+/// is no end of what a client has sent (rules S6, S8, S9). Step by step: the stop and the end of
+/// the linger are known before the connections have their last look.
+#[test]
+fn a_stream_that_gives_way_loses_no_request() {
+    let (stage, handler) = stage();
+    let executor = Arc::new(Executor::new());
+    let limits = Limits { linger: Duration::ZERO, ..patient() };
+    let server = Server::new(handler).limits(limits).executor(executor.clone());
+    let shutdown = server.handle();
+    let (send, connections) = channel::unbounded();
+    let serve = server.serve([Listener::of(connections)]);
+    let mut serve = Box::pin(serve);
+    let connect = || {
+        let (client, connection) = Connection::pair();
+        let connection = Connection::new(Shy { stream: connection, is_shy: true });
+        send.try_send(Ok(connection)).unwrap();
+        Pipe::from(client)
+    };
+    let (mut pipelined, mut idle, mut silent) = (connect(), connect(), connect());
+    pipelined.get("/wait");
+    idle.get("/now");
+    assert!(future::block_on(future::poll_once(&mut serve)).is_none());
+    while executor.try_tick() {}
+    stage.entered("/wait");
+    idle.response();
+
+    for pipe in [&mut pipelined, &mut idle, &mut silent] {
+        pipe.get("/now");
+    }
+    shutdown.stop();
+    assert!(future::block_on(future::poll_once(&mut serve)).is_none());
+    stage.open();
+    let outcome = patiently(executor.run(serve)).unwrap();
+    let answers = [(pipelined, &["done", "now"][..]), (idle, &["now"]), (silent, &["now"])];
+    for (mut pipe, texts) in answers {
+        for (n, text) in texts.iter().enumerate() {
+            let response = pipe.response();
+            assert_eq!(response.text(), *text);
+            assert_eq!(response.says_close(), n + 1 == texts.len());
+        }
+        pipe.end();
+    }
+    assert!(outcome.is_drained(), "{outcome}");
+    assert_eq!(outcome.finished, 4);
+}
+
+/// Gives way before every read.
+struct Shy {
+    stream: Connection,
+    is_shy: bool,
+}
+
+impl AsyncRead for Shy {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        self.is_shy = !self.is_shy;
+        if !self.is_shy {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Shy {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(cx)
+    }
+}
+
+/// Rule S13.
+#[test]
+fn an_abort_cuts_pipes_and_names_them() {
+    let (stage, handler) = stage();
+    let (door, server) = Door::open(Server::new(handler).limits(patient()));
+    let mut busy = door.connect();
+    busy.get("/wait?for=it");
+    stage.entered("/wait");
+    let mut idle = door.connect();
+    idle.get("/now").response();
+    server.shutdown.abort();
+    busy.end();
+    idle.end();
+    let outcome = server.outcome();
+    let [Cut { what: What::Request { peer, stage, method, path }, .. }] = &outcome.cut[..] else {
+        panic!("{outcome}");
+    };
+    assert_eq!((*peer, *stage), (Peer::Unknown, Stage::Handler));
+    assert_eq!((method.as_str(), path.as_str()), ("GET", "/wait?for=it"));
+}
+
+/// Rule W6: neither a closed nor a half-closed pipe makes a whole body of half of one.
+#[test]
+fn an_upload_that_is_cut_short_is_an_error() {
+    for framing in
+        ["Content-Length: 10\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello"]
+    {
+        let (tell, told) = mpsc::channel();
+        let (door, _server) = Door::open(Server::new(move |mut request: Request| {
+            let tell = tell.clone();
+            async move {
+                let read = request.body_bytes().await;
+                let _ = tell.send(read.as_ref().err().map(http_types::Error::status));
+                Ok(read?.into_iter().map(char::from).collect::<String>())
+            }
+        }));
+        let mut half = door.connect();
+        half.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}")).half_close();
+        let response = half.response();
+        assert_eq!((response.status, response.says_close()), (400, true));
+        half.end();
+        assert!(told.recv_timeout(PATIENCE).unwrap().is_some());
+        let mut gone = door.connect();
+        gone.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}"));
+        drop(gone);
+        assert!(told.recv_timeout(PATIENCE).unwrap().is_some());
+    }
+}
+
+#[test]
+fn a_half_closed_pipe_gets_its_answers() {
+    let (stage, handler) = stage();
+    let (door, server) = Door::open(Server::new(handler).limits(patient()));
+    let mut pipe = door.connect();
+    pipe.get("/wait").get("/now").half_close();
+    stage.entered("/wait");
+    stage.open();
+    assert_eq!(pipe.response().text(), "done");
+    assert_eq!(pipe.response().text(), "now");
+    pipe.end();
+    wait_until("it is gone", || server.shutdown.in_flight() == 0);
+}
+
+/// Rule W9: a small body that nobody wants is discarded, after a large one the connection ends; in
+/// both cases there is an answer.
+#[test]
+fn a_handler_that_never_reads_answers_all_the_same() {
+    let limits = Limits { discard_bytes: 100, ..Limits::default() };
+    let server = Server::new(|_| async { Ok("read nothing") }).limits(limits);
+    let (door, server) = Door::open(server);
+    let mut pipe = door.connect();
+    let post = |length| format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+    for _ in 0..3 {
+        pipe.send(post(100) + &"x".repeat(100));
+        let response = pipe.response();
+        assert_eq!((response.text().as_str(), response.says_close()), ("read nothing", false));
+    }
+    // More than the pipe holds, and nobody reads it before the answer.
+    pipe.send(post(1_000_000));
+    let response = pipe.response();
+    assert_eq!((response.text().as_str(), response.says_close()), ("read nothing", true));
+    pipe.end();
+    drop(pipe);
+    wait_until("it is gone", || server.shutdown.in_flight() == 0);
+}
+
+/// Whoever is slow holds up the other side, and nothing is buffered without bound. On an executor
+/// that runs until nothing moves any more, so that "no more is taken" needs no clock.
+#[test]
+fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_one() {
+    const LONG: usize = 8 * 1024 * 1024;
+    /// Two pipes, a write buffer, and what is on its way between them.
+    const BOUND: usize = 512 * 1024;
+
+    let executor = Arc::new(Executor::new());
+    let (open, gate) = channel::bounded::<()>(1);
+    let server = Server::new(move |mut request: Request| {
+        let gate = gate.clone();
+        async move {
+            let _ = gate.recv().await;
+            Ok(request.take_body())
+        }
+    });
+    let server = server.executor(executor.clone());
+    let shutdown = server.handle();
+    let (client, connection) = Connection::pair();
+    let serve = executor.spawn(server.serve([Listener::of(stream::once(Ok(connection)))]));
+    let (mut reader, mut writer) = futures_lite::io::split(client);
+
+    let sent = Arc::new(AtomicUsize::new(0));
+    let sending = {
+        let sent = sent.clone();
+        executor.spawn(async move {
+            let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {LONG}\r\n\r\n");
+            writer.write_all(head.as_bytes()).await.unwrap();
+            for at in (0..LONG).step_by(1024) {
+                writer.write_all(&pattern(at, 1024)).await.unwrap();
+                sent.fetch_add(1024, Ordering::Relaxed);
+            }
+        })
+    };
+    let rest = || while executor.try_tick() {};
+    rest();
+    // The handler does not read.
+    let before = sent.load(Ordering::Relaxed);
+    assert!((1..BOUND).contains(&before), "{before}");
+    drop(open);
+    rest();
+    // The client does not read.
+    let after = sent.load(Ordering::Relaxed);
+    assert!((before + 1..BOUND).contains(&after), "{after}");
+
+    let reading = async {
+        let mut bytes = Vec::new();
+        while !bytes.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            reader.read_exact(&mut byte).await.unwrap();
+            bytes.extend(byte);
+        }
+        let head = String::from_utf8(bytes).unwrap().to_lowercase();
+        assert!(head.contains(&format!("content-length: {LONG}\r\n")), "{head}");
+        let mut bytes = vec![0; 4096];
+        for at in (0..LONG).step_by(4096) {
+            reader.read_exact(&mut bytes).await.unwrap();
+            assert!(bytes == pattern(at, 4096), "other bytes at {at}");
+        }
+        sending.await;
+        shutdown.stop();
+        serve.await.unwrap()
+    };
+    assert!(patiently(executor.run(reading)).is_drained());
+}
+
+fn pattern(at: usize, length: usize) -> Vec<u8> {
+    (at..at + length).map(|i| (i % 251) as u8).collect()
+}
+
+#[test]
+fn many_pipes_at_once_are_served() {
+    let (door, server) = Door::open(Server::new(handler()));
+    thread::scope(|scope| {
+        for number in 0..8 {
+            let door = &door;
+            scope.spawn(move || {
+                let mut pipes: Vec<_> = (0..50).map(|_| door.connect()).collect();
+                for round in 0..3 {
+                    let body = |n| format!("{number} {round} {n}");
+                    for (n, pipe) in pipes.iter_mut().enumerate() {
+                        pipe.post("/echo", &body(n));
+                    }
+                    for (n, pipe) in pipes.iter_mut().enumerate().rev() {
+                        assert_eq!(pipe.response().text(), body(n));
+                    }
+                }
+            });
+        }
+    });
+    assert!(server.stop().is_drained());
+}
+
+/// No more at once than the limit; the others wait in the channel.
+#[test]
+fn the_limit_of_connections_holds_for_pipes() {
+    let limits = Limits { connections: 2, ..patient() };
+    let (stage, handler) = stage();
+    let (door, server) = Door::open(Server::new(handler).limits(limits));
+    let mut pipes: Vec<_> = (0..3).map(|_| door.connect()).collect();
+    for pipe in &mut pipes {
+        pipe.get("/wait");
+    }
+    stage.entered("/wait");
+    stage.entered("/wait");
+    assert_eq!(server.shutdown.in_flight(), 2);
+    assert_eq!(door.queued(), 1);
+    pipes.remove(0);
+    stage.open();
+    stage.entered("/wait");
+    for pipe in &mut pipes {
+        assert_eq!(pipe.response().text(), "done");
+    }
+}
+
+/// Rule S4: what had been queued is served, then the door is closed.
+#[test]
+fn what_waits_in_the_channel_is_served_at_the_stop() {
+    let limits = Limits { connections: 1, ..quick() };
+    let (stage, handler) = stage();
+    let (door, server) = Door::open(Server::new(handler).limits(limits));
+    let mut first = door.connect();
+    first.get("/wait");
+    stage.entered("/wait");
+    let mut queued: Vec<_> = (0..5).map(|_| door.connect()).collect();
+    queued.iter_mut().for_each(|pipe| _ = pipe.get("/now"));
+    server.shutdown.stop();
+    for pipe in &mut queued {
+        let response = pipe.response();
+        assert_eq!((response.text().as_str(), response.says_close()), ("now", true));
+        pipe.end();
+    }
+    wait_until("closed", || door.is_closed());
+    stage.open();
+    assert_eq!(first.response().text(), "done");
+    let outcome = server.outcome();
+    assert!(outcome.is_drained(), "{outcome}");
+    assert_eq!(outcome.finished, 6);
+}
+
+/// Rule S18: an error of one connection is skipped, one of all is waited out, and neither ends the
+/// server.
+#[test]
+fn errors_of_the_stream_end_nothing() {
+    const EMFILE: i32 = 24;
+    let (door, server) = Door::open(Server::new(handler()));
+    let errors = [
+        io::Error::from(ErrorKind::ConnectionAborted),
+        io::Error::from(ErrorKind::ConnectionReset),
+        io::Error::from_raw_os_error(EMFILE),
+        io::Error::other("of another kind"),
+        io::Error::from(ErrorKind::TimedOut),
+    ];
+    for error in errors {
+        door.fail(error);
+        assert_eq!(door.connect().get("/now").response().text(), "now");
+    }
+    // At the stop, too.
+    let (stage, handler) = stage();
+    let limits = Limits { connections: 1, ..quick() };
+    let (door, full) = Door::open(Server::new(handler).limits(limits));
+    let mut first = door.connect();
+    first.get("/wait");
+    stage.entered("/wait");
+    door.fail(ErrorKind::ConnectionReset.into());
+    door.fail(io::Error::from_raw_os_error(EMFILE));
+    let mut last = door.connect();
+    last.get("/now");
+    full.shutdown.stop();
+    assert_eq!(last.response().text(), "now");
+    stage.open();
+    assert_eq!(first.response().text(), "done");
+    assert!(full.outcome().is_drained());
+    assert!(server.stop().is_drained());
+}
+
+/// However many errors come at once: they keep nobody from their turn.
+#[test]
+fn errors_without_end_hold_up_nobody() {
+    let (send, pipes) = channel::unbounded();
+    let errors = Listener::of(stream::repeat_with(|| Err(ErrorKind::ConnectionReset.into())));
+    let server = Serving::of(Server::new(handler()).limits(quick()), [errors, Listener::of(pipes)]);
+    let mut pipe = Door { send }.connect();
+    for _ in 0..3 {
+        assert_eq!(pipe.get("/now").response().text(), "now");
+    }
+    assert!(server.stop().is_drained());
+    pipe.end();
+}
+
+/// When there are no more connections to come, those that are there go on, until the stop.
+#[test]
+fn the_end_of_the_stream_is_not_the_end_of_the_server() {
+    let (door, server) = Door::open(Server::new(handler()).limits(quick()));
+    let mut pipe = door.connect();
+    pipe.get("/now").response();
+    door.send.close();
+    for _ in 0..3 {
+        assert_eq!(pipe.get("/now").response().text(), "now");
+    }
+    assert!(server.try_outcome().is_none());
+    let outcome = server.stop();
+    assert!(outcome.is_drained());
+    pipe.end();
+
+    // Nor does a server without any: it waits for its stop.
+    let serving = Serving::of(Server::new(handler()), [Listener::of(stream::empty())]);
+    let outcome = serving.stop();
+    assert!(outcome.is_drained());
+}
+
+/// A client that drops its end in the middle of a response that it does not read, or is awaited to
+/// send more of a request, does not stay.
+#[test]
+fn a_pipe_that_was_dropped_is_let_go_of() {
+    let (door, server) = Door::open(Server::new(handler()).limits(patient()));
+    let mut big = door.connect();
+    big.get("/big");
+    big.take(1);
+    let mut head = door.connect();
+    head.send("GET / HT");
+    let mut body = door.connect();
+    body.send("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello");
+    let mut idle = door.connect();
+    idle.get("/now").response();
+    wait_until("all are there", || server.shutdown.in_flight() == 4);
+    drop((big, head, body, idle));
+    wait_until("all are gone", || server.shutdown.in_flight() == 0);
+    assert!(server.stop().is_drained());
+}
+
+/// The deadlines of a connection need no socket.
+#[test]
+fn a_pipe_that_stalls_is_told_so() {
+    let short = Duration::from_millis(40);
+    let limits =
+        Limits { head_timeout: short, stall_timeout: short, idle_timeout: short, ..patient() };
+    let (door, server) = Door::open(Server::new(handler()).limits(limits));
+    for request in [
+        "GET /now HTTP/1.1\r\nHost: a\r\n",
+        "POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello",
+    ] {
+        let mut pipe = door.connect();
+        let response = pipe.send(request).response();
+        assert_eq!((response.status, response.says_close()), (408, true), "{request}");
+    }
+    let mut idle = door.connect();
+    idle.get("/now").response();
+    idle.end();
+    let mut slow = door.connect();
+    slow.get("/big").take(1);
+    // It takes nothing: the connection is given up.
+    wait_until("nobody is left", || server.shutdown.in_flight() == 0);
+    assert!(slow.rest().len() < BIG);
+}
+
+/// Rule S11 over a pipe: the stop waits for what was upgraded, and an abort ends it.
+#[test]
+fn an_upgraded_pipe_is_waited_for() {
+    for abort in [false, true] {
+        let (door, server) = Door::open(Server::new(upgrading()).limits(patient()));
+        let mut pipe = door.connect();
+        pipe.send(UPGRADE_HEAD.to_owned() + "early");
+        assert_eq!(pipe.response().status, 101);
+        assert_eq!(pipe.take(5), b"early");
+        assert_eq!(pipe.send("hello").take(5), b"hello");
+        server.shutdown.stop();
+        wait_until("closed", || door.is_closed());
+        assert_eq!(pipe.send("still there").take(11), b"still there");
+        assert!(server.try_outcome().is_none());
+        if abort {
+            server.shutdown.abort();
+            pipe.end();
+            let outcome = server.outcome();
+            let [Cut { what: What::Request { stage, .. }, .. }] = &outcome.cut[..] else {
+                panic!("{outcome}");
+            };
+            assert_eq!(*stage, Stage::Upgraded);
+        } else {
+            pipe.half_close();
+            pipe.end();
+            assert!(server.outcome().is_drained());
+        }
+        assert_eq!(server.shutdown.in_flight(), 0);
+    }
+}
+
+/// A body that a handler has given to another task does not outlive its pipe.
+#[test]
+fn a_body_that_is_read_elsewhere_ends_with_its_pipe() {
+    let (send, read) = mpsc::channel();
+    let (door, server) = Door::open(Server::new(move |mut request: Request| {
+        let mut body = request.take_body();
+        let send = send.clone();
+        thread::spawn(move || {
+            future::block_on(body.read_exact(&mut [0; 5])).unwrap();
+            send.send(None).unwrap();
+            let read = future::block_on(body.read_to_end(&mut Vec::new()));
+            send.send(Some(read.is_err())).unwrap();
+        });
+        future::pending::<http_types::Result<&str>>()
+    }));
+    let mut pipe = door.connect();
+    pipe.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n01234");
+    assert_eq!(read.recv_timeout(PATIENCE), Ok(None));
+    server.shutdown.abort();
+    assert_eq!(read.recv_timeout(PATIENCE), Ok(Some(true)));
+    pipe.end();
+    assert!(!server.outcome().is_drained());
+}
+
+// ── Wrapped listeners ───────────────────────────────────────────────────────────────────────
+
+#[test]
+fn a_wrapper_that_changes_nothing_changes_nothing() {
+    let listener = tcp().wrap(|connection| async move { Ok(connection) });
+    assert!(format!("{listener:?}").contains("is_wrapped: true"));
+    let server = Serving::of(Server::new(handler()), [listener]);
+    let mut client = server.connect();
+    for _ in 0..3 {
+        assert_eq!(client.get("/now").response().text(), "now");
+    }
+    let local = client.stream.local_addr().unwrap().to_string();
+    assert_eq!(client.get("/peer").response().text(), local);
+    client.send(
+        "POST /echo HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+    );
+    assert_eq!(client.response().status, 100);
+    assert_eq!(client.send("hello").response().text(), "hello");
+    client.send("GET /now HTTP/1.1\r\nHost: a\r\n\r\n".repeat(20));
+    for _ in 0..20 {
+        assert_eq!(client.response().text(), "now");
+    }
+    let response = client.get("/big").response();
+    assert_eq!(response.body.len(), BIG);
+    server.shutdown.stop();
+    assert_eq!(client.end(), End::Eof);
+    assert!(server.outcome().is_drained());
+}
+
+/// What the wrapper gives is what is served, in both directions.
+#[test]
+fn a_wrapper_that_changes_bytes_is_used_for_all_of_them() {
+    let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
+    let server = Serving::of(Server::new(handler()), [listener]);
+    let mut client = server.connect();
+    let response = client.get("/now").response();
+    assert_eq!(response.lines[0], "HTTP/1.1 200 OK");
+    assert!(response.lines.contains(&"CONTENT-LENGTH: 3".to_owned()), "{:?}", response.lines);
+    assert_eq!(response.text(), "NOW");
+    // The path was written in lower case; the wrapper's reader knows better.
+    assert_eq!(client.get("/n$w").response().text(), "NOW");
+    client.send("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.send("5\r\nhell$\r\n0\r\n\r\n");
+    assert_eq!(client.response().text(), "HELLO");
+    assert!(server.stop().is_drained());
+}
+
+/// Writes in upper case, and reads `$` as `o`.
+struct Upper<T>(T);
+
+impl<T: AsyncRead + Unpin> AsyncRead for Upper<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let read = Pin::new(&mut self.0).poll_read(cx, buf);
+        if let Poll::Ready(Ok(n)) = read {
+            buf[..n].iter_mut().filter(|byte| **byte == b'$').for_each(|byte| *byte = b'o');
+        }
+        read
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Upper<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, &buf.to_ascii_uppercase())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_close(cx)
+    }
+}
+
+/// A wrapper's error or panic costs its client the connection, without a word, and nobody else
+/// anything (rule S17).
+#[test]
+fn a_wrapper_that_fails_costs_its_client_alone() {
+    let listener = tcp().wrap(|mut connection| {
+        let mut first = [0];
+        // Before there is a future, and in it.
+        assert!(future::block_on(connection.read_exact(&mut first)).is_ok());
+        assert_ne!(first[0], b'!', "as the client wished, early");
+        async move {
+            assert_ne!(first[0], b'?', "as the client wished");
+            if first[0] == b'E' { Err(ErrorKind::InvalidData.into()) } else { Ok(connection) }
+        }
+    });
+    let server = Serving::of(Server::new(handler()), [listener]);
+    let mut good = server.connect();
+    assert_eq!(good.send("+").get("/now").response().text(), "now");
+    for first in ["!", "?", "E"] {
+        let mut bad = server.connect();
+        // Not more than the wrapper reads: what nobody has read makes a reset of the close.
+        assert_eq!(bad.send(first).end(), End::Eof, "{first}");
+    }
+    // One that leaves before its first byte is none of the wrapper's business.
+    drop(server.connect());
+    wait_until("only the good one is left", || server.shutdown.in_flight() == 1);
+    assert_eq!(good.get("/now").response().text(), "now");
+    assert!(server.stop().is_drained());
+}
+
+/// A handshake has as long as a head; the time before the client's first byte is not its own.
+#[test]
+fn a_handshake_that_does_not_end_is_ended() {
+    let limits = Limits { head_timeout: Duration::from_millis(40), ..patient() };
+    let (shake, begun) = counted(future::pending::<()>);
+    let server = Serving::of(Server::new(handler()).limits(limits), [tcp().wrap(shake)]);
+    let mut silent = server.connect();
+    wait_until("it is accepted", || server.shutdown.in_flight() == 1);
+    for _ in 0..2 {
+        let mut client = server.connect();
+        assert_eq!(client.send("hello").end(), End::Eof);
+    }
+    assert_eq!(begun.load(Ordering::SeqCst), 2);
+    // It has been silent for longer than a handshake may take, and is still there.
+    wait_until("they are gone", || server.shutdown.in_flight() == 1);
+    assert_eq!(silent.send("hello").end(), End::Eof);
+    assert_eq!(begun.load(Ordering::SeqCst), 3);
+    assert!(server.stop().is_drained());
+}
+
+/// A client that has said nothing is treated like an idle one, wrapper or not (rules S6, S7).
+#[test]
+fn a_silent_client_of_a_wrapper_is_closed_at_the_stop() {
+    let (shake, begun) = counted(|| async {});
+    let server = Serving::of(Server::new(handler()).limits(quick()), [tcp().wrap(shake)]);
+    let mut silent = server.connect();
+    let mut idle = server.connect();
+    idle.send("hello").get("/now");
+    assert_eq!(idle.take(5).unwrap(), b"world");
+    assert_eq!(idle.response().text(), "now");
+    wait_until("both are there", || server.shutdown.in_flight() == 2);
+    server.shutdown.stop();
+    assert_eq!((silent.end(), idle.end()), (End::Eof, End::Eof));
+    assert!(server.outcome().is_drained());
+    assert_eq!(begun.load(Ordering::SeqCst), 1);
+}
+
+/// Nor is a pipe wrapped before it has brought a byte.
+#[test]
+fn a_silent_client_of_a_wrapped_pipe_is_closed_at_the_stop() {
+    let (shake, begun) = counted(|| async {});
+    let calls = Arc::new(AtomicUsize::new(0));
+    let called = calls.clone();
+    let (send, pipes) = channel::unbounded();
+    let listener = Listener::of(pipes).wrap(move |connection| {
+        called.fetch_add(1, Ordering::SeqCst);
+        shake(connection)
+    });
+    let server = Serving::of(Server::new(handler()).limits(quick()), [listener]);
+    let door = Door { send };
+    let mut silent = door.connect();
+    let mut idle = door.connect();
+    assert_eq!(idle.send("hello").get("/now").take(5), b"world");
+    assert_eq!(idle.response().text(), "now");
+    wait_until("both are there", || server.shutdown.in_flight() == 2);
+    server.shutdown.stop();
+    silent.end();
+    idle.end();
+    assert!(server.outcome().is_drained());
+    assert_eq!((calls.load(Ordering::SeqCst), begun.load(Ordering::SeqCst)), (1, 1));
+}
+
+/// A handshake that has begun is a request that has (rule S8): it is finished after the stop, and
+/// what comes over the connection is answered, even if the time for idle ones is long over.
+#[test]
+fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
+    let limits = Limits { linger: Duration::from_secs(2), ..patient() };
+    let (open, gate) = channel::bounded::<()>(1);
+    let (shake, begun) = counted(move || {
+        let gate = gate.clone();
+        async move { _ = gate.recv().await }
+    });
+    let server = Serving::of(Server::new(handler()).limits(limits), [tcp().wrap(shake)]);
+    let mut idle = server.connect();
+    let mut early = server.connect();
+    early.send("hello").get("/now");
+    let mut late = server.connect();
+    late.send("hello");
+    wait_until("both shake hands", || begun.load(Ordering::SeqCst) == 2);
+
+    server.shutdown.stop();
+    // The linger is over.
+    assert_eq!(idle.end(), End::Eof);
+    assert!(server.try_outcome().is_none());
+    drop(open);
+    for client in [&mut early, &mut late] {
+        assert_eq!(client.take(5).unwrap(), b"world");
+    }
+    late.get("/now");
+    for mut client in [early, late] {
+        let response = client.response();
+        assert_eq!((response.text().as_str(), response.says_close()), ("now", true));
+        assert_eq!(client.end(), End::Eof);
+    }
+    let outcome = server.outcome();
+    assert!(outcome.is_drained(), "{outcome}");
+    assert_eq!(outcome.finished, 2);
+}
+
+/// Rule S13.
+#[test]
+fn a_handshake_that_the_grace_cuts_is_named() {
+    let limits = Limits { grace: Duration::from_millis(10), ..patient() };
+    let (shake, begun) = counted(future::pending::<()>);
+    let server = Serving::of(Server::new(handler()).limits(limits), [tcp().wrap(shake)]);
+    let mut client = server.connect();
+    client.send("hello");
+    wait_until("it has begun", || begun.load(Ordering::SeqCst) == 1);
+    let outcome = server.stop();
+    assert_eq!(client.end(), End::Eof);
+    assert_eq!(outcome.ending, Ending::TimedOut, "{outcome}");
+    let [Cut { what: What::Request { stage, peer, .. }, .. }] = &outcome.cut[..] else {
+        panic!("{outcome}");
+    };
+    let local = client.stream.local_addr().unwrap();
+    assert_eq!((*stage, *peer), (Stage::Handshake, Peer::from(local)));
+}
+
+/// Rule S11.
+#[test]
+fn a_wrapped_connection_can_be_upgraded() {
+    for abort in [false, true] {
+        let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
+        let server = Serving::of(Server::new(upgrading()).limits(patient()), [listener]);
+        let mut client = server.connect();
+        client.send(UPGRADE_HEAD.to_owned() + "early");
+        assert_eq!(client.response().status, 101);
+        assert_eq!(client.take(5).unwrap(), b"EARLY");
+        server.shutdown.stop();
+        wait_until("closed", || TcpStream::connect(server.addr()).is_err());
+        assert_eq!(client.send("late").take(4).unwrap(), b"LATE");
+        assert!(server.try_outcome().is_none());
+        if abort {
+            server.shutdown.abort();
+            assert_eq!(client.end(), End::Eof);
+            assert_eq!(server.outcome().ending, Ending::Forced);
+        } else {
+            assert_eq!(client.half_close().end(), End::Eof);
+            assert!(server.outcome().is_drained());
+        }
+    }
+}
+
+/// Pipelined requests, a response cut off and a stop during a handler, as on a plain socket.
+#[test]
+fn a_wrapped_connection_ends_like_a_plain_one() {
+    let listener = || tcp().wrap(|connection| async move { Ok(connection) });
+    let (stage, handler) = stage();
+    let server = Serving::of(Server::new(handler).limits(quick()), [listener()]);
+    let mut client = server.connect();
+    client.get("/wait");
+    stage.entered("/wait");
+    client.get("/now").get("/now");
+    server.shutdown.stop();
+    wait_until("closed", || TcpStream::connect(server.addr()).is_err());
+    stage.open();
+    for (text, closes) in [("done", false), ("now", false), ("now", true)] {
+        let response = client.response();
+        assert_eq!((response.text().as_str(), response.says_close()), (text, closes));
+    }
+    assert_eq!(client.end(), End::Eof);
+    assert_eq!(server.outcome().finished, 3);
+
+    // Rule S22: a client that has reset its connection is not waited for.
+    let (stage, handler) = self::stage();
+    let server = Serving::of(Server::new(handler).limits(patient()), [listener()]);
+    let mut client = server.connect();
+    client.get("/wait");
+    stage.entered("/wait");
+    server.shutdown.stop();
+    client.reset();
+    assert!(server.outcome().is_drained());
+}
+
+/// Pipes can be wrapped, too, and so can Unix sockets.
+#[test]
+fn a_wrapper_does_not_care_what_it_wraps() {
+    let (send, pipes) = channel::unbounded();
+    let listener = Listener::of(pipes).wrap(|connection| async move { Ok(Upper(connection)) });
+    let server = Serving::of(Server::new(handler()), [listener]);
+    let door = Door { send };
+    let mut pipe = door.connect();
+    for _ in 0..2 {
+        assert_eq!(pipe.get("/n$w").response().text(), "NOW");
+    }
+    assert!(server.stop().is_drained());
+    pipe.end();
+
+    let path = temporary("wrapped");
+    let listener = Listener::bind(&Address::Unix(path.clone())).unwrap();
+    let listener = listener.wrap(|connection| async move { Ok(Upper(connection)) });
+    let server = Serving::of(Server::new(handler()), [listener]);
+    assert_eq!(ask(UnixStream::connect(&path).unwrap(), "/peer"), "UNIX");
+    assert!(server.stop().is_drained());
+}
+
+/// Says hello to `hello`, as a handshake, when `wait` is done; and counts how many have begun.
+fn counted<W, F>(
+    wait: W,
+) -> (
+    impl Fn(Connection) -> future::Boxed<io::Result<Connection>> + Send + Sync + 'static,
+    Arc<AtomicUsize>,
+)
+where
+    W: Fn() -> F + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let count = Arc::new(AtomicUsize::new(0));
+    let begun = count.clone();
+    let shake = move |mut connection: Connection| -> future::Boxed<io::Result<Connection>> {
+        let (begun, wait) = (begun.clone(), wait());
+        Box::pin(async move {
+            let mut hello = [0; 5];
+            connection.read_exact(&mut hello).await?;
+            assert_eq!(&hello, b"hello");
+            begun.fetch_add(1, Ordering::SeqCst);
+            wait.await;
+            connection.write_all(b"world").await?;
+            Ok(connection)
+        })
+    };
+    (shake, count)
+}
+
+// ── Listeners ───────────────────────────────────────────────────────────────────────────────
+
+/// Clones are one socket: two servers can take turns at it, and the first one's stop closes it for
+/// both.
+#[test]
+fn clones_of_a_listener_are_one_socket() {
+    let listener = tcp();
+    let clone = listener.clone();
+    assert_eq!(clone.address(), listener.address());
+    let first = Serving::of(Server::new(handler()).limits(quick()), [listener]);
+    let second = Serving::of(Server::new(handler()).limits(quick()), [clone.clone()]);
+    let mut clients: Vec<_> = (0..20).map(|_| second.connect()).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("/now").response().text(), "now");
+    }
+    let open = || first.shutdown.in_flight() + second.shutdown.in_flight();
+    assert_eq!(open(), clients.len());
+
+    first.shutdown.stop();
+    assert!(first.outcome().is_drained());
+    assert!(TcpStream::connect(second.addr()).is_err());
+    // The second one goes on with what it has, until its own stop.
+    assert!(second.try_outcome().is_none());
+    assert!(second.stop().is_drained());
+
+    // A listener that was closed gives nothing to whoever serves it later.
+    let third = Serving::of(Server::new(handler()), [clone]);
+    assert!(third.stop().is_drained());
+}
+
+/// A wrapper is the clone's own.
+#[test]
+fn clones_of_a_listener_are_wrapped_each_by_itself() {
+    let plain = tcp();
+    let upper = plain.clone().wrap(|connection| async move { Ok(Upper(connection)) });
+    let addr = address_of(&plain);
+    for (listener, text) in [(upper, "NOW"), (plain, "now")] {
+        // One at a time: dropped, it is closed for both.
+        let server = Serving::of(Server::new(handler()), [listener.clone()]);
+        if text == "NOW" {
+            assert_eq!(Client::connect(addr).get("/now").response().text(), text);
+        } else {
+            assert!(TcpStream::connect(addr).is_err());
+        }
+        assert!(server.stop().is_drained());
+    }
+}
+
+/// A socket that a program has bound with the standard library blocks; it is served all the same.
+#[test]
+fn a_listener_of_the_standard_library_is_served() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    // Queued before the server knows of it.
+    let mut early = Client::connect(addr);
+    early.get("/now");
+    let server = Serving::new(Server::new(handler()).limits(quick()), vec![], [listener]);
+    assert_eq!(early.response().text(), "now");
+    let mut client = Client::connect(addr);
+    assert_eq!(client.get("/now").response().text(), "now");
+    server.shutdown.stop();
+    assert_eq!(client.end(), End::Eof);
+    assert!(server.outcome().is_drained());
+    assert!(TcpListener::bind(addr).is_ok());
+}
+
+/// The file of a Unix socket goes with its server, who has not made it.
+#[test]
+fn a_unix_listener_of_the_standard_library_is_served() {
+    for dropped in [false, true] {
+        let path = temporary("std");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = Server::new(handler()).limits(quick());
+        let mut server = Serving::new(server, vec![], [listener]);
+        assert_eq!(ask(UnixStream::connect(&path).unwrap(), "/peer"), "unix");
+        assert!(path.exists());
+        if dropped {
+            server.drop();
+        } else {
+            assert!(server.stop().is_drained());
+        }
+        wait_until("the file is removed", || !path.exists());
+    }
+}
+
+#[test]
+fn addresses_of_all_types_are_listened_on() {
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let listeners = [
+        any.listen(),
+        "127.0.0.1:0".listen(),
+        "127.0.0.1:0".to_owned().listen(),
+        Address::Tcp(any).listen(),
+        (&Address::Tcp(any)).listen(),
+        TcpListener::bind(any).listen(),
+        tcp().listen(),
+        ListenOptions::default().reuse_port(true).bind(&Address::Tcp(any)),
+    ];
+    let listeners = listeners.map(Result::unwrap);
+    let addresses: Vec<_> = listeners.iter().map(address_of).collect();
+    let server = Serving::of(Server::new(handler()), listeners);
+    for addr in &addresses {
+        assert_eq!(Client::connect(*addr).get("/now").response().text(), "now");
+    }
+    assert!(server.stop().is_drained());
+    for addr in addresses {
+        assert!(TcpStream::connect(addr).is_err());
+    }
+    // A text that is none is the caller's mistake, told before anything is served.
+    let serve = Server::new(handler()).serve(["localhost:80".to_owned()]);
+    assert_eq!(patiently(serve).unwrap_err().kind(), ErrorKind::InvalidInput);
+    let serve = Server::new(handler()).serve([Err::<Listener, _>(ErrorKind::NotFound.into())]);
+    assert_eq!(patiently(serve).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// Different kinds of listeners make one server.
+#[test]
+fn a_server_listens_on_sockets_and_pipes_at_once() {
+    let path = temporary("mixed");
+    let (send, pipes) = channel::unbounded();
+    let (tcp, unix) = (tcp(), Listener::bind(&Address::Unix(path.clone())).unwrap());
+    let server = Serving::of(Server::new(handler()), [tcp, unix, Listener::of(pipes)]);
+    let door = Door { send };
+    let mut client = server.connect();
+    let local = client.stream.local_addr().unwrap().to_string();
+    assert_eq!(client.get("/peer").response().text(), local);
+    assert_eq!(ask(UnixStream::connect(&path).unwrap(), "/peer"), "unix");
+    assert_eq!(door.connect().get("/peer").response().text(), "unknown");
+    // Who has brought the stream may know better.
+    for peer in [Peer::from(([192, 0, 2, 1], 80)), Peer::Unix] {
+        let (client, connection) = Connection::pair();
+        let connection = connection.from_peer(peer);
+        assert_eq!(connection.peer(), peer);
+        door.send.try_send(Ok(connection)).unwrap();
+        assert_eq!(Pipe::from(client).get("/peer").response().text(), peer.to_string());
+    }
+    assert!(server.stop().is_drained());
+    assert!(!path.exists());
+}
+
+/// Sockets that the program has accepted or connected itself are served as what they are.
+#[test]
+fn sockets_of_the_program_are_connections() {
+    use smol::Async;
+
+    let (door, server) = Door::open(Server::new(handler()));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = Client::connect(listener.local_addr().unwrap());
+    let (accepted, addr) = listener.accept().unwrap();
+    let connection = Connection::from(Async::new(accepted).unwrap());
+    assert_eq!(connection.peer(), Peer::from(addr));
+    door.send.try_send(Ok(connection)).unwrap();
+    assert_eq!(client.get("/peer").response().text(), addr.to_string());
+
+    let (client, accepted) = UnixStream::pair().unwrap();
+    let connection = Connection::from(Async::new(accepted).unwrap());
+    assert_eq!(connection.peer(), Peer::Unix);
+    door.send.try_send(Ok(connection)).unwrap();
+    assert_eq!(ask(client, "/peer"), "unix");
+    assert!(server.stop().is_drained());
+}
+
+// ── Types ───────────────────────────────────────────────────────────────────────────────────
+
+/// Compiled, not run: what threads and executors need of the types.
+const _: () = {
+    const fn shared<T: Send + Sync + Unpin + 'static>() {}
+    shared::<Address>();
+    shared::<AddressError>();
+    shared::<Connection>();
+    shared::<Cut>();
+    shared::<Ending>();
+    shared::<Guard>();
+    shared::<Limits>();
+    shared::<Listener>();
+    shared::<ListenOptions>();
+    shared::<Outcome>();
+    shared::<Peer>();
+    shared::<Phase>();
+    shared::<Process>();
+    shared::<ServeError>();
+    shared::<Server>();
+    shared::<Shutdown>();
+    shared::<smol_graceful::Signal>();
+    shared::<Stage>();
+    shared::<Token>();
+    shared::<What>();
+};
+
+/// Compiled, not run: the futures can be spawned on any executor.
+#[expect(dead_code, reason = "its signature is the test")]
+fn futures_move_between_threads(server: Server, shutdown: &Shutdown, token: &Token, guard: Guard) {
+    fn send<T: Send>(_: T) {}
+    send(server.serve([tcp()]));
+    send(shutdown.drain(Duration::ZERO));
+    send(token.stopping());
+    send(token.aborting());
+    send(token.until_stop(async {}));
+    send(guard.hold(async {}));
+}
+
+/// Whatever `main` returns is printed with `Debug`: that must be one line, for an operator.
+#[test]
+fn an_error_of_serve_is_an_io_error_and_one_line() {
+    let listener = tcp();
+    let serve = Server::new(handler()).serve([listener.address().clone()]);
+    let error = patiently(serve).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AddrInUse);
+    let line = format!("{error:?}");
+    let addr = listener.address();
+    let way_out = "stop what listens there, or choose another address";
+    assert_eq!(line, format!("cannot listen on {addr}: the address is in use; {way_out}"));
+    assert_eq!(format!("{error}"), line);
+    assert_eq!(format!("{error:#?}"), line);
+
+    fn into_io(error: ServeError) -> io::Result<()> {
+        Err(error)?
+    }
+    fn into_box(error: ServeError) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Err(error)?
+    }
+    fn from_io(error: io::Error) -> Result<(), ServeError> {
+        Err(error)?
+    }
+    let error = into_io(error).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AddrInUse);
+    let error = from_io(error).unwrap_err();
+    assert_eq!(format!("{error:?}"), line);
+    assert_eq!(into_box(error).unwrap_err().to_string(), line);
+    // Other kinds have nothing to add.
+    for kind in [ErrorKind::NotFound, ErrorKind::Other] {
+        let error = ServeError::from(io::Error::new(kind, "it is so"));
+        assert_eq!((error.kind(), format!("{error:?}")), (kind, "it is so".to_owned()));
+    }
+}
+
+// ── Bodies of chunks ────────────────────────────────────────────────────────────────────────
+
+/// A server whose answer to everything is what the test sends, chunk by chunk.
+fn chunked() -> (channel::Sender<io::Result<&'static str>>, Serving) {
+    let (send, chunks) = channel::unbounded();
+    let server = Server::new(move |request: Request| {
+        let (token, chunks) = (Token::of(&request), Box::pin(chunks.clone()));
+        let until_stop = stream::unfold((token, chunks), |(token, mut chunks)| async {
+            let next = token.until_stop(chunks.next()).await??;
+            Some((next, (token, chunks)))
+        });
+        async { Ok(stream_body(until_stop)) }
+    });
+    (send, Serving::tcp(server.limits(quick())))
+}
+
+#[test]
+fn chunks_arrive_one_at_a_time() {
+    let (send, server) = chunked();
+    let mut client = server.connect();
+    client.get("/");
+    for (chunk, sent) in [("one", "3\r\none\r\n"), ("fifteen letters", "F\r\nfifteen letters\r\n")]
+    {
+        send.try_send(Ok(chunk)).unwrap();
+        if chunk == "one" {
+            while !client.line().unwrap().is_empty() {}
+        }
+        // The next one is not there yet: the server waits for it, and not the client for both.
+        assert_eq!(
+            client.take(sent.len()).unwrap().to_ascii_uppercase(),
+            sent.to_uppercase().as_bytes()
+        );
+    }
+    // An empty one is not the end, and nothing that is sent.
+    send.try_send(Ok("")).unwrap();
+    send.try_send(Ok("three")).unwrap();
+    assert_eq!(client.take(10).unwrap(), b"5\r\nthree\r\n");
+    send.close();
+    assert_eq!(client.take(5).unwrap(), b"0\r\n\r\n");
+    // The connection goes on.
+    assert_eq!(client.get("/").response().text(), "");
+    assert!(server.stop().is_drained());
+}
+
+/// RFC 9112 section 8: whatever the version, the client must not take it for the whole.
+#[test]
+fn an_error_in_the_middle_of_a_body_is_a_reset() {
+    for version in ["1.1", "1.0"] {
+        let (send, server) = chunked();
+        let mut client = server.connect();
+        client.send(format!("GET / HTTP/{version}\r\nHost: test\r\n\r\n"));
+        send.try_send(Ok("one")).unwrap();
+        while !client.line().unwrap().is_empty() {}
+        let first: &[u8] = if version == "1.0" { b"one" } else { b"3\r\none\r\n" };
+        assert_eq!(client.take(first.len()).unwrap(), first);
+        send.try_send(Err(ErrorKind::Other.into())).unwrap();
+        assert_eq!(client.rest(), (vec![], End::Reset));
+        wait_until("it is gone", || server.shutdown.in_flight() == 0);
+        // It was that client's response, and nobody else's.
+        send.close();
+        assert_eq!(server.connect().get("/").response().status, 200);
+    }
+}
+
+/// An error before anything was sent can still be told.
+#[test]
+fn an_error_at_the_beginning_of_a_body_is_a_500() {
+    let (send, server) = chunked();
+    send.try_send(Err(ErrorKind::Other.into())).unwrap();
+    let mut client = server.connect();
+    let response = client.get("/").response();
+    assert_eq!((response.status, response.says_close()), (500, true));
+    assert_eq!(client.end(), End::Eof);
+}
+
+/// Rule S10.
+#[test]
+fn a_stop_ends_a_body_of_chunks_politely() {
+    let (send, server) = chunked();
+    let mut client = server.connect();
+    client.get("/");
+    send.try_send(Ok("one")).unwrap();
+    while !client.line().unwrap().is_empty() {}
+    assert_eq!(client.take(8).unwrap(), b"3\r\none\r\n");
+    server.shutdown.stop();
+    assert_eq!(client.rest(), (b"0\r\n\r\n".to_vec(), End::Eof));
+    let outcome = server.outcome();
+    assert!(outcome.is_drained(), "{outcome}");
+    assert_eq!(outcome.finished, 1);
+}
+
+/// One that is never at a loss for a chunk ends at the stop, too.
+#[test]
+fn a_stop_ends_an_endless_body_of_chunks() {
+    let server = Serving::tcp(Server::new(|request: Request| async move {
+        let token = Token::of(&request);
+        let chunks = stream::unfold(token, |token| async {
+            token.until_stop(async {}).await?;
+            Some((Ok("again and again"), token))
+        });
+        Ok(stream_body(chunks))
+    }));
+    let mut client = server.connect();
+    client.get("/");
+    while !client.line().unwrap().is_empty() {}
+    client.take(100_000).unwrap();
+    server.shutdown.stop();
+    let (bytes, end) = client.rest();
+    assert!(bytes.ends_with(b"\r\n0\r\n\r\n"), "no end: {} bytes", bytes.len());
+    assert_eq!(end, End::Eof);
+    assert!(server.outcome().is_drained());
+}
+
+// ── The stage ───────────────────────────────────────────────────────────────────────────────
+
+/// A server on a thread of its own.
+struct Serving {
+    shutdown: Shutdown,
+    addresses: Vec<Address>,
+    drop: Option<channel::Sender<()>>,
+    outcome: Receiver<Outcome>,
+}
+
+impl Serving {
+    fn tcp(server: Server) -> Self {
+        Self::of(server, [tcp()])
+    }
+
+    fn of<const N: usize>(server: Server, listeners: [Listener; N]) -> Self {
+        let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
+        Self::new(server, addresses, listeners)
+    }
+
+    fn new<L: Listen + Send + 'static, const N: usize>(
+        server: Server,
+        addresses: Vec<Address>,
+        listeners: [L; N],
+    ) -> Self {
+        let shutdown = server.handle();
+        let (drop, dropped) = channel::bounded::<()>(1);
+        let (send, outcome) = mpsc::channel();
+        thread::spawn(move || {
+            let serve = async { Some(server.serve(listeners).await.unwrap()) };
+            let dropped = async {
+                let _ = dropped.recv().await;
+                None
+            };
+            if let Some(outcome) = future::block_on(serve.or(dropped)) {
+                let _ = send.send(outcome);
+            }
+        });
+        Self { shutdown, addresses, drop: Some(drop), outcome }
+    }
+
+    fn addr(&self) -> SocketAddr {
+        let Address::Tcp(addr) = self.addresses[0] else { panic!("{:?}", self.addresses) };
+        addr
+    }
+
+    fn connect(&self) -> Client {
+        Client::connect(self.addr())
+    }
+
+    /// Drops the server in the middle of what it does.
+    fn drop(&mut self) {
+        self.drop = None;
+    }
+
+    fn try_outcome(&self) -> Option<Outcome> {
+        self.outcome.try_recv().ok()
+    }
+
+    fn outcome(&self) -> Outcome {
+        self.outcome.recv_timeout(PATIENCE).expect("the server did not end")
+    }
+
+    fn stop(&self) -> Outcome {
+        self.shutdown.stop();
+        self.outcome()
+    }
+}
+
+fn tcp() -> Listener {
+    Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap()
+}
+
+fn address_of(listener: &Listener) -> SocketAddr {
+    let Address::Tcp(addr) = *listener.address() else { panic!("{listener:?}") };
+    addr
+}
+
+fn temporary(name: &str) -> PathBuf {
+    let name = format!("smol-graceful-{}-{name}.sock", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let _ = std::fs::remove_file(&path);
+    path
+}
+
+/// One request over a stream of the standard library's; the body of the answer.
+fn ask(mut stream: UnixStream, path: &str) -> String {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (_, body) = text.split_once("\r\n\r\n").expect("a whole head");
+    body.to_owned()
+}
+
+/// Limits under which nothing ends by time before the test gives up.
+fn patient() -> Limits {
+    Limits { linger: 2 * PATIENCE, grace: 2 * PATIENCE, ..Limits::default() }
+}
+
+/// The same, but idle connections do not stay for long.
+fn quick() -> Limits {
+    Limits { linger: Duration::from_millis(20), ..patient() }
+}
+
+/// Runs a future that may not take for ever.
+fn patiently<T>(future: impl Future<Output = T>) -> T {
+    let late = async {
+        Timer::after(PATIENCE).await;
+        panic!("waited in vain");
+    };
+    future::block_on(future.or(late))
+}
+
+/// More than a kernel or a pipe takes in for a client that does not read.
+const BIG: usize = 16 * 1024 * 1024;
+
+/// The test's side of [`stage`].
+struct Stagehand {
+    entered: Receiver<String>,
+    gate: Mutex<Option<channel::Sender<()>>>,
+}
+
+impl Stagehand {
+    /// Waits until a handler has been called with this path.
+    fn entered(&self, path: &str) {
+        assert_eq!(self.entered.recv_timeout(PATIENCE).expect("no handler was called"), path);
+    }
+
+    /// Lets all handlers go on, now and later.
+    fn open(&self) {
+        self.gate.lock().unwrap().take();
+    }
+}
+
+type Answer = future::Boxed<http_types::Result<Response>>;
+
+/// A handler that can be waited for: `/now` answers, `/wait` waits until the stage is opened,
+/// `/echo` sends back the body, `/read` reads it, `/peer` says who asks, `/big` is [`BIG`].
+fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
+    let (enter, entered) = mpsc::channel();
+    let (open, gate) = channel::bounded::<()>(1);
+    let handler = move |mut request: Request| -> Answer {
+        let (enter, gate) = (enter.clone(), gate.clone());
+        Box::pin(async move {
+            let path = request.url().path().to_owned();
+            let enter = || {
+                // Most tests do not want to know.
+                let _ = enter.send(path.clone());
+            };
+            Ok(match path.as_str() {
+                "/now" => "now".into(),
+                "/peer" => Peer::of(&request).to_string().into(),
+                "/wait" => {
+                    enter();
+                    let _ = gate.recv().await;
+                    "done".into()
+                }
+                "/echo" => request.take_body().into(),
+                "/read" => {
+                    enter();
+                    format!("{} bytes", request.body_bytes().await?.len()).into()
+                }
+                "/big" => vec![b'x'; BIG].into(),
+                path => panic!("unknown: {path}"),
+            })
+        })
+    };
+    (Stagehand { entered, gate: Mutex::new(Some(open)) }, handler)
+}
+
+/// The same with the stage open.
+fn handler() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
+    stage().1
+}
+
+const UPGRADE_HEAD: &str =
+    "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
+
+/// A handler that changes to another protocol: what comes goes back.
+fn upgrading() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
+    |_| {
+        Box::pin(async {
+            let mut response = Response::new(StatusCode::SwitchingProtocols);
+            response.insert_header(UPGRADE, "echo");
+            let upgraded = response.recv_upgrade().await;
+            let echo = async {
+                let (reader, mut writer) = futures_lite::io::split(upgraded.await.unwrap());
+                let _ = futures_lite::io::copy(reader, &mut writer).await;
+                let _ = writer.close().await;
+            };
+            smol::spawn(echo).detach();
+            Ok(response)
+        })
+    }
+}
+
+/// Where pipes come from.
+struct Door {
+    send: channel::Sender<io::Result<Connection>>,
+}
+
+impl Door {
+    /// A server whose connections come through a channel.
+    fn open(server: Server) -> (Self, Serving) {
+        let (send, connections) = channel::unbounded();
+        (Self { send }, Serving::of(server, [Listener::of(connections)]))
+    }
+
+    fn connect(&self) -> Pipe {
+        self.end().into()
+    }
+
+    /// A client's end of a new pipe.
+    fn end(&self) -> Connection {
+        let (client, connection) = Connection::pair();
+        self.send.try_send(Ok(connection)).expect("the server has closed");
+        client
+    }
+
+    fn fail(&self, error: io::Error) {
+        self.send.try_send(Err(error)).expect("the server has closed");
+    }
+
+    /// Whether the server takes no more connections.
+    fn is_closed(&self) -> bool {
+        self.send.is_closed()
+    }
+
+    /// How many connections wait.
+    fn queued(&self) -> usize {
+        self.send.len()
+    }
+}
+
+/// A raw client at the end of a pipe.
+struct Pipe {
+    stream: Connection,
+    buffer: Vec<u8>,
+}
+
+impl From<Connection> for Pipe {
+    fn from(stream: Connection) -> Self {
+        Self { stream, buffer: Vec::new() }
+    }
+}
+
+impl Pipe {
+    fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        patiently(self.stream.write_all(bytes.as_ref())).unwrap();
+        self
+    }
+
+    fn get(&mut self, path: &str) -> &mut Self {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"))
+    }
+
+    fn post(&mut self, path: &str, body: &str) -> &mut Self {
+        let length = body.len();
+        self.send(format!(
+            "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}"
+        ))
+    }
+
+    fn half_close(&mut self) -> &mut Self {
+        patiently(self.stream.close()).unwrap();
+        self
+    }
+
+    /// The next response, which must have a length.
+    fn response(&mut self) -> Received {
+        while memchr::memmem::find(&self.buffer, b"\r\n\r\n").is_none() {
+            assert!(self.fill(), "the connection ended before a whole head");
+        }
+        let end = memchr::memmem::find(&self.buffer, b"\r\n\r\n").unwrap();
+        let head = self.take(end + 4);
+        let head = String::from_utf8(head[..end].to_vec()).unwrap();
+        let lines: Vec<_> = head.split("\r\n").map(str::to_owned).collect();
+        let status = lines[0].split(' ').nth(1).unwrap().parse().unwrap();
+        let mut received = Received { status, lines, body: Vec::new() };
+        if let Some(length) = received.header("content-length") {
+            received.body = self.take(length.parse().unwrap());
+        }
+        received
+    }
+
+    /// Exactly `n` bytes.
+    fn take(&mut self, n: usize) -> Vec<u8> {
+        while self.buffer.len() < n {
+            assert!(self.fill(), "the connection ended too early");
+        }
+        self.buffer.drain(..n).collect()
+    }
+
+    /// Waits for the next bytes.
+    fn fill(&mut self) -> bool {
+        let mut bytes = [0; 4096];
+        let n = patiently(self.stream.read(&mut bytes)).unwrap();
+        self.buffer.extend_from_slice(&bytes[..n]);
+        n > 0
+    }
+
+    /// Everything that still comes.
+    fn rest(&mut self) -> Vec<u8> {
+        while self.fill() {}
+        std::mem::take(&mut self.buffer)
+    }
+
+    /// Waits for the end, before which nothing may come.
+    fn end(&mut self) {
+        let rest = self.rest();
+        assert!(rest.is_empty(), "unexpected: {:?}", String::from_utf8_lossy(&rest));
+    }
+}

@@ -1,0 +1,787 @@
+//! The examples, as a reader would run them: each is sent what its head comment says, stopped, and
+//! asked for its exit code and its log.
+//!
+//! `websocket` has its tests in tests/upgrade.rs, `blocking` in tests/signals.rs, `lossless` is what
+//! tests/restart.rs counts with, and `testing` brings its own.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::iter;
+use std::net::{Shutdown as Half, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use command_fds::{CommandFdExt, FdMapping};
+use common::{Client, End, PATIENCE, Program, wait_until};
+use futures_rustls::pki_types::{CertificateDer, ServerName};
+use futures_rustls::rustls::{
+    ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, StreamOwned,
+};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+// hello
+
+/// Its address is fixed: the test takes it first and gives it the socket, as systemd would.
+#[test]
+#[ignore = "needs the port 8082"]
+fn hello_says_okay() {
+    let held = TcpListener::bind("127.0.0.1:8082").expect("someone else has the port 8082");
+    let told = "Error: cannot listen on 127.0.0.1:8082: the address is in use; \
+        stop what listens there, or choose another address";
+    fails("hello", &[], told);
+
+    let mut command = quiet("hello", "LISTEN_PID=$$");
+    let mappings = vec![FdMapping { parent_fd: held.into(), child_fd: 3 }];
+    command.env("LISTEN_FDS", "1").fd_mappings(mappings).unwrap();
+    let mut server = Program::start(command);
+    let mut client = Client::connect(([127, 0, 0, 1], 8082).into());
+    for path in ["/", "/any/other"] {
+        assert_eq!(client.get(path).response().text(), "okay");
+    }
+    server.signal(Signal::INT);
+    assert_eq!(client.end(), End::Eof);
+    assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+// tls
+
+#[test]
+fn tls_serves_curl() {
+    let mut server = Tls::start();
+    let mut twice = server.curl("/");
+    twice.args([&*server.url("/again"), "-w", "%{http_version} %{num_connects}\n"]);
+    assert_eq!(text(&run_ok(&mut twice, b"")), "okay\n1.1 1\nokay\n1.1 0\n");
+    let sent = pattern(1024 * 1024);
+    let mut post = server.curl("/");
+    let received = run_ok(post.args(["--data-binary", "@-"]), &sent);
+    assert!(received == sent, "{} bytes", received.len());
+    // In chunks, there and back.
+    let received = run_ok(server.curl("/").args(["-X", "POST", "-T", "-"]), &sent);
+    assert!(received == sent, "{} bytes", received.len());
+    let mut put = server.curl("/");
+    put.args(["-X", "PUT", "-o", "/dev/null", "-w", "%{http_code}"]);
+    assert_eq!(text(&run_ok(&mut put, b"")), "405");
+    // Who does not trust the certificate does not get that far.
+    assert_eq!(server.distrustful_curl("/").output().unwrap().status.code(), Some(60));
+    server.end();
+}
+
+/// Rule S8: what has begun at the stop is finished, and says `close` if it still can.
+#[test]
+fn tls_finishes_what_is_in_flight() {
+    let mut server = Tls::start();
+    // One whose head has been sent: curl says so, and waits for what it is to send.
+    let mut echo = server.curl("/");
+    echo.args(["-v", "-X", "POST", "-T", "-"]);
+    let mut echo = talk_to(&mut echo);
+    let mut told = BufReader::new(echo.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(told.any(|line| line.starts_with("> Transfer-Encoding: chunked")));
+    // One of whose head a part has arrived.
+    let mut client = server.connect();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n").unwrap();
+    client.flush().unwrap();
+    // One whose handshake has begun, with a request right behind it.
+    let (mut late, hello) = server.half_connect();
+    late.conn.writer().write_all(GET).unwrap();
+
+    server.program.signal(Signal::TERM);
+    server.program.wait_for("stopping because of SIGTERM");
+    wait_until("the close", || TcpStream::connect(server.program.addr).is_err());
+    assert!(server.program.is_running());
+
+    late.sock.write_all(&hello).unwrap();
+    client.write_all(b"\r\n").unwrap();
+    for client in [&mut late, &mut client] {
+        let answer = rest(client);
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nokay\n"), "{answer}");
+    }
+    assert!(server.program.is_running());
+    echo.stdin.as_mut().unwrap().write_all(b"sent after the stop").unwrap();
+    let told = thread::spawn(move || told.collect::<Vec<_>>());
+    let output = echo.wait_with_output().unwrap();
+    let told = told.join().unwrap();
+    assert!(output.status.success(), "{told:#?}");
+    assert_eq!(text(&output.stdout), "sent after the stop");
+    assert_eq!(server.program.exit_code(), 0, "{}", server.program);
+    let log = server.program.log();
+    assert!(log.contains("drained in "), "{log}");
+}
+
+/// Rule S6, in TLS: the client is told that it is the end, and not an attack (RFC 8446 section 6.1).
+#[test]
+fn tls_takes_leave_of_idle_connections() {
+    let mut server = Tls::start();
+    let mut idle: Vec<_> = (0..5).map(|_| server.connect()).collect();
+    for client in &mut idle {
+        okay(client);
+        assert_eq!(client.conn.alpn_protocol(), Some(&b"http/1.1"[..]));
+        assert_eq!(client.conn.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+    }
+    // One that has not asked for anything yet, after its handshake, and one that is silent.
+    let mut fresh = server.connect();
+    fresh.conn.complete_io(&mut fresh.sock).unwrap();
+    let mut silent = server.program.connect();
+    server.program.signal(Signal::TERM);
+    for mut client in idle.into_iter().chain([fresh]) {
+        assert_eq!(rest(&mut client), "");
+    }
+    assert_eq!(silent.end(), End::Eof);
+    assert_eq!(server.program.exit_code(), 0, "{}", server.program);
+}
+
+/// The same, in the words of a client that is not ours.
+#[test]
+#[ignore = "needs openssl"]
+fn tls_takes_leave_of_openssl() {
+    let mut server = Tls::start();
+    // It has no limit of its own.
+    let mut openssl = Command::new("timeout");
+    openssl.args([&PATIENCE.as_secs().to_string(), "openssl", "s_client", "-quiet"]);
+    openssl.args(["-verify_return_error", "-servername", "localhost", "-CAfile"]);
+    openssl.arg(server.dir.0.join("cert.pem"));
+    openssl.args(["-connect", &server.program.addr.to_string()]);
+    let mut openssl = talk_to(&mut openssl);
+    openssl.stdin.as_mut().unwrap().write_all(GET).unwrap();
+    answer(openssl.stdout.as_mut().unwrap());
+    server.program.signal(Signal::TERM);
+    assert_eq!(server.program.exit_code(), 0, "{}", server.program);
+    // Its standard input is still open: it is the server that ends it.
+    let stdin = openssl.stdin.take();
+    let output = openssl.wait_with_output().unwrap();
+    drop(stdin);
+    let told = text(&output.stderr);
+    assert!(output.status.success() && !told.contains("rror:"), "{told}");
+    assert_eq!(text(&output.stdout), "");
+}
+
+#[test]
+fn tls_is_not_disturbed_by_garbage() {
+    let mut server = Tls::start();
+    let mut good = server.connect();
+    okay(&mut good);
+    let random: Vec<u8> = (0..4096).map(|_| fastrand::u8(..)).collect();
+    let hello = server.half_connect().1;
+    for garbage in [b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", &b"\r\n\r\n"[..], &random, &hello]
+    {
+        let mut client = server.program.connect();
+        // The server may have closed by the time that all of it is sent.
+        let _ = client.stream.write_all(garbage);
+        let _ = client.stream.shutdown(Half::Write);
+        let (told, _) = client.rest();
+        assert!(!text(&told).contains("HTTP/1.1 200"), "{}", text(&told));
+        okay(&mut good);
+        assert_eq!(text(&run_ok(&mut server.curl("/"), b"")), "okay\n");
+    }
+    okay(&mut good);
+    server.program.signal(Signal::TERM);
+    assert_eq!(rest(&mut good), "");
+    assert_eq!(server.program.exit_code(), 0, "{}", server.program);
+}
+
+/// A successor takes over with the certificate that is there by then.
+#[test]
+fn tls_renews_its_certificate() {
+    let mut server = Tls::start();
+    let mut old = server.connect();
+    okay(&mut old);
+    server.trusted = certificate(&server.dir.0);
+    server.program.signal(Signal::USR2);
+    let successor = Successor::of(&mut server.program);
+    assert_eq!(rest(&mut old), "");
+    assert_eq!(server.program.exit_code(), 0, "{}", server.program);
+    okay(&mut server.connect());
+    assert_eq!(text(&run_ok(&mut server.curl("/"), b"")), "okay\n");
+    successor.end(&mut server.program);
+}
+
+#[test]
+fn tls_says_what_is_wrong() {
+    let dir = Dir::new();
+    certificate(&dir.0);
+    let path = |name: &str| dir.0.join(name).display().to_string();
+    let (chain, key, none) = (path("cert.pem"), path("key.pem"), path("none.pem"));
+    for (args, told) in [
+        (vec![], "`tls ADDR CERT KEY`"),
+        (vec!["127.0.0.1:0", &*chain], "`tls ADDR CERT KEY`"),
+        (vec!["127.0.0.1:0", &none, &key], "none.pem: "),
+        (vec!["127.0.0.1:0", &chain, &none], "none.pem: "),
+        (vec!["127.0.0.1:0", &key, &key], "key.pem: no items found"),
+        (vec!["127.0.0.1:0", &chain, &chain], "cert.pem: no items found"),
+        (vec!["localhost", &chain, &key], "`localhost` is no address"),
+    ] {
+        fails("tls", &args, told);
+    }
+}
+
+// events
+
+/// The stream ends with its last chunk, and the successor goes on with the next event.
+#[test]
+fn events_go_on_with_the_successor() {
+    let mut server = Program::example("events", &["127.0.0.1:0"]);
+    let mut page = server.connect();
+    let page = page.get("/").response();
+    assert_eq!(page.header("content-type").unwrap(), "text/html; charset=utf-8");
+    assert!(page.text().contains("EventSource"));
+    assert_eq!(server.connect().get("/other").response().status, 404);
+
+    let mut client = server.connect();
+    subscribe(&mut client, None);
+    for n in 1..=3 {
+        assert_eq!(event(&mut client), Some((n, server.pid())));
+    }
+    server.signal(Signal::USR2);
+    let successor = Successor::of(&mut server);
+    let mut last = 3;
+    while let Some((n, by)) = event(&mut client) {
+        assert_eq!((n, by), (last + 1, server.pid()));
+        last = n;
+    }
+    assert_eq!(client.end(), End::Eof);
+    assert_eq!(server.exit_code(), 0, "{server}");
+
+    let mut client = server.connect();
+    subscribe(&mut client, Some(&last.to_string()));
+    assert_eq!(event(&mut client), Some((last + 1, successor.0)));
+    // One who says nonsense gets all of them.
+    for nonsense in ["-1", "99999999999999999999", "x"] {
+        let mut client = server.connect();
+        subscribe(&mut client, Some(nonsense));
+        assert_eq!(event(&mut client), Some((1, successor.0)));
+    }
+    successor.end(&mut server);
+    while event(&mut client).is_some() {}
+    assert_eq!(client.end(), End::Eof);
+}
+
+/// Asks for events, the first one after `last`.
+fn subscribe(client: &mut Client, last: Option<&str>) {
+    client.send("GET /events HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n");
+    if let Some(last) = last {
+        client.send(format!("Last-Event-ID: {last}\r\n"));
+    }
+    client.send("\r\n");
+    assert_eq!(client.line().unwrap(), "HTTP/1.1 200 OK");
+    let lines: Vec<_> =
+        iter::from_fn(|| client.line().ok().filter(|line| !line.is_empty())).collect();
+    assert!(lines.contains(&"content-type: text/event-stream".to_owned()), "{lines:?}");
+}
+
+/// The next event's number, and the process that it is by; `None` if the stream ends properly.
+fn event(client: &mut Client) -> Option<(u64, u32)> {
+    loop {
+        let line = client.line().unwrap();
+        if line == "0" {
+            assert_eq!(client.line().unwrap(), "");
+            return None;
+        }
+        if let Some((_, event)) = line.split_once("data: event ") {
+            let (n, pid) = event.trim_end().split_once(", by process ").unwrap();
+            return Some((n.parse().unwrap(), pid.parse().unwrap()));
+        }
+    }
+}
+
+/// A browser never notices more than the end of a stream: neither when there is nobody for a while,
+/// nor when a successor takes over.
+#[test]
+#[ignore = "needs chromium"]
+fn events_go_on_in_chromium() {
+    let mut first = Program::example("events", &["127.0.0.1:0"]);
+    let chromium = Chromium::open(&format!("http://{}/", first.addr));
+    let mut received = 0;
+    let mut receives_from = |pid: u32| {
+        let before = received;
+        wait_until(&format!("two more events by process {pid}"), || {
+            let title = chromium.title();
+            let told = title.split_once(" received, the last: event ");
+            let Some((count, last)) = told else {
+                assert_ne!(title, "closed for good");
+                return false;
+            };
+            // None was lost, none came twice.
+            received = count.parse::<u64>().unwrap();
+            assert!(last.starts_with(&format!("{count}, by process ")), "{title}");
+            last.ends_with(&format!("process {pid}")) && received >= before + 2
+        });
+    };
+    receives_from(first.pid());
+    first.signal(Signal::TERM);
+    assert_eq!(first.exit_code(), 0, "{first}");
+
+    let mut second = Program::example("events", &[&first.addr.to_string()]);
+    receives_from(second.pid());
+    second.signal(Signal::USR2);
+    let third = Successor::of(&mut second);
+    assert_eq!(second.exit_code(), 0, "{second}");
+    receives_from(third.0);
+    third.end(&mut second);
+}
+
+// worker
+
+#[test]
+fn worker_finishes_what_is_under_way() {
+    let (mut worker, mut stdin) = worker();
+    // More than is ever done, and always more to be had: no reason to go on.
+    stdin.write_all("1000\n".repeat(200).as_bytes()).unwrap();
+    for _ in 0..6 {
+        worker.wait_for("begun: 1000");
+    }
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(), 0, "{worker}");
+    let log = worker.log();
+    let count = |what: &str| log.matches(what).count();
+    assert_eq!(count("begun: "), count("done: "), "{log}");
+    assert!(count("begun: ") < 100, "{log}");
+    assert!(log.contains("stopped by SIGTERM"), "{log}");
+}
+
+#[test]
+fn worker_ends_at_once_when_told_twice() {
+    let (mut worker, mut stdin) = worker();
+    stdin.write_all(b"600000\n").unwrap();
+    worker.wait_for("begun: 600000");
+    worker.signal(Signal::INT);
+    worker.wait_for("stopping because of Int");
+    assert!(worker.is_running());
+    worker.signal(Signal::INT);
+    assert_eq!(worker.exit_code(), 1, "{worker}");
+    let log = worker.log();
+    assert!(log.contains(" cut: guard taken at examples/worker.rs:"), "{log}");
+}
+
+#[test]
+fn worker_ends_with_its_input() {
+    let (mut worker, mut stdin) = worker();
+    stdin.write_all(b"1\nnonsense\n\xff\n2\n3\n").unwrap();
+    drop(stdin);
+    assert_eq!(worker.exit_code(), 0, "{worker}");
+    let log = worker.log();
+    for what in ["done: 1", "done: 2", "done: 3", "not a job: \"nonsense\"", "an unreadable job: "]
+    {
+        assert!(log.contains(what), "{what}: {log}");
+    }
+}
+
+/// A worker, and where its jobs come from.
+fn worker() -> (Program, UnixStream) {
+    let (here, there) = UnixStream::pair().unwrap();
+    (Program::start_with(quiet("worker", ""), OwnedFd::from(there).into()), here)
+}
+
+// embed
+
+/// What was answered with 202 is done, whoever stops the program.
+#[test]
+fn embed_does_every_job_it_has_accepted() {
+    let (mut program, admin) = embed();
+    let mut public = program.connect();
+    let mut client = Client::connect(admin);
+    assert_eq!(client.get("/livez").response().status, 200);
+    assert_eq!(client.get("/readyz").response().status, 200);
+    assert_eq!(client.get("/stop").response().status, 404, "not by GET");
+    assert_eq!(public.get("/jobs").response().status, 404, "not by GET");
+    assert_eq!(public.get("/readyz").response().status, 404, "not in public");
+    for n in 1..=5 {
+        assert_eq!(post(&mut public, "/jobs", &format!("job {n}")), 202);
+    }
+    // What follows at once finds the stop begun, and both servers in the lame duck.
+    let stop = "POST /stop HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+    client.send(stop.to_owned() + "GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(client.response().status, 202);
+    assert_eq!(client.response().status, 503);
+    assert_eq!(program.exit_code(), 0, "{program}");
+    let log = program.log();
+    for n in 1..=5 {
+        assert!(log.contains(&format!("done: \"job {n}\"")), "{log}");
+    }
+    assert!(log.contains("stopping because 127.0.0.1:"), "{log}");
+    assert!(log.contains("at the stop: "), "{log}");
+    assert!(log.lines().last().unwrap().contains("drained in "), "{log}");
+}
+
+#[test]
+fn embed_takes_a_job_that_is_being_sent_at_the_stop() {
+    let (mut program, _) = embed();
+    let mut client = program.connect();
+    client.send("POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nthe ");
+    program.signal(Signal::TERM);
+    wait_until("the close", || TcpStream::connect(program.addr).is_err());
+    let answer = client.send("last").response();
+    assert_eq!((answer.status, answer.says_close()), (202, true));
+    assert_eq!(program.exit_code(), 0, "{program}");
+    let log = program.log();
+    assert!(log.contains("done: \"the last\""), "{log}");
+    assert!(log.contains("1 request finished, stopped by SIGTERM"), "{log}");
+}
+
+#[test]
+fn embed_ends_at_once_when_told_twice() {
+    let (mut program, _) = embed();
+    let mut client = program.connect();
+    for _ in 0..100 {
+        assert_eq!(post(&mut client, "/jobs", "too much"), 202);
+    }
+    program.signal(Signal::TERM);
+    program.wait_for("stopping because of Term");
+    program.signal(Signal::TERM);
+    assert_eq!(program.exit_code(), 1, "{program}");
+    let log = program.log();
+    assert!(log.contains("forced to end after "), "{log}");
+    assert!(log.contains("guard taken at examples/embed.rs:"), "{log}");
+}
+
+#[test]
+fn embed_says_no_when_there_are_too_many_jobs() {
+    let (program, _) = embed();
+    let mut client = program.connect();
+    // 1000 wait, two are being done.
+    let all = "POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx".repeat(1100);
+    let mut sender = client.stream.try_clone().unwrap();
+    let sender = thread::spawn(move || sender.write_all(all.as_bytes()).unwrap());
+    let statuses: Vec<_> = (0..1100).map(|_| client.response().status).collect();
+    sender.join().unwrap();
+    let accepted = statuses.iter().filter(|status| **status == 202).count();
+    let refused = statuses.iter().filter(|status| **status == 503).count();
+    assert!((1000..1100).contains(&accepted), "{accepted}");
+    assert_eq!(accepted + refused, 1100);
+}
+
+#[test]
+fn embed_serves_nobody_unless_it_can_serve_both() {
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = held.local_addr().unwrap().to_string();
+    for args in [["127.0.0.1:0", &*taken], [&*taken, "127.0.0.1:0"]] {
+        fails("embed", &args, "the address is in use; stop what listens there");
+    }
+}
+
+/// The program and the address of its admin server.
+fn embed() -> (Program, SocketAddr) {
+    let mut program = Program::example("embed", &["127.0.0.1:0", "127.0.0.1:0"]);
+    let told = program.wait_for("listening on ");
+    let admin = told.rsplit(' ').next().unwrap().parse().unwrap();
+    (program, admin)
+}
+
+fn post(client: &mut Client, path: &str, body: &str) -> u16 {
+    let length = body.len();
+    client
+        .send(format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"));
+    client.response().status
+}
+
+// tokio
+
+#[test]
+fn tokio_finishes_requests_and_tasks() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut server = Program::example("tokio", &["127.0.0.1:0"]);
+        let mut client = server.connect();
+        assert_eq!(client.get("/work/1").response().text(), "worked for 1ms\n");
+        assert_eq!(client.get("/work/x").response().status, 400);
+        assert_eq!(client.get("/later/1").response().status, 404, "not by GET");
+        assert_eq!(post(&mut client, "/later/1000", ""), 202);
+        client.get("/work/500");
+        server.signal(signal);
+        let answer = client.response();
+        assert_eq!(answer.text(), "worked for 500ms\n");
+        assert_eq!(client.end(), End::Eof);
+        assert_eq!(server.exit_code(), 0, "{server}");
+        let log = server.log();
+        assert!(log.contains("worked for 1s"), "{log}");
+        let name = if signal == Signal::INT { "SIGINT" } else { "SIGTERM" };
+        assert!(log.contains(&format!("stopped by {name}")), "{log}");
+    }
+}
+
+#[test]
+fn tokio_ends_at_once_when_told_twice() {
+    let mut server = Program::example("tokio", &["127.0.0.1:0"]);
+    assert_eq!(post(&mut server.connect(), "/later/600000", ""), 202);
+    server.signal(Signal::INT);
+    wait_until("the close", || TcpStream::connect(server.addr).is_err());
+    assert!(server.is_running());
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 1, "{server}");
+    let log = server.log();
+    assert!(log.contains("1 cut: guard taken at examples/tokio.rs:"), "{log}");
+}
+
+// What they share
+
+/// An example that does not say where it listens, as it has no log or does not listen at all: a shell
+/// says what [`Program`] waits for and becomes the example, with `variables` set.
+fn quiet(name: &str, variables: &str) -> Command {
+    let example = Program::example_command(name, &[]);
+    let mut command = Command::new("sh");
+    let script = format!("echo 'listening on something' >&2; {variables} exec \"$0\"");
+    command.args(["-c", &script]).arg(example.get_program());
+    command
+}
+
+/// The example ends at once, with the exit code 1 and one line.
+fn fails(name: &str, args: &[&str], told: &str) {
+    let mut child = talk_to(&mut Program::example_command(name, args));
+    let begin = Instant::now();
+    while child.try_wait().unwrap().is_none() && begin.elapsed() < PATIENCE {
+        thread::sleep(Duration::from_millis(1));
+    }
+    // One that goes on, against all expectation.
+    let _ = child.kill();
+    let output = child.wait_with_output().unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+    assert!(stderr.contains(told), "{args:?}: {stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+}
+
+/// Who has taken over, by process id: no child of ours, so it is ended if the test fails.
+struct Successor(u32);
+
+impl Successor {
+    /// Waits for it. It writes to the log of `predecessor`.
+    fn of(predecessor: &mut Program) -> Self {
+        let told = predecessor.wait_for(" has taken over");
+        let pid = told.split(" process ").nth(1).unwrap().split(' ').next().unwrap();
+        Self(pid.parse().unwrap())
+    }
+
+    fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
+        kill_process(Pid::from_raw(i32::try_from(self.0).unwrap()).unwrap(), signal)
+    }
+
+    /// Stops it; both have drained.
+    fn end(&self, predecessor: &mut Program) {
+        self.signal(Signal::TERM).unwrap();
+        // The log ends when both of them have.
+        let log = predecessor.log();
+        assert_eq!(log.matches("drained in ").count(), 2, "{log}");
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = self.signal(Signal::KILL);
+        }
+    }
+}
+
+/// The example `tls` with a certificate for `localhost`, made for it.
+struct Tls {
+    program: Program,
+    dir: Dir,
+    trusted: CertificateDer<'static>,
+}
+
+/// A client of the server's, and its socket.
+type TlsClient = StreamOwned<ClientConnection, TcpStream>;
+
+impl Tls {
+    fn start() -> Self {
+        let dir = Dir::new();
+        let trusted = certificate(&dir.0);
+        let mut command = Program::example_command("tls", &["127.0.0.1:0"]);
+        command.arg(dir.0.join("cert.pem")).arg(dir.0.join("key.pem"));
+        Self { program: Program::start(command), dir, trusted }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("https://localhost:{}{path}", self.program.addr.port())
+    }
+
+    /// curl, quiet but for errors, for a while at most.
+    fn curl(&self, path: &str) -> Command {
+        let mut curl = self.distrustful_curl(path);
+        curl.arg("--cacert").arg(self.dir.0.join("cert.pem"));
+        curl
+    }
+
+    fn distrustful_curl(&self, path: &str) -> Command {
+        let mut curl = Command::new("curl");
+        curl.args(["-q", "-sS", "--noproxy", "*", "-m", &PATIENCE.as_secs().to_string()]);
+        curl.args(["--resolve", &format!("localhost:{}:127.0.0.1", self.program.addr.port())]);
+        curl.arg(self.url(path));
+        curl
+    }
+
+    fn client(&self) -> ClientConnection {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.trusted.clone()).unwrap();
+        let mut config =
+            ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap()
+    }
+
+    fn connect(&self) -> TlsClient {
+        StreamOwned::new(self.client(), self.program.connect().stream)
+    }
+
+    /// A client that has sent a part of its first message, and the rest of that.
+    fn half_connect(&self) -> (TlsClient, Vec<u8>) {
+        let mut client = self.connect();
+        let mut hello = Vec::new();
+        client.conn.write_tls(&mut hello).unwrap();
+        let rest = hello.split_off(hello.len() / 2);
+        client.sock.write_all(&hello).unwrap();
+        (client, rest)
+    }
+
+    fn end(&mut self) {
+        self.program.signal(Signal::TERM);
+        assert_eq!(self.program.exit_code(), 0, "{}", self.program);
+        let log = self.program.log();
+        assert!(log.contains("drained in "), "{log}");
+    }
+}
+
+/// Makes `cert.pem` and `key.pem` in `dir`.
+fn certificate(dir: &Path) -> CertificateDer<'static> {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(dir.join("cert.pem"), made.cert.pem()).unwrap();
+    fs::write(dir.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    made.cert.der().clone()
+}
+
+/// Asks for `okay`, and gets it.
+fn okay(client: &mut TlsClient) {
+    client.write_all(GET).unwrap();
+    let answer = answer(client);
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+}
+
+/// What comes up to `okay`.
+fn answer(from: &mut impl Read) -> String {
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"\r\n\r\nokay\n") {
+        let mut byte = [0];
+        from.read_exact(&mut byte).unwrap();
+        seen.extend(byte);
+    }
+    text(&seen)
+}
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+/// What comes until the server takes its leave. An end without one is an error: anyone could have
+/// cut the connection there.
+fn rest(client: &mut TlsClient) -> String {
+    let mut rest = String::new();
+    client.read_to_string(&mut rest).unwrap();
+    rest
+}
+
+/// Chromium with a page, told from outside.
+struct Chromium {
+    program: Program,
+    devtools: SocketAddr,
+    url: String,
+    _profile: Dir,
+}
+
+impl Chromium {
+    fn open(url: &str) -> Self {
+        let profile = Dir::new();
+        let mut chromium = Command::new("chromium");
+        chromium.args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            "--remote-debugging-port=0",
+        ]);
+        chromium.arg(format!("--user-data-dir={}", profile.0.display())).arg(url);
+        // Its children are ended with it.
+        chromium.process_group(0);
+        let program = Program::start(chromium);
+        let log = program.to_string();
+        let devtools = log.split("listening on ws://").nth(1).unwrap().split('/').next().unwrap();
+        let devtools = devtools.parse().unwrap();
+        Self { program, devtools, url: url.to_owned(), _profile: profile }
+    }
+
+    /// The title of the page; empty as long as there is no page.
+    fn title(&self) -> String {
+        let mut client = Client::connect(self.devtools);
+        client.send("GET /json/list HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
+        let pages = client.response().text();
+        let url = format!("\"url\": \"{}\"", self.url);
+        let page = pages.split('}').find(|page| page.contains(&url)).unwrap_or_default();
+        let title = page.split("\"title\": \"").nth(1).unwrap_or_default();
+        title.split('"').next().unwrap_or_default().to_owned()
+    }
+}
+
+impl Drop for Chromium {
+    fn drop(&mut self) {
+        let group = Pid::from_raw(i32::try_from(self.program.pid()).unwrap()).unwrap();
+        let _ = kill_process_group(group, Signal::KILL);
+        self.program.wait();
+    }
+}
+
+/// Starts `command` with pipes to it and from it. It has to end by itself.
+fn talk_to(command: &mut Command) -> Child {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// Runs `command` with `input` on its standard input; it must succeed. Its standard output.
+fn run_ok(command: &mut Command, input: &[u8]) -> Vec<u8> {
+    let mut child = talk_to(command);
+    let mut stdin = child.stdin.take().unwrap();
+    let output = thread::scope(|scope| {
+        // Whoever does not read its input to the end has its reasons.
+        scope.spawn(move || drop(stdin.write_all(input)));
+        child.wait_with_output().unwrap()
+    });
+    assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
+    output.stdout
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|n| (n % 251) as u8).collect()
+}
+
+/// A directory that is removed with this.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("smol-graceful-examples-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        fs::create_dir(&dir).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

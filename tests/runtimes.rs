@@ -1,0 +1,505 @@
+//! Wherever `serve` is polled: smol's own executor, an executor of the program's, a local one, a
+//! bare `block_on`, tokio with many threads and with one.
+//!
+//! The same tests run on each of them. None gives the server anything but a thread: tokio is built
+//! without its I/O and its timers. And none is started by the server behind the program's back:
+//! the last tests count the threads of a process that serves.
+//!
+//! async-std is missing: it was given up in 2025 and names smol as its successor. What is left of
+//! it, async-global-executor, is smol's executor on other threads.
+
+mod common;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::process::Command;
+use std::rc::Rc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use common::{Client, End, PATIENCE, Program, wait_until};
+use futures_lite::{FutureExt, future, stream};
+use rustix::process::Signal;
+use smol::{Executor, LocalExecutor, channel};
+use smol_graceful::{
+    Address, Body, Limits, Listen, Listener, Outcome, Phase, Process, Request, Response,
+    ServeError, Server, Shutdown, Token, stream_body,
+};
+
+/// Where a server is polled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Runtime {
+    /// `smol::spawn`.
+    Global,
+    /// Connections and all on an executor of the program's, which three threads run.
+    Own,
+    /// Inside a `LocalExecutor`, next to tasks that cannot leave their thread.
+    Local,
+    /// `block_on`, and nothing else.
+    Bare,
+    Tokio,
+    TokioCurrent,
+}
+
+const RUNTIMES: [Runtime; 6] = [
+    Runtime::Global,
+    Runtime::Own,
+    Runtime::Local,
+    Runtime::Bare,
+    Runtime::Tokio,
+    Runtime::TokioCurrent,
+];
+
+impl Runtime {
+    /// Serves until the server has ended, or drops it as soon as `drop` is closed.
+    fn serve(
+        self,
+        server: Server,
+        listener: Listener,
+        drop: &channel::Receiver<Infallible>,
+    ) -> Option<Outcome> {
+        let dropped = async {
+            let _ = drop.recv().await;
+            None
+        };
+        let ended = |outcome: Result<Outcome, ServeError>| Some(outcome.unwrap());
+        match self {
+            Self::Global => {
+                // Dropping the task cancels it.
+                let task = smol::spawn(server.serve([listener]));
+                smol::block_on(async move { ended(task.await) }.or(dropped))
+            }
+            Self::Own => {
+                let executor = Arc::new(Executor::new());
+                let (_open, closed) = channel::bounded::<Infallible>(1);
+                for _ in 0..3 {
+                    let (executor, closed) = (executor.clone(), closed.clone());
+                    thread::spawn(move || smol::block_on(executor.run(closed.recv())));
+                }
+                let server = server.executor(executor.clone());
+                let task = executor.spawn(server.serve([listener]));
+                let outcome = future::block_on(async move { ended(task.await) }.or(dropped));
+                if outcome.is_none() {
+                    // The connections are tasks of the program's executor: they have to end by
+                    // themselves.
+                    wait_until("no tasks are left", || executor.is_empty());
+                }
+                outcome
+            }
+            Self::Local => {
+                let executor = LocalExecutor::new();
+                let (send, received) = channel::unbounded::<u32>();
+                // What cannot leave the thread goes on while the server does.
+                let sum = Rc::new(RefCell::new(0));
+                let adding = {
+                    let sum = sum.clone();
+                    executor.spawn(async move {
+                        while let Ok(n) = received.recv().await {
+                            *sum.borrow_mut() += n;
+                        }
+                    })
+                };
+                let counting = executor.spawn(async move {
+                    for n in 0..1000 {
+                        send.send(n).await.unwrap();
+                        future::yield_now().await;
+                    }
+                });
+                let serve = async { ended(server.serve([listener]).await) }.or(dropped);
+                let outcome = smol::block_on(executor.run(serve));
+                future::block_on(executor.run(async { (counting.await, adding.await) }));
+                assert_eq!(*sum.borrow(), 499_500);
+                outcome
+            }
+            Self::Bare => {
+                future::block_on(async { ended(server.serve([listener]).await) }.or(dropped))
+            }
+            Self::Tokio | Self::TokioCurrent => {
+                let mut builder = match self {
+                    Self::Tokio => tokio::runtime::Builder::new_multi_thread(),
+                    _ => tokio::runtime::Builder::new_current_thread(),
+                };
+                let runtime = builder.worker_threads(2).build().unwrap();
+                runtime.block_on(async {
+                    let mut task = tokio::spawn(server.serve([listener]));
+                    let outcome = async { ended((&mut task).await.unwrap()) }.or(dropped).await;
+                    if outcome.is_none() {
+                        task.abort();
+                        assert!(task.await.unwrap_err().is_cancelled());
+                    }
+                    outcome
+                })
+            }
+        }
+    }
+
+    fn is_tokio(self) -> bool {
+        matches!(self, Self::Tokio | Self::TokioCurrent)
+    }
+}
+
+/// A server in a runtime.
+struct Running {
+    runtime: Runtime,
+    addr: SocketAddr,
+    shutdown: Shutdown,
+    /// Told the path of each request that waits for the gate.
+    entered: Receiver<String>,
+    gate: Mutex<Option<channel::Sender<Infallible>>>,
+    drop: Option<channel::Sender<Infallible>>,
+    outcome: Receiver<Option<Outcome>>,
+}
+
+impl Running {
+    fn start(runtime: Runtime, limits: Limits) -> Self {
+        let (enter, entered) = mpsc::channel();
+        let (open, gate) = channel::bounded(1);
+        let server = Server::new(handler(runtime, enter, gate)).limits(limits);
+        let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+        let Address::Tcp(addr) = *listener.address() else { unreachable!() };
+        let shutdown = server.handle();
+        let (drop, dropped) = channel::bounded(1);
+        let (send, outcome) = mpsc::channel();
+        thread::spawn(move || send.send(runtime.serve(server, listener, &dropped)));
+        let gate = Mutex::new(Some(open));
+        Self { runtime, addr, shutdown, entered, gate, drop: Some(drop), outcome }
+    }
+
+    fn connect(&self) -> Client {
+        Client::connect(self.addr)
+    }
+
+    fn entered(&self) {
+        let path = self.entered.recv_timeout(PATIENCE).expect("no handler was called");
+        assert_eq!(path, "/wait");
+    }
+
+    fn open(&self) {
+        self.gate.lock().unwrap().take();
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        let outcome = self.outcome.recv_timeout(PATIENCE);
+        outcome.unwrap_or_else(|_| panic!("{:?}: the server did not end", self.runtime))
+    }
+
+    fn wait_for_the_port(&self) {
+        wait_until("the port is free", || TcpListener::bind(self.addr).is_ok());
+    }
+}
+
+/// `/now` answers, `/wait` waits for the gate, `/echo` streams the body back, `/ticks` streams one
+/// chunk after the other, `/until-stop` chunks until the stop, `/task` asks a task of the runtime.
+fn handler(
+    runtime: Runtime,
+    enter: Sender<String>,
+    gate: channel::Receiver<Infallible>,
+) -> impl Fn(Request) -> future::Boxed<http_types::Result<Response>> + Send + Sync + 'static {
+    let enter = Mutex::new(enter);
+    move |mut request| {
+        let (enter, gate) = (enter.lock().unwrap().clone(), gate.clone());
+        Box::pin(async move {
+            let path = request.url().path().to_owned();
+            Ok(match path.as_str() {
+                "/now" => format!("now {}", request.url().query().unwrap_or_default()).into(),
+                "/wait" => {
+                    enter.send(path).unwrap();
+                    let _ = gate.recv().await;
+                    "done".into()
+                }
+                "/echo" => Response::from(request.take_body()),
+                "/ticks" => {
+                    let ticks = stream::unfold(1, |n| async move {
+                        future::yield_now().await;
+                        (n <= 20).then(|| (Ok(format!("tick {n}\n")), n + 1))
+                    });
+                    stream_body(ticks).into()
+                }
+                "/until-stop" => {
+                    let token = Token::of(&request);
+                    let ticks = stream::unfold(true, move |first| {
+                        let token = token.clone();
+                        async move {
+                            if !first {
+                                token.until_stop(future::pending::<()>()).await?;
+                            }
+                            Some((Ok("first"), false))
+                        }
+                    });
+                    stream_body(ticks).into()
+                }
+                "/task" if runtime.is_tokio() => {
+                    tokio::spawn(async { "from a task" }).await.unwrap().into()
+                }
+                "/task" => smol::spawn(async { "from a task" }).await.into(),
+                path => panic!("unknown: {path}"),
+            })
+        })
+    }
+}
+
+/// Runs a test on all runtimes at once, and names those on which it fails.
+fn on_each(test: fn(Runtime)) {
+    let threads = RUNTIMES.map(|runtime| {
+        let name = format!("{runtime:?}");
+        (runtime, thread::Builder::new().name(name).spawn(move || test(runtime)).unwrap())
+    });
+    let failed: Vec<_> = threads
+        .into_iter()
+        .filter_map(|(runtime, thread)| thread.join().is_err().then_some(runtime))
+        .collect();
+    assert!(failed.is_empty(), "failed on {failed:?}");
+}
+
+/// Limits under which nothing ends by time before the test gives up.
+fn patient() -> Limits {
+    Limits { linger: 2 * PATIENCE, grace: 2 * PATIENCE, ..Limits::default() }
+}
+
+#[test]
+fn several_clients_are_served_everywhere() {
+    on_each(|runtime| {
+        let server = Running::start(runtime, Limits::default());
+        thread::scope(|scope| {
+            for number in 0..4 {
+                let client = server.connect();
+                scope.spawn(move || several_requests(client, number));
+            }
+        });
+        server.shutdown.stop();
+        let outcome = server.outcome().unwrap();
+        assert!(outcome.is_drained(), "{outcome}");
+        assert_eq!(server.shutdown.in_flight(), 0);
+        server.wait_for_the_port();
+    });
+}
+
+fn several_requests(mut client: Client, number: usize) {
+    for n in 0..5 {
+        let response = client.get(&format!("/now?{number}-{n}")).response();
+        assert_eq!((response.status, response.text()), (200, format!("now {number}-{n}")));
+    }
+    // More than the kernel takes in: the server has to wait for the client, in both directions.
+    let body: Vec<u8> = (0..2 * 1024 * 1024_usize).map(|i| (i % 251 + number) as u8).collect();
+    let head =
+        format!("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n", body.len());
+    let mut upload = client.stream.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            upload.write_all(head.as_bytes()).unwrap();
+            upload.write_all(&body).unwrap();
+        });
+        let response = client.response();
+        assert_eq!(response.status, 200);
+        assert!(response.body == body, "the echo is another");
+    });
+    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n");
+    client.send("Transfer-Encoding: chunked\r\n\r\n");
+    assert_eq!(client.response().status, 100);
+    client.send("5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n");
+    assert_eq!(client.response().text(), "hello world");
+
+    let ticks: String = (1..=20).map(|n| format!("tick {n}\n")).collect();
+    let response = client.get("/ticks").response();
+    assert_eq!(response.header("transfer-encoding").as_deref(), Some("chunked"));
+    assert_eq!(response.text(), ticks);
+    assert_eq!(client.get("/task").response().text(), "from a task");
+
+    let paths: Vec<_> = (0..50).map(|n| format!("/now?{number}-{n}")).collect();
+    let get = |path: &String| format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+    client.send(paths.iter().map(get).collect::<String>());
+    for path in &paths {
+        assert_eq!(client.response().text(), path.replace("/now?", "now "));
+    }
+}
+
+/// Rules S8, S9.
+#[test]
+fn a_stop_lets_finish_what_is_in_a_handler_everywhere() {
+    on_each(|runtime| {
+        let limits = Limits { grace: 2 * PATIENCE, ..Limits::default() };
+        let server = Running::start(runtime, limits);
+        let mut busy = server.connect();
+        busy.get("/wait");
+        server.entered();
+        let mut stream = server.connect();
+        stream.get("/until-stop");
+        while !stream.line().unwrap().is_empty() {}
+        assert_eq!(stream.take(10).unwrap(), b"5\r\nfirst\r\n");
+        let mut idle = server.connect();
+        idle.get("/now").response();
+
+        server.shutdown.stop();
+        assert_eq!(stream.rest(), (b"0\r\n\r\n".to_vec(), End::Eof)); // rule S10
+        assert_eq!(idle.end(), End::Eof); // rule S6
+        server.wait_for_the_port(); // rule S4
+        wait_until("only the busy one is left", || server.shutdown.in_flight() == 1);
+        assert!(server.outcome.try_recv().is_err(), "{runtime:?}: ended with a request in flight");
+        server.open();
+        let response = busy.response();
+        assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
+        assert_eq!(busy.end(), End::Eof);
+        let outcome = server.outcome().unwrap();
+        assert!(outcome.is_drained(), "{outcome}");
+        assert_eq!(outcome.finished, 2);
+    });
+}
+
+#[test]
+fn dropping_the_server_closes_everything_everywhere() {
+    on_each(|runtime| {
+        let mut server = Running::start(runtime, patient());
+        let mut busy = server.connect();
+        busy.get("/wait");
+        server.entered();
+        let mut idle = server.connect();
+        idle.get("/now").response();
+        let mut half = server.connect();
+        half.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello");
+
+        server.drop = None;
+        assert!(server.outcome().is_none());
+        assert_eq!(busy.end(), End::Eof);
+        assert_eq!(idle.end(), End::Eof);
+        // Whether the echo has begun is left open.
+        half.rest();
+        wait_until("nobody is left", || server.shutdown.in_flight() == 0);
+        server.wait_for_the_port();
+        // The latch is the program's: it was not asked to stop.
+        assert_eq!(server.shutdown.phase(), Phase::Running);
+    });
+}
+
+/// Dropped in the middle of its drain, too.
+#[test]
+fn dropping_a_server_that_drains_closes_everything_everywhere() {
+    on_each(|runtime| {
+        let mut server = Running::start(runtime, patient());
+        let mut busy = server.connect();
+        busy.get("/wait");
+        server.entered();
+        server.shutdown.stop();
+        server.wait_for_the_port();
+
+        server.drop = None;
+        assert!(server.outcome().is_none());
+        assert_eq!(busy.end(), End::Eof);
+        wait_until("nobody is left", || server.shutdown.in_flight() == 0);
+    });
+}
+
+// ── Threads ─────────────────────────────────────────────────────────────────────────────────
+
+/// A process that serves under a bare `block_on` has the threads that it had before, and the one
+/// that waits for I/O.
+#[test]
+fn serve_starts_no_thread_but_the_reactor() {
+    if is_child() {
+        let outcome = future::block_on(server_that_lists_threads().serve(announced())).unwrap();
+        return assert!(outcome.is_drained());
+    }
+    let mut child = child("serve_starts_no_thread_but_the_reactor");
+    check_threads(&child, "async-io");
+    let mut last = child.connect();
+    assert!(last.get("/stop").response().says_close());
+    assert_eq!(last.end(), End::Eof);
+    assert_eq!(child.exit_code(), 0, "{child}");
+}
+
+/// The same with `run`: its workers, the thread that called it, and the one that waits for I/O.
+#[test]
+fn run_starts_its_workers_and_no_other_thread() {
+    if is_child() {
+        let process = Process::default().threads(3);
+        return assert!(
+            process.run(server_that_lists_threads(), announced()).unwrap().is_drained()
+        );
+    }
+    let mut child = child("run_starts_its_workers_and_no_other_thread");
+    check_threads(&child, "async-io worker-1 worker-2 worker-3");
+    child.signal(Signal::TERM);
+    assert_eq!(child.exit_code(), 0, "{child}");
+}
+
+/// Requests of every kind; none of them may have started a thread (async-h1 would, at `Expect`).
+fn check_threads(child: &Program, expected: &str) {
+    let mut client = child.connect();
+    // A thread has its name only when it has begun.
+    wait_until("the threads are there", || client.get("/threads").response().text() == expected);
+    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n");
+    client.send("Content-Length: 5\r\n\r\n");
+    assert_eq!(client.response().status, 100);
+    assert_eq!(client.send("hello").response().text(), "hello");
+    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n");
+    client.send("Trailer: x\r\n\r\n5\r\nhello\r\n0\r\nx: y\r\n\r\n");
+    assert_eq!(client.response().text(), "hello");
+    assert_eq!(child.connect().send("nonsense\r\n\r\n").response().status, 400);
+    assert_eq!(client.get("/threads").response().text(), expected);
+}
+
+/// This very test, in a process of its own.
+fn child(test: &str) -> Program {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]).env(CHILD, "yes");
+    Program::start(command)
+}
+
+fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
+const CHILD: &str = "SMOL_GRACEFUL_TEST_CHILD";
+
+/// A listener whose address the parent is told, when it is the server's turn to listen.
+#[expect(clippy::print_stderr, reason = "the parent reads it")]
+fn announced() -> impl Iterator<Item = io::Result<Listener>> {
+    ["127.0.0.1:0"].into_iter().map(|address| {
+        let listener = address.listen()?;
+        eprintln!("listening on {}", listener.address());
+        Ok(listener)
+    })
+}
+
+/// `/threads` are those that the process has and had not when this was called.
+fn server_that_lists_threads() -> Server {
+    let before = Arc::new(threads());
+    let shutdown = Shutdown::new();
+    let stop = shutdown.clone();
+    let server = Server::new(move |mut request: Request| {
+        let (before, stop) = (before.clone(), stop.clone());
+        async move {
+            Ok(match request.url().path() {
+                "/threads" => {
+                    let mut new = threads();
+                    new.retain(|id, _| !before.contains_key(id));
+                    let mut names: Vec<_> = new.into_values().collect();
+                    names.sort();
+                    Body::from(names.join(" "))
+                }
+                "/stop" => {
+                    stop.stop();
+                    "stopping".into()
+                }
+                _ => request.take_body(),
+            })
+        }
+    });
+    server.shutdown(&shutdown)
+}
+
+/// The threads of this process: their ids and their names.
+fn threads() -> BTreeMap<OsString, String> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap());
+    // One may end while we look.
+    let name = |task: fs::DirEntry| {
+        let name = fs::read_to_string(task.path().join("comm")).ok()?;
+        Some((task.file_name(), name.trim_end().to_owned()))
+    };
+    tasks.filter_map(name).collect()
+}
