@@ -44,6 +44,8 @@ use crate::transport::{Duplex, Peer, Socket, Transport, Wrapped};
 pub struct Connection {
     kind: Kind,
     peer: Peer,
+    /// What was read ahead.
+    ahead: Vec<u8>,
 }
 
 enum Kind {
@@ -55,7 +57,7 @@ enum Kind {
 impl Connection {
     /// Makes a connection of any byte stream.
     pub fn new(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
-        Self { kind: Kind::Other(Mutex::new(Box::new(stream))), peer: Peer::Unknown }
+        Self::of(Kind::Other(Mutex::new(Box::new(stream))), Peer::Unknown)
     }
 
     /// Two ends of a pipe in memory.
@@ -77,17 +79,26 @@ impl Connection {
         self.peer
     }
 
-    /// A connection to be wrapped in something, and the socket under it.
-    pub(crate) fn share(transport: Transport, peer: Peer) -> (Self, Option<Socket>) {
+    fn of(kind: Kind, peer: Peer) -> Self {
+        Self { kind, peer, ahead: Vec::new() }
+    }
+
+    /// A connection to be wrapped in something, and the socket under it; its first bytes were read
+    /// `ahead`.
+    pub(crate) fn share(
+        transport: Transport,
+        peer: Peer,
+        ahead: Vec<u8>,
+    ) -> (Self, Option<Socket>) {
         let socket = match transport {
             Transport::Tcp(socket) => Socket::Tcp(Arc::new(socket)),
             Transport::Unix(socket) => Socket::Unix(Arc::new(socket)),
             Transport::Wrapped(wrapped) => {
                 let Wrapped { stream, socket } = *wrapped;
-                return (Self { peer, ..Self::new(stream) }, socket);
+                return (Self { peer, ahead, ..Self::new(stream) }, socket);
             }
         };
-        (Self { kind: Kind::Socket(socket.clone()), peer }, Some(socket))
+        (Self { ahead, ..Self::of(Kind::Socket(socket.clone()), peer) }, Some(socket))
     }
 
     /// As the server uses it.
@@ -106,7 +117,7 @@ impl Connection {
                 return Transport::Wrapped(Box::new(Wrapped { stream, socket: None }));
             }
         };
-        let stream = Box::new(Self { kind: Kind::Socket(shared.clone()), peer: self.peer });
+        let stream = Box::new(Self::of(Kind::Socket(shared.clone()), self.peer));
         Transport::Wrapped(Box::new(Wrapped { stream, socket: Some(shared) }))
     }
 
@@ -153,10 +164,17 @@ macro_rules! delegate {
 
 impl AsyncRead for Connection {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        let ahead = &mut self.as_mut().get_mut().ahead;
+        if !ahead.is_empty() {
+            let n = ahead.len().min(buf.len());
+            buf[..n].copy_from_slice(&ahead[..n]);
+            ahead.drain(..n);
+            return Poll::Ready(Ok(n));
+        }
         delegate!(self, stream => stream.poll_read(cx, buf))
     }
 }
@@ -182,13 +200,13 @@ impl AsyncWrite for Connection {
 impl From<Async<TcpStream>> for Connection {
     fn from(socket: Async<TcpStream>) -> Self {
         let peer = socket.get_ref().peer_addr().map_or(Peer::Unknown, Peer::Ip);
-        Self { kind: Kind::Socket(Socket::Tcp(Arc::new(socket))), peer }
+        Self::of(Kind::Socket(Socket::Tcp(Arc::new(socket))), peer)
     }
 }
 
 impl From<Async<UnixStream>> for Connection {
     fn from(socket: Async<UnixStream>) -> Self {
-        Self { kind: Kind::Socket(Socket::Unix(Arc::new(socket))), peer: Peer::Unix }
+        Self::of(Kind::Socket(Socket::Unix(Arc::new(socket))), Peer::Unix)
     }
 }
 

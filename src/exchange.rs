@@ -29,7 +29,7 @@ use crate::wire::head::Bounds;
 use crate::wire::response::{
     Asked, Reply, asks_to_close, ends_with_connection, has_body, plain, upgrades,
 };
-use crate::wire::{Broken, Gate, NoHead, is_empty_lines, leave};
+use crate::wire::{Broken, Gate, LAST_LOOKS, NoHead, is_empty_lines, leave};
 
 /// A handler, whatever its own type.
 pub(crate) type Handler = dyn Fn(Request) -> Pin<Box<dyn Future<Output = http_types::Result<Response>> + Send>>
@@ -83,10 +83,16 @@ async fn served(service: &Service, seat: &Arc<Seat>, accepted: Accepted) {
 async fn wrapped(
     service: &Service,
     seat: &Arc<Seat>,
-    transport: Transport,
+    mut transport: Transport,
     wrap: &Wrap,
 ) -> Option<Transport> {
-    let (connection, socket) = Connection::share(transport, seat.peer);
+    let mut ahead = Vec::new();
+    if transport.is_wrapped() {
+        // Without a socket only a read can tell.
+        let (bytes, n) = first_bytes(service, seat, &mut transport, true, &mut 0).await?;
+        ahead.extend_from_slice(&bytes[..n]);
+    }
+    let (connection, socket) = Connection::share(transport, seat.peer, ahead);
     if let Some(socket) = &socket {
         let has_begun = poll_fn(|cx| {
             if service.is_aborting() {
@@ -178,6 +184,8 @@ async fn first_bytes(
 ) -> Option<(Buffer, usize)> {
     // A new client has mostly sent its request by now; later, waiting first saves a read.
     let mut look = fresh;
+    // What is no socket may give way although it has something: then it is asked again.
+    let mut looks = LAST_LOOKS;
     poll_fn(|cx| {
         loop {
             if service.is_aborting() {
@@ -208,6 +216,11 @@ async fn first_bytes(
                     continue;
                 }
                 Poll::Ready(Ok(n)) => return Poll::Ready(Some((bytes, *empty + n))),
+                Poll::Pending if leave && transport.is_wrapped() && looks > 1 => {
+                    looks -= 1;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 // That was the last look.
                 Poll::Pending if leave => return Poll::Ready(None),
                 Poll::Pending => {}

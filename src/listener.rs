@@ -20,7 +20,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use async_io::{Async, Timer};
-use futures_lite::{AsyncRead, AsyncWrite, Stream, stream};
+use futures_lite::{AsyncRead, AsyncWrite, Stream, future, stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
@@ -108,7 +108,8 @@ impl<L: Listen> Listen for io::Result<L> {
     }
 }
 
-/// A socket that clients connect to. Clones are the same socket: closed for one, closed for all.
+/// A socket that clients connect to. Clones are the same socket: closed for one, closed for all. One
+/// server at a time takes connections from it; a clone is there to be handed to `restart`.
 ///
 /// # Examples
 ///
@@ -370,7 +371,8 @@ impl Listener {
     ///
     /// It runs in the connection's own task, begins with the client's first byte, and has 10 s, or
     /// [`Limits::head_timeout`](crate::Limits::head_timeout) if that is shorter. The connection is counted from its
-    /// acceptance on. An error of `wrap` ends the connection and is logged at the level `debug`.
+    /// acceptance on. An error of `wrap` ends the connection and is logged at the level `debug`. A
+    /// second call replaces the first.
     ///
     /// # Examples
     ///
@@ -495,6 +497,8 @@ impl Listener {
                 Ok(is_open) => return is_open,
                 Err(error) => pause = self.wait(pause, &error).await,
             }
+            // A source that brings nothing but errors must not keep others from their turn.
+            future::yield_now().await;
         }
     }
 

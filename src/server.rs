@@ -101,6 +101,9 @@ impl Server {
 
     /// Shares a latch, with other servers or with work of the program's own; the default is one
     /// for this server alone.
+    ///
+    /// Who shares a latch drains together: all are drained when nobody holds it any more, the first
+    /// grace that ends cuts what is left of all, and each outcome counts what all have finished.
     #[must_use]
     pub fn shutdown(mut self, shutdown: &Shutdown) -> Self {
         self.shutdown = shutdown.clone();

@@ -128,6 +128,11 @@ impl Transport {
         matches!(self, Self::Wrapped(_))
     }
 
+    /// Whether there is a socket, be it under something else.
+    pub(crate) fn has_socket(&self) -> bool {
+        self.socket().is_some()
+    }
+
     /// How many bytes the client's kernel has yet to take, apart from a FIN; 0 where that cannot be
     /// known, and on Unix sockets, where the client can read what was written whatever comes.
     pub(crate) fn undelivered(&self) -> u64 {

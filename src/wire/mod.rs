@@ -76,6 +76,7 @@ impl Gate {
             incoming: Incoming::new(bytes, n),
             exchange: 0,
             reader: None,
+            writer: None,
             streak: 0,
             is_open_ended: false,
             serving: Stage::Handler,
@@ -223,15 +224,21 @@ impl Gate {
     /// Bytes behind the message: in the buffer and in the socket, apart from empty lines. The
     /// message must be taken whole.
     pub(crate) async fn waiting(&self) -> u64 {
-        // Few enough to be empty lines: they have to be looked at.
+        // Few enough to be empty lines: they have to be looked at. What is no socket has to be read,
+        // and may give way although it has something: then it is asked again.
+        let mut looks = LAST_LOOKS;
         poll_fn(|cx| {
             let wire = &mut *self.wire();
-            let transport = wire.transport.as_mut();
             let few = 1..=EMPTY as u64;
-            if let Some(transport) =
-                transport.filter(|t| t.is_wrapped() || few.contains(&t.waiting()))
-            {
-                let _ = wire.incoming.poll_fill(transport, cx);
+            let Some(transport) = &mut wire.transport else { return Poll::Ready(()) };
+            let is_wrapped = transport.is_wrapped();
+            if !is_wrapped && !few.contains(&transport.waiting()) {
+                return Poll::Ready(());
+            }
+            looks -= 1;
+            if wire.incoming.poll_fill(transport, cx).is_pending() && is_wrapped && looks > 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             Poll::Ready(())
         })
@@ -428,7 +435,9 @@ impl Drop for Gate {
         let mut wire = self.wire();
         match &wire.transport {
             // Its owner, in another task, is told by the end of the stream.
-            Some(transport) if self.seat.stage() == Stage::Upgraded => transport.shut_down(),
+            Some(transport) if self.seat.stage() == Stage::Upgraded && transport.has_socket() => {
+                transport.shut_down();
+            }
             Some(transport) if wire.is_open_ended => {
                 transport.reset_on_close();
                 wire.transport = None;
@@ -436,11 +445,9 @@ impl Drop for Gate {
             _ => wire.transport = None,
         }
         // Whoever still waits for the body is told; the transport does not do it when it goes.
-        let reader = wire.reader.take();
+        let waiting = [wire.reader.take(), wire.writer.take()];
         drop(wire);
-        if let Some(reader) = reader {
-            reader.wake();
-        }
+        waiting.into_iter().flatten().for_each(Waker::wake);
     }
 }
 
@@ -515,6 +522,10 @@ pub(crate) fn is_empty_lines(bytes: &[u8]) -> bool {
     bytes.len() <= EMPTY && bytes.iter().zip(b"\r\n".iter().cycle()).all(|(a, b)| a == b)
 }
 
+/// How often what is no socket is asked whether it has something, when that matters: pipes and TLS
+/// may give way although they do, a pipe in memory in one of 100 polls.
+pub(crate) const LAST_LOOKS: usize = 8;
+
 /// How many bytes of empty lines are tolerated; a last one may have begun.
 const EMPTY: usize = 2 * head::EMPTY_LINES;
 
@@ -536,6 +547,8 @@ struct Wire {
     exchange: u32,
     /// Who waits for more of the body.
     reader: Option<Waker>,
+    /// Who waits to write to an upgraded stream that is no socket.
+    writer: Option<Waker>,
     /// Bytes of the body that were read without a pause.
     streak: usize,
     /// In the middle of a response whose end is the connection's: the client could take what it

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use smol::channel::Sender;
@@ -42,6 +42,16 @@ impl Upgraded {
     }
 }
 
+impl Upgraded {
+    /// What is no socket does not tell its owner when it is taken away: the gate does.
+    fn wait(&self, slot: impl FnOnce(&mut Wire) -> &mut Option<Waker>, cx: &Context<'_>) {
+        let wire = &mut *lock(&self.wire);
+        if wire.transport.as_ref().is_some_and(|transport| !transport.has_socket()) {
+            *slot(wire) = Some(cx.waker().clone());
+        }
+    }
+}
+
 impl AsyncRead for Upgraded {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -52,7 +62,11 @@ impl AsyncRead for Upgraded {
         if here > 0 {
             return Poll::Ready(Ok(here));
         }
-        self.with(|transport| transport.poll_read(cx, buf))
+        let read = self.with(|transport| transport.poll_read(cx, buf));
+        if read.is_pending() {
+            self.wait(|wire| &mut wire.reader, cx);
+        }
+        read
     }
 }
 
@@ -62,7 +76,11 @@ impl AsyncWrite for Upgraded {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.with(|transport| transport.poll_write(cx, buf))
+        let written = self.with(|transport| transport.poll_write(cx, buf));
+        if written.is_pending() {
+            self.wait(|wire| &mut wire.writer, cx);
+        }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
