@@ -4,13 +4,16 @@
 //! (RFC 9112 section 6.3), or it is reported as broken and the connection must not be used again.
 //! Sends nothing itself and decides nothing about keeping the connection: it is told.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_h1::server::Encoder;
 use futures_lite::AsyncRead;
-use http_types::headers::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http_types::headers::{CONNECTION, CONTENT_LENGTH, DATE, HeaderValue, TRANSFER_ENCODING};
+use http_types::other::Date;
 use http_types::{Body, Method, Response, StatusCode, Version};
 
 use super::outgoing::Outgoing;
@@ -76,6 +79,19 @@ pub(crate) fn plain(status: StatusCode) -> Response {
     response
 }
 
+/// The time for `Date` (RFC 9110 section 6.6.1), which each thread writes out once a second.
+fn date() -> HeaderValue {
+    thread_local! {
+        static NOW: RefCell<Option<(u64, HeaderValue)>> = const { RefCell::new(None) };
+    }
+    let now = SystemTime::now();
+    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    NOW.with_borrow_mut(|cached| match cached {
+        Some((of, date)) if *of == second => date.clone(),
+        _ => cached.insert((second, Date::new(now).value())).1.clone(),
+    })
+}
+
 impl Reply {
     /// Prepares `response`; with `last` it tells the client that the connection ends (rule S9).
     pub(crate) fn new(response: Response, asked: Asked, last: bool) -> Self {
@@ -114,6 +130,9 @@ impl Reply {
             _ => None,
         };
 
+        if response.header(DATE).is_none() {
+            response.insert_header(DATE, date());
+        }
         if status == StatusCode::SwitchingProtocols {
             response.insert_header(CONNECTION, "upgrade");
         } else if last {
