@@ -16,12 +16,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use futures_lite::{FutureExt, Stream, StreamExt, future};
+use futures_lite::{FutureExt, future};
 use smol::channel::{Receiver, Sender, bounded};
 use smol::{Executor, Timer};
 use smol_graceful::{
     Guard, Limits, Listen, Method, Outcome, Request, Response, ServeError, Server, Shutdown,
-    Signal, StatusCode, Token, probe, signals,
+    StatusCode, Token, probe, signals,
 };
 
 /// How many threads run the executor, and how many jobs they do at the same time.
@@ -87,19 +87,6 @@ async fn farewell(token: Token) {
     log::info!("at the stop: whoever sends us jobs could be told now");
 }
 
-/// Stops at the first signal, cuts what is left at the second. Never returns.
-async fn obey<T>(mut signals: impl Stream<Item = Signal> + Unpin, shutdown: &Shutdown) -> T {
-    if let Some(signal) = signals.next().await {
-        log::info!("stopping because of {signal:?}");
-        shutdown.stop_by(signal);
-    }
-    if let Some(signal) = signals.next().await {
-        log::warn!("ending at once because of a second signal, {signal:?}");
-        shutdown.abort();
-    }
-    future::pending().await
-}
-
 fn main() -> Result<Outcome, ServeError> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let mut args = std::env::args().skip(1);
@@ -131,7 +118,6 @@ fn main() -> Result<Outcome, ServeError> {
     let (public_listener, admin_listener) = (public_address.listen()?, admin_address.listen()?);
     let both = future::try_zip(public.serve([public_listener]), admin.serve([admin_listener]));
     // One latch has one outcome.
-    let (outcome, _) = future::block_on(both.or(obey(signals, &shutdown)))?;
-    log::info!("{outcome}");
+    let (outcome, _) = future::block_on(both.or(shutdown.obey(signals)))?;
     Ok(outcome)
 }

@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use futures_lite::{FutureExt, StreamExt, future};
+use futures_lite::FutureExt;
 use http_types::StatusCode;
 use smol_graceful::{
     Listener, Method, Outcome, Request, Response, ServeError, Server, Shutdown, ready, restart,
@@ -40,20 +40,6 @@ async fn app(
     }
 }
 
-/// Stops at the first signal, ends at once at the second.
-async fn obey(shutdown: &Shutdown) -> Result<Outcome, ServeError> {
-    let mut signals = signals()?;
-    let mut told = false;
-    while let Some(signal) = signals.next().await {
-        if told {
-            shutdown.abort();
-        }
-        told = true;
-        shutdown.stop_by(signal);
-    }
-    future::pending().await
-}
-
 fn main() -> Result<Outcome, ServeError> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8082".to_owned());
@@ -67,6 +53,6 @@ fn main() -> Result<Outcome, ServeError> {
         let serve = server.serve([listener.clone()]);
         // Whoever has started this process may wait for it.
         ready(&[listener])?;
-        serve.or(obey(&shutdown)).await
+        serve.or(shutdown.obey(signals()?)).await
     })
 }

@@ -40,9 +40,7 @@ fn server(mailbox: Mailbox) -> Server {
 fn main() -> Result<Outcome, ServeError> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8082".to_owned());
-    let outcome = run(server(unbounded()), [&*address])?;
-    log::info!("{outcome}");
-    Ok(outcome)
+    run(server(unbounded()), [&*address])
 }
 
 #[cfg(test)]

@@ -79,6 +79,5 @@ fn main() -> Result<Outcome, ServeError> {
     let runtime = tokio::runtime::Runtime::new()?;
     // The signals come first: they are handled before anyone can connect.
     let outcome = runtime.block_on(obey(&shutdown).or(server.serve([&*address])))?;
-    log::info!("{outcome}");
     Ok(outcome)
 }

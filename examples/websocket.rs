@@ -84,7 +84,5 @@ async fn echo(connection: Connection, token: &Token) -> Result<(), Error> {
 fn main() -> Result<Outcome, ServeError> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8082".to_owned());
-    let outcome = run(Server::new(handle), [&*address])?;
-    log::info!("{outcome}");
-    Ok(outcome)
+    run(Server::new(handle), [&*address])
 }

@@ -15,10 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::io::{BufReader, Lines};
-use futures_lite::{AsyncBufReadExt, FutureExt, Stream, StreamExt, future};
+use futures_lite::{AsyncBufReadExt, FutureExt, StreamExt};
 use smol::lock::Mutex;
 use smol::{Timer, Unblock};
-use smol_graceful::{Outcome, Shutdown, Signal, signals};
+use smol_graceful::{Outcome, Shutdown, signals};
 
 /// How many jobs are under way at the same time.
 const WORKERS: usize = 4;
@@ -50,19 +50,6 @@ async fn perform(job: &str) {
     log::info!("done: {job}");
 }
 
-/// Stops at the first signal, cuts what is left at the second. Never returns.
-async fn obey<T>(mut signals: impl Stream<Item = Signal> + Unpin, shutdown: &Shutdown) -> T {
-    if let Some(signal) = signals.next().await {
-        log::info!("stopping because of {signal:?}");
-        shutdown.stop_by(signal);
-    }
-    if let Some(signal) = signals.next().await {
-        log::warn!("ending at once because of a second signal, {signal:?}");
-        shutdown.abort();
-    }
-    future::pending().await
-}
-
 fn main() -> io::Result<Outcome> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let signals = signals()?;
@@ -77,7 +64,7 @@ fn main() -> io::Result<Outcome> {
         token.stopping().await;
         shutdown.drain(GRACE).await
     };
-    let outcome = smol::block_on(drained.or(obey(signals, &shutdown)));
+    let outcome = smol::block_on(drained.or(shutdown.obey(signals)));
     log::info!("{outcome}");
     Ok(outcome)
 }

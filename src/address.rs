@@ -29,7 +29,8 @@ pub enum Address {
     Tcp(SocketAddr),
     /// Every interface, in both families: `:8082`.
     Every(u16),
-    /// A Unix socket: `unix:/run/app.sock`.
+    /// A Unix socket: `unix:/run/app.sock`. Who may connect is the umask's affair, and the directory's;
+    /// a listener of the standard library's can be given other permissions before it is served.
     Unix(PathBuf),
     /// A listening socket that this process was started with, by its descriptor: `fd:0`, as
     /// Supervisor's `[fcgi-program]` passes it.
@@ -71,7 +72,7 @@ impl fmt::Display for AddressError {
         write!(
             f,
             "`{text}` is no address to listen on; write `127.0.0.1:8082`, `[::1]:8082`, `:8082` \
-             for every interface, `unix:/path`, or `fd:0` for an inherited socket"
+             for every interface, `unix:/path`, or `fd:0` for an inherited socket; names are not looked up"
         )
     }
 }

@@ -16,6 +16,9 @@ use http_types::Body;
 /// Each chunk is sent as soon as it is there. The body ends with the stream; an error in the stream
 /// breaks the response off, which the client can tell from its end (RFC 9112 section 8).
 ///
+/// That a client has left is noticed when something is written to it: let a stream that may be quiet
+/// send something now and then, such as the comment `:\n\n` among server-sent events.
+///
 /// # Examples
 ///
 /// A stream that ends politely when the server stops:

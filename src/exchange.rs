@@ -17,6 +17,7 @@ use async_io::Timer;
 use futures_lite::FutureExt;
 use futures_lite::future::yield_now;
 use http_types::{Method, Request, Response, StatusCode, Version};
+use log::Level;
 
 use crate::connection::Connection;
 use crate::limits::Limits;
@@ -288,7 +289,9 @@ async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<(Tr
             Err(Failure::Error(error)) => {
                 let status = gate.fault().unwrap_or(error.status());
                 let (method, path) = gate.describe();
-                log::warn!("{} {method} {path}: {status}: {error}", seat.peer);
+                // Clients must not fill the log with their own faults.
+                let level = if status.is_server_error() { Level::Warn } else { Level::Debug };
+                log::log!(level, "{} {method} {path}: {status}: {error}", seat.peer);
                 plain(status)
             }
             Err(Failure::Panic) => {

@@ -26,7 +26,7 @@ use crate::notify::Notify;
 use crate::outcome::{Outcome, name};
 use crate::server::{Running, Server, Stopping};
 use crate::shutdown::Shutdown;
-use crate::signals::{STOP_SIGNALS, stream};
+use crate::signals::{STOP_SIGNALS, another, stop, stream};
 
 /// Runs a server as a process until a signal stops it, with [`Process::default`]'s settings.
 ///
@@ -175,12 +175,7 @@ impl Process {
 
         // This `block_on` only parks: it takes no I/O events away from the workers.
         let control = running.control(tell).or(self.obey(signals, &shutdown, &running));
-        let outcome = future::block_on(control);
-        match outcome.is_drained() {
-            true => log::info!("{outcome}"),
-            false => log::warn!("{outcome}"),
-        }
-        Ok(outcome)
+        Ok(future::block_on(control))
     }
 
     /// Stops at the first stop signal, aborts at the second (rule S14). Never ends.
@@ -244,36 +239,6 @@ impl Process {
     }
 }
 
-/// Waits for a moment, whether a signal comes that is not `signal` again.
-///
-/// The same one again in one moment is the same one: `timeout` and a terminal that is closed send
-/// theirs to the process and to its group, and one to the group while a successor is forked is also
-/// heard by the child, in this process's name.
-async fn another(
-    signals: &mut (impl Stream<Item = Signal> + Unpin),
-    signal: Signal,
-) -> Option<Signal> {
-    let another = async { signals.find(|other| *other != signal).await };
-    let moment = async {
-        Timer::after(MOMENT).await;
-        None
-    };
-    another.or(moment).await
-}
-
-const MOMENT: Duration = Duration::from_millis(3);
-
-fn stop(signal: Signal, shutdown: &Shutdown) {
-    let (signal_name, open) = (name(signal), shutdown.in_flight());
-    if shutdown.token().is_stopping() {
-        // A successor has taken over, or the program has stopped the server.
-        log::info!("{signal_name}: stopping already; open connections: {open}");
-    } else {
-        log::info!("stopping because of {signal_name}; open connections: {open}");
-        shutdown.stop_by(signal);
-    }
-}
-
 fn end_at_once(signal: Signal, shutdown: &Shutdown, running: &Running) {
     log::warn!("ending at once because of a second signal, {}", name(signal));
     // A client in the queue was accepted by the kernel: the outcome has to name it.
@@ -333,21 +298,4 @@ async fn announce(notify: Arc<Notify>, running: Arc<Running>, is_heard: Arc<Atom
 
 fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
     move |error| io::Error::new(error.kind(), format!("{what}: {}", reason(&error)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use futures_lite::stream;
-
-    #[test]
-    fn the_same_signal_in_one_moment_is_one() {
-        let behind_term = |signals: &[Signal]| {
-            let mut signals = stream::iter(signals.to_vec()).chain(stream::pending());
-            future::block_on(another(&mut signals, Signal::Term))
-        };
-        assert_eq!(behind_term(&[]), None);
-        assert_eq!(behind_term(&[Signal::Term, Signal::Term]), None);
-        assert_eq!(behind_term(&[Signal::Term, Signal::Int]), Some(Signal::Int));
-    }
 }

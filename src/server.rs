@@ -28,8 +28,10 @@ use crate::shutdown::{Guard, Phase, Shutdown, wake};
 
 /// An HTTP/1.1 server.
 ///
-/// The handler is called for every request. It returns anything that is `Into<Response>`, or an
-/// error, which the client sees as its status and no more. A handler that panics costs its client
+/// The handler is called for every request. It returns anything that is `Into<Response>` (of one type:
+/// with several, each `.into()` a [`Response`](crate::Response)), or an error, which the client sees
+/// as its status and no more: `http_types::Error::new(StatusCode::BadRequest, error)`; without a
+/// status it is a 500. A handler that panics costs its client
 /// a 500 and the connection, nothing else.
 ///
 /// # Examples
@@ -83,6 +85,9 @@ impl Server {
 
     /// Runs connections on `executor`; the default is inside [`Server::serve`], on one thread.
     ///
+    /// The program runs the executor, on as many threads as it likes, until `serve` has returned;
+    /// `serve` itself may be polled elsewhere.
+    ///
     /// # Examples
     ///
     /// ```
@@ -103,7 +108,9 @@ impl Server {
     /// for this server alone.
     ///
     /// Who shares a latch drains together: all are drained when nobody holds it any more, the first
-    /// grace that ends cuts what is left of all, and each outcome counts what all have finished.
+    /// grace that ends cuts what is left of all, so that they should have the same `grace` and
+    /// `lame_duck`, and each outcome counts what all have finished. A server that is to answer while
+    /// the others drain has a latch of its own, and is stopped behind them.
     #[must_use]
     pub fn shutdown(mut self, shutdown: &Shutdown) -> Self {
         self.shutdown = shutdown.clone();
@@ -266,7 +273,12 @@ impl Running {
             self.sweep().await;
             unreachable!("the sweep does not end")
         };
-        self.stop(listening, tell).or(sweep).await
+        let outcome = self.stop(listening, tell).or(sweep).await;
+        match outcome.is_drained() {
+            true => log::info!("{outcome}"),
+            false => log::warn!("{outcome}"),
+        }
+        outcome
     }
 
     async fn stop(&self, listening: Option<Guard>, tell: impl Fn(Stopping<'_>)) -> Outcome {

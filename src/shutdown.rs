@@ -199,7 +199,9 @@ impl Shutdown {
             loop {
                 Timer::after(Duration::from_secs(1)).await;
                 let draining = latch.draining(grace.saturating_sub(began.elapsed()), &mut moves);
-                log::info!("{draining}");
+                if latch.is_report_due() {
+                    log::info!("{draining}");
+                }
                 tell(&draining);
             }
         };
@@ -448,6 +450,8 @@ struct Latch {
     missed: Mutex<Vec<Interrupted>>,
     /// How it was aborted, and what that cut.
     aborted: OnceLock<(Ending, Vec<Interrupted>)>,
+    /// When the log was told last what is left: there may be several drains.
+    reported: Mutex<Option<Instant>>,
 }
 
 impl Latch {
@@ -526,6 +530,16 @@ impl Latch {
             }
             listener.await;
         }
+    }
+
+    /// Whether the log has not been told for a second (rule S20), give or take.
+    fn is_report_due(&self) -> bool {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = reported.is_none_or(|last| last.elapsed() > Duration::from_millis(900));
+        if is_due {
+            *reported = Some(Instant::now());
+        }
+        is_due
     }
 
     /// How the drain stands; `moves` are those that were seen the last time.

@@ -2,18 +2,24 @@
 //!
 //! Invariant: from the moment the stream is made, none of its signals kills the process; this does
 //! not end when the stream is dropped, as a handler cannot be taken back safely. Nothing here is
-//! done unless asked for: the library registers no signal by itself. Knows nothing of servers.
+//! done unless asked for: the library registers no signal by itself. Knows nothing of servers, only
+//! of the latch that signals move.
 
 use std::io;
+use std::time::Duration;
 
+use async_io::Timer;
 use async_signal::{Signal, Signals};
-use futures_lite::{Stream, StreamExt};
+use futures_lite::{FutureExt, Stream, StreamExt, future};
+
+use crate::outcome::name;
+use crate::shutdown::Shutdown;
 
 /// The signals that stop a server unless it is told otherwise: HUP, INT, TERM and QUIT.
 pub const STOP_SIGNALS: [Signal; 4] = [Signal::Hup, Signal::Int, Signal::Term, Signal::Quit];
 
-/// HUP, INT, TERM and QUIT as they arrive, for programs that have their own control loop; those
-/// that have none call [`run`](crate::run).
+/// HUP, INT, TERM and QUIT as they arrive, for programs that have their own control loop; what is
+/// usually done with them is [`Shutdown::obey`], and [`run`](crate::run) does it by itself.
 ///
 /// Never ends. Several signals that arrive in one moment may show as fewer, but never as none.
 ///
@@ -24,27 +30,60 @@ pub const STOP_SIGNALS: [Signal; 4] = [Signal::Hup, Signal::Int, Signal::Term, S
 /// # Examples
 ///
 /// ```no_run
-/// use futures_lite::StreamExt;
-/// use smol_graceful::{Shutdown, signals};
+/// use futures_lite::{StreamExt, future};
+/// use smol_graceful::signals;
 ///
 /// # fn main() -> std::io::Result<()> {
-/// let shutdown = Shutdown::new();
 /// let mut signals = signals()?;
-/// futures_lite::future::block_on(async {
-///     let mut told = false;
-///     while let Some(signal) = signals.next().await {
-///         if told {
-///             shutdown.abort();
-///         }
-///         told = true;
-///         shutdown.stop_by(signal);
-///     }
-/// });
+/// let signal = future::block_on(signals.next());
+/// println!("told to stop by {signal:?}");
 /// # Ok(())
 /// # }
 /// ```
 pub fn signals() -> io::Result<impl Stream<Item = Signal> + Send + Unpin + use<>> {
     stream(&STOP_SIGNALS)
+}
+
+impl Shutdown {
+    /// Stops at the first of `signals`, and aborts at the second (rule S14), as [`run`](crate::run)
+    /// does. Never returns: race it against what it is to stop.
+    ///
+    /// The first signal after a stop by the program itself is only noted, and the same one again in
+    /// one moment is the same one.
+    ///
+    /// # Cancel safety
+    ///
+    /// Signals that come after it was dropped are not obeyed, and do not kill the process either.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use futures_lite::{FutureExt, future};
+    /// use smol_graceful::{Shutdown, signals};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let shutdown = Shutdown::new();
+    /// let signals = signals()?;
+    /// let work = async {
+    ///     shutdown.token().stopping().await;
+    ///     shutdown.drain(Duration::from_secs(30)).await
+    /// };
+    /// println!("{}", future::block_on(work.or(shutdown.obey(signals))));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn obey<T>(&self, mut signals: impl Stream<Item = Signal> + Unpin) -> T {
+        if let Some(signal) = signals.next().await {
+            let second = another(&mut signals, signal).await;
+            stop(signal, self);
+            if let Some(signal) = second.or(signals.next().await) {
+                log::warn!("ending at once because of a second signal, {}", name(signal));
+                self.abort();
+            }
+        }
+        future::pending().await
+    }
 }
 
 /// The same for any set of signals.
@@ -53,4 +92,52 @@ pub(crate) fn stream(
 ) -> io::Result<impl Stream<Item = Signal> + Send + Unpin + use<>> {
     // A read of the pipe can fail only if the pipe is gone, and it lives as long as the stream.
     Ok(Signals::new(set)?.filter_map(Result::ok))
+}
+
+/// Waits for a moment, whether a signal comes that is not `signal` again.
+///
+/// The same one again in one moment is the same one: `timeout` and a terminal that is closed send
+/// theirs to the process and to its group, and one to the group while a successor is forked is also
+/// heard by the child, in this process's name.
+pub(crate) async fn another(
+    signals: &mut (impl Stream<Item = Signal> + Unpin),
+    signal: Signal,
+) -> Option<Signal> {
+    let another = async { signals.find(|other| *other != signal).await };
+    let moment = async {
+        Timer::after(MOMENT).await;
+        None
+    };
+    another.or(moment).await
+}
+
+const MOMENT: Duration = Duration::from_millis(3);
+
+/// Stops because of `signal`, and says so.
+pub(crate) fn stop(signal: Signal, shutdown: &Shutdown) {
+    let (signal_name, open) = (name(signal), shutdown.in_flight());
+    if shutdown.token().is_stopping() {
+        // A successor has taken over, or the program has stopped the server.
+        log::info!("{signal_name}: stopping already; open connections: {open}");
+    } else {
+        log::info!("stopping because of {signal_name}; open connections: {open}");
+        shutdown.stop_by(signal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::stream;
+
+    #[test]
+    fn the_same_signal_in_one_moment_is_one() {
+        let behind_term = |signals: &[Signal]| {
+            let mut signals = stream::iter(signals.to_vec()).chain(stream::pending());
+            future::block_on(another(&mut signals, Signal::Term))
+        };
+        assert_eq!(behind_term(&[]), None);
+        assert_eq!(behind_term(&[Signal::Term, Signal::Term]), None);
+        assert_eq!(behind_term(&[Signal::Term, Signal::Int]), Some(Signal::Int));
+    }
 }
