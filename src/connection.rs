@@ -56,11 +56,50 @@ enum Kind {
 
 impl Connection {
     /// Makes a connection of any byte stream.
+    ///
+    /// A socket is better converted (`Connection::from`): then the server can tell who the client
+    /// is, and when it is gone.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures_lite::{AsyncReadExt, future, io::Cursor};
+    /// use smol_graceful::{Connection, Peer};
+    ///
+    /// let mut connection = Connection::new(Cursor::new(b"GET / HTTP/1.1".to_vec()));
+    /// assert_eq!(connection.peer(), Peer::Unknown);
+    ///
+    /// let mut text = String::new();
+    /// future::block_on(connection.read_to_string(&mut text))?;
+    /// assert_eq!(text, "GET / HTTP/1.1");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn new(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
         Self::of(Kind::Other(Mutex::new(Box::new(stream))), Peer::Unknown)
     }
 
     /// Two ends of a pipe in memory.
+    ///
+    /// In each direction it holds up to 64 KiB that nobody has read; who writes more waits.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
+    /// use smol_graceful::Connection;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let (mut client, mut server) = Connection::pair();
+    /// let mut text = String::new();
+    /// future::block_on(async {
+    ///     client.write_all(b"hello").await?;
+    ///     client.close().await?;
+    ///     server.read_to_string(&mut text).await
+    /// })?;
+    /// assert_eq!(text, "hello");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn pair() -> (Self, Self) {
         let (here, there) = (piper::pipe(PIPE), piper::pipe(PIPE));
         let end = |reader, writer| Self::new(Pipe { reader, writer });
@@ -68,6 +107,19 @@ impl Connection {
     }
 
     /// Says who is at the other end, where the stream cannot know.
+    ///
+    /// # Examples
+    ///
+    /// A proxy in front has said whose connection it passes on:
+    ///
+    /// ```
+    /// use smol_graceful::{Connection, Peer};
+    ///
+    /// let (_client, connection) = Connection::pair();
+    /// assert_eq!(connection.peer(), Peer::Unknown);
+    /// let connection = connection.from_peer(([192, 0, 2, 1], 50000));
+    /// assert_eq!(connection.peer().to_string(), "192.0.2.1:50000");
+    /// ```
     #[must_use]
     pub fn from_peer(mut self, peer: impl Into<Peer>) -> Self {
         self.peer = peer.into();
@@ -75,6 +127,22 @@ impl Connection {
     }
 
     /// Who is at the other end.
+    ///
+    /// # Examples
+    ///
+    /// A socket knows it:
+    ///
+    /// ```
+    /// use smol_graceful::{Connection, Peer};
+    /// use std::net::{TcpListener, TcpStream};
+    ///
+    /// let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// let client = TcpStream::connect(listener.local_addr()?)?;
+    /// let (socket, _) = listener.accept()?;
+    /// let connection = Connection::from(smol::Async::new(socket)?);
+    /// assert_eq!(connection.peer(), Peer::from(client.local_addr()?));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn peer(&self) -> Peer {
         self.peer
     }
@@ -199,7 +267,7 @@ impl AsyncWrite for Connection {
 
 impl From<Async<TcpStream>> for Connection {
     fn from(socket: Async<TcpStream>) -> Self {
-        let peer = socket.get_ref().peer_addr().map_or(Peer::Unknown, Peer::Ip);
+        let peer = socket.get_ref().peer_addr().map_or(Peer::Unknown, Peer::canonical);
         Self::of(Kind::Socket(Socket::Tcp(Arc::new(socket))), peer)
     }
 }

@@ -33,6 +33,19 @@ pub struct ServeError(io::Error);
 
 impl ServeError {
     /// What kind of error it is.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Server;
+    /// use std::io;
+    ///
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// // No resolver is asked: names are no addresses.
+    /// let serve = server.serve(["localhost:8082"]);
+    /// let error = futures_lite::future::block_on(serve).unwrap_err();
+    /// assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    /// ```
     pub fn kind(&self) -> io::ErrorKind {
         self.0.kind()
     }

@@ -40,7 +40,7 @@ use crate::notify::{MANAGER, Notify, SOCKET, TAKEN};
 ///
 /// # Errors
 ///
-/// If the program cannot be started, ends before it is ready, or is not ready in time: then it is
+/// If a listener is closed or no socket ([`Listener::of`]), if the program cannot be started, ends before it is ready, or is not ready in time: then it is
 /// told to stop (SIGTERM), is killed if it does not within `patience` (5 s at least), and this process
 /// goes on serving. Also
 /// [`io::ErrorKind::Unsupported`] if this process is the first one of a container, which ends with

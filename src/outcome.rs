@@ -45,6 +45,24 @@ pub struct Outcome {
 /// The three ways a drain can end.
 ///
 /// The list is complete: there will be no further one.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::{Ending, Shutdown};
+/// use std::time::Duration;
+///
+/// let shutdown = Shutdown::new();
+/// let guard = shutdown.token().guard(); // for work that does not end
+/// let drain = shutdown.drain(Duration::from_millis(10));
+/// let advice = match futures_lite::future::block_on(drain).ending {
+///     Ending::Drained => "nothing was lost",
+///     Ending::TimedOut => "allow a longer grace",
+///     Ending::Forced => "somebody was in a hurry",
+/// };
+/// assert_eq!(advice, "allow a longer grace");
+/// # drop(guard);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// Everything was finished.

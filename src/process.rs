@@ -76,7 +76,7 @@ pub struct Process {
 }
 
 impl Default for Process {
-    /// One thread per core; stopped by [`STOP_SIGNALS`], restarted by USR2.
+    /// One thread per core; stopped by [`STOP_SIGNALS`], restarted by USR2, 30 s for a successor.
     fn default() -> Self {
         Self {
             threads: thread::available_parallelism().map_or(1, usize::from),
@@ -89,13 +89,46 @@ impl Default for Process {
 
 impl Process {
     /// How many threads run handlers; at least one. Default: the number of cores.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Process, ServeError, Server};
+    ///
+    /// # fn main() -> Result<(), ServeError> {
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// # server.handle().stop();
+    /// let outcome = Process::default().threads(2).run(server, ["127.0.0.1:0"])?;
+    /// assert!(outcome.is_drained());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
         self
     }
 
-    /// Which signals stop the server. Default: [`STOP_SIGNALS`].
+    /// Which signals stop the server; those left out kill the process, unless the program handles
+    /// them itself. Default: [`STOP_SIGNALS`].
+    ///
+    /// # Examples
+    ///
+    /// With none of them only the program stops the server:
+    ///
+    /// ```
+    /// use smol_graceful::{Process, ServeError, Server};
+    /// use std::thread;
+    ///
+    /// # fn main() -> Result<(), ServeError> {
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// let shutdown = server.handle();
+    /// thread::spawn(move || shutdown.stop());
+    /// let outcome = Process::default().signals([]).run(server, ["127.0.0.1:0"])?;
+    /// assert_eq!(outcome.signal, None);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn signals(mut self, signals: impl IntoIterator<Item = Signal>) -> Self {
         self.signals = signals.into_iter().collect();
@@ -103,9 +136,25 @@ impl Process {
     }
 
     /// Which signal starts the program again in place of this process, with [`restart`]; `None` for
-    /// none. Default: USR2.
+    /// none: then USR2 kills the process, unless the program handles it itself. Default: USR2.
     ///
     /// [`restart`]: crate::restart
+    ///
+    /// # Examples
+    ///
+    /// For a program that a supervisor follows by its process, which must not change:
+    ///
+    /// ```
+    /// use smol_graceful::{Process, ServeError, Server};
+    ///
+    /// # fn main() -> Result<(), ServeError> {
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// # server.handle().stop();
+    /// let outcome = Process::default().restart_on(None).run(server, ["127.0.0.1:0"])?;
+    /// assert!(outcome.is_drained());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "restart")]
     #[must_use]
     pub fn restart_on(mut self, signal: impl Into<Option<Signal>>) -> Self {
@@ -113,7 +162,25 @@ impl Process {
         self
     }
 
-    /// How long a successor may take until it is ready. Default: 30 s.
+    /// How long a successor may take until it is ready; then this process goes on without it.
+    /// Default: 30 s.
+    ///
+    /// # Examples
+    ///
+    /// For a program that fills a cache before it serves:
+    ///
+    /// ```
+    /// use smol_graceful::{Process, ServeError, Server};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), ServeError> {
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// # server.handle().stop();
+    /// let process = Process::default().patience(Duration::from_secs(120));
+    /// assert!(process.run(server, ["127.0.0.1:0"])?.is_drained());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "restart")]
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
@@ -124,7 +191,7 @@ impl Process {
     /// Listens, serves, and returns when the server was stopped and has drained.
     ///
     /// The first signal stops the server, the second aborts it at once (rule S14); the same one again
-    /// in the same moment is no second one. The signals
+    /// in the same moment (3 ms) is no second one. The signals
     /// stay without effect on the process after this has returned. A connection's task runs on
     /// worker threads of this call's own, whatever [`Server::executor`] was set to; workers that
     /// are stuck in a handler are left behind when the drain has timed out or was forced.
@@ -132,7 +199,24 @@ impl Process {
     /// # Errors
     ///
     /// What the operating system says if an address cannot be listened on, a signal not be
-    /// handled or a thread not be started.
+    /// handled or a thread not be started; [`io::ErrorKind::InvalidInput`] if there is nothing to
+    /// listen on.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Process, ServeError, Server};
+    /// use std::thread;
+    ///
+    /// # fn main() -> Result<(), ServeError> {
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// let shutdown = server.handle();
+    /// thread::spawn(move || shutdown.stop()); // or a signal
+    /// let outcome = Process::default().run(server, ["127.0.0.1:0"])?;
+    /// assert!(outcome.to_string().starts_with("drained in "));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn run<L: Listen>(
         self,
         server: Server,
@@ -227,7 +311,7 @@ impl Process {
                 Event::Successor(Ok(pid)) => {
                     successor = None;
                     let open = shutdown.in_flight();
-                    log::info!("process {pid} has taken over; open connections: {open}");
+                    log::info!("process {pid} has taken over; in flight: {open}");
                     self.restart.inspect(|signal| shutdown.stop_by(*signal));
                 }
                 Event::Successor(Err(error)) => {

@@ -36,15 +36,36 @@ use crate::transport::Peer;
 pub struct Cut {
     /// What was cut.
     pub what: What,
-    /// How long it had been going on: since the request's first byte, or since the guard was taken.
+    /// How long it had been going on: since the request's first byte, or since the guard was taken;
+    /// for a connection in [`Stage::Accepted`] or [`Stage::Handshake`], since it was accepted.
     pub age: Duration,
 }
 
 /// What can hold a drain open.
+///
+/// # Examples
+///
+/// In words of the program's own:
+///
+/// ```
+/// use smol_graceful::{Shutdown, What};
+/// use std::time::Duration;
+///
+/// let shutdown = Shutdown::new();
+/// let guard = shutdown.token().guard(); // for work that does not end
+/// let outcome = futures_lite::future::block_on(shutdown.drain(Duration::ZERO));
+/// let line = match &outcome.cut[0].what {
+///     What::Request { peer, method, path, .. } => format!("{peer} {method} {path}"),
+///     What::Guard(place) => format!("work of line {}", place.line()),
+///     _ => outcome.cut[0].to_string(),
+/// };
+/// assert!(line.starts_with("work of line "));
+/// # drop(guard);
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum What {
-    /// A request that had sent its first byte.
+    /// A request that had sent its first byte, or a connection of which that is not known.
     Request {
         /// Who sent it.
         peer: Peer,
@@ -77,6 +98,37 @@ fn or_dash(text: &str) -> &str {
 }
 
 /// How far a connection has come with its request.
+///
+/// # Examples
+///
+/// Whose fault was it? The handler waits for a body that the client does not send:
+///
+/// ```
+/// use futures_lite::{AsyncWriteExt, stream};
+/// use smol_graceful::{Connection, Limits, Listener, Server, Shutdown, Stage, What};
+/// use std::time::Duration;
+///
+/// # fn main() -> std::io::Result<()> {
+/// let (shutdown, (mut client, connection)) = (Shutdown::new(), Connection::pair());
+/// let handle = shutdown.clone();
+/// let server = Server::new(move |mut request| {
+///     handle.stop();
+///     async move { request.body_string().await }
+/// });
+/// let limits = Limits { grace: Duration::from_millis(10), ..Limits::default() };
+/// let serve = server
+///     .limits(limits)
+///     .shutdown(&shutdown)
+///     .serve([Listener::of(stream::once(Ok(connection)))]);
+///
+/// let outcome = smol::block_on(async {
+///     client.write_all(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n").await?;
+///     serve.await
+/// })?;
+/// assert!(matches!(outcome.cut[0].what, What::Request { stage: Stage::Body, .. }));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 #[non_exhaustive]

@@ -58,6 +58,32 @@ pub struct Server {
 
 impl Server {
     /// Makes a server of a handler.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures_lite::stream;
+    /// use smol_graceful::{Connection, Listener, Method, Request, Server, StatusCode, http_types};
+    ///
+    /// # fn main() -> http_types::Result<()> {
+    /// let server = Server::new(|request| async move {
+    ///     match request.url().path() {
+    ///         "/" => Ok("okay"),
+    ///         _ => Err(http_types::Error::from_str(StatusCode::NotFound, "no such page")),
+    ///     }
+    /// });
+    ///
+    /// let (client, connection) = Connection::pair();
+    /// smol::block_on(async {
+    ///     let serve = smol::spawn(server.serve([Listener::of(stream::once(Ok(connection)))]));
+    ///     let request = Request::new(Method::Get, "http://localhost/lost");
+    ///     let response = async_h1::connect(client, request).await?;
+    ///     assert_eq!(response.status(), StatusCode::NotFound);
+    ///     # drop(serve);
+    ///     # Ok(())
+    /// })
+    /// # }
+    /// ```
     pub fn new<H, F, R>(handler: H) -> Self
     where
         H: Fn(Request) -> F + Send + Sync + 'static,
@@ -77,6 +103,26 @@ impl Server {
     }
 
     /// Sets the limits; the default is [`Limits::default`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Ending, Limits, Server};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let limits = Limits { grace: Duration::from_millis(10), ..Limits::default() };
+    /// let server = Server::new(|_request| async { Ok("okay") }).limits(limits);
+    /// let shutdown = server.handle();
+    /// let guard = shutdown.token().guard(); // for work that does not end
+    /// shutdown.stop();
+    ///
+    /// let outcome = smol::block_on(server.serve(["127.0.0.1:0"]))?;
+    /// assert_eq!(outcome.ending, Ending::TimedOut);
+    /// # drop(guard);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
@@ -111,13 +157,50 @@ impl Server {
     /// grace that ends cuts what is left of all, so that they should have the same `grace` and
     /// `lame_duck`, and each outcome counts what all have finished. A server that is to answer while
     /// the others drain has a latch of its own, and is stopped behind them.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures_lite::future;
+    /// use smol_graceful::{Server, Shutdown};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let shutdown = Shutdown::new();
+    /// let public = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
+    /// let admin = Server::new(|_request| async { Ok("fine") }).shutdown(&shutdown);
+    /// shutdown.stop(); // any time, from anywhere
+    ///
+    /// let both = future::zip(public.serve(["127.0.0.1:0"]), admin.serve(["127.0.0.1:0"]));
+    /// let (public, admin) = smol::block_on(both);
+    /// assert!(public?.is_drained() && admin?.is_drained());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn shutdown(mut self, shutdown: &Shutdown) -> Self {
         self.shutdown = shutdown.clone();
         self
     }
 
-    /// The handle that stops this server.
+    /// The handle that stops this server. [`Server::shutdown`] puts another in its place: call that
+    /// first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Server;
+    /// use std::thread;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// let shutdown = server.handle();
+    /// thread::spawn(move || shutdown.stop());
+    ///
+    /// let outcome = smol::block_on(server.serve(["127.0.0.1:0"]))?;
+    /// assert!(outcome.is_drained());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn handle(&self) -> Shutdown {
         self.shutdown.clone()
     }
@@ -128,7 +211,8 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// If one of the addresses cannot be listened on; before any connection is served.
+    /// If one of the addresses cannot be listened on, and [`io::ErrorKind::InvalidInput`] if there
+    /// is none; before any connection is served.
     ///
     /// # Cancel safety
     ///

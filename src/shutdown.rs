@@ -23,6 +23,18 @@ use crate::registry::{Holder, Interrupted, Registry, Seat};
 /// Where a [`Shutdown`] stands. It only ever goes forward.
 ///
 /// The list is complete: there will be no further phase.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::{Phase, Shutdown};
+///
+/// let shutdown = Shutdown::new();
+/// shutdown.abort();
+/// shutdown.stop(); // too late
+/// assert_eq!(shutdown.phase(), Phase::Aborting);
+/// assert!(Phase::Running < Phase::Draining && Phase::Draining < Phase::Aborting);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Phase {
@@ -66,6 +78,15 @@ pub struct Shutdown {
 
 impl Shutdown {
     /// Makes a latch that is running and that nobody holds.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Phase, Shutdown};
+    ///
+    /// let shutdown = Shutdown::new();
+    /// assert_eq!((shutdown.phase(), shutdown.in_flight()), (Phase::Running, 0));
+    /// ```
     pub fn new() -> Self {
         Self::default()
     }
@@ -128,11 +149,38 @@ impl Shutdown {
     }
 
     /// Where the latch stands.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Phase, Shutdown};
+    ///
+    /// let shutdown = Shutdown::new();
+    /// assert_eq!(shutdown.phase(), Phase::Running);
+    /// shutdown.clone().stop();
+    /// assert_eq!(shutdown.phase(), Phase::Draining);
+    /// ```
     pub fn phase(&self) -> Phase {
         self.latch.phase()
     }
 
     /// A token that looks at this latch.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Shutdown;
+    /// use std::thread;
+    ///
+    /// let shutdown = Shutdown::new();
+    /// let token = shutdown.token();
+    /// let waiting = thread::spawn(move || {
+    ///     futures_lite::future::block_on(token.stopping());
+    ///     token.is_stopping()
+    /// });
+    /// shutdown.stop();
+    /// assert!(waiting.join().unwrap());
+    /// ```
     pub fn token(&self) -> Token {
         Token { latch: self.latch.clone() }
     }
@@ -154,9 +202,9 @@ impl Shutdown {
 
     /// Stops, waits until nobody holds the drain open, and says how it ended.
     ///
-    /// After `grace` what is left is aborted (rule S13). Once a second the log says what is left
-    /// (rule S20). May be awaited by several at once, before or after the end; each gets the
-    /// outcome.
+    /// After `grace` what is left is aborted (rule S13), and waited for up to 100 ms more. Once a
+    /// second the log says what is left (rule S20). May be awaited by several at once, before or
+    /// after the end; each gets the outcome.
     ///
     /// # Cancel safety
     ///
@@ -270,6 +318,23 @@ impl Token {
     /// The token of the server that received `request`.
     ///
     /// A request that came from no server, in a test of a handler, has a token that never stops.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Method, Request, Token, http_types};
+    ///
+    /// async fn handler(request: Request) -> http_types::Result<&'static str> {
+    ///     Ok(if Token::of(&request).is_stopping() { "the last one" } else { "okay" })
+    /// }
+    ///
+    /// # fn main() -> http_types::Result<()> {
+    /// let request = Request::new(Method::Get, "http://localhost/");
+    /// let text = futures_lite::future::block_on(handler(request))?;
+    /// assert_eq!(text, "okay");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn of(request: &Request) -> Self {
         request.ext().get::<Self>().cloned().unwrap_or_else(|| Shutdown::new().token())
     }

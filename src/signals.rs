@@ -16,6 +16,19 @@ use crate::outcome::name;
 use crate::shutdown::Shutdown;
 
 /// The signals that stop a server unless it is told otherwise: HUP, INT, TERM and QUIT.
+///
+/// # Examples
+///
+/// For a program that reads its configuration again on HUP:
+///
+/// ```
+/// use smol_graceful::{Process, STOP_SIGNALS, Signal};
+///
+/// let signals = STOP_SIGNALS.into_iter().filter(|signal| *signal != Signal::Hup);
+/// assert!(signals.clone().eq([Signal::Int, Signal::Term, Signal::Quit]));
+/// let process = Process::default().signals(signals);
+/// # drop(process);
+/// ```
 pub const STOP_SIGNALS: [Signal; 4] = [Signal::Hup, Signal::Int, Signal::Term, Signal::Quit];
 
 /// HUP, INT, TERM and QUIT as they arrive, for programs that have their own control loop; what is
@@ -49,7 +62,7 @@ impl Shutdown {
     /// does. Never returns: race it against what it is to stop.
     ///
     /// The first signal after a stop by the program itself is only noted, and the same one again in
-    /// one moment is the same one.
+    /// one moment (3 ms) is the same one.
     ///
     /// # Cancel safety
     ///
@@ -77,7 +90,11 @@ impl Shutdown {
         if let Some(signal) = signals.next().await {
             let second = another(&mut signals, signal).await;
             stop(signal, self);
-            if let Some(signal) = second.or(signals.next().await) {
+            let second = match second {
+                Some(second) => Some(second),
+                None => signals.next().await,
+            };
+            if let Some(signal) = second {
                 log::warn!("ending at once because of a second signal, {}", name(signal));
                 self.abort();
             }
@@ -118,9 +135,9 @@ pub(crate) fn stop(signal: Signal, shutdown: &Shutdown) {
     let (signal_name, open) = (name(signal), shutdown.in_flight());
     if shutdown.token().is_stopping() {
         // A successor has taken over, or the program has stopped the server.
-        log::info!("{signal_name}: stopping already; open connections: {open}");
+        log::info!("{signal_name}: stopping already; in flight: {open}");
     } else {
-        log::info!("stopping because of {signal_name}; open connections: {open}");
+        log::info!("stopping because of {signal_name}; in flight: {open}");
         shutdown.stop_by(signal);
     }
 }
@@ -128,7 +145,28 @@ pub(crate) fn stop(signal: Signal, shutdown: &Shutdown) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shutdown::Phase;
     use futures_lite::stream;
+
+    #[test]
+    fn the_second_signal_aborts_whenever_it_comes() {
+        use futures_lite::future;
+        for (signals, phase) in [
+            (&[Signal::Term][..], Phase::Draining),
+            (&[Signal::Term, Signal::Term], Phase::Draining),
+            (&[Signal::Term, Signal::Int], Phase::Aborting),
+        ] {
+            let shutdown = Shutdown::new();
+            let signals = stream::iter(signals.to_vec()).chain(stream::pending());
+            let done = async {
+                shutdown.token().stopping().await;
+                // What comes in the same moment has been heard by then.
+                future::yield_now().await;
+            };
+            future::block_on(done.or(shutdown.obey(signals)));
+            assert_eq!(shutdown.phase(), phase);
+        }
+    }
 
     #[test]
     fn the_same_signal_in_one_moment_is_one() {

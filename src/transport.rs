@@ -283,6 +283,13 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// An IPv4 client of a socket for both families, as what it is.
+    pub(crate) fn canonical(addr: SocketAddr) -> Self {
+        Self::Ip(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
+    }
+}
+
 impl<A: Into<SocketAddr>> From<A> for Peer {
     fn from(addr: A) -> Self {
         Self::Ip(addr.into())

@@ -353,7 +353,7 @@ fn worker_ends_at_once_when_told_twice() {
     stdin.write_all(b"600000\n").unwrap();
     worker.wait_for("begun: 600000");
     worker.signal(Signal::INT);
-    worker.wait_for("stopping because of Int");
+    worker.wait_for("stopping because of SIGINT");
     assert!(worker.is_running());
     worker.signal(Signal::INT);
     assert_eq!(worker.exit_code(), 1, "{worker}");
@@ -434,7 +434,7 @@ fn embed_ends_at_once_when_told_twice() {
         assert_eq!(post(&mut client, "/jobs", "too much"), 202);
     }
     program.signal(Signal::TERM);
-    program.wait_for("stopping because of Term");
+    program.wait_for("stopping because of SIGTERM");
     program.signal(Signal::TERM);
     assert_eq!(program.exit_code(), 1, "{program}");
     let log = program.log();

@@ -51,7 +51,7 @@ fn nothing_is_left_of_bad_clients() {
     assert_eq!(server.exit_code(), 0);
     let log = server.log();
     // The tracked count is back at zero, too.
-    assert!(log.contains("stopping because of SIGTERM; open connections: 0"), "{log}");
+    assert!(log.contains("stopping because of SIGTERM; in flight: 0"), "{log}");
 }
 
 /// Rule W12: an idle connection owns no buffer. Its first read alone takes 4 KiB.

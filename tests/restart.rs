@@ -299,7 +299,7 @@ fn usr2_finishes_what_is_in_flight() {
     assert_eq!(line.program.connect().get("/livez").response().text(), "live\n");
     // To it, the first signal is no second one.
     kill_process(pid(predecessor), Signal::TERM).unwrap();
-    line.program.wait_for("SIGTERM: stopping already; open connections: ");
+    line.program.wait_for("SIGTERM: stopping already; in flight: ");
     let response = slow.send("st: x\r\n\r\n").response();
     assert_eq!((response.text().as_str(), response.says_close()), ("okay", true));
     wait_until("the predecessor has ended", || !is_running(predecessor));

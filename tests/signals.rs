@@ -41,7 +41,7 @@ fn each_signal_ends_an_idle_server() {
         server.signal(signal);
         assert_eq!(server.exit_code(), 0, "{server}");
         let log = server.log();
-        assert!(log.contains(&format!("stopping because of {name}; open connections: 0")), "{log}");
+        assert!(log.contains(&format!("stopping because of {name}; in flight: 0")), "{log}");
         let last = log.lines().last().unwrap();
         assert!(last.contains("drained in ") && last.ends_with(&format!("by {name}")), "{log}");
     });
