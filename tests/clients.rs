@@ -12,14 +12,14 @@ use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, PATIENCE, Program, Running, wait_until};
+use common::{Client, Directory, PATIENCE, Program, Running, pattern, text, wait_until};
 use rustix::process::{Pid, Signal, kill_process_group};
 use smol_graceful::{Body, Limits, Request, Response};
 
@@ -369,7 +369,7 @@ struct Proxy {
     addr: SocketAddr,
     stats: Option<SocketAddr>,
     log: Option<thread::JoinHandle<Vec<String>>>,
-    _dir: Dir,
+    _dir: Directory,
 }
 
 impl Proxy {
@@ -398,7 +398,7 @@ impl Proxy {
     /// another is tried.
     fn start(command: impl Fn(&Path, SocketAddr, SocketAddr) -> Command) -> Self {
         for _ in 0..5 {
-            let dir = Dir::new();
+            let dir = Directory::new();
             let (addr, stats) = free_ports();
             let mut command = command(&dir.0, addr, stats);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -458,7 +458,7 @@ fn chromium_loads_a_page() {
         seen.lock().unwrap().push((path.clone(), peer));
         async move { page(&path, request).await }
     });
-    let profile = Dir::new();
+    let profile = Directory::new();
     let mut chromium = command("chromium", "chromium");
     chromium.args([
         "--headless",
@@ -708,32 +708,4 @@ fn read(from: &mut impl Read) -> Vec<u8> {
     let mut bytes = Vec::new();
     let _ = from.read_to_end(&mut bytes);
     bytes
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|n| (n % 251) as u8).collect()
-}
-
-/// A directory that is removed with this.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("smol-graceful-clients-{}-{number}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        fs::create_dir(&dir).unwrap();
-        Self(dir)
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }

@@ -19,7 +19,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, PATIENCE, Program, wait_until};
+use common::{Client, Directory, PATIENCE, Program, wait_until};
 use load::{Load, Report, Tally, Target};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -354,24 +354,5 @@ fn end(child: &mut Child, signal: Signal) {
             let _ = child.kill();
         }
         thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// A directory for one test.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new() -> Self {
-        static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("sg-deploy-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }

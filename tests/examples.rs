@@ -13,15 +13,14 @@ use std::net::{Shutdown as Half, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
-use common::{Client, End, PATIENCE, Program, wait_until};
+use common::{Client, Directory, End, PATIENCE, Program, pattern, text, wait_until};
 use futures_rustls::pki_types::{CertificateDer, ServerName};
 use futures_rustls::rustls::{
     ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, StreamOwned,
@@ -206,7 +205,7 @@ fn tls_renews_its_certificate() {
 
 #[test]
 fn tls_says_what_is_wrong() {
-    let dir = Dir::new();
+    let dir = Directory::new();
     certificate(&dir.0);
     let path = |name: &str| dir.0.join(name).display().to_string();
     let (chain, key, none) = (path("cert.pem"), path("key.pem"), path("none.pem"));
@@ -582,7 +581,7 @@ impl Drop for Successor {
 /// The example `tls` with a certificate for `localhost`, made for it.
 struct Tls {
     program: Program,
-    dir: Dir,
+    dir: Directory,
     trusted: CertificateDer<'static>,
 }
 
@@ -591,7 +590,7 @@ type TlsClient = StreamOwned<ClientConnection, TcpStream>;
 
 impl Tls {
     fn start() -> Self {
-        let dir = Dir::new();
+        let dir = Directory::new();
         let trusted = certificate(&dir.0);
         let mut command = Program::example_command("tls", &["127.0.0.1:0"]);
         command.arg(dir.0.join("cert.pem")).arg(dir.0.join("key.pem"));
@@ -689,12 +688,12 @@ struct Chromium {
     program: Program,
     devtools: SocketAddr,
     url: String,
-    _profile: Dir,
+    _profile: Directory,
 }
 
 impl Chromium {
     fn open(url: &str) -> Self {
-        let profile = Dir::new();
+        let profile = Directory::new();
         let mut chromium = Command::new("chromium");
         chromium.args([
             "--headless",
@@ -756,32 +755,4 @@ fn run_ok(command: &mut Command, input: &[u8]) -> Vec<u8> {
     });
     assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
     output.stdout
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|n| (n % 251) as u8).collect()
-}
-
-/// A directory that is removed with this.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("smol-graceful-examples-{}-{number}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        fs::create_dir(&dir).unwrap();
-        Self(dir)
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }

@@ -17,12 +17,12 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
-use common::{Client, PATIENCE, Program, wait_until};
+use common::{Client, Directory, PATIENCE, Program, wait_until};
 use load::{Load, Report, Tally, Target};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
@@ -33,7 +33,7 @@ const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
 /// LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES as systemd sets them: TCP and Unix sockets at once.
 #[test]
 fn sockets_are_inherited() {
-    let directory = Directory::new("inherited");
+    let directory = Directory::new();
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let path = directory.path("app.sock");
     let unix = UnixListener::bind(&path).unwrap();
@@ -223,7 +223,7 @@ fn an_overlap_has_to_be_asked_for() {
 /// Ten times in a row, over TCP: nothing is lost, nobody refused, and the manager is told each time.
 #[test]
 fn usr2_loses_nothing() {
-    let directory = Directory::new("usr2");
+    let directory = Directory::new();
     let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut command = Command::new(SERVER);
@@ -246,7 +246,7 @@ fn usr2_loses_nothing() {
 /// The same over a Unix socket, whose file goes from one to the next and is removed by the last.
 #[test]
 fn usr2_hands_over_a_socket_file() {
-    let directory = Directory::new("usr2-unix");
+    let directory = Directory::new();
     let path = directory.path("app.sock");
     let mut command = Command::new(SERVER);
     command.args(["--listen", &format!("unix:{}", path.display())]);
@@ -309,7 +309,7 @@ fn usr2_finishes_what_is_in_flight() {
 /// A successor that fails, in each of the ways that it can, leaves everything as it was.
 #[test]
 fn a_broken_successor_changes_nothing() {
-    let directory = Directory::new("broken");
+    let directory = Directory::new();
     let program = directory.path("app");
     let install = |script: Option<&str>| match script {
         Some(script) => replace(&program, script),
@@ -360,7 +360,7 @@ fn a_broken_successor_changes_nothing() {
 /// What a successor does not take stays the predecessor's, and is closed like it.
 #[test]
 fn what_a_successor_does_not_take_is_closed() {
-    let directory = Directory::new("elsewhere");
+    let directory = Directory::new();
     let (program, path) = (directory.path("app"), directory.path("app.sock"));
     fs::copy(SERVER, &program).unwrap();
     let mut command = Command::new(&program);
@@ -377,7 +377,7 @@ fn what_a_successor_does_not_take_is_closed() {
 /// A file that is another's by now is left alone, whoever in the line ends.
 #[test]
 fn another_servers_file_is_not_handed_over() {
-    let directory = Directory::new("another");
+    let directory = Directory::new();
     let path = directory.path("app.sock");
     let mut command = Command::new(SERVER);
     command.args(["--listen", &format!("unix:{}", path.display())]);
@@ -420,7 +420,7 @@ fn replace(program: &Path, script: &str) {
 /// A stop while a successor is being started ends both.
 #[test]
 fn a_stop_ends_a_successor_that_is_not_ready() {
-    let directory = Directory::new("stopped");
+    let directory = Directory::new();
     let program = directory.path("app");
     fs::copy(SERVER, &program).unwrap();
     let mut command = Command::new(&program);
@@ -478,7 +478,7 @@ fn a_program_of_its_own_restarts_itself() {
 /// long as something moves.
 #[test]
 fn the_manager_is_told() {
-    let directory = Directory::new("manager");
+    let directory = Directory::new();
     let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut command = Command::new(SERVER);
@@ -521,7 +521,7 @@ fn the_manager_is_told() {
 /// WATCHDOG=1 comes from the threads that run handlers: when all of them are blocked, it does not.
 #[test]
 fn a_blocked_executor_is_noticed() {
-    let directory = Directory::new("watchdog");
+    let directory = Directory::new();
     let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut command = Program::example_command("blocking", &["127.0.0.1:0", "30", "2"]);
@@ -550,7 +550,7 @@ fn a_blocked_executor_is_noticed() {
 /// Rule S21: a manager that does not read holds up nothing, and one that is not there neither.
 #[test]
 fn a_deaf_manager_holds_up_nothing() {
-    let directory = Directory::new("deaf");
+    let directory = Directory::new();
     let path = directory.path("manager");
     let manager = UnixDatagram::bind(&path).unwrap();
     // Fill it.
@@ -681,26 +681,5 @@ impl Drop for Line {
         if std::thread::panicking() && self.pid != i32::try_from(self.program.pid()).unwrap() {
             let _ = kill_process(pid(self.pid), Signal::KILL);
         }
-    }
-}
-
-/// A directory for one test.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("sg-{}-{name}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
