@@ -21,7 +21,7 @@ use log::Level;
 
 use crate::connection::Connection;
 use crate::limits::Limits;
-use crate::listener::{Accepted, Wrap};
+use crate::listener::Wrap;
 use crate::registry::{Seat, Stage};
 use crate::shutdown::{Phase, Shutdown};
 use crate::transport::{Transport, Wrapped};
@@ -59,24 +59,33 @@ impl Service {
 }
 
 /// Serves a connection until it ends or everything is aborted.
-pub(crate) async fn serve(service: &Service, seat: &Arc<Seat>, accepted: Accepted) {
-    // An abort drops the connection where it stands, before it can finish what the outcome names
-    // as cut (rule S13); between requests it has a last look first.
-    let aborted = poll_fn(|cx| {
+pub(crate) async fn serve(service: &Service, seat: &Arc<Seat>, transport: Transport) {
+    aborted(service, seat).or(requests(service, seat, transport)).await;
+}
+
+/// The same for one that is wrapped first.
+pub(crate) async fn serve_wrapped(
+    service: &Service,
+    seat: &Arc<Seat>,
+    transport: Transport,
+    wrap: &Wrap,
+) {
+    let served = async {
+        if let Some(transport) = wrapped(service, seat, transport, wrap).await {
+            requests(service, seat, transport).await;
+        }
+    };
+    aborted(service, seat).or(served).await;
+}
+
+/// An abort drops the connection where it stands, before it can finish what the outcome names as cut
+/// (rule S13); between requests it has a last look first.
+fn aborted(service: &Service, seat: &Seat) -> impl Future<Output = ()> {
+    poll_fn(|cx| {
         seat.register(cx.waker());
         let between = matches!(seat.stage(), Stage::Accepted | Stage::Idle);
         if service.is_aborting() && !between { Poll::Ready(()) } else { Poll::Pending }
-    });
-    aborted.or(served(service, seat, accepted)).await;
-}
-
-async fn served(service: &Service, seat: &Arc<Seat>, accepted: Accepted) {
-    let Accepted { transport, wrap, .. } = accepted;
-    let Some(wrap) = wrap else { return requests(service, seat, transport).await };
-    let wrapped = Box::pin(wrapped(service, seat, transport, &*wrap)).await;
-    if let Some(transport) = wrapped {
-        requests(service, seat, transport).await;
-    }
+    })
 }
 
 /// Waits for the client's first byte, as for a request's (rule S7), and lets the listener's wrapper
@@ -167,7 +176,8 @@ async fn requests(service: &Service, seat: &Arc<Seat>, mut transport: Transport)
     // An idle connection is closed with a FIN (rule S6); its client may be slow to take what it was
     // sent.
     if transport.undelivered() > 0 || transport.is_wrapped() {
-        leave(transport, seat, true, || service.is_draining()).await;
+        // In a box: it is seldom needed, and would make room in every idle connection.
+        Box::pin(leave(transport, seat, true, || service.is_draining())).await;
     } else {
         let _ = poll_fn(|cx| transport.poll_half_close(cx)).await;
     }

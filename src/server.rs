@@ -342,11 +342,19 @@ impl Running {
             return;
         };
         let service = self.service.clone();
-        let task = async move {
-            exchange::serve(&service, &seat, accepted).await;
-            drop((guard, slot));
-        };
-        self.executor.spawn(task).detach();
+        let Accepted { transport, wrap, .. } = accepted;
+        // Two kinds of tasks: what a wrapper needs is no part of a plain connection's.
+        match wrap {
+            None => self.executor.spawn(async move {
+                exchange::serve(&service, &seat, transport).await;
+                drop((guard, slot));
+            }),
+            Some(wrap) => self.executor.spawn(async move {
+                exchange::serve_wrapped(&service, &seat, transport, &*wrap).await;
+                drop((guard, slot));
+            }),
+        }
+        .detach();
     }
 
     /// Keeps the deadlines, waits for the stop, closes, drains; `tell` hears of it.
