@@ -1,0 +1,255 @@
+"""What is measured: each function takes a binary and returns its figures, by name.
+
+A figure that is None is one that this server has not (`—` in the table).
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import clients
+from .clients import MIB, InFlight, KeepAlive, close_as_closed
+from .servers import Failure, Server
+
+IDLE = 10_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How long, and on which cores."""
+
+    cores: set
+    seconds: int = 3
+    starts: int = 4  # in each round
+
+
+@dataclass(frozen=True)
+class Load:
+    """What wrk does to a server."""
+
+    name: str
+    how: str
+    connections: int
+    path: str = "/"
+
+    def measure(self, peer, binary, setting):
+        with Server(binary, setting.cores) as server:
+            if self.how == "pipeline" and not clients.answers_pipelined(server):
+                return {f"{self.name}.{of}": None for of in ("cpu", "rate", "p50", "p99", "peak")}
+            # Once, so that what is made at first use is made.
+            clients.wrk(server, self.how, self.path, self.connections, 1)
+            before = server.cpu()
+            told = clients.wrk(server, self.how, self.path, self.connections, setting.seconds)
+            cpu, peak = server.cpu() - before, server.peak()
+        answered, failed = told["requests"], told["failed"]
+        # A server that closes without having said so in its response gives wrk a broken connection.
+        failed += told["broken"] if self.how != "close" else 0
+        if answered == 0 or failed > answered / 1000:
+            raise Failure(f"{answered} requests, {failed} failed")
+        return {
+            f"{self.name}.cpu": cpu / answered,
+            f"{self.name}.rate": answered / told["seconds"],
+            f"{self.name}.p50": told["p50"],
+            f"{self.name}.p99": told["p99"],
+            f"{self.name}.peak": peak,
+        }
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Bodies of 16 MiB that go up, or up and back."""
+
+    name: str
+    size: int = 16 * MIB
+
+    def measure(self, peer, binary, setting):
+        send = {"upload": clients.upload, "echo": clients.echo}[self.name]
+        with Server(binary, setting.cores) as server:
+            send(server, 0, self.size)
+            before = server.cpu()
+            count, took = send(server, setting.seconds, self.size)
+            cpu, peak = server.cpu() - before, server.peak()
+        mebibytes = count * self.size / MIB
+        return {
+            f"{self.name}.cpu": cpu / mebibytes,
+            f"{self.name}.rate": mebibytes / took,
+            f"{self.name}.peak": peak,
+        }
+
+
+class Start:
+    """From exec to the first answer, and the memory that this took."""
+
+    name = "start"
+
+    def measure(self, peer, binary, setting):
+        figures = {"start.time": [], "start.peak": []}
+        for _ in range(setting.starts):
+            with Server(binary, setting.cores) as server:
+                figures["start.time"].append(server.start_time)
+                figures["start.peak"].append(server.peak())
+        return figures
+
+
+class Idle:
+    """Idle keep-alive connections, each of which was used once; then, with them, TERM."""
+
+    name = "idle"
+
+    def measure(self, peer, binary, setting):
+        with Server(binary, setting.cores) as server:
+            # What the first ones bring about is not theirs.
+            with KeepAlive(server, 16):
+                pass
+            time.sleep(0.2)
+            before = server.private()
+            with KeepAlive(server, IDLE) as held:
+                time.sleep(1)
+                figures = {"idle.memory": (server.private() - before) / IDLE, "idle.drain": None}
+                if peer.stops:
+                    started = time.perf_counter()
+                    server.terminate()
+                    ended = close_as_closed(server, held.clients, 40)
+                    took = time.perf_counter() - started
+                    figures["idle.drain"] = took if ended else float("inf")
+        return figures
+
+
+class LastResponse:
+    """From the last response to the exit, with one request in flight at TERM."""
+
+    name = "last"
+
+    def measure(self, peer, binary, setting):
+        if not peer.stops:
+            return {"last.drain": None}
+        with Server(binary, setting.cores) as server, InFlight(server) as request:
+            time.sleep(0.1)
+            server.terminate()
+            # Longer than any linger.
+            time.sleep(0.4)
+            request.finish()
+            started = time.perf_counter()
+            ended = close_as_closed(server, [request.client], 40)
+            took = time.perf_counter() - started
+        return {"last.drain": took if ended else float("inf")}
+
+
+class Syscalls:
+    """System calls per keep-alive request, on one connection and on 16 that ask together.
+
+    The clients pause before each request: strace slows the server down so much that it would find
+    every request there already, and never wait for one. After a longer pause, smol's own thread takes
+    the reactor from the worker, and what is counted varies.
+    """
+
+    name = "syscalls"
+
+    def measure(self, peer, binary, setting):
+        figures = {}
+        for connections in (1, 16):
+            calls = self._calls(binary, setting, connections)
+            figures[f"syscalls.{connections}"] = sum(calls.values())
+            often = sorted(calls.items(), key=lambda call: -call[1])
+            names = [f"{name} {count:.1f}" for name, count in often if count >= 0.05]
+            figures[f"syscalls.{connections}.names"] = ", ".join(names)
+        return figures
+
+    @staticmethod
+    def _calls(binary, setting, connections, requests=1600):
+        with (tempfile.NamedTemporaryFile("r") as table,
+              Server(binary, setting.cores) as server,
+              KeepAlive(server, connections) as client):
+            command = ["strace", "-f", "-c", "-o", table.name, "-p", str(server.pid)]
+            strace = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            try:
+                _wait_until(lambda: all(_is_traced(server, task) for task in server.tasks()))
+                for _ in range(requests // connections):
+                    time.sleep(0.0005)
+                    client.run(connections)
+            finally:
+                strace.send_signal(2)
+                strace.wait()
+            calls = {}
+            for line in table.read().splitlines():
+                fields = line.split()
+                if len(fields) >= 5 and fields[3].isdigit() and fields[-1] != "total":
+                    calls[fields[-1]] = int(fields[3]) / requests
+        if not calls:
+            raise Failure("strace has seen nothing")
+        return calls
+
+
+class Instructions:
+    """Instructions per keep-alive request, in user space: what callgrind has counted after 5,000
+    of them, less what it had after 1,000."""
+
+    name = "instructions"
+
+    def measure(self, peer, binary, setting, few=1000, many=5000):
+        # Go's preemption by signals is more than valgrind can bear.
+        calm = dict(os.environ, GODEBUG="asyncpreemptoff=1")
+        with tempfile.TemporaryDirectory() as directory:
+            out = Path(directory) / "out"
+            under = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
+            with (Server(binary, setting.cores, under, patience=30, environment=calm) as server,
+                  KeepAlive(server, 1) as client):
+                client.run(few)
+                self._dump(server)
+                client.run(many - few)
+                self._dump(server)
+            # A dump begins where the one before has ended.
+            dump = Path(f"{out}.2").read_text()
+        return {"instructions": int(re.search(r"(?m)^totals: (\d+)", dump)[1]) / (many - few)}
+
+    @staticmethod
+    def _dump(server):
+        command = ["vgdb", "--wait=5", f"--pid={server.pid}", "dump"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        if done.returncode != 0:
+            raise Failure(f"vgdb: {done.stderr.strip()}")
+
+
+class Size:
+    """The stripped binary."""
+
+    name = "size"
+
+    def measure(self, peer, binary, setting):
+        return {"size": binary.stat().st_size}
+
+
+# One after the other, all servers in turn, as often as there are rounds.
+ROUNDS = [
+    Load("keep-64", "keep", 64),
+    Load("keep-512", "keep", 512),
+    Load("close", "close", 64),
+    Load("pipeline", "pipeline", 64),
+    Load("browser", "browser", 64),
+    Load("download", "keep", 16, "/download"),
+    Transfer("upload"),
+    Transfer("echo"),
+    Start(),
+    Idle(),
+    LastResponse(),
+]
+
+# Counts, which do not depend on what else the machine does.
+ONCE = [Size(), Syscalls(), Instructions()]
+
+
+def _is_traced(server, task):
+    status = Path(f"/proc/{server.pid}/task/{task}/status").read_text()
+    return "TracerPid:\t0\n" not in status
+
+
+def _wait_until(condition, patience=10):
+    deadline = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Failure("waited for nothing")
+        time.sleep(0.01)

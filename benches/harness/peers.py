@@ -1,0 +1,85 @@
+"""What is compared, and how each is built."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+BENCHES = Path(__file__).resolve().parent.parent
+REPOSITORY = BENCHES.parent
+PEERS_CRATE = BENCHES / "peers"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A server: its binary and feature, its name in tables, the crates whose versions are told."""
+
+    key: str
+    name: str
+    crates: tuple = ()
+    stops: bool = False  # finishes what is in flight when it gets TERM
+
+
+PEERS = [
+    Peer("ours", "smol-graceful", stops=True),
+    Peer("naive", "async-h1, naive", ("async-h1", "smol")),
+    Peer("tide", "tide", ("tide", "async-h1", "async-std")),
+    Peer("trillium", "trillium-smol", ("trillium", "trillium-smol"), stops=True),
+    Peer("hyper-smol", "hyper on smol", ("hyper", "smol-hyper", "smol")),
+    Peer("hyper-tokio", "hyper, tokio", ("hyper", "tokio"), stops=True),
+    Peer("axum", "axum", ("axum", "hyper", "tokio"), stops=True),
+    Peer("actix", "actix-web", ("actix-web", "tokio"), stops=True),
+    Peer("go", "Go net/http", stops=True),
+]
+
+
+def target_dir():
+    """Where binaries and figures go: below `target/`, or where CARGO_TARGET_DIR says."""
+    return Path(os.environ.get("CARGO_TARGET_DIR") or REPOSITORY / "target" / "benches").absolute()
+
+
+def build(peer):
+    """Builds a server and returns its binary."""
+    if peer.key == "go":
+        binary = target_dir() / "release" / "go-net-http"
+        command = ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, "main.go"]
+        where = PEERS_CRATE / "go"
+    else:
+        binary = target_dir() / "release" / peer.key
+        command = ["cargo", "build", "--release", "--locked", "--quiet"]
+        command += ["--no-default-features", "--features", peer.key, "--bin", peer.key]
+        where = PEERS_CRATE
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ, CARGO_TARGET_DIR=str(target_dir()), GO111MODULE="off")
+    if subprocess.run(command, cwd=where, env=environment).returncode != 0:
+        sys.exit(f"compare: cannot build {peer.name}")
+    return binary
+
+
+def version(peer):
+    """Which versions a server is made of, such as `hyper 1.7.0, tokio 1.47.1`."""
+    if peer.key == "go":
+        return _first_line("go", "version").replace("go version ", "").split(" ")[0]
+    if peer.key == "ours":
+        return "commit " + _first_line("git", "-C", REPOSITORY, "describe", "--always", "--dirty")
+    lock = (PEERS_CRATE / "Cargo.lock").read_text()
+    versions = []
+    for crate in peer.crates:
+        found = re.findall(rf'name = "{crate}"\nversion = "([^"]+)"', lock)
+        versions.append(f"{crate} {found[0]}" if found else crate)
+    return ", ".join(versions)
+
+
+def tools():
+    """The versions of what builds and measures."""
+    rustc = _first_line("rustc", "--version").rsplit(" (", 1)[0]
+    wrk = " ".join(_first_line("wrk", "-v").split(" ")[:2])
+    return [rustc, wrk, _first_line("valgrind", "--version"),
+            " ".join(_first_line("strace", "--version").split(" ")[::3])]
+
+
+def _first_line(*command):
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return (done.stdout.splitlines() or [""])[0].strip()

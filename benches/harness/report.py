@@ -1,0 +1,260 @@
+"""Figures as Markdown and as a chart."""
+
+import os
+import platform
+import re
+from datetime import date
+from html import escape
+from math import isinf
+from statistics import median
+
+from .budgets import judge
+from .peers import PEERS, tools, version
+
+BEGIN, END = "<!-- figures: written by benches/compare -->", "<!-- end of the figures -->"
+
+# What a figure is shown as: unit, factor, digits.
+MICROSECONDS = ("µs", 1e6, 1)
+MILLISECONDS = ("ms", 1e3, 2)
+MEGABYTES = ("MB", 1e-6, 1)
+BYTES = ("bytes", 1, 0)
+COUNT = ("", 1, 1)
+WHOLE = ("", 1, 0)
+RATE = ("1/s", 1, 0)
+
+LOADS = [
+    ("keep-64", "64 keep-alive connections"),
+    ("keep-512", "512 keep-alive connections"),
+    ("close", "a connection for each request, 64 at a time"),
+    ("pipeline", "64 connections, 16 requests pipelined"),
+    ("browser", "64 connections, a browser's fields"),
+    ("download", "1 MiB down, 16 connections"),
+]
+
+# Title, unit, rows of (figure, what).
+TABLES = [
+    ("CPU time per request", MICROSECONDS, [(f"{key}.cpu", what) for key, what in LOADS]),
+    ("CPU time per MiB", MICROSECONDS, [
+        ("download.cpu", "down, 1 MiB at a time"),
+        ("upload.cpu", "up, 16 MiB at a time"),
+        ("echo.cpu", "up and back, 16 MiB at a time"),
+    ]),
+    ("Requests per second", RATE, [(f"{key}.rate", what) for key, what in LOADS]),
+    ("MiB per second", RATE, [
+        ("upload.rate", "up, 16 MiB at a time"),
+        ("echo.rate", "up and back, 16 MiB at a time"),
+    ]),
+    ("Latency, median", MILLISECONDS,
+     [(f"{key}.p50", what) for key, what in LOADS if key != "pipeline"]),
+    ("Latency, 99th percentile", MILLISECONDS,
+     [(f"{key}.p99", what) for key, what in LOADS if key != "pipeline"]),
+    ("Peak memory", MEGABYTES, [
+        ("start.peak", "after the first answer"),
+        *((f"{key}.peak", what) for key, what in LOADS),
+        ("upload.peak", "16 MiB up"),
+        ("echo.peak", "16 MiB up and back"),
+    ]),
+    ("Memory per idle keep-alive connection", BYTES, [("idle.memory", "10,000 of them")]),
+    ("Start and size", None, [
+        ("start.time", "exec to first answer", MILLISECONDS),
+        ("size", "stripped binary", MEGABYTES),
+    ]),
+    ("Drain", MILLISECONDS, [
+        ("idle.drain", "TERM to exit, 10,000 idle connections"
+                       " (ours keeps them for its linger, 100 ms)"),
+        ("last.drain", "last response to exit, one request in flight"),
+    ]),
+    ("Counted, per keep-alive request", None, [
+        ("syscalls.1", "system calls, 1 connection", COUNT),
+        ("syscalls.16", "system calls, 16 connections", COUNT),
+        ("instructions", "instructions, 1 connection", WHOLE),
+    ]),
+]
+
+CHARTS = [
+    ("keep-64.cpu", "CPU per keep-alive request", MICROSECONDS),
+    ("pipeline.cpu", "CPU per pipelined request", MICROSECONDS),
+    ("download.cpu", "CPU per MiB down", MICROSECONDS),
+    ("upload.cpu", "CPU per MiB up", MICROSECONDS),
+    ("idle.memory", "Memory per idle connection", ("KB", 1e-3, 1)),
+    ("start.time", "From exec to first answer", MILLISECONDS),
+]
+
+
+class Report:
+    """Figures of a run: `figures[figure][peer]` is a list, one entry a round."""
+
+    def __init__(self, run):
+        self.run = run
+        self.figures = run["figures"]
+        self.peers = [peer for peer in PEERS if peer.key in run["peers"]]
+
+    def median(self, figure, peer):
+        """The median of the rounds; None if there is none."""
+        values = [v for v in self.figures.get(figure, {}).get(peer, []) if v is not None]
+        return median(values) if values else None
+
+    def markdown(self, chart):
+        """Everything between the two marks."""
+        parts = [BEGIN, *self._about(), "", *self._budgets(), ""]
+        if chart:
+            parts += [f"![The main figures as bars]({chart})", ""]
+        for table in TABLES:
+            parts += self._table(*table)
+        parts += self._names() + self._failures() + self._versions() + [END]
+        return "\n".join(parts) + "\n"
+
+    def write(self, directory):
+        """Writes `benchmarks.md`, of which only the part between the marks changes, and
+        `benchmarks.svg`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        page, chart = directory / "benchmarks.md", directory / "benchmarks.svg"
+        svg = self.svg()
+        chart.write_text(svg)
+        text = page.read_text() if page.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
+        before, begin, rest = text.partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not (begin and end):
+            before, after = text.rstrip("\n") + "\n\n", "\n"
+        page.write_text(before + self.markdown(chart.name).rstrip("\n") + after)
+        return page, chart
+
+    def _about(self):
+        run, rounds = self.run, self.run["rounds"]
+        command = f"benches/compare {run['arguments']}".rstrip()
+        yield (f"Written by `{command}` on {run['date']}: medians of {rounds} "
+               f"round{'s' * (rounds != 1)} of {run['seconds']} s for each load and server, in turn. "
+               f"{run['machine']}; the servers on core {run['server_cores']}, the load on core "
+               f"{run['load_cores']}; over loopback. {', '.join(run['tools'])}.")
+
+    def _budgets(self):
+        verdicts = list(judge(self.median))
+        if not verdicts:
+            return
+        names = {peer.key: peer.name for peer in PEERS}
+        met = sum(v.is_met for v in verdicts if v.is_must)
+        musts = sum(v.is_must for v in verdicts)
+        yield "## Budgets"
+        yield ""
+        yield f"{met} of {musts} that must be met are."
+        yield ""
+        yield "| what | | at most | is | |"
+        yield "|---|---|---|---|---|"
+        units = {row[0]: row[2] if unit is None else unit
+                 for _, unit, rows in TABLES for row in rows}
+        for v in verdicts:
+            kind = "must" if v.is_must else "aim"
+            if v.bound.peer:
+                limit = f"{_number(v.bound.limit, 3)} × {names[v.bound.peer]}"
+                value = f"{v.value:.{3 if v.bound.limit < 0.2 else 2}f} ×"
+            else:
+                unit = units[v.budget.figure]
+                limit, value = (_shown(x, unit, True) for x in (v.bound.limit, v.value))
+            verdict = "met" if v.is_met else "**not met**"
+            yield f"| {v.budget.what} | {kind} | {limit} | {value} | {verdict} |"
+
+    def _table(self, title, unit, rows):
+        rows = [row for row in rows if row[0] in self.figures]
+        if not rows:
+            return
+        yield f"## {title}" + (f", {unit[0]}" if unit and unit[0] else "")
+        yield ""
+        yield "| | " + " | ".join(peer.name for peer in self.peers) + " |"
+        yield "|---|" + "---:|" * len(self.peers)
+        for figure, what, *own in rows:
+            own_unit = own[0] if own else unit
+            shown = [_shown(self.median(figure, peer.key), own_unit) for peer in self.peers]
+            label = what + (f", {own_unit[0]}" if own and own_unit[0] else "")
+            yield f"| {label} | " + " | ".join(shown) + " |"
+        yield ""
+
+    def _names(self):
+        rows = [(peer, self.figures.get("syscalls.1.names", {}).get(peer.key),
+                 self.figures.get("syscalls.16.names", {}).get(peer.key)) for peer in self.peers]
+        rows = [(peer, one[0], many[0]) for peer, one, many in rows if one and many]
+        if not rows:
+            return []
+        table = ["## System calls, by name", "",
+                 "| | 1 connection | 16 connections |", "|---|---|---|"]
+        return table + [f"| {peer.name} | {one} | {many} |" for peer, one, many in rows] + [""]
+
+    def _failures(self):
+        failures = self.run["failures"]
+        if not failures:
+            return []
+        return ["What could not be measured:", "", *(f"- {failure}" for failure in failures), ""]
+
+    def _versions(self):
+        versions = [f"- {peer.name}: {self.run['versions'][peer.key]}" for peer in self.peers]
+        return ["## Versions", "", *versions, ""]
+
+    def svg(self):
+        """Bars, a panel for each figure; ours in colour."""
+        charts = [chart for chart in CHARTS if chart[0] in self.figures]
+        columns, bar, gap, top = 2, 15, 5, 34
+        width, label = 450, 112
+        height = top + len(self.peers) * (bar + gap) + 22
+        whole = (width * columns, height * max(1, -(-len(charts) // columns)))
+        out = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole[0]} {whole[1]}"'
+            f' width="{whole[0]}" height="{whole[1]}" font-family="sans-serif" font-size="12">',
+            "<title>smol-graceful beside other servers: shorter is better</title>",
+            "<style>text{fill:#24292f}.t{font-weight:bold;font-size:14px}.b{fill:#9aa4af}"
+            ".o{fill:#1f7a4d}.g{fill:#fff}@media(prefers-color-scheme:dark)"
+            "{text{fill:#d8dee4}.b{fill:#59636e}.o{fill:#3fb27a}.g{fill:#0d1117}}</style>",
+            f'<rect class="g" width="{whole[0]}" height="{whole[1]}"/>',
+        ]
+        for number, (figure, title, unit) in enumerate(charts):
+            x, y = number % columns * width, number // columns * height
+            out.append(f'<text class="t" x="{x + 10}" y="{y + 22}">'
+                       f"{escape(title)}, {unit[0]}</text>")
+            values = {peer.key: self.median(figure, peer.key) for peer in self.peers}
+            longest = max((v for v in values.values() if v), default=1)
+            for line, peer in enumerate(self.peers):
+                value, line_y = values[peer.key], y + top + line * (bar + gap)
+                length = max(1, (value or 0) / longest * (width - label - 75))
+                kind = "o" if peer.key == "ours" else "b"
+                out.append(f'<text x="{x + label}" y="{line_y + 12}" text-anchor="end">'
+                           f"{escape(peer.name)}</text>")
+                if value is not None:
+                    out.append(f'<rect class="{kind}" x="{x + label + 8}" y="{line_y}"'
+                               f' width="{length:.1f}" height="{bar}"/>')
+                out.append(f'<text x="{x + label + 14 + (length if value is not None else 0):.1f}"'
+                           f' y="{line_y + 12}">{_shown(value, unit)}</text>')
+        return "\n".join([*out, "</svg>"]) + "\n"
+
+
+def about_machine():
+    """The machine's kind, in a few words."""
+    with open("/proc/cpuinfo") as file:
+        names = re.findall(r"^model name\s*: (.*)$", file.read(), re.MULTILINE)
+    cpu = re.sub(r"\s+", " ", names[0]) if names else platform.machine()
+    return f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}"
+
+
+def about_run(peers):
+    """What is told of a run beside its figures."""
+    return {
+        "date": date.today().isoformat(),
+        "machine": about_machine(),
+        "tools": tools(),
+        "versions": {peer.key: version(peer) for peer in peers},
+    }
+
+
+def _shown(value, unit, with_unit=False):
+    if value is None:
+        return "—"
+    name, factor, digits = unit
+    if isinf(value):
+        return "> 40 s"
+    number = _number(value * factor, digits)
+    return f"{number} {name}".strip() if with_unit else number
+
+
+def _number(value, digits):
+    """With at least so many digits that a small one is not lost, and no more than four or so."""
+    if digits and value >= 100:
+        digits = 0 if value >= 1000 else 1
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text and digits == 3 else text

@@ -1,0 +1,128 @@
+"""A server as a process: started on its cores, looked at, ended."""
+
+import os
+import re
+import select
+import signal
+import socket
+import time
+from pathlib import Path
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Failure(Exception):
+    """A measurement that could not be taken; the reason is shown instead of a figure."""
+
+
+class Server:
+    """A server process of ours: it ends with the `with` block at the latest."""
+
+    def __init__(self, binary, cores, under=(), patience=10, environment=os.environ):
+        self.port = _free_port()
+        command = [*map(str, under), str(binary), f"127.0.0.1:{self.port}"]
+        null = [(os.POSIX_SPAWN_OPEN, n, "/dev/null", os.O_RDWR, 0) for n in range(3)]
+        own = os.sched_getaffinity(0)
+        # The child inherits it; one process fewer to start than with taskset.
+        os.sched_setaffinity(0, cores)
+        started = time.perf_counter()
+        try:
+            self.pid = os.posix_spawnp(
+                command[0], command, environment, file_actions=null,
+                setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
+        finally:
+            os.sched_setaffinity(0, own)
+        self.pidfd = os.pidfd_open(self.pid)
+        try:
+            self._first_answer(started + patience)
+        except BaseException:
+            self.end()
+            raise
+        # From exec to the first answer, in seconds.
+        self.start_time = time.perf_counter() - started
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.end()
+
+    def end(self):
+        """Ends it, unless it has ended."""
+        if self.pid is None:
+            return
+        if not self.has_ended():
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+        self.pid = None
+
+    def terminate(self):
+        """Sends TERM."""
+        signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+
+    def has_ended(self, patience=0.0):
+        """Whether it has ended, within `patience` seconds."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(patience * 1000))
+
+    def connect(self):
+        """Opens a connection to it."""
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return client
+
+    def cpu(self):
+        """CPU time so far, of all threads, user and system, in seconds."""
+        stat = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(stat[11]) + int(stat[12])) / TICKS
+
+    def peak(self):
+        """The most memory that was resident so far, in bytes (VmHWM)."""
+        return self._kilobytes("status", "VmHWM") * 1024
+
+    def private(self):
+        """Memory that is this process's alone, in bytes."""
+        return 1024 * sum(
+            self._kilobytes("smaps_rollup", name) for name in ("Private_Clean", "Private_Dirty"))
+
+    def tasks(self):
+        """The ids of its threads."""
+        return [int(name) for name in os.listdir(f"/proc/{self.pid}/task")]
+
+    def _kilobytes(self, file, name):
+        text = Path(f"/proc/{self.pid}/{file}").read_text()
+        return int(re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)[1])
+
+    def _first_answer(self, deadline):
+        while True:
+            if time.perf_counter() > deadline:
+                raise Failure("no answer")
+            if self.has_ended():
+                raise Failure("ended at once")
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=10) as client:
+                    client.sendall(REQUEST)
+                    if client.recv(4096):
+                        return
+            except OSError:
+                continue
+
+
+_next_port = 20000 + os.getpid() % 5000
+
+
+def _free_port():
+    """A port that nobody uses, below those that the kernel gives to clients."""
+    global _next_port
+    for _ in range(2000):
+        _next_port = 20000 + (_next_port - 20000 + 1) % 10000
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", _next_port))
+                return _next_port
+            except OSError:
+                continue
+    raise Failure("no free port")
