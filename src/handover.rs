@@ -30,22 +30,22 @@ use crate::notify::{MANAGER, Notify, SOCKET, TAKEN};
 ///
 /// The successor finds the sockets by [`Listener::bind`] with the same addresses, or by
 /// [`Listener::inherited`]; they have the descriptors from 3 on, whatever else this process had been
-/// started with there. It is ready when it sends `READY=1` to its NOTIFY_SOCKET, as [`run`](crate::run)
-/// and [`ready`] do. Then the successor accepts connections alone: stop this server, which
-/// only lets go of its sockets and finishes what is in flight. If there is a service manager (systemd),
-/// it is told that the successor is the main process now.
+/// started with there. It is ready when it sends `READY=1` to its NOTIFY_SOCKET, as
+/// [`run`](crate::run) and [`ready`] do. Then it serves, and this server is to be stopped: it only lets
+/// go of its sockets and finishes what is in flight. If there is a service manager (systemd), it is
+/// told that the successor is the main process now.
 ///
 /// A supervisor that follows the process that it has started, as Supervisor does, takes this for
 /// its end: `docs/restart.md` says which way is for whom.
 ///
 /// # Errors
 ///
-/// If a listener is closed or no socket ([`Listener::of`]), if the program cannot be started, ends before it is ready, or is not ready in time: then it is
-/// told to stop (SIGTERM), is killed if it does not within `patience` (5 s at least), and this process
-/// goes on serving. Also
-/// [`io::ErrorKind::Unsupported`] if this process is the first one of a container, which ends with
-/// it; [`io::ErrorKind::AlreadyExists`] while a successor is being started, and when there is one. It
-/// needs a directory for temporary files that can be written to (TMPDIR).
+/// If a listener is closed or no socket ([`Listener::of`]), if the program cannot be started, ends
+/// before it is ready, or is not ready in time: then it is told to stop (SIGTERM), is killed if it does
+/// not within `patience` (5 s at least), and this process goes on serving. Also
+/// [`io::ErrorKind::Unsupported`] if this process is the first one of a container, which ends with it;
+/// [`io::ErrorKind::AlreadyExists`] while a successor is being started, and when there is one. It needs
+/// a directory for temporary files that can be written to (TMPDIR).
 ///
 /// # Cancel safety
 ///

@@ -191,9 +191,8 @@ impl Process {
     /// Listens, serves, and returns when the server was stopped and has drained.
     ///
     /// The first signal stops the server, the second aborts it at once (rule S14); the same one again
-    /// in the same moment (3 ms) is no second one. The signals
-    /// stay without effect on the process after this has returned. A connection's task runs on
-    /// worker threads of this call's own, whatever [`Server::executor`] was set to; workers that
+    /// in the same moment (3 ms) is no second one. The signals stay without effect on the process after
+    /// this has returned. A connection's task runs on worker threads of this call's own, whatever [`Server::executor`] was set to; workers that
     /// are stuck in a handler are left behind when the drain has timed out or was forced.
     ///
     /// # Errors
