@@ -20,7 +20,7 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
-use common::{Client, End, PATIENCE, Received, wait_until};
+use common::{Client, End, PATIENCE, Received, Stagehand, wait_until};
 use futures_lite::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, FutureExt, StreamExt, future, stream,
 };
@@ -1679,31 +1679,12 @@ fn patiently<T>(future: impl Future<Output = T>) -> T {
 /// More than a kernel or a pipe takes in for a client that does not read.
 const BIG: usize = 16 * 1024 * 1024;
 
-/// The test's side of [`stage`].
-struct Stagehand {
-    entered: Receiver<String>,
-    gate: Mutex<Option<channel::Sender<()>>>,
-}
-
-impl Stagehand {
-    /// Waits until a handler has been called with this path.
-    fn entered(&self, path: &str) {
-        assert_eq!(self.entered.recv_timeout(PATIENCE).expect("no handler was called"), path);
-    }
-
-    /// Lets all handlers go on, now and later.
-    fn open(&self) {
-        self.gate.lock().unwrap().take();
-    }
-}
-
 type Answer = future::Boxed<http_types::Result<Response>>;
 
 /// A handler that can be waited for: `/now` answers, `/wait` waits until the stage is opened,
 /// `/echo` sends back the body, `/read` reads it, `/peer` says who asks, `/big` is [`BIG`].
 fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
-    let (enter, entered) = mpsc::channel();
-    let (open, gate) = channel::bounded::<()>(1);
+    let (stagehand, enter, gate) = Stagehand::new();
     let handler = move |mut request: Request| -> Answer {
         let (enter, gate) = (enter.clone(), gate.clone());
         Box::pin(async move {
@@ -1730,7 +1711,7 @@ fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
             })
         })
     };
-    (Stagehand { entered, gate: Mutex::new(Some(open)) }, handler)
+    (stagehand, handler)
 }
 
 /// The same with the stage open.

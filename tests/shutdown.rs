@@ -9,13 +9,13 @@ use std::future::Future;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::pin::Pin;
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
 use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, End, PATIENCE, Running, wait_until};
+use common::{Client, End, PATIENCE, Running, Stagehand, wait_until};
 use futures_lite::io::BufReader;
 use futures_lite::{AsyncRead, FutureExt, Stream, future};
 use smol::{Executor, channel};
@@ -294,24 +294,6 @@ impl Scene {
 /// More than the kernel takes in for a client that does not read.
 const BIG: usize = 32 * 1024 * 1024;
 
-/// The test's side of [`stage`]: knows where the handlers are, and lets them go on.
-struct Stagehand {
-    entered: Receiver<String>,
-    gate: Mutex<Option<channel::Sender<()>>>,
-}
-
-impl Stagehand {
-    /// Waits until a handler has been called with this path.
-    fn entered(&self, path: &str) {
-        assert_eq!(self.entered.recv_timeout(PATIENCE).expect("no handler was called"), path);
-    }
-
-    /// Lets all handlers go on, now and later.
-    fn open(&self) {
-        self.gate.lock().unwrap().take();
-    }
-}
-
 type Answer = Pin<Box<dyn Future<Output = http_types::Result<Response>> + Send>>;
 
 /// A handler whose every step the test knows of.
@@ -320,8 +302,7 @@ type Answer = Pin<Box<dyn Future<Output = http_types::Result<Response>> + Send>>
 /// [`BIG`]; `/until-stop` waits for the stop; `/panic` panics; `/panic-in-body` does so after the
 /// response has begun.
 fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
-    let (enter, entered) = mpsc::channel();
-    let (open, gate) = channel::bounded::<()>(1);
+    let (stagehand, enter, gate) = Stagehand::new();
     let handler = move |mut request: Request| -> Answer {
         let (enter, gate) = (enter.clone(), gate.clone());
         Box::pin(async move {
@@ -353,7 +334,7 @@ fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
             })
         })
     };
-    (Stagehand { entered, gate: Mutex::new(Some(open)) }, handler)
+    (stagehand, handler)
 }
 
 /// A body that begins well, for so many reads.

@@ -13,12 +13,14 @@ use std::net::{Shutdown as Half, SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use smol::channel;
 use smol_graceful::{Address, Limits, Listener, Outcome, Request, Response, Server, Shutdown};
 
 /// How long anything may take before the test fails: far more than a busy machine needs.
@@ -402,6 +404,32 @@ impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Knows where a test's handlers are, and lets them go on.
+pub struct Stagehand {
+    entered: Receiver<String>,
+    gate: Mutex<Option<channel::Sender<()>>>,
+}
+
+impl Stagehand {
+    /// With what handlers need: they say by the first with which path they were called, and wait at the
+    /// second, on which nothing is ever sent: it is opened by being closed.
+    pub fn new() -> (Self, mpsc::Sender<String>, channel::Receiver<()>) {
+        let (enter, entered) = mpsc::channel();
+        let (open, gate) = channel::bounded(1);
+        (Self { entered, gate: Mutex::new(Some(open)) }, enter, gate)
+    }
+
+    /// Waits until a handler has been called with this path.
+    pub fn entered(&self, path: &str) {
+        assert_eq!(self.entered.recv_timeout(PATIENCE).expect("no handler was called"), path);
+    }
+
+    /// Lets all handlers go on, now and later.
+    pub fn open(&self) {
+        self.gate.lock().unwrap().take();
     }
 }
 
