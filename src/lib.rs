@@ -75,6 +75,7 @@
 //! that http-types knows; others are answered 501. No routing, no HTTP/2; TLS by [`Listener::wrap`].
 
 mod address;
+mod bound;
 mod chunks;
 mod connection;
 mod error;

@@ -9,7 +9,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -20,11 +20,11 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use async_io::{Async, Timer};
-use futures_lite::{AsyncRead, AsyncWrite, Stream, future, stream};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use futures_lite::{AsyncRead, AsyncWrite, Stream, future};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::address::Address;
+use crate::bound::{Bound, is_of_one_connection, tcp};
 use crate::connection::Connection;
 use crate::inherited::{self, Handed, Inherited};
 use crate::socket_file::{SocketFile, is_stale};
@@ -315,17 +315,6 @@ struct Shared {
     syn_filter: bool,
     /// Exhaustion was logged, and the queue has not been empty since: the episode goes on.
     is_exhausted: AtomicBool,
-}
-
-enum Bound {
-    Tcp(Async<TcpListener>),
-    Unix {
-        socket: Async<UnixListener>,
-        /// Removed when the listener is closed; `None` if there is none, or if it is not ours.
-        file: Option<SocketFile>,
-    },
-    /// No socket: connections that come from elsewhere.
-    Other(Pin<Box<dyn Stream<Item = io::Result<Connection>> + Send>>),
 }
 
 impl Shared {
@@ -773,101 +762,6 @@ const HANDSHAKES: Duration = Duration::from_millis(50);
 /// How long the kernel's queue is emptied before the close when clients keep refilling it.
 const FLOOD: Duration = Duration::from_millis(500);
 
-impl Bound {
-    /// A socket that listens on `address`; `file` answers for a Unix socket's.
-    fn of(
-        socket: Socket,
-        address: &Address,
-        file: impl FnOnce(&Path) -> Option<SocketFile>,
-    ) -> io::Result<Self> {
-        Ok(match address {
-            Address::Unix(path) => Self::Unix {
-                socket: Async::new(UnixListener::from(socket))?,
-                // An abstract one has none.
-                file: file(path),
-            },
-            _ => Self::Tcp(tcp(socket)?),
-        })
-    }
-
-    /// The next connection; wakes `cx` when there is one.
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Transport, Peer)>> {
-        loop {
-            let accepted = match self {
-                Self::Tcp(socket) => socket.get_ref().accept().and_then(|(stream, addr)| {
-                    Ok((Transport::from(Async::new(stream)?), Peer::canonical(addr)))
-                }),
-                Self::Unix { socket, .. } => socket
-                    .get_ref()
-                    .accept()
-                    .and_then(|(stream, _)| Ok((Transport::from(Async::new(stream)?), Peer::Unix))),
-                Self::Other(connections) => {
-                    return match ready!(connections.as_mut().poll_next(cx)) {
-                        Some(connection) => Poll::Ready(connection.map(|connection| {
-                            let peer = connection.peer();
-                            (connection.into_transport(), peer)
-                        })),
-                        None => {
-                            *self = Self::Other(Box::pin(stream::pending()));
-                            Poll::Pending
-                        }
-                    };
-                }
-            };
-            match accepted {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(self.poll_readable(cx))?;
-                }
-                // The kernel takes a descriptor before it looks at the queue, and complains even if
-                // the queue is empty.
-                Err(error) if !is_of_one_connection(&error) && !self.has_queue() => {
-                    ready!(self.poll_readable(cx))?;
-                }
-                accepted => return Poll::Ready(accepted),
-            }
-        }
-    }
-
-    /// Whether a client waits; if that cannot be known, perhaps.
-    fn has_queue(&self) -> bool {
-        let Some(socket) = self.socket() else { return true };
-        let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
-        poll(&mut fds, Some(&Timespec::default())) != Ok(0)
-    }
-
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(socket) => socket.poll_readable(cx),
-            Self::Unix { socket, .. } => socket.poll_readable(cx),
-            Self::Other(_) => Poll::Ready(Ok(())),
-        }
-    }
-
-    fn socket(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Self::Tcp(socket) => Some(socket.as_fd()),
-            Self::Unix { socket, .. } => Some(socket.as_fd()),
-            Self::Other(_) => None,
-        }
-    }
-}
-
-/// Whether an error of `accept` concerns only the connection that it took off the queue.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::Interrupted
-            | io::ErrorKind::TimedOut
-            | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::NetworkDown
-            | io::ErrorKind::PermissionDenied
-    )
-}
-
 /// An error in an operator's words: without Rust's decoration.
 pub(crate) fn reason(error: &io::Error) -> String {
     match error.kind() {
@@ -887,13 +781,6 @@ const BACKLOG: i32 = 4096;
 
 const EAFNOSUPPORT: i32 = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
 const EADDRNOTAVAIL: i32 = rustix::io::Errno::ADDRNOTAVAIL.raw_os_error();
-
-/// A TCP socket that listens, for use here.
-fn tcp(socket: Socket) -> io::Result<Async<TcpListener>> {
-    // Accepted sockets inherit it: responses are written whole, so nothing is gained by waiting.
-    socket.set_tcp_nodelay(true)?;
-    Async::new(TcpListener::from(socket))
-}
 
 fn unix(path: &Path) -> io::Result<Listener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;

@@ -1,0 +1,140 @@
+//! [`Bound`]: what a listener takes its connections from: a TCP or Unix socket, or a source of the
+//! program's own.
+//!
+//! Invariant: a connection comes out as what it is, with its peer; an error that concerns one
+//! connection alone is told from one of the socket's (rule S18). Waits for nothing and never closes.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use async_io::Async;
+use futures_lite::{Stream, stream};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::Socket;
+
+use crate::address::Address;
+use crate::connection::Connection;
+use crate::socket_file::SocketFile;
+use crate::transport::{Peer, Transport};
+
+/// Where connections come from.
+pub(crate) enum Bound {
+    Tcp(Async<TcpListener>),
+    Unix {
+        socket: Async<UnixListener>,
+        /// Removed when the listener is closed; `None` if there is none, or if it is not ours.
+        file: Option<SocketFile>,
+    },
+    /// No socket: connections that come from elsewhere.
+    Other(Pin<Box<dyn Stream<Item = io::Result<Connection>> + Send>>),
+}
+
+impl Bound {
+    /// A socket that listens on `address`; `file` answers for a Unix socket's.
+    pub(crate) fn of(
+        socket: Socket,
+        address: &Address,
+        file: impl FnOnce(&Path) -> Option<SocketFile>,
+    ) -> io::Result<Self> {
+        Ok(match address {
+            Address::Unix(path) => Self::Unix {
+                socket: Async::new(UnixListener::from(socket))?,
+                // An abstract one has none.
+                file: file(path),
+            },
+            _ => Self::Tcp(tcp(socket)?),
+        })
+    }
+
+    /// The next connection; wakes `cx` when there is one.
+    pub(crate) fn poll_accept(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<(Transport, Peer)>> {
+        loop {
+            let accepted = match self {
+                Self::Tcp(socket) => socket.get_ref().accept().and_then(|(stream, addr)| {
+                    Ok((Transport::from(Async::new(stream)?), Peer::canonical(addr)))
+                }),
+                Self::Unix { socket, .. } => socket
+                    .get_ref()
+                    .accept()
+                    .and_then(|(stream, _)| Ok((Transport::from(Async::new(stream)?), Peer::Unix))),
+                Self::Other(connections) => {
+                    return match ready!(connections.as_mut().poll_next(cx)) {
+                        Some(connection) => Poll::Ready(connection.map(|connection| {
+                            let peer = connection.peer();
+                            (connection.into_transport(), peer)
+                        })),
+                        None => {
+                            *self = Self::Other(Box::pin(stream::pending()));
+                            Poll::Pending
+                        }
+                    };
+                }
+            };
+            match accepted {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(self.poll_readable(cx))?;
+                }
+                // The kernel takes a descriptor before it looks at the queue, and complains even if
+                // the queue is empty.
+                Err(error) if !is_of_one_connection(&error) && !self.has_queue() => {
+                    ready!(self.poll_readable(cx))?;
+                }
+                accepted => return Poll::Ready(accepted),
+            }
+        }
+    }
+
+    /// Whether a client waits; if that cannot be known, perhaps.
+    pub(crate) fn has_queue(&self) -> bool {
+        let Some(socket) = self.socket() else { return true };
+        let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())) != Ok(0)
+    }
+
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(socket) => socket.poll_readable(cx),
+            Self::Unix { socket, .. } => socket.poll_readable(cx),
+            Self::Other(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Tcp(socket) => Some(socket.as_fd()),
+            Self::Unix { socket, .. } => Some(socket.as_fd()),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+/// Whether an error of `accept` concerns only the connection that it took off the queue.
+pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::TimedOut
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown
+            | io::ErrorKind::PermissionDenied
+    )
+}
+
+/// A TCP socket that listens, for use here.
+pub(crate) fn tcp(socket: Socket) -> io::Result<Async<TcpListener>> {
+    // Accepted sockets inherit it: responses are written whole, so nothing is gained by waiting.
+    socket.set_tcp_nodelay(true)?;
+    Async::new(TcpListener::from(socket))
+}
