@@ -7,11 +7,11 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::panic::AssertUnwindSafe;
+use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use async_io::Timer;
 use futures_lite::FutureExt;
@@ -25,17 +25,35 @@ use crate::listener::Wrap;
 use crate::registry::{Seat, Stage};
 use crate::shutdown::{Phase, Shutdown};
 use crate::transport::{Transport, Wrapped};
+use crate::wire::body::Framing;
 use crate::wire::buffer::Buffer;
-use crate::wire::head::Bounds;
-use crate::wire::response::{
-    Asked, Reply, asks_to_close, ends_with_connection, has_body, plain, upgrades,
-};
+use crate::wire::head::{Bounds, Head};
+use crate::wire::response::{Asked, Reply, plain, upgrades};
 use crate::wire::{Broken, Gate, LAST_LOOKS, NoHead, is_empty_lines, leave};
 
 /// A handler, whatever its own type.
-pub(crate) type Handler = dyn Fn(Request) -> Pin<Box<dyn Future<Output = http_types::Result<Response>> + Send>>
-    + Send
-    + Sync;
+pub(crate) type Handler = dyn Fn(Request) -> Pin<Box<dyn Handling>> + Send + Sync;
+
+/// A handler at work on a request: its own future, not another one around it.
+pub(crate) trait Handling: Send {
+    fn poll_response(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<http_types::Result<Response>>;
+}
+
+impl<F, R> Handling for F
+where
+    F: Future<Output = http_types::Result<R>> + Send,
+    R: Into<Response>,
+{
+    fn poll_response(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<http_types::Result<Response>> {
+        self.poll(cx).map_ok(Into::into)
+    }
+}
 
 /// What all connections of a server share.
 pub(crate) struct Service {
@@ -162,7 +180,7 @@ async fn requests(service: &Service, seat: &Arc<Seat>, mut transport: Transport)
         fresh = false;
         // The active phase is a future of its own, dropped when the connection falls idle (W12).
         let gate = Gate::new(transport, bytes, n, seat.clone(), bounds(&service.limits));
-        let active = Box::pin(exchanges(service, seat, gate));
+        let active = Box::pin(exchanges(service, gate));
         // A handler's panic is answered where it happens; a panic of a response's body ends here.
         match AssertUnwindSafe(active).catch_unwind().await {
             Ok(Some(idle)) => (transport, empty) = idle,
@@ -251,123 +269,134 @@ fn bounds(limits: &Limits) -> Bounds {
 }
 
 /// Request after request, until nothing more has arrived: then the transport comes back, and how
-/// many bytes of empty lines have. `None`
-/// when the connection has ended.
-async fn exchanges(service: &Service, seat: &Seat, mut gate: Gate) -> Option<(Transport, usize)> {
+/// many bytes of empty lines have. `None` when the connection has ended.
+#[expect(clippy::manual_async_fn, reason = "an `async fn` keeps room for its arguments twice")]
+fn exchanges(
+    service: &Service,
+    mut gate: Gate,
+) -> impl Future<Output = Option<(Transport, usize)>> + Send {
+    async move {
+        // In the drain: how much of what had arrived when the connection took note of it is left.
+        let mut owed = None;
+        for turn in 1_usize.. {
+            if turn % 32 == 0 {
+                // A client that pipelines without end must not keep others from their turn.
+                yield_now().await;
+            }
+            let at_rest = match exchange(service, &mut gate, &mut owed).await {
+                Next::Exchange => continue,
+                Next::Idle => return gate.into_transport(),
+                Next::Refuse(asked, status) => {
+                    refuse(&mut gate, asked, status).await.ok()?;
+                    false
+                }
+                Next::Close { at_rest } => at_rest,
+                Next::Upgrade(asked, switching) => {
+                    Box::pin(upgrade(&mut gate, *switching, asked)).await;
+                    return None;
+                }
+                Next::End => return None,
+            };
+            gate.close(at_rest, || service.is_draining()).await;
+            break;
+        }
+        None
+    }
+}
+
+/// What comes behind an exchange.
+enum Next {
+    /// Another one.
+    Exchange,
+    /// Nothing more has arrived.
+    Idle,
+    /// The client gets this status instead of a handler's response, and the connection ends.
+    Refuse(Asked, StatusCode),
+    /// The connection is handed over to another protocol by this response.
+    Upgrade(Asked, Box<Response>),
+    /// The connection ends; `at_rest` if the client owes nothing and has sent nothing more.
+    Close { at_rest: bool },
+    /// The connection has ended.
+    End,
+}
+
+/// One request and its response.
+async fn exchange(service: &Service, gate: &mut Gate, owed: &mut Option<u64>) -> Next {
     let limits = &service.limits;
     let longest_body = limits.body_bytes.unwrap_or(u64::MAX);
-    // In the drain: how much of what had arrived when the connection took note of it is left.
-    let mut owed = None;
-    for turn in 1_usize.. {
-        if turn % 32 == 0 {
-            // A client that pipelines without end must not keep others from their turn.
-            yield_now().await;
-        }
-        let head = match gate.head(longest_body).await {
-            Ok(head) => head,
-            Err(NoHead::Closed) => return None,
-            Err(NoHead::Refused(status)) => {
-                let asked = presumably_asked(&gate);
-                return refuse(service, gate, asked, status).await;
-            }
-        };
-        let asked = Asked { method: head.method, version: head.version };
-        if gate.body_left() > longest_body {
-            return refuse(service, gate, asked, StatusCode::PayloadTooLarge).await;
-        }
-        seat.enter(Stage::Handler);
-        let mut request = match gate.decode(&head).await {
-            Ok(request) => request,
-            Err(status) => return refuse(service, gate, asked, status).await,
-        };
-        request.set_peer_addr(Some(seat.peer));
-        request.ext_mut().insert(service.shutdown.token());
+    let head = match gate.head(longest_body).await {
+        Ok(head) => head,
+        Err(NoHead::Closed) => return Next::End,
+        Err(NoHead::Refused(status)) => return Next::Refuse(presumably_asked(gate), status),
+    };
+    let asked = Asked::by(&head);
+    if matches!(head.framing, Framing::Fixed(length) if length > longest_body) {
+        return Next::Refuse(asked, StatusCode::PayloadTooLarge);
+    }
+    let answer = match ask(service, gate, &head) {
+        Ok(answer) => answer,
+        Err(status) => return Next::Refuse(asked, status),
+    };
+    let answered = async { Some(answer.await) };
+    let gone = async {
+        gate.tend(|| service.is_draining()).await;
+        None
+    };
+    let Some(answered) = answered.or(gone).await else {
+        gate.reset();
+        return Next::End;
+    };
+    let mut reply = match prepare(gate, &head, answered) {
+        Ok(reply) => reply,
+        Err(switching) => return Next::Upgrade(asked, switching),
+    };
 
-        let answer = async { Some(answer(service, request).await) };
-        let gone = async {
-            gate.tend(|| service.is_draining()).await;
-            None
-        };
-        let Some(answer) = answer.or(gone).await else {
+    // What the client asks for, what the response allows, what the body costs and is worth,
+    // what the stop leaves time for (rules W8, W9, S9).
+    let mut discard = limits.discard_bytes;
+    let keep = head.keep_alive
+        && reply.allows_another()
+        && (gate.body_is_held() && reply.has_body()
+            || gate.body_is_taken()
+            || gate.can_discard(discard) && gate.discard_arrived(&mut discard).await)
+        && !(service.is_draining() && is_last(gate, owed).await);
+    if !keep {
+        reply.announce_close();
+    }
+    match gate.respond(&mut reply).await {
+        Ok(()) => {}
+        Err(Broken::Unseen) => {
+            let status = gate.fault().unwrap_or(StatusCode::InternalServerError);
+            return Next::Refuse(asked, status);
+        }
+        Err(Broken::Seen) => {
             gate.reset();
-            return None;
-        };
-        let mut panicked = false;
-        let mut response = match answer {
-            Ok(response) => response,
-            // If the client got its body wrong, the error is the client's.
-            Err(Failure::Error(error)) => {
-                let status = gate.fault().unwrap_or(error.status());
-                let (method, path) = gate.describe();
-                // Clients must not fill the log with their own faults.
-                let level = if status.is_server_error() { Level::Warn } else { Level::Debug };
-                log::log!(level, "{} {method} {path}: {status}: {error}", seat.peer);
-                plain(status)
-            }
-            Err(Failure::Panic) => {
-                let (method, path) = gate.describe();
-                log::error!("{} {method} {path}: the handler has panicked", seat.peer);
-                panicked = true;
-                plain(StatusCode::InternalServerError)
-            }
-        };
-        if upgrades(&response) {
-            if head.upgrade && gate.body_is_taken() {
-                let stream = response.send_upgrade();
-                let reply = Reply::new(response, asked, false);
-                if gate.respond(reply).await.is_ok() && gate.flush().await.is_ok() {
-                    gate.upgrade(stream).await;
-                }
-                return None;
-            }
-            log::warn!("a handler has upgraded a request that did not ask for it");
-            response = plain(StatusCode::InternalServerError);
-        }
-
-        // What the client asks for, what the response allows, what the body costs and is worth,
-        // what the stop leaves time for (rules W8, W9, S9).
-        let mut discard = limits.discard_bytes;
-        let keep = !panicked
-            && head.keep_alive
-            && !asks_to_close(&response)
-            && !ends_with_connection(&response, asked)
-            && (gate.body_is_held() && has_body(&response, asked)
-                || gate.can_discard(discard) && gate.discard_arrived(&mut discard).await)
-            && !(service.is_draining() && is_last(&gate, &mut owed).await);
-        match gate.respond(Reply::new(response, asked, !keep)).await {
-            Ok(()) => {}
-            Err(Broken::Unseen) => {
-                let status = gate.fault().unwrap_or(StatusCode::InternalServerError);
-                return refuse(service, gate, asked, status).await;
-            }
-            Err(Broken::Seen) => {
-                gate.reset();
-                return None;
-            }
-        }
-        if service.is_draining() {
-            if gate.flush().await.is_err() {
-                return None;
-            }
-            service.shutdown.finished();
-        }
-        if !keep {
-            let at_rest = gate.body_is_taken() && !gate.has_input();
-            gate.close(at_rest, || service.is_draining()).await;
-            return None;
-        }
-        // The client has its answer, and is not waited for longer than an idle one (rule S6).
-        let over = || service.linger_is_over.load(Ordering::Acquire);
-        if !gate.can_discard(discard) || !gate.discard_body(&mut discard, over).await {
-            gate.close(false, || service.is_draining()).await;
-            return None;
-        }
-        if !gate.has_input() && owed.is_none() {
-            gate.flush().await.ok()?;
-            return gate.into_transport();
+            return Next::End;
         }
     }
-    None
+    if service.is_draining() {
+        if gate.flush().await.is_err() {
+            return Next::End;
+        }
+        service.shutdown.finished();
+    }
+    if !keep {
+        return Next::Close { at_rest: gate.body_is_taken() && !gate.has_input() };
+    }
+    // The client has its answer, and is not waited for longer than an idle one (rule S6).
+    let over = || service.linger_is_over.load(Ordering::Acquire);
+    let is_taken = gate.body_is_taken()
+        || gate.can_discard(discard) && gate.discard_body(&mut discard, over).await;
+    if !is_taken {
+        return Next::Close { at_rest: false };
+    }
+    if gate.has_input() || owed.is_some() {
+        return Next::Exchange;
+    }
+    match gate.flush().await {
+        Ok(()) => Next::Idle,
+        Err(_) => Next::End,
+    }
 }
 
 /// Whether the response that is about to be sent is the connection's last one, in the drain.
@@ -388,20 +417,48 @@ async fn is_last(gate: &Gate, owed: &mut Option<u64>) -> bool {
     left == 0
 }
 
-/// Answers a request that reaches no handler, and ends the connection (rule W4).
-async fn refuse(
-    service: &Service,
-    mut gate: Gate,
-    asked: Asked,
-    status: StatusCode,
-) -> Option<(Transport, usize)> {
+/// Answers a request that reaches no handler; the connection ends with it (rule W4).
+async fn refuse(gate: &mut Gate, asked: Asked, status: StatusCode) -> Result<(), Broken> {
     let (method, path) = gate.describe();
     log::debug!("{} {method} {path}: refused with {status}", gate.peer());
-    let reply = Reply::new(plain(status), asked, true);
-    if gate.respond(reply).await.is_ok() {
-        gate.close(false, || service.is_draining()).await;
+    let mut reply = Reply::new(plain(status), asked);
+    reply.announce_close();
+    gate.respond(&mut reply).await
+}
+
+/// What is sent for a handler's answer.
+///
+/// # Errors
+///
+/// The response itself, if it hands the connection over to another protocol.
+fn prepare(
+    gate: &Gate,
+    head: &Head,
+    answered: Result<Response, Failure>,
+) -> Result<Reply, Box<Response>> {
+    let panicked = matches!(answered, Err(Failure::Panic));
+    let mut response = answered.unwrap_or_else(|failure| apology(gate, &failure));
+    if upgrades(&response) {
+        if head.upgrade && gate.body_is_taken() {
+            return Err(Box::new(response));
+        }
+        log::warn!("a handler has upgraded a request that did not ask for it");
+        response = plain(StatusCode::InternalServerError);
     }
-    None
+    let mut reply = Reply::new(response, Asked::by(head));
+    if panicked {
+        reply.announce_close();
+    }
+    Ok(reply)
+}
+
+/// Hands the connection over to another protocol, until that has ended (rule S11).
+async fn upgrade(gate: &mut Gate, mut response: Response, asked: Asked) {
+    let stream = response.send_upgrade();
+    let mut reply = Reply::new(response, asked);
+    if gate.respond(&mut reply).await.is_ok() && gate.flush().await.is_ok() {
+        gate.upgrade(stream).await;
+    }
 }
 
 /// A request whose head could not be read is answered as HTTP/1.1 (RFC 9110 section 6.2), and
@@ -418,13 +475,44 @@ enum Failure {
     Panic,
 }
 
-/// Runs the handler on `request`. Its panic ends here (rule S17).
-async fn answer(service: &Service, request: Request) -> Result<Response, Failure> {
-    let handled = async { (service.handler)(request).await };
-    match AssertUnwindSafe(handled).catch_unwind().await {
-        Ok(Ok(response)) => Ok(response),
-        Ok(Err(error)) => Err(Failure::Error(error)),
-        // The panic hook has said where.
-        Err(_) => Err(Failure::Panic),
+/// The response for a request whose handler had none.
+fn apology(gate: &Gate, failure: &Failure) -> Response {
+    let (peer, (method, path)) = (gate.peer(), gate.describe());
+    match failure {
+        // If the client got its body wrong, the error is the client's.
+        Failure::Error(error) => {
+            let status = gate.fault().unwrap_or(error.status());
+            // Clients must not fill the log with their own faults.
+            let level = if status.is_server_error() { Level::Warn } else { Level::Debug };
+            log::log!(level, "{peer} {method} {path}: {status}: {error}");
+            plain(status)
+        }
+        Failure::Panic => {
+            log::error!("{peer} {method} {path}: the handler has panicked");
+            plain(StatusCode::InternalServerError)
+        }
     }
+}
+
+/// Calls the handler with the message. Its panic ends here, be it now or later (rule S17).
+///
+/// # Errors
+///
+/// 400 if the message's target makes no URL.
+fn ask(
+    service: &Service,
+    gate: &Gate,
+    head: &Head,
+) -> Result<impl Future<Output = Result<Response, Failure>> + use<>, StatusCode> {
+    let mut request = gate.decode(head)?;
+    request.set_peer_addr(Some(gate.peer()));
+    request.ext_mut().insert(service.shutdown.token());
+    let called = panic::catch_unwind(AssertUnwindSafe(|| (service.handler)(request)));
+    Ok(async {
+        // The panic hook has said where.
+        let mut handling = called.map_err(|_| Failure::Panic)?;
+        let handled = poll_fn(|cx| handling.as_mut().poll_response(cx));
+        let handled = AssertUnwindSafe(handled).catch_unwind();
+        handled.await.map_err(|_| Failure::Panic)?.map_err(Failure::Error)
+    })
 }

@@ -90,12 +90,8 @@ impl Server {
         F: Future<Output = http_types::Result<R>> + Send + 'static,
         R: Into<Response>,
     {
-        let handler = move |request| -> Pin<Box<dyn Future<Output = _> + Send>> {
-            let response = handler(request);
-            Box::pin(async move { response.await.map(Into::into) })
-        };
         Self {
-            handler: Box::new(handler),
+            handler: Box::new(move |request| Box::pin(handler(request))),
             limits: Limits::default(),
             shutdown: Shutdown::new(),
             executor: None,

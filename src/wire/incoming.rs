@@ -227,6 +227,11 @@ impl Incoming {
         self.body = Body::Cut(kind, status);
     }
 
+    /// Whether the client waits to be told to send the body.
+    pub(super) fn expects_continue(&self) -> bool {
+        self.permission != Permission::Settled
+    }
+
     /// Whether the client waits to be told to send the body, and nobody has asked for it.
     pub(super) fn continue_is_due(&self) -> bool {
         self.permission == Permission::Due

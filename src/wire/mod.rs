@@ -14,10 +14,10 @@ pub(crate) mod response;
 mod upgraded;
 
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -105,6 +105,7 @@ impl Gate {
                     wire.incoming.begin_message(&head, longest_body);
                     wire.exchange = wire.exchange.wrapping_add(1);
                     wire.serving = Stage::Handler;
+                    self.seat.enter(Stage::Handler);
                     return Poll::Ready(Ok(head));
                 }
                 Parse::Reject(status) => return Poll::Ready(Err(NoHead::Refused(status))),
@@ -143,16 +144,18 @@ impl Gate {
     /// # Errors
     ///
     /// 400 if its target makes no URL; everything else was refused before.
-    pub(crate) async fn decode(&mut self, head: &Head) -> Result<Request, StatusCode> {
+    pub(crate) fn decode(&self, head: &Head) -> Result<Request, StatusCode> {
         let exchange = self.wire().exchange;
         let message = Message { wire: self.wire.clone(), exchange };
-        // Never waits: the head is in memory (rule W2). The body is read by the request itself.
-        match async_h1::server::decode(message).await {
-            Ok(Some((mut request, _body))) => {
+        // Never waits: the head is in memory (rule W2). The body is read by the request itself. On the
+        // stack, as its 4 KiB would be the better part of an active connection.
+        let decoding = pin!(async_h1::server::decode(message));
+        match decoding.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(Some((mut request, _body)))) => {
                 request.set_version(Some(head.version));
                 Ok(request)
             }
-            Ok(None) | Err(_) => Err(StatusCode::BadRequest),
+            Poll::Ready(Ok(None) | Err(_)) | Poll::Pending => Err(StatusCode::BadRequest),
         }
     }
 
@@ -286,13 +289,14 @@ impl Gate {
 
     /// Encodes a response and sends what does not fit the buffer; the rest is sent by
     /// [`Gate::flush`], with what comes behind it (rule W10).
-    pub(crate) async fn respond(&mut self, mut reply: Reply) -> Result<(), Broken> {
+    pub(crate) async fn respond(&mut self, reply: &mut Reply) -> Result<(), Broken> {
         self.seat.enter(Stage::Response);
-        {
+        let expects_continue = {
             let mut wire = self.wire();
             wire.serving = Stage::Response;
             wire.is_open_ended = reply.ends_with_connection();
-        }
+            wire.incoming.expects_continue()
+        };
         let begin = self.output.len();
         // Whether the client can have seen any of this response.
         let mut unseen = true;
@@ -317,7 +321,7 @@ impl Gate {
                 let filled = reply.poll_fill(cx, &mut self.output);
                 // The body of the response is made of the request's, which the client sends only
                 // after this. Within the final response it would be too late (rule W7).
-                if self.wire().incoming.take_continue() && unseen {
+                if expects_continue && self.wire().incoming.take_continue() && unseen {
                     self.output.replace(begin..begin, CONTINUE);
                 }
                 match filled {
@@ -340,7 +344,9 @@ impl Gate {
         // A panic of the response's body is an end of it like any other (rule S17).
         let is_whole = AssertUnwindSafe(sent).catch_unwind().await.unwrap_or(false);
         if is_whole {
-            self.wire().is_open_ended = false;
+            if reply.ends_with_connection() {
+                self.wire().is_open_ended = false;
+            }
             Ok(())
         } else if unseen {
             let end = self.output.len();

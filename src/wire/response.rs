@@ -12,22 +12,35 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_h1::server::Encoder;
 use futures_lite::AsyncRead;
-use http_types::headers::{CONNECTION, CONTENT_LENGTH, DATE, HeaderValue, TRANSFER_ENCODING};
+use http_types::headers::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http_types::other::Date;
 use http_types::{Body, Method, Response, StatusCode, Version};
 
+use super::head;
 use super::outgoing::Outgoing;
 
-/// A response that is being encoded.
+/// A response on its way to the client.
 pub(crate) struct Reply {
-    encoder: Encoder,
+    encoding: Encoding,
+    asked: Asked,
     head: Head,
+    /// Whether a body goes with it (rule W11).
+    has_body: bool,
     /// A field that the encoder adds and that must not be sent.
     unwanted: Option<&'static [u8]>,
     /// Bytes of the body that are still owed to the client, where that is known.
     owed: Option<u64>,
     /// Whether only the end of the connection tells where the body ends.
     until_close: bool,
+    /// Whether it is the connection's last, as the handler wants it or as was announced.
+    closes: bool,
+}
+
+/// Whether async-h1 has begun with it.
+enum Encoding {
+    /// Not yet; `None` only on the way to the next.
+    Due(Option<Response>),
+    Begun(Encoder),
 }
 
 /// How far the head has come.
@@ -46,23 +59,10 @@ pub(crate) struct Asked {
     pub(crate) version: Version,
 }
 
-/// Whether a body without a length has to end with the connection: HTTP/1.0 knows no chunks (W8).
-pub(crate) fn ends_with_connection(response: &Response, asked: Asked) -> bool {
-    asked.version == Version::Http1_0
-        && response.len().is_none()
-        && asked.method != Method::Head
-        && !has_no_body(response.status())
-}
-
-/// Whether a body goes with `response` (rule W11), which may be made of the request's.
-pub(crate) fn has_body(response: &Response, asked: Asked) -> bool {
-    asked.method != Method::Head && !has_no_body(response.status())
-}
-
-/// Whether the handler itself asks to close.
-pub(crate) fn asks_to_close(response: &Response) -> bool {
-    let lines = response.header(CONNECTION).into_iter().flatten();
-    lines.flat_map(|line| line.as_str().split(',')).any(|o| o.trim().eq_ignore_ascii_case("close"))
+impl Asked {
+    pub(crate) fn by(head: &head::Head) -> Self {
+        Self { method: head.method, version: head.version }
+    }
 }
 
 /// Whether `response` hands the connection over to another protocol (RFC 9110 section 7.8).
@@ -79,41 +79,49 @@ pub(crate) fn plain(status: StatusCode) -> Response {
     response
 }
 
-/// The time for `Date` (RFC 9110 section 6.6.1), which each thread writes out once a second.
-fn date() -> HeaderValue {
+/// Sets `Date` (RFC 9110 section 6.6.1), which each thread writes out once a second.
+fn set_date(response: &mut Response) {
     thread_local! {
-        static NOW: RefCell<Option<(u64, HeaderValue)>> = const { RefCell::new(None) };
+        static NOW: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
     }
     let now = SystemTime::now();
     let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    NOW.with_borrow_mut(|cached| match cached {
-        Some((of, date)) if *of == second => date.clone(),
-        _ => cached.insert((second, Date::new(now).value())).1.clone(),
-    })
+    NOW.with_borrow_mut(|(of, date)| {
+        if *of != second || date.is_empty() {
+            (*of, *date) = (second, Date::new(now).value().to_string());
+        }
+        response.insert_header(DATE, date.as_str());
+    });
 }
 
 impl Reply {
-    /// Prepares `response`; with `last` it tells the client that the connection ends (rule S9).
-    pub(crate) fn new(response: Response, asked: Asked, last: bool) -> Self {
-        let mut response = fit_to_send(response);
+    /// Prepares `response`, by which the connection may go on unless it says otherwise.
+    pub(crate) fn new(mut response: Response, asked: Asked) -> Self {
+        let fields = Fields::of(&response).unwrap_or_else(|problem| {
+            log::error!("a handler has {problem}");
+            response = plain(StatusCode::InternalServerError);
+            Fields::default()
+        });
         let status = response.status();
-        let bodiless = asked.method == Method::Head || has_no_body(status);
+        let has_body = asked.method != Method::Head && !has_no_body(status);
 
-        // The framing is ours to decide; a handler's own idea of it would contradict it.
-        response.remove_header(TRANSFER_ENCODING);
-        let declared = response.remove_header(CONTENT_LENGTH);
-        if bodiless && response.len() == Some(0) {
-            // HEAD and 304 may tell the length of the body that GET would have (RFC 9110 8.6).
-            let length = declared.and_then(|length| length.as_str().trim().parse().ok());
-            if let Some(length) = length {
-                keep_headers(
-                    &mut response,
-                    Body::from_reader(futures_lite::io::empty(), Some(length)),
-                );
+        if fields.framing {
+            // The framing is ours to decide; a handler's own idea of it would contradict it.
+            response.remove_header(TRANSFER_ENCODING);
+            let declared = response.remove_header(CONTENT_LENGTH);
+            if !has_body && response.len() == Some(0) {
+                // HEAD and 304 may tell the length of the body that GET would have (RFC 9110 8.6).
+                let length = declared.and_then(|length| length.as_str().trim().parse().ok());
+                if let Some(length) = length {
+                    let nothing = Body::from_reader(futures_lite::io::empty(), Some(length));
+                    keep_headers(&mut response, nothing);
+                }
             }
         }
 
-        let until_close = ends_with_connection(&response, asked);
+        // HTTP/1.0 knows no chunks (rule W8).
+        let unsized_1_0 = asked.version == Version::Http1_0 && response.len().is_none();
+        let until_close = unsized_1_0 && has_body;
         if until_close {
             // A length that is never reached, and never sent: the encoder then sends no chunks.
             let reader = response.take_body().into_reader();
@@ -121,7 +129,6 @@ impl Reply {
         }
 
         // Rule W11. A 304 for a page of unknown length must not claim that it is empty.
-        let unsized_1_0 = asked.version == Version::Http1_0 && response.len().is_none();
         let unwanted: Option<&'static [u8]> = match response.len() {
             _ if until_close => Some(LENGTH),
             Some(0) if status == StatusCode::NotModified => Some(LENGTH),
@@ -129,31 +136,38 @@ impl Reply {
             None if has_no_body(status) || unsized_1_0 => Some(CODING),
             _ => None,
         };
-
-        if response.header(DATE).is_none() {
-            response.insert_header(DATE, date());
-        }
-        if status == StatusCode::SwitchingProtocols {
-            response.insert_header(CONNECTION, "upgrade");
-        } else if last {
-            response.insert_header(CONNECTION, "close");
-        } else if asked.version == Version::Http1_0 {
-            response.insert_header(CONNECTION, "keep-alive");
-        }
-
         let owed = match response.len() {
-            Some(length) if !bodiless && !until_close => Some(length as u64),
+            Some(length) if has_body && !until_close => Some(length as u64),
             _ => None,
         };
-        // For HEAD the encoder stops behind the head.
-        let method = if bodiless { Method::Head } else { asked.method };
+        if !fields.date {
+            set_date(&mut response);
+        }
         Self {
-            encoder: Encoder::new(response, method),
+            encoding: Encoding::Due(Some(response)),
+            asked,
             head: Head::Unsent,
+            has_body,
             unwanted,
             owed,
             until_close,
+            closes: fields.close || until_close,
         }
+    }
+
+    /// Tells the client that the connection ends (rule S9); before the response is encoded.
+    pub(crate) fn announce_close(&mut self) {
+        self.closes = true;
+    }
+
+    /// Whether the connection may be used for another response.
+    pub(crate) fn allows_another(&self) -> bool {
+        !self.closes
+    }
+
+    /// Whether a body goes with it, which may be made of the request's (rule W11).
+    pub(crate) fn has_body(&self) -> bool {
+        self.has_body
     }
 
     /// Whether only the end of the connection tells where the body ends.
@@ -172,7 +186,7 @@ impl Reply {
         cx: &mut Context<'_>,
         out: &mut Outgoing,
     ) -> Poll<io::Result<bool>> {
-        let n = ready!(Pin::new(&mut self.encoder).poll_read(cx, out.room()))?;
+        let n = ready!(Pin::new(self.encoder()).poll_read(cx, out.room()))?;
         let before = out.len();
         out.filled(n);
         let head = match self.head {
@@ -192,7 +206,7 @@ impl Reply {
         }
         if n > 0 {
             self.owed = self.owed.map(|owed| owed.saturating_sub(n as u64));
-            return Poll::Ready(Ok(false));
+            return Poll::Ready(Ok(self.owed == Some(0)));
         }
         match self.owed {
             Some(owed) if owed > 0 => Poll::Ready(Err(io::Error::new(
@@ -200,6 +214,28 @@ impl Reply {
                 "the response body is shorter than its declared length",
             ))),
             _ => Poll::Ready(Ok(true)),
+        }
+    }
+
+    fn encoder(&mut self) -> &mut Encoder {
+        if let Encoding::Due(response) = &mut self.encoding {
+            let mut response = response.take().expect("it is taken once, here");
+            let connection = match response.status() {
+                StatusCode::SwitchingProtocols => Some("upgrade"),
+                _ if self.closes => Some("close"),
+                _ if self.asked.version == Version::Http1_0 => Some("keep-alive"),
+                _ => None,
+            };
+            if let Some(connection) = connection {
+                response.insert_header(CONNECTION, connection);
+            }
+            // For HEAD the encoder stops behind the head.
+            let method = if self.has_body { self.asked.method } else { Method::Head };
+            self.encoding = Encoding::Begun(Encoder::new(response, method));
+        }
+        match &mut self.encoding {
+            Encoding::Begun(encoder) => encoder,
+            Encoding::Due(_) => unreachable!("it has begun above"),
         }
     }
 
@@ -224,26 +260,54 @@ fn has_no_body(status: StatusCode) -> bool {
         || status == StatusCode::NotModified
 }
 
-/// `response`, unless sending it would break the connection's framing: then a 500.
-fn fit_to_send(response: Response) -> Response {
-    let is_clean = |text: &str| !text.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | 0));
-    let broken = response.iter().find(|(name, values)| {
-        !is_token(name.as_str()) || !values.iter().all(|value| is_clean(value.as_str()))
-    });
-    if let Some((name, _)) = broken {
-        log::error!("a handler has set a header field that cannot be sent: {:?}", name.as_str());
-        return plain(StatusCode::InternalServerError);
+/// What of a response's fields is to be known before it is sent.
+#[derive(Default)]
+struct Fields {
+    /// There is a `Date`.
+    date: bool,
+    /// There is a `Content-Length` or a `Transfer-Encoding`.
+    framing: bool,
+    /// The connection is to be closed.
+    close: bool,
+}
+
+impl Fields {
+    /// Looks at each field once.
+    ///
+    /// # Errors
+    ///
+    /// What the handler has done if sending the response would break the connection's framing.
+    fn of(response: &Response) -> Result<Self, String> {
+        let is_clean = |text: &str| !text.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | 0));
+        let mut fields = Self::default();
+        for (name, values) in response {
+            let name = name.as_str();
+            if !is_token(name) || !values.iter().all(|value| is_clean(value.as_str())) {
+                return Err(format!("set a header field that cannot be sent: {name:?}"));
+            }
+            match name {
+                "date" => fields.date = true,
+                "content-length" | "transfer-encoding" => fields.framing = true,
+                "connection" => {
+                    let mut options = values.iter().flat_map(|line| line.as_str().split(','));
+                    fields.close = options.any(|o| o.trim().eq_ignore_ascii_case("close"));
+                }
+                _ => {}
+            }
+        }
+        if response.status().is_informational() && !upgrades(response) {
+            return Err(format!("answered with {}, which is no answer", response.status()));
+        }
+        Ok(fields)
     }
-    if response.status().is_informational() && !upgrades(&response) {
-        log::error!("a handler has answered with {}, which is no answer", response.status());
-        return plain(StatusCode::InternalServerError);
-    }
-    response
 }
 
 /// A field name (RFC 9110 section 5.6.2).
 fn is_token(name: &str) -> bool {
-    let is_tchar = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_tchar = |byte: u8| {
+        byte.is_ascii_alphanumeric()
+            || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
+    };
     !name.is_empty() && name.bytes().all(is_tchar)
 }
 
