@@ -187,17 +187,12 @@ async fn requests(service: &Service, seat: &Arc<Seat>, mut transport: Transport)
             Ok(None) | Err(_) => return,
         }
     }
-    if service.is_aborting() {
-        // The kernel says it: a reset if something was left unread, a FIN otherwise.
-        return;
-    }
-    // An idle connection is closed with a FIN (rule S6); its client may be slow to take what it was
-    // sent.
-    if transport.undelivered() > 0 || transport.is_wrapped() {
+    // The close says it: a FIN after the last look (rule S6), or a reset if an abort has left
+    // something unread. Only a client that is slow to take what it was sent needs more.
+    let is_delivered = transport.undelivered() == 0 && !transport.is_wrapped();
+    if !is_delivered && !service.is_aborting() {
         // In a box: it is seldom needed, and would make room in every idle connection.
         Box::pin(leave(transport, seat, true, || service.is_draining())).await;
-    } else {
-        let _ = poll_fn(|cx| transport.poll_half_close(cx)).await;
     }
 }
 
@@ -237,7 +232,12 @@ async fn first_bytes(
                 .iter_mut()
                 .zip(b"\r\n".iter().cycle())
                 .for_each(|(to, byte)| *to = *byte);
-            match transport.poll_read(cx, &mut bytes[*empty..]) {
+            let room = &mut bytes[*empty..];
+            let read = match leave {
+                true => transport.poll_last_read(cx, room),
+                false => transport.poll_read(cx, room),
+            };
+            match read {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
                 // Empty lines are no request yet (RFC 9112 section 2.2).
                 Poll::Ready(Ok(n)) if is_empty_lines(&bytes[..*empty + n]) => {

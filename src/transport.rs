@@ -6,7 +6,7 @@
 //! nothing.
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice, Read};
 use std::net::{Shutdown, SocketAddr, SocketAddrV4, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -70,15 +70,37 @@ impl Transport {
         }
     }
 
+    /// The same for a last look: whoever finds nothing in a socket is not woken when there is something.
+    pub(crate) fn poll_last_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let read = match self {
+            Self::Tcp(socket) => socket.get_ref().read(buf),
+            Self::Unix(socket) => socket.get_ref().read(buf),
+            Self::Wrapped(wrapped) => return Pin::new(&mut wrapped.stream).poll_read(cx, buf),
+        };
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            read => Poll::Ready(read),
+        }
+    }
+
+    /// Writes some of `buf`, and of `tail` behind it: one write, if it is a socket.
     pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         buf: &[u8],
+        tail: &[u8],
     ) -> Poll<io::Result<usize>> {
+        let first = if buf.is_empty() { tail } else { buf };
         match self {
-            Self::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
-            Self::Unix(socket) => Pin::new(socket).poll_write(cx, buf),
-            Self::Wrapped(wrapped) => Pin::new(&mut wrapped.stream).poll_write(cx, buf),
+            Self::Wrapped(wrapped) => Pin::new(&mut wrapped.stream).poll_write(cx, first),
+            Self::Tcp(socket) if tail.is_empty() => Pin::new(socket).poll_write(cx, buf),
+            Self::Unix(socket) if tail.is_empty() => Pin::new(socket).poll_write(cx, buf),
+            Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, &both(buf, tail)),
+            Self::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, &both(buf, tail)),
         }
     }
 
@@ -197,6 +219,10 @@ impl fmt::Debug for Wrapped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Wrapped").field("socket", &self.socket).finish_non_exhaustive()
     }
+}
+
+fn both<'a>(one: &'a [u8], other: &'a [u8]) -> [IoSlice<'a>; 2] {
+    [IoSlice::new(one), IoSlice::new(other)]
 }
 
 /// Bytes that were written and not acknowledged, a FIN counts as one; 0 where nobody tells.

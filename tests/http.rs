@@ -10,7 +10,7 @@ use std::sync::{LazyLock, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::{Client, End, PATIENCE, Received, Running, wait_until};
+use common::{Client, End, PATIENCE, Received, Running, pattern, wait_until};
 use futures_lite::AsyncReadExt;
 use futures_lite::io::{BufReader, Cursor};
 use http_types::{Body, Method, StatusCode};
@@ -1102,6 +1102,45 @@ impl futures_lite::AsyncRead for Failing {
             n => std::task::Poll::Ready(Ok(n)),
         }
     }
+}
+
+/// Rule W10: wherever its bytes come from, and whatever is sent before and behind it.
+#[test]
+fn a_long_body_arrives_whole() {
+    let server = Running::new(|request: Request| async move {
+        let (from, length) = request.url().path()[1..].split_once('/').unwrap();
+        let length: usize = length.parse().unwrap();
+        let bytes = Cursor::new(pattern(length));
+        let more = Cursor::new(pattern(2 * length));
+        Ok(match from {
+            "memory" => Body::from(pattern(length)),
+            "longer" => Body::from_reader(more, Some(length)),
+            "pieces" => Body::from_reader(BufReader::new(bytes), Some(length)),
+            "memory-then-pieces" => {
+                let mut front = pattern(length);
+                let back = BufReader::new(Cursor::new(front.split_off(length / 2)));
+                let both = Cursor::new(front).chain(back);
+                Body::from_reader(both, Some(length))
+            }
+            _ => Body::from_reader(bytes, None),
+        })
+    });
+    for from in ["memory", "longer", "pieces", "memory-then-pieces", "chunks"] {
+        for length in [16_383, 16_384, 16_385, 100_000, 600_001] {
+            case(&format!("{from} {length}"), || {
+                let mut client = server.connect();
+                let (small, long) = (get("/memory/3"), get(&format!("/{from}/{length}")));
+                client.send(small.clone() + &long + &small + &long + &small);
+                for expected in [3, length, 3, length, 3] {
+                    assert!(client.response().body == pattern(expected));
+                }
+                let old = format!("GET /{from}/{length} HTTP/1.0\r\n\r\n");
+                let (all, end) = client.send(old).rest();
+                assert!(all.ends_with(&pattern(length)) && end == End::Eof);
+            });
+        }
+    }
+    settle(&server);
 }
 
 /// A response that cannot be finished is cut, so that the client does not take it for the whole;

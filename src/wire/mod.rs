@@ -33,7 +33,7 @@ use buffer::Buffer;
 use head::{Bounds, Head, Parse};
 use incoming::Incoming;
 use outgoing::Outgoing;
-use response::Reply;
+use response::{Filled, Reply};
 use upgraded::Upgraded;
 
 /// The bytes of an active connection, in and out.
@@ -295,6 +295,10 @@ impl Gate {
             let mut wire = self.wire();
             wire.serving = Stage::Response;
             wire.is_open_ended = reply.ends_with_connection();
+            if wire.transport.as_ref().is_some_and(Transport::is_wrapped) {
+                // What is no socket may hold back what it is given, until it is flushed.
+                reply.gather();
+            }
             wire.incoming.expects_continue()
         };
         let begin = self.output.len();
@@ -325,8 +329,21 @@ impl Gate {
                     self.output.replace(begin..begin, CONTINUE);
                 }
                 match filled {
-                    Poll::Ready(Ok(true)) => return Poll::Ready(true),
-                    Poll::Ready(Ok(false)) => {}
+                    Poll::Ready(Ok(Filled::Whole)) => return Poll::Ready(true),
+                    Poll::Ready(Ok(Filled::More)) => {}
+                    Poll::Ready(Ok(Filled::Slice)) => {
+                        unseen = false;
+                        match self.poll_send_slice(cx, reply) {
+                            Poll::Ready(Ok(true)) => return Poll::Ready(true),
+                            Poll::Ready(Ok(false)) => {
+                                // Others have their turn.
+                                cx.waker().wake_by_ref();
+                                return Poll::Pending;
+                            }
+                            Poll::Pending if !self.seat.is_expired() => return Poll::Pending,
+                            Poll::Ready(Err(_)) | Poll::Pending => return Poll::Ready(false),
+                        }
+                    }
                     Poll::Ready(Err(error)) => {
                         let (method, path) = self.describe();
                         let peer = self.seat.peer;
@@ -381,12 +398,27 @@ impl Gate {
         if self.output.is_empty() {
             return Poll::Ready(Ok(()));
         }
+        self.poll_send(cx, &[]).map_ok(drop)
+    }
+
+    /// Sends everything and some of the body, from where it lies; `true` if that was the rest.
+    fn poll_send_slice(
+        &mut self,
+        cx: &mut Context<'_>,
+        reply: &mut Reply,
+    ) -> Poll<io::Result<bool>> {
+        let slice = ready!(reply.poll_slice(cx))?;
+        let n = ready!(self.poll_send(cx, slice))?;
+        Poll::Ready(Ok(reply.sent(n)))
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, tail: &[u8]) -> Poll<io::Result<usize>> {
         let mut wire = lock(&self.wire);
         let serving = wire.serving;
         let Some(transport) = &mut wire.transport else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
-        let sent = self.output.poll_send(transport, cx, || match self.seat.stage() {
+        let sent = self.output.poll_send(transport, cx, tail, || match self.seat.stage() {
             Stage::Writing => self.seat.enter(serving),
             // A response that goes out is progress (rule S20).
             Stage::Response => self.seat.enter(Stage::Response),

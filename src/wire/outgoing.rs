@@ -60,23 +60,29 @@ impl Outgoing {
         self.end = self.bytes.len();
     }
 
-    /// Sends everything; `moved` is called after every write that got something out.
+    /// Sends everything, and as much of `tail` behind it as goes with it: how much that was, 0 only
+    /// without a tail or before everything has gone. `moved` is called after every write that got
+    /// something out.
     pub(super) fn poll_send(
         &mut self,
         transport: &mut Transport,
         cx: &mut Context<'_>,
+        tail: &[u8],
         moved: impl Fn(),
-    ) -> Poll<io::Result<()>> {
-        while self.sent < self.end {
-            let n = ready!(transport.poll_write(cx, &self.bytes[self.sent..self.end]))?;
+    ) -> Poll<io::Result<usize>> {
+        let mut of_tail = 0;
+        while self.sent < self.end || of_tail < tail.len().min(1) {
+            let gathered = &self.bytes[self.sent..self.end];
+            let n = ready!(transport.poll_write(cx, gathered, tail))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.sent += n;
+            of_tail = n.saturating_sub(gathered.len());
+            self.sent += n - of_tail;
             moved();
         }
         ready!(transport.poll_flush(cx))?;
         (self.sent, self.end) = (0, 0);
-        Poll::Ready(Ok(()))
+        Poll::Ready(Ok(of_tail))
     }
 }

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_h1::server::Encoder;
-use futures_lite::AsyncRead;
+use futures_lite::{AsyncBufRead, AsyncRead};
 use http_types::headers::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http_types::other::Date;
 use http_types::{Body, Method, Response, StatusCode, Version};
@@ -22,6 +22,10 @@ use super::outgoing::Outgoing;
 /// A response on its way to the client.
 pub(crate) struct Reply {
     encoding: Encoding,
+    /// The body, if it is long and of known length: then it needs no encoding.
+    body: Option<Box<Body>>,
+    /// Whether the body's reader has it piece by piece, and not in memory.
+    is_piecemeal: bool,
     asked: Asked,
     head: Head,
     /// Whether a body goes with it (rule W11).
@@ -41,6 +45,16 @@ enum Encoding {
     /// Not yet; `None` only on the way to the next.
     Due(Option<Response>),
     Begun(Encoder),
+}
+
+/// What has become of the wish for more of a response.
+pub(super) enum Filled {
+    /// Something was added.
+    More,
+    /// There is a slice to be sent from where it lies.
+    Slice,
+    /// There is no more.
+    Whole,
 }
 
 /// How far the head has come.
@@ -140,11 +154,19 @@ impl Reply {
             Some(length) if has_body && !until_close => Some(length as u64),
             _ => None,
         };
+        let body = owed.filter(|owed| *owed >= LONG).map(|length| {
+            let body = response.take_body();
+            let nothing = Body::from_reader(futures_lite::io::empty(), Some(length as usize));
+            keep_headers(&mut response, nothing);
+            Box::new(body)
+        });
         if !fields.date {
             set_date(&mut response);
         }
         Self {
             encoding: Encoding::Due(Some(response)),
+            body,
+            is_piecemeal: false,
             asked,
             head: Head::Unsent,
             has_body,
@@ -175,7 +197,12 @@ impl Reply {
         self.until_close
     }
 
-    /// Adds some of the response to `out`; `true` when there is no more.
+    /// The body is to be gathered, wherever it lies.
+    pub(super) fn gather(&mut self) {
+        self.is_piecemeal = true;
+    }
+
+    /// Adds some of the response to `out`, or tells why there is nothing to add.
     ///
     /// # Errors
     ///
@@ -185,36 +212,74 @@ impl Reply {
         &mut self,
         cx: &mut Context<'_>,
         out: &mut Outgoing,
-    ) -> Poll<io::Result<bool>> {
-        let n = ready!(Pin::new(self.encoder()).poll_read(cx, out.room()))?;
-        let before = out.len();
-        out.filled(n);
+    ) -> Poll<io::Result<Filled>> {
         let head = match self.head {
-            Head::Unsent => Some(before),
-            Head::Begun(head) => Some(head),
-            Head::Complete => None,
+            Head::Unsent => out.len(),
+            Head::Begun(head) => head,
+            Head::Complete => return self.poll_fill_body(cx, out),
         };
-        if let Some(head) = head {
-            // The encoder gives head and body in separate reads, and no value holds a line end.
-            self.head = if out.since(head).ends_with(b"\r\n\r\n") {
-                self.drop_unwanted(head, out);
-                Head::Complete
-            } else {
-                Head::Begun(head)
-            };
-            return Poll::Ready(Ok(false));
+        let n = ready!(Pin::new(self.encoder()).poll_read(cx, out.room()))?;
+        out.filled(n);
+        // The encoder gives head and body in separate reads, and no value holds a line end.
+        self.head = if out.since(head).ends_with(b"\r\n\r\n") {
+            self.drop_unwanted(head, out);
+            Head::Complete
+        } else {
+            Head::Begun(head)
+        };
+        Poll::Ready(Ok(Filled::More))
+    }
+
+    fn poll_fill_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Outgoing,
+    ) -> Poll<io::Result<Filled>> {
+        if !ready!(self.poll_slice(cx))?.is_empty() {
+            return Poll::Ready(Ok(Filled::Slice));
         }
-        if n > 0 {
-            self.owed = self.owed.map(|owed| owed.saturating_sub(n as u64));
-            return Poll::Ready(Ok(self.owed == Some(0)));
-        }
+        let room = out.room();
+        let n = ready!(match &mut self.body {
+            Some(body) => Pin::new(&mut **body).poll_read(cx, room),
+            None => Pin::new(self.encoder()).poll_read(cx, room),
+        })?;
+        out.filled(n);
+        self.owed = self.owed.map(|owed| owed.saturating_sub(n as u64));
         match self.owed {
-            Some(owed) if owed > 0 => Poll::Ready(Err(io::Error::new(
+            Some(0) => Poll::Ready(Ok(Filled::Whole)),
+            _ if n > 0 => Poll::Ready(Ok(Filled::More)),
+            None => Poll::Ready(Ok(Filled::Whole)),
+            Some(_) => Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 "the response body is shorter than its declared length",
             ))),
-            _ => Poll::Ready(Ok(true)),
         }
+    }
+
+    /// What there is of a long body where it lies in memory; nothing if it has to be gathered.
+    pub(super) fn poll_slice(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let Some(body) = self.body.as_mut().filter(|_| !self.is_piecemeal) else {
+            return Poll::Ready(Ok(&[]));
+        };
+        let owed = usize::try_from(self.owed.unwrap_or(0)).unwrap_or(usize::MAX);
+        let slice = ready!(Pin::new(&mut **body).poll_fill_buf(cx))?;
+        if slice.len() < owed.min(LONG as usize) {
+            // From now on, as its reader may have a better way to give more at once.
+            self.is_piecemeal = true;
+            return Poll::Ready(Ok(&[]));
+        }
+        Poll::Ready(Ok(&slice[..slice.len().min(owed)]))
+    }
+
+    /// So much of the slice has been sent.
+    ///
+    /// Returns whether that was the rest of the body.
+    pub(super) fn sent(&mut self, n: usize) -> bool {
+        if let Some(body) = &mut self.body {
+            Pin::new(&mut **body).consume(n);
+        }
+        self.owed = self.owed.map(|owed| owed.saturating_sub(n as u64));
+        self.owed == Some(0)
     }
 
     fn encoder(&mut self) -> &mut Encoder {
@@ -230,7 +295,8 @@ impl Reply {
                 response.insert_header(CONNECTION, connection);
             }
             // For HEAD the encoder stops behind the head.
-            let method = if self.has_body { self.asked.method } else { Method::Head };
+            let is_whole = self.has_body && self.body.is_none();
+            let method = if is_whole { self.asked.method } else { Method::Head };
             self.encoding = Encoding::Begun(Encoder::new(response, method));
         }
         match &mut self.encoding {
@@ -249,6 +315,10 @@ impl Reply {
         }
     }
 }
+
+/// From how many bytes on a body is sent from where it lies, if that is one place in memory; shorter
+/// ones are gathered with what is to be sent before and behind them.
+const LONG: u64 = 16 * 1024;
 
 const LENGTH: &[u8] = b"\r\ncontent-length: ";
 const CODING: &[u8] = b"\r\ntransfer-encoding: ";

@@ -76,7 +76,7 @@ impl AsyncWrite for Upgraded {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = self.with(|transport| transport.poll_write(cx, buf));
+        let written = self.with(|transport| transport.poll_write(cx, buf, &[]));
         if written.is_pending() {
             self.wait(|wire| &mut wire.writer, cx);
         }
