@@ -10,6 +10,15 @@ MB = 1000 * KB
 LINGER = 0.100
 
 
+# How far CPU per request may be from what it is without idle connections.
+CROWD = 0.10
+
+
+def flat(memory):
+    """How far memory may reach from there, and still be called flat."""
+    return 1.10 * memory + 1 * MB
+
+
 @dataclass(frozen=True)
 class Bound:
     """At most `limit`, or `limit` times what `peer` takes."""

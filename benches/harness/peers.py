@@ -3,9 +3,10 @@
 import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from .machine import give_up
 
 BENCHES = Path(__file__).resolve().parent.parent
 REPOSITORY = BENCHES.parent
@@ -42,20 +43,19 @@ def target_dir():
 
 def build(peer):
     """Builds a server and returns its binary."""
-    if peer.key == "go":
-        binary = target_dir() / "release" / "go-net-http"
-        command = ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, "main.go"]
-        where = PEERS_CRATE / "go"
-    else:
-        binary = target_dir() / "release" / peer.key
-        command = ["cargo", "build", "--release", "--locked", "--quiet"]
-        command += ["--no-default-features", "--features", peer.key, "--bin", peer.key]
-        where = PEERS_CRATE
-    binary.parent.mkdir(parents=True, exist_ok=True)
-    environment = dict(os.environ, CARGO_TARGET_DIR=str(target_dir()), GO111MODULE="off")
-    if subprocess.run(command, cwd=where, env=environment).returncode != 0:
-        sys.exit(f"compare: cannot build {peer.name}")
-    return binary
+    if peer.key != "go":
+        return build_own(peer.key, peer.name)
+    binary = target_dir() / "release" / "go-net-http"
+    command = ["go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, "main.go"]
+    return _built(binary, command, PEERS_CRATE / "go", peer.name)
+
+
+def build_own(key, name):
+    """Builds the binary of a feature of this name in `peers/`, and returns it."""
+    binary = target_dir() / "release" / key
+    command = ["cargo", "build", "--release", "--locked", "--quiet"]
+    command += ["--no-default-features", "--features", key, "--bin", key]
+    return _built(binary, command, PEERS_CRATE, name)
 
 
 def version(peer):
@@ -78,6 +78,14 @@ def tools():
     wrk = " ".join(_first_line("wrk", "-v").split(" ")[:2])
     return [rustc, wrk, _first_line("valgrind", "--version"),
             " ".join(_first_line("strace", "--version").split(" ")[::3])]
+
+
+def _built(binary, command, where, name):
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ, CARGO_TARGET_DIR=str(target_dir()), GO111MODULE="off")
+    if subprocess.run(command, cwd=where, env=environment).returncode != 0:
+        give_up(f"cannot build {name}")
+    return binary
 
 
 def _first_line(*command):

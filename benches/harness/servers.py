@@ -68,6 +68,11 @@ class Server:
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(patience * 1000))
 
+    def exit_code(self):
+        """Its exit code, when it has ended; negative for a signal."""
+        ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
     def connect(self):
         """Opens a connection to it."""
         client = socket.create_connection(("127.0.0.1", self.port), timeout=30)
@@ -91,6 +96,10 @@ class Server:
     def tasks(self):
         """The ids of its threads."""
         return [int(name) for name in os.listdir(f"/proc/{self.pid}/task")]
+
+    def descriptors(self):
+        """How many descriptors it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def _kilobytes(self, file, name):
         text = Path(f"/proc/{self.pid}/{file}").read_text()

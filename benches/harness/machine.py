@@ -1,0 +1,54 @@
+"""What a run wants of the machine: programs, cores, open files. Without them it ends, and says why."""
+
+import os
+import resource
+import shutil
+import sys
+from pathlib import Path
+
+# Program → Debian's package.
+PACKAGES = {"wrk": "wrk", "strace": "strace", "valgrind": "valgrind", "go": "golang-go",
+            "cargo": "cargo", "git": "git"}
+
+
+def give_up(why):
+    """Ends the program with one line in its name."""
+    sys.exit(f"{Path(sys.argv[0]).name}: {why}")
+
+
+def require(programs):
+    """Looks whether these programs are there."""
+    missing = [PACKAGES[program] for program in programs if not shutil.which(program)]
+    if missing:
+        give_up(f"missing; try: apt-get install {' '.join(missing)}")
+
+
+def add_cores(parser, server="0", load="1"):
+    """Adds the flags that say which cores are whose."""
+    parser.add_argument("--server-cores", default=server, metavar="LIST",
+                        help="default: %(default)s")
+    parser.add_argument("--load-cores", default=load, metavar="LIST", help="default: %(default)s")
+
+
+def take_cores(options):
+    """Makes sets of the two flags, and pins this process: the load inherits it."""
+    for option in ("server_cores", "load_cores"):
+        try:
+            setattr(options, option, {int(core) for core in getattr(options, option).split(",")})
+            os.sched_setaffinity(0, getattr(options, option))
+        except (OSError, ValueError):
+            give_up(f"--{option.replace('_', '-')}: no such cores here")
+
+
+def allow_files(connections):
+    """Lets this process, and the server that inherits it, have so many connections each."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < connections + 1000:
+        give_up(f"{connections:,} connections need a hard limit of more open files (ulimit -Hn)")
+    files = 2 * connections if hard == resource.RLIM_INFINITY else min(hard, 2 * connections)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+
+
+def say(line):
+    """Says how far it is."""
+    print(line, file=sys.stderr, flush=True)

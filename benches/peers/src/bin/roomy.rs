@@ -1,0 +1,13 @@
+//! smol-graceful for `benches/crowd`: as `ours`, with room for more connections than the default
+//! (10,000), and for idle ones that outlive all rounds.
+
+use std::time::Duration;
+
+use peers::http_types_app::handle;
+use smol_graceful::{Limits, Outcome, ServeError, Server, run};
+
+fn main() -> Result<Outcome, ServeError> {
+    let idle_timeout = Duration::from_secs(24 * 60 * 60);
+    let limits = Limits { connections: 15_000, idle_timeout, ..Limits::default() };
+    run(Server::new(handle).limits(limits), [peers::address()])
+}
