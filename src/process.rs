@@ -237,8 +237,6 @@ impl Process {
                 .spawn(move || smol::block_on(executor.run(closed.recv())))
                 .map_err(named("cannot start a worker thread"))?;
         }
-        let accepting = running.clone();
-        let _accept = executor.spawn(async move { accepting.accept().await });
         let notify = Arc::new(Notify::from_env());
         let is_heard = Arc::new(AtomicBool::new(false));
         let announce = announce(notify.clone(), running.clone(), is_heard.clone());
@@ -256,9 +254,15 @@ impl Process {
             Stopping::Draining(draining) => notify.draining(draining),
         };
 
-        // This `block_on` only parks: it takes no I/O events away from the workers.
+        // Not on the workers: what connections keep and what requests need for a moment are then
+        // allocated apart, so that many idle connections do not slow down the busy ones.
+        let accept = async {
+            running.accept().await;
+            future::pending().await
+        };
         let control = running.control(tell).or(self.obey(signals, &shutdown, &running));
-        Ok(future::block_on(control))
+        // This `block_on` only parks: it takes no I/O events away from the workers.
+        Ok(future::block_on(control.or(accept)))
     }
 
     /// Stops at the first stop signal, aborts at the second (rule S14). Never ends.
