@@ -45,11 +45,7 @@ class Load:
             before = server.cpu()
             told = clients.wrk(server, self.how, self.path, self.connections, setting.seconds)
             cpu, peak = server.cpu() - before, server.peak()
-        answered, failed = told["requests"], told["failed"]
-        # A server that closes without having said so in its response gives wrk a broken connection.
-        failed += told["broken"] if self.how != "close" else 0
-        if answered == 0 or failed > answered / 1000:
-            raise Failure(f"{answered} requests, {failed} failed")
+        answered = self.answered(told)
         return {
             f"{self.name}.cpu": cpu / answered,
             f"{self.name}.rate": answered / told["seconds"],
@@ -57,6 +53,15 @@ class Load:
             f"{self.name}.p99": told["p99"],
             f"{self.name}.peak": peak,
         }
+
+    def answered(self, told):
+        """How many requests wrk says were answered, unless too many were not."""
+        answered, failed = told["requests"], told["failed"]
+        # A server that closes without having said so in its response gives wrk a broken connection.
+        failed += told["broken"] if self.how != "close" else 0
+        if answered == 0 or failed > answered / 1000:
+            raise Failure(f"{answered} requests, {failed} failed")
+        return answered
 
 
 @dataclass(frozen=True)
@@ -152,36 +157,13 @@ class Syscalls:
     def measure(self, peer, binary, setting):
         figures = {}
         for connections in (1, 16):
-            calls = self._calls(binary, setting, connections)
+            with Server(binary, setting.cores) as server:
+                calls = system_calls([server], connections)
             figures[f"syscalls.{connections}"] = sum(calls.values())
             often = sorted(calls.items(), key=lambda call: -call[1])
             names = [f"{name} {count:.1f}" for name, count in often if count >= 0.05]
             figures[f"syscalls.{connections}.names"] = ", ".join(names)
         return figures
-
-    @staticmethod
-    def _calls(binary, setting, connections, requests=1600):
-        with (tempfile.NamedTemporaryFile("r") as table,
-              Server(binary, setting.cores) as server,
-              KeepAlive(server, connections) as client):
-            command = ["strace", "-f", "-c", "-o", table.name, "-p", str(server.pid)]
-            strace = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-            try:
-                _wait_until(lambda: all(_is_traced(server, task) for task in server.tasks()))
-                for _ in range(requests // connections):
-                    time.sleep(0.0005)
-                    client.run(connections)
-            finally:
-                strace.send_signal(2)
-                strace.wait()
-            calls = {}
-            for line in table.read().splitlines():
-                fields = line.split()
-                if len(fields) >= 5 and fields[3].isdigit() and fields[-1] != "total":
-                    calls[fields[-1]] = int(fields[3]) / requests
-        if not calls:
-            raise Failure("strace has seen nothing")
-        return calls
 
 
 class Instructions:
@@ -240,6 +222,35 @@ ROUNDS = [
 
 # Counts, which do not depend on what else the machine does.
 ONCE = [Size(), Syscalls(), Instructions()]
+
+
+def system_calls(servers, connections, requests=1600, patience=20):
+    """System calls per keep-alive request by name, of processes that share a port."""
+    with (tempfile.NamedTemporaryFile("r") as table,
+          KeepAlive(servers[0], connections) as client):
+        command = ["strace", "-f", "-c", "-o", table.name]
+        command += [argument for server in servers for argument in ("-p", str(server.pid))]
+        strace = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            _wait_until(lambda: all(_is_traced(server, task)
+                                    for server in servers for task in server.tasks()))
+            deadline = time.monotonic() + patience
+            for number in range(requests // connections):
+                if time.monotonic() > deadline:
+                    raise Failure(f"{number * connections} requests in {patience} s under strace")
+                time.sleep(0.0005)
+                client.run(connections)
+        finally:
+            strace.send_signal(2)
+            strace.wait()
+        calls = {}
+        for line in table.read().splitlines():
+            fields = line.split()
+            if len(fields) >= 5 and fields[3].isdigit() and fields[-1] != "total":
+                calls[fields[-1]] = int(fields[3]) / requests
+    if not calls:
+        raise Failure("strace has seen nothing")
+    return calls
 
 
 def _is_traced(server, task):

@@ -112,11 +112,9 @@ class Report:
         svg = self.svg()
         chart.write_text(svg)
         text = page.read_text() if page.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-        before, begin, rest = text.partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not (begin and end):
-            before, after = text.rstrip("\n") + "\n\n", "\n"
-        page.write_text(before + self.markdown(chart.name).rstrip("\n") + after)
+        figures = self.markdown(chart.name)
+        page.write_text(between(text, BEGIN, END, figures)
+                        or text.rstrip("\n") + "\n\n" + figures)
         return page, chart
 
     def _about(self):
@@ -149,7 +147,7 @@ class Report:
                 value = f"{v.value:.{3 if v.bound.limit < 0.2 else 2}f} ×"
             else:
                 unit = units[v.budget.figure]
-                limit, value = (_shown(x, unit, True) for x in (v.bound.limit, v.value))
+                limit, value = (shown(x, unit, True) for x in (v.bound.limit, v.value))
             verdict = "met" if v.is_met else "**not met**"
             yield f"| {v.budget.what} | {kind} | {limit} | {value} | {verdict} |"
 
@@ -163,9 +161,9 @@ class Report:
         yield "|---|" + "---:|" * len(self.peers)
         for figure, what, *own in rows:
             own_unit = own[0] if own else unit
-            shown = [_shown(self.median(figure, peer.key), own_unit) for peer in self.peers]
+            cells = [shown(self.median(figure, peer.key), own_unit) for peer in self.peers]
             label = what + (f", {own_unit[0]}" if own and own_unit[0] else "")
-            yield f"| {label} | " + " | ".join(shown) + " |"
+            yield f"| {label} | " + " | ".join(cells) + " |"
         yield ""
 
     def _names(self):
@@ -220,7 +218,7 @@ class Report:
                     out.append(f'<rect class="{kind}" x="{x + label + 8}" y="{line_y}"'
                                f' width="{length:.1f}" height="{bar}"/>')
                 out.append(f'<text x="{x + label + 14 + (length if value is not None else 0):.1f}"'
-                           f' y="{line_y + 12}">{_shown(value, unit)}</text>')
+                           f' y="{line_y + 12}">{shown(value, unit)}</text>')
         return "\n".join([*out, "</svg>"]) + "\n"
 
 
@@ -242,7 +240,14 @@ def about_run(peers):
     }
 
 
-def _shown(value, unit, with_unit=False):
+def between(text, begin, end, figures):
+    """The text with what is from one mark to the other replaced; None if it has not both."""
+    before, has_begin, rest = text.partition(begin)
+    _, has_end, after = rest.partition(end)
+    return before + figures.rstrip("\n") + after if has_begin and has_end else None
+
+
+def shown(value, unit, with_unit=False):
     if value is None:
         return "—"
     name, factor, digits = unit

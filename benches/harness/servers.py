@@ -19,9 +19,10 @@ class Failure(Exception):
 class Server:
     """A server process of ours: it ends with the `with` block at the latest."""
 
-    def __init__(self, binary, cores, under=(), patience=10, environment=os.environ):
-        self.port = _free_port()
-        command = [*map(str, under), str(binary), f"127.0.0.1:{self.port}"]
+    def __init__(self, binary, cores, under=(), patience=10, environment=os.environ,
+                 arguments=(), port=None):
+        self.port = port or _free_port()
+        command = [*map(str, under), str(binary), f"127.0.0.1:{self.port}", *arguments]
         null = [(os.POSIX_SPAWN_OPEN, n, "/dev/null", os.O_RDWR, 0) for n in range(3)]
         own = os.sched_getaffinity(0)
         # The child inherits it; one process fewer to start than with taskset.
@@ -100,6 +101,18 @@ class Server:
     def descriptors(self):
         """How many descriptors it has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def usage(self):
+        """CPU time so far, in seconds, and how often a thread has waited, and was made to wait, for
+        its core: of the threads that live, and finer than `cpu`."""
+        nanoseconds = waited = displaced = 0
+        for task in self.tasks():
+            of = Path(f"/proc/{self.pid}/task/{task}")
+            nanoseconds += int((of / "schedstat").read_text().split()[0])
+            status = (of / "status").read_text()
+            waited += int(re.search(r"(?m)^voluntary_ctxt_switches:\s+(\d+)", status)[1])
+            displaced += int(re.search(r"(?m)^nonvoluntary_ctxt_switches:\s+(\d+)", status)[1])
+        return nanoseconds / 1e9, waited, displaced
 
     def _kilobytes(self, file, name):
         text = Path(f"/proc/{self.pid}/{file}").read_text()

@@ -1,0 +1,104 @@
+//! smol-graceful in several arrangements of threads, executors and listeners: the second argument says
+//! which. What each is for: `../../../harness/arrangements.py`.
+
+use std::convert::Infallible;
+use std::env;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+
+use futures_lite::future;
+use peers::http_types_app::handle;
+use smol::Executor;
+use smol_graceful::{
+    Address, Listen, ListenOptions, Listener, Outcome, Process, ServeError, Server, Shutdown, run,
+    signals,
+};
+use tokio::runtime::Runtime;
+
+fn main() -> Result<Outcome, ServeError> {
+    let (address, threads) = (peers::address(), peers::threads());
+    match env::args().nth(2).as_deref() {
+        Some("shared") => run(Server::new(handle), [address]),
+        Some("one") => one(address.listen()?),
+        Some("process") => one(beside_others(address)?),
+        Some("per-core") => per_core(address, threads),
+        Some("embedded") => embedded(address, threads),
+        Some("tokio") => tokio(address),
+        Some("beside-tokio") => beside_tokio(address, threads),
+        _ => panic!(
+            "usage: arrangements ADDRESS \
+             shared|one|process|per-core|embedded|tokio|beside-tokio"
+        ),
+    }
+}
+
+/// One worker thread, however many cores there are.
+fn one(listener: Listener) -> Result<Outcome, ServeError> {
+    Process::default().threads(1).run(Server::new(handle), [listener])
+}
+
+/// A server, an executor and a listener for each thread; the kernel spreads the connections.
+fn per_core(address: SocketAddr, threads: usize) -> Result<Outcome, ServeError> {
+    let shutdown = obeying()?;
+    let listeners: Vec<_> =
+        (0..threads).map(|_| beside_others(address)).collect::<io::Result<_>>()?;
+    let serving: Vec<_> = listeners
+        .into_iter()
+        .map(|listener| {
+            let server = Server::new(handle).shutdown(&shutdown);
+            thread::spawn(move || smol::block_on(server.serve([listener])))
+        })
+        .collect();
+    let outcomes = serving.into_iter().map(|thread| thread.join().expect("no panic"));
+    // One latch has one outcome.
+    Ok(outcomes.collect::<Result<Vec<_>, _>>()?.swap_remove(0))
+}
+
+/// The program's own executor runs the connections, as in `examples/embed.rs`; `serve` is polled by a
+/// thread that only parks.
+fn embedded(address: SocketAddr, threads: usize) -> Result<Outcome, ServeError> {
+    let executor = Arc::new(Executor::new());
+    for _ in 0..threads {
+        let executor = executor.clone();
+        thread::spawn(move || smol::block_on(executor.run(future::pending::<Infallible>())));
+    }
+    let server = Server::new(handle).shutdown(&obeying()?).executor(executor);
+    future::block_on(server.serve([address]))
+}
+
+/// tokio polls `serve`, as in `examples/tokio.rs`, and connections run inside of it.
+fn tokio(address: SocketAddr) -> Result<Outcome, ServeError> {
+    let server = Server::new(handle).shutdown(&obeying()?);
+    Runtime::new()?.block_on(server.serve([address]))
+}
+
+/// tokio polls `serve`, but connections run on threads of smol's. Their handlers are inside of the
+/// runtime, too: its timers and sockets work there.
+fn beside_tokio(address: SocketAddr, threads: usize) -> Result<Outcome, ServeError> {
+    let runtime = Runtime::new()?;
+    let executor = Arc::new(Executor::new());
+    for _ in 0..threads {
+        let (executor, tokio) = (executor.clone(), runtime.handle().clone());
+        thread::spawn(move || {
+            let _inside = tokio.enter();
+            smol::block_on(executor.run(future::pending::<Infallible>()))
+        });
+    }
+    let server = Server::new(handle).shutdown(&obeying()?).executor(executor);
+    runtime.block_on(server.serve([address]))
+}
+
+/// A latch that the signals move, on a thread that runs no handler.
+fn obeying() -> io::Result<Shutdown> {
+    let (shutdown, signals) = (Shutdown::new(), signals()?);
+    let latch = shutdown.clone();
+    thread::spawn(move || future::block_on(latch.obey::<Infallible>(signals)));
+    Ok(shutdown)
+}
+
+/// A listener on a port that others listen on as well.
+fn beside_others(address: SocketAddr) -> io::Result<Listener> {
+    ListenOptions::default().reuse_port(true).bind(&Address::Tcp(address))
+}
