@@ -67,6 +67,18 @@ class KeepAlive:
         for client in self.clients:
             client.close()
 
+    def pipeline(self, requests, deep):
+        """Sends so many requests on the first connection, `deep` at a time."""
+        client = self.clients[0]
+        for _ in range(requests // deep):
+            client.sendall(REQUEST * deep)
+            answers = b""
+            while answers.count(b"\r\n\r\nokay") < deep:
+                piece = client.recv(65536)
+                if not piece:
+                    raise Failure("the connection was closed")
+                answers += piece
+
     def run(self, requests):
         """Sends so many requests in all, each connection its next one when it has its answer."""
         if len(self.clients) == 1:

@@ -172,28 +172,8 @@ class Instructions:
 
     name = "instructions"
 
-    def measure(self, peer, binary, setting, few=1000, many=5000):
-        # Go's preemption by signals is more than valgrind can bear.
-        calm = dict(os.environ, GODEBUG="asyncpreemptoff=1")
-        with tempfile.TemporaryDirectory() as directory:
-            out = Path(directory) / "out"
-            under = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
-            with (Server(binary, setting.cores, under, patience=30, environment=calm) as server,
-                  KeepAlive(server, 1) as client):
-                client.run(few)
-                self._dump(server)
-                client.run(many - few)
-                self._dump(server)
-            # A dump begins where the one before has ended.
-            dump = Path(f"{out}.2").read_text()
-        return {"instructions": int(re.search(r"(?m)^totals: (\d+)", dump)[1]) / (many - few)}
-
-    @staticmethod
-    def _dump(server):
-        command = ["vgdb", "--wait=5", f"--pid={server.pid}", "dump"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-        if done.returncode != 0:
-            raise Failure(f"vgdb: {done.stderr.strip()}")
+    def measure(self, peer, binary, setting):
+        return {"instructions": instructions(binary, setting.cores)}
 
 
 class Size:
@@ -251,6 +231,26 @@ def system_calls(servers, connections, requests=1600, patience=20):
     if not calls:
         raise Failure("strace has seen nothing")
     return calls
+
+
+def instructions(binary, cores, few=1000, many=5000, deep=1):
+    """Instructions per request, with so many requests at a time."""
+    # Go's preemption by signals is more than valgrind can bear.
+    calm = dict(os.environ, GODEBUG="asyncpreemptoff=1")
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "out"
+        under = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}"]
+        with (Server(binary, cores, under, patience=30, environment=calm) as server,
+              KeepAlive(server, 1) as client):
+            for requests in (few, many - few):
+                client.run(requests) if deep == 1 else client.pipeline(requests, deep)
+                command = ["vgdb", "--wait=5", f"--pid={server.pid}", "dump"]
+                done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+                if done.returncode != 0:
+                    raise Failure(f"vgdb: {done.stderr.strip()}")
+        # A dump begins where the one before has ended.
+        dump = Path(f"{out}.2").read_text()
+    return int(re.search(r"(?m)^totals: (\d+)", dump)[1]) / (many - few)
 
 
 def _is_traced(server, task):
