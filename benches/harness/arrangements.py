@@ -156,7 +156,8 @@ def _tables(keys, figures):
         return ratio(figures.get(f"{name}.cpu", {}), key, keys[0])
 
     def switches(name, key):
-        return " + ".join(middle(f"{name}.{of}", key, ("", 1, 2)) for of in ("waited", "displaced"))
+        both = [middle(f"{name}.{of}", key, ("", 1, 2)) for of in ("waited", "displaced")]
+        return " + ".join(both) if "—" not in both else "—"
 
     def rate(name, key):
         return middle(f"{name}.rate", key, RATE)

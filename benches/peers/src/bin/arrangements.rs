@@ -21,7 +21,7 @@ fn main() -> Result<Outcome, ServeError> {
     let (address, threads) = (peers::address(), peers::threads());
     match env::args().nth(2).as_deref() {
         Some("shared") => run(Server::new(handle), [address]),
-        Some("one") => one(address.listen()?),
+        Some("one") => one(address),
         Some("process") => one(beside_others(address)?),
         Some("per-core") => per_core(address, threads),
         Some("embedded") => embedded(address, threads),
@@ -35,7 +35,7 @@ fn main() -> Result<Outcome, ServeError> {
 }
 
 /// One worker thread, however many cores there are.
-fn one(listener: Listener) -> Result<Outcome, ServeError> {
+fn one(listener: impl Listen) -> Result<Outcome, ServeError> {
     Process::default().threads(1).run(Server::new(handle), [listener])
 }
 
