@@ -1122,10 +1122,18 @@ fn a_long_body_arrives_whole() {
                 let both = Cursor::new(front).chain(back);
                 Body::from_reader(both, Some(length))
             }
+            "memory-then-longer" => {
+                let mut front = pattern(length);
+                let back = [front.split_off(length / 2), pattern(length)].concat();
+                let both = Cursor::new(front).chain(BufReader::new(Cursor::new(back)));
+                Body::from_reader(both, Some(length))
+            }
             _ => Body::from_reader(bytes, None),
         })
     });
-    for from in ["memory", "longer", "pieces", "memory-then-pieces", "chunks"] {
+    let sources =
+        ["memory", "longer", "pieces", "memory-then-pieces", "memory-then-longer", "chunks"];
+    for from in sources {
         for length in [16_383, 16_384, 16_385, 100_000, 600_001] {
             case(&format!("{from} {length}"), || {
                 let mut client = server.connect();

@@ -240,7 +240,12 @@ impl Reply {
         }
         let room = out.room();
         let n = ready!(match &mut self.body {
-            Some(body) => Pin::new(&mut **body).poll_read(cx, room),
+            Some(body) => {
+                // The body itself does not count what was sent from where it lay.
+                let owed = usize::try_from(self.owed.unwrap_or(0)).unwrap_or(usize::MAX);
+                let most = room.len().min(owed);
+                Pin::new(&mut **body).poll_read(cx, &mut room[..most])
+            }
             None => Pin::new(self.encoder()).poll_read(cx, room),
         })?;
         out.filled(n);
