@@ -220,13 +220,23 @@ async fn first_bytes(
             }
             let leave = seat.is_expired() || service.linger_is_over.load(Ordering::Acquire);
             if !(look || leave) {
-                match transport.poll_readable(cx) {
+                let mut readable = transport.poll_readable(cx);
+                if readable.is_ready() && !transport.is_wrapped() {
+                    // What the last wait has left: its event was answered by a read.
+                    readable = transport.poll_readable(cx);
+                }
+                match readable {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(_)) => return Poll::Ready(None),
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        // Who is woken reads: async-io does not own up to an event that came while
+                        // another thread was waiting for events already when this one asked for it.
+                        look = true;
+                        return Poll::Pending;
+                    }
                 }
             }
-            look = false;
+            look = true;
             let mut bytes = Buffer::new();
             bytes[..*empty]
                 .iter_mut()

@@ -164,10 +164,8 @@ impl Transport {
     /// Whether nobody can read at the other end any more: reset, or on a Unix socket closed. Not one
     /// that has only half-closed (rule S22); on TCP the close cannot be told from that.
     pub(crate) fn is_reset(&self) -> bool {
-        let Some(socket) = self.socket() else { return false };
-        let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
         let gone = PollFlags::ERR | PollFlags::HUP;
-        poll(&mut fds, Some(&Timespec::default())).is_ok() && fds[0].revents().intersects(gone)
+        self.socket().is_some_and(|fd| pending_events(fd, PollFlags::empty()).intersects(gone))
     }
 
     /// Makes the coming close a reset, so that the client cannot take what it got for the whole.
@@ -208,9 +206,22 @@ impl Transport {
 impl Socket {
     /// Whether a read of the socket itself would find something.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
+        let mut poll_event = || match self {
             Self::Tcp(socket) => socket.poll_readable(cx),
             Self::Unix(socket) => socket.poll_readable(cx),
+        };
+        // Only to be woken. async-io may report an event that was answered by a read already, and does
+        // not own up to one that came while another thread was waiting for events when this one asked.
+        if poll_event()?.is_ready() {
+            let _ = poll_event()?;
+        }
+        let fd = match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket) => socket.as_fd(),
+        };
+        match pending_events(fd, PollFlags::IN).is_empty() {
+            true => Poll::Pending,
+            false => Poll::Ready(Ok(())),
         }
     }
 }
@@ -218,6 +229,15 @@ impl Socket {
 impl fmt::Debug for Wrapped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Wrapped").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+/// Which of the events `of` there are, and errors and hang-ups, without waiting; none if nobody tells.
+fn pending_events(fd: BorrowedFd<'_>, of: PollFlags) -> PollFlags {
+    let mut fds = [PollFd::from_borrowed_fd(fd, of)];
+    match poll(&mut fds, Some(&Timespec::default())) {
+        Ok(_) => fds[0].revents(),
+        Err(_) => PollFlags::empty(),
     }
 }
 
