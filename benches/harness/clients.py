@@ -183,16 +183,22 @@ class InFlight:
 
 
 def close_as_closed(server, sockets, patience):
-    """Closes each socket when the server does, until the server has ended; says whether it has."""
+    """Closes each socket when the server does, until the server has ended; says whether it has.
+
+    A few sockets at a time, as the server may have ended while they are closed.
+    """
     by_number = {client.fileno(): client for client in sockets}
     deadline = time.monotonic() + patience
     with select.epoll() as poll:
         for number in [server.pidfd, *by_number]:
             poll.register(number, select.EPOLLIN)
         while (left := deadline - time.monotonic()) > 0:
-            for number, _ in poll.poll(left, 256):
+            ready = poll.poll(left, 16)
+            if server.has_ended():
+                return True
+            for number, _ in ready:
                 if number == server.pidfd:
-                    return True
+                    continue
                 try:
                     gone = not by_number[number].recv(4096)
                 except OSError:
