@@ -240,7 +240,10 @@ impl Server {
             running.accept().await;
             future::pending().await
         };
-        let outcome = running.control(|_| {}).or(accept);
+        // A task, so that it is not polled whenever a connection wakes this future; of an executor
+        // inside it, as it borrows from it.
+        let tasks = Executor::new();
+        let outcome = tasks.run(tasks.spawn(running.control(|_| {}).or(accept)));
         Ok(if own { executor.run(outcome).await } else { outcome.await })
     }
 
