@@ -515,7 +515,7 @@ fn ask(
     head: &Head,
 ) -> Result<impl Future<Output = Result<Response, Failure>> + use<>, StatusCode> {
     let mut request = gate.decode(head)?;
-    request.set_peer_addr(Some(gate.peer()));
+    gate.peer().sign(&mut request);
     request.ext_mut().insert(service.shutdown.token());
     let called = panic::catch_unwind(AssertUnwindSafe(|| (service.handler)(request)));
     Ok(async {

@@ -330,6 +330,17 @@ impl Peer {
 }
 
 impl Peer {
+    /// Says in `request` that it is from this client.
+    pub(crate) fn sign(self, request: &mut Request) {
+        match self {
+            // Every request has to be signed, and the general way costs ten times as much.
+            Self::Ip(SocketAddr::V4(addr)) => {
+                request.set_peer_addr(Some(v4_text(addr, &mut [0; V4_ROOM])));
+            }
+            peer => request.set_peer_addr(Some(peer)),
+        }
+    }
+
     /// An IPv4 client of a socket for both families, as what it is.
     pub(crate) fn canonical(addr: SocketAddr) -> Self {
         Self::Ip(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
@@ -345,11 +356,6 @@ impl<A: Into<SocketAddr>> From<A> for Peer {
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // Each request asks for it, and the general way costs ten times as much.
-            Self::Ip(SocketAddr::V4(addr)) => {
-                let mut room = [0; V4_ROOM];
-                f.pad(v4_text(*addr, &mut room))
-            }
             Self::Ip(addr) => addr.fmt(f),
             Self::Unix => f.write_str("unix"),
             Self::Unknown => f.write_str("unknown"),
@@ -388,10 +394,11 @@ mod tests {
     #[test]
     fn an_ipv4_address_reads_as_the_standard_library_writes_it() {
         for text in ["0.0.0.0:0", "127.0.0.1:8082", "10.200.30.9:65535", "255.255.255.255:65535"] {
-            let addr: SocketAddr = text.parse().expect("an address");
-            assert_eq!(Peer::from(addr).to_string(), addr.to_string());
+            let peer = Peer::from(text.parse::<SocketAddr>().expect("an address"));
+            let mut request = Request::new(http_types::Method::Get, "http://localhost/");
+            peer.sign(&mut request);
+            assert_eq!(request.peer_addr(), Some(text));
+            assert_eq!((peer.to_string().as_str(), Peer::of(&request)), (text, peer));
         }
-        let addr: SocketAddr = "1.2.3.4:5".parse().expect("an address");
-        assert_eq!(format!("{:>12}|", Peer::from(addr)), "   1.2.3.4:5|");
     }
 }
