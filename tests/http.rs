@@ -1151,6 +1151,41 @@ fn a_long_body_arrives_whole() {
     settle(&server);
 }
 
+/// Rules W10, W11: a head goes out whole, wherever in what is gathered it lies and however long it is,
+/// and without the fields that must not be sent.
+#[test]
+fn a_head_that_crosses_what_is_sent_at_once_is_whole() {
+    let server = Running::new(|request: Request| async move {
+        let (status, sizes) = request.url().path()[1..].split_once('/').unwrap();
+        let (head, body) = sizes.split_once('/').unwrap();
+        let mut response = Response::from(pattern(body.parse().unwrap()));
+        response.insert_header("x-long", "x".repeat(head.parse().unwrap()));
+        Ok(with_status(status.parse().unwrap(), response))
+    });
+    let head = |response: &Received| response.lines.join("\r\n").len() + 4;
+    let mut client = server.connect();
+    let size = head(&client.send(get("/200/1/10000")).response()) + 10_000;
+    // Six of these and a seventh fill 64 KiB but for so many bytes: a head lies across them.
+    for short in (0..2500).step_by(97) {
+        case(&format!("{short} bytes before 64 KiB"), || {
+            let last = 64 * 1024 - 6 * size - (size - 10_000) - short;
+            let mut client = server.connect();
+            let many = get("/200/1/10000").repeat(6) + &get(&format!("/200/1/{last:05}"));
+            client.send(many + &get("/200/2000/10") + &get("/204/2000/0"));
+            for expected in [10_000, 10_000, 10_000, 10_000, 10_000, 10_000, last, 10] {
+                assert!(client.response().body == pattern(expected));
+            }
+            assert_eq!(client.response().header("content-length"), None);
+        });
+    }
+    let response = client.send(get("/204/70000/0")).response();
+    assert_eq!((response.status, response.header("content-length")), (204, None));
+    assert_eq!(response.header("x-long").map(|long| long.len()), Some(70_000));
+    assert_eq!(client.send(get("/200/1/3")).response().body, pattern(3));
+    drop(client);
+    settle(&server);
+}
+
 /// A response that cannot be finished is cut, so that the client does not take it for the whole;
 /// one of which nothing was sent is another response.
 #[test]

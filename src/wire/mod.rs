@@ -307,7 +307,7 @@ impl Gate {
         let mut flushed = false;
         let sent = poll_fn(|cx| {
             loop {
-                if self.output.len() >= FULL {
+                if self.output.len() >= FULL && !reply.is_inside_head() {
                     if flushed {
                         // A client that is faster than the response must not keep others from
                         // their turn.

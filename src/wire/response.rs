@@ -192,6 +192,11 @@ impl Reply {
         self.has_body
     }
 
+    /// Whether some of the head is in the buffer, and some is not: then what is there is not final.
+    pub(super) fn is_inside_head(&self) -> bool {
+        matches!(self.head, Head::Begun(_))
+    }
+
     /// Whether only the end of the connection tells where the body ends.
     pub(super) fn ends_with_connection(&self) -> bool {
         self.until_close
