@@ -6,10 +6,14 @@
 //! of the latch that signals move.
 
 use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use async_io::Timer;
 use async_signal::{Signal, Signals};
+use atomic_waker::AtomicWaker;
 use futures_lite::{FutureExt, Stream, StreamExt, future};
 
 use crate::outcome::name;
@@ -107,8 +111,37 @@ impl Shutdown {
 pub(crate) fn stream(
     set: &[Signal],
 ) -> io::Result<impl Stream<Item = Signal> + Send + Unpin + use<>> {
+    let steady = Steady { signals: Signals::new(set)?, waker: Arc::default() };
     // A read of the pipe can fail only if the pipe is gone, and it lives as long as the stream.
-    Ok(Signals::new(set)?.filter_map(Result::ok))
+    Ok(steady.filter_map(Result::ok))
+}
+
+/// Signals that always wait with the same waker, which wakes whoever waits for them.
+///
+/// Polled with another waker than before, async-io wakes the one that it has: where each poll brings a new
+/// one, as under `block_on` of tokio's current-thread runtime, each poll would bring about the next.
+struct Steady {
+    signals: Signals,
+    waker: Arc<Forward>,
+}
+
+#[derive(Default)]
+struct Forward(AtomicWaker);
+
+impl Wake for Forward {
+    fn wake(self: Arc<Self>) {
+        self.0.wake();
+    }
+}
+
+impl Stream for Steady {
+    type Item = io::Result<Signal>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.waker.0.register(cx.waker());
+        let waker = Waker::from(self.waker.clone());
+        self.signals.poll_next(&mut Context::from_waker(&waker))
+    }
 }
 
 /// Waits for a moment, whether a signal comes that is not `signal` again.

@@ -1,5 +1,5 @@
 //! Wherever `serve` is polled: smol's own executor, an executor of the program's, a local one, a
-//! bare `block_on`, tokio with many threads and with one.
+//! bare `block_on`, tokio with many threads and with one, and tokio's own `block_on`.
 //!
 //! The same tests run on each of them. None gives the server anything but a thread: tokio is built
 //! without its I/O and its timers. And none is started by the server behind the program's back:
@@ -15,13 +15,17 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs;
+use std::future::Future;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::pin::pin;
 use std::process::Command;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
 use common::{Client, End, PATIENCE, Program, wait_until};
@@ -30,7 +34,7 @@ use rustix::process::Signal;
 use smol::{Executor, LocalExecutor, channel};
 use smol_graceful::{
     Address, Body, Limits, Listen, Listener, Outcome, Phase, Process, Request, Response,
-    ServeError, Server, Shutdown, Token, stream_body,
+    ServeError, Server, Shutdown, Token, signals, stream_body,
 };
 
 /// Where a server is polled.
@@ -46,15 +50,18 @@ enum Runtime {
     Bare,
     Tokio,
     TokioCurrent,
+    /// Polled by `block_on` itself.
+    TokioBare,
 }
 
-const RUNTIMES: [Runtime; 6] = [
+const RUNTIMES: [Runtime; 7] = [
     Runtime::Global,
     Runtime::Own,
     Runtime::Local,
     Runtime::Bare,
     Runtime::Tokio,
     Runtime::TokioCurrent,
+    Runtime::TokioBare,
 ];
 
 impl Runtime {
@@ -121,6 +128,10 @@ impl Runtime {
             Self::Bare => {
                 future::block_on(async { ended(server.serve([listener]).await) }.or(dropped))
             }
+            Self::TokioBare => {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                runtime.block_on(async { ended(server.serve([listener]).await) }.or(dropped))
+            }
             Self::Tokio | Self::TokioCurrent => {
                 let mut builder = match self {
                     Self::Tokio => tokio::runtime::Builder::new_multi_thread(),
@@ -141,7 +152,7 @@ impl Runtime {
     }
 
     fn is_tokio(self) -> bool {
-        matches!(self, Self::Tokio | Self::TokioCurrent)
+        matches!(self, Self::Tokio | Self::TokioCurrent | Self::TokioBare)
     }
 }
 
@@ -451,6 +462,59 @@ fn a_request_is_not_waited_for_again_and_again() {
     assert!(each < 4.0, "{each} waits of the reactor for each request");
     assert!(client.get("/stop").response().says_close());
     assert_eq!(child.exit_code(), 0, "{child}");
+}
+
+/// Where each poll brings another waker, as under `block_on` of tokio's current-thread runtime, that is
+/// no reason to poll again: async-io wakes the waker that it had before, and with it the next poll.
+#[test]
+fn another_waker_at_each_poll_is_no_reason_to_poll_again() {
+    if is_child() {
+        let polls = Arc::new(AtomicU64::new(0));
+        let counted = polls.clone();
+        let server = Server::new(move |_| {
+            let polls = counted.load(Ordering::Relaxed).to_string();
+            async { Ok(polls) }
+        });
+        let shutdown = server.handle();
+        let serving = async {
+            let obeying = async { shutdown.obey(signals().unwrap()).await };
+            obeying.or(server.serve(announced())).await
+        };
+        let outcome = block_on_with_new_wakers(serving, &polls).unwrap();
+        return assert!(outcome.is_drained());
+    }
+    let mut child = child("another_waker_at_each_poll_is_no_reason_to_poll_again");
+    let mut client = child.connect();
+    let polls =
+        |client: &mut Client| client.get("/").response().text().parse::<u64>().expect("a number");
+    let before = polls(&mut client);
+    const REQUESTS: u64 = 200;
+    for _ in 1..REQUESTS {
+        polls(&mut client);
+    }
+    let each = (polls(&mut client) - before) as f64 / REQUESTS as f64;
+    assert!(each < 5.0, "{each} polls for each request");
+    child.signal(Signal::TERM);
+    assert_eq!(child.exit_code(), 0, "{child}");
+}
+
+fn block_on_with_new_wakers<F: Future>(future: F, polls: &AtomicU64) -> F::Output {
+    struct Unpark(thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let mut future = pin!(future);
+    loop {
+        polls.fetch_add(1, Ordering::Relaxed);
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
 }
 
 /// Requests of every kind; none of them may have started a thread (async-h1 would, at `Expect`).
