@@ -572,6 +572,8 @@ impl Listener {
 
     /// Hands the next connection to `take`; `false` once the listener is closed.
     ///
+    /// Does not hold on to `take` while nobody comes: drops it, and returns when there may be someone.
+    ///
     /// `take` runs before the listener can be closed: what counts connections misses none
     /// (rule S1). Never fails for good (rule S18): an error of one connection is skipped;
     /// exhaustion is waited out, from 5 ms up to 1 s, and logged once an episode.
@@ -583,7 +585,17 @@ impl Listener {
         let mut take = Some(take);
         let mut pause = Duration::ZERO;
         loop {
-            match poll_fn(|cx| self.poll_accept(cx, &mut take)).await {
+            let accepted = poll_fn(|cx| {
+                if take.is_none() {
+                    return Poll::Ready(Ok(true));
+                }
+                let accepted = self.poll_accept(cx, &mut take);
+                if accepted.is_pending() {
+                    take = None;
+                }
+                accepted
+            });
+            match accepted.await {
                 Ok(is_open) => return is_open,
                 Err(error) => pause = self.wait(pause, &error).await,
             }

@@ -278,6 +278,33 @@ fn a_connection_beyond_the_limit_waits_for_its_turn() {
     assert!(server.stop().is_drained());
 }
 
+/// The limit is one for all listeners together, and those where nobody comes take nothing of it.
+#[test]
+fn a_listener_where_nobody_comes_takes_no_part_of_the_limit() {
+    for (connections, addresses) in [(1, 2), (2, 3)] {
+        let listeners: Vec<_> = (0..addresses)
+            .map(|_| Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap())
+            .collect();
+        let tcp = |listener: &Listener| match *listener.address() {
+            Address::Tcp(addr) => addr,
+            _ => unreachable!(),
+        };
+        let addresses: Vec<_> = listeners.iter().map(tcp).collect();
+        let limits = Limits { connections, ..Limits::default() };
+        let server = Server::new(|_| async { Ok("okay") }).limits(limits);
+        let shutdown = server.handle();
+        let serving = thread::spawn(move || block_on(server.serve(listeners)).unwrap());
+        for addr in [&addresses[..], &addresses[..]].concat() {
+            let mut clients: Vec<_> = (0..connections).map(|_| Client::connect(addr)).collect();
+            for client in &mut clients {
+                assert_eq!(client.get("/").response().text(), "okay");
+            }
+        }
+        shutdown.stop();
+        assert!(serving.join().unwrap().is_drained());
+    }
+}
+
 /// Rule S4 knows no limit: whoever waits at the stop is served, though all places are taken.
 #[test]
 fn a_connection_beyond_the_limit_is_served_at_the_stop() {
