@@ -297,12 +297,12 @@ fn exchanges(
                 Next::Exchange => continue,
                 Next::Idle => return gate.into_transport(),
                 Next::Refuse(asked, status) => {
-                    refuse(&mut gate, asked, status).await.ok()?;
+                    refuse(service, &mut gate, asked, status).await.ok()?;
                     false
                 }
                 Next::Close { at_rest } => at_rest,
                 Next::Upgrade(asked, switching) => {
-                    Box::pin(upgrade(&mut gate, *switching, asked)).await;
+                    Box::pin(upgrade(service, &mut gate, *switching, asked)).await;
                     return None;
                 }
                 Next::End => return None,
@@ -373,7 +373,7 @@ async fn exchange(service: &Service, gate: &mut Gate, owed: &mut Option<u64>) ->
     if !keep {
         reply.announce_close();
     }
-    match gate.respond(&mut reply).await {
+    match gate.respond(&mut reply, || service.is_draining()).await {
         Ok(()) => {}
         Err(Broken::Unseen) => {
             let status = gate.fault().unwrap_or(StatusCode::InternalServerError);
@@ -428,12 +428,17 @@ async fn is_last(gate: &Gate, owed: &mut Option<u64>) -> bool {
 }
 
 /// Answers a request that reaches no handler; the connection ends with it (rule W4).
-async fn refuse(gate: &mut Gate, asked: Asked, status: StatusCode) -> Result<(), Broken> {
+async fn refuse(
+    service: &Service,
+    gate: &mut Gate,
+    asked: Asked,
+    status: StatusCode,
+) -> Result<(), Broken> {
     let (method, path) = gate.describe();
     log::debug!("{} {method} {path}: refused with {status}", gate.peer());
     let mut reply = Reply::new(plain(status), asked);
     reply.announce_close();
-    gate.respond(&mut reply).await
+    gate.respond(&mut reply, || service.is_draining()).await
 }
 
 /// What is sent for a handler's answer.
@@ -463,10 +468,11 @@ fn prepare(
 }
 
 /// Hands the connection over to another protocol, until that has ended (rule S11).
-async fn upgrade(gate: &mut Gate, mut response: Response, asked: Asked) {
+async fn upgrade(service: &Service, gate: &mut Gate, mut response: Response, asked: Asked) {
     let stream = response.send_upgrade();
     let mut reply = Reply::new(response, asked);
-    if gate.respond(&mut reply).await.is_ok() && gate.flush().await.is_ok() {
+    let sent = gate.respond(&mut reply, || service.is_draining()).await;
+    if sent.is_ok() && gate.flush().await.is_ok() {
         gate.upgrade(stream).await;
     }
 }

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Client, End, PATIENCE, Running, Stagehand, wait_until};
-use futures_lite::io::BufReader;
+use futures_lite::io::{BufReader, Cursor};
 use futures_lite::{AsyncRead, FutureExt, Stream, future};
 use smol::{Executor, channel};
 use smol_graceful::{
@@ -853,17 +853,67 @@ fn a_panic_does_not_hold_the_drain() {
     assert_eq!(server.shutdown.in_flight(), 0);
 }
 
+/// Tells when it is dropped.
+struct Dropped(Sender<()>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
+/// A body that begins, and does not come on.
+struct Silent {
+    begin: Cursor<&'static str>,
+    _dropped: Dropped,
+}
+
+impl AsyncRead for Silent {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        match Pin::new(&mut self.begin).poll_read(cx, buf) {
+            Poll::Ready(Ok(0)) => Poll::Pending,
+            read => read,
+        }
+    }
+}
+
+/// Rule S22 while a response is on its way, whose source says nothing: chunks, or a length.
+#[test]
+fn a_client_that_is_gone_does_not_hold_the_drain_by_a_silent_response() {
+    let (gone, dropped) = mpsc::channel();
+    let server = Running::with(patient(), move |request: Request| {
+        let body = Silent { begin: Cursor::new("hello"), _dropped: Dropped(gone.clone()) };
+        let length = (request.url().path() == "/long").then_some(100_000);
+        async move { Ok(Body::from_reader(BufReader::new(body), length)) }
+    });
+    let connect = |path| {
+        let mut client = server.connect();
+        client.get(path);
+        while !client.line().unwrap().is_empty() {}
+        assert!(client.take(5).is_ok());
+        client
+    };
+    let clients = ["/", "/long"].map(|path| [connect(path), connect(path)]);
+    let (before, after): (Vec<_>, Vec<_>) =
+        clients.map(|[one, two]| (one, two)).into_iter().unzip();
+    before.into_iter().for_each(Client::reset);
+    server.shutdown.stop();
+    for _ in 0..2 {
+        dropped.recv_timeout(PATIENCE).expect("the response to the one that had gone");
+    }
+    after.into_iter().for_each(Client::reset);
+    assert!(server.outcome().is_drained());
+    assert_eq!(dropped.try_iter().count(), 2);
+}
+
 /// Rule S22: in the drain a handler is dropped when its client has reset the connection, before
 /// the stop or after it; one that only half-closed still gets its answer.
 #[test]
 fn a_client_that_is_gone_does_not_hold_the_drain() {
-    struct Dropped(Sender<()>);
-    impl Drop for Dropped {
-        fn drop(&mut self) {
-            let _ = self.0.send(());
-        }
-    }
-
     let (open, gate) = channel::bounded::<()>(1);
     let (enter, entered) = mpsc::channel();
     let (gone, dropped) = mpsc::channel();

@@ -263,7 +263,7 @@ impl Gate {
     /// has reset the connection (rule S22).
     pub(crate) async fn tend(&mut self, draining: impl Fn() -> bool) {
         poll_fn(|cx| {
-            if draining() && self.wire().transport.as_ref().is_none_or(Transport::is_reset) {
+            if draining() && self.is_reset() {
                 return Poll::Ready(());
             }
             if self.wire().incoming.take_continue() {
@@ -289,7 +289,14 @@ impl Gate {
 
     /// Encodes a response and sends what does not fit the buffer; the rest is sent by
     /// [`Gate::flush`], with what comes behind it (rule W10).
-    pub(crate) async fn respond(&mut self, reply: &mut Reply) -> Result<(), Broken> {
+    ///
+    /// In the drain, it ends when the client has reset the connection, even if the body does not come
+    /// on (rule S22).
+    pub(crate) async fn respond(
+        &mut self,
+        reply: &mut Reply,
+        draining: impl Fn() -> bool,
+    ) -> Result<(), Broken> {
         self.seat.enter(Stage::Response);
         let expects_continue = {
             let mut wire = self.wire();
@@ -353,6 +360,9 @@ impl Gate {
                     Poll::Pending => {
                         unseen = false;
                         flushed = false;
+                        if draining() && self.is_reset() {
+                            return Poll::Ready(false);
+                        }
                         return self.poll_tend(cx).map(|()| false);
                     }
                 }
@@ -460,6 +470,11 @@ impl Gate {
         if let Some(transport) = self.wire().transport.take() {
             transport.reset_on_close();
         }
+    }
+
+    /// Whether nobody is at the other end any more.
+    fn is_reset(&self) -> bool {
+        self.wire().transport.as_ref().is_none_or(Transport::is_reset)
     }
 
     fn wire(&self) -> MutexGuard<'_, Wire> {
