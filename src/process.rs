@@ -7,8 +7,6 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-#[cfg(target_os = "linux")]
-use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -223,7 +221,6 @@ impl Process {
         server: Server,
         listeners: impl IntoIterator<Item = L>,
     ) -> Result<Outcome, ServeError> {
-        start_reactor();
         // Rule S16.
         let all: Vec<_> = self.signals.iter().copied().chain(self.restart).collect();
         let signals = stream(&all).map_err(named("cannot handle signals"))?;
@@ -334,28 +331,6 @@ fn end_at_once(signal: Signal, shutdown: &Shutdown, running: &Running) {
     // A client in the queue was accepted by the kernel: the outcome has to name it.
     running.empty_queues();
     shutdown.abort();
-}
-
-/// Starts async-io's own thread, unless the program has done something with async-io before: with more
-/// patience than it is born with.
-///
-/// It is to wait for events only when no worker does, but looks for that every 50 µs, and finds that
-/// true of workers that are merely busy. Then each event comes by way of that thread, which wakes a
-/// worker for it and is put aside: a third more CPU for a small request. A thread inherits its
-/// creator's timer slack, by how much its sleeps may be longer; async-io itself lets them grow to 10 ms.
-fn start_reactor() {
-    // It is what starts the thread.
-    let start = || async_io::block_on(async {});
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::thread::{current_timer_slack, set_current_timer_slack};
-        let own = current_timer_slack().ok().and_then(NonZeroU64::new);
-        let _ = set_current_timer_slack(NonZeroU64::new(5_000_000));
-        start();
-        let _ = set_current_timer_slack(own);
-    }
-    #[cfg(not(target_os = "linux"))]
-    start();
 }
 
 /// What the control loop waits for.

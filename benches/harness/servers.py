@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Failure(Exception):
@@ -81,9 +80,8 @@ class Server:
         return client
 
     def cpu(self):
-        """CPU time so far, of all threads, user and system, in seconds."""
-        stat = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(stat[11]) + int(stat[12])) / TICKS
+        """CPU time so far, in seconds: to the nanosecond, of the threads that live."""
+        return self.usage()[0]
 
     def peak(self):
         """The most memory that was resident so far, in bytes (VmHWM)."""
@@ -104,7 +102,7 @@ class Server:
 
     def usage(self):
         """CPU time so far, in seconds, and how often a thread has waited, and was made to wait, for
-        its core: of the threads that live, and finer than `cpu`."""
+        its core: of the threads that live."""
         nanoseconds = waited = displaced = 0
         for task in self.tasks():
             of = Path(f"/proc/{self.pid}/task/{task}")
