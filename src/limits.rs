@@ -98,7 +98,7 @@ fn connections_allowed(wished: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// The table of design section 7.
+    /// Operators rely on them.
     #[test]
     fn defaults_are_the_agreed_ones() {
         let limits = Limits::default();

@@ -212,7 +212,7 @@ mod tests {
         Settings::command().debug_assert();
     }
 
-    /// Design section 8.
+    /// Operators rely on them.
     #[test]
     fn defaults_are_the_agreed_ones() {
         let settings = Settings::try_parse_from(["smol-graceful"]).unwrap();

@@ -1,8 +1,8 @@
 //! [`Outcome`]: how a drain ended, what it cost, and the exit code that tells the truth; and
 //! [`Draining`]: how it stands while it goes on.
 //!
-//! A value that must not be lost: it prints as one line and is what `main` returns (design
-//! section 5). Decides nothing; the latch fills it in.
+//! A value that must not be lost: it prints as one line and is what `main` returns.
+//! Decides nothing; the latch fills it in.
 
 use std::fmt;
 use std::process::{ExitCode, Termination};
@@ -184,7 +184,7 @@ mod tests {
         assert!(!line.contains('\n'));
     }
 
-    /// Design section 5: 0 when drained, 1 otherwise.
+    /// 0 when drained, 1 otherwise.
     #[test]
     fn is_the_exit_code() {
         let code = |ending| format!("{:?}", outcome(ending, 1).report());

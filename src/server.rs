@@ -309,7 +309,7 @@ impl Running {
 
     async fn accept_on(&self, listener: &Listener) {
         for turn in 1_usize.. {
-            // Beyond the limit the kernel's queue waits (design section 7). It goes with `admit`: who waits
+            // Beyond the limit the kernel's queue waits (`Limits::connections`). It goes with `admit`: who waits
             // for a client keeps none from the other listeners.
             let slot = self.slots.acquire_arc().await;
             if !listener.accept(|accepted| self.admit(accepted, slot)).await {
