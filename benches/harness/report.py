@@ -31,14 +31,14 @@ LOADS = [
     ("download", "1 MiB down, 16 connections"),
 ]
 
-# Title, unit, rows of (figure, what).
+# Title, unit, rows of (figure, what); `True` to tell the least and the most, too.
 TABLES = [
-    ("CPU time per request", MICROSECONDS, [(f"{key}.cpu", what) for key, what in LOADS]),
+    ("CPU time per request", MICROSECONDS, [(f"{key}.cpu", what) for key, what in LOADS], True),
     ("CPU time per MiB", MICROSECONDS, [
         ("download.cpu", "down, 1 MiB at a time"),
         ("upload.cpu", "up, 16 MiB at a time"),
         ("echo.cpu", "up and back, 16 MiB at a time"),
-    ]),
+    ], True),
     ("Requests per second", RATE, [(f"{key}.rate", what) for key, what in LOADS]),
     ("MiB per second", RATE, [
         ("upload.rate", "up, 16 MiB at a time"),
@@ -91,8 +91,11 @@ class Report:
 
     def median(self, figure, peer):
         """The median of the rounds; None if there is none."""
-        values = [v for v in self.figures.get(figure, {}).get(peer, []) if v is not None]
+        values = self._rounds(figure, peer)
         return median(values) if values else None
+
+    def _rounds(self, figure, peer):
+        return [v for v in self.figures.get(figure, {}).get(peer, []) if v is not None]
 
     def markdown(self, chart):
         """Everything between the two marks."""
@@ -121,7 +124,7 @@ class Report:
         run, rounds = self.run, self.run["rounds"]
         command = f"benches/compare {run['arguments']}".rstrip()
         yield (f"Written by `{command}` on {run['date']}: medians of {rounds} "
-               f"round{'s' * (rounds != 1)} of {run['seconds']} s for each load and server, in turn. "
+               f"round{'s' * (rounds != 1)} of {run['seconds']} s for each load and server, in turn; of CPU time also the least and the most. "
                f"{run['machine']}; the servers on core {run['server_cores']}, the load on core "
                f"{run['load_cores']}; over loopback. {', '.join(run['tools'])}.")
 
@@ -139,7 +142,7 @@ class Report:
         yield "| what | | at most | is | |"
         yield "|---|---|---|---|---|"
         units = {row[0]: row[2] if unit is None else unit
-                 for _, unit, rows in TABLES for row in rows}
+                 for _, unit, rows, *_ in TABLES for row in rows}
         for v in verdicts:
             kind = "must" if v.is_must else "aim"
             if v.bound.peer:
@@ -151,7 +154,7 @@ class Report:
             verdict = "met" if v.is_met else "**not met**"
             yield f"| {v.budget.what} | {kind} | {limit} | {value} | {verdict} |"
 
-    def _table(self, title, unit, rows):
+    def _table(self, title, unit, rows, spread=False):
         rows = [row for row in rows if row[0] in self.figures]
         if not rows:
             return
@@ -161,10 +164,18 @@ class Report:
         yield "|---|" + "---:|" * len(self.peers)
         for figure, what, *own in rows:
             own_unit = own[0] if own else unit
-            cells = [shown(self.median(figure, peer.key), own_unit) for peer in self.peers]
+            cells = [shown(self.median(figure, peer.key), own_unit)
+                     + (self._spread(figure, peer.key, own_unit) if spread else "")
+                     for peer in self.peers]
             label = what + (f", {own_unit[0]}" if own and own_unit[0] else "")
             yield f"| {label} | " + " | ".join(cells) + " |"
         yield ""
+
+    def _spread(self, figure, peer, unit):
+        values = self._rounds(figure, peer)
+        if len(values) < 2:
+            return ""
+        return f" ({shown(min(values), unit)} to {shown(max(values), unit)})"
 
     def _names(self):
         rows = [(peer, self.figures.get("syscalls.1.names", {}).get(peer.key),
