@@ -514,13 +514,13 @@ fn apology(gate: &Gate, failure: &Failure) -> Response {
 ///
 /// # Errors
 ///
-/// 400 if the message's target makes no URL.
+/// 400 if there is no URL that says what the client has asked for.
 fn ask(
     service: &Service,
     gate: &Gate,
     head: &Head,
 ) -> Result<impl Future<Output = Result<Response, Failure>> + use<>, StatusCode> {
-    let mut request = gate.decode(head)?;
+    let mut request = gate.request(head)?;
     gate.peer().sign(&mut request);
     request.ext_mut().insert(service.shutdown.token());
     let called = panic::catch_unwind(AssertUnwindSafe(|| (service.handler)(request)));

@@ -77,6 +77,7 @@
 mod address;
 mod bound;
 mod chunks;
+mod client;
 mod connection;
 mod error;
 mod exchange;
@@ -100,6 +101,7 @@ mod wire;
 pub use address::{Address, AddressError};
 pub use async_signal::Signal;
 pub use chunks::stream_body;
+pub use client::target;
 pub use connection::Connection;
 pub use error::ServeError;
 #[cfg(feature = "restart")]

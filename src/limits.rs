@@ -41,10 +41,10 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long reading a body or writing a response may make no progress at all. Default: 30 s.
     pub stall_timeout: Duration,
-    /// Request line and header fields together, in bytes; beyond it 414 or 431. Default and
-    /// maximum: 8 KiB, which is async-h1's own bound.
+    /// How long the request line and the header fields together may be, in bytes; beyond it the
+    /// client gets 414 or 431. Default: 16 KiB. Memory is taken only for what has arrived.
     pub head_bytes: usize,
-    /// How many header fields a request may have; beyond it 431. Default: 100, maximum: 128.
+    /// How many header fields a request may have; beyond it the client gets 431. Default: 100.
     pub headers: usize,
     /// How long a request's body may be, in bytes; beyond it 413. Default: `None`, no bound.
     pub body_bytes: Option<u64>,
@@ -75,7 +75,7 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(75),
             stall_timeout: Duration::from_secs(30),
-            head_bytes: 8 * 1024,
+            head_bytes: 16 * 1024,
             headers: 100,
             body_bytes: None,
             discard_bytes: 256 * 1024,
@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(limits.head_timeout, Duration::from_secs(30));
         assert_eq!(limits.idle_timeout, Duration::from_secs(75));
         assert_eq!(limits.stall_timeout, Duration::from_secs(30));
-        assert_eq!(limits.head_bytes, 8192);
+        assert_eq!(limits.head_bytes, 16_384);
         assert_eq!(limits.headers, 100);
         assert_eq!(limits.body_bytes, None);
         assert_eq!(limits.discard_bytes, 262_144);

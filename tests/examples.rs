@@ -457,6 +457,32 @@ fn embed_says_no_when_there_are_too_many_jobs() {
     assert_eq!(accepted + refused, 1100);
 }
 
+/// Clients cannot make it reserve memory for bodies that they only declare, be they many.
+#[test]
+fn embed_survives_what_clients_declare() {
+    let plain = Program::example_command("embed", &["127.0.0.1:0", "127.0.0.1:0"]);
+    let mut command = Command::new("sh");
+    // So many kilobytes of address space: ten times what it needs, and half of one of these bodies.
+    command.args(["-c", "ulimit -v 500000 && exec \"$0\" \"$@\""]);
+    command.arg(plain.get_program()).args(plain.get_args());
+    let mut program = Program::start(command);
+    let mut clients: Vec<_> = (0..100).map(|_| program.connect()).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        let length = [1_000_000_000, 1_000_000_000_000, u64::MAX][n % 3];
+        client
+            .send(format!("POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\nab"));
+    }
+    // The other half of them is still there when one is served, and ends as a body that was cut short.
+    for client in &mut clients[..50] {
+        client.half_close();
+        assert_eq!(client.response().status, 400);
+    }
+    assert_eq!(post(&mut program.connect(), "/jobs", "a job"), 202);
+    drop(clients);
+    program.signal(Signal::TERM);
+    assert_eq!(program.exit_code(), 0, "{program}");
+}
+
 #[test]
 fn embed_serves_nobody_unless_it_can_serve_both() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();

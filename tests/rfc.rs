@@ -188,10 +188,16 @@ fn table() -> Vec<Row> {
         Served("GET /a%20b%2Fc%2f%00%7E?d%3f"));
     // Section 2.1 has no such thing; we leave it to the handler.
     row!("3986 2.1", "`%` with nothing behind it", get("/a%zz%"), Served("GET /a%zz%"));
-    // http-types holds a normalised URL, as section 6.2.2.3 allows.
-    row!("3986 5.2.4", "dot segments are removed", get("/a/./b/../c"), Served("GET /a/c"));
-    row!("3986 5.2.4", "and do not climb out", get("/../../a"), Served("GET /a"));
-    row!("3986 6.2.2.3", "nor when escaped", get("/a/%2e%2E/b/%2e/c"), Served("GET /b/c"));
+    // A proxy in front has judged the path as it was sent, and http-types would hold another one.
+    row!("3986 5.2.4", "a dot segment is no path", get("/a/./b"), Refused(400));
+    row!("3986 5.2.4", "nor are two dots", get("/a/../b"), Refused(400));
+    row!("3986 5.2.4", "at its end", get("/a/.."), Refused(400));
+    row!("3986 5.2.4", "that climbs out", get("/../../a"), Refused(400));
+    row!("3986 6.2.2.3", "escaped", get("/a/%2e%2E/b"), Refused(400));
+    row!("3986 6.2.2.3", "escaped, one dot", get("/%2e/a"), Refused(400));
+    row!("3986 6.2.2.3", "escaped by half", get("/a/.%2e/b"), Refused(400));
+    row!("3986 5.2.4", "in an absolute target", get("http://x/a/../b"), Refused(400));
+    row!("3986 3.3", "dots that are no segment", get("/.a/b../...?/../c"), Served("GET /.a/b../...?/../c"));
     // No URI character, but browsers send some of them: http-types escapes what it must.
     row!("9112 3.2", "odd bytes in a query", get("/?a[]=b|c^`{}"), Served("GET /?a[]=b|c^`{}"));
     row!("9112 3.2", "quotes in a query are escaped", get("/?\"<>"), Served("GET /?%22%3C%3E"));
@@ -234,6 +240,17 @@ fn table() -> Vec<Row> {
     row!("3986 3.2.2", "IPv4", host("127.0.0.1"), Served("GET / at=127.0.0.1"));
     row!("3986 3.2.2", "IPv6", host("[2001:db8::1]:8080"), Served("GET / at=[2001:db8::1]:8080"));
     row!("3986 3.2.2", "all that a name may hold", host("a-b.c_d~"), Served("GET / at=a-b.c_d~"));
+    row!("3986 3.2.2", "a name that ends in a number", host("web.1"), Served("GET / at=web.1"));
+    row!("3986 3.2.2", "and with a port", host("app.2024:80"), Served("GET / at=app.2024:80"));
+    row!("3986 3.2.2", "five numbers", host("1.2.3.4.5"), Served("GET / at=1.2.3.4.5"));
+    row!("3986 3.2.2", "no Punycode", host("xn--a"), Served("GET / at=xn--a"));
+    // The url crate would read another host in them than a proxy in front.
+    row!("3986 3.2.2", "an escape", host("%61dmin"), Refused(400));
+    row!("3986 3.2.2", "an escape of something else", host("a%2fb"), Refused(400));
+    row!("3986 7.4", "an address as one number", host("2130706433"), Refused(400));
+    row!("3986 7.4", "an address in octal", host("010.0.0.1"), Refused(400));
+    row!("3986 7.4", "an address in hexadecimal", host("0x7f.1"), Refused(400));
+    row!("3986 7.4", "in an absolute target", get("http://2130706433/"), Refused(400));
     row!("9110 5.1", "its name in any case, last", "GET / HTTP/1.1\r\nX: 1\r\nhOST:x\r\n\r\n",
         Served("GET / x=1"));
     row!("9112 3.2", "none", "GET / HTTP/1.1\r\n\r\n", Refused(400));
@@ -330,12 +347,12 @@ fn table() -> Vec<Row> {
 
     // ------------------------------------------------------------------------------------------------------------
     group!("HTTP/1.0");
-    row!("9112 9.3", "closes", old(""), Last("GET / as=1.0 at=localhost"));
-    row!("9112 C.2.2", "keep-alive", old("Connection: Keep-Alive\r\n"), Served("GET / as=1.0 at=localhost"));
+    row!("9112 9.3", "closes", old(""), Last("GET / as=1.0 at="));
+    row!("9112 C.2.2", "keep-alive", old("Connection: Keep-Alive\r\n"), Served("GET / as=1.0 at="));
     row!("9112 9.3", "keep-alive and close", old("Host: x\r\nConnection: keep-alive, close\r\n"),
         Last("GET / as=1.0"));
     row!("9112 9.3", "a length", "POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\nab",
-        Last("POST / as=1.0 at=localhost body=ab"));
+        Last("POST / as=1.0 at= body=ab"));
     row!("9112 6.3", "no length, no body", "POST / HTTP/1.0\r\nHost: x\r\n\r\n", Last("POST / as=1.0"));
     row!("9112 9.3", "HEAD", "HEAD / HTTP/1.0\r\nHost: x\r\n\r\n", Bodiless("200 length=13 close"));
     row!("9112 7.1", "no chunks in the answer", "GET /stream HTTP/1.0\r\n\r\n", Answered("200 close body=hello"));
@@ -559,30 +576,30 @@ fn table() -> Vec<Row> {
 
     // ------------------------------------------------------------------------------------------------------------
     group!("limits");
-    // The head: less than 8 KiB from its first line to its blank line, whichever part is long.
+    // The head: at most 16 KiB from its first line to its blank line, whichever part is long.
     let pad = |total: usize| "y".repeat(total - field("Y: ").len());
     let long = |total: usize| "y".repeat(total - get("/").len());
-    let obs = |total: usize| field(&format!("Y: {}", "\u{e9}".repeat((total - field("Y: ").len()) / 6)));
+    let obs = |total: usize| field(&format!("Y: {}", "\u{e9}".repeat((total - field("Y: ").len()) / 2)));
     let many = |count: usize| field("Y: 1\r\n".repeat(count - 1).trim_end());
-    row!("9112 3", "a request line of 8000 bytes",
-        get(&format!("/{}", "y".repeat(8000 - "GET / HTTP/1.1".len()))),
-        Served(leak(format!("GET /{}", "y".repeat(8000 - "GET / HTTP/1.1".len())))));
-    row!("9110 5.4", "a head of 8191 bytes, by a field", field(&format!("Y: {}", pad(8191))), Served("GET /"));
-    row!("6585 5", "a head of 8192 bytes, by a field", field(&format!("Y: {}", pad(8192))), Refused(431));
-    row!("9112 3", "a head of 8191 bytes, by its target",
-        get(&format!("/{}", long(8191))), Served(leak(format!("GET /{}", long(8191)))));
-    row!("6585 5", "a head of 8192 bytes, by its target", get(&format!("/{}", long(8192))), Refused(431));
-    row!("9112 3", "a request line of 8191 bytes, its end included",
-        get(&format!("/{}", "y".repeat(8191 - "GET / HTTP/1.1\r\n".len()))), Refused(431));
-    row!("9110 15.5.15", "a request line of 8192 bytes, its end included",
-        get(&format!("/{}", "y".repeat(8192 - "GET / HTTP/1.1\r\n".len()))), Refused(414));
+    row!("9112 3", "a request line of 16000 bytes",
+        get(&format!("/{}", "y".repeat(16000 - "GET / HTTP/1.1".len()))),
+        Served(leak(format!("GET /{}", "y".repeat(16000 - "GET / HTTP/1.1".len())))));
+    row!("9110 5.4", "a head of 16384 bytes, by a field", field(&format!("Y: {}", pad(16384))), Served("GET /"));
+    row!("6585 5", "a head of 16385 bytes, by a field", field(&format!("Y: {}", pad(16385))), Refused(431));
+    row!("9112 3", "a head of 16384 bytes, by its target",
+        get(&format!("/{}", long(16384))), Served(leak(format!("GET /{}", long(16384)))));
+    row!("6585 5", "a head of 16385 bytes, by its target", get(&format!("/{}", long(16385))), Refused(431));
+    row!("9112 3", "a request line of 16384 bytes, its end included",
+        get(&format!("/{}", "y".repeat(16384 - "GET / HTTP/1.1\r\n".len()))), Refused(431));
+    row!("9110 15.5.15", "a request line of 16385 bytes, its end included",
+        get(&format!("/{}", "y".repeat(16385 - "GET / HTTP/1.1\r\n".len()))), Refused(414));
     row!("9110 15.5.15", "a target without end", format!("GET /{}", "y".repeat(20_000)), Refused(414));
     row!("6585 5", "a field without end", format!("GET / HTTP/1.1\r\nY: {}", "y".repeat(20_000)), Refused(431));
     row!("6585 5", "a name without end", format!("GET / HTTP/1.1\r\n{}", "y".repeat(20_000)), Refused(431));
-    row!("9110 5.4", "empty lines do not count", "\r\n".repeat(4) + &field(&format!("Y: {}", pad(8191))),
+    row!("9110 5.4", "empty lines do not count", "\r\n".repeat(4) + &field(&format!("Y: {}", pad(16384))),
         Served("GET /"));
-    row!("9110 5.5", "obs-text counts as it is written: within", obs(8191), Served("GET /"));
-    row!("9110 5.5", "obs-text counts as it is written: beyond", obs(8197), Refused(431));
+    row!("9110 5.5", "obs-text counts as it was sent: within", obs(16384), Served("GET /"));
+    row!("9110 5.5", "obs-text counts as it was sent: beyond", obs(16386), Refused(431));
     row!("9110 5.4", "100 fields", many(100), Served("GET /"));
     row!("6585 5", "101 fields", many(101), Refused(431));
     row!("6585 5", "101 lines, and then none is well-formed", format!("GET / HTTP/1.1\r\n{}", "x\r\n".repeat(102)),
@@ -842,7 +859,10 @@ async fn app(mut request: Request) -> http_types::Result<Response> {
         saw += " as=1.0";
     }
     let host = request.header("host").map_or("", |host| host.as_str());
-    assert!(host.starts_with(url.host_str().unwrap()), "{host}, {url}");
+    // A URL cannot hold every host; then it says that it does not.
+    let held = url.host_str().unwrap();
+    let is_held = host.to_ascii_lowercase().starts_with(held) || held == "host.invalid";
+    assert!(is_held || host.is_empty() && held == "localhost", "{host}, {url}");
     if host != "x" {
         let _ = write!(saw, " at={host}");
     }

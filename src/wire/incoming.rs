@@ -4,7 +4,6 @@
 //! straight to the reader's buffer where nothing has been read ahead. The head stays in the buffer
 //! until its exchange ends, for the drain report. Reads when asked, waits for nothing, sends nothing.
 
-use std::borrow::Cow;
 use std::io;
 use std::task::{Context, Poll, ready};
 
@@ -27,10 +26,6 @@ pub(super) struct Incoming {
     next: usize,
     /// Where the bytes end that have been read.
     end: usize,
-    /// The head's canonical form, where it differs from what the client wrote.
-    rewritten: Option<Vec<u8>>,
-    /// The bytes of the canonical form that async-h1 has yet to see.
-    unshown: std::ops::Range<usize>,
     body: Body,
     /// Bytes of the message taken so far, head included.
     taken: u64,
@@ -76,8 +71,6 @@ impl Incoming {
             head_end: 0,
             next: 0,
             end,
-            rewritten: None,
-            unshown: 0..0,
             body: Body::Fixed(0),
             taken: 0,
             permission: Permission::Settled,
@@ -136,13 +129,6 @@ impl Incoming {
         self.head_end = self.start + head.len;
         self.next = self.head_end;
         self.taken = head.len as u64;
-        (self.rewritten, self.unshown) = match head.canonical(&self.bytes[self.start..self.end]) {
-            Cow::Borrowed(same) => (None, self.head_end - same.len()..self.head_end),
-            Cow::Owned(other) => {
-                let all = 0..other.len();
-                (Some(other), all)
-            }
-        };
         self.body = match head.framing {
             Framing::Empty => Body::Fixed(0),
             Framing::Fixed(length) => Body::Fixed(length),
@@ -164,8 +150,6 @@ impl Incoming {
         }
         self.start = self.next;
         self.head_end = self.next;
-        self.rewritten = None;
-        self.unshown = 0..0;
         self.body = Body::Fixed(0);
         self.taken = 0;
         self.permission = Permission::Settled;
@@ -174,18 +158,6 @@ impl Incoming {
     /// Bytes of the message that were taken, head included.
     pub(super) fn taken(&self) -> u64 {
         self.taken
-    }
-
-    /// Copies what async-h1 has yet to see of the head; 0 once it has seen all.
-    pub(super) fn show_head(&mut self, buf: &mut [u8]) -> usize {
-        let n = self.unshown.len().min(buf.len());
-        let range = self.unshown.start..self.unshown.start + n;
-        self.unshown.start += n;
-        buf[..n].copy_from_slice(match &self.rewritten {
-            Some(rewritten) => &rewritten[range],
-            None => &self.bytes[range],
-        });
-        n
     }
 
     /// Moves unread bytes to `buf`, whatever they are; 0 once there are none.

@@ -1,8 +1,7 @@
 //! The gate in front of async-h1: owns a connection's read buffer and admits exactly one
 //! well-formed message at a time.
 //!
-//! Invariant: async-h1 sees one canonical head and then that message's body, and never a byte of
-//! the next message (rules W1, W2). A [`Gate`] lives while a connection is active; an idle one has
+//! Invariant: async-h1 sees one message's body at a time, and never a byte of the next message (rules W1, W2). A [`Gate`] lives while a connection is active; an idle one has
 //! none (rule W12). Takes no decision on stopping and sends only what it is given.
 
 pub(crate) mod body;
@@ -10,23 +9,25 @@ pub(crate) mod buffer;
 pub(crate) mod head;
 mod incoming;
 mod outgoing;
+mod request;
 pub(crate) mod response;
+mod target;
 mod upgraded;
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use async_io::Timer;
-use futures_lite::{AsyncRead, AsyncWrite, FutureExt, future};
+use futures_lite::{FutureExt, future};
 use http_types::{Request, StatusCode, upgrade};
 use smol::channel;
 
+use crate::client::Received;
 use crate::registry::{Describe, Seat, Stage};
 use crate::transport::{Peer, Transport};
 use buffer::Buffer;
@@ -77,6 +78,7 @@ impl Gate {
             exchange: 0,
             reader: None,
             writer: None,
+            reads: 0,
             streak: 0,
             is_open_ended: false,
             serving: Stage::Handler,
@@ -94,13 +96,30 @@ impl Gate {
         }
         let wire: Arc<dyn Describe> = self.wire.clone();
         self.seat.begin(Arc::downgrade(&wire));
-        poll_fn(|cx| self.poll_head(cx, longest_body)).await
+        let mut judged = 0;
+        poll_fn(|cx| self.poll_head(cx, longest_body, &mut judged)).await
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>, longest_body: u64) -> Poll<Result<Head, NoHead>> {
+    /// `judged` is how many bytes of the head have been looked at: a head that comes a byte at a time must not be
+    /// read from its beginning for every byte.
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        longest_body: u64,
+        judged: &mut usize,
+    ) -> Poll<Result<Head, NoHead>> {
         loop {
             let mut wire = lock(&self.wire);
-            match head::parse(wire.incoming.unread(), self.bounds) {
+            let unread = wire.incoming.unread();
+            let news = unread.get(*judged..).unwrap_or_default();
+            let is_full = unread.len() >= self.bounds.head_bytes;
+            let verdict = if *judged == 0 || is_full || head::may_decide(news) {
+                head::parse(unread, self.bounds)
+            } else {
+                Parse::Partial
+            };
+            *judged = unread.len();
+            match verdict {
                 Parse::Complete(head) => {
                     wire.incoming.begin_message(&head, longest_body);
                     wire.exchange = wire.exchange.wrapping_add(1);
@@ -139,24 +158,19 @@ impl Gate {
         }
     }
 
-    /// The message as async-h1 understands it.
+    /// Makes the request that the handler gets.
     ///
     /// # Errors
     ///
-    /// 400 if its target makes no URL; everything else was refused before.
-    pub(crate) fn decode(&self, head: &Head) -> Result<Request, StatusCode> {
+    /// 400 if there is no URL that says what the client has asked for; everything else was refused before.
+    pub(crate) fn request(&self, head: &Head) -> Result<Request, StatusCode> {
         let exchange = self.wire().exchange;
-        let message = Message { wire: self.wire.clone(), exchange };
-        // Never waits: the head is in memory (rule W2). The body is read by the request itself. On the
-        // stack, as its 4 KiB would be the better part of an active connection.
-        let decoding = pin!(async_h1::server::decode(message));
-        match decoding.poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(Some((mut request, _body)))) => {
-                request.set_version(Some(head.version));
-                Ok(request)
-            }
-            Poll::Ready(Ok(None) | Err(_)) | Poll::Pending => Err(StatusCode::BadRequest),
-        }
+        let decoded = request::with_body(head.framing, &self.wire, exchange);
+        let wire = self.wire();
+        let message = wire.incoming.message();
+        let mut request = request::request(head, message, decoded)?;
+        request.ext_mut().insert(Received { target: head.target(message).into() });
+        Ok(request)
     }
 
     /// Whether the message's body has been taken whole.
@@ -602,6 +616,8 @@ struct Wire {
     reader: Option<Waker>,
     /// Who waits to write to an upgraded stream that is no socket.
     writer: Option<Waker>,
+    /// Counts the reads of the body by whoever has the request, successful or not.
+    reads: u32,
     /// Bytes of the body that were read without a pause.
     streak: usize,
     /// In the middle of a response whose end is the connection's: the client could take what it
@@ -698,49 +714,7 @@ impl Describe for Mutex<Wire> {
     }
 }
 
-/// One message, as async-h1 reads it: its canonical head, then its body.
-#[derive(Clone)]
-struct Message {
-    wire: Arc<Mutex<Wire>>,
-    exchange: u32,
-}
-
-impl AsyncRead for Message {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        let mut wire = lock(&self.wire);
-        if wire.exchange != self.exchange {
-            return Poll::Ready(Err(over()));
-        }
-        match wire.incoming.show_head(buf) {
-            0 => {
-                ready!(wire.poll_turn(cx));
-                wire.poll_body(cx, buf)
-            }
-            n => Poll::Ready(Ok(n)),
-        }
-    }
-}
-
 /// What a body says that is read after its exchange is over (rule W6: no clean end).
 fn over() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the response has ended this request")
-}
-
-/// async-h1 wants to write only `100 Continue`, which the gate does itself (rule W7).
-impl AsyncWrite for Message {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
 }

@@ -1,0 +1,188 @@
+//! Makes http-types' request of a head and of the body behind it.
+//!
+//! Invariant: a handler gets the client's own method, target, fields and body, nothing that the client did not send,
+//! and no memory is reserved for what the client only declares. async-h1 decodes the body behind a head of the gate's
+//! own, so that its bounds on heads, its reading of URLs and the content type that it adds do not reach the handler.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker, ready};
+
+use async_h1::server::decode;
+use futures_lite::{AsyncBufRead, AsyncRead, AsyncWrite};
+use http_types::headers::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
+use http_types::{Body, Request, StatusCode};
+
+use super::body::Framing;
+use super::head::Head;
+use super::target::url;
+use super::{Wire, lock, over};
+
+/// Makes the request whose head is at the beginning of `bytes`. [`with_body`] has made `decoded`, if there is a body.
+///
+/// # Errors
+///
+/// 400 if there is no URL that says what the client has asked for.
+pub(super) fn request(
+    head: &Head,
+    bytes: &[u8],
+    decoded: Option<Request>,
+) -> Result<Request, StatusCode> {
+    let url = url(head.host(bytes), head.target(bytes))?;
+    let mut request = match decoded {
+        Some(mut request) => {
+            request.set_method(head.method);
+            *request.url_mut() = url;
+            request
+        }
+        None => {
+            let mut request = Request::new(head.method, url);
+            // Without chunks there are no trailers, and whoever asks for them is told so at once.
+            drop(request.send_trailers());
+            request
+        }
+    };
+    request.set_version(Some(head.version));
+    for (name, value) in head.fields(bytes) {
+        request.append_header(name, &*value);
+    }
+    Ok(request)
+}
+
+/// Makes a request that has the body of the message `exchange`, and nothing else. `None` if the message has no body.
+pub(super) fn with_body(
+    framing: Framing,
+    wire: &Arc<Mutex<Wire>>,
+    exchange: u32,
+) -> Option<Request> {
+    // The gate bounds a body of known length itself: async-h1 need not count.
+    let (head, length): (&'static [u8], _) = match framing {
+        Framing::Empty | Framing::Fixed(0) => return None,
+        Framing::Fixed(length) => (
+            b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 18446744073709551615\r\n\r\n",
+            usize::try_from(length).ok().filter(|length| *length <= RESERVED),
+        ),
+        Framing::Chunked => {
+            (b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", None)
+        }
+    };
+    let message = Message { head, wire: wire.clone(), exchange };
+    // Never waits: the head is in memory (rule W2). The body is read by the request itself. On the stack, as its 4 KiB
+    // would be the better part of an active connection.
+    let decoding = pin!(decode(message));
+    let decoded = decoding.poll(&mut Context::from_waker(Waker::noop()));
+    let Poll::Ready(Ok(Some((mut request, _reader)))) = decoded else {
+        unreachable!("async-h1 decodes a constant head");
+    };
+    let reader = request.take_body().into_reader();
+    request.set_body(Body::from_reader(Content::Open(reader), length));
+    for name in [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONTENT_TYPE] {
+        request.remove_header(name);
+    }
+    if framing != Framing::Chunked {
+        drop(request.send_trailers());
+    }
+    Some(request)
+}
+
+/// The longest body whose length the request tells, in bytes. http-types reserves memory for the whole length when a
+/// handler asks for a string, so a length that a client only declares must not matter. A connection's read buffer may
+/// become as large as this anyway.
+const RESERVED: usize = 16 * 1024;
+
+/// One message, as async-h1 reads it: a head, then the client's body.
+#[derive(Clone)]
+struct Message {
+    /// What of the head is still to be read.
+    head: &'static [u8],
+    wire: Arc<Mutex<Wire>>,
+    exchange: u32,
+}
+
+impl AsyncRead for Message {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        if !self.head.is_empty() {
+            let (now, later) = self.head.split_at(self.head.len().min(buf.len()));
+            buf[..now.len()].copy_from_slice(now);
+            self.head = later;
+            return Poll::Ready(Ok(now.len()));
+        }
+        let mut wire = lock(&self.wire);
+        if wire.exchange != self.exchange {
+            return Poll::Ready(Err(over()));
+        }
+        wire.reads = wire.reads.wrapping_add(1);
+        ready!(wire.poll_turn(cx));
+        wire.poll_body(cx, buf)
+    }
+}
+
+/// async-h1 wants to write only `100 Continue`, which the gate does itself (rule W7).
+impl AsyncWrite for Message {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A body as async-h1 decodes it, until it fails. Then async-h1's decoder is dropped, so that whoever waits for the
+/// trailers is told that there are none.
+enum Content {
+    Open(Box<dyn AsyncBufRead + Unpin + Send + Sync>),
+    Failed(io::ErrorKind),
+}
+
+impl Content {
+    fn fail(&mut self, error: &io::Error) {
+        *self = Self::Failed(error.kind());
+    }
+}
+
+impl AsyncRead for Content {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let read = match &mut *self {
+            Self::Open(reader) => ready!(Pin::new(reader).poll_read(cx, buf)),
+            Self::Failed(kind) => return Poll::Ready(Err((*kind).into())),
+        };
+        Poll::Ready(read.inspect_err(|error| self.fail(error)))
+    }
+}
+
+impl AsyncBufRead for Content {
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let this = self.get_mut();
+        if let Self::Open(reader) = this {
+            if let Err(error) = ready!(Pin::new(reader).poll_fill_buf(cx)) {
+                this.fail(&error);
+                return Poll::Ready(Err(error));
+            }
+        }
+        match this {
+            // The buffer is full, or the body has ended: this waits for nothing.
+            Self::Open(reader) => Pin::new(reader).poll_fill_buf(cx),
+            Self::Failed(kind) => Poll::Ready(Err((*kind).into())),
+        }
+    }
+
+    fn consume(self: Pin<&mut Self>, amount: usize) {
+        if let Self::Open(reader) = self.get_mut() {
+            Pin::new(reader).consume(amount);
+        }
+    }
+}

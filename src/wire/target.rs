@@ -1,0 +1,178 @@
+//! The URL that a handler sees, made of a request's host and target.
+//!
+//! Invariant: a handler's URL says what the client sent. The url crate removes dot segments, decodes escapes in
+//! hosts, and reads numbers as IPv4 addresses; a proxy in front does not. Where the two would disagree, the request
+//! is refused. Pure; looks at neither methods nor fields.
+
+use std::net::Ipv6Addr;
+
+use http_types::url::Position;
+use http_types::{StatusCode, Url};
+
+use super::head::Absolute;
+
+/// The host in the URL of a request whose own host no `Url` can hold, such as `web.1`.
+///
+/// RFC 2606 section 2 keeps this name from ever meaning anything. `localhost` would not do: a proxy in front may keep
+/// clients from asking for that one.
+const UNKNOWN: &str = "host.invalid";
+
+/// Makes the URL of `target`, asked for at `host`; without one, as HTTP/1.0 allows, at `localhost`.
+///
+/// Characters that no URI may have (RFC 3986 section 2) may be escaped in it: `"` becomes `%22`.
+///
+/// # Errors
+///
+/// 400 if the URL would say something else: a dot segment in the path (`/a/../b`, `/%2e%2e/b`), or a host that the url
+/// crate reads as another one (`%61dmin`, `0x7f.1`).
+pub(crate) fn url(host: Option<&str>, target: &str) -> Result<Url, StatusCode> {
+    let absolute = Absolute::split(target);
+    let scheme = match absolute {
+        Some(absolute) if absolute.scheme.eq_ignore_ascii_case("https") => "https",
+        _ => "http",
+    };
+    let path = match absolute {
+        Some(absolute) => absolute.path,
+        // http-types has no name for the server as a whole, and `/` is a resource of its own.
+        None if target == "*" => "/*",
+        None => target,
+    };
+    let at = |host: &str| Url::parse(&format!("{scheme}://{host}{path}"));
+    let url = match host.map(|host| (host, at(host))) {
+        Some((host, Ok(url))) if is_same_host(host, &url) => Ok(url),
+        Some((_, Ok(_))) => return Err(StatusCode::BadRequest),
+        // Neither a path nor a valid port makes the crate fail: the name does, which a proxy may well know.
+        Some((host, Err(_))) => {
+            at(&format!("{UNKNOWN}{}", &host[host.find(':').unwrap_or(host.len())..]))
+        }
+        None => at("localhost"),
+    };
+    url.ok().filter(|url| is_same_path(path, url)).ok_or(StatusCode::BadRequest)
+}
+
+/// Whether `url` has the host that was sent, apart from the case of letters and the form of an IPv6 address.
+fn is_same_host(sent: &str, url: &Url) -> bool {
+    let Some(held) = url.host_str() else { return false };
+    match sent.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((sent, _)) => {
+            let held = held.trim_matches(['[', ']']).parse::<Ipv6Addr>();
+            sent.parse::<Ipv6Addr>().is_ok_and(|sent| held == Ok(sent))
+        }
+        None => {
+            let sent = sent.split_once(':').map_or(sent, |(name, _)| name);
+            sent.eq_ignore_ascii_case(held)
+        }
+    }
+}
+
+/// Whether `url` has the path and the query that were sent, apart from characters that it holds escaped.
+fn is_same_path(sent: &str, url: &Url) -> bool {
+    let mut held = url[Position::BeforePath..].bytes();
+    // RFC 9110 section 4.2.3: an empty path is the same as `/`.
+    if !sent.starts_with('/') && held.next() != Some(b'/') {
+        return false;
+    }
+    let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+    let is_same = sent.bytes().all(|byte| match held.next() {
+        Some(b'%') if byte != b'%' => {
+            let digits = (digit(held.next()), digit(held.next()));
+            matches!(digits, (Some(high), Some(low)) if high * 16 + low == u32::from(byte))
+        }
+        other => other == Some(byte),
+    });
+    is_same && held.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_url_says_what_was_sent() {
+        for (host, target, seen) in [
+            ("a", "/", "http://a/"),
+            ("a:80", "/b?c", "http://a/b?c"),
+            ("a:8080", "/b?c", "http://a:8080/b?c"),
+            ("A.b", "//c//d", "http://a.b//c//d"),
+            ("a.", "/", "http://a./"),
+            ("a_b", "/", "http://a_b/"),
+            ("127.0.0.1:80", "/", "http://127.0.0.1/"),
+            ("[::1]:81", "/", "http://[::1]:81/"),
+            ("[0:0::0001]", "/", "http://[::1]/"),
+            ("a", "*", "http://a/*"),
+            ("b", "http://b", "http://b/"),
+            ("b", "HTTP://b?c=/d", "http://b/?c=/d"),
+            ("b:1", "https://b:1/c", "https://b:1/c"),
+            // Escapes and odd characters.
+            ("a", "/%2F%2f%00%zz%", "http://a/%2F%2f%00%zz%"),
+            ("a", "/\"<>`{}?\"<>'", "http://a/%22%3C%3E%60%7B%7D?%22%3C%3E%27"),
+            ("a", "/a|b^c?a\\b", "http://a/a|b^c?a\\b"),
+            // Dots that are no segments of their own.
+            ("a", "/...", "http://a/..."),
+            ("a", "/.a/b./..c?/../d", "http://a/.a/b./..c?/../d"),
+            ("a", "/%2e%2e%2fb", "http://a/%2e%2e%2fb"),
+        ] {
+            let url = url(Some(host), target);
+            assert_eq!(url.as_ref().map(Url::as_str), Ok(seen), "{host} {target}");
+        }
+        assert_eq!(url(None, "/a").unwrap().as_str(), "http://localhost/a");
+    }
+
+    #[test]
+    fn another_path_is_refused() {
+        for target in [
+            "/.",
+            "/..",
+            "/a/../b",
+            "/a/./b",
+            "/a/..",
+            "/%2e/b",
+            "/a/%2e%2e/b",
+            "/a/%2E%2e",
+            "/.%2e/b",
+            "/%2e./b",
+            "http://a/../b",
+            "http://a/%2e",
+        ] {
+            assert_eq!(url(Some("a"), target), Err(StatusCode::BadRequest), "{target}");
+        }
+    }
+
+    #[test]
+    fn another_host_is_refused() {
+        for host in [
+            "%61dmin",
+            "a%2Eb",
+            "2130706433",
+            "017700000001",
+            "0x7f000001",
+            "0x7f.1",
+            "127.1",
+            "010.0.0.1",
+            "1.2.3",
+            "127.0.0.1.",
+            "%31",
+            "0",
+            "1",
+        ] {
+            assert_eq!(url(Some(host), "/"), Err(StatusCode::BadRequest), "{host}");
+            let absolute = format!("http://{host}/");
+            assert_eq!(url(Some(host), &absolute), Err(StatusCode::BadRequest), "{host}");
+        }
+    }
+
+    /// The handler finds such a name in `Host`.
+    #[test]
+    fn a_host_that_no_url_holds_is_named_as_unknown() {
+        for host in ["web.1", "app.2024", "1.2.3.4.5", "xn--a", "999.999.999.999", "999.1"] {
+            assert_eq!(
+                url(Some(host), "/b?c").unwrap().as_str(),
+                "http://host.invalid/b?c",
+                "{host}"
+            );
+        }
+        let url_at_port = url(Some("web.1:81"), "/b?c").unwrap();
+        assert_eq!(url_at_port.as_str(), "http://host.invalid:81/b?c");
+        assert_eq!(url(Some("web.1"), "/../b"), Err(StatusCode::BadRequest));
+    }
+}
