@@ -9,11 +9,12 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use async_io::Async;
 use futures_lite::{AsyncRead, AsyncWrite};
 
+use crate::meter::{Meter, Records};
 use crate::transport::{Duplex, Peer, Socket, Transport, Wrapped};
 
 /// A client's connection: bytes in both directions.
@@ -46,6 +47,8 @@ pub struct Connection {
     peer: Peer,
     /// What was read ahead.
     ahead: Vec<u8>,
+    /// Counts what a wrapper reads and writes here.
+    metered: Option<(Arc<Meter>, Records)>,
 }
 
 enum Kind {
@@ -148,25 +151,33 @@ impl Connection {
     }
 
     fn of(kind: Kind, peer: Peer) -> Self {
-        Self { kind, peer, ahead: Vec::new() }
+        Self { kind, peer, ahead: Vec::new(), metered: None }
     }
 
-    /// A connection to be wrapped in something, and the socket under it; its first bytes were read
-    /// `ahead`.
+    /// A connection to be wrapped in something, and what is to be known of the stream under it. Its first bytes were
+    /// read `ahead`.
     pub(crate) fn share(
         transport: Transport,
         peer: Peer,
         ahead: Vec<u8>,
-    ) -> (Self, Option<Socket>) {
-        let socket = match transport {
-            Transport::Tcp(socket) => Socket::Tcp(Arc::new(socket)),
-            Transport::Unix(socket) => Socket::Unix(Arc::new(socket)),
+    ) -> (Self, Option<Socket>, Arc<Meter>) {
+        let (kind, socket) = match transport {
+            Transport::Tcp(socket) => {
+                let socket = Socket::Tcp(Arc::new(socket));
+                (Kind::Socket(socket.clone()), Some(socket))
+            }
+            Transport::Unix(socket) => {
+                let socket = Socket::Unix(Arc::new(socket));
+                (Kind::Socket(socket.clone()), Some(socket))
+            }
             Transport::Wrapped(wrapped) => {
-                let Wrapped { stream, socket } = *wrapped;
-                return (Self { peer, ahead, ..Self::new(stream) }, socket);
+                let (stream, socket) = wrapped.into_parts();
+                (Kind::Other(Mutex::new(stream)), socket)
             }
         };
-        (Self { ahead, ..Self::of(Kind::Socket(socket.clone()), peer) }, Some(socket))
+        let meter = Arc::new(Meter::default());
+        let metered = Some((meter.clone(), Records::default()));
+        (Self { ahead, metered, ..Self::of(kind, peer) }, socket, meter)
     }
 
     /// As the server uses it.
@@ -182,11 +193,11 @@ impl Connection {
             },
             Kind::Other(stream) => {
                 let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
-                return Transport::Wrapped(Box::new(Wrapped { stream, socket: None }));
+                return Transport::Wrapped(Box::new(Wrapped::new(stream, None, None)));
             }
         };
         let stream = Box::new(Self::of(Kind::Socket(shared.clone()), self.peer));
-        Transport::Wrapped(Box::new(Wrapped { stream, socket: Some(shared) }))
+        Transport::Wrapped(Box::new(Wrapped::new(stream, Some(shared), None)))
     }
 
     fn stream(&mut self) -> Stream<'_> {
@@ -213,7 +224,7 @@ enum Stream<'a> {
 /// Runs a method of whichever stream it is.
 macro_rules! delegate {
     ($connection:expr, $stream:ident => $call:expr) => {
-        match $connection.get_mut().stream() {
+        match $connection.as_mut().get_mut().stream() {
             Stream::Tcp(mut socket) => {
                 let $stream = Pin::new(&mut socket);
                 $call
@@ -236,31 +247,40 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let ahead = &mut self.as_mut().get_mut().ahead;
-        if !ahead.is_empty() {
+        let ahead = &mut self.ahead;
+        let n = if ahead.is_empty() {
+            ready!(delegate!(self, stream => stream.poll_read(cx, buf)))?
+        } else {
             let n = ahead.len().min(buf.len());
             buf[..n].copy_from_slice(&ahead[..n]);
             ahead.drain(..n);
-            return Poll::Ready(Ok(n));
+            n
+        };
+        if let Some((meter, records)) = &mut self.metered {
+            meter.receive(&buf[..n], records);
         }
-        delegate!(self, stream => stream.poll_read(cx, buf))
+        Poll::Ready(Ok(n))
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        delegate!(self, stream => stream.poll_write(cx, buf))
+        let n = ready!(delegate!(self, stream => stream.poll_write(cx, buf)))?;
+        if let Some((meter, _)) = &self.metered {
+            meter.send(n);
+        }
+        Poll::Ready(Ok(n))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         delegate!(self, stream => stream.poll_flush(cx))
     }
 
-    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         delegate!(self, stream => stream.poll_close(cx))
     }
 }

@@ -120,7 +120,7 @@ async fn wrapped(
         let (bytes, n) = first_bytes(service, seat, &mut transport, true, &mut 0).await?;
         ahead.extend_from_slice(&bytes[..n]);
     }
-    let (connection, socket) = Connection::share(transport, seat.peer, ahead);
+    let (connection, socket, meter) = Connection::share(transport, seat.peer, ahead);
     if let Some(socket) = &socket {
         let has_begun = poll_fn(|cx| {
             if service.is_aborting() {
@@ -158,7 +158,7 @@ async fn wrapped(
             return None;
         }
     };
-    seat.enter(Stage::Idle);
+    seat.end();
     if let (Some(socket), true) = (&socket, service.is_draining()) {
         // The linger may have been over before there was a connection to send a request on.
         let request = poll_fn(|cx| socket.poll_readable(cx).map(drop));
@@ -167,7 +167,7 @@ async fn wrapped(
         };
         request.or(linger).await;
     }
-    Some(Transport::Wrapped(Box::new(Wrapped { stream, socket })))
+    Some(Transport::Wrapped(Box::new(Wrapped::new(stream, socket, Some(meter)))))
 }
 
 /// Idle, active, idle, active, …
@@ -260,6 +260,15 @@ async fn first_bytes(
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
+                // Under a wrapper, something of a request has arrived that makes no byte of it yet (rules S6, S8).
+                Poll::Pending if transport.has_begun() => {
+                    if seat.stage() != Stage::Head {
+                        seat.enter(Stage::Head);
+                    } else if seat.is_expired() {
+                        return Poll::Ready(None);
+                    }
+                    return Poll::Pending;
+                }
                 // That was the last look.
                 Poll::Pending if leave => return Poll::Ready(None),
                 Poll::Pending => {}
@@ -297,13 +306,13 @@ fn exchanges(
                 Next::Exchange => continue,
                 Next::Idle => return gate.into_transport(),
                 Next::Refuse(asked, status) => {
-                    refuse(service, &mut gate, asked, status).await.ok()?;
+                    refuse(&mut gate, asked, status).await.ok()?;
                     false
                 }
                 Next::Close { at_rest } => at_rest,
                 Next::Upgrade(asked, switching) => {
-                    Box::pin(upgrade(service, &mut gate, *switching, asked)).await;
-                    return None;
+                    Box::pin(upgrade(&mut gate, *switching, asked)).await;
+                    false
                 }
                 Next::End => return None,
             };
@@ -349,31 +358,29 @@ async fn exchange(service: &Service, gate: &mut Gate, owed: &mut Option<u64>) ->
     };
     let answered = async { Some(answer.await) };
     let gone = async {
-        gate.tend(|| service.is_draining()).await;
+        gate.tend().await;
         None
     };
     let Some(answered) = answered.or(gone).await else {
         gate.reset();
         return Next::End;
     };
-    let mut reply = match prepare(gate, &head, answered) {
-        Ok(reply) => reply,
-        Err(switching) => return Next::Upgrade(asked, switching),
+    let mut reply = match prepare(service, gate, &head, answered).await {
+        Prepared::Reply(reply) => reply,
+        Prepared::Upgrade(switching) => return Next::Upgrade(asked, switching),
+        Prepared::Refuse(status) => return Next::Refuse(asked, status),
     };
 
     // What the client asks for, what the response allows, what the body costs and is worth,
-    // what the stop leaves time for (rules W8, W9, S9).
-    let mut discard = limits.discard_bytes;
+    // what the stop leaves time for (rules W8, W9, S9). It is decided here and announced, and then holds.
     let keep = head.keep_alive
         && reply.allows_another()
-        && (gate.body_is_held() && reply.has_body()
-            || gate.body_is_taken()
-            || gate.can_discard(discard) && gate.discard_arrived(&mut discard).await)
+        && can_get_past_body(gate, &mut reply, limits.discard_bytes).await
         && !(service.is_draining() && is_last(gate, owed).await);
     if !keep {
         reply.announce_close();
     }
-    match gate.respond(&mut reply, || service.is_draining()).await {
+    match gate.respond(&mut reply).await {
         Ok(()) => {}
         Err(Broken::Unseen) => {
             let status = gate.fault().unwrap_or(StatusCode::InternalServerError);
@@ -395,9 +402,7 @@ async fn exchange(service: &Service, gate: &mut Gate, owed: &mut Option<u64>) ->
     }
     // The client has its answer, and is not waited for longer than an idle one (rule S6).
     let over = || service.linger_is_over.load(Ordering::Acquire);
-    let is_taken = gate.body_is_taken()
-        || gate.can_discard(discard) && gate.discard_body(&mut discard, over).await;
-    if !is_taken {
+    if !(gate.body_is_taken() || gate.discard_body(over).await) {
         return Next::Close { at_rest: false };
     }
     if gate.has_input() || owed.is_some() {
@@ -407,6 +412,20 @@ async fn exchange(service: &Service, gate: &mut Gate, owed: &mut Option<u64>) ->
         Ok(()) => Next::Idle,
         Err(_) => Next::End,
     }
+}
+
+/// Whether the connection can go on behind the request's body, read or not (rule W9). If it can, it will, whatever the
+/// rest of the body turns out to be: the client is told before it sends another request.
+async fn can_get_past_body(gate: &mut Gate, reply: &mut Reply, discard: u64) -> bool {
+    if gate.body_is_taken() {
+        return true;
+    }
+    if gate.body_is_held() && reply.has_body() {
+        // A response that is made of the body takes it with it, however long it is. Who else holds it may yet want it,
+        // so that nothing of it is discarded before the response has been sent.
+        return gate.feeds(reply).await || gate.can_discard(discard);
+    }
+    gate.can_discard(discard) && gate.discard_arrived(discard).await
 }
 
 /// Whether the response that is about to be sent is the connection's last one, in the drain.
@@ -428,51 +447,65 @@ async fn is_last(gate: &Gate, owed: &mut Option<u64>) -> bool {
 }
 
 /// Answers a request that reaches no handler; the connection ends with it (rule W4).
-async fn refuse(
-    service: &Service,
-    gate: &mut Gate,
-    asked: Asked,
-    status: StatusCode,
-) -> Result<(), Broken> {
+async fn refuse(gate: &mut Gate, asked: Asked, status: StatusCode) -> Result<(), Broken> {
     let (method, path) = gate.describe();
     log::debug!("{} {method} {path}: refused with {status}", gate.peer());
     let mut reply = Reply::new(plain(status), asked);
     reply.announce_close();
-    gate.respond(&mut reply, || service.is_draining()).await
+    gate.respond(&mut reply).await
 }
 
-/// What is sent for a handler's answer.
-///
-/// # Errors
-///
-/// The response itself, if it hands the connection over to another protocol.
-fn prepare(
-    gate: &Gate,
+/// What becomes of a handler's answer.
+enum Prepared {
+    /// It is sent.
+    Reply(Reply),
+    /// It hands the connection over to another protocol.
+    Upgrade(Box<Response>),
+    /// The client gets this status instead.
+    Refuse(StatusCode),
+}
+
+async fn prepare(
+    service: &Service,
+    gate: &mut Gate,
     head: &Head,
     answered: Result<Response, Failure>,
-) -> Result<Reply, Box<Response>> {
+) -> Prepared {
     let panicked = matches!(answered, Err(Failure::Panic));
-    let mut response = answered.unwrap_or_else(|failure| apology(gate, &failure));
+    let response = answered.unwrap_or_else(|failure| apology(gate, &failure));
     if upgrades(&response) {
-        if head.upgrade && gate.body_is_taken() {
-            return Err(Box::new(response));
-        }
-        log::warn!("a handler has upgraded a request that did not ask for it");
-        response = plain(StatusCode::InternalServerError);
+        let problem = if !head.upgrade {
+            "it did not ask for that (on HTTP/1.1, with Connection: upgrade)"
+        } else if !is_rid_of_body(service, gate).await {
+            "its body is not to be had"
+        } else {
+            return Prepared::Upgrade(Box::new(response));
+        };
+        let (peer, (method, path)) = (gate.peer(), gate.describe());
+        log::warn!("{peer} {method} {path}: the handler has upgraded the request, but {problem}");
+        return Prepared::Refuse(StatusCode::BadRequest);
     }
     let mut reply = Reply::new(response, Asked::by(head));
     if panicked {
         reply.announce_close();
     }
-    Ok(reply)
+    Prepared::Reply(reply)
+}
+
+/// Discards the body, as the other protocol begins behind it (RFC 9110 section 7.8).
+async fn is_rid_of_body(service: &Service, gate: &mut Gate) -> bool {
+    let discard = service.limits.discard_bytes;
+    gate.body_is_taken()
+        || gate.can_discard(discard)
+            && gate.discard_arrived(discard).await
+            && gate.discard_body(|| service.linger_is_over.load(Ordering::Acquire)).await
 }
 
 /// Hands the connection over to another protocol, until that has ended (rule S11).
-async fn upgrade(service: &Service, gate: &mut Gate, mut response: Response, asked: Asked) {
+async fn upgrade(gate: &mut Gate, mut response: Response, asked: Asked) {
     let stream = response.send_upgrade();
     let mut reply = Reply::new(response, asked);
-    let sent = gate.respond(&mut reply, || service.is_draining()).await;
-    if sent.is_ok() && gate.flush().await.is_ok() {
+    if gate.respond(&mut reply).await.is_ok() && gate.flush().await.is_ok() {
         gate.upgrade(stream).await;
     }
 }

@@ -86,6 +86,7 @@ mod handover;
 mod inherited;
 mod limits;
 mod listener;
+mod meter;
 mod notify;
 mod outcome;
 mod probe;
@@ -101,7 +102,7 @@ mod wire;
 pub use address::{Address, AddressError};
 pub use async_signal::Signal;
 pub use chunks::stream_body;
-pub use client::target;
+pub use client::{Client, target};
 pub use connection::Connection;
 pub use error::ServeError;
 #[cfg(feature = "restart")]
@@ -116,7 +117,7 @@ pub use registry::{Cut, Stage, What};
 pub use server::Server;
 pub use shutdown::{Guard, Phase, Shutdown, Token};
 pub use signals::{STOP_SIGNALS, signals};
-pub use transport::Peer;
+pub use transport::{Left, Peer};
 
 /// The README's examples are tests.
 #[cfg(doctest)]

@@ -41,6 +41,13 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long reading a body or writing a response may make no progress at all. Default: 30 s.
     pub stall_timeout: Duration,
+    /// How many bytes of a request's body a client has to send each second, on average, while the server
+    /// waits for them, from the fifth second of a wait on; else 408. Zero means that any rate will do.
+    /// Default: 240.
+    ///
+    /// A client that has sent a lot may pause for `stall_timeout`. A slow handler is not held against its
+    /// client: time counts only while someone waits for the body.
+    pub body_rate: u64,
     /// How long the request line and the header fields together may be, in bytes; beyond it the
     /// client gets 414 or 431. Default: 16 KiB. Memory is taken only for what has arrived.
     pub head_bytes: usize,
@@ -49,10 +56,13 @@ pub struct Limits {
     /// How long a request's body may be, in bytes; beyond it 413. Default: `None`, no bound.
     pub body_bytes: Option<u64>,
     /// How much of a body that the handler did not read is discarded, in bytes, to keep the
-    /// connection (rule W9). Default: 256 KiB.
+    /// connection (rule W9). If more is known to be left, the response announces that the connection
+    /// ends. Default: 256 KiB.
     pub discard_bytes: u64,
-    /// How many connections are served at the same time; further ones wait in the kernel's queue.
-    /// Default: 10,000, or what the process's limit of open files allows.
+    /// How many connections are served at the same time. If all places are taken and a further client
+    /// waits in the kernel's queue, connections that have been idle longest are closed, and for at
+    /// least `linger`. If none is idle, the client waits. Default: 10,000, or what the process's limit
+    /// of open files allows.
     pub connections: usize,
 }
 
@@ -61,6 +71,8 @@ impl Limits {
     pub(crate) const CLOSING: Duration = Duration::from_secs(1);
     /// How long a listener's wrapper may take, at most (TLS's handshake).
     pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
+    /// How long a client may be slower than [`Limits::body_rate`].
+    pub(crate) const BODY_RATE_AFTER: Duration = Duration::from_secs(5);
     /// How long the client's kernel may take nothing of the last response, which ours goes on to send
     /// when the connection is closed, unless the client sends something (rule S9).
     pub(crate) const DELIVERING: Duration = Duration::from_secs(5);
@@ -75,6 +87,7 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(75),
             stall_timeout: Duration::from_secs(30),
+            body_rate: 240,
             head_bytes: 16 * 1024,
             headers: 100,
             body_bytes: None,
@@ -108,6 +121,7 @@ mod tests {
         assert_eq!(limits.head_timeout, Duration::from_secs(30));
         assert_eq!(limits.idle_timeout, Duration::from_secs(75));
         assert_eq!(limits.stall_timeout, Duration::from_secs(30));
+        assert_eq!(limits.body_rate, 240);
         assert_eq!(limits.head_bytes, 16_384);
         assert_eq!(limits.headers, 100);
         assert_eq!(limits.body_bytes, None);

@@ -604,6 +604,27 @@ impl Listener {
         }
     }
 
+    /// Waits until a client waits in the queue, and takes it from there no more than a look would. Never ready without a
+    /// socket, which has no queue to look at.
+    pub(crate) async fn has_client(&self) {
+        poll_fn(|cx| {
+            let bound = self.bound();
+            let Some(bound) = bound.as_ref().filter(|bound| bound.socket().is_some()) else {
+                return Poll::Pending;
+            };
+            // An event may be an old one: it was answered by an accept already.
+            for _ in 0..2 {
+                if bound.has_queue() {
+                    return Poll::Ready(());
+                }
+                let _ = ready!(bound.poll_readable(cx));
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Takes every connection that the kernel has queued and closes (rule S4); lets go at once if
     /// another process holds the socket too (rule S5).
     ///

@@ -7,15 +7,16 @@
 
 use std::fmt;
 use std::panic::Location;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use atomic_waker::AtomicWaker;
+use event_listener::Event;
 use slab::Slab;
 
 use crate::limits::Limits;
-use crate::transport::Peer;
+use crate::transport::{Left, Peer};
 
 /// Something that the end of the grace, or a second signal, cut short.
 ///
@@ -191,6 +192,11 @@ impl Stage {
         }
     }
 
+    /// Whether the server waits here for the rest of a request's body.
+    fn waits_for_body(self) -> bool {
+        matches!(self, Self::Body | Self::Discarding)
+    }
+
     /// Whether a client waits for something here that it has asked for.
     fn is_request(self) -> bool {
         !matches!(self, Self::Idle | Self::Closing | Self::Discarding | Self::Delivering)
@@ -235,22 +241,29 @@ pub(crate) struct Seat {
     activity: AtomicU32,
     /// The activity that the sweep found to have lasted too long; any move since voids it.
     verdict: AtomicU32,
-    /// When it was accepted.
-    since: Instant,
+    /// Counts the bytes of bodies that the client has sent, and wraps around.
+    received: AtomicU32,
+    /// The sweep wants to know whether the client is still there.
+    is_asked: AtomicBool,
+    /// A [`Left`], or 0 as long as the client is there.
+    left: AtomicU8,
+    /// `left` has changed.
+    has_left: Event,
     /// The request under way.
-    request: Mutex<Option<Request>>,
+    now: Mutex<Now>,
 }
 
-struct Request {
-    /// When its first byte was read.
+/// What a connection is at.
+struct Now {
+    /// When the request's first byte was read; without one, when the connection was accepted or fell idle.
     since: Instant,
-    /// Who knows its head.
-    head: Weak<dyn Describe>,
+    /// Who knows the request's head.
+    head: Option<Weak<dyn Describe>>,
 }
 
-impl fmt::Debug for Request {
+impl fmt::Debug for Now {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request").field("since", &self.since).finish_non_exhaustive()
+        f.debug_struct("Now").field("since", &self.since).finish_non_exhaustive()
     }
 }
 
@@ -266,8 +279,11 @@ impl Seat {
             waker: AtomicWaker::new(),
             activity: AtomicU32::new(0),
             verdict: AtomicU32::new(Self::NONE),
-            since: Instant::now(),
-            request: Mutex::new(None),
+            received: AtomicU32::new(0),
+            is_asked: AtomicBool::new(false),
+            left: AtomicU8::new(0),
+            has_left: Event::new(),
+            now: Mutex::new(Now { since: Instant::now(), head: None }),
         })
     }
 
@@ -285,14 +301,53 @@ impl Seat {
 
     /// A request's first byte was read; `head` can tell what it is.
     pub(crate) fn begin(&self, head: Weak<dyn Describe>) {
-        *self.lock() = Some(Request { since: Instant::now(), head });
+        *self.lock() = Now { since: Instant::now(), head: Some(head) };
         self.enter(Stage::Head);
     }
 
     /// The connection falls idle.
     pub(crate) fn end(&self) {
-        *self.lock() = None;
+        *self.lock() = Now { since: Instant::now(), head: None };
         self.enter(Stage::Idle);
+    }
+
+    /// So many bytes of a body have come.
+    pub(crate) fn receive(&self, bytes: u64) {
+        // Only the connection writes it. The sweep looks at differences, so it may wrap around.
+        let received = self.received.load(Ordering::Relaxed).wrapping_add(bytes as u32);
+        self.received.store(received, Ordering::Relaxed);
+    }
+
+    /// Whether the sweep has asked since the last call whether the client is still there.
+    pub(crate) fn take_asked(&self) -> bool {
+        self.is_asked.load(Ordering::Relaxed) && self.is_asked.swap(false, Ordering::Relaxed)
+    }
+
+    /// Tells those who want to know that the client has left.
+    pub(crate) fn leave(&self, left: Left) {
+        if self.left.fetch_max(left as u8, Ordering::AcqRel) < left as u8 {
+            self.has_left.notify(usize::MAX);
+        }
+    }
+
+    /// Waits until the client has left, as far as `least` says or farther.
+    pub(crate) async fn left(&self, least: Left) -> Left {
+        loop {
+            let listener = self.has_left.listen();
+            match Left::of(self.left.load(Ordering::Acquire)) {
+                Some(left) if left >= least => return left,
+                _ => listener.await,
+            }
+        }
+    }
+
+    /// Tells a connection that is idle to have a last look at its socket and to end (rule S6).
+    pub(crate) fn give_way(&self) {
+        let activity = self.activity.load(Ordering::Relaxed);
+        if Stage::of(activity) == Stage::Idle {
+            self.expire(activity);
+            self.wake();
+        }
     }
 
     /// Whether the sweep found that this connection's time is over, and it has not moved since.
@@ -311,16 +366,17 @@ impl Seat {
 
     fn expire(&self, activity: u32) {
         self.verdict.store(activity, Ordering::Release);
-        self.wake();
     }
 
     fn cut(&self, now: Instant) -> Cut {
         let stage = self.stage();
         // The head is asked with the lock released: it has a lock of its own.
-        let request = self.lock().as_ref().map(|r| (r.since, r.head.upgrade()));
-        // Before there is a request, the connection itself is what is waited for.
-        let is_first = matches!(stage, Stage::Accepted | Stage::Handshake);
-        let (since, head) = request.unwrap_or((if is_first { self.since } else { now }, None));
+        let (since, head) = {
+            let doing = self.lock();
+            (doing.since, doing.head.as_ref().and_then(Weak::upgrade))
+        };
+        // Before there is a request, the connection itself is what is waited for; idle, nothing is.
+        let since = if stage == Stage::Idle { now } else { since };
         let (method, path) = head.and_then(|head| head.describe()).unwrap_or_default();
         Cut {
             what: What::Request { peer: self.peer, stage, method, path },
@@ -328,8 +384,8 @@ impl Seat {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Request>> {
-        self.request.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -376,13 +432,15 @@ pub(crate) struct Watched {
     /// The activity that the last sweep saw, and when it saw it first.
     seen: u32,
     seen_at: Instant,
+    /// How fast the body comes that the server waits for. In a box, as idle connections have none.
+    pace: Option<Box<Pace>>,
 }
 
 impl Holder {
     pub(crate) fn connection(seat: Arc<Seat>) -> Self {
         let seen = seat.activity.load(Ordering::Relaxed);
-        let seen_at = seat.since;
-        Self::Connection(Watched { seat, seen, seen_at })
+        let seen_at = seat.lock().since;
+        Self::Connection(Watched { seat, seen, seen_at, pace: None })
     }
 
     fn seat(&self) -> Option<&Arc<Seat>> {
@@ -398,8 +456,12 @@ impl Registry {
         self.holders.insert(holder)
     }
 
-    pub(crate) fn remove(&mut self, id: usize) {
-        self.holders.remove(id);
+    /// Whoever waits for the client of a connection to leave need not wait any longer.
+    pub(crate) fn remove(&mut self, id: usize) -> Option<Arc<Seat>> {
+        match self.holders.remove(id) {
+            Holder::Connection(watched) => Some(watched.seat),
+            Holder::Server | Holder::Guard { .. } => None,
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -429,11 +491,26 @@ impl Registry {
         seats
     }
 
-    /// Those of them that are not idle.
-    pub(crate) fn busy_seats(&self, server: usize) -> Vec<Arc<Seat>> {
-        let mut seats = self.seats(server);
-        seats.retain(|seat| seat.stage() != Stage::Idle);
-        seats
+    /// Returns those connections of `server` that have been idle longest, and for at least `least`: one of eight, at most
+    /// 32 (as nginx does), so that a flood of new clients does not have all connections looked at for each of them.
+    pub(crate) fn idle_longest(
+        &self,
+        server: usize,
+        least: Duration,
+        now: Instant,
+    ) -> Vec<Arc<Seat>> {
+        let seats = self.holders.iter().filter_map(|(_, holder)| holder.seat());
+        let idle = seats.filter(|seat| seat.server == server && seat.stage() == Stage::Idle);
+        let mut idle: Vec<_> = idle
+            .map(|seat| (seat.lock().since, seat))
+            .filter(|(since, _)| now.saturating_duration_since(*since) >= least)
+            .collect();
+        let most = (idle.len() / 8).clamp(1, 32);
+        if idle.len() > most {
+            idle.select_nth_unstable_by_key(most, |(since, _)| *since);
+            idle.truncate(most);
+        }
+        idle.into_iter().map(|(_, seat)| seat.clone()).collect()
     }
 
     /// Everything that an abort now may interrupt, the oldest first; whether it does is known once
@@ -466,24 +543,93 @@ impl Registry {
         holders.fold(0, u64::wrapping_add)
     }
 
-    /// Finds the connections of `server` that have not moved for longer than their stage allows,
-    /// and tells them.
-    pub(crate) fn sweep(&mut self, server: usize, limits: &Limits, now: Instant) {
+    /// Finds the connections of `server` that have not moved for longer than their stage allows, or that send a body more
+    /// slowly than [`Limits::body_rate`]. They are told, and so are those that are to look whether their client is still
+    /// there: in the drain (`drains`) all that are at work, otherwise those that have not moved since the last sweep
+    /// (rule S22). Returns all that are to be woken.
+    pub(crate) fn sweep(
+        &mut self,
+        server: usize,
+        limits: &Limits,
+        drains: bool,
+        now: Instant,
+    ) -> Vec<Arc<Seat>> {
+        let mut told = Vec::new();
         for (_, holder) in &mut self.holders {
             let Holder::Connection(watched) = holder else { continue };
             if watched.seat.server != server {
                 continue;
             }
             let activity = watched.seat.activity.load(Ordering::Relaxed);
-            if activity != watched.seen {
+            let stage = Stage::of(activity);
+            let has_moved = activity != watched.seen;
+            if has_moved {
                 watched.seen = activity;
                 watched.seen_at = now;
-            } else if let Some(limit) = Stage::of(activity).limit(limits) {
-                if now.saturating_duration_since(watched.seen_at) >= limit {
-                    watched.seat.expire(activity);
-                }
+            }
+            let waited = now.saturating_duration_since(watched.seen_at);
+            let is_late = !has_moved && stage.limit(limits).is_some_and(|limit| waited >= limit);
+            // Both count: a client may stall altogether, or move without end and get nowhere.
+            let is_slow = watched.is_slow(stage.waits_for_body(), limits, now);
+            if is_late || is_slow {
+                watched.seat.expire(activity);
+            }
+            let is_asked = stage != Stage::Idle && (drains || !has_moved);
+            if is_asked {
+                watched.seat.is_asked.store(true, Ordering::Relaxed);
+            }
+            if is_late || is_slow || is_asked {
+                told.push(watched.seat.clone());
             }
         }
+        told
+    }
+}
+
+impl Watched {
+    /// Whether a body that the server waits for comes too slowly. A wait ends whenever the server is seen at something else.
+    fn is_slow(&mut self, waits: bool, limits: &Limits, now: Instant) -> bool {
+        if !waits || limits.body_rate == 0 {
+            self.pace = None;
+            return false;
+        }
+        let received = self.seat.received.load(Ordering::Relaxed);
+        match &mut self.pace {
+            None => {
+                self.pace = Some(Box::new(Pace::new(limits, received, now)));
+                false
+            }
+            Some(pace) => pace.is_slow(limits, received, now),
+        }
+    }
+}
+
+/// How far a client that sends a body is ahead of the least rate: what it sends is put in, what the rate asks for is
+/// taken out.
+#[derive(Debug)]
+struct Pace {
+    /// Bytes ahead.
+    credit: f64,
+    /// What had been received when this was last looked at.
+    received: u32,
+    looked_at: Instant,
+}
+
+impl Pace {
+    fn new(limits: &Limits, received: u32, now: Instant) -> Self {
+        let credit = limits.body_rate as f64 * Limits::BODY_RATE_AFTER.as_secs_f64();
+        Self { credit, received, looked_at: now }
+    }
+
+    fn is_slow(&mut self, limits: &Limits, received: u32, now: Instant) -> bool {
+        let rate = limits.body_rate as f64;
+        let due = rate * now.saturating_duration_since(self.looked_at).as_secs_f64();
+        let came = f64::from(received.wrapping_sub(self.received));
+        // Whoever has sent a lot may pause for as long as any client may stall, and no longer.
+        let most = rate * limits.stall_timeout.max(Limits::BODY_RATE_AFTER).as_secs_f64();
+        self.credit = (self.credit + came).min(most) - due;
+        (self.received, self.looked_at) = (received, now);
+        self.credit < 0.0
     }
 }
 
@@ -514,14 +660,14 @@ mod tests {
         let start = Instant::now();
         let after = |secs| start + Duration::from_secs(secs);
         seat.begin(Arc::downgrade(&head));
-        registry.sweep(1, &limits, after(0));
-        registry.sweep(1, &limits, after(2));
+        registry.sweep(1, &limits, false, after(0));
+        registry.sweep(1, &limits, false, after(2));
         assert!(!seat.is_expired());
         seat.enter(Stage::Head);
-        registry.sweep(1, &limits, after(4));
-        registry.sweep(1, &limits, after(6));
+        registry.sweep(1, &limits, false, after(4));
+        registry.sweep(1, &limits, false, after(6));
         assert!(!seat.is_expired());
-        registry.sweep(1, &limits, after(7));
+        registry.sweep(1, &limits, false, after(7));
         assert!(seat.is_expired());
         // A move in the last moment counts.
         seat.enter(Stage::Head);
@@ -535,7 +681,12 @@ mod tests {
         seat.enter(Stage::Handler);
         let start = Instant::now();
         for days in 0..3 {
-            registry.sweep(1, &Limits::default(), start + Duration::from_secs(days * 86_400));
+            registry.sweep(
+                1,
+                &Limits::default(),
+                false,
+                start + Duration::from_secs(days * 86_400),
+            );
         }
         assert!(!seat.is_expired());
     }
@@ -544,7 +695,7 @@ mod tests {
     fn a_sweep_leaves_other_servers_alone() {
         let seat = Seat::new(Peer::Unix, 1);
         let mut registry = registry_with(&seat);
-        registry.sweep(2, &Limits::default(), Instant::now() + Duration::from_secs(86_400));
+        registry.sweep(2, &Limits::default(), false, Instant::now() + Duration::from_secs(86_400));
         assert!(!seat.is_expired());
         assert!(registry.serves(1) && !registry.serves(2));
     }
@@ -567,5 +718,75 @@ mod tests {
         assert!(line.starts_with("127.0.0.1:9 GET /slow (in the handler, 2."), "{line}");
         seat.end();
         assert!(!registry.cuts(Instant::now())[0].is_cut());
+    }
+
+    /// What a client sends in each second, whether the server waits for it then, and the second in which it is too slow.
+    #[test]
+    fn a_body_has_to_come_at_a_rate() {
+        let cases: [(&str, &dyn Fn(u64) -> u64, &dyn Fn(u64) -> bool, Option<u64>); 8] = [
+            ("nothing", &|_| 0, &|_| true, Some(6)),
+            ("a byte now and then", &|n| u64::from(n % 29 == 0), &|_| true, Some(6)),
+            ("just enough", &|_| 240, &|_| true, None),
+            ("a little less", &|_| 230, &|_| true, Some(121)),
+            ("enough, in bursts", &|n| if n % 5 == 4 { 1200 } else { 0 }, &|_| true, None),
+            ("much, and then nothing", &|n| if n < 3 { 1 << 30 } else { 0 }, &|_| true, Some(33)),
+            ("a server that does not wait", &|_| 0, &|_| false, None),
+            ("a server that waits now and then", &|_| 0, &|n| n % 4 < 3, None),
+        ];
+        for (what, sent, waits, expected) in cases {
+            let seat = Seat::new(Peer::Unix, 1);
+            let mut watched = match Holder::connection(seat.clone()) {
+                Holder::Connection(watched) => watched,
+                _ => unreachable!(),
+            };
+            let (limits, start) = (Limits::default(), Instant::now());
+            let slow = (0..1000).find(|&second| {
+                let now = start + Duration::from_secs(second);
+                let is_slow = watched.is_slow(waits(second), &limits, now);
+                seat.receive(sent(second));
+                is_slow
+            });
+            assert_eq!(slow, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn no_rate_is_no_rate() {
+        let limits = Limits { body_rate: 0, ..Limits::default() };
+        let seat = Seat::new(Peer::Unix, 1);
+        let mut registry = registry_with(&seat);
+        seat.enter(Stage::Body);
+        let start = Instant::now();
+        for second in 0..25 {
+            registry.sweep(1, &limits, false, start + Duration::from_secs(second));
+            assert!(!seat.is_expired());
+        }
+    }
+
+    #[test]
+    fn those_who_have_been_idle_longest_give_way() {
+        let mut registry = Registry::default();
+        let head: Arc<dyn Describe> = Arc::new(Line);
+        let seats: Vec<_> = (0..40).map(|_| Seat::new(Peer::Unix, 1)).collect();
+        for seat in &seats {
+            registry.insert(Holder::connection(seat.clone()));
+            seat.end();
+        }
+        let now = Instant::now();
+        assert!(registry.idle_longest(1, Duration::from_secs(1), now).is_empty());
+        assert!(registry.idle_longest(2, Duration::ZERO, now).is_empty());
+        // One of eight, and neither one that is at work nor one that was at work a moment ago.
+        seats[0].begin(Arc::downgrade(&head));
+        seats[1].end();
+        let chosen = registry.idle_longest(1, Duration::ZERO, now);
+        assert_eq!(chosen.len(), 4);
+        for (n, seat) in seats.iter().enumerate() {
+            let is_chosen = chosen.iter().any(|one| Arc::ptr_eq(one, seat));
+            assert_eq!(is_chosen, (2..6).contains(&n), "{n}");
+        }
+        chosen[0].give_way();
+        assert!(chosen[0].is_expired());
+        seats[0].give_way();
+        assert!(!seats[0].is_expired(), "it is at work");
     }
 }

@@ -16,7 +16,7 @@ use async_io::Timer;
 use futures_lite::{FutureExt, future};
 use http_types::{Request, Response};
 use smol::Executor;
-use smol::lock::Semaphore;
+use smol::lock::{Semaphore, SemaphoreGuardArc};
 
 use crate::error::ServeError;
 use crate::exchange::{self, Handler, Service};
@@ -311,7 +311,7 @@ impl Running {
         for turn in 1_usize.. {
             // Beyond the limit the kernel's queue waits (`Limits::connections`). It goes with `admit`: who waits
             // for a client keeps none from the other listeners.
-            let slot = self.slots.acquire_arc().await;
+            let slot = self.place_for(listener).await;
             if !listener.accept(|accepted| self.admit(accepted, slot)).await {
                 break;
             }
@@ -321,6 +321,34 @@ impl Running {
             }
         }
         future::pending().await
+    }
+
+    /// Waits for a place for a connection. If all are taken and a client waits, connections that have been idle longest
+    /// give way to it.
+    async fn place_for(&self, listener: &Listener) -> SemaphoreGuardArc {
+        if let Some(place) = self.slots.try_acquire_arc() {
+            return place;
+        }
+        let make_room = async {
+            listener.has_client().await;
+            let mut pause = Duration::from_millis(5);
+            loop {
+                // A client that has just come, or has just been answered, may well have a request under way.
+                let least = self.service.limits.linger;
+                let idle = self.service.shutdown.with_registry(|registry| {
+                    registry.idle_longest(self.number, least, Instant::now())
+                });
+                log::debug!(
+                    "all {} places are taken; {} give way",
+                    self.service.limits.connections,
+                    idle.len()
+                );
+                idle.iter().for_each(|seat| seat.give_way());
+                Timer::after(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(100));
+            }
+        };
+        self.slots.acquire_arc().or(make_room).await
     }
 
     /// Takes what the kernel has queued, so that an abort can name it; the queue of a socket that
@@ -430,12 +458,11 @@ impl Running {
             } else {
                 pause.await;
             }
-            let now = Instant::now();
-            shutdown.with_registry(|registry| registry.sweep(self.number, limits, now));
-            if shutdown.phase() > Phase::Running {
-                // A client may have reset its connection while its handler runs (rule S22).
-                self.wake(Registry::busy_seats);
-            }
+            let (now, drains) = (Instant::now(), shutdown.phase() > Phase::Running);
+            wake(
+                &shutdown
+                    .with_registry(|registry| registry.sweep(self.number, limits, drains, now)),
+            );
         }
     }
 

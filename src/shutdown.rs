@@ -19,6 +19,7 @@ use http_types::Request;
 
 use crate::outcome::{Draining, Ending, Outcome};
 use crate::registry::{Holder, Interrupted, Registry, Seat};
+use crate::transport::Left;
 
 /// Where a [`Shutdown`] stands. It only ever goes forward.
 ///
@@ -483,9 +484,12 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         let mut registry = self.latch.registry();
-        registry.remove(self.id);
+        let seat = registry.remove(self.id);
         let last = registry.is_empty();
         drop(registry);
+        if let Some(seat) = seat {
+            seat.leave(Left::Gone);
+        }
         // Looked at after the list: `advance` moves the phase under the list's lock and announces
         // it, so one of the two sides sees both.
         if last && self.latch.phase() > Phase::Running {

@@ -20,6 +20,8 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use http_types::Request;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::meter::{Meter, Position};
+
 /// A connection's byte stream.
 #[derive(Debug)]
 pub(crate) enum Transport {
@@ -29,10 +31,38 @@ pub(crate) enum Transport {
     Wrapped(Box<Wrapped>),
 }
 
-/// A stream that is no plain socket, and the socket under it, if there is one.
+/// A stream that is no plain socket, and what is known of the one under it, if there is one.
 pub(crate) struct Wrapped {
-    pub(crate) stream: Box<dyn Duplex>,
-    pub(crate) socket: Option<Socket>,
+    stream: Box<dyn Duplex>,
+    socket: Option<Socket>,
+    /// `None` if the stream reads and writes something that the server does not know.
+    meter: Option<Arc<Meter>>,
+    /// What had been received when the stream last gave something.
+    received_at_read: u64,
+}
+
+impl Wrapped {
+    pub(crate) fn new(
+        stream: Box<dyn Duplex>,
+        socket: Option<Socket>,
+        meter: Option<Arc<Meter>>,
+    ) -> Self {
+        let received_at_read = meter.as_ref().map_or(0, |meter| meter.received());
+        Self { stream, socket, meter, received_at_read }
+    }
+
+    /// The stream, and the socket under it.
+    pub(crate) fn into_parts(self) -> (Box<dyn Duplex>, Option<Socket>) {
+        (self.stream, self.socket)
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let (Poll::Ready(_), Some(meter)) = (&read, &self.meter) {
+            self.received_at_read = meter.received();
+        }
+        read
+    }
 }
 
 /// A byte stream in both directions.
@@ -66,7 +96,7 @@ impl Transport {
         match self {
             Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
             Self::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
-            Self::Wrapped(wrapped) => Pin::new(&mut wrapped.stream).poll_read(cx, buf),
+            Self::Wrapped(wrapped) => wrapped.poll_read(cx, buf),
         }
     }
 
@@ -79,7 +109,7 @@ impl Transport {
         let read = match self {
             Self::Tcp(socket) => socket.get_ref().read(buf),
             Self::Unix(socket) => socket.get_ref().read(buf),
-            Self::Wrapped(wrapped) => return Pin::new(&mut wrapped.stream).poll_read(cx, buf),
+            Self::Wrapped(wrapped) => return wrapped.poll_read(cx, buf),
         };
         match read {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
@@ -150,6 +180,33 @@ impl Transport {
         matches!(self, Self::Wrapped(_))
     }
 
+    /// Whether something has arrived under a wrapper that has not made a byte yet: half of a TLS record, for example.
+    pub(crate) fn has_begun(&self) -> bool {
+        let Self::Wrapped(wrapped) = self else { return false };
+        wrapped.meter.as_ref().is_some_and(|meter| match meter.position() {
+            Position::Inside => true,
+            Position::Between => false,
+            Position::Unknown => meter.received() > wrapped.received_at_read,
+        })
+    }
+
+    /// How many bytes have been received under a wrapper so far; `None` if there is none, or if that is not known.
+    pub(crate) fn metered_received(&self) -> Option<u64> {
+        self.meter().map(Meter::received)
+    }
+
+    /// How many bytes have been sent under a wrapper so far; `None` if there is none, or if that is not known.
+    pub(crate) fn metered_sent(&self) -> Option<u64> {
+        self.meter().map(Meter::sent)
+    }
+
+    fn meter(&self) -> Option<&Meter> {
+        match self {
+            Self::Wrapped(wrapped) => wrapped.meter.as_deref(),
+            Self::Tcp(_) | Self::Unix(_) => None,
+        }
+    }
+
     /// Whether there is a socket, be it under something else.
     pub(crate) fn has_socket(&self) -> bool {
         self.socket().is_some()
@@ -161,11 +218,21 @@ impl Transport {
         self.tcp().map_or(0, |socket| unacknowledged(socket.get_ref()).saturating_sub(1))
     }
 
-    /// Whether nobody can read at the other end any more: reset, or on a Unix socket closed. Not one
-    /// that has only half-closed (rule S22); on TCP the close cannot be told from that.
-    pub(crate) fn is_reset(&self) -> bool {
-        let gone = PollFlags::ERR | PollFlags::HUP;
-        self.socket().is_some_and(|fd| pending_events(fd, PollFlags::empty()).intersects(gone))
+    /// How far the client has left, as far as a socket can tell; `None` if it has not.
+    pub(crate) fn left(&self) -> Option<Left> {
+        /// The client's FIN has come. Other systems do not tell until it is read.
+        #[cfg(target_os = "linux")]
+        const FIN: PollFlags = PollFlags::RDHUP;
+        #[cfg(not(target_os = "linux"))]
+        const FIN: PollFlags = PollFlags::empty();
+        let events = pending_events(self.socket()?, FIN);
+        if events.intersects(PollFlags::ERR | PollFlags::HUP) {
+            Some(Left::Gone)
+        } else if events.intersects(FIN) {
+            Some(Left::HalfClosed)
+        } else {
+            None
+        }
     }
 
     /// Makes the coming close a reset, so that the client cannot take what it got for the whole.
@@ -272,6 +339,32 @@ fn unacknowledged(socket: &TcpStream) -> u64 {
     {
         let _ = socket;
         0
+    }
+}
+
+/// How far a client has left its connection.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::Left;
+///
+/// assert!(Left::HalfClosed < Left::Gone);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Left {
+    /// The client sends nothing more. Most clients have closed the connection then. Some have closed
+    /// their side alone and still wait for the response, and TCP does not tell the two apart.
+    HalfClosed = 1,
+    /// Nobody reads any more: the client has reset the connection, or the connection has ended.
+    Gone = 2,
+}
+
+impl Left {
+    pub(crate) fn of(number: u8) -> Option<Self> {
+        [Self::HalfClosed, Self::Gone].into_iter().find(|left| *left as u8 == number)
     }
 }
 

@@ -367,7 +367,7 @@ fn table() -> Vec<Row> {
     row!("9110 10.1.1", "even an unknown one", old("Host: x\r\nExpect: x\r\n"), Last("GET / as=1.0"));
     row!("9110 7.8", "an upgrade is ignored: the handler fails to",
         "GET /upgrade HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
-        Answered("500 length=22 close body=Internal Server Error\\n"));
+        Answered("400 length=12 close body=Bad Request\\n"));
 
     // ------------------------------------------------------------------------------------------------------------
     group!("Content-Length");
@@ -645,10 +645,10 @@ fn table() -> Vec<Row> {
     row!("9110 7.8", "an upgrade with a body, not taken",
         post("Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 2", "ab"), Served("POST / body=ab"));
     row!("9110 7.8", "an upgrade that was not offered", get("/upgrade"),
-        Answered("500 length=22 body=Internal Server Error\\n"));
+        Answered("400 length=12 close body=Bad Request\\n"));
     row!("9110 7.8", "an upgrade that Connection does not list",
         "GET /upgrade HTTP/1.1\r\nHost: x\r\nUpgrade: x\r\n\r\n",
-        Answered("500 length=22 body=Internal Server Error\\n"));
+        Answered("400 length=12 close body=Bad Request\\n"));
 
     // ------------------------------------------------------------------------------------------------------------
     group!("pipelining");

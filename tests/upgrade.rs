@@ -215,7 +215,7 @@ fn cut(limits: Limits, ending: Ending, end: impl Fn(&Running)) {
 
 /// A 101 to a client that cannot understand it would be the end of the conversation.
 #[test]
-fn a_101_that_the_client_did_not_ask_for_is_a_500() {
+fn a_101_that_the_client_did_not_ask_for_is_a_400() {
     let (send, told) = mpsc::channel();
     let server = Running::new(move |_| {
         let send = send.clone();
@@ -232,21 +232,28 @@ fn a_101_that_the_client_did_not_ask_for_is_a_500() {
         ("not in Connection", HANDSHAKE.replace("Connection: Upgrade", "Connection: keep-alive")),
         ("no Upgrade field", HANDSHAKE.replace("Upgrade: websocket\r\n", "")),
         ("HTTP/1.0", HANDSHAKE.replace("HTTP/1.1", "HTTP/1.0")),
-        ("a body that nobody has read", with_body(&HANDSHAKE.replace("GET", "POST"))),
+        ("a long body", HANDSHAKE.replace("\r\n\r\n", "\r\nContent-Length: 300000\r\n\r\n")),
+        (
+            "a body that has to be asked for",
+            HANDSHAKE.replace("\r\n\r\n", "\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"),
+        ),
     ] {
         let mut client = server.connect();
         let answer = client.send(&request).response();
-        assert_eq!(
-            (answer.status, answer.text().as_str()),
-            (500, "Internal Server Error\n"),
-            "{what}"
-        );
+        let told_client = (answer.status, answer.text(), answer.says_close());
+        assert_eq!(told_client, (400, "Bad Request\n".to_owned(), true), "{what}");
         assert!(!told.recv_timeout(PATIENCE).unwrap(), "{what}: there is no stream to be had");
-        if !answer.says_close() {
-            // The same connection goes on as HTTP.
-            assert_eq!(client.get("/").response().status, 500, "{what}");
-            assert!(!told.recv_timeout(PATIENCE).unwrap(), "{what}");
-        }
+        assert_eq!(client.end(), End::Eof, "{what}");
+    }
+    // The other protocol begins behind the body, whenever that comes (RFC 9110 section 7.8).
+    for cut in [0, 3, 5] {
+        let mut client = server.connect();
+        let request = with_body(&HANDSHAKE.replace("GET", "POST"));
+        let (now, later) = request.split_at(request.len() - cut);
+        client.send(now).send(later);
+        assert_eq!(client.response().status, 101, "{cut}");
+        assert!(told.recv_timeout(PATIENCE).unwrap(), "{cut}");
+        assert_eq!(client.end(), End::Eof);
     }
     // To one who asked it is a 101, as a list and in any case too.
     for connection in ["keep-alive, Upgrade", "UPGRADE"] {

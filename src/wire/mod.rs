@@ -29,7 +29,7 @@ use smol::channel;
 
 use crate::client::Received;
 use crate::registry::{Describe, Seat, Stage};
-use crate::transport::{Peer, Transport};
+use crate::transport::{Left, Peer, Transport};
 use buffer::Buffer;
 use head::{Bounds, Head, Parse};
 use incoming::Incoming;
@@ -80,6 +80,7 @@ impl Gate {
             writer: None,
             reads: 0,
             streak: 0,
+            undelivered: 0,
             is_open_ended: false,
             serving: Stage::Handler,
             seat: seat.clone(),
@@ -169,18 +170,15 @@ impl Gate {
         let wire = self.wire();
         let message = wire.incoming.message();
         let mut request = request::request(head, message, decoded)?;
-        request.ext_mut().insert(Received { target: head.target(message).into() });
+        request
+            .ext_mut()
+            .insert(Received { target: head.target(message).into(), seat: self.seat.clone() });
         Ok(request)
     }
 
     /// Whether the message's body has been taken whole.
     pub(crate) fn body_is_taken(&self) -> bool {
         self.wire().incoming.body_is_taken()
-    }
-
-    /// How many bytes of the body are still to come, as far as is known: at least so many.
-    pub(crate) fn body_left(&self) -> u64 {
-        self.wire().incoming.body_left()
     }
 
     /// Who is at the other end.
@@ -205,65 +203,101 @@ impl Gate {
         wire.incoming.body_left() <= most && !wire.incoming.continue_is_due()
     }
 
+    /// Whether `reply` is made of the request's body: its own body is asked for what it begins with, and reads the
+    /// request's to find out. Someone else who reads that in this moment may make it look so.
+    pub(crate) async fn feeds(&mut self, reply: &mut Reply) -> bool {
+        let before = self.wire().reads;
+        let asked = poll_fn(|cx| Poll::Ready(reply.poll_begin(cx)));
+        // The response's body has panicked: it will end there, as it is asked again (rule S17).
+        let _ = AssertUnwindSafe(asked).catch_unwind().await;
+        // The client may wait for this with the first byte.
+        self.say_continue();
+        self.wire().reads != before
+    }
+
     /// Whether someone still holds the request's body: the response's may be made of it.
     pub(crate) fn body_is_held(&self) -> bool {
         Arc::strong_count(&self.wire) > 1
     }
 
-    /// Reads and drops the rest of the body; `false` if it is longer than `most`, malformed or cut
-    /// short. What was dropped is taken off `most`.
+    /// Reads and drops the rest of the body; `false` if it is malformed or cut short.
     ///
-    /// The response is written: nobody waits for this, and it ends when it is `over`, in the drain.
-    pub(crate) async fn discard_body(&mut self, most: &mut u64, over: impl Fn() -> bool) -> bool {
+    /// The response is written: nobody waits for this, and it ends when it is `over`, in the drain. The response has
+    /// promised that the connection goes on, so the length of the body does not matter any more.
+    pub(crate) async fn discard_body(&mut self, over: impl Fn() -> bool) -> bool {
         self.wire().serving = Stage::Discarding;
         poll_fn(|cx| {
-            let discarded = {
-                let wire = &mut *lock(&self.wire);
-                ready!(wire.poll_turn(cx));
-                wire.poll_discard(cx, most)
-            };
+            let discarded = self.wire().poll_discard(cx, u64::MAX);
             match discarded {
-                Poll::Pending if over() => Poll::Ready(false),
+                Poll::Ready(Discarded::Whole) => Poll::Ready(true),
+                Poll::Ready(Discarded::Bad) => Poll::Ready(false),
+                Poll::Ready(Discarded::Some(_)) | Poll::Pending if over() => Poll::Ready(false),
+                Poll::Ready(Discarded::Some(_)) => {
+                    // A fast client must not keep others from their turn.
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
                 Poll::Pending => self.poll_tend(cx).map(|()| false),
-                discarded => discarded,
             }
         })
         .await
     }
 
-    /// The same with as much of the body as has arrived; `true` as long as the rest may be good.
-    pub(crate) async fn discard_arrived(&mut self, most: &mut u64) -> bool {
-        let mut discarded = |cx: &mut Context<'_>| lock(&self.wire).poll_discard(cx, most);
-        poll_fn(|cx| Poll::Ready(discarded(cx) != Poll::Ready(false))).await
-            && self.body_left() <= *most
+    /// Reads and drops as much of the body as has arrived, `most` bytes of it; `true` as long as the rest may be good,
+    /// and is not known to be longer than what is left of `most`.
+    pub(crate) async fn discard_arrived(&mut self, mut most: u64) -> bool {
+        poll_fn(|cx| {
+            let discarded = self.wire().poll_discard(cx, most);
+            match discarded {
+                Poll::Ready(Discarded::Whole) => Poll::Ready(true),
+                Poll::Ready(Discarded::Bad) => Poll::Ready(false),
+                Poll::Ready(Discarded::Some(n)) => {
+                    most -= n;
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Poll::Pending => Poll::Ready(self.can_discard(most)),
+            }
+        })
+        .await
     }
 
-    /// Bytes behind the message: in the buffer and in the socket, apart from empty lines. The
-    /// message must be taken whole.
+    /// Bytes behind the message that have arrived, apart from empty lines; at least 1 if something of a request has.
+    /// The message must be taken whole.
     pub(crate) async fn waiting(&self) -> u64 {
-        // Few enough to be empty lines: they have to be looked at. What is no socket has to be read,
-        // and may give way although it has something: then it is asked again.
+        // What is not a plain socket has to be read to know, and may give way although it has something: then it is
+        // asked again.
         let mut looks = LAST_LOOKS;
         poll_fn(|cx| {
             let wire = &mut *self.wire();
-            let few = 1..=EMPTY as u64;
             let Some(transport) = &mut wire.transport else { return Poll::Ready(()) };
-            let is_wrapped = transport.is_wrapped();
-            if !is_wrapped && !few.contains(&transport.waiting()) {
+            if !transport.is_wrapped() {
+                // Few enough to be empty lines: they have to be looked at.
+                if (1..=EMPTY as u64).contains(&transport.waiting()) {
+                    let _ = wire.incoming.poll_fill(transport, cx);
+                }
                 return Poll::Ready(());
             }
-            looks -= 1;
-            if wire.incoming.poll_fill(transport, cx).is_pending() && is_wrapped && looks > 0 {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+            while wire.incoming.unread().len() < READ_AHEAD {
+                match wire.incoming.poll_fill(transport, cx) {
+                    Poll::Ready(Ok(n)) if n > 0 => looks = LAST_LOOKS,
+                    Poll::Pending if looks > 1 => {
+                        looks -= 1;
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(_) | Poll::Pending => break,
+                }
             }
             Poll::Ready(())
         })
         .await;
         let wire = self.wire();
-        match wire.transport.as_ref().map_or(0, Transport::waiting) {
-            0 if is_empty_lines(wire.incoming.unread()) => 0,
-            in_socket => in_socket + wire.incoming.unread().len() as u64,
+        let transport = wire.transport.as_ref();
+        let begun = u64::from(transport.is_some_and(Transport::has_begun));
+        match transport.map_or(0, Transport::waiting) {
+            0 if is_empty_lines(wire.incoming.unread()) => begun,
+            in_socket => in_socket + wire.incoming.unread().len() as u64 + begun,
         }
     }
 
@@ -273,20 +307,36 @@ impl Gate {
     }
 
     /// What has to go on while the handler runs: sends what is waiting to be sent, cuts off a
-    /// client whose body stalls, and is ready when the client is gone: in the drain, as soon as it
-    /// has reset the connection (rule S22).
-    pub(crate) async fn tend(&mut self, draining: impl Fn() -> bool) {
+    /// client whose body stalls, and is ready when the client is gone (rule S22).
+    pub(crate) async fn tend(&mut self) {
         poll_fn(|cx| {
-            if draining() && self.is_reset() {
+            if self.finds_client_gone() {
                 return Poll::Ready(());
             }
-            if self.wire().incoming.take_continue() {
-                let end = self.output.len();
-                self.output.replace(end..end, CONTINUE);
-            }
+            self.say_continue();
             self.poll_tend(cx)
         })
         .await;
+    }
+
+    /// Whether the client is gone, looked at when the sweep asks for it (rule S22).
+    fn finds_client_gone(&self) -> bool {
+        if !self.seat.take_asked() {
+            return false;
+        }
+        let left = self.wire().transport.as_ref().map_or(Some(Left::Gone), Transport::left);
+        if let Some(left) = left {
+            self.seat.leave(left);
+        }
+        left == Some(Left::Gone)
+    }
+
+    /// Adds `100 Continue` to what is to be sent, if somebody waits for a body that the client sends only then.
+    fn say_continue(&mut self) {
+        if self.wire().incoming.take_continue() {
+            let end = self.output.len();
+            self.output.replace(end..end, CONTINUE);
+        }
     }
 
     fn poll_tend(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -304,13 +354,8 @@ impl Gate {
     /// Encodes a response and sends what does not fit the buffer; the rest is sent by
     /// [`Gate::flush`], with what comes behind it (rule W10).
     ///
-    /// In the drain, it ends when the client has reset the connection, even if the body does not come
-    /// on (rule S22).
-    pub(crate) async fn respond(
-        &mut self,
-        reply: &mut Reply,
-        draining: impl Fn() -> bool,
-    ) -> Result<(), Broken> {
+    /// Ends when the client is gone, even if the response's body does not come on (rule S22).
+    pub(crate) async fn respond(&mut self, reply: &mut Reply) -> Result<(), Broken> {
         self.seat.enter(Stage::Response);
         let expects_continue = {
             let mut wire = self.wire();
@@ -374,7 +419,7 @@ impl Gate {
                     Poll::Pending => {
                         unseen = false;
                         flushed = false;
-                        if draining() && self.is_reset() {
+                        if self.finds_client_gone() {
                             return Poll::Ready(false);
                         }
                         return self.poll_tend(cx).map(|()| false);
@@ -386,6 +431,8 @@ impl Gate {
         let is_whole = AssertUnwindSafe(sent).catch_unwind().await.unwrap_or(false);
         if is_whole {
             if reply.ends_with_connection() {
+                // Before it has left, an end of the connection would make what has left look whole.
+                self.flush().await?;
                 self.wire().is_open_ended = false;
             }
             Ok(())
@@ -399,14 +446,21 @@ impl Gate {
     }
 
     /// Hands the raw stream over to the task that waits for it, and waits until that has dropped
-    /// it (rule S11).
+    /// it (rule S11), or the client is gone (rule S22): then the task is told by errors.
     pub(crate) async fn upgrade(&self, to: upgrade::Sender) {
         self.seat.enter(Stage::Upgraded);
         let (open, closed) = channel::bounded::<Infallible>(1);
         let stream = Upgraded { wire: self.wire.clone(), _open: open };
         to.send(upgrade::Connection::new(stream)).await;
         // Nothing is ever sent: this is the moment when the stream is dropped.
-        let _ = closed.recv().await;
+        let dropped = async {
+            let _ = closed.recv().await;
+        };
+        let gone = poll_fn(|_| match self.finds_client_gone() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        });
+        dropped.or(gone).await;
     }
 
     /// Sends everything.
@@ -437,19 +491,31 @@ impl Gate {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, tail: &[u8]) -> Poll<io::Result<usize>> {
-        let mut wire = lock(&self.wire);
+        let wire = &mut *lock(&self.wire);
         let serving = wire.serving;
         let Some(transport) = &mut wire.transport else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
+        let before = transport.metered_sent();
         let sent = self.output.poll_send(transport, cx, tail, || match self.seat.stage() {
             Stage::Writing => self.seat.enter(serving),
             // A response that goes out is progress (rule S20).
             Stage::Response => self.seat.enter(Stage::Response),
             _ => {}
         });
-        if sent.is_pending() && self.seat.stage() != Stage::Writing {
-            self.seat.enter(Stage::Writing);
+        if sent.is_pending() {
+            // Progress is what the socket takes, also of what a wrapper holds, and what the client's kernel takes of it.
+            // The kernel wakes nobody before a good part of its buffer is free, so it is asked before a client is blamed.
+            let mut moves =
+                transport.metered_sent() != before || self.seat.stage() != Stage::Writing;
+            if moves || self.seat.is_expired() {
+                let undelivered = transport.undelivered();
+                moves |= undelivered != wire.undelivered;
+                wire.undelivered = undelivered;
+            }
+            if moves {
+                self.seat.enter(Stage::Writing);
+            }
         }
         sent
     }
@@ -484,11 +550,6 @@ impl Gate {
         if let Some(transport) = self.wire().transport.take() {
             transport.reset_on_close();
         }
-    }
-
-    /// Whether nobody is at the other end any more.
-    fn is_reset(&self) -> bool {
-        self.wire().transport.as_ref().is_none_or(Transport::is_reset)
     }
 
     fn wire(&self) -> MutexGuard<'_, Wire> {
@@ -599,6 +660,10 @@ const EMPTY: usize = 2 * head::EMPTY_LINES;
 /// How much is gathered before it is sent.
 const FULL: usize = 64 * 1024;
 
+/// How much is read ahead to find out what has arrived, where only reading tells, in bytes. Whatever has arrived behind
+/// it when the server stops gets no answer.
+const READ_AHEAD: usize = 1024 * 1024;
+
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 fn lock(wire: &Mutex<Wire>) -> MutexGuard<'_, Wire> {
@@ -620,12 +685,24 @@ struct Wire {
     reads: u32,
     /// Bytes of the body that were read without a pause.
     streak: usize,
+    /// What the client's kernel had yet to take when it was last asked.
+    undelivered: u64,
     /// In the middle of a response whose end is the connection's: the client could take what it
     /// got for the whole.
     is_open_ended: bool,
     /// What the connection's task is at, for when a reader of the body has what it waited for.
     serving: Stage,
     seat: Arc<Seat>,
+}
+
+/// What has become of the wish to be rid of a body.
+enum Discarded {
+    /// The body has been taken whole.
+    Whole,
+    /// So many bytes were dropped; more may be there.
+    Some(u64),
+    /// More has come than there may be, or the body is malformed or cut short.
+    Bad,
 }
 
 impl Wire {
@@ -640,32 +717,51 @@ impl Wire {
         Poll::Pending
     }
 
-    /// Reads and drops the body until it is taken (`true`), more than `most` has come or it turns
-    /// out to be malformed.
-    fn poll_discard(&mut self, cx: &mut Context<'_>, most: &mut u64) -> Poll<bool> {
+    /// Reads and drops some of the body, up to `most` bytes and as much as a turn allows.
+    fn poll_discard(&mut self, cx: &mut Context<'_>, most: u64) -> Poll<Discarded> {
         if self.incoming.body_is_taken() {
-            return Poll::Ready(true);
+            return Poll::Ready(Discarded::Whole);
         }
-        // From here on the body is not the handler's any more.
+        // From here on the body is not the handler's any more. Whoever waits for it finds out.
         self.exchange = self.exchange.wrapping_add(1);
-        let mut scrap = Buffer::new();
-        while !self.incoming.body_is_taken() {
-            match ready!(self.poll_body(cx, &mut scrap)) {
-                Ok(n) if n > 0 && n as u64 <= *most => *most -= n as u64,
-                Ok(_) | Err(_) => return Poll::Ready(false),
+        if let Some(reader) = self.reader.take() {
+            if !reader.will_wake(cx.waker()) {
+                reader.wake();
             }
         }
-        Poll::Ready(true)
+        let (mut scrap, mut dropped) = (Buffer::new(), 0);
+        while !self.incoming.body_is_taken() {
+            match self.poll_body(cx, &mut scrap) {
+                Poll::Ready(Ok(n)) if n > 0 && dropped + n as u64 <= most => dropped += n as u64,
+                Poll::Ready(_) => return Poll::Ready(Discarded::Bad),
+                Poll::Pending if dropped > 0 => break,
+                Poll::Pending => return Poll::Pending,
+            }
+            if dropped >= FULL as u64 {
+                break;
+            }
+        }
+        Poll::Ready(Discarded::Some(dropped))
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let Some(transport) = &mut self.transport else { return Poll::Ready(Err(over())) };
         let due = self.incoming.continue_is_asked();
+        let before = transport.metered_received();
         let read = self.incoming.poll_body(transport, cx, buf);
-        self.streak = match &read {
-            Poll::Ready(Ok(n)) => self.streak + n,
+        let n = match &read {
+            Poll::Ready(Ok(n)) => *n,
             _ => 0,
         };
+        self.streak = if n > 0 { self.streak + n } else { 0 };
+        // Under a wrapper bytes may have come that make no content yet.
+        let came = match (before, transport.metered_received()) {
+            (Some(before), Some(after)) => after - before,
+            _ => n as u64,
+        };
+        if came > 0 {
+            self.seat.receive(came);
+        }
         match &read {
             Poll::Pending => {
                 self.reader = Some(cx.waker().clone());
@@ -673,7 +769,7 @@ impl Wire {
                     Stage::Discarding => Stage::Discarding,
                     _ => Stage::Body,
                 };
-                if self.seat.stage() != stage {
+                if self.seat.stage() != stage || came > 0 {
                     self.seat.enter(stage);
                 }
                 if !due && self.incoming.continue_is_asked() {

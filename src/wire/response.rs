@@ -32,6 +32,8 @@ pub(crate) struct Reply {
     has_body: bool,
     /// A field that the encoder adds and that must not be sent.
     unwanted: Option<&'static [u8]>,
+    /// What the body's reader has said when it was asked too early to be heard.
+    failed: Option<io::Error>,
     /// Bytes of the body that are still owed to the client, where that is known.
     owed: Option<u64>,
     /// Whether only the end of the connection tells where the body ends.
@@ -167,6 +169,7 @@ impl Reply {
             encoding: Encoding::Due(Some(response)),
             body,
             is_piecemeal: false,
+            failed: None,
             asked,
             head: Head::Unsent,
             has_body,
@@ -207,6 +210,20 @@ impl Reply {
         self.is_piecemeal = true;
     }
 
+    /// Asks the body for its beginning, and takes nothing of it.
+    pub(super) fn poll_begin(&mut self, cx: &mut Context<'_>) {
+        let begun = match (&mut self.body, &mut self.encoding) {
+            (Some(body), _) => Pin::new(&mut **body).poll_fill_buf(cx).map_ok(drop),
+            (None, Encoding::Due(Some(response))) => {
+                Pin::new(response).poll_fill_buf(cx).map_ok(drop)
+            }
+            (None, _) => return,
+        };
+        if let Poll::Ready(Err(error)) = begun {
+            self.failed = Some(error);
+        }
+    }
+
     /// Adds some of the response to `out`, or tells why there is nothing to add.
     ///
     /// # Errors
@@ -240,6 +257,9 @@ impl Reply {
         cx: &mut Context<'_>,
         out: &mut Outgoing,
     ) -> Poll<io::Result<Filled>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
         if !ready!(self.poll_slice(cx))?.is_empty() {
             return Poll::Ready(Ok(Filled::Slice));
         }

@@ -1,0 +1,179 @@
+//! [`Meter`]: what has gone through the stream under a wrapper such as TLS.
+//!
+//! Invariant: whether something has arrived, and whether it moves, is measured where the bytes come from the client. A
+//! wrapper shows only what it has made of them, and may hold back a part. Knows of TLS nothing but where its records end
+//! (RFC 8446 section 5.1).
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+/// Counts the bytes that a wrapper has read and written, and knows whether it is inside of a TLS record.
+///
+/// A connection's task writes and reads it, one part at a time: the order of the counts means nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    received: AtomicU64,
+    sent: AtomicU64,
+    /// A [`Position`].
+    position: AtomicU8,
+}
+
+/// Where in the client's bytes a wrapper stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Position {
+    /// In front of a TLS record: the wrapper has nothing that it has not shown.
+    Between = 0,
+    /// Inside of a TLS record, of which it shows nothing before all has come.
+    Inside = 1,
+    /// Somewhere in what is no TLS.
+    Unknown = 2,
+}
+
+impl Meter {
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn position(&self) -> Position {
+        match self.position.load(Ordering::Relaxed) {
+            0 => Position::Between,
+            1 => Position::Inside,
+            _ => Position::Unknown,
+        }
+    }
+
+    /// The wrapper has read `bytes`, which `records` follows.
+    pub(crate) fn receive(&self, bytes: &[u8], records: &mut Records) {
+        records.read(bytes);
+        self.position.store(records.position() as u8, Ordering::Relaxed);
+        self.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    }
+
+    /// The wrapper has written so many bytes.
+    pub(crate) fn send(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// Follows TLS records through a stream, from its first byte on.
+#[derive(Debug)]
+pub(crate) enum Records {
+    /// So many bytes of a record's header have come.
+    Header([u8; HEADER], usize),
+    /// So many bytes of a record's content are still to come; at least 1.
+    Content(u16),
+    /// This is no TLS.
+    Other,
+}
+
+/// The length of a record's header: its type, two bytes of version, two bytes of length.
+const HEADER: usize = 5;
+
+/// The longest content of a record that an implementation accepts (RFC 8446 section 5.2; 2048 more in RFC 5246).
+const LONGEST: u16 = (1 << 14) + 2048;
+
+impl Default for Records {
+    fn default() -> Self {
+        Self::Header([0; HEADER], 0)
+    }
+}
+
+impl Records {
+    fn read(&mut self, mut bytes: &[u8]) {
+        while let Some((&first, behind)) = bytes.split_first() {
+            match self {
+                Self::Header(header, have) => {
+                    header[*have] = first;
+                    *have += 1;
+                    bytes = behind;
+                    let length = u16::from_be_bytes([header[3], header[4]]);
+                    match (*header, *have) {
+                        // Change of cipher, alert, handshake, application data, heartbeat; a version 3.x.
+                        ([20..=24, ..], 1) | ([_, 3, ..], 2) | (_, 3..HEADER) => {}
+                        (_, HEADER) if length == 0 => *self = Self::default(),
+                        (_, HEADER) if length <= LONGEST => *self = Self::Content(length),
+                        _ => *self = Self::Other,
+                    }
+                }
+                Self::Content(left) => {
+                    let n = bytes.len().min(usize::from(*left));
+                    bytes = &bytes[n..];
+                    *left -= n as u16;
+                    if *left == 0 {
+                        *self = Self::default();
+                    }
+                }
+                Self::Other => return,
+            }
+        }
+    }
+
+    fn position(&self) -> Position {
+        match self {
+            Self::Header(_, 0) => Position::Between,
+            Self::Header(..) | Self::Content(_) => Position::Inside,
+            Self::Other => Position::Unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where a stream of these bytes ends, however it is cut.
+    fn position(bytes: &[u8]) -> Position {
+        let mut whole = Records::default();
+        whole.read(bytes);
+        for cut in 0..=bytes.len() {
+            let mut records = Records::default();
+            records.read(&bytes[..cut]);
+            records.read(&bytes[cut..]);
+            assert_eq!(records.position(), whole.position(), "{bytes:?} cut at {cut}");
+        }
+        whole.position()
+    }
+
+    #[test]
+    fn records_are_followed() {
+        let record = |content: usize| {
+            let length = u16::try_from(content).unwrap().to_be_bytes();
+            [&[23, 3, 3], &length[..], &vec![0xff; content]].concat()
+        };
+        assert_eq!(position(b""), Position::Between);
+        assert_eq!(position(&[record(1), record(0), record(300)].concat()), Position::Between);
+        assert_eq!(position(&record(16_384)), Position::Between);
+        for n in 1..305 {
+            assert_eq!(position(&record(300)[..n]), Position::Inside, "{n}");
+            assert_eq!(position(&[&record(5)[..], &record(300)[..n]].concat()), Position::Inside);
+        }
+    }
+
+    #[test]
+    fn what_is_no_tls_is_not_followed() {
+        for bytes in [
+            &b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"[..],
+            b"\r\n\r\n\0\r\nQUIT\n",
+            b"GET / HTTP/1.1\r\n",
+            &[22, 2],
+            &[25],
+            &[23, 3, 3, 0xff, 0xff, 0],
+        ] {
+            assert_eq!(position(bytes), Position::Unknown, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_meter_counts() {
+        let (meter, mut records) = (Meter::default(), Records::default());
+        meter.receive(&[23, 3, 3, 0], &mut records);
+        meter.send(7);
+        assert_eq!((meter.received(), meter.sent(), meter.position()), (4, 7, Position::Inside));
+        meter.receive(&[1, 0], &mut records);
+        assert_eq!((meter.received(), meter.position()), (6, Position::Between));
+    }
+}
