@@ -11,11 +11,11 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Client, End, PATIENCE, Received, Running, pattern, wait_until};
-use futures_lite::AsyncReadExt;
 use futures_lite::io::{BufReader, Cursor};
+use futures_lite::{AsyncReadExt, stream};
 use http_types::{Body, Method, StatusCode};
 use smol::Async;
-use smol_graceful::{Limits, Request, Response};
+use smol_graceful::{Ending, Limits, Request, Response, What, stream_body};
 
 /// What most tests here serve: the path says what becomes of the body.
 async fn app(mut request: Request) -> http_types::Result<Response> {
@@ -1676,6 +1676,30 @@ fn a_fast_client_leaves_others_their_turn() {
     fast.stream.shutdown(std::net::Shutdown::Both).unwrap();
     drop(fast);
     settle(&server);
+}
+
+/// A stream that is always ready and brings nothing does not take the server's only thread away:
+/// other clients are answered, and the grace ends the request, which the outcome names.
+#[test]
+fn a_stream_of_nothing_leaves_others_their_turn() {
+    let limits = Limits { grace: SHORT, ..Limits::default() };
+    let server = Running::with(limits, |request: Request| async move {
+        Ok(match request.url().path() {
+            "/nothing" => stream_body(stream::repeat_with(|| Ok(""))),
+            path => path.into(),
+        })
+    });
+    let mut nothing = server.connect();
+    nothing.get("/nothing");
+    while !nothing.line().unwrap().is_empty() {}
+    for _ in 0..20 {
+        assert_eq!(server.connect().get("/1").response().text(), "/1");
+    }
+    let outcome = server.stop();
+    assert_eq!((outcome.ending, outcome.cut.len()), (Ending::TimedOut, 1), "{outcome}");
+    let What::Request { path, .. } = &outcome.cut[0].what else { panic!("{outcome}") };
+    assert_eq!(path, "/nothing");
+    assert!(nothing.rest().0.is_empty());
 }
 
 /// What arrived in time is served, though the server had no time to look at it.
