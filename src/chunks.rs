@@ -17,6 +17,9 @@ use http_types::Body;
 /// breaks the response off, which the client can tell from its end (RFC 9112 section 8). Empty
 /// chunks are skipped.
 ///
+/// Trailers that the handler sends with `Response::send_trailers` follow the last chunk if the client
+/// has asked for them with `TE: trailers` (RFC 9110 section 10.1.4).
+///
 /// That a client has left is noticed when something is written to it: let a stream that may be quiet
 /// send something now and then, such as the comment `:\n\n` among server-sent events.
 ///

@@ -11,6 +11,7 @@ pub(crate) mod head;
 mod incoming;
 mod outgoing;
 pub(crate) mod response;
+mod trailers;
 mod upgraded;
 
 use std::convert::Infallible;
