@@ -14,7 +14,11 @@ use http_types::Body;
 /// Makes a body of unknown length of a stream of chunks, such as lines or server-sent events.
 ///
 /// Each chunk is sent as soon as it is there. The body ends with the stream; an error in the stream
-/// breaks the response off, which the client can tell from its end (RFC 9112 section 8).
+/// breaks the response off, which the client can tell from its end (RFC 9112 section 8). Empty
+/// chunks are skipped.
+///
+/// Trailers that the handler sends with `Response::send_trailers` follow the last chunk if the client
+/// has asked for them with `TE: trailers` (RFC 9110 section 10.1.4).
 ///
 /// That a client has left is noticed when something is written to it: let a stream that may be quiet
 /// send something now and then, such as the comment `:\n\n` among server-sent events.
@@ -50,6 +54,9 @@ where
     Body::from_reader(chunks, None)
 }
 
+/// Limits how many chunks the body takes from its stream before other tasks have their turn.
+const CHUNKS_A_TURN: usize = 32;
+
 /// A stream of chunks, to be read as bytes.
 struct Chunks<S, B> {
     /// Locked by nobody: it makes of what can be sent what can be shared, as bodies must be.
@@ -66,8 +73,15 @@ where
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let Self { chunks, chunk } = self.get_mut();
         let chunks = chunks.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // An empty chunk is not the end.
+        let mut taken = 0;
+        // Zero bytes would say that the body has ended, so an empty chunk is skipped.
         while chunk.as_mut().is_none_or(|(bytes, read)| bytes_of(bytes).len() == *read) {
+            if taken == CHUNKS_A_TURN {
+                // The stream may be ready for ever and bring nothing: other tasks need the thread.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            taken += 1;
             *chunk = match ready!(chunks.as_mut().poll_next(cx)?) {
                 Some(next) => Some((Mutex::new(next), 0)),
                 None => return Poll::Ready(Ok(&[])),
@@ -111,7 +125,7 @@ fn bytes_of<B: AsRef<[u8]>>(bytes: &mut Mutex<B>) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_lite::{AsyncReadExt, future, stream};
+    use futures_lite::{AsyncReadExt, StreamExt, future, stream};
 
     #[test]
     fn chunks_are_read_one_after_the_other() {
@@ -121,6 +135,21 @@ mod tests {
         let mut text = String::new();
         future::block_on(body.read_to_string(&mut text)).unwrap();
         assert_eq!(text, "one two three");
+    }
+
+    /// Empty chunks do not keep the thread from other tasks, however many come.
+    #[test]
+    fn empty_chunks_give_way_and_end_nothing() {
+        let empty = stream::repeat_with(|| Ok("")).take(1000);
+        let mut body = stream_body(empty.chain(stream::iter(["text"].map(Ok))));
+        let mut bytes = [0; 8];
+        let mut polls = 0;
+        let n = future::block_on(future::poll_fn(|cx| {
+            polls += 1;
+            Pin::new(&mut body).poll_read(cx, &mut bytes)
+        }));
+        assert_eq!(&bytes[..n.unwrap()], b"text");
+        assert!(polls > 1000 / CHUNKS_A_TURN, "{polls} polls");
     }
 
     #[test]

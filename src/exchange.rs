@@ -515,7 +515,7 @@ async fn upgrade(gate: &mut Gate, mut response: Response, asked: Asked) {
 fn presumably_asked(gate: &Gate) -> Asked {
     let is_head = gate.describe().0 == Method::Head.as_ref();
     let method = if is_head { Method::Head } else { Method::Get };
-    Asked { method, version: Version::Http1_1 }
+    Asked { method, version: Version::Http1_1, accepts_trailers: false }
 }
 
 /// Why there is no response.

@@ -8,14 +8,15 @@ use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{LazyLock, Mutex, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Client, End, PATIENCE, Received, Running, pattern, wait_until};
-use futures_lite::AsyncReadExt;
 use futures_lite::io::{BufReader, Cursor};
+use futures_lite::{AsyncReadExt, StreamExt, stream};
+use http_types::trailers::{Sender, Trailers};
 use http_types::{Body, Method, StatusCode};
 use smol::Async;
-use smol_graceful::{Limits, Request, Response};
+use smol_graceful::{Ending, Limits, Request, Response, What, stream_body};
 
 /// What most tests here serve: the path says what becomes of the body.
 async fn app(mut request: Request) -> http_types::Result<Response> {
@@ -1212,6 +1213,285 @@ fn with_status(status: u16, mut response: Response) -> Response {
     response
 }
 
+/// Trailers come behind the last chunk if the client accepts them, and are otherwise not announced
+/// (rule W15). The response behind each shows that the client knows where it has ended.
+#[test]
+fn trailers_follow_the_last_chunk() {
+    struct Case {
+        rule: &'static str,
+        path: &'static str,
+        request: &'static str,
+        announced: bool,
+        body: &'static str,
+    }
+    const SENT: &str = "5\r\nhello\r\n0\r\nx-sum: 5\r\n\r\n";
+    const PLAIN: &str = "5\r\nhello\r\n0\r\n\r\n";
+    let sent = Case {
+        rule: "9110 10.1.4: the client accepts trailers",
+        path: "/sum",
+        request: "GET 1.1 TE: trailers",
+        announced: true,
+        body: SENT,
+    };
+    let withheld = Case { announced: false, body: PLAIN, ..sent };
+    let cases = [
+        Case { ..sent },
+        Case { rule: "in a list, in any case", request: "GET 1.1 te: gzip;q=0.1,Trailers", ..sent },
+        Case { rule: "on two lines", request: "GET 1.1 TE: deflate\r\nTE: trailers", ..sent },
+        Case { rule: "the client says nothing", request: "GET 1.1 X: x", ..withheld },
+        Case { rule: "with a weight", request: "GET 1.1 TE: trailers;q=0", ..withheld },
+        Case { rule: "something else", request: "GET 1.1 TE: x-trailers", ..withheld },
+        Case {
+            rule: "in a field of the client's own",
+            request: "GET 1.1 Trailer: trailers",
+            ..withheld
+        },
+        Case { rule: "W8: HTTP/1.0", request: "GET 1.0 TE: trailers", body: "hello", ..withheld },
+        Case { rule: "W11: HEAD", request: "HEAD 1.1 TE: trailers", body: "", ..withheld },
+        Case { rule: "W11: 204", path: "/204", body: "", ..withheld },
+        Case { rule: "W11: 304", path: "/304", body: "", ..withheld },
+        Case { rule: "a body of known length", path: "/known", body: "hello", ..withheld },
+        Case { rule: "no body", path: "/none", body: "", ..withheld },
+        Case { rule: "an empty body", path: "/empty", body: "0\r\nx-sum: 5\r\n\r\n", ..sent },
+        Case { rule: "sent with the last of the body", path: "/in-body", ..sent },
+        Case { rule: "the sender is dropped", path: "/dropped", body: PLAIN, ..sent },
+        Case { rule: "announced, and never meant", path: "/announced", ..withheld },
+        Case { rule: "taken by the handler itself", path: "/taken", ..withheld },
+        Case { rule: "9110 6.5.1: some do not belong there", path: "/forbidden", ..sent },
+        Case {
+            rule: "several, ordered by name",
+            path: "/several",
+            body: "5\r\nhello\r\n0\r\nx-a: 1\r\nx-a: 2\r\nx-b: 3\r\n\r\n",
+            ..sent
+        },
+    ];
+    async fn handle(request: Request) -> http_types::Result<Response> {
+        let path = request.url().path().to_owned();
+        let mut response: Response = match &*path {
+            "/known" => "hello".into(),
+            "/none" => Response::new(200),
+            "/empty" => Body::from_reader(futures_lite::io::empty(), None).into(),
+            "/behind" => return Ok("behind".into()),
+            _ => Body::from_reader(Cursor::new("hello"), None).into(),
+        };
+        if let "/204" | "/304" = &*path {
+            response = with_status(path[1..].parse()?, response);
+        }
+        response.insert_header("trailer", "x-sum");
+        if path == "/announced" {
+            return Ok(response);
+        }
+        let sender = response.send_trailers();
+        let mut trailers = Trailers::new();
+        trailers.insert("X-Sum", "5");
+        match &*path {
+            "/dropped" => return Ok(response),
+            "/taken" => drop(response.recv_trailers()),
+            "/forbidden" => {
+                for name in ["content-length", "transfer-encoding", "host", "authorization", "date"]
+                {
+                    trailers.insert(name, "1");
+                }
+                trailers.insert("x: y\r\nevil", "1");
+                trailers.insert("x-evil", "\r\n\r\nevil");
+            }
+            "/several" => {
+                trailers = Trailers::new();
+                trailers.insert("x-b", "3");
+                trailers.append("x-a", "1");
+                trailers.append("x-a", "2");
+            }
+            "/in-body" => {
+                let chunks = stream::once(Ok("hello")).chain(stream::once_future(async move {
+                    sender.send(trailers).await;
+                    Ok("")
+                }));
+                response.set_body(stream_body(chunks));
+                return Ok(response);
+            }
+            _ => {}
+        }
+        sender.send(trailers).await;
+        Ok(response)
+    }
+    let server = Running::new(handle);
+    for Case { rule, path, request, announced, body } in cases {
+        case(rule, || {
+            let (method, rest) = request.split_once(' ').unwrap();
+            let (version, fields) = rest.split_once(' ').unwrap();
+            let mut client = server.connect();
+            let request = format!("{method} {path} HTTP/{version}\r\nHost: x\r\n{fields}\r\n\r\n");
+            client.send(request + &get("/behind"));
+            let head: Vec<_> = std::iter::from_fn(|| client.line().ok().filter(|l| !l.is_empty()))
+                .map(|line| line.to_lowercase())
+                .collect();
+            assert_eq!(head.iter().any(|l| l.starts_with("trailer:")), announced, "{head:?}");
+            assert_eq!(common::text(&client.take(body.len()).unwrap()), body);
+            if version == "1.0" {
+                assert_eq!(client.end(), End::Eof);
+            } else {
+                assert_eq!(client.response().text(), "behind");
+            }
+        });
+    }
+    settle(&server);
+}
+
+/// Trailers are found wherever in what is gathered the last chunk lies, and however long they are.
+#[test]
+fn trailers_follow_a_body_of_any_length() {
+    let server = Running::new(|request: Request| async move {
+        let (body, trailer) = request.url().path()[1..].split_once('/').unwrap();
+        let (body, trailer): (usize, usize) = (body.parse()?, trailer.parse()?);
+        let mut response = Response::from(Body::from_reader(Cursor::new(pattern(body)), None));
+        let mut trailers = Trailers::new();
+        trailers.insert("x-long", "x".repeat(trailer));
+        response.send_trailers().send(trailers).await;
+        Ok(response)
+    });
+    let get = |body: usize, trailer: usize| {
+        format!("GET /{body}/{trailer} HTTP/1.1\r\nHost: x\r\nTE: trailers\r\n\r\n")
+    };
+    // Around 4 KiB the write buffer grows, around 64 KiB it is sent.
+    let lengths = (3500..4100).step_by(37).chain((64_500..65_600).step_by(37)).chain([300_000]);
+    let mut client = server.connect();
+    for length in lengths {
+        for trailer in [1, 5000] {
+            client.send(get(length, trailer).repeat(2));
+            for _ in 0..2 {
+                while !client.line().unwrap().is_empty() {}
+                let mut body = Vec::new();
+                loop {
+                    let size = usize::from_str_radix(&client.line().unwrap(), 16).unwrap();
+                    if size == 0 {
+                        break;
+                    }
+                    body.extend(client.take(size).unwrap());
+                    assert_eq!(client.take(2).unwrap(), b"\r\n");
+                }
+                assert!(body == pattern(length), "{length}");
+                let line = client.line().unwrap();
+                assert_eq!(line, format!("x-long: {}", "x".repeat(trailer)), "{length}");
+                assert_eq!(client.line().unwrap(), "");
+            }
+        }
+    }
+    drop(client);
+    settle(&server);
+}
+
+/// The body's last chunk waits for the trailers, however late they come; a stop waits with it.
+#[test]
+fn late_trailers_are_waited_for() {
+    let (give, senders) = mpsc::channel();
+    let server = Running::new(move |request: Request| {
+        let (path, give) = (request.url().path().to_owned(), give.clone());
+        async move {
+            if path != "/late" {
+                return Ok(Response::from(path));
+            }
+            let mut response = Response::from(Body::from_reader(Cursor::new("hello"), None));
+            give.send(response.send_trailers()).unwrap();
+            Ok(response)
+        }
+    });
+    let late = || {
+        let mut client = server.connect();
+        client.send("GET /late HTTP/1.1\r\nHost: x\r\nTE: trailers\r\n\r\n");
+        while !client.line().unwrap().is_empty() {}
+        // The body is there although its end is not.
+        assert_eq!(client.take(10).unwrap(), b"5\r\nhello\r\n");
+        assert_silent(&client);
+        assert_open(&mut server.connect());
+        (client, senders.recv_timeout(PATIENCE).unwrap())
+    };
+    let send = |sender: Sender| {
+        let mut trailers = Trailers::new();
+        trailers.insert("x-sum", "5");
+        futures_lite::future::block_on(sender.send(trailers));
+    };
+    let (mut client, sender) = late();
+    send(sender);
+    assert_eq!(client.take(15).unwrap(), b"0\r\nx-sum: 5\r\n\r\n");
+    assert_open(&mut client);
+
+    let (mut client, sender) = late();
+    drop(sender);
+    assert_eq!(client.take(5).unwrap(), b"0\r\n\r\n");
+    assert_open(&mut client);
+    drop(client);
+
+    let (mut client, sender) = late();
+    server.shutdown.stop();
+    assert_silent(&client);
+    send(sender);
+    assert_eq!(client.take(15).unwrap(), b"0\r\nx-sum: 5\r\n\r\n");
+    assert_eq!(client.end(), End::Eof);
+    assert!(server.outcome().is_drained());
+}
+
+/// The log says why trailers are not sent, but clients cannot fill the log.
+#[test]
+fn withheld_trailers_are_logged() {
+    log::set_logger(&LOG).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    let server = Running::new(|request: Request| async move {
+        let mut response: Response = match request.url().path() {
+            "/known" => "hello".into(),
+            _ => Body::from_reader(Cursor::new("hello"), None).into(),
+        };
+        response.send_trailers().send(Trailers::new()).await;
+        Ok(response)
+    });
+    let mut client = server.connect();
+    for _ in 0..20 {
+        client.get("/known").response();
+    }
+    // Other tests may have added some.
+    assert!(LOG.count("the length of the body is known") >= 20);
+
+    // Another test's client may have had the line of this second.
+    let refused = || LOG.count("the client has not sent `TE: trailers`");
+    let began = Instant::now();
+    wait_until("a line about the client", || {
+        client.get("/").response();
+        refused() > 0
+    });
+    for _ in 0..200 {
+        client.get("/").response();
+    }
+    let seconds = usize::try_from(began.elapsed().as_secs()).unwrap() + 2;
+    assert!(refused() <= seconds, "{} lines in {seconds} s", refused());
+    drop(client);
+    settle(&server);
+}
+
+/// Keeps what the server logs about withheld trailers; this process has one log for all tests.
+struct Log(Mutex<Vec<String>>);
+
+static LOG: Log = Log(Mutex::new(Vec::new()));
+
+impl Log {
+    fn count(&self, text: &str) -> usize {
+        self.0.lock().unwrap().iter().filter(|line| line.contains(text)).count()
+    }
+}
+
+impl log::Log for Log {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let line = record.args().to_string();
+        if line.starts_with("a response's trailers are not sent: ") {
+            self.0.lock().unwrap().push(line);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
 /// Rule W8: HTTP/1.0 knows no chunks, a body without a length ends with the connection.
 #[test]
 fn http_1_0_gets_no_chunks() {
@@ -1334,20 +1614,26 @@ fn a_broken_response_is_cut() {
     }
     static HUGE: LazyLock<String> = LazyLock::new(|| "hello".repeat(100_000));
     let server = Running::new(|request: Request| async move {
-        Ok(match request.url().path() {
+        let body = match request.url().path() {
             "/small" => Body::from_reader(BufReader::new(Failing(Cursor::new(b"hello"))), None),
             "/small-short" => Body::from_reader(Cursor::new("hello"), Some(10)),
             "/short" => Body::from_reader(Cursor::new(HUGE.as_bytes()), Some(HUGE.len() + 1)),
             "/fixed" => Body::from_reader(failing(), Some(HUGE.len() + 1)),
-            "/stream" => Body::from_reader(failing(), None),
+            "/stream" | "/trailers" => Body::from_reader(failing(), None),
             path => path.into(),
-        })
+        };
+        let mut response = Response::from(body);
+        if request.url().path() == "/trailers" {
+            response.send_trailers().send(Trailers::new()).await;
+        }
+        Ok(response)
     });
-    for path in ["/short", "/fixed", "/stream"] {
+    for path in ["/short", "/fixed", "/stream", "/trailers"] {
         for version in ["1.0", "1.1"] {
             case(&format!("{path} {version}"), || {
                 let mut client = server.connect();
-                client.send(format!("GET {path} HTTP/{version}\r\nHost: x\r\n\r\n"));
+                client
+                    .send(format!("GET {path} HTTP/{version}\r\nHost: x\r\nTE: trailers\r\n\r\n"));
                 assert_eq!(client.try_response(false).unwrap_err(), End::Reset);
             });
         }
@@ -1815,6 +2101,30 @@ fn a_fast_client_leaves_others_their_turn() {
     fast.stream.shutdown(std::net::Shutdown::Both).unwrap();
     drop(fast);
     settle(&server);
+}
+
+/// A stream that is always ready and brings nothing does not take the server's only thread away:
+/// other clients are answered, and the grace ends the request, which the outcome names.
+#[test]
+fn a_stream_of_nothing_leaves_others_their_turn() {
+    let limits = Limits { grace: SHORT, ..Limits::default() };
+    let server = Running::with(limits, |request: Request| async move {
+        Ok(match request.url().path() {
+            "/nothing" => stream_body(stream::repeat_with(|| Ok(""))),
+            path => path.into(),
+        })
+    });
+    let mut nothing = server.connect();
+    nothing.get("/nothing");
+    while !nothing.line().unwrap().is_empty() {}
+    for _ in 0..20 {
+        assert_eq!(server.connect().get("/1").response().text(), "/1");
+    }
+    let outcome = server.stop();
+    assert_eq!((outcome.ending, outcome.cut.len()), (Ending::TimedOut, 1), "{outcome}");
+    let What::Request { path, .. } = &outcome.cut[0].what else { panic!("{outcome}") };
+    assert_eq!(path, "/nothing");
+    assert!(nothing.rest().0.is_empty());
 }
 
 /// What arrived in time is served, though the server had no time to look at it.

@@ -364,8 +364,13 @@ fn is_early(name: &[u8]) -> bool {
     is_one_of(name, EARLY_FIELDS) || EARLY_PREFIXES.split(' ').any(begins)
 }
 
+/// Returns `true` if neither a request nor a response may send a field of this name behind its body.
+pub(crate) fn is_forbidden_trailer(name: &[u8]) -> bool {
+    is_one_of(name, FRAMING_FIELDS) || is_early(name)
+}
+
 /// Whether a field name is one of `names`, which spaces separate.
-fn is_one_of(name: &[u8], names: &str) -> bool {
+pub(crate) fn is_one_of(name: &[u8], names: &str) -> bool {
     names.split(' ').any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct Head {
     pub(crate) expects_continue: bool,
     /// Whether the client offers to switch protocols.
     pub(crate) upgrade: bool,
+    /// Whether the client accepts trailers in the response.
+    pub(crate) accepts_trailers: bool,
     /// Where the target is, as the client wrote it.
     target: Range<usize>,
     /// Where the field lines are, without the final blank line.
@@ -238,6 +240,8 @@ fn examine(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, StatusCode> {
         keep_alive: !facts.close && (is_1_1 || facts.keep_alive),
         expects_continue: is_1_1 && has_body && facts.expects_continue,
         upgrade,
+        // RFC 9112 section 7.1: HTTP/1.0 has no chunks, and so no trailers (rule W8).
+        accepts_trailers: is_1_1 && facts.accepts_trailers,
         method: line.method,
         version: line.version,
         framing,
@@ -451,6 +455,8 @@ struct Facts<'a> {
     expects_continue: bool,
     /// `Expect` lists something else.
     unknown_expectation: bool,
+    /// `TE` lists `trailers`.
+    accepts_trailers: bool,
 }
 
 impl<'a> Facts<'a> {
@@ -461,6 +467,7 @@ impl<'a> Facts<'a> {
             // Most fields are told apart by their length.
             let is = |name: &str| field.name.eq_ignore_ascii_case(name);
             match field.name.len() {
+                2 if is("te") => facts.read_te(field.value),
                 4 if is("host") => store_once(&mut facts.host, field.value)?,
                 6 if is("expect") => facts.read_expect(field.value),
                 7 if is("upgrade") => facts.upgrade_field = true,
@@ -495,6 +502,12 @@ impl<'a> Facts<'a> {
                 self.unknown_expectation = true;
             }
         }
+    }
+
+    /// Reads `TE` (RFC 9110 section 10.1.4): a list, possibly over several lines, in any case. The grammar
+    /// gives `trailers` no weight, so an element with one is not the plain wish that is looked for.
+    fn read_te(&mut self, value: &[u8]) {
+        self.accepts_trailers |= list(value).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
     }
 
     /// A `Host` field must be valid, and on 1.1 present, even if an absolute target replaces it (RFC 9112 section
@@ -917,6 +930,31 @@ mod tests {
         refuse(get_1_0("Transfer-Encoding: chunked\r\n"), BadRequest);
         refuse(get_1_0("Transfer-Encoding: gzip\r\n"), BadRequest);
         assert_eq!(accept(&get_1_0("Content-Length: 5\r\n")).0.framing, Framing::Fixed(5));
+    }
+
+    /// RFC 9110 section 10.1.4.
+    #[test]
+    fn trailers_are_accepted_by_te_alone() {
+        for (lines, accepted) in [
+            ("", false),
+            ("TE:\r\n", false),
+            ("TE: trailers\r\n", true),
+            ("te:\t,, TRAILERS ,\r\n", true),
+            ("TE: deflate;q=0.5, trailers\r\n", true),
+            ("TE: deflate\r\nTE: trailers\r\n", true),
+            ("TE: trailers\r\nTE: deflate\r\n", true),
+            ("TE: trailers;q=0\r\n", false),
+            ("TE: trailers ; q=0.5\r\n", false),
+            ("TE: trailer\r\n", false),
+            ("TE: x-trailers\r\n", false),
+            ("TE: \"trailers\"\r\n", false),
+            ("TE: gzip trailers\r\n", false),
+            ("X-TE: trailers\r\n", false),
+            ("Trailer: trailers\r\nConnection: TE\r\n", false),
+        ] {
+            assert_eq!(accept(&get(lines)).0.accepts_trailers, accepted, "{lines}");
+            assert!(!accept(&get_1_0(lines)).0.accepts_trailers, "{lines}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod outgoing;
 mod request;
 pub(crate) mod response;
 mod target;
+mod trailers;
 mod upgraded;
 
 use std::convert::Infallible;

@@ -12,12 +12,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_h1::server::Encoder;
 use futures_lite::{AsyncBufRead, AsyncRead};
-use http_types::headers::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
+use http_types::headers::{CONNECTION, CONTENT_LENGTH, DATE, TRAILER, TRANSFER_ENCODING};
 use http_types::other::Date;
 use http_types::{Body, Method, Response, StatusCode, Version};
 
 use super::head;
 use super::outgoing::Outgoing;
+use super::trailers::{LAST_CHUNK, Trailers};
 
 /// A response on its way to the client.
 pub(crate) struct Reply {
@@ -26,6 +27,8 @@ pub(crate) struct Reply {
     body: Option<Box<Body>>,
     /// Whether the body's reader has it piece by piece, and not in memory.
     is_piecemeal: bool,
+    /// The trailers, if some may follow the body.
+    trailers: Option<Trailers>,
     asked: Asked,
     head: Head,
     /// Whether a body goes with it (rule W11).
@@ -73,11 +76,13 @@ enum Head {
 pub(crate) struct Asked {
     pub(crate) method: Method,
     pub(crate) version: Version,
+    /// Whether the client accepts trailers.
+    pub(crate) accepts_trailers: bool,
 }
 
 impl Asked {
     pub(crate) fn by(head: &head::Head) -> Self {
-        Self { method: head.method, version: head.version }
+        Self { method: head.method, version: head.version, accepts_trailers: head.accepts_trailers }
     }
 }
 
@@ -135,6 +140,12 @@ impl Reply {
             }
         }
 
+        let trailers = Trailers::promised(&mut response, asked);
+        if fields.trailer && trailers.is_none() {
+            // The field would announce what never comes (RFC 9110 section 6.6.2).
+            response.remove_header(TRAILER);
+        }
+
         // HTTP/1.0 knows no chunks (rule W8).
         let unsized_1_0 = asked.version == Version::Http1_0 && response.len().is_none();
         let until_close = unsized_1_0 && has_body;
@@ -170,6 +181,7 @@ impl Reply {
             body,
             is_piecemeal: false,
             failed: None,
+            trailers,
             asked,
             head: Head::Unsent,
             has_body,
@@ -263,6 +275,12 @@ impl Reply {
         if !ready!(self.poll_slice(cx))?.is_empty() {
             return Poll::Ready(Ok(Filled::Slice));
         }
+        if let Some(trailers) = self.trailers.as_mut().filter(|trailers| trailers.are_due()) {
+            let last = ready!(trailers.poll_end(cx));
+            let end = out.len();
+            out.replace(end..end, &last);
+            return Poll::Ready(Ok(Filled::Whole));
+        }
         let room = out.room();
         let n = ready!(match &mut self.body {
             Some(body) => {
@@ -273,6 +291,12 @@ impl Reply {
             }
             None => Pin::new(self.encoder()).poll_read(cx, room),
         })?;
+        // The encoder gives one chunk a read, and the size of any other chunk does not begin with 0.
+        if let (Some(trailers), LAST_CHUNK) = (&mut self.trailers, &room[..n]) {
+            // The bytes stay out of `out`, because the trailers have to come before the blank line.
+            trailers.end_body();
+            return self.poll_fill_body(cx, out);
+        }
         out.filled(n);
         self.owed = self.owed.map(|owed| owed.saturating_sub(n as u64));
         match self.owed {
@@ -354,7 +378,7 @@ const LENGTH: &[u8] = b"\r\ncontent-length: ";
 const CODING: &[u8] = b"\r\ntransfer-encoding: ";
 
 /// RFC 9110 sections 15.2, 15.3.5 and 15.4.5.
-fn has_no_body(status: StatusCode) -> bool {
+pub(super) fn has_no_body(status: StatusCode) -> bool {
     status.is_informational()
         || status == StatusCode::NoContent
         || status == StatusCode::NotModified
@@ -367,6 +391,8 @@ struct Fields {
     date: bool,
     /// There is a `Content-Length` or a `Transfer-Encoding`.
     framing: bool,
+    /// There is a `Trailer`.
+    trailer: bool,
     /// The connection is to be closed.
     close: bool,
 }
@@ -378,7 +404,6 @@ impl Fields {
     ///
     /// What the handler has done if sending the response would break the connection's framing.
     fn of(response: &Response) -> Result<Self, String> {
-        let is_clean = |text: &str| !text.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | 0));
         let mut fields = Self::default();
         for (name, values) in response {
             let name = name.as_str();
@@ -388,6 +413,7 @@ impl Fields {
             match name {
                 "date" => fields.date = true,
                 "content-length" | "transfer-encoding" => fields.framing = true,
+                "trailer" => fields.trailer = true,
                 "connection" => {
                     let mut options = values.iter().flat_map(|line| line.as_str().split(','));
                     fields.close = options.any(|o| o.trim().eq_ignore_ascii_case("close"));
@@ -402,8 +428,13 @@ impl Fields {
     }
 }
 
+/// Returns `true` if a field may have this value (RFC 9110 section 5.5).
+pub(super) fn is_clean(value: &str) -> bool {
+    !value.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | 0))
+}
+
 /// A field name (RFC 9110 section 5.6.2).
-fn is_token(name: &str) -> bool {
+pub(super) fn is_token(name: &str) -> bool {
     let is_tchar = |byte: u8| {
         byte.is_ascii_alphanumeric()
             || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')

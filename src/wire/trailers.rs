@@ -1,0 +1,252 @@
+//! [`Trailers`]: the fields that a handler sends behind a response's last chunk (RFC 9110 section 6.5).
+//!
+//! Invariant: trailers reach only a client that has asked for them, and no trailer frames, routes or
+//! authorises the message (rule W15). If trailers cannot be sent, the log says why.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::{self, AssertUnwindSafe};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http_types::headers::HeaderValues;
+use http_types::{Method, Response, StatusCode, Version, trailers};
+
+use super::body;
+use super::response::{Asked, has_no_body, is_clean, is_token};
+
+/// Holds the last chunk of a response's body back until the handler has sent its trailers.
+pub(super) struct Trailers {
+    receiver: trailers::Receiver,
+    body_has_ended: bool,
+}
+
+/// Ends a chunked body as async-h1 writes it, without room for trailers.
+pub(super) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// Lists the fields that control what a client does with a response, which it has to know before the
+/// body (RFC 9110 section 6.5.1). `body.rs` lists those that requests may not send as trailers either.
+const RESPONSE_CONTROLS: &str =
+    "age date expires location retry-after vary warning www-authenticate";
+
+impl Trailers {
+    /// Takes the trailers that the handler has promised for `response`.
+    ///
+    /// Returns `None` if the handler has promised none, or if something keeps them from being sent.
+    /// The log says what it is.
+    pub(super) fn promised(response: &mut Response, asked: Asked) -> Option<Self> {
+        if !response.has_trailers() {
+            return None;
+        }
+        let obstacle = match Obstacle::between(response, asked) {
+            Some(obstacle) => obstacle,
+            // http-types panics if the handler has taken the receiver, and has no way to ask first.
+            None => match panic::catch_unwind(AssertUnwindSafe(|| response.recv_trailers())) {
+                Ok(receiver) => return Some(Self { receiver, body_has_ended: false }),
+                Err(_) => Obstacle::ReceiverTaken,
+            },
+        };
+        if !obstacle.is_up_to_the_client() || is_first_of_its_second() {
+            log::warn!("a response's trailers are not sent: {obstacle}");
+        }
+        None
+    }
+
+    /// Returns `true` if the trailers are all that is still missing.
+    pub(super) fn are_due(&self) -> bool {
+        self.body_has_ended
+    }
+
+    /// Notes that the body has ended.
+    pub(super) fn end_body(&mut self) {
+        self.body_has_ended = true;
+    }
+
+    /// Returns the last chunk and the trailers behind it, once the handler has sent them.
+    ///
+    /// If the handler drops its sender instead, returns a last chunk without trailers.
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Vec<u8>> {
+        Pin::new(&mut self.receiver).poll(cx).map(|trailers| last_chunk(trailers.as_ref()))
+    }
+}
+
+/// Says why a response's trailers cannot be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Obstacle {
+    Head,
+    Http1_0,
+    NotAccepted,
+    Status(StatusCode),
+    KnownLength,
+    ReceiverTaken,
+}
+
+impl Obstacle {
+    /// Returns the first obstacle between `response` and a client that has asked for it like this.
+    fn between(response: &Response, asked: Asked) -> Option<Self> {
+        if asked.method == Method::Head {
+            Some(Self::Head)
+        } else if has_no_body(response.status()) {
+            Some(Self::Status(response.status()))
+        } else if response.len().is_some() {
+            Some(Self::KnownLength)
+        } else if asked.version == Version::Http1_0 {
+            Some(Self::Http1_0)
+        } else if !asked.accepts_trailers {
+            Some(Self::NotAccepted)
+        } else {
+            None
+        }
+    }
+
+    /// Returns `true` if the client decides whether this obstacle comes up, and not the handler.
+    fn is_up_to_the_client(self) -> bool {
+        matches!(self, Self::Head | Self::Http1_0 | Self::NotAccepted)
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Head => f.write_str("the response to HEAD has no body"),
+            Self::Http1_0 => f.write_str("HTTP/1.0 has no trailers"),
+            Self::NotAccepted => f.write_str("the client has not sent `TE: trailers`"),
+            Self::Status(status) => write!(f, "a response with status {status} has no body"),
+            Self::KnownLength => {
+                f.write_str("the length of the body is known, so it has no chunks")
+            }
+            Self::ReceiverTaken => f.write_str("the handler has called `recv_trailers` itself"),
+        }
+    }
+}
+
+/// Returns `true` at most once a second, so that clients cannot fill the log.
+fn is_first_of_its_second() -> bool {
+    static SECOND: AtomicU64 = AtomicU64::new(0);
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let second = since.map_or(0, |since| since.as_secs());
+    SECOND.swap(second, Ordering::Relaxed) != second
+}
+
+/// Writes the last chunk with the trailers that may be sent, ordered by name like async-h1's fields.
+fn last_chunk(trailers: Option<&trailers::Trailers>) -> Vec<u8> {
+    let mut fields: Vec<_> = trailers.into_iter().flat_map(|trailers| trailers.iter()).collect();
+    fields.sort_unstable_by_key(|(name, _)| name.as_str());
+    let mut end = b"0\r\n".to_vec();
+    for (name, values) in fields {
+        let name = name.as_str();
+        if let Err(problem) = judge(name, values) {
+            log::warn!("a handler's trailer is left out, because {problem}: {name:?}");
+            continue;
+        }
+        for value in values {
+            end.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+        }
+    }
+    end.extend_from_slice(b"\r\n");
+    end
+}
+
+/// Judges a trailer.
+///
+/// # Errors
+///
+/// Why the trailer must not be sent.
+fn judge(name: &str, values: &HeaderValues) -> Result<(), &'static str> {
+    if !is_token(name) || !values.iter().all(|value| is_clean(value.as_str())) {
+        return Err("it is not a valid field");
+    }
+    let name = name.as_bytes();
+    if body::is_forbidden_trailer(name) || body::is_one_of(name, RESPONSE_CONTROLS) {
+        return Err("clients need it before the body");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_types::Body;
+
+    fn asked(method: Method, version: Version, accepts_trailers: bool) -> Asked {
+        Asked { method, version, accepts_trailers }
+    }
+
+    #[test]
+    fn trailers_need_chunks_and_a_client_that_accepts_them() {
+        use Version::{Http1_0, Http1_1};
+        let known = || Response::from("hello");
+        let streamed =
+            || Response::from(Body::from_reader(futures_lite::io::Cursor::new("hello"), None));
+        let with_status = |status: StatusCode| {
+            let mut response = streamed();
+            response.set_status(status);
+            response
+        };
+        for (response, asked, obstacle) in [
+            (streamed(), asked(Method::Get, Http1_1, true), None),
+            (streamed(), asked(Method::Post, Http1_1, true), None),
+            (streamed(), asked(Method::Get, Http1_1, false), Some(Obstacle::NotAccepted)),
+            (streamed(), asked(Method::Get, Http1_0, false), Some(Obstacle::Http1_0)),
+            (streamed(), asked(Method::Head, Http1_1, true), Some(Obstacle::Head)),
+            (known(), asked(Method::Get, Http1_1, true), Some(Obstacle::KnownLength)),
+            (Response::new(200), asked(Method::Get, Http1_1, true), Some(Obstacle::KnownLength)),
+            // The handler's own fault is named rather than the client's choice.
+            (known(), asked(Method::Get, Http1_1, false), Some(Obstacle::KnownLength)),
+            (known(), asked(Method::Head, Http1_1, true), Some(Obstacle::Head)),
+            (
+                with_status(StatusCode::NoContent),
+                asked(Method::Get, Http1_1, true),
+                Some(Obstacle::Status(StatusCode::NoContent)),
+            ),
+            (
+                with_status(StatusCode::NotModified),
+                asked(Method::Get, Http1_1, true),
+                Some(Obstacle::Status(StatusCode::NotModified)),
+            ),
+        ] {
+            assert_eq!(Obstacle::between(&response, asked), obstacle, "{asked:?} {response:?}");
+        }
+    }
+
+    #[test]
+    fn a_last_chunk_holds_what_may_be_sent() {
+        assert_eq!(last_chunk(None), LAST_CHUNK);
+        assert_eq!(last_chunk(Some(&trailers::Trailers::new())), LAST_CHUNK);
+        let mut trailers = trailers::Trailers::new();
+        trailers.insert("x-two", "2");
+        trailers.append("x-two", "two");
+        trailers.insert("Content-Digest", "md5=:x:");
+        trailers.insert("x-empty", "");
+        let good = "0\r\ncontent-digest: md5=:x:\r\nx-empty: \r\nx-two: 2\r\nx-two: two\r\n\r\n";
+        assert_eq!(last_chunk(Some(&trailers)), good.as_bytes());
+        #[rustfmt::skip]
+        let bad = [
+            "", "a b", "a:", "a\r\nb",
+            "Content-Length", "Transfer-Encoding", "Trailer", "TE", "Connection", "Host", "Content-Type",
+            "Authorization", "Set-Cookie", "If-Match", "Proxy-Authenticate", "X-Forwarded-For",
+            "Cache-Control", "Date", "Location", "Vary", "WWW-Authenticate",
+        ];
+        for name in bad {
+            trailers.insert(name, "x");
+        }
+        for (i, value) in ["a\r\nevil: b", "a\nb", "a\rb", "a\0"].into_iter().enumerate() {
+            trailers.insert(format!("x-bad-{i}").as_str(), value);
+        }
+        trailers.append("x-mixed", "fine");
+        trailers.append("x-mixed", "\r\n\r\nevil");
+        assert_eq!(last_chunk(Some(&trailers)), good.as_bytes());
+    }
+
+    #[test]
+    fn a_handler_may_have_taken_the_receiver() {
+        let mut response = Response::from(Body::from_reader(futures_lite::io::empty(), None));
+        let _sender = response.send_trailers();
+        let _receiver = response.recv_trailers();
+        assert!(
+            Trailers::promised(&mut response, asked(Method::Get, Version::Http1_1, true)).is_none()
+        );
+    }
+}
