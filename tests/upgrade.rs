@@ -84,18 +84,69 @@ fn bytes_right_behind_the_handshake_arrive() {
     }
 }
 
+/// RFC 6455 section 4.2: only a proper handshake is answered with 101, and every other request
+/// learns what is wrong. Its connection goes on as HTTP.
 #[test]
-fn others_get_a_text() {
+fn only_a_proper_handshake_is_answered_with_101() {
     let server = Program::example("websocket", &["127.0.0.1:0"]);
-    let mut client = server.connect();
-    for _ in 0..2 {
-        let answer = client.get("/").response();
-        assert_eq!((answer.status, answer.text().as_str()), (200, "speak WebSocket to me\n"));
+    let upgrade = |fields: &str| HANDSHAKE.replace("Upgrade: websocket\r\n", fields);
+    let version = |fields: &str| HANDSHAKE.replace("Sec-WebSocket-Version: 13\r\n", fields);
+    let key = |key: &str| HANDSHAKE.replace("dGhlIHNhbXBsZSBub25jZQ==", key);
+    let key_line = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for (what, request, status) in [
+        ("what the RFC shows", HANDSHAKE.to_owned(), 101),
+        ("any case", upgrade("upgrade: WebSocket\r\n"), 101),
+        ("a list", upgrade("Upgrade: h2c, websocket\r\n"), 101),
+        ("several lines", upgrade("Upgrade: h2c\r\nUpgrade: ,\twebsocket ,\r\n"), 101),
+        ("another last digit", key("+/+/+/+/+/+/+/+/+/+/+w=="), 101),
+        ("no handshake at all", "GET / HTTP/1.1\r\nHost: test\r\n\r\n".to_owned(), 426),
+        ("no Upgrade", upgrade(""), 426),
+        ("another protocol", upgrade("Upgrade: h2c\r\n"), 426),
+        ("a longer name", upgrade("Upgrade: websocket2\r\n"), 426),
+        ("not in Connection", HANDSHAKE.replace("Connection: Upgrade\r\n", ""), 426),
+        // HTTP/1.0 knows no upgrade: the field is to be ignored (RFC 9110 section 7.8).
+        ("HTTP/1.0", HANDSHAKE.replace("HTTP/1.1", "HTTP/1.0"), 426),
+        ("no version", version(""), 426),
+        ("an old version", version("Sec-WebSocket-Version: 8\r\n"), 426),
+        ("several versions", version("Sec-WebSocket-Version: 8, 13\r\n"), 426),
+        ("two versions", version(&"Sec-WebSocket-Version: 13\r\n".repeat(2)), 426),
+        ("POST", HANDSHAKE.replace("GET", "POST"), 405),
+        ("PUT", HANDSHAKE.replace("GET", "PUT"), 405),
+        ("no key", HANDSHAKE.replace(key_line, ""), 400),
+        ("two keys", HANDSHAKE.replace(key_line, &key_line.repeat(2)), 400),
+        ("an empty key", key(""), 400),
+        ("15 bytes", key("AAAAAAAAAAAAAAAAAAAA"), 400),
+        ("17 bytes", key("AAAAAAAAAAAAAAAAAAAAAAA="), 400),
+        ("18 bytes", key("AAAAAAAAAAAAAAAAAAAAAAAA"), 400),
+        ("19 bytes", key("AAAAAAAAAAAAAAAAAAAAAAAAAA=="), 400),
+        ("bits behind the last byte", key("dGhlIHNhbXBsZSBub25jZR=="), 400),
+        ("the other base64", key("_-_-_-_-_-_-_-_-_-_-_A=="), 400),
+        ("padding inside", key("dGhlIHNhbX==ZSBub25jZQ=="), 400),
+        ("no padding", key("dGhlIHNhbXBsZSBub25jZQ"), 400),
+        ("a body", with_body(HANDSHAKE), 400),
+    ] {
+        let mut client = server.connect();
+        let answer = client.send(&request).response();
+        assert_eq!(answer.status, status, "{what}");
+        let field = |name: &str| answer.header(name).unwrap_or_default();
+        assert_eq!(field("allow"), if status == 405 { "GET" } else { "" }, "{what}");
+        assert_eq!(field("sec-websocket-accept").is_empty(), status != 101, "{what}");
+        if status == 426 {
+            assert_eq!((&*field("upgrade"), &*field("sec-websocket-version")), ("websocket", "13"));
+        }
+        match status {
+            101 => assert_eq!(client.send(MASKED).take(7).unwrap(), UNMASKED, "{what}"),
+            _ if answer.says_close() => assert_eq!(client.end(), End::Eof, "{what}"),
+            _ => {
+                let connection = if status == 426 { "Upgrade" } else { "" };
+                assert_eq!(field("connection"), connection, "{what}");
+                assert_eq!(client.send(HANDSHAKE).response().status, 101, "{what}");
+            }
+        }
     }
-    // HTTP/1.0 knows no upgrade: the field is to be ignored (RFC 9110 section 7.8).
-    let old = HANDSHAKE.replace("HTTP/1.1", "HTTP/1.0");
-    let answer = server.connect().send(old).response();
-    assert_eq!((answer.status, answer.text().as_str()), (200, "speak WebSocket to me\n"));
+    // HEAD has no body in its answer.
+    let answer = server.connect().send(HANDSHAKE.replace("GET", "HEAD")).response_to_head();
+    assert_eq!((answer.status, answer.header("allow").as_deref()), (405, Some("GET")));
 }
 
 /// Rules S10, S11: a handler sees the stop and ends politely, which is no cut.
