@@ -8,27 +8,51 @@
 //! ```
 //!
 //! In a browser's console: `s = new WebSocket("ws://127.0.0.1:8082"); s.onmessage = s.onclose =
-//! console.log`, then `s.send("hello")`. Stop the server with Ctrl-C: each client is told that it
-//! is going away (1001), and the drain waits until it has taken leave, too.
+//! console.log`, then `s.send("hello")`. Stop the server with Ctrl-C: it sends each client a Close
+//! that says that it goes away (1001), and the drain waits a few seconds for the answers.
 
 use std::time::Duration;
 
 use async_tungstenite::WebSocketStream;
+use async_tungstenite::tungstenite::error::ProtocolError;
 use async_tungstenite::tungstenite::handshake::derive_accept_key;
 use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use async_tungstenite::tungstenite::protocol::{CloseFrame, Role};
+use async_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use async_tungstenite::tungstenite::{Error, Message};
-use futures_lite::{FutureExt, StreamExt};
+use futures_lite::{AsyncWriteExt, FutureExt, StreamExt, io};
+use http_types::Method;
 use http_types::headers::UPGRADE;
 use http_types::upgrade::Connection;
 use smol::Timer;
 use smol_graceful::{Outcome, Request, Response, ServeError, Server, StatusCode, Token, run};
 
-/// How long a client may take to answer our Close.
+/// How long the end of a conversation may take: sending what is left, and the client's answer.
 const PARTING: Duration = Duration::from_secs(5);
 
+/// How many bytes a message may have. This bounds the memory that a client can take.
+const MAX_MESSAGE: usize = 1024 * 1024;
+
+const VERSION: &str = "Sec-WebSocket-Version";
+
+type Socket = WebSocketStream<Connection>;
+
+/// Answers a handshake (RFC 6455 section 4.2), and starts the conversation behind it.
 async fn handle(request: Request) -> http_types::Result<Response> {
-    let Some(key) = key(&request) else { return Ok("speak WebSocket to me\n".into()) };
+    // An echo may be used from any page. A server with users also checks `Origin` (section 10.2).
+    if request.method() != Method::Get {
+        let text = "a WebSocket begins with GET\n";
+        return Ok(refuse(StatusCode::MethodNotAllowed, text, &[("Allow", "GET")]));
+    }
+    let version = request.header(VERSION);
+    if !wants_websocket(&request) || version.is_none_or(|version| version != "13") {
+        let offer = [("Connection", "Upgrade"), ("Upgrade", "websocket"), (VERSION, "13")];
+        return Ok(refuse(StatusCode::UpgradeRequired, "speak WebSocket 13 to me\n", &offer));
+    }
+    // The server hands no connection over before the request's body has been read.
+    let (Some(key), Some(true)) = (key(&request), request.is_empty()) else {
+        let text = "send 16 bytes in base64 as the key, and no body\n";
+        return Ok(refuse(StatusCode::BadRequest, text, &[]));
+    };
     let mut response = Response::new(StatusCode::SwitchingProtocols);
     response.insert_header(UPGRADE, "websocket");
     response.insert_header("Sec-WebSocket-Accept", derive_accept_key(key.as_bytes()));
@@ -38,47 +62,115 @@ async fn handle(request: Request) -> http_types::Result<Response> {
     let token = Token::of(&request);
     let task = async move {
         let Some(connection) = upgraded.await else { return };
-        match echo(connection, &token).await {
-            Ok(()) | Err(Error::ConnectionClosed) => log::info!("a client has taken leave"),
-            Err(error) => log::warn!("a client is gone: {error}"),
+        match converse(connection, &token).await {
+            Ok(()) => log::info!("a client has taken leave"),
+            Err(error) => log::info!("a client is gone: {error}"),
         }
     };
     smol::spawn(task).detach();
     Ok(response)
 }
 
-/// The key of a WebSocket handshake (RFC 6455 section 4.2.1), if `request` is one. Whether the
-/// client wants the connection upgraded at all, the server looks after itself.
-fn key(request: &Request) -> Option<String> {
-    let has = |name: &str, value| {
-        request.header(name)?.as_str().eq_ignore_ascii_case(value).then_some(())
-    };
-    has("Upgrade", "websocket")?;
-    has("Sec-WebSocket-Version", "13")?;
-    Some(request.header("Sec-WebSocket-Key")?.as_str().to_owned())
+fn refuse(status: StatusCode, text: &str, fields: &[(&str, &str)]) -> Response {
+    let mut response = Response::new(status);
+    response.set_body(text);
+    for (name, value) in fields {
+        response.insert_header(*name, *value);
+    }
+    response
 }
 
-/// Sends back what comes, until the client takes leave or the server stops.
-async fn echo(connection: Connection, token: &Token) -> Result<(), Error> {
-    let mut socket = WebSocketStream::from_raw_socket(connection, Role::Server, None).await;
-    while let Some(message) = token.until_stop(socket.next()).await {
-        match message.transpose()? {
-            Some(message @ (Message::Text(_) | Message::Binary(_))) => socket.send(message).await?,
-            Some(_) => {}
-            None => return Ok(()),
+/// Returns `true` if `Upgrade` lists WebSocket. The server hides the field from this handler where
+/// it has no effect: without `Connection: upgrade`, and on HTTP/1.0.
+fn wants_websocket(request: &Request) -> bool {
+    let lines = request.header(UPGRADE).into_iter().flatten();
+    let mut protocols = lines.flat_map(|line| line.as_str().split(','));
+    protocols.any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
+}
+
+/// Returns the key of the handshake, if it is the only one and 16 bytes in base64.
+fn key(request: &Request) -> Option<&str> {
+    let values = request.header("Sec-WebSocket-Key")?;
+    let key = values.as_str();
+    // The last two bits of 16 bytes and four zeros make the digit before the padding.
+    let [digits @ .., b'A' | b'Q' | b'g' | b'w', b'=', b'='] = key.as_bytes() else { return None };
+    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/".contains(byte);
+    (values == key && digits.len() == 21 && digits.iter().all(is_digit)).then_some(key)
+}
+
+/// Talks to a client until one side ends the conversation, and limits how long the end takes.
+async fn converse(connection: Connection, token: &Token) -> Result<(), Error> {
+    // A client that is idle should cost little: the buffer is there all the time.
+    let config = WebSocketConfig::default()
+        .read_buffer_size(16 * 1024)
+        .max_frame_size(Some(MAX_MESSAGE))
+        .max_message_size(Some(MAX_MESSAGE));
+    let mut socket = WebSocketStream::from_raw_socket(connection, Role::Server, Some(config)).await;
+    let echoed = echo(&mut socket, token).await;
+    let parting = async {
+        match echoed {
+            Ok(close) => take_leave(socket, close).await,
+            Err(error) => reject(socket, error).await,
         }
-    }
-    let reason = CloseFrame { code: CloseCode::Away, reason: "stopping".into() };
-    socket.close(Some(reason)).await?;
-    let parted = async {
-        while socket.next().await.transpose()?.is_some() {}
-        Ok(())
     };
     let in_vain = async {
         Timer::after(PARTING).await;
-        Ok(())
+        Err(io::Error::from(io::ErrorKind::TimedOut).into())
     };
-    parted.or(in_vain).await
+    parting.or(in_vain).await
+}
+
+/// Sends back what comes. Returns the Close that the client is to get, or `None` if the client was
+/// first, because tungstenite answers a client's Close itself.
+async fn echo(socket: &mut Socket, token: &Token) -> Result<Option<CloseFrame>, Error> {
+    while let Some(message) = token.until_stop(socket.next()).await {
+        let answer = match message.transpose()? {
+            Some(message @ (Message::Text(_) | Message::Binary(_))) => message,
+            // tungstenite would send this Pong itself, but would not wait until it is sent: a
+            // client that never reads could fill the memory with them.
+            Some(Message::Ping(data)) => Message::Pong(data),
+            Some(Message::Pong(_) | Message::Frame(_)) => continue,
+            Some(Message::Close(_)) | None => return Ok(None),
+        };
+        // The stop ends the wait for a client that does not read. The answer is then in the
+        // buffer of `socket`, because `or` polls `send` first, and goes out before the Close.
+        let stop = async {
+            token.stopping().await;
+            Ok(())
+        };
+        socket.send(answer).or(stop).await?;
+    }
+    Ok(Some(CloseFrame { code: CloseCode::Away, reason: "stopping".into() }))
+}
+
+/// Sends `close`, if there is one, and reads until both sides have sent a Close.
+async fn take_leave(mut socket: Socket, close: Option<CloseFrame>) -> Result<(), Error> {
+    if let Some(close) = close {
+        socket.close(Some(close)).await?;
+    }
+    match socket.try_for_each(|message| message.map(drop)).await {
+        Ok(()) => Ok(()),
+        Err(error) => reject(socket, error).await,
+    }
+}
+
+/// Sends the Close that says which mistake the client has made (section 7.4.1). Returns `error`.
+async fn reject(mut socket: Socket, error: Error) -> Result<(), Error> {
+    let code = match error {
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => return Err(error),
+        Error::Protocol(_) => CloseCode::Protocol,
+        Error::Utf8(_) => CloseCode::Invalid,
+        Error::Capacity(_) => CloseCode::Size,
+        _ => return Err(error),
+    };
+    // A mistake behind our own Close cannot get a second one: then this fails.
+    let _ = socket.close(Some(CloseFrame { code, reason: "".into() })).await;
+    // If bytes of the client were left unread, the kernel would reset the connection, and the
+    // client might lose the Close.
+    let mut connection = socket.into_inner();
+    connection.close().await?;
+    io::copy(connection, io::sink()).await?;
+    Err(error)
 }
 
 fn main() -> Result<Outcome, ServeError> {

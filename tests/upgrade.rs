@@ -1,11 +1,13 @@
 //! Upgraded connections: the bytes that are handed over, and what a stop means to them (rule S11).
 //!
-//! The WebSocket example is spoken to by async-tungstenite's own client; what is told byte by byte
-//! is told by a server in this process, whose other protocol is a plain echo.
+//! async-tungstenite's own client talks to the WebSocket example, and a raw client does where a
+//! proper one would not do what is tested. The other tests have a server in this process, whose
+//! other protocol is a plain echo.
 
 mod common;
 
 use std::future::Future;
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -34,6 +36,9 @@ const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 const MASKED: [u8; 11] = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
 const UNMASKED: [u8; 7] = [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f];
 
+/// The longest message that the example takes.
+const MAX_MESSAGE: u32 = 1024 * 1024;
+
 /// The Close of a server that goes away: 10 bytes, the code 1001 and a reason.
 const AWAY: &[u8] = b"\x88\x0a\x03\xe9stopping";
 
@@ -47,7 +52,7 @@ fn messages_come_back() {
         Message::text(""),
         Message::binary(vec![0, 255, 10, 13]),
         Message::binary(pattern(70_000)),
-        Message::binary(pattern(4 * 1024 * 1024)),
+        Message::binary(pattern(MAX_MESSAGE)),
     ] {
         patient(socket.send(message.clone())).unwrap();
         assert_eq!(next(&mut socket), message);
@@ -84,18 +89,144 @@ fn bytes_right_behind_the_handshake_arrive() {
     }
 }
 
+/// RFC 6455 section 4.2: only a proper handshake is answered with 101, and every other request
+/// learns what is wrong. Its connection goes on as HTTP.
 #[test]
-fn others_get_a_text() {
+fn only_a_proper_handshake_is_answered_with_101() {
+    let server = Program::example("websocket", &["127.0.0.1:0"]);
+    let upgrade = |fields: &str| HANDSHAKE.replace("Upgrade: websocket\r\n", fields);
+    let version = |fields: &str| HANDSHAKE.replace("Sec-WebSocket-Version: 13\r\n", fields);
+    let key = |key: &str| HANDSHAKE.replace("dGhlIHNhbXBsZSBub25jZQ==", key);
+    let key_line = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    for (what, request, status) in [
+        ("what the RFC shows", HANDSHAKE.to_owned(), 101),
+        ("any case", upgrade("upgrade: WebSocket\r\n"), 101),
+        ("a list", upgrade("Upgrade: h2c, websocket\r\n"), 101),
+        ("several lines", upgrade("Upgrade: h2c\r\nUpgrade: ,\twebsocket ,\r\n"), 101),
+        ("another last digit", key("+/+/+/+/+/+/+/+/+/+/+w=="), 101),
+        ("no handshake at all", "GET / HTTP/1.1\r\nHost: test\r\n\r\n".to_owned(), 426),
+        ("no Upgrade", upgrade(""), 426),
+        ("another protocol", upgrade("Upgrade: h2c\r\n"), 426),
+        ("a longer name", upgrade("Upgrade: websocket2\r\n"), 426),
+        ("not in Connection", HANDSHAKE.replace("Connection: Upgrade\r\n", ""), 426),
+        // HTTP/1.0 knows no upgrade: the field is to be ignored (RFC 9110 section 7.8).
+        ("HTTP/1.0", HANDSHAKE.replace("HTTP/1.1", "HTTP/1.0"), 426),
+        ("no version", version(""), 426),
+        ("an old version", version("Sec-WebSocket-Version: 8\r\n"), 426),
+        ("several versions", version("Sec-WebSocket-Version: 8, 13\r\n"), 426),
+        ("two versions", version(&"Sec-WebSocket-Version: 13\r\n".repeat(2)), 426),
+        ("POST", HANDSHAKE.replace("GET", "POST"), 405),
+        ("PUT", HANDSHAKE.replace("GET", "PUT"), 405),
+        ("no key", HANDSHAKE.replace(key_line, ""), 400),
+        ("two keys", HANDSHAKE.replace(key_line, &key_line.repeat(2)), 400),
+        ("an empty key", key(""), 400),
+        ("15 bytes", key("AAAAAAAAAAAAAAAAAAAA"), 400),
+        ("17 bytes", key("AAAAAAAAAAAAAAAAAAAAAAA="), 400),
+        ("18 bytes", key("AAAAAAAAAAAAAAAAAAAAAAAA"), 400),
+        ("19 bytes", key("AAAAAAAAAAAAAAAAAAAAAAAAAA=="), 400),
+        ("bits behind the last byte", key("dGhlIHNhbXBsZSBub25jZR=="), 400),
+        ("the other base64", key("_-_-_-_-_-_-_-_-_-_-_A=="), 400),
+        ("padding inside", key("dGhlIHNhbX==ZSBub25jZQ=="), 400),
+        ("no padding", key("dGhlIHNhbXBsZSBub25jZQ"), 400),
+        ("a body", with_body(HANDSHAKE), 400),
+    ] {
+        let mut client = server.connect();
+        let answer = client.send(&request).response();
+        assert_eq!(answer.status, status, "{what}");
+        let field = |name: &str| answer.header(name).unwrap_or_default();
+        assert_eq!(field("allow"), if status == 405 { "GET" } else { "" }, "{what}");
+        assert_eq!(field("sec-websocket-accept").is_empty(), status != 101, "{what}");
+        if status == 426 {
+            assert_eq!((&*field("upgrade"), &*field("sec-websocket-version")), ("websocket", "13"));
+        }
+        match status {
+            101 => assert_eq!(client.send(MASKED).take(7).unwrap(), UNMASKED, "{what}"),
+            _ if answer.says_close() => assert_eq!(client.end(), End::Eof, "{what}"),
+            _ => {
+                let connection = if status == 426 { "Upgrade" } else { "" };
+                assert_eq!(field("connection"), connection, "{what}");
+                assert_eq!(client.send(HANDSHAKE).response().status, 101, "{what}");
+            }
+        }
+    }
+    // HEAD has no body in its answer.
+    let answer = server.connect().send(HANDSHAKE.replace("GET", "HEAD")).response_to_head();
+    assert_eq!((answer.status, answer.header("allow").as_deref()), (405, Some("GET")));
+}
+
+/// RFC 6455 sections 5 to 8: a client that makes a mistake gets a Close with the code for it, and
+/// the end of the connection. The end is not a reset, which might overtake the Close.
+#[test]
+fn a_mistake_is_answered_with_a_close() {
+    let server = Program::example("websocket", &["127.0.0.1:0"]);
+    for (what, mistake, code) in [
+        ("not masked", UNMASKED.to_vec(), 1002),
+        ("reserved bit 1", frame(0xc1, b"x"), 1002),
+        ("reserved bit 2", frame(0xa1, b"x"), 1002),
+        ("reserved bit 3", frame(0x91, b"x"), 1002),
+        ("no such message", frame(0x83, b"x"), 1002),
+        ("no such control frame", frame(0x8b, b"x"), 1002),
+        ("a Ping in fragments", frame(0x09, b"x"), 1002),
+        ("a Close in fragments", frame(0x08, b""), 1002),
+        ("a long Ping", frame(0x89, &[0; 126]), 1002),
+        ("a fragment of nothing", frame(0x80, b"x"), 1002),
+        ("a message in another", [frame(0x01, b"x"), frame(0x81, b"x")].concat(), 1002),
+        ("a Close with half a code", frame(0x88, &[3]), 1002),
+        ("a Close with no proper code", frame(0x88, &close(999)), 1002),
+        ("a Close with a code that is not sent", frame(0x88, &close(1005)), 1002),
+        ("a text of Latin 1", frame(0x81, b"\xfc"), 1007),
+        ("a text that ends too early", frame(0x81, b"\xc3"), 1007),
+        ("half a character", [frame(0x01, b"\xc3"), frame(0x80, b"(")].concat(), 1007),
+        ("a reason of Latin 1", frame(0x88, b"\x03\xe8\xfc"), 1007),
+        ("too long, before it comes", b"\x82\xff\0\0\0\0\0\x10\0\x01\0\0\0\0".to_vec(), 1009),
+        ("too long, and sent", frame(0x82, &pattern(4 * MAX_MESSAGE)), 1009),
+        (
+            "too long in fragments",
+            [frame(0x02, &pattern(MAX_MESSAGE)), frame(0x80, b"x")].concat(),
+            1009,
+        ),
+    ] {
+        let mut client = server.connect();
+        assert_eq!(client.send(HANDSHAKE).response().status, 101);
+        // What came before the mistake is in order, also when it comes in the same packet.
+        client.send([&MASKED, &*mistake].concat());
+        assert_eq!(client.take(7).unwrap(), UNMASKED, "{what}");
+        let (head, code_sent) = (client.take(2).unwrap(), client.take(2).unwrap());
+        assert_eq!((head[0], code_sent), (0x88, close(code).to_vec()), "{what}");
+        client.take(usize::from(head[1]) - 2).unwrap();
+        assert_eq!(client.end(), End::Eof, "{what}");
+    }
+}
+
+/// RFC 6455 section 5.5.1.
+#[test]
+fn a_close_is_answered_with_its_code() {
+    let server = Program::example("websocket", &["127.0.0.1:0"]);
+    for payload in [
+        &[][..],
+        &close(1000),
+        &close(1001),
+        &close(3000),
+        &close(4999),
+        &[&close(1000)[..], "tschüß".as_bytes()].concat(),
+    ] {
+        let mut client = server.connect();
+        assert_eq!(client.send(HANDSHAKE).response().status, 101);
+        let answer = [&[0x88, payload.len() as u8], payload].concat();
+        client.send(frame(0x88, payload));
+        assert_eq!(client.take(answer.len()).unwrap(), answer);
+        assert_eq!(client.end(), End::Eof);
+    }
+}
+
+/// RFC 6455 section 5.4: a client may cut a character into fragments, and send a Ping between them.
+#[test]
+fn fragments_come_back_as_one_message() {
     let server = Program::example("websocket", &["127.0.0.1:0"]);
     let mut client = server.connect();
-    for _ in 0..2 {
-        let answer = client.get("/").response();
-        assert_eq!((answer.status, answer.text().as_str()), (200, "speak WebSocket to me\n"));
-    }
-    // HTTP/1.0 knows no upgrade: the field is to be ignored (RFC 9110 section 7.8).
-    let old = HANDSHAKE.replace("HTTP/1.1", "HTTP/1.0");
-    let answer = server.connect().send(old).response();
-    assert_eq!((answer.status, answer.text().as_str()), (200, "speak WebSocket to me\n"));
+    assert_eq!(client.send(HANDSHAKE).response().status, 101);
+    client.send([frame(0x01, b"\xc3"), frame(0x89, b"?"), frame(0x80, b"\xbc")].concat());
+    assert_eq!(client.take(7).unwrap(), b"\x8a\x01?\x81\x02\xc3\xbc");
 }
 
 /// Rules S10, S11: a handler sees the stop and ends politely, which is no cut.
@@ -136,6 +267,62 @@ fn a_handshake_that_has_begun_is_finished() {
     // The same from us, masked with zeros.
     client.send([0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9]);
     assert_eq!(client.end(), End::Eof);
+    assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+/// Rule S10: no client keeps the stop waiting until the grace is over, which would be a cut and the
+/// exit code 1. Each gives the handler another thing to wait for.
+#[test]
+fn a_client_that_does_not_go_on_does_not_hold_up_the_stop() {
+    let mut server = Program::example("websocket", &["127.0.0.1:0"]);
+    let mut clients: Vec<_> = (0..5).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        assert_eq!(client.send(HANDSHAKE).response().status, 101);
+    }
+    let [in_a_frame, in_a_message, mistaken, no_echo, no_pong] = &mut clients[..] else {
+        unreachable!()
+    };
+    for (client, half) in [(in_a_frame, &MASKED[..8]), (in_a_message, &frame(0x01, b"hel"))] {
+        client.send([&MASKED, half].concat());
+        assert_eq!(client.take(7).unwrap(), UNMASKED);
+    }
+    assert_eq!(mistaken.send(UNMASKED).take(4).unwrap(), b"\x88\x02\x03\xea");
+    fill(no_echo, &frame(0x82, &pattern(64 * 1024)));
+    fill(no_pong, &frame(0x89, &[0; 125]).repeat(500));
+
+    server.signal(Signal::TERM);
+    for client in &mut clients[..2] {
+        assert_eq!(client.take(12).unwrap(), AWAY);
+    }
+    assert_eq!(server.exit_code(), 0, "{server}");
+    let log = server.log();
+    assert!(log.contains("drained in "), "{log}");
+}
+
+/// The stop interrupts the wait for a slow client, but not the echo: the client gets it whole, and
+/// the Close behind it.
+#[test]
+fn an_echo_that_has_begun_is_finished() {
+    let mut server = Program::example("websocket", &["127.0.0.1:0"]);
+    let mut client = server.connect();
+    assert_eq!(client.send(HANDSHAKE).response().status, 101);
+    let message = pattern(64 * 1024);
+    fill(&mut client, &frame(0x82, &message));
+    server.signal(Signal::TERM);
+    wait_until("the close", || TcpStream::connect(server.addr).is_err());
+    let echo = [b"\x82\x7f\0\0\0\0\0\x01\0\0", &*message].concat();
+    let mut echoes = 0;
+    loop {
+        let head = client.take(AWAY.len()).unwrap();
+        if head == AWAY {
+            break;
+        }
+        let tail = client.take(echo.len() - head.len()).unwrap();
+        assert!([head, tail].concat() == echo, "behind {echoes} echoes");
+        echoes += 1;
+    }
+    assert!(echoes > 0);
+    drop(client);
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
@@ -388,6 +575,39 @@ fn it_can_be_kept_anywhere() {
 fn only_this_is_left(server: &Running) {
     wait_until("the close", || TcpStream::connect(server.addr).is_err());
     wait_until("the end of all others", || server.shutdown.in_flight() == 1);
+}
+
+/// Sends `bytes` again and again, and reads nothing, until the server takes no more because it
+/// waits for this client to read. A very busy machine may end this too early. The test is then
+/// easier than it should be, but does not fail.
+fn fill(client: &mut Client, bytes: &[u8]) {
+    client.stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    // Far more than the kernel holds for both directions.
+    for _ in 0..256 * 1024 * 1024 / bytes.len() {
+        if client.stream.write_all(bytes).is_err() {
+            return;
+        }
+    }
+    panic!("the server takes everything from a client that never reads");
+}
+
+/// A frame as a client sends it, masked with zeros; `first` is its first byte.
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let length = payload.len() as u64;
+    let mut frame = vec![first];
+    match length {
+        0..126 => frame.push(0x80 | length as u8),
+        126..0x1_0000 => frame.extend([&[0x80 | 126], &length.to_be_bytes()[6..]].concat()),
+        _ => frame.extend([&[0x80 | 127], &length.to_be_bytes()[..]].concat()),
+    }
+    frame.extend([0; 4]);
+    frame.extend(payload);
+    frame
+}
+
+/// What a Close with this code and without a reason holds.
+fn close(code: u16) -> [u8; 2] {
+    code.to_be_bytes()
 }
 
 /// Answers 101 and runs `task` on the stream.
