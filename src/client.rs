@@ -42,8 +42,8 @@ pub fn target(request: &Request) -> &str {
 /// The client of a request, for those who want to know whether it is still there. Clones are the same client.
 ///
 /// The server drops a handler whose client has reset the connection, within two seconds, and at once in the drain. A
-/// handler that must go on moves its work to a task of its own, with a [`Guard`](crate::Guard) so that a stop waits for
-/// it, and such a task can ask here.
+/// handler that must go on takes a [`Guard`](crate::Guard) of its request's token, or moves its work with a guard to a
+/// task of its own. Such work can ask here.
 ///
 /// TCP tells less than one would wish. A client that crashes or is killed has its side closed by its system, which is
 /// [`Left::HalfClosed`], and so does a client that only has nothing more to send. A reset, [`Left::Gone`], comes if such

@@ -555,7 +555,7 @@ fn ask(
 ) -> Result<impl Future<Output = Result<Response, Failure>> + use<>, StatusCode> {
     let mut request = gate.request(head)?;
     gate.peer().sign(&mut request);
-    request.ext_mut().insert(service.shutdown.token());
+    request.ext_mut().insert(service.shutdown.token_for(gate.call()));
     let called = panic::catch_unwind(AssertUnwindSafe(|| (service.handler)(request)));
     Ok(async {
         // The panic hook has said where.

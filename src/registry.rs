@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -249,6 +249,8 @@ pub(crate) struct Seat {
     left: AtomicU8,
     /// `left` has changed.
     has_left: Event,
+    /// Guards that the handler of the request under way has taken, behind that request's number.
+    holds: AtomicU64,
     /// The request under way.
     now: Mutex<Now>,
 }
@@ -283,6 +285,7 @@ impl Seat {
             is_asked: AtomicBool::new(false),
             left: AtomicU8::new(0),
             has_left: Event::new(),
+            holds: AtomicU64::new(0),
             now: Mutex::new(Now { since: Instant::now(), head: None }),
         })
     }
@@ -321,6 +324,28 @@ impl Seat {
     /// Whether the sweep has asked since the last call whether the client is still there.
     pub(crate) fn take_asked(&self) -> bool {
         self.is_asked.load(Ordering::Relaxed) && self.is_asked.swap(false, Ordering::Relaxed)
+    }
+
+    /// The handler of a new request is called. Returns the number of that request.
+    pub(crate) fn call(&self) -> u32 {
+        let number = (self.holds.load(Ordering::Relaxed) >> 32) as u32;
+        let number = number.wrapping_add(1);
+        self.holds.store(u64::from(number) << 32, Ordering::Relaxed);
+        number
+    }
+
+    /// Takes a hold of the handler of this request, or gives one back (`change` is 1 or -1). A handler that has ended
+    /// has none.
+    fn change_holds(&self, number: u32, change: i64) {
+        let _ = self.holds.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |holds| {
+            let is_under_way = (holds >> 32) as u32 == number;
+            is_under_way.then(|| holds.wrapping_add_signed(change))
+        });
+    }
+
+    /// Whether the handler under way holds a guard: it goes on although its client has left.
+    pub(crate) fn is_held(&self) -> bool {
+        self.holds.load(Ordering::Acquire) as u32 > 0
     }
 
     /// Tells those who want to know that the client has left.
@@ -386,6 +411,36 @@ impl Seat {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The handler of a request, as the guards see it that it takes.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    seat: Arc<Seat>,
+    /// The request's number on its connection.
+    number: u32,
+}
+
+impl Call {
+    pub(crate) fn new(seat: Arc<Seat>) -> Self {
+        let number = seat.call();
+        Self { seat, number }
+    }
+
+    pub(crate) fn hold(self) -> Hold {
+        self.seat.change_holds(self.number, 1);
+        Hold(self)
+    }
+}
+
+/// Keeps a handler going although its client has left.
+#[derive(Debug)]
+pub(crate) struct Hold(Call);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.seat.change_holds(self.0.number, -1);
     }
 }
 
@@ -788,5 +843,22 @@ mod tests {
         assert!(chosen[0].is_expired());
         seats[0].give_way();
         assert!(!seats[0].is_expired(), "it is at work");
+    }
+
+    #[test]
+    fn a_handler_is_held_by_its_own_guards_alone() {
+        let seat = Seat::new(Peer::Unix, 1);
+        let first = Call::new(seat.clone());
+        let (one, other) = (first.clone().hold(), first.clone().hold());
+        drop(one);
+        assert!(seat.is_held());
+        let second = Call::new(seat.clone());
+        assert!(!seat.is_held(), "the first handler's guard is not the second's");
+        drop((other, first.hold()));
+        assert!(!seat.is_held());
+        let own = second.hold();
+        assert!(seat.is_held());
+        drop(own);
+        assert!(!seat.is_held());
     }
 }

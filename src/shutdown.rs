@@ -18,7 +18,7 @@ use futures_lite::FutureExt;
 use http_types::Request;
 
 use crate::outcome::{Draining, Ending, Outcome};
-use crate::registry::{Holder, Interrupted, Registry, Seat};
+use crate::registry::{Call, Hold, Holder, Interrupted, Registry, Seat};
 use crate::transport::Left;
 
 /// Where a [`Shutdown`] stands. It only ever goes forward.
@@ -183,7 +183,7 @@ impl Shutdown {
     /// assert!(waiting.join().unwrap());
     /// ```
     pub fn token(&self) -> Token {
-        Token { latch: self.latch.clone() }
+        Token { latch: self.latch.clone(), call: None }
     }
 
     /// How many hold the drain open: open connections and guards.
@@ -267,6 +267,11 @@ impl Shutdown {
         latch.outcome(took)
     }
 
+    /// The token of a handler, whose guards keep it going although its client has left.
+    pub(crate) fn token_for(&self, call: Call) -> Token {
+        Token { latch: self.latch.clone(), call: Some(call) }
+    }
+
     /// Joins those who hold the drain open; `None` once the drain is over or aborted (rule S1).
     pub(crate) fn admit(&self, holder: Holder) -> Option<Guard> {
         self.latch.admit(holder)
@@ -313,6 +318,8 @@ const ABORTING: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub struct Token {
     latch: Arc<Latch>,
+    /// The handler whose request it was taken from.
+    call: Option<Call>,
 }
 
 impl Token {
@@ -427,6 +434,9 @@ impl Token {
     /// request in flight may leave work behind (rule S12). The report of a drain that was cut
     /// short names the line that called this.
     ///
+    /// A guard of [`Token::of`] a request keeps that request's handler going, too: without one, the
+    /// handler is dropped when its client has reset the connection (rule S22).
+    ///
     /// # Examples
     ///
     /// ```
@@ -439,7 +449,9 @@ impl Token {
     /// ```
     #[track_caller]
     pub fn guard(&self) -> Option<Guard> {
-        self.latch.admit(Holder::Guard { place: Location::caller(), since: Instant::now() })
+        let holder = Holder::Guard { place: Location::caller(), since: Instant::now() };
+        let guard = self.latch.admit(holder)?;
+        Some(Guard { hold: self.call.clone().map(Call::hold), ..guard })
     }
 }
 
@@ -457,6 +469,16 @@ impl Token {
 #[derive(Debug)]
 #[must_use = "the drain waits only as long as the guard lives"]
 pub struct Guard {
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    place: Place,
+    /// The handler that has taken it goes on as long as it lives.
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    hold: Option<Hold>,
+}
+
+/// A place among those who hold the drain open.
+#[derive(Debug)]
+struct Place {
     latch: Arc<Latch>,
     id: usize,
 }
@@ -481,7 +503,7 @@ impl Guard {
     }
 }
 
-impl Drop for Guard {
+impl Drop for Place {
     fn drop(&mut self) {
         let mut registry = self.latch.registry();
         let seat = registry.remove(self.id);
@@ -550,7 +572,7 @@ impl Latch {
         let id = registry.insert(holder);
         drop(registry);
         self.joined.notify(usize::MAX);
-        Some(Guard { latch: self.clone(), id })
+        Some(Guard { place: Place { latch: self.clone(), id }, hold: None })
     }
 
     /// Moves the phase forward to `phase`, after `first` has run, unless it is there already.

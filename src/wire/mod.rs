@@ -29,7 +29,7 @@ use http_types::{Request, StatusCode, upgrade};
 use smol::channel;
 
 use crate::client::Received;
-use crate::registry::{Describe, Seat, Stage};
+use crate::registry::{Call, Describe, Seat, Stage};
 use crate::transport::{Left, Peer, Transport};
 use buffer::Buffer;
 use head::{Bounds, Head, Parse};
@@ -182,6 +182,11 @@ impl Gate {
         self.wire().incoming.body_is_taken()
     }
 
+    /// The handler of the request is about to be called.
+    pub(crate) fn call(&self) -> Call {
+        Call::new(self.seat.clone())
+    }
+
     /// Who is at the other end.
     pub(crate) fn peer(&self) -> Peer {
         self.seat.peer
@@ -308,14 +313,21 @@ impl Gate {
     }
 
     /// What has to go on while the handler runs: sends what is waiting to be sent, cuts off a
-    /// client whose body stalls, and is ready when the client is gone (rule S22).
+    /// client whose body stalls, and is ready when the client is gone (rule S22), unless the handler holds a guard.
     pub(crate) async fn tend(&mut self) {
         poll_fn(|cx| {
-            if self.finds_client_gone() {
+            if self.finds_client_gone() && !self.seat.is_held() {
                 return Poll::Ready(());
             }
             self.say_continue();
-            self.poll_tend(cx)
+            match self.poll_tend(cx) {
+                Poll::Ready(()) if self.seat.is_held() => {
+                    // Nobody takes it.
+                    self.output = Outgoing::default();
+                    Poll::Pending
+                }
+                tended => tended,
+            }
         })
         .await;
     }
