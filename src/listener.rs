@@ -88,13 +88,13 @@ impl Listen for SocketAddr {
 
 impl Listen for TcpListener {
     fn listen(self) -> io::Result<Listener> {
-        Listener::own(self.into())
+        ListenOptions::default().adopt(self)
     }
 }
 
 impl Listen for UnixListener {
     fn listen(self) -> io::Result<Listener> {
-        Listener::own(self.into())
+        ListenOptions::default().adopt(self)
     }
 }
 
@@ -161,10 +161,18 @@ impl fmt::Debug for Listener {
 /// assert_eq!(first.address(), second.address());
 /// # Ok::<(), std::io::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenOptions {
     reuse_port: bool,
     syn_filter: bool,
+    keepalive: Option<Duration>,
+}
+
+impl Default for ListenOptions {
+    /// No other socket on the address, no SYN filter, probes after 60 s of silence.
+    fn default() -> Self {
+        Self { reuse_port: false, syn_filter: false, keepalive: Some(Duration::from_secs(60)) }
+    }
 }
 
 impl ListenOptions {
@@ -225,7 +233,97 @@ impl ListenOptions {
         self
     }
 
-    /// [`Listener::bind`], with these options.
+    /// Sets how long a TCP client may be silent before its kernel is asked whether it is still there
+    /// (`SO_KEEPALIVE`); `None` or zero asks never. Default: 60 s.
+    ///
+    /// The server's kernel repeats the question every 10 s and breaks the connection when six have
+    /// had no answer, which is by default two minutes after the last byte. The questions find clients
+    /// that have vanished without a word, as when their machine has lost its power, in the times in
+    /// which the server waits for nothing from its client: while a handler runs, between the chunks
+    /// of a response, and after an upgrade. The kernel counts whole seconds, from 1 to 32,767; other
+    /// times are rounded up or cut.
+    ///
+    /// The option is set on the listening socket, from which each connection inherits it. An
+    /// inherited socket gets it too, whatever was set on it before, and other processes that hold
+    /// that socket share the setting. For Unix sockets the option means nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::ListenOptions;
+    /// use std::time::Duration;
+    ///
+    /// // A client that has vanished is noticed within 75 s.
+    /// let options = ListenOptions::default().keepalive(Duration::from_secs(15));
+    /// let listener = options.bind(&"127.0.0.1:0".parse()?)?;
+    ///
+    /// // Clients behind a battery are left alone.
+    /// let options = ListenOptions::default().keepalive(None);
+    /// let quiet = options.bind(&"127.0.0.1:0".parse()?)?;
+    /// # drop((listener, quiet));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn keepalive(mut self, silence: impl Into<Option<Duration>>) -> Self {
+        self.keepalive = silence.into();
+        self
+    }
+
+    /// Takes the listening sockets that this process was started with, as [`Listener::inherited`]
+    /// does, with these options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Listener::inherited`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::ListenOptions;
+    ///
+    /// for listener in ListenOptions::default().keepalive(None).inherited()? {
+    ///     println!("{}", listener.address());
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn inherited(self) -> io::Result<Vec<Listener>> {
+        let named =
+            |error| io::Error::new(io::Error::kind(&error), format!("inherited sockets: {error}"));
+        let all = inherited::all().map_err(named)?;
+        all.into_iter().map(|one| Listener::adopt(one, None, self).map_err(named)).collect()
+    }
+
+    /// Takes a listening socket that the program has bound itself, such as one of the standard
+    /// library's, with these options.
+    ///
+    /// [`Listen`] takes such a socket with the default options. [`ListenOptions::reuse_port`] changes
+    /// nothing here, because it has to be set before the socket is bound.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] if it is not a listening TCP or Unix socket.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::ListenOptions;
+    /// use std::net::TcpListener;
+    ///
+    /// let socket = TcpListener::bind("127.0.0.1:0")?;
+    /// let listener = ListenOptions::default().keepalive(None).adopt(socket)?;
+    /// # drop(listener);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn adopt(self, socket: impl Into<OwnedFd>) -> io::Result<Listener> {
+        let socket = Socket::from(socket.into());
+        let address = inherited::address_of(&socket)?;
+        let file = |path: &Path| SocketFile::at(path).ok();
+        let bound = Bound::of(socket, &address, self.keepalive, file)?;
+        let shared = Shared { syn_filter: self.syn_filter, ..Shared::new(address, bound) };
+        Ok(Listener::from(shared))
+    }
+
+    /// Binds an address and listens on it, as [`Listener::bind`] does, with these options.
     ///
     /// # Errors
     ///
@@ -250,8 +348,7 @@ impl ListenOptions {
         };
         if let Some(inherited) = inherited::matching(address).map_err(named)? {
             let origin = if let Address::Fd(fd) = *address { Some(fd) } else { None };
-            let listener = Listener::adopt(inherited).map_err(named)?;
-            return Ok(listener.known_as(origin, self));
+            return Listener::adopt(inherited, origin, self).map_err(named);
         }
         match address {
             Address::Tcp(addr) => self.tcp(*addr),
@@ -287,7 +384,7 @@ impl ListenOptions {
         }
         socket.bind(&addr.into())?;
         socket.listen(BACKLOG)?;
-        let socket = tcp(socket)?;
+        let socket = tcp(socket, self.keepalive)?;
         let address = Address::Tcp(socket.get_ref().local_addr()?);
         let shared =
             Shared { syn_filter: self.syn_filter, ..Shared::new(address, Bound::Tcp(socket)) };
@@ -367,14 +464,14 @@ impl Listener {
         ListenOptions::default().bind(address)
     }
 
-    /// The listening sockets that this process was started with, as systemd passes them: LISTEN_FDS
+    /// Takes the listening sockets that this process was started with, as systemd passes them: LISTEN_FDS
     /// says how many, LISTEN_PID for whom, LISTEN_FDNAMES what they are called. None if there are
     /// none, if they are meant for another process, or if all were taken before.
     ///
     /// They are let go of when the server stops, and neither shut down nor is a socket's file
     /// removed: the queue belongs to the successor (rule S5). After an upgrade in place, when nobody
-    /// else holds them, they are closed like the server's own. They are non-blocking from here on,
-    /// for whoever else holds them, too.
+    /// else holds them, they are closed like the server's own. They are non-blocking from here on and
+    /// have the default [`ListenOptions::keepalive`], for whoever else holds them, too.
     ///
     /// # Errors
     ///
@@ -392,10 +489,7 @@ impl Listener {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn inherited() -> io::Result<Vec<Self>> {
-        let named =
-            |error| io::Error::new(io::Error::kind(&error), format!("inherited sockets: {error}"));
-        let all = inherited::all().map_err(named)?;
-        all.into_iter().map(|inherited| Self::adopt(inherited).map_err(named)).collect()
+        ListenOptions::default().inherited()
     }
 
     /// Takes connections from a source of the program's own, such as a pipe in a test.
@@ -455,38 +549,24 @@ impl Listener {
         self
     }
 
-    /// A socket that the program has bound itself, closed like the server's own; a Unix socket's file
-    /// is removed with it.
-    fn own(socket: OwnedFd) -> io::Result<Self> {
-        let socket = Socket::from(socket);
-        let address = inherited::address_of(&socket)?;
-        let bound = Bound::of(socket, &address, |path| SocketFile::at(path).ok())?;
-        Ok(Self::from(Shared::new(address, bound)))
-    }
-
-    fn adopt(inherited: Inherited) -> io::Result<Self> {
+    /// Takes an inherited socket; the operator knows it by the descriptor `origin`.
+    fn adopt(
+        inherited: Inherited,
+        origin: Option<RawFd>,
+        options: ListenOptions,
+    ) -> io::Result<Self> {
         let Inherited { socket, address, name, fd, handed } = inherited;
-        let bound = Bound::of(socket, &address, |_| None)?;
+        let bound = Bound::of(socket, &address, options.keepalive, |_| None)?;
+        let is_going_to_be_ours = handed.is_some_and(|handed| !handed.is_held);
+        let syn_filter = options.syn_filter && is_going_to_be_ours;
+        if options.syn_filter && !syn_filter {
+            log::warn!("no SYN filter on {address}: another process holds it, too");
+        }
         let handed = handed.map(|handed| (fd, handed));
         // Until it is ours: see `take_over`.
         let is_held = AtomicBool::new(true);
-        Ok(Self::from(Shared { name, handed, is_held, ..Shared::new(address, bound) }))
-    }
-
-    fn known_as(self, origin: Option<RawFd>, options: ListenOptions) -> Self {
-        let syn_filter = options.syn_filter && self.is_going_to_be_ours();
-        if options.syn_filter && !syn_filter {
-            log::warn!("no SYN filter on {}: another process holds it, too", self.address());
-        }
-        match Arc::try_unwrap(self.shared) {
-            Ok(shared) => Self::from(Shared { origin, syn_filter, ..shared }),
-            Err(shared) => Self { shared, wrap: self.wrap },
-        }
-    }
-
-    /// Whether a predecessor hands it over for good.
-    fn is_going_to_be_ours(&self) -> bool {
-        self.shared.handed.is_some_and(|(_, handed)| !handed.is_held)
+        let new = Shared::new(address, bound);
+        Ok(Self::from(Shared { name, origin, handed, is_held, syn_filter, ..new }))
     }
 
     /// This process serves: what a predecessor has handed over is its own from now on.
@@ -854,6 +934,41 @@ mod tests {
         assert_eq!(taken, clients.len());
         assert!(TcpStream::connect(addr).is_err());
         assert!(!block_on(listener.accept(|_| unreachable!())));
+    }
+
+    /// What is set on the listening socket holds for each connection that comes from it.
+    #[test]
+    fn connections_are_probed_when_they_are_silent() {
+        let minute = Duration::from_secs(60);
+        let options = ListenOptions::default();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let own = || TcpListener::bind("127.0.0.1:0").unwrap();
+        for (listener, silence) in [
+            (Listener::bind(&address), Some(minute)),
+            (own().listen(), Some(minute)),
+            (options.adopt(own()), Some(minute)),
+            (options.keepalive(2 * minute).bind(&address), Some(2 * minute)),
+            // Rounded up, as 0 s would be an error.
+            (options.keepalive(minute / 100).bind(&address), Some(minute / 60)),
+            (options.keepalive(Duration::MAX).bind(&address), Some(Duration::from_secs(32_767))),
+            (options.keepalive(None).bind(&address), None),
+            (options.keepalive(Duration::ZERO).bind(&address), None),
+            (options.keepalive(None).adopt(own()), None),
+        ] {
+            let listener = listener.unwrap();
+            let Address::Tcp(addr) = *listener.address() else { unreachable!() };
+            let _client = TcpStream::connect(addr).unwrap();
+            let mut accepted = None;
+            assert!(block_on(listener.accept(|connection| accepted = Some(connection.transport))));
+            let Some(Transport::Tcp(socket)) = &accepted else { panic!("{accepted:?}") };
+            let socket = SockRef::from(socket);
+            assert_eq!(socket.keepalive().unwrap(), silence.is_some());
+            if let Some(silence) = silence {
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), silence);
+                assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+                assert_eq!(socket.tcp_keepalive_retries().unwrap(), 6);
+            }
+        }
     }
 
     #[test]
