@@ -9,18 +9,16 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_io::Async;
-use futures_lite::{Stream, stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Socket, TcpKeepalive};
 
 use crate::address::Address;
-use crate::connection::Connection;
 use crate::socket_file::SocketFile;
+use crate::source::Source;
 use crate::transport::{Peer, Transport};
 
 /// Where connections come from.
@@ -32,7 +30,7 @@ pub(crate) enum Bound {
         file: Option<SocketFile>,
     },
     /// No socket: connections that come from elsewhere.
-    Other(Pin<Box<dyn Stream<Item = io::Result<Connection>> + Send>>),
+    Other(Source),
 }
 
 impl Bound {
@@ -67,18 +65,7 @@ impl Bound {
                     .get_ref()
                     .accept()
                     .and_then(|(stream, _)| Ok((Transport::from(Async::new(stream)?), Peer::Unix))),
-                Self::Other(connections) => {
-                    return match ready!(connections.as_mut().poll_next(cx)) {
-                        Some(connection) => Poll::Ready(connection.map(|connection| {
-                            let peer = connection.peer();
-                            (connection.into_transport(), peer)
-                        })),
-                        None => {
-                            *self = Self::Other(Box::pin(stream::pending()));
-                            Poll::Pending
-                        }
-                    };
-                }
+                Self::Other(source) => return source.poll_accept(cx),
             };
             match accepted {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -91,6 +78,14 @@ impl Bound {
                 }
                 accepted => return Poll::Ready(accepted),
             }
+        }
+    }
+
+    /// Returns why no connection will come any more, if that is so; a socket never fails for good.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        match self {
+            Self::Other(source) => source.failure(),
+            Self::Tcp(_) | Self::Unix { .. } => None,
         }
     }
 

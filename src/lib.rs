@@ -94,6 +94,7 @@ mod server;
 mod shutdown;
 mod signals;
 mod socket_file;
+mod source;
 mod transport;
 mod wire;
 

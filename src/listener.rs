@@ -15,7 +15,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ use crate::bound::{Bound, is_of_one_connection, tcp};
 use crate::connection::Connection;
 use crate::inherited::{self, Handed, Inherited};
 use crate::socket_file::{SocketFile, is_stale};
+use crate::source::Source;
 use crate::transport::{Duplex, Peer, Transport};
 
 /// What can be turned into a [`Listener`]: an address, its text, a listening socket of the standard
@@ -404,6 +405,8 @@ struct Shared {
     handed: Option<(RawFd, Handed)>,
     /// `None` once closed.
     socket: Mutex<Option<Bound>>,
+    /// Why it was closed, if not at the server's wish.
+    failure: OnceLock<String>,
     /// Another process holds the socket too (rule S5).
     is_held: AtomicBool,
     /// It was handed over to a successor.
@@ -422,6 +425,7 @@ impl Shared {
             origin: None,
             handed: None,
             socket: Mutex::new(Some(socket)),
+            failure: OnceLock::new(),
             is_held: AtomicBool::new(false),
             is_handed_over: AtomicBool::new(false),
             syn_filter: false,
@@ -495,8 +499,14 @@ impl Listener {
     /// Takes connections from a source of the program's own, such as a pipe in a test.
     ///
     /// When the stream ends, no further connection comes; the server goes on until it is stopped.
-    /// Its errors are treated like those of `accept`: one of a single connection is skipped, for the
-    /// rest it is tried again after a while, from 5 ms up to 1 s.
+    /// The server treats errors of the stream like those of `accept`: it skips the error of a single
+    /// connection, and after any other error it tries again later, from 5 ms up to 1 s.
+    ///
+    /// If the stream panics, its listener is closed. The server logs the panic and stops, as by [`Shutdown::stop`](crate::Shutdown::stop). [`Server::serve`] and
+    /// [`run`](crate::run) finish what is in flight, and then return an error that names the panic and
+    /// the line that has called this function.
+    ///
+    /// [`Server::serve`]: crate::Server::serve
     ///
     /// # Examples
     ///
@@ -508,8 +518,9 @@ impl Listener {
     /// let listener = Listener::of(stream::once(Ok(connection)));
     /// # drop((client, listener));
     /// ```
+    #[track_caller]
     pub fn of(connections: impl Stream<Item = io::Result<Connection>> + Send + 'static) -> Self {
-        Self::from(Shared::new(Address::Other, Bound::Other(Box::pin(connections))))
+        Self::from(Shared::new(Address::Other, Bound::Other(Source::new(connections))))
     }
 
     /// Lets `wrap` make of each accepted connection what is served: TLS above all.
@@ -645,12 +656,19 @@ impl Listener {
         self.shared.is_held.load(Ordering::Acquire)
     }
 
+    /// Returns why the listener was closed, if that was not at the server's wish: its source has
+    /// panicked.
+    pub(crate) fn failure(&self) -> Option<io::Error> {
+        self.shared.failure.get().cloned().map(io::Error::other)
+    }
+
     /// Whether a successor has taken over.
     pub(crate) fn is_handed_over(&self) -> bool {
         self.shared.is_handed_over.load(Ordering::Acquire)
     }
 
-    /// Hands the next connection to `take`; `false` once the listener is closed.
+    /// Hands the next connection to `take`; `false` once the listener is closed, which
+    /// [`Listener::failure`] may explain.
     ///
     /// Does not hold on to `take` while nobody comes: drops it, and returns when there may be someone.
     ///
@@ -746,13 +764,12 @@ impl Listener {
         let began = Instant::now();
         while began.elapsed() < FLOOD {
             let mut bound = self.bound();
-            let Some(bound) = &mut *bound else { return Ok(()) };
-            match bound.poll_accept(&mut Context::from_waker(Waker::noop())) {
+            match self.poll_next(&mut bound, &mut Context::from_waker(Waker::noop())) {
                 // With the lock held, as in `accept`.
-                Poll::Ready(Ok((transport, peer))) => take(self.accepted(transport, peer)),
-                Poll::Pending => return Ok(()),
-                Poll::Ready(Err(error)) if is_of_one_connection(&error) => {}
-                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Ready(Some(Ok((transport, peer)))) => take(self.accepted(transport, peer)),
+                Poll::Pending | Poll::Ready(None) => return Ok(()),
+                Poll::Ready(Some(Err(error))) if is_of_one_connection(&error) => {}
+                Poll::Ready(Some(Err(error))) => return Err(error),
             }
         }
         Ok(())
@@ -764,16 +781,32 @@ impl Listener {
         take: &mut Option<impl FnOnce(Accepted)>,
     ) -> Poll<io::Result<bool>> {
         let mut bound = self.bound();
-        let Some(bound) = &mut *bound else { return Poll::Ready(Ok(false)) };
-        let accepted = bound.poll_accept(cx);
+        let accepted = self.poll_next(&mut bound, cx);
         if accepted.is_pending() {
             self.shared.is_exhausted.store(false, Ordering::Relaxed);
         }
-        let (transport, peer) = ready!(accepted)?;
+        let Some(accepted) = ready!(accepted) else { return Poll::Ready(Ok(false)) };
+        let (transport, peer) = accepted?;
         if let Some(take) = take.take() {
             take(self.accepted(transport, peer));
         }
         Poll::Ready(Ok(true))
+    }
+
+    /// Returns the next connection of `bound`, which the caller has locked; `None` once it is closed.
+    /// Closes it if its source has failed.
+    fn poll_next(
+        &self,
+        bound: &mut Option<Bound>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<(Transport, Peer)>>> {
+        let Some(open) = bound else { return Poll::Ready(None) };
+        let accepted = open.poll_accept(cx);
+        let Some(failure) = open.failure() else { return accepted.map(Some) };
+        log::error!("{failure}");
+        let _ = self.shared.failure.set(failure.to_owned());
+        *bound = None;
+        Poll::Ready(None)
     }
 
     fn accepted(&self, transport: Transport, peer: Peer) -> Accepted {
