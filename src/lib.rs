@@ -97,6 +97,7 @@ mod socket_file;
 mod source;
 mod transport;
 mod wire;
+mod wrapper;
 
 pub use address::{Address, AddressError};
 pub use async_signal::Signal;

@@ -13,7 +13,6 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -29,7 +28,8 @@ use crate::connection::Connection;
 use crate::inherited::{self, Handed, Inherited};
 use crate::socket_file::{SocketFile, is_stale};
 use crate::source::Source;
-use crate::transport::{Duplex, Peer, Transport};
+use crate::transport::{Peer, Transport};
+use crate::wrapper::Wrapper;
 
 /// What can be turned into a [`Listener`]: an address, its text, a listening socket of the standard
 /// library's, or a listener itself.
@@ -125,26 +125,21 @@ impl<L: Listen> Listen for io::Result<L> {
 pub struct Listener {
     shared: Arc<Shared>,
     /// What becomes of an accepted connection before it is served.
-    wrap: Option<Arc<Wrap>>,
+    wrapper: Option<Arc<Wrapper>>,
 }
-
-/// Makes of a connection what is served.
-pub(crate) type Wrap = dyn Fn(Connection) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Duplex>>> + Send>>
-    + Send
-    + Sync;
 
 /// A connection, as it was accepted.
 pub(crate) struct Accepted {
     pub(crate) transport: Transport,
     pub(crate) peer: Peer,
-    pub(crate) wrap: Option<Arc<Wrap>>,
+    pub(crate) wrapper: Option<Arc<Wrapper>>,
 }
 
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Listener")
             .field("address", self.address())
-            .field("is_wrapped", &self.wrap.is_some())
+            .field("is_wrapped", &self.wrapper.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -436,7 +431,7 @@ impl Shared {
 
 impl From<Shared> for Listener {
     fn from(shared: Shared) -> Self {
-        Self { shared: Arc::new(shared), wrap: None }
+        Self { shared: Arc::new(shared), wrapper: None }
     }
 }
 
@@ -502,11 +497,19 @@ impl Listener {
     /// The server treats errors of the stream like those of `accept`: it skips the error of a single
     /// connection, and after any other error it tries again later, from 5 ms up to 1 s.
     ///
-    /// If the stream panics, its listener is closed. The server logs the panic and stops, as by [`Shutdown::stop`](crate::Shutdown::stop). [`Server::serve`] and
-    /// [`run`](crate::run) finish what is in flight, and then return an error that names the panic and
-    /// the line that has called this function.
+    /// A stream that loses no client brings each connection as soon as it has it. Whatever takes time
+    /// for each one (a handshake, the head of the PROXY protocol) belongs into [`Listener::wrap`]: the
+    /// server counts a connection when the stream has brought it, and does not know of those on which
+    /// the stream still works. At the stop the server polls the stream until it returns `Pending`, and
+    /// then drops it with everything in it.
     ///
+    /// If the stream panics, its listener is closed. The server logs the panic and stops, as by
+    /// [`Shutdown::stop`]. [`Server::serve`] and [`run`] finish what is in flight, and then return an
+    /// error that names the panic and the line that has called this function.
+    ///
+    /// [`Shutdown::stop`]: crate::Shutdown::stop
     /// [`Server::serve`]: crate::Server::serve
+    /// [`run`]: crate::run
     ///
     /// # Examples
     ///
@@ -525,10 +528,18 @@ impl Listener {
 
     /// Lets `wrap` make of each accepted connection what is served: TLS above all.
     ///
-    /// It runs in the connection's own task, begins with the client's first byte, and has 10 s, or
-    /// [`Limits::head_timeout`](crate::Limits::head_timeout) if that is shorter. The connection is counted from its
-    /// acceptance on. An error of `wrap` ends the connection and is logged at the level `debug`. A
-    /// second call replaces the first.
+    /// `wrap` runs in the connection's own task, begins with the client's first byte, and has 10 s, or
+    /// [`Limits::head_timeout`] if that is shorter. The server has counted the connection by then, so a
+    /// stop waits for `wrap`, and an abort names the connection that it cuts there. An error of `wrap`,
+    /// or its panic, ends the connection and is logged at the level `debug`. A second call replaces the
+    /// first.
+    ///
+    /// If `wrap` returns the [`Connection`] that it was given, a socket is served as a plain socket,
+    /// without any cost. A [`Connection`] may also say by [`Connection::from_peer`] who the client is,
+    /// as far as a proxy in front knows: then the requests, the log and the outcome name that peer.
+    /// `examples/proxy_protocol.rs` does both.
+    ///
+    /// [`Limits::head_timeout`]: crate::Limits::head_timeout
     ///
     /// # Examples
     ///
@@ -553,10 +564,7 @@ impl Listener {
         F: Future<Output = io::Result<C>> + Send + 'static,
         C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        self.wrap = Some(Arc::new(move |connection| {
-            let wrapped = wrap(connection);
-            Box::pin(async move { Ok(Box::new(wrapped.await?) as Box<dyn Duplex>) })
-        }));
+        self.wrapper = Some(Arc::new(Wrapper::new(wrap)));
         self
     }
 
@@ -810,7 +818,7 @@ impl Listener {
     }
 
     fn accepted(&self, transport: Transport, peer: Peer) -> Accepted {
-        Accepted { transport, peer, wrap: self.wrap.clone() }
+        Accepted { transport, peer, wrapper: self.wrapper.clone() }
     }
 
     /// Waits as long as `error` of `accept` asks for, longer than `pause` before; not at all if it

@@ -350,20 +350,21 @@ impl Running {
             return;
         };
         let service = self.service.clone();
-        let Accepted { transport, wrap, .. } = accepted;
+        let Accepted { transport, wrapper, .. } = accepted;
         // Two kinds of tasks: what a wrapper needs is no part of a plain connection's.
-        match wrap {
+        match wrapper {
             None => self.executor.spawn(async move {
                 let served = contained(exchange::serve(&service, &seat, transport));
                 if served.await.is_err() {
-                    log::error!("{}: the connection's stream has panicked", seat.peer);
+                    log::error!("{}: the connection's stream has panicked", seat.peer());
                 }
                 drop((guard, slot));
             }),
-            Some(wrap) => self.executor.spawn(async move {
-                let served = contained(exchange::serve_wrapped(&service, &seat, transport, &*wrap));
+            Some(wrapper) => self.executor.spawn(async move {
+                let served =
+                    contained(exchange::serve_wrapped(&service, &seat, transport, &wrapper));
                 if served.await.is_err() {
-                    log::error!("{}: the connection's stream has panicked", seat.peer);
+                    log::error!("{}: the connection's stream has panicked", seat.peer());
                 }
                 drop((guard, slot));
             }),

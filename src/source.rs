@@ -40,7 +40,7 @@ impl Source {
         match catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx))) {
             Ok(Poll::Ready(Some(connection))) => Poll::Ready(connection.map(|connection| {
                 let peer = connection.peer();
-                (connection.into_transport(), peer)
+                (connection.into_transport(None), peer)
             })),
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(None)) => {

@@ -18,7 +18,8 @@ use futures_lite::{AsyncRead, AsyncWrite, StreamExt, future, stream};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use smol::channel;
 use smol_graceful::{
-    Address, Connection, Listener, Outcome, Process, Request, ServeError, Server, Shutdown,
+    Address, Connection, Listener, Outcome, Peer, Process, Request, ServeError, Server, Shutdown,
+    What,
 };
 
 // Sources that panic (rule S17).
@@ -145,6 +146,35 @@ impl AsyncWrite for Panicking {
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         panic!("the stream panics in closing")
     }
+}
+
+// Wrappers.
+
+/// The client that a wrapper names is the one of the request and of the outcome.
+#[test]
+fn a_wrapper_tells_who_the_client_is() {
+    let (stage, handler) = stage();
+    let (peer, unknown) = (Peer::from(([192, 0, 2, 1], 7)), Peer::Unknown);
+    let named = tcp().wrap(move |connection| async move { Ok(connection.from_peer(peer)) });
+    let unnamed = tcp().wrap(move |connection| async move { Ok(connection.from_peer(unknown)) });
+    let addresses = [address(&named), address(&unnamed)];
+    let server = Serving::new(Server::new(handler), [named, unnamed]);
+    let mut clients = addresses.map(Client::connect);
+    let own = Peer::from(clients[1].stream.local_addr().unwrap());
+    for (client, peer) in clients.iter_mut().zip([peer, own]) {
+        for _ in 0..2 {
+            assert_eq!(client.get("/").response().text(), peer.to_string());
+        }
+        client.get("/wait");
+        stage.entered("/wait");
+    }
+    server.shutdown.abort();
+    let outcome = server.ended().unwrap();
+    let peers: Vec<_> = outcome.cut.iter().map(|cut| &cut.what).collect();
+    let [What::Request { peer: first, .. }, What::Request { peer: second, .. }] = peers[..] else {
+        panic!("{outcome}");
+    };
+    assert_eq!([*first, *second], [peer, own]);
 }
 
 // What the tests share.
