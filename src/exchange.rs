@@ -137,7 +137,8 @@ async fn wrapped(
                 readable => readable.map(|readable| readable.is_ok()),
             }
         });
-        if !has_begun.await {
+        // A client that leaves without a word, as health checks do, has begun no handshake.
+        if !has_begun.await || socket.waiting() == 0 {
             return None;
         }
     }
@@ -150,7 +151,7 @@ async fn wrapped(
     let connection = match handshake.or(late).await {
         Ok(connection) => connection,
         Err(error) => {
-            log::debug!("{}: no connection: {error}", seat.peer());
+            wrapper.handshakes.fail(seat.peer(), &error);
             return None;
         }
     };

@@ -85,6 +85,7 @@ mod handover;
 mod inherited;
 mod limits;
 mod listener;
+mod log_limit;
 mod notify;
 mod outcome;
 mod probe;

@@ -29,7 +29,7 @@ use crate::inherited::{self, Handed, Inherited};
 use crate::socket_file::{SocketFile, is_stale};
 use crate::source::Source;
 use crate::transport::{Peer, Transport};
-use crate::wrapper::Wrapper;
+use crate::wrapper::{Handshakes, Wrapper};
 
 /// What can be turned into a [`Listener`]: an address, its text, a listening socket of the standard
 /// library's, or a listener itself.
@@ -408,6 +408,7 @@ struct Shared {
     is_handed_over: AtomicBool,
     /// Handshakes are held back before the close.
     syn_filter: bool,
+    handshakes: Arc<Handshakes>,
     /// Exhaustion was logged, and the queue has not been empty since: the episode goes on.
     is_exhausted: AtomicBool,
 }
@@ -415,6 +416,7 @@ struct Shared {
 impl Shared {
     fn new(address: Address, socket: Bound) -> Self {
         Self {
+            handshakes: Arc::new(Handshakes::of(address.clone())),
             address,
             name: None,
             origin: None,
@@ -530,9 +532,12 @@ impl Listener {
     ///
     /// `wrap` runs in the connection's own task, begins with the client's first byte, and has 10 s, or
     /// [`Limits::head_timeout`] if that is shorter. The server has counted the connection by then, so a
-    /// stop waits for `wrap`, and an abort names the connection that it cuts there. An error of `wrap`,
-    /// or its panic, ends the connection and is logged at the level `debug`. A second call replaces the
-    /// first.
+    /// stop waits for `wrap`, and an abort names the connection that it cuts there. A second call
+    /// replaces the first.
+    ///
+    /// An error of `wrap`, its panic, or the end of its time ends the connection.
+    /// [`Listener::failed_handshakes`] counts such connections. The log has each of them at the level
+    /// `debug`, and at `info`, once a second at most, how many there have been, and the last of them.
     ///
     /// If `wrap` returns the [`Connection`] that it was given, a socket is served as a plain socket,
     /// without any cost. A [`Connection`] may also say by [`Connection::from_peer`] who the client is,
@@ -564,8 +569,36 @@ impl Listener {
         F: Future<Output = io::Result<C>> + Send + 'static,
         C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        self.wrapper = Some(Arc::new(Wrapper::new(wrap)));
+        self.wrapper = Some(Arc::new(Wrapper::new(wrap, self.shared.handshakes.clone())));
         self
+    }
+
+    /// Returns how many connections [`Listener::wrap`] has failed to make anything of, because it
+    /// returned an error, panicked, or took too long. Clones of a listener count together.
+    ///
+    /// A client that leaves without having sent a byte does not count.
+    ///
+    /// # Examples
+    ///
+    /// For a gauge of the program's own:
+    ///
+    /// ```
+    /// use smol_graceful::{Listener, Server};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// # async fn handshake<T>(stream: T) -> std::io::Result<T> { Ok(stream) }
+    /// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?.wrap(handshake);
+    /// let gauge = listener.clone();
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// # server.handle().stop();
+    /// smol::block_on(server.serve([listener]))?;
+    /// println!("{} handshakes have failed", gauge.failed_handshakes());
+    /// # assert_eq!(gauge.failed_handshakes(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn failed_handshakes(&self) -> u64 {
+        self.shared.handshakes.failed()
     }
 
     /// Takes an inherited socket; the operator knows it by the descriptor `origin`.

@@ -11,15 +11,15 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, Once};
 use std::task::{Context, Poll};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Client, End, PATIENCE, Stagehand, wait_until};
-use futures_lite::{AsyncRead, AsyncWrite, StreamExt, future, stream};
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, StreamExt, future, stream};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use smol::channel;
 use smol_graceful::{
-    Address, Connection, Listener, Outcome, Peer, Process, Request, ServeError, Server, Shutdown,
-    What,
+    Address, Connection, Limits, Listener, Outcome, Peer, Process, Request, ServeError, Server,
+    Shutdown, What,
 };
 
 // Sources that panic (rule S17).
@@ -175,6 +175,60 @@ fn a_wrapper_tells_who_the_client_is() {
         panic!("{outcome}");
     };
     assert_eq!([*first, *second], [peer, own]);
+}
+
+/// A hundred clients with nonsense are a hundred in the count, and a line or two in the log.
+#[test]
+fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
+    let log = Lines::of_this_process();
+    let listener = tcp().wrap(|mut connection: Connection| async move {
+        let mut hello = [0; 5];
+        connection.read_exact(&mut hello).await?;
+        match &hello {
+            b"hello" => Ok(connection),
+            b"panic" => panic!("as the client wished"),
+            b"sleep" => future::pending().await,
+            _ => Err(io::Error::other("no hello")),
+        }
+    });
+    let (addr, gauge) = (address(&listener), listener.clone());
+    let limits = Limits { head_timeout: Duration::from_millis(50), ..Limits::default() };
+    let server = Serving::new(Server::new(stage().1).limits(limits), [listener]);
+    let mut good = Client::connect(addr);
+    good.send("hello").get("/").response();
+    // A health check, which opens a connection and says nothing.
+    drop(Client::connect(addr));
+    wait_until("it has gone", || server.shutdown.in_flight() == 1);
+    assert_eq!(gauge.failed_handshakes(), 0);
+
+    let begun = Instant::now();
+    for n in 0..100 {
+        let mut bad = Client::connect(addr);
+        let peer = bad.stream.local_addr().unwrap();
+        assert_eq!(bad.send("HELLO").end(), End::Eof);
+        wait_until("it is counted", || gauge.failed_handshakes() == n + 1);
+        if n == 0 {
+            // The first one is told at once.
+            let told = format!("{addr}: a handshake failed, from {peer}: no hello");
+            wait_until("the log tells it", || {
+                log.with("no hello") == [(Level::Info, told.clone())]
+            });
+        }
+    }
+    let lines = log.with(&format!("{addr}: ")).len() as u64;
+    assert!(lines <= 1 + begun.elapsed().as_secs(), "{lines} lines");
+
+    // A second later a line speaks for all of them, and names the last.
+    thread::sleep(Duration::from_secs(1));
+    let mut late = Client::connect(addr);
+    let peer = late.stream.local_addr().unwrap();
+    assert_eq!(late.send("panic").end(), End::Eof);
+    let told = format!(" handshakes failed, the last one from {peer}: the wrapper has panicked");
+    wait_until("the log tells it", || log.with(&told).len() == 1);
+    assert_eq!(Client::connect(addr).send("sleep").end(), End::Eof);
+    wait_until("it is counted", || gauge.failed_handshakes() == 102);
+    server.shutdown.stop();
+    assert!(server.ended().unwrap().is_drained());
 }
 
 // What the tests share.
