@@ -9,17 +9,16 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use async_io::Async;
-use futures_lite::{Stream, stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::Socket;
+use socket2::{Socket, TcpKeepalive};
 
 use crate::address::Address;
-use crate::connection::Connection;
 use crate::socket_file::SocketFile;
+use crate::source::Source;
 use crate::transport::{Peer, Transport};
 
 /// Where connections come from.
@@ -31,7 +30,7 @@ pub(crate) enum Bound {
         file: Option<SocketFile>,
     },
     /// No socket: connections that come from elsewhere.
-    Other(Pin<Box<dyn Stream<Item = io::Result<Connection>> + Send>>),
+    Other(Source),
 }
 
 impl Bound {
@@ -39,6 +38,7 @@ impl Bound {
     pub(crate) fn of(
         socket: Socket,
         address: &Address,
+        keepalive: Option<Duration>,
         file: impl FnOnce(&Path) -> Option<SocketFile>,
     ) -> io::Result<Self> {
         Ok(match address {
@@ -47,7 +47,7 @@ impl Bound {
                 // An abstract one has none.
                 file: file(path),
             },
-            _ => Self::Tcp(tcp(socket)?),
+            _ => Self::Tcp(tcp(socket, keepalive)?),
         })
     }
 
@@ -65,18 +65,7 @@ impl Bound {
                     .get_ref()
                     .accept()
                     .and_then(|(stream, _)| Ok((Transport::from(Async::new(stream)?), Peer::Unix))),
-                Self::Other(connections) => {
-                    return match ready!(connections.as_mut().poll_next(cx)) {
-                        Some(connection) => Poll::Ready(connection.map(|connection| {
-                            let peer = connection.peer();
-                            (connection.into_transport(), peer)
-                        })),
-                        None => {
-                            *self = Self::Other(Box::pin(stream::pending()));
-                            Poll::Pending
-                        }
-                    };
-                }
+                Self::Other(source) => return source.poll_accept(cx),
             };
             match accepted {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -89,6 +78,14 @@ impl Bound {
                 }
                 accepted => return Poll::Ready(accepted),
             }
+        }
+    }
+
+    /// Returns why no connection will come any more, if that is so; a socket never fails for good.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        match self {
+            Self::Other(source) => source.failure(),
+            Self::Tcp(_) | Self::Unix { .. } => None,
         }
     }
 
@@ -132,9 +129,29 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// A TCP socket that listens, for use here.
-pub(crate) fn tcp(socket: Socket) -> io::Result<Async<TcpListener>> {
-    // Accepted sockets inherit it: responses are written whole, so nothing is gained by waiting.
+/// Prepares a listening TCP socket for use here; `keepalive` is what
+/// [`ListenOptions::keepalive`](crate::ListenOptions::keepalive) says.
+pub(crate) fn tcp(socket: Socket, keepalive: Option<Duration>) -> io::Result<Async<TcpListener>> {
+    // Accepted sockets inherit both options. Responses are written whole, so nothing is gained by
+    // waiting for more.
     socket.set_tcp_nodelay(true)?;
+    match keepalive.filter(|silence| !silence.is_zero()) {
+        Some(silence) => socket.set_tcp_keepalive(&probes_after(silence))?,
+        // An inherited socket may come with it.
+        None => socket.set_keepalive(false)?,
+    }
     Async::new(TcpListener::from(socket))
+}
+
+/// Probes a client that has been silent for so long: six times, once in 10 s.
+fn probes_after(silence: Duration) -> TcpKeepalive {
+    /// The longest time in seconds that Linux takes.
+    const LONGEST: Duration = Duration::from_secs(32_767);
+    let silence = silence.min(LONGEST);
+    let seconds = silence.as_secs() + u64::from(silence.subsec_nanos() > 0);
+    let probes = TcpKeepalive::new().with_time(Duration::from_secs(seconds));
+    // Where they cannot be chosen, the system's own interval and number stand.
+    #[cfg(not(any(target_os = "openbsd", target_os = "haiku", target_os = "solaris")))]
+    let probes = probes.with_interval(Duration::from_secs(10)).with_retries(6);
+    probes
 }

@@ -109,7 +109,8 @@ impl Connection {
         (end(here.0, there.1), end(there.0, here.1))
     }
 
-    /// Says who is at the other end, where the stream cannot know.
+    /// Says who is at the other end, where the stream cannot know: for a connection that a source
+    /// brings, and for one that [`Listener::wrap`](crate::Listener::wrap) gives.
     ///
     /// # Examples
     ///
@@ -180,21 +181,38 @@ impl Connection {
         (Self { ahead, metered, ..Self::of(kind, peer) }, socket, meter)
     }
 
-    /// As the server uses it.
-    pub(crate) fn into_transport(self) -> Transport {
+    /// Turns the connection into what the server uses; `under` is the socket under a wrapped stream, and `meter` has counted
+    /// what the wrapper has read of it.
+    pub(crate) fn into_transport(
+        self,
+        under: Option<Socket>,
+        meter: Option<Arc<Meter>>,
+    ) -> Transport {
+        if !self.ahead.is_empty() {
+            let socket = match &self.kind {
+                Kind::Socket(socket) => Some(socket.clone()),
+                Kind::Other(_) => under,
+            };
+            return Transport::Wrapped(Box::new(Wrapped::new(Box::new(self), socket, meter)));
+        }
         let shared = match self.kind {
-            Kind::Socket(Socket::Tcp(socket)) => match Arc::try_unwrap(socket) {
+            Kind::Other(stream) => {
+                let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
+                return Transport::Wrapped(Box::new(Wrapped::new(stream, under, meter)));
+            }
+            Kind::Socket(socket) => socket,
+        };
+        // Mostly the same socket: without this one it is not shared any more.
+        drop(under);
+        let shared = match shared {
+            Socket::Tcp(socket) => match Arc::try_unwrap(socket) {
                 Ok(socket) => return Transport::Tcp(socket),
                 Err(shared) => Socket::Tcp(shared),
             },
-            Kind::Socket(Socket::Unix(socket)) => match Arc::try_unwrap(socket) {
+            Socket::Unix(socket) => match Arc::try_unwrap(socket) {
                 Ok(socket) => return Transport::Unix(socket),
                 Err(shared) => Socket::Unix(shared),
             },
-            Kind::Other(stream) => {
-                let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
-                return Transport::Wrapped(Box::new(Wrapped::new(stream, None, None)));
-            }
         };
         let stream = Box::new(Self::of(Kind::Socket(shared.clone()), self.peer));
         Transport::Wrapped(Box::new(Wrapped::new(stream, Some(shared), None)))
@@ -335,5 +353,41 @@ impl AsyncWrite for Pipe {
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.writer).poll_close(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::TcpListener;
+
+    fn socket() -> Async<TcpStream> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.write_all(b"later").unwrap();
+        Async::new(listener.accept().unwrap().0).unwrap()
+    }
+
+    #[test]
+    fn a_socket_that_was_shared_for_a_wrapper_is_plain_again() {
+        let (connection, under, _) = Connection::share(socket().into(), Peer::Unknown, Vec::new());
+        assert!(matches!(connection.into_transport(under, None), Transport::Tcp(_)));
+    }
+
+    #[test]
+    fn what_was_read_ahead_is_not_lost() {
+        use futures_lite::{AsyncReadExt, future};
+
+        let (mut connection, under, _) =
+            Connection::share(socket().into(), Peer::Unknown, Vec::new());
+        connection.ahead = b"first, ".to_vec();
+        let transport = connection.into_transport(under, None);
+        assert!(transport.has_socket());
+        let Transport::Wrapped(wrapped) = transport else { panic!("{transport:?}") };
+        let (mut stream, _) = wrapped.into_parts();
+        let mut text = String::new();
+        future::block_on(stream.read_to_string(&mut text)).unwrap();
+        assert_eq!(text, "first, later");
     }
 }

@@ -1,4 +1,4 @@
-//! [`ServeError`]: why a server could not be started.
+//! [`ServeError`]: why a server could not be started, or has stopped by itself.
 //!
 //! Prints one line that names the thing and the way out, also as what `main` returns, which the
 //! standard library prints with `Debug`.
@@ -7,8 +7,9 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-/// Why a server could not be started: an address that cannot be listened on, a signal that cannot be
-/// handled, a thread that cannot be started.
+/// Says why a server could not be started (an address that cannot be listened on, a signal that
+/// cannot be handled, a thread that cannot be started) or why it has stopped by itself: a source of
+/// connections, [`Listener::of`](crate::Listener::of), has panicked.
 ///
 /// It is an [`io::Error`] that tells the way out and, returned from `main`, prints as one line. The
 /// two are converted into each other by `?`.

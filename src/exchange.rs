@@ -21,15 +21,15 @@ use log::Level;
 
 use crate::connection::Connection;
 use crate::limits::Limits;
-use crate::listener::Wrap;
 use crate::registry::{Seat, Stage};
 use crate::shutdown::{Phase, Shutdown};
-use crate::transport::{Transport, Wrapped};
+use crate::transport::{Peer, Transport};
 use crate::wire::body::Framing;
 use crate::wire::buffer::Buffer;
 use crate::wire::head::{Bounds, Head};
 use crate::wire::response::{Asked, Reply, plain, upgrades};
 use crate::wire::{Broken, Gate, LAST_LOOKS, NoHead, is_empty_lines, leave};
+use crate::wrapper::Wrapper;
 
 /// A handler, whatever its own type.
 pub(crate) type Handler = dyn Fn(Request) -> Pin<Box<dyn Handling>> + Send + Sync;
@@ -86,10 +86,10 @@ pub(crate) async fn serve_wrapped(
     service: &Service,
     seat: &Arc<Seat>,
     transport: Transport,
-    wrap: &Wrap,
+    wrapper: &Wrapper,
 ) {
     let served = async {
-        if let Some(transport) = wrapped(service, seat, transport, wrap).await {
+        if let Some(transport) = wrapped(service, seat, transport, wrapper).await {
             requests(service, seat, transport).await;
         }
     };
@@ -112,7 +112,7 @@ async fn wrapped(
     service: &Service,
     seat: &Arc<Seat>,
     mut transport: Transport,
-    wrap: &Wrap,
+    wrapper: &Wrapper,
 ) -> Option<Transport> {
     let mut ahead = Vec::new();
     if transport.is_wrapped() {
@@ -120,7 +120,7 @@ async fn wrapped(
         let (bytes, n) = first_bytes(service, seat, &mut transport, true, &mut 0).await?;
         ahead.extend_from_slice(&bytes[..n]);
     }
-    let (connection, socket, meter) = Connection::share(transport, seat.peer, ahead);
+    let (connection, socket, meter) = Connection::share(transport, seat.peer(), ahead);
     if let Some(socket) = &socket {
         let has_begun = poll_fn(|cx| {
             if service.is_aborting() {
@@ -137,27 +137,27 @@ async fn wrapped(
                 readable => readable.map(|readable| readable.is_ok()),
             }
         });
-        if !has_begun.await {
+        // A client that leaves without a word, as health checks do, has begun no handshake.
+        if !has_begun.await || socket.waiting() == 0 {
             return None;
         }
     }
     seat.enter(Stage::Handshake);
-    let handshake = async {
-        // A wrapper's panic ends its connection and nothing else.
-        let wrapped = AssertUnwindSafe(async { wrap(connection).await }).catch_unwind().await;
-        wrapped.unwrap_or_else(|_| Err(io::Error::other("the wrapper has panicked")))
-    };
+    let handshake = wrapper.wrap(connection);
     let late = poll_fn(|_| match seat.is_expired() {
         true => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
         false => Poll::Pending,
     });
-    let stream = match handshake.or(late).await {
-        Ok(stream) => stream,
+    let connection = match handshake.or(late).await {
+        Ok(connection) => connection,
         Err(error) => {
-            log::debug!("{}: no connection: {error}", seat.peer);
+            wrapper.handshakes.fail(seat.peer(), &error);
             return None;
         }
     };
+    if connection.peer() != Peer::Unknown {
+        seat.name(connection.peer());
+    }
     seat.end();
     if let (Some(socket), true) = (&socket, service.is_draining()) {
         // The linger may have been over before there was a connection to send a request on.
@@ -167,7 +167,7 @@ async fn wrapped(
         };
         request.or(linger).await;
     }
-    Some(Transport::Wrapped(Box::new(Wrapped::new(stream, socket, Some(meter)))))
+    Some(connection.into_transport(socket, Some(meter)))
 }
 
 /// Idle, active, idle, active, …

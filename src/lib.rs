@@ -86,6 +86,7 @@ mod handover;
 mod inherited;
 mod limits;
 mod listener;
+mod log_limit;
 mod meter;
 mod notify;
 mod outcome;
@@ -96,8 +97,10 @@ mod server;
 mod shutdown;
 mod signals;
 mod socket_file;
+mod source;
 mod transport;
 mod wire;
+mod wrapper;
 
 pub use address::{Address, AddressError};
 pub use async_signal::Signal;

@@ -13,9 +13,8 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
@@ -28,7 +27,9 @@ use crate::bound::{Bound, is_of_one_connection, tcp};
 use crate::connection::Connection;
 use crate::inherited::{self, Handed, Inherited};
 use crate::socket_file::{SocketFile, is_stale};
-use crate::transport::{Duplex, Peer, Transport};
+use crate::source::Source;
+use crate::transport::{Peer, Transport};
+use crate::wrapper::{Handshakes, Wrapper};
 
 /// What can be turned into a [`Listener`]: an address, its text, a listening socket of the standard
 /// library's, or a listener itself.
@@ -88,13 +89,13 @@ impl Listen for SocketAddr {
 
 impl Listen for TcpListener {
     fn listen(self) -> io::Result<Listener> {
-        Listener::own(self.into())
+        ListenOptions::default().adopt(self)
     }
 }
 
 impl Listen for UnixListener {
     fn listen(self) -> io::Result<Listener> {
-        Listener::own(self.into())
+        ListenOptions::default().adopt(self)
     }
 }
 
@@ -124,26 +125,21 @@ impl<L: Listen> Listen for io::Result<L> {
 pub struct Listener {
     shared: Arc<Shared>,
     /// What becomes of an accepted connection before it is served.
-    wrap: Option<Arc<Wrap>>,
+    wrapper: Option<Arc<Wrapper>>,
 }
-
-/// Makes of a connection what is served.
-pub(crate) type Wrap = dyn Fn(Connection) -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Duplex>>> + Send>>
-    + Send
-    + Sync;
 
 /// A connection, as it was accepted.
 pub(crate) struct Accepted {
     pub(crate) transport: Transport,
     pub(crate) peer: Peer,
-    pub(crate) wrap: Option<Arc<Wrap>>,
+    pub(crate) wrapper: Option<Arc<Wrapper>>,
 }
 
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Listener")
             .field("address", self.address())
-            .field("is_wrapped", &self.wrap.is_some())
+            .field("is_wrapped", &self.wrapper.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -161,10 +157,18 @@ impl fmt::Debug for Listener {
 /// assert_eq!(first.address(), second.address());
 /// # Ok::<(), std::io::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenOptions {
     reuse_port: bool,
     syn_filter: bool,
+    keepalive: Option<Duration>,
+}
+
+impl Default for ListenOptions {
+    /// No other socket on the address, no SYN filter, probes after 60 s of silence.
+    fn default() -> Self {
+        Self { reuse_port: false, syn_filter: false, keepalive: Some(Duration::from_secs(60)) }
+    }
 }
 
 impl ListenOptions {
@@ -225,7 +229,97 @@ impl ListenOptions {
         self
     }
 
-    /// [`Listener::bind`], with these options.
+    /// Sets how long a TCP client may be silent before its kernel is asked whether it is still there
+    /// (`SO_KEEPALIVE`); `None` or zero asks never. Default: 60 s.
+    ///
+    /// The server's kernel repeats the question every 10 s and breaks the connection when six have
+    /// had no answer, which is by default two minutes after the last byte. The questions find clients
+    /// that have vanished without a word, as when their machine has lost its power, in the times in
+    /// which the server waits for nothing from its client: while a handler runs, between the chunks
+    /// of a response, and after an upgrade. The kernel counts whole seconds, from 1 to 32,767; other
+    /// times are rounded up or cut.
+    ///
+    /// The option is set on the listening socket, from which each connection inherits it. An
+    /// inherited socket gets it too, whatever was set on it before, and other processes that hold
+    /// that socket share the setting. For Unix sockets the option means nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::ListenOptions;
+    /// use std::time::Duration;
+    ///
+    /// // A client that has vanished is noticed within 75 s.
+    /// let options = ListenOptions::default().keepalive(Duration::from_secs(15));
+    /// let listener = options.bind(&"127.0.0.1:0".parse()?)?;
+    ///
+    /// // Clients behind a battery are left alone.
+    /// let options = ListenOptions::default().keepalive(None);
+    /// let quiet = options.bind(&"127.0.0.1:0".parse()?)?;
+    /// # drop((listener, quiet));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn keepalive(mut self, silence: impl Into<Option<Duration>>) -> Self {
+        self.keepalive = silence.into();
+        self
+    }
+
+    /// Takes the listening sockets that this process was started with, as [`Listener::inherited`]
+    /// does, with these options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Listener::inherited`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::ListenOptions;
+    ///
+    /// for listener in ListenOptions::default().keepalive(None).inherited()? {
+    ///     println!("{}", listener.address());
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn inherited(self) -> io::Result<Vec<Listener>> {
+        let named =
+            |error| io::Error::new(io::Error::kind(&error), format!("inherited sockets: {error}"));
+        let all = inherited::all().map_err(named)?;
+        all.into_iter().map(|one| Listener::adopt(one, None, self).map_err(named)).collect()
+    }
+
+    /// Takes a listening socket that the program has bound itself, such as one of the standard
+    /// library's, with these options.
+    ///
+    /// [`Listen`] takes such a socket with the default options. [`ListenOptions::reuse_port`] changes
+    /// nothing here, because it has to be set before the socket is bound.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] if it is not a listening TCP or Unix socket.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::ListenOptions;
+    /// use std::net::TcpListener;
+    ///
+    /// let socket = TcpListener::bind("127.0.0.1:0")?;
+    /// let listener = ListenOptions::default().keepalive(None).adopt(socket)?;
+    /// # drop(listener);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn adopt(self, socket: impl Into<OwnedFd>) -> io::Result<Listener> {
+        let socket = Socket::from(socket.into());
+        let address = inherited::address_of(&socket)?;
+        let file = |path: &Path| SocketFile::at(path).ok();
+        let bound = Bound::of(socket, &address, self.keepalive, file)?;
+        let shared = Shared { syn_filter: self.syn_filter, ..Shared::new(address, bound) };
+        Ok(Listener::from(shared))
+    }
+
+    /// Binds an address and listens on it, as [`Listener::bind`] does, with these options.
     ///
     /// # Errors
     ///
@@ -250,8 +344,7 @@ impl ListenOptions {
         };
         if let Some(inherited) = inherited::matching(address).map_err(named)? {
             let origin = if let Address::Fd(fd) = *address { Some(fd) } else { None };
-            let listener = Listener::adopt(inherited).map_err(named)?;
-            return Ok(listener.known_as(origin, self));
+            return Listener::adopt(inherited, origin, self).map_err(named);
         }
         match address {
             Address::Tcp(addr) => self.tcp(*addr),
@@ -287,7 +380,7 @@ impl ListenOptions {
         }
         socket.bind(&addr.into())?;
         socket.listen(BACKLOG)?;
-        let socket = tcp(socket)?;
+        let socket = tcp(socket, self.keepalive)?;
         let address = Address::Tcp(socket.get_ref().local_addr()?);
         let shared =
             Shared { syn_filter: self.syn_filter, ..Shared::new(address, Bound::Tcp(socket)) };
@@ -307,12 +400,15 @@ struct Shared {
     handed: Option<(RawFd, Handed)>,
     /// `None` once closed.
     socket: Mutex<Option<Bound>>,
+    /// Why it was closed, if not at the server's wish.
+    failure: OnceLock<String>,
     /// Another process holds the socket too (rule S5).
     is_held: AtomicBool,
     /// It was handed over to a successor.
     is_handed_over: AtomicBool,
     /// Handshakes are held back before the close.
     syn_filter: bool,
+    handshakes: Arc<Handshakes>,
     /// Exhaustion was logged, and the queue has not been empty since: the episode goes on.
     is_exhausted: AtomicBool,
 }
@@ -320,11 +416,13 @@ struct Shared {
 impl Shared {
     fn new(address: Address, socket: Bound) -> Self {
         Self {
+            handshakes: Arc::new(Handshakes::of(address.clone())),
             address,
             name: None,
             origin: None,
             handed: None,
             socket: Mutex::new(Some(socket)),
+            failure: OnceLock::new(),
             is_held: AtomicBool::new(false),
             is_handed_over: AtomicBool::new(false),
             syn_filter: false,
@@ -335,7 +433,7 @@ impl Shared {
 
 impl From<Shared> for Listener {
     fn from(shared: Shared) -> Self {
-        Self { shared: Arc::new(shared), wrap: None }
+        Self { shared: Arc::new(shared), wrapper: None }
     }
 }
 
@@ -367,14 +465,14 @@ impl Listener {
         ListenOptions::default().bind(address)
     }
 
-    /// The listening sockets that this process was started with, as systemd passes them: LISTEN_FDS
+    /// Takes the listening sockets that this process was started with, as systemd passes them: LISTEN_FDS
     /// says how many, LISTEN_PID for whom, LISTEN_FDNAMES what they are called. None if there are
     /// none, if they are meant for another process, or if all were taken before.
     ///
     /// They are let go of when the server stops, and neither shut down nor is a socket's file
     /// removed: the queue belongs to the successor (rule S5). After an upgrade in place, when nobody
-    /// else holds them, they are closed like the server's own. They are non-blocking from here on,
-    /// for whoever else holds them, too.
+    /// else holds them, they are closed like the server's own. They are non-blocking from here on and
+    /// have the default [`ListenOptions::keepalive`], for whoever else holds them, too.
     ///
     /// # Errors
     ///
@@ -392,17 +490,28 @@ impl Listener {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn inherited() -> io::Result<Vec<Self>> {
-        let named =
-            |error| io::Error::new(io::Error::kind(&error), format!("inherited sockets: {error}"));
-        let all = inherited::all().map_err(named)?;
-        all.into_iter().map(|inherited| Self::adopt(inherited).map_err(named)).collect()
+        ListenOptions::default().inherited()
     }
 
     /// Takes connections from a source of the program's own, such as a pipe in a test.
     ///
     /// When the stream ends, no further connection comes; the server goes on until it is stopped.
-    /// Its errors are treated like those of `accept`: one of a single connection is skipped, for the
-    /// rest it is tried again after a while, from 5 ms up to 1 s.
+    /// The server treats errors of the stream like those of `accept`: it skips the error of a single
+    /// connection, and after any other error it tries again later, from 5 ms up to 1 s.
+    ///
+    /// A stream that loses no client brings each connection as soon as it has it. Whatever takes time
+    /// for each one (a handshake, the head of the PROXY protocol) belongs into [`Listener::wrap`]: the
+    /// server counts a connection when the stream has brought it, and does not know of those on which
+    /// the stream still works. At the stop the server polls the stream until it returns `Pending`, and
+    /// then drops it with everything in it.
+    ///
+    /// If the stream panics, its listener is closed. The server logs the panic and stops, as by
+    /// [`Shutdown::stop`]. [`Server::serve`] and [`run`] finish what is in flight, and then return an
+    /// error that names the panic and the line that has called this function.
+    ///
+    /// [`Shutdown::stop`]: crate::Shutdown::stop
+    /// [`Server::serve`]: crate::Server::serve
+    /// [`run`]: crate::run
     ///
     /// # Examples
     ///
@@ -414,16 +523,28 @@ impl Listener {
     /// let listener = Listener::of(stream::once(Ok(connection)));
     /// # drop((client, listener));
     /// ```
+    #[track_caller]
     pub fn of(connections: impl Stream<Item = io::Result<Connection>> + Send + 'static) -> Self {
-        Self::from(Shared::new(Address::Other, Bound::Other(Box::pin(connections))))
+        Self::from(Shared::new(Address::Other, Bound::Other(Source::new(connections))))
     }
 
     /// Lets `wrap` make of each accepted connection what is served: TLS above all.
     ///
-    /// It runs in the connection's own task, begins with the client's first byte, and has 10 s, or
-    /// [`Limits::head_timeout`](crate::Limits::head_timeout) if that is shorter. The connection is counted from its
-    /// acceptance on. An error of `wrap` ends the connection and is logged at the level `debug`. A
-    /// second call replaces the first.
+    /// `wrap` runs in the connection's own task, begins with the client's first byte, and has 10 s, or
+    /// [`Limits::head_timeout`] if that is shorter. The server has counted the connection by then, so a
+    /// stop waits for `wrap`, and an abort names the connection that it cuts there. A second call
+    /// replaces the first.
+    ///
+    /// An error of `wrap`, its panic, or the end of its time ends the connection.
+    /// [`Listener::failed_handshakes`] counts such connections. The log has each of them at the level
+    /// `debug`, and at `info`, once a second at most, how many there have been, and the last of them.
+    ///
+    /// If `wrap` returns the [`Connection`] that it was given, a socket is served as a plain socket,
+    /// without any cost. A [`Connection`] may also say by [`Connection::from_peer`] who the client is,
+    /// as far as a proxy in front knows: then the requests, the log and the outcome name that peer.
+    /// `examples/proxy_protocol.rs` does both.
+    ///
+    /// [`Limits::head_timeout`]: crate::Limits::head_timeout
     ///
     /// # Examples
     ///
@@ -448,45 +569,56 @@ impl Listener {
         F: Future<Output = io::Result<C>> + Send + 'static,
         C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        self.wrap = Some(Arc::new(move |connection| {
-            let wrapped = wrap(connection);
-            Box::pin(async move { Ok(Box::new(wrapped.await?) as Box<dyn Duplex>) })
-        }));
+        self.wrapper = Some(Arc::new(Wrapper::new(wrap, self.shared.handshakes.clone())));
         self
     }
 
-    /// A socket that the program has bound itself, closed like the server's own; a Unix socket's file
-    /// is removed with it.
-    fn own(socket: OwnedFd) -> io::Result<Self> {
-        let socket = Socket::from(socket);
-        let address = inherited::address_of(&socket)?;
-        let bound = Bound::of(socket, &address, |path| SocketFile::at(path).ok())?;
-        Ok(Self::from(Shared::new(address, bound)))
+    /// Returns how many connections [`Listener::wrap`] has failed to make anything of, because it
+    /// returned an error, panicked, or took too long. Clones of a listener count together.
+    ///
+    /// A client that leaves without having sent a byte does not count.
+    ///
+    /// # Examples
+    ///
+    /// For a gauge of the program's own:
+    ///
+    /// ```
+    /// use smol_graceful::{Listener, Server};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// # async fn handshake<T>(stream: T) -> std::io::Result<T> { Ok(stream) }
+    /// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?.wrap(handshake);
+    /// let gauge = listener.clone();
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// # server.handle().stop();
+    /// smol::block_on(server.serve([listener]))?;
+    /// println!("{} handshakes have failed", gauge.failed_handshakes());
+    /// # assert_eq!(gauge.failed_handshakes(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn failed_handshakes(&self) -> u64 {
+        self.shared.handshakes.failed()
     }
 
-    fn adopt(inherited: Inherited) -> io::Result<Self> {
+    /// Takes an inherited socket; the operator knows it by the descriptor `origin`.
+    fn adopt(
+        inherited: Inherited,
+        origin: Option<RawFd>,
+        options: ListenOptions,
+    ) -> io::Result<Self> {
         let Inherited { socket, address, name, fd, handed } = inherited;
-        let bound = Bound::of(socket, &address, |_| None)?;
+        let bound = Bound::of(socket, &address, options.keepalive, |_| None)?;
+        let is_going_to_be_ours = handed.is_some_and(|handed| !handed.is_held);
+        let syn_filter = options.syn_filter && is_going_to_be_ours;
+        if options.syn_filter && !syn_filter {
+            log::warn!("no SYN filter on {address}: another process holds it, too");
+        }
         let handed = handed.map(|handed| (fd, handed));
         // Until it is ours: see `take_over`.
         let is_held = AtomicBool::new(true);
-        Ok(Self::from(Shared { name, handed, is_held, ..Shared::new(address, bound) }))
-    }
-
-    fn known_as(self, origin: Option<RawFd>, options: ListenOptions) -> Self {
-        let syn_filter = options.syn_filter && self.is_going_to_be_ours();
-        if options.syn_filter && !syn_filter {
-            log::warn!("no SYN filter on {}: another process holds it, too", self.address());
-        }
-        match Arc::try_unwrap(self.shared) {
-            Ok(shared) => Self::from(Shared { origin, syn_filter, ..shared }),
-            Err(shared) => Self { shared, wrap: self.wrap },
-        }
-    }
-
-    /// Whether a predecessor hands it over for good.
-    fn is_going_to_be_ours(&self) -> bool {
-        self.shared.handed.is_some_and(|(_, handed)| !handed.is_held)
+        let new = Shared::new(address, bound);
+        Ok(Self::from(Shared { name, origin, handed, is_held, syn_filter, ..new }))
     }
 
     /// This process serves: what a predecessor has handed over is its own from now on.
@@ -565,12 +697,19 @@ impl Listener {
         self.shared.is_held.load(Ordering::Acquire)
     }
 
+    /// Returns why the listener was closed, if that was not at the server's wish: its source has
+    /// panicked.
+    pub(crate) fn failure(&self) -> Option<io::Error> {
+        self.shared.failure.get().cloned().map(io::Error::other)
+    }
+
     /// Whether a successor has taken over.
     pub(crate) fn is_handed_over(&self) -> bool {
         self.shared.is_handed_over.load(Ordering::Acquire)
     }
 
-    /// Hands the next connection to `take`; `false` once the listener is closed.
+    /// Hands the next connection to `take`; `false` once the listener is closed, which
+    /// [`Listener::failure`] may explain.
     ///
     /// Does not hold on to `take` while nobody comes: drops it, and returns when there may be someone.
     ///
@@ -687,13 +826,12 @@ impl Listener {
         let began = Instant::now();
         while began.elapsed() < FLOOD {
             let mut bound = self.bound();
-            let Some(bound) = &mut *bound else { return Ok(()) };
-            match bound.poll_accept(&mut Context::from_waker(Waker::noop())) {
+            match self.poll_next(&mut bound, &mut Context::from_waker(Waker::noop())) {
                 // With the lock held, as in `accept`.
-                Poll::Ready(Ok((transport, peer))) => take(self.accepted(transport, peer)),
-                Poll::Pending => return Ok(()),
-                Poll::Ready(Err(error)) if is_of_one_connection(&error) => {}
-                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Ready(Some(Ok((transport, peer)))) => take(self.accepted(transport, peer)),
+                Poll::Pending | Poll::Ready(None) => return Ok(()),
+                Poll::Ready(Some(Err(error))) if is_of_one_connection(&error) => {}
+                Poll::Ready(Some(Err(error))) => return Err(error),
             }
         }
         Ok(())
@@ -705,20 +843,36 @@ impl Listener {
         take: &mut Option<impl FnOnce(Accepted)>,
     ) -> Poll<io::Result<bool>> {
         let mut bound = self.bound();
-        let Some(bound) = &mut *bound else { return Poll::Ready(Ok(false)) };
-        let accepted = bound.poll_accept(cx);
+        let accepted = self.poll_next(&mut bound, cx);
         if accepted.is_pending() {
             self.shared.is_exhausted.store(false, Ordering::Relaxed);
         }
-        let (transport, peer) = ready!(accepted)?;
+        let Some(accepted) = ready!(accepted) else { return Poll::Ready(Ok(false)) };
+        let (transport, peer) = accepted?;
         if let Some(take) = take.take() {
             take(self.accepted(transport, peer));
         }
         Poll::Ready(Ok(true))
     }
 
+    /// Returns the next connection of `bound`, which the caller has locked; `None` once it is closed.
+    /// Closes it if its source has failed.
+    fn poll_next(
+        &self,
+        bound: &mut Option<Bound>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<(Transport, Peer)>>> {
+        let Some(open) = bound else { return Poll::Ready(None) };
+        let accepted = open.poll_accept(cx);
+        let Some(failure) = open.failure() else { return accepted.map(Some) };
+        log::error!("{failure}");
+        let _ = self.shared.failure.set(failure.to_owned());
+        *bound = None;
+        Poll::Ready(None)
+    }
+
     fn accepted(&self, transport: Transport, peer: Peer) -> Accepted {
-        Accepted { transport, peer, wrap: self.wrap.clone() }
+        Accepted { transport, peer, wrapper: self.wrapper.clone() }
     }
 
     /// Waits as long as `error` of `accept` asks for, longer than `pause` before; not at all if it
@@ -875,6 +1029,41 @@ mod tests {
         assert_eq!(taken, clients.len());
         assert!(TcpStream::connect(addr).is_err());
         assert!(!block_on(listener.accept(|_| unreachable!())));
+    }
+
+    /// What is set on the listening socket holds for each connection that comes from it.
+    #[test]
+    fn connections_are_probed_when_they_are_silent() {
+        let minute = Duration::from_secs(60);
+        let options = ListenOptions::default();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let own = || TcpListener::bind("127.0.0.1:0").unwrap();
+        for (listener, silence) in [
+            (Listener::bind(&address), Some(minute)),
+            (own().listen(), Some(minute)),
+            (options.adopt(own()), Some(minute)),
+            (options.keepalive(2 * minute).bind(&address), Some(2 * minute)),
+            // Rounded up, as 0 s would be an error.
+            (options.keepalive(minute / 100).bind(&address), Some(minute / 60)),
+            (options.keepalive(Duration::MAX).bind(&address), Some(Duration::from_secs(32_767))),
+            (options.keepalive(None).bind(&address), None),
+            (options.keepalive(Duration::ZERO).bind(&address), None),
+            (options.keepalive(None).adopt(own()), None),
+        ] {
+            let listener = listener.unwrap();
+            let Address::Tcp(addr) = *listener.address() else { unreachable!() };
+            let _client = TcpStream::connect(addr).unwrap();
+            let mut accepted = None;
+            assert!(block_on(listener.accept(|connection| accepted = Some(connection.transport))));
+            let Some(Transport::Tcp(socket)) = &accepted else { panic!("{accepted:?}") };
+            let socket = SockRef::from(socket);
+            assert_eq!(socket.keepalive().unwrap(), silence.is_some());
+            if let Some(silence) = silence {
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), silence);
+                assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+                assert_eq!(socket.tcp_keepalive_retries().unwrap(), 6);
+            }
+        }
     }
 
     #[test]

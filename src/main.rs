@@ -129,6 +129,19 @@ struct Settings {
     #[arg(long, env = "SMOL_GRACEFUL_SYN_FILTER", value_parser = BoolishValueParser::new())]
     syn_filter: bool,
 
+    /// How long a TCP client may be silent before its kernel is asked whether it is still there
+    /// (SO_KEEPALIVE); 0s asks never
+    ///
+    /// A client that gives no answer to six questions, 10 s apart, is gone
+    #[arg(
+        long,
+        env = "SMOL_GRACEFUL_KEEPALIVE",
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        default_value = "60s"
+    )]
+    keepalive: Duration,
+
     /// How many threads run requests, 1 to 1024 [default: number of cores]
     #[arg(
         long,
@@ -179,11 +192,13 @@ fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
 
 /// The sockets to listen on: as the operator says, or as whoever started this process does.
 fn listeners(settings: &Settings) -> io::Result<Vec<Listener>> {
-    let options =
-        ListenOptions::default().reuse_port(settings.reuse_port).syn_filter(settings.syn_filter);
+    let options = ListenOptions::default()
+        .reuse_port(settings.reuse_port)
+        .syn_filter(settings.syn_filter)
+        .keepalive(settings.keepalive);
     let every = settings.listen.iter().map(|address| options.bind(address));
     let listeners = every.collect::<io::Result<Vec<_>>>()?;
-    let inherited = Listener::inherited()?;
+    let inherited = options.inherited()?;
     if listeners.is_empty() && inherited.is_empty() {
         return Ok(vec![options.bind(&Address::Every(8082))?]);
     }
@@ -223,6 +238,7 @@ mod tests {
         assert_eq!(settings.lame_duck, Duration::ZERO);
         assert_eq!(settings.patience, Duration::from_secs(30));
         assert!(!settings.reuse_port && !settings.syn_filter);
+        assert_eq!(settings.keepalive, Duration::from_secs(60));
         assert_eq!(settings.threads, None);
     }
 
@@ -242,6 +258,7 @@ mod tests {
             ["--work", "15"],
             ["--grace", "-1s"],
             ["--linger", "soon"],
+            ["--keepalive", "often"],
             ["--threads", "0"],
             ["--threads", "many"],
             ["--thread", "1"],

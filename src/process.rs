@@ -199,7 +199,7 @@ impl Process {
     ///
     /// What the operating system says if an address cannot be listened on, a signal not be
     /// handled or a thread not be started; [`io::ErrorKind::InvalidInput`] if there is nothing to
-    /// listen on.
+    /// listen on. After the drain, if a source of connections ([`Listener::of`]) has panicked.
     ///
     /// # Examples
     ///
@@ -262,7 +262,7 @@ impl Process {
         };
         let control = running.control(tell).or(self.obey(signals, &shutdown, &running));
         // This `block_on` only parks: it takes no I/O events away from the workers.
-        Ok(future::block_on(control.or(accept)))
+        running.verdict(future::block_on(control.or(accept)))
     }
 
     /// Stops at the first stop signal, aborts at the second (rule S14). Never ends.

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use atomic_waker::AtomicWaker;
@@ -231,8 +231,10 @@ pub(crate) trait Describe: Send + Sync {
 /// What a connection's task and the rest of the server know of each other.
 #[derive(Debug)]
 pub(crate) struct Seat {
-    /// The other end.
-    pub(crate) peer: Peer,
+    /// The other end, as it was accepted.
+    accepted: Peer,
+    /// The other end, where a wrapper knows better. In a box, because few connections need it.
+    named: OnceLock<Box<Peer>>,
     /// Which server it belongs to, where several share one latch.
     server: usize,
     /// The connection's task.
@@ -276,7 +278,8 @@ impl Seat {
 
     pub(crate) fn new(peer: Peer, server: usize) -> Arc<Self> {
         Arc::new(Self {
-            peer,
+            accepted: peer,
+            named: OnceLock::new(),
             server,
             waker: AtomicWaker::new(),
             activity: AtomicU32::new(0),
@@ -288,6 +291,18 @@ impl Seat {
             holds: AtomicU64::new(0),
             now: Mutex::new(Now { since: Instant::now(), head: None }),
         })
+    }
+
+    /// Returns who is at the other end.
+    pub(crate) fn peer(&self) -> Peer {
+        self.named.get().map_or(self.accepted, |peer| **peer)
+    }
+
+    /// Says who is at the other end, where accepting could not tell. The first call counts.
+    pub(crate) fn name(&self, peer: Peer) {
+        if peer != self.accepted {
+            let _ = self.named.set(Box::new(peer));
+        }
     }
 
     pub(crate) fn stage(&self) -> Stage {
@@ -404,7 +419,7 @@ impl Seat {
         let since = if stage == Stage::Idle { now } else { since };
         let (method, path) = head.and_then(|head| head.describe()).unwrap_or_default();
         Cut {
-            what: What::Request { peer: self.peer, stage, method, path },
+            what: What::Request { peer: self.peer(), stage, method, path },
             age: now.saturating_duration_since(since),
         }
     }

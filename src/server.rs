@@ -7,6 +7,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -208,7 +209,9 @@ impl Server {
     /// # Errors
     ///
     /// If one of the addresses cannot be listened on, and [`io::ErrorKind::InvalidInput`] if there
-    /// is none; before any connection is served.
+    /// is none; before any connection is served. If a source of connections ([`Listener::of`]) has
+    /// panicked: then the server has stopped by itself, and the error comes after the drain, in place
+    /// of the [`Outcome`], which is in the log.
     ///
     /// # Cancel safety
     ///
@@ -244,7 +247,8 @@ impl Server {
         // inside it, as it borrows from it.
         let tasks = Executor::new();
         let outcome = tasks.run(tasks.spawn(running.control(|_| {}).or(accept)));
-        Ok(if own { executor.run(outcome).await } else { outcome.await })
+        let outcome = if own { executor.run(outcome).await } else { outcome.await };
+        running.verdict(outcome)
     }
 
     /// Listens, and joins those who hold the drain open.
@@ -320,6 +324,10 @@ impl Running {
                 future::yield_now().await;
             }
         }
+        if listener.failure().is_some() {
+            // Without this source the server would go on, and look as if it were fine (rule S17).
+            self.service.shutdown.stop();
+        }
         future::pending().await
     }
 
@@ -370,19 +378,34 @@ impl Running {
             return;
         };
         let service = self.service.clone();
-        let Accepted { transport, wrap, .. } = accepted;
+        let Accepted { transport, wrapper, .. } = accepted;
         // Two kinds of tasks: what a wrapper needs is no part of a plain connection's.
-        match wrap {
+        match wrapper {
             None => self.executor.spawn(async move {
-                exchange::serve(&service, &seat, transport).await;
+                let served = contained(exchange::serve(&service, &seat, transport));
+                if served.await.is_err() {
+                    log::error!("{}: the connection's stream has panicked", seat.peer());
+                }
                 drop((guard, slot));
             }),
-            Some(wrap) => self.executor.spawn(async move {
-                exchange::serve_wrapped(&service, &seat, transport, &*wrap).await;
+            Some(wrapper) => self.executor.spawn(async move {
+                let served =
+                    contained(exchange::serve_wrapped(&service, &seat, transport, &wrapper));
+                if served.await.is_err() {
+                    log::error!("{}: the connection's stream has panicked", seat.peer());
+                }
                 drop((guard, slot));
             }),
         }
         .detach();
+    }
+
+    /// Returns how serving has ended: with the drain's outcome, or with the failure of a source.
+    pub(crate) fn verdict(&self, outcome: Outcome) -> Result<Outcome, ServeError> {
+        match self.listeners.iter().find_map(Listener::failure) {
+            Some(failure) => Err(failure.into()),
+            None => Ok(outcome),
+        }
     }
 
     /// Keeps the deadlines, waits for the stop, closes, drains; `tell` hears of it.
@@ -506,4 +529,9 @@ async fn sleep(duration: Duration) {
     if !duration.is_zero() {
         Timer::after(duration).await;
     }
+}
+
+/// Turns a panic of `future` into an error.
+fn contained<F: Future>(future: F) -> future::CatchUnwind<AssertUnwindSafe<F>> {
+    AssertUnwindSafe(future).catch_unwind()
 }

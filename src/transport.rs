@@ -172,7 +172,7 @@ impl Transport {
 
     /// How many bytes wait in the kernel to be read; 0 where that cannot be known.
     pub(crate) fn waiting(&self) -> u64 {
-        self.socket().and_then(|fd| rustix::io::ioctl_fionread(fd).ok()).unwrap_or(0)
+        self.socket().map_or(0, waiting)
     }
 
     /// Whether what waits in the kernel is not what a read gives: there may be more, or less.
@@ -282,13 +282,23 @@ impl Socket {
         if poll_event()?.is_ready() {
             let _ = poll_event()?;
         }
-        let fd = match self {
-            Self::Tcp(socket) => socket.as_fd(),
-            Self::Unix(socket) => socket.as_fd(),
-        };
-        match pending_events(fd, PollFlags::IN).is_empty() {
+        match pending_events(self.as_fd(), PollFlags::IN).is_empty() {
             true => Poll::Pending,
             false => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Returns how many bytes wait in the kernel to be read.
+    pub(crate) fn waiting(&self) -> u64 {
+        waiting(self.as_fd())
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket) => socket.as_fd(),
         }
     }
 }
@@ -306,6 +316,11 @@ fn pending_events(fd: BorrowedFd<'_>, of: PollFlags) -> PollFlags {
         Ok(_) => fds[0].revents(),
         Err(_) => PollFlags::empty(),
     }
+}
+
+/// Returns how many bytes wait in the kernel to be read; 0 if nobody tells.
+fn waiting(fd: BorrowedFd<'_>) -> u64 {
+    rustix::io::ioctl_fionread(fd).unwrap_or(0)
 }
 
 fn both<'a>(one: &'a [u8], other: &'a [u8]) -> [IoSlice<'a>; 2] {

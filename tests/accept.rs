@@ -256,24 +256,48 @@ fn one_bad_address_refuses_the_start() {
 /// Design section 7: beyond the limit the kernel's queue waits.
 #[test]
 fn a_connection_beyond_the_limit_waits_for_its_turn() {
+    let (open, gate) = smol::channel::bounded::<()>(1);
     let limits = Limits { connections: 2, ..Limits::default() };
-    let server = Running::with(limits, |_| async { Ok("okay") });
-    let mut served: Vec<_> = (0..2).map(|_| server.connect()).collect();
-    for client in &mut served {
-        assert_eq!(client.get("/").response().text(), "okay");
-    }
+    let server = Running::with(limits, move |_| {
+        let gate = gate.clone();
+        async move {
+            gate.recv().await?;
+            Ok("okay")
+        }
+    });
+    // All of them are at work: nobody is idle, so nobody gives way.
+    let mut inside: Vec<_> = (0..2).map(|_| server.connect()).collect();
+    inside.iter_mut().for_each(|client| drop(client.get("/")));
     for _ in 0..3 {
         let mut waiting = server.connect();
         waiting.get("/");
         assert_silent(&waiting);
         assert_eq!(server.shutdown.in_flight(), 2);
-        // Those inside are not disturbed.
-        assert_eq!(served[0].get("/").response().text(), "okay");
-        drop(served.remove(0));
-        assert_eq!(waiting.response().text(), "okay");
-        served.push(waiting);
+        open.send_blocking(()).unwrap();
+        // It does not matter which of the two it was.
+        let mut answered = None;
+        wait_until("one is answered", || {
+            let has_come = |client: &Client| {
+                client.stream.set_nonblocking(true).unwrap();
+                let has_come = client.stream.peek(&mut [0]).is_ok();
+                client.stream.set_nonblocking(false).unwrap();
+                has_come
+            };
+            answered = inside.iter().position(has_come);
+            answered.is_some()
+        });
+        let mut done = inside.remove(answered.unwrap());
+        assert_eq!(done.response().text(), "okay");
+        drop(done);
+        inside.push(waiting);
     }
-    drop(served);
+    for _ in &inside {
+        open.send_blocking(()).unwrap();
+    }
+    for client in &mut inside {
+        assert_eq!(client.response().text(), "okay");
+    }
+    drop(inside);
     wait_until("all have gone", || server.shutdown.in_flight() == 0);
     assert!(server.stop().is_drained());
 }

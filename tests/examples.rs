@@ -327,6 +327,87 @@ fn events_go_on_in_chromium() {
     third.end(&mut second);
 }
 
+// proxy_protocol
+
+/// The handler sees the client that the proxy names, on every request of the connection.
+#[test]
+fn proxy_protocol_tells_who_the_client_is() {
+    let mut server = Program::example("proxy_protocol", &["127.0.0.1:0"]);
+    let longest = format!("{}:ffff", "ffff:".repeat(7).trim_end_matches(':'));
+    for (line, told) in [
+        ("PROXY TCP4 192.0.2.1 192.0.2.2 56324 443", Some("192.0.2.1:56324")),
+        ("PROXY TCP6 2001:db8::1 2001:db8::2 1 443", Some("[2001:db8::1]:1")),
+        (
+            &*format!("PROXY TCP6 {longest} {longest} 65535 65535"),
+            Some(&*format!("[{longest}]:65535")),
+        ),
+        ("PROXY UNKNOWN", None),
+        (&*format!("PROXY UNKNOWN {longest} {longest} 65535 65535"), None),
+    ] {
+        // In one piece, and byte by byte: nothing behind the line is lost.
+        for size in [4096, 1] {
+            let mut client = server.connect();
+            let own = client.stream.local_addr().unwrap().to_string();
+            let sent = format!("{line}\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n");
+            for piece in sent.as_bytes().chunks(size) {
+                client.send(piece);
+            }
+            for _ in 0..2 {
+                assert_eq!(client.response().text(), format!("{}\n", told.unwrap_or(&own)));
+                client.get("/");
+            }
+        }
+    }
+    let too_long = format!("PROXY UNKNOWN {}", "x".repeat(92));
+    for bad in [
+        "GET / HTTP/1.1",
+        "PROXY TCP4 192.0.2.1 192.0.2.2 56324",
+        "PROXY TCP4 192.0.2.1 192.0.2.2 65536 443",
+        "PROXY TCP4 2001:db8::1 2001:db8::2 1 443",
+        "PROXY TCP6 192.0.2.1 192.0.2.2 56324 443",
+        "PROXY TCP4 example.com 192.0.2.2 56324 443",
+        &*too_long,
+    ] {
+        let mut client = server.connect();
+        let _ = client.stream.write_all(format!("{bad}\r\nGET / HTTP/1.1\r\n\r\n").as_bytes());
+        assert!(client.rest().0.is_empty(), "{bad}");
+    }
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+/// Half a line at the stop: the connection is counted, served when the rest comes, and named by an
+/// abort.
+#[test]
+fn proxy_protocol_serves_whose_line_is_half_there_at_the_stop() {
+    for is_finished in [true, false] {
+        let mut server = Program::example("proxy_protocol", &["127.0.0.1:0"]);
+        let mut half = server.connect();
+        half.send("PROXY TCP4 192.0.2.1 19");
+        // Who comes later is served: by then the other one has been accepted.
+        let mut late = server.connect();
+        assert!(
+            late.send("PROXY UNKNOWN\r\n").get("/").response().text().starts_with("127.0.0.1:")
+        );
+        drop(late);
+        server.signal(Signal::TERM);
+        wait_until("the close", || TcpStream::connect(server.addr).is_err());
+        if is_finished {
+            half.send("2.0.2.2 1 443\r\n").get("/");
+            let response = half.response();
+            assert_eq!((response.text().as_str(), response.says_close()), ("192.0.2.1:1\n", true));
+            assert_eq!(half.end(), End::Eof);
+            assert_eq!(server.exit_code(), 0, "{server}");
+        } else {
+            let own = half.stream.local_addr().unwrap();
+            server.signal(Signal::TERM);
+            assert_eq!(server.exit_code(), 1, "{server}");
+            let log = server.log();
+            assert!(log.contains(&format!(" cut: {own} - - (in the handshake, ")), "{log}");
+        }
+    }
+}
+
 // worker
 
 #[test]

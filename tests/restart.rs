@@ -133,6 +133,31 @@ fn descriptor_0_is_inherited() {
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
+/// The flag holds for inherited sockets too, however they are asked for. The test holds the same
+/// socket, so it sees what the program has set.
+#[test]
+fn inherited_sockets_have_the_keepalive_of_the_flag() {
+    let cases: [(&[&str], Option<u64>); 3] =
+        [(&[], Some(60)), (&["--keepalive", "42s"], Some(42)), (&["--keepalive", "0s"], None)];
+    for (args, seconds) in cases {
+        for by_listen_fds in [false, true] {
+            let held = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut server = match by_listen_fds {
+                false => held_on_stdin(&held, args),
+                true => Program::start(activated("$$", vec![copy(&held)], "http", args)),
+            };
+            let socket = socket2::SockRef::from(&held);
+            assert_eq!(socket.keepalive().unwrap(), seconds.is_some(), "{args:?}");
+            if let Some(seconds) = seconds {
+                let silence = socket.tcp_keepalive_time().unwrap();
+                assert_eq!(silence, Duration::from_secs(seconds), "{args:?}");
+            }
+            server.signal(Signal::TERM);
+            assert_eq!(server.exit_code(), 0, "{server}");
+        }
+    }
+}
+
 /// Ten restarts of a server whose socket another process holds, as Supervisor does and as systemd does:
 /// nothing is lost, nobody refused.
 #[test]

@@ -189,7 +189,7 @@ impl Gate {
 
     /// Who is at the other end.
     pub(crate) fn peer(&self) -> Peer {
-        self.seat.peer
+        self.seat.peer()
     }
 
     /// Method and target of the message under way, for log lines.
@@ -425,7 +425,7 @@ impl Gate {
                     }
                     Poll::Ready(Err(error)) => {
                         let (method, path) = self.describe();
-                        let peer = self.seat.peer;
+                        let peer = self.seat.peer();
                         log::warn!("{peer} {method} {path}: the response's body: {error}");
                         return Poll::Ready(false);
                     }

@@ -1,0 +1,72 @@
+//! Behind a proxy that says who its clients are: version 1 of HAProxy's PROXY protocol, one line in
+//! front of each connection. A connection whose line is still arriving at a stop is served, too.
+//!
+//! Run with:
+//!
+//! ```
+//! cargo run --example proxy_protocol -- 127.0.0.1:8082
+//! ```
+//!
+//! Then `curl --haproxy-protocol http://127.0.0.1:8082` tells your own address. HAProxy sends the
+//! line to a server with `send-proxy`, nginx with `proxy_protocol on` in a stream. Let only the
+//! proxy reach the server, because any client can send such a line.
+
+use std::io;
+use std::iter;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use futures_lite::AsyncReadExt;
+use smol_graceful::{Connection, Listener, Outcome, Peer, ServeError, Server, run};
+
+/// The length of the longest line, with its end.
+const LONGEST: usize = 107;
+/// The length of the shortest line.
+const SHORTEST: usize = "PROXY UNKNOWN\r\n".len();
+
+/// Reads the line and nothing behind it, because what follows belongs to the request.
+async fn read_line(connection: &mut Connection) -> io::Result<String> {
+    let mut line = vec![0; SHORTEST];
+    connection.read_exact(&mut line).await?;
+    while !line.ends_with(b"\r\n") {
+        let begin = line.len();
+        // The least that is missing: to read byte by byte would cost more calls.
+        let missing = if line.ends_with(b"\r") { 1 } else { 2 };
+        if begin + missing > LONGEST {
+            return Err(io::Error::other("the line of the PROXY protocol is too long"));
+        }
+        line.resize(begin + missing, 0);
+        connection.read_exact(&mut line[begin..]).await?;
+    }
+    line.truncate(line.len() - 2);
+    String::from_utf8(line).map_err(io::Error::other)
+}
+
+/// Takes the line off the connection, and notes whose connection the proxy passes on. Runs in the
+/// connection's own task, which a stop waits for.
+async fn learn_peer(mut connection: Connection) -> io::Result<Connection> {
+    let line = read_line(&mut connection).await?;
+    let words: Vec<_> = line.split(' ').collect();
+    let peer = match *words {
+        // The proxy speaks for itself, as in a health check.
+        ["PROXY", "UNKNOWN", ..] => return Ok(connection),
+        ["PROXY", "TCP4", from, _, port, _] => address::<Ipv4Addr>(from, port),
+        ["PROXY", "TCP6", from, _, port, _] => address::<Ipv6Addr>(from, port),
+        _ => None,
+    };
+    let wrong = || io::Error::other(format!("not a line of the PROXY protocol: {line:?}"));
+    Ok(connection.from_peer(peer.ok_or_else(wrong)?))
+}
+
+fn address<A: FromStr + Into<IpAddr>>(ip: &str, port: &str) -> Option<SocketAddr> {
+    Some(SocketAddr::new(ip.parse::<A>().ok()?.into(), port.parse().ok()?))
+}
+
+fn main() -> Result<Outcome, ServeError> {
+    env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
+    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8082".into());
+    let server = Server::new(|request| async move { Ok(format!("{}\n", Peer::of(&request))) });
+    let listen = || Ok::<_, io::Error>(Listener::bind(&address.parse()?)?.wrap(learn_peer));
+    // Bound when it is asked for: by then signals are handled.
+    run(server, iter::once_with(listen))
+}

@@ -1,0 +1,77 @@
+//! [`LogLimit`]: keeps what clients can cause from filling the log.
+//!
+//! Counts events and says when a line is due, with how many events it speaks for. Writes nothing and
+//! reads no clock: the caller gives the time.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often lines are due at most.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// A limit of one line a second. Works as a `static`.
+///
+/// Events that no further event follows are not logged: the next line speaks for them.
+#[derive(Debug)]
+pub(crate) struct LogLimit {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// When the last line was due.
+    last: Option<Instant>,
+    /// Events since then.
+    unlogged: u64,
+}
+
+impl LogLimit {
+    pub(crate) const fn new() -> Self {
+        Self { state: Mutex::new(State { last: None, unlogged: 0 }) }
+    }
+
+    /// Counts an event that happens `now`. Returns how many events the caller has to log with it, this
+    /// one included, or `None` if the last line is less than a second old.
+    pub(crate) fn count(&self, now: Instant) -> Option<u64> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.unlogged += 1;
+        if state.last.is_some_and(|last| now.saturating_duration_since(last) < PERIOD) {
+            return None;
+        }
+        state.last = Some(now);
+        Some(std::mem::take(&mut state.unlogged))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_event_is_logged_at_once() {
+        static LIMIT: LogLimit = LogLimit::new();
+        assert_eq!(LIMIT.count(Instant::now()), Some(1));
+    }
+
+    #[test]
+    fn a_line_a_second_speaks_for_all_events() {
+        let (limit, start) = (LogLimit::new(), Instant::now());
+        let after = |millis| start + Duration::from_millis(millis);
+        // Every 100 ms for 2.5 s.
+        let lines: Vec<_> = (0..25).filter_map(|n| limit.count(after(100 * n))).collect();
+        assert_eq!(lines, [1, 10, 10]);
+        // The last four of them, whenever there is one more.
+        assert_eq!(limit.count(after(3_600_000)), Some(5));
+        assert_eq!(limit.count(after(3_600_999)), None);
+        assert_eq!(limit.count(after(3_601_000)), Some(2));
+    }
+
+    /// Threads may take the time in another order than the lock.
+    #[test]
+    fn an_earlier_event_that_comes_late_is_counted() {
+        let (limit, start) = (LogLimit::new(), Instant::now());
+        assert_eq!(limit.count(start + PERIOD), Some(1));
+        assert_eq!(limit.count(start), None);
+        assert_eq!(limit.count(start + 2 * PERIOD), Some(2));
+    }
+}
