@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use async_io::Timer;
 use futures_lite::FutureExt;
@@ -21,6 +22,7 @@ use log::Level;
 
 use crate::connection::Connection;
 use crate::limits::Limits;
+use crate::log_limit::LogLimit;
 use crate::registry::{Seat, Stage};
 use crate::shutdown::{Phase, Shutdown};
 use crate::transport::{Peer, Transport};
@@ -481,8 +483,14 @@ async fn prepare(
         } else {
             return Prepared::Upgrade(Box::new(response));
         };
-        let (peer, (method, path)) = (gate.peer(), gate.describe());
-        log::warn!("{peer} {method} {path}: the handler has upgraded the request, but {problem}");
+        // Clients decide how often a handler makes this mistake.
+        static LIMIT: LogLimit = LogLimit::new();
+        if LIMIT.count(Instant::now()).is_some() {
+            let (peer, (method, path)) = (gate.peer(), gate.describe());
+            log::warn!(
+                "{peer} {method} {path}: the handler has upgraded the request, but {problem}"
+            );
+        }
         return Prepared::Refuse(StatusCode::BadRequest);
     }
     let mut reply = Reply::new(response, Asked::by(head));

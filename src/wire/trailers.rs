@@ -7,12 +7,13 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use http_types::headers::HeaderValues;
 use http_types::{Method, Response, StatusCode, Version, trailers};
+
+use crate::log_limit::LogLimit;
 
 use super::body;
 use super::response::{Asked, has_no_body, is_clean, is_token};
@@ -48,7 +49,8 @@ impl Trailers {
                 Err(_) => Obstacle::ReceiverTaken,
             },
         };
-        if !obstacle.is_up_to_the_client() || is_first_of_its_second() {
+        static LIMIT: LogLimit = LogLimit::new();
+        if !obstacle.is_up_to_the_client() || LIMIT.count(Instant::now()).is_some() {
             log::warn!("a response's trailers are not sent: {obstacle}");
         }
         None
@@ -120,14 +122,6 @@ impl fmt::Display for Obstacle {
             Self::ReceiverTaken => f.write_str("the handler has called `recv_trailers` itself"),
         }
     }
-}
-
-/// Returns `true` at most once a second, so that clients cannot fill the log.
-fn is_first_of_its_second() -> bool {
-    static SECOND: AtomicU64 = AtomicU64::new(0);
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let second = since.map_or(0, |since| since.as_secs());
-    SECOND.swap(second, Ordering::Relaxed) != second
 }
 
 /// Writes the last chunk with the trailers that may be sent, ordered by name like async-h1's fields.
