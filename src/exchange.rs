@@ -265,7 +265,7 @@ async fn first_bytes(
                 // Under a wrapper, something of a request has arrived that makes no byte of it yet (rules S6, S8).
                 Poll::Pending if transport.has_begun() => {
                     if seat.stage() != Stage::Head {
-                        seat.enter(Stage::Head);
+                        seat.begin(None);
                     } else if seat.is_expired() {
                         return Poll::Ready(None);
                     }

@@ -317,9 +317,9 @@ impl Seat {
         self.activity.store(activity, Ordering::Relaxed);
     }
 
-    /// A request's first byte was read; `head` can tell what it is.
-    pub(crate) fn begin(&self, head: Weak<dyn Describe>) {
-        *self.lock() = Now { since: Instant::now(), head: Some(head) };
+    /// A request's first byte has arrived; `head` can tell what it is, if somebody can by now.
+    pub(crate) fn begin(&self, head: Option<Weak<dyn Describe>>) {
+        *self.lock() = Now { since: Instant::now(), head };
         self.enter(Stage::Head);
     }
 
@@ -729,7 +729,7 @@ mod tests {
         let mut registry = registry_with(&seat);
         let start = Instant::now();
         let after = |secs| start + Duration::from_secs(secs);
-        seat.begin(Arc::downgrade(&head));
+        seat.begin(Some(Arc::downgrade(&head)));
         registry.sweep(1, &limits, false, after(0));
         registry.sweep(1, &limits, false, after(2));
         assert!(!seat.is_expired());
@@ -781,7 +781,7 @@ mod tests {
         assert!(line.starts_with("127.0.0.1:9 - - (not looked at yet, "), "{line}");
         seat.enter(Stage::Idle);
         assert!(!registry.cuts(Instant::now())[0].is_cut());
-        seat.begin(Arc::downgrade(&head));
+        seat.begin(Some(Arc::downgrade(&head)));
         seat.enter(Stage::Handler);
         let cuts = registry.cuts(Instant::now() + Duration::from_secs(2));
         let line = cuts[0].cut.to_string();
@@ -846,7 +846,7 @@ mod tests {
         assert!(registry.idle_longest(1, Duration::from_secs(1), now).is_empty());
         assert!(registry.idle_longest(2, Duration::ZERO, now).is_empty());
         // One of eight, and neither one that is at work nor one that was at work a moment ago.
-        seats[0].begin(Arc::downgrade(&head));
+        seats[0].begin(Some(Arc::downgrade(&head)));
         seats[1].end();
         let chosen = registry.idle_longest(1, Duration::ZERO, now);
         assert_eq!(chosen.len(), 4);

@@ -97,7 +97,7 @@ impl Gate {
             wire.serving = Stage::Head;
         }
         let wire: Arc<dyn Describe> = self.wire.clone();
-        self.seat.begin(Arc::downgrade(&wire));
+        self.seat.begin(Some(Arc::downgrade(&wire)));
         let mut judged = 0;
         poll_fn(|cx| self.poll_head(cx, longest_body, &mut judged)).await
     }
