@@ -235,6 +235,13 @@ impl Transport {
         }
     }
 
+    /// Whether the connection has failed, or has ended and nothing of it is left to be read.
+    pub(crate) fn is_spent(&self) -> bool {
+        let has_failed =
+            |socket| pending_events(socket, PollFlags::empty()).intersects(PollFlags::ERR);
+        self.waiting() == 0 || self.socket().is_some_and(has_failed)
+    }
+
     /// Makes the coming close a reset, so that the client cannot take what it got for the whole.
     pub(crate) fn reset_on_close(&self) {
         if let Some(socket) = self.tcp() {

@@ -469,7 +469,9 @@ impl Gate {
         let dropped = async {
             let _ = closed.recv().await;
         };
-        let gone = poll_fn(|_| match self.finds_client_gone() {
+        // What a client has sent before it has closed is still to be read.
+        let is_spent = || self.wire().transport.as_ref().is_none_or(Transport::is_spent);
+        let gone = poll_fn(|_| match self.finds_client_gone() && is_spent() {
             true => Poll::Ready(()),
             false => Poll::Pending,
         });
