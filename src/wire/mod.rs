@@ -373,6 +373,10 @@ impl Gate {
         let mut unseen = true;
         let mut flushed = false;
         let sent = poll_fn(|cx| {
+            if self.finds_client_gone() {
+                unseen = false;
+                return Poll::Ready(false);
+            }
             loop {
                 if self.output.len() >= FULL && !reply.is_inside_head() {
                     if flushed {
@@ -420,9 +424,6 @@ impl Gate {
                     Poll::Pending => {
                         unseen = false;
                         flushed = false;
-                        if self.finds_client_gone() {
-                            return Poll::Ready(false);
-                        }
                         return self.poll_tend(cx).map(|()| false);
                     }
                 }
@@ -464,10 +465,12 @@ impl Gate {
         dropped.or(gone).await;
     }
 
-    /// Sends everything.
+    /// Sends everything, unless the client is gone (rule S22).
     pub(crate) async fn flush(&mut self) -> Result<(), Broken> {
         poll_fn(|cx| match self.poll_flush(cx) {
-            Poll::Pending if self.seat.is_expired() => Poll::Ready(Err(Broken::Seen)),
+            Poll::Pending if self.seat.is_expired() || self.finds_client_gone() => {
+                Poll::Ready(Err(Broken::Seen))
+            }
             sent => sent.map_err(|_| Broken::Seen),
         })
         .await
