@@ -456,6 +456,7 @@ async fn refuse(gate: &mut Gate, asked: Asked, status: StatusCode) -> Result<(),
 }
 
 /// What becomes of a handler's answer.
+#[expect(clippy::large_enum_variant, reason = "a box would be an allocation for each response")]
 enum Prepared {
     /// It is sent.
     Reply(Reply),
