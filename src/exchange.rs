@@ -458,6 +458,7 @@ async fn refuse(gate: &mut Gate, asked: Asked, status: StatusCode) -> Result<(),
 }
 
 /// What becomes of a handler's answer.
+#[expect(clippy::large_enum_variant, reason = "a box would be an allocation for each response")]
 enum Prepared {
     /// It is sent.
     Reply(Reply),

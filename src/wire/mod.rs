@@ -213,7 +213,10 @@ impl Gate {
     /// request's to find out. Someone else who reads that in this moment may make it look so.
     pub(crate) async fn feeds(&mut self, reply: &mut Reply) -> bool {
         let before = self.wire().reads;
-        let asked = poll_fn(|cx| Poll::Ready(reply.poll_begin(cx)));
+        let asked = poll_fn(|cx| {
+            reply.poll_begin(cx);
+            Poll::Ready(())
+        });
         // The response's body has panicked: it will end there, as it is asked again (rule S17).
         let _ = AssertUnwindSafe(asked).catch_unwind().await;
         // The client may wait for this with the first byte.
@@ -385,6 +388,10 @@ impl Gate {
         let mut unseen = true;
         let mut flushed = false;
         let sent = poll_fn(|cx| {
+            if self.finds_client_gone() {
+                unseen = false;
+                return Poll::Ready(false);
+            }
             loop {
                 if self.output.len() >= FULL && !reply.is_inside_head() {
                     if flushed {
@@ -432,9 +439,6 @@ impl Gate {
                     Poll::Pending => {
                         unseen = false;
                         flushed = false;
-                        if self.finds_client_gone() {
-                            return Poll::Ready(false);
-                        }
                         return self.poll_tend(cx).map(|()| false);
                     }
                 }
@@ -478,10 +482,12 @@ impl Gate {
         dropped.or(gone).await;
     }
 
-    /// Sends everything.
+    /// Sends everything, unless the client is gone (rule S22).
     pub(crate) async fn flush(&mut self) -> Result<(), Broken> {
         poll_fn(|cx| match self.poll_flush(cx) {
-            Poll::Pending if self.seat.is_expired() => Poll::Ready(Err(Broken::Seen)),
+            Poll::Pending if self.seat.is_expired() || self.finds_client_gone() => {
+                Poll::Ready(Err(Broken::Seen))
+            }
             sent => sent.map_err(|_| Broken::Seen),
         })
         .await
