@@ -256,7 +256,7 @@ fn one_bad_address_refuses_the_start() {
 /// Design section 7: beyond the limit the kernel's queue waits.
 #[test]
 fn a_connection_beyond_the_limit_waits_for_its_turn() {
-    let (open, gate) = smol::channel::bounded::<()>(1);
+    let (open, gate) = bounded::<()>(1);
     let limits = Limits { connections: 2, ..Limits::default() };
     let server = Running::with(limits, move |_| {
         let gate = gate.clone();
@@ -267,7 +267,9 @@ fn a_connection_beyond_the_limit_waits_for_its_turn() {
     });
     // All of them are at work: nobody is idle, so nobody gives way.
     let mut inside: Vec<_> = (0..2).map(|_| server.connect()).collect();
-    inside.iter_mut().for_each(|client| drop(client.get("/")));
+    for client in &mut inside {
+        client.get("/");
+    }
     for _ in 0..3 {
         let mut waiting = server.connect();
         waiting.get("/");
