@@ -10,6 +10,8 @@ use std::fs;
 use std::future::Future;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown as Half, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -137,6 +139,21 @@ impl Received {
 impl Client {
     pub fn connect(addr: SocketAddr) -> Self {
         TcpStream::connect_timeout(&addr, PATIENCE).unwrap().into()
+    }
+
+    /// Connects to a TCP or Unix socket. The standard library's TCP stream reads and writes either.
+    pub fn connect_to(address: &Address) -> Self {
+        let Address::Unix(path) = address else {
+            let Address::Tcp(addr) = *address else { panic!("nobody can connect to {address}") };
+            return Self::connect(addr);
+        };
+        Self::of(OwnedFd::from(UnixStream::connect(path).unwrap()).into())
+    }
+
+    fn of(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self { stream, buffer: Vec::new() }
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
@@ -479,9 +496,7 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 impl From<TcpStream> for Client {
     /// For those who look at how connecting ends.
     fn from(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new() }
+        Self::of(stream)
     }
 }

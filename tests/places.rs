@@ -1,0 +1,1113 @@
+//! Promises and places: a response announces what the connection then does, nobody waits for ever, and a place
+//! belongs to a client that uses it.
+//!
+//! Clients speak over raw sockets, or over a pipe in memory where a socket would tell the server too much. A test that
+//! needs the sweep waits for something that only the sweep does, so that no test depends on the speed of the machine.
+//! Only the minimum rate of bodies takes its five seconds.
+
+mod common;
+
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Client, Directory, End, PATIENCE, Received, Running, Stagehand, pattern, wait_until};
+use futures_lite::future::{self, poll_once};
+use futures_lite::io::BufReader;
+use futures_lite::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, FutureExt, StreamExt, stream,
+};
+use http_types::headers::UPGRADE;
+use smol::{Async, Timer, channel};
+use smol_graceful::{
+    Address, Body, Connection, Left, Limits, Listener, Outcome, Request, Response, Server,
+    Shutdown, StatusCode, Token, stream_body,
+};
+
+// ── What a response announces ───────────────────────────────────────────────────────────────
+
+/// A request whose body comes in two parts, the second behind the response or behind `100 Continue`.
+struct Upload {
+    name: &'static str,
+    fields: &'static str,
+    begin: Vec<u8>,
+    rest: Vec<u8>,
+    /// The body without its framing.
+    content: Vec<u8>,
+    /// Whether the response has to announce the close, if nobody reads the body. `None`: either will do.
+    closes: Option<bool>,
+}
+
+/// More than `Limits::discard_bytes` by default.
+const LONG: usize = 300_000;
+
+fn uploads() -> Vec<Upload> {
+    let upload = |name, fields, (content, body): (&[u8], Vec<u8>), begin: usize, closes| Upload {
+        name,
+        fields,
+        begin: body[..begin].to_vec(),
+        rest: body[begin..].to_vec(),
+        content: content.to_vec(),
+        closes,
+    };
+    let long = pattern(LONG);
+    let short = &long[..1000];
+    let plain = |content: &[u8]| content.to_vec();
+    let chunks = |size, content: &[u8]| {
+        let mut body = Vec::new();
+        for chunk in content.chunks(size) {
+            body.extend(format!("{:x}\r\n", chunk.len()).bytes());
+            body.extend([chunk, b"\r\n"].concat());
+        }
+        [&body[..], b"0\r\n\r\n"].concat()
+    };
+    let fixed = |content| (content, plain(content));
+    let chunked = |size, content| (content, chunks(size, content));
+    vec![
+        upload("short", "Content-Length: 1000\r\n", fixed(short), 10, Some(false)),
+        upload("long", "Content-Length: 300000\r\n", fixed(&long), 10, Some(true)),
+        upload("a short chunk", CHUNKED, chunked(1000, short), 10, Some(false)),
+        upload("a long chunk", CHUNKED, chunked(LONG, &long), 10, None),
+        upload("many chunks", CHUNKED, chunked(1000, &long), 10, None),
+        upload("expected", EXPECT, fixed(b"0123456789abc"), 0, Some(true)),
+        upload("expected in chunks", EXPECT_CHUNKED, chunked(1000, short), 0, Some(true)),
+    ]
+}
+
+const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
+const EXPECT: &str = "Content-Length: 13\r\nExpect: 100-continue\r\n";
+const EXPECT_CHUNKED: &str = "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n";
+
+/// Every kind of a response.
+const ANSWERS: [(&str, &str); 6] = [
+    ("POST", "/memory"),
+    ("POST", "/long"),
+    ("POST", "/stream"),
+    ("POST", "/204"),
+    ("HEAD", "/memory"),
+    ("HEAD", "/stream"),
+];
+
+fn answer(path: &str) -> Response {
+    match path {
+        "/long" => Body::from(pattern(LONG)).into(),
+        "/stream" => stream_body(stream::iter([Ok("one"), Ok("two")])).into(),
+        "/204" => Response::new(StatusCode::NoContent),
+        path => path.into(),
+    }
+}
+
+/// Sends an upload and gives the final response, and whether the client has been asked for the body.
+fn upload(client: &mut Client, method: &str, path: &str, upload: &Upload) -> (Received, bool) {
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{}\r\n", upload.fields);
+    client.send([head.as_bytes(), &upload.begin].concat());
+    let response = client.try_response(method == "HEAD").unwrap();
+    if response.status != 100 {
+        return (response, false);
+    }
+    client.send(&upload.rest);
+    (client.try_response(method == "HEAD").unwrap(), true)
+}
+
+/// The connection ends or goes on, as `response` has announced.
+fn assert_as_told(client: &mut Client, response: &Received, sent: bool, upload: &Upload) {
+    if response.says_close() {
+        assert_eq!(client.end(), End::Eof);
+        return;
+    }
+    assert!(sent || !upload.fields.contains("Expect"), "the client cannot know what to send next");
+    if !sent {
+        client.send(&upload.rest);
+    }
+    assert_open(client);
+}
+
+/// Rules W7 and W9 while a task of the handler's holds the body and does not read it.
+#[test]
+fn a_body_that_a_task_holds_ends_the_connection_as_announced() {
+    let held = Mutex::new(Vec::new());
+    let server = Running::new(move |request: Request| {
+        let response = answer(request.url().path());
+        held.lock().unwrap().push(request);
+        async { Ok(response) }
+    });
+    for body in uploads() {
+        for (method, path) in ANSWERS {
+            case(&format!("{method} {path}, {}", body.name), || {
+                let mut client = server.connect();
+                let (response, sent) = upload(&mut client, method, path, &body);
+                assert!(!sent, "nobody has asked for the body");
+                assert_eq!(response.says_close(), body.closes.unwrap_or(response.says_close()));
+                assert_as_told(&mut client, &response, sent, &body);
+            });
+        }
+    }
+    settle(&server);
+}
+
+/// Rules W7 and W9 while a task reads the body: the response may meet the task anywhere, and its announcement holds.
+#[test]
+fn a_body_that_a_task_reads_ends_the_connection_as_announced() {
+    let server = Running::new(|mut request: Request| {
+        let response = answer(request.url().path());
+        smol::spawn(async move { request.read_to_end(&mut Vec::new()).await }).detach();
+        async { Ok(response) }
+    });
+    for body in uploads() {
+        for (method, path) in ANSWERS {
+            case(&format!("{method} {path}, {}", body.name), || {
+                for _ in 0..10 {
+                    let mut client = server.connect();
+                    let (response, sent) = upload(&mut client, method, path, &body);
+                    assert_as_told(&mut client, &response, sent, &body);
+                }
+            });
+        }
+    }
+    settle(&server);
+}
+
+/// A response that is made of the request's body takes the body with it, or leaves the rest to be discarded.
+#[test]
+fn a_response_made_of_the_body_keeps_the_connection() {
+    let server = Running::new(|mut request: Request| async move {
+        let path = request.url().path().to_owned();
+        let body = request.take_body();
+        Ok::<Response, _>(match path.as_str() {
+            "/echo" => body.into(),
+            "/take" => Body::from_reader(body.take(10), None).into(),
+            "/take10" => Body::from_reader(body.take(10), Some(10)).into(),
+            path => path.into(),
+        })
+    });
+    for body in uploads() {
+        for path in ["/echo", "/take", "/take10"] {
+            case(&format!("{path}, {}", body.name), || {
+                let mut client = server.connect();
+                let mut writer = Client::from(client.stream.try_clone().unwrap());
+                let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\n{}\r\n", body.fields);
+                client.send([head.as_bytes(), &body.begin].concat());
+                if body.fields.contains("Expect") {
+                    assert_eq!(client.response().status, 100);
+                }
+                // The server may take more only when the client has taken some of the response.
+                let response = thread::scope(|scope| {
+                    scope.spawn(|| writer.send(&body.rest));
+                    client.response()
+                });
+                assert!(!response.says_close(), "{:?}", response.lines);
+                let sent = match path {
+                    "/echo" => &body.content[..],
+                    _ => &body.content[..10],
+                };
+                assert!(response.body == sent, "{} bytes", response.body.len());
+                assert_open(&mut client);
+            });
+        }
+    }
+    settle(&server);
+}
+
+// ── Nobody waits for ever ───────────────────────────────────────────────────────────────────
+
+/// A handler that asks for trailers before it has read the body is told at once that there are none.
+#[test]
+fn trailers_of_a_body_without_chunks_are_not_waited_for() {
+    let server = Running::new(|mut request: Request| async move {
+        Ok(format!("{}", request.recv_trailers().await.is_none()))
+    });
+    for send in [
+        "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET / HTTP/1.0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\nhello",
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+        "POST / HTTP/1.0\r\nContent-Length: 5\r\n\r\n",
+    ] {
+        case(send, || assert_eq!(server.connect().send(send).response().text(), "true"));
+    }
+    settle(&server);
+}
+
+/// A task that waits for more of a body that is discarded is told so, also where a stream has room for one waker
+/// only (rule W6).
+#[test]
+fn a_reader_of_a_discarded_body_is_told() {
+    for kind in STREAMS {
+        for (fields, begin, rest) in [
+            ("Content-Length: 10\r\n", "hello", "world"),
+            (CHUNKED, "5\r\nhello\r\n", "0\r\n\r\n"),
+            (CHUNKED, "a\r\nhello", "world\r\n0\r\n\r\n"),
+        ] {
+            for (path, close) in
+                [("/memory", false), ("/stream", false), ("/204", false), ("/memory", true)]
+            {
+                case(&format!("{kind} {path} {begin:?}, close: {close}"), || {
+                    let (server, mut client, read) = reading_elsewhere(kind);
+                    let close = if close { "Connection: close\r\n" } else { "" };
+                    client.send(format!(
+                        "POST {path} HTTP/1.1\r\nHost: x\r\n{close}{fields}\r\n{begin}"
+                    ));
+                    assert_eq!(read.recv_timeout(PATIENCE), Ok(ErrorKind::UnexpectedEof));
+                    if close.is_empty() {
+                        client.send(format!("{rest}GET /now HTTP/1.1\r\nHost: x\r\n\r\n"));
+                        client.wait_for("/now");
+                    }
+                    drop(client);
+                    wait_until("its end", || server.shutdown.in_flight() == 0);
+                    assert!(server.stop().is_drained());
+                });
+            }
+        }
+    }
+}
+
+/// A server whose handler answers as soon as another thread waits for more than five bytes of the body. The thread
+/// reports how its wait ended.
+fn reading_elsewhere(kind: &str) -> (Serving, Far, Receiver<ErrorKind>) {
+    let (report, read) = mpsc::channel();
+    let server = Server::new(move |mut request: Request| {
+        let path = request.url().path().to_owned();
+        let report = report.clone();
+        async move {
+            if path == "/now" {
+                return Ok(answer(&path));
+            }
+            let (waits, waiting) = channel::bounded(1);
+            thread::spawn(move || {
+                future::block_on(async {
+                    let mut body = request.take_body();
+                    body.read_exact(&mut [0; 5]).await.unwrap();
+                    let mut bytes = Vec::new();
+                    let mut rest = pin!(body.read_to_end(&mut bytes));
+                    assert!(poll_once(&mut rest).await.is_none());
+                    waits.send(()).await.unwrap();
+                    report.send(rest.await.unwrap_err().kind()).unwrap();
+                });
+            });
+            waiting.recv().await?;
+            Ok(answer(&path))
+        }
+    });
+    let (client, connection) = streams(kind);
+    let listener = Listener::of(stream::once(Ok(connection)));
+    let listener = match kind {
+        "wrapped pair" => listener.wrap(|connection| async { Ok(connection) }),
+        _ => listener,
+    };
+    (Serving::of(server, [listener]), client, read)
+}
+
+// ── Clients that leave ──────────────────────────────────────────────────────────────────────
+
+/// Rule S22 without a stop in sight: a client that has reset its connection keeps no place.
+#[test]
+fn a_client_that_is_gone_gives_its_place_back() {
+    let directory = Directory::new();
+    for (path, socket) in ["/handler", "/body", "/silent", "/long", "/upgraded"]
+        .iter()
+        .flat_map(|path| ["tcp", "unix"].map(|socket| (*path, socket)))
+    {
+        case(&format!("{path} over {socket}"), || {
+            let (stage, enter, gate) = Stagehand::new();
+            let (gone, dropped) = mpsc::channel();
+            let (tell, told) = mpsc::channel();
+            let handler = move |request: Request| {
+                leaving(request, enter.clone(), gate.clone(), gone.clone(), tell.clone())
+            };
+            let limits = Limits { connections: 1, ..quick_sweeps() };
+            let server =
+                Serving::of(Server::new(handler).limits(limits), [listener(socket, &directory)]);
+            let mut occupant = server.connect();
+            match path {
+                "/upgraded" => {
+                    occupant.send(HANDSHAKE);
+                    assert_eq!(occupant.response().status, 101);
+                }
+                "/body" => {
+                    _ = occupant.send("POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+                }
+                path => _ = occupant.get(path),
+            }
+            stage.entered(path);
+            if matches!(path, "/silent" | "/long") {
+                while !occupant.line().unwrap().is_empty() {}
+                occupant.take(5).unwrap();
+            }
+            let mut next = server.connect();
+            next.get("/now");
+            occupant.reset();
+            assert_eq!(next.response().text(), "now");
+            if path == "/upgraded" {
+                // The owner of the stream is told as soon as it looks.
+                stage.open();
+                assert_eq!(told.recv_timeout(PATIENCE).unwrap().unwrap_or(0), 0);
+            } else {
+                dropped.recv_timeout(PATIENCE).expect("the handler's work");
+            }
+            drop(next);
+            wait_until("the end of all", || server.shutdown.in_flight() == 0);
+        });
+    }
+}
+
+/// Does as the path says, and then nothing more.
+async fn leaving(
+    mut request: Request,
+    enter: Sender<String>,
+    gate: channel::Receiver<()>,
+    gone: Sender<()>,
+    tell: Sender<io::Result<usize>>,
+) -> http_types::Result<Response> {
+    let path = request.url().path().to_owned();
+    if path == "/now" {
+        return Ok("now".into());
+    }
+    let dropped = Dropped(gone);
+    let hello_then_silence = stream::once(Ok("hello")).chain(stream::pending()).map(move |chunk| {
+        let _ = &dropped;
+        chunk
+    });
+    match path.as_str() {
+        "/silent" => {
+            enter.send(path)?;
+            Ok(stream_body(hello_then_silence).into())
+        }
+        "/long" => {
+            enter.send(path)?;
+            let body = hello_then_silence.map(|chunk| chunk.map(str::as_bytes));
+            let body = BufReader::new(stream_body(body).into_reader());
+            Ok(Body::from_reader(body, Some(LONG)).into())
+        }
+        "/upgraded" => {
+            let mut response = Response::new(StatusCode::SwitchingProtocols);
+            response.insert_header(UPGRADE, "echo");
+            let upgraded = response.recv_upgrade().await;
+            let hold = async move {
+                let mut stream = upgraded.await.unwrap();
+                enter.send(path).unwrap();
+                let _ = gate.recv().await;
+                tell.send(stream.read(&mut [0]).await).unwrap();
+            };
+            smol::spawn(hold).detach();
+            Ok(response)
+        }
+        "/body" => {
+            enter.send(path)?;
+            // The client's reset ends this read, but not the handler.
+            let _ = request.read(&mut [0]).await;
+            future::pending().await
+        }
+        _ => {
+            enter.send(path)?;
+            let _held = hello_then_silence;
+            future::pending().await
+        }
+    }
+}
+
+/// A client that has closed its side alone gets its answer, although the sweep has looked at it. The handler answers
+/// once the sweep has.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_client_that_has_closed_its_side_gets_its_answer() {
+    let directory = Directory::new();
+    for socket in ["tcp", "unix"] {
+        for drains in [false, true] {
+            case(&format!("{socket}, drains: {drains}"), || {
+                let (enter, entered) = mpsc::channel();
+                let server = Server::new(move |request: Request| {
+                    enter.send(()).unwrap();
+                    async move {
+                        let client = smol_graceful::Client::of(&request);
+                        let left = client.left().await;
+                        // Another sweep, at least, goes by while the handler is still at work.
+                        Timer::after(3 * SWEEP).await;
+                        assert!(poll_once(client.gone()).await.is_none());
+                        Ok(format!("{left:?}"))
+                    }
+                });
+                let listener = listener(socket, &directory);
+                let server = Serving::of(server.limits(quick_sweeps()), [listener]);
+                let mut client = server.connect();
+                client.get("/").half_close();
+                entered.recv_timeout(PATIENCE).unwrap();
+                if drains {
+                    server.shutdown.stop();
+                }
+                let response = client.response();
+                assert_eq!((response.status, response.text().as_str()), (200, "HalfClosed"));
+                assert_eq!(client.end(), End::Eof);
+                assert!(server.stop().is_drained());
+            });
+        }
+    }
+}
+
+/// A handler whose client is gone is dropped. A task that the handler has started goes on, and a stop waits for the
+/// task's guard.
+#[test]
+fn the_work_of_a_task_goes_on_without_the_client() {
+    let (stage, enter, gate) = Stagehand::new();
+    let (gone, dropped) = mpsc::channel();
+    let (finish, finished) = mpsc::channel();
+    let server = Running::with(quick_sweeps(), move |request: Request| {
+        let (dropped, guard) = (Dropped(gone.clone()), Token::of(&request).guard());
+        let (enter, gate, finish) = (enter.clone(), gate.clone(), finish.clone());
+        async move {
+            let work = async move {
+                let _ = gate.recv().await;
+                finish.send(()).unwrap();
+                drop(guard);
+            };
+            smol::spawn(work).detach();
+            enter.send(request.url().path().to_owned())?;
+            let never = future::pending::<http_types::Result<&str>>().await;
+            drop(dropped);
+            never
+        }
+    });
+    let mut client = server.connect();
+    client.get("/work");
+    stage.entered("/work");
+    client.reset();
+    dropped.recv_timeout(PATIENCE).expect("the handler");
+    wait_until("only the guard is left", || server.shutdown.in_flight() == 1);
+    server.shutdown.stop();
+    assert!(finished.try_recv().is_err() && server.try_outcome().is_none());
+    stage.open();
+    finished.recv_timeout(PATIENCE).expect("the task's work");
+    assert!(server.outcome().is_drained());
+}
+
+/// A task that a handler has started learns how far the client has left, and learns it again whenever the task asks.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_task_learns_that_the_client_has_left() {
+    let directory = Directory::new();
+    for socket in ["tcp", "unix"] {
+        for drains in [false, true] {
+            case(&format!("{socket}, drains: {drains}"), || {
+                let (server, stage, left) = watching([listener(socket, &directory)]);
+                let mut client = server.connect();
+                client.get("/wait");
+                stage.entered("/wait");
+                if drains {
+                    server.shutdown.stop();
+                }
+                assert!(left.try_recv().is_err());
+                client.half_close();
+                assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::HalfClosed));
+                assert!(left.try_recv().is_err());
+                client.reset();
+                assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+                assert!(server.stop().is_drained());
+            });
+        }
+    }
+}
+
+/// A task learns it behind the response, too, however the connection ends.
+#[test]
+fn a_task_learns_behind_the_response_that_the_connection_has_ended() {
+    let directory = Directory::new();
+    for socket in ["tcp", "unix"] {
+        for how in ["reset", "close", "announced", "stop", "abort"] {
+            case(&format!("{socket}, {how}"), || {
+                let (server, _stage, left) = watching([listener(socket, &directory)]);
+                let mut client = server.connect();
+                let close = if how == "announced" { "Connection: close\r\n" } else { "" };
+                client.send(format!("GET / HTTP/1.1\r\nHost: x\r\n{close}\r\n"));
+                assert_eq!(client.response().text(), "done");
+                match how {
+                    "reset" => client.reset(),
+                    "close" => drop(client),
+                    "announced" => assert_eq!(client.end(), End::Eof),
+                    "stop" => server.shutdown.stop(),
+                    _ => server.shutdown.abort(),
+                }
+                // The server reads the client's close and ends the connection, which is all that the task learns.
+                assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+                assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+                let _ = server.stop();
+            });
+        }
+    }
+}
+
+/// A later request of the same client is the same client's, also for a task that an earlier request has started.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_task_learns_behind_the_response_that_the_client_has_closed_its_side() {
+    let (server, stage, left) = watching([listener("tcp", &Directory::new())]);
+    let mut client = server.connect();
+    assert_eq!(client.get("/").response().text(), "done");
+    client.get("/wait");
+    stage.entered("/wait");
+    client.half_close();
+    // One from each of both requests.
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::HalfClosed));
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::HalfClosed));
+    stage.open();
+    assert_eq!(client.response().text(), "done");
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+    assert!(server.stop().is_drained());
+}
+
+/// A task that waits for a client learns it while the client does not take the response.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_task_learns_that_a_client_that_does_not_read_has_closed_its_side() {
+    let (report, left) = mpsc::channel();
+    let limits =
+        Limits { head_timeout: 8 * SWEEP, stall_timeout: 2 * PATIENCE, ..Limits::default() };
+    let server = Running::with(limits, move |request: Request| {
+        watch(&request, report.clone());
+        async { Ok(vec![b'x'; 32 << 20]) }
+    });
+    let mut client = server.connect();
+    client.get("/").half_close();
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::HalfClosed));
+    client.reset();
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+    assert!(server.stop().is_drained());
+}
+
+/// A pipe tells nothing of its client before the connection ends.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_pipe_tells_only_its_end() {
+    let (send, connections) = channel::unbounded();
+    let (server, stage, left) =
+        watching([listener("tcp", &Directory::new()), Listener::of(connections)]);
+    let (pipe, connection) = Connection::pair();
+    send.try_send(Ok(connection)).unwrap();
+    let mut pipe = Far::new(pipe);
+    pipe.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
+    patiently(pipe.stream.close()).unwrap();
+    stage.entered("/wait");
+    // The sweep that finds this one has looked at the pipe as well.
+    let mut client = server.connect();
+    client.get("/wait");
+    stage.entered("/wait");
+    client.half_close();
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::HalfClosed));
+    client.reset();
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+    assert!(left.try_recv().is_err());
+    stage.open();
+    pipe.wait_for("done");
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+    assert!(server.stop().is_drained());
+}
+
+/// A server whose handler starts a task that reports how the client leaves. `/wait` is answered when the stage is open.
+fn watching<const N: usize>(listeners: [Listener; N]) -> (Serving, Stagehand, Receiver<Left>) {
+    let (stage, enter, gate) = Stagehand::new();
+    let (report, left) = mpsc::channel();
+    let server = Server::new(move |request: Request| {
+        watch(&request, report.clone());
+        let (enter, gate) = (enter.clone(), gate.clone());
+        async move {
+            let path = request.url().path();
+            if path == "/wait" {
+                enter.send(path.to_owned())?;
+                let _ = gate.recv().await;
+            }
+            Ok("done")
+        }
+    });
+    (Serving::of(server.limits(quick_sweeps()), listeners), stage, left)
+}
+
+/// Starts a task that reports what becomes of the client: how far it has left, and then that it is gone.
+fn watch(request: &Request, report: Sender<Left>) {
+    let client = smol_graceful::Client::of(request);
+    let watch = async move {
+        let left = client.left().await;
+        assert!(poll_once(client.clone().left()).await >= Some(left), "it is told every time");
+        report.send(left).unwrap();
+        client.gone().await;
+        assert!(poll_once(client.gone()).await.is_some());
+        report.send(poll_once(client.left()).await.unwrap()).unwrap();
+    };
+    smol::spawn(watch).detach();
+}
+
+// ── Places ──────────────────────────────────────────────────────────────────────────────────
+
+/// All places are taken by connections that wait for their next request. The connection that has been idle longest gives
+/// way to a new client, long before the idle timeout. Of many connections two may give way at once.
+#[test]
+fn the_connection_that_is_idle_longest_gives_way() {
+    for (connections, give_way) in [(1, 1), (2, 1), (5, 1), (15, 1), (20, 2)] {
+        let stay = connections - give_way;
+        case(&format!("{connections}"), || {
+            let server = Running::with(places(connections), |_| async { Ok("okay") });
+            let mut clients: Vec<_> = (0..connections).map(|_| server.connect()).collect();
+            // The last connection to come is the first to fall idle.
+            for client in clients.iter_mut().rev() {
+                assert_open(client);
+            }
+            let mut new = server.connect();
+            assert_open(&mut new);
+            assert_eq!(clients.last_mut().unwrap().end(), End::Eof);
+            clients.iter_mut().take(stay).for_each(assert_open);
+            drop((clients, new));
+            settle(&server);
+        });
+    }
+}
+
+/// A client that has never sent a byte gives way as well, before and behind a listener's wrapper.
+#[test]
+fn a_silent_client_gives_way() {
+    for wrapped in [false, true] {
+        case(&format!("wrapped: {wrapped}"), || {
+            let listener = listener("tcp", &Directory::new());
+            let listener = match wrapped {
+                true => listener.wrap(|connection| async { Ok(connection) }),
+                false => listener,
+            };
+            let server = Server::new(|_| async { Ok("okay") }).limits(places(2));
+            let server = Serving::of(server, [listener]);
+            let silent = [server.connect(), server.connect()];
+            let mut others = Vec::new();
+            for mut one in silent {
+                let mut new = server.connect();
+                assert_open(&mut new);
+                assert_eq!(one.end(), End::Eof);
+                others.push(new);
+            }
+            drop(others);
+            assert!(server.stop().is_drained());
+        });
+    }
+}
+
+/// A connection that is at work keeps its place, whatever it is at.
+#[test]
+fn a_connection_at_work_keeps_its_place() {
+    let (stage, enter, gate) = Stagehand::new();
+    let server = Running::with(places(6), move |mut request: Request| {
+        let (enter, gate) = (enter.clone(), gate.clone());
+        async move {
+            let path = request.url().path().to_owned();
+            let wait = async move {
+                let _ = gate.recv().await;
+            };
+            Ok(match path.as_str() {
+                "/handler" => {
+                    enter.send(path)?;
+                    wait.await;
+                    "done".into()
+                }
+                "/body" => {
+                    enter.send(path)?;
+                    request.body_string().await?.into()
+                }
+                "/stream" => {
+                    enter.send(path)?;
+                    let end = stream::once_future(async {
+                        wait.await;
+                        Ok("done")
+                    });
+                    stream_body(stream::once(Ok("begun")).chain(end)).into()
+                }
+                "/upgraded" => {
+                    let mut response = Response::new(StatusCode::SwitchingProtocols);
+                    let upgraded = response.recv_upgrade().await;
+                    let echo = async move {
+                        enter.send(path).unwrap();
+                        let mut stream = upgraded.await.unwrap();
+                        let mut bytes = [0; 4];
+                        stream.read_exact(&mut bytes).await.unwrap();
+                        stream.write_all(&bytes).await.unwrap();
+                    };
+                    smol::spawn(echo).detach();
+                    response
+                }
+                _ => Response::from("okay"),
+            })
+        }
+    });
+    let mut clients = [(); 5].map(|()| server.connect());
+    let [head, handler, body, streaming, upgraded] = &mut clients;
+    head.send("GET /half HTTP/1.1\r\n");
+    handler.get("/handler");
+    stage.entered("/handler");
+    body.send("POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\ndo");
+    stage.entered("/body");
+    streaming.get("/stream");
+    stage.entered("/stream");
+    upgraded.send(HANDSHAKE);
+    assert_eq!(upgraded.response().status, 101);
+    stage.entered("/upgraded");
+    // One place is left, and goes from hand to hand.
+    let mut last = server.connect();
+    assert_open(&mut last);
+    for _ in 0..3 {
+        let mut new = server.connect();
+        assert_open(&mut new);
+        assert_eq!(last.end(), End::Eof);
+        last = new;
+    }
+    stage.open();
+    assert_eq!(head.send("Host: x\r\n\r\n").response().text(), "okay");
+    assert_eq!(handler.response().text(), "done");
+    assert_eq!(body.send("ne").response().text(), "done");
+    assert_eq!(streaming.response().text(), "begundone");
+    assert_eq!(upgraded.send("echo").take(4).unwrap(), b"echo");
+    drop((clients, last));
+    settle(&server);
+}
+
+/// A request that is in the socket when its idle connection is to give way is served, as at a stop (rule S6).
+#[test]
+fn a_request_that_has_arrived_is_served_before_its_connection_gives_way() {
+    let (server, entered, open) = blocking(places(2));
+    let mut idle = server.connect();
+    assert_open(&mut idle);
+    for _ in 0..20 {
+        let mut busy = server.connect();
+        busy.get("/block");
+        entered.recv_timeout(PATIENCE).unwrap();
+        // The idle connection may give way from now on. If this is too short, the test is easier than it should be.
+        thread::sleep(2 * LINGER);
+        idle.get("/");
+        let mut new = server.connect();
+        new.get("/");
+        open.send(()).unwrap();
+        assert_eq!(idle.response().text(), "okay", "it was there before the new client");
+        assert_eq!(busy.response().text(), "okay");
+        assert_eq!(new.response().text(), "okay");
+        drop(busy);
+        idle = new;
+        wait_until("one is left", || server.shutdown.in_flight() == 1);
+    }
+    drop(idle);
+    settle(&server);
+}
+
+/// Far more new clients than places get their answers, each in its turn.
+#[test]
+fn a_crowd_of_new_clients_is_served() {
+    let (server, entered, open) = blocking(places(4));
+    let mut idle = [(); 3].map(|()| server.connect());
+    idle.iter_mut().for_each(assert_open);
+    let mut busy = server.connect();
+    busy.get("/block");
+    entered.recv_timeout(PATIENCE).unwrap();
+    // The requests are in the sockets before a connection is accepted: a silent one might have to give way.
+    let mut crowd: Vec<_> = (0..40).map(|_| server.connect()).collect();
+    for client in &mut crowd {
+        client.get("/");
+    }
+    open.send(()).unwrap();
+    assert_eq!(busy.response().text(), "okay");
+    for client in &mut crowd {
+        assert_eq!(client.response().text(), "okay");
+    }
+    for client in &mut idle {
+        assert_eq!(client.end(), End::Eof);
+    }
+    drop((idle, busy, crowd));
+    settle(&server);
+}
+
+/// A server whose only thread stands still while it handles `/block`, from the first channel's word to the second's.
+fn blocking(limits: Limits) -> (Running, Receiver<()>, Sender<()>) {
+    let (open, gate) = mpsc::channel::<()>();
+    let (enter, entered) = mpsc::channel();
+    let gate = Mutex::new(gate);
+    let server = Running::with(limits, move |request: Request| {
+        if request.url().path() == "/block" {
+            enter.send(()).unwrap();
+            gate.lock().unwrap().recv().unwrap();
+        }
+        async { Ok("okay") }
+    });
+    (server, entered, open)
+}
+
+/// All listeners of a server share its places.
+#[test]
+fn idle_connections_of_other_listeners_give_way() {
+    let directory = Directory::new();
+    let listeners = ["tcp", "unix", "tcp"].map(|socket| listener(socket, &directory));
+    let server = Server::new(|_| async { Ok("okay") }).limits(places(1));
+    let server = Serving::of(server, listeners);
+    let mut last: Option<Client> = None;
+    for address in server.addresses.iter().cycle().take(9) {
+        let mut new = Client::connect_to(address);
+        assert_open(&mut new);
+        if let Some(mut last) = last.replace(new) {
+            assert_eq!(last.end(), End::Eof);
+        }
+    }
+    drop(last);
+    assert!(server.stop().is_drained());
+}
+
+// ── The least rate of a body ────────────────────────────────────────────────────────────────
+
+/// A client that sends a byte now and then ends in 408. Neither a client that sends steadily nor a client of a slow
+/// handler does, and nobody does without a rate.
+#[test]
+fn a_body_that_comes_too_slowly_is_ended() {
+    let (stage, enter, gate) = Stagehand::new();
+    let handler = move |mut request: Request| {
+        let (enter, gate) = (enter.clone(), gate.clone());
+        async move {
+            let path = request.url().path().to_owned();
+            if path == "/unread" {
+                return Ok("unread".to_owned());
+            }
+            let mut n = 0;
+            if path == "/slow" {
+                n += request.read(&mut [0; 10]).await?;
+                enter.send(path)?;
+                let _ = gate.recv().await;
+            }
+            n += request.read_to_end(&mut Vec::new()).await?;
+            Ok(n.to_string())
+        }
+    };
+    // A client that is to be spared may pause for as long as `stall_timeout`. The sweep looks often.
+    let limits = Limits {
+        head_timeout: Duration::from_millis(400),
+        stall_timeout: Duration::from_secs(4),
+        ..Limits::default()
+    };
+    let server = Running::with(limits.clone(), handler.clone());
+    let unbound = Running::with(Limits { body_rate: 0, ..limits }, handler);
+    let (server, unbound) = (server.addr, unbound.addr);
+    thread::scope(|scope| {
+        let upload = |server, path, fields, piece: &'static [u8], times| {
+            scope.spawn(move || Trickle::begin(server, path, fields).send(piece, times))
+        };
+        // Much longer than it may take.
+        let slow = [
+            upload(server, "/read", "Content-Length: 1000\r\n", b"x", 300),
+            upload(server, "/read", CHUNKED, b"1\r\nx\r\n", 300),
+        ];
+        let unread = upload(server, "/unread", "Content-Length: 1000\r\n", b"x", 300);
+        // 4 kB a second, for seven seconds.
+        let steady = upload(server, "/read", "Content-Length: 28000\r\n", &[b'x'; 400], 70);
+        let without = upload(unbound, "/read", "Content-Length: 70\r\n", b"x", 70);
+        let mut patient = Trickle::begin(server, "/slow", "Content-Length: 20\r\n");
+        patient.client.send("0123456789");
+        stage.entered("/slow");
+        for slow in slow {
+            let mut slow = slow.join().unwrap();
+            assert!(slow.is_told, "the server has waited for all of it");
+            assert!(slow.begun.elapsed() >= Duration::from_secs(4), "so soon");
+            let response = slow.client.response();
+            assert_eq!((response.status, response.says_close()), (408, true));
+            assert_eq!(slow.client.end(), End::Eof);
+        }
+        let mut unread = unread.join().unwrap();
+        assert!(unread.is_told, "the server has waited for all of it");
+        assert!(unread.begun.elapsed() >= Duration::from_secs(4), "so soon");
+        assert_eq!(unread.client.end(), End::Eof);
+        for (steady, read) in [(steady, "28000"), (without, "70")] {
+            let mut client = steady.join().unwrap().client;
+            assert_eq!(client.response().text(), read);
+            assert_open(&mut client);
+        }
+        // Longer than a sweep, and not as long as a client may be slow.
+        stage.open();
+        let mut client = patient.send(b"xx", 5).client;
+        assert_eq!(client.response().text(), "20");
+        assert_open(&mut client);
+    });
+}
+
+/// A client that sends a body piece by piece.
+struct Trickle {
+    client: Client,
+    begun: Instant,
+    /// Whether something came from the server before everything had been sent: an answer, or the end.
+    is_told: bool,
+}
+
+impl Trickle {
+    /// Sends the head. A server that does not read the body answers at once.
+    fn begin(server: SocketAddr, path: &str, fields: &str) -> Self {
+        let mut client = Client::connect(server);
+        let begun = Instant::now();
+        client.send(format!("POST {path} HTTP/1.1\r\nHost: x\r\n{fields}\r\n"));
+        if path == "/unread" {
+            let response = client.response();
+            assert_eq!((response.text().as_str(), response.says_close()), ("unread", false));
+        }
+        Self { client, begun, is_told: false }
+    }
+
+    /// Sends `piece` ten times a second, so many times or until the server says something.
+    fn send(mut self, piece: &[u8], times: usize) -> Self {
+        let stream = self.client.stream.try_clone().unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        for n in 1..=times {
+            self.client.send(piece);
+            if stream.peek(&mut [0]).is_ok() {
+                self.is_told = n < times;
+                break;
+            }
+        }
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        self
+    }
+}
+
+// ── What the tests share ────────────────────────────────────────────────────────────────────
+
+/// Runs one case of a table, and names the case if it fails.
+fn case(name: &str, run: impl FnOnce()) {
+    assert!(catch_unwind(AssertUnwindSafe(run)).is_ok(), "failed: {name:?}");
+}
+
+/// Once its clients are gone, a server has nothing in flight and drains.
+fn settle(server: &Running) {
+    wait_until("every connection has ended", || server.shutdown.in_flight() == 0);
+    assert!(server.stop().is_drained());
+}
+
+/// The connection serves a further request.
+fn assert_open(client: &mut Client) {
+    assert_eq!(client.get("/again").response().status, 200);
+}
+
+/// How often [`quick_sweeps`] lets the server look at its connections.
+const SWEEP: Duration = Duration::from_millis(10);
+
+/// The sweep looks as often as the shortest limit needs. Each head here comes in one piece.
+fn quick_sweeps() -> Limits {
+    Limits { head_timeout: 8 * SWEEP, ..Limits::default() }
+}
+
+/// How long a connection is idle before it may give way.
+const LINGER: Duration = Duration::from_millis(5);
+
+/// So many places.
+fn places(connections: usize) -> Limits {
+    Limits { connections, linger: LINGER, ..Limits::default() }
+}
+
+const HANDSHAKE: &str =
+    "GET /upgraded HTTP/1.1\r\nHost: x\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
+
+/// A listener on a socket of this family.
+fn listener(socket: &str, directory: &Directory) -> Listener {
+    let address = match socket {
+        "tcp" => "127.0.0.1:0".parse().unwrap(),
+        _ => Address::Unix(directory.path(&fastrand::u64(..).to_string())),
+    };
+    Listener::bind(&address).unwrap()
+}
+
+/// A server on a thread of its own, on listeners of any kind.
+struct Serving {
+    addresses: Vec<Address>,
+    shutdown: Shutdown,
+    outcome: Receiver<Outcome>,
+}
+
+impl Serving {
+    fn of<const N: usize>(server: Server, listeners: [Listener; N]) -> Self {
+        let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
+        let shutdown = server.handle();
+        let (send, outcome) = mpsc::channel();
+        thread::spawn(move || {
+            let outcome = future::block_on(server.serve(listeners)).unwrap();
+            let _ = send.send(outcome);
+        });
+        Self { addresses, shutdown, outcome }
+    }
+
+    fn connect(&self) -> Client {
+        Client::connect_to(&self.addresses[0])
+    }
+
+    fn stop(&self) -> Outcome {
+        self.shutdown.stop();
+        self.outcome.recv_timeout(PATIENCE).expect("the server did not end")
+    }
+}
+
+/// What a connection can be. The server knows the socket of the last one only.
+const STREAMS: [&str; 4] = ["pair", "wrapped pair", "stream", "socket"];
+
+/// Both ends of a connection of this kind.
+fn streams(kind: &str) -> (Far, Connection) {
+    if kind.ends_with("pair") {
+        let (client, connection) = Connection::pair();
+        return (Far::new(client), connection);
+    }
+    let (client, server) = UnixStream::pair().unwrap();
+    let (client, server) = (Async::new(client).unwrap(), Async::new(server).unwrap());
+    let connection = match kind {
+        "socket" => Connection::from(server),
+        _ => Connection::new(server),
+    };
+    (Far::new(client), connection)
+}
+
+/// A client's end of any stream.
+struct Far {
+    stream: Box<dyn Duplex>,
+}
+
+trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
+
+impl Far {
+    fn new(stream: impl Duplex + 'static) -> Self {
+        Self { stream: Box::new(stream) }
+    }
+
+    fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        patiently(self.stream.write_all(bytes.as_ref())).unwrap();
+    }
+
+    /// Reads until `text` has come.
+    fn wait_for(&mut self, text: &str) {
+        let mut bytes = Vec::new();
+        while memchr::memmem::find(&bytes, text.as_bytes()).is_none() {
+            let mut some = [0; 4096];
+            let n = patiently(self.stream.read(&mut some)).unwrap();
+            assert!(n > 0, "the connection has ended: {}", common::text(&bytes));
+            bytes.extend(&some[..n]);
+        }
+    }
+}
+
+/// Runs a future that may not take for ever.
+fn patiently<T>(future: impl Future<Output = T>) -> T {
+    let late = async {
+        Timer::after(PATIENCE).await;
+        panic!("waited in vain");
+    };
+    future::block_on(future.or(late))
+}
+
+/// Tells when it is dropped.
+struct Dropped(Sender<()>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
