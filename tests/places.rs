@@ -905,6 +905,7 @@ fn a_body_that_comes_too_slowly_is_ended() {
         let unread = upload(server, "/unread", "Content-Length: 1000\r\n", b"x", 300);
         // 4 kB a second, for seven seconds.
         let steady = upload(server, "/read", "Content-Length: 28000\r\n", &[b'x'; 400], 70);
+        let discarded = upload(server, "/unread", "Content-Length: 28000\r\n", &[b'x'; 400], 70);
         let without = upload(unbound, "/read", "Content-Length: 70\r\n", b"x", 70);
         let mut patient = Trickle::begin(server, "/slow", "Content-Length: 20\r\n");
         patient.client.send("0123456789");
@@ -926,6 +927,7 @@ fn a_body_that_comes_too_slowly_is_ended() {
             assert_eq!(client.response().text(), read);
             assert_open(&mut client);
         }
+        assert_open(&mut discarded.join().unwrap().client);
         // Longer than a sweep, and not as long as a client may be slow.
         stage.open();
         let mut client = patient.send(b"xx", 5).client;
