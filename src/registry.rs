@@ -193,7 +193,7 @@ impl Stage {
     }
 
     /// Whether the server waits here for the rest of a request's body.
-    fn waits_for_body(self) -> bool {
+    pub(crate) fn waits_for_body(self) -> bool {
         matches!(self, Self::Body | Self::Discarding)
     }
 

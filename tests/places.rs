@@ -776,17 +776,7 @@ fn a_connection_at_work_keeps_its_place() {
 /// A request that is in the socket when its idle connection is to give way is served, as at a stop (rule S6).
 #[test]
 fn a_request_that_has_arrived_is_served_before_its_connection_gives_way() {
-    let (open, gate) = mpsc::channel::<()>();
-    let (enter, entered) = mpsc::channel();
-    let gate = Mutex::new(gate);
-    let server = Running::with(places(2), move |request: Request| {
-        if request.url().path() == "/block" {
-            enter.send(()).unwrap();
-            // Nothing else moves on the server's only thread meanwhile.
-            gate.lock().unwrap().recv().unwrap();
-        }
-        async { Ok("okay") }
-    });
+    let (server, entered, open) = blocking(places(2));
     let mut idle = server.connect();
     assert_open(&mut idle);
     for _ in 0..20 {
@@ -802,11 +792,53 @@ fn a_request_that_has_arrived_is_served_before_its_connection_gives_way() {
         assert_eq!(idle.response().text(), "okay", "it was there before the new client");
         assert_eq!(busy.response().text(), "okay");
         assert_eq!(new.response().text(), "okay");
-        // The idle one and the busy one have had their answers: either may have given way to the new one since.
-        (idle, _) = (new, busy);
+        drop(busy);
+        idle = new;
+        wait_until("one is left", || server.shutdown.in_flight() == 1);
     }
     drop(idle);
     settle(&server);
+}
+
+/// Far more new clients than places get their answers, each in its turn.
+#[test]
+fn a_crowd_of_new_clients_is_served() {
+    let (server, entered, open) = blocking(places(4));
+    let mut idle = [(); 3].map(|()| server.connect());
+    idle.iter_mut().for_each(assert_open);
+    let mut busy = server.connect();
+    busy.get("/block");
+    entered.recv_timeout(PATIENCE).unwrap();
+    // The requests are in the sockets before a connection is accepted: a silent one might have to give way.
+    let mut crowd: Vec<_> = (0..40).map(|_| server.connect()).collect();
+    for client in &mut crowd {
+        client.get("/");
+    }
+    open.send(()).unwrap();
+    assert_eq!(busy.response().text(), "okay");
+    for client in &mut crowd {
+        assert_eq!(client.response().text(), "okay");
+    }
+    for client in &mut idle {
+        assert_eq!(client.end(), End::Eof);
+    }
+    drop((idle, busy, crowd));
+    settle(&server);
+}
+
+/// A server whose only thread stands still while it handles `/block`, from the first channel's word to the second's.
+fn blocking(limits: Limits) -> (Running, Receiver<()>, Sender<()>) {
+    let (open, gate) = mpsc::channel::<()>();
+    let (enter, entered) = mpsc::channel();
+    let gate = Mutex::new(gate);
+    let server = Running::with(limits, move |request: Request| {
+        if request.url().path() == "/block" {
+            enter.send(()).unwrap();
+            gate.lock().unwrap().recv().unwrap();
+        }
+        async { Ok("okay") }
+    });
+    (server, entered, open)
 }
 
 /// All listeners of a server share its places.
@@ -826,23 +858,6 @@ fn idle_connections_of_other_listeners_give_way() {
     }
     drop(last);
     assert!(server.stop().is_drained());
-}
-
-/// Many new clients at once get a place each in their turn, and each of them gets an answer.
-#[test]
-fn a_crowd_of_new_clients_is_served() {
-    let server = Running::with(places(4), |_| async { Ok("okay") });
-    let mut idle: Vec<_> = (0..4).map(|_| server.connect()).collect();
-    idle.iter_mut().for_each(assert_open);
-    let mut crowd: Vec<_> = (0..40).map(|_| server.connect()).collect();
-    for client in &mut crowd {
-        client.get("/");
-    }
-    for client in &mut crowd {
-        assert_eq!(client.response().text(), "okay");
-    }
-    drop((idle, crowd));
-    settle(&server);
 }
 
 // ── The least rate of a body ────────────────────────────────────────────────────────────────
@@ -869,70 +884,93 @@ fn a_body_that_comes_too_slowly_is_ended() {
             Ok(n.to_string())
         }
     };
-    // Nobody has to be quick: a client that is to be spared may pause for as long.
-    let limits = Limits { stall_timeout: Duration::from_secs(4), ..Limits::default() };
+    // A client that is to be spared may pause for as long as `stall_timeout`. The sweep looks often.
+    let limits = Limits {
+        head_timeout: Duration::from_millis(400),
+        stall_timeout: Duration::from_secs(4),
+        ..Limits::default()
+    };
     let server = Running::with(limits.clone(), handler.clone());
     let unbound = Running::with(Limits { body_rate: 0, ..limits }, handler);
+    let (server, unbound) = (server.addr, unbound.addr);
     thread::scope(|scope| {
-        let trickle = |server, path, fields, piece: &'static [u8], times| {
-            scope.spawn(move || trickle(server, path, fields, piece, times))
+        let upload = |server, path, fields, piece: &'static [u8], times| {
+            scope.spawn(move || Trickle::begin(server, path, fields).send(piece, times))
         };
+        // Much longer than it may take.
         let slow = [
-            trickle(server.addr, "/read", "Content-Length: 1000\r\n", b"x", 300),
-            trickle(server.addr, "/read", CHUNKED, b"1\r\nx\r\n", 300),
+            upload(server, "/read", "Content-Length: 1000\r\n", b"x", 300),
+            upload(server, "/read", CHUNKED, b"1\r\nx\r\n", 300),
         ];
-        let unread = trickle(server.addr, "/unread", "Content-Length: 1000\r\n", b"x", 300);
+        let unread = upload(server, "/unread", "Content-Length: 1000\r\n", b"x", 300);
         // 4 kB a second, for seven seconds.
-        let steady = trickle(server.addr, "/read", "Content-Length: 28000\r\n", &[b'x'; 400], 70);
-        let without = trickle(unbound.addr, "/read", "Content-Length: 70\r\n", b"x", 70);
-        let mut patient = server.connect();
-        patient.send("POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n0123456789");
+        let steady = upload(server, "/read", "Content-Length: 28000\r\n", &[b'x'; 400], 70);
+        let discarded = upload(server, "/unread", "Content-Length: 28000\r\n", &[b'x'; 400], 70);
+        let without = upload(unbound, "/read", "Content-Length: 70\r\n", b"x", 70);
+        let mut patient = Trickle::begin(server, "/slow", "Content-Length: 20\r\n");
+        patient.client.send("0123456789");
         stage.entered("/slow");
         for slow in slow {
-            let (response, took, end) = slow.join().unwrap();
-            assert_eq!((response.status, response.says_close(), end), (408, true, Some(End::Eof)));
-            assert!(took >= Duration::from_secs(4), "{took:?}");
+            let mut slow = slow.join().unwrap();
+            assert!(slow.is_told, "the server has waited for all of it");
+            assert!(slow.begun.elapsed() >= Duration::from_secs(4), "so soon");
+            let response = slow.client.response();
+            assert_eq!((response.status, response.says_close()), (408, true));
+            assert_eq!(slow.client.end(), End::Eof);
         }
-        let (response, took, end) = unread.join().unwrap();
-        assert_eq!((response.text().as_str(), response.says_close()), ("unread", false));
-        assert_eq!(end, Some(End::Eof), "it is discarded for a while");
-        assert!(took >= Duration::from_secs(4), "{took:?}");
+        let mut unread = unread.join().unwrap();
+        assert!(unread.is_told, "the server has waited for all of it");
+        assert!(unread.begun.elapsed() >= Duration::from_secs(4), "so soon");
+        assert_eq!(unread.client.end(), End::Eof);
         for (steady, read) in [(steady, "28000"), (without, "70")] {
-            let (response, _, end) = steady.join().unwrap();
-            assert_eq!((response.text().as_str(), end), (read, None));
+            let mut client = steady.join().unwrap().client;
+            assert_eq!(client.response().text(), read);
+            assert_open(&mut client);
         }
+        assert_open(&mut discarded.join().unwrap().client);
+        // Longer than a sweep, and not as long as a client may be slow.
         stage.open();
-        assert_eq!(patient.send("0123456789").response().text(), "20");
-        assert_open(&mut patient);
+        let mut client = patient.send(b"xx", 5).client;
+        assert_eq!(client.response().text(), "20");
+        assert_open(&mut client);
     });
 }
 
-/// Sends `piece` ten times a second, so many times or until the server answers. A server that answers before the body
-/// gets the body all the same. Gives the answer, how long that took, and how the connection ended, if it has ended.
-fn trickle(
-    server: SocketAddr,
-    path: &str,
-    fields: &str,
-    piece: &[u8],
-    times: usize,
-) -> (Received, Duration, Option<End>) {
-    let begun = Instant::now();
-    let mut client = Client::connect(server);
-    client.send(format!("POST {path} HTTP/1.1\r\nHost: x\r\n{fields}\r\n"));
-    let early = (path == "/unread").then(|| client.response());
-    client.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-    for _ in 0..times {
-        client.send(piece);
-        if client.stream.peek(&mut [0]).is_ok() {
-            break;
+/// A client that sends a body piece by piece.
+struct Trickle {
+    client: Client,
+    begun: Instant,
+    /// Whether something came from the server before everything had been sent: an answer, or the end.
+    is_told: bool,
+}
+
+impl Trickle {
+    /// Sends the head. A server that does not read the body answers at once.
+    fn begin(server: SocketAddr, path: &str, fields: &str) -> Self {
+        let mut client = Client::connect(server);
+        let begun = Instant::now();
+        client.send(format!("POST {path} HTTP/1.1\r\nHost: x\r\n{fields}\r\n"));
+        if path == "/unread" {
+            let response = client.response();
+            assert_eq!((response.text().as_str(), response.says_close()), ("unread", false));
         }
+        Self { client, begun, is_told: false }
     }
-    client.stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let is_early = early.is_some();
-    let response = early.unwrap_or_else(|| client.response());
-    let ends = is_early || response.says_close();
-    let end = ends.then(|| client.end());
-    (response, begun.elapsed(), end)
+
+    /// Sends `piece` ten times a second, so many times or until the server says something.
+    fn send(mut self, piece: &[u8], times: usize) -> Self {
+        let stream = self.client.stream.try_clone().unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        for n in 1..=times {
+            self.client.send(piece);
+            if stream.peek(&mut [0]).is_ok() {
+                self.is_told = n < times;
+                break;
+            }
+        }
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        self
+    }
 }
 
 // ── What the tests share ────────────────────────────────────────────────────────────────────

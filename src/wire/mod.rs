@@ -356,8 +356,7 @@ impl Gate {
     }
 
     fn poll_tend(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let waits_for_body = matches!(self.seat.stage(), Stage::Body | Stage::Discarding);
-        if self.seat.is_expired() && waits_for_body {
+        if self.seat.is_expired() && self.seat.stage().waits_for_body() {
             self.wire().end_wait_for_body();
         }
         match self.poll_flush(cx) {
@@ -798,7 +797,8 @@ impl Wire {
                     self.seat.wake();
                 }
             }
-            Poll::Ready(_) if self.seat.stage() == Stage::Body => self.seat.enter(self.serving),
+            // What is read or discarded is progress.
+            Poll::Ready(_) if self.seat.stage().waits_for_body() => self.seat.enter(self.serving),
             Poll::Ready(_) => {}
         }
         read
