@@ -17,7 +17,8 @@ use crate::transport::Left;
 /// A signature over a request is made over these bytes, and a proxy in front has judged these bytes. The URL of
 /// http-types says the same, but may hold some characters escaped.
 ///
-/// A request that came from no server, in a test of a handler, has the path and the query of its URL.
+/// A request that came from no server, in a test of a handler, has the path and the query of its URL. So has a clone
+/// of a request, because http-types does not clone extensions: ask the original.
 ///
 /// # Examples
 ///
@@ -82,7 +83,7 @@ pub struct Client {
 
 impl Client {
     /// Returns the client that has sent `request`. A request that came from no server, in a test of a handler, has a
-    /// client that never leaves.
+    /// client that never leaves, and so has a clone of a request: ask the original.
     ///
     /// # Examples
     ///
@@ -105,12 +106,17 @@ impl Client {
     ///
     /// Can be dropped and awaited again without missing anything.
     ///
+    /// The server drops a handler without a guard when its client has reset the connection: there, this
+    /// returns for a client that has closed its side, and not for one that is gone. What has to be done
+    /// in any case goes into a `Drop`, or into work that holds a guard.
+    ///
     /// # Examples
     ///
     /// ```
-    /// use smol_graceful::{Client, Request};
+    /// use smol_graceful::{Client, Request, Token};
     ///
     /// async fn watch(request: &Request) {
+    ///     let _guard = Token::of(request).guard();
     ///     let left = Client::of(request).left().await;
     ///     log::info!("nothing more comes: {left:?}");
     /// }
@@ -129,9 +135,10 @@ impl Client {
     /// # Examples
     ///
     /// ```
-    /// use smol_graceful::{Client, Request};
+    /// use smol_graceful::{Client, Request, Token};
     ///
     /// async fn watch(request: &Request) {
+    ///     let _guard = Token::of(request).guard();
     ///     Client::of(request).gone().await;
     ///     log::info!("nobody reads");
     /// }

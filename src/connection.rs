@@ -60,8 +60,9 @@ enum Kind {
 impl Connection {
     /// Makes a connection of any byte stream.
     ///
-    /// A socket is better converted (`Connection::from`): then the server can tell who the client
-    /// is, and when it is gone.
+    /// A socket is better converted from `smol::Async<TcpStream>` or `smol::Async<UnixStream>` (of the
+    /// standard library's streams) by `Connection::from`: then the server can tell who the client is,
+    /// and when it is gone.
     ///
     /// # Examples
     ///

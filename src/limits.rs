@@ -41,28 +41,38 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long reading a body or writing a response may make no progress at all. Default: 30 s.
     pub stall_timeout: Duration,
-    /// How many bytes of a request's body a client has to send each second, on average, while the server
-    /// waits for them, from the fifth second of a wait on; else 408. Zero means that any rate will do.
+    /// The least rate of a request's body, in bytes per second. Zero means that any rate will do.
     /// Default: 240.
     ///
-    /// A client that has sent a lot may pause for `stall_timeout`. A slow handler is not held against its
-    /// client: time counts only while someone waits for the body.
+    /// A client begins with a credit of five seconds. The time for which the server waits for the body
+    /// uses it up, what comes adds to it, and at most `stall_timeout` can be saved. When it is used up,
+    /// reading the body fails, within two seconds, and the client gets 408 if the handler passes the error
+    /// on. A slow handler is not held against its client: only waiting counts.
     pub body_rate: u64,
-    /// How long the request line and the header fields together may be, in bytes; beyond it the
-    /// client gets 414 or 431. Default: 16 KiB. Memory is taken only for what has arrived.
+    /// How long the request line and the header fields together may be, in bytes and with the blank line
+    /// behind them; beyond it the client gets 414 or 431. Default: 16 KiB. Memory is taken only for
+    /// what has arrived.
     pub head_bytes: usize,
     /// How many header fields a request may have; beyond it the client gets 431. Default: 100.
     pub headers: usize,
     /// How long a request's body may be, in bytes; beyond it 413. Default: `None`, no bound.
     pub body_bytes: Option<u64>,
-    /// How much of a body that the handler did not read is discarded, in bytes, to keep the
-    /// connection (rule W9). If more is known to be left, the response announces that the connection
-    /// ends. Default: 256 KiB.
+    /// Up to which length, in bytes, a body that the handler did not read is discarded to keep the
+    /// connection (rule W9). Default: 256 KiB.
+    ///
+    /// If more is left of a body of known length, or more has come of one in chunks, the response
+    /// announces that the connection ends. Otherwise the rest is read and discarded, however long a body in
+    /// chunks becomes. A client that sends on behind such a response is read for up to two seconds. Then
+    /// it is reset, and some clients report that instead of the response: a handler whose response they
+    /// have to see reads the body.
     pub discard_bytes: u64,
-    /// How many connections are served at the same time. If all places are taken and a further client
-    /// waits in the kernel's queue, connections that have been idle longest are closed, and for at
-    /// least `linger`. If none is idle, the client waits. Default: 10,000, or what the process's limit
-    /// of open files allows.
+    /// How many connections are served at the same time. Default: 10,000. It is never more than the
+    /// process's limit of open files allows.
+    ///
+    /// If all places are taken and a further client waits in the kernel's queue, the server closes the
+    /// connections that have been idle longest: an eighth of those that have been idle for `linger`, at
+    /// least one and at most 32. A connection that has not sent a byte is idle, too. If none is, the
+    /// client waits.
     pub connections: usize,
 }
 
@@ -98,7 +108,7 @@ impl Default for Limits {
 }
 
 /// As many connections as wished, less if the process may not open so many files.
-fn connections_allowed(wished: usize) -> usize {
+pub(crate) fn connections_allowed(wished: usize) -> usize {
     /// Descriptors left for listeners, logs, the reactor and what handlers open.
     const SPARE: u64 = 64;
     let files =

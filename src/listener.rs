@@ -505,15 +505,42 @@ impl Listener {
     /// the stream still works. At the stop the server polls the stream until it returns `Pending`, and
     /// then drops it with everything in it.
     ///
+    /// A source has no queue that the server could look at: if [`Limits::connections`] are served, its
+    /// clients wait until one of those has ended, be they idle or not. Options of the sockets, such as
+    /// keep-alive probes, are the program's to set.
+    ///
     /// If the stream panics, its listener is closed. The server logs the panic and stops, as by
     /// [`Shutdown::stop`]. [`Server::serve`] and [`run`] finish what is in flight, and then return an
     /// error that names the panic and the line that has called this function.
     ///
+    /// [`Limits::connections`]: crate::Limits::connections
     /// [`Shutdown::stop`]: crate::Shutdown::stop
     /// [`Server::serve`]: crate::Server::serve
     /// [`run`]: crate::run
     ///
     /// # Examples
+    ///
+    /// An accept loop of the program's own:
+    ///
+    /// ```
+    /// use futures_lite::{StreamExt, stream};
+    /// use smol::Async;
+    /// use smol_graceful::{Connection, Listener};
+    /// use std::net::TcpListener;
+    ///
+    /// # smol::block_on(async {
+    /// let socket = Async::<TcpListener>::bind(([127, 0, 0, 1], 0))?;
+    /// let connections = stream::unfold(socket, |socket| async {
+    ///     let accepted = socket.accept().await.map(|(stream, _)| Connection::from(stream));
+    ///     Some((accepted, socket))
+    /// });
+    /// let listener = Listener::of(connections);
+    /// # drop(listener);
+    /// # std::io::Result::Ok(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// A pipe:
     ///
     /// ```
     /// use futures_lite::stream;
@@ -542,7 +569,8 @@ impl Listener {
     /// If `wrap` returns the [`Connection`] that it was given, a socket is served as a plain socket,
     /// without any cost. A [`Connection`] may also say by [`Connection::from_peer`] who the client is,
     /// as far as a proxy in front knows: then the requests, the log and the outcome name that peer.
-    /// `examples/proxy_protocol.rs` does both.
+    /// `examples/proxy_protocol.rs` does both. Only a [`Connection`] that `wrap` returns names a peer: with
+    /// TLS behind such a proxy, return `Connection::new(tls_stream).from_peer(peer)`.
     ///
     /// [`Limits::head_timeout`]: crate::Limits::head_timeout
     ///
@@ -573,7 +601,7 @@ impl Listener {
         self
     }
 
-    /// Returns how many connections [`Listener::wrap`] has failed to make anything of, because it
+    /// Returns on how many connections [`Listener::wrap`] has failed, because it
     /// returned an error, panicked, or took too long. Clones of a listener count together.
     ///
     /// A client that leaves without having sent a byte does not count.

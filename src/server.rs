@@ -21,8 +21,9 @@ use smol::lock::{Semaphore, SemaphoreGuardArc};
 
 use crate::error::ServeError;
 use crate::exchange::{self, Handler, Service};
-use crate::limits::Limits;
+use crate::limits::{Limits, connections_allowed};
 use crate::listener::{Accepted, Listen, Listener};
+use crate::log_limit::LogLimit;
 use crate::outcome::{Draining, Outcome};
 use crate::registry::{Holder, Registry, Seat};
 use crate::shutdown::{Guard, Phase, Shutdown, wake};
@@ -150,9 +151,9 @@ impl Server {
     /// Shares a latch, with other servers or with work of the program's own; the default is one
     /// for this server alone.
     ///
-    /// Who shares a latch drains together: all are drained when nobody holds it any more, the first
-    /// grace that ends cuts what is left of all, so that they should have the same `grace` and
-    /// `lame_duck`, and each outcome counts what all have finished. A server that is to answer while
+    /// Servers that share a latch drain together. All are drained when nobody holds the latch any more.
+    /// The first grace that ends cuts what is left of all of them, so give them the same `grace` and
+    /// `lame_duck`. Each outcome counts what all have finished. A server that is to answer while
     /// the others drain has a latch of its own, and is stopped behind them.
     ///
     /// # Examples
@@ -266,11 +267,20 @@ impl Server {
             let inherited = if listener.is_held() { " (inherited)" } else { "" };
             log::info!("listening on {}{inherited}", listener.address());
         }
+        let places = connections_allowed(self.limits.connections).max(1);
+        if places < self.limits.connections {
+            // Without a descriptor a client could not even be seen to wait.
+            log::warn!(
+                "{places} connections at most, not {}: the process may not open more files; raise `ulimit -n`",
+                self.limits.connections,
+            );
+        }
         Ok(Running {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             listeners,
             executor: self.executor.unwrap_or_default(),
-            slots: Arc::new(Semaphore::new(self.limits.connections.max(1))),
+            slots: Arc::new(Semaphore::new(places)),
+            fullness: LogLimit::new(),
             service: Arc::new(Service {
                 handler: self.handler,
                 limits: self.limits,
@@ -299,6 +309,8 @@ pub(crate) struct Running {
     executor: Arc<Executor<'static>>,
     /// One for each connection that may be open.
     slots: Arc<Semaphore>,
+    /// Keeps clients that wait for a place from filling the log.
+    fullness: LogLimit,
     service: Arc<Service>,
 }
 
@@ -346,11 +358,13 @@ impl Running {
                 let idle = self.service.shutdown.with_registry(|registry| {
                     registry.idle_longest(self.number, least, Instant::now())
                 });
-                log::debug!(
-                    "all {} places are taken; {} give way",
-                    self.service.limits.connections,
-                    idle.len()
-                );
+                if let Some(times) = self.fullness.count(Instant::now()) {
+                    log::info!(
+                        "all places are taken while a client waits ({times} times since this was said); \
+                         the connections that have been idle longest give way: {}",
+                        idle.len(),
+                    );
+                }
                 idle.iter().for_each(|seat| seat.give_way());
                 Timer::after(pause).await;
                 pause = (pause * 2).min(Duration::from_millis(100));

@@ -325,7 +325,8 @@ pub struct Token {
 impl Token {
     /// The token of the server that received `request`.
     ///
-    /// A request that came from no server, in a test of a handler, has a token that never stops.
+    /// A request that came from no server, in a test of a handler, has a token that never stops, and so
+    /// has a clone of a request, because http-types does not clone extensions: ask the original.
     ///
     /// # Examples
     ///
@@ -435,7 +436,8 @@ impl Token {
     /// short names the line that called this.
     ///
     /// A guard of [`Token::of`] a request keeps that request's handler going, too: without one, the
-    /// handler is dropped when its client has reset the connection (rule S22).
+    /// server drops the handler when the client has reset the connection (rule S22). A guard does not
+    /// protect against the end of the grace, nor against a second signal.
     ///
     /// # Examples
     ///
@@ -447,6 +449,22 @@ impl Token {
     /// shutdown.stop();
     /// assert!(shutdown.token().guard().is_none());
     /// ```
+    ///
+    /// A handler that its client cannot cut in the middle:
+    ///
+    /// ```
+    /// use smol_graceful::{Request, Token, http_types};
+    /// # async fn write_one() {}
+    /// # async fn write_other() {}
+    ///
+    /// async fn handler(request: Request) -> http_types::Result<&'static str> {
+    ///     let _guard = Token::of(&request).guard();
+    ///     write_one().await;
+    ///     write_other().await;
+    ///     Ok("both are written")
+    /// }
+    /// ```
+    #[must_use = "a guard that is dropped at once holds nothing"]
     #[track_caller]
     pub fn guard(&self) -> Option<Guard> {
         let holder = Holder::Guard { place: Location::caller(), since: Instant::now() };
