@@ -1,9 +1,10 @@
-//! Promises and places: a response announces what the connection then does, nobody waits for ever, and a place
-//! belongs to a client that uses it.
+//! Promises and places: a response announces what the connection then does, nobody waits for ever,
+//! and a place belongs to a client that uses it.
 //!
-//! Clients speak over raw sockets, or over a pipe in memory where a socket would tell the server too much. A test that
-//! needs the sweep waits for something that only the sweep does, so that no test depends on the speed of the machine.
-//! Only the minimum rate of bodies takes its five seconds.
+//! Clients speak over raw sockets, or over a pipe in memory where a socket would tell the server
+//! too much. A test that needs the sweep waits for something that only the sweep does, so that no
+//! test depends on the speed of the machine. Only the minimum rate of bodies takes its five
+//! seconds.
 
 mod common;
 
@@ -33,7 +34,8 @@ use smol_graceful::{
 
 // ── What a response announces ───────────────────────────────────────────────────────────────
 
-/// A request whose body comes in two parts, the second behind the response or behind `100 Continue`.
+/// A request whose body comes in two parts, the second behind the response or behind `100
+/// Continue`.
 struct Upload {
     name: &'static str,
     fields: &'static str,
@@ -41,7 +43,8 @@ struct Upload {
     rest: Vec<u8>,
     /// The body without its framing.
     content: Vec<u8>,
-    /// Whether the response has to announce the close, if nobody reads the body. `None`: either will do.
+    /// Whether the response has to announce the close, if nobody reads the body. `None`: either
+    /// will do.
     closes: Option<bool>,
 }
 
@@ -104,7 +107,8 @@ fn answer(path: &str) -> Response {
     }
 }
 
-/// Sends an upload and gives the final response, and whether the client has been asked for the body.
+/// Sends an upload and gives the final response, and whether the client has been asked for the
+/// body.
 fn upload(client: &mut Client, method: &str, path: &str, upload: &Upload) -> (Received, bool) {
     let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{}\r\n", upload.fields);
     client.send([head.as_bytes(), &upload.begin].concat());
@@ -116,7 +120,7 @@ fn upload(client: &mut Client, method: &str, path: &str, upload: &Upload) -> (Re
     (client.try_response(method == "HEAD").unwrap(), true)
 }
 
-/// The connection ends or goes on, as `response` has announced.
+/// Asserts that the connection ends or goes on, as `response` has announced.
 fn assert_as_told(client: &mut Client, response: &Received, sent: bool, upload: &Upload) {
     if response.says_close() {
         assert_eq!(client.end(), End::Eof);
@@ -152,7 +156,8 @@ fn a_body_that_a_task_holds_ends_the_connection_as_announced() {
     settle(&server);
 }
 
-/// Rules W7 and W9 while a task reads the body: the response may meet the task anywhere, and its announcement holds.
+/// Rules W7 and W9 while a task reads the body: the response may meet the task anywhere, and its
+/// announcement holds.
 #[test]
 fn a_body_that_a_task_reads_ends_the_connection_as_announced() {
     let server = Running::new(|mut request: Request| {
@@ -174,7 +179,8 @@ fn a_body_that_a_task_reads_ends_the_connection_as_announced() {
     settle(&server);
 }
 
-/// A response that is made of the request's body takes the body with it, or leaves the rest to be discarded.
+/// A response that is made of the request's body takes the body with it, or leaves the rest to be
+/// discarded.
 #[test]
 fn a_response_made_of_the_body_keeps_the_connection() {
     let server = Running::new(|mut request: Request| async move {
@@ -217,7 +223,8 @@ fn a_response_made_of_the_body_keeps_the_connection() {
 
 // ── Nobody waits for ever ───────────────────────────────────────────────────────────────────
 
-/// A handler that asks for trailers before it has read the body is told at once that there are none.
+/// A handler that asks for trailers before it has read the body is told at once that there are
+/// none.
 #[test]
 fn trailers_of_a_body_without_chunks_are_not_waited_for() {
     let server = Running::new(|mut request: Request| async move {
@@ -238,8 +245,8 @@ fn trailers_of_a_body_without_chunks_are_not_waited_for() {
     settle(&server);
 }
 
-/// A task that waits for more of a body that is discarded is told so, also where a stream has room for one waker
-/// only (rule W6).
+/// A task that waits for more of a body that is discarded is told so, also where a stream has room
+/// for one waker only (rule W6).
 #[test]
 fn a_reader_of_a_discarded_body_is_told() {
     for kind in STREAMS {
@@ -271,8 +278,8 @@ fn a_reader_of_a_discarded_body_is_told() {
     }
 }
 
-/// A server whose handler answers as soon as another thread waits for more than five bytes of the body. The thread
-/// reports how its wait ended.
+/// Starts a server whose handler answers as soon as another thread waits for more than five bytes
+/// of the body. The thread reports how its wait ended.
 fn reading_elsewhere(kind: &str) -> (Serving, Far, Receiver<ErrorKind>) {
     let (report, read) = mpsc::channel();
     let server = Server::new(move |mut request: Request| {
@@ -360,7 +367,7 @@ fn a_client_that_is_gone_gives_its_place_back() {
     }
 }
 
-/// Does as the path says, and then nothing more.
+/// Does as the path says until the client is gone.
 async fn leaving(
     mut request: Request,
     enter: Sender<String>,
@@ -415,8 +422,8 @@ async fn leaving(
     }
 }
 
-/// A client that has closed its side alone gets its answer, although the sweep has looked at it. The handler answers
-/// once the sweep has.
+/// A client that has closed its side alone gets its answer, although the sweep has looked at it.
+/// The handler answers once the sweep has.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_client_that_has_closed_its_side_gets_its_answer() {
@@ -453,8 +460,8 @@ fn a_client_that_has_closed_its_side_gets_its_answer() {
     }
 }
 
-/// A handler whose client is gone is dropped. A task that the handler has started goes on, and a stop waits for the
-/// task's guard.
+/// A handler whose client is gone is dropped. A task that the handler has started goes on, and a
+/// stop waits for the task's guard.
 #[test]
 fn the_work_of_a_task_goes_on_without_the_client() {
     let (stage, enter, gate) = Stagehand::new();
@@ -489,7 +496,8 @@ fn the_work_of_a_task_goes_on_without_the_client() {
     assert!(server.outcome().is_drained());
 }
 
-/// A task that a handler has started learns how far the client has left, and learns it again whenever the task asks.
+/// A task that a handler has started learns how far the client has left, and learns it again
+/// whenever the task asks.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_task_learns_that_the_client_has_left() {
@@ -535,7 +543,8 @@ fn a_task_learns_behind_the_response_that_the_connection_has_ended() {
                     "stop" => server.shutdown.stop(),
                     _ => server.shutdown.abort(),
                 }
-                // The server reads the client's close and ends the connection, which is all that the task learns.
+                // The server reads the client's close and ends the connection, which is all that
+                // the task learns.
                 assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
                 assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
                 let _ = server.stop();
@@ -544,7 +553,8 @@ fn a_task_learns_behind_the_response_that_the_connection_has_ended() {
     }
 }
 
-/// A later request of the same client is the same client's, also for a task that an earlier request has started.
+/// A later request of the same client is the same client's, also for a task that an earlier request
+/// has started.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_task_learns_behind_the_response_that_the_client_has_closed_its_side() {
@@ -554,7 +564,7 @@ fn a_task_learns_behind_the_response_that_the_client_has_closed_its_side() {
     client.get("/wait");
     stage.entered("/wait");
     client.half_close();
-    // One from each of both requests.
+    // Each of both requests has started a task.
     assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::HalfClosed));
     assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::HalfClosed));
     stage.open();
@@ -612,7 +622,8 @@ fn a_pipe_tells_only_its_end() {
     assert!(server.stop().is_drained());
 }
 
-/// A server whose handler starts a task that reports how the client leaves. `/wait` is answered when the stage is open.
+/// Starts a server whose handler starts a task that reports how the client leaves. The handler
+/// answers `/wait` when the stage is open.
 fn watching<const N: usize>(listeners: [Listener; N]) -> (Serving, Stagehand, Receiver<Left>) {
     let (stage, enter, gate) = Stagehand::new();
     let (report, left) = mpsc::channel();
@@ -631,7 +642,8 @@ fn watching<const N: usize>(listeners: [Listener; N]) -> (Serving, Stagehand, Re
     (Serving::of(server.limits(quick_sweeps()), listeners), stage, left)
 }
 
-/// Starts a task that reports what becomes of the client: how far it has left, and then that it is gone.
+/// Starts a task that reports what becomes of the client: how far it has left, and then that it is
+/// gone.
 fn watch(request: &Request, report: Sender<Left>) {
     let client = smol_graceful::Client::of(request);
     let watch = async move {
@@ -647,8 +659,9 @@ fn watch(request: &Request, report: Sender<Left>) {
 
 // ── Places ──────────────────────────────────────────────────────────────────────────────────
 
-/// All places are taken by connections that wait for their next request. The connection that has been idle longest gives
-/// way to a new client, long before the idle timeout. Of many connections two may give way at once.
+/// All places are taken by connections that wait for their next request. The connection that has
+/// been idle longest gives way to a new client, long before the idle timeout. Of many connections
+/// two may give way at once.
 #[test]
 fn the_connection_that_is_idle_longest_gives_way() {
     for (connections, give_way) in [(1, 1), (2, 1), (5, 1), (15, 1), (20, 2)] {
@@ -773,7 +786,8 @@ fn a_connection_at_work_keeps_its_place() {
     settle(&server);
 }
 
-/// A request that is in the socket when its idle connection is to give way is served, as at a stop (rule S6).
+/// A request that is in the socket when its idle connection is to give way is served, as at a stop
+/// (rule S6).
 #[test]
 fn a_request_that_has_arrived_is_served_before_its_connection_gives_way() {
     let (server, entered, open) = blocking(places(2));
@@ -783,13 +797,14 @@ fn a_request_that_has_arrived_is_served_before_its_connection_gives_way() {
         let mut busy = server.connect();
         busy.get("/block");
         entered.recv_timeout(PATIENCE).unwrap();
-        // The idle connection may give way from now on. If this is too short, the test is easier than it should be.
+        // The idle connection may give way from now on. If this is too short, the test is easier
+        // than it should be.
         thread::sleep(2 * LINGER);
         idle.get("/");
         let mut new = server.connect();
         new.get("/");
         open.send(()).unwrap();
-        assert_eq!(idle.response().text(), "okay", "it was there before the new client");
+        assert_eq!(idle.response().text(), "okay", "the request was there before the new client");
         assert_eq!(busy.response().text(), "okay");
         assert_eq!(new.response().text(), "okay");
         drop(busy);
@@ -809,7 +824,8 @@ fn a_crowd_of_new_clients_is_served() {
     let mut busy = server.connect();
     busy.get("/block");
     entered.recv_timeout(PATIENCE).unwrap();
-    // The requests are in the sockets before a connection is accepted: a silent one might have to give way.
+    // The requests are in the sockets before a connection is accepted: a silent one might have to
+    // give way.
     let mut crowd: Vec<_> = (0..40).map(|_| server.connect()).collect();
     for client in &mut crowd {
         client.get("/");
@@ -826,7 +842,8 @@ fn a_crowd_of_new_clients_is_served() {
     settle(&server);
 }
 
-/// A server whose only thread stands still while it handles `/block`, from the first channel's word to the second's.
+/// Starts a server whose only thread stands still while the handler handles `/block`. The receiver
+/// tells that the handler has begun, the sender lets the handler go on.
 fn blocking(limits: Limits) -> (Running, Receiver<()>, Sender<()>) {
     let (open, gate) = mpsc::channel::<()>();
     let (enter, entered) = mpsc::channel();
@@ -862,8 +879,8 @@ fn idle_connections_of_other_listeners_give_way() {
 
 // ── The least rate of a body ────────────────────────────────────────────────────────────────
 
-/// A client that sends a byte now and then ends in 408. Neither a client that sends steadily nor a client of a slow
-/// handler does, and nobody does without a rate.
+/// A client that sends a byte now and then ends in 408. Neither a client that sends steadily nor a
+/// client of a slow handler does, and nobody does without a rate.
 #[test]
 fn a_body_that_comes_too_slowly_is_ended() {
     let (stage, enter, gate) = Stagehand::new();
@@ -884,7 +901,8 @@ fn a_body_that_comes_too_slowly_is_ended() {
             Ok(n.to_string())
         }
     };
-    // A client that is to be spared may pause for as long as `stall_timeout`. The sweep looks often.
+    // A client that is to be spared may pause for as long as `stall_timeout`. The sweep looks
+    // often.
     let limits = Limits {
         head_timeout: Duration::from_millis(400),
         stall_timeout: Duration::from_secs(4),
@@ -940,7 +958,8 @@ fn a_body_that_comes_too_slowly_is_ended() {
 struct Trickle {
     client: Client,
     begun: Instant,
-    /// Whether something came from the server before everything had been sent: an answer, or the end.
+    /// Whether something came from the server before everything had been sent: an answer, or the
+    /// end.
     is_told: bool,
 }
 
@@ -980,29 +999,30 @@ fn case(name: &str, run: impl FnOnce()) {
     assert!(catch_unwind(AssertUnwindSafe(run)).is_ok(), "failed: {name:?}");
 }
 
-/// Once its clients are gone, a server has nothing in flight and drains.
+/// Waits until nothing is in flight, and asserts that the server drains.
 fn settle(server: &Running) {
     wait_until("every connection has ended", || server.shutdown.in_flight() == 0);
     assert!(server.stop().is_drained());
 }
 
-/// The connection serves a further request.
+/// Asserts that the connection serves a further request.
 fn assert_open(client: &mut Client) {
     assert_eq!(client.get("/again").response().status, 200);
 }
 
-/// How often [`quick_sweeps`] lets the server look at its connections.
+/// Tells how often [`quick_sweeps`] lets the server look at its connections.
 const SWEEP: Duration = Duration::from_millis(10);
 
-/// The sweep looks as often as the shortest limit needs. Each head here comes in one piece.
+/// Returns limits under which the sweep looks often: it looks as often as the shortest limit needs.
+/// Each head here comes in one piece.
 fn quick_sweeps() -> Limits {
     Limits { head_timeout: 8 * SWEEP, ..Limits::default() }
 }
 
-/// How long a connection is idle before it may give way.
+/// Tells how long a connection is idle before the connection may give way.
 const LINGER: Duration = Duration::from_millis(5);
 
-/// So many places.
+/// Returns limits with so many places.
 fn places(connections: usize) -> Limits {
     Limits { connections, linger: LINGER, ..Limits::default() }
 }
@@ -1010,7 +1030,7 @@ fn places(connections: usize) -> Limits {
 const HANDSHAKE: &str =
     "GET /upgraded HTTP/1.1\r\nHost: x\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
 
-/// A listener on a socket of this family.
+/// Binds a listener on a socket of this family.
 fn listener(socket: &str, directory: &Directory) -> Listener {
     let address = match socket {
         "tcp" => "127.0.0.1:0".parse().unwrap(),
@@ -1048,10 +1068,10 @@ impl Serving {
     }
 }
 
-/// What a connection can be. The server knows the socket of the last one only.
+/// Names the kinds of connections. The server knows the socket of the last kind only.
 const STREAMS: [&str; 4] = ["pair", "wrapped pair", "stream", "socket"];
 
-/// Both ends of a connection of this kind.
+/// Makes both ends of a connection of this kind.
 fn streams(kind: &str) -> (Far, Connection) {
     if kind.ends_with("pair") {
         let (client, connection) = Connection::pair();
@@ -1105,7 +1125,7 @@ fn patiently<T>(future: impl Future<Output = T>) -> T {
     future::block_on(future.or(late))
 }
 
-/// Tells when it is dropped.
+/// Tells that it has been dropped.
 struct Dropped(Sender<()>);
 
 impl Drop for Dropped {
