@@ -270,6 +270,10 @@ impl AsyncWrite for Connection {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let n = ready!(delegate!(self, stream => stream.poll_write(cx, buf)))?;
+        if n == 0 && !buf.is_empty() {
+            // A pipe whose other end is gone says so, and futures-rustls would try again for ever.
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
         if let Some((meter, _)) = &self.metered {
             meter.send(n);
         }
