@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -285,7 +285,12 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, stream => stream.poll_close(cx))
+        match self.stream() {
+            // async-io only flushes: a wrapper's farewell would have no FIN behind it.
+            Stream::Tcp(socket) => Poll::Ready(socket.get_ref().shutdown(Shutdown::Write)),
+            Stream::Unix(socket) => Poll::Ready(socket.get_ref().shutdown(Shutdown::Write)),
+            Stream::Other(mut stream) => Pin::new(&mut stream).poll_close(cx),
+        }
     }
 }
 
