@@ -84,6 +84,7 @@ impl Gate {
             undelivered: 0,
             is_open_ended: false,
             serving: Stage::Handler,
+            behind_writing: Stage::Handler,
             seat: seat.clone(),
         }));
         Self { wire, seat, bounds, output: Outgoing::default() }
@@ -493,13 +494,13 @@ impl Gate {
 
     fn poll_send(&mut self, cx: &mut Context<'_>, tail: &[u8]) -> Poll<io::Result<usize>> {
         let wire = &mut *lock(&self.wire);
-        let serving = wire.serving;
+        let behind = wire.behind_writing;
         let Some(transport) = &mut wire.transport else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
         let before = transport.metered_sent();
         let sent = self.output.poll_send(transport, cx, tail, || match self.seat.stage() {
-            Stage::Writing => self.seat.enter(serving),
+            Stage::Writing => self.seat.enter(behind),
             // A response that goes out is progress (rule S20).
             Stage::Response => self.seat.enter(Stage::Response),
             _ => {}
@@ -515,8 +516,16 @@ impl Gate {
                 wire.undelivered = undelivered;
             }
             if moves {
+                wire.behind_writing = match self.seat.stage() {
+                    Stage::Writing => behind,
+                    stage @ (Stage::Body | Stage::Discarding) => stage,
+                    _ => wire.serving,
+                };
                 self.seat.enter(Stage::Writing);
             }
+        } else if self.seat.stage() == Stage::Writing {
+            // What a wrapper held back has gone out without a further write.
+            self.seat.enter(behind);
         }
         sent
     }
@@ -693,6 +702,8 @@ struct Wire {
     is_open_ended: bool,
     /// What the connection's task is at, for when a reader of the body has what it waited for.
     serving: Stage,
+    /// What the connection goes on with when the client takes more of what is written.
+    behind_writing: Stage,
     seat: Arc<Seat>,
 }
 
@@ -770,16 +781,22 @@ impl Wire {
                     Stage::Discarding => Stage::Discarding,
                     _ => Stage::Body,
                 };
-                if self.seat.stage() != stage || came > 0 {
-                    self.seat.enter(stage);
+                match self.seat.stage() {
+                    // Nothing has moved: the client may neither read nor send.
+                    Stage::Writing if came == 0 => self.behind_writing = stage,
+                    before if before == stage && came == 0 => {}
+                    _ => self.seat.enter(stage),
                 }
                 if !due && self.incoming.continue_is_asked() {
                     // The connection's task sends it; the reader may be another.
                     self.seat.wake();
                 }
             }
-            Poll::Ready(_) if self.seat.stage() == Stage::Body => self.seat.enter(self.serving),
-            Poll::Ready(_) => {}
+            Poll::Ready(_) => match self.seat.stage() {
+                Stage::Body => self.seat.enter(self.serving),
+                Stage::Writing => self.behind_writing = self.serving,
+                _ => {}
+            },
         }
         read
     }
