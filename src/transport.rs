@@ -235,6 +235,13 @@ impl Transport {
         }
     }
 
+    /// Returns `true` if the connection has failed, for example by a reset. One that both sides have
+    /// closed has not.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.socket()
+            .is_some_and(|fd| pending_events(fd, PollFlags::empty()).contains(PollFlags::ERR))
+    }
+
     /// Makes the coming close a reset, so that the client cannot take what it got for the whole.
     pub(crate) fn reset_on_close(&self) {
         if let Some(socket) = self.tcp() {

@@ -83,6 +83,7 @@ impl Gate {
             streak: 0,
             undelivered: 0,
             is_open_ended: false,
+            is_read_to_end: false,
             serving: Stage::Handler,
             behind_writing: Stage::Handler,
             seat: seat.clone(),
@@ -448,7 +449,7 @@ impl Gate {
     }
 
     /// Hands the raw stream over to the task that waits for it, and waits until that has dropped
-    /// it (rule S11), or the client is gone (rule S22): then the task is told by errors.
+    /// it (rule S11), or the client is gone (rule S22): then errors tell the task.
     pub(crate) async fn upgrade(&self, to: upgrade::Sender) {
         self.seat.enter(Stage::Upgraded);
         let (open, closed) = channel::bounded::<Infallible>(1);
@@ -458,11 +459,18 @@ impl Gate {
         let dropped = async {
             let _ = closed.recv().await;
         };
-        let gone = poll_fn(|_| match self.finds_client_gone() {
+        let gone = poll_fn(|_| match self.finds_client_gone() && self.has_nothing_to_read() {
             true => Poll::Ready(()),
             false => Poll::Pending,
         });
         dropped.or(gone).await;
+    }
+
+    /// Returns `true` if the owner of an upgraded stream cannot read any more from it. A connection
+    /// that both sides have closed looks gone, although the client's last words may be unread.
+    fn has_nothing_to_read(&self) -> bool {
+        let wire = self.wire();
+        wire.is_read_to_end || wire.transport.as_ref().is_none_or(Transport::is_reset)
     }
 
     /// Sends everything.
@@ -700,6 +708,8 @@ struct Wire {
     /// In the middle of a response whose end is the connection's: the client could take what it
     /// got for the whole.
     is_open_ended: bool,
+    /// The owner of an upgraded stream has found its end, or an error.
+    is_read_to_end: bool,
     /// What the connection's task is at, for when a reader of the body has what it waited for.
     serving: Stage,
     /// What the connection goes on with when the client takes more of what is written.
