@@ -608,9 +608,22 @@ pub(crate) async fn leave(
     draining: impl Fn() -> bool,
 ) {
     seat.enter(Stage::Closing);
-    let half_closed = poll_fn(|cx| match transport.poll_half_close(cx) {
-        Poll::Pending if seat.is_expired() => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-        closed => closed,
+    let mut seen = None;
+    let half_closed = poll_fn(|cx| {
+        let closed = transport.poll_half_close(cx);
+        if closed.is_ready() {
+            return closed;
+        }
+        // A wrapper may still hold what was written, so its client has the time of a slow one.
+        let moved = Some((transport.metered_sent(), transport.undelivered()));
+        if moved != seen {
+            seen = moved;
+            let is_slow = transport.has_socket();
+            seat.enter(if is_slow { Stage::Delivering } else { Stage::Closing });
+        } else if seat.is_expired() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Poll::Pending
     });
     if half_closed.await.is_err() {
         return;
