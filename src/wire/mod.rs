@@ -345,7 +345,7 @@ impl Gate {
     fn poll_tend(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let waits_for_body = matches!(self.seat.stage(), Stage::Body | Stage::Discarding);
         if self.seat.is_expired() && waits_for_body {
-            self.wire().end_wait_for_body();
+            self.wire().end_wait_for_body(cx);
         }
         match self.poll_flush(cx) {
             Poll::Ready(Err(_)) => Poll::Ready(()),
@@ -826,10 +826,20 @@ impl Wire {
 
     /// The wait for the body has been too long: every reader finds an error, unless it is the
     /// reader that has lost its interest, and not the client.
-    fn end_wait_for_body(&mut self) {
-        let has_more = self.transport.as_ref().is_some_and(|transport| transport.waiting() > 0);
+    fn end_wait_for_body(&mut self, cx: &mut Context<'_>) {
+        let has_more = match &mut self.transport {
+            // Only a read tells. Its waker takes the place of the reader's.
+            Some(transport) if !transport.has_socket() => {
+                let mut reads = (0..LAST_LOOKS).map(|_| self.incoming.poll_fill(transport, cx));
+                matches!(reads.find(Poll::is_ready), Some(Poll::Ready(Ok(n))) if n > 0)
+            }
+            transport => transport.as_ref().is_some_and(|transport| transport.waiting() > 0),
+        };
         if has_more || !self.incoming.unread().is_empty() {
             self.seat.enter(self.serving);
+            if let Some(reader) = self.reader.take() {
+                reader.wake();
+            }
             return;
         }
         self.incoming.cut_body(io::ErrorKind::TimedOut, Some(StatusCode::RequestTimeout));
