@@ -159,15 +159,20 @@ async fn wrapped(
         }
     };
     seat.end();
-    if let (Some(socket), true) = (&socket, service.is_draining()) {
-        // The linger may have been over before there was a connection to send a request on.
-        let request = poll_fn(|cx| socket.poll_readable(cx).map(drop));
+    let mut wrapped = Box::new(Wrapped::new(stream, socket, Some(meter)));
+    if service.is_draining() {
+        // The linger may have been over before there was a connection to send a request on. The
+        // wrapper may have read the request already, so the socket does not tell.
+        let request = poll_fn(|cx| match service.is_aborting() {
+            true => Poll::Ready(()),
+            false => wrapped.poll_ahead(cx),
+        });
         let linger = async {
             Timer::after(service.limits.linger).await;
         };
         request.or(linger).await;
     }
-    Some(Transport::Wrapped(Box::new(Wrapped::new(stream, socket, Some(meter)))))
+    Some(Transport::Wrapped(wrapped))
 }
 
 /// Idle, active, idle, active, …
