@@ -219,7 +219,7 @@ async fn first_bytes(
         loop {
             if service.is_aborting() {
                 // What nobody has read is cut too, and has to be named.
-                let asked = transport.waiting() > 0;
+                let asked = has_asked(transport, cx);
                 seat.enter(if asked { Stage::Accepted } else { Stage::Idle });
                 return Poll::Ready(None);
             }
@@ -286,6 +286,20 @@ async fn first_bytes(
         }
     })
     .await
+}
+
+/// Returns `true` if a client that nobody reads from any more has sent something of a request.
+fn has_asked(transport: &mut Transport, cx: &mut Context<'_>) -> bool {
+    if !transport.is_wrapped() {
+        return transport.waiting() > 0;
+    }
+    let mut bytes = Buffer::new();
+    // A stream may give way although it has something.
+    let mut reads = (0..LAST_LOOKS).map(|_| transport.poll_last_read(cx, &mut bytes));
+    match reads.find(Poll::is_ready) {
+        Some(Poll::Ready(read)) => read.is_ok_and(|n| !is_empty_lines(&bytes[..n])),
+        _ => transport.has_begun(),
+    }
 }
 
 fn bounds(limits: &Limits) -> Bounds {
