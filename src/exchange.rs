@@ -268,6 +268,8 @@ async fn first_bytes(
                 // Under a wrapper, something of a request has arrived that makes no byte of it yet (rules S6, S8).
                 Poll::Pending if transport.has_begun() => {
                     if seat.stage() != Stage::Head {
+                        // The request's time begins here.
+                        seat.end();
                         seat.enter(Stage::Head);
                     } else if seat.is_expired() {
                         return Poll::Ready(None);
@@ -278,7 +280,8 @@ async fn first_bytes(
                 Poll::Pending if leave => return Poll::Ready(None),
                 Poll::Pending => {}
             }
-            if seat.stage() == Stage::Accepted {
+            // A record may have ended without a byte of a request, as TLS has some of its own.
+            if matches!(seat.stage(), Stage::Accepted | Stage::Head) {
                 seat.enter(Stage::Idle);
             }
             // The read has left its waker.
