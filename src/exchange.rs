@@ -478,6 +478,7 @@ async fn refuse(gate: &mut Gate, asked: Asked, status: StatusCode) -> Result<(),
 }
 
 /// What becomes of a handler's answer.
+#[expect(clippy::large_enum_variant, reason = "it is moved once, and most are replies")]
 enum Prepared {
     /// It is sent.
     Reply(Reply),

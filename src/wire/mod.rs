@@ -210,7 +210,10 @@ impl Gate {
     /// request's to find out. Someone else who reads that in this moment may make it look so.
     pub(crate) async fn feeds(&mut self, reply: &mut Reply) -> bool {
         let before = self.wire().reads;
-        let asked = poll_fn(|cx| Poll::Ready(reply.poll_begin(cx)));
+        let asked = poll_fn(|cx| {
+            reply.poll_begin(cx);
+            Poll::Ready(())
+        });
         // The response's body has panicked: it will end there, as it is asked again (rule S17).
         let _ = AssertUnwindSafe(asked).catch_unwind().await;
         // The client may wait for this with the first byte.
