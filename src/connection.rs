@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -289,6 +289,10 @@ impl AsyncWrite for Connection {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let n = ready!(delegate!(self, stream => stream.poll_write(cx, buf)))?;
+        if n == 0 && !buf.is_empty() {
+            // A pipe whose other end is gone says so, and futures-rustls would try again for ever.
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
         if let Some((meter, _)) = &self.metered {
             meter.send(n);
         }
@@ -300,7 +304,12 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, stream => stream.poll_close(cx))
+        match self.stream() {
+            // async-io only flushes: a wrapper's farewell would have no FIN behind it.
+            Stream::Tcp(socket) => Poll::Ready(socket.get_ref().shutdown(Shutdown::Write)),
+            Stream::Unix(socket) => Poll::Ready(socket.get_ref().shutdown(Shutdown::Write)),
+            Stream::Other(mut stream) => Pin::new(&mut stream).poll_close(cx),
+        }
     }
 }
 

@@ -12,7 +12,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use async_io::Timer;
 use futures_lite::FutureExt;
@@ -22,7 +21,6 @@ use log::Level;
 
 use crate::connection::Connection;
 use crate::limits::Limits;
-use crate::log_limit::LogLimit;
 use crate::registry::{Seat, Stage};
 use crate::shutdown::{Phase, Shutdown};
 use crate::transport::{Peer, Transport};
@@ -161,15 +159,20 @@ async fn wrapped(
         seat.name(connection.peer());
     }
     seat.end();
-    if let (Some(socket), true) = (&socket, service.is_draining()) {
-        // The linger may have been over before there was a connection to send a request on.
-        let request = poll_fn(|cx| socket.poll_readable(cx).map(drop));
+    let mut transport = connection.into_transport(socket, Some(meter));
+    if service.is_draining() {
+        // The linger may have been over before there was a connection to send a request on. The
+        // wrapper may have read the request already, so the socket does not tell.
+        let request = poll_fn(|cx| match service.is_aborting() {
+            true => Poll::Ready(()),
+            false => transport.poll_ahead(cx),
+        });
         let linger = async {
             Timer::after(service.limits.linger).await;
         };
         request.or(linger).await;
     }
-    Some(connection.into_transport(socket, Some(meter)))
+    Some(transport)
 }
 
 /// Idle, active, idle, active, …
@@ -216,7 +219,7 @@ async fn first_bytes(
         loop {
             if service.is_aborting() {
                 // What nobody has read is cut too, and has to be named.
-                let asked = transport.waiting() > 0;
+                let asked = has_asked(transport, cx);
                 seat.enter(if asked { Stage::Accepted } else { Stage::Idle });
                 return Poll::Ready(None);
             }
@@ -275,7 +278,8 @@ async fn first_bytes(
                 Poll::Pending if leave => return Poll::Ready(None),
                 Poll::Pending => {}
             }
-            if seat.stage() == Stage::Accepted {
+            // A record may have ended without a byte of a request, as TLS has some of its own.
+            if matches!(seat.stage(), Stage::Accepted | Stage::Head) {
                 seat.enter(Stage::Idle);
             }
             // The read has left its waker.
@@ -283,6 +287,20 @@ async fn first_bytes(
         }
     })
     .await
+}
+
+/// Returns `true` if a client that nobody reads from any more has sent something of a request.
+fn has_asked(transport: &mut Transport, cx: &mut Context<'_>) -> bool {
+    if !transport.is_wrapped() {
+        return transport.waiting() > 0;
+    }
+    let mut bytes = Buffer::new();
+    // A stream may give way although it has something.
+    let mut reads = (0..LAST_LOOKS).map(|_| transport.poll_last_read(cx, &mut bytes));
+    match reads.find(Poll::is_ready) {
+        Some(Poll::Ready(read)) => read.is_ok_and(|n| !is_empty_lines(&bytes[..n])),
+        _ => transport.has_begun(),
+    }
 }
 
 fn bounds(limits: &Limits) -> Bounds {
@@ -458,7 +476,7 @@ async fn refuse(gate: &mut Gate, asked: Asked, status: StatusCode) -> Result<(),
 }
 
 /// What becomes of a handler's answer.
-#[expect(clippy::large_enum_variant, reason = "a box would be an allocation for each response")]
+#[expect(clippy::large_enum_variant, reason = "it is moved once, and most are replies")]
 enum Prepared {
     /// It is sent.
     Reply(Reply),
@@ -484,14 +502,8 @@ async fn prepare(
         } else {
             return Prepared::Upgrade(Box::new(response));
         };
-        // Clients decide how often a handler makes this mistake.
-        static LIMIT: LogLimit = LogLimit::new();
-        if LIMIT.count(Instant::now()).is_some() {
-            let (peer, (method, path)) = (gate.peer(), gate.describe());
-            log::warn!(
-                "{peer} {method} {path}: the handler has upgraded the request, but {problem}"
-            );
-        }
+        let (peer, (method, path)) = (gate.peer(), gate.describe());
+        log::warn!("{peer} {method} {path}: the handler has upgraded the request, but {problem}");
         return Prepared::Refuse(StatusCode::BadRequest);
     }
     let mut reply = Reply::new(response, Asked::by(head));

@@ -793,9 +793,8 @@ mod tests {
     /// What a client sends in each second, whether the server waits for it then, and the second in which it is too slow.
     #[test]
     fn a_body_has_to_come_at_a_rate() {
-        type EachSecond<T> = &'static dyn Fn(u64) -> T;
-        type Case = (&'static str, EachSecond<u64>, EachSecond<bool>, Option<u64>);
-        let cases: [Case; 8] = [
+        type Case<'a> = (&'a str, &'a dyn Fn(u64) -> u64, &'a dyn Fn(u64) -> bool, Option<u64>);
+        let cases: [Case<'_>; 8] = [
             ("nothing", &|_| 0, &|_| true, Some(6)),
             ("a byte now and then", &|n| u64::from(n % 29 == 0), &|_| true, Some(6)),
             ("just enough", &|_| 240, &|_| true, None),
@@ -808,7 +807,7 @@ mod tests {
         for (what, sent, waits, expected) in cases {
             let seat = Seat::new(Peer::Unix, 1);
             let Holder::Connection(mut watched) = Holder::connection(seat.clone()) else {
-                unreachable!("it is a connection")
+                unreachable!()
             };
             let (limits, start) = (Limits::default(), Instant::now());
             let slow = (0..1000).find(|&second| {

@@ -39,6 +39,8 @@ pub(crate) struct Wrapped {
     meter: Option<Arc<Meter>>,
     /// What had been received when the stream last gave something.
     received_at_read: u64,
+    /// What was read to find out whether there is something.
+    ahead: Vec<u8>,
 }
 
 impl Wrapped {
@@ -48,7 +50,7 @@ impl Wrapped {
         meter: Option<Arc<Meter>>,
     ) -> Self {
         let received_at_read = meter.as_ref().map_or(0, |meter| meter.received());
-        Self { stream, socket, meter, received_at_read }
+        Self { stream, socket, meter, received_at_read, ahead: Vec::new() }
     }
 
     /// The stream, and the socket under it.
@@ -56,7 +58,34 @@ impl Wrapped {
         (self.stream, self.socket)
     }
 
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut bytes = [0; AHEAD];
+        match self.poll_read(cx, &mut bytes) {
+            Poll::Ready(Ok(n)) => self.ahead.extend_from_slice(&bytes[..n]),
+            // The next read tells.
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending if self.has_begun() => {}
+            Poll::Pending => return Poll::Pending,
+        }
+        Poll::Ready(())
+    }
+
+    /// Whether something has arrived under the wrapper that has not made a byte yet.
+    fn has_begun(&self) -> bool {
+        self.meter.as_ref().is_some_and(|meter| match meter.position() {
+            Position::Inside => true,
+            Position::Between => false,
+            Position::Unknown => meter.received() > self.received_at_read,
+        })
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        if !self.ahead.is_empty() {
+            let n = self.ahead.len().min(buf.len());
+            buf[..n].copy_from_slice(&self.ahead[..n]);
+            self.ahead.drain(..n);
+            return Poll::Ready(Ok(n));
+        }
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if let (Poll::Ready(_), Some(meter)) = (&read, &self.meter) {
             self.received_at_read = meter.received();
@@ -64,6 +93,9 @@ impl Wrapped {
         read
     }
 }
+
+/// How much is read to find out whether there is something, in bytes.
+const AHEAD: usize = 1024;
 
 /// A byte stream in both directions.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -85,6 +117,14 @@ impl Transport {
             Self::Tcp(socket) => socket.poll_readable(cx),
             Self::Unix(socket) => socket.poll_readable(cx),
             Self::Wrapped(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Waits until something has come that a read will find, be it the end, or a part of it.
+    pub(crate) fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Wrapped(wrapped) => wrapped.poll_ahead(cx),
+            Self::Tcp(_) | Self::Unix(_) => self.poll_readable(cx).map(drop),
         }
     }
 
@@ -182,12 +222,7 @@ impl Transport {
 
     /// Whether something has arrived under a wrapper that has not made a byte yet: half of a TLS record, for example.
     pub(crate) fn has_begun(&self) -> bool {
-        let Self::Wrapped(wrapped) = self else { return false };
-        wrapped.meter.as_ref().is_some_and(|meter| match meter.position() {
-            Position::Inside => true,
-            Position::Between => false,
-            Position::Unknown => meter.received() > wrapped.received_at_read,
-        })
+        matches!(self, Self::Wrapped(wrapped) if wrapped.has_begun())
     }
 
     /// How many bytes have been received under a wrapper so far; `None` if there is none, or if that is not known.
@@ -235,11 +270,11 @@ impl Transport {
         }
     }
 
-    /// Whether the connection has failed, or has ended and nothing of it is left to be read.
-    pub(crate) fn is_spent(&self) -> bool {
-        let has_failed =
-            |socket| pending_events(socket, PollFlags::empty()).intersects(PollFlags::ERR);
-        self.waiting() == 0 || self.socket().is_some_and(has_failed)
+    /// Returns `true` if the connection has failed, for example by a reset. One that both sides have
+    /// closed has not.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.socket()
+            .is_some_and(|fd| pending_events(fd, PollFlags::empty()).contains(PollFlags::ERR))
     }
 
     /// Makes the coming close a reset, so that the client cannot take what it got for the whole.

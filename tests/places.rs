@@ -460,6 +460,54 @@ fn a_client_that_has_closed_its_side_gets_its_answer() {
     }
 }
 
+/// A handler that holds a guard of its request goes on without its client, and is dropped without one.
+#[test]
+fn a_handler_with_a_guard_goes_on_without_the_client() {
+    let directory = Directory::new();
+    for socket in ["tcp", "unix"] {
+        for drains in [false, true] {
+            case(&format!("{socket}, drains: {drains}"), || {
+                let (stage, enter, gate) = Stagehand::new();
+                let (gone, dropped) = mpsc::channel();
+                let (finish, finished) = mpsc::channel();
+                let server = Server::new(move |request: Request| {
+                    let (dropped, gate) = (Dropped(gone.clone()), gate.clone());
+                    let finish = finish.clone();
+                    enter.send(request.url().path().to_owned()).unwrap();
+                    async move {
+                        let path = request.url().path();
+                        let guard = (path == "/held").then(|| Token::of(&request).guard());
+                        let _ = gate.recv().await;
+                        finish.send(path.to_owned()).unwrap();
+                        drop((guard, dropped));
+                        Ok("nobody reads it")
+                    }
+                });
+                let server =
+                    Serving::of(server.limits(quick_sweeps()), [listener(socket, &directory)]);
+                let (mut held, mut other) = (server.connect(), server.connect());
+                held.get("/held");
+                stage.entered("/held");
+                other.get("/other");
+                stage.entered("/other");
+                if drains {
+                    server.shutdown.stop();
+                }
+                held.reset();
+                other.reset();
+                dropped.recv_timeout(PATIENCE).expect("the handler without a guard");
+                // A sweep, at least, has found both clients gone by now.
+                thread::sleep(3 * SWEEP);
+                assert!(dropped.try_recv().is_err());
+                stage.open();
+                assert_eq!(finished.recv_timeout(PATIENCE).as_deref(), Ok("/held"));
+                dropped.recv_timeout(PATIENCE).expect("the handler with a guard");
+                assert!(server.stop().is_drained());
+            });
+        }
+    }
+}
+
 /// A handler whose client is gone is dropped. A task that the handler has started goes on, and a
 /// stop waits for the task's guard.
 #[test]
@@ -467,8 +515,11 @@ fn the_work_of_a_task_goes_on_without_the_client() {
     let (stage, enter, gate) = Stagehand::new();
     let (gone, dropped) = mpsc::channel();
     let (finish, finished) = mpsc::channel();
-    let server = Running::with(quick_sweeps(), move |request: Request| {
-        let (dropped, guard) = (Dropped(gone.clone()), Token::of(&request).guard());
+    let shutdown = Shutdown::new();
+    // A guard of the request's own token would keep the handler going, too.
+    let token = shutdown.token();
+    let server = Server::new(move |request: Request| {
+        let (dropped, guard) = (Dropped(gone.clone()), token.guard());
         let (enter, gate, finish) = (enter.clone(), gate.clone(), finish.clone());
         async move {
             let work = async move {
@@ -483,6 +534,7 @@ fn the_work_of_a_task_goes_on_without_the_client() {
             never
         }
     });
+    let server = Running::of(server.limits(quick_sweeps()).shutdown(&shutdown));
     let mut client = server.connect();
     client.get("/work");
     stage.entered("/work");

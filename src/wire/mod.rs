@@ -83,7 +83,9 @@ impl Gate {
             streak: 0,
             undelivered: 0,
             is_open_ended: false,
+            is_read_to_end: false,
             serving: Stage::Handler,
+            behind_writing: Stage::Handler,
             seat: seat.clone(),
         }));
         Self { wire, seat, bounds, output: Outgoing::default() }
@@ -357,7 +359,7 @@ impl Gate {
 
     fn poll_tend(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.seat.is_expired() && self.seat.stage().waits_for_body() {
-            self.wire().end_wait_for_body();
+            self.wire().end_wait_for_body(cx);
         }
         match self.poll_flush(cx) {
             Poll::Ready(Err(_)) => Poll::Ready(()),
@@ -462,7 +464,7 @@ impl Gate {
     }
 
     /// Hands the raw stream over to the task that waits for it, and waits until that has dropped
-    /// it (rule S11), or the client is gone (rule S22): then the task is told by errors.
+    /// it (rule S11), or the client is gone (rule S22): then errors tell the task.
     pub(crate) async fn upgrade(&self, to: upgrade::Sender) {
         self.seat.enter(Stage::Upgraded);
         let (open, closed) = channel::bounded::<Infallible>(1);
@@ -472,13 +474,22 @@ impl Gate {
         let dropped = async {
             let _ = closed.recv().await;
         };
-        // What a client has sent before it has closed is still to be read.
-        let is_spent = || self.wire().transport.as_ref().is_none_or(Transport::is_spent);
-        let gone = poll_fn(|_| match self.finds_client_gone() && is_spent() {
+        let gone = poll_fn(|_| match self.finds_client_gone() && self.has_nothing_to_read() {
             true => Poll::Ready(()),
             false => Poll::Pending,
         });
         dropped.or(gone).await;
+    }
+
+    /// Returns `true` if the owner of an upgraded stream cannot read any more from it. A connection
+    /// that both sides have closed looks gone, although the client's last words may be unread.
+    fn has_nothing_to_read(&self) -> bool {
+        let wire = self.wire();
+        let Some(transport) = &wire.transport else { return true };
+        let is_empty = || {
+            !transport.is_wrapped() && transport.waiting() == 0 && wire.incoming.unread().is_empty()
+        };
+        wire.is_read_to_end || transport.is_reset() || is_empty()
     }
 
     /// Sends everything, unless the client is gone (rule S22).
@@ -512,13 +523,13 @@ impl Gate {
 
     fn poll_send(&mut self, cx: &mut Context<'_>, tail: &[u8]) -> Poll<io::Result<usize>> {
         let wire = &mut *lock(&self.wire);
-        let serving = wire.serving;
+        let behind = wire.behind_writing;
         let Some(transport) = &mut wire.transport else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
         let before = transport.metered_sent();
         let sent = self.output.poll_send(transport, cx, tail, || match self.seat.stage() {
-            Stage::Writing => self.seat.enter(serving),
+            Stage::Writing => self.seat.enter(behind),
             // A response that goes out is progress (rule S20).
             Stage::Response => self.seat.enter(Stage::Response),
             _ => {}
@@ -534,8 +545,16 @@ impl Gate {
                 wire.undelivered = undelivered;
             }
             if moves {
+                wire.behind_writing = match self.seat.stage() {
+                    Stage::Writing => behind,
+                    stage @ (Stage::Body | Stage::Discarding) => stage,
+                    _ => wire.serving,
+                };
                 self.seat.enter(Stage::Writing);
             }
+        } else if self.seat.stage() == Stage::Writing {
+            // What a wrapper held back has gone out without a further write.
+            self.seat.enter(behind);
         }
         sent
     }
@@ -610,9 +629,22 @@ pub(crate) async fn leave(
     draining: impl Fn() -> bool,
 ) {
     seat.enter(Stage::Closing);
-    let half_closed = poll_fn(|cx| match transport.poll_half_close(cx) {
-        Poll::Pending if seat.is_expired() => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-        closed => closed,
+    let mut seen = None;
+    let half_closed = poll_fn(|cx| {
+        let closed = transport.poll_half_close(cx);
+        if closed.is_ready() {
+            return closed;
+        }
+        // A wrapper may still hold what was written, so its client has the time of a slow one.
+        let moved = Some((transport.metered_sent(), transport.undelivered()));
+        if moved != seen {
+            seen = moved;
+            let is_slow = transport.has_socket();
+            seat.enter(if is_slow { Stage::Delivering } else { Stage::Closing });
+        } else if seat.is_expired() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Poll::Pending
     });
     if half_closed.await.is_err() {
         return;
@@ -710,8 +742,12 @@ struct Wire {
     /// In the middle of a response whose end is the connection's: the client could take what it
     /// got for the whole.
     is_open_ended: bool,
+    /// The owner of an upgraded stream has found its end, or an error.
+    is_read_to_end: bool,
     /// What the connection's task is at, for when a reader of the body has what it waited for.
     serving: Stage,
+    /// What the connection goes on with when the client takes more of what is written.
+    behind_writing: Stage,
     seat: Arc<Seat>,
 }
 
@@ -789,27 +825,43 @@ impl Wire {
                     Stage::Discarding => Stage::Discarding,
                     _ => Stage::Body,
                 };
-                if self.seat.stage() != stage || came > 0 {
-                    self.seat.enter(stage);
+                match self.seat.stage() {
+                    // Nothing has moved: the client may neither read nor send.
+                    Stage::Writing if came == 0 => self.behind_writing = stage,
+                    before if before == stage && came == 0 => {}
+                    _ => self.seat.enter(stage),
                 }
                 if !due && self.incoming.continue_is_asked() {
                     // The connection's task sends it; the reader may be another.
                     self.seat.wake();
                 }
             }
-            // What is read or discarded is progress.
-            Poll::Ready(_) if self.seat.stage().waits_for_body() => self.seat.enter(self.serving),
-            Poll::Ready(_) => {}
+            Poll::Ready(_) => match self.seat.stage() {
+                // What is read or discarded is progress.
+                Stage::Body | Stage::Discarding => self.seat.enter(self.serving),
+                Stage::Writing => self.behind_writing = self.serving,
+                _ => {}
+            },
         }
         read
     }
 
     /// The wait for the body has been too long: every reader finds an error, unless it is the
     /// reader that has lost its interest, and not the client.
-    fn end_wait_for_body(&mut self) {
-        let has_more = self.transport.as_ref().is_some_and(|transport| transport.waiting() > 0);
+    fn end_wait_for_body(&mut self, cx: &mut Context<'_>) {
+        let has_more = match &mut self.transport {
+            // Only a read tells. Its waker takes the place of the reader's.
+            Some(transport) if !transport.has_socket() => {
+                let mut reads = (0..LAST_LOOKS).map(|_| self.incoming.poll_fill(transport, cx));
+                matches!(reads.find(Poll::is_ready), Some(Poll::Ready(Ok(n))) if n > 0)
+            }
+            transport => transport.as_ref().is_some_and(|transport| transport.waiting() > 0),
+        };
         if has_more || !self.incoming.unread().is_empty() {
             self.seat.enter(self.serving);
+            if let Some(reader) = self.reader.take() {
+                reader.wake();
+            }
             return;
         }
         self.incoming.cut_body(io::ErrorKind::TimedOut, Some(StatusCode::RequestTimeout));

@@ -63,8 +63,10 @@ impl AsyncRead for Upgraded {
             return Poll::Ready(Ok(here));
         }
         let read = self.with(|transport| transport.poll_read(cx, buf));
-        if read.is_pending() {
-            self.wait(|wire| &mut wire.reader, cx);
+        match &read {
+            Poll::Pending => self.wait(|wire| &mut wire.reader, cx),
+            Poll::Ready(Ok(n)) if *n > 0 || buf.is_empty() => {}
+            Poll::Ready(_) => lock(&self.wire).is_read_to_end = true,
         }
         read
     }
