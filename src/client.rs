@@ -49,7 +49,7 @@ pub fn target(request: &Request) -> &str {
 /// TCP tells less than one would wish. A client that crashes or is killed has its side closed by its system, which is
 /// [`Left::HalfClosed`], and so does a client that only has nothing more to send. A reset, [`Left::Gone`], comes if such
 /// a client is sent something, for example some of the response. A client whose machine or network is gone says
-/// nothing; keep-alive probes find that out after two minutes. On a stream without a socket, and on systems other than
+/// nothing; keep-alive probes find that out after two minutes. A client of a Unix socket that closes it is gone at once. On a stream without a socket, and on systems other than
 /// Linux for `HalfClosed`, nothing is known until the connection ends. What a proxy in front tells is about the proxy.
 ///
 /// # Examples

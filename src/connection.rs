@@ -199,6 +199,8 @@ impl Connection {
         let shared = match self.kind {
             Kind::Other(stream) => {
                 let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
+                // Nothing lies between this connection and what was metered here: nobody counts any more.
+                let meter = meter.filter(|_| self.metered.is_none());
                 return Transport::Wrapped(Box::new(Wrapped::new(stream, under, meter)));
             }
             Kind::Socket(socket) => socket,

@@ -84,6 +84,10 @@ impl Default for Records {
 
 impl Records {
     fn read(&mut self, mut bytes: &[u8]) {
+        // TLS may begin behind something else, such as the line of a proxy, in a read of its own.
+        if matches!((&self, bytes), (Self::Other, [22, 3, 0..=4, high, _, ..]) if *high < 64) {
+            *self = Self::default();
+        }
         while let Some((&first, behind)) = bytes.split_first() {
             match self {
                 Self::Header(header, have) => {
@@ -165,6 +169,19 @@ mod tests {
         ] {
             assert_eq!(position(bytes), Position::Unknown, "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn tls_may_begin_behind_something_else() {
+        let mut records = Records::default();
+        for byte in b"PROXY UNKNOWN\r\n" {
+            records.read(&[*byte]);
+        }
+        assert_eq!(records.position(), Position::Unknown);
+        records.read(&[22, 3, 1, 0, 2, 1]);
+        assert_eq!(records.position(), Position::Inside);
+        records.read(&[1]);
+        assert_eq!(records.position(), Position::Between);
     }
 
     #[test]

@@ -192,6 +192,11 @@ impl Stage {
         }
     }
 
+    /// Returns `true` if a connection can look here whether its client is still there. Elsewhere it reads, and so notices.
+    fn can_look(self) -> bool {
+        matches!(self, Self::Handler | Self::Body | Self::Response | Self::Writing | Self::Upgraded)
+    }
+
     /// Whether the server waits here for the rest of a request's body.
     pub(crate) fn waits_for_body(self) -> bool {
         matches!(self, Self::Body | Self::Discarding)
@@ -243,7 +248,7 @@ pub(crate) struct Seat {
     activity: AtomicU32,
     /// The activity that the sweep found to have lasted too long; any move since voids it.
     verdict: AtomicU32,
-    /// Counts the bytes of bodies that the client has sent, and wraps around.
+    /// Counts the bytes that have come of the request's body, and wraps around.
     received: AtomicU32,
     /// The sweep wants to know whether the client is still there.
     is_asked: AtomicBool,
@@ -345,8 +350,14 @@ impl Seat {
     pub(crate) fn call(&self) -> u32 {
         let number = (self.holds.load(Ordering::Relaxed) >> 32) as u32;
         let number = number.wrapping_add(1);
+        self.received.store(0, Ordering::Relaxed);
         self.holds.store(u64::from(number) << 32, Ordering::Relaxed);
         number
+    }
+
+    /// Returns the number of the request that a handler was called for last.
+    fn number(&self) -> u32 {
+        (self.holds.load(Ordering::Relaxed) >> 32) as u32
     }
 
     /// Takes a hold of the handler of this request, or gives one back (`change` is 1 or -1). A handler that has ended
@@ -640,11 +651,11 @@ impl Registry {
             let waited = now.saturating_duration_since(watched.seen_at);
             let is_late = !has_moved && stage.limit(limits).is_some_and(|limit| waited >= limit);
             // Both count: a client may stall altogether, or move without end and get nowhere.
-            let is_slow = watched.is_slow(stage.waits_for_body(), limits, now);
+            let is_slow = watched.is_slow(stage, limits, now);
             if is_late || is_slow {
                 watched.seat.expire(activity);
             }
-            let is_asked = stage != Stage::Idle && (drains || !has_moved);
+            let is_asked = stage.can_look() && (drains || !has_moved);
             if is_asked {
                 watched.seat.is_asked.store(true, Ordering::Relaxed);
             }
@@ -657,49 +668,63 @@ impl Registry {
 }
 
 impl Watched {
-    /// Whether a body that the server waits for comes too slowly. A wait ends whenever the server is seen at something else.
-    fn is_slow(&mut self, waits: bool, limits: &Limits, now: Instant) -> bool {
-        if !waits || limits.body_rate == 0 {
+    /// Returns `true` if the server waits for a body that comes too slowly.
+    fn is_slow(&mut self, stage: Stage, limits: &Limits, now: Instant) -> bool {
+        if limits.body_rate == 0 || stage == Stage::Idle {
             self.pace = None;
             return false;
         }
-        let received = self.seat.received.load(Ordering::Relaxed);
-        match &mut self.pace {
-            None => {
-                self.pace = Some(Box::new(Pace::new(limits, received, now)));
+        let (number, received) = (self.seat.number(), self.seat.received.load(Ordering::Relaxed));
+        match self.pace.as_mut().filter(|pace| pace.number == number) {
+            Some(pace) => pace.is_slow(stage, limits, received, now),
+            None if stage.waits_for_body() => {
+                self.pace = Some(Box::new(Pace::new(number, limits, received, now)));
                 false
             }
-            Some(pace) => pace.is_slow(limits, received, now),
+            None => false,
         }
     }
 }
 
-/// How far a client that sends a body is ahead of the least rate: what it sends is put in, what the rate asks for is
-/// taken out.
+/// Measures how many bytes a client is ahead of `body_rate` with the body of one request.
 #[derive(Debug)]
 struct Pace {
+    /// The number of the request.
+    number: u32,
     /// Bytes ahead.
     credit: f64,
-    /// What had been received when this was last looked at.
+    /// What had been received when the sweep looked last.
     received: u32,
     looked_at: Instant,
+    /// Whether the server waited for the body then.
+    waited: bool,
 }
 
 impl Pace {
-    fn new(limits: &Limits, received: u32, now: Instant) -> Self {
-        let credit = limits.body_rate as f64 * Limits::BODY_RATE_AFTER.as_secs_f64();
-        Self { credit, received, looked_at: now }
+    fn new(number: u32, limits: &Limits, received: u32, now: Instant) -> Self {
+        let begin = limits.body_rate as f64 * Limits::BODY_RATE_AFTER.as_secs_f64();
+        let credit = (begin + f64::from(received)).min(Self::most(limits));
+        Self { number, credit, received, looked_at: now, waited: true }
     }
 
-    fn is_slow(&mut self, limits: &Limits, received: u32, now: Instant) -> bool {
-        let rate = limits.body_rate as f64;
-        let due = rate * now.saturating_duration_since(self.looked_at).as_secs_f64();
+    /// Returns the largest credit: a client that has sent a lot cannot pause longer than any other client may stall.
+    fn most(limits: &Limits) -> f64 {
+        let longest = limits.stall_timeout.max(Limits::BODY_RATE_AFTER);
+        limits.body_rate as f64 * longest.as_secs_f64()
+    }
+
+    /// Adds what has come, and takes away what the rate asks for, if the server has waited for the body since the last
+    /// look.
+    fn is_slow(&mut self, stage: Stage, limits: &Limits, received: u32, now: Instant) -> bool {
+        let waits = stage.waits_for_body();
         let came = f64::from(received.wrapping_sub(self.received));
-        // Whoever has sent a lot may pause for as long as any client may stall, and no longer.
-        let most = rate * limits.stall_timeout.max(Limits::BODY_RATE_AFTER).as_secs_f64();
-        self.credit = (self.credit + came).min(most) - due;
-        (self.received, self.looked_at) = (received, now);
-        self.credit < 0.0
+        self.credit = (self.credit + came).min(Self::most(limits));
+        if waits && self.waited {
+            let waited = now.saturating_duration_since(self.looked_at).as_secs_f64();
+            self.credit -= limits.body_rate as f64 * waited;
+        }
+        (self.received, self.looked_at, self.waited) = (received, now, waits);
+        waits && self.credit < 0.0
     }
 }
 
@@ -802,7 +827,7 @@ mod tests {
             ("enough, in bursts", &|n| if n % 5 == 4 { 1200 } else { 0 }, &|_| true, None),
             ("much, and then nothing", &|n| if n < 3 { 1 << 30 } else { 0 }, &|_| true, Some(33)),
             ("a server that does not wait", &|_| 0, &|_| false, None),
-            ("a server that waits now and then", &|_| 0, &|n| n % 4 < 3, None),
+            ("a server that waits half of the time", &|_| 0, &|n| n % 4 < 3, Some(10)),
         ];
         for (what, sent, waits, expected) in cases {
             let seat = Seat::new(Peer::Unix, 1);
@@ -812,12 +837,34 @@ mod tests {
             let (limits, start) = (Limits::default(), Instant::now());
             let slow = (0..1000).find(|&second| {
                 let now = start + Duration::from_secs(second);
-                let is_slow = watched.is_slow(waits(second), &limits, now);
+                let stage = if waits(second) { Stage::Body } else { Stage::Handler };
+                let is_slow = watched.is_slow(stage, &limits, now);
                 seat.receive(sent(second));
                 is_slow
             });
             assert_eq!(slow, expected, "{what}");
         }
+    }
+
+    /// What a client has sent before the first look counts, and each request has a credit of its own.
+    #[test]
+    fn the_pace_is_that_of_one_body() {
+        let seat = Seat::new(Peer::Unix, 1);
+        let Holder::Connection(mut watched) = Holder::connection(seat.clone()) else {
+            unreachable!()
+        };
+        let (limits, start) = (Limits::default(), Instant::now());
+        let mut slow_after = |from: u64, sent: u64| {
+            seat.call();
+            seat.receive(sent);
+            (0..100).find(|second| {
+                let now = start + Duration::from_secs(from + second);
+                watched.is_slow(Stage::Body, &limits, now)
+            })
+        };
+        assert_eq!(slow_after(0, 1_000_000), Some(31));
+        assert_eq!(slow_after(100, 0), Some(6));
+        assert_eq!(slow_after(200, 240), Some(7));
     }
 
     #[test]

@@ -350,9 +350,9 @@ impl Running {
             return place;
         }
         let make_room = async {
-            listener.has_client().await;
             let mut pause = Duration::from_millis(5);
             loop {
+                listener.has_client().await;
                 // A client that has just come, or has just been answered, may well have a request under way.
                 let least = self.service.limits.linger;
                 let idle = self.service.shutdown.with_registry(|registry| {

@@ -1006,6 +1006,133 @@ fn a_body_that_comes_too_slowly_is_ended() {
     });
 }
 
+/// A client that stalls in the middle of what frames a chunk is given up like one that stalls in the
+/// middle of its content.
+#[test]
+fn a_body_that_stalls_in_its_framing_is_ended() {
+    let limits = Limits { stall_timeout: Duration::from_millis(300), ..Limits::default() };
+    let server = Running::with(limits, |mut request: Request| async move {
+        if request.url().path() == "/unread" {
+            return Ok("unread".to_owned());
+        }
+        Ok(request.body_bytes().await?.len().to_string())
+    });
+    for begun in [
+        "",
+        "5",
+        "5\r",
+        "5;a=b",
+        "5\r\nhello",
+        "5\r\nhello\r",
+        "0\r\n",
+        "0\r\nx: y",
+        "0\r\nx: y\r\n\r",
+    ] {
+        for path in ["/read", "/unread"] {
+            case(&format!("{path} {begun:?}"), || {
+                let mut client = server.connect();
+                let fields = "Host: x\r\nTransfer-Encoding: chunked";
+                client.send(format!("POST {path} HTTP/1.1\r\n{fields}\r\n\r\n{begun}"));
+                let response = client.response();
+                match path {
+                    "/read" => assert_eq!((response.status, response.says_close()), (408, true)),
+                    _ => assert_eq!((response.status, response.says_close()), (200, false)),
+                }
+                assert_eq!(client.end(), End::Eof);
+            });
+        }
+    }
+    assert!(server.stop().is_drained());
+}
+
+/// A handler that holds a guard goes on when its client takes nothing of the responses before. Nothing
+/// follows a response that has been sent in part.
+#[test]
+fn nothing_follows_a_response_that_a_client_has_not_taken() {
+    let (stage, enter, gate) = Stagehand::new();
+    let (finish, finished) = mpsc::channel();
+    let limits = Limits { stall_timeout: Duration::from_millis(300), ..Limits::default() };
+    let server = Server::new(move |request: Request| {
+        let (enter, gate, finish) = (enter.clone(), gate.clone(), finish.clone());
+        async move {
+            let path = request.url().path().to_owned();
+            if path != "/held" {
+                return Ok("b".repeat(60_000));
+            }
+            let guard = Token::of(&request).guard();
+            enter.send(path)?;
+            let _ = gate.recv().await;
+            finish.send(())?;
+            drop(guard);
+            Ok("HELD".to_owned())
+        }
+    });
+    let (mut client, connection) = Connection::pair();
+    let shutdown = server.handle();
+    let serving =
+        smol::spawn(server.limits(limits).serve([Listener::of(stream::once(Ok(connection)))]));
+    smol::block_on(async {
+        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        // The pipe holds 64 KiB: of two responses some is left.
+        client.write_all((get("/1") + &get("/2") + &get("/held")).as_bytes()).await.unwrap();
+        stage.entered("/held");
+        // The client is given up meanwhile.
+        Timer::after(Duration::from_secs(1)).await;
+        stage.open();
+        finished.recv_timeout(PATIENCE).expect("the handler with a guard");
+        let mut all = Vec::new();
+        let _ = client.read_to_end(&mut all).await;
+        assert!(!common::text(&all).contains("HELD"), "a response within another one");
+        shutdown.stop();
+        assert!(serving.await.unwrap().is_drained());
+    });
+}
+
+/// A bound on bodies does not break a promise: the rest of a body that nobody reads is discarded.
+#[test]
+fn a_promise_holds_beyond_the_longest_body() {
+    let limits = Limits { body_bytes: Some(1000), ..Limits::default() };
+    let server = Running::with(limits, |_| async { Ok("unread") });
+    let mut client = server.connect();
+    let chunk = |n: usize| format!("{n:x}\r\n{}\r\n", "x".repeat(n));
+    client.send(
+        "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned() + &chunk(500),
+    );
+    assert!(!client.response().says_close());
+    client.send(chunk(600) + "0\r\n\r\n");
+    assert_open(&mut client);
+}
+
+/// A wrapper that returns its connection as it was given does not hide what comes through it.
+#[test]
+fn a_wrapper_that_does_nothing_changes_nothing() {
+    let limits = Limits { body_rate: 1000, ..Limits::default() };
+    let server = Server::new(|mut request: Request| async move {
+        Ok(request.body_bytes().await?.len().to_string())
+    });
+    let (mut client, connection) = Connection::pair();
+    let shutdown = server.handle();
+    let listener =
+        Listener::of(stream::once(Ok(connection))).wrap(|connection| async { Ok(connection) });
+    let serving = smol::spawn(server.limits(limits).serve([listener]));
+    smol::block_on(async {
+        client
+            .write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 80000\r\n\r\n")
+            .await
+            .unwrap();
+        // Eight seconds, and ten times the least rate.
+        for _ in 0..80 {
+            client.write_all(&[b'x'; 1000]).await.unwrap();
+            Timer::after(Duration::from_millis(100)).await;
+        }
+        shutdown.stop();
+        let mut all = String::new();
+        client.read_to_string(&mut all).await.unwrap();
+        assert!(all.ends_with("\r\n\r\n80000"), "{all}");
+        assert!(serving.await.unwrap().is_drained());
+    });
+}
+
 /// A client that sends a body piece by piece.
 struct Trickle {
     client: Client,

@@ -147,10 +147,20 @@ pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Parse {
     }
 }
 
-/// Whether `news`, bytes that have come since [`parse`] said `Partial`, may make it say something else. Others make a
-/// line longer, and [`parse`] would look at all of it again for each of them.
-pub(crate) fn may_decide(news: &[u8]) -> bool {
-    !news.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~' | 0x80..))
+/// Returns `true` if [`parse`], which has said `Partial` for the first `judged` of `bytes`, may say something else of
+/// all of them. Bytes that only make a line longer cannot change the verdict, and parsing a head from its beginning for
+/// each of its bytes would be slow.
+pub(crate) fn may_decide(bytes: &[u8], judged: usize) -> bool {
+    let (before, news) = bytes.split_at(judged.min(bytes.len()));
+    let is_text = |byte: &u8| matches!(byte, b' '..=b'~');
+    // Nothing but a line feed may follow a carriage return.
+    if before.is_empty() || before.ends_with(b"\r") {
+        return true;
+    }
+    // Tabs and bytes beyond ASCII are legal in fields, but not in a request line.
+    let is_plain = |byte: &u8| is_text(byte) || matches!(byte, b'\t' | 0x80..);
+    let is_in_line = || memchr(b'\n', &before[empty_lines(before)..]).is_none();
+    !news.iter().all(is_text) && (!news.iter().all(is_plain) || is_in_line())
 }
 
 /// Method and target as the client wrote them, for log lines; the head may be incomplete or garbage.
@@ -1077,6 +1087,21 @@ mod tests {
         assert!(matches!((method, target), (Cow::Borrowed(_), Cow::Borrowed(_))));
     }
 
+    /// What is not parsed again would not have been judged differently.
+    fn check_shortcut(bytes: &[u8], bounds: Bounds) {
+        let mut judged = 0;
+        for end in 1..=bytes.len() {
+            if may_decide(&bytes[..end], judged) {
+                if verdict(&bytes[..end], bounds).is_some() {
+                    return;
+                }
+            } else if end < bounds.head_bytes {
+                assert_eq!(verdict(&bytes[..end], bounds), None, "{}", bytes[..end].escape_ascii());
+            }
+            judged = end;
+        }
+    }
+
     /// Random damage to good heads: no panic, and the same verdict for every split. Run it with `HEAD_SEED` and `HEAD_ROUNDS` to repeat or prolong it.
     #[test]
     #[expect(clippy::print_stderr, reason = "a failure must name its seed")]
@@ -1095,6 +1120,7 @@ mod tests {
             };
             request_line(&bytes);
             check_prefixes(&bytes, bounds);
+            check_shortcut(&bytes, bounds);
             if let Parse::Complete(head) = parse(&bytes, bounds) {
                 assert!(seen(&head, &bytes).is_ascii());
                 complete += 1;

@@ -199,6 +199,18 @@ impl Incoming {
         self.body = Body::Cut(kind, status);
     }
 
+    /// Takes a body of any length from now on: the response has promised that the connection goes on behind it.
+    pub(super) fn lift_bound(&mut self) {
+        if let Body::Chunked { most, .. } = &mut self.body {
+            *most = u64::MAX;
+        }
+    }
+
+    /// Returns `true` if the body cannot be read to its end, through no fault of the handler's.
+    pub(super) fn is_cut(&self) -> bool {
+        matches!(self.body, Body::Cut(..))
+    }
+
     /// Whether the client waits to be told to send the body.
     pub(super) fn expects_continue(&self) -> bool {
         self.permission != Permission::Settled

@@ -26,6 +26,7 @@ use std::time::Duration;
 use async_io::Timer;
 use futures_lite::{FutureExt, future};
 use http_types::{Request, StatusCode, upgrade};
+use log::Level;
 use smol::channel;
 
 use crate::client::Received;
@@ -115,9 +116,8 @@ impl Gate {
         loop {
             let mut wire = lock(&self.wire);
             let unread = wire.incoming.unread();
-            let news = unread.get(*judged..).unwrap_or_default();
             let is_full = unread.len() >= self.bounds.head_bytes;
-            let verdict = if *judged == 0 || is_full || head::may_decide(news) {
+            let verdict = if is_full || head::may_decide(unread, *judged) {
                 head::parse(unread, self.bounds)
             } else {
                 Parse::Partial
@@ -236,9 +236,14 @@ impl Gate {
     /// The response is written: nobody waits for this, and it ends when it is `over`, in the drain. The response has
     /// promised that the connection goes on, so the length of the body does not matter any more.
     pub(crate) async fn discard_body(&mut self, over: impl Fn() -> bool) -> bool {
-        self.wire().serving = Stage::Discarding;
+        {
+            let mut wire = self.wire();
+            wire.serving = Stage::Discarding;
+            wire.incoming.lift_bound();
+        }
+        self.seat.enter(Stage::Discarding);
         poll_fn(|cx| {
-            let discarded = self.wire().poll_discard(cx, u64::MAX);
+            let discarded = self.poll_discard(cx, u64::MAX);
             match discarded {
                 Poll::Ready(Discarded::Whole) => Poll::Ready(true),
                 Poll::Ready(Discarded::Bad) => Poll::Ready(false),
@@ -258,7 +263,7 @@ impl Gate {
     /// and is not known to be longer than what is left of `most`.
     pub(crate) async fn discard_arrived(&mut self, mut most: u64) -> bool {
         poll_fn(|cx| {
-            let discarded = self.wire().poll_discard(cx, most);
+            let discarded = self.poll_discard(cx, most);
             match discarded {
                 Poll::Ready(Discarded::Whole) => Poll::Ready(true),
                 Poll::Ready(Discarded::Bad) => Poll::Ready(false),
@@ -271,6 +276,16 @@ impl Gate {
             }
         })
         .await
+    }
+
+    fn poll_discard(&self, cx: &mut Context<'_>, most: u64) -> Poll<Discarded> {
+        let mut displaced = None;
+        let discarded = self.wire().poll_discard(cx, most, &mut displaced);
+        // With the lock released: a waker may run anything.
+        if let Some(reader) = displaced.filter(|reader| !reader.will_wake(cx.waker())) {
+            reader.wake();
+        }
+        discarded
     }
 
     /// Bytes behind the message that have arrived, apart from empty lines; at least 1 if something of a request has.
@@ -317,28 +332,27 @@ impl Gate {
         self.wire().incoming.taken()
     }
 
-    /// What has to go on while the handler runs: sends what is waiting to be sent, cuts off a
-    /// client whose body stalls, and is ready when the client is gone (rule S22), unless the handler holds a guard.
+    /// Does what has to go on while the handler runs: sends what is waiting to be sent, and cuts off a client whose
+    /// body stalls. Returns when the client is gone (rule S22) or takes nothing, unless the handler holds a guard.
     pub(crate) async fn tend(&mut self) {
         poll_fn(|cx| {
-            if self.finds_client_gone() && !self.seat.is_held() {
-                return Poll::Ready(());
-            }
+            let gone = self.answer_sweep();
             self.say_continue();
-            match self.poll_tend(cx) {
-                Poll::Ready(()) if self.seat.is_held() => {
-                    // Nobody takes it.
-                    self.output = Outgoing::default();
-                    Poll::Pending
+            // A client that takes nothing has perhaps had a part of an earlier response: nothing may follow it.
+            if (gone || self.poll_tend(cx).is_ready()) && !self.is_over() {
+                if !self.seat.is_held() {
+                    return Poll::Ready(());
                 }
-                tended => tended,
+                self.reset();
             }
+            Poll::Pending
         })
         .await;
     }
 
-    /// Whether the client is gone, looked at when the sweep asks for it (rule S22).
-    fn finds_client_gone(&self) -> bool {
+    /// Asks the socket whether the client is still there, if the sweep wants to know it, and tells those who wait for
+    /// the client to leave. Returns `true` if the client is gone (rule S22).
+    fn answer_sweep(&self) -> bool {
         if !self.seat.take_asked() {
             return false;
         }
@@ -359,7 +373,10 @@ impl Gate {
 
     fn poll_tend(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.seat.is_expired() && self.seat.stage().waits_for_body() {
-            self.wire().end_wait_for_body(cx);
+            let reader = self.wire().end_wait_for_body(cx);
+            if let Some(reader) = reader {
+                reader.wake();
+            }
         }
         match self.poll_flush(cx) {
             Poll::Ready(Err(_)) => Poll::Ready(()),
@@ -389,7 +406,7 @@ impl Gate {
         let mut unseen = true;
         let mut flushed = false;
         let sent = poll_fn(|cx| {
-            if self.finds_client_gone() {
+            if self.answer_sweep() {
                 unseen = false;
                 return Poll::Ready(false);
             }
@@ -434,7 +451,10 @@ impl Gate {
                     Poll::Ready(Err(error)) => {
                         let (method, path) = self.describe();
                         let peer = self.seat.peer();
-                        log::warn!("{peer} {method} {path}: the response's body: {error}");
+                        // Clients must not fill the log with their own faults, as a response may be made of a request.
+                        let is_clients = self.wire().incoming.is_cut();
+                        let level = if is_clients { Level::Debug } else { Level::Warn };
+                        log::log!(level, "{peer} {method} {path}: the response's body: {error}");
                         return Poll::Ready(false);
                     }
                     Poll::Pending => {
@@ -474,7 +494,7 @@ impl Gate {
         let dropped = async {
             let _ = closed.recv().await;
         };
-        let gone = poll_fn(|_| match self.finds_client_gone() && self.has_nothing_to_read() {
+        let gone = poll_fn(|_| match self.answer_sweep() && self.has_nothing_to_read() {
             true => Poll::Ready(()),
             false => Poll::Pending,
         });
@@ -495,7 +515,7 @@ impl Gate {
     /// Sends everything, unless the client is gone (rule S22).
     pub(crate) async fn flush(&mut self) -> Result<(), Broken> {
         poll_fn(|cx| match self.poll_flush(cx) {
-            Poll::Pending if self.seat.is_expired() || self.finds_client_gone() => {
+            Poll::Pending if self.seat.is_expired() || self.answer_sweep() => {
                 Poll::Ready(Err(Broken::Seen))
             }
             sent => sent.map_err(|_| Broken::Seen),
@@ -584,11 +604,23 @@ impl Gate {
         }
     }
 
-    /// Ends the connection so that the client cannot take what it got for the whole.
+    /// Ends the connection so that the client cannot take what it got for the whole. A task that still reads the body
+    /// finds an error.
     pub(crate) fn reset(&self) {
-        if let Some(transport) = self.wire().transport.take() {
+        let mut wire = self.wire();
+        if let Some(transport) = wire.transport.take() {
             transport.reset_on_close();
         }
+        let reader = wire.reader.take();
+        drop(wire);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// Returns `true` if the connection has ended.
+    fn is_over(&self) -> bool {
+        self.wire().transport.is_none()
     }
 
     fn wire(&self) -> MutexGuard<'_, Wire> {
@@ -773,18 +805,20 @@ impl Wire {
         Poll::Pending
     }
 
-    /// Reads and drops some of the body, up to `most` bytes and as much as a turn allows.
-    fn poll_discard(&mut self, cx: &mut Context<'_>, most: u64) -> Poll<Discarded> {
+    /// Reads and drops some of the body, up to `most` bytes and as much as a turn allows. Hands out the waker of a
+    /// reader that has waited for the body, so that the caller wakes it.
+    fn poll_discard(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: u64,
+        displaced: &mut Option<Waker>,
+    ) -> Poll<Discarded> {
         if self.incoming.body_is_taken() {
             return Poll::Ready(Discarded::Whole);
         }
-        // From here on the body is not the handler's any more. Whoever waits for it finds out.
+        // From here on the handler's reads fail.
         self.exchange = self.exchange.wrapping_add(1);
-        if let Some(reader) = self.reader.take() {
-            if !reader.will_wake(cx.waker()) {
-                reader.wake();
-            }
-        }
+        *displaced = self.reader.take();
         let (mut scrap, mut dropped) = (Buffer::new(), 0);
         while !self.incoming.body_is_taken() {
             match self.poll_body(cx, &mut scrap) {
@@ -847,8 +881,9 @@ impl Wire {
     }
 
     /// The wait for the body has been too long: every reader finds an error, unless it is the
-    /// reader that has lost its interest, and not the client.
-    fn end_wait_for_body(&mut self, cx: &mut Context<'_>) {
+    /// reader that has lost its interest, and not the client. Returns the reader, for the caller to wake.
+    fn end_wait_for_body(&mut self, cx: &mut Context<'_>) -> Option<Waker> {
+        // What has been read already did not help the reader: it may be the beginning of a chunk's size line.
         let has_more = match &mut self.transport {
             // Only a read tells. Its waker takes the place of the reader's.
             Some(transport) if !transport.has_socket() => {
@@ -857,21 +892,16 @@ impl Wire {
             }
             transport => transport.as_ref().is_some_and(|transport| transport.waiting() > 0),
         };
-        if has_more || !self.incoming.unread().is_empty() {
+        if has_more {
             self.seat.enter(self.serving);
-            if let Some(reader) = self.reader.take() {
-                reader.wake();
-            }
-            return;
+            return self.reader.take();
         }
         self.incoming.cut_body(io::ErrorKind::TimedOut, Some(StatusCode::RequestTimeout));
         if let Some(transport) = &self.transport {
             transport.stop_reading();
         }
         // What is no socket does not tell whoever waits for it.
-        if let Some(reader) = self.reader.take() {
-            reader.wake();
-        }
+        self.reader.take()
     }
 }
 
