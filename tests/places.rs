@@ -1103,19 +1103,28 @@ fn a_promise_holds_beyond_the_longest_body() {
     assert_open(&mut client);
 }
 
-/// A wrapper that returns its connection as it was given does not hide what comes through it.
+/// A wrapper that has read a byte and returns its connection does not hide what comes behind it.
 #[test]
-fn a_wrapper_that_does_nothing_changes_nothing() {
+fn a_wrapper_that_steps_aside_hides_nothing() {
     let limits = Limits { body_rate: 1000, ..Limits::default() };
     let server = Server::new(|mut request: Request| async move {
         Ok(request.body_bytes().await?.len().to_string())
     });
     let (mut client, connection) = Connection::pair();
     let shutdown = server.handle();
-    let listener =
-        Listener::of(stream::once(Ok(connection))).wrap(|connection| async { Ok(connection) });
+    let (send, has_read) = smol::channel::bounded(1);
+    let listener = Listener::of(stream::once(Ok(connection))).wrap(move |mut connection| {
+        let send = send.clone();
+        async move {
+            connection.read_exact(&mut [0]).await?;
+            let _ = send.send(()).await;
+            Ok(connection)
+        }
+    });
     let serving = smol::spawn(server.limits(limits).serve([listener]));
     smol::block_on(async {
+        client.write_all(b"!").await.unwrap();
+        has_read.recv().await.unwrap();
         client
             .write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 80000\r\n\r\n")
             .await
