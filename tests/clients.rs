@@ -237,6 +237,46 @@ fn haproxy_finds_us_healthy() {
     });
 }
 
+/// No handler sees a path or a host that the proxy has denied (rule W13).
+#[test]
+#[ignore = "needs haproxy"]
+fn haproxy_and_the_handler_see_the_same() {
+    let server = Running::new(async |request: Request| {
+        let host = request.header("host").map(ToString::to_string).unwrap_or_default();
+        let url = request.url();
+        let is_denied = url.path() == "/seen"
+            || host.contains("admin")
+            || matches!(url.host_str(), Some("admin" | "127.0.0.1"));
+        Ok(if is_denied { "denied" } else { "served" })
+    });
+    let proxy = Proxy::haproxy(server.addr);
+    for (target, host, told) in [
+        ("/seen", "x", "403"),
+        ("/", "admin", "403"),
+        ("/other", "x", "served"),
+        ("/other", "web.1", "served"),
+        ("/x/../seen", "x", "400"),
+        ("/x/%2e%2e/seen", "x", "400"),
+        ("/%2e/seen", "x", "400"),
+        ("/./seen", "x", "400"),
+        ("/.%2E/seen", "x", "400"),
+        ("http://x/x/../seen", "x", "400"),
+        ("/", "%61dmin", "400"),
+        ("/", "2130706433", "400"),
+        ("/", "0177.0.0.1", "400"),
+        ("/", "0x7f.1", "400"),
+    ] {
+        let mut client = Client::connect(proxy.addr);
+        client.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        let response = client.response();
+        let answer = match response.status {
+            200 => response.text(),
+            status => status.to_string(),
+        };
+        assert_eq!(answer, told, "{target} at {host}");
+    }
+}
+
 /// What is upgraded stays so through a proxy, and so does the leave that is taken (rule S11).
 #[test]
 #[ignore = "needs nginx"]

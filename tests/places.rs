@@ -1112,7 +1112,7 @@ fn a_wrapper_that_steps_aside_hides_nothing() {
     });
     let (mut client, connection) = Connection::pair();
     let shutdown = server.handle();
-    let (send, has_read) = smol::channel::bounded(1);
+    let (send, has_read) = channel::bounded(1);
     let listener = Listener::of(stream::once(Ok(connection))).wrap(move |mut connection| {
         let send = send.clone();
         async move {
