@@ -153,8 +153,8 @@ impl Server {
     ///
     /// Servers that share a latch drain together. They have drained when nobody holds the latch any
     /// more. The first grace that ends cuts what is left of all of them, so give them the same
-    /// `grace` and `lame_duck`. Each outcome counts what all of them have finished. A server that
-    /// has to answer while the others drain needs a latch of its own, so stop it after the others.
+    /// `grace` and `lame_duck`. Each outcome counts what all of them have finished. If a server has
+    /// to answer while the others drain, give it a latch of its own and stop it after the others.
     ///
     /// # Examples
     ///
@@ -272,7 +272,7 @@ impl Server {
         if places < self.limits.connections {
             // Without a descriptor the server could not even see that a client waits.
             log::warn!(
-                "{places} connections at most, not {}: the process may not open more files; raise `ulimit -n`",
+                "serving {places} connections at most, not {}, because the process may not open more files; raise `ulimit -n`",
                 self.limits.connections,
             );
         }
@@ -363,8 +363,8 @@ impl Running {
                 });
                 if let Some(times) = self.fullness.count(Instant::now()) {
                     log::info!(
-                        "all places are taken while a client waits ({times} times since this was said); \
-                         the connections that have been idle longest give way: {}",
+                        "all places are taken and a client waits ({times} times since the last such line); \
+                         closing the connections that have been idle longest: {}",
                         idle.len(),
                     );
                 }
