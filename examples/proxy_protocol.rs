@@ -1,5 +1,6 @@
-//! Behind a proxy that says who its clients are: version 1 of HAProxy's PROXY protocol, one line in
-//! front of each connection. A connection whose line is still arriving at a stop is served, too.
+//! A server behind a proxy that tells who its clients are. The proxy sends one line in front of
+//! each connection, which is version 1 of HAProxy's PROXY protocol. A connection whose line is
+//! still arriving at a stop is served, too.
 //!
 //! Run with:
 //!
@@ -7,7 +8,7 @@
 //! cargo run --example proxy_protocol -- 127.0.0.1:8082
 //! ```
 //!
-//! Then `curl --haproxy-protocol http://127.0.0.1:8082` tells your own address. HAProxy sends the
+//! Then `curl --haproxy-protocol http://127.0.0.1:8082` prints your own address. HAProxy sends the
 //! line to a server with `send-proxy`, nginx with `proxy_protocol on` in a stream. Let only the
 //! proxy reach the server, because any client can send such a line.
 
@@ -24,13 +25,13 @@ const LONGEST: usize = 107;
 /// The length of the shortest line.
 const SHORTEST: usize = "PROXY UNKNOWN\r\n".len();
 
-/// Reads the line and nothing behind it, because what follows belongs to the request.
+/// Reads the line and nothing behind it, because the bytes behind it belong to the request.
 async fn read_line(connection: &mut Connection) -> io::Result<String> {
     let mut line = vec![0; SHORTEST];
     connection.read_exact(&mut line).await?;
     while !line.ends_with(b"\r\n") {
         let begin = line.len();
-        // The least that is missing: to read byte by byte would cost more calls.
+        // At least so many bytes are missing. Reading byte by byte would cost more calls.
         let missing = if line.ends_with(b"\r") { 1 } else { 2 };
         if begin + missing > LONGEST {
             return Err(io::Error::other("the line of the PROXY protocol is too long"));
@@ -42,13 +43,13 @@ async fn read_line(connection: &mut Connection) -> io::Result<String> {
     String::from_utf8(line).map_err(io::Error::other)
 }
 
-/// Takes the line off the connection, and notes whose connection the proxy passes on. Runs in the
+/// Takes the line off the connection, and sets the client's address from it. Runs in the
 /// connection's own task, which a stop waits for.
 async fn learn_peer(mut connection: Connection) -> io::Result<Connection> {
     let line = read_line(&mut connection).await?;
     let words: Vec<_> = line.split(' ').collect();
     let peer = match *words {
-        // The proxy speaks for itself, as in a health check.
+        // The proxy has opened the connection for itself, as for a health check.
         ["PROXY", "UNKNOWN", ..] => return Ok(connection),
         ["PROXY", "TCP4", from, _, port, _] => address::<Ipv4Addr>(from, port),
         ["PROXY", "TCP6", from, _, port, _] => address::<Ipv6Addr>(from, port),
@@ -67,6 +68,6 @@ fn main() -> Result<Outcome, ServeError> {
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8082".into());
     let server = Server::new(|request| async move { Ok(format!("{}\n", Peer::of(&request))) });
     let listen = || Ok::<_, io::Error>(Listener::bind(&address.parse()?)?.wrap(learn_peer));
-    // Bound when it is asked for: by then signals are handled.
+    // `run` calls `listen` after it has set up the signals.
     run(server, iter::once_with(listen))
 }

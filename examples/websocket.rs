@@ -8,8 +8,8 @@
 //! ```
 //!
 //! In a browser's console: `s = new WebSocket("ws://127.0.0.1:8082"); s.onmessage = s.onclose =
-//! console.log`, then `s.send("hello")`. Stop the server with Ctrl-C: it sends each client a Close
-//! that says that it goes away (1001), and the drain waits a few seconds for the answers.
+//! console.log`, then `s.send("hello")`. Stop the server with Ctrl-C. The server then sends each
+//! client a Close with the code 1001 (going away), and the drain waits a few seconds for the answers.
 
 use std::time::Duration;
 
@@ -26,7 +26,8 @@ use http_types::upgrade::Connection;
 use smol::Timer;
 use smol_graceful::{Outcome, Request, Response, ServeError, Server, StatusCode, Token, run};
 
-/// How long the end of a conversation may take: sending what is left, and the client's answer.
+/// How long the end of a conversation may take, with the rest of the output and the client's
+/// answer.
 const PARTING: Duration = Duration::from_secs(5);
 
 /// How many bytes a message may have. This bounds the memory that a client can take.
@@ -38,7 +39,7 @@ type Socket = WebSocketStream<Connection>;
 
 /// Answers a handshake (RFC 6455 section 4.2), and starts the conversation behind it.
 async fn handle(request: Request) -> http_types::Result<Response> {
-    // An echo may be used from any page. A server with users also checks `Origin` (section 10.2).
+    // Any page may use an echo. A server with users also checks `Origin` (section 10.2).
     if request.method() != Method::Get {
         let text = "a WebSocket begins with GET\n";
         return Ok(refuse(StatusCode::MethodNotAllowed, text, &[("Allow", "GET")]));
@@ -48,7 +49,7 @@ async fn handle(request: Request) -> http_types::Result<Response> {
         let offer = [("Connection", "Upgrade"), ("Upgrade", "websocket"), (VERSION, "13")];
         return Ok(refuse(StatusCode::UpgradeRequired, "speak WebSocket 13 to me\n", &offer));
     }
-    // The server hands no connection over before the request's body has been read.
+    // The server hands a connection over only after the request's body has been read.
     let (Some(key), Some(true)) = (key(&request), request.is_empty()) else {
         let text = "send 16 bytes in base64 as the key, and no body\n";
         return Ok(refuse(StatusCode::BadRequest, text, &[]));
@@ -80,15 +81,15 @@ fn refuse(status: StatusCode, text: &str, fields: &[(&str, &str)]) -> Response {
     response
 }
 
-/// Returns `true` if `Upgrade` lists WebSocket. The server hides the field from this handler where
-/// it has no effect: without `Connection: upgrade`, and on HTTP/1.0.
+/// Returns `true` if `Upgrade` lists WebSocket. The server hides this field from the handler where
+/// the field has no effect: without `Connection: upgrade`, and on HTTP/1.0.
 fn wants_websocket(request: &Request) -> bool {
     let lines = request.header(UPGRADE).into_iter().flatten();
     let mut protocols = lines.flat_map(|line| line.as_str().split(','));
     protocols.any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
 }
 
-/// Returns the key of the handshake, if it is the only one and 16 bytes in base64.
+/// Returns the key of the handshake, if there is exactly one and it is 16 bytes in base64.
 fn key(request: &Request) -> Option<&str> {
     let values = request.header("Sec-WebSocket-Key")?;
     let key = values.as_str();
@@ -100,7 +101,7 @@ fn key(request: &Request) -> Option<&str> {
 
 /// Talks to a client until one side ends the conversation, and limits how long the end takes.
 async fn converse(connection: Connection, token: &Token) -> Result<(), Error> {
-    // A client that is idle should cost little: the buffer is there all the time.
+    // An idle client should cost little, but its buffer stays in memory.
     let config = WebSocketConfig::default()
         .read_buffer_size(16 * 1024)
         .max_frame_size(Some(MAX_MESSAGE))
@@ -120,20 +121,20 @@ async fn converse(connection: Connection, token: &Token) -> Result<(), Error> {
     parting.or(in_vain).await
 }
 
-/// Sends back what comes. Returns the Close that the client is to get, or `None` if the client was
-/// first, because tungstenite answers a client's Close itself.
+/// Sends each message back. Returns the Close to send to the client, or `None` if the client has
+/// sent one first, because tungstenite answers a client's Close itself.
 async fn echo(socket: &mut Socket, token: &Token) -> Result<Option<CloseFrame>, Error> {
     while let Some(message) = token.until_stop(socket.next()).await {
         let answer = match message.transpose()? {
             Some(message @ (Message::Text(_) | Message::Binary(_))) => message,
-            // tungstenite would send this Pong itself, but would not wait until it is sent: a
-            // client that never reads could fill the memory with them.
+            // tungstenite would send this Pong itself, but would not wait until it is sent, so a
+            // client that never reads could fill the memory with Pongs.
             Some(Message::Ping(data)) => Message::Pong(data),
             Some(Message::Pong(_) | Message::Frame(_)) => continue,
             Some(Message::Close(_)) | None => return Ok(None),
         };
-        // The stop ends the wait for a client that does not read. The answer is then in the
-        // buffer of `socket`, because `or` polls `send` first, and goes out before the Close.
+        // The stop ends the wait for a client that does not read. The answer is then in the buffer
+        // of `socket`, because `or` polls `send` first, and leaves before the Close.
         let stop = async {
             token.stopping().await;
             Ok(())
@@ -154,7 +155,7 @@ async fn take_leave(mut socket: Socket, close: Option<CloseFrame>) -> Result<(),
     }
 }
 
-/// Sends the Close that says which mistake the client has made (section 7.4.1). Returns `error`.
+/// Sends the Close that names the client's mistake (section 7.4.1). Returns `error`.
 async fn reject(mut socket: Socket, error: Error) -> Result<(), Error> {
     let code = match error {
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => return Err(error),
@@ -163,10 +164,10 @@ async fn reject(mut socket: Socket, error: Error) -> Result<(), Error> {
         Error::Capacity(_) => CloseCode::Size,
         _ => return Err(error),
     };
-    // A mistake behind our own Close cannot get a second one: then this fails.
+    // After our own Close, this second one fails, and the client does not need it.
     let _ = socket.close(Some(CloseFrame { code, reason: "".into() })).await;
-    // If bytes of the client were left unread, the kernel would reset the connection, and the
-    // client might lose the Close.
+    // If the client's bytes stayed unread, the kernel would reset the connection, and the client
+    // might lose the Close.
     let mut connection = socket.into_inner();
     connection.close().await?;
     io::copy(connection, io::sink()).await?;

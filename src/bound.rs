@@ -81,7 +81,8 @@ impl Bound {
         }
     }
 
-    /// Returns why no connection will come any more, if that is so; a socket never fails for good.
+    /// Returns why no connection will come any more. Returns `None` for a socket, because a socket
+    /// never fails for good.
     pub(crate) fn failure(&self) -> Option<&str> {
         match self {
             Self::Other(source) => source.failure(),
@@ -129,28 +130,29 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Prepares a listening TCP socket for use here; `keepalive` is what
-/// [`ListenOptions::keepalive`](crate::ListenOptions::keepalive) says.
+/// Prepares a listening TCP socket for use here. `keepalive` is the option of
+/// [`ListenOptions::keepalive`](crate::ListenOptions::keepalive).
 pub(crate) fn tcp(socket: Socket, keepalive: Option<Duration>) -> io::Result<Async<TcpListener>> {
-    // Accepted sockets inherit both options. Responses are written whole, so nothing is gained by
-    // waiting for more.
+    // Accepted sockets inherit both options. The server writes responses whole, so waiting for more
+    // bytes would gain nothing.
     socket.set_tcp_nodelay(true)?;
     match keepalive.filter(|silence| !silence.is_zero()) {
         Some(silence) => socket.set_tcp_keepalive(&probes_after(silence))?,
-        // An inherited socket may come with it.
+        // The option may be set on an inherited socket.
         None => socket.set_keepalive(false)?,
     }
     Async::new(TcpListener::from(socket))
 }
 
-/// Probes a client that has been silent for so long: six times, once in 10 s.
+/// Returns the option for six probes, one every 10 s, of a client that has been silent for
+/// `silence`.
 fn probes_after(silence: Duration) -> TcpKeepalive {
-    /// The longest time in seconds that Linux takes.
+    /// The longest time that Linux takes.
     const LONGEST: Duration = Duration::from_secs(32_767);
     let silence = silence.min(LONGEST);
     let seconds = silence.as_secs() + u64::from(silence.subsec_nanos() > 0);
     let probes = TcpKeepalive::new().with_time(Duration::from_secs(seconds));
-    // Where they cannot be chosen, the system's own interval and number stand.
+    // Other systems use an interval and a number of their own.
     #[cfg(not(any(target_os = "openbsd", target_os = "haiku", target_os = "solaris")))]
     let probes = probes.with_interval(Duration::from_secs(10)).with_retries(6);
     probes

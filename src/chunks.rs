@@ -11,17 +11,18 @@ use std::task::{Context, Poll, ready};
 use futures_lite::{AsyncBufRead, AsyncRead, Stream};
 use http_types::Body;
 
-/// Makes a body of unknown length of a stream of chunks, such as lines or server-sent events.
+/// Makes a body of unknown length from a stream of chunks, such as lines or server-sent events.
 ///
-/// Each chunk is sent as soon as it is there. The body ends with the stream; an error in the stream
-/// breaks the response off, which the client can tell from its end (RFC 9112 section 8). Empty
-/// chunks are skipped.
+/// The server sends each chunk as soon as the stream brings it, and skips empty chunks. The body
+/// ends with the stream. An error in the stream breaks the response off, which the client sees at
+/// the end of the body (RFC 9112 section 8).
 ///
-/// Trailers that the handler sends with `Response::send_trailers` follow the last chunk if the client
-/// has asked for them with `TE: trailers` (RFC 9110 section 10.1.4).
+/// The handler's trailers (`Response::send_trailers`) follow the last chunk if the client has sent
+/// `TE: trailers` (RFC 9110 section 10.1.4).
 ///
-/// That a client has left is noticed when something is written to it: let a stream that may be quiet
-/// send something now and then, such as the comment `:\n\n` among server-sent events.
+/// A client that has closed its connection looks to TCP like a client that still listens, so the
+/// server notices only when it writes to the client. A stream that may be quiet should send
+/// something now and then, such as the comment `:\n\n` among server-sent events.
 ///
 /// # Examples
 ///
@@ -74,10 +75,11 @@ where
         let Self { chunks, chunk } = self.get_mut();
         let chunks = chunks.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut taken = 0;
-        // Zero bytes would say that the body has ended, so an empty chunk is skipped.
+        // Zero bytes would end the body, so skip an empty chunk.
         while chunk.as_mut().is_none_or(|(bytes, read)| bytes_of(bytes).len() == *read) {
             if taken == CHUNKS_A_TURN {
-                // The stream may be ready for ever and bring nothing: other tasks need the thread.
+                // The stream may be ready for ever without bringing a byte, but other tasks need
+                // the thread.
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -137,7 +139,7 @@ mod tests {
         assert_eq!(text, "one two three");
     }
 
-    /// Empty chunks do not keep the thread from other tasks, however many come.
+    /// Empty chunks do not keep other tasks from the thread, however many come.
     #[test]
     fn empty_chunks_give_way_and_end_nothing() {
         let empty = stream::repeat_with(|| Ok("")).take(1000);

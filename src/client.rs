@@ -1,7 +1,8 @@
-//! What a handler can learn of a request and its client beside what http-types holds: the target as it was sent, and
-//! whether the client is still there.
+//! What a handler can learn about a request and its client beyond http-types: the target as the
+//! client sent it, and whether the client is still there.
 //!
-//! Invariant: what is told is what was on the wire, not what somebody has made of it. Reads nothing itself.
+//! Invariant: the target and the client's state are what was on the wire, not an interpretation.
+//! Reads nothing itself.
 
 use std::future;
 use std::sync::Arc;
@@ -14,11 +15,12 @@ use crate::transport::Left;
 
 /// Returns the target of `request`, byte for byte as the client sent it (RFC 9112 section 3.2).
 ///
-/// A signature over a request is made over these bytes, and a proxy in front has judged these bytes. The URL of
-/// http-types says the same, but may hold some characters escaped.
+/// A signature over a request covers these bytes, and a proxy in front has judged these bytes. The
+/// URL of http-types says the same, but may hold some characters escaped.
 ///
-/// A request that came from no server, in a test of a handler, has the path and the query of its URL. So has a clone
-/// of a request, because http-types does not clone extensions: ask the original.
+/// For a request that came from no server, as in a test of a handler, returns the path and the
+/// query of its URL. A clone of a request is such a request too, because http-types does not clone
+/// extensions, so ask the original.
 ///
 /// # Examples
 ///
@@ -40,21 +42,31 @@ pub fn target(request: &Request) -> &str {
     }
 }
 
-/// The client of a request, for those who want to know whether it is still there. Clones are the same client.
+/// The client that has sent a request, to find out whether it is still there. Clones stand for the
+/// same client.
 ///
-/// The server drops a handler whose client has reset the connection, within two seconds, and at once in the drain. A
-/// handler that must go on takes a [`Guard`](crate::Guard) of its request's token, or moves its work with a guard to a
-/// task of its own. Such work can ask here.
+/// The server drops a handler whose client has reset the connection, within two seconds, and at
+/// once in the drain. A handler that must go on takes a [`Guard`](crate::Guard) of its request's
+/// token, or moves its work with a guard to a task of its own. Such work can find out here whether
+/// its client has left.
 ///
-/// TCP tells less than one would wish. A client that crashes or is killed has its side closed by its system, which is
-/// [`Left::HalfClosed`], and so does a client that only has nothing more to send. A reset, [`Left::Gone`], comes if such
-/// a client is sent something, for example some of the response. A client whose machine or network is gone says
-/// nothing; keep-alive probes find that out after two minutes. A client of a Unix socket that closes it is gone at once. On a stream without a socket, and on systems other than
-/// Linux for `HalfClosed`, nothing is known until the connection ends. What a proxy in front tells is about the proxy.
+/// TCP tells only some of this:
+///
+/// - If a client crashes or is killed, its system closes its side, which is [`Left::HalfClosed`]. A
+///   client that only has nothing more to send looks the same.
+/// - If the server sends something to a client that has crashed, for example some of the response,
+///   the client's system answers with a reset, which is [`Left::Gone`].
+/// - If the client's machine or network is gone, nothing arrives any more. Keep-alive probes find
+///   this out after two minutes.
+/// - If the client of a Unix socket closes it, the client is [`Left::Gone`] at once.
+/// - On a stream without a socket, the server learns nothing until the connection ends. On systems
+///   other than Linux, it does not learn of [`Left::HalfClosed`].
+///
+/// Behind a proxy, all this is about the proxy.
 ///
 /// # Examples
 ///
-/// Work that goes on without its client, but not for nobody:
+/// Work that goes on without its handler, but ends when its client leaves:
 ///
 /// ```
 /// use futures_lite::FutureExt;
@@ -82,8 +94,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Returns the client that has sent `request`. A request that came from no server, in a test of a handler, has a
-    /// client that never leaves, and so has a clone of a request: ask the original.
+    /// Returns the client that has sent `request`.
+    ///
+    /// For a request that came from no server, as in a test of a handler, returns a client that
+    /// never leaves. A clone of a request is such a request too, so ask the original.
     ///
     /// # Examples
     ///
@@ -98,17 +112,19 @@ impl Client {
         Self { seat: request.ext().get::<Received>().map(|received| received.seat.clone()) }
     }
 
-    /// Waits until the client has closed its side or is gone; ready at once, every time, when that has happened.
+    /// Waits until the client has closed its side or is gone. Afterwards every further call returns
+    /// at once.
     ///
-    /// The sweep over all connections notices it, so it takes up to two seconds.
+    /// The server notices this in a sweep over all connections, so it takes up to two seconds.
     ///
     /// # Cancel safety
     ///
     /// Can be dropped and awaited again without missing anything.
     ///
-    /// The server drops a handler without a guard when its client has reset the connection: there, this
-    /// returns for a client that has closed its side, and not for one that is gone. What has to be done
-    /// in any case goes into a `Drop`, or into work that holds a guard.
+    /// The server drops a handler without a guard when its client has reset the connection. In such
+    /// a handler, this method returns for a client that has closed its side, but not for a client
+    /// that is gone. Cleanup that must always happen belongs in a `Drop`, or in work that holds a
+    /// guard.
     ///
     /// # Examples
     ///
@@ -125,8 +141,10 @@ impl Client {
         self.until(Left::HalfClosed).await
     }
 
-    /// Waits until nobody reads the response any more, as [`Client::left`] does; a client that has closed its side alone
-    /// is still there.
+    /// Waits until nobody reads the response any more. A client that has closed only its own side
+    /// still counts as a reader.
+    ///
+    /// Like [`Client::left`], it takes up to two seconds, and afterwards returns at once.
     ///
     /// # Cancel safety
     ///
@@ -155,7 +173,7 @@ impl Client {
     }
 }
 
-/// What the server knows of a request.
+/// The facts that the server attaches to a request.
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) target: Box<str>,

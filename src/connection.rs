@@ -47,7 +47,7 @@ pub struct Connection {
     peer: Peer,
     /// What was read ahead.
     ahead: Vec<u8>,
-    /// Counts what a wrapper reads and writes here.
+    /// Counts the bytes that a wrapper reads and writes here.
     metered: Option<(Arc<Meter>, Records)>,
 }
 
@@ -60,8 +60,8 @@ enum Kind {
 impl Connection {
     /// Makes a connection of any byte stream.
     ///
-    /// A socket is better converted from `smol::Async<TcpStream>` or `smol::Async<UnixStream>` (of the
-    /// standard library's streams) by `Connection::from`: then the server can tell who the client is,
+    /// Convert a socket from `smol::Async<TcpStream>` or `smol::Async<UnixStream>` (of the standard
+    /// library's streams) by `Connection::from` instead. Then the server knows who the client is,
     /// and when it is gone.
     ///
     /// # Examples
@@ -110,8 +110,8 @@ impl Connection {
         (end(here.0, there.1), end(there.0, here.1))
     }
 
-    /// Says who is at the other end, where the stream cannot know: for a connection that a source
-    /// brings, and for one that [`Listener::wrap`](crate::Listener::wrap) gives.
+    /// Sets the address of the client, where the stream cannot know it: for a connection that a
+    /// source brings, and for one that [`Listener::wrap`](crate::Listener::wrap) gives.
     ///
     /// # Examples
     ///
@@ -156,8 +156,8 @@ impl Connection {
         Self { kind, peer, ahead: Vec::new(), metered: None }
     }
 
-    /// A connection to be wrapped in something, and what is to be known of the stream under it. Its first bytes were
-    /// read `ahead`.
+    /// Makes a connection for a wrapper, whose first bytes are `ahead`. Also returns the socket
+    /// under the connection, if there is one, and the meter for the connection's bytes.
     pub(crate) fn share(
         transport: Transport,
         peer: Peer,
@@ -182,8 +182,8 @@ impl Connection {
         (Self { ahead, metered, ..Self::of(kind, peer) }, socket, meter)
     }
 
-    /// Turns the connection into what the server uses; `under` is the socket under a wrapped stream, and `meter` has counted
-    /// what the wrapper has read of it.
+    /// Turns the connection into the transport that the server uses. `under` is the socket under a
+    /// wrapped stream, and `meter` has counted the bytes that the wrapper has read from it.
     pub(crate) fn into_transport(
         self,
         under: Option<Socket>,
@@ -199,13 +199,13 @@ impl Connection {
         let shared = match self.kind {
             Kind::Other(stream) => {
                 let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
-                // Nothing lies between this connection and what was metered here: nobody counts any more.
+                // No wrapper lies on this connection, so nothing will update its meter any more.
                 let meter = meter.filter(|_| self.metered.is_none());
                 return Transport::Wrapped(Box::new(Wrapped::new(stream, under, meter)));
             }
             Kind::Socket(socket) => socket,
         };
-        // Mostly the same socket: without this one it is not shared any more.
+        // Usually this is the same socket, and without this handle it is no longer shared.
         drop(under);
         let shared = match shared {
             Socket::Tcp(socket) => match Arc::try_unwrap(socket) {
@@ -292,7 +292,8 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         let n = ready!(delegate!(self, stream => stream.poll_write(cx, buf)))?;
         if n == 0 && !buf.is_empty() {
-            // A pipe whose other end is gone says so, and futures-rustls would try again for ever.
+            // A pipe whose other end is gone writes 0 bytes, and futures-rustls would try again for
+            // ever.
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         if let Some((meter, _)) = &self.metered {
@@ -307,7 +308,7 @@ impl AsyncWrite for Connection {
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.stream() {
-            // async-io only flushes: a wrapper's farewell would have no FIN behind it.
+            // async-io only flushes, and then no FIN would follow the wrapper's last bytes.
             Stream::Tcp(socket) => Poll::Ready(socket.get_ref().shutdown(Shutdown::Write)),
             Stream::Unix(socket) => Poll::Ready(socket.get_ref().shutdown(Shutdown::Write)),
             Stream::Other(mut stream) => Pin::new(&mut stream).poll_close(cx),

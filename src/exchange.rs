@@ -137,7 +137,8 @@ async fn wrapped(
                 readable => readable.map(|readable| readable.is_ok()),
             }
         });
-        // A client that leaves without a word, as health checks do, has begun no handshake.
+        // A client that leaves without sending anything, as health checks do, has not begun a
+        // handshake.
         if !has_begun.await || socket.waiting() == 0 {
             return None;
         }
@@ -265,7 +266,8 @@ async fn first_bytes(
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                // Under a wrapper, something of a request has arrived that makes no byte of it yet (rules S6, S8).
+                // Under a wrapper, a part of a request has arrived that does not make a byte yet
+                // (rules S6, S8).
                 Poll::Pending if transport.has_begun() => {
                     if seat.stage() != Stage::Head {
                         seat.begin(None);
@@ -278,7 +280,7 @@ async fn first_bytes(
                 Poll::Pending if leave => return Poll::Ready(None),
                 Poll::Pending => {}
             }
-            // A record may have ended without a byte of a request, as TLS has some of its own.
+            // TLS sends records of its own, so a record may end without a byte of a request.
             if matches!(seat.stage(), Stage::Accepted | Stage::Head) {
                 seat.enter(Stage::Idle);
             }
@@ -289,13 +291,14 @@ async fn first_bytes(
     .await
 }
 
-/// Returns `true` if a client that nobody reads from any more has sent something of a request.
+/// Returns `true` if the client has sent a part of a request that the server will not read any
+/// more.
 fn has_asked(transport: &mut Transport, cx: &mut Context<'_>) -> bool {
     if !transport.is_wrapped() {
         return transport.waiting() > 0;
     }
     let mut bytes = Buffer::new();
-    // A stream may give way although it has something.
+    // A wrapped stream may return `Pending` although it holds data, so poll it a few more times.
     let mut reads = (0..LAST_LOOKS).map(|_| transport.poll_last_read(cx, &mut bytes));
     match reads.find(Poll::is_ready) {
         Some(Poll::Ready(read)) => read.is_ok_and(|n| !is_empty_lines(&bytes[..n])),
@@ -391,8 +394,8 @@ async fn exchange(service: &Service, gate: &mut Gate, owed: &mut Option<u64>) ->
         Prepared::Refuse(status) => return Next::Refuse(asked, status),
     };
 
-    // What the client asks for, what the response allows, what the body costs and is worth,
-    // what the stop leaves time for (rules W8, W9, S9). It is decided here and announced, and then holds.
+    // The client's wish, the response, the cost and the use of the body, and the stop all count
+    // (rules W8, W9, S9). The response announces the decision, so nothing later changes it.
     let keep = head.keep_alive
         && reply.allows_another()
         && can_get_past_body(gate, &mut reply, limits.discard_bytes).await
@@ -434,15 +437,16 @@ async fn exchange(service: &Service, gate: &mut Gate, owed: &mut Option<u64>) ->
     }
 }
 
-/// Whether the connection can go on behind the request's body, read or not (rule W9). If it can, it will, whatever the
-/// rest of the body turns out to be: the client is told before it sends another request.
+/// Returns `true` if the connection can go on behind the request's body, read or not (rule W9). The
+/// response then promises keep-alive, so the connection goes on whatever the rest of the body is.
 async fn can_get_past_body(gate: &mut Gate, reply: &mut Reply, discard: u64) -> bool {
     if gate.body_is_taken() {
         return true;
     }
     if gate.body_is_held() && reply.has_body() {
-        // A response that is made of the body takes it with it, however long it is. Who else holds it may yet want it,
-        // so that nothing of it is discarded before the response has been sent.
+        // A response that is made of the body reads the whole body, however long it is. Another
+        // holder of the body may still read it, so nothing is discarded before the response has
+        // been sent.
         return gate.feeds(reply).await || gate.can_discard(discard);
     }
     gate.can_discard(discard) && gate.discard_arrived(discard).await
@@ -475,12 +479,12 @@ async fn refuse(gate: &mut Gate, asked: Asked, status: StatusCode) -> Result<(),
     gate.respond(&mut reply).await
 }
 
-/// What becomes of a handler's answer.
+/// The server's next step with a handler's answer.
 #[expect(clippy::large_enum_variant, reason = "it is moved once, and most are replies")]
 enum Prepared {
-    /// It is sent.
+    /// The server sends the reply.
     Reply(Reply),
-    /// It hands the connection over to another protocol.
+    /// The response hands the connection over to another protocol.
     Upgrade(Box<Response>),
     /// The client gets this status instead.
     Refuse(StatusCode),
@@ -513,7 +517,8 @@ async fn prepare(
     Prepared::Reply(reply)
 }
 
-/// Discards the body, as the other protocol begins behind it (RFC 9110 section 7.8).
+/// Discards the body, because the other protocol begins behind it (RFC 9110 section 7.8). Returns
+/// `false` if the body cannot be discarded.
 async fn is_rid_of_body(service: &Service, gate: &mut Gate) -> bool {
     let discard = service.limits.discard_bytes;
     gate.body_is_taken()
@@ -568,7 +573,7 @@ fn apology(gate: &Gate, failure: &Failure) -> Response {
 ///
 /// # Errors
 ///
-/// 400 if there is no URL that says what the client has asked for.
+/// 400 if no URL says what the client has asked for.
 fn ask(
     service: &Service,
     gate: &Gate,

@@ -55,9 +55,29 @@
 //! | a process | [`run`], [`Process`], `restart`, `ready`, [`signals`] |
 //! | a server | [`Server`], [`Limits`], [`ServeError`] |
 //! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
-//! | in a handler | [`Request`], [`Response`], [`Body`], [`stream_body`], [`probe`], [`Peer`], [`Token`] |
+//! | in a handler | [`Request`], [`Response`], [`Body`], [`stream_body`], [`probe`], [`Peer`], [`Client`], [`Left`], [`target`], [`Token`] |
 //! | stopping | [`Shutdown`], [`Phase`], [`Token`], [`Guard`] |
 //! | how it ended | [`Outcome`], [`Ending`], [`Cut`], [`What`], [`Stage`] |
+//!
+//! # Words
+//!
+//! | word | meaning |
+//! |---|---|
+//! | client | the program at the other end of a connection, perhaps a proxy |
+//! | server | a [`Server`] that serves; a process may have several |
+//! | connection | a byte stream to one client, for one request after another |
+//! | handler | the program's function that makes a response from a request |
+//! | successor | a process that takes over the listening sockets at a restart |
+//! | kernel | the operating system below the server, with its queues of connections and bytes |
+//! | wrapped stream | a stream that is not a plain socket, for example by [`Listener::wrap`] |
+//! | latch | the three phases of a stop, which only move forward ([`Shutdown`]) |
+//! | token | a look at the latch ([`Token`]) |
+//! | guard | work that the drain waits for ([`Guard`]) |
+//! | drain | the wait, after a stop, until all work has ended or is cut |
+//! | grace | the longest time of a drain ([`Limits::grace`]) |
+//! | lame duck | a stopped server that still accepts, before the grace begins ([`Limits::lame_duck`]) |
+//! | linger | an idle connection's last chance to send a request ([`Limits::linger`]) |
+//! | place | the right of one connection to be served, out of [`Limits::connections`] |
 //!
 //! # Implementation
 //!

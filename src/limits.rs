@@ -41,38 +41,41 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long reading a body or writing a response may make no progress at all. Default: 30 s.
     pub stall_timeout: Duration,
-    /// The least rate of a request's body, in bytes per second. Zero means that any rate will do.
-    /// Default: 240.
+    /// The least rate of a request's body, in bytes per second. Zero allows any rate. Default: 240.
     ///
-    /// A client begins with a credit of five seconds. The time for which the server waits for the body
-    /// uses it up, what comes adds to it, and at most `stall_timeout` can be saved. When it is used up,
-    /// reading the body fails, within two seconds, and the client gets 408 if the handler passes the error
-    /// on. A slow handler is not held against its client: only waiting counts.
+    /// A client begins with a credit of five seconds. The credit shrinks while the server waits for
+    /// the body, and grows with the bytes that arrive, up to `stall_timeout` or five seconds,
+    /// whichever is longer. When the credit is used up, reading the body fails within two seconds,
+    /// and the client gets 408 if the handler passes the error on. A slow handler costs its client
+    /// nothing, because only the server's waiting counts.
     pub body_rate: u64,
-    /// How long the request line and the header fields together may be, in bytes and with the blank line
-    /// behind them; beyond it the client gets 414 or 431. Default: 16 KiB. Memory is taken only for
-    /// what has arrived.
+    /// How long the request line and the header fields may be together, in bytes and with the blank
+    /// line behind them. A longer head gets 414 or 431. Default: 16 KiB. The server takes memory
+    /// only for bytes that have arrived.
     pub head_bytes: usize,
-    /// How many header fields a request may have; beyond it the client gets 431. Default: 100.
+    /// How many header fields a request may have. A head with more gets 431. Default: 100.
     pub headers: usize,
     /// How long a request's body may be, in bytes; beyond it 413. Default: `None`, no bound.
     pub body_bytes: Option<u64>,
-    /// Up to which length, in bytes, a body that the handler did not read is discarded to keep the
-    /// connection (rule W9). Default: 256 KiB.
+    /// Up to which length, in bytes, the server discards a body that the handler did not read, to
+    /// keep the connection (rule W9). Default: 256 KiB.
     ///
-    /// If more is left of a body of known length, or more has come of one in chunks, the response
-    /// announces that the connection ends. Otherwise the rest is read and discarded, however long a body in
-    /// chunks becomes. A client that sends on behind such a response is read for up to two seconds. Then
-    /// it is reset, and some clients report that instead of the response: a handler whose response they
+    /// The response announces that the connection ends if more than this is left of a body of known
+    /// length, or if more than this of a body in chunks has already come. Otherwise the server
+    /// reads and discards the rest, however long a body in chunks becomes.
+    ///
+    /// After a response that ends the connection, the server reads for up to two seconds what the
+    /// client still sends, and then resets the connection. Some clients report the reset instead of
+    /// the response. If such a client has to see the response, the handler reads the body.
     /// have to see reads the body.
     pub discard_bytes: u64,
-    /// How many connections are served at the same time. Default: 10,000. It is never more than the
-    /// process's limit of open files allows.
+    /// How many connections the server serves at the same time. Default: 10,000. The process's
+    /// limit of open files may make it less.
     ///
-    /// If all places are taken and a further client waits in the kernel's queue, the server closes the
-    /// connections that have been idle longest: an eighth of those that have been idle for `linger`, at
-    /// least one and at most 32. A connection that has not sent a byte is idle, too. If none is, the
-    /// client waits.
+    /// If all places are taken and a further client waits in the kernel's queue, the server closes
+    /// the connections that have been idle longest. It chooses an eighth of those that have been
+    /// idle for `linger`, at least one and at most 32. A connection that has not sent a byte counts
+    /// as idle. If no connection is idle, the client waits.
     pub connections: usize,
 }
 

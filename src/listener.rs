@@ -165,7 +165,8 @@ pub struct ListenOptions {
 }
 
 impl Default for ListenOptions {
-    /// No other socket on the address, no SYN filter, probes after 60 s of silence.
+    /// Returns the options for an address that no other socket shares, without a SYN filter, and
+    /// with probes after 60 s of silence.
     fn default() -> Self {
         Self { reuse_port: false, syn_filter: false, keepalive: Some(Duration::from_secs(60)) }
     }
@@ -229,19 +230,20 @@ impl ListenOptions {
         self
     }
 
-    /// Sets how long a TCP client may be silent before its kernel is asked whether it is still there
-    /// (`SO_KEEPALIVE`); `None` or zero asks never. Default: 60 s.
+    /// Sets how long a TCP client may be silent before the server's kernel probes whether the
+    /// client is still there (`SO_KEEPALIVE`). With `None` or zero, the kernel never probes.
+    /// Default: 60 s.
     ///
-    /// The server's kernel repeats the question every 10 s and breaks the connection when six have
-    /// had no answer, which is by default two minutes after the last byte. The questions find clients
-    /// that have vanished without a word, as when their machine has lost its power, in the times in
-    /// which the server waits for nothing from its client: while a handler runs, between the chunks
-    /// of a response, and after an upgrade. The kernel counts whole seconds, from 1 to 32,767; other
-    /// times are rounded up or cut.
+    /// The kernel sends a probe every 10 s, and breaks the connection when six have had no answer,
+    /// which is by default two minutes after the last byte. Probes find clients that have vanished
+    /// without closing, for example because of a power cut, in the times in which the server waits
+    /// for nothing from its client: while a handler runs, between the chunks of a response, and
+    /// after an upgrade. The kernel counts whole seconds, from 1 to 32,767, so the server rounds up
+    /// a fraction and cuts a longer time.
     ///
-    /// The option is set on the listening socket, from which each connection inherits it. An
-    /// inherited socket gets it too, whatever was set on it before, and other processes that hold
-    /// that socket share the setting. For Unix sockets the option means nothing.
+    /// The server sets this option on the listening socket, and each connection inherits it. An
+    /// inherited socket gets the option too, whatever was set on it before, and other processes
+    /// that hold this socket share the setting. The option means nothing for Unix sockets.
     ///
     /// # Examples
     ///
@@ -249,11 +251,11 @@ impl ListenOptions {
     /// use smol_graceful::ListenOptions;
     /// use std::time::Duration;
     ///
-    /// // A client that has vanished is noticed within 75 s.
+    /// The server notices within 75 s that a client has vanished.
     /// let options = ListenOptions::default().keepalive(Duration::from_secs(15));
     /// let listener = options.bind(&"127.0.0.1:0".parse()?)?;
     ///
-    /// // Clients behind a battery are left alone.
+    /// Without probes, the server does not wake clients that run on a battery.
     /// let options = ListenOptions::default().keepalive(None);
     /// let quiet = options.bind(&"127.0.0.1:0".parse()?)?;
     /// # drop((listener, quiet));
@@ -265,12 +267,12 @@ impl ListenOptions {
         self
     }
 
-    /// Takes the listening sockets that this process was started with, as [`Listener::inherited`]
-    /// does, with these options.
+    /// Takes the listening sockets that this process was started with, with these options, like
+    /// [`Listener::inherited`].
     ///
     /// # Errors
     ///
-    /// As [`Listener::inherited`].
+    /// Returns the errors of [`Listener::inherited`].
     ///
     /// # Examples
     ///
@@ -292,8 +294,8 @@ impl ListenOptions {
     /// Takes a listening socket that the program has bound itself, such as one of the standard
     /// library's, with these options.
     ///
-    /// [`Listen`] takes such a socket with the default options. [`ListenOptions::reuse_port`] changes
-    /// nothing here, because it has to be set before the socket is bound.
+    /// [`Listen`] takes such a socket with the default options. [`ListenOptions::reuse_port`] has
+    /// no effect here, because it has to be set before the socket is bound.
     ///
     /// # Errors
     ///
@@ -400,7 +402,7 @@ struct Shared {
     handed: Option<(RawFd, Handed)>,
     /// `None` once closed.
     socket: Mutex<Option<Bound>>,
-    /// Why it was closed, if not at the server's wish.
+    /// The reason for closing the listener, if the server did not want that.
     failure: OnceLock<String>,
     /// Another process holds the socket too (rule S5).
     is_held: AtomicBool,
@@ -465,14 +467,16 @@ impl Listener {
         ListenOptions::default().bind(address)
     }
 
-    /// Takes the listening sockets that this process was started with, as systemd passes them: LISTEN_FDS
-    /// says how many, LISTEN_PID for whom, LISTEN_FDNAMES what they are called. None if there are
-    /// none, if they are meant for another process, or if all were taken before.
+    /// Takes the listening sockets that this process was started with, as systemd passes them.
+    /// LISTEN_FDS says how many, LISTEN_PID for which process, and LISTEN_FDNAMES what they are
+    /// called. Returns an empty list if there are none, if they are meant for another process, or
+    /// if the program has taken them before.
     ///
-    /// They are let go of when the server stops, and neither shut down nor is a socket's file
-    /// removed: the queue belongs to the successor (rule S5). After an upgrade in place, when nobody
-    /// else holds them, they are closed like the server's own. They are non-blocking from here on and
-    /// have the default [`ListenOptions::keepalive`], for whoever else holds them, too.
+    /// When the server stops, it lets go of them, and neither shuts them down nor removes a
+    /// socket's file, because the queue belongs to the successor (rule S5). After an upgrade in
+    /// place, when no other process holds them, the server closes them like its own. From here on
+    /// they are non-blocking and have the default [`ListenOptions::keepalive`], also in other
+    /// processes that hold them.
     ///
     /// # Errors
     ///
@@ -495,23 +499,25 @@ impl Listener {
 
     /// Takes connections from a source of the program's own, such as a pipe in a test.
     ///
-    /// When the stream ends, no further connection comes; the server goes on until it is stopped.
-    /// The server treats errors of the stream like those of `accept`: it skips the error of a single
-    /// connection, and after any other error it tries again later, from 5 ms up to 1 s.
+    /// When the stream ends, no further connection comes, but the server goes on until it is
+    /// stopped. The server treats errors of the stream like those of `accept`. It skips the error
+    /// of a single connection, and after any other error it tries again later, from 5 ms up to 1 s.
     ///
-    /// A stream that loses no client brings each connection as soon as it has it. Whatever takes time
-    /// for each one (a handshake, the head of the PROXY protocol) belongs into [`Listener::wrap`]: the
-    /// server counts a connection when the stream has brought it, and does not know of those on which
-    /// the stream still works. At the stop the server polls the stream until it returns `Pending`, and
-    /// then drops it with everything in it.
+    /// A stream brings each connection as soon as it has it, so that a stop loses no client. Work
+    /// for each connection that takes time (a handshake, the head of the PROXY protocol) belongs
+    /// into [`Listener::wrap`], because the server counts a connection only when the stream has
+    /// brought it, and does not know of connections on which the stream still works. At the stop
+    /// the server polls the stream until it returns `Pending`, and then drops it with everything in
+    /// it.
     ///
-    /// A source has no queue that the server could look at: if [`Limits::connections`] are served, its
-    /// clients wait until one of those has ended, be they idle or not. Options of the sockets, such as
-    /// keep-alive probes, are the program's to set.
+    /// A source has no queue that the server could look at. If the server serves
+    /// [`Limits::connections`], the source's clients wait until one of those connections has ended,
+    /// even if some are idle. The program sets the options of the sockets, such as keep-alive
+    /// probes, itself.
     ///
-    /// If the stream panics, its listener is closed. The server logs the panic and stops, as by
-    /// [`Shutdown::stop`]. [`Server::serve`] and [`run`] finish what is in flight, and then return an
-    /// error that names the panic and the line that has called this function.
+    /// If the stream panics, the server closes its listener, logs the panic, and stops, as by
+    /// [`Shutdown::stop`]. [`Server::serve`] and [`run`] finish what is in flight, and then return
+    /// an error that names the panic and the line that has called this function.
     ///
     /// [`Limits::connections`]: crate::Limits::connections
     /// [`Shutdown::stop`]: crate::Shutdown::stop
@@ -555,22 +561,25 @@ impl Listener {
         Self::from(Shared::new(Address::Other, Bound::Other(Source::new(connections))))
     }
 
-    /// Lets `wrap` make of each accepted connection what is served: TLS above all.
+    /// Lets `wrap` turn each accepted connection into the stream that the server speaks HTTP on,
+    /// above all for TLS.
     ///
-    /// `wrap` runs in the connection's own task, begins with the client's first byte, and has 10 s, or
-    /// [`Limits::head_timeout`] if that is shorter. The server has counted the connection by then, so a
-    /// stop waits for `wrap`, and an abort names the connection that it cuts there. A second call
-    /// replaces the first.
+    /// `wrap` runs in the connection's own task, begins with the client's first byte, and has 10 s,
+    /// or [`Limits::head_timeout`] if that is shorter. The server has counted the connection by
+    /// then, so a stop waits for `wrap`, and an abort names the connection that it cuts there. A
+    /// second call replaces the first.
     ///
-    /// An error of `wrap`, its panic, or the end of its time ends the connection.
-    /// [`Listener::failed_handshakes`] counts such connections. The log has each of them at the level
-    /// `debug`, and at `info`, once a second at most, how many there have been, and the last of them.
+    /// If `wrap` fails, panics or takes too long, the server ends the connection.
+    /// [`Listener::failed_handshakes`] counts such connections. The server logs each of them at the
+    /// level `debug`. At the level `info`, it logs once a second at most how many there have been,
+    /// and the last of them.
     ///
-    /// If `wrap` returns the [`Connection`] that it was given, a socket is served as a plain socket,
-    /// without any cost. A [`Connection`] may also say by [`Connection::from_peer`] who the client is,
-    /// as far as a proxy in front knows: then the requests, the log and the outcome name that peer.
-    /// `examples/proxy_protocol.rs` does both. Only a [`Connection`] that `wrap` returns names a peer: with
-    /// TLS behind such a proxy, return `Connection::new(tls_stream).from_peer(peer)`.
+    /// If `wrap` returns the [`Connection`] that it was given, the server serves a socket as a
+    /// plain socket, without any cost. `wrap` may also set the address of the client by
+    /// [`Connection::from_peer`], if a proxy in front tells it. Requests, the log and the outcome
+    /// then name that peer. `examples/proxy_protocol.rs` does both. Only a [`Connection`] that
+    /// `wrap` returns names a peer. With TLS behind such a proxy, return
+    /// `Connection::new(tls_stream).from_peer(peer)`.
     ///
     /// [`Limits::head_timeout`]: crate::Limits::head_timeout
     ///
@@ -601,8 +610,8 @@ impl Listener {
         self
     }
 
-    /// Returns on how many connections [`Listener::wrap`] has failed, because it
-    /// returned an error, panicked, or took too long. Clones of a listener count together.
+    /// Returns on how many connections [`Listener::wrap`] has failed, because it returned an error,
+    /// panicked, or took too long. Clones of a listener share one count.
     ///
     /// A client that leaves without having sent a byte does not count.
     ///
@@ -629,7 +638,7 @@ impl Listener {
         self.shared.handshakes.failed()
     }
 
-    /// Takes an inherited socket; the operator knows it by the descriptor `origin`.
+    /// Takes an inherited socket, which the operator knows by the descriptor `origin`.
     fn adopt(
         inherited: Inherited,
         origin: Option<RawFd>,
@@ -725,7 +734,7 @@ impl Listener {
         self.shared.is_held.load(Ordering::Acquire)
     }
 
-    /// Returns why the listener was closed, if that was not at the server's wish: its source has
+    /// Returns the reason for closing the listener, if the server did not want that: its source has
     /// panicked.
     pub(crate) fn failure(&self) -> Option<io::Error> {
         self.shared.failure.get().cloned().map(io::Error::other)
@@ -736,8 +745,8 @@ impl Listener {
         self.shared.is_handed_over.load(Ordering::Acquire)
     }
 
-    /// Hands the next connection to `take`; `false` once the listener is closed, which
-    /// [`Listener::failure`] may explain.
+    /// Hands the next connection to `take`. Returns `false` once the listener is closed, and
+    /// [`Listener::failure`] may then say why.
     ///
     /// Does not hold on to `take` while nobody comes: drops it, and returns when there may be someone.
     ///
@@ -771,15 +780,15 @@ impl Listener {
         }
     }
 
-    /// Waits until a client waits in the queue, and takes it from there no more than a look would. Never ready without a
-    /// socket, which has no queue to look at.
+    /// Waits until a client is in the queue, and leaves it there. Never ready for a listener
+    /// without a socket, because it has no queue to look at.
     pub(crate) async fn has_client(&self) {
         poll_fn(|cx| {
             let bound = self.bound();
             let Some(bound) = bound.as_ref().filter(|bound| bound.socket().is_some()) else {
                 return Poll::Pending;
             };
-            // An event may be an old one: it was answered by an accept already.
+            // The first event may be an old one that an accept has answered already.
             for _ in 0..2 {
                 if bound.has_queue() {
                     return Poll::Ready(());
@@ -883,8 +892,8 @@ impl Listener {
         Poll::Ready(Ok(true))
     }
 
-    /// Returns the next connection of `bound`, which the caller has locked; `None` once it is closed.
-    /// Closes it if its source has failed.
+    /// Returns the next connection of `bound`, which the caller has locked. Returns `None` once
+    /// `bound` is closed. Closes `bound` if its source has failed.
     fn poll_next(
         &self,
         bound: &mut Option<Bound>,
@@ -1059,7 +1068,7 @@ mod tests {
         assert!(!block_on(listener.accept(|_| unreachable!())));
     }
 
-    /// What is set on the listening socket holds for each connection that comes from it.
+    /// A connection inherits the options of its listening socket.
     #[test]
     fn connections_are_probed_when_they_are_silent() {
         let minute = Duration::from_secs(60);
@@ -1071,7 +1080,7 @@ mod tests {
             (own().listen(), Some(minute)),
             (options.adopt(own()), Some(minute)),
             (options.keepalive(2 * minute).bind(&address), Some(2 * minute)),
-            // Rounded up, as 0 s would be an error.
+            // Rounded up, because 0 s would be an error.
             (options.keepalive(minute / 100).bind(&address), Some(minute / 60)),
             (options.keepalive(Duration::MAX).bind(&address), Some(Duration::from_secs(32_767))),
             (options.keepalive(None).bind(&address), None),

@@ -1,17 +1,17 @@
-//! [`LogLimit`]: keeps what clients can cause from filling the log.
+//! [`LogLimit`]: keeps clients from filling the log.
 //!
-//! Counts events and says when a line is due, with how many events it speaks for. Writes nothing and
-//! reads no clock: the caller gives the time.
+//! Counts events and tells the caller when to log a line, and for how many events. Writes nothing,
+//! and gets the time from the caller.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often lines are due at most.
+/// The shortest time between two lines.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// A limit of one line a second. Works as a `static`.
 ///
-/// Events that no further event follows are not logged: the next line speaks for them.
+/// Events are not logged until a later event comes, which then logs all of them.
 #[derive(Debug)]
 pub(crate) struct LogLimit {
     state: Mutex<State>,
@@ -21,7 +21,7 @@ pub(crate) struct LogLimit {
 struct State {
     /// When the last line was due.
     last: Option<Instant>,
-    /// Events since then.
+    /// Events since the last line.
     unlogged: u64,
 }
 
@@ -30,8 +30,8 @@ impl LogLimit {
         Self { state: Mutex::new(State { last: None, unlogged: 0 }) }
     }
 
-    /// Counts an event that happens `now`. Returns how many events the caller has to log with it, this
-    /// one included, or `None` if the last line is less than a second old.
+    /// Counts an event that happens `now`. Returns for how many events the caller has to log a
+    /// line, this one included, or `None` if the last line is less than a second old.
     pub(crate) fn count(&self, now: Instant) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.unlogged += 1;
@@ -60,13 +60,13 @@ mod tests {
         // Every 100 ms for 2.5 s.
         let lines: Vec<_> = (0..25).filter_map(|n| limit.count(after(100 * n))).collect();
         assert_eq!(lines, [1, 10, 10]);
-        // The last four of them, whenever there is one more.
+        // The next event logs the last four of them too.
         assert_eq!(limit.count(after(3_600_000)), Some(5));
         assert_eq!(limit.count(after(3_600_999)), None);
         assert_eq!(limit.count(after(3_601_000)), Some(2));
     }
 
-    /// Threads may take the time in another order than the lock.
+    /// Threads may read the clock in one order and take the lock in another.
     #[test]
     fn an_earlier_event_that_comes_late_is_counted() {
         let (limit, start) = (LogLimit::new(), Instant::now());

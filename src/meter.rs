@@ -1,14 +1,16 @@
-//! [`Meter`]: what has gone through the stream under a wrapper such as TLS.
+//! [`Meter`]: counts the bytes that go through the stream under a wrapper such as TLS.
 //!
-//! Invariant: whether something has arrived, and whether it moves, is measured where the bytes come from the client. A
-//! wrapper shows only what it has made of them, and may hold back a part. Knows of TLS nothing but where its records end
-//! (RFC 8446 section 5.1).
+//! Invariant: the meter sees bytes where they come from the client, because a wrapper may hold back
+//! a part of them. Whether data has arrived, and whether it moves, is therefore known before the
+//! wrapper shows it. Of TLS, the meter knows only where records end (RFC 8446 section 5.1).
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-/// Counts the bytes that a wrapper has read and written, and knows whether it is inside of a TLS record.
+/// Counts the bytes that a wrapper has read and written, and knows whether the wrapper is inside a
+/// TLS record.
 ///
-/// A connection's task writes and reads it, one part at a time: the order of the counts means nothing.
+/// Only the connection's task reads and writes a meter, one part at a time, so the order of the
+/// counts does not matter.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
     received: AtomicU64,
@@ -17,15 +19,15 @@ pub(crate) struct Meter {
     position: AtomicU8,
 }
 
-/// Where in the client's bytes a wrapper stands.
+/// A wrapper's position in the bytes from the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Position {
-    /// In front of a TLS record: the wrapper has nothing that it has not shown.
+    /// Between two TLS records.
     Between = 0,
-    /// Inside of a TLS record, of which it shows nothing before all has come.
+    /// Inside a TLS record, of which the wrapper shows nothing before all of it has come.
     Inside = 1,
-    /// Somewhere in what is no TLS.
+    /// Somewhere in bytes that are not TLS.
     Unknown = 2,
 }
 
@@ -46,14 +48,14 @@ impl Meter {
         }
     }
 
-    /// The wrapper has read `bytes`, which `records` follows.
+    /// Counts `bytes`, which the wrapper has read, and follows them with `records`.
     pub(crate) fn receive(&self, bytes: &[u8], records: &mut Records) {
         records.read(bytes);
         self.position.store(records.position() as u8, Ordering::Relaxed);
         self.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
 
-    /// The wrapper has written so many bytes.
+    /// Counts bytes that the wrapper has written.
     pub(crate) fn send(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
@@ -62,18 +64,19 @@ impl Meter {
 /// Follows TLS records through a stream, from its first byte on.
 #[derive(Debug)]
 pub(crate) enum Records {
-    /// So many bytes of a record's header have come.
+    /// This many bytes of a record's header have come.
     Header([u8; HEADER], usize),
-    /// So many bytes of a record's content are still to come; at least 1.
+    /// This many bytes of a record's content are still to come; at least 1.
     Content(u16),
-    /// This is no TLS.
+    /// These bytes are not TLS.
     Other,
 }
 
 /// The length of a record's header: its type, two bytes of version, two bytes of length.
 const HEADER: usize = 5;
 
-/// The longest content of a record that an implementation accepts (RFC 8446 section 5.2; 2048 more in RFC 5246).
+/// The longest content of a record that an implementation accepts. RFC 8446 section 5.2 allows 256
+/// bytes more than 2^14, and RFC 5246 allows 2048 more.
 const LONGEST: u16 = (1 << 14) + 2048;
 
 impl Default for Records {
@@ -84,7 +87,8 @@ impl Default for Records {
 
 impl Records {
     fn read(&mut self, mut bytes: &[u8]) {
-        // TLS may begin behind something else, such as the line of a proxy, in a read of its own.
+        // TLS may begin behind other bytes, such as the line of a proxy, and then begins in a read
+        // of its own.
         if matches!((&self, bytes), (Self::Other, [22, 3, 0..=4, high, _, ..]) if *high < 64) {
             *self = Self::default();
         }
@@ -96,7 +100,8 @@ impl Records {
                     bytes = behind;
                     let length = u16::from_be_bytes([header[3], header[4]]);
                     match (*header, *have) {
-                        // Change of cipher, alert, handshake, application data, heartbeat; a version 3.x.
+                        // Types are change of cipher, alert, handshake, application data and
+                        // heartbeat. The version is 3.x.
                         ([20..=24, ..], 1) | ([_, 3, ..], 2) | (_, 3..HEADER) => {}
                         (_, HEADER) if length == 0 => *self = Self::default(),
                         (_, HEADER) if length <= LONGEST => *self = Self::Content(length),
@@ -129,7 +134,7 @@ impl Records {
 mod tests {
     use super::*;
 
-    /// Where a stream of these bytes ends, however it is cut.
+    /// Returns the position at the end of `bytes`, which must not depend on how they are cut.
     fn position(bytes: &[u8]) -> Position {
         let mut whole = Records::default();
         whole.read(bytes);

@@ -192,12 +192,13 @@ impl Stage {
         }
     }
 
-    /// Returns `true` if a connection can look here whether its client is still there. Elsewhere it reads, and so notices.
+    /// Returns `true` if a connection can look in this stage whether its client is still there. In
+    /// the other stages it reads, and the read tells.
     fn can_look(self) -> bool {
         matches!(self, Self::Handler | Self::Body | Self::Response | Self::Writing | Self::Upgraded)
     }
 
-    /// Whether the server waits here for the rest of a request's body.
+    /// Returns `true` if the server waits in this stage for the rest of a request's body.
     pub(crate) fn waits_for_body(self) -> bool {
         matches!(self, Self::Body | Self::Discarding)
     }
@@ -236,9 +237,10 @@ pub(crate) trait Describe: Send + Sync {
 /// What a connection's task and the rest of the server know of each other.
 #[derive(Debug)]
 pub(crate) struct Seat {
-    /// The other end, as it was accepted.
+    /// The client's address, as the kernel or the source gave it.
     accepted: Peer,
-    /// The other end, where a wrapper knows better. In a box, because few connections need it.
+    /// The client's address, if a wrapper has found a better one. In a box, because few connections
+    /// need it.
     named: OnceLock<Box<Peer>>,
     /// Which server it belongs to, where several share one latch.
     server: usize,
@@ -248,25 +250,27 @@ pub(crate) struct Seat {
     activity: AtomicU32,
     /// The activity that the sweep found to have lasted too long; any move since voids it.
     verdict: AtomicU32,
-    /// Counts the bytes that have come of the request's body, and wraps around.
+    /// Counts the bytes of the request's body that have come, and wraps around.
     received: AtomicU32,
-    /// The sweep wants to know whether the client is still there.
+    /// Set if the sweep wants to know whether the client is still there.
     is_asked: AtomicBool,
     /// A [`Left`], or 0 as long as the client is there.
     left: AtomicU8,
-    /// `left` has changed.
+    /// Notifies the tasks in [`Seat::left`] that `left` has changed.
     has_left: Event,
-    /// Guards that the handler of the request under way has taken, behind that request's number.
+    /// The request's number in the high 32 bits, and in the low 32 bits how many guards its handler
+    /// holds.
     holds: AtomicU64,
     /// The request under way.
     now: Mutex<Now>,
 }
 
-/// What a connection is at.
+/// The request that a connection serves, or the pause between two.
 struct Now {
-    /// When the request's first byte was read; without one, when the connection was accepted or fell idle.
+    /// When the request's first byte was read. Without a request, when the connection was accepted
+    /// or fell idle.
     since: Instant,
-    /// Who knows the request's head.
+    /// Describes the request's head.
     head: Option<Weak<dyn Describe>>,
 }
 
@@ -298,12 +302,13 @@ impl Seat {
         })
     }
 
-    /// Returns who is at the other end.
+    /// Returns the address of the client.
     pub(crate) fn peer(&self) -> Peer {
         self.named.get().map_or(self.accepted, |peer| **peer)
     }
 
-    /// Says who is at the other end, where accepting could not tell. The first call counts.
+    /// Sets the address of the client, if the wrapper knows a better one than `accept` gave. The
+    /// first call counts.
     pub(crate) fn name(&self, peer: Peer) {
         if peer != self.accepted {
             let _ = self.named.set(Box::new(peer));
@@ -322,7 +327,8 @@ impl Seat {
         self.activity.store(activity, Ordering::Relaxed);
     }
 
-    /// A request's first byte has arrived; `head` can tell what it is, if somebody can by now.
+    /// Notes that a request's first byte has arrived. `head` describes the request, and is `None` as
+    /// long as no gate holds the request.
     pub(crate) fn begin(&self, head: Option<Weak<dyn Describe>>) {
         *self.lock() = Now { since: Instant::now(), head };
         self.enter(Stage::Head);
@@ -334,19 +340,22 @@ impl Seat {
         self.enter(Stage::Idle);
     }
 
-    /// So many bytes of a body have come.
+    /// Counts `bytes` bytes of a body that have come.
     pub(crate) fn receive(&self, bytes: u64) {
-        // Only the connection writes it. The sweep looks at differences, so it may wrap around.
+        // Only the connection writes this counter. The sweep looks at differences, so wrapping
+        // around is harmless.
         let received = self.received.load(Ordering::Relaxed).wrapping_add(bytes as u32);
         self.received.store(received, Ordering::Relaxed);
     }
 
-    /// Whether the sweep has asked since the last call whether the client is still there.
+    /// Returns `true` if the sweep has asked, since the last call, whether the client is still
+    /// there.
     pub(crate) fn take_asked(&self) -> bool {
         self.is_asked.load(Ordering::Relaxed) && self.is_asked.swap(false, Ordering::Relaxed)
     }
 
-    /// The handler of a new request is called. Returns the number of that request.
+    /// Notes that the server calls the handler of a new request. Returns the number of that
+    /// request.
     pub(crate) fn call(&self) -> u32 {
         let number = (self.holds.load(Ordering::Relaxed) >> 32) as u32;
         let number = number.wrapping_add(1);
@@ -355,13 +364,13 @@ impl Seat {
         number
     }
 
-    /// Returns the number of the request that a handler was called for last.
+    /// Returns the number of the request whose handler was called last.
     fn number(&self) -> u32 {
         (self.holds.load(Ordering::Relaxed) >> 32) as u32
     }
 
-    /// Takes a hold of the handler of this request, or gives one back (`change` is 1 or -1). A handler that has ended
-    /// has none.
+    /// Adds `change` (1 or -1) to the number of guards that the handler of request `number` holds.
+    /// Does nothing if the connection has gone on to another request.
     fn change_holds(&self, number: u32, change: i64) {
         let _ = self.holds.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |holds| {
             let is_under_way = (holds >> 32) as u32 == number;
@@ -369,19 +378,21 @@ impl Seat {
         });
     }
 
-    /// Whether the handler under way holds a guard: it goes on although its client has left.
+    /// Returns `true` if the handler that runs holds a guard. Such a handler goes on although its
+    /// client has left.
     pub(crate) fn is_held(&self) -> bool {
         self.holds.load(Ordering::Acquire) as u32 > 0
     }
 
-    /// Tells those who want to know that the client has left.
+    /// Notes that the client has left, and notifies the tasks that wait for this.
     pub(crate) fn leave(&self, left: Left) {
         if self.left.fetch_max(left as u8, Ordering::AcqRel) < left as u8 {
             self.has_left.notify(usize::MAX);
         }
     }
 
-    /// Waits until the client has left, as far as `least` says or farther.
+    /// Waits until the client has left at least as far as `least` says. Returns how far it has
+    /// left.
     pub(crate) async fn left(&self, least: Left) -> Left {
         loop {
             let listener = self.has_left.listen();
@@ -392,7 +403,7 @@ impl Seat {
         }
     }
 
-    /// Tells a connection that is idle to have a last look at its socket and to end (rule S6).
+    /// Makes an idle connection look at its socket once more and then end (rule S6).
     pub(crate) fn give_way(&self) {
         let activity = self.activity.load(Ordering::Relaxed);
         if Stage::of(activity) == Stage::Idle {
@@ -426,7 +437,8 @@ impl Seat {
             let doing = self.lock();
             (doing.since, doing.head.as_ref().and_then(Weak::upgrade))
         };
-        // Before there is a request, the connection itself is what is waited for; idle, nothing is.
+        // Before a request has begun, the drain waits for the connection itself. It does not wait
+        // for an idle connection.
         let since = if stage == Stage::Idle { now } else { since };
         let (method, path) = head.and_then(|head| head.describe()).unwrap_or_default();
         Cut {
@@ -440,7 +452,7 @@ impl Seat {
     }
 }
 
-/// The handler of a request, as the guards see it that it takes.
+/// The call of a request's handler, for the guards that the handler takes.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     seat: Arc<Seat>,
@@ -460,7 +472,7 @@ impl Call {
     }
 }
 
-/// Keeps a handler going although its client has left.
+/// Keeps the handler of a call going although its client has left.
 #[derive(Debug)]
 pub(crate) struct Hold(Call);
 
@@ -513,7 +525,8 @@ pub(crate) struct Watched {
     /// The activity that the last sweep saw, and when it saw it first.
     seen: u32,
     seen_at: Instant,
-    /// How fast the body comes that the server waits for. In a box, as idle connections have none.
+    /// How fast the client sends the body that the server waits for. In a box, because idle
+    /// connections have none.
     pace: Option<Box<Pace>>,
 }
 
@@ -537,7 +550,8 @@ impl Registry {
         self.holders.insert(holder)
     }
 
-    /// Whoever waits for the client of a connection to leave need not wait any longer.
+    /// Removes a holder. Returns the seat if the holder is a connection, so that the caller can
+    /// tell those who wait for its client to leave.
     pub(crate) fn remove(&mut self, id: usize) -> Option<Arc<Seat>> {
         match self.holders.remove(id) {
             Holder::Connection(watched) => Some(watched.seat),
@@ -572,8 +586,9 @@ impl Registry {
         seats
     }
 
-    /// Returns those connections of `server` that have been idle longest, and for at least `least`: one of eight, at most
-    /// 32 (as nginx does), so that a flood of new clients does not have all connections looked at for each of them.
+    /// Returns the connections of `server` that have been idle longest, and for at least `least`: one
+    /// of eight, at most 32 (as nginx does). It returns several at once, so that the server need not
+    /// look through all connections for each client of a flood.
     pub(crate) fn idle_longest(
         &self,
         server: usize,
@@ -624,10 +639,11 @@ impl Registry {
         holders.fold(0, u64::wrapping_add)
     }
 
-    /// Finds the connections of `server` that have not moved for longer than their stage allows, or that send a body more
-    /// slowly than [`Limits::body_rate`]. They are told, and so are those that are to look whether their client is still
-    /// there: in the drain (`drains`) all that are at work, otherwise those that have not moved since the last sweep
-    /// (rule S22). Returns all that are to be woken.
+    /// Finds the connections of `server` that have not moved for longer than their stage allows, or
+    /// that send a body more slowly than [`Limits::body_rate`], and marks them as expired. Also
+    /// asks connections to look whether their client is still there: all that are at work if
+    /// `drains`, otherwise those that have not moved since the last sweep (rule S22). Returns all
+    /// connections that the caller has to wake.
     pub(crate) fn sweep(
         &mut self,
         server: usize,
@@ -650,7 +666,8 @@ impl Registry {
             }
             let waited = now.saturating_duration_since(watched.seen_at);
             let is_late = !has_moved && stage.limit(limits).is_some_and(|limit| waited >= limit);
-            // Both count: a client may stall altogether, or move without end and get nowhere.
+            // Both count, because a client may stall altogether, or may send now and then and get
+            // nowhere.
             let is_slow = watched.is_slow(stage, limits, now);
             if is_late || is_slow {
                 watched.seat.expire(activity);
@@ -691,12 +708,12 @@ impl Watched {
 struct Pace {
     /// The number of the request.
     number: u32,
-    /// Bytes ahead.
+    /// The number of bytes that the client is ahead.
     credit: f64,
-    /// What had been received when the sweep looked last.
+    /// The number of bytes that had come at the last look.
     received: u32,
     looked_at: Instant,
-    /// Whether the server waited for the body then.
+    /// Says whether the server waited for the body at the last look.
     waited: bool,
 }
 
@@ -707,14 +724,15 @@ impl Pace {
         Self { number, credit, received, looked_at: now, waited: true }
     }
 
-    /// Returns the largest credit: a client that has sent a lot cannot pause longer than any other client may stall.
+    /// Returns the largest credit. It keeps a client that has sent a lot from pausing longer than
+    /// any client may stall.
     fn most(limits: &Limits) -> f64 {
         let longest = limits.stall_timeout.max(Limits::BODY_RATE_AFTER);
         limits.body_rate as f64 * longest.as_secs_f64()
     }
 
-    /// Adds what has come, and takes away what the rate asks for, if the server has waited for the body since the last
-    /// look.
+    /// Adds what has come, and subtracts what the rate asks for if the server has waited for the
+    /// body since the last look. Returns `true` if the client is behind.
     fn is_slow(&mut self, stage: Stage, limits: &Limits, received: u32, now: Instant) -> bool {
         let waits = stage.waits_for_body();
         let came = f64::from(received.wrapping_sub(self.received));
@@ -815,7 +833,8 @@ mod tests {
         assert!(!registry.cuts(Instant::now())[0].is_cut());
     }
 
-    /// What a client sends in each second, whether the server waits for it then, and the second in which it is too slow.
+    /// Each case: the bytes that a client sends in each second, whether the server waits for them
+    /// then, and the second in which the client is too slow.
     #[test]
     fn a_body_has_to_come_at_a_rate() {
         type Case<'a> = (&'a str, &'a dyn Fn(u64) -> u64, &'a dyn Fn(u64) -> bool, Option<u64>);
@@ -846,7 +865,7 @@ mod tests {
         }
     }
 
-    /// What a client has sent before the first look counts, and each request has a credit of its own.
+    /// The bytes before the first look count, and each request has a credit of its own.
     #[test]
     fn the_pace_is_that_of_one_body() {
         let seat = Seat::new(Peer::Unix, 1);
@@ -892,7 +911,8 @@ mod tests {
         let now = Instant::now();
         assert!(registry.idle_longest(1, Duration::from_secs(1), now).is_empty());
         assert!(registry.idle_longest(2, Duration::ZERO, now).is_empty());
-        // One of eight, and neither one that is at work nor one that was at work a moment ago.
+        // One connection of eight gives way, and neither one that is at work nor one that has just
+        // been at work.
         seats[0].begin(Some(Arc::downgrade(&head)));
         seats[1].end();
         let chosen = registry.idle_longest(1, Duration::ZERO, now);

@@ -148,13 +148,13 @@ impl Server {
         self
     }
 
-    /// Shares a latch, with other servers or with work of the program's own; the default is one
-    /// for this server alone.
+    /// Shares a latch, with other servers or with work of the program's own. By default, a server
+    /// has a latch of its own.
     ///
-    /// Servers that share a latch drain together. All are drained when nobody holds the latch any more.
-    /// The first grace that ends cuts what is left of all of them, so give them the same `grace` and
-    /// `lame_duck`. Each outcome counts what all have finished. A server that is to answer while
-    /// the others drain has a latch of its own, and is stopped behind them.
+    /// Servers that share a latch drain together. They have drained when nobody holds the latch any
+    /// more. The first grace that ends cuts what is left of all of them, so give them the same
+    /// `grace` and `lame_duck`. Each outcome counts what all of them have finished. If a server has
+    /// to answer while the others drain, give it a latch of its own and stop it after the others.
     ///
     /// # Examples
     ///
@@ -209,10 +209,11 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// If one of the addresses cannot be listened on, and [`io::ErrorKind::InvalidInput`] if there
-    /// is none; before any connection is served. If a source of connections ([`Listener::of`]) has
-    /// panicked: then the server has stopped by itself, and the error comes after the drain, in place
-    /// of the [`Outcome`], which is in the log.
+    /// If the server cannot listen on one of the addresses, and [`io::ErrorKind::InvalidInput`] if
+    /// there is none. Both come before the server serves any connection.
+    ///
+    /// If a source of connections ([`Listener::of`]) panics. The server then stops by itself, and
+    /// the error comes after the drain. It replaces the [`Outcome`], which the log has.
     ///
     /// # Cancel safety
     ///
@@ -269,9 +270,9 @@ impl Server {
         }
         let places = connections_allowed(self.limits.connections).max(1);
         if places < self.limits.connections {
-            // Without a descriptor a client could not even be seen to wait.
+            // Without a descriptor the server could not even see that a client waits.
             log::warn!(
-                "{places} connections at most, not {}: the process may not open more files; raise `ulimit -n`",
+                "serving {places} connections at most, not {}, because the process may not open more files; raise `ulimit -n`",
                 self.limits.connections,
             );
         }
@@ -309,7 +310,7 @@ pub(crate) struct Running {
     executor: Arc<Executor<'static>>,
     /// One for each connection that may be open.
     slots: Arc<Semaphore>,
-    /// Keeps clients that wait for a place from filling the log.
+    /// Keeps the clients that wait for a place from filling the log.
     fullness: LogLimit,
     service: Arc<Service>,
 }
@@ -337,14 +338,15 @@ impl Running {
             }
         }
         if listener.failure().is_some() {
-            // Without this source the server would go on, and look as if it were fine (rule S17).
+            // Without this source the server would look healthy but serve less, so it stops (rule
+            // S17).
             self.service.shutdown.stop();
         }
         future::pending().await
     }
 
-    /// Waits for a place for a connection. If all are taken and a client waits, connections that have been idle longest
-    /// give way to it.
+    /// Waits for a place for a connection. If all places are taken and a client waits, the
+    /// connections that have been idle longest give their places to it.
     async fn place_for(&self, listener: &Listener) -> SemaphoreGuardArc {
         if let Some(place) = self.slots.try_acquire_arc() {
             return place;
@@ -353,15 +355,16 @@ impl Running {
             let mut pause = Duration::from_millis(5);
             loop {
                 listener.has_client().await;
-                // A client that has just come, or has just been answered, may well have a request under way.
+                // A client that has just come, or just got an answer, may well have a request on
+                // its way.
                 let least = self.service.limits.linger;
                 let idle = self.service.shutdown.with_registry(|registry| {
                     registry.idle_longest(self.number, least, Instant::now())
                 });
                 if let Some(times) = self.fullness.count(Instant::now()) {
                     log::info!(
-                        "all places are taken while a client waits ({times} times since this was said); \
-                         the connections that have been idle longest give way: {}",
+                        "all places are taken and a client waits ({times} times since the last such line); \
+                         closing the connections that have been idle longest: {}",
                         idle.len(),
                     );
                 }
@@ -414,7 +417,7 @@ impl Running {
         .detach();
     }
 
-    /// Returns how serving has ended: with the drain's outcome, or with the failure of a source.
+    /// Returns the drain's outcome, or the failure of a source.
     pub(crate) fn verdict(&self, outcome: Outcome) -> Result<Outcome, ServeError> {
         match self.listeners.iter().find_map(Listener::failure) {
             Some(failure) => Err(failure.into()),

@@ -267,7 +267,8 @@ impl Shutdown {
         latch.outcome(took)
     }
 
-    /// The token of a handler, whose guards keep it going although its client has left.
+    /// Returns the token for a handler. Its guards keep the handler going although its client has
+    /// left.
     pub(crate) fn token_for(&self, call: Call) -> Token {
         Token { latch: self.latch.clone(), call: Some(call) }
     }
@@ -318,15 +319,16 @@ const ABORTING: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub struct Token {
     latch: Arc<Latch>,
-    /// The handler whose request it was taken from.
+    /// The call of the handler whose request the token was taken from.
     call: Option<Call>,
 }
 
 impl Token {
-    /// The token of the server that received `request`.
+    /// Returns the token of the server that received `request`.
     ///
-    /// A request that came from no server, in a test of a handler, has a token that never stops, and so
-    /// has a clone of a request, because http-types does not clone extensions: ask the original.
+    /// For a request that came from no server, as in a test of a handler, returns a token that
+    /// never stops. A clone of a request is such a request too, because http-types does not clone
+    /// extensions, so ask the original.
     ///
     /// # Examples
     ///
@@ -429,15 +431,17 @@ impl Token {
         stop.or(done).await
     }
 
-    /// Holds the drain open as long as the guard lives; `None` once the drain is over or aborted.
+    /// Holds the drain open as long as the guard lives. Returns `None` once the drain is over or
+    /// aborted.
     ///
-    /// During the drain a guard can still be had, as long as something else holds it open: a
-    /// request in flight may leave work behind (rule S12). The report of a drain that was cut
-    /// short names the line that called this.
+    /// During the drain it still returns a guard, as long as something else holds the drain open,
+    /// because a request in flight may leave work behind (rule S12). The report of a drain that was
+    /// cut short names the line that called this.
     ///
-    /// A guard of [`Token::of`] a request keeps that request's handler going, too: without one, the
-    /// server drops the handler when the client has reset the connection (rule S22). A guard does not
-    /// protect against the end of the grace, nor against a second signal.
+    /// If the token comes from [`Token::of`], the guard also keeps that request's handler going.
+    /// Without such a guard, the server drops the handler when the client has reset the connection
+    /// (rule S22). A guard does not protect against the end of the grace, nor against a second
+    /// signal.
     ///
     /// # Examples
     ///
@@ -450,7 +454,7 @@ impl Token {
     /// assert!(shutdown.token().guard().is_none());
     /// ```
     ///
-    /// A handler that its client cannot cut in the middle:
+    /// Two writes that a client cannot separate by leaving:
     ///
     /// ```
     /// use smol_graceful::{Request, Token, http_types};
@@ -489,12 +493,12 @@ impl Token {
 pub struct Guard {
     #[expect(dead_code, reason = "it is there to be dropped")]
     place: Place,
-    /// The handler that has taken it goes on as long as it lives.
+    /// Keeps the handler going that has taken this guard.
     #[expect(dead_code, reason = "it is there to be dropped")]
     hold: Option<Hold>,
 }
 
-/// A place among those who hold the drain open.
+/// A place among the holders that keep the drain open.
 #[derive(Debug)]
 struct Place {
     latch: Arc<Latch>,

@@ -1,7 +1,7 @@
-//! [`Source`]: the connections of a listener where the program itself brings them, as a stream.
+//! [`Source`]: a stream of connections that the program itself provides for a listener.
 //!
-//! Invariant: a panic of the program's stream ends the source and nothing else. The listener above
-//! decides what becomes of the server.
+//! Invariant: a panic of the program's stream ends only the source. The listener above decides what
+//! the server does then.
 
 use std::any::Any;
 use std::io;
@@ -16,11 +16,11 @@ use crate::transport::{Peer, Transport};
 
 /// A stream of connections.
 pub(crate) struct Source {
-    /// `None` once it has ended.
+    /// `None` once the stream has ended.
     stream: Option<Pin<Box<dyn Stream<Item = io::Result<Connection>> + Send>>>,
-    /// The line of the program that has made it a listener.
+    /// The line of the program that has made the stream a listener.
     place: &'static Location<'static>,
-    /// How it has failed.
+    /// The message of the stream's panic.
     failure: Option<String>,
 }
 
@@ -30,8 +30,8 @@ impl Source {
         Self { stream: Some(Box::pin(stream)), place: Location::caller(), failure: None }
     }
 
-    /// Returns the next connection, or wakes `cx` when there is one. After the end of the stream the
-    /// answer stays `Pending`.
+    /// Returns the next connection, or wakes `cx` when there is one. After the end of the stream,
+    /// always returns `Pending`.
     pub(crate) fn poll_accept(
         &mut self,
         cx: &mut Context<'_>,
@@ -57,14 +57,14 @@ impl Source {
         }
     }
 
-    /// Returns how the source has failed, if it has.
+    /// Returns the message of the stream's panic, if there was one.
     pub(crate) fn failure(&self) -> Option<&str> {
         self.failure.as_deref()
     }
 
     fn end(&mut self) {
         let stream = self.stream.take();
-        // The panic hook has said it, and there is nothing left that could fail.
+        // The panic hook has logged a panic of `drop`, and nothing is left that could fail.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
     }
 }
@@ -75,7 +75,7 @@ impl Drop for Source {
     }
 }
 
-/// Returns what a panic says.
+/// Returns the message of a panic.
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")

@@ -31,15 +31,15 @@ pub(crate) enum Transport {
     Wrapped(Box<Wrapped>),
 }
 
-/// A stream that is no plain socket, and what is known of the one under it, if there is one.
+/// A stream that is not a plain socket, and the socket under it, if there is one.
 pub(crate) struct Wrapped {
     stream: Box<dyn Duplex>,
     socket: Option<Socket>,
-    /// `None` if the stream reads and writes something that the server does not know.
+    /// `None` if the server cannot count the bytes under the stream.
     meter: Option<Arc<Meter>>,
-    /// What had been received when the stream last gave something.
+    /// The number of bytes that had been received when the stream last returned data.
     received_at_read: u64,
-    /// What was read to find out whether there is something.
+    /// Bytes that `poll_ahead` has read to find out whether there are any.
     ahead: Vec<u8>,
 }
 
@@ -53,7 +53,7 @@ impl Wrapped {
         Self { stream, socket, meter, received_at_read, ahead: Vec::new() }
     }
 
-    /// The stream, and the socket under it.
+    /// Returns the stream, and the socket under it.
     pub(crate) fn into_parts(self) -> (Box<dyn Duplex>, Option<Socket>) {
         (self.stream, self.socket)
     }
@@ -62,7 +62,7 @@ impl Wrapped {
         let mut bytes = [0; AHEAD];
         match self.poll_read(cx, &mut bytes) {
             Poll::Ready(Ok(n)) => self.ahead.extend_from_slice(&bytes[..n]),
-            // The next read tells.
+            // The next read returns the error, or finds the end.
             Poll::Ready(Err(_)) => {}
             Poll::Pending if self.has_begun() => {}
             Poll::Pending => return Poll::Pending,
@@ -70,7 +70,8 @@ impl Wrapped {
         Poll::Ready(())
     }
 
-    /// Whether something has arrived under the wrapper that has not made a byte yet.
+    /// Returns `true` if bytes have arrived under the wrapper that do not make a byte of content
+    /// yet.
     fn has_begun(&self) -> bool {
         self.meter.as_ref().is_some_and(|meter| match meter.position() {
             Position::Inside => true,
@@ -94,7 +95,7 @@ impl Wrapped {
     }
 }
 
-/// How much is read to find out whether there is something, in bytes.
+/// The number of bytes that one look ahead reads at most.
 const AHEAD: usize = 1024;
 
 /// A byte stream in both directions.
@@ -120,7 +121,8 @@ impl Transport {
         }
     }
 
-    /// Waits until something has come that a read will find, be it the end, or a part of it.
+    /// Waits until a read would find data, the end or an error, or until a part of a TLS record has
+    /// arrived.
     pub(crate) fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::Wrapped(wrapped) => wrapped.poll_ahead(cx),
@@ -220,17 +222,20 @@ impl Transport {
         matches!(self, Self::Wrapped(_))
     }
 
-    /// Whether something has arrived under a wrapper that has not made a byte yet: half of a TLS record, for example.
+    /// Returns `true` if bytes have arrived under a wrapper that do not make a byte of content yet,
+    /// for example half of a TLS record.
     pub(crate) fn has_begun(&self) -> bool {
         matches!(self, Self::Wrapped(wrapped) if wrapped.has_begun())
     }
 
-    /// How many bytes have been received under a wrapper so far; `None` if there is none, or if that is not known.
+    /// Returns how many bytes have been received under a wrapper so far; `None` without a wrapper,
+    /// or if the server cannot count them.
     pub(crate) fn metered_received(&self) -> Option<u64> {
         self.meter().map(Meter::received)
     }
 
-    /// How many bytes have been sent under a wrapper so far; `None` if there is none, or if that is not known.
+    /// Returns how many bytes have been sent under a wrapper so far; `None` without a wrapper, or
+    /// if the server cannot count them.
     pub(crate) fn metered_sent(&self) -> Option<u64> {
         self.meter().map(Meter::sent)
     }
@@ -253,9 +258,10 @@ impl Transport {
         self.tcp().map_or(0, |socket| unacknowledged(socket.get_ref()).saturating_sub(1))
     }
 
-    /// How far the client has left, as far as a socket can tell; `None` if it has not.
+    /// Returns how far the client has left, as far as the socket can tell; `None` if it has not
+    /// left.
     pub(crate) fn left(&self) -> Option<Left> {
-        /// The client's FIN has come. Other systems do not tell until it is read.
+        /// Set if the client's FIN has come. Other systems report a FIN only to a read.
         #[cfg(target_os = "linux")]
         const FIN: PollFlags = PollFlags::RDHUP;
         #[cfg(not(target_os = "linux"))]
@@ -270,8 +276,8 @@ impl Transport {
         }
     }
 
-    /// Returns `true` if the connection has failed, for example by a reset. One that both sides have
-    /// closed has not.
+    /// Returns `true` if the connection has failed, for example by a reset. A connection that both
+    /// sides have closed has not failed.
     pub(crate) fn is_reset(&self) -> bool {
         self.socket()
             .is_some_and(|fd| pending_events(fd, PollFlags::empty()).contains(PollFlags::ERR))
@@ -360,7 +366,7 @@ fn pending_events(fd: BorrowedFd<'_>, of: PollFlags) -> PollFlags {
     }
 }
 
-/// Returns how many bytes wait in the kernel to be read; 0 if nobody tells.
+/// Returns how many bytes wait in the kernel to be read; 0 if the kernel does not say.
 fn waiting(fd: BorrowedFd<'_>) -> u64 {
     rustix::io::ioctl_fionread(fd).unwrap_or(0)
 }
@@ -412,8 +418,9 @@ fn unacknowledged(socket: &TcpStream) -> u64 {
 #[repr(u8)]
 #[non_exhaustive]
 pub enum Left {
-    /// The client sends nothing more. Most clients have closed the connection then. Some have closed
-    /// their side alone and still wait for the response, and TCP does not tell the two apart.
+    /// The client sends nothing more. Most such clients have closed the connection. Others have
+    /// closed only their own side and still wait for the response, and TCP does not distinguish the
+    /// two.
     HalfClosed = 1,
     /// Nobody reads any more: the client has reset the connection, or the connection has ended.
     Gone = 2,

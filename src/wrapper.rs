@@ -1,8 +1,9 @@
-//! [`Wrapper`]: what a listener makes of each connection before it is served, TLS above all.
+//! [`Wrapper`]: turns each connection of a listener into another stream before the server serves
+//! it, above all for TLS.
 //!
-//! Invariant: a panic of the program's part is an error of one connection (rule S17), and every
-//! connection of which the program makes nothing is counted ([`Handshakes`]). How long a wrapper may
-//! take is decided elsewhere.
+//! Invariant: a panic of the program's part is an error of one connection (rule S17), and
+//! [`Handshakes`] counts every connection on which the program's part fails. Its time limit is
+//! decided elsewhere.
 
 use std::any::Any;
 use std::future::Future;
@@ -20,15 +21,15 @@ use crate::connection::Connection;
 use crate::log_limit::LogLimit;
 use crate::transport::Peer;
 
-/// The program's part.
+/// The program's function.
 type Wrap = dyn Fn(Connection) -> Pin<Box<dyn Future<Output = io::Result<Connection>> + Send>>
     + Send
     + Sync;
 
-/// Makes of a connection what is served.
+/// Turns a connection into the stream that the server serves.
 pub(crate) struct Wrapper {
     wrap: Box<Wrap>,
-    /// Those of the wrapper's listener.
+    /// The counts of the wrapper's listener.
     pub(crate) handshakes: Arc<Handshakes>,
 }
 
@@ -50,14 +51,14 @@ impl Wrapper {
     ///
     /// # Errors
     ///
-    /// Those of the program, and its panic.
+    /// The program's errors and its panic, as an `io::Error`.
     pub(crate) async fn wrap(&self, connection: Connection) -> io::Result<Connection> {
         let wrapped = AssertUnwindSafe(async { (self.wrap)(connection).await }).catch_unwind();
         wrapped.await.unwrap_or_else(|_| Err(io::Error::other("the wrapper has panicked")))
     }
 }
 
-/// Returns the connection that `stream` is, with its peer and its socket, or makes one of it.
+/// Returns the connection that `stream` is, with its peer and its socket, or wraps `stream` in one.
 fn connection_of<C: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: C) -> Connection {
     let mut stream = Some(stream);
     let any: &mut dyn Any = &mut stream;
@@ -69,7 +70,7 @@ fn connection_of<C: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: C) 
     }
 }
 
-/// How many handshakes of a listener have failed.
+/// Counts the handshakes of a listener that have failed.
 pub(crate) struct Handshakes {
     listener: Address,
     failed: AtomicU64,
@@ -85,7 +86,8 @@ impl Handshakes {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Counts the failure of a handshake with `peer`, and logs it unless the log has just had one.
+    /// Counts the failure of a handshake with `peer`, and logs it if the last line is long enough
+    /// ago.
     pub(crate) fn fail(&self, peer: Peer, error: &io::Error) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         log::debug!("{peer}: no connection: {error}");

@@ -1,8 +1,9 @@
 //! Request heads: bytes in, [`Head`] or a refusal out. Pure; no I/O, no state between calls.
 //!
-//! Invariant: the verdict on a head depends on its bytes only, not on how they were split into reads; more bytes
-//! can turn `Partial` into a verdict, never one verdict into another. What RFC 9112 leaves ambiguous is refused
-//! (rule W3). A head copies nothing: it tells where in the client's bytes its target and its fields are.
+//! Invariant: the verdict on a head depends only on its bytes, not on how they were split into
+//! reads. More bytes can turn `Partial` into a verdict, but never one verdict into another. If RFC
+//! 9112 leaves a head ambiguous, the verdict is a refusal (rule W3). A head copies nothing, but
+//! tells where its target and its fields are in the client's bytes.
 //!
 //! Does not look at bodies, and does not check that a target makes a URL: `target.rs` does.
 
@@ -53,23 +54,25 @@ pub(crate) struct Head {
     pub(crate) expects_continue: bool,
     /// Whether the client offers to switch protocols.
     pub(crate) upgrade: bool,
-    /// Whether the client accepts trailers in the response.
+    /// Set if the client accepts trailers in the response.
     pub(crate) accepts_trailers: bool,
-    /// Where the target is, as the client wrote it.
+    /// The range of the target, as the client wrote it.
     target: Range<usize>,
-    /// Where the field lines are, without the final blank line.
+    /// The range of the field lines, without the final blank line.
     fields: Range<usize>,
 }
 
 impl Head {
-    /// Returns the target as the client wrote it. `bytes` are those that [`parse`] was given.
+    /// Returns the target as the client wrote it. `bytes` must be the bytes that [`parse`] has
+    /// parsed.
     pub(crate) fn target<'a>(&self, bytes: &'a [u8]) -> &'a str {
-        // ASCII, or it would have been refused.
+        // The target is ASCII, because `parse` refuses any other.
         std::str::from_utf8(&bytes[self.target.clone()]).unwrap_or_default()
     }
 
-    /// Returns the host that is asked for: the authority of an absolute target (RFC 9112 section 3.2.2), or else the
-    /// value of `Host`. `None` if an HTTP/1.0 client sent neither.
+    /// Returns the host that the client asks for: the authority of an absolute target (RFC 9112
+    /// section 3.2.2), or else the value of `Host`. Returns `None` if an HTTP/1.0 client sent
+    /// neither.
     pub(crate) fn host<'a>(&self, bytes: &'a [u8]) -> Option<&'a str> {
         let host = || {
             let mut lines = self.lines(bytes);
@@ -79,11 +82,13 @@ impl Head {
         Absolute::split(self.target(bytes)).map(|absolute| absolute.authority).or_else(host)
     }
 
-    /// Returns the fields that a handler may see, in order. They are the client's, with these exceptions:
-    /// - `Host` is the authority of an absolute target;
-    /// - `Expect` is left out (rule W7), and an `Upgrade` that is not to be followed (see [`Head::upgrade`]);
-    /// - a byte outside ASCII in a value is written as `%XX`, as http-types' values are ASCII. That keeps different
-    ///   values different, where a replacement character would make them equal.
+    /// Returns the fields that a handler may see, in the client's order, with these exceptions:
+    ///
+    /// - For an absolute target, `Host` is the target's authority.
+    /// - `Expect` is left out (rule W7), and so is an `Upgrade` that the server does not follow
+    ///   (see [`Head::upgrade`]).
+    /// - A byte outside ASCII in a value is written as `%XX`, because http-types' values are ASCII.
+    ///   A replacement character would make different values equal.
     pub(crate) fn fields<'a>(
         &self,
         bytes: &'a [u8],
@@ -104,7 +109,7 @@ impl Head {
     fn lines<'a>(&self, bytes: &'a [u8]) -> impl Iterator<Item = (&'a str, &'a [u8])> {
         let mut rest = &bytes[self.fields.clone()];
         std::iter::from_fn(move || {
-            // The section was found to be well-formed: each line has a colon and ends in CRLF.
+            // `parse` has checked that each line has a colon and ends in CRLF.
             let end = memchr(b'\n', rest)?;
             let line = rest[..end].strip_suffix(b"\r")?;
             rest = &rest[end + 1..];
@@ -127,7 +132,7 @@ pub(crate) struct Absolute<'a> {
 }
 
 impl<'a> Absolute<'a> {
-    /// Splits `target`; `None` if it is no absolute one.
+    /// Splits `target`. Returns `None` if it is not an absolute target.
     pub(crate) fn split(target: &'a str) -> Option<Self> {
         if target.starts_with('/') {
             return None;
@@ -147,9 +152,9 @@ pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Parse {
     }
 }
 
-/// Returns `true` if [`parse`], which has said `Partial` for the first `judged` of `bytes`, may say something else of
-/// all of them. Bytes that only make a line longer cannot change the verdict, and parsing a head from its beginning for
-/// each of its bytes would be slow.
+/// Returns `true` if [`parse`] may give a verdict on all of `bytes` after it gave `Partial` for the
+/// first `judged` of them. Bytes that only make a line longer cannot lead to a verdict, and parsing
+/// a head from its beginning for each of its bytes would be slow.
 pub(crate) fn may_decide(bytes: &[u8], judged: usize) -> bool {
     let (before, news) = bytes.split_at(judged.min(bytes.len()));
     let is_text = |byte: &u8| matches!(byte, b' '..=b'~');
@@ -327,7 +332,7 @@ fn find_blank_line(section: &[u8], most: usize) -> Result<Option<(usize, usize)>
 struct RequestLine {
     /// The method.
     method: Method,
-    /// Where in the line the target is.
+    /// The range of the target in the line.
     target: Range<usize>,
     /// The version to serve.
     version: Version,
@@ -390,7 +395,7 @@ fn method(name: &str) -> Result<Method, StatusCode> {
     }
 }
 
-/// Whether a target is of a form that is served (RFC 9112 section 3.2).
+/// Returns `true` if the server serves targets of this form (RFC 9112 section 3.2).
 fn is_target(target: &str, method: Method) -> bool {
     // A fragment is never sent (RFC 9110 section 4.1).
     if target.contains('#') {
@@ -438,8 +443,8 @@ fn is_host(value: &[u8]) -> bool {
     host && port.is_some_and(is_port)
 }
 
-/// Whether a byte may be part of a host's name (RFC 3986 section 3.2.2). No escapes, which that section allows: one
-/// recipient would decode them, and the other would not.
+/// Returns `true` if a byte may be part of a host's name (RFC 3986 section 3.2.2). That section
+/// also allows escapes, but one recipient would decode them and another would not.
 fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(&byte)
 }
@@ -465,7 +470,7 @@ struct Facts<'a> {
     expects_continue: bool,
     /// `Expect` lists something else.
     unknown_expectation: bool,
-    /// `TE` lists `trailers`.
+    /// Set if `TE` lists `trailers`.
     accepts_trailers: bool,
 }
 
@@ -514,14 +519,14 @@ impl<'a> Facts<'a> {
         }
     }
 
-    /// Reads `TE` (RFC 9110 section 10.1.4): a list, possibly over several lines, in any case. The grammar
-    /// gives `trailers` no weight, so an element with one is not the plain wish that is looked for.
+    /// Reads `TE` (RFC 9110 section 10.1.4), a list in any case, possibly over several lines. The
+    /// grammar gives `trailers` no weight, so an element with a weight does not count.
     fn read_te(&mut self, value: &[u8]) {
         self.accepts_trailers |= list(value).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
     }
 
-    /// A `Host` field must be valid, and on 1.1 present, even if an absolute target replaces it (RFC 9112 section
-    /// 3.2). HTTP/1.0 does without (rule W8).
+    /// Checks that a `Host` field is valid, and on 1.1 present, even if an absolute target replaces
+    /// it (RFC 9112 section 3.2). HTTP/1.0 needs no `Host` (rule W8).
     fn check_host(&self, version: Version) -> Result<(), StatusCode> {
         match self.host {
             Some(host) if is_host(host) => Ok(()),
@@ -583,7 +588,7 @@ fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
 }
 
-/// A field's value as http-types can hold it: bytes outside ASCII as `%XX`.
+/// Returns a field's value as http-types can hold it, with bytes outside ASCII as `%XX`.
 fn visible(value: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(value) {
         Ok(text) if text.is_ascii() => Cow::Borrowed(text),
@@ -622,7 +627,7 @@ mod tests {
 
     const BOUNDS: Bounds = Bounds { head_bytes: 8192, headers: 100 };
 
-    /// What a handler may see of a head, as the lines of one.
+    /// Returns the lines of a head that a handler may see.
     fn seen(head: &Head, bytes: &[u8]) -> String {
         let mut seen = format!("{} {}\r\n", head.method, head.target(bytes));
         for (name, value) in head.fields(bytes) {
@@ -656,7 +661,8 @@ mod tests {
         fell
     }
 
-    /// Parses a head that must be accepted, and returns it with what a handler may see of it.
+    /// Parses a head that must be accepted. Returns the head, and the part of it that a handler may
+    /// see.
     #[track_caller]
     fn accept(bytes: &[u8]) -> (Head, String) {
         check_prefixes(bytes, BOUNDS);
@@ -889,7 +895,7 @@ mod tests {
     fn obs_text_is_percent_encoded() {
         let bytes = b"GET / HTTP/1.1\r\nHost: a\r\nX: caf\xc3\xa9 %C3 \xff\r\n\r\n";
         assert_eq!(accept(bytes).1, "GET /\r\nHost: a\r\nX: caf%C3%A9 %C3 %FF\r\n");
-        // What the handler sees is longer than what the bounds count.
+        // The handler sees more bytes than the bounds count.
         let long = [b"GET / HTTP/1.1\r\nHost: a\r\nX: ", &[0xff; 8000][..], b"\r\n\r\n"].concat();
         assert_eq!(accept(&long).1.len(), "GET /\r\nHost: a\r\nX: \r\n".len() + 3 * 8000);
     }
@@ -1053,7 +1059,7 @@ mod tests {
         for fields in FEW_FIELDS - 2..FEW_FIELDS + 2 {
             accept(&get(&"X: y\r\n".repeat(fields)));
         }
-        // Both bounds mean what they say, however large they are.
+        // Both bounds hold for any value.
         for (head_bytes, headers) in [(100_000, 500), (usize::MAX, usize::MAX)] {
             let bounds = bounds(head_bytes, headers);
             for head in [get(&"X: y\r\n".repeat(499)), sized(60_000)] {
@@ -1087,7 +1093,7 @@ mod tests {
         assert!(matches!((method, target), (Cow::Borrowed(_), Cow::Borrowed(_))));
     }
 
-    /// What is not parsed again would not have been judged differently.
+    /// Checks that `may_decide` skips a parse only where the verdict would still be `Partial`.
     fn check_shortcut(bytes: &[u8], bounds: Bounds) {
         let mut judged = 0;
         for end in 1..=bytes.len() {
@@ -1102,7 +1108,8 @@ mod tests {
         }
     }
 
-    /// Random damage to good heads: no panic, and the same verdict for every split. Run it with `HEAD_SEED` and `HEAD_ROUNDS` to repeat or prolong it.
+    /// Random damage to good heads causes no panic and the same verdict for every split.
+    /// `HEAD_SEED` and `HEAD_ROUNDS` repeat or prolong the test.
     #[test]
     #[expect(clippy::print_stderr, reason = "a failure must name its seed")]
     fn random_heads() {

@@ -199,7 +199,8 @@ impl Incoming {
         self.body = Body::Cut(kind, status);
     }
 
-    /// Takes a body of any length from now on: the response has promised that the connection goes on behind it.
+    /// Accepts a body of any length from now on, because the response has promised that the
+    /// connection goes on.
     pub(super) fn lift_bound(&mut self) {
         if let Body::Chunked { most, .. } = &mut self.body {
             *most = u64::MAX;

@@ -1,8 +1,9 @@
 //! The gate in front of async-h1: owns a connection's read buffer and admits exactly one
 //! well-formed message at a time.
 //!
-//! Invariant: async-h1 sees one message's body at a time, and never a byte of the next message (rules W1, W2). A [`Gate`] lives while a connection is active; an idle one has
-//! none (rule W12). Takes no decision on stopping and sends only what it is given.
+//! Invariant: async-h1 sees one message's body at a time, and never a byte of the next message
+//! (rules W1, W2). A [`Gate`] lives while a connection is active, and an idle connection has none
+//! (rule W12). The gate takes no decision on stopping and sends only what it is given.
 
 pub(crate) mod body;
 pub(crate) mod buffer;
@@ -105,8 +106,10 @@ impl Gate {
         poll_fn(|cx| self.poll_head(cx, longest_body, &mut judged)).await
     }
 
-    /// `judged` is how many bytes of the head have been looked at: a head that comes a byte at a time must not be
-    /// read from its beginning for every byte.
+    /// Parses the head that has arrived so far, and reads more until the head is complete.
+    ///
+    /// `judged` is how many bytes of the head [`head::parse`] has already seen. A client may send a
+    /// head byte by byte, and parsing it from its beginning for every byte would be slow.
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
@@ -166,7 +169,8 @@ impl Gate {
     ///
     /// # Errors
     ///
-    /// 400 if there is no URL that says what the client has asked for; everything else was refused before.
+    /// 400 if no URL says what the client has asked for. [`head::parse`] has refused every other
+    /// fault.
     pub(crate) fn request(&self, head: &Head) -> Result<Request, StatusCode> {
         let exchange = self.wire().exchange;
         let decoded = request::with_body(head.framing, &self.wire, exchange);
@@ -184,7 +188,7 @@ impl Gate {
         self.wire().incoming.body_is_taken()
     }
 
-    /// The handler of the request is about to be called.
+    /// Notes that the server is about to call the request's handler, and returns that call.
     pub(crate) fn call(&self) -> Call {
         Call::new(self.seat.clone())
     }
@@ -211,17 +215,21 @@ impl Gate {
         wire.incoming.body_left() <= most && !wire.incoming.continue_is_due()
     }
 
-    /// Whether `reply` is made of the request's body: its own body is asked for what it begins with, and reads the
-    /// request's to find out. Someone else who reads that in this moment may make it look so.
+    /// Returns `true` if the body of `reply` is made of the request's body.
+    ///
+    /// Polls the body of `reply` for its first bytes and looks whether that has read the request's
+    /// body. The result may be a false `true` if another task reads the request's body at the same
+    /// moment.
     pub(crate) async fn feeds(&mut self, reply: &mut Reply) -> bool {
         let before = self.wire().reads;
         let asked = poll_fn(|cx| {
             reply.poll_begin(cx);
             Poll::Ready(())
         });
-        // The response's body has panicked: it will end there, as it is asked again (rule S17).
+        // A panic of the response's body is ignored here, because `respond` polls that body again
+        // and ends the response there (rule S17).
         let _ = AssertUnwindSafe(asked).catch_unwind().await;
-        // The client may wait for this with the first byte.
+        // The client may hold back its first byte until it gets `100 Continue`.
         self.say_continue();
         self.wire().reads != before
     }
@@ -231,10 +239,12 @@ impl Gate {
         Arc::strong_count(&self.wire) > 1
     }
 
-    /// Reads and drops the rest of the body; `false` if it is malformed or cut short.
+    /// Reads and drops the rest of the body. Returns `false` if the body is malformed or cut short,
+    /// if the client is gone, or if `over` returns `true` before the body has ended.
     ///
-    /// The response is written: nobody waits for this, and it ends when it is `over`, in the drain. The response has
-    /// promised that the connection goes on, so the length of the body does not matter any more.
+    /// The server has sent the response by now, so nobody waits for the rest, and the drain may end
+    /// this early. The response has promised that the connection goes on, so the body may be of any
+    /// length.
     pub(crate) async fn discard_body(&mut self, over: impl Fn() -> bool) -> bool {
         {
             let mut wire = self.wire();
@@ -249,7 +259,7 @@ impl Gate {
                 Poll::Ready(Discarded::Bad) => Poll::Ready(false),
                 Poll::Ready(Discarded::Some(_)) | Poll::Pending if over() => Poll::Ready(false),
                 Poll::Ready(Discarded::Some(_)) => {
-                    // A fast client must not keep others from their turn.
+                    // A fast client must not keep other connections from their turn.
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
@@ -259,8 +269,10 @@ impl Gate {
         .await
     }
 
-    /// Reads and drops as much of the body as has arrived, `most` bytes of it; `true` as long as the rest may be good,
-    /// and is not known to be longer than what is left of `most`.
+    /// Reads and drops at most `most` bytes of the body that have already arrived.
+    ///
+    /// Returns `true` if the body is complete, or if its rest is not known to be malformed or
+    /// longer than what is left of `most`.
     pub(crate) async fn discard_arrived(&mut self, mut most: u64) -> bool {
         poll_fn(|cx| {
             let discarded = self.poll_discard(cx, most);
@@ -281,24 +293,24 @@ impl Gate {
     fn poll_discard(&self, cx: &mut Context<'_>, most: u64) -> Poll<Discarded> {
         let mut displaced = None;
         let discarded = self.wire().poll_discard(cx, most, &mut displaced);
-        // With the lock released: a waker may run anything.
+        // The lock is released before this, because a waker may run any code.
         if let Some(reader) = displaced.filter(|reader| !reader.will_wake(cx.waker())) {
             reader.wake();
         }
         discarded
     }
 
-    /// Bytes behind the message that have arrived, apart from empty lines; at least 1 if something of a request has.
-    /// The message must be taken whole.
+    /// Returns how many bytes behind the message have arrived, apart from empty lines; at least 1
+    /// if part of a request has arrived. The caller must have taken the message whole.
     pub(crate) async fn waiting(&self) -> u64 {
-        // What is not a plain socket has to be read to know, and may give way although it has something: then it is
-        // asked again.
+        // Only a read shows what a wrapped stream holds. A wrapped stream may return `Pending`
+        // although it holds data, so poll it a few more times.
         let mut looks = LAST_LOOKS;
         poll_fn(|cx| {
             let wire = &mut *self.wire();
             let Some(transport) = &mut wire.transport else { return Poll::Ready(()) };
             if !transport.is_wrapped() {
-                // Few enough to be empty lines: they have to be looked at.
+                // So few bytes may be empty lines, so read and check them.
                 if (1..=EMPTY as u64).contains(&transport.waiting()) {
                     let _ = wire.incoming.poll_fill(transport, cx);
                 }
@@ -332,13 +344,16 @@ impl Gate {
         self.wire().incoming.taken()
     }
 
-    /// Does what has to go on while the handler runs: sends what is waiting to be sent, and cuts off a client whose
-    /// body stalls. Returns when the client is gone (rule S22) or takes nothing, unless the handler holds a guard.
+    /// Sends pending output and cuts off a client whose body stalls, while the handler runs.
+    ///
+    /// Returns when the client is gone (rule S22) or takes nothing, unless the handler holds a
+    /// guard.
     pub(crate) async fn tend(&mut self) {
         poll_fn(|cx| {
             let gone = self.answer_sweep();
             self.say_continue();
-            // A client that takes nothing has perhaps had a part of an earlier response: nothing may follow it.
+            // A client that takes nothing may have got part of an earlier response, and no other
+            // response may follow that part.
             if (gone || self.poll_tend(cx).is_ready()) && !self.is_over() {
                 if !self.seat.is_held() {
                     return Poll::Ready(());
@@ -350,8 +365,9 @@ impl Gate {
         .await;
     }
 
-    /// Asks the socket whether the client is still there, if the sweep wants to know it, and tells those who wait for
-    /// the client to leave. Returns `true` if the client is gone (rule S22).
+    /// Looks at the socket for the state of the client if the sweep has asked for it, and notifies
+    /// the tasks that wait for the client to leave. Returns `true` if the client is gone (rule
+    /// S22).
     fn answer_sweep(&self) -> bool {
         if !self.seat.take_asked() {
             return false;
@@ -363,7 +379,8 @@ impl Gate {
         left == Some(Left::Gone)
     }
 
-    /// Adds `100 Continue` to what is to be sent, if somebody waits for a body that the client sends only then.
+    /// Appends `100 Continue` to the output if a reader waits for a body that the client sends only
+    /// then.
     fn say_continue(&mut self) {
         if self.wire().incoming.take_continue() {
             let end = self.output.len();
@@ -385,10 +402,11 @@ impl Gate {
         }
     }
 
-    /// Encodes a response and sends what does not fit the buffer; the rest is sent by
-    /// [`Gate::flush`], with what comes behind it (rule W10).
+    /// Encodes a response and sends what does not fit the buffer. [`Gate::flush`] sends the rest,
+    /// together with the next response (rule W10).
     ///
-    /// Ends when the client is gone, even if the response's body does not come on (rule S22).
+    /// Returns an error when the client is gone, even while the response's body is pending (rule
+    /// S22).
     pub(crate) async fn respond(&mut self, reply: &mut Reply) -> Result<(), Broken> {
         self.seat.enter(Stage::Response);
         let expects_continue = {
@@ -451,7 +469,8 @@ impl Gate {
                     Poll::Ready(Err(error)) => {
                         let (method, path) = self.describe();
                         let peer = self.seat.peer();
-                        // Clients must not fill the log with their own faults, as a response may be made of a request.
+                        // A client's fault is logged at a lower level, so that clients cannot fill
+                        // the log. A response that is made of the request's body fails with it.
                         let is_clients = self.wire().incoming.is_cut();
                         let level = if is_clients { Level::Debug } else { Level::Warn };
                         log::log!(level, "{peer} {method} {path}: the response's body: {error}");
@@ -469,7 +488,8 @@ impl Gate {
         let is_whole = AssertUnwindSafe(sent).catch_unwind().await.unwrap_or(false);
         if is_whole {
             if reply.ends_with_connection() {
-                // Before it has left, an end of the connection would make what has left look whole.
+                // Until everything has left, the end of the connection would make a part of the
+                // response look whole.
                 self.flush().await?;
                 self.wire().is_open_ended = false;
             }
@@ -483,8 +503,9 @@ impl Gate {
         }
     }
 
-    /// Hands the raw stream over to the task that waits for it, and waits until that has dropped
-    /// it (rule S11), or the client is gone (rule S22): then errors tell the task.
+    /// Hands the raw stream to the task that waits for it. Returns when that task has dropped the
+    /// stream (rule S11), or when the client is gone (rule S22). In the second case the task's
+    /// later reads and writes fail.
     pub(crate) async fn upgrade(&self, to: upgrade::Sender) {
         self.seat.enter(Stage::Upgraded);
         let (open, closed) = channel::bounded::<Infallible>(1);
@@ -501,8 +522,9 @@ impl Gate {
         dropped.or(gone).await;
     }
 
-    /// Returns `true` if the owner of an upgraded stream cannot read any more from it. A connection
-    /// that both sides have closed looks gone, although the client's last words may be unread.
+    /// Returns `true` if the owner of an upgraded stream can read nothing more from it. A
+    /// connection that both sides have closed looks gone, although the client's last bytes may be
+    /// unread.
     fn has_nothing_to_read(&self) -> bool {
         let wire = self.wire();
         let Some(transport) = &wire.transport else { return true };
@@ -555,8 +577,10 @@ impl Gate {
             _ => {}
         });
         if sent.is_pending() {
-            // Progress is what the socket takes, also of what a wrapper holds, and what the client's kernel takes of it.
-            // The kernel wakes nobody before a good part of its buffer is free, so it is asked before a client is blamed.
+            // Progress is what the socket takes, including what a wrapper has held back, and what
+            // the client's kernel takes from the socket. The server's kernel signals room only when
+            // a good part of its buffer is free, so look at the socket before the client counts as
+            // stalled.
             let mut moves =
                 transport.metered_sent() != before || self.seat.stage() != Stage::Writing;
             if moves || self.seat.is_expired() {
@@ -573,7 +597,7 @@ impl Gate {
                 self.seat.enter(Stage::Writing);
             }
         } else if self.seat.stage() == Stage::Writing {
-            // What a wrapper held back has gone out without a further write.
+            // The wrapper has sent what it had held back, without a further write.
             self.seat.enter(behind);
         }
         sent
@@ -604,8 +628,8 @@ impl Gate {
         }
     }
 
-    /// Ends the connection so that the client cannot take what it got for the whole. A task that still reads the body
-    /// finds an error.
+    /// Ends the connection with a reset, so that the client cannot take a part of the response for
+    /// the whole. A task that still reads the body gets an error.
     pub(crate) fn reset(&self) {
         let mut wire = self.wire();
         if let Some(transport) = wire.transport.take() {
@@ -667,7 +691,7 @@ pub(crate) async fn leave(
         if closed.is_ready() {
             return closed;
         }
-        // A wrapper may still hold what was written, so its client has the time of a slow one.
+        // A wrapper may still hold output, so its client gets as long as a slow client.
         let moved = Some((transport.metered_sent(), transport.undelivered()));
         if moved != seen {
             seen = moved;
@@ -744,8 +768,8 @@ const EMPTY: usize = 2 * head::EMPTY_LINES;
 /// How much is gathered before it is sent.
 const FULL: usize = 64 * 1024;
 
-/// How much is read ahead to find out what has arrived, where only reading tells, in bytes. Whatever has arrived behind
-/// it when the server stops gets no answer.
+/// The number of bytes that the server reads ahead to find out what has arrived, for a stream that
+/// shows this only by a read. Requests beyond that get no answer when the server stops.
 const READ_AHEAD: usize = 1024 * 1024;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -765,31 +789,31 @@ struct Wire {
     reader: Option<Waker>,
     /// Who waits to write to an upgraded stream that is no socket.
     writer: Option<Waker>,
-    /// Counts the reads of the body by whoever has the request, successful or not.
+    /// Counts the reads of the body by the request's owner, successful or not.
     reads: u32,
     /// Bytes of the body that were read without a pause.
     streak: usize,
-    /// What the client's kernel had yet to take when it was last asked.
+    /// The number of bytes that the client's kernel had yet to take at the last look.
     undelivered: u64,
     /// In the middle of a response whose end is the connection's: the client could take what it
     /// got for the whole.
     is_open_ended: bool,
-    /// The owner of an upgraded stream has found its end, or an error.
+    /// The owner of an upgraded stream has read to its end, or to an error.
     is_read_to_end: bool,
     /// What the connection's task is at, for when a reader of the body has what it waited for.
     serving: Stage,
-    /// What the connection goes on with when the client takes more of what is written.
+    /// The stage that the connection returns to when the client takes more output.
     behind_writing: Stage,
     seat: Arc<Seat>,
 }
 
-/// What has become of the wish to be rid of a body.
+/// Says how far discarding a body has come.
 enum Discarded {
-    /// The body has been taken whole.
+    /// The reader or the discarding has taken the whole body.
     Whole,
-    /// So many bytes were dropped; more may be there.
+    /// This many bytes were dropped, and more may be there.
     Some(u64),
-    /// More has come than there may be, or the body is malformed or cut short.
+    /// The body is longer than allowed, malformed or cut short.
     Bad,
 }
 
@@ -805,8 +829,8 @@ impl Wire {
         Poll::Pending
     }
 
-    /// Reads and drops some of the body, up to `most` bytes and as much as a turn allows. Hands out the waker of a
-    /// reader that has waited for the body, so that the caller wakes it.
+    /// Reads and drops some of the body, up to `most` bytes and as much as a turn allows. Hands out
+    /// the waker of a reader that has waited for the body, so that the caller wakes that reader.
     fn poll_discard(
         &mut self,
         cx: &mut Context<'_>,
@@ -844,7 +868,7 @@ impl Wire {
             _ => 0,
         };
         self.streak = if n > 0 { self.streak + n } else { 0 };
-        // Under a wrapper bytes may have come that make no content yet.
+        // Bytes may have come under a wrapper without making any content yet.
         let came = match (before, transport.metered_received()) {
             (Some(before), Some(after)) => after - before,
             _ => n as u64,
@@ -860,7 +884,7 @@ impl Wire {
                     _ => Stage::Body,
                 };
                 match self.seat.stage() {
-                    // Nothing has moved: the client may neither read nor send.
+                    // Nothing has moved, so the client may have stopped reading as well as sending.
                     Stage::Writing if came == 0 => self.behind_writing = stage,
                     before if before == stage && came == 0 => {}
                     _ => self.seat.enter(stage),
@@ -871,7 +895,7 @@ impl Wire {
                 }
             }
             Poll::Ready(_) => match self.seat.stage() {
-                // What is read or discarded is progress.
+                // A read of the body is progress, whether the bytes are kept or discarded.
                 Stage::Body | Stage::Discarding => self.seat.enter(self.serving),
                 Stage::Writing => self.behind_writing = self.serving,
                 _ => {}
@@ -880,12 +904,14 @@ impl Wire {
         read
     }
 
-    /// The wait for the body has been too long: every reader finds an error, unless it is the
-    /// reader that has lost its interest, and not the client. Returns the reader, for the caller to wake.
+    /// Ends a wait for the body that has been too long. From then on every read of the body fails,
+    /// unless bytes are there that the reader has not taken, because then the client is not at
+    /// fault. Returns the reader's waker, for the caller to wake.
     fn end_wait_for_body(&mut self, cx: &mut Context<'_>) -> Option<Waker> {
-        // What has been read already did not help the reader: it may be the beginning of a chunk's size line.
+        // Only bytes that have not been read count. Bytes in the buffer did not help the reader,
+        // because they may be the beginning of a chunk's size line.
         let has_more = match &mut self.transport {
-            // Only a read tells. Its waker takes the place of the reader's.
+            // Only a read shows what this stream holds. That read's waker replaces the reader's.
             Some(transport) if !transport.has_socket() => {
                 let mut reads = (0..LAST_LOOKS).map(|_| self.incoming.poll_fill(transport, cx));
                 matches!(reads.find(Poll::is_ready), Some(Poll::Ready(Ok(n))) if n > 0)

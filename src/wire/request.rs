@@ -1,8 +1,9 @@
-//! Makes http-types' request of a head and of the body behind it.
+//! Makes http-types' request from a head and the body behind it.
 //!
-//! Invariant: a handler gets the client's own method, target, fields and body, nothing that the client did not send,
-//! and no memory is reserved for what the client only declares. async-h1 decodes the body behind a head of the gate's
-//! own, so that its bounds on heads, its reading of URLs and the content type that it adds do not reach the handler.
+//! Invariant: a handler gets the client's own method, target, fields and body, and nothing that the
+//! client did not send. No memory is reserved for bytes that the client only declares. async-h1
+//! decodes the body behind a head that the gate writes, so that async-h1's bounds on heads, its
+//! reading of URLs and the content type that it adds do not reach the handler.
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -19,11 +20,12 @@ use super::head::Head;
 use super::target::url;
 use super::{Wire, lock, over};
 
-/// Makes the request whose head is at the beginning of `bytes`. [`with_body`] has made `decoded`, if there is a body.
+/// Makes the request whose head is at the beginning of `bytes`. If the request has a body,
+/// `decoded` is the result of [`with_body`].
 ///
 /// # Errors
 ///
-/// 400 if there is no URL that says what the client has asked for.
+/// 400 if no URL says what the client has asked for.
 pub(super) fn request(
     head: &Head,
     bytes: &[u8],
@@ -38,7 +40,8 @@ pub(super) fn request(
         }
         None => {
             let mut request = Request::new(head.method, url);
-            // Without chunks there are no trailers, and whoever asks for them is told so at once.
+            // Without chunks there are no trailers, so a handler that asks for trailers learns this
+            // at once.
             drop(request.send_trailers());
             request
         }
@@ -50,13 +53,14 @@ pub(super) fn request(
     Ok(request)
 }
 
-/// Makes a request that has the body of the message `exchange`, and nothing else. `None` if the message has no body.
+/// Makes a request that has the body of the message `exchange`, and nothing else. Returns `None` if
+/// the message has no body.
 pub(super) fn with_body(
     framing: Framing,
     wire: &Arc<Mutex<Wire>>,
     exchange: u32,
 ) -> Option<Request> {
-    // The gate bounds a body of known length itself: async-h1 need not count.
+    // The gate bounds a body of known length itself, so async-h1 need not count.
     let (head, length): (&'static [u8], _) = match framing {
         Framing::Empty | Framing::Fixed(0) => return None,
         Framing::Fixed(length) => (
@@ -68,8 +72,9 @@ pub(super) fn with_body(
         }
     };
     let message = Message { head, wire: wire.clone(), exchange };
-    // Never waits: the head is in memory (rule W2). The body is read by the request itself. On the stack, as its 4 KiB
-    // would be the better part of an active connection.
+    // Decoding never waits, because the head is in memory (rule W2). The body is read later,
+    // through the request. The future lives on the stack, because its 4 KiB would be most of an
+    // active connection's memory.
     let decoding = pin!(decode(message));
     let decoded = decoding.poll(&mut Context::from_waker(Waker::noop()));
     let Poll::Ready(Ok(Some((mut request, _reader)))) = decoded else {
@@ -86,15 +91,15 @@ pub(super) fn with_body(
     Some(request)
 }
 
-/// The longest body whose length the request tells, in bytes. http-types reserves memory for the whole length when a
-/// handler asks for a string, so a length that a client only declares must not matter. A connection's read buffer may
-/// become as large as this anyway.
+/// The longest body, in bytes, whose length the request tells. http-types reserves memory for the
+/// whole length when a handler asks for a string, so a length that a client only declares must not
+/// matter. A connection's read buffer may grow to this size anyway.
 const RESERVED: usize = 16 * 1024;
 
 /// One message, as async-h1 reads it: a head, then the client's body.
 #[derive(Clone)]
 struct Message {
-    /// What of the head is still to be read.
+    /// The part of the head that async-h1 has yet to read.
     head: &'static [u8],
     wire: Arc<Mutex<Wire>>,
     exchange: u32,
@@ -122,7 +127,8 @@ impl AsyncRead for Message {
     }
 }
 
-/// async-h1 wants to write only `100 Continue`, which the gate does itself (rule W7).
+/// Refuses to write, because async-h1 would write only `100 Continue`, which the gate does itself
+/// (rule W7).
 impl AsyncWrite for Message {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
         Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
@@ -137,8 +143,8 @@ impl AsyncWrite for Message {
     }
 }
 
-/// A body as async-h1 decodes it, until it fails. Then async-h1's decoder is dropped, so that whoever waits for the
-/// trailers is told that there are none.
+/// A body as async-h1 decodes it, until it fails. Then async-h1's decoder is dropped, so that a
+/// handler that waits for the trailers learns that there are none.
 enum Content {
     Open(Box<dyn AsyncBufRead + Unpin + Send + Sync>),
     Failed(io::ErrorKind),
@@ -174,7 +180,7 @@ impl AsyncBufRead for Content {
             }
         }
         match this {
-            // The buffer is full, or the body has ended: this waits for nothing.
+            // The buffer is full, or the body has ended, so this does not wait.
             Self::Open(reader) => Pin::new(reader).poll_fill_buf(cx),
             Self::Failed(kind) => Poll::Ready(Err((*kind).into())),
         }

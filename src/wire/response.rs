@@ -35,7 +35,8 @@ pub(crate) struct Reply {
     has_body: bool,
     /// A field that the encoder adds and that must not be sent.
     unwanted: Option<&'static [u8]>,
-    /// What the body's reader has said when it was asked too early to be heard.
+    /// The error of the body's reader from `poll_begin`. It is reported only after the head has
+    /// been encoded.
     failed: Option<io::Error>,
     /// Bytes of the body that are still owed to the client, where that is known.
     owed: Option<u64>,
@@ -76,7 +77,7 @@ enum Head {
 pub(crate) struct Asked {
     pub(crate) method: Method,
     pub(crate) version: Version,
-    /// Whether the client accepts trailers.
+    /// Set if the client accepts trailers.
     pub(crate) accepts_trailers: bool,
 }
 
@@ -142,7 +143,7 @@ impl Reply {
 
         let trailers = Trailers::promised(&mut response, asked);
         if fields.trailer && trailers.is_none() {
-            // The field would announce what never comes (RFC 9110 section 6.6.2).
+            // Without trailers, the field would be wrong (RFC 9110 section 6.6.2).
             response.remove_header(TRAILER);
         }
 
@@ -222,7 +223,7 @@ impl Reply {
         self.is_piecemeal = true;
     }
 
-    /// Asks the body for its beginning, and takes nothing of it.
+    /// Polls the body for its first bytes, and consumes none of them.
     pub(super) fn poll_begin(&mut self, cx: &mut Context<'_>) {
         let begun = match (&mut self.body, &mut self.encoding) {
             (Some(body), _) => Pin::new(&mut **body).poll_fill_buf(cx).map_ok(drop),
@@ -291,7 +292,7 @@ impl Reply {
             }
             None => Pin::new(self.encoder()).poll_read(cx, room),
         })?;
-        // The encoder gives one chunk a read, and the size of any other chunk does not begin with 0.
+        // The encoder writes one chunk for each read, and only the last chunk's size begins with 0.
         if let (Some(trailers), LAST_CHUNK) = (&mut self.trailers, &room[..n]) {
             // The bytes stay out of `out`, because the trailers have to come before the blank line.
             trailers.end_body();

@@ -1,8 +1,9 @@
-//! The URL that a handler sees, made of a request's host and target.
+//! Makes the URL that a handler sees from a request's host and target.
 //!
-//! Invariant: a handler's URL says what the client sent. The url crate removes dot segments, decodes escapes in
-//! hosts, and reads numbers as IPv4 addresses; a proxy in front does not. Where the two would disagree, the request
-//! is refused. Pure; looks at neither methods nor fields.
+//! Invariant: a handler's URL says what the client sent. The url crate removes dot segments,
+//! decodes escapes in hosts, and reads numbers as IPv4 addresses, but a proxy in front does not.
+//! Where the two would disagree, the server refuses the request. Pure; looks at neither methods nor
+//! fields.
 
 use std::net::Ipv6Addr;
 
@@ -11,20 +12,22 @@ use http_types::{StatusCode, Url};
 
 use super::head::Absolute;
 
-/// The host in the URL of a request whose own host no `Url` can hold, such as `web.1`.
+/// The host in the URL of a request whose own host cannot be in a `Url`, such as `web.1`.
 ///
-/// RFC 2606 section 2 keeps this name from ever meaning anything. `localhost` would not do: a proxy in front may keep
-/// clients from asking for that one.
+/// RFC 2606 section 2 keeps this name from ever meaning anything. `localhost` would be wrong,
+/// because a proxy in front may forbid its clients to ask for `localhost`.
 const UNKNOWN: &str = "host.invalid";
 
-/// Makes the URL of `target`, asked for at `host`; without one, as HTTP/1.0 allows, at `localhost`.
+/// Makes the URL of `target` at `host`. Without a host, as HTTP/1.0 allows, the URL is at
+/// `localhost`.
 ///
-/// Characters that no URI may have (RFC 3986 section 2) may be escaped in it: `"` becomes `%22`.
+/// The URL may escape characters that no URI may have (RFC 3986 section 2), for example `"` as
+/// `%22`.
 ///
 /// # Errors
 ///
-/// 400 if the URL would say something else: a dot segment in the path (`/a/../b`, `/%2e%2e/b`), or a host that the url
-/// crate reads as another one (`%61dmin`, `0x7f.1`).
+/// 400 if the URL would say something else, because of a dot segment in the path (`/a/../b`,
+/// `/%2e%2e/b`) or a host that the url crate reads as another one (`%61dmin`, `0x7f.1`).
 pub(crate) fn url(host: Option<&str>, target: &str) -> Result<Url, StatusCode> {
     let absolute = Absolute::split(target);
     let scheme = match absolute {
@@ -41,7 +44,8 @@ pub(crate) fn url(host: Option<&str>, target: &str) -> Result<Url, StatusCode> {
     let url = match host.map(|host| (host, at(host))) {
         Some((host, Ok(url))) if is_same_host(host, &url) => Ok(url),
         Some((_, Ok(_))) => return Err(StatusCode::BadRequest),
-        // Neither a path nor a valid port makes the crate fail: the name does, which a proxy may well know.
+        // The crate does not fail because of a path or a valid port, but because of the name. A
+        // proxy may well know that name.
         Some((host, Err(_))) => {
             at(&format!("{UNKNOWN}{}", &host[host.find(':').unwrap_or(host.len())..]))
         }
@@ -50,7 +54,8 @@ pub(crate) fn url(host: Option<&str>, target: &str) -> Result<Url, StatusCode> {
     url.ok().filter(|url| is_same_path(path, url)).ok_or(StatusCode::BadRequest)
 }
 
-/// Whether `url` has the host that was sent, apart from the case of letters and the form of an IPv6 address.
+/// Returns `true` if `url` has the host that the client sent, apart from the case of letters and
+/// the form of an IPv6 address.
 fn is_same_host(sent: &str, url: &Url) -> bool {
     let Some(held) = url.host_str() else { return false };
     match sent.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -65,7 +70,8 @@ fn is_same_host(sent: &str, url: &Url) -> bool {
     }
 }
 
-/// Whether `url` has the path and the query that were sent, apart from characters that it holds escaped.
+/// Returns `true` if `url` has the path and the query that the client sent, apart from characters
+/// that `url` holds escaped.
 fn is_same_path(sent: &str, url: &Url) -> bool {
     let mut held = url[Position::BeforePath..].bytes();
     // RFC 9110 section 4.2.3: an empty path is the same as `/`.
@@ -107,7 +113,7 @@ mod tests {
             ("a", "/%2F%2f%00%zz%", "http://a/%2F%2f%00%zz%"),
             ("a", "/\"<>`{}?\"<>'", "http://a/%22%3C%3E%60%7B%7D?%22%3C%3E%27"),
             ("a", "/a|b^c?a\\b", "http://a/a|b^c?a\\b"),
-            // Dots that are no segments of their own.
+            // Dots that are not segments of their own.
             ("a", "/...", "http://a/..."),
             ("a", "/.a/b./..c?/../d", "http://a/.a/b./..c?/../d"),
             ("a", "/%2e%2e%2fb", "http://a/%2e%2e%2fb"),
@@ -161,7 +167,7 @@ mod tests {
         }
     }
 
-    /// The handler finds such a name in `Host`.
+    /// The URL cannot hold such a name, but the handler finds it in `Host`.
     #[test]
     fn a_host_that_no_url_holds_is_named_as_unknown() {
         for host in ["web.1", "app.2024", "1.2.3.4.5", "xn--a", "999.999.999.999", "999.1"] {

@@ -18,7 +18,7 @@ use crate::log_limit::LogLimit;
 use super::body;
 use super::response::{Asked, has_no_body, is_clean, is_token};
 
-/// Holds the last chunk of a response's body back until the handler has sent its trailers.
+/// Holds back the last chunk of a response's body until the handler has sent its trailers.
 pub(super) struct Trailers {
     receiver: trailers::Receiver,
     body_has_ended: bool,
@@ -27,16 +27,17 @@ pub(super) struct Trailers {
 /// Ends a chunked body as async-h1 writes it, without room for trailers.
 pub(super) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// Lists the fields that control what a client does with a response, which it has to know before the
-/// body (RFC 9110 section 6.5.1). `body.rs` lists those that requests may not send as trailers either.
+/// Lists the fields that control what a client does with a response, because the client needs them
+/// before the body (RFC 9110 section 6.5.1). `body.rs` lists the fields that requests may not send
+/// as trailers either.
 const RESPONSE_CONTROLS: &str =
     "age date expires location retry-after vary warning www-authenticate";
 
 impl Trailers {
     /// Takes the trailers that the handler has promised for `response`.
     ///
-    /// Returns `None` if the handler has promised none, or if something keeps them from being sent.
-    /// The log says what it is.
+    /// Returns `None` if the handler has promised none, or if something keeps the server from
+    /// sending them. In the second case the log says why.
     pub(super) fn promised(response: &mut Response, asked: Asked) -> Option<Self> {
         if !response.has_trailers() {
             return None;
@@ -68,7 +69,7 @@ impl Trailers {
 
     /// Returns the last chunk and the trailers behind it, once the handler has sent them.
     ///
-    /// If the handler drops its sender instead, returns a last chunk without trailers.
+    /// Returns a last chunk without trailers if the handler drops its sender instead.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Vec<u8>> {
         Pin::new(&mut self.receiver).poll(cx).map(|trailers| last_chunk(trailers.as_ref()))
     }
@@ -86,7 +87,8 @@ enum Obstacle {
 }
 
 impl Obstacle {
-    /// Returns the first obstacle between `response` and a client that has asked for it like this.
+    /// Returns the first obstacle that keeps the trailers of `response` from a client that sent
+    /// `asked`.
     fn between(response: &Response, asked: Asked) -> Option<Self> {
         if asked.method == Method::Head {
             Some(Self::Head)
@@ -103,7 +105,7 @@ impl Obstacle {
         }
     }
 
-    /// Returns `true` if the client decides whether this obstacle comes up, and not the handler.
+    /// Returns `true` if this obstacle depends on the client, and not on the handler.
     fn is_up_to_the_client(self) -> bool {
         matches!(self, Self::Head | Self::Http1_0 | Self::NotAccepted)
     }
@@ -124,7 +126,8 @@ impl fmt::Display for Obstacle {
     }
 }
 
-/// Writes the last chunk with the trailers that may be sent, ordered by name like async-h1's fields.
+/// Writes the last chunk with the trailers that may be sent, ordered by name like async-h1's
+/// fields.
 fn last_chunk(trailers: Option<&trailers::Trailers>) -> Vec<u8> {
     let mut fields: Vec<_> = trailers.into_iter().flat_map(|trailers| trailers.iter()).collect();
     fields.sort_unstable_by_key(|(name, _)| name.as_str());
@@ -143,11 +146,11 @@ fn last_chunk(trailers: Option<&trailers::Trailers>) -> Vec<u8> {
     end
 }
 
-/// Judges a trailer.
+/// Decides whether the server may send a trailer.
 ///
 /// # Errors
 ///
-/// Why the trailer must not be sent.
+/// The reason why the server must not send the trailer.
 fn judge(name: &str, values: &HeaderValues) -> Result<(), &'static str> {
     if !is_token(name) || !values.iter().all(|value| is_clean(value.as_str())) {
         return Err("it is not a valid field");
@@ -187,7 +190,7 @@ mod tests {
             (streamed(), asked(Method::Head, Http1_1, true), Some(Obstacle::Head)),
             (known(), asked(Method::Get, Http1_1, true), Some(Obstacle::KnownLength)),
             (Response::new(200), asked(Method::Get, Http1_1, true), Some(Obstacle::KnownLength)),
-            // The handler's own fault is named rather than the client's choice.
+            // The handler's own fault takes precedence over the client's choice.
             (known(), asked(Method::Get, Http1_1, false), Some(Obstacle::KnownLength)),
             (known(), asked(Method::Head, Http1_1, true), Some(Obstacle::Head)),
             (
