@@ -1006,38 +1006,6 @@ fn a_body_that_comes_too_slowly_is_ended() {
     });
 }
 
-/// A task that reads a body after the response's head has gone does not wait for a client that was never
-/// asked to send it.
-#[test]
-fn a_body_that_was_not_asked_for_is_not_waited_for() {
-    let (open, gate) = channel::bounded::<()>(1);
-    let (send, found) = mpsc::channel();
-    let server = Running::new(move |mut request: Request| {
-        let (gate, send) = (gate.clone(), send.clone());
-        async move {
-            let (chunks, stream) = channel::bounded::<io::Result<&str>>(1);
-            chunks.send(Ok("begun")).await?;
-            let task = async move {
-                let _ = gate.recv().await;
-                let read = request.read(&mut [0; 10]).await;
-                send.send(read.map_err(|error| error.kind())).unwrap();
-                drop(chunks);
-            };
-            smol::spawn(task).detach();
-            Ok(stream_body(stream))
-        }
-    });
-    let mut client = server.connect();
-    let fields = "Host: x\r\nContent-Length: 10\r\nExpect: 100-continue";
-    client.send(format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n"));
-    assert_eq!(client.line().unwrap(), "HTTP/1.1 200 OK");
-    while client.line().unwrap() != "begun" {}
-    open.try_send(()).unwrap();
-    assert_eq!(found.recv_timeout(PATIENCE), Ok(Err(ErrorKind::UnexpectedEof)));
-    assert_eq!(client.rest(), (b"0\r\n\r\n".to_vec(), End::Eof));
-    assert!(server.stop().is_drained());
-}
-
 /// A client that stalls in the middle of what frames a chunk is given up like one that stalls in the
 /// middle of its content.
 #[test]

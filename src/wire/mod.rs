@@ -446,14 +446,9 @@ impl Gate {
                 }
                 let filled = reply.poll_fill(cx, &mut self.output);
                 // The body of the response is made of the request's, which the client sends only
-                // after this. Within the final response it would be too late (rule W7), and the
-                // client may never send the body: whoever reads it need not wait.
-                if expects_continue && self.wire().incoming.take_continue() {
-                    if unseen {
-                        self.output.replace(begin..begin, CONTINUE);
-                    } else {
-                        self.end_body(io::ErrorKind::UnexpectedEof);
-                    }
+                // after this. Within the final response it would be too late (rule W7).
+                if expects_continue && self.wire().incoming.take_continue() && unseen {
+                    self.output.replace(begin..begin, CONTINUE);
                 }
                 match filled {
                     Poll::Ready(Ok(Filled::Whole)) => return Poll::Ready(true),
@@ -640,17 +635,6 @@ impl Gate {
         if let Some(transport) = wire.transport.take() {
             transport.reset_on_close();
         }
-        let reader = wire.reader.take();
-        drop(wire);
-        if let Some(reader) = reader {
-            reader.wake();
-        }
-    }
-
-    /// Lets the body's reads fail with `kind`. A task that waits for the body finds the error.
-    fn end_body(&self, kind: io::ErrorKind) {
-        let mut wire = self.wire();
-        wire.incoming.cut_body(kind, None);
         let reader = wire.reader.take();
         drop(wire);
         if let Some(reader) = reader {
