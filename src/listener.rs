@@ -251,11 +251,11 @@ impl ListenOptions {
     /// use smol_graceful::ListenOptions;
     /// use std::time::Duration;
     ///
-    /// The server notices within 75 s that a client has vanished.
+    /// // The server notices within 75 s that a client has vanished.
     /// let options = ListenOptions::default().keepalive(Duration::from_secs(15));
     /// let listener = options.bind(&"127.0.0.1:0".parse()?)?;
     ///
-    /// Without probes, the server does not wake clients that run on a battery.
+    /// // Without probes, the server does not wake clients that run on a battery.
     /// let options = ListenOptions::default().keepalive(None);
     /// let quiet = options.bind(&"127.0.0.1:0".parse()?)?;
     /// # drop((listener, quiet));
