@@ -9,7 +9,8 @@
 //!
 //! In a browser's console: `s = new WebSocket("ws://127.0.0.1:8082"); s.onmessage = s.onclose =
 //! console.log`, then `s.send("hello")`. Stop the server with Ctrl-C. The server then sends each
-//! client a Close with the code 1001 (going away), and the drain waits a few seconds for the answers.
+//! client a Close with the code 1001 (going away), and the drain waits a few seconds for the
+//! answers.
 
 use std::time::Duration;
 

@@ -152,7 +152,7 @@ fn probes_after(silence: Duration) -> TcpKeepalive {
     let silence = silence.min(LONGEST);
     let seconds = silence.as_secs() + u64::from(silence.subsec_nanos() > 0);
     let probes = TcpKeepalive::new().with_time(Duration::from_secs(seconds));
-    // Other systems use an interval and a number of their own.
+    // The other systems use an interval and a number of their own.
     #[cfg(not(any(target_os = "openbsd", target_os = "haiku", target_os = "solaris")))]
     let probes = probes.with_interval(Duration::from_secs(10)).with_retries(6);
     probes

@@ -75,7 +75,7 @@
 //! | guard | work that the drain waits for ([`Guard`]) |
 //! | drain | the wait, after a stop, until all work has ended or is cut |
 //! | grace | the longest time of a drain ([`Limits::grace`]) |
-//! | lame duck | a stopped server that still accepts, before the grace begins ([`Limits::lame_duck`]) |
+//! | lame duck | a stopped server that still accepts, before the grace ([`Limits::lame_duck`]) |
 //! | linger | an idle connection's last chance to send a request ([`Limits::linger`]) |
 //! | place | the right of one connection to be served, out of [`Limits::connections`] |
 //!

@@ -66,8 +66,7 @@ pub struct Limits {
     ///
     /// After a response that ends the connection, the server reads for up to two seconds what the
     /// client still sends, and then resets the connection. Some clients report the reset instead of
-    /// the response. If such a client has to see the response, the handler reads the body.
-    /// have to see reads the body.
+    /// the response. If such a client has to see the response, the handler has to read the body.
     pub discard_bytes: u64,
     /// How many connections the server serves at the same time. Default: 10,000. The process's
     /// limit of open files may make it less.

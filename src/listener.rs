@@ -251,11 +251,11 @@ impl ListenOptions {
     /// use smol_graceful::ListenOptions;
     /// use std::time::Duration;
     ///
-    /// The server notices within 75 s that a client has vanished.
+    /// // The server notices within 75 s that a client has vanished.
     /// let options = ListenOptions::default().keepalive(Duration::from_secs(15));
     /// let listener = options.bind(&"127.0.0.1:0".parse()?)?;
     ///
-    /// Without probes, the server does not wake clients that run on a battery.
+    /// // Without probes, the server does not wake clients that run on a battery.
     /// let options = ListenOptions::default().keepalive(None);
     /// let quiet = options.bind(&"127.0.0.1:0".parse()?)?;
     /// # drop((listener, quiet));
@@ -503,12 +503,12 @@ impl Listener {
     /// stopped. The server treats errors of the stream like those of `accept`. It skips the error
     /// of a single connection, and after any other error it tries again later, from 5 ms up to 1 s.
     ///
-    /// A stream brings each connection as soon as it has it, so that a stop loses no client. Work
-    /// for each connection that takes time (a handshake, the head of the PROXY protocol) belongs
-    /// into [`Listener::wrap`], because the server counts a connection only when the stream has
-    /// brought it, and does not know of connections on which the stream still works. At the stop
-    /// the server polls the stream until it returns `Pending`, and then drops it with everything in
-    /// it.
+    /// The stream should bring each connection as soon as it has it, so that a stop loses no
+    /// client. Work for each connection that takes time (a handshake, the head of the PROXY
+    /// protocol) belongs into [`Listener::wrap`], because the server counts a connection only when
+    /// the stream has brought it, and does not know of connections on which the stream still works.
+    /// At the stop the server polls the stream until it returns `Pending`, and then drops it with
+    /// everything in it.
     ///
     /// A source has no queue that the server could look at. If the server serves
     /// [`Limits::connections`], the source's clients wait until one of those connections has ended,

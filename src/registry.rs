@@ -327,8 +327,8 @@ impl Seat {
         self.activity.store(activity, Ordering::Relaxed);
     }
 
-    /// Notes that a request's first byte has arrived. `head` describes the request, and is `None` as
-    /// long as no gate holds the request.
+    /// Notes that a request's first byte has arrived. `head` describes the request, and is `None`
+    /// as long as no gate holds the request.
     pub(crate) fn begin(&self, head: Option<Weak<dyn Describe>>) {
         *self.lock() = Now { since: Instant::now(), head };
         self.enter(Stage::Head);
@@ -586,9 +586,9 @@ impl Registry {
         seats
     }
 
-    /// Returns the connections of `server` that have been idle longest, and for at least `least`: one
-    /// of eight, at most 32 (as nginx does). It returns several at once, so that the server need not
-    /// look through all connections for each client of a flood.
+    /// Returns the connections of `server` that have been idle longest, and for at least `least`:
+    /// one of eight, at most 32 (as nginx does). It returns several at once, so that the server
+    /// need not look through all connections for each client of a flood.
     pub(crate) fn idle_longest(
         &self,
         server: usize,

@@ -213,7 +213,7 @@ impl Server {
     /// there is none. Both come before the server serves any connection.
     ///
     /// If a source of connections ([`Listener::of`]) panics. The server then stops by itself, and
-    /// the error comes after the drain. It replaces the [`Outcome`], which the log has.
+    /// the error comes after the drain. The [`Outcome`] is then only in the log.
     ///
     /// # Cancel safety
     ///

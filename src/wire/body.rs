@@ -364,7 +364,8 @@ fn is_early(name: &[u8]) -> bool {
     is_one_of(name, EARLY_FIELDS) || EARLY_PREFIXES.split(' ').any(begins)
 }
 
-/// Returns `true` if neither a request nor a response may send a field of this name behind its body.
+/// Returns `true` if neither a request nor a response may send a field of this name behind its
+/// body.
 pub(crate) fn is_forbidden_trailer(name: &[u8]) -> bool {
     is_one_of(name, FRAMING_FIELDS) || is_early(name)
 }

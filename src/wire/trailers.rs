@@ -1,7 +1,8 @@
-//! [`Trailers`]: the fields that a handler sends behind a response's last chunk (RFC 9110 section 6.5).
+//! [`Trailers`]: the fields that a handler sends behind a response's last chunk (RFC 9110 section
+//! 6.5).
 //!
-//! Invariant: trailers reach only a client that has asked for them, and no trailer frames, routes or
-//! authorises the message (rule W15). If trailers cannot be sent, the log says why.
+//! Invariant: trailers reach only a client that has asked for them, and no trailer frames, routes
+//! or authorises the message (rule W15). If trailers cannot be sent, the log says why.
 
 use std::fmt;
 use std::future::Future;
