@@ -492,7 +492,7 @@ impl Token {
 #[must_use = "the drain waits only as long as the guard lives"]
 pub struct Guard {
     #[expect(dead_code, reason = "it is there to be dropped")]
-    place: Place,
+    membership: Membership,
     /// Keeps the handler going that has taken this guard.
     #[expect(dead_code, reason = "it is there to be dropped")]
     hold: Option<Hold>,
@@ -500,7 +500,7 @@ pub struct Guard {
 
 /// A place among the holders that keep the drain open.
 #[derive(Debug)]
-struct Place {
+struct Membership {
     latch: Arc<Latch>,
     id: usize,
 }
@@ -525,7 +525,7 @@ impl Guard {
     }
 }
 
-impl Drop for Place {
+impl Drop for Membership {
     fn drop(&mut self) {
         let mut registry = self.latch.registry();
         let seat = registry.remove(self.id);
@@ -594,7 +594,7 @@ impl Latch {
         let id = registry.insert(holder);
         drop(registry);
         self.joined.notify(usize::MAX);
-        Some(Guard { place: Place { latch: self.clone(), id }, hold: None })
+        Some(Guard { membership: Membership { latch: self.clone(), id }, hold: None })
     }
 
     /// Moves the phase forward to `phase`, after `first` has run, unless it is there already.
