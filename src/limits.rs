@@ -72,9 +72,10 @@ pub struct Limits {
     /// limit of open files may make it less.
     ///
     /// If all places are taken and a further client waits in the kernel's queue, the server closes
-    /// the connections that have been idle longest. It chooses an eighth of those that have been
-    /// idle for `linger`, at least one and at most 32. A connection that has not sent a byte counts
-    /// as idle. If no connection is idle, the client waits.
+    /// the connection that has been idle longest, if it has been idle for `linger`. In a flood of
+    /// clients it closes more at a time, up to 32, and never more than one idle connection in eight.
+    /// A connection that has not sent a byte counts as idle. If no connection is idle, the client
+    /// waits.
     pub connections: usize,
 }
 

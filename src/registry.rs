@@ -586,12 +586,12 @@ impl Registry {
         seats
     }
 
-    /// Returns the connections of `server` that have been idle longest, and for at least `least`:
-    /// one of eight, at most 32 (as nginx does). It returns several at once, so that the server
-    /// need not look through all connections for each client of a flood.
+    /// Returns those connections of `server` that have been idle longest, and for at least `least`:
+    /// at least one, and at most `most` and one in eight.
     pub(crate) fn idle_longest(
         &self,
         server: usize,
+        most: usize,
         least: Duration,
         now: Instant,
     ) -> Vec<Arc<Seat>> {
@@ -601,7 +601,7 @@ impl Registry {
             .map(|seat| (seat.lock().since, seat))
             .filter(|(since, _)| now.saturating_duration_since(*since) >= least)
             .collect();
-        let most = (idle.len() / 8).clamp(1, 32);
+        let most = most.min(idle.len() / 8).max(1);
         if idle.len() > most {
             idle.select_nth_unstable_by_key(most, |(since, _)| *since);
             idle.truncate(most);
@@ -909,13 +909,14 @@ mod tests {
             seat.end();
         }
         let now = Instant::now();
-        assert!(registry.idle_longest(1, Duration::from_secs(1), now).is_empty());
-        assert!(registry.idle_longest(2, Duration::ZERO, now).is_empty());
+        assert!(registry.idle_longest(1, 32, Duration::from_secs(1), now).is_empty());
+        assert!(registry.idle_longest(2, 32, Duration::ZERO, now).is_empty());
         // One connection of eight gives way, and neither one that is at work nor one that has just
         // been at work.
         seats[0].begin(Some(Arc::downgrade(&head)));
         seats[1].end();
-        let chosen = registry.idle_longest(1, Duration::ZERO, now);
+        assert_eq!(registry.idle_longest(1, 1, Duration::ZERO, now).len(), 1);
+        let chosen = registry.idle_longest(1, 32, Duration::ZERO, now);
         assert_eq!(chosen.len(), 4);
         for (n, seat) in seats.iter().enumerate() {
             let is_chosen = chosen.iter().any(|one| Arc::ptr_eq(one, seat));

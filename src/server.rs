@@ -9,8 +9,8 @@ use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_io::Timer;
@@ -136,7 +136,7 @@ impl Server {
     ///
     /// ```
     /// use smol_graceful::Server;
-    /// use std::sync::Arc;
+    /// use std::sync::{Arc, Mutex, PoisonError};
     ///
     /// let executor = Arc::new(smol::Executor::new());
     /// let server = Server::new(|_request| async { Ok("okay") }).executor(executor.clone());
@@ -282,6 +282,7 @@ impl Server {
             executor: self.executor.unwrap_or_default(),
             slots: Arc::new(Semaphore::new(places)),
             fullness: LogLimit::new(),
+            pressure: Mutex::new(Pressure::default()),
             service: Arc::new(Service {
                 handler: self.handler,
                 limits: self.limits,
@@ -312,6 +313,8 @@ pub(crate) struct Running {
     slots: Arc<Semaphore>,
     /// Keeps the clients that wait for a place from filling the log.
     fullness: LogLimit,
+    /// How many connections give way at a time.
+    pressure: Mutex<Pressure>,
     service: Arc<Service>,
 }
 
@@ -353,13 +356,16 @@ impl Running {
         }
         let make_room = async {
             let mut pause = Duration::from_millis(5);
+            listener.has_client().await;
+            let pressure =
+                self.pressure.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now());
             loop {
                 listener.has_client().await;
                 // A client that has just come, or just got an answer, may well have a request on
                 // its way.
                 let least = self.service.limits.linger;
                 let idle = self.service.shutdown.with_registry(|registry| {
-                    registry.idle_longest(self.number, least, Instant::now())
+                    registry.idle_longest(self.number, pressure, least, Instant::now())
                 });
                 if let Some(times) = self.fullness.count(Instant::now()) {
                     log::info!(
@@ -534,6 +540,27 @@ impl Drop for Gone<'_> {
     }
 }
 
+/// Says how many idle connections give way when a client waits: one, and more in a flood of clients,
+/// because each time costs a look at all connections.
+#[derive(Debug, Default)]
+struct Pressure {
+    last: Option<Instant>,
+    batch: usize,
+}
+
+impl Pressure {
+    /// Clients that wait so soon after another one are a flood.
+    const FLOOD: Duration = Duration::from_millis(100);
+
+    fn next(&mut self, now: Instant) -> usize {
+        let is_flood =
+            self.last.is_some_and(|last| now.saturating_duration_since(last) < Self::FLOOD);
+        self.batch = if is_flood { (self.batch * 2).min(32) } else { 1 };
+        self.last = Some(now);
+        self.batch
+    }
+}
+
 /// How often deadlines are looked at: once a second, or as often as the shortest needs.
 fn period(limits: &Limits, phase: Phase) -> Duration {
     let Limits { head_timeout, idle_timeout, stall_timeout, .. } = *limits;
@@ -551,4 +578,18 @@ async fn sleep(duration: Duration) {
 /// Turns a panic of `future` into an error.
 fn contained<F: Future>(future: F) -> future::CatchUnwind<AssertUnwindSafe<F>> {
     AssertUnwindSafe(future).catch_unwind()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_clients_raises_the_pressure() {
+        let (mut pressure, start) = (Pressure::default(), Instant::now());
+        let mut after = |millis| pressure.next(start + Duration::from_millis(millis));
+        assert_eq!([0, 100, 150, 200, 201].map(&mut after), [1, 1, 2, 4, 8]);
+        assert_eq!([202, 203, 204].map(&mut after), [16, 32, 32]);
+        assert_eq!(after(304), 1);
+    }
 }
