@@ -47,7 +47,8 @@ pub struct Limits {
     /// the body, and grows with the bytes that arrive, up to `stall_timeout` or five seconds,
     /// whichever is longer. When the credit is used up, reading the body fails within two seconds,
     /// and the client gets 408 if the handler passes the error on. A slow handler costs its client
-    /// nothing, because only the server's waiting counts.
+    /// nothing, because only the server's waiting counts. The framing of chunks and of TLS records
+    /// counts as a part of the body.
     pub body_rate: u64,
     /// How long the request line and the header fields may be together, in bytes and with the blank
     /// line behind them. A longer head gets 414 or 431. Default: 16 KiB. The server takes memory

@@ -735,12 +735,13 @@ impl Pace {
     /// body since the last look. Returns `true` if the client is behind.
     fn is_slow(&mut self, stage: Stage, limits: &Limits, received: u32, now: Instant) -> bool {
         let waits = stage.waits_for_body();
-        let came = f64::from(received.wrapping_sub(self.received));
-        self.credit = (self.credit + came).min(Self::most(limits));
         if waits && self.waited {
             let waited = now.saturating_duration_since(self.looked_at).as_secs_f64();
             self.credit -= limits.body_rate as f64 * waited;
         }
+        // Added last: a burst does not pay for the wait that it has ended.
+        let came = f64::from(received.wrapping_sub(self.received));
+        self.credit = (self.credit + came).min(Self::most(limits));
         (self.received, self.looked_at, self.waited) = (received, now, waits);
         waits && self.credit < 0.0
     }
@@ -844,7 +845,7 @@ mod tests {
             ("just enough", &|_| 240, &|_| true, None),
             ("a little less", &|_| 230, &|_| true, Some(121)),
             ("enough, in bursts", &|n| if n % 5 == 4 { 1200 } else { 0 }, &|_| true, None),
-            ("much, and then nothing", &|n| if n < 3 { 1 << 30 } else { 0 }, &|_| true, Some(33)),
+            ("much, and then nothing", &|n| if n < 3 { 1 << 30 } else { 0 }, &|_| true, Some(34)),
             ("a server that does not wait", &|_| 0, &|_| false, None),
             ("a server that waits half of the time", &|_| 0, &|n| n % 4 < 3, Some(10)),
         ];
