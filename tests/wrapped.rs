@@ -518,7 +518,8 @@ fn an_upgraded_connection_whose_client_has_reset_is_let_go() {
             if is_draining {
                 site.shutdown.stop();
                 wait_until("the close", || site.is_closed());
-                assert_eq!(site.shutdown.in_flight(), 1);
+                // The last of those who looked may have been let in.
+                wait_until("one is left", || site.shutdown.in_flight() == 1);
             }
             client.reset();
             wait_until("its end", || site.shutdown.in_flight() == 0);
