@@ -437,7 +437,7 @@ async fn exchange(service: &Service, gate: &mut Gate, owed: &mut Option<u64>) ->
     }
 }
 
-/// Returns `true` if the connection can go on behind the request's body, read or not (rule W9). The
+/// Returns `true` if the connection can go on behind the request's body, read or not (rules W9, S23). The
 /// response then promises keep-alive, so the connection goes on whatever the rest of the body is.
 async fn can_get_past_body(gate: &mut Gate, reply: &mut Reply, discard: u64) -> bool {
     if gate.body_is_taken() {

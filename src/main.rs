@@ -130,9 +130,9 @@ struct Settings {
     syn_filter: bool,
 
     /// How long a TCP client may be silent before its kernel is asked whether it is still there
-    /// (SO_KEEPALIVE); 0s asks never
+    /// (SO_KEEPALIVE); 0s turns the probes off
     ///
-    /// A client that gives no answer to six questions, 10 s apart, is gone
+    /// A client that answers none of six probes, 10 s apart, is gone
     #[arg(
         long,
         env = "SMOL_GRACEFUL_KEEPALIVE",

@@ -703,7 +703,7 @@ impl Watched {
     }
 }
 
-/// Measures how many bytes a client is ahead of `body_rate` with the body of one request.
+/// Measures how many bytes a client is ahead of `body_rate` with the body of one request (rule S25).
 #[derive(Debug)]
 struct Pace {
     /// The number of the request.

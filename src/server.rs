@@ -349,7 +349,7 @@ impl Running {
     }
 
     /// Waits for a place for a connection. If all places are taken and a client waits, the
-    /// connections that have been idle longest give their places to it.
+    /// connections that have been idle longest give their places to it (rule S24).
     async fn place_for(&self, listener: &Listener) -> SemaphoreGuardArc {
         if let Some(place) = self.slots.try_acquire_arc() {
             return place;

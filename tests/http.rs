@@ -5,12 +5,11 @@ mod common;
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{LazyLock, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, End, PATIENCE, Received, Running, pattern, wait_until};
+use common::{Client, End, PATIENCE, Received, Running, case, pattern, settle, wait_until};
 use futures_lite::io::{BufReader, Cursor};
 use futures_lite::{AsyncReadExt, StreamExt, stream};
 use http_types::trailers::{Sender, Trailers};
@@ -28,17 +27,6 @@ async fn app(mut request: Request) -> http_types::Result<Response> {
         // It is left alone.
         path => Ok(path.into()),
     }
-}
-
-/// Runs one case of a table, and names it if it fails.
-fn case(name: &str, run: impl FnOnce()) {
-    assert!(catch_unwind(AssertUnwindSafe(run)).is_ok(), "failed: {name:?}");
-}
-
-/// Once its clients are gone, a server has nothing in flight and drains.
-fn settle(server: &Running) {
-    wait_until("every connection has ended", || server.shutdown.in_flight() == 0);
-    assert!(server.stop().is_drained());
 }
 
 /// The connection serves a further request.
@@ -631,6 +619,7 @@ fn bodies_are_bounded_if_wished() {
 }
 
 /// A length that a client only declares reserves no memory: no handler can have asked for more than has come.
+/// Rule W14: nothing is reserved.
 #[test]
 fn a_declared_length_reserves_nothing() {
     let server = Running::new(|mut request: Request| async move {
@@ -668,6 +657,7 @@ fn a_declared_length_reserves_nothing() {
 // What a handler sees.
 
 /// The target is to be had as the client sent it, and nothing is there that the client did not send.
+/// Rule W13: one reading of each value.
 #[test]
 fn a_handler_sees_what_was_sent() {
     let server = Running::new(|request: Request| async move {

@@ -12,14 +12,16 @@ use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, Directory, End, PATIENCE, Received, Running, Stagehand, pattern, wait_until};
+use common::{
+    Client, Directory, End, PATIENCE, Received, Running, Stagehand, case, pattern, settle,
+    wait_until,
+};
 use futures_lite::future::{self, poll_once};
 use futures_lite::io::BufReader;
 use futures_lite::{
@@ -134,6 +136,7 @@ fn assert_as_told(client: &mut Client, response: &Received, sent: bool, upload: 
 }
 
 /// Rules W7 and W9 while a task of the handler's holds the body and does not read it.
+/// Rule S23: the announcement holds.
 #[test]
 fn a_body_that_a_task_holds_ends_the_connection_as_announced() {
     let held = Mutex::new(Vec::new());
@@ -181,6 +184,7 @@ fn a_body_that_a_task_reads_ends_the_connection_as_announced() {
 
 /// A response that is made of the request's body takes the body with it, or leaves the rest to be
 /// discarded.
+/// Rule S23: the announcement holds.
 #[test]
 fn a_response_made_of_the_body_keeps_the_connection() {
     let server = Running::new(|mut request: Request| async move {
@@ -317,6 +321,7 @@ fn reading_elsewhere(kind: &str) -> (Serving, Far, Receiver<ErrorKind>) {
 // ── Clients that leave ──────────────────────────────────────────────────────────────────────
 
 /// Rule S22 without a stop in sight: a client that has reset its connection keeps no place.
+/// Rule S22: in the drain or not.
 #[test]
 fn a_client_that_is_gone_gives_its_place_back() {
     let directory = Directory::new();
@@ -714,6 +719,7 @@ fn watch(request: &Request, report: Sender<Left>) {
 /// All places are taken by connections that wait for their next request. The connection that has
 /// been idle longest gives way to a new client, long before the idle timeout. Of many connections
 /// two may give way at once.
+/// Rule S24: one place for one client.
 #[test]
 fn the_connection_that_is_idle_longest_gives_way() {
     for (connections, give_way) in [(1, 1), (2, 1), (5, 1), (15, 1), (20, 2)] {
@@ -933,6 +939,7 @@ fn idle_connections_of_other_listeners_give_way() {
 
 /// A client that sends a byte now and then ends in 408. Neither a client that sends steadily nor a
 /// client of a slow handler does, and nobody does without a rate.
+/// Rule S25: only the wait for a body counts.
 #[test]
 fn a_body_that_comes_too_slowly_is_ended() {
     let (stage, enter, gate) = Stagehand::new();
@@ -1181,17 +1188,6 @@ impl Trickle {
 }
 
 // ── What the tests share ────────────────────────────────────────────────────────────────────
-
-/// Runs one case of a table, and names the case if it fails.
-fn case(name: &str, run: impl FnOnce()) {
-    assert!(catch_unwind(AssertUnwindSafe(run)).is_ok(), "failed: {name:?}");
-}
-
-/// Waits until nothing is in flight, and asserts that the server drains.
-fn settle(server: &Running) {
-    wait_until("every connection has ended", || server.shutdown.in_flight() == 0);
-    assert!(server.stop().is_drained());
-}
 
 /// Asserts that the connection serves a further request.
 fn assert_open(client: &mut Client) {

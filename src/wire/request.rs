@@ -93,7 +93,7 @@ pub(super) fn with_body(
 
 /// The longest body, in bytes, whose length the request tells. http-types reserves memory for the
 /// whole length when a handler asks for a string, so a length that a client only declares must not
-/// matter. A connection's read buffer may grow to this size anyway.
+/// matter (rule W14). A connection's read buffer may grow to this size anyway.
 const RESERVED: usize = 16 * 1024;
 
 /// One message, as async-h1 reads it: a head, then the client's body.

@@ -1,9 +1,9 @@
 //! Makes the URL that a handler sees from a request's host and target.
 //!
-//! Invariant: a handler's URL says what the client sent. The url crate removes dot segments,
-//! decodes escapes in hosts, and reads numbers as IPv4 addresses, but a proxy in front does not.
-//! Where the two would disagree, the server refuses the request. Pure; looks at neither methods nor
-//! fields.
+//! Invariant: a handler's URL says what the client sent (rule W13). The url crate removes dot
+//! segments, decodes escapes in hosts, and reads numbers as IPv4 addresses, but a proxy in front
+//! does not. Where the two would disagree, the server refuses the request. Pure; looks at neither
+//! methods nor fields.
 
 use std::net::Ipv6Addr;
 

@@ -13,6 +13,7 @@ use std::net::{Shutdown as Half, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
@@ -482,6 +483,17 @@ pub fn text(bytes: &[u8]) -> String {
 /// Bytes of which no two neighbours are the same.
 pub fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|n| (n % 251) as u8).collect()
+}
+
+/// Runs one case of a table, and names the case if it fails.
+pub fn case(name: &str, run: impl FnOnce()) {
+    assert!(catch_unwind(AssertUnwindSafe(run)).is_ok(), "failed: {name:?}");
+}
+
+/// Waits until nothing is in flight, and asserts that the server drains.
+pub fn settle(server: &Running) {
+    wait_until("every connection has ended", || server.shutdown.in_flight() == 0);
+    assert!(server.stop().is_drained());
 }
 
 /// Waits until `done`, which something else will make true.
