@@ -26,7 +26,7 @@ pub(crate) enum Bound {
     Tcp(Async<TcpListener>),
     Unix {
         socket: Async<UnixListener>,
-        /// Removed when the listener is closed; `None` if there is none, or if it is not ours.
+        /// Dropped after the socket. `None` if there is no file.
         file: Option<SocketFile>,
     },
     /// No socket: connections that come from elsewhere.

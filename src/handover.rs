@@ -81,6 +81,7 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
         return Err(io::Error::new(io::ErrorKind::Unsupported, message));
     }
     let _one = One::at_a_time()?;
+    let listeners = &reachable(listeners)[..];
     if let Some(listener) = listeners.iter().find(|listener| listener.is_handed_over()) {
         let message = format!("{} was handed over already", listener.address());
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
@@ -164,6 +165,24 @@ pub fn ready(listeners: &[Listener]) -> io::Result<()> {
         listeners.iter().for_each(Listener::take_over);
     }
     Ok(())
+}
+
+/// Returns the listeners that the successor gets: all but the Unix sockets of this process whose file
+/// was removed. The successor binds those anew, so that clients find them again.
+fn reachable(listeners: &[Listener]) -> Vec<Listener> {
+    let is_reachable = |listener: &&Listener| {
+        if !listener.has_lost_its_file() {
+            return true;
+        }
+        let remedy = match listener.is_own() {
+            true => "the successor binds it anew",
+            false => "start whoever passes this socket again, such as its systemd socket unit",
+        };
+        let address = listener.address();
+        log::warn!("the file of {address} was removed, so no client finds this socket; {remedy}");
+        !listener.is_own()
+    };
+    listeners.iter().filter(is_reachable).cloned().collect()
 }
 
 /// The program as it was started, with the sockets from descriptor 3 on.

@@ -4,22 +4,25 @@
 //! the operator names (`fd:0`, Supervisor's `[fcgi-program]`). A predecessor that hands its sockets
 //! over uses the first, and says in [`HANDOVER`] what systemd has no word for. Invariant: a
 //! descriptor is taken once, and only if it is a listening stream socket; what is not wanted is left
-//! as it was. Does not accept, and does not decide when a socket is let go of.
+//! as it was. Once a socket is taken, only the copy is left, which no child of this process inherits.
+//! Does not accept, and does not decide when a socket is let go of.
 
 use std::collections::BTreeSet;
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::{FdFlags, fcntl_getfd};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use socket2::{Domain, Socket, Type};
 
 use crate::address::Address;
@@ -34,19 +37,19 @@ pub(crate) struct Inherited {
     pub(crate) name: Option<String>,
     /// As which descriptor it was passed.
     pub(crate) fd: RawFd,
-    /// What a predecessor says of it; otherwise another process holds it, too (rule S5).
+    /// What a predecessor says of it.
     pub(crate) handed: Option<Handed>,
 }
 
 /// What a predecessor says of a socket that it hands over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Handed {
     /// The socket's inode: it tells the socket from whatever else may have its number.
     pub(crate) socket: u64,
-    /// Some other process holds it, too; otherwise it is the successor's once that is ready.
-    pub(crate) is_held: bool,
-    /// Device and inode of a Unix socket's file.
-    pub(crate) file: Option<(u64, u64)>,
+    /// A predecessor has bound it, so no process but predecessors and successors has it.
+    pub(crate) is_own: bool,
+    /// Where a Unix socket's file is. The socket itself may know only a relative path.
+    pub(crate) file: Option<PathBuf>,
     /// The descriptor that the operator knows it by.
     pub(crate) origin: Option<RawFd>,
 }
@@ -124,10 +127,12 @@ pub(crate) fn inode(socket: OwnedFd) -> io::Result<u64> {
 
 impl fmt::Display for Handed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { socket, is_held, file, origin } = self;
-        write!(f, "{}:socket={socket}", if *is_held { "held" } else { "own" })?;
-        if let Some((device, inode)) = file {
-            write!(f, ":file={device}/{inode}")?;
+        let Self { socket, is_own, file, origin } = self;
+        write!(f, "{}:socket={socket}", if *is_own { "own" } else { "passed" })?;
+        if let Some(path) = file {
+            f.write_str(":file=")?;
+            // In hexadecimal digits, because a path may hold any byte.
+            path.as_os_str().as_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
         }
         origin.map_or(Ok(()), |fd| write!(f, ":fd={fd}"))
     }
@@ -136,18 +141,19 @@ impl fmt::Display for Handed {
 impl Handed {
     fn read(word: &str) -> Option<Self> {
         let mut parts = word.split(':');
-        let is_held = match parts.next()? {
-            "held" => true,
-            "own" => false,
+        let is_own = match parts.next()? {
+            "own" => true,
+            "passed" => false,
             _ => return None,
         };
-        let mut handed = Self { socket: 0, is_held, file: None, origin: None };
+        let mut handed = Self { socket: 0, is_own, file: None, origin: None };
         for part in parts {
             match part.split_once('=')? {
                 ("socket", inode) => handed.socket = inode.parse().ok()?,
-                ("file", identity) => {
-                    let (device, inode) = identity.split_once('/')?;
-                    handed.file = Some((device.parse().ok()?, inode.parse().ok()?));
+                ("file", digits) => {
+                    let byte = |i| u8::from_str_radix(digits.get(i..i + 2)?, 16).ok();
+                    let bytes = (0..digits.len()).step_by(2).map(byte).collect::<Option<_>>()?;
+                    handed.file = Some(OsString::from_vec(bytes).into());
                 }
                 ("fd", fd) => handed.origin = Some(fd.parse().ok()?),
                 // What a later version may add.
@@ -228,7 +234,9 @@ fn take(
     // What was passed has survived an exec; what this program has opened itself would not.
     let is_ours = fd >= FIRST && flags.contains(FdFlags::CLOEXEC);
     match handed {
-        Some(handed) if is_ours || inode(copy.try_clone()?)? != handed.socket => return Ok(None),
+        Some(ref handed) if is_ours || inode(copy.try_clone()?)? != handed.socket => {
+            return Ok(None);
+        }
         None if is_ours => {
             return Err(invalid(&format!("descriptor {fd} was not passed to this process")));
         }
@@ -239,14 +247,41 @@ fn take(
     if !wanted(&address) {
         return Ok(None);
     }
-    // Standard input, output and error stay what the standard library believes them to be.
+    taken.insert(fd);
     if fd >= FIRST {
-        taken.insert(fd);
         // SAFETY: it is open, it was passed to this process to be used by it, and it has just been
         // taken for the first and the last time.
         drop(unsafe { OwnedFd::from_raw_fd(fd) });
     }
+    clear_standard_streams(&socket)?;
     Ok(Some(Inherited { socket, address, name, fd, handed }))
+}
+
+/// Puts /dev/null in the place of each standard stream that is `socket`. Otherwise the children of
+/// this process would inherit the socket, and it would stay open after the close.
+fn clear_standard_streams(socket: &Socket) -> io::Result<()> {
+    let socket = inode(socket.as_fd().try_clone_to_owned()?)?;
+    let is_socket =
+        |fd: BorrowedFd<'_>| fd.try_clone_to_owned().and_then(inode).is_ok_and(|fd| fd == socket);
+    if is_socket(io::stdin().as_fd()) {
+        dup2_stdin(nothing()?)?;
+    }
+    if is_socket(io::stdout().as_fd()) {
+        dup2_stdout(nothing()?)?;
+    }
+    if is_socket(io::stderr().as_fd()) {
+        dup2_stderr(nothing()?)?;
+    }
+    Ok(())
+}
+
+/// Opens a file that has nothing to read.
+fn nothing() -> io::Result<OwnedFd> {
+    match File::options().read(true).write(true).open("/dev/null") {
+        Ok(null) => Ok(null.into()),
+        // In a directory tree without /dev, a socket whose other end is closed does the same.
+        Err(_) => UnixStream::pair().map(|(end, _)| end.into()),
+    }
 }
 
 /// What a listening stream socket is bound to.
@@ -304,8 +339,9 @@ mod tests {
     #[test]
     fn the_environment_says_what_was_passed() {
         let name = |name: &str| Some(name.to_owned());
-        let own = Handed { socket: 7, is_held: false, file: Some((8, 9)), origin: None };
-        let held = Handed { socket: 10, is_held: true, file: None, origin: Some(0) };
+        let path = |path: &[u8]| Some(OsStr::from_bytes(path).into());
+        let own = Handed { socket: 7, is_own: true, file: path(b"/a b:\xff"), origin: None };
+        let passed_on = Handed { socket: 10, is_own: false, file: None, origin: Some(0) };
         for (environment, expected) in [
             (["", "", "", ""], vec![]),
             (["0", "42", "", ""], vec![]),
@@ -323,11 +359,13 @@ mod tests {
             (["1", "41", "", "own:socket=7"], vec![]),
             // From a predecessor, which cannot know our process id.
             (
-                ["2", "", "web:", "own:socket=7:file=8/9 held:socket=10:fd=0"],
-                vec![(3, name("web"), Some(own)), (4, None, Some(held))],
+                ["2", "", "web:", "own:socket=7:file=2f6120623aff passed:socket=10:fd=0"],
+                vec![(3, name("web"), Some(own.clone())), (4, None, Some(passed_on.clone()))],
             ),
             (["1", "", "", "nonsense"], vec![]),
             (["1", "", "", "own:socket=x"], vec![]),
+            (["1", "", "", "own:socket=7:file=2f6"], vec![]),
+            (["1", "", "", "own:socket=7:file=é1"], vec![]),
             // A predecessor's words are not for who was activated later on.
             (["1", "42", "", "own:socket=7"], vec![(3, None, None)]),
         ] {
@@ -341,7 +379,7 @@ mod tests {
         ] {
             assert_eq!(passed(environment), Err(error.to_owned()));
         }
-        for handed in [own, held] {
+        for handed in [own, passed_on] {
             assert_eq!(Handed::read(&handed.to_string()), Some(handed));
         }
     }

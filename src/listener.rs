@@ -1,7 +1,7 @@
 //! [`Listener`]: bind, accept with error classes, lossless close.
 //!
-//! Invariant: a listener that is ours alone is closed only after every connection that the kernel
-//! had queued was taken (rule S4); one that another process holds too is only let go of (rule S5).
+//! Invariant: a listener is closed only after every connection that the kernel had queued was taken
+//! (rule S4), unless a successor accepts from its socket (rule S5).
 //! Accepting never fails for good: errors are classed, backed off and logged here (rule S18). Does
 //! not know what becomes of a connection.
 
@@ -205,7 +205,7 @@ impl ListenOptions {
     /// in those 50 ms waits a second until the client's kernel tries again: then a successor answers
     /// it, or it is refused. That is right for a restart in place, and wrong behind a balancer, which
     /// would go elsewhere at once. Linux only; a packet filter on the socket (`SO_ATTACH_FILTER`), which
-    /// a socket that another process holds, too, never gets.
+    /// an inherited socket never gets, because another process may accept from it.
     ///
     /// # Examples
     ///
@@ -393,21 +393,14 @@ impl ListenOptions {
 /// What clones of a listener share.
 struct Shared {
     address: Address,
-    /// What LISTEN_FDNAMES calls it.
-    name: Option<String>,
-    /// The descriptor that the operator knows it by.
-    #[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "a successor needs it"))]
-    origin: Option<RawFd>,
-    /// The descriptor that a predecessor has passed it as, and what it says of it.
-    handed: Option<(RawFd, Handed)>,
+    /// How this process has got it; `None` if this process has bound it.
+    passed: Option<Passed>,
     /// `None` once closed.
     socket: Mutex<Option<Bound>>,
     /// The reason for closing the listener, if the server did not want that.
     failure: OnceLock<String>,
-    /// Another process holds the socket too (rule S5).
-    is_held: AtomicBool,
-    /// It was handed over to a successor.
-    is_handed_over: AtomicBool,
+    /// Who accepts from the socket beside this process.
+    others: Mutex<Others>,
     /// Handshakes are held back before the close.
     syn_filter: bool,
     handshakes: Arc<Handshakes>,
@@ -415,18 +408,39 @@ struct Shared {
     is_exhausted: AtomicBool,
 }
 
+/// How a socket was passed to this process.
+struct Passed {
+    /// As which descriptor.
+    fd: RawFd,
+    /// What LISTEN_FDNAMES calls it.
+    name: Option<String>,
+    /// The descriptor that the operator knows it by.
+    #[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "a successor needs it"))]
+    origin: Option<RawFd>,
+    /// What a predecessor says of it.
+    handed: Option<Handed>,
+}
+
+/// Who accepts from a socket beside this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Others {
+    /// Nobody does.
+    Nobody,
+    /// Perhaps somebody does, because the socket was passed to this process.
+    Unknown,
+    /// A successor does.
+    Successor,
+}
+
 impl Shared {
     fn new(address: Address, socket: Bound) -> Self {
         Self {
             handshakes: Arc::new(Handshakes::of(address.clone())),
             address,
-            name: None,
-            origin: None,
-            handed: None,
+            passed: None,
             socket: Mutex::new(Some(socket)),
             failure: OnceLock::new(),
-            is_held: AtomicBool::new(false),
-            is_handed_over: AtomicBool::new(false),
+            others: Mutex::new(Others::Nobody),
             syn_filter: false,
             is_exhausted: AtomicBool::new(false),
         }
@@ -472,9 +486,9 @@ impl Listener {
     /// called. Returns an empty list if there are none, if they are meant for another process, or
     /// if the program has taken them before.
     ///
-    /// When the server stops, it lets go of them, and neither shuts them down nor removes a
-    /// socket's file, because the queue belongs to the successor (rule S5). After an upgrade in
-    /// place, when no other process holds them, the server closes them like its own. From here on
+    /// When the server stops, it takes every connection that is queued, and then lets go of the
+    /// sockets (rule S5). It does not shut them down, so another process that has them goes on. It
+    /// removes a socket's file only if no other process has the socket. From here on
     /// they are non-blocking and have the default [`ListenOptions::keepalive`], also in other
     /// processes that hold them.
     ///
@@ -645,39 +659,39 @@ impl Listener {
         options: ListenOptions,
     ) -> io::Result<Self> {
         let Inherited { socket, address, name, fd, handed } = inherited;
-        let bound = Bound::of(socket, &address, options.keepalive, |_| None)?;
-        let is_going_to_be_ours = handed.is_some_and(|handed| !handed.is_held);
-        let syn_filter = options.syn_filter && is_going_to_be_ours;
+        let is_own = handed.as_ref().is_some_and(|handed| handed.is_own);
+        let file = handed.as_ref().and_then(|handed| handed.file.clone());
+        let bound = Bound::of(socket, &address, options.keepalive, |path| {
+            SocketFile::at(file.as_deref().unwrap_or(path)).ok()
+        })?;
+        let syn_filter = options.syn_filter && is_own;
         if options.syn_filter && !syn_filter {
-            log::warn!("no SYN filter on {address}: another process holds it, too");
+            log::warn!("no SYN filter on {address}, because another process may accept from it");
         }
-        let handed = handed.map(|handed| (fd, handed));
-        // Until it is ours: see `take_over`.
-        let is_held = AtomicBool::new(true);
-        let new = Shared::new(address, bound);
-        Ok(Self::from(Shared { name, origin, handed, is_held, syn_filter, ..new }))
+        let passed = Some(Passed { fd, name, origin, handed });
+        let others = Mutex::new(Others::Unknown);
+        Ok(Self::from(Shared { passed, others, syn_filter, ..Shared::new(address, bound) }))
     }
 
     /// This process serves: what a predecessor has handed over is its own from now on.
     pub(crate) fn take_over(&self) {
-        let Some((_, Handed { is_held: false, file: identity, .. })) = self.shared.handed else {
-            return;
-        };
-        // With the lock held, as in `hand_over`: it may have gone on to the next already.
-        let mut bound = self.bound();
-        if self.is_handed_over() {
-            return;
+        let mut others = self.others();
+        // A successor of this process may have it already.
+        if *others == Others::Unknown && self.is_own() {
+            *others = Others::Nobody;
         }
-        if let (Some(Bound::Unix { file, .. }), Address::Unix(path)) = (&mut *bound, self.address())
-        {
-            *file = Some(SocketFile::of(path, identity));
-        }
-        self.shared.is_held.store(false, Ordering::Release);
+    }
+
+    /// Returns `true` if this process or a predecessor has bound the socket.
+    pub(crate) fn is_own(&self) -> bool {
+        let Some(passed) = &self.shared.passed else { return true };
+        passed.handed.as_ref().is_some_and(|handed| handed.is_own)
     }
 
     /// The descriptor that a predecessor has passed it as.
     pub(crate) fn handed_as(&self) -> Option<RawFd> {
-        self.shared.handed.map(|(fd, _)| fd)
+        let passed = self.shared.passed.as_ref()?;
+        passed.handed.as_ref().map(|_| passed.fd)
     }
 
     /// The address that is listened on: with the kernel's choice where the port was 0, and what the
@@ -713,10 +727,11 @@ impl Listener {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn name(&self) -> Option<&str> {
-        self.shared.name.as_deref()
+        self.shared.passed.as_ref()?.name.as_deref()
     }
 
-    /// Whether another process holds the socket too, so that it is only let go of (rule S5).
+    /// Returns `true` if this process was started with the socket, and `false` if it has bound the
+    /// socket itself.
     ///
     /// # Examples
     ///
@@ -724,14 +739,14 @@ impl Listener {
     /// use smol_graceful::Listener;
     ///
     /// for listener in Listener::inherited()? {
-    ///     assert!(listener.is_held());
+    ///     assert!(listener.is_inherited());
     /// }
     /// let own = Listener::bind(&"127.0.0.1:0".parse()?)?;
-    /// assert!(!own.is_held());
+    /// assert!(!own.is_inherited());
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub fn is_held(&self) -> bool {
-        self.shared.is_held.load(Ordering::Acquire)
+    pub fn is_inherited(&self) -> bool {
+        self.shared.passed.is_some()
     }
 
     /// Returns the reason for closing the listener, if the server did not want that: its source has
@@ -742,7 +757,7 @@ impl Listener {
 
     /// Whether a successor has taken over.
     pub(crate) fn is_handed_over(&self) -> bool {
-        self.shared.is_handed_over.load(Ordering::Acquire)
+        *self.others() == Others::Successor
     }
 
     /// Hands the next connection to `take`. Returns `false` once the listener is closed, and
@@ -801,20 +816,20 @@ impl Listener {
         .await;
     }
 
-    /// Takes every connection that the kernel has queued and closes (rule S4); lets go at once if
-    /// another process holds the socket too (rule S5).
+    /// Takes every connection that the kernel has queued and closes (rule S4). Only closes if a
+    /// successor accepts from the socket (rule S5).
     ///
     /// Waits for descriptors when there are none left, as the queue is lost otherwise. Whoever
     /// waits in [`Listener::accept`] is not woken.
     pub(crate) async fn close(&self, mut take: impl FnMut(Accepted)) {
-        if !self.is_held() {
-            if self.shared.syn_filter && self.hold_back_handshakes() {
-                Timer::after(HANDSHAKES).await;
-            }
-            let mut pause = Duration::ZERO;
-            while let Err(error) = self.empty_queue(&mut take) {
-                pause = self.wait(pause, &error).await;
-            }
+        // Held back for others too, handshakes would never be answered again.
+        let is_alone = *self.others() == Others::Nobody;
+        if self.shared.syn_filter && is_alone && self.hold_back_handshakes() {
+            Timer::after(HANDSHAKES).await;
+        }
+        let mut pause = Duration::ZERO;
+        while let Err(error) = self.empty_queue(&mut take) {
+            pause = self.wait(pause, &error).await;
         }
         self.let_go();
     }
@@ -854,14 +869,15 @@ impl Listener {
         false
     }
 
-    /// Takes every connection that the kernel has queued. Ends even under a flood of new ones.
+    /// Takes every connection that the kernel has queued, unless a successor does (rule S5). Ends
+    /// even under a flood of new ones.
     ///
     /// # Errors
     ///
     /// What kept it from taking all.
     pub(crate) fn empty_queue(&self, mut take: impl FnMut(Accepted)) -> io::Result<()> {
         let began = Instant::now();
-        while began.elapsed() < FLOOD {
+        while began.elapsed() < FLOOD && !self.is_handed_over() {
             let mut bound = self.bound();
             match self.poll_next(&mut bound, &mut Context::from_waker(Waker::noop())) {
                 // With the lock held, as in `accept`.
@@ -931,6 +947,10 @@ impl Listener {
     fn bound(&self) -> MutexGuard<'_, Option<Bound>> {
         self.shared.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn others(&self) -> MutexGuard<'_, Others> {
+        self.shared.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What a hand-over needs.
@@ -954,29 +974,26 @@ impl Listener {
     ///
     /// As [`Listener::copy`].
     pub(crate) fn handed(&self) -> io::Result<Handed> {
+        let socket = inherited::inode(self.copy()?)?;
         let file = match &*self.bound() {
-            Some(Bound::Unix { file: Some(file), .. }) => file.identity(),
+            Some(Bound::Unix { file: Some(file), .. }) => Some(file.path().to_owned()),
             _ => None,
         };
-        let socket = inherited::inode(self.copy()?)?;
-        let handed = Handed { socket, is_held: self.is_held(), file, origin: self.shared.origin };
-        Ok(match self.shared.handed {
-            // It is going to be ours, and is handed on before that.
-            Some((_, Handed { is_held: false, file, .. })) if handed.is_held => {
-                Handed { is_held: false, file, ..handed }
-            }
-            _ => handed,
-        })
+        let origin = self.shared.passed.as_ref().and_then(|passed| passed.origin);
+        Ok(Handed { socket, is_own: self.is_own(), file, origin })
     }
 
-    /// The socket, its queue and its file belong to a successor from now on.
-    pub(crate) fn hand_over(&self) {
-        let mut bound = self.bound();
-        if let Some(Bound::Unix { file: Some(file), .. }) = &mut *bound {
-            file.leave();
+    /// Returns `true` if no client finds the Unix socket any more, because its file was removed.
+    pub(crate) fn has_lost_its_file(&self) -> bool {
+        match &*self.bound() {
+            Some(Bound::Unix { file: Some(file), .. }) => file.is_removed(),
+            _ => false,
         }
-        self.shared.is_held.store(true, Ordering::Release);
-        self.shared.is_handed_over.store(true, Ordering::Release);
+    }
+
+    /// A successor accepts from the socket from now on.
+    pub(crate) fn hand_over(&self) {
+        *self.others() = Others::Successor;
     }
 }
 

@@ -265,7 +265,7 @@ impl Server {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "nothing to listen on"));
         }
         for listener in &listeners {
-            let inherited = if listener.is_held() { " (inherited)" } else { "" };
+            let inherited = if listener.is_inherited() { " (inherited)" } else { "" };
             log::info!("listening on {}{inherited}", listener.address());
         }
         let places = connections_allowed(self.limits.connections).max(1);
@@ -382,10 +382,9 @@ impl Running {
         self.slots.acquire_arc().or(make_room).await
     }
 
-    /// Takes what the kernel has queued, so that an abort can name it; the queue of a socket that
-    /// others hold too is not ours (rule S5).
+    /// Takes what the kernel has queued, so that an abort can name it.
     pub(crate) fn empty_queues(&self) {
-        for listener in self.listeners.iter().filter(|listener| !listener.is_held()) {
+        for listener in &self.listeners {
             // Without descriptors there is nothing to be known of the rest.
             let _ = listener.empty_queue(|accepted| self.admit(accepted, ()));
         }

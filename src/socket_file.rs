@@ -1,80 +1,84 @@
 //! [`SocketFile`]: the file that a Unix socket listens on.
 //!
-//! Invariant: a file is removed only by who is answerable for it, and only if it is still the one
-//! that this process bound or was handed: a successor may have put its own in its place.
+//! Invariant: a file is removed only when no socket is bound to it any more, and only if it is still
+//! the file that this process has bound or found there. So the last process that lets go of a socket
+//! removes its file, whichever that is (rule S5). Does not know who those processes are.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
+use std::path::{self, Path, PathBuf};
 
+use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// The file of a Unix socket; removed at the end, unless it is another's by then.
+/// The file of a Unix socket. Drop it after the socket.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
+    /// An absolute path where the kernel takes one so long, so that the program may change its
+    /// directory.
     path: PathBuf,
-    /// What tells it from another that has taken its name; `None` if it is others'.
-    identity: Option<(u64, u64)>,
+    /// Device and inode, which tell the file from another one that has taken its name.
+    identity: (u64, u64),
 }
 
 impl SocketFile {
     /// Answers for the file at `path` from now on.
+    ///
+    /// # Errors
+    ///
+    /// Returns what the operating system says if there is no such file.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), identity: Some(identity(path)?) })
+        let absolute = path::absolute(path).ok().filter(|path| SockAddr::unix(path).is_ok());
+        let path = absolute.unwrap_or_else(|| path.to_owned());
+        Ok(Self { identity: identity(&path)?, path })
     }
 
-    /// Answers for the file of a predecessor's, if there was one.
-    pub(crate) fn of(path: &Path, identity: Option<(u64, u64)>) -> Self {
-        Self { path: path.to_owned(), identity }
-    }
-
-    /// Device and inode; `None` if it is not ours.
+    /// Returns where the file is.
     #[cfg(feature = "restart")]
-    pub(crate) fn identity(&self) -> Option<(u64, u64)> {
-        self.identity
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Leaves it to whoever holds the socket too (rule S5).
+    /// Returns `true` if the file has been removed, for example by what cleans up /tmp.
     #[cfg(feature = "restart")]
-    pub(crate) fn leave(&mut self) {
-        self.identity = None;
+    pub(crate) fn is_removed(&self) -> bool {
+        identity(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Returns `true` if the name of the file is still that of this very file.
+    fn is_there(&self) -> bool {
+        identity(&self.path).is_ok_and(|identity| identity == self.identity)
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.identity.is_some() && identity(&self.path).ok() == self.identity {
-            // Not worth a word if it fails: the next server finds it stale and replaces it.
+        if self.is_there() && is_stale(&self.path).unwrap_or(false) {
+            // A failure does no harm, because the next server finds the file stale and replaces it.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// Whether `path` is a socket that nobody listens on any more.
+/// Returns `true` if `path` is the file of a socket that no process has any more.
+///
+/// # Errors
+///
+/// Returns what the operating system says if it does not tell, for example because the file belongs
+/// to another user.
 pub(crate) fn is_stale(path: &Path) -> io::Result<bool> {
-    if !is_deaf(path)? {
-        return Ok(false);
+    // A datagram socket cannot connect to a stream socket. The kernel looks for the socket before it
+    // looks at the type, so its answer tells whether there is one, and a server notices nothing.
+    let probe = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+    match probe.connect(&SockAddr::unix(path)?) {
+        Ok(()) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
+        Err(error) if error.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error()) => Ok(false),
+        Err(error) => Err(error),
     }
-    // A server that has just bound it may not listen yet.
-    thread::sleep(BINDING);
-    is_deaf(path)
 }
 
-/// How long a server may take from binding its socket to listening on it.
-const BINDING: Duration = Duration::from_millis(50);
-
-/// Whether a client of `path` is refused.
-fn is_deaf(path: &Path) -> io::Result<bool> {
-    // Without blocking: a live server with a full queue is no less alive.
-    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    probe.set_nonblocking(true)?;
-    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    Ok(probe.connect(&SockAddr::unix(path)?).is_err_and(refused))
-}
-
-/// Device and inode.
+/// Returns device and inode.
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = std::fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))

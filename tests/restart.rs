@@ -14,8 +14,8 @@ mod load;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -46,7 +46,8 @@ fn sockets_are_inherited() {
     assert_eq!(Client::connect(addr).get("/").response().text(), "okay");
     assert_eq!(ask_unix(&path), "okay");
 
-    // Rule S5: only let go of. Whoever comes now waits for the successor.
+    // S5: the socket and its file stay, because this test has the socket. Whoever comes now waits for
+    // the successor.
     server.signal(Signal::TERM);
     assert_eq!(server.exit_code(), 0, "{server}");
     assert!(path.exists());
@@ -131,6 +132,106 @@ fn descriptor_0_is_inherited() {
     assert_eq!(server.connect().get("/").response().text(), "okay");
     server.signal(Signal::TERM);
     assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+/// Once the socket is taken, nobody who is started by the server has it: a standard stream that was the
+/// socket is /dev/null, and the copy is closed by an exec.
+#[test]
+fn children_do_not_inherit_the_socket() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let inode = fs::metadata(format!("/proc/self/fd/{}", socket.as_fd().as_raw_fd())).unwrap();
+    let inode = inode.ino();
+    let shell = |redirection: &str, listen: &str| {
+        let mut command = Command::new("sh");
+        let script = format!("exec \"$0\" --listen {listen} --work 0s {redirection}");
+        command.args(["-c", &script, SERVER]);
+        command
+    };
+    // All streams at once, as inetd passes it; one of them; and one that is no standard stream.
+    for (redirection, listen, streams) in [
+        ("", "fd:0", &[0][..]),
+        ("1<&0", "fd:0", &[0, 1]),
+        ("1<&0", "fd:1", &[0, 1]),
+        ("1<&0 3<&0", "fd:3", &[0, 1]),
+        ("7<&0 </dev/null", "fd:7", &[]),
+    ] {
+        let command = shell(redirection, listen);
+        let mut server = Program::start_with(command, copy(&socket).into());
+        assert_eq!(server.connect().get("/").response().text(), "okay");
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
+        let left: Vec<_> = descriptors
+            .map(|fd| fd.unwrap().path())
+            .filter(|fd| fs::metadata(fd).is_ok_and(|file| file.ino() == inode))
+            .collect();
+        let [copy] = &left[..] else { panic!("{left:?} for {listen} {redirection}") };
+        let number = copy.file_name().unwrap().to_str().unwrap();
+        let info = fs::read_to_string(format!("/proc/{}/fdinfo/{number}", server.pid())).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+        let flags = u32::from_str_radix(flags.trim(), 8).unwrap();
+        assert_ne!(flags & 0o2_000_000, 0, "{number} has no O_CLOEXEC: {info}");
+        for stream in streams {
+            let stream = fs::read_link(format!("/proc/{}/fd/{stream}", server.pid())).unwrap();
+            assert_eq!(stream, Path::new("/dev/null"));
+        }
+        server.signal(Signal::TERM);
+        assert_eq!(server.exit_code(), 0, "{server}");
+    }
+}
+
+/// S5: clients in the queue are served although the socket was passed, because nobody else may be there
+/// to serve them: a program that makes the socket and then becomes the server, as s6's binders do.
+#[test]
+fn the_queue_of_a_passed_socket_is_served() {
+    let on_stdin = |socket: TcpListener| {
+        let mut command = Command::new(SERVER);
+        command.args(["--listen", "fd:0", "--threads", "1"]);
+        Program::start_with(command, OwnedFd::from(socket).into())
+    };
+    let by_listen_fds = |socket: TcpListener| {
+        Program::start(activated("$$", vec![socket.into()], "", &["--threads", "1"]))
+    };
+    let ways: [&dyn Fn(TcpListener) -> Program; 2] = [&on_stdin, &by_listen_fds];
+    for start in ways {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        // The standard library's queue is too short for the clients below.
+        socket2::SockRef::from(&socket).listen(4096).unwrap();
+        let mut server = start(socket);
+        let addr = server.addr;
+        // It accepts nothing and sees no signal meanwhile.
+        server.signal(Signal::STOP);
+        let clients: Vec<_> = (0..500)
+            .map(|_| {
+                let mut client = Client::connect(addr);
+                client.get("/work?for=0s");
+                client
+            })
+            .collect();
+        server.signal(Signal::TERM);
+        server.signal(Signal::CONT);
+        for mut client in clients {
+            assert_eq!(client.response().text(), "okay");
+        }
+        assert_eq!(server.exit_code(), 0, "{server}");
+        assert!(TcpStream::connect(addr).is_err());
+    }
+}
+
+/// S5: the file of a passed Unix socket is removed by the last process that has the socket.
+#[test]
+fn the_last_holder_removes_a_passed_sockets_file() {
+    let directory = Directory::new();
+    for is_held in [false, true] {
+        let path = directory.path("passed.sock");
+        let socket = UnixListener::bind(&path).unwrap();
+        let held = is_held.then(|| copy(&socket));
+        let mut server =
+            Program::start(activated("$$", vec![socket.into()], "", &["--work", "0s"]));
+        assert_eq!(ask_unix(&path), "okay");
+        server.signal(Signal::TERM);
+        assert_eq!(server.exit_code(), 0, "{server}");
+        assert_eq!(path.exists(), is_held);
+        drop(held);
+    }
 }
 
 /// The flag holds for inherited sockets too, however they are asked for. The test holds the same
@@ -304,7 +405,7 @@ fn usr2_hands_over_what_was_inherited() {
             assert_eq!(line.program.connect().get("/").response().text(), "okay");
         }
         line.end();
-        // Rule S5: whoever held it still does.
+        // S5: it is not shut down, so this test still listens.
         TcpStream::connect(held.local_addr().unwrap()).unwrap();
     }
 }
@@ -397,6 +498,58 @@ fn what_a_successor_does_not_take_is_closed() {
     wait_until("the old address is closed", || TcpStream::connect(old).is_err());
     wait_until("the old file is gone", || !path.exists());
     line.end();
+}
+
+/// A predecessor that is killed leaves a successor that serves the queue to the end.
+#[test]
+fn a_successor_of_a_killed_process_serves_the_queue() {
+    let mut command = Command::new(SERVER);
+    command.args(["--listen", "127.0.0.1:0", "--threads", "1"]);
+    let mut line = Line::start(command);
+    let predecessor = line.pid;
+    // Its predecessor waits for this connection, and is still there when the successor has taken over.
+    let mut slow = line.program.connect();
+    slow.send("GET /work?for=0s HTTP/1.1\r\nHo");
+    line.program.connect().get("/livez").response();
+    line.restart();
+    kill_process(pid(predecessor), Signal::KILL).unwrap();
+    line.signal(Signal::STOP);
+    let clients: Vec<_> = (0..500)
+        .map(|_| {
+            let mut client = line.program.connect();
+            client.get("/work?for=0s");
+            client
+        })
+        .collect();
+    line.signal(Signal::TERM);
+    line.signal(Signal::CONT);
+    for mut client in clients {
+        assert_eq!(client.response().text(), "okay");
+    }
+    wait_until("the successor has ended", || !is_running(line.pid));
+}
+
+/// A socket file that something has removed is made anew by a restart.
+#[test]
+fn usr2_makes_a_removed_socket_file_anew() {
+    let directory = Directory::new();
+    let path = directory.path("app.sock");
+    let mut command = Command::new(SERVER);
+    command.args(["--listen", "127.0.0.1:0", "--work", "0s"]);
+    command.args(["--listen", &format!("unix:{}", path.display())]);
+    let mut line = Line::start(command);
+    fs::remove_file(&path).unwrap();
+    line.signal(Signal::USR2);
+    line.program.wait_for(&format!(
+        "the file of unix:{} was removed, so no client finds this socket; the successor binds it anew",
+        path.display()
+    ));
+    let told = line.program.wait_for(" has taken over");
+    line.pid = number_behind(&told, "process ");
+    assert_eq!(ask_unix(&path), "okay");
+    assert_eq!(line.program.connect().get("/").response().text(), "okay");
+    line.end();
+    assert!(!path.exists());
 }
 
 /// A file that is another's by now is left alone, whoever in the line ends.
