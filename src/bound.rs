@@ -27,6 +27,10 @@ pub(crate) enum Bound {
     Unix {
         socket: Async<UnixListener>,
         /// Dropped after the socket. `None` if there is no file.
+        #[cfg_attr(
+            not(feature = "restart"),
+            expect(dead_code, reason = "it is there to be dropped")
+        )]
         file: Option<SocketFile>,
     },
     /// No socket: connections that come from elsewhere.
