@@ -129,16 +129,15 @@ fn a_worker_finishes_its_job_and_takes_no_other() {
     let (post, jobs) = channel::unbounded::<&str>();
     let (begin, begun) = mpsc::channel();
     let (open, gate) = channel::bounded::<()>(1);
-    let guard = token.guard().expect("not stopped yet");
-    let worker = guard.hold(async move {
+    let worker = async move {
         let mut done = Vec::new();
-        while let Some(job) = token.until_stop(jobs.recv()).await {
+        while let Some((job, guard)) = token.accept(jobs.recv()).await {
             begin.send(()).unwrap();
-            let _ = gate.recv().await;
+            let _ = guard.hold(gate.recv()).await;
             done.push(job.unwrap());
         }
         done
-    });
+    };
     let worker = thread::spawn(move || future::block_on(worker));
     post.try_send("first").unwrap();
     begun.recv_timeout(PATIENCE).unwrap();
