@@ -498,6 +498,7 @@ async fn prepare(
 ) -> Prepared {
     let panicked = matches!(answered, Err(Failure::Panic));
     let response = answered.unwrap_or_else(|failure| apology(gate, &failure));
+    let response = answer_fault(gate, response);
     if upgrades(&response) {
         let problem = if !head.upgrade {
             "it did not ask for that (on HTTP/1.1, with Connection: upgrade)"
@@ -566,6 +567,20 @@ fn apology(gate: &Gate, failure: &Failure) -> Response {
             log::error!("{peer} {method} {path}: the handler has panicked");
             plain(StatusCode::InternalServerError)
         }
+    }
+}
+
+/// Puts the status of the client's fault in the place of a response that blames the server, because
+/// many programs answer 500 to every error that they do not know (rule W16).
+fn answer_fault(gate: &Gate, response: Response) -> Response {
+    match gate.fault() {
+        Some(status) if response.status().is_server_error() => {
+            let (peer, (method, path)) = (gate.peer(), gate.describe());
+            let instead = response.status();
+            log::debug!("{peer} {method} {path}: {status} for its body, instead of {instead}");
+            plain(status)
+        }
+        _ => response,
     }
 }
 

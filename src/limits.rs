@@ -46,9 +46,9 @@ pub struct Limits {
     /// A client begins with a credit of five seconds. The credit shrinks while the server waits for
     /// the body, and grows with the bytes that arrive, up to `stall_timeout` or five seconds,
     /// whichever is longer. When the credit is used up, reading the body fails within two seconds,
-    /// and the client gets 408 if the handler passes the error on. A slow handler costs its client
-    /// nothing, because only the server's waiting counts. The framing of chunks and of TLS records
-    /// counts as a part of the body.
+    /// and the client gets 408 unless the handler answers less than 500 (rule W16). A slow handler
+    /// costs its client nothing, because only the server's waiting counts. The framing of chunks
+    /// and of TLS records counts as a part of the body.
     pub body_rate: u64,
     /// How long the request line and the header fields may be together, in bytes and with the blank
     /// line behind them. A longer head gets 414 or 431. Default: 16 KiB. The server takes memory
@@ -57,6 +57,10 @@ pub struct Limits {
     /// How many header fields a request may have. A head with more gets 431. Default: 100.
     pub headers: usize,
     /// How long a request's body may be, in bytes; beyond it 413. Default: `None`, no bound.
+    ///
+    /// If a body declares more, no handler is called. In a body in chunks, the read that meets the
+    /// bound fails with a [`BodyError`](crate::BodyError), and the client gets 413 unless the
+    /// handler answers less than 500 (rule W16).
     pub body_bytes: Option<u64>,
     /// Up to which length, in bytes, the server discards a body that the handler did not read, to
     /// keep the connection (rule W9). Default: 256 KiB.

@@ -15,7 +15,7 @@ use futures_lite::{AsyncReadExt, StreamExt, stream};
 use http_types::trailers::{Sender, Trailers};
 use http_types::{Body, Method, StatusCode};
 use smol::Async;
-use smol_graceful::{Ending, Limits, Request, Response, What, stream_body};
+use smol_graceful::{BodyError, Ending, Limits, Request, Response, What, stream_body};
 
 /// What most tests here serve: the path says what becomes of the body.
 async fn app(mut request: Request) -> http_types::Result<Response> {
@@ -544,6 +544,101 @@ fn a_malformed_chunk_is_an_error() {
                 assert_closed(&mut client, &response);
             }
         });
+    }
+    settle(&server);
+}
+
+/// Rule W16: whatever a program does with the error of a body, its client sees its own fault, unless
+/// the program has chosen an answer that does not blame the server.
+#[test]
+fn a_bodys_fault_is_the_clients_however_the_error_is_mapped() {
+    async fn read(mut request: Request, how: &str) -> http_types::Result<()> {
+        let (mut all, sink) = (Vec::new(), futures_lite::io::sink());
+        match how {
+            "bytes" => drop(request.body_bytes().await?),
+            "string" => drop(request.body_string().await?),
+            "json" => drop(request.body_json::<u32>().await?),
+            "form" => drop(request.body_form::<Vec<(String, String)>>().await?),
+            "read" => drop(request.read_to_end(&mut all).await?),
+            "take" => drop(request.take_body().take(1_000_000).read_to_end(&mut all).await?),
+            "copy" => drop(futures_lite::io::copy(request.take_body(), sink).await?),
+            "twice" => {
+                let _ = request.read_to_end(&mut all).await;
+                request.read_to_end(&mut all).await?;
+            }
+            "not" => {}
+            _ => unreachable!("{how}"),
+        }
+        Ok(())
+    }
+    let limits = Limits { body_bytes: Some(10), stall_timeout: SHORT, ..Limits::default() };
+    let server = Running::with(limits, |request: Request| async {
+        let path = request.url().path().to_owned();
+        let (how, mapping) = path[1..].split_once('/').unwrap();
+        let read = read(request, how).await;
+        let error = read.err().unwrap_or_else(|| http_types::Error::from_str(500, "no fault"));
+        match mapping {
+            "pass" => Err(error),
+            "err-500" => Err(http_types::Error::from_str(500, "something went wrong")),
+            "context" => Err(http_types::Error::new(500, error.into_inner().context("reading"))),
+            "status" => {
+                let fault = BodyError::of(error.as_ref());
+                Ok(Response::new(fault.map_or(StatusCode::Conflict, BodyError::status)))
+            }
+            "panic" => panic!("on purpose: {error}"),
+            status => Ok(Response::new(status.parse::<u16>()?)),
+        }
+    });
+    let chunks = "5\r\n01234\r\n";
+    let fixed = "Content-Length: 10\r\n";
+    let bodies = [
+        ("too long, by length", "Content-Length: 11\r\n", "0123456789x".to_owned(), 413),
+        ("too long, in chunks", CHUNKED, format!("{chunks}6\r\n56789x\r\n0\r\n\r\n"), 413),
+        ("malformed", CHUNKED, format!("{chunks}no size\r\n"), 400),
+        ("malformed at once", CHUNKED, "no size\r\n".to_owned(), 400),
+        ("cut short, by length", fixed, "01234".to_owned(), 400),
+        ("cut short, in chunks", CHUNKED, format!("{chunks}5\r\n56"), 400),
+        ("too slow, by length", fixed, "01234".to_owned(), 408),
+        ("too slow, in chunks", CHUNKED, format!("{chunks}5\r\n56"), 408),
+    ];
+    let blaming = ["pass", "err-500", "context", "status", "panic", "500", "502", "503"];
+    for (rule, fields, body, status) in &bodies {
+        // All at once, as each that is too slow takes its time.
+        let mut clients = Vec::new();
+        for how in ["bytes", "string", "json", "form", "read", "take", "copy", "twice"] {
+            for (mapping, status) in blaming
+                .map(|mapping| (mapping, *status))
+                .into_iter()
+                .chain([("200", 200), ("422", 422)])
+            {
+                let mut client = server.connect();
+                client.send(post(&format!("/{how}/{mapping}"), fields, body));
+                if rule.starts_with("cut short") {
+                    client.half_close();
+                }
+                // One that is too long by its length reaches no handler.
+                let status = if rule.ends_with("long, by length") { 413 } else { status };
+                clients.push((format!("{rule}, {how}, {mapping}"), client, status));
+            }
+        }
+        for (name, mut client, status) in clients {
+            case(&name, || {
+                let response = client.response();
+                assert_eq!(response.status, status);
+                assert_closed(&mut client, &response);
+            });
+        }
+    }
+    // What the client has not got wrong, or what nobody has noticed, stays the server's.
+    for (how, body) in [("read", "5\r\nhello\r\n0\r\n\r\n"), ("not", "no size\r\n")] {
+        for (mapping, status) in [("pass", 500), ("500", 500), ("503", 503), ("status", 409)] {
+            case(&format!("{how}, {mapping}"), || {
+                let mut client = server.connect();
+                let response =
+                    client.send(post(&format!("/{how}/{mapping}"), CHUNKED, body)).response();
+                assert_eq!(response.status, status);
+            });
+        }
     }
     settle(&server);
 }
