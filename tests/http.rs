@@ -194,7 +194,10 @@ fn peers_have_addresses() {
     let mut client = server.connect();
     let addr = client.stream.local_addr().unwrap().to_string();
     assert_eq!(client.get("/").response().text(), addr);
-    assert_eq!(client.get("/").response().text(), addr);
+    // No field of a request changes it.
+    let forged = "X-Forwarded-For: 192.0.2.1\r\nForwarded: for=192.0.2.1\r\n";
+    client.send(format!("GET / HTTP/1.1\r\nHost: x\r\n{forged}\r\n"));
+    assert_eq!(client.response().text(), addr);
     drop(client);
     settle(&server);
 }
@@ -1916,6 +1919,122 @@ fn half_a_head_is_refused() {
 
 /// What a test waits for in vain on behalf of the server.
 const SHORT: Duration = Duration::from_millis(200);
+
+/// No limit at all but the one that a test is about.
+const UNLIMITED: Limits = Limits {
+    grace: Duration::MAX,
+    lame_duck: Duration::ZERO,
+    linger: Duration::MAX,
+    head_timeout: Duration::MAX,
+    idle_timeout: Duration::MAX,
+    stall_timeout: Duration::MAX,
+    body_rate: 0,
+    head_bytes: 16 * 1024,
+    headers: 100,
+    body_bytes: None,
+    discard_bytes: 256 * 1024,
+    connections: 100,
+};
+
+/// Zero is no time at all, for each duration of `Limits`; it never means that there is no limit.
+#[test]
+fn zero_means_at_once() {
+    fn with(change: impl FnOnce(&mut Limits)) -> Running {
+        let mut limits = UNLIMITED;
+        change(&mut limits);
+        Running::with(limits, |mut request: Request| async move {
+            match request.url().path() {
+                "/never" => futures_lite::future::pending().await,
+                "/read" => Ok(request.body_string().await?.into()),
+                "/flood" => {
+                    let chunks = stream::repeat(()).map(|()| Ok(vec![b'x'; 65_536]));
+                    Ok(Response::from(stream_body(chunks)))
+                }
+                path => Ok(Response::from(path)),
+            }
+        })
+    }
+    case("head_timeout", || {
+        let server = with(|limits| limits.head_timeout = Duration::ZERO);
+        let response = server.connect().send("GET / HTTP/1.1\r\nHo").response();
+        assert_eq!((response.status, response.says_close()), (408, true));
+        // What comes in one piece is in time.
+        assert_eq!(server.connect().get("/whole").response().text(), "/whole");
+        settle(&server);
+    });
+    case("idle_timeout", || {
+        let server = with(|limits| limits.idle_timeout = Duration::ZERO);
+        assert_eq!(server.connect().end(), End::Eof);
+        server.shutdown.abort();
+        assert!(server.outcome().is_drained());
+    });
+    case("stall_timeout of a body", || {
+        let server = with(|limits| limits.stall_timeout = Duration::ZERO);
+        let mut client = server.connect();
+        let response = client.send(post("/read", "Content-Length: 2\r\n", "x")).response();
+        assert_eq!((response.status, response.says_close()), (408, true));
+        drop(client);
+        settle(&server);
+    });
+    case("stall_timeout of a reader", || {
+        let server = with(|limits| limits.stall_timeout = Duration::ZERO);
+        let mut client = server.connect();
+        client.get("/flood");
+        assert_eq!(client.stream.peek(&mut [0]).unwrap(), 1);
+        // The client reads nothing more.
+        settle(&server);
+    });
+    case("linger", || {
+        let server = with(|limits| limits.linger = Duration::ZERO);
+        let mut client = server.connect();
+        assert_open(&mut client);
+        assert!(server.stop().is_drained());
+        assert_eq!(client.end(), End::Eof);
+    });
+    case("grace", || {
+        let server = with(|limits| limits.grace = Duration::ZERO);
+        let mut client = server.connect();
+        client.get("/never");
+        wait_until("it has come", || server.shutdown.in_flight() == 1);
+        assert_eq!(server.stop().ending, Ending::TimedOut);
+    });
+    case("lame_duck", || {
+        // No time at all is what `UNLIMITED` has.
+        let server = with(|_| {});
+        assert!(server.stop().is_drained());
+    });
+}
+
+/// `Duration::MAX` is no limit, and nothing that is added to it or multiplied overflows.
+#[test]
+fn the_longest_duration_means_no_limit() {
+    let limits = Limits { lame_duck: Duration::MAX, body_rate: u64::MAX, ..UNLIMITED };
+    let server = Running::with(limits, app);
+    let (mut idle, mut slow) = (server.connect(), server.connect());
+    assert_open(&mut idle);
+    slow.send("POST /read HTTP/1.1\r\nHost: x\r\n");
+    // The lame duck does not end, so clients are still accepted.
+    server.shutdown.stop();
+    let response = server.connect().get("/new").response();
+    assert_eq!((response.text().as_str(), response.says_close()), ("/new", true));
+    slow.send("Content-Length: 1\r\n\r\nx");
+    assert_eq!(slow.response().text(), "x");
+    assert!(server.try_outcome().is_none());
+    drop((idle, slow));
+    server.shutdown.abort();
+    assert!(server.outcome().is_drained());
+
+    // The same in the drain: an idle connection may take its time.
+    let server = Running::with(UNLIMITED, app);
+    let mut idle = server.connect();
+    assert_open(&mut idle);
+    server.shutdown.stop();
+    wait_until("it drains", || std::net::TcpStream::connect(server.addr).is_err());
+    assert_silent(&idle);
+    let response = idle.get("/last").response();
+    assert_closed(&mut idle, &response);
+    assert!(server.outcome().is_drained());
+}
 
 #[test]
 fn a_head_has_to_come_in_time() {
