@@ -570,14 +570,17 @@ fn apology(gate: &Gate, failure: &Failure) -> Response {
     }
 }
 
-/// Puts the status of the client's fault in the place of a response that blames the server, because
-/// many programs answer 500 to every error that they do not know (rule W16).
+/// Puts the status of the client's fault in the place of a response that does not know it (rule W16).
+///
+/// Many programs answer 500 to every error that they do not know, or take the status from
+/// http-types, which calls every body that it could not read 422.
 fn answer_fault(gate: &Gate, response: Response) -> Response {
+    let answered = response.status();
+    let is_unaware = answered.is_server_error() || answered == StatusCode::UnprocessableEntity;
     match gate.fault() {
-        Some(status) if response.status().is_server_error() => {
+        Some(status) if is_unaware => {
             let (peer, (method, path)) = (gate.peer(), gate.describe());
-            let instead = response.status();
-            log::debug!("{peer} {method} {path}: {status} for its body, instead of {instead}");
+            log::debug!("{peer} {method} {path}: {status} for its body, instead of {answered}");
             plain(status)
         }
         _ => response,

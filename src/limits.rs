@@ -60,7 +60,7 @@ pub struct Limits {
     /// A client begins with a credit of five seconds. The credit shrinks while the server waits for
     /// the body, and grows with the bytes that arrive, up to `stall_timeout` or five seconds,
     /// whichever is longer. When the credit is used up, reading the body fails within two seconds,
-    /// and the client gets 408 unless the handler answers less than 500 (rule W16). A slow handler
+    /// and the client gets 408 unless the handler judges otherwise (rule W16). A slow handler
     /// costs its client nothing, because only the server's waiting counts. The framing of chunks
     /// and of TLS records counts as a part of the body.
     pub body_rate: u64,
@@ -74,7 +74,7 @@ pub struct Limits {
     ///
     /// If a body declares more, no handler is called. In a body in chunks, the read that meets the
     /// bound fails with a [`BodyError`](crate::BodyError), and the client gets 413 unless the
-    /// handler answers less than 500 (rule W16).
+    /// handler judges otherwise (rule W16).
     pub body_bytes: Option<u64>,
     /// Up to which length, in bytes, the server discards a body that the handler did not read, to
     /// keep the connection (rule W9). Default: 256 KiB.

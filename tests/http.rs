@@ -588,6 +588,7 @@ fn a_bodys_fault_is_the_clients_however_the_error_is_mapped() {
                 let fault = BodyError::of(error.as_ref());
                 Ok(Response::new(fault.map_or(StatusCode::Conflict, BodyError::status)))
             }
+            "its-status" => Ok(Response::new(error.status())),
             "panic" => panic!("on purpose: {error}"),
             status => Ok(Response::new(status.parse::<u16>()?)),
         }
@@ -604,15 +605,15 @@ fn a_bodys_fault_is_the_clients_however_the_error_is_mapped() {
         ("too slow, by length", fixed, "01234".to_owned(), 408),
         ("too slow, in chunks", CHUNKED, format!("{chunks}5\r\n56"), 408),
     ];
-    let blaming = ["pass", "err-500", "context", "status", "panic", "500", "502", "503"];
+    let unaware =
+        ["pass", "err-500", "context", "its-status", "status", "panic", "500", "502", "503", "422"];
+    let aware = [("200", 200), ("400", 400), ("409", 409)];
     for (rule, fields, body, status) in &bodies {
         // All at once, as each that is too slow takes its time.
         let mut clients = Vec::new();
         for how in ["bytes", "string", "json", "form", "read", "take", "copy", "twice"] {
-            for (mapping, status) in blaming
-                .map(|mapping| (mapping, *status))
-                .into_iter()
-                .chain([("200", 200), ("422", 422)])
+            for (mapping, status) in
+                unaware.map(|mapping| (mapping, *status)).into_iter().chain(aware)
             {
                 let mut client = server.connect();
                 client.send(post(&format!("/{how}/{mapping}"), fields, body));
