@@ -52,12 +52,12 @@ async fn enqueue(mut request: Request, queue: Sender<Job>) -> http_types::Result
         return Ok(say(StatusCode::NotFound, "POST /jobs\n"));
     }
     let text = request.body_string().await?;
-    // There is one in every phase but the last, when nobody waits for an answer any more.
-    let guard = Token::of(&request).guard();
-    let accepted = guard.is_some_and(|guard| queue.try_send(Job { text, guard }).is_ok());
-    Ok(match accepted {
-        true => say(StatusCode::Accepted, "accepted\n"),
-        false => say(StatusCode::ServiceUnavailable, "too many jobs\n"),
+    // The guard comes before the answer: what was accepted is done. It is refused only in the last
+    // phase, when nobody waits for an answer any more.
+    let guard = Token::of(&request).guard()?;
+    Ok(match queue.try_send(Job { text, guard }) {
+        Ok(()) => say(StatusCode::Accepted, "accepted\n"),
+        Err(_) => say(StatusCode::ServiceUnavailable, "too many jobs\n"),
     })
 }
 
@@ -80,9 +80,8 @@ fn say(status: StatusCode, text: &str) -> Response {
     response
 }
 
-/// What is to be done at the stop. It is waited for, too.
+/// What is to be done at the stop.
 async fn farewell(token: Token) {
-    let _guard = token.guard();
     token.stopping().await;
     log::info!("at the stop: whoever sends us jobs could be told now");
 }
@@ -105,7 +104,10 @@ fn main() -> Result<Outcome, ServeError> {
     // What is new: one latch, two servers, and this thread for the signals and the deadline.
     let signals = signals()?;
     let shutdown = Shutdown::new();
-    executor.spawn(farewell(shutdown.token())).detach();
+    // The guard is taken here, before the task runs, so that the drain waits for the task.
+    let token = shutdown.token();
+    let guard = token.guard()?;
+    executor.spawn(guard.hold(farewell(token))).detach();
     let with = |server: Server| {
         let limits = Limits { lame_duck: Duration::from_secs(1), ..Limits::default() };
         server.limits(limits).shutdown(&shutdown).executor(executor.clone())

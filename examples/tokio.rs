@@ -27,9 +27,7 @@ async fn handle(request: Request) -> http_types::Result<Response> {
         Ok(format!("worked for {done:?}\n").into())
     } else if let Some(text) = path.strip_prefix("/later/").filter(|_| is_post(&request)) {
         let work = work(milliseconds(text)?);
-        let Some(guard) = Token::of(&request).guard() else {
-            return Ok(Response::new(StatusCode::ServiceUnavailable));
-        };
+        let guard = Token::of(&request).guard()?;
         tokio::spawn(guard.hold(async {
             let done = work.await;
             log::info!("worked for {done:?}");

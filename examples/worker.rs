@@ -31,14 +31,13 @@ type Queue = Arc<Mutex<Lines<BufReader<Unblock<io::Stdin>>>>>;
 /// Does one job after the other, until there are no more or the stop begins.
 async fn work(queue: Queue, shutdown: Shutdown) {
     let token = shutdown.token();
-    // Guarded before it is taken: no job is lost between the queue and its guard.
-    while let Some(guard) = token.guard() {
-        let next = async { queue.lock().await.next().await };
-        match token.until_stop(next).await {
-            Some(Some(Ok(job))) => guard.hold(perform(&job)).await,
-            Some(Some(Err(error))) => log::warn!("an unreadable job: {error}"),
-            Some(None) => return shutdown.stop(),
-            None => return,
+    let next = async || queue.lock().await.next().await;
+    // Each job comes with a guard that was taken before it, so the drain waits for every job.
+    while let Some((job, guard)) = token.accept(next()).await {
+        match job {
+            Some(Ok(job)) => guard.hold(perform(&job)).await,
+            Some(Err(error)) => log::warn!("an unreadable job: {error}"),
+            None => return shutdown.stop(),
         }
     }
 }

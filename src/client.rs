@@ -74,7 +74,7 @@ pub fn target(request: &Request) -> &str {
 /// # async fn render(_: &str) {}
 ///
 /// async fn handler(request: Request) -> http_types::Result<&'static str> {
-///     let (client, guard) = (Client::of(&request), Token::of(&request).guard());
+///     let (client, guard) = (Client::of(&request), Token::of(&request).guard()?);
 ///     let work = async move {
 ///         let given_up = async { log::info!("the client has left: {:?}", client.left().await) };
 ///         render("a long report").or(given_up).await;
@@ -129,12 +129,13 @@ impl Client {
     /// # Examples
     ///
     /// ```
-    /// use smol_graceful::{Client, Request, Token};
+    /// use smol_graceful::{Client, Request, Stopped, Token};
     ///
-    /// async fn watch(request: &Request) {
-    ///     let _guard = Token::of(request).guard();
+    /// async fn watch(request: &Request) -> Result<(), Stopped> {
+    ///     let _guard = Token::of(request).guard()?;
     ///     let left = Client::of(request).left().await;
     ///     log::info!("nothing more comes: {left:?}");
+    ///     Ok(())
     /// }
     /// ```
     pub async fn left(&self) -> Left {
@@ -153,12 +154,13 @@ impl Client {
     /// # Examples
     ///
     /// ```
-    /// use smol_graceful::{Client, Request, Token};
+    /// use smol_graceful::{Client, Request, Stopped, Token};
     ///
-    /// async fn watch(request: &Request) {
-    ///     let _guard = Token::of(request).guard();
+    /// async fn watch(request: &Request) -> Result<(), Stopped> {
+    ///     let _guard = Token::of(request).guard()?;
     ///     Client::of(request).gone().await;
     ///     log::info!("nobody reads");
+    ///     Ok(())
     /// }
     /// ```
     pub async fn gone(&self) {

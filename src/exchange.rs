@@ -498,6 +498,7 @@ async fn prepare(
 ) -> Prepared {
     let panicked = matches!(answered, Err(Failure::Panic));
     let response = answered.unwrap_or_else(|failure| apology(gate, &failure));
+    let response = answer_fault(gate, response);
     if upgrades(&response) {
         let problem = if !head.upgrade {
             "it did not ask for that (on HTTP/1.1, with Connection: upgrade)"
@@ -566,6 +567,23 @@ fn apology(gate: &Gate, failure: &Failure) -> Response {
             log::error!("{peer} {method} {path}: the handler has panicked");
             plain(StatusCode::InternalServerError)
         }
+    }
+}
+
+/// Puts the status of the client's fault in the place of a response that does not know it (rule W16).
+///
+/// Many programs answer 500 to every error that they do not know, or take the status from
+/// http-types, which calls every body that it could not read 422.
+fn answer_fault(gate: &Gate, response: Response) -> Response {
+    let answered = response.status();
+    let is_unaware = answered.is_server_error() || answered == StatusCode::UnprocessableEntity;
+    match gate.fault() {
+        Some(status) if is_unaware => {
+            let (peer, (method, path)) = (gate.peer(), gate.describe());
+            log::debug!("{peer} {method} {path}: {status} for its body, instead of {answered}");
+            plain(status)
+        }
+        _ => response,
     }
 }
 

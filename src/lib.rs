@@ -55,8 +55,8 @@
 //! | a process | [`run`], [`Process`], `restart`, `ready`, [`signals`] |
 //! | a server | [`Server`], [`Limits`], [`ServeError`] |
 //! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
-//! | in a handler | [`Request`], [`Response`], [`Body`], [`stream_body`], [`probe`], [`Peer`], [`Client`], [`Left`], [`target`], [`Token`] |
-//! | stopping | [`Shutdown`], [`Phase`], [`Token`], [`Guard`] |
+//! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`Peer`], [`Client`], [`Left`], [`target`], [`Token`] |
+//! | stopping | [`Shutdown`], [`Phase`], [`Token`], [`Guard`], [`Stopped`] |
 //! | how it ended | [`Outcome`], [`Ending`], [`Cut`], [`What`], [`Stage`] |
 //!
 //! # Words
@@ -138,9 +138,10 @@ pub use probe::probe;
 pub use process::{Process, run};
 pub use registry::{Cut, Stage, What};
 pub use server::Server;
-pub use shutdown::{Guard, Phase, Shutdown, Token};
+pub use shutdown::{Guard, Phase, Shutdown, Stopped, Token};
 pub use signals::{STOP_SIGNALS, signals};
 pub use transport::{Left, Peer};
+pub use wire::fault::BodyError;
 
 /// The README's examples are tests.
 #[cfg(doctest)]

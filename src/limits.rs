@@ -10,6 +10,11 @@ use std::time::Duration;
 /// All fields are public and have defaults; change some and take the rest with
 /// `..Limits::default()`.
 ///
+/// For each duration, zero means *at once*, and [`Duration::MAX`] means *no limit*. Zero never
+/// means that there is no limit. The server looks at the clock for `head_timeout`, `idle_timeout`
+/// and `stall_timeout` once a second, or eight times within the shortest of them, and at most every
+/// 5 ms. So a client gets up to two such pauses more.
+///
 /// # Examples
 ///
 /// ```
@@ -26,29 +31,38 @@ use std::time::Duration;
 pub struct Limits {
     /// How long the drain may take, from the close of the listeners to the abort of what is left
     /// (rule S13). Default: 30 s. A supervisor's own limit must be longer than
-    /// `lame_duck + grace`.
+    /// `lame_duck + grace`. Zero cuts at once what has not finished. [`Duration::MAX`] waits until
+    /// all has finished, or until a second signal.
     pub grace: Duration,
     /// How long connections are still accepted after the stop, while readiness already says no
-    /// (rule S3). Default: 0.
+    /// (rule S3). Default: zero, which means that there is no lame duck. [`Duration::MAX`] accepts
+    /// connections until a second signal.
     pub lame_duck: Duration,
     /// An idle connection's last chance to send a request after the stop (rule S6).
-    /// Default: 100 ms.
+    /// Default: 100 ms. Zero closes the connection at once, unless a request has arrived. With
+    /// [`Duration::MAX`] it ends by `idle_timeout` or `grace`.
     pub linger: Duration,
-    /// From the first byte of a request's head to its end; then 408. Default: 30 s.
+    /// From the first byte of a request's head to its end; then 408. Default: 30 s. Zero refuses a
+    /// head that does not come in one piece. [`Duration::MAX`] waits for as long as it takes; only
+    /// TLS's handshake still has 10 s.
     pub head_timeout: Duration,
     /// How long a connection may be silent before and between requests; then it is closed without
-    /// a word. Default: 75 s.
+    /// a word. Default: 75 s. Zero closes a connection that has no request at once, also a new one
+    /// whose client has not sent a byte yet. With [`Duration::MAX`] the client may be silent for as
+    /// long as it likes.
     pub idle_timeout: Duration,
     /// How long reading a body or writing a response may make no progress at all. Default: 30 s.
+    /// Zero gives up a client at its first pause. With [`Duration::MAX`], a body still has to come
+    /// at `body_rate`.
     pub stall_timeout: Duration,
     /// The least rate of a request's body, in bytes per second. Zero allows any rate. Default: 240.
     ///
     /// A client begins with a credit of five seconds. The credit shrinks while the server waits for
     /// the body, and grows with the bytes that arrive, up to `stall_timeout` or five seconds,
     /// whichever is longer. When the credit is used up, reading the body fails within two seconds,
-    /// and the client gets 408 if the handler passes the error on. A slow handler costs its client
-    /// nothing, because only the server's waiting counts. The framing of chunks and of TLS records
-    /// counts as a part of the body.
+    /// and the client gets 408 unless the handler judges otherwise (rule W16). A slow handler
+    /// costs its client nothing, because only the server's waiting counts. The framing of chunks
+    /// and of TLS records counts as a part of the body.
     pub body_rate: u64,
     /// How long the request line and the header fields may be together, in bytes and with the blank
     /// line behind them. A longer head gets 414 or 431. Default: 16 KiB. The server takes memory
@@ -57,6 +71,10 @@ pub struct Limits {
     /// How many header fields a request may have. A head with more gets 431. Default: 100.
     pub headers: usize,
     /// How long a request's body may be, in bytes; beyond it 413. Default: `None`, no bound.
+    ///
+    /// If a body declares more, no handler is called. In a body in chunks, the read that meets the
+    /// bound fails with a [`BodyError`](crate::BodyError), and the client gets 413 unless the
+    /// handler judges otherwise (rule W16).
     pub body_bytes: Option<u64>,
     /// Up to which length, in bytes, the server discards a body that the handler did not read, to
     /// keep the connection (rule W9). Default: 256 KiB.

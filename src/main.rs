@@ -78,7 +78,7 @@ struct Settings {
     )]
     work: Duration,
 
-    /// How long the drain may take before what is left is cut
+    /// How long the drain may take before what is left is cut; 0s cuts it at once
     ///
     /// What kills the process if it does not end must wait longer than lame duck and grace together
     #[arg(
@@ -90,7 +90,7 @@ struct Settings {
     )]
     grace: Duration,
 
-    /// How long idle connections are kept in the drain, for a last request
+    /// How long idle connections are kept in the drain, for a last request; 0s closes them at once
     #[arg(
         long,
         env = "SMOL_GRACEFUL_LINGER",

@@ -53,7 +53,7 @@ pub struct Outcome {
 /// use std::time::Duration;
 ///
 /// let shutdown = Shutdown::new();
-/// let guard = shutdown.token().guard(); // for work that does not end
+/// let guard = shutdown.token().guard().unwrap(); // for work that does not end
 /// let drain = shutdown.drain(Duration::from_millis(10));
 /// let advice = match futures_lite::future::block_on(drain).ending {
 ///     Ending::Drained => "nothing was lost",

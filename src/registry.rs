@@ -53,7 +53,7 @@ pub struct Cut {
 /// use std::time::Duration;
 ///
 /// let shutdown = Shutdown::new();
-/// let guard = shutdown.token().guard(); // for work that does not end
+/// let guard = shutdown.token().guard().unwrap(); // for work that does not end
 /// let outcome = futures_lite::future::block_on(shutdown.drain(Duration::ZERO));
 /// let line = match &outcome.cut[0].what {
 ///     What::Request { peer, method, path, .. } => format!("{peer} {method} {path}"),

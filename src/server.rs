@@ -112,7 +112,7 @@ impl Server {
     /// let limits = Limits { grace: Duration::from_millis(10), ..Limits::default() };
     /// let server = Server::new(|_request| async { Ok("okay") }).limits(limits);
     /// let shutdown = server.handle();
-    /// let guard = shutdown.token().guard(); // for work that does not end
+    /// let guard = shutdown.token().guard()?; // for work that does not end
     /// shutdown.stop();
     ///
     /// let outcome = smol::block_on(server.serve(["127.0.0.1:0"]))?;

@@ -1,15 +1,18 @@
-//! [`Shutdown`], [`Token`], [`Guard`], [`Phase`]: the latch and the count.
+//! [`Shutdown`], [`Token`], [`Guard`], [`Stopped`], [`Phase`]: the latch and the count.
 //!
 //! Invariant: the phase only moves forward, and once it has left *running* with nobody holding the
 //! drain open, nobody can join any more (rules S1, S2). Who holds it is a list under one lock;
 //! the count is that list's length, and "drained" is a predicate over both, never an event of its
 //! own. Knows nothing of HTTP and needs no runtime: it is useful by itself.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::Location;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
+use std::{error, fmt, io};
 
 use async_io::Timer;
 use async_signal::Signal;
@@ -69,7 +72,7 @@ pub enum Phase {
 ///
 ///     let outcome = shutdown.drain(Duration::from_secs(30)).await;
 ///     assert!(outcome.is_drained());
-///     assert!(token.guard().is_none());
+///     assert!(token.guard().is_err());
 /// });
 /// ```
 #[derive(Debug, Clone, Default)]
@@ -138,7 +141,7 @@ impl Shutdown {
     /// use std::time::Duration;
     ///
     /// let shutdown = Shutdown::new();
-    /// let guard = shutdown.token().guard();
+    /// let guard = shutdown.token().guard().unwrap();
     /// shutdown.abort();
     /// let outcome = futures_lite::future::block_on(shutdown.drain(Duration::from_secs(30)));
     /// assert!(!outcome.is_drained());
@@ -192,7 +195,7 @@ impl Shutdown {
     ///
     /// ```
     /// let shutdown = smol_graceful::Shutdown::new();
-    /// let guard = shutdown.token().guard();
+    /// let guard = shutdown.token().guard().unwrap();
     /// assert_eq!(shutdown.in_flight(), 1);
     /// drop(guard);
     /// assert_eq!(shutdown.in_flight(), 0);
@@ -431,8 +434,73 @@ impl Token {
         stop.or(done).await
     }
 
-    /// Holds the drain open as long as the guard lives. Returns `None` once the drain is over or
-    /// aborted.
+    /// Waits for the next job, and returns it with a guard that was taken before the job. Returns
+    /// `None` once the stop has begun.
+    ///
+    /// This is a queue worker: no job is taken that the drain would not wait for. Jobs that nobody
+    /// has taken stay in the queue. If somebody was told that a job is accepted, as by a 202, the
+    /// drain has to wait for the job from that moment on: take the guard there, and put it into the
+    /// queue with the job (`examples/embed.rs`).
+    ///
+    /// `next` is polled only before the stop, and only under a guard. If a poll returns a job, the
+    /// guard comes with it, even if the stop begins in the same moment. Otherwise the guard is
+    /// dropped with the end of the poll, so a worker that waits is not in flight, and the report of
+    /// a drain does not name it. If both the stop and a job are ready, the result is `None`, and
+    /// the job stays where it is.
+    ///
+    /// # Cancel safety
+    ///
+    /// `next` is dropped when the stop begins, and when the future itself is dropped. It must be
+    /// cancel safe: as long as it has not returned a job, it must not have taken one. `recv` of a
+    /// channel and `next` of a stream are such futures. A future that reads a job in several parts
+    /// is not.
+    ///
+    /// # Examples
+    ///
+    /// A whole worker:
+    ///
+    /// ```
+    /// use smol::channel::Receiver;
+    /// use smol_graceful::{Shutdown, Token};
+    /// # use std::time::Duration;
+    ///
+    /// async fn work(token: Token, queue: Receiver<u32>) -> u32 {
+    ///     let mut sum = 0;
+    ///     while let Some((Ok(job), guard)) = token.accept(queue.recv()).await {
+    ///         sum += guard.hold(async { job }).await; // … do the job …
+    ///     }
+    ///     sum
+    /// }
+    ///
+    /// let shutdown = Shutdown::new();
+    /// let (post, queue) = smol::channel::unbounded();
+    /// for job in [1, 2, 3] {
+    ///     post.try_send(job).unwrap();
+    /// }
+    /// drop(post); // the queue's end ends the worker, too
+    /// assert_eq!(smol::block_on(work(shutdown.token(), queue)), 6);
+    /// ```
+    #[track_caller]
+    pub fn accept<T>(
+        &self,
+        next: impl Future<Output = T>,
+    ) -> impl Future<Output = Option<(T, Guard)>> {
+        let place = Location::caller();
+        async move {
+            let (mut next, mut stopping) = (pin!(next), pin!(self.stopping()));
+            poll_fn(|cx| {
+                // The guard comes first: a stop in between finds it, and waits for the job.
+                let Ok(guard) = self.guard_of(place) else { return Poll::Ready(None) };
+                if stopping.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+                next.as_mut().poll(cx).map(|job| Some((job, guard)))
+            })
+            .await
+        }
+    }
+
+    /// Takes a guard, which holds the drain open as long as it lives.
     ///
     /// During the drain it still returns a guard, as long as something else holds the drain open,
     /// because a request in flight may leave work behind (rule S12). The report of a drain that was
@@ -443,15 +511,28 @@ impl Token {
     /// (rule S22). A guard does not protect against the end of the grace, nor against a second
     /// signal.
     ///
+    /// A worker that takes one job after the other is shorter with [`Token::accept`].
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped`] once the drain is over or aborted: nothing would wait for the work, so it must
+    /// not begin. Pass it on (`?`), as in the example. `let _guard = token.guard();` would ignore
+    /// it.
+    ///
     /// # Examples
     ///
     /// ```
-    /// let shutdown = smol_graceful::Shutdown::new();
-    /// let guard = shutdown.token().guard();
-    /// assert!(guard.is_some());
-    /// drop(guard);
+    /// use smol_graceful::{Shutdown, Stopped, Token};
+    ///
+    /// fn work(token: &Token) -> Result<&'static str, Stopped> {
+    ///     let _guard = token.guard()?;
+    ///     Ok("done") // … the work …
+    /// }
+    ///
+    /// let shutdown = Shutdown::new();
+    /// assert_eq!(work(&shutdown.token()), Ok("done"));
     /// shutdown.stop();
-    /// assert!(shutdown.token().guard().is_none());
+    /// assert_eq!(work(&shutdown.token()), Err(Stopped)); // nothing was left to wait for
     /// ```
     ///
     /// Two writes that a client cannot separate by leaving:
@@ -462,18 +543,55 @@ impl Token {
     /// # async fn write_other() {}
     ///
     /// async fn handler(request: Request) -> http_types::Result<&'static str> {
-    ///     let _guard = Token::of(&request).guard();
+    ///     let _guard = Token::of(&request).guard()?;
     ///     write_one().await;
     ///     write_other().await;
     ///     Ok("both are written")
     /// }
     /// ```
-    #[must_use = "a guard that is dropped at once holds nothing"]
     #[track_caller]
-    pub fn guard(&self) -> Option<Guard> {
-        let holder = Holder::Guard { place: Location::caller(), since: Instant::now() };
-        let guard = self.latch.admit(holder)?;
-        Some(Guard { hold: self.call.clone().map(Call::hold), ..guard })
+    pub fn guard(&self) -> Result<Guard, Stopped> {
+        self.guard_of(Location::caller())
+    }
+
+    /// Takes a guard for the line `place`.
+    fn guard_of(&self, place: &'static Location<'static>) -> Result<Guard, Stopped> {
+        let holder = Holder::Guard { place, since: Instant::now() };
+        let guard = self.latch.admit(holder).ok_or(Stopped)?;
+        Ok(Guard { hold: self.call.clone().map(Call::hold), ..guard })
+    }
+}
+
+/// Says that the drain is over, so nothing would wait for this work.
+///
+/// [`Token::guard`] returns it. It converts into an [`io::Error`] and, like every error, into an
+/// `http_types::Error`.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::{Shutdown, Stopped};
+///
+/// let shutdown = Shutdown::new();
+/// shutdown.stop();
+/// let error = shutdown.token().guard().unwrap_err();
+/// assert_eq!(error, Stopped);
+/// assert_eq!(error.to_string(), "the drain is over, so nothing would wait for this work");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped;
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the drain is over, so nothing would wait for this work")
+    }
+}
+
+impl error::Error for Stopped {}
+
+impl From<Stopped> for io::Error {
+    fn from(stopped: Stopped) -> Self {
+        Self::other(stopped)
     }
 }
 
@@ -774,7 +892,7 @@ mod tests {
         assert!(!is_ready(drained.as_mut()));
         drop(second);
         assert!(is_ready(drained.as_mut()));
-        assert!(token.guard().is_none());
+        assert!(token.guard().is_err());
     }
 
     #[test]
@@ -782,7 +900,7 @@ mod tests {
         let shutdown = Shutdown::new();
         let guard = shutdown.token().guard().unwrap();
         shutdown.abort();
-        assert!(shutdown.token().guard().is_none());
+        assert!(shutdown.token().guard().is_err());
         drop(guard);
     }
 
@@ -799,7 +917,7 @@ mod tests {
     #[test]
     fn a_drain_that_times_out_names_who_held_it() {
         let shutdown = Shutdown::new();
-        let guard = shutdown.token().guard();
+        let guard = shutdown.token().guard().unwrap();
         let line = line!() - 1;
         let outcome = block_on(shutdown.drain(Duration::from_millis(10)));
         assert_eq!(outcome.ending, Ending::TimedOut);
@@ -814,7 +932,7 @@ mod tests {
     #[test]
     fn an_abort_ends_the_drain() {
         let shutdown = Shutdown::new();
-        let guard = shutdown.token().guard();
+        let guard = shutdown.token().guard().unwrap();
         let handle = shutdown.clone();
         let waiting = thread::spawn(move || block_on(handle.drain(LONG)));
         block_on(shutdown.token().stopping());
@@ -854,6 +972,108 @@ mod tests {
         check::<Outcome>();
     }
 
+    /// Rule S12: a worker that waits holds nothing, and neither a stop nor an end comes between a
+    /// job and its guard.
+    #[test]
+    fn a_job_comes_with_its_guard() {
+        let shutdown = Shutdown::new();
+        let token = shutdown.token();
+        let (post, jobs) = smol::channel::unbounded();
+        {
+            let mut waiting = pin!(token.accept(jobs.recv()));
+            assert!(block_on(poll_once(waiting.as_mut())).is_none());
+            assert_eq!(shutdown.in_flight(), 0, "an idle worker is in flight");
+            post.try_send(1).unwrap();
+            let (job, guard) = block_on(waiting).unwrap();
+            assert_eq!((job, shutdown.in_flight()), (Ok(1), 1));
+            drop(guard);
+        }
+        // The stop begins while the job is taken.
+        let line = line!() + 1;
+        let (_, guard) = block_on(token.accept(async { shutdown.stop() })).expect("a taken job");
+        let mut drain = pin!(shutdown.drain(Duration::ZERO));
+        assert!(!is_ready(shutdown.latch.drained()));
+        let outcome = block_on(drain.as_mut());
+        let [cut] = &outcome.cut[..] else { panic!("{outcome}") };
+        assert!(matches!(cut.what, crate::What::Guard(place) if place.line() == line), "{outcome}");
+        drop(guard);
+    }
+
+    #[test]
+    fn no_job_is_taken_after_the_stop() {
+        let shutdown = Shutdown::new();
+        let token = shutdown.token();
+        let (post, jobs) = smol::channel::unbounded();
+        let mut waiting = pin!(token.accept(jobs.recv()));
+        assert!(block_on(poll_once(waiting.as_mut())).is_none());
+        // Something else holds the drain open, so there would be a guard.
+        let guard = token.guard();
+        shutdown.stop();
+        post.try_send("late").unwrap();
+        assert!(block_on(waiting).is_none());
+        assert!(block_on(token.accept(async { panic!("polled after the stop") })).is_none());
+        assert_eq!(jobs.len(), 1);
+        drop(guard);
+    }
+
+    /// Workers take jobs while one stops, at any moment: every job that was taken is done when the
+    /// drain ends, and the others are in the queue. Print the seed, take it back by `STRESS_SEED`.
+    #[test]
+    #[expect(clippy::print_stdout, reason = "the seed of a failure")]
+    fn jobs_and_stop_race() {
+        let rounds = if cfg!(miri) { 5 } else { 300 };
+        let seed = std::env::var("STRESS_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+        println!("STRESS_SEED={seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..rounds {
+            let shutdown = Shutdown::new();
+            let (post, queue) = smol::channel::unbounded();
+            let taken = Arc::new(AtomicUsize::new(0));
+            let done = Arc::new(AtomicUsize::new(0));
+            let workers: Vec<_> = (0..3)
+                .map(|_| {
+                    let (token, queue, mut random) =
+                        (shutdown.token(), queue.clone(), random.fork());
+                    let (taken, done) = (taken.clone(), done.clone());
+                    let next = async move || {
+                        queue.recv().await.unwrap();
+                        taken.fetch_add(1, Ordering::SeqCst);
+                    };
+                    thread::spawn(move || {
+                        block_on(async {
+                            while let Some(((), guard)) = token.accept(next()).await {
+                                let job = async {
+                                    for _ in 0..random.usize(..5) {
+                                        yield_now().await;
+                                    }
+                                    done.fetch_add(1, Ordering::SeqCst);
+                                };
+                                guard.hold(job).await;
+                            }
+                        })
+                    })
+                })
+                .collect();
+            let mut posted = 0;
+            for _ in 0..random.usize(..100) {
+                for _ in 0..random.usize(..3) {
+                    post.try_send(()).unwrap();
+                    posted += 1;
+                }
+                std::hint::spin_loop();
+            }
+            let outcome = block_on(shutdown.drain(LONG));
+            let (done, taken) = (done.load(Ordering::SeqCst), taken.load(Ordering::SeqCst));
+            assert!(outcome.is_drained());
+            assert_eq!(done, taken, "a job was lost");
+            assert_eq!(taken + queue.len(), posted);
+            for worker in workers {
+                worker.join().unwrap();
+            }
+        }
+    }
+
     /// Threads take and drop guards while one stops: nobody is admitted after the end, the end is
     /// not missed, and it does not come early. Print the seed, take it back by `STRESS_SEED`.
     #[test]
@@ -871,10 +1091,10 @@ mod tests {
                 .map(|_| {
                     let (token, held, mut random) = (shutdown.token(), held.clone(), random.fork());
                     thread::spawn(move || {
-                        while let Some(guard) = token.guard() {
+                        while let Ok(guard) = token.guard() {
                             held.fetch_add(1, Ordering::SeqCst);
                             let copies: Vec<_> =
-                                (0..random.usize(..3)).filter_map(|_| token.guard()).collect();
+                                (0..random.usize(..3)).filter_map(|_| token.guard().ok()).collect();
                             block_on(async {
                                 for _ in 0..random.usize(..5) {
                                     yield_now().await;
@@ -896,7 +1116,7 @@ mod tests {
             let outcome = block_on(shutdown.drain(LONG));
             assert!(outcome.is_drained());
             assert_eq!(held.load(Ordering::SeqCst), 0, "the end came early");
-            assert!(shutdown.token().guard().is_none(), "admitted after the end");
+            assert!(shutdown.token().guard().is_err(), "admitted after the end");
             for worker in workers {
                 worker.join().unwrap();
             }

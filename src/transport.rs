@@ -446,6 +446,18 @@ impl From<Async<UnixStream>> for Transport {
 
 /// Who is at the other end of a connection.
 ///
+/// # What can be trusted
+///
+/// For a socket, the kernel gives the address, so no client can forge it. Behind a proxy it is the
+/// proxy's address. If a wrapper or a source names the client
+/// ([`Connection::from_peer`](crate::Connection::from_peer)), as for the PROXY protocol, the address
+/// is as good as what the program has read: only the proxy may be able to connect to that listener.
+///
+/// http-types' `request.remote()` and `request.host()` prefer the fields `Forwarded`,
+/// `X-Forwarded-For` and `X-Forwarded-Host`, and any client can send these. Believe them only if
+/// every way to the server goes through a proxy that overwrites or removes them. The files for
+/// nginx and HAProxy in `deploy/` do so. A proxy that appends to them does not.
+///
 /// # Examples
 ///
 /// ```
@@ -466,7 +478,9 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// Who has sent `request`.
+    /// Returns the client that has sent `request`, or the proxy in front of it.
+    ///
+    /// Ignores every field of the request, so no client can forge it (see [`Peer`]).
     ///
     /// # Examples
     ///

@@ -19,9 +19,10 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, Directory, PATIENCE, Program, wait_until};
+use common::{Client, Directory, PATIENCE, Program, Running, case, wait_until};
 use load::{Load, Report, Tally, Target};
 use rustix::process::{Pid, Signal, kill_process};
+use smol_graceful::Request;
 
 const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
@@ -132,6 +133,22 @@ fn nginx_rolls_two_replicas() {
     assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
 }
 
+/// A client cannot say itself who it is.
+#[test]
+#[ignore = "needs haproxy"]
+fn haproxy_lets_no_client_forge_its_address() {
+    let server = who_are_you();
+    assert_nothing_is_forged(&Proxy::haproxy([server.addr; 2]));
+}
+
+/// A client cannot say itself who it is.
+#[test]
+#[ignore = "needs nginx"]
+fn nginx_lets_no_client_forge_its_address() {
+    let server = who_are_you();
+    assert_nothing_is_forged(&Proxy::nginx([server.addr; 2]));
+}
+
 /// Every file says how long its supervisor has to wait, and keeps to it itself.
 #[test]
 fn supervisors_wait_longer_than_the_grace() {
@@ -182,6 +199,47 @@ fn replica(addr: SocketAddr, args: &[&str]) -> Program {
     let mut command = Command::new(SERVER);
     command.args(["--listen", &addr.to_string(), "--grace", "30s"]).args(args);
     Program::start(command)
+}
+
+/// The fields by which a proxy says who its client is.
+const FORWARDED: [&str; 5] =
+    ["x-forwarded-for", "x-real-ip", "x-forwarded-proto", "x-forwarded-host", "forwarded"];
+
+/// Answers each request with what a handler is told about its client.
+fn who_are_you() -> Running {
+    Running::new(|request: Request| async move {
+        let told = FORWARDED.map(|name| {
+            let values = request.header(name).into_iter().flatten();
+            format!("{name}: {}", values.map(ToString::to_string).collect::<Vec<_>>().join(" and "))
+        });
+        let http_types = format!("{:?} {:?}", request.remote(), request.host());
+        Ok(format!("{}\n{http_types}", told.join("\n")))
+    })
+}
+
+/// Sends every such field, as clients do that want to be someone else, and expects none to arrive.
+fn assert_nothing_is_forged(proxy: &Proxy) {
+    let honest = "x-forwarded-for: 127.0.0.1\nx-real-ip: 127.0.0.1\nx-forwarded-proto: http\n\
+        x-forwarded-host: \nforwarded: \nSome(\"127.0.0.1\") Some(\"host.test\")";
+    for forged in [
+        "",
+        "X-Forwarded-For: 192.0.2.1\r\n",
+        "x-forwarded-for: 192.0.2.1, 192.0.2.2\r\n",
+        "X-Forwarded-For: 192.0.2.1\r\nX-FORWARDED-FOR: 192.0.2.2\r\n",
+        "X-Forwarded-For:\r\n",
+        "X-Real-IP: 192.0.2.1\r\n",
+        "Forwarded: for=192.0.2.1;host=evil.test;proto=https\r\n",
+        "Forwarded: for=192.0.2.1\r\nForwarded: for=192.0.2.2\r\n",
+        "X-Forwarded-Proto: https\r\nX-Forwarded-Host: evil.test\r\n",
+        // A proxy drops the fields that `Connection` lists, but not what it has set itself.
+        "X-Forwarded-For: 192.0.2.1\r\nConnection: x-forwarded-for, x-real-ip\r\n",
+    ] {
+        case(forged, || {
+            let mut client = Client::connect(proxy.addr);
+            client.send(format!("GET / HTTP/1.1\r\nHost: host.test\r\n{forged}\r\n"));
+            assert_eq!(client.response().text(), honest);
+        });
+    }
 }
 
 /// A port that nobody has; someone else may take it, which a test that fails then says.

@@ -129,16 +129,15 @@ fn a_worker_finishes_its_job_and_takes_no_other() {
     let (post, jobs) = channel::unbounded::<&str>();
     let (begin, begun) = mpsc::channel();
     let (open, gate) = channel::bounded::<()>(1);
-    let guard = token.guard().expect("not stopped yet");
-    let worker = guard.hold(async move {
+    let worker = async move {
         let mut done = Vec::new();
-        while let Some(job) = token.until_stop(jobs.recv()).await {
+        while let Some((job, guard)) = token.accept(jobs.recv()).await {
             begin.send(()).unwrap();
-            let _ = gate.recv().await;
+            let _ = guard.hold(gate.recv()).await;
             done.push(job.unwrap());
         }
         done
-    });
+    };
     let worker = thread::spawn(move || future::block_on(worker));
     post.try_send("first").unwrap();
     begun.recv_timeout(PATIENCE).unwrap();
@@ -152,6 +151,36 @@ fn a_worker_finishes_its_job_and_takes_no_other() {
     drop(open);
     assert_eq!(worker.join().unwrap(), ["first"]);
     assert!(server.outcome().is_drained());
+}
+
+/// Where the program runs the executor on other threads than `serve`, a handler that blocks its
+/// thread keeps the deadline from nothing (rule S15).
+#[test]
+fn a_handler_that_blocks_the_executor_does_not_hold_up_the_deadline() {
+    let (entered, enters) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let limits = Limits { grace: Duration::from_millis(10), ..Limits::default() };
+    let executor = Arc::new(Executor::new());
+    let server = Server::new(move |_| {
+        entered.send(()).unwrap();
+        let _ = released.lock().unwrap().recv();
+        async { Ok("blocked") }
+    });
+    let server = Serving::tcp(server.limits(limits).executor(executor.clone()));
+    let (end, ended) = channel::bounded::<()>(1);
+    let worker = thread::spawn(move || future::block_on(executor.run(ended.recv())));
+    let mut client = server.connect();
+    client.get("/");
+    enters.recv_timeout(PATIENCE).unwrap();
+    let outcome = server.stop();
+    assert_eq!(outcome.ending, Ending::TimedOut);
+    assert!(matches!(
+        &outcome.cut[..],
+        [Cut { what: What::Request { stage: Stage::Handler, .. }, .. }]
+    ));
+    drop((release, end));
+    assert!(worker.join().unwrap().is_err());
 }
 
 /// What Go has `RegisterOnShutdown` for: something to do at the stop, before the end.

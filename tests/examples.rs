@@ -427,6 +427,33 @@ fn worker_finishes_what_is_under_way() {
     assert!(log.contains("stopped by SIGTERM"), "{log}");
 }
 
+/// Whenever the stop comes, exit code 0 says that each job which has begun is done. The seed is
+/// printed; take it back by `STRESS_SEED`.
+#[test]
+#[expect(clippy::print_stdout, reason = "the seed of a failure")]
+fn worker_loses_no_job_to_a_stop_at_any_moment() {
+    let seed = std::env::var("STRESS_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("STRESS_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for _ in 0..10 {
+        let (mut worker, mut stdin) = worker();
+        let jobs: String = (0..1000).map(|_| format!("{}\n", random.u8(..3))).collect();
+        stdin.write_all(jobs.as_bytes()).unwrap();
+        for _ in 0..random.usize(1..40) {
+            worker.wait_for("begun: ");
+        }
+        worker.signal(Signal::TERM);
+        assert_eq!(worker.exit_code(), 0, "{worker}");
+        let log = worker.log();
+        let count = |what: &str| log.matches(what).count();
+        for job in ["0", "1", "2"] {
+            let (begun, done) = (format!("begun: {job}"), format!("done: {job}"));
+            assert_eq!(count(&begun), count(&done), "{log}");
+        }
+    }
+}
+
 #[test]
 fn worker_ends_at_once_when_told_twice() {
     let (mut worker, mut stdin) = worker();

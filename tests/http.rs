@@ -15,7 +15,7 @@ use futures_lite::{AsyncReadExt, StreamExt, stream};
 use http_types::trailers::{Sender, Trailers};
 use http_types::{Body, Method, StatusCode};
 use smol::Async;
-use smol_graceful::{Ending, Limits, Request, Response, What, stream_body};
+use smol_graceful::{BodyError, Ending, Limits, Request, Response, What, stream_body};
 
 /// What most tests here serve: the path says what becomes of the body.
 async fn app(mut request: Request) -> http_types::Result<Response> {
@@ -194,7 +194,10 @@ fn peers_have_addresses() {
     let mut client = server.connect();
     let addr = client.stream.local_addr().unwrap().to_string();
     assert_eq!(client.get("/").response().text(), addr);
-    assert_eq!(client.get("/").response().text(), addr);
+    // No field of a request changes it.
+    let forged = "X-Forwarded-For: 192.0.2.1\r\nForwarded: for=192.0.2.1\r\n";
+    client.send(format!("GET / HTTP/1.1\r\nHost: x\r\n{forged}\r\n"));
+    assert_eq!(client.response().text(), addr);
     drop(client);
     settle(&server);
 }
@@ -544,6 +547,102 @@ fn a_malformed_chunk_is_an_error() {
                 assert_closed(&mut client, &response);
             }
         });
+    }
+    settle(&server);
+}
+
+/// Rule W16: whatever a program does with the error of a body, its client sees its own fault, unless
+/// the program has chosen an answer that does not blame the server.
+#[test]
+fn a_bodys_fault_is_the_clients_however_the_error_is_mapped() {
+    async fn read(mut request: Request, how: &str) -> http_types::Result<()> {
+        let (mut all, sink) = (Vec::new(), futures_lite::io::sink());
+        match how {
+            "bytes" => drop(request.body_bytes().await?),
+            "string" => drop(request.body_string().await?),
+            "json" => drop(request.body_json::<u32>().await?),
+            "form" => drop(request.body_form::<Vec<(String, String)>>().await?),
+            "read" => drop(request.read_to_end(&mut all).await?),
+            "take" => drop(request.take_body().take(1_000_000).read_to_end(&mut all).await?),
+            "copy" => drop(futures_lite::io::copy(request.take_body(), sink).await?),
+            "twice" => {
+                let _ = request.read_to_end(&mut all).await;
+                request.read_to_end(&mut all).await?;
+            }
+            "not" => {}
+            _ => unreachable!("{how}"),
+        }
+        Ok(())
+    }
+    let limits = Limits { body_bytes: Some(10), stall_timeout: SHORT, ..Limits::default() };
+    let server = Running::with(limits, |request: Request| async {
+        let path = request.url().path().to_owned();
+        let (how, mapping) = path[1..].split_once('/').unwrap();
+        let read = read(request, how).await;
+        let error = read.err().unwrap_or_else(|| http_types::Error::from_str(500, "no fault"));
+        match mapping {
+            "pass" => Err(error),
+            "err-500" => Err(http_types::Error::from_str(500, "something went wrong")),
+            "context" => Err(http_types::Error::new(500, error.into_inner().context("reading"))),
+            "status" => {
+                let fault = BodyError::of(error.as_ref());
+                Ok(Response::new(fault.map_or(StatusCode::Conflict, BodyError::status)))
+            }
+            "its-status" => Ok(Response::new(error.status())),
+            "panic" => panic!("on purpose: {error}"),
+            status => Ok(Response::new(status.parse::<u16>()?)),
+        }
+    });
+    let chunks = "5\r\n01234\r\n";
+    let fixed = "Content-Length: 10\r\n";
+    let bodies = [
+        ("too long, by length", "Content-Length: 11\r\n", "0123456789x".to_owned(), 413),
+        ("too long, in chunks", CHUNKED, format!("{chunks}6\r\n56789x\r\n0\r\n\r\n"), 413),
+        ("malformed", CHUNKED, format!("{chunks}no size\r\n"), 400),
+        ("malformed at once", CHUNKED, "no size\r\n".to_owned(), 400),
+        ("cut short, by length", fixed, "01234".to_owned(), 400),
+        ("cut short, in chunks", CHUNKED, format!("{chunks}5\r\n56"), 400),
+        ("too slow, by length", fixed, "01234".to_owned(), 408),
+        ("too slow, in chunks", CHUNKED, format!("{chunks}5\r\n56"), 408),
+    ];
+    let unaware =
+        ["pass", "err-500", "context", "its-status", "status", "panic", "500", "502", "503", "422"];
+    let aware = [("200", 200), ("400", 400), ("409", 409)];
+    for (rule, fields, body, status) in &bodies {
+        // All at once, as each that is too slow takes its time.
+        let mut clients = Vec::new();
+        for how in ["bytes", "string", "json", "form", "read", "take", "copy", "twice"] {
+            for (mapping, status) in
+                unaware.map(|mapping| (mapping, *status)).into_iter().chain(aware)
+            {
+                let mut client = server.connect();
+                client.send(post(&format!("/{how}/{mapping}"), fields, body));
+                if rule.starts_with("cut short") {
+                    client.half_close();
+                }
+                // One that is too long by its length reaches no handler.
+                let status = if rule.ends_with("long, by length") { 413 } else { status };
+                clients.push((format!("{rule}, {how}, {mapping}"), client, status));
+            }
+        }
+        for (name, mut client, status) in clients {
+            case(&name, || {
+                let response = client.response();
+                assert_eq!(response.status, status);
+                assert_closed(&mut client, &response);
+            });
+        }
+    }
+    // What the client has not got wrong, or what nobody has noticed, stays the server's.
+    for (how, body) in [("read", "5\r\nhello\r\n0\r\n\r\n"), ("not", "no size\r\n")] {
+        for (mapping, status) in [("pass", 500), ("500", 500), ("503", 503), ("status", 409)] {
+            case(&format!("{how}, {mapping}"), || {
+                let mut client = server.connect();
+                let response =
+                    client.send(post(&format!("/{how}/{mapping}"), CHUNKED, body)).response();
+                assert_eq!(response.status, status);
+            });
+        }
     }
     settle(&server);
 }
@@ -1821,6 +1920,122 @@ fn half_a_head_is_refused() {
 
 /// What a test waits for in vain on behalf of the server.
 const SHORT: Duration = Duration::from_millis(200);
+
+/// No limit at all but the one that a test is about.
+const UNLIMITED: Limits = Limits {
+    grace: Duration::MAX,
+    lame_duck: Duration::ZERO,
+    linger: Duration::MAX,
+    head_timeout: Duration::MAX,
+    idle_timeout: Duration::MAX,
+    stall_timeout: Duration::MAX,
+    body_rate: 0,
+    head_bytes: 16 * 1024,
+    headers: 100,
+    body_bytes: None,
+    discard_bytes: 256 * 1024,
+    connections: 100,
+};
+
+/// Zero is no time at all, for each duration of `Limits`; it never means that there is no limit.
+#[test]
+fn zero_means_at_once() {
+    fn with(change: impl FnOnce(&mut Limits)) -> Running {
+        let mut limits = UNLIMITED;
+        change(&mut limits);
+        Running::with(limits, |mut request: Request| async move {
+            match request.url().path() {
+                "/never" => futures_lite::future::pending().await,
+                "/read" => Ok(request.body_string().await?.into()),
+                "/flood" => {
+                    let chunks = stream::repeat(()).map(|()| Ok(vec![b'x'; 65_536]));
+                    Ok(Response::from(stream_body(chunks)))
+                }
+                path => Ok(Response::from(path)),
+            }
+        })
+    }
+    case("head_timeout", || {
+        let server = with(|limits| limits.head_timeout = Duration::ZERO);
+        let response = server.connect().send("GET / HTTP/1.1\r\nHo").response();
+        assert_eq!((response.status, response.says_close()), (408, true));
+        // What comes in one piece is in time.
+        assert_eq!(server.connect().get("/whole").response().text(), "/whole");
+        settle(&server);
+    });
+    case("idle_timeout", || {
+        let server = with(|limits| limits.idle_timeout = Duration::ZERO);
+        assert_eq!(server.connect().end(), End::Eof);
+        server.shutdown.abort();
+        assert!(server.outcome().is_drained());
+    });
+    case("stall_timeout of a body", || {
+        let server = with(|limits| limits.stall_timeout = Duration::ZERO);
+        let mut client = server.connect();
+        let response = client.send(post("/read", "Content-Length: 2\r\n", "x")).response();
+        assert_eq!((response.status, response.says_close()), (408, true));
+        drop(client);
+        settle(&server);
+    });
+    case("stall_timeout of a reader", || {
+        let server = with(|limits| limits.stall_timeout = Duration::ZERO);
+        let mut client = server.connect();
+        client.get("/flood");
+        assert_eq!(client.stream.peek(&mut [0]).unwrap(), 1);
+        // The client reads nothing more.
+        settle(&server);
+    });
+    case("linger", || {
+        let server = with(|limits| limits.linger = Duration::ZERO);
+        let mut client = server.connect();
+        assert_open(&mut client);
+        assert!(server.stop().is_drained());
+        assert_eq!(client.end(), End::Eof);
+    });
+    case("grace", || {
+        let server = with(|limits| limits.grace = Duration::ZERO);
+        let mut client = server.connect();
+        client.get("/never");
+        wait_until("it has come", || server.shutdown.in_flight() == 1);
+        assert_eq!(server.stop().ending, Ending::TimedOut);
+    });
+    case("lame_duck", || {
+        // No time at all is what `UNLIMITED` has.
+        let server = with(|_| {});
+        assert!(server.stop().is_drained());
+    });
+}
+
+/// `Duration::MAX` is no limit, and nothing that is added to it or multiplied overflows.
+#[test]
+fn the_longest_duration_means_no_limit() {
+    let limits = Limits { lame_duck: Duration::MAX, body_rate: u64::MAX, ..UNLIMITED };
+    let server = Running::with(limits, app);
+    let (mut idle, mut slow) = (server.connect(), server.connect());
+    assert_open(&mut idle);
+    slow.send("POST /read HTTP/1.1\r\nHost: x\r\n");
+    // The lame duck does not end, so clients are still accepted.
+    server.shutdown.stop();
+    let response = server.connect().get("/new").response();
+    assert_eq!((response.text().as_str(), response.says_close()), ("/new", true));
+    slow.send("Content-Length: 1\r\n\r\nx");
+    assert_eq!(slow.response().text(), "x");
+    assert!(server.try_outcome().is_none());
+    drop((idle, slow));
+    server.shutdown.abort();
+    assert!(server.outcome().is_drained());
+
+    // The same in the drain: an idle connection may take its time.
+    let server = Running::with(UNLIMITED, app);
+    let mut idle = server.connect();
+    assert_open(&mut idle);
+    server.shutdown.stop();
+    wait_until("it drains", || std::net::TcpStream::connect(server.addr).is_err());
+    assert_silent(&idle);
+    let response = idle.get("/last").response();
+    assert_closed(&mut idle, &response);
+    assert!(server.outcome().is_drained());
+}
 
 #[test]
 fn a_head_has_to_come_in_time() {

@@ -7,7 +7,7 @@
 //! async-h1 in chunks of its own making (rule W5), so that nothing a client wrote between chunks gets through.
 
 use std::borrow::Cow;
-use std::{fmt, io};
+use std::fmt;
 
 /// Digits of a chunk size, leading zeros included. Sixteen cannot overflow a `u64`.
 const MAX_SIZE_DIGITS: usize = 16;
@@ -201,12 +201,6 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-impl From<Malformed> for io::Error {
-    fn from(malformed: Malformed) -> Self {
-        Self::new(io::ErrorKind::InvalidData, malformed)
-    }
-}
-
 /// What the next byte belongs to.
 #[derive(Debug, Clone, Copy)]
 enum State {
@@ -387,6 +381,7 @@ mod tests {
     use futures_lite::future::block_on;
     use futures_lite::io::{AsyncRead, AsyncReadExt, AsyncWrite};
     use std::collections::VecDeque;
+    use std::io;
     use std::pin::Pin;
     use std::sync::{Arc, Mutex};
     use std::task::{Context, Poll};
@@ -659,13 +654,6 @@ mod tests {
         let fields = (0..MAX_TRAILER_FIELDS).map(|n| format!("x-{n}: {n}\r\n"));
         let most = format!("0\r\n{}\r\n", fields.collect::<String>());
         assert_async_h1_agrees(read_and_hand_on([most.as_bytes()]));
-    }
-
-    #[test]
-    fn an_error_says_what_was_wrong() {
-        let error = io::Error::from(Malformed::Size);
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-        assert_eq!(error.to_string(), "chunk size is not a number");
     }
 
     /// What became of a message.

@@ -11,6 +11,7 @@ use http_types::StatusCode;
 
 use super::body::{Chunked, Framing, Step};
 use super::buffer::Buffer;
+use super::fault::{BodyError, Lost};
 use super::head::Head;
 use crate::transport::Transport;
 
@@ -41,7 +42,7 @@ enum Body {
     /// has yet to see (rule W5).
     Chunked { decoder: Chunked, frame: Frame, content: u64, most: u64 },
     /// Not to be had.
-    Cut(io::ErrorKind, Option<StatusCode>),
+    Cut(Lost),
 }
 
 /// Bytes that the gate puts between chunks.
@@ -189,14 +190,14 @@ impl Incoming {
     /// The status for a body that the client got wrong.
     pub(super) fn fault(&self) -> Option<StatusCode> {
         match self.body {
-            Body::Cut(_, status) => status,
-            Body::Fixed(_) | Body::Chunked { .. } => None,
+            Body::Cut(Lost::Wrong(wrong)) => Some(wrong.status()),
+            Body::Cut(Lost::Failed(_)) | Body::Fixed(_) | Body::Chunked { .. } => None,
         }
     }
 
-    /// Lets every further read of the body fail with `kind`; the fault is the client's.
-    pub(super) fn cut_body(&mut self, kind: io::ErrorKind, status: Option<StatusCode>) {
-        self.body = Body::Cut(kind, status);
+    /// Lets every further read of the body fail with `lost`.
+    pub(super) fn cut_body(&mut self, lost: Lost) {
+        self.body = Body::Cut(lost);
     }
 
     /// Accepts a body of any length from now on, because the response has promised that the
@@ -240,8 +241,8 @@ impl Incoming {
     ///
     /// # Errors
     ///
-    /// `UnexpectedEof` if it was cut short (rule W6), `InvalidData` if it is malformed or too
-    /// long, `TimedOut` if it stalled; the same again on every further read.
+    /// A [`BodyError`] if the client has got the body wrong (rules W6, W16), or the stream's own
+    /// error; the same again on every further read.
     pub(super) fn poll_body(
         &mut self,
         transport: &mut Transport,
@@ -251,19 +252,22 @@ impl Incoming {
         let read = match &self.body {
             Body::Fixed(_) => self.poll_fixed(transport, cx, buf),
             Body::Chunked { .. } => self.poll_chunked(transport, cx, buf),
-            Body::Cut(kind, _) => return Poll::Ready(Err((*kind).into())),
+            Body::Cut(lost) => return Poll::Ready(Err(lost.error())),
         };
-        if let Poll::Ready(Err(error)) = &read {
-            let fault = match error.kind() {
-                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
-                    Some(StatusCode::BadRequest)
+        read.map_err(|error| {
+            let lost = match Lost::by(&error) {
+                // A wrapped stream (TLS) that ends within a record, or carries nonsense.
+                Lost::Failed(io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData) => {
+                    Lost::Wrong(BodyError::CUT_SHORT)
                 }
-                io::ErrorKind::FileTooLarge => Some(StatusCode::PayloadTooLarge),
-                _ => None,
+                lost => lost,
             };
-            self.cut_body(error.kind(), fault);
-        }
-        read
+            self.cut_body(lost);
+            match lost {
+                Lost::Wrong(wrong) => wrong.into(),
+                Lost::Failed(_) => error,
+            }
+        })
     }
 
     fn poll_fixed(
@@ -311,13 +315,13 @@ impl Incoming {
                 }
                 continue;
             }
-            match decoder.step(&self.bytes[self.next..self.end])? {
+            match decoder.step(&self.bytes[self.next..self.end]).map_err(BodyError::from)? {
                 // Content is left to `poll_content` above.
                 Step::Skip(n) | Step::Data(n) => self.take(n),
                 Step::Chunk { consumed, size } => {
                     *content = content.saturating_add(size);
                     if *content > *most {
-                        return Poll::Ready(Err(io::ErrorKind::FileTooLarge.into()));
+                        return Poll::Ready(Err(BodyError::TOO_LONG.into()));
                     }
                     frame.set(format!("{size:x}\r\n").as_bytes());
                     self.take(consumed);
@@ -338,7 +342,7 @@ impl Incoming {
                     self.ask_for_body(filled.is_pending());
                     let n = ready!(filled)?;
                     if n == 0 {
-                        return Poll::Ready(Err(cut_short()));
+                        return Poll::Ready(Err(BodyError::CUT_SHORT.into()));
                     }
                 }
             }
@@ -362,7 +366,7 @@ impl Incoming {
         self.ask_for_body(read.is_pending());
         let n = ready!(read)?;
         if n == 0 {
-            return Poll::Ready(Err(cut_short()));
+            return Poll::Ready(Err(BodyError::CUT_SHORT.into()));
         }
         self.taken += n as u64;
         Poll::Ready(Ok(n))
@@ -396,9 +400,4 @@ impl Frame {
         self.shown += n;
         n
     }
-}
-
-/// The client has stopped in the middle of its body (rule W6).
-fn cut_short() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "the client has cut the request body short")
 }

@@ -7,6 +7,7 @@
 
 pub(crate) mod body;
 pub(crate) mod buffer;
+pub(crate) mod fault;
 pub(crate) mod head;
 mod incoming;
 mod outgoing;
@@ -34,6 +35,7 @@ use crate::client::Received;
 use crate::registry::{Call, Describe, Seat, Stage};
 use crate::transport::{Left, Peer, Transport};
 use buffer::Buffer;
+use fault::{BodyError, Lost};
 use head::{Bounds, Head, Parse};
 use incoming::Incoming;
 use outgoing::Outgoing;
@@ -922,7 +924,7 @@ impl Wire {
             self.seat.enter(self.serving);
             return self.reader.take();
         }
-        self.incoming.cut_body(io::ErrorKind::TimedOut, Some(StatusCode::RequestTimeout));
+        self.incoming.cut_body(Lost::Wrong(BodyError::TOO_SLOW));
         if let Some(transport) = &self.transport {
             transport.stop_reading();
         }

@@ -16,6 +16,7 @@ use http_types::headers::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING}
 use http_types::{Body, Request, StatusCode};
 
 use super::body::Framing;
+use super::fault::Lost;
 use super::head::Head;
 use super::target::url;
 use super::{Wire, lock, over};
@@ -147,12 +148,12 @@ impl AsyncWrite for Message {
 /// handler that waits for the trailers learns that there are none.
 enum Content {
     Open(Box<dyn AsyncBufRead + Unpin + Send + Sync>),
-    Failed(io::ErrorKind),
+    Failed(Lost),
 }
 
 impl Content {
     fn fail(&mut self, error: &io::Error) {
-        *self = Self::Failed(error.kind());
+        *self = Self::Failed(Lost::by(error));
     }
 }
 
@@ -164,7 +165,7 @@ impl AsyncRead for Content {
     ) -> Poll<io::Result<usize>> {
         let read = match &mut *self {
             Self::Open(reader) => ready!(Pin::new(reader).poll_read(cx, buf)),
-            Self::Failed(kind) => return Poll::Ready(Err((*kind).into())),
+            Self::Failed(lost) => return Poll::Ready(Err(lost.error())),
         };
         Poll::Ready(read.inspect_err(|error| self.fail(error)))
     }
@@ -182,7 +183,7 @@ impl AsyncBufRead for Content {
         match this {
             // The buffer is full, or the body has ended, so this does not wait.
             Self::Open(reader) => Pin::new(reader).poll_fill_buf(cx),
-            Self::Failed(kind) => Poll::Ready(Err((*kind).into())),
+            Self::Failed(lost) => Poll::Ready(Err(lost.error())),
         }
     }
 
