@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use async_io::Async;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::{Socket, TcpKeepalive};
+use socket2::TcpKeepalive;
 
 use crate::address::Address;
+use crate::socket::Socket;
 use crate::socket_file::SocketFile;
 use crate::source::Source;
 use crate::transport::{Peer, Transport};
@@ -40,7 +41,7 @@ pub(crate) enum Bound {
 impl Bound {
     /// A socket that listens on `address`; `file` answers for a Unix socket's.
     pub(crate) fn of(
-        socket: Socket,
+        socket: socket2::Socket,
         address: &Address,
         keepalive: Option<Duration>,
         file: impl FnOnce(&Path) -> Option<SocketFile>,
@@ -63,12 +64,12 @@ impl Bound {
         loop {
             let accepted = match self {
                 Self::Tcp(socket) => socket.get_ref().accept().and_then(|(stream, addr)| {
-                    Ok((Transport::from(Async::new(stream)?), Peer::canonical(addr)))
+                    Ok((Socket::tcp(Async::new(stream)?).into(), Peer::canonical(addr)))
                 }),
                 Self::Unix { socket, .. } => socket
                     .get_ref()
                     .accept()
-                    .and_then(|(stream, _)| Ok((Transport::from(Async::new(stream)?), Peer::Unix))),
+                    .and_then(|(stream, _)| Ok((Socket::unix(stream)?.into(), Peer::Unix))),
                 Self::Other(source) => return source.poll_accept(cx),
             };
             match accepted {
@@ -136,7 +137,10 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
 
 /// Prepares a listening TCP socket for use here. `keepalive` is the option of
 /// [`ListenOptions::keepalive`](crate::ListenOptions::keepalive).
-pub(crate) fn tcp(socket: Socket, keepalive: Option<Duration>) -> io::Result<Async<TcpListener>> {
+pub(crate) fn tcp(
+    socket: socket2::Socket,
+    keepalive: Option<Duration>,
+) -> io::Result<Async<TcpListener>> {
     // Accepted sockets inherit both options. The server writes responses whole, so waiting for more
     // bytes would gain nothing.
     socket.set_tcp_nodelay(true)?;

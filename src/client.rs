@@ -11,7 +11,7 @@ use http_types::Request;
 use http_types::url::Position;
 
 use crate::registry::Seat;
-use crate::transport::Left;
+use crate::socket::Left;
 
 /// Returns the target of `request`, byte for byte as the client sent it (RFC 9112 section 3.2).
 ///

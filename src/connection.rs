@@ -12,10 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use async_io::Async;
+use futures_lite::io::Cursor;
 use futures_lite::{AsyncRead, AsyncWrite};
 
 use crate::meter::{Meter, Records};
-use crate::transport::{Duplex, Peer, Socket, Transport, Wrapped};
+use crate::socket::Socket;
+use crate::transport::{Duplex, Peer, Transport, Wrapped};
 
 /// A client's connection: bytes in both directions.
 ///
@@ -52,7 +54,7 @@ pub struct Connection {
 }
 
 enum Kind {
-    Socket(Socket),
+    Socket(Arc<Socket>),
     /// Locked only to be shared, never to wait.
     Other(Mutex<Box<dyn Duplex>>),
 }
@@ -162,14 +164,10 @@ impl Connection {
         transport: Transport,
         peer: Peer,
         ahead: Vec<u8>,
-    ) -> (Self, Option<Socket>, Arc<Meter>) {
+    ) -> (Self, Option<Arc<Socket>>, Arc<Meter>) {
         let (kind, socket) = match transport {
-            Transport::Tcp(socket) => {
-                let socket = Socket::Tcp(Arc::new(socket));
-                (Kind::Socket(socket.clone()), Some(socket))
-            }
-            Transport::Unix(socket) => {
-                let socket = Socket::Unix(Arc::new(socket));
+            Transport::Plain(socket) => {
+                let socket = Arc::new(socket);
                 (Kind::Socket(socket.clone()), Some(socket))
             }
             Transport::Wrapped(wrapped) => {
@@ -186,7 +184,7 @@ impl Connection {
     /// wrapped stream, and `meter` has counted the bytes that the wrapper has read from it.
     pub(crate) fn into_transport(
         self,
-        under: Option<Socket>,
+        under: Option<Arc<Socket>>,
         meter: Option<Arc<Meter>>,
     ) -> Transport {
         if !self.ahead.is_empty() {
@@ -207,60 +205,17 @@ impl Connection {
         };
         // Usually this is the same socket, and without this handle it is no longer shared.
         drop(under);
-        let shared = match shared {
-            Socket::Tcp(socket) => match Arc::try_unwrap(socket) {
-                Ok(socket) => return Transport::Tcp(socket),
-                Err(shared) => Socket::Tcp(shared),
-            },
-            Socket::Unix(socket) => match Arc::try_unwrap(socket) {
-                Ok(socket) => return Transport::Unix(socket),
-                Err(shared) => Socket::Unix(shared),
-            },
+        let shared = match Arc::try_unwrap(shared) {
+            Ok(socket) => return Transport::Plain(socket),
+            Err(shared) => shared,
         };
         let stream = Box::new(Self::of(Kind::Socket(shared.clone()), self.peer));
         Transport::Wrapped(Box::new(Wrapped::new(stream, Some(shared), None)))
-    }
-
-    fn stream(&mut self) -> Stream<'_> {
-        match &mut self.kind {
-            Kind::Socket(Socket::Tcp(socket)) => Stream::Tcp(socket),
-            Kind::Socket(Socket::Unix(socket)) => Stream::Unix(socket),
-            Kind::Other(stream) => {
-                Stream::Other(&mut **stream.get_mut().unwrap_or_else(PoisonError::into_inner))
-            }
-        }
     }
 }
 
 /// How many bytes a pipe holds that nobody has read.
 const PIPE: usize = 64 * 1024;
-
-/// The stream of a connection, for one call.
-enum Stream<'a> {
-    Tcp(&'a Async<TcpStream>),
-    Unix(&'a Async<UnixStream>),
-    Other(&'a mut dyn Duplex),
-}
-
-/// Runs a method of whichever stream it is.
-macro_rules! delegate {
-    ($connection:expr, $stream:ident => $call:expr) => {
-        match $connection.as_mut().get_mut().stream() {
-            Stream::Tcp(mut socket) => {
-                let $stream = Pin::new(&mut socket);
-                $call
-            }
-            Stream::Unix(mut socket) => {
-                let $stream = Pin::new(&mut socket);
-                $call
-            }
-            Stream::Other(mut stream) => {
-                let $stream = Pin::new(&mut stream);
-                $call
-            }
-        }
-    };
-}
 
 impl AsyncRead for Connection {
     fn poll_read(
@@ -270,7 +225,10 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<usize>> {
         let ahead = &mut self.ahead;
         let n = if ahead.is_empty() {
-            ready!(delegate!(self, stream => stream.poll_read(cx, buf)))?
+            ready!(match &mut self.kind {
+                Kind::Socket(socket) => socket.poll_read(cx, buf),
+                Kind::Other(stream) => Pin::new(unlocked(stream)).poll_read(cx, buf),
+            })?
         } else {
             let n = ahead.len().min(buf.len());
             buf[..n].copy_from_slice(&ahead[..n]);
@@ -290,7 +248,10 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let n = ready!(delegate!(self, stream => stream.poll_write(cx, buf)))?;
+        let n = ready!(match &mut self.kind {
+            Kind::Socket(socket) => socket.poll_write(cx, buf, b""),
+            Kind::Other(stream) => Pin::new(unlocked(stream)).poll_write(cx, buf),
+        })?;
         if n == 0 && !buf.is_empty() {
             // A pipe whose other end is gone writes 0 bytes, and futures-rustls would try again for
             // ever.
@@ -303,29 +264,40 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, stream => stream.poll_flush(cx))
+        match &mut self.kind {
+            Kind::Socket(_) => Poll::Ready(Ok(())),
+            Kind::Other(stream) => Pin::new(unlocked(stream)).poll_flush(cx),
+        }
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.stream() {
-            // async-io only flushes, and then no FIN would follow the wrapper's last bytes.
-            Stream::Tcp(socket) => Poll::Ready(socket.get_ref().shutdown(Shutdown::Write)),
-            Stream::Unix(socket) => Poll::Ready(socket.get_ref().shutdown(Shutdown::Write)),
-            Stream::Other(mut stream) => Pin::new(&mut stream).poll_close(cx),
+        match &mut self.kind {
+            Kind::Socket(socket) => Poll::Ready(socket.shut(Shutdown::Write)),
+            Kind::Other(stream) => Pin::new(unlocked(stream)).poll_close(cx),
         }
     }
+}
+
+/// Returns what is in `mutex`, which nobody else can have locked.
+fn unlocked<T>(mutex: &mut Mutex<T>) -> &mut T {
+    mutex.get_mut().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl From<Async<TcpStream>> for Connection {
     fn from(socket: Async<TcpStream>) -> Self {
         let peer = socket.get_ref().peer_addr().map_or(Peer::Unknown, Peer::canonical);
-        Self::of(Kind::Socket(Socket::Tcp(Arc::new(socket))), peer)
+        Self::of(Kind::Socket(Arc::new(Socket::tcp(socket))), peer)
     }
 }
 
 impl From<Async<UnixStream>> for Connection {
     fn from(socket: Async<UnixStream>) -> Self {
-        Self::of(Kind::Socket(Socket::Unix(Arc::new(socket))), Peer::Unix)
+        let kind = match socket.into_inner().and_then(Socket::unix) {
+            Ok(socket) => Kind::Socket(Arc::new(socket)),
+            // Without events nothing can be read, so the server finds the end of the stream.
+            Err(_) => Kind::Other(Mutex::new(Box::new(Cursor::new(Vec::new())))),
+        };
+        Self::of(kind, Peer::Unix)
     }
 }
 
@@ -384,8 +356,9 @@ mod tests {
 
     #[test]
     fn a_socket_that_was_shared_for_a_wrapper_is_plain_again() {
-        let (connection, under, _) = Connection::share(socket().into(), Peer::Unknown, Vec::new());
-        assert!(matches!(connection.into_transport(under, None), Transport::Tcp(_)));
+        let (connection, under, _) =
+            Connection::share(Socket::tcp(socket()).into(), Peer::Unknown, Vec::new());
+        assert!(matches!(connection.into_transport(under, None), Transport::Plain(_)));
     }
 
     #[test]
@@ -393,7 +366,7 @@ mod tests {
         use futures_lite::{AsyncReadExt, future};
 
         let (mut connection, under, _) =
-            Connection::share(socket().into(), Peer::Unknown, Vec::new());
+            Connection::share(Socket::tcp(socket()).into(), Peer::Unknown, Vec::new());
         connection.ahead = b"first, ".to_vec();
         let transport = connection.into_transport(under, None);
         assert!(transport.has_socket());

@@ -226,17 +226,11 @@ async fn first_bytes(
             }
             let leave = seat.is_expired() || service.linger_is_over.load(Ordering::Acquire);
             if !(look || leave) {
-                let mut readable = transport.poll_readable(cx);
-                if readable.is_ready() && !transport.is_wrapped() {
-                    // What the last wait has left: its event was answered by a read.
-                    readable = transport.poll_readable(cx);
-                }
-                match readable {
+                match transport.poll_event(cx) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(_)) => return Poll::Ready(None),
                     Poll::Pending => {
-                        // Who is woken reads: async-io does not own up to an event that came while
-                        // another thread was waiting for events already when this one asked for it.
+                        // A task that is woken has to look itself.
                         look = true;
                         return Poll::Pending;
                     }

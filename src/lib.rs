@@ -116,6 +116,7 @@ mod registry;
 mod server;
 mod shutdown;
 mod signals;
+mod socket;
 mod socket_file;
 mod source;
 mod transport;
@@ -140,7 +141,8 @@ pub use registry::{Cut, Stage, What};
 pub use server::Server;
 pub use shutdown::{Guard, Phase, Shutdown, Stopped, Token};
 pub use signals::{STOP_SIGNALS, signals};
-pub use transport::{Left, Peer};
+pub use socket::Left;
+pub use transport::Peer;
 pub use wire::fault::BodyError;
 
 /// The README's examples are tests.

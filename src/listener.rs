@@ -1109,7 +1109,7 @@ mod tests {
             let _client = TcpStream::connect(addr).unwrap();
             let mut accepted = None;
             assert!(block_on(listener.accept(|connection| accepted = Some(connection.transport))));
-            let Some(Transport::Tcp(socket)) = &accepted else { panic!("{accepted:?}") };
+            let Some(Transport::Plain(socket)) = &accepted else { panic!("{accepted:?}") };
             let socket = SockRef::from(socket);
             assert_eq!(socket.keepalive().unwrap(), silence.is_some());
             if let Some(silence) = silence {

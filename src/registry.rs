@@ -16,7 +16,8 @@ use event_listener::Event;
 use slab::Slab;
 
 use crate::limits::Limits;
-use crate::transport::{Left, Peer};
+use crate::socket::Left;
+use crate::transport::Peer;
 
 /// Something that the end of the grace, or a second signal, cut short.
 ///

@@ -22,7 +22,7 @@ use http_types::Request;
 
 use crate::outcome::{Draining, Ending, Outcome};
 use crate::registry::{Call, Hold, Holder, Interrupted, Registry, Seat};
-use crate::transport::Left;
+use crate::socket::Left;
 
 /// Where a [`Shutdown`] stands. It only ever goes forward.
 ///

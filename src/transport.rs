@@ -1,32 +1,26 @@
 //! [`Transport`]: the byte stream under a connection, and [`Peer`]: who is at its other end.
 //!
-//! One concrete type for TCP, Unix and anything else that reads and writes, so that the code of a
-//! connection is compiled once. Knows what only a socket knows: readiness without reading, bytes
-//! that wait in the kernel or were not taken by the client's, a reset, the half-close. Buffers
-//! nothing.
+//! One concrete type for sockets and anything else that reads and writes, so that the code of a
+//! connection is compiled once. Knows which of a socket's answers hold under a wrapper, too. Buffers
+//! nothing but what a look ahead has read.
 
 use std::fmt;
-use std::io::{self, IoSlice, Read};
-use std::net::{Shutdown, SocketAddr, SocketAddrV4, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
+use std::io;
+use std::net::{Shutdown, SocketAddr, SocketAddrV4};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use async_io::Async;
 use futures_lite::{AsyncRead, AsyncWrite};
 use http_types::Request;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::meter::{Meter, Position};
+use crate::socket::{Left, Socket};
 
 /// A connection's byte stream.
 #[derive(Debug)]
 pub(crate) enum Transport {
-    Tcp(Async<TcpStream>),
-    Unix(Async<UnixStream>),
+    Plain(Socket),
     /// Something that reads and writes, perhaps on a socket: TLS, a pipe.
     Wrapped(Box<Wrapped>),
 }
@@ -34,7 +28,7 @@ pub(crate) enum Transport {
 /// A stream that is not a plain socket, and the socket under it, if there is one.
 pub(crate) struct Wrapped {
     stream: Box<dyn Duplex>,
-    socket: Option<Socket>,
+    socket: Option<Arc<Socket>>,
     /// `None` if the server cannot count the bytes under the stream.
     meter: Option<Arc<Meter>>,
     /// The number of bytes that had been received when the stream last returned data.
@@ -46,7 +40,7 @@ pub(crate) struct Wrapped {
 impl Wrapped {
     pub(crate) fn new(
         stream: Box<dyn Duplex>,
-        socket: Option<Socket>,
+        socket: Option<Arc<Socket>>,
         meter: Option<Arc<Meter>>,
     ) -> Self {
         let received_at_read = meter.as_ref().map_or(0, |meter| meter.received());
@@ -54,7 +48,7 @@ impl Wrapped {
     }
 
     /// Returns the stream, and the socket under it.
-    pub(crate) fn into_parts(self) -> (Box<dyn Duplex>, Option<Socket>) {
+    pub(crate) fn into_parts(self) -> (Box<dyn Duplex>, Option<Arc<Socket>>) {
         (self.stream, self.socket)
     }
 
@@ -103,20 +97,11 @@ pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// A socket that others use, too.
-#[derive(Debug, Clone)]
-pub(crate) enum Socket {
-    Tcp(Arc<Async<TcpStream>>),
-    Unix(Arc<Async<UnixStream>>),
-}
-
 impl Transport {
-    /// Whether a read would find something, found out without reading; what is no socket has to be
-    /// read to know.
-    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Like [`Socket::poll_event`]. Always ready under a wrapper, because only a read of it can tell.
+    pub(crate) fn poll_event(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(socket) => socket.poll_readable(cx),
-            Self::Unix(socket) => socket.poll_readable(cx),
+            Self::Plain(socket) => socket.poll_event(cx),
             Self::Wrapped(_) => Poll::Ready(Ok(())),
         }
     }
@@ -125,8 +110,8 @@ impl Transport {
     /// arrived.
     pub(crate) fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
+            Self::Plain(socket) => socket.poll_readable(cx).map(drop),
             Self::Wrapped(wrapped) => wrapped.poll_ahead(cx),
-            Self::Tcp(_) | Self::Unix(_) => self.poll_readable(cx).map(drop),
         }
     }
 
@@ -136,50 +121,43 @@ impl Transport {
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         match self {
-            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
-            Self::Unix(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Plain(socket) => socket.poll_read(cx, buf),
             Self::Wrapped(wrapped) => wrapped.poll_read(cx, buf),
         }
     }
 
-    /// The same for a last look: whoever finds nothing in a socket is not woken when there is something.
+    /// Like [`Socket::poll_last_read`]. Under a wrapper, an ordinary read.
     pub(crate) fn poll_last_read(
         &mut self,
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let read = match self {
-            Self::Tcp(socket) => socket.get_ref().read(buf),
-            Self::Unix(socket) => socket.get_ref().read(buf),
-            Self::Wrapped(wrapped) => return wrapped.poll_read(cx, buf),
-        };
-        match read {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-            read => Poll::Ready(read),
+        match self {
+            Self::Plain(socket) => socket.poll_last_read(buf),
+            Self::Wrapped(wrapped) => wrapped.poll_read(cx, buf),
         }
     }
 
-    /// Writes some of `buf`, and of `tail` behind it: one write, if it is a socket.
+    /// Writes some of `buf`, and of `tail` behind it, in one write if it is a socket.
     pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         buf: &[u8],
         tail: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let first = if buf.is_empty() { tail } else { buf };
         match self {
-            Self::Wrapped(wrapped) => Pin::new(&mut wrapped.stream).poll_write(cx, first),
-            Self::Tcp(socket) if tail.is_empty() => Pin::new(socket).poll_write(cx, buf),
-            Self::Unix(socket) if tail.is_empty() => Pin::new(socket).poll_write(cx, buf),
-            Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, &both(buf, tail)),
-            Self::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, &both(buf, tail)),
+            Self::Plain(socket) => socket.poll_write(cx, buf, tail),
+            Self::Wrapped(wrapped) => {
+                let first = if buf.is_empty() { tail } else { buf };
+                Pin::new(&mut wrapped.stream).poll_write(cx, first)
+            }
         }
     }
 
     /// Sends on what the stream itself may hold back (TLS does, a socket does not).
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
+            Self::Plain(_) => Poll::Ready(Ok(())),
             Self::Wrapped(wrapped) => Pin::new(&mut wrapped.stream).poll_flush(cx),
         }
     }
@@ -187,8 +165,7 @@ impl Transport {
     /// Says that nothing more will be written (FIN, and TLS's own farewell); reading goes on.
     pub(crate) fn poll_half_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(socket) => Poll::Ready(socket.get_ref().shutdown(Shutdown::Write)),
-            Self::Unix(socket) => Poll::Ready(socket.get_ref().shutdown(Shutdown::Write)),
+            Self::Plain(socket) => Poll::Ready(socket.shut(Shutdown::Write)),
             Self::Wrapped(wrapped) => Pin::new(&mut wrapped.stream).poll_close(cx),
         }
     }
@@ -198,26 +175,23 @@ impl Transport {
         self.shut(Shutdown::Read);
     }
 
-    /// Ends reading and writing: whoever waits for either, in whichever task, is told.
+    /// Ends reading and writing, and wakes the tasks that wait for either.
     pub(crate) fn shut_down(&self) {
         self.shut(Shutdown::Both);
     }
 
     fn shut(&self, half: Shutdown) {
         // A socket that is already gone has nothing to be shut.
-        let _ = match (self.tcp(), self.unix()) {
-            (Some(socket), _) => socket.get_ref().shutdown(half),
-            (_, Some(socket)) => socket.get_ref().shutdown(half),
-            (None, None) => Ok(()),
-        };
+        let _ = self.socket().map(|socket| socket.shut(half));
     }
 
-    /// How many bytes wait in the kernel to be read; 0 where that cannot be known.
+    /// Returns how many bytes wait in the kernel to be read; 0 if there is no socket.
     pub(crate) fn waiting(&self) -> u64 {
-        self.socket().map_or(0, waiting)
+        self.socket().map_or(0, Socket::waiting)
     }
 
-    /// Whether what waits in the kernel is not what a read gives: there may be more, or less.
+    /// Returns `true` if what waits in the kernel is not what a read returns: there may be more, or
+    /// less.
     pub(crate) fn is_wrapped(&self) -> bool {
         matches!(self, Self::Wrapped(_))
     }
@@ -242,111 +216,42 @@ impl Transport {
 
     fn meter(&self) -> Option<&Meter> {
         match self {
+            Self::Plain(_) => None,
             Self::Wrapped(wrapped) => wrapped.meter.as_deref(),
-            Self::Tcp(_) | Self::Unix(_) => None,
         }
     }
 
-    /// Whether there is a socket, be it under something else.
+    /// Returns `true` if there is a socket, be it under a wrapper.
     pub(crate) fn has_socket(&self) -> bool {
         self.socket().is_some()
     }
 
-    /// How many bytes the client's kernel has yet to take, apart from a FIN; 0 where that cannot be
-    /// known, and on Unix sockets, where the client can read what was written whatever comes.
+    /// Like [`Socket::undelivered`]; 0 if there is no socket.
     pub(crate) fn undelivered(&self) -> u64 {
-        self.tcp().map_or(0, |socket| unacknowledged(socket.get_ref()).saturating_sub(1))
+        self.socket().map_or(0, Socket::undelivered)
     }
 
-    /// Returns how far the client has left, as far as the socket can tell; `None` if it has not
-    /// left.
+    /// Like [`Socket::left`]; `None` if there is no socket.
     pub(crate) fn left(&self) -> Option<Left> {
-        /// Set if the client's FIN has come. Other systems report a FIN only to a read.
-        #[cfg(target_os = "linux")]
-        const FIN: PollFlags = PollFlags::RDHUP;
-        #[cfg(not(target_os = "linux"))]
-        const FIN: PollFlags = PollFlags::empty();
-        let events = pending_events(self.socket()?, FIN);
-        if events.intersects(PollFlags::ERR | PollFlags::HUP) {
-            Some(Left::Gone)
-        } else if events.intersects(FIN) {
-            Some(Left::HalfClosed)
-        } else {
-            None
-        }
+        self.socket()?.left()
     }
 
-    /// Returns `true` if the connection has failed, for example by a reset. A connection that both
-    /// sides have closed has not failed.
+    /// Like [`Socket::is_reset`]; `false` if there is no socket.
     pub(crate) fn is_reset(&self) -> bool {
-        self.socket()
-            .is_some_and(|fd| pending_events(fd, PollFlags::empty()).contains(PollFlags::ERR))
+        self.socket().is_some_and(Socket::is_reset)
     }
 
     /// Makes the coming close a reset, so that the client cannot take what it got for the whole.
     pub(crate) fn reset_on_close(&self) {
-        if let Some(socket) = self.tcp() {
-            // Without it the client sees an early end of the stream: worse, but no reason to fail.
-            let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        if let Some(socket) = self.socket() {
+            socket.reset_on_close();
         }
     }
 
-    fn tcp(&self) -> Option<&Async<TcpStream>> {
+    fn socket(&self) -> Option<&Socket> {
         match self {
-            Self::Tcp(socket) => Some(socket),
-            Self::Wrapped(wrapped) => match &wrapped.socket {
-                Some(Socket::Tcp(socket)) => Some(socket),
-                Some(Socket::Unix(_)) | None => None,
-            },
-            Self::Unix(_) => None,
-        }
-    }
-
-    fn unix(&self) -> Option<&Async<UnixStream>> {
-        match self {
-            Self::Unix(socket) => Some(socket),
-            Self::Wrapped(wrapped) => match &wrapped.socket {
-                Some(Socket::Unix(socket)) => Some(socket),
-                Some(Socket::Tcp(_)) | None => None,
-            },
-            Self::Tcp(_) => None,
-        }
-    }
-
-    fn socket(&self) -> Option<BorrowedFd<'_>> {
-        self.tcp().map(AsFd::as_fd).or(self.unix().map(AsFd::as_fd))
-    }
-}
-
-impl Socket {
-    /// Whether a read of the socket itself would find something.
-    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut poll_event = || match self {
-            Self::Tcp(socket) => socket.poll_readable(cx),
-            Self::Unix(socket) => socket.poll_readable(cx),
-        };
-        // Only to be woken. async-io may report an event that was answered by a read already, and does
-        // not own up to one that came while another thread was waiting for events when this one asked.
-        if poll_event()?.is_ready() {
-            let _ = poll_event()?;
-        }
-        match pending_events(self.as_fd(), PollFlags::IN).is_empty() {
-            true => Poll::Pending,
-            false => Poll::Ready(Ok(())),
-        }
-    }
-
-    /// Returns how many bytes wait in the kernel to be read.
-    pub(crate) fn waiting(&self) -> u64 {
-        waiting(self.as_fd())
-    }
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(socket) => socket.as_fd(),
-            Self::Unix(socket) => socket.as_fd(),
+            Self::Plain(socket) => Some(socket),
+            Self::Wrapped(wrapped) => wrapped.socket.as_deref(),
         }
     }
 }
@@ -357,90 +262,9 @@ impl fmt::Debug for Wrapped {
     }
 }
 
-/// Which of the events `of` there are, and errors and hang-ups, without waiting; none if nobody tells.
-fn pending_events(fd: BorrowedFd<'_>, of: PollFlags) -> PollFlags {
-    let mut fds = [PollFd::from_borrowed_fd(fd, of)];
-    match poll(&mut fds, Some(&Timespec::default())) {
-        Ok(_) => fds[0].revents(),
-        Err(_) => PollFlags::empty(),
-    }
-}
-
-/// Returns how many bytes wait in the kernel to be read; 0 if the kernel does not say.
-fn waiting(fd: BorrowedFd<'_>) -> u64 {
-    rustix::io::ioctl_fionread(fd).unwrap_or(0)
-}
-
-fn both<'a>(one: &'a [u8], other: &'a [u8]) -> [IoSlice<'a>; 2] {
-    [IoSlice::new(one), IoSlice::new(other)]
-}
-
-/// Bytes that were written and not acknowledged, a FIN counts as one; 0 where nobody tells.
-#[cfg_attr(target_os = "linux", allow(unsafe_code, reason = "no crate offers this call"))]
-fn unacknowledged(socket: &TcpStream) -> u64 {
-    #[cfg(all(
-        target_os = "linux",
-        any(
-            target_arch = "x86",
-            target_arch = "x86_64",
-            target_arch = "arm",
-            target_arch = "aarch64",
-            target_arch = "riscv64",
-            target_arch = "s390x",
-            target_arch = "loongarch64",
-        )
-    ))]
-    {
-        use rustix::ioctl::{Getter, Opcode, ioctl};
-        const SIOCOUTQ: Opcode = 0x5411;
-        // SAFETY: for this request, which has this number on these architectures, the kernel writes
-        // one `int` and does nothing else (tcp(7)).
-        let count = unsafe { ioctl(socket, Getter::<SIOCOUTQ, std::ffi::c_int>::new()) };
-        return count.map_or(0, |count| u64::try_from(count).unwrap_or(0));
-    }
-    #[allow(unreachable_code, reason = "reached where the call above is not known")]
-    {
-        let _ = socket;
-        0
-    }
-}
-
-/// How far a client has left its connection.
-///
-/// # Examples
-///
-/// ```
-/// use smol_graceful::Left;
-///
-/// assert!(Left::HalfClosed < Left::Gone);
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-#[non_exhaustive]
-pub enum Left {
-    /// The client sends nothing more. Most such clients have closed the connection. Others have
-    /// closed only their own side and still wait for the response, and TCP does not distinguish the
-    /// two.
-    HalfClosed = 1,
-    /// Nobody reads any more: the client has reset the connection, or the connection has ended.
-    Gone = 2,
-}
-
-impl Left {
-    pub(crate) fn of(number: u8) -> Option<Self> {
-        [Self::HalfClosed, Self::Gone].into_iter().find(|left| *left as u8 == number)
-    }
-}
-
-impl From<Async<TcpStream>> for Transport {
-    fn from(socket: Async<TcpStream>) -> Self {
-        Self::Tcp(socket)
-    }
-}
-
-impl From<Async<UnixStream>> for Transport {
-    fn from(socket: Async<UnixStream>) -> Self {
-        Self::Unix(socket)
+impl From<Socket> for Transport {
+    fn from(socket: Socket) -> Self {
+        Self::Plain(socket)
     }
 }
 

@@ -33,7 +33,8 @@ use smol::channel;
 
 use crate::client::Received;
 use crate::registry::{Call, Describe, Seat, Stage};
-use crate::transport::{Left, Peer, Transport};
+use crate::socket::Left;
+use crate::transport::{Peer, Transport};
 use buffer::Buffer;
 use fault::{BodyError, Lost};
 use head::{Bounds, Head, Parse};

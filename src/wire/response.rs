@@ -27,23 +27,42 @@ pub(crate) struct Reply {
     body: Option<Box<Body>>,
     /// Whether the body's reader has it piece by piece, and not in memory.
     is_piecemeal: bool,
-    /// The trailers, if some may follow the body.
-    trailers: Option<Trailers>,
     asked: Asked,
     head: Head,
-    /// Whether a body goes with it (rule W11).
-    has_body: bool,
+    framing: Framing,
     /// A field that the encoder adds and that must not be sent.
     unwanted: Option<&'static [u8]>,
     /// The error of the body's reader from `poll_begin`. It is reported only after the head has
     /// been encoded.
     failed: Option<io::Error>,
-    /// Bytes of the body that are still owed to the client, where that is known.
-    owed: Option<u64>,
-    /// Whether only the end of the connection tells where the body ends.
-    until_close: bool,
     /// Whether it is the connection's last, as the handler wants it or as was announced.
     closes: bool,
+}
+
+/// How the client finds the end of the body (RFC 9112 section 6.3).
+enum Framing {
+    /// There is no body (rule W11).
+    None,
+    /// The head says the length. So many bytes of the body are still to be sent.
+    Length(u64),
+    /// The body comes in chunks. Trailers may follow the last chunk.
+    Chunked(Option<Trailers>),
+    /// The body ends with the connection, because HTTP/1.0 knows no chunks (rule W8).
+    UntilClose,
+}
+
+impl Framing {
+    fn of(response: &mut Response, asked: Asked) -> Self {
+        let trailers = Trailers::promised(response, asked);
+        if asked.method == Method::Head || has_no_body(response.status()) {
+            return Self::None;
+        }
+        match response.len() {
+            Some(length) => Self::Length(length as u64),
+            None if asked.version == Version::Http1_0 => Self::UntilClose,
+            None => Self::Chunked(trailers),
+        }
+    }
 }
 
 /// Whether async-h1 has begun with it.
@@ -125,13 +144,12 @@ impl Reply {
             Fields::default()
         });
         let status = response.status();
-        let has_body = asked.method != Method::Head && !has_no_body(status);
-
         if fields.framing {
             // The framing is ours to decide; a handler's own idea of it would contradict it.
             response.remove_header(TRANSFER_ENCODING);
             let declared = response.remove_header(CONTENT_LENGTH);
-            if !has_body && response.len() == Some(0) {
+            let has_no_body = asked.method == Method::Head || has_no_body(status);
+            if has_no_body && response.len() == Some(0) {
                 // HEAD and 304 may tell the length of the body that GET would have (RFC 9110 8.6).
                 let length = declared.and_then(|length| length.as_str().trim().parse().ok());
                 if let Some(length) = length {
@@ -141,36 +159,31 @@ impl Reply {
             }
         }
 
-        let trailers = Trailers::promised(&mut response, asked);
-        if fields.trailer && trailers.is_none() {
+        let framing = Framing::of(&mut response, asked);
+        if fields.trailer && !matches!(framing, Framing::Chunked(Some(_))) {
             // Without trailers, the field would be wrong (RFC 9110 section 6.6.2).
             response.remove_header(TRAILER);
         }
-
-        // HTTP/1.0 knows no chunks (rule W8).
-        let unsized_1_0 = asked.version == Version::Http1_0 && response.len().is_none();
-        let until_close = unsized_1_0 && has_body;
-        if until_close {
+        // Rule W11. A 304 for a page of unknown length must not claim that it is empty.
+        let unwanted = match (&framing, response.len()) {
+            (Framing::UntilClose, _) => Some(LENGTH),
+            (_, Some(0)) if status == StatusCode::NotModified => Some(LENGTH),
+            (_, Some(_)) if has_no_body(status) && status != StatusCode::NotModified => {
+                Some(LENGTH)
+            }
+            (_, None) if has_no_body(status) || asked.version == Version::Http1_0 => Some(CODING),
+            _ => None,
+        };
+        if matches!(framing, Framing::UntilClose) {
             // A length that is never reached, and never sent: the encoder then sends no chunks.
             let reader = response.take_body().into_reader();
             keep_headers(&mut response, Body::from_reader(reader, Some(usize::MAX)));
         }
-
-        // Rule W11. A 304 for a page of unknown length must not claim that it is empty.
-        let unwanted: Option<&'static [u8]> = match response.len() {
-            _ if until_close => Some(LENGTH),
-            Some(0) if status == StatusCode::NotModified => Some(LENGTH),
-            Some(_) if has_no_body(status) && status != StatusCode::NotModified => Some(LENGTH),
-            None if has_no_body(status) || unsized_1_0 => Some(CODING),
-            _ => None,
-        };
-        let owed = match response.len() {
-            Some(length) if has_body && !until_close => Some(length as u64),
-            _ => None,
-        };
-        let body = owed.filter(|owed| *owed >= LONG).map(|length| {
+        let is_long = matches!(framing, Framing::Length(length) if length >= LONG);
+        let body = is_long.then(|| {
+            let length = response.len();
             let body = response.take_body();
-            let nothing = Body::from_reader(futures_lite::io::empty(), Some(length as usize));
+            let nothing = Body::from_reader(futures_lite::io::empty(), length);
             keep_headers(&mut response, nothing);
             Box::new(body)
         });
@@ -181,15 +194,12 @@ impl Reply {
             encoding: Encoding::Due(Some(response)),
             body,
             is_piecemeal: false,
-            failed: None,
-            trailers,
             asked,
             head: Head::Unsent,
-            has_body,
+            closes: fields.close || matches!(framing, Framing::UntilClose),
+            framing,
             unwanted,
-            owed,
-            until_close,
-            closes: fields.close || until_close,
+            failed: None,
         }
     }
 
@@ -205,7 +215,7 @@ impl Reply {
 
     /// Whether a body goes with it, which may be made of the request's (rule W11).
     pub(crate) fn has_body(&self) -> bool {
-        self.has_body
+        !matches!(self.framing, Framing::None)
     }
 
     /// Whether some of the head is in the buffer, and some is not: then what is there is not final.
@@ -215,7 +225,7 @@ impl Reply {
 
     /// Whether only the end of the connection tells where the body ends.
     pub(super) fn ends_with_connection(&self) -> bool {
-        self.until_close
+        matches!(self.framing, Framing::UntilClose)
     }
 
     /// The body is to be gathered, wherever it lies.
@@ -276,47 +286,64 @@ impl Reply {
         if !ready!(self.poll_slice(cx))?.is_empty() {
             return Poll::Ready(Ok(Filled::Slice));
         }
-        if let Some(trailers) = self.trailers.as_mut().filter(|trailers| trailers.are_due()) {
-            let last = ready!(trailers.poll_end(cx));
-            let end = out.len();
-            out.replace(end..end, &last);
-            return Poll::Ready(Ok(Filled::Whole));
+        if let Framing::Chunked(Some(trailers)) = &mut self.framing {
+            if trailers.are_due() {
+                let last = ready!(trailers.poll_end(cx));
+                let end = out.len();
+                out.replace(end..end, &last);
+                return Poll::Ready(Ok(Filled::Whole));
+            }
         }
+        let owed = self.owed();
         let room = out.room();
         let n = ready!(match &mut self.body {
             Some(body) => {
                 // The body itself does not count what was sent from where it lay.
-                let owed = usize::try_from(self.owed.unwrap_or(0)).unwrap_or(usize::MAX);
                 let most = room.len().min(owed);
                 Pin::new(&mut **body).poll_read(cx, &mut room[..most])
             }
             None => Pin::new(self.encoder()).poll_read(cx, room),
         })?;
         // The encoder writes one chunk for each read, and only the last chunk's size begins with 0.
-        if let (Some(trailers), LAST_CHUNK) = (&mut self.trailers, &room[..n]) {
+        if let (Framing::Chunked(Some(trailers)), LAST_CHUNK) = (&mut self.framing, &room[..n]) {
             // The bytes stay out of `out`, because the trailers have to come before the blank line.
             trailers.end_body();
             return self.poll_fill_body(cx, out);
         }
         out.filled(n);
-        self.owed = self.owed.map(|owed| owed.saturating_sub(n as u64));
-        match self.owed {
-            Some(0) => Poll::Ready(Ok(Filled::Whole)),
+        match &mut self.framing {
+            Framing::Length(owed) => {
+                *owed = owed.saturating_sub(n as u64);
+                match (*owed, n) {
+                    (0, _) => Poll::Ready(Ok(Filled::Whole)),
+                    (_, 0) => Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the response body is shorter than its declared length",
+                    ))),
+                    _ => Poll::Ready(Ok(Filled::More)),
+                }
+            }
             _ if n > 0 => Poll::Ready(Ok(Filled::More)),
-            None => Poll::Ready(Ok(Filled::Whole)),
-            Some(_) => Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the response body is shorter than its declared length",
-            ))),
+            Framing::None | Framing::Chunked(_) | Framing::UntilClose => {
+                Poll::Ready(Ok(Filled::Whole))
+            }
+        }
+    }
+
+    /// Returns how many bytes of a body of known length are still to be sent.
+    fn owed(&self) -> usize {
+        match self.framing {
+            Framing::Length(owed) => usize::try_from(owed).unwrap_or(usize::MAX),
+            Framing::None | Framing::Chunked(_) | Framing::UntilClose => 0,
         }
     }
 
     /// What there is of a long body where it lies in memory; nothing if it has to be gathered.
     pub(super) fn poll_slice(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let owed = self.owed();
         let Some(body) = self.body.as_mut().filter(|_| !self.is_piecemeal) else {
             return Poll::Ready(Ok(&[]));
         };
-        let owed = usize::try_from(self.owed.unwrap_or(0)).unwrap_or(usize::MAX);
         let slice = ready!(Pin::new(&mut **body).poll_fill_buf(cx))?;
         if slice.len() < owed.min(LONG as usize) {
             // From now on, as its reader may have a better way to give more at once.
@@ -333,8 +360,10 @@ impl Reply {
         if let Some(body) = &mut self.body {
             Pin::new(&mut **body).consume(n);
         }
-        self.owed = self.owed.map(|owed| owed.saturating_sub(n as u64));
-        self.owed == Some(0)
+        if let Framing::Length(owed) = &mut self.framing {
+            *owed = owed.saturating_sub(n as u64);
+        }
+        self.owed() == 0
     }
 
     fn encoder(&mut self) -> &mut Encoder {
@@ -350,7 +379,7 @@ impl Reply {
                 response.insert_header(CONNECTION, connection);
             }
             // For HEAD the encoder stops behind the head.
-            let is_whole = self.has_body && self.body.is_none();
+            let is_whole = self.has_body() && self.body.is_none();
             let method = if is_whole { self.asked.method } else { Method::Head };
             self.encoding = Encoding::Begun(Encoder::new(response, method));
         }

@@ -1,0 +1,292 @@
+//! [`Socket`]: the connected socket of a client, be it TCP or Unix.
+//!
+//! One type for both, because the standard library's `TcpStream` reads, writes and shuts down any
+//! stream socket. This file is also the one home of what async-io does not tell about events.
+//! Invariant: a query never waits, and never reads. Buffers nothing, and speaks no protocol.
+
+use std::io::{self, IoSlice, Read};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_io::Async;
+use futures_lite::{AsyncRead, AsyncWrite};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::ioctl_fionread;
+use socket2::SockRef;
+
+/// The connected socket of a client.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    stream: Async<TcpStream>,
+    /// `false` for a Unix socket.
+    is_tcp: bool,
+}
+
+impl Socket {
+    /// Takes a TCP connection.
+    pub(crate) fn tcp(stream: Async<TcpStream>) -> Self {
+        Self { stream, is_tcp: true }
+    }
+
+    /// Takes the connection of a Unix socket, and makes it non-blocking.
+    ///
+    /// # Errors
+    ///
+    /// Returns what the operating system says if no events can be had for the socket.
+    pub(crate) fn unix(stream: UnixStream) -> io::Result<Self> {
+        let stream = TcpStream::from(OwnedFd::from(stream));
+        Ok(Self { stream: Async::new(stream)?, is_tcp: false })
+    }
+
+    /// Returns `Ready` if async-io has an event that no read has answered, and otherwise lets the
+    /// next event wake `cx`.
+    ///
+    /// async-io does not report an event that has come while another thread was already waiting for
+    /// events when this task asked. So whoever is woken has to look at the socket itself, by a read
+    /// or by [`Socket::poll_readable`].
+    pub(crate) fn poll_event(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.stream.poll_readable(cx) {
+            // Perhaps a read has answered this event already. Asking again clears such an event.
+            Poll::Ready(Ok(())) => self.stream.poll_readable(cx),
+            other => other,
+        }
+    }
+
+    /// Returns `Ready` if a read would find data, the end or an error.
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Only to be woken: the socket itself says whether there is something.
+        let _ = self.poll_event(cx)?;
+        match self.events(PollFlags::IN).is_empty() {
+            true => Poll::Pending,
+            false => Poll::Ready(Ok(())),
+        }
+    }
+
+    pub(crate) fn poll_read(
+        &self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut &self.stream).poll_read(cx, buf)
+    }
+
+    /// Like [`Socket::poll_read`], but wakes nobody later: the caller closes the connection if
+    /// nothing is there.
+    pub(crate) fn poll_last_read(&self, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        match self.stream.get_ref().read(buf) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            read => Poll::Ready(read),
+        }
+    }
+
+    /// Writes some of `buf`, and of `tail` behind it, in one system call.
+    pub(crate) fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+        tail: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut stream = &self.stream;
+        let stream = Pin::new(&mut stream);
+        if tail.is_empty() {
+            stream.poll_write(cx, buf)
+        } else if buf.is_empty() {
+            stream.poll_write(cx, tail)
+        } else {
+            stream.poll_write_vectored(cx, &[IoSlice::new(buf), IoSlice::new(tail)])
+        }
+    }
+
+    /// Ends one direction or both. Tasks that wait for a direction that has ended are woken.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the connection has ended already.
+    pub(crate) fn shut(&self, how: Shutdown) -> io::Result<()> {
+        self.stream.get_ref().shutdown(how)
+    }
+
+    /// Returns how many bytes wait in the kernel to be read; 0 if the kernel does not say.
+    pub(crate) fn waiting(&self) -> u64 {
+        ioctl_fionread(self.as_fd()).unwrap_or(0)
+    }
+
+    /// Returns how many bytes the client's kernel has yet to take, apart from a FIN; 0 if the kernel
+    /// does not say. Always 0 on a Unix socket, because its client can read what was written
+    /// whatever comes.
+    pub(crate) fn undelivered(&self) -> u64 {
+        if self.is_tcp { unacknowledged(self.as_fd()).saturating_sub(1) } else { 0 }
+    }
+
+    /// Returns how far the client has left; `None` if it has not left.
+    pub(crate) fn left(&self) -> Option<Left> {
+        /// Set if the client's FIN has come. Other systems report a FIN only to a read.
+        #[cfg(target_os = "linux")]
+        const FIN: PollFlags = PollFlags::RDHUP;
+        #[cfg(not(target_os = "linux"))]
+        const FIN: PollFlags = PollFlags::empty();
+        let events = self.events(FIN);
+        if events.intersects(PollFlags::ERR | PollFlags::HUP) {
+            Some(Left::Gone)
+        } else if events.intersects(FIN) {
+            Some(Left::HalfClosed)
+        } else {
+            None
+        }
+    }
+
+    /// Returns `true` if the connection has failed, for example by a reset. A connection that both
+    /// sides have closed has not failed.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.events(PollFlags::empty()).contains(PollFlags::ERR)
+    }
+
+    /// Makes the coming close a reset, so that the client cannot take what it got for the whole.
+    pub(crate) fn reset_on_close(&self) {
+        if self.is_tcp {
+            // Without it the client sees an early end of the stream, which is worse, but no reason
+            // to fail.
+            let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// Returns which of the events `of` there are, and errors and hang-ups; none if the kernel does
+    /// not say.
+    fn events(&self, of: PollFlags) -> PollFlags {
+        let mut fds = [PollFd::from_borrowed_fd(self.as_fd(), of)];
+        match poll(&mut fds, Some(&Timespec::default())) {
+            Ok(_) => fds[0].revents(),
+            Err(_) => PollFlags::empty(),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+/// How far a client has left its connection.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::Left;
+///
+/// assert!(Left::HalfClosed < Left::Gone);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Left {
+    /// The client sends nothing more. Most such clients have closed the connection. Others have
+    /// closed only their own side and still wait for the response, and TCP does not distinguish the
+    /// two.
+    HalfClosed = 1,
+    /// Nobody reads any more: the client has reset the connection, or the connection has ended.
+    Gone = 2,
+}
+
+impl Left {
+    pub(crate) fn of(number: u8) -> Option<Self> {
+        [Self::HalfClosed, Self::Gone].into_iter().find(|left| *left as u8 == number)
+    }
+}
+
+/// Returns how many bytes of a TCP socket were written and not acknowledged, a FIN counts as one; 0
+/// if the kernel does not say.
+#[cfg_attr(target_os = "linux", allow(unsafe_code, reason = "no crate offers this call"))]
+fn unacknowledged(socket: BorrowedFd<'_>) -> u64 {
+    #[cfg(all(
+        target_os = "linux",
+        any(
+            target_arch = "x86",
+            target_arch = "x86_64",
+            target_arch = "arm",
+            target_arch = "aarch64",
+            target_arch = "riscv64",
+            target_arch = "s390x",
+            target_arch = "loongarch64",
+        )
+    ))]
+    {
+        use rustix::ioctl::{Getter, Opcode, ioctl};
+        const SIOCOUTQ: Opcode = 0x5411;
+        // SAFETY: for this request, which has this number on these architectures, the kernel writes
+        // one `int` and does nothing else (tcp(7)).
+        let count = unsafe { ioctl(socket, Getter::<SIOCOUTQ, std::ffi::c_int>::new()) };
+        return count.map_or(0, |count| u64::try_from(count).unwrap_or(0));
+    }
+    #[allow(unreachable_code, reason = "reached where the call above is not known")]
+    {
+        let _ = socket;
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
+    /// A TCP and a Unix socket, each with its client.
+    fn pairs() -> [(Socket, Box<dyn Write>); 2] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let tcp = Socket::tcp(Async::new(listener.accept().unwrap().0).unwrap());
+        let (unix, other) = UnixStream::pair().unwrap();
+        [(tcp, Box::new(client)), (Socket::unix(unix).unwrap(), Box::new(other))]
+    }
+
+    #[test]
+    fn both_kinds_are_read_written_and_closed() {
+        for (socket, mut client) in pairs() {
+            let cx = &mut Context::from_waker(Waker::noop());
+            assert!(socket.poll_last_read(&mut [0; 8]).is_pending());
+            assert_eq!(socket.left(), None);
+            client.write_all(b"hello").unwrap();
+            assert_eq!(socket.waiting(), 5);
+            let mut bytes = [0; 8];
+            assert!(matches!(socket.poll_last_read(&mut bytes), Poll::Ready(Ok(5))));
+            assert!(matches!(socket.poll_write(cx, b"a", b"bc"), Poll::Ready(Ok(3))));
+            socket.shut(Shutdown::Write).unwrap();
+            drop(client);
+            assert!(socket.left().is_some());
+            assert!(!bytes.starts_with(b"\0"));
+        }
+    }
+
+    /// An event that a read has answered already is no event any more, and the next one wakes.
+    #[test]
+    fn an_answered_event_is_not_reported_again() {
+        struct Count(AtomicUsize);
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        for (socket, mut client) in pairs() {
+            let count = Arc::new(Count(AtomicUsize::new(0)));
+            let waker = Waker::from(count.clone());
+            let cx = &mut Context::from_waker(&waker);
+            assert!(socket.poll_event(cx).is_pending());
+            client.write_all(b"x").unwrap();
+            while count.0.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            assert!(matches!(socket.poll_last_read(&mut [0; 8]), Poll::Ready(Ok(1))));
+            // async-io still has the event, and the read has answered it.
+            assert!(socket.poll_event(cx).is_pending());
+            assert!(socket.poll_readable(cx).is_pending());
+        }
+    }
+}
