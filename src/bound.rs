@@ -47,11 +47,12 @@ impl Bound {
         file: impl FnOnce(&Path) -> Option<SocketFile>,
     ) -> io::Result<Self> {
         Ok(match address {
-            Address::Unix(path) => Self::Unix {
-                socket: Async::new(UnixListener::from(socket))?,
-                // An abstract one has none.
-                file: file(path),
-            },
+            Address::Unix(path) => {
+                Self::Unix { socket: Async::new(UnixListener::from(socket))?, file: file(path) }
+            }
+            Address::Abstract(_) => {
+                Self::Unix { socket: Async::new(UnixListener::from(socket))?, file: None }
+            }
             _ => Self::Tcp(tcp(socket, keepalive)?),
         })
     }

@@ -28,7 +28,7 @@ use crate::shutdown::Stopped;
 /// let serve = server.serve([listener.address().clone()]);
 /// let error = futures_lite::future::block_on(serve).unwrap_err();
 /// assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-/// assert!(format!("{error:?}").contains("the address is in use; stop what listens there"));
+/// assert!(format!("{error:?}").contains("this program listens on it already; leave one of the two out"));
 /// # Ok(())
 /// # }
 /// ```
@@ -44,8 +44,8 @@ impl ServeError {
     /// use std::io;
     ///
     /// let server = Server::new(|_request| async { Ok("okay") });
-    /// // No resolver is asked: names are no addresses.
-    /// let serve = server.serve(["localhost:8082"]);
+    /// // No resolver is asked: names are no addresses, apart from `localhost`.
+    /// let serve = server.serve(["example.org:8082"]);
     /// let error = futures_lite::future::block_on(serve).unwrap_err();
     /// assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     /// ```
@@ -56,10 +56,13 @@ impl ServeError {
 
 impl fmt::Display for ServeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let way_out = match self.kind() {
-            io::ErrorKind::AddrInUse => "; stop what listens there, or choose another address",
-            io::ErrorKind::AddrNotAvailable => "; choose another address",
-            io::ErrorKind::PermissionDenied => {
+        // What `Listener::bind` returns tells the way out itself. This is for a socket that the
+        // program tried to bind.
+        let way_out = match (self.0.raw_os_error(), self.kind()) {
+            (Some(_), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {
+                "; choose another address"
+            }
+            (Some(_), io::ErrorKind::PermissionDenied) => {
                 "; a port below 1024 needs CAP_NET_BIND_SERVICE, a socket file a writable directory"
             }
             _ => "",
@@ -91,5 +94,13 @@ impl From<Stopped> for ServeError {
 impl From<ServeError> for io::Error {
     fn from(error: ServeError) -> Self {
         error.0
+    }
+}
+
+/// Words an error without Rust's decoration.
+pub(crate) fn reason(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(code) => error.to_string().replace(&format!(" (os error {code})"), ""),
+        None => error.to_string(),
     }
 }

@@ -11,15 +11,15 @@ use std::collections::BTreeSet;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use rustix::io::{FdFlags, fcntl_getfd};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
@@ -99,12 +99,35 @@ pub(crate) fn matching(address: &Address) -> io::Result<Option<Inherited>> {
         };
     }
     for passed in passed().unwrap_or_default() {
-        match take(passed, |bound| address.covers(bound)) {
+        let file = passed.handed.as_ref().and_then(|handed| handed.file.clone());
+        let is_wanted =
+            |bound: &Address| address.covers(bound) || is_at(address, bound, file.as_deref());
+        match take(passed, is_wanted) {
             Ok(None) | Err(_) => {}
             inherited => return inherited,
         }
     }
     Ok(None)
+}
+
+/// Returns `true` if `address` is another path to the file of the Unix socket `bound`, by symbolic
+/// links for example. A predecessor says which `file` that is, because the path of its own may have
+/// been relative to another directory.
+fn is_at(address: &Address, bound: &Address, file: Option<&Path>) -> bool {
+    let (Address::Unix(wanted), Address::Unix(bound)) = (address, bound) else { return false };
+    let wanted = identity_behind(wanted);
+    wanted.is_some() && wanted == identity_behind(file.unwrap_or(bound))
+}
+
+/// Returns the device and the inode of the file to which `path` leads, by symbolic links too.
+pub(crate) fn identity_behind(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+/// Returns `true` if the environment says that this process was started with the descriptor.
+pub(crate) fn is_announced(fd: RawFd) -> bool {
+    passed().unwrap_or_default().iter().any(|passed| passed.fd == fd)
 }
 
 /// Closes what a predecessor has handed over and nobody wants: it goes on to be the predecessor's,
@@ -173,8 +196,34 @@ struct Passed {
 }
 
 fn passed() -> io::Result<Vec<Passed>> {
+    static WARNED: Once = Once::new();
     let text = |name| env::var(name).ok().filter(|text| !text.is_empty());
+    if let Some(warning) = astray(text(FDS), text(PID), text(HANDOVER), process::id()) {
+        WARNED.call_once(|| log::warn!("{warning}"));
+    }
     read(text(FDS), text(PID), text(NAMES), text(HANDOVER), process::id())
+}
+
+/// Says that sockets were passed to another process than this one. A shell that starts the server
+/// without `exec` is the usual reason: it has the process id that the sockets were meant for.
+fn astray(
+    fds: Option<String>,
+    pid: Option<String>,
+    handover: Option<String>,
+    own: u32,
+) -> Option<String> {
+    let fds = fds.filter(|fds| fds != "0")?;
+    match (pid, handover) {
+        (Some(pid), _) if pid.parse::<u32>().is_ok_and(|pid| pid != own) => Some(format!(
+            "{FDS}={fds} passes sockets to process {pid}, and this is process {own}, which does \
+             not take them; what stands between the two has to start the server by `exec`"
+        )),
+        (None, None) => Some(format!(
+            "{FDS}={fds} passes sockets, and {PID} does not say that process {own} is meant, \
+             which does not take them; set it to the process id of the server"
+        )),
+        _ => None,
+    }
 }
 
 fn read(
@@ -296,15 +345,10 @@ pub(crate) fn address_of(socket: &Socket) -> io::Result<Address> {
     if socket.domain()? != Domain::UNIX {
         return Err(invalid("is no TCP and no Unix socket"));
     }
-    Ok(Address::Unix(match (addr.as_pathname(), addr.as_abstract_namespace()) {
-        (Some(path), _) => path.to_owned(),
-        (None, Some(name)) => {
-            let mut text = OsStr::new("@").to_owned();
-            text.push(OsStr::from_bytes(name));
-            PathBuf::from(text)
-        }
-        (None, None) => PathBuf::new(),
-    }))
+    Ok(match (addr.as_pathname(), addr.as_abstract_namespace()) {
+        (None, Some(name)) => Address::Abstract(OsStr::from_bytes(name).to_owned()),
+        (path, _) => Address::Unix(path.unwrap_or(Path::new("")).to_owned()),
+    })
 }
 
 fn invalid(what: &str) -> io::Error {
@@ -334,6 +378,34 @@ mod tests {
         let passed = read(text(fds), text(pid), text(names), text(handover), 42);
         let passed = passed.map_err(|error| error.to_string())?;
         Ok(passed.into_iter().map(|p| (p.fd, p.name, p.handed)).collect())
+    }
+
+    #[test]
+    fn sockets_for_another_process_are_named() {
+        let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        for (fds, pid, handover, warning) in [
+            ("", "", "", None),
+            ("", "41", "", None),
+            ("0", "41", "", None),
+            ("1", "42", "", None),
+            ("1", "me", "", None),
+            ("1", "", "own:socket=7", None),
+            (
+                "2",
+                "41",
+                "",
+                Some("LISTEN_FDS=2 passes sockets to process 41, and this is process 42"),
+            ),
+            ("2", "41", "own:socket=7", Some("LISTEN_FDS=2 passes sockets to process 41, and")),
+            ("2", "", "", Some("LISTEN_FDS=2 passes sockets, and LISTEN_PID does not say that")),
+        ] {
+            let told = astray(text(fds), text(pid), text(handover), 42);
+            let is_right = match (&told, warning) {
+                (Some(told), Some(warning)) => told.starts_with(warning),
+                (told, warning) => told.is_none() && warning.is_none(),
+            };
+            assert!(is_right, "{fds} {pid} {handover}: {told:?}");
+        }
     }
 
     #[test]

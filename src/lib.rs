@@ -95,6 +95,8 @@
 //! that http-types knows; others are answered 501. No routing, no HTTP/2; TLS by [`Listener::wrap`].
 
 mod address;
+mod bind;
+mod bind_error;
 mod bound;
 mod chunks;
 mod client;
@@ -110,6 +112,7 @@ mod log_limit;
 mod meter;
 mod notify;
 mod outcome;
+mod own_sockets;
 mod probe;
 mod process;
 mod registry;

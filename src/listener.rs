@@ -5,12 +5,12 @@
 //! Accepting never fails for good: errors are classed, backed off and logged here (rule S18). Does
 //! not know what becomes of a connection.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,13 +20,15 @@ use std::time::{Duration, Instant};
 
 use async_io::{Async, Timer};
 use futures_lite::{AsyncRead, AsyncWrite, Stream, future};
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::{SockRef, Socket};
 
 use crate::address::Address;
+use crate::bind::{self, TcpBind};
 use crate::bound::{Bound, is_of_one_connection, tcp};
 use crate::connection::Connection;
+use crate::error::reason;
 use crate::inherited::{self, Handed, Inherited};
-use crate::socket_file::{SocketFile, is_stale};
+use crate::socket_file::SocketFile;
 use crate::source::Source;
 use crate::transport::{Peer, Transport};
 use crate::wrapper::{Handshakes, Wrapper};
@@ -162,13 +164,15 @@ pub struct ListenOptions {
     reuse_port: bool,
     syn_filter: bool,
     keepalive: Option<Duration>,
+    unix_mode: Option<u32>,
 }
 
 impl Default for ListenOptions {
-    /// Returns the options for an address that no other socket shares, without a SYN filter, and
-    /// with probes after 60 s of silence.
+    /// Returns the options for an address that no other socket shares, without a SYN filter, with
+    /// probes after 60 s of silence, and with the umask's permissions for the file of a Unix socket.
     fn default() -> Self {
-        Self { reuse_port: false, syn_filter: false, keepalive: Some(Duration::from_secs(60)) }
+        let keepalive = Some(Duration::from_secs(60));
+        Self { reuse_port: false, syn_filter: false, keepalive, unix_mode: None }
     }
 }
 
@@ -267,6 +271,33 @@ impl ListenOptions {
         self
     }
 
+    /// Sets the permissions of a Unix socket's file, which say who may connect: whoever may write
+    /// to it. From 0 to `0o777`. With `None`, the umask decides. Default: `None`.
+    ///
+    /// The file has this mode before the socket listens, so nobody can connect by the umask's
+    /// permissions in between. The option has no effect on an inherited socket, whose file is its
+    /// owner's, or on an abstract one, which has no file.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Address, ListenOptions};
+    /// use std::os::unix::fs::PermissionsExt;
+    ///
+    /// let path = std::env::temp_dir().join(format!("app-{}.sock", std::process::id()));
+    /// // The reverse proxy is in this program's group.
+    /// let options = ListenOptions::default().unix_mode(0o660);
+    /// let listener = options.bind(&Address::Unix(path.clone()))?;
+    /// assert_eq!(path.metadata()?.permissions().mode() & 0o777, 0o660);
+    /// # drop(listener);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn unix_mode(mut self, mode: impl Into<Option<u32>>) -> Self {
+        self.unix_mode = mode.into();
+        self
+    }
+
     /// Takes the listening sockets that this process was started with, with these options, like
     /// [`Listener::inherited`].
     ///
@@ -349,44 +380,34 @@ impl ListenOptions {
             return Listener::adopt(inherited, origin, self).map_err(named);
         }
         match address {
-            Address::Tcp(addr) => self.tcp(*addr),
-            Address::Every(port) => {
-                self.tcp((Ipv6Addr::UNSPECIFIED, *port).into()).or_else(|error| {
-                    // A machine without IPv6 still has every interface of the other family.
-                    match error.raw_os_error() {
-                        Some(EAFNOSUPPORT | EADDRNOTAVAIL) => {
-                            self.tcp((Ipv4Addr::UNSPECIFIED, *port).into())
-                        }
-                        _ => Err(error),
-                    }
-                })
-            }
-            Address::Unix(path) => unix(path),
-            Address::Fd(_) | Address::Other => {
-                Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no address to bind"))
-            }
+            Address::Unix(path) => self.unix(path),
+            Address::Abstract(name) => self.abstract_name(name),
+            // Of what is not an address, there is nothing to bind.
+            _ => self.tcp(&address.candidates()),
         }
         .map_err(named)
     }
 
-    fn tcp(self, addr: SocketAddr) -> io::Result<Listener> {
-        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-        if addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
-            // `:8082` and `[::]:8082` mean both families, whatever the system's default is.
-            socket.set_only_v6(false)?;
-        }
-        // A successor can bind while old connections are in TIME_WAIT.
-        socket.set_reuse_address(true)?;
-        if self.reuse_port {
-            socket.set_reuse_port(true)?;
-        }
-        socket.bind(&addr.into())?;
-        socket.listen(BACKLOG)?;
+    fn tcp(self, candidates: &[SocketAddr]) -> io::Result<Listener> {
+        let socket = TcpBind::first(candidates, self.reuse_port)?;
         let socket = tcp(socket, self.keepalive)?;
         let address = Address::Tcp(socket.get_ref().local_addr()?);
         let shared =
             Shared { syn_filter: self.syn_filter, ..Shared::new(address, Bound::Tcp(socket)) };
         Ok(Listener::from(shared))
+    }
+
+    fn unix(self, path: &Path) -> io::Result<Listener> {
+        let (socket, file) = bind::unix(path, self.unix_mode)?;
+        let socket = Async::new(UnixListener::from(socket))?;
+        let bound = Bound::Unix { socket, file: Some(file) };
+        Ok(Listener::from(Shared::new(Address::Unix(path.to_owned()), bound)))
+    }
+
+    fn abstract_name(self, name: &OsStr) -> io::Result<Listener> {
+        let socket = Async::new(UnixListener::from(bind::abstract_name(name)?))?;
+        let bound = Bound::Unix { socket, file: None };
+        Ok(Listener::from(Shared::new(Address::Abstract(name.to_owned()), bound)))
     }
 }
 
@@ -461,9 +482,11 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// What the operating system says, with the address named: in use, not allowed, not there. For
-    /// `fd:N` a descriptor that is no listening socket, or that was taken before. For a Unix socket
-    /// [`io::ErrorKind::AlreadyExists`] if a file is there that is no socket.
+    /// One line that names the address, says why it could not be bound, and what to do.
+    /// [`io::ErrorKind::AddrInUse`] if another process listens there, or this program does already.
+    /// For `fd:N` a descriptor that is no listening socket, or that was taken before. For a Unix
+    /// socket [`io::ErrorKind::AlreadyExists`] if a file is there that is no socket. For an abstract
+    /// one [`io::ErrorKind::Unsupported`] on other systems than Linux.
     ///
     /// # Examples
     ///
@@ -1003,57 +1026,12 @@ const HANDSHAKES: Duration = Duration::from_millis(50);
 /// How long the kernel's queue is emptied before the close when clients keep refilling it.
 const FLOOD: Duration = Duration::from_millis(500);
 
-/// An error in an operator's words: without Rust's decoration.
-pub(crate) fn reason(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "the address is in use".into(),
-        io::ErrorKind::AddrNotAvailable => "this machine has no such address".into(),
-        io::ErrorKind::PermissionDenied => "permission denied".into(),
-        io::ErrorKind::NotFound => "no such directory".into(),
-        _ => match error.raw_os_error() {
-            Some(code) => error.to_string().replace(&format!(" (os error {code})"), ""),
-            None => error.to_string(),
-        },
-    }
-}
-
-/// As long as the kernel lets it be (`somaxconn`): a drain empties it, so length costs nothing.
-const BACKLOG: i32 = 4096;
-
-const EAFNOSUPPORT: i32 = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
-const EADDRNOTAVAIL: i32 = rustix::io::Errno::ADDRNOTAVAIL.raw_os_error();
-
-fn unix(path: &Path) -> io::Result<Listener> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    let addr = SockAddr::unix(path)?;
-    if let Err(error) = socket.bind(&addr) {
-        if error.kind() != io::ErrorKind::AddrInUse {
-            return Err(error);
-        }
-        if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
-            let message = "the file exists and is no socket";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
-        }
-        if !is_stale(path)? {
-            return Err(error);
-        }
-        std::fs::remove_file(path)?;
-        socket.bind(&addr)?;
-    }
-    let file = Some(SocketFile::at(path)?);
-    socket.listen(BACKLOG)?;
-    let socket = Async::new(UnixListener::from(socket))?;
-    let address = Address::Unix(path.to_owned());
-    let shared = Shared::new(address, Bound::Unix { socket, file });
-    Ok(Listener::from(shared))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use futures_lite::future::block_on;
     use std::io::Write;
-    use std::net::TcpStream;
+    use std::net::{Ipv4Addr, TcpStream};
     use std::os::unix::net::UnixStream;
     use std::path::PathBuf;
 
@@ -1069,7 +1047,8 @@ mod tests {
         let first = "127.0.0.1:0".listen().unwrap();
         let error = first.address().listen().unwrap_err().to_string();
         let addr = first.address();
-        assert_eq!(error, format!("cannot listen on {addr}: the address is in use"));
+        let line = "this program listens on it already; leave one of the two out";
+        assert_eq!(error, format!("cannot listen on {addr}: {line}"));
     }
 
     /// Rule S4: what had been queued is taken, and only then the door is closed.
@@ -1149,7 +1128,7 @@ mod tests {
         let path = temporary("file");
         std::fs::write(&path, "precious").unwrap();
         let error = Address::Unix(path.clone()).listen().unwrap_err();
-        assert!(error.to_string().ends_with(": the file exists and is no socket"), "{error}");
+        assert!(error.to_string().contains(": the file exists and is not a socket; "), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
         std::fs::remove_file(&path).unwrap();
     }

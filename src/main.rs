@@ -63,10 +63,24 @@ struct Settings {
     /// Where to listen; several times, or with commas between the addresses [default: the sockets
     /// that are inherited by LISTEN_FDS, or else :8082]
     ///
-    /// ADDR: 127.0.0.1:8082, [::1]:8082, :8082 for every interface, unix:/path, fd:0 for an inherited
-    /// socket. An inherited socket that listens on ADDR is taken
-    #[arg(long, env = "SMOL_GRACEFUL_LISTEN", value_name = "ADDR", value_delimiter = ',')]
+    /// ADDR: 127.0.0.1:8082, [::1]:8082, localhost:8082, :8082 for every interface, unix:/path,
+    /// unix:@name for an abstract socket (Linux), fd:0 for an inherited socket. An inherited socket
+    /// that listens on ADDR is taken. A comma separates addresses, so a path cannot contain one
+    #[arg(
+        long,
+        env = "SMOL_GRACEFUL_LISTEN",
+        value_name = "ADDR",
+        value_delimiter = ',',
+        value_parser = address
+    )]
     listen: Vec<Address>,
+
+    /// Who may connect to the file of a Unix socket: its permissions in octal, such as 0660
+    /// [default: what the umask leaves]
+    ///
+    /// Without effect on inherited and abstract sockets
+    #[arg(long, env = "SMOL_GRACEFUL_UNIX_MODE", value_name = "MODE", value_parser = unix_mode)]
+    unix_mode: Option<u32>,
 
     /// How long a request to / works
     #[arg(
@@ -152,6 +166,20 @@ struct Settings {
     threads: Option<usize>,
 }
 
+/// Reads an address from among those that commas separate.
+fn address(text: &str) -> Result<Address, String> {
+    text.parse().map_err(|error| format!("{error} (a comma separates addresses)"))
+}
+
+/// Reads permissions in octal, as `chmod` does.
+fn unix_mode(text: &str) -> Result<u32, String> {
+    let digits = text.trim();
+    let digits = digits.strip_prefix("0o").unwrap_or(digits);
+    let is_octal = digits.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    let mode = u32::from_str_radix(digits, 8).ok().filter(|mode| is_octal && *mode <= 0o777);
+    mode.ok_or_else(|| "write the permissions in octal, from 0 to 0777, such as 0660".into())
+}
+
 /// The arguments, and the environment where they are silent; a variable that is set to nothing is
 /// not set.
 fn settings() -> Result<Settings, clap::Error> {
@@ -195,8 +223,12 @@ fn listeners(settings: &Settings) -> io::Result<Vec<Listener>> {
     let options = ListenOptions::default()
         .reuse_port(settings.reuse_port)
         .syn_filter(settings.syn_filter)
-        .keepalive(settings.keepalive);
-    let every = settings.listen.iter().map(|address| options.bind(address));
+        .keepalive(settings.keepalive)
+        .unix_mode(settings.unix_mode);
+    let mut addresses = settings.listen.clone();
+    // `[::]` leaves IPv4 alone if the program listens there already.
+    addresses.sort_by_key(is_every_ipv6);
+    let every = addresses.iter().map(|address| options.bind(address));
     let listeners = every.collect::<io::Result<Vec<_>>>()?;
     let inherited = options.inherited()?;
     if listeners.is_empty() && inherited.is_empty() {
@@ -209,6 +241,11 @@ fn listeners(settings: &Settings) -> io::Result<Vec<Listener>> {
         ::log::warn!("inherited {}, which no --listen asks for", listener.address());
     }
     Ok(listeners)
+}
+
+/// Returns `true` for `[::]:8082`.
+fn is_every_ipv6(address: &Address) -> bool {
+    matches!(address, Address::Tcp(addr) if addr.is_ipv6() && addr.ip().is_unspecified())
 }
 
 /// Raises the soft limit of open files to the hard one, as Go does: the low soft limit is there for
@@ -240,6 +277,7 @@ mod tests {
         assert!(!settings.reuse_port && !settings.syn_filter);
         assert_eq!(settings.keepalive, Duration::from_secs(60));
         assert_eq!(settings.threads, None);
+        assert_eq!(settings.unix_mode, None);
     }
 
     #[test]
@@ -251,10 +289,34 @@ mod tests {
     }
 
     #[test]
+    fn a_mode_is_octal() {
+        for (text, mode) in [
+            ("0660", Some(0o660)),
+            ("660", Some(0o660)),
+            ("0o600", Some(0o600)),
+            (" 0777 ", Some(0o777)),
+            ("0", Some(0)),
+            ("1000", None),
+            ("0668", None),
+            ("+660", None),
+            ("-1", None),
+            ("0x1b0", None),
+            ("rw-rw----", None),
+            ("", None),
+        ] {
+            assert_eq!(unix_mode(text).ok(), mode, "{text}");
+        }
+    }
+
+    #[test]
     fn nonsense_is_a_usage_error() {
         for line in [
             ["--listen", "8082"],
             ["--listen", ""],
+            ["--listen", ":1,,:2"],
+            ["--listen", ":1,"],
+            ["--listen", "unix:/a,b.sock"],
+            ["--unix-mode", "rw"],
             ["--work", "15"],
             ["--grace", "-1s"],
             ["--linger", "soon"],

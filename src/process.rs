@@ -19,9 +19,9 @@ use futures_lite::{FutureExt, Stream, StreamExt, future};
 use smol::Executor;
 use smol::channel;
 
-use crate::error::ServeError;
+use crate::error::{ServeError, reason};
 use crate::inherited;
-use crate::listener::{Listen, Listener, reason};
+use crate::listener::{Listen, Listener};
 use crate::notify::Notify;
 use crate::outcome::{Outcome, name};
 use crate::server::{Running, Server, Stopping};

@@ -1448,8 +1448,8 @@ fn an_error_of_serve_is_an_io_error_and_one_line() {
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
     let line = format!("{error:?}");
     let addr = listener.address();
-    let way_out = "stop what listens there, or choose another address";
-    assert_eq!(line, format!("cannot listen on {addr}: the address is in use; {way_out}"));
+    let reason = "this program listens on it already; leave one of the two out";
+    assert_eq!(line, format!("cannot listen on {addr}: {reason}"));
     assert_eq!(format!("{error}"), line);
     assert_eq!(format!("{error:#?}"), line);
 

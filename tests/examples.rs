@@ -34,8 +34,8 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 #[ignore = "needs the port 8082"]
 fn hello_says_okay() {
     let held = TcpListener::bind("127.0.0.1:8082").expect("someone else has the port 8082");
-    let told = "Error: cannot listen on 127.0.0.1:8082: the address is in use; \
-        stop what listens there, or choose another address";
+    let told = "Error: cannot listen on 127.0.0.1:8082: the address is in use by another process; \
+        stop that process, or choose another address";
     fails("hello", &[], told);
 
     let mut command = quiet("hello", "LISTEN_PID=$$");
@@ -596,7 +596,7 @@ fn embed_serves_nobody_unless_it_can_serve_both() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = held.local_addr().unwrap().to_string();
     for args in [["127.0.0.1:0", &*taken], [&*taken, "127.0.0.1:0"]] {
-        fails("embed", &args, "the address is in use; stop what listens there");
+        fails("embed", &args, "the address is in use by another process; stop that process");
     }
 }
 

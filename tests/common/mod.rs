@@ -144,11 +144,19 @@ impl Client {
 
     /// Connects to a TCP or Unix socket. The standard library's TCP stream reads and writes either.
     pub fn connect_to(address: &Address) -> Self {
-        let Address::Unix(path) = address else {
-            let Address::Tcp(addr) = *address else { panic!("nobody can connect to {address}") };
-            return Self::connect(addr);
+        let stream = match address {
+            Address::Tcp(addr) => return Self::connect(*addr),
+            Address::Unix(path) => UnixStream::connect(path),
+            #[cfg(target_os = "linux")]
+            Address::Abstract(name) => {
+                use std::os::linux::net::SocketAddrExt;
+                let name =
+                    std::os::unix::net::SocketAddr::from_abstract_name(name.as_encoded_bytes());
+                UnixStream::connect_addr(&name.unwrap())
+            }
+            _ => panic!("nobody can connect to {address}"),
         };
-        Self::of(OwnedFd::from(UnixStream::connect(path).unwrap()).into())
+        Self::of(OwnedFd::from(stream.unwrap()).into())
     }
 
     fn of(stream: TcpStream) -> Self {

@@ -1,0 +1,353 @@
+//! Why an address could not be bound, in one line for an operator: what is so, and what to do.
+//!
+//! Invariant: a line tells nobody to stop what listens on an address when that is this program
+//! itself. Looks at this process's sockets and at files, and changes nothing.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+use crate::address::Address;
+use crate::bind::TcpBind;
+use crate::error::reason;
+use crate::inherited;
+use crate::own_sockets::OwnSocket;
+
+/// Explains why a TCP address could not be bound.
+pub(crate) fn of_tcp(wanted: TcpBind, error: &io::Error) -> io::Error {
+    let addr = wanted.span.addr;
+    let message = match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::ADDRINUSE) => tcp_in_use(wanted),
+        _ => tcp(addr, error),
+    };
+    io::Error::new(error.kind(), message)
+}
+
+fn tcp(addr: SocketAddr, error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::ACCESS | Errno::PERM) if addr.port() < 1024 => {
+            "this user may not listen on a port below 1024; choose one from 1024 on, let a \
+             service manager pass the socket (LISTEN_FDS, fd:0), or give the program \
+             CAP_NET_BIND_SERVICE"
+                .into()
+        }
+        Some(Errno::ADDRNOTAVAIL) => format!(
+            "this machine has no such address; choose one of its own, or `:{}` for every interface",
+            addr.port()
+        ),
+        Some(Errno::AFNOSUPPORT) => {
+            let (missing, other) = if addr.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+            format!("this machine has no {missing}; choose an {other} address")
+        }
+        Some(Errno::INVAL) if is_link_local(addr) => format!(
+            "a link-local address needs a zone, the number that `ip link` shows for the \
+             interface; write `[{}%2]:{}`",
+            addr.ip(),
+            addr.port()
+        ),
+        Some(Errno::NODEV) => "this machine has no interface with the number of the zone; \
+             write one that `ip link` shows"
+            .into(),
+        _ => reason(error),
+    }
+}
+
+fn is_link_local(addr: SocketAddr) -> bool {
+    matches!(addr.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+fn tcp_in_use(wanted: TcpBind) -> String {
+    let overlaps = |own: &OwnSocket| own.tcp().is_some_and(|own| own.overlaps(wanted.span));
+    if let Some(own) = OwnSocket::all().into_iter().find(overlaps) {
+        return of_own_tcp(wanted, &own);
+    }
+    let other = "or choose another address";
+    if wanted.reuse_port {
+        return format!(
+            "the address is in use by a process that does not ask for SO_REUSEPORT \
+             (--reuse-port), or that belongs to another user; let both ask for it under the same \
+             user, {other}"
+        );
+    }
+    // The kernel lets a second socket in only if both ask for it, and have the same user.
+    if (TcpBind { reuse_port: true, ..wanted }).bind().is_ok() {
+        return format!(
+            "the address is in use by a process that asks for SO_REUSEPORT (--reuse-port), and \
+             this one does not; let both ask for it, {other}"
+        );
+    }
+    format!("the address is in use by another process; stop that process, {other}")
+}
+
+/// Says that `own` is in the way.
+fn of_own_tcp(TcpBind { span: wanted, .. }: TcpBind, own: &OwnSocket) -> String {
+    let at = &own.address;
+    if own.is_passed {
+        return passed(own);
+    }
+    let Some(span) = own.tcp() else { return twice() };
+    if span.addr == wanted.addr {
+        return twice();
+    }
+    let is_ipv4_wildcard = wanted.addr.is_ipv4() && wanted.addr.ip().is_unspecified();
+    if is_ipv4_wildcard && span.addr.is_ipv6() {
+        let wanted = wanted.addr;
+        return format!(
+            "this program listens on {at} already, which serves IPv4, too; \
+             give {wanted} before {at}, or leave it out"
+        );
+    }
+    let relation =
+        if span.includes(wanted) { "which serves it, too" } else { "which is a part of it" };
+    format!("this program listens on {at} already, {relation}; leave one of the two out")
+}
+
+fn twice() -> String {
+    "this program listens on it already; leave one of the two out".into()
+}
+
+/// Says that this process was started with `own`, and how to ask for it.
+fn passed(own: &OwnSocket) -> String {
+    let OwnSocket { fd, address, .. } = own;
+    let words = if inherited::is_announced(*fd) {
+        address.to_string()
+    } else {
+        // LISTEN_FDS does not speak of it, so its address alone does not find it.
+        Address::Fd(*fd).to_string()
+    };
+    format!("this process was started with a socket on {address}; write `{words}` to use that one")
+}
+
+/// Explains why the file of a Unix socket could not be bound, where nothing is in the way.
+pub(crate) fn of_unix(path: &Path, error: &io::Error) -> io::Error {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.display().to_string(),
+        _ => ".".into(),
+    };
+    let is_slash_last = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+    let message = match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOENT) if is_slash_last => {
+            "the path ends in a slash; write the path of a file".into()
+        }
+        Some(Errno::NOENT) if Path::new(&directory).is_dir() => {
+            format!("the file system of {directory} takes no sockets; choose another path")
+        }
+        Some(Errno::NOENT) => {
+            format!("there is no directory {directory}; make it, or choose another path")
+        }
+        Some(Errno::NOTDIR) => {
+            format!("{directory} is not a directory; choose another path")
+        }
+        Some(Errno::ACCESS | Errno::PERM) => format!(
+            "this user may not make a file in {directory}; change who may, or choose another path"
+        ),
+        Some(Errno::ROFS) => {
+            format!("the file system of {directory} is read-only; choose another path")
+        }
+        _ => reason(error),
+    };
+    io::Error::new(error.kind(), message)
+}
+
+/// What is at the path of a Unix socket that cannot be bound.
+#[derive(Debug)]
+pub(crate) enum Obstacle {
+    Directory,
+    /// A symbolic link to this path.
+    Link(PathBuf),
+    /// A file that is not a socket.
+    File,
+    /// A socket of this process.
+    Own(OwnSocket),
+    /// A socket on which another process listens.
+    Live,
+    /// A socket to which this process may not connect, so that nobody knows whether it is stale.
+    Closed,
+    /// A stale socket that this process may not remove.
+    NotRemovable(io::Error),
+}
+
+impl Obstacle {
+    /// Says what is at `path`, and what to do.
+    pub(crate) fn into_error(self, path: &Path) -> io::Error {
+        let (kind, message) = match self {
+            Self::Directory => {
+                let file = Address::Unix(path.join("app.sock"));
+                let message =
+                    format!("it is a directory; write the path of a file, such as `{file}`");
+                (io::ErrorKind::AlreadyExists, message)
+            }
+            Self::Link(target) => {
+                let message = format!(
+                    "it is a symbolic link to {}; write the path of the socket itself, or remove \
+                     the link",
+                    target.display()
+                );
+                (io::ErrorKind::AlreadyExists, message)
+            }
+            Self::File => {
+                let message =
+                    "the file exists and is not a socket; remove it, or choose another path";
+                (io::ErrorKind::AlreadyExists, message.into())
+            }
+            Self::Own(own) if own.is_passed => (io::ErrorKind::AddrInUse, passed(&own)),
+            Self::Own(_) => (io::ErrorKind::AddrInUse, twice()),
+            Self::Live => {
+                let message =
+                    "another process listens on it; stop that process, or choose another path";
+                (io::ErrorKind::AddrInUse, message.into())
+            }
+            Self::Closed => {
+                let message = format!(
+                    "the socket file belongs to user {}, and this user may not connect to it; if \
+                     no server listens on it any more, remove {}, or choose another path",
+                    owner(path),
+                    path.display()
+                );
+                (io::ErrorKind::PermissionDenied, message)
+            }
+            Self::NotRemovable(error) => {
+                let message = format!(
+                    "the socket file is stale and belongs to user {}, and this user may not \
+                     remove it ({}); remove {}, or choose another path",
+                    owner(path),
+                    reason(&error),
+                    path.display()
+                );
+                (error.kind(), message)
+            }
+        };
+        io::Error::new(kind, message)
+    }
+}
+
+/// Returns the name of a file's owner, or its number.
+fn owner(path: &Path) -> String {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return "unknown".into() };
+    let id = metadata.uid().to_string();
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == id).then(|| name.to_owned())
+    });
+    name.unwrap_or(id)
+}
+
+/// Explains why an abstract name could not be bound.
+pub(crate) fn of_abstract(name: &OsStr, error: &io::Error) -> io::Error {
+    let wanted = Address::Abstract(name.to_owned());
+    let message = if error.kind() == io::ErrorKind::AddrInUse {
+        match OwnSocket::all().into_iter().find(|own| own.address == wanted) {
+            Some(own) if own.is_passed => passed(&own),
+            Some(_) => twice(),
+            None => {
+                "another process listens on it; stop that process, or choose another name".into()
+            }
+        }
+    } else {
+        reason(error)
+    };
+    io::Error::new(error.kind(), message)
+}
+
+/// Says that no client can connect to a multicast or broadcast address.
+pub(crate) fn unreachable(addr: SocketAddr) -> io::Error {
+    let message = format!(
+        "no client can connect to {}; choose an address of this machine, or `:{}` for every \
+         interface",
+        addr.ip(),
+        addr.port()
+    );
+    io::Error::new(io::ErrorKind::AddrNotAvailable, message)
+}
+
+/// Says that a Unix socket's path or name does not fit.
+pub(crate) fn too_long(what: &str, bytes: usize, longest: usize) -> io::Error {
+    let message = format!(
+        "the {what} of a Unix socket has at most {longest} bytes, and this one has {bytes}; \
+         choose a shorter one"
+    );
+    io::Error::new(io::ErrorKind::InvalidInput, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What no test can bring about on every machine: the kernel's word, and the line.
+    #[test]
+    fn what_the_kernel_says_is_put_in_an_operators_words() {
+        let error = |errno: Errno| io::Error::from_raw_os_error(errno.raw_os_error());
+        for (addr, errno, line) in [
+            (
+                "0.0.0.0:80",
+                Errno::ACCESS,
+                "this user may not listen on a port below 1024; choose one from 1024 on, let a \
+                 service manager pass the socket (LISTEN_FDS, fd:0), or give the program \
+                 CAP_NET_BIND_SERVICE",
+            ),
+            ("0.0.0.0:8082", Errno::ACCESS, "Permission denied"),
+            (
+                "192.0.2.1:80",
+                Errno::ADDRNOTAVAIL,
+                "this machine has no such address; choose one of its own, or `:80` for every \
+                 interface",
+            ),
+            ("[::1]:80", Errno::AFNOSUPPORT, "this machine has no IPv6; choose an IPv4 address"),
+            (
+                "127.0.0.1:80",
+                Errno::AFNOSUPPORT,
+                "this machine has no IPv4; choose an IPv6 address",
+            ),
+            (
+                "[fe80::1]:80",
+                Errno::INVAL,
+                "a link-local address needs a zone, the number that `ip link` shows for the \
+                 interface; write `[fe80::1%2]:80`",
+            ),
+            (
+                "[fe80::1%99]:80",
+                Errno::NODEV,
+                "this machine has no interface with the number of the zone; write one that `ip \
+                 link` shows",
+            ),
+        ] {
+            assert_eq!(tcp(addr.parse().unwrap(), &error(errno)), line);
+        }
+        for (path, errno, line) in [
+            (
+                "/no/app.sock",
+                Errno::NOENT,
+                "there is no directory /no; make it, or choose another path",
+            ),
+            (
+                "/proc/app.sock",
+                Errno::NOENT,
+                "the file system of /proc takes no sockets; choose another path",
+            ),
+            ("/no/", Errno::NOENT, "the path ends in a slash; write the path of a file"),
+            ("/a/app.sock", Errno::NOTDIR, "/a is not a directory; choose another path"),
+            (
+                "/run/app.sock",
+                Errno::ACCESS,
+                "this user may not make a file in /run; change who may, or choose another path",
+            ),
+            (
+                "/ro/app.sock",
+                Errno::ROFS,
+                "the file system of /ro is read-only; choose another path",
+            ),
+            ("/a/app.sock", Errno::NOSPC, "No space left on device"),
+        ] {
+            let explained = of_unix(Path::new(path), &error(errno));
+            assert_eq!(explained.to_string(), line);
+            assert_eq!(explained.kind(), error(errno).kind());
+        }
+    }
+}
