@@ -7,6 +7,7 @@
 use std::env;
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixDatagram;
@@ -18,9 +19,11 @@ use std::time::Duration;
 use async_io::{Async, Timer};
 use command_fds::{CommandFdExt, FdMapping};
 use futures_lite::FutureExt;
+use rustix::io::ioctl_fionread;
 use rustix::process::{Pid, Signal, kill_process};
+use socket2::SockRef;
 
-use crate::inherited::{self, FDS, FIRST, HANDOVER, NAMES, PID};
+use crate::inherited::{FDS, FIRST, HANDOVER, NAMES, PID};
 use crate::listener::Listener;
 use crate::notify::{MANAGER, Notify, SOCKET, TAKEN};
 
@@ -31,8 +34,8 @@ use crate::notify::{MANAGER, Notify, SOCKET, TAKEN};
 /// The successor finds the sockets by [`Listener::bind`] with the same addresses, or by
 /// [`Listener::inherited`]; they have the descriptors from 3 on, whatever else this process had been
 /// started with there. It is ready when it sends `READY=1` to its NOTIFY_SOCKET, as
-/// [`run`](crate::run) and [`ready`] do. Then it serves, and this server is to be stopped: it only lets
-/// go of its sockets and finishes what is in flight. If there is a service manager (systemd), it is
+/// [`run`](crate::run) and [`ready`](crate::ready) do. Then it serves, and this server is to be
+/// stopped: it only lets go of its sockets and finishes what is in flight. If there is a service manager (systemd), it is
 /// told that the successor is the main process now.
 ///
 /// A supervisor that follows the process that it has started, as Supervisor does, takes this for
@@ -127,43 +130,6 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
     }
     Notify::from_env().main_pid(pid);
     Ok(pid)
-}
-
-/// Says that this process serves on `listeners`: to the predecessor that has started it, whose
-/// sockets are its own from now on, or to the service manager (systemd's READY=1). [`run`] does it
-/// itself; a program that calls [`Server::serve`] does it when it is ready.
-///
-/// Does nothing if nobody waits for it, and harmless if it was done before.
-///
-/// [`run`]: crate::run
-/// [`Server::serve`]: crate::Server::serve
-///
-/// # Errors
-///
-/// [`io::ErrorKind::WouldBlock`] if it could not be said now: try again.
-///
-/// # Examples
-///
-/// ```
-/// use smol_graceful::{Listener, Server, ready};
-///
-/// # fn main() -> std::io::Result<()> {
-/// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
-/// let server = Server::new(|_request| async { Ok("okay") });
-/// # server.handle().stop();
-/// let serve = server.serve([listener.clone()]);
-/// ready(&[listener])?;
-/// println!("{}", smol::block_on(serve)?);
-/// # Ok(())
-/// # }
-/// ```
-pub fn ready(listeners: &[Listener]) -> io::Result<()> {
-    inherited::close_unclaimed();
-    let taken: Vec<_> = listeners.iter().filter_map(Listener::handed_as).collect();
-    if Notify::from_env().ready("serving", &taken)? {
-        listeners.iter().for_each(Listener::take_over);
-    }
-    Ok(())
 }
 
 /// The program as it was started, with the sockets from descriptor 3 on.
@@ -334,11 +300,11 @@ impl Mailbox {
     }
 
     /// Waits for `READY=1`, and for what comes with it: which descriptors were taken, if it says so.
+    /// A successor that is not ours may say more in the same datagram.
     async fn ready(&self) -> io::Result<Option<Vec<RawFd>>> {
-        let mut bytes = [0; 4096];
         loop {
-            let n = self.socket.recv(&mut bytes).await?;
-            let text = String::from_utf8_lossy(&bytes[..n]);
+            let datagram = self.socket.read_with(datagram).await?;
+            let text = String::from_utf8_lossy(&datagram);
             if text.lines().any(|line| line == "READY=1") {
                 let taken = text.lines().find_map(|line| line.strip_prefix(TAKEN));
                 return Ok(taken.map(|taken| {
@@ -347,6 +313,22 @@ impl Mailbox {
             }
         }
     }
+}
+
+/// Returns the next datagram, however long it is: a socket that was taken and is not named in it
+/// would be closed.
+///
+/// # Errors
+///
+/// `WouldBlock` if there is none.
+fn datagram(socket: &UnixDatagram) -> io::Result<Vec<u8>> {
+    // Only when there is a datagram does its length say something.
+    SockRef::from(socket).peek(&mut [MaybeUninit::uninit()])?;
+    let length = ioctl_fionread(socket)?;
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+    let n = socket.recv(&mut bytes)?;
+    bytes.truncate(n);
+    Ok(bytes)
 }
 
 impl Drop for Mailbox {

@@ -52,7 +52,7 @@
 //!
 //! | level | |
 //! |---|---|
-//! | a process | [`run`], [`Process`], `restart`, `ready`, [`signals`] |
+//! | a process | [`run`], [`Process`], `restart`, [`ready`], [`signals`] |
 //! | a server | [`Server`], [`Limits`], [`ServeError`] |
 //! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
 //! | in a handler | [`Request`], [`Response`], [`Body`], [`stream_body`], [`probe`], [`Peer`], [`Client`], [`Left`], [`target`], [`Token`] |
@@ -129,10 +129,11 @@ pub use client::{Client, target};
 pub use connection::Connection;
 pub use error::ServeError;
 #[cfg(feature = "restart")]
-pub use handover::{ready, restart};
+pub use handover::restart;
 pub use http_types::{self, Body, Method, Request, Response, StatusCode};
 pub use limits::Limits;
 pub use listener::{Listen, ListenOptions, Listener};
+pub use notify::ready;
 pub use outcome::{Ending, Outcome};
 pub use probe::probe;
 pub use process::{Process, run};

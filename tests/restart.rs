@@ -254,7 +254,8 @@ fn usr2_loses_nothing() {
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", directory.path("manager"));
     let mut line = Line::start(command);
-    assert!(hear(&manager).starts_with("READY=1\nSTATUS=listening on 127.0.0.1:"));
+    assert_eq!(hear(&manager), "READY=1\n");
+    assert!(hear(&manager).starts_with("STATUS=listening on 127.0.0.1:"));
     let (report, ()) = under_load(Target::Tcp(line.program.addr), |tally| {
         for _ in 0..10 {
             line.restart();
@@ -309,6 +310,73 @@ fn usr2_hands_over_what_was_inherited() {
     }
 }
 
+/// However many sockets there are and however long their paths, each of them goes from one to the
+/// next, and a manager, which reads 4096 bytes of a message, understands READY.
+#[test]
+fn usr2_hands_over_a_hundred_sockets() {
+    let directory = Directory::new();
+    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    // Close to the kernel's limit for a path, 107 bytes.
+    let padding = "x".repeat(95_usize.saturating_sub(directory.path("").as_os_str().len()));
+    let paths: Vec<_> = (0..100).map(|n| directory.path(&format!("{padding}{n:03}"))).collect();
+    let mut command = Command::new(SERVER);
+    command.args(["--work", "0s"]).env("NOTIFY_SOCKET", directory.path("manager"));
+    for path in &paths {
+        command.arg("--listen").arg(format!("unix:{}", path.display()));
+    }
+    let mut line = Line::start(command);
+    assert_eq!(hear(&manager), "READY=1\n");
+    let status = hear(&manager);
+    assert!(status.starts_with("STATUS=listening on unix:"), "{status}");
+    assert!(status.ends_with("...\n") && status.len() < 300, "{status}");
+    for _ in 0..2 {
+        let predecessor = line.pid;
+        line.restart();
+        assert_eq!(hear(&manager), format!("MAINPID={}\n", line.pid));
+        wait_until("the predecessor has ended", || !is_running(predecessor));
+        for path in &paths {
+            assert_eq!(ask_unix(path), "okay");
+        }
+    }
+    line.end();
+    assert!(paths.iter().all(|path| !path.exists()));
+}
+
+/// A successor that is not ours may say what it likes beside READY, in whatever order, and at any length.
+#[test]
+fn a_successor_may_say_more_than_ready() {
+    let long = "s".repeat(100_000);
+    for message in [
+        format!("STATUS={long}\nX_TAKEN=3\nREADY=1").as_bytes(),
+        format!("READY=1\nSTATUS={long}\nX_TAKEN=3\n").as_bytes(),
+        b"\n=\nSTATUS=\xff\r\nREADY=1\r\n",
+    ] {
+        let directory = Directory::new();
+        let (program, told) = (directory.path("app"), directory.path("told"));
+        copy_server(&program);
+        let mut command = Command::new(&program);
+        command.args(["--listen", "127.0.0.1:0", "--work", "0s"]);
+        let mut line = Line::start(command);
+        let predecessor = line.pid;
+        // The test says it in the place of the successor.
+        let tell = format!("echo \"$NOTIFY_SOCKET\" >{0}.new; mv {0}.new {0}", told.display());
+        replace(&program, &format!("{tell}; NOTIFY_SOCKET= exec {SERVER} \"$@\""));
+        line.signal(Signal::USR2);
+        wait_until("the successor waits", || told.exists());
+        let address = fs::read_to_string(&told).unwrap();
+        let speaker = UnixDatagram::unbound().unwrap();
+        speaker.send_to(b"STATUS=not yet", address.trim_end()).unwrap();
+        speaker.send_to(b"", address.trim_end()).unwrap();
+        speaker.send_to(message, address.trim_end()).unwrap();
+        let told = line.program.wait_for(" has taken over");
+        line.pid = number_behind(&told, "process ");
+        wait_until("the predecessor has ended", || !is_running(predecessor));
+        assert_eq!(line.program.connect().get("/").response().text(), "okay");
+        line.end();
+    }
+}
+
 /// What is in flight when the successor takes over is finished by the predecessor.
 #[test]
 fn usr2_finishes_what_is_in_flight() {
@@ -336,11 +404,11 @@ fn usr2_finishes_what_is_in_flight() {
 fn a_broken_successor_changes_nothing() {
     let directory = Directory::new();
     let program = directory.path("app");
-    let install = |script: Option<&str>| match script {
+    let put = |script: Option<&str>| match script {
         Some(script) => replace(&program, script),
         None => replace(&program, &format!("exec {SERVER} \"$@\"")),
     };
-    fs::copy(SERVER, &program).unwrap();
+    copy_server(&program);
     let path = directory.path("app.sock");
     let mut command = Command::new(&program);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--patience", "300ms"]);
@@ -358,7 +426,7 @@ fn a_broken_successor_changes_nothing() {
         // It also does not stop when it is told to.
         ("trap '' TERM; exec sleep 60", "no successor: the successor was not ready within"),
     ] {
-        install(Some(script));
+        put(Some(script));
         line.signal(Signal::USR2);
         line.program.wait_for(error);
         assert_eq!(line.program.connect().get("/").response().text(), "okay", "{script}");
@@ -369,12 +437,12 @@ fn a_broken_successor_changes_nothing() {
     line.signal(Signal::USR2);
     line.program.wait_for("no successor: cannot start ");
     // And once it is mended:
-    install(None);
+    put(None);
     line.restart();
     assert_ne!(line.pid, first);
     assert_eq!(line.program.connect().get("/").response().text(), "okay");
     // One that is started by something else that stays.
-    install(Some(&format!("{SERVER} \"$@\"; exit $?")));
+    put(Some(&format!("{SERVER} \"$@\"; exit $?")));
     line.restart();
     assert_eq!(line.program.connect().get("/").response().text(), "okay");
     assert_eq!(ask_unix(&path), "okay");
@@ -387,7 +455,7 @@ fn a_broken_successor_changes_nothing() {
 fn what_a_successor_does_not_take_is_closed() {
     let directory = Directory::new();
     let (program, path) = (directory.path("app"), directory.path("app.sock"));
-    fs::copy(SERVER, &program).unwrap();
+    copy_server(&program);
     let mut command = Command::new(&program);
     command.args(["--listen", "127.0.0.1:0", "--listen", &format!("unix:{}", path.display())]);
     let mut line = Line::start(command);
@@ -436,10 +504,26 @@ fn too_few_descriptors_change_nothing() {
 
 /// Puts a script in the place of a program, as a deployment does.
 fn replace(program: &Path, script: &str) {
-    let new = program.with_extension("new");
-    fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
+    install(program, format!("#!/bin/sh\n{script}\n").as_bytes());
+}
+
+/// Puts a file with these bytes in the place of a program.
+fn install(program: &Path, bytes: &[u8]) {
+    let (text, new) = (program.with_extension("text"), program.with_extension("new"));
+    fs::write(&text, bytes).unwrap();
+    copy_file(&text, &new);
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
     fs::rename(&new, program).unwrap();
+}
+
+fn copy_server(program: &Path) {
+    copy_file(Path::new(SERVER), program);
+}
+
+/// Copies by a process of its own. A descriptor that this one writes by is for a moment in each child
+/// that another test starts, and as long the kernel refuses to run the file ("Text file busy").
+fn copy_file(from: &Path, to: &Path) {
+    assert!(Command::new("cp").args([from, to]).status().unwrap().success());
 }
 
 /// A stop while a successor is being started ends both.
@@ -447,7 +531,7 @@ fn replace(program: &Path, script: &str) {
 fn a_stop_ends_a_successor_that_is_not_ready() {
     let directory = Directory::new();
     let program = directory.path("app");
-    fs::copy(SERVER, &program).unwrap();
+    copy_server(&program);
     let mut command = Command::new(&program);
     command.args(["--listen", "127.0.0.1:0"]);
     let mut line = Line::start(command);
@@ -510,7 +594,8 @@ fn the_manager_is_told() {
     command.args(["--listen", "127.0.0.1:0", "--lame-duck", "300ms", "--grace", "20s"]);
     command.env("NOTIFY_SOCKET", directory.path("manager"));
     let mut server = Program::start(command);
-    assert_eq!(hear(&manager), format!("READY=1\nSTATUS=listening on {}\n", server.addr));
+    assert_eq!(hear(&manager), "READY=1\n");
+    assert_eq!(hear(&manager), format!("STATUS=listening on {}\n", server.addr));
 
     let mut client = server.connect();
     client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nh");
@@ -543,6 +628,23 @@ fn the_manager_is_told() {
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
+/// A program with `serve` says itself that it is ready, and nothing else.
+#[test]
+fn a_program_of_its_own_tells_the_manager() {
+    let directory = Directory::new();
+    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Program::example_command("restart", &["127.0.0.1:0"]);
+    command.env("NOTIFY_SOCKET", directory.path("manager"));
+    let mut server = Program::start(command);
+    assert_eq!(hear(&manager), "READY=1\n");
+    assert_eq!(hear(&manager), "STATUS=serving\n");
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0, "{server}");
+    manager.set_nonblocking(true).unwrap();
+    assert!(manager.recv(&mut [0]).is_err());
+}
+
 /// WATCHDOG=1 comes from the threads that run handlers: when all of them are blocked, it does not.
 #[test]
 fn a_blocked_executor_is_noticed() {
@@ -552,7 +654,8 @@ fn a_blocked_executor_is_noticed() {
     let mut command = Program::example_command("blocking", &["127.0.0.1:0", "30", "2"]);
     command.env("NOTIFY_SOCKET", directory.path("manager")).env("WATCHDOG_USEC", "100000");
     let mut server = Program::start(command);
-    assert!(hear(&manager).starts_with("READY=1\n"));
+    assert_eq!(hear(&manager), "READY=1\n");
+    assert!(hear(&manager).starts_with("STATUS=listening on "));
     for _ in 0..3 {
         assert_eq!(hear(&manager), "WATCHDOG=1\n");
     }
