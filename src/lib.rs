@@ -118,6 +118,8 @@ mod shutdown;
 mod signals;
 mod socket_file;
 mod source;
+#[cfg(feature = "restart")]
+mod spawn;
 mod transport;
 mod wire;
 mod wrapper;

@@ -450,6 +450,131 @@ fn a_broken_successor_changes_nothing() {
     assert!(!path.exists());
 }
 
+/// A file that is not a program is not run, by a shell neither, and one line says what is wrong.
+#[test]
+fn what_is_not_a_program_is_not_run() {
+    let directory = Directory::new();
+    let (program, ran) = (directory.path("app"), directory.path("ran"));
+    let server = fs::read(SERVER).unwrap();
+    let patched = |at: usize, bytes: &[u8]| {
+        let mut file = server.clone();
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        file
+    };
+    // A shell would run this.
+    let commands = format!("touch {}; exec {SERVER} \"$@\"\n", ran.display());
+    let (garbage, plain) = (directory.path("garbage"), directory.path("plain"));
+    install(&garbage, commands.as_bytes());
+    fs::write(&plain, "#!/bin/sh\n").unwrap();
+    let script = |interpreter: &Path| format!("#!{}\n{commands}", interpreter.display());
+    let not_a_program = "it is not a program that this machine can run";
+    let no_interpreter = "no such file as the interpreter or the loader that it names";
+    let mut table = vec![
+        (commands.clone().into_bytes(), not_a_program),
+        ([b"\x7fELF", commands.as_bytes()].concat(), not_a_program),
+        (Vec::new(), not_a_program),
+        // Another architecture, and what an interrupted copy leaves.
+        (patched(18, &[0xfe, 0x7e]), not_a_program),
+        (server[..40].to_vec(), not_a_program),
+        (server[..100].to_vec(), not_a_program),
+        (script(&garbage).into_bytes(), not_a_program),
+        (script(&directory.path("nobody")).into_bytes(), no_interpreter),
+        (script(&plain).into_bytes(), "names an interpreter that is not executable"),
+    ];
+    let loader = memchr::memmem::find(&server, b"/ld-linux");
+    table.extend(loader.map(|at| (patched(at, b"/nobody--"), no_interpreter)));
+
+    copy_server(&program);
+    let mut command = Command::new(&program);
+    command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).current_dir(&directory.0);
+    let mut line = Line::start(command);
+    let first = line.pid;
+    let mut check = |error: &str| {
+        line.signal(Signal::USR2);
+        let told = line.program.wait_for_any(&["no successor: ", " has taken over"]);
+        let here = fs::canonicalize(&directory.0).unwrap();
+        let start =
+            format!("no successor: cannot start {} in {}: ", program.display(), here.display());
+        assert!(told.contains(&start) && told.contains(error), "{error}: {told}");
+        assert!(told.ends_with("; this process goes on"), "{told}");
+        assert_eq!(line.program.connect().get("/").response().text(), "okay", "{error}");
+        assert!(is_running(first) && !ran.exists(), "{error}");
+    };
+    for (bytes, error) in &table {
+        install(&program, bytes);
+        check(error);
+    }
+    install(&program, &server);
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o644)).unwrap();
+    check("it is not executable;");
+    // `cp` does that to a file that is not running.
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let writer = fs::OpenOptions::new().append(true).open(&program).unwrap();
+    check("it is still being written;");
+    drop(writer);
+    fs::remove_file(&program).unwrap();
+    check("no such file;");
+    fs::create_dir(&program).unwrap();
+    check("it is a directory, not a program;");
+    fs::remove_dir(&program).unwrap();
+    install(&program, &server);
+    line.restart();
+    line.end();
+}
+
+/// A name without a slash is looked up in PATH, and one that is nowhere in it is told of.
+#[test]
+fn a_successor_is_looked_up_in_path() {
+    let directory = Directory::new();
+    let (program, elsewhere) = (directory.path("app-in-path"), directory.path("elsewhere"));
+    copy_server(&program);
+    let path = format!("{}:{}", directory.0.display(), std::env::var("PATH").unwrap());
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec app-in-path \"$@\"", "sh", "--listen", "127.0.0.1:0"]);
+    command.env("PATH", path);
+    let mut line = Line::start(command);
+    line.restart();
+    fs::rename(&program, &elsewhere).unwrap();
+    line.signal(Signal::USR2);
+    line.program.wait_for(": no such file in any directory of PATH; this process goes on");
+    fs::rename(&elsewhere, &program).unwrap();
+    line.restart();
+    line.end();
+}
+
+/// The successor begins as the first process did: with its sockets from descriptor 3 on and no other
+/// one of its predecessor's, an empty input, and the signals ignored that whoever started the first
+/// one wants to be ignored.
+#[test]
+fn a_successor_begins_like_the_first() {
+    let directory = Directory::new();
+    let (program, seen) = (directory.path("app"), directory.path("seen"));
+    copy_server(&program);
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' USR1; exec \"$@\"", "sh"]).arg(&program);
+    command.args(["--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0", "--work", "0s"]);
+    let mut line = Line::start(command);
+    let look = "grep SigIgn /proc/$$/status; ls -l /proc/$$/fd";
+    replace(&program, &format!("{{ {look}; }} >{}; exec {SERVER} \"$@\"", seen.display()));
+    line.restart();
+
+    let seen = fs::read_to_string(&seen).unwrap();
+    let ignored = seen.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    // Without the C library's own signals, 32 and 33.
+    let ignored = u64::from_str_radix(ignored, 16).unwrap() & 0x7fff_ffff;
+    // USR1 alone, and not PIPE, which every Rust program ignores.
+    assert_eq!(ignored, 1 << (Signal::USR1.as_raw() - 1), "{seen}");
+    let of_kind = |kind: &str| -> Vec<_> {
+        let lines = seen.lines().filter_map(|line| line.split_once(" -> "));
+        let lines = lines.filter(|(_, what)| what.starts_with(kind));
+        lines.map(|(fd, _)| fd.rsplit(' ').next().unwrap()).collect()
+    };
+    assert_eq!(of_kind("/dev/null")[0], "0", "{seen}");
+    assert_eq!(of_kind("socket:"), ["3", "4"], "{seen}");
+    assert!(of_kind("anon_inode:").is_empty(), "{seen}");
+    line.end();
+}
+
 /// What a successor does not take stays the predecessor's, and is closed like it.
 #[test]
 fn what_a_successor_does_not_take_is_closed() {
