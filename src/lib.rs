@@ -110,6 +110,7 @@ mod log_limit;
 mod meter;
 mod notify;
 mod outcome;
+mod pid_file;
 mod probe;
 mod process;
 mod registry;

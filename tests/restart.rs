@@ -25,6 +25,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use common::{Client, Directory, PATIENCE, Program, wait_until};
 use load::{Load, Report, Tally, Target};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use smol_graceful::{Process, Server};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
@@ -704,6 +705,154 @@ fn a_program_of_its_own_restarts_itself() {
     }
     line.signal(Signal::TERM);
     wait_until("the last one has ended", || !is_running(line.pid));
+}
+
+// The pid file.
+
+/// The file holds the id of the process that serves as soon as the predecessor lets go, whatever its
+/// directory is, and the last process removes it.
+#[test]
+fn the_pid_file_names_who_serves() {
+    let directory = Directory::new();
+    let file = directory.path("app.pid");
+    let by_flag: [&[&str]; 2] = [&["--pid-file", "app.pid"], &[]];
+    for args in by_flag {
+        let mut command = Command::new(SERVER);
+        command.args(["--listen", "127.0.0.1:0"]).args(args).current_dir(&directory.0);
+        if args.is_empty() {
+            command.env("SMOL_GRACEFUL_PID_FILE", &file);
+        }
+        // What a process that was killed has left.
+        fs::write(&file, "1\n").unwrap();
+        let mut line = Line::start(command);
+        wait_until("the first is named", || names(&file, line.pid));
+        for _ in 0..3 {
+            let predecessor = line.pid;
+            // As an operator does it.
+            let kill = format!("kill -USR2 \"$(cat {})\"", file.display());
+            assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+            let told = line.program.wait_for(" has taken over");
+            line.pid = number_behind(&told, "process ");
+            assert!(names(&file, line.pid), "{}", line.program);
+            wait_until("the predecessor has ended", || !is_running(predecessor));
+            assert!(names(&file, line.pid));
+        }
+        line.end();
+        assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 0);
+    }
+}
+
+/// Whoever hears READY finds the file.
+#[test]
+fn the_pid_file_is_there_before_ready() {
+    let directory = Directory::new();
+    let file = directory.path("app.pid");
+    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    for _ in 0..20 {
+        let mut command = Command::new(SERVER);
+        command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(&file);
+        command.env("NOTIFY_SOCKET", directory.path("manager"));
+        let mut server = Program::start(command);
+        while hear(&manager) != "READY=1\n" {}
+        assert!(names(&file, server.pid().try_into().unwrap()), "{server}");
+        server.signal(Signal::TERM);
+        assert_eq!(server.exit_code(), 0);
+        assert!(!file.exists());
+    }
+}
+
+/// A process that stays because its successor has failed is named as before, whatever the
+/// successor has done to the file.
+#[test]
+fn a_broken_successor_leaves_the_pid_file() {
+    let directory = Directory::new();
+    let (program, file) = (directory.path("app"), directory.path("app.pid"));
+    copy_server(&program);
+    let mut command = Command::new(&program);
+    command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--patience", "1s", "--pid-file"]);
+    command.arg(&file);
+    let mut line = Line::start(command);
+    wait_until("the first is named", || names(&file, line.pid));
+    let of_file = |script: &str| script.replace("FILE", &file.display().to_string());
+    for script in [
+        "exit 3",
+        // The same as a successor that says READY and is killed.
+        &of_file("echo $$ >FILE; exit 3"),
+        &of_file("rm FILE; exit 3"),
+        &of_file("echo >FILE; exit 3"),
+        // It serves, so it writes the file, but does not say so; told to end, it removes the file.
+        &format!("NOTIFY_SOCKET= exec {SERVER} \"$@\""),
+    ] {
+        replace(&program, script);
+        line.signal(Signal::USR2);
+        line.program.wait_for("no successor: ");
+        assert!(names(&file, line.pid), "{script}");
+    }
+    line.end();
+    assert!(!file.exists());
+}
+
+/// A file that names another process by now is left alone.
+#[test]
+fn another_processs_pid_file_is_not_removed() {
+    let directory = Directory::new();
+    let file = directory.path("app.pid");
+    let mut server = Program::server(&["--pid-file", file.to_str().unwrap()]);
+    wait_until("the server is named", || names(&file, server.pid().try_into().unwrap()));
+    fs::write(&file, "1\n").unwrap();
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0, "{server}");
+    assert!(names(&file, 1));
+}
+
+/// A path that cannot be written is told of in one line, before anything is served.
+#[test]
+fn a_pid_file_that_cannot_be_written_is_named() {
+    let directory = Directory::new();
+    let (plain, socket) = (directory.path("plain"), directory.path("socket"));
+    fs::write(&plain, "").unwrap();
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let no_file = "it is not a regular file";
+    for (path, error) in [
+        (directory.path("missing/app.pid"), "no such directory"),
+        (plain.join("app.pid"), "Not a directory"),
+        (directory.0.clone(), no_file),
+        (socket, no_file),
+        ("/dev/null".into(), no_file),
+        ("/".into(), no_file),
+        (directory.path(&"x".repeat(255)), "File name too long"),
+    ] {
+        let mut command = Command::new(SERVER);
+        // Nobody could listen there: the path comes first.
+        command.args(["--listen", "192.0.2.1:1", "--pid-file"]).arg(&path);
+        let output = command.output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        let path = path.display();
+        assert_eq!(log, format!("smol-graceful: cannot write the pid file {path}: {error}\n"));
+    }
+    assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 2);
+}
+
+/// The file does not need the restart by a signal.
+#[test]
+fn a_pid_file_without_restarts() {
+    let directory = Directory::new();
+    let file = directory.path("app.pid");
+    let server = Server::new(|_request| async { Ok("okay") });
+    let shutdown = server.handle();
+    let process = Process::default().signals([]).restart_on(None).pid_file(&file);
+    let run = std::thread::spawn(move || process.run(server, ["127.0.0.1:0"]).unwrap());
+    wait_until("the process is named", || names(&file, std::process::id().try_into().unwrap()));
+    shutdown.stop();
+    assert!(run.join().unwrap().is_drained());
+    assert!(!file.exists());
+}
+
+/// Whether a pid file names this process.
+fn names(file: &Path, pid: i32) -> bool {
+    fs::read_to_string(file).is_ok_and(|text| text == format!("{pid}\n"))
 }
 
 // The service manager.
