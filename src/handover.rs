@@ -35,8 +35,8 @@ use crate::spawn::{Child, Program};
 /// [`Listener::inherited`]; they have the descriptors from 3 on, whatever else this process had been
 /// started with there. It is ready when it sends `READY=1` to its NOTIFY_SOCKET, as
 /// [`run`](crate::run) and [`ready`](crate::ready) do. Then it serves, and this server is to be
-/// stopped: it only lets go of its sockets and finishes what is in flight. If there is a service manager (systemd), it is
-/// told that the successor is the main process now.
+/// stopped: it only lets go of its sockets and finishes what is in flight. If there is a service
+/// manager (systemd), it is told that the successor is the main process now.
 ///
 /// A supervisor that follows the process that it has started, as Supervisor does, takes this for
 /// its end: `docs/restart.md` says which way is for whom.

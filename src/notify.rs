@@ -120,16 +120,14 @@ impl Notify {
     }
 }
 
-/// Tells the service manager (systemd's `READY=1`) that this process serves on `listeners`, or tells
-/// it the predecessor that has started this process. The predecessor's sockets are this process's
-/// own from then on.
+/// Tells the service manager (systemd's `READY=1`) that this process serves on `listeners`. In a
+/// successor, tells the predecessor instead, whose sockets are this process's own from then on.
 ///
 /// [`run`] calls this by itself. A program with [`Server::serve`] has to call it when it is ready:
 /// until then a unit with `Type=notify` is not started, and the predecessor goes on serving. Only
 /// [`run`] sends the manager anything else, namely STOPPING, EXTEND_TIMEOUT_USEC, WATCHDOG and how
-/// the drain goes on. A program with [`Server::serve`] may send those itself: to the socket that
-/// SMOL_GRACEFUL_NOTIFY_SOCKET names if there is such a variable, as in a successor, and otherwise to
-/// NOTIFY_SOCKET.
+/// the drain goes on. A program with [`Server::serve`] may send those itself: in a successor to the
+/// socket that SMOL_GRACEFUL_NOTIFY_SOCKET names, and otherwise to NOTIFY_SOCKET.
 ///
 /// Does nothing if neither waits. A second call does no harm.
 ///
@@ -239,6 +237,8 @@ fn address(path: &OsStr) -> io::Result<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::{Cut, Stage, What};
+    use crate::transport::Peer;
 
     #[test]
     fn nobody_waits_for_a_manager_that_does_not_read() {
@@ -292,7 +292,7 @@ mod tests {
         let notify = Notify { manager, ..Notify::default() };
         let heard = |draining: Draining| {
             notify.draining(&draining);
-            let mut bytes = [0; 200];
+            let mut bytes = [0; 400];
             let n = heard_by.recv(&mut bytes).unwrap();
             String::from_utf8(bytes[..n].to_vec()).unwrap()
         };
@@ -308,5 +308,12 @@ mod tests {
         assert_eq!(heard(draining(30, true)), status(30) + "EXTEND_TIMEOUT_USEC=5000000\n");
         assert_eq!(heard(draining(2, true)), status(2) + "EXTEND_TIMEOUT_USEC=3000000\n");
         assert_eq!(heard(draining(30, false)), status(30));
+        // A client's words push nothing out of the datagram.
+        let path = "x".repeat(5000);
+        let (peer, stage, method) = (Peer::Unknown, Stage::Handler, "GET".into());
+        let what = What::Request { peer, stage, method, path };
+        let oldest = Some(Cut { what, age: Duration::ZERO });
+        let heard = heard(Draining { oldest, ..draining(30, true) });
+        assert!(heard.ends_with("xxx...\nEXTEND_TIMEOUT_USEC=5000000\n"), "{heard}");
     }
 }

@@ -1,8 +1,8 @@
 //! [`PidFile`]: the file that names the process which serves.
 //!
 //! Invariant: a reader finds a whole process id or no file, because a finished file takes the place
-//! of the old one. A process removes the file only while the file holds its own id: a successor
-//! may have written its own by then. Does not know when the process serves, or whether it has a successor.
+//! of the old one. A process removes the file only while the file holds its own id, as a successor
+//! may have written another one by then. Does not know when the process serves.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::listener::reason;
 
-/// The pid file of this process; removed when this is dropped, unless it holds another process's id.
+/// The pid file of this process. Dropping this removes the file, unless it holds another process's
+/// id.
 #[derive(Debug)]
 pub(crate) struct PidFile(PidWriter);
 
@@ -54,7 +55,7 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // A writer on another thread comes before this, or writes nothing.
+        // A worker that is still busy writes before this, or not at all.
         *self.0.lock() = true;
         let path = &self.0.0.path;
         if is_own(path) {

@@ -242,7 +242,8 @@ impl Process {
     ///
     /// What the operating system says if an address cannot be listened on, a signal not be
     /// handled, a thread not be started or the pid file not be written;
-    /// [`io::ErrorKind::InvalidInput`] if there is nothing to listen on. After the drain, if a source of connections ([`Listener::of`]) has panicked.
+    /// [`io::ErrorKind::InvalidInput`] if there is nothing to listen on. After the drain, if a source
+    /// of connections ([`Listener::of`]) has panicked.
     ///
     /// # Examples
     ///

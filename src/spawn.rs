@@ -1,9 +1,9 @@
-//! [`Program`]: a program that is started with sockets from descriptor 3 on; [`Child`]: its process.
+//! [`Program`]: a program that is started with sockets from descriptor 3 on. [`Child`]: its process.
 //!
 //! Invariant: the kernel decides what a program is. `posix_spawn` does not fall back to a shell,
 //! whereas `execvp` (and so the standard library, where it has to fork) lets `/bin/sh` run whatever
-//! the kernel refuses. No descriptor of this process reaches the child but those that are passed and
-//! those that this process has let any child inherit. Does not know what the program is for.
+//! the kernel refuses. The child gets the descriptors that are passed and those that every child of
+//! this process inherits, and no others. Does not know what the program is for.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -30,7 +30,8 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::inherited::FIRST;
 
-/// A program that is to be started in this process's directory, with `/dev/null` as its input.
+/// A program that is to be started in this process's directory, with `/dev/null` as its standard
+/// input.
 pub(crate) struct Program {
     /// As its first argument calls it; looked up in PATH if it has no slash.
     name: OsString,
@@ -40,7 +41,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Takes this process's environment along.
+    /// Returns a program with this process's environment.
     pub(crate) fn new(name: OsString, arguments: impl IntoIterator<Item = OsString>) -> Self {
         Self {
             name,
@@ -131,7 +132,9 @@ impl Program {
     fn reason(&self, errno: Errno) -> String {
         let file = self.file();
         let reason = match (errno, &file) {
-            (Errno::ENOEXEC | Errno::ELIBBAD, _) => "it is not a program that this machine can run",
+            (errno, _) if NOT_A_PROGRAM.contains(&errno) => {
+                "it is not a program that this machine can run"
+            }
             (Errno::EACCES, Some(file)) if file.is_dir() => "it is a directory, not a program",
             (Errno::EACCES, Some(file)) if !is_executable(file) => "it is not executable",
             (Errno::EACCES, _) => {
@@ -167,6 +170,12 @@ impl Program {
     }
 }
 
+/// What the kernel says of a file, or of the loader that it names, which it cannot run.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const NOT_A_PROGRAM: &[Errno] = &[Errno::ENOEXEC, Errno::ELIBBAD];
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const NOT_A_PROGRAM: &[Errno] = &[Errno::ENOEXEC];
+
 fn c_string(text: &OsStr) -> Result<CString, Errno> {
     // The system has no word or variable with a zero byte in it.
     CString::new(text.to_owned().into_vec()).map_err(|_| Errno::EINVAL)
@@ -176,7 +185,7 @@ fn is_executable(file: &Path) -> bool {
     fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// A process that this process has started.
+/// A process that this process has started. It is not ended when this is dropped.
 pub(crate) struct Child {
     pid: Pid,
     end: Option<End>,
@@ -186,7 +195,8 @@ pub(crate) struct Child {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum End {
     Known(ExitStatus),
-    /// Its status went to somebody else: the kernel keeps none where SIGCHLD is ignored.
+    /// Somebody else has asked for the status, or the kernel has kept none, as it does where SIGCHLD is
+    /// ignored.
     Unknown,
 }
 
@@ -200,12 +210,12 @@ impl fmt::Display for End {
 }
 
 impl Child {
-    /// The process id.
+    /// Returns the process id.
     pub(crate) fn id(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Asks whether it has ended, and how.
+    /// Returns how the process has ended, or `None` while it runs.
     pub(crate) fn try_wait(&mut self) -> Option<End> {
         if self.end.is_none() {
             self.end = match waitpid(Some(self.pid), WaitOptions::NOHANG) {
@@ -217,8 +227,8 @@ impl Child {
         self.end
     }
 
-    /// Waits for its end. Asks now and then: that needs neither a descriptor nor a thread, of which
-    /// there may be none left.
+    /// Waits for the end. Asks now and then, because that needs neither a descriptor nor a thread, of
+    /// which there may be none left.
     pub(crate) async fn ended(&mut self) -> End {
         loop {
             if let Some(end) = self.try_wait() {
@@ -228,7 +238,7 @@ impl Child {
         }
     }
 
-    /// Sends it a signal, unless it has ended: its process id may be somebody else's by then.
+    /// Sends a signal, unless the process has ended: its id may be somebody else's by then.
     pub(crate) fn signal(&self, signal: Signal) {
         if self.end.is_none() {
             let _ = kill_process(self.pid, signal);
