@@ -7,22 +7,25 @@
 use std::env;
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::{self, Child, Command, ExitStatus, Stdio};
+use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_io::{Async, Timer};
-use command_fds::{CommandFdExt, FdMapping};
 use futures_lite::FutureExt;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::io::ioctl_fionread;
+use rustix::process::Signal;
+use socket2::SockRef;
 
-use crate::inherited::{self, FDS, FIRST, HANDOVER, NAMES, PID};
+use crate::inherited::{FDS, FIRST, HANDOVER, NAMES, PID};
 use crate::listener::Listener;
 use crate::notify::{MANAGER, Notify, SOCKET, TAKEN};
+use crate::spawn::{Child, Program};
 
 /// Starts this program again, as it was started (its first argument and the rest, in the same
 /// directory and environment), hands it the sockets of `listeners`, and waits up to `patience` until
@@ -31,16 +34,17 @@ use crate::notify::{MANAGER, Notify, SOCKET, TAKEN};
 /// The successor finds the sockets by [`Listener::bind`] with the same addresses, or by
 /// [`Listener::inherited`]; they have the descriptors from 3 on, whatever else this process had been
 /// started with there. It is ready when it sends `READY=1` to its NOTIFY_SOCKET, as
-/// [`run`](crate::run) and [`ready`] do. Then it serves, and this server is to be stopped: it only lets
-/// go of its sockets and finishes what is in flight. If there is a service manager (systemd), it is
-/// told that the successor is the main process now.
+/// [`run`](crate::run) and [`ready`](crate::ready) do. Then it serves, and this server is to be
+/// stopped: it only lets go of its sockets and finishes what is in flight. If there is a service
+/// manager (systemd), it is told that the successor is the main process now.
 ///
 /// A supervisor that follows the process that it has started, as Supervisor does, takes this for
 /// its end: `docs/restart.md` says which way is for whom.
 ///
 /// # Errors
 ///
-/// If a listener is closed or no socket ([`Listener::of`]), if the program cannot be started, ends
+/// If a listener is closed or no socket ([`Listener::of`]), if the program cannot be started (the
+/// message says whether its file is missing, not executable or not a program), ends
 /// before it is ready, or is not ready in time: then it is told to stop (SIGTERM), is killed if it does
 /// not within `patience` (5 s at least), and this process goes on serving. Also
 /// [`io::ErrorKind::Unsupported`] if this process is the first one of a container, which ends with it;
@@ -87,13 +91,13 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
     }
     let mailbox = Mailbox::new()?;
-    let mut successor = Starting::new(command(listeners, &mailbox)?)?;
+    let mut successor = Starting::new(program(listeners, &mailbox)?)?;
     let pid = successor.child.id();
     log::info!("waiting for the successor, process {pid}, to be ready");
 
     let ready = mailbox.ready();
     let ended = async {
-        let status = ended(&mut successor.child).await?;
+        let status = successor.child.ended().await;
         Err(io::Error::other(format!("the successor has ended before it was ready: {status}")))
     };
     let late = async {
@@ -106,7 +110,7 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
     let told = ready.or(ended).or(late).await;
     // One that has said so and ends has not meant it.
     Timer::after(SECOND_LOOK).await;
-    let told = match (told, successor.child.try_wait()?) {
+    let told = match (told, successor.child.try_wait()) {
         (Ok(_), Some(status)) => {
             Err(io::Error::other(format!("the successor was ready and has ended: {status}")))
         }
@@ -130,43 +134,6 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
     Ok(pid)
 }
 
-/// Says that this process serves on `listeners`: to the predecessor that has started it, whose
-/// sockets are its own from now on, or to the service manager (systemd's READY=1). [`run`] does it
-/// itself; a program that calls [`Server::serve`] does it when it is ready.
-///
-/// Does nothing if nobody waits for it, and harmless if it was done before.
-///
-/// [`run`]: crate::run
-/// [`Server::serve`]: crate::Server::serve
-///
-/// # Errors
-///
-/// [`io::ErrorKind::WouldBlock`] if it could not be said now: try again.
-///
-/// # Examples
-///
-/// ```
-/// use smol_graceful::{Listener, Server, ready};
-///
-/// # fn main() -> std::io::Result<()> {
-/// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
-/// let server = Server::new(|_request| async { Ok("okay") });
-/// # server.handle().stop();
-/// let serve = server.serve([listener.clone()]);
-/// ready(&[listener])?;
-/// println!("{}", smol::block_on(serve)?);
-/// # Ok(())
-/// # }
-/// ```
-pub fn ready(listeners: &[Listener]) -> io::Result<()> {
-    inherited::close_unclaimed();
-    let taken: Vec<_> = listeners.iter().filter_map(Listener::handed_as).collect();
-    if Notify::from_env().ready("serving", &taken)? {
-        listeners.iter().for_each(Listener::take_over);
-    }
-    Ok(())
-}
-
 /// Returns the listeners that the successor gets: all but the Unix sockets of this process whose file
 /// was removed. The successor binds those anew, so that clients find them again.
 fn reachable(listeners: &[Listener]) -> Vec<Listener> {
@@ -186,41 +153,40 @@ fn reachable(listeners: &[Listener]) -> Vec<Listener> {
 }
 
 /// The program as it was started, with the sockets from descriptor 3 on.
-fn command(listeners: &[Listener], mailbox: &Mailbox) -> io::Result<Command> {
+fn program(listeners: &[Listener], mailbox: &Mailbox) -> io::Result<Program> {
     let mut words = env::args_os();
     // Not `current_exe`: that would be the file that runs now, even if another has its name.
-    let program = match words.next().filter(|word| !word.is_empty()) {
+    let name = match words.next().filter(|word| !word.is_empty()) {
         Some(word) => word,
         None => env::current_exe()?.into_os_string(),
     };
-    let mut command = Command::new(program);
-    command.args(words).stdin(Stdio::null());
+    let mut program = Program::new(name, words);
 
-    let mut mappings = Vec::new();
     let mut names = Vec::new();
     let mut handover = Vec::new();
-    for (child_fd, listener) in (FIRST..).zip(listeners) {
+    for listener in listeners {
         let named = |error: io::Error| {
             let message = format!("cannot hand over {}: {error}", listener.address());
             io::Error::new(error.kind(), message)
         };
-        mappings.push(FdMapping { parent_fd: listener.copy().map_err(named)?, child_fd });
+        program.pass(listener.copy().map_err(named)?);
         names.push(listener.name().unwrap_or_default());
         handover.push(listener.handed().map_err(named)?.to_string());
     }
-    command.env(FDS, mappings.len().to_string()).env(NAMES, names.join(":"));
-    command.env(HANDOVER, handover.join(" ")).env_remove(PID);
-    command.fd_mappings(mappings).map_err(io::Error::other)?;
+    program.set(FDS, listeners.len().to_string());
+    program.set(NAMES, names.join(":"));
+    program.set(HANDOVER, handover.join(" "));
+    program.unset(PID);
 
     let manager = env::var_os(if env::var_os(HANDOVER).is_some() { MANAGER } else { SOCKET });
     match manager {
-        Some(manager) => command.env(MANAGER, manager),
-        None => command.env_remove(MANAGER),
-    };
-    command.env(SOCKET, &mailbox.path);
+        Some(manager) => program.set(MANAGER, manager),
+        None => program.unset(MANAGER),
+    }
+    program.set(SOCKET, mailbox.path.clone());
     // The watchdog's interval holds for the successor, too.
-    command.env_remove("WATCHDOG_PID");
-    Ok(command)
+    program.unset("WATCHDOG_PID");
+    Ok(program)
 }
 
 /// There is one restart at a time: two successors would both take the sockets for their own.
@@ -251,24 +217,17 @@ struct Starting {
 }
 
 impl Starting {
-    fn new(mut command: Command) -> io::Result<Self> {
-        let child = command.spawn().map_err(|error| {
-            let program = PathBuf::from(command.get_program());
-            let here = env::current_dir()
-                .map_or("a directory that is gone".into(), |dir| dir.display().to_string());
-            let message = format!("cannot start {} in {here}: {error}", program.display());
-            io::Error::new(error.kind(), message)
-        })?;
-        Ok(Self { child, is_ready: false })
+    fn new(program: Program) -> io::Result<Self> {
+        Ok(Self { child: program.spawn()?, is_ready: false })
     }
 
     /// Ends it, gently first: it may have accepted connections, and gets `patience` for them.
     async fn end(&mut self, patience: Duration) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            self.signal(Signal::TERM);
+        if self.child.try_wait().is_none() {
+            self.child.signal(Signal::TERM);
         }
         let ended = async {
-            let _ = ended(&mut self.child).await;
+            self.child.ended().await;
             true
         };
         let late = async {
@@ -276,24 +235,18 @@ impl Starting {
             false
         };
         if !ended.or(late).await {
-            self.signal(Signal::KILL);
-            let _ = self.child.wait();
+            self.child.signal(Signal::KILL);
+            self.child.ended().await;
         }
         // From here on there is nothing to be ended.
         self.is_ready = true;
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        // It may have ended.
-        let _ = pid.map(|pid| kill_process(pid, signal));
     }
 }
 
 impl Drop for Starting {
     fn drop(&mut self) {
         if !self.is_ready {
-            self.signal(Signal::TERM);
+            self.child.signal(Signal::TERM);
         }
     }
 }
@@ -303,17 +256,6 @@ const LAST_CHANCE: Duration = Duration::from_secs(5);
 
 /// How long a successor that is ready is looked at, until it is trusted.
 const SECOND_LOOK: Duration = Duration::from_millis(50);
-
-/// Waits for the end of a child process. Asked for now and then: that needs neither a descriptor nor
-/// a thread, of which there may be none left.
-async fn ended(child: &mut Child) -> io::Result<ExitStatus> {
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        Timer::after(Duration::from_millis(10)).await;
-    }
-}
 
 /// Where the successor says that it is ready: a socket in a directory that is nobody else's.
 struct Mailbox {
@@ -353,11 +295,11 @@ impl Mailbox {
     }
 
     /// Waits for `READY=1`, and for what comes with it: which descriptors were taken, if it says so.
+    /// A successor that is not ours may say more in the same datagram.
     async fn ready(&self) -> io::Result<Option<Vec<RawFd>>> {
-        let mut bytes = [0; 4096];
         loop {
-            let n = self.socket.recv(&mut bytes).await?;
-            let text = String::from_utf8_lossy(&bytes[..n]);
+            let datagram = self.socket.read_with(datagram).await?;
+            let text = String::from_utf8_lossy(&datagram);
             if text.lines().any(|line| line == "READY=1") {
                 let taken = text.lines().find_map(|line| line.strip_prefix(TAKEN));
                 return Ok(taken.map(|taken| {
@@ -366,6 +308,22 @@ impl Mailbox {
             }
         }
     }
+}
+
+/// Returns the next datagram, however long it is: a socket that was taken and is not named in it
+/// would be closed.
+///
+/// # Errors
+///
+/// `WouldBlock` if there is none.
+fn datagram(socket: &UnixDatagram) -> io::Result<Vec<u8>> {
+    // Only when there is a datagram does its length say something.
+    SockRef::from(socket).peek(&mut [MaybeUninit::uninit()])?;
+    let length = ioctl_fionread(socket)?;
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+    let n = socket.recv(&mut bytes)?;
+    bytes.truncate(n);
+    Ok(bytes)
 }
 
 impl Drop for Mailbox {

@@ -52,7 +52,7 @@
 //!
 //! | level | |
 //! |---|---|
-//! | a process | [`run`], [`Process`], `restart`, `ready`, [`signals`] |
+//! | a process | [`run`], [`Process`], `restart`, [`ready`], [`signals`] |
 //! | a server | [`Server`], [`Limits`], [`ServeError`] |
 //! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
 //! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`Peer`], [`Client`], [`Left`], [`target`], [`Token`] |
@@ -113,6 +113,7 @@ mod meter;
 mod notify;
 mod outcome;
 mod own_sockets;
+mod pid_file;
 mod probe;
 mod process;
 mod registry;
@@ -122,6 +123,8 @@ mod signals;
 mod socket;
 mod socket_file;
 mod source;
+#[cfg(feature = "restart")]
+mod spawn;
 mod transport;
 mod wire;
 mod wrapper;
@@ -133,10 +136,11 @@ pub use client::{Client, target};
 pub use connection::Connection;
 pub use error::ServeError;
 #[cfg(feature = "restart")]
-pub use handover::{ready, restart};
+pub use handover::restart;
 pub use http_types::{self, Body, Method, Request, Response, StatusCode};
 pub use limits::Limits;
 pub use listener::{Listen, ListenOptions, Listener};
+pub use notify::ready;
 pub use outcome::{Ending, Outcome};
 pub use probe::probe;
 pub use process::{Process, run};

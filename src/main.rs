@@ -12,6 +12,7 @@ use std::env;
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::iter;
+use std::path::PathBuf;
 use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
@@ -134,6 +135,13 @@ struct Settings {
     )]
     patience: Duration,
 
+    /// Where to write the id of the process that serves, when it is ready; removed at the end
+    ///
+    /// A successor writes its own over it, so this holds: kill -USR2 "$(cat PATH)". The directory must
+    /// be writable
+    #[arg(long, env = "SMOL_GRACEFUL_PID_FILE", value_name = "PATH")]
+    pid_file: Option<PathBuf>,
+
     /// Lets a successor listen on the same addresses at the same time (SO_REUSEPORT)
     #[arg(long, env = "SMOL_GRACEFUL_REUSE_PORT", value_parser = BoolishValueParser::new())]
     reuse_port: bool,
@@ -215,6 +223,9 @@ fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
     if let Some(threads) = threads {
         process = process.threads(threads);
     }
+    if let Some(path) = &settings.pid_file {
+        process = process.pid_file(path);
+    }
     process.run(server, listeners)
 }
 
@@ -274,6 +285,7 @@ mod tests {
         assert_eq!(settings.linger, Duration::from_millis(100));
         assert_eq!(settings.lame_duck, Duration::ZERO);
         assert_eq!(settings.patience, Duration::from_secs(30));
+        assert_eq!(settings.pid_file, None);
         assert!(!settings.reuse_port && !settings.syn_filter);
         assert_eq!(settings.keepalive, Duration::from_secs(60));
         assert_eq!(settings.threads, None);

@@ -1,8 +1,10 @@
-//! [`Notify`]: what is told to the service manager (systemd's protocol over NOTIFY_SOCKET).
+//! [`Notify`]: what is told to the service manager (systemd's protocol over NOTIFY_SOCKET); and
+//! [`ready`], by which a program of its own tells that it serves.
 //!
 //! Invariant: nobody waits for the manager: what it does not take at once is not sent (rule S21).
 //! Who has been started by a predecessor tells that it is ready to the predecessor, and everything
-//! else to the manager that both have. Without a NOTIFY_SOCKET nothing is done.
+//! else to the manager that both have. Without a NOTIFY_SOCKET nothing is done. READY=1 is alone in
+//! its datagram, and every STATUS is bounded, because managers read no more than 4096 bytes.
 
 use std::env;
 use std::ffi::OsStr;
@@ -13,7 +15,8 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-use crate::inherited::HANDOVER;
+use crate::inherited::{self, HANDOVER};
+use crate::listener::Listener;
 use crate::outcome::Draining;
 
 /// Where the service manager listens.
@@ -57,15 +60,20 @@ impl Notify {
     pub(crate) fn ready(&self, status: &str, taken: &[RawFd]) -> io::Result<bool> {
         let taken = taken.iter().map(RawFd::to_string).collect::<Vec<_>>().join(" ");
         let taken = format!("{TAKEN}{taken}");
-        let states = [NotifyState::Ready, NotifyState::Status(status), NotifyState::Custom(&taken)];
+        let states = [NotifyState::Ready, NotifyState::Custom(&taken)];
         // Only a predecessor understands the last one.
-        let states = if self.is_successor { &states } else { &states[..2] };
+        let states = if self.is_successor { &states } else { &states[..1] };
         match self.starter.as_ref().map(|starter| starter.send(states)) {
-            Some(Ok(())) => Ok(self.is_successor),
-            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+            Some(Ok(())) => {}
+            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
             // It is gone, or was never there: nobody to try again for.
-            Some(Err(_)) | None => Ok(false),
+            Some(Err(_)) | None => return Ok(false),
         }
+        // A predecessor shows nobody a status, and its manager hears a successor only later on.
+        if !self.is_successor {
+            self.tell(&[NotifyState::Status(&bounded(status))]);
+        }
+        Ok(self.is_successor)
     }
 
     /// The stop has begun.
@@ -81,7 +89,7 @@ impl Notify {
 
     /// How the drain stands; asks for time only while it makes progress (rule S20).
     pub(crate) fn draining(&self, draining: &Draining) {
-        let status = draining.to_string();
+        let status = bounded(&draining.to_string());
         let extension = extension(EXTENSION.min(draining.left + MARGIN));
         let states = [NotifyState::Status(&status), extension];
         self.tell(if draining.is_moving { &states } else { &states[..1] });
@@ -112,6 +120,48 @@ impl Notify {
     }
 }
 
+/// Tells the service manager (systemd's `READY=1`) that this process serves on `listeners`. In a
+/// successor, tells the predecessor instead, whose sockets are this process's own from then on.
+///
+/// [`run`] calls this by itself. A program with [`Server::serve`] has to call it when it is ready:
+/// until then a unit with `Type=notify` is not started, and the predecessor goes on serving. Only
+/// [`run`] sends the manager anything else, namely STOPPING, EXTEND_TIMEOUT_USEC, WATCHDOG and how
+/// the drain goes on. A program with [`Server::serve`] may send those itself: in a successor to the
+/// socket that SMOL_GRACEFUL_NOTIFY_SOCKET names, and otherwise to NOTIFY_SOCKET.
+///
+/// Does nothing if neither waits. A second call does no harm.
+///
+/// [`run`]: crate::run
+/// [`Server::serve`]: crate::Server::serve
+///
+/// # Errors
+///
+/// [`io::ErrorKind::WouldBlock`] if it could not be said now: try again.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::{Listener, Server, ready};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
+/// let server = Server::new(|_request| async { Ok("okay") });
+/// # server.handle().stop();
+/// let serve = server.serve([listener.clone()]);
+/// ready(&[listener])?;
+/// println!("{}", smol::block_on(serve)?);
+/// # Ok(())
+/// # }
+/// ```
+pub fn ready(listeners: &[Listener]) -> io::Result<()> {
+    inherited::close_unclaimed();
+    let taken: Vec<_> = listeners.iter().filter_map(Listener::handed_as).collect();
+    if Notify::from_env().ready("serving", &taken)? {
+        listeners.iter().for_each(Listener::take_over);
+    }
+    Ok(())
+}
+
 /// How much time the manager is asked for at once.
 const EXTENSION: Duration = Duration::from_secs(5);
 
@@ -121,6 +171,27 @@ const MARGIN: Duration = Duration::from_secs(1);
 fn extension(duration: Duration) -> NotifyState<'static> {
     NotifyState::ExtendTimeoutUsec(u32::try_from(duration.as_micros()).unwrap_or(u32::MAX))
 }
+
+/// How many bytes a STATUS has at most. The manager shows it in one line, and reads 4096 bytes of
+/// a datagram.
+const STATUS_BYTES: usize = 256;
+
+/// Returns a status as one line of at most [`STATUS_BYTES`], which ends with `...` if `text` does
+/// not fit. The text may come from a client or hold paths, and a line of its own would be a word
+/// of the protocol.
+fn bounded(text: &str) -> String {
+    let line = text.replace(char::is_control, " ");
+    if line.len() <= STATUS_BYTES {
+        return line;
+    }
+    let mut end = STATUS_BYTES - ELLIPSIS.len();
+    while !line.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{ELLIPSIS}", &line[..end])
+}
+
+const ELLIPSIS: &str = "...";
 
 /// A datagram socket and where it sends to.
 #[derive(Debug)]
@@ -166,6 +237,8 @@ fn address(path: &OsStr) -> io::Result<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::{Cut, Stage, What};
+    use crate::transport::Peer;
 
     #[test]
     fn nobody_waits_for_a_manager_that_does_not_read() {
@@ -182,12 +255,31 @@ mod tests {
         assert!(notify.ready("serving", &[]).is_err());
         let mut bytes = [0; 100];
         let n = manager.recv(&mut bytes).unwrap();
-        assert_eq!(&bytes[..n], b"READY=1\nSTATUS=serving\n");
+        assert_eq!(&bytes[..n], b"READY=1\n");
+        let n = manager.recv(&mut bytes).unwrap();
+        assert_eq!(&bytes[..n], b"STATUS=serving\n");
         let n = manager.recv(&mut bytes).unwrap();
         assert_eq!(&bytes[..n], b"WATCHDOG=1\n");
         drop(manager);
         // It is gone: there is nobody to try again for.
         assert!(notify.ready("serving", &[]).is_ok());
+    }
+
+    #[test]
+    fn a_status_is_one_short_line() {
+        let long = |text: &str, n| text.repeat(n);
+        for (text, expected) in [
+            (String::new(), String::new()),
+            ("serving".into(), "serving".into()),
+            (long("x", 256), long("x", 256)),
+            (long("x", 257), long("x", 253) + "..."),
+            // 126 characters of two bytes are 252 bytes; half of another one would be the 253rd.
+            (long("ä", 200), long("ä", 126) + "..."),
+            // Neither a path nor a client says a word of the protocol.
+            ("unix:/a\nREADY=1\r\0".into(), "unix:/a READY=1  ".into()),
+        ] {
+            assert_eq!(bounded(&text), expected);
+        }
     }
 
     #[test]
@@ -200,7 +292,7 @@ mod tests {
         let notify = Notify { manager, ..Notify::default() };
         let heard = |draining: Draining| {
             notify.draining(&draining);
-            let mut bytes = [0; 200];
+            let mut bytes = [0; 400];
             let n = heard_by.recv(&mut bytes).unwrap();
             String::from_utf8(bytes[..n].to_vec()).unwrap()
         };
@@ -216,5 +308,12 @@ mod tests {
         assert_eq!(heard(draining(30, true)), status(30) + "EXTEND_TIMEOUT_USEC=5000000\n");
         assert_eq!(heard(draining(2, true)), status(2) + "EXTEND_TIMEOUT_USEC=3000000\n");
         assert_eq!(heard(draining(30, false)), status(30));
+        // A client's words push nothing out of the datagram.
+        let path = "x".repeat(5000);
+        let (peer, stage, method) = (Peer::Unknown, Stage::Handler, "GET".into());
+        let what = What::Request { peer, stage, method, path };
+        let oldest = Some(Cut { what, age: Duration::ZERO });
+        let heard = heard(Draining { oldest, ..draining(30, true) });
+        assert!(heard.ends_with("xxx...\nEXTEND_TIMEOUT_USEC=5000000\n"), "{heard}");
     }
 }

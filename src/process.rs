@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,7 @@ use crate::inherited;
 use crate::listener::{Listen, Listener};
 use crate::notify::Notify;
 use crate::outcome::{Outcome, name};
+use crate::pid_file::{PidFile, PidWriter};
 use crate::server::{Running, Server, Stopping};
 use crate::shutdown::Shutdown;
 use crate::signals::{STOP_SIGNALS, another, stop, stream};
@@ -73,16 +75,19 @@ pub struct Process {
     signals: Vec<Signal>,
     restart: Option<Signal>,
     patience: Duration,
+    pid_file: Option<PathBuf>,
 }
 
 impl Default for Process {
-    /// One thread per core; stopped by [`STOP_SIGNALS`], restarted by USR2, 30 s for a successor.
+    /// One thread per core; stopped by [`STOP_SIGNALS`], restarted by USR2, 30 s for a successor; no
+    /// pid file.
     fn default() -> Self {
         Self {
             threads: thread::available_parallelism().map_or(1, usize::from),
             signals: STOP_SIGNALS.to_vec(),
             restart: cfg!(feature = "restart").then_some(Signal::Usr2),
             patience: Duration::from_secs(30),
+            pid_file: None,
         }
     }
 }
@@ -188,6 +193,44 @@ impl Process {
         self
     }
 
+    /// Writes the id of the process that serves to the file at `path`, for scripts that send it
+    /// signals: `kill -USR2 "$(cat /run/app/app.pid)"`. Default: no file.
+    ///
+    /// The process writes the file when it is ready, before it tells the service manager so, and
+    /// removes it after the drain if the file still holds its own id. A successor writes its own id
+    /// over its predecessor's. If the successor fails, the predecessor, which goes on, writes its own
+    /// again. A process that is killed leaves the file behind, and the next one replaces it.
+    ///
+    /// The file replaces an older one as a whole, so a reader never finds half an id. The process
+    /// therefore needs a directory that it may write to. A relative path holds for the directory in
+    /// which [`Process::run`] is called; a successor is started in the directory of that moment, so a
+    /// program that changes its directory should give an absolute path.
+    ///
+    /// # Errors
+    ///
+    /// [`Process::run`] fails before it listens if it cannot write a file there, or if `path` is
+    /// something else than a file.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Process, ServeError, Server};
+    ///
+    /// # fn main() -> Result<(), ServeError> {
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// # server.handle().stop();
+    /// let path = std::env::temp_dir().join("smol-graceful-example.pid");
+    /// let outcome = Process::default().pid_file(&path).run(server, ["127.0.0.1:0"])?;
+    /// assert!(outcome.is_drained() && !path.exists());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn pid_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.pid_file = Some(path.into());
+        self
+    }
+
     /// Listens, serves, and returns when the server was stopped and has drained.
     ///
     /// The first signal stops the server, the second aborts it at once (rule S14); the same one again
@@ -198,8 +241,9 @@ impl Process {
     /// # Errors
     ///
     /// What the operating system says if an address cannot be listened on, a signal not be
-    /// handled or a thread not be started; [`io::ErrorKind::InvalidInput`] if there is nothing to
-    /// listen on. After the drain, if a source of connections ([`Listener::of`]) has panicked.
+    /// handled, a thread not be started or the pid file not be written;
+    /// [`io::ErrorKind::InvalidInput`] if there is nothing to listen on. After the drain, if a source
+    /// of connections ([`Listener::of`]) has panicked.
     ///
     /// # Examples
     ///
@@ -224,6 +268,9 @@ impl Process {
         // Rule S16.
         let all: Vec<_> = self.signals.iter().copied().chain(self.restart).collect();
         let signals = stream(&all).map_err(named("cannot handle signals"))?;
+        // Dropped last: the file names this process until the drain is over.
+        let pid_file = self.pid_file.as_deref().map(PidFile::at).transpose()?;
+        let writer = pid_file.as_ref().map(PidFile::writer);
         let executor = Arc::new(Executor::new());
         let shutdown = server.handle();
         let running = Arc::new(server.executor(executor.clone()).start(listeners)?);
@@ -239,7 +286,7 @@ impl Process {
         }
         let notify = Arc::new(Notify::from_env());
         let is_heard = Arc::new(AtomicBool::new(false));
-        let announce = announce(notify.clone(), running.clone(), is_heard.clone());
+        let announce = announce(notify.clone(), running.clone(), is_heard.clone(), writer.clone());
         let _announce = executor.spawn(announce);
         let tell = |stopping: Stopping<'_>| match stopping {
             // It is the successor that the manager watches over.
@@ -260,7 +307,7 @@ impl Process {
             running.accept().await;
             future::pending().await
         };
-        let control = running.control(tell).or(self.obey(signals, &shutdown, &running));
+        let control = running.control(tell).or(self.obey(signals, &shutdown, &running, writer));
         // This `block_on` only parks: it takes no I/O events away from the workers.
         running.verdict(future::block_on(control.or(accept)))
     }
@@ -271,6 +318,7 @@ impl Process {
         mut signals: impl Stream<Item = Signal> + Unpin,
         shutdown: &Shutdown,
         running: &Running,
+        pid_file: Option<PidWriter>,
     ) -> Outcome {
         let token = shutdown.token();
         let mut successor: Option<Successor<'_>> = None;
@@ -294,7 +342,7 @@ impl Process {
                         log::warn!("a successor is being started already");
                     } else {
                         log::info!("starting a successor because of {}", name(signal));
-                        successor = Some(start_successor(running, self.patience));
+                        successor = Some(start_successor(running, self.patience, &pid_file));
                     }
                 }
                 Event::Signal(Some(signal)) if !was_told => {
@@ -347,18 +395,40 @@ const TRUSTED: Duration = Duration::from_millis(200);
 type Successor<'a> = Pin<Box<dyn Future<Output = io::Result<u32>> + 'a>>;
 
 #[cfg(feature = "restart")]
-fn start_successor(running: &Running, patience: Duration) -> Successor<'_> {
-    Box::pin(crate::handover::restart(running.listeners(), patience))
+fn start_successor<'a>(
+    running: &'a Running,
+    patience: Duration,
+    pid_file: &'a Option<PidWriter>,
+) -> Successor<'a> {
+    Box::pin(async move {
+        let started = crate::handover::restart(running.listeners(), patience).await;
+        // A successor that has failed may have written its own id. One that serves was perhaps
+        // started by the program itself.
+        if let (Err(_), false, Some(pid_file)) = (&started, running.is_handed_over(), pid_file) {
+            pid_file.write();
+        }
+        started
+    })
 }
 
 #[cfg(not(feature = "restart"))]
-fn start_successor(_: &Running, _: Duration) -> Successor<'_> {
+fn start_successor<'a>(_: &'a Running, _: Duration, _: &'a Option<PidWriter>) -> Successor<'a> {
     Box::pin(future::pending())
 }
 
 /// Tells the service manager that requests are served, by the very threads that serve them, and
 /// goes on doing so if it wants to hear it again.
-async fn announce(notify: Arc<Notify>, running: Arc<Running>, is_heard: Arc<AtomicBool>) {
+async fn announce(
+    notify: Arc<Notify>,
+    running: Arc<Running>,
+    is_heard: Arc<AtomicBool>,
+    pid_file: Option<PidWriter>,
+) {
+    // First: whoever hears READY finds the file. If a predecessor does not trust this process after
+    // all, it writes its own id again.
+    if let Some(pid_file) = &pid_file {
+        pid_file.write();
+    }
     let addresses: Vec<_> = running.listeners().iter().map(|l| l.address().to_string()).collect();
     let status = format!("listening on {}", addresses.join(", "));
     let taken: Vec<_> = running.listeners().iter().filter_map(Listener::handed_as).collect();

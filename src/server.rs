@@ -207,6 +207,10 @@ impl Server {
     ///
     /// Needs no particular runtime: it makes progress wherever it is polled.
     ///
+    /// Tells a service manager nothing. The program calls [`ready`](crate::ready) when it serves; a
+    /// unit with `Type=notify` waits for that. STOPPING, EXTEND_TIMEOUT_USEC and WATCHDOG come from
+    /// [`run`](crate::run) only.
+    ///
     /// # Errors
     ///
     /// If the server cannot listen on one of the addresses, and [`io::ErrorKind::InvalidInput`] if

@@ -25,6 +25,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use common::{Client, Directory, PATIENCE, Program, wait_until};
 use load::{Load, Report, Tally, Target};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use smol_graceful::{Process, Server};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
@@ -355,7 +356,8 @@ fn usr2_loses_nothing() {
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", directory.path("manager"));
     let mut line = Line::start(command);
-    assert!(hear(&manager).starts_with("READY=1\nSTATUS=listening on 127.0.0.1:"));
+    assert_eq!(hear(&manager), "READY=1\n");
+    assert!(hear(&manager).starts_with("STATUS=listening on 127.0.0.1:"));
     let (report, ()) = under_load(Target::Tcp(line.program.addr), |tally| {
         for _ in 0..10 {
             line.restart();
@@ -410,6 +412,73 @@ fn usr2_hands_over_what_was_inherited() {
     }
 }
 
+/// However many sockets there are and however long their paths, each of them goes from one to the
+/// next, and a manager, which reads 4096 bytes of a message, understands READY.
+#[test]
+fn usr2_hands_over_a_hundred_sockets() {
+    let directory = Directory::new();
+    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    // Close to the kernel's limit for a path, 107 bytes.
+    let padding = "x".repeat(95_usize.saturating_sub(directory.path("").as_os_str().len()));
+    let paths: Vec<_> = (0..100).map(|n| directory.path(&format!("{padding}{n:03}"))).collect();
+    let mut command = Command::new(SERVER);
+    command.args(["--work", "0s"]).env("NOTIFY_SOCKET", directory.path("manager"));
+    for path in &paths {
+        command.arg("--listen").arg(format!("unix:{}", path.display()));
+    }
+    let mut line = Line::start(command);
+    assert_eq!(hear(&manager), "READY=1\n");
+    let status = hear(&manager);
+    assert!(status.starts_with("STATUS=listening on unix:"), "{status}");
+    assert!(status.ends_with("...\n") && status.len() < 300, "{status}");
+    for _ in 0..2 {
+        let predecessor = line.pid;
+        line.restart();
+        assert_eq!(hear(&manager), format!("MAINPID={}\n", line.pid));
+        wait_until("the predecessor has ended", || !is_running(predecessor));
+        for path in &paths {
+            assert_eq!(ask_unix(path), "okay");
+        }
+    }
+    line.end();
+    assert!(paths.iter().all(|path| !path.exists()));
+}
+
+/// A successor that is not ours may say what it likes beside READY, in whatever order, and at any length.
+#[test]
+fn a_successor_may_say_more_than_ready() {
+    let long = "s".repeat(100_000);
+    for message in [
+        format!("STATUS={long}\nX_TAKEN=3\nREADY=1").as_bytes(),
+        format!("READY=1\nSTATUS={long}\nX_TAKEN=3\n").as_bytes(),
+        b"\n=\nSTATUS=\xff\r\nREADY=1\r\n",
+    ] {
+        let directory = Directory::new();
+        let (program, told) = (directory.path("app"), directory.path("told"));
+        copy_server(&program);
+        let mut command = Command::new(&program);
+        command.args(["--listen", "127.0.0.1:0", "--work", "0s"]);
+        let mut line = Line::start(command);
+        let predecessor = line.pid;
+        // The test says it in the place of the successor.
+        let tell = format!("echo \"$NOTIFY_SOCKET\" >{0}.new; mv {0}.new {0}", told.display());
+        replace(&program, &format!("{tell}; NOTIFY_SOCKET= exec {SERVER} \"$@\""));
+        line.signal(Signal::USR2);
+        wait_until("the successor waits", || told.exists());
+        let address = fs::read_to_string(&told).unwrap();
+        let speaker = UnixDatagram::unbound().unwrap();
+        speaker.send_to(b"STATUS=not yet", address.trim_end()).unwrap();
+        speaker.send_to(b"", address.trim_end()).unwrap();
+        speaker.send_to(message, address.trim_end()).unwrap();
+        let told = line.program.wait_for(" has taken over");
+        line.pid = number_behind(&told, "process ");
+        wait_until("the predecessor has ended", || !is_running(predecessor));
+        assert_eq!(line.program.connect().get("/").response().text(), "okay");
+        line.end();
+    }
+}
+
 /// What is in flight when the successor takes over is finished by the predecessor.
 #[test]
 fn usr2_finishes_what_is_in_flight() {
@@ -437,11 +506,11 @@ fn usr2_finishes_what_is_in_flight() {
 fn a_broken_successor_changes_nothing() {
     let directory = Directory::new();
     let program = directory.path("app");
-    let install = |script: Option<&str>| match script {
+    let put = |script: Option<&str>| match script {
         Some(script) => replace(&program, script),
         None => replace(&program, &format!("exec {SERVER} \"$@\"")),
     };
-    fs::copy(SERVER, &program).unwrap();
+    copy_server(&program);
     let path = directory.path("app.sock");
     let mut command = Command::new(&program);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--patience", "300ms"]);
@@ -459,7 +528,7 @@ fn a_broken_successor_changes_nothing() {
         // It also does not stop when it is told to.
         ("trap '' TERM; exec sleep 60", "no successor: the successor was not ready within"),
     ] {
-        install(Some(script));
+        put(Some(script));
         line.signal(Signal::USR2);
         line.program.wait_for(error);
         assert_eq!(line.program.connect().get("/").response().text(), "okay", "{script}");
@@ -470,12 +539,12 @@ fn a_broken_successor_changes_nothing() {
     line.signal(Signal::USR2);
     line.program.wait_for("no successor: cannot start ");
     // And once it is mended:
-    install(None);
+    put(None);
     line.restart();
     assert_ne!(line.pid, first);
     assert_eq!(line.program.connect().get("/").response().text(), "okay");
     // One that is started by something else that stays.
-    install(Some(&format!("{SERVER} \"$@\"; exit $?")));
+    put(Some(&format!("{SERVER} \"$@\"; exit $?")));
     line.restart();
     assert_eq!(line.program.connect().get("/").response().text(), "okay");
     assert_eq!(ask_unix(&path), "okay");
@@ -483,12 +552,140 @@ fn a_broken_successor_changes_nothing() {
     assert!(!path.exists());
 }
 
+/// A file that is not a program is not run, by a shell neither, and one line says what is wrong.
+#[test]
+fn what_is_not_a_program_is_not_run() {
+    let directory = Directory::new();
+    let (program, ran) = (directory.path("app"), directory.path("ran"));
+    let server = fs::read(SERVER).unwrap();
+    let patched = |at: usize, bytes: &[u8]| {
+        let mut file = server.clone();
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        file
+    };
+    // A shell would run this.
+    let commands = format!("touch {}; exec {SERVER} \"$@\"\n", ran.display());
+    let (garbage, plain) = (directory.path("garbage"), directory.path("plain"));
+    install(&garbage, commands.as_bytes());
+    fs::write(&plain, "#!/bin/sh\n").unwrap();
+    let script = |interpreter: &Path| format!("#!{}\n{commands}", interpreter.display());
+    let not_a_program = "it is not a program that this machine can run";
+    let no_interpreter = "no such file as the interpreter or the loader that it names";
+    let mut table = vec![
+        (commands.clone().into_bytes(), not_a_program),
+        ([b"\x7fELF", commands.as_bytes()].concat(), not_a_program),
+        (Vec::new(), not_a_program),
+        // Another architecture, and what an interrupted copy leaves.
+        (patched(18, &[0xfe, 0x7e]), not_a_program),
+        (server[..40].to_vec(), not_a_program),
+        (server[..100].to_vec(), not_a_program),
+        (server[..10_000].to_vec(), "the successor has ended before it was ready: signal: "),
+        (script(&garbage).into_bytes(), not_a_program),
+        (script(&directory.path("nobody")).into_bytes(), no_interpreter),
+        (script(&plain).into_bytes(), "names an interpreter that is not executable"),
+    ];
+    let loader = memchr::memmem::find(&server, b"/ld-linux");
+    table.extend(loader.map(|at| (patched(at, b"/nobody--"), no_interpreter)));
+
+    copy_server(&program);
+    let mut command = Command::new(&program);
+    command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).current_dir(&directory.0);
+    let mut line = Line::start(command);
+    let first = line.pid;
+    let mut check = |error: &str| {
+        line.signal(Signal::USR2);
+        let told = line.program.wait_for_any(&["no successor: ", " has taken over"]);
+        let here = fs::canonicalize(&directory.0).unwrap();
+        let start = format!("cannot start {} in {}: ", program.display(), here.display());
+        // Of a file that was cut further behind, the kernel notices that only when it has begun.
+        let is_begun = error.starts_with("the successor has ended before it was ready");
+        assert!(is_begun || told.contains(&start), "{error}: {told}");
+        assert!(told.contains(error), "{error}: {told}");
+        assert!(told.ends_with("; this process goes on"), "{told}");
+        assert_eq!(line.program.connect().get("/").response().text(), "okay", "{error}");
+        assert!(is_running(first) && !ran.exists(), "{error}");
+    };
+    for (bytes, error) in &table {
+        install(&program, bytes);
+        check(error);
+    }
+    install(&program, &server);
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o644)).unwrap();
+    check("it is not executable;");
+    // `cp` does that to a file that is not running.
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let writer = fs::OpenOptions::new().append(true).open(&program).unwrap();
+    check("it is still being written;");
+    drop(writer);
+    fs::remove_file(&program).unwrap();
+    check("no such file;");
+    fs::create_dir(&program).unwrap();
+    check("it is a directory, not a program;");
+    fs::remove_dir(&program).unwrap();
+    install(&program, &server);
+    line.restart();
+    line.end();
+}
+
+/// A name without a slash is looked up in PATH, and one that is nowhere in it is told of.
+#[test]
+fn a_successor_is_looked_up_in_path() {
+    let directory = Directory::new();
+    let (program, elsewhere) = (directory.path("app-in-path"), directory.path("elsewhere"));
+    copy_server(&program);
+    let path = format!("{}:{}", directory.0.display(), std::env::var("PATH").unwrap());
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec app-in-path \"$@\"", "sh", "--listen", "127.0.0.1:0"]);
+    command.env("PATH", path);
+    let mut line = Line::start(command);
+    line.restart();
+    fs::rename(&program, &elsewhere).unwrap();
+    line.signal(Signal::USR2);
+    line.program.wait_for(": no such file in any directory of PATH; this process goes on");
+    fs::rename(&elsewhere, &program).unwrap();
+    line.restart();
+    line.end();
+}
+
+/// The successor begins as the first process did: with its sockets from descriptor 3 on and no other
+/// one of its predecessor's, an empty input, and the signals ignored that whoever started the first
+/// one wants to be ignored.
+#[test]
+fn a_successor_begins_like_the_first() {
+    let directory = Directory::new();
+    let (program, seen) = (directory.path("app"), directory.path("seen"));
+    copy_server(&program);
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' USR1; exec \"$@\"", "sh"]).arg(&program);
+    command.args(["--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0", "--work", "0s"]);
+    let mut line = Line::start(command);
+    let look = "grep SigIgn /proc/$$/status; ls -l /proc/$$/fd";
+    replace(&program, &format!("{{ {look}; }} >{}; exec {SERVER} \"$@\"", seen.display()));
+    line.restart();
+
+    let seen = fs::read_to_string(&seen).unwrap();
+    let ignored = seen.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    // Without the C library's own signals, 32 and 33.
+    let ignored = u64::from_str_radix(ignored, 16).unwrap() & 0x7fff_ffff;
+    // USR1 alone, and not PIPE, which every Rust program ignores.
+    assert_eq!(ignored, 1 << (Signal::USR1.as_raw() - 1), "{seen}");
+    let of_kind = |kind: &str| -> Vec<_> {
+        let lines = seen.lines().filter_map(|line| line.split_once(" -> "));
+        let lines = lines.filter(|(_, what)| what.starts_with(kind));
+        lines.map(|(fd, _)| fd.rsplit(' ').next().unwrap()).collect()
+    };
+    assert_eq!(of_kind("/dev/null")[0], "0", "{seen}");
+    assert_eq!(of_kind("socket:"), ["3", "4"], "{seen}");
+    assert!(of_kind("anon_inode:").is_empty(), "{seen}");
+    line.end();
+}
+
 /// What a successor does not take stays the predecessor's, and is closed like it.
 #[test]
 fn what_a_successor_does_not_take_is_closed() {
     let directory = Directory::new();
     let (program, path) = (directory.path("app"), directory.path("app.sock"));
-    fs::copy(SERVER, &program).unwrap();
+    copy_server(&program);
     let mut command = Command::new(&program);
     command.args(["--listen", "127.0.0.1:0", "--listen", &format!("unix:{}", path.display())]);
     let mut line = Line::start(command);
@@ -589,10 +786,26 @@ fn too_few_descriptors_change_nothing() {
 
 /// Puts a script in the place of a program, as a deployment does.
 fn replace(program: &Path, script: &str) {
-    let new = program.with_extension("new");
-    fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
+    install(program, format!("#!/bin/sh\n{script}\n").as_bytes());
+}
+
+/// Puts a file with these bytes in the place of a program.
+fn install(program: &Path, bytes: &[u8]) {
+    let (text, new) = (program.with_extension("text"), program.with_extension("new"));
+    fs::write(&text, bytes).unwrap();
+    copy_file(&text, &new);
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
     fs::rename(&new, program).unwrap();
+}
+
+fn copy_server(program: &Path) {
+    copy_file(Path::new(SERVER), program);
+}
+
+/// Copies by a process of its own. A descriptor that this one writes by is for a moment in each child
+/// that another test starts, and as long the kernel refuses to run the file ("Text file busy").
+fn copy_file(from: &Path, to: &Path) {
+    assert!(Command::new("cp").args([from, to]).status().unwrap().success());
 }
 
 /// A stop while a successor is being started ends both.
@@ -600,7 +813,7 @@ fn replace(program: &Path, script: &str) {
 fn a_stop_ends_a_successor_that_is_not_ready() {
     let directory = Directory::new();
     let program = directory.path("app");
-    fs::copy(SERVER, &program).unwrap();
+    copy_server(&program);
     let mut command = Command::new(&program);
     command.args(["--listen", "127.0.0.1:0"]);
     let mut line = Line::start(command);
@@ -650,6 +863,154 @@ fn a_program_of_its_own_restarts_itself() {
     wait_until("the last one has ended", || !is_running(line.pid));
 }
 
+// The pid file.
+
+/// The file holds the id of the process that serves as soon as the predecessor lets go, whatever its
+/// directory is, and the last process removes it.
+#[test]
+fn the_pid_file_names_who_serves() {
+    let directory = Directory::new();
+    let file = directory.path("app.pid");
+    let by_flag: [&[&str]; 2] = [&["--pid-file", "app.pid"], &[]];
+    for args in by_flag {
+        let mut command = Command::new(SERVER);
+        command.args(["--listen", "127.0.0.1:0"]).args(args).current_dir(&directory.0);
+        if args.is_empty() {
+            command.env("SMOL_GRACEFUL_PID_FILE", &file);
+        }
+        // What a process that was killed has left.
+        fs::write(&file, "1\n").unwrap();
+        let mut line = Line::start(command);
+        wait_until("the first is named", || names(&file, line.pid));
+        for _ in 0..3 {
+            let predecessor = line.pid;
+            // As an operator does it.
+            let kill = format!("kill -USR2 \"$(cat {})\"", file.display());
+            assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+            let told = line.program.wait_for(" has taken over");
+            line.pid = number_behind(&told, "process ");
+            assert!(names(&file, line.pid), "{}", line.program);
+            wait_until("the predecessor has ended", || !is_running(predecessor));
+            assert!(names(&file, line.pid));
+        }
+        line.end();
+        assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 0);
+    }
+}
+
+/// Whoever hears READY finds the file.
+#[test]
+fn the_pid_file_is_there_before_ready() {
+    let directory = Directory::new();
+    let file = directory.path("app.pid");
+    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    for _ in 0..20 {
+        let mut command = Command::new(SERVER);
+        command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(&file);
+        command.env("NOTIFY_SOCKET", directory.path("manager"));
+        let mut server = Program::start(command);
+        while hear(&manager) != "READY=1\n" {}
+        assert!(names(&file, server.pid().try_into().unwrap()), "{server}");
+        server.signal(Signal::TERM);
+        assert_eq!(server.exit_code(), 0);
+        assert!(!file.exists());
+    }
+}
+
+/// A process that stays because its successor has failed is named as before, whatever the
+/// successor has done to the file.
+#[test]
+fn a_broken_successor_leaves_the_pid_file() {
+    let directory = Directory::new();
+    let (program, file) = (directory.path("app"), directory.path("app.pid"));
+    copy_server(&program);
+    let mut command = Command::new(&program);
+    command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--patience", "1s", "--pid-file"]);
+    command.arg(&file);
+    let mut line = Line::start(command);
+    wait_until("the first is named", || names(&file, line.pid));
+    let of_file = |script: &str| script.replace("FILE", &file.display().to_string());
+    for script in [
+        "exit 3",
+        // The same as a successor that says READY and is killed.
+        &of_file("echo $$ >FILE; exit 3"),
+        &of_file("rm FILE; exit 3"),
+        &of_file("echo >FILE; exit 3"),
+        // It serves, so it writes the file, but does not say so; told to end, it removes the file.
+        &format!("NOTIFY_SOCKET= exec {SERVER} \"$@\""),
+    ] {
+        replace(&program, script);
+        line.signal(Signal::USR2);
+        line.program.wait_for("no successor: ");
+        assert!(names(&file, line.pid), "{script}");
+    }
+    line.end();
+    assert!(!file.exists());
+}
+
+/// A file that names another process by now is left alone.
+#[test]
+fn another_processs_pid_file_is_not_removed() {
+    let directory = Directory::new();
+    let file = directory.path("app.pid");
+    let mut server = Program::server(&["--pid-file", file.to_str().unwrap()]);
+    wait_until("the server is named", || names(&file, server.pid().try_into().unwrap()));
+    fs::write(&file, "1\n").unwrap();
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0, "{server}");
+    assert!(names(&file, 1));
+}
+
+/// A path that cannot be written is told of in one line, before anything is served.
+#[test]
+fn a_pid_file_that_cannot_be_written_is_named() {
+    let directory = Directory::new();
+    let (plain, socket) = (directory.path("plain"), directory.path("socket"));
+    fs::write(&plain, "").unwrap();
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let no_file = "it is not a regular file";
+    for (path, error) in [
+        (directory.path("missing/app.pid"), "no such directory"),
+        (plain.join("app.pid"), "Not a directory"),
+        (directory.0.clone(), no_file),
+        (socket, no_file),
+        ("/dev/null".into(), no_file),
+        ("/".into(), no_file),
+        (directory.path(&"x".repeat(255)), "File name too long"),
+    ] {
+        let mut command = Command::new(SERVER);
+        // Nobody could listen there: the path comes first.
+        command.args(["--listen", "192.0.2.1:1", "--pid-file"]).arg(&path);
+        let output = command.output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        let path = path.display();
+        assert_eq!(log, format!("smol-graceful: cannot write the pid file {path}: {error}\n"));
+    }
+    assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 2);
+}
+
+/// The file does not need the restart by a signal.
+#[test]
+fn a_pid_file_without_restarts() {
+    let directory = Directory::new();
+    let file = directory.path("app.pid");
+    let server = Server::new(|_request| async { Ok("okay") });
+    let shutdown = server.handle();
+    let process = Process::default().signals([]).restart_on(None).pid_file(&file);
+    let run = std::thread::spawn(move || process.run(server, ["127.0.0.1:0"]).unwrap());
+    wait_until("the process is named", || names(&file, std::process::id().try_into().unwrap()));
+    shutdown.stop();
+    assert!(run.join().unwrap().is_drained());
+    assert!(!file.exists());
+}
+
+/// Whether a pid file names this process.
+fn names(file: &Path, pid: i32) -> bool {
+    fs::read_to_string(file).is_ok_and(|text| text == format!("{pid}\n"))
+}
+
 // The service manager.
 
 /// Rule S20: READY when it listens, STOPPING at the stop, STATUS in the drain, and time is asked for as
@@ -663,7 +1024,8 @@ fn the_manager_is_told() {
     command.args(["--listen", "127.0.0.1:0", "--lame-duck", "300ms", "--grace", "20s"]);
     command.env("NOTIFY_SOCKET", directory.path("manager"));
     let mut server = Program::start(command);
-    assert_eq!(hear(&manager), format!("READY=1\nSTATUS=listening on {}\n", server.addr));
+    assert_eq!(hear(&manager), "READY=1\n");
+    assert_eq!(hear(&manager), format!("STATUS=listening on {}\n", server.addr));
 
     let mut client = server.connect();
     client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nh");
@@ -696,6 +1058,23 @@ fn the_manager_is_told() {
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
+/// A program with `serve` says itself that it is ready, and nothing else.
+#[test]
+fn a_program_of_its_own_tells_the_manager() {
+    let directory = Directory::new();
+    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Program::example_command("restart", &["127.0.0.1:0"]);
+    command.env("NOTIFY_SOCKET", directory.path("manager"));
+    let mut server = Program::start(command);
+    assert_eq!(hear(&manager), "READY=1\n");
+    assert_eq!(hear(&manager), "STATUS=serving\n");
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0, "{server}");
+    manager.set_nonblocking(true).unwrap();
+    assert!(manager.recv(&mut [0]).is_err());
+}
+
 /// WATCHDOG=1 comes from the threads that run handlers: when all of them are blocked, it does not.
 #[test]
 fn a_blocked_executor_is_noticed() {
@@ -705,7 +1084,8 @@ fn a_blocked_executor_is_noticed() {
     let mut command = Program::example_command("blocking", &["127.0.0.1:0", "30", "2"]);
     command.env("NOTIFY_SOCKET", directory.path("manager")).env("WATCHDOG_USEC", "100000");
     let mut server = Program::start(command);
-    assert!(hear(&manager).starts_with("READY=1\n"));
+    assert_eq!(hear(&manager), "READY=1\n");
+    assert!(hear(&manager).starts_with("STATUS=listening on "));
     for _ in 0..3 {
         assert_eq!(hear(&manager), "WATCHDOG=1\n");
     }
