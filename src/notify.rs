@@ -76,13 +76,13 @@ impl Notify {
     /// Connections are still accepted, for so long.
     pub(crate) fn lame_duck(&self, duration: Duration) {
         let status = format!("lame duck: accepting connections for another {duration:?}");
-        self.tell(&[NotifyState::Status(&status), extension(duration + MARGIN)]);
+        self.tell(&[NotifyState::Status(&status), extension(duration.saturating_add(MARGIN))]);
     }
 
     /// How the drain stands; asks for time only while it makes progress (rule S20).
     pub(crate) fn draining(&self, draining: &Draining) {
         let status = draining.to_string();
-        let extension = extension(EXTENSION.min(draining.left + MARGIN));
+        let extension = extension(EXTENSION.min(draining.left.saturating_add(MARGIN)));
         let states = [NotifyState::Status(&status), extension];
         self.tell(if draining.is_moving { &states } else { &states[..1] });
     }

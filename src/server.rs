@@ -376,7 +376,7 @@ impl Running {
                 }
                 idle.iter().for_each(|seat| seat.give_way());
                 Timer::after(pause).await;
-                pause = (pause * 2).min(Duration::from_millis(100));
+                pause = pause.saturating_mul(2).min(Duration::from_millis(100));
             }
         };
         self.slots.acquire_arc().or(make_room).await
