@@ -19,6 +19,7 @@ use socket2::{Socket, TcpKeepalive};
 use crate::address::Address;
 use crate::socket_file::SocketFile;
 use crate::source::Source;
+use crate::threads;
 use crate::transport::{Peer, Transport};
 
 /// Where connections come from.
@@ -41,6 +42,7 @@ impl Bound {
         keepalive: Option<Duration>,
         file: impl FnOnce(&Path) -> Option<SocketFile>,
     ) -> io::Result<Self> {
+        threads::check()?;
         Ok(match address {
             Address::Unix(path) => Self::Unix {
                 socket: Async::new(UnixListener::from(socket))?,

@@ -118,6 +118,7 @@ mod shutdown;
 mod signals;
 mod socket_file;
 mod source;
+mod threads;
 mod transport;
 mod wire;
 mod wrapper;

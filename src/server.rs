@@ -27,6 +27,7 @@ use crate::log_limit::LogLimit;
 use crate::outcome::{Draining, Outcome};
 use crate::registry::{Holder, Registry, Seat};
 use crate::shutdown::{Guard, Phase, Shutdown, wake};
+use crate::threads;
 
 /// An HTTP/1.1 server.
 ///
@@ -207,6 +208,11 @@ impl Server {
     ///
     /// Needs no particular runtime: it makes progress wherever it is polled.
     ///
+    /// A handler that blocks the thread which polls this keeps everything on that thread waiting:
+    /// other requests, the deadline, and signals too if [`Shutdown::obey`] runs there. Use
+    /// [`run`](crate::run), or [`Server::executor`] with threads of its own, if that may happen. The
+    /// logger must never block either: see [`LogWriter`](crate::LogWriter).
+    ///
     /// # Errors
     ///
     /// If the server cannot listen on one of the addresses, and [`io::ErrorKind::InvalidInput`] if
@@ -259,6 +265,7 @@ impl Server {
         listeners: impl IntoIterator<Item = L>,
     ) -> io::Result<Running> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        threads::check()?;
         let listeners =
             listeners.into_iter().map(Listen::listen).collect::<io::Result<Vec<_>>>()?;
         if listeners.is_empty() {
