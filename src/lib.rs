@@ -52,7 +52,7 @@
 //!
 //! | level | |
 //! |---|---|
-//! | a process | [`run`], [`Process`], `restart`, `ready`, [`signals`] |
+//! | a process | [`run`], [`Process`], `restart`, `ready`, [`signals`], [`LogWriter`] |
 //! | a server | [`Server`], [`Limits`], [`ServeError`] |
 //! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
 //! | in a handler | [`Request`], [`Response`], [`Body`], [`stream_body`], [`probe`], [`Peer`], [`Client`], [`Left`], [`target`], [`Token`] |
@@ -107,6 +107,7 @@ mod inherited;
 mod limits;
 mod listener;
 mod log_limit;
+mod log_writer;
 mod meter;
 mod notify;
 mod outcome;
@@ -134,6 +135,7 @@ pub use handover::{ready, restart};
 pub use http_types::{self, Body, Method, Request, Response, StatusCode};
 pub use limits::Limits;
 pub use listener::{Listen, ListenOptions, Listener};
+pub use log_writer::LogWriter;
 pub use outcome::{Ending, Outcome};
 pub use probe::probe;
 pub use process::{Process, run};

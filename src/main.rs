@@ -21,30 +21,28 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use humantime::parse_duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol_graceful::{
-    Address, Limits, ListenOptions, Listener, Outcome, Process, ServeError, Server,
+    Address, Limits, ListenOptions, Listener, LogWriter, Outcome, Process, ServeError, Server,
 };
-
-use crate::log::Log;
 
 fn main() -> ExitCode {
     let settings = match settings() {
         Ok(settings) => settings,
         Err(error) => return usage(&error),
     };
-    let log = match Log::start(io::stderr()) {
+    let mut log = match LogWriter::new(io::stderr()) {
         Ok(log) => log,
         Err(error) => {
             // There is no thread to write it, and nothing in flight that it could hold up.
-            let _ = writeln!(io::stderr(), "smol-graceful: cannot start a thread: {error}");
+            let _ = writeln!(io::stderr(), "smol-graceful: {error}");
             return ExitCode::FAILURE;
         }
     };
-    log.install(&env::var("RUST_LOG").unwrap_or_default());
+    log::install(&log, &env::var("RUST_LOG").unwrap_or_default());
     // `log` is flushed where it is dropped, behind the last line, in a bounded time.
     match serve(&settings) {
         Ok(outcome) => outcome.report(),
         Err(error) => {
-            log.line(format!("smol-graceful: {error}\n"));
+            let _ = writeln!(log, "smol-graceful: {error}");
             ExitCode::FAILURE
         }
     }
