@@ -50,7 +50,7 @@ fn main() -> ExitCode {
 
 /// Serves HTTP/1.1 until HUP, INT, TERM or QUIT, and finishes every request that has begun.
 ///
-/// A second signal ends this at once, and so does the end of the grace. USR2 starts the executable
+/// A second signal later than the repeat window ends this at once, and so does the end of the grace. USR2 starts the executable
 /// again, with the sockets, and ends this process when that one is ready. Exit code: 0 everything was
 /// finished, 1 something was cut or the server could not start, 2 wrong usage.
 ///
@@ -118,6 +118,17 @@ struct Settings {
     )]
     patience: Duration,
 
+    /// How long after the first stop signal further ones belong to the same stop, because wrappers
+    /// and terminals send two; with 0s each one counts
+    #[arg(
+        long,
+        env = "SMOL_GRACEFUL_REPEAT_WINDOW",
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        default_value = "100ms"
+    )]
+    repeat_window: Duration,
+
     /// Lets a successor listen on the same addresses at the same time (SO_REUSEPORT)
     #[arg(long, env = "SMOL_GRACEFUL_REUSE_PORT", value_parser = BoolishValueParser::new())]
     reuse_port: bool,
@@ -178,10 +189,11 @@ fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
         Ok(listeners) => listeners.into_iter().map(Ok).collect(),
         Err(error) => vec![Err(error)],
     });
-    let Settings { work, grace, linger, lame_duck, patience, threads, .. } = *settings;
+    let Settings { work, grace, linger, lame_duck, patience, repeat_window, threads, .. } =
+        *settings;
     let limits = Limits { grace, linger, lame_duck, ..Limits::default() };
     let server = Server::new(move |request| app::handle(work, request)).limits(limits);
-    let mut process = Process::default().patience(patience);
+    let mut process = Process::default().patience(patience).repeat_window(repeat_window);
     if let Some(threads) = threads {
         process = process.threads(threads);
     }
@@ -235,6 +247,7 @@ mod tests {
         assert_eq!(settings.linger, Duration::from_millis(100));
         assert_eq!(settings.lame_duck, Duration::ZERO);
         assert_eq!(settings.patience, Duration::from_secs(30));
+        assert_eq!(settings.repeat_window, Duration::from_millis(100));
         assert!(!settings.reuse_port && !settings.syn_filter);
         assert_eq!(settings.keepalive, Duration::from_secs(60));
         assert_eq!(settings.threads, None);
@@ -256,6 +269,7 @@ mod tests {
             ["--work", "15"],
             ["--grace", "-1s"],
             ["--linger", "soon"],
+            ["--repeat-window", "100"],
             ["--keepalive", "often"],
             ["--threads", "0"],
             ["--threads", "many"],

@@ -434,6 +434,7 @@ fn worker_ends_at_once_when_told_twice() {
     worker.wait_for("begun: 600000");
     worker.signal(Signal::INT);
     worker.wait_for("stopping because of SIGINT");
+    common::pass_repeat_window();
     assert!(worker.is_running());
     worker.signal(Signal::INT);
     assert_eq!(worker.exit_code(), 1, "{worker}");
@@ -515,6 +516,7 @@ fn embed_ends_at_once_when_told_twice() {
     }
     program.signal(Signal::TERM);
     program.wait_for("stopping because of SIGTERM");
+    common::pass_repeat_window();
     program.signal(Signal::TERM);
     assert_eq!(program.exit_code(), 1, "{program}");
     let log = program.log();
