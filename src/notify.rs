@@ -217,4 +217,13 @@ mod tests {
         assert_eq!(heard(draining(2, true)), status(2) + "EXTEND_TIMEOUT_USEC=3000000\n");
         assert_eq!(heard(draining(30, false)), status(30));
     }
+
+    #[test]
+    fn the_longest_durations_are_no_panic() {
+        let left = Duration::MAX;
+        // Without a manager it is all the same computed what to tell.
+        let notify = Notify::default();
+        notify.lame_duck(left);
+        notify.draining(&Draining { open: 1, busy: 0, left, oldest: None, is_moving: true });
+    }
 }

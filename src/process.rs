@@ -233,8 +233,9 @@ impl Process {
     /// a pipe that nobody reads would then hold up the stop. [`LogWriter`](crate::LogWriter) takes
     /// care of that.
     ///
-    /// A connection's task runs on worker threads of this call's own, whatever [`Server::executor`] was set to; workers that
-    /// are stuck in a handler are left behind when the drain has timed out or was forced.
+    /// A connection's task runs on worker threads of this call's own, whatever [`Server::executor`]
+    /// was set to; workers that are stuck in a handler are left behind when the drain has timed out
+    /// or was forced.
     ///
     /// # Errors
     ///

@@ -139,7 +139,7 @@ impl Shutdown {
     }
 }
 
-/// How long after the first stop signal others belong to the same stop, unless told otherwise.
+/// The default of [`Process::repeat_window`](crate::Process::repeat_window), and `obey`'s window.
 pub(crate) const REPEAT_WINDOW: Duration = Duration::from_millis(100);
 
 /// How long a signal may wait before the log says so.
@@ -196,7 +196,7 @@ pub(crate) enum StopSignal {
 }
 
 impl StopSignals {
-    /// With the time after the first one in which others mean the same stop.
+    /// Makes a count at zero. Signals within `window` of the first one are the same stop.
     pub(crate) fn new(window: Duration) -> Self {
         Self { window, first_at: None, has_aborted: false }
     }
@@ -220,9 +220,11 @@ impl StopSignals {
     }
 }
 
-/// Handles the signals of `stop`, but those that the process was started to ignore, and `restart`.
+/// Returns the signals of `stop` and `restart` as they arrive, without those of `stop` that the
+/// process was started to ignore.
 ///
-/// Register first, unblock afterwards: a signal that is pending would kill the process otherwise.
+/// Registers the signals before it unblocks them, because a pending signal would kill the process
+/// otherwise.
 pub(crate) fn stream(
     stop: &[Signal],
     restart: Option<Signal>,

@@ -48,7 +48,7 @@ pub(crate) fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
     }
 }
 
-/// Starts a thread, and waits until it no longer counts.
+/// Starts a thread that ends at once, and waits until the kernel no longer counts that thread.
 fn try_one() -> io::Result<()> {
     let probe = thread::Builder::new().name("probe".into()).spawn(own_entry)?;
     let entry = probe.join().ok().flatten();

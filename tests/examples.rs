@@ -620,6 +620,7 @@ fn tokio_ends_at_once_when_told_twice() {
     assert_eq!(post(&mut server.connect(), "/later/600000", ""), 202);
     server.signal(Signal::INT);
     wait_until("the close", || TcpStream::connect(server.addr).is_err());
+    common::pass_repeat_window();
     assert!(server.is_running());
     server.signal(Signal::TERM);
     assert_eq!(server.exit_code(), 1, "{server}");
