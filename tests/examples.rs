@@ -400,6 +400,7 @@ fn proxy_protocol_serves_whose_line_is_half_there_at_the_stop() {
             assert_eq!(server.exit_code(), 0, "{server}");
         } else {
             let own = half.stream.local_addr().unwrap();
+            common::pass_repeat_window();
             server.signal(Signal::TERM);
             assert_eq!(server.exit_code(), 1, "{server}");
             let log = server.log();
