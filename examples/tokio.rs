@@ -13,9 +13,9 @@
 use std::io;
 use std::time::Duration;
 
-use futures_lite::FutureExt;
+use futures_lite::{FutureExt, Stream, stream};
 use smol_graceful::{
-    Method, Outcome, Request, Response, ServeError, Server, Shutdown, Signal, StatusCode, Token,
+    Method, Outcome, Request, Response, ServeError, Server, Signal, StatusCode, Token,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -52,21 +52,17 @@ async fn work(duration: Duration) -> Duration {
     duration
 }
 
-/// Stops at the first Ctrl-C or TERM, cuts what is left at the second. Returns only if there are no
-/// signals to be had; [`smol_graceful::signals`] would do as well.
-async fn obey(shutdown: &Shutdown) -> Result<Outcome, ServeError> {
+/// Ctrl-C and TERM as tokio hears them; [`smol_graceful::signals`] would do as well.
+fn signals() -> io::Result<impl Stream<Item = Signal> + Unpin> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut next = async || {
-        let interrupted = async { interrupt.recv().await.map(|()| Signal::Int) };
-        let terminated = async { terminate.recv().await.map(|()| Signal::Term) };
-        let gone = || io::Error::other("no more signals");
-        interrupted.or(terminated).await.ok_or_else(gone)
-    };
-    shutdown.stop_by(next().await?);
-    next().await?;
-    shutdown.abort();
-    std::future::pending().await
+    Ok(stream::poll_fn(move |cx| {
+        let interrupted = interrupt.poll_recv(cx).map(|heard| heard.map(|()| Signal::Int));
+        if interrupted.is_ready() {
+            return interrupted;
+        }
+        terminate.poll_recv(cx).map(|heard| heard.map(|()| Signal::Term))
+    }))
 }
 
 fn main() -> Result<Outcome, ServeError> {
@@ -75,7 +71,10 @@ fn main() -> Result<Outcome, ServeError> {
     let server = Server::new(handle);
     let shutdown = server.handle();
     let runtime = tokio::runtime::Runtime::new()?;
-    // The signals come first: they are handled before anyone can connect.
-    let outcome = runtime.block_on(obey(&shutdown).or(server.serve([&*address])))?;
+    let outcome = runtime.block_on(async {
+        // The signals come first: they are handled before anyone can connect.
+        let signals = signals()?;
+        server.serve([&*address]).or(shutdown.obey(signals)).await
+    })?;
     Ok(outcome)
 }

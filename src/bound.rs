@@ -20,6 +20,7 @@ use crate::address::Address;
 use crate::socket::Socket;
 use crate::socket_file::SocketFile;
 use crate::source::Source;
+use crate::threads;
 use crate::transport::{Peer, Transport};
 
 /// Where connections come from.
@@ -46,6 +47,7 @@ impl Bound {
         keepalive: Option<Duration>,
         file: impl FnOnce(&Path) -> Option<SocketFile>,
     ) -> io::Result<Self> {
+        threads::check()?;
         Ok(match address {
             Address::Unix(path) => {
                 Self::Unix { socket: Async::new(UnixListener::from(socket))?, file: file(path) }

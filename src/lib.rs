@@ -52,7 +52,7 @@
 //!
 //! | level | |
 //! |---|---|
-//! | a process | [`run`], [`Process`], `restart`, [`ready`], [`signals`] |
+//! | a process | [`run`], [`Process`], `restart`, [`ready`], [`signals`], [`LogWriter`] |
 //! | a server | [`Server`], [`Limits`], [`ServeError`] |
 //! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
 //! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`Peer`], [`Client`], [`Left`], [`target`], [`Token`] |
@@ -109,6 +109,7 @@ mod inherited;
 mod limits;
 mod listener;
 mod log_limit;
+mod log_writer;
 mod meter;
 mod notify;
 mod outcome;
@@ -125,6 +126,7 @@ mod socket_file;
 mod source;
 #[cfg(feature = "restart")]
 mod spawn;
+mod threads;
 mod transport;
 mod wire;
 mod wrapper;
@@ -140,6 +142,7 @@ pub use handover::restart;
 pub use http_types::{self, Body, Method, Request, Response, StatusCode};
 pub use limits::Limits;
 pub use listener::{Listen, ListenOptions, Listener};
+pub use log_writer::LogWriter;
 pub use notify::ready;
 pub use outcome::{Ending, Outcome};
 pub use probe::probe;

@@ -30,6 +30,7 @@ use crate::error::reason;
 use crate::inherited::{self, Handed, Inherited};
 use crate::socket_file::SocketFile;
 use crate::source::Source;
+use crate::threads;
 use crate::transport::{Peer, Transport};
 use crate::wrapper::{Handshakes, Wrapper};
 
@@ -375,6 +376,7 @@ impl ListenOptions {
         let named = |error: io::Error| {
             io::Error::new(error.kind(), format!("cannot listen on {address}: {}", reason(&error)))
         };
+        threads::check().map_err(named)?;
         if let Some(inherited) = inherited::matching(address).map_err(named)? {
             let origin = if let Address::Fd(fd) = *address { Some(fd) } else { None };
             return Listener::adopt(inherited, origin, self).map_err(named);

@@ -22,30 +22,28 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use humantime::parse_duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol_graceful::{
-    Address, Limits, ListenOptions, Listener, Outcome, Process, ServeError, Server,
+    Address, Limits, ListenOptions, Listener, LogWriter, Outcome, Process, ServeError, Server,
 };
-
-use crate::log::Log;
 
 fn main() -> ExitCode {
     let settings = match settings() {
         Ok(settings) => settings,
         Err(error) => return usage(&error),
     };
-    let log = match Log::start(io::stderr()) {
+    let mut log = match LogWriter::new(io::stderr()) {
         Ok(log) => log,
         Err(error) => {
             // There is no thread to write it, and nothing in flight that it could hold up.
-            let _ = writeln!(io::stderr(), "smol-graceful: cannot start a thread: {error}");
+            let _ = writeln!(io::stderr(), "smol-graceful: {error}");
             return ExitCode::FAILURE;
         }
     };
-    log.install(&env::var("RUST_LOG").unwrap_or_default());
+    log::install(&log, &env::var("RUST_LOG").unwrap_or_default());
     // `log` is flushed where it is dropped, behind the last line, in a bounded time.
     match serve(&settings) {
         Ok(outcome) => outcome.report(),
         Err(error) => {
-            log.line(format!("smol-graceful: {error}\n"));
+            let _ = writeln!(log, "smol-graceful: {error}");
             ExitCode::FAILURE
         }
     }
@@ -53,7 +51,7 @@ fn main() -> ExitCode {
 
 /// Serves HTTP/1.1 until HUP, INT, TERM or QUIT, and finishes every request that has begun.
 ///
-/// A second signal ends this at once, and so does the end of the grace. USR2 starts the executable
+/// A second signal later than the repeat window ends this at once, and so does the end of the grace. USR2 starts the executable
 /// again, with the sockets, and ends this process when that one is ready. Exit code: 0 everything was
 /// finished, 1 something was cut or the server could not start, 2 wrong usage.
 ///
@@ -142,6 +140,17 @@ struct Settings {
     #[arg(long, env = "SMOL_GRACEFUL_PID_FILE", value_name = "PATH")]
     pid_file: Option<PathBuf>,
 
+    /// How long after the first stop signal further ones belong to the same stop, because wrappers
+    /// and terminals send two; with 0s each one counts
+    #[arg(
+        long,
+        env = "SMOL_GRACEFUL_REPEAT_WINDOW",
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        default_value = "100ms"
+    )]
+    repeat_window: Duration,
+
     /// Lets a successor listen on the same addresses at the same time (SO_REUSEPORT)
     #[arg(long, env = "SMOL_GRACEFUL_REUSE_PORT", value_parser = BoolishValueParser::new())]
     reuse_port: bool,
@@ -216,10 +225,11 @@ fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
         Ok(listeners) => listeners.into_iter().map(Ok).collect(),
         Err(error) => vec![Err(error)],
     });
-    let Settings { work, grace, linger, lame_duck, patience, threads, .. } = *settings;
+    let Settings { work, grace, linger, lame_duck, patience, repeat_window, threads, .. } =
+        *settings;
     let limits = Limits { grace, linger, lame_duck, ..Limits::default() };
     let server = Server::new(move |request| app::handle(work, request)).limits(limits);
-    let mut process = Process::default().patience(patience);
+    let mut process = Process::default().patience(patience).repeat_window(repeat_window);
     if let Some(threads) = threads {
         process = process.threads(threads);
     }
@@ -286,6 +296,7 @@ mod tests {
         assert_eq!(settings.lame_duck, Duration::ZERO);
         assert_eq!(settings.patience, Duration::from_secs(30));
         assert_eq!(settings.pid_file, None);
+        assert_eq!(settings.repeat_window, Duration::from_millis(100));
         assert!(!settings.reuse_port && !settings.syn_filter);
         assert_eq!(settings.keepalive, Duration::from_secs(60));
         assert_eq!(settings.threads, None);
@@ -332,6 +343,7 @@ mod tests {
             ["--work", "15"],
             ["--grace", "-1s"],
             ["--linger", "soon"],
+            ["--repeat-window", "100"],
             ["--keepalive", "often"],
             ["--threads", "0"],
             ["--threads", "many"],

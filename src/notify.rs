@@ -84,13 +84,13 @@ impl Notify {
     /// Connections are still accepted, for so long.
     pub(crate) fn lame_duck(&self, duration: Duration) {
         let status = format!("lame duck: accepting connections for another {duration:?}");
-        self.tell(&[NotifyState::Status(&status), extension(duration + MARGIN)]);
+        self.tell(&[NotifyState::Status(&status), extension(duration.saturating_add(MARGIN))]);
     }
 
     /// How the drain stands; asks for time only while it makes progress (rule S20).
     pub(crate) fn draining(&self, draining: &Draining) {
         let status = bounded(&draining.to_string());
-        let extension = extension(EXTENSION.min(draining.left + MARGIN));
+        let extension = extension(EXTENSION.min(draining.left.saturating_add(MARGIN)));
         let states = [NotifyState::Status(&status), extension];
         self.tell(if draining.is_moving { &states } else { &states[..1] });
     }
@@ -315,5 +315,14 @@ mod tests {
         let oldest = Some(Cut { what, age: Duration::ZERO });
         let heard = heard(Draining { oldest, ..draining(30, true) });
         assert!(heard.ends_with("xxx...\nEXTEND_TIMEOUT_USEC=5000000\n"), "{heard}");
+    }
+
+    #[test]
+    fn the_longest_durations_are_no_panic() {
+        let left = Duration::MAX;
+        // Without a manager it is all the same computed what to tell.
+        let notify = Notify::default();
+        notify.lame_duck(left);
+        notify.draining(&Draining { open: 1, busy: 0, left, oldest: None, is_moving: true });
     }
 }

@@ -32,7 +32,9 @@ use crate::registry::Cut;
 pub struct Outcome {
     /// Drained, timed out or forced.
     pub ending: Ending,
-    /// How long the drain took, from the close of the listeners.
+    /// How long the drain took, from the close of the listeners, and how long the signal that began
+    /// the stop had waited before for a thread that a handler blocked
+    /// ([`Shutdown::obey`](crate::Shutdown::obey)).
     pub took: Duration,
     /// How many requests were finished after the stop, on all servers that share the latch.
     pub finished: u64,

@@ -28,7 +28,10 @@ use crate::outcome::{Outcome, name};
 use crate::pid_file::{PidFile, PidWriter};
 use crate::server::{Running, Server, Stopping};
 use crate::shutdown::Shutdown;
-use crate::signals::{STOP_SIGNALS, another, stop, stream};
+use crate::signals::{
+    Heard, REPEAT_WINDOW, STOP_SIGNALS, StopSignal, StopSignals, log_second, stop, stream,
+};
+use crate::threads;
 
 /// Runs a server as a process until a signal stops it, with [`Process::default`]'s settings.
 ///
@@ -76,11 +79,12 @@ pub struct Process {
     restart: Option<Signal>,
     patience: Duration,
     pid_file: Option<PathBuf>,
+    repeat_window: Duration,
 }
 
 impl Default for Process {
-    /// One thread per core; stopped by [`STOP_SIGNALS`], restarted by USR2, 30 s for a successor; no
-    /// pid file.
+    /// Returns one thread per core. [`STOP_SIGNALS`] stop the server, and those within 100 ms are
+    /// one stop. USR2 restarts it, and a successor has 30 s. There is no pid file.
     fn default() -> Self {
         Self {
             threads: thread::available_parallelism().map_or(1, usize::from),
@@ -88,6 +92,7 @@ impl Default for Process {
             restart: cfg!(feature = "restart").then_some(Signal::Usr2),
             patience: Duration::from_secs(30),
             pid_file: None,
+            repeat_window: REPEAT_WINDOW,
         }
     }
 }
@@ -137,6 +142,33 @@ impl Process {
     #[must_use]
     pub fn signals(mut self, signals: impl IntoIterator<Item = Signal>) -> Self {
         self.signals = signals.into_iter().collect();
+        self
+    }
+
+    /// Sets how long after the first stop signal further ones belong to the same stop, whichever
+    /// they are. A later one aborts (rule S14). Default: 100 ms. With zero, each signal counts.
+    ///
+    /// Wrappers (`timeout`), terminals that are closed and scripts send two signals for one stop.
+    ///
+    /// # Examples
+    ///
+    /// For a program whose wrapper sends INT, and TERM a second later:
+    ///
+    /// ```
+    /// use smol_graceful::{Process, ServeError, Server};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), ServeError> {
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// # server.handle().stop();
+    /// let process = Process::default().repeat_window(Duration::from_secs(2));
+    /// assert!(process.run(server, ["127.0.0.1:0"])?.is_drained());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn repeat_window(mut self, window: Duration) -> Self {
+        self.repeat_window = window;
         self
     }
 
@@ -233,10 +265,19 @@ impl Process {
 
     /// Listens, serves, and returns when the server was stopped and has drained.
     ///
-    /// The first signal stops the server, the second aborts it at once (rule S14); the same one again
-    /// in the same moment (3 ms) is no second one. The signals stay without effect on the process after
-    /// this has returned. A connection's task runs on worker threads of this call's own, whatever [`Server::executor`] was set to; workers that
-    /// are stuck in a handler are left behind when the drain has timed out or was forced.
+    /// The first signal stops the server, the second aborts it at once (rule S14); those within
+    /// [`Process::repeat_window`] of the first are no second one. HUP, INT and QUIT stay ignored if
+    /// the process was started so, as `nohup` does, and the log says it. Signals that the process
+    /// was started to block are unblocked. The signals stay without effect on the process after
+    /// this has returned.
+    ///
+    /// The logger must never block, because the thread that keeps signals and deadlines logs, too:
+    /// a pipe that nobody reads would then hold up the stop. [`LogWriter`](crate::LogWriter) takes
+    /// care of that.
+    ///
+    /// A connection's task runs on worker threads of this call's own, whatever [`Server::executor`]
+    /// was set to; workers that are stuck in a handler are left behind when the drain has timed out
+    /// or was forced.
     ///
     /// # Errors
     ///
@@ -265,25 +306,28 @@ impl Process {
         server: Server,
         listeners: impl IntoIterator<Item = L>,
     ) -> Result<Outcome, ServeError> {
-        // Rule S16.
-        let all: Vec<_> = self.signals.iter().copied().chain(self.restart).collect();
-        let signals = stream(&all).map_err(named("cannot handle signals"))?;
+        threads::check()?;
+        // S16: before the first bind, and before a worker inherits what is blocked.
+        let signals =
+            stream(&self.signals, self.restart).map_err(named("cannot handle signals"))?;
         // Dropped last: the file names this process until the drain is over.
         let pid_file = self.pid_file.as_deref().map(PidFile::at).transpose()?;
         let writer = pid_file.as_ref().map(PidFile::writer);
         let executor = Arc::new(Executor::new());
-        let shutdown = server.handle();
-        let running = Arc::new(server.executor(executor.clone()).start(listeners)?);
 
-        // Closed when this function returns: the workers end.
+        // Closed when this function returns: the workers end. They begin before the bind, because
+        // there may be no room for so many threads.
         let (_open, closed) = channel::bounded::<Infallible>(1);
-        for number in 1..=self.threads {
+        let threads = self.threads;
+        for number in 1..=threads {
             let (executor, closed) = (executor.clone(), closed.clone());
             thread::Builder::new()
                 .name(format!("worker-{number}"))
                 .spawn(move || smol::block_on(executor.run(closed.recv())))
-                .map_err(named("cannot start a worker thread"))?;
+                .map_err(threads::named(&format!("cannot start worker {number} of {threads}")))?;
         }
+        let shutdown = server.handle();
+        let running = Arc::new(server.executor(executor.clone()).start(listeners)?);
         let notify = Arc::new(Notify::from_env());
         let is_heard = Arc::new(AtomicBool::new(false));
         let announce = announce(notify.clone(), running.clone(), is_heard.clone(), writer.clone());
@@ -315,14 +359,14 @@ impl Process {
     /// Stops at the first stop signal, aborts at the second (rule S14). Never ends.
     async fn obey(
         &self,
-        mut signals: impl Stream<Item = Signal> + Unpin,
+        mut signals: impl Stream<Item = Heard> + Unpin,
         shutdown: &Shutdown,
         running: &Running,
         pid_file: Option<PidWriter>,
     ) -> Outcome {
         let token = shutdown.token();
         let mut successor: Option<Successor<'_>> = None;
-        let mut was_told = false;
+        let mut stop_signals = StopSignals::new(self.repeat_window);
         loop {
             let signal = async { Event::Signal(signals.next().await) };
             let started = async {
@@ -335,7 +379,7 @@ impl Process {
             };
             match signal.or(started).await {
                 Event::Signal(None) => future::pending().await,
-                Event::Signal(Some(signal)) if Some(signal) == self.restart => {
+                Event::Signal(Some(Heard { signal, .. })) if Some(signal) == self.restart => {
                     if token.is_stopping() {
                         log::warn!("no successor is started because of {}: stopping", name(signal));
                     } else if successor.is_some() {
@@ -345,18 +389,22 @@ impl Process {
                         successor = Some(start_successor(running, self.patience, &pid_file));
                     }
                 }
-                Event::Signal(Some(signal)) if !was_told => {
-                    was_told = true;
-                    if successor.take().is_some() {
-                        log::info!("the successor that is being started is told to stop");
+                Event::Signal(Some(heard)) => match stop_signals.count(heard) {
+                    StopSignal::First => {
+                        if successor.take().is_some() {
+                            log::info!("the successor that is being started is told to stop");
+                        }
+                        stop(heard, shutdown);
                     }
-                    let other = another(&mut signals, signal).await;
-                    stop(signal, shutdown);
-                    if let Some(other) = other.filter(|other| Some(*other) != self.restart) {
-                        end_at_once(other, shutdown, running);
+                    StopSignal::Repeated => {}
+                    StopSignal::Second => {
+                        log_second(heard);
+                        // A client in the queue was accepted by the kernel: the outcome has to
+                        // name it.
+                        running.empty_queues();
+                        shutdown.abort();
                     }
-                }
-                Event::Signal(Some(signal)) => end_at_once(signal, shutdown, running),
+                },
                 // By the program itself: the successor is told, too, where it is dropped.
                 Event::Stopped => successor = None,
                 Event::Successor(Ok(pid)) => {
@@ -374,16 +422,9 @@ impl Process {
     }
 }
 
-fn end_at_once(signal: Signal, shutdown: &Shutdown, running: &Running) {
-    log::warn!("ending at once because of a second signal, {}", name(signal));
-    // A client in the queue was accepted by the kernel: the outcome has to name it.
-    running.empty_queues();
-    shutdown.abort();
-}
-
 /// What the control loop waits for.
 enum Event {
-    Signal(Option<Signal>),
+    Signal(Option<Heard>),
     Successor(io::Result<u32>),
     Stopped,
 }

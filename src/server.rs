@@ -27,6 +27,7 @@ use crate::log_limit::LogLimit;
 use crate::outcome::{Draining, Outcome};
 use crate::registry::{Holder, Registry, Seat};
 use crate::shutdown::{Guard, Phase, Shutdown, wake};
+use crate::threads;
 
 /// An HTTP/1.1 server.
 ///
@@ -211,6 +212,11 @@ impl Server {
     /// unit with `Type=notify` waits for that. STOPPING, EXTEND_TIMEOUT_USEC and WATCHDOG come from
     /// [`run`](crate::run) only.
     ///
+    /// A handler that blocks the thread which polls this keeps everything on that thread waiting:
+    /// other requests, the deadline, and signals too if [`Shutdown::obey`] runs there. Use
+    /// [`run`](crate::run), or [`Server::executor`] with threads of its own, if that may happen. The
+    /// logger must never block either: see [`LogWriter`](crate::LogWriter).
+    ///
     /// # Errors
     ///
     /// If the server cannot listen on one of the addresses, and [`io::ErrorKind::InvalidInput`] if
@@ -263,6 +269,7 @@ impl Server {
         listeners: impl IntoIterator<Item = L>,
     ) -> io::Result<Running> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        threads::check()?;
         let listeners =
             listeners.into_iter().map(Listen::listen).collect::<io::Result<Vec<_>>>()?;
         if listeners.is_empty() {
@@ -380,7 +387,7 @@ impl Running {
                 }
                 idle.iter().for_each(|seat| seat.give_way());
                 Timer::after(pause).await;
-                pause = (pause * 2).min(Duration::from_millis(100));
+                pause = pause.saturating_mul(2).min(Duration::from_millis(100));
             }
         };
         self.slots.acquire_arc().or(make_room).await

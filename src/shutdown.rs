@@ -125,9 +125,14 @@ impl Shutdown {
     /// assert_eq!(outcome.signal, Some(Signal::Term));
     /// ```
     pub fn stop_by(&self, signal: Signal) {
+        self.stop_heard(signal, Duration::ZERO);
+    }
+
+    /// Stops because of `signal`, which has `waited` so long to be obeyed.
+    pub(crate) fn stop_heard(&self, signal: Signal, waited: Duration) {
         self.latch.advance(Phase::Draining, || {
             // The first signal is the one that began it: a later one finds the phase moved.
-            let _ = self.latch.signal.set(signal);
+            let _ = self.latch.signal.set((signal, waited));
         });
     }
 
@@ -206,7 +211,9 @@ impl Shutdown {
 
     /// Stops, waits until nobody holds the drain open, and says how it ended.
     ///
-    /// After `grace` what is left is aborted (rule S13), and waited for up to 100 ms more. Once a
+    /// After `grace` what is left is aborted (rule S13), and waited for up to 100 ms more. If the
+    /// process was suspended at the end of the grace, what became ready meanwhile gets its turn
+    /// first, for as long as the process was suspended beyond the grace, but at most 1 s. Once a
     /// second the log says what is left (rule S20). May be awaited by several at once, before or
     /// after the end; each gets the outcome.
     ///
@@ -243,6 +250,9 @@ impl Shutdown {
         // 3. The grace is over.
         let deadline = async {
             Timer::after(grace).await;
+            // The process was suspended, and work may have become ready meanwhile: it gets its turn
+            // (rule S13).
+            Timer::after(began.elapsed().saturating_sub(grace).min(MADE_UP)).await;
             latch.abort(Ending::TimedOut);
         };
         // 4. Never: it only reports.
@@ -302,6 +312,9 @@ impl Shutdown {
         self.latch.until(&self.latch.joined, |latch| latch.registry().serves(server)).await;
     }
 }
+
+/// How much of the time that the process was suspended, beyond the grace, the drain gets back.
+const MADE_UP: Duration = Duration::from_secs(1);
 
 /// How long an aborted drain waits for the tasks to drop what they hold.
 const ABORTING: Duration = Duration::from_millis(100);
@@ -673,8 +686,8 @@ struct Latch {
     emptied: Event,
     /// A holder has come.
     joined: Event,
-    /// The signal that began the stop.
-    signal: OnceLock<Signal>,
+    /// The signal that began the stop, and how long it had waited to be obeyed.
+    signal: OnceLock<(Signal, Duration)>,
     /// Requests finished in the drain.
     finished: AtomicU64,
     /// Requests that had arrived and were turned away.
@@ -804,11 +817,12 @@ impl Latch {
             .collect();
         // Whatever came before: when nothing was cut, nobody was harmed, and it was a drain.
         let ending = if cut.is_empty() { Ending::Drained } else { ending };
+        let (signal, waited) = self.signal.get().copied().unzip();
         Outcome {
             ending,
-            took,
+            took: took.saturating_add(waited.unwrap_or_default()),
             finished: self.finished.load(Ordering::Relaxed),
-            signal: self.signal.get().copied(),
+            signal,
             cut,
         }
     }

@@ -500,6 +500,7 @@ mod exhaustion {
         let clients = scarce.crowd("/work?for=1h");
         scarce.program.signal(Signal::TERM);
         scarce.program.wait_for("stopping");
+        common::pass_repeat_window();
         scarce.program.signal(Signal::TERM);
         assert_eq!(scarce.program.exit_code(), 1);
         drop(clients);

@@ -400,6 +400,7 @@ fn proxy_protocol_serves_whose_line_is_half_there_at_the_stop() {
             assert_eq!(server.exit_code(), 0, "{server}");
         } else {
             let own = half.stream.local_addr().unwrap();
+            common::pass_repeat_window();
             server.signal(Signal::TERM);
             assert_eq!(server.exit_code(), 1, "{server}");
             let log = server.log();
@@ -461,6 +462,7 @@ fn worker_ends_at_once_when_told_twice() {
     worker.wait_for("begun: 600000");
     worker.signal(Signal::INT);
     worker.wait_for("stopping because of SIGINT");
+    common::pass_repeat_window();
     assert!(worker.is_running());
     worker.signal(Signal::INT);
     assert_eq!(worker.exit_code(), 1, "{worker}");
@@ -542,6 +544,7 @@ fn embed_ends_at_once_when_told_twice() {
     }
     program.signal(Signal::TERM);
     program.wait_for("stopping because of SIGTERM");
+    common::pass_repeat_window();
     program.signal(Signal::TERM);
     assert_eq!(program.exit_code(), 1, "{program}");
     let log = program.log();
@@ -645,6 +648,7 @@ fn tokio_ends_at_once_when_told_twice() {
     assert_eq!(post(&mut server.connect(), "/later/600000", ""), 202);
     server.signal(Signal::INT);
     wait_until("the close", || TcpStream::connect(server.addr).is_err());
+    common::pass_repeat_window();
     assert!(server.is_running());
     server.signal(Signal::TERM);
     assert_eq!(server.exit_code(), 1, "{server}");

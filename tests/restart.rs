@@ -1101,6 +1101,7 @@ fn a_blocked_executor_is_noticed() {
     });
     server.signal(Signal::TERM);
     server.wait_for("stopping because of SIGTERM");
+    common::pass_repeat_window();
     server.signal(Signal::TERM);
     assert_eq!(server.exit_code(), 1, "{server}");
 }

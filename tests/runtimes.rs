@@ -18,8 +18,10 @@ use std::fs;
 use std::future::Future;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +29,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
+use std::time::Duration;
 
 use common::{Client, End, PATIENCE, Program, wait_until};
 use futures_lite::{FutureExt, future, stream};
@@ -439,6 +442,81 @@ fn run_starts_its_workers_and_no_other_thread() {
     assert_eq!(child.exit_code(), 0, "{child}");
 }
 
+/// A handler that blocks the thread keeps the signals waiting that `obey` is to obey. The log and the
+/// outcome say so, and two signals are still told from one.
+#[test]
+fn a_signal_that_had_to_wait_is_told() {
+    if is_child() {
+        return serve_and_obey(future::block_on);
+    }
+    check_signals_that_wait("a_signal_that_had_to_wait_is_told");
+}
+
+/// The blocked thread is then the one that has waited for I/O.
+#[test]
+fn a_signal_that_had_to_wait_is_told_under_smols_block_on() {
+    if is_child() {
+        return serve_and_obey(smol::block_on);
+    }
+    check_signals_that_wait("a_signal_that_had_to_wait_is_told_under_smols_block_on");
+}
+
+/// `/block` blocks until what the parent has written to standard input is read.
+fn serve_and_obey(run: impl FnOnce(Pin<Box<dyn Future<Output = Outcome>>>) -> Outcome) {
+    env_logger::Builder::new().filter_level(log::LevelFilter::Info).init();
+    let server = Server::new(|mut request: Request| async move {
+        if request.url().path() == "/block" {
+            log::info!("blocking");
+            io::stdin().read_line(&mut String::new())?;
+        }
+        Ok(request.take_body())
+    });
+    let shutdown = server.handle();
+    let signals = signals().unwrap();
+    let serve = async move { server.serve(announced()).await.unwrap() };
+    let outcome = run(Box::pin(async move { serve.or(shutdown.obey(signals)).await }));
+    log::info!("outcome: {outcome}");
+}
+
+fn check_signals_that_wait(test: &str) {
+    const LONG: Duration = Duration::from_millis(1500);
+    for (second, is_cut) in [(None, false), (Some(Duration::ZERO), false), (Some(LONG), true)] {
+        let (stdin, mut gate) = UnixStream::pair().unwrap();
+        let mut child = Program::start_with(child_command(test), OwnedFd::from(stdin).into());
+        let mut sending = child.connect();
+        sending.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n");
+        assert_eq!(sending.send("Expect: 100-continue\r\n\r\n").response().status, 100);
+        child.connect().get("/block");
+        child.wait_for("blocking");
+
+        // Suspended, so that two signals in one moment are heard in one moment.
+        child.signal(Signal::STOP);
+        child.signal(Signal::TERM);
+        if second == Some(Duration::ZERO) {
+            child.signal(Signal::INT);
+        }
+        child.signal(Signal::CONT);
+        thread::sleep(LONG);
+        if second == Some(LONG) {
+            child.signal(Signal::INT);
+            // Until it has been heard, which nothing shows.
+            thread::sleep(LONG);
+        }
+        gate.write_all(b"\n").unwrap();
+        // Of two, either may be delivered first.
+        child.wait_for(" waited ");
+        if !is_cut {
+            assert_eq!(sending.send("hello").response().text(), "hello");
+        }
+        let line = child.wait_for("outcome: ");
+        assert_eq!(line.contains("drained in "), !is_cut, "{child}");
+        let (took, _) = line.split_once(" s, ").unwrap();
+        let took: f64 = took.rsplit(' ').next().unwrap().parse().unwrap();
+        assert!(took >= LONG.as_secs_f64(), "{child}");
+        assert_eq!(child.log().contains("second signal, SIGINT"), is_cut, "{child}");
+    }
+}
+
 /// Where async-io's own thread waits for events, as under every runtime but smol's, a request costs it a
 /// few waits: async-io does not report an event that came while that thread was waiting already, and
 /// who only asks it again gets the same event and the same silence, again and again.
@@ -453,6 +531,8 @@ fn a_request_is_not_waited_for_again_and_again() {
     let waits = |client: &mut Client| -> u64 {
         client.get("/waits").response().text().parse().expect("a number")
     };
+    // A thread has its name only when it has begun.
+    wait_until("async-io's thread is there", || client.get("/waits").response().status == 200);
     let before = waits(&mut client);
     const REQUESTS: u64 = 1000;
     for _ in 0..REQUESTS {
@@ -535,9 +615,13 @@ fn check_threads(child: &Program, expected: &str) {
 
 /// This very test, in a process of its own.
 fn child(test: &str) -> Program {
+    Program::start(child_command(test))
+}
+
+fn child_command(test: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture"]).env(CHILD, "yes");
-    Program::start(command)
+    command
 }
 
 fn is_child() -> bool {

@@ -18,7 +18,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, End, PATIENCE, Program, wait_until};
+use common::{
+    Client, End, PATIENCE, Program, handle_ignored_signals, pass_repeat_window, wait_until,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use socket2::SockRef;
 
@@ -184,6 +186,7 @@ fn a_second_signal_ends_it_at_once() {
         let mut client = in_flight(server.addr, "/");
         server.signal(first);
         server.wait_for(&format!("stopping because of {first_name}"));
+        pass_repeat_window();
         server.signal(second);
         assert_eq!(server.exit_code(), 1, "{server}");
         assert!(client.try_response(false).is_err());
@@ -203,6 +206,7 @@ fn the_same_signal_twice_ends_it_at_once() {
         let _client = in_flight(server.addr, "/");
         server.signal(signal);
         server.wait_for(&format!("stopping because of {name}"));
+        pass_repeat_window();
         server.signal(signal);
         assert_eq!(server.exit_code(), 1, "{server}");
     });
@@ -213,7 +217,8 @@ fn the_same_signal_twice_ends_it_at_once() {
 #[test]
 fn a_request_that_has_just_been_sent_is_not_dropped_in_silence() {
     for _ in 0..40 {
-        let mut server = Program::server(&["--work", "60s", "--grace", "60s"]);
+        let args = ["--work", "60s", "--grace", "60s", "--repeat-window", "0s"];
+        let mut server = Program::server(&args);
         let mut client = server.connect();
         client.get("/");
         server.signal(Signal::TERM);
@@ -229,7 +234,8 @@ fn a_request_that_has_just_been_sent_is_not_dropped_in_silence() {
 #[test]
 fn a_storm_of_signals_neither_hangs_nor_kills() {
     at_once([(false, 0), (true, 1)], |(busy, code)| {
-        let mut server = Program::server(&["--work", "60s", "--grace", "60s"]);
+        let args = ["--work", "60s", "--grace", "60s", "--repeat-window", "0s"];
+        let mut server = Program::server(&args);
         let _client = busy.then(|| in_flight(server.addr, "/"));
         let pid = server.pid();
         thread::scope(|scope| {
@@ -267,6 +273,7 @@ fn with_every_worker_blocked_a_second_signal_ends_it() {
         server.program.signal(Signal::QUIT);
         server.program.wait_for("stopping because of SIGQUIT");
         wait_until("the listener is closed", || is_refused(server.program.addr));
+        pass_repeat_window();
         server.program.signal(Signal::TERM);
         assert_eq!(server.program.exit_code(), 1, "{}", server.program);
         server.assert_named_after("forced to end after ");
@@ -359,6 +366,44 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
     });
 }
 
+/// The same for a program that embeds the server and logs through a `LogWriter`: it drains, and keeps
+/// the deadline and the second signal.
+#[test]
+fn a_program_with_a_log_writer_is_not_held_up_either() {
+    let (_unread, socket) = UnixStream::pair().unwrap();
+    let stderr = OwnedFd::from(socket);
+    fill(File::from(stderr.try_clone().unwrap()));
+    let start = |grace| {
+        let command = &mut Program::example_command("logging", &["127.0.0.1:0", grace]);
+        command.env("RUST_LOG", "trace");
+        let mut server = Bare::with_stderr(command, stderr.try_clone().unwrap().into());
+        let addr = server.addr();
+        let mut client = Client::connect(addr);
+        let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n";
+        for _ in 0..100 {
+            assert_eq!(client.send(format!("{head}\r\nhello")).response().text(), "hello");
+        }
+        // Answered when the handler reads the body.
+        client.send(format!("{head}Expect: 100-continue\r\n\r\n"));
+        assert_eq!(client.response().status, 100);
+        server.signal(Signal::TERM);
+        wait_until("the listener is closed", || is_refused(addr));
+        (server, client)
+    };
+
+    let (mut server, mut client) = start("60");
+    assert_eq!(client.send("hello").response().text(), "hello");
+    assert_eq!(server.wait().code(), Some(0), "the drain");
+
+    let (mut server, _client) = start("1");
+    assert_eq!(server.wait().code(), Some(1), "the deadline");
+
+    let (mut server, _client) = start("60");
+    pass_repeat_window();
+    server.signal(Signal::INT);
+    assert_eq!(server.wait().code(), Some(1), "the second signal");
+}
+
 /// Fills a pipe or socket until not one byte more goes in; it is left blocking.
 fn fill(mut file: File) {
     let blocks = file.try_clone().unwrap();
@@ -448,7 +493,7 @@ fn bad_usage_is_exit_2() {
 fn help_and_version_are_exit_0() {
     let (status, help, stderr) = run(&["--help"], &[]);
     assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
-    for flag in ["listen", "work", "grace", "linger", "lame-duck", "threads"] {
+    for flag in ["listen", "work", "grace", "linger", "lame-duck", "repeat-window", "threads"] {
         let variable = format!("SMOL_GRACEFUL_{}", flag.replace('-', "_").to_uppercase());
         assert!(help.contains(&format!("--{flag} ")) && help.contains(&variable), "{help}");
     }
@@ -459,7 +504,7 @@ fn help_and_version_are_exit_0() {
 
 #[test]
 fn every_flag_has_its_variable() {
-    for name in ["LISTEN", "WORK", "GRACE", "LINGER", "LAME_DUCK", "THREADS"] {
+    for name in ["LISTEN", "WORK", "GRACE", "LINGER", "LAME_DUCK", "REPEAT_WINDOW", "THREADS"] {
         let (status, _, stderr) = run(&[], &[(&format!("SMOL_GRACEFUL_{name}"), "nonsense")]);
         assert_eq!(status.code(), Some(2), "{name}: {stderr}");
     }
@@ -585,7 +630,8 @@ fn a_mebibyte_comes_back() {
 /// Rule S3: not ready from the moment the stop begins, but alive, and serving new connections.
 #[test]
 fn a_lame_duck_still_serves() {
-    let mut server = Program::server(&["--work", "0s", "--lame-duck", "60s"]);
+    let mut server =
+        Program::server(&["--work", "0s", "--lame-duck", "60s", "--repeat-window", "0s"]);
     let ask = |path: &str| Client::connect(server.addr).get(path).response();
     assert_eq!(ask("/readyz").status, 200);
     server.signal(Signal::TERM);
@@ -660,6 +706,7 @@ impl Bare {
     }
 
     fn with_stderr(command: &mut Command, stderr: Stdio) -> Self {
+        handle_ignored_signals();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         Self(command.spawn().unwrap())
     }

@@ -334,6 +334,7 @@ fn a_second_signal_cuts_a_client_that_does_not_take_leave() {
     assert_eq!(client.send(HANDSHAKE).response().status, 101);
     server.signal(Signal::TERM);
     assert_eq!(client.take(12).unwrap(), AWAY);
+    common::pass_repeat_window();
     server.signal(Signal::TERM);
     assert_eq!(client.end(), End::Eof);
     assert_eq!(server.exit_code(), 1);

@@ -16,12 +16,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use async_signal::{Signal as Ignorable, Signals};
 use rustix::process::{Pid, Signal, kill_process};
 use smol::channel;
 use smol_graceful::{Address, Limits, Listener, Outcome, Request, Response, Server, Shutdown};
@@ -332,6 +333,7 @@ impl Program {
 
     /// The same with something on its standard input.
     pub fn start_with(mut command: Command, stdin: Stdio) -> Self {
+        handle_ignored_signals();
         command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -420,6 +422,20 @@ impl Program {
     }
 }
 
+/// Handles HUP, INT and QUIT if this process ignores them, as under `nohup` or in a script's
+/// background: its children would go on to ignore them, but not to handle them.
+pub fn handle_ignored_signals() {
+    static HANDLED: OnceLock<Option<Signals>> = OnceLock::new();
+    HANDLED.get_or_init(|| {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+        let ignored = u64::from_str_radix(ignored.trim(), 16).ok()?;
+        let ones = [Ignorable::Hup, Ignorable::Int, Ignorable::Quit];
+        let ones = ones.into_iter().filter(|one| ignored & (1 << (*one as i32 - 1)) != 0);
+        Signals::new(ones.collect::<Vec<_>>()).ok()
+    });
+}
+
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.seen.join("\n"))
@@ -502,6 +518,11 @@ pub fn case(name: &str, run: impl FnOnce()) {
 pub fn settle(server: &Running) {
     wait_until("every connection has ended", || server.shutdown.in_flight() == 0);
     assert!(server.stop().is_drained());
+}
+
+/// Waits until a further signal counts as a second one: the first one was heard before this.
+pub fn pass_repeat_window() {
+    thread::sleep(Duration::from_millis(150));
 }
 
 /// Waits until `done`, which something else will make true.

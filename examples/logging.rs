@@ -1,0 +1,57 @@
+//! A server whose log may go wherever it likes, even to a pipe that nobody reads: the logger never
+//! makes the server wait.
+//!
+//! Run with:
+//!
+//! ```
+//! cargo run --example logging -- 127.0.0.1:8082 2>&1 | sleep 60
+//! ```
+//!
+//! Try `curl -d hello 127.0.0.1:8082` while it runs, and stop it with Ctrl-C. A grace in seconds may
+//! follow the address.
+
+use std::io::{self, Write};
+use std::panic;
+use std::process::{ExitCode, Termination};
+use std::time::Duration;
+
+use env_logger::{Builder, Env, Target};
+use smol_graceful::{Limits, LogWriter, Request, Server, run};
+
+async fn echo(mut request: Request) -> http_types::Result<String> {
+    let text = request.body_string().await?;
+    log::info!("{} bytes", text.len());
+    Ok(text)
+}
+
+fn main() -> ExitCode {
+    let writer = match LogWriter::new(io::stderr()) {
+        Ok(writer) => writer,
+        Err(error) => {
+            // There is no log yet.
+            let _ = writeln!(io::stderr(), "{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    Builder::from_env(Env::default().default_filter_or("info"))
+        .target(Target::Pipe(Box::new(writer.clone())))
+        .init();
+    // By default a panic prints on standard error itself, and waits there.
+    panic::set_hook(Box::new(|panic| log::error!("{panic}")));
+
+    let mut args = std::env::args().skip(1);
+    let address = args.next().unwrap_or("127.0.0.1:8082".to_owned());
+    let grace = args.next().and_then(|seconds| seconds.parse().ok()).unwrap_or(30);
+    let limits = Limits { grace: Duration::from_secs(grace), ..Limits::default() };
+    let code = match run(Server::new(echo).limits(limits), [&*address]) {
+        Ok(outcome) => outcome.report(),
+        // As the value of `main`, the error would be printed on standard error itself.
+        Err(error) => {
+            log::error!("{error}");
+            ExitCode::FAILURE
+        }
+    };
+    // Gives the last lines up to 200 ms to be written.
+    drop(writer);
+    code
+}

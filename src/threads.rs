@@ -1,0 +1,89 @@
+//! [`check`]: whether the process may start the thread that async-io needs.
+//!
+//! Invariant: after `check` has succeeded once, async-io's thread runs, so no later call into
+//! async-io can panic because it cannot start it. Knows nothing of the threads that run handlers.
+
+use std::fs;
+use std::io;
+use std::panic;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use async_io::Timer;
+use futures_lite::future;
+
+/// Makes sure that async-io's thread runs, and starts it if nobody has used async-io yet.
+///
+/// async-io panics where it cannot start its thread. So this first tries whether a thread can be
+/// started at all.
+///
+/// # Errors
+///
+/// What the operating system says if it starts no thread: the process has reached a limit.
+pub(crate) fn check() -> io::Result<()> {
+    static STARTED: OnceLock<()> = OnceLock::new();
+    if STARTED.get().is_none() {
+        try_one().map_err(named("cannot start a thread"))?;
+        // Another process of the same user may have taken the last place meanwhile.
+        panic::catch_unwind(start_async_io)
+            .map_err(|_| named("cannot start a thread")(io::ErrorKind::WouldBlock.into()))?;
+        let _ = STARTED.set(());
+    }
+    Ok(())
+}
+
+/// Names what could not be started, and the way out.
+pub(crate) fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
+    move |error| {
+        let code = error.raw_os_error().map(|code| format!(" (os error {code})"));
+        let reason = error.to_string().replace(&code.unwrap_or_default(), "");
+        let message = format!(
+            "{what}: {reason}; raise the limit of threads (`ulimit -u`, the container's limit of \
+             processes), or run fewer threads"
+        );
+        io::Error::new(error.kind(), message)
+    }
+}
+
+/// Starts a thread that ends at once, and waits until the kernel no longer counts that thread.
+fn try_one() -> io::Result<()> {
+    let probe = thread::Builder::new().name("probe".into()).spawn(own_entry)?;
+    let entry = probe.join().ok().flatten();
+    // `join` returns a moment before the kernel has given the thread's place back.
+    let deadline = Instant::now() + Duration::from_millis(100);
+    while entry.as_deref().is_some_and(Path::exists) && Instant::now() < deadline {
+        thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
+}
+
+/// Returns where the kernel lists the calling thread, on Linux.
+fn own_entry() -> Option<PathBuf> {
+    Some(Path::new("/proc").join(fs::read_link("/proc/thread-self").ok()?))
+}
+
+/// Waits for a timer for a moment: async-io starts its thread for that.
+fn start_async_io() {
+    let timer = pin!(Timer::after(Duration::from_secs(1)));
+    future::block_on(future::poll_once(timer));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_has_ended_is_no_longer_listed() {
+        try_one().unwrap();
+        check().unwrap();
+        let names = fs::read_dir("/proc/self/task")
+            .unwrap()
+            .map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default());
+        let names: Vec<_> = names.collect();
+        assert!(!names.contains(&"probe\n".to_owned()), "{names:?}");
+        assert!(names.contains(&"async-io\n".to_owned()), "{names:?}");
+    }
+}

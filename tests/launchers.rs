@@ -1,0 +1,382 @@
+//! What launchers, wrappers and operators do to the process before and beside the signals: blocked
+//! and ignored signals, two signals for one stop, endless durations, no room for threads, a
+//! suspension.
+//!
+//! The real binary, with real signals. What has to happen within a certain time happens while the
+//! process is suspended, so that a slow machine changes nothing.
+
+mod common;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use common::{Client, Directory, Program, case, pass_repeat_window, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_smol-graceful");
+
+const STOP: [(Signal, &str); 4] = [
+    (Signal::HUP, "SIGHUP"),
+    (Signal::INT, "SIGINT"),
+    (Signal::TERM, "SIGTERM"),
+    (Signal::QUIT, "SIGQUIT"),
+];
+
+// Signals that are blocked or ignored from the start
+
+/// Some launchers block signals while they fork, and leave them blocked.
+#[test]
+fn blocked_signals_are_unblocked() {
+    for (signal, name) in STOP {
+        let mut server = launched(&["env", "--block-signal"], &[]);
+        server.signal(signal);
+        server.wait_for(&format!("stopping because of {name}"));
+        assert_eq!(server.exit_code(), 0, "{server}");
+    }
+}
+
+#[test]
+fn blocked_usr2_starts_a_successor() {
+    let mut server = launched(&["env", "--block-signal"], &[]);
+    server.signal(Signal::USR2);
+    let line = server.wait_for(" has taken over");
+    let successor = Process(number_behind(&line, "process "));
+    assert_eq!(server.exit_code(), 0, "{server}");
+    // It is started by us, and has nothing blocked either.
+    successor.signal(Signal::TERM);
+    wait_until("the successor has ended", || !successor.is_running());
+}
+
+/// `signals()` and `obey`, in a program that has no `run`.
+#[test]
+fn blocked_signals_are_unblocked_for_programs_of_their_own_control() {
+    let example = Program::example_command("embed", &["127.0.0.1:0", "127.0.0.1:0"]);
+    let mut command = Command::new("env");
+    command.arg("--block-signal").arg(example.get_program()).args(example.get_args());
+    let mut program = Program::start(command);
+    program.signal(Signal::QUIT);
+    assert_eq!(program.exit_code(), 0, "{program}");
+}
+
+/// `nohup` means that the end of a terminal does not end the server.
+#[test]
+fn nohup_is_obeyed() {
+    let mut server = launched(&["nohup"], &[]);
+    server.signal(Signal::HUP);
+    pass_repeat_window();
+    assert_eq!(server.connect().get("/").response().text(), "okay");
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0, "{server}");
+    let log = server.log();
+    let told = "SIGHUP is ignored, because the process was started so, as nohup and scripts do; \
+                it does not stop the server";
+    assert_eq!(log.matches("ignored").count(), 1, "{log}");
+    assert!(log.contains(told), "{log}");
+    assert!(log.contains("stopping because of SIGTERM"), "{log}");
+}
+
+/// A script's background job ignores INT and QUIT: Ctrl-C is meant for the script.
+#[test]
+fn a_background_job_is_not_stopped_with_its_script() {
+    let script = ["sh", "-c", "\"$0\" \"$@\" & wait"];
+    let mut shell = launched(&script, &[]);
+    // The lines until it listens.
+    let log = shell.to_string();
+    let server = Process(number_behind(&log, "Z "));
+    let told = "SIGINT and SIGQUIT are ignored, because the process was started so, as nohup and \
+                scripts do; they do not stop the server";
+    assert!(log.contains(told), "{log}");
+    server.signal(Signal::INT);
+    server.signal(Signal::QUIT);
+    pass_repeat_window();
+    assert_eq!(shell.connect().get("/").response().text(), "okay");
+    server.signal(Signal::HUP);
+    shell.wait_for("stopping because of SIGHUP");
+    wait_until("the server has ended", || !server.is_running());
+}
+
+/// TERM and USR2 are sent only by somebody who means this process.
+#[test]
+fn term_and_usr2_are_never_ignored() {
+    let mut server = launched(&["env", "--ignore-signal"], &[]);
+    let line = server.connect().get("/").response().text();
+    assert_eq!(line, "okay");
+    server.signal(Signal::USR2);
+    let line = server.wait_for(" has taken over");
+    let successor = Process(number_behind(&line, "process "));
+    assert_eq!(server.exit_code(), 0, "{server}");
+    successor.signal(Signal::TERM);
+    wait_until("the successor has ended", || !successor.is_running());
+}
+
+// Two signals for one stop (rule S14)
+
+/// Wrappers, terminals and scripts send two different ones, one right behind the other.
+#[test]
+fn signals_within_the_window_are_one_stop() {
+    let pairs = STOP.into_iter().zip(STOP.into_iter().cycle().skip(1));
+    for ((first, _), (second, _)) in pairs.chain([(STOP[2], STOP[2])]) {
+        let mut server = Program::server(&[]);
+        let mut client = in_flight(&server, "/work?for=300ms");
+        // Both have come when the process goes on.
+        server.signal(Signal::STOP);
+        server.signal(first);
+        server.signal(second);
+        server.signal(Signal::CONT);
+        assert_eq!(client.response().text(), "okay");
+        assert_eq!(server.exit_code(), 0, "{server}");
+        assert!(!server.log().contains("second signal"), "{server}");
+    }
+}
+
+/// With any pause that is shorter than the window, and for those who obey signals by themselves.
+#[test]
+fn the_window_is_a_setting() {
+    let args = ["--repeat-window", "60s"];
+    let mut command = Command::new(BINARY);
+    command.args(["--listen", "127.0.0.1:0"]).args(args).env("RUST_LOG", "smol_graceful=debug");
+    let mut server = Program::start(command);
+    let mut client = in_flight_body(&server);
+    server.signal(Signal::INT);
+    // The stop itself does not wait.
+    server.wait_for("stopping because of SIGINT");
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        pass_repeat_window();
+        server.signal(signal);
+        server.wait_for("after the first stop signal: the same stop");
+    }
+    assert_eq!(client.send("world").response().text(), "helloworld");
+    assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+#[test]
+fn two_signals_are_one_stop_under_obey_too() {
+    let mut program = Program::example("embed", &["127.0.0.1:0", "127.0.0.1:0"]);
+    let mut client = program.connect();
+    let head = "POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n";
+    assert_eq!(client.send(format!("{head}one")).response().status, 202);
+    program.signal(Signal::STOP);
+    program.signal(Signal::TERM);
+    program.signal(Signal::HUP);
+    program.signal(Signal::CONT);
+    assert_eq!(program.exit_code(), 0, "{program}");
+    assert!(program.log().contains("done: \"one\""), "{program}");
+}
+
+/// The first one after a stop by a successor is only noted, and the window begins with it.
+#[test]
+fn the_window_begins_with_the_first_signal_after_usr2() {
+    let mut server = Program::server(&[]);
+    let mut client = in_flight_body(&server);
+    server.signal(Signal::USR2);
+    let line = server.wait_for(" has taken over");
+    let successor = Process(number_behind(&line, "process "));
+    server.signal(Signal::STOP);
+    server.signal(Signal::TERM);
+    server.signal(Signal::HUP);
+    server.signal(Signal::CONT);
+    server.wait_for("stopping already");
+    assert_eq!(client.send("world").response().text(), "helloworld");
+    assert_eq!(server.exit_code(), 0, "{server}");
+    successor.signal(Signal::TERM);
+    wait_until("the successor has ended", || !successor.is_running());
+}
+
+// Numbers
+
+/// Each of them alone is a duration that can be written, and two of them together are none.
+#[test]
+fn the_longest_durations_add_up_to_no_panic() {
+    let directory = Directory::new();
+    let manager = UnixDatagram::bind(directory.path("notify")).unwrap();
+    manager.set_nonblocking(true).unwrap();
+    let longest = "18446744073709551615s";
+    let flags = ["work", "grace", "linger", "lame-duck", "patience", "keepalive", "repeat-window"];
+    let alone = flags.map(|flag| vec![flag]);
+    for flags in alone.into_iter().chain([flags.to_vec(), flags[..6].to_vec()]) {
+        let mut command = Command::new(BINARY);
+        command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", directory.path("notify"));
+        command.args(flags.iter().flat_map(|flag| [format!("--{flag}"), longest.to_owned()]));
+        let mut server = Program::start(command);
+        let path = if flags.contains(&"work") { "/" } else { "/work?for=1h" };
+        let client = in_flight(&server, path);
+        server.signal(Signal::TERM);
+        server.wait_for("stopping because of SIGTERM");
+        pass_repeat_window();
+        server.signal(Signal::INT);
+        if flags.contains(&"repeat-window") {
+            // There is no second signal then; what is left is the client.
+            client.reset();
+            if flags.contains(&"lame-duck") {
+                server.signal(Signal::KILL);
+                server.wait();
+            } else {
+                assert_eq!(server.exit_code(), 0, "{flags:?}: {server}");
+            }
+        } else {
+            assert_eq!(server.exit_code(), 1, "{flags:?}: {server}");
+            assert!(server.log().contains("1 cut: "), "{flags:?}: {server}");
+        }
+        assert!(!server.log().contains("panicked"), "{flags:?}: {server}");
+        // The manager was told, and is not to be filled up.
+        while manager.recv(&mut [0; 200]).is_ok() {}
+    }
+}
+
+/// Whatever the room, the server either serves, or says in one line why it does not.
+#[test]
+#[ignore = "needs root"]
+fn a_lack_of_threads_is_one_line_and_exit_1() {
+    // A user that nobody else is: the limit counts all of its processes. And that user must be
+    // able to read the programs.
+    let user = 1_000_000 + std::process::id();
+    let directory = Directory::new();
+    let copy = |program: &OsStr, name: &str| {
+        let path = directory.path(name);
+        fs::copy(program, &path).unwrap();
+        path
+    };
+    let binary = copy(BINARY.as_ref(), "binary");
+    let example = copy(Program::example_command("blocking", &[]).get_program(), "blocking");
+    // The main thread, async-io's, four workers, and the binary's for the log.
+    let programs = [
+        (binary, &["--listen", "127.0.0.1:0", "--threads", "4"][..], 7),
+        (example, &["127.0.0.1:0", "1", "4"], 6),
+    ];
+    for (program, args, least) in &programs {
+        for room in 1..=9 {
+            case(&format!("{room} threads, {}", program.display()), || {
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--nproc={room}:{room}")).arg("setpriv");
+                command.args([format!("--reuid={user}"), format!("--regid={user}")]);
+                command.arg("--clear-groups").arg(program).args(*args);
+                start_with_room(&mut command, room >= *least);
+            });
+        }
+    }
+}
+
+fn start_with_room(command: &mut Command, is_enough: bool) {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
+    if let Some((_, addr)) = line.trim().split_once("listening on ") {
+        assert_eq!(Client::connect(addr.parse().unwrap()).get("/livez").response().status, 200);
+        kill(child.id(), Signal::TERM);
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    } else {
+        log.read_to_string(&mut line).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{line}");
+        assert!(line.contains("thread") && line.contains("ulimit -u"), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(!is_enough, "{line}");
+    }
+}
+
+// A process that was suspended
+
+/// What became ready while the process was suspended beyond its grace gets its turn: handlers whose
+/// time has come, and bodies whose rest has arrived. They are many, so that one thread does not
+/// happen to finish them before the deadline is looked at.
+#[test]
+fn what_was_done_during_a_suspension_is_answered() {
+    let mut server = Program::server(&["--grace", "2s", "--threads", "1"]);
+    let mut working: Vec<_> = (0..100).map(|_| in_flight(&server, "/work?for=2s")).collect();
+    let mut sending: Vec<_> = (0..100).map(|_| in_flight_body(&server)).collect();
+    server.signal(Signal::TERM);
+    server.wait_for("stopping because of SIGTERM");
+    server.signal(Signal::STOP);
+    for client in &mut sending {
+        client.send("world");
+    }
+    thread::sleep(Duration::from_secs(4));
+    server.signal(Signal::CONT);
+    for client in &mut working {
+        assert_eq!(client.response().text(), "okay");
+    }
+    for client in &mut sending {
+        assert_eq!(client.response().text(), "helloworld");
+    }
+    assert_eq!(server.exit_code(), 0, "{server}");
+    assert!(server.log().contains("drained in "), "{server}");
+}
+
+/// The deadline is kept all the same.
+#[test]
+fn a_suspension_does_not_end_the_deadline() {
+    let mut server = Program::server(&["--grace", "1s"]);
+    let _working = in_flight(&server, "/work?for=1h");
+    server.signal(Signal::TERM);
+    server.wait_for("stopping because of SIGTERM");
+    server.signal(Signal::STOP);
+    thread::sleep(Duration::from_secs(2));
+    server.signal(Signal::CONT);
+    assert_eq!(server.exit_code(), 1, "{server}");
+    assert!(server.log().contains("timed out after "), "{server}");
+}
+
+// Tools
+
+/// The binary, started by `launcher`, which replaces itself by it or stays beside it.
+fn launched(launcher: &[&str], args: &[&str]) -> Program {
+    let mut command = Command::new(launcher[0]);
+    command.args(&launcher[1..]).arg(BINARY);
+    command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).args(args);
+    Program::start(command)
+}
+
+/// Sends `GET path` behind a request that is answered when the handler of the other one runs (rule
+/// W10).
+fn in_flight(server: &Program, path: &str) -> Client {
+    let request = |path| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let mut client = server.connect();
+    client.send(request("/livez") + &request(path));
+    assert_eq!(client.response().status, 200);
+    client
+}
+
+/// Sends a request whose rest, `world`, is missing.
+fn in_flight_body(server: &Program) -> Client {
+    let mut client = server.connect();
+    client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n");
+    client.send("Expect: 100-continue\r\n\r\n");
+    assert_eq!(client.response().status, 100);
+    client.send("hello");
+    client
+}
+
+fn number_behind(line: &str, text: &str) -> u32 {
+    let number = line.split_once(text).unwrap().1;
+    number.split(' ').next().unwrap().parse().unwrap()
+}
+
+fn kill(pid: u32, signal: Signal) {
+    let _ = kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal);
+}
+
+/// A process that is no child of ours, and ends with its owner.
+struct Process(u32);
+
+impl Process {
+    fn signal(&self, signal: Signal) {
+        kill(self.0, signal);
+    }
+
+    fn is_running(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
+        // A zombie waits for an init that may not come.
+        !stat.is_empty() && !stat.contains(") Z ")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
