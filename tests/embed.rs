@@ -1347,7 +1347,7 @@ fn addresses_of_all_types_are_listened_on() {
         assert!(is_refused(addr));
     }
     // A text that is none is the caller's mistake, told before anything is served.
-    let serve = Server::new(handler()).serve(["localhost:80".to_owned()]);
+    let serve = Server::new(handler()).serve(["example.org:80".to_owned()]);
     assert_eq!(patiently(serve).unwrap_err().kind(), ErrorKind::InvalidInput);
     let serve = Server::new(handler()).serve([Err::<Listener, _>(ErrorKind::NotFound.into())]);
     assert_eq!(patiently(serve).unwrap_err().kind(), ErrorKind::NotFound);

@@ -216,7 +216,7 @@ fn tls_says_what_is_wrong() {
         (vec!["127.0.0.1:0", &chain, &none], "none.pem: "),
         (vec!["127.0.0.1:0", &key, &key], "key.pem: no items found"),
         (vec!["127.0.0.1:0", &chain, &chain], "cert.pem: no items found"),
-        (vec!["localhost", &chain, &key], "`localhost` is no address"),
+        (vec!["localhost", &chain, &key], "`localhost` is not an address"),
     ] {
         fails("tls", &args, told);
     }
