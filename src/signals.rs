@@ -178,7 +178,7 @@ pub(crate) fn stop(signal: Signal, shutdown: &Shutdown) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shutdown::Phase;
+    use crate::phase::Phase;
     use futures_lite::stream;
 
     #[test]
