@@ -10,7 +10,6 @@ use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use async_io::Timer;
@@ -21,8 +20,9 @@ use log::Level;
 
 use crate::connection::Connection;
 use crate::limits::Limits;
+use crate::orders::{Order, Orders};
 use crate::registry::{Seat, Stage};
-use crate::shutdown::{Phase, Shutdown};
+use crate::shutdown::Shutdown;
 use crate::transport::{Peer, Transport};
 use crate::wire::body::Framing;
 use crate::wire::buffer::Buffer;
@@ -60,25 +60,13 @@ pub(crate) struct Service {
     pub(crate) handler: Box<Handler>,
     pub(crate) limits: Limits,
     pub(crate) shutdown: Shutdown,
-    /// The time for idle connections is over (rule S6).
-    pub(crate) linger_is_over: AtomicBool,
-    /// The server itself was dropped.
-    pub(crate) is_gone: AtomicBool,
-}
-
-impl Service {
-    fn is_draining(&self) -> bool {
-        self.shutdown.phase() >= Phase::Draining
-    }
-
-    fn is_aborting(&self) -> bool {
-        self.shutdown.phase() == Phase::Aborting || self.is_gone.load(Ordering::Acquire)
-    }
+    /// What the server wants of its connections.
+    pub(crate) orders: Arc<Orders>,
 }
 
 /// Serves a connection until it ends or everything is aborted.
 pub(crate) async fn serve(service: &Service, seat: &Arc<Seat>, transport: Transport) {
-    aborted(service, seat).or(requests(service, seat, transport)).await;
+    aborted(seat).or(requests(service, seat, transport)).await;
 }
 
 /// The same for one that is wrapped first.
@@ -93,16 +81,16 @@ pub(crate) async fn serve_wrapped(
             requests(service, seat, transport).await;
         }
     };
-    aborted(service, seat).or(served).await;
+    aborted(seat).or(served).await;
 }
 
 /// An abort drops the connection where it stands, before it can finish what the outcome names as cut
 /// (rule S13); between requests it has a last look first.
-fn aborted(service: &Service, seat: &Seat) -> impl Future<Output = ()> {
+fn aborted(seat: &Seat) -> impl Future<Output = ()> {
     poll_fn(|cx| {
         seat.register(cx.waker());
         let between = matches!(seat.stage(), Stage::Accepted | Stage::Idle);
-        if service.is_aborting() && !between { Poll::Ready(()) } else { Poll::Pending }
+        if seat.order() == Order::Abort && !between { Poll::Ready(()) } else { Poll::Pending }
     })
 }
 
@@ -117,13 +105,13 @@ async fn wrapped(
     let mut ahead = Vec::new();
     if transport.is_wrapped() {
         // Without a socket only a read can tell.
-        let (bytes, n) = first_bytes(service, seat, &mut transport, true, &mut 0).await?;
+        let (bytes, n) = first_bytes(seat, &mut transport, true, &mut 0).await?;
         ahead.extend_from_slice(&bytes[..n]);
     }
     let (connection, socket, meter) = Connection::share(transport, seat.peer(), ahead);
     if let Some(socket) = &socket {
         let has_begun = poll_fn(|cx| {
-            if service.is_aborting() {
+            if seat.order() == Order::Abort {
                 return Poll::Ready(false);
             }
             // What is in the socket wins, as in `first_bytes`.
@@ -131,7 +119,7 @@ async fn wrapped(
             if readable.is_pending() && seat.stage() == Stage::Accepted {
                 seat.enter(Stage::Idle);
             }
-            let leave = seat.is_expired() || service.linger_is_over.load(Ordering::Acquire);
+            let leave = seat.is_expired() || seat.order() >= Order::LastLook;
             match readable {
                 Poll::Pending if leave => Poll::Ready(false),
                 readable => readable.map(|readable| readable.is_ok()),
@@ -161,12 +149,12 @@ async fn wrapped(
     }
     seat.end();
     let mut transport = connection.into_transport(socket, Some(meter));
-    if service.is_draining() {
+    if seat.order() >= Order::Finish {
         // The linger may have been over before there was a connection to send a request on. The
         // wrapper may have read the request already, so the socket does not tell.
-        let request = poll_fn(|cx| match service.is_aborting() {
-            true => Poll::Ready(()),
-            false => transport.poll_ahead(cx),
+        let request = poll_fn(|cx| match seat.order() {
+            Order::Abort => Poll::Ready(()),
+            _ => transport.poll_ahead(cx),
         });
         let linger = async {
             Timer::after(service.limits.linger).await;
@@ -181,8 +169,7 @@ async fn requests(service: &Service, seat: &Arc<Seat>, mut transport: Transport)
     let mut fresh = true;
     // Bytes of empty lines so far: they count as the head's, however they were cut.
     let mut empty = 0;
-    while let Some((bytes, n)) = first_bytes(service, seat, &mut transport, fresh, &mut empty).await
-    {
+    while let Some((bytes, n)) = first_bytes(seat, &mut transport, fresh, &mut empty).await {
         fresh = false;
         // The active phase is a future of its own, dropped when the connection falls idle (W12).
         let gate = Gate::new(transport, bytes, n, seat.clone(), bounds(&service.limits));
@@ -196,9 +183,9 @@ async fn requests(service: &Service, seat: &Arc<Seat>, mut transport: Transport)
     // The close says it: a FIN after the last look (rule S6), or a reset if an abort has left
     // something unread. Only a client that is slow to take what it was sent needs more.
     let is_delivered = transport.undelivered() == 0 && !transport.is_wrapped();
-    if !is_delivered && !service.is_aborting() {
+    if !is_delivered && seat.order() < Order::Abort {
         // In a box: it is seldom needed, and would make room in every idle connection.
-        Box::pin(leave(transport, seat, true, || service.is_draining())).await;
+        Box::pin(leave(transport, seat, true)).await;
     }
 }
 
@@ -206,7 +193,6 @@ async fn requests(service: &Service, seat: &Arc<Seat>, mut transport: Transport)
 ///
 /// What is already in the socket wins over every reason to close (rules S6, S7).
 async fn first_bytes(
-    service: &Service,
     seat: &Seat,
     transport: &mut Transport,
     fresh: bool,
@@ -218,13 +204,13 @@ async fn first_bytes(
     let mut looks = LAST_LOOKS;
     poll_fn(|cx| {
         loop {
-            if service.is_aborting() {
+            if seat.order() == Order::Abort {
                 // What nobody has read is cut too, and has to be named.
                 let asked = has_asked(transport, cx);
                 seat.enter(if asked { Stage::Accepted } else { Stage::Idle });
                 return Poll::Ready(None);
             }
-            let leave = seat.is_expired() || service.linger_is_over.load(Ordering::Acquire);
+            let leave = seat.is_expired() || seat.order() >= Order::LastLook;
             if !(look || leave) {
                 match transport.poll_event(cx) {
                     Poll::Ready(Ok(())) => {}
@@ -333,7 +319,7 @@ fn exchanges(
                 }
                 Next::End => return None,
             };
-            gate.close(at_rest, || service.is_draining()).await;
+            gate.close(at_rest).await;
             break;
         }
         None
@@ -393,7 +379,7 @@ async fn exchange(service: &Service, gate: &mut Gate, owed: &mut Option<u64>) ->
     let keep = head.keep_alive
         && reply.allows_another()
         && can_get_past_body(gate, &mut reply, limits.discard_bytes).await
-        && !(service.is_draining() && is_last(gate, owed).await);
+        && !(gate.order() >= Order::Finish && is_last(gate, owed).await);
     if !keep {
         reply.announce_close();
     }
@@ -408,7 +394,7 @@ async fn exchange(service: &Service, gate: &mut Gate, owed: &mut Option<u64>) ->
             return Next::End;
         }
     }
-    if service.is_draining() {
+    if gate.order() >= Order::Finish {
         if gate.flush().await.is_err() {
             return Next::End;
         }
@@ -418,8 +404,7 @@ async fn exchange(service: &Service, gate: &mut Gate, owed: &mut Option<u64>) ->
         return Next::Close { at_rest: gate.body_is_taken() && !gate.has_input() };
     }
     // The client has its answer, and is not waited for longer than an idle one (rule S6).
-    let over = || service.linger_is_over.load(Ordering::Acquire);
-    if !(gate.body_is_taken() || gate.discard_body(over).await) {
+    if !(gate.body_is_taken() || gate.discard_body().await) {
         return Next::Close { at_rest: false };
     }
     if gate.has_input() || owed.is_some() {
@@ -519,7 +504,7 @@ async fn is_rid_of_body(service: &Service, gate: &mut Gate) -> bool {
     gate.body_is_taken()
         || gate.can_discard(discard)
             && gate.discard_arrived(discard).await
-            && gate.discard_body(|| service.linger_is_over.load(Ordering::Acquire)).await
+            && gate.discard_body().await
 }
 
 /// Hands the connection over to another protocol, until that has ended (rule S11).

@@ -16,6 +16,7 @@ use event_listener::Event;
 use slab::Slab;
 
 use crate::limits::Limits;
+use crate::orders::{Order, Orders};
 use crate::socket::Left;
 use crate::transport::Peer;
 
@@ -243,8 +244,8 @@ pub(crate) struct Seat {
     /// The client's address, if a wrapper has found a better one. In a box, because few connections
     /// need it.
     named: OnceLock<Box<Peer>>,
-    /// Which server it belongs to, where several share one latch.
-    server: usize,
+    /// What its server wants of it.
+    orders: Arc<Orders>,
     /// The connection's task.
     waker: AtomicWaker,
     /// The stage in the low bits, above them a count of moves. Written by the connection only.
@@ -286,11 +287,11 @@ impl Seat {
     /// No activity looks like this: the stage would be unknown.
     const NONE: u32 = u32::MAX;
 
-    pub(crate) fn new(peer: Peer, server: usize) -> Arc<Self> {
+    pub(crate) fn new(peer: Peer, orders: Arc<Orders>) -> Arc<Self> {
         Arc::new(Self {
             accepted: peer,
             named: OnceLock::new(),
-            server,
+            orders,
             waker: AtomicWaker::new(),
             activity: AtomicU32::new(0),
             verdict: AtomicU32::new(Self::NONE),
@@ -314,6 +315,16 @@ impl Seat {
         if peer != self.accepted {
             let _ = self.named.set(Box::new(peer));
         }
+    }
+
+    /// Returns what the server wants of the connection now.
+    pub(crate) fn order(&self) -> Order {
+        self.orders.current()
+    }
+
+    /// Returns `true` if the connection belongs to the server of `orders`.
+    fn obeys(&self, orders: &Arc<Orders>) -> bool {
+        Arc::ptr_eq(&self.orders, orders)
     }
 
     pub(crate) fn stage(&self) -> Stage {
@@ -569,10 +580,10 @@ impl Registry {
         self.holders.iter().filter(|(_, holder)| !matches!(holder, Holder::Server)).count()
     }
 
-    /// Whether `server` has a connection.
-    pub(crate) fn serves(&self, server: usize) -> bool {
+    /// Returns `true` if the server of `orders` has a connection.
+    pub(crate) fn serves(&self, orders: &Arc<Orders>) -> bool {
         let mut holders = self.holders.iter();
-        holders.any(|(_, holder)| holder.seat().is_some_and(|seat| seat.server == server))
+        holders.any(|(_, holder)| holder.seat().is_some_and(|seat| seat.obeys(orders)))
     }
 
     /// The connections of all servers.
@@ -580,24 +591,24 @@ impl Registry {
         self.holders.iter().filter_map(|(_, holder)| holder.seat()).cloned().collect()
     }
 
-    /// The connections of `server`.
-    pub(crate) fn seats(&self, server: usize) -> Vec<Arc<Seat>> {
+    /// Returns the connections of the server of `orders`.
+    pub(crate) fn seats(&self, orders: &Arc<Orders>) -> Vec<Arc<Seat>> {
         let mut seats = self.all_seats();
-        seats.retain(|seat| seat.server == server);
+        seats.retain(|seat| seat.obeys(orders));
         seats
     }
 
-    /// Returns those connections of `server` that have been idle longest, and for at least `least`:
+    /// Returns those connections of the server of `orders` that have been idle longest, and for at least `least`:
     /// at least one, and at most `most` and one in eight.
     pub(crate) fn idle_longest(
         &self,
-        server: usize,
+        orders: &Arc<Orders>,
         most: usize,
         least: Duration,
         now: Instant,
     ) -> Vec<Arc<Seat>> {
         let seats = self.holders.iter().filter_map(|(_, holder)| holder.seat());
-        let idle = seats.filter(|seat| seat.server == server && seat.stage() == Stage::Idle);
+        let idle = seats.filter(|seat| seat.obeys(orders) && seat.stage() == Stage::Idle);
         let mut idle: Vec<_> = idle
             .map(|seat| (seat.lock().since, seat))
             .filter(|(since, _)| now.saturating_duration_since(*since) >= least)
@@ -640,14 +651,14 @@ impl Registry {
         holders.fold(0, u64::wrapping_add)
     }
 
-    /// Finds the connections of `server` that have not moved for longer than their stage allows, or
+    /// Finds the connections of the server of `orders` that have not moved for longer than their stage allows, or
     /// that send a body more slowly than [`Limits::body_rate`], and marks them as expired. Also
     /// asks connections to look whether their client is still there: all that are at work if
     /// `drains`, otherwise those that have not moved since the last sweep (rule S22). Returns all
     /// connections that the caller has to wake.
     pub(crate) fn sweep(
         &mut self,
-        server: usize,
+        orders: &Arc<Orders>,
         limits: &Limits,
         drains: bool,
         now: Instant,
@@ -655,7 +666,7 @@ impl Registry {
         let mut told = Vec::new();
         for (_, holder) in &mut self.holders {
             let Holder::Connection(watched) = holder else { continue };
-            if watched.seat.server != server {
+            if !watched.seat.obeys(orders) {
                 continue;
             }
             let activity = watched.seat.activity.load(Ordering::Relaxed);
@@ -760,6 +771,11 @@ mod tests {
         }
     }
 
+    /// The orders of a server of its own.
+    fn orders() -> Arc<Orders> {
+        Arc::new(Orders::under(Arc::default()))
+    }
+
     fn registry_with(seat: &Arc<Seat>) -> Registry {
         let mut registry = Registry::default();
         registry.insert(Holder::connection(seat.clone()));
@@ -770,19 +786,19 @@ mod tests {
     fn a_connection_expires_only_when_it_has_not_moved() {
         let limits = Limits { head_timeout: Duration::from_secs(3), ..Limits::default() };
         let head: Arc<dyn Describe> = Arc::new(Line);
-        let seat = Seat::new(Peer::Unix, 1);
+        let seat = Seat::new(Peer::Unix, orders());
         let mut registry = registry_with(&seat);
         let start = Instant::now();
         let after = |secs| start + Duration::from_secs(secs);
         seat.begin(Some(Arc::downgrade(&head)));
-        registry.sweep(1, &limits, false, after(0));
-        registry.sweep(1, &limits, false, after(2));
+        registry.sweep(&seat.orders, &limits, false, after(0));
+        registry.sweep(&seat.orders, &limits, false, after(2));
         assert!(!seat.is_expired());
         seat.enter(Stage::Head);
-        registry.sweep(1, &limits, false, after(4));
-        registry.sweep(1, &limits, false, after(6));
+        registry.sweep(&seat.orders, &limits, false, after(4));
+        registry.sweep(&seat.orders, &limits, false, after(6));
         assert!(!seat.is_expired());
-        registry.sweep(1, &limits, false, after(7));
+        registry.sweep(&seat.orders, &limits, false, after(7));
         assert!(seat.is_expired());
         // A move in the last moment counts.
         seat.enter(Stage::Head);
@@ -791,13 +807,13 @@ mod tests {
 
     #[test]
     fn a_handler_may_take_its_time() {
-        let seat = Seat::new(Peer::Unix, 1);
+        let seat = Seat::new(Peer::Unix, orders());
         let mut registry = registry_with(&seat);
         seat.enter(Stage::Handler);
         let start = Instant::now();
         for days in 0..3 {
             registry.sweep(
-                1,
+                &seat.orders,
                 &Limits::default(),
                 false,
                 start + Duration::from_secs(days * 86_400),
@@ -808,18 +824,23 @@ mod tests {
 
     #[test]
     fn a_sweep_leaves_other_servers_alone() {
-        let seat = Seat::new(Peer::Unix, 1);
+        let seat = Seat::new(Peer::Unix, orders());
         let mut registry = registry_with(&seat);
-        registry.sweep(2, &Limits::default(), false, Instant::now() + Duration::from_secs(86_400));
+        registry.sweep(
+            &orders(),
+            &Limits::default(),
+            false,
+            Instant::now() + Duration::from_secs(86_400),
+        );
         assert!(!seat.is_expired());
-        assert!(registry.serves(1) && !registry.serves(2));
+        assert!(registry.serves(&seat.orders) && !registry.serves(&orders()));
     }
 
     /// Rule S13: each one is named, with peer, stage, method, path and age.
     #[test]
     fn a_request_is_named_and_an_idle_connection_is_not() {
         let head: Arc<dyn Describe> = Arc::new(Line);
-        let seat = Seat::new(Peer::from(([127, 0, 0, 1], 9)), 1);
+        let seat = Seat::new(Peer::from(([127, 0, 0, 1], 9)), orders());
         let registry = registry_with(&seat);
         // Nobody has looked: it may have sent a request.
         let line = registry.cuts(Instant::now())[0].cut.to_string();
@@ -851,7 +872,7 @@ mod tests {
             ("a server that waits half of the time", &|_| 0, &|n| n % 4 < 3, Some(10)),
         ];
         for (what, sent, waits, expected) in cases {
-            let seat = Seat::new(Peer::Unix, 1);
+            let seat = Seat::new(Peer::Unix, orders());
             let Holder::Connection(mut watched) = Holder::connection(seat.clone()) else {
                 unreachable!()
             };
@@ -870,7 +891,7 @@ mod tests {
     /// The bytes before the first look count, and each request has a credit of its own.
     #[test]
     fn the_pace_is_that_of_one_body() {
-        let seat = Seat::new(Peer::Unix, 1);
+        let seat = Seat::new(Peer::Unix, orders());
         let Holder::Connection(mut watched) = Holder::connection(seat.clone()) else {
             unreachable!()
         };
@@ -891,12 +912,12 @@ mod tests {
     #[test]
     fn no_rate_is_no_rate() {
         let limits = Limits { body_rate: 0, ..Limits::default() };
-        let seat = Seat::new(Peer::Unix, 1);
+        let seat = Seat::new(Peer::Unix, orders());
         let mut registry = registry_with(&seat);
         seat.enter(Stage::Body);
         let start = Instant::now();
         for second in 0..25 {
-            registry.sweep(1, &limits, false, start + Duration::from_secs(second));
+            registry.sweep(&seat.orders, &limits, false, start + Duration::from_secs(second));
             assert!(!seat.is_expired());
         }
     }
@@ -905,20 +926,21 @@ mod tests {
     fn those_who_have_been_idle_longest_give_way() {
         let mut registry = Registry::default();
         let head: Arc<dyn Describe> = Arc::new(Line);
-        let seats: Vec<_> = (0..40).map(|_| Seat::new(Peer::Unix, 1)).collect();
+        let own = orders();
+        let seats: Vec<_> = (0..40).map(|_| Seat::new(Peer::Unix, own.clone())).collect();
         for seat in &seats {
             registry.insert(Holder::connection(seat.clone()));
             seat.end();
         }
         let now = Instant::now();
-        assert!(registry.idle_longest(1, 32, Duration::from_secs(1), now).is_empty());
-        assert!(registry.idle_longest(2, 32, Duration::ZERO, now).is_empty());
+        assert!(registry.idle_longest(&own, 32, Duration::from_secs(1), now).is_empty());
+        assert!(registry.idle_longest(&orders(), 32, Duration::ZERO, now).is_empty());
         // One connection of eight gives way, and neither one that is at work nor one that has just
         // been at work.
         seats[0].begin(Some(Arc::downgrade(&head)));
         seats[1].end();
-        assert_eq!(registry.idle_longest(1, 1, Duration::ZERO, now).len(), 1);
-        let chosen = registry.idle_longest(1, 32, Duration::ZERO, now);
+        assert_eq!(registry.idle_longest(&own, 1, Duration::ZERO, now).len(), 1);
+        let chosen = registry.idle_longest(&own, 32, Duration::ZERO, now);
         assert_eq!(chosen.len(), 4);
         for (n, seat) in seats.iter().enumerate() {
             let is_chosen = chosen.iter().any(|one| Arc::ptr_eq(one, seat));
@@ -932,7 +954,7 @@ mod tests {
 
     #[test]
     fn a_handler_is_held_by_its_own_guards_alone() {
-        let seat = Seat::new(Peer::Unix, 1);
+        let seat = Seat::new(Peer::Unix, orders());
         let first = Call::new(seat.clone());
         let (one, other) = (first.clone().hold(), first.clone().hold());
         drop(one);

@@ -9,7 +9,6 @@ use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,9 +23,11 @@ use crate::exchange::{self, Handler, Service};
 use crate::limits::{Limits, connections_allowed};
 use crate::listener::{Accepted, Listen, Listener};
 use crate::log_limit::LogLimit;
+use crate::orders::Order;
 use crate::outcome::{Draining, Outcome};
-use crate::registry::{Holder, Registry, Seat};
-use crate::shutdown::{Guard, Phase, Shutdown, wake};
+use crate::phase::Phase;
+use crate::registry::{Holder, Seat};
+use crate::shutdown::{Guard, Shutdown, wake};
 use crate::threads;
 
 /// An HTTP/1.1 server.
@@ -268,7 +269,6 @@ impl Server {
         self,
         listeners: impl IntoIterator<Item = L>,
     ) -> io::Result<Running> {
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
         threads::check()?;
         let listeners =
             listeners.into_iter().map(Listen::listen).collect::<io::Result<Vec<_>>>()?;
@@ -288,7 +288,6 @@ impl Server {
             );
         }
         Ok(Running {
-            number: NUMBER.fetch_add(1, Ordering::Relaxed),
             listeners,
             executor: self.executor.unwrap_or_default(),
             slots: Arc::new(Semaphore::new(places)),
@@ -297,9 +296,8 @@ impl Server {
             service: Arc::new(Service {
                 handler: self.handler,
                 limits: self.limits,
+                orders: self.shutdown.orders(),
                 shutdown: self.shutdown,
-                linger_is_over: AtomicBool::new(false),
-                is_gone: AtomicBool::new(false),
             }),
         })
     }
@@ -316,8 +314,6 @@ impl fmt::Debug for Server {
 
 /// A server that listens.
 pub(crate) struct Running {
-    /// Tells its connections from those of other servers that share the latch.
-    number: usize,
     listeners: Vec<Listener>,
     executor: Arc<Executor<'static>>,
     /// One for each connection that may be open.
@@ -376,7 +372,7 @@ impl Running {
                 // its way.
                 let least = self.service.limits.linger;
                 let idle = self.service.shutdown.with_registry(|registry| {
-                    registry.idle_longest(self.number, pressure, least, Instant::now())
+                    registry.idle_longest(&self.service.orders, pressure, least, Instant::now())
                 });
                 if let Some(times) = self.fullness.count(Instant::now()) {
                     log::info!(
@@ -403,7 +399,7 @@ impl Running {
 
     /// Counts a connection and spawns its task, in this order (rule S1).
     fn admit<S: Send + 'static>(&self, accepted: Accepted, slot: S) {
-        let seat = Seat::new(accepted.peer, self.number);
+        let seat = Seat::new(accepted.peer, self.service.orders.clone());
         let Some(guard) = self.service.shutdown.admit(Holder::connection(seat.clone())) else {
             if accepted.transport.waiting() > 0 {
                 self.service.shutdown.missed(&seat);
@@ -482,8 +478,8 @@ impl Running {
         // 2. Rule S6: idle connections go on as before, until they are told to have a last look.
         let linger = async {
             sleep(linger).await;
-            self.service.linger_is_over.store(true, Ordering::Release);
-            self.wake(Registry::seats);
+            self.service.orders.give(Order::LastLook);
+            self.wake_all();
             future::pending().await
         };
         // 3. The drain itself.
@@ -503,10 +499,10 @@ impl Running {
 
     /// Finds, again and again, what has not moved for too long; asleep without connections.
     async fn sweep(&self) {
-        let Service { limits, shutdown, .. } = &*self.service;
+        let Service { limits, shutdown, orders, .. } = &*self.service;
         let token = shutdown.token();
         loop {
-            shutdown.occupied(self.number).await;
+            shutdown.occupied(orders).await;
             let pause = sleep(period(limits, shutdown.phase()));
             if shutdown.phase() == Phase::Running {
                 // The drain looks more often, from its beginning on.
@@ -515,16 +511,13 @@ impl Running {
                 pause.await;
             }
             let (now, drains) = (Instant::now(), shutdown.phase() > Phase::Running);
-            wake(
-                &shutdown
-                    .with_registry(|registry| registry.sweep(self.number, limits, drains, now)),
-            );
+            wake(&shutdown.with_registry(|registry| registry.sweep(orders, limits, drains, now)));
         }
     }
 
-    fn wake(&self, which: impl Fn(&Registry, usize) -> Vec<Arc<Seat>>) {
-        let seats = self.service.shutdown.with_registry(|registry| which(registry, self.number));
-        wake(&seats);
+    fn wake_all(&self) {
+        let Service { shutdown, orders, .. } = &*self.service;
+        wake(&shutdown.with_registry(|registry| registry.seats(orders)));
     }
 }
 
@@ -545,8 +538,8 @@ impl Drop for Gone<'_> {
     fn drop(&mut self) {
         // There may be clones of them.
         self.0.listeners.iter().for_each(Listener::let_go);
-        self.0.service.is_gone.store(true, Ordering::Release);
-        self.0.wake(Registry::seats);
+        self.0.service.orders.give(Order::Abort);
+        self.0.wake_all();
     }
 }
 

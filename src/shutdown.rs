@@ -1,4 +1,4 @@
-//! [`Shutdown`], [`Token`], [`Guard`], [`Stopped`], [`Phase`]: the latch and the count.
+//! [`Shutdown`], [`Token`], [`Guard`], [`Stopped`]: the latch and the count.
 //!
 //! Invariant: the phase only moves forward, and once it has left *running* with nobody holding the
 //! drain open, nobody can join any more (rules S1, S2). Who holds it is a list under one lock;
@@ -8,7 +8,7 @@
 use std::future::{Future, poll_fn};
 use std::panic::Location;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -20,35 +20,11 @@ use event_listener::Event;
 use futures_lite::FutureExt;
 use http_types::Request;
 
+use crate::orders::Orders;
 use crate::outcome::{Draining, Ending, Outcome};
+use crate::phase::{Moving, Phase};
 use crate::registry::{Call, Hold, Holder, Interrupted, Registry, Seat};
 use crate::socket::Left;
-
-/// Where a [`Shutdown`] stands. It only ever goes forward.
-///
-/// The list is complete: there will be no further phase.
-///
-/// # Examples
-///
-/// ```
-/// use smol_graceful::{Phase, Shutdown};
-///
-/// let shutdown = Shutdown::new();
-/// shutdown.abort();
-/// shutdown.stop(); // too late
-/// assert_eq!(shutdown.phase(), Phase::Aborting);
-/// assert!(Phase::Running < Phase::Draining && Phase::Draining < Phase::Aborting);
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Phase {
-    /// Work is taken on.
-    Running = 0,
-    /// What is under way is finished.
-    Draining = 1,
-    /// What is left is dropped.
-    Aborting = 2,
-}
 
 /// The handle that moves the latch. Clones move the same one.
 ///
@@ -307,9 +283,14 @@ impl Shutdown {
         work(&mut self.latch.registry())
     }
 
-    /// Waits until `server` has a connection.
-    pub(crate) async fn occupied(&self, server: usize) {
-        self.latch.until(&self.latch.joined, |latch| latch.registry().serves(server)).await;
+    /// Waits until the server of `orders` has a connection.
+    pub(crate) async fn occupied(&self, orders: &Arc<Orders>) {
+        self.latch.until(&self.latch.joined, |latch| latch.registry().serves(orders)).await;
+    }
+
+    /// Returns the orders for the connections of one more server.
+    pub(crate) fn orders(&self) -> Arc<Orders> {
+        Arc::new(Orders::under(self.latch.phase.clone()))
     }
 }
 
@@ -676,8 +657,8 @@ impl Drop for Membership {
 /// The shared state. Every wait listens first and looks afterwards, so no move is missed.
 #[derive(Debug, Default)]
 struct Latch {
-    /// A [`Phase`]. Written with the registry locked; read without.
-    phase: AtomicU8,
+    /// Moved with the registry locked, and read without.
+    phase: Arc<Moving>,
     /// Who holds the drain open.
     registry: Mutex<Registry>,
     /// The phase has moved.
@@ -704,11 +685,7 @@ impl Latch {
     }
 
     fn phase(&self) -> Phase {
-        match self.phase.load(Ordering::SeqCst) {
-            0 => Phase::Running,
-            1 => Phase::Draining,
-            _ => Phase::Aborting,
-        }
+        self.phase.current()
     }
 
     /// Admission and the phase's moves exclude each other by the registry's lock (rule S1).
@@ -735,7 +712,7 @@ impl Latch {
             return false;
         }
         first();
-        self.phase.store(phase as u8, Ordering::SeqCst);
+        self.phase.move_to(phase);
         drop(registry);
         self.moved.notify(usize::MAX);
         true
@@ -749,7 +726,7 @@ impl Latch {
         // Named before anyone can begin to drop what it holds (rule S13).
         let cuts = registry.cuts(Instant::now());
         let _ = self.aborted.set((ending, cuts));
-        self.phase.store(Phase::Aborting as u8, Ordering::SeqCst);
+        self.phase.move_to(Phase::Aborting);
         let seats = registry.all_seats();
         drop(registry);
         self.moved.notify(usize::MAX);

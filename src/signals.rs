@@ -373,7 +373,7 @@ pub(crate) fn log_second(heard: Heard) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shutdown::Phase;
+    use crate::phase::Phase;
     use futures_lite::FutureExt;
 
     /// Rule S14: the window begins with the first signal, whichever the others are.

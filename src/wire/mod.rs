@@ -32,6 +32,7 @@ use log::Level;
 use smol::channel;
 
 use crate::client::Received;
+use crate::orders::Order;
 use crate::registry::{Call, Describe, Seat, Stage};
 use crate::socket::Left;
 use crate::transport::{Peer, Transport};
@@ -196,6 +197,11 @@ impl Gate {
         Call::new(self.seat.clone())
     }
 
+    /// Returns what the server wants of the connection now.
+    pub(crate) fn order(&self) -> Order {
+        self.seat.order()
+    }
+
     /// Who is at the other end.
     pub(crate) fn peer(&self) -> Peer {
         self.seat.peer()
@@ -243,12 +249,13 @@ impl Gate {
     }
 
     /// Reads and drops the rest of the body. Returns `false` if the body is malformed or cut short,
-    /// if the client is gone, or if `over` returns `true` before the body has ended.
+    /// if the client is gone, or if the server wants idle connections to end before the body has
+    /// ended.
     ///
     /// The server has sent the response by now, so nobody waits for the rest, and the drain may end
     /// this early. The response has promised that the connection goes on, so the body may be of any
     /// length.
-    pub(crate) async fn discard_body(&mut self, over: impl Fn() -> bool) -> bool {
+    pub(crate) async fn discard_body(&mut self) -> bool {
         {
             let mut wire = self.wire();
             wire.serving = Stage::Discarding;
@@ -257,10 +264,11 @@ impl Gate {
         self.seat.enter(Stage::Discarding);
         poll_fn(|cx| {
             let discarded = self.poll_discard(cx, u64::MAX);
+            let is_over = self.seat.order() >= Order::LastLook;
             match discarded {
                 Poll::Ready(Discarded::Whole) => Poll::Ready(true),
                 Poll::Ready(Discarded::Bad) => Poll::Ready(false),
-                Poll::Ready(Discarded::Some(_)) | Poll::Pending if over() => Poll::Ready(false),
+                Poll::Ready(Discarded::Some(_)) | Poll::Pending if is_over => Poll::Ready(false),
                 Poll::Ready(Discarded::Some(_)) => {
                     // A fast client must not keep other connections from their turn.
                     cx.waker().wake_by_ref();
@@ -621,13 +629,13 @@ impl Gate {
     }
 
     /// Ends the connection after its last response: sends everything and takes [`leave`].
-    pub(crate) async fn close(mut self, at_rest: bool, draining: impl Fn() -> bool) {
+    pub(crate) async fn close(mut self, at_rest: bool) {
         if self.flush().await.is_err() {
             return self.reset();
         }
         let transport = self.wire().transport.take();
         if let Some(transport) = transport {
-            leave(transport, &self.seat, at_rest, draining).await;
+            leave(transport, &self.seat, at_rest).await;
         }
     }
 
@@ -681,12 +689,8 @@ impl Drop for Gate {
 /// 9.6): what the client still sends is discarded until it has taken everything, and with `at_rest`
 /// that is all; without, when it owes the rest of a message or has sent more, until it closes or a
 /// short, bounded time is over.
-pub(crate) async fn leave(
-    mut transport: Transport,
-    seat: &Seat,
-    mut at_rest: bool,
-    draining: impl Fn() -> bool,
-) {
+pub(crate) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bool) {
+    let is_draining = || seat.order() >= Order::Finish;
     seat.enter(Stage::Closing);
     let mut seen = None;
     let half_closed = poll_fn(|cx| {
@@ -725,7 +729,7 @@ pub(crate) async fn leave(
                 return if is_done { Poll::Ready(0) } else { Poll::Pending };
             }
             // A slow client, which is given up only if it takes nothing more.
-            if seen != Some(left) && (is_over || draining()) {
+            if seen != Some(left) && (is_over || is_draining()) {
                 seen = Some(left);
                 seat.enter(Stage::Delivering);
             } else if is_over {
@@ -736,7 +740,7 @@ pub(crate) async fn leave(
         // Nobody tells when the client's kernel has taken something; in the drain that is looked at,
         // otherwise the sweep's wake-up will do.
         let wait = async {
-            if !draining() {
+            if !is_draining() {
                 future::pending::<()>().await;
             }
             Timer::after(pause).await;
