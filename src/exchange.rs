@@ -18,10 +18,11 @@ use futures_lite::future::yield_now;
 use http_types::{Method, Request, Response, StatusCode, Version};
 use log::Level;
 
+use crate::activity::Doing;
 use crate::connection::Connection;
 use crate::limits::Limits;
 use crate::orders::{Order, Orders};
-use crate::registry::{Seat, Stage};
+use crate::registry::Seat;
 use crate::shutdown::Shutdown;
 use crate::transport::{Peer, Transport};
 use crate::wire::body::Framing;
@@ -89,7 +90,7 @@ pub(crate) async fn serve_wrapped(
 fn aborted(seat: &Seat) -> impl Future<Output = ()> {
     poll_fn(|cx| {
         seat.register(cx.waker());
-        let between = matches!(seat.stage(), Stage::Accepted | Stage::Idle);
+        let between = matches!(seat.doing(), Doing::Accepted | Doing::Idle);
         if seat.order() == Order::Abort && !between { Poll::Ready(()) } else { Poll::Pending }
     })
 }
@@ -116,8 +117,8 @@ async fn wrapped(
             }
             // What is in the socket wins, as in `first_bytes`.
             let readable = socket.poll_readable(cx);
-            if readable.is_pending() && seat.stage() == Stage::Accepted {
-                seat.enter(Stage::Idle);
+            if readable.is_pending() && seat.doing() == Doing::Accepted {
+                seat.activity.begin(Doing::Idle);
             }
             let leave = seat.is_expired() || seat.order() >= Order::LastLook;
             match readable {
@@ -131,7 +132,7 @@ async fn wrapped(
             return None;
         }
     }
-    seat.enter(Stage::Handshake);
+    seat.activity.begin(Doing::Handshake);
     let handshake = wrapper.wrap(connection);
     let late = poll_fn(|_| match seat.is_expired() {
         true => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
@@ -207,7 +208,7 @@ async fn first_bytes(
             if seat.order() == Order::Abort {
                 // What nobody has read is cut too, and has to be named.
                 let asked = has_asked(transport, cx);
-                seat.enter(if asked { Stage::Accepted } else { Stage::Idle });
+                seat.activity.begin(if asked { Doing::Accepted } else { Doing::Idle });
                 return Poll::Ready(None);
             }
             let leave = seat.is_expired() || seat.order() >= Order::LastLook;
@@ -249,7 +250,7 @@ async fn first_bytes(
                 // Under a wrapper, a part of a request has arrived that does not make a byte yet
                 // (rules S6, S8).
                 Poll::Pending if transport.has_begun() => {
-                    if seat.stage() != Stage::Head {
+                    if seat.doing() != Doing::Head {
                         seat.begin(None);
                     } else if seat.is_expired() {
                         return Poll::Ready(None);
@@ -261,8 +262,8 @@ async fn first_bytes(
                 Poll::Pending => {}
             }
             // TLS sends records of its own, so a record may end without a byte of a request.
-            if matches!(seat.stage(), Stage::Accepted | Stage::Head) {
-                seat.enter(Stage::Idle);
+            if matches!(seat.doing(), Doing::Accepted | Doing::Head) {
+                seat.activity.begin(Doing::Idle);
             }
             // The read has left its waker.
             return Poll::Pending;

@@ -94,6 +94,7 @@
 //! HTTP/1.1 and 1.0 over TCP, Unix sockets and whatever a program brings, on Unix. Methods are those
 //! that http-types knows; others are answered 501. No routing, no HTTP/2; TLS by [`Listener::wrap`].
 
+mod activity;
 mod address;
 mod bind;
 mod bind_error;

@@ -15,6 +15,7 @@ use atomic_waker::AtomicWaker;
 use event_listener::Event;
 use slab::Slab;
 
+use crate::activity::{Activity, Doing, Look, Wait};
 use crate::limits::Limits;
 use crate::orders::{Order, Orders};
 use crate::socket::Left;
@@ -133,100 +134,116 @@ fn or_dash(text: &str) -> &str {
 /// # }
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 #[non_exhaustive]
 pub enum Stage {
     /// Accepted, and not looked at yet: whether a request has begun is not known.
-    Accepted = 0,
+    Accepted,
     /// Between requests, or before the first.
-    Idle = 1,
+    Idle,
     /// The head has begun to arrive.
-    Head = 2,
+    Head,
     /// The handler runs.
-    Handler = 3,
+    Handler,
     /// Someone waits for more of the request's body.
-    Body = 4,
+    Body,
     /// The response has begun; its body is awaited from the handler's reader.
-    Response = 5,
+    Response,
     /// The client is slow to take the response.
-    Writing = 6,
+    Writing,
     /// The response is written; what the client still sends is discarded.
-    Closing = 7,
+    Closing,
     /// The connection was handed over to another protocol.
-    Upgraded = 8,
+    Upgraded,
     /// The response is written; the rest of a body that nobody has read is discarded, to go on
     /// with the next request.
-    Discarding = 9,
+    Discarding,
     /// The listener's wrapper is at work: TLS's handshake.
-    Handshake = 10,
+    Handshake,
     /// The response is written; the client's kernel has yet to take the last of it.
-    Delivering = 11,
+    Delivering,
 }
 
 impl Stage {
-    fn of(activity: u32) -> Self {
-        match activity & Seat::STAGE {
-            0 => Self::Accepted,
-            1 => Self::Idle,
-            2 => Self::Head,
-            3 => Self::Handler,
-            4 => Self::Body,
-            5 => Self::Response,
-            6 => Self::Writing,
-            7 => Self::Closing,
-            8 => Self::Upgraded,
-            9 => Self::Discarding,
-            10 => Self::Handshake,
-            _ => Self::Delivering,
+    /// Returns what a report calls the activity. A client that takes no output is reported before a
+    /// client that sends no body.
+    fn of(look: Look) -> Self {
+        let (body, room) = (look.waits_for(Wait::Body), look.waits_for(Wait::Room));
+        match look.doing() {
+            Doing::Closing if room => Self::Delivering,
+            Doing::Closing => Self::Closing,
+            _ if room => Self::Writing,
+            Doing::Discarding => Self::Discarding,
+            _ if body => Self::Body,
+            Doing::Accepted => Self::Accepted,
+            Doing::Idle => Self::Idle,
+            Doing::Head => Self::Head,
+            Doing::Handler => Self::Handler,
+            Doing::Response => Self::Response,
+            Doing::Upgraded => Self::Upgraded,
+            Doing::Handshake => Self::Handshake,
         }
     }
 
-    /// How long a connection may stay here without a move.
-    fn limit(self, limits: &Limits) -> Option<Duration> {
+    /// Returns what there is to know of the stage, all in one table.
+    fn facts(self) -> Facts {
+        let facts = |name, limit: fn(&Limits) -> Duration| Facts {
+            name,
+            limit: Some(limit),
+            is_request: true,
+            can_look: false,
+        };
+        let stall: fn(&Limits) -> Duration = |limits| limits.stall_timeout;
+        let endless = |name| Facts { limit: None, can_look: true, ..facts(name, stall) };
         match self {
-            Self::Accepted | Self::Idle => Some(limits.idle_timeout),
-            Self::Head => Some(limits.head_timeout),
-            Self::Handshake => Some(Limits::HANDSHAKE.min(limits.head_timeout)),
-            Self::Body | Self::Writing | Self::Discarding => Some(limits.stall_timeout),
-            Self::Closing => Some(Limits::CLOSING),
-            Self::Delivering => Some(Limits::DELIVERING.min(limits.stall_timeout)),
-            Self::Handler | Self::Response | Self::Upgraded => None,
+            Self::Accepted => facts("not looked at yet", |limits| limits.idle_timeout),
+            Self::Idle => facts("idle", |limits| limits.idle_timeout).of_nobody(),
+            Self::Head => facts("reading the head", |limits| limits.head_timeout),
+            Self::Handler => endless("in the handler"),
+            Self::Body => Facts { can_look: true, ..facts("reading the body", stall) },
+            Self::Response => endless("streaming the response"),
+            Self::Writing => Facts { can_look: true, ..facts("writing the response", stall) },
+            Self::Closing => facts("closing", |_| Limits::CLOSING).of_nobody(),
+            Self::Upgraded => endless("upgraded"),
+            Self::Discarding => facts("discarding the body", stall).of_nobody(),
+            Self::Handshake => {
+                facts("in the handshake", |limits| Limits::HANDSHAKE.min(limits.head_timeout))
+            }
+            Self::Delivering => facts("delivering the response", |limits| {
+                Limits::DELIVERING.min(limits.stall_timeout)
+            })
+            .of_nobody(),
         }
-    }
-
-    /// Returns `true` if a connection can look in this stage whether its client is still there. In
-    /// the other stages it reads, and the read tells.
-    fn can_look(self) -> bool {
-        matches!(self, Self::Handler | Self::Body | Self::Response | Self::Writing | Self::Upgraded)
     }
 
     /// Returns `true` if the server waits in this stage for the rest of a request's body.
     pub(crate) fn waits_for_body(self) -> bool {
         matches!(self, Self::Body | Self::Discarding)
     }
+}
 
-    /// Whether a client waits for something here that it has asked for.
-    fn is_request(self) -> bool {
-        !matches!(self, Self::Idle | Self::Closing | Self::Discarding | Self::Delivering)
+/// What there is to know of a [`Stage`].
+struct Facts {
+    /// What a report calls it.
+    name: &'static str,
+    /// How long a connection may stay in it without a move; `None` if as long as it likes.
+    limit: Option<fn(&Limits) -> Duration>,
+    /// A client waits for something that it has asked for.
+    is_request: bool,
+    /// The connection can look whether its client is still there. Elsewhere it reads, and the read
+    /// tells.
+    can_look: bool,
+}
+
+impl Facts {
+    /// Says that no client waits for anything in this stage.
+    fn of_nobody(self) -> Self {
+        Self { is_request: false, ..self }
     }
 }
 
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Accepted => "not looked at yet",
-            Self::Idle => "idle",
-            Self::Head => "reading the head",
-            Self::Handler => "in the handler",
-            Self::Body => "reading the body",
-            Self::Response => "streaming the response",
-            Self::Writing => "writing the response",
-            Self::Closing => "closing",
-            Self::Upgraded => "upgraded",
-            Self::Discarding => "discarding the body",
-            Self::Handshake => "in the handshake",
-            Self::Delivering => "delivering the response",
-        })
+        f.write_str(self.facts().name)
     }
 }
 
@@ -248,9 +265,10 @@ pub(crate) struct Seat {
     orders: Arc<Orders>,
     /// The connection's task.
     waker: AtomicWaker,
-    /// The stage in the low bits, above them a count of moves. Written by the connection only.
-    activity: AtomicU32,
-    /// The activity that the sweep found to have lasted too long; any move since voids it.
+    /// What the connection does and waits for. The tasks that serve the connection write here.
+    pub(crate) activity: Activity,
+    /// The count of moves at which the sweep found that the connection's time is over. Any move since
+    /// voids it.
     verdict: AtomicU32,
     /// Counts the bytes of the request's body that have come, and wraps around.
     received: AtomicU32,
@@ -283,18 +301,14 @@ impl fmt::Debug for Now {
 }
 
 impl Seat {
-    const STAGE: u32 = 0b1111;
-    /// No activity looks like this: the stage would be unknown.
-    const NONE: u32 = u32::MAX;
-
     pub(crate) fn new(peer: Peer, orders: Arc<Orders>) -> Arc<Self> {
         Arc::new(Self {
             accepted: peer,
             named: OnceLock::new(),
             orders,
             waker: AtomicWaker::new(),
-            activity: AtomicU32::new(0),
-            verdict: AtomicU32::new(Self::NONE),
+            activity: Activity::default(),
+            verdict: AtomicU32::new(Look::NEVER.moves()),
             received: AtomicU32::new(0),
             is_asked: AtomicBool::new(false),
             left: AtomicU8::new(0),
@@ -328,28 +342,24 @@ impl Seat {
     }
 
     pub(crate) fn stage(&self) -> Stage {
-        Stage::of(self.activity.load(Ordering::Relaxed))
+        Stage::of(self.activity.look())
     }
 
-    /// Goes on to `stage`; staying in it counts as progress too.
-    pub(crate) fn enter(&self, stage: Stage) {
-        // Relaxed: the sweep needs no order with anything else, only to see a change in time.
-        let moves = self.activity.load(Ordering::Relaxed) & !Self::STAGE;
-        let activity = moves.wrapping_add(Self::STAGE + 1) | stage as u32;
-        self.activity.store(activity, Ordering::Relaxed);
+    pub(crate) fn doing(&self) -> Doing {
+        self.activity.look().doing()
     }
 
     /// Notes that a request's first byte has arrived. `head` describes the request, and is `None`
     /// as long as no gate holds the request.
     pub(crate) fn begin(&self, head: Option<Weak<dyn Describe>>) {
         *self.lock() = Now { since: Instant::now(), head };
-        self.enter(Stage::Head);
+        self.activity.begin(Doing::Head);
     }
 
     /// The connection falls idle.
     pub(crate) fn end(&self) {
         *self.lock() = Now { since: Instant::now(), head: None };
-        self.enter(Stage::Idle);
+        self.activity.begin(Doing::Idle);
     }
 
     /// Counts `bytes` bytes of a body that have come.
@@ -417,16 +427,16 @@ impl Seat {
 
     /// Makes an idle connection look at its socket once more and then end (rule S6).
     pub(crate) fn give_way(&self) {
-        let activity = self.activity.load(Ordering::Relaxed);
-        if Stage::of(activity) == Stage::Idle {
-            self.expire(activity);
+        let look = self.activity.look();
+        if look.doing() == Doing::Idle {
+            self.expire(look);
             self.wake();
         }
     }
 
     /// Whether the sweep found that this connection's time is over, and it has not moved since.
     pub(crate) fn is_expired(&self) -> bool {
-        self.verdict.load(Ordering::Acquire) == self.activity.load(Ordering::Relaxed)
+        self.verdict.load(Ordering::Acquire) == self.activity.look().moves()
     }
 
     /// The current task is to be woken by [`Seat::wake`].
@@ -438,8 +448,8 @@ impl Seat {
         self.waker.wake();
     }
 
-    fn expire(&self, activity: u32) {
-        self.verdict.store(activity, Ordering::Release);
+    fn expire(&self, look: Look) {
+        self.verdict.store(look.moves(), Ordering::Release);
     }
 
     fn cut(&self, now: Instant) -> Cut {
@@ -526,7 +536,7 @@ impl Interrupted {
     /// Whether anybody waits for an answer. A connection that was at work in the very moment of an
     /// abort may have finished since; one that was idle may find that a request had arrived.
     pub(crate) fn is_cut(&self) -> bool {
-        self.seat.as_ref().is_none_or(|seat| seat.stage().is_request())
+        self.seat.as_ref().is_none_or(|seat| seat.stage().facts().is_request)
     }
 }
 
@@ -544,7 +554,7 @@ pub(crate) struct Watched {
 
 impl Holder {
     pub(crate) fn connection(seat: Arc<Seat>) -> Self {
-        let seen = seat.activity.load(Ordering::Relaxed);
+        let seen = seat.activity.look().moves();
         let seen_at = seat.lock().since;
         Self::Connection(Watched { seat, seen, seen_at, pace: None })
     }
@@ -644,7 +654,7 @@ impl Registry {
 
     /// A number that is another one as soon as someone has joined, moved or left.
     pub(crate) fn moves(&self) -> u64 {
-        let activity = |seat: &Arc<Seat>| u64::from(seat.activity.load(Ordering::Relaxed));
+        let activity = |seat: &Arc<Seat>| u64::from(seat.activity.look().moves());
         let holders = self.holders.iter().map(|(id, holder)| {
             ((id as u64 + 1) << 32).wrapping_add(holder.seat().map_or(0, activity))
         });
@@ -669,22 +679,23 @@ impl Registry {
             if !watched.seat.obeys(orders) {
                 continue;
             }
-            let activity = watched.seat.activity.load(Ordering::Relaxed);
-            let stage = Stage::of(activity);
-            let has_moved = activity != watched.seen;
+            let look = watched.seat.activity.look();
+            let stage = Stage::of(look);
+            let facts = stage.facts();
+            let has_moved = look.moves() != watched.seen;
             if has_moved {
-                watched.seen = activity;
+                watched.seen = look.moves();
                 watched.seen_at = now;
             }
             let waited = now.saturating_duration_since(watched.seen_at);
-            let is_late = !has_moved && stage.limit(limits).is_some_and(|limit| waited >= limit);
+            let is_late = !has_moved && facts.limit.is_some_and(|limit| waited >= limit(limits));
             // Both count, because a client may stall altogether, or may send now and then and get
             // nowhere.
             let is_slow = watched.is_slow(stage, limits, now);
             if is_late || is_slow {
-                watched.seat.expire(activity);
+                watched.seat.expire(look);
             }
-            let is_asked = stage.can_look() && (drains || !has_moved);
+            let is_asked = facts.can_look && (drains || !has_moved);
             if is_asked {
                 watched.seat.is_asked.store(true, Ordering::Relaxed);
             }
@@ -794,14 +805,14 @@ mod tests {
         registry.sweep(&seat.orders, &limits, false, after(0));
         registry.sweep(&seat.orders, &limits, false, after(2));
         assert!(!seat.is_expired());
-        seat.enter(Stage::Head);
+        seat.activity.begin(Doing::Head);
         registry.sweep(&seat.orders, &limits, false, after(4));
         registry.sweep(&seat.orders, &limits, false, after(6));
         assert!(!seat.is_expired());
         registry.sweep(&seat.orders, &limits, false, after(7));
         assert!(seat.is_expired());
         // A move in the last moment counts.
-        seat.enter(Stage::Head);
+        seat.activity.begin(Doing::Head);
         assert!(!seat.is_expired());
     }
 
@@ -809,7 +820,7 @@ mod tests {
     fn a_handler_may_take_its_time() {
         let seat = Seat::new(Peer::Unix, orders());
         let mut registry = registry_with(&seat);
-        seat.enter(Stage::Handler);
+        seat.activity.begin(Doing::Handler);
         let start = Instant::now();
         for days in 0..3 {
             registry.sweep(
@@ -845,10 +856,10 @@ mod tests {
         // Nobody has looked: it may have sent a request.
         let line = registry.cuts(Instant::now())[0].cut.to_string();
         assert!(line.starts_with("127.0.0.1:9 - - (not looked at yet, "), "{line}");
-        seat.enter(Stage::Idle);
+        seat.activity.begin(Doing::Idle);
         assert!(!registry.cuts(Instant::now())[0].is_cut());
         seat.begin(Some(Arc::downgrade(&head)));
-        seat.enter(Stage::Handler);
+        seat.activity.begin(Doing::Handler);
         let cuts = registry.cuts(Instant::now() + Duration::from_secs(2));
         let line = cuts[0].cut.to_string();
         assert!(line.starts_with("127.0.0.1:9 GET /slow (in the handler, 2."), "{line}");
@@ -914,7 +925,7 @@ mod tests {
         let limits = Limits { body_rate: 0, ..Limits::default() };
         let seat = Seat::new(Peer::Unix, orders());
         let mut registry = registry_with(&seat);
-        seat.enter(Stage::Body);
+        seat.activity.wait(Wait::Body, false);
         let start = Instant::now();
         for second in 0..25 {
             registry.sweep(&seat.orders, &limits, false, start + Duration::from_secs(second));

@@ -31,9 +31,10 @@ use http_types::{Request, StatusCode, upgrade};
 use log::Level;
 use smol::channel;
 
+use crate::activity::{Doing, Wait};
 use crate::client::Received;
 use crate::orders::Order;
-use crate::registry::{Call, Describe, Seat, Stage};
+use crate::registry::{Call, Describe, Seat};
 use crate::socket::Left;
 use crate::transport::{Peer, Transport};
 use buffer::Buffer;
@@ -90,8 +91,6 @@ impl Gate {
             undelivered: 0,
             is_open_ended: false,
             is_read_to_end: false,
-            serving: Stage::Handler,
-            behind_writing: Stage::Handler,
             seat: seat.clone(),
         }));
         Self { wire, seat, bounds, output: Outgoing::default() }
@@ -99,11 +98,7 @@ impl Gate {
 
     /// The head of the next message, once it has arrived.
     pub(crate) async fn head(&mut self, longest_body: u64) -> Result<Head, NoHead> {
-        {
-            let mut wire = self.wire();
-            wire.incoming.finish_message();
-            wire.serving = Stage::Head;
-        }
+        self.wire().incoming.finish_message();
         let wire: Arc<dyn Describe> = self.wire.clone();
         self.seat.begin(Some(Arc::downgrade(&wire)));
         let mut judged = 0;
@@ -134,8 +129,7 @@ impl Gate {
                 Parse::Complete(head) => {
                     wire.incoming.begin_message(&head, longest_body);
                     wire.exchange = wire.exchange.wrapping_add(1);
-                    wire.serving = Stage::Handler;
-                    self.seat.enter(Stage::Handler);
+                    self.seat.activity.go_on(Doing::Handler);
                     return Poll::Ready(Ok(head));
                 }
                 Parse::Reject(status) => return Poll::Ready(Err(NoHead::Refused(status))),
@@ -256,12 +250,8 @@ impl Gate {
     /// this early. The response has promised that the connection goes on, so the body may be of any
     /// length.
     pub(crate) async fn discard_body(&mut self) -> bool {
-        {
-            let mut wire = self.wire();
-            wire.serving = Stage::Discarding;
-            wire.incoming.lift_bound();
-        }
-        self.seat.enter(Stage::Discarding);
+        self.wire().incoming.lift_bound();
+        self.seat.activity.go_on(Doing::Discarding);
         poll_fn(|cx| {
             let discarded = self.poll_discard(cx, u64::MAX);
             let is_over = self.seat.order() >= Order::LastLook;
@@ -419,10 +409,9 @@ impl Gate {
     /// Returns an error when the client is gone, even while the response's body is pending (rule
     /// S22).
     pub(crate) async fn respond(&mut self, reply: &mut Reply) -> Result<(), Broken> {
-        self.seat.enter(Stage::Response);
+        self.seat.activity.go_on(Doing::Response);
         let expects_continue = {
             let mut wire = self.wire();
-            wire.serving = Stage::Response;
             wire.is_open_ended = reply.ends_with_connection();
             if wire.transport.as_ref().is_some_and(Transport::is_wrapped) {
                 // What is no socket may hold back what it is given, until it is flushed.
@@ -518,7 +507,7 @@ impl Gate {
     /// stream (rule S11), or when the client is gone (rule S22). In the second case the task's
     /// later reads and writes fail.
     pub(crate) async fn upgrade(&self, to: upgrade::Sender) {
-        self.seat.enter(Stage::Upgraded);
+        self.seat.activity.begin(Doing::Upgraded);
         let (open, closed) = channel::bounded::<Infallible>(1);
         let stream = Upgraded { wire: self.wire.clone(), _open: open };
         to.send(upgrade::Connection::new(stream)).await;
@@ -576,40 +565,37 @@ impl Gate {
 
     fn poll_send(&mut self, cx: &mut Context<'_>, tail: &[u8]) -> Poll<io::Result<usize>> {
         let wire = &mut *lock(&self.wire);
-        let behind = wire.behind_writing;
         let Some(transport) = &mut wire.transport else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
+        let activity = &self.seat.activity;
         let before = transport.metered_sent();
-        let sent = self.output.poll_send(transport, cx, tail, || match self.seat.stage() {
-            Stage::Writing => self.seat.enter(behind),
-            // A response that goes out is progress (rule S20).
-            Stage::Response => self.seat.enter(Stage::Response),
-            _ => {}
+        let sent = self.output.poll_send(transport, cx, tail, || {
+            if activity.look().waits_for(Wait::Room) {
+                activity.got(Wait::Room);
+            } else if activity.look().doing() == Doing::Response {
+                // A response that goes out is progress (rule S20).
+                activity.progress();
+            }
         });
-        if sent.is_pending() {
-            // Progress is what the socket takes, including what a wrapper has held back, and what
-            // the client's kernel takes from the socket. The server's kernel signals room only when
-            // a good part of its buffer is free, so look at the socket before the client counts as
-            // stalled.
-            let mut moves =
-                transport.metered_sent() != before || self.seat.stage() != Stage::Writing;
-            if moves || self.seat.is_expired() {
-                let undelivered = transport.undelivered();
-                moves |= undelivered != wire.undelivered;
-                wire.undelivered = undelivered;
-            }
-            if moves {
-                wire.behind_writing = match self.seat.stage() {
-                    Stage::Writing => behind,
-                    stage @ (Stage::Body | Stage::Discarding) => stage,
-                    _ => wire.serving,
-                };
-                self.seat.enter(Stage::Writing);
-            }
-        } else if self.seat.stage() == Stage::Writing {
-            // The wrapper has sent what it had held back, without a further write.
-            self.seat.enter(behind);
+        if sent.is_ready() {
+            // The wrapper may have sent what it had held back, without a further write.
+            activity.got(Wait::Room);
+            return sent;
+        }
+        // Progress is what the socket takes, including what a wrapper has held back, and what the
+        // client's kernel takes from the socket. The server's kernel signals room only when a good
+        // part of its buffer is free, so look at the socket before the client counts as stalled.
+        let has_waited = activity.look().waits_for(Wait::Room);
+        let mut moves = transport.metered_sent() != before || !has_waited;
+        if moves || self.seat.is_expired() {
+            let undelivered = transport.undelivered();
+            moves |= undelivered != wire.undelivered;
+            wire.undelivered = undelivered;
+        }
+        activity.wait(Wait::Room, true);
+        if moves {
+            activity.progress();
         }
         sent
     }
@@ -669,7 +655,7 @@ impl Drop for Gate {
         let mut wire = self.wire();
         match &wire.transport {
             // Its owner, in another task, is told by the end of the stream.
-            Some(transport) if self.seat.stage() == Stage::Upgraded && transport.has_socket() => {
+            Some(transport) if self.seat.doing() == Doing::Upgraded && transport.has_socket() => {
                 transport.shut_down();
             }
             Some(transport) if wire.is_open_ended => {
@@ -691,7 +677,8 @@ impl Drop for Gate {
 /// short, bounded time is over.
 pub(crate) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bool) {
     let is_draining = || seat.order() >= Order::Finish;
-    seat.enter(Stage::Closing);
+    let activity = &seat.activity;
+    activity.begin(Doing::Closing);
     let mut seen = None;
     let half_closed = poll_fn(|cx| {
         let closed = transport.poll_half_close(cx);
@@ -702,8 +689,10 @@ pub(crate) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bo
         let moved = Some((transport.metered_sent(), transport.undelivered()));
         if moved != seen {
             seen = moved;
-            let is_slow = transport.has_socket();
-            seat.enter(if is_slow { Stage::Delivering } else { Stage::Closing });
+            if transport.has_socket() {
+                activity.wait(Wait::Room, true);
+            }
+            activity.progress();
         } else if seat.is_expired() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -722,16 +711,17 @@ pub(crate) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bo
             let left = transport.undelivered();
             let is_over = seat.is_expired();
             if left == 0 {
-                let is_done = at_rest || (is_over && seat.stage() == Stage::Closing);
-                if !is_done && seat.stage() != Stage::Closing {
-                    seat.enter(Stage::Closing);
+                let is_done = at_rest || (is_over && !activity.look().waits_for(Wait::Room));
+                if !is_done {
+                    activity.got(Wait::Room);
                 }
                 return if is_done { Poll::Ready(0) } else { Poll::Pending };
             }
             // A slow client, which is given up only if it takes nothing more.
             if seen != Some(left) && (is_over || is_draining()) {
                 seen = Some(left);
-                seat.enter(Stage::Delivering);
+                activity.wait(Wait::Room, true);
+                activity.progress();
             } else if is_over {
                 return Poll::Ready(0);
             }
@@ -807,10 +797,6 @@ struct Wire {
     is_open_ended: bool,
     /// The owner of an upgraded stream has read to its end, or to an error.
     is_read_to_end: bool,
-    /// What the connection's task is at, for when a reader of the body has what it waited for.
-    serving: Stage,
-    /// The stage that the connection returns to when the client takes more output.
-    behind_writing: Stage,
     seat: Arc<Seat>,
 }
 
@@ -883,30 +869,26 @@ impl Wire {
         if came > 0 {
             self.seat.receive(came);
         }
+        let activity = &self.seat.activity;
         match &read {
             Poll::Pending => {
                 self.reader = Some(cx.waker().clone());
-                let stage = match self.serving {
-                    Stage::Discarding => Stage::Discarding,
-                    _ => Stage::Body,
-                };
-                match self.seat.stage() {
-                    // Nothing has moved, so the client may have stopped reading as well as sending.
-                    Stage::Writing if came == 0 => self.behind_writing = stage,
-                    before if before == stage && came == 0 => {}
-                    _ => self.seat.enter(stage),
+                // If the client takes no output either, nothing has moved: it may have stopped
+                // reading as well as sending.
+                let is_still = activity.look().waits_for(Wait::Room);
+                activity.wait(Wait::Body, is_still && came == 0);
+                if came > 0 {
+                    activity.progress();
                 }
                 if !due && self.incoming.continue_is_asked() {
                     // The connection's task sends it; the reader may be another.
                     self.seat.wake();
                 }
             }
-            Poll::Ready(_) => match self.seat.stage() {
-                // A read of the body is progress, whether the bytes are kept or discarded.
-                Stage::Body | Stage::Discarding => self.seat.enter(self.serving),
-                Stage::Writing => self.behind_writing = self.serving,
-                _ => {}
-            },
+            // A read of the body is progress, whether the bytes are kept or discarded.
+            Poll::Ready(_) if activity.look().waits_for(Wait::Body) => activity.got(Wait::Body),
+            Poll::Ready(_) if activity.look().doing() == Doing::Discarding => activity.progress(),
+            Poll::Ready(_) => {}
         }
         read
     }
@@ -926,7 +908,7 @@ impl Wire {
             transport => transport.as_ref().is_some_and(|transport| transport.waiting() > 0),
         };
         if has_more {
-            self.seat.enter(self.serving);
+            self.seat.activity.got(Wait::Body);
             return self.reader.take();
         }
         self.incoming.cut_body(Lost::Wrong(BodyError::TOO_SLOW));

@@ -14,7 +14,6 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use smol::channel::Sender;
 
 use super::{Wire, lock};
-use crate::registry::Stage;
 use crate::transport::Transport;
 
 /// The raw stream, as its new owner reads and writes it.
@@ -36,7 +35,7 @@ impl Upgraded {
         let done = work(transport);
         if done.is_ready() {
             // Progress (rule S20).
-            wire.seat.enter(Stage::Upgraded);
+            wire.seat.activity.progress();
         }
         done
     }
