@@ -20,6 +20,7 @@ use log::Level;
 
 use crate::activity::Doing;
 use crate::connection::Connection;
+use crate::leave::{close, leave};
 use crate::limits::Limits;
 use crate::orders::{Order, Orders};
 use crate::registry::Seat;
@@ -29,7 +30,7 @@ use crate::wire::body::Framing;
 use crate::wire::buffer::Buffer;
 use crate::wire::head::{Bounds, Head};
 use crate::wire::response::{Asked, Reply, plain, upgrades};
-use crate::wire::{Broken, Gate, LAST_LOOKS, NoHead, is_empty_lines, leave};
+use crate::wire::{Broken, Gate, LAST_LOOKS, NoHead, Rest, is_empty_lines};
 use crate::wrapper::Wrapper;
 
 /// A handler, whatever its own type.
@@ -174,7 +175,7 @@ async fn requests(service: &Service, seat: &Arc<Seat>, mut transport: Transport)
         fresh = false;
         // The active phase is a future of its own, dropped when the connection falls idle (W12).
         let gate = Gate::new(transport, bytes, n, seat.clone(), bounds(&service.limits));
-        let active = Box::pin(exchanges(service, gate));
+        let active = Box::pin(exchanges(service, seat, gate));
         // A handler's panic is answered where it happens; a panic of a response's body ends here.
         match AssertUnwindSafe(active).catch_unwind().await {
             Ok(Some(idle)) => (transport, empty) = idle,
@@ -296,6 +297,7 @@ fn bounds(limits: &Limits) -> Bounds {
 #[expect(clippy::manual_async_fn, reason = "an `async fn` keeps room for its arguments twice")]
 fn exchanges(
     service: &Service,
+    seat: &Seat,
     mut gate: Gate,
 ) -> impl Future<Output = Option<(Transport, usize)>> + Send {
     async move {
@@ -320,7 +322,7 @@ fn exchanges(
                 }
                 Next::End => return None,
             };
-            gate.close(at_rest).await;
+            close(gate, seat, at_rest).await;
             break;
         }
         None
@@ -402,10 +404,10 @@ async fn exchange(service: &Service, gate: &mut Gate, owed: &mut Option<u64>) ->
         service.shutdown.finished();
     }
     if !keep {
-        return Next::Close { at_rest: gate.body_is_taken() && !gate.has_input() };
+        return Next::Close { at_rest: gate.rest() == Rest::Nothing && !gate.has_input() };
     }
     // The client has its answer, and is not waited for longer than an idle one (rule S6).
-    if !(gate.body_is_taken() || gate.discard_body().await) {
+    if gate.rest() != Rest::Nothing && !gate.discard_body().await {
         return Next::Close { at_rest: false };
     }
     if gate.has_input() || owed.is_some() {
@@ -420,16 +422,16 @@ async fn exchange(service: &Service, gate: &mut Gate, owed: &mut Option<u64>) ->
 /// Returns `true` if the connection can go on behind the request's body, read or not (rules W9, S23). The
 /// response then promises keep-alive, so the connection goes on whatever the rest of the body is.
 async fn can_get_past_body(gate: &mut Gate, reply: &mut Reply, discard: u64) -> bool {
-    if gate.body_is_taken() {
-        return true;
-    }
-    if gate.body_is_held() && reply.has_body() {
+    match gate.rest() {
+        Rest::Nothing => true,
         // A response that is made of the body reads the whole body, however long it is. Another
         // holder of the body may still read it, so nothing is discarded before the response has
         // been sent.
-        return gate.feeds(reply).await || gate.can_discard(discard);
+        _ if gate.body_is_held() && reply.has_body() => {
+            gate.feeds(reply).await || gate.rest().is_at_most(discard)
+        }
+        rest => rest.is_at_most(discard) && gate.discard_arrived(discard).await,
     }
-    gate.can_discard(discard) && gate.discard_arrived(discard).await
 }
 
 /// Whether the response that is about to be sent is the connection's last one, in the drain.
@@ -438,7 +440,7 @@ async fn can_get_past_body(gate: &mut Gate, reply: &mut Reply, discard: u64) -> 
 /// such a request is finished too, and the close is announced with its response (rules S8, S9).
 /// What arrives later does not prolong the connection.
 async fn is_last(gate: &Gate, owed: &mut Option<u64>) -> bool {
-    if !gate.body_is_taken() {
+    if gate.rest() != Rest::Nothing {
         return true;
     }
     let waiting = gate.waiting().await;
@@ -502,10 +504,14 @@ async fn prepare(
 /// `false` if the body cannot be discarded.
 async fn is_rid_of_body(service: &Service, gate: &mut Gate) -> bool {
     let discard = service.limits.discard_bytes;
-    gate.body_is_taken()
-        || gate.can_discard(discard)
-            && gate.discard_arrived(discard).await
-            && gate.discard_body().await
+    match gate.rest() {
+        Rest::Nothing => true,
+        rest => {
+            rest.is_at_most(discard)
+                && gate.discard_arrived(discard).await
+                && gate.discard_body().await
+        }
+    }
 }
 
 /// Hands the connection over to another protocol, until that has ended (rule S11).

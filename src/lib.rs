@@ -107,6 +107,7 @@ mod exchange;
 #[cfg(feature = "restart")]
 mod handover;
 mod inherited;
+mod leave;
 mod limits;
 mod listener;
 mod log_limit;

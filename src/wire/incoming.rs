@@ -63,6 +63,30 @@ enum Permission {
     Asked,
 }
 
+/// What is left of a message's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rest {
+    /// The body was taken whole, or there was none.
+    Nothing,
+    /// At least this many bytes are left. Without an end if the body cannot be read to its end.
+    AtLeast(u64),
+    /// The client waits to be told to send the body, and nobody has read it. The client may leave it
+    /// out.
+    Untold,
+}
+
+impl Rest {
+    /// Returns `true` if the connection can go on behind the rest, as far as is known, when at most
+    /// `most` bytes are discarded (rule W9).
+    pub(crate) fn is_at_most(self, most: u64) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::AtLeast(left) => left <= most,
+            Self::Untold => false,
+        }
+    }
+}
+
 impl Incoming {
     /// Takes over `bytes`, of which the first `end` have been read from the client.
     pub(super) fn new(bytes: Buffer, end: usize) -> Self {
@@ -169,21 +193,15 @@ impl Incoming {
         n
     }
 
-    /// Whether the body has been taken whole.
-    pub(super) fn body_is_taken(&self) -> bool {
+    /// Returns what is left of the message's body.
+    pub(super) fn rest(&self) -> Rest {
         match &self.body {
-            Body::Fixed(left) => *left == 0,
-            Body::Chunked { decoder, .. } => decoder.is_complete(),
-            Body::Cut(..) => false,
-        }
-    }
-
-    /// How many bytes of the body are still to come, as far as is known: at least so many.
-    pub(super) fn body_left(&self) -> u64 {
-        match &self.body {
-            Body::Fixed(left) => *left,
-            Body::Chunked { decoder, .. } => decoder.content_left(),
-            Body::Cut(..) => u64::MAX,
+            Body::Fixed(0) => Rest::Nothing,
+            Body::Chunked { decoder, .. } if decoder.is_complete() => Rest::Nothing,
+            Body::Cut(..) => Rest::AtLeast(u64::MAX),
+            _ if self.permission == Permission::Due => Rest::Untold,
+            Body::Fixed(left) => Rest::AtLeast(*left),
+            Body::Chunked { decoder, .. } => Rest::AtLeast(decoder.content_left()),
         }
     }
 
@@ -216,11 +234,6 @@ impl Incoming {
     /// Whether the client waits to be told to send the body.
     pub(super) fn expects_continue(&self) -> bool {
         self.permission != Permission::Settled
-    }
-
-    /// Whether the client waits to be told to send the body, and nobody has asked for it.
-    pub(super) fn continue_is_due(&self) -> bool {
-        self.permission == Permission::Due
     }
 
     /// Whether `100 Continue` is to be sent; asked once.

@@ -17,19 +17,16 @@ mod target;
 mod trailers;
 mod upgraded;
 
+use futures_lite::FutureExt;
+use http_types::{Request, StatusCode, upgrade};
+use log::Level;
+use smol::channel;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
-
-use async_io::Timer;
-use futures_lite::{FutureExt, future};
-use http_types::{Request, StatusCode, upgrade};
-use log::Level;
-use smol::channel;
 
 use crate::activity::{Doing, Wait};
 use crate::client::Received;
@@ -41,6 +38,7 @@ use buffer::Buffer;
 use fault::{BodyError, Lost};
 use head::{Bounds, Head, Parse};
 use incoming::Incoming;
+pub(crate) use incoming::Rest;
 use outgoing::Outgoing;
 use response::{Filled, Reply};
 use upgraded::Upgraded;
@@ -181,9 +179,9 @@ impl Gate {
         Ok(request)
     }
 
-    /// Whether the message's body has been taken whole.
-    pub(crate) fn body_is_taken(&self) -> bool {
-        self.wire().incoming.body_is_taken()
+    /// Returns what is left of the message's body.
+    pub(crate) fn rest(&self) -> Rest {
+        self.wire().incoming.rest()
     }
 
     /// Notes that the server is about to call the request's handler, and returns that call.
@@ -209,13 +207,6 @@ impl Gate {
     /// The status for a body that the client got wrong.
     pub(crate) fn fault(&self) -> Option<StatusCode> {
         self.wire().incoming.fault()
-    }
-
-    /// Whether the rest of the body may be discarded to keep the connection: it is not known to
-    /// be longer than `most`, and the client does not wait to be told to send it (rule W9).
-    pub(crate) fn can_discard(&self, most: u64) -> bool {
-        let wire = self.wire();
-        wire.incoming.body_left() <= most && !wire.incoming.continue_is_due()
     }
 
     /// Returns `true` if the body of `reply` is made of the request's body.
@@ -285,7 +276,7 @@ impl Gate {
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
-                Poll::Pending => Poll::Ready(self.can_discard(most)),
+                Poll::Pending => Poll::Ready(self.rest().is_at_most(most)),
             }
         })
         .await
@@ -614,15 +605,9 @@ impl Gate {
         wire.transport.take().map(|transport| (transport, empty))
     }
 
-    /// Ends the connection after its last response: sends everything and takes [`leave`].
-    pub(crate) async fn close(mut self, at_rest: bool) {
-        if self.flush().await.is_err() {
-            return self.reset();
-        }
-        let transport = self.wire().transport.take();
-        if let Some(transport) = transport {
-            leave(transport, &self.seat, at_rest).await;
-        }
+    /// Gives the transport back, to end the connection. Sends nothing; see [`Gate::flush`].
+    pub(crate) fn take_transport(self) -> Option<Transport> {
+        self.wire().transport.take()
     }
 
     /// Ends the connection with a reset, so that the client cannot take a part of the response for
@@ -668,84 +653,6 @@ impl Drop for Gate {
         let waiting = [wire.reader.take(), wire.writer.take()];
         drop(wire);
         waiting.into_iter().flatten().for_each(Waker::wake);
-    }
-}
-
-/// Half-closes, and closes when no reset can take the last response away (rule S9; RFC 9112 section
-/// 9.6): what the client still sends is discarded until it has taken everything, and with `at_rest`
-/// that is all; without, when it owes the rest of a message or has sent more, until it closes or a
-/// short, bounded time is over.
-pub(crate) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bool) {
-    let is_draining = || seat.order() >= Order::Finish;
-    let activity = &seat.activity;
-    activity.begin(Doing::Closing);
-    let mut seen = None;
-    let half_closed = poll_fn(|cx| {
-        let closed = transport.poll_half_close(cx);
-        if closed.is_ready() {
-            return closed;
-        }
-        // A wrapper may still hold output, so its client gets as long as a slow client.
-        let moved = Some((transport.metered_sent(), transport.undelivered()));
-        if moved != seen {
-            seen = moved;
-            if transport.has_socket() {
-                activity.wait(Wait::Room, true);
-            }
-            activity.progress();
-        } else if seat.is_expired() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Poll::Pending
-    });
-    if half_closed.await.is_err() {
-        return;
-    }
-    let mut scrap = Buffer::new();
-    let mut seen = None;
-    let mut pause = Duration::from_millis(1);
-    loop {
-        let look = poll_fn(|cx| {
-            let read = transport.poll_read(cx, &mut scrap);
-            let Poll::Pending = read else { return read.map(|read| read.unwrap_or(0)) };
-            let left = transport.undelivered();
-            let is_over = seat.is_expired();
-            if left == 0 {
-                let is_done = at_rest || (is_over && !activity.look().waits_for(Wait::Room));
-                if !is_done {
-                    activity.got(Wait::Room);
-                }
-                return if is_done { Poll::Ready(0) } else { Poll::Pending };
-            }
-            // A slow client, which is given up only if it takes nothing more.
-            if seen != Some(left) && (is_over || is_draining()) {
-                seen = Some(left);
-                activity.wait(Wait::Room, true);
-                activity.progress();
-            } else if is_over {
-                return Poll::Ready(0);
-            }
-            Poll::Pending
-        });
-        // Nobody tells when the client's kernel has taken something; in the drain that is looked at,
-        // otherwise the sweep's wake-up will do.
-        let wait = async {
-            if !is_draining() {
-                future::pending::<()>().await;
-            }
-            Timer::after(pause).await;
-            usize::MAX
-        };
-        match look.or(wait).await {
-            0 => return,
-            usize::MAX => pause = (pause * 2).min(Duration::from_millis(100)),
-            _ if transport.undelivered() == 0 && seat.is_expired() => return,
-            _ => {
-                at_rest = false;
-                // A client that never stops sending must not keep others from their turn.
-                future::yield_now().await;
-            }
-        }
     }
 }
 
@@ -830,14 +737,14 @@ impl Wire {
         most: u64,
         displaced: &mut Option<Waker>,
     ) -> Poll<Discarded> {
-        if self.incoming.body_is_taken() {
+        if self.incoming.rest() == Rest::Nothing {
             return Poll::Ready(Discarded::Whole);
         }
         // From here on the handler's reads fail.
         self.exchange = self.exchange.wrapping_add(1);
         *displaced = self.reader.take();
         let (mut scrap, mut dropped) = (Buffer::new(), 0);
-        while !self.incoming.body_is_taken() {
+        while self.incoming.rest() != Rest::Nothing {
             match self.poll_body(cx, &mut scrap) {
                 Poll::Ready(Ok(n)) if n > 0 && dropped + n as u64 <= most => dropped += n as u64,
                 Poll::Ready(_) => return Poll::Ready(Discarded::Bad),
