@@ -101,13 +101,12 @@ mod bind_error;
 mod bound;
 mod chunks;
 mod client;
+mod conn;
 mod connection;
 mod error;
-mod exchange;
 #[cfg(feature = "restart")]
 mod handover;
 mod inherited;
-mod leave;
 mod limits;
 mod listener;
 mod log_limit;

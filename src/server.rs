@@ -18,8 +18,9 @@ use http_types::{Request, Response};
 use smol::Executor;
 use smol::lock::{Semaphore, SemaphoreGuardArc};
 
+use crate::conn::handler::Handler;
+use crate::conn::{Conn, Service};
 use crate::error::ServeError;
-use crate::exchange::{self, Handler, Service};
 use crate::limits::{Limits, connections_allowed};
 use crate::listener::{Accepted, Listen, Listener};
 use crate::log_limit::LogLimit;
@@ -411,7 +412,7 @@ impl Running {
         // Two kinds of tasks: what a wrapper needs is no part of a plain connection's.
         match wrapper {
             None => self.executor.spawn(async move {
-                let served = contained(exchange::serve(&service, &seat, transport));
+                let served = contained(Conn::new(&service, &seat, transport).serve());
                 if served.await.is_err() {
                     log::error!("{}: the connection's stream has panicked", seat.peer());
                 }
@@ -419,7 +420,7 @@ impl Running {
             }),
             Some(wrapper) => self.executor.spawn(async move {
                 let served =
-                    contained(exchange::serve_wrapped(&service, &seat, transport, &wrapper));
+                    contained(Conn::new(&service, &seat, transport).serve_wrapped(&wrapper));
                 if served.await.is_err() {
                     log::error!("{}: the connection's stream has panicked", seat.peer());
                 }

@@ -15,24 +15,13 @@ use crate::activity::{Doing, Wait};
 use crate::orders::Order;
 use crate::registry::Seat;
 use crate::transport::Transport;
-use crate::wire::Gate;
 use crate::wire::buffer::Buffer;
-
-/// Sends what `gate` still has, and then takes [`leave`] of the client.
-pub(crate) async fn close(mut gate: Gate, seat: &Seat, at_rest: bool) {
-    if gate.flush().await.is_err() {
-        return gate.reset();
-    }
-    if let Some(transport) = gate.take_transport() {
-        leave(transport, seat, at_rest).await;
-    }
-}
 
 /// Half-closes, and closes when no reset can take the last response away (rule S9; RFC 9112 section
 /// 9.6): what the client still sends is discarded until it has taken everything, and with `at_rest`
 /// that is all; without, when it owes the rest of a message or has sent more, until it closes or a
 /// short, bounded time is over.
-pub(crate) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bool) {
+pub(super) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bool) {
     let is_draining = || seat.order() >= Order::Finish;
     let activity = &seat.activity;
     activity.begin(Doing::Closing);

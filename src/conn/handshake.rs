@@ -1,0 +1,86 @@
+//! A connection that a listener's wrapper gets first (TLS).
+//!
+//! Invariant: the wrapper begins with the client's first byte, so a silent client is idle (rule S7),
+//! and it has the time for a head. Does not know what the wrapper does.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+
+use async_io::Timer;
+use futures_lite::FutureExt;
+
+use super::Conn;
+use crate::activity::Doing;
+use crate::connection::Connection;
+use crate::orders::Order;
+use crate::transport::Peer;
+use crate::wrapper::Wrapper;
+
+impl Conn<'_> {
+    /// Waits for the client's first byte, as for a request's (rule S7), and lets the listener's wrapper
+    /// do its part (TLS's handshake), within the time for a head. `None` if there is nothing to serve.
+    pub(super) async fn handshake(mut self, wrapper: &Wrapper) -> Option<Self> {
+        let (service, seat) = (self.service, self.seat);
+        let mut ahead = Vec::new();
+        if self.transport.is_wrapped() {
+            // Without a socket only a read can tell.
+            let (bytes, n) = self.first_bytes().await?;
+            ahead.extend_from_slice(&bytes[..n]);
+        }
+        let (connection, socket, meter) = Connection::share(self.transport, seat.peer(), ahead);
+        if let Some(socket) = &socket {
+            let has_begun = poll_fn(|cx| {
+                if seat.order() == Order::Abort {
+                    return Poll::Ready(false);
+                }
+                // What is in the socket wins, as in `first_bytes`.
+                let readable = socket.poll_readable(cx);
+                if readable.is_pending() && seat.doing() == Doing::Accepted {
+                    seat.activity.begin(Doing::Idle);
+                }
+                let leave = seat.is_expired() || seat.order() >= Order::LastLook;
+                match readable {
+                    Poll::Pending if leave => Poll::Ready(false),
+                    readable => readable.map(|readable| readable.is_ok()),
+                }
+            });
+            // A client that leaves without sending anything, as health checks do, has not begun a
+            // handshake.
+            if !has_begun.await || socket.waiting() == 0 {
+                return None;
+            }
+        }
+        seat.activity.begin(Doing::Handshake);
+        let handshake = wrapper.wrap(connection);
+        let late = poll_fn(|_| match seat.is_expired() {
+            true => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            false => Poll::Pending,
+        });
+        let connection = match handshake.or(late).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                wrapper.handshakes.fail(seat.peer(), &error);
+                return None;
+            }
+        };
+        if connection.peer() != Peer::Unknown {
+            seat.name(connection.peer());
+        }
+        seat.end();
+        let mut transport = connection.into_transport(socket, Some(meter));
+        if seat.order() >= Order::Finish {
+            // The linger may have been over before there was a connection to send a request on. The
+            // wrapper may have read the request already, so the socket does not tell.
+            let request = poll_fn(|cx| match seat.order() {
+                Order::Abort => Poll::Ready(()),
+                _ => transport.poll_ahead(cx),
+            });
+            let linger = async {
+                Timer::after(service.limits.linger).await;
+            };
+            request.or(linger).await;
+        }
+        Some(Self::new(service, seat, transport))
+    }
+}
