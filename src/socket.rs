@@ -115,8 +115,8 @@ impl Socket {
         ioctl_fionread(self.as_fd()).unwrap_or(0)
     }
 
-    /// Returns how many bytes the client's kernel has yet to take, apart from a FIN; 0 if the kernel
-    /// does not say. Always 0 on a Unix socket, because its client can read what was written
+    /// Returns how many bytes the client's kernel has yet to take, apart from a FIN; 0 if the
+    /// kernel does not say. Always 0 on a Unix socket, because its client can read what was written
     /// whatever comes.
     pub(crate) fn undelivered(&self) -> u64 {
         if self.is_tcp { unacknowledged(self.as_fd()).saturating_sub(1) } else { 0 }
