@@ -100,7 +100,7 @@ impl Address {
     }
 }
 
-/// What `localhost` means.
+/// The addresses of `localhost`, the usual one first.
 const LOCALHOST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// Every interface: the first serves both families.
@@ -264,7 +264,7 @@ fn advice_on_host(host: &str, port: &str) -> String {
 const BRACKETS: &str =
     "write an IPv6 address in brackets, and the port behind them, such as `[::1]:8082`";
 
-/// What an address may look like.
+/// The forms of an address.
 const FORMS: &str = "write `127.0.0.1:8082`, `[::1]:8082`, `localhost:8082`, `:8082` for every \
  interface, `unix:/path`, `unix:@name`, or `fd:0` for an inherited socket";
 

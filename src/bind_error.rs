@@ -154,7 +154,7 @@ pub(crate) fn of_unix(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), message)
 }
 
-/// What is at the path of a Unix socket that cannot be bound.
+/// The thing at the path of a Unix socket that cannot be bound.
 #[derive(Debug)]
 pub(crate) enum Obstacle {
     Directory,

@@ -49,7 +49,7 @@ use crate::spawn::{Child, Program};
 /// within `patience` (5 s at least), and this process goes on serving. Also
 /// [`io::ErrorKind::Unsupported`] if this process is the first one of a container, which ends with
 /// it; [`io::ErrorKind::AlreadyExists`] while a successor is being started, and when there is one.
-/// It needs a directory for temporary files that can be written to (TMPDIR).
+/// A restart needs a directory for temporary files that can be written to (TMPDIR).
 ///
 /// # Cancel safety
 ///
@@ -144,7 +144,9 @@ fn reachable(listeners: &[Listener]) -> Vec<Listener> {
         }
         let remedy = match listener.is_own() {
             true => "the successor binds it anew",
-            false => "start whoever passes this socket again, such as its systemd socket unit",
+            false => {
+                "start the program that passes this socket again, such as its systemd socket unit"
+            }
         };
         let address = listener.address();
         log::warn!("the file of {address} was removed, so no client finds this socket; {remedy}");

@@ -31,17 +31,17 @@ use crate::address::Address;
 #[derive(Debug)]
 pub(crate) struct Inherited {
     pub(crate) socket: Socket,
-    /// What it listens on.
+    /// The address on which it listens.
     pub(crate) address: Address,
-    /// What LISTEN_FDNAMES calls it.
+    /// Its name in LISTEN_FDNAMES.
     pub(crate) name: Option<String>,
-    /// As which descriptor it was passed.
+    /// The descriptor as which it was passed.
     pub(crate) fd: RawFd,
-    /// What a predecessor says of it.
+    /// The predecessor's words on it, if a predecessor has handed it over.
     pub(crate) handed: Option<Handed>,
 }
 
-/// What a predecessor says of a socket that it hands over.
+/// A predecessor's words on a socket that it hands over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Handed {
     /// The socket's inode: it tells the socket from whatever else may have its number.
@@ -180,7 +180,7 @@ impl Handed {
                     handed.file = Some(OsString::from_vec(bytes).into());
                 }
                 ("fd", fd) => handed.origin = Some(fd.parse().ok()?),
-                // What a later version may add.
+                // A later version may add others.
                 _ => {}
             }
         }
@@ -188,7 +188,7 @@ impl Handed {
     }
 }
 
-/// What the environment says of one descriptor.
+/// The environment's words on one descriptor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Passed {
     fd: RawFd,

@@ -275,8 +275,8 @@ impl ListenOptions {
         self
     }
 
-    /// Sets the permissions of a Unix socket's file, which say who may connect: whoever may write
-    /// to it. From 0 to `0o777`. With `None`, the umask decides. Default: `None`.
+    /// Sets the permissions of a Unix socket's file. A client may connect if it may write to the
+    /// file. From 0 to `0o777`. With `None`, the umask decides. Default: `None`.
     ///
     /// The file has this mode before the socket listens, so nobody can connect by the umask's
     /// permissions in between. The option has no effect on an inherited socket, whose file is its
@@ -425,7 +425,7 @@ struct Shared {
     socket: Mutex<Option<Bound>>,
     /// The reason for closing the listener, if the server did not want that.
     failure: OnceLock<String>,
-    /// Who accepts from the socket beside this process.
+    /// The others that accept from the socket.
     others: Mutex<Others>,
     /// Handshakes are held back before the close.
     syn_filter: bool,
@@ -436,18 +436,18 @@ struct Shared {
 
 /// How a socket was passed to this process.
 struct Passed {
-    /// As which descriptor.
+    /// The descriptor as which it was passed.
     fd: RawFd,
-    /// What LISTEN_FDNAMES calls it.
+    /// Its name in LISTEN_FDNAMES.
     name: Option<String>,
-    /// The descriptor that the operator knows it by.
+    /// The descriptor by which the operator knows it.
     #[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "a successor needs it"))]
     origin: Option<RawFd>,
-    /// What a predecessor says of it.
+    /// The predecessor's words on it, if a predecessor has handed it over.
     handed: Option<Handed>,
 }
 
-/// Who accepts from a socket beside this process.
+/// The processes that accept from a socket beside this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Others {
     /// Nobody does.
@@ -903,7 +903,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// What kept it from taking all.
+    /// Returns the error that kept it from taking all.
     pub(crate) fn empty_queue(&self, mut take: impl FnMut(Accepted)) -> io::Result<()> {
         let began = Instant::now();
         while began.elapsed() < FLOOD && !self.is_handed_over() {

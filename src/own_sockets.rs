@@ -1,7 +1,7 @@
-//! [`OwnSocket`]: a listening socket that this process has open, whoever has opened it.
+//! [`OwnSocket`]: a listening socket that this process has open.
 //!
-//! The kernel is asked each time, because a program also has sockets that this library did not
-//! open. Only looks: takes, copies and closes nothing.
+//! Asks the kernel each time, because a program also has sockets that this library did not open.
+//! Takes, copies and closes nothing.
 
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

@@ -24,9 +24,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub enum Phase {
     /// Work is taken on.
     Running = 0,
-    /// What is under way is finished.
+    /// Work that is under way is finished.
     Draining = 1,
-    /// What is left is dropped.
+    /// The work that is left is dropped.
     Aborting = 2,
 }
 

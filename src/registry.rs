@@ -244,7 +244,7 @@ pub(crate) struct Seat {
     /// The client's address, if a wrapper has found a better one. In a box, because few connections
     /// need it.
     named: OnceLock<Box<Peer>>,
-    /// What its server wants of it.
+    /// The server's orders to its connections.
     orders: Arc<Orders>,
     /// The connection's task.
     waker: AtomicWaker,

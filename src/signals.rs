@@ -185,7 +185,7 @@ pub(crate) struct StopSignals {
     has_aborted: bool,
 }
 
-/// What a stop signal means.
+/// The meaning of a stop signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StopSignal {
     /// The signal begins the stop.

@@ -46,8 +46,8 @@ impl Socket {
     /// next event wake `cx`.
     ///
     /// async-io does not report an event that has come while another thread was already waiting for
-    /// events when this task asked. So whoever is woken has to look at the socket itself, by a read
-    /// or by [`Socket::poll_readable`].
+    /// events when this task asked. So a task that is woken has to look at the socket itself, by a
+    /// read or by [`Socket::poll_readable`].
     pub(crate) fn poll_event(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.stream.poll_readable(cx) {
             // Perhaps a read has answered this event already. Asking again clears such an event.

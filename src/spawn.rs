@@ -277,7 +277,7 @@ mod tests {
             let words = ["-c".into(), script.into()];
             let mut child = Program::new("sh".into(), words).spawn().unwrap();
             assert_eq!(block_on(child.ended()).to_string(), end);
-            // It is not asked for again: its process id may be another's by now.
+            // The status is not asked for again: another process may have the id by now.
             assert_eq!(child.try_wait().unwrap().to_string(), end);
         }
     }

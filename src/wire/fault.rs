@@ -67,7 +67,7 @@ use super::body::Malformed;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BodyError(Fault);
 
-/// What is wrong.
+/// The client's fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Malformed(Malformed),
