@@ -28,7 +28,8 @@ use crate::shutdown::Stopped;
 /// let serve = server.serve([listener.address().clone()]);
 /// let error = futures_lite::future::block_on(serve).unwrap_err();
 /// assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-/// assert!(format!("{error:?}").contains("this program listens on it already; leave one of the two out"));
+/// let line = format!("{error:?}");
+/// assert!(line.contains("this program listens on it already; leave one of the two out"));
 /// # Ok(())
 /// # }
 /// ```
