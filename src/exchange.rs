@@ -60,7 +60,7 @@ pub(crate) struct Service {
     pub(crate) handler: Box<Handler>,
     pub(crate) limits: Limits,
     pub(crate) shutdown: Shutdown,
-    /// What the server wants of its connections.
+    /// The server's orders to its connections.
     pub(crate) orders: Arc<Orders>,
 }
 
@@ -69,7 +69,7 @@ pub(crate) async fn serve(service: &Service, seat: &Arc<Seat>, transport: Transp
     aborted(seat).or(requests(service, seat, transport)).await;
 }
 
-/// The same for one that is wrapped first.
+/// Serves a connection like [`serve`], after the listener's wrapper has done its part.
 pub(crate) async fn serve_wrapped(
     service: &Service,
     seat: &Arc<Seat>,
@@ -200,7 +200,8 @@ async fn first_bytes(
 ) -> Option<(Buffer, usize)> {
     // A new client has mostly sent its request by now; later, waiting first saves a read.
     let mut look = fresh;
-    // What is no socket may give way although it has something: then it is asked again.
+    // A wrapped stream may return `Pending` although it holds data (piper yields at random), so
+    // poll it a few more times.
     let mut looks = LAST_LOOKS;
     poll_fn(|cx| {
         loop {
@@ -549,7 +550,8 @@ fn apology(gate: &Gate, failure: &Failure) -> Response {
     }
 }
 
-/// Puts the status of the client's fault in the place of a response that does not know it (rule W16).
+/// Puts the status of the client's fault in the place of a response that does not know it (rule
+/// W16).
 ///
 /// Many programs answer 500 to every error that they do not know, or take the status from
 /// http-types, which calls every body that it could not read 422.
