@@ -7,9 +7,10 @@
 //! cargo run --example command -- 127.0.0.1:8082
 //! ```
 //!
-//! Open <http://127.0.0.1:8082/sleep/2>, and stop the server with Ctrl-C: the program is waited for. A
-//! program that is left running does not keep the address in use, because it does not inherit the
-//! listening socket. The address may also be `fd:0`, as under Supervisor's `[fcgi-program]`.
+//! Open <http://127.0.0.1:8082/sleep/2>, and stop the server with Ctrl-C: the program is waited
+//! for. A program that is left running does not keep the address in use, because it does not
+//! inherit the listening socket. The address may also be `fd:0`, as under Supervisor's
+//! `[fcgi-program]`.
 
 use std::os::unix::process::CommandExt;
 use std::process;

@@ -7,8 +7,8 @@
 //! cargo run --example logging -- 127.0.0.1:8082 2>&1 | sleep 60
 //! ```
 //!
-//! Try `curl -d hello 127.0.0.1:8082` while it runs, and stop it with Ctrl-C. A grace in seconds may
-//! follow the address.
+//! Try `curl -d hello 127.0.0.1:8082` while it runs, and stop it with Ctrl-C. A grace in seconds
+//! may follow the address.
 
 use std::io::{self, Write};
 use std::panic;

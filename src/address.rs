@@ -44,8 +44,8 @@ pub enum Address {
     Tcp(SocketAddr),
     /// Every interface, in both families: `:8082`.
     Every(u16),
-    /// This machine alone: `localhost:8082`, in upper or lower case. Nobody is asked what the name
-    /// means: it is `127.0.0.1`, or `::1` on a machine without IPv4.
+    /// This machine alone: `localhost:8082`, in upper or lower case. No resolver is asked:
+    /// the name means `127.0.0.1`, or `::1` on a machine without IPv4.
     Localhost(u16),
     /// The file of a Unix socket: `unix:/run/app.sock`. A relative path is relative to the
     /// directory in which the process is when it binds.
@@ -62,7 +62,8 @@ pub enum Address {
     /// A listening socket that this process was started with, by its descriptor: `fd:0`, as
     /// Supervisor's `[fcgi-program]` passes it.
     Fd(RawFd),
-    /// No address: the listener has a source of its own ([`Listener::of`](crate::Listener::of)).
+    /// Not an address: the listener has a source of its own
+    /// ([`Listener::of`](crate::Listener::of)).
     Other,
 }
 
@@ -86,8 +87,8 @@ impl Address {
         }
     }
 
-    /// Returns what to bind for this address, best first. Only a machine without the family of one
-    /// needs the next. Empty for what is not TCP.
+    /// Returns the TCP addresses to bind for this address, the best one first. Only a machine that
+    /// has not the family of one needs the next. The list is empty if the address is not TCP's.
     pub(crate) fn candidates(&self) -> Vec<SocketAddr> {
         let each = |ips: [IpAddr; 2], port| ips.map(|ip| SocketAddr::new(ip, port)).to_vec();
         match *self {
@@ -99,7 +100,7 @@ impl Address {
     }
 }
 
-/// What `localhost` means.
+/// The addresses of `localhost`, the usual one first.
 const LOCALHOST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// Every interface: the first serves both families.
@@ -236,7 +237,7 @@ fn advice_on_scheme(text: &str) -> Option<String> {
     }
 }
 
-/// Shows how to write `host`, which is not one.
+/// Shows what to write in the place of `host`, which is not the host of an address.
 fn advice_on_host(host: &str, port: &str) -> String {
     if host == "*" {
         return format!("write `:{port}` for every interface");
@@ -263,7 +264,7 @@ fn advice_on_host(host: &str, port: &str) -> String {
 const BRACKETS: &str =
     "write an IPv6 address in brackets, and the port behind them, such as `[::1]:8082`";
 
-/// What an address may look like.
+/// The forms of an address.
 const FORMS: &str = "write `127.0.0.1:8082`, `[::1]:8082`, `localhost:8082`, `:8082` for every \
  interface, `unix:/path`, `unix:@name`, or `fd:0` for an inherited socket";
 
@@ -273,7 +274,7 @@ impl fmt::Display for Address {
             Self::Tcp(addr) => addr.fmt(f),
             Self::Every(port) => write!(f, ":{port}"),
             Self::Localhost(port) => write!(f, "localhost:{port}"),
-            // What the kernel calls `@app` is a file here, and its text has to say so.
+            // The text of a file with the name `@app` must not read as an abstract socket.
             Self::Unix(path) if path.as_os_str().as_encoded_bytes().starts_with(b"@") => {
                 write!(f, "unix:./{}", path.display())
             }
@@ -285,7 +286,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Digits and nothing else: `parse` would take a sign.
+/// Reads digits and nothing else, because `parse` would take a sign.
 fn number<T: FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }

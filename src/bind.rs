@@ -19,7 +19,8 @@ use crate::inherited::identity_behind;
 use crate::own_sockets::{OwnSocket, TcpSpan};
 use crate::socket_file::{SocketFile, is_stale};
 
-/// As long as the kernel lets it be (`somaxconn`): a drain empties it, so length costs nothing.
+/// How long a queue is, unless the kernel cuts it (`somaxconn`). A drain empties the queue, so its
+/// length costs nothing.
 const BACKLOG: i32 = 4096;
 
 /// A TCP address, and how to bind it.
@@ -35,14 +36,15 @@ impl TcpBind {
     ///
     /// # Errors
     ///
-    /// Says what is so and what to do. [`io::ErrorKind::InvalidInput`] if there are no candidates.
+    /// Returns one line that says what is so and what to do. [`io::ErrorKind::InvalidInput`] if
+    /// there are no candidates.
     pub(crate) fn first(candidates: &[SocketAddr], reuse_port: bool) -> io::Result<Socket> {
         let mut last = io::Error::new(io::ErrorKind::InvalidInput, "it is not an address to bind");
         for &addr in candidates {
-            // `:8082` asks for IPv4 itself, and has a substitute.
+            // `:8082` asks for both families itself, so it leaves IPv4 to no other socket.
             let may_share = candidates.len() == 1;
             let this = Self::new(addr, may_share, reuse_port);
-            // The kernel does not refuse these.
+            // The kernel binds these addresses, but no client can connect to them.
             if addr.ip().is_multicast() || addr.ip() == IpAddr::V4(Ipv4Addr::BROADCAST) {
                 return Err(bind_error::unreachable(addr));
             }
@@ -61,7 +63,8 @@ impl TcpBind {
         Err(last)
     }
 
-    /// `may_share` lets `[::]` leave IPv4 to a socket of this program's that serves it already.
+    /// Makes a way to bind `addr`. With `may_share`, `[::]` leaves IPv4 to a socket of this program
+    /// that serves IPv4 already.
     fn new(addr: SocketAddr, may_share: bool, reuse_port: bool) -> Self {
         let is_wildcard = addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         let ipv4 = SocketAddr::from(([0, 0, 0, 0], addr.port()));
@@ -99,8 +102,8 @@ impl TcpBind {
 ///
 /// # Errors
 ///
-/// Says what is so and what to do. [`io::ErrorKind::AlreadyExists`] if a file is there that is not
-/// a socket.
+/// Returns one line that says what is so and what to do. [`io::ErrorKind::AlreadyExists`] if a file
+/// is there that is not a socket.
 pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Socket, SocketFile)> {
     if let Some(mode) = mode.filter(|mode| *mode > 0o777) {
         let message = format!("a mode is octal, 0 to 0777, such as 0o660; this one is 0o{mode:o}");
@@ -131,7 +134,8 @@ pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Socket, Socket
     Ok((socket, file))
 }
 
-/// Returns why the file at `path` cannot give way to a socket. `None` if it is a stale one.
+/// Returns why the file at `path` cannot give way to a socket, or `None` if the file is a stale
+/// socket.
 fn obstacle(path: &Path) -> io::Result<Option<Obstacle>> {
     let kind = fs::symlink_metadata(path)?.file_type();
     if kind.is_dir() {
@@ -172,7 +176,8 @@ fn is_same_file(own: &Path, path: &Path) -> bool {
 ///
 /// # Errors
 ///
-/// Says what is so and what to do. [`io::ErrorKind::Unsupported`] where there is no such namespace.
+/// Returns one line that says what is so and what to do. [`io::ErrorKind::Unsupported`] where there
+/// is no such namespace.
 pub(crate) fn abstract_name(name: &OsStr) -> io::Result<Socket> {
     if !cfg!(any(target_os = "linux", target_os = "android")) {
         let file = Address::Unix(PathBuf::from(name));

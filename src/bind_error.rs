@@ -154,7 +154,7 @@ pub(crate) fn of_unix(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), message)
 }
 
-/// What is at the path of a Unix socket that cannot be bound.
+/// The thing at the path of a Unix socket that cannot be bound.
 #[derive(Debug)]
 pub(crate) enum Obstacle {
     Directory,
@@ -280,7 +280,7 @@ pub(crate) fn too_long(what: &str, bytes: usize, longest: usize) -> io::Error {
 mod tests {
     use super::*;
 
-    /// What no test can bring about on every machine: the kernel's word, and the line.
+    /// Compares the lines for errors that no test can bring about on every machine.
     #[test]
     fn what_the_kernel_says_is_put_in_an_operators_words() {
         let error = |errno: Errno| io::Error::from_raw_os_error(errno.raw_os_error());

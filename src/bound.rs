@@ -35,12 +35,12 @@ pub(crate) enum Bound {
         )]
         file: Option<SocketFile>,
     },
-    /// No socket: connections that come from elsewhere.
+    /// Not a socket: connections that come from elsewhere.
     Other(Source),
 }
 
 impl Bound {
-    /// A socket that listens on `address`; `file` answers for a Unix socket's.
+    /// Makes it of a socket that listens on `address`. `file` finds the file of a Unix socket.
     pub(crate) fn of(
         socket: socket2::Socket,
         address: &Address,
@@ -59,7 +59,7 @@ impl Bound {
         })
     }
 
-    /// The next connection; wakes `cx` when there is one.
+    /// Returns the next connection, or wakes `cx` when there is one.
     pub(crate) fn poll_accept(
         &mut self,
         cx: &mut Context<'_>,
@@ -98,7 +98,7 @@ impl Bound {
         }
     }
 
-    /// Whether a client waits; if that cannot be known, perhaps.
+    /// Returns `true` if a client waits, or if that cannot be known.
     pub(crate) fn has_queue(&self) -> bool {
         let Some(socket) = self.socket() else { return true };
         let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];

@@ -28,7 +28,8 @@ use crate::shutdown::Stopped;
 /// let serve = server.serve([listener.address().clone()]);
 /// let error = futures_lite::future::block_on(serve).unwrap_err();
 /// assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-/// assert!(format!("{error:?}").contains("this program listens on it already; leave one of the two out"));
+/// let line = format!("{error:?}");
+/// assert!(line.contains("this program listens on it already; leave one of the two out"));
 /// # Ok(())
 /// # }
 /// ```
@@ -56,8 +57,8 @@ impl ServeError {
 
 impl fmt::Display for ServeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What `Listener::bind` returns tells the way out itself. This is for a socket that the
-        // program tried to bind.
+        // An error of `Listener::bind` tells the way out itself. These words are for a socket that
+        // the program has tried to bind.
         let way_out = match (self.0.raw_os_error(), self.kind()) {
             (Some(_), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {
                 "; choose another address"

@@ -32,8 +32,8 @@ use crate::spawn::{Child, Program};
 /// it says that it is ready. Returns its process id.
 ///
 /// The successor finds the sockets by [`Listener::bind`] with the same addresses, or by
-/// [`Listener::inherited`]; they have the descriptors from 3 on, whatever else this process had been
-/// started with there. It is ready when it sends `READY=1` to its NOTIFY_SOCKET, as
+/// [`Listener::inherited`]; they have the descriptors from 3 on, whatever else this process had
+/// been started with there. It is ready when it sends `READY=1` to its NOTIFY_SOCKET, as
 /// [`run`](crate::run) and [`ready`](crate::ready) do. Then it serves, and this server is to be
 /// stopped: it only lets go of its sockets and finishes what is in flight. If there is a service
 /// manager (systemd), it is told that the successor is the main process now.
@@ -43,13 +43,13 @@ use crate::spawn::{Child, Program};
 ///
 /// # Errors
 ///
-/// If a listener is closed or no socket ([`Listener::of`]), if the program cannot be started (the
-/// message says whether its file is missing, not executable or not a program), ends
-/// before it is ready, or is not ready in time: then it is told to stop (SIGTERM), is killed if it does
-/// not within `patience` (5 s at least), and this process goes on serving. Also
-/// [`io::ErrorKind::Unsupported`] if this process is the first one of a container, which ends with it;
-/// [`io::ErrorKind::AlreadyExists`] while a successor is being started, and when there is one. It needs
-/// a directory for temporary files that can be written to (TMPDIR).
+/// If a listener is closed or is not a socket ([`Listener::of`]), if the program cannot be started
+/// (the message says whether its file is missing, not executable or not a program), ends before it
+/// is ready, or is not ready in time: then it is told to stop (SIGTERM), is killed if it does not
+/// within `patience` (5 s at least), and this process goes on serving. Also
+/// [`io::ErrorKind::Unsupported`] if this process is the first one of a container, which ends with
+/// it; [`io::ErrorKind::AlreadyExists`] while a successor is being started, and when there is one.
+/// A restart needs a directory for temporary files that can be written to (TMPDIR).
 ///
 /// # Cancel safety
 ///
@@ -108,7 +108,7 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
         Err(io::Error::new(io::ErrorKind::TimedOut, message))
     };
     let told = ready.or(ended).or(late).await;
-    // One that has said so and ends has not meant it.
+    // A successor that reports ready and then exits counts as failed.
     Timer::after(SECOND_LOOK).await;
     let told = match (told, successor.child.try_wait()) {
         (Ok(_), Some(status)) => {
@@ -125,7 +125,8 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
     };
     successor.is_ready = true;
     for (fd, listener) in (FIRST..).zip(listeners) {
-        // What it has not taken goes on to be ours, and is closed like it.
+        // A socket that the successor has not taken stays this process's, which empties and closes
+        // it.
         if taken.as_ref().is_none_or(|taken| taken.contains(&fd)) {
             listener.hand_over();
         }
@@ -134,8 +135,8 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
     Ok(pid)
 }
 
-/// Returns the listeners that the successor gets: all but the Unix sockets of this process whose file
-/// was removed. The successor binds those anew, so that clients find them again.
+/// Returns the listeners that the successor gets: all but the Unix sockets of this process whose
+/// file was removed. The successor binds those anew, so that clients find them again.
 fn reachable(listeners: &[Listener]) -> Vec<Listener> {
     let is_reachable = |listener: &&Listener| {
         if !listener.has_lost_its_file() {
@@ -143,7 +144,9 @@ fn reachable(listeners: &[Listener]) -> Vec<Listener> {
         }
         let remedy = match listener.is_own() {
             true => "the successor binds it anew",
-            false => "start whoever passes this socket again, such as its systemd socket unit",
+            false => {
+                "start the program that passes this socket again, such as its systemd socket unit"
+            }
         };
         let address = listener.address();
         log::warn!("the file of {address} was removed, so no client finds this socket; {remedy}");
@@ -152,7 +155,7 @@ fn reachable(listeners: &[Listener]) -> Vec<Listener> {
     listeners.iter().filter(is_reachable).cloned().collect()
 }
 
-/// The program as it was started, with the sockets from descriptor 3 on.
+/// Returns the program as it was started, with the sockets from descriptor 3 on.
 fn program(listeners: &[Listener], mailbox: &Mailbox) -> io::Result<Program> {
     let mut words = env::args_os();
     // Not `current_exe`: that would be the file that runs now, even if another has its name.
@@ -277,7 +280,7 @@ impl Mailbox {
         DirBuilder::new().mode(0o700).create(&directory).map_err(named)?;
         let path = directory.join("notify");
         let socket = UnixDatagram::bind(&path).and_then(Async::new).map_err(|error| {
-            // It is dropped by hand, as there is no mailbox yet.
+            // There is no `Mailbox` yet whose drop would remove them.
             let _ = fs::remove_file(&path);
             let _ = fs::remove_dir(&directory);
             named(error)
@@ -285,7 +288,7 @@ impl Mailbox {
         Ok(Self { directory, path, socket })
     }
 
-    /// A path that nothing has yet: one of the same process id may have been left behind.
+    /// Returns a path that nothing has yet. A process with the same id may have left one behind.
     fn directory() -> PathBuf {
         let names = (0_u32..).map(|number| format!("smol-graceful-{}-{number}", process::id()));
         let temporary = Some(env::temp_dir()).filter(|path| !path.as_os_str().is_empty());
@@ -294,8 +297,8 @@ impl Mailbox {
         paths.find(|path| path.symlink_metadata().is_err()).unwrap_or_default()
     }
 
-    /// Waits for `READY=1`, and for what comes with it: which descriptors were taken, if it says so.
-    /// A successor that is not ours may say more in the same datagram.
+    /// Waits for `READY=1`, and for what comes with it: which descriptors were taken, if it says
+    /// so. The successor may be another program, and say more in the same datagram.
     async fn ready(&self) -> io::Result<Option<Vec<RawFd>>> {
         loop {
             let datagram = self.socket.read_with(datagram).await?;

@@ -3,9 +3,9 @@
 //! Two protocols: systemd's (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES), and a bare descriptor that
 //! the operator names (`fd:0`, Supervisor's `[fcgi-program]`). A predecessor that hands its sockets
 //! over uses the first, and says in [`HANDOVER`] what systemd has no word for. Invariant: a
-//! descriptor is taken once, and only if it is a listening stream socket; what is not wanted is left
-//! as it was. Once a socket is taken, only the copy is left, which no child of this process inherits.
-//! Does not accept, and does not decide when a socket is let go of.
+//! descriptor is taken once, and only if it is a listening stream socket; what is not wanted is
+//! left as it was. Once a socket is taken, only the copy is left, which no child of this process
+//! inherits. Does not accept, and does not decide when a socket is let go of.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -31,17 +31,17 @@ use crate::address::Address;
 #[derive(Debug)]
 pub(crate) struct Inherited {
     pub(crate) socket: Socket,
-    /// What it listens on.
+    /// The address on which it listens.
     pub(crate) address: Address,
-    /// What LISTEN_FDNAMES calls it.
+    /// Its name in LISTEN_FDNAMES.
     pub(crate) name: Option<String>,
-    /// As which descriptor it was passed.
+    /// The descriptor as which it was passed.
     pub(crate) fd: RawFd,
-    /// What a predecessor says of it.
+    /// The predecessor's words on it, if a predecessor has handed it over.
     pub(crate) handed: Option<Handed>,
 }
 
-/// What a predecessor says of a socket that it hands over.
+/// A predecessor's words on a socket that it hands over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Handed {
     /// The socket's inode: it tells the socket from whatever else may have its number.
@@ -50,7 +50,7 @@ pub(crate) struct Handed {
     pub(crate) is_own: bool,
     /// Where a Unix socket's file is. The socket itself may know only a relative path.
     pub(crate) file: Option<PathBuf>,
-    /// The descriptor that the operator knows it by.
+    /// The descriptor by which the operator knows the socket.
     pub(crate) origin: Option<RawFd>,
 }
 
@@ -65,11 +65,12 @@ pub(crate) const HANDOVER: &str = "SMOL_GRACEFUL_HANDOVER";
 /// The first descriptor that is passed by LISTEN_FDS.
 pub(crate) const FIRST: RawFd = 3;
 
-/// Everything that LISTEN_FDS passes and that was not taken before.
+/// Takes every socket that LISTEN_FDS passes and that was not taken before.
 ///
 /// # Errors
 ///
-/// A text that makes no sense, and a descriptor that is no listening stream socket.
+/// Returns an error if a variable makes no sense, or if a descriptor is not a listening stream
+/// socket.
 pub(crate) fn all() -> io::Result<Vec<Inherited>> {
     let mut all = Vec::new();
     for passed in passed()? {
@@ -78,11 +79,11 @@ pub(crate) fn all() -> io::Result<Vec<Inherited>> {
     Ok(all)
 }
 
-/// The socket for who wants to listen on `address`, if there is one.
+/// Takes the socket that listens on `address`, if this process was started with one.
 ///
 /// # Errors
 ///
-/// For `fd:N` as [`all`]; for other addresses what is not to be had is no error.
+/// For `fd:N`, as [`all`]. For another address, a socket that cannot be taken is not an error.
 pub(crate) fn matching(address: &Address) -> io::Result<Option<Inherited>> {
     if let Address::Fd(fd) = *address {
         let known_as = |passed: &&Passed| match &passed.handed {
@@ -130,8 +131,8 @@ pub(crate) fn is_announced(fd: RawFd) -> bool {
     passed().unwrap_or_default().iter().any(|passed| passed.fd == fd)
 }
 
-/// Closes what a predecessor has handed over and nobody wants: it goes on to be the predecessor's,
-/// which empties its queue.
+/// Closes the sockets that a predecessor has handed over and that nobody wants. They stay the
+/// predecessor's, which empties their queues.
 pub(crate) fn close_unclaimed() {
     for passed in passed().unwrap_or_default() {
         if passed.handed.is_none() {
@@ -143,7 +144,7 @@ pub(crate) fn close_unclaimed() {
     }
 }
 
-/// The inode of a socket.
+/// Returns the inode of a socket.
 pub(crate) fn inode(socket: OwnedFd) -> io::Result<u64> {
     Ok(File::from(socket).metadata()?.ino())
 }
@@ -179,7 +180,7 @@ impl Handed {
                     handed.file = Some(OsString::from_vec(bytes).into());
                 }
                 ("fd", fd) => handed.origin = Some(fd.parse().ok()?),
-                // What a later version may add.
+                // A later version may add others.
                 _ => {}
             }
         }
@@ -187,7 +188,7 @@ impl Handed {
     }
 }
 
-/// What the environment says of one descriptor.
+/// The environment's words on one descriptor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Passed {
     fd: RawFd,
@@ -205,7 +206,7 @@ fn passed() -> io::Result<Vec<Passed>> {
 }
 
 /// Says that sockets were passed to another process than this one. A shell that starts the server
-/// without `exec` is the usual reason: it has the process id that the sockets were meant for.
+/// without `exec` is the usual reason, because that shell has the process id that was meant.
 fn astray(
     fds: Option<String>,
     pid: Option<String>,
@@ -259,13 +260,14 @@ fn read(
     Ok(passed.collect())
 }
 
-/// The descriptors that are not to be had any more.
+/// Returns the descriptors that were taken.
 fn taken() -> MutexGuard<'static, BTreeSet<RawFd>> {
     static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
     TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes a descriptor if it is not taken and `wanted`; the copy that is made of it is what is left.
+/// Takes a descriptor if it was not taken before and is `wanted`. Makes a copy, and then closes the
+/// descriptor itself.
 #[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
 fn take(
     Passed { fd, name, handed }: Passed,
@@ -275,12 +277,13 @@ fn take(
     if taken.contains(&fd) {
         return Ok(None);
     }
-    // SAFETY: used for these two calls, which fail if there is no such descriptor. If one of this
-    // program's own is closed by another thread meanwhile, they see either it or none.
+    // SAFETY: used for these two calls, which fail if there is no such descriptor. If another
+    // thread closes a descriptor of this program meanwhile, the calls see that descriptor or none.
     let there = unsafe { BorrowedFd::borrow_raw(fd) };
     let flags = fcntl_getfd(there).map_err(|error| of(fd, &error.into()))?;
     let copy = there.try_clone_to_owned().map_err(|error| of(fd, &error))?;
-    // What was passed has survived an exec; what this program has opened itself would not.
+    // A descriptor that was passed has survived an exec. One that this program has opened itself
+    // would not.
     let is_ours = fd >= FIRST && flags.contains(FdFlags::CLOEXEC);
     match handed {
         Some(ref handed) if is_ours || inode(copy.try_clone()?)? != handed.socket => {
@@ -333,7 +336,7 @@ fn nothing() -> io::Result<OwnedFd> {
     }
 }
 
-/// What a listening stream socket is bound to.
+/// Returns the address of a listening stream socket.
 pub(crate) fn address_of(socket: &Socket) -> io::Result<Address> {
     if socket.r#type()? != Type::STREAM || !socket.is_listener().unwrap_or(false) {
         return Err(invalid("is no socket that listens for connections"));
@@ -438,7 +441,7 @@ mod tests {
             (["1", "", "", "own:socket=x"], vec![]),
             (["1", "", "", "own:socket=7:file=2f6"], vec![]),
             (["1", "", "", "own:socket=7:file=é1"], vec![]),
-            // A predecessor's words are not for who was activated later on.
+            // A predecessor's words are not for a process that a service manager has started since.
             (["1", "42", "", "own:socket=7"], vec![(3, None, None)]),
         ] {
             assert_eq!(passed(environment), Ok(expected), "{environment:?}");

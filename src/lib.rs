@@ -8,7 +8,7 @@
 //! 3. A connection is counted before its task is spawned, and a request that has sent its first
 //!    byte is finished.
 //! 4. A drain always ends, and says how it ended.
-//! 5. Nothing that a client was told is accepted is dropped without being named.
+//! 5. If the server drops something that it had accepted, the outcome names it.
 //!
 //! # Example
 //!
@@ -45,8 +45,8 @@
 //! - [`stream_body`] makes a response of a stream, [`probe`] answers balancers, [`Connection::pair`]
 //!   tests a handler without a socket.
 //!
-//! `docs/embedding.md` tells which way is for whom, call by call for those who come from Go, tide, axum
-//! or trillium; `docs/restart.md` the same for restarts.
+//! `docs/embedding.md` tells which way is for whom, call by call for those who come from Go, tide,
+//! axum or trillium. `docs/restart.md` tells which way of restarting is for whom.
 //!
 //! # A map
 //!

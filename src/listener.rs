@@ -50,7 +50,8 @@ pub trait Listen {
     ///
     /// # Errors
     ///
-    /// As [`Listener::bind`], and [`io::ErrorKind::InvalidInput`] for a text that is no address.
+    /// As [`Listener::bind`], and [`io::ErrorKind::InvalidInput`] for a text that is not an
+    /// address.
     fn listen(self) -> io::Result<Listener>;
 }
 
@@ -170,7 +171,8 @@ pub struct ListenOptions {
 
 impl Default for ListenOptions {
     /// Returns the options for an address that no other socket shares, without a SYN filter, with
-    /// probes after 60 s of silence, and with the umask's permissions for the file of a Unix socket.
+    /// probes after 60 s of silence, and with the umask's permissions for the file of a Unix
+    /// socket.
     fn default() -> Self {
         let keepalive = Some(Duration::from_secs(60));
         Self { reuse_port: false, syn_filter: false, keepalive, unix_mode: None }
@@ -193,7 +195,7 @@ impl ListenOptions {
     /// let first = options.bind(&"127.0.0.1:0".parse()?)?;
     /// let successor = options.bind(first.address())?;
     /// assert_eq!(successor.address(), first.address());
-    /// // Who does not ask for it is still kept out.
+    /// // A socket that does not ask for it is still kept out.
     /// assert!(Listener::bind(first.address()).is_err());
     /// # Ok::<(), std::io::Error>(())
     /// ```
@@ -206,11 +208,12 @@ impl ListenOptions {
     /// Holds back TCP handshakes that begin in the 50 ms before the close. Default: no.
     ///
     /// Without it, a handshake that is under way in the very moment of the close is reset, which
-    /// under load befalls a client or two in some of the stops. With it, none is, but who begins one
-    /// in those 50 ms waits a second until the client's kernel tries again: then a successor answers
-    /// it, or it is refused. That is right for a restart in place, and wrong behind a balancer, which
-    /// would go elsewhere at once. Linux only; a packet filter on the socket (`SO_ATTACH_FILTER`), which
-    /// an inherited socket never gets, because another process may accept from it.
+    /// under load befalls a client or two in some of the stops. With it, none is, but a client that
+    /// begins one in those 50 ms waits a second until its kernel tries again. Then a successor
+    /// answers it, or it is refused. That is right for a restart in place, and wrong behind a
+    /// balancer, which would go elsewhere at once. Linux only. A packet filter on the socket
+    /// (`SO_ATTACH_FILTER`) does it. A socket that another program has bound never gets the filter,
+    /// because that program may accept from it.
     ///
     /// # Examples
     ///
@@ -272,8 +275,8 @@ impl ListenOptions {
         self
     }
 
-    /// Sets the permissions of a Unix socket's file, which say who may connect: whoever may write
-    /// to it. From 0 to `0o777`. With `None`, the umask decides. Default: `None`.
+    /// Sets the permissions of a Unix socket's file. A client may connect if it may write to the
+    /// file. From 0 to `0o777`. With `None`, the umask decides. Default: `None`.
     ///
     /// The file has this mode before the socket listens, so nobody can connect by the umask's
     /// permissions in between. The option has no effect on an inherited socket, whose file is its
@@ -422,7 +425,7 @@ struct Shared {
     socket: Mutex<Option<Bound>>,
     /// The reason for closing the listener, if the server did not want that.
     failure: OnceLock<String>,
-    /// Who accepts from the socket beside this process.
+    /// The others that accept from the socket.
     others: Mutex<Others>,
     /// Handshakes are held back before the close.
     syn_filter: bool,
@@ -433,18 +436,18 @@ struct Shared {
 
 /// How a socket was passed to this process.
 struct Passed {
-    /// As which descriptor.
+    /// The descriptor as which it was passed.
     fd: RawFd,
-    /// What LISTEN_FDNAMES calls it.
+    /// Its name in LISTEN_FDNAMES.
     name: Option<String>,
-    /// The descriptor that the operator knows it by.
+    /// The descriptor by which the operator knows it.
     #[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "a successor needs it"))]
     origin: Option<RawFd>,
-    /// What a predecessor says of it.
+    /// The predecessor's words on it, if a predecessor has handed it over.
     handed: Option<Handed>,
 }
 
-/// Who accepts from a socket beside this process.
+/// The processes that accept from a socket beside this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Others {
     /// Nobody does.
@@ -484,11 +487,11 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// One line that names the address, says why it could not be bound, and what to do.
+    /// Returns one line that names the address and says why it could not be bound, and what to do.
     /// [`io::ErrorKind::AddrInUse`] if another process listens there, or this program does already.
-    /// For `fd:N` a descriptor that is no listening socket, or that was taken before. For a Unix
-    /// socket [`io::ErrorKind::AlreadyExists`] if a file is there that is no socket. For an abstract
-    /// one [`io::ErrorKind::Unsupported`] on other systems than Linux.
+    /// For `fd:N`, an error if the descriptor is not a listening socket, or was taken before. For a
+    /// Unix socket, [`io::ErrorKind::AlreadyExists`] if a file is there that is not a socket. For
+    /// an abstract one, [`io::ErrorKind::Unsupported`] on other systems than Linux.
     ///
     /// # Examples
     ///
@@ -519,8 +522,8 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] if one of them is no listening TCP or Unix socket, or if the
-    /// variables make no sense.
+    /// [`io::ErrorKind::InvalidInput`] if one of them is not a listening TCP or Unix socket, or if
+    /// the variables make no sense.
     ///
     /// # Examples
     ///
@@ -698,7 +701,8 @@ impl Listener {
         Ok(Self::from(Shared { passed, others, syn_filter, ..Shared::new(address, bound) }))
     }
 
-    /// This process serves: what a predecessor has handed over is its own from now on.
+    /// Notes that this process serves, so a socket that a predecessor has handed over is its own
+    /// now.
     pub(crate) fn take_over(&self) {
         let mut others = self.others();
         // A successor of this process may have it already.
@@ -713,14 +717,14 @@ impl Listener {
         passed.handed.as_ref().is_some_and(|handed| handed.is_own)
     }
 
-    /// The descriptor that a predecessor has passed it as.
+    /// Returns the descriptor as which a predecessor has passed the socket.
     pub(crate) fn handed_as(&self) -> Option<RawFd> {
         let passed = self.shared.passed.as_ref()?;
         passed.handed.as_ref().map(|_| passed.fd)
     }
 
-    /// The address that is listened on: with the kernel's choice where the port was 0, and what the
-    /// socket itself says for `:8082` and `fd:0`.
+    /// Returns the address of the listener: with the kernel's choice where the port was 0, and what
+    /// the socket itself says for `:8082` and `fd:0`.
     ///
     /// # Examples
     ///
@@ -736,8 +740,8 @@ impl Listener {
         &self.shared.address
     }
 
-    /// What LISTEN_FDNAMES calls an inherited socket (systemd's `FileDescriptorName=`); `None` for
-    /// one that has no name there, or that this process has bound itself.
+    /// Returns what LISTEN_FDNAMES calls an inherited socket (systemd's `FileDescriptorName=`).
+    /// Returns `None` for a socket that has no name there, or that this process has bound itself.
     ///
     /// # Examples
     ///
@@ -780,7 +784,7 @@ impl Listener {
         self.shared.failure.get().cloned().map(io::Error::other)
     }
 
-    /// Whether a successor has taken over.
+    /// Returns `true` if a successor has taken over.
     pub(crate) fn is_handed_over(&self) -> bool {
         *self.others() == Others::Successor
     }
@@ -864,8 +868,8 @@ impl Listener {
         *self.bound() = None;
     }
 
-    /// Lets no further handshake begin; those under way go on, and whoever is held back tries again
-    /// in a second. `false` if that is not to be had.
+    /// Lets no further handshake begin; those under way go on, and a client that is held back tries
+    /// again in a second. Returns `false` if the kernel does not do that.
     #[cfg(target_os = "linux")]
     fn hold_back_handshakes(&self) -> bool {
         use socket2::SockFilter;
@@ -899,7 +903,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// What kept it from taking all.
+    /// Returns the error that kept it from taking all.
     pub(crate) fn empty_queue(&self, mut take: impl FnMut(Accepted)) -> io::Result<()> {
         let began = Instant::now();
         while began.elapsed() < FLOOD && !self.is_handed_over() {
@@ -981,7 +985,7 @@ impl Listener {
 /// What a hand-over needs.
 #[cfg(feature = "restart")]
 impl Listener {
-    /// A copy of the socket, for a successor.
+    /// Returns a copy of the socket, for a successor.
     ///
     /// # Errors
     ///
@@ -993,7 +997,7 @@ impl Listener {
         }
     }
 
-    /// What a successor has to know of it.
+    /// Returns what a successor has to know of the socket.
     ///
     /// # Errors
     ///

@@ -1,9 +1,9 @@
-//! [`LogWriter`]: lines on their way to standard error, which may block for as long as it likes.
+//! [`LogWriter`]: lines on their way to an output that may block for as long as it likes.
 //!
-//! Invariant: no thread that logs ever waits for the output (rule S21). Lines pass through a bounded
-//! queue to a thread of their own; where the queue is full the oldest line makes room, so that the
-//! last ones, which say how it all ended, are still there. Depends on the standard library only,
-//! and knows nothing of what the lines say.
+//! Invariant: no thread that logs ever waits for the output (rule S21). Lines pass through a
+//! bounded queue to a thread of their own; where the queue is full the oldest line makes room, so
+//! that the last ones, which say how it all ended, are still there. Knows nothing of the server and
+//! of what the lines say.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -28,15 +28,15 @@ const PATIENCE: Duration = Duration::from_millis(200);
 ///
 /// A server logs from the thread that keeps its signals and deadlines. If the logger blocks, for
 /// example because nobody reads the pipe behind standard error, no stop begins and no deadline is
-/// kept. So give every logger that writes to a descriptor this instead.
+/// kept. So let every logger write to a `LogWriter`, and not to a descriptor.
 ///
 /// A thread of its own writes the lines. Up to 1024 lines and 1 MiB wait for it. Where more would
 /// wait, the oldest line makes room, and a line in the output says how many were lost. A line that
 /// the output refuses is lost too. Clones write to the same queue.
 ///
-/// [`flush`](Write::flush) does not wait, because loggers call it behind each line. Dropping a writer
-/// waits until everything is written, but 200 ms at most. A logger that is global is never dropped, so
-/// keep a clone in `main` and drop it at the end.
+/// [`flush`](Write::flush) does not wait, because loggers call it behind each line. Dropping a
+/// writer waits until everything is written, but 200 ms at most. A logger that is global is never
+/// dropped, so keep a clone in `main` and drop it at the end.
 ///
 /// # Examples
 ///
@@ -66,11 +66,12 @@ pub struct LogWriter {
 }
 
 impl LogWriter {
-    /// Starts the thread that writes to `out`. The thread ends when nobody can write to it any more.
+    /// Starts the thread that writes to `out`. The thread ends when nobody can write to it any
+    /// more.
     ///
     /// # Errors
     ///
-    /// What the operating system says if it cannot start a thread.
+    /// Returns what the operating system says if it cannot start a thread.
     ///
     /// # Examples
     ///
@@ -110,8 +111,8 @@ impl fmt::Debug for LogWriter {
     }
 }
 
-/// Never blocks and never fails. A line is queued when its end has come, so that lines of several
-/// writers do not mix.
+/// Queues a line when its end has come, so that lines of several writers do not mix. Never blocks
+/// and never fails.
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let is_whole = bytes.ends_with(b"\n");

@@ -51,9 +51,10 @@ fn main() -> ExitCode {
 
 /// Serves HTTP/1.1 until HUP, INT, TERM or QUIT, and finishes every request that has begun.
 ///
-/// A second signal later than the repeat window ends this at once, and so does the end of the grace. USR2 starts the executable
-/// again, with the sockets, and ends this process when that one is ready. Exit code: 0 everything was
-/// finished, 1 something was cut or the server could not start, 2 wrong usage.
+/// A second signal later than the repeat window ends this at once, and so does the end of the
+/// grace. USR2 starts the executable again, with the sockets, and ends this process when that one
+/// is ready. Exit code: 0 everything was finished, 1 something was cut or the server could not
+/// start, 2 wrong usage.
 ///
 /// DURATION: such as 300ms, 2s, 1m30s. Logs go to standard error; RUST_LOG says which.
 #[derive(Debug, Parser)]
@@ -135,8 +136,8 @@ struct Settings {
 
     /// Where to write the id of the process that serves, when it is ready; removed at the end
     ///
-    /// A successor writes its own over it, so this holds: kill -USR2 "$(cat PATH)". The directory must
-    /// be writable
+    /// A successor writes its own over it, so this holds: kill -USR2 "$(cat PATH)". The directory
+    /// must be writable
     #[arg(long, env = "SMOL_GRACEFUL_PID_FILE", value_name = "PATH")]
     pid_file: Option<PathBuf>,
 
@@ -239,7 +240,7 @@ fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
     process.run(server, listeners)
 }
 
-/// The sockets to listen on: as the operator says, or as whoever started this process does.
+/// Returns the sockets to listen on, as the operator or the service manager says.
 fn listeners(settings: &Settings) -> io::Result<Vec<Listener>> {
     let options = ListenOptions::default()
         .reuse_port(settings.reuse_port)

@@ -1,10 +1,10 @@
-//! [`Notify`]: what is told to the service manager (systemd's protocol over NOTIFY_SOCKET); and
-//! [`ready`], by which a program of its own tells that it serves.
+//! [`Notify`]: tells the service manager how the server stands (systemd's protocol over
+//! NOTIFY_SOCKET). [`ready`]: tells the manager that a program with `serve` serves.
 //!
 //! Invariant: nobody waits for the manager: what it does not take at once is not sent (rule S21).
-//! Who has been started by a predecessor tells that it is ready to the predecessor, and everything
-//! else to the manager that both have. Without a NOTIFY_SOCKET nothing is done. READY=1 is alone in
-//! its datagram, and every STATUS is bounded, because managers read no more than 4096 bytes.
+//! A successor reports readiness to its predecessor, and everything else to the service manager.
+//! Without a NOTIFY_SOCKET nothing is done. A manager gets READY=1 alone in a datagram, and every
+//! STATUS is bounded, because managers read no more than 4096 bytes.
 
 use std::env;
 use std::ffi::OsStr;
@@ -22,25 +22,27 @@ use crate::outcome::Draining;
 /// Where the service manager listens.
 pub(crate) const SOCKET: &str = "NOTIFY_SOCKET";
 
-/// The same, from a predecessor that listens on [`SOCKET`] itself until its successor is ready.
+/// Where the service manager listens, if a predecessor listens on [`SOCKET`] until its successor is
+/// ready.
 pub(crate) const MANAGER: &str = "SMOL_GRACEFUL_NOTIFY_SOCKET";
 
-/// Which descriptors a successor has taken, in its word to its predecessor: the rest stays there.
+/// Which descriptors a successor has taken, in its message to its predecessor, which keeps the
+/// others.
 pub(crate) const TAKEN: &str = "X_TAKEN=";
 
 /// A way to the service manager, if there is one.
 #[derive(Debug, Default)]
 pub(crate) struct Notify {
-    /// Who waits for this process to be ready.
+    /// The way to the process that waits for this one to be ready.
     starter: Option<Way>,
-    /// Who watches over it from then on.
+    /// The way to the service manager, which watches over this process from then on.
     manager: Option<Way>,
     /// The starter is a predecessor.
     is_successor: bool,
 }
 
 impl Notify {
-    /// As the environment says.
+    /// Finds the ways that the environment names.
     pub(crate) fn from_env() -> Self {
         let way = |name| {
             env::var_os(name).filter(|path| !path.is_empty()).and_then(|path| Way::to(&path))
@@ -52,11 +54,12 @@ impl Notify {
         }
     }
 
-    /// Serving, on the descriptors `taken` of a predecessor's. Whether a predecessor has heard it.
+    /// Tells the starter that this process serves, on the descriptors `taken` of a predecessor's.
+    /// Returns `true` if a predecessor has heard it.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` if that could not be said now.
+    /// Returns `WouldBlock` if the starter takes no message now.
     pub(crate) fn ready(&self, status: &str, taken: &[RawFd]) -> io::Result<bool> {
         let taken = taken.iter().map(RawFd::to_string).collect::<Vec<_>>().join(" ");
         let taken = format!("{TAKEN}{taken}");
@@ -66,7 +69,7 @@ impl Notify {
         match self.starter.as_ref().map(|starter| starter.send(states)) {
             Some(Ok(())) => {}
             Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
-            // It is gone, or was never there: nobody to try again for.
+            // The starter is gone or was never there, so there is nobody to try again for.
             Some(Err(_)) | None => return Ok(false),
         }
         // A predecessor shows nobody a status, and its manager hears a successor only later on.
@@ -76,18 +79,19 @@ impl Notify {
         Ok(self.is_successor)
     }
 
-    /// The stop has begun.
+    /// Tells the manager that the stop has begun.
     pub(crate) fn stopping(&self) {
         self.tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
     }
 
-    /// Connections are still accepted, for so long.
+    /// Tells the manager how long connections are still accepted.
     pub(crate) fn lame_duck(&self, duration: Duration) {
         let status = format!("lame duck: accepting connections for another {duration:?}");
         self.tell(&[NotifyState::Status(&status), extension(duration.saturating_add(MARGIN))]);
     }
 
-    /// How the drain stands; asks for time only while it makes progress (rule S20).
+    /// Tells the manager how the drain stands. Asks for time only while the drain makes progress
+    /// (rule S20).
     pub(crate) fn draining(&self, draining: &Draining) {
         let status = bounded(&draining.to_string());
         let extension = extension(EXTENSION.min(draining.left.saturating_add(MARGIN)));
@@ -95,26 +99,26 @@ impl Notify {
         self.tell(if draining.is_moving { &states } else { &states[..1] });
     }
 
-    /// The successor is the one to watch over.
+    /// Tells the manager to watch over the successor.
     #[cfg(feature = "restart")]
     pub(crate) fn main_pid(&self, pid: u32) {
         self.tell(&[NotifyState::MainPid(pid)]);
     }
 
-    /// How often the manager wants to hear that handlers can run, if it wants to.
+    /// Returns how often the manager wants to hear that handlers can run, if it wants to.
     pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
         sd_notify::watchdog_enabled()
             .filter(|interval| self.manager.is_some() && !interval.is_zero())
     }
 
-    /// Handlers can run.
+    /// Tells the manager that handlers can run.
     pub(crate) fn watchdog(&self) {
         self.tell(&[NotifyState::Watchdog]);
     }
 
     fn tell(&self, states: &[NotifyState<'_>]) {
         if let Some(manager) = &self.manager {
-            // What is not heard now is of no use later.
+            // A message that the manager does not take now is of no use later.
             let _ = manager.send(states);
         }
     }
@@ -136,7 +140,7 @@ impl Notify {
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::WouldBlock`] if it could not be said now: try again.
+/// Returns [`io::ErrorKind::WouldBlock`] if the message could not be sent now. Try again then.
 ///
 /// # Examples
 ///
@@ -165,7 +169,7 @@ pub fn ready(listeners: &[Listener]) -> io::Result<()> {
 /// How much time the manager is asked for at once.
 const EXTENSION: Duration = Duration::from_secs(5);
 
-/// What comes behind the end of the grace: dropping what is left, the last line of the log.
+/// The time that the end of the grace takes: dropping what is left, and the last line of the log.
 const MARGIN: Duration = Duration::from_secs(1);
 
 fn extension(duration: Duration) -> NotifyState<'static> {
@@ -221,7 +225,7 @@ impl Way {
     }
 }
 
-/// A path, or with `@` in front an abstract name.
+/// Reads a path, or with `@` in front an abstract name.
 fn address(path: &OsStr) -> io::Result<SocketAddr> {
     #[cfg(target_os = "linux")]
     {
@@ -261,7 +265,7 @@ mod tests {
         let n = manager.recv(&mut bytes).unwrap();
         assert_eq!(&bytes[..n], b"WATCHDOG=1\n");
         drop(manager);
-        // It is gone: there is nobody to try again for.
+        // The manager is gone, so there is nobody to try again for.
         assert!(notify.ready("serving", &[]).is_ok());
     }
 
@@ -320,7 +324,7 @@ mod tests {
     #[test]
     fn the_longest_durations_are_no_panic() {
         let left = Duration::MAX;
-        // Without a manager it is all the same computed what to tell.
+        // The text is made without a manager, too.
         let notify = Notify::default();
         notify.lame_duck(left);
         notify.draining(&Draining { open: 1, busy: 0, left, oldest: None, is_moving: true });

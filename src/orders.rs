@@ -2,21 +2,21 @@
 //!
 //! One ordered value, so a later order includes the earlier ones. It follows from the phase of the
 //! latch, which several servers may share, and from what one server wants by itself. Invariant: an
-//! order only grows. Tells nobody: who gives an order wakes the connections.
+//! order only grows. Wakes no connection: the code that gives an order does that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::phase::{Moving, Phase};
 
-/// What a server wants of a connection.
+/// An order of a server to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Order {
     /// The connection serves request after request.
     Serve = 0,
-    /// The connection finishes what has begun, and announces the close with the last response (rules
-    /// S8, S9). An idle connection still waits for a request.
+    /// The connection finishes what has begun, and announces the close with the last response
+    /// (rules S8, S9). An idle connection still waits for a request.
     Finish = 1,
     /// An idle connection looks once more whether a request has arrived, and ends (rule S6).
     LastLook = 2,

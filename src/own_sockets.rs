@@ -1,7 +1,7 @@
-//! [`OwnSocket`]: a listening socket that this process has open, whoever has opened it.
+//! [`OwnSocket`]: a listening socket that this process has open.
 //!
-//! The kernel is asked each time, because a program also has sockets that this library did not
-//! open. Only looks: takes, copies and closes nothing.
+//! Asks the kernel each time, because a program also has sockets that this library did not open.
+//! Takes, copies and closes nothing.
 
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -25,10 +25,10 @@ pub(crate) struct OwnSocket {
 }
 
 impl OwnSocket {
-    /// Returns all of them, those first that the program itself listens on. Returns none where
-    /// descriptors cannot be listed.
+    /// Returns all listening sockets of this process, first those on which the program itself
+    /// listens. Returns an empty list where descriptors cannot be listed.
     pub(crate) fn all() -> Vec<Self> {
-        // A container may have one of them alone.
+        // Some systems and containers have only one of the two directories.
         let list = fs::read_dir("/dev/fd").or_else(|_| fs::read_dir("/proc/self/fd"));
         let numbers = list.into_iter().flatten().flatten();
         let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -47,7 +47,8 @@ impl OwnSocket {
         let socket = SockRef::from(&borrowed);
         let address = address_of(&socket).ok()?;
         let is_only_v6 = socket.only_v6().unwrap_or(false);
-        // What was passed has survived an exec; what this program has opened itself would not.
+        // A descriptor that was passed has survived an exec. One that this program has opened
+        // itself would not.
         let is_passed = !flags.contains(FdFlags::CLOEXEC);
         Some(Self { fd, address, is_only_v6, is_passed })
     }
@@ -61,7 +62,7 @@ impl OwnSocket {
     }
 }
 
-/// What a TCP socket that listens on `addr` keeps others from.
+/// The addresses that a TCP socket, which listens on `addr`, keeps from other sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TcpSpan {
     pub(crate) addr: SocketAddr,
@@ -75,7 +76,8 @@ impl TcpSpan {
         self.includes(other) || other.includes(self)
     }
 
-    /// Returns `true` if every client of `other`, or at least its first family, is served by this.
+    /// Returns `true` if this socket serves all clients of `other`, or at least those of one
+    /// family.
     pub(crate) fn includes(self, other: Self) -> bool {
         let ip = other.addr.ip().to_canonical();
         let includes_ip = match self.addr.ip().to_canonical() {

@@ -1,7 +1,6 @@
 //! [`Phase`]: where a latch stands, and [`Moving`]: where it stands now.
 //!
-//! Invariant: a phase only goes forward. Who moves it also tells those who wait for it; nobody waits
-//! here.
+//! Invariant: a phase only goes forward. Wakes no task: the code that moves the phase does that.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -25,9 +24,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub enum Phase {
     /// Work is taken on.
     Running = 0,
-    /// What is under way is finished.
+    /// Work that is under way is finished.
     Draining = 1,
-    /// What is left is dropped.
+    /// The work that is left is dropped.
     Aborting = 2,
 }
 
@@ -36,6 +35,7 @@ pub enum Phase {
 pub(crate) struct Moving(AtomicU8);
 
 impl Moving {
+    /// Returns where the latch stands now.
     pub(crate) fn current(&self) -> Phase {
         match self.0.load(Ordering::SeqCst) {
             0 => Phase::Running,
@@ -44,7 +44,7 @@ impl Moving {
         }
     }
 
-    /// Goes on to `phase`; does nothing if that has happened before.
+    /// Goes on to `phase`. Does nothing if that has happened before.
     pub(crate) fn move_to(&self, phase: Phase) {
         self.0.fetch_max(phase as u8, Ordering::SeqCst);
     }

@@ -33,7 +33,7 @@ impl PidFile {
     ///
     /// # Errors
     ///
-    /// If it cannot, with the path.
+    /// Returns an error that names the path if no file can be written there.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         let named = |error| cannot_write(path, &error);
         let path = path::absolute(path).map_err(named)?;
@@ -67,8 +67,8 @@ impl Drop for PidFile {
 }
 
 impl PidWriter {
-    /// Writes this process's id, unless the file holds it. An error is only logged: what is served
-    /// is worth more than the file.
+    /// Writes this process's id, unless the file holds it. An error is only logged, because
+    /// serving is worth more than the file.
     pub(crate) fn write(&self) {
         let is_over = self.lock();
         let path = &self.0.path;
@@ -99,7 +99,7 @@ fn draft(path: &Path) -> io::Result<PathBuf> {
     name.push(format!(".{}", process::id()));
     let draft = PathBuf::from(name);
     // In a container each process has the id of the one before, which may have been killed here.
-    // Not overwritten: in a directory like /tmp somebody else's link could be there.
+    // Nothing is overwritten, because in a directory like /tmp somebody else's link could be there.
     let _ = fs::remove_file(&draft);
     let mut file = OpenOptions::new().write(true).create_new(true).open(&draft)?;
     let written = writeln!(file, "{}", process::id());

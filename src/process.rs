@@ -98,7 +98,7 @@ impl Default for Process {
 }
 
 impl Process {
-    /// How many threads run handlers; at least one. Default: the number of cores.
+    /// Sets how many threads run handlers, at least one. Default: the number of cores.
     ///
     /// # Examples
     ///
@@ -119,7 +119,7 @@ impl Process {
         self
     }
 
-    /// Which signals stop the server; those left out kill the process, unless the program handles
+    /// Sets which signals stop the server. The others kill the process, unless the program handles
     /// them itself. Default: [`STOP_SIGNALS`].
     ///
     /// # Examples
@@ -172,8 +172,9 @@ impl Process {
         self
     }
 
-    /// Which signal starts the program again in place of this process, with [`restart`]; `None` for
-    /// none: then USR2 kills the process, unless the program handles it itself. Default: USR2.
+    /// Sets which signal starts the program again in place of this process, with [`restart`]. With
+    /// `None`, no signal does, and USR2 kills the process, unless the program handles it itself.
+    /// Default: USR2.
     ///
     /// [`restart`]: crate::restart
     ///
@@ -199,8 +200,8 @@ impl Process {
         self
     }
 
-    /// How long a successor may take until it is ready; then this process goes on without it.
-    /// Default: 30 s.
+    /// Sets how long a successor may take until it is ready. After that, this process goes on
+    /// without the successor. Default: 30 s.
     ///
     /// # Examples
     ///
@@ -230,18 +231,18 @@ impl Process {
     ///
     /// The process writes the file when it is ready, before it tells the service manager so, and
     /// removes it after the drain if the file still holds its own id. A successor writes its own id
-    /// over its predecessor's. If the successor fails, the predecessor, which goes on, writes its own
-    /// again. A process that is killed leaves the file behind, and the next one replaces it.
+    /// over its predecessor's. If the successor fails, the predecessor, which goes on, writes its
+    /// own again. A process that is killed leaves the file behind, and the next one replaces it.
     ///
     /// The file replaces an older one as a whole, so a reader never finds half an id. The process
     /// therefore needs a directory that it may write to. A relative path holds for the directory in
-    /// which [`Process::run`] is called; a successor is started in the directory of that moment, so a
-    /// program that changes its directory should give an absolute path.
+    /// which [`Process::run`] is called; a successor is started in the directory of that moment, so
+    /// a program that changes its directory should give an absolute path.
     ///
     /// # Errors
     ///
-    /// [`Process::run`] fails before it listens if it cannot write a file there, or if `path` is
-    /// something else than a file.
+    /// [`Process::run`] fails before it listens if it cannot write a file there, or if `path`
+    /// names a directory, a device or a socket.
     ///
     /// # Examples
     ///
@@ -266,10 +267,10 @@ impl Process {
     /// Listens, serves, and returns when the server was stopped and has drained.
     ///
     /// The first signal stops the server, the second aborts it at once (rule S14); those within
-    /// [`Process::repeat_window`] of the first are no second one. HUP, INT and QUIT stay ignored if
-    /// the process was started so, as `nohup` does, and the log says it. Signals that the process
-    /// was started to block are unblocked. The signals stay without effect on the process after
-    /// this has returned.
+    /// [`Process::repeat_window`] of the first belong to the same stop. HUP, INT and QUIT stay
+    /// ignored if the process was started so, as `nohup` does, and the log says so. Signals that
+    /// the process was started to block are unblocked. The signals stay without effect on the
+    /// process after this has returned.
     ///
     /// The logger must never block, because the thread that keeps signals and deadlines logs, too:
     /// a pipe that nobody reads would then hold up the stop. [`LogWriter`](crate::LogWriter) takes
@@ -281,10 +282,10 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// What the operating system says if an address cannot be listened on, a signal not be
-    /// handled, a thread not be started or the pid file not be written;
-    /// [`io::ErrorKind::InvalidInput`] if there is nothing to listen on. After the drain, if a source
-    /// of connections ([`Listener::of`]) has panicked.
+    /// Returns what the operating system says if an address cannot be listened on, a signal cannot
+    /// be handled, a thread cannot be started, or the pid file cannot be written. Returns
+    /// [`io::ErrorKind::InvalidInput`] if there is nothing to listen on. After the drain, if a
+    /// source of connections ([`Listener::of`]) has panicked.
     ///
     /// # Examples
     ///
@@ -315,8 +316,8 @@ impl Process {
         let writer = pid_file.as_ref().map(PidFile::writer);
         let executor = Arc::new(Executor::new());
 
-        // Closed when this function returns: the workers end. They begin before the bind, because
-        // there may be no room for so many threads.
+        // This channel closes when the function returns, and that ends the workers. They begin
+        // before the bind, because there may be no room for so many threads.
         let (_open, closed) = channel::bounded::<Infallible>(1);
         let threads = self.threads;
         for number in 1..=threads {
@@ -333,7 +334,7 @@ impl Process {
         let announce = announce(notify.clone(), running.clone(), is_heard.clone(), writer.clone());
         let _announce = executor.spawn(announce);
         let tell = |stopping: Stopping<'_>| match stopping {
-            // It is the successor that the manager watches over.
+            // The manager watches over the successor now.
             _ if running.is_handed_over() => {}
             Stopping::Begun => {
                 if is_heard.load(Ordering::Acquire) {
@@ -405,7 +406,8 @@ impl Process {
                         shutdown.abort();
                     }
                 },
-                // By the program itself: the successor is told, too, where it is dropped.
+                // The program itself has stopped the server. Dropping the successor tells it to
+                // stop.
                 Event::Stopped => successor = None,
                 Event::Successor(Ok(pid)) => {
                     successor = None;
@@ -429,7 +431,8 @@ enum Event {
     Stopped,
 }
 
-/// How long after its word a successor is trusted: longer than its predecessor looks at it.
+/// How long a successor waits after READY until it takes the sockets for its own. Its predecessor
+/// looks at it for a shorter time.
 const TRUSTED: Duration = Duration::from_millis(200);
 
 /// A successor that is being started.
@@ -457,16 +460,16 @@ fn start_successor<'a>(_: &'a Running, _: Duration, _: &'a Option<PidWriter>) ->
     Box::pin(future::pending())
 }
 
-/// Tells the service manager that requests are served, by the very threads that serve them, and
-/// goes on doing so if it wants to hear it again.
+/// Tells the service manager that requests are served, by the very threads that serve them. Goes on
+/// telling it if the manager has a watchdog.
 async fn announce(
     notify: Arc<Notify>,
     running: Arc<Running>,
     is_heard: Arc<AtomicBool>,
     pid_file: Option<PidWriter>,
 ) {
-    // First: whoever hears READY finds the file. If a predecessor does not trust this process after
-    // all, it writes its own id again.
+    // The file comes first, so a manager that hears READY finds it. A predecessor that does not
+    // trust this process after all writes its own id again.
     if let Some(pid_file) = &pid_file {
         pid_file.write();
     }
@@ -482,7 +485,7 @@ async fn announce(
     };
     if heard {
         is_heard.store(true, Ordering::Release);
-        // Unless this process ends at once: then the predecessor goes on.
+        // If this process ends at once, the predecessor goes on with the sockets.
         Timer::after(TRUSTED).await;
         running.listeners().iter().for_each(Listener::take_over);
     }

@@ -261,7 +261,7 @@ pub(crate) struct Seat {
     /// The client's address, if a wrapper has found a better one. In a box, because few connections
     /// need it.
     named: OnceLock<Box<Peer>>,
-    /// What its server wants of it.
+    /// The server's orders to its connections.
     orders: Arc<Orders>,
     /// The connection's task.
     waker: AtomicWaker,
@@ -608,8 +608,8 @@ impl Registry {
         seats
     }
 
-    /// Returns those connections of the server of `orders` that have been idle longest, and for at least `least`:
-    /// at least one, and at most `most` and one in eight.
+    /// Returns those connections of the server of `orders` that have been idle longest, and for at
+    /// least `least`: at least one, and at most `most` and one in eight.
     pub(crate) fn idle_longest(
         &self,
         orders: &Arc<Orders>,
@@ -661,11 +661,11 @@ impl Registry {
         holders.fold(0, u64::wrapping_add)
     }
 
-    /// Finds the connections of the server of `orders` that have not moved for longer than their stage allows, or
-    /// that send a body more slowly than [`Limits::body_rate`], and marks them as expired. Also
-    /// asks connections to look whether their client is still there: all that are at work if
-    /// `drains`, otherwise those that have not moved since the last sweep (rule S22). Returns all
-    /// connections that the caller has to wake.
+    /// Finds the connections of the server of `orders` that have not moved for longer than their
+    /// stage allows, or that send a body more slowly than [`Limits::body_rate`], and marks them as
+    /// expired. Also asks connections to look whether their client is still there: all that are at
+    /// work if `drains`, otherwise those that have not moved since the last sweep (rule S22).
+    /// Returns all connections that the caller has to wake.
     pub(crate) fn sweep(
         &mut self,
         orders: &Arc<Orders>,

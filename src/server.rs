@@ -216,8 +216,8 @@ impl Server {
     ///
     /// A handler that blocks the thread which polls this keeps everything on that thread waiting:
     /// other requests, the deadline, and signals too if [`Shutdown::obey`] runs there. Use
-    /// [`run`](crate::run), or [`Server::executor`] with threads of its own, if that may happen. The
-    /// logger must never block either: see [`LogWriter`](crate::LogWriter).
+    /// [`run`](crate::run), or [`Server::executor`] with threads of its own, if that may happen.
+    /// The logger must never block either: see [`LogWriter`](crate::LogWriter).
     ///
     /// # Errors
     ///
@@ -327,7 +327,8 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Takes connections. Ends with the listeners, but its future does not: it is to be dropped.
+    /// Accepts connections until dropped. After the listeners have closed, the future stays
+    /// pending.
     pub(crate) async fn accept(&self) {
         let nobody: Pin<Box<dyn Future<Output = ()> + Send + '_>> = Box::pin(future::pending());
         let all = self.listeners.iter().map(|listener| self.accept_on(listener));
@@ -337,8 +338,8 @@ impl Running {
 
     async fn accept_on(&self, listener: &Listener) {
         for turn in 1_usize.. {
-            // Beyond the limit the kernel's queue waits (`Limits::connections`). It goes with `admit`: who waits
-            // for a client keeps none from the other listeners.
+            // Beyond `Limits::connections`, clients wait in the kernel's queue. `accept` drops the
+            // place while it waits, so a listener without a client keeps no place from the others.
             let slot = self.place_for(listener).await;
             if !listener.accept(|accepted| self.admit(accepted, slot)).await {
                 break;

@@ -87,7 +87,7 @@ impl Shutdown {
         self.latch.advance(Phase::Draining, || {});
     }
 
-    /// [`Shutdown::stop`], and the outcome will say that `signal` began it.
+    /// Stops like [`Shutdown::stop`], and lets the outcome say that `signal` began the stop.
     ///
     /// # Examples
     ///
@@ -133,7 +133,7 @@ impl Shutdown {
         self.latch.abort(Ending::Forced);
     }
 
-    /// Where the latch stands.
+    /// Returns where the latch stands.
     ///
     /// # Examples
     ///
@@ -149,7 +149,7 @@ impl Shutdown {
         self.latch.phase()
     }
 
-    /// A token that looks at this latch.
+    /// Returns a token that looks at this latch.
     ///
     /// # Examples
     ///
@@ -170,7 +170,7 @@ impl Shutdown {
         Token { latch: self.latch.clone(), call: None }
     }
 
-    /// How many hold the drain open: open connections and guards.
+    /// Returns how many open connections and guards hold the drain open.
     ///
     /// # Examples
     ///
@@ -213,7 +213,7 @@ impl Shutdown {
         self.drain_telling(grace, |_| {}).await
     }
 
-    /// [`Shutdown::drain`]; `tell` hears once a second what the log says (rule S20).
+    /// Drains like [`Shutdown::drain`]. Tells `tell` once a second what the log says (rule S20).
     pub(crate) async fn drain_telling(&self, grace: Duration, tell: impl Fn(&Draining)) -> Outcome {
         self.stop();
         let began = Instant::now();
@@ -226,8 +226,8 @@ impl Shutdown {
         // 3. The grace is over.
         let deadline = async {
             Timer::after(grace).await;
-            // The process was suspended, and work may have become ready meanwhile: it gets its turn
-            // (rule S13).
+            // If the process was suspended, work may have become ready meanwhile. That work gets
+            // its turn (rule S13).
             Timer::after(began.elapsed().saturating_sub(grace).min(MADE_UP)).await;
             latch.abort(Ending::TimedOut);
         };
@@ -347,7 +347,7 @@ impl Token {
         request.ext().get::<Self>().cloned().unwrap_or_else(|| Shutdown::new().token())
     }
 
-    /// Whether the stop has begun.
+    /// Returns `true` if the stop has begun.
     ///
     /// # Examples
     ///
@@ -556,10 +556,9 @@ impl Token {
     }
 }
 
-/// Says that the drain is over, so nothing would wait for this work.
+/// The error of [`Token::guard`]: the drain is over, so nothing would wait for this work.
 ///
-/// [`Token::guard`] returns it. It converts into an [`io::Error`] and, like every error, into an
-/// `http_types::Error`.
+/// Converts into an [`io::Error`] and, like every error, into an `http_types::Error`.
 ///
 /// # Examples
 ///

@@ -3,7 +3,7 @@
 //! Invariant: from the moment the stream is made, none of its signals kills the process; this does
 //! not end when the stream is dropped, as a handler cannot be taken back safely. The time of a
 //! signal is the time when the process has heard it, even while the thread that obeys it is
-//! blocked. Nothing here is done unless asked for: the library registers no signal by itself. Knows
+//! blocked. The library registers no signal unless a program asks for it. Knows
 //! nothing of servers, only of the latch that signals move.
 
 use std::cell::Cell;
@@ -42,19 +42,20 @@ use crate::threads;
 /// ```
 pub const STOP_SIGNALS: [Signal; 4] = [Signal::Hup, Signal::Int, Signal::Term, Signal::Quit];
 
-/// HUP, INT, TERM and QUIT as they arrive, for programs that have their own control loop; what is
-/// usually done with them is [`Shutdown::obey`], and [`run`](crate::run) does it by itself.
+/// Returns HUP, INT, TERM and QUIT as they arrive, for programs that have their own control loop.
+/// Usually [`Shutdown::obey`] gets them. [`run`](crate::run) does all of this by itself.
 ///
 /// Never ends. Several signals that arrive in one moment may show as fewer, but never as none.
 ///
-/// If the process was started with HUP, INT or QUIT ignored (`nohup` does that, and a script does it
-/// to its background jobs), the signal stays ignored, and the log says so. If the process was
+/// If the process was started with HUP, INT or QUIT ignored (`nohup` does that, and a script does
+/// it to its background jobs), the signal stays ignored, and the log says so. If the process was
 /// started with the signals blocked, they are unblocked in the calling thread and in the threads
 /// that it starts from now on, so call this in a thread that does not end, before you start others.
 ///
 /// # Errors
 ///
-/// What the operating system says if a signal cannot be handled or a thread cannot be started.
+/// Returns what the operating system says if a signal cannot be handled or a thread cannot be
+/// started.
 ///
 /// # Examples
 ///
@@ -184,14 +185,14 @@ pub(crate) struct StopSignals {
     has_aborted: bool,
 }
 
-/// What a stop signal means.
+/// The meaning of a stop signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StopSignal {
-    /// It begins the stop.
+    /// The signal begins the stop.
     First,
-    /// It belongs to a stop or to an abort that has begun.
+    /// The signal belongs to a stop or to an abort that has begun.
     Repeated,
-    /// It aborts.
+    /// The signal aborts.
     Second,
 }
 
@@ -294,13 +295,13 @@ impl Stream for Hearing {
 
 /// Takes signals in as soon as they arrive, and notes the time of each.
 ///
-/// async-io's thread wakes the ear, which takes the signals in there and then, even while the thread
-/// that polls the stream is blocked. The ear always waits with the same waker: if async-io got
-/// another one in each poll, it would wake the one before, and under `block_on` of tokio's
+/// async-io's thread wakes the ear, which takes the signals in there and then, even while the
+/// thread that polls the stream is blocked. The ear always waits with the same waker: if async-io
+/// got another one in each poll, it would wake the one before, and under `block_on` of tokio's
 /// current-thread runtime, which has a new one each time, each poll would bring about the next.
 struct Ear {
     state: Mutex<State>,
-    /// Whoever waits for the stream.
+    /// The task that waits for the stream.
     reader: AtomicWaker,
     waker: Waker,
 }
@@ -311,7 +312,8 @@ struct State {
 }
 
 impl Ear {
-    /// How many signals wait, apart from one of each kind: a storm of them must not fill memory.
+    /// How many signals may wait, apart from one of each kind: a storm of them must not fill
+    /// memory.
     const MANY: usize = 64;
 
     fn new(signals: Signals) -> Arc<Self> {

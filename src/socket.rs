@@ -46,8 +46,8 @@ impl Socket {
     /// next event wake `cx`.
     ///
     /// async-io does not report an event that has come while another thread was already waiting for
-    /// events when this task asked. So whoever is woken has to look at the socket itself, by a read
-    /// or by [`Socket::poll_readable`].
+    /// events when this task asked. So a task that is woken has to look at the socket itself, by a
+    /// read or by [`Socket::poll_readable`].
     pub(crate) fn poll_event(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.stream.poll_readable(cx) {
             // Perhaps a read has answered this event already. Asking again clears such an event.
@@ -115,8 +115,8 @@ impl Socket {
         ioctl_fionread(self.as_fd()).unwrap_or(0)
     }
 
-    /// Returns how many bytes the client's kernel has yet to take, apart from a FIN; 0 if the kernel
-    /// does not say. Always 0 on a Unix socket, because its client can read what was written
+    /// Returns how many bytes the client's kernel has yet to take, apart from a FIN; 0 if the
+    /// kernel does not say. Always 0 on a Unix socket, because its client can read what was written
     /// whatever comes.
     pub(crate) fn undelivered(&self) -> u64 {
         if self.is_tcp { unacknowledged(self.as_fd()).saturating_sub(1) } else { 0 }

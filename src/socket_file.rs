@@ -1,8 +1,8 @@
 //! [`SocketFile`]: the file that a Unix socket listens on.
 //!
-//! Invariant: a file is removed only when no socket is bound to it any more, and only if it is still
-//! the file that this process has bound or found there. So the last process that lets go of a socket
-//! removes its file, whichever that is (rule S5). Does not know who those processes are.
+//! Invariant: a file is removed only when no socket is bound to it any more, and only if it is
+//! still the file that this process has bound or found there. So the last process that lets go of a
+//! socket removes its file, whichever that is (rule S5). Does not know the other processes.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -14,8 +14,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 /// The file of a Unix socket. Drop it after the socket.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
-    /// An absolute path where the kernel takes one so long, so that the program may change its
-    /// directory.
+    /// The absolute path, so that the program may change its directory. If that is too long for the
+    /// kernel, the path as it was given.
     path: PathBuf,
     /// Device and inode, which tell the file from another one that has taken its name.
     identity: (u64, u64),
@@ -67,8 +67,8 @@ impl Drop for SocketFile {
 /// Returns what the operating system says if it does not tell, for example because the file belongs
 /// to another user.
 pub(crate) fn is_stale(path: &Path) -> io::Result<bool> {
-    // A datagram socket cannot connect to a stream socket. The kernel looks for the socket before it
-    // looks at the type, so its answer tells whether there is one, and a server notices nothing.
+    // A datagram socket cannot connect to a stream socket. The kernel looks for the socket before
+    // it looks at the type, so its answer tells whether there is one, and a server notices nothing.
     let probe = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
     match probe.connect(&SockAddr::unix(path)?) {
         Ok(()) => Ok(false),

@@ -33,7 +33,7 @@ use crate::inherited::FIRST;
 /// A program that is to be started in this process's directory, with `/dev/null` as its standard
 /// input.
 pub(crate) struct Program {
-    /// As its first argument calls it; looked up in PATH if it has no slash.
+    /// The program's first argument. Looked up in PATH if it has no slash.
     name: OsString,
     arguments: Vec<OsString>,
     environment: BTreeMap<OsString, OsString>,
@@ -70,8 +70,8 @@ impl Program {
     ///
     /// # Errors
     ///
-    /// If the kernel refuses it, with the program, the directory and the reason in an operator's
-    /// words.
+    /// Returns an error if the kernel refuses the program. It names the program, the directory, and
+    /// the reason in an operator's words.
     pub(crate) fn spawn(mut self) -> io::Result<Child> {
         let descriptors = mem::take(&mut self.descriptors);
         let input = File::open("/dev/null").map_err(|error| {
@@ -90,7 +90,8 @@ impl Program {
         let mut actions = PosixSpawnFileActions::init()?;
         // The first action, as its own number may be one of those that the others overwrite.
         actions.add_dup2(input.as_raw_fd(), 0)?;
-        // Above all numbers in the child, so that no action overwrites what a later one needs.
+        // The copies are above all numbers in the child, so that no action overwrites what a later
+        // one needs.
         let numbers =
             FIRST..FIRST + RawFd::try_from(descriptors.len()).map_err(|_| Errno::EMFILE)?;
         let raise = |descriptor: OwnedFd| {
@@ -109,8 +110,8 @@ impl Program {
         attributes.set_flags(
             PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
         )?;
-        // As the standard library does. Signals that this process ignores stay ignored, because
-        // whoever has started it (`nohup`) wants that.
+        // The standard library does the same. Signals that this process ignores stay ignored,
+        // because the program that has started it (`nohup`) wants that.
         attributes.set_sigmask(&SigSet::empty())?;
         attributes.set_sigdefault(&iter::once(SIGPIPE).collect())?;
 
@@ -161,7 +162,7 @@ impl Program {
         !self.name.as_bytes().contains(&b'/')
     }
 
-    /// The program's file, if there is one.
+    /// Returns the program's file, if there is one.
     fn file(&self) -> Option<PathBuf> {
         let directories = if self.is_looked_up() { env::var_os("PATH")? } else { OsString::new() };
         let mut files = env::split_paths(&directories).map(|directory| directory.join(&self.name));
@@ -170,7 +171,7 @@ impl Program {
     }
 }
 
-/// What the kernel says of a file, or of the loader that it names, which it cannot run.
+/// The kernel's errors for a file that it cannot run, or whose loader it cannot run.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const NOT_A_PROGRAM: &[Errno] = &[Errno::ENOEXEC, Errno::ELIBBAD];
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -185,7 +186,7 @@ fn is_executable(file: &Path) -> bool {
     fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// A process that this process has started. It is not ended when this is dropped.
+/// A process that this process has started. Dropping the value does not end the process.
 pub(crate) struct Child {
     pid: Pid,
     end: Option<End>,
@@ -195,7 +196,7 @@ pub(crate) struct Child {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum End {
     Known(ExitStatus),
-    /// Somebody else has asked for the status, or the kernel has kept none, as it does where SIGCHLD is
+    /// Other code has asked for the status, or the kernel has kept none, because SIGCHLD is
     /// ignored.
     Unknown,
 }
@@ -227,8 +228,8 @@ impl Child {
         self.end
     }
 
-    /// Waits for the end. Asks now and then, because that needs neither a descriptor nor a thread, of
-    /// which there may be none left.
+    /// Waits for the end. Asks now and then, because that needs neither a descriptor nor a thread,
+    /// of which there may be none left.
     pub(crate) async fn ended(&mut self) -> End {
         loop {
             if let Some(end) = self.try_wait() {
@@ -238,7 +239,7 @@ impl Child {
         }
     }
 
-    /// Sends a signal, unless the process has ended: its id may be somebody else's by then.
+    /// Sends a signal, unless the process is known to have ended: another process may have its id.
     pub(crate) fn signal(&self, signal: Signal) {
         if self.end.is_none() {
             let _ = kill_process(self.pid, signal);
@@ -276,7 +277,7 @@ mod tests {
             let words = ["-c".into(), script.into()];
             let mut child = Program::new("sh".into(), words).spawn().unwrap();
             assert_eq!(block_on(child.ended()).to_string(), end);
-            // It is not asked for again: its process id may be another's by now.
+            // The status is not asked for again: another process may have the id by now.
             assert_eq!(child.try_wait().unwrap().to_string(), end);
         }
     }

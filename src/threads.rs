@@ -1,7 +1,8 @@
-//! [`check`]: whether the process may start the thread that async-io needs.
+//! [`check`]: makes sure that the thread runs that async-io needs.
 //!
 //! Invariant: after `check` has succeeded once, async-io's thread runs, so no later call into
-//! async-io can panic because it cannot start it. Knows nothing of the threads that run handlers.
+//! async-io can panic because the thread cannot be started. Knows nothing of the threads that run
+//! handlers.
 
 use std::fs;
 use std::io;
@@ -22,7 +23,7 @@ use futures_lite::future;
 ///
 /// # Errors
 ///
-/// What the operating system says if it starts no thread: the process has reached a limit.
+/// Returns what the operating system says if it starts no thread, because a limit is reached.
 pub(crate) fn check() -> io::Result<()> {
     static STARTED: OnceLock<()> = OnceLock::new();
     if STARTED.get().is_none() {

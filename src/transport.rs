@@ -1,8 +1,8 @@
 //! [`Transport`]: the byte stream under a connection, and [`Peer`]: who is at its other end.
 //!
 //! One concrete type for sockets and anything else that reads and writes, so that the code of a
-//! connection is compiled once. Knows which of a socket's answers hold under a wrapper, too. Buffers
-//! nothing but what a look ahead has read.
+//! connection is compiled once. Knows which of a socket's answers hold under a wrapper, too.
+//! Buffers nothing but what a look ahead has read.
 
 use std::fmt;
 use std::io;
@@ -98,7 +98,8 @@ pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 impl Transport {
-    /// Like [`Socket::poll_event`]. Always ready under a wrapper, because only a read of it can tell.
+    /// Like [`Socket::poll_event`]. Always ready under a wrapper, because only a read of it can
+    /// tell.
     pub(crate) fn poll_event(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(socket) => socket.poll_event(cx),
@@ -274,8 +275,9 @@ impl From<Socket> for Transport {
 ///
 /// For a socket, the kernel gives the address, so no client can forge it. Behind a proxy it is the
 /// proxy's address. If a wrapper or a source names the client
-/// ([`Connection::from_peer`](crate::Connection::from_peer)), as for the PROXY protocol, the address
-/// is as good as what the program has read: only the proxy may be able to connect to that listener.
+/// ([`Connection::from_peer`](crate::Connection::from_peer)), as for the PROXY protocol, the
+/// address is as good as what the program has read: only the proxy may be able to connect to that
+/// listener.
 ///
 /// http-types' `request.remote()` and `request.host()` prefer the fields `Forwarded`,
 /// `X-Forwarded-For` and `X-Forwarded-Host`, and any client can send these. Believe them only if
@@ -297,7 +299,7 @@ pub enum Peer {
     Ip(SocketAddr),
     /// A client of a Unix socket; such clients have no address.
     Unix,
-    /// The other end of a stream that is no socket, or a request that came from no server.
+    /// The other end of a stream that is not a socket, or a request that came from no server.
     Unknown,
 }
 

@@ -277,7 +277,7 @@ fn serve_and_change_directory() {
     let listener = Listener::bind(&address).unwrap();
     let directory = env::current_dir().unwrap();
     env::set_current_dir("/").unwrap();
-    // Whoever asks for it again is told so, whatever the path is called now.
+    // A second bind is refused, whatever the path is called now.
     if directory != Path::new("/") {
         let again = Address::Unix(directory.join("app.sock"));
         let error = Listener::bind(&again).unwrap_err().to_string();

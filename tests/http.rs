@@ -551,8 +551,8 @@ fn a_malformed_chunk_is_an_error() {
     settle(&server);
 }
 
-/// Rule W16: whatever a program does with the error of a body, its client sees its own fault, unless
-/// the program has chosen an answer that does not blame the server.
+/// Rule W16: whatever a program does with the error of a body, its client sees its own fault,
+/// unless the program has chosen an answer that does not blame the server.
 #[test]
 fn a_bodys_fault_is_the_clients_however_the_error_is_mapped() {
     async fn read(mut request: Request, how: &str) -> http_types::Result<()> {
@@ -620,7 +620,7 @@ fn a_bodys_fault_is_the_clients_however_the_error_is_mapped() {
                 if rule.starts_with("cut short") {
                     client.half_close();
                 }
-                // One that is too long by its length reaches no handler.
+                // A body that is too long by its length reaches no handler.
                 let status = if rule.ends_with("long, by length") { 413 } else { status };
                 clients.push((format!("{rule}, {how}, {mapping}"), client, status));
             }

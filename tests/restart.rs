@@ -47,8 +47,8 @@ fn sockets_are_inherited() {
     assert_eq!(Client::connect(addr).get("/").response().text(), "okay");
     assert_eq!(ask_unix(&path), "okay");
 
-    // S5: the socket and its file stay, because this test has the socket. Whoever comes now waits for
-    // the successor.
+    // S5: the socket and its file stay, because this test has the socket. A client that comes now
+    // waits for the successor.
     server.signal(Signal::TERM);
     assert_eq!(server.exit_code(), 0, "{server}");
     assert!(path.exists());
@@ -135,8 +135,8 @@ fn descriptor_0_is_inherited() {
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
-/// Once the socket is taken, nobody who is started by the server has it: a standard stream that was the
-/// socket is /dev/null, and the copy is closed by an exec.
+/// Once the socket is taken, no child of the server inherits it: a standard stream that was the
+/// socket is /dev/null, and an exec closes the copy.
 #[test]
 fn children_do_not_inherit_the_socket() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -179,8 +179,9 @@ fn children_do_not_inherit_the_socket() {
     }
 }
 
-/// S5: clients in the queue are served although the socket was passed, because nobody else may be there
-/// to serve them: a program that makes the socket and then becomes the server, as s6's binders do.
+/// S5: clients in the queue are served although the socket was passed, because nobody else may be
+/// there to serve them: a program that makes the socket and then becomes the server, as s6's
+/// binders do.
 #[test]
 fn the_queue_of_a_passed_socket_is_served() {
     let on_stdin = |socket: TcpListener| {
@@ -445,7 +446,8 @@ fn usr2_hands_over_a_hundred_sockets() {
     assert!(paths.iter().all(|path| !path.exists()));
 }
 
-/// A successor that is not ours may say what it likes beside READY, in whatever order, and at any length.
+/// A successor of another program may say what it likes beside READY, in any order and at any
+/// length.
 #[test]
 fn a_successor_may_say_more_than_ready() {
     let long = "s".repeat(100_000);
@@ -552,7 +554,7 @@ fn a_broken_successor_changes_nothing() {
     assert!(!path.exists());
 }
 
-/// A file that is not a program is not run, by a shell neither, and one line says what is wrong.
+/// A file that is not a program is not run, not even by a shell, and one line says what is wrong.
 #[test]
 fn what_is_not_a_program_is_not_run() {
     let directory = Directory::new();
@@ -647,9 +649,9 @@ fn a_successor_is_looked_up_in_path() {
     line.end();
 }
 
-/// The successor begins as the first process did: with its sockets from descriptor 3 on and no other
-/// one of its predecessor's, an empty input, and the signals ignored that whoever started the first
-/// one wants to be ignored.
+/// The successor begins as the first process did: with its sockets from descriptor 3 on and no
+/// other one of its predecessor's, an empty input, and the signals ignored that the first one was
+/// started to ignore.
 #[test]
 fn a_successor_begins_like_the_first() {
     let directory = Directory::new();
@@ -704,7 +706,8 @@ fn a_successor_of_a_killed_process_serves_the_queue() {
     command.args(["--listen", "127.0.0.1:0", "--threads", "1"]);
     let mut line = Line::start(command);
     let predecessor = line.pid;
-    // Its predecessor waits for this connection, and is still there when the successor has taken over.
+    // Its predecessor waits for this connection, and is still there when the successor has taken
+    // over.
     let mut slow = line.program.connect();
     slow.send("GET /work?for=0s HTTP/1.1\r\nHo");
     line.program.connect().get("/livez").response();
@@ -802,8 +805,8 @@ fn copy_server(program: &Path) {
     copy_file(Path::new(SERVER), program);
 }
 
-/// Copies by a process of its own. A descriptor that this one writes by is for a moment in each child
-/// that another test starts, and as long the kernel refuses to run the file ("Text file busy").
+/// Copies by a process of its own. A child that another test starts would have this process's
+/// descriptor for a moment, and the kernel would refuse to run the file ("Text file busy").
 fn copy_file(from: &Path, to: &Path) {
     assert!(Command::new("cp").args([from, to]).status().unwrap().success());
 }
@@ -865,8 +868,8 @@ fn a_program_of_its_own_restarts_itself() {
 
 // The pid file.
 
-/// The file holds the id of the process that serves as soon as the predecessor lets go, whatever its
-/// directory is, and the last process removes it.
+/// The file holds the id of the process that serves as soon as the predecessor lets go, whatever
+/// its directory is, and the last process removes it.
 #[test]
 fn the_pid_file_names_who_serves() {
     let directory = Directory::new();
@@ -898,7 +901,7 @@ fn the_pid_file_names_who_serves() {
     }
 }
 
-/// Whoever hears READY finds the file.
+/// A manager that hears READY finds the file.
 #[test]
 fn the_pid_file_is_there_before_ready() {
     let directory = Directory::new();
@@ -1006,7 +1009,7 @@ fn a_pid_file_without_restarts() {
     assert!(!file.exists());
 }
 
-/// Whether a pid file names this process.
+/// Returns `true` if a pid file names this process.
 fn names(file: &Path, pid: i32) -> bool {
     fs::read_to_string(file).is_ok_and(|text| text == format!("{pid}\n"))
 }

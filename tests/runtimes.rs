@@ -442,8 +442,8 @@ fn run_starts_its_workers_and_no_other_thread() {
     assert_eq!(child.exit_code(), 0, "{child}");
 }
 
-/// A handler that blocks the thread keeps the signals waiting that `obey` is to obey. The log and the
-/// outcome say so, and two signals are still told from one.
+/// A handler that blocks the thread keeps the signals waiting that `obey` is to obey. The log and
+/// the outcome say so, and two signals are still told from one.
 #[test]
 fn a_signal_that_had_to_wait_is_told() {
     if is_child() {

@@ -366,8 +366,8 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
     });
 }
 
-/// The same for a program that embeds the server and logs through a `LogWriter`: it drains, and keeps
-/// the deadline and the second signal.
+/// A program that embeds the server and logs through a `LogWriter` drains, and keeps the deadline
+/// and the second signal.
 #[test]
 fn a_program_with_a_log_writer_is_not_held_up_either() {
     let (_unread, socket) = UnixStream::pair().unwrap();

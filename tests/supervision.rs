@@ -1,8 +1,8 @@
 //! The server under programs that start it, each as an operator uses it: s6's binder, systemd's, a
 //! supervisord whose server starts programs of its own, and foreman.
 //!
-//! All of it on 127.0.0.1. What needs a Debian package is ignored unless asked for; `.ci/run` installs
-//! the packages and asks for all. tests/deploy.rs runs the files in `deploy/`.
+//! All of it on 127.0.0.1. What needs a Debian package is ignored unless asked for; `.ci/run`
+//! installs the packages and asks for all. tests/deploy.rs runs the files in `deploy/`.
 
 #![cfg(target_os = "linux")]
 
@@ -126,8 +126,8 @@ fn supervisord_starts_a_server_whose_programs_still_run() {
     }
 }
 
-/// S14: a terminal's Ctrl-C reaches the server and foreman, which then sends TERM to the server, up to
-/// a tenth of a second later. Both are one stop.
+/// S14: a terminal's Ctrl-C reaches the server and foreman, which then sends TERM to the server, up
+/// to a tenth of a second later. Both are one stop.
 #[test]
 #[ignore = "needs foreman (ruby-foreman)"]
 fn foreman_passes_one_stop_twice() {

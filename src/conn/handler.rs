@@ -66,7 +66,8 @@ pub(super) fn apology(gate: &Gate, failure: &Failure) -> Response {
     }
 }
 
-/// Puts the status of the client's fault in the place of a response that does not know it (rule W16).
+/// Puts the status of the client's fault in the place of a response that does not know it (rule
+/// W16).
 ///
 /// Many programs answer 500 to every error that they do not know, or take the status from
 /// http-types, which calls every body that it could not read 422.

@@ -22,7 +22,8 @@ impl Conn<'_> {
         let Self { seat, transport, is_fresh, empty, .. } = self;
         // A new client has mostly sent its request by now; later, waiting first saves a read.
         let mut look = mem::take(is_fresh);
-        // What is no socket may give way although it has something: then it is asked again.
+        // A wrapped stream may return `Pending` although it holds data (piper yields at random), so
+        // poll it a few more times.
         let mut looks = LAST_LOOKS;
         poll_fn(|cx| {
             loop {

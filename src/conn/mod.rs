@@ -37,7 +37,7 @@ pub(crate) struct Service {
     pub(crate) handler: Box<Handler>,
     pub(crate) limits: Limits,
     pub(crate) shutdown: Shutdown,
-    /// What the server wants of its connections.
+    /// The server's orders to its connections.
     pub(crate) orders: Arc<Orders>,
 }
 

@@ -1,7 +1,7 @@
-//! What the process logs, and how the lines look: env_logger over a [`LogWriter`].
+//! The lines that the process logs, and how they look: env_logger over a [`LogWriter`].
 //!
-//! Invariant: whoever logs never waits for standard error (rule S21), not even a panic. The queue
-//! is the library's; this only decides which lines are wanted and what is in them.
+//! Invariant: no thread that logs waits for standard error (rule S21), not even in a panic. The
+//! queue is the library's; this only decides which lines are wanted and what is in them.
 
 use std::io::Write;
 use std::panic;

@@ -16,10 +16,10 @@ use super::body::Malformed;
 /// be answered.
 ///
 /// Every way to read a request's body returns such an error inside another one: an [`io::Error`],
-/// or an `http_types::Error` of http-types' own methods. [`BodyError::of`] finds it there. A program
-/// that makes a response of each error itself gets the status from here. If it answers 5xx or 422
-/// instead, as http-types' own methods would, the server sends the status of the body's error in
-/// its place (rule W16).
+/// or an `http_types::Error` of http-types' own methods. [`BodyError::of`] finds it there. A
+/// program that makes a response of each error itself gets the status from here. If it answers 5xx
+/// or 422 instead, as http-types' own methods would, the server sends the status of the body's
+/// error in its place (rule W16).
 ///
 /// | what is wrong | status | the [`io::ErrorKind`] |
 /// |---|---|---|
@@ -67,7 +67,7 @@ use super::body::Malformed;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BodyError(Fault);
 
-/// What is wrong.
+/// The client's fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Malformed(Malformed),
