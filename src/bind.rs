@@ -109,6 +109,13 @@ pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Socket, Socket
         let message = format!("a mode is octal, 0 to 0777, such as 0o660; this one is 0o{mode:o}");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
+    if let Some(mode) = mode.filter(|mode| mode & 0o200 == 0) {
+        let message = format!(
+            "the mode 0o{mode:o} keeps the owner from writing, and then the next server could not \
+             tell whether this one still listens; add 0o200"
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
     let bytes = path.as_os_str().len();
     if bytes > LONGEST {
         return Err(bind_error::too_long("path", bytes, LONGEST));
@@ -120,18 +127,33 @@ pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Socket, Socket
         if error.kind() != io::ErrorKind::AddrInUse {
             return Err(named(error));
         }
-        if let Some(obstacle) = obstacle(path).map_err(named)? {
-            return Err(obstacle.into_error(path));
+        let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        match obstacle(path) {
+            Ok(Some(obstacle)) => return Err(obstacle.into_error(path)),
+            Ok(None) => match fs::remove_file(path) {
+                Err(error) if !is_gone(&error) => {
+                    return Err(Obstacle::NotRemovable(error).into_error(path));
+                }
+                _ => {}
+            },
+            // Its server has removed the file meanwhile.
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(named(error)),
         }
-        fs::remove_file(path).map_err(|error| Obstacle::NotRemovable(error).into_error(path))?;
         socket.bind(&address).map_err(named)?;
     }
     let file = SocketFile::at(path)?;
-    if let Some(mode) = mode {
-        fs::set_permissions(path, Permissions::from_mode(mode))?;
+    let listens = mode
+        .map_or(Ok(()), |mode| fs::set_permissions(path, Permissions::from_mode(mode)))
+        .and_then(|()| socket.listen(BACKLOG));
+    match listens {
+        Ok(()) => Ok((socket, file)),
+        Err(error) => {
+            // Before the file, which is removed only if no socket is bound to it.
+            drop(socket);
+            Err(named(error))
+        }
     }
-    socket.listen(BACKLOG).map_err(named)?;
-    Ok((socket, file))
 }
 
 /// Returns why the file at `path` cannot give way to a socket, or `None` if the file is a stale

@@ -29,10 +29,6 @@ pub(crate) enum Bound {
     Unix {
         socket: Async<UnixListener>,
         /// Dropped after the socket. `None` if there is no file.
-        #[cfg_attr(
-            not(feature = "restart"),
-            expect(dead_code, reason = "it is there to be dropped")
-        )]
         file: Option<SocketFile>,
     },
     /// Not a socket: connections that come from elsewhere.

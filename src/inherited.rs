@@ -299,13 +299,13 @@ fn take(
     if !wanted(&address) {
         return Ok(None);
     }
+    clear_standard_streams(&socket)?;
     taken.insert(fd);
     if fd >= FIRST {
         // SAFETY: it is open, it was passed to this process to be used by it, and it has just been
         // taken for the first and the last time.
         drop(unsafe { OwnedFd::from_raw_fd(fd) });
     }
-    clear_standard_streams(&socket)?;
     Ok(Some(Inherited { socket, address, name, fd, handed }))
 }
 

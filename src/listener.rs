@@ -454,6 +454,8 @@ enum Others {
     Nobody,
     /// Perhaps somebody does, because the socket was passed to this process.
     Unknown,
+    /// A predecessor does, until it has seen for a while that this process serves.
+    Predecessor { until: Instant },
     /// A successor does.
     Successor,
 }
@@ -707,7 +709,7 @@ impl Listener {
         let mut others = self.others();
         // A successor of this process may have it already.
         if *others == Others::Unknown && self.is_own() {
-            *others = Others::Nobody;
+            *others = Others::Predecessor { until: Instant::now() + TRUSTED };
         }
     }
 
@@ -851,9 +853,9 @@ impl Listener {
     /// Waits for descriptors when there are none left, as the queue is lost otherwise. Whoever
     /// waits in [`Listener::accept`] is not woken.
     pub(crate) async fn close(&self, mut take: impl FnMut(Accepted)) {
+        self.remove_file();
         // Held back for others too, handshakes would never be answered again.
-        let is_alone = *self.others() == Others::Nobody;
-        if self.shared.syn_filter && is_alone && self.hold_back_handshakes() {
+        if self.shared.syn_filter && self.is_alone() && self.hold_back_handshakes() {
             Timer::after(HANDSHAKES).await;
         }
         let mut pause = Duration::ZERO;
@@ -865,7 +867,28 @@ impl Listener {
 
     /// Closes, whatever is queued.
     pub(crate) fn let_go(&self) {
+        self.remove_file();
         *self.bound() = None;
+    }
+
+    /// Removes the file of a Unix socket that no other process has, so that no client joins the
+    /// queue any more. The file of another socket is removed behind the close, if it is of no more
+    /// use then.
+    fn remove_file(&self) {
+        if let (true, Some(Bound::Unix { file: Some(file), .. })) =
+            (self.is_alone(), &*self.bound())
+        {
+            file.remove();
+        }
+    }
+
+    /// Returns `true` if no other process accepts from the socket.
+    fn is_alone(&self) -> bool {
+        match *self.others() {
+            Others::Nobody => true,
+            Others::Predecessor { until } => until <= Instant::now(),
+            Others::Unknown | Others::Successor => false,
+        }
     }
 
     /// Lets no further handshake begin; those under way go on, and a client that is held back tries
@@ -1025,6 +1048,10 @@ impl Listener {
         *self.others() = Others::Successor;
     }
 }
+
+/// How long after its word READY a successor has the sockets for itself. Its predecessor looks at it
+/// for a shorter time, and goes on if the successor ends by then.
+const TRUSTED: Duration = Duration::from_millis(200);
 
 /// How long a handshake that is under way may take until the close, with a SYN filter.
 const HANDSHAKES: Duration = Duration::from_millis(50);

@@ -115,11 +115,14 @@ impl fmt::Debug for LogWriter {
 /// and never fails.
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let is_whole = bytes.ends_with(b"\n");
-        self.partial.extend_from_slice(bytes);
-        if is_whole || self.partial.len() >= BYTES {
+        // Whole lines go out at once, however many one call brings.
+        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let (whole, rest) = bytes.split_at(end);
+        self.partial.extend_from_slice(whole);
+        if end > 0 || self.partial.len() + rest.len() >= BYTES {
             self.queue.push(mem::take(&mut self.partial));
         }
+        self.partial.extend_from_slice(rest);
         Ok(bytes.len())
     }
 
@@ -261,9 +264,12 @@ mod tests {
         log.write_all(b"th").unwrap();
         log.clone().write_all(b"two\n").unwrap();
         log.write_all(b"ree\n").unwrap();
-        log.write_all(b"four").unwrap();
+        // A line goes out although the next has begun.
+        log.write_all(b"four\nfi").unwrap();
+        log.clone().write_all(b"six\n").unwrap();
+        log.write_all(b"ve\nseven").unwrap();
         drop(log);
-        assert_eq!(text(&read), "one\ntwo\nthree\nfour");
+        assert_eq!(text(&read), "one\ntwo\nthree\nfour\nsix\nfive\nseven");
     }
 
     #[test]

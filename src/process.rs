@@ -10,7 +10,6 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -330,18 +329,12 @@ impl Process {
         let shutdown = server.handle();
         let running = Arc::new(server.executor(executor.clone()).start(listeners)?);
         let notify = Arc::new(Notify::from_env());
-        let is_heard = Arc::new(AtomicBool::new(false));
-        let announce = announce(notify.clone(), running.clone(), is_heard.clone(), writer.clone());
+        let announce = announce(notify.clone(), running.clone(), writer.clone());
         let _announce = executor.spawn(announce);
         let tell = |stopping: Stopping<'_>| match stopping {
             // The manager watches over the successor now.
-            _ if running.is_handed_over() => {}
-            Stopping::Begun => {
-                if is_heard.load(Ordering::Acquire) {
-                    running.listeners().iter().for_each(Listener::take_over);
-                }
-                notify.stopping();
-            }
+            _ if running.has_successor() => {}
+            Stopping::Begun => notify.stopping(),
             Stopping::LameDuck(duration) => notify.lame_duck(duration),
             Stopping::Draining(draining) => notify.draining(draining),
         };
@@ -410,6 +403,7 @@ impl Process {
                 // stop.
                 Event::Stopped => successor = None,
                 Event::Successor(Ok(pid)) => {
+                    running.succeeded();
                     successor = None;
                     let open = shutdown.in_flight();
                     log::info!("process {pid} has taken over; in flight: {open}");
@@ -431,10 +425,6 @@ enum Event {
     Stopped,
 }
 
-/// How long a successor waits after READY until it takes the sockets for its own. Its predecessor
-/// looks at it for a shorter time.
-const TRUSTED: Duration = Duration::from_millis(200);
-
 /// A successor that is being started.
 type Successor<'a> = Pin<Box<dyn Future<Output = io::Result<u32>> + 'a>>;
 
@@ -448,7 +438,7 @@ fn start_successor<'a>(
         let started = crate::handover::restart(running.listeners(), patience).await;
         // A successor that has failed may have written its own id. One that serves was perhaps
         // started by the program itself.
-        if let (Err(_), false, Some(pid_file)) = (&started, running.is_handed_over(), pid_file) {
+        if let (Err(_), false, Some(pid_file)) = (&started, running.has_successor(), pid_file) {
             pid_file.write();
         }
         started
@@ -462,12 +452,7 @@ fn start_successor<'a>(_: &'a Running, _: Duration, _: &'a Option<PidWriter>) ->
 
 /// Tells the service manager that requests are served, by the very threads that serve them. Goes on
 /// telling it if the manager has a watchdog.
-async fn announce(
-    notify: Arc<Notify>,
-    running: Arc<Running>,
-    is_heard: Arc<AtomicBool>,
-    pid_file: Option<PidWriter>,
-) {
+async fn announce(notify: Arc<Notify>, running: Arc<Running>, pid_file: Option<PidWriter>) {
     // The file comes first, so a manager that hears READY finds it. A predecessor that does not
     // trust this process after all writes its own id again.
     if let Some(pid_file) = &pid_file {
@@ -484,13 +469,10 @@ async fn announce(
         };
     };
     if heard {
-        is_heard.store(true, Ordering::Release);
-        // If this process ends at once, the predecessor goes on with the sockets.
-        Timer::after(TRUSTED).await;
         running.listeners().iter().for_each(Listener::take_over);
     }
     let Some(interval) = notify.watchdog_interval() else { return };
-    while !running.is_handed_over() {
+    while !running.has_successor() {
         notify.watchdog();
         // As sd_watchdog_enabled(3) recommends.
         Timer::after(interval / 2).await;

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -291,6 +292,7 @@ impl Server {
         Ok(Running {
             listeners,
             executor: self.executor.unwrap_or_default(),
+            is_succeeded: AtomicBool::new(false),
             slots: Arc::new(Semaphore::new(places)),
             fullness: LogLimit::new(),
             pressure: Mutex::new(Pressure::default()),
@@ -317,6 +319,8 @@ impl fmt::Debug for Server {
 pub(crate) struct Running {
     listeners: Vec<Listener>,
     executor: Arc<Executor<'static>>,
+    /// A successor serves in the place of this server.
+    is_succeeded: AtomicBool,
     /// One for each connection that may be open.
     slots: Arc<Semaphore>,
     /// Keeps the clients that wait for a place from filling the log.
@@ -462,14 +466,15 @@ impl Running {
         token.stopping().await;
         tell(Stopping::Begun);
         // Rule S3; who asks for readiness then would ask the successor.
-        if !lame_duck.is_zero() && !self.is_handed_over() {
+        if !lame_duck.is_zero() && !self.has_successor() {
             log::info!("lame duck: accepting connections for another {lame_duck:?}");
             tell(Stopping::LameDuck(lame_duck));
             sleep(lame_duck).or(token.aborting()).await;
         }
         // Three things at once, the drain ends them: what the queue needs, descriptors above all,
         // may only come free when idle connections leave, and the deadline holds for all of it.
-        // 1. Rule S4: empty the queue, close. Until then the drain is held open.
+        // 1. S4: empty the queue, then close. Until then the drain is held open. It is polled before
+        //    the drain, so the outcome of an abort names what was queued, too.
         let close = async {
             for listener in &self.listeners {
                 listener.close(|accepted| self.admit(accepted, ())).await;
@@ -489,9 +494,16 @@ impl Running {
         close.or(linger).or(drain).await
     }
 
-    /// Whether a successor listens on all of its addresses.
-    pub(crate) fn is_handed_over(&self) -> bool {
-        !self.listeners.is_empty() && self.listeners.iter().all(Listener::is_handed_over)
+    /// Notes that a successor serves in the place of this server.
+    pub(crate) fn succeeded(&self) {
+        self.is_succeeded.store(true, Ordering::Release);
+    }
+
+    /// Returns `true` if a successor serves in the place of this server, even if the successor does
+    /// not listen on all addresses.
+    pub(crate) fn has_successor(&self) -> bool {
+        self.is_succeeded.load(Ordering::Acquire)
+            || self.listeners.iter().any(Listener::is_handed_over)
     }
 
     /// The sockets that it listens on.

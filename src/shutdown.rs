@@ -664,7 +664,7 @@ struct Latch {
     moved: Event,
     /// The last holder is gone, in the drain.
     emptied: Event,
-    /// A holder has come.
+    /// A connection has come.
     joined: Event,
     /// The signal that began the stop, and how long it had waited to be obeyed.
     signal: OnceLock<(Signal, Duration)>,
@@ -698,9 +698,12 @@ impl Latch {
             Phase::Draining if matches!(holder, Holder::Server) => {}
             Phase::Draining | Phase::Aborting => return None,
         }
+        let is_connection = matches!(holder, Holder::Connection(_));
         let id = registry.insert(holder);
         drop(registry);
-        self.joined.notify(usize::MAX);
+        if is_connection {
+            self.joined.notify(usize::MAX);
+        }
         Some(Guard { membership: Membership { latch: self.clone(), id }, hold: None })
     }
 

@@ -12,7 +12,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::ptr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
@@ -326,7 +326,21 @@ impl Ear {
 
     /// Takes in what has arrived, and asks to be woken when more arrives.
     fn hear(&self) {
-        let State { signals, heard } = &mut *self.state();
+        self.take_in(&mut self.state());
+    }
+
+    /// Takes in what has arrived while a thread that hears already may have the lock, because
+    /// async-io wakes this from within the poll of another waker. That thread takes everything in.
+    fn overhear(&self) {
+        match self.state.try_lock() {
+            Ok(mut state) => self.take_in(&mut state),
+            Err(TryLockError::Poisoned(state)) => self.take_in(&mut state.into_inner()),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
+
+    fn take_in(&self, state: &mut State) {
+        let State { signals, heard } = state;
         let cx = &mut Context::from_waker(&self.waker);
         // Reading fails only if the pipe is gone, and the pipe lives as long as `signals`.
         while let Poll::Ready(Some(Ok(signal))) = signals.poll_next(cx) {
@@ -348,7 +362,7 @@ struct EarWaker(Weak<Ear>);
 impl Wake for EarWaker {
     fn wake(self: Arc<Self>) {
         if let Some(ear) = self.0.upgrade() {
-            ear.hear();
+            ear.overhear();
             ear.reader.wake();
         }
     }

@@ -1,8 +1,8 @@
 //! [`SocketFile`]: the file that a Unix socket listens on.
 //!
-//! Invariant: a file is removed only when no socket is bound to it any more, and only if it is
-//! still the file that this process has bound or found there. So the last process that lets go of a
-//! socket removes its file, whichever that is (rule S5). Does not know the other processes.
+//! Invariant: a file is removed only when no other process listens on it, and only if it is still
+//! the file that this process has bound or found there. So the last process that lets go of a socket
+//! removes its file, whichever that is (rule S5). Does not know who those processes are.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -45,6 +45,15 @@ impl SocketFile {
         identity(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
+    /// Removes the file while the socket still listens, so that no other server can have put its own
+    /// in its place. The caller knows that no other process has the socket.
+    pub(crate) fn remove(&self) {
+        if self.is_there() {
+            // A failure does no harm, because the next server finds the file stale and replaces it.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
     /// Returns `true` if the name of the file is still that of this very file.
     fn is_there(&self) -> bool {
         identity(&self.path).is_ok_and(|identity| identity == self.identity)
@@ -53,9 +62,8 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.is_there() && is_stale(&self.path).unwrap_or(false) {
-            // A failure does no harm, because the next server finds the file stale and replaces it.
-            let _ = std::fs::remove_file(&self.path);
+        if is_stale(&self.path).unwrap_or(false) {
+            self.remove();
         }
     }
 }

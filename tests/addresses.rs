@@ -127,6 +127,9 @@ fn a_mode_that_is_none_is_explained() {
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     let line = "a mode is octal, 0 to 0777, such as 0o660; this one is 0o1224";
     assert_eq!(error.to_string(), format!("cannot listen on {address}: {line}"));
+    // The next server would not know a stale file from a live one.
+    let error = ListenOptions::default().unix_mode(0o066).bind(&address).unwrap_err();
+    assert!(error.to_string().ends_with("; add 0o200"), "{error}");
     assert!(!directory.path("app.sock").exists());
 
     for mode in ["rw-rw----", "1777", "0888"] {

@@ -22,7 +22,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
-use common::{Client, Directory, PATIENCE, Program, wait_until};
+use common::{Client, Directory, PATIENCE, Program, pass_repeat_window, wait_until};
 use load::{Load, Report, Tally, Target};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use smol_graceful::{Process, Server};
@@ -735,9 +735,15 @@ fn usr2_makes_a_removed_socket_file_anew() {
     let directory = Directory::new();
     let path = directory.path("app.sock");
     let mut command = Command::new(SERVER);
-    command.args(["--listen", "127.0.0.1:0", "--work", "0s"]);
+    command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--lame-duck", "600s"]);
     command.args(["--listen", &format!("unix:{}", path.display())]);
+    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    command.env("NOTIFY_SOCKET", directory.path("manager"));
     let mut line = Line::start(command);
+    let predecessor = line.pid;
+    assert_eq!(hear(&manager), "READY=1\n");
+    assert!(hear(&manager).starts_with("STATUS=listening on "));
     fs::remove_file(&path).unwrap();
     line.signal(Signal::USR2);
     line.program.wait_for(&format!(
@@ -748,7 +754,15 @@ fn usr2_makes_a_removed_socket_file_anew() {
     line.pid = number_behind(&told, "process ");
     assert_eq!(ask_unix(&path), "okay");
     assert_eq!(line.program.connect().get("/").response().text(), "okay");
-    line.end();
+    // It has a successor although that has not taken all of its sockets: no lame duck, and no word to
+    // the manager but this one.
+    wait_until("the predecessor has ended", || !is_running(predecessor));
+    assert_eq!(hear(&manager), format!("MAINPID={}\n", line.pid));
+    line.signal(Signal::TERM);
+    assert!(hear(&manager).starts_with("STOPPING=1\n"));
+    pass_repeat_window();
+    line.signal(Signal::TERM);
+    wait_until("the successor has ended", || !is_running(line.pid));
     assert!(!path.exists());
 }
 
