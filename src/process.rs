@@ -30,6 +30,7 @@ use crate::server::{Running, Server, Stopping};
 use crate::shutdown::Shutdown;
 use crate::signals::{
     Heard, REPEAT_WINDOW, STOP_SIGNALS, StopSignal, StopSignals, log_second, stop, stream,
+    survive_full_files,
 };
 use crate::threads;
 
@@ -268,8 +269,9 @@ impl Process {
     /// The first signal stops the server, the second aborts it at once (rule S14); those within
     /// [`Process::repeat_window`] of the first are no second one. HUP, INT and QUIT stay ignored if
     /// the process was started so, as `nohup` does, and the log says it. Signals that the process
-    /// was started to block are unblocked. The signals stay without effect on the process after
-    /// this has returned.
+    /// was started to block are unblocked. SIGXFSZ does not kill the process, so a log that has
+    /// reached the limit of a file's size costs its lines alone. The signals stay without effect on
+    /// the process after this has returned.
     ///
     /// The logger must never block, because the thread that keeps signals and deadlines logs, too:
     /// a pipe that nobody reads would then hold up the stop. [`LogWriter`](crate::LogWriter) takes
@@ -310,6 +312,7 @@ impl Process {
         // S16: before the first bind, and before a worker inherits what is blocked.
         let signals =
             stream(&self.signals, self.restart).map_err(named("cannot handle signals"))?;
+        survive_full_files().map_err(named("cannot handle signals"))?;
         // Dropped last: the file names this process until the drain is over.
         let pid_file = self.pid_file.as_deref().map(PidFile::at).transpose()?;
         let writer = pid_file.as_ref().map(PidFile::writer);

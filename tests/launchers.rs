@@ -1,6 +1,6 @@
 //! What launchers, wrappers and operators do to the process before and beside the signals: blocked
-//! and ignored signals, two signals for one stop, endless durations, no room for threads, a
-//! suspension.
+//! and ignored signals, two signals for one stop, endless durations, no room for threads or
+//! files, a suspension.
 //!
 //! The real binary, with real signals. What has to happen within a certain time happens while the
 //! process is suspended, so that a slow machine changes nothing.
@@ -8,15 +8,16 @@
 mod common;
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use common::{Client, Directory, Program, case, pass_repeat_window, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
+use smol_graceful::Address;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
@@ -259,6 +260,36 @@ fn a_lack_of_threads_is_one_line_and_exit_1() {
             });
         }
     }
+}
+
+/// A write beyond the limit of a file's size (`ulimit -f`) fails, but does not kill the process: neither
+/// that of a log line while a request is in flight, nor that of the pid file.
+#[test]
+fn a_file_that_may_not_grow_ends_nothing() {
+    let directory = Directory::new();
+    let (socket, log) = (directory.path("socket"), directory.path("log"));
+    let mut command = Command::new("prlimit");
+    command.arg("--fsize=10:10").arg(BINARY).arg("--listen");
+    command.arg(format!("unix:{}", socket.display())).stderr(File::create(&log).unwrap());
+    let mut server = command.spawn().unwrap();
+    wait_until("the server listens", || UnixStream::connect(&socket).is_ok());
+    let mut client = Client::connect_to(&Address::Unix(socket));
+    client.get("/livez").response();
+    client.get("/work?for=300ms");
+    kill(server.id(), Signal::TERM);
+    assert_eq!(client.response().text(), "okay");
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+    assert_eq!(fs::metadata(&log).unwrap().len(), 10);
+
+    let output = Command::new("prlimit")
+        .args(["--fsize=0:0", BINARY, "--listen", "127.0.0.1:0", "--pid-file"])
+        .arg(directory.path("pid"))
+        .output()
+        .unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("cannot write the pid file"), "{log}");
+    assert_eq!(log.lines().count(), 1, "{log}");
 }
 
 fn start_with_room(command: &mut Command, is_enough: bool) {
