@@ -1,6 +1,6 @@
 //! What launchers, wrappers and operators do to the process before and beside the signals: blocked
-//! and ignored signals, two signals for one stop, endless durations, no room for threads or
-//! files, a suspension.
+//! and ignored signals, two signals for one stop, endless durations, no room for threads, files or
+//! descriptors, a suspension.
 //!
 //! The real binary, with real signals. What has to happen within a certain time happens while the
 //! process is suspended, so that a slow machine changes nothing.
@@ -290,6 +290,21 @@ fn a_file_that_may_not_grow_ends_nothing() {
     assert_eq!(output.status.code(), Some(1), "{log}");
     assert!(log.contains("cannot write the pid file"), "{log}");
     assert_eq!(log.lines().count(), 1, "{log}");
+}
+
+/// async-io panics where it has no descriptors.
+#[test]
+fn a_lack_of_descriptors_is_one_line_and_exit_1() {
+    // With less than 4 the loader finds no libraries.
+    for room in 4..=9 {
+        let limit = format!("--nofile={room}:{room}");
+        let mut command = Command::new("prlimit");
+        let output = command.args([&limit, BINARY, "--listen", "127.0.0.1:0"]).output().unwrap();
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{room}: {log}");
+        assert!(log.contains("Too many open files"), "{room}: {log}");
+        assert_eq!(log.lines().count(), 1, "{room}: {log}");
+    }
 }
 
 fn start_with_room(command: &mut Command, is_enough: bool) {
