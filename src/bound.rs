@@ -144,9 +144,12 @@ pub(crate) fn tcp(
     socket: socket2::Socket,
     keepalive: Option<Duration>,
 ) -> io::Result<Async<TcpListener>> {
-    // Accepted sockets inherit both options. The server writes responses whole, so waiting for more
+    // Accepted sockets inherit these options. The server writes responses whole, so waiting for more
     // bytes would gain nothing.
     socket.set_tcp_nodelay(true)?;
+    // It may be set on an inherited socket. The close of a connection would then block the worker, or
+    // reset the connection.
+    socket.set_linger(None)?;
     match keepalive.filter(|silence| !silence.is_zero()) {
         Some(silence) => socket.set_tcp_keepalive(&probes_after(silence))?,
         // The option may be set on an inherited socket.

@@ -1101,6 +1101,20 @@ mod tests {
         }
     }
 
+    /// A connection inherits this option, too: its close would block the worker that closes it.
+    #[test]
+    fn no_close_of_a_connection_waits_for_its_client() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        SockRef::from(&socket).set_linger(Some(Duration::from_secs(30))).unwrap();
+        let listener = socket.listen().unwrap();
+        let Address::Tcp(addr) = *listener.address() else { unreachable!() };
+        let _client = TcpStream::connect(addr).unwrap();
+        let mut accepted = None;
+        assert!(block_on(listener.accept(|connection| accepted = Some(connection.transport))));
+        let Some(Transport::Plain(socket)) = &accepted else { panic!("{accepted:?}") };
+        assert_eq!(SockRef::from(socket).linger().unwrap(), None);
+    }
+
     #[test]
     fn a_stale_socket_file_is_replaced_and_ours_removed() {
         let path = temporary("stale");
