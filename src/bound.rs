@@ -138,6 +138,12 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
+/// Returns `true` if an error of `accept` says that the socket does not listen any more. Another process
+/// that has it, too, has shut it down, and the kernel has reset the queue.
+pub(crate) fn is_of_no_listener(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
+}
+
 /// Prepares a listening TCP socket for use here. `keepalive` is the option of
 /// [`ListenOptions::keepalive`](crate::ListenOptions::keepalive).
 pub(crate) fn tcp(

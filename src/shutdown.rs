@@ -273,6 +273,12 @@ impl Shutdown {
         missed.push(Interrupted::of(seat, Instant::now()));
     }
 
+    /// Returns `outcome` of an aborted drain with what was missed since.
+    pub(crate) fn with_missed(&self, outcome: Outcome) -> Outcome {
+        let Outcome { ending, cut, .. } = self.latch.outcome(Duration::ZERO);
+        Outcome { ending, cut, ..outcome }
+    }
+
     /// Counts a request that was finished in the drain.
     pub(crate) fn finished(&self) {
         self.latch.finished.fetch_add(1, Ordering::Relaxed);

@@ -11,6 +11,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -304,6 +305,31 @@ fn a_lack_of_descriptors_is_one_line_and_exit_1() {
         assert_eq!(output.status.code(), Some(1), "{room}: {log}");
         assert!(log.contains("Too many open files"), "{room}: {log}");
         assert_eq!(log.lines().count(), 1, "{room}: {log}");
+    }
+}
+
+/// Rule S4, and no truth but the whole: a client that stays in the queue was not served.
+#[test]
+fn a_queue_that_cannot_be_emptied_is_cut() {
+    for (grace, signals) in [("500ms", 1), ("1h", 2)] {
+        let mut server = Program::server(&["--grace", grace, "--linger", "0s"]);
+        // From now on the server gets no further descriptor.
+        let is_free = |fd: &i32| !Path::new(&format!("/proc/{}/fd/{fd}", server.pid())).exists();
+        let free = (3..).find(is_free).unwrap();
+        let (pid, limit) = (server.pid().to_string(), format!("--nofile={free}:{free}"));
+        let status = Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap();
+        assert!(status.success());
+        let mut client = server.connect();
+        client.get("/livez");
+        server.wait_for("cannot accept on ");
+        for _ in 0..signals {
+            server.signal(Signal::TERM);
+            pass_repeat_window();
+        }
+        assert_eq!(server.exit_code(), 1, "{grace}: {server}");
+        let log = server.log();
+        assert!(log.contains("clients stay in the queue of 127.0.0.1:"), "{grace}: {log}");
+        assert!(log.contains(" 1 cut: "), "{grace}: {log}");
     }
 }
 

@@ -13,7 +13,7 @@ mod load;
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -26,6 +26,7 @@ use common::{Client, Directory, PATIENCE, Program, wait_until};
 use load::{Load, Report, Tally, Target};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use smol_graceful::{Process, Server};
+use socket2::SockRef;
 
 const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
@@ -177,6 +178,18 @@ fn children_do_not_inherit_the_socket() {
         server.signal(Signal::TERM);
         assert_eq!(server.exit_code(), 0, "{server}");
     }
+}
+
+/// A process that has the socket, too, may shut it down for all who have it. Then nobody is in the
+/// queue, so the stop does not wait for the queue.
+#[test]
+fn a_socket_that_another_process_shuts_down_does_not_hold_up_the_stop() {
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut server = held_on_stdin(&held, &["--grace", "1h"]);
+    SockRef::from(&held).shutdown(Shutdown::Both).unwrap();
+    server.wait_for("another process has shut the socket down");
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0, "{server}");
 }
 
 /// S5: clients in the queue are served although the socket was passed, because nobody else may be there
