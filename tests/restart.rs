@@ -125,6 +125,21 @@ fn what_cannot_be_inherited_is_named() {
     }
 }
 
+/// The second address is the same socket, of which only one copy is left.
+#[test]
+fn a_socket_that_is_asked_for_twice_is_named() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    for (redirection, fd) in [("", 0), ("1<&0", 1), ("5<&0", 5)] {
+        let script = format!("exec \"$0\" --listen fd:0,fd:{fd} {redirection}");
+        let mut command = Command::new("sh");
+        let output = command.args(["-c", &script, SERVER]).stdin(copy(&socket)).output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        let error = format!("cannot listen on fd:{fd}: descriptor {fd} was taken before\n");
+        assert_eq!(log, format!("smol-graceful: {error}"));
+    }
+}
+
 /// Supervisor's `[fcgi-program]`: the socket is descriptor 0.
 #[test]
 fn descriptor_0_is_inherited() {
@@ -155,6 +170,8 @@ fn children_do_not_inherit_the_socket() {
         ("1<&0", "fd:0", &[0, 1]),
         ("1<&0", "fd:1", &[0, 1]),
         ("1<&0 3<&0", "fd:3", &[0, 1]),
+        // A launcher that has forgotten to close its own.
+        ("5<&0 6<&0", "fd:0", &[0, 5, 6]),
         ("7<&0 </dev/null", "fd:7", &[]),
     ] {
         let command = shell(redirection, listen);
