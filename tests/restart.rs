@@ -1157,6 +1157,25 @@ fn a_deaf_manager_holds_up_nothing() {
     drop(manager);
 }
 
+/// The operator would find nothing in the log of a server that its manager takes for one that has failed
+/// to start.
+#[test]
+fn a_manager_that_cannot_be_reached_is_named_once() {
+    let directory = Directory::new();
+    fs::write(directory.path("file"), "").unwrap();
+    let name = |name| directory.path(name).into_os_string();
+    for socket in [name("nobody"), name("file"), name(&"x".repeat(200)), "@nobody-listens".into()] {
+        let mut command = Command::new(SERVER);
+        command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", &socket);
+        let mut server = Program::start(command);
+        server.wait_for("NOTIFY_SOCKET");
+        server.signal(Signal::TERM);
+        assert_eq!(server.exit_code(), 0, "{server}");
+        let log = server.log();
+        assert_eq!(log.matches("NOTIFY_SOCKET").count(), 1, "{socket:?}: {log}");
+    }
+}
+
 // What the tests above are made of.
 
 /// Runs `during` under a load of 16 clients of all kinds, with requests of up to 50 ms.
