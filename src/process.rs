@@ -309,10 +309,11 @@ impl Process {
         listeners: impl IntoIterator<Item = L>,
     ) -> Result<Outcome, ServeError> {
         threads::check()?;
+        // Before the other signals, so that its descriptors are closed again.
+        survive_full_files().map_err(named("cannot handle signals"))?;
         // S16: before the first bind, and before a worker inherits what is blocked.
         let signals =
             stream(&self.signals, self.restart).map_err(named("cannot handle signals"))?;
-        survive_full_files().map_err(named("cannot handle signals"))?;
         // Dropped last: the file names this process until the drain is over.
         let pid_file = self.pid_file.as_deref().map(PidFile::at).transpose()?;
         let writer = pid_file.as_ref().map(PidFile::writer);

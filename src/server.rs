@@ -485,12 +485,12 @@ impl Running {
         };
         // 3. The drain itself.
         let drain = shutdown.drain_telling(grace, |draining| tell(Stopping::Draining(draining)));
-        let outcome = close.or(linger).or(drain).await;
-        if shutdown.phase() < Phase::Aborting {
-            return outcome;
+        let mut outcome = close.or(linger).or(drain).await;
+        if shutdown.phase() == Phase::Aborting {
+            self.close_at_once();
+            shutdown.add_missed(&mut outcome);
         }
-        self.close_at_once();
-        shutdown.with_missed(outcome)
+        outcome
     }
 
     /// Closes what the end of the drain has found open, because there were no descriptors for the

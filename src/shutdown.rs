@@ -273,10 +273,11 @@ impl Shutdown {
         missed.push(Interrupted::of(seat, Instant::now()));
     }
 
-    /// Returns `outcome` of an aborted drain with what was missed since.
-    pub(crate) fn with_missed(&self, outcome: Outcome) -> Outcome {
+    /// Adds to the outcome of an aborted drain what was missed since.
+    pub(crate) fn add_missed(&self, outcome: &mut Outcome) {
         let Outcome { ending, cut, .. } = self.latch.outcome(Duration::ZERO);
-        Outcome { ending, cut, ..outcome }
+        outcome.ending = ending;
+        outcome.cut = cut;
     }
 
     /// Counts a request that was finished in the drain.

@@ -225,7 +225,7 @@ fn the_queue_of_a_passed_socket_is_served() {
     for start in ways {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         // The standard library's queue is too short for the clients below.
-        socket2::SockRef::from(&socket).listen(4096).unwrap();
+        SockRef::from(&socket).listen(4096).unwrap();
         let mut server = start(socket);
         let addr = server.addr;
         // It accepts nothing and sees no signal meanwhile.
@@ -278,7 +278,7 @@ fn inherited_sockets_have_the_keepalive_of_the_flag() {
                 false => held_on_stdin(&held, args),
                 true => Program::start(activated("$$", vec![copy(&held)], "http", args)),
             };
-            let socket = socket2::SockRef::from(&held);
+            let socket = SockRef::from(&held);
             assert_eq!(socket.keepalive().unwrap(), seconds.is_some(), "{args:?}");
             if let Some(seconds) = seconds {
                 let silence = socket.tcp_keepalive_time().unwrap();
