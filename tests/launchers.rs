@@ -351,6 +351,30 @@ fn start_with_room(command: &mut Command, is_enough: bool) {
     }
 }
 
+/// Rule S21: a terminal may stop each background job that writes to it (`stty tostop`).
+#[test]
+fn a_terminal_does_not_stop_a_background_job_for_its_log() {
+    let directory = Directory::new();
+    let [socket, pid, done] = ["socket", "pid", "done"].map(|name| directory.path(name));
+    let listen = format!("unix:{}", socket.display());
+    let script = format!(
+        "stty tostop; set -m; {BINARY} --listen {listen} & echo $! >{pid}; \
+         until test -e {done}; do sleep 0.01; done",
+        pid = pid.display(),
+        done = done.display(),
+    );
+    let mut terminal = Command::new("script");
+    terminal.args(["-qc", &script, "/dev/null"]).env("SHELL", "/bin/sh");
+    let mut terminal =
+        terminal.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("the server listens", || UnixStream::connect(&socket).is_ok());
+    let server = Process(fs::read_to_string(&pid).unwrap().trim().parse().unwrap());
+    server.signal(Signal::TERM);
+    wait_until("the server has ended", || !server.is_running());
+    fs::write(done, "").unwrap();
+    terminal.wait().unwrap();
+}
+
 // A process that was suspended
 
 /// What became ready while the process was suspended beyond its grace gets its turn: handlers whose
