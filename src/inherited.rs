@@ -13,6 +13,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
@@ -21,11 +22,12 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
-use rustix::io::{FdFlags, fcntl_getfd};
+use rustix::io::{FdFlags, dup2, fcntl_getfd, fcntl_setfd};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use socket2::{Domain, Socket, Type};
 
 use crate::address::Address;
+use crate::own_sockets::OwnSocket;
 
 /// A listening socket that was passed to this process.
 #[derive(Debug)]
@@ -299,32 +301,59 @@ fn take(
     if !wanted(&address) {
         return Ok(None);
     }
-    clear_standard_streams(&socket)?;
     taken.insert(fd);
     if fd >= FIRST {
         // SAFETY: it is open, it was passed to this process to be used by it, and it has just been
         // taken for the first and the last time.
         drop(unsafe { OwnedFd::from_raw_fd(fd) });
     }
+    clear_copies(&socket, &mut taken)?;
     Ok(Some(Inherited { socket, address, name, fd, handed }))
 }
 
-/// Puts /dev/null in the place of each standard stream that is `socket`. Otherwise the children of
+/// Puts /dev/null in the place of each standard stream that is `socket`, and of each further copy that
+/// this process was started with and that the environment does not name. Otherwise the children of
 /// this process would inherit the socket, and it would stay open after the close.
-fn clear_standard_streams(socket: &Socket) -> io::Result<()> {
+fn clear_copies(socket: &Socket, taken: &mut BTreeSet<RawFd>) -> io::Result<()> {
     let socket = inode(socket.as_fd().try_clone_to_owned()?)?;
     let is_socket =
         |fd: BorrowedFd<'_>| fd.try_clone_to_owned().and_then(inode).is_ok_and(|fd| fd == socket);
     if is_socket(io::stdin().as_fd()) {
         dup2_stdin(nothing()?)?;
+        taken.insert(0);
     }
     if is_socket(io::stdout().as_fd()) {
         dup2_stdout(nothing()?)?;
+        taken.insert(1);
     }
     if is_socket(io::stderr().as_fd()) {
         dup2_stderr(nothing()?)?;
+        taken.insert(2);
+    }
+    let passed = passed().unwrap_or_default();
+    let is_announced = |fd: RawFd| passed.iter().any(|passed| passed.fd == fd);
+    let others = OwnSocket::all().into_iter().filter(|own| own.is_passed).map(|own| own.fd);
+    for fd in others.filter(|fd| *fd >= FIRST && !is_announced(*fd)) {
+        if clear_if(fd, is_socket)? {
+            taken.insert(fd);
+        }
     }
     Ok(())
+}
+
+/// Puts /dev/null in the place of `fd` if it `is_socket`. Returns `true` if it was.
+#[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
+fn clear_if(fd: RawFd, is_socket: impl Fn(BorrowedFd<'_>) -> bool) -> io::Result<bool> {
+    // SAFETY: the descriptor is open and was passed to this process, and nobody has taken it. It stays
+    // open, and is not closed here: whoever knows its number finds a file there that has nothing.
+    let mut copy = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(fd) });
+    if !is_socket(copy.as_fd()) {
+        return Ok(false);
+    }
+    let nothing = nothing()?;
+    dup2(&nothing, &mut copy)?;
+    fcntl_setfd(&*copy, FdFlags::CLOEXEC)?;
+    Ok(true)
 }
 
 /// Opens a file that has nothing to read.

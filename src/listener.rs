@@ -24,7 +24,7 @@ use socket2::{SockRef, Socket};
 
 use crate::address::Address;
 use crate::bind::{self, TcpBind};
-use crate::bound::{Bound, is_of_one_connection, tcp};
+use crate::bound::{Bound, is_of_no_listener, is_of_one_connection, tcp};
 use crate::connection::Connection;
 use crate::error::reason;
 use crate::inherited::{self, Handed, Inherited};
@@ -865,6 +865,19 @@ impl Listener {
         self.let_go();
     }
 
+    /// Takes what is queued, for the last time, and closes. Does nothing if the listener is closed.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from taking all: clients are lost.
+    pub(crate) fn close_at_once(&self, take: impl FnMut(Accepted)) -> io::Result<()> {
+        let emptied = self.empty_queue(take);
+        let has_queue = self.bound().as_ref().is_some_and(|bound| bound.socket().is_some());
+        self.let_go();
+        // An error of a source tells of no client.
+        if has_queue { emptied } else { Ok(()) }
+    }
+
     /// Closes, whatever is queued.
     pub(crate) fn let_go(&self) {
         self.remove_file();
@@ -936,6 +949,7 @@ impl Listener {
                 Poll::Ready(Some(Ok((transport, peer)))) => take(self.accepted(transport, peer)),
                 Poll::Pending | Poll::Ready(None) => return Ok(()),
                 Poll::Ready(Some(Err(error))) if is_of_one_connection(&error) => {}
+                Poll::Ready(Some(Err(error))) if is_of_no_listener(&error) => return Ok(()),
                 Poll::Ready(Some(Err(error))) => return Err(error),
             }
         }
@@ -989,7 +1003,12 @@ impl Listener {
             return pause;
         }
         if !self.shared.is_exhausted.swap(true, Ordering::Relaxed) {
-            log::error!("cannot accept on {}, trying again: {}", self.address(), reason(error));
+            let reason = if is_of_no_listener(error) {
+                "another process has shut the socket down".into()
+            } else {
+                reason(error)
+            };
+            log::error!("cannot accept on {}, trying again: {reason}", self.address());
         }
         let pause = (pause * 2).clamp(SHORTEST, LONGEST);
         Timer::after(pause).await;
@@ -1130,6 +1149,20 @@ mod tests {
                 assert_eq!(socket.tcp_keepalive_retries().unwrap(), 6);
             }
         }
+    }
+
+    /// A connection inherits this option, too: its close would block the worker that closes it.
+    #[test]
+    fn no_close_of_a_connection_waits_for_its_client() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        SockRef::from(&socket).set_linger(Some(Duration::from_secs(30))).unwrap();
+        let listener = socket.listen().unwrap();
+        let Address::Tcp(addr) = *listener.address() else { unreachable!() };
+        let _client = TcpStream::connect(addr).unwrap();
+        let mut accepted = None;
+        assert!(block_on(listener.accept(|connection| accepted = Some(connection.transport))));
+        let Some(Transport::Plain(socket)) = &accepted else { panic!("{accepted:?}") };
+        assert_eq!(SockRef::from(socket).linger().unwrap(), None);
     }
 
     #[test]

@@ -8,10 +8,13 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Write};
+use std::iter;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+use nix::sys::signal::{SIGTTOU, SigSet};
 
 use crate::threads;
 
@@ -92,7 +95,12 @@ impl LogWriter {
         let writer = queue.clone();
         thread::Builder::new()
             .name("log".into())
-            .spawn(move || writer.write_to(out))
+            .spawn(move || {
+                // Otherwise a terminal may stop the whole process, if it is a background job, for a
+                // line (`stty tostop`). Where the thread blocks the signal, the terminal takes the line.
+                let _ = iter::once(SIGTTOU).collect::<SigSet>().thread_block();
+                writer.write_to(out);
+            })
             .map_err(threads::named("cannot start the thread that writes the log"))?;
         Ok(Self { queue, partial: Vec::new() })
     }

@@ -11,10 +11,12 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
+use crate::error::reason;
 use crate::inherited::{self, HANDOVER};
 use crate::listener::Listener;
 use crate::outcome::Draining;
@@ -34,9 +36,10 @@ pub(crate) const TAKEN: &str = "X_TAKEN=";
 #[derive(Debug, Default)]
 pub(crate) struct Notify {
     /// The way to the process that waits for this one to be ready.
-    starter: Option<Way>,
-    /// The way to the service manager, which watches over this process from then on.
-    manager: Option<Way>,
+    starter: Option<Arc<Way>>,
+    /// The way to the service manager, which watches over this process from then on. The
+    /// same as `starter`, unless that is a predecessor.
+    manager: Option<Arc<Way>>,
     /// The starter is a predecessor.
     is_successor: bool,
 }
@@ -45,12 +48,14 @@ impl Notify {
     /// Finds the ways that the environment names.
     pub(crate) fn from_env() -> Self {
         let way = |name| {
-            env::var_os(name).filter(|path| !path.is_empty()).and_then(|path| Way::to(&path))
+            let path = env::var_os(name).filter(|path| !path.is_empty())?;
+            Way::to(name, &path).map(Arc::new)
         };
+        let starter = way(SOCKET);
         if env::var_os(HANDOVER).is_some() {
-            Self { starter: way(SOCKET), manager: way(MANAGER), is_successor: true }
+            Self { starter, manager: way(MANAGER), is_successor: true }
         } else {
-            Self { starter: way(SOCKET), manager: way(SOCKET), is_successor: false }
+            Self { manager: starter.clone(), starter, is_successor: false }
         }
     }
 
@@ -70,7 +75,15 @@ impl Notify {
             Some(Ok(())) => {}
             Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
             // The starter is gone or was never there, so there is nobody to try again for.
-            Some(Err(_)) | None => return Ok(false),
+            Some(Err(error)) => {
+                log::warn!(
+                    "READY=1 did not reach {SOCKET}, so the program that has set it may take this process \
+                     for one that has not started: {}",
+                    reason(&error)
+                );
+                return Ok(false);
+            }
+            None => return Ok(false),
         }
         // A predecessor shows nobody a status, and its manager hears a successor only later on.
         if !self.is_successor {
@@ -205,7 +218,8 @@ struct Way {
 }
 
 impl Way {
-    fn to(path: &OsStr) -> Option<Self> {
+    /// Returns a way to the `path` that the variable `name` holds.
+    fn to(name: &str, path: &OsStr) -> Option<Self> {
         let way = || {
             let socket = UnixDatagram::unbound()?;
             socket.set_nonblocking(true)?;
@@ -213,7 +227,7 @@ impl Way {
         };
         way()
             .inspect_err(|error: &io::Error| {
-                log::warn!("no notifications to {}: {error}", path.to_string_lossy());
+                log::warn!("no notifications to {name}={}: {error}", path.to_string_lossy());
             })
             .ok()
     }
@@ -250,7 +264,7 @@ mod tests {
         let name = format!("sg-notify-{}", std::process::id());
         let addr = SocketAddr::from_abstract_name(&name).unwrap();
         let manager = UnixDatagram::bind_addr(&addr).unwrap();
-        let way = || Way::to(format!("@{name}").as_ref());
+        let way = || Way::to(SOCKET, format!("@{name}").as_ref()).map(Arc::new);
         let notify = Notify { starter: way(), manager: way(), is_successor: false };
         assert!(notify.ready("serving", &[]).is_ok());
         for _ in 0..10_000 {
@@ -292,7 +306,7 @@ mod tests {
         let name = format!("sg-extend-{}", std::process::id());
         let addr = SocketAddr::from_abstract_name(&name).unwrap();
         let heard_by = UnixDatagram::bind_addr(&addr).unwrap();
-        let manager = Way::to(format!("@{name}").as_ref());
+        let manager = Way::to(SOCKET, format!("@{name}").as_ref()).map(Arc::new);
         let notify = Notify { manager, ..Notify::default() };
         let heard = |draining: Draining| {
             notify.draining(&draining);

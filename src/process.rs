@@ -29,6 +29,7 @@ use crate::server::{Running, Server, Stopping};
 use crate::shutdown::Shutdown;
 use crate::signals::{
     Heard, REPEAT_WINDOW, STOP_SIGNALS, StopSignal, StopSignals, log_second, stop, stream,
+    survive_full_files,
 };
 use crate::threads;
 
@@ -268,8 +269,9 @@ impl Process {
     /// The first signal stops the server, the second aborts it at once (rule S14); those within
     /// [`Process::repeat_window`] of the first belong to the same stop. HUP, INT and QUIT stay
     /// ignored if the process was started so, as `nohup` does, and the log says so. Signals that
-    /// the process was started to block are unblocked. The signals stay without effect on the
-    /// process after this has returned.
+    /// the process was started to block are unblocked. SIGXFSZ does not kill the process, so a log
+    /// that has reached the limit of a file's size costs its lines alone. The signals stay without
+    /// effect on the process after this has returned.
     ///
     /// The logger must never block, because the thread that keeps signals and deadlines logs, too:
     /// a pipe that nobody reads would then hold up the stop. [`LogWriter`](crate::LogWriter) takes
@@ -307,6 +309,8 @@ impl Process {
         listeners: impl IntoIterator<Item = L>,
     ) -> Result<Outcome, ServeError> {
         threads::check()?;
+        // Before the other signals, so that its descriptors are closed again.
+        survive_full_files().map_err(named("cannot handle signals"))?;
         // S16: before the first bind, and before a worker inherits what is blocked.
         let signals =
             stream(&self.signals, self.restart).map_err(named("cannot handle signals"))?;

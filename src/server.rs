@@ -21,7 +21,7 @@ use smol::lock::{Semaphore, SemaphoreGuardArc};
 
 use crate::conn::handler::Handler;
 use crate::conn::{Conn, Service};
-use crate::error::ServeError;
+use crate::error::{ServeError, reason};
 use crate::limits::{Limits, connections_allowed};
 use crate::listener::{Accepted, Listen, Listener};
 use crate::log_limit::LogLimit;
@@ -31,6 +31,7 @@ use crate::phase::Phase;
 use crate::registry::{Holder, Seat};
 use crate::shutdown::{Guard, Shutdown, wake};
 use crate::threads;
+use crate::transport::Peer;
 
 /// An HTTP/1.1 server.
 ///
@@ -398,7 +399,7 @@ impl Running {
     /// Takes what the kernel has queued, so that an abort can name it.
     pub(crate) fn empty_queues(&self) {
         for listener in &self.listeners {
-            // Without descriptors there is nothing to be known of the rest.
+            // What cannot be taken yet is tried again at the end (`close_at_once`).
             let _ = listener.empty_queue(|accepted| self.admit(accepted, ()));
         }
     }
@@ -491,7 +492,26 @@ impl Running {
         };
         // 3. The drain itself.
         let drain = shutdown.drain_telling(grace, |draining| tell(Stopping::Draining(draining)));
-        close.or(linger).or(drain).await
+        let mut outcome = close.or(linger).or(drain).await;
+        if shutdown.phase() == Phase::Aborting {
+            self.close_at_once();
+            shutdown.add_missed(&mut outcome);
+        }
+        outcome
+    }
+
+    /// Closes what the end of the drain has found open, because there were no descriptors for the
+    /// clients in the queue. Some may have come free by now, so those clients are named by their
+    /// request. The rest is named as a client of whom nothing is known.
+    fn close_at_once(&self) {
+        for listener in &self.listeners {
+            if let Err(error) = listener.close_at_once(|accepted| self.admit(accepted, ())) {
+                let (address, reason) = (listener.address(), reason(&error));
+                log::error!("clients stay in the queue of {address}, not served: {reason}");
+                let unknown = Seat::new(Peer::Unknown, self.service.orders.clone());
+                self.service.shutdown.missed(&unknown);
+            }
+        }
     }
 
     /// Notes that a successor serves in the place of this server.

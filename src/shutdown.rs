@@ -273,6 +273,13 @@ impl Shutdown {
         missed.push(Interrupted::of(seat, Instant::now()));
     }
 
+    /// Adds to the outcome of an aborted drain what was missed since.
+    pub(crate) fn add_missed(&self, outcome: &mut Outcome) {
+        let Outcome { ending, cut, .. } = self.latch.outcome(Duration::ZERO);
+        outcome.ending = ending;
+        outcome.cut = cut;
+    }
+
     /// Counts a request that was finished in the drain.
     pub(crate) fn finished(&self) {
         self.latch.finished.fetch_add(1, Ordering::Relaxed);

@@ -241,6 +241,18 @@ pub(crate) fn stream(
     Ok(stream)
 }
 
+/// Lets a write beyond the limit of a file's size (`ulimit -f`) fail. Otherwise the kernel would kill
+/// the process for a line of its log.
+///
+/// A handler, not SIG_IGN, because the programs that this process starts would inherit that.
+pub(crate) fn survive_full_files() -> io::Result<()> {
+    if !is_ignored(Signal::Xfsz) {
+        // The handler stays when this is dropped, and has nothing to do then.
+        drop(Signals::new([Signal::Xfsz])?);
+    }
+    Ok(())
+}
+
 /// The signals that a launcher may have ignored on purpose: nohup ignores HUP, and a script INT and
 /// QUIT in its background jobs. TERM and USR2 are sent only by somebody who means this process.
 const MAY_BE_IGNORED: [Signal; 3] = [Signal::Hup, Signal::Int, Signal::Quit];

@@ -1,4 +1,4 @@
-//! [`check`]: makes sure that the thread runs that async-io needs.
+//! [`check`]: makes sure that the thread runs that async-io needs, and that it has its descriptors.
 //!
 //! Invariant: after `check` has succeeded once, async-io's thread runs, so no later call into
 //! async-io can panic because the thread cannot be started. Knows nothing of the threads that run
@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -16,18 +17,22 @@ use std::time::{Duration, Instant};
 use async_io::Timer;
 use futures_lite::future;
 
+use crate::error::reason;
+
 /// Makes sure that async-io's thread runs, and starts it if nobody has used async-io yet.
 ///
-/// async-io panics where it cannot start its thread. So this first tries whether a thread can be
-/// started at all.
+/// async-io panics where it cannot start its thread, or open its descriptors. So this first tries
+/// whether both can be had at all.
 ///
 /// # Errors
 ///
-/// Returns what the operating system says if it starts no thread, because a limit is reached.
+/// Returns what the operating system says if it starts no thread or opens no descriptor, because a
+/// limit is reached.
 pub(crate) fn check() -> io::Result<()> {
     static STARTED: OnceLock<()> = OnceLock::new();
     if STARTED.get().is_none() {
         try_one().map_err(named("cannot start a thread"))?;
+        try_descriptors()?;
         // Another process of the same user may have taken the last place meanwhile.
         panic::catch_unwind(start_async_io)
             .map_err(|_| named("cannot start a thread")(io::ErrorKind::WouldBlock.into()))?;
@@ -47,6 +52,16 @@ pub(crate) fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
         );
         io::Error::new(error.kind(), message)
     }
+}
+
+/// Opens as many descriptors as async-io does for its own use (epoll, its timer, its waker), and closes
+/// them: async-io panics if it gets fewer.
+fn try_descriptors() -> io::Result<()> {
+    let pairs = [UnixStream::pair(), UnixStream::pair()];
+    pairs.into_iter().collect::<io::Result<Vec<_>>>().map(drop).map_err(|error| {
+        let message = format!("cannot start: {}; raise `ulimit -n`", reason(&error));
+        io::Error::new(error.kind(), message)
+    })
 }
 
 /// Starts a thread that ends at once, and waits until the kernel no longer counts that thread.

@@ -1,6 +1,6 @@
 //! What launchers, wrappers and operators do to the process before and beside the signals: blocked
-//! and ignored signals, two signals for one stop, endless durations, no room for threads, a
-//! suspension.
+//! and ignored signals, two signals for one stop, endless durations, no room for threads, files or
+//! descriptors, a suspension.
 //!
 //! The real binary, with real signals. What has to happen within a certain time happens while the
 //! process is suspended, so that a slow machine changes nothing.
@@ -8,15 +8,17 @@
 mod common;
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use common::{Client, Directory, Program, case, pass_repeat_window, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
+use smol_graceful::Address;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
@@ -261,6 +263,76 @@ fn a_lack_of_threads_is_one_line_and_exit_1() {
     }
 }
 
+/// A write beyond the limit of a file's size (`ulimit -f`) fails, but does not kill the process: neither
+/// that of a log line while a request is in flight, nor that of the pid file.
+#[test]
+fn a_file_that_may_not_grow_ends_nothing() {
+    let directory = Directory::new();
+    let (socket, log) = (directory.path("socket"), directory.path("log"));
+    let mut command = Command::new("prlimit");
+    command.arg("--fsize=10:10").arg(BINARY).arg("--listen");
+    command.arg(format!("unix:{}", socket.display())).stderr(File::create(&log).unwrap());
+    let mut server = command.spawn().unwrap();
+    wait_until("the server listens", || UnixStream::connect(&socket).is_ok());
+    let mut client = Client::connect_to(&Address::Unix(socket));
+    client.get("/livez").response();
+    client.get("/work?for=300ms");
+    kill(server.id(), Signal::TERM);
+    assert_eq!(client.response().text(), "okay");
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+    assert_eq!(fs::metadata(&log).unwrap().len(), 10);
+
+    let output = Command::new("prlimit")
+        .args(["--fsize=0:0", BINARY, "--listen", "127.0.0.1:0", "--pid-file"])
+        .arg(directory.path("pid"))
+        .output()
+        .unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("cannot write the pid file"), "{log}");
+    assert_eq!(log.lines().count(), 1, "{log}");
+}
+
+/// async-io panics where it has no descriptors.
+#[test]
+fn a_lack_of_descriptors_is_one_line_and_exit_1() {
+    // With less than 4 the loader finds no libraries.
+    for room in 4..=9 {
+        let limit = format!("--nofile={room}:{room}");
+        let mut command = Command::new("prlimit");
+        let output = command.args([&limit, BINARY, "--listen", "127.0.0.1:0"]).output().unwrap();
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{room}: {log}");
+        assert!(log.contains("Too many open files"), "{room}: {log}");
+        assert_eq!(log.lines().count(), 1, "{room}: {log}");
+    }
+}
+
+/// Rule S4, and no truth but the whole: a client that stays in the queue was not served.
+#[test]
+fn a_queue_that_cannot_be_emptied_is_cut() {
+    for (grace, signals) in [("500ms", 1), ("1h", 2)] {
+        let mut server = Program::server(&["--grace", grace, "--linger", "0s"]);
+        // From now on the server gets no further descriptor.
+        let is_free = |fd: &i32| !Path::new(&format!("/proc/{}/fd/{fd}", server.pid())).exists();
+        let free = (3..).find(is_free).unwrap();
+        let (pid, limit) = (server.pid().to_string(), format!("--nofile={free}:{free}"));
+        let status = Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap();
+        assert!(status.success());
+        let mut client = server.connect();
+        client.get("/livez");
+        server.wait_for("cannot accept on ");
+        for _ in 0..signals {
+            server.signal(Signal::TERM);
+            pass_repeat_window();
+        }
+        assert_eq!(server.exit_code(), 1, "{grace}: {server}");
+        let log = server.log();
+        assert!(log.contains("clients stay in the queue of 127.0.0.1:"), "{grace}: {log}");
+        assert!(log.contains(" 1 cut: "), "{grace}: {log}");
+    }
+}
+
 fn start_with_room(command: &mut Command, is_enough: bool) {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
@@ -277,6 +349,30 @@ fn start_with_room(command: &mut Command, is_enough: bool) {
         assert_eq!(line.lines().count(), 1, "{line}");
         assert!(!is_enough, "{line}");
     }
+}
+
+/// Rule S21: a terminal may stop each background job that writes to it (`stty tostop`).
+#[test]
+fn a_terminal_does_not_stop_a_background_job_for_its_log() {
+    let directory = Directory::new();
+    let [socket, pid, done] = ["socket", "pid", "done"].map(|name| directory.path(name));
+    let listen = format!("unix:{}", socket.display());
+    let script = format!(
+        "stty tostop; set -m; {BINARY} --listen {listen} & echo $! >{pid}; \
+         until test -e {done}; do sleep 0.01; done",
+        pid = pid.display(),
+        done = done.display(),
+    );
+    let mut terminal = Command::new("script");
+    terminal.args(["-qc", &script, "/dev/null"]).env("SHELL", "/bin/sh");
+    let mut terminal =
+        terminal.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("the server listens", || UnixStream::connect(&socket).is_ok());
+    let server = Process(fs::read_to_string(&pid).unwrap().trim().parse().unwrap());
+    server.signal(Signal::TERM);
+    wait_until("the server has ended", || !server.is_running());
+    fs::write(done, "").unwrap();
+    terminal.wait().unwrap();
 }
 
 // A process that was suspended

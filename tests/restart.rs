@@ -13,7 +13,7 @@ mod load;
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -26,6 +26,7 @@ use common::{Client, Directory, PATIENCE, Program, pass_repeat_window, wait_unti
 use load::{Load, Report, Tally, Target};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use smol_graceful::{Process, Server};
+use socket2::SockRef;
 
 const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
@@ -124,6 +125,21 @@ fn what_cannot_be_inherited_is_named() {
     }
 }
 
+/// The second address is the same socket, of which only one copy is left.
+#[test]
+fn a_socket_that_is_asked_for_twice_is_named() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    for (redirection, fd) in [("", 0), ("1<&0", 1), ("5<&0", 5)] {
+        let script = format!("exec \"$0\" --listen fd:0,fd:{fd} {redirection}");
+        let mut command = Command::new("sh");
+        let output = command.args(["-c", &script, SERVER]).stdin(copy(&socket)).output().unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        let error = format!("cannot listen on fd:{fd}: descriptor {fd} was taken before\n");
+        assert_eq!(log, format!("smol-graceful: {error}"));
+    }
+}
+
 /// Supervisor's `[fcgi-program]`: the socket is descriptor 0.
 #[test]
 fn descriptor_0_is_inherited() {
@@ -154,6 +170,8 @@ fn children_do_not_inherit_the_socket() {
         ("1<&0", "fd:0", &[0, 1]),
         ("1<&0", "fd:1", &[0, 1]),
         ("1<&0 3<&0", "fd:3", &[0, 1]),
+        // A launcher that has forgotten to close its own.
+        ("5<&0 6<&0", "fd:0", &[0, 5, 6]),
         ("7<&0 </dev/null", "fd:7", &[]),
     ] {
         let command = shell(redirection, listen);
@@ -179,6 +197,18 @@ fn children_do_not_inherit_the_socket() {
     }
 }
 
+/// A process that has the socket, too, may shut it down for all who have it. Then nobody is in the
+/// queue, so the stop does not wait for the queue.
+#[test]
+fn a_socket_that_another_process_shuts_down_does_not_hold_up_the_stop() {
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut server = held_on_stdin(&held, &["--grace", "1h"]);
+    SockRef::from(&held).shutdown(Shutdown::Both).unwrap();
+    server.wait_for("another process has shut the socket down");
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0, "{server}");
+}
+
 /// S5: clients in the queue are served although the socket was passed, because nobody else may be
 /// there to serve them: a program that makes the socket and then becomes the server, as s6's
 /// binders do.
@@ -196,7 +226,7 @@ fn the_queue_of_a_passed_socket_is_served() {
     for start in ways {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         // The standard library's queue is too short for the clients below.
-        socket2::SockRef::from(&socket).listen(4096).unwrap();
+        SockRef::from(&socket).listen(4096).unwrap();
         let mut server = start(socket);
         let addr = server.addr;
         // It accepts nothing and sees no signal meanwhile.
@@ -249,7 +279,7 @@ fn inherited_sockets_have_the_keepalive_of_the_flag() {
                 false => held_on_stdin(&held, args),
                 true => Program::start(activated("$$", vec![copy(&held)], "http", args)),
             };
-            let socket = socket2::SockRef::from(&held);
+            let socket = SockRef::from(&held);
             assert_eq!(socket.keepalive().unwrap(), seconds.is_some(), "{args:?}");
             if let Some(seconds) = seconds {
                 let silence = socket.tcp_keepalive_time().unwrap();
@@ -1118,7 +1148,7 @@ fn a_blocked_executor_is_noticed() {
     });
     server.signal(Signal::TERM);
     server.wait_for("stopping because of SIGTERM");
-    common::pass_repeat_window();
+    pass_repeat_window();
     server.signal(Signal::TERM);
     assert_eq!(server.exit_code(), 1, "{server}");
 }
@@ -1142,6 +1172,25 @@ fn a_deaf_manager_holds_up_nothing() {
         assert_eq!(server.exit_code(), 0, "{server}");
     }
     drop(manager);
+}
+
+/// The operator would find nothing in the log of a server that its manager takes for one that has failed
+/// to start.
+#[test]
+fn a_manager_that_cannot_be_reached_is_named_once() {
+    let directory = Directory::new();
+    fs::write(directory.path("file"), "").unwrap();
+    let name = |name| directory.path(name).into_os_string();
+    for socket in [name("nobody"), name("file"), name(&"x".repeat(200)), "@nobody-listens".into()] {
+        let mut command = Command::new(SERVER);
+        command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", &socket);
+        let mut server = Program::start(command);
+        server.wait_for("NOTIFY_SOCKET");
+        server.signal(Signal::TERM);
+        assert_eq!(server.exit_code(), 0, "{server}");
+        let log = server.log();
+        assert_eq!(log.matches("NOTIFY_SOCKET").count(), 1, "{socket:?}: {log}");
+    }
 }
 
 // What the tests above are made of.
