@@ -120,6 +120,8 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
         Ok(taken) => taken,
         Err(error) => {
             successor.end(patience).await;
+            // It may have taken the sockets for its own before it ended, and have begun to close them.
+            listeners.iter().for_each(Listener::admit_handshakes);
             return Err(error);
         }
     };

@@ -552,6 +552,37 @@ fn a_broken_successor_changes_nothing() {
     assert!(!path.exists());
 }
 
+/// A successor that is told to stop, after it has said too late that it is ready, holds handshakes
+/// back on the socket that it shares with its predecessor, and the predecessor goes on to serve.
+#[test]
+fn a_late_successor_leaves_no_syn_filter() {
+    let directory = Directory::new();
+    let path = directory.path("manager");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Command::new(SERVER);
+    command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--syn-filter"]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "20000");
+    let mut line = Line::start(command);
+    line.signal(Signal::USR2);
+    let told = line.program.wait_for("waiting for the successor, process ");
+    line.signal(Signal::STOP);
+    // Whatever the predecessor has said is heard: the next word is the successor's, which says it
+    // once the sockets are its own.
+    manager.set_nonblocking(true).unwrap();
+    while manager.recv(&mut [0; 4096]).is_ok() {}
+    manager.set_nonblocking(false).unwrap();
+    while hear(&manager) != "WATCHDOG=1\n" {}
+    let successor = number_behind(&told, "process ");
+    kill_process(pid(successor), Signal::TERM).unwrap();
+    wait_until("the successor has ended", || !is_running(successor));
+    line.signal(Signal::CONT);
+    line.program.wait_for("no successor: the successor was ready and has ended");
+    // Without an answer to its handshake, a client would wait for minutes.
+    TcpStream::connect_timeout(&line.program.addr, Duration::from_secs(3)).unwrap();
+    line.end();
+}
+
 /// A file that is not a program is not run, by a shell neither, and one line says what is wrong.
 #[test]
 fn what_is_not_a_program_is_not_run() {
