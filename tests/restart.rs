@@ -993,6 +993,24 @@ fn another_processs_pid_file_is_not_removed() {
     assert!(names(&file, 1));
 }
 
+/// A pipe that has taken the name of the file is neither waited for nor removed.
+#[test]
+fn a_pipe_in_place_of_the_pid_file_holds_up_nothing() {
+    let directory = Directory::new();
+    let file = directory.path("app.pid");
+    let mut server = Program::server(&["--pid-file", file.to_str().unwrap()]);
+    wait_until("the server is named", || names(&file, server.pid().try_into().unwrap()));
+    fs::remove_file(&file).unwrap();
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    // The successor refuses what is not a file. Then the server looks at the file itself.
+    server.signal(Signal::USR2);
+    server.wait_for("ERROR smol_graceful::pid_file] cannot write the pid file ");
+    server.wait_for("no successor: ");
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0, "{server}");
+    assert!(fs::symlink_metadata(&file).is_ok());
+}
+
 /// A path that cannot be written is told of in one line, before anything is served.
 #[test]
 fn a_pid_file_that_cannot_be_written_is_named() {
