@@ -118,6 +118,35 @@ fn the_mode_of_an_inherited_socket_stays() {
     stop(program);
 }
 
+/// A mode may keep out the server's own user, who has to find out whether its file is stale.
+#[test]
+fn a_mode_may_keep_out_the_owner() {
+    if !geteuid().is_root() {
+        // Only root can become somebody else, and no mode keeps out root.
+        return;
+    }
+    let directory = Directory::new();
+    fs::set_permissions(&directory.0, Permissions::from_mode(0o777)).unwrap();
+    let (program, path) = (directory.path("server"), directory.path("app.sock"));
+    fs::copy(SERVER, &program).unwrap();
+    let command = || {
+        let mut command = Command::new(&program);
+        command.args(["--unix-mode", "0060", "--listen", &unix(&path)]).uid(65_534).gid(65_534);
+        command
+    };
+    let mut first = Program::start(command());
+    let line = refusal(&mut command());
+    assert!(
+        line.ends_with("another process listens on it; stop that process, or choose another path")
+    );
+    assert_eq!(mode_of(&path), 0o060);
+    first.signal(Signal::KILL);
+    first.wait();
+    assert!(path.exists());
+    stop(Program::start(command()));
+    assert!(!path.exists());
+}
+
 /// Decimal for octal is a common mistake.
 #[test]
 fn a_mode_that_is_none_is_explained() {
