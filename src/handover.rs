@@ -140,6 +140,15 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
 /// was removed. The successor binds those anew, so that clients find them again.
 fn reachable(listeners: &[Listener]) -> Vec<Listener> {
     let is_reachable = |listener: &&Listener| {
+        if listener.has_another_file() {
+            // The successor could not bind it anew, and would not serve the other addresses then.
+            let address = listener.address();
+            log::warn!(
+                "another file has the name of {address}, so no client finds this socket; remove \
+                 that file, or stop who listens on it, and start a successor again"
+            );
+            return true;
+        }
         if !listener.has_lost_its_file() {
             return true;
         }

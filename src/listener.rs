@@ -1031,6 +1031,15 @@ impl Listener {
         }
     }
 
+    /// Returns `true` if another file has the name of the Unix socket's, so that no client finds the
+    /// socket.
+    pub(crate) fn has_another_file(&self) -> bool {
+        match &*self.bound() {
+            Some(Bound::Unix { file: Some(file), .. }) => file.is_replaced(),
+            _ => false,
+        }
+    }
+
     /// A successor accepts from the socket from now on.
     pub(crate) fn hand_over(&self) {
         *self.others() = Others::Successor;

@@ -790,7 +790,13 @@ fn another_servers_file_is_not_handed_over() {
     let mut line = Line::start(command);
     fs::remove_file(&path).unwrap();
     let other = UnixListener::bind(&path).unwrap();
-    line.restart();
+    line.signal(Signal::USR2);
+    line.program.wait_for(&format!(
+        "another file has the name of unix:{}, so no client finds this socket",
+        path.display()
+    ));
+    let told = line.program.wait_for(" has taken over");
+    line.pid = number_behind(&told, "process ");
     line.end();
     assert!(path.exists());
     drop(other);
