@@ -339,7 +339,10 @@ impl Process {
                 if is_heard.load(Ordering::Acquire) {
                     running.listeners().iter().for_each(Listener::take_over);
                 }
-                notify.stopping();
+                // The stop of a successor that has failed is not that of the service.
+                if !notify.is_awaited() {
+                    notify.stopping();
+                }
             }
             Stopping::LameDuck(duration) => notify.lame_duck(duration),
             Stopping::Draining(draining) => notify.draining(draining),

@@ -1113,6 +1113,30 @@ fn the_manager_is_told() {
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
+/// A successor that is told to stop is not the service, whose manager might listen to it all the same
+/// (`NotifyAccess=all`).
+#[test]
+fn a_late_successor_does_not_tell_the_manager_that_it_stops() {
+    let directory = Directory::new();
+    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Command::new(SERVER);
+    command.args(["--listen", "127.0.0.1:0", "--patience", "1ms"]);
+    command.env("NOTIFY_SOCKET", directory.path("manager"));
+    let mut line = Line::start(command);
+    assert_eq!(hear(&manager), "READY=1\n");
+    assert!(hear(&manager).starts_with("STATUS=listening on "));
+    line.signal(Signal::USR2);
+    line.program.wait_for("no successor: the successor was not ready within 1ms");
+    manager.set_nonblocking(true).unwrap();
+    let heard = manager.recv(&mut [0; 100]);
+    assert!(heard.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
+    manager.set_nonblocking(false).unwrap();
+    line.signal(Signal::TERM);
+    assert!(hear(&manager).starts_with("STOPPING=1\n"));
+    assert_eq!(line.program.exit_code(), 0, "{}", line.program);
+}
+
 /// A program with `serve` says itself that it is ready, and nothing else.
 #[test]
 fn a_program_of_its_own_tells_the_manager() {
