@@ -109,13 +109,6 @@ pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Socket, Socket
         let message = format!("a mode is octal, 0 to 0777, such as 0o660; this one is 0o{mode:o}");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-    if let Some(mode) = mode.filter(|mode| mode & 0o200 == 0) {
-        let message = format!(
-            "the mode 0o{mode:o} keeps the owner from writing, and then the next server could not \
-             tell whether this one still listens; add 0o200"
-        );
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-    }
     let bytes = path.as_os_str().len();
     if bytes > LONGEST {
         return Err(bind_error::too_long("path", bytes, LONGEST));

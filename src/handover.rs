@@ -120,6 +120,8 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
         Ok(taken) => taken,
         Err(error) => {
             successor.end(patience).await;
+            // It may have taken the sockets for its own before it ended, and have begun to close them.
+            listeners.iter().for_each(Listener::admit_handshakes);
             return Err(error);
         }
     };
@@ -139,6 +141,15 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
 /// file was removed. The successor binds those anew, so that clients find them again.
 fn reachable(listeners: &[Listener]) -> Vec<Listener> {
     let is_reachable = |listener: &&Listener| {
+        if listener.has_another_file() {
+            // The successor could not bind it anew, and would not serve the other addresses then.
+            let address = listener.address();
+            log::warn!(
+                "another file has the name of {address}, so no client finds this socket; remove \
+                 that file, or stop who listens on it, and start a successor again"
+            );
+            return true;
+        }
         if !listener.has_lost_its_file() {
             return true;
         }

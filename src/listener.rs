@@ -934,6 +934,21 @@ impl Listener {
         false
     }
 
+    /// Lets handshakes begin again on a socket of this process's own. A successor that has failed may
+    /// have held them back on the same socket.
+    #[cfg(feature = "restart")]
+    pub(crate) fn admit_handshakes(&self) {
+        // No successor puts a filter on a socket that somebody else has bound.
+        if !self.is_own() {
+            return;
+        }
+        #[cfg(target_os = "linux")]
+        if let Some(Bound::Tcp(socket)) = &*self.bound() {
+            // An error says that there is no filter.
+            let _ = SockRef::from(socket).detach_filter();
+        }
+    }
+
     /// Takes every connection that the kernel has queued, unless a successor does (rule S5). Ends
     /// even under a flood of new ones.
     ///
@@ -1058,6 +1073,15 @@ impl Listener {
     pub(crate) fn has_lost_its_file(&self) -> bool {
         match &*self.bound() {
             Some(Bound::Unix { file: Some(file), .. }) => file.is_removed(),
+            _ => false,
+        }
+    }
+
+    /// Returns `true` if another file has the name of the Unix socket's, so that no client finds the
+    /// socket.
+    pub(crate) fn has_another_file(&self) -> bool {
+        match &*self.bound() {
+            Some(Bound::Unix { file: Some(file), .. }) => file.is_replaced(),
             _ => false,
         }
     }

@@ -92,6 +92,18 @@ impl Notify {
         Ok(self.is_successor)
     }
 
+    /// Returns `true` if a predecessor still waits for this process: it serves, and is the process that
+    /// the manager watches over. A predecessor that has ended, or lets go, does not listen any more.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let Some(predecessor) = self.starter.as_ref().filter(|_| self.is_successor) else {
+            return false;
+        };
+        match predecessor.send(&[NotifyState::Stopping]) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        }
+    }
+
     /// Tells the manager that the stop has begun.
     pub(crate) fn stopping(&self) {
         self.tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);

@@ -4,8 +4,8 @@
 //! of the old one. A process removes the file only while the file holds its own id, as a successor
 //! may have written another one by then. Does not know when the process serves.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::path::{self, Path, PathBuf};
 use std::process;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,10 +38,7 @@ impl PidFile {
         let named = |error| cannot_write(path, &error);
         let path = path::absolute(path).map_err(named)?;
         let named = |error| cannot_write(&path, &error);
-        if path.file_name().is_none() || fs::metadata(&path).is_ok_and(|there| !there.is_file()) {
-            // A device, such as /dev/null, would be replaced.
-            return Err(named(io::Error::other("it is not a regular file")));
-        }
+        check(&path).map_err(named)?;
         let draft = draft(&path).map_err(named)?;
         fs::remove_file(draft).map_err(named)?;
         Ok(Self(PidWriter(Arc::new(Shared { path, is_over: Mutex::new(false) }))))
@@ -75,7 +72,7 @@ impl PidWriter {
         if *is_over || is_own(path) {
             return;
         }
-        let renamed = draft(path).and_then(|draft| {
+        let renamed = check(path).and_then(|()| draft(path)).and_then(|draft| {
             fs::rename(&draft, path).inspect_err(|_| drop(fs::remove_file(&draft)))
         });
         if let Err(error) = renamed {
@@ -90,7 +87,25 @@ impl PidWriter {
 
 /// Returns `true` if the file holds this process's id.
 fn is_own(path: &Path) -> bool {
-    fs::read_to_string(path).is_ok_and(|text| text.trim().parse() == Ok(process::id()))
+    // Something else may have taken the name: a pipe would be waited for, and a device has no end.
+    if !fs::metadata(path).is_ok_and(|there| there.is_file()) {
+        return false;
+    }
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(LONGEST).read_to_string(&mut text));
+    read.is_ok() && text.trim().parse() == Ok(process::id())
+}
+
+/// How many bytes are read of a pid file: more than an id and some white space have.
+const LONGEST: u64 = 64;
+
+/// Makes sure that the file at `path` may be replaced, if there is one.
+fn check(path: &Path) -> io::Result<()> {
+    if path.file_name().is_none() || fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        // A device, such as /dev/null, would be replaced.
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    Ok(())
 }
 
 /// Writes this process's id to a file beside `path`, and returns the file's path.

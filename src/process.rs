@@ -338,6 +338,8 @@ impl Process {
         let tell = |stopping: Stopping<'_>| match stopping {
             // The manager watches over the successor now.
             _ if running.has_successor() => {}
+            // The stop of a successor that has failed is not that of the service.
+            Stopping::Begun if notify.is_awaited() => {}
             Stopping::Begun => notify.stopping(),
             Stopping::LameDuck(duration) => notify.lame_duck(duration),
             Stopping::Draining(draining) => notify.draining(draining),

@@ -4,8 +4,9 @@
 //! the file that this process has bound or found there. So the last process that lets go of a socket
 //! removes its file, whichever that is (rule S5). Does not know who those processes are.
 
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{self, Path, PathBuf};
 
 use rustix::io::Errno;
@@ -50,8 +51,14 @@ impl SocketFile {
     pub(crate) fn remove(&self) {
         if self.is_there() {
             // A failure does no harm, because the next server finds the file stale and replaces it.
-            let _ = std::fs::remove_file(&self.path);
+            let _ = fs::remove_file(&self.path);
         }
+    }
+
+    /// Returns `true` if another file has taken the name of the file.
+    #[cfg(feature = "restart")]
+    pub(crate) fn is_replaced(&self) -> bool {
+        identity(&self.path).is_ok_and(|identity| identity != self.identity)
     }
 
     /// Returns `true` if the name of the file is still that of this very file.
@@ -62,7 +69,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if is_stale(&self.path).unwrap_or(false) {
+        if self.is_there() && is_stale(&self.path).unwrap_or(false) {
             self.remove();
         }
     }
@@ -75,8 +82,24 @@ impl Drop for SocketFile {
 /// Returns what the operating system says if it does not tell, for example because the file belongs
 /// to another user.
 pub(crate) fn is_stale(path: &Path) -> io::Result<bool> {
-    // A datagram socket cannot connect to a stream socket. The kernel looks for the socket before
-    // it looks at the type, so its answer tells whether there is one, and a server notices nothing.
+    match probe(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            // The file's mode may keep out even its owner, who may change it.
+            let mode = fs::symlink_metadata(path)?.permissions().mode();
+            let set = |mode| fs::set_permissions(path, Permissions::from_mode(mode));
+            set(mode | 0o200).map_err(|_| error)?;
+            let is_stale = probe(path);
+            set(mode)?;
+            is_stale
+        }
+        told => told,
+    }
+}
+
+/// Asks the kernel whether the socket at `path` is stale.
+fn probe(path: &Path) -> io::Result<bool> {
+    // A datagram socket cannot connect to a stream socket. The kernel looks for the socket before it
+    // looks at the type, so its answer tells whether there is one, and a server notices nothing.
     let probe = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
     match probe.connect(&SockAddr::unix(path)?) {
         Ok(()) => Ok(false),
@@ -88,6 +111,6 @@ pub(crate) fn is_stale(path: &Path) -> io::Result<bool> {
 
 /// Returns device and inode.
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = std::fs::symlink_metadata(path)?;
+    let metadata = fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
 }

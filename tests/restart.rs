@@ -584,6 +584,40 @@ fn a_broken_successor_changes_nothing() {
     assert!(!path.exists());
 }
 
+/// A successor that is told to stop, after it has said too late that it is ready, holds handshakes
+/// back on the socket that it shares with its predecessor, and the predecessor goes on to serve.
+#[test]
+fn a_late_successor_leaves_no_syn_filter() {
+    let directory = Directory::new();
+    let path = directory.path("manager");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Command::new(SERVER);
+    command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--syn-filter"]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "20000");
+    let mut line = Line::start(command);
+    line.signal(Signal::USR2);
+    let told = line.program.wait_for("waiting for the successor, process ");
+    line.signal(Signal::STOP);
+    // Whatever the predecessor has said is heard: the next words are the successor's, every
+    // 10 ms. After 500 ms the sockets are its own.
+    manager.set_nonblocking(true).unwrap();
+    while manager.recv(&mut [0; 4096]).is_ok() {}
+    manager.set_nonblocking(false).unwrap();
+    let mut beats = 0;
+    while beats < 50 {
+        beats += usize::from(hear(&manager) == "WATCHDOG=1\n");
+    }
+    let successor = number_behind(&told, "process ");
+    kill_process(pid(successor), Signal::TERM).unwrap();
+    wait_until("the successor has ended", || !is_running(successor));
+    line.signal(Signal::CONT);
+    line.program.wait_for("no successor: the successor was ready and has ended");
+    // Without an answer to its handshake, a client would wait for minutes.
+    TcpStream::connect_timeout(&line.program.addr, Duration::from_secs(3)).unwrap();
+    line.end();
+}
+
 /// A file that is not a program is not run, not even by a shell, and one line says what is wrong.
 #[test]
 fn what_is_not_a_program_is_not_run() {
@@ -806,7 +840,13 @@ fn another_servers_file_is_not_handed_over() {
     let mut line = Line::start(command);
     fs::remove_file(&path).unwrap();
     let other = UnixListener::bind(&path).unwrap();
-    line.restart();
+    line.signal(Signal::USR2);
+    line.program.wait_for(&format!(
+        "another file has the name of unix:{}, so no client finds this socket",
+        path.display()
+    ));
+    let told = line.program.wait_for(" has taken over");
+    line.pid = number_behind(&told, "process ");
     line.end();
     assert!(path.exists());
     drop(other);
@@ -1009,6 +1049,24 @@ fn another_processs_pid_file_is_not_removed() {
     assert!(names(&file, 1));
 }
 
+/// A pipe that has taken the name of the file is neither waited for nor removed.
+#[test]
+fn a_pipe_in_place_of_the_pid_file_holds_up_nothing() {
+    let directory = Directory::new();
+    let file = directory.path("app.pid");
+    let mut server = Program::server(&["--pid-file", file.to_str().unwrap()]);
+    wait_until("the server is named", || names(&file, server.pid().try_into().unwrap()));
+    fs::remove_file(&file).unwrap();
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    // The successor refuses what is not a file. Then the server looks at the file itself.
+    server.signal(Signal::USR2);
+    server.wait_for("ERROR smol_graceful::pid_file] cannot write the pid file ");
+    server.wait_for("no successor: ");
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0, "{server}");
+    assert!(fs::symlink_metadata(&file).is_ok());
+}
+
 /// A path that cannot be written is told of in one line, before anything is served.
 #[test]
 fn a_pid_file_that_cannot_be_written_is_named() {
@@ -1103,6 +1161,30 @@ fn the_manager_is_told() {
     client.send("llo");
     assert_eq!(client.response().text(), "hello");
     assert_eq!(server.exit_code(), 0, "{server}");
+}
+
+/// A successor that is told to stop is not the service, whose manager might listen to it all the same
+/// (`NotifyAccess=all`).
+#[test]
+fn a_late_successor_does_not_tell_the_manager_that_it_stops() {
+    let directory = Directory::new();
+    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Command::new(SERVER);
+    command.args(["--listen", "127.0.0.1:0", "--patience", "1ms"]);
+    command.env("NOTIFY_SOCKET", directory.path("manager"));
+    let mut line = Line::start(command);
+    assert_eq!(hear(&manager), "READY=1\n");
+    assert!(hear(&manager).starts_with("STATUS=listening on "));
+    line.signal(Signal::USR2);
+    line.program.wait_for("no successor: the successor was not ready within 1ms");
+    manager.set_nonblocking(true).unwrap();
+    let heard = manager.recv(&mut [0; 100]);
+    assert!(heard.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
+    manager.set_nonblocking(false).unwrap();
+    line.signal(Signal::TERM);
+    assert!(hear(&manager).starts_with("STOPPING=1\n"));
+    assert_eq!(line.program.exit_code(), 0, "{}", line.program);
 }
 
 /// A program with `serve` says itself that it is ready, and nothing else.
