@@ -45,7 +45,5 @@ fn main() -> Result<Outcome, ServeError> {
         process = process.threads(threads);
     }
     let server = Server::new(block).limits(Limits { grace, ..Limits::default() });
-    let outcome = process.run(server, [&*address])?;
-    log::info!("{outcome}");
-    Ok(outcome)
+    process.run(server, [&*address])
 }

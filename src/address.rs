@@ -1,6 +1,6 @@
 //! [`Address`]: where to listen, as text and as a value.
 //!
-//! Invariant: the text of an address reads as the same address again. Text that is not an address
+//! Invariant: an address that was read from text prints text that reads as the same address. Text that is not an address
 //! becomes an [`AddressError`], which shows how to write it. This file opens nothing and asks no
 //! resolver, so the only name of a host is `localhost`.
 
@@ -182,6 +182,9 @@ fn advice(text: &str) -> String {
     if let Some(advice) = advice_without_port(text).or_else(|| advice_on_scheme(text)) {
         return advice;
     }
+    if let Some(address) = text.split_once('/').and_then(|(authority, _)| read(authority)) {
+        return format!("leave out the path: write `{address}`");
+    }
     if text.contains('/') || text.starts_with('@') {
         return format!("write `unix:{text}` for a Unix socket");
     }
@@ -222,7 +225,11 @@ fn advice_on_scheme(text: &str) -> Option<String> {
     }
     let lower = scheme.to_ascii_lowercase();
     if ["unix", "fd"].contains(&&*lower) {
-        return Some(format!("write `{lower}:{rest}`"));
+        let text = format!("{lower}:{rest}");
+        return match read(&text) {
+            Some(address) => Some(format!("write `{address}`")),
+            None => advice_on_scheme(&text),
+        };
     }
     if lower.is_empty() || !lower.bytes().all(|byte| byte.is_ascii_alphabetic()) {
         return None;
@@ -361,6 +368,10 @@ mod tests {
                  `127.0.0.1:80`",
             ),
             ("999.0.0.1:80", "names are not looked up"),
+            ("localhost:8082/", "leave out the path: write `localhost:8082`"),
+            ("127.0.0.1:8082/path", "leave out the path: write `127.0.0.1:8082`"),
+            ("UNIX:", "a path is missing"),
+            ("FD:x", fd),
             ("localhost", "write it with a port, such as `localhost:8082`"),
             ("LOCALHOST", "write it with a port, such as `localhost:8082`"),
             ("1.2.3.4", "write it with a port, such as `1.2.3.4:8082`"),

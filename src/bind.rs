@@ -15,9 +15,8 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::address::Address;
 use crate::bind_error::{self, Obstacle};
-use crate::inherited::identity_behind;
 use crate::own_sockets::{OwnSocket, TcpSpan};
-use crate::socket_file::{SocketFile, is_stale};
+use crate::socket_file::{SocketFile, identity_behind, is_stale};
 
 /// How long a queue is, unless the kernel cuts it (`somaxconn`). A drain empties the queue, so its
 /// length costs nothing.

@@ -7,8 +7,6 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-use crate::shutdown::Stopped;
-
 /// Says why a server could not be started (an address that cannot be listened on, a signal that
 /// cannot be handled, a thread that cannot be started) or why it has stopped by itself: a source of
 /// connections, [`Listener::of`](crate::Listener::of), has panicked.
@@ -83,12 +81,6 @@ impl Error for ServeError {}
 impl From<io::Error> for ServeError {
     fn from(error: io::Error) -> Self {
         Self(error)
-    }
-}
-
-impl From<Stopped> for ServeError {
-    fn from(stopped: Stopped) -> Self {
-        Self(stopped.into())
     }
 }
 

@@ -90,6 +90,12 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
         let message = format!("{} was handed over already", listener.address());
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
     }
+    if env::var_os("SUPERVISOR_ENABLED").is_some() {
+        log::warn!(
+            "Supervisor follows the process that it has started, and will start another one beside \
+             the successor; restart with supervisorctl instead"
+        );
+    }
     let mailbox = Mailbox::new()?;
     let mut successor = Starting::new(program(listeners, &mailbox)?)?;
     let pid = successor.child.id();
@@ -131,6 +137,9 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
         // it.
         if taken.as_ref().is_none_or(|taken| taken.contains(&fd)) {
             listener.hand_over();
+        } else {
+            let address = listener.address();
+            log::warn!("the successor does not listen on {address}, which is closed now");
         }
     }
     Notify::from_env().main_pid(pid);

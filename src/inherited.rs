@@ -9,9 +9,9 @@
 
 use std::collections::BTreeSet;
 use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -24,10 +24,11 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use rustix::io::{FdFlags, dup2, fcntl_getfd, fcntl_setfd};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 
 use crate::address::Address;
-use crate::own_sockets::OwnSocket;
+use crate::own_sockets::{OwnSocket, address_of};
+use crate::socket_file::identity_behind;
 
 /// A listening socket that was passed to this process.
 #[derive(Debug)]
@@ -97,7 +98,9 @@ pub(crate) fn matching(address: &Address) -> io::Result<Option<Inherited>> {
         let chosen = passed.iter().filter(known_as).find(is_free).cloned();
         let bare = Passed { fd, name: None, handed: None };
         return match take(chosen.unwrap_or(bare), |_| true)? {
-            None => Err(io::Error::other(format!("descriptor {fd} was taken before"))),
+            None => Err(io::Error::other(format!(
+                "descriptor {fd} was taken before, or has another socket now"
+            ))),
             inherited => Ok(inherited),
         };
     }
@@ -120,12 +123,6 @@ fn is_at(address: &Address, bound: &Address, file: Option<&Path>) -> bool {
     let (Address::Unix(wanted), Address::Unix(bound)) = (address, bound) else { return false };
     let wanted = identity_behind(wanted);
     wanted.is_some() && wanted == identity_behind(file.unwrap_or(bound))
-}
-
-/// Returns the device and the inode of the file to which `path` leads, by symbolic links too.
-pub(crate) fn identity_behind(path: &Path) -> Option<(u64, u64)> {
-    let metadata = fs::metadata(path).ok()?;
-    Some((metadata.dev(), metadata.ino()))
 }
 
 /// Returns `true` if the environment says that this process was started with the descriptor.
@@ -292,7 +289,9 @@ fn take(
             return Ok(None);
         }
         None if is_ours => {
-            return Err(invalid(&format!("descriptor {fd} was not passed to this process")));
+            return Err(invalid(&format!(
+                "descriptor {fd} was not passed to this process{PASSED_BY}"
+            )));
         }
         _ => {}
     }
@@ -365,24 +364,6 @@ fn nothing() -> io::Result<OwnedFd> {
     }
 }
 
-/// Returns the address of a listening stream socket.
-pub(crate) fn address_of(socket: &Socket) -> io::Result<Address> {
-    if socket.r#type()? != Type::STREAM || !socket.is_listener().unwrap_or(false) {
-        return Err(invalid("is no socket that listens for connections"));
-    }
-    let addr = socket.local_addr()?;
-    if let Some(addr) = addr.as_socket() {
-        return Ok(Address::Tcp(addr));
-    }
-    if socket.domain()? != Domain::UNIX {
-        return Err(invalid("is no TCP and no Unix socket"));
-    }
-    Ok(match (addr.as_pathname(), addr.as_abstract_namespace()) {
-        (None, Some(name)) => Address::Abstract(OsStr::from_bytes(name).to_owned()),
-        (path, _) => Address::Unix(path.unwrap_or(Path::new("")).to_owned()),
-    })
-}
-
 fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, what)
 }
@@ -390,11 +371,15 @@ fn invalid(what: &str) -> io::Error {
 /// Names the descriptor in `error`.
 fn of(fd: RawFd, error: &io::Error) -> io::Error {
     match error.raw_os_error() {
-        Some(EBADF) => invalid(&format!("descriptor {fd} is not open")),
-        Some(ENOTSOCK) => invalid(&format!("descriptor {fd} is no socket")),
+        Some(EBADF) => invalid(&format!("descriptor {fd} is not open{PASSED_BY}")),
+        Some(ENOTSOCK) => invalid(&format!("descriptor {fd} is not a socket{PASSED_BY}")),
         _ => io::Error::new(error.kind(), format!("descriptor {fd} {error}")),
     }
 }
+
+/// Says which programs pass a socket.
+const PASSED_BY: &str = "; Supervisor passes one as fd:0 to an [fcgi-program] (not to a [program]), \
+                         systemd to the service of a socket unit";
 
 const EBADF: i32 = rustix::io::Errno::BADF.raw_os_error();
 const ENOTSOCK: i32 = rustix::io::Errno::NOTSOCK.raw_os_error();
@@ -402,6 +387,7 @@ const ENOTSOCK: i32 = rustix::io::Errno::NOTSOCK.raw_os_error();
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsStr;
 
     type Told = (RawFd, Option<String>, Option<Handed>);
 

@@ -28,6 +28,7 @@ use crate::bound::{Bound, is_of_no_listener, is_of_one_connection, tcp};
 use crate::connection::Connection;
 use crate::error::reason;
 use crate::inherited::{self, Handed, Inherited};
+use crate::own_sockets::address_of;
 use crate::socket_file::SocketFile;
 use crate::source::Source;
 use crate::threads;
@@ -349,7 +350,7 @@ impl ListenOptions {
     /// ```
     pub fn adopt(self, socket: impl Into<OwnedFd>) -> io::Result<Listener> {
         let socket = Socket::from(socket.into());
-        let address = inherited::address_of(&socket)?;
+        let address = address_of(&socket)?;
         let file = |path: &Path| SocketFile::at(path).ok();
         let bound = Bound::of(socket, &address, self.keepalive, file)?;
         let shared = Shared { syn_filter: self.syn_filter, ..Shared::new(address, bound) };

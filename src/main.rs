@@ -17,7 +17,7 @@ use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 use humantime::parse_duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -212,6 +212,9 @@ fn settings() -> Result<Settings, clap::Error> {
 /// Says what is wrong with the arguments, or what was asked for: `--help`, `--version`.
 fn usage(error: &clap::Error) -> ExitCode {
     let _ = error.print();
+    if let Some(name) = variable(error) {
+        let _ = writeln!(io::stderr(), "\nThe value comes from the variable {name}.");
+    }
     if error.kind() == ErrorKind::ValueValidation {
         // For a wrong value clap leaves it out.
         let _ = write!(io::stderr(), "\n{}\n", Settings::command().render_usage());
@@ -219,7 +222,38 @@ fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
 }
 
+/// Returns the variable that holds the wrong value, if no argument does.
+fn variable(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(named)) = error.get(ContextKind::InvalidArg) else { return None };
+    let flag = named.split(' ').next()?;
+    if env::args().any(|arg| arg.split('=').next() == Some(flag)) {
+        return None;
+    }
+    let command = Settings::command();
+    let arg = command.get_arguments().find(|arg| arg.get_long() == flag.strip_prefix("--"))?;
+    let name = arg.get_env()?;
+    env::var_os(name).map(|_| name.to_string_lossy().into_owned())
+}
+
+/// Warns of variables that look like ours and mean nothing.
+fn warn_of_unknown_variables() {
+    let command = Settings::command();
+    let is_known = |name: &OsStr| {
+        // A predecessor sets these.
+        let is_predecessors = ["SMOL_GRACEFUL_HANDOVER", "SMOL_GRACEFUL_NOTIFY_SOCKET"];
+        is_predecessors.iter().any(|known| name == *known)
+            || command.get_arguments().any(|arg| arg.get_env() == Some(name))
+    };
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("SMOL_GRACEFUL_") && !is_known(&name) {
+            ::log::warn!("the variable {text} means nothing; --help lists those that do");
+        }
+    }
+}
+
 fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
+    warn_of_unknown_variables();
     raise_open_files();
     // Bound by `run`, when signals are handled (rule S16).
     let listeners = iter::once_with(|| listeners(settings)).flat_map(|all| match all {

@@ -3,15 +3,18 @@
 //! Asks the kernel each time, because a program also has sockets that this library did not open.
 //! Takes, copies and closes nothing.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::io::{FdFlags, fcntl_getfd};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::address::Address;
-use crate::inherited::address_of;
 
 /// A listening socket of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +90,28 @@ impl TcpSpan {
         };
         self.addr.port() == other.addr.port() && includes_ip
     }
+}
+
+/// Returns the address of a listening stream socket.
+pub(crate) fn address_of(socket: &Socket) -> io::Result<Address> {
+    if socket.r#type()? != Type::STREAM || !socket.is_listener().unwrap_or(false) {
+        return Err(invalid("is not a socket that listens for connections"));
+    }
+    let addr = socket.local_addr()?;
+    if let Some(addr) = addr.as_socket() {
+        return Ok(Address::Tcp(addr));
+    }
+    if socket.domain()? != Domain::UNIX {
+        return Err(invalid("is no TCP and no Unix socket"));
+    }
+    Ok(match (addr.as_pathname(), addr.as_abstract_namespace()) {
+        (None, Some(name)) => Address::Abstract(OsStr::from_bytes(name).to_owned()),
+        (path, _) => Address::Unix(path.unwrap_or(Path::new("")).to_owned()),
+    })
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, what)
 }
 
 #[cfg(test)]

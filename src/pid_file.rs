@@ -4,13 +4,18 @@
 //! of the old one. A process removes the file only while the file holds its own id, as a successor
 //! may have written another one by then. Does not know when the process serves.
 
+use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{self, Path, PathBuf};
 use std::process;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
+
 use crate::error::reason;
+use crate::inherited::HANDOVER;
 
 /// The pid file of this process. Dropping this removes the file, unless it holds another process's
 /// id.
@@ -37,8 +42,11 @@ impl PidFile {
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         let named = |error| cannot_write(path, &error);
         let path = path::absolute(path).map_err(named)?;
+        // A link stays, and leads to the new file.
+        let path = fs::canonicalize(&path).unwrap_or(path);
         let named = |error| cannot_write(&path, &error);
         check(&path).map_err(named)?;
+        warn_of_another(&path);
         let draft = draft(&path).map_err(named)?;
         fs::remove_file(draft).map_err(named)?;
         Ok(Self(PidWriter(Arc::new(Shared { path, is_over: Mutex::new(false) }))))
@@ -80,6 +88,15 @@ impl PidWriter {
         }
     }
 
+    /// Writes this process's id again, if a successor that was told to stop has removed the file.
+    pub(crate) fn restore(&self) {
+        match content(&self.0.path) {
+            Content::Nothing => self.write(),
+            Content::Id(id) if !is_running(id) => self.write(),
+            Content::Id(_) | Content::Other => {}
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, bool> {
         self.0.is_over.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -87,13 +104,52 @@ impl PidWriter {
 
 /// Returns `true` if the file holds this process's id.
 fn is_own(path: &Path) -> bool {
-    // Something else may have taken the name: a pipe would be waited for, and a device has no end.
-    if !fs::metadata(path).is_ok_and(|there| there.is_file()) {
-        return false;
+    matches!(content(path), Content::Id(id) if id == process::id())
+}
+
+/// What is at the path of a pid file.
+enum Content {
+    /// No file, or an empty one.
+    Nothing,
+    /// A process id.
+    Id(u32),
+    /// Something else.
+    Other,
+}
+
+fn content(path: &Path) -> Content {
+    // A pipe would be waited for, and a device has no end.
+    match fs::metadata(path) {
+        Ok(there) if there.is_file() => {}
+        Ok(_) => return Content::Other,
+        Err(_) => return Content::Nothing,
     }
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(LONGEST).read_to_string(&mut text));
-    read.is_ok() && text.trim().parse() == Ok(process::id())
+    match (read, text.trim()) {
+        (Err(_), _) => Content::Other,
+        (Ok(_), "") => Content::Nothing,
+        (Ok(_), id) => id.parse().map_or(Content::Other, Content::Id),
+    }
+}
+
+/// Warns if the file at `path` names another process that runs, because that process may be another
+/// server. A predecessor is none.
+fn warn_of_another(path: &Path) {
+    let Content::Id(id) = content(path) else { return };
+    if is_running(id) && id != process::id() && env::var_os(HANDOVER).is_none() {
+        log::warn!(
+            "the pid file {} names process {id}, which runs and may be another server; this process \
+             takes the file over",
+            path.display()
+        );
+    }
+}
+
+/// Returns `true` if there is a process with this id.
+fn is_running(id: u32) -> bool {
+    let pid = i32::try_from(id).ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
 }
 
 /// How many bytes are read of a pid file: more than an id and some white space have.
@@ -103,7 +159,12 @@ const LONGEST: u64 = 64;
 fn check(path: &Path) -> io::Result<()> {
     if path.file_name().is_none() || fs::metadata(path).is_ok_and(|there| !there.is_file()) {
         // A device, such as /dev/null, would be replaced.
-        return Err(io::Error::other("it is not a regular file"));
+        return Err(io::Error::other("it is not a regular file; give another path"));
+    }
+    if matches!(content(path), Content::Other) {
+        let message = "the file there holds something else than a process id; remove it, or give \
+                       another path";
+        return Err(io::Error::other(message));
     }
     Ok(())
 }
@@ -124,8 +185,10 @@ fn draft(path: &Path) -> io::Result<PathBuf> {
 
 fn cannot_write(path: &Path, error: &io::Error) -> io::Error {
     let reason = match error.kind() {
-        io::ErrorKind::NotFound => "no such directory".into(),
-        io::ErrorKind::PermissionDenied => "permission denied".into(),
+        io::ErrorKind::NotFound => "no such directory; make it first".into(),
+        io::ErrorKind::PermissionDenied => {
+            "permission denied; this user has to be able to write to the directory".into()
+        }
         _ => reason(error),
     };
     let message = format!("cannot write the pid file {}: {reason}", path.display());
@@ -141,14 +204,14 @@ mod tests {
     fn a_relative_path_is_made_absolute_at_once() {
         let name = format!("sg-relative-{}.pid", process::id());
         let file = PidFile::at(Path::new(&name)).unwrap();
-        assert_eq!(file.0.0.path, std::env::current_dir().unwrap().join(&name));
+        assert_eq!(file.0.0.path, env::current_dir().unwrap().join(&name));
         // Nothing is there before the server is ready.
         assert!(!Path::new(&name).exists());
     }
 
     #[test]
     fn nothing_is_written_after_the_end() {
-        let path = std::env::temp_dir().join(format!("sg-late-{}.pid", process::id()));
+        let path = env::temp_dir().join(format!("sg-late-{}.pid", process::id()));
         let file = PidFile::at(&path).unwrap();
         let writer = file.writer();
         writer.write();

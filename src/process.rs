@@ -342,7 +342,10 @@ impl Process {
             Stopping::Begun if notify.is_awaited() => {}
             Stopping::Begun => notify.stopping(),
             Stopping::LameDuck(duration) => notify.lame_duck(duration),
-            Stopping::Draining(draining) => notify.draining(draining),
+            Stopping::Draining(draining) => {
+                writer.iter().for_each(PidWriter::restore);
+                notify.draining(draining);
+            }
         };
 
         // Not on the workers: what connections keep and what requests need for a moment are then
@@ -351,7 +354,8 @@ impl Process {
             running.accept().await;
             future::pending().await
         };
-        let control = running.control(tell).or(self.obey(signals, &shutdown, &running, writer));
+        let control =
+            running.control(tell).or(self.obey(signals, &shutdown, &running, writer.clone()));
         // This `block_on` only parks: it takes no I/O events away from the workers.
         running.verdict(future::block_on(control.or(accept)))
     }
@@ -413,7 +417,9 @@ impl Process {
                     successor = None;
                     let open = shutdown.in_flight();
                     log::info!("process {pid} has taken over; in flight: {open}");
-                    self.restart.inspect(|signal| shutdown.stop_by(*signal));
+                    if let Some(signal) = self.restart {
+                        shutdown.stop_by(signal);
+                    }
                 }
                 Event::Successor(Err(error)) => {
                     successor = None;

@@ -20,6 +20,7 @@ use event_listener::Event;
 use futures_lite::FutureExt;
 use http_types::Request;
 
+use crate::error::ServeError;
 use crate::orders::Orders;
 use crate::outcome::{Draining, Ending, Outcome};
 use crate::phase::{Moving, Phase};
@@ -588,6 +589,12 @@ impl fmt::Display for Stopped {
 }
 
 impl error::Error for Stopped {}
+
+impl From<Stopped> for ServeError {
+    fn from(stopped: Stopped) -> Self {
+        io::Error::from(stopped).into()
+    }
+}
 
 impl From<Stopped> for io::Error {
     fn from(stopped: Stopped) -> Self {

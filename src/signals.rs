@@ -395,7 +395,11 @@ pub(crate) fn stop(heard: Heard, shutdown: &Shutdown) {
 
 pub(crate) fn log_second(heard: Heard) {
     heard.log_wait();
-    log::warn!("ending at once because of a second signal, {}", name(heard.signal));
+    log::warn!(
+        "ending at once because of a second signal, {}; if a wrapper sends two signals for one stop, \
+         lengthen the repeat window",
+        name(heard.signal)
+    );
 }
 
 #[cfg(test)]

@@ -109,6 +109,12 @@ fn probe(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// Returns the device and the inode of the file to which `path` leads, by symbolic links too.
+pub(crate) fn identity_behind(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
 /// Returns device and inode.
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::symlink_metadata(path)?;

@@ -12,7 +12,7 @@ mod common;
 mod load;
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -101,27 +101,32 @@ fn what_cannot_be_inherited_is_named() {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let (stream, _other) = UnixStream::pair().unwrap();
     let file = fs::File::open("/dev/null").unwrap();
-    let no_listener = "is no socket that listens for connections";
+    let no_listener = "is not a socket that listens for connections";
     for (fd, args, error) in [
         (OwnedFd::from(udp), &[][..], format!("inherited sockets: descriptor 3 {no_listener}")),
         (stream.into(), &[], format!("inherited sockets: descriptor 3 {no_listener}")),
-        (file.into(), &[], "inherited sockets: descriptor 3 is no socket".into()),
+        (
+            file.into(),
+            &[],
+            "inherited sockets: descriptor 3 is not a socket; Supervisor passes".into(),
+        ),
         (
             fs::File::open("/dev/null").unwrap().into(),
             &["--listen", "fd:3"],
-            "cannot listen on fd:3: descriptor 3 is no socket".into(),
+            "cannot listen on fd:3: descriptor 3 is not a socket; Supervisor passes".into(),
         ),
         (
             fs::File::open("/dev/null").unwrap().into(),
             &["--listen", "fd:77"],
-            "cannot listen on fd:77: descriptor 77 is not open".into(),
+            "cannot listen on fd:77: descriptor 77 is not open; Supervisor passes".into(),
         ),
     ] {
         let mut command = activated("$$", vec![fd], "", args);
         let output = command.stdin(Stdio::null()).output().unwrap();
         let log = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{log}");
-        assert_eq!(log, format!("smol-graceful: {error}\n"));
+        assert!(log.starts_with(&format!("smol-graceful: {error}")), "{log}");
+        assert_eq!(log.lines().count(), 1, "{log}");
     }
 }
 
@@ -135,7 +140,9 @@ fn a_socket_that_is_asked_for_twice_is_named() {
         let output = command.args(["-c", &script, SERVER]).stdin(copy(&socket)).output().unwrap();
         let log = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{log}");
-        let error = format!("cannot listen on fd:{fd}: descriptor {fd} was taken before\n");
+        let error = format!(
+            "cannot listen on fd:{fd}: descriptor {fd} was taken before, or has another socket now\n"
+        );
         assert_eq!(log, format!("smol-graceful: {error}"));
     }
 }
@@ -757,7 +764,13 @@ fn what_a_successor_does_not_take_is_closed() {
     let mut line = Line::start(command);
     let old = line.program.addr;
     replace(&program, &format!("exec {SERVER} --listen 127.0.0.2:0"));
-    line.restart();
+    line.signal(Signal::USR2);
+    for address in [old.to_string(), format!("unix:{}", path.display())] {
+        let warning = format!("the successor does not listen on {address}, which is closed now");
+        line.program.wait_for(&warning);
+    }
+    let told = line.program.wait_for(" has taken over");
+    line.pid = number_behind(&told, "process ");
     wait_until("the old address is closed", || TcpStream::connect(old).is_err());
     wait_until("the old file is gone", || !path.exists());
     line.end();
@@ -985,6 +998,60 @@ fn the_pid_file_names_who_serves() {
     }
 }
 
+/// A file that names another server is taken over with a warning, and one that is no pid file is left
+/// alone. A link stays.
+#[test]
+fn a_pid_file_that_somebody_else_uses_is_told_of() {
+    let directory = Directory::new();
+    let (file, link) = (directory.path("app.pid"), directory.path("link.pid"));
+    let mut first = Program::server(&["--pid-file", file.to_str().unwrap()]);
+    wait_until("the first is named", || names(&file, first.pid().try_into().unwrap()));
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let mut second = Command::new(SERVER);
+    second.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(&link);
+    second.stderr(Stdio::piped()).stdin(Stdio::null());
+    let mut second = second.spawn().unwrap();
+    let mut log = BufReader::new(second.stderr.take().unwrap()).lines();
+    let warning = log.find(|line| line.as_ref().unwrap().contains("WARN")).unwrap().unwrap();
+    assert!(warning.contains(&format!("names process {}, which runs", first.pid())), "{warning}");
+    let pid_of_second = i32::try_from(second.id()).unwrap();
+    wait_until("the second is named", || names(&file, pid_of_second));
+    assert!(link.is_symlink());
+    kill_process(pid(pid_of_second), Signal::TERM).unwrap();
+    assert!(second.wait().unwrap().success());
+    first.signal(Signal::TERM);
+    assert_eq!(first.exit_code(), 0);
+
+    fs::write(&file, "my notes\n").unwrap();
+    let mut command = Command::new(SERVER);
+    let output = command.args(["--pid-file"]).arg(&file).output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("the file there holds something else than a process id"), "{log}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "my notes\n");
+}
+
+/// A stop while a successor is being started leaves the file with the process that drains.
+#[test]
+fn a_draining_process_keeps_its_pid_file() {
+    let directory = Directory::new();
+    let file = directory.path("app.pid");
+    let mut server = Program::server(&["--pid-file", file.to_str().unwrap()]);
+    let own = i32::try_from(server.pid()).unwrap();
+    wait_until("the server is named", || names(&file, own));
+    let mut client = server.connect();
+    client.send("GET /work?for=0s HTTP/1.1\r\nHo");
+    server.connect().get("/livez").response();
+    server.signal(Signal::TERM);
+    server.wait_for("stopping because of SIGTERM");
+    // As a successor does that has written its own id, and is told to stop.
+    fs::remove_file(&file).unwrap();
+    wait_until("the server is named again", || names(&file, own));
+    assert_eq!(client.send("st: x\r\n\r\n").response().text(), "okay");
+    assert_eq!(server.exit_code(), 0, "{server}");
+    assert!(!file.exists());
+}
+
 /// A manager that hears READY finds the file.
 #[test]
 fn the_pid_file_is_there_before_ready() {
@@ -1074,9 +1141,9 @@ fn a_pid_file_that_cannot_be_written_is_named() {
     let (plain, socket) = (directory.path("plain"), directory.path("socket"));
     fs::write(&plain, "").unwrap();
     let _listener = UnixListener::bind(&socket).unwrap();
-    let no_file = "it is not a regular file";
+    let no_file = "it is not a regular file; give another path";
     for (path, error) in [
-        (directory.path("missing/app.pid"), "no such directory"),
+        (directory.path("missing/app.pid"), "no such directory; make it first"),
         (plain.join("app.pid"), "Not a directory"),
         (directory.0.clone(), no_file),
         (socket, no_file),

@@ -505,9 +505,22 @@ fn help_and_version_are_exit_0() {
 #[test]
 fn every_flag_has_its_variable() {
     for name in ["LISTEN", "WORK", "GRACE", "LINGER", "LAME_DUCK", "REPEAT_WINDOW", "THREADS"] {
-        let (status, _, stderr) = run(&[], &[(&format!("SMOL_GRACEFUL_{name}"), "nonsense")]);
+        let name = format!("SMOL_GRACEFUL_{name}");
+        let (status, _, stderr) = run(&[], &[(&name, "nonsense")]);
         assert_eq!(status.code(), Some(2), "{name}: {stderr}");
+        assert!(stderr.contains(&format!("The value comes from the variable {name}.")), "{stderr}");
     }
+    // The argument is wrong, whatever the variable says.
+    let (_, _, stderr) = run(&["--grace", "soon"], &[("SMOL_GRACEFUL_GRACE", "1s")]);
+    assert!(!stderr.contains("variable"), "{stderr}");
+    // A variable that is misspelt.
+    let mut command = Command::new(BINARY);
+    command.args(["--listen", "127.0.0.1:0"]).env("SMOL_GRACEFUL_THREDS", "2");
+    let mut server = Program::start(command);
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 0);
+    let warning = "the variable SMOL_GRACEFUL_THREDS means nothing";
+    assert!(server.log().contains(warning), "{server}");
     let mut command = Command::new(BINARY);
     command
         .env("SMOL_GRACEFUL_LISTEN", "127.0.0.1:0")
