@@ -97,10 +97,17 @@ mod tests {
         let entry = try_one().unwrap();
         assert!(!entry.is_some_and(|entry| entry.exists()));
         check().unwrap();
-        let names = fs::read_dir("/proc/self/task")
-            .unwrap()
-            .map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap_or_default());
-        let names: Vec<_> = names.collect();
-        assert!(names.contains(&"async-io\n".to_owned()), "{names:?}");
+        // The thread itself sets its name, a moment after it has begun.
+        let is_there = || {
+            let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+            let mut names =
+                tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+            names.any(|name| name == "async-io\n")
+        };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !is_there() {
+            assert!(Instant::now() < deadline, "async-io has no thread");
+            thread::yield_now();
+        }
     }
 }
