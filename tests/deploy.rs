@@ -12,14 +12,14 @@ mod load;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, Directory, PATIENCE, Program, Running, case, wait_until};
+use common::{Client, Directory, PATIENCE, Program, Running, case, free_port, program, wait_until};
 use load::{Load, Report, Tally, Target};
 use rustix::process::{Pid, Signal, kill_process};
 use smol_graceful::Request;
@@ -240,18 +240,6 @@ fn assert_nothing_is_forged(proxy: &Proxy) {
             assert_eq!(client.response().text(), honest);
         });
     }
-}
-
-/// A port that nobody has; someone else may take it, which a test that fails then says.
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-/// A program that a package has, also where only root looks.
-fn program(name: &str, package: &str) -> Command {
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    let found = path.split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.exists());
-    Command::new(found.unwrap_or_else(|| panic!("{name} is missing: install {package}")))
 }
 
 /// A supervisord of its own, with one of our files.

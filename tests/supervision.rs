@@ -10,14 +10,13 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, Directory, PATIENCE, Program, wait_until};
+use common::{Client, Directory, PATIENCE, Program, free_port, program, wait_until};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
@@ -154,18 +153,6 @@ fn foreman_passes_one_stop_twice() {
     assert_eq!(client.send("st: x\r\n\r\n").response().text(), "okay");
     wait_until("foreman has ended", || foreman.0.try_wait().unwrap().is_some());
     assert!(log().contains("drained in "), "{}", log());
-}
-
-/// A port that nobody has; someone else may take it, which a test that fails then says.
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-/// A program that a package has, also where only root looks.
-fn program(name: &str, package: &str) -> Command {
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    let found = path.split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.exists());
-    Command::new(found.unwrap_or_else(|| panic!("{name} is missing: install {package}")))
 }
 
 /// A program that starts the server, in a process group of its own; it is told to stop at the end.

@@ -9,7 +9,7 @@ use std::fmt;
 use std::fs;
 use std::future::Future;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown as Half, SocketAddr, TcpStream};
+use std::net::{Shutdown as Half, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -540,4 +540,17 @@ impl From<TcpStream> for Client {
         stream.set_nodelay(true).unwrap();
         Self::of(stream)
     }
+}
+
+/// A port that nobody has; someone else may take it, which a test that fails then says.
+pub fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// A program that a package has, also where only root looks.
+pub fn program(name: &str, package: &str) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    let found =
+        path.split(':').map(|dir| std::path::Path::new(dir).join(name)).find(|path| path.exists());
+    Command::new(found.unwrap_or_else(|| panic!("{name} is missing: install {package}")))
 }
