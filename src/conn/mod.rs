@@ -65,37 +65,44 @@ impl<'a> Conn<'a> {
         Self { service, seat, transport, is_fresh: true, empty: 0 }
     }
 
+    // None of these is an `async fn`, which keeps room for its arguments twice: an idle connection
+    // has to stay small (rule W12).
+
     /// Serves the connection until it ends or the server aborts it.
-    pub(crate) async fn serve(self) {
-        let seat = self.seat;
-        until_aborted(seat, self.requests()).await;
+    pub(crate) fn serve(self) -> impl Future<Output = ()> + Send + 'a {
+        until_aborted(self.seat, self.requests())
     }
 
     /// Like [`Conn::serve`], for a connection that a listener's wrapper gets first.
-    pub(crate) async fn serve_wrapped(self, wrapper: &Wrapper) {
-        let seat = self.seat;
-        let served = async {
+    pub(crate) fn serve_wrapped(
+        self,
+        wrapper: &'a Wrapper,
+    ) -> impl Future<Output = ()> + Send + 'a {
+        until_aborted(self.seat, async move {
             if let Some(conn) = self.handshake(wrapper).await {
                 conn.requests().await;
             }
-        };
-        until_aborted(seat, served).await;
+        })
     }
 
     /// Idle, active, idle, active, …
-    async fn requests(mut self) {
-        while let Some((bytes, n)) = self.first_bytes().await {
-            match self.exchanges(bytes, n).await {
-                Some(idle) => self = idle,
-                None => return,
+    #[expect(clippy::manual_async_fn, reason = "an `async fn` keeps room for its arguments twice")]
+    fn requests(mut self) -> impl Future<Output = ()> + Send + 'a {
+        async move {
+            while let Some((bytes, n)) = self.first_bytes().await {
+                match self.exchanges(bytes, n).await {
+                    Some(idle) => self = idle,
+                    None => return,
+                }
             }
-        }
-        // The close says it: a FIN after the last look (rule S6), or a reset if an abort has left
-        // something unread. Only a client that is slow to take what it was sent needs more.
-        let is_delivered = self.transport.undelivered() == 0 && !self.transport.is_wrapped();
-        if !is_delivered && self.seat.order() < Order::Abort {
-            // In a box: it is seldom needed, and would make room in every idle connection.
-            Box::pin(leave(self.transport, self.seat, true)).await;
+            // The close says it: a FIN after the last look (rule S6), or a reset if an abort has
+            // left something unread. Only a client that is slow to take what it was sent needs
+            // more.
+            let is_delivered = self.transport.undelivered() == 0 && !self.transport.is_wrapped();
+            if !is_delivered && self.seat.order() < Order::Abort {
+                // In a box: it is seldom needed, and would make room in every idle connection.
+                Box::pin(leave(self.transport, self.seat, true)).await;
+            }
         }
     }
 
@@ -121,11 +128,14 @@ impl<'a> Conn<'a> {
 /// as cut (rule S13). Between requests, the connection has a last look first.
 ///
 /// Each poll of the connection begins here, so its seat learns here whom to wake.
-async fn until_aborted(seat: &Seat, served: impl Future<Output = ()>) {
+fn until_aborted<'a>(
+    seat: &'a Seat,
+    served: impl Future<Output = ()> + Send + 'a,
+) -> impl Future<Output = ()> + Send + 'a {
     let aborted = poll_fn(|cx| {
         seat.register(cx.waker());
         let is_between = matches!(seat.doing(), Doing::Accepted | Doing::Idle);
         if seat.order() == Order::Abort && !is_between { Poll::Ready(()) } else { Poll::Pending }
     });
-    aborted.or(served).await;
+    aborted.or(served)
 }
