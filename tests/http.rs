@@ -1011,6 +1011,46 @@ fn an_unread_body_that_does_not_come_ends_the_connection() {
     settle(&server);
 }
 
+/// Rule S23: meanwhile the server waits for the handler, and not for a body that nobody reads.
+#[test]
+fn a_body_that_nobody_reads_may_come_behind_a_long_response() {
+    let limits = Limits { stall_timeout: SHORT, ..Limits::default() };
+    for path in ["/unread", "/given-up", "/kept"] {
+        case(path, || {
+            let (source, body) = UnixStream::pair().unwrap();
+            let body = Mutex::new(Some(body));
+            let (keep, _kept) = mpsc::channel();
+            let server = Running::with(limits.clone(), move |mut request: Request| {
+                let body = body.lock().unwrap().take();
+                let keep = keep.clone();
+                async move {
+                    if matches!(request.url().path(), "/given-up" | "/kept") {
+                        // The handler has its own idea of how long it waits.
+                        let mut bytes = Vec::new();
+                        let _ =
+                            futures_lite::future::poll_once(request.read_to_end(&mut bytes)).await;
+                    }
+                    if request.url().path() == "/kept" {
+                        keep.send(request)?;
+                    }
+                    Ok(body.map_or_else(|| "okay".into(), stream))
+                }
+            });
+            let mut client = server.connect();
+            client.send(post(path, "Content-Length: 5\r\n", ""));
+            while !client.line().unwrap().is_empty() {}
+            // Much longer than a body may stall.
+            thread::sleep(5 * SHORT);
+            drop(source);
+            assert_eq!((client.line().unwrap(), client.line().unwrap()), ("0".into(), "".into()));
+            client.send("01234");
+            assert_eq!(client.get("/").response().text(), "okay");
+            drop(client);
+            settle(&server);
+        });
+    }
+}
+
 // Expect: 100-continue.
 
 const EXPECT: &str = "Content-Length: 5\r\nExpect: 100-continue\r\n";
@@ -2198,6 +2238,25 @@ fn a_client_that_does_not_read_is_given_up() {
             assert!(bytes.len() < LENGTH, "all of it had room: make it larger");
         });
     }
+    settle(&server);
+}
+
+/// A client that takes nothing cannot buy time with bytes of a body.
+#[test]
+fn a_client_that_sends_and_does_not_read_is_given_up() {
+    let limits = Limits { stall_timeout: SHORT, ..Limits::default() };
+    let server = Running::with(limits, |mut request: Request| async move {
+        let mut body = request.take_body();
+        smol::spawn(async move { body.read_to_end(&mut Vec::new()).await }).detach();
+        Ok(Body::from_reader(BufReader::new(futures_lite::io::repeat(b'x')), None))
+    });
+    let mut client = server.connect();
+    client.send(post("/", "Content-Length: 1000000\r\n", ""));
+    wait_until("the client is given up", || {
+        thread::sleep(SHORT / 10);
+        let _ = client.stream.write(b"x");
+        client.stream.peek(&mut [0]).unwrap_or(1) > 0 && server.shutdown.in_flight() == 0
+    });
     settle(&server);
 }
 
