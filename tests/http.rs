@@ -2176,6 +2176,39 @@ fn a_stalled_upload_is_ended() {
     settle(&server);
 }
 
+/// A response that goes out buys no time for a body that does not come.
+#[test]
+fn a_stalled_upload_is_ended_while_its_response_streams() {
+    let limits = Limits { stall_timeout: SHORT, body_rate: 0, ..Limits::default() };
+    let (report, reports) = mpsc::channel();
+    let server = Running::with(limits, move |mut request: Request| {
+        let report = report.clone();
+        async move {
+            let mut body = request.take_body();
+            smol::spawn(async move {
+                let read = body.read_to_end(&mut Vec::new()).await;
+                let _ = report.send(read.map_err(|error| error.kind()));
+            })
+            .detach();
+            let ticks = smol::Timer::interval(SHORT / 20).map(|_| Ok("tick"));
+            Ok(Response::from(stream_body(ticks)))
+        }
+    });
+    let mut client = server.connect();
+    client.send(post("/", "Content-Length: 5\r\n", "0"));
+    let begun = Instant::now();
+    let read = loop {
+        client.line().unwrap();
+        if let Ok(read) = reports.try_recv() {
+            break read;
+        }
+        assert!(begun.elapsed() < PATIENCE, "the reader still waits");
+    };
+    assert_eq!(read, Err(io::ErrorKind::TimedOut));
+    drop(client);
+    settle(&server);
+}
+
 /// A handler that takes its time is not a client that stalls.
 #[test]
 fn a_slow_handler_is_waited_for() {

@@ -579,10 +579,11 @@ impl Gate {
         let activity = &self.seat.activity;
         let before = transport.metered_sent();
         let sent = self.output.poll_send(transport, cx, tail, || {
-            if activity.look().waits_for(Wait::Room) {
+            let look = activity.look();
+            if look.waits_for(Wait::Room) {
                 activity.got(Wait::Room);
-            } else if activity.look().doing() == Doing::Response {
-                // A response that goes out is progress (rule S20).
+            } else if look.doing() == Doing::Response && !look.waits_for(Wait::Body) {
+                // A response that goes out is progress (rule S20), but buys no time for a body.
                 activity.progress();
             }
         });
