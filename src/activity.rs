@@ -109,9 +109,13 @@ impl Activity {
         }
     }
 
-    /// Ends a wait, and counts a move if the connection has waited for this.
+    /// Ends a wait, and counts a move if the connection has waited for this. A body does not count
+    /// while the client takes no output: otherwise a byte of it now and then would buy any time.
     pub(crate) fn got(&self, wait: Wait) {
-        if self.look().waits_for(wait) {
+        let look = self.look();
+        if wait == Wait::Body && look.waits_for(Wait::Room) {
+            self.0.fetch_and(!(wait as u32), Ordering::Relaxed);
+        } else if look.waits_for(wait) {
             self.change(|word| word & !(wait as u32));
         }
     }
@@ -163,8 +167,12 @@ mod tests {
         assert!(has_moved(&|| activity.wait(Wait::Body, false)));
         assert!(!has_moved(&|| activity.wait(Wait::Body, false)));
         assert!(!has_moved(&|| activity.wait(Wait::Room, true)));
+        assert!(!has_moved(&|| activity.got(Wait::Body)));
+        assert!(!activity.look().waits_for(Wait::Body));
         assert!(has_moved(&|| activity.got(Wait::Room)));
         assert!(!has_moved(&|| activity.got(Wait::Room)));
+        activity.wait(Wait::Body, true);
+        assert!(has_moved(&|| activity.got(Wait::Body)));
     }
 
     #[test]

@@ -1011,6 +1011,46 @@ fn an_unread_body_that_does_not_come_ends_the_connection() {
     settle(&server);
 }
 
+/// Rule S23: meanwhile the server waits for the handler, and not for a body that nobody reads.
+#[test]
+fn a_body_that_nobody_reads_may_come_behind_a_long_response() {
+    let limits = Limits { stall_timeout: SHORT, ..Limits::default() };
+    for path in ["/unread", "/given-up", "/kept"] {
+        case(path, || {
+            let (source, body) = UnixStream::pair().unwrap();
+            let body = Mutex::new(Some(body));
+            let (keep, _kept) = mpsc::channel();
+            let server = Running::with(limits.clone(), move |mut request: Request| {
+                let body = body.lock().unwrap().take();
+                let keep = keep.clone();
+                async move {
+                    if matches!(request.url().path(), "/given-up" | "/kept") {
+                        // The handler has its own idea of how long it waits.
+                        let mut bytes = Vec::new();
+                        let _ =
+                            futures_lite::future::poll_once(request.read_to_end(&mut bytes)).await;
+                    }
+                    if request.url().path() == "/kept" {
+                        keep.send(request)?;
+                    }
+                    Ok(body.map_or_else(|| "okay".into(), stream))
+                }
+            });
+            let mut client = server.connect();
+            client.send(post(path, "Content-Length: 5\r\n", ""));
+            while !client.line().unwrap().is_empty() {}
+            // Much longer than a body may stall.
+            thread::sleep(5 * SHORT);
+            drop(source);
+            assert_eq!((client.line().unwrap(), client.line().unwrap()), ("0".into(), "".into()));
+            client.send("01234");
+            assert_eq!(client.get("/").response().text(), "okay");
+            drop(client);
+            settle(&server);
+        });
+    }
+}
+
 // Expect: 100-continue.
 
 const EXPECT: &str = "Content-Length: 5\r\nExpect: 100-continue\r\n";
@@ -2136,6 +2176,39 @@ fn a_stalled_upload_is_ended() {
     settle(&server);
 }
 
+/// A response that goes out buys no time for a body that does not come.
+#[test]
+fn a_stalled_upload_is_ended_while_its_response_streams() {
+    let limits = Limits { stall_timeout: SHORT, body_rate: 0, ..Limits::default() };
+    let (report, reports) = mpsc::channel();
+    let server = Running::with(limits, move |mut request: Request| {
+        let report = report.clone();
+        async move {
+            let mut body = request.take_body();
+            smol::spawn(async move {
+                let read = body.read_to_end(&mut Vec::new()).await;
+                let _ = report.send(read.map_err(|error| error.kind()));
+            })
+            .detach();
+            let ticks = smol::Timer::interval(SHORT / 20).map(|_| Ok("tick"));
+            Ok(Response::from(stream_body(ticks)))
+        }
+    });
+    let mut client = server.connect();
+    client.send(post("/", "Content-Length: 5\r\n", "0"));
+    let begun = Instant::now();
+    let read = loop {
+        client.line().unwrap();
+        if let Ok(read) = reports.try_recv() {
+            break read;
+        }
+        assert!(begun.elapsed() < PATIENCE, "the reader still waits");
+    };
+    assert_eq!(read, Err(io::ErrorKind::TimedOut));
+    drop(client);
+    settle(&server);
+}
+
 /// A handler that takes its time is not a client that stalls.
 #[test]
 fn a_slow_handler_is_waited_for() {
@@ -2198,6 +2271,25 @@ fn a_client_that_does_not_read_is_given_up() {
             assert!(bytes.len() < LENGTH, "all of it had room: make it larger");
         });
     }
+    settle(&server);
+}
+
+/// A client that takes nothing cannot buy time with bytes of a body.
+#[test]
+fn a_client_that_sends_and_does_not_read_is_given_up() {
+    let limits = Limits { stall_timeout: SHORT, ..Limits::default() };
+    let server = Running::with(limits, |mut request: Request| async move {
+        let mut body = request.take_body();
+        smol::spawn(async move { body.read_to_end(&mut Vec::new()).await }).detach();
+        Ok(Body::from_reader(BufReader::new(futures_lite::io::repeat(b'x')), None))
+    });
+    let mut client = server.connect();
+    client.send(post("/", "Content-Length: 1000000\r\n", ""));
+    wait_until("the client is given up", || {
+        thread::sleep(SHORT / 10);
+        let _ = client.stream.write(b"x");
+        client.stream.peek(&mut [0]).unwrap_or(1) > 0 && server.shutdown.in_flight() == 0
+    });
     settle(&server);
 }
 

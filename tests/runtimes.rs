@@ -657,9 +657,10 @@ fn server_that_lists_threads() -> Server {
                     Body::from(names.join(" "))
                 }
                 "/waits" => {
-                    let (id, _) =
-                        threads().into_iter().find(|(_, name)| name == "async-io").unwrap();
-                    waits(&id).to_string().into()
+                    let thread = threads().into_iter().find(|(_, name)| name == "async-io");
+                    // Not a panic, because a panic would close the connection.
+                    let no_thread = || http_types::Error::from_str(503, "async-io has no thread");
+                    waits(&thread.ok_or_else(no_thread)?.0).to_string().into()
                 }
                 "/stop" => {
                     stop.stop();

@@ -401,6 +401,7 @@ impl Gate {
     /// S22).
     pub(crate) async fn respond(&mut self, reply: &mut Reply) -> Result<(), Broken> {
         self.seat.activity.go_on(Doing::Response);
+        self.forget_wait_for_body();
         let expects_continue = {
             let mut wire = self.wire();
             wire.is_open_ended = reply.ends_with_connection();
@@ -494,6 +495,22 @@ impl Gate {
         }
     }
 
+    /// Ends a wait for the body whose reader may be gone: a handler may stop waiting, and the gate
+    /// itself has discarded only what had arrived. A reader that still waits is woken, and begins to
+    /// wait anew. Otherwise the client would have to send a body that nobody reads.
+    fn forget_wait_for_body(&self) {
+        if !self.seat.activity.look().waits_for(Wait::Body) {
+            return;
+        }
+        let mut wire = self.wire();
+        self.seat.activity.got(Wait::Body);
+        let reader = wire.reader.take();
+        drop(wire);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
     /// Hands the raw stream to the task that waits for it. Returns when that task has dropped the
     /// stream (rule S11), or when the client is gone (rule S22). In the second case the task's
     /// later reads and writes fail.
@@ -562,10 +579,11 @@ impl Gate {
         let activity = &self.seat.activity;
         let before = transport.metered_sent();
         let sent = self.output.poll_send(transport, cx, tail, || {
-            if activity.look().waits_for(Wait::Room) {
+            let look = activity.look();
+            if look.waits_for(Wait::Room) {
                 activity.got(Wait::Room);
-            } else if activity.look().doing() == Doing::Response {
-                // A response that goes out is progress (rule S20).
+            } else if look.doing() == Doing::Response && !look.waits_for(Wait::Body) {
+                // A response that goes out is progress (rule S20), but buys no time for a body.
                 activity.progress();
             }
         });
@@ -777,14 +795,13 @@ impl Wire {
             self.seat.receive(came);
         }
         let activity = &self.seat.activity;
+        // While the client takes no output, no byte of the body counts as a move.
+        let is_stuck = activity.look().waits_for(Wait::Room);
         match &read {
             Poll::Pending => {
                 self.reader = Some(cx.waker().clone());
-                // If the client takes no output either, nothing has moved: it may have stopped
-                // reading as well as sending.
-                let is_still = activity.look().waits_for(Wait::Room);
-                activity.wait(Wait::Body, is_still && came == 0);
-                if came > 0 {
+                activity.wait(Wait::Body, is_stuck);
+                if came > 0 && !is_stuck {
                     activity.progress();
                 }
                 if !due && self.incoming.continue_is_asked() {
@@ -794,7 +811,9 @@ impl Wire {
             }
             // A read of the body is progress, whether the bytes are kept or discarded.
             Poll::Ready(_) if activity.look().waits_for(Wait::Body) => activity.got(Wait::Body),
-            Poll::Ready(_) if activity.look().doing() == Doing::Discarding => activity.progress(),
+            Poll::Ready(_) if activity.look().doing() == Doing::Discarding && !is_stuck => {
+                activity.progress();
+            }
             Poll::Ready(_) => {}
         }
         read
