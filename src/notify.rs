@@ -185,8 +185,9 @@ impl Notify {
 pub fn ready(listeners: &[Listener]) -> io::Result<()> {
     inherited::close_unclaimed();
     let taken: Vec<_> = listeners.iter().filter_map(Listener::handed_as).collect();
-    if Notify::from_env().ready("serving", &taken)? {
-        listeners.iter().for_each(Listener::take_over);
+    let notify = Arc::new(Notify::from_env());
+    if notify.ready("serving", &taken)? {
+        listeners.iter().for_each(|listener| listener.take_over(&notify));
     }
     Ok(())
 }

@@ -481,7 +481,7 @@ async fn announce(notify: Arc<Notify>, running: Arc<Running>, pid_file: Option<P
         };
     };
     if heard {
-        running.listeners().iter().for_each(Listener::take_over);
+        running.listeners().iter().for_each(|listener| listener.take_over(&notify));
     }
     let Some(interval) = notify.watchdog_interval() else { return };
     while !running.has_successor() {

@@ -591,16 +591,37 @@ fn a_broken_successor_changes_nothing() {
     assert!(!path.exists());
 }
 
-/// A successor that is told to stop, after it has said too late that it is ready, holds handshakes
-/// back on the socket that it shares with its predecessor, and the predecessor goes on to serve.
+/// A successor that is told to stop, after it has said too late that it is ready, leaves handshakes
+/// alone on the socket that it shares with its predecessor, and the predecessor goes on to serve.
 #[test]
 fn a_late_successor_leaves_no_syn_filter() {
+    let mut line = outlive_a_late_successor(&["--listen", "127.0.0.1:0", "--syn-filter"]);
+    // Without an answer to its handshake, a client would wait for minutes.
+    TcpStream::connect_timeout(&line.program.addr, Duration::from_secs(3)).unwrap();
+    line.end();
+}
+
+/// The same successor leaves the file of the socket, because clients need the file to find the
+/// predecessor.
+#[test]
+fn a_late_successor_leaves_the_socket_file() {
+    let directory = Directory::new();
+    let path = directory.path("app.sock");
+    let mut line = outlive_a_late_successor(&["--listen", &format!("unix:{}", path.display())]);
+    assert_eq!(ask_unix(&path), "okay");
+    line.end();
+    assert!(!path.exists());
+}
+
+/// Returns a server that was suspended while its successor became ready, counted on the sockets, and
+/// was told to stop. The server goes on.
+fn outlive_a_late_successor(args: &[&str]) -> Line {
     let directory = Directory::new();
     let path = directory.path("manager");
     let manager = UnixDatagram::bind(&path).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut command = Command::new(SERVER);
-    command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--syn-filter"]);
+    command.args(["--work", "0s"]).args(args);
     command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "20000");
     let mut line = Line::start(command);
     line.signal(Signal::USR2);
@@ -620,9 +641,7 @@ fn a_late_successor_leaves_no_syn_filter() {
     wait_until("the successor has ended", || !is_running(successor));
     line.signal(Signal::CONT);
     line.program.wait_for("no successor: the successor was ready and has ended");
-    // Without an answer to its handshake, a client would wait for minutes.
-    TcpStream::connect_timeout(&line.program.addr, Duration::from_secs(3)).unwrap();
-    line.end();
+    line
 }
 
 /// A file that is not a program is not run, not even by a shell, and one line says what is wrong.
@@ -1238,13 +1257,13 @@ fn a_late_successor_does_not_tell_the_manager_that_it_stops() {
     let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut command = Command::new(SERVER);
-    command.args(["--listen", "127.0.0.1:0", "--patience", "1ms"]);
+    command.args(["--listen", "127.0.0.1:0", "--patience", "0s"]);
     command.env("NOTIFY_SOCKET", directory.path("manager"));
     let mut line = Line::start(command);
     assert_eq!(hear(&manager), "READY=1\n");
     assert!(hear(&manager).starts_with("STATUS=listening on "));
     line.signal(Signal::USR2);
-    line.program.wait_for("no successor: the successor was not ready within 1ms");
+    line.program.wait_for("no successor: the successor was not ready within 0ns");
     manager.set_nonblocking(true).unwrap();
     let heard = manager.recv(&mut [0; 100]);
     assert!(heard.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
