@@ -11,6 +11,7 @@ mod common;
 #[path = "../examples/lossless/load.rs"]
 mod load;
 
+use std::env;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
@@ -25,7 +26,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use common::{Client, Directory, PATIENCE, Program, pass_repeat_window, wait_until};
 use load::{Load, Report, Tally, Target};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use smol_graceful::{Process, Server};
+use smol_graceful::{Listener, Process, Server, restart};
 use socket2::SockRef;
 
 const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
@@ -725,7 +726,7 @@ fn a_successor_is_looked_up_in_path() {
     let directory = Directory::new();
     let (program, elsewhere) = (directory.path("app-in-path"), directory.path("elsewhere"));
     copy_server(&program);
-    let path = format!("{}:{}", directory.0.display(), std::env::var("PATH").unwrap());
+    let path = format!("{}:{}", directory.0.display(), env::var("PATH").unwrap());
     let mut command = Command::new("sh");
     command.args(["-c", "exec app-in-path \"$@\"", "sh", "--listen", "127.0.0.1:0"]);
     command.env("PATH", path);
@@ -1120,6 +1121,55 @@ fn a_broken_successor_leaves_the_pid_file() {
     }
     line.end();
     assert!(!file.exists());
+}
+
+/// The same if the program itself has started the successor. While that one starts, a USR2 that starts
+/// none does not touch the file, because the successor may have written it.
+#[test]
+fn a_broken_successor_of_a_program_of_its_own_leaves_the_pid_file() {
+    const FILE: &str = "SMOL_GRACEFUL_TEST_PID_FILE";
+    match (env::var_os(FILE), env::var_os("SMOL_GRACEFUL_HANDOVER")) {
+        (None, _) => {}
+        (Some(file), None) => return restart_under_run(Path::new(&file)),
+        (Some(file), Some(_)) => {
+            fs::write(file, std::process::id().to_string()).unwrap();
+            return std::thread::sleep(PATIENCE);
+        }
+    }
+    let directory = Directory::new();
+    let file = directory.path("app.pid");
+    let mut command = Command::new(env::current_exe().unwrap());
+    let test = "a_broken_successor_of_a_program_of_its_own_leaves_the_pid_file";
+    command.args(["--exact", test, "--nocapture"]).env(FILE, &file);
+    let mut server = Program::start(command);
+    let own = server.pid().try_into().unwrap();
+    wait_until("the first is named", || names(&file, own));
+    let mut client = server.connect();
+    client.get("/restart");
+    wait_until("the successor is named", || !names(&file, own));
+    let successor = fs::read_to_string(&file).unwrap();
+    server.signal(Signal::USR2);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(fs::read_to_string(&file).unwrap(), successor);
+    kill_process(pid(successor.parse().unwrap()), Signal::KILL).unwrap();
+    assert!(client.response().text().contains("SIGKILL"));
+    assert!(names(&file, own));
+    server.signal(Signal::TERM);
+    assert!(server.wait().success(), "{server}");
+    assert!(!file.exists());
+}
+
+/// Runs a server that restarts itself by a request.
+#[expect(clippy::print_stderr, reason = "the parent reads it")]
+fn restart_under_run(file: &Path) {
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    eprintln!("listening on {}", listener.address());
+    let handed = listener.clone();
+    let server = Server::new(move |_request| {
+        let listener = handed.clone();
+        async move { Ok(format!("{:?}", restart(&[listener], PATIENCE).await)) }
+    });
+    assert!(Process::default().pid_file(file).run(server, [listener]).unwrap().is_drained());
 }
 
 /// A file that names another process by now is left alone.
