@@ -25,6 +25,7 @@ use socket2::SockRef;
 use crate::inherited::{FDS, FIRST, HANDOVER, NAMES, PID};
 use crate::listener::Listener;
 use crate::notify::{MANAGER, Notify, SOCKET, TAKEN};
+use crate::pid_file;
 use crate::spawn::{Child, Program};
 
 /// Starts this program again, as it was started (its first argument and the rest, in the same
@@ -128,6 +129,7 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
             successor.end(patience).await;
             // It may have taken the sockets for its own before it ended, and have begun to close them.
             listeners.iter().for_each(Listener::admit_handshakes);
+            pid_file::write_again();
             return Err(error);
         }
     };

@@ -28,6 +28,7 @@ use crate::bound::{Bound, is_of_no_listener, is_of_one_connection, tcp};
 use crate::connection::Connection;
 use crate::error::reason;
 use crate::inherited::{self, Handed, Inherited};
+use crate::notify::Notify;
 use crate::own_sockets::address_of;
 use crate::socket_file::SocketFile;
 use crate::source::Source;
@@ -449,15 +450,16 @@ struct Passed {
 }
 
 /// The processes that accept from a socket beside this one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Others {
     /// Nobody does.
     Nobody,
     /// Perhaps somebody does, because the socket was passed to this process.
     Unknown,
-    /// A predecessor does, until it has seen for a while that this process serves.
-    Predecessor { until: Instant },
+    /// A predecessor does, until it has seen for a while that this process serves, and no longer
+    /// waits for this process. A predecessor that is suspended meanwhile waits for longer.
+    Predecessor { until: Instant, notify: Arc<Notify> },
     /// A successor does.
+    #[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "nobody starts a successor"))]
     Successor,
 }
 
@@ -706,11 +708,12 @@ impl Listener {
 
     /// Notes that this process serves, so a socket that a predecessor has handed over is its own
     /// now.
-    pub(crate) fn take_over(&self) {
+    pub(crate) fn take_over(&self, notify: &Arc<Notify>) {
         let mut others = self.others();
         // A successor of this process may have it already.
-        if *others == Others::Unknown && self.is_own() {
-            *others = Others::Predecessor { until: Instant::now() + TRUSTED };
+        if matches!(*others, Others::Unknown) && self.is_own() {
+            let until = Instant::now() + TRUSTED;
+            *others = Others::Predecessor { until, notify: notify.clone() };
         }
     }
 
@@ -789,7 +792,7 @@ impl Listener {
 
     /// Returns `true` if a successor has taken over.
     pub(crate) fn is_handed_over(&self) -> bool {
-        *self.others() == Others::Successor
+        matches!(*self.others(), Others::Successor)
     }
 
     /// Hands the next connection to `take`. Returns `false` once the listener is closed, and
@@ -898,9 +901,12 @@ impl Listener {
 
     /// Returns `true` if no other process accepts from the socket.
     fn is_alone(&self) -> bool {
-        match *self.others() {
+        match &*self.others() {
             Others::Nobody => true,
-            Others::Predecessor { until } => until <= Instant::now(),
+            // A predecessor that still waits goes on if this process ends.
+            Others::Predecessor { until, notify } => {
+                *until <= Instant::now() && !notify.is_awaited()
+            }
             Others::Unknown | Others::Successor => false,
         }
     }

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -31,6 +32,9 @@ pub(crate) const MANAGER: &str = "SMOL_GRACEFUL_NOTIFY_SOCKET";
 /// Which descriptors a successor has taken, in its message to its predecessor, which keeps the
 /// others.
 pub(crate) const TAKEN: &str = "X_TAKEN=";
+
+/// The starter has heard READY=1 from this process.
+static HAS_REACHED: AtomicBool = AtomicBool::new(false);
 
 /// A way to the service manager, if there is one.
 #[derive(Debug, Default)]
@@ -72,8 +76,13 @@ impl Notify {
         // Only a predecessor understands the last one.
         let states = if self.is_successor { &states } else { &states[..1] };
         match self.starter.as_ref().map(|starter| starter.send(states)) {
-            Some(Ok(())) => {}
+            Some(Ok(())) => HAS_REACHED.store(true, Ordering::Release),
             Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+            // The predecessor has let go, so this process tells the manager that it serves again.
+            Some(Err(_)) if self.is_successor && HAS_REACHED.load(Ordering::Acquire) => {
+                let (starter, manager) = (self.manager.clone(), self.manager.clone());
+                return Self { starter, manager, is_successor: false }.ready(status, &[]);
+            }
             // The starter is gone or was never there, so there is nobody to try again for.
             Some(Err(error)) => {
                 log::warn!(
@@ -185,8 +194,9 @@ impl Notify {
 pub fn ready(listeners: &[Listener]) -> io::Result<()> {
     inherited::close_unclaimed();
     let taken: Vec<_> = listeners.iter().filter_map(Listener::handed_as).collect();
-    if Notify::from_env().ready("serving", &taken)? {
-        listeners.iter().for_each(Listener::take_over);
+    let notify = Arc::new(Notify::from_env());
+    if notify.ready("serving", &taken)? {
+        listeners.iter().for_each(|listener| listener.take_over(&notify));
     }
     Ok(())
 }
@@ -293,6 +303,30 @@ mod tests {
         drop(manager);
         // The manager is gone, so there is nobody to try again for.
         assert!(notify.ready("serving", &[]).is_ok());
+    }
+
+    /// A program may call `run` twice, or `ready`.
+    #[test]
+    fn the_manager_hears_a_successor_whose_predecessor_is_gone() {
+        use std::os::linux::net::SocketAddrExt;
+        let bound = |what: &str| {
+            let name = format!("sg-{what}-{}", std::process::id());
+            let addr = SocketAddr::from_abstract_name(&name).unwrap();
+            let way = Way::to(SOCKET, format!("@{name}").as_ref()).map(Arc::new);
+            (UnixDatagram::bind_addr(&addr).unwrap(), way)
+        };
+        let ((predecessor, starter), (manager, to_manager)) = (bound("before"), bound("above"));
+        manager.set_nonblocking(true).unwrap();
+        let notify = Notify { starter, manager: to_manager, is_successor: true };
+        assert!(notify.ready("serving", &[]).unwrap());
+        assert!(manager.recv(&mut [0; 100]).is_err());
+        drop(predecessor);
+        assert!(!notify.ready("serving again", &[]).unwrap());
+        for expected in ["READY=1\n", "STATUS=serving again\n"] {
+            let mut bytes = [0; 100];
+            let n = manager.recv(&mut bytes).unwrap();
+            assert_eq!(&bytes[..n], expected.as_bytes());
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{self, Path, PathBuf};
 use std::process;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
@@ -49,7 +49,11 @@ impl PidFile {
         warn_of_another(&path);
         let draft = draft(&path).map_err(named)?;
         fs::remove_file(draft).map_err(named)?;
-        Ok(Self(PidWriter(Arc::new(Shared { path, is_over: Mutex::new(false) }))))
+        let shared = Arc::new(Shared { path, is_over: Mutex::new(false) });
+        let mut files = files();
+        files.retain(|file| file.strong_count() > 0);
+        files.push(Arc::downgrade(&shared));
+        Ok(Self(PidWriter(shared)))
     }
 
     /// Returns what writes the file.
@@ -69,6 +73,21 @@ impl Drop for PidFile {
             }
         }
     }
+}
+
+/// Writes this process's id again, because a successor that has failed may have written its own or have
+/// removed the file.
+#[cfg(feature = "restart")]
+pub(crate) fn write_again() {
+    let files: Vec<_> = files().iter().filter_map(Weak::upgrade).collect();
+    files.into_iter().map(PidWriter).for_each(|file| file.write());
+}
+
+/// Returns the pid files of this process. The program may start a successor by itself, and
+/// [`restart`](crate::restart) has no way to the [`PidFile`] then.
+fn files() -> MutexGuard<'static, Vec<Weak<Shared>>> {
+    static FILES: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
+    FILES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl PidWriter {

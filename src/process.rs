@@ -354,8 +354,7 @@ impl Process {
             running.accept().await;
             future::pending().await
         };
-        let control =
-            running.control(tell).or(self.obey(signals, &shutdown, &running, writer.clone()));
+        let control = running.control(tell).or(self.obey(signals, &shutdown, &running));
         // This `block_on` only parks: it takes no I/O events away from the workers.
         running.verdict(future::block_on(control.or(accept)))
     }
@@ -366,7 +365,6 @@ impl Process {
         mut signals: impl Stream<Item = Heard> + Unpin,
         shutdown: &Shutdown,
         running: &Running,
-        pid_file: Option<PidWriter>,
     ) -> Outcome {
         let token = shutdown.token();
         let mut successor: Option<Successor<'_>> = None;
@@ -390,7 +388,7 @@ impl Process {
                         log::warn!("a successor is being started already");
                     } else {
                         log::info!("starting a successor because of {}", name(signal));
-                        successor = Some(start_successor(running, self.patience, &pid_file));
+                        successor = Some(start_successor(running, self.patience));
                     }
                 }
                 Event::Signal(Some(heard)) => match stop_signals.count(heard) {
@@ -441,24 +439,12 @@ enum Event {
 type Successor<'a> = Pin<Box<dyn Future<Output = io::Result<u32>> + 'a>>;
 
 #[cfg(feature = "restart")]
-fn start_successor<'a>(
-    running: &'a Running,
-    patience: Duration,
-    pid_file: &'a Option<PidWriter>,
-) -> Successor<'a> {
-    Box::pin(async move {
-        let started = crate::handover::restart(running.listeners(), patience).await;
-        // A successor that has failed may have written its own id. One that serves was perhaps
-        // started by the program itself.
-        if let (Err(_), false, Some(pid_file)) = (&started, running.has_successor(), pid_file) {
-            pid_file.write();
-        }
-        started
-    })
+fn start_successor(running: &Running, patience: Duration) -> Successor<'_> {
+    Box::pin(crate::handover::restart(running.listeners(), patience))
 }
 
 #[cfg(not(feature = "restart"))]
-fn start_successor<'a>(_: &'a Running, _: Duration, _: &'a Option<PidWriter>) -> Successor<'a> {
+fn start_successor(_: &Running, _: Duration) -> Successor<'_> {
     Box::pin(future::pending())
 }
 
@@ -481,7 +467,7 @@ async fn announce(notify: Arc<Notify>, running: Arc<Running>, pid_file: Option<P
         };
     };
     if heard {
-        running.listeners().iter().for_each(Listener::take_over);
+        running.listeners().iter().for_each(|listener| listener.take_over(&notify));
     }
     let Some(interval) = notify.watchdog_interval() else { return };
     while !running.has_successor() {

@@ -11,6 +11,7 @@ mod common;
 #[path = "../examples/lossless/load.rs"]
 mod load;
 
+use std::env;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
@@ -25,7 +26,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use common::{Client, Directory, PATIENCE, Program, pass_repeat_window, wait_until};
 use load::{Load, Report, Tally, Target};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use smol_graceful::{Process, Server};
+use smol_graceful::{Listener, Process, Server, restart};
 use socket2::SockRef;
 
 const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
@@ -591,16 +592,37 @@ fn a_broken_successor_changes_nothing() {
     assert!(!path.exists());
 }
 
-/// A successor that is told to stop, after it has said too late that it is ready, holds handshakes
-/// back on the socket that it shares with its predecessor, and the predecessor goes on to serve.
+/// A successor that is told to stop, after it has said too late that it is ready, leaves handshakes
+/// alone on the socket that it shares with its predecessor, and the predecessor goes on to serve.
 #[test]
 fn a_late_successor_leaves_no_syn_filter() {
+    let mut line = outlive_a_late_successor(&["--listen", "127.0.0.1:0", "--syn-filter"]);
+    // Without an answer to its handshake, a client would wait for minutes.
+    TcpStream::connect_timeout(&line.program.addr, Duration::from_secs(3)).unwrap();
+    line.end();
+}
+
+/// The same successor leaves the file of the socket, because clients need the file to find the
+/// predecessor.
+#[test]
+fn a_late_successor_leaves_the_socket_file() {
+    let directory = Directory::new();
+    let path = directory.path("app.sock");
+    let mut line = outlive_a_late_successor(&["--listen", &format!("unix:{}", path.display())]);
+    assert_eq!(ask_unix(&path), "okay");
+    line.end();
+    assert!(!path.exists());
+}
+
+/// Returns a server that was suspended while its successor became ready, counted on the sockets, and
+/// was told to stop. The server goes on.
+fn outlive_a_late_successor(args: &[&str]) -> Line {
     let directory = Directory::new();
     let path = directory.path("manager");
     let manager = UnixDatagram::bind(&path).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut command = Command::new(SERVER);
-    command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--syn-filter"]);
+    command.args(["--work", "0s"]).args(args);
     command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "20000");
     let mut line = Line::start(command);
     line.signal(Signal::USR2);
@@ -620,9 +642,7 @@ fn a_late_successor_leaves_no_syn_filter() {
     wait_until("the successor has ended", || !is_running(successor));
     line.signal(Signal::CONT);
     line.program.wait_for("no successor: the successor was ready and has ended");
-    // Without an answer to its handshake, a client would wait for minutes.
-    TcpStream::connect_timeout(&line.program.addr, Duration::from_secs(3)).unwrap();
-    line.end();
+    line
 }
 
 /// A file that is not a program is not run, not even by a shell, and one line says what is wrong.
@@ -706,7 +726,7 @@ fn a_successor_is_looked_up_in_path() {
     let directory = Directory::new();
     let (program, elsewhere) = (directory.path("app-in-path"), directory.path("elsewhere"));
     copy_server(&program);
-    let path = format!("{}:{}", directory.0.display(), std::env::var("PATH").unwrap());
+    let path = format!("{}:{}", directory.0.display(), env::var("PATH").unwrap());
     let mut command = Command::new("sh");
     command.args(["-c", "exec app-in-path \"$@\"", "sh", "--listen", "127.0.0.1:0"]);
     command.env("PATH", path);
@@ -1103,6 +1123,55 @@ fn a_broken_successor_leaves_the_pid_file() {
     assert!(!file.exists());
 }
 
+/// The same if the program itself has started the successor. While that one starts, a USR2 that starts
+/// none does not touch the file, because the successor may have written it.
+#[test]
+fn a_broken_successor_of_a_program_of_its_own_leaves_the_pid_file() {
+    const FILE: &str = "SMOL_GRACEFUL_TEST_PID_FILE";
+    match (env::var_os(FILE), env::var_os("SMOL_GRACEFUL_HANDOVER")) {
+        (None, _) => {}
+        (Some(file), None) => return restart_under_run(Path::new(&file)),
+        (Some(file), Some(_)) => {
+            fs::write(file, std::process::id().to_string()).unwrap();
+            return std::thread::sleep(PATIENCE);
+        }
+    }
+    let directory = Directory::new();
+    let file = directory.path("app.pid");
+    let mut command = Command::new(env::current_exe().unwrap());
+    let test = "a_broken_successor_of_a_program_of_its_own_leaves_the_pid_file";
+    command.args(["--exact", test, "--nocapture"]).env(FILE, &file);
+    let mut server = Program::start(command);
+    let own = server.pid().try_into().unwrap();
+    wait_until("the first is named", || names(&file, own));
+    let mut client = server.connect();
+    client.get("/restart");
+    wait_until("the successor is named", || !names(&file, own));
+    let successor = fs::read_to_string(&file).unwrap();
+    server.signal(Signal::USR2);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(fs::read_to_string(&file).unwrap(), successor);
+    kill_process(pid(successor.parse().unwrap()), Signal::KILL).unwrap();
+    assert!(client.response().text().contains("SIGKILL"));
+    assert!(names(&file, own));
+    server.signal(Signal::TERM);
+    assert!(server.wait().success(), "{server}");
+    assert!(!file.exists());
+}
+
+/// Runs a server that restarts itself by a request.
+#[expect(clippy::print_stderr, reason = "the parent reads it")]
+fn restart_under_run(file: &Path) {
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    eprintln!("listening on {}", listener.address());
+    let handed = listener.clone();
+    let server = Server::new(move |_request| {
+        let listener = handed.clone();
+        async move { Ok(format!("{:?}", restart(&[listener], PATIENCE).await)) }
+    });
+    assert!(Process::default().pid_file(file).run(server, [listener]).unwrap().is_drained());
+}
+
 /// A file that names another process by now is left alone.
 #[test]
 fn another_processs_pid_file_is_not_removed() {
@@ -1238,13 +1307,13 @@ fn a_late_successor_does_not_tell_the_manager_that_it_stops() {
     let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut command = Command::new(SERVER);
-    command.args(["--listen", "127.0.0.1:0", "--patience", "1ms"]);
+    command.args(["--listen", "127.0.0.1:0", "--patience", "0s"]);
     command.env("NOTIFY_SOCKET", directory.path("manager"));
     let mut line = Line::start(command);
     assert_eq!(hear(&manager), "READY=1\n");
     assert!(hear(&manager).starts_with("STATUS=listening on "));
     line.signal(Signal::USR2);
-    line.program.wait_for("no successor: the successor was not ready within 1ms");
+    line.program.wait_for("no successor: the successor was not ready within 0ns");
     manager.set_nonblocking(true).unwrap();
     let heard = manager.recv(&mut [0; 100]);
     assert!(heard.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
