@@ -1,5 +1,6 @@
 //! A server whose handler blocks its thread, which no handler should do: to see what a stop does
-//! then. `/block/5000` sleeps for 5 s without giving its thread back; anything else answers at once.
+//! then. `/block/5000` sleeps for 5 s without giving its thread back; anything else answers at
+//! once.
 //!
 //! Run with:
 //!

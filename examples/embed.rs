@@ -1,6 +1,6 @@
-//! A program that was there before: a queue, and workers on an executor of its own. It gets a public
-//! server that takes jobs and an admin server, and all of them stop together: every job that was
-//! accepted is done before the process ends.
+//! A program that was there before: a queue, and workers on an executor of its own. It gets a
+//! public server that takes jobs and an admin server, and all of them stop together: every job that
+//! was accepted is done before the process ends.
 //!
 //! Run with:
 //!
@@ -80,7 +80,7 @@ fn say(status: StatusCode, text: &str) -> Response {
     response
 }
 
-/// What is to be done at the stop.
+/// The work that is left for the stop.
 async fn farewell(token: Token) {
     token.stopping().await;
     log::info!("at the stop: whoever sends us jobs could be told now");

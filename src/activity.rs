@@ -1,13 +1,14 @@
 //! [`Activity`]: what a connection does, and what it waits for, in one word.
 //!
-//! The two are told apart, because several tasks may write here: the connection's own task says what
-//! the connection does, and whoever reads the body or sends the output says what the client keeps
-//! waiting. The word also counts moves, so that a look at two times tells whether the connection
-//! stands still. Invariant: each change is one atomic step, and no step of one task undoes another's.
+//! The two are told apart, because several tasks may write here: the connection's own task says
+//! what the connection does, and whoever reads the body or sends the output says what the client
+//! keeps waiting. The word also counts moves, so that a look at two times tells whether the
+//! connection stands still. Invariant: each change is one atomic step, and no step of one task
+//! undoes another's.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What a connection does.
+/// The work of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Doing {
@@ -31,7 +32,7 @@ pub(crate) enum Doing {
     Handshake = 8,
 }
 
-/// What the client keeps waiting.
+/// The step of the client for which the server waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Wait {
@@ -79,8 +80,8 @@ pub(crate) struct Activity(AtomicU32);
 
 impl Activity {
     pub(crate) fn look(&self) -> Look {
-        // Relaxed, here and below: the sweep needs no order with anything else, only to see a change
-        // in time.
+        // Relaxed, here and below: the sweep needs no order with anything else, only to see a
+        // change in time.
         Look(self.0.load(Ordering::Relaxed))
     }
 

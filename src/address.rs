@@ -1,8 +1,8 @@
 //! [`Address`]: where to listen, as text and as a value.
 //!
-//! Invariant: an address that was read from text prints text that reads as the same address. Text that is not an address
-//! becomes an [`AddressError`], which shows how to write it. This file opens nothing and asks no
-//! resolver, so the only name of a host is `localhost`.
+//! Invariant: an address that was read from text prints text that reads as the same address. Text
+//! that is not an address becomes an [`AddressError`], which shows how to write it. This file opens
+//! nothing and asks no resolver, so the only name of a host is `localhost`.
 
 use std::ffi::OsString;
 use std::fmt;

@@ -2,7 +2,8 @@
 //! program's own.
 //!
 //! Invariant: a connection comes out as what it is, with its peer; an error that concerns one
-//! connection alone is told from one of the socket's (rule S18). Waits for nothing and never closes.
+//! connection alone is told from one of the socket's (rule S18). Waits for nothing and never
+//! closes.
 
 use std::io;
 use std::net::TcpListener;
@@ -134,8 +135,8 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Returns `true` if an error of `accept` says that the socket does not listen any more. Another process
-/// that has it, too, has shut it down, and the kernel has reset the queue.
+/// Returns `true` if an error of `accept` says that the socket does not listen any more. Another
+/// process that has it, too, has shut it down, and the kernel has reset the queue.
 pub(crate) fn is_of_no_listener(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
 }
@@ -146,11 +147,11 @@ pub(crate) fn tcp(
     socket: socket2::Socket,
     keepalive: Option<Duration>,
 ) -> io::Result<Async<TcpListener>> {
-    // Accepted sockets inherit these options. The server writes responses whole, so waiting for more
-    // bytes would gain nothing.
+    // Accepted sockets inherit these options. The server writes responses whole, so waiting for
+    // more bytes would gain nothing.
     socket.set_tcp_nodelay(true)?;
-    // It may be set on an inherited socket. The close of a connection would then block the worker, or
-    // reset the connection.
+    // It may be set on an inherited socket. The close of a connection would then block the worker,
+    // or reset the connection.
     socket.set_linger(None)?;
     match keepalive.filter(|silence| !silence.is_zero()) {
         Some(silence) => socket.set_tcp_keepalive(&probes_after(silence))?,

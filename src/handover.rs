@@ -29,8 +29,8 @@ use crate::pid_file;
 use crate::spawn::{Child, Program};
 
 /// Starts this program again, as it was started (its first argument and the rest, in the same
-/// directory and environment), hands it the sockets of `listeners`, and waits up to `patience` until
-/// it says that it is ready. Returns its process id.
+/// directory and environment), hands it the sockets of `listeners`, and waits up to `patience`
+/// until it says that it is ready. Returns its process id.
 ///
 /// The successor finds the sockets by [`Listener::bind`] with the same addresses, or by
 /// [`Listener::inherited`]; they have the descriptors from 3 on, whatever else this process had
@@ -127,8 +127,6 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
         Ok(taken) => taken,
         Err(error) => {
             successor.end(patience).await;
-            // It may have taken the sockets for its own before it ended, and have begun to close them.
-            listeners.iter().for_each(Listener::admit_handshakes);
             pid_file::write_again();
             return Err(error);
         }

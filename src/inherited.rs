@@ -310,9 +310,9 @@ fn take(
     Ok(Some(Inherited { socket, address, name, fd, handed }))
 }
 
-/// Puts /dev/null in the place of each standard stream that is `socket`, and of each further copy that
-/// this process was started with and that the environment does not name. Otherwise the children of
-/// this process would inherit the socket, and it would stay open after the close.
+/// Puts /dev/null in the place of each standard stream that is `socket`, and of each further copy
+/// that this process was started with and that the environment does not name. Otherwise the
+/// children of this process would inherit the socket, and it would stay open after the close.
 fn clear_copies(socket: &Socket, taken: &mut BTreeSet<RawFd>) -> io::Result<()> {
     let socket = inode(socket.as_fd().try_clone_to_owned()?)?;
     let is_socket =
@@ -343,8 +343,9 @@ fn clear_copies(socket: &Socket, taken: &mut BTreeSet<RawFd>) -> io::Result<()> 
 /// Puts /dev/null in the place of `fd` if it `is_socket`. Returns `true` if it was.
 #[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
 fn clear_if(fd: RawFd, is_socket: impl Fn(BorrowedFd<'_>) -> bool) -> io::Result<bool> {
-    // SAFETY: the descriptor is open and was passed to this process, and nobody has taken it. It stays
-    // open, and is not closed here: whoever knows its number finds a file there that has nothing.
+    // SAFETY: the descriptor is open and was passed to this process, and nobody has taken it. It
+    // stays open, and is not closed here: whoever knows its number finds a file there that has
+    // nothing.
     let mut copy = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(fd) });
     if !is_socket(copy.as_fd()) {
         return Ok(false);

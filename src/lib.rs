@@ -91,8 +91,9 @@
 //!
 //! # Limits
 //!
-//! HTTP/1.1 and 1.0 over TCP, Unix sockets and whatever a program brings, on Unix. Methods are those
-//! that http-types knows; others are answered 501. No routing, no HTTP/2; TLS by [`Listener::wrap`].
+//! HTTP/1.1 and 1.0 over TCP, Unix sockets and whatever a program brings, on Unix. Methods are
+//! those that http-types knows; others are answered 501. No routing, no HTTP/2; TLS by
+//! [`Listener::wrap`].
 
 mod activity;
 mod address;

@@ -92,9 +92,9 @@ pub struct Limits {
     ///
     /// If all places are taken and a further client waits in the kernel's queue, the server closes
     /// the connection that has been idle longest, if it has been idle for `linger`. In a flood of
-    /// clients it closes more at a time, up to 32, and never more than one idle connection in eight.
-    /// A connection that has not sent a byte counts as idle. If no connection is idle, the client
-    /// waits.
+    /// clients it closes more at a time, up to 32, and never more than one idle connection in
+    /// eight. A connection that has not sent a byte counts as idle. If no connection is idle, the
+    /// client waits.
     pub connections: usize,
 }
 
@@ -105,8 +105,8 @@ impl Limits {
     pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
     /// How long a client may be slower than [`Limits::body_rate`].
     pub(crate) const BODY_RATE_AFTER: Duration = Duration::from_secs(5);
-    /// How long the client's kernel may take nothing of the last response, which ours goes on to send
-    /// when the connection is closed, unless the client sends something (rule S9).
+    /// How long the client's kernel may take nothing of the last response, which ours goes on to
+    /// send when the connection is closed, unless the client sends something (rule S9).
     pub(crate) const DELIVERING: Duration = Duration::from_secs(5);
 }
 

@@ -115,8 +115,8 @@ impl<L: Listen> Listen for io::Result<L> {
     }
 }
 
-/// A socket that clients connect to. Clones are the same socket: closed for one, closed for all. One
-/// server at a time takes connections from it; a clone is there to be handed to `restart`.
+/// A socket that clients connect to. Clones are the same socket: closed for one, closed for all.
+/// One server at a time takes connections from it; a clone is there to be handed to `restart`.
 ///
 /// # Examples
 ///
@@ -798,7 +798,8 @@ impl Listener {
     /// Hands the next connection to `take`. Returns `false` once the listener is closed, and
     /// [`Listener::failure`] may then say why.
     ///
-    /// Does not hold on to `take` while nobody comes: drops it, and returns when there may be someone.
+    /// Does not hold on to `take` while nobody comes: drops it, and returns when there may be
+    /// someone.
     ///
     /// `take` runs before the listener can be closed: what counts connections misses none
     /// (rule S1). Never fails for good (rule S18): an error of one connection is skipped;
@@ -873,7 +874,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// What kept it from taking all: clients are lost.
+    /// Returns the reason for which clients are left in the queue, and so are lost.
     pub(crate) fn close_at_once(&self, take: impl FnMut(Accepted)) -> io::Result<()> {
         let emptied = self.empty_queue(take);
         let has_queue = self.bound().as_ref().is_some_and(|bound| bound.socket().is_some());
@@ -939,21 +940,6 @@ impl Listener {
     #[cfg(not(target_os = "linux"))]
     fn hold_back_handshakes(&self) -> bool {
         false
-    }
-
-    /// Lets handshakes begin again on a socket of this process's own. A successor that has failed may
-    /// have held them back on the same socket.
-    #[cfg(feature = "restart")]
-    pub(crate) fn admit_handshakes(&self) {
-        // No successor puts a filter on a socket that somebody else has bound.
-        if !self.is_own() {
-            return;
-        }
-        #[cfg(target_os = "linux")]
-        if let Some(Bound::Tcp(socket)) = &*self.bound() {
-            // An error says that there is no filter.
-            let _ = SockRef::from(socket).detach_filter();
-        }
     }
 
     /// Takes every connection that the kernel has queued, unless a successor does (rule S5). Ends
@@ -1084,8 +1070,8 @@ impl Listener {
         }
     }
 
-    /// Returns `true` if another file has the name of the Unix socket's, so that no client finds the
-    /// socket.
+    /// Returns `true` if another file has the name of the Unix socket's, so that no client finds
+    /// the socket.
     pub(crate) fn has_another_file(&self) -> bool {
         match &*self.bound() {
             Some(Bound::Unix { file: Some(file), .. }) => file.is_replaced(),
@@ -1099,8 +1085,8 @@ impl Listener {
     }
 }
 
-/// How long after its word READY a successor has the sockets for itself. Its predecessor looks at it
-/// for a shorter time, and goes on if the successor ends by then.
+/// How long after its word READY a successor has the sockets for itself. Its predecessor looks at
+/// it for a shorter time, and goes on if the successor ends by then.
 const TRUSTED: Duration = Duration::from_millis(200);
 
 /// How long a handshake that is under way may take until the close, with a SYN filter.

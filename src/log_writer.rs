@@ -97,7 +97,8 @@ impl LogWriter {
             .name("log".into())
             .spawn(move || {
                 // Otherwise a terminal may stop the whole process, if it is a background job, for a
-                // line (`stty tostop`). Where the thread blocks the signal, the terminal takes the line.
+                // line (`stty tostop`). Where the thread blocks the signal, the terminal takes the
+                // line.
                 let _ = iter::once(SIGTTOU).collect::<SigSet>().thread_block();
                 writer.write_to(out);
             })

@@ -156,8 +156,8 @@ struct Settings {
     #[arg(long, env = "SMOL_GRACEFUL_REUSE_PORT", value_parser = BoolishValueParser::new())]
     reuse_port: bool,
 
-    /// Holds back handshakes for 50 ms before the close, so that none is reset: they are tried again
-    /// a second later
+    /// Holds back handshakes for 50 ms before the close, so that none is reset: they are tried
+    /// again a second later
     #[arg(long, env = "SMOL_GRACEFUL_SYN_FILTER", value_parser = BoolishValueParser::new())]
     syn_filter: bool,
 

@@ -101,8 +101,9 @@ impl Notify {
         Ok(self.is_successor)
     }
 
-    /// Returns `true` if a predecessor still waits for this process: it serves, and is the process that
-    /// the manager watches over. A predecessor that has ended, or lets go, does not listen any more.
+    /// Returns `true` if a predecessor still waits for this process: it serves, and is the process
+    /// that the manager watches over. A predecessor that has ended, or lets go, does not listen any
+    /// more.
     pub(crate) fn is_awaited(&self) -> bool {
         let Some(predecessor) = self.starter.as_ref().filter(|_| self.is_successor) else {
             return false;

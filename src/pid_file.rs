@@ -75,8 +75,8 @@ impl Drop for PidFile {
     }
 }
 
-/// Writes this process's id again, because a successor that has failed may have written its own or have
-/// removed the file.
+/// Writes this process's id again, because a successor that has failed may have written its own or
+/// have removed the file.
 #[cfg(feature = "restart")]
 pub(crate) fn write_again() {
     let files: Vec<_> = files().iter().filter_map(Weak::upgrade).collect();
@@ -126,7 +126,7 @@ fn is_own(path: &Path) -> bool {
     matches!(content(path), Content::Id(id) if id == process::id())
 }
 
-/// What is at the path of a pid file.
+/// The content of a pid file.
 enum Content {
     /// No file, or an empty one.
     Nothing,

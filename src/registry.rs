@@ -221,9 +221,9 @@ impl Stage {
     }
 }
 
-/// What there is to know of a [`Stage`].
+/// All facts about a [`Stage`].
 struct Facts {
-    /// What a report calls it.
+    /// The words of a report.
     name: &'static str,
     /// How long a connection may stay in it without a move; `None` if as long as it likes.
     limit: Option<fn(&Limits) -> Duration>,
@@ -265,10 +265,10 @@ pub(crate) struct Seat {
     orders: Arc<Orders>,
     /// The connection's task.
     waker: AtomicWaker,
-    /// What the connection does and waits for. The tasks that serve the connection write here.
+    /// The connection's work and waits. The tasks that serve the connection write here.
     pub(crate) activity: Activity,
-    /// The count of moves at which the sweep found that the connection's time is over. Any move since
-    /// voids it.
+    /// The count of moves at which the sweep found that the connection's time is over. Any move
+    /// since voids it.
     verdict: AtomicU32,
     /// Counts the bytes of the request's body that have come, and wraps around.
     received: AtomicU32,
@@ -726,7 +726,8 @@ impl Watched {
     }
 }
 
-/// Measures how many bytes a client is ahead of `body_rate` with the body of one request (rule S25).
+/// Measures how many bytes a client is ahead of `body_rate` with the body of one request (rule
+/// S25).
 #[derive(Debug)]
 struct Pace {
     /// The number of the request.

@@ -35,11 +35,11 @@ use crate::transport::Peer;
 
 /// An HTTP/1.1 server.
 ///
-/// The handler is called for every request. It returns anything that is `Into<Response>` (of one type:
-/// with several, each `.into()` a [`Response`](crate::Response)), or an error, which the client sees
-/// as its status and no more: `http_types::Error::new(StatusCode::BadRequest, error)`; without a
-/// status it is a 500. A handler that panics costs its client
-/// a 500 and the connection, nothing else.
+/// The handler is called for every request. It returns anything that is `Into<Response>` (of one
+/// type: with several, each `.into()` a [`Response`](crate::Response)), or an error, which the
+/// client sees as its status and no more: `http_types::Error::new(StatusCode::BadRequest, error)`;
+/// without a status it is a 500. A handler that panics costs its client a 500 and the connection,
+/// nothing else.
 ///
 /// # Examples
 ///
@@ -399,7 +399,7 @@ impl Running {
     /// Takes what the kernel has queued, so that an abort can name it.
     pub(crate) fn empty_queues(&self) {
         for listener in &self.listeners {
-            // What cannot be taken yet is tried again at the end (`close_at_once`).
+            // Clients that cannot be taken yet are tried again at the end (`close_at_once`).
             let _ = listener.empty_queue(|accepted| self.admit(accepted, ()));
         }
     }
@@ -474,8 +474,8 @@ impl Running {
         }
         // Three things at once, the drain ends them: what the queue needs, descriptors above all,
         // may only come free when idle connections leave, and the deadline holds for all of it.
-        // 1. S4: empty the queue, then close. Until then the drain is held open. It is polled before
-        //    the drain, so the outcome of an abort names what was queued, too.
+        // 1. S4: empty the queue, then close. Until then the drain is held open. It is polled
+        // before the drain, so the outcome of an abort names what was queued, too.
         let close = async {
             for listener in &self.listeners {
                 listener.close(|accepted| self.admit(accepted, ())).await;
@@ -577,8 +577,8 @@ impl Drop for Gone<'_> {
     }
 }
 
-/// Says how many idle connections give way when a client waits: one, and more in a flood of clients,
-/// because each time costs a look at all connections.
+/// Says how many idle connections give way when a client waits: one, and more in a flood of
+/// clients, because each time costs a look at all connections.
 #[derive(Debug, Default)]
 struct Pressure {
     last: Option<Instant>,

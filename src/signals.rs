@@ -241,8 +241,8 @@ pub(crate) fn stream(
     Ok(stream)
 }
 
-/// Lets a write beyond the limit of a file's size (`ulimit -f`) fail. Otherwise the kernel would kill
-/// the process for a line of its log.
+/// Lets a write beyond the limit of a file's size (`ulimit -f`) fail. Otherwise the kernel would
+/// kill the process for a line of its log.
 ///
 /// A handler, not SIG_IGN, because the programs that this process starts would inherit that.
 pub(crate) fn survive_full_files() -> io::Result<()> {

@@ -1,8 +1,8 @@
 //! [`SocketFile`]: the file that a Unix socket listens on.
 //!
 //! Invariant: a file is removed only when no other process listens on it, and only if it is still
-//! the file that this process has bound or found there. So the last process that lets go of a socket
-//! removes its file, whichever that is (rule S5). Does not know who those processes are.
+//! the file that this process has bound or found there. So the last process that lets go of a
+//! socket removes its file, whichever that is (rule S5). Does not know who those processes are.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -46,8 +46,8 @@ impl SocketFile {
         identity(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Removes the file while the socket still listens, so that no other server can have put its own
-    /// in its place. The caller knows that no other process has the socket.
+    /// Removes the file while the socket still listens, so that no other server can have put its
+    /// own in its place. The caller knows that no other process has the socket.
     pub(crate) fn remove(&self) {
         if self.is_there() {
             // A failure does no harm, because the next server finds the file stale and replaces it.
@@ -98,8 +98,8 @@ pub(crate) fn is_stale(path: &Path) -> io::Result<bool> {
 
 /// Asks the kernel whether the socket at `path` is stale.
 fn probe(path: &Path) -> io::Result<bool> {
-    // A datagram socket cannot connect to a stream socket. The kernel looks for the socket before it
-    // looks at the type, so its answer tells whether there is one, and a server notices nothing.
+    // A datagram socket cannot connect to a stream socket. The kernel looks for the socket before
+    // it looks at the type, so its answer tells whether there is one, and a server notices nothing.
     let probe = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
     match probe.connect(&SockAddr::unix(path)?) {
         Ok(()) => Ok(false),

@@ -1,4 +1,5 @@
-//! [`Program`]: a program that is started with sockets from descriptor 3 on. [`Child`]: its process.
+//! [`Program`]: a program that is started with sockets from descriptor 3 on. [`Child`]: its
+//! process.
 //!
 //! Invariant: the kernel decides what a program is. `posix_spawn` does not fall back to a shell,
 //! whereas `execvp` (and so the standard library, where it has to fork) lets `/bin/sh` run whatever

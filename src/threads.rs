@@ -54,8 +54,8 @@ pub(crate) fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
     }
 }
 
-/// Opens as many descriptors as async-io does for its own use (epoll, its timer, its waker), and closes
-/// them: async-io panics if it gets fewer.
+/// Opens as many descriptors as async-io does for its own use (epoll, its timer, its waker), and
+/// closes them: async-io panics if it gets fewer.
 fn try_descriptors() -> io::Result<()> {
     let pairs = [UnixStream::pair(), UnixStream::pair()];
     pairs.into_iter().collect::<io::Result<Vec<_>>>().map(drop).map_err(|error| {
@@ -64,8 +64,8 @@ fn try_descriptors() -> io::Result<()> {
     })
 }
 
-/// Starts a thread that ends at once, and waits until the kernel no longer counts that thread. Returns
-/// where the kernel has listed it.
+/// Starts a thread that ends at once, and waits until the kernel no longer counts that thread.
+/// Returns where the kernel has listed it.
 fn try_one() -> io::Result<Option<PathBuf>> {
     let probe = thread::Builder::new().name("probe".into()).spawn(own_entry)?;
     let entry = probe.join().ok().flatten();

@@ -269,7 +269,7 @@ impl From<Socket> for Transport {
     }
 }
 
-/// Who is at the other end of a connection.
+/// The other end of a connection.
 ///
 /// # What can be trusted
 ///

@@ -84,7 +84,8 @@ fn curl_uses_its_connection_again() {
     assert_eq!(run_ok(&mut post, b""), "405 1\n405 0\n");
 }
 
-/// A path is seen as it was sent, or refused: a proxy in front has judged it as it was sent (rule W13).
+/// A path is seen as it was sent, or refused: a proxy in front has judged it as it was sent (rule
+/// W13).
 #[test]
 fn curl_sends_a_path_as_it_is() {
     let server = Running::new(async |request: Request| Ok(request.url().path().to_owned()));

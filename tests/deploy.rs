@@ -1,8 +1,8 @@
 //! The files in `deploy/`, run as they are but for ports and paths, with the programs that they are
 //! for, under a load that checks every answer (`examples/lossless`).
 //!
-//! All of it on 127.0.0.1. What needs a Debian package is ignored unless asked for; `.ci/run` installs
-//! the packages and asks for all.
+//! All of it on 127.0.0.1. What needs a Debian package is ignored unless asked for; `.ci/run`
+//! installs the packages and asks for all.
 
 #![cfg(target_os = "linux")]
 
@@ -26,7 +26,8 @@ use smol_graceful::Request;
 
 const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
-/// `[fcgi-program]`: supervisord holds the socket, two processes share it and are restarted in turn.
+/// `[fcgi-program]`: supervisord holds the socket, two processes share it and are restarted in
+/// turn.
 #[test]
 #[ignore = "needs supervisord (supervisor)"]
 fn supervisord_holds_the_socket() {
@@ -40,8 +41,8 @@ fn supervisord_holds_the_socket() {
     assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
 }
 
-/// `[program]`: clients are refused between the old and the new process, and nothing else is lost than
-/// what the kernel does to a handshake in the moment of the close.
+/// `[program]`: clients are refused between the old and the new process, and nothing else is lost
+/// than what the kernel does to a handshake in the moment of the close.
 #[test]
 #[ignore = "needs supervisord (supervisor)"]
 fn supervisord_restarts_who_binds() {

@@ -1,8 +1,10 @@
-//! `head.rs` beside httparse and hyper's server, over generated heads: where they differ, a rule says why. And what
-//! must hold of `head.rs` and `body.rs` for any bytes, over generated messages and the seeds of the fuzzer.
+//! `head.rs` beside httparse and hyper's server, over generated heads: where they differ, a rule
+//! says why. And what must hold of `head.rs` and `body.rs` for any bytes, over generated messages
+//! and the seeds of the fuzzer.
 //!
-//! A failure prints the shortest head that shows it, and its seed: `PROPTEST_RNG_SEED` repeats it, `PROPTEST_CASES`
-//! prolongs a run. Nothing is written; a head that was found becomes a file in `fuzz/seeds` or a line in a table.
+//! A failure prints the shortest head that shows it, and its seed: `PROPTEST_RNG_SEED` repeats it,
+//! `PROPTEST_CASES` prolongs a run. Nothing is written; a head that was found becomes a file in
+//! `fuzz/seeds` or a line in a table.
 
 mod properties;
 
@@ -42,7 +44,8 @@ struct Seen {
     is_1_1: bool,
     /// Which resource's host is meant (RFC 9112 sections 3.2 and 3.3).
     host: String,
-    /// In order where names are alike. Without those that [`head::Head::fields`] replaces or leaves out.
+    /// In order where names are alike. Without those that [`head::Head::fields`] replaces or leaves
+    /// out.
     fields: Vec<(String, Vec<u8>)>,
     framing: Option<Framing>,
     keep_alive: Option<bool>,
@@ -54,17 +57,19 @@ enum Difference {
     // We refuse, they do not.
     /// RFC 9112 section 2.2: a recipient may take a bare LF as a line end. Rule W3: we do not.
     BareLf,
-    /// RFC 9112 section 2.2: at least one empty line before a request is to be skipped. We skip four.
+    /// RFC 9112 section 2.2: at least one empty line before a request is to be skipped. We skip
+    /// four.
     EmptyLines,
     /// RFC 9112 section 3 and RFC 6585 section 5: 414 and 431. 16,384 bytes, 100 fields.
     TooLarge,
-    /// RFC 9110 sections 9.1 and 15.6.2: 501 for what http-types does not know, for CONNECT and PRI.
+    /// RFC 9110 sections 9.1 and 15.6.2: 501 for what http-types does not know, for CONNECT and
+    /// PRI.
     UnknownMethod,
-    /// RFC 9112 section 3.2: only `OPTIONS *`, only CONNECT with an authority, and this server is no proxy for
-    /// other schemes.
+    /// RFC 9112 section 3.2: only `OPTIONS *`, only CONNECT with an authority, and this server is
+    /// no proxy for other schemes.
     TargetForm,
-    /// RFC 9110 section 4.1: a fragment is not sent. RFC 3986 section 2: nor is a byte outside ASCII, or a backslash
-    /// in a path, which the url crate would take for a slash.
+    /// RFC 9110 section 4.1: a fragment is not sent. RFC 3986 section 2: nor is a byte outside
+    /// ASCII, or a backslash in a path, which the url crate would take for a slash.
     TargetBytes,
     /// RFC 9110 sections 4.2.1, 4.2.4 and 7.2: the authority of a target is a host and a port.
     TargetAuthority,
@@ -76,22 +81,27 @@ enum Difference {
     LengthSyntax,
     /// RFC 9112 section 6.1: a server may refuse a message with both framings. Rule W3: we do.
     LengthAndCoding,
-    /// RFC 9112 section 6.1: 501 for other codings than `chunked`. Rule W3: on one line, and not in HTTP/1.0.
+    /// RFC 9112 section 6.1: 501 for other codings than `chunked`. Rule W3: on one line, and not in
+    /// HTTP/1.0.
     Coding,
     /// RFC 9110 section 10.1.1: 417 for an unknown expectation.
     Expectation,
     // They refuse, we do not.
-    /// RFC 9110 section 2.5: a higher minor version is served as 1.1. httparse knows 1.0 and 1.1 only.
+    /// RFC 9110 section 2.5: a higher minor version is served as 1.1. httparse knows 1.0 and 1.1
+    /// only.
     MinorVersion,
-    /// RFC 3986 has no such bytes in a URI. The URL standard, which http-types follows, encodes them.
+    /// RFC 3986 has no such bytes in a URI. The URL standard, which http-types follows, encodes
+    /// them.
     UriBytes,
-    /// RFC 9110 section 8.6: any number of digits. hyper has two of the largest lengths for its own use.
+    /// RFC 9110 section 8.6: any number of digits. hyper has two of the largest lengths for its own
+    /// use.
     LargestLength,
-    /// A verdict may come at any byte from the one that is wrong to the end. httparse's comes at that byte, ours at the
-    /// end of the line or the section.
+    /// A verdict may come at any byte from the one that is wrong to the end. httparse's comes at
+    /// that byte, ours at the end of the line or the section.
     Unfinished,
     // Both accept.
-    /// RFC 9110 section 5.5: a byte outside ASCII is opaque. hyper sees no option in a line that has one.
+    /// RFC 9110 section 5.5: a byte outside ASCII is opaque. hyper sees no option in a line that
+    /// has one.
     ObsTextOption,
 }
 
@@ -331,7 +341,8 @@ fn is_no_host(value: &[u8]) -> bool {
     value.is_empty() || value.iter().any(is_odd) || !port.iter().all(u8::is_ascii_digit)
 }
 
-/// Compares the three verdicts. Returns what explains the differences, or says what nothing explains.
+/// Compares the three verdicts. Returns what explains the differences, or says what nothing
+/// explains.
 fn compare(bytes: &[u8]) -> Result<Vec<Difference>, String> {
     let ours = by_us(bytes);
     let written = Written::of(bytes);
@@ -720,7 +731,8 @@ fn bodies() -> impl Strategy<Value = Vec<u8>> {
     damaged(body)
 }
 
-/// Two of three messages as they are, others with bytes changed, put in or taken out, or with their end cut off.
+/// Two of three messages as they are, others with bytes changed, put in or taken out, or with their
+/// end cut off.
 fn damaged(message: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let odd = prop_oneof![3 => select(&b"\r\n\0\t :;,/#@*?%[]+-019aAzZ\"\\\x7f\x80\xff"[..]), 1 => any::<u8>()];
     let damage = (0..5_u8, any::<Index>(), odd);

@@ -402,9 +402,9 @@ fn a_stop_lets_finish_what_runs_over_a_pipe() {
     assert_eq!(outcome.finished, 5);
 }
 
-/// A stream may say that nothing is there only to give way to others, as pipes do now and then. That
-/// is no end of what a client has sent (rules S6, S8, S9). Step by step: the stop and the end of
-/// the linger are known before the connections have their last look.
+/// A stream may say that nothing is there only to give way to others, as pipes do now and then.
+/// That is no end of what a client has sent (rules S6, S8, S9). Step by step: the stop and the end
+/// of the linger are known before the connections have their last look.
 #[test]
 fn a_stream_that_gives_way_loses_no_request() {
     let (stage, handler) = stage();

@@ -1,8 +1,8 @@
 //! The examples, as a reader would run them: each is sent what its head comment says, stopped, and
 //! asked for its exit code and its log.
 //!
-//! `websocket` has its tests in tests/upgrade.rs, `blocking` in tests/signals.rs, `lossless` is what
-//! tests/restart.rs counts with, and `testing` brings its own.
+//! `websocket` has its tests in tests/upgrade.rs, `blocking` in tests/signals.rs, `lossless` is
+//! what tests/restart.rs counts with, and `testing` brings its own.
 
 mod common;
 
@@ -116,7 +116,8 @@ fn tls_finishes_what_is_in_flight() {
     assert!(log.contains("drained in "), "{log}");
 }
 
-/// Rule S6, in TLS: the client is told that it is the end, and not an attack (RFC 8446 section 6.1).
+/// Rule S6, in TLS: the client is told that it is the end, and not an attack (RFC 8446 section
+/// 6.1).
 #[test]
 fn tls_takes_leave_of_idle_connections() {
     let mut server = Tls::start();
@@ -583,7 +584,8 @@ fn embed_survives_what_clients_declare() {
         client
             .send(format!("POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\nab"));
     }
-    // The other half of them is still there when one is served, and ends as a body that was cut short.
+    // The other half of them is still there when one is served, and ends as a body that was cut
+    // short.
     for client in &mut clients[..50] {
         client.half_close();
         assert_eq!(client.response().status, 400);
@@ -658,8 +660,8 @@ fn tokio_ends_at_once_when_told_twice() {
 
 // What they share
 
-/// An example that does not say where it listens, as it has no log or does not listen at all: a shell
-/// says what [`Program`] waits for and becomes the example, with `variables` set.
+/// An example that does not say where it listens, as it has no log or does not listen at all: a
+/// shell says what [`Program`] waits for and becomes the example, with `variables` set.
 fn quiet(name: &str, variables: &str) -> Command {
     let example = Program::example_command(name, &[]);
     let mut command = Command::new("sh");

@@ -717,8 +717,8 @@ fn bodies_are_bounded_if_wished() {
     settle(&server);
 }
 
-/// A length that a client only declares reserves no memory: no handler can have asked for more than has come.
-/// Rule W14: nothing is reserved.
+/// A length that a client only declares reserves no memory: no handler can have asked for more than
+/// has come. Rule W14: nothing is reserved.
 #[test]
 fn a_declared_length_reserves_nothing() {
     let server = Running::new(|mut request: Request| async move {
@@ -755,8 +755,8 @@ fn a_declared_length_reserves_nothing() {
 
 // What a handler sees.
 
-/// The target is to be had as the client sent it, and nothing is there that the client did not send.
-/// Rule W13: one reading of each value.
+/// The target is to be had as the client sent it, and nothing is there that the client did not
+/// send. Rule W13: one reading of each value.
 #[test]
 fn a_handler_sees_what_was_sent() {
     let server = Running::new(|request: Request| async move {
@@ -800,8 +800,8 @@ fn a_handler_sees_what_was_sent() {
     settle(&server);
 }
 
-/// Whoever asks for trailers where there can be none is told so at once, and so is whoever asks for those of a body
-/// that has failed.
+/// Whoever asks for trailers where there can be none is told so at once, and so is whoever asks for
+/// those of a body that has failed.
 #[test]
 fn trailers_are_not_waited_for_in_vain() {
     let server = Running::new(|mut request: Request| async move {
@@ -827,7 +827,8 @@ fn trailers_are_not_waited_for_in_vain() {
     settle(&server);
 }
 
-/// Both limits of a head mean what they say, and a head that comes a byte at a time is none the dearer.
+/// Both limits of a head mean what they say, and a head that comes a byte at a time is none the
+/// dearer.
 #[test]
 fn heads_are_as_long_as_the_limits_allow() {
     let limits = Limits { head_bytes: 64 * 1024, headers: 250, ..Limits::default() };
@@ -883,8 +884,8 @@ fn an_unread_body_is_discarded() {
     settle(&server);
 }
 
-/// Rule W9: beyond the limit the connection ends with the response, which says so as soon as it is known
-/// (RFC 9112 section 9.6), and no reset takes it away.
+/// Rule W9: beyond the limit the connection ends with the response, which says so as soon as it is
+/// known (RFC 9112 section 9.6), and no reset takes it away.
 #[test]
 fn a_long_unread_body_ends_the_connection() {
     let limits = Limits { discard_bytes: 3_000, ..Limits::default() };
@@ -915,7 +916,8 @@ fn a_long_unread_body_ends_the_connection() {
     settle(&server);
 }
 
-/// The same for one that turns out to be malformed; behind the response nothing can be said any more.
+/// The same for one that turns out to be malformed; behind the response nothing can be said any
+/// more.
 #[test]
 fn a_malformed_unread_body_ends_the_connection() {
     let server = Running::new(app);
@@ -1699,8 +1701,8 @@ fn a_long_body_arrives_whole() {
     settle(&server);
 }
 
-/// Rules W10, W11: a head goes out whole, wherever in what is gathered it lies and however long it is,
-/// and without the fields that must not be sent.
+/// Rules W10, W11: a head goes out whole, wherever in what is gathered it lies and however long it
+/// is, and without the fields that must not be sent.
 #[test]
 fn a_head_that_crosses_what_is_sent_at_once_is_whole() {
     let server = Running::new(|request: Request| async move {

@@ -16,25 +16,18 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use common::{Client, Directory, Program, case, pass_repeat_window, wait_until};
+use common::{Client, Directory, Program, STOP_SIGNALS, case, pass_repeat_window, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use smol_graceful::Address;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
-const STOP: [(Signal, &str); 4] = [
-    (Signal::HUP, "SIGHUP"),
-    (Signal::INT, "SIGINT"),
-    (Signal::TERM, "SIGTERM"),
-    (Signal::QUIT, "SIGQUIT"),
-];
-
 // Signals that are blocked or ignored from the start
 
-/// Some launchers block signals while they fork, and leave them blocked.
+/// S16: some launchers block signals while they fork, and leave them blocked.
 #[test]
 fn blocked_signals_are_unblocked() {
-    for (signal, name) in STOP {
+    for (signal, name) in STOP_SIGNALS {
         let mut server = launched(&["env", "--block-signal"], &[]);
         server.signal(signal);
         server.wait_for(&format!("stopping because of {name}"));
@@ -65,7 +58,7 @@ fn blocked_signals_are_unblocked_for_programs_of_their_own_control() {
     assert_eq!(program.exit_code(), 0, "{program}");
 }
 
-/// `nohup` means that the end of a terminal does not end the server.
+/// S16: `nohup` means that the end of a terminal does not end the server.
 #[test]
 fn nohup_is_obeyed() {
     let mut server = launched(&["nohup"], &[]);
@@ -121,8 +114,8 @@ fn term_and_usr2_are_never_ignored() {
 /// Wrappers, terminals and scripts send two different ones, one right behind the other.
 #[test]
 fn signals_within_the_window_are_one_stop() {
-    let pairs = STOP.into_iter().zip(STOP.into_iter().cycle().skip(1));
-    for ((first, _), (second, _)) in pairs.chain([(STOP[2], STOP[2])]) {
+    let pairs = STOP_SIGNALS.into_iter().zip(STOP_SIGNALS.into_iter().cycle().skip(1));
+    for ((first, _), (second, _)) in pairs.chain([(STOP_SIGNALS[2], STOP_SIGNALS[2])]) {
         let mut server = Program::server(&[]);
         let mut client = in_flight(&server, "/work?for=300ms");
         // Both have come when the process goes on.
@@ -263,8 +256,8 @@ fn a_lack_of_threads_is_one_line_and_exit_1() {
     }
 }
 
-/// A write beyond the limit of a file's size (`ulimit -f`) fails, but does not kill the process: neither
-/// that of a log line while a request is in flight, nor that of the pid file.
+/// A write beyond the limit of a file's size (`ulimit -f`) fails, but does not kill the process:
+/// neither that of a log line while a request is in flight, nor that of the pid file.
 #[test]
 fn a_file_that_may_not_grow_ends_nothing() {
     let directory = Directory::new();

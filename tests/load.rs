@@ -28,9 +28,10 @@ const BEFORE: u64 = 300;
 /// How many requests a client sends at most: fewer than there are ports for.
 const MOST: usize = 1_500;
 
-/// How many of [`CLIENTS`] may meet the close in the middle of their handshake. Mostly none does, and
-/// one or two in some of the stops. More do if the kernel takes the processor away between the last
-/// look at the queue and the close. A close that empties no queue loses requests, not handshakes.
+/// How many of [`CLIENTS`] may meet the close in the middle of their handshake. Mostly none does,
+/// and one or two in some of the stops. More do if the kernel takes the processor away between the
+/// last look at the queue and the close. A close that empties no queue loses requests, not
+/// handshakes.
 const IN_HANDSHAKE: u64 = CLIENTS as u64 / 2;
 
 /// What became of the requests of all clients.

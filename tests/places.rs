@@ -465,7 +465,8 @@ fn a_client_that_has_closed_its_side_gets_its_answer() {
     }
 }
 
-/// A handler that holds a guard of its request goes on without its client, and is dropped without one.
+/// A handler that holds a guard of its request goes on without its client, and is dropped without
+/// one.
 #[test]
 fn a_handler_with_a_guard_goes_on_without_the_client() {
     let directory = Directory::new();
@@ -1013,8 +1014,8 @@ fn a_body_that_comes_too_slowly_is_ended() {
     });
 }
 
-/// A client that stalls in the middle of what frames a chunk is given up like one that stalls in the
-/// middle of its content.
+/// A client that stalls in the middle of what frames a chunk is given up like one that stalls in
+/// the middle of its content.
 #[test]
 fn a_body_that_stalls_in_its_framing_is_ended() {
     let limits = Limits { stall_timeout: Duration::from_millis(300), ..Limits::default() };
@@ -1052,8 +1053,8 @@ fn a_body_that_stalls_in_its_framing_is_ended() {
     assert!(server.stop().is_drained());
 }
 
-/// A handler that holds a guard goes on when its client takes nothing of the responses before. Nothing
-/// follows a response that has been sent in part.
+/// A handler that holds a guard goes on when its client takes nothing of the responses before.
+/// Nothing follows a response that has been sent in part.
 #[test]
 fn nothing_follows_a_response_that_a_client_has_not_taken() {
     let (stage, enter, gate) = Stagehand::new();

@@ -1,8 +1,8 @@
-//! Restarts of the real binary under a load that checks every answer: inherited sockets, the service
-//! manager's protocol, an upgrade in place, an overlap, and a plain rebinding.
+//! Restarts of the real binary under a load that checks every answer: inherited sockets, the
+//! service manager's protocol, an upgrade in place, an overlap, and a plain rebinding.
 //!
-//! The load is `examples/lossless`. Where a socket stays open, nothing may be lost or refused; where
-//! it is closed, what the kernel does to a handshake in that very moment is counted apart
+//! The load is `examples/lossless`. Where a socket stays open, nothing may be lost or refused;
+//! where it is closed, what the kernel does to a handshake in that very moment is counted apart
 //! (`docs/design.md` section 4).
 
 #![cfg(target_os = "linux")]
@@ -23,7 +23,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
-use common::{Client, Directory, PATIENCE, Program, pass_repeat_window, wait_until};
+use common::{
+    Client, Directory, PATIENCE, Program, assert_all_okay, pass_repeat_window, queued, wait_until,
+};
 use load::{Load, Report, Tally, Target};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use smol_graceful::{Listener, Process, Server, restart};
@@ -239,18 +241,10 @@ fn the_queue_of_a_passed_socket_is_served() {
         let addr = server.addr;
         // It accepts nothing and sees no signal meanwhile.
         server.signal(Signal::STOP);
-        let clients: Vec<_> = (0..500)
-            .map(|_| {
-                let mut client = Client::connect(addr);
-                client.get("/work?for=0s");
-                client
-            })
-            .collect();
+        let clients = queued(addr, 500);
         server.signal(Signal::TERM);
         server.signal(Signal::CONT);
-        for mut client in clients {
-            assert_eq!(client.response().text(), "okay");
-        }
+        assert_all_okay(clients);
         assert_eq!(server.exit_code(), 0, "{server}");
         assert!(TcpStream::connect(addr).is_err());
     }
@@ -299,8 +293,8 @@ fn inherited_sockets_have_the_keepalive_of_the_flag() {
     }
 }
 
-/// Ten restarts of a server whose socket another process holds, as Supervisor does and as systemd does:
-/// nothing is lost, nobody refused.
+/// Ten restarts of a server whose socket another process holds, as Supervisor does and as systemd
+/// does: nothing is lost, nobody refused.
 #[test]
 fn a_held_socket_loses_nothing() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -323,8 +317,8 @@ fn a_held_socket_loses_nothing() {
 
 // Those who bind themselves.
 
-/// Five times stopped and started anew on the same address: no request is lost that had been sent, apart
-/// from handshakes that were under way in the moment of the close.
+/// Five times stopped and started anew on the same address: no request is lost that had been sent,
+/// apart from handshakes that were under way in the moment of the close.
 #[test]
 fn rebinding_loses_no_request() {
     let (report, restarts) = rebinding(&[]);
@@ -354,8 +348,8 @@ fn rebinding(args: &[&str]) -> (Report, u64) {
     (report, RESTARTS)
 }
 
-/// With SO_REUSEPORT the successor listens before the predecessor stops: nobody is refused, and with
-/// the filter nothing is lost either.
+/// With SO_REUSEPORT the successor listens before the predecessor stops: nobody is refused, and
+/// with the filter nothing is lost either.
 #[test]
 fn an_overlap_refuses_nobody() {
     let args = ["--reuse-port", "--syn-filter"];
@@ -386,7 +380,8 @@ fn an_overlap_has_to_be_asked_for() {
 
 // An upgrade in place.
 
-/// Ten times in a row, over TCP: nothing is lost, nobody refused, and the manager is told each time.
+/// Ten times in a row, over TCP: nothing is lost, nobody refused, and the manager is told each
+/// time.
 #[test]
 fn usr2_loses_nothing() {
     let directory = Directory::new();
@@ -614,8 +609,8 @@ fn a_late_successor_leaves_the_socket_file() {
     assert!(!path.exists());
 }
 
-/// Returns a server that was suspended while its successor became ready, counted on the sockets, and
-/// was told to stop. The server goes on.
+/// Returns a server that was suspended while its successor became ready, counted on the sockets,
+/// and was told to stop. The server goes on.
 fn outlive_a_late_successor(args: &[&str]) -> Line {
     let directory = Directory::new();
     let path = directory.path("manager");
@@ -811,18 +806,10 @@ fn a_successor_of_a_killed_process_serves_the_queue() {
     line.restart();
     kill_process(pid(predecessor), Signal::KILL).unwrap();
     line.signal(Signal::STOP);
-    let clients: Vec<_> = (0..500)
-        .map(|_| {
-            let mut client = line.program.connect();
-            client.get("/work?for=0s");
-            client
-        })
-        .collect();
+    let clients = queued(line.program.addr, 500);
     line.signal(Signal::TERM);
     line.signal(Signal::CONT);
-    for mut client in clients {
-        assert_eq!(client.response().text(), "okay");
-    }
+    assert_all_okay(clients);
     wait_until("the successor has ended", || !is_running(line.pid));
 }
 
@@ -851,8 +838,8 @@ fn usr2_makes_a_removed_socket_file_anew() {
     line.pid = number_behind(&told, "process ");
     assert_eq!(ask_unix(&path), "okay");
     assert_eq!(line.program.connect().get("/").response().text(), "okay");
-    // It has a successor although that has not taken all of its sockets: no lame duck, and no word to
-    // the manager but this one.
+    // It has a successor although that has not taken all of its sockets: no lame duck, and no word
+    // to the manager but this one.
     wait_until("the predecessor has ended", || !is_running(predecessor));
     assert_eq!(hear(&manager), format!("MAINPID={}\n", line.pid));
     line.signal(Signal::TERM);
@@ -1018,8 +1005,8 @@ fn the_pid_file_names_who_serves() {
     }
 }
 
-/// A file that names another server is taken over with a warning, and one that is no pid file is left
-/// alone. A link stays.
+/// A file that names another server is taken over with a warning, and one that is no pid file is
+/// left alone. A link stays.
 #[test]
 fn a_pid_file_that_somebody_else_uses_is_told_of() {
     let directory = Directory::new();
@@ -1123,8 +1110,8 @@ fn a_broken_successor_leaves_the_pid_file() {
     assert!(!file.exists());
 }
 
-/// The same if the program itself has started the successor. While that one starts, a USR2 that starts
-/// none does not touch the file, because the successor may have written it.
+/// The same if the program itself has started the successor. While that one starts, a USR2 that
+/// starts none does not touch the file, because the successor may have written it.
 #[test]
 fn a_broken_successor_of_a_program_of_its_own_leaves_the_pid_file() {
     const FILE: &str = "SMOL_GRACEFUL_TEST_PID_FILE";
@@ -1254,8 +1241,8 @@ fn names(file: &Path, pid: i32) -> bool {
 
 // The service manager.
 
-/// Rule S20: READY when it listens, STOPPING at the stop, STATUS in the drain, and time is asked for as
-/// long as something moves.
+/// Rule S20: READY when it listens, STOPPING at the stop, STATUS in the drain, and time is asked
+/// for as long as something moves.
 #[test]
 fn the_manager_is_told() {
     let directory = Directory::new();
@@ -1299,8 +1286,8 @@ fn the_manager_is_told() {
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
-/// A successor that is told to stop is not the service, whose manager might listen to it all the same
-/// (`NotifyAccess=all`).
+/// A successor that is told to stop is not the service, whose manager might listen to it all the
+/// same (`NotifyAccess=all`).
 #[test]
 fn a_late_successor_does_not_tell_the_manager_that_it_stops() {
     let directory = Directory::new();
@@ -1392,8 +1379,8 @@ fn a_deaf_manager_holds_up_nothing() {
     drop(manager);
 }
 
-/// The operator would find nothing in the log of a server that its manager takes for one that has failed
-/// to start.
+/// The operator would find nothing in the log of a server that its manager takes for one that has
+/// failed to start.
 #[test]
 fn a_manager_that_cannot_be_reached_is_named_once() {
     let directory = Directory::new();

@@ -517,9 +517,9 @@ fn check_signals_that_wait(test: &str) {
     }
 }
 
-/// Where async-io's own thread waits for events, as under every runtime but smol's, a request costs it a
-/// few waits: async-io does not report an event that came while that thread was waiting already, and
-/// who only asks it again gets the same event and the same silence, again and again.
+/// Where async-io's own thread waits for events, as under every runtime but smol's, a request costs
+/// it a few waits: async-io does not report an event that came while that thread was waiting
+/// already, and who only asks it again gets the same event and the same silence, again and again.
 #[test]
 fn a_request_is_not_waited_for_again_and_again() {
     if is_child() {
@@ -544,8 +544,9 @@ fn a_request_is_not_waited_for_again_and_again() {
     assert_eq!(child.exit_code(), 0, "{child}");
 }
 
-/// Where each poll brings another waker, as under `block_on` of tokio's current-thread runtime, that is
-/// no reason to poll again: async-io wakes the waker that it had before, and with it the next poll.
+/// Where each poll brings another waker, as under `block_on` of tokio's current-thread runtime,
+/// that is no reason to poll again: async-io wakes the waker that it had before, and with it the
+/// next poll.
 #[test]
 fn another_waker_at_each_poll_is_no_reason_to_poll_again() {
     if is_child() {

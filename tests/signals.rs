@@ -19,26 +19,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Client, End, PATIENCE, Program, handle_ignored_signals, pass_repeat_window, wait_until,
+    Client, End, PATIENCE, Program, STOP_SIGNALS, handle_ignored_signals, pass_repeat_window,
+    wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use socket2::SockRef;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
-const STOP: [(Signal, &str); 4] = [
-    (Signal::HUP, "SIGHUP"),
-    (Signal::INT, "SIGINT"),
-    (Signal::TERM, "SIGTERM"),
-    (Signal::QUIT, "SIGQUIT"),
-];
-
 // ── The first signal ────────────────────────────────────────────────────────────────────────────
 
 /// Rules S16 and S19, design section 5.
 #[test]
 fn each_signal_ends_an_idle_server() {
-    at_once(STOP, |(signal, name)| {
+    at_once(STOP_SIGNALS, |(signal, name)| {
         let mut server = Program::server(&[]);
         server.signal(signal);
         assert_eq!(server.exit_code(), 0, "{server}");
@@ -65,7 +59,7 @@ fn idle_and_silent_connections_do_not_keep_it() {
 /// Rules S8, S9 and S10: a head, a body and a response that were half done.
 #[test]
 fn each_signal_lets_finish_what_is_in_flight() {
-    at_once(STOP, |(signal, name)| {
+    at_once(STOP_SIGNALS, |(signal, name)| {
         let mut server = Program::server(&[]);
         let mut head = server.connect();
         head.send("GET /work?for=20ms HTTP/1.1\r\nHo");
@@ -117,7 +111,7 @@ fn a_handler_that_runs_is_waited_for() {
 /// Rule S16: a signal as soon as it listens.
 #[test]
 fn a_signal_right_after_the_start_is_not_lost() {
-    for (signal, _) in STOP.into_iter().cycle().take(12) {
+    for (signal, _) in STOP_SIGNALS.into_iter().cycle().take(12) {
         let mut server = Program::server(&[]);
         server.signal(signal);
         assert_eq!(server.exit_code(), 0, "{server}");
@@ -179,8 +173,8 @@ fn the_log_says_once_a_second_what_is_left() {
 /// patience of the tests.
 #[test]
 fn a_second_signal_ends_it_at_once() {
-    let firsts = STOP;
-    let seconds = STOP.into_iter().cycle().skip(1);
+    let firsts = STOP_SIGNALS;
+    let seconds = STOP_SIGNALS.into_iter().cycle().skip(1);
     at_once(firsts.into_iter().zip(seconds), |((first, first_name), (second, second_name))| {
         let mut server = Program::server(&["--work", "60s", "--grace", "60s"]);
         let mut client = in_flight(server.addr, "/");
@@ -201,7 +195,7 @@ fn a_second_signal_ends_it_at_once() {
 /// Rule S14: the same one twice.
 #[test]
 fn the_same_signal_twice_ends_it_at_once() {
-    at_once(STOP, |(signal, name)| {
+    at_once(STOP_SIGNALS, |(signal, name)| {
         let mut server = Program::server(&["--work", "60s", "--grace", "60s"]);
         let _client = in_flight(server.addr, "/");
         server.signal(signal);
@@ -242,7 +236,11 @@ fn a_storm_of_signals_neither_hangs_nor_kills() {
             for _ in 0..4 {
                 scope.spawn(|| {
                     // Until it is waited for, its number is its own, even when it has ended.
-                    STOP.into_iter().cycle().take(2_500).for_each(|(signal, _)| send(pid, signal));
+                    STOP_SIGNALS
+                        .into_iter()
+                        .cycle()
+                        .take(2_500)
+                        .for_each(|(signal, _)| send(pid, signal));
                 });
             }
         });
@@ -504,7 +502,20 @@ fn help_and_version_are_exit_0() {
 
 #[test]
 fn every_flag_has_its_variable() {
-    for name in ["LISTEN", "WORK", "GRACE", "LINGER", "LAME_DUCK", "REPEAT_WINDOW", "THREADS"] {
+    for name in [
+        "LISTEN",
+        "UNIX_MODE",
+        "WORK",
+        "GRACE",
+        "LINGER",
+        "LAME_DUCK",
+        "PATIENCE",
+        "REPEAT_WINDOW",
+        "REUSE_PORT",
+        "SYN_FILTER",
+        "KEEPALIVE",
+        "THREADS",
+    ] {
         let name = format!("SMOL_GRACEFUL_{name}");
         let (status, _, stderr) = run(&[], &[(&name, "nonsense")]);
         assert_eq!(status.code(), Some(2), "{name}: {stderr}");

@@ -16,7 +16,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, Directory, PATIENCE, Program, free_port, program, wait_until};
+use common::{
+    Client, Directory, PATIENCE, Program, assert_all_okay, free_port, program, queued, wait_until,
+};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
@@ -64,18 +66,10 @@ fn systemd_socket_activate_binds_the_socket() {
     let mut server = Program::start(command);
     first.join().unwrap();
     server.signal(Signal::STOP);
-    let clients: Vec<_> = (0..300)
-        .map(|_| {
-            let mut client = Client::connect(addr);
-            client.get("/work?for=0s");
-            client
-        })
-        .collect();
+    let clients = queued(addr, 300);
     server.signal(Signal::TERM);
     server.signal(Signal::CONT);
-    for mut client in clients {
-        assert_eq!(client.response().text(), "okay");
-    }
+    assert_all_okay(clients);
     assert_eq!(server.exit_code(), 0, "{server}");
     assert!(TcpStream::connect(addr).is_err());
 }

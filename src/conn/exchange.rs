@@ -27,7 +27,8 @@ pub(super) struct Active<'a> {
     service: &'a Service,
     seat: &'a Arc<Seat>,
     gate: Gate,
-    /// In the drain: how much is left of what had arrived when the connection took note of the stop.
+    /// In the drain: how much is left of what had arrived when the connection took note of the
+    /// stop.
     owed: Option<u64>,
 }
 
@@ -146,8 +147,9 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// Returns `true` if the connection can go on behind the request's body, read or not (rules W9, S23). The
-    /// response then promises keep-alive, so the connection goes on whatever the rest of the body is.
+    /// Returns `true` if the connection can go on behind the request's body, read or not (rules W9,
+    /// S23). The response then promises keep-alive, so the connection goes on whatever the rest of
+    /// the body is.
     async fn can_get_past_body(&mut self, reply: &mut Reply) -> bool {
         let discard = self.service.limits.discard_bytes;
         match self.gate.rest() {
@@ -162,11 +164,12 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// Whether the response that is about to be sent is the connection's last one, in the drain.
+    /// Returns `true` if the response that is about to be sent is the connection's last one, in the
+    /// drain.
     ///
-    /// It is, unless bytes of a further request had arrived when the connection took note of the stop:
-    /// such a request is finished too, and the close is announced with its response (rules S8, S9).
-    /// What arrives later does not prolong the connection.
+    /// It is, unless bytes of a further request had arrived when the connection took note of the
+    /// stop: such a request is finished too, and the close is announced with its response (rules
+    /// S8, S9). Later bytes do not prolong the connection.
     async fn is_last(&mut self) -> bool {
         if self.gate.rest() != Rest::Nothing {
             return true;
@@ -215,8 +218,8 @@ impl<'a> Active<'a> {
         Prepared::Reply(reply)
     }
 
-    /// Discards the body, because the other protocol begins behind it (RFC 9110 section 7.8). Returns
-    /// `false` if the body cannot be discarded.
+    /// Discards the body, because the other protocol begins behind it (RFC 9110 section 7.8).
+    /// Returns `false` if the body cannot be discarded.
     async fn is_rid_of_body(&mut self) -> bool {
         let discard = self.service.limits.discard_bytes;
         match self.gate.rest() {
@@ -249,7 +252,7 @@ impl<'a> Active<'a> {
     }
 }
 
-/// What comes behind an exchange.
+/// The connection's next step behind an exchange.
 enum Next {
     /// Another one.
     Exchange,

@@ -1,7 +1,7 @@
 //! A connection that a listener's wrapper gets first (TLS).
 //!
-//! Invariant: the wrapper begins with the client's first byte, so a silent client is idle (rule S7),
-//! and it has the time for a head. Does not know what the wrapper does.
+//! Invariant: the wrapper begins with the client's first byte, so a silent client is idle (rule
+//! S7), and it has the time for a head. Does not know what the wrapper does.
 
 use std::future::poll_fn;
 use std::io;
@@ -18,8 +18,9 @@ use crate::transport::Peer;
 use crate::wrapper::Wrapper;
 
 impl Conn<'_> {
-    /// Waits for the client's first byte, as for a request's (rule S7), and lets the listener's wrapper
-    /// do its part (TLS's handshake), within the time for a head. `None` if there is nothing to serve.
+    /// Waits for the client's first byte, as for a request's (rule S7), and lets the listener's
+    /// wrapper do its part (TLS's handshake), within the time for a head. `None` if there is
+    /// nothing to serve.
     pub(super) async fn handshake(mut self, wrapper: &Wrapper) -> Option<Self> {
         let (service, seat) = (self.service, self.seat);
         let mut ahead = Vec::new();
@@ -34,7 +35,7 @@ impl Conn<'_> {
                 if seat.order() == Order::Abort {
                     return Poll::Ready(false);
                 }
-                // What is in the socket wins, as in `first_bytes`.
+                // A byte that is in the socket wins, as in `first_bytes`.
                 let readable = socket.poll_readable(cx);
                 if readable.is_pending() && seat.doing() == Doing::Accepted {
                     seat.activity.begin(Doing::Idle);

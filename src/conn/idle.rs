@@ -17,7 +17,7 @@ use crate::wire::{LAST_LOOKS, is_empty_lines};
 impl Conn<'_> {
     /// Waits for a request to begin; `None` when the connection is to be closed.
     ///
-    /// What is already in the socket wins over every reason to close (rules S6, S7).
+    /// A byte that is already in the socket wins over every reason to close (rules S6, S7).
     pub(super) async fn first_bytes(&mut self) -> Option<(Buffer, usize)> {
         let Self { seat, transport, is_fresh, empty, .. } = self;
         // A new client has mostly sent its request by now; later, waiting first saves a read.
@@ -28,7 +28,7 @@ impl Conn<'_> {
         poll_fn(|cx| {
             loop {
                 if seat.order() == Order::Abort {
-                    // What nobody has read is cut too, and has to be named.
+                    // A request that nobody has read is cut too, and the outcome has to name it.
                     let asked = has_asked(transport, cx);
                     seat.activity.begin(if asked { Doing::Accepted } else { Doing::Idle });
                     return Poll::Ready(None);
@@ -69,8 +69,8 @@ impl Conn<'_> {
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
-                    // Under a wrapper, a part of a request has arrived that does not make a byte yet
-                    // (rules S6, S8).
+                    // Under a wrapper, a part of a request has arrived that does not make a byte
+                    // yet (rules S6, S8).
                     Poll::Pending if transport.has_begun() => {
                         if seat.doing() != Doing::Head {
                             seat.begin(None);

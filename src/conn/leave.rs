@@ -1,7 +1,7 @@
 //! [`leave`]: how a connection ends after its last response.
 //!
-//! Invariant: the last response is never lost to a reset (rule S9; RFC 9112 section 9.6). The client's
-//! kernel takes all of it first, or takes nothing more for a time. Sends no byte of HTTP.
+//! Invariant: the last response is never lost to a reset (rule S9; RFC 9112 section 9.6). The
+//! client's kernel takes all of it first, or takes nothing more for a time. Sends no byte of HTTP.
 
 use std::future::poll_fn;
 use std::io;
@@ -73,8 +73,8 @@ pub(super) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bo
             }
             Poll::Pending
         });
-        // Nobody tells when the client's kernel has taken something; in the drain that is looked at,
-        // otherwise the sweep's wake-up will do.
+        // No event tells when the client's kernel has taken something; in the drain that is looked
+        // at, otherwise the sweep's wake-up will do.
         let wait = async {
             if !is_draining() {
                 future::pending::<()>().await;

@@ -1,9 +1,9 @@
 //! [`Conn`]: one connection, from its first byte to its end.
 //!
 //! Handshake, idle, exchanges, leave: each is a method of the connection, in a file of its own.
-//! Invariant: an idle connection holds its transport and nothing else (rule W12), and a request whose
-//! first byte has arrived is finished (rule S8). Whether the server stops is asked of the seat, and
-//! never decided here.
+//! Invariant: an idle connection holds its transport and nothing else (rule W12), and a request
+//! whose first byte has arrived is finished (rule S8). Whether the server stops is asked of the
+//! seat, and never decided here.
 
 mod exchange;
 pub(crate) mod handler;
@@ -32,7 +32,7 @@ use exchange::Active;
 use handler::Handler;
 use leave::leave;
 
-/// What all connections of a server share.
+/// The state that all connections of a server share.
 pub(crate) struct Service {
     pub(crate) handler: Box<Handler>,
     pub(crate) limits: Limits,
@@ -55,8 +55,8 @@ pub(crate) struct Conn<'a> {
     transport: Transport,
     /// Nobody has looked for a request yet.
     is_fresh: bool,
-    /// The number of bytes of empty lines that have come in front of the next request. They count as
-    /// a part of its head, however they were cut.
+    /// The number of bytes of empty lines that have come in front of the next request. They count
+    /// as a part of its head, however they were cut.
     empty: usize,
 }
 
@@ -124,8 +124,8 @@ impl<'a> Conn<'a> {
     }
 }
 
-/// Runs `served` until the server aborts the connection, before it can finish what the outcome names
-/// as cut (rule S13). Between requests, the connection has a last look first.
+/// Runs `served` until the server aborts the connection, before it can finish what the outcome
+/// names as cut (rule S13). Between requests, the connection has a last look first.
 ///
 /// Each poll of the connection begins here, so its seat learns here whom to wake.
 fn until_aborted<'a>(

@@ -1,10 +1,13 @@
-//! The framing of request bodies: where one ends, and which of its bytes are content (RFC 9112 sections 6 and 7.1).
+//! The framing of request bodies: where one ends, and which of its bytes are content (RFC 9112
+//! sections 6 and 7.1).
 //!
-//! Invariant: the verdict on a body (content, trailers, end, or what is malformed) depends on its bytes alone, never
-//! on how they were cut into reads; and no byte behind the body's end is ever counted as part of it.
+//! Invariant: the verdict on a body (content, trailers, end, or what is malformed) depends on its
+//! bytes alone, never on how they were cut into reads; and no byte behind the body's end is ever
+//! counted as part of it.
 //!
-//! Pure: no reading, no buffer, no limit on content. The gate in `mod.rs` does those, and hands the content on to
-//! async-h1 in chunks of its own making (rule W5), so that nothing a client wrote between chunks gets through.
+//! Pure: no reading, no buffer, no limit on content. The gate in `mod.rs` does those, and hands the
+//! content on to async-h1 in chunks of its own making (rule W5), so that nothing a client wrote
+//! between chunks gets through.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,8 +18,9 @@ const MAX_SIZE_DIGITS: usize = 16;
 /// Bytes of extensions on one chunk's size line.
 const MAX_EXTENSION_BYTES: usize = 256;
 
-/// How far extensions may run ahead of content over a whole body: a client may not send a little content at the
-/// price of a lot of framing (Go's CVE-2023-39326), while a long signed upload may sign every chunk.
+/// How far extensions may run ahead of content over a whole body: a client may not send a little
+/// content at the price of a lot of framing (Go's CVE-2023-39326), while a long signed upload may
+/// sign every chunk.
 const MAX_EXTENSION_DEBT: usize = 16 * 1024;
 
 /// Bytes of the trailer section with its final blank line. async-h1 takes 8192.
@@ -28,8 +32,8 @@ const MAX_TRAILER_FIELDS: usize = 16;
 /// Fields that would frame the message anew: as a trailer, they are refused.
 const FRAMING_FIELDS: &str = "content-length transfer-encoding";
 
-/// Fields that say how to route, read, authorise or answer the message, and so are needed before its body (RFC 9110
-/// section 6.5.1): as a trailer, they are dropped.
+/// Fields that say how to route, read, authorise or answer the message, and so are needed before
+/// its body (RFC 9110 section 6.5.1): as a trailer, they are dropped.
 const EARLY_FIELDS: &str = "authorization cache-control connection content-encoding content-range content-type \
     cookie expect forwarded host keep-alive max-forwards pragma range set-cookie te trailer upgrade x-real-ip";
 
@@ -58,13 +62,15 @@ pub(crate) struct Chunked {
 /// What the beginning of the input is. The caller consumes that much and calls again with the rest.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step<'a> {
-    /// This many bytes (never 0) are framing only: the line end after a chunk's data, or the last chunk's size line.
+    /// This many bytes (never 0) are framing only: the line end after a chunk's data, or the last
+    /// chunk's size line.
     Skip(usize),
     /// A chunk begins.
     Chunk {
         /// Length of its size line, with extensions and line end.
         consumed: usize,
-        /// How many bytes of content follow, never 0. Chosen by the client: add it up with saturation.
+        /// How many bytes of content follow, never 0. Chosen by the client: add it up with
+        /// saturation.
         size: u64,
     },
     /// This many bytes (never 0) are content.
@@ -73,10 +79,11 @@ pub(crate) enum Step<'a> {
     End {
         /// Length of the trailer section with its final blank line.
         consumed: usize,
-        /// The field lines that may be handed on, without the final blank line; empty when there are none.
+        /// The field lines that may be handed on, without the final blank line; empty when there
+        /// are none.
         ///
-        /// async-h1 hangs unless it gets the whole section at once: hand `0\r\n`, this and `\r\n` on in a read of their
-        /// own. Of several fields of one name it keeps the last.
+        /// async-h1 hangs unless it gets the whole section at once: hand `0\r\n`, this and `\r\n`
+        /// on in a read of their own. Of several fields of one name it keeps the last.
         trailers: Cow<'a, [u8]>,
     },
     /// More bytes are needed. The next call sees the same beginning again, with more behind it.
@@ -114,8 +121,8 @@ impl Chunked {
 
     /// Says what the beginning of `input` is: the unread bytes, as far as they have arrived.
     ///
-    /// A malformed body is refused at the first byte that makes it so. Behind the end it keeps saying `End`, with
-    /// nothing consumed.
+    /// A malformed body is refused at the first byte that makes it so. Behind the end it keeps
+    /// saying `End`, with nothing consumed.
     pub(crate) fn step<'a>(&mut self, input: &'a [u8]) -> Result<Step<'a>, Malformed> {
         match self.state {
             State::Size => {
@@ -158,7 +165,8 @@ impl Chunked {
         }
     }
 
-    /// Bytes of the current chunk that are still to come. While it is not 0, the next bytes are content.
+    /// Bytes of the current chunk that are still to come. While it is not 0, the next bytes are
+    /// content.
     pub(crate) fn content_left(&self) -> u64 {
         match self.state {
             State::Data { left } => left,
@@ -166,7 +174,8 @@ impl Chunked {
         }
     }
 
-    /// Notes that the caller moved `n` bytes of content on its own, at most [`content_left`](Self::content_left).
+    /// Notes that the caller moved `n` bytes of content on its own, at most
+    /// [`content_left`](Self::content_left).
     pub(crate) fn took(&mut self, n: u64) {
         debug_assert!(n <= self.content_left(), "took {n} bytes, more than the chunk has");
         if let State::Data { left } = self.state {
@@ -226,9 +235,9 @@ struct SizeLine {
     extensions: usize,
 }
 
-// The three scanners below look at a line from its beginning each time, until it is complete; its length is bounded,
-// so this stays cheap. Each refuses at the first wrong byte and cuts its view at its bound before looking, so that
-// the verdict is the same however the bytes arrive.
+// The three scanners below look at a line from its beginning each time, until it is complete; its
+// length is bounded, so this stays cheap. Each refuses at the first wrong byte and cuts its view at
+// its bound before looking, so that the verdict is the same however the bytes arrive.
 
 /// Reads `chunk-size [ chunk-ext ] CRLF` (RFC 9112 section 7.1), or says that it is not complete.
 fn size_line(input: &[u8], allowed: usize) -> Result<Option<SizeLine>, Malformed> {
@@ -255,10 +264,11 @@ fn size_line(input: &[u8], allowed: usize) -> Result<Option<SizeLine>, Malformed
     Ok(Some(SizeLine { consumed: digits.len() + extensions + 2, size, extensions }))
 }
 
-/// The length of the extensions at the beginning of `rest`, up to their CRLF (RFC 9112 section 7.1.1).
+/// The length of the extensions at the beginning of `rest`, up to their CRLF (RFC 9112 section
+/// 7.1.1).
 ///
-/// They are skipped, so only what two parsers could see differently is refused: white space that no `;` follows, and
-/// a line end that is not exactly CRLF or that stands inside a quoted string.
+/// They are skipped, so only what two parsers could see differently is refused: white space that no
+/// `;` follows, and a line end that is not exactly CRLF or that stands inside a quoted string.
 fn extensions(rest: &[u8], allowed: usize) -> Result<Option<usize>, Malformed> {
     let view = &rest[..rest.len().min(allowed + 2)];
     let incomplete =
@@ -289,8 +299,8 @@ fn extensions(rest: &[u8], allowed: usize) -> Result<Option<usize>, Malformed> {
     incomplete
 }
 
-/// The length of the trailer section's field lines, without the blank line that ends it (RFC 9112 section 7.1.2), or
-/// that the section is not complete.
+/// The length of the trailer section's field lines, without the blank line that ends it (RFC 9112
+/// section 7.1.2), or that the section is not complete.
 fn trailer_section(input: &[u8]) -> Result<Option<usize>, Malformed> {
     let view = &input[..input.len().min(MAX_TRAILER_BYTES)];
     let mut at = 0;
@@ -308,8 +318,8 @@ fn trailer_section(input: &[u8]) -> Result<Option<usize>, Malformed> {
     if view.len() == MAX_TRAILER_BYTES { Err(Malformed::TrailerTooLong) } else { Ok(None) }
 }
 
-/// The length of the field line at the beginning of `rest`, with its CRLF (RFC 9112 section 5), or that it is not
-/// complete. No folding.
+/// The length of the field line at the beginning of `rest`, with its CRLF (RFC 9112 section 5), or
+/// that it is not complete. No folding.
 fn field_line(rest: &[u8]) -> Result<Option<usize>, Malformed> {
     let Some(colon) = rest.iter().position(|&b| !is_token(b)) else {
         return Ok(None);
@@ -331,8 +341,8 @@ fn field_line(rest: &[u8]) -> Result<Option<usize>, Malformed> {
     }
 }
 
-/// The well-formed field lines of `section` without those that must not come as a trailer. As in heads, a byte outside
-/// ASCII is written as `%XX`: http-types cannot hold it.
+/// The well-formed field lines of `section` without those that must not come as a trailer. As in
+/// heads, a byte outside ASCII is written as `%XX`: http-types cannot hold it.
 fn fit_to_hand_on(section: &[u8]) -> Result<Cow<'_, [u8]>, Malformed> {
     let lines = || section.split_inclusive(|&b| b == b'\n');
     let is_fit = |line: &&[u8]| !line.split(|&b| b == b':').next().is_some_and(is_early);
@@ -677,8 +687,8 @@ mod tests {
         read_and_hand_on(parts).verdict
     }
 
-    /// Plays the gate: receives `parts` one after the other, steps as far as they go, and hands canonical pieces on.
-    /// Every second piece of content it moves on its own.
+    /// Plays the gate: receives `parts` one after the other, steps as far as they go, and hands
+    /// canonical pieces on. Every second piece of content it moves on its own.
     fn read_and_hand_on<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Seen {
         let mut body = Chunked::new();
         let mut unread = Vec::new();
@@ -736,7 +746,8 @@ mod tests {
         Seen { verdict: Verdict::Unfinished, handed_on }
     }
 
-    /// The verdict on `message` is the same whole, byte by byte, with one cut anywhere, and, if it is short, with two.
+    /// The verdict on `message` is the same whole, byte by byte, with one cut anywhere, and, if it
+    /// is short, with two.
     fn assert_however_split(message: &[u8], verdict: &Verdict) {
         let said = message.escape_ascii();
         assert_eq!(&read([message]), verdict, "{said}");
@@ -760,8 +771,8 @@ mod tests {
         text.as_bytes()[..text.len() - last + 1].to_vec()
     }
 
-    /// Runs `test` with random numbers from `count` seeds; the failing one is the last that is printed. With
-    /// `BODY_SEED` set, it begins with that one.
+    /// Runs `test` with random numbers from `count` seeds; the failing one is the last that is
+    /// printed. With `BODY_SEED` set, it begins with that one.
     #[expect(clippy::print_stdout, reason = "shown for a failed test only")]
     fn for_seeds(count: u64, test: impl Fn(&mut fastrand::Rng)) {
         let first = std::env::var("BODY_SEED").ok().and_then(|seed| seed.parse().ok());

@@ -143,7 +143,8 @@ impl<'a> Absolute<'a> {
     }
 }
 
-/// Judges the head at the beginning of `bytes`. Called again with more bytes while it says `Partial`.
+/// Judges the head at the beginning of `bytes`. Called again with more bytes while it says
+/// `Partial`.
 pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Parse {
     match examine(bytes, bounds) {
         Ok(Some(head)) => Parse::Complete(head),
@@ -168,10 +169,11 @@ pub(crate) fn may_decide(bytes: &[u8], judged: usize) -> bool {
     !news.iter().all(is_text) && (!news.iter().all(is_plain) || is_in_line())
 }
 
-/// Method and target as the client wrote them, for log lines; the head may be incomplete or garbage.
+/// Method and target as the client wrote them, for log lines; the head may be incomplete or
+/// garbage.
 ///
-/// What is not visible ASCII shows as U+FFFD, and the words are cut to a sensible length. `None` if there is nothing
-/// to show yet.
+/// What is not visible ASCII shows as U+FFFD, and the words are cut to a sensible length. `None` if
+/// there is nothing to show yet.
 pub(crate) fn request_line(bytes: &[u8]) -> Option<(Cow<'_, str>, Cow<'_, str>)> {
     let rest = &bytes[empty_lines(bytes)..];
     let line = &rest[..memchr(b'\n', rest).unwrap_or(rest.len())];
@@ -196,11 +198,12 @@ const SHOWN_TARGET: usize = 100;
 
 /// [`parse`], with its three answers as a `Result`, for the sake of `?`.
 ///
-/// Errors are looked for in the order in which the bytes come, and what needs the whole head comes last: so an error
-/// that is found early is the one that would be found late.
+/// Errors are looked for in the order in which the bytes come, and what needs the whole head comes
+/// last: so an error that is found early is the one that would be found late.
 fn examine(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, StatusCode> {
     let start = empty_lines(bytes);
-    // At least 2, so that a CR is not called a full window before it is known to begin an empty line.
+    // At least 2, so that a CR is not called a full window before it is known to begin an empty
+    // line.
     let limit = bounds.head_bytes.max(2);
     let window = &bytes[start..bytes.len().min(start.saturating_add(limit))];
     let full = window.len() == limit;
@@ -217,9 +220,9 @@ fn examine(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, StatusCode> {
     };
     let section = &section[..section_len];
 
-    // httparse refuses empty names, whitespace before a name or its colon, folded lines and control characters
-    // (RFC 9112 sections 5.1 and 5.2, RFC 9110 section 5.5), and trims the whitespace around values. It would take a
-    // bare LF as a line end, but `find_blank_line` has not.
+    // httparse refuses empty names, whitespace before a name or its colon, folded lines and control
+    // characters (RFC 9112 sections 5.1 and 5.2, RFC 9110 section 5.5), and trims the whitespace
+    // around values. It would take a bare LF as a line end, but `find_blank_line` has not.
     //
     let (mut few, mut many);
     let slots = if lines <= FEW_FIELDS {
@@ -237,8 +240,8 @@ fn examine(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, StatusCode> {
     facts.check_host(line.version)?;
     let framing = facts.framing(line.version)?;
 
-    // RFC 9110 section 10.1.1: ignored in HTTP/1.0, 417 for an expectation that we do not know, and nothing to wait
-    // for without a body (rule W7).
+    // RFC 9110 section 10.1.1: ignored in HTTP/1.0, 417 for an expectation that we do not know, and
+    // nothing to wait for without a body (rule W7).
     let is_1_1 = line.version == Version::Http1_1;
     if is_1_1 && facts.unknown_expectation {
         return Err(StatusCode::ExpectationFailed);
@@ -265,7 +268,8 @@ fn examine(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, StatusCode> {
     }))
 }
 
-/// The answer while a line end or the blank line is missing: an illegal byte is an error, and so is no room for more.
+/// The answer while a line end or the blank line is missing: an illegal byte is an error, and so is
+/// no room for more.
 fn undecided<T>(clean: bool, full: bool, too_long: StatusCode) -> Result<Option<T>, StatusCode> {
     if !clean {
         Err(StatusCode::BadRequest)
@@ -282,7 +286,8 @@ fn empty_lines(bytes: &[u8]) -> usize {
     2 * lines.take_while(|line| line == b"\r\n").count()
 }
 
-/// Whether the beginning of a request line holds only what such a line may hold; its end may be a CR.
+/// Whether the beginning of a request line holds only what such a line may hold; its end may be a
+/// CR.
 fn is_clean_line(line: &[u8]) -> bool {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     line.iter().all(|byte| matches!(byte, b' '..=b'~'))
@@ -345,8 +350,8 @@ impl RequestLine {
 
         let line = line.strip_suffix(b"\r\n").filter(|line| is_clean_line(line)).ok_or(BAD)?;
         let line = std::str::from_utf8(line).map_err(|_| BAD)?;
-        // Exactly one space between the parts: a second one would end up in the version. No second part is an
-        // HTTP/0.9 request, or garbage.
+        // Exactly one space between the parts: a second one would end up in the version. No second
+        // part is an HTTP/0.9 request, or garbage.
         let (name, rest) = line.split_once(' ').ok_or(BAD)?;
         let (target, protocol) = rest.split_once(' ').ok_or(BAD)?;
         if name.is_empty() || !name.bytes().all(is_token_byte) {
@@ -367,7 +372,8 @@ fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// RFC 9112 section 2.3. A higher minor version is served as 1.1 (RFC 9110 section 2.5), another major version is 505.
+/// RFC 9112 section 2.3. A higher minor version is served as 1.1 (RFC 9110 section 2.5), another
+/// major version is 505.
 fn version(protocol: &str) -> Result<Version, StatusCode> {
     match protocol.strip_prefix("HTTP/").map(str::as_bytes) {
         Some(b"1.0") => Ok(Version::Http1_0),
@@ -377,8 +383,8 @@ fn version(protocol: &str) -> Result<Version, StatusCode> {
     }
 }
 
-/// RFC 9110 section 9.1: an unknown method is 501, and names are case-sensitive. So is CONNECT, since this is no
-/// proxy, and PRI, which is not a method for use (RFC 9113 section 11.6).
+/// RFC 9110 section 9.1: an unknown method is 501, and names are case-sensitive. So is CONNECT,
+/// since this is no proxy, and PRI, which is not a method for use (RFC 9113 section 11.6).
 fn method(name: &str) -> Result<Method, StatusCode> {
     match name {
         "GET" => Ok(Method::Get),
@@ -401,8 +407,8 @@ fn is_target(target: &str, method: Method) -> bool {
     if target.contains('#') {
         return false;
     }
-    // A backslash is no character of a path (RFC 3986 section 3.3), and the url crate would take it for a slash.
-    // Browsers send it in queries.
+    // A backslash is no character of a path (RFC 3986 section 3.3), and the url crate would take it
+    // for a slash. Browsers send it in queries.
     if target.split('?').next().is_some_and(|path| path.contains('\\')) {
         return false;
     }
@@ -412,15 +418,16 @@ fn is_target(target: &str, method: Method) -> bool {
     if target == "*" {
         return method == Method::Options;
     }
-    // Neither an empty authority (RFC 9110 section 4.2.1) nor one with user information (section 4.2.4).
+    // Neither an empty authority (RFC 9110 section 4.2.1) nor one with user information (section
+    // 4.2.4).
     Absolute::split(target).is_some_and(|absolute| {
         let is = |scheme: &str| absolute.scheme.eq_ignore_ascii_case(scheme);
         (is("http") || is("https")) && is_host(absolute.authority.as_bytes())
     })
 }
 
-/// Whether a value is `uri-host [ ":" port ]` (RFC 9110 section 7.2) and not empty. IPv6 in brackets; no comma, which
-/// the grammar allows but which is the mark of two joined values.
+/// Whether a value is `uri-host [ ":" port ]` (RFC 9110 section 7.2) and not empty. IPv6 in
+/// brackets; no comma, which the grammar allows but which is the mark of two joined values.
 fn is_host(value: &[u8]) -> bool {
     let Ok(value) = std::str::from_utf8(value) else {
         return false;
@@ -538,7 +545,8 @@ impl<'a> Facts<'a> {
     /// Where the body ends: RFC 9112 section 6.3 (rule W3).
     fn framing(&self, version: Version) -> Result<Framing, StatusCode> {
         match (self.transfer_encoding, self.content_length) {
-            // Section 6.1: both of them, or an encoding in HTTP/1.0, are the marks of request smuggling.
+            // Section 6.1: both of them, or an encoding in HTTP/1.0, are the marks of request
+            // smuggling.
             (Some(_), Some(_)) => Err(StatusCode::BadRequest),
             (Some(_), None) if version == Version::Http1_0 => Err(StatusCode::BadRequest),
             (Some(codings), None) => transfer_encoding(codings),
@@ -550,8 +558,9 @@ impl<'a> Facts<'a> {
 
 /// Stores the value of a field that may come only once.
 ///
-/// RFC 9112 section 3.2 for Host. Section 6.3 lets a recipient take equal Content-Lengths as one, and several lines of
-/// Transfer-Encoding could be joined; but then two recipients may disagree, so both are refused (rule W3).
+/// RFC 9112 section 3.2 for Host. Section 6.3 lets a recipient take equal Content-Lengths as one,
+/// and several lines of Transfer-Encoding could be joined; but then two recipients may disagree, so
+/// both are refused (rule W3).
 fn store_once<T>(slot: &mut Option<T>, value: T) -> Result<(), StatusCode> {
     match slot.replace(value) {
         None => Ok(()),
@@ -566,8 +575,8 @@ fn content_length(value: &[u8]) -> Result<u64, StatusCode> {
     digits.and_then(|digits| digits.parse().ok()).ok_or(StatusCode::BadRequest)
 }
 
-/// RFC 9112 sections 6.1 and 6.3 (rule W3): the last coding must be `chunked`, which must not come twice, else 400;
-/// other codings before it are not implemented, 501.
+/// RFC 9112 sections 6.1 and 6.3 (rule W3): the last coding must be `chunked`, which must not come
+/// twice, else 400; other codings before it are not implemented, 501.
 fn transfer_encoding(value: &[u8]) -> Result<Framing, StatusCode> {
     if value.eq_ignore_ascii_case(b"chunked") {
         return Ok(Framing::Chunked);
@@ -645,7 +654,8 @@ mod tests {
         }
     }
 
-    /// Feeds every prefix, and checks that all that are not `Partial` agree. Returns where the verdict fell.
+    /// Feeds every prefix, and checks that all that are not `Partial` agree. Returns where the
+    /// verdict fell.
     fn check_prefixes(bytes: &[u8], bounds: Bounds) -> Option<usize> {
         let whole = verdict(bytes, bounds);
         let mut fell = None;

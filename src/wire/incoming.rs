@@ -1,8 +1,10 @@
-//! [`Incoming`]: the bytes that a client has sent, and how far the message under way has been taken.
+//! [`Incoming`]: the bytes that a client has sent, and how far the message under way has been
+//! taken.
 //!
 //! Invariant: bytes behind the message stay in the buffer for the next one (rule W1); content goes
 //! straight to the reader's buffer where nothing has been read ahead. The head stays in the buffer
-//! until its exchange ends, for the drain report. Reads when asked, waits for nothing, sends nothing.
+//! until its exchange ends, for the drain report. Reads when asked, waits for nothing, sends
+//! nothing.
 
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -63,15 +65,15 @@ enum Permission {
     Asked,
 }
 
-/// What is left of a message's body.
+/// The rest of a message's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rest {
     /// The body was taken whole, or there was none.
     Nothing,
     /// At least this many bytes are left. Without an end if the body cannot be read to its end.
     AtLeast(u64),
-    /// The client waits to be told to send the body, and nobody has read it. The client may leave it
-    /// out.
+    /// The client waits to be told to send the body, and nobody has read it. The client may leave
+    /// it out.
     Untold,
 }
 
@@ -344,7 +346,8 @@ impl Incoming {
                     frame.bytes.extend_from_slice(&trailers);
                     frame.bytes.extend_from_slice(b"\r\n");
                     self.take(consumed);
-                    // async-h1 hangs unless it gets the trailer section in one piece: it goes alone.
+                    // async-h1 hangs unless it gets the trailer section in one piece: it goes
+                    // alone.
                     if filled > 0 {
                         return Poll::Ready(Ok(filled));
                     }

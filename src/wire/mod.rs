@@ -496,8 +496,8 @@ impl Gate {
     }
 
     /// Ends a wait for the body whose reader may be gone: a handler may stop waiting, and the gate
-    /// itself has discarded only what had arrived. A reader that still waits is woken, and begins to
-    /// wait anew. Otherwise the client would have to send a body that nobody reads.
+    /// itself has discarded only what had arrived. A reader that still waits is woken, and begins
+    /// to wait anew. Otherwise the client would have to send a body that nobody reads.
     fn forget_wait_for_body(&self) {
         if !self.seat.activity.look().waits_for(Wait::Body) {
             return;

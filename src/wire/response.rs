@@ -400,8 +400,8 @@ impl Reply {
     }
 }
 
-/// From how many bytes on a body is sent from where it lies, if that is one place in memory; shorter
-/// ones are gathered with what is to be sent before and behind them.
+/// From how many bytes on a body is sent from where it lies, if that is one place in memory;
+/// shorter ones are gathered with what is to be sent before and behind them.
 const LONG: u64 = 16 * 1024;
 
 const LENGTH: &[u8] = b"\r\ncontent-length: ";

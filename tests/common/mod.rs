@@ -456,8 +456,8 @@ pub struct Stagehand {
 }
 
 impl Stagehand {
-    /// With what handlers need: they say by the first with which path they were called, and wait at the
-    /// second, on which nothing is ever sent: it is opened by being closed.
+    /// With what handlers need: they say by the first with which path they were called, and wait at
+    /// the second, on which nothing is ever sent: it is opened by being closed.
     pub fn new() -> (Self, mpsc::Sender<String>, channel::Receiver<()>) {
         let (enter, entered) = mpsc::channel();
         let (open, gate) = channel::bounded(1);
@@ -554,3 +554,28 @@ pub fn program(name: &str, package: &str) -> Command {
         path.split(':').map(|dir| std::path::Path::new(dir).join(name)).find(|path| path.exists());
     Command::new(found.unwrap_or_else(|| panic!("{name} is missing: install {package}")))
 }
+
+/// Connects `count` clients, each with a request. The kernel queues them while the server is suspended.
+pub fn queued(addr: SocketAddr, count: usize) -> Vec<Client> {
+    let client = |_| {
+        let mut client = Client::connect(addr);
+        client.get("/work?for=0s");
+        client
+    };
+    (0..count).map(client).collect()
+}
+
+/// Asserts that each client gets its answer.
+pub fn assert_all_okay(clients: Vec<Client>) {
+    for mut client in clients {
+        assert_eq!(client.response().text(), "okay");
+    }
+}
+
+/// The signals that stop a server, and how the log calls them.
+pub const STOP_SIGNALS: [(Signal, &str); 4] = [
+    (Signal::HUP, "SIGHUP"),
+    (Signal::INT, "SIGINT"),
+    (Signal::TERM, "SIGTERM"),
+    (Signal::QUIT, "SIGQUIT"),
+];
