@@ -1,7 +1,8 @@
 //! [`Notify`]: tells the service manager how the server stands (systemd's protocol over
-//! NOTIFY_SOCKET). [`ready`]: tells the manager that a program with `serve` serves.
+//! NOTIFY_SOCKET).
 //!
-//! Invariant: nobody waits for the manager: what it does not take at once is not sent (rule S21).
+//! Invariant: the server never waits for the manager, and drops a message that the manager does not
+//! take at once (rule S21).
 //! A successor reports readiness to its predecessor, and everything else to the service manager.
 //! Without a NOTIFY_SOCKET nothing is done. A manager gets READY=1 alone in a datagram, and every
 //! STATUS is bounded, because managers read no more than 4096 bytes.
@@ -18,8 +19,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 
 use crate::error::reason;
-use crate::inherited::{self, HANDOVER};
-use crate::listener::Listener;
+use crate::inherited::HANDOVER;
 use crate::outcome::Draining;
 
 /// Where the service manager listens.
@@ -157,49 +157,6 @@ impl Notify {
             let _ = manager.send(states);
         }
     }
-}
-
-/// Tells the service manager (systemd's `READY=1`) that this process serves on `listeners`. In a
-/// successor, tells the predecessor instead, whose sockets are this process's own from then on.
-///
-/// [`run`] calls this by itself. A program with [`Server::serve`] has to call it when it is ready:
-/// until then a unit with `Type=notify` is not started, and the predecessor goes on serving. Only
-/// [`run`] sends the manager anything else, namely STOPPING, EXTEND_TIMEOUT_USEC, WATCHDOG and how
-/// the drain goes on. A program with [`Server::serve`] may send those itself: in a successor to the
-/// socket that SMOL_GRACEFUL_NOTIFY_SOCKET names, and otherwise to NOTIFY_SOCKET.
-///
-/// Does nothing if neither waits. A second call does no harm.
-///
-/// [`run`]: crate::run
-/// [`Server::serve`]: crate::Server::serve
-///
-/// # Errors
-///
-/// Returns [`io::ErrorKind::WouldBlock`] if the message could not be sent now. Try again then.
-///
-/// # Examples
-///
-/// ```
-/// use smol_graceful::{Listener, Server, ready};
-///
-/// # fn main() -> std::io::Result<()> {
-/// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
-/// let server = Server::new(|_request| async { Ok("okay") });
-/// # server.handle().stop();
-/// let serve = server.serve([listener.clone()]);
-/// ready(&[listener])?;
-/// println!("{}", smol::block_on(serve)?);
-/// # Ok(())
-/// # }
-/// ```
-pub fn ready(listeners: &[Listener]) -> io::Result<()> {
-    inherited::close_unclaimed();
-    let taken: Vec<_> = listeners.iter().filter_map(Listener::handed_as).collect();
-    let notify = Arc::new(Notify::from_env());
-    if notify.ready("serving", &taken)? {
-        listeners.iter().for_each(|listener| listener.take_over(&notify));
-    }
-    Ok(())
 }
 
 /// How much time the manager is asked for at once.
