@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_signal::Signal;
 
 use crate::registry::Cut;
+use crate::signals::name;
 
 /// How a drain ended.
 ///
@@ -150,11 +151,6 @@ impl fmt::Display for Draining {
 
 /// How many of the cut the one line names; the list in the outcome has them all.
 const NAMED: usize = 10;
-
-/// A signal as operators write it.
-pub(crate) fn name(signal: Signal) -> String {
-    format!("SIG{}", format!("{signal:?}").to_uppercase())
-}
 
 #[cfg(test)]
 mod tests {

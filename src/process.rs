@@ -23,14 +23,13 @@ use crate::error::{ServeError, reason};
 use crate::inherited;
 use crate::listener::{Listen, Listener};
 use crate::notify::Notify;
-use crate::outcome::{Outcome, name};
+use crate::obey::REPEAT_WINDOW;
+use crate::outcome::Outcome;
 use crate::pid_file::{PidFile, PidWriter};
+use crate::policy::{Action, Event, State};
 use crate::server::{Running, Server, Stopping};
 use crate::shutdown::Shutdown;
-use crate::signals::{
-    Heard, REPEAT_WINDOW, STOP_SIGNALS, StopSignal, StopSignals, log_second, stop, stream,
-    survive_full_files,
-};
+use crate::signals::{Received, STOP_SIGNALS, stream, survive_full_files};
 use crate::threads;
 
 /// Runs a server as a process until a signal stops it, with [`Process::default`]'s settings.
@@ -359,80 +358,62 @@ impl Process {
         running.verdict(future::block_on(control.or(accept)))
     }
 
-    /// Stops at the first stop signal, aborts at the second (rule S14). Never ends.
+    /// Obeys signals, and starts a successor (rule S14). Never ends.
     async fn obey(
         &self,
-        mut signals: impl Stream<Item = Heard> + Unpin,
+        mut signals: impl Stream<Item = Received> + Unpin,
         shutdown: &Shutdown,
         running: &Running,
     ) -> Outcome {
         let token = shutdown.token();
+        let mut state = State::Running;
         let mut successor: Option<Successor<'_>> = None;
-        let mut stop_signals = StopSignals::new(self.repeat_window);
         loop {
-            let signal = async { Event::Signal(signals.next().await) };
+            let own_stop = async {
+                if !matches!(state, State::Running | State::Starting(_)) {
+                    future::pending().await
+                }
+                token.stopping().await;
+                Event::OwnStop
+            };
+            let signal = async {
+                match signals.next().await {
+                    Some(received) if Some(received.signal) == self.restart => {
+                        Event::RestartSignal(received.signal)
+                    }
+                    Some(received) => Event::StopSignal(received),
+                    None => future::pending().await,
+                }
+            };
             let started = async {
                 let Some(successor) = &mut successor else { return future::pending().await };
-                let stopped = async {
-                    token.stopping().await;
-                    Event::Stopped
-                };
-                stopped.or(async { Event::Successor(successor.await) }).await
+                match successor.await {
+                    Ok(pid) => Event::SuccessorReady(pid),
+                    Err(error) => {
+                        log::error!("no successor: {error}; this process goes on");
+                        Event::SuccessorFailed
+                    }
+                }
             };
-            match signal.or(started).await {
-                Event::Signal(None) => future::pending().await,
-                Event::Signal(Some(Heard { signal, .. })) if Some(signal) == self.restart => {
-                    if token.is_stopping() {
-                        log::warn!("no successor is started because of {}: stopping", name(signal));
-                    } else if successor.is_some() {
-                        log::warn!("a successor is being started already");
-                    } else {
-                        log::info!("starting a successor because of {}", name(signal));
-                        successor = Some(start_successor(running, self.patience));
-                    }
+            let action;
+            (state, action) = state.on(own_stop.or(signal).or(started).await, self.repeat_window);
+            match action {
+                Action::StartSuccessor(_) => {
+                    successor = Some(start_successor(running, self.patience));
                 }
-                Event::Signal(Some(heard)) => match stop_signals.count(heard) {
-                    StopSignal::First => {
-                        if successor.take().is_some() {
-                            log::info!("the successor that is being started is told to stop");
-                        }
-                        stop(heard, shutdown);
-                    }
-                    StopSignal::Repeated => {}
-                    StopSignal::Second => {
-                        log_second(heard);
-                        // A client in the queue was accepted by the kernel: the outcome has to
-                        // name it.
-                        running.empty_queues();
-                        shutdown.abort();
-                    }
-                },
-                // The program itself has stopped the server. Dropping the successor tells it to
-                // stop.
-                Event::Stopped => successor = None,
-                Event::Successor(Ok(pid)) => {
+                // A successor that is dropped before it is ready is told to stop.
+                Action::GiveUpSuccessor | Action::GiveUpSuccessorAndStop(_) => successor = None,
+                Action::HandOver(..) => {
+                    successor = None;
                     running.succeeded();
-                    successor = None;
-                    let open = shutdown.in_flight();
-                    log::info!("process {pid} has taken over; in flight: {open}");
-                    if let Some(signal) = self.restart {
-                        shutdown.stop_by(signal);
-                    }
                 }
-                Event::Successor(Err(error)) => {
-                    successor = None;
-                    log::error!("no successor: {error}; this process goes on");
-                }
+                // A client in the queue was accepted by the kernel: the outcome has to name it.
+                Action::Abort(_) => running.empty_queues(),
+                Action::Stop(_) | Action::Ignore(_) => {}
             }
+            shutdown.carry_out(action);
         }
     }
-}
-
-/// What the control loop waits for.
-enum Event {
-    Signal(Option<Heard>),
-    Successor(io::Result<u32>),
-    Stopped,
 }
 
 /// A successor that is being started.

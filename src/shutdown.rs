@@ -206,11 +206,11 @@ impl Shutdown {
     /// assert_eq!(outcome.signal, Some(Signal::Term));
     /// ```
     pub fn stop_by(&self, signal: Signal) {
-        self.stop_heard(signal, Duration::ZERO);
+        self.stop_after_wait(signal, Duration::ZERO);
     }
 
     /// Stops because of `signal`, which has `waited` so long to be obeyed.
-    pub(crate) fn stop_heard(&self, signal: Signal, waited: Duration) {
+    pub(crate) fn stop_after_wait(&self, signal: Signal, waited: Duration) {
         self.latch.advance(Phase::Draining, || {
             // The first signal is the one that began it: a later one finds the phase moved.
             let _ = self.latch.signal.set((signal, waited));
