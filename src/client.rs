@@ -10,7 +10,7 @@ use std::sync::Arc;
 use http_types::Request;
 use http_types::url::Position;
 
-use crate::registry::Seat;
+use crate::seat::Seat;
 use crate::socket::Left;
 
 /// Returns the target of `request`, byte for byte as the client sent it (RFC 9112 section 3.2).

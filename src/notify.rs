@@ -235,7 +235,8 @@ fn address(path: &OsStr) -> io::Result<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::{Cut, Stage, What};
+    use crate::outcome::{Cut, What};
+    use crate::stage::Stage;
     use crate::transport::Peer;
 
     #[test]

@@ -1,17 +1,19 @@
-//! [`Outcome`]: how a drain ended, what it cost, and the exit code that tells the truth; and
-//! [`Draining`]: how it stands while it goes on.
+//! [`Outcome`]: how a drain ended, what it cost, and the exit code that tells the truth; [`Cut`]:
+//! what it has cut; and [`Draining`]: how it stands while it goes on.
 //!
 //! A value that must not be lost: it prints as one line and is what `main` returns.
 //! Decides nothing; the latch fills it in.
 
 use std::fmt;
+use std::panic::Location;
 use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
 use async_signal::Signal;
 
-use crate::registry::Cut;
 use crate::signals::name;
+use crate::stage::Stage;
+use crate::transport::Peer;
 
 /// How a drain ended.
 ///
@@ -123,6 +125,86 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// Something that the end of the grace, or a second signal, cut short.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::{Shutdown, What};
+/// use std::time::Duration;
+///
+/// let shutdown = Shutdown::new().grace(Duration::ZERO);
+/// let guard = shutdown.token().guard().unwrap();
+/// let outcome = futures_lite::future::block_on(shutdown.drain());
+/// assert!(matches!(outcome.cut[0].what, What::Guard(place) if place.line() > 0));
+/// # drop(guard);
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Cut {
+    /// What was cut.
+    pub what: What,
+    /// How long it had been going on: since the request's first byte, or since the guard was taken;
+    /// for a connection in [`Stage::Accepted`] or [`Stage::Handshake`], since it was accepted.
+    pub age: Duration,
+}
+
+/// What can hold a drain open.
+///
+/// # Examples
+///
+/// In words of the program's own:
+///
+/// ```
+/// use smol_graceful::{Shutdown, What};
+/// use std::time::Duration;
+///
+/// let shutdown = Shutdown::new().grace(Duration::ZERO);
+/// let guard = shutdown.token().guard().unwrap(); // for work that does not end
+/// let outcome = futures_lite::future::block_on(shutdown.drain());
+/// let line = match &outcome.cut[0].what {
+///     What::Request { peer, method, path, .. } => format!("{peer} {method} {path}"),
+///     What::Guard(place) => format!("work of line {}", place.line()),
+///     _ => outcome.cut[0].to_string(),
+/// };
+/// assert!(line.starts_with("work of line "));
+/// # drop(guard);
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum What {
+    /// A request that had sent its first byte, or a connection of which that is not known.
+    Request {
+        /// Who sent it.
+        peer: Peer,
+        /// How far it had come.
+        stage: Stage,
+        /// Its method, as far as it has arrived.
+        method: String,
+        /// Its target (path and query) as the client wrote it, as far as it has arrived.
+        path: String,
+    },
+    /// A guard, by the place in the code that took it.
+    Guard(&'static Location<'static>),
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let age = self.age.as_secs_f64();
+        match &self.what {
+            What::Request { peer, stage, method, path } => {
+                let (method, path) = (or_dash(method), or_dash(path));
+                write!(f, "{peer} {method} {path} ({stage}, {age:.1} s)")
+            }
+            What::Guard(place) => write!(f, "guard taken at {place} ({age:.1} s)"),
+        }
+    }
+}
+
+fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
 /// How a drain stands (rule S20).
 #[derive(Debug)]
 pub(crate) struct Draining {
@@ -155,8 +237,6 @@ const NAMED: usize = 10;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::What;
-    use std::panic::Location;
 
     fn outcome(ending: Ending, cuts: usize) -> Outcome {
         let cut = Cut { what: What::Guard(Location::caller()), age: Duration::from_millis(2040) };

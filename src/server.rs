@@ -28,8 +28,9 @@ use crate::log_limit::LogLimit;
 use crate::orders::Order;
 use crate::outcome::{Draining, Outcome};
 use crate::phase::Phase;
-use crate::registry::{Holder, Seat};
-use crate::shutdown::{Guard, Shutdown, wake};
+use crate::registry::Holder;
+use crate::seat::Seat;
+use crate::shutdown::{Guard, Shutdown};
 use crate::threads;
 use crate::transport::Peer;
 
@@ -372,17 +373,16 @@ impl Running {
                 // A client that has just come, or just got an answer, may well have a request on
                 // its way.
                 let least = self.service.shutdown.linger;
-                let idle = self.service.shutdown.with_registry(|registry| {
-                    registry.idle_longest(&self.service.orders, pressure, least, Instant::now())
+                let now = Instant::now();
+                let closing = self.service.shutdown.wake(|registry| {
+                    registry.expire_idle_longest(&self.service.orders, pressure, least, now)
                 });
-                if let Some(times) = self.fullness.count(Instant::now()) {
+                if let Some(times) = self.fullness.count(now) {
                     log::info!(
                         "all places are taken and a client waits ({times} times since the last such line); \
-                         closing the connections that have been idle longest: {}",
-                        idle.len(),
+                         closing the connections that have been idle longest: {closing}",
                     );
                 }
-                idle.iter().for_each(|seat| seat.give_way());
                 Timer::after(pause).await;
                 pause = pause.saturating_mul(2).min(Duration::from_millis(100));
             }
@@ -486,12 +486,11 @@ impl Running {
         };
         // 3. The drain itself.
         let drain = shutdown.drain_telling(|draining| tell(Stopping::Draining(draining)));
-        let mut outcome = close.or(linger).or(drain).await;
+        let took = close.or(linger).or(drain).await;
         if shutdown.phase() == Phase::Aborting {
             self.close_at_once();
-            shutdown.add_missed(&mut outcome);
         }
-        outcome
+        shutdown.outcome(took)
     }
 
     /// Closes what the end of the drain has found open, because there were no descriptors for the
@@ -539,13 +538,13 @@ impl Running {
                 pause.await;
             }
             let (now, drains) = (Instant::now(), shutdown.phase() > Phase::Running);
-            wake(&shutdown.with_registry(|registry| registry.sweep(orders, limits, drains, now)));
+            shutdown.wake(|registry| registry.sweep(orders, limits, drains, now));
         }
     }
 
     fn wake_all(&self) {
         let Service { shutdown, orders, .. } = &*self.service;
-        wake(&shutdown.with_registry(|registry| registry.seats(orders)));
+        shutdown.wake(|registry| registry.seats(orders));
     }
 }
 
