@@ -121,6 +121,7 @@ mod outcome;
 mod own_sockets;
 mod phase;
 mod pid_file;
+mod places;
 mod policy;
 mod probe;
 mod process;

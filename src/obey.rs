@@ -14,7 +14,7 @@ use crate::signals::{self, Received, name};
 /// The default of [`Process::repeat_window`](crate::Process::repeat_window), and `obey`'s window.
 pub(crate) const REPEAT_WINDOW: Duration = Duration::from_millis(100);
 
-/// How long a signal may wait before the log says so.
+/// A signal that has waited for so long gets a line in the log.
 const LONG_WAIT: Duration = Duration::from_secs(1);
 
 impl Shutdown {

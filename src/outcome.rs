@@ -15,7 +15,7 @@ use crate::signals::name;
 use crate::stage::Stage;
 use crate::transport::Peer;
 
-/// How a drain ended.
+/// The end of a drain.
 ///
 /// As the value that `main` returns it is the exit code: 0 when drained, 1 otherwise.
 ///
@@ -34,15 +34,15 @@ use crate::transport::Peer;
 pub struct Outcome {
     /// Drained, timed out or forced.
     pub ending: Ending,
-    /// How long the drain took, from the close of the listeners, and how long the signal that began
-    /// the stop had waited before for a thread that a handler blocked
+    /// The time that the drain took, from the close of the listeners, and the time for which the
+    /// signal that began the stop had waited before for a thread that a handler blocked
     /// ([`Shutdown::obey`](crate::Shutdown::obey)).
     pub took: Duration,
-    /// How many requests were finished after the stop, on all servers that share the latch.
+    /// The number of requests that were finished after the stop, on all servers that share the latch.
     pub finished: u64,
     /// The signal that began the stop, if it was a signal.
     pub signal: Option<Signal>,
-    /// What was cut, the oldest first; empty when drained.
+    /// Everything that was cut, the oldest first. Empty when drained.
     pub cut: Vec<Cut>,
 }
 
@@ -77,7 +77,7 @@ pub enum Ending {
 }
 
 impl Outcome {
-    /// Whether everything was finished.
+    /// Returns `true` if everything was finished.
     ///
     /// # Examples
     ///
@@ -112,11 +112,8 @@ impl fmt::Display for Outcome {
             write!(f, ", stopped by {}", name(signal))?;
         }
         if !self.cut.is_empty() {
-            write!(f, ", {} cut: ", self.cut.len())?;
-            for (i, cut) in self.cut.iter().take(NAMED).enumerate() {
-                let comma = if i == 0 { "" } else { ", " };
-                write!(f, "{comma}{cut}")?;
-            }
+            let named: Vec<_> = self.cut.iter().take(NAMED).map(Cut::to_string).collect();
+            write!(f, ", {} cut: {}", self.cut.len(), named.join(", "))?;
             if self.cut.len() > NAMED {
                 write!(f, " and {} more", self.cut.len() - NAMED)?;
             }
@@ -142,14 +139,14 @@ impl fmt::Display for Outcome {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Cut {
-    /// What was cut.
+    /// The request or the guard that was cut.
     pub what: What,
-    /// How long it had been going on: since the request's first byte, or since the guard was taken;
-    /// for a connection in [`Stage::Accepted`] or [`Stage::Handshake`], since it was accepted.
+    /// The time since the request's first byte, or since the guard was taken. For a connection in
+    /// [`Stage::Accepted`] or [`Stage::Handshake`], the time since it was accepted.
     pub age: Duration,
 }
 
-/// What can hold a drain open.
+/// A request or a guard that can hold a drain open.
 ///
 /// # Examples
 ///
@@ -175,9 +172,9 @@ pub struct Cut {
 pub enum What {
     /// A request that had sent its first byte, or a connection of which that is not known.
     Request {
-        /// Who sent it.
+        /// The client that sent it.
         peer: Peer,
-        /// How far it had come.
+        /// The stage that it had reached.
         stage: Stage,
         /// Its method, as far as it has arrived.
         method: String,
@@ -205,18 +202,18 @@ fn or_dash(text: &str) -> &str {
     if text.is_empty() { "-" } else { text }
 }
 
-/// How a drain stands (rule S20).
+/// A drain that goes on (rule S20).
 #[derive(Debug)]
 pub(crate) struct Draining {
-    /// Who holds it open: connections and guards.
+    /// The number of connections and guards that hold it open.
     pub(crate) open: usize,
-    /// Of those, who is waited for, rather than only told to leave.
+    /// The number of those that the drain waits for. The others are only told to leave.
     pub(crate) busy: usize,
     /// The time left until the rest is cut.
     pub(crate) left: Duration,
-    /// Who has been busy for the longest time.
+    /// The one that has been busy for the longest time.
     pub(crate) oldest: Option<Cut>,
-    /// Something has moved since the last look.
+    /// Something has moved since the last report.
     pub(crate) is_moving: bool,
 }
 
@@ -231,7 +228,7 @@ impl fmt::Display for Draining {
     }
 }
 
-/// How many of the cut the one line names; the list in the outcome has them all.
+/// The line names at most so many cuts. The list in the outcome has them all.
 const NAMED: usize = 10;
 
 #[cfg(test)]

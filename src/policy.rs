@@ -34,7 +34,7 @@ pub(crate) enum Event {
     OwnStop,
 }
 
-/// What the server has to do.
+/// A task for the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     Stop(Received),
@@ -47,7 +47,7 @@ pub(crate) enum Action {
     Ignore(Ignored),
 }
 
-/// Why the server has nothing to do.
+/// The reason why the server has nothing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ignored {
     /// The first stop signal comes after a successor or the program has begun the stop.

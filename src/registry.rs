@@ -1,4 +1,4 @@
-//! [`Registry`]: who holds the drain open, and the sweep over the connections.
+//! [`Registry`]: the holders that keep the drain open, and the sweep over the connections.
 //!
 //! Feeds the deadlines (the sweep) and the drain report. The sweep notices which connection has not
 //! moved, so a connection needs no timer. Decides nothing about stopping.
@@ -16,13 +16,13 @@ use crate::outcome::{Cut, What};
 use crate::seat::Seat;
 use crate::stage::Stage;
 
-/// Everyone who holds the drain open.
+/// All holders that keep the drain open.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    holders: Slab<Holder>,
+    pub(crate) holders: Slab<Holder>,
 }
 
-/// One of them.
+/// One holder.
 #[derive(Debug)]
 pub(crate) enum Holder {
     /// A server that still listens.
@@ -33,7 +33,7 @@ pub(crate) enum Holder {
     Connection(Watched),
 }
 
-/// What may become a [`Cut`], and whose it is.
+/// A [`Cut`] that an abort may make, and the connection that it would hit.
 #[derive(Debug)]
 pub(crate) struct Interrupted {
     pub(crate) cut: Cut,
@@ -45,7 +45,7 @@ impl Interrupted {
         Self { cut: seat.cut(now), seat: Some(seat.clone()) }
     }
 
-    /// Whether anybody waits for an answer. A connection that was at work in the very moment of an
+    /// Returns `true` if anybody waits for an answer. A connection that was at work in the very moment of an
     /// abort may have finished since; one that was idle may find that a request had arrived.
     pub(crate) fn is_cut(&self) -> bool {
         self.seat.as_ref().is_none_or(|seat| seat.stage().is_request())
@@ -59,8 +59,7 @@ pub(crate) struct Watched {
     /// The activity that the last sweep saw, and when it saw it first.
     seen: u32,
     seen_at: Instant,
-    /// How fast the client sends the body that the server waits for. In a box, because idle
-    /// connections have none.
+    /// The pace of the body that the server waits for. In a box, because idle connections have none.
     pace: Option<Box<Pace>>,
 }
 
@@ -80,41 +79,19 @@ impl Holder {
 }
 
 impl Registry {
-    pub(crate) fn insert(&mut self, holder: Holder) -> usize {
-        self.holders.insert(holder)
-    }
-
-    pub(crate) fn remove(&mut self, id: usize) -> Holder {
-        self.holders.remove(id)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.holders.is_empty()
-    }
-
-    /// Connections and guards.
+    /// Returns how many connections and guards there are.
     pub(crate) fn in_flight(&self) -> usize {
         self.holders.iter().filter(|(_, holder)| !matches!(holder, Holder::Server)).count()
     }
 
-    /// Returns `true` if the server of `orders` has a connection.
-    pub(crate) fn serves(&self, orders: &Arc<Orders>) -> bool {
-        self.seats_of(orders).next().is_some()
-    }
-
     /// Returns the connections of all servers.
-    pub(crate) fn all_seats(&self) -> Vec<Arc<Seat>> {
-        self.holders.iter().filter_map(|(_, holder)| holder.seat()).cloned().collect()
+    pub(crate) fn seats(&self) -> impl Iterator<Item = &Arc<Seat>> {
+        self.holders.iter().filter_map(|(_, holder)| holder.seat())
     }
 
     /// Returns the connections of the server of `orders`.
-    pub(crate) fn seats(&self, orders: &Arc<Orders>) -> Vec<Arc<Seat>> {
-        self.seats_of(orders).cloned().collect()
-    }
-
-    fn seats_of(&self, orders: &Arc<Orders>) -> impl Iterator<Item = &Arc<Seat>> {
-        let seats = self.holders.iter().filter_map(|(_, holder)| holder.seat());
-        seats.filter(|seat| seat.obeys(orders))
+    pub(crate) fn seats_of(&self, orders: &Arc<Orders>) -> impl Iterator<Item = &Arc<Seat>> {
+        self.seats().filter(|seat| seat.obeys(orders))
     }
 
     /// Marks those connections of the server of `orders` as expired that have been idle longest,
@@ -143,8 +120,8 @@ impl Registry {
         idle.into_iter().map(|(.., seat)| seat.clone()).collect()
     }
 
-    /// Everything that an abort now may interrupt, the oldest first; whether it does is known once
-    /// its task has been told.
+    /// Returns everything that an abort may interrupt now, the oldest first. An abort has interrupted
+    /// a connection only if that is still a cut when its task has ended.
     pub(crate) fn cuts(&self, now: Instant) -> Vec<Interrupted> {
         let mut all: Vec<_> = self
             .holders
@@ -162,7 +139,7 @@ impl Registry {
         all
     }
 
-    /// A number that is another one as soon as someone has joined, moved or left.
+    /// Returns a number that is another one as soon as a holder has joined, moved or left.
     pub(crate) fn moves(&self) -> u64 {
         let activity = |seat: &Arc<Seat>| u64::from(seat.activity.look().moves());
         let holders = self.holders.iter().map(|(id, holder)| {
@@ -303,7 +280,7 @@ mod tests {
 
     fn registry_with(seat: &Arc<Seat>) -> Registry {
         let mut registry = Registry::default();
-        registry.insert(Holder::connection(seat.clone()));
+        registry.holders.insert(Holder::connection(seat.clone()));
         registry
     }
 
@@ -358,7 +335,8 @@ mod tests {
             Instant::now() + Duration::from_secs(86_400),
         );
         assert!(!seat.is_expired());
-        assert!(registry.serves(&seat.orders) && !registry.serves(&orders()));
+        assert_eq!(registry.seats_of(&seat.orders).count(), 1);
+        assert_eq!(registry.seats_of(&orders()).count(), 0);
     }
 
     /// Rule S13: each one is named, with peer, stage, method, path and age.
@@ -454,7 +432,7 @@ mod tests {
         let own = orders();
         let seats: Vec<_> = (0..40).map(|_| Seat::new(Peer::Unix, own.clone())).collect();
         for seat in &seats {
-            registry.insert(Holder::connection(seat.clone()));
+            registry.holders.insert(Holder::connection(seat.clone()));
             seat.end();
         }
         let now = Instant::now();

@@ -27,7 +27,7 @@ pub(crate) trait Describe: Send + Sync {
     fn describe(&self) -> Option<(String, String)>;
 }
 
-/// What a connection's task and the rest of the server know of each other.
+/// The state that a connection's tasks share with the rest of the server.
 #[derive(Debug)]
 pub(crate) struct Seat {
     /// The client's address, as the kernel or the source gave it.

@@ -1,9 +1,9 @@
 //! [`Shutdown`], [`Token`], [`Guard`], [`Stopped`]: the latch and the count.
 //!
 //! Invariant: the phase only moves forward, and once it has left *running* with nobody holding the
-//! drain open, nobody can join any more (rules S1, S2). Who holds it is a list under one lock;
-//! the count is that list's length, and "drained" is a predicate over both, never an event of its
-//! own. Knows nothing of HTTP and needs no runtime: it is useful by itself.
+//! drain open, nobody can join any more (rules S1, S2). The holders are a list under one lock. The
+//! count is that list's length, and "drained" is a predicate over both, never an event of its own.
+//! Knows nothing of HTTP and needs no runtime: it is useful by itself.
 
 use std::future::{Future, poll_fn};
 use std::panic::Location;
@@ -350,7 +350,7 @@ impl Shutdown {
 
         let took = began.elapsed();
         if self.phase() == Phase::Aborting {
-            // What is aborted is dropped by its own task; one that is stuck is not waited for.
+            // Each task drops what it holds. A task that is stuck is not waited for.
             let patience = async {
                 Timer::after(ABORTING).await;
             };
@@ -384,7 +384,7 @@ impl Shutdown {
             state.interrupted.splice(..0, cuts);
             state.aborted = Some(ending);
         });
-        self.wake(|registry| registry.all_seats());
+        self.wake(|registry| registry.seats().cloned().collect());
     }
 
     /// Wakes the connections that `choose` returns, and returns how many these are. The registry is
@@ -419,7 +419,11 @@ impl Shutdown {
 
     /// Waits until the server of `orders` has a connection.
     pub(crate) async fn occupied(&self, orders: &Arc<Orders>) {
-        self.latch.until(&self.latch.joined, |latch| latch.state().registry.serves(orders)).await;
+        self.latch
+            .until(&self.latch.joined, |latch| {
+                latch.state().registry.seats_of(orders).next().is_some()
+            })
+            .await;
     }
 
     /// Returns the orders for the connections of one more server.
@@ -428,10 +432,11 @@ impl Shutdown {
     }
 }
 
-/// How much of the time that the process was suspended, beyond the grace, the drain gets back.
+/// The drain gets back at most so much of the time for which the process was suspended beyond the
+/// grace.
 const MADE_UP: Duration = Duration::from_secs(1);
 
-/// How long an aborted drain waits for the tasks to drop what they hold.
+/// An aborted drain waits for so long until the tasks have dropped what they hold.
 const ABORTING: Duration = Duration::from_millis(100);
 
 /// Looks at a latch, and never moves it. Clones look at the same one.
@@ -772,8 +777,8 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         let mut state = self.latch.state();
-        let holder = state.registry.remove(self.id);
-        let is_last = state.registry.is_empty();
+        let holder = state.registry.holders.remove(self.id);
+        let is_last = state.registry.holders.is_empty();
         drop(state);
         if let Some(seat) = holder.seat() {
             seat.leave(Left::Gone);
@@ -786,8 +791,8 @@ impl Drop for Guard {
     }
 }
 
-/// What all handles, tokens and guards share. Every wait listens first and looks afterwards, so no
-/// move is missed.
+/// The state that all handles, tokens and guards share. Every wait listens first and looks
+/// afterwards, so no move is missed.
 #[derive(Debug, Default)]
 struct Latch {
     /// Moved with the state locked, and read without.
@@ -804,7 +809,7 @@ struct Latch {
 /// The holders of a latch, and what is known of its stop.
 #[derive(Debug, Default)]
 struct State {
-    /// Who holds the drain open.
+    /// The holders that keep the drain open.
     registry: Registry,
     /// The signal that began the stop, and how long it had waited to be obeyed.
     signal: Option<(Signal, Duration)>,
@@ -812,7 +817,7 @@ struct State {
     finished: u64,
     /// Why the drain was aborted.
     aborted: Option<Ending>,
-    /// What the abort may have cut, and requests that had arrived and were turned away.
+    /// Everything that the abort may have cut, and requests that had arrived and were turned away.
     interrupted: Vec<Interrupted>,
 }
 
@@ -825,21 +830,24 @@ impl Latch {
         self.phase.current()
     }
 
-    /// Admission and the phase's moves exclude each other by the state's lock (rule S1).
+    /// Takes a holder in, unless the drain is over or aborted. The state's lock keeps the phase from
+    /// moving meanwhile (rule S1).
     fn admit(self: &Arc<Self>, holder: Holder, hold: Option<Hold>) -> Option<Guard> {
         let mut state = self.state();
         let is_open = match self.phase() {
             Phase::Running => true,
             // A server that was stopped before it began still has its listeners' queues to serve
             // (rule S4); whoever runs it waits for its own outcome.
-            Phase::Draining => !state.registry.is_empty() || matches!(holder, Holder::Server),
+            Phase::Draining => {
+                !state.registry.holders.is_empty() || matches!(holder, Holder::Server)
+            }
             Phase::Aborting => false,
         };
         if !is_open {
             return None;
         }
         let is_connection = holder.seat().is_some();
-        let id = state.registry.insert(holder);
+        let id = state.registry.holders.insert(holder);
         drop(state);
         if is_connection {
             self.joined.notify(usize::MAX);
@@ -864,8 +872,9 @@ impl Latch {
 
     /// Waits until the drain is over: a predicate, looked at again after every change.
     async fn drained(&self) {
-        let is_over =
-            |latch: &Self| latch.phase() > Phase::Running && latch.state().registry.is_empty();
+        let is_over = |latch: &Self| {
+            latch.phase() > Phase::Running && latch.state().registry.holders.is_empty()
+        };
         self.until(&self.moved, is_over).await;
     }
 
@@ -879,7 +888,7 @@ impl Latch {
         }
     }
 
-    /// How the drain stands; `moves` are those that were seen the last time.
+    /// Returns how the drain stands. `moves` are those that the last report has seen.
     fn draining(&self, left: Duration, moves: &mut Option<u64>) -> Draining {
         let state = self.state();
         let now = state.registry.moves().wrapping_add(state.finished);

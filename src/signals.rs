@@ -146,16 +146,15 @@ const MAY_BE_IGNORED: [Signal; 3] = [Signal::Hup, Signal::Int, Signal::Quit];
 fn log_ignored(mut signals: Vec<Signal>) {
     signals.dedup();
     let names: Vec<_> = signals.into_iter().map(name).collect();
-    if let Some((last, others)) = names.split_last() {
-        let list =
-            if others.is_empty() { last.clone() } else { others.join(", ") + " and " + last };
-        let (are, do_not) =
-            if others.is_empty() { ("is", "it does not") } else { ("are", "they do not") };
-        log::info!(
-            "{list} {are} ignored, because the process was started so, as nohup and scripts do; \
-             {do_not} stop the server"
-        );
-    }
+    let (list, are, do_not) = match &names[..] {
+        [] => return,
+        [one] => (one.clone(), "is", "it does not"),
+        [others @ .., last] => (others.join(", ") + " and " + last, "are", "they do not"),
+    };
+    log::info!(
+        "{list} {are} ignored, because the process was started so, as nohup and scripts do; \
+         {do_not} stop the server"
+    );
 }
 
 /// Returns `true` if the process ignores `signal`.
@@ -194,7 +193,7 @@ struct QueueState {
 }
 
 impl SignalQueue {
-    /// How many signals may wait, apart from one of each kind: a storm of them must not fill
+    /// At most so many signals wait, and one of each kind, because a storm of them must not fill
     /// memory.
     const MANY: usize = 64;
 
