@@ -114,8 +114,7 @@ impl Default for Limits {
     }
 }
 
-/// Returns the number of connections that is wished for, or less if the process may not open so many
-/// files.
+/// Returns the wished number of connections, or less if the process may not open so many files.
 pub(crate) fn connections_allowed(wished: usize) -> usize {
     /// Descriptors left for listeners, logs, the reactor and what handlers open.
     const SPARE: u64 = 64;

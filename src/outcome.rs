@@ -38,7 +38,8 @@ pub struct Outcome {
     /// signal that began the stop had waited before for a thread that a handler blocked
     /// ([`Shutdown::obey`](crate::Shutdown::obey)).
     pub took: Duration,
-    /// The number of requests that were finished after the stop, on all servers that share the latch.
+    /// The number of requests that were finished after the stop, on all servers that share the
+    /// latch.
     pub finished: u64,
     /// The signal that began the stop, if it was a signal.
     pub signal: Option<Signal>,

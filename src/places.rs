@@ -42,8 +42,8 @@ impl Places {
     }
 
     /// Waits for a free place. While none is free and a client waits at `listener`, calls
-    /// `close_idle` now and then, which closes at most so many idle connections and returns how many
-    /// it has closed.
+    /// `close_idle` again and again, which closes at most so many idle connections and returns how
+    /// many it closes.
     pub(crate) async fn take(
         &self,
         listener: &Listener,

@@ -4,7 +4,6 @@
 //! request's method and path are read from the connection's buffer when a report asks for them.
 //! Decides nothing: the orders come from the server, and the verdict from the sweep.
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::Waker;
@@ -60,18 +59,13 @@ pub(crate) struct Seat {
 }
 
 /// The request that a connection serves, or the pause between two.
+#[derive(Debug)]
 struct Now {
     /// When the request's first byte was read. Without a request, when the connection was accepted
     /// or fell idle.
     since: Instant,
     /// Describes the request's head.
     head: Option<Weak<dyn Describe>>,
-}
-
-impl fmt::Debug for Now {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Now").field("since", &self.since).finish_non_exhaustive()
-    }
 }
 
 impl Seat {
