@@ -224,11 +224,10 @@ impl NotifySocket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::net::SocketAddr;
-
     use crate::registry::{Cut, Stage, What};
     use crate::transport::Peer;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
 
     #[test]
     fn nobody_waits_for_a_manager_that_does_not_read() {
