@@ -15,7 +15,7 @@ use async_io::Async;
 use futures_lite::io::Cursor;
 use futures_lite::{AsyncRead, AsyncWrite};
 
-use crate::meter::{Meter, Records};
+use crate::meter::Meter;
 use crate::socket::Socket;
 use crate::transport::{Duplex, Peer, Transport, Wrapped};
 
@@ -50,7 +50,7 @@ pub struct Connection {
     /// What was read ahead.
     ahead: Vec<u8>,
     /// Counts the bytes that a wrapper reads and writes here.
-    metered: Option<(Arc<Meter>, Records)>,
+    meter: Option<Arc<Meter>>,
 }
 
 enum Kind {
@@ -155,7 +155,7 @@ impl Connection {
     }
 
     fn of(kind: Kind, peer: Peer) -> Self {
-        Self { kind, peer, ahead: Vec::new(), metered: None }
+        Self { kind, peer, ahead: Vec::new(), meter: None }
     }
 
     /// Makes a connection for a wrapper, whose first bytes are `ahead`. Also returns the socket
@@ -176,8 +176,7 @@ impl Connection {
             }
         };
         let meter = Arc::new(Meter::default());
-        let metered = Some((meter.clone(), Records::default()));
-        (Self { ahead, metered, ..Self::of(kind, peer) }, socket, meter)
+        (Self { ahead, meter: Some(meter.clone()), ..Self::of(kind, peer) }, socket, meter)
     }
 
     /// Turns the connection into the transport that the server uses. `under` is the socket under a
@@ -198,7 +197,7 @@ impl Connection {
             Kind::Other(stream) => {
                 let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
                 // No wrapper lies on this connection, so nothing will update its meter any more.
-                let meter = meter.filter(|_| self.metered.is_none());
+                let meter = meter.filter(|_| self.meter.is_none());
                 return Transport::Wrapped(Box::new(Wrapped::new(stream, under, meter)));
             }
             Kind::Socket(socket) => socket,
@@ -235,8 +234,8 @@ impl AsyncRead for Connection {
             ahead.drain(..n);
             n
         };
-        if let Some((meter, records)) = &mut self.metered {
-            meter.receive(&buf[..n], records);
+        if let Some(meter) = &self.meter {
+            meter.receive(&buf[..n]);
         }
         Poll::Ready(Ok(n))
     }
@@ -257,7 +256,7 @@ impl AsyncWrite for Connection {
             // ever.
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
-        if let Some((meter, _)) = &self.metered {
+        if let Some(meter) = &self.meter {
             meter.send(n);
         }
         Poll::Ready(Ok(n))

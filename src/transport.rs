@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use futures_lite::{AsyncRead, AsyncWrite};
 use http_types::Request;
 
-use crate::meter::{Meter, Position};
+use crate::meter::Meter;
 use crate::socket::{Left, Socket};
 
 /// A connection's byte stream.
@@ -67,11 +67,7 @@ impl Wrapped {
     /// Returns `true` if bytes have arrived under the wrapper that do not make a byte of content
     /// yet.
     fn has_begun(&self) -> bool {
-        self.meter.as_ref().is_some_and(|meter| match meter.position() {
-            Position::Inside => true,
-            Position::Between => false,
-            Position::Unknown => meter.received() > self.received_at_read,
-        })
+        self.meter.as_ref().is_some_and(|meter| meter.has_begun(self.received_at_read))
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
