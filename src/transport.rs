@@ -28,28 +28,30 @@ pub(crate) enum Transport {
 /// A stream that is not a plain socket, and the socket under it, if there is one.
 pub(crate) struct Wrapped {
     stream: Box<dyn Duplex>,
-    socket: Option<Arc<Socket>>,
+    pub(crate) socket: Option<Arc<Socket>>,
     /// `None` if the server cannot count the bytes under the stream.
     meter: Option<Arc<Meter>>,
     /// The number of bytes that had been received when the stream last returned data.
     received_at_read: u64,
-    /// Bytes that `poll_ahead` has read to find out whether there are any.
-    ahead: Vec<u8>,
+    /// Bytes that were read to find out whether there are any.
+    pub(crate) ahead: Vec<u8>,
 }
 
 impl Wrapped {
-    pub(crate) fn new(
-        stream: Box<dyn Duplex>,
-        socket: Option<Arc<Socket>>,
-        meter: Option<Arc<Meter>>,
-    ) -> Self {
-        let received_at_read = meter.as_ref().map_or(0, |meter| meter.received());
-        Self { stream, socket, meter, received_at_read, ahead: Vec::new() }
+    pub(crate) fn new(stream: impl Duplex + 'static) -> Self {
+        let stream = Box::new(stream);
+        Self { stream, socket: None, meter: None, received_at_read: 0, ahead: Vec::new() }
     }
 
-    /// Returns the stream, and the socket under it.
-    pub(crate) fn into_parts(self) -> (Box<dyn Duplex>, Option<Arc<Socket>>) {
-        (self.stream, self.socket)
+    /// Sets what is under the stream: a socket, and a meter of the bytes that come from there.
+    pub(crate) fn set_under(&mut self, socket: Option<Arc<Socket>>, meter: Option<Arc<Meter>>) {
+        self.received_at_read = meter.as_ref().map_or(0, |meter| meter.received());
+        (self.socket, self.meter) = (socket, meter);
+    }
+
+    /// Returns the stream, to write to it.
+    pub(crate) fn writer(&mut self) -> Pin<&mut dyn Duplex> {
+        Pin::new(&mut *self.stream)
     }
 
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -70,7 +72,11 @@ impl Wrapped {
         self.meter.as_ref().is_some_and(|meter| meter.has_begun(self.received_at_read))
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         if !self.ahead.is_empty() {
             let n = self.ahead.len().min(buf.len());
             buf[..n].copy_from_slice(&self.ahead[..n]);
@@ -146,7 +152,7 @@ impl Transport {
             Self::Plain(socket) => socket.poll_write(cx, buf, tail),
             Self::Wrapped(wrapped) => {
                 let first = if buf.is_empty() { tail } else { buf };
-                Pin::new(&mut wrapped.stream).poll_write(cx, first)
+                wrapped.writer().poll_write(cx, first)
             }
         }
     }
@@ -155,7 +161,7 @@ impl Transport {
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(_) => Poll::Ready(Ok(())),
-            Self::Wrapped(wrapped) => Pin::new(&mut wrapped.stream).poll_flush(cx),
+            Self::Wrapped(wrapped) => wrapped.writer().poll_flush(cx),
         }
     }
 
@@ -163,7 +169,7 @@ impl Transport {
     pub(crate) fn poll_half_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(socket) => Poll::Ready(socket.shut(Shutdown::Write)),
-            Self::Wrapped(wrapped) => Pin::new(&mut wrapped.stream).poll_close(cx),
+            Self::Wrapped(wrapped) => wrapped.writer().poll_close(cx),
         }
     }
 
@@ -320,9 +326,7 @@ impl Peer {
             text => text.and_then(|text| text.parse().ok()).map_or(Self::Unknown, Self::Ip),
         }
     }
-}
 
-impl Peer {
     /// Says in `request` that it is from this client.
     pub(crate) fn sign(self, request: &mut Request) {
         match self {
@@ -334,7 +338,8 @@ impl Peer {
         }
     }
 
-    /// An IPv4 client of a socket for both families, as what it is.
+    /// Returns the client with this address. An IPv4 client of a socket for both families gets its
+    /// IPv4 address.
     pub(crate) fn canonical(addr: SocketAddr) -> Self {
         Self::Ip(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
     }
