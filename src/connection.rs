@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn a_socket_that_was_shared_for_a_wrapper_is_plain_again() {
         let (connection, under, _) =
-            Connection::share(Socket::tcp(socket()).into(), Peer::Unknown, Vec::new());
+            Connection::share(Transport::Plain(Socket::tcp(socket())), Peer::Unknown, Vec::new());
         assert!(matches!(connection.into_transport(under, None), Transport::Plain(_)));
     }
 

@@ -265,12 +265,6 @@ impl fmt::Debug for Wrapped {
     }
 }
 
-impl From<Socket> for Transport {
-    fn from(socket: Socket) -> Self {
-        Self::Plain(socket)
-    }
-}
-
 /// The other end of a connection.
 ///
 /// # What can be trusted
