@@ -42,8 +42,8 @@ static HAS_REACHED: AtomicBool = AtomicBool::new(false);
 pub(crate) struct Notify {
     /// The process that waits for this one to be ready.
     starter: Option<Arc<NotifySocket>>,
-    /// The service manager, which watches over this process from then on. The same as `starter`,
-    /// unless the starter is a predecessor.
+    /// The service manager, which watches over this process from then on. It is the starter, unless
+    /// the starter is a predecessor.
     manager: Option<Arc<NotifySocket>>,
     /// The starter is a predecessor.
     is_successor: bool,
@@ -65,22 +65,23 @@ impl Notify {
     ///
     /// Returns `WouldBlock` if the starter takes no message now.
     pub(crate) fn ready(&self, status: &str, taken: &[RawFd]) -> io::Result<bool> {
+        let Some(starter) = &self.starter else { return Ok(false) };
         let taken: String = taken.iter().map(|fd| format!("{fd} ")).collect();
         let taken = format!("{TAKEN}{}", taken.trim_end());
         let states = [NotifyState::Ready, NotifyState::Custom(&taken)];
         // Only a predecessor understands the last one.
         let states = if self.is_successor { &states } else { &states[..1] };
-        match self.starter.as_ref().map(|starter| starter.send(states)) {
-            Some(Ok(())) => HAS_REACHED.store(true, Ordering::Release),
-            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+        match starter.send(states) {
+            Ok(()) => HAS_REACHED.store(true, Ordering::Release),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
             // The predecessor has let go, so this process tells the manager that it serves again.
-            Some(Err(_)) if self.is_successor && HAS_REACHED.load(Ordering::Acquire) => {
+            Err(_) if self.is_successor && HAS_REACHED.load(Ordering::Acquire) => {
                 let manager = self.manager.clone();
                 let now = Self { starter: manager.clone(), manager, is_successor: false };
                 return now.ready(status, &[]);
             }
-            // The starter is gone or was never there, so there is nobody to try again for.
-            Some(Err(error)) => {
+            // The starter is gone, so there is nobody to try again for.
+            Err(error) => {
                 log::warn!(
                     "READY=1 did not reach {SOCKET}, so the program that has set it may take this process \
                      for one that has not started: {}",
@@ -88,7 +89,6 @@ impl Notify {
                 );
                 return Ok(false);
             }
-            None => return Ok(false),
         }
         // A predecessor shows nobody a status, and its manager hears a successor only later on.
         if !self.is_successor {
