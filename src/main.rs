@@ -17,7 +17,7 @@ use std::process::{ExitCode, Termination};
 
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{Arg, CommandFactory, FromArgMatches, Parser};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol_graceful::{
     Address, Limits, ListenOptions, Listener, LogWriter, Outcome, Process, ServeError, Server,
@@ -201,15 +201,13 @@ fn variable(error: &clap::Error) -> Option<String> {
 /// Warns of variables that look like ours and mean nothing.
 fn warn_of_unknown_variables() {
     let command = Settings::command();
-    let is_known = |name: &OsStr| {
-        // A predecessor sets these.
-        let is_predecessors = ["SMOL_GRACEFUL_HANDOVER", "SMOL_GRACEFUL_NOTIFY_SOCKET"];
-        is_predecessors.iter().any(|known| name == *known)
-            || command.get_arguments().any(|arg| arg.get_env() == Some(name))
-    };
+    // A predecessor sets these.
+    let predecessors = ["SMOL_GRACEFUL_HANDOVER", "SMOL_GRACEFUL_NOTIFY_SOCKET"].map(OsStr::new);
+    let own = command.get_arguments().filter_map(Arg::get_env);
+    let known: Vec<_> = own.chain(predecessors).collect();
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("SMOL_GRACEFUL_") && !is_known(&name) {
+        if text.starts_with("SMOL_GRACEFUL_") && !known.contains(&&*name) {
             ::log::warn!("the variable {text} means nothing; --help lists those that do");
         }
     }

@@ -177,10 +177,8 @@ fn bounded(text: &str) -> String {
     if line.len() <= STATUS_BYTES {
         return line;
     }
-    let mut end = STATUS_BYTES - ELLIPSIS.len();
-    while !line.is_char_boundary(end) {
-        end -= 1;
-    }
+    let mut ends = (0..=STATUS_BYTES - ELLIPSIS.len()).rev();
+    let end = ends.find(|end| line.is_char_boundary(*end)).unwrap_or(0);
     format!("{}{ELLIPSIS}", &line[..end])
 }
 

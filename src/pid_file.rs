@@ -144,7 +144,7 @@ fn content(path: &Path) -> Content {
 }
 
 /// Warns if the file at `path` names another process that runs, because that process may be another
-/// server. A predecessor is none.
+/// server, unless this process is a successor.
 fn warn_of_another(path: &Path) {
     let Content::Id(id) = content(path) else { return };
     if is_running(id) && id != process::id() && env::var_os(HANDOVER).is_none() {
@@ -201,8 +201,7 @@ fn cannot_write(path: &Path, error: &io::Error) -> io::Error {
         }
         _ => reason(error),
     };
-    let message = format!("cannot write the pid file {}: {reason}", path.display());
-    io::Error::other(message)
+    io::Error::other(format!("cannot write the pid file {}: {reason}", path.display()))
 }
 
 #[cfg(test)]

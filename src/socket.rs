@@ -93,12 +93,9 @@ impl Socket {
     ) -> Poll<io::Result<usize>> {
         let mut stream = &self.stream;
         let stream = Pin::new(&mut stream);
-        if tail.is_empty() {
-            stream.poll_write(cx, buf)
-        } else if buf.is_empty() {
-            stream.poll_write(cx, tail)
-        } else {
-            stream.poll_write_vectored(cx, &[IoSlice::new(buf), IoSlice::new(tail)])
+        match (buf, tail) {
+            (only, []) | ([], only) => stream.poll_write(cx, only),
+            _ => stream.poll_write_vectored(cx, &[IoSlice::new(buf), IoSlice::new(tail)]),
         }
     }
 
