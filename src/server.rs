@@ -446,7 +446,7 @@ impl Running {
 
     /// Keeps the deadlines, waits for the stop, closes, drains; `tell` hears of it.
     pub(crate) async fn control(&self, tell: impl Fn(Stopping<'_>)) -> Outcome {
-        let _gone = Gone(self);
+        let _abort = AbortOnDrop(self);
         let listening = self.service.shutdown.admit(Holder::Server);
         let sweep = async {
             self.sweep().await;
@@ -565,10 +565,10 @@ pub(crate) enum Stopping<'a> {
     Draining(&'a Draining),
 }
 
-/// Ends the connections of a server whose future was dropped.
-struct Gone<'a>(&'a Running);
+/// Aborts the connections of a server whose future was dropped.
+struct AbortOnDrop<'a>(&'a Running);
 
-impl Drop for Gone<'_> {
+impl Drop for AbortOnDrop<'_> {
     fn drop(&mut self) {
         // There may be clones of them.
         self.0.listeners.iter().for_each(Listener::let_go);
