@@ -9,13 +9,12 @@ use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use async_io::Async;
 use futures_lite::io::Cursor;
 use futures_lite::{AsyncRead, AsyncWrite};
-use smol::lock::Mutex;
 
 use crate::meter::Meter;
 use crate::socket::Socket;
@@ -55,7 +54,7 @@ pub struct Connection {
 
 enum Kind {
     Socket(Arc<Socket>),
-    /// Never locked: the mutex is there because a `Connection` is `Sync`.
+    /// Never locked: the mutex is there because a `Connection` is `Sync` and `UnwindSafe`.
     Other(Mutex<Box<Wrapped>>),
 }
 
@@ -190,7 +189,7 @@ impl Connection {
     ) -> Transport {
         let socket = match self.kind {
             Kind::Other(wrapped) => {
-                let mut wrapped = wrapped.into_inner();
+                let mut wrapped = wrapped.into_inner().unwrap_or_else(PoisonError::into_inner);
                 // If no wrapper lies on this connection, nothing updates its meter any more.
                 wrapped.set_under(under, meter.filter(|_| self.meter.is_none()));
                 return Transport::Wrapped(wrapped);
@@ -219,7 +218,7 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<usize>> {
         let n = ready!(match &mut self.kind {
             Kind::Socket(socket) => socket.poll_read(cx, buf),
-            Kind::Other(wrapped) => wrapped.get_mut().poll_read(cx, buf),
+            Kind::Other(wrapped) => unlocked(wrapped).poll_read(cx, buf),
         })?;
         if let Some(meter) = &self.meter {
             meter.receive(&buf[..n]);
@@ -236,7 +235,7 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         let n = ready!(match &mut self.kind {
             Kind::Socket(socket) => socket.poll_write(cx, buf, b""),
-            Kind::Other(wrapped) => wrapped.get_mut().writer().poll_write(cx, buf),
+            Kind::Other(wrapped) => unlocked(wrapped).writer().poll_write(cx, buf),
         })?;
         if n == 0 && !buf.is_empty() {
             // A pipe whose other end is gone writes 0 bytes, and futures-rustls would try again for
@@ -252,16 +251,21 @@ impl AsyncWrite for Connection {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.kind {
             Kind::Socket(_) => Poll::Ready(Ok(())),
-            Kind::Other(wrapped) => wrapped.get_mut().writer().poll_flush(cx),
+            Kind::Other(wrapped) => unlocked(wrapped).writer().poll_flush(cx),
         }
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.kind {
             Kind::Socket(socket) => Poll::Ready(socket.shut(Shutdown::Write)),
-            Kind::Other(wrapped) => wrapped.get_mut().writer().poll_close(cx),
+            Kind::Other(wrapped) => unlocked(wrapped).writer().poll_close(cx),
         }
     }
+}
+
+/// Returns the content of `mutex`, without a lock.
+fn unlocked<T>(mutex: &mut Mutex<T>) -> &mut T {
+    mutex.get_mut().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl From<Async<TcpStream>> for Connection {
@@ -327,6 +331,7 @@ mod tests {
     use futures_lite::future::{block_on, poll_fn};
     use std::io::Write;
     use std::net::TcpListener;
+    use std::panic::{RefUnwindSafe, UnwindSafe};
 
     fn socket() -> Async<TcpStream> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -340,6 +345,13 @@ mod tests {
         let (connection, under, _) =
             Connection::share(Transport::Plain(Socket::tcp(socket())), Peer::Unknown, Vec::new());
         assert!(matches!(connection.into_transport(under, None), Transport::Plain(_)));
+    }
+
+    /// Programs may rely on them.
+    #[test]
+    fn the_auto_traits_are_the_agreed_ones() {
+        fn check<T: Send + Sync + Unpin + UnwindSafe + RefUnwindSafe>() {}
+        check::<Connection>();
     }
 
     #[test]
