@@ -355,18 +355,14 @@ impl fmt::Display for Peer {
     }
 }
 
-/// How long an IPv4 address with its port can be as text.
-const V4_ROOM: usize = "255.255.255.255:65535".len();
+/// How long an IPv4 address with its port can be as text, with a dot in front.
+const V4_ROOM: usize = ".255.255.255.255:65535".len();
 
-/// `addr` as text, written from the end of `room` backwards.
+/// Returns `addr` as text, which is written from the end of `room` backwards.
 fn v4_text(addr: SocketAddrV4, room: &mut [u8; V4_ROOM]) -> &str {
     let [a, b, c, d] = addr.ip().octets().map(u16::from);
     let mut begin = V4_ROOM;
-    for (mut number, behind) in [(addr.port(), 0), (d, b':'), (c, b'.'), (b, b'.'), (a, b'.')] {
-        if begin < V4_ROOM {
-            begin -= 1;
-            room[begin] = behind;
-        }
+    for (mut number, before) in [(addr.port(), b':'), (d, b'.'), (c, b'.'), (b, b'.'), (a, b'.')] {
         loop {
             begin -= 1;
             room[begin] = b'0' + (number % 10) as u8;
@@ -375,8 +371,10 @@ fn v4_text(addr: SocketAddrV4, room: &mut [u8; V4_ROOM]) -> &str {
                 break;
             }
         }
+        begin -= 1;
+        room[begin] = before;
     }
-    std::str::from_utf8(&room[begin..]).unwrap_or_default()
+    std::str::from_utf8(&room[begin + 1..]).unwrap_or_default()
 }
 
 #[cfg(test)]
