@@ -20,7 +20,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, CommandFactory, FromArgMatches, Parser};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol_graceful::{
-    Address, Limits, ListenOptions, Listener, LogWriter, Outcome, Process, ServeError, Server,
+    Address, ListenOptions, Listener, LogWriter, Outcome, Process, ServeError, Server, Shutdown,
 };
 
 fn main() -> ExitCode {
@@ -221,14 +221,12 @@ fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
         Ok(listeners) => listeners.into_iter().map(Ok).collect(),
         Err(error) => vec![Err(error)],
     });
-    let limits = Limits {
-        grace: *settings.grace,
-        linger: *settings.linger,
-        lame_duck: *settings.lame_duck,
-        ..Limits::default()
-    };
+    let shutdown = Shutdown::new()
+        .grace(*settings.grace)
+        .linger(*settings.linger)
+        .lame_duck(*settings.lame_duck);
     let work = *settings.work;
-    let server = Server::new(move |request| app::handle(work, request)).limits(limits);
+    let server = Server::new(move |request| app::handle(work, request)).shutdown(&shutdown);
     let mut process =
         Process::default().patience(*settings.patience).repeat_window(*settings.repeat_window);
     if let Some(threads) = settings.threads {
@@ -271,7 +269,7 @@ fn is_every_ipv6(address: &Address) -> bool {
 }
 
 /// Raises the soft limit of open files to the hard one, as Go does: the low soft limit is there for
-/// programs that use `select`. [`Limits::default`] looks at it. If it fails, less must do.
+/// programs that use `select`. [`Limits::default`](smol_graceful::Limits::default) looks at it. If it fails, less must do.
 fn raise_open_files() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
