@@ -1,8 +1,8 @@
 //! [`Connection`]: a client's connection as the program sees it, before it is served.
 //!
-//! A listener's wrapper (TLS) takes a connection and gives one, and a source of the program's own is
-//! a stream of connections. Invariant: a plain socket stays one, so that it is served as one. This
-//! file speaks no HTTP.
+//! A listener's wrapper (TLS) takes a connection and gives one, and a source of the program's own
+//! is a stream of connections. Invariant: a plain socket stays one, so that it is served as one.
+//! This file speaks no HTTP.
 
 use std::fmt;
 use std::io;
@@ -159,7 +159,8 @@ impl Connection {
     }
 
     /// Makes a connection for a wrapper. Also returns the socket under the connection, if there is
-    /// one, and the meter for the connection's bytes. Of a wrapped stream, `ahead` was read already.
+    /// one, and the meter for the connection's bytes. From a wrapped stream, the server has read
+    /// `ahead` already.
     pub(crate) fn share(
         transport: Transport,
         peer: Peer,

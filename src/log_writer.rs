@@ -1,9 +1,9 @@
 //! [`LogWriter`]: lines on their way to an output that may block for as long as it likes.
 //!
-//! Invariant: no thread that logs ever waits for the output (rule S21). Lines pass through a bounded
-//! queue to a thread of their own. If the queue is full, the oldest line makes room, so that the
-//! last ones, which say how it all ended, are still there. This file knows nothing of the server and
-//! of what the lines say.
+//! Invariant: no thread that logs ever waits for the output (rule S21). Lines pass through a
+//! bounded queue to a thread of their own. If the queue is full, the oldest line makes room, so
+//! that the last ones, which say how it all ended, are still there. This file knows nothing of the
+//! server and of what the lines say.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -269,7 +269,8 @@ fn is_every_ipv6(address: &Address) -> bool {
 }
 
 /// Raises the soft limit of open files to the hard one, as Go does: the low soft limit is there for
-/// programs that use `select`. [`Limits::default`](smol_graceful::Limits::default) looks at it. If it fails, less must do.
+/// programs that use `select`. [`Limits::default`](smol_graceful::Limits::default) looks at it. If
+/// it fails, less must do.
 fn raise_open_files() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });

@@ -17,8 +17,8 @@ use rustix::process::{Pid, test_kill_process};
 use crate::error::reason;
 use crate::inherited::HANDOVER;
 
-/// The pid file of this process, by its absolute path, because the program may change its directory.
-/// Dropping this removes the file, unless it holds another process's id.
+/// The pid file of this process, by its absolute path, because the program may change its
+/// directory. Dropping this removes the file, unless it holds another process's id.
 #[derive(Debug)]
 pub(crate) struct PidFile(Arc<Path>);
 
@@ -173,7 +173,8 @@ fn check(path: &Path) -> io::Result<()> {
     }
     if matches!(content(path), Content::Other) {
         return Err(io::Error::other(
-            "the file there holds something else than a process id; remove it, or give another path",
+            "the file there holds something else than a process id; remove it, or give another \
+             path",
         ));
     }
     Ok(())

@@ -13,8 +13,8 @@ use log::LevelFilter;
 use smol_graceful::LogWriter;
 
 /// Makes `log` the process's log, also for panics, which would go to standard error otherwise.
-/// `wanted` says which lines are logged, as `RUST_LOG` does. If it is empty, operators get what they
-/// need.
+/// `wanted` says which lines are logged, as `RUST_LOG` does. If it is empty, operators get what
+/// they need.
 pub(crate) fn install(log: &LogWriter, wanted: &str) {
     panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
