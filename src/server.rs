@@ -509,12 +509,12 @@ pub(crate) enum Stopping<'a> {
     Draining(&'a Draining),
 }
 
-/// Ends the connections of a server whose future was dropped.
+/// Aborts the connections of a server whose future was dropped.
 struct AbortOnDrop<'a>(&'a Running);
 
 impl Drop for AbortOnDrop<'_> {
     fn drop(&mut self) {
-        // There may be clones of them.
+        // The program may have clones of the listeners.
         self.0.listeners.iter().for_each(Listener::let_go);
         self.0.service.orders.give(Order::Abort);
         self.0.wake_all();
