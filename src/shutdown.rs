@@ -320,10 +320,10 @@ impl Shutdown {
         self.stop();
         let began = Instant::now();
         let Self { latch, grace, .. } = self;
-        // Four ways out of waiting, the first one ready wins.
+        // Four futures side by side. The first one that is ready ends the wait.
         // 1. Nobody is left.
         let drained = latch.drained();
-        // 2. Someone aborted.
+        // 2. The drain was aborted.
         let aborted = latch.reached(Phase::Aborting);
         // 3. The grace is over.
         let deadline = async {
@@ -333,7 +333,7 @@ impl Shutdown {
             Timer::after(began.elapsed().saturating_sub(*grace).min(MADE_UP)).await;
             self.abort_as(Ending::TimedOut);
         };
-        // 4. Never: it only reports.
+        // 4. A report each second, which never ends.
         let report = async {
             let mut moves = None;
             loop {
@@ -349,13 +349,11 @@ impl Shutdown {
         drained.or(aborted).or(deadline).or(report).await;
 
         let took = began.elapsed();
-        if self.phase() == Phase::Aborting {
-            // Each task drops what it holds. A task that is stuck is not waited for.
-            let patience = async {
-                Timer::after(ABORTING).await;
-            };
-            latch.drained().or(patience).await;
-        }
+        // After an abort, each task drops what it holds. A task that is stuck is not waited for.
+        let patience = async {
+            Timer::after(ABORTING).await;
+        };
+        latch.drained().or(patience).await;
         took
     }
 
@@ -401,7 +399,8 @@ impl Shutdown {
         Token { latch: self.latch.clone(), call: Some(call) }
     }
 
-    /// Joins those who hold the drain open; `None` once the drain is over or aborted (rule S1).
+    /// Takes in a holder that keeps the drain open. Returns `None` once the drain is over or aborted
+    /// (rule S1).
     pub(crate) fn admit(&self, holder: Holder) -> Option<Guard> {
         self.latch.admit(holder, None)
     }
@@ -419,11 +418,8 @@ impl Shutdown {
 
     /// Waits until the server of `orders` has a connection.
     pub(crate) async fn occupied(&self, orders: &Arc<Orders>) {
-        self.latch
-            .until(&self.latch.joined, |latch| {
-                latch.state().registry.seats_of(orders).next().is_some()
-            })
-            .await;
+        let is_occupied = |latch: &Latch| latch.state().registry.seats_of(orders).next().is_some();
+        self.latch.until(&self.latch.joined, is_occupied).await;
     }
 
     /// Returns the orders for the connections of one more server.
@@ -559,12 +555,11 @@ impl Token {
     /// });
     /// ```
     pub async fn until_stop<T>(&self, future: impl Future<Output = T>) -> Option<T> {
-        let done = async { Some(future.await) };
         let stop = async {
             self.stopping().await;
             None
         };
-        stop.or(done).await
+        stop.or(async { Some(future.await) }).await
     }
 
     /// Waits for the next job, and returns it with a guard that was taken before the job. Returns
