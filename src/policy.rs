@@ -72,17 +72,21 @@ impl State {
         use State::{Aborting, Running, Starting, Stopping};
 
         let unsignalled = Stopping { first: None };
-        let since = |signal: Received| Stopping { first: Some(signal.at) };
+        let signalled = |signal: Received| Stopping { first: Some(signal.at) };
         match (self, event) {
-            (Running, StopSignal(signal)) => (since(signal), Stop(signal)),
-            (Starting(_), StopSignal(signal)) => (since(signal), GiveUpSuccessorAndStop(signal)),
+            (Running, StopSignal(signal)) => (signalled(signal), Stop(signal)),
+            (Starting(_), StopSignal(signal)) => {
+                (signalled(signal), GiveUpSuccessorAndStop(signal))
+            }
             (Stopping { first: None }, StopSignal(signal)) => {
-                (since(signal), Ignore(Ignored::StoppingAlready(signal)))
+                (signalled(signal), Ignore(Ignored::StoppingAlready(signal)))
             }
             (Stopping { first: Some(first) }, StopSignal(signal)) => {
-                match signal.at.saturating_duration_since(first) {
-                    since if since < window => (self, Ignore(Ignored::SameStop(signal, since))),
-                    _ => (Aborting, Abort(signal)),
+                let since = signal.at.saturating_duration_since(first);
+                if since < window {
+                    (self, Ignore(Ignored::SameStop(signal, since)))
+                } else {
+                    (Aborting, Abort(signal))
                 }
             }
 
