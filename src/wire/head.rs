@@ -1,7 +1,7 @@
 //! Request heads: bytes in, [`Head`] or a refusal out. Pure; no I/O, no state between calls.
 //!
 //! Invariant: the verdict on a head depends only on its bytes, not on how they were split into
-//! reads. More bytes can turn `Partial` into a verdict, but never one verdict into another. If RFC
+//! reads. More bytes can turn `None` into a verdict, but never one verdict into another. If RFC
 //! 9112 leaves a head ambiguous, the verdict is a refusal (rule W3). A head copies nothing, but
 //! tells where its target and its fields are in the client's bytes.
 //!
@@ -15,7 +15,7 @@ use http_types::{Method, StatusCode, Version};
 use httparse::Header;
 use memchr::{memchr, memchr_iter};
 
-use super::body::Framing;
+use super::body::{Framing, is_token_byte};
 
 /// How large a head may be.
 #[derive(Debug, Clone, Copy)]
@@ -24,17 +24,6 @@ pub(crate) struct Bounds {
     pub(crate) head_bytes: usize,
     /// Number of fields.
     pub(crate) headers: usize,
-}
-
-/// What can be said about the bytes at the beginning of a connection's buffer.
-#[derive(Debug)]
-pub(crate) enum Parse {
-    /// A whole head, well-formed.
-    Complete(Head),
-    /// Nothing wrong so far, but the end is missing.
-    Partial,
-    /// Answer with this status and close; no further byte would change it.
-    Reject(StatusCode),
 }
 
 /// What the gate needs to know of a request's head.
@@ -143,64 +132,16 @@ impl<'a> Absolute<'a> {
     }
 }
 
-/// Judges the head at the beginning of `bytes`. Called again with more bytes while it says
-/// `Partial`.
-pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Parse {
-    match examine(bytes, bounds) {
-        Ok(Some(head)) => Parse::Complete(head),
-        Ok(None) => Parse::Partial,
-        Err(status) => Parse::Reject(status),
-    }
-}
-
-/// Returns `true` if [`parse`] may give a verdict on all of `bytes` after it gave `Partial` for the
-/// first `judged` of them. Bytes that only make a line longer cannot lead to a verdict, and parsing
-/// a head from its beginning for each of its bytes would be slow.
-pub(crate) fn may_decide(bytes: &[u8], judged: usize) -> bool {
-    let (before, news) = bytes.split_at(judged.min(bytes.len()));
-    let is_text = |byte: &u8| matches!(byte, b' '..=b'~');
-    // Nothing but a line feed may follow a carriage return.
-    if before.is_empty() || before.ends_with(b"\r") {
-        return true;
-    }
-    // Tabs and bytes beyond ASCII are legal in fields, but not in a request line.
-    let is_plain = |byte: &u8| is_text(byte) || matches!(byte, b'\t' | 0x80..);
-    let is_in_line = || memchr(b'\n', &before[empty_lines(before)..]).is_none();
-    !news.iter().all(is_text) && (!news.iter().all(is_plain) || is_in_line())
-}
-
-/// Method and target as the client wrote them, for log lines; the head may be incomplete or
-/// garbage.
+/// Judges the head at the beginning of `bytes`. Returns `None` if nothing is wrong so far, but the
+/// end of the head is missing. The caller then calls again with more bytes.
 ///
-/// What is not visible ASCII shows as U+FFFD, and the words are cut to a sensible length. `None` if
-/// there is nothing to show yet.
-pub(crate) fn request_line(bytes: &[u8]) -> Option<(Cow<'_, str>, Cow<'_, str>)> {
-    let rest = &bytes[empty_lines(bytes)..];
-    let line = &rest[..memchr(b'\n', rest).unwrap_or(rest.len())];
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    if line.is_empty() {
-        return None;
-    }
-    let mut words = line.split(|&byte| byte == b' ');
-    let method = printable(words.next().unwrap_or_default(), SHOWN_METHOD);
-    let target = printable(words.next().unwrap_or_default(), SHOWN_TARGET);
-    Some((method, target))
-}
-
-/// Room for the fields of a common head.
-const FEW_FIELDS: usize = 16;
-/// Empty lines tolerated before a request line (RFC 9112 section 2.2 asks for at least one).
-pub(crate) const EMPTY_LINES: usize = 4;
-/// Longest method in a log line; all that http-types knows are shorter.
-const SHOWN_METHOD: usize = 20;
-/// Longest target in a log line.
-const SHOWN_TARGET: usize = 100;
-
-/// [`parse`], with its three answers as a `Result`, for the sake of `?`.
+/// The checks go through the bytes in order, and those that need the whole head come last. So the
+/// error that is found early is the one that would be found late.
 ///
-/// Errors are looked for in the order in which the bytes come, and what needs the whole head comes
-/// last: so an error that is found early is the one that would be found late.
-fn examine(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, StatusCode> {
+/// # Errors
+///
+/// The status to answer before the connection is closed. No further byte would change it.
+pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, StatusCode> {
     let start = empty_lines(bytes);
     // At least 2, so that a CR is not called a full window before it is known to begin an empty
     // line.
@@ -223,7 +164,6 @@ fn examine(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, StatusCode> {
     // httparse refuses empty names, whitespace before a name or its colon, folded lines and control
     // characters (RFC 9112 sections 5.1 and 5.2, RFC 9110 section 5.5), and trims the whitespace
     // around values. It would take a bare LF as a line end, but `find_blank_line` has not.
-    //
     let (mut few, mut many);
     let slots = if lines <= FEW_FIELDS {
         few = [httparse::EMPTY_HEADER; FEW_FIELDS];
@@ -267,6 +207,49 @@ fn examine(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, StatusCode> {
         fields: fields..fields + section_len - 2,
     }))
 }
+
+/// Returns `true` if [`parse`] may give a verdict on all of `bytes` after it gave `None` for the
+/// first `judged` of them. Bytes that only make a line longer cannot lead to a verdict, and parsing
+/// a head from its beginning for each of its bytes would be slow.
+pub(crate) fn may_decide(bytes: &[u8], judged: usize) -> bool {
+    let (before, news) = bytes.split_at(judged.min(bytes.len()));
+    let is_text = |byte: &u8| matches!(byte, b' '..=b'~');
+    // Nothing but a line feed may follow a carriage return.
+    if before.is_empty() || before.ends_with(b"\r") {
+        return true;
+    }
+    // Tabs and bytes beyond ASCII are legal in fields, but not in a request line.
+    let is_plain = |byte: &u8| is_text(byte) || matches!(byte, b'\t' | 0x80..);
+    let is_in_line = || memchr(b'\n', &before[empty_lines(before)..]).is_none();
+    !news.iter().all(is_text) && (!news.iter().all(is_plain) || is_in_line())
+}
+
+/// Method and target as the client wrote them, for log lines; the head may be incomplete or
+/// garbage.
+///
+/// What is not visible ASCII shows as U+FFFD, and the words are cut to a sensible length. `None` if
+/// there is nothing to show yet.
+pub(crate) fn request_line(bytes: &[u8]) -> Option<(Cow<'_, str>, Cow<'_, str>)> {
+    let rest = &bytes[empty_lines(bytes)..];
+    let line = &rest[..memchr(b'\n', rest).unwrap_or(rest.len())];
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    if line.is_empty() {
+        return None;
+    }
+    let mut words = line.split(|&byte| byte == b' ');
+    let method = printable(words.next().unwrap_or_default(), SHOWN_METHOD);
+    let target = printable(words.next().unwrap_or_default(), SHOWN_TARGET);
+    Some((method, target))
+}
+
+/// Room for the fields of a common head.
+const FEW_FIELDS: usize = 16;
+/// Empty lines tolerated before a request line (RFC 9112 section 2.2 asks for at least one).
+pub(crate) const EMPTY_LINES: usize = 4;
+/// Longest method in a log line; all that http-types knows are shorter.
+const SHOWN_METHOD: usize = 20;
+/// Longest target in a log line.
+const SHOWN_TARGET: usize = 100;
 
 /// The answer while a line end or the blank line is missing: an illegal byte is an error, and so is
 /// no room for more.
@@ -324,7 +307,7 @@ fn find_blank_line(section: &[u8], most: usize) -> Result<Option<(usize, usize)>
         }
         lines += 1;
         if lines > most {
-            // Errors count in the order of the bytes, see `examine`.
+            // Errors count in the order of the bytes, see `parse`.
             let clean = is_clean_section(&section[..end]);
             return undecided(clean, true, StatusCode::RequestHeaderFieldsTooLarge);
         }
@@ -365,11 +348,6 @@ impl RequestLine {
         let begin = name.len() + 1;
         Ok(Self { method, target: begin..begin + target.len(), version })
     }
-}
-
-/// Whether a byte may be part of a token (RFC 9110 section 5.6.2).
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// RFC 9112 section 2.3. A higher minor version is served as 1.1 (RFC 9110 section 2.5), another
@@ -645,16 +623,13 @@ mod tests {
         seen
     }
 
-    /// Everything that `parse` says, in a form that can be compared; `None` for `Partial`.
+    /// Returns everything that `parse` says, in a form that can be compared.
     fn verdict(bytes: &[u8], bounds: Bounds) -> Option<Result<String, StatusCode>> {
-        match parse(bytes, bounds) {
-            Parse::Complete(head) => Some(Ok(format!("{head:?} {}", seen(&head, bytes)))),
-            Parse::Partial => None,
-            Parse::Reject(status) => Some(Err(status)),
-        }
+        let shown = |head: Head| format!("{head:?} {}", seen(&head, bytes));
+        parse(bytes, bounds).transpose().map(|verdict| verdict.map(shown))
     }
 
-    /// Feeds every prefix, and checks that all that are not `Partial` agree. Returns where the
+    /// Feeds every prefix, and checks that all verdicts agree. Returns where the
     /// verdict fell.
     fn check_prefixes(bytes: &[u8], bounds: Bounds) -> Option<usize> {
         let whole = verdict(bytes, bounds);
@@ -676,7 +651,7 @@ mod tests {
     #[track_caller]
     fn accept(bytes: &[u8]) -> (Head, String) {
         check_prefixes(bytes, BOUNDS);
-        let Parse::Complete(head) = parse(bytes, BOUNDS) else {
+        let Ok(Some(head)) = parse(bytes, BOUNDS) else {
             panic!("{:?} for {}", parse(bytes, BOUNDS), bytes.escape_ascii());
         };
         let seen = seen(&head, bytes);
@@ -1103,7 +1078,7 @@ mod tests {
         assert!(matches!((method, target), (Cow::Borrowed(_), Cow::Borrowed(_))));
     }
 
-    /// Checks that `may_decide` skips a parse only where the verdict would still be `Partial`.
+    /// Checks that `may_decide` skips a parse only where the verdict would still be `None`.
     fn check_shortcut(bytes: &[u8], bounds: Bounds) {
         let mut judged = 0;
         for end in 1..=bytes.len() {
@@ -1138,7 +1113,7 @@ mod tests {
             request_line(&bytes);
             check_prefixes(&bytes, bounds);
             check_shortcut(&bytes, bounds);
-            if let Parse::Complete(head) = parse(&bytes, bounds) {
+            if let Ok(Some(head)) = parse(&bytes, bounds) {
                 assert!(seen(&head, &bytes).is_ascii());
                 complete += 1;
             }

@@ -40,18 +40,11 @@ pub(super) struct Incoming {
 enum Body {
     /// So many bytes.
     Fixed(u64),
-    /// Chunks, of which `content` bytes were taken; `frame` is canonical framing that the reader
-    /// has yet to see (rule W5).
-    Chunked { decoder: Chunked, frame: Frame, content: u64, most: u64 },
+    /// Chunks. Those that have begun have `content` bytes. The reader has yet to see `frame`, the
+    /// canonical framing in front of what comes next (rule W5).
+    Chunked { decoder: Chunked, frame: Vec<u8>, content: u64, most: u64 },
     /// Not to be had.
     Cut(Lost),
-}
-
-/// Bytes that the gate puts between chunks.
-#[derive(Default)]
-struct Frame {
-    bytes: Vec<u8>,
-    shown: usize,
 }
 
 /// Whether the client may send the body (rule W7).
@@ -160,14 +153,12 @@ impl Incoming {
             Framing::Empty => Body::Fixed(0),
             Framing::Fixed(length) => Body::Fixed(length),
             Framing::Chunked => {
-                Body::Chunked { decoder: Chunked::new(), frame: Frame::default(), content: 0, most }
+                Body::Chunked { decoder: Chunked::new(), frame: Vec::new(), content: 0, most }
             }
         };
         // A client that has sent some of its body does not wait (RFC 9110 section 10.1.1).
-        self.permission = match head.expects_continue && self.next == self.end {
-            true => Permission::Due,
-            false => Permission::Settled,
-        };
+        let waits = head.expects_continue && self.next == self.end;
+        self.permission = if waits { Permission::Due } else { Permission::Settled };
     }
 
     /// The message is over; what comes next is another.
@@ -311,40 +302,36 @@ impl Incoming {
             let Body::Chunked { decoder, frame, content, most } = &mut self.body else {
                 return Poll::Ready(Ok(filled));
             };
-            filled += frame.show(&mut buf[filled..]);
+            let n = frame.len().min(buf.len() - filled);
+            buf[filled..filled + n].copy_from_slice(&frame[..n]);
+            frame.drain(..n);
+            filled += n;
             if filled == buf.len() || decoder.is_complete() {
                 return Poll::Ready(Ok(filled));
             }
-            let left = decoder.content_left();
-            if left > 0 {
-                if filled > 0 && self.next == self.end {
-                    return Poll::Ready(Ok(filled));
-                }
-                let n = ready!(self.poll_content(transport, cx, &mut buf[filled..], left))?;
-                filled += n;
-                if let Body::Chunked { decoder, frame, .. } = &mut self.body {
-                    decoder.took(n as u64);
-                    if decoder.content_left() == 0 {
-                        frame.set(b"\r\n");
-                    }
-                }
-                continue;
-            }
+            let line_end = if *content > 0 { "\r\n" } else { "" };
             match decoder.step(&self.bytes[self.next..self.end]).map_err(BodyError::from)? {
-                // Content is left to `poll_content` above.
-                Step::Skip(n) | Step::Data(n) => self.take(n),
+                Step::Skip(n) => self.take(n),
                 Step::Chunk { consumed, size } => {
                     *content = content.saturating_add(size);
                     if *content > *most {
                         return Poll::Ready(Err(BodyError::TOO_LONG.into()));
                     }
-                    frame.set(format!("{size:x}\r\n").as_bytes());
+                    *frame = format!("{line_end}{size:x}\r\n").into();
                     self.take(consumed);
                 }
+                Step::Content(_) if filled > 0 && self.next == self.end => {
+                    return Poll::Ready(Ok(filled));
+                }
+                Step::Content(left) => {
+                    let n = ready!(self.poll_content(transport, cx, &mut buf[filled..], left))?;
+                    filled += n;
+                    if let Body::Chunked { decoder, .. } = &mut self.body {
+                        decoder.took(n as u64);
+                    }
+                }
                 Step::End { consumed, trailers } => {
-                    frame.set(b"0\r\n");
-                    frame.bytes.extend_from_slice(&trailers);
-                    frame.bytes.extend_from_slice(b"\r\n");
+                    *frame = [line_end.as_bytes(), b"0\r\n", &trailers, b"\r\n"].concat();
                     self.take(consumed);
                     // async-h1 hangs unless it gets the trailer section in one piece: it goes
                     // alone.
@@ -399,21 +386,5 @@ impl Incoming {
     fn take(&mut self, n: usize) {
         self.next += n;
         self.taken += n as u64;
-    }
-}
-
-impl Frame {
-    fn set(&mut self, bytes: &[u8]) {
-        self.bytes.clear();
-        self.bytes.extend_from_slice(bytes);
-        self.shown = 0;
-    }
-
-    fn show(&mut self, buf: &mut [u8]) -> usize {
-        let rest = &self.bytes[self.shown..];
-        let n = rest.len().min(buf.len());
-        buf[..n].copy_from_slice(&rest[..n]);
-        self.shown += n;
-        n
     }
 }

@@ -36,7 +36,7 @@ use crate::socket::Left;
 use crate::transport::{Peer, Transport};
 use buffer::Buffer;
 use fault::{BodyError, Lost};
-use head::{Bounds, Head, Parse};
+use head::{Bounds, Head};
 use incoming::Incoming;
 pub(crate) use incoming::Rest;
 use outgoing::Outgoing;
@@ -120,18 +120,18 @@ impl Gate {
             let verdict = if is_full || head::may_decide(unread, *judged) {
                 head::parse(unread, self.bounds)
             } else {
-                Parse::Partial
+                Ok(None)
             };
             *judged = unread.len();
             match verdict {
-                Parse::Complete(head) => {
+                Ok(Some(head)) => {
                     wire.incoming.begin_message(&head, longest_body);
                     wire.exchange = wire.exchange.wrapping_add(1);
                     self.seat.activity.go_on(Doing::Handler);
                     return Poll::Ready(Ok(head));
                 }
-                Parse::Reject(status) => return Poll::Ready(Err(NoHead::Refused(status))),
-                Parse::Partial => {}
+                Err(status) => return Poll::Ready(Err(NoHead::Refused(status))),
+                Ok(None) => {}
             }
             let Wire { transport, incoming, .. } = &mut *wire;
             let Some(transport) = transport else { return Poll::Ready(Err(NoHead::Closed)) };

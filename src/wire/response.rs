@@ -16,6 +16,7 @@ use http_types::headers::{CONNECTION, CONTENT_LENGTH, DATE, TRAILER, TRANSFER_EN
 use http_types::other::Date;
 use http_types::{Body, Method, Response, StatusCode, Version};
 
+use super::body::is_token_byte;
 use super::head;
 use super::outgoing::Outgoing;
 use super::trailers::{LAST_CHUNK, Trailers};
@@ -463,13 +464,9 @@ pub(super) fn is_clean(value: &str) -> bool {
     !value.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | 0))
 }
 
-/// A field name (RFC 9110 section 5.6.2).
+/// Returns `true` if a field may have this name (RFC 9110 section 5.1).
 pub(super) fn is_token(name: &str) -> bool {
-    let is_tchar = |byte: u8| {
-        byte.is_ascii_alphanumeric()
-            || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
-    };
-    !name.is_empty() && name.bytes().all(is_tchar)
+    !name.is_empty() && name.bytes().all(is_token_byte)
 }
 
 /// Sets the body without letting http-types invent a content type for it.
