@@ -244,8 +244,9 @@ pub(crate) fn request_line(bytes: &[u8]) -> Option<(Cow<'_, str>, Cow<'_, str>)>
 
 /// Room for the fields of a common head.
 const FEW_FIELDS: usize = 16;
-/// Empty lines tolerated before a request line (RFC 9112 section 2.2 asks for at least one).
-pub(crate) const EMPTY_LINES: usize = 4;
+/// The empty lines that are tolerated before a request line (RFC 9112 section 2.2 asks for at least
+/// one).
+pub(super) const EMPTY_LINES: &[u8] = b"\r\n\r\n\r\n\r\n";
 /// Longest method in a log line; all that http-types knows are shorter.
 const SHOWN_METHOD: usize = 20;
 /// Longest target in a log line.
@@ -263,10 +264,10 @@ fn undecided<T>(clean: bool, full: bool, too_long: StatusCode) -> Result<Option<
     }
 }
 
-/// Length of the empty lines before the request line, as far as they are tolerated.
+/// Returns the length of the empty lines before the request line, as far as they are tolerated.
 fn empty_lines(bytes: &[u8]) -> usize {
-    let lines = bytes.chunks_exact(2).take(EMPTY_LINES);
-    2 * lines.take_while(|line| line == b"\r\n").count()
+    let is_line = |(line, empty): &(&[u8], &[u8])| line == empty;
+    2 * bytes.chunks_exact(2).zip(EMPTY_LINES.chunks_exact(2)).take_while(is_line).count()
 }
 
 /// Whether the beginning of a request line holds only what such a line may hold; its end may be a
@@ -705,8 +706,7 @@ mod tests {
 
     #[test]
     fn some_empty_lines_come_first() {
-        let empty_lines = "\r\n".repeat(EMPTY_LINES).into_bytes();
-        let bytes = [empty_lines, get("")].concat();
+        let bytes = [EMPTY_LINES, &get("")].concat();
         let (head, seen) = accept(&bytes);
         assert_eq!(head.len, bytes.len());
         assert_eq!(seen, "GET /\r\nHost: a\r\n");

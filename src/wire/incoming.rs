@@ -14,11 +14,11 @@ use http_types::StatusCode;
 use super::body::{Chunked, Framing, Step};
 use super::buffer::Buffer;
 use super::fault::{BodyError, Lost};
-use super::head::Head;
+use super::head::{EMPTY_LINES, Head};
 use crate::transport::Transport;
 
 /// A connection's read buffer, with the message at its beginning.
-pub(super) struct Incoming {
+pub(crate) struct Incoming {
     /// Storage; what has been read ends at `end`.
     bytes: Buffer,
     /// Where the message under way begins.
@@ -63,11 +63,11 @@ enum Permission {
 pub(crate) enum Rest {
     /// The body was taken whole, or there was none.
     Nothing,
-    /// At least this many bytes are left. Without an end if the body cannot be read to its end.
+    /// At least this many bytes are left.
     AtLeast(u64),
-    /// The client waits to be told to send the body, and nobody has read it. The client may leave
-    /// it out.
-    Untold,
+    /// The rest cannot be discarded, because it is malformed or cut short. Or the client waits to be
+    /// told to send the body, and may leave it out.
+    Lost,
 }
 
 impl Rest {
@@ -77,44 +77,51 @@ impl Rest {
         match self {
             Self::Nothing => true,
             Self::AtLeast(left) => left <= most,
-            Self::Untold => false,
+            Self::Lost => false,
         }
     }
 }
 
 impl Incoming {
-    /// Takes over `bytes`, of which the first `end` have been read from the client.
-    pub(super) fn new(bytes: Buffer, end: usize) -> Self {
+    /// Makes a buffer that begins with `empty` bytes of empty lines.
+    pub(super) fn behind(empty: usize) -> Self {
+        let mut bytes = Buffer::new();
+        bytes[..empty].copy_from_slice(&EMPTY_LINES[..empty]);
         Self {
             bytes,
             start: 0,
             head_end: 0,
             next: 0,
-            end,
+            end: empty,
             body: Body::Fixed(0),
             taken: 0,
             permission: Permission::Settled,
         }
     }
 
-    /// What has been read and not taken.
-    pub(super) fn unread(&self) -> &[u8] {
+    /// Returns what has been read and not taken.
+    pub(crate) fn unread(&self) -> &[u8] {
         &self.bytes[self.next..self.end]
     }
 
-    /// The message under way, as far as it is in the buffer.
+    /// Returns `true` if the unread bytes are the beginning of a request. Some clients send empty
+    /// lines behind a request (RFC 9112 section 2.2).
+    pub(super) fn has_request(&self) -> bool {
+        !EMPTY_LINES.starts_with(self.unread())
+    }
+
+    /// Returns the message under way, as far as it is in the buffer.
     pub(super) fn message(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
 
-    /// Reads more behind what has been read.
-    pub(super) fn poll_fill(
+    /// Lets `read` read more behind what has been read.
+    pub(super) fn fill(
         &mut self,
-        transport: &mut Transport,
-        cx: &mut Context<'_>,
+        read: impl FnOnce(&mut [u8]) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         self.make_room();
-        let n = ready!(transport.poll_read(cx, &mut self.bytes[self.end..]))?;
+        let n = ready!(read(&mut self.bytes[self.end..]))?;
         self.end += n;
         Poll::Ready(Ok(n))
     }
@@ -191,8 +198,8 @@ impl Incoming {
         match &self.body {
             Body::Fixed(0) => Rest::Nothing,
             Body::Chunked { decoder, .. } if decoder.is_complete() => Rest::Nothing,
-            Body::Cut(..) => Rest::AtLeast(u64::MAX),
-            _ if self.permission == Permission::Due => Rest::Untold,
+            Body::Cut(..) => Rest::Lost,
+            _ if self.permission == Permission::Due => Rest::Lost,
             Body::Fixed(left) => Rest::AtLeast(*left),
             Body::Chunked { decoder, .. } => Rest::AtLeast(decoder.content_left()),
         }
@@ -222,11 +229,6 @@ impl Incoming {
     /// Returns `true` if the body cannot be read to its end, through no fault of the handler's.
     pub(super) fn is_cut(&self) -> bool {
         matches!(self.body, Body::Cut(..))
-    }
-
-    /// Whether the client waits to be told to send the body.
-    pub(super) fn expects_continue(&self) -> bool {
-        self.permission != Permission::Settled
     }
 
     /// Whether `100 Continue` is to be sent; asked once.
@@ -341,10 +343,9 @@ impl Incoming {
                 }
                 Step::Partial if filled > 0 => return Poll::Ready(Ok(filled)),
                 Step::Partial => {
-                    let filled = self.poll_fill(transport, cx);
-                    self.ask_for_body(filled.is_pending());
-                    let n = ready!(filled)?;
-                    if n == 0 {
+                    let read = self.fill(|room| transport.poll_read(cx, room));
+                    self.ask_for_body(read.is_pending());
+                    if ready!(read)? == 0 {
                         return Poll::Ready(Err(BodyError::CUT_SHORT.into()));
                     }
                 }

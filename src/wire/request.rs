@@ -7,7 +7,7 @@
 
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use async_h1::server::decode;
@@ -18,8 +18,8 @@ use http_types::{Body, Request, StatusCode};
 use super::body::Framing;
 use super::fault::Lost;
 use super::head::Head;
+use super::shared::Wire;
 use super::target::url;
-use super::{Wire, lock, over};
 
 /// Makes the request whose head is at the beginning of `bytes`. If the request has a body,
 /// `decoded` is the result of [`with_body`].
@@ -56,11 +56,7 @@ pub(super) fn request(
 
 /// Makes a request that has the body of the message `exchange`, and nothing else. Returns `None` if
 /// the message has no body.
-pub(super) fn with_body(
-    framing: Framing,
-    wire: &Arc<Mutex<Wire>>,
-    exchange: u32,
-) -> Option<Request> {
+pub(super) fn with_body(framing: Framing, wire: &Arc<Wire>, exchange: u32) -> Option<Request> {
     // The gate bounds a body of known length itself, so async-h1 need not count.
     let (head, length): (&'static [u8], _) = match framing {
         Framing::Empty | Framing::Fixed(0) => return None,
@@ -102,7 +98,7 @@ const RESERVED: usize = 16 * 1024;
 struct Message {
     /// The part of the head that async-h1 has yet to read.
     head: &'static [u8],
-    wire: Arc<Mutex<Wire>>,
+    wire: Arc<Wire>,
     exchange: u32,
 }
 
@@ -118,13 +114,7 @@ impl AsyncRead for Message {
             self.head = later;
             return Poll::Ready(Ok(now.len()));
         }
-        let mut wire = lock(&self.wire);
-        if wire.exchange != self.exchange {
-            return Poll::Ready(Err(over()));
-        }
-        wire.reads = wire.reads.wrapping_add(1);
-        ready!(wire.poll_turn(cx));
-        wire.poll_body(cx, buf)
+        self.wire.lock().poll_read(self.exchange, cx, buf)
     }
 }
 

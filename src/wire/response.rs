@@ -23,13 +23,15 @@ use super::trailers::{LAST_CHUNK, Trailers};
 
 /// A response on its way to the client.
 pub(crate) struct Reply {
-    encoding: Encoding,
-    /// The body, if it is long and of known length: then it needs no encoding.
+    /// The response, until its head is encoded.
+    response: Option<Response>,
+    /// Encodes the body behind the head.
+    encoder: Option<Encoder>,
+    /// The body, if it is long and of known length. Then it needs no encoding.
     body: Option<Box<Body>>,
     /// Whether the body's reader has it piece by piece, and not in memory.
     is_piecemeal: bool,
     asked: Asked,
-    head: Head,
     framing: Framing,
     /// A field that the encoder adds and that must not be sent.
     unwanted: Option<&'static [u8]>,
@@ -66,13 +68,6 @@ impl Framing {
     }
 }
 
-/// Whether async-h1 has begun with it.
-enum Encoding {
-    /// Not yet; `None` only on the way to the next.
-    Due(Option<Response>),
-    Begun(Encoder),
-}
-
 /// What has become of the wish for more of a response.
 pub(super) enum Filled {
     /// Something was added.
@@ -81,15 +76,6 @@ pub(super) enum Filled {
     Slice,
     /// There is no more.
     Whole,
-}
-
-/// How far the head has come.
-#[derive(Clone, Copy)]
-enum Head {
-    Unsent,
-    /// Some of it is in the buffer, from here on.
-    Begun(usize),
-    Complete,
 }
 
 /// What of the request decides how it is answered.
@@ -192,11 +178,11 @@ impl Reply {
             set_date(&mut response);
         }
         Self {
-            encoding: Encoding::Due(Some(response)),
+            response: Some(response),
+            encoder: None,
             body,
             is_piecemeal: false,
             asked,
-            head: Head::Unsent,
             closes: fields.close || matches!(framing, Framing::UntilClose),
             framing,
             unwanted,
@@ -219,11 +205,6 @@ impl Reply {
         !matches!(self.framing, Framing::None)
     }
 
-    /// Whether some of the head is in the buffer, and some is not: then what is there is not final.
-    pub(super) fn is_inside_head(&self) -> bool {
-        matches!(self.head, Head::Begun(_))
-    }
-
     /// Whether only the end of the connection tells where the body ends.
     pub(super) fn ends_with_connection(&self) -> bool {
         matches!(self.framing, Framing::UntilClose)
@@ -236,12 +217,10 @@ impl Reply {
 
     /// Polls the body for its first bytes, and consumes none of them.
     pub(super) fn poll_begin(&mut self, cx: &mut Context<'_>) {
-        let begun = match (&mut self.body, &mut self.encoding) {
+        let begun = match (&mut self.body, &mut self.response) {
             (Some(body), _) => Pin::new(&mut **body).poll_fill_buf(cx).map_ok(drop),
-            (None, Encoding::Due(Some(response))) => {
-                Pin::new(response).poll_fill_buf(cx).map_ok(drop)
-            }
-            (None, _) => return,
+            (None, Some(response)) => Pin::new(response).poll_fill_buf(cx).map_ok(drop),
+            (None, None) => return,
         };
         if let Poll::Ready(Err(error)) = begun {
             self.failed = Some(error);
@@ -259,20 +238,17 @@ impl Reply {
         cx: &mut Context<'_>,
         out: &mut Outgoing,
     ) -> Poll<io::Result<Filled>> {
-        let head = match self.head {
-            Head::Unsent => out.len(),
-            Head::Begun(head) => head,
-            Head::Complete => return self.poll_fill_body(cx, out),
-        };
-        let n = ready!(Pin::new(self.encoder()).poll_read(cx, out.room()))?;
-        out.filled(n);
-        // The encoder gives head and body in separate reads, and no value holds a line end.
-        self.head = if out.since(head).ends_with(b"\r\n\r\n") {
-            self.drop_unwanted(head, out);
-            Head::Complete
-        } else {
-            Head::Begun(head)
-        };
+        let Some(response) = self.response.take() else { return self.poll_fill_body(cx, out) };
+        let mut encoder = self.encoder(response);
+        let begin = out.len();
+        // The encoder has the whole head in memory, and gives head and body in separate reads. No
+        // value holds a line end.
+        while !out.since(begin).ends_with(b"\r\n\r\n") {
+            let n = ready!(Pin::new(&mut encoder).poll_read(cx, out.room()))?;
+            out.filled(n);
+        }
+        self.encoder = Some(encoder);
+        self.drop_unwanted(begin, out);
         Poll::Ready(Ok(Filled::More))
     }
 
@@ -297,13 +273,14 @@ impl Reply {
         }
         let owed = self.owed();
         let room = out.room();
-        let n = ready!(match &mut self.body {
-            Some(body) => {
+        let n = ready!(match (&mut self.body, &mut self.encoder) {
+            (Some(body), _) => {
                 // The body itself does not count what was sent from where it lay.
                 let most = room.len().min(owed);
                 Pin::new(&mut **body).poll_read(cx, &mut room[..most])
             }
-            None => Pin::new(self.encoder()).poll_read(cx, room),
+            (None, Some(encoder)) => Pin::new(encoder).poll_read(cx, room),
+            (None, None) => unreachable!("the head goes first"),
         })?;
         // The encoder writes one chunk for each read, and only the last chunk's size begins with 0.
         if let (Framing::Chunked(Some(trailers)), LAST_CHUNK) = (&mut self.framing, &room[..n]) {
@@ -367,27 +344,19 @@ impl Reply {
         self.owed() == 0
     }
 
-    fn encoder(&mut self) -> &mut Encoder {
-        if let Encoding::Due(response) = &mut self.encoding {
-            let mut response = response.take().expect("it is taken once, here");
-            let connection = match response.status() {
-                StatusCode::SwitchingProtocols => Some("upgrade"),
-                _ if self.closes => Some("close"),
-                _ if self.asked.version == Version::Http1_0 => Some("keep-alive"),
-                _ => None,
-            };
-            if let Some(connection) = connection {
-                response.insert_header(CONNECTION, connection);
-            }
-            // For HEAD the encoder stops behind the head.
-            let is_whole = self.has_body() && self.body.is_none();
-            let method = if is_whole { self.asked.method } else { Method::Head };
-            self.encoding = Encoding::Begun(Encoder::new(response, method));
+    fn encoder(&self, mut response: Response) -> Encoder {
+        let connection = match response.status() {
+            StatusCode::SwitchingProtocols => Some("upgrade"),
+            _ if self.closes => Some("close"),
+            _ if self.asked.version == Version::Http1_0 => Some("keep-alive"),
+            _ => None,
+        };
+        if let Some(connection) = connection {
+            response.insert_header(CONNECTION, connection);
         }
-        match &mut self.encoding {
-            Encoding::Begun(encoder) => encoder,
-            Encoding::Due(_) => unreachable!("it has begun above"),
-        }
+        // For HEAD the encoder stops behind the head.
+        let is_whole = self.has_body() && self.body.is_none();
+        Encoder::new(response, if is_whole { self.asked.method } else { Method::Head })
     }
 
     fn drop_unwanted(&self, head: usize, out: &mut Outgoing) {
