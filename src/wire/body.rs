@@ -96,15 +96,15 @@ pub(crate) enum Step<'a> {
 pub(crate) struct Malformed(&'static str);
 
 impl Malformed {
-    pub(super) const SIZE: Self = Self("chunk size is not a number");
-    const SIZE_TOO_LONG: Self = Self("chunk size has too many digits");
-    const SIZE_END: Self = Self("chunk size is not followed by a line end");
-    const EXTENSION: Self = Self("chunk extension is malformed");
-    const EXTENSION_TOO_LONG: Self = Self("chunk extensions are too long");
-    const DATA_END: Self = Self("chunk data is not followed by a line end");
-    const TRAILER: Self = Self("trailer is malformed");
-    const TRAILER_FRAMING: Self = Self("trailer would change the framing");
-    const TRAILER_TOO_LONG: Self = Self("trailer section is too long");
+    pub(crate) const SIZE: Self = Self("chunk size is not a number");
+    pub(crate) const SIZE_TOO_LONG: Self = Self("chunk size has too many digits");
+    pub(crate) const SIZE_END: Self = Self("chunk size is not followed by a line end");
+    pub(crate) const EXTENSION: Self = Self("chunk extension is malformed");
+    pub(crate) const EXTENSION_TOO_LONG: Self = Self("chunk extensions are too long");
+    pub(crate) const DATA_END: Self = Self("chunk data is not followed by a line end");
+    pub(crate) const TRAILER: Self = Self("trailer is malformed");
+    pub(crate) const TRAILER_FRAMING: Self = Self("trailer would change the framing");
+    pub(crate) const TRAILER_TOO_LONG: Self = Self("trailer section is too long");
 }
 
 impl Chunked {
