@@ -54,20 +54,13 @@ impl Conn<'_> {
         }
         seat.activity.begin(Doing::Handshake);
         let handshake = wrapper.wrap(connection);
-        let late = poll_fn(|_| {
-            if seat.is_expired() {
-                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-            } else {
-                Poll::Pending
-            }
-        });
-        let connection = match handshake.or(late).await {
-            Ok(connection) => connection,
-            Err(error) => {
-                wrapper.handshakes.fail(seat.peer(), &error);
-                return None;
-            }
+        let late = async {
+            poll_fn(|_| if seat.is_expired() { Poll::Ready(()) } else { Poll::Pending }).await;
+            Err(io::ErrorKind::TimedOut.into())
         };
+        let wrapped = handshake.or(late).await;
+        let failed = |error: &io::Error| wrapper.handshakes.fail(seat.peer(), error);
+        let connection = wrapped.inspect_err(failed).ok()?;
         if connection.peer() != Peer::Unknown {
             seat.name(connection.peer());
         }

@@ -40,13 +40,6 @@ pub(crate) struct Service {
     pub(crate) orders: Arc<Orders>,
 }
 
-impl Service {
-    fn bounds(&self) -> Bounds {
-        let Limits { head_bytes, headers, .. } = self.limits;
-        Bounds { head_bytes, headers }
-    }
-}
-
 /// A connection of a server.
 pub(crate) struct Conn<'a> {
     service: &'a Service,
@@ -109,7 +102,9 @@ impl<'a> Conn<'a> {
     /// (rule W12).
     fn exchanges(self, incoming: Incoming) -> impl Future<Output = Option<Self>> {
         let Self { service, seat, idle, .. } = self;
-        let gate = Gate::new(idle.transport, incoming, seat.clone(), service.bounds());
+        let Limits { head_bytes, headers, .. } = service.limits;
+        let bounds = Bounds { head_bytes, headers };
+        let gate = Gate::new(idle.transport, incoming, seat.clone(), bounds);
         let active = Box::pin(Active::new(service, seat, gate).run());
         async move {
             // A handler's panic is answered where it happens, and a panic of a response's body ends

@@ -326,9 +326,10 @@ fn fit_to_hand_on(section: &[u8]) -> Result<Cow<'_, [u8]>, Malformed> {
     }
     let mut fit = Vec::with_capacity(section.len());
     for &byte in lines().filter(is_fit).flatten() {
-        match byte.is_ascii() {
-            true => fit.push(byte),
-            false => fit.extend_from_slice(format!("%{byte:02X}").as_bytes()),
+        if byte.is_ascii() {
+            fit.push(byte);
+        } else {
+            fit.extend_from_slice(format!("%{byte:02X}").as_bytes());
         }
     }
     // The bound holds for what is handed on, too.

@@ -142,6 +142,13 @@ enum Content {
 }
 
 impl Content {
+    fn reader(&mut self) -> io::Result<Pin<&mut (dyn AsyncBufRead + Unpin + Send + Sync)>> {
+        match self {
+            Self::Open(reader) => Ok(Pin::new(reader)),
+            Self::Failed(lost) => Err(lost.error()),
+        }
+    }
+
     fn fail(&mut self, error: &io::Error) {
         *self = Self::Failed(Lost::by(error));
     }
@@ -153,10 +160,7 @@ impl AsyncRead for Content {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let read = match &mut *self {
-            Self::Open(reader) => ready!(Pin::new(reader).poll_read(cx, buf)),
-            Self::Failed(lost) => return Poll::Ready(Err(lost.error())),
-        };
+        let read = ready!(self.reader()?.poll_read(cx, buf));
         Poll::Ready(read.inspect_err(|error| self.fail(error)))
     }
 }
@@ -164,22 +168,17 @@ impl AsyncRead for Content {
 impl AsyncBufRead for Content {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let this = self.get_mut();
-        if let Self::Open(reader) = this {
-            if let Err(error) = ready!(Pin::new(reader).poll_fill_buf(cx)) {
-                this.fail(&error);
-                return Poll::Ready(Err(error));
-            }
+        if let Err(error) = ready!(this.reader()?.poll_fill_buf(cx)) {
+            this.fail(&error);
+            return Poll::Ready(Err(error));
         }
-        match this {
-            // The buffer is full, or the body has ended, so this does not wait.
-            Self::Open(reader) => Pin::new(reader).poll_fill_buf(cx),
-            Self::Failed(lost) => Poll::Ready(Err(lost.error())),
-        }
+        // The buffer is full, or the body has ended, so this does not wait.
+        this.reader()?.poll_fill_buf(cx)
     }
 
-    fn consume(self: Pin<&mut Self>, amount: usize) {
-        if let Self::Open(reader) = self.get_mut() {
-            Pin::new(reader).consume(amount);
+    fn consume(mut self: Pin<&mut Self>, amount: usize) {
+        if let Ok(reader) = self.reader() {
+            reader.consume(amount);
         }
     }
 }

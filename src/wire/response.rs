@@ -264,7 +264,7 @@ impl Reply {
             return Poll::Ready(Ok(Filled::Slice));
         }
         if let Framing::Chunked(Some(trailers)) = &mut self.framing {
-            if trailers.are_due() {
+            if trailers.are_due {
                 let last = ready!(trailers.poll_end(cx));
                 let end = out.len();
                 out.replace(end..end, &last);
@@ -285,7 +285,7 @@ impl Reply {
         // The encoder writes one chunk for each read, and only the last chunk's size begins with 0.
         if let (Framing::Chunked(Some(trailers)), LAST_CHUNK) = (&mut self.framing, &room[..n]) {
             // The bytes stay out of `out`, because the trailers have to come before the blank line.
-            trailers.end_body();
+            trailers.are_due = true;
             return self.poll_fill_body(cx, out);
         }
         out.filled(n);

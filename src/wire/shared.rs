@@ -124,9 +124,7 @@ impl Wire {
 
 impl Describe for Wire {
     fn describe(&self) -> Option<(String, String)> {
-        let shared = self.lock();
-        let (method, target) = head::request_line(shared.incoming.message())?;
-        Some((method.into_owned(), target.into_owned()))
+        head::request_line(self.lock().incoming.message())
     }
 }
 

@@ -21,7 +21,8 @@ use super::response::{Asked, has_no_body, is_clean, is_token};
 /// Holds back the last chunk of a response's body until the handler has sent its trailers.
 pub(super) struct Trailers {
     receiver: trailers::Receiver,
-    body_has_ended: bool,
+    /// Set if the trailers are all that is still missing.
+    pub(super) are_due: bool,
 }
 
 /// Ends a chunked body as async-h1 writes it, without room for trailers.
@@ -46,7 +47,7 @@ impl Trailers {
             Some(obstacle) => obstacle,
             // http-types panics if the handler has taken the receiver, and has no way to ask first.
             None => match panic::catch_unwind(AssertUnwindSafe(|| response.recv_trailers())) {
-                Ok(receiver) => return Some(Self { receiver, body_has_ended: false }),
+                Ok(receiver) => return Some(Self { receiver, are_due: false }),
                 Err(_) => {
                     Obstacle::OfHandler("the handler has called `recv_trailers` itself".into())
                 }
@@ -61,16 +62,6 @@ impl Trailers {
             log::warn!("a response's trailers are not sent: {why}");
         }
         None
-    }
-
-    /// Returns `true` if the trailers are all that is still missing.
-    pub(super) fn are_due(&self) -> bool {
-        self.body_has_ended
-    }
-
-    /// Notes that the body has ended.
-    pub(super) fn end_body(&mut self) {
-        self.body_has_ended = true;
     }
 
     /// Returns the last chunk and the trailers behind it, once the handler has sent them.

@@ -48,10 +48,6 @@ impl Upgraded {
     }
 }
 
-fn reader(shared: &mut Shared) -> &mut Option<Waker> {
-    &mut shared.reader
-}
-
 impl AsyncRead for Upgraded {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -62,16 +58,16 @@ impl AsyncRead for Upgraded {
         if here > 0 {
             return Poll::Ready(Ok(here));
         }
-        let read = self.poll(cx, reader, |transport, cx| transport.poll_read(cx, buf));
+        let read = self.poll(
+            cx,
+            |shared| &mut shared.reader,
+            |transport, cx| transport.poll_read(cx, buf),
+        );
         if matches!(read, Poll::Ready(Ok(0) | Err(_))) && !buf.is_empty() {
             self.wire.lock().is_read_to_end = true;
         }
         read
     }
-}
-
-fn writer(shared: &mut Shared) -> &mut Option<Waker> {
-    &mut shared.writer
 }
 
 impl AsyncWrite for Upgraded {
@@ -80,14 +76,18 @@ impl AsyncWrite for Upgraded {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll(cx, writer, |transport, cx| transport.poll_write(cx, buf, &[]))
+        self.poll(
+            cx,
+            |shared| &mut shared.writer,
+            |transport, cx| transport.poll_write(cx, buf, &[]),
+        )
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll(cx, writer, Transport::poll_flush)
+        self.poll(cx, |shared| &mut shared.writer, Transport::poll_flush)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll(cx, writer, Transport::poll_half_close)
+        self.poll(cx, |shared| &mut shared.writer, Transport::poll_half_close)
     }
 }
