@@ -78,8 +78,13 @@ impl<'a> Conn<'a> {
     #[expect(clippy::manual_async_fn, reason = "an `async fn` keeps room for its arguments twice")]
     fn requests(mut self) -> impl Future<Output = ()> + Send + 'a {
         async move {
-            while let Some(incoming) = self.first_bytes().await {
-                match self.exchanges(incoming).await {
+            loop {
+                // With `while let`, an idle connection would keep room for what it waits for.
+                let exchanges = match self.first_bytes().await {
+                    Some(incoming) => self.exchanges(incoming),
+                    None => break,
+                };
+                match exchanges.await {
                     Some(idle) => self = idle,
                     None => return,
                 }
@@ -129,4 +134,28 @@ fn until_aborted<'a>(
         if seat.order() == Order::Abort && !is_between { Poll::Ready(()) } else { Poll::Pending }
     });
     aborted.or(served)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::Seat;
+    use crate::socket::Socket;
+    use crate::transport::Peer;
+    use std::os::unix::net::UnixStream;
+
+    /// Rule W12. Whatever `serve` keeps, each idle connection keeps.
+    #[test]
+    fn an_idle_connection_is_small() {
+        let service = Service {
+            handler: Box::new(|_| unreachable!("there is no request")),
+            limits: Limits::default(),
+            shutdown: Shutdown::new(),
+            orders: Arc::new(Orders::under(Arc::default())),
+        };
+        let seat = Seat::new(Peer::Unix, service.orders.clone());
+        let (socket, _client) = UnixStream::pair().unwrap();
+        let conn = Conn::new(&service, &seat, Socket::unix(socket).unwrap().into());
+        assert!(size_of_val(&conn.serve()) <= 16 * size_of::<usize>());
+    }
 }

@@ -455,7 +455,8 @@ struct Facts<'a> {
     expects_continue: bool,
     /// `Expect` lists something else.
     unknown_expectation: bool,
-    /// Set if `TE` lists `trailers`.
+    /// Set if `TE` lists `trailers`. The grammar gives `trailers` no weight (RFC 9110 section 10.1.4),
+    /// so an element with a weight does not count.
     accepts_trailers: bool,
 }
 
@@ -467,7 +468,7 @@ impl<'a> Facts<'a> {
             // Most fields are told apart by their length.
             let is = |name: &str| field.name.eq_ignore_ascii_case(name);
             match field.name.len() {
-                2 if is("te") => facts.read_te(field.value),
+                2 if is("te") => facts.accepts_trailers |= lists(field.value, "trailers"),
                 4 if is("host") => store_once(&mut facts.host, field.value)?,
                 6 if is("expect") => facts.read_expect(field.value),
                 7 if is("upgrade") => facts.upgrade_field = true,
@@ -484,13 +485,11 @@ impl<'a> Facts<'a> {
         Ok(facts)
     }
 
-    /// RFC 9110 section 7.6.1: a list, possibly over several lines, in any case.
+    /// Reads `Connection` (RFC 9110 section 7.6.1), which may come on several lines.
     fn read_connection(&mut self, value: &[u8]) {
-        for option in list(value) {
-            self.close |= option.eq_ignore_ascii_case(b"close");
-            self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
-            self.upgrade_listed |= option.eq_ignore_ascii_case(b"upgrade");
-        }
+        self.close |= lists(value, "close");
+        self.keep_alive |= lists(value, "keep-alive");
+        self.upgrade_listed |= lists(value, "upgrade");
     }
 
     /// RFC 9110 section 10.1.1: a list of which only `100-continue`, in any case, is known.
@@ -502,12 +501,6 @@ impl<'a> Facts<'a> {
                 self.unknown_expectation = true;
             }
         }
-    }
-
-    /// Reads `TE` (RFC 9110 section 10.1.4), a list in any case, possibly over several lines. The
-    /// grammar gives `trailers` no weight, so an element with a weight does not count.
-    fn read_te(&mut self, value: &[u8]) {
-        self.accepts_trailers |= list(value).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
     }
 
     /// Checks that a `Host` field is valid, and on 1.1 present, even if an absolute target replaces
@@ -570,7 +563,12 @@ fn transfer_encoding(value: &[u8]) -> Result<Framing, StatusCode> {
     }
 }
 
-/// The elements of a comma-separated list, empty ones included (RFC 9110 section 5.6.1).
+/// Returns `true` if a comma-separated list has this element, in any case.
+fn lists(value: &[u8], element: &str) -> bool {
+    list(value).any(|found| found.eq_ignore_ascii_case(element.as_bytes()))
+}
+
+/// Returns the elements of a comma-separated list, empty ones included (RFC 9110 section 5.6.1).
 fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
 }

@@ -113,7 +113,8 @@ impl Gate {
                     if matches!(head.framing, Framing::Fixed(length) if length > longest_body) {
                         return Poll::Ready(Err(StatusCode::PayloadTooLarge));
                     }
-                    shared.begin_message(&head, longest_body);
+                    shared.incoming.begin_message(&head, longest_body);
+                    shared.exchange = shared.exchange.wrapping_add(1);
                     self.seat.activity.go_on(Doing::Handler);
                     return Poll::Ready(Ok(Some(head)));
                 }
@@ -147,8 +148,7 @@ impl Gate {
     /// 400 if no URL says what the client has asked for. [`head::parse`] has refused every other
     /// fault.
     pub(crate) fn request(&self, head: &Head) -> Result<Request, StatusCode> {
-        let exchange = self.wire.lock().exchange;
-        let decoded = request::with_body(head.framing, &self.wire, exchange);
+        let decoded = request::with_body(head.framing, &self.wire);
         let shared = self.wire.lock();
         let message = shared.incoming.message();
         let mut request = request::request(head, message, decoded)?;

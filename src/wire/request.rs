@@ -39,14 +39,13 @@ pub(super) fn request(
             *request.url_mut() = url;
             request
         }
-        None => {
-            let mut request = Request::new(head.method, url);
-            // Without chunks there are no trailers, so a handler that asks for trailers learns this
-            // at once.
-            drop(request.send_trailers());
-            request
-        }
+        None => Request::new(head.method, url),
     };
+    if head.framing != Framing::Chunked {
+        // Without chunks there are no trailers, so a handler that asks for trailers learns this at
+        // once.
+        drop(request.send_trailers());
+    }
     request.set_version(Some(head.version));
     for (name, value) in head.fields(bytes) {
         request.append_header(name, &*value);
@@ -54,9 +53,9 @@ pub(super) fn request(
     Ok(request)
 }
 
-/// Makes a request that has the body of the message `exchange`, and nothing else. Returns `None` if
+/// Makes a request that has the body of the message under way, and nothing else. Returns `None` if
 /// the message has no body.
-pub(super) fn with_body(framing: Framing, wire: &Arc<Wire>, exchange: u32) -> Option<Request> {
+pub(super) fn with_body(framing: Framing, wire: &Arc<Wire>) -> Option<Request> {
     // The gate bounds a body of known length itself, so async-h1 need not count.
     let (head, length): (&'static [u8], _) = match framing {
         Framing::Empty | Framing::Fixed(0) => return None,
@@ -68,6 +67,7 @@ pub(super) fn with_body(framing: Framing, wire: &Arc<Wire>, exchange: u32) -> Op
             (b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", None)
         }
     };
+    let exchange = wire.lock().exchange;
     let message = Message { head, wire: wire.clone(), exchange };
     // Decoding never waits, because the head is in memory (rule W2). The body is read later,
     // through the request. The future lives on the stack, because its 4 KiB would be most of an
@@ -81,9 +81,6 @@ pub(super) fn with_body(framing: Framing, wire: &Arc<Wire>, exchange: u32) -> Op
     request.set_body(Body::from_reader(Content::Open(reader), length));
     for name in [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONTENT_TYPE] {
         request.remove_header(name);
-    }
-    if framing != Framing::Chunked {
-        drop(request.send_trailers());
     }
     Some(request)
 }

@@ -12,7 +12,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_h1::server::Encoder;
 use futures_lite::{AsyncBufRead, AsyncRead};
-use http_types::headers::{CONNECTION, CONTENT_LENGTH, DATE, TRAILER, TRANSFER_ENCODING};
+use http_types::headers::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, TRAILER, TRANSFER_ENCODING,
+};
 use http_types::other::Date;
 use http_types::{Body, Method, Response, StatusCode, Version};
 
@@ -64,6 +66,21 @@ impl Framing {
             Some(length) => Self::Length(length as u64),
             None if asked.version == Version::Http1_0 => Self::UntilClose,
             None => Self::Chunked(trailers),
+        }
+    }
+
+    /// Returns how many bytes of a body of known length are still to be sent.
+    fn owed(&self) -> usize {
+        match self {
+            Self::Length(owed) => usize::try_from(*owed).unwrap_or(usize::MAX),
+            Self::None | Self::Chunked(_) | Self::UntilClose => 0,
+        }
+    }
+
+    /// Notes that `n` bytes of the body have been sent.
+    fn count(&mut self, n: usize) {
+        if let Self::Length(owed) = self {
+            *owed = owed.saturating_sub(n as u64);
         }
     }
 }
@@ -139,9 +156,8 @@ impl Reply {
             if has_no_body && response.len() == Some(0) {
                 // HEAD and 304 may tell the length of the body that GET would have (RFC 9110 8.6).
                 let length = declared.and_then(|length| length.as_str().trim().parse().ok());
-                if let Some(length) = length {
-                    let nothing = Body::from_reader(futures_lite::io::empty(), Some(length));
-                    keep_headers(&mut response, nothing);
+                if length.is_some() {
+                    keep_headers(&mut response, nothing(length));
                 }
             }
         }
@@ -151,26 +167,23 @@ impl Reply {
             // Without trailers, the field would be wrong (RFC 9110 section 6.6.2).
             response.remove_header(TRAILER);
         }
-        // Rule W11. A 304 for a page of unknown length must not claim that it is empty.
-        let unwanted = match (&framing, response.len()) {
-            (Framing::UntilClose, _) => Some(LENGTH),
-            (_, Some(0)) if status == StatusCode::NotModified => Some(LENGTH),
-            (_, Some(_)) if has_no_body(status) && status != StatusCode::NotModified => {
-                Some(LENGTH)
-            }
-            (_, None) if has_no_body(status) || asked.version == Version::Http1_0 => Some(CODING),
-            _ => None,
-        };
-        if matches!(framing, Framing::UntilClose) {
-            // A length that is never reached, and never sent: the encoder then sends no chunks.
+        let is_open_ended = matches!(framing, Framing::UntilClose);
+        if is_open_ended {
+            // A length that is never reached, and never sent. The encoder then sends no chunks.
             let reader = response.take_body().into_reader();
             keep_headers(&mut response, Body::from_reader(reader, Some(usize::MAX)));
         }
+        // Rule W11. A 304 for a page of unknown length must not claim that it is empty.
+        let (added, is_unwanted) = match response.len() {
+            Some(0) if status == StatusCode::NotModified => (LENGTH, true),
+            Some(_) if status == StatusCode::NotModified => (LENGTH, false),
+            Some(_) => (LENGTH, is_open_ended || has_no_body(status)),
+            None => (CODING, has_no_body(status) || asked.version == Version::Http1_0),
+        };
         let is_long = matches!(framing, Framing::Length(length) if length >= LONG);
         let body = is_long.then(|| {
-            let length = response.len();
+            let nothing = nothing(response.len());
             let body = response.take_body();
-            let nothing = Body::from_reader(futures_lite::io::empty(), length);
             keep_headers(&mut response, nothing);
             Box::new(body)
         });
@@ -183,9 +196,9 @@ impl Reply {
             body,
             is_piecemeal: false,
             asked,
-            closes: fields.close || matches!(framing, Framing::UntilClose),
+            closes: fields.close || is_open_ended,
             framing,
-            unwanted,
+            unwanted: is_unwanted.then_some(added),
             failed: None,
         }
     }
@@ -271,7 +284,7 @@ impl Reply {
                 return Poll::Ready(Ok(Filled::Whole));
             }
         }
-        let owed = self.owed();
+        let owed = self.framing.owed();
         let room = out.room();
         let n = ready!(match (&mut self.body, &mut self.encoder) {
             (Some(body), _) => {
@@ -289,36 +302,21 @@ impl Reply {
             return self.poll_fill_body(cx, out);
         }
         out.filled(n);
-        match &mut self.framing {
-            Framing::Length(owed) => {
-                *owed = owed.saturating_sub(n as u64);
-                match (*owed, n) {
-                    (0, _) => Poll::Ready(Ok(Filled::Whole)),
-                    (_, 0) => Poll::Ready(Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the response body is shorter than its declared length",
-                    ))),
-                    _ => Poll::Ready(Ok(Filled::More)),
-                }
-            }
-            _ if n > 0 => Poll::Ready(Ok(Filled::More)),
-            Framing::None | Framing::Chunked(_) | Framing::UntilClose => {
-                Poll::Ready(Ok(Filled::Whole))
-            }
-        }
-    }
-
-    /// Returns how many bytes of a body of known length are still to be sent.
-    fn owed(&self) -> usize {
-        match self.framing {
-            Framing::Length(owed) => usize::try_from(owed).unwrap_or(usize::MAX),
-            Framing::None | Framing::Chunked(_) | Framing::UntilClose => 0,
-        }
+        self.framing.count(n);
+        Poll::Ready(match (&self.framing, n) {
+            (Framing::Length(0), _) => Ok(Filled::Whole),
+            (Framing::Length(_), 0) => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the response body is shorter than its declared length",
+            )),
+            (_, 0) => Ok(Filled::Whole),
+            _ => Ok(Filled::More),
+        })
     }
 
     /// What there is of a long body where it lies in memory; nothing if it has to be gathered.
     pub(super) fn poll_slice(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        let owed = self.owed();
+        let owed = self.framing.owed();
         let Some(body) = self.body.as_mut().filter(|_| !self.is_piecemeal) else {
             return Poll::Ready(Ok(&[]));
         };
@@ -338,10 +336,8 @@ impl Reply {
         if let Some(body) = &mut self.body {
             Pin::new(&mut **body).consume(n);
         }
-        if let Framing::Length(owed) = &mut self.framing {
-            *owed = owed.saturating_sub(n as u64);
-        }
-        self.owed() == 0
+        self.framing.count(n);
+        self.framing.owed() == 0
     }
 
     fn encoder(&self, mut response: Response) -> Encoder {
@@ -438,9 +434,13 @@ pub(super) fn is_token(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(is_token_byte)
 }
 
+/// Makes an empty body that declares a length.
+fn nothing(length: Option<usize>) -> Body {
+    Body::from_reader(futures_lite::io::empty(), length)
+}
+
 /// Sets the body without letting http-types invent a content type for it.
 fn keep_headers(response: &mut Response, body: Body) {
-    use http_types::headers::CONTENT_TYPE;
     let had_type = response.header(CONTENT_TYPE).is_some();
     response.set_body(body);
     if !had_type {

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use super::buffer::Buffer;
 use super::fault::{BodyError, Lost};
-use super::head::{self, EMPTY_LINES, Head};
+use super::head::{self, EMPTY_LINES};
 use super::incoming::{Incoming, Rest};
 use crate::activity::{Doing, Wait};
 use crate::registry::{Describe, Seat};
@@ -41,7 +41,7 @@ pub(super) struct Shared {
 }
 
 /// How a connection ends that has not been taken out of its gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum End {
     /// The stream is closed.
     Close,
@@ -105,15 +105,14 @@ impl Wire {
     /// Ends the connection, unless it has ended or was taken out of its gate.
     pub(super) fn end(&self, how: End) {
         let mut shared = self.lock();
-        match &shared.transport {
-            Some(transport) if how == End::ShutDown && transport.has_socket() => {
-                transport.shut_down();
-            }
-            transport => {
-                if let (Some(transport), End::Reset) = (transport, how) {
-                    transport.reset_on_close();
+        if let Some(transport) = shared.transport.take() {
+            match how {
+                End::ShutDown if transport.has_socket() => {
+                    transport.shut_down();
+                    shared.transport = Some(transport);
                 }
-                shared.transport = None;
+                End::Reset => transport.reset_on_close(),
+                End::Close | End::ShutDown => {}
             }
         }
         drop(shared);
@@ -129,21 +128,13 @@ impl Describe for Wire {
 }
 
 impl Shared {
-    /// Begins the message whose head is at the beginning of the unread bytes.
-    pub(super) fn begin_message(&mut self, head: &Head, longest_body: u64) {
-        self.incoming.begin_message(head, longest_body);
-        self.exchange = self.exchange.wrapping_add(1);
-    }
-
     /// Returns `true` if the owner of an upgraded stream can read nothing more from it. A
     /// connection that both sides have closed looks gone, although the client's last bytes may be
     /// unread.
     pub(super) fn has_nothing_to_read(&self) -> bool {
         let Some(transport) = &self.transport else { return true };
-        let is_empty = || {
-            !transport.is_wrapped() && transport.waiting() == 0 && self.incoming.unread().is_empty()
-        };
-        self.is_read_to_end || transport.is_reset() || is_empty()
+        let is_empty = transport.waiting() == 0 && self.incoming.unread().is_empty();
+        self.is_read_to_end || transport.is_reset() || (is_empty && !transport.is_wrapped())
     }
 
     /// Reads the body of the message `exchange` for the request's owner.
@@ -198,10 +189,7 @@ impl Shared {
         let due = self.incoming.continue_is_asked();
         let before = transport.metered_received();
         let read = self.incoming.poll_body(transport, cx, buf);
-        let n = match &read {
-            Poll::Ready(Ok(n)) => *n,
-            _ => 0,
-        };
+        let n = if let Poll::Ready(Ok(n)) = read { n } else { 0 };
         self.streak = if n > 0 { self.streak + n } else { 0 };
         // Bytes may have come under a wrapper without making any content yet.
         let came = match (before, transport.metered_received()) {
