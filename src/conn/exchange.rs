@@ -159,8 +159,8 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// Reads, in the drain, what has arrived behind the request. Returns `true` if a further request
-    /// gets an answer, too.
+    /// Reads, in the drain, what has arrived behind the request. Returns `true` if a further
+    /// request gets an answer, too.
     ///
     /// Such a request had begun to arrive when the connection took note of the stop. It is
     /// finished, and the close is announced with its response (rules S8, S9). Later bytes do not

@@ -59,7 +59,8 @@ pub(crate) struct Chunked {
     debt: usize,
 }
 
-/// What the beginning of the input is. The caller consumes that much and calls again with the rest.
+/// Says what the beginning of the input is. The caller consumes that much and calls again with the
+/// rest.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step<'a> {
     /// This many bytes (never 0) are framing only: the line end after a chunk's data, or the last
@@ -173,7 +174,7 @@ impl Chunked {
         }
     }
 
-    /// Whether the whole body, trailers included, has been consumed.
+    /// Returns `true` if the whole body, trailers included, has been consumed.
     pub(crate) fn is_complete(&self) -> bool {
         matches!(self.state, State::Complete)
     }
@@ -185,7 +186,7 @@ impl fmt::Display for Malformed {
     }
 }
 
-/// What the next byte belongs to.
+/// Says what the next byte belongs to.
 #[derive(Debug, Clone, Copy)]
 enum State {
     /// A chunk's size line.
@@ -337,7 +338,7 @@ fn fit_to_hand_on(section: &[u8]) -> Result<Cow<'_, [u8]>, Malformed> {
     if is_too_long { Err(Malformed::TRAILER_TOO_LONG) } else { Ok(Cow::Owned(fit)) }
 }
 
-/// Whether a field of this name must not come as a trailer.
+/// Returns `true` if a field of this name must not come as a trailer.
 fn is_early(name: &[u8]) -> bool {
     let begins =
         |prefix: &str| name.len() >= prefix.len() && is_one_of(&name[..prefix.len()], prefix);
@@ -350,7 +351,7 @@ pub(crate) fn is_forbidden_trailer(name: &[u8]) -> bool {
     is_one_of(name, FRAMING_FIELDS) || is_early(name)
 }
 
-/// Whether a field name is one of `names`, which spaces separate.
+/// Returns `true` if a field name is one of `names`, which spaces separate.
 pub(crate) fn is_one_of(name: &[u8], names: &str) -> bool {
     names.split(' ').any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
 }

@@ -26,7 +26,7 @@ pub(crate) struct Bounds {
     pub(crate) headers: usize,
 }
 
-/// What the gate needs to know of a request's head.
+/// Holds what the gate needs to know of a request's head.
 #[derive(Debug)]
 pub(crate) struct Head {
     /// Bytes that belong to the head, leading empty lines and the final blank line included.
@@ -37,11 +37,11 @@ pub(crate) struct Head {
     pub(crate) version: Version,
     /// Where the body ends.
     pub(crate) framing: Framing,
-    /// Whether the client wants to use the connection again.
+    /// Set if the client wants to use the connection again.
     pub(crate) keep_alive: bool,
-    /// Whether the client waits for `100 Continue` before it sends the body (rule W7).
+    /// Set if the client waits for `100 Continue` before it sends the body (rule W7).
     pub(crate) expects_continue: bool,
-    /// Whether the client offers to switch protocols.
+    /// Set if the client offers to switch protocols.
     pub(crate) upgrade: bool,
     /// Set if the client accepts trailers in the response.
     pub(crate) accepts_trailers: bool,
@@ -269,14 +269,15 @@ fn empty_lines(bytes: &[u8]) -> usize {
     2 * bytes.chunks_exact(2).zip(EMPTY_LINES.chunks_exact(2)).take_while(is_line).count()
 }
 
-/// Whether the beginning of a request line holds only what such a line may hold; its end may be a
-/// CR.
+/// Returns `true` if the beginning of a request line holds only what such a line may hold. Its end
+/// may be a CR.
 fn is_clean_line(line: &[u8]) -> bool {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     line.iter().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
-/// Whether the beginning of a header section holds neither control characters nor a lone CR or LF.
+/// Returns `true` if the beginning of a header section holds neither control characters nor a lone
+/// CR or LF.
 fn is_clean_section(section: &[u8]) -> bool {
     let mut after_cr = false;
     for &byte in section {
@@ -404,8 +405,9 @@ fn is_target(target: &str, method: Method) -> bool {
     })
 }
 
-/// Whether a value is `uri-host [ ":" port ]` (RFC 9110 section 7.2) and not empty. IPv6 in
-/// brackets; no comma, which the grammar allows but which is the mark of two joined values.
+/// Returns `true` if a value is `uri-host [ ":" port ]` (RFC 9110 section 7.2) and not empty. An
+/// IPv6 address is in brackets. The grammar allows a comma, but a comma is the mark of two joined
+/// values.
 fn is_host(value: &[u8]) -> bool {
     let Ok(value) = std::str::from_utf8(value) else {
         return false;
@@ -434,7 +436,7 @@ fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(&byte)
 }
 
-/// What the fields say, before the version and the target are considered.
+/// Holds what the fields say, before the version and the target are considered.
 #[derive(Default)]
 struct Facts<'a> {
     /// The value of `Host`.
@@ -455,8 +457,8 @@ struct Facts<'a> {
     expects_continue: bool,
     /// `Expect` lists something else.
     unknown_expectation: bool,
-    /// Set if `TE` lists `trailers`. The grammar gives `trailers` no weight (RFC 9110 section 10.1.4),
-    /// so an element with a weight does not count.
+    /// Set if `TE` lists `trailers`. The grammar gives `trailers` no weight (RFC 9110 section
+    /// 10.1.4), so an element with a weight does not count.
     accepts_trailers: bool,
 }
 
@@ -667,7 +669,7 @@ mod tests {
         format!("GET / HTTP/1.1\r\nHost: a\r\n{lines}\r\n").into_bytes()
     }
 
-    /// The same for HTTP/1.0, where Host is not needed.
+    /// Returns a head of HTTP/1.0, where Host is not needed.
     fn get_1_0(lines: &str) -> Vec<u8> {
         format!("GET / HTTP/1.0\r\n{lines}\r\n").into_bytes()
     }

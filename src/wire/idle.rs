@@ -1,7 +1,8 @@
 //! [`Idle`]: a connection between two requests.
 //!
-//! Invariant: an idle connection owns no buffer (rule W12). Empty lines in front of a request are no
-//! request yet (RFC 9112 section 2.2), but they count as a part of its head, however they were cut.
+//! Invariant: an idle connection owns no buffer (rule W12). Empty lines in front of a request are
+//! not a request yet (RFC 9112 section 2.2), but they count as a part of its head, however they
+//! were cut.
 
 use std::io;
 use std::task::{Context, Poll, ready};

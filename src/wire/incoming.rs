@@ -32,29 +32,29 @@ pub(crate) struct Incoming {
     body: Body,
     /// Bytes of the message taken so far, head included.
     taken: u64,
-    /// What becomes of `Expect: 100-continue`.
+    /// How far `Expect: 100-continue` has come.
     permission: Permission,
 }
 
-/// What is left of the body.
+/// Says what is left of the body.
 enum Body {
-    /// So many bytes.
+    /// This many bytes are left.
     Fixed(u64),
     /// Chunks. Those that have begun have `content` bytes. The reader has yet to see `frame`, the
     /// canonical framing in front of what comes next (rule W5).
     Chunked { decoder: Chunked, frame: Vec<u8>, content: u64, most: u64 },
-    /// Not to be had.
+    /// The rest cannot be read.
     Cut(Lost),
 }
 
-/// Whether the client may send the body (rule W7).
+/// Says whether the client has been told to send the body (rule W7).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Permission {
-    /// It has not asked, or has been told.
+    /// The client has not asked, or has been told.
     Settled,
-    /// It has asked; nobody wants the body yet.
+    /// The client has asked, and nobody wants the body yet.
     Due,
-    /// Someone wants to read the body: `100 Continue` is to be sent.
+    /// A reader waits for the body, so `100 Continue` is to be sent.
     Asked,
 }
 
@@ -65,8 +65,8 @@ pub(crate) enum Rest {
     Nothing,
     /// At least this many bytes are left.
     AtLeast(u64),
-    /// The rest cannot be discarded, because it is malformed or cut short. Or the client waits to be
-    /// told to send the body, and may leave it out.
+    /// The rest cannot be discarded. It is malformed or cut short, or the client waits to be told
+    /// to send the body, and may leave it out.
     Lost,
 }
 
@@ -130,7 +130,7 @@ impl Incoming {
         if self.end < self.bytes.len() {
             return;
         }
-        // What was taken of the body makes room first, then what lies before the message.
+        // Bytes of the body that were taken make room first, then bytes before the message.
         if self.next > self.head_end {
             self.bytes.copy_within(self.next..self.end, self.head_end);
             self.end -= self.next - self.head_end;
@@ -150,8 +150,8 @@ impl Incoming {
         }
     }
 
-    /// `head` has been found at the beginning of the unread bytes: they are a message now. A body
-    /// that is found to be longer than `most` bytes is refused while it is read.
+    /// Begins the message whose head is at the beginning of the unread bytes. A body in chunks that
+    /// turns out to be longer than `most` bytes is refused while it is read.
     pub(super) fn begin_message(&mut self, head: &Head, most: u64) {
         self.head_end = self.start + head.len;
         self.next = self.head_end;
@@ -168,7 +168,7 @@ impl Incoming {
         self.permission = if waits { Permission::Due } else { Permission::Settled };
     }
 
-    /// The message is over; what comes next is another.
+    /// Ends the message. The unread bytes belong to another one.
     pub(super) fn finish_message(&mut self) {
         if self.next == self.end {
             (self.next, self.end) = (0, 0);
@@ -180,12 +180,12 @@ impl Incoming {
         self.permission = Permission::Settled;
     }
 
-    /// Bytes of the message that were taken, head included.
+    /// Returns how many bytes of the message were taken, head included.
     pub(super) fn taken(&self) -> u64 {
         self.taken
     }
 
-    /// Moves unread bytes to `buf`, whatever they are; 0 once there are none.
+    /// Moves unread bytes to `buf`, whatever they are. Returns 0 once there are none.
     pub(super) fn take_unread(&mut self, buf: &mut [u8]) -> usize {
         let n = self.unread().len().min(buf.len());
         buf[..n].copy_from_slice(&self.unread()[..n]);
@@ -205,7 +205,7 @@ impl Incoming {
         }
     }
 
-    /// The status for a body that the client got wrong.
+    /// Returns the status for a body that the client got wrong.
     pub(super) fn fault(&self) -> Option<StatusCode> {
         match self.body {
             Body::Cut(Lost::Wrong(wrong)) => Some(wrong.status()),
@@ -231,21 +231,22 @@ impl Incoming {
         matches!(self.body, Body::Cut(..))
     }
 
-    /// Whether `100 Continue` is to be sent; asked once.
+    /// Returns `true` once if `100 Continue` is to be sent. The caller sends it.
     pub(super) fn take_continue(&mut self) -> bool {
-        let asked = self.permission == Permission::Asked;
+        let asked = self.continue_is_asked();
         if asked {
             self.permission = Permission::Settled;
         }
         asked
     }
 
-    /// Whether `100 Continue` is to be sent.
+    /// Returns `true` if `100 Continue` is to be sent.
     pub(super) fn continue_is_asked(&self) -> bool {
         self.permission == Permission::Asked
     }
 
-    /// The body as async-h1 may see it: bounded by its framing, chunks canonical (rules W2, W5).
+    /// Reads the body as async-h1 may see it: bounded by its framing, chunks canonical (rules W2,
+    /// W5).
     ///
     /// # Errors
     ///

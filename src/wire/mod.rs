@@ -19,17 +19,18 @@ mod target;
 mod trailers;
 mod upgraded;
 
-use futures_lite::FutureExt;
-use futures_lite::future::yield_now;
-use http_types::{Request, StatusCode, upgrade};
-use log::Level;
-use smol::channel;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+
+use futures_lite::FutureExt;
+use futures_lite::future::yield_now;
+use http_types::{Request, StatusCode, upgrade};
+use log::Level;
+use smol::channel;
 
 use crate::activity::{Doing, Wait};
 use crate::client::Received;
@@ -51,7 +52,7 @@ pub(crate) struct Gate {
     wire: Arc<Wire>,
     pub(crate) seat: Arc<Seat>,
     bounds: Bounds,
-    /// What is to be sent; responses to pipelined requests gather here (rule W10).
+    /// The bytes to be sent. Responses to pipelined requests gather here (rule W10).
     output: Outgoing,
     /// How the connection ends if the gate is dropped now.
     if_dropped: End,
@@ -60,9 +61,9 @@ pub(crate) struct Gate {
 /// A response that could not be sent whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Broken {
-    /// The client may have seen some of it: the connection is of no use any more.
+    /// The client may have seen some of it, so the connection is of no use any more.
     Seen,
-    /// Nothing of it was sent: another can take its place.
+    /// Nothing of it was sent, so another response can take its place.
     Unseen,
 }
 
@@ -436,7 +437,8 @@ impl Gate {
         self.flushed(Self::poll_flush).await
     }
 
-    /// Waits until `send` has sent something, unless the client is gone (rule S22) or takes nothing.
+    /// Waits until `send` has sent something, unless the client is gone (rule S22) or takes
+    /// nothing.
     async fn flushed<T>(
         &mut self,
         mut send: impl FnMut(&mut Self, &mut Context<'_>) -> Poll<io::Result<T>>,

@@ -53,7 +53,7 @@ impl Outgoing {
         self.end += n;
     }
 
-    /// What was added behind `from`.
+    /// Returns the bytes that were added behind `from`.
     pub(super) fn since(&self, from: usize) -> &[u8] {
         &self.bytes[from..self.end]
     }
@@ -85,8 +85,8 @@ impl Outgoing {
         self.end = self.bytes.len();
     }
 
-    /// Sends everything, and as much of `tail` behind it as goes with it. Returns how much of `tail`
-    /// that was; 0 only without a tail. Notes in `seat` what the client takes.
+    /// Sends everything, and as much of `tail` behind it as goes with it. Notes in `seat` what the
+    /// client takes. Returns how much of `tail` was sent; 0 only without a tail.
     pub(super) fn poll_send(
         &mut self,
         transport: &mut Transport,

@@ -31,7 +31,8 @@ pub(crate) struct Reply {
     encoder: Option<Encoder>,
     /// The body, if it is long and of known length. Then it needs no encoding.
     body: Option<Box<Body>>,
-    /// Whether the body's reader has it piece by piece, and not in memory.
+    /// Set if the body is to be gathered, because its reader does not have it in one place, or
+    /// because the stream is wrapped.
     is_piecemeal: bool,
     asked: Asked,
     framing: Framing,
@@ -40,7 +41,7 @@ pub(crate) struct Reply {
     /// The error of the body's reader from `poll_begin`. It is reported only after the head has
     /// been encoded.
     failed: Option<io::Error>,
-    /// Whether it is the connection's last, as the handler wants it or as was announced.
+    /// Set if the response is the connection's last one, as the handler or the server wants it.
     closes: bool,
 }
 
@@ -48,7 +49,7 @@ pub(crate) struct Reply {
 enum Framing {
     /// There is no body (rule W11).
     None,
-    /// The head says the length. So many bytes of the body are still to be sent.
+    /// The head says the length. This many bytes of the body are still to be sent.
     Length(u64),
     /// The body comes in chunks. Trailers may follow the last chunk.
     Chunked(Option<Trailers>),
@@ -85,7 +86,7 @@ impl Framing {
     }
 }
 
-/// What has become of the wish for more of a response.
+/// Says what has become of the wish for more of a response.
 pub(super) enum Filled {
     /// Something was added.
     More,
@@ -95,7 +96,7 @@ pub(super) enum Filled {
     Whole,
 }
 
-/// What of the request decides how it is answered.
+/// Holds what of the request decides how it is answered.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked {
     pub(crate) method: Method,
@@ -110,7 +111,8 @@ impl Asked {
     }
 }
 
-/// Whether `response` hands the connection over to another protocol (RFC 9110 section 7.8).
+/// Returns `true` if `response` hands the connection over to another protocol (RFC 9110 section
+/// 7.8).
 pub(crate) fn upgrades(response: &Response) -> bool {
     response.status() == StatusCode::SwitchingProtocols && response.has_upgrade()
 }
@@ -208,22 +210,23 @@ impl Reply {
         self.closes = true;
     }
 
-    /// Whether the connection may be used for another response.
+    /// Returns `true` if the connection may be used for another response.
     pub(crate) fn allows_another(&self) -> bool {
         !self.closes
     }
 
-    /// Whether a body goes with it, which may be made of the request's (rule W11).
+    /// Returns `true` if a body goes with the response (rule W11). That body may be made of the
+    /// request's.
     pub(crate) fn has_body(&self) -> bool {
         !matches!(self.framing, Framing::None)
     }
 
-    /// Whether only the end of the connection tells where the body ends.
+    /// Returns `true` if only the end of the connection tells where the body ends.
     pub(super) fn ends_with_connection(&self) -> bool {
         matches!(self.framing, Framing::UntilClose)
     }
 
-    /// The body is to be gathered, wherever it lies.
+    /// Gathers the body from now on, wherever it lies.
     pub(super) fn gather(&mut self) {
         self.is_piecemeal = true;
     }
@@ -244,7 +247,7 @@ impl Reply {
     ///
     /// # Errors
     ///
-    /// What the reader of the body says, and `UnexpectedEof` if it is shorter than declared: the
+    /// The error of the body's reader, or `UnexpectedEof` if the body is shorter than declared. The
     /// client must not take what it got for the whole.
     pub(super) fn poll_fill(
         &mut self,
@@ -314,7 +317,8 @@ impl Reply {
         })
     }
 
-    /// What there is of a long body where it lies in memory; nothing if it has to be gathered.
+    /// Returns the next bytes of a long body where they lie in memory; none if the body has to be
+    /// gathered.
     pub(super) fn poll_slice(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let owed = self.framing.owed();
         let Some(body) = self.body.as_mut().filter(|_| !self.is_piecemeal) else {
@@ -329,9 +333,8 @@ impl Reply {
         Poll::Ready(Ok(&slice[..slice.len().min(owed)]))
     }
 
-    /// So much of the slice has been sent.
-    ///
-    /// Returns whether that was the rest of the body.
+    /// Notes that `n` bytes of the slice have been sent. Returns `true` if that was the rest of the
+    /// body.
     pub(super) fn sent(&mut self, n: usize) -> bool {
         if let Some(body) = &mut self.body {
             Pin::new(&mut **body).consume(n);
@@ -380,7 +383,7 @@ pub(super) fn has_no_body(status: StatusCode) -> bool {
         || status == StatusCode::NotModified
 }
 
-/// What of a response's fields is to be known before it is sent.
+/// Holds what is to be known of a response's fields before it is sent.
 #[derive(Default)]
 struct Fields {
     /// There is a `Date`.
@@ -398,7 +401,7 @@ impl Fields {
     ///
     /// # Errors
     ///
-    /// What the handler has done if sending the response would break the connection's framing.
+    /// Says what the handler has done if sending the response would break the connection's framing.
     fn of(response: &Response) -> Result<Self, String> {
         let mut fields = Self::default();
         for (name, values) in response {
