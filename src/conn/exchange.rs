@@ -83,8 +83,7 @@ impl<'a> Active<'a> {
             None
         };
         let Some(answered) = answered.or(gone).await else {
-            self.gate.reset();
-            return Err(Instead::End);
+            return Err(self.give_up(Broken::Seen));
         };
         let mut reply = self.prepare(&head, answered).await?;
 
@@ -92,8 +91,8 @@ impl<'a> Active<'a> {
         // (rules W8, W9, S9). The response announces the decision, so nothing later changes it.
         let keep = head.keep_alive
             && reply.allows_another()
-            && self.get_past_body(&mut reply).await
-            && (self.seat.order() < Order::Finish || self.owes_another());
+            && self.settle_body(&mut reply).await
+            && (self.seat.order() < Order::Finish || self.recount_owed() > 0);
         if !keep {
             reply.announce_close();
         }
@@ -126,12 +125,11 @@ impl<'a> Active<'a> {
             let discard = self.service.limits.discard_bytes;
             let problem = if !head.upgrade {
                 "it did not ask for that (on HTTP/1.1, with Connection: upgrade)"
-            // The other protocol begins behind the body (RFC 9110 section 7.8).
-            } else if !(self.gate.discard_arrived(discard).await && self.gate.discard_body().await)
-            {
-                "its body is not to be had"
-            } else {
+            } else if self.gate.discard_arrived(discard).await && self.gate.discard_body().await {
+                // The other protocol begins behind the body (RFC 9110 section 7.8).
                 return Err(Instead::Upgrade(Box::new(response)));
+            } else {
+                "its body is not to be had"
             };
             let label = self.gate.label();
             log::warn!("{label}: the handler has upgraded the request, but {problem}");
@@ -144,10 +142,10 @@ impl<'a> Active<'a> {
         Ok(reply)
     }
 
-    /// Looks what is left of the request's body, and discards what has arrived of it if nothing
-    /// reads it. Returns `true` if the connection can go on behind the body (rules W9, S23). The
-    /// response then promises keep-alive, so the connection goes on whatever the rest is.
-    async fn get_past_body(&mut self, reply: &mut Reply) -> bool {
+    /// Finds out what becomes of the rest of the request's body, and discards what has arrived of it
+    /// if nothing reads it. Returns `true` if the connection can go on behind the body (rules W9,
+    /// S23). The response then promises keep-alive, so the connection goes on whatever the rest is.
+    async fn settle_body(&mut self, reply: &mut Reply) -> bool {
         let discard = self.service.limits.discard_bytes;
         if self.gate.rest() != Rest::Nothing && self.gate.body_is_held() && reply.has_body() {
             // A response that is made of the body reads the whole body, however long it is. Another
@@ -159,15 +157,15 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// Reads, in the drain, what has arrived behind the request. Returns `true` if a further
-    /// request gets an answer, too.
+    /// Reads, in the drain, what has arrived behind the request. Returns how much of it is still
+    /// owed an answer; 0 if the response is the connection's last one.
     ///
-    /// Such a request had begun to arrive when the connection took note of the stop. It is
-    /// finished, and the close is announced with its response (rules S8, S9). Later bytes do not
+    /// A further request gets an answer if it had begun to arrive when the connection took note of
+    /// the stop, and then its response announces the close (rules S8, S9). Later bytes do not
     /// prolong the connection.
-    fn owes_another(&mut self) -> bool {
+    fn recount_owed(&mut self) -> u64 {
         if self.gate.rest() != Rest::Nothing {
-            return false;
+            return 0;
         }
         let arrived = self.gate.read_ahead();
         let owed = match self.owed {
@@ -175,21 +173,16 @@ impl<'a> Active<'a> {
             Some(before) => arrived.min(before.saturating_sub(self.gate.taken())),
         };
         self.owed = Some(owed);
-        owed > 0
+        owed
     }
 
     /// Decides what to do after a response that could not be sent whole.
     fn give_up(&self, broken: Broken) -> Instead {
-        match broken {
-            Broken::Unseen => {
-                let status = self.gate.fault().unwrap_or(StatusCode::InternalServerError);
-                Instead::Refuse(status)
-            }
-            Broken::Seen => {
-                self.gate.reset();
-                Instead::End
-            }
+        if broken == Broken::Seen {
+            self.gate.reset();
+            return Instead::End;
         }
+        Instead::Refuse(self.gate.fault().unwrap_or(StatusCode::InternalServerError))
     }
 
     /// Answers a request that gets no response of a handler's. The connection ends with it (rule
