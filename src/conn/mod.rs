@@ -155,7 +155,7 @@ mod tests {
         };
         let seat = Seat::new(Peer::Unix, service.orders.clone());
         let (socket, _client) = UnixStream::pair().unwrap();
-        let conn = Conn::new(&service, &seat, Socket::unix(socket).unwrap().into());
+        let conn = Conn::new(&service, &seat, Transport::Plain(Socket::unix(socket).unwrap()));
         assert!(size_of_val(&conn.serve()) <= 16 * size_of::<usize>());
     }
 }

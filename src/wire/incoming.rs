@@ -444,7 +444,7 @@ mod tests {
 
     fn transport(pieces: &[&[u8]]) -> Transport {
         let pieces = Pieces(pieces.iter().map(|piece| piece.to_vec()).collect());
-        Transport::Wrapped(Box::new(Wrapped::new(Box::new(pieces), None, None)))
+        Transport::Wrapped(Box::new(Wrapped::new(pieces)))
     }
 
     /// Reads a head, and begins its message.
