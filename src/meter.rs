@@ -5,7 +5,9 @@
 //! wrapper shows it. Of TLS, the meter knows only where records end (RFC 8446 section 5.1).
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::lock::lock;
 
 /// Counts the bytes that a wrapper has read and written, and follows the TLS records among them.
 ///
@@ -50,7 +52,7 @@ impl Meter {
     }
 
     fn records(&self) -> MutexGuard<'_, Records> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.records)
     }
 }
 

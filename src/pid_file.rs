@@ -9,13 +9,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{self, Path, PathBuf};
 use std::process;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
 use crate::error::reason;
 use crate::inherited::HANDOVER;
+use crate::lock::lock;
 
 /// The pid file of this process, by its absolute path, because the program may change its
 /// directory. Dropping this removes the file, unless it holds another process's id.
@@ -69,7 +70,7 @@ impl Drop for PidFile {
 /// Returns the paths of this process's [`PidFile`]s, locked while one of the files is written.
 fn files() -> MutexGuard<'static, Vec<Arc<Path>>> {
     static FILES: Mutex<Vec<Arc<Path>>> = Mutex::new(Vec::new());
-    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&FILES)
 }
 
 /// Writes this process's id again, because a successor that has failed may have written its own or

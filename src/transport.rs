@@ -91,6 +91,9 @@ impl Wrapped {
     }
 }
 
+/// How often a wrapped stream is polled for what it holds.
+const LAST_READS: usize = 8;
+
 /// The number of bytes that one look ahead reads at most.
 const AHEAD: usize = 1024;
 
@@ -129,7 +132,9 @@ impl Transport {
         }
     }
 
-    /// Like [`Socket::poll_last_read`]. Under a wrapper, an ordinary read.
+    /// Like [`Socket::poll_last_read`]. Under a wrapper, an ordinary read, polled a few times because
+    /// some streams return `Pending` although they hold data. For example, a pipe of the crate piper
+    /// does so in one of 100 polls.
     pub(crate) fn poll_last_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -137,7 +142,10 @@ impl Transport {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(socket) => socket.poll_last_read(buf),
-            Self::Wrapped(wrapped) => wrapped.poll_read(cx, buf),
+            Self::Wrapped(wrapped) => {
+                let mut reads = (0..LAST_READS).map(|_| wrapped.poll_read(cx, buf));
+                reads.find(Poll::is_ready).unwrap_or(Poll::Pending)
+            }
         }
     }
 

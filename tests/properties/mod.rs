@@ -22,7 +22,7 @@ use async_h1::server::decode;
 use body::{Chunked, Framing, Malformed, Step};
 use futures_lite::future::block_on;
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite};
-use head::{Bounds, Head, Parse};
+use head::{Bounds, Head};
 use http_types::{Method, StatusCode, Version};
 
 /// The default limits.
@@ -40,7 +40,7 @@ pub fn check_head(bytes: &[u8]) {
                 assert_eq!(said, whole, "{end} bytes of {}", bytes.escape_ascii());
             }
         }
-        if let Parse::Complete(head) = head::parse(bytes, bounds) {
+        if let Ok(Some(head)) = head::parse(bytes, bounds) {
             assert!(head.len <= bytes.len() && bytes[..head.len].ends_with(b"\r\n\r\n"));
             // Neither one byte less is enough, nor does what follows count.
             assert_eq!(Verdict::of(&bytes[..head.len - 1], bounds), Verdict::Partial);
@@ -65,12 +65,12 @@ enum Verdict {
 impl Verdict {
     fn of(bytes: &[u8], bounds: Bounds) -> Self {
         match head::parse(bytes, bounds) {
-            Parse::Complete(head) => {
+            Ok(Some(head)) => {
                 let fields = head.fields(bytes).map(|(name, value)| (name.into(), value.into()));
                 Self::Complete(format!("{head:?}"), fields.collect())
             }
-            Parse::Partial => Self::Partial,
-            Parse::Reject(status) => Self::Reject(status),
+            Ok(None) => Self::Partial,
+            Err(status) => Self::Reject(status),
         }
     }
 }
@@ -212,10 +212,11 @@ pub fn check_body(bytes: &[u8]) {
         let parts = parts(&mut random, bytes);
         assert_eq!(Received::of(parts.iter().copied()), whole, "{shown} as {parts:?}");
     }
-    use Malformed::{ExtensionTooLong, SizeTooLong, TrailerTooLong};
+    let bounds =
+        [Malformed::SIZE_TOO_LONG, Malformed::EXTENSION_TOO_LONG, Malformed::TRAILER_TOO_LONG];
     let simple = simple_body(bytes);
     if whole.end != Ok(true) {
-        let is_bound = matches!(whole.end, Err(SizeTooLong | ExtensionTooLong | TrailerTooLong));
+        let is_bound = whole.end.is_err_and(|malformed| bounds.contains(&malformed));
         assert!(simple.is_none() || is_bound, "{:?} for {shown}", whole.end);
         return;
     }
@@ -331,7 +332,10 @@ impl Received {
                         announced = announced.saturating_add(size);
                         consumed
                     }
-                    Ok(Step::Data(n)) => {
+                    Ok(Step::Content(_)) if unread.is_empty() => break,
+                    Ok(Step::Content(left)) => {
+                        let n = usize::try_from(left).map_or(unread.len(), |n| n.min(unread.len()));
+                        body.took(n as u64);
                         this.content.extend_from_slice(&unread[..n]);
                         n
                     }
