@@ -11,12 +11,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{self, Path, PathBuf};
 
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::address::Address;
 use crate::bind_error::{self, Obstacle};
+use crate::error::reason;
 use crate::own_sockets::{OwnSocket, TcpSpan};
-use crate::socket_file::{SocketFile, identity_behind, is_stale};
+use crate::socket_file::{SocketFile, is_same_file, is_stale};
 
 /// How long a queue is, unless the kernel cuts it (`somaxconn`). A drain empties the queue, so its
 /// length costs nothing.
@@ -25,9 +27,9 @@ const BACKLOG: i32 = 4096;
 /// A TCP address, and how to bind it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TcpBind {
-    pub(crate) span: TcpSpan,
+    span: TcpSpan,
     /// Asks for SO_REUSEPORT.
-    pub(crate) reuse_port: bool,
+    reuse_port: bool,
 }
 
 impl TcpBind {
@@ -47,16 +49,18 @@ impl TcpBind {
             if addr.ip().is_multicast() || addr.ip() == IpAddr::V4(Ipv4Addr::BROADCAST) {
                 return Err(bind_error::unreachable(addr));
             }
-            match this.listen() {
+            let error = match this.listen() {
                 Ok(socket) => return Ok(socket),
-                Err(error) => {
-                    let is_missing =
-                        matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EADDRNOTAVAIL));
-                    last = bind_error::of_tcp(this, &error);
-                    if !is_missing {
-                        break;
-                    }
+                Err(error) => error,
+            };
+            match Errno::from_io_error(&error) {
+                Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
+                    last = bind_error::of_tcp(addr, &error);
                 }
+                Some(Errno::ADDRINUSE) => {
+                    return Err(this.obstacle().into_error(&Address::Tcp(addr)));
+                }
+                _ => return Err(bind_error::of_tcp(addr, &error)),
             }
         }
         Err(last)
@@ -78,8 +82,22 @@ impl TcpBind {
         Ok(socket)
     }
 
+    /// Returns what has the address, or a part of it.
+    fn obstacle(self) -> Obstacle {
+        let overlaps = |own: &OwnSocket| own.tcp().is_some_and(|own| own.overlaps(self.span));
+        if let Some(own) = OwnSocket::all().into_iter().find(overlaps) {
+            return Obstacle::Own(own);
+        }
+        if self.reuse_port {
+            return Obstacle::Unshared;
+        }
+        // The kernel lets a second socket in only if both ask for it, and have the same user.
+        let is_shared = Self { reuse_port: true, ..self }.bind().is_ok();
+        if is_shared { Obstacle::Shared } else { Obstacle::Live }
+    }
+
     /// Binds the address without listening on it.
-    pub(crate) fn bind(self) -> io::Result<Socket> {
+    fn bind(self) -> io::Result<Socket> {
         let Self { span: TcpSpan { addr, is_only_v6 }, reuse_port } = self;
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         if addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
@@ -119,17 +137,13 @@ pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Socket, Socket
         if error.kind() != io::ErrorKind::AddrInUse {
             return Err(named(error));
         }
-        let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-        match obstacle(path) {
-            Ok(Some(obstacle)) => return Err(obstacle.into_error(path)),
-            Ok(None) => match fs::remove_file(path) {
-                Err(error) if !is_gone(&error) => {
-                    return Err(Obstacle::NotRemovable(error).into_error(path));
-                }
-                _ => {}
-            },
+        match make_way(path) {
+            Ok(None) => {}
+            Ok(Some(obstacle)) => {
+                return Err(obstacle.into_error(&Address::Unix(path.to_owned())));
+            }
             // Its server has removed the file meanwhile.
-            Err(error) if is_gone(&error) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(named(error)),
         }
         socket.bind(&address).map_err(named)?;
@@ -148,9 +162,8 @@ pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Socket, Socket
     }
 }
 
-/// Returns why the file at `path` cannot give way to a socket, or `None` if the file is a stale
-/// socket.
-fn obstacle(path: &Path) -> io::Result<Option<Obstacle>> {
+/// Removes the file at `path` if it is a stale socket. Returns what else is there.
+fn make_way(path: &Path) -> io::Result<Option<Obstacle>> {
     let kind = fs::symlink_metadata(path)?.file_type();
     if kind.is_dir() {
         return Ok(Some(Obstacle::Directory));
@@ -162,12 +175,17 @@ fn obstacle(path: &Path) -> io::Result<Option<Obstacle>> {
         return Ok(Some(Obstacle::File));
     }
     let is_at_path =
-        |own: &OwnSocket| matches!(&own.address, Address::Unix(own) if is_same_file(own, path));
+        |own: &OwnSocket| matches!(&own.address, Address::Unix(own) if is_at(own, path));
     if let Some(own) = OwnSocket::all().into_iter().find(is_at_path) {
         return Ok(Some(Obstacle::Own(own)));
     }
     match is_stale(path) {
-        Ok(true) => Ok(None),
+        Ok(true) => match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Ok(Some(Obstacle::NotRemovable(error)))
+            }
+            _ => Ok(None),
+        },
         Ok(false) => Ok(Some(Obstacle::Live)),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Some(Obstacle::Closed)),
         Err(error) => Err(error),
@@ -175,15 +193,13 @@ fn obstacle(path: &Path) -> io::Result<Option<Obstacle>> {
 }
 
 /// Returns `true` if the socket that this process has bound as `own` is the file at `path`.
-fn is_same_file(own: &Path, path: &Path) -> bool {
-    match identity_behind(own) {
-        Some(identity) => identity_behind(path) == Some(identity),
-        // The program may have changed its directory since: then only the end of the path is known.
-        None => {
-            let own = own.strip_prefix(".").unwrap_or(own);
-            own.is_relative() && path::absolute(path).is_ok_and(|path| path.ends_with(own))
-        }
+fn is_at(own: &Path, path: &Path) -> bool {
+    if own.exists() {
+        return is_same_file(own, path);
     }
+    // The program may have changed its directory since: then only the end of the path is known.
+    let own = own.strip_prefix(".").unwrap_or(own);
+    own.is_relative() && path::absolute(path).is_ok_and(|path| path.ends_with(own))
 }
 
 /// Binds a name in Linux's abstract namespace.
@@ -208,13 +224,17 @@ pub(crate) fn abstract_name(name: &OsStr) -> io::Result<Socket> {
         socket.bind(&SockAddr::unix(&path)?)?;
         socket.listen(BACKLOG)
     };
-    bind().map_err(|error| bind_error::of_abstract(name, &error))?;
+    bind().map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let wanted = Address::Abstract(name.to_owned());
+            let own = OwnSocket::all().into_iter().find(|own| own.address == wanted);
+            own.map_or(Obstacle::Live, Obstacle::Own).into_error(&wanted)
+        }
+        kind => io::Error::new(kind, reason(&error)),
+    })?;
     Ok(socket)
 }
 
 /// The longest path or abstract name of a Unix socket, in bytes: `sun_path` without a zero byte.
 const LONGEST: usize =
     if cfg!(any(target_os = "linux", target_os = "android")) { 107 } else { 103 };
-
-const EAFNOSUPPORT: i32 = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
-const EADDRNOTAVAIL: i32 = rustix::io::Errno::ADDRNOTAVAIL.raw_os_error();

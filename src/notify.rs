@@ -19,8 +19,8 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 
 use crate::error::reason;
-use crate::inherited::HANDOVER;
 use crate::outcome::Draining;
+use crate::passing::HANDOVER;
 
 /// Where the service manager listens.
 pub(crate) const SOCKET: &str = "NOTIFY_SOCKET";

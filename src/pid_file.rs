@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
 use crate::error::reason;
-use crate::inherited::HANDOVER;
+use crate::passing::HANDOVER;
 
 /// The pid file of this process. Dropping this removes the file, unless it holds another process's
 /// id.

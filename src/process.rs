@@ -20,11 +20,11 @@ use smol::Executor;
 use smol::channel;
 
 use crate::error::{ServeError, reason};
-use crate::inherited;
-use crate::listener::{Listen, Listener};
+use crate::listen::Listen;
 use crate::notify::Notify;
 use crate::outcome::{Outcome, name};
 use crate::pid_file::{PidFile, PidWriter};
+use crate::ready;
 use crate::server::{Running, Server, Stopping};
 use crate::shutdown::Shutdown;
 use crate::signals::{
@@ -286,7 +286,7 @@ impl Process {
     /// Returns what the operating system says if an address cannot be listened on, a signal cannot
     /// be handled, a thread cannot be started, or the pid file cannot be written. Returns
     /// [`io::ErrorKind::InvalidInput`] if there is nothing to listen on. After the drain, if a
-    /// source of connections ([`Listener::of`]) has panicked.
+    /// source of connections ([`Listener::of`](crate::Listener::of)) has panicked.
     ///
     /// # Examples
     ///
@@ -458,16 +458,8 @@ async fn announce(notify: Arc<Notify>, running: Arc<Running>, pid_file: Option<P
     }
     let addresses: Vec<_> = running.listeners().iter().map(|l| l.address().to_string()).collect();
     let status = format!("listening on {}", addresses.join(", "));
-    let taken: Vec<_> = running.listeners().iter().filter_map(Listener::handed_as).collect();
-    inherited::close_unclaimed();
-    let heard = loop {
-        match notify.ready(&status, &taken) {
-            Ok(heard) => break heard,
-            Err(_) => Timer::after(Duration::from_millis(100)).await,
-        };
-    };
-    if heard {
-        running.listeners().iter().for_each(|listener| listener.take_over(&notify));
+    while ready::report(&notify, &status, running.listeners()).is_err() {
+        Timer::after(Duration::from_millis(100)).await;
     }
     let Some(interval) = notify.watchdog_interval() else { return };
     while !running.has_successor() {

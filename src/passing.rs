@@ -1,0 +1,285 @@
+//! [`Passed`]: a socket that was passed to this process, as the environment describes it.
+//!
+//! Two protocols: systemd's (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES), and a predecessor's, which
+//! uses the first and says in [`HANDOVER`] what systemd has no word for. Pure: text becomes a
+//! value. Does not look at a descriptor.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process;
+
+/// The number of descriptors that were passed, from [`FIRST`] on.
+pub(crate) const FDS: &str = "LISTEN_FDS";
+/// The process that they were passed to.
+pub(crate) const PID: &str = "LISTEN_PID";
+/// Their names, with colons between.
+pub(crate) const NAMES: &str = "LISTEN_FDNAMES";
+/// From a predecessor, which cannot know our process id: a [`Handed`] for each of its sockets.
+pub(crate) const HANDOVER: &str = "SMOL_GRACEFUL_HANDOVER";
+/// The first descriptor that is passed by LISTEN_FDS.
+pub(crate) const FIRST: RawFd = 3;
+
+/// A socket that was passed to this process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Passed {
+    /// The descriptor as which it was passed.
+    pub(crate) fd: RawFd,
+    /// Its name in LISTEN_FDNAMES.
+    pub(crate) name: Option<String>,
+    /// The predecessor's words on it, if a predecessor has handed it over.
+    pub(crate) handed: Option<Handed>,
+}
+
+impl Passed {
+    /// Returns `true` if a predecessor has bound the socket.
+    pub(crate) fn is_own(&self) -> bool {
+        self.handed.as_ref().is_some_and(|handed| handed.is_own)
+    }
+
+    /// Returns where a predecessor says that the file of a Unix socket is.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.handed.as_ref()?.file.as_deref()
+    }
+
+    /// Returns the descriptor by which the operator knows the socket.
+    pub(crate) fn origin(&self) -> Option<RawFd> {
+        match &self.handed {
+            Some(handed) => handed.origin,
+            None => Some(self.fd),
+        }
+    }
+}
+
+/// A predecessor's words on a socket that it hands over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Handed {
+    /// The socket's inode: it tells the socket from whatever else may have its number.
+    pub(crate) socket: u64,
+    /// A predecessor has bound it, so no process but predecessors and successors has it.
+    pub(crate) is_own: bool,
+    /// Where a Unix socket's file is. The socket itself may know only a relative path.
+    pub(crate) file: Option<PathBuf>,
+    /// The descriptor by which the operator knows the socket.
+    pub(crate) origin: Option<RawFd>,
+}
+
+impl fmt::Display for Handed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { socket, is_own, file, origin } = self;
+        write!(f, "{}:socket={socket}", if *is_own { "own" } else { "passed" })?;
+        if let Some(path) = file {
+            f.write_str(":file=")?;
+            // In hexadecimal digits, because a path may hold any byte.
+            path.as_os_str().as_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        }
+        origin.map_or(Ok(()), |fd| write!(f, ":fd={fd}"))
+    }
+}
+
+impl Handed {
+    fn read(word: &str) -> Option<Self> {
+        let mut parts = word.split(':');
+        let is_own = match parts.next()? {
+            "own" => true,
+            "passed" => false,
+            _ => return None,
+        };
+        let mut handed = Self { socket: 0, is_own, file: None, origin: None };
+        for part in parts {
+            match part.split_once('=')? {
+                ("socket", inode) => handed.socket = inode.parse().ok()?,
+                ("file", digits) => {
+                    let byte = |i| u8::from_str_radix(digits.get(i..i + 2)?, 16).ok();
+                    let bytes = (0..digits.len()).step_by(2).map(byte).collect::<Option<_>>()?;
+                    handed.file = Some(OsString::from_vec(bytes).into());
+                }
+                ("fd", fd) => handed.origin = Some(fd.parse().ok()?),
+                // A later version may add others.
+                _ => {}
+            }
+        }
+        Some(handed)
+    }
+}
+
+/// The variables that pass sockets to a process. An empty variable counts as none.
+#[derive(Debug)]
+pub(crate) struct Variables {
+    fds: Option<String>,
+    pid: Option<String>,
+    names: Option<String>,
+    handover: Option<String>,
+    /// The process that reads them.
+    reader: u32,
+}
+
+/// Which process the sockets of [`Variables`] are for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Passing {
+    /// For the reader.
+    Here(Vec<Passed>),
+    /// For another process, or for nobody. The text warns the operator.
+    Astray(String),
+}
+
+impl Variables {
+    pub(crate) fn from_env() -> Self {
+        let [fds, pid, names, handover] = [FDS, PID, NAMES, HANDOVER]
+            .map(|name| env::var(name).ok().filter(|text| !text.is_empty()));
+        Self { fds, pid, names, handover, reader: process::id() }
+    }
+
+    /// Returns the sockets that are passed to the reader.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if a variable makes no sense.
+    pub(crate) fn read(self) -> io::Result<Passing> {
+        let Self { fds, pid, names, handover, reader } = self;
+        let Some(fds) = fds else { return Ok(Passing::Here(Vec::new())) };
+        let pid =
+            pid.map(|pid| pid.parse::<u32>().map_err(|_| no_number(PID, &pid))).transpose()?;
+        let handed = match (pid, handover) {
+            (Some(pid), _) if pid == reader => {
+                let count = fds.parse::<u16>().map_err(|_| no_number(FDS, &fds))?;
+                vec![None; count.into()]
+            }
+            (None, Some(handover)) => {
+                let words = handover.split_whitespace();
+                words
+                    .map(|word| Handed::read(word).map(Some))
+                    .collect::<Option<_>>()
+                    .unwrap_or_default()
+            }
+            _ if fds == "0" => Vec::new(),
+            // A shell that starts the server without `exec` is the usual reason, because that shell
+            // has the process id that was meant.
+            (Some(pid), _) => {
+                return Ok(Passing::Astray(format!(
+                    "{FDS}={fds} passes sockets to process {pid}, and this is process {reader}, \
+                     which does not take them; what stands between the two has to start the server \
+                     by `exec`"
+                )));
+            }
+            (None, None) => {
+                return Ok(Passing::Astray(format!(
+                    "{FDS}={fds} passes sockets, and {PID} does not say that process {reader} is \
+                     meant, which does not take them; set it to the process id of the server"
+                )));
+            }
+        };
+        let names = names.unwrap_or_default();
+        let mut names = names.split(':');
+        let passed = (FIRST..).zip(handed).map(|(fd, handed)| {
+            let name = names.next().filter(|name| !name.is_empty()).map(str::to_owned);
+            Passed { fd, name, handed }
+        });
+        Ok(Passing::Here(passed.collect()))
+    }
+}
+
+fn no_number(name: &str, text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{name}={text} is no number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+
+    type Told = (RawFd, Option<String>, Option<Handed>);
+
+    fn read([fds, pid, names, handover]: [&str; 4]) -> io::Result<Passing> {
+        let [fds, pid, names, handover] = [fds, pid, names, handover]
+            .map(|text| Some(text.to_owned()).filter(|text| !text.is_empty()));
+        Variables { fds, pid, names, handover, reader: 42 }.read()
+    }
+
+    fn passed(environment: [&str; 4]) -> Result<Vec<Told>, String> {
+        match read(environment).map_err(|error| error.to_string())? {
+            Passing::Here(all) => Ok(all.into_iter().map(|p| (p.fd, p.name, p.handed)).collect()),
+            Passing::Astray(_) => Ok(Vec::new()),
+        }
+    }
+
+    #[test]
+    fn sockets_for_another_process_are_named() {
+        for (fds, pid, handover, warning) in [
+            ("", "", "", None),
+            ("", "41", "", None),
+            ("0", "41", "", None),
+            ("0", "", "", None),
+            ("1", "42", "", None),
+            ("1", "me", "", None),
+            ("1", "", "own:socket=7", None),
+            (
+                "2",
+                "41",
+                "",
+                Some("LISTEN_FDS=2 passes sockets to process 41, and this is process 42"),
+            ),
+            ("2", "41", "own:socket=7", Some("LISTEN_FDS=2 passes sockets to process 41, and")),
+            ("2", "", "", Some("LISTEN_FDS=2 passes sockets, and LISTEN_PID does not say that")),
+        ] {
+            let told = read([fds, pid, "", handover]);
+            let is_right = match (&told, warning) {
+                (Ok(Passing::Astray(told)), Some(warning)) => told.starts_with(warning),
+                (told, warning) => warning.is_none() && !matches!(told, Ok(Passing::Astray(_))),
+            };
+            assert!(is_right, "{fds} {pid} {handover}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn the_environment_says_what_was_passed() {
+        let name = |name: &str| Some(name.to_owned());
+        let path = |path: &[u8]| Some(OsStr::from_bytes(path).into());
+        let own = Handed { socket: 7, is_own: true, file: path(b"/a b:\xff"), origin: None };
+        let passed_on = Handed { socket: 10, is_own: false, file: None, origin: Some(0) };
+        for (environment, expected) in [
+            (["", "", "", ""], vec![]),
+            (["0", "42", "", ""], vec![]),
+            (["1", "42", "", ""], vec![(3, None, None)]),
+            (["2", "42", "web:admin", ""], vec![(3, name("web"), None), (4, name("admin"), None)]),
+            // Fewer names than sockets, empty names, more names.
+            (
+                ["3", "42", "web:", ""],
+                vec![(3, name("web"), None), (4, None, None), (5, None, None)],
+            ),
+            (["1", "42", "web:admin", ""], vec![(3, name("web"), None)]),
+            // For somebody else, or for nobody.
+            (["1", "41", "", ""], vec![]),
+            (["1", "", "", ""], vec![]),
+            (["1", "41", "", "own:socket=7"], vec![]),
+            // From a predecessor, which cannot know our process id.
+            (
+                ["2", "", "web:", "own:socket=7:file=2f6120623aff passed:socket=10:fd=0"],
+                vec![(3, name("web"), Some(own.clone())), (4, None, Some(passed_on.clone()))],
+            ),
+            (["1", "", "", "nonsense"], vec![]),
+            (["1", "", "", "own:socket=x"], vec![]),
+            (["1", "", "", "own:socket=7:file=2f6"], vec![]),
+            (["1", "", "", "own:socket=7:file=é1"], vec![]),
+            // A predecessor's words are not for a process that a service manager has started since.
+            (["1", "42", "", "own:socket=7"], vec![(3, None, None)]),
+        ] {
+            assert_eq!(passed(environment), Ok(expected), "{environment:?}");
+        }
+        for (environment, error) in [
+            (["x", "42", "", ""], "LISTEN_FDS=x is no number"),
+            (["-1", "42", "", ""], "LISTEN_FDS=-1 is no number"),
+            (["99999", "42", "", ""], "LISTEN_FDS=99999 is no number"),
+            (["1", "me", "", ""], "LISTEN_PID=me is no number"),
+        ] {
+            assert_eq!(passed(environment), Err(error.to_owned()));
+        }
+        for handed in [own, passed_on] {
+            assert_eq!(Handed::read(&handed.to_string()), Some(handed));
+        }
+    }
+}
