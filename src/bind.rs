@@ -1,22 +1,20 @@
 //! Binds sockets: [`TcpBind`], [`unix`], [`abstract_name`].
 //!
 //! Invariant: a socket that is returned listens, and until then nobody could connect, so that a
-//! socket's file has its permissions before its first client. Every error is worded by
-//! [`bind_error`](crate::bind_error). Accepts nothing, and takes no inherited socket.
+//! socket's file has its permissions before its first client. Finds the reason of a failure, and
+//! leaves the words to [`BindError`]. Accepts nothing, and takes no inherited socket.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{self, Path, PathBuf};
+use std::path::{self, Path};
 
-use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::address::Address;
-use crate::bind_error::{self, Obstacle};
-use crate::error::reason;
+use crate::bind_error::BindError;
 use crate::own_sockets::{OwnSocket, TcpSpan};
 use crate::socket_file::{SocketFile, is_same_file, is_stale};
 
@@ -44,23 +42,14 @@ impl TcpBind {
         for &addr in candidates {
             // `:8082` asks for both families itself, so it leaves IPv4 to no other socket.
             let may_share = candidates.len() == 1;
-            let this = Self::new(addr, may_share, reuse_port);
-            // The kernel binds these addresses, but no client can connect to them.
-            if addr.ip().is_multicast() || addr.ip() == IpAddr::V4(Ipv4Addr::BROADCAST) {
-                return Err(bind_error::unreachable(addr));
-            }
-            let error = match this.listen() {
+            let error = match Self::new(addr, may_share, reuse_port).listen() {
                 Ok(socket) => return Ok(socket),
                 Err(error) => error,
             };
-            match Errno::from_io_error(&error) {
-                Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
-                    last = bind_error::of_tcp(addr, &error);
-                }
-                Some(Errno::ADDRINUSE) => {
-                    return Err(this.obstacle().into_error(&Address::Tcp(addr)));
-                }
-                _ => return Err(bind_error::of_tcp(addr, &error)),
+            let is_missing = error.is_of_missing_address();
+            last = error.worded(&Address::Tcp(addr));
+            if !is_missing {
+                break;
             }
         }
         Err(last)
@@ -76,24 +65,38 @@ impl TcpBind {
         Self { span: TcpSpan { addr, is_only_v6 }, reuse_port }
     }
 
-    fn listen(self) -> io::Result<Socket> {
-        let socket = self.bind()?;
-        socket.listen(BACKLOG)?;
-        Ok(socket)
+    fn listen(self) -> Result<Socket, BindError> {
+        let (ip, port) = (self.span.addr.ip(), self.span.addr.port());
+        // The kernel binds these addresses, but no client can connect to them.
+        if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
+            let message = format!(
+                "no client can connect to {ip}; choose an address of this machine, or `:{port}` \
+                 for every interface"
+            );
+            return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, message).into());
+        }
+        let listening = self.bind().and_then(|socket| {
+            socket.listen(BACKLOG)?;
+            Ok(socket)
+        });
+        listening.map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => self.holder(),
+            _ => BindError::Refused(error),
+        })
     }
 
     /// Returns what has the address, or a part of it.
-    fn obstacle(self) -> Obstacle {
+    fn holder(self) -> BindError {
         let overlaps = |own: &OwnSocket| own.tcp().is_some_and(|own| own.overlaps(self.span));
         if let Some(own) = OwnSocket::all().into_iter().find(overlaps) {
-            return Obstacle::Own(own);
+            return BindError::Own(own);
         }
         if self.reuse_port {
-            return Obstacle::Unshared;
+            return BindError::Unshared;
         }
         // The kernel lets a second socket in only if both ask for it, and have the same user.
         let is_shared = Self { reuse_port: true, ..self }.bind().is_ok();
-        if is_shared { Obstacle::Shared } else { Obstacle::Live }
+        if is_shared { BindError::Shared } else { BindError::Live }
     }
 
     /// Binds the address without listening on it.
@@ -116,79 +119,65 @@ impl TcpBind {
 
 /// Binds the file of a Unix socket, in place of a stale one. With `mode`, the file has these
 /// permissions before the socket listens, so that nobody can connect by those of the umask.
-///
-/// # Errors
-///
-/// Returns one line that says what is so and what to do. [`io::ErrorKind::AlreadyExists`] if a file
-/// is there that is not a socket.
-pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Socket, SocketFile)> {
+pub(crate) fn unix(path: &Path, mode: Option<u32>) -> Result<(Socket, SocketFile), BindError> {
     if let Some(mode) = mode.filter(|mode| *mode > 0o777) {
         let message = format!("a mode is octal, 0 to 0777, such as 0o660; this one is 0o{mode:o}");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message).into());
     }
-    let bytes = path.as_os_str().len();
-    if bytes > LONGEST {
-        return Err(bind_error::too_long("path", bytes, LONGEST));
-    }
-    let named = |error: io::Error| bind_error::of_unix(path, &error);
+    check_length("path", path.as_os_str())?;
     let address = SockAddr::unix(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    if let Err(error) = socket.bind(&address) {
-        if error.kind() != io::ErrorKind::AddrInUse {
-            return Err(named(error));
+    match socket.bind(&address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            make_way(path)?;
+            socket.bind(&address)?;
         }
-        match make_way(path) {
-            Ok(None) => {}
-            Ok(Some(obstacle)) => {
-                return Err(obstacle.into_error(&Address::Unix(path.to_owned())));
-            }
-            // Its server has removed the file meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(named(error)),
-        }
-        socket.bind(&address).map_err(named)?;
+        bound => bound?,
     }
-    let file = SocketFile::at(path)?;
-    let listens = mode
-        .map_or(Ok(()), |mode| fs::set_permissions(path, Permissions::from_mode(mode)))
-        .and_then(|()| socket.listen(BACKLOG));
-    match listens {
-        Ok(()) => Ok((socket, file)),
-        Err(error) => {
-            // Before the file, which is removed only if no socket is bound to it.
-            drop(socket);
-            Err(named(error))
-        }
+    // If this function fails, the socket is dropped before the file, which is removed only if no
+    // socket is bound to it.
+    let bound = (socket, SocketFile::at(path)?);
+    if let Some(mode) = mode {
+        fs::set_permissions(path, Permissions::from_mode(mode))?;
     }
+    bound.0.listen(BACKLOG)?;
+    Ok(bound)
 }
 
-/// Removes the file at `path` if it is a stale socket. Returns what else is there.
-fn make_way(path: &Path) -> io::Result<Option<Obstacle>> {
-    let kind = fs::symlink_metadata(path)?.file_type();
+/// Removes the file at `path`, which has to be a stale socket.
+fn make_way(path: &Path) -> Result<(), BindError> {
+    let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let kind = match fs::symlink_metadata(path) {
+        // The server that had the file has removed it meanwhile.
+        Err(error) if is_gone(&error) => return Ok(()),
+        found => found?.file_type(),
+    };
     if kind.is_dir() {
-        return Ok(Some(Obstacle::Directory));
+        return Err(BindError::Directory);
     }
     if kind.is_symlink() {
-        return Ok(Some(Obstacle::Link(fs::read_link(path)?)));
+        return Err(BindError::Link(fs::read_link(path)?));
     }
     if !kind.is_socket() {
-        return Ok(Some(Obstacle::File));
+        return Err(BindError::File);
     }
     let is_at_path =
         |own: &OwnSocket| matches!(&own.address, Address::Unix(own) if is_at(own, path));
     if let Some(own) = OwnSocket::all().into_iter().find(is_at_path) {
-        return Ok(Some(Obstacle::Own(own)));
+        return Err(BindError::Own(own));
     }
     match is_stale(path) {
-        Ok(true) => match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Ok(Some(Obstacle::NotRemovable(error)))
-            }
-            _ => Ok(None),
-        },
-        Ok(false) => Ok(Some(Obstacle::Live)),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Some(Obstacle::Closed)),
-        Err(error) => Err(error),
+        Ok(true) => {}
+        Ok(false) => return Err(BindError::Live),
+        Err(error) if is_gone(&error) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(BindError::Closed);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    match fs::remove_file(path) {
+        Err(error) if !is_gone(&error) => Err(BindError::NotRemovable(error)),
+        _ => Ok(()),
     }
 }
 
@@ -203,38 +192,42 @@ fn is_at(own: &Path, path: &Path) -> bool {
 }
 
 /// Binds a name in Linux's abstract namespace.
-///
-/// # Errors
-///
-/// Returns one line that says what is so and what to do. [`io::ErrorKind::Unsupported`] where there
-/// is no such namespace.
-pub(crate) fn abstract_name(name: &OsStr) -> io::Result<Socket> {
+pub(crate) fn abstract_name(name: &OsStr) -> Result<Socket, BindError> {
     if !cfg!(any(target_os = "linux", target_os = "android")) {
-        let file = Address::Unix(PathBuf::from(name));
+        let file = Address::Unix(name.into());
         let message = format!("abstract sockets are Linux's alone; write a file, such as `{file}`");
-        return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+        return Err(io::Error::new(io::ErrorKind::Unsupported, message).into());
     }
-    if name.len() > LONGEST {
-        return Err(bind_error::too_long("name", name.len(), LONGEST));
-    }
+    check_length("name", name)?;
     let mut path = OsStr::new("\0").to_owned();
     path.push(name);
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    let bind = || {
-        socket.bind(&SockAddr::unix(&path)?)?;
-        socket.listen(BACKLOG)
-    };
-    bind().map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            let wanted = Address::Abstract(name.to_owned());
-            let own = OwnSocket::all().into_iter().find(|own| own.address == wanted);
-            own.map_or(Obstacle::Live, Obstacle::Own).into_error(&wanted)
+    match socket.bind(&SockAddr::unix(&path)?) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let has_name =
+                |own: &OwnSocket| matches!(&own.address, Address::Abstract(own) if own == name);
+            let own = OwnSocket::all().into_iter().find(has_name);
+            return Err(own.map_or(BindError::Live, BindError::Own));
         }
-        kind => io::Error::new(kind, reason(&error)),
-    })?;
+        bound => bound?,
+    }
+    socket.listen(BACKLOG)?;
     Ok(socket)
 }
 
-/// The longest path or abstract name of a Unix socket, in bytes: `sun_path` without a zero byte.
-const LONGEST: usize =
-    if cfg!(any(target_os = "linux", target_os = "android")) { 107 } else { 103 };
+/// Makes sure that `name`, which is a `noun`, fits into the address of a Unix socket (`sun_path`
+/// without a zero byte).
+fn check_length(noun: &str, name: &OsStr) -> io::Result<()> {
+    let longest = if cfg!(any(target_os = "linux", target_os = "android")) { 107 } else { 103 };
+    let bytes = name.len();
+    if bytes <= longest {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!(
+            "the {noun} of a Unix socket has at most {longest} bytes, and this one has {bytes}; \
+             choose a shorter one"
+        ),
+    ))
+}

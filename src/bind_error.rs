@@ -16,115 +16,72 @@ use crate::error::reason;
 use crate::inherited;
 use crate::own_sockets::OwnSocket;
 
-/// Explains why a TCP address could not be bound, where nothing is in the way.
-pub(crate) fn of_tcp(addr: SocketAddr, error: &io::Error) -> io::Error {
-    let (ip, port) = (addr.ip(), addr.port());
-    let message = match Errno::from_io_error(error) {
-        Some(Errno::ACCESS | Errno::PERM) if port < 1024 => {
-            "this user may not listen on a port below 1024; choose one from 1024 on, let a \
-             service manager pass the socket (LISTEN_FDS, fd:0), or give the program \
-             CAP_NET_BIND_SERVICE"
-                .into()
-        }
-        Some(Errno::ADDRNOTAVAIL) => format!(
-            "this machine has no such address; choose one of its own, or `:{port}` for every \
-             interface"
-        ),
-        Some(Errno::AFNOSUPPORT) => {
-            let (missing, other) = if addr.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
-            format!("this machine has no {missing}; choose an {other} address")
-        }
-        Some(Errno::INVAL) if is_link_local(ip) => format!(
-            "a link-local address needs a zone, the number that `ip link` shows for the \
-             interface; write `[{ip}%2]:{port}`"
-        ),
-        Some(Errno::NODEV) => "this machine has no interface with the number of the zone; \
-             write one that `ip link` shows"
-            .into(),
-        _ => reason(error),
-    };
-    io::Error::new(error.kind(), message)
-}
-
-fn is_link_local(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
-}
-
-/// Explains why the file of a Unix socket could not be bound, where nothing is in the way.
-pub(crate) fn of_unix(path: &Path, error: &io::Error) -> io::Error {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.display().to_string(),
-        _ => ".".into(),
-    };
-    let is_slash_last = path.as_os_str().as_encoded_bytes().ends_with(b"/");
-    let message = match Errno::from_io_error(error) {
-        Some(Errno::NOENT) if is_slash_last => {
-            "the path ends in a slash; write the path of a file".into()
-        }
-        Some(Errno::NOENT) if Path::new(&directory).is_dir() => {
-            format!("the file system of {directory} takes no sockets; choose another path")
-        }
-        Some(Errno::NOENT) => {
-            format!("there is no directory {directory}; make it, or choose another path")
-        }
-        Some(Errno::NOTDIR) => {
-            format!("{directory} is not a directory; choose another path")
-        }
-        Some(Errno::ACCESS | Errno::PERM) => format!(
-            "this user may not make a file in {directory}; change who may, or choose another path"
-        ),
-        Some(Errno::ROFS) => {
-            format!("the file system of {directory} is read-only; choose another path")
-        }
-        _ => reason(error),
-    };
-    io::Error::new(error.kind(), message)
-}
-
-/// The thing that has the address of a socket which cannot be bound.
+/// Why an address could not be bound.
 #[derive(Debug)]
-pub(crate) enum Obstacle {
-    /// A socket of this process.
+pub(crate) enum BindError {
+    /// The kernel or this library refuses, and nothing is in the way.
+    Refused(io::Error),
+    /// A socket of this process has the address.
     Own(OwnSocket),
-    /// A socket on which another process listens.
+    /// Another process listens there.
     Live,
-    /// A TCP socket of another process, which asks for SO_REUSEPORT.
+    /// A TCP socket of another process asks for SO_REUSEPORT, and this one does not.
     Shared,
-    /// A TCP socket of another process, which does not ask for SO_REUSEPORT, or of another user.
+    /// A TCP socket of another process does not ask for SO_REUSEPORT, or is another user's.
     Unshared,
-    /// A directory at the path of a Unix socket.
+    /// A directory is at the path of a Unix socket.
     Directory,
-    /// A symbolic link to this path.
+    /// A symbolic link to this path is there.
     Link(PathBuf),
-    /// A file that is not a socket.
+    /// A file that is not a socket is there.
     File,
-    /// A socket to which this process may not connect, so that nobody knows whether it is stale.
+    /// A socket is there to which this process may not connect, so that nobody knows whether it is
+    /// stale.
     Closed,
-    /// A stale socket that this process may not remove.
+    /// A stale socket is there, which this process may not remove.
     NotRemovable(io::Error),
 }
 
-impl Obstacle {
-    /// Says what has the address `wanted`, and what to do.
-    pub(crate) fn into_error(self, wanted: &Address) -> io::Error {
-        let (noun, path) = match wanted {
-            Address::Unix(path) => ("path", path.as_path()),
-            Address::Abstract(_) => ("name", Path::new("")),
-            _ => ("address", Path::new("")),
-        };
-        let kind = match &self {
+impl From<io::Error> for BindError {
+    fn from(error: io::Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl BindError {
+    /// Returns `true` if this machine has not the address, or not its family.
+    pub(crate) fn is_of_missing_address(&self) -> bool {
+        let Self::Refused(error) = self else { return false };
+        matches!(Errno::from_io_error(error), Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
+    }
+
+    /// Says in one line why `wanted` could not be bound, and what to do.
+    pub(crate) fn worded(&self, wanted: &Address) -> io::Error {
+        io::Error::new(self.kind(), self.message(wanted))
+    }
+
+    fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Refused(error) | Self::NotRemovable(error) => error.kind(),
             Self::Own(_) | Self::Live | Self::Shared | Self::Unshared => io::ErrorKind::AddrInUse,
             Self::Directory | Self::Link(_) | Self::File => io::ErrorKind::AlreadyExists,
             Self::Closed => io::ErrorKind::PermissionDenied,
-            Self::NotRemovable(error) => error.kind(),
+        }
+    }
+
+    fn message(&self, wanted: &Address) -> String {
+        let (noun, path) = match wanted {
+            Address::Unix(path) => ("path", path.as_path()),
+            Address::Abstract(name) => ("name", Path::new(name)),
+            _ => ("address", Path::new("")),
         };
-        let message = match self {
-            Self::Own(own) => of_own(&own, wanted),
-            Self::Live if noun == "address" => {
-                "the address is in use by another process; stop that process, or choose another \
-                 address"
-                    .into()
-            }
+        let shown = path.display();
+        match self {
+            Self::Refused(error) => refused(wanted, error),
+            Self::Own(own) => of_own(own, wanted),
+            Self::Live if noun == "address" => "the address is in use by another process; stop \
+                 that process, or choose another address"
+                .into(),
             Self::Live => format!(
                 "another process listens on it; stop that process, or choose another {noun}"
             ),
@@ -150,20 +107,77 @@ impl Obstacle {
             }
             Self::Closed => format!(
                 "the socket file belongs to user {}, and this user may not connect to it; if no \
-                 server listens on it any more, remove {}, or choose another path",
-                owner(path),
-                path.display()
+                 server listens on it any more, remove {shown}, or choose another path",
+                owner(path)
             ),
             Self::NotRemovable(error) => format!(
                 "the socket file is stale and belongs to user {}, and this user may not remove it \
-                 ({}); remove {}, or choose another path",
+                 ({}); remove {shown}, or choose another path",
                 owner(path),
-                reason(&error),
-                path.display()
+                reason(error)
             ),
-        };
-        io::Error::new(kind, message)
+        }
     }
+}
+
+/// Explains the kernel's error, where nothing is in the way.
+fn refused(wanted: &Address, error: &io::Error) -> String {
+    let words = Errno::from_io_error(error).and_then(|errno| match wanted {
+        Address::Tcp(addr) => of_tcp(*addr, errno),
+        Address::Unix(path) => of_unix(path, errno),
+        _ => None,
+    });
+    words.unwrap_or_else(|| reason(error))
+}
+
+fn of_tcp(addr: SocketAddr, errno: Errno) -> Option<String> {
+    let (ip, port) = (addr.ip(), addr.port());
+    Some(match errno {
+        Errno::ACCESS | Errno::PERM if port < 1024 => "this user may not listen on a port below \
+             1024; choose one from 1024 on, let a service manager pass the socket (LISTEN_FDS, \
+             fd:0), or give the program CAP_NET_BIND_SERVICE"
+            .into(),
+        Errno::ADDRNOTAVAIL => format!(
+            "this machine has no such address; choose one of its own, or `:{port}` for every \
+             interface"
+        ),
+        Errno::AFNOSUPPORT if addr.is_ipv4() => {
+            "this machine has no IPv4; choose an IPv6 address".into()
+        }
+        Errno::AFNOSUPPORT => "this machine has no IPv6; choose an IPv4 address".into(),
+        Errno::INVAL if matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()) => format!(
+            "a link-local address needs a zone, the number that `ip link` shows for the \
+             interface; write `[{ip}%2]:{port}`"
+        ),
+        Errno::NODEV => {
+            "this machine has no interface with the number of the zone; write one that \
+             `ip link` shows"
+                .into()
+        }
+        _ => return None,
+    })
+}
+
+fn of_unix(path: &Path, errno: Errno) -> Option<String> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    let shown = directory.display();
+    let is_slash_last = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+    Some(match errno {
+        Errno::NOENT if is_slash_last => {
+            "the path ends in a slash; write the path of a file".into()
+        }
+        Errno::NOENT if directory.is_dir() => {
+            format!("the file system of {shown} takes no sockets; choose another path")
+        }
+        Errno::NOENT => format!("there is no directory {shown}; make it, or choose another path"),
+        Errno::NOTDIR => format!("{shown} is not a directory; choose another path"),
+        Errno::ACCESS | Errno::PERM => format!(
+            "this user may not make a file in {shown}; change who may, or choose another path"
+        ),
+        Errno::ROFS => format!("the file system of {shown} is read-only; choose another path"),
+        _ => return None,
+    })
 }
 
 /// Says that `own` is in the way of `wanted`.
@@ -204,26 +218,6 @@ fn owner(path: &Path) -> String {
         (fields.nth(1)? == id).then(|| name.to_owned())
     });
     name.unwrap_or(id)
-}
-
-/// Says that no client can connect to a multicast or broadcast address.
-pub(crate) fn unreachable(addr: SocketAddr) -> io::Error {
-    let message = format!(
-        "no client can connect to {}; choose an address of this machine, or `:{}` for every \
-         interface",
-        addr.ip(),
-        addr.port()
-    );
-    io::Error::new(io::ErrorKind::AddrNotAvailable, message)
-}
-
-/// Says that a Unix socket's path or name does not fit.
-pub(crate) fn too_long(what: &str, bytes: usize, longest: usize) -> io::Error {
-    let message = format!(
-        "the {what} of a Unix socket has at most {longest} bytes, and this one has {bytes}; \
-         choose a shorter one"
-    );
-    io::Error::new(io::ErrorKind::InvalidInput, message)
 }
 
 #[cfg(test)]
@@ -268,7 +262,7 @@ mod tests {
                  link` shows",
             ),
         ] {
-            assert_eq!(of_tcp(addr.parse().unwrap(), &error(errno)).to_string(), line);
+            assert_eq!(refused(&Address::Tcp(addr.parse().unwrap()), &error(errno)), line);
         }
         for (path, errno, line) in [
             (
@@ -295,7 +289,7 @@ mod tests {
             ),
             ("/a/app.sock", Errno::NOSPC, "No space left on device"),
         ] {
-            let explained = of_unix(Path::new(path), &error(errno));
+            let explained = BindError::Refused(error(errno)).worded(&Address::Unix(path.into()));
             assert_eq!(explained.to_string(), line);
             assert_eq!(explained.kind(), error(errno).kind());
         }

@@ -2,8 +2,8 @@
 //! program's own.
 //!
 //! Invariant: a connection comes out as what it is, with its peer; an error that concerns one
-//! connection alone is told from one of the socket's (rule S18). Waits for nothing and never
-//! closes.
+//! connection alone is told from one of the socket's (rule S18). Waits for nothing, and closes
+//! nothing but a source that has panicked by itself.
 
 use std::io;
 use std::net::TcpStream;
@@ -30,17 +30,27 @@ pub(crate) enum Bound {
     },
     /// Not a socket: connections that come from elsewhere.
     Source(Source),
+    /// No connection comes any more. The `failure` is the reason, if the server did not want that.
+    Closed { failure: Option<String> },
 }
 
 impl Bound {
-    /// Returns the next connection, or wakes `cx` when there is one.
+    /// Returns the next connection, or wakes `cx` when there is one. Returns `None` once closed.
+    /// Closes a source that has panicked.
     pub(crate) fn poll_accept(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<(Transport, Peer)>> {
+    ) -> Poll<Option<io::Result<(Transport, Peer)>>> {
         let socket = match self {
             Self::Socket { socket, .. } => socket,
-            Self::Source(source) => return source.poll_accept(cx),
+            Self::Source(source) => {
+                let next = source.poll_accept(cx);
+                let Some(failure) = source.failure() else { return next.map(Some) };
+                log::error!("{failure}");
+                *self = Self::Closed { failure: Some(failure.to_owned()) };
+                return Poll::Ready(None);
+            }
+            Self::Closed { .. } => return Poll::Ready(None),
         };
         loop {
             match accept(socket.get_ref()) {
@@ -52,13 +62,20 @@ impl Bound {
                 {
                     ready!(socket.poll_readable(cx))?;
                 }
-                accepted => return Poll::Ready(accepted),
+                accepted => return Poll::Ready(Some(accepted)),
             }
         }
     }
 
+    /// Closes, whatever is queued.
+    pub(crate) fn close(&mut self) {
+        if !matches!(self, Self::Closed { .. }) {
+            *self = Self::Closed { failure: None };
+        }
+    }
+
     /// Returns `Ready` if a client is in the queue, and leaves it there. Always returns `Pending`
-    /// for a source, because a source has no queue to look at.
+    /// where there is no socket, because nothing else has a queue to look at.
     pub(crate) fn poll_queue(&self, cx: &mut Context<'_>) -> Poll<()> {
         let Self::Socket { socket, .. } = self else { return Poll::Pending };
         // The first event may be an old one that an accept has answered already.
@@ -72,28 +89,21 @@ impl Bound {
         Poll::Pending
     }
 
-    /// Returns why no connection will come any more. Returns `None` for a socket, because a socket
-    /// never fails for good.
+    /// Returns the reason for being closed, if the server did not want that.
     pub(crate) fn failure(&self) -> Option<&str> {
-        match self {
-            Self::Source(source) => source.failure(),
-            Self::Socket { .. } => None,
-        }
+        let Self::Closed { failure } = self else { return None };
+        failure.as_deref()
     }
 
     pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Self::Socket { socket, .. } => Some(socket.as_fd()),
-            Self::Source(_) => None,
-        }
+        let Self::Socket { socket, .. } = self else { return None };
+        Some(socket.as_fd())
     }
 
     /// Returns the file of a Unix socket.
     pub(crate) fn file(&self) -> Option<&SocketFile> {
-        match self {
-            Self::Socket { file, .. } => file.as_ref(),
-            Self::Source(_) => None,
-        }
+        let Self::Socket { file, .. } = self else { return None };
+        file.as_ref()
     }
 }
 

@@ -115,7 +115,7 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
         // A socket that the successor has not taken stays this process's, which empties and closes
         // it.
         if taken.as_ref().is_none_or(|taken| taken.contains(&fd)) {
-            listener.hand_over();
+            listener.ownership().hand_over();
         } else {
             let address = listener.address();
             log::warn!("the successor does not listen on {address}, which is closed now");
@@ -142,7 +142,8 @@ fn is_reachable(listener: &Listener) -> bool {
             true
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let remedy = if listener.is_own() {
+            let is_own = listener.ownership().is_own();
+            let remedy = if is_own {
                 "the successor binds it anew"
             } else {
                 "start the program that passes this socket again, such as its systemd socket unit"
@@ -150,7 +151,7 @@ fn is_reachable(listener: &Listener) -> bool {
             log::warn!(
                 "the file of {address} was removed, so no client finds this socket; {remedy}"
             );
-            !listener.is_own()
+            !is_own
         }
         _ => true,
     }
@@ -225,15 +226,12 @@ impl Starting {
         let taken = notify_socket.ready().or(ended).or(late).await;
         // A successor that reports ready and then exits counts as failed.
         Timer::after(SECOND_LOOK).await;
-        match (&taken, self.child.try_wait()) {
-            (Ok(_), Some(status)) => {
-                Err(io::Error::other(format!("the successor was ready and has ended: {status}")))
-            }
-            _ => {
-                self.is_ready = taken.is_ok();
-                taken
-            }
+        if let (Ok(_), Some(status)) = (&taken, self.child.try_wait()) {
+            let message = format!("the successor was ready and has ended: {status}");
+            return Err(io::Error::other(message));
         }
+        self.is_ready = taken.is_ok();
+        taken
     }
 
     /// Ends it, gently first: it may have accepted connections, and gets `patience` for them.
@@ -287,9 +285,8 @@ impl NotifySocket {
         DirBuilder::new().mode(0o700).create(&directory).map_err(named)?;
         let path = directory.join("notify");
         let socket = UnixDatagram::bind(&path).and_then(Async::new).map_err(|error| {
-            // There is no `NotifySocket` yet whose drop would remove them.
-            let _ = fs::remove_file(&path);
-            let _ = fs::remove_dir(&directory);
+            // There is no `NotifySocket` yet whose drop would remove it.
+            let _ = fs::remove_dir_all(&directory);
             named(error)
         })?;
         Ok(Self { directory, path, socket })
@@ -338,7 +335,6 @@ fn datagram(socket: &UnixDatagram) -> io::Result<Vec<u8>> {
 
 impl Drop for NotifySocket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-        let _ = fs::remove_dir(&self.directory);
+        let _ = fs::remove_dir_all(&self.directory);
     }
 }

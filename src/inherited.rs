@@ -12,7 +12,6 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use rustix::io::{Errno, FdFlags, dup2, fcntl_getfd, fcntl_setfd};
@@ -30,8 +29,11 @@ use crate::socket_file::is_same_file;
 /// Returns an error if a variable makes no sense, or if a descriptor is not a listening stream
 /// socket.
 pub(crate) fn all() -> io::Result<Vec<(Socket, Passed)>> {
-    let taken = passed()?.into_iter().map(|passed| take(passed, |_| true));
-    taken.filter_map(io::Result::transpose).collect()
+    let mut all = Vec::new();
+    for passed in passed()? {
+        all.extend(take(&passed, |_| true)?.map(|socket| (socket, passed)));
+    }
+    Ok(all)
 }
 
 /// Takes the socket that listens on `address`, if this process was started with one.
@@ -44,24 +46,24 @@ pub(crate) fn matching(address: &Address) -> io::Result<Option<(Socket, Passed)>
         let mut all = passed()?.into_iter();
         let is_free = |passed: &Passed| !taken().contains(&passed.fd);
         let chosen = all.find(|passed| passed.origin() == Some(fd) && is_free(passed));
-        let bare = Passed { fd, name: None, handed: None };
-        let inherited = take(chosen.unwrap_or(bare), |_| true)?.ok_or_else(|| {
+        let passed = chosen.unwrap_or(Passed { fd, name: None, handed: None });
+        let socket = take(&passed, |_| true)?.ok_or_else(|| {
             let message = format!("descriptor {fd} was taken before, or has another socket now");
             io::Error::other(message)
         });
-        return inherited.map(Some);
+        return Ok(Some((socket?, passed)));
     }
     let found = passed().unwrap_or_default().into_iter().find_map(|passed| {
-        let file = passed.file().map(Path::to_owned);
         // Symbolic links may lead from one path to the other. The path of a predecessor's own socket
         // may be relative to another directory, so the predecessor says which file that is.
         let is_wanted = |bound: &Address| match (address, bound) {
             (Address::Unix(wanted), Address::Unix(path)) => {
-                wanted == path || is_same_file(wanted, file.as_deref().unwrap_or(path))
+                wanted == path || is_same_file(wanted, passed.file().unwrap_or(path))
             }
             _ => address.covers(bound),
         };
-        take(passed, is_wanted).ok().flatten()
+        let socket = take(&passed, is_wanted).ok().flatten()?;
+        Some((socket, passed))
     });
     Ok(found)
 }
@@ -75,7 +77,7 @@ pub(crate) fn is_announced(fd: RawFd) -> bool {
 /// predecessor's, which empties their queues.
 pub(crate) fn close_unclaimed() {
     let handed = passed().unwrap_or_default().into_iter().filter(|passed| passed.handed.is_some());
-    for (socket, _) in handed.filter_map(|passed| take(passed, |_| true).ok().flatten()) {
+    for socket in handed.filter_map(|passed| take(&passed, |_| true).ok().flatten()) {
         if let Ok(address) = Address::of(&socket) {
             log::warn!("{address} was handed over, and nobody listens on it any more");
         }
@@ -104,10 +106,9 @@ fn taken() -> MutexGuard<'static, BTreeSet<RawFd>> {
 /// descriptor itself.
 #[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
 fn take(
-    passed: Passed,
+    &Passed { fd, ref handed, .. }: &Passed,
     wanted: impl FnOnce(&Address) -> bool,
-) -> io::Result<Option<(Socket, Passed)>> {
-    let fd = passed.fd;
+) -> io::Result<Option<Socket>> {
     let mut taken = taken();
     if taken.contains(&fd) {
         return Ok(None);
@@ -120,7 +121,7 @@ fn take(
     // A descriptor that was passed has survived an exec. One that this program has opened itself
     // would not.
     let is_ours = fd >= FIRST && flags.contains(FdFlags::CLOEXEC);
-    match &passed.handed {
+    match handed {
         Some(handed) if is_ours || inode(copy.try_clone()?)? != handed.socket => return Ok(None),
         None if is_ours => return Err(invalid(fd, "was not passed to this process")),
         _ => {}
@@ -137,7 +138,7 @@ fn take(
         drop(unsafe { OwnedFd::from_raw_fd(fd) });
     }
     clear_copies(&socket, &mut taken)?;
-    Ok(Some((socket, passed)))
+    Ok(Some(socket))
 }
 
 /// Puts /dev/null in the place of each standard stream that is `socket`, and of each further copy

@@ -15,6 +15,7 @@ use socket2::{Socket, TcpKeepalive};
 
 use crate::address::Address;
 use crate::bind::{self, TcpBind};
+use crate::bind_error::BindError;
 use crate::bound::Bound;
 use crate::error::reason;
 use crate::inherited;
@@ -274,7 +275,7 @@ impl ListenOptions {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn inherited(self) -> io::Result<Vec<Listener>> {
-        let take = |(socket, passed)| self.take(socket, Some(passed));
+        let take = |(socket, passed)| self.listener(socket, None, Some(passed));
         let listeners = inherited::all().and_then(|all| all.into_iter().map(take).collect());
         listeners.map_err(|error: io::Error| {
             io::Error::new(error.kind(), format!("inherited sockets: {error}"))
@@ -303,7 +304,7 @@ impl ListenOptions {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn adopt(self, socket: impl Into<OwnedFd>) -> io::Result<Listener> {
-        self.take(Socket::from(socket.into()), None)
+        self.listener(Socket::from(socket.into()), None, None)
     }
 
     /// Binds an address and listens on it, as [`Listener::bind`] does, with these options.
@@ -335,47 +336,40 @@ impl ListenOptions {
     fn bind_or_take(self, address: &Address) -> io::Result<Listener> {
         threads::check()?;
         if let Some((socket, passed)) = inherited::matching(address)? {
-            return self.take(socket, Some(passed));
+            return self.listener(socket, None, Some(passed));
         }
+        let worded = |error: BindError| error.worded(address);
         let (socket, file) = match address {
             Address::Unix(path) => {
-                let (socket, file) = bind::unix(path, self.unix_mode)?;
+                let (socket, file) = bind::unix(path, self.unix_mode).map_err(worded)?;
                 (socket, Some(file))
             }
-            Address::Abstract(name) => (bind::abstract_name(name)?, None),
+            Address::Abstract(name) => (bind::abstract_name(name).map_err(worded)?, None),
             // Of what is not an address, there is nothing to bind.
             _ => (TcpBind::first(&address.candidates(), self.reuse_port)?, None),
         };
-        self.listener(Address::of(&socket)?, socket, file, None)
+        self.listener(socket, file, None)
     }
 
-    /// Takes a socket that listens already. `passed` is `None` if this program has bound it.
-    fn take(self, socket: Socket, passed: Option<Passed>) -> io::Result<Listener> {
-        threads::check()?;
-        let address = Address::of(&socket)?;
-        let file = match &address {
-            Address::Unix(path) => {
-                let file = passed.as_ref().and_then(Passed::file).unwrap_or(path);
-                SocketFile::at(file).ok()
-            }
-            _ => None,
-        };
-        self.listener(address, socket, file, passed)
-    }
-
+    /// Makes a listener of a socket that listens. `passed` is `None` if this program has bound it.
+    /// Looks for the file of a Unix socket if there is no `file`.
     fn listener(
         self,
-        address: Address,
         socket: Socket,
         file: Option<SocketFile>,
         passed: Option<Passed>,
     ) -> io::Result<Listener> {
+        threads::check()?;
+        let address = Address::of(&socket)?;
+        let file = file.or_else(|| {
+            let Address::Unix(path) = &address else { return None };
+            SocketFile::at(passed.as_ref().and_then(Passed::file).unwrap_or(path)).ok()
+        });
         let is_tcp = matches!(address, Address::Tcp(_));
         if is_tcp {
             self.set_tcp_options(&socket)?;
         }
-        let is_foreign = passed.as_ref().is_some_and(|passed| !passed.is_own());
-        if self.syn_filter && is_foreign {
+        if self.syn_filter && passed.as_ref().is_some_and(|passed| !passed.is_own()) {
             log::warn!("no SYN filter on {address}, because another process may accept from it");
         }
         let bound = Bound::Socket { socket: Async::new(socket)?, file };

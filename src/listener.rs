@@ -10,8 +10,8 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use async_io::Timer;
@@ -70,10 +70,7 @@ struct Shared {
     address: Address,
     /// How this process has got the socket; `None` if this program has bound it.
     passed: Option<Passed>,
-    /// `None` once closed.
-    bound: Mutex<Option<Bound>>,
-    /// The reason for closing the listener, if the server did not want that.
-    failure: OnceLock<String>,
+    bound: Mutex<Bound>,
     ownership: Mutex<Ownership>,
     /// Handshakes are held back before the close.
     syn_filter: bool,
@@ -98,8 +95,7 @@ impl Listener {
             handshakes: Arc::new(Handshakes::of(address.clone())),
             address,
             passed,
-            bound: Mutex::new(Some(bound)),
-            failure: OnceLock::new(),
+            bound: Mutex::new(bound),
             ownership: Mutex::new(ownership),
             syn_filter,
             is_exhausted: AtomicBool::new(false),
@@ -251,7 +247,7 @@ impl Listener {
     /// Returns the descriptor as which a predecessor has passed the socket.
     pub(crate) fn handed_as(&self) -> Option<RawFd> {
         let passed = self.shared.passed.as_ref()?;
-        passed.handed.as_ref().map(|_| passed.fd)
+        passed.handed.is_some().then_some(passed.fd)
     }
 
     /// Returns the address of the listener: with the kernel's choice where the port was 0, and what
@@ -312,7 +308,7 @@ impl Listener {
     /// Returns the reason for closing the listener, if the server did not want that: its source has
     /// panicked.
     pub(crate) fn failure(&self) -> Option<io::Error> {
-        self.shared.failure.get().cloned().map(io::Error::other)
+        self.bound().failure().map(io::Error::other)
     }
 
     /// Returns `true` if a successor has taken over.
@@ -337,17 +333,7 @@ impl Listener {
         let mut take = Some(take);
         let mut pause = Duration::ZERO;
         loop {
-            let accepted = poll_fn(|cx| {
-                if take.is_none() {
-                    return Poll::Ready(Ok(true));
-                }
-                let accepted = self.poll_accept(cx, &mut take);
-                if accepted.is_pending() {
-                    take = None;
-                }
-                accepted
-            });
-            match accepted.await {
+            match poll_fn(|cx| self.poll_accept(cx, &mut take)).await {
                 Ok(is_open) => return is_open,
                 Err(error) => pause = self.wait(pause, &error).await,
             }
@@ -359,11 +345,7 @@ impl Listener {
     /// Waits until a client is in the queue, and leaves it there. Never ready for a listener
     /// without a socket, because it has no queue to look at.
     pub(crate) async fn has_client(&self) {
-        let poll_queue = |cx: &mut Context<'_>| match &*self.bound() {
-            Some(bound) => bound.poll_queue(cx),
-            None => Poll::Pending,
-        };
-        poll_fn(poll_queue).await;
+        poll_fn(|cx| self.bound().poll_queue(cx)).await;
     }
 
     /// Takes every connection that the kernel has queued and closes (rule S4). Only closes if a
@@ -391,7 +373,7 @@ impl Listener {
     /// Returns the reason for which clients are left in the queue, and so are lost.
     pub(crate) fn close_at_once(&self, take: impl FnMut(Accepted)) -> io::Result<()> {
         let emptied = self.empty_queue(take);
-        let has_queue = self.bound().as_ref().is_some_and(|bound| bound.socket().is_some());
+        let has_queue = self.bound().socket().is_some();
         self.let_go();
         // An error of a source tells of no client.
         if has_queue { emptied } else { Ok(()) }
@@ -400,7 +382,7 @@ impl Listener {
     /// Closes, whatever is queued.
     pub(crate) fn let_go(&self) {
         self.remove_file();
-        *self.bound() = None;
+        self.bound().close();
     }
 
     /// Removes the file of a Unix socket that no other process has, so that no client joins the
@@ -408,7 +390,7 @@ impl Listener {
     /// use then.
     fn remove_file(&self) {
         if self.is_alone() {
-            if let Some(file) = self.bound().as_ref().and_then(Bound::file) {
+            if let Some(file) = self.bound().file() {
                 file.remove();
             }
         }
@@ -432,7 +414,7 @@ impl Listener {
             SockFilter::new(0x06, 0, 0, u32::MAX), // pass
         ];
         let bound = self.bound();
-        let Some(socket) = bound.as_ref().and_then(Bound::socket) else { return false };
+        let Some(socket) = bound.socket() else { return false };
         let attached = SockRef::from(&socket).attach_filter(&NO_SYN);
         if let Err(error) = &attached {
             log::warn!("no SYN filter on {}: {}", self.address(), reason(error));
@@ -457,7 +439,7 @@ impl Listener {
             let mut bound = self.bound();
             match self.poll_next(&mut bound, &mut Context::from_waker(Waker::noop())) {
                 // With the lock held, as in `accept`.
-                Poll::Ready(Some(Ok((transport, peer)))) => take(self.accepted(transport, peer)),
+                Poll::Ready(Some(Ok(accepted))) => take(accepted),
                 Poll::Pending | Poll::Ready(None) => return Ok(()),
                 Poll::Ready(Some(Err(error))) if is_of_one_connection(&error) => {}
                 Poll::Ready(Some(Err(error))) if is_of_no_listener(&error) => return Ok(()),
@@ -467,42 +449,43 @@ impl Listener {
         Ok(())
     }
 
+    /// Hands the next connection to `take`. Returns `false` once the listener is closed. Drops
+    /// `take` when it returns `Pending`, and is ready at the next call.
     fn poll_accept(
         &self,
         cx: &mut Context<'_>,
         take: &mut Option<impl FnOnce(Accepted)>,
     ) -> Poll<io::Result<bool>> {
+        let Some(taker) = take.take() else { return Poll::Ready(Ok(true)) };
         let mut bound = self.bound();
-        let accepted = self.poll_next(&mut bound, cx);
-        if accepted.is_pending() {
-            self.shared.is_exhausted.store(false, Ordering::Relaxed);
-        }
-        let Some(accepted) = ready!(accepted) else { return Poll::Ready(Ok(false)) };
-        let (transport, peer) = accepted?;
-        if let Some(take) = take.take() {
-            take(self.accepted(transport, peer));
+        match self.poll_next(&mut bound, cx) {
+            Poll::Ready(Some(Ok(accepted))) => taker(accepted),
+            Poll::Ready(Some(Err(error))) => {
+                *take = Some(taker);
+                return Poll::Ready(Err(error));
+            }
+            Poll::Ready(None) => return Poll::Ready(Ok(false)),
+            Poll::Pending => {
+                self.shared.is_exhausted.store(false, Ordering::Relaxed);
+                return Poll::Pending;
+            }
         }
         Poll::Ready(Ok(true))
     }
 
     /// Returns the next connection of `bound`, which the caller has locked. Returns `None` once
-    /// `bound` is closed. Closes `bound` if its source has failed.
+    /// `bound` is closed.
     fn poll_next(
         &self,
-        bound: &mut Option<Bound>,
+        bound: &mut Bound,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<(Transport, Peer)>>> {
-        let Some(open) = bound else { return Poll::Ready(None) };
-        let accepted = open.poll_accept(cx);
-        let Some(failure) = open.failure() else { return accepted.map(Some) };
-        log::error!("{failure}");
-        let _ = self.shared.failure.set(failure.to_owned());
-        *bound = None;
-        Poll::Ready(None)
-    }
-
-    fn accepted(&self, transport: Transport, peer: Peer) -> Accepted {
-        Accepted { transport, peer, wrapper: self.wrapper.clone() }
+    ) -> Poll<Option<io::Result<Accepted>>> {
+        let wrapper = &self.wrapper;
+        bound.poll_accept(cx).map_ok(|(transport, peer)| Accepted {
+            transport,
+            peer,
+            wrapper: wrapper.clone(),
+        })
     }
 
     /// Waits as long as `error` of `accept` asks for, longer than `pause` before; not at all if it
@@ -526,7 +509,7 @@ impl Listener {
         pause
     }
 
-    fn bound(&self) -> MutexGuard<'_, Option<Bound>> {
+    fn bound(&self) -> MutexGuard<'_, Bound> {
         self.shared.bound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -539,16 +522,6 @@ impl Listener {
 /// What a hand-over needs.
 #[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "nobody starts a successor"))]
 impl Listener {
-    /// Notes that a successor accepts from the socket from now on.
-    pub(crate) fn hand_over(&self) {
-        self.ownership().hand_over();
-    }
-
-    /// Returns `true` if this process or a predecessor has bound the socket.
-    pub(crate) fn is_own(&self) -> bool {
-        self.ownership().is_own()
-    }
-
     /// Returns a copy of the socket, and what a successor has to know of the socket.
     ///
     /// # Errors
@@ -557,13 +530,13 @@ impl Listener {
     /// descriptors left.
     pub(crate) fn pass(&self) -> io::Result<(OwnedFd, Handed)> {
         let bound = self.bound();
-        let Some(socket) = bound.as_ref().and_then(Bound::socket) else {
+        let Some(socket) = bound.socket() else {
             return Err(io::Error::other(format!("{}: closed, or no socket", self.address())));
         };
         let handed = Handed {
             socket: inode(socket.try_clone_to_owned()?)?,
-            is_own: self.is_own(),
-            file: bound.as_ref().and_then(Bound::file).map(|file| file.path().to_owned()),
+            is_own: self.ownership().is_own(),
+            file: bound.file().map(|file| file.path().to_owned()),
             origin: self.shared.passed.as_ref().and_then(Passed::origin),
         };
         Ok((socket.try_clone_to_owned()?, handed))
@@ -576,7 +549,7 @@ impl Listener {
     ///
     /// Returns [`io::ErrorKind::NotFound`] if the file was removed.
     pub(crate) fn has_its_file(&self) -> io::Result<bool> {
-        self.bound().as_ref().and_then(Bound::file).map_or(Ok(true), SocketFile::is_there)
+        self.bound().file().map_or(Ok(true), SocketFile::is_there)
     }
 }
 
