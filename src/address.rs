@@ -15,6 +15,8 @@ use std::str::FromStr;
 
 use socket2::{Domain, Socket, Type};
 
+use crate::error::invalid;
+
 /// Where to listen.
 ///
 /// White space around the text of an address does not count.
@@ -77,7 +79,6 @@ impl Address {
     ///
     /// Returns an error if it is not a listening TCP or Unix socket.
     pub(crate) fn of(socket: &Socket) -> io::Result<Self> {
-        let invalid = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
         if socket.r#type()? != Type::STREAM || !socket.is_listener().unwrap_or(false) {
             return Err(invalid("is not a socket that listens for connections"));
         }

@@ -11,10 +11,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{self, Path};
 
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::address::Address;
 use crate::bind_error::BindError;
+use crate::error::invalid;
 use crate::own_sockets::{OwnSocket, TcpSpan};
 use crate::socket_file::{SocketFile, is_same_file, is_stale};
 
@@ -38,16 +40,18 @@ impl TcpBind {
     /// Returns one line that says what is so and what to do. [`io::ErrorKind::InvalidInput`] if
     /// there are no candidates.
     pub(crate) fn first(candidates: &[SocketAddr], reuse_port: bool) -> io::Result<Socket> {
-        let mut last = io::Error::new(io::ErrorKind::InvalidInput, "it is not an address to bind");
+        let mut last = invalid("it is not an address to bind");
         for &addr in candidates {
             // `:8082` asks for both families itself, so it leaves IPv4 to no other socket.
             let may_share = candidates.len() == 1;
-            let error = match Self::new(addr, may_share, reuse_port).listen() {
+            let this = Self::new(addr, may_share, reuse_port);
+            let error = match this.listen() {
                 Ok(socket) => return Ok(socket),
                 Err(error) => error,
             };
-            let is_missing = error.is_of_missing_address();
-            last = error.worded(&Address::Tcp(addr));
+            let errno = Errno::from_io_error(&error);
+            let is_missing = matches!(errno, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL));
+            last = this.reason(error).worded(&Address::Tcp(addr));
             if !is_missing {
                 break;
             }
@@ -65,7 +69,7 @@ impl TcpBind {
         Self { span: TcpSpan { addr, is_only_v6 }, reuse_port }
     }
 
-    fn listen(self) -> Result<Socket, BindError> {
+    fn listen(self) -> io::Result<Socket> {
         let (ip, port) = (self.span.addr.ip(), self.span.addr.port());
         // The kernel binds these addresses, but no client can connect to them.
         if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
@@ -73,20 +77,18 @@ impl TcpBind {
                 "no client can connect to {ip}; choose an address of this machine, or `:{port}` \
                  for every interface"
             );
-            return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, message).into());
+            return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, message));
         }
-        let listening = self.bind().and_then(|socket| {
-            socket.listen(BACKLOG)?;
-            Ok(socket)
-        });
-        listening.map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => self.holder(),
-            _ => BindError::Refused(error),
-        })
+        let socket = self.bind()?;
+        socket.listen(BACKLOG)?;
+        Ok(socket)
     }
 
-    /// Returns what has the address, or a part of it.
-    fn holder(self) -> BindError {
+    /// Returns the reason for `error`, for example who else has the address or a part of it.
+    fn reason(self, error: io::Error) -> BindError {
+        if error.kind() != io::ErrorKind::AddrInUse {
+            return BindError::Refused(error);
+        }
         let overlaps = |own: &OwnSocket| own.tcp().is_some_and(|own| own.overlaps(self.span));
         if let Some(own) = OwnSocket::all().into_iter().find(overlaps) {
             return BindError::Own(own);
@@ -122,7 +124,7 @@ impl TcpBind {
 pub(crate) fn unix(path: &Path, mode: Option<u32>) -> Result<(Socket, SocketFile), BindError> {
     if let Some(mode) = mode.filter(|mode| *mode > 0o777) {
         let message = format!("a mode is octal, 0 to 0777, such as 0o660; this one is 0o{mode:o}");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message).into());
+        return Err(invalid(message).into());
     }
     check_length("path", path.as_os_str())?;
     let address = SockAddr::unix(path)?;
@@ -223,11 +225,8 @@ fn check_length(noun: &str, name: &OsStr) -> io::Result<()> {
     if bytes <= longest {
         return Ok(());
     }
-    Err(io::Error::new(
-        io::ErrorKind::InvalidInput,
-        format!(
-            "the {noun} of a Unix socket has at most {longest} bytes, and this one has {bytes}; \
-             choose a shorter one"
-        ),
-    ))
+    Err(invalid(format!(
+        "the {noun} of a Unix socket has at most {longest} bytes, and this one has {bytes}; choose \
+         a shorter one"
+    )))
 }

@@ -49,12 +49,6 @@ impl From<io::Error> for BindError {
 }
 
 impl BindError {
-    /// Returns `true` if this machine has not the address, or not its family.
-    pub(crate) fn is_of_missing_address(&self) -> bool {
-        let Self::Refused(error) = self else { return false };
-        matches!(Errno::from_io_error(error), Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
-    }
-
     /// Says in one line why `wanted` could not be bound, and what to do.
     pub(crate) fn worded(&self, wanted: &Address) -> io::Error {
         io::Error::new(self.kind(), self.message(wanted))

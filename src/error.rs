@@ -90,6 +90,11 @@ impl From<ServeError> for io::Error {
     }
 }
 
+/// Returns the error for something that the program or its environment must not ask for.
+pub(crate) fn invalid(message: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, message.into())
+}
+
 /// Words an error without Rust's decoration.
 pub(crate) fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {

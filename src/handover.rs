@@ -201,8 +201,8 @@ struct Starting {
 }
 
 impl Starting {
-    /// Waits until the successor says that it is ready, and for another moment. Returns what it says
-    /// of the descriptors that it has taken.
+    /// Waits until the successor says that it is ready, and then for [`SECOND_LOOK`]. Returns the
+    /// descriptors that it has taken, if it says so.
     ///
     /// # Errors
     ///
@@ -234,7 +234,8 @@ impl Starting {
         taken
     }
 
-    /// Ends it, gently first: it may have accepted connections, and gets `patience` for them.
+    /// Ends the successor, gently first: it may have accepted connections, and gets `patience` for
+    /// them.
     async fn end(&mut self, patience: Duration) {
         if self.child.try_wait().is_none() {
             self.child.signal(Signal::TERM);
@@ -265,7 +266,7 @@ const LAST_CHANCE: Duration = Duration::from_secs(5);
 /// How long a successor that is ready is looked at, until it is trusted.
 const SECOND_LOOK: Duration = Duration::from_millis(50);
 
-/// Where the successor says that it is ready: a socket in a directory that is nobody else's.
+/// The socket to which the successor says that it is ready, in a directory of this user's alone.
 struct NotifySocket {
     directory: PathBuf,
     path: PathBuf,

@@ -2,24 +2,27 @@
 //!
 //! The environment describes them ([`Passed`]), or the operator names a bare descriptor (`fd:0`,
 //! Supervisor's `[fcgi-program]`). Invariant: a descriptor is taken once, and only if it is a
-//! listening stream socket; what is not wanted is left as it was. Once a socket is taken, only the
+//! listening stream socket, and stays as it was if it is not wanted. Once a socket is taken, only a
 //! copy is left, which no child of this process inherits. Does not accept, and does not decide when
-//! a socket is let go of.
+//! a socket is closed.
 
 use std::collections::BTreeSet;
+use std::env;
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::process;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use rustix::io::{Errno, FdFlags, dup2, fcntl_getfd, fcntl_setfd};
 use socket2::Socket;
 
 use crate::address::Address;
+use crate::error::invalid;
 use crate::own_sockets::{OwnSocket, inode};
-use crate::passing::{FIRST, Passed, Passing, Variables};
+use crate::passing::{self, FIRST, Passed, Passing, VARIABLES};
 use crate::socket_file::is_same_file;
 
 /// Takes every socket that LISTEN_FDS passes and that was not taken before.
@@ -54,8 +57,8 @@ pub(crate) fn matching(address: &Address) -> io::Result<Option<(Socket, Passed)>
         return Ok(Some((socket?, passed)));
     }
     let found = passed().unwrap_or_default().into_iter().find_map(|passed| {
-        // Symbolic links may lead from one path to the other. The path of a predecessor's own socket
-        // may be relative to another directory, so the predecessor says which file that is.
+        // Symbolic links may lead from one path to the other. A predecessor says where the file is,
+        // because the socket's own path may be relative to another directory.
         let is_wanted = |bound: &Address| match (address, bound) {
             (Address::Unix(wanted), Address::Unix(path)) => {
                 wanted == path || is_same_file(wanted, passed.file().unwrap_or(path))
@@ -73,8 +76,8 @@ pub(crate) fn is_announced(fd: RawFd) -> bool {
     passed().unwrap_or_default().iter().any(|passed| passed.fd == fd)
 }
 
-/// Closes the sockets that a predecessor has handed over and that nobody wants. They stay the
-/// predecessor's, which empties their queues.
+/// Closes the sockets that a predecessor has handed over and that the program has not taken. They
+/// stay the predecessor's, which empties their queues.
 pub(crate) fn close_unclaimed() {
     let handed = passed().unwrap_or_default().into_iter().filter(|passed| passed.handed.is_some());
     for socket in handed.filter_map(|passed| take(&passed, |_| true).ok().flatten()) {
@@ -87,7 +90,8 @@ pub(crate) fn close_unclaimed() {
 /// Returns the sockets that the environment describes.
 fn passed() -> io::Result<Vec<Passed>> {
     static WARNED: Once = Once::new();
-    match Variables::from_env().read()? {
+    let text = |name| env::var(name).ok().filter(|text| !text.is_empty());
+    match passing::read(VARIABLES.map(text), process::id())? {
         Passing::Here(passed) => Ok(passed),
         Passing::Astray(warning) => {
             WARNED.call_once(|| log::warn!("{warning}"));
@@ -122,8 +126,8 @@ fn take(
     // would not.
     let is_ours = fd >= FIRST && flags.contains(FdFlags::CLOEXEC);
     match handed {
-        Some(handed) if is_ours || inode(copy.try_clone()?)? != handed.socket => return Ok(None),
-        None if is_ours => return Err(invalid(fd, "was not passed to this process")),
+        Some(handed) if is_ours || inode(&copy)? != handed.socket => return Ok(None),
+        None if is_ours => return Err(unusable(fd, "was not passed to this process")),
         _ => {}
     }
     let socket = Socket::from(copy);
@@ -145,7 +149,7 @@ fn take(
 /// that this process was started with and that the environment does not name. Otherwise the
 /// children of this process would inherit the socket, and it would stay open after the close.
 fn clear_copies(socket: &Socket, taken: &mut BTreeSet<RawFd>) -> io::Result<()> {
-    let socket = inode(socket.as_fd().try_clone_to_owned()?)?;
+    let socket = inode(socket)?;
     let passed = OwnSocket::all().into_iter().filter(|own| own.is_passed).map(|own| own.fd);
     let others = passed.filter(|fd| *fd >= FIRST && !is_announced(*fd));
     for fd in (0..FIRST).chain(others) {
@@ -160,11 +164,10 @@ fn clear_copies(socket: &Socket, taken: &mut BTreeSet<RawFd>) -> io::Result<()> 
 /// was.
 #[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
 fn clear_if(fd: RawFd, socket: u64) -> io::Result<bool> {
-    // SAFETY: the descriptor is a standard stream, or is open, was passed to this process and taken
-    // by nobody. It is not closed here: whoever knows its number finds a file there that has
-    // nothing.
+    // SAFETY: the descriptor is a standard stream, or is open, was passed to this process and was
+    // not taken. It stays open, so code that knows its number finds a file there that has nothing.
     let mut copy = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(fd) });
-    if !copy.try_clone().and_then(inode).is_ok_and(|inode| inode == socket) {
+    if !inode(&*copy).is_ok_and(|inode| inode == socket) {
         return Ok(false);
     }
     dup2(&nothing()?, &mut copy)?;
@@ -186,17 +189,16 @@ fn nothing() -> io::Result<OwnedFd> {
 /// Names the descriptor in `error`.
 fn of(fd: RawFd, error: &io::Error) -> io::Error {
     match Errno::from_io_error(error) {
-        Some(Errno::BADF) => invalid(fd, "is not open"),
-        Some(Errno::NOTSOCK) => invalid(fd, "is not a socket"),
+        Some(Errno::BADF) => unusable(fd, "is not open"),
+        Some(Errno::NOTSOCK) => unusable(fd, "is not a socket"),
         _ => io::Error::new(error.kind(), format!("descriptor {fd} {error}")),
     }
 }
 
-/// Says what is wrong with a descriptor, and which programs pass a socket.
-fn invalid(fd: RawFd, what: &str) -> io::Error {
-    let message = format!(
-        "descriptor {fd} {what}; Supervisor passes one as fd:0 to an [fcgi-program] (not to a \
+/// Says why a descriptor cannot be taken, and which programs pass a socket.
+fn unusable(fd: RawFd, why: &str) -> io::Error {
+    invalid(format!(
+        "descriptor {fd} {why}; Supervisor passes one as fd:0 to an [fcgi-program] (not to a \
          [program]), systemd to the service of a socket unit"
-    );
-    io::Error::new(io::ErrorKind::InvalidInput, message)
+    ))
 }

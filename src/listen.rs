@@ -24,8 +24,8 @@ use crate::passing::Passed;
 use crate::socket_file::SocketFile;
 use crate::threads;
 
-/// What can be turned into a [`Listener`]: an address, its text, a listening socket of the standard
-/// library's, or a listener itself.
+/// A value that can be turned into a [`Listener`]: an address, its text, a listening socket of the
+/// standard library's, or a listener itself.
 ///
 /// # Examples
 ///

@@ -45,7 +45,7 @@ use crate::wrapper::{Handshakes, Wrapper};
 #[derive(Clone)]
 pub struct Listener {
     shared: Arc<Shared>,
-    /// What becomes of an accepted connection before it is served.
+    /// Turns an accepted connection into the stream that the server serves.
     wrapper: Option<Arc<Wrapper>>,
 }
 
@@ -65,7 +65,7 @@ impl fmt::Debug for Listener {
     }
 }
 
-/// What clones of a listener share.
+/// The state that clones of a listener share.
 struct Shared {
     address: Address,
     /// How this process has got the socket; `None` if this program has bound it.
@@ -319,12 +319,11 @@ impl Listener {
     /// Hands the next connection to `take`. Returns `false` once the listener is closed, and
     /// [`Listener::failure`] may then say why.
     ///
-    /// Does not hold on to `take` while nobody comes: drops it, and returns when there may be
-    /// someone.
+    /// Drops `take` if there is no client, and then returns when there may be one.
     ///
-    /// `take` runs before the listener can be closed: what counts connections misses none
-    /// (rule S1). Never fails for good (rule S18): an error of one connection is skipped;
-    /// exhaustion is waited out, from 5 ms up to 1 s, and logged once an episode.
+    /// `take` runs before the listener can be closed, so it can count every connection (rule S1).
+    /// Never fails for good (rule S18). Skips the error of one connection. If the process lacks
+    /// something, tries again later, from 5 ms up to 1 s, and logs that once an episode.
     ///
     /// # Cancel safety
     ///
@@ -351,11 +350,11 @@ impl Listener {
     /// Takes every connection that the kernel has queued and closes (rule S4). Only closes if a
     /// successor accepts from the socket (rule S5).
     ///
-    /// Waits for descriptors when there are none left, as the queue is lost otherwise. Whoever
-    /// waits in [`Listener::accept`] is not woken.
+    /// Waits for descriptors when there are none left, because the queue is lost otherwise. Wakes no
+    /// task that waits in [`Listener::accept`].
     pub(crate) async fn close(&self, mut take: impl FnMut(Accepted)) {
         self.remove_file();
-        // Held back for others too, handshakes would never be answered again.
+        // If another process has the socket, its handshakes would be held back for good.
         if self.shared.syn_filter && self.is_alone() && self.hold_back_handshakes() {
             Timer::after(HANDSHAKES).await;
         }
@@ -400,7 +399,7 @@ impl Listener {
         self.ownership().is_alone(Instant::now())
     }
 
-    /// Lets no further handshake begin; those under way go on, and a client that is held back tries
+    /// Lets no further handshake begin. Those under way go on, and a client that is held back tries
     /// again in a second. Returns `false` if the kernel does not do that.
     #[cfg(target_os = "linux")]
     fn hold_back_handshakes(&self) -> bool {
@@ -432,7 +431,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// Returns the error that kept it from taking all.
+    /// Returns the error that has kept this process from taking all of them.
     pub(crate) fn empty_queue(&self, mut take: impl FnMut(Accepted)) -> io::Result<()> {
         let began = Instant::now();
         while began.elapsed() < FLOOD && !self.is_handed_over() {
@@ -458,19 +457,21 @@ impl Listener {
     ) -> Poll<io::Result<bool>> {
         let Some(taker) = take.take() else { return Poll::Ready(Ok(true)) };
         let mut bound = self.bound();
-        match self.poll_next(&mut bound, cx) {
-            Poll::Ready(Some(Ok(accepted))) => taker(accepted),
-            Poll::Ready(Some(Err(error))) => {
-                *take = Some(taker);
-                return Poll::Ready(Err(error));
-            }
-            Poll::Ready(None) => return Poll::Ready(Ok(false)),
+        Poll::Ready(match self.poll_next(&mut bound, cx) {
             Poll::Pending => {
                 self.shared.is_exhausted.store(false, Ordering::Relaxed);
                 return Poll::Pending;
             }
-        }
-        Poll::Ready(Ok(true))
+            Poll::Ready(None) => Ok(false),
+            Poll::Ready(Some(Ok(accepted))) => {
+                taker(accepted);
+                Ok(true)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                *take = Some(taker);
+                Err(error)
+            }
+        })
     }
 
     /// Returns the next connection of `bound`, which the caller has locked. Returns `None` once
@@ -488,8 +489,8 @@ impl Listener {
         })
     }
 
-    /// Waits as long as `error` of `accept` asks for, longer than `pause` before; not at all if it
-    /// is one connection's own.
+    /// Waits for longer than `pause` if `error` of `accept` concerns the listener, and returns how
+    /// long. Does not wait if `error` concerns one connection.
     async fn wait(&self, pause: Duration, error: &io::Error) -> Duration {
         const SHORTEST: Duration = Duration::from_millis(5);
         const LONGEST: Duration = Duration::from_secs(1);
@@ -519,7 +520,7 @@ impl Listener {
     }
 }
 
-/// What a hand-over needs.
+/// The part of a listener that a hand-over needs.
 #[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "nobody starts a successor"))]
 impl Listener {
     /// Returns a copy of the socket, and what a successor has to know of the socket.
@@ -534,7 +535,7 @@ impl Listener {
             return Err(io::Error::other(format!("{}: closed, or no socket", self.address())));
         };
         let handed = Handed {
-            socket: inode(socket.try_clone_to_owned()?)?,
+            socket: inode(socket)?,
             is_own: self.ownership().is_own(),
             file: bound.file().map(|file| file.path().to_owned()),
             origin: self.shared.passed.as_ref().and_then(Passed::origin),

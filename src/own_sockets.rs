@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
 use rustix::io::{FdFlags, fcntl_getfd};
@@ -21,7 +21,7 @@ pub(crate) struct OwnSocket {
     pub(crate) address: Address,
     /// A socket on `[::]` leaves IPv4 alone.
     is_only_v6: bool,
-    /// The process was started with it, and nobody has taken it.
+    /// The process was started with it, and the program has not taken it.
     pub(crate) is_passed: bool,
 }
 
@@ -90,8 +90,8 @@ impl TcpSpan {
 }
 
 /// Returns the inode of a socket, which tells the socket from all others.
-pub(crate) fn inode(socket: OwnedFd) -> io::Result<u64> {
-    Ok(File::from(socket).metadata()?.ino())
+pub(crate) fn inode(socket: impl AsFd) -> io::Result<u64> {
+    Ok(File::from(socket.as_fd().try_clone_to_owned()?).metadata()?.ino())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! [`Ownership`]: which processes have a listening socket beside this one (rule S5).
 //!
-//! Invariant: the answers follow from the state alone, the time, and what the predecessor says. The
-//! caller brings all three, so this file asks the operating system nothing.
+//! Invariant: an answer follows from the state, the time and the predecessor's word. The caller
+//! brings the time and a way to ask the predecessor, so this file makes no system call.
 
 use std::time::{Duration, Instant};
 
@@ -65,8 +65,8 @@ impl Ownership {
     }
 }
 
-/// How long after its word READY a successor has the sockets for itself. Its predecessor looks at
-/// it for a shorter time, and goes on if the successor ends by then.
+/// How long after READY=1 a successor has the sockets for itself. The predecessor looks at it for a
+/// shorter time, and goes on if the successor ends by then.
 const TRIAL: Duration = Duration::from_millis(200);
 
 #[cfg(test)]

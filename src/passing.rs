@@ -4,14 +4,15 @@
 //! uses the first and says in [`HANDOVER`] what systemd has no word for. Pure: text becomes a
 //! value. Does not look at a descriptor.
 
-use std::env;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::process;
+use std::str::FromStr;
+
+use crate::error::invalid;
 
 /// The number of descriptors that were passed, from [`FIRST`] on.
 pub(crate) const FDS: &str = "LISTEN_FDS";
@@ -19,7 +20,7 @@ pub(crate) const FDS: &str = "LISTEN_FDS";
 pub(crate) const PID: &str = "LISTEN_PID";
 /// Their names, with colons between.
 pub(crate) const NAMES: &str = "LISTEN_FDNAMES";
-/// From a predecessor, which cannot know our process id: a [`Handed`] for each of its sockets.
+/// A [`Handed`] for each socket of a predecessor, which cannot know its successor's process id.
 pub(crate) const HANDOVER: &str = "SMOL_GRACEFUL_HANDOVER";
 /// The first descriptor that is passed by LISTEN_FDS.
 pub(crate) const FIRST: RawFd = 3;
@@ -31,7 +32,7 @@ pub(crate) struct Passed {
     pub(crate) fd: RawFd,
     /// Its name in LISTEN_FDNAMES.
     pub(crate) name: Option<String>,
-    /// The predecessor's words on it, if a predecessor has handed it over.
+    /// The words of the predecessor that has handed it over, if one has.
     pub(crate) handed: Option<Handed>,
 }
 
@@ -58,7 +59,7 @@ impl Passed {
 /// A predecessor's words on a socket that it hands over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Handed {
-    /// The socket's inode: it tells the socket from whatever else may have its number.
+    /// The socket's inode, which tells the socket from others that may have its descriptor.
     pub(crate) socket: u64,
     /// A predecessor has bound it, so no process but predecessors and successors has it.
     pub(crate) is_own: bool,
@@ -107,84 +108,63 @@ impl Handed {
     }
 }
 
-/// The variables that pass sockets to a process. An empty variable counts as none.
-#[derive(Debug)]
-pub(crate) struct Variables {
-    fds: Option<String>,
-    pid: Option<String>,
-    names: Option<String>,
-    handover: Option<String>,
-    /// The process that reads them.
-    reader: u32,
-}
+/// The variables that pass sockets, in the order in which [`read`] takes them.
+pub(crate) const VARIABLES: [&str; 4] = [FDS, PID, NAMES, HANDOVER];
 
-/// Which process the sockets of [`Variables`] are for.
+/// Which process the sockets are for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Passing {
     /// For the reader.
     Here(Vec<Passed>),
-    /// For another process, or for nobody. The text warns the operator.
+    /// For another process, or for none. The text warns the operator.
     Astray(String),
 }
 
-impl Variables {
-    pub(crate) fn from_env() -> Self {
-        let [fds, pid, names, handover] = [FDS, PID, NAMES, HANDOVER]
-            .map(|name| env::var(name).ok().filter(|text| !text.is_empty()));
-        Self { fds, pid, names, handover, reader: process::id() }
-    }
-
-    /// Returns the sockets that are passed to the reader.
-    ///
-    /// # Errors
-    ///
-    /// Returns an error if a variable makes no sense.
-    pub(crate) fn read(self) -> io::Result<Passing> {
-        let Self { fds, pid, names, handover, reader } = self;
-        let Some(fds) = fds else { return Ok(Passing::Here(Vec::new())) };
-        let pid =
-            pid.map(|pid| pid.parse::<u32>().map_err(|_| no_number(PID, &pid))).transpose()?;
-        let handed = match (pid, handover) {
-            (Some(pid), _) if pid == reader => {
-                let count = fds.parse::<u16>().map_err(|_| no_number(FDS, &fds))?;
-                vec![None; count.into()]
-            }
-            (None, Some(handover)) => {
-                let words = handover.split_whitespace();
-                words
-                    .map(|word| Handed::read(word).map(Some))
-                    .collect::<Option<_>>()
-                    .unwrap_or_default()
-            }
-            _ if fds == "0" => Vec::new(),
-            // A shell that starts the server without `exec` is the usual reason, because that shell
-            // has the process id that was meant.
-            (Some(pid), _) => {
-                return Ok(Passing::Astray(format!(
-                    "{FDS}={fds} passes sockets to process {pid}, and this is process {reader}, \
-                     which does not take them; what stands between the two has to start the server \
-                     by `exec`"
-                )));
-            }
-            (None, None) => {
-                return Ok(Passing::Astray(format!(
-                    "{FDS}={fds} passes sockets, and {PID} does not say that process {reader} is \
-                     meant, which does not take them; set it to the process id of the server"
-                )));
-            }
-        };
-        let names = names.unwrap_or_default();
-        let mut names = names.split(':');
-        let passed = (FIRST..).zip(handed).map(|(fd, handed)| {
-            let name = names.next().filter(|name| !name.is_empty()).map(str::to_owned);
-            Passed { fd, name, handed }
-        });
-        Ok(Passing::Here(passed.collect()))
-    }
+/// Returns the sockets that the [`VARIABLES`] pass to the process `reader`.
+///
+/// # Errors
+///
+/// Returns an error if a variable makes no sense.
+pub(crate) fn read(
+    [fds, pid, names, handover]: [Option<String>; 4],
+    reader: u32,
+) -> io::Result<Passing> {
+    let Some(fds) = fds else { return Ok(Passing::Here(Vec::new())) };
+    let pid = pid.map(|pid| number::<u32>(PID, &pid)).transpose()?;
+    let handed = match (pid, handover) {
+        (Some(pid), _) if pid == reader => vec![None; number::<u16>(FDS, &fds)?.into()],
+        (None, Some(handover)) => {
+            let words = handover.split_whitespace().map(|word| Handed::read(word).map(Some));
+            words.collect::<Option<_>>().unwrap_or_default()
+        }
+        _ if fds == "0" => Vec::new(),
+        // A shell that starts the server without `exec` is the usual reason, because that shell
+        // has the process id that was meant.
+        (Some(pid), _) => {
+            return Ok(Passing::Astray(format!(
+                "{FDS}={fds} passes sockets to process {pid}, and this is process {reader}, \
+                 which does not take them; what stands between the two has to start the server \
+                 by `exec`"
+            )));
+        }
+        (None, None) => {
+            return Ok(Passing::Astray(format!(
+                "{FDS}={fds} passes sockets, and {PID} does not say that process {reader} is \
+                 meant, which does not take them; set it to the process id of the server"
+            )));
+        }
+    };
+    let names = names.unwrap_or_default();
+    let mut names = names.split(':');
+    let passed = (FIRST..).zip(handed).map(|(fd, handed)| {
+        let name = names.next().filter(|name| !name.is_empty()).map(str::to_owned);
+        Passed { fd, name, handed }
+    });
+    Ok(Passing::Here(passed.collect()))
 }
 
-fn no_number(name: &str, text: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, format!("{name}={text} is no number"))
+fn number<T: FromStr>(name: &str, text: &str) -> io::Result<T> {
+    text.parse().map_err(|_| invalid(format!("{name}={text} is no number")))
 }
 
 #[cfg(test)]
@@ -194,14 +174,13 @@ mod tests {
 
     type Told = (RawFd, Option<String>, Option<Handed>);
 
-    fn read([fds, pid, names, handover]: [&str; 4]) -> io::Result<Passing> {
-        let [fds, pid, names, handover] = [fds, pid, names, handover]
-            .map(|text| Some(text.to_owned()).filter(|text| !text.is_empty()));
-        Variables { fds, pid, names, handover, reader: 42 }.read()
+    fn told(environment: [&str; 4]) -> io::Result<Passing> {
+        let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        read(environment.map(text), 42)
     }
 
     fn passed(environment: [&str; 4]) -> Result<Vec<Told>, String> {
-        match read(environment).map_err(|error| error.to_string())? {
+        match told(environment).map_err(|error| error.to_string())? {
             Passing::Here(all) => Ok(all.into_iter().map(|p| (p.fd, p.name, p.handed)).collect()),
             Passing::Astray(_) => Ok(Vec::new()),
         }
@@ -226,7 +205,7 @@ mod tests {
             ("2", "41", "own:socket=7", Some("LISTEN_FDS=2 passes sockets to process 41, and")),
             ("2", "", "", Some("LISTEN_FDS=2 passes sockets, and LISTEN_PID does not say that")),
         ] {
-            let told = read([fds, pid, "", handover]);
+            let told = told([fds, pid, "", handover]);
             let is_right = match (&told, warning) {
                 (Ok(Passing::Astray(told)), Some(warning)) => told.starts_with(warning),
                 (told, warning) => warning.is_none() && !matches!(told, Ok(Passing::Astray(_))),
@@ -256,7 +235,7 @@ mod tests {
             (["1", "41", "", ""], vec![]),
             (["1", "", "", ""], vec![]),
             (["1", "41", "", "own:socket=7"], vec![]),
-            // From a predecessor, which cannot know our process id.
+            // From a predecessor, which cannot know its successor's process id.
             (
                 ["2", "", "web:", "own:socket=7:file=2f6120623aff passed:socket=10:fd=0"],
                 vec![(3, name("web"), Some(own.clone())), (4, None, Some(passed_on.clone()))],
