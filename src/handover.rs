@@ -169,14 +169,14 @@ fn program(listeners: &[&Listener], notify_socket: &NotifySocket) -> io::Result<
 
     let mut names = Vec::new();
     let mut handover = Vec::new();
-    for listener in listeners {
-        let (socket, handed) = listener.pass().map_err(|error| {
+    for (fd, listener) in (FIRST..).zip(listeners) {
+        let (socket, passed) = listener.pass(fd).map_err(|error| {
             let message = format!("cannot hand over {}: {error}", listener.address());
             io::Error::new(error.kind(), message)
         })?;
         program.pass(socket);
-        names.push(listener.name().unwrap_or_default());
-        handover.push(handed.to_string());
+        handover.push(passed.to_string());
+        names.push(passed.name.unwrap_or_default());
     }
     program.set(FDS, listeners.len().to_string());
     program.set(NAMES, names.join(":"));

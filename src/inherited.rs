@@ -48,8 +48,8 @@ pub(crate) fn matching(address: &Address) -> io::Result<Option<(Socket, Passed)>
     if let Address::Fd(fd) = *address {
         let mut all = passed()?.into_iter();
         let is_free = |passed: &Passed| !taken().contains(&passed.fd);
-        let chosen = all.find(|passed| passed.origin() == Some(fd) && is_free(passed));
-        let passed = chosen.unwrap_or(Passed { fd, name: None, handed: None });
+        let chosen = all.find(|passed| passed.origin == Some(fd) && is_free(passed));
+        let passed = chosen.unwrap_or(Passed::bare(fd, None));
         let socket = take(&passed, |_| true)?.ok_or_else(|| {
             let message = format!("descriptor {fd} was taken before, or has another socket now");
             io::Error::other(message)
@@ -61,7 +61,7 @@ pub(crate) fn matching(address: &Address) -> io::Result<Option<(Socket, Passed)>
         // because the socket's own path may be relative to another directory.
         let is_wanted = |bound: &Address| match (address, bound) {
             (Address::Unix(wanted), Address::Unix(path)) => {
-                wanted == path || is_same_file(wanted, passed.file().unwrap_or(path))
+                wanted == path || is_same_file(wanted, passed.file.as_deref().unwrap_or(path))
             }
             _ => address.covers(bound),
         };
@@ -79,7 +79,7 @@ pub(crate) fn is_announced(fd: RawFd) -> bool {
 /// Closes the sockets that a predecessor has handed over and that the program has not taken. They
 /// stay the predecessor's, which empties their queues.
 pub(crate) fn close_unclaimed() {
-    let handed = passed().unwrap_or_default().into_iter().filter(|passed| passed.handed.is_some());
+    let handed = passed().unwrap_or_default().into_iter().filter(|passed| passed.inode.is_some());
     for socket in handed.filter_map(|passed| take(&passed, |_| true).ok().flatten()) {
         if let Ok(address) = Address::of(&socket) {
             log::warn!("{address} was handed over, and nobody listens on it any more");
@@ -110,7 +110,7 @@ fn taken() -> MutexGuard<'static, BTreeSet<RawFd>> {
 /// descriptor itself.
 #[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
 fn take(
-    &Passed { fd, ref handed, .. }: &Passed,
+    &Passed { fd, inode: expected, .. }: &Passed,
     wanted: impl FnOnce(&Address) -> bool,
 ) -> io::Result<Option<Socket>> {
     let mut taken = taken();
@@ -125,8 +125,8 @@ fn take(
     // A descriptor that was passed has survived an exec. One that this program has opened itself
     // would not.
     let is_ours = fd >= FIRST && flags.contains(FdFlags::CLOEXEC);
-    match handed {
-        Some(handed) if is_ours || inode(&copy)? != handed.socket => return Ok(None),
+    match expected {
+        Some(expected) if is_ours || inode(&copy)? != expected => return Ok(None),
         None if is_ours => return Err(unusable(fd, "was not passed to this process")),
         _ => {}
     }

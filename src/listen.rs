@@ -363,13 +363,16 @@ impl ListenOptions {
         let address = Address::of(&socket)?;
         let file = file.or_else(|| {
             let Address::Unix(path) = &address else { return None };
-            SocketFile::at(passed.as_ref().and_then(Passed::file).unwrap_or(path)).ok()
+            SocketFile::at(
+                passed.as_ref().and_then(|passed| passed.file.as_deref()).unwrap_or(path),
+            )
+            .ok()
         });
         let is_tcp = matches!(address, Address::Tcp(_));
         if is_tcp {
             self.set_tcp_options(&socket)?;
         }
-        if self.syn_filter && passed.as_ref().is_some_and(|passed| !passed.is_own()) {
+        if self.syn_filter && passed.as_ref().is_some_and(|passed| !passed.is_own) {
             log::warn!("no SYN filter on {address}, because another process may accept from it");
         }
         let bound = Bound::Socket { socket: Async::new(socket)?, file };

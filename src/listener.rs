@@ -24,7 +24,7 @@ use crate::connection::Connection;
 use crate::error::reason;
 use crate::own_sockets::inode;
 use crate::ownership::Ownership;
-use crate::passing::{Handed, Passed};
+use crate::passing::Passed;
 use crate::socket_file::SocketFile;
 use crate::source::Source;
 use crate::transport::{Peer, Transport};
@@ -88,7 +88,7 @@ impl Listener {
     ) -> Self {
         let ownership = match &passed {
             None => Ownership::Own,
-            Some(passed) if passed.is_own() => Ownership::Predecessors,
+            Some(passed) if passed.is_own => Ownership::Predecessors,
             Some(_) => Ownership::Foreign,
         };
         let shared = Shared {
@@ -247,7 +247,7 @@ impl Listener {
     /// Returns the descriptor as which a predecessor has passed the socket.
     pub(crate) fn handed_as(&self) -> Option<RawFd> {
         let passed = self.shared.passed.as_ref()?;
-        passed.handed.is_some().then_some(passed.fd)
+        passed.inode.is_some().then_some(passed.fd)
     }
 
     /// Returns the address of the listener: with the kernel's choice where the port was 0, and what
@@ -523,24 +523,26 @@ impl Listener {
 /// The part of a listener that a hand-over needs.
 #[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "nobody starts a successor"))]
 impl Listener {
-    /// Returns a copy of the socket, and what a successor has to know of the socket.
+    /// Returns a copy of the socket, and its description for a successor, which has it as `fd`.
     ///
     /// # Errors
     ///
     /// Returns an error if the listener is closed or is not a socket, or if there are no
     /// descriptors left.
-    pub(crate) fn pass(&self) -> io::Result<(OwnedFd, Handed)> {
+    pub(crate) fn pass(&self, fd: RawFd) -> io::Result<(OwnedFd, Passed)> {
         let bound = self.bound();
         let Some(socket) = bound.socket() else {
             return Err(io::Error::other(format!("{}: closed, or no socket", self.address())));
         };
-        let handed = Handed {
-            socket: inode(socket)?,
+        let passed = Passed {
+            fd,
+            name: self.name().map(str::to_owned),
+            inode: Some(inode(socket)?),
             is_own: self.ownership().is_own(),
             file: bound.file().map(|file| file.path().to_owned()),
-            origin: self.shared.passed.as_ref().and_then(Passed::origin),
+            origin: self.shared.passed.as_ref().and_then(|passed| passed.origin),
         };
-        Ok((socket.try_clone_to_owned()?, handed))
+        Ok((socket.try_clone_to_owned()?, passed))
     }
 
     /// Returns `true` if clients find the Unix socket by its file, and `false` if another file has

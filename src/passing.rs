@@ -1,15 +1,16 @@
-//! [`Passed`]: a socket that was passed to this process, as the environment describes it.
+//! [`Passed`]: a socket that is passed from one process to another, as the environment describes it.
 //!
 //! Two protocols: systemd's (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES), and a predecessor's, which
-//! uses the first and says in [`HANDOVER`] what systemd has no word for. Pure: text becomes a
-//! value. Does not look at a descriptor.
+//! uses the first and says in [`HANDOVER`] what systemd has no word for. Pure: turns text into a
+//! value and a value into text. Does not look at a descriptor.
 
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
+use std::iter;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::error::invalid;
@@ -20,47 +21,21 @@ pub(crate) const FDS: &str = "LISTEN_FDS";
 pub(crate) const PID: &str = "LISTEN_PID";
 /// Their names, with colons between.
 pub(crate) const NAMES: &str = "LISTEN_FDNAMES";
-/// A [`Handed`] for each socket of a predecessor, which cannot know its successor's process id.
+/// A word for each socket of a predecessor, which cannot know its successor's process id.
 pub(crate) const HANDOVER: &str = "SMOL_GRACEFUL_HANDOVER";
 /// The first descriptor that is passed by LISTEN_FDS.
 pub(crate) const FIRST: RawFd = 3;
 
-/// A socket that was passed to this process.
+/// A socket that is passed from one process to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Passed {
-    /// The descriptor as which it was passed.
+    /// The descriptor that it has in the other process.
     pub(crate) fd: RawFd,
     /// Its name in LISTEN_FDNAMES.
     pub(crate) name: Option<String>,
-    /// The words of the predecessor that has handed it over, if one has.
-    pub(crate) handed: Option<Handed>,
-}
-
-impl Passed {
-    /// Returns `true` if a predecessor has bound the socket.
-    pub(crate) fn is_own(&self) -> bool {
-        self.handed.as_ref().is_some_and(|handed| handed.is_own)
-    }
-
-    /// Returns where a predecessor says that the file of a Unix socket is.
-    pub(crate) fn file(&self) -> Option<&Path> {
-        self.handed.as_ref()?.file.as_deref()
-    }
-
-    /// Returns the descriptor by which the operator knows the socket.
-    pub(crate) fn origin(&self) -> Option<RawFd> {
-        match &self.handed {
-            Some(handed) => handed.origin,
-            None => Some(self.fd),
-        }
-    }
-}
-
-/// A predecessor's words on a socket that it hands over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Handed {
-    /// The socket's inode, which tells the socket from others that may have its descriptor.
-    pub(crate) socket: u64,
+    /// The socket's inode, which tells the socket from others that may have its descriptor. Only a
+    /// predecessor says it.
+    pub(crate) inode: Option<u64>,
     /// A predecessor has bound it, so no process but predecessors and successors has it.
     pub(crate) is_own: bool,
     /// Where a Unix socket's file is. The socket itself may know only a relative path.
@@ -69,42 +44,49 @@ pub(crate) struct Handed {
     pub(crate) origin: Option<RawFd>,
 }
 
-impl fmt::Display for Handed {
+impl fmt::Display for Passed {
+    /// Writes a word of [`HANDOVER`].
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { socket, is_own, file, origin } = self;
-        write!(f, "{}:socket={socket}", if *is_own { "own" } else { "passed" })?;
-        if let Some(path) = file {
+        let inode = self.inode.unwrap_or_default();
+        write!(f, "{}:socket={inode}", if self.is_own { "own" } else { "passed" })?;
+        if let Some(path) = &self.file {
             f.write_str(":file=")?;
             // In hexadecimal digits, because a path may hold any byte.
             path.as_os_str().as_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
         }
-        origin.map_or(Ok(()), |fd| write!(f, ":fd={fd}"))
+        self.origin.map_or(Ok(()), |fd| write!(f, ":fd={fd}"))
     }
 }
 
-impl Handed {
-    fn read(word: &str) -> Option<Self> {
+impl Passed {
+    /// Returns a socket of which only the descriptor and the name are known.
+    pub(crate) fn bare(fd: RawFd, name: Option<String>) -> Self {
+        Self { fd, name, inode: None, is_own: false, file: None, origin: Some(fd) }
+    }
+
+    /// Reads a word of [`HANDOVER`]. Returns `None` if it makes no sense.
+    fn read(fd: RawFd, name: Option<String>, word: &str) -> Option<Self> {
         let mut parts = word.split(':');
         let is_own = match parts.next()? {
             "own" => true,
             "passed" => false,
             _ => return None,
         };
-        let mut handed = Self { socket: 0, is_own, file: None, origin: None };
+        let mut passed = Self { inode: Some(0), is_own, origin: None, ..Self::bare(fd, name) };
         for part in parts {
             match part.split_once('=')? {
-                ("socket", inode) => handed.socket = inode.parse().ok()?,
+                ("socket", inode) => passed.inode = Some(inode.parse().ok()?),
                 ("file", digits) => {
                     let byte = |i| u8::from_str_radix(digits.get(i..i + 2)?, 16).ok();
                     let bytes = (0..digits.len()).step_by(2).map(byte).collect::<Option<_>>()?;
-                    handed.file = Some(OsString::from_vec(bytes).into());
+                    passed.file = Some(OsString::from_vec(bytes).into());
                 }
-                ("fd", fd) => handed.origin = Some(fd.parse().ok()?),
+                ("fd", fd) => passed.origin = Some(fd.parse().ok()?),
                 // A later version may add others.
                 _ => {}
             }
         }
-        Some(handed)
+        Some(passed)
     }
 }
 
@@ -131,11 +113,18 @@ pub(crate) fn read(
 ) -> io::Result<Passing> {
     let Some(fds) = fds else { return Ok(Passing::Here(Vec::new())) };
     let pid = pid.map(|pid| number::<u32>(PID, &pid)).transpose()?;
-    let handed = match (pid, handover) {
-        (Some(pid), _) if pid == reader => vec![None; number::<u16>(FDS, &fds)?.into()],
+    let names = names.unwrap_or_default();
+    let names = names.split(':').map(|name| Some(name.to_owned()).filter(|name| !name.is_empty()));
+    let described = (FIRST..).zip(names.chain(iter::repeat(None)));
+    Ok(Passing::Here(match (pid, handover) {
+        (Some(pid), _) if pid == reader => {
+            let count = number::<u16>(FDS, &fds)?.into();
+            described.take(count).map(|(fd, name)| Passed::bare(fd, name)).collect()
+        }
         (None, Some(handover)) => {
-            let words = handover.split_whitespace().map(|word| Handed::read(word).map(Some));
-            words.collect::<Option<_>>().unwrap_or_default()
+            let words = described.zip(handover.split_whitespace());
+            let passed = words.map(|((fd, name), word)| Passed::read(fd, name, word));
+            passed.collect::<Option<_>>().unwrap_or_default()
         }
         _ if fds == "0" => Vec::new(),
         // A shell that starts the server without `exec` is the usual reason, because that shell
@@ -153,14 +142,7 @@ pub(crate) fn read(
                  meant, which does not take them; set it to the process id of the server"
             )));
         }
-    };
-    let names = names.unwrap_or_default();
-    let mut names = names.split(':');
-    let passed = (FIRST..).zip(handed).map(|(fd, handed)| {
-        let name = names.next().filter(|name| !name.is_empty()).map(str::to_owned);
-        Passed { fd, name, handed }
-    });
-    Ok(Passing::Here(passed.collect()))
+    }))
 }
 
 fn number<T: FromStr>(name: &str, text: &str) -> io::Result<T> {
@@ -172,16 +154,14 @@ mod tests {
     use super::*;
     use std::ffi::OsStr;
 
-    type Told = (RawFd, Option<String>, Option<Handed>);
-
     fn told(environment: [&str; 4]) -> io::Result<Passing> {
         let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
         read(environment.map(text), 42)
     }
 
-    fn passed(environment: [&str; 4]) -> Result<Vec<Told>, String> {
+    fn passed(environment: [&str; 4]) -> Result<Vec<Passed>, String> {
         match told(environment).map_err(|error| error.to_string())? {
-            Passing::Here(all) => Ok(all.into_iter().map(|p| (p.fd, p.name, p.handed)).collect()),
+            Passing::Here(passed) => Ok(passed),
             Passing::Astray(_) => Ok(Vec::new()),
         }
     }
@@ -216,21 +196,21 @@ mod tests {
 
     #[test]
     fn the_environment_says_what_was_passed() {
-        let name = |name: &str| Some(name.to_owned());
-        let path = |path: &[u8]| Some(OsStr::from_bytes(path).into());
-        let own = Handed { socket: 7, is_own: true, file: path(b"/a b:\xff"), origin: None };
-        let passed_on = Handed { socket: 10, is_own: false, file: None, origin: Some(0) };
+        let bare = |fd, name: &str| {
+            Passed::bare(fd, Some(name.to_owned()).filter(|name| !name.is_empty()))
+        };
+        let file = Some(OsStr::from_bytes(b"/a b:\xff").into());
+        let web = bare(3, "web");
+        let own = Passed { inode: Some(7), is_own: true, file, origin: None, ..web };
+        let passed_on = Passed { inode: Some(10), origin: Some(0), ..bare(4, "") };
         for (environment, expected) in [
             (["", "", "", ""], vec![]),
             (["0", "42", "", ""], vec![]),
-            (["1", "42", "", ""], vec![(3, None, None)]),
-            (["2", "42", "web:admin", ""], vec![(3, name("web"), None), (4, name("admin"), None)]),
+            (["1", "42", "", ""], vec![bare(3, "")]),
+            (["2", "42", "web:admin", ""], vec![bare(3, "web"), bare(4, "admin")]),
             // Fewer names than sockets, empty names, more names.
-            (
-                ["3", "42", "web:", ""],
-                vec![(3, name("web"), None), (4, None, None), (5, None, None)],
-            ),
-            (["1", "42", "web:admin", ""], vec![(3, name("web"), None)]),
+            (["3", "42", "web:", ""], vec![bare(3, "web"), bare(4, ""), bare(5, "")]),
+            (["1", "42", "web:admin", ""], vec![bare(3, "web")]),
             // For somebody else, or for nobody.
             (["1", "41", "", ""], vec![]),
             (["1", "", "", ""], vec![]),
@@ -238,14 +218,14 @@ mod tests {
             // From a predecessor, which cannot know its successor's process id.
             (
                 ["2", "", "web:", "own:socket=7:file=2f6120623aff passed:socket=10:fd=0"],
-                vec![(3, name("web"), Some(own.clone())), (4, None, Some(passed_on.clone()))],
+                vec![own.clone(), passed_on.clone()],
             ),
             (["1", "", "", "nonsense"], vec![]),
             (["1", "", "", "own:socket=x"], vec![]),
             (["1", "", "", "own:socket=7:file=2f6"], vec![]),
             (["1", "", "", "own:socket=7:file=é1"], vec![]),
             // A predecessor's words are not for a process that a service manager has started since.
-            (["1", "42", "", "own:socket=7"], vec![(3, None, None)]),
+            (["1", "42", "", "own:socket=7"], vec![bare(3, "")]),
         ] {
             assert_eq!(passed(environment), Ok(expected), "{environment:?}");
         }
@@ -257,8 +237,9 @@ mod tests {
         ] {
             assert_eq!(passed(environment), Err(error.to_owned()));
         }
-        for handed in [own, passed_on] {
-            assert_eq!(Handed::read(&handed.to_string()), Some(handed));
+        for passed in [own, passed_on] {
+            let read = Passed::read(passed.fd, passed.name.clone(), &passed.to_string());
+            assert_eq!(read, Some(passed));
         }
     }
 }
