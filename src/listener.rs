@@ -350,8 +350,8 @@ impl Listener {
     /// Takes every connection that the kernel has queued and closes (rule S4). Only closes if a
     /// successor accepts from the socket (rule S5).
     ///
-    /// Waits for descriptors when there are none left, because the queue is lost otherwise. Wakes no
-    /// task that waits in [`Listener::accept`].
+    /// Waits for descriptors when there are none left, because the queue is lost otherwise. Wakes
+    /// no task that waits in [`Listener::accept`].
     pub(crate) async fn close(&self, mut take: impl FnMut(Accepted)) {
         self.remove_file();
         // If another process has the socket, its handshakes would be held back for good.

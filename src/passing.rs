@@ -1,4 +1,4 @@
-//! [`Passed`]: a socket that is passed from one process to another, as the environment describes it.
+//! [`Passed`]: a socket that one process passes to another, as the environment describes it.
 //!
 //! Two protocols: systemd's (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES), and a predecessor's, which
 //! uses the first and says in [`HANDOVER`] what systemd has no word for. Pure: turns text into a
