@@ -112,9 +112,9 @@ fn accept(socket: &socket2::Socket) -> io::Result<(Transport, Peer)> {
     Ok(match peer.as_socket() {
         Some(addr) => {
             let stream = Async::new(TcpStream::from(stream))?;
-            (Socket::tcp(stream).into(), Peer::canonical(addr))
+            (Transport::Plain(Socket::tcp(stream)), Peer::canonical(addr))
         }
-        None => (Socket::unix(UnixStream::from(stream))?.into(), Peer::Unix),
+        None => (Transport::Plain(Socket::unix(UnixStream::from(stream))?), Peer::Unix),
     })
 }
 

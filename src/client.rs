@@ -1,8 +1,8 @@
-//! What a handler can learn about a request and its client beyond http-types: the target as the
+//! [`target`] and [`Client`]: tell a handler what http-types does not, namely the target as the
 //! client sent it, and whether the client is still there.
 //!
 //! Invariant: the target and the client's state are what was on the wire, not an interpretation.
-//! Reads nothing itself.
+//! This file reads nothing itself.
 
 use std::future;
 use std::sync::Arc;

@@ -98,12 +98,12 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
         );
     }
     let listeners: Vec<_> = listeners.iter().filter(|listener| is_reachable(listener)).collect();
-    let notify_socket = NotifySocket::new()?;
-    let child = program(&listeners, &notify_socket)?.spawn()?;
+    let readiness = ReadinessSocket::new()?;
+    let child = program(&listeners, &readiness)?.spawn()?;
     let pid = child.id();
     let mut successor = Starting { child, is_ready: false };
     log::info!("waiting for the successor, process {pid}, to be ready");
-    let taken = match successor.ready(&notify_socket, patience).await {
+    let taken = match successor.ready(&readiness, patience).await {
         Ok(taken) => taken,
         Err(error) => {
             successor.end(patience).await;
@@ -158,7 +158,7 @@ fn is_reachable(listener: &Listener) -> bool {
 }
 
 /// Returns the program as it was started, with the sockets from descriptor 3 on.
-fn program(listeners: &[&Listener], notify_socket: &NotifySocket) -> io::Result<Program> {
+fn program(listeners: &[&Listener], readiness: &ReadinessSocket) -> io::Result<Program> {
     let mut words = env::args_os();
     // Not `current_exe`: that would be the file that runs now, even if another has its name.
     let name = match words.next().filter(|word| !word.is_empty()) {
@@ -188,7 +188,7 @@ fn program(listeners: &[&Listener], notify_socket: &NotifySocket) -> io::Result<
         Some(manager) => program.set(MANAGER, manager),
         None => program.unset(MANAGER),
     }
-    program.set(SOCKET, notify_socket.path.clone());
+    program.set(SOCKET, readiness.path.clone());
     // The watchdog's interval holds for the successor, too.
     program.unset("WATCHDOG_PID");
     Ok(program)
@@ -209,7 +209,7 @@ impl Starting {
     /// Returns an error if the successor ends before that, or is not ready within `patience`.
     async fn ready(
         &mut self,
-        notify_socket: &NotifySocket,
+        readiness: &ReadinessSocket,
         patience: Duration,
     ) -> io::Result<Option<Vec<RawFd>>> {
         let ended = async {
@@ -223,7 +223,7 @@ impl Starting {
             );
             Err(io::Error::new(io::ErrorKind::TimedOut, message))
         };
-        let taken = notify_socket.ready().or(ended).or(late).await;
+        let taken = readiness.ready().or(ended).or(late).await;
         // A successor that reports ready and then exits counts as failed.
         Timer::after(SECOND_LOOK).await;
         if let (Ok(_), Some(status)) = (&taken, self.child.try_wait()) {
@@ -267,13 +267,13 @@ const LAST_CHANCE: Duration = Duration::from_secs(5);
 const SECOND_LOOK: Duration = Duration::from_millis(50);
 
 /// The socket to which the successor says that it is ready, in a directory of this user's alone.
-struct NotifySocket {
+struct ReadinessSocket {
     directory: PathBuf,
     path: PathBuf,
     socket: Async<UnixDatagram>,
 }
 
-impl NotifySocket {
+impl ReadinessSocket {
     fn new() -> io::Result<Self> {
         let directory = Self::directory();
         let named = |error: io::Error| {
@@ -286,7 +286,7 @@ impl NotifySocket {
         DirBuilder::new().mode(0o700).create(&directory).map_err(named)?;
         let path = directory.join("notify");
         let socket = UnixDatagram::bind(&path).and_then(Async::new).map_err(|error| {
-            // There is no `NotifySocket` yet whose drop would remove it.
+            // There is no `ReadinessSocket` yet whose drop would remove it.
             let _ = fs::remove_dir_all(&directory);
             named(error)
         })?;
@@ -334,7 +334,7 @@ fn datagram(socket: &UnixDatagram) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-impl Drop for NotifySocket {
+impl Drop for ReadinessSocket {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
     }

@@ -29,7 +29,7 @@
 //! | it is | at the stop | at the deadline, or a second signal |
 //! |---|---|---|
 //! | in the kernel's queue | accepted and served | lost, if it could not be accepted |
-//! | silent or idle | may send a request for [`Limits::linger`], then closed | closed |
+//! | silent or idle | may send a request for [`Shutdown::linger`], then closed | closed |
 //! | sending a request | finished; the response says `Connection: close` | cut and named |
 //! | in a handler | finished; the handler can see it by its [`Token`] | cut and named |
 //! | being answered | finished | cut and named |
@@ -74,9 +74,9 @@
 //! | token | a look at the latch ([`Token`]) |
 //! | guard | work that the drain waits for ([`Guard`]) |
 //! | drain | the wait, after a stop, until all work has ended or is cut |
-//! | grace | the longest time of a drain ([`Limits::grace`]) |
-//! | lame duck | a stopped server that still accepts, before the grace ([`Limits::lame_duck`]) |
-//! | linger | an idle connection's last chance to send a request ([`Limits::linger`]) |
+//! | grace | the longest time of a drain ([`Shutdown::grace`]) |
+//! | lame duck | a stopped server that still accepts, before the grace ([`Shutdown::lame_duck`]) |
+//! | linger | an idle connection's last chance to send a request ([`Shutdown::linger`]) |
 //! | place | the right of one connection to be served, out of [`Limits::connections`] |
 //!
 //! # Implementation
@@ -94,6 +94,32 @@
 //! HTTP/1.1 and 1.0 over TCP, Unix sockets and whatever a program brings, on Unix. Methods are
 //! those that http-types knows; others are answered 501. No routing, no HTTP/2; TLS by
 //! [`Listener::wrap`].
+
+pub use address::{Address, AddressError};
+pub use async_signal::Signal;
+pub use chunks::stream_body;
+pub use client::{Client, target};
+pub use connection::Connection;
+pub use error::ServeError;
+#[cfg(feature = "restart")]
+pub use handover::restart;
+pub use http_types::{self, Body, Method, Request, Response, StatusCode};
+pub use limits::Limits;
+pub use listen::{Listen, ListenOptions};
+pub use listener::Listener;
+pub use log_writer::LogWriter;
+pub use outcome::{Ending, Outcome};
+pub use phase::Phase;
+pub use probe::probe;
+pub use process::{Process, run};
+pub use ready::ready;
+pub use registry::{Cut, Stage, What};
+pub use server::Server;
+pub use shutdown::{Guard, Shutdown, Stopped, Token};
+pub use signals::{STOP_SIGNALS, signals};
+pub use socket::Left;
+pub use transport::Peer;
+pub use wire::fault::BodyError;
 
 mod activity;
 mod address;
@@ -138,32 +164,6 @@ mod threads;
 mod transport;
 mod wire;
 mod wrapper;
-
-pub use address::{Address, AddressError};
-pub use async_signal::Signal;
-pub use chunks::stream_body;
-pub use client::{Client, target};
-pub use connection::Connection;
-pub use error::ServeError;
-#[cfg(feature = "restart")]
-pub use handover::restart;
-pub use http_types::{self, Body, Method, Request, Response, StatusCode};
-pub use limits::Limits;
-pub use listen::{Listen, ListenOptions};
-pub use listener::Listener;
-pub use log_writer::LogWriter;
-pub use outcome::{Ending, Outcome};
-pub use phase::Phase;
-pub use probe::probe;
-pub use process::{Process, run};
-pub use ready::ready;
-pub use registry::{Cut, Stage, What};
-pub use server::Server;
-pub use shutdown::{Guard, Shutdown, Stopped, Token};
-pub use signals::{STOP_SIGNALS, signals};
-pub use socket::Left;
-pub use transport::Peer;
-pub use wire::fault::BodyError;
 
 /// The README's examples are tests.
 #[cfg(doctest)]

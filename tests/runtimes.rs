@@ -36,8 +36,8 @@ use futures_lite::{FutureExt, future, stream};
 use rustix::process::Signal;
 use smol::{Executor, LocalExecutor, channel};
 use smol_graceful::{
-    Address, Body, Limits, Listen, Listener, Outcome, Phase, Process, Request, Response,
-    ServeError, Server, Shutdown, Token, signals, stream_body,
+    Address, Body, Listen, Listener, Outcome, Phase, Process, Request, Response, ServeError,
+    Server, Shutdown, Token, signals, stream_body,
 };
 
 /// Where a server is polled.
@@ -172,13 +172,12 @@ struct Running {
 }
 
 impl Running {
-    fn start(runtime: Runtime, limits: Limits) -> Self {
+    fn start(runtime: Runtime, shutdown: Shutdown) -> Self {
         let (enter, entered) = mpsc::channel();
         let (open, gate) = channel::bounded(1);
-        let server = Server::new(handler(runtime, enter, gate)).limits(limits);
+        let server = Server::new(handler(runtime, enter, gate)).shutdown(&shutdown);
         let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
         let Address::Tcp(addr) = *listener.address() else { unreachable!() };
-        let shutdown = server.handle();
         let (drop, dropped) = channel::bounded(1);
         let (send, outcome) = mpsc::channel();
         thread::spawn(move || send.send(runtime.serve(server, listener, &dropped)));
@@ -272,15 +271,15 @@ fn on_each(test: fn(Runtime)) {
     assert!(failed.is_empty(), "failed on {failed:?}");
 }
 
-/// Limits under which nothing ends by time before the test gives up.
-fn patient() -> Limits {
-    Limits { linger: 2 * PATIENCE, grace: 2 * PATIENCE, ..Limits::default() }
+/// Returns a handle of a stop that does not end by time before the test gives up.
+fn patient() -> Shutdown {
+    Shutdown::new().linger(2 * PATIENCE).grace(2 * PATIENCE)
 }
 
 #[test]
 fn several_clients_are_served_everywhere() {
     on_each(|runtime| {
-        let server = Running::start(runtime, Limits::default());
+        let server = Running::start(runtime, Shutdown::new());
         thread::scope(|scope| {
             for number in 0..4 {
                 let client = server.connect();
@@ -338,8 +337,7 @@ fn several_requests(mut client: Client, number: usize) {
 #[test]
 fn a_stop_lets_finish_what_is_in_a_handler_everywhere() {
     on_each(|runtime| {
-        let limits = Limits { grace: 2 * PATIENCE, ..Limits::default() };
-        let server = Running::start(runtime, limits);
+        let server = Running::start(runtime, Shutdown::new().grace(2 * PATIENCE));
         let mut busy = server.connect();
         busy.get("/wait");
         server.entered();

@@ -57,6 +57,16 @@ impl Running {
         Self::of(Server::new(handler).limits(limits))
     }
 
+    /// Serves `handler` until `shutdown` stops the server.
+    pub fn stopped_by<H, F, R>(shutdown: &Shutdown, handler: H) -> Self
+    where
+        H: Fn(Request) -> F + Send + Sync + 'static,
+        F: Future<Output = http_types::Result<R>> + Send + 'static,
+        R: Into<Response> + 'static,
+    {
+        Self::of(Server::new(handler).shutdown(shutdown))
+    }
+
     /// Serves with a server that was made elsewhere, on a port of the kernel's choice.
     pub fn of(server: Server) -> Self {
         let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
