@@ -4,13 +4,18 @@
 //! that is not an address becomes an [`AddressError`], which shows how to write it. This file opens
 //! nothing and asks no resolver, so the only name of a host is `localhost`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::error::invalid;
 
 /// Where to listen.
 ///
@@ -68,6 +73,28 @@ pub enum Address {
 }
 
 impl Address {
+    /// Returns the address on which a stream socket listens.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if it is not a listening TCP or Unix socket.
+    pub(crate) fn of(socket: &Socket) -> io::Result<Self> {
+        if socket.r#type()? != Type::STREAM || !socket.is_listener().unwrap_or(false) {
+            return Err(invalid("is not a socket that listens for connections"));
+        }
+        let addr = socket.local_addr()?;
+        if let Some(addr) = addr.as_socket() {
+            return Ok(Self::Tcp(addr));
+        }
+        if socket.domain()? != Domain::UNIX {
+            return Err(invalid("is no TCP and no Unix socket"));
+        }
+        Ok(match (addr.as_pathname(), addr.as_abstract_namespace()) {
+            (None, Some(name)) => Self::Abstract(OsStr::from_bytes(name).to_owned()),
+            (path, _) => Self::Unix(path.unwrap_or(Path::new("")).to_owned()),
+        })
+    }
+
     /// Returns `true` if a socket that listens on `bound` is what this address asks for.
     pub(crate) fn covers(&self, bound: &Self) -> bool {
         // Port 0 leaves the choice to others.

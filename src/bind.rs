@@ -1,22 +1,24 @@
 //! Binds sockets: [`TcpBind`], [`unix`], [`abstract_name`].
 //!
 //! Invariant: a socket that is returned listens, and until then nobody could connect, so that a
-//! socket's file has its permissions before its first client. Every error is worded by
-//! [`bind_error`](crate::bind_error). Accepts nothing, and takes no inherited socket.
+//! socket's file has its permissions before its first client. Finds the reason of a failure, and
+//! leaves the words to [`BindError`]. Accepts nothing, and takes no inherited socket.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{self, Path, PathBuf};
+use std::path::{self, Path};
 
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::address::Address;
-use crate::bind_error::{self, Obstacle};
+use crate::bind_error::BindError;
+use crate::error::invalid;
 use crate::own_sockets::{OwnSocket, TcpSpan};
-use crate::socket_file::{SocketFile, identity_behind, is_stale};
+use crate::socket_file::{SocketFile, is_same_file, is_stale};
 
 /// How long a queue is, unless the kernel cuts it (`somaxconn`). A drain empties the queue, so its
 /// length costs nothing.
@@ -25,9 +27,9 @@ const BACKLOG: i32 = 4096;
 /// A TCP address, and how to bind it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TcpBind {
-    pub(crate) span: TcpSpan,
+    span: TcpSpan,
     /// Asks for SO_REUSEPORT.
-    pub(crate) reuse_port: bool,
+    reuse_port: bool,
 }
 
 impl TcpBind {
@@ -38,25 +40,20 @@ impl TcpBind {
     /// Returns one line that says what is so and what to do. [`io::ErrorKind::InvalidInput`] if
     /// there are no candidates.
     pub(crate) fn first(candidates: &[SocketAddr], reuse_port: bool) -> io::Result<Socket> {
-        let mut last = io::Error::new(io::ErrorKind::InvalidInput, "it is not an address to bind");
+        let mut last = invalid("it is not an address to bind");
         for &addr in candidates {
             // `:8082` asks for both families itself, so it leaves IPv4 to no other socket.
             let may_share = candidates.len() == 1;
             let this = Self::new(addr, may_share, reuse_port);
-            // The kernel binds these addresses, but no client can connect to them.
-            if addr.ip().is_multicast() || addr.ip() == IpAddr::V4(Ipv4Addr::BROADCAST) {
-                return Err(bind_error::unreachable(addr));
-            }
-            match this.listen() {
+            let error = match this.listen() {
                 Ok(socket) => return Ok(socket),
-                Err(error) => {
-                    let is_missing =
-                        matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EADDRNOTAVAIL));
-                    last = bind_error::of_tcp(this, &error);
-                    if !is_missing {
-                        break;
-                    }
-                }
+                Err(error) => error,
+            };
+            let errno = Errno::from_io_error(&error);
+            let is_missing = matches!(errno, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL));
+            last = this.reason(error).worded(&Address::Tcp(addr));
+            if !is_missing {
+                break;
             }
         }
         Err(last)
@@ -73,13 +70,39 @@ impl TcpBind {
     }
 
     fn listen(self) -> io::Result<Socket> {
+        let (ip, port) = (self.span.addr.ip(), self.span.addr.port());
+        // The kernel binds these addresses, but no client can connect to them.
+        if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
+            let message = format!(
+                "no client can connect to {ip}; choose an address of this machine, or `:{port}` \
+                 for every interface"
+            );
+            return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, message));
+        }
         let socket = self.bind()?;
         socket.listen(BACKLOG)?;
         Ok(socket)
     }
 
+    /// Returns the reason for `error`, for example who else has the address or a part of it.
+    fn reason(self, error: io::Error) -> BindError {
+        if error.kind() != io::ErrorKind::AddrInUse {
+            return BindError::Refused(error);
+        }
+        let overlaps = |own: &OwnSocket| own.tcp().is_some_and(|own| own.overlaps(self.span));
+        if let Some(own) = OwnSocket::all().into_iter().find(overlaps) {
+            return BindError::Own(own);
+        }
+        if self.reuse_port {
+            return BindError::Unshared;
+        }
+        // The kernel lets a second socket in only if both ask for it, and have the same user.
+        let is_shared = Self { reuse_port: true, ..self }.bind().is_ok();
+        if is_shared { BindError::Shared } else { BindError::Live }
+    }
+
     /// Binds the address without listening on it.
-    pub(crate) fn bind(self) -> io::Result<Socket> {
+    fn bind(self) -> io::Result<Socket> {
         let Self { span: TcpSpan { addr, is_only_v6 }, reuse_port } = self;
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         if addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
@@ -98,123 +121,112 @@ impl TcpBind {
 
 /// Binds the file of a Unix socket, in place of a stale one. With `mode`, the file has these
 /// permissions before the socket listens, so that nobody can connect by those of the umask.
-///
-/// # Errors
-///
-/// Returns one line that says what is so and what to do. [`io::ErrorKind::AlreadyExists`] if a file
-/// is there that is not a socket.
-pub(crate) fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Socket, SocketFile)> {
+pub(crate) fn unix(path: &Path, mode: Option<u32>) -> Result<(Socket, SocketFile), BindError> {
     if let Some(mode) = mode.filter(|mode| *mode > 0o777) {
         let message = format!("a mode is octal, 0 to 0777, such as 0o660; this one is 0o{mode:o}");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        return Err(invalid(message).into());
     }
-    let bytes = path.as_os_str().len();
-    if bytes > LONGEST {
-        return Err(bind_error::too_long("path", bytes, LONGEST));
-    }
-    let named = |error: io::Error| bind_error::of_unix(path, &error);
+    check_length("path", path.as_os_str())?;
     let address = SockAddr::unix(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    if let Err(error) = socket.bind(&address) {
-        if error.kind() != io::ErrorKind::AddrInUse {
-            return Err(named(error));
+    match socket.bind(&address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            make_way(path)?;
+            socket.bind(&address)?;
         }
-        let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-        match obstacle(path) {
-            Ok(Some(obstacle)) => return Err(obstacle.into_error(path)),
-            Ok(None) => match fs::remove_file(path) {
-                Err(error) if !is_gone(&error) => {
-                    return Err(Obstacle::NotRemovable(error).into_error(path));
-                }
-                _ => {}
-            },
-            // Its server has removed the file meanwhile.
-            Err(error) if is_gone(&error) => {}
-            Err(error) => return Err(named(error)),
-        }
-        socket.bind(&address).map_err(named)?;
+        bound => bound?,
     }
-    let file = SocketFile::at(path)?;
-    let listens = mode
-        .map_or(Ok(()), |mode| fs::set_permissions(path, Permissions::from_mode(mode)))
-        .and_then(|()| socket.listen(BACKLOG));
-    match listens {
-        Ok(()) => Ok((socket, file)),
-        Err(error) => {
-            // Before the file, which is removed only if no socket is bound to it.
-            drop(socket);
-            Err(named(error))
-        }
+    // If this function fails, the socket is dropped before the file, which is removed only if no
+    // socket is bound to it.
+    let bound = (socket, SocketFile::at(path)?);
+    if let Some(mode) = mode {
+        fs::set_permissions(path, Permissions::from_mode(mode))?;
     }
+    bound.0.listen(BACKLOG)?;
+    Ok(bound)
 }
 
-/// Returns why the file at `path` cannot give way to a socket, or `None` if the file is a stale
-/// socket.
-fn obstacle(path: &Path) -> io::Result<Option<Obstacle>> {
-    let kind = fs::symlink_metadata(path)?.file_type();
+/// Removes the file at `path`, which has to be a stale socket.
+fn make_way(path: &Path) -> Result<(), BindError> {
+    let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let kind = match fs::symlink_metadata(path) {
+        // The server that had the file has removed it meanwhile.
+        Err(error) if is_gone(&error) => return Ok(()),
+        found => found?.file_type(),
+    };
     if kind.is_dir() {
-        return Ok(Some(Obstacle::Directory));
+        return Err(BindError::Directory);
     }
     if kind.is_symlink() {
-        return Ok(Some(Obstacle::Link(fs::read_link(path)?)));
+        return Err(BindError::Link(fs::read_link(path)?));
     }
     if !kind.is_socket() {
-        return Ok(Some(Obstacle::File));
+        return Err(BindError::File);
     }
     let is_at_path =
-        |own: &OwnSocket| matches!(&own.address, Address::Unix(own) if is_same_file(own, path));
+        |own: &OwnSocket| matches!(&own.address, Address::Unix(own) if is_at(own, path));
     if let Some(own) = OwnSocket::all().into_iter().find(is_at_path) {
-        return Ok(Some(Obstacle::Own(own)));
+        return Err(BindError::Own(own));
     }
     match is_stale(path) {
-        Ok(true) => Ok(None),
-        Ok(false) => Ok(Some(Obstacle::Live)),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Some(Obstacle::Closed)),
-        Err(error) => Err(error),
+        Ok(true) => {}
+        Ok(false) => return Err(BindError::Live),
+        Err(error) if is_gone(&error) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(BindError::Closed);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    match fs::remove_file(path) {
+        Err(error) if !is_gone(&error) => Err(BindError::NotRemovable(error)),
+        _ => Ok(()),
     }
 }
 
 /// Returns `true` if the socket that this process has bound as `own` is the file at `path`.
-fn is_same_file(own: &Path, path: &Path) -> bool {
-    match identity_behind(own) {
-        Some(identity) => identity_behind(path) == Some(identity),
-        // The program may have changed its directory since: then only the end of the path is known.
-        None => {
-            let own = own.strip_prefix(".").unwrap_or(own);
-            own.is_relative() && path::absolute(path).is_ok_and(|path| path.ends_with(own))
-        }
+fn is_at(own: &Path, path: &Path) -> bool {
+    if own.exists() {
+        return is_same_file(own, path);
     }
+    // The program may have changed its directory since: then only the end of the path is known.
+    let own = own.strip_prefix(".").unwrap_or(own);
+    own.is_relative() && path::absolute(path).is_ok_and(|path| path.ends_with(own))
 }
 
 /// Binds a name in Linux's abstract namespace.
-///
-/// # Errors
-///
-/// Returns one line that says what is so and what to do. [`io::ErrorKind::Unsupported`] where there
-/// is no such namespace.
-pub(crate) fn abstract_name(name: &OsStr) -> io::Result<Socket> {
+pub(crate) fn abstract_name(name: &OsStr) -> Result<Socket, BindError> {
     if !cfg!(any(target_os = "linux", target_os = "android")) {
-        let file = Address::Unix(PathBuf::from(name));
+        let file = Address::Unix(name.into());
         let message = format!("abstract sockets are Linux's alone; write a file, such as `{file}`");
-        return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+        return Err(io::Error::new(io::ErrorKind::Unsupported, message).into());
     }
-    if name.len() > LONGEST {
-        return Err(bind_error::too_long("name", name.len(), LONGEST));
-    }
+    check_length("name", name)?;
     let mut path = OsStr::new("\0").to_owned();
     path.push(name);
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    let bind = || {
-        socket.bind(&SockAddr::unix(&path)?)?;
-        socket.listen(BACKLOG)
-    };
-    bind().map_err(|error| bind_error::of_abstract(name, &error))?;
+    match socket.bind(&SockAddr::unix(&path)?) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let has_name =
+                |own: &OwnSocket| matches!(&own.address, Address::Abstract(own) if own == name);
+            let own = OwnSocket::all().into_iter().find(has_name);
+            return Err(own.map_or(BindError::Live, BindError::Own));
+        }
+        bound => bound?,
+    }
+    socket.listen(BACKLOG)?;
     Ok(socket)
 }
 
-/// The longest path or abstract name of a Unix socket, in bytes: `sun_path` without a zero byte.
-const LONGEST: usize =
-    if cfg!(any(target_os = "linux", target_os = "android")) { 107 } else { 103 };
-
-const EAFNOSUPPORT: i32 = rustix::io::Errno::AFNOSUPPORT.raw_os_error();
-const EADDRNOTAVAIL: i32 = rustix::io::Errno::ADDRNOTAVAIL.raw_os_error();
+/// Makes sure that `name`, which is a `noun`, fits into the address of a Unix socket (`sun_path`
+/// without a zero byte).
+fn check_length(noun: &str, name: &OsStr) -> io::Result<()> {
+    let longest = if cfg!(any(target_os = "linux", target_os = "android")) { 107 } else { 103 };
+    let bytes = name.len();
+    if bytes <= longest {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "the {noun} of a Unix socket has at most {longest} bytes, and this one has {bytes}; choose \
+         a shorter one"
+    )))
+}

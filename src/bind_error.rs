@@ -3,7 +3,6 @@
 //! Invariant: a line tells nobody to stop what listens on an address when that is this program
 //! itself. Looks at this process's sockets and at files, and changes nothing.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,216 +12,192 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::address::Address;
-use crate::bind::TcpBind;
 use crate::error::reason;
 use crate::inherited;
 use crate::own_sockets::OwnSocket;
 
-/// Explains why a TCP address could not be bound.
-pub(crate) fn of_tcp(wanted: TcpBind, error: &io::Error) -> io::Error {
-    let addr = wanted.span.addr;
-    let message = match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::ADDRINUSE) => tcp_in_use(wanted),
-        _ => tcp(addr, error),
-    };
-    io::Error::new(error.kind(), message)
-}
-
-fn tcp(addr: SocketAddr, error: &io::Error) -> String {
-    match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::ACCESS | Errno::PERM) if addr.port() < 1024 => {
-            "this user may not listen on a port below 1024; choose one from 1024 on, let a \
-             service manager pass the socket (LISTEN_FDS, fd:0), or give the program \
-             CAP_NET_BIND_SERVICE"
-                .into()
-        }
-        Some(Errno::ADDRNOTAVAIL) => format!(
-            "this machine has no such address; choose one of its own, or `:{}` for every interface",
-            addr.port()
-        ),
-        Some(Errno::AFNOSUPPORT) => {
-            let (missing, other) = if addr.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
-            format!("this machine has no {missing}; choose an {other} address")
-        }
-        Some(Errno::INVAL) if is_link_local(addr) => format!(
-            "a link-local address needs a zone, the number that `ip link` shows for the \
-             interface; write `[{}%2]:{}`",
-            addr.ip(),
-            addr.port()
-        ),
-        Some(Errno::NODEV) => "this machine has no interface with the number of the zone; \
-             write one that `ip link` shows"
-            .into(),
-        _ => reason(error),
-    }
-}
-
-fn is_link_local(addr: SocketAddr) -> bool {
-    matches!(addr.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local())
-}
-
-fn tcp_in_use(wanted: TcpBind) -> String {
-    let overlaps = |own: &OwnSocket| own.tcp().is_some_and(|own| own.overlaps(wanted.span));
-    if let Some(own) = OwnSocket::all().into_iter().find(overlaps) {
-        return of_own_tcp(wanted, &own);
-    }
-    let other = "or choose another address";
-    if wanted.reuse_port {
-        return format!(
-            "the address is in use by a process that does not ask for SO_REUSEPORT \
-             (--reuse-port), or that belongs to another user; let both ask for it under the same \
-             user, {other}"
-        );
-    }
-    // The kernel lets a second socket in only if both ask for it, and have the same user.
-    if (TcpBind { reuse_port: true, ..wanted }).bind().is_ok() {
-        return format!(
-            "the address is in use by a process that asks for SO_REUSEPORT (--reuse-port), and \
-             this one does not; let both ask for it, {other}"
-        );
-    }
-    format!("the address is in use by another process; stop that process, {other}")
-}
-
-/// Says that `own` is in the way.
-fn of_own_tcp(TcpBind { span: wanted, .. }: TcpBind, own: &OwnSocket) -> String {
-    let at = &own.address;
-    if own.is_passed {
-        return passed(own);
-    }
-    let Some(span) = own.tcp() else { return twice() };
-    if span.addr == wanted.addr {
-        return twice();
-    }
-    let is_ipv4_wildcard = wanted.addr.is_ipv4() && wanted.addr.ip().is_unspecified();
-    if is_ipv4_wildcard && span.addr.is_ipv6() {
-        let wanted = wanted.addr;
-        return format!(
-            "this program listens on {at} already, which serves IPv4, too; \
-             give {wanted} before {at}, or leave it out"
-        );
-    }
-    let relation =
-        if span.includes(wanted) { "which serves it, too" } else { "which is a part of it" };
-    format!("this program listens on {at} already, {relation}; leave one of the two out")
-}
-
-fn twice() -> String {
-    "this program listens on it already; leave one of the two out".into()
-}
-
-/// Says that this process was started with `own`, and how to ask for it.
-fn passed(own: &OwnSocket) -> String {
-    let OwnSocket { fd, address, .. } = own;
-    let words = if inherited::is_announced(*fd) {
-        address.to_string()
-    } else {
-        // LISTEN_FDS does not speak of it, so its address alone does not find it.
-        Address::Fd(*fd).to_string()
-    };
-    format!("this process was started with a socket on {address}; write `{words}` to use that one")
-}
-
-/// Explains why the file of a Unix socket could not be bound, where nothing is in the way.
-pub(crate) fn of_unix(path: &Path, error: &io::Error) -> io::Error {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.display().to_string(),
-        _ => ".".into(),
-    };
-    let is_slash_last = path.as_os_str().as_encoded_bytes().ends_with(b"/");
-    let message = match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::NOENT) if is_slash_last => {
-            "the path ends in a slash; write the path of a file".into()
-        }
-        Some(Errno::NOENT) if Path::new(&directory).is_dir() => {
-            format!("the file system of {directory} takes no sockets; choose another path")
-        }
-        Some(Errno::NOENT) => {
-            format!("there is no directory {directory}; make it, or choose another path")
-        }
-        Some(Errno::NOTDIR) => {
-            format!("{directory} is not a directory; choose another path")
-        }
-        Some(Errno::ACCESS | Errno::PERM) => format!(
-            "this user may not make a file in {directory}; change who may, or choose another path"
-        ),
-        Some(Errno::ROFS) => {
-            format!("the file system of {directory} is read-only; choose another path")
-        }
-        _ => reason(error),
-    };
-    io::Error::new(error.kind(), message)
-}
-
-/// The thing at the path of a Unix socket that cannot be bound.
+/// Why an address could not be bound.
 #[derive(Debug)]
-pub(crate) enum Obstacle {
-    Directory,
-    /// A symbolic link to this path.
-    Link(PathBuf),
-    /// A file that is not a socket.
-    File,
-    /// A socket of this process.
+pub(crate) enum BindError {
+    /// The kernel or this library refuses, and nothing is in the way.
+    Refused(io::Error),
+    /// A socket of this process has the address.
     Own(OwnSocket),
-    /// A socket on which another process listens.
+    /// Another process listens there.
     Live,
-    /// A socket to which this process may not connect, so that nobody knows whether it is stale.
+    /// A TCP socket of another process asks for SO_REUSEPORT, and this one does not.
+    Shared,
+    /// A TCP socket of another process does not ask for SO_REUSEPORT, or is another user's.
+    Unshared,
+    /// A directory is at the path of a Unix socket.
+    Directory,
+    /// A symbolic link to this path is there.
+    Link(PathBuf),
+    /// A file that is not a socket is there.
+    File,
+    /// A socket is there to which this process may not connect, so that nobody knows whether it is
+    /// stale.
     Closed,
-    /// A stale socket that this process may not remove.
+    /// A stale socket is there, which this process may not remove.
     NotRemovable(io::Error),
 }
 
-impl Obstacle {
-    /// Says what is at `path`, and what to do.
-    pub(crate) fn into_error(self, path: &Path) -> io::Error {
-        let (kind, message) = match self {
+impl From<io::Error> for BindError {
+    fn from(error: io::Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl BindError {
+    /// Says in one line why `wanted` could not be bound, and what to do.
+    pub(crate) fn worded(&self, wanted: &Address) -> io::Error {
+        io::Error::new(self.kind(), self.message(wanted))
+    }
+
+    fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Refused(error) | Self::NotRemovable(error) => error.kind(),
+            Self::Own(_) | Self::Live | Self::Shared | Self::Unshared => io::ErrorKind::AddrInUse,
+            Self::Directory | Self::Link(_) | Self::File => io::ErrorKind::AlreadyExists,
+            Self::Closed => io::ErrorKind::PermissionDenied,
+        }
+    }
+
+    fn message(&self, wanted: &Address) -> String {
+        let (noun, path) = match wanted {
+            Address::Unix(path) => ("path", path.as_path()),
+            Address::Abstract(name) => ("name", Path::new(name)),
+            _ => ("address", Path::new("")),
+        };
+        let shown = path.display();
+        match self {
+            Self::Refused(error) => refused(wanted, error),
+            Self::Own(own) => of_own(own, wanted),
+            Self::Live if noun == "address" => "the address is in use by another process; stop \
+                 that process, or choose another address"
+                .into(),
+            Self::Live => format!(
+                "another process listens on it; stop that process, or choose another {noun}"
+            ),
+            Self::Shared => "the address is in use by a process that asks for SO_REUSEPORT \
+                 (--reuse-port), and this one does not; let both ask for it, or choose another \
+                 address"
+                .into(),
+            Self::Unshared => "the address is in use by a process that does not ask for \
+                 SO_REUSEPORT (--reuse-port), or that belongs to another user; let both ask for it \
+                 under the same user, or choose another address"
+                .into(),
             Self::Directory => {
                 let file = Address::Unix(path.join("app.sock"));
-                let message =
-                    format!("it is a directory; write the path of a file, such as `{file}`");
-                (io::ErrorKind::AlreadyExists, message)
+                format!("it is a directory; write the path of a file, such as `{file}`")
             }
-            Self::Link(target) => {
-                let message = format!(
-                    "it is a symbolic link to {}; write the path of the socket itself, or remove \
-                     the link",
-                    target.display()
-                );
-                (io::ErrorKind::AlreadyExists, message)
-            }
+            Self::Link(target) => format!(
+                "it is a symbolic link to {}; write the path of the socket itself, or remove the \
+                 link",
+                target.display()
+            ),
             Self::File => {
-                let message =
-                    "the file exists and is not a socket; remove it, or choose another path";
-                (io::ErrorKind::AlreadyExists, message.into())
+                "the file exists and is not a socket; remove it, or choose another path".into()
             }
-            Self::Own(own) if own.is_passed => (io::ErrorKind::AddrInUse, passed(&own)),
-            Self::Own(_) => (io::ErrorKind::AddrInUse, twice()),
-            Self::Live => {
-                let message =
-                    "another process listens on it; stop that process, or choose another path";
-                (io::ErrorKind::AddrInUse, message.into())
-            }
-            Self::Closed => {
-                let message = format!(
-                    "the socket file belongs to user {}, and this user may not connect to it; if \
-                     no server listens on it any more, remove {}, or choose another path",
-                    owner(path),
-                    path.display()
+            Self::Closed => format!(
+                "the socket file belongs to user {}, and this user may not connect to it; if no \
+                 server listens on it any more, remove {shown}, or choose another path",
+                owner(path)
+            ),
+            Self::NotRemovable(error) => format!(
+                "the socket file is stale and belongs to user {}, and this user may not remove it \
+                 ({}); remove {shown}, or choose another path",
+                owner(path),
+                reason(error)
+            ),
+        }
+    }
+}
+
+/// Explains the kernel's error, where nothing is in the way.
+fn refused(wanted: &Address, error: &io::Error) -> String {
+    let words = Errno::from_io_error(error).and_then(|errno| match wanted {
+        Address::Tcp(addr) => of_tcp(*addr, errno),
+        Address::Unix(path) => of_unix(path, errno),
+        _ => None,
+    });
+    words.unwrap_or_else(|| reason(error))
+}
+
+fn of_tcp(addr: SocketAddr, errno: Errno) -> Option<String> {
+    let (ip, port) = (addr.ip(), addr.port());
+    Some(match errno {
+        Errno::ACCESS | Errno::PERM if port < 1024 => "this user may not listen on a port below \
+             1024; choose one from 1024 on, let a service manager pass the socket (LISTEN_FDS, \
+             fd:0), or give the program CAP_NET_BIND_SERVICE"
+            .into(),
+        Errno::ADDRNOTAVAIL => format!(
+            "this machine has no such address; choose one of its own, or `:{port}` for every \
+             interface"
+        ),
+        Errno::AFNOSUPPORT if addr.is_ipv4() => {
+            "this machine has no IPv4; choose an IPv6 address".into()
+        }
+        Errno::AFNOSUPPORT => "this machine has no IPv6; choose an IPv4 address".into(),
+        Errno::INVAL if matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()) => format!(
+            "a link-local address needs a zone, the number that `ip link` shows for the \
+             interface; write `[{ip}%2]:{port}`"
+        ),
+        Errno::NODEV => {
+            "this machine has no interface with the number of the zone; write one that \
+             `ip link` shows"
+                .into()
+        }
+        _ => return None,
+    })
+}
+
+fn of_unix(path: &Path, errno: Errno) -> Option<String> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    let shown = directory.display();
+    let is_slash_last = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+    Some(match errno {
+        Errno::NOENT if is_slash_last => {
+            "the path ends in a slash; write the path of a file".into()
+        }
+        Errno::NOENT if directory.is_dir() => {
+            format!("the file system of {shown} takes no sockets; choose another path")
+        }
+        Errno::NOENT => format!("there is no directory {shown}; make it, or choose another path"),
+        Errno::NOTDIR => format!("{shown} is not a directory; choose another path"),
+        Errno::ACCESS | Errno::PERM => format!(
+            "this user may not make a file in {shown}; change who may, or choose another path"
+        ),
+        Errno::ROFS => format!("the file system of {shown} is read-only; choose another path"),
+        _ => return None,
+    })
+}
+
+/// Says that `own` is in the way of `wanted`.
+fn of_own(own: &OwnSocket, wanted: &Address) -> String {
+    let OwnSocket { fd, address: at, is_passed, .. } = own;
+    if *is_passed {
+        // If LISTEN_FDS does not speak of the socket, its address alone does not find it.
+        let is_announced = inherited::is_announced(*fd);
+        let words = if is_announced { at.clone() } else { Address::Fd(*fd) };
+        return format!(
+            "this process was started with a socket on {at}; write `{words}` to use that one"
+        );
+    }
+    match (own.tcp(), wanted) {
+        (Some(span), Address::Tcp(addr)) if span.addr != *addr => {
+            if *addr == SocketAddr::from(([0, 0, 0, 0], addr.port())) && span.addr.is_ipv6() {
+                return format!(
+                    "this program listens on {at} already, which serves IPv4, too; give {addr} \
+                     before {at}, or leave it out"
                 );
-                (io::ErrorKind::PermissionDenied, message)
             }
-            Self::NotRemovable(error) => {
-                let message = format!(
-                    "the socket file is stale and belongs to user {}, and this user may not \
-                     remove it ({}); remove {}, or choose another path",
-                    owner(path),
-                    reason(&error),
-                    path.display()
-                );
-                (error.kind(), message)
-            }
-        };
-        io::Error::new(kind, message)
+            let relation =
+                if span.includes(*addr) { "which serves it, too" } else { "which is a part of it" };
+            format!("this program listens on {at} already, {relation}; leave one of the two out")
+        }
+        _ => "this program listens on it already; leave one of the two out".into(),
     }
 }
 
@@ -237,43 +212,6 @@ fn owner(path: &Path) -> String {
         (fields.nth(1)? == id).then(|| name.to_owned())
     });
     name.unwrap_or(id)
-}
-
-/// Explains why an abstract name could not be bound.
-pub(crate) fn of_abstract(name: &OsStr, error: &io::Error) -> io::Error {
-    let wanted = Address::Abstract(name.to_owned());
-    let message = if error.kind() == io::ErrorKind::AddrInUse {
-        match OwnSocket::all().into_iter().find(|own| own.address == wanted) {
-            Some(own) if own.is_passed => passed(&own),
-            Some(_) => twice(),
-            None => {
-                "another process listens on it; stop that process, or choose another name".into()
-            }
-        }
-    } else {
-        reason(error)
-    };
-    io::Error::new(error.kind(), message)
-}
-
-/// Says that no client can connect to a multicast or broadcast address.
-pub(crate) fn unreachable(addr: SocketAddr) -> io::Error {
-    let message = format!(
-        "no client can connect to {}; choose an address of this machine, or `:{}` for every \
-         interface",
-        addr.ip(),
-        addr.port()
-    );
-    io::Error::new(io::ErrorKind::AddrNotAvailable, message)
-}
-
-/// Says that a Unix socket's path or name does not fit.
-pub(crate) fn too_long(what: &str, bytes: usize, longest: usize) -> io::Error {
-    let message = format!(
-        "the {what} of a Unix socket has at most {longest} bytes, and this one has {bytes}; \
-         choose a shorter one"
-    );
-    io::Error::new(io::ErrorKind::InvalidInput, message)
 }
 
 #[cfg(test)]
@@ -318,7 +256,7 @@ mod tests {
                  link` shows",
             ),
         ] {
-            assert_eq!(tcp(addr.parse().unwrap(), &error(errno)), line);
+            assert_eq!(refused(&Address::Tcp(addr.parse().unwrap()), &error(errno)), line);
         }
         for (path, errno, line) in [
             (
@@ -345,7 +283,7 @@ mod tests {
             ),
             ("/a/app.sock", Errno::NOSPC, "No space left on device"),
         ] {
-            let explained = of_unix(Path::new(path), &error(errno));
+            let explained = BindError::Refused(error(errno)).worded(&Address::Unix(path.into()));
             assert_eq!(explained.to_string(), line);
             assert_eq!(explained.kind(), error(errno).kind());
         }

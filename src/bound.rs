@@ -2,123 +2,129 @@
 //! program's own.
 //!
 //! Invariant: a connection comes out as what it is, with its peer; an error that concerns one
-//! connection alone is told from one of the socket's (rule S18). Waits for nothing and never
-//! closes.
+//! connection alone is told from one of the socket's (rule S18). Waits for nothing, and closes
+//! nothing but a source that has panicked by itself.
 
 use std::io;
-use std::net::TcpListener;
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::os::unix::net::UnixStream;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use async_io::Async;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::TcpKeepalive;
+use rustix::io::Errno;
 
-use crate::address::Address;
 use crate::socket::Socket;
 use crate::socket_file::SocketFile;
 use crate::source::Source;
-use crate::threads;
 use crate::transport::{Peer, Transport};
 
 /// Where connections come from.
 pub(crate) enum Bound {
-    Tcp(Async<TcpListener>),
-    Unix {
-        socket: Async<UnixListener>,
-        /// Dropped after the socket. `None` if there is no file.
+    /// A listening socket, TCP or Unix.
+    Socket {
+        socket: Async<socket2::Socket>,
+        /// The file of a Unix socket. Dropped after the socket.
         file: Option<SocketFile>,
     },
     /// Not a socket: connections that come from elsewhere.
-    Other(Source),
+    Source(Source),
+    /// No connection comes any more. The `failure` is the reason, if the server did not want that.
+    Closed { failure: Option<String> },
 }
 
 impl Bound {
-    /// Makes it of a socket that listens on `address`. `file` finds the file of a Unix socket.
-    pub(crate) fn of(
-        socket: socket2::Socket,
-        address: &Address,
-        keepalive: Option<Duration>,
-        file: impl FnOnce(&Path) -> Option<SocketFile>,
-    ) -> io::Result<Self> {
-        threads::check()?;
-        Ok(match address {
-            Address::Unix(path) => {
-                Self::Unix { socket: Async::new(UnixListener::from(socket))?, file: file(path) }
-            }
-            Address::Abstract(_) => {
-                Self::Unix { socket: Async::new(UnixListener::from(socket))?, file: None }
-            }
-            _ => Self::Tcp(tcp(socket, keepalive)?),
-        })
-    }
-
-    /// Returns the next connection, or wakes `cx` when there is one.
+    /// Returns the next connection, or wakes `cx` when there is one. Returns `None` once closed.
+    /// Closes a source that has panicked.
     pub(crate) fn poll_accept(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<(Transport, Peer)>> {
+    ) -> Poll<Option<io::Result<(Transport, Peer)>>> {
+        let socket = match self {
+            Self::Socket { socket, .. } => socket,
+            Self::Source(source) => {
+                let next = source.poll_accept(cx);
+                let Some(failure) = source.failure() else { return next.map(Some) };
+                log::error!("{failure}");
+                *self = Self::Closed { failure: Some(failure.to_owned()) };
+                return Poll::Ready(None);
+            }
+            Self::Closed { .. } => return Poll::Ready(None),
+        };
         loop {
-            let accepted = match self {
-                Self::Tcp(socket) => socket.get_ref().accept().and_then(|(stream, addr)| {
-                    Ok((Transport::Plain(Socket::tcp(Async::new(stream)?)), Peer::canonical(addr)))
-                }),
-                Self::Unix { socket, .. } => socket.get_ref().accept().and_then(|(stream, _)| {
-                    Ok((Transport::Plain(Socket::unix(stream)?), Peer::Unix))
-                }),
-                Self::Other(source) => return source.poll_accept(cx),
-            };
-            match accepted {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(self.poll_readable(cx))?;
-                }
+            match accept(socket.get_ref()) {
                 // The kernel takes a descriptor before it looks at the queue, and complains even if
                 // the queue is empty.
-                Err(error) if !is_of_one_connection(&error) && !self.has_queue() => {
-                    ready!(self.poll_readable(cx))?;
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock
+                        || !(is_of_one_connection(&error) || has_queue(socket)) =>
+                {
+                    ready!(socket.poll_readable(cx))?;
                 }
-                accepted => return Poll::Ready(accepted),
+                accepted => return Poll::Ready(Some(accepted)),
             }
         }
     }
 
-    /// Returns why no connection will come any more. Returns `None` for a socket, because a socket
-    /// never fails for good.
+    /// Closes, whatever is queued.
+    pub(crate) fn close(&mut self) {
+        if !matches!(self, Self::Closed { .. }) {
+            *self = Self::Closed { failure: None };
+        }
+    }
+
+    /// Returns `Ready` if a client is in the queue, and leaves it there. Always returns `Pending`
+    /// where there is no socket, because nothing else has a queue to look at.
+    pub(crate) fn poll_queue(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self::Socket { socket, .. } = self else { return Poll::Pending };
+        // The first event may be an old one that an accept has answered already.
+        for _ in 0..2 {
+            if has_queue(socket) {
+                return Poll::Ready(());
+            }
+            let _ = ready!(socket.poll_readable(cx));
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Returns the reason for being closed, if the server did not want that.
     pub(crate) fn failure(&self) -> Option<&str> {
-        match self {
-            Self::Other(source) => source.failure(),
-            Self::Tcp(_) | Self::Unix { .. } => None,
-        }
-    }
-
-    /// Returns `true` if a client waits, or if that cannot be known.
-    pub(crate) fn has_queue(&self) -> bool {
-        let Some(socket) = self.socket() else { return true };
-        let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
-        poll(&mut fds, Some(&Timespec::default())) != Ok(0)
-    }
-
-    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(socket) => socket.poll_readable(cx),
-            Self::Unix { socket, .. } => socket.poll_readable(cx),
-            Self::Other(_) => Poll::Ready(Ok(())),
-        }
+        let Self::Closed { failure } = self else { return None };
+        failure.as_deref()
     }
 
     pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Self::Tcp(socket) => Some(socket.as_fd()),
-            Self::Unix { socket, .. } => Some(socket.as_fd()),
-            Self::Other(_) => None,
-        }
+        let Self::Socket { socket, .. } = self else { return None };
+        Some(socket.as_fd())
+    }
+
+    /// Returns the file of a Unix socket.
+    pub(crate) fn file(&self) -> Option<&SocketFile> {
+        let Self::Socket { file, .. } = self else { return None };
+        file.as_ref()
     }
 }
 
-/// Whether an error of `accept` concerns only the connection that it took off the queue.
+fn accept(socket: &socket2::Socket) -> io::Result<(Transport, Peer)> {
+    let (stream, peer) = socket.accept()?;
+    Ok(match peer.as_socket() {
+        Some(addr) => {
+            let stream = Async::new(TcpStream::from(stream))?;
+            (Transport::Plain(Socket::tcp(stream)), Peer::canonical(addr))
+        }
+        None => (Transport::Plain(Socket::unix(UnixStream::from(stream))?), Peer::Unix),
+    })
+}
+
+/// Returns `true` if a client waits, or if that cannot be known.
+fn has_queue(socket: &Async<socket2::Socket>) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())) != Ok(0)
+}
+
+/// Returns `true` if an error of `accept` concerns only the connection that it took off the queue.
 pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -137,39 +143,5 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
 /// Returns `true` if an error of `accept` says that the socket does not listen any more. Another
 /// process that has it, too, has shut it down, and the kernel has reset the queue.
 pub(crate) fn is_of_no_listener(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
-}
-
-/// Prepares a listening TCP socket for use here. `keepalive` is the option of
-/// [`ListenOptions::keepalive`](crate::ListenOptions::keepalive).
-pub(crate) fn tcp(
-    socket: socket2::Socket,
-    keepalive: Option<Duration>,
-) -> io::Result<Async<TcpListener>> {
-    // Accepted sockets inherit these options. The server writes responses whole, so waiting for
-    // more bytes would gain nothing.
-    socket.set_tcp_nodelay(true)?;
-    // It may be set on an inherited socket. The close of a connection would then block the worker,
-    // or reset the connection.
-    socket.set_linger(None)?;
-    match keepalive.filter(|silence| !silence.is_zero()) {
-        Some(silence) => socket.set_tcp_keepalive(&probes_after(silence))?,
-        // The option may be set on an inherited socket.
-        None => socket.set_keepalive(false)?,
-    }
-    Async::new(TcpListener::from(socket))
-}
-
-/// Returns the option for six probes, one every 10 s, of a client that has been silent for
-/// `silence`.
-fn probes_after(silence: Duration) -> TcpKeepalive {
-    /// The longest time that Linux takes.
-    const LONGEST: Duration = Duration::from_secs(32_767);
-    let silence = silence.min(LONGEST);
-    let seconds = silence.as_secs() + u64::from(silence.subsec_nanos() > 0);
-    let probes = TcpKeepalive::new().with_time(Duration::from_secs(seconds));
-    // The other systems use an interval and a number of their own.
-    #[cfg(not(any(target_os = "openbsd", target_os = "haiku", target_os = "solaris")))]
-    let probes = probes.with_interval(Duration::from_secs(10)).with_retries(6);
-    probes
+    Errno::from_io_error(error) == Some(Errno::INVAL)
 }

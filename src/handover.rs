@@ -13,18 +13,18 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_io::{Async, Timer};
 use futures_lite::FutureExt;
 use rustix::io::ioctl_fionread;
 use rustix::process::Signal;
+use smol::lock::Mutex;
 use socket2::SockRef;
 
-use crate::inherited::{FDS, FIRST, HANDOVER, NAMES, PID};
 use crate::listener::Listener;
 use crate::notify::{MANAGER, Notify, SOCKET, TAKEN};
+use crate::passing::{FDS, FIRST, HANDOVER, NAMES, PID};
 use crate::pid_file;
 use crate::spawn::{Child, Program};
 
@@ -85,11 +85,11 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
         let message = "this is process 1, with which the container ends";
         return Err(io::Error::new(io::ErrorKind::Unsupported, message));
     }
-    let _one = One::at_a_time()?;
-    let listeners = &reachable(listeners)[..];
+    let already = |message: String| io::Error::new(io::ErrorKind::AlreadyExists, message);
+    let lock = RESTART_LOCK.try_lock();
+    let _lock = lock.ok_or_else(|| already("a successor is being started already".into()))?;
     if let Some(listener) = listeners.iter().find(|listener| listener.is_handed_over()) {
-        let message = format!("{} was handed over already", listener.address());
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+        return Err(already(format!("{} was handed over already", listener.address())));
     }
     if env::var_os("SUPERVISOR_ENABLED").is_some() {
         log::warn!(
@@ -97,33 +97,13 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
              the successor; restart with supervisorctl instead"
         );
     }
-    let mailbox = Mailbox::new()?;
-    let mut successor = Starting::new(program(listeners, &mailbox)?)?;
-    let pid = successor.child.id();
+    let listeners: Vec<_> = listeners.iter().filter(|listener| is_reachable(listener)).collect();
+    let readiness = ReadinessSocket::new()?;
+    let child = program(&listeners, &readiness)?.spawn()?;
+    let pid = child.id();
+    let mut successor = Starting { child, is_ready: false };
     log::info!("waiting for the successor, process {pid}, to be ready");
-
-    let ready = mailbox.ready();
-    let ended = async {
-        let status = successor.child.ended().await;
-        Err(io::Error::other(format!("the successor has ended before it was ready: {status}")))
-    };
-    let late = async {
-        Timer::after(patience).await;
-        let message = format!(
-            "the successor was not ready within {patience:?}: no READY=1 came to NOTIFY_SOCKET"
-        );
-        Err(io::Error::new(io::ErrorKind::TimedOut, message))
-    };
-    let told = ready.or(ended).or(late).await;
-    // A successor that reports ready and then exits counts as failed.
-    Timer::after(SECOND_LOOK).await;
-    let told = match (told, successor.child.try_wait()) {
-        (Ok(_), Some(status)) => {
-            Err(io::Error::other(format!("the successor was ready and has ended: {status}")))
-        }
-        (told, _) => told,
-    };
-    let taken = match told {
+    let taken = match successor.ready(&readiness, patience).await {
         Ok(taken) => taken,
         Err(error) => {
             successor.end(patience).await;
@@ -131,12 +111,11 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
             return Err(error);
         }
     };
-    successor.is_ready = true;
     for (fd, listener) in (FIRST..).zip(listeners) {
         // A socket that the successor has not taken stays this process's, which empties and closes
         // it.
         if taken.as_ref().is_none_or(|taken| taken.contains(&fd)) {
-            listener.hand_over();
+            listener.ownership().hand_over();
         } else {
             let address = listener.address();
             log::warn!("the successor does not listen on {address}, which is closed now");
@@ -146,37 +125,40 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
     Ok(pid)
 }
 
-/// Returns the listeners that the successor gets: all but the Unix sockets of this process whose
-/// file was removed. The successor binds those anew, so that clients find them again.
-fn reachable(listeners: &[Listener]) -> Vec<Listener> {
-    let is_reachable = |listener: &&Listener| {
-        if listener.has_another_file() {
+/// Held during a restart: two successors would both take the sockets for their own.
+static RESTART_LOCK: Mutex<()> = Mutex::new(());
+
+/// Returns `true` if the successor gets this listener: any but a Unix socket of this process whose
+/// file was removed. The successor binds that one anew, so that clients find it again.
+fn is_reachable(listener: &Listener) -> bool {
+    let address = listener.address();
+    match listener.has_its_file() {
+        Ok(false) => {
             // The successor could not bind it anew, and would not serve the other addresses then.
-            let address = listener.address();
             log::warn!(
                 "another file has the name of {address}, so no client finds this socket; remove \
                  that file, or stop who listens on it, and start a successor again"
             );
-            return true;
+            true
         }
-        if !listener.has_lost_its_file() {
-            return true;
-        }
-        let remedy = match listener.is_own() {
-            true => "the successor binds it anew",
-            false => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let is_own = listener.ownership().is_own();
+            let remedy = if is_own {
+                "the successor binds it anew"
+            } else {
                 "start the program that passes this socket again, such as its systemd socket unit"
-            }
-        };
-        let address = listener.address();
-        log::warn!("the file of {address} was removed, so no client finds this socket; {remedy}");
-        !listener.is_own()
-    };
-    listeners.iter().filter(is_reachable).cloned().collect()
+            };
+            log::warn!(
+                "the file of {address} was removed, so no client finds this socket; {remedy}"
+            );
+            !is_own
+        }
+        _ => true,
+    }
 }
 
 /// Returns the program as it was started, with the sockets from descriptor 3 on.
-fn program(listeners: &[Listener], mailbox: &Mailbox) -> io::Result<Program> {
+fn program(listeners: &[&Listener], readiness: &ReadinessSocket) -> io::Result<Program> {
     let mut words = env::args_os();
     // Not `current_exe`: that would be the file that runs now, even if another has its name.
     let name = match words.next().filter(|word| !word.is_empty()) {
@@ -187,14 +169,14 @@ fn program(listeners: &[Listener], mailbox: &Mailbox) -> io::Result<Program> {
 
     let mut names = Vec::new();
     let mut handover = Vec::new();
-    for listener in listeners {
-        let named = |error: io::Error| {
+    for (fd, listener) in (FIRST..).zip(listeners) {
+        let (socket, passed) = listener.pass(fd).map_err(|error| {
             let message = format!("cannot hand over {}: {error}", listener.address());
             io::Error::new(error.kind(), message)
-        };
-        program.pass(listener.copy().map_err(named)?);
-        names.push(listener.name().unwrap_or_default());
-        handover.push(listener.handed().map_err(named)?.to_string());
+        })?;
+        program.pass(socket);
+        handover.push(passed.to_string());
+        names.push(passed.name.unwrap_or_default());
     }
     program.set(FDS, listeners.len().to_string());
     program.set(NAMES, names.join(":"));
@@ -206,31 +188,10 @@ fn program(listeners: &[Listener], mailbox: &Mailbox) -> io::Result<Program> {
         Some(manager) => program.set(MANAGER, manager),
         None => program.unset(MANAGER),
     }
-    program.set(SOCKET, mailbox.path.clone());
+    program.set(SOCKET, readiness.path.clone());
     // The watchdog's interval holds for the successor, too.
     program.unset("WATCHDOG_PID");
     Ok(program)
-}
-
-/// There is one restart at a time: two successors would both take the sockets for their own.
-struct One;
-
-static UNDER_WAY: AtomicBool = AtomicBool::new(false);
-
-impl One {
-    fn at_a_time() -> io::Result<Self> {
-        if UNDER_WAY.swap(true, Ordering::AcqRel) {
-            let message = "a successor is being started already";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
-        }
-        Ok(Self)
-    }
-}
-
-impl Drop for One {
-    fn drop(&mut self) {
-        UNDER_WAY.store(false, Ordering::Release);
-    }
 }
 
 /// A successor that is not ready yet.
@@ -240,29 +201,54 @@ struct Starting {
 }
 
 impl Starting {
-    fn new(program: Program) -> io::Result<Self> {
-        Ok(Self { child: program.spawn()?, is_ready: false })
+    /// Waits until the successor says that it is ready, and then for [`SECOND_LOOK`]. Returns the
+    /// descriptors that it has taken, if it says so.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the successor ends before that, or is not ready within `patience`.
+    async fn ready(
+        &mut self,
+        readiness: &ReadinessSocket,
+        patience: Duration,
+    ) -> io::Result<Option<Vec<RawFd>>> {
+        let ended = async {
+            let status = self.child.ended().await;
+            Err(io::Error::other(format!("the successor has ended before it was ready: {status}")))
+        };
+        let late = async {
+            Timer::after(patience).await;
+            let message = format!(
+                "the successor was not ready within {patience:?}: no READY=1 came to NOTIFY_SOCKET"
+            );
+            Err(io::Error::new(io::ErrorKind::TimedOut, message))
+        };
+        let taken = readiness.ready().or(ended).or(late).await;
+        // A successor that reports ready and then exits counts as failed.
+        Timer::after(SECOND_LOOK).await;
+        if let (Ok(_), Some(status)) = (&taken, self.child.try_wait()) {
+            let message = format!("the successor was ready and has ended: {status}");
+            return Err(io::Error::other(message));
+        }
+        self.is_ready = taken.is_ok();
+        taken
     }
 
-    /// Ends it, gently first: it may have accepted connections, and gets `patience` for them.
+    /// Ends the successor, gently first: it may have accepted connections, and gets `patience` for
+    /// them.
     async fn end(&mut self, patience: Duration) {
         if self.child.try_wait().is_none() {
             self.child.signal(Signal::TERM);
         }
-        let ended = async {
-            self.child.ended().await;
-            true
-        };
+        let ended = async { Some(self.child.ended().await) };
         let late = async {
             Timer::after(patience.max(LAST_CHANCE)).await;
-            false
+            None
         };
-        if !ended.or(late).await {
+        if ended.or(late).await.is_none() {
             self.child.signal(Signal::KILL);
             self.child.ended().await;
         }
-        // From here on there is nothing to be ended.
-        self.is_ready = true;
     }
 }
 
@@ -280,14 +266,14 @@ const LAST_CHANCE: Duration = Duration::from_secs(5);
 /// How long a successor that is ready is looked at, until it is trusted.
 const SECOND_LOOK: Duration = Duration::from_millis(50);
 
-/// Where the successor says that it is ready: a socket in a directory that is nobody else's.
-struct Mailbox {
+/// The socket to which the successor says that it is ready, in a directory of this user's alone.
+struct ReadinessSocket {
     directory: PathBuf,
     path: PathBuf,
     socket: Async<UnixDatagram>,
 }
 
-impl Mailbox {
+impl ReadinessSocket {
     fn new() -> io::Result<Self> {
         let directory = Self::directory();
         let named = |error: io::Error| {
@@ -300,9 +286,8 @@ impl Mailbox {
         DirBuilder::new().mode(0o700).create(&directory).map_err(named)?;
         let path = directory.join("notify");
         let socket = UnixDatagram::bind(&path).and_then(Async::new).map_err(|error| {
-            // There is no `Mailbox` yet whose drop would remove them.
-            let _ = fs::remove_file(&path);
-            let _ = fs::remove_dir(&directory);
+            // There is no `ReadinessSocket` yet whose drop would remove it.
+            let _ = fs::remove_dir_all(&directory);
             named(error)
         })?;
         Ok(Self { directory, path, socket })
@@ -349,9 +334,8 @@ fn datagram(socket: &UnixDatagram) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-impl Drop for Mailbox {
+impl Drop for ReadinessSocket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-        let _ = fs::remove_dir(&self.directory);
+        let _ = fs::remove_dir_all(&self.directory);
     }
 }

@@ -20,8 +20,8 @@ use sd_notify::NotifyState;
 use socket2::{SockAddr, SockRef};
 
 use crate::error::reason;
-use crate::inherited::HANDOVER;
 use crate::outcome::Draining;
+use crate::passing::HANDOVER;
 
 /// Where the service manager listens.
 pub(crate) const SOCKET: &str = "NOTIFY_SOCKET";

@@ -3,16 +3,14 @@
 //! Asks the kernel each time, because a program also has sockets that this library did not open.
 //! Takes, copies and closes nothing.
 
-use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::fd::{BorrowedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 
 use rustix::io::{FdFlags, fcntl_getfd};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 
 use crate::address::Address;
 
@@ -23,7 +21,7 @@ pub(crate) struct OwnSocket {
     pub(crate) address: Address,
     /// A socket on `[::]` leaves IPv4 alone.
     is_only_v6: bool,
-    /// The process was started with it, and nobody has taken it.
+    /// The process was started with it, and the program has not taken it.
     pub(crate) is_passed: bool,
 }
 
@@ -48,7 +46,7 @@ impl OwnSocket {
         let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
         let flags = fcntl_getfd(borrowed).ok()?;
         let socket = SockRef::from(&borrowed);
-        let address = address_of(&socket).ok()?;
+        let address = Address::of(&socket).ok()?;
         let is_only_v6 = socket.only_v6().unwrap_or(false);
         // A descriptor that was passed has survived an exec. One that this program has opened
         // itself would not.
@@ -76,42 +74,24 @@ pub(crate) struct TcpSpan {
 impl TcpSpan {
     /// Returns `true` if the two sockets cannot both listen.
     pub(crate) fn overlaps(self, other: Self) -> bool {
-        self.includes(other) || other.includes(self)
+        self.includes(other.addr) || other.includes(self.addr)
     }
 
-    /// Returns `true` if this socket serves all clients of `other`, or at least those of one
-    /// family.
-    pub(crate) fn includes(self, other: Self) -> bool {
-        let ip = other.addr.ip().to_canonical();
+    /// Returns `true` if this socket serves all clients of `addr`, or at least those of one family.
+    pub(crate) fn includes(self, addr: SocketAddr) -> bool {
+        let ip = addr.ip().to_canonical();
         let includes_ip = match self.addr.ip().to_canonical() {
             IpAddr::V4(own) if own.is_unspecified() => ip.is_ipv4(),
             IpAddr::V6(Ipv6Addr::UNSPECIFIED) => ip.is_ipv6() || !self.is_only_v6,
             own => own == ip,
         };
-        self.addr.port() == other.addr.port() && includes_ip
+        self.addr.port() == addr.port() && includes_ip
     }
 }
 
-/// Returns the address of a listening stream socket.
-pub(crate) fn address_of(socket: &Socket) -> io::Result<Address> {
-    if socket.r#type()? != Type::STREAM || !socket.is_listener().unwrap_or(false) {
-        return Err(invalid("is not a socket that listens for connections"));
-    }
-    let addr = socket.local_addr()?;
-    if let Some(addr) = addr.as_socket() {
-        return Ok(Address::Tcp(addr));
-    }
-    if socket.domain()? != Domain::UNIX {
-        return Err(invalid("is no TCP and no Unix socket"));
-    }
-    Ok(match (addr.as_pathname(), addr.as_abstract_namespace()) {
-        (None, Some(name)) => Address::Abstract(OsStr::from_bytes(name).to_owned()),
-        (path, _) => Address::Unix(path.unwrap_or(Path::new("")).to_owned()),
-    })
-}
-
-fn invalid(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, what)
+/// Returns the inode of a socket, which tells the socket from all others.
+pub(crate) fn inode(socket: impl AsFd) -> io::Result<u64> {
+    Ok(File::from(socket.as_fd().try_clone_to_owned()?).metadata()?.ino())
 }
 
 #[cfg(test)]

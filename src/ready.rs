@@ -1,9 +1,10 @@
-//! [`ready`]: tells the manager that a program with `serve` serves.
+//! [`ready`]: tells the predecessor or the manager that this process serves.
 //!
-//! Does for such a program what `run` does by itself. Keeps no state, and sends nothing later.
+//! For a program with `serve`, and for `run`. Keeps no state, and sends nothing later.
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::inherited;
 use crate::listener::Listener;
@@ -43,11 +44,23 @@ use crate::notify::Notify;
 /// # }
 /// ```
 pub fn ready(listeners: &[Listener]) -> io::Result<()> {
+    report(&Arc::new(Notify::from_env()), "serving", listeners)
+}
+
+/// Tells the process that waits for this one that it serves on `listeners`. A manager shows the
+/// `status`.
+///
+/// # Errors
+///
+/// Returns the errors of [`ready`].
+pub(crate) fn report(notify: &Arc<Notify>, status: &str, listeners: &[Listener]) -> io::Result<()> {
     inherited::close_unclaimed();
     let taken: Vec<_> = listeners.iter().filter_map(Listener::handed_as).collect();
-    let notify = Arc::new(Notify::from_env());
-    if notify.ready("serving", &taken)? {
-        listeners.iter().for_each(|listener| listener.take_over(&notify));
+    if notify.ready(status, &taken)? {
+        for listener in listeners {
+            let predecessor = notify.clone();
+            listener.ownership().take_over(Instant::now(), move || predecessor.is_awaited());
+        }
     }
     Ok(())
 }

@@ -35,41 +35,33 @@ impl SocketFile {
     }
 
     /// Returns where the file is.
-    #[cfg(feature = "restart")]
     pub(crate) fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Returns `true` if the file has been removed, for example by what cleans up /tmp.
-    #[cfg(feature = "restart")]
-    pub(crate) fn is_removed(&self) -> bool {
-        identity(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
     /// Removes the file while the socket still listens, so that no other server can have put its
     /// own in its place. The caller knows that no other process has the socket.
     pub(crate) fn remove(&self) {
-        if self.is_there() {
+        if self.is_there().unwrap_or(false) {
             // A failure does no harm, because the next server finds the file stale and replaces it.
             let _ = fs::remove_file(&self.path);
         }
     }
 
-    /// Returns `true` if another file has taken the name of the file.
-    #[cfg(feature = "restart")]
-    pub(crate) fn is_replaced(&self) -> bool {
-        identity(&self.path).is_ok_and(|identity| identity != self.identity)
-    }
-
-    /// Returns `true` if the name of the file is still that of this very file.
-    fn is_there(&self) -> bool {
-        identity(&self.path).is_ok_and(|identity| identity == self.identity)
+    /// Returns `true` if the file is there, and `false` if another file has taken its name.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`io::ErrorKind::NotFound`] if the file was removed, for example by what cleans up
+    /// /tmp.
+    pub(crate) fn is_there(&self) -> io::Result<bool> {
+        Ok(identity(&self.path)? == self.identity)
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.is_there() && is_stale(&self.path).unwrap_or(false) {
+        if self.is_there().unwrap_or(false) && is_stale(&self.path).unwrap_or(false) {
             self.remove();
         }
     }
@@ -109,10 +101,10 @@ fn probe(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Returns the device and the inode of the file to which `path` leads, by symbolic links too.
-pub(crate) fn identity_behind(path: &Path) -> Option<(u64, u64)> {
-    let metadata = fs::metadata(path).ok()?;
-    Some((metadata.dev(), metadata.ino()))
+/// Returns `true` if the two paths lead to the same file, by symbolic links too.
+pub(crate) fn is_same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Returns device and inode.

@@ -38,23 +38,22 @@ impl Source {
     ) -> Poll<io::Result<(Transport, Peer)>> {
         let Some(stream) = &mut self.stream else { return Poll::Pending };
         match catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx))) {
-            Ok(Poll::Ready(Some(connection))) => Poll::Ready(connection.map(|connection| {
-                let peer = connection.peer();
-                (connection.into_transport(None, None), peer)
-            })),
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(None)) => {
-                self.end();
-                Poll::Pending
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(Some(connection))) => {
+                return Poll::Ready(connection.map(|connection| {
+                    let peer = connection.peer();
+                    (connection.into_transport(None, None), peer)
+                }));
             }
+            Ok(Poll::Ready(None)) => {}
             Err(panic) => {
                 let (place, told) = (self.place, message(&*panic));
                 let failure = format!("the source of connections of {place} has panicked: {told}");
                 self.failure = Some(failure);
-                self.end();
-                Poll::Pending
             }
         }
+        self.end();
+        Poll::Pending
     }
 
     /// Returns the message of the stream's panic, if there was one.

@@ -2,7 +2,7 @@
 //! it, above all for TLS.
 //!
 //! Invariant: a panic of the program's part is an error of one connection (rule S17), and
-//! [`Handshakes`] counts every connection on which the program's part fails. `exchange.rs`
+//! [`Handshakes`] counts every connection on which the program's part fails. `handshake.rs`
 //! limits how long that part may take.
 
 use std::any::Any;
