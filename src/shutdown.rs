@@ -1063,7 +1063,7 @@ mod tests {
     /// job and its guard.
     #[test]
     fn a_job_comes_with_its_guard() {
-        let shutdown = Shutdown::new();
+        let shutdown = Shutdown::new().grace(Duration::ZERO);
         let token = shutdown.token();
         let (post, jobs) = smol::channel::unbounded();
         {

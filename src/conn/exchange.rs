@@ -16,8 +16,9 @@ use super::handler::{Failure, answer_fault, apology, ask};
 use super::leave::leave;
 use crate::orders::Order;
 use crate::seat::Seat;
+use crate::wire::asked::Asked;
 use crate::wire::head::Head;
-use crate::wire::response::{Asked, Reply, plain, upgrades};
+use crate::wire::response::{Reply, plain, upgrades};
 use crate::wire::{Broken, Gate, Idle, Rest};
 
 /// A connection that serves requests.

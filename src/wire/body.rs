@@ -12,6 +12,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use super::field::{FRAMING_FIELDS, is_early, is_one_of, is_token_byte};
+
 /// Digits of a chunk size, leading zeros included. Sixteen cannot overflow a `u64`.
 const MAX_SIZE_DIGITS: usize = 16;
 
@@ -28,17 +30,6 @@ const MAX_TRAILER_BYTES: usize = 4 * 1024;
 
 /// Field lines in the trailer section. async-h1 takes as many and no more.
 const MAX_TRAILER_FIELDS: usize = 16;
-
-/// Fields that would frame the message anew: as a trailer, they are refused.
-const FRAMING_FIELDS: &str = "content-length transfer-encoding";
-
-/// Fields that say how to route, read, authorise or answer the message, and so are needed before
-/// its body (RFC 9110 section 6.5.1): as a trailer, they are dropped.
-const EARLY_FIELDS: &str = "authorization cache-control connection content-encoding content-range content-type \
-    cookie expect forwarded host keep-alive max-forwards pragma range set-cookie te trailer upgrade x-real-ip";
-
-/// How the names of further such fields begin.
-const EARLY_PREFIXES: &str = "if- proxy- x-forwarded-";
 
 /// How a request's body is delimited; decided once, from its head (rule W3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -336,30 +327,6 @@ fn fit_to_hand_on(section: &[u8]) -> Result<Cow<'_, [u8]>, Malformed> {
     // The bound holds for what is handed on, too.
     let is_too_long = fit.len() + 2 > MAX_TRAILER_BYTES;
     if is_too_long { Err(Malformed::TRAILER_TOO_LONG) } else { Ok(Cow::Owned(fit)) }
-}
-
-/// Returns `true` if a field of this name must not come as a trailer.
-fn is_early(name: &[u8]) -> bool {
-    let begins =
-        |prefix: &str| name.len() >= prefix.len() && is_one_of(&name[..prefix.len()], prefix);
-    is_one_of(name, EARLY_FIELDS) || EARLY_PREFIXES.split(' ').any(begins)
-}
-
-/// Returns `true` if neither a request nor a response may send a field of this name behind its
-/// body.
-pub(crate) fn is_forbidden_trailer(name: &[u8]) -> bool {
-    is_one_of(name, FRAMING_FIELDS) || is_early(name)
-}
-
-/// Returns `true` if a field name is one of `names`, which spaces separate.
-pub(crate) fn is_one_of(name: &[u8], names: &str) -> bool {
-    names.split(' ').any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
-}
-
-/// Returns `true` if a byte may be part of a token, for example of a field name or a method
-/// (`tchar`, RFC 9110 section 5.6.2).
-pub(super) fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]

@@ -15,7 +15,8 @@ use http_types::{Method, StatusCode, Version};
 use httparse::Header;
 use memchr::{memchr, memchr_iter};
 
-use super::body::{Framing, is_token_byte};
+use super::body::Framing;
+use super::field::is_token_byte;
 
 /// How large a head may be.
 #[derive(Debug, Clone, Copy)]

@@ -5,9 +5,11 @@
 //! (rules W1, W2). A [`Gate`] lives while a connection is active, and an idle connection has none
 //! (rule W12). The gate takes no decision on stopping and sends only what it is given.
 
+pub(crate) mod asked;
 pub(crate) mod body;
 pub(crate) mod buffer;
 pub(crate) mod fault;
+mod field;
 pub(crate) mod head;
 mod idle;
 mod incoming;

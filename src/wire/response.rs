@@ -18,8 +18,8 @@ use http_types::headers::{
 use http_types::other::Date;
 use http_types::{Body, Method, Response, StatusCode, Version};
 
-use super::body::is_token_byte;
-use super::head;
+use super::asked::{Asked, has_no_body};
+use super::field::{is_clean, is_token};
 use super::outgoing::Outgoing;
 use super::trailers::{LAST_CHUNK, Trailers};
 
@@ -94,21 +94,6 @@ pub(super) enum Filled {
     Slice,
     /// There is no more.
     Whole,
-}
-
-/// Holds what of the request decides how it is answered.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Asked {
-    pub(crate) method: Method,
-    pub(crate) version: Version,
-    /// Set if the client accepts trailers.
-    pub(crate) accepts_trailers: bool,
-}
-
-impl Asked {
-    pub(crate) fn by(head: &head::Head) -> Self {
-        Self { method: head.method, version: head.version, accepts_trailers: head.accepts_trailers }
-    }
 }
 
 /// Returns `true` if `response` hands the connection over to another protocol (RFC 9110 section
@@ -376,13 +361,6 @@ const LONG: u64 = 16 * 1024;
 const LENGTH: &[u8] = b"\r\ncontent-length: ";
 const CODING: &[u8] = b"\r\ntransfer-encoding: ";
 
-/// RFC 9110 sections 15.2, 15.3.5 and 15.4.5.
-pub(super) fn has_no_body(status: StatusCode) -> bool {
-    status.is_informational()
-        || status == StatusCode::NoContent
-        || status == StatusCode::NotModified
-}
-
 /// Holds what is to be known of a response's fields before it is sent.
 #[derive(Default)]
 struct Fields {
@@ -425,16 +403,6 @@ impl Fields {
         }
         Ok(fields)
     }
-}
-
-/// Returns `true` if a field may have this value (RFC 9110 section 5.5).
-pub(super) fn is_clean(value: &str) -> bool {
-    !value.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | 0))
-}
-
-/// Returns `true` if a field may have this name (RFC 9110 section 5.1).
-pub(super) fn is_token(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(is_token_byte)
 }
 
 /// Makes an empty body that declares a length.

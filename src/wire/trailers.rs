@@ -15,8 +15,8 @@ use http_types::{Method, Response, Version, trailers};
 
 use crate::log_limit::LogLimit;
 
-use super::body;
-use super::response::{Asked, has_no_body, is_clean, is_token};
+use super::asked::{Asked, has_no_body};
+use super::field::{is_clean, is_forbidden_trailer, is_one_of, is_token};
 
 /// Holds back the last chunk of a response's body until the handler has sent its trailers.
 pub(super) struct Trailers {
@@ -29,7 +29,7 @@ pub(super) struct Trailers {
 pub(super) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// Lists the fields that control what a client does with a response, because the client needs them
-/// before the body (RFC 9110 section 6.5.1). `body.rs` lists the fields that requests may not send
+/// before the body (RFC 9110 section 6.5.1). `field.rs` lists the fields that requests may not send
 /// as trailers either.
 const RESPONSE_CONTROLS: &str =
     "age date expires location retry-after vary warning www-authenticate";
@@ -130,7 +130,7 @@ fn judge(name: &str, values: &HeaderValues) -> Result<(), &'static str> {
         return Err("it is not a valid field");
     }
     let name = name.as_bytes();
-    if body::is_forbidden_trailer(name) || body::is_one_of(name, RESPONSE_CONTROLS) {
+    if is_forbidden_trailer(name) || is_one_of(name, RESPONSE_CONTROLS) {
         return Err("clients need it before the body");
     }
     Ok(())
