@@ -21,15 +21,15 @@ use smol::channel;
 
 use crate::error::{ServeError, reason};
 use crate::listen::Listen;
-use crate::notify::Notify;
-use crate::obey::REPEAT_WINDOW;
-use crate::outcome::Outcome;
-use crate::pid_file::{PidFile, PidWriter};
-use crate::policy::{Action, Event, State};
-use crate::ready;
+use crate::restart::notify::Notify;
+use crate::restart::pid_file::{PidFile, PidWriter};
+use crate::restart::ready;
 use crate::server::{Running, Server, Stopping};
-use crate::shutdown::Shutdown;
-use crate::signals::{self, Received, STOP_SIGNALS, survive_full_files};
+use crate::stop::obey::REPEAT_WINDOW;
+use crate::stop::outcome::Outcome;
+use crate::stop::policy::{Action, Event, State};
+use crate::stop::shutdown::Shutdown;
+use crate::stop::signals::{self, Received, STOP_SIGNALS, survive_full_files};
 use crate::threads;
 
 /// Runs a server as a process until a signal stops it, with [`Process::default`]'s settings.
@@ -418,7 +418,7 @@ type Successor<'a> = Pin<Box<dyn Future<Output = io::Result<u32>> + 'a>>;
 
 #[cfg(feature = "restart")]
 fn start_successor(running: &Running, patience: Duration) -> Successor<'_> {
-    Box::pin(crate::handover::restart(running.listeners(), patience))
+    Box::pin(crate::restart::handover::restart(running.listeners(), patience))
 }
 
 #[cfg(not(feature = "restart"))]

@@ -11,11 +11,11 @@ use async_io::Timer;
 use futures_lite::FutureExt;
 
 use super::Conn;
-use crate::activity::Doing;
-use crate::connection::Connection;
-use crate::orders::Order;
-use crate::transport::Peer;
-use crate::wrapper::Wrapper;
+use crate::listen::wrapper::Wrapper;
+use crate::stop::activity::Doing;
+use crate::stop::orders::Order;
+use crate::stream::connection::Connection;
+use crate::stream::transport::Peer;
 
 impl Conn<'_> {
     /// Waits for the client's first byte, as for a request's (rule S7), and lets the listener's

@@ -8,8 +8,8 @@ use std::mem;
 use std::task::{Context, Poll};
 
 use super::Conn;
-use crate::activity::Doing;
-use crate::orders::Order;
+use crate::stop::activity::Doing;
+use crate::stop::orders::Order;
 use crate::wire::{Idle, Incoming};
 
 impl Conn<'_> {

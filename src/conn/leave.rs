@@ -11,10 +11,10 @@ use std::time::Duration;
 use async_io::Timer;
 use futures_lite::{FutureExt, future};
 
-use crate::activity::{Doing, Wait};
-use crate::orders::Order;
-use crate::seat::Seat;
-use crate::transport::Transport;
+use crate::stop::activity::{Doing, Wait};
+use crate::stop::orders::Order;
+use crate::stop::seat::Seat;
+use crate::stream::transport::Transport;
 use crate::wire::buffer::Buffer;
 
 /// Half-closes, and closes when no reset can take the last response away (rule S9; RFC 9112 section

@@ -18,15 +18,15 @@ use std::task::Poll;
 
 use futures_lite::FutureExt;
 
-use crate::activity::Doing;
 use crate::limits::Limits;
-use crate::orders::{Order, Orders};
-use crate::seat::Seat;
-use crate::shutdown::Shutdown;
-use crate::transport::Transport;
+use crate::listen::wrapper::Wrapper;
+use crate::stop::activity::Doing;
+use crate::stop::orders::{Order, Orders};
+use crate::stop::seat::Seat;
+use crate::stop::shutdown::Shutdown;
+use crate::stream::transport::Transport;
 use crate::wire::head::Bounds;
 use crate::wire::{Gate, Idle, Incoming};
-use crate::wrapper::Wrapper;
 use exchange::Active;
 use handler::Handler;
 use leave::leave;
@@ -139,9 +139,9 @@ fn until_aborted<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::seat::Seat;
-    use crate::socket::Socket;
-    use crate::transport::Peer;
+    use crate::stop::seat::Seat;
+    use crate::stream::socket::Socket;
+    use crate::stream::transport::Peer;
     use std::os::unix::net::UnixStream;
 
     /// Rule W12. Whatever `serve` keeps, each idle connection keeps.

@@ -8,7 +8,7 @@ use std::io;
 use std::task::{Context, Poll, ready};
 
 use super::incoming::Incoming;
-use crate::transport::Transport;
+use crate::stream::transport::Transport;
 
 /// A connection between two requests: its transport, and nothing else.
 pub(crate) struct Idle {

@@ -15,7 +15,7 @@ use super::body::{Chunked, Framing, Step};
 use super::buffer::Buffer;
 use super::fault::{BodyError, Lost};
 use super::head::{EMPTY_LINES, Head};
-use crate::transport::Transport;
+use crate::stream::transport::Transport;
 
 /// A connection's read buffer, with the message at its beginning.
 pub(crate) struct Incoming {
@@ -397,7 +397,7 @@ mod tests {
     use super::super::head::{self, Bounds};
     use super::super::idle::Idle;
     use super::*;
-    use crate::transport::Wrapped;
+    use crate::stream::transport::Wrapped;
     use futures_lite::{AsyncRead, AsyncWrite};
     use std::collections::VecDeque;
     use std::pin::Pin;

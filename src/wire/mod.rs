@@ -34,12 +34,12 @@ use http_types::{Request, StatusCode, upgrade};
 use log::Level;
 use smol::channel;
 
-use crate::activity::{Doing, Wait};
 use crate::client::Received;
-use crate::orders::Order;
-use crate::seat::{Describe, Seat};
-use crate::socket::Left;
-use crate::transport::Transport;
+use crate::stop::activity::{Doing, Wait};
+use crate::stop::orders::Order;
+use crate::stop::seat::{Describe, Seat};
+use crate::stream::socket::Left;
+use crate::stream::transport::Transport;
 use body::Framing;
 use head::{Bounds, Head};
 pub(crate) use idle::Idle;

@@ -7,9 +7,9 @@ use std::io;
 use std::task::{Context, Poll, ready};
 
 use super::buffer::Buffer;
-use crate::activity::{Activity, Doing, Wait};
-use crate::seat::Seat;
-use crate::transport::Transport;
+use crate::stop::activity::{Activity, Doing, Wait};
+use crate::stop::seat::Seat;
+use crate::stream::transport::Transport;
 
 /// A connection's write buffer.
 #[derive(Default)]

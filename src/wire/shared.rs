@@ -13,10 +13,10 @@ use super::buffer::Buffer;
 use super::fault::{BodyError, Lost};
 use super::head::{self, EMPTY_LINES};
 use super::incoming::{Incoming, Rest};
-use crate::activity::{Doing, Wait};
 use crate::lock::lock;
-use crate::seat::{Describe, Seat};
-use crate::transport::Transport;
+use crate::stop::activity::{Doing, Wait};
+use crate::stop::seat::{Describe, Seat};
+use crate::stream::transport::Transport;
 
 /// The lock around the shared part.
 pub(super) struct Wire(Mutex<Shared>);

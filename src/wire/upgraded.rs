@@ -14,7 +14,7 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use smol::channel::Sender;
 
 use super::shared::{Shared, Wire};
-use crate::transport::Transport;
+use crate::stream::transport::Transport;
 
 /// The raw stream, as its new owner reads and writes it.
 pub(super) struct Upgraded {

@@ -4,6 +4,19 @@
 //! Invariant: a TCP socket has its options before it accepts, because its connections inherit them.
 //! Does not accept, and does not close.
 
+pub(crate) mod address;
+mod bind;
+mod bind_error;
+mod bound;
+pub(crate) mod inherited;
+pub(crate) mod listener;
+mod own_sockets;
+mod ownership;
+pub(crate) mod passing;
+mod socket_file;
+mod source;
+pub(crate) mod wrapper;
+
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -13,15 +26,14 @@ use std::time::Duration;
 use async_io::Async;
 use socket2::{Socket, TcpKeepalive};
 
-use crate::address::Address;
-use crate::bind::{self, TcpBind};
-use crate::bind_error::BindError;
-use crate::bound::Bound;
 use crate::error::reason;
-use crate::inherited;
-use crate::listener::Listener;
-use crate::passing::Passed;
-use crate::socket_file::SocketFile;
+use crate::listen::address::Address;
+use crate::listen::bind::TcpBind;
+use crate::listen::bind_error::BindError;
+use crate::listen::bound::Bound;
+use crate::listen::listener::Listener;
+use crate::listen::passing::Passed;
+use crate::listen::socket_file::SocketFile;
 use crate::threads;
 
 /// A value that can be turned into a [`Listener`]: an address, its text, a listening socket of the
@@ -480,7 +492,7 @@ mod tests {
 
     use socket2::SockRef;
 
-    use crate::transport::{Peer, Transport};
+    use crate::stream::transport::{Peer, Transport};
 
     #[test]
     fn every_interface_means_both_families() {

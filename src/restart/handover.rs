@@ -22,11 +22,11 @@ use rustix::process::Signal;
 use smol::lock::Mutex;
 use socket2::SockRef;
 
-use crate::listener::Listener;
-use crate::notify::{MANAGER, Notify, SOCKET, TAKEN};
-use crate::passing::{FDS, FIRST, HANDOVER, NAMES, PID};
-use crate::pid_file;
-use crate::spawn::{Child, Program};
+use crate::listen::listener::Listener;
+use crate::listen::passing::{FDS, FIRST, HANDOVER, NAMES, PID};
+use crate::restart::notify::{MANAGER, Notify, SOCKET, TAKEN};
+use crate::restart::pid_file;
+use crate::restart::spawn::{Child, Program};
 
 /// Starts this program again, as it was started (its first argument and the rest, in the same
 /// directory and environment), hands it the sockets of `listeners`, and waits up to `patience`

@@ -20,8 +20,8 @@ use sd_notify::NotifyState;
 use socket2::{SockAddr, SockRef};
 
 use crate::error::reason;
-use crate::outcome::Draining;
-use crate::passing::HANDOVER;
+use crate::listen::passing::HANDOVER;
+use crate::stop::outcome::Draining;
 
 /// Where the service manager listens.
 pub(crate) const SOCKET: &str = "NOTIFY_SOCKET";
@@ -222,9 +222,9 @@ impl NotifySocket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::{Cut, What};
-    use crate::stage::Stage;
-    use crate::transport::Peer;
+    use crate::stop::outcome::{Cut, What};
+    use crate::stop::stage::Stage;
+    use crate::stream::transport::Peer;
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::SocketAddr;
 

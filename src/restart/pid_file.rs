@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
 use crate::error::reason;
+use crate::listen::passing::HANDOVER;
 use crate::lock::lock;
-use crate::passing::HANDOVER;
 
 /// The pid file of this process, by its absolute path, because the program may change its
 /// directory. Dropping this removes the file, unless it holds another process's id.

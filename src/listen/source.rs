@@ -11,8 +11,8 @@ use std::task::{Context, Poll};
 
 use futures_lite::Stream;
 
-use crate::connection::Connection;
-use crate::transport::{Peer, Transport};
+use crate::stream::connection::Connection;
+use crate::stream::transport::{Peer, Transport};
 
 /// A stream of connections.
 pub(crate) struct Source {

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use async_signal::Signal;
 
-use crate::signals::name;
-use crate::stage::Stage;
-use crate::transport::Peer;
+use crate::stop::signals::name;
+use crate::stop::stage::Stage;
+use crate::stream::transport::Peer;
 
 /// The end of a drain.
 ///
@@ -252,7 +252,7 @@ mod tests {
         let line = outcome(Ending::Drained, 0).to_string();
         assert_eq!(line, "drained in 2.0 s, 3 requests finished, stopped by SIGTERM");
         let line = outcome(Ending::TimedOut, 12).to_string();
-        assert!(line.starts_with("timed out after 2.0 s, 3 requests finished, stopped by SIGTERM, 12 cut: guard taken at src/outcome.rs:"), "{line}");
+        assert!(line.starts_with("timed out after 2.0 s, 3 requests finished, stopped by SIGTERM, 12 cut: guard taken at src/stop/outcome.rs:"), "{line}");
         assert!(line.ends_with("(2.0 s) and 2 more"), "{line}");
         assert!(!line.contains('\n'));
     }

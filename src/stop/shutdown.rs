@@ -22,12 +22,12 @@ use http_types::Request;
 use crate::error::ServeError;
 use crate::lock::lock;
 use crate::log_limit::LogLimit;
-use crate::orders::Orders;
-use crate::outcome::{Draining, Ending, Outcome};
-use crate::phase::{AtomicPhase, Phase};
-use crate::registry::{Holder, Interrupted, Registry};
-use crate::seat::{Call, Hold, Seat};
-use crate::socket::Left;
+use crate::stop::orders::Orders;
+use crate::stop::outcome::{Draining, Ending, Outcome};
+use crate::stop::phase::{AtomicPhase, Phase};
+use crate::stop::registry::{Holder, Interrupted, Registry};
+use crate::stop::seat::{Call, Hold, Seat};
+use crate::stream::socket::Left;
 
 /// The handle that moves the latch, and says how long the drain may take. Clones move the same
 /// latch.

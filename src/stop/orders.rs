@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::phase::{AtomicPhase, Phase};
+use crate::stop::phase::{AtomicPhase, Phase};
 
 /// An order of a server to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

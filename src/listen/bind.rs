@@ -14,11 +14,11 @@ use std::path::{self, Path};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::address::Address;
-use crate::bind_error::BindError;
 use crate::error::invalid;
-use crate::own_sockets::{OwnSocket, TcpSpan};
-use crate::socket_file::{SocketFile, is_same_file, is_stale};
+use crate::listen::address::Address;
+use crate::listen::bind_error::BindError;
+use crate::listen::own_sockets::{OwnSocket, TcpSpan};
+use crate::listen::socket_file::{SocketFile, is_same_file, is_stale};
 
 /// How long a queue is, unless the kernel cuts it (`somaxconn`). A drain empties the queue, so its
 /// length costs nothing.

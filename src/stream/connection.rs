@@ -16,9 +16,9 @@ use async_io::Async;
 use futures_lite::io::Cursor;
 use futures_lite::{AsyncRead, AsyncWrite};
 
-use crate::meter::Meter;
-use crate::socket::Socket;
-use crate::transport::{Peer, Transport, Wrapped};
+use crate::stream::meter::Meter;
+use crate::stream::socket::Socket;
+use crate::stream::transport::{Peer, Transport, Wrapped};
 
 /// A client's connection: bytes in both directions.
 ///

@@ -16,10 +16,10 @@ use std::time::Instant;
 
 use futures_lite::{AsyncRead, AsyncWrite, FutureExt};
 
-use crate::address::Address;
-use crate::connection::Connection;
+use crate::listen::address::Address;
 use crate::log_limit::LogLimit;
-use crate::transport::Peer;
+use crate::stream::connection::Connection;
+use crate::stream::transport::Peer;
 
 /// The program's function.
 type Wrap = dyn Fn(Connection) -> Pin<Box<dyn Future<Output = io::Result<Connection>> + Send>>

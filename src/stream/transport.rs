@@ -14,8 +14,8 @@ use std::task::{Context, Poll};
 use futures_lite::{AsyncRead, AsyncWrite};
 use http_types::Request;
 
-use crate::meter::Meter;
-use crate::socket::{Left, Socket};
+use crate::stream::meter::Meter;
+use crate::stream::socket::{Left, Socket};
 
 /// A connection's byte stream.
 #[derive(Debug)]

@@ -7,9 +7,9 @@ use std::time::Duration;
 use async_signal::Signal;
 use futures_lite::{Stream, future};
 
-use crate::policy::{Action, Event, Ignored, State};
-use crate::shutdown::Shutdown;
-use crate::signals::{self, Received, name};
+use crate::stop::policy::{Action, Event, Ignored, State};
+use crate::stop::shutdown::Shutdown;
+use crate::stop::signals::{self, Received, name};
 
 /// The default of [`Process::repeat_window`](crate::Process::repeat_window), and `obey`'s window.
 pub(crate) const REPEAT_WINDOW: Duration = Duration::from_millis(100);
@@ -126,7 +126,7 @@ fn log_wait(received: Received) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::phase::Phase;
+    use crate::stop::phase::Phase;
     use futures_lite::{FutureExt, StreamExt};
 
     /// A program may obey a stream of its own, which knows no times.

@@ -12,13 +12,13 @@ use std::time::Instant;
 use atomic_waker::AtomicWaker;
 use event_listener::Event;
 
-use crate::activity::{Activity, Doing, Look};
 use crate::lock::lock;
-use crate::orders::{Order, Orders};
-use crate::outcome::{Cut, What};
-use crate::socket::Left;
-use crate::stage::Stage;
-use crate::transport::Peer;
+use crate::stop::activity::{Activity, Doing, Look};
+use crate::stop::orders::{Order, Orders};
+use crate::stop::outcome::{Cut, What};
+use crate::stop::stage::Stage;
+use crate::stream::socket::Left;
+use crate::stream::transport::Peer;
 
 /// A request that can say what it is, for a report.
 pub(crate) trait Describe: Send + Sync {

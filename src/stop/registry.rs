@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use crate::limits::Limits;
-use crate::orders::Orders;
-use crate::outcome::{Cut, What};
-use crate::seat::Seat;
-use crate::stage::Stage;
+use crate::stop::orders::Orders;
+use crate::stop::outcome::{Cut, What};
+use crate::stop::seat::Seat;
+use crate::stop::stage::Stage;
 
 /// All holders that keep the drain open.
 #[derive(Debug, Default)]
@@ -261,9 +261,9 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::activity::{Doing, Wait};
-    use crate::seat::Describe;
-    use crate::transport::Peer;
+    use crate::stop::activity::{Doing, Wait};
+    use crate::stop::seat::Describe;
+    use crate::stream::transport::Peer;
 
     struct Line;
 

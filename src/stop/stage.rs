@@ -5,8 +5,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::activity::{Doing, Look, Wait};
 use crate::limits::Limits;
+use crate::stop::activity::{Doing, Look, Wait};
 
 /// How far a connection has come with its request.
 ///

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_signal::Signal;
 
-use crate::signals::Received;
+use crate::stop::signals::Received;
 
 /// The condition of a server, as far as signals change it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use crate::address::Address;
 use crate::error::reason;
-use crate::inherited;
-use crate::own_sockets::OwnSocket;
+use crate::listen::address::Address;
+use crate::listen::inherited;
+use crate::listen::own_sockets::OwnSocket;
 
 /// Why an address could not be bound.
 #[derive(Debug)]

@@ -6,9 +6,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::inherited;
-use crate::listener::Listener;
-use crate::notify::Notify;
+use crate::listen::inherited;
+use crate::listen::listener::Listener;
+use crate::restart::notify::Notify;
 
 /// Tells the service manager (systemd's `READY=1`) that this process serves on `listeners`. In a
 /// successor, tells the predecessor instead, whose sockets are this process's own from then on.

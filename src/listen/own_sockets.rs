@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use rustix::io::{FdFlags, fcntl_getfd};
 use socket2::SockRef;
 
-use crate::address::Address;
+use crate::listen::address::Address;
 
 /// A listening socket of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]

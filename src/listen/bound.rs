@@ -15,10 +15,10 @@ use async_io::Async;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::socket::Socket;
-use crate::socket_file::SocketFile;
-use crate::source::Source;
-use crate::transport::{Peer, Transport};
+use crate::listen::socket_file::SocketFile;
+use crate::listen::source::Source;
+use crate::stream::socket::Socket;
+use crate::stream::transport::{Peer, Transport};
 
 /// Where connections come from.
 pub(crate) enum Bound {

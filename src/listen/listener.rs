@@ -18,18 +18,18 @@ use async_io::Timer;
 use futures_lite::{AsyncRead, AsyncWrite, Stream, future};
 use socket2::SockRef;
 
-use crate::address::Address;
-use crate::bound::{Bound, is_of_no_listener, is_of_one_connection};
-use crate::connection::Connection;
 use crate::error::reason;
+use crate::listen::address::Address;
+use crate::listen::bound::{Bound, is_of_no_listener, is_of_one_connection};
+use crate::listen::own_sockets::inode;
+use crate::listen::ownership::Ownership;
+use crate::listen::passing::Passed;
+use crate::listen::socket_file::SocketFile;
+use crate::listen::source::Source;
+use crate::listen::wrapper::{Handshakes, Wrapper};
 use crate::lock::lock;
-use crate::own_sockets::inode;
-use crate::ownership::Ownership;
-use crate::passing::Passed;
-use crate::socket_file::SocketFile;
-use crate::source::Source;
-use crate::transport::{Peer, Transport};
-use crate::wrapper::{Handshakes, Wrapper};
+use crate::stream::connection::Connection;
+use crate::stream::transport::{Peer, Transport};
 
 /// A socket that clients connect to. Clones are the same socket: closed for one, closed for all.
 /// One server at a time takes connections from it; a clone is there to be handed to `restart`.
@@ -565,8 +565,8 @@ const FLOOD: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
-    use crate::address::Address;
     use crate::listen::Listen;
+    use crate::listen::address::Address;
     use futures_lite::future::block_on;
     use std::net::TcpStream;
 

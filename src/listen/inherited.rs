@@ -19,12 +19,12 @@ use std::sync::{Mutex, MutexGuard, Once};
 use rustix::io::{Errno, FdFlags, dup2, fcntl_getfd, fcntl_setfd};
 use socket2::Socket;
 
-use crate::address::Address;
 use crate::error::invalid;
+use crate::listen::address::Address;
+use crate::listen::own_sockets::{OwnSocket, inode};
+use crate::listen::passing::{self, FIRST, Passed, Passing, VARIABLES};
+use crate::listen::socket_file::is_same_file;
 use crate::lock::lock;
-use crate::own_sockets::{OwnSocket, inode};
-use crate::passing::{self, FIRST, Passed, Passing, VARIABLES};
-use crate::socket_file::is_same_file;
 
 /// Takes every socket that LISTEN_FDS passes and that was not taken before.
 ///
