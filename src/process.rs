@@ -54,8 +54,9 @@ pub fn run<L: Listen>(
     Process::default().run(server, listeners)
 }
 
-/// The settings of a server that runs as a process: worker threads, signals, what is told to a service manager, and,
-/// with the feature `restart`, USR2, which starts the program again in place of this process.
+/// The settings of a server that runs as a process: worker threads, signals, what is told to a
+/// service manager, and, with the feature `restart`, USR2, which starts the program again in place
+/// of this process.
 ///
 /// For several servers use [`Server::serve`] for each, with one [`Shutdown`] for all.
 ///
