@@ -24,7 +24,8 @@ use crate::conn::{Conn, Service};
 use crate::error::{ServeError, reason};
 use crate::limits::Limits;
 use crate::listen::Listen;
-use crate::listen::listener::{Accepted, Listener};
+use crate::listen::listener::Listener;
+use crate::listen::source::Accepted;
 use crate::places::Places;
 use crate::stop::orders::Order;
 use crate::stop::outcome::{Draining, Outcome};
@@ -300,7 +301,7 @@ impl fmt::Debug for Server {
 
 /// A server that listens.
 pub(crate) struct Running {
-    listeners: Vec<Listener>,
+    pub(crate) listeners: Vec<Listener>,
     executor: Arc<Executor<'static>>,
     /// A successor serves in the place of this server.
     is_succeeded: AtomicBool,
@@ -323,7 +324,7 @@ impl Running {
             // Beyond `Limits::connections`, clients wait in the kernel's queue. `accept` drops the
             // place while it waits, so a listener without a client keeps no place from the others.
             let place = self.places.take(listener, |most| self.close_idle(most)).await;
-            if !listener.accept(|accepted| self.admit(accepted, place)).await {
+            if !listener.accept(|accepted| self.admit(listener, accepted, place)).await {
                 break;
             }
             if turn % 32 == 0 {
@@ -352,23 +353,23 @@ impl Running {
     pub(crate) fn empty_queues(&self) {
         for listener in &self.listeners {
             // Clients that cannot be taken yet are tried again at the end (`close_at_once`).
-            let _ = listener.empty_queue(|accepted| self.admit(accepted, ()));
+            let _ = listener.empty_queue(|accepted| self.admit(listener, accepted, ()));
         }
     }
 
     /// Counts a connection and spawns its task, in this order (rule S1).
-    fn admit<P: Send + 'static>(&self, accepted: Accepted, place: P) {
-        let seat = Seat::new(accepted.peer, self.service.orders.clone());
+    fn admit<P: Send + 'static>(&self, listener: &Listener, accepted: Accepted, place: P) {
+        let Accepted { transport, peer } = accepted;
+        let seat = Seat::new(peer, self.service.orders.clone());
         let Some(guard) = self.service.shutdown.admit(Holder::connection(seat.clone())) else {
-            if accepted.transport.waiting() > 0 {
+            if transport.waiting() > 0 {
                 self.service.shutdown.missed(&seat);
             }
             return;
         };
         let service = self.service.clone();
-        let Accepted { transport, wrapper, .. } = accepted;
         // Two kinds of tasks: what a wrapper needs is no part of a plain connection's.
-        match wrapper {
+        match listener.wrapper().cloned() {
             None => self.executor.spawn(async move {
                 let served = Conn::new(&service, &seat, transport).serve();
                 log_panic(&AssertUnwindSafe(served).catch_unwind().await, &seat);
@@ -423,7 +424,7 @@ impl Running {
         // before the drain, so the outcome of an abort names what was queued, too.
         let close = async {
             for listener in &self.listeners {
-                listener.close(|accepted| self.admit(accepted, ())).await;
+                listener.close(|accepted| self.admit(listener, accepted, ())).await;
             }
             drop(listening);
             future::pending().await
@@ -449,7 +450,9 @@ impl Running {
     /// request. The rest is named as a client of whom nothing is known.
     fn close_at_once(&self) {
         for listener in &self.listeners {
-            if let Err(error) = listener.close_at_once(|accepted| self.admit(accepted, ())) {
+            if let Err(error) =
+                listener.close_at_once(|accepted| self.admit(listener, accepted, ()))
+            {
                 let (address, reason) = (listener.address(), reason(&error));
                 log::error!("clients stay in the queue of {address}, not served: {reason}");
                 let unknown = Seat::new(Peer::Unknown, self.service.orders.clone());
@@ -468,11 +471,6 @@ impl Running {
     pub(crate) fn has_successor(&self) -> bool {
         self.is_succeeded.load(Ordering::Acquire)
             || self.listeners.iter().any(Listener::is_handed_over)
-    }
-
-    /// Returns the listeners of the server.
-    pub(crate) fn listeners(&self) -> &[Listener] {
-        &self.listeners
     }
 
     /// Finds, again and again, the connections that have not moved for too long. Sleeps without
