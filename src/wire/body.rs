@@ -12,7 +12,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use super::field::{FRAMING_FIELDS, is_early, is_one_of, is_token_byte};
+use super::field::{FRAMING_FIELDS, is_early, is_one_of, is_token_byte, visible};
 
 /// Digits of a chunk size, leading zeros included. Sixteen cannot overflow a `u64`.
 const MAX_SIZE_DIGITS: usize = 16;
@@ -316,17 +316,10 @@ fn fit_to_hand_on(section: &[u8]) -> Result<Cow<'_, [u8]>, Malformed> {
     if section.is_ascii() && lines().all(|line| is_fit(&line)) {
         return Ok(Cow::Borrowed(section));
     }
-    let mut fit = Vec::with_capacity(section.len());
-    for &byte in lines().filter(is_fit).flatten() {
-        if byte.is_ascii() {
-            fit.push(byte);
-        } else {
-            fit.extend_from_slice(format!("%{byte:02X}").as_bytes());
-        }
-    }
+    let fit = visible(&lines().filter(is_fit).collect::<Vec<_>>().concat()).into_owned();
     // The bound holds for what is handed on, too.
     let is_too_long = fit.len() + 2 > MAX_TRAILER_BYTES;
-    if is_too_long { Err(Malformed::TRAILER_TOO_LONG) } else { Ok(Cow::Owned(fit)) }
+    if is_too_long { Err(Malformed::TRAILER_TOO_LONG) } else { Ok(Cow::Owned(fit.into())) }
 }
 
 #[cfg(test)]

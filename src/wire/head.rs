@@ -16,7 +16,7 @@ use httparse::Header;
 use memchr::{memchr, memchr_iter};
 
 use super::body::Framing;
-use super::field::is_token_byte;
+use super::field::{is_token, visible};
 
 /// How large a head may be.
 #[derive(Debug, Clone, Copy)]
@@ -339,7 +339,7 @@ impl RequestLine {
         // part is an HTTP/0.9 request, or garbage.
         let (name, rest) = line.split_once(' ').ok_or(BAD)?;
         let (target, protocol) = rest.split_once(' ').ok_or(BAD)?;
-        if name.is_empty() || !name.bytes().all(is_token_byte) {
+        if !is_token(name) {
             return Err(BAD);
         }
         let version = version(protocol)?;
@@ -574,20 +574,6 @@ fn lists(value: &[u8], element: &str) -> bool {
 /// Returns the elements of a comma-separated list, empty ones included (RFC 9110 section 5.6.1).
 fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
-}
-
-/// Returns a field's value as http-types can hold it, with bytes outside ASCII as `%XX`.
-fn visible(value: &[u8]) -> Cow<'_, str> {
-    match std::str::from_utf8(value) {
-        Ok(text) if text.is_ascii() => Cow::Borrowed(text),
-        _ => {
-            let shown = |&byte: &u8| match byte {
-                0x80.. => format!("%{byte:02X}"),
-                _ => char::from(byte).to_string(),
-            };
-            Cow::Owned(value.iter().map(shown).collect())
-        }
-    }
 }
 
 /// Returns at most `limit` bytes as text, with U+FFFD for each that is not visible ASCII.
