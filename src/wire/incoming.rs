@@ -258,8 +258,8 @@ impl Incoming {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let read = match &self.body {
-            Body::Fixed(_) => self.poll_fixed(transport, cx, buf),
+        let read = match self.body {
+            Body::Fixed(left) => self.poll_fixed(left, transport, cx, buf),
             Body::Chunked { .. } => self.poll_chunked(transport, cx, buf),
             Body::Cut(lost) => return Poll::Ready(Err(lost.error())),
         };
@@ -281,11 +281,11 @@ impl Incoming {
 
     fn poll_fixed(
         &mut self,
+        left: u64,
         transport: &mut Transport,
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let Body::Fixed(left) = self.body else { return Poll::Ready(Ok(0)) };
         if left == 0 || buf.is_empty() {
             return Poll::Ready(Ok(0));
         }

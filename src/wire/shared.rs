@@ -6,6 +6,7 @@
 //! error, never the next message.
 
 use std::io;
+use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -109,7 +110,7 @@ impl Wire {
         if let Some(transport) = shared.transport.take() {
             match how {
                 End::ShutDown if transport.has_socket() => {
-                    transport.shut_down();
+                    transport.shut(Shutdown::Both);
                     shared.transport = Some(transport);
                 }
                 End::Reset => transport.reset_on_close(),
@@ -245,7 +246,7 @@ impl Shared {
         } else {
             incoming.cut_body(Lost::Wrong(BodyError::TOO_SLOW));
             if let Some(transport) = transport {
-                transport.stop_reading();
+                transport.shut(Shutdown::Read);
             }
         }
     }
