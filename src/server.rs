@@ -2,7 +2,7 @@
 //!
 //! Invariant: a connection is counted before its task is spawned (rule S1), and what the server
 //! was asked to do is done by two futures that need not run on the same thread: `accept` takes
-//! connections, `control` sweeps, stops and drains (rule S15). Binds nothing, handles no signal.
+//! connections, `control` sweeps, stops and drains (rule S15). Handles no signal.
 
 use std::fmt;
 use std::future::Future;
@@ -182,8 +182,8 @@ impl Server {
         self
     }
 
-    /// Returns the handle that stops this server. [`Server::shutdown`] puts another in its place, so
-    /// call that first.
+    /// Returns the handle that stops this server. [`Server::shutdown`] puts another in its place,
+    /// so call that first.
     ///
     /// # Examples
     ///
@@ -260,7 +260,7 @@ impl Server {
         running.verdict(outcome)
     }
 
-    /// Listens, and joins those who hold the drain open.
+    /// Listens.
     pub(crate) fn start<L: Listen>(
         self,
         listeners: impl IntoIterator<Item = L>,
@@ -412,14 +412,14 @@ impl Running {
         let token = shutdown.token();
         token.stopping().await;
         tell(Stopping::Begun);
-        // Rule S3; who asks for readiness then would ask the successor.
+        // Rule S3. With a successor, a balancer that asks for readiness asks the successor.
         if !lame_duck.is_zero() && !self.has_successor() {
             log::info!("lame duck: accepting connections for another {lame_duck:?}");
             tell(Stopping::LameDuck(lame_duck));
             sleep(lame_duck).or(token.aborting()).await;
         }
-        // Three things at once, the drain ends them: what the queue needs, descriptors above all,
-        // may only come free when idle connections leave, and the deadline holds for all of it.
+        // Three futures side by side, until the drain ends: what the queue needs, descriptors above
+        // all, may only come free when idle connections leave, and the deadline holds for all.
         // 1. S4: empty the queue, then close. Until then the drain is held open. It is polled
         // before the drain, so the outcome of an abort names what was queued, too.
         let close = async {

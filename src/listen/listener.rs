@@ -552,7 +552,7 @@ mod tests {
     use futures_lite::future::block_on;
     use std::net::TcpStream;
 
-    /// Rule S4: what had been queued is taken, and only then the door is closed.
+    /// Rule S4: what had been queued is taken, and only then the listener is closed.
     #[test]
     fn close_takes_the_queue() {
         let listener = "127.0.0.1:0".listen().unwrap();

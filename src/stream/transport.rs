@@ -131,9 +131,9 @@ impl Transport {
         }
     }
 
-    /// Like [`Socket::poll_last_read`]. Under a wrapper, an ordinary read, polled a few times because
-    /// some streams return `Pending` although they hold data. For example, a pipe of the crate piper
-    /// does so in one of 100 polls.
+    /// Reads like [`Socket::poll_last_read`]. Under a wrapper, polls an ordinary read a few times,
+    /// because some streams return `Pending` although they hold data. For example, a pipe of the
+    /// crate piper does so in one of 100 polls.
     pub(crate) fn poll_last_read(
         &mut self,
         cx: &mut Context<'_>,

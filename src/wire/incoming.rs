@@ -377,8 +377,8 @@ impl Incoming {
         Poll::Ready(Ok(n))
     }
 
-    /// Someone wants the body, and has or has not to wait for it: a client that sends it unasked is
-    /// not told to (RFC 9110 section 10.1.1).
+    /// Notes that a reader wants the body, and whether the reader has to wait. If the client has
+    /// sent the body unasked, the server need not ask for it (RFC 9110 section 10.1.1).
     fn ask_for_body(&mut self, waits: bool) {
         if self.permission == Permission::Due {
             self.permission = if waits { Permission::Asked } else { Permission::Settled };

@@ -3,7 +3,8 @@
 //!
 //! Invariant: async-h1 sees one message's body at a time, and never a byte of the next message
 //! (rules W1, W2). A [`Gate`] lives while a connection is active, and an idle connection has none
-//! (rule W12). The gate takes no decision on stopping and sends only what it is given.
+//! (rule W12). The gate sends only what it is given. It takes no decision on stopping: it only
+//! discards no more of a body once idle connections have to end.
 
 pub(crate) mod asked;
 pub(crate) mod body;

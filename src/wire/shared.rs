@@ -1,9 +1,10 @@
 //! [`Wire`]: the part of a connection that its task shares with the reader of the request's body,
 //! or with the owner of an upgraded stream.
 //!
-//! Invariant: only [`Wire::lock`] locks this part, and wakers are woken after the lock has been
-//! released, because a waker may run any code. A body that is kept beyond its exchange finds an
-//! error, never the next message.
+//! Invariant: only [`Wire::lock`] locks this part. The wakers that wait here are the program's and
+//! may run any code, so [`Wire::wake`] wakes them after it has released the lock. Under the lock, a
+//! task only wakes itself or the connection's task. A body that is kept beyond its exchange finds
+//! an error, never the next message.
 
 use std::io;
 use std::net::Shutdown;
