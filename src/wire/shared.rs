@@ -191,7 +191,7 @@ impl Shared {
         let Some(transport) = &mut self.transport else { return Poll::Ready(Err(over())) };
         let due = self.incoming.continue_is_asked();
         let before = transport.metered_received();
-        let read = self.incoming.poll_body(transport, cx, buf);
+        let read = self.incoming.poll_body(|room| transport.poll_read(cx, room), buf);
         let n = if let Poll::Ready(Ok(n)) = read { n } else { 0 };
         self.streak = if n > 0 { self.streak + n } else { 0 };
         // Bytes may have come under a wrapper without making any content yet.
