@@ -84,7 +84,8 @@ impl<'a> Active<'a> {
             None
         };
         let Some(answered) = answered.or(gone).await else {
-            return Err(self.give_up(Broken::Seen));
+            self.gate.reset();
+            return Err(Instead::End);
         };
         let mut reply = self.prepare(&head, answered).await?;
 
@@ -178,8 +179,7 @@ impl<'a> Active<'a> {
         owed
     }
 
-    /// Decides what to do if the response cannot be sent whole, or the client is gone before there
-    /// is one.
+    /// Decides what to do after a response that could not be sent whole.
     fn give_up(&self, broken: Broken) -> Instead {
         if broken == Broken::Seen {
             self.gate.reset();

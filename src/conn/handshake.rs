@@ -40,9 +40,9 @@ impl Conn<'_> {
                 if readable.is_pending() && seat.doing() == Doing::Accepted {
                     seat.activity.begin(Doing::Idle);
                 }
-                let leave = seat.is_expired() || seat.order() >= Order::LastLook;
+                let is_last = seat.is_expired() || seat.order() >= Order::LastLook;
                 match readable {
-                    Poll::Pending if leave => Poll::Ready(false),
+                    Poll::Pending if is_last => Poll::Ready(false),
                     readable => readable.map(|readable| readable.is_ok()),
                 }
             });

@@ -57,8 +57,9 @@ impl Interrupted {
 #[derive(Debug)]
 pub(crate) struct Watched {
     seat: Arc<Seat>,
-    /// The activity that the last sweep saw, and when it saw it first.
+    /// The count of moves that the last sweep saw.
     seen: u32,
+    /// When a sweep saw that count first.
     seen_at: Instant,
     /// The pace of the body that the server waits for. In a box, because idle connections have
     /// none.

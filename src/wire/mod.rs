@@ -35,7 +35,7 @@ use http_types::{Request, StatusCode, upgrade};
 use log::Level;
 use smol::channel;
 
-use crate::client::Received;
+use crate::client::Attached;
 use crate::stop::activity::{Doing, Wait};
 use crate::stop::orders::Order;
 use crate::stop::seat::{Describe, Seat};
@@ -158,7 +158,7 @@ impl Gate {
         let mut request = request::request(head, message, decoded)?;
         request
             .ext_mut()
-            .insert(Received { target: head.target(message).into(), seat: self.seat.clone() });
+            .insert(Attached { target: head.target(message).into(), seat: self.seat.clone() });
         Ok(request)
     }
 

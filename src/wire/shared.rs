@@ -189,7 +189,7 @@ impl Shared {
 
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let Some(transport) = &mut self.transport else { return Poll::Ready(Err(over())) };
-        let due = self.incoming.continue_is_asked();
+        let was_asked = self.incoming.continue_is_asked();
         let before = transport.metered_received();
         let read = self.incoming.poll_body(|room| transport.poll_read(cx, room), buf);
         let n = if let Poll::Ready(Ok(n)) = read { n } else { 0 };
@@ -212,7 +212,7 @@ impl Shared {
                 if came > 0 && !is_stuck {
                     activity.progress();
                 }
-                if !due && self.incoming.continue_is_asked() {
+                if !was_asked && self.incoming.continue_is_asked() {
                     // The connection's task sends it; the reader may be another.
                     self.seat.wake();
                 }
