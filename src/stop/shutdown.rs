@@ -34,7 +34,8 @@ use crate::stream::socket::Left;
 ///
 /// The three times ([`Shutdown::grace`], [`Shutdown::lame_duck`], [`Shutdown::linger`]) belong to
 /// the handle, and a clone takes them along. So set them before you clone the handle, or give it to
-/// a server.
+/// a server. [`Server::handle`](crate::Server::handle) returns a clone too, so
+/// `server.handle().grace(…)` leaves the times of the server as they are.
 ///
 /// # Examples
 ///
