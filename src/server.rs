@@ -181,8 +181,11 @@ impl Server {
         self
     }
 
-    /// Returns the handle that stops this server. [`Server::shutdown`] puts another in its place, so
-    /// call that first.
+    /// Returns a clone of the handle that stops this server. [`Server::shutdown`] puts another in
+    /// its place, so call that first.
+    ///
+    /// A time that you set on this clone, such as [`Shutdown::grace`], does not reach the server.
+    /// Set the times on a [`Shutdown`] of your own, and give it to [`Server::shutdown`].
     ///
     /// # Examples
     ///

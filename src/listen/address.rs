@@ -135,6 +135,9 @@ const EVERY: [IpAddr; 2] = [IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V4(Ipv4Ad
 
 /// Says what is wrong with the text of an [`Address`], and how to write it.
 ///
+/// Converts into an [`io::Error`], but not into a [`ServeError`](crate::ServeError). A function
+/// that returns a `ServeError` can use [`Listen`](crate::Listen): `"127.0.0.1:8082".listen()?`.
+///
 /// # Examples
 ///
 /// ```

@@ -34,7 +34,8 @@ use crate::stream::socket::Left;
 ///
 /// The three times ([`Shutdown::grace`], [`Shutdown::lame_duck`], [`Shutdown::linger`]) belong to
 /// the handle, and a clone takes them along. So set them before you clone the handle, or give it to
-/// a server.
+/// a server. [`Server::handle`](crate::Server::handle) returns a clone too, so
+/// `server.handle().grace(…)` leaves the times of the server as they are.
 ///
 /// # Examples
 ///
@@ -128,7 +129,8 @@ impl Shutdown {
     /// Sets how long a server still accepts connections after the stop, while readiness already
     /// says no (rule S3). Default: zero, which means that there is no lame duck.
     ///
-    /// [`Duration::MAX`] accepts connections until a second signal.
+    /// [`Duration::MAX`] accepts connections until a second signal. A program without a server has
+    /// no lame duck, because [`Shutdown::drain`] does not wait for it.
     ///
     /// # Examples
     ///
@@ -295,6 +297,11 @@ impl Shutdown {
     /// its turn first, for as long as the process was suspended beyond the grace, but at most 1 s.
     /// Once a second the log says what is left (rule S20). May be awaited by several at once,
     /// before or after the end; each gets the outcome.
+    ///
+    /// The grace begins at once, because `drain` knows no [`Shutdown::lame_duck`]. Beside a server,
+    /// call [`Shutdown::stop`] and await [`Server::serve`](crate::Server::serve), which waits for
+    /// guards too. A `drain` there counts the lame duck as a part of the grace, and cuts a lame duck
+    /// that is longer.
     ///
     /// # Cancel safety
     ///
