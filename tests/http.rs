@@ -9,7 +9,9 @@ use std::sync::{LazyLock, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, End, PATIENCE, Received, Running, case, pattern, settle, wait_until};
+use common::{
+    Client, End, Log, PATIENCE, Received, Running, case, is_refused, pattern, settle, wait_until,
+};
 use futures_lite::io::{BufReader, Cursor};
 use futures_lite::{AsyncReadExt, StreamExt, stream};
 use http_types::trailers::{Sender, Trailers};
@@ -43,18 +45,11 @@ fn assert_closed(client: &mut Client, response: &Received) {
 
 /// The connection is kept or has ended, as `response` says.
 fn assert_as_told(client: &mut Client, response: &Received) {
-    match response.says_close() {
-        true => assert_eq!(client.end(), End::Eof),
-        false => assert_open(client),
+    if response.says_close() {
+        assert_eq!(client.end(), End::Eof);
+    } else {
+        assert_open(client);
     }
-}
-
-/// Nothing comes from the server, for as long as a test can afford to look.
-fn assert_silent(client: &Client) {
-    client.stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-    let peeked = client.stream.peek(&mut [0]);
-    client.stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert!(peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
 }
 
 fn get(path: &str) -> String {
@@ -1079,7 +1074,7 @@ fn continue_is_said_when_the_handler_reads() {
             case(&format!("{path} {fields}"), || {
                 let mut client = server.connect();
                 client.send(post(path, fields, ""));
-                assert_silent(&client);
+                client.assert_silent();
                 open.try_send(()).unwrap();
                 assert_eq!(client.response().lines, ["HTTP/1.1 100 Continue"]);
                 let response = client.send(body).response();
@@ -1142,7 +1137,7 @@ fn continue_is_not_said_without_need() {
             client.send(&send);
             match rule {
                 "the body has begun to come" | "HTTP/1.0" => {
-                    assert_silent(&client);
+                    client.assert_silent();
                     client.send(if send.ends_with('h') { "ello" } else { "hello" })
                 }
                 _ => &mut client,
@@ -1175,7 +1170,7 @@ fn continue_is_not_said_within_a_response() {
     assert_eq!(client.line().unwrap(), "first");
     // From here on the request's body is read.
     drop(source);
-    assert_silent(&client);
+    client.assert_silent();
     client.send("hello");
     for line in ["5", "hello", "0", ""] {
         assert_eq!(client.line().unwrap(), line);
@@ -1532,7 +1527,7 @@ fn late_trailers_are_waited_for() {
         while !client.line().unwrap().is_empty() {}
         // The body is there although its end is not.
         assert_eq!(client.take(10).unwrap(), b"5\r\nhello\r\n");
-        assert_silent(&client);
+        client.assert_silent();
         assert_open(&mut server.connect());
         (client, senders.recv_timeout(PATIENCE).unwrap())
     };
@@ -1554,7 +1549,7 @@ fn late_trailers_are_waited_for() {
 
     let (mut client, sender) = late();
     server.shutdown.stop();
-    assert_silent(&client);
+    client.assert_silent();
     send(sender);
     assert_eq!(client.take(15).unwrap(), b"0\r\nx-sum: 5\r\n\r\n");
     assert_eq!(client.end(), End::Eof);
@@ -1564,8 +1559,8 @@ fn late_trailers_are_waited_for() {
 /// The log says why trailers are not sent, but clients cannot fill the log.
 #[test]
 fn withheld_trailers_are_logged() {
-    log::set_logger(&LOG).unwrap();
-    log::set_max_level(log::LevelFilter::Warn);
+    let log = Log::of_this_process();
+    let count = |why| log.with(&format!("a response's trailers are not sent: {why}")).len();
     let server = Running::new(|request: Request| async move {
         let mut response: Response = match request.url().path() {
             "/known" => "hello".into(),
@@ -1579,10 +1574,10 @@ fn withheld_trailers_are_logged() {
         client.get("/known").response();
     }
     // Other tests may have added some.
-    assert!(LOG.count("the length of the body is known") >= 20);
+    assert!(count("the length of the body is known") >= 20);
 
     // Another test's client may have had the line of this second.
-    let refused = || LOG.count("the client has not sent `TE: trailers`");
+    let refused = || count("the client has not sent `TE: trailers`");
     let began = Instant::now();
     wait_until("a line about the client", || {
         client.get("/").response();
@@ -1595,32 +1590,6 @@ fn withheld_trailers_are_logged() {
     assert!(refused() <= seconds, "{} lines in {seconds} s", refused());
     drop(client);
     settle(&server);
-}
-
-/// Keeps what the server logs about withheld trailers; this process has one log for all tests.
-struct Log(Mutex<Vec<String>>);
-
-static LOG: Log = Log(Mutex::new(Vec::new()));
-
-impl Log {
-    fn count(&self, text: &str) -> usize {
-        self.0.lock().unwrap().iter().filter(|line| line.contains(text)).count()
-    }
-}
-
-impl log::Log for Log {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        let line = record.args().to_string();
-        if line.starts_with("a response's trailers are not sent: ") {
-            self.0.lock().unwrap().push(line);
-        }
-    }
-
-    fn flush(&self) {}
 }
 
 /// Rule W8: HTTP/1.0 knows no chunks, a body without a length ends with the connection.
@@ -2062,7 +2031,7 @@ fn the_longest_duration_means_no_limit() {
     assert_eq!((response.text().as_str(), response.says_close()), ("/new", true));
     slow.send("Content-Length: 1\r\n\r\nx");
     assert_eq!(slow.response().text(), "x");
-    assert!(server.try_outcome().is_none());
+    assert!(server.is_serving());
     drop((idle, slow));
     server.shutdown.abort();
     assert!(server.outcome().is_drained());
@@ -2072,8 +2041,8 @@ fn the_longest_duration_means_no_limit() {
     let mut idle = server.connect();
     assert_open(&mut idle);
     server.shutdown.stop();
-    wait_until("it drains", || std::net::TcpStream::connect(server.addr).is_err());
-    assert_silent(&idle);
+    wait_until("it drains", || is_refused(server.addr()));
+    idle.assert_silent();
     let response = idle.get("/last").response();
     assert_closed(&mut idle, &response);
     assert!(server.outcome().is_drained());

@@ -5,17 +5,19 @@
 
 mod common;
 
-use std::future::Future;
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc;
 use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, End, PATIENCE, Running, Stagehand, wait_until};
+use common::{
+    BIG, Client, Dropped, End, PATIENCE, Running, Stagehand, is_refused, patient, small_socket,
+    stage, wait_for_close, wait_until,
+};
 use futures_lite::io::{BufReader, Cursor};
 use futures_lite::{AsyncRead, FutureExt, Stream, future};
 use smol::{Executor, channel};
@@ -98,7 +100,7 @@ impl State {
     /// Method and path of the request that a cut has to name.
     fn request(self) -> (&'static str, &'static str) {
         match self {
-            HalfBody => ("POST", "/echo"),
+            HalfBody => ("POST", "/read"),
             HalfResponse => ("GET", "/big"),
             _ => ("GET", "/wait?for=it"),
         }
@@ -188,8 +190,8 @@ impl Scene {
                 stage.entered("/wait");
             }
             HalfBody => {
-                client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello");
-                stage.entered("/echo");
+                client.send("POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello");
+                stage.entered("/read");
             }
             HalfResponse => {
                 socket2::SockRef::from(&client.stream).set_recv_buffer_size(16 * 1024).unwrap();
@@ -247,7 +249,7 @@ impl Scene {
             Served(requests) => {
                 for n in 1..=requests {
                     let response = client.response();
-                    let body = if state == HalfBody { "helloworld" } else { "done" };
+                    let body = if state == HalfBody { "10 bytes" } else { "done" };
                     assert_eq!((response.status, response.text().as_str()), (200, body)); // rule S8
                     assert_eq!(response.says_close(), n == requests, "response {n}"); // rule S9
                 }
@@ -291,68 +293,6 @@ impl Scene {
 
 // ── The stage ───────────────────────────────────────────────────────────────────────────────
 
-/// More than the kernel takes in for a client that does not read.
-const BIG: usize = 32 * 1024 * 1024;
-
-type Answer = Pin<Box<dyn Future<Output = http_types::Result<Response>> + Send>>;
-
-/// A handler whose every step the test knows of.
-///
-/// `/now` answers; `/wait` waits until the stage is opened; `/echo` sends back the body; `/big` is
-/// [`BIG`]; `/until-stop` waits for the stop; `/panic` panics; `/panic-in-body` does so after the
-/// response has begun.
-fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
-    let (stagehand, enter, gate) = Stagehand::new();
-    let handler = move |mut request: Request| -> Answer {
-        let (enter, gate) = (enter.clone(), gate.clone());
-        Box::pin(async move {
-            let path = request.url().path().to_owned();
-            if path == "/now" {
-                return Ok("now".into());
-            }
-            let _ = enter.send(path.clone());
-            Ok(match path.as_str() {
-                "/wait" => {
-                    // Nothing is ever sent: the stage is opened by closing the channel.
-                    let _ = gate.recv().await;
-                    "done".into()
-                }
-                "/echo" => request.body_bytes().await?.into(),
-                "/big" => vec![b'x'; BIG].into(),
-                "/until-stop" => {
-                    Token::of(&request).stopping().await;
-                    // Not only told of the stop, but given time after it (rule S10).
-                    let _ = gate.recv().await;
-                    "stopped".into()
-                }
-                "/panic" => panic!("as the client wished"),
-                "/panic-in-body" => Body::from_reader(BufReader::new(Panics(1)), None).into(),
-                "/panic-in-big-body" => {
-                    Body::from_reader(BufReader::new(Panics(100_000)), None).into()
-                }
-                path => panic!("unknown: {path}"),
-            })
-        })
-    };
-    (stagehand, handler)
-}
-
-/// A body that begins well, for so many reads.
-struct Panics(usize);
-
-impl AsyncRead for Panics {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        assert!(self.0 > 0, "as the client wished, in the body");
-        self.0 -= 1;
-        buf[..5].copy_from_slice(b"begin");
-        Poll::Ready(Ok(5))
-    }
-}
-
 /// A body of what a channel brings, to its close.
 struct Ticks(Pin<Box<channel::Receiver<&'static str>>>);
 
@@ -386,11 +326,6 @@ fn assert_cut(outcome: &Outcome, i: usize, peer: Peer, stage: Stage, method: &st
         panic!("no request: {:?}", outcome.cut[i]);
     };
     assert_eq!((*who, *at, m.as_str(), p.as_str()), (peer, stage, method, path));
-}
-
-/// Limits under which nothing ends by time before the test gives up.
-fn patient() -> Limits {
-    Limits { linger: 2 * PATIENCE, grace: 2 * PATIENCE, ..Limits::default() }
 }
 
 /// An executor's only thread, as long as the test wants it to run.
@@ -454,7 +389,7 @@ fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
     client.get("/now");
     server.shutdown.stop();
     // The listener's close is followed by the end of the linger at once.
-    wait_until("closed", || TcpStream::connect(server.addr).is_err());
+    wait_for_close(server.addr());
     let worker = Worker::start(&executor);
     let response = client.response();
     assert_eq!((response.status, response.says_close()), (200, true));
@@ -487,8 +422,8 @@ fn the_drain_ends_when_the_last_idle_client_leaves() {
     let mut client = server.connect();
     client.get("/now").response();
     server.shutdown.stop();
-    wait_until("closed", || TcpStream::connect(server.addr).is_err());
-    assert!(server.try_outcome().is_none());
+    wait_for_close(server.addr());
+    assert!(server.is_serving());
     drop(client);
     assert!(server.outcome().is_drained());
 }
@@ -514,7 +449,7 @@ fn everyone_in_the_queue_is_served() {
     }
     assert_eq!(occupant.end(), End::Eof);
     assert_eq!(server.outcome().finished, 50);
-    assert!(TcpStream::connect(server.addr).is_err());
+    assert!(is_refused(server.addr()));
 }
 
 /// Rule S3: with a lame duck's time connections are still taken, and an abort ends it.
@@ -527,7 +462,7 @@ fn a_lame_duck_still_takes_connections() {
     let response = server.connect().get("/now").response();
     assert_eq!((response.status, response.says_close()), (200, true));
     wait_until("both are gone", || server.shutdown.in_flight() == 0);
-    assert!(server.try_outcome().is_none());
+    assert!(server.is_serving());
     server.shutdown.abort();
     let outcome = server.outcome();
     assert!(outcome.is_drained());
@@ -578,7 +513,7 @@ fn a_handler_that_stops_the_server_is_not_cut() {
     let outcome = server.outcome();
     assert!(outcome.is_drained());
     assert_eq!(outcome.finished, 1);
-    assert!(TcpStream::connect(server.addr).is_err());
+    assert!(is_refused(server.addr()));
 }
 
 /// Rule S2.
@@ -649,8 +584,8 @@ fn the_grace_ends_and_the_outcome_names_what_was_cut() {
     first.get("/wait?for=ever");
     stage.entered("/wait");
     let mut second = server.connect();
-    second.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
-    stage.entered("/echo");
+    second.send("POST /read HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
+    stage.entered("/read");
     let mut idle = server.connect();
     idle.get("/now").response();
     settle(&server);
@@ -662,14 +597,14 @@ fn the_grace_ends_and_the_outcome_names_what_was_cut() {
     assert_eq!(outcome.cut.len(), 3, "{outcome}");
     let peer = |client: &Client| Peer::from(client.stream.local_addr().unwrap());
     assert_cut(&outcome, 0, peer(&first), Stage::Handler, "GET", "/wait?for=ever");
-    assert_cut(&outcome, 1, peer(&second), Stage::Body, "POST", "/echo");
+    assert_cut(&outcome, 1, peer(&second), Stage::Body, "POST", "/read");
     assert!(matches!(outcome.cut[2].what, What::Guard(at)
         if at.file() == file!() && at.line() == line));
     assert!(outcome.cut.is_sorted_by(|a, b| a.age >= b.age));
     let text = outcome.to_string();
     let named = [
         format!("{} GET /wait?for=ever (in the handler, ", peer(&first)),
-        format!("{} POST /echo (reading the body, ", peer(&second)),
+        format!("{} POST /read (reading the body, ", peer(&second)),
         format!("guard taken at {}:{line}:", file!()),
     ];
     for name in named {
@@ -696,12 +631,12 @@ fn servers_that_share_a_latch_stop_together() {
     idle.get("/now").response();
     shutdown.stop();
     assert_eq!(idle.end(), End::Eof);
-    assert!(one.try_outcome().is_none());
+    assert!(one.is_serving());
     stage_one.open();
     assert!(busy.response().says_close());
     for server in [one, other] {
         assert!(server.outcome().is_drained());
-        assert!(TcpStream::connect(server.addr).is_err());
+        assert!(is_refused(server.addr()));
     }
     assert_eq!(shutdown.in_flight(), 0);
 }
@@ -756,7 +691,7 @@ fn a_handler_that_sees_the_stop_is_not_cancelled() {
     stage.entered("/until-stop");
     server.shutdown.stop();
     settle_in_drain();
-    assert!(server.try_outcome().is_none());
+    assert!(server.is_serving());
     stage.open();
     let response = client.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("stopped", true));
@@ -782,7 +717,7 @@ fn a_guard_from_a_handler_keeps_the_drain_open() {
     server.shutdown.stop();
     assert_eq!(client.end(), End::Eof);
     settle_in_drain();
-    assert!(server.try_outcome().is_none());
+    assert!(server.is_serving());
     wait_until("only the guard is left", || server.shutdown.in_flight() == 1);
     drop(open);
     let outcome = server.outcome();
@@ -851,15 +786,6 @@ fn a_panic_does_not_hold_the_drain() {
     assert_eq!((response.status, response.says_close()), (500, true));
     assert!(server.outcome().is_drained());
     assert_eq!(server.shutdown.in_flight(), 0);
-}
-
-/// Tells when it is dropped.
-struct Dropped(Sender<()>);
-
-impl Drop for Dropped {
-    fn drop(&mut self) {
-        let _ = self.0.send(());
-    }
 }
 
 /// A body that begins, and does not come on.
@@ -996,7 +922,7 @@ fn a_stream_ends_properly_or_visibly_not() {
         tick.try_send("three").unwrap();
         assert_eq!(client.take(10).unwrap(), b"5\r\nthree\r\n");
         settle_in_drain();
-        assert!(server.try_outcome().is_none());
+        assert!(server.is_serving());
         if abort {
             server.shutdown.abort();
             assert_eq!(client.rest(), (vec![], End::Eof));
@@ -1083,7 +1009,7 @@ fn a_slow_client_gets_its_last_response_whole() {
             }
             Ok(response)
         });
-        let mut client = slow_client(server.addr);
+        let mut client = Client::from(small_socket(server.addr(), 8 * 1024));
         client.get("/");
         // The response has begun to come; the rest is in the server's kernel before long.
         client.stream.peek(&mut [0]).unwrap();
@@ -1103,14 +1029,6 @@ fn a_slow_client_gets_its_last_response_whole() {
         drop(client);
         assert!(server.stop().is_drained(), "{what}");
     }
-}
-
-/// A client whose kernel takes little at a time.
-fn slow_client(addr: SocketAddr) -> Client {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.set_recv_buffer_size(8 * 1024).unwrap();
-    socket.connect(&addr.into()).unwrap();
-    TcpStream::from(socket).into()
 }
 
 /// A response that is written is not cut because its client owes the rest of a body that nobody

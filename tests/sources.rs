@@ -6,34 +6,31 @@ mod common;
 use std::io;
 use std::pin::Pin;
 use std::process::{ExitCode, Termination};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::mpsc;
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, End, PATIENCE, Stagehand, wait_until};
+use common::{Client, End, Log, PATIENCE, Running, address_of, handler, stage, tcp, wait_until};
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, StreamExt, future, stream};
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use log::Level;
 use smol::channel;
-use smol_graceful::{
-    Address, Connection, Limits, Listener, Outcome, Peer, Process, Request, ServeError, Server,
-    Shutdown, What,
-};
+use smol_graceful::{Connection, Limits, Listener, Peer, Process, Server, What};
 
 // Sources that panic (rule S17).
 
 /// What is in flight is finished, and the error that follows names the panic and the line.
 #[test]
 fn a_source_that_panics_stops_the_server_and_is_its_error() {
-    let log = Lines::of_this_process();
+    let log = Log::of_this_process();
     let (stage, handler) = stage();
     let socket = tcp();
-    let addr = address(&socket);
+    let addr = address_of(&socket);
     let (panic, told) = channel::bounded::<()>(1);
     let (source, line) = (Listener::of(panicking_after(told)), line!());
-    let server = Serving::new(Server::new(handler), [socket, source]);
+    let server = Running::on(Server::new(handler), [socket, source]);
     let mut client = Client::connect(addr);
     client.get("/wait");
     stage.entered("/wait");
@@ -41,7 +38,7 @@ fn a_source_that_panics_stops_the_server_and_is_its_error() {
 
     drop(panic);
     wait_until("the server stops", || server.shutdown.token().is_stopping());
-    assert!(server.ended.try_recv().is_err());
+    assert!(server.is_serving());
     stage.open();
     let response = client.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
@@ -58,12 +55,14 @@ fn a_source_that_panics_stops_the_server_and_is_its_error() {
 fn a_source_that_panics_at_the_stop_is_an_error_too() {
     let is_stopped = Arc::new(AtomicBool::new(false));
     let panics = is_stopped.clone();
+    let (ask, asked) = mpsc::channel();
     let source = Listener::of(stream::poll_fn(move |_| {
         assert!(!panics.load(Ordering::SeqCst), "asked at the stop");
+        ask.send(()).unwrap();
         Poll::Pending
     }));
-    let server = Serving::new(Server::new(stage().1), [source]);
-    thread::sleep(Duration::from_millis(20));
+    let server = Running::on(Server::new(handler()), [source]);
+    asked.recv_timeout(PATIENCE).unwrap();
     is_stopped.store(true, Ordering::SeqCst);
     server.shutdown.stop();
     let text = server.ended().unwrap_err().to_string();
@@ -76,7 +75,7 @@ fn a_source_that_panics_ends_a_process_with_1() {
     let (_, told) = channel::bounded::<()>(1);
     let source = Listener::of(panicking_after(told));
     let process = Process::default().threads(1).signals([]).restart_on(None);
-    let ended = process.run(Server::new(stage().1), [source]);
+    let ended = process.run(Server::new(handler()), [source]);
     let text = format!("{:?}", ended.as_ref().unwrap_err());
     assert!(text.contains("has panicked: no more to say") && !text.contains('\n'), "{text}");
     assert_eq!(format!("{:?}", ended.report()), format!("{:?}", ExitCode::FAILURE));
@@ -86,11 +85,11 @@ fn a_source_that_panics_ends_a_process_with_1() {
 /// else anything.
 #[test]
 fn a_stream_that_panics_costs_its_client_alone() {
-    let log = Lines::of_this_process();
+    let log = Log::of_this_process();
     let (send, connections) = channel::unbounded();
     let wrapped = tcp().wrap(|_| async { Ok(Panicking { reads: 1 }) });
-    let addr = address(&wrapped);
-    let server = Serving::new(Server::new(stage().1), [Listener::of(connections), wrapped]);
+    let addr = address_of(&wrapped);
+    let server = Running::on(Server::new(handler()), [Listener::of(connections), wrapped]);
     for reads in 0..3 {
         let connection = Connection::new(Panicking { reads });
         let peer = ([192, 0, 2, 1], reads + 1);
@@ -104,8 +103,7 @@ fn a_stream_that_panics_costs_its_client_alone() {
     client.send("x");
     assert!(client.rest().0.is_empty());
     wait_until("nobody is left", || server.shutdown.in_flight() == 0);
-    server.shutdown.stop();
-    assert!(server.ended().unwrap().is_drained());
+    assert!(server.stop().is_drained());
 }
 
 /// Never brings a connection, and panics as soon as the other end is closed.
@@ -157,13 +155,13 @@ fn a_wrapper_tells_who_the_client_is() {
     let (peer, unknown) = (Peer::from(([192, 0, 2, 1], 7)), Peer::Unknown);
     let named = tcp().wrap(move |connection| async move { Ok(connection.from_peer(peer)) });
     let unnamed = tcp().wrap(move |connection| async move { Ok(connection.from_peer(unknown)) });
-    let addresses = [address(&named), address(&unnamed)];
-    let server = Serving::new(Server::new(handler), [named, unnamed]);
+    let addresses = [address_of(&named), address_of(&unnamed)];
+    let server = Running::on(Server::new(handler), [named, unnamed]);
     let mut clients = addresses.map(Client::connect);
     let own = Peer::from(clients[1].stream.local_addr().unwrap());
     for (client, peer) in clients.iter_mut().zip([peer, own]) {
         for _ in 0..2 {
-            assert_eq!(client.get("/").response().text(), peer.to_string());
+            assert_eq!(client.get("/peer").response().text(), peer.to_string());
         }
         client.get("/wait");
         stage.entered("/wait");
@@ -180,7 +178,7 @@ fn a_wrapper_tells_who_the_client_is() {
 /// A hundred clients with nonsense are a hundred in the count, and a line or two in the log.
 #[test]
 fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
-    let log = Lines::of_this_process();
+    let log = Log::of_this_process();
     let listener = tcp().wrap(|mut connection: Connection| async move {
         let mut hello = [0; 5];
         connection.read_exact(&mut hello).await?;
@@ -191,11 +189,11 @@ fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
             _ => Err(io::Error::other("no hello")),
         }
     });
-    let (addr, gauge) = (address(&listener), listener.clone());
+    let (addr, gauge) = (address_of(&listener), listener.clone());
     let limits = Limits { head_timeout: Duration::from_millis(50), ..Limits::default() };
-    let server = Serving::new(Server::new(stage().1).limits(limits), [listener]);
+    let server = Running::on(Server::new(handler()).limits(limits), [listener]);
     let mut good = Client::connect(addr);
-    good.send("hello").get("/").response();
+    good.send("hello").get("/now").response();
     // A health check, which opens a connection and says nothing.
     drop(Client::connect(addr));
     wait_until("it has gone", || server.shutdown.in_flight() == 1);
@@ -227,88 +225,7 @@ fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
     wait_until("the log tells it", || log.with(&told).len() == 1);
     assert_eq!(Client::connect(addr).send("sleep").end(), End::Eof);
     wait_until("it is counted", || gauge.failed_handshakes() == 102);
-    server.shutdown.stop();
-    assert!(server.ended().unwrap().is_drained());
+    assert!(server.stop().is_drained());
 }
 
 // What the tests share.
-
-/// A server on a thread of its own, and how it ends.
-struct Serving {
-    shutdown: Shutdown,
-    ended: Receiver<Result<Outcome, ServeError>>,
-}
-
-impl Serving {
-    fn new<const N: usize>(server: Server, listeners: [Listener; N]) -> Self {
-        let shutdown = server.handle();
-        let (send, ended) = mpsc::channel();
-        thread::spawn(move || send.send(future::block_on(server.serve(listeners))));
-        Self { shutdown, ended }
-    }
-
-    fn ended(&self) -> Result<Outcome, ServeError> {
-        self.ended.recv_timeout(PATIENCE).expect("the server did not end")
-    }
-}
-
-type Answer = future::Boxed<http_types::Result<String>>;
-
-/// A handler that answers with its client's address, to `/wait` with `done` once the stage is open.
-fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
-    let (stagehand, enter, gate) = Stagehand::new();
-    let handler = move |request: Request| -> Answer {
-        let (enter, gate) = (enter.clone(), gate.clone());
-        Box::pin(async move {
-            if request.url().path() != "/wait" {
-                return Ok(request.peer_addr().unwrap_or_default().to_owned());
-            }
-            let _ = enter.send("/wait".to_owned());
-            let _ = gate.recv().await;
-            Ok("done".to_owned())
-        })
-    };
-    (stagehand, handler)
-}
-
-fn tcp() -> Listener {
-    Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap()
-}
-
-fn address(listener: &Listener) -> std::net::SocketAddr {
-    let Address::Tcp(addr) = *listener.address() else { panic!("{listener:?}") };
-    addr
-}
-
-/// The log of all servers in this process.
-struct Lines(Mutex<Vec<(Level, String)>>);
-
-impl Lines {
-    fn of_this_process() -> &'static Self {
-        static LINES: Lines = Lines(Mutex::new(Vec::new()));
-        static INSTALLED: Once = Once::new();
-        INSTALLED.call_once(|| {
-            log::set_logger(&LINES).unwrap();
-            log::set_max_level(LevelFilter::Info);
-        });
-        &LINES
-    }
-
-    /// The lines that hold `text`.
-    fn with(&self, text: &str) -> Vec<(Level, String)> {
-        let lines = self.0.lock().unwrap();
-        lines.iter().filter(|(_, line)| line.contains(text)).cloned().collect()
-    }
-}
-
-impl Log for Lines {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &Record<'_>) {
-        self.0.lock().unwrap().push((record.level(), record.args().to_string()));
-    }
-
-    fn flush(&self) {}
-}
