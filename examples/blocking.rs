@@ -18,7 +18,7 @@ use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
-use smol_graceful::{Limits, Outcome, Process, Request, ServeError, Server};
+use smol_graceful::{Outcome, Process, Request, ServeError, Server, Shutdown};
 
 async fn block(request: Request) -> http_types::Result<String> {
     if let Some(text) = request.url().path().strip_prefix("/block/") {
@@ -40,11 +40,11 @@ fn main() -> Result<Outcome, ServeError> {
     let mut args = std::env::args();
     args.next();
     let address = args.next().unwrap_or("127.0.0.1:8082".to_owned());
-    let grace = next(&mut args, "seconds")?.map_or(Limits::default().grace, Duration::from_secs);
+    let grace = Duration::from_secs(next(&mut args, "seconds")?.unwrap_or(30));
     let mut process = Process::default();
     if let Some(threads) = next(&mut args, "number of threads")? {
         process = process.threads(threads);
     }
-    let server = Server::new(block).limits(Limits { grace, ..Limits::default() });
+    let server = Server::new(block).shutdown(&Shutdown::new().grace(grace));
     process.run(server, [&*address])
 }

@@ -20,8 +20,8 @@ use futures_lite::{FutureExt, future};
 use smol::channel::{Receiver, Sender, bounded};
 use smol::{Executor, Timer};
 use smol_graceful::{
-    Guard, Limits, Listen, Method, Outcome, Request, Response, ServeError, Server, Shutdown,
-    StatusCode, Token, probe, signals,
+    Guard, Listen, Method, Outcome, Request, Response, ServeError, Server, Shutdown, StatusCode,
+    Token, probe, signals,
 };
 
 /// How many threads run the executor, and how many jobs they do at the same time.
@@ -103,15 +103,12 @@ fn main() -> Result<Outcome, ServeError> {
 
     // What is new: one latch, two servers, and this thread for the signals and the deadline.
     let signals = signals()?;
-    let shutdown = Shutdown::new();
+    let shutdown = Shutdown::new().lame_duck(Duration::from_secs(1));
     // The guard is taken here, before the task runs, so that the drain waits for the task.
     let token = shutdown.token();
     let guard = token.guard()?;
     executor.spawn(guard.hold(farewell(token))).detach();
-    let with = |server: Server| {
-        let limits = Limits { lame_duck: Duration::from_secs(1), ..Limits::default() };
-        server.limits(limits).shutdown(&shutdown).executor(executor.clone())
-    };
+    let with = |server: Server| server.shutdown(&shutdown).executor(executor.clone());
     let public = with(Server::new(move |request| enqueue(request, queue.clone())));
     let handle = shutdown.clone();
     let admin = with(Server::new(move |request| administer(request, handle.clone())));

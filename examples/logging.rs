@@ -16,7 +16,7 @@ use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
 use env_logger::{Builder, Env, Target};
-use smol_graceful::{Limits, LogWriter, Request, Server, run};
+use smol_graceful::{LogWriter, Request, Server, Shutdown, run};
 
 async fn echo(mut request: Request) -> http_types::Result<String> {
     let text = request.body_string().await?;
@@ -42,8 +42,8 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let address = args.next().unwrap_or("127.0.0.1:8082".to_owned());
     let grace = args.next().and_then(|seconds| seconds.parse().ok()).unwrap_or(30);
-    let limits = Limits { grace: Duration::from_secs(grace), ..Limits::default() };
-    let code = match run(Server::new(echo).limits(limits), [&*address]) {
+    let shutdown = Shutdown::new().grace(Duration::from_secs(grace));
+    let code = match run(Server::new(echo).shutdown(&shutdown), [&*address]) {
         Ok(outcome) => outcome.report(),
         // As the value of `main`, the error would be printed on standard error itself.
         Err(error) => {

@@ -51,7 +51,7 @@ mod tests {
     use futures_lite::future::zip;
     use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt, stream};
     use smol::Timer;
-    use smol_graceful::{Connection, Ending, Limits, Listener, Shutdown};
+    use smol_graceful::{Connection, Ending, Listener, Shutdown};
 
     use super::*;
 
@@ -146,9 +146,9 @@ mod tests {
     #[test]
     fn a_message_that_never_ends_is_cut() {
         let (mut client, connection) = Connection::pair();
-        let limits = Limits { grace: Duration::from_millis(10), ..Limits::default() };
-        let server = server(unbounded()).limits(limits);
-        server.handle().stop();
+        let shutdown = Shutdown::new().grace(Duration::from_millis(10));
+        let server = server(unbounded()).shutdown(&shutdown);
+        shutdown.stop();
         within_reason(async {
             client.write_all(HALF_A_POST).await.unwrap();
             let outcome = server.serve([only(connection)]).await.unwrap();

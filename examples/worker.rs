@@ -52,7 +52,7 @@ async fn perform(job: &str) {
 fn main() -> io::Result<Outcome> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let signals = signals()?;
-    let shutdown = Shutdown::new();
+    let shutdown = Shutdown::new().grace(GRACE);
     let queue = Arc::new(Mutex::new(BufReader::new(Unblock::new(io::stdin())).lines()));
     for _ in 0..WORKERS {
         smol::spawn(work(queue.clone(), shutdown.clone())).detach();
@@ -61,7 +61,7 @@ fn main() -> io::Result<Outcome> {
     let token = shutdown.token();
     let drained = async {
         token.stopping().await;
-        shutdown.drain(GRACE).await
+        shutdown.drain().await
     };
     let outcome = smol::block_on(drained.or(shutdown.obey(signals)));
     log::info!("{outcome}");

@@ -29,7 +29,7 @@
 //! | it is | at the stop | at the deadline, or a second signal |
 //! |---|---|---|
 //! | in the kernel's queue | accepted and served | lost, if it could not be accepted |
-//! | silent or idle | may send a request for [`Limits::linger`], then closed | closed |
+//! | silent or idle | may send a request for [`Shutdown::linger`], then closed | closed |
 //! | sending a request | finished; the response says `Connection: close` | cut and named |
 //! | in a handler | finished; the handler can see it by its [`Token`] | cut and named |
 //! | being answered | finished | cut and named |
@@ -74,9 +74,9 @@
 //! | token | a look at the latch ([`Token`]) |
 //! | guard | work that the drain waits for ([`Guard`]) |
 //! | drain | the wait, after a stop, until all work has ended or is cut |
-//! | grace | the longest time of a drain ([`Limits::grace`]) |
-//! | lame duck | a stopped server that still accepts, before the grace ([`Limits::lame_duck`]) |
-//! | linger | an idle connection's last chance to send a request ([`Limits::linger`]) |
+//! | grace | the longest time of a drain ([`Shutdown::grace`]) |
+//! | lame duck | a stopped server that still accepts, before the grace ([`Shutdown::lame_duck`]) |
+//! | linger | an idle connection's last chance to send a request ([`Shutdown::linger`]) |
 //! | place | the right of one connection to be served, out of [`Limits::connections`] |
 //!
 //! # Implementation

@@ -1,11 +1,12 @@
-//! [`Limits`]: every number of the server in one place, each with its default and unit.
+//! [`Limits`]: all numbers that bound connections in one place, each with its default and unit.
 //!
-//! Keeps no state and takes no decision: the connection, the sweep and the drain read it.
-//! The numbers that are not settings are constants next to their one user.
+//! Keeps no state and takes no decision: the connection and the sweep read it. The numbers that are
+//! not settings are constants next to their one user.
 
 use std::time::Duration;
 
-/// What bounds a server: time, bytes, counts.
+/// What bounds a server's connections: time, bytes, counts. The times of a stop belong to
+/// [`Shutdown`](crate::Shutdown).
 ///
 /// All fields are public and have defaults; change some and take the rest with
 /// `..Limits::default()`.
@@ -22,26 +23,13 @@ use std::time::Duration;
 /// use std::time::Duration;
 ///
 /// let limits = Limits {
-///     grace: Duration::from_secs(10),
+///     head_timeout: Duration::from_secs(10),
 ///     ..Limits::default()
 /// };
 /// assert_eq!(limits.idle_timeout, Duration::from_secs(75));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// How long the drain may take, from the close of the listeners to the abort of what is left
-    /// (rule S13). Default: 30 s. A supervisor's own limit must be longer than
-    /// `lame_duck + grace`. Zero cuts at once what has not finished. [`Duration::MAX`] waits until
-    /// all has finished, or until a second signal.
-    pub grace: Duration,
-    /// How long connections are still accepted after the stop, while readiness already says no
-    /// (rule S3). Default: zero, which means that there is no lame duck. [`Duration::MAX`] accepts
-    /// connections until a second signal.
-    pub lame_duck: Duration,
-    /// An idle connection's last chance to send a request after the stop (rule S6).
-    /// Default: 100 ms. Zero closes the connection at once, unless a request has arrived. With
-    /// [`Duration::MAX`] it ends by `idle_timeout` or `grace`.
-    pub linger: Duration,
     /// From the first byte of a request's head to its end; then 408. Default: 30 s. Zero refuses a
     /// head that does not come in one piece. [`Duration::MAX`] waits for as long as it takes; only
     /// TLS's handshake still has 10 s.
@@ -91,10 +79,10 @@ pub struct Limits {
     /// limit of open files may make it less.
     ///
     /// If all places are taken and a further client waits in the kernel's queue, the server closes
-    /// the connection that has been idle longest, if it has been idle for `linger`. In a flood of
-    /// clients it closes more at a time, up to 32, and never more than one idle connection in
-    /// eight. A connection that has not sent a byte counts as idle. If no connection is idle, the
-    /// client waits.
+    /// the connection that has been idle longest, if it has been idle for
+    /// [`Shutdown::linger`](crate::Shutdown::linger). In a flood of clients it closes more at a
+    /// time, up to 32, and never more than one idle connection in eight. A connection that has not
+    /// sent a byte counts as idle. If no connection is idle, the client waits.
     pub connections: usize,
 }
 
@@ -113,9 +101,6 @@ impl Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            grace: Duration::from_secs(30),
-            lame_duck: Duration::ZERO,
-            linger: Duration::from_millis(100),
             head_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(75),
             stall_timeout: Duration::from_secs(30),
@@ -147,9 +132,6 @@ mod tests {
     #[test]
     fn defaults_are_the_agreed_ones() {
         let limits = Limits::default();
-        assert_eq!(limits.grace, Duration::from_secs(30));
-        assert_eq!(limits.lame_duck, Duration::ZERO);
-        assert_eq!(limits.linger, Duration::from_millis(100));
         assert_eq!(limits.head_timeout, Duration::from_secs(30));
         assert_eq!(limits.idle_timeout, Duration::from_secs(75));
         assert_eq!(limits.stall_timeout, Duration::from_secs(30));

@@ -22,7 +22,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use humantime::parse_duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol_graceful::{
-    Address, Limits, ListenOptions, Listener, LogWriter, Outcome, Process, ServeError, Server,
+    Address, ListenOptions, Listener, LogWriter, Outcome, Process, ServeError, Server, Shutdown,
 };
 
 fn main() -> ExitCode {
@@ -262,8 +262,8 @@ fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
     });
     let Settings { work, grace, linger, lame_duck, patience, repeat_window, threads, .. } =
         *settings;
-    let limits = Limits { grace, linger, lame_duck, ..Limits::default() };
-    let server = Server::new(move |request| app::handle(work, request)).limits(limits);
+    let shutdown = Shutdown::new().grace(grace).linger(linger).lame_duck(lame_duck);
+    let server = Server::new(move |request| app::handle(work, request)).shutdown(&shutdown);
     let mut process = Process::default().patience(patience).repeat_window(repeat_window);
     if let Some(threads) = threads {
         process = process.threads(threads);
@@ -305,7 +305,7 @@ fn is_every_ipv6(address: &Address) -> bool {
 }
 
 /// Raises the soft limit of open files to the hard one, as Go does: the low soft limit is there for
-/// programs that use `select`. [`Limits::default`] looks at it. If it fails, less must do.
+/// programs that use `select`. [`Limits::default`](smol_graceful::Limits::default) looks at it. If it fails, less must do.
 fn raise_open_files() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });

@@ -20,9 +20,8 @@ use crate::registry::Cut;
 ///
 /// ```
 /// use smol_graceful::{Ending, Shutdown};
-/// use std::time::Duration;
 ///
-/// let outcome = futures_lite::future::block_on(Shutdown::new().drain(Duration::from_secs(30)));
+/// let outcome = futures_lite::future::block_on(Shutdown::new().drain());
 /// assert_eq!(outcome.ending, Ending::Drained);
 /// assert!(outcome.to_string().starts_with("drained in 0.0 s"));
 /// ```
@@ -54,10 +53,9 @@ pub struct Outcome {
 /// use smol_graceful::{Ending, Shutdown};
 /// use std::time::Duration;
 ///
-/// let shutdown = Shutdown::new();
+/// let shutdown = Shutdown::new().grace(Duration::from_millis(10));
 /// let guard = shutdown.token().guard().unwrap(); // for work that does not end
-/// let drain = shutdown.drain(Duration::from_millis(10));
-/// let advice = match futures_lite::future::block_on(drain).ending {
+/// let advice = match futures_lite::future::block_on(shutdown.drain()).ending {
 ///     Ending::Drained => "nothing was lost",
 ///     Ending::TimedOut => "allow a longer grace",
 ///     Ending::Forced => "somebody was in a hurry",
@@ -82,8 +80,7 @@ impl Outcome {
     ///
     /// ```
     /// # use smol_graceful::Shutdown;
-    /// # use std::time::Duration;
-    /// # let outcome = futures_lite::future::block_on(Shutdown::new().drain(Duration::ZERO));
+    /// # let outcome = futures_lite::future::block_on(Shutdown::new().drain());
     /// assert!(outcome.is_drained());
     /// ```
     #[must_use]

@@ -29,9 +29,9 @@ use crate::transport::Peer;
 /// use smol_graceful::{Shutdown, What};
 /// use std::time::Duration;
 ///
-/// let shutdown = Shutdown::new();
+/// let shutdown = Shutdown::new().grace(Duration::ZERO);
 /// let guard = shutdown.token().guard().unwrap();
-/// let outcome = futures_lite::future::block_on(shutdown.drain(Duration::ZERO));
+/// let outcome = futures_lite::future::block_on(shutdown.drain());
 /// assert!(matches!(outcome.cut[0].what, What::Guard(place) if place.line() > 0));
 /// # drop(guard);
 /// ```
@@ -55,9 +55,9 @@ pub struct Cut {
 /// use smol_graceful::{Shutdown, What};
 /// use std::time::Duration;
 ///
-/// let shutdown = Shutdown::new();
+/// let shutdown = Shutdown::new().grace(Duration::ZERO);
 /// let guard = shutdown.token().guard().unwrap(); // for work that does not end
-/// let outcome = futures_lite::future::block_on(shutdown.drain(Duration::ZERO));
+/// let outcome = futures_lite::future::block_on(shutdown.drain());
 /// let line = match &outcome.cut[0].what {
 ///     What::Request { peer, method, path, .. } => format!("{peer} {method} {path}"),
 ///     What::Guard(place) => format!("work of line {}", place.line()),
@@ -109,21 +109,19 @@ fn or_dash(text: &str) -> &str {
 ///
 /// ```
 /// use futures_lite::{AsyncWriteExt, stream};
-/// use smol_graceful::{Connection, Limits, Listener, Server, Shutdown, Stage, What};
+/// use smol_graceful::{Connection, Listener, Server, Shutdown, Stage, What};
 /// use std::time::Duration;
 ///
 /// # fn main() -> std::io::Result<()> {
-/// let (shutdown, (mut client, connection)) = (Shutdown::new(), Connection::pair());
+/// let (mut client, connection) = Connection::pair();
+/// let shutdown = Shutdown::new().grace(Duration::from_millis(10));
 /// let handle = shutdown.clone();
 /// let server = Server::new(move |mut request| {
 ///     handle.stop();
 ///     async move { request.body_string().await }
 /// });
-/// let limits = Limits { grace: Duration::from_millis(10), ..Limits::default() };
-/// let serve = server
-///     .limits(limits)
-///     .shutdown(&shutdown)
-///     .serve([Listener::of(stream::once(Ok(connection)))]);
+/// let listener = Listener::of(stream::once(Ok(connection)));
+/// let serve = server.shutdown(&shutdown).serve([listener]);
 ///
 /// let outcome = smol::block_on(async {
 ///     client.write_all(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n").await?;

@@ -110,21 +110,12 @@ impl Server {
     /// # Examples
     ///
     /// ```
-    /// use smol_graceful::{Ending, Limits, Server};
+    /// use smol_graceful::{Limits, Server};
     /// use std::time::Duration;
     ///
-    /// # fn main() -> std::io::Result<()> {
-    /// let limits = Limits { grace: Duration::from_millis(10), ..Limits::default() };
+    /// let limits = Limits { idle_timeout: Duration::from_secs(10), ..Limits::default() };
     /// let server = Server::new(|_request| async { Ok("okay") }).limits(limits);
-    /// let shutdown = server.handle();
-    /// let guard = shutdown.token().guard()?; // for work that does not end
-    /// shutdown.stop();
-    ///
-    /// let outcome = smol::block_on(server.serve(["127.0.0.1:0"]))?;
-    /// assert_eq!(outcome.ending, Ending::TimedOut);
-    /// # drop(guard);
-    /// # Ok(())
-    /// # }
+    /// # drop(server);
     /// ```
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
@@ -153,13 +144,16 @@ impl Server {
         self
     }
 
-    /// Shares a latch, with other servers or with work of the program's own. By default, a server
-    /// has a latch of its own.
+    /// Sets the handle that stops this server, with its three times. The handle's latch may be
+    /// shared with other servers, or with work of the program's own. By default, a server has a
+    /// latch of its own.
     ///
     /// Servers that share a latch drain together. They have drained when nobody holds the latch any
-    /// more. The first grace that ends cuts what is left of all of them, so give them the same
-    /// `grace` and `lame_duck`. Each outcome counts what all of them have finished. If a server has
-    /// to answer while the others drain, give it a latch of its own and stop it after the others.
+    /// more. Each outcome counts what all of them have finished. If a server has to answer while
+    /// the others drain, give it a latch of its own and stop it after the others.
+    ///
+    /// Each server uses the times of the handle that it was given. If clones of one handle have
+    /// different times, the first grace that ends cuts what is left of all servers.
     ///
     /// # Examples
     ///
@@ -377,7 +371,7 @@ impl Running {
                 listener.has_client().await;
                 // A client that has just come, or just got an answer, may well have a request on
                 // its way.
-                let least = self.service.limits.linger;
+                let least = self.service.shutdown.linger;
                 let idle = self.service.shutdown.with_registry(|registry| {
                     registry.idle_longest(&self.service.orders, pressure, least, Instant::now())
                 });
@@ -461,8 +455,8 @@ impl Running {
     }
 
     async fn stop(&self, listening: Option<Guard>, tell: impl Fn(Stopping<'_>)) -> Outcome {
-        let Limits { grace, lame_duck, linger, .. } = self.service.limits;
         let shutdown = &self.service.shutdown;
+        let Shutdown { lame_duck, linger, .. } = *shutdown;
         let token = shutdown.token();
         token.stopping().await;
         tell(Stopping::Begun);
@@ -491,7 +485,7 @@ impl Running {
             future::pending().await
         };
         // 3. The drain itself.
-        let drain = shutdown.drain_telling(grace, |draining| tell(Stopping::Draining(draining)));
+        let drain = shutdown.drain_telling(|draining| tell(Stopping::Draining(draining)));
         let mut outcome = close.or(linger).or(drain).await;
         if shutdown.phase() == Phase::Aborting {
             self.close_at_once();

@@ -27,7 +27,12 @@ use crate::phase::{Moving, Phase};
 use crate::registry::{Call, Hold, Holder, Interrupted, Registry, Seat};
 use crate::socket::Left;
 
-/// The handle that moves the latch. Clones move the same one.
+/// The handle that moves the latch, and says how long the drain may take. Clones move the same
+/// latch.
+///
+/// The three times ([`Shutdown::grace`], [`Shutdown::lame_duck`], [`Shutdown::linger`]) belong to
+/// the handle, and a clone takes them along. So set them before you clone the handle, or give it to
+/// a server.
 ///
 /// # Examples
 ///
@@ -38,7 +43,7 @@ use crate::socket::Left;
 /// use std::time::Duration;
 ///
 /// futures_lite::future::block_on(async {
-///     let shutdown = Shutdown::new();
+///     let shutdown = Shutdown::new().grace(Duration::from_secs(10));
 ///     let token = shutdown.token();
 ///     let job = token.guard().expect("nobody has stopped yet");
 ///
@@ -47,14 +52,29 @@ use crate::socket::Left;
 ///         drop(job);
 ///     });
 ///
-///     let outcome = shutdown.drain(Duration::from_secs(30)).await;
+///     let outcome = shutdown.drain().await;
 ///     assert!(outcome.is_drained());
 ///     assert!(token.guard().is_err());
 /// });
 /// ```
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Shutdown {
     latch: Arc<Latch>,
+    grace: Duration,
+    pub(crate) lame_duck: Duration,
+    pub(crate) linger: Duration,
+}
+
+impl Default for Shutdown {
+    /// Returns a handle like [`Shutdown::new`].
+    fn default() -> Self {
+        Self {
+            latch: Arc::default(),
+            grace: Duration::from_secs(30),
+            lame_duck: Duration::ZERO,
+            linger: Duration::from_millis(100),
+        }
+    }
 }
 
 impl Shutdown {
@@ -70,6 +90,91 @@ impl Shutdown {
     /// ```
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Sets how long the drain may take, from the close of the listeners to the abort of what is
+    /// left (rule S13). Default: 30 s.
+    ///
+    /// A supervisor's own limit must be longer than lame duck and grace together. Zero cuts at once
+    /// what has not finished. [`Duration::MAX`] waits until all has finished, or until a second
+    /// signal.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Ending, Server, Shutdown};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let shutdown = Shutdown::new().grace(Duration::from_millis(10));
+    /// let server = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
+    /// let guard = shutdown.token().guard()?; // for work that does not end
+    /// shutdown.stop();
+    ///
+    /// let outcome = smol::block_on(server.serve(["127.0.0.1:0"]))?;
+    /// assert_eq!(outcome.ending, Ending::TimedOut);
+    /// # drop(guard);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Sets how long a server still accepts connections after the stop, while readiness already
+    /// says no (rule S3). Default: zero, which means that there is no lame duck.
+    ///
+    /// [`Duration::MAX`] accepts connections until a second signal.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Server, Shutdown};
+    /// use std::time::{Duration, Instant};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let shutdown = Shutdown::new().lame_duck(Duration::from_millis(20));
+    /// let server = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
+    /// shutdown.stop();
+    ///
+    /// let stopped = Instant::now();
+    /// let outcome = smol::block_on(server.serve(["127.0.0.1:0"]))?;
+    /// assert!(outcome.is_drained() && stopped.elapsed() >= Duration::from_millis(20));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn lame_duck(mut self, lame_duck: Duration) -> Self {
+        self.lame_duck = lame_duck;
+        self
+    }
+
+    /// Sets how long an idle connection may still send a request after the stop (rule S6). Default:
+    /// 100 ms.
+    ///
+    /// Zero closes the connection at once, unless a request has arrived. With [`Duration::MAX`] it
+    /// ends by [`Limits::idle_timeout`](crate::Limits::idle_timeout) or at the end of the grace. A
+    /// connection that gives its place to a new client has been idle for this time, too
+    /// ([`Limits::connections`](crate::Limits::connections)).
+    ///
+    /// # Examples
+    ///
+    /// For clients that are far away:
+    ///
+    /// ```
+    /// use smol_graceful::{Server, Shutdown};
+    /// use std::time::Duration;
+    ///
+    /// let shutdown = Shutdown::new().linger(Duration::from_millis(500));
+    /// let server = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
+    /// # drop(server);
+    /// ```
+    #[must_use]
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self
     }
 
     /// Moves on to *draining*; does nothing if that has happened before (rule S2).
@@ -94,11 +199,10 @@ impl Shutdown {
     ///
     /// ```
     /// use smol_graceful::{Shutdown, Signal};
-    /// use std::time::Duration;
     ///
     /// let shutdown = Shutdown::new();
     /// shutdown.stop_by(Signal::Term);
-    /// let outcome = futures_lite::future::block_on(shutdown.drain(Duration::ZERO));
+    /// let outcome = futures_lite::future::block_on(shutdown.drain());
     /// assert_eq!(outcome.signal, Some(Signal::Term));
     /// ```
     pub fn stop_by(&self, signal: Signal) {
@@ -120,12 +224,11 @@ impl Shutdown {
     ///
     /// ```
     /// use smol_graceful::Shutdown;
-    /// use std::time::Duration;
     ///
     /// let shutdown = Shutdown::new();
     /// let guard = shutdown.token().guard().unwrap();
     /// shutdown.abort();
-    /// let outcome = futures_lite::future::block_on(shutdown.drain(Duration::from_secs(30)));
+    /// let outcome = futures_lite::future::block_on(shutdown.drain());
     /// assert!(!outcome.is_drained());
     /// assert_eq!(outcome.cut.len(), 1);
     /// # drop(guard);
@@ -188,37 +291,34 @@ impl Shutdown {
 
     /// Stops, waits until nobody holds the drain open, and says how it ended.
     ///
-    /// After `grace` what is left is aborted (rule S13), and waited for up to 100 ms more. If the
-    /// process was suspended at the end of the grace, what became ready meanwhile gets its turn
-    /// first, for as long as the process was suspended beyond the grace, but at most 1 s. Once a
-    /// second the log says what is left (rule S20). May be awaited by several at once, before or
-    /// after the end; each gets the outcome.
+    /// After [`Shutdown::grace`] what is left is aborted (rule S13), and waited for up to 100 ms
+    /// more. If the process was suspended at the end of the grace, what became ready meanwhile gets
+    /// its turn first, for as long as the process was suspended beyond the grace, but at most 1 s.
+    /// Once a second the log says what is left (rule S20). May be awaited by several at once,
+    /// before or after the end; each gets the outcome.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the latch where it is and ends the watch over `grace`; a new
+    /// Dropping the future leaves the latch where it is and ends the watch over the grace; a new
     /// `drain` begins a new grace.
     ///
     /// # Examples
     ///
     /// ```
     /// use smol_graceful::Shutdown;
-    /// use std::time::Duration;
     ///
-    /// let outcome = futures_lite::future::block_on(
-    ///     Shutdown::new().drain(Duration::from_secs(30)),
-    /// );
+    /// let outcome = futures_lite::future::block_on(Shutdown::new().drain());
     /// assert!(outcome.is_drained());
     /// ```
-    pub async fn drain(&self, grace: Duration) -> Outcome {
-        self.drain_telling(grace, |_| {}).await
+    pub async fn drain(&self) -> Outcome {
+        self.drain_telling(|_| {}).await
     }
 
     /// Drains like [`Shutdown::drain`]. Tells `tell` once a second what the log says (rule S20).
-    pub(crate) async fn drain_telling(&self, grace: Duration, tell: impl Fn(&Draining)) -> Outcome {
+    pub(crate) async fn drain_telling(&self, tell: impl Fn(&Draining)) -> Outcome {
         self.stop();
         let began = Instant::now();
-        let latch = &self.latch;
+        let Self { latch, grace, .. } = self;
         // Four ways out of waiting, the first one ready wins.
         // 1. Nobody is left.
         let drained = latch.drained();
@@ -226,10 +326,10 @@ impl Shutdown {
         let aborted = latch.reached(Phase::Aborting);
         // 3. The grace is over.
         let deadline = async {
-            Timer::after(grace).await;
+            Timer::after(*grace).await;
             // If the process was suspended, work may have become ready meanwhile. That work gets
             // its turn (rule S13).
-            Timer::after(began.elapsed().saturating_sub(grace).min(MADE_UP)).await;
+            Timer::after(began.elapsed().saturating_sub(*grace).min(MADE_UP)).await;
             latch.abort(Ending::TimedOut);
         };
         // 4. Never: it only reports.
@@ -836,10 +936,17 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::thread;
 
-    const LONG: Duration = Duration::from_secs(3600);
-
     fn is_ready<T>(future: impl Future<Output = T>) -> bool {
         block_on(poll_once(future)).is_some()
+    }
+
+    /// Operators rely on them.
+    #[test]
+    fn defaults_are_the_agreed_ones() {
+        let Shutdown { grace, lame_duck, linger, .. } = Shutdown::new();
+        assert_eq!(grace, Duration::from_secs(30));
+        assert_eq!(lame_duck, Duration::ZERO);
+        assert_eq!(linger, Duration::from_millis(100));
     }
 
     /// Rule S2.
@@ -914,25 +1021,25 @@ mod tests {
     #[test]
     fn a_drain_with_nobody_left_ends_at_once() {
         let shutdown = Shutdown::new();
-        let outcome = block_on(poll_once(pin!(shutdown.drain(LONG)))).expect("no wait (rule S19)");
+        let outcome = block_on(poll_once(pin!(shutdown.drain()))).expect("no wait (rule S19)");
         assert_eq!(outcome.ending, Ending::Drained);
         // And again, for whoever asks later.
-        assert!(block_on(shutdown.drain(LONG)).is_drained());
+        assert!(block_on(shutdown.drain()).is_drained());
     }
 
     /// Rule S13.
     #[test]
     fn a_drain_that_times_out_names_who_held_it() {
-        let shutdown = Shutdown::new();
+        let shutdown = Shutdown::new().grace(Duration::from_millis(10));
         let guard = shutdown.token().guard().unwrap();
         let line = line!() - 1;
-        let outcome = block_on(shutdown.drain(Duration::from_millis(10)));
+        let outcome = block_on(shutdown.drain());
         assert_eq!(outcome.ending, Ending::TimedOut);
         let [cut] = &outcome.cut[..] else { panic!("{outcome}") };
         assert!(matches!(cut.what, crate::What::Guard(place) if place.line() == line), "{outcome}");
         drop(guard);
         // The end stays what it was.
-        assert_eq!(block_on(shutdown.drain(LONG)).ending, Ending::TimedOut);
+        assert_eq!(block_on(shutdown.drain()).ending, Ending::TimedOut);
     }
 
     /// Rule S14.
@@ -941,7 +1048,7 @@ mod tests {
         let shutdown = Shutdown::new();
         let guard = shutdown.token().guard().unwrap();
         let handle = shutdown.clone();
-        let waiting = thread::spawn(move || block_on(handle.drain(LONG)));
+        let waiting = thread::spawn(move || block_on(handle.drain()));
         block_on(shutdown.token().stopping());
         shutdown.abort();
         assert_eq!(waiting.join().unwrap().ending, Ending::Forced);
@@ -952,7 +1059,7 @@ mod tests {
     fn an_abort_that_cuts_nothing_is_a_drain() {
         let shutdown = Shutdown::new();
         shutdown.abort();
-        assert_eq!(block_on(shutdown.drain(LONG)).ending, Ending::Drained);
+        assert_eq!(block_on(shutdown.drain()).ending, Ending::Drained);
     }
 
     #[test]
@@ -960,7 +1067,7 @@ mod tests {
         let shutdown = Shutdown::new();
         shutdown.stop_by(Signal::Hup);
         shutdown.stop_by(Signal::Term);
-        assert_eq!(block_on(shutdown.drain(LONG)).signal, Some(Signal::Hup));
+        assert_eq!(block_on(shutdown.drain()).signal, Some(Signal::Hup));
     }
 
     #[test]
@@ -998,7 +1105,7 @@ mod tests {
         // The stop begins while the job is taken.
         let line = line!() + 1;
         let (_, guard) = block_on(token.accept(async { shutdown.stop() })).expect("a taken job");
-        let mut drain = pin!(shutdown.drain(Duration::ZERO));
+        let mut drain = pin!(shutdown.drain());
         assert!(!is_ready(shutdown.latch.drained()));
         let outcome = block_on(drain.as_mut());
         let [cut] = &outcome.cut[..] else { panic!("{outcome}") };
@@ -1070,7 +1177,7 @@ mod tests {
                 }
                 std::hint::spin_loop();
             }
-            let outcome = block_on(shutdown.drain(LONG));
+            let outcome = block_on(shutdown.drain());
             let (done, taken) = (done.load(Ordering::SeqCst), taken.load(Ordering::SeqCst));
             assert!(outcome.is_drained());
             assert_eq!(done, taken, "a job was lost");
@@ -1120,7 +1227,7 @@ mod tests {
             for _ in 0..random.usize(..200) {
                 std::hint::spin_loop();
             }
-            let outcome = block_on(shutdown.drain(LONG));
+            let outcome = block_on(shutdown.drain());
             assert!(outcome.is_drained());
             assert_eq!(held.load(Ordering::SeqCst), 0, "the end came early");
             assert!(shutdown.token().guard().is_err(), "admitted after the end");

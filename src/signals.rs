@@ -107,14 +107,13 @@ impl Shutdown {
     /// ```no_run
     /// use futures_lite::{FutureExt, future};
     /// use smol_graceful::{Shutdown, signals};
-    /// use std::time::Duration;
     ///
     /// # fn main() -> std::io::Result<()> {
     /// let shutdown = Shutdown::new();
     /// let signals = signals()?;
     /// let work = async {
     ///     shutdown.token().stopping().await;
-    ///     shutdown.drain(Duration::from_secs(30)).await
+    ///     shutdown.drain().await
     /// };
     /// println!("{}", future::block_on(work.or(shutdown.obey(signals))));
     /// # Ok(())

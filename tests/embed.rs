@@ -38,11 +38,10 @@ use smol_graceful::{
 /// all.
 #[test]
 fn servers_that_share_a_latch_end_together() {
-    let shutdown = Shutdown::new();
+    let shutdown = quick();
     let (stage, handler) = stage();
-    let public = Running::of(Server::new(handler).limits(patient()).shutdown(&shutdown));
-    let admin = Server::new(|_| async { Ok("fine") }).limits(quick()).shutdown(&shutdown);
-    let admin = Running::of(admin);
+    let public = Running::of(Server::new(handler).shutdown(&shutdown));
+    let admin = Running::of(Server::new(|_| async { Ok("fine") }).shutdown(&shutdown));
     let mut busy = public.connect();
     busy.get("/wait");
     stage.entered("/wait");
@@ -70,12 +69,11 @@ fn servers_that_share_a_latch_end_together() {
 /// Of those that share a latch, the shortest grace is everyone's, and both outcomes say the same.
 #[test]
 fn the_first_grace_that_ends_ends_both() {
-    let shutdown = Shutdown::new();
+    let shutdown = patient();
     let (stage, handler) = stage();
-    let public = Running::of(Server::new(handler).limits(patient()).shutdown(&shutdown));
-    let limits = Limits { grace: Duration::from_millis(10), ..Limits::default() };
-    let admin = Server::new(|_| async { Ok("fine") }).limits(limits).shutdown(&shutdown);
-    let admin = Running::of(admin);
+    let public = Running::of(Server::new(handler).shutdown(&shutdown));
+    let hasty = shutdown.clone().grace(Duration::from_millis(10));
+    let admin = Running::of(Server::new(|_| async { Ok("fine") }).shutdown(&hasty));
     let mut busy = public.connect();
     busy.get("/wait");
     stage.entered("/wait");
@@ -94,11 +92,11 @@ fn the_first_grace_that_ends_ends_both() {
 /// Dropping one is its own affair: its listener and its connections, and nobody else's.
 #[test]
 fn a_server_that_is_dropped_leaves_the_other_alone() {
-    let shutdown = Shutdown::new();
+    let shutdown = quick();
     let (stage, handler) = stage();
-    let public = Running::of(Server::new(handler).limits(quick()).shutdown(&shutdown));
+    let public = Running::of(Server::new(handler).shutdown(&shutdown));
     let (stage_2, handler) = self::stage();
-    let mut admin = Running::of(Server::new(handler).limits(patient()).shutdown(&shutdown));
+    let mut admin = Running::of(Server::new(handler).shutdown(&shutdown));
     let mut busy = public.connect();
     busy.get("/wait");
     stage.entered("/wait");
@@ -124,7 +122,7 @@ fn a_server_that_is_dropped_leaves_the_other_alone() {
 /// is waited for (rule S12).
 #[test]
 fn a_worker_finishes_its_job_and_takes_no_other() {
-    let server = Running::of(Server::new(|_| async { Ok("okay") }).limits(patient()));
+    let server = Running::of(Server::new(|_| async { Ok("okay") }).shutdown(&patient()));
     let token = server.shutdown.token();
     let (post, jobs) = channel::unbounded::<&str>();
     let (begin, begun) = mpsc::channel();
@@ -160,14 +158,14 @@ fn a_handler_that_blocks_the_executor_does_not_hold_up_the_deadline() {
     let (entered, enters) = mpsc::channel();
     let (release, released) = mpsc::channel::<()>();
     let released = Mutex::new(released);
-    let limits = Limits { grace: Duration::from_millis(10), ..Limits::default() };
+    let shutdown = Shutdown::new().grace(Duration::from_millis(10));
     let executor = Arc::new(Executor::new());
     let server = Server::new(move |_| {
         entered.send(()).unwrap();
         let _ = released.lock().unwrap().recv();
         async { Ok("blocked") }
     });
-    let server = Running::of(server.limits(limits).executor(executor.clone()));
+    let server = Running::of(server.shutdown(&shutdown).executor(executor.clone()));
     let (end, ended) = channel::bounded::<()>(1);
     let worker = thread::spawn(move || future::block_on(executor.run(ended.recv())));
     let mut client = server.connect();
@@ -209,8 +207,8 @@ fn a_hook_on_the_stop_runs_before_the_end() {
 /// Work that does not end is named by the line that took its guard, not by a request (rule S13).
 #[test]
 fn work_that_does_not_end_is_named() {
-    let limits = Limits { grace: Duration::from_millis(10), ..Limits::default() };
-    let server = Running::of(Server::new(|_| async { Ok("okay") }).limits(limits));
+    let shutdown = Shutdown::new().grace(Duration::from_millis(10));
+    let server = Running::of(Server::new(|_| async { Ok("okay") }).shutdown(&shutdown));
     let guard = server.shutdown.token().guard();
     let line = line!() - 1;
     let outcome = server.stop();
@@ -335,7 +333,7 @@ fn a_pipe_is_a_connection_like_any_other() {
 /// Rules S6, S7.
 #[test]
 fn a_stop_closes_idle_pipes_after_the_linger() {
-    let (source, server) = Pipes::open(Server::new(handler()).limits(quick()));
+    let (source, server) = Pipes::open(Server::new(handler()).shutdown(&quick()));
     let mut silent = source.connect();
     let mut idle = source.connect();
     idle.get("/now").response();
@@ -352,7 +350,7 @@ fn a_stop_closes_idle_pipes_after_the_linger() {
 /// Rule S6: within the linger one may still ask.
 #[test]
 fn a_request_within_the_linger_is_served_over_a_pipe() {
-    let (source, server) = Pipes::open(Server::new(handler()).limits(patient()));
+    let (source, server) = Pipes::open(Server::new(handler()).shutdown(&patient()));
     let mut idle = source.connect();
     idle.get("/now").response();
     server.shutdown.stop();
@@ -366,7 +364,7 @@ fn a_request_within_the_linger_is_served_over_a_pipe() {
 #[test]
 fn a_stop_lets_finish_what_runs_over_a_pipe() {
     let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).limits(quick()));
+    let (source, server) = Pipes::open(Server::new(handler).shutdown(&quick()));
     let mut one = source.connect();
     one.get("/wait");
     stage.entered("/wait");
@@ -409,9 +407,8 @@ fn a_stop_lets_finish_what_runs_over_a_pipe() {
 fn a_stream_that_gives_way_loses_no_request() {
     let (stage, handler) = stage();
     let executor = Arc::new(Executor::new());
-    let limits = Limits { linger: Duration::ZERO, ..patient() };
-    let server = Server::new(handler).limits(limits).executor(executor.clone());
-    let shutdown = server.handle();
+    let shutdown = patient().linger(Duration::ZERO);
+    let server = Server::new(handler).shutdown(&shutdown).executor(executor.clone());
     let (send, connections) = channel::unbounded();
     let serve = server.serve([Listener::of(connections)]);
     let mut serve = Box::pin(serve);
@@ -492,7 +489,7 @@ impl AsyncWrite for Shy {
 #[test]
 fn an_abort_cuts_pipes_and_names_them() {
     let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).limits(patient()));
+    let (source, server) = Pipes::open(Server::new(handler).shutdown(&patient()));
     let mut busy = source.connect();
     busy.get("/wait?for=it");
     stage.entered("/wait");
@@ -540,7 +537,7 @@ fn an_upload_that_is_cut_short_is_an_error() {
 #[test]
 fn a_half_closed_pipe_gets_its_answers() {
     let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).limits(patient()));
+    let (source, server) = Pipes::open(Server::new(handler).shutdown(&patient()));
     let mut pipe = source.connect();
     pipe.get("/wait").get("/now").half_close();
     stage.entered("/wait");
@@ -670,9 +667,9 @@ fn many_pipes_at_once_are_served() {
 /// No more at once than the limit; the others wait in the channel.
 #[test]
 fn the_limit_of_connections_holds_for_pipes() {
-    let limits = Limits { connections: 2, ..patient() };
+    let limits = Limits { connections: 2, ..Limits::default() };
     let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).limits(limits));
+    let (source, server) = Pipes::open(Server::new(handler).limits(limits).shutdown(&patient()));
     let mut pipes: Vec<_> = (0..3).map(|_| source.connect()).collect();
     for pipe in &mut pipes {
         pipe.get("/wait");
@@ -692,9 +689,9 @@ fn the_limit_of_connections_holds_for_pipes() {
 /// Rule S4: what had been queued is served, then the source is closed.
 #[test]
 fn what_waits_in_the_channel_is_served_at_the_stop() {
-    let limits = Limits { connections: 1, ..quick() };
+    let limits = Limits { connections: 1, ..Limits::default() };
     let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).limits(limits));
+    let (source, server) = Pipes::open(Server::new(handler).limits(limits).shutdown(&quick()));
     let mut first = source.connect();
     first.get("/wait");
     stage.entered("/wait");
@@ -733,8 +730,8 @@ fn errors_of_the_stream_end_nothing() {
     }
     // At the stop, too.
     let (stage, handler) = stage();
-    let limits = Limits { connections: 1, ..quick() };
-    let (source, full) = Pipes::open(Server::new(handler).limits(limits));
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let (source, full) = Pipes::open(Server::new(handler).limits(limits).shutdown(&quick()));
     let mut first = source.connect();
     first.get("/wait");
     stage.entered("/wait");
@@ -755,7 +752,7 @@ fn errors_of_the_stream_end_nothing() {
 fn errors_without_end_hold_up_nobody() {
     let (source, pipes) = Pipes::listener();
     let errors = Listener::of(stream::repeat_with(|| Err(ErrorKind::ConnectionReset.into())));
-    let server = Running::on(Server::new(handler()).limits(quick()), [errors, pipes]);
+    let server = Running::on(Server::new(handler()).shutdown(&quick()), [errors, pipes]);
     let mut pipe = source.connect();
     for _ in 0..3 {
         assert_eq!(pipe.get("/now").response().text(), "now");
@@ -767,7 +764,7 @@ fn errors_without_end_hold_up_nobody() {
 /// When there are no more connections to come, those that are there go on, until the stop.
 #[test]
 fn the_end_of_the_stream_is_not_the_end_of_the_server() {
-    let (source, server) = Pipes::open(Server::new(handler()).limits(quick()));
+    let (source, server) = Pipes::open(Server::new(handler()).shutdown(&quick()));
     let mut pipe = source.connect();
     pipe.get("/now").response();
     source.send.close();
@@ -789,7 +786,7 @@ fn the_end_of_the_stream_is_not_the_end_of_the_server() {
 /// send more of a request, does not stay.
 #[test]
 fn a_pipe_that_was_dropped_is_let_go_of() {
-    let (source, server) = Pipes::open(Server::new(handler()).limits(patient()));
+    let (source, server) = Pipes::open(Server::new(handler()).shutdown(&patient()));
     let mut big = source.connect();
     big.get("/big");
     big.take(1).unwrap();
@@ -809,9 +806,13 @@ fn a_pipe_that_was_dropped_is_let_go_of() {
 #[test]
 fn a_pipe_that_stalls_is_told_so() {
     let short = Duration::from_millis(40);
-    let limits =
-        Limits { head_timeout: short, stall_timeout: short, idle_timeout: short, ..patient() };
-    let (source, server) = Pipes::open(Server::new(handler()).limits(limits));
+    let limits = Limits {
+        head_timeout: short,
+        stall_timeout: short,
+        idle_timeout: short,
+        ..Limits::default()
+    };
+    let (source, server) = Pipes::open(Server::new(handler()).limits(limits).shutdown(&patient()));
     for request in [
         "GET /now HTTP/1.1\r\nHost: test\r\n",
         "POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello",
@@ -834,7 +835,7 @@ fn a_pipe_that_stalls_is_told_so() {
 #[test]
 fn an_upgraded_pipe_is_waited_for() {
     for abort in [false, true] {
-        let (source, server) = Pipes::open(Server::new(upgrading()).limits(patient()));
+        let (source, server) = Pipes::open(Server::new(upgrading()).shutdown(&patient()));
         let mut pipe = source.connect();
         pipe.send(UPGRADE_HEAD.to_owned() + "early");
         assert_eq!(pipe.response().status, 101);
@@ -999,9 +1000,12 @@ fn a_wrapper_that_fails_costs_its_client_alone() {
 /// A handshake has as long as a head; the time before the client's first byte is not its own.
 #[test]
 fn a_handshake_that_does_not_end_is_ended() {
-    let limits = Limits { head_timeout: Duration::from_millis(40), ..patient() };
+    let limits = Limits { head_timeout: Duration::from_millis(40), ..Limits::default() };
     let (shake, begun) = counted(future::pending::<()>);
-    let server = Running::on(Server::new(handler()).limits(limits), [tcp().wrap(shake)]);
+    let server = Running::on(
+        Server::new(handler()).limits(limits).shutdown(&patient()),
+        [tcp().wrap(shake)],
+    );
     let mut silent = server.connect();
     wait_until("it is accepted", || server.shutdown.in_flight() == 1);
     for _ in 0..2 {
@@ -1020,7 +1024,7 @@ fn a_handshake_that_does_not_end_is_ended() {
 #[test]
 fn a_silent_client_of_a_wrapper_is_closed_at_the_stop() {
     let (shake, begun) = counted(|| async {});
-    let server = Running::on(Server::new(handler()).limits(quick()), [tcp().wrap(shake)]);
+    let server = Running::on(Server::new(handler()).shutdown(&quick()), [tcp().wrap(shake)]);
     let mut silent = server.connect();
     let mut idle = server.connect();
     idle.send("hello").get("/now");
@@ -1044,7 +1048,7 @@ fn a_silent_client_of_a_wrapped_pipe_is_closed_at_the_stop() {
         called.fetch_add(1, Ordering::SeqCst);
         shake(connection)
     });
-    let server = Running::on(Server::new(handler()).limits(quick()), [listener]);
+    let server = Running::on(Server::new(handler()).shutdown(&quick()), [listener]);
     let mut silent = source.connect();
     let mut idle = source.connect();
     assert_eq!(idle.send("hello").get("/now").take(5).unwrap(), b"world");
@@ -1061,13 +1065,13 @@ fn a_silent_client_of_a_wrapped_pipe_is_closed_at_the_stop() {
 /// what comes over the connection is answered, even if the time for idle ones is long over.
 #[test]
 fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
-    let limits = Limits { linger: Duration::from_secs(2), ..patient() };
+    let shutdown = patient().linger(Duration::from_secs(2));
     let (open, gate) = channel::bounded::<()>(1);
     let (shake, begun) = counted(move || {
         let gate = gate.clone();
         async move { _ = gate.recv().await }
     });
-    let server = Running::on(Server::new(handler()).limits(limits), [tcp().wrap(shake)]);
+    let server = Running::on(Server::new(handler()).shutdown(&shutdown), [tcp().wrap(shake)]);
     let mut idle = server.connect();
     let mut early = server.connect();
     early.send("hello").get("/now");
@@ -1097,9 +1101,9 @@ fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
 /// Rule S13.
 #[test]
 fn a_handshake_that_the_grace_cuts_is_named() {
-    let limits = Limits { grace: Duration::from_millis(10), ..patient() };
+    let shutdown = patient().grace(Duration::from_millis(10));
     let (shake, begun) = counted(future::pending::<()>);
-    let server = Running::on(Server::new(handler()).limits(limits), [tcp().wrap(shake)]);
+    let server = Running::on(Server::new(handler()).shutdown(&shutdown), [tcp().wrap(shake)]);
     let mut client = server.connect();
     client.send("hello");
     wait_until("it has begun", || begun.load(Ordering::SeqCst) == 1);
@@ -1118,7 +1122,7 @@ fn a_handshake_that_the_grace_cuts_is_named() {
 fn a_wrapped_connection_can_be_upgraded() {
     for abort in [false, true] {
         let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
-        let server = Running::on(Server::new(upgrading()).limits(patient()), [listener]);
+        let server = Running::on(Server::new(upgrading()).shutdown(&patient()), [listener]);
         let mut client = server.connect();
         client.send(UPGRADE_HEAD.to_owned() + "early");
         assert_eq!(client.response().status, 101);
@@ -1143,7 +1147,7 @@ fn a_wrapped_connection_can_be_upgraded() {
 fn a_wrapped_connection_ends_like_a_plain_one() {
     let listener = || tcp().wrap(|connection| async move { Ok(connection) });
     let (stage, handler) = stage();
-    let server = Running::on(Server::new(handler).limits(quick()), [listener()]);
+    let server = Running::on(Server::new(handler).shutdown(&quick()), [listener()]);
     let mut client = server.connect();
     client.get("/wait");
     stage.entered("/wait");
@@ -1160,7 +1164,7 @@ fn a_wrapped_connection_ends_like_a_plain_one() {
 
     // Rule S22: a client that has reset its connection is not waited for.
     let (stage, handler) = self::stage();
-    let server = Running::on(Server::new(handler).limits(patient()), [listener()]);
+    let server = Running::on(Server::new(handler).shutdown(&patient()), [listener()]);
     let mut client = server.connect();
     client.get("/wait");
     stage.entered("/wait");
@@ -1238,8 +1242,8 @@ fn clones_of_a_listener_are_one_socket() {
     let listener = tcp();
     let clone = listener.clone();
     assert_eq!(clone.address(), listener.address());
-    let first = Running::on(Server::new(handler()).limits(quick()), [listener]);
-    let second = Running::on(Server::new(handler()).limits(quick()), [clone.clone()]);
+    let first = Running::on(Server::new(handler()).shutdown(&quick()), [listener]);
+    let second = Running::on(Server::new(handler()).shutdown(&quick()), [clone.clone()]);
     let mut clients: Vec<_> = (0..20).map(|_| second.connect()).collect();
     for client in &mut clients {
         assert_eq!(client.get("/now").response().text(), "now");
@@ -1295,7 +1299,7 @@ fn a_listener_of_the_standard_library_is_served() {
     // Queued before the server knows of it.
     let mut early = Client::connect(addr);
     early.get("/now");
-    let server = Running::start(Server::new(handler()).limits(quick()), vec![], [listener]);
+    let server = Running::start(Server::new(handler()).shutdown(&quick()), vec![], [listener]);
     assert_eq!(early.response().text(), "now");
     let mut client = Client::connect(addr);
     assert_eq!(client.get("/now").response().text(), "now");
@@ -1312,7 +1316,7 @@ fn a_unix_listener_of_the_standard_library_is_served() {
         let directory = Directory::new();
         let path = directory.join("std");
         let listener = UnixListener::bind(&path).unwrap();
-        let server = Server::new(handler()).limits(quick());
+        let server = Server::new(handler()).shutdown(&quick());
         let mut server = Running::start(server, vec![], [listener]);
         assert_eq!(
             Client::from(UnixStream::connect(&path).unwrap()).get("/peer").response().text(),
@@ -1440,7 +1444,7 @@ const _: () = {
 fn futures_move_between_threads(server: Server, shutdown: &Shutdown, token: &Token, guard: Guard) {
     fn send<T: Send>(_: T) {}
     send(server.serve([tcp()]));
-    send(shutdown.drain(Duration::ZERO));
+    send(shutdown.drain());
     send(token.stopping());
     send(token.aborting());
     send(token.until_stop(async {}));
@@ -1495,7 +1499,7 @@ fn chunked() -> (channel::Sender<io::Result<&'static str>>, Running) {
         });
         async { Ok(stream_body(until_stop)) }
     });
-    (send, Running::of(server.limits(quick())))
+    (send, Running::of(server.shutdown(&quick())))
 }
 
 #[test]

@@ -17,7 +17,9 @@ use futures_lite::{AsyncReadExt, StreamExt, stream};
 use http_types::trailers::{Sender, Trailers};
 use http_types::{Body, Method, StatusCode};
 use smol::Async;
-use smol_graceful::{BodyError, Ending, Limits, Request, Response, What, stream_body};
+use smol_graceful::{
+    BodyError, Ending, Limits, Request, Response, Server, Shutdown, What, stream_body,
+};
 
 /// What most tests here serve: the path says what becomes of the body.
 async fn app(mut request: Request) -> http_types::Result<Response> {
@@ -1934,9 +1936,6 @@ const SHORT: Duration = Duration::from_millis(200);
 
 /// No limit at all but the one that a test is about.
 const UNLIMITED: Limits = Limits {
-    grace: Duration::MAX,
-    lame_duck: Duration::ZERO,
-    linger: Duration::MAX,
     head_timeout: Duration::MAX,
     idle_timeout: Duration::MAX,
     stall_timeout: Duration::MAX,
@@ -1948,13 +1947,22 @@ const UNLIMITED: Limits = Limits {
     connections: 100,
 };
 
-/// Zero is no time at all, for each duration of `Limits`; it never means that there is no limit.
+/// Returns a handle of a stop that has all the time in the world.
+fn endless() -> Shutdown {
+    Shutdown::new().grace(Duration::MAX).linger(Duration::MAX)
+}
+
+/// Zero is no time at all, for each duration of `Limits` and `Shutdown`; it never means that there
+/// is no limit.
 #[test]
 fn zero_means_at_once() {
     fn with(change: impl FnOnce(&mut Limits)) -> Running {
         let mut limits = UNLIMITED;
         change(&mut limits);
-        Running::with(limits, |mut request: Request| async move {
+        serve(limits, &endless())
+    }
+    fn serve(limits: Limits, shutdown: &Shutdown) -> Running {
+        let server = Server::new(|mut request: Request| async move {
             match request.url().path() {
                 "/never" => futures_lite::future::pending().await,
                 "/read" => Ok(request.body_string().await?.into()),
@@ -1964,7 +1972,8 @@ fn zero_means_at_once() {
                 }
                 path => Ok(Response::from(path)),
             }
-        })
+        });
+        Running::of(server.limits(limits).shutdown(shutdown))
     }
     case("head_timeout", || {
         let server = with(|limits| limits.head_timeout = Duration::ZERO);
@@ -1997,22 +2006,21 @@ fn zero_means_at_once() {
         settle(&server);
     });
     case("linger", || {
-        let server = with(|limits| limits.linger = Duration::ZERO);
+        let server = serve(UNLIMITED, &endless().linger(Duration::ZERO));
         let mut client = server.connect();
         assert_open(&mut client);
         assert!(server.stop().is_drained());
         assert_eq!(client.end(), End::Eof);
     });
     case("grace", || {
-        let server = with(|limits| limits.grace = Duration::ZERO);
+        let server = serve(UNLIMITED, &endless().grace(Duration::ZERO));
         let mut client = server.connect();
         client.get("/never");
         wait_until("it has come", || server.shutdown.in_flight() == 1);
         assert_eq!(server.stop().ending, Ending::TimedOut);
     });
     case("lame_duck", || {
-        // No time at all is what `UNLIMITED` has.
-        let server = with(|_| {});
+        let server = serve(UNLIMITED, &endless().lame_duck(Duration::ZERO));
         assert!(server.stop().is_drained());
     });
 }
@@ -2020,8 +2028,9 @@ fn zero_means_at_once() {
 /// `Duration::MAX` is no limit, and nothing that is added to it or multiplied overflows.
 #[test]
 fn the_longest_duration_means_no_limit() {
-    let limits = Limits { lame_duck: Duration::MAX, body_rate: u64::MAX, ..UNLIMITED };
-    let server = Running::with(limits, app);
+    let limits = Limits { body_rate: u64::MAX, ..UNLIMITED };
+    let shutdown = endless().lame_duck(Duration::MAX);
+    let server = Running::of(Server::new(app).limits(limits).shutdown(&shutdown));
     let (mut idle, mut slow) = (server.connect(), server.connect());
     assert_open(&mut idle);
     slow.send("POST /read HTTP/1.1\r\nHost: x\r\n");
@@ -2037,7 +2046,7 @@ fn the_longest_duration_means_no_limit() {
     assert!(server.outcome().is_drained());
 
     // The same in the drain: an idle connection may take its time.
-    let server = Running::with(UNLIMITED, app);
+    let server = Running::of(Server::new(app).limits(UNLIMITED).shutdown(&endless()));
     let mut idle = server.connect();
     assert_open(&mut idle);
     server.shutdown.stop();
@@ -2375,13 +2384,13 @@ fn a_fast_client_leaves_others_their_turn() {
 /// other clients are answered, and the grace ends the request, which the outcome names.
 #[test]
 fn a_stream_of_nothing_leaves_others_their_turn() {
-    let limits = Limits { grace: SHORT, ..Limits::default() };
-    let server = Running::with(limits, |request: Request| async move {
-        Ok(match request.url().path() {
-            "/nothing" => stream_body(stream::repeat_with(|| Ok(""))),
-            path => path.into(),
-        })
-    });
+    let server =
+        Running::stopped_by(&Shutdown::new().grace(SHORT), |request: Request| async move {
+            Ok(match request.url().path() {
+                "/nothing" => stream_body(stream::repeat_with(|| Ok(""))),
+                path => path.into(),
+            })
+        });
     let mut nothing = server.connect();
     nothing.get("/nothing");
     while !nothing.line().unwrap().is_empty() {}

@@ -723,7 +723,8 @@ fn the_connection_that_is_idle_longest_gives_way() {
     for (connections, give_way) in [(1, 1), (2, 1), (5, 1), (15, 1), (20, 2)] {
         let stay = connections - give_way;
         case(&format!("{connections}"), || {
-            let server = Running::with(places(connections), |_| async { Ok("okay") });
+            let server =
+                Running::of(with_places(connections, Server::new(|_| async { Ok("okay") })));
             let mut clients: Vec<_> = (0..connections).map(|_| server.connect()).collect();
             // The last connection to come is the first to fall idle.
             for client in clients.iter_mut().rev() {
@@ -749,7 +750,7 @@ fn a_silent_client_gives_way() {
                 true => listener.wrap(|connection| async { Ok(connection) }),
                 false => listener,
             };
-            let server = Server::new(|_| async { Ok("okay") }).limits(places(2));
+            let server = with_places(2, Server::new(|_| async { Ok("okay") }));
             let server = Running::on(server, [listener]);
             let silent = [server.connect(), server.connect()];
             let mut others = Vec::new();
@@ -769,7 +770,7 @@ fn a_silent_client_gives_way() {
 #[test]
 fn a_connection_at_work_keeps_its_place() {
     let (stage, enter, gate) = Stagehand::new();
-    let server = Running::with(places(6), move |mut request: Request| {
+    let server = Server::new(move |mut request: Request| {
         let (enter, gate) = (enter.clone(), gate.clone());
         async move {
             let path = request.url().path().to_owned();
@@ -811,6 +812,7 @@ fn a_connection_at_work_keeps_its_place() {
             })
         }
     });
+    let server = Running::of(with_places(6, server));
     let mut clients = [(); 5].map(|()| server.connect());
     let [head, handler, body, streaming, upgraded] = &mut clients;
     head.send("GET /half HTTP/1.1\r\n");
@@ -846,7 +848,7 @@ fn a_connection_at_work_keeps_its_place() {
 /// (rule S6).
 #[test]
 fn a_request_that_has_arrived_is_served_before_its_connection_gives_way() {
-    let (server, entered, open) = blocking(places(2));
+    let (server, entered, open) = blocking(2);
     let mut idle = server.connect();
     assert_open(&mut idle);
     for _ in 0..20 {
@@ -874,7 +876,7 @@ fn a_request_that_has_arrived_is_served_before_its_connection_gives_way() {
 /// Far more new clients than places get their answers, each in its turn.
 #[test]
 fn a_crowd_of_new_clients_is_served() {
-    let (server, entered, open) = blocking(places(4));
+    let (server, entered, open) = blocking(4);
     let mut idle = [(); 3].map(|()| server.connect());
     idle.iter_mut().for_each(assert_open);
     let mut busy = server.connect();
@@ -900,18 +902,18 @@ fn a_crowd_of_new_clients_is_served() {
 
 /// Starts a server whose only thread stands still while the handler handles `/block`. The receiver
 /// tells that the handler has begun, the sender lets the handler go on.
-fn blocking(limits: Limits) -> (Running, Receiver<()>, Sender<()>) {
+fn blocking(connections: usize) -> (Running, Receiver<()>, Sender<()>) {
     let (open, gate) = mpsc::channel::<()>();
     let (enter, entered) = mpsc::channel();
     let gate = Mutex::new(gate);
-    let server = Running::with(limits, move |request: Request| {
+    let server = Server::new(move |request: Request| {
         if request.url().path() == "/block" {
             enter.send(()).unwrap();
             gate.lock().unwrap().recv().unwrap();
         }
         async { Ok("okay") }
     });
-    (server, entered, open)
+    (Running::of(with_places(connections, server)), entered, open)
 }
 
 /// All listeners of a server share its places.
@@ -919,7 +921,7 @@ fn blocking(limits: Limits) -> (Running, Receiver<()>, Sender<()>) {
 fn idle_connections_of_other_listeners_give_way() {
     let directory = Directory::new();
     let listeners = ["tcp", "unix", "tcp"].map(|socket| listener(socket, &directory));
-    let server = Server::new(|_| async { Ok("okay") }).limits(places(1));
+    let server = with_places(1, Server::new(|_| async { Ok("okay") }));
     let server = Running::on(server, listeners);
     let mut last: Option<Client> = None;
     for address in server.addresses.iter().cycle().take(9) {
@@ -1204,9 +1206,10 @@ fn quick_sweeps() -> Limits {
 /// Tells how long a connection is idle before the connection may give way.
 const LINGER: Duration = Duration::from_millis(5);
 
-/// Returns limits with so many places.
-fn places(connections: usize) -> Limits {
-    Limits { connections, linger: LINGER, ..Limits::default() }
+/// Gives the server so many places.
+fn with_places(connections: usize, server: Server) -> Server {
+    let limits = Limits { connections, ..Limits::default() };
+    server.limits(limits).shutdown(&Shutdown::new().linger(LINGER))
 }
 
 const HANDSHAKE: &str =

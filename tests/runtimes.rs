@@ -36,7 +36,7 @@ use futures_lite::{FutureExt, future, stream};
 use rustix::process::Signal;
 use smol::{Executor, LocalExecutor, channel};
 use smol_graceful::{
-    Body, Limits, Listen, Listener, Outcome, Phase, Process, Request, Response, ServeError, Server,
+    Body, Listen, Listener, Outcome, Phase, Process, Request, Response, ServeError, Server,
     Shutdown, Token, signals, stream_body,
 };
 
@@ -170,12 +170,11 @@ struct Running {
 }
 
 impl Running {
-    fn start(runtime: Runtime, limits: Limits) -> Self {
+    fn start(runtime: Runtime, shutdown: Shutdown) -> Self {
         let (stage, enter, gate) = Stagehand::new();
-        let server = Server::new(handler(runtime, enter, gate)).limits(limits);
+        let server = Server::new(handler(runtime, enter, gate)).shutdown(&shutdown);
         let listener = tcp();
         let addr = address_of(&listener);
-        let shutdown = server.handle();
         let (drop, dropped) = channel::bounded(1);
         let (send, outcome) = mpsc::channel();
         thread::spawn(move || send.send(runtime.serve(server, listener, &dropped)));
@@ -261,7 +260,7 @@ fn on_each(test: fn(Runtime)) {
 #[test]
 fn several_clients_are_served_everywhere() {
     on_each(|runtime| {
-        let server = Running::start(runtime, Limits::default());
+        let server = Running::start(runtime, Shutdown::new());
         thread::scope(|scope| {
             for number in 0..4 {
                 let client = server.connect();
@@ -319,8 +318,7 @@ fn several_requests(mut client: Client, number: usize) {
 #[test]
 fn a_stop_lets_finish_what_is_in_a_handler_everywhere() {
     on_each(|runtime| {
-        let limits = Limits { grace: 2 * PATIENCE, ..Limits::default() };
-        let server = Running::start(runtime, limits);
+        let server = Running::start(runtime, Shutdown::new().grace(2 * PATIENCE));
         let mut busy = server.connect();
         busy.get("/wait");
         server.stage.entered("/wait");

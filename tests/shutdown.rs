@@ -144,15 +144,12 @@ struct Scene {
 
 impl Scene {
     fn set(state: State, action: Action) -> Self {
-        let limits = Limits {
-            // The deadline must find the idle ones, too.
-            linger: if action == Deadline { 2 * PATIENCE } else { Duration::from_millis(50) },
-            grace: 2 * PATIENCE,
-            connections: if state == Queued { 1 } else { 100 },
-            ..Limits::default()
-        };
+        // The deadline must find the idle ones, too.
+        let linger = if action == Deadline { 2 * PATIENCE } else { Duration::from_millis(50) };
+        let connections = if state == Queued { 1 } else { 100 };
+        let limits = Limits { connections, ..Limits::default() };
         let (stage, handler) = stage();
-        let mut server = Server::new(handler).limits(limits);
+        let mut server = Server::new(handler).limits(limits).shutdown(&patient().linger(linger));
         let executor = (state == Unread).then(|| Arc::new(Executor::new()));
         if let Some(executor) = &executor {
             server = server.executor(executor.clone());
@@ -227,7 +224,7 @@ impl Scene {
                     self.stage.entered("/wait");
                 }
                 // Rule S13, but the grace ends when the scene is ready and not before.
-                let _ = future::block_on(shutdown.drain(Duration::from_millis(10)));
+                let _ = future::block_on(shutdown.clone().grace(Duration::from_millis(10)).drain());
             }
             Abort => {
                 shutdown.abort();
@@ -356,7 +353,7 @@ impl Worker {
 #[test]
 fn a_request_within_the_linger_is_served() {
     let (_, handler) = stage();
-    let server = Running::with(patient(), handler);
+    let server = Running::stopped_by(&patient(), handler);
     let mut used = server.connect();
     used.get("/now").response();
     let silent = server.connect();
@@ -380,8 +377,8 @@ fn a_request_within_the_linger_is_served() {
 fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
     let executor = Arc::new(Executor::new());
     let (_, handler) = stage();
-    let limits = Limits { linger: Duration::ZERO, ..patient() };
-    let server = Running::of(Server::new(handler).limits(limits).executor(executor.clone()));
+    let shutdown = patient().linger(Duration::ZERO);
+    let server = Running::of(Server::new(handler).shutdown(&shutdown).executor(executor.clone()));
     let worker = Worker::start(&executor);
     let mut client = server.connect();
     client.get("/now").response();
@@ -402,9 +399,9 @@ fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
 #[test]
 fn without_connections_a_stop_takes_no_time() {
     let (_, handler) = stage();
-    let unused = Running::with(patient(), handler);
+    let unused = Running::stopped_by(&patient(), handler);
     let (_, handler) = stage();
-    let left = Running::with(patient(), handler);
+    let left = Running::stopped_by(&patient(), handler);
     left.connect().get("/now").response();
     wait_until("the client is gone", || left.shutdown.in_flight() == 0);
     for server in [unused, left] {
@@ -418,7 +415,7 @@ fn without_connections_a_stop_takes_no_time() {
 #[test]
 fn the_drain_ends_when_the_last_idle_client_leaves() {
     let (_, handler) = stage();
-    let server = Running::with(patient(), handler);
+    let server = Running::stopped_by(&patient(), handler);
     let mut client = server.connect();
     client.get("/now").response();
     server.shutdown.stop();
@@ -456,7 +453,7 @@ fn everyone_in_the_queue_is_served() {
 #[test]
 fn a_lame_duck_still_takes_connections() {
     let (_, handler) = stage();
-    let server = Running::with(Limits { lame_duck: 2 * PATIENCE, ..patient() }, handler);
+    let server = Running::stopped_by(&patient().lame_duck(2 * PATIENCE), handler);
     server.connect().get("/now").response();
     server.shutdown.stop();
     let response = server.connect().get("/now").response();
@@ -474,7 +471,7 @@ fn a_lame_duck_still_takes_connections() {
 #[test]
 fn a_stop_before_serve() {
     let (_, handler) = stage();
-    let server = Server::new(handler).limits(patient());
+    let server = Server::new(handler).shutdown(&patient());
     let shutdown = server.handle();
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
     let Address::Tcp(addr) = *listener.address() else { unreachable!() };
@@ -520,7 +517,7 @@ fn a_handler_that_stops_the_server_is_not_cut() {
 #[test]
 fn stopping_twice_is_stopping_once() {
     let (stage, handler) = stage();
-    let server = Running::with(patient(), handler);
+    let server = Running::stopped_by(&patient(), handler);
     let mut client = server.connect();
     client.get("/wait");
     stage.entered("/wait");
@@ -538,7 +535,7 @@ fn stopping_twice_is_stopping_once() {
 #[test]
 fn aborting_twice_is_aborting_once() {
     let (stage, handler) = stage();
-    let server = Running::with(patient(), handler);
+    let server = Running::stopped_by(&patient(), handler);
     let mut client = server.connect();
     client.get("/wait");
     stage.entered("/wait");
@@ -551,7 +548,7 @@ fn aborting_twice_is_aborting_once() {
     assert_eq!((outcome.ending, outcome.cut.len()), (Ending::Forced, 1));
     // Whoever asks later hears the same.
     server.shutdown.abort();
-    let again = future::block_on(server.shutdown.drain(Duration::ZERO));
+    let again = future::block_on(server.shutdown.drain());
     assert_eq!((again.ending, again.cut.len()), (Ending::Forced, 1));
 }
 
@@ -579,7 +576,7 @@ fn the_outcome_counts_what_was_finished_in_the_drain() {
 #[test]
 fn the_grace_ends_and_the_outcome_names_what_was_cut() {
     let (stage, handler) = stage();
-    let server = Running::with(Limits { grace: Duration::from_millis(20), ..patient() }, handler);
+    let server = Running::stopped_by(&patient().grace(Duration::from_millis(20)), handler);
     let mut first = server.connect();
     first.get("/wait?for=ever");
     stage.entered("/wait");
@@ -619,9 +616,9 @@ fn the_grace_ends_and_the_outcome_names_what_was_cut() {
 /// Two servers, one latch: both stop, and neither says that it has ended before both have.
 #[test]
 fn servers_that_share_a_latch_stop_together() {
-    let shutdown = Shutdown::new();
+    let shutdown = Shutdown::new().grace(2 * PATIENCE);
     let (stage_one, handler) = stage();
-    let one = Running::of(Server::new(handler).limits(patient()).shutdown(&shutdown));
+    let one = Running::of(Server::new(handler).shutdown(&shutdown));
     let (_, handler) = stage();
     let other = Running::of(Server::new(handler).shutdown(&shutdown));
     let mut busy = one.connect();
@@ -646,7 +643,7 @@ fn servers_that_share_a_latch_stop_together() {
 fn dropping_the_server_closes_everything() {
     for executor in [None, Some(Arc::new(Executor::new()))] {
         let (stage, handler) = stage();
-        let mut server = Server::new(handler).limits(patient());
+        let mut server = Server::new(handler).shutdown(&patient());
         let worker = executor.map(|executor| {
             server = std::mem::replace(&mut server, Server::new(|_| async { Ok("") }))
                 .executor(executor.clone());
@@ -685,7 +682,7 @@ fn dropping_the_server_closes_everything() {
 #[test]
 fn a_handler_that_sees_the_stop_is_not_cancelled() {
     let (stage, handler) = stage();
-    let server = Running::with(patient(), handler);
+    let server = Running::stopped_by(&patient(), handler);
     let mut client = server.connect();
     client.get("/until-stop");
     stage.entered("/until-stop");
@@ -730,7 +727,7 @@ fn a_guard_from_a_handler_keeps_the_drain_open() {
 #[test]
 fn a_panic_costs_its_client_alone() {
     let (stage, handler) = stage();
-    let server = Running::with(patient(), handler);
+    let server = Running::stopped_by(&patient(), handler);
     let mut other = server.connect();
     other.get("/wait");
     stage.entered("/wait");
@@ -769,7 +766,7 @@ fn a_panic_costs_its_client_alone() {
 fn a_panic_does_not_hold_the_drain() {
     let (open, gate) = channel::bounded::<()>(1);
     let (enter, entered) = mpsc::channel();
-    let server = Running::with(patient(), move |_| {
+    let server = Running::stopped_by(&patient(), move |_| {
         let (enter, gate) = (enter.clone(), gate.clone());
         async move {
             enter.send(()).unwrap();
@@ -811,7 +808,7 @@ impl AsyncRead for Silent {
 #[test]
 fn a_client_that_is_gone_does_not_hold_the_drain_by_a_silent_response() {
     let (gone, dropped) = mpsc::channel();
-    let server = Running::with(patient(), move |request: Request| {
+    let server = Running::stopped_by(&patient(), move |request: Request| {
         let body = Silent { begin: Cursor::new("hello"), _dropped: Dropped(gone.clone()) };
         let length = (request.url().path() == "/long").then_some(100_000);
         async move { Ok(Body::from_reader(BufReader::new(body), length)) }
@@ -843,7 +840,7 @@ fn a_client_that_is_gone_does_not_hold_the_drain() {
     let (open, gate) = channel::bounded::<()>(1);
     let (enter, entered) = mpsc::channel();
     let (gone, dropped) = mpsc::channel();
-    let server = Running::with(patient(), move |request: Request| {
+    let server = Running::stopped_by(&patient(), move |request: Request| {
         let (enter, gate) = (enter.clone(), gate.clone());
         let stuck = (request.url().path() == "/stuck").then(|| Dropped(gone.clone()));
         async move {
@@ -951,7 +948,7 @@ fn settle_in_drain() {
 fn empty_lines_do_not_hold_the_drain() {
     for lines in ["\r\n", "\r\n\r\n"] {
         let (stage, handler) = stage();
-        let server = Running::with(patient(), handler);
+        let server = Running::stopped_by(&patient(), handler);
         let mut client = server.connect();
         client.get("/wait");
         stage.entered("/wait");
@@ -971,7 +968,7 @@ fn a_body_that_is_read_elsewhere_ends_with_its_connection() {
     use futures_lite::AsyncReadExt;
 
     let (send, read) = mpsc::channel();
-    let server = Running::with(patient(), move |mut request: Request| {
+    let server = Running::stopped_by(&patient(), move |mut request: Request| {
         let mut body = request.take_body();
         let send = send.clone();
         thread::spawn(move || {
@@ -1001,8 +998,8 @@ fn a_slow_client_gets_its_last_response_whole() {
         ("answered with close when the server stops", true, true),
         ("answered with close", true, false),
     ] {
-        let limits = Limits { linger: Duration::ZERO, ..Limits::default() };
-        let server = Running::with(limits, move |_request| async move {
+        let shutdown = Shutdown::new().linger(Duration::ZERO);
+        let server = Running::stopped_by(&shutdown, move |_request| async move {
             let mut response = Response::from("x".repeat(LONG));
             if closes {
                 response.insert_header("connection", "close");

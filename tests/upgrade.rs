@@ -25,7 +25,7 @@ use http_types::headers::UPGRADE;
 use http_types::upgrade::Connection;
 use rustix::process::Signal;
 use smol::Async;
-use smol_graceful::{Ending, Limits, Phase, Request, Response, Stage, StatusCode, What};
+use smol_graceful::{Ending, Limits, Phase, Request, Response, Shutdown, Stage, StatusCode, What};
 
 type Socket = WebSocketStream<Async<TcpStream>>;
 
@@ -366,19 +366,19 @@ fn the_drain_waits_for_an_upgraded_connection() {
 /// Rule S13.
 #[test]
 fn at_the_deadline_it_is_cut_and_named() {
-    let limits = Limits { grace: Duration::from_millis(50), ..Limits::default() };
-    cut(limits, Ending::TimedOut, |server| server.shutdown.stop());
+    let shutdown = Shutdown::new().grace(Duration::from_millis(50));
+    cut(&shutdown, Ending::TimedOut, |server| server.shutdown.stop());
 }
 
 #[test]
 fn an_abort_cuts_and_names_it() {
-    cut(Limits::default(), Ending::Forced, |server| server.shutdown.abort());
+    cut(&Shutdown::new(), Ending::Forced, |server| server.shutdown.abort());
 }
 
 /// Ends a server by `end` while its one client is upgraded, and looks at both sides of it.
-fn cut(limits: Limits, ending: Ending, end: impl Fn(&Running)) {
+fn cut(shutdown: &Shutdown, ending: Ending, end: impl Fn(&Running)) {
     let (send, told) = mpsc::channel();
-    let server = Running::with(limits, move |_| {
+    let server = Running::stopped_by(shutdown, move |_| {
         let send = send.clone();
         // Knows nothing of the stop.
         switch(async move |mut connection| {

@@ -41,8 +41,8 @@ use socket2::SockRef;
 fn a_request_whose_record_has_begun_is_served() {
     for_each([Kind::Plain, Kind::Tls, Kind::Tls12, Kind::TlsPipe], |kind| {
         let (stage, handler) = stage();
-        let limits = Limits { linger: Duration::from_secs(3), ..patient() };
-        let site = Site::open(kind, Server::new(handler).limits(limits));
+        let shutdown = patient().linger(Duration::from_secs(3));
+        let site = Site::open(kind, Server::new(handler).shutdown(&shutdown));
         let mut idle = site.connect();
         let mut begun = Vec::new();
         let mut late = Vec::new();
@@ -104,12 +104,8 @@ fn a_record_that_stays_half_is_named_at_the_deadline() {
     for_each([Kind::Plain, Kind::Tls, Kind::TlsPipe], |kind| {
         for cut in ["one byte", "half"] {
             let (stage, handler) = stage();
-            let limits = Limits {
-                linger: Duration::from_millis(20),
-                grace: Duration::from_millis(1500),
-                ..patient()
-            };
-            let site = Site::open(kind, Server::new(handler).limits(limits));
+            let shutdown = quick().grace(Duration::from_millis(1500));
+            let site = Site::open(kind, Server::new(handler).shutdown(&shutdown));
             let mut clients = [site.connect(), site.connect()];
             clients[0].get("/now").response();
             clients[1].get("/wait");
@@ -147,9 +143,8 @@ fn a_record_that_stays_half_is_named_at_the_deadline() {
 fn a_record_without_a_request_leaves_the_connection_idle() {
     for_each([Kind::Tls, Kind::TlsPipe], |kind| {
         let (_stage, handler) = stage();
-        let (head_timeout, linger) = (Duration::from_millis(300), Duration::from_millis(20));
-        let limits = Limits { head_timeout, linger, ..patient() };
-        let site = Site::open(kind, Server::new(handler).limits(limits));
+        let limits = Limits { head_timeout: Duration::from_millis(300), ..Limits::default() };
+        let site = Site::open(kind, Server::new(handler).limits(limits).shutdown(&quick()));
         let mut client = site.connect();
         assert_eq!(client.get("/now").response().text(), "now");
         client.stream.tls.as_mut().unwrap().refresh_traffic_keys().unwrap();
@@ -173,7 +168,7 @@ fn a_request_that_has_arrived_is_named_by_an_abort() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
         for _ in 0..20 {
             let (_stage, handler) = stage();
-            let site = Site::open(kind, Server::new(handler).limits(patient()));
+            let site = Site::open(kind, Server::new(handler).shutdown(&patient()));
             let mut client = site.connect();
             assert_eq!(client.get("/now").response().text(), "now");
             client.get("/now");
@@ -193,8 +188,8 @@ fn a_handshake_that_ends_in_the_drain_is_followed_by_a_request() {
     for_each([Kind::Tls, Kind::Tls12, Kind::TlsPipe], |kind| {
         for (is_together, linger) in [(true, 2 * PATIENCE), (false, Duration::from_secs(3))] {
             let (_stage, handler) = stage();
-            let limits = Limits { linger, ..patient() };
-            let site = Site::open(kind, Server::new(handler).limits(limits));
+            let shutdown = patient().linger(linger);
+            let site = Site::open(kind, Server::new(handler).shutdown(&shutdown));
             let (mut client, hello) = site.half_connect();
             let mut idle = site.connect();
             site.server.shutdown.stop();
@@ -237,8 +232,7 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
         |(kind, records)| {
             let what = format!("{kind:?}, {records} records");
             let (stage, handler) = stage();
-            let limits = quick();
-            let site = Site::open(kind, Server::new(handler).limits(limits));
+            let site = Site::open(kind, Server::new(handler).shutdown(&quick()));
             let mut client = site.connect();
             client.get("/wait");
             stage.entered("/wait");
@@ -270,9 +264,8 @@ fn a_client_that_pipelines_without_end_is_told_close() {
     const WINDOW: usize = 500;
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe], |kind| {
         let (_stage, handler) = stage();
-        let grace = Duration::from_secs(10);
-        let limits = Limits { linger: Duration::from_millis(20), grace, ..patient() };
-        let site = Site::open(kind, Server::new(handler).limits(limits));
+        let shutdown = quick().grace(Duration::from_secs(10));
+        let site = Site::open(kind, Server::new(handler).shutdown(&shutdown));
         let mut client = site.connect();
         client.stream.base.do_not_wait();
         let (mut sent, mut received, mut is_told) = (0, 0, false);
@@ -391,9 +384,8 @@ fn a_body_that_nobody_waits_for_is_not_late() {
             }
         };
         let short = Duration::from_millis(300);
-        let linger = Duration::from_millis(20);
-        let limits = Limits { stall_timeout: short, head_timeout: short, linger, ..patient() };
-        let site = Site::open(kind, Server::new(handler).limits(limits));
+        let limits = Limits { stall_timeout: short, head_timeout: short, ..Limits::default() };
+        let site = Site::open(kind, Server::new(handler).limits(limits).shutdown(&quick()));
         let mut client = site.connect();
         client.send(post("/", 1000));
         stagehand.entered("looked");
@@ -420,8 +412,7 @@ const ROOMY: usize = 100 * 1024;
 fn a_client_that_has_gone_holds_up_nobody() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
         let (stage, handler) = stage();
-        let limits = quick();
-        let site = Site::open(kind, Server::new(handler).limits(limits));
+        let site = Site::open(kind, Server::new(handler).shutdown(&quick()));
         let mut gone = site.connect();
         gone.get("/wait");
         stage.entered("/wait");
@@ -447,8 +438,9 @@ fn slow_site(kind: Kind, send_buffer: usize, stall_timeout: Duration) -> Site {
             path => panic!("unknown: {path}"),
         })
     };
-    let limits = Limits { stall_timeout, ..quick() };
-    Site::with_buffers(kind, Server::new(handler).limits(limits), Some((send_buffer, TINY)))
+    let limits = Limits { stall_timeout, ..Limits::default() };
+    let server = Server::new(handler).limits(limits).shutdown(&quick());
+    Site::with_buffers(kind, server, Some((send_buffer, TINY)))
 }
 
 // ── What is cut (rule S13) ──────────────────────────────────────────────────────────────────
@@ -467,8 +459,7 @@ fn a_body_without_a_length_that_is_cut_does_not_look_whole() {
                 async move { Ok(Body::from_reader(futures_lite::io::BufReader::new(body), None)) }
             };
             let grace = Duration::from_millis(if abort { 60_000 } else { 100 });
-            let limits = Limits { grace, ..patient() };
-            let server = Server::new(handler).limits(limits);
+            let server = Server::new(handler).shutdown(&patient().grace(grace));
             let site = Site::with_buffers(kind, server, Some((TINY, TINY)));
             let mut client = site.connect();
             client.send(b"GET / HTTP/1.0\r\n\r\n");
@@ -519,7 +510,7 @@ fn an_upgraded_connection_whose_client_has_reset_is_let_go() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
         for (is_draining, last) in [(false, &b""[..]), (true, b""), (true, b"unread")] {
             let (upgraded, handler) = upgrades();
-            let site = Site::open(kind, Server::new(handler).limits(patient()));
+            let site = Site::open(kind, Server::new(handler).shutdown(&patient()));
             let mut client = site.connect();
             client.upgrade();
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
@@ -548,8 +539,8 @@ fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
         for is_draining in [false, true] {
             let (upgraded, handler) = upgrades();
             // The sweep looks at connections every 20 ms because of this limit.
-            let limits = Limits { head_timeout: Duration::from_millis(160), ..patient() };
-            let site = Site::open(kind, Server::new(handler).limits(limits));
+            let limits = Limits { head_timeout: Duration::from_millis(160), ..Limits::default() };
+            let site = Site::open(kind, Server::new(handler).limits(limits).shutdown(&patient()));
             let mut client = site.connect();
             client.upgrade();
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
@@ -582,7 +573,7 @@ fn an_upgraded_connection_that_is_dropped_delivers_what_was_written() {
     const LENGTH: usize = 3_000_000;
     for_each([Kind::Plain, Kind::Tls, Kind::Tls12], |kind| {
         let (upgraded, handler) = upgrades();
-        let site = Site::open(kind, Server::new(handler).limits(patient()));
+        let site = Site::open(kind, Server::new(handler).shutdown(&patient()));
         let mut client = site.connect();
         client.upgrade();
         let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
@@ -603,7 +594,7 @@ fn what_a_wrapper_holds_arrives_at_the_pace_of_the_client() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
         for is_draining in [false, true] {
             let (upgraded, handler) = upgrades();
-            let server = Server::new(handler).limits(patient());
+            let server = Server::new(handler).shutdown(&patient());
             let site = Site::with_buffers(kind, server, Some((ROOMY, TINY)));
             let mut client = site.connect();
             client.upgrade();
@@ -644,7 +635,7 @@ fn an_upgrade_that_cannot_be_is_logged_with_peer_and_path() {
     let head = "Host: x\r\nUpgrade: x\r\n";
     for_each([Kind::Plain, Kind::Tls], |kind| {
         let (_upgraded, handler) = upgrades();
-        let site = Site::open(kind, Server::new(handler).limits(patient()));
+        let site = Site::open(kind, Server::new(handler).shutdown(&patient()));
         for (request, problem) in [
             (format!("GET /a?b=1 HTTP/1.1\r\n{head}\r\n"), "Connection: upgrade"),
             (format!("GET /a?b=1 HTTP/1.0\r\n{head}Connection: upgrade\r\n\r\n"), "HTTP/1.1"),

@@ -78,7 +78,7 @@ impl Conn<'_> {
                 _ => transport.poll_ahead(cx),
             });
             let linger = async {
-                Timer::after(service.limits.linger).await;
+                Timer::after(service.shutdown.linger).await;
             };
             request.or(linger).await;
         }

@@ -47,6 +47,16 @@ impl Running {
         Self::of(Server::new(handler).limits(limits))
     }
 
+    /// Serves `handler` until `shutdown` stops the server.
+    pub fn stopped_by<H, F, R>(shutdown: &Shutdown, handler: H) -> Self
+    where
+        H: Fn(Request) -> F + Send + Sync + 'static,
+        F: Future<Output = http_types::Result<R>> + Send + 'static,
+        R: Into<Response> + 'static,
+    {
+        Self::of(Server::new(handler).shutdown(shutdown))
+    }
+
     /// Serves with a server that was made elsewhere, on a port of the kernel's choice.
     pub fn of(server: Server) -> Self {
         Self::on(server, [tcp()])
@@ -193,12 +203,12 @@ pub fn wait_for_close(addr: SocketAddr) {
     wait_until("the close", || is_refused(addr));
 }
 
-/// Returns limits under which nothing ends by time before the test gives up.
-pub fn patient() -> Limits {
-    Limits { linger: 2 * PATIENCE, grace: 2 * PATIENCE, ..Limits::default() }
+/// Returns a handle of a stop that does not end by time before the test gives up.
+pub fn patient() -> Shutdown {
+    Shutdown::new().linger(2 * PATIENCE).grace(2 * PATIENCE)
 }
 
-/// Returns limits like [`patient`]'s, under which idle connections do not stay for long.
-pub fn quick() -> Limits {
-    Limits { linger: Duration::from_millis(20), ..patient() }
+/// Returns a patient handle whose idle connections do not stay for long.
+pub fn quick() -> Shutdown {
+    patient().linger(Duration::from_millis(20))
 }
