@@ -17,6 +17,14 @@ mod target;
 mod trailers;
 mod upgraded;
 
+// The generated tests of `head`, `target` and `body`, which see private modules.
+#[cfg(test)]
+#[path = "../../tests/properties/differential.rs"]
+mod differential;
+#[cfg(test)]
+#[path = "../../tests/properties/mod.rs"]
+mod properties;
+
 use futures_lite::FutureExt;
 use http_types::{Request, StatusCode, upgrade};
 use log::Level;

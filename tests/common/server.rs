@@ -5,7 +5,8 @@
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use smol_graceful::{
     Address, Connection, Limits, Listen, Listener, Outcome, Request, Response, ServeError, Server,
     Shutdown,
 };
+use socket2::{Domain, Socket, Type};
 
 use super::{Client, PATIENCE, PipeClient, wait_until};
 
@@ -186,9 +188,16 @@ pub fn address_of(listener: &Listener) -> SocketAddr {
     addr
 }
 
-/// Returns a port that nobody has. Another process may take it, which a test that fails then says.
+/// Returns a port that nobody has, and that the kernel gives to nobody while this process runs. A
+/// program can listen on the port all the same if it sets SO_REUSEADDR, as servers do.
 pub fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static HELD: Mutex<Vec<Socket>> = Mutex::new(Vec::new());
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let addr = socket.local_addr().unwrap().as_socket().unwrap();
+    HELD.lock().unwrap().push(socket);
+    addr
 }
 
 /// Returns `true` if nobody listens there. Not every error says so: a full queue does not answer,
