@@ -374,6 +374,7 @@ mod exhaustion {
 
         // It does not spin: a second of that would be a hundred, or some dozen on a busy machine.
         let before = ticks(&scarce.program);
+        // The test is about the time that passes.
         thread::sleep(Duration::from_secs(1));
         let used = ticks(&scarce.program) - before;
         assert!(used <= 10, "{used} hundredths of a second");

@@ -1013,7 +1013,7 @@ fn an_unread_body_that_does_not_come_ends_the_connection() {
 /// Rule S23: meanwhile the server waits for the handler, and not for a body that nobody reads.
 #[test]
 fn a_body_that_nobody_reads_may_come_behind_a_long_response() {
-    let limits = Limits { stall_timeout: SHORT, ..Limits::default() };
+    let limits = Limits { stall_timeout: SHORT, head_timeout: SHORT, ..Limits::default() };
     for path in ["/unread", "/given-up", "/kept"] {
         case(path, || {
             let (source, body) = UnixStream::pair().unwrap();
@@ -1038,8 +1038,10 @@ fn a_body_that_nobody_reads_may_come_behind_a_long_response() {
             let mut client = server.connect();
             client.send(post(path, "Content-Length: 5\r\n", ""));
             while !client.line().unwrap().is_empty() {}
-            // Much longer than a body may stall.
-            thread::sleep(5 * SHORT);
+            // Heads that do not come in time, each for as long as a body may stall.
+            for _ in 0..3 {
+                assert_eq!(server.connect().send("GET ").response().status, 408);
+            }
             drop(source);
             assert_eq!((client.line().unwrap(), client.line().unwrap()), ("0".into(), "".into()));
             client.send("01234");
@@ -2088,6 +2090,7 @@ fn a_head_has_to_come_in_time() {
                 while stopped.try_recv() == Err(mpsc::TryRecvError::Empty)
                     && writer.write_all(b"x").is_ok()
                 {
+                    // The pace of the client.
                     thread::sleep(Duration::from_millis(5));
                 }
             });
@@ -2266,6 +2269,7 @@ fn a_client_that_sends_and_does_not_read_is_given_up() {
     let mut client = server.connect();
     client.send(post("/", "Content-Length: 1000000\r\n", ""));
     wait_until("the client is given up", || {
+        // The pace of the client.
         thread::sleep(SHORT / 10);
         let _ = client.stream.write(b"x");
         client.stream.peek(&mut [0]).unwrap_or(1) > 0 && server.shutdown.in_flight() == 0
@@ -2412,6 +2416,7 @@ fn a_busy_server_does_not_blame_its_clients() {
     let server = Running::with(limits, move |request: Request| {
         if request.url().path() == "/block" {
             entered.send(()).unwrap();
+            // The test is about a handler that blocks its thread for longer than clients may take.
             thread::sleep(SHORT * 3);
         }
         app(request)

@@ -385,6 +385,7 @@ fn what_was_done_during_a_suspension_is_answered() {
     for client in &mut sending {
         client.send("world");
     }
+    // While the server is suspended, only the clock moves.
     thread::sleep(Duration::from_secs(4));
     server.signal(Signal::CONT);
     for client in &mut working {
@@ -405,6 +406,7 @@ fn a_suspension_does_not_end_the_deadline() {
     server.signal(Signal::TERM);
     server.wait_for("stopping because of SIGTERM");
     server.signal(Signal::STOP);
+    // While the server is suspended, only the clock moves.
     thread::sleep(Duration::from_secs(2));
     server.signal(Signal::CONT);
     assert_eq!(server.exit_code(), 1, "{server}");

@@ -488,19 +488,21 @@ fn a_handler_with_a_guard_goes_on_without_the_client() {
                 });
                 let server =
                     Running::on(server.limits(quick_sweeps()), [listener(socket, &directory)]);
-                let (mut held, mut other) = (server.connect(), server.connect());
-                held.get("/held");
-                stage.entered("/held");
-                other.get("/other");
-                stage.entered("/other");
+                let [held, other, late] = ["/held", "/other", "/late"].map(|path| {
+                    let mut client = server.connect();
+                    client.get(path);
+                    stage.entered(path);
+                    client
+                });
                 if drains {
                     server.shutdown.stop();
                 }
                 held.reset();
                 other.reset();
                 dropped.recv_timeout(PATIENCE).expect("the handler without a guard");
-                // A sweep, at least, has found both clients gone by now.
-                thread::sleep(3 * SWEEP);
+                // A sweep that began after these clients had left finds the next one.
+                late.reset();
+                dropped.recv_timeout(PATIENCE).expect("the late handler without a guard");
                 assert!(dropped.try_recv().is_err());
                 stage.open();
                 assert_eq!(finished.recv_timeout(PATIENCE).as_deref(), Ok("/held"));

@@ -1116,7 +1116,7 @@ fn a_broken_successor_of_a_program_of_its_own_leaves_the_pid_file() {
     wait_until("the successor is named", || !names(&file, own));
     let successor = fs::read_to_string(&file).unwrap();
     server.signal(Signal::USR2);
-    std::thread::sleep(Duration::from_millis(200));
+    server.wait_for("a successor is being started already");
     assert_eq!(fs::read_to_string(&file).unwrap(), successor);
     ProcessId::named(&format!("process {successor}"), "process ").signal(Signal::KILL);
     assert!(client.response().text().contains("SIGKILL"));
@@ -1129,6 +1129,7 @@ fn a_broken_successor_of_a_program_of_its_own_leaves_the_pid_file() {
 /// Runs a server that restarts itself by a request.
 #[expect(clippy::print_stderr, reason = "the parent reads it")]
 fn restart_under_run(file: &Path) {
+    env_logger::Builder::new().filter_level(log::LevelFilter::Warn).init();
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
     eprintln!("listening on {}", listener.address());
     let handed = listener.clone();

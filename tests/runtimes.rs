@@ -474,6 +474,7 @@ fn check_signals_that_wait(test: &str) {
             child.signal(Signal::INT);
         }
         child.signal(Signal::CONT);
+        // How long the signal waits is what the test is about.
         thread::sleep(LONG);
         if second == Some(LONG) {
             child.signal(Signal::INT);

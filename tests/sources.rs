@@ -217,6 +217,7 @@ fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
     assert!(lines <= 1 + begun.elapsed().as_secs(), "{lines} lines");
 
     // A second later a line speaks for all of them, and names the last.
+    // Nothing but the clock begins the next second.
     thread::sleep(Duration::from_secs(1));
     let mut late = Client::connect(addr);
     let peer = late.stream.local_addr().unwrap();

@@ -55,7 +55,8 @@ pub const BIG: usize = 32 * 1024 * 1024;
 /// `/now` answers; `/echo` sends back the body as it comes; `/peer` says who asks; `/big` is
 /// [`BIG`]; `/panic` panics; `/panic-in-body` and `/panic-in-big-body` do so after the response
 /// has begun. The stagehand knows of these: `/wait` waits until the stage is opened; `/read`
-/// reads the body and says how long it is; `/until-stop` waits for the stop and then for the stage.
+/// reads the body and says how long it is; `/until-stop` waits for the stop, says so, and waits for the
+/// stage.
 pub fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
     let (stagehand, enter, gate) = Stagehand::new();
     let handler = move |mut request: Request| -> Answer {
@@ -86,6 +87,7 @@ pub fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static
                 "/until-stop" => {
                     enter();
                     Token::of(&request).stopping().await;
+                    enter();
                     // The handler gets time after the stop, too (rule S10).
                     let _ = gate.recv().await;
                     "stopped".into()
