@@ -356,9 +356,8 @@ fn a_request_within_the_linger_is_served() {
     let server = Running::stopped_by(&patient(), handler);
     let mut used = server.connect();
     used.get("/now").response();
-    let silent = server.connect();
-    wait_until("accepted", || server.shutdown.in_flight() == 2);
-    let probe = server.connect();
+    let (silent, probe) = (server.connect(), server.connect());
+    wait_until("accepted", || server.shutdown.in_flight() == 3);
     settle(&server);
     server.shutdown.stop();
     wait_for_close(server.addr());
