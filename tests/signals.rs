@@ -169,7 +169,7 @@ fn the_log_says_once_a_second_what_is_left() {
 /// Rule S14: whichever it is, and whichever was the first. The grace of 60 s is longer than the
 /// patience of the tests.
 #[test]
-fn a_second_signal_ends_it_for_each() {
+fn a_second_signal_ends_it_at_once() {
     let firsts = STOP_SIGNALS;
     let seconds = STOP_SIGNALS.into_iter().cycle().skip(1);
     for_each(firsts.into_iter().zip(seconds), |((first, first_name), (second, second_name))| {
@@ -191,7 +191,7 @@ fn a_second_signal_ends_it_for_each() {
 
 /// Rule S14: the same one twice.
 #[test]
-fn the_same_signal_twice_ends_it_for_each() {
+fn the_same_signal_twice_ends_it_at_once() {
     for_each(STOP_SIGNALS, |(signal, name)| {
         let mut server = Program::server(&["--work", "60s", "--grace", "60s"]);
         let _client = in_flight(server.addr, "/");
