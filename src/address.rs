@@ -121,15 +121,9 @@ pub struct AddressError {
     advice: String,
 }
 
-impl AddressError {
-    fn new(text: &str) -> Self {
-        Self { text: text.to_owned(), advice: advice(text) }
-    }
-}
-
 impl fmt::Display for AddressError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // One line, whatever the text is.
+        // The message has one line, whatever the text is.
         let text = self.text.escape_debug();
         write!(f, "`{text}` is not an address to listen on: {}", self.advice)
     }
@@ -148,23 +142,20 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let text = text.trim();
-        read(text).ok_or_else(|| AddressError::new(text))
+        read(text).ok_or_else(|| AddressError { text: text.to_owned(), advice: advice(text) })
     }
 }
 
 fn read(text: &str) -> Option<Address> {
-    if let Some(path) = text.strip_prefix("unix:") {
-        let file = || Address::Unix(path.into());
-        let address = path.strip_prefix('@').map_or_else(file, |n| Address::Abstract(n.into()));
-        let is_empty = ["", "@"].contains(&path);
-        return (!is_empty && !path.contains('\0')).then_some(address);
-    }
-    if let Some(fd) = text.strip_prefix("fd:") {
-        return number(fd).map(Address::Fd);
-    }
-    match text.rsplit_once(':') {
-        Some(("", port)) => number(port).map(Address::Every),
-        Some((host, port)) if host.eq_ignore_ascii_case("localhost") => {
+    match text.split_once(':')? {
+        ("unix", path) if ["", "@"].contains(&path) || path.contains('\0') => None,
+        ("unix", path) => Some(match path.strip_prefix('@') {
+            Some(name) => Address::Abstract(name.into()),
+            None => Address::Unix(path.into()),
+        }),
+        ("fd", fd) => number(fd).map(Address::Fd),
+        ("", port) => number(port).map(Address::Every),
+        (host, port) if host.eq_ignore_ascii_case("localhost") => {
             number(port).map(Address::Localhost)
         }
         _ => text.parse().map(Address::Tcp).ok(),
@@ -213,35 +204,31 @@ fn advice_without_port(text: &str) -> Option<String> {
 /// Shows how to write an address behind a scheme: `unix:`, `fd:`, or that of a URL.
 fn advice_on_scheme(text: &str) -> Option<String> {
     let (scheme, rest) = text.split_once(':')?;
-    match scheme {
-        "unix" if rest == "@" => {
-            return Some("a name is missing behind the `@`, as in `unix:@app`".into());
+    let scheme = scheme.to_ascii_lowercase();
+    match (&*scheme, rest) {
+        ("unix", "") => Some("a path is missing, as in `unix:/run/app.sock`".into()),
+        ("unix", "@") => Some("a name is missing behind the `@`, as in `unix:@app`".into()),
+        ("fd", fd) if number::<RawFd>(fd).is_none() => {
+            Some("write the number of an inherited descriptor, such as `fd:0`".into())
         }
-        "unix" => return Some("a path is missing, as in `unix:/run/app.sock`".into()),
-        "fd" => {
-            return Some("write the number of an inherited descriptor, such as `fd:0`".into());
+        // The scheme is in upper case.
+        ("unix" | "fd", _) => Some(format!("write `{}`", read(&format!("{scheme}:{rest}"))?)),
+        _ if !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphabetic()) => {
+            advice_on_url(rest)
         }
-        _ => {}
+        _ => None,
     }
-    let lower = scheme.to_ascii_lowercase();
-    if ["unix", "fd"].contains(&&*lower) {
-        let text = format!("{lower}:{rest}");
-        return match read(&text) {
-            Some(address) => Some(format!("write `{address}`")),
-            None => advice_on_scheme(&text),
-        };
-    }
-    if lower.is_empty() || !lower.bytes().all(|byte| byte.is_ascii_alphabetic()) {
-        return None;
-    }
-    let authority = rest.trim_start_matches('/').split('/').next().unwrap_or_default();
-    match read(authority) {
-        Some(address) => Some(format!("leave out the scheme and the path: write `{address}`")),
-        None if rest.starts_with("//") => {
-            Some(format!("leave out the scheme and the path; {FORMS}"))
-        }
-        None => None,
-    }
+}
+
+/// Shows how to write the address in a URL, of which `rest` is the part behind the scheme.
+fn advice_on_url(rest: &str) -> Option<String> {
+    let authority = rest.trim_start_matches('/').split('/').next()?;
+    let write = match read(authority) {
+        Some(address) => format!(": write `{address}`"),
+        None if rest.starts_with("//") => format!("; {FORMS}"),
+        None => return None,
+    };
+    Some(format!("leave out the scheme and the path{write}"))
 }
 
 /// Shows what to write in the place of `host`, which is not the host of an address.

@@ -64,12 +64,11 @@ impl Bound {
         loop {
             let accepted = match self {
                 Self::Tcp(socket) => socket.get_ref().accept().and_then(|(stream, addr)| {
-                    Ok((Socket::tcp(Async::new(stream)?).into(), Peer::canonical(addr)))
+                    Ok((Transport::Plain(Socket::tcp(Async::new(stream)?)), Peer::canonical(addr)))
                 }),
-                Self::Unix { socket, .. } => socket
-                    .get_ref()
-                    .accept()
-                    .and_then(|(stream, _)| Ok((Socket::unix(stream)?.into(), Peer::Unix))),
+                Self::Unix { socket, .. } => socket.get_ref().accept().and_then(|(stream, _)| {
+                    Ok((Transport::Plain(Socket::unix(stream)?), Peer::Unix))
+                }),
                 Self::Other(source) => return source.poll_accept(cx),
             };
             match accepted {

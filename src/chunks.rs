@@ -1,15 +1,15 @@
 //! [`stream_body`]: a response body of chunks that come one after the other.
 //!
-//! Invariant: what a chunk brings is sent before the next one is waited for, and an error in the
-//! middle ends the response so that the client can tell. Holds one chunk at a time.
+//! Invariant: a chunk is sent before the body waits for the next one, and an error in the middle
+//! ends the response so that the client can tell. A body holds one chunk at a time.
 
-use std::io;
+use std::io::{self, Read};
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use futures_lite::{AsyncBufRead, AsyncRead, Stream};
 use http_types::Body;
+use smol::lock::Mutex;
 
 /// Makes a body of unknown length from a stream of chunks, such as lines or server-sent events.
 ///
@@ -60,7 +60,7 @@ const CHUNKS_A_TURN: usize = 32;
 
 /// A stream of chunks, to be read as bytes.
 struct Chunks<S, B> {
-    /// Locked by nobody: it makes of what can be sent what can be shared, as bodies must be.
+    /// Never locked: the mutex is there because a body is `Sync`.
     chunks: Mutex<Pin<Box<S>>>,
     /// The current chunk, and how much of it was read.
     chunk: Option<(Mutex<B>, usize)>,
@@ -73,10 +73,10 @@ where
 {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let Self { chunks, chunk } = self.get_mut();
-        let chunks = chunks.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let chunks = chunks.get_mut();
         let mut taken = 0;
         // Zero bytes would end the body, so skip an empty chunk.
-        while chunk.as_mut().is_none_or(|(bytes, read)| bytes_of(bytes).len() == *read) {
+        while chunk.as_mut().is_none_or(|(bytes, read)| B::as_ref(bytes.get_mut()).len() == *read) {
             if taken == CHUNKS_A_TURN {
                 // The stream may be ready for ever without bringing a byte, but other tasks need
                 // the thread.
@@ -89,7 +89,9 @@ where
                 None => return Poll::Ready(Ok(&[])),
             };
         }
-        Poll::Ready(Ok(chunk.as_mut().map_or(&[], |(bytes, read)| &bytes_of(bytes)[*read..])))
+        let unread =
+            chunk.as_mut().map_or(&[][..], |(bytes, read)| &B::as_ref(bytes.get_mut())[*read..]);
+        Poll::Ready(Ok(unread))
     }
 
     fn consume(self: Pin<&mut Self>, amount: usize) {
@@ -109,20 +111,13 @@ where
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let chunk = ready!(self.as_mut().poll_fill_buf(cx))?;
-        let n = chunk.len().min(buf.len());
-        buf[..n].copy_from_slice(&chunk[..n]);
+        let n = ready!(self.as_mut().poll_fill_buf(cx))?.read(buf)?;
         self.consume(n);
         Poll::Ready(Ok(n))
     }
 }
 
 impl<S, B> Unpin for Chunks<S, B> {}
-
-fn bytes_of<B: AsRef<[u8]>>(bytes: &mut Mutex<B>) -> &[u8] {
-    let bytes: &B = bytes.get_mut().unwrap_or_else(PoisonError::into_inner);
-    bytes.as_ref()
-}
 
 #[cfg(test)]
 mod tests {

@@ -1,8 +1,8 @@
-//! What a handler can learn about a request and its client beyond http-types: the target as the
+//! [`target`] and [`Client`]: tell a handler what http-types does not, namely the target as the
 //! client sent it, and whether the client is still there.
 //!
 //! Invariant: the target and the client's state are what was on the wire, not an interpretation.
-//! Reads nothing itself.
+//! This file reads nothing itself.
 
 use std::future;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use http_types::Request;
 use http_types::url::Position;
 
-use crate::registry::Seat;
+use crate::seat::Seat;
 use crate::socket::Left;
 
 /// Returns the target of `request`, byte for byte as the client sent it (RFC 9112 section 3.2).

@@ -1,7 +1,8 @@
 //! [`Connection`]: a client's connection as the program sees it, before it is served.
 //!
-//! What a listener's wrapper is given and gives (TLS), and what an own source of connections is a
-//! stream of. Invariant: a plain socket stays one, so that it is served as one. Speaks no HTTP.
+//! A listener's wrapper (TLS) takes a connection and gives one, and a source of the program's own
+//! is a stream of connections. Invariant: a plain socket stays one, so that it is served as one.
+//! This file speaks no HTTP.
 
 use std::fmt;
 use std::io;
@@ -15,9 +16,9 @@ use async_io::Async;
 use futures_lite::io::Cursor;
 use futures_lite::{AsyncRead, AsyncWrite};
 
-use crate::meter::{Meter, Records};
+use crate::meter::Meter;
 use crate::socket::Socket;
-use crate::transport::{Duplex, Peer, Transport, Wrapped};
+use crate::transport::{Peer, Transport, Wrapped};
 
 /// A client's connection: bytes in both directions.
 ///
@@ -47,16 +48,14 @@ use crate::transport::{Duplex, Peer, Transport, Wrapped};
 pub struct Connection {
     kind: Kind,
     peer: Peer,
-    /// What was read ahead.
-    ahead: Vec<u8>,
     /// Counts the bytes that a wrapper reads and writes here.
-    metered: Option<(Arc<Meter>, Records)>,
+    meter: Option<Arc<Meter>>,
 }
 
 enum Kind {
     Socket(Arc<Socket>),
-    /// Locked only to be shared, never to wait.
-    Other(Mutex<Box<dyn Duplex>>),
+    /// Never locked: the mutex is there because a `Connection` is `Sync` and `UnwindSafe`.
+    Other(Mutex<Box<Wrapped>>),
 }
 
 impl Connection {
@@ -81,12 +80,13 @@ impl Connection {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn new(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
-        Self::of(Kind::Other(Mutex::new(Box::new(stream))), Peer::Unknown)
+        Self::of(Kind::Other(Mutex::new(Box::new(Wrapped::new(stream)))), Peer::Unknown)
     }
 
-    /// Two ends of a pipe in memory.
+    /// Returns the two ends of a pipe in memory.
     ///
-    /// In each direction it holds up to 64 KiB that nobody has read; who writes more waits.
+    /// In each direction, the pipe holds up to 64 KiB that nobody has read, and a writer of more
+    /// waits.
     ///
     /// # Examples
     ///
@@ -133,7 +133,7 @@ impl Connection {
         self
     }
 
-    /// Who is at the other end.
+    /// Returns the client at the other end.
     ///
     /// # Examples
     ///
@@ -155,11 +155,12 @@ impl Connection {
     }
 
     fn of(kind: Kind, peer: Peer) -> Self {
-        Self { kind, peer, ahead: Vec::new(), metered: None }
+        Self { kind, peer, meter: None }
     }
 
-    /// Makes a connection for a wrapper, whose first bytes are `ahead`. Also returns the socket
-    /// under the connection, if there is one, and the meter for the connection's bytes.
+    /// Makes a connection for a wrapper. Also returns the socket under the connection, if there is
+    /// one, and the meter for the connection's bytes. From a wrapped stream, the server has read
+    /// `ahead` already.
     pub(crate) fn share(
         transport: Transport,
         peer: Peer,
@@ -170,14 +171,14 @@ impl Connection {
                 let socket = Arc::new(socket);
                 (Kind::Socket(socket.clone()), Some(socket))
             }
-            Transport::Wrapped(wrapped) => {
-                let (stream, socket) = wrapped.into_parts();
-                (Kind::Other(Mutex::new(stream)), socket)
+            Transport::Wrapped(mut wrapped) => {
+                wrapped.ahead = ahead;
+                let socket = wrapped.socket.clone();
+                (Kind::Other(Mutex::new(wrapped)), socket)
             }
         };
         let meter = Arc::new(Meter::default());
-        let metered = Some((meter.clone(), Records::default()));
-        (Self { ahead, metered, ..Self::of(kind, peer) }, socket, meter)
+        (Self { meter: Some(meter.clone()), ..Self::of(kind, peer) }, socket, meter)
     }
 
     /// Turns the connection into the transport that the server uses. `under` is the socket under a
@@ -187,30 +188,23 @@ impl Connection {
         under: Option<Arc<Socket>>,
         meter: Option<Arc<Meter>>,
     ) -> Transport {
-        if !self.ahead.is_empty() {
-            let socket = match &self.kind {
-                Kind::Socket(socket) => Some(socket.clone()),
-                Kind::Other(_) => under,
-            };
-            return Transport::Wrapped(Box::new(Wrapped::new(Box::new(self), socket, meter)));
-        }
-        let shared = match self.kind {
-            Kind::Other(stream) => {
-                let stream = stream.into_inner().unwrap_or_else(PoisonError::into_inner);
-                // No wrapper lies on this connection, so nothing will update its meter any more.
-                let meter = meter.filter(|_| self.metered.is_none());
-                return Transport::Wrapped(Box::new(Wrapped::new(stream, under, meter)));
+        let socket = match self.kind {
+            Kind::Other(wrapped) => {
+                let mut wrapped = wrapped.into_inner().unwrap_or_else(PoisonError::into_inner);
+                // If no wrapper lies on this connection, nothing updates its meter any more.
+                wrapped.set_under(under, meter.filter(|_| self.meter.is_none()));
+                return Transport::Wrapped(wrapped);
             }
             Kind::Socket(socket) => socket,
         };
-        // Usually this is the same socket, and without this handle it is no longer shared.
+        // Usually this is the same socket, which is no longer shared without this handle.
         drop(under);
-        let shared = match Arc::try_unwrap(shared) {
-            Ok(socket) => return Transport::Plain(socket),
-            Err(shared) => shared,
-        };
-        let stream = Box::new(Self::of(Kind::Socket(shared.clone()), self.peer));
-        Transport::Wrapped(Box::new(Wrapped::new(stream, Some(shared), None)))
+        Arc::try_unwrap(socket).map(Transport::Plain).unwrap_or_else(|shared| {
+            let stream = Self::of(Kind::Socket(shared.clone()), self.peer);
+            let mut wrapped = Wrapped::new(stream);
+            wrapped.set_under(Some(shared), None);
+            Transport::Wrapped(Box::new(wrapped))
+        })
     }
 }
 
@@ -223,20 +217,12 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let ahead = &mut self.ahead;
-        let n = if ahead.is_empty() {
-            ready!(match &mut self.kind {
-                Kind::Socket(socket) => socket.poll_read(cx, buf),
-                Kind::Other(stream) => Pin::new(unlocked(stream)).poll_read(cx, buf),
-            })?
-        } else {
-            let n = ahead.len().min(buf.len());
-            buf[..n].copy_from_slice(&ahead[..n]);
-            ahead.drain(..n);
-            n
-        };
-        if let Some((meter, records)) = &mut self.metered {
-            meter.receive(&buf[..n], records);
+        let n = ready!(match &mut self.kind {
+            Kind::Socket(socket) => socket.poll_read(cx, buf),
+            Kind::Other(wrapped) => unlocked(wrapped).poll_read(cx, buf),
+        })?;
+        if let Some(meter) = &self.meter {
+            meter.receive(&buf[..n]);
         }
         Poll::Ready(Ok(n))
     }
@@ -250,14 +236,14 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         let n = ready!(match &mut self.kind {
             Kind::Socket(socket) => socket.poll_write(cx, buf, b""),
-            Kind::Other(stream) => Pin::new(unlocked(stream)).poll_write(cx, buf),
+            Kind::Other(wrapped) => unlocked(wrapped).writer().poll_write(cx, buf),
         })?;
         if n == 0 && !buf.is_empty() {
             // A pipe whose other end is gone writes 0 bytes, and futures-rustls would try again for
             // ever.
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
-        if let Some((meter, _)) = &self.metered {
+        if let Some(meter) = &self.meter {
             meter.send(n);
         }
         Poll::Ready(Ok(n))
@@ -266,19 +252,19 @@ impl AsyncWrite for Connection {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.kind {
             Kind::Socket(_) => Poll::Ready(Ok(())),
-            Kind::Other(stream) => Pin::new(unlocked(stream)).poll_flush(cx),
+            Kind::Other(wrapped) => unlocked(wrapped).writer().poll_flush(cx),
         }
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.kind {
             Kind::Socket(socket) => Poll::Ready(socket.shut(Shutdown::Write)),
-            Kind::Other(stream) => Pin::new(unlocked(stream)).poll_close(cx),
+            Kind::Other(wrapped) => unlocked(wrapped).writer().poll_close(cx),
         }
     }
 }
 
-/// Returns what is in `mutex`, which nobody else can have locked.
+/// Returns the content of `mutex`, without a lock.
 fn unlocked<T>(mutex: &mut Mutex<T>) -> &mut T {
     mutex.get_mut().unwrap_or_else(PoisonError::into_inner)
 }
@@ -292,12 +278,11 @@ impl From<Async<TcpStream>> for Connection {
 
 impl From<Async<UnixStream>> for Connection {
     fn from(socket: Async<UnixStream>) -> Self {
-        let kind = match socket.into_inner().and_then(Socket::unix) {
-            Ok(socket) => Kind::Socket(Arc::new(socket)),
+        match socket.into_inner().and_then(Socket::unix) {
+            Ok(socket) => Self::of(Kind::Socket(Arc::new(socket)), Peer::Unix),
             // Without events nothing can be read, so the server finds the end of the stream.
-            Err(_) => Kind::Other(Mutex::new(Box::new(Cursor::new(Vec::new())))),
-        };
-        Self::of(kind, Peer::Unix)
+            Err(_) => Self::new(Cursor::new(Vec::new())).from_peer(Peer::Unix),
+        }
     }
 }
 
@@ -344,8 +329,10 @@ impl AsyncWrite for Pipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_lite::future::{block_on, poll_fn};
     use std::io::Write;
     use std::net::TcpListener;
+    use std::panic::{RefUnwindSafe, UnwindSafe};
 
     fn socket() -> Async<TcpStream> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -357,23 +344,29 @@ mod tests {
     #[test]
     fn a_socket_that_was_shared_for_a_wrapper_is_plain_again() {
         let (connection, under, _) =
-            Connection::share(Socket::tcp(socket()).into(), Peer::Unknown, Vec::new());
+            Connection::share(Transport::Plain(Socket::tcp(socket())), Peer::Unknown, Vec::new());
         assert!(matches!(connection.into_transport(under, None), Transport::Plain(_)));
+    }
+
+    /// Programs may rely on them.
+    #[test]
+    fn the_auto_traits_are_the_agreed_ones() {
+        fn check<T: Send + Sync + Unpin + UnwindSafe + RefUnwindSafe>() {}
+        check::<Connection>();
     }
 
     #[test]
     fn what_was_read_ahead_is_not_lost() {
-        use futures_lite::{AsyncReadExt, future};
-
-        let (mut connection, under, _) =
-            Connection::share(Socket::tcp(socket()).into(), Peer::Unknown, Vec::new());
-        connection.ahead = b"first, ".to_vec();
-        let transport = connection.into_transport(under, None);
-        assert!(transport.has_socket());
-        let Transport::Wrapped(wrapped) = transport else { panic!("{transport:?}") };
-        let (mut stream, _) = wrapped.into_parts();
-        let mut text = String::new();
-        future::block_on(stream.read_to_string(&mut text)).unwrap();
-        assert_eq!(text, "first, later");
+        let wrapped = Box::new(Wrapped::new(Cursor::new(b"later".to_vec())));
+        let (connection, under, meter) =
+            Connection::share(Transport::Wrapped(wrapped), Peer::Unknown, b"first, ".to_vec());
+        let mut transport = connection.into_transport(under, Some(meter));
+        let mut text = [0; 16];
+        let mut length = 0;
+        while length < "first, later".len() {
+            let read = poll_fn(|cx| transport.poll_read(cx, &mut text[length..]));
+            length += block_on(read).unwrap();
+        }
+        assert_eq!(&text[..length], b"first, later");
     }
 }

@@ -1,4 +1,5 @@
-//! [`ServeError`]: why a server could not be started, or has stopped by itself.
+//! [`ServeError`]: why a server could not be started, or has stopped by itself; and [`reason`]: an
+//! error in the words of the operating system.
 //!
 //! Prints one line that names the thing and the way out, also as what `main` returns, which the
 //! standard library prints with `Debug`.
@@ -34,7 +35,7 @@ use std::io;
 pub struct ServeError(io::Error);
 
 impl ServeError {
-    /// What kind of error it is.
+    /// Returns the kind of the error.
     ///
     /// # Examples
     ///
@@ -90,7 +91,7 @@ impl From<ServeError> for io::Error {
     }
 }
 
-/// Words an error without Rust's decoration.
+/// Returns what the operating system says, without Rust's `(os error 2)` behind it.
 pub(crate) fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(code) => error.to_string().replace(&format!(" (os error {code})"), ""),

@@ -95,6 +95,31 @@
 //! those that http-types knows; others are answered 501. No routing, no HTTP/2; TLS by
 //! [`Listener::wrap`].
 
+pub use address::{Address, AddressError};
+pub use async_signal::Signal;
+pub use chunks::stream_body;
+pub use client::{Client, target};
+pub use connection::Connection;
+pub use error::ServeError;
+#[cfg(feature = "restart")]
+pub use handover::restart;
+pub use http_types::{self, Body, Method, Request, Response, StatusCode};
+pub use limits::Limits;
+pub use listener::{Listen, ListenOptions, Listener};
+pub use log_writer::LogWriter;
+pub use outcome::{Cut, Ending, Outcome, What};
+pub use phase::Phase;
+pub use probe::probe;
+pub use process::{Process, run};
+pub use ready::ready;
+pub use server::Server;
+pub use shutdown::{Guard, Shutdown, Stopped, Token};
+pub use signals::{STOP_SIGNALS, signals};
+pub use socket::Left;
+pub use stage::Stage;
+pub use transport::Peer;
+pub use wire::fault::BodyError;
+
 mod activity;
 mod address;
 mod bind;
@@ -110,19 +135,24 @@ mod handover;
 mod inherited;
 mod limits;
 mod listener;
+mod lock;
 mod log_limit;
 mod log_writer;
 mod meter;
 mod notify;
+mod obey;
 mod orders;
 mod outcome;
 mod own_sockets;
 mod phase;
 mod pid_file;
+mod places;
+mod policy;
 mod probe;
 mod process;
 mod ready;
 mod registry;
+mod seat;
 mod server;
 mod shutdown;
 mod signals;
@@ -131,35 +161,11 @@ mod socket_file;
 mod source;
 #[cfg(feature = "restart")]
 mod spawn;
+mod stage;
 mod threads;
 mod transport;
 mod wire;
 mod wrapper;
-
-pub use address::{Address, AddressError};
-pub use async_signal::Signal;
-pub use chunks::stream_body;
-pub use client::{Client, target};
-pub use connection::Connection;
-pub use error::ServeError;
-#[cfg(feature = "restart")]
-pub use handover::restart;
-pub use http_types::{self, Body, Method, Request, Response, StatusCode};
-pub use limits::Limits;
-pub use listener::{Listen, ListenOptions, Listener};
-pub use log_writer::LogWriter;
-pub use outcome::{Ending, Outcome};
-pub use phase::Phase;
-pub use probe::probe;
-pub use process::{Process, run};
-pub use ready::ready;
-pub use registry::{Cut, Stage, What};
-pub use server::Server;
-pub use shutdown::{Guard, Shutdown, Stopped, Token};
-pub use signals::{STOP_SIGNALS, signals};
-pub use socket::Left;
-pub use transport::Peer;
-pub use wire::fault::BodyError;
 
 /// The README's examples are tests.
 #[cfg(doctest)]

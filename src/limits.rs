@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-/// What bounds a server's connections: time, bytes, counts. The times of a stop belong to
+/// The bounds of a server's connections: times, bytes and counts. The times of a stop belong to
 /// [`Shutdown`](crate::Shutdown).
 ///
 /// All fields are public and have defaults; change some and take the rest with
@@ -114,7 +114,7 @@ impl Default for Limits {
     }
 }
 
-/// As many connections as wished, less if the process may not open so many files.
+/// Returns the wished number of connections, or less if the process may not open so many files.
 pub(crate) fn connections_allowed(wished: usize) -> usize {
     /// Descriptors left for listeners, logs, the reactor and what handlers open.
     const SPARE: u64 = 64;

@@ -3,8 +3,10 @@
 //! Counts events and tells the caller when to log a line, and for how many events. Writes nothing,
 //! and gets the time from the caller.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use crate::lock::lock;
 
 /// The shortest time between two lines.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -12,12 +14,12 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// A limit of one line a second. Works as a `static`.
 ///
 /// Events are not logged until a later event comes, which then logs all of them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct LogLimit {
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     /// When the last line was due.
     last: Option<Instant>,
@@ -33,7 +35,7 @@ impl LogLimit {
     /// Counts an event that happens `now`. Returns for how many events the caller has to log a
     /// line, this one included, or `None` if the last line is less than a second old.
     pub(crate) fn count(&self, now: Instant) -> Option<u64> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         state.unlogged += 1;
         if state.last.is_some_and(|last| now.saturating_duration_since(last) < PERIOD) {
             return None;

@@ -1,9 +1,9 @@
 //! [`LogWriter`]: lines on their way to an output that may block for as long as it likes.
 //!
 //! Invariant: no thread that logs ever waits for the output (rule S21). Lines pass through a
-//! bounded queue to a thread of their own; where the queue is full the oldest line makes room, so
-//! that the last ones, which say how it all ended, are still there. Knows nothing of the server and
-//! of what the lines say.
+//! bounded queue to a thread of their own. If the queue is full, the oldest line makes room, so
+//! that the last ones, which say how it all ended, are still there. This file knows nothing of the
+//! server and of what the lines say.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -144,7 +144,7 @@ impl Write for LogWriter {
     }
 }
 
-/// Gives what is queued a bounded time to be written.
+/// Waits a bounded time until the thread has written the queue.
 impl Drop for LogWriter {
     fn drop(&mut self) {
         let _ = self.flush();
@@ -160,8 +160,8 @@ struct Queue {
     state: Mutex<State>,
     /// A line has come, or a writer has gone.
     arrived: Condvar,
-    /// A line has been written.
-    written: Condvar,
+    /// Every line that was queued has been written.
+    all_written: Condvar,
 }
 
 #[derive(Default)]
@@ -203,7 +203,7 @@ impl Queue {
     /// Waits until everything is written, or `patience` is over.
     fn wait(&self, patience: Duration) {
         let unwritten = |state: &mut State| state.is_writing || !state.lines.is_empty();
-        let _ = self.written.wait_timeout_while(self.state(), patience, unwritten);
+        let _ = self.all_written.wait_timeout_while(self.state(), patience, unwritten);
     }
 
     fn write_to(&self, mut out: impl Write) {
@@ -213,20 +213,20 @@ impl Queue {
                 write(&mut out, lost.as_bytes());
             }
             write(&mut out, &line);
-            self.state().is_writing = false;
-            self.written.notify_all();
         }
     }
 
-    /// Waits for the next line; with it comes how many are missing in front of it. Returns `None`
-    /// when no line can come any more.
+    /// Waits for the next line, after the last one was written. Also returns how many lines are
+    /// missing in front of it. Returns `None` when no line can come any more.
     fn next(&self) -> Option<(u64, Vec<u8>)> {
         let mut state = self.state();
         loop {
-            if let Some(line) = state.pop() {
-                state.is_writing = true;
+            let line = state.pop();
+            state.is_writing = line.is_some();
+            if let Some(line) = line {
                 return Some((mem::take(&mut state.dropped), line));
             }
+            self.all_written.notify_all();
             if state.writers == 0 {
                 return None;
             }
@@ -239,7 +239,7 @@ impl Queue {
     }
 }
 
-/// Writes `bytes`, however long it takes. Where nobody can read them, they are lost.
+/// Writes `bytes`, however long that takes. Bytes that nobody can read are lost.
 fn write(out: &mut impl Write, mut bytes: &[u8]) {
     /// A descriptor that another program has set to non-blocking is asked this often.
     const PAUSE: Duration = Duration::from_millis(10);
@@ -247,11 +247,9 @@ fn write(out: &mut impl Write, mut bytes: &[u8]) {
         match out.write(bytes) {
             Ok(0) => return,
             Ok(n) => bytes = &bytes[n..],
-            Err(error) => match error.kind() {
-                io::ErrorKind::Interrupted => {}
-                io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
-                _ => return,
-            },
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+            Err(_) => return,
         }
     }
     // A writer with a buffer of its own would keep the line back.

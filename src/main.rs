@@ -14,12 +14,10 @@ use std::io::{self, Write};
 use std::iter;
 use std::path::PathBuf;
 use std::process::{ExitCode, Termination};
-use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, FromArgMatches, Parser};
-use humantime::parse_duration;
+use clap::{Arg, CommandFactory, FromArgMatches, Parser};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol_graceful::{
     Address, ListenOptions, Listener, LogWriter, Outcome, Process, ServeError, Server, Shutdown,
@@ -83,56 +81,26 @@ struct Settings {
     unix_mode: Option<u32>,
 
     /// How long a request to / works
-    #[arg(
-        long,
-        env = "SMOL_GRACEFUL_WORK",
-        value_name = "DURATION",
-        value_parser = parse_duration,
-        default_value = "15s"
-    )]
-    work: Duration,
+    #[arg(long, env = "SMOL_GRACEFUL_WORK", value_name = "DURATION", default_value = "15s")]
+    work: humantime::Duration,
 
     /// How long the drain may take before what is left is cut; 0s cuts it at once
     ///
     /// What kills the process if it does not end must wait longer than lame duck and grace together
-    #[arg(
-        long,
-        env = "SMOL_GRACEFUL_GRACE",
-        value_name = "DURATION",
-        value_parser = parse_duration,
-        default_value = "30s"
-    )]
-    grace: Duration,
+    #[arg(long, env = "SMOL_GRACEFUL_GRACE", value_name = "DURATION", default_value = "30s")]
+    grace: humantime::Duration,
 
     /// How long idle connections are kept in the drain, for a last request; 0s closes them at once
-    #[arg(
-        long,
-        env = "SMOL_GRACEFUL_LINGER",
-        value_name = "DURATION",
-        value_parser = parse_duration,
-        default_value = "100ms"
-    )]
-    linger: Duration,
+    #[arg(long, env = "SMOL_GRACEFUL_LINGER", value_name = "DURATION", default_value = "100ms")]
+    linger: humantime::Duration,
 
     /// How long connections are still accepted after the stop, while /readyz already says no
-    #[arg(
-        long,
-        env = "SMOL_GRACEFUL_LAME_DUCK",
-        value_name = "DURATION",
-        value_parser = parse_duration,
-        default_value = "0s"
-    )]
-    lame_duck: Duration,
+    #[arg(long, env = "SMOL_GRACEFUL_LAME_DUCK", value_name = "DURATION", default_value = "0s")]
+    lame_duck: humantime::Duration,
 
     /// How long a successor that USR2 has started may take until it is ready
-    #[arg(
-        long,
-        env = "SMOL_GRACEFUL_PATIENCE",
-        value_name = "DURATION",
-        value_parser = parse_duration,
-        default_value = "30s"
-    )]
-    patience: Duration,
+    #[arg(long, env = "SMOL_GRACEFUL_PATIENCE", value_name = "DURATION", default_value = "30s")]
+    patience: humantime::Duration,
 
     /// Where to write the id of the process that serves, when it is ready; removed at the end
     ///
@@ -147,10 +115,9 @@ struct Settings {
         long,
         env = "SMOL_GRACEFUL_REPEAT_WINDOW",
         value_name = "DURATION",
-        value_parser = parse_duration,
         default_value = "100ms"
     )]
-    repeat_window: Duration,
+    repeat_window: humantime::Duration,
 
     /// Lets a successor listen on the same addresses at the same time (SO_REUSEPORT)
     #[arg(long, env = "SMOL_GRACEFUL_REUSE_PORT", value_parser = BoolishValueParser::new())]
@@ -165,14 +132,8 @@ struct Settings {
     /// (SO_KEEPALIVE); 0s turns the probes off
     ///
     /// A client that answers none of six probes, 10 s apart, is gone
-    #[arg(
-        long,
-        env = "SMOL_GRACEFUL_KEEPALIVE",
-        value_name = "DURATION",
-        value_parser = parse_duration,
-        default_value = "60s"
-    )]
-    keepalive: Duration,
+    #[arg(long, env = "SMOL_GRACEFUL_KEEPALIVE", value_name = "DURATION", default_value = "60s")]
+    keepalive: humantime::Duration,
 
     /// How many threads run requests, 1 to 1024 [default: number of cores]
     #[arg(
@@ -193,13 +154,14 @@ fn address(text: &str) -> Result<Address, String> {
 fn unix_mode(text: &str) -> Result<u32, String> {
     let digits = text.trim();
     let digits = digits.strip_prefix("0o").unwrap_or(digits);
-    let is_octal = digits.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
-    let mode = u32::from_str_radix(digits, 8).ok().filter(|mode| is_octal && *mode <= 0o777);
-    mode.ok_or_else(|| "write the permissions in octal, from 0 to 0777, such as 0660".into())
+    match u32::from_str_radix(digits, 8) {
+        Ok(mode) if mode <= 0o777 && !digits.starts_with('+') => Ok(mode),
+        _ => Err("write the permissions in octal, from 0 to 0777, such as 0660".into()),
+    }
 }
 
-/// The arguments, and the environment where they are silent; a variable that is set to nothing is
-/// not set.
+/// Reads the arguments, and the environment where the arguments are silent. A variable that is set
+/// to nothing counts as not set.
 fn settings() -> Result<Settings, clap::Error> {
     let is_empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
     let command = Settings::command().mut_args(|arg| match arg.get_env() {
@@ -209,14 +171,15 @@ fn settings() -> Result<Settings, clap::Error> {
     Settings::from_arg_matches(&command.try_get_matches()?)
 }
 
-/// Says what is wrong with the arguments, or what was asked for: `--help`, `--version`.
+/// Prints what is wrong with the arguments, or what they ask for: `--help`, `--version`. Returns
+/// the exit code.
 fn usage(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     if let Some(name) = variable(error) {
         let _ = writeln!(io::stderr(), "\nThe value comes from the variable {name}.");
     }
     if error.kind() == ErrorKind::ValueValidation {
-        // For a wrong value clap leaves it out.
+        // For a wrong value, clap leaves the usage out.
         let _ = write!(io::stderr(), "\n{}\n", Settings::command().render_usage());
     }
     if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
@@ -238,15 +201,13 @@ fn variable(error: &clap::Error) -> Option<String> {
 /// Warns of variables that look like ours and mean nothing.
 fn warn_of_unknown_variables() {
     let command = Settings::command();
-    let is_known = |name: &OsStr| {
-        // A predecessor sets these.
-        let is_predecessors = ["SMOL_GRACEFUL_HANDOVER", "SMOL_GRACEFUL_NOTIFY_SOCKET"];
-        is_predecessors.iter().any(|known| name == *known)
-            || command.get_arguments().any(|arg| arg.get_env() == Some(name))
-    };
+    // A predecessor sets these.
+    let predecessors = ["SMOL_GRACEFUL_HANDOVER", "SMOL_GRACEFUL_NOTIFY_SOCKET"].map(OsStr::new);
+    let own = command.get_arguments().filter_map(Arg::get_env);
+    let known: Vec<_> = own.chain(predecessors).collect();
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("SMOL_GRACEFUL_") && !is_known(&name) {
+        if text.starts_with("SMOL_GRACEFUL_") && !known.contains(&&*name) {
             ::log::warn!("the variable {text} means nothing; --help lists those that do");
         }
     }
@@ -260,12 +221,15 @@ fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
         Ok(listeners) => listeners.into_iter().map(Ok).collect(),
         Err(error) => vec![Err(error)],
     });
-    let Settings { work, grace, linger, lame_duck, patience, repeat_window, threads, .. } =
-        *settings;
-    let shutdown = Shutdown::new().grace(grace).linger(linger).lame_duck(lame_duck);
+    let shutdown = Shutdown::new()
+        .grace(*settings.grace)
+        .linger(*settings.linger)
+        .lame_duck(*settings.lame_duck);
+    let work = *settings.work;
     let server = Server::new(move |request| app::handle(work, request)).shutdown(&shutdown);
-    let mut process = Process::default().patience(patience).repeat_window(repeat_window);
-    if let Some(threads) = threads {
+    let mut process =
+        Process::default().patience(*settings.patience).repeat_window(*settings.repeat_window);
+    if let Some(threads) = settings.threads {
         process = process.threads(threads);
     }
     if let Some(path) = &settings.pid_file {
@@ -279,24 +243,24 @@ fn listeners(settings: &Settings) -> io::Result<Vec<Listener>> {
     let options = ListenOptions::default()
         .reuse_port(settings.reuse_port)
         .syn_filter(settings.syn_filter)
-        .keepalive(settings.keepalive)
+        .keepalive(*settings.keepalive)
         .unix_mode(settings.unix_mode);
     let mut addresses = settings.listen.clone();
     // `[::]` leaves IPv4 alone if the program listens there already.
     addresses.sort_by_key(is_every_ipv6);
-    let every = addresses.iter().map(|address| options.bind(address));
-    let listeners = every.collect::<io::Result<Vec<_>>>()?;
+    let listeners = addresses.iter().map(|address| options.bind(address));
+    let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
     let inherited = options.inherited()?;
-    if listeners.is_empty() && inherited.is_empty() {
-        return Ok(vec![options.bind(&Address::Every(8082))?]);
+    if !listeners.is_empty() {
+        for listener in inherited {
+            ::log::warn!("inherited {}, which no --listen asks for", listener.address());
+        }
+        Ok(listeners)
+    } else if !inherited.is_empty() {
+        Ok(inherited)
+    } else {
+        Ok(vec![options.bind(&Address::Every(8082))?])
     }
-    if listeners.is_empty() {
-        return Ok(inherited);
-    }
-    for listener in inherited {
-        ::log::warn!("inherited {}, which no --listen asks for", listener.address());
-    }
-    Ok(listeners)
 }
 
 /// Returns `true` for `[::]:8082`.
@@ -305,7 +269,8 @@ fn is_every_ipv6(address: &Address) -> bool {
 }
 
 /// Raises the soft limit of open files to the hard one, as Go does: the low soft limit is there for
-/// programs that use `select`. [`Limits::default`](smol_graceful::Limits::default) looks at it. If it fails, less must do.
+/// programs that use `select`. [`Limits::default`](smol_graceful::Limits::default) looks at it. If
+/// it fails, less must do.
 fn raise_open_files() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
@@ -314,6 +279,7 @@ fn raise_open_files() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn the_command_line_is_well_formed() {
@@ -325,15 +291,15 @@ mod tests {
     fn defaults_are_the_agreed_ones() {
         let settings = Settings::try_parse_from(["smol-graceful"]).unwrap();
         assert_eq!(settings.listen, []);
-        assert_eq!(settings.work, Duration::from_secs(15));
-        assert_eq!(settings.grace, Duration::from_secs(30));
-        assert_eq!(settings.linger, Duration::from_millis(100));
-        assert_eq!(settings.lame_duck, Duration::ZERO);
-        assert_eq!(settings.patience, Duration::from_secs(30));
+        assert_eq!(*settings.work, Duration::from_secs(15));
+        assert_eq!(*settings.grace, Duration::from_secs(30));
+        assert_eq!(*settings.linger, Duration::from_millis(100));
+        assert_eq!(*settings.lame_duck, Duration::ZERO);
+        assert_eq!(*settings.patience, Duration::from_secs(30));
         assert_eq!(settings.pid_file, None);
-        assert_eq!(settings.repeat_window, Duration::from_millis(100));
+        assert_eq!(*settings.repeat_window, Duration::from_millis(100));
         assert!(!settings.reuse_port && !settings.syn_filter);
-        assert_eq!(settings.keepalive, Duration::from_secs(60));
+        assert_eq!(*settings.keepalive, Duration::from_secs(60));
         assert_eq!(settings.threads, None);
         assert_eq!(settings.unix_mode, None);
     }

@@ -1,34 +1,21 @@
 //! [`Meter`]: counts the bytes that go through the stream under a wrapper such as TLS.
 //!
 //! Invariant: the meter sees bytes where they come from the client, because a wrapper may hold back
-//! a part of them. Whether data has arrived, and whether it moves, is therefore known before the
+//! a part of them. So the server knows whether data has arrived, and whether it moves, before the
 //! wrapper shows it. Of TLS, the meter knows only where records end (RFC 8446 section 5.1).
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Counts the bytes that a wrapper has read and written, and knows whether the wrapper is inside a
-/// TLS record.
+/// Counts the bytes that a wrapper has read and written, and follows the TLS records among them.
 ///
 /// Only the connection's task reads and writes a meter, one part at a time, so the order of the
-/// counts does not matter.
+/// counts does not matter, and nobody waits for the lock.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
     received: AtomicU64,
     sent: AtomicU64,
-    /// A [`Position`].
-    position: AtomicU8,
-}
-
-/// A wrapper's position in the bytes from the client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Position {
-    /// Between two TLS records.
-    Between = 0,
-    /// Inside a TLS record, of which the wrapper shows nothing before all of it has come.
-    Inside = 1,
-    /// Somewhere in bytes that are not TLS.
-    Unknown = 2,
+    records: Mutex<Records>,
 }
 
 impl Meter {
@@ -40,18 +27,20 @@ impl Meter {
         self.sent.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn position(&self) -> Position {
-        match self.position.load(Ordering::Relaxed) {
-            0 => Position::Between,
-            1 => Position::Inside,
-            _ => Position::Unknown,
+    /// Returns `true` if bytes have come that do not make a byte of content yet. If the bytes are
+    /// not TLS, all those behind the first `shown` count, which the wrapper had received when it
+    /// last returned data.
+    pub(crate) fn has_begun(&self, shown: u64) -> bool {
+        match *self.records() {
+            Records::Header(_, 0) => false,
+            Records::Header(..) | Records::Content(_) => true,
+            Records::Other => self.received() > shown,
         }
     }
 
-    /// Counts `bytes`, which the wrapper has read, and follows them with `records`.
-    pub(crate) fn receive(&self, bytes: &[u8], records: &mut Records) {
-        records.read(bytes);
-        self.position.store(records.position() as u8, Ordering::Relaxed);
+    /// Counts bytes that the wrapper has read.
+    pub(crate) fn receive(&self, bytes: &[u8]) {
+        self.records().read(bytes);
         self.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
 
@@ -59,11 +48,15 @@ impl Meter {
     pub(crate) fn send(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
+
+    fn records(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Follows TLS records through a stream, from its first byte on.
-#[derive(Debug)]
-pub(crate) enum Records {
+#[derive(Debug, PartialEq)]
+enum Records {
     /// This many bytes of a record's header have come.
     Header([u8; HEADER], usize),
     /// This many bytes of a record's content are still to come; at least 1.
@@ -120,31 +113,23 @@ impl Records {
             }
         }
     }
-
-    fn position(&self) -> Position {
-        match self {
-            Self::Header(_, 0) => Position::Between,
-            Self::Header(..) | Self::Content(_) => Position::Inside,
-            Self::Other => Position::Unknown,
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Returns the position at the end of `bytes`, which must not depend on how they are cut.
-    fn position(bytes: &[u8]) -> Position {
+    /// Returns the records at the end of `bytes`, which must not depend on how they are cut.
+    fn records(bytes: &[u8]) -> Records {
         let mut whole = Records::default();
         whole.read(bytes);
         for cut in 0..=bytes.len() {
             let mut records = Records::default();
             records.read(&bytes[..cut]);
             records.read(&bytes[cut..]);
-            assert_eq!(records.position(), whole.position(), "{bytes:?} cut at {cut}");
+            assert_eq!(records, whole, "{bytes:?} cut at {cut}");
         }
-        whole.position()
+        whole
     }
 
     #[test]
@@ -153,12 +138,16 @@ mod tests {
             let length = u16::try_from(content).unwrap().to_be_bytes();
             [&[23, 3, 3], &length[..], &vec![0xff; content]].concat()
         };
-        assert_eq!(position(b""), Position::Between);
-        assert_eq!(position(&[record(1), record(0), record(300)].concat()), Position::Between);
-        assert_eq!(position(&record(16_384)), Position::Between);
+        assert_eq!(records(b""), Records::default());
+        assert_eq!(records(&[record(1), record(0), record(300)].concat()), Records::default());
+        assert_eq!(records(&record(16_384)), Records::default());
         for n in 1..305 {
-            assert_eq!(position(&record(300)[..n]), Position::Inside, "{n}");
-            assert_eq!(position(&[&record(5)[..], &record(300)[..n]].concat()), Position::Inside);
+            let inside = records(&record(300)[..n]);
+            match n {
+                ..HEADER => assert!(matches!(inside, Records::Header(_, have) if have == n), "{n}"),
+                _ => assert_eq!(inside, Records::Content((305 - n) as u16)),
+            }
+            assert_eq!(records(&[&record(5)[..], &record(300)[..n]].concat()), inside);
         }
     }
 
@@ -172,7 +161,7 @@ mod tests {
             &[25],
             &[23, 3, 3, 0xff, 0xff, 0],
         ] {
-            assert_eq!(position(bytes), Position::Unknown, "{bytes:?}");
+            assert_eq!(records(bytes), Records::Other, "{bytes:?}");
         }
     }
 
@@ -182,20 +171,27 @@ mod tests {
         for byte in b"PROXY UNKNOWN\r\n" {
             records.read(&[*byte]);
         }
-        assert_eq!(records.position(), Position::Unknown);
+        assert_eq!(records, Records::Other);
         records.read(&[22, 3, 1, 0, 2, 1]);
-        assert_eq!(records.position(), Position::Inside);
+        assert_eq!(records, Records::Content(1));
         records.read(&[1]);
-        assert_eq!(records.position(), Position::Between);
+        assert_eq!(records, Records::default());
     }
 
     #[test]
     fn a_meter_counts() {
-        let (meter, mut records) = (Meter::default(), Records::default());
-        meter.receive(&[23, 3, 3, 0], &mut records);
+        let meter = Meter::default();
+        meter.receive(&[23, 3, 3, 0]);
         meter.send(7);
-        assert_eq!((meter.received(), meter.sent(), meter.position()), (4, 7, Position::Inside));
-        meter.receive(&[1, 0], &mut records);
-        assert_eq!((meter.received(), meter.position()), (6, Position::Between));
+        assert_eq!((meter.received(), meter.sent(), meter.has_begun(4)), (4, 7, true));
+        meter.receive(&[1, 0]);
+        assert_eq!((meter.received(), meter.has_begun(4)), (6, false));
+    }
+
+    #[test]
+    fn bytes_that_are_not_tls_have_begun_until_the_wrapper_shows_them() {
+        let meter = Meter::default();
+        meter.receive(b"GET");
+        assert!(meter.has_begun(0) && !meter.has_begun(3));
     }
 }

@@ -2,21 +2,22 @@
 //! NOTIFY_SOCKET).
 //!
 //! Invariant: the server never waits for the manager, and drops a message that the manager does not
-//! take at once (rule S21).
-//! A successor reports readiness to its predecessor, and everything else to the service manager.
-//! Without a NOTIFY_SOCKET nothing is done. A manager gets READY=1 alone in a datagram, and every
-//! STATUS is bounded, because managers read no more than 4096 bytes.
+//! take at once (rule S21). A successor reports readiness to its predecessor, and everything else
+//! to the service manager. Without a NOTIFY_SOCKET nothing is done. A manager gets READY=1 alone in
+//! a datagram, and every STATUS is bounded, because managers read no more than 4096 bytes.
 
 use std::env;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::RawFd;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use socket2::{SockAddr, SockRef};
 
 use crate::error::reason;
 use crate::inherited::HANDOVER;
@@ -36,31 +37,25 @@ pub(crate) const TAKEN: &str = "X_TAKEN=";
 /// The starter has heard READY=1 from this process.
 static HAS_REACHED: AtomicBool = AtomicBool::new(false);
 
-/// A way to the service manager, if there is one.
+/// The processes that hear how the server stands.
 #[derive(Debug, Default)]
 pub(crate) struct Notify {
-    /// The way to the process that waits for this one to be ready.
-    starter: Option<Arc<Way>>,
-    /// The way to the service manager, which watches over this process from then on. The
-    /// same as `starter`, unless that is a predecessor.
-    manager: Option<Arc<Way>>,
+    /// The process that waits for this one to be ready.
+    starter: Option<Arc<NotifySocket>>,
+    /// The service manager, which watches over this process from then on. It is the starter, unless
+    /// the starter is a predecessor.
+    manager: Option<Arc<NotifySocket>>,
     /// The starter is a predecessor.
     is_successor: bool,
 }
 
 impl Notify {
-    /// Finds the ways that the environment names.
+    /// Finds the sockets that the environment names.
     pub(crate) fn from_env() -> Self {
-        let way = |name| {
-            let path = env::var_os(name).filter(|path| !path.is_empty())?;
-            Way::to(name, &path).map(Arc::new)
-        };
-        let starter = way(SOCKET);
-        if env::var_os(HANDOVER).is_some() {
-            Self { starter, manager: way(MANAGER), is_successor: true }
-        } else {
-            Self { manager: starter.clone(), starter, is_successor: false }
-        }
+        let is_successor = env::var_os(HANDOVER).is_some();
+        let starter = NotifySocket::from_env(SOCKET);
+        let manager = if is_successor { NotifySocket::from_env(MANAGER) } else { starter.clone() };
+        Self { starter, manager, is_successor }
     }
 
     /// Tells the starter that this process serves, on the descriptors `taken` of a predecessor's.
@@ -70,21 +65,23 @@ impl Notify {
     ///
     /// Returns `WouldBlock` if the starter takes no message now.
     pub(crate) fn ready(&self, status: &str, taken: &[RawFd]) -> io::Result<bool> {
-        let taken = taken.iter().map(RawFd::to_string).collect::<Vec<_>>().join(" ");
-        let taken = format!("{TAKEN}{taken}");
+        let Some(starter) = &self.starter else { return Ok(false) };
+        let taken: String = taken.iter().map(|fd| format!("{fd} ")).collect();
+        let taken = format!("{TAKEN}{}", taken.trim_end());
         let states = [NotifyState::Ready, NotifyState::Custom(&taken)];
         // Only a predecessor understands the last one.
         let states = if self.is_successor { &states } else { &states[..1] };
-        match self.starter.as_ref().map(|starter| starter.send(states)) {
-            Some(Ok(())) => HAS_REACHED.store(true, Ordering::Release),
-            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+        match starter.send(states) {
+            Ok(()) => HAS_REACHED.store(true, Ordering::Release),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
             // The predecessor has let go, so this process tells the manager that it serves again.
-            Some(Err(_)) if self.is_successor && HAS_REACHED.load(Ordering::Acquire) => {
-                let (starter, manager) = (self.manager.clone(), self.manager.clone());
-                return Self { starter, manager, is_successor: false }.ready(status, &[]);
+            Err(_) if self.is_successor && HAS_REACHED.load(Ordering::Acquire) => {
+                let manager = self.manager.clone();
+                let now = Self { starter: manager.clone(), manager, is_successor: false };
+                return now.ready(status, &[]);
             }
-            // The starter is gone or was never there, so there is nobody to try again for.
-            Some(Err(error)) => {
+            // The starter is gone, so there is nobody to try again for.
+            Err(error) => {
                 log::warn!(
                     "READY=1 did not reach {SOCKET}, so the program that has set it may take this process \
                      for one that has not started: {}",
@@ -92,7 +89,6 @@ impl Notify {
                 );
                 return Ok(false);
             }
-            None => return Ok(false),
         }
         // A predecessor shows nobody a status, and its manager hears a successor only later on.
         if !self.is_successor {
@@ -181,71 +177,64 @@ fn bounded(text: &str) -> String {
     if line.len() <= STATUS_BYTES {
         return line;
     }
-    let mut end = STATUS_BYTES - ELLIPSIS.len();
-    while !line.is_char_boundary(end) {
-        end -= 1;
-    }
+    let mut ends = (0..=STATUS_BYTES - ELLIPSIS.len()).rev();
+    let end = ends.find(|end| line.is_char_boundary(*end)).unwrap_or(0);
     format!("{}{ELLIPSIS}", &line[..end])
 }
 
 const ELLIPSIS: &str = "...";
 
-/// A datagram socket and where it sends to.
+/// A datagram socket, and the address that a process listens on.
 #[derive(Debug)]
-struct Way {
+struct NotifySocket {
     socket: UnixDatagram,
-    to: SocketAddr,
+    to: SockAddr,
 }
 
-impl Way {
-    /// Returns a way to the `path` that the variable `name` holds.
-    fn to(name: &str, path: &OsStr) -> Option<Self> {
-        let way = || {
-            let socket = UnixDatagram::unbound()?;
-            socket.set_nonblocking(true)?;
-            Ok(Self { socket, to: address(path)? })
+impl NotifySocket {
+    /// Returns a socket that sends to the path in the variable `name`, if the variable is set.
+    fn from_env(name: &str) -> Option<Arc<Self>> {
+        let path = env::var_os(name).filter(|path| !path.is_empty())?;
+        let warn = |error: &io::Error| {
+            log::warn!("no notifications to {name}={}: {error}", path.to_string_lossy());
         };
-        way()
-            .inspect_err(|error: &io::Error| {
-                log::warn!("no notifications to {name}={}: {error}", path.to_string_lossy());
-            })
-            .ok()
+        Self::to(&path).inspect_err(warn).ok().map(Arc::new)
+    }
+
+    /// Returns a socket that sends to a path, or with `@` in front to an abstract name.
+    fn to(path: &OsStr) -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        let mut path = path.as_bytes().to_vec();
+        if path.first() == Some(&b'@') {
+            path[0] = 0;
+        }
+        Ok(Self { socket, to: SockAddr::unix(OsStr::from_bytes(&path))? })
     }
 
     fn send(&self, states: &[NotifyState<'_>]) -> io::Result<()> {
         let text: String = states.iter().map(|state| format!("{state}\n")).collect();
-        let sent = self.socket.send_to_addr(text.as_bytes(), &self.to);
+        let sent = SockRef::from(&self.socket).send_to(text.as_bytes(), &self.to);
         sent.map(drop).inspect_err(|error| log::debug!("cannot notify: {error}"))
     }
-}
-
-/// Reads a path, or with `@` in front an abstract name.
-fn address(path: &OsStr) -> io::Result<SocketAddr> {
-    #[cfg(target_os = "linux")]
-    {
-        use std::os::linux::net::SocketAddrExt;
-        use std::os::unix::ffi::OsStrExt;
-        if let Some(name) = path.as_bytes().strip_prefix(b"@") {
-            return SocketAddr::from_abstract_name(name);
-        }
-    }
-    SocketAddr::from_pathname(path)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::{Cut, Stage, What};
+    use crate::outcome::{Cut, What};
+    use crate::stage::Stage;
     use crate::transport::Peer;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
 
     #[test]
     fn nobody_waits_for_a_manager_that_does_not_read() {
-        use std::os::linux::net::SocketAddrExt;
         let name = format!("sg-notify-{}", std::process::id());
         let addr = SocketAddr::from_abstract_name(&name).unwrap();
         let manager = UnixDatagram::bind_addr(&addr).unwrap();
-        let way = || Way::to(SOCKET, format!("@{name}").as_ref()).map(Arc::new);
-        let notify = Notify { starter: way(), manager: way(), is_successor: false };
+        let socket = || NotifySocket::to(format!("@{name}").as_ref()).ok().map(Arc::new);
+        let notify = Notify { starter: socket(), manager: socket(), is_successor: false };
         assert!(notify.ready("serving", &[]).is_ok());
         for _ in 0..10_000 {
             notify.watchdog();
@@ -266,12 +255,11 @@ mod tests {
     /// A program may call `run` twice, or `ready`.
     #[test]
     fn the_manager_hears_a_successor_whose_predecessor_is_gone() {
-        use std::os::linux::net::SocketAddrExt;
         let bound = |what: &str| {
             let name = format!("sg-{what}-{}", std::process::id());
             let addr = SocketAddr::from_abstract_name(&name).unwrap();
-            let way = Way::to(SOCKET, format!("@{name}").as_ref()).map(Arc::new);
-            (UnixDatagram::bind_addr(&addr).unwrap(), way)
+            let to = NotifySocket::to(format!("@{name}").as_ref()).ok().map(Arc::new);
+            (UnixDatagram::bind_addr(&addr).unwrap(), to)
         };
         let ((predecessor, starter), (manager, to_manager)) = (bound("before"), bound("above"));
         manager.set_nonblocking(true).unwrap();
@@ -306,11 +294,10 @@ mod tests {
 
     #[test]
     fn time_is_asked_for_only_while_something_moves() {
-        use std::os::linux::net::SocketAddrExt;
         let name = format!("sg-extend-{}", std::process::id());
         let addr = SocketAddr::from_abstract_name(&name).unwrap();
         let heard_by = UnixDatagram::bind_addr(&addr).unwrap();
-        let manager = Way::to(SOCKET, format!("@{name}").as_ref()).map(Arc::new);
+        let manager = NotifySocket::to(format!("@{name}").as_ref()).ok().map(Arc::new);
         let notify = Notify { manager, ..Notify::default() };
         let heard = |draining: Draining| {
             notify.draining(&draining);

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::phase::{Moving, Phase};
+use crate::phase::{AtomicPhase, Phase};
 
 /// An order of a server to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,14 +27,14 @@ pub(crate) enum Order {
 /// The order for all connections of one server.
 #[derive(Debug)]
 pub(crate) struct Orders {
-    phase: Arc<Moving>,
+    phase: Arc<AtomicPhase>,
     /// An [`Order`] that the server has given by itself, or 0.
     own: AtomicU8,
 }
 
 impl Orders {
     /// Makes the orders of a server whose latch has this phase.
-    pub(crate) fn under(phase: Arc<Moving>) -> Self {
+    pub(crate) fn under(phase: Arc<AtomicPhase>) -> Self {
         Self { phase, own: AtomicU8::new(0) }
     }
 
@@ -65,22 +65,22 @@ mod tests {
 
     #[test]
     fn an_order_only_grows() {
-        let phase = Arc::new(Moving::default());
+        let phase = Arc::new(AtomicPhase::default());
         let (one, other) = (Orders::under(phase.clone()), Orders::under(phase.clone()));
         assert_eq!(one.current(), Order::Serve);
-        phase.move_to(Phase::Draining);
+        phase.advance(Phase::Draining);
         one.give(Order::LastLook);
         assert_eq!((one.current(), other.current()), (Order::LastLook, Order::Finish));
         one.give(Order::Finish);
-        phase.move_to(Phase::Running);
+        phase.advance(Phase::Running);
         assert_eq!((one.current(), other.current()), (Order::LastLook, Order::Finish));
-        phase.move_to(Phase::Aborting);
+        phase.advance(Phase::Aborting);
         assert_eq!((one.current(), other.current()), (Order::Abort, Order::Abort));
     }
 
     #[test]
     fn a_server_that_is_gone_aborts_its_connections_alone() {
-        let phase = Arc::new(Moving::default());
+        let phase = Arc::new(AtomicPhase::default());
         let (gone, other) = (Orders::under(phase.clone()), Orders::under(phase));
         gone.give(Order::Abort);
         assert_eq!((gone.current(), other.current()), (Order::Abort, Order::Serve));

@@ -1,18 +1,21 @@
-//! [`Outcome`]: how a drain ended, what it cost, and the exit code that tells the truth; and
-//! [`Draining`]: how it stands while it goes on.
+//! [`Outcome`]: how a drain ended, what it cost, and the exit code that tells the truth; [`Cut`]:
+//! what it has cut; and [`Draining`]: how it stands while it goes on.
 //!
 //! A value that must not be lost: it prints as one line and is what `main` returns.
 //! Decides nothing; the latch fills it in.
 
 use std::fmt;
+use std::panic::Location;
 use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
 use async_signal::Signal;
 
-use crate::registry::Cut;
+use crate::signals::name;
+use crate::stage::Stage;
+use crate::transport::Peer;
 
-/// How a drain ended.
+/// The end of a drain.
 ///
 /// As the value that `main` returns it is the exit code: 0 when drained, 1 otherwise.
 ///
@@ -31,15 +34,16 @@ use crate::registry::Cut;
 pub struct Outcome {
     /// Drained, timed out or forced.
     pub ending: Ending,
-    /// How long the drain took, from the close of the listeners, and how long the signal that began
-    /// the stop had waited before for a thread that a handler blocked
+    /// The time that the drain took, from the close of the listeners, and the time for which the
+    /// signal that began the stop had waited before for a thread that a handler blocked
     /// ([`Shutdown::obey`](crate::Shutdown::obey)).
     pub took: Duration,
-    /// How many requests were finished after the stop, on all servers that share the latch.
+    /// The number of requests that were finished after the stop, on all servers that share the
+    /// latch.
     pub finished: u64,
     /// The signal that began the stop, if it was a signal.
     pub signal: Option<Signal>,
-    /// What was cut, the oldest first; empty when drained.
+    /// Everything that was cut, the oldest first. Empty when drained.
     pub cut: Vec<Cut>,
 }
 
@@ -74,7 +78,7 @@ pub enum Ending {
 }
 
 impl Outcome {
-    /// Whether everything was finished.
+    /// Returns `true` if everything was finished.
     ///
     /// # Examples
     ///
@@ -109,11 +113,8 @@ impl fmt::Display for Outcome {
             write!(f, ", stopped by {}", name(signal))?;
         }
         if !self.cut.is_empty() {
-            write!(f, ", {} cut: ", self.cut.len())?;
-            for (i, cut) in self.cut.iter().take(NAMED).enumerate() {
-                let comma = if i == 0 { "" } else { ", " };
-                write!(f, "{comma}{cut}")?;
-            }
+            let named: Vec<_> = self.cut.iter().take(NAMED).map(Cut::to_string).collect();
+            write!(f, ", {} cut: {}", self.cut.len(), named.join(", "))?;
             if self.cut.len() > NAMED {
                 write!(f, " and {} more", self.cut.len() - NAMED)?;
             }
@@ -122,18 +123,98 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// How a drain stands (rule S20).
+/// Something that the end of the grace, or a second signal, cut short.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::{Shutdown, What};
+/// use std::time::Duration;
+///
+/// let shutdown = Shutdown::new().grace(Duration::ZERO);
+/// let guard = shutdown.token().guard().unwrap();
+/// let outcome = futures_lite::future::block_on(shutdown.drain());
+/// assert!(matches!(outcome.cut[0].what, What::Guard(place) if place.line() > 0));
+/// # drop(guard);
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Cut {
+    /// The request or the guard that was cut.
+    pub what: What,
+    /// The time since the request's first byte, or since the guard was taken. For a connection in
+    /// [`Stage::Accepted`] or [`Stage::Handshake`], the time since it was accepted.
+    pub age: Duration,
+}
+
+/// A request or a guard that can hold a drain open.
+///
+/// # Examples
+///
+/// In words of the program's own:
+///
+/// ```
+/// use smol_graceful::{Shutdown, What};
+/// use std::time::Duration;
+///
+/// let shutdown = Shutdown::new().grace(Duration::ZERO);
+/// let guard = shutdown.token().guard().unwrap(); // for work that does not end
+/// let outcome = futures_lite::future::block_on(shutdown.drain());
+/// let line = match &outcome.cut[0].what {
+///     What::Request { peer, method, path, .. } => format!("{peer} {method} {path}"),
+///     What::Guard(place) => format!("work of line {}", place.line()),
+///     _ => outcome.cut[0].to_string(),
+/// };
+/// assert!(line.starts_with("work of line "));
+/// # drop(guard);
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum What {
+    /// A request that had sent its first byte, or a connection of which that is not known.
+    Request {
+        /// The client that sent it.
+        peer: Peer,
+        /// The stage that it had reached.
+        stage: Stage,
+        /// Its method, as far as it has arrived.
+        method: String,
+        /// Its target (path and query) as the client wrote it, as far as it has arrived.
+        path: String,
+    },
+    /// A guard, by the place in the code that took it.
+    Guard(&'static Location<'static>),
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let age = self.age.as_secs_f64();
+        match &self.what {
+            What::Request { peer, stage, method, path } => {
+                let (method, path) = (or_dash(method), or_dash(path));
+                write!(f, "{peer} {method} {path} ({stage}, {age:.1} s)")
+            }
+            What::Guard(place) => write!(f, "guard taken at {place} ({age:.1} s)"),
+        }
+    }
+}
+
+fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
+/// A drain that goes on (rule S20).
 #[derive(Debug)]
 pub(crate) struct Draining {
-    /// Who holds it open: connections and guards.
+    /// The number of connections and guards that hold it open.
     pub(crate) open: usize,
-    /// Of those, who is waited for, rather than only told to leave.
+    /// The number of those that the drain waits for. The others are only told to leave.
     pub(crate) busy: usize,
     /// The time left until the rest is cut.
     pub(crate) left: Duration,
-    /// Who has been busy for the longest time.
+    /// The one that has been busy for the longest time.
     pub(crate) oldest: Option<Cut>,
-    /// Something has moved since the last look.
+    /// Something has moved since the last report.
     pub(crate) is_moving: bool,
 }
 
@@ -148,19 +229,12 @@ impl fmt::Display for Draining {
     }
 }
 
-/// How many of the cut the one line names; the list in the outcome has them all.
+/// The line names at most so many cuts. The list in the outcome has them all.
 const NAMED: usize = 10;
-
-/// A signal as operators write it.
-pub(crate) fn name(signal: Signal) -> String {
-    format!("SIG{}", format!("{signal:?}").to_uppercase())
-}
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::What;
-    use std::panic::Location;
 
     fn outcome(ending: Ending, cuts: usize) -> Outcome {
         let cut = Cut { what: What::Guard(Location::caller()), age: Duration::from_millis(2040) };

@@ -1,4 +1,4 @@
-//! [`Phase`]: where a latch stands, and [`Moving`]: where it stands now.
+//! [`Phase`]: where a latch stands, and [`AtomicPhase`]: where it stands now.
 //!
 //! Invariant: a phase only goes forward. Wakes no task: the code that moves the phase does that.
 
@@ -32,9 +32,9 @@ pub enum Phase {
 
 /// The phase of a latch.
 #[derive(Debug, Default)]
-pub(crate) struct Moving(AtomicU8);
+pub(crate) struct AtomicPhase(AtomicU8);
 
-impl Moving {
+impl AtomicPhase {
     /// Returns where the latch stands now.
     pub(crate) fn current(&self) -> Phase {
         match self.0.load(Ordering::SeqCst) {
@@ -45,7 +45,7 @@ impl Moving {
     }
 
     /// Goes on to `phase`. Does nothing if that has happened before.
-    pub(crate) fn move_to(&self, phase: Phase) {
+    pub(crate) fn advance(&self, phase: Phase) {
         self.0.fetch_max(phase as u8, Ordering::SeqCst);
     }
 }

@@ -9,7 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{self, Path, PathBuf};
 use std::process;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
@@ -17,21 +17,14 @@ use rustix::process::{Pid, test_kill_process};
 use crate::error::reason;
 use crate::inherited::HANDOVER;
 
-/// The pid file of this process. Dropping this removes the file, unless it holds another process's
-/// id.
+/// The pid file of this process, by its absolute path, because the program may change its
+/// directory. Dropping this removes the file, unless it holds another process's id.
 #[derive(Debug)]
-pub(crate) struct PidFile(PidWriter);
+pub(crate) struct PidFile(Arc<Path>);
 
 /// Writes the pid file, as long as there is a [`PidFile`].
 #[derive(Debug, Clone)]
-pub(crate) struct PidWriter(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
-    /// Absolute, so that it stays the same when the program changes its directory.
-    path: PathBuf,
-    is_over: Mutex<bool>,
-}
+pub(crate) struct PidWriter(Arc<Path>);
 
 impl PidFile {
     /// Makes sure that a file can be written at `path`, and leaves alone what is there.
@@ -49,24 +42,22 @@ impl PidFile {
         warn_of_another(&path);
         let draft = draft(&path).map_err(named)?;
         fs::remove_file(draft).map_err(named)?;
-        let shared = Arc::new(Shared { path, is_over: Mutex::new(false) });
-        let mut files = files();
-        files.retain(|file| file.strong_count() > 0);
-        files.push(Arc::downgrade(&shared));
-        Ok(Self(PidWriter(shared)))
+        let path = Arc::from(path);
+        files().push(Arc::clone(&path));
+        Ok(Self(path))
     }
 
     /// Returns what writes the file.
     pub(crate) fn writer(&self) -> PidWriter {
-        self.0.clone()
+        PidWriter(self.0.clone())
     }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
+        let path = &self.0;
         // A worker that is still busy writes before this, or not at all.
-        *self.0.lock() = true;
-        let path = &self.0.0.path;
+        files().retain(|file| !Arc::ptr_eq(file, path));
         if is_own(path) {
             if let Err(error) = fs::remove_file(path) {
                 log::warn!("cannot remove the pid file {}: {}", path.display(), reason(&error));
@@ -75,49 +66,49 @@ impl Drop for PidFile {
     }
 }
 
-/// Writes this process's id again, because a successor that has failed may have written its own or
-/// have removed the file.
-#[cfg(feature = "restart")]
-pub(crate) fn write_again() {
-    let files: Vec<_> = files().iter().filter_map(Weak::upgrade).collect();
-    files.into_iter().map(PidWriter).for_each(|file| file.write());
+/// Returns the paths of this process's [`PidFile`]s, locked while one of the files is written.
+fn files() -> MutexGuard<'static, Vec<Arc<Path>>> {
+    static FILES: Mutex<Vec<Arc<Path>>> = Mutex::new(Vec::new());
+    FILES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns the pid files of this process. The program may start a successor by itself, and
+/// Writes this process's id again, because a successor that has failed may have written its own or
+/// have removed the file. The program may start a successor by itself, and
 /// [`restart`](crate::restart) has no way to the [`PidFile`] then.
-fn files() -> MutexGuard<'static, Vec<Weak<Shared>>> {
-    static FILES: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
-    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+#[cfg(feature = "restart")]
+pub(crate) fn write_again() {
+    files().iter().for_each(|path| write(path));
 }
 
 impl PidWriter {
     /// Writes this process's id, unless the file holds it. An error is only logged, because
     /// serving is worth more than the file.
     pub(crate) fn write(&self) {
-        let is_over = self.lock();
-        let path = &self.0.path;
-        if *is_over || is_own(path) {
-            return;
-        }
-        let renamed = check(path).and_then(|()| draft(path)).and_then(|draft| {
-            fs::rename(&draft, path).inspect_err(|_| drop(fs::remove_file(&draft)))
-        });
-        if let Err(error) = renamed {
-            log::error!("{}", cannot_write(path, &error));
+        let files = files();
+        if files.iter().any(|file| Arc::ptr_eq(file, &self.0)) {
+            write(&self.0);
         }
     }
 
     /// Writes this process's id again, if a successor that was told to stop has removed the file.
     pub(crate) fn restore(&self) {
-        match content(&self.0.path) {
+        match content(&self.0) {
             Content::Nothing => self.write(),
             Content::Id(id) if !is_running(id) => self.write(),
             Content::Id(_) | Content::Other => {}
         }
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.0.is_over.lock().unwrap_or_else(PoisonError::into_inner)
+fn write(path: &Path) {
+    if is_own(path) {
+        return;
+    }
+    let renamed = check(path)
+        .and_then(|()| draft(path))
+        .and_then(|draft| fs::rename(&draft, path).inspect_err(|_| drop(fs::remove_file(&draft))));
+    if let Err(error) = renamed {
+        log::error!("{}", cannot_write(path, &error));
     }
 }
 
@@ -153,7 +144,7 @@ fn content(path: &Path) -> Content {
 }
 
 /// Warns if the file at `path` names another process that runs, because that process may be another
-/// server. A predecessor is none.
+/// server, unless this process is a successor.
 fn warn_of_another(path: &Path) {
     let Content::Id(id) = content(path) else { return };
     if is_running(id) && id != process::id() && env::var_os(HANDOVER).is_none() {
@@ -181,9 +172,10 @@ fn check(path: &Path) -> io::Result<()> {
         return Err(io::Error::other("it is not a regular file; give another path"));
     }
     if matches!(content(path), Content::Other) {
-        let message = "the file there holds something else than a process id; remove it, or give \
-                       another path";
-        return Err(io::Error::other(message));
+        return Err(io::Error::other(
+            "the file there holds something else than a process id; remove it, or give another \
+             path",
+        ));
     }
     Ok(())
 }
@@ -210,8 +202,7 @@ fn cannot_write(path: &Path, error: &io::Error) -> io::Error {
         }
         _ => reason(error),
     };
-    let message = format!("cannot write the pid file {}: {reason}", path.display());
-    io::Error::other(message)
+    io::Error::other(format!("cannot write the pid file {}: {reason}", path.display()))
 }
 
 #[cfg(test)]
@@ -223,7 +214,7 @@ mod tests {
     fn a_relative_path_is_made_absolute_at_once() {
         let name = format!("sg-relative-{}.pid", process::id());
         let file = PidFile::at(Path::new(&name)).unwrap();
-        assert_eq!(file.0.0.path, env::current_dir().unwrap().join(&name));
+        assert_eq!(*file.0, env::current_dir().unwrap().join(&name));
         // Nothing is there before the server is ready.
         assert!(!Path::new(&name).exists());
     }

@@ -23,14 +23,13 @@ use crate::error::{ServeError, reason};
 use crate::inherited;
 use crate::listener::{Listen, Listener};
 use crate::notify::Notify;
-use crate::outcome::{Outcome, name};
+use crate::obey::REPEAT_WINDOW;
+use crate::outcome::Outcome;
 use crate::pid_file::{PidFile, PidWriter};
+use crate::policy::{Action, Event, State};
 use crate::server::{Running, Server, Stopping};
 use crate::shutdown::Shutdown;
-use crate::signals::{
-    Heard, REPEAT_WINDOW, STOP_SIGNALS, StopSignal, StopSignals, log_second, stop, stream,
-    survive_full_files,
-};
+use crate::signals::{self, Received, STOP_SIGNALS, survive_full_files};
 use crate::threads;
 
 /// Runs a server as a process until a signal stops it, with [`Process::default`]'s settings.
@@ -55,7 +54,7 @@ pub fn run<L: Listen>(
     Process::default().run(server, listeners)
 }
 
-/// How a server runs as a process: worker threads, signals, what is told to a service manager, and,
+/// The settings of a server that runs as a process: worker threads, signals, what is told to a service manager, and,
 /// with the feature `restart`, USR2, which starts the program again in place of this process.
 ///
 /// For several servers use [`Server::serve`] for each, with one [`Shutdown`] for all.
@@ -309,11 +308,14 @@ impl Process {
         listeners: impl IntoIterator<Item = L>,
     ) -> Result<Outcome, ServeError> {
         threads::check()?;
-        // Before the other signals, so that its descriptors are closed again.
-        survive_full_files().map_err(named("cannot handle signals"))?;
-        // S16: before the first bind, and before a worker inherits what is blocked.
-        let signals =
-            stream(&self.signals, self.restart).map_err(named("cannot handle signals"))?;
+        // XFSZ comes before the others, so that its descriptors are closed again. All of them come
+        // before the first bind (rule S16), and before a worker inherits what is blocked.
+        let signals = survive_full_files()
+            .and_then(|()| signals::stream(&self.signals, self.restart))
+            .map_err(|error| {
+                let message = format!("cannot handle signals: {}", reason(&error));
+                io::Error::new(error.kind(), message)
+            })?;
         // Dropped last: the file names this process until the drain is over.
         let pid_file = self.pid_file.as_deref().map(PidFile::at).transpose()?;
         let writer = pid_file.as_ref().map(PidFile::writer);
@@ -350,89 +352,65 @@ impl Process {
 
         // Not on the workers: what connections keep and what requests need for a moment are then
         // allocated apart, so that many idle connections do not slow down the busy ones.
-        let accept = async {
-            running.accept().await;
-            future::pending().await
-        };
         let control = running.control(tell).or(self.obey(signals, &shutdown, &running));
         // This `block_on` only parks: it takes no I/O events away from the workers.
-        running.verdict(future::block_on(control.or(accept)))
+        running.verdict(future::block_on(control.or(running.accept())))
     }
 
-    /// Stops at the first stop signal, aborts at the second (rule S14). Never ends.
+    /// Obeys signals, and starts a successor (rule S14). Never ends.
     async fn obey(
         &self,
-        mut signals: impl Stream<Item = Heard> + Unpin,
+        mut signals: impl Stream<Item = Received> + Unpin,
         shutdown: &Shutdown,
         running: &Running,
     ) -> Outcome {
         let token = shutdown.token();
-        let mut successor: Option<Successor<'_>> = None;
-        let mut stop_signals = StopSignals::new(self.repeat_window);
+        let mut state = State::Running;
+        let none = || -> Successor<'_> { Box::pin(future::pending()) };
+        let mut successor = none();
         loop {
-            let signal = async { Event::Signal(signals.next().await) };
-            let started = async {
-                let Some(successor) = &mut successor else { return future::pending().await };
-                let stopped = async {
-                    token.stopping().await;
-                    Event::Stopped
-                };
-                stopped.or(async { Event::Successor(successor.await) }).await
+            let own_stop = async {
+                if !matches!(state, State::Running | State::Starting(_)) {
+                    future::pending().await
+                }
+                token.stopping().await;
+                Event::OwnStop
             };
-            match signal.or(started).await {
-                Event::Signal(None) => future::pending().await,
-                Event::Signal(Some(Heard { signal, .. })) if Some(signal) == self.restart => {
-                    if token.is_stopping() {
-                        log::warn!("no successor is started because of {}: stopping", name(signal));
-                    } else if successor.is_some() {
-                        log::warn!("a successor is being started already");
-                    } else {
-                        log::info!("starting a successor because of {}", name(signal));
-                        successor = Some(start_successor(running, self.patience));
+            let signal = async {
+                match signals.next().await {
+                    Some(received) if Some(received.signal) == self.restart => {
+                        Event::RestartSignal(received.signal)
+                    }
+                    Some(received) => Event::StopSignal(received),
+                    None => future::pending().await,
+                }
+            };
+            let started = async {
+                match (&mut successor).await {
+                    Ok(pid) => Event::SuccessorReady(pid),
+                    Err(error) => {
+                        log::error!("no successor: {error}; this process goes on");
+                        Event::SuccessorFailed
                     }
                 }
-                Event::Signal(Some(heard)) => match stop_signals.count(heard) {
-                    StopSignal::First => {
-                        if successor.take().is_some() {
-                            log::info!("the successor that is being started is told to stop");
-                        }
-                        stop(heard, shutdown);
-                    }
-                    StopSignal::Repeated => {}
-                    StopSignal::Second => {
-                        log_second(heard);
-                        // A client in the queue was accepted by the kernel: the outcome has to
-                        // name it.
-                        running.empty_queues();
-                        shutdown.abort();
-                    }
-                },
-                // The program itself has stopped the server. Dropping the successor tells it to
-                // stop.
-                Event::Stopped => successor = None,
-                Event::Successor(Ok(pid)) => {
+            };
+            let action;
+            (state, action) = state.on(own_stop.or(signal).or(started).await, self.repeat_window);
+            match action {
+                Action::StartSuccessor(_) => successor = start_successor(running, self.patience),
+                // A successor that is dropped before it is ready is told to stop.
+                Action::GiveUpSuccessor | Action::GiveUpSuccessorAndStop(_) => successor = none(),
+                Action::HandOver(..) => {
+                    successor = none();
                     running.succeeded();
-                    successor = None;
-                    let open = shutdown.in_flight();
-                    log::info!("process {pid} has taken over; in flight: {open}");
-                    if let Some(signal) = self.restart {
-                        shutdown.stop_by(signal);
-                    }
                 }
-                Event::Successor(Err(error)) => {
-                    successor = None;
-                    log::error!("no successor: {error}; this process goes on");
-                }
+                // A client in the queue was accepted by the kernel: the outcome has to name it.
+                Action::Abort(_) => running.empty_queues(),
+                Action::Stop(_) | Action::Ignore(_) => {}
             }
+            shutdown.carry_out(action);
         }
     }
-}
-
-/// What the control loop waits for.
-enum Event {
-    Signal(Option<Heard>),
-    Successor(io::Result<u32>),
-    Stopped,
 }
 
 /// A successor that is being started.
@@ -453,9 +431,7 @@ fn start_successor(_: &Running, _: Duration) -> Successor<'_> {
 async fn announce(notify: Arc<Notify>, running: Arc<Running>, pid_file: Option<PidWriter>) {
     // The file comes first, so a manager that hears READY finds it. A predecessor that does not
     // trust this process after all writes its own id again.
-    if let Some(pid_file) = &pid_file {
-        pid_file.write();
-    }
+    pid_file.iter().for_each(PidWriter::write);
     let addresses: Vec<_> = running.listeners().iter().map(|l| l.address().to_string()).collect();
     let status = format!("listening on {}", addresses.join(", "));
     let taken: Vec<_> = running.listeners().iter().filter_map(Listener::handed_as).collect();
@@ -475,8 +451,4 @@ async fn announce(notify: Arc<Notify>, running: Arc<Running>, pid_file: Option<P
         // As sd_watchdog_enabled(3) recommends.
         Timer::after(interval / 2).await;
     }
-}
-
-fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
-    move |error| io::Error::new(error.kind(), format!("{what}: {}", reason(&error)))
 }

@@ -9,27 +9,28 @@ use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use async_io::Timer;
 use futures_lite::{FutureExt, future};
 use http_types::{Request, Response};
 use smol::Executor;
-use smol::lock::{Semaphore, SemaphoreGuardArc};
 
 use crate::conn::handler::Handler;
 use crate::conn::{Conn, Service};
 use crate::error::{ServeError, reason};
-use crate::limits::{Limits, connections_allowed};
+use crate::limits::Limits;
 use crate::listener::{Accepted, Listen, Listener};
-use crate::log_limit::LogLimit;
 use crate::orders::Order;
 use crate::outcome::{Draining, Outcome};
 use crate::phase::Phase;
-use crate::registry::{Holder, Seat};
-use crate::shutdown::{Guard, Shutdown, wake};
+use crate::places::Places;
+use crate::registry::Holder;
+use crate::seat::Seat;
+use crate::shutdown::{Guard, Shutdown};
 use crate::threads;
 use crate::transport::Peer;
 
@@ -179,8 +180,8 @@ impl Server {
         self
     }
 
-    /// The handle that stops this server. [`Server::shutdown`] puts another in its place: call that
-    /// first.
+    /// Returns the handle that stops this server. [`Server::shutdown`] puts another in its place, so
+    /// call that first.
     ///
     /// # Examples
     ///
@@ -249,14 +250,10 @@ impl Server {
         let own = self.executor.is_none();
         let executor = self.executor.get_or_insert_default().clone();
         let running = self.start(listeners)?;
-        let accept = async {
-            running.accept().await;
-            future::pending().await
-        };
         // A task, so that it is not polled whenever a connection wakes this future; of an executor
         // inside it, as it borrows from it.
         let tasks = Executor::new();
-        let outcome = tasks.run(tasks.spawn(running.control(|_| {}).or(accept)));
+        let outcome = tasks.run(tasks.spawn(running.control(|_| {}).or(running.accept())));
         let outcome = if own { executor.run(outcome).await } else { outcome.await };
         running.verdict(outcome)
     }
@@ -276,21 +273,11 @@ impl Server {
             let inherited = if listener.is_inherited() { " (inherited)" } else { "" };
             log::info!("listening on {}{inherited}", listener.address());
         }
-        let places = connections_allowed(self.limits.connections).max(1);
-        if places < self.limits.connections {
-            // Without a descriptor the server could not even see that a client waits.
-            log::warn!(
-                "serving {places} connections at most, not {}, because the process may not open more files; raise `ulimit -n`",
-                self.limits.connections,
-            );
-        }
         Ok(Running {
             listeners,
             executor: self.executor.unwrap_or_default(),
             is_succeeded: AtomicBool::new(false),
-            slots: Arc::new(Semaphore::new(places)),
-            fullness: LogLimit::new(),
-            pressure: Mutex::new(Pressure::default()),
+            places: Places::new(self.limits.connections),
             service: Arc::new(Service {
                 handler: self.handler,
                 limits: self.limits,
@@ -316,31 +303,26 @@ pub(crate) struct Running {
     executor: Arc<Executor<'static>>,
     /// A successor serves in the place of this server.
     is_succeeded: AtomicBool,
-    /// One for each connection that may be open.
-    slots: Arc<Semaphore>,
-    /// Keeps the clients that wait for a place from filling the log.
-    fullness: LogLimit,
-    /// How many connections give way at a time.
-    pressure: Mutex<Pressure>,
+    places: Places,
     service: Arc<Service>,
 }
 
 impl Running {
     /// Accepts connections until dropped. After the listeners have closed, the future stays
     /// pending.
-    pub(crate) async fn accept(&self) {
-        let nobody: Pin<Box<dyn Future<Output = ()> + Send + '_>> = Box::pin(future::pending());
+    pub(crate) async fn accept<T: Send>(&self) -> T {
+        let nobody: Pin<Box<dyn Future<Output = T> + Send + '_>> = Box::pin(future::pending());
         let all = self.listeners.iter().map(|listener| self.accept_on(listener));
         // Not tasks of their own: they would keep the executor alive that they run on.
-        all.fold(nobody, |others, accept| Box::pin(others.or(accept))).await;
+        all.fold(nobody, |others, accept| Box::pin(others.or(accept))).await
     }
 
-    async fn accept_on(&self, listener: &Listener) {
+    async fn accept_on<T>(&self, listener: &Listener) -> T {
         for turn in 1_usize.. {
             // Beyond `Limits::connections`, clients wait in the kernel's queue. `accept` drops the
             // place while it waits, so a listener without a client keeps no place from the others.
-            let slot = self.place_for(listener).await;
-            if !listener.accept(|accepted| self.admit(accepted, slot)).await {
+            let place = self.places.take(listener, |most| self.close_idle(most)).await;
+            if !listener.accept(|accepted| self.admit(accepted, place)).await {
                 break;
             }
             if turn % 32 == 0 {
@@ -356,38 +338,13 @@ impl Running {
         future::pending().await
     }
 
-    /// Waits for a place for a connection. If all places are taken and a client waits, the
-    /// connections that have been idle longest give their places to it (rule S24).
-    async fn place_for(&self, listener: &Listener) -> SemaphoreGuardArc {
-        if let Some(place) = self.slots.try_acquire_arc() {
-            return place;
-        }
-        let make_room = async {
-            let mut pause = Duration::from_millis(5);
-            listener.has_client().await;
-            let pressure =
-                self.pressure.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now());
-            loop {
-                listener.has_client().await;
-                // A client that has just come, or just got an answer, may well have a request on
-                // its way.
-                let least = self.service.shutdown.linger;
-                let idle = self.service.shutdown.with_registry(|registry| {
-                    registry.idle_longest(&self.service.orders, pressure, least, Instant::now())
-                });
-                if let Some(times) = self.fullness.count(Instant::now()) {
-                    log::info!(
-                        "all places are taken and a client waits ({times} times since the last such line); \
-                         closing the connections that have been idle longest: {}",
-                        idle.len(),
-                    );
-                }
-                idle.iter().for_each(|seat| seat.give_way());
-                Timer::after(pause).await;
-                pause = pause.saturating_mul(2).min(Duration::from_millis(100));
-            }
-        };
-        self.slots.acquire_arc().or(make_room).await
+    /// Closes the connections that have been idle longest, but at most so many. Returns how many
+    /// these are.
+    fn close_idle(&self, most: usize) -> usize {
+        let Service { shutdown, orders, .. } = &*self.service;
+        // A client that has just come, or just got an answer, may well have a request on its way.
+        let (least, now) = (shutdown.linger, Instant::now());
+        shutdown.wake(|registry| registry.expire_idle_longest(orders, most, least, now))
     }
 
     /// Takes what the kernel has queued, so that an abort can name it.
@@ -399,7 +356,7 @@ impl Running {
     }
 
     /// Counts a connection and spawns its task, in this order (rule S1).
-    fn admit<S: Send + 'static>(&self, accepted: Accepted, slot: S) {
+    fn admit<P: Send + 'static>(&self, accepted: Accepted, place: P) {
         let seat = Seat::new(accepted.peer, self.service.orders.clone());
         let Some(guard) = self.service.shutdown.admit(Holder::connection(seat.clone())) else {
             if accepted.transport.waiting() > 0 {
@@ -412,19 +369,14 @@ impl Running {
         // Two kinds of tasks: what a wrapper needs is no part of a plain connection's.
         match wrapper {
             None => self.executor.spawn(async move {
-                let served = contained(Conn::new(&service, &seat, transport).serve());
-                if served.await.is_err() {
-                    log::error!("{}: the connection's stream has panicked", seat.peer());
-                }
-                drop((guard, slot));
+                let served = Conn::new(&service, &seat, transport).serve();
+                log_panic(&AssertUnwindSafe(served).catch_unwind().await, &seat);
+                drop((guard, place));
             }),
             Some(wrapper) => self.executor.spawn(async move {
-                let served =
-                    contained(Conn::new(&service, &seat, transport).serve_wrapped(&wrapper));
-                if served.await.is_err() {
-                    log::error!("{}: the connection's stream has panicked", seat.peer());
-                }
-                drop((guard, slot));
+                let served = Conn::new(&service, &seat, transport).serve_wrapped(&wrapper);
+                log_panic(&AssertUnwindSafe(served).catch_unwind().await, &seat);
+                drop((guard, place));
             }),
         }
         .detach();
@@ -438,18 +390,16 @@ impl Running {
         }
     }
 
-    /// Keeps the deadlines, waits for the stop, closes, drains; `tell` hears of it.
+    /// Keeps the deadlines, waits for the stop, closes and drains. Tells `tell` how the stop goes
+    /// on.
     pub(crate) async fn control(&self, tell: impl Fn(Stopping<'_>)) -> Outcome {
-        let _gone = Gone(self);
+        let _abort = AbortOnDrop(self);
         let listening = self.service.shutdown.admit(Holder::Server);
-        let sweep = async {
-            self.sweep().await;
-            unreachable!("the sweep does not end")
-        };
-        let outcome = self.stop(listening, tell).or(sweep).await;
-        match outcome.is_drained() {
-            true => log::info!("{outcome}"),
-            false => log::warn!("{outcome}"),
+        let outcome = self.stop(listening, tell).or(self.sweep()).await;
+        if outcome.is_drained() {
+            log::info!("{outcome}");
+        } else {
+            log::warn!("{outcome}");
         }
         outcome
     }
@@ -486,12 +436,11 @@ impl Running {
         };
         // 3. The drain itself.
         let drain = shutdown.drain_telling(|draining| tell(Stopping::Draining(draining)));
-        let mut outcome = close.or(linger).or(drain).await;
+        let took = close.or(linger).or(drain).await;
         if shutdown.phase() == Phase::Aborting {
             self.close_at_once();
-            shutdown.add_missed(&mut outcome);
         }
-        outcome
+        shutdown.outcome(took)
     }
 
     /// Closes what the end of the drain has found open, because there were no descriptors for the
@@ -520,13 +469,14 @@ impl Running {
             || self.listeners.iter().any(Listener::is_handed_over)
     }
 
-    /// The sockets that it listens on.
+    /// Returns the listeners of the server.
     pub(crate) fn listeners(&self) -> &[Listener] {
         &self.listeners
     }
 
-    /// Finds, again and again, what has not moved for too long; asleep without connections.
-    async fn sweep(&self) {
+    /// Finds, again and again, the connections that have not moved for too long. Sleeps without
+    /// connections, and never ends.
+    async fn sweep<T>(&self) -> T {
         let Service { limits, shutdown, orders, .. } = &*self.service;
         let token = shutdown.token();
         loop {
@@ -539,60 +489,39 @@ impl Running {
                 pause.await;
             }
             let (now, drains) = (Instant::now(), shutdown.phase() > Phase::Running);
-            wake(&shutdown.with_registry(|registry| registry.sweep(orders, limits, drains, now)));
+            shutdown.wake(|registry| registry.sweep(orders, limits, drains, now));
         }
     }
 
     fn wake_all(&self) {
         let Service { shutdown, orders, .. } = &*self.service;
-        wake(&shutdown.with_registry(|registry| registry.seats(orders)));
+        shutdown.wake(|registry| registry.seats_of(orders).cloned().collect());
     }
 }
 
-/// What happens between the stop and the end.
+/// A step between the stop and the end.
 pub(crate) enum Stopping<'a> {
-    /// The stop itself.
+    /// The stop has begun.
     Begun,
-    /// For so long connections are still accepted (rule S3).
+    /// The server still accepts connections for so long (rule S3).
     LameDuck(Duration),
-    /// Every second, until nobody is left (rule S20).
+    /// The drain goes on. Comes every second, until nobody is left (rule S20).
     Draining(&'a Draining),
 }
 
-/// Ends the connections of a server whose future was dropped.
-struct Gone<'a>(&'a Running);
+/// Aborts the connections of a server whose future was dropped.
+struct AbortOnDrop<'a>(&'a Running);
 
-impl Drop for Gone<'_> {
+impl Drop for AbortOnDrop<'_> {
     fn drop(&mut self) {
-        // There may be clones of them.
+        // The program may have clones of the listeners.
         self.0.listeners.iter().for_each(Listener::let_go);
         self.0.service.orders.give(Order::Abort);
         self.0.wake_all();
     }
 }
 
-/// Says how many idle connections give way when a client waits: one, and more in a flood of
-/// clients, because each time costs a look at all connections.
-#[derive(Debug, Default)]
-struct Pressure {
-    last: Option<Instant>,
-    batch: usize,
-}
-
-impl Pressure {
-    /// Clients that wait so soon after another one are a flood.
-    const FLOOD: Duration = Duration::from_millis(100);
-
-    fn next(&mut self, now: Instant) -> usize {
-        let is_flood =
-            self.last.is_some_and(|last| now.saturating_duration_since(last) < Self::FLOOD);
-        self.batch = if is_flood { (self.batch * 2).min(32) } else { 1 };
-        self.last = Some(now);
-        self.batch
-    }
-}
-
-/// How often deadlines are looked at: once a second, or as often as the shortest needs.
+/// Returns the time between two sweeps: a second, or less if the shortest limit needs that.
 fn period(limits: &Limits, phase: Phase) -> Duration {
     let Limits { head_timeout, idle_timeout, stall_timeout, .. } = *limits;
     let shortest = head_timeout.min(idle_timeout).min(stall_timeout);
@@ -601,26 +530,11 @@ fn period(limits: &Limits, phase: Phase) -> Duration {
 }
 
 async fn sleep(duration: Duration) {
-    if !duration.is_zero() {
-        Timer::after(duration).await;
-    }
+    Timer::after(duration).await;
 }
 
-/// Turns a panic of `future` into an error.
-fn contained<F: Future>(future: F) -> future::CatchUnwind<AssertUnwindSafe<F>> {
-    AssertUnwindSafe(future).catch_unwind()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_clients_raises_the_pressure() {
-        let (mut pressure, start) = (Pressure::default(), Instant::now());
-        let mut after = |millis| pressure.next(start + Duration::from_millis(millis));
-        assert_eq!([0, 100, 150, 200, 201].map(&mut after), [1, 1, 2, 4, 8]);
-        assert_eq!([202, 203, 204].map(&mut after), [16, 32, 32]);
-        assert_eq!(after(304), 1);
+fn log_panic(served: &thread::Result<()>, seat: &Seat) {
+    if served.is_err() {
+        log::error!("{}: the connection's stream has panicked", seat.peer());
     }
 }

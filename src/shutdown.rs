@@ -1,15 +1,14 @@
 //! [`Shutdown`], [`Token`], [`Guard`], [`Stopped`]: the latch and the count.
 //!
 //! Invariant: the phase only moves forward, and once it has left *running* with nobody holding the
-//! drain open, nobody can join any more (rules S1, S2). Who holds it is a list under one lock;
-//! the count is that list's length, and "drained" is a predicate over both, never an event of its
-//! own. Knows nothing of HTTP and needs no runtime: it is useful by itself.
+//! drain open, nobody can join any more (rules S1, S2). The holders are a list under one lock. The
+//! count is that list's length, and "drained" is a predicate over both, never an event of its own.
+//! Knows nothing of HTTP and needs no runtime: it is useful by itself.
 
 use std::future::{Future, poll_fn};
 use std::panic::Location;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use std::{error, fmt, io};
@@ -21,10 +20,13 @@ use futures_lite::FutureExt;
 use http_types::Request;
 
 use crate::error::ServeError;
+use crate::lock::lock;
+use crate::log_limit::LogLimit;
 use crate::orders::Orders;
 use crate::outcome::{Draining, Ending, Outcome};
-use crate::phase::{Moving, Phase};
-use crate::registry::{Call, Hold, Holder, Interrupted, Registry, Seat};
+use crate::phase::{AtomicPhase, Phase};
+use crate::registry::{Holder, Interrupted, Registry};
+use crate::seat::{Call, Hold, Seat};
 use crate::socket::Left;
 
 /// The handle that moves the latch, and says how long the drain may take. Clones move the same
@@ -190,7 +192,7 @@ impl Shutdown {
     /// assert_eq!(shutdown.phase(), Phase::Draining);
     /// ```
     pub fn stop(&self) {
-        self.latch.advance(Phase::Draining, || {});
+        self.latch.advance(Phase::Draining, |_| {});
     }
 
     /// Stops like [`Shutdown::stop`], and lets the outcome say that `signal` began the stop.
@@ -206,15 +208,12 @@ impl Shutdown {
     /// assert_eq!(outcome.signal, Some(Signal::Term));
     /// ```
     pub fn stop_by(&self, signal: Signal) {
-        self.stop_heard(signal, Duration::ZERO);
+        self.stop_after_wait(signal, Duration::ZERO);
     }
 
     /// Stops because of `signal`, which has `waited` so long to be obeyed.
-    pub(crate) fn stop_heard(&self, signal: Signal, waited: Duration) {
-        self.latch.advance(Phase::Draining, || {
-            // The first signal is the one that began it: a later one finds the phase moved.
-            let _ = self.latch.signal.set((signal, waited));
-        });
+    pub(crate) fn stop_after_wait(&self, signal: Signal, waited: Duration) {
+        self.latch.advance(Phase::Draining, |state| state.signal = Some((signal, waited)));
     }
 
     /// Moves on to *aborting*: what is left is dropped, and the drain ends as forced unless
@@ -234,7 +233,7 @@ impl Shutdown {
     /// # drop(guard);
     /// ```
     pub fn abort(&self) {
-        self.latch.abort(Ending::Forced);
+        self.abort_as(Ending::Forced);
     }
 
     /// Returns where the latch stands.
@@ -286,7 +285,7 @@ impl Shutdown {
     /// assert_eq!(shutdown.in_flight(), 0);
     /// ```
     pub fn in_flight(&self) -> usize {
-        self.latch.registry().in_flight()
+        self.latch.state().registry.in_flight()
     }
 
     /// Stops, waits until nobody holds the drain open, and says how it ended.
@@ -311,18 +310,20 @@ impl Shutdown {
     /// assert!(outcome.is_drained());
     /// ```
     pub async fn drain(&self) -> Outcome {
-        self.drain_telling(|_| {}).await
+        let took = self.drain_telling(|_| {}).await;
+        self.outcome(took)
     }
 
-    /// Drains like [`Shutdown::drain`]. Tells `tell` once a second what the log says (rule S20).
-    pub(crate) async fn drain_telling(&self, tell: impl Fn(&Draining)) -> Outcome {
+    /// Drains like [`Shutdown::drain`], and returns how long that took. Tells `tell` once a second
+    /// what the log says (rule S20).
+    pub(crate) async fn drain_telling(&self, tell: impl Fn(&Draining)) -> Duration {
         self.stop();
         let began = Instant::now();
         let Self { latch, grace, .. } = self;
-        // Four ways out of waiting, the first one ready wins.
+        // Four futures side by side. The first one that is ready ends the wait.
         // 1. Nobody is left.
         let drained = latch.drained();
-        // 2. Someone aborted.
+        // 2. The drain was aborted.
         let aborted = latch.reached(Phase::Aborting);
         // 3. The grace is over.
         let deadline = async {
@@ -330,15 +331,16 @@ impl Shutdown {
             // If the process was suspended, work may have become ready meanwhile. That work gets
             // its turn (rule S13).
             Timer::after(began.elapsed().saturating_sub(*grace).min(MADE_UP)).await;
-            latch.abort(Ending::TimedOut);
+            self.abort_as(Ending::TimedOut);
         };
-        // 4. Never: it only reports.
+        // 4. A report each second, which never ends.
         let report = async {
             let mut moves = None;
             loop {
                 Timer::after(Duration::from_secs(1)).await;
                 let draining = latch.draining(grace.saturating_sub(began.elapsed()), &mut moves);
-                if latch.is_report_due() {
+                // There may be several drains.
+                if latch.reports.count(Instant::now()).is_some() {
                     log::info!("{draining}");
                 }
                 tell(&draining);
@@ -347,14 +349,48 @@ impl Shutdown {
         drained.or(aborted).or(deadline).or(report).await;
 
         let took = began.elapsed();
-        if self.phase() == Phase::Aborting {
-            // What is aborted is dropped by its own task; one that is stuck is not waited for.
-            let patience = async {
-                Timer::after(ABORTING).await;
-            };
-            latch.drained().or(patience).await;
+        // After an abort, each task drops what it holds. A task that is stuck is not waited for.
+        let patience = async {
+            Timer::after(ABORTING).await;
+        };
+        latch.drained().or(patience).await;
+        took
+    }
+
+    /// Returns the outcome of a drain that took so long.
+    pub(crate) fn outcome(&self, took: Duration) -> Outcome {
+        let state = self.latch.state();
+        let interrupted = state.interrupted.iter().filter(|interrupted| interrupted.is_cut());
+        let cut: Vec<_> = interrupted.map(|interrupted| interrupted.cut.clone()).collect();
+        // An abort that has cut nothing has harmed nobody, so it was a drain.
+        let is_drained = cut.is_empty();
+        let aborted = state.aborted.unwrap_or(Ending::Forced);
+        let (signal, waited) = state.signal.unzip();
+        Outcome {
+            ending: if is_drained { Ending::Drained } else { aborted },
+            took: took.saturating_add(waited.unwrap_or_default()),
+            finished: state.finished,
+            signal,
+            cut,
         }
-        latch.outcome(took)
+    }
+
+    fn abort_as(&self, ending: Ending) {
+        self.latch.advance(Phase::Aborting, |state| {
+            // Named before anyone can begin to drop what it holds (rule S13).
+            let cuts = state.registry.cuts(Instant::now());
+            state.interrupted.splice(..0, cuts);
+            state.aborted = Some(ending);
+        });
+        self.wake(|registry| registry.seats().cloned().collect());
+    }
+
+    /// Wakes the connections that `choose` returns, and returns how many these are. The registry is
+    /// unlocked then, because a waker may run anything.
+    pub(crate) fn wake(&self, choose: impl FnOnce(&mut Registry) -> Vec<Arc<Seat>>) -> usize {
+        let seats = choose(&mut self.latch.state().registry);
+        seats.iter().for_each(|seat| seat.wake());
+        seats.len()
     }
 
     /// Returns the token for a handler. Its guards keep the handler going although its client has
@@ -363,37 +399,27 @@ impl Shutdown {
         Token { latch: self.latch.clone(), call: Some(call) }
     }
 
-    /// Joins those who hold the drain open; `None` once the drain is over or aborted (rule S1).
+    /// Takes in a holder that keeps the drain open. Returns `None` once the drain is over or aborted
+    /// (rule S1).
     pub(crate) fn admit(&self, holder: Holder) -> Option<Guard> {
-        self.latch.admit(holder)
+        self.latch.admit(holder, None)
     }
 
     /// Notes a request that had arrived and was turned away.
     pub(crate) fn missed(&self, seat: &Arc<Seat>) {
-        let mut missed = self.latch.missed.lock().unwrap_or_else(PoisonError::into_inner);
-        missed.push(Interrupted::of(seat, Instant::now()));
-    }
-
-    /// Adds to the outcome of an aborted drain what was missed since.
-    pub(crate) fn add_missed(&self, outcome: &mut Outcome) {
-        let Outcome { ending, cut, .. } = self.latch.outcome(Duration::ZERO);
-        outcome.ending = ending;
-        outcome.cut = cut;
+        let interrupted = Interrupted::of(seat, Instant::now());
+        self.latch.state().interrupted.push(interrupted);
     }
 
     /// Counts a request that was finished in the drain.
     pub(crate) fn finished(&self) {
-        self.latch.finished.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Works on the list of those who hold the drain open.
-    pub(crate) fn with_registry<T>(&self, work: impl FnOnce(&mut Registry) -> T) -> T {
-        work(&mut self.latch.registry())
+        self.latch.state().finished += 1;
     }
 
     /// Waits until the server of `orders` has a connection.
     pub(crate) async fn occupied(&self, orders: &Arc<Orders>) {
-        self.latch.until(&self.latch.joined, |latch| latch.registry().serves(orders)).await;
+        let is_occupied = |latch: &Latch| latch.state().registry.seats_of(orders).next().is_some();
+        self.latch.until(&self.latch.joined, is_occupied).await;
     }
 
     /// Returns the orders for the connections of one more server.
@@ -402,10 +428,11 @@ impl Shutdown {
     }
 }
 
-/// How much of the time that the process was suspended, beyond the grace, the drain gets back.
+/// The drain gets back at most so much of the time for which the process was suspended beyond the
+/// grace.
 const MADE_UP: Duration = Duration::from_secs(1);
 
-/// How long an aborted drain waits for the tasks to drop what they hold.
+/// An aborted drain waits for so long until the tasks have dropped what they hold.
 const ABORTING: Duration = Duration::from_millis(100);
 
 /// Looks at a latch, and never moves it. Clones look at the same one.
@@ -528,12 +555,11 @@ impl Token {
     /// });
     /// ```
     pub async fn until_stop<T>(&self, future: impl Future<Output = T>) -> Option<T> {
-        let done = async { Some(future.await) };
         let stop = async {
             self.stopping().await;
             None
         };
-        stop.or(done).await
+        stop.or(async { Some(future.await) }).await
     }
 
     /// Waits for the next job, and returns it with a guard that was taken before the job. Returns
@@ -659,8 +685,7 @@ impl Token {
     /// Takes a guard for the line `place`.
     fn guard_of(&self, place: &'static Location<'static>) -> Result<Guard, Stopped> {
         let holder = Holder::Guard { place, since: Instant::now() };
-        let guard = self.latch.admit(holder).ok_or(Stopped)?;
-        Ok(Guard { hold: self.call.clone().map(Call::hold), ..guard })
+        self.latch.admit(holder, self.call.clone().map(Call::hold)).ok_or(Stopped)
     }
 }
 
@@ -716,18 +741,12 @@ impl From<Stopped> for io::Error {
 #[derive(Debug)]
 #[must_use = "the drain waits only as long as the guard lives"]
 pub struct Guard {
-    #[expect(dead_code, reason = "it is there to be dropped")]
-    membership: Membership,
+    latch: Arc<Latch>,
+    /// The place of the guard among the holders of the latch.
+    id: usize,
     /// Keeps the handler going that has taken this guard.
     #[expect(dead_code, reason = "it is there to be dropped")]
     hold: Option<Hold>,
-}
-
-/// A place among the holders that keep the drain open.
-#[derive(Debug)]
-struct Membership {
-    latch: Arc<Latch>,
-    id: usize,
 }
 
 impl Guard {
@@ -750,103 +769,96 @@ impl Guard {
     }
 }
 
-impl Drop for Membership {
+impl Drop for Guard {
     fn drop(&mut self) {
-        let mut registry = self.latch.registry();
-        let seat = registry.remove(self.id);
-        let last = registry.is_empty();
-        drop(registry);
-        if let Some(seat) = seat {
+        let mut state = self.latch.state();
+        let holder = state.registry.holders.remove(self.id);
+        let is_last = state.registry.holders.is_empty();
+        drop(state);
+        if let Some(seat) = holder.seat() {
             seat.leave(Left::Gone);
         }
-        // Looked at after the list: `advance` moves the phase under the list's lock and announces
+        // Looked at after the registry: `advance` moves the phase under the same lock and announces
         // it, so one of the two sides sees both.
-        if last && self.latch.phase() > Phase::Running {
-            self.latch.emptied.notify(usize::MAX);
+        if is_last && self.latch.phase() > Phase::Running {
+            self.latch.moved.notify(usize::MAX);
         }
     }
 }
 
-/// The shared state. Every wait listens first and looks afterwards, so no move is missed.
+/// The state that all handles, tokens and guards share. Every wait listens first and looks
+/// afterwards, so no move is missed.
 #[derive(Debug, Default)]
 struct Latch {
-    /// Moved with the registry locked, and read without.
-    phase: Arc<Moving>,
-    /// Who holds the drain open.
-    registry: Mutex<Registry>,
-    /// The phase has moved.
+    /// Moved with the state locked, and read without.
+    phase: Arc<AtomicPhase>,
+    state: Mutex<State>,
+    /// The phase has moved, or the last holder is gone in the drain.
     moved: Event,
-    /// The last holder is gone, in the drain.
-    emptied: Event,
     /// A connection has come.
     joined: Event,
+    /// Keeps several drains from logging the same report.
+    reports: LogLimit,
+}
+
+/// The holders of a latch, and what is known of its stop.
+#[derive(Debug, Default)]
+struct State {
+    /// The holders that keep the drain open.
+    registry: Registry,
     /// The signal that began the stop, and how long it had waited to be obeyed.
-    signal: OnceLock<(Signal, Duration)>,
+    signal: Option<(Signal, Duration)>,
     /// Requests finished in the drain.
-    finished: AtomicU64,
-    /// Requests that had arrived and were turned away.
-    missed: Mutex<Vec<Interrupted>>,
-    /// How it was aborted, and what that cut.
-    aborted: OnceLock<(Ending, Vec<Interrupted>)>,
-    /// When the log was told last what is left: there may be several drains.
-    reported: Mutex<Option<Instant>>,
+    finished: u64,
+    /// Why the drain was aborted.
+    aborted: Option<Ending>,
+    /// Everything that the abort may have cut, and requests that had arrived and were turned away.
+    interrupted: Vec<Interrupted>,
 }
 
 impl Latch {
-    fn registry(&self) -> MutexGuard<'_, Registry> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 
     fn phase(&self) -> Phase {
         self.phase.current()
     }
 
-    /// Admission and the phase's moves exclude each other by the registry's lock (rule S1).
-    fn admit(self: &Arc<Self>, holder: Holder) -> Option<Guard> {
-        let mut registry = self.registry();
-        match self.phase() {
-            Phase::Running => {}
-            Phase::Draining if !registry.is_empty() => {}
+    /// Takes a holder in, unless the drain is over or aborted. The state's lock keeps the phase from
+    /// moving meanwhile (rule S1).
+    fn admit(self: &Arc<Self>, holder: Holder, hold: Option<Hold>) -> Option<Guard> {
+        let mut state = self.state();
+        let is_open = match self.phase() {
+            Phase::Running => true,
             // A server that was stopped before it began still has its listeners' queues to serve
             // (rule S4); whoever runs it waits for its own outcome.
-            Phase::Draining if matches!(holder, Holder::Server) => {}
-            Phase::Draining | Phase::Aborting => return None,
+            Phase::Draining => {
+                !state.registry.holders.is_empty() || matches!(holder, Holder::Server)
+            }
+            Phase::Aborting => false,
+        };
+        if !is_open {
+            return None;
         }
-        let is_connection = matches!(holder, Holder::Connection(_));
-        let id = registry.insert(holder);
-        drop(registry);
+        let is_connection = holder.seat().is_some();
+        let id = state.registry.holders.insert(holder);
+        drop(state);
         if is_connection {
             self.joined.notify(usize::MAX);
         }
-        Some(Guard { membership: Membership { latch: self.clone(), id }, hold: None })
+        Some(Guard { latch: self.clone(), id, hold })
     }
 
-    /// Moves the phase forward to `phase`, after `first` has run, unless it is there already.
-    fn advance(&self, phase: Phase, first: impl FnOnce()) -> bool {
-        let registry = self.registry();
-        if self.phase() >= phase {
-            return false;
+    /// Moves the phase forward to `phase`, after `note` has noted why, unless it is there already.
+    fn advance(&self, phase: Phase, note: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        if self.phase() < phase {
+            note(&mut state);
+            self.phase.advance(phase);
+            drop(state);
+            self.moved.notify(usize::MAX);
         }
-        first();
-        self.phase.move_to(phase);
-        drop(registry);
-        self.moved.notify(usize::MAX);
-        true
-    }
-
-    fn abort(&self, ending: Ending) {
-        let registry = self.registry();
-        if self.phase() == Phase::Aborting {
-            return;
-        }
-        // Named before anyone can begin to drop what it holds (rule S13).
-        let cuts = registry.cuts(Instant::now());
-        let _ = self.aborted.set((ending, cuts));
-        self.phase.move_to(Phase::Aborting);
-        let seats = registry.all_seats();
-        drop(registry);
-        self.moved.notify(usize::MAX);
-        wake(&seats);
     }
 
     async fn reached(&self, phase: Phase) {
@@ -855,36 +867,28 @@ impl Latch {
 
     /// Waits until the drain is over: a predicate, looked at again after every change.
     async fn drained(&self) {
-        self.reached(Phase::Draining).await;
-        self.until(&self.emptied, |latch| latch.registry().is_empty()).await;
+        let is_over = |latch: &Self| {
+            latch.phase() > Phase::Running && latch.state().registry.holders.is_empty()
+        };
+        self.until(&self.moved, is_over).await;
     }
 
-    async fn until(&self, event: &Event, ready: impl Fn(&Self) -> bool) {
-        while !ready(self) {
+    async fn until(&self, event: &Event, is_ready: impl Fn(&Self) -> bool) {
+        while !is_ready(self) {
             let listener = event.listen();
-            if ready(self) {
+            if is_ready(self) {
                 return;
             }
             listener.await;
         }
     }
 
-    /// Whether the log has not been told for a second (rule S20), give or take.
-    fn is_report_due(&self) -> bool {
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = reported.is_none_or(|last| last.elapsed() > Duration::from_millis(900));
-        if is_due {
-            *reported = Some(Instant::now());
-        }
-        is_due
-    }
-
-    /// How the drain stands; `moves` are those that were seen the last time.
+    /// Returns how the drain stands. `moves` are those that the last report has seen.
     fn draining(&self, left: Duration, moves: &mut Option<u64>) -> Draining {
-        let registry = self.registry();
-        let now = registry.moves().wrapping_add(self.finished.load(Ordering::Relaxed));
-        let mut holders = registry.cuts(Instant::now());
-        drop(registry);
+        let state = self.state();
+        let now = state.registry.moves().wrapping_add(state.finished);
+        let mut holders = state.registry.cuts(Instant::now());
+        drop(state);
         let open = holders.len();
         holders.retain(Interrupted::is_cut);
         Draining {
@@ -895,37 +899,6 @@ impl Latch {
             is_moving: moves.replace(now) != Some(now),
         }
     }
-
-    fn outcome(&self, took: Duration) -> Outcome {
-        let (ending, interrupted) = match self.aborted.get() {
-            Some((ending, interrupted)) => (*ending, &interrupted[..]),
-            None => (Ending::Forced, &[][..]),
-        };
-        let missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
-        let cut: Vec<_> = interrupted
-            .iter()
-            .chain(&*missed)
-            .filter(|interrupted| interrupted.is_cut())
-            .map(|interrupted| interrupted.cut.clone())
-            .collect();
-        // Whatever came before: when nothing was cut, nobody was harmed, and it was a drain.
-        let ending = if cut.is_empty() { Ending::Drained } else { ending };
-        let (signal, waited) = self.signal.get().copied().unzip();
-        Outcome {
-            ending,
-            took: took.saturating_add(waited.unwrap_or_default()),
-            finished: self.finished.load(Ordering::Relaxed),
-            signal,
-            cut,
-        }
-    }
-}
-
-/// Wakes connections; never with the registry locked, as a waker may run anything.
-pub(crate) fn wake(seats: &[Arc<Seat>]) {
-    for seat in seats {
-        seat.wake();
-    }
 }
 
 #[cfg(test)]
@@ -933,7 +906,7 @@ mod tests {
     use super::*;
     use futures_lite::future::{block_on, poll_once, yield_now};
     use std::pin::pin;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
 
     fn is_ready<T>(future: impl Future<Output = T>) -> bool {

@@ -1,29 +1,27 @@
-//! The signals that stop a server, as a stream, and what each of them means.
+//! The signals that stop a server, as a stream.
 //!
 //! Invariant: from the moment the stream is made, none of its signals kills the process; this does
 //! not end when the stream is dropped, as a handler cannot be taken back safely. The time of a
-//! signal is the time when the process has heard it, even while the thread that obeys it is
-//! blocked. The library registers no signal unless a program asks for it. Knows
-//! nothing of servers, only of the latch that signals move.
+//! signal is the time when the process has received it, even while the thread that obeys it is
+//! blocked. The library registers no signal unless a program asks for it. Decides nothing about
+//! stopping.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
-use std::pin::Pin;
 use std::ptr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, TryLockError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_signal::{Signal, Signals};
 use atomic_waker::AtomicWaker;
-use futures_lite::{Stream, StreamExt, future};
+use futures_lite::{Stream, StreamExt, future, stream};
 use nix::libc;
 use nix::sys::signal::SigSet;
 
-use crate::outcome::name;
-use crate::shutdown::Shutdown;
+use crate::lock::lock;
 use crate::threads;
 
 /// The signals that stop a server unless it is told otherwise: HUP, INT, TERM and QUIT.
@@ -43,7 +41,7 @@ use crate::threads;
 pub const STOP_SIGNALS: [Signal; 4] = [Signal::Hup, Signal::Int, Signal::Term, Signal::Quit];
 
 /// Returns HUP, INT, TERM and QUIT as they arrive, for programs that have their own control loop.
-/// Usually [`Shutdown::obey`] gets them. [`run`](crate::run) does all of this by itself.
+/// Usually [`Shutdown::obey`](crate::Shutdown::obey) gets them. [`run`](crate::run) does all of this by itself.
 ///
 /// Never ends. Several signals that arrive in one moment may show as fewer, but never as none.
 ///
@@ -72,152 +70,41 @@ pub const STOP_SIGNALS: [Signal; 4] = [Signal::Hup, Signal::Int, Signal::Term, S
 /// ```
 pub fn signals() -> io::Result<impl Stream<Item = Signal> + Send + Unpin + use<>> {
     let signals = stream(&STOP_SIGNALS, None)?;
-    Ok(signals.map(|heard| {
-        HEARD_LAST.set(Some(heard));
-        heard.signal
+    Ok(signals.map(|received| {
+        YIELDED_LAST.set(Some(received));
+        received.signal
     }))
 }
 
 thread_local! {
     /// The signal that [`signals`] has yielded last on this thread: the public stream has no place
-    /// for the time, which [`Shutdown::obey`] needs.
-    static HEARD_LAST: Cell<Option<Heard>> = const { Cell::new(None) };
+    /// for the time, which [`next`] needs.
+    static YIELDED_LAST: Cell<Option<Received>> = const { Cell::new(None) };
 }
 
-impl Shutdown {
-    /// Stops at the first of `signals`, and aborts at the second (rule S14), as [`run`](crate::run)
-    /// does. Never returns: race it against what it is to stop.
-    ///
-    /// Further signals within 100 ms of the first one belong to the same stop, whichever they are,
-    /// because wrappers and terminals send two. The first signal after a stop by the program itself
-    /// is only noted, and the 100 ms begin with it.
-    ///
-    /// A handler that blocks the thread which polls this keeps every signal waiting, the second one
-    /// too. The log then says how long the stop has waited, and [`Outcome::took`] counts that time.
-    /// The logger must not block either: see [`LogWriter`](crate::LogWriter).
-    ///
-    /// [`Outcome::took`]: crate::Outcome::took
-    ///
-    /// # Cancel safety
-    ///
-    /// Signals that come after it was dropped are not obeyed, and do not kill the process either.
-    ///
-    /// # Examples
-    ///
-    /// ```no_run
-    /// use futures_lite::{FutureExt, future};
-    /// use smol_graceful::{Shutdown, signals};
-    ///
-    /// # fn main() -> std::io::Result<()> {
-    /// let shutdown = Shutdown::new();
-    /// let signals = signals()?;
-    /// let work = async {
-    ///     shutdown.token().stopping().await;
-    ///     shutdown.drain().await
-    /// };
-    /// println!("{}", future::block_on(work.or(shutdown.obey(signals))));
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn obey<T>(&self, mut signals: impl Stream<Item = Signal> + Unpin) -> T {
-        let mut stop_signals = StopSignals::new(REPEAT_WINDOW);
-        loop {
-            let next = future::poll_fn(|cx| {
-                HEARD_LAST.take();
-                signals.poll_next(cx).map(|signal| signal.map(Heard::from_stream))
-            });
-            let Some(heard) = next.await else { return future::pending().await };
-            match stop_signals.count(heard) {
-                StopSignal::First => stop(heard, self),
-                StopSignal::Repeated => {}
-                StopSignal::Second => {
-                    log_second(heard);
-                    self.abort();
-                }
-            }
-        }
-    }
-}
-
-/// The default of [`Process::repeat_window`](crate::Process::repeat_window), and `obey`'s window.
-pub(crate) const REPEAT_WINDOW: Duration = Duration::from_millis(100);
-
-/// How long a signal may wait before the log says so.
-const LONG_WAIT: Duration = Duration::from_secs(1);
-
-/// A signal, and when the process has heard it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Heard {
-    pub(crate) signal: Signal,
-    at: Instant,
-}
-
-impl Heard {
-    /// Returns `signal`, which a stream has yielded just now, with its time.
-    fn from_stream(signal: Signal) -> Self {
-        // A stream that is not made of `signals` has no earlier time to tell.
-        let heard = HEARD_LAST.take().filter(|heard| heard.signal == signal);
-        heard.unwrap_or_else(|| Self { signal, at: Instant::now() })
-    }
-
-    /// Returns how long the signal has waited to be obeyed.
-    fn waited(self) -> Duration {
-        self.at.elapsed()
-    }
-
-    fn log_wait(self) {
-        let waited = self.waited();
-        if waited >= LONG_WAIT {
-            let (name, waited) = (name(self.signal), waited.as_secs_f64());
-            log::warn!(
-                "{name} waited {waited:.1} s, because a handler or the logger blocked the thread"
-            );
-        }
-    }
-}
-
-/// Counts stop signals, and tells a repetition of the first one from the second one (rule S14).
-#[derive(Debug)]
-pub(crate) struct StopSignals {
-    window: Duration,
-    first_at: Option<Instant>,
-    has_aborted: bool,
-}
-
-/// The meaning of a stop signal.
+/// A signal, and when the process has received it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum StopSignal {
-    /// The signal begins the stop.
-    First,
-    /// The signal belongs to a stop or to an abort that has begun.
-    Repeated,
-    /// The signal aborts.
-    Second,
+pub(crate) struct Received {
+    pub(crate) signal: Signal,
+    pub(crate) at: Instant,
 }
 
-impl StopSignals {
-    /// Makes a count at zero. Signals within `window` of the first one are the same stop.
-    pub(crate) fn new(window: Duration) -> Self {
-        Self { window, first_at: None, has_aborted: false }
-    }
+/// Returns the next signal of a program's stream, with its time.
+pub(crate) async fn next(signals: &mut (impl Stream<Item = Signal> + Unpin)) -> Option<Received> {
+    let (signal, last) = future::poll_fn(|cx| {
+        YIELDED_LAST.take();
+        signals.poll_next(cx).map(|signal| (signal, YIELDED_LAST.take()))
+    })
+    .await;
+    let signal = signal?;
+    // A stream that is not made of `signals` has no earlier time to tell.
+    let received = last.filter(|received| received.signal == signal);
+    Some(received.unwrap_or_else(|| Received { signal, at: Instant::now() }))
+}
 
-    pub(crate) fn count(&mut self, heard: Heard) -> StopSignal {
-        let Some(first_at) = self.first_at else {
-            self.first_at = Some(heard.at);
-            return StopSignal::First;
-        };
-        let since = heard.at.saturating_duration_since(first_at);
-        if self.has_aborted {
-            return StopSignal::Repeated;
-        }
-        if since < self.window {
-            let (name, since) = (name(heard.signal), since.as_millis());
-            log::debug!("{name} {since} ms after the first stop signal: the same stop");
-            return StopSignal::Repeated;
-        }
-        self.has_aborted = true;
-        StopSignal::Second
-    }
+/// Returns the name of a signal as operators write it.
+pub(crate) fn name(signal: Signal) -> String {
+    format!("SIG{}", format!("{signal:?}").to_uppercase())
 }
 
 /// Returns the signals of `stop` and `restart` as they arrive, without those of `stop` that the
@@ -228,16 +115,16 @@ impl StopSignals {
 pub(crate) fn stream(
     stop: &[Signal],
     restart: Option<Signal>,
-) -> io::Result<impl Stream<Item = Heard> + Send + Unpin + use<>> {
+) -> io::Result<impl Stream<Item = Received> + Send + Unpin + use<>> {
     threads::check()?;
     let (ignored, mut handled): (Vec<_>, Vec<_>) =
         stop.iter().partition(|signal| MAY_BE_IGNORED.contains(signal) && is_ignored(**signal));
     log_ignored(ignored);
     handled.extend(restart);
-    let stream = Hearing(Ear::new(Signals::new(&handled)?));
+    let queue = SignalQueue::new(Signals::new(&handled)?);
     unblock(&handled)?;
-    stream.0.hear();
-    Ok(stream)
+    queue.take_in();
+    Ok(stream::poll_fn(move |cx| queue.poll_next(cx)))
 }
 
 /// Lets a write beyond the limit of a file's size (`ulimit -f`) fail. Otherwise the kernel would
@@ -259,16 +146,15 @@ const MAY_BE_IGNORED: [Signal; 3] = [Signal::Hup, Signal::Int, Signal::Quit];
 fn log_ignored(mut signals: Vec<Signal>) {
     signals.dedup();
     let names: Vec<_> = signals.into_iter().map(name).collect();
-    if let Some((last, others)) = names.split_last() {
-        let list =
-            if others.is_empty() { last.clone() } else { others.join(", ") + " and " + last };
-        let (are, do_not) =
-            if others.is_empty() { ("is", "it does not") } else { ("are", "they do not") };
-        log::info!(
-            "{list} {are} ignored, because the process was started so, as nohup and scripts do; \
-             {do_not} stop the server"
-        );
-    }
+    let (list, are, do_not) = match &names[..] {
+        [] => return,
+        [one] => (one.clone(), "is", "it does not"),
+        [others @ .., last] => (others.join(", ") + " and " + last, "are", "they do not"),
+    };
+    log::info!(
+        "{list} {are} ignored, because the process was started so, as nohup and scripts do; \
+         {do_not} stop the server"
+    );
 }
 
 /// Returns `true` if the process ignores `signal`.
@@ -288,172 +174,74 @@ fn unblock(signals: &[Signal]) -> io::Result<()> {
     Ok(set.thread_unblock()?)
 }
 
-/// The stream of what an [`Ear`] has heard.
-struct Hearing(Arc<Ear>);
-
-impl Stream for Hearing {
-    type Item = Heard;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Heard>> {
-        self.0.reader.register(cx.waker());
-        self.0.hear();
-        match self.0.state().heard.pop_front() {
-            Some(heard) => Poll::Ready(Some(heard)),
-            None => Poll::Pending,
-        }
-    }
-}
-
-/// Takes signals in as soon as they arrive, and notes the time of each.
+/// The signals that have come and that no task has taken yet, each with its time.
 ///
-/// async-io's thread wakes the ear, which takes the signals in there and then, even while the
-/// thread that polls the stream is blocked. The ear always waits with the same waker: if async-io
+/// async-io's thread wakes the queue, which takes the signals in there and then, even while the
+/// thread that polls the stream is blocked. The queue always waits with the same waker: if async-io
 /// got another one in each poll, it would wake the one before, and under `block_on` of tokio's
 /// current-thread runtime, which has a new one each time, each poll would bring about the next.
-struct Ear {
-    state: Mutex<State>,
+struct SignalQueue {
+    state: Mutex<QueueState>,
     /// The task that waits for the stream.
     reader: AtomicWaker,
     waker: Waker,
 }
 
-struct State {
+struct QueueState {
     signals: Signals,
-    heard: VecDeque<Heard>,
+    received: VecDeque<Received>,
 }
 
-impl Ear {
-    /// How many signals may wait, apart from one of each kind: a storm of them must not fill
+impl SignalQueue {
+    /// At most so many signals wait, and one of each kind, because a storm of them must not fill
     /// memory.
     const MANY: usize = 64;
 
     fn new(signals: Signals) -> Arc<Self> {
-        Arc::new_cyclic(|ear| Self {
-            state: Mutex::new(State { signals, heard: VecDeque::new() }),
+        Arc::new_cyclic(|queue| Self {
+            state: Mutex::new(QueueState { signals, received: VecDeque::new() }),
             reader: AtomicWaker::new(),
-            waker: Waker::from(Arc::new(EarWaker(ear.clone()))),
+            waker: Waker::from(Arc::new(QueueWaker(queue.clone()))),
         })
     }
 
+    fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Received>> {
+        self.reader.register(cx.waker());
+        self.take_in();
+        let received = lock(&self.state).received.pop_front();
+        received.map_or(Poll::Pending, |received| Poll::Ready(Some(received)))
+    }
+
     /// Takes in what has arrived, and asks to be woken when more arrives.
-    fn hear(&self) {
-        self.take_in(&mut self.state());
-    }
-
-    /// Takes in what has arrived while a thread that hears already may have the lock, because
-    /// async-io wakes this from within the poll of another waker. That thread takes everything in.
-    fn overhear(&self) {
-        match self.state.try_lock() {
-            Ok(mut state) => self.take_in(&mut state),
-            Err(TryLockError::Poisoned(state)) => self.take_in(&mut state.into_inner()),
-            Err(TryLockError::WouldBlock) => {}
-        }
-    }
-
-    fn take_in(&self, state: &mut State) {
-        let State { signals, heard } = state;
+    ///
+    /// Does nothing if this is under way already, because async-io may wake the queue from within
+    /// the poll of another waker. Then everything is taken in there.
+    fn take_in(&self) {
+        let mut state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let QueueState { signals, received } = &mut *state;
         let cx = &mut Context::from_waker(&self.waker);
         // Reading fails only if the pipe is gone, and the pipe lives as long as `signals`.
         while let Poll::Ready(Some(Ok(signal))) = signals.poll_next(cx) {
-            let is_known = || heard.iter().any(|heard| heard.signal == signal);
-            if heard.len() < Self::MANY || !is_known() {
-                heard.push_back(Heard { signal, at: Instant::now() });
+            let is_known = || received.iter().any(|received| received.signal == signal);
+            if received.len() < Self::MANY || !is_known() {
+                received.push_back(Received { signal, at: Instant::now() });
             }
         }
     }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// Weak, because async-io keeps the waker as long as the pipe lives, and the ear keeps the pipe.
-struct EarWaker(Weak<Ear>);
+/// Weak, because async-io keeps the waker as long as the pipe lives, and the queue keeps the pipe.
+struct QueueWaker(Weak<SignalQueue>);
 
-impl Wake for EarWaker {
+impl Wake for QueueWaker {
     fn wake(self: Arc<Self>) {
-        if let Some(ear) = self.0.upgrade() {
-            ear.overhear();
-            ear.reader.wake();
+        if let Some(queue) = self.0.upgrade() {
+            queue.take_in();
+            queue.reader.wake();
         }
-    }
-}
-
-/// Stops because of a signal, and says so.
-pub(crate) fn stop(heard: Heard, shutdown: &Shutdown) {
-    let (signal_name, open) = (name(heard.signal), shutdown.in_flight());
-    if shutdown.token().is_stopping() {
-        // A successor has taken over, or the program has stopped the server.
-        log::info!("{signal_name}: stopping already; in flight: {open}");
-    } else {
-        log::info!("stopping because of {signal_name}; in flight: {open}");
-        heard.log_wait();
-        shutdown.stop_heard(heard.signal, heard.waited());
-    }
-}
-
-pub(crate) fn log_second(heard: Heard) {
-    heard.log_wait();
-    log::warn!(
-        "ending at once because of a second signal, {}; if a wrapper sends two signals for one stop, \
-         lengthen the repeat window",
-        name(heard.signal)
-    );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::phase::Phase;
-    use futures_lite::FutureExt;
-
-    /// Rule S14: the window begins with the first signal, whichever the others are.
-    #[test]
-    fn the_window_tells_a_repetition_from_a_second_signal() {
-        use StopSignal::{First, Repeated, Second};
-
-        let start = Instant::now();
-        let window = Duration::from_millis(100);
-        for (window, millis, expected) in [
-            (window, &[0][..], &[First][..]),
-            (window, &[5000], &[First]),
-            (window, &[0, 0], &[First, Repeated]),
-            (window, &[0, 99], &[First, Repeated]),
-            (window, &[0, 100], &[First, Second]),
-            (window, &[0, 60, 120], &[First, Repeated, Second]),
-            (window, &[0, 200, 201], &[First, Second, Repeated]),
-            (Duration::ZERO, &[0, 0, 0], &[First, Second, Repeated]),
-            (Duration::MAX, &[0, 1_000_000], &[First, Repeated]),
-            // Two streams may be read in another order than their signals came in.
-            (window, &[50, 0], &[First, Repeated]),
-        ] {
-            let mut stop_signals = StopSignals::new(window);
-            let kinds = STOP_SIGNALS.into_iter().cycle();
-            let counted: Vec<_> = kinds
-                .zip(millis)
-                .map(|(signal, millis)| (signal, start + Duration::from_millis(*millis)))
-                .map(|(signal, at)| stop_signals.count(Heard { signal, at }))
-                .collect();
-            assert_eq!(counted, expected, "{window:?}: {millis:?}");
-        }
-    }
-
-    /// A program may obey a stream of its own, which knows no times.
-    #[test]
-    fn any_stream_is_obeyed() {
-        let (send, signals) = smol::channel::unbounded();
-        let shutdown = Shutdown::new();
-        let token = shutdown.token();
-        let watch = async {
-            send.send(Signal::Term).await.unwrap();
-            token.stopping().await;
-            // Sent again until the window is over.
-            while future::poll_once(token.aborting()).await.is_none() {
-                send.send(Signal::Int).await.unwrap();
-                async_io::Timer::after(Duration::from_millis(10)).await;
-            }
-        };
-        future::block_on(shutdown.obey(signals.boxed()).or(watch));
-        assert_eq!(shutdown.phase(), Phase::Aborting);
     }
 }

@@ -14,8 +14,12 @@ use std::time::Duration;
 
 use async_io::Async;
 use futures_lite::{AsyncRead, AsyncWrite};
+#[cfg(target_os = "linux")]
+use nix::libc::TIOCOUTQ;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::ioctl_fionread;
+#[cfg(target_os = "linux")]
+use rustix::ioctl::{Getter, Opcode, ioctl};
 use socket2::SockRef;
 
 /// The connected socket of a client.
@@ -60,10 +64,7 @@ impl Socket {
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Only to be woken: the socket itself says whether there is something.
         let _ = self.poll_event(cx)?;
-        match self.events(PollFlags::IN).is_empty() {
-            true => Poll::Pending,
-            false => Poll::Ready(Ok(())),
-        }
+        if self.events(PollFlags::IN).is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
     pub(crate) fn poll_read(
@@ -92,12 +93,9 @@ impl Socket {
     ) -> Poll<io::Result<usize>> {
         let mut stream = &self.stream;
         let stream = Pin::new(&mut stream);
-        if tail.is_empty() {
-            stream.poll_write(cx, buf)
-        } else if buf.is_empty() {
-            stream.poll_write(cx, tail)
-        } else {
-            stream.poll_write_vectored(cx, &[IoSlice::new(buf), IoSlice::new(tail)])
+        match (buf, tail) {
+            (only, []) | ([], only) => stream.poll_write(cx, only),
+            _ => stream.poll_write_vectored(cx, &[IoSlice::new(buf), IoSlice::new(tail)]),
         }
     }
 
@@ -198,35 +196,22 @@ impl Left {
     }
 }
 
-/// Returns how many bytes of a TCP socket were written and not acknowledged, a FIN counts as one; 0
-/// if the kernel does not say.
-#[cfg_attr(target_os = "linux", allow(unsafe_code, reason = "no crate offers this call"))]
+/// Returns how many bytes of a TCP socket were written and not acknowledged, where a FIN counts as
+/// one; 0 if the kernel does not say.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code, reason = "no crate offers this call")]
 fn unacknowledged(socket: BorrowedFd<'_>) -> u64 {
-    #[cfg(all(
-        target_os = "linux",
-        any(
-            target_arch = "x86",
-            target_arch = "x86_64",
-            target_arch = "arm",
-            target_arch = "aarch64",
-            target_arch = "riscv64",
-            target_arch = "s390x",
-            target_arch = "loongarch64",
-        )
-    ))]
-    {
-        use rustix::ioctl::{Getter, Opcode, ioctl};
-        const SIOCOUTQ: Opcode = 0x5411;
-        // SAFETY: for this request, which has this number on these architectures, the kernel writes
-        // one `int` and does nothing else (tcp(7)).
-        let count = unsafe { ioctl(socket, Getter::<SIOCOUTQ, std::ffi::c_int>::new()) };
-        return count.map_or(0, |count| u64::try_from(count).unwrap_or(0));
-    }
-    #[allow(unreachable_code, reason = "reached where the call above is not known")]
-    {
-        let _ = socket;
-        0
-    }
+    /// SIOCOUTQ has the number of TIOCOUTQ, which differs between architectures.
+    const SIOCOUTQ: Opcode = TIOCOUTQ as Opcode;
+    // SAFETY: for this request the kernel writes one `int` and does nothing else (tcp(7)).
+    let count = unsafe { ioctl(socket, Getter::<SIOCOUTQ, std::ffi::c_int>::new()) };
+    count.map_or(0, |count| u64::try_from(count).unwrap_or(0))
+}
+
+/// Returns 0, because the kernel does not say.
+#[cfg(not(target_os = "linux"))]
+fn unacknowledged(_: BorrowedFd<'_>) -> u64 {
+    0
 }
 
 #[cfg(test)]

@@ -9,13 +9,12 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
-use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::iter;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -95,14 +94,9 @@ impl Program {
         // one needs.
         let numbers =
             FIRST..FIRST + RawFd::try_from(descriptors.len()).map_err(|_| Errno::EMFILE)?;
-        let raise = |descriptor: OwnedFd| {
-            if descriptor.as_raw_fd() >= numbers.end {
-                return Ok(descriptor);
-            }
-            fcntl_dupfd_cloexec(&descriptor, numbers.end)
-                .map_err(|error| Errno::from_raw(error.raw_os_error()))
-        };
-        let raised = descriptors.into_iter().map(raise).collect::<Result<Vec<_>, _>>()?;
+        let raise = |descriptor: OwnedFd| fcntl_dupfd_cloexec(descriptor, numbers.end);
+        let raised = descriptors.into_iter().map(raise).collect::<Result<Vec<_>, _>>();
+        let raised = raised.map_err(|error| Errno::from_raw(error.raw_os_error()))?;
         for (descriptor, number) in raised.iter().zip(numbers.clone()) {
             actions.add_dup2(descriptor.as_raw_fd(), number)?;
         }
@@ -116,7 +110,6 @@ impl Program {
         attributes.set_sigmask(&SigSet::empty())?;
         attributes.set_sigdefault(&iter::once(SIGPIPE).collect())?;
 
-        let name = c_string(&self.name)?;
         let words = iter::once(&self.name).chain(&self.arguments).map(|word| c_string(word));
         let words = words.collect::<Result<Vec<_>, _>>()?;
         let variables = self.environment.iter().map(|(name, value)| {
@@ -126,19 +119,18 @@ impl Program {
             c_string(&variable)
         });
         let variables = variables.collect::<Result<Vec<_>, _>>()?;
-        let pid = posix_spawnp(&name, &actions, &attributes, &words, &variables)?;
+        let pid = posix_spawnp(&words[0], &actions, &attributes, &words, &variables)?;
         Ok(Child { pid: Pid::from_raw(pid.as_raw()).ok_or(Errno::ECHILD)?, end: None })
     }
 
     /// Says why the kernel has refused the program.
-    fn reason(&self, errno: Errno) -> String {
-        let file = self.file();
-        let reason = match (errno, &file) {
+    fn reason(&self, errno: Errno) -> &'static str {
+        match (errno, self.file()) {
             (errno, _) if NOT_A_PROGRAM.contains(&errno) => {
                 "it is not a program that this machine can run"
             }
             (Errno::EACCES, Some(file)) if file.is_dir() => "it is a directory, not a program",
-            (Errno::EACCES, Some(file)) if !is_executable(file) => "it is not executable",
+            (Errno::EACCES, Some(file)) if !is_executable(&file) => "it is not executable",
             (Errno::EACCES, _) => {
                 "it is not executable for this user, names an interpreter that is not executable, \
                  or lies where nothing may be executed (noexec)"
@@ -154,8 +146,7 @@ impl Program {
             (Errno::EIO, _) => "it cannot be read whole",
             (Errno::E2BIG, _) => "its arguments and its environment are too long for the kernel",
             (errno, _) => errno.desc(),
-        };
-        reason.into()
+        }
     }
 
     /// Returns `true` if the program is looked up in PATH.
@@ -180,7 +171,7 @@ const NOT_A_PROGRAM: &[Errno] = &[Errno::ENOEXEC];
 
 fn c_string(text: &OsStr) -> Result<CString, Errno> {
     // The system has no word or variable with a zero byte in it.
-    CString::new(text.to_owned().into_vec()).map_err(|_| Errno::EINVAL)
+    CString::new(text.as_bytes()).map_err(|_| Errno::EINVAL)
 }
 
 fn is_executable(file: &Path) -> bool {
@@ -190,25 +181,7 @@ fn is_executable(file: &Path) -> bool {
 /// A process that this process has started. Dropping the value does not end the process.
 pub(crate) struct Child {
     pid: Pid,
-    end: Option<End>,
-}
-
-/// How a [`Child`] has ended.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum End {
-    Known(ExitStatus),
-    /// Other code has asked for the status, or the kernel has kept none, because SIGCHLD is
-    /// ignored.
-    Unknown,
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Known(status) => status.fmt(f),
-            Self::Unknown => f.write_str("exit status unknown"),
-        }
-    }
+    end: Option<String>,
 }
 
 impl Child {
@@ -217,21 +190,23 @@ impl Child {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Returns how the process has ended, or `None` while it runs.
-    pub(crate) fn try_wait(&mut self) -> Option<End> {
+    /// Returns in words how the process has ended, or `None` while it runs.
+    pub(crate) fn try_wait(&mut self) -> Option<String> {
         if self.end.is_none() {
             self.end = match waitpid(Some(self.pid), WaitOptions::NOHANG) {
                 Ok(None) | Err(rustix::io::Errno::INTR) => None,
-                Ok(Some((_, status))) => Some(End::Known(ExitStatus::from_raw(status.as_raw()))),
-                Err(_) => Some(End::Unknown),
+                Ok(Some((_, status))) => Some(ExitStatus::from_raw(status.as_raw()).to_string()),
+                // Other code has asked for the status, or the kernel has kept none, because SIGCHLD
+                // is ignored.
+                Err(_) => Some("exit status unknown".into()),
             };
         }
-        self.end
+        self.end.clone()
     }
 
     /// Waits for the end. Asks now and then, because that needs neither a descriptor nor a thread,
     /// of which there may be none left.
-    pub(crate) async fn ended(&mut self) -> End {
+    pub(crate) async fn ended(&mut self) -> String {
         loop {
             if let Some(end) = self.try_wait() {
                 return end;
@@ -262,7 +237,7 @@ mod tests {
         let words = ["/proc/self/status".into(), file.clone().into_os_string()];
         let mut child = Program::new("cp".into(), words).spawn().unwrap();
         blocked.thread_unblock().unwrap();
-        assert_eq!(block_on(child.ended()).to_string(), "exit status: 0");
+        assert_eq!(block_on(child.ended()), "exit status: 0");
         let status = fs::read_to_string(&file).unwrap();
         fs::remove_file(&file).unwrap();
         assert!(status.contains("SigBlk:\t0000000000000000\n"), "{status}");
@@ -277,9 +252,9 @@ mod tests {
         ] {
             let words = ["-c".into(), script.into()];
             let mut child = Program::new("sh".into(), words).spawn().unwrap();
-            assert_eq!(block_on(child.ended()).to_string(), end);
+            assert_eq!(block_on(child.ended()), end);
             // The status is not asked for again: another process may have the id by now.
-            assert_eq!(child.try_wait().unwrap().to_string(), end);
+            assert_eq!(child.try_wait().unwrap(), end);
         }
     }
 
@@ -287,7 +262,7 @@ mod tests {
     fn a_child_whose_end_somebody_else_has_heard_has_ended() {
         let mut child = Program::new("true".into(), []).spawn().unwrap();
         waitpid(Some(child.pid), WaitOptions::empty()).unwrap();
-        assert_eq!(block_on(child.ended()).to_string(), "exit status unknown");
+        assert_eq!(block_on(child.ended()), "exit status unknown");
     }
 
     /// No descriptor is overwritten before it is passed.
@@ -308,7 +283,7 @@ mod tests {
         let files: Vec<_> = (3..43).rev().map(open).collect();
         files.into_iter().rev().for_each(|file| program.pass(file.into()));
         let mut child = program.spawn().unwrap();
-        assert_eq!(block_on(child.ended()).to_string(), "exit status: 0");
+        assert_eq!(block_on(child.ended()), "exit status: 0");
         for number in 3..43 {
             let text = fs::read_to_string(directory.join(number.to_string())).unwrap();
             assert_eq!(text, format!("{number}\n"));

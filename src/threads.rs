@@ -44,11 +44,10 @@ pub(crate) fn check() -> io::Result<()> {
 /// Names what could not be started, and the way out.
 pub(crate) fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
     move |error| {
-        let code = error.raw_os_error().map(|code| format!(" (os error {code})"));
-        let reason = error.to_string().replace(&code.unwrap_or_default(), "");
         let message = format!(
-            "{what}: {reason}; raise the limit of threads (`ulimit -u`, the container's limit of \
-             processes), or run fewer threads"
+            "{what}: {}; raise the limit of threads (`ulimit -u`, the container's limit of \
+             processes), or run fewer threads",
+            reason(&error)
         );
         io::Error::new(error.kind(), message)
     }

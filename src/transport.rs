@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use futures_lite::{AsyncRead, AsyncWrite};
 use http_types::Request;
 
-use crate::meter::{Meter, Position};
+use crate::meter::Meter;
 use crate::socket::{Left, Socket};
 
 /// A connection's byte stream.
@@ -28,28 +28,30 @@ pub(crate) enum Transport {
 /// A stream that is not a plain socket, and the socket under it, if there is one.
 pub(crate) struct Wrapped {
     stream: Box<dyn Duplex>,
-    socket: Option<Arc<Socket>>,
+    pub(crate) socket: Option<Arc<Socket>>,
     /// `None` if the server cannot count the bytes under the stream.
     meter: Option<Arc<Meter>>,
     /// The number of bytes that had been received when the stream last returned data.
     received_at_read: u64,
-    /// Bytes that `poll_ahead` has read to find out whether there are any.
-    ahead: Vec<u8>,
+    /// Bytes that were read to find out whether there are any.
+    pub(crate) ahead: Vec<u8>,
 }
 
 impl Wrapped {
-    pub(crate) fn new(
-        stream: Box<dyn Duplex>,
-        socket: Option<Arc<Socket>>,
-        meter: Option<Arc<Meter>>,
-    ) -> Self {
-        let received_at_read = meter.as_ref().map_or(0, |meter| meter.received());
-        Self { stream, socket, meter, received_at_read, ahead: Vec::new() }
+    pub(crate) fn new(stream: impl Duplex + 'static) -> Self {
+        let stream = Box::new(stream);
+        Self { stream, socket: None, meter: None, received_at_read: 0, ahead: Vec::new() }
     }
 
-    /// Returns the stream, and the socket under it.
-    pub(crate) fn into_parts(self) -> (Box<dyn Duplex>, Option<Arc<Socket>>) {
-        (self.stream, self.socket)
+    /// Sets what is under the stream: a socket, and a meter of the bytes that come from there.
+    pub(crate) fn set_under(&mut self, socket: Option<Arc<Socket>>, meter: Option<Arc<Meter>>) {
+        self.received_at_read = meter.as_ref().map_or(0, |meter| meter.received());
+        (self.socket, self.meter) = (socket, meter);
+    }
+
+    /// Returns the stream, to write to it.
+    pub(crate) fn writer(&mut self) -> Pin<&mut dyn Duplex> {
+        Pin::new(&mut *self.stream)
     }
 
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -67,14 +69,14 @@ impl Wrapped {
     /// Returns `true` if bytes have arrived under the wrapper that do not make a byte of content
     /// yet.
     fn has_begun(&self) -> bool {
-        self.meter.as_ref().is_some_and(|meter| match meter.position() {
-            Position::Inside => true,
-            Position::Between => false,
-            Position::Unknown => meter.received() > self.received_at_read,
-        })
+        self.meter.as_ref().is_some_and(|meter| meter.has_begun(self.received_at_read))
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
         if !self.ahead.is_empty() {
             let n = self.ahead.len().min(buf.len());
             buf[..n].copy_from_slice(&self.ahead[..n]);
@@ -150,7 +152,7 @@ impl Transport {
             Self::Plain(socket) => socket.poll_write(cx, buf, tail),
             Self::Wrapped(wrapped) => {
                 let first = if buf.is_empty() { tail } else { buf };
-                Pin::new(&mut wrapped.stream).poll_write(cx, first)
+                wrapped.writer().poll_write(cx, first)
             }
         }
     }
@@ -159,7 +161,7 @@ impl Transport {
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(_) => Poll::Ready(Ok(())),
-            Self::Wrapped(wrapped) => Pin::new(&mut wrapped.stream).poll_flush(cx),
+            Self::Wrapped(wrapped) => wrapped.writer().poll_flush(cx),
         }
     }
 
@@ -167,7 +169,7 @@ impl Transport {
     pub(crate) fn poll_half_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(socket) => Poll::Ready(socket.shut(Shutdown::Write)),
-            Self::Wrapped(wrapped) => Pin::new(&mut wrapped.stream).poll_close(cx),
+            Self::Wrapped(wrapped) => wrapped.writer().poll_close(cx),
         }
     }
 
@@ -263,12 +265,6 @@ impl fmt::Debug for Wrapped {
     }
 }
 
-impl From<Socket> for Transport {
-    fn from(socket: Socket) -> Self {
-        Self::Plain(socket)
-    }
-}
-
 /// The other end of a connection.
 ///
 /// # What can be trusted
@@ -324,9 +320,7 @@ impl Peer {
             text => text.and_then(|text| text.parse().ok()).map_or(Self::Unknown, Self::Ip),
         }
     }
-}
 
-impl Peer {
     /// Says in `request` that it is from this client.
     pub(crate) fn sign(self, request: &mut Request) {
         match self {
@@ -338,7 +332,8 @@ impl Peer {
         }
     }
 
-    /// An IPv4 client of a socket for both families, as what it is.
+    /// Returns the client with this address. An IPv4 client of a socket for both families gets its
+    /// IPv4 address.
     pub(crate) fn canonical(addr: SocketAddr) -> Self {
         Self::Ip(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
     }
@@ -360,18 +355,14 @@ impl fmt::Display for Peer {
     }
 }
 
-/// How long an IPv4 address with its port can be as text.
-const V4_ROOM: usize = "255.255.255.255:65535".len();
+/// How long an IPv4 address with its port can be as text, with a dot in front.
+const V4_ROOM: usize = ".255.255.255.255:65535".len();
 
-/// `addr` as text, written from the end of `room` backwards.
+/// Returns `addr` as text, which is written from the end of `room` backwards.
 fn v4_text(addr: SocketAddrV4, room: &mut [u8; V4_ROOM]) -> &str {
     let [a, b, c, d] = addr.ip().octets().map(u16::from);
     let mut begin = V4_ROOM;
-    for (mut number, behind) in [(addr.port(), 0), (d, b':'), (c, b'.'), (b, b'.'), (a, b'.')] {
-        if begin < V4_ROOM {
-            begin -= 1;
-            room[begin] = behind;
-        }
+    for (mut number, before) in [(addr.port(), b':'), (d, b'.'), (c, b'.'), (b, b'.'), (a, b'.')] {
         loop {
             begin -= 1;
             room[begin] = b'0' + (number % 10) as u8;
@@ -380,8 +371,10 @@ fn v4_text(addr: SocketAddrV4, room: &mut [u8; V4_ROOM]) -> &str {
                 break;
             }
         }
+        begin -= 1;
+        room[begin] = before;
     }
-    std::str::from_utf8(&room[begin..]).unwrap_or_default()
+    std::str::from_utf8(&room[begin + 1..]).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::Service;
 use super::handler::{Failure, answer_fault, apology, ask};
 use super::leave::leave;
 use crate::orders::Order;
-use crate::registry::Seat;
+use crate::seat::Seat;
 use crate::transport::Transport;
 use crate::wire::body::Framing;
 use crate::wire::head::Head;

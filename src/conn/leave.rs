@@ -13,7 +13,7 @@ use futures_lite::{FutureExt, future};
 
 use crate::activity::{Doing, Wait};
 use crate::orders::Order;
-use crate::registry::Seat;
+use crate::seat::Seat;
 use crate::transport::Transport;
 use crate::wire::buffer::Buffer;
 

@@ -21,7 +21,7 @@ use futures_lite::FutureExt;
 use crate::activity::Doing;
 use crate::limits::Limits;
 use crate::orders::{Order, Orders};
-use crate::registry::Seat;
+use crate::seat::Seat;
 use crate::shutdown::Shutdown;
 use crate::transport::Transport;
 use crate::wire::Gate;

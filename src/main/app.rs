@@ -1,6 +1,6 @@
 //! The bundled application: a few routes that show and test what the server does when it stops.
 //!
-//! Invariant: nothing here blocks its thread or keeps a body in memory. Knows nothing of
+//! Invariant: nothing here blocks its thread or keeps a body in memory. This file knows nothing of
 //! connections, signals and settings, apart from how long `/` works.
 
 use std::time::Duration;
@@ -32,7 +32,8 @@ pub(crate) async fn handle(work: Duration, request: Request) -> http_types::Resu
     })
 }
 
-/// What can be done with a path; `None` if there is no such path. `OPTIONS *` arrives as `/*`.
+/// Returns the methods that a path allows, or `None` if there is no such path. `OPTIONS *` arrives
+/// as `/*`.
 fn allowed(path: &str) -> Option<&'static str> {
     match path {
         "/" | "/work" | "/stream" | "/livez" | "/readyz" => Some("GET, HEAD, OPTIONS"),
@@ -42,27 +43,28 @@ fn allowed(path: &str) -> Option<&'static str> {
     }
 }
 
-/// `GET /`: works without blocking its thread.
+/// Answers `GET /`: works without blocking its thread.
 async fn okay(work: Duration) -> Response {
     Timer::after(work).await;
     text(StatusCode::Ok, "okay")
 }
 
-/// `GET /work?for=300ms`: the same, for as long as the client says.
+/// Answers `GET /work?for=300ms`: works for as long as the client says.
 async fn work_for(request: &Request) -> Response {
-    match parameter(request, "for").map(|text| parse_duration(&text)) {
-        Some(Ok(work)) if work <= LONGEST => okay(work).await,
-        _ => text(StatusCode::BadRequest, "write /work?for=300ms, with at most 1h\n"),
+    match parameter(request, "for").and_then(|text| duration(&text)) {
+        Some(work) => okay(work).await,
+        None => text(StatusCode::BadRequest, "write /work?for=300ms, with at most 1h\n"),
     }
 }
 
-/// `POST /echo`: the request's body, handed on as it arrives; with `?for=300ms` after that long.
+/// Answers `POST /echo`: sends the request's body back as it arrives. With `?for=300ms`, begins
+/// after that time.
 async fn echo(mut request: Request) -> Response {
     if let Some(work) = parameter(&request, "for") {
-        match parse_duration(&work) {
-            Ok(work) if work <= LONGEST => Timer::after(work).await,
-            _ => return text(StatusCode::BadRequest, "write /echo?for=300ms, with at most 1h\n"),
+        let Some(work) = duration(&work) else {
+            return text(StatusCode::BadRequest, "write /echo?for=300ms, with at most 1h\n");
         };
+        Timer::after(work).await;
     }
     let mut response = Response::new(StatusCode::Ok);
     if let Some(content_type) = request.header(CONTENT_TYPE) {
@@ -72,12 +74,12 @@ async fn echo(mut request: Request) -> Response {
     response
 }
 
-/// `GET /stream?every=100ms&count=50`: a line at a time, fewer if the server stops.
+/// Answers `GET /stream?every=100ms&count=50`: a line at a time, fewer if the server stops.
 fn tick(request: &Request) -> Response {
     let every = parameter(request, "every").unwrap_or("100ms".into());
     let count = parameter(request, "count").unwrap_or("50".into());
-    match (parse_duration(&every), count.parse()) {
-        (Ok(every), Ok(count)) if every <= LONGEST => {
+    match (duration(&every), count.parse()) {
+        (Some(every), Ok(count)) => {
             let ticks = ticks(Token::of(request), every, count);
             text(StatusCode::Ok, stream_body(ticks.map(Ok)))
         }
@@ -85,10 +87,7 @@ fn tick(request: &Request) -> Response {
     }
 }
 
-/// The longest time that a client can ask for: 1 h.
-const LONGEST: Duration = Duration::from_secs(60 * 60);
-
-/// The lines `tick 1`, `tick 2`, …: `count` of them, or as many as there are before the stop.
+/// Returns the lines `tick 1`, `tick 2`, …: `count` of them, or fewer if the server stops.
 fn ticks(token: Token, every: Duration, count: u64) -> impl Stream<Item = String> + Send {
     stream::unfold((token, 1), move |(token, n)| async move {
         if n > count || token.is_stopping() {
@@ -99,13 +98,18 @@ fn ticks(token: Token, every: Duration, count: u64) -> impl Stream<Item = String
     })
 }
 
-/// The value of a parameter in the query.
+/// Reads a duration of at most one hour, which is the longest that a client can ask for.
+fn duration(text: &str) -> Option<Duration> {
+    parse_duration(text).ok().filter(|duration| *duration <= Duration::from_secs(60 * 60))
+}
+
+/// Returns the value of a parameter in the query.
 fn parameter(request: &Request, name: &str) -> Option<String> {
     let mut pairs = request.url().query_pairs();
     pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
 }
 
-/// A response with nothing to say but its status.
+/// Returns a response with nothing to say but its status.
 fn status(status: StatusCode) -> Response {
     text(status, format!("{}\n", status.canonical_reason()))
 }

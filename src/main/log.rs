@@ -1,7 +1,7 @@
 //! The lines that the process logs, and how they look: env_logger over a [`LogWriter`].
 //!
 //! Invariant: no thread that logs waits for standard error (rule S21), not even in a panic. The
-//! queue is the library's; this only decides which lines are wanted and what is in them.
+//! queue is the library's. This file only decides which lines are wanted and what is in them.
 
 use std::io::Write;
 use std::panic;
@@ -12,8 +12,9 @@ use env_logger::{Builder, Target};
 use log::LevelFilter;
 use smol_graceful::LogWriter;
 
-/// Makes `log` the process's log, for panics too: their usual way is standard error itself.
-/// `wanted` says what is logged, as `RUST_LOG` does; without a word, what operators need.
+/// Makes `log` the process's log, also for panics, which would go to standard error otherwise.
+/// `wanted` says which lines are logged, as `RUST_LOG` does. If it is empty, operators get what
+/// they need.
 pub(crate) fn install(log: &LogWriter, wanted: &str) {
     panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
@@ -21,7 +22,7 @@ pub(crate) fn install(log: &LogWriter, wanted: &str) {
         log::error!("thread {name} {}", panic.to_string().replace('\n', " "));
     }));
     let mut builder = Builder::new();
-    // Processes that follow one another share a log: each line says whose it is.
+    // Processes that follow one another share a log, so each line says whose it is.
     let pid = process::id();
     builder.format(move |line, record| {
         let (time, level) = (line.timestamp_millis(), record.level());
@@ -38,8 +39,8 @@ pub(crate) fn install(log: &LogWriter, wanted: &str) {
     }
 }
 
-/// What is logged, from a text such as `warn,smol_graceful=debug`, and what makes no sense in it.
-/// env_logger would read it too, but complains on standard error itself, waiting for it.
+/// Reads a text such as `warn,smol_graceful=debug`. Also returns the parts of it that mean nothing.
+/// env_logger could read the text too, but would wait for standard error to complain there.
 fn directives(wanted: &str) -> (Vec<(Option<&str>, LevelFilter)>, Vec<&str>) {
     let mut directives = Vec::new();
     let mut wrong = Vec::new();
@@ -55,7 +56,7 @@ fn directives(wanted: &str) -> (Vec<(Option<&str>, LevelFilter)>, Vec<&str>) {
     (directives, wrong)
 }
 
-/// A level, a module, or both.
+/// Reads a level, a module, or both.
 fn directive(text: &str) -> Option<(Option<&str>, LevelFilter)> {
     if let Ok(level) = text.parse() {
         return Some((None, level));

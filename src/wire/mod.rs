@@ -39,7 +39,7 @@ use std::task::{Context, Poll, Waker, ready};
 use crate::activity::{Doing, Wait};
 use crate::client::Received;
 use crate::orders::Order;
-use crate::registry::{Call, Describe, Seat};
+use crate::seat::{Call, Describe, Seat};
 use crate::socket::Left;
 use crate::transport::{Peer, Transport};
 use buffer::Buffer;
@@ -194,7 +194,7 @@ impl Gate {
 
     /// Notes that the server is about to call the request's handler, and returns that call.
     pub(crate) fn call(&self) -> Call {
-        Call::new(self.seat.clone())
+        self.seat.call()
     }
 
     /// Returns what the server wants of the connection now.

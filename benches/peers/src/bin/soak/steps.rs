@@ -202,30 +202,12 @@ impl Client {
                 }
             }
             Step::Pipeline => {
-                self.now.begun = PIPELINE;
-                wire.send(&GET.repeat(PIPELINE as usize)).await?;
-                for _ in 0..PIPELINE {
-                    self.expect(&mut wire, b"okay").await?;
-                }
+                self.send_gets(&mut wire, PIPELINE).await?;
+                self.expect_okay(&mut wire, PIPELINE).await?;
             }
             Step::Mixed => self.mixed(&mut wire).await?,
-            Step::Upload => {
-                let body = self.body(BODY_BITS);
-                let message = self.post("/upload", body);
-                let middle = self.rng.usize(1..message.len());
-                self.now.begun = 1;
-                wire.send(&message[..middle]).await?;
-                future::yield_now().await;
-                wire.send(&message[middle..]).await?;
-                self.expect(&mut wire, body.len().to_string().as_bytes()).await?;
-            }
-            Step::Echo => {
-                let body = self.body(BODY_BITS);
-                let message = self.post("/echo", body);
-                self.now.begun = 1;
-                let mut sender = wire.sender();
-                future::try_zip(sender.send(&message), self.expect(&mut wire, body)).await?;
-            }
+            Step::Upload => self.upload(&mut wire).await?,
+            Step::Echo => self.echo(&mut wire).await?,
             Step::Download => {
                 self.now.begun = 1;
                 wire.send(DOWNLOAD).await?;
@@ -233,46 +215,20 @@ impl Client {
             }
             Step::HalfClose => {
                 let count = self.rng.u64(1..=PIPELINE);
-                self.now.begun = count;
-                wire.send(&GET.repeat(count as usize)).await?;
+                self.send_gets(&mut wire, count).await?;
                 wire.half_close()?;
-                for _ in 0..count {
-                    self.expect(&mut wire, b"okay").await?;
-                }
+                self.expect_okay(&mut wire, count).await?;
                 return wire.end().await;
             }
             Step::Last => {
                 self.now.begun = 1;
                 wire.send(LAST).await?;
-                self.expect(&mut wire, b"okay").await?;
+                self.expect_okay(&mut wire, 1).await?;
                 return wire.end().await;
             }
-            Step::CutPipeline => {
-                let bytes = self.rng.usize(1..GET.len() * PIPELINE as usize);
-                self.now.begun = bytes.div_ceil(GET.len()) as u64;
-                wire.send(&GET.repeat(PIPELINE as usize)[..bytes]).await?;
-                if self.rng.bool() {
-                    for _ in 0..self.rng.usize(0..=bytes / GET.len()) {
-                        self.expect(&mut wire, b"okay").await?;
-                    }
-                }
-                return self.leave(wire);
-            }
+            Step::CutPipeline => return self.cut_pipeline(wire).await,
             Step::CutUpload => return self.cut_upload(wire).await,
-            Step::CutEcho => {
-                let body = self.body(BODY_BITS);
-                let message = self.post("/echo", body);
-                let bytes = self.rng.usize(1..message.len());
-                self.now.begun = 1;
-                // Nobody reads what comes back: beyond what the kernels hold, sending gets stuck.
-                let mut sender = wire.sender();
-                let given_up = async {
-                    Timer::after(Duration::from_millis(20)).await;
-                    Ok(())
-                };
-                future::or(sender.send(&message[..bytes]), given_up).await?;
-                return self.leave(wire);
-            }
+            Step::CutEcho => return self.cut_echo(wire).await,
             Step::LeaveDownload => {
                 self.now.begun = 1;
                 wire.send(DOWNLOAD).await?;
@@ -292,6 +248,42 @@ impl Client {
         }
         wire.is_at_rest()?;
         self.wire = Some(wire);
+        Ok(())
+    }
+
+    /// Sends `count` requests in one write.
+    async fn send_gets(&mut self, wire: &mut Wire, count: u64) -> io::Result<()> {
+        self.now.begun = count;
+        wire.send(&GET.repeat(count as usize)).await
+    }
+
+    /// Reads the next `count` answers, which have to be `okay`.
+    async fn expect_okay(&mut self, wire: &mut Wire, count: u64) -> io::Result<()> {
+        for _ in 0..count {
+            self.expect(wire, b"okay").await?;
+        }
+        Ok(())
+    }
+
+    /// Sends an upload in two writes.
+    async fn upload(&mut self, wire: &mut Wire) -> io::Result<()> {
+        let body = self.body(BODY_BITS);
+        let message = self.post("/upload", body);
+        let middle = self.rng.usize(1..message.len());
+        self.now.begun = 1;
+        wire.send(&message[..middle]).await?;
+        future::yield_now().await;
+        wire.send(&message[middle..]).await?;
+        self.expect(wire, body.len().to_string().as_bytes()).await
+    }
+
+    /// Sends a body, and reads it at the same time.
+    async fn echo(&mut self, wire: &mut Wire) -> io::Result<()> {
+        let body = self.body(BODY_BITS);
+        let message = self.post("/echo", body);
+        self.now.begun = 1;
+        let mut sender = wire.sender();
+        future::try_zip(sender.send(&message), self.expect(wire, body)).await?;
         Ok(())
     }
 
@@ -326,6 +318,34 @@ impl Client {
         };
         future::try_zip(sender.send(&all), answers).await?;
         Ok(())
+    }
+
+    /// Sends a pipeline that ends at a random byte, and reads some of the answers.
+    async fn cut_pipeline(&mut self, mut wire: Wire) -> io::Result<()> {
+        let bytes = self.rng.usize(1..GET.len() * PIPELINE as usize);
+        self.now.begun = bytes.div_ceil(GET.len()) as u64;
+        wire.send(&GET.repeat(PIPELINE as usize)[..bytes]).await?;
+        if self.rng.bool() {
+            let count = self.rng.usize(0..=bytes / GET.len());
+            self.expect_okay(&mut wire, count as u64).await?;
+        }
+        self.leave(wire)
+    }
+
+    /// Sends an echo that ends at a random byte.
+    async fn cut_echo(&mut self, wire: Wire) -> io::Result<()> {
+        let body = self.body(BODY_BITS);
+        let message = self.post("/echo", body);
+        let bytes = self.rng.usize(1..message.len());
+        self.now.begun = 1;
+        // Nobody reads the answer, so sending gets stuck when the kernels hold no more.
+        let mut sender = wire.sender();
+        let given_up = async {
+            Timer::after(Duration::from_millis(20)).await;
+            Ok(())
+        };
+        future::or(sender.send(&message[..bytes]), given_up).await?;
+        self.leave(wire)
     }
 
     /// An upload that ends too early: with the connection, or with our side of it only, so that

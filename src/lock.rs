@@ -1,0 +1,10 @@
+//! [`lock`]: takes a mutex whether or not a thread has panicked with it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks `mutex`. A panic of another thread does not matter, because no code of this crate leaves
+/// the data under a lock half changed where it may panic. Handlers and streams of the program run
+/// without a lock, or a panic of theirs ends the connection that has the lock.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
