@@ -2105,9 +2105,10 @@ fn clients_do_not_disturb_each_other() {
                 }
                 assert_open(&mut live);
                 for client in bad {
-                    match reset {
-                        true => client.reset(),
-                        false => drop(client),
+                    if reset {
+                        client.reset();
+                    } else {
+                        drop(client);
                     }
                 }
                 assert_open(&mut live);
@@ -2132,9 +2133,10 @@ fn a_stream_ends_with_its_client() {
         let mut some = vec![0; 100_000];
         client.stream.read_exact(&mut some).unwrap();
         assert_eq!(server.shutdown.in_flight(), 1);
-        match reset {
-            true => client.reset(),
-            false => drop(client),
+        if reset {
+            client.reset();
+        } else {
+            drop(client);
         }
         wait_until("the stream has ended", || server.shutdown.in_flight() == 0);
     }

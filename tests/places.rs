@@ -747,11 +747,10 @@ fn the_connection_that_is_idle_longest_gives_way() {
 fn a_silent_client_gives_way() {
     for wrapped in [false, true] {
         case(&format!("wrapped: {wrapped}"), || {
-            let listener = listener("tcp", &Directory::new());
-            let listener = match wrapped {
-                true => listener.wrap(|connection| async { Ok(connection) }),
-                false => listener,
-            };
+            let mut listener = listener("tcp", &Directory::new());
+            if wrapped {
+                listener = listener.wrap(|connection| async { Ok(connection) });
+            }
             let server = with_places(2, Server::new(|_| async { Ok("okay") }));
             let server = Running::on(server, [listener]);
             let silent = [server.connect(), server.connect()];

@@ -267,9 +267,10 @@ fn inherited_sockets_have_the_keepalive_of_the_flag() {
     for (args, seconds) in cases {
         for by_listen_fds in [false, true] {
             let held = TcpListener::bind("127.0.0.1:0").unwrap();
-            let mut server = match by_listen_fds {
-                false => held_on_stdin(&held, args),
-                true => Program::start(activated("$$", vec![copy(&held)], "http", args)),
+            let mut server = if by_listen_fds {
+                Program::start(activated("$$", vec![copy(&held)], "http", args))
+            } else {
+                held_on_stdin(&held, args)
             };
             let socket = SockRef::from(&held);
             assert_eq!(socket.keepalive().unwrap(), seconds.is_some(), "{args:?}");
@@ -371,8 +372,7 @@ fn an_overlap_has_to_be_asked_for() {
 #[test]
 fn usr2_loses_nothing() {
     let directory = Directory::new();
-    let manager = UnixDatagram::bind(directory.join("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = service_manager(&directory);
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", directory.join("manager"));
     let mut servers = Generations::start(command);
@@ -438,8 +438,7 @@ fn usr2_hands_over_what_was_inherited() {
 #[test]
 fn usr2_hands_over_a_hundred_sockets() {
     let directory = Directory::new();
-    let manager = UnixDatagram::bind(directory.join("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = service_manager(&directory);
     // Close to the kernel's limit for a path, 107 bytes.
     let padding = "x".repeat(95_usize.saturating_sub(directory.join("").as_os_str().len()));
     let paths: Vec<_> = (0..100).map(|n| directory.join(&format!("{padding}{n:03}"))).collect();
@@ -599,9 +598,7 @@ fn a_late_successor_leaves_the_socket_file() {
 /// and was told to stop. The server goes on.
 fn outlive_a_late_successor(args: &[&str]) -> Generations {
     let directory = Directory::new();
-    let path = directory.join("manager");
-    let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (path, manager) = (directory.join("manager"), service_manager(&directory));
     let mut command = Command::new(SERVER);
     command.args(["--work", "0s"]).args(args);
     command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "20000");
@@ -806,8 +803,7 @@ fn usr2_makes_a_removed_socket_file_anew() {
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--lame-duck", "600s"]);
     command.args(["--listen", &format!("unix:{}", path.display())]);
-    let manager = UnixDatagram::bind(directory.join("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = service_manager(&directory);
     command.env("NOTIFY_SOCKET", directory.join("manager"));
     let mut servers = Generations::start(command);
     let predecessor = servers.serving;
@@ -1045,8 +1041,7 @@ fn a_draining_process_keeps_its_pid_file() {
 fn the_pid_file_is_there_before_ready() {
     let directory = Directory::new();
     let file = directory.join("app.pid");
-    let manager = UnixDatagram::bind(directory.join("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = service_manager(&directory);
     for _ in 0..20 {
         let mut command = Command::new(SERVER);
         command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(&file);
@@ -1225,8 +1220,7 @@ fn names(file: &Path, pid: ProcessId) -> bool {
 #[test]
 fn the_manager_is_told() {
     let directory = Directory::new();
-    let manager = UnixDatagram::bind(directory.join("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = service_manager(&directory);
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--lame-duck", "300ms", "--grace", "20s"]);
     command.env("NOTIFY_SOCKET", directory.join("manager"));
@@ -1270,8 +1264,7 @@ fn the_manager_is_told() {
 #[test]
 fn a_late_successor_does_not_tell_the_manager_that_it_stops() {
     let directory = Directory::new();
-    let manager = UnixDatagram::bind(directory.join("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = service_manager(&directory);
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--patience", "0s"]);
     command.env("NOTIFY_SOCKET", directory.join("manager"));
@@ -1293,8 +1286,7 @@ fn a_late_successor_does_not_tell_the_manager_that_it_stops() {
 #[test]
 fn a_program_of_its_own_tells_the_manager() {
     let directory = Directory::new();
-    let manager = UnixDatagram::bind(directory.join("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = service_manager(&directory);
     let mut command = Program::example_command("restart", &["127.0.0.1:0"]);
     command.env("NOTIFY_SOCKET", directory.join("manager"));
     let mut server = Program::start(command);
@@ -1309,8 +1301,7 @@ fn a_program_of_its_own_tells_the_manager() {
 #[test]
 fn a_blocked_executor_is_noticed() {
     let directory = Directory::new();
-    let manager = UnixDatagram::bind(directory.join("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = service_manager(&directory);
     let mut command = Program::example_command("blocking", &["127.0.0.1:0", "30", "2"]);
     command.env("NOTIFY_SOCKET", directory.join("manager")).env("WATCHDOG_USEC", "100000");
     let mut server = Program::start(command);
@@ -1407,7 +1398,14 @@ fn copy(socket: &impl AsFd) -> OwnedFd {
     socket.as_fd().try_clone_to_owned().unwrap()
 }
 
-/// The next message to the manager.
+/// Binds the socket of a service manager in `directory`.
+fn service_manager(directory: &Directory) -> UnixDatagram {
+    let manager = UnixDatagram::bind(directory.join("manager")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    manager
+}
+
+/// Returns the next message to the manager.
 fn hear(manager: &UnixDatagram) -> String {
     let mut bytes = [0; 4096];
     let n = manager.recv(&mut bytes).unwrap();
