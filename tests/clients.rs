@@ -11,7 +11,6 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,8 +19,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Client, Directory, PATIENCE, Program, Proxy, Running, installed, output_within, pattern,
-    run_ok, text, wait_until,
+    Client, Directory, PATIENCE, Program, Proxy, Running, chromium, installed, output_within,
+    pattern, run_ok, text, wait_until,
 };
 use rustix::process::Signal;
 use smol_graceful::{Body, Limits, Request, Response};
@@ -443,25 +442,8 @@ fn chromium_loads_a_page() {
         async move { page(&path, request).await }
     });
     let profile = Directory::new();
-    let mut chromium = installed("chromium", "chromium");
-    chromium.args([
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        "--timeout=25000",
-        "--dump-dom",
-    ]);
-    chromium.arg(format!("--user-data-dir={}", profile.path().display()));
-    chromium.arg(format!("http://{}/", server.addr()));
-    // Chromium's children must not outlive a test that fails.
-    chromium.process_group(0);
+    let mut chromium = chromium(&profile);
+    chromium.args(["--timeout=25000", "--dump-dom", &format!("http://{}/", server.addr())]);
     let output = output_within(&mut chromium, b"", 3 * PATIENCE);
     let dom = text(&output.stdout);
     let asked = asked.lock().unwrap();

@@ -12,7 +12,6 @@ use std::iter;
 use std::net::{Shutdown as Half, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -20,8 +19,8 @@ use std::thread;
 
 use command_fds::{CommandFdExt, FdMapping};
 use common::{
-    Client, Directory, End, Generations, PATIENCE, ProcessId, Program, output, pattern, run_ok,
-    text, wait_for_close, wait_until,
+    Client, Directory, End, Generations, PATIENCE, ProcessId, Program, chromium, output, pattern,
+    run_ok, text, wait_for_close, wait_until,
 };
 use futures_rustls::pki_types::{CertificateDer, ServerName};
 use futures_rustls::rustls::{
@@ -789,23 +788,8 @@ struct Chromium {
 impl Chromium {
     fn open(url: &str) -> Self {
         let profile = Directory::new();
-        let mut chromium = Command::new("chromium");
-        chromium.args([
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-            "--remote-debugging-port=0",
-        ]);
-        chromium.arg(format!("--user-data-dir={}", profile.path().display())).arg(url);
-        // Its children are ended with it.
-        chromium.process_group(0);
+        let mut chromium = chromium(&profile);
+        chromium.args(["--remote-debugging-port=0", url]);
         let program = Program::start(chromium);
         let log = program.to_string();
         let devtools = log.split("listening on ws://").nth(1).unwrap().split('/').next().unwrap();

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use common::{
     Client, Directory, Generations, PATIENCE, ProcessId, Program, SERVER, ask_unix,
-    assert_all_okay, pass_repeat_window, queued, wait_until,
+    assert_all_okay, is_refused, pass_repeat_window, queued, wait_for_close, wait_until,
 };
 use load::{Load, Report, Tally, Target};
 use rustix::process::Signal;
@@ -237,7 +237,7 @@ fn the_queue_of_a_passed_socket_is_served() {
         server.signal(Signal::CONT);
         assert_all_okay(clients);
         assert_eq!(server.exit_code(), 0, "{server}");
-        assert!(TcpStream::connect(addr).is_err());
+        assert!(is_refused(addr));
     }
 }
 
@@ -768,7 +768,7 @@ fn what_a_successor_does_not_take_is_closed() {
         servers.program.wait_for(&warning);
     }
     servers.wait_for_successor();
-    wait_until("the old address is closed", || TcpStream::connect(old).is_err());
+    wait_for_close(old);
     wait_until("the old file is gone", || !path.exists());
     servers.end();
 }

@@ -6,7 +6,6 @@
 mod common;
 
 use std::io::{self, Write};
-use std::net::TcpStream;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -482,7 +481,7 @@ fn a_stop_before_serve() {
     let outcome = future::block_on(server.serve([listener])).unwrap();
     assert!(outcome.is_drained());
     assert_eq!(shutdown.in_flight(), 0);
-    assert!(TcpStream::connect(addr).is_err());
+    assert!(is_refused(addr));
     let response = client.response();
     assert_eq!((response.status, response.says_close()), (200, true));
 }
@@ -669,7 +668,7 @@ fn dropping_the_server_closes_everything() {
         assert_eq!(busy.end(), End::Eof);
         assert_eq!(idle.end(), End::Eof);
         wait_until("nobody left", || shutdown.in_flight() == 0);
-        wait_until("closed", || TcpStream::connect(addr).is_err());
+        wait_for_close(addr);
         assert_eq!(shutdown.phase(), Phase::Running);
         if let Some(worker) = worker {
             worker.pause();

@@ -16,8 +16,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use common::{
-    Client, Directory, Program, SERVER, assert_all_okay, free_port, installed, queued, terminate,
-    wait_until,
+    Client, Directory, Program, SERVER, assert_all_okay, free_port, installed, is_refused, queued,
+    terminate, wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
@@ -69,7 +69,7 @@ fn systemd_socket_activate_binds_the_socket() {
     server.signal(Signal::CONT);
     assert_all_okay(clients);
     assert_eq!(server.exit_code(), 0, "{server}");
-    assert!(TcpStream::connect(addr).is_err());
+    assert!(is_refused(addr));
 }
 
 /// supervisord binds the address again although a program that a handler has started still runs.
@@ -108,7 +108,7 @@ fn supervisord_starts_a_server_whose_programs_still_run() {
         })
         .collect();
     assert!(ctl(&["stop", "app"]).contains("app: stopped"));
-    assert!(TcpStream::connect(addr).is_err(), "a program still has the socket");
+    assert!(is_refused(addr), "a program still has the socket");
     let said = ctl(&["start", "app"]);
     assert!(said.contains("app: started"), "{said}");
     wait_until("the server answers again", || TcpStream::connect(addr).is_ok());

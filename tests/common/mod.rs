@@ -28,7 +28,7 @@ pub use self::client::{
 };
 pub use self::log::Log;
 pub use self::program::{
-    Generations, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, end_of,
+    Generations, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, chromium, end_of,
     handle_ignored_signals, installed, number_behind, output, output_within, pass_repeat_window,
     run_ok, sockets_of, terminate,
 };

@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
@@ -403,6 +403,26 @@ pub fn installed(name: &str, package: &str) -> Command {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     let found = path.split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.exists());
     Command::new(found.unwrap_or_else(|| panic!("{name} is missing: install {package}")))
+}
+
+/// Returns a command for a Chromium that stays on this machine. It leads a process group, because
+/// its children must not outlive a test that fails.
+pub fn chromium(profile: &Directory) -> Command {
+    let mut chromium = installed("chromium", "chromium");
+    chromium.args([
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ]);
+    chromium.arg(format!("--user-data-dir={}", profile.path().display())).process_group(0);
+    chromium
 }
 
 /// Returns a command for the server with `fds` from descriptor 3 on, which are meant for the
