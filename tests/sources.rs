@@ -1,23 +1,30 @@
-//! Where connections come from and what is made of them before they are served: sources and wrappers
-//! that fail, and what the log says of it.
+//! Where connections come from and what is made of them before they are served: sources that fail,
+//! wrappers, and what the log says of it.
 
 mod common;
 
-use std::io;
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::process::{ExitCode, Termination};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, End, Log, PATIENCE, Running, address_of, handler, stage, tcp, wait_until};
-use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, StreamExt, future, stream};
+use common::{
+    BIG, Client, Directory, End, Log, PATIENCE, PipeClient, Pipes, Running, UPGRADE_HEAD,
+    address_of, handler, is_refused, patient, quick, stage, tcp, upgrading, wait_until,
+};
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
 use log::Level;
 use smol::channel;
-use smol_graceful::{Connection, Limits, Listener, Peer, Process, Server, What};
+use smol_graceful::{
+    Address, Connection, Cut, Ending, Limits, Listener, Peer, Process, Server, Stage, What,
+};
 
 // Sources that panic (rule S17).
 
@@ -229,4 +236,365 @@ fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
     assert!(server.stop().is_drained());
 }
 
-// What the tests share.
+#[test]
+fn a_wrapper_that_changes_nothing_changes_nothing() {
+    let listener = tcp().wrap(|connection| async move { Ok(connection) });
+    assert!(format!("{listener:?}").contains("is_wrapped: true"));
+    let server = Running::on(Server::new(handler()), [listener]);
+    let mut client = server.connect();
+    for _ in 0..3 {
+        assert_eq!(client.get("/now").response().text(), "now");
+    }
+    let local = client.stream.local_addr().unwrap().to_string();
+    assert_eq!(client.get("/peer").response().text(), local);
+    client.send(
+        "POST /echo HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+    );
+    assert_eq!(client.response().status, 100);
+    assert_eq!(client.send("hello").response().text(), "hello");
+    client.send("GET /now HTTP/1.1\r\nHost: test\r\n\r\n".repeat(20));
+    for _ in 0..20 {
+        assert_eq!(client.response().text(), "now");
+    }
+    let response = client.get("/big").response();
+    assert_eq!(response.body.len(), BIG);
+    server.shutdown.stop();
+    assert_eq!(client.end(), End::Eof);
+    assert!(server.outcome().is_drained());
+}
+
+/// What the wrapper gives is what is served, in both directions.
+#[test]
+fn a_wrapper_that_changes_bytes_is_used_for_all_of_them() {
+    let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
+    let server = Running::on(Server::new(handler()), [listener]);
+    let mut client = server.connect();
+    let response = client.get("/now").response();
+    assert_eq!(response.lines[0], "HTTP/1.1 200 OK");
+    assert!(response.lines.contains(&"CONTENT-LENGTH: 3".to_owned()), "{:?}", response.lines);
+    assert_eq!(response.text(), "NOW");
+    // The path was written in lower case; the wrapper's reader knows better.
+    assert_eq!(client.get("/n$w").response().text(), "NOW");
+    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.send("5\r\nhell$\r\n0\r\n\r\n");
+    assert_eq!(client.response().text(), "HELLO");
+    assert!(server.stop().is_drained());
+}
+
+/// Writes in upper case, and reads `$` as `o`.
+struct Upper<T>(T);
+
+impl<T: AsyncRead + Unpin> AsyncRead for Upper<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let read = Pin::new(&mut self.0).poll_read(cx, buf);
+        if let Poll::Ready(Ok(n)) = read {
+            buf[..n].iter_mut().filter(|byte| **byte == b'$').for_each(|byte| *byte = b'o');
+        }
+        read
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Upper<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, &buf.to_ascii_uppercase())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_close(cx)
+    }
+}
+
+/// A wrapper's error or panic costs its client the connection, without a word, and nobody else
+/// anything (rule S17).
+#[test]
+fn a_wrapper_that_fails_costs_its_client_alone() {
+    let listener = tcp().wrap(|mut connection| {
+        let mut first = [0];
+        // Before there is a future, and in it.
+        assert!(future::block_on(connection.read_exact(&mut first)).is_ok());
+        assert_ne!(first[0], b'!', "as the client wished, early");
+        async move {
+            assert_ne!(first[0], b'?', "as the client wished");
+            if first[0] == b'E' { Err(ErrorKind::InvalidData.into()) } else { Ok(connection) }
+        }
+    });
+    let server = Running::on(Server::new(handler()), [listener]);
+    let mut good = server.connect();
+    assert_eq!(good.send("+").get("/now").response().text(), "now");
+    for first in ["!", "?", "E"] {
+        let mut bad = server.connect();
+        // Not more than the wrapper reads: what nobody has read makes a reset of the close.
+        assert_eq!(bad.send(first).end(), End::Eof, "{first}");
+    }
+    // One that leaves before its first byte is none of the wrapper's business.
+    drop(server.connect());
+    wait_until("only the good one is left", || server.shutdown.in_flight() == 1);
+    assert_eq!(good.get("/now").response().text(), "now");
+    assert!(server.stop().is_drained());
+}
+
+/// A handshake has as long as a head; the time before the client's first byte is not its own.
+#[test]
+fn a_handshake_that_does_not_end_is_ended() {
+    let limits = Limits { head_timeout: Duration::from_millis(40), ..Limits::default() };
+    let (shake, begun) = counted(future::pending::<()>);
+    let server = Running::on(
+        Server::new(handler()).limits(limits).shutdown(&patient()),
+        [tcp().wrap(shake)],
+    );
+    let mut silent = server.connect();
+    wait_until("it is accepted", || server.shutdown.in_flight() == 1);
+    for _ in 0..2 {
+        let mut client = server.connect();
+        assert_eq!(client.send("hello").end(), End::Eof);
+    }
+    assert_eq!(begun.load(Ordering::SeqCst), 2);
+    // It has been silent for longer than a handshake may take, and is still there.
+    wait_until("they are gone", || server.shutdown.in_flight() == 1);
+    assert_eq!(silent.send("hello").end(), End::Eof);
+    assert_eq!(begun.load(Ordering::SeqCst), 3);
+    assert!(server.stop().is_drained());
+}
+
+/// A client that has said nothing is treated like an idle one, wrapper or not (rules S6, S7).
+#[test]
+fn a_silent_client_of_a_wrapper_is_closed_at_the_stop() {
+    let (shake, begun) = counted(|| async {});
+    let server = Running::on(Server::new(handler()).shutdown(&quick()), [tcp().wrap(shake)]);
+    let mut silent = server.connect();
+    let mut idle = server.connect();
+    idle.send("hello").get("/now");
+    assert_eq!(idle.take(5).unwrap(), b"world");
+    assert_eq!(idle.response().text(), "now");
+    wait_until("both are there", || server.shutdown.in_flight() == 2);
+    server.shutdown.stop();
+    assert_eq!((silent.end(), idle.end()), (End::Eof, End::Eof));
+    assert!(server.outcome().is_drained());
+    assert_eq!(begun.load(Ordering::SeqCst), 1);
+}
+
+/// Nor is a pipe wrapped before it has brought a byte.
+#[test]
+fn a_silent_client_of_a_wrapped_pipe_is_closed_at_the_stop() {
+    let (shake, begun) = counted(|| async {});
+    let calls = Arc::new(AtomicUsize::new(0));
+    let called = calls.clone();
+    let (source, pipes) = Pipes::listener();
+    let listener = pipes.wrap(move |connection| {
+        called.fetch_add(1, Ordering::SeqCst);
+        shake(connection)
+    });
+    let server = Running::on(Server::new(handler()).shutdown(&quick()), [listener]);
+    let mut silent = source.connect();
+    let mut idle = source.connect();
+    assert_eq!(idle.send("hello").get("/now").take(5).unwrap(), b"world");
+    assert_eq!(idle.response().text(), "now");
+    wait_until("both are there", || server.shutdown.in_flight() == 2);
+    server.shutdown.stop();
+    assert_eq!(silent.end(), End::Eof);
+    assert_eq!(idle.end(), End::Eof);
+    assert!(server.outcome().is_drained());
+    assert_eq!((calls.load(Ordering::SeqCst), begun.load(Ordering::SeqCst)), (1, 1));
+}
+
+/// A handshake that has begun is a request that has (rule S8): it is finished after the stop, and
+/// what comes over the connection is answered, even if the time for idle ones is long over.
+#[test]
+fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
+    let shutdown = patient().linger(Duration::from_secs(2));
+    let (open, gate) = channel::bounded::<()>(1);
+    let (shake, begun) = counted(move || {
+        let gate = gate.clone();
+        async move { _ = gate.recv().await }
+    });
+    let server = Running::on(Server::new(handler()).shutdown(&shutdown), [tcp().wrap(shake)]);
+    let mut idle = server.connect();
+    let mut early = server.connect();
+    early.send("hello").get("/now");
+    let mut late = server.connect();
+    late.send("hello");
+    wait_until("both shake hands", || begun.load(Ordering::SeqCst) == 2);
+
+    server.shutdown.stop();
+    // The linger is over.
+    assert_eq!(idle.end(), End::Eof);
+    assert!(server.is_serving());
+    drop(open);
+    for client in [&mut early, &mut late] {
+        assert_eq!(client.take(5).unwrap(), b"world");
+    }
+    late.get("/now");
+    for mut client in [early, late] {
+        let response = client.response();
+        assert_eq!((response.text().as_str(), response.says_close()), ("now", true));
+        assert_eq!(client.end(), End::Eof);
+    }
+    let outcome = server.outcome();
+    assert!(outcome.is_drained(), "{outcome}");
+    assert_eq!(outcome.finished, 2);
+}
+
+/// Rule S13.
+#[test]
+fn a_handshake_that_the_grace_cuts_is_named() {
+    let shutdown = patient().grace(Duration::from_millis(10));
+    let (shake, begun) = counted(future::pending::<()>);
+    let server = Running::on(Server::new(handler()).shutdown(&shutdown), [tcp().wrap(shake)]);
+    let mut client = server.connect();
+    client.send("hello");
+    wait_until("it has begun", || begun.load(Ordering::SeqCst) == 1);
+    let outcome = server.stop();
+    assert_eq!(client.end(), End::Eof);
+    assert_eq!(outcome.ending, Ending::TimedOut, "{outcome}");
+    let [Cut { what: What::Request { stage, peer, .. }, .. }] = &outcome.cut[..] else {
+        panic!("{outcome}");
+    };
+    let local = client.stream.local_addr().unwrap();
+    assert_eq!((*stage, *peer), (Stage::Handshake, Peer::from(local)));
+}
+
+/// Rule S11.
+#[test]
+fn a_wrapped_connection_can_be_upgraded() {
+    for abort in [false, true] {
+        let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
+        let server = Running::on(Server::new(upgrading()).shutdown(&patient()), [listener]);
+        let mut client = server.connect();
+        client.send(UPGRADE_HEAD.to_owned() + "early");
+        assert_eq!(client.response().status, 101);
+        assert_eq!(client.take(5).unwrap(), b"EARLY");
+        server.shutdown.stop();
+        wait_until("closed", || is_refused(server.addr()));
+        assert_eq!(client.send("late").take(4).unwrap(), b"LATE");
+        assert!(server.is_serving());
+        if abort {
+            server.shutdown.abort();
+            assert_eq!(client.end(), End::Eof);
+            assert_eq!(server.outcome().ending, Ending::Forced);
+        } else {
+            assert_eq!(client.half_close().end(), End::Eof);
+            assert!(server.outcome().is_drained());
+        }
+    }
+}
+
+/// Pipelined requests, a response cut off and a stop during a handler, as on a plain socket.
+#[test]
+fn a_wrapped_connection_ends_like_a_plain_one() {
+    let listener = || tcp().wrap(|connection| async move { Ok(connection) });
+    let (stage, handler) = stage();
+    let server = Running::on(Server::new(handler).shutdown(&quick()), [listener()]);
+    let mut client = server.connect();
+    client.get("/wait");
+    stage.entered("/wait");
+    client.get("/now").get("/now");
+    server.shutdown.stop();
+    wait_until("closed", || is_refused(server.addr()));
+    stage.open();
+    for (text, closes) in [("done", false), ("now", false), ("now", true)] {
+        let response = client.response();
+        assert_eq!((response.text().as_str(), response.says_close()), (text, closes));
+    }
+    assert_eq!(client.end(), End::Eof);
+    assert_eq!(server.outcome().finished, 3);
+
+    // Rule S22: a client that has reset its connection is not waited for.
+    let (stage, handler) = self::stage();
+    let server = Running::on(Server::new(handler).shutdown(&patient()), [listener()]);
+    let mut client = server.connect();
+    client.get("/wait");
+    stage.entered("/wait");
+    server.shutdown.stop();
+    client.reset();
+    assert!(server.outcome().is_drained());
+}
+
+/// Pipes can be wrapped, too, and so can Unix sockets.
+#[test]
+fn a_wrapper_does_not_care_what_it_wraps() {
+    let (send, pipes) = channel::unbounded();
+    let peer = Peer::from(([192, 0, 2, 1], 80));
+    let listener = Listener::of(pipes).wrap(move |connection| async move {
+        assert_eq!(connection.peer(), peer);
+        Ok(Upper(connection))
+    });
+    let server = Running::on(Server::new(handler()), [listener]);
+    let (client, connection) = Connection::pair();
+    send.try_send(Ok(connection.from_peer(peer))).unwrap();
+    let mut pipe = PipeClient::from(client);
+    assert_eq!(pipe.get("/peer").response().text(), peer.to_string());
+    for _ in 0..2 {
+        assert_eq!(pipe.get("/n$w").response().text(), "NOW");
+    }
+    assert!(server.stop().is_drained());
+    assert_eq!(pipe.end(), End::Eof);
+
+    let directory = Directory::new();
+    let path = directory.join("wrapped");
+    let listener = Listener::bind(&Address::Unix(path.clone())).unwrap();
+    let listener = listener.wrap(|connection| async move { Ok(Upper(connection)) });
+    let server = Running::on(Server::new(handler()), [listener]);
+    assert_eq!(
+        Client::from(UnixStream::connect(&path).unwrap()).get("/peer").response().text(),
+        "UNIX"
+    );
+    assert!(server.stop().is_drained());
+}
+
+/// Says hello to `hello`, as a handshake, when `wait` is done; and counts how many have begun.
+fn counted<W, F>(
+    wait: W,
+) -> (
+    impl Fn(Connection) -> future::Boxed<io::Result<Connection>> + Send + Sync + 'static,
+    Arc<AtomicUsize>,
+)
+where
+    W: Fn() -> F + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let count = Arc::new(AtomicUsize::new(0));
+    let begun = count.clone();
+    let shake = move |mut connection: Connection| -> future::Boxed<io::Result<Connection>> {
+        let (begun, wait) = (begun.clone(), wait());
+        Box::pin(async move {
+            let mut hello = [0; 5];
+            connection.read_exact(&mut hello).await?;
+            assert_eq!(&hello, b"hello");
+            begun.fetch_add(1, Ordering::SeqCst);
+            wait.await;
+            connection.write_all(b"world").await?;
+            Ok(connection)
+        })
+    };
+    (shake, count)
+}
+
+/// A wrapper is the clone's own.
+#[test]
+fn clones_of_a_listener_are_wrapped_each_by_itself() {
+    let plain = tcp();
+    let upper = plain.clone().wrap(|connection| async move { Ok(Upper(connection)) });
+    let addr = address_of(&plain);
+    for (listener, text) in [(upper, "NOW"), (plain, "now")] {
+        // One at a time: dropped, it is closed for both.
+        let server = Running::on(Server::new(handler()), [listener.clone()]);
+        if text == "NOW" {
+            assert_eq!(Client::connect(addr).get("/now").response().text(), text);
+        } else {
+            assert!(is_refused(addr));
+        }
+        assert!(server.stop().is_drained());
+    }
+}

@@ -35,7 +35,7 @@ pub use self::program::{
 pub use self::server::{
     Pipes, Running, address_of, free_port, is_refused, patient, quick, settle, tcp, wait_for_close,
 };
-pub use self::stage::{Answer, BIG, Stagehand, handler, stage, upgrades};
+pub use self::stage::{Answer, BIG, Stagehand, UPGRADE_HEAD, handler, stage, upgrades, upgrading};
 pub use self::temporary::Directory;
 
 /// How long anything may take before the test fails: far more than a busy machine needs.

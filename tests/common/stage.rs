@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::task::{Context, Poll};
 
 use futures_lite::io::BufReader;
-use futures_lite::{AsyncRead, future};
+use futures_lite::{AsyncRead, AsyncWriteExt, future};
 use http_types::headers::UPGRADE;
 use http_types::upgrade::Connection as Upgraded;
 use smol::channel;
@@ -118,6 +118,28 @@ pub fn upgrades() -> (Receiver<Upgraded>, impl Fn(Request) -> Answer + Send + Sy
         })
     };
     (upgraded, handler)
+}
+
+/// A request to change to the protocol of [`upgrading`].
+pub const UPGRADE_HEAD: &str =
+    "GET / HTTP/1.1\r\nHost: test\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
+
+/// Returns a handler that changes to another protocol: what comes goes back.
+pub fn upgrading() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
+    |_| {
+        Box::pin(async {
+            let mut response = Response::new(StatusCode::SwitchingProtocols);
+            response.insert_header(UPGRADE, "echo");
+            let upgraded = response.recv_upgrade().await;
+            let echo = async {
+                let (reader, mut writer) = futures_lite::io::split(upgraded.await.unwrap());
+                let _ = futures_lite::io::copy(reader, &mut writer).await;
+                let _ = writer.close().await;
+            };
+            smol::spawn(echo).detach();
+            Ok(response)
+        })
+    }
 }
 
 /// Returns a body that begins well, for so many reads.
