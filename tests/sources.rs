@@ -263,7 +263,7 @@ fn a_wrapper_that_changes_nothing_changes_nothing() {
     assert!(server.outcome().is_drained());
 }
 
-/// What the wrapper gives is what is served, in both directions.
+/// The server serves what the wrapper gives, in both directions.
 #[test]
 fn a_wrapper_that_changes_bytes_is_used_for_all_of_them() {
     let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });

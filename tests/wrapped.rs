@@ -872,7 +872,7 @@ impl Wire {
         self.base.write_all(sealed).unwrap();
     }
 
-    /// Whom the server calls the peer.
+    /// Returns the name by which the server calls this client.
     fn local(&self) -> String {
         match &self.base {
             Base::Socket(socket) => socket.local_addr().unwrap().to_string(),

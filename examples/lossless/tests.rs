@@ -1,5 +1,5 @@
-//! That every kind of fault is found, and none where there is none. The servers here answer at
-//! once and well, until they are told to fail one request.
+//! The load finds every kind of fault, and none where there is none. The servers here answer at
+//! once and well, until a test tells them to fail one request.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::load::*;
 
-/// What a server does with a request.
+/// The action of a server at a request.
 enum Act {
     /// Answers as it should.
     Serve,
@@ -345,7 +345,7 @@ fn targets_are_read_as_they_are_written() {
     }
 }
 
-/// What the eye looks for: the kinds under each other, and a loss that stands out.
+/// A reader looks for these: the kinds under each other, and a loss that stands out.
 #[test]
 fn a_report_reads_well() {
     let failure = Failure {

@@ -18,7 +18,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{PATIENCE, patiently, text};
 
-/// What a client speaks over.
+/// A stream that a client speaks over.
 pub trait Duplex: Read + Write {
     /// Tells the server that nothing more will be sent.
     fn half_close(&mut self);

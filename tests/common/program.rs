@@ -2,7 +2,7 @@
 //!
 //! [`Program`] is a server that says in its log where it listens. [`Generations`] is a server and
 //! its successors, [`Proxy`] a proxy in front of servers, [`ProcessId`] any process, by its number.
-//! What a test has started ends with the value that stands for it.
+//! A process that a test has started ends with the value that stands for it.
 
 use std::fmt;
 use std::fs;
@@ -148,7 +148,7 @@ impl Drop for Program {
     }
 }
 
-/// What a process writes to its standard error and standard output, as far as they are pipes.
+/// The lines that a process writes to its standard error and output, as far as they are pipes.
 struct LogLines {
     lines: Receiver<String>,
     seen: Vec<String>,

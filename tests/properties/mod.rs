@@ -1,8 +1,8 @@
-//! What must hold of `head.rs`, `target.rs` and `body.rs` for any bytes.
+//! Properties of `head.rs`, `target.rs` and `body.rs` that must hold for any bytes.
 //!
-//! The library's unit tests (`src/wire/mod.rs`) and the targets in `fuzz/` each declare this file beside those three
-//! modules, which are pure and need not be public. How the bytes are split is drawn from the bytes themselves: an input
-//! is a plain file, and fails every time or never.
+//! The library's unit tests (`src/wire/mod.rs`) and the targets in `fuzz/` each declare this file
+//! beside those three modules, which are pure and need not be public. The bytes themselves decide
+//! how they are split, so an input is a plain file, and fails every time or never.
 
 #![allow(dead_code, unreachable_pub, reason = "each user uses its own part of this")]
 
