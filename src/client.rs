@@ -10,8 +10,8 @@ use std::sync::Arc;
 use http_types::Request;
 use http_types::url::Position;
 
-use crate::seat::Seat;
-use crate::socket::Left;
+use crate::stop::seat::Seat;
+use crate::stream::socket::Left;
 
 /// Returns the target of `request`, byte for byte as the client sent it (RFC 9112 section 3.2).
 ///

@@ -91,6 +91,11 @@ impl From<ServeError> for io::Error {
     }
 }
 
+/// Returns the error for something that the program or its environment must not ask for.
+pub(crate) fn invalid(message: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, message.into())
+}
+
 /// Returns what the operating system says, without Rust's `(os error 2)` behind it.
 pub(crate) fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {

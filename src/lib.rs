@@ -95,77 +95,50 @@
 //! those that http-types knows; others are answered 501. No routing, no HTTP/2; TLS by
 //! [`Listener::wrap`].
 
-pub use address::{Address, AddressError};
 pub use async_signal::Signal;
 pub use chunks::stream_body;
 pub use client::{Client, target};
-pub use connection::Connection;
 pub use error::ServeError;
-#[cfg(feature = "restart")]
-pub use handover::restart;
 pub use http_types::{self, Body, Method, Request, Response, StatusCode};
 pub use limits::Limits;
-pub use listener::{Listen, ListenOptions, Listener};
+pub use listen::address::{Address, AddressError};
+pub use listen::listener::Listener;
+pub use listen::{Listen, ListenOptions};
 pub use log_writer::LogWriter;
-pub use outcome::{Cut, Ending, Outcome, What};
-pub use phase::Phase;
 pub use probe::probe;
 pub use process::{Process, run};
-pub use ready::ready;
+#[cfg(feature = "restart")]
+pub use restart::handover::restart;
+pub use restart::ready::ready;
 pub use server::Server;
-pub use shutdown::{Guard, Shutdown, Stopped, Token};
-pub use signals::{STOP_SIGNALS, signals};
-pub use socket::Left;
-pub use stage::Stage;
-pub use transport::Peer;
+pub use stop::outcome::{Cut, Ending, Outcome, What};
+pub use stop::phase::Phase;
+pub use stop::shutdown::{Guard, Shutdown, Stopped, Token};
+pub use stop::signals::{STOP_SIGNALS, signals};
+pub use stop::stage::Stage;
+pub use stream::connection::Connection;
+pub use stream::socket::Left;
+pub use stream::transport::Peer;
 pub use wire::fault::BodyError;
 
-mod activity;
-mod address;
-mod bind;
-mod bind_error;
-mod bound;
 mod chunks;
 mod client;
 mod conn;
-mod connection;
 mod error;
-#[cfg(feature = "restart")]
-mod handover;
-mod inherited;
 mod limits;
-mod listener;
+mod listen;
 mod lock;
 mod log_limit;
 mod log_writer;
-mod meter;
-mod notify;
-mod obey;
-mod orders;
-mod outcome;
-mod own_sockets;
-mod phase;
-mod pid_file;
 mod places;
-mod policy;
 mod probe;
 mod process;
-mod ready;
-mod registry;
-mod seat;
+mod restart;
 mod server;
-mod shutdown;
-mod signals;
-mod socket;
-mod socket_file;
-mod source;
-#[cfg(feature = "restart")]
-mod spawn;
-mod stage;
+mod stop;
+mod stream;
 mod threads;
-mod transport;
 mod wire;
-mod wrapper;
 
 /// The README's examples are tests.
 #[cfg(doctest)]

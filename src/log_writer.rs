@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{SIGTTOU, SigSet};
 
+use crate::lock::lock;
 use crate::threads;
 
 /// How many lines wait at most.
@@ -235,7 +236,7 @@ impl Queue {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

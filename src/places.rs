@@ -11,7 +11,7 @@ use futures_lite::FutureExt;
 use smol::lock::{Semaphore, SemaphoreGuardArc};
 
 use crate::limits::connections_allowed;
-use crate::listener::Listener;
+use crate::listen::listener::Listener;
 use crate::lock::lock;
 use crate::log_limit::LogLimit;
 

@@ -7,7 +7,7 @@
 use http_types::headers::{CACHE_CONTROL, CONTENT_TYPE};
 use http_types::{Method, Request, Response, StatusCode};
 
-use crate::shutdown::Token;
+use crate::stop::shutdown::Token;
 
 /// Answers a `GET` or `HEAD` of `/livez` (200) or `/readyz` (200, and 503 from the moment the stop
 /// begins); `None` for any other request.
@@ -49,7 +49,7 @@ pub fn probe(request: &Request) -> Option<Response> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shutdown::Shutdown;
+    use crate::stop::shutdown::Shutdown;
 
     #[test]
     fn ready_until_the_stop_and_live_beyond_it() {

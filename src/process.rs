@@ -20,16 +20,16 @@ use smol::Executor;
 use smol::channel;
 
 use crate::error::{ServeError, reason};
-use crate::inherited;
-use crate::listener::{Listen, Listener};
-use crate::notify::Notify;
-use crate::obey::REPEAT_WINDOW;
-use crate::outcome::Outcome;
-use crate::pid_file::{PidFile, PidWriter};
-use crate::policy::{Action, Event, State};
+use crate::listen::Listen;
+use crate::restart::notify::Notify;
+use crate::restart::pid_file::{PidFile, PidWriter};
+use crate::restart::ready;
 use crate::server::{Running, Server, Stopping};
-use crate::shutdown::Shutdown;
-use crate::signals::{self, Received, STOP_SIGNALS, survive_full_files};
+use crate::stop::obey::REPEAT_WINDOW;
+use crate::stop::outcome::Outcome;
+use crate::stop::policy::{Action, Event, State};
+use crate::stop::shutdown::Shutdown;
+use crate::stop::signals::{self, Received, STOP_SIGNALS, survive_full_files};
 use crate::threads;
 
 /// Runs a server as a process until a signal stops it, with [`Process::default`]'s settings.
@@ -285,7 +285,7 @@ impl Process {
     /// Returns what the operating system says if an address cannot be listened on, a signal cannot
     /// be handled, a thread cannot be started, or the pid file cannot be written. Returns
     /// [`io::ErrorKind::InvalidInput`] if there is nothing to listen on. After the drain, if a
-    /// source of connections ([`Listener::of`]) has panicked.
+    /// source of connections ([`Listener::of`](crate::Listener::of)) has panicked.
     ///
     /// # Examples
     ///
@@ -418,7 +418,7 @@ type Successor<'a> = Pin<Box<dyn Future<Output = io::Result<u32>> + 'a>>;
 
 #[cfg(feature = "restart")]
 fn start_successor(running: &Running, patience: Duration) -> Successor<'_> {
-    Box::pin(crate::handover::restart(running.listeners(), patience))
+    Box::pin(crate::restart::handover::restart(running.listeners(), patience))
 }
 
 #[cfg(not(feature = "restart"))]
@@ -434,16 +434,8 @@ async fn announce(notify: Arc<Notify>, running: Arc<Running>, pid_file: Option<P
     pid_file.iter().for_each(PidWriter::write);
     let addresses: Vec<_> = running.listeners().iter().map(|l| l.address().to_string()).collect();
     let status = format!("listening on {}", addresses.join(", "));
-    let taken: Vec<_> = running.listeners().iter().filter_map(Listener::handed_as).collect();
-    inherited::close_unclaimed();
-    let heard = loop {
-        match notify.ready(&status, &taken) {
-            Ok(heard) => break heard,
-            Err(_) => Timer::after(Duration::from_millis(100)).await,
-        };
-    };
-    if heard {
-        running.listeners().iter().for_each(|listener| listener.take_over(&notify));
+    while ready::report(&notify, &status, running.listeners()).is_err() {
+        Timer::after(Duration::from_millis(100)).await;
     }
     let Some(interval) = notify.watchdog_interval() else { return };
     while !running.has_successor() {

@@ -23,16 +23,17 @@ use crate::conn::handler::Handler;
 use crate::conn::{Conn, Service};
 use crate::error::{ServeError, reason};
 use crate::limits::Limits;
-use crate::listener::{Accepted, Listen, Listener};
-use crate::orders::Order;
-use crate::outcome::{Draining, Outcome};
-use crate::phase::Phase;
+use crate::listen::Listen;
+use crate::listen::listener::{Accepted, Listener};
 use crate::places::Places;
-use crate::registry::Holder;
-use crate::seat::Seat;
-use crate::shutdown::{Guard, Shutdown};
+use crate::stop::orders::Order;
+use crate::stop::outcome::{Draining, Outcome};
+use crate::stop::phase::Phase;
+use crate::stop::registry::Holder;
+use crate::stop::seat::Seat;
+use crate::stop::shutdown::{Guard, Shutdown};
+use crate::stream::transport::Peer;
 use crate::threads;
-use crate::transport::Peer;
 
 /// An HTTP/1.1 server.
 ///

@@ -3,6 +3,8 @@
 
 #[path = "../../src/wire/body.rs"]
 pub mod body;
+#[path = "../../src/wire/field.rs"]
+pub mod field;
 #[path = "../../src/wire/head.rs"]
 pub mod head;
 #[path = "../../tests/properties/mod.rs"]

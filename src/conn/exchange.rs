@@ -14,13 +14,12 @@ use http_types::{Method, Response, StatusCode, Version};
 use super::Service;
 use super::handler::{Failure, answer_fault, apology, ask};
 use super::leave::leave;
-use crate::orders::Order;
-use crate::seat::Seat;
-use crate::transport::Transport;
-use crate::wire::body::Framing;
+use crate::stop::orders::Order;
+use crate::stop::seat::Seat;
+use crate::wire::asked::Asked;
 use crate::wire::head::Head;
-use crate::wire::response::{Asked, Reply, plain, upgrades};
-use crate::wire::{Broken, Gate, NoHead, Rest};
+use crate::wire::response::{Reply, plain, upgrades};
+use crate::wire::{Broken, Gate, Idle, Rest};
 
 /// A connection that serves requests.
 pub(super) struct Active<'a> {
@@ -37,10 +36,10 @@ impl<'a> Active<'a> {
         Self { service, seat, gate, owed: None }
     }
 
-    /// Serves request after request until nothing more has arrived. Returns the transport, and how
-    /// many bytes of empty lines have come. Returns `None` if the connection has ended.
+    /// Serves request after request until nothing more has arrived. Returns `None` if the
+    /// connection has ended.
     #[expect(clippy::manual_async_fn, reason = "an `async fn` keeps room for its arguments twice")]
-    pub(super) fn run(mut self) -> impl Future<Output = Option<(Transport, usize)>> + Send + 'a {
+    pub(super) fn run(mut self) -> impl Future<Output = Option<Idle>> + Send + 'a {
         async move {
             for turn in 1_usize.. {
                 if turn % 32 == 0 {
@@ -48,18 +47,18 @@ impl<'a> Active<'a> {
                     yield_now().await;
                 }
                 let at_rest = match self.exchange().await {
-                    Next::Exchange => continue,
-                    Next::Idle => return self.gate.into_transport(),
-                    Next::Refuse(asked, status) => {
-                        self.refuse(asked, status).await.ok()?;
+                    Ok(Next::Exchange) => continue,
+                    Ok(Next::Idle) => return self.gate.into_idle(),
+                    Ok(Next::Close) => self.gate.rest() == Rest::Nothing && !self.gate.has_input(),
+                    Err(Instead::Refuse(status)) => {
+                        self.refuse(status).await.ok()?;
                         false
                     }
-                    Next::Close { at_rest } => at_rest,
-                    Next::Upgrade(asked, switching) => {
-                        Box::pin(self.upgrade(*switching, asked)).await;
+                    Err(Instead::Upgrade(response)) => {
+                        Box::pin(self.upgrade(*response)).await;
                         false
                     }
-                    Next::End => return None,
+                    Err(Instead::End) => return None,
                 };
                 self.close(at_rest).await;
                 break;
@@ -68,180 +67,145 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// One request and its response.
-    async fn exchange(&mut self) -> Next {
+    /// Serves one request.
+    ///
+    /// # Errors
+    ///
+    /// The step that the connection takes instead of sending the handler's response.
+    async fn exchange(&mut self) -> Result<Next, Instead> {
         let service = self.service;
-        let limits = &service.limits;
-        let longest_body = limits.body_bytes.unwrap_or(u64::MAX);
-        let head = match self.gate.head(longest_body).await {
-            Ok(head) => head,
-            Err(NoHead::Closed) => return Next::End,
-            Err(NoHead::Refused(status)) => {
-                return Next::Refuse(presumably_asked(&self.gate), status);
-            }
-        };
-        let asked = Asked::by(&head);
-        if matches!(head.framing, Framing::Fixed(length) if length > longest_body) {
-            return Next::Refuse(asked, StatusCode::PayloadTooLarge);
-        }
-        let answer = match ask(service, &self.gate, &head) {
-            Ok(answer) => answer,
-            Err(status) => return Next::Refuse(asked, status),
-        };
+        let longest_body = service.limits.body_bytes.unwrap_or(u64::MAX);
+        let head = self.gate.head(longest_body).await.map_err(Instead::Refuse)?;
+        let head = head.ok_or(Instead::End)?;
+        let answer = ask(service, &self.gate, &head).map_err(Instead::Refuse)?;
         let answered = async { Some(answer.await) };
         let gone = async {
             self.gate.tend().await;
             None
         };
         let Some(answered) = answered.or(gone).await else {
-            self.gate.reset();
-            return Next::End;
+            return Err(self.give_up(Broken::Seen));
         };
-        let mut reply = match self.prepare(&head, answered).await {
-            Prepared::Reply(reply) => reply,
-            Prepared::Upgrade(switching) => return Next::Upgrade(asked, switching),
-            Prepared::Refuse(status) => return Next::Refuse(asked, status),
-        };
+        let mut reply = self.prepare(&head, answered).await?;
 
         // The client's wish, the response, the cost and the use of the body, and the stop all count
         // (rules W8, W9, S9). The response announces the decision, so nothing later changes it.
         let keep = head.keep_alive
             && reply.allows_another()
-            && self.can_get_past_body(&mut reply).await
-            && !(self.gate.order() >= Order::Finish && self.is_last().await);
+            && self.settle_body(&mut reply).await
+            && (self.seat.order() < Order::Finish || self.recount_owed() > 0);
         if !keep {
             reply.announce_close();
         }
-        match self.gate.respond(&mut reply).await {
-            Ok(()) => {}
-            Err(Broken::Unseen) => {
-                let status = self.gate.fault().unwrap_or(StatusCode::InternalServerError);
-                return Next::Refuse(asked, status);
-            }
-            Err(Broken::Seen) => {
-                self.gate.reset();
-                return Next::End;
-            }
-        }
-        if self.gate.order() >= Order::Finish {
-            if self.gate.flush().await.is_err() {
-                return Next::End;
-            }
+        self.gate.respond(&mut reply).await.map_err(|broken| self.give_up(broken))?;
+        if self.seat.order() >= Order::Finish {
+            self.gate.flush().await.map_err(|_| Instead::End)?;
             service.shutdown.finished();
         }
-        if !keep {
-            return Next::Close {
-                at_rest: self.gate.rest() == Rest::Nothing && !self.gate.has_input(),
-            };
-        }
         // The client has its answer, and is not waited for longer than an idle one (rule S6).
-        if self.gate.rest() != Rest::Nothing && !self.gate.discard_body().await {
-            return Next::Close { at_rest: false };
+        if !keep || !self.gate.discard_body().await {
+            return Ok(Next::Close);
         }
         if self.gate.has_input() || self.owed.is_some() {
-            return Next::Exchange;
+            return Ok(Next::Exchange);
         }
-        match self.gate.flush().await {
-            Ok(()) => Next::Idle,
-            Err(_) => Next::End,
-        }
-    }
-
-    /// Returns `true` if the connection can go on behind the request's body, read or not (rules W9,
-    /// S23). The response then promises keep-alive, so the connection goes on whatever the rest of
-    /// the body is.
-    async fn can_get_past_body(&mut self, reply: &mut Reply) -> bool {
-        let discard = self.service.limits.discard_bytes;
-        match self.gate.rest() {
-            Rest::Nothing => true,
-            // A response that is made of the body reads the whole body, however long it is. Another
-            // holder of the body may still read it, so nothing is discarded before the response has
-            // been sent.
-            _ if self.gate.body_is_held() && reply.has_body() => {
-                self.gate.feeds(reply).await || self.gate.rest().is_at_most(discard)
-            }
-            rest => rest.is_at_most(discard) && self.gate.discard_arrived(discard).await,
-        }
-    }
-
-    /// Returns `true` if the response that is about to be sent is the connection's last one, in the
-    /// drain.
-    ///
-    /// It is, unless bytes of a further request had arrived when the connection took note of the
-    /// stop: such a request is finished too, and the close is announced with its response (rules
-    /// S8, S9). Later bytes do not prolong the connection.
-    async fn is_last(&mut self) -> bool {
-        if self.gate.rest() != Rest::Nothing {
-            return true;
-        }
-        let waiting = self.gate.waiting().await;
-        let left = match self.owed {
-            None => waiting,
-            Some(before) => waiting.min(before.saturating_sub(self.gate.taken())),
-        };
-        self.owed = Some(left);
-        left == 0
-    }
-
-    /// Answers a request that reaches no handler; the connection ends with it (rule W4).
-    async fn refuse(&mut self, asked: Asked, status: StatusCode) -> Result<(), Broken> {
-        let (method, path) = self.gate.describe();
-        log::debug!("{} {method} {path}: refused with {status}", self.gate.peer());
-        let mut reply = Reply::new(plain(status), asked);
-        reply.announce_close();
-        self.gate.respond(&mut reply).await
+        self.gate.flush().await.map_err(|_| Instead::End)?;
+        Ok(Next::Idle)
     }
 
     /// Decides what to do with the answer of the handler.
-    async fn prepare(&mut self, head: &Head, answered: Result<Response, Failure>) -> Prepared {
+    async fn prepare(
+        &mut self,
+        head: &Head,
+        answered: Result<Response, Failure>,
+    ) -> Result<Reply, Instead> {
         let panicked = matches!(answered, Err(Failure::Panic));
         let response = answered.unwrap_or_else(|failure| apology(&self.gate, &failure));
         let response = answer_fault(&self.gate, response);
         if upgrades(&response) {
+            let discard = self.service.limits.discard_bytes;
             let problem = if !head.upgrade {
                 "it did not ask for that (on HTTP/1.1, with Connection: upgrade)"
-            } else if !self.is_rid_of_body().await {
-                "its body is not to be had"
+            } else if self.gate.discard_arrived(discard).await && self.gate.discard_body().await {
+                // The other protocol begins behind the body (RFC 9110 section 7.8).
+                return Err(Instead::Upgrade(Box::new(response)));
             } else {
-                return Prepared::Upgrade(Box::new(response));
+                "its body is not to be had"
             };
-            let (peer, (method, path)) = (self.gate.peer(), self.gate.describe());
-            log::warn!(
-                "{peer} {method} {path}: the handler has upgraded the request, but {problem}"
-            );
-            return Prepared::Refuse(StatusCode::BadRequest);
+            let label = self.gate.label();
+            log::warn!("{label}: the handler has upgraded the request, but {problem}");
+            return Err(Instead::Refuse(StatusCode::BadRequest));
         }
         let mut reply = Reply::new(response, Asked::by(head));
         if panicked {
             reply.announce_close();
         }
-        Prepared::Reply(reply)
+        Ok(reply)
     }
 
-    /// Discards the body, because the other protocol begins behind it (RFC 9110 section 7.8).
-    /// Returns `false` if the body cannot be discarded.
-    async fn is_rid_of_body(&mut self) -> bool {
+    /// Finds out what becomes of the rest of the request's body, and discards what has arrived of it
+    /// if nothing reads it. Returns `true` if the connection can go on behind the body (rules W9,
+    /// S23). The response then promises keep-alive, so the connection goes on whatever the rest is.
+    async fn settle_body(&mut self, reply: &mut Reply) -> bool {
         let discard = self.service.limits.discard_bytes;
-        match self.gate.rest() {
-            Rest::Nothing => true,
-            rest => {
-                rest.is_at_most(discard)
-                    && self.gate.discard_arrived(discard).await
-                    && self.gate.discard_body().await
-            }
+        if self.gate.rest() != Rest::Nothing && self.gate.body_is_held() && reply.has_body() {
+            // A response that is made of the body reads the whole body, however long it is. Another
+            // holder of the body may still read it, so nothing is discarded before the response has
+            // been sent.
+            self.gate.begin_body(reply).await || self.gate.rest().is_at_most(discard)
+        } else {
+            self.gate.discard_arrived(discard).await
         }
     }
 
+    /// Reads, in the drain, what has arrived behind the request. Returns how much of it is still
+    /// owed an answer; 0 if the response is the connection's last one.
+    ///
+    /// A further request gets an answer if it had begun to arrive when the connection took note of
+    /// the stop, and then its response announces the close (rules S8, S9). Later bytes do not
+    /// prolong the connection.
+    fn recount_owed(&mut self) -> u64 {
+        if self.gate.rest() != Rest::Nothing {
+            return 0;
+        }
+        let arrived = self.gate.read_ahead();
+        let owed = match self.owed {
+            None => arrived,
+            Some(before) => arrived.min(before.saturating_sub(self.gate.taken())),
+        };
+        self.owed = Some(owed);
+        owed
+    }
+
+    /// Decides what to do after a response that could not be sent whole.
+    fn give_up(&self, broken: Broken) -> Instead {
+        if broken == Broken::Seen {
+            self.gate.reset();
+            return Instead::End;
+        }
+        Instead::Refuse(self.gate.fault().unwrap_or(StatusCode::InternalServerError))
+    }
+
+    /// Answers a request that gets no response of a handler's. The connection ends with it (rule
+    /// W4).
+    async fn refuse(&mut self, status: StatusCode) -> Result<(), Broken> {
+        log::debug!("{}: refused with {status}", self.gate.label());
+        let mut reply = Reply::new(plain(status), self.presumably_asked());
+        reply.announce_close();
+        self.gate.respond(&mut reply).await
+    }
+
     /// Hands the connection over to another protocol, until that has ended (rule S11).
-    async fn upgrade(&mut self, mut response: Response, asked: Asked) {
+    async fn upgrade(&mut self, mut response: Response) {
         let stream = response.send_upgrade();
-        let mut reply = Reply::new(response, asked);
+        let mut reply = Reply::new(response, self.presumably_asked());
         if self.gate.respond(&mut reply).await.is_ok() && self.gate.flush().await.is_ok() {
             self.gate.upgrade(stream).await;
         }
     }
 
-    /// Sends what is left, and takes leave of the client.
+    /// Sends what is left, and takes leave of the client. `at_rest` says that the client owes
+    /// nothing and has sent nothing more.
     async fn close(mut self, at_rest: bool) {
         if self.gate.flush().await.is_err() {
             return self.gate.reset();
@@ -250,39 +214,32 @@ impl<'a> Active<'a> {
             leave(transport, self.seat, at_rest).await;
         }
     }
+
+    /// Says how to answer a request whose head may not have been read: as HTTP/1.1 (RFC 9110
+    /// section 6.2), and without a body if it may have been HEAD (section 9.3.2).
+    fn presumably_asked(&self) -> Asked {
+        let is_head = self.gate.describe().0 == Method::Head.as_ref();
+        let method = if is_head { Method::Head } else { Method::Get };
+        Asked { method, version: Version::Http1_1, accepts_trailers: false }
+    }
 }
 
 /// The connection's next step behind an exchange.
 enum Next {
-    /// Another one.
+    /// Another exchange follows.
     Exchange,
     /// Nothing more has arrived.
     Idle,
-    /// The client gets this status instead of a handler's response, and the connection ends.
-    Refuse(Asked, StatusCode),
+    /// The connection ends.
+    Close,
+}
+
+/// The connection's step instead of sending the handler's response.
+enum Instead {
+    /// The client gets this status, and the connection ends.
+    Refuse(StatusCode),
     /// The connection is handed over to another protocol by this response.
-    Upgrade(Asked, Box<Response>),
-    /// The connection ends; `at_rest` if the client owes nothing and has sent nothing more.
-    Close { at_rest: bool },
+    Upgrade(Box<Response>),
     /// The connection has ended.
     End,
-}
-
-/// The server's next step with a handler's answer.
-#[expect(clippy::large_enum_variant, reason = "it is moved once, and most are replies")]
-enum Prepared {
-    /// The server sends the reply.
-    Reply(Reply),
-    /// The response hands the connection over to another protocol.
-    Upgrade(Box<Response>),
-    /// The client gets this status instead.
-    Refuse(StatusCode),
-}
-
-/// A request whose head could not be read is answered as HTTP/1.1 (RFC 9110 section 6.2), and
-/// without a body if it may have been HEAD (section 9.3.2).
-fn presumably_asked(gate: &Gate) -> Asked {
-    let is_head = gate.describe().0 == Method::Head.as_ref();
-    let method = if is_head { Method::Head } else { Method::Get };
-    Asked { method, version: Version::Http1_1, accepts_trailers: false }
 }

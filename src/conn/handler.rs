@@ -49,18 +49,17 @@ pub(super) enum Failure {
 
 /// The response for a request whose handler had none.
 pub(super) fn apology(gate: &Gate, failure: &Failure) -> Response {
-    let (peer, (method, path)) = (gate.peer(), gate.describe());
     match failure {
         // If the client got its body wrong, the error is the client's.
         Failure::Error(error) => {
             let status = gate.fault().unwrap_or(error.status());
             // Clients must not fill the log with their own faults.
             let level = if status.is_server_error() { Level::Warn } else { Level::Debug };
-            log::log!(level, "{peer} {method} {path}: {status}: {error}");
+            log::log!(level, "{}: {status}: {error}", gate.label());
             plain(status)
         }
         Failure::Panic => {
-            log::error!("{peer} {method} {path}: the handler has panicked");
+            log::error!("{}: the handler has panicked", gate.label());
             plain(StatusCode::InternalServerError)
         }
     }
@@ -76,8 +75,7 @@ pub(super) fn answer_fault(gate: &Gate, response: Response) -> Response {
     let is_unaware = answered.is_server_error() || answered == StatusCode::UnprocessableEntity;
     match gate.fault() {
         Some(status) if is_unaware => {
-            let (peer, (method, path)) = (gate.peer(), gate.describe());
-            log::debug!("{peer} {method} {path}: {status} for its body, instead of {answered}");
+            log::debug!("{}: {status} for its body, instead of {answered}", gate.label());
             plain(status)
         }
         _ => response,
@@ -95,8 +93,9 @@ pub(super) fn ask(
     head: &Head,
 ) -> Result<impl Future<Output = Result<Response, Failure>> + use<>, StatusCode> {
     let mut request = gate.request(head)?;
-    gate.peer().sign(&mut request);
-    request.ext_mut().insert(service.shutdown.token_for(gate.call()));
+    gate.seat.peer().sign(&mut request);
+    // The server is about to call the request's handler.
+    request.ext_mut().insert(service.shutdown.token_for(gate.seat.call()));
     let called = panic::catch_unwind(AssertUnwindSafe(|| (service.handler)(request)));
     Ok(async {
         // The panic hook has said where.

@@ -11,11 +11,11 @@ use async_io::Timer;
 use futures_lite::FutureExt;
 
 use super::Conn;
-use crate::activity::Doing;
-use crate::connection::Connection;
-use crate::orders::Order;
-use crate::transport::Peer;
-use crate::wrapper::Wrapper;
+use crate::listen::wrapper::Wrapper;
+use crate::stop::activity::Doing;
+use crate::stop::orders::Order;
+use crate::stream::connection::Connection;
+use crate::stream::transport::Peer;
 
 impl Conn<'_> {
     /// Waits for the client's first byte, as for a request's (rule S7), and lets the listener's
@@ -24,12 +24,12 @@ impl Conn<'_> {
     pub(super) async fn handshake(mut self, wrapper: &Wrapper) -> Option<Self> {
         let (service, seat) = (self.service, self.seat);
         let mut ahead = Vec::new();
-        if self.transport.is_wrapped() {
+        if self.idle.transport.is_wrapped() {
             // Without a socket only a read can tell.
-            let (bytes, n) = self.first_bytes().await?;
-            ahead.extend_from_slice(&bytes[..n]);
+            ahead.extend_from_slice(self.first_bytes().await?.unread());
         }
-        let (connection, socket, meter) = Connection::share(self.transport, seat.peer(), ahead);
+        let (connection, socket, meter) =
+            Connection::share(self.idle.transport, seat.peer(), ahead);
         if let Some(socket) = &socket {
             let has_begun = poll_fn(|cx| {
                 if seat.order() == Order::Abort {
@@ -54,17 +54,13 @@ impl Conn<'_> {
         }
         seat.activity.begin(Doing::Handshake);
         let handshake = wrapper.wrap(connection);
-        let late = poll_fn(|_| match seat.is_expired() {
-            true => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            false => Poll::Pending,
-        });
-        let connection = match handshake.or(late).await {
-            Ok(connection) => connection,
-            Err(error) => {
-                wrapper.handshakes.fail(seat.peer(), &error);
-                return None;
-            }
+        let late = async {
+            poll_fn(|_| if seat.is_expired() { Poll::Ready(()) } else { Poll::Pending }).await;
+            Err(io::ErrorKind::TimedOut.into())
         };
+        let wrapped = handshake.or(late).await;
+        let failed = |error: &io::Error| wrapper.handshakes.fail(seat.peer(), error);
+        let connection = wrapped.inspect_err(failed).ok()?;
         if connection.peer() != Peer::Unknown {
             seat.name(connection.peer());
         }

@@ -18,16 +18,15 @@ use std::task::Poll;
 
 use futures_lite::FutureExt;
 
-use crate::activity::Doing;
 use crate::limits::Limits;
-use crate::orders::{Order, Orders};
-use crate::seat::Seat;
-use crate::shutdown::Shutdown;
-use crate::transport::Transport;
-use crate::wire::Gate;
-use crate::wire::buffer::Buffer;
+use crate::listen::wrapper::Wrapper;
+use crate::stop::activity::Doing;
+use crate::stop::orders::{Order, Orders};
+use crate::stop::seat::Seat;
+use crate::stop::shutdown::Shutdown;
+use crate::stream::transport::Transport;
 use crate::wire::head::Bounds;
-use crate::wrapper::Wrapper;
+use crate::wire::{Gate, Idle, Incoming};
 use exchange::Active;
 use handler::Handler;
 use leave::leave;
@@ -41,28 +40,18 @@ pub(crate) struct Service {
     pub(crate) orders: Arc<Orders>,
 }
 
-impl Service {
-    fn bounds(&self) -> Bounds {
-        let Limits { head_bytes, headers, .. } = self.limits;
-        Bounds { head_bytes, headers }
-    }
-}
-
 /// A connection of a server.
 pub(crate) struct Conn<'a> {
     service: &'a Service,
     seat: &'a Arc<Seat>,
-    transport: Transport,
-    /// Nobody has looked for a request yet.
+    idle: Idle,
+    /// Set if nobody has looked for a request yet.
     is_fresh: bool,
-    /// The number of bytes of empty lines that have come in front of the next request. They count
-    /// as a part of its head, however they were cut.
-    empty: usize,
 }
 
 impl<'a> Conn<'a> {
     pub(crate) fn new(service: &'a Service, seat: &'a Arc<Seat>, transport: Transport) -> Self {
-        Self { service, seat, transport, is_fresh: true, empty: 0 }
+        Self { service, seat, idle: Idle::new(transport), is_fresh: true }
     }
 
     // None of these is an `async fn`, which keeps room for its arguments twice: an idle connection
@@ -89,8 +78,13 @@ impl<'a> Conn<'a> {
     #[expect(clippy::manual_async_fn, reason = "an `async fn` keeps room for its arguments twice")]
     fn requests(mut self) -> impl Future<Output = ()> + Send + 'a {
         async move {
-            while let Some((bytes, n)) = self.first_bytes().await {
-                match self.exchanges(bytes, n).await {
+            loop {
+                // With `while let`, an idle connection would keep room for what it waits for.
+                let exchanges = match self.first_bytes().await {
+                    Some(incoming) => self.exchanges(incoming),
+                    None => break,
+                };
+                match exchanges.await {
                     Some(idle) => self = idle,
                     None => return,
                 }
@@ -98,10 +92,11 @@ impl<'a> Conn<'a> {
             // The close says it: a FIN after the last look (rule S6), or a reset if an abort has
             // left something unread. Only a client that is slow to take what it was sent needs
             // more.
-            let is_delivered = self.transport.undelivered() == 0 && !self.transport.is_wrapped();
+            let transport = self.idle.transport;
+            let is_delivered = transport.undelivered() == 0 && !transport.is_wrapped();
             if !is_delivered && self.seat.order() < Order::Abort {
                 // In a box: it is seldom needed, and would make room in every idle connection.
-                Box::pin(leave(self.transport, self.seat, true)).await;
+                Box::pin(leave(transport, self.seat, true)).await;
             }
         }
     }
@@ -110,16 +105,17 @@ impl<'a> Conn<'a> {
     ///
     /// The active phase is a future of its own, which is dropped when the connection falls idle
     /// (rule W12).
-    fn exchanges(self, bytes: Buffer, n: usize) -> impl Future<Output = Option<Self>> {
-        let Self { service, seat, transport, .. } = self;
-        let gate = Gate::new(transport, bytes, n, seat.clone(), service.bounds());
+    fn exchanges(self, incoming: Incoming) -> impl Future<Output = Option<Self>> {
+        let Self { service, seat, idle, .. } = self;
+        let Limits { head_bytes, headers, .. } = service.limits;
+        let bounds = Bounds { head_bytes, headers };
+        let gate = Gate::new(idle.transport, incoming, seat.clone(), bounds);
         let active = Box::pin(Active::new(service, seat, gate).run());
         async move {
             // A handler's panic is answered where it happens, and a panic of a response's body ends
             // here.
             let ended = AssertUnwindSafe(active).catch_unwind().await;
-            let (transport, empty) = ended.ok()??;
-            Some(Self { service, seat, transport, is_fresh: false, empty })
+            Some(Self { service, seat, idle: ended.ok()??, is_fresh: false })
         }
     }
 }
@@ -138,4 +134,28 @@ fn until_aborted<'a>(
         if seat.order() == Order::Abort && !is_between { Poll::Ready(()) } else { Poll::Pending }
     });
     aborted.or(served)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stop::seat::Seat;
+    use crate::stream::socket::Socket;
+    use crate::stream::transport::Peer;
+    use std::os::unix::net::UnixStream;
+
+    /// Rule W12. Whatever `serve` keeps, each idle connection keeps.
+    #[test]
+    fn an_idle_connection_is_small() {
+        let service = Service {
+            handler: Box::new(|_| unreachable!("there is no request")),
+            limits: Limits::default(),
+            shutdown: Shutdown::new(),
+            orders: Arc::new(Orders::under(Arc::default())),
+        };
+        let seat = Seat::new(Peer::Unix, service.orders.clone());
+        let (socket, _client) = UnixStream::pair().unwrap();
+        let conn = Conn::new(&service, &seat, Transport::Plain(Socket::unix(socket).unwrap()));
+        assert!(size_of_val(&conn.serve()) <= 16 * size_of::<usize>());
+    }
 }

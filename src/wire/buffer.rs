@@ -1,8 +1,8 @@
 //! [`Buffer`]: storage for bytes on their way, lent by the thread that needs it.
 //!
-//! Invariant: a buffer is somebody's only while bytes may be in it; a thread keeps a few for the next
-//! who asks, so that a request costs neither an allocation nor the clearing of it. What an earlier
-//! owner left in a buffer is never looked at: each owner knows how much it has filled.
+//! Invariant: a buffer has an owner only while bytes may be in it. A thread keeps a few buffers for
+//! its next owners, so that a request costs neither an allocation nor the clearing of it. No owner
+//! looks at bytes that an earlier one left, because each owner knows how much it has filled.
 
 use std::cell::RefCell;
 use std::mem;
@@ -32,7 +32,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // One that has grown is not kept: it would be large for ever.
+        // A buffer that has grown is not kept, because it would be large for ever.
         if self.0.len() == SIZE {
             let bytes = mem::take(&mut self.0);
             let _ = SPARE.try_with(|spare| {

@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn an_error_says_what_was_wrong() {
-        let error = io::Error::from(BodyError::from(Malformed::Size));
+        let error = io::Error::from(BodyError::from(Malformed::SIZE));
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         let text = "the request's body is malformed: chunk size is not a number";
         assert_eq!(error.to_string(), text);
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_further_read_fails_like_the_first() {
-        let malformed = BodyError::from(Malformed::Size);
+        let malformed = BodyError::from(Malformed::SIZE);
         let all = [malformed, BodyError::CUT_SHORT, BodyError::TOO_SLOW, BodyError::TOO_LONG];
         for (wrong, status) in all.into_iter().zip([400, 400, 408, 413]) {
             let first = io::Error::from(wrong);

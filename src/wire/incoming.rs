@@ -14,11 +14,11 @@ use http_types::StatusCode;
 use super::body::{Chunked, Framing, Step};
 use super::buffer::Buffer;
 use super::fault::{BodyError, Lost};
-use super::head::Head;
-use crate::transport::Transport;
+use super::head::{EMPTY_LINES, Head};
+use crate::stream::transport::Transport;
 
 /// A connection's read buffer, with the message at its beginning.
-pub(super) struct Incoming {
+pub(crate) struct Incoming {
     /// Storage; what has been read ends at `end`.
     bytes: Buffer,
     /// Where the message under way begins.
@@ -32,36 +32,29 @@ pub(super) struct Incoming {
     body: Body,
     /// Bytes of the message taken so far, head included.
     taken: u64,
-    /// What becomes of `Expect: 100-continue`.
+    /// How far `Expect: 100-continue` has come.
     permission: Permission,
 }
 
-/// What is left of the body.
+/// Says what is left of the body.
 enum Body {
-    /// So many bytes.
+    /// This many bytes are left.
     Fixed(u64),
-    /// Chunks, of which `content` bytes were taken; `frame` is canonical framing that the reader
-    /// has yet to see (rule W5).
-    Chunked { decoder: Chunked, frame: Frame, content: u64, most: u64 },
-    /// Not to be had.
+    /// Chunks. Those that have begun have `content` bytes. The reader has yet to see `frame`, the
+    /// canonical framing in front of what comes next (rule W5).
+    Chunked { decoder: Chunked, frame: Vec<u8>, content: u64, most: u64 },
+    /// The rest cannot be read.
     Cut(Lost),
 }
 
-/// Bytes that the gate puts between chunks.
-#[derive(Default)]
-struct Frame {
-    bytes: Vec<u8>,
-    shown: usize,
-}
-
-/// Whether the client may send the body (rule W7).
+/// Says whether the client has been told to send the body (rule W7).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Permission {
-    /// It has not asked, or has been told.
+    /// The client has not asked, or has been told.
     Settled,
-    /// It has asked; nobody wants the body yet.
+    /// The client has asked, and nobody wants the body yet.
     Due,
-    /// Someone wants to read the body: `100 Continue` is to be sent.
+    /// A reader waits for the body, so `100 Continue` is to be sent.
     Asked,
 }
 
@@ -70,11 +63,11 @@ enum Permission {
 pub(crate) enum Rest {
     /// The body was taken whole, or there was none.
     Nothing,
-    /// At least this many bytes are left. Without an end if the body cannot be read to its end.
+    /// At least this many bytes are left.
     AtLeast(u64),
-    /// The client waits to be told to send the body, and nobody has read it. The client may leave
-    /// it out.
-    Untold,
+    /// The rest cannot be discarded. It is malformed or cut short, or the client waits to be told
+    /// to send the body, and may leave it out.
+    Lost,
 }
 
 impl Rest {
@@ -84,44 +77,51 @@ impl Rest {
         match self {
             Self::Nothing => true,
             Self::AtLeast(left) => left <= most,
-            Self::Untold => false,
+            Self::Lost => false,
         }
     }
 }
 
 impl Incoming {
-    /// Takes over `bytes`, of which the first `end` have been read from the client.
-    pub(super) fn new(bytes: Buffer, end: usize) -> Self {
+    /// Makes a buffer that begins with `empty` bytes of empty lines.
+    pub(super) fn behind(empty: usize) -> Self {
+        let mut bytes = Buffer::new();
+        bytes[..empty].copy_from_slice(&EMPTY_LINES[..empty]);
         Self {
             bytes,
             start: 0,
             head_end: 0,
             next: 0,
-            end,
+            end: empty,
             body: Body::Fixed(0),
             taken: 0,
             permission: Permission::Settled,
         }
     }
 
-    /// What has been read and not taken.
-    pub(super) fn unread(&self) -> &[u8] {
+    /// Returns what has been read and not taken.
+    pub(crate) fn unread(&self) -> &[u8] {
         &self.bytes[self.next..self.end]
     }
 
-    /// The message under way, as far as it is in the buffer.
+    /// Returns `true` if the unread bytes are the beginning of a request. Some clients send empty
+    /// lines behind a request (RFC 9112 section 2.2).
+    pub(super) fn has_request(&self) -> bool {
+        !EMPTY_LINES.starts_with(self.unread())
+    }
+
+    /// Returns the message under way, as far as it is in the buffer.
     pub(super) fn message(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
 
-    /// Reads more behind what has been read.
-    pub(super) fn poll_fill(
+    /// Lets `read` read more behind what has been read.
+    pub(super) fn fill(
         &mut self,
-        transport: &mut Transport,
-        cx: &mut Context<'_>,
+        read: impl FnOnce(&mut [u8]) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         self.make_room();
-        let n = ready!(transport.poll_read(cx, &mut self.bytes[self.end..]))?;
+        let n = ready!(read(&mut self.bytes[self.end..]))?;
         self.end += n;
         Poll::Ready(Ok(n))
     }
@@ -130,7 +130,7 @@ impl Incoming {
         if self.end < self.bytes.len() {
             return;
         }
-        // What was taken of the body makes room first, then what lies before the message.
+        // Bytes of the body that were taken make room first, then bytes before the message.
         if self.next > self.head_end {
             self.bytes.copy_within(self.next..self.end, self.head_end);
             self.end -= self.next - self.head_end;
@@ -150,8 +150,8 @@ impl Incoming {
         }
     }
 
-    /// `head` has been found at the beginning of the unread bytes: they are a message now. A body
-    /// that is found to be longer than `most` bytes is refused while it is read.
+    /// Begins the message whose head is at the beginning of the unread bytes. A body in chunks that
+    /// turns out to be longer than `most` bytes is refused while it is read.
     pub(super) fn begin_message(&mut self, head: &Head, most: u64) {
         self.head_end = self.start + head.len;
         self.next = self.head_end;
@@ -160,17 +160,15 @@ impl Incoming {
             Framing::Empty => Body::Fixed(0),
             Framing::Fixed(length) => Body::Fixed(length),
             Framing::Chunked => {
-                Body::Chunked { decoder: Chunked::new(), frame: Frame::default(), content: 0, most }
+                Body::Chunked { decoder: Chunked::new(), frame: Vec::new(), content: 0, most }
             }
         };
         // A client that has sent some of its body does not wait (RFC 9110 section 10.1.1).
-        self.permission = match head.expects_continue && self.next == self.end {
-            true => Permission::Due,
-            false => Permission::Settled,
-        };
+        let waits = head.expects_continue && self.next == self.end;
+        self.permission = if waits { Permission::Due } else { Permission::Settled };
     }
 
-    /// The message is over; what comes next is another.
+    /// Ends the message. The unread bytes belong to another one.
     pub(super) fn finish_message(&mut self) {
         if self.next == self.end {
             (self.next, self.end) = (0, 0);
@@ -182,12 +180,12 @@ impl Incoming {
         self.permission = Permission::Settled;
     }
 
-    /// Bytes of the message that were taken, head included.
+    /// Returns how many bytes of the message were taken, head included.
     pub(super) fn taken(&self) -> u64 {
         self.taken
     }
 
-    /// Moves unread bytes to `buf`, whatever they are; 0 once there are none.
+    /// Moves unread bytes to `buf`, whatever they are. Returns 0 once there are none.
     pub(super) fn take_unread(&mut self, buf: &mut [u8]) -> usize {
         let n = self.unread().len().min(buf.len());
         buf[..n].copy_from_slice(&self.unread()[..n]);
@@ -200,14 +198,14 @@ impl Incoming {
         match &self.body {
             Body::Fixed(0) => Rest::Nothing,
             Body::Chunked { decoder, .. } if decoder.is_complete() => Rest::Nothing,
-            Body::Cut(..) => Rest::AtLeast(u64::MAX),
-            _ if self.permission == Permission::Due => Rest::Untold,
+            Body::Cut(..) => Rest::Lost,
+            _ if self.permission == Permission::Due => Rest::Lost,
             Body::Fixed(left) => Rest::AtLeast(*left),
             Body::Chunked { decoder, .. } => Rest::AtLeast(decoder.content_left()),
         }
     }
 
-    /// The status for a body that the client got wrong.
+    /// Returns the status for a body that the client got wrong.
     pub(super) fn fault(&self) -> Option<StatusCode> {
         match self.body {
             Body::Cut(Lost::Wrong(wrong)) => Some(wrong.status()),
@@ -233,26 +231,22 @@ impl Incoming {
         matches!(self.body, Body::Cut(..))
     }
 
-    /// Whether the client waits to be told to send the body.
-    pub(super) fn expects_continue(&self) -> bool {
-        self.permission != Permission::Settled
-    }
-
-    /// Whether `100 Continue` is to be sent; asked once.
+    /// Returns `true` once if `100 Continue` is to be sent. The caller sends it.
     pub(super) fn take_continue(&mut self) -> bool {
-        let asked = self.permission == Permission::Asked;
+        let asked = self.continue_is_asked();
         if asked {
             self.permission = Permission::Settled;
         }
         asked
     }
 
-    /// Whether `100 Continue` is to be sent.
+    /// Returns `true` if `100 Continue` is to be sent.
     pub(super) fn continue_is_asked(&self) -> bool {
         self.permission == Permission::Asked
     }
 
-    /// The body as async-h1 may see it: bounded by its framing, chunks canonical (rules W2, W5).
+    /// Reads the body as async-h1 may see it: bounded by its framing, chunks canonical (rules W2,
+    /// W5).
     ///
     /// # Errors
     ///
@@ -311,40 +305,36 @@ impl Incoming {
             let Body::Chunked { decoder, frame, content, most } = &mut self.body else {
                 return Poll::Ready(Ok(filled));
             };
-            filled += frame.show(&mut buf[filled..]);
+            let n = frame.len().min(buf.len() - filled);
+            buf[filled..filled + n].copy_from_slice(&frame[..n]);
+            frame.drain(..n);
+            filled += n;
             if filled == buf.len() || decoder.is_complete() {
                 return Poll::Ready(Ok(filled));
             }
-            let left = decoder.content_left();
-            if left > 0 {
-                if filled > 0 && self.next == self.end {
-                    return Poll::Ready(Ok(filled));
-                }
-                let n = ready!(self.poll_content(transport, cx, &mut buf[filled..], left))?;
-                filled += n;
-                if let Body::Chunked { decoder, frame, .. } = &mut self.body {
-                    decoder.took(n as u64);
-                    if decoder.content_left() == 0 {
-                        frame.set(b"\r\n");
-                    }
-                }
-                continue;
-            }
+            let line_end = if *content > 0 { "\r\n" } else { "" };
             match decoder.step(&self.bytes[self.next..self.end]).map_err(BodyError::from)? {
-                // Content is left to `poll_content` above.
-                Step::Skip(n) | Step::Data(n) => self.take(n),
+                Step::Skip(n) => self.take(n),
                 Step::Chunk { consumed, size } => {
                     *content = content.saturating_add(size);
                     if *content > *most {
                         return Poll::Ready(Err(BodyError::TOO_LONG.into()));
                     }
-                    frame.set(format!("{size:x}\r\n").as_bytes());
+                    *frame = format!("{line_end}{size:x}\r\n").into();
                     self.take(consumed);
                 }
+                Step::Content(_) if filled > 0 && self.next == self.end => {
+                    return Poll::Ready(Ok(filled));
+                }
+                Step::Content(left) => {
+                    let n = ready!(self.poll_content(transport, cx, &mut buf[filled..], left))?;
+                    filled += n;
+                    if let Body::Chunked { decoder, .. } = &mut self.body {
+                        decoder.took(n as u64);
+                    }
+                }
                 Step::End { consumed, trailers } => {
-                    frame.set(b"0\r\n");
-                    frame.bytes.extend_from_slice(&trailers);
-                    frame.bytes.extend_from_slice(b"\r\n");
+                    *frame = [line_end.as_bytes(), b"0\r\n", &trailers, b"\r\n"].concat();
                     self.take(consumed);
                     // async-h1 hangs unless it gets the trailer section in one piece: it goes
                     // alone.
@@ -354,10 +344,9 @@ impl Incoming {
                 }
                 Step::Partial if filled > 0 => return Poll::Ready(Ok(filled)),
                 Step::Partial => {
-                    let filled = self.poll_fill(transport, cx);
-                    self.ask_for_body(filled.is_pending());
-                    let n = ready!(filled)?;
-                    if n == 0 {
+                    let read = self.fill(|room| transport.poll_read(cx, room));
+                    self.ask_for_body(read.is_pending());
+                    if ready!(read)? == 0 {
                         return Poll::Ready(Err(BodyError::CUT_SHORT.into()));
                     }
                 }
@@ -402,18 +391,236 @@ impl Incoming {
     }
 }
 
-impl Frame {
-    fn set(&mut self, bytes: &[u8]) {
-        self.bytes.clear();
-        self.bytes.extend_from_slice(bytes);
-        self.shown = 0;
+#[cfg(test)]
+mod tests {
+    use super::super::body::Malformed;
+    use super::super::head::{self, Bounds};
+    use super::super::idle::Idle;
+    use super::*;
+    use crate::stream::transport::Wrapped;
+    use futures_lite::{AsyncRead, AsyncWrite};
+    use std::collections::VecDeque;
+    use std::pin::Pin;
+    use std::task::Waker;
+
+    /// A stream in memory. Each read gives one piece, and an empty piece is the end of the stream.
+    /// When there are no more pieces, the client is silent.
+    #[derive(Clone)]
+    struct Pieces(VecDeque<Vec<u8>>);
+
+    impl AsyncRead for Pieces {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            let Some(mut piece) = self.0.pop_front() else { return Poll::Pending };
+            let n = piece.len().min(buf.len());
+            buf[..n].copy_from_slice(&piece[..n]);
+            if n < piece.len() {
+                self.0.push_front(piece.split_off(n));
+            }
+            Poll::Ready(Ok(n))
+        }
     }
 
-    fn show(&mut self, buf: &mut [u8]) -> usize {
-        let rest = &self.bytes[self.shown..];
-        let n = rest.len().min(buf.len());
-        buf[..n].copy_from_slice(&rest[..n]);
-        self.shown += n;
-        n
+    impl AsyncWrite for Pieces {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            unreachable!("the read buffer sends nothing")
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            unreachable!("the read buffer sends nothing")
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            unreachable!("the read buffer sends nothing")
+        }
+    }
+
+    fn transport(pieces: &[&[u8]]) -> Transport {
+        let pieces = Pieces(pieces.iter().map(|piece| piece.to_vec()).collect());
+        Transport::Wrapped(Box::new(Wrapped::new(pieces)))
+    }
+
+    /// Reads a head, and begins its message.
+    fn begin(transport: &mut Transport, most: u64) -> Incoming {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let mut incoming = Incoming::behind(0);
+        let bounds = Bounds { head_bytes: 8192, headers: 100 };
+        loop {
+            if let Some(head) = head::parse(incoming.unread(), bounds).unwrap() {
+                incoming.begin_message(&head, most);
+                return incoming;
+            }
+            assert!(incoming.fill(|room| transport.poll_read(cx, room)).is_ready());
+        }
+    }
+
+    /// Reads the body in pieces of at most `size` bytes. Returns what the reader saw, and how the
+    /// body has ended; `None` if the reader has to wait.
+    fn read(
+        incoming: &mut Incoming,
+        transport: &mut Transport,
+        size: usize,
+    ) -> (String, Option<Result<(), BodyError>>) {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let (mut seen, mut buf) = (Vec::new(), vec![0; size]);
+        let end = loop {
+            match incoming.poll_body(transport, cx, &mut buf) {
+                Poll::Ready(Ok(0)) => break Some(Ok(())),
+                Poll::Ready(Ok(n)) => seen.extend_from_slice(&buf[..n]),
+                Poll::Ready(Err(error)) => break Some(Err(BodyError::of(&error).unwrap())),
+                Poll::Pending => break None,
+            }
+        };
+        (String::from_utf8(seen).unwrap(), end)
+    }
+
+    const FIXED: &str = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n";
+    const CHUNKED: &str = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n";
+    const NEXT: &str = "GET /next HTTP/1.1\r\n";
+
+    #[test]
+    fn a_reader_sees_the_body_alone_however_it_arrives() {
+        let malformed = BodyError::from(Malformed::SIZE);
+        let wrong = |fault| Some(Err(fault));
+        // The head, what is behind it, what the reader sees, how the body ends, what is unread.
+        let cases = [
+            (FIXED, "hello", "hello", Some(Ok(())), ""),
+            (FIXED, "helloGET /next HTTP/1.1\r\n", "hello", Some(Ok(())), NEXT),
+            (FIXED, "hel", "hel", None, ""),
+            (CHUNKED, "0\r\n\r\n", "0\r\n\r\n", Some(Ok(())), ""),
+            (
+                CHUNKED,
+                "05;ext=\"y\"\r\nhello\r\n00\r\nA: b\r\nHost: c\r\n\r\nGET /next HTTP/1.1\r\n",
+                "5\r\nhello\r\n0\r\nA: b\r\n\r\n",
+                Some(Ok(())),
+                NEXT,
+            ),
+            (CHUNKED, "2\r\nhe\r\n3\r\nllo\r\n", "2\r\nhe\r\n3\r\nllo", None, ""),
+            (CHUNKED, "2\r\nhe\r\nx", "2\r\nhe", wrong(malformed), "x"),
+            (
+                CHUNKED,
+                "8\r\neightbytes",
+                "8\r\neightbyt",
+                wrong(BodyError::from(Malformed::DATA_END)),
+                "es",
+            ),
+            (CHUNKED, "4\r\nfour\r\n7\r\n", "4\r\nfour", wrong(BodyError::TOO_LONG), "7\r\n"),
+        ];
+        for (head, body, seen, end, unread) in cases {
+            let bytes = format!("{head}{body}");
+            for size in [1, 3, 4096] {
+                for cut in 1..=bytes.len() {
+                    let (first, second) = bytes.as_bytes().split_at(cut);
+                    let pieces = [first, second];
+                    let pieces = if second.is_empty() { &pieces[..1] } else { &pieces };
+                    let mut transport = transport(pieces);
+                    let mut incoming = begin(&mut transport, 10);
+                    let said = read(&mut incoming, &mut transport, size);
+                    let place = format!("{body:?} cut at {cut}, read by {size}");
+                    assert_eq!(said.1, end, "{place}");
+                    // A read that finds a fault drops what it has found before.
+                    let is_wrong = matches!(end, Some(Err(_)));
+                    assert!(said.0 == seen || is_wrong && seen.starts_with(&said.0), "{place}");
+                    assert!(incoming.message().starts_with(head.as_bytes()), "{place}");
+                    // The second piece may not have been read.
+                    let _ = incoming.fill(|room| {
+                        transport.poll_read(&mut Context::from_waker(Waker::noop()), room)
+                    });
+                    assert_eq!(incoming.unread(), unread.as_bytes(), "{place}");
+                    let taken = bytes.len() - unread.len();
+                    assert_eq!(incoming.taken(), taken as u64, "{place}");
+                    // A further read finds the same end.
+                    assert_eq!(read(&mut incoming, &mut transport, size), (String::new(), end));
+                    if let Some(Err(fault)) = end {
+                        assert_eq!(incoming.fault(), Some(fault.status()), "{place}");
+                        assert_eq!(incoming.rest(), Rest::Lost, "{place}");
+                    } else {
+                        assert_eq!(incoming.rest() == Rest::Nothing, end.is_some(), "{place}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_that_the_client_cuts_short_is_never_whole() {
+        for bytes in [FIXED.to_owned() + "hel", CHUNKED.to_owned() + "5\r\nhello\r\n"] {
+            let mut transport = transport(&[bytes.as_bytes(), b""]);
+            let mut incoming = begin(&mut transport, u64::MAX);
+            let (_, end) = read(&mut incoming, &mut transport, 4096);
+            assert_eq!(end, Some(Err(BodyError::CUT_SHORT)));
+        }
+    }
+
+    #[test]
+    fn what_was_read_of_a_long_body_makes_room_and_the_head_stays() {
+        let length = 100_000;
+        let head = format!("POST /long HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+        let bytes = [head.as_bytes(), &vec![b'x'; length], NEXT.as_bytes()].concat();
+        let pieces: Vec<_> = bytes.chunks(1000).collect();
+        let mut transport = transport(&pieces);
+        let mut incoming = begin(&mut transport, u64::MAX);
+        assert_eq!(incoming.rest(), Rest::AtLeast(length as u64));
+        let (seen, end) = read(&mut incoming, &mut transport, 512);
+        assert_eq!((seen.len(), end), (length, Some(Ok(()))));
+        assert!(incoming.message().starts_with(head.as_bytes()));
+        assert!(incoming.bytes.len() <= 2 * super::super::buffer::SIZE);
+    }
+
+    /// Each case: what comes behind the head, and at which steps `100 Continue` is due.
+    #[test]
+    fn a_client_is_told_to_continue_once_and_only_if_it_waits() {
+        let head = FIXED.replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
+        let cx = &mut Context::from_waker(Waker::noop());
+
+        let mut silent = transport(&[head.as_bytes()]);
+        let mut incoming = begin(&mut silent, 10);
+        assert!(!incoming.take_continue(), "nobody has read");
+        assert_eq!(incoming.rest(), Rest::Lost);
+        assert!(incoming.poll_body(&mut silent, cx, &mut [0; 8]).is_pending());
+        assert_eq!(incoming.rest(), Rest::AtLeast(5));
+        assert!(incoming.take_continue() && !incoming.take_continue());
+
+        let mut hasty = transport(&[head.as_bytes(), b"hello"]);
+        let mut incoming = begin(&mut hasty, 10);
+        assert_eq!(read(&mut incoming, &mut hasty, 8), ("hello".into(), Some(Ok(()))));
+        assert!(!incoming.take_continue(), "the client has not waited");
+
+        let mut hastier = transport(&[(head + "he").as_bytes(), b"llo"]);
+        let incoming = begin(&mut hastier, 10);
+        assert_eq!(incoming.rest(), Rest::AtLeast(5));
+    }
+
+    /// RFC 9112 section 2.2, and rule W12: an idle connection keeps a number, and no buffer.
+    #[test]
+    fn empty_lines_are_no_request_and_count_as_part_of_the_next() {
+        let get = "GET / HTTP/1.1\r\n";
+        let cases: [(&[&str], Poll<Option<String>>); 7] = [
+            (&[get], Poll::Ready(Some(get.into()))),
+            (&["\r\n", "\r", "\n", get], Poll::Ready(Some("\r\n\r\n".to_owned() + get))),
+            (&["\r\n\r\n\r\n\r\n", "\r"], Poll::Ready(Some("\r\n\r\n\r\n\r\n\r".into()))),
+            (&["\n"], Poll::Ready(Some("\n".into()))),
+            (&["\r\n\r"], Poll::Pending),
+            (&["\r\n", ""], Poll::Ready(None)),
+            (&[], Poll::Pending),
+        ];
+        for (pieces, expected) in cases {
+            for is_last in [false, true] {
+                let pieces: Vec<_> = pieces.iter().map(|piece| piece.as_bytes()).collect();
+                let mut idle = Idle::new(transport(&pieces));
+                let cx = &mut Context::from_waker(Waker::noop());
+                let read = idle.poll_request(cx, is_last).map(Result::unwrap);
+                let read = read.map(|read| read.map(|incoming| incoming.unread().to_vec()));
+                let expected = expected.clone().map(|text| text.map(String::into_bytes));
+                assert_eq!(read, expected, "{pieces:?}");
+            }
+        }
     }
 }

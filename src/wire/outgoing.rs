@@ -7,7 +7,9 @@ use std::io;
 use std::task::{Context, Poll, ready};
 
 use super::buffer::Buffer;
-use crate::transport::Transport;
+use crate::stop::activity::{Activity, Doing, Wait};
+use crate::stop::seat::Seat;
+use crate::stream::transport::Transport;
 
 /// A connection's write buffer.
 #[derive(Default)]
@@ -17,6 +19,10 @@ pub(super) struct Outgoing {
     /// How much of it has been sent.
     sent: usize,
     end: usize,
+    /// Where the last message begins; `None` once its client may have seen some of it.
+    unseen: Option<usize>,
+    /// The number of bytes that the client's kernel had yet to take at the last look.
+    undelivered: u64,
 }
 
 impl Outgoing {
@@ -47,9 +53,28 @@ impl Outgoing {
         self.end += n;
     }
 
-    /// What was added behind `from`.
+    /// Returns the bytes that were added behind `from`.
     pub(super) fn since(&self, from: usize) -> &[u8] {
         &self.bytes[from..self.end]
+    }
+
+    /// Begins another message behind what is to be sent.
+    pub(super) fn begin_message(&mut self) {
+        self.unseen = Some(self.end);
+    }
+
+    /// Puts `bytes` in front of the last message, unless its client may have seen some of it.
+    pub(super) fn put_before_message(&mut self, bytes: &[u8]) {
+        if let Some(begin) = self.unseen {
+            self.replace(begin..begin, bytes);
+        }
+    }
+
+    /// Removes the last message. Returns `false` if its client may have seen some of it.
+    pub(super) fn take_back_message(&mut self) -> bool {
+        let unseen = self.unseen.take();
+        self.end = unseen.unwrap_or(self.end);
+        unseen.is_some()
     }
 
     /// Puts `new` in the place of `old`, which has not been sent.
@@ -60,15 +85,47 @@ impl Outgoing {
         self.end = self.bytes.len();
     }
 
-    /// Sends everything, and as much of `tail` behind it as goes with it: how much that was, 0 only
-    /// without a tail or before everything has gone. `moved` is called after every write that got
-    /// something out.
+    /// Sends everything, and as much of `tail` behind it as goes with it. Notes in `seat` what the
+    /// client takes. Returns how much of `tail` was sent; 0 only without a tail.
     pub(super) fn poll_send(
         &mut self,
         transport: &mut Transport,
+        seat: &Seat,
         cx: &mut Context<'_>,
         tail: &[u8],
-        moved: impl Fn(),
+    ) -> Poll<io::Result<usize>> {
+        self.unseen = None;
+        let activity = &seat.activity;
+        let before = transport.metered_sent();
+        let sent = self.poll_write(transport, activity, cx, tail);
+        if sent.is_ready() {
+            // The wrapper may have sent what it had held back, without a further write.
+            activity.got(Wait::Room);
+            return sent;
+        }
+        // Progress is what the socket takes, including what a wrapper has held back, and what the
+        // client's kernel takes from the socket. The server's kernel signals room only when a good
+        // part of its buffer is free, so look at the socket before the client counts as stalled.
+        let has_waited = activity.look().waits_for(Wait::Room);
+        let mut moves = transport.metered_sent() != before || !has_waited;
+        if moves || seat.is_expired() {
+            let undelivered = transport.undelivered();
+            moves |= undelivered != self.undelivered;
+            self.undelivered = undelivered;
+        }
+        activity.wait(Wait::Room, true);
+        if moves {
+            activity.progress();
+        }
+        sent
+    }
+
+    fn poll_write(
+        &mut self,
+        transport: &mut Transport,
+        activity: &Activity,
+        cx: &mut Context<'_>,
+        tail: &[u8],
     ) -> Poll<io::Result<usize>> {
         let mut of_tail = 0;
         while self.sent < self.end || of_tail < tail.len().min(1) {
@@ -79,7 +136,13 @@ impl Outgoing {
             }
             of_tail = n.saturating_sub(gathered.len());
             self.sent += n - of_tail;
-            moved();
+            let look = activity.look();
+            if look.waits_for(Wait::Room) {
+                activity.got(Wait::Room);
+            } else if look.doing() == Doing::Response && !look.waits_for(Wait::Body) {
+                // A response that goes out is progress (rule S20), but buys no time for a body.
+                activity.progress();
+            }
         }
         ready!(transport.poll_flush(cx))?;
         (self.sent, self.end) = (0, 0);

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use async_h1::server::decode;
@@ -18,8 +18,8 @@ use http_types::{Body, Request, StatusCode};
 use super::body::Framing;
 use super::fault::Lost;
 use super::head::Head;
+use super::shared::Wire;
 use super::target::url;
-use super::{Wire, lock, over};
 
 /// Makes the request whose head is at the beginning of `bytes`. If the request has a body,
 /// `decoded` is the result of [`with_body`].
@@ -39,14 +39,13 @@ pub(super) fn request(
             *request.url_mut() = url;
             request
         }
-        None => {
-            let mut request = Request::new(head.method, url);
-            // Without chunks there are no trailers, so a handler that asks for trailers learns this
-            // at once.
-            drop(request.send_trailers());
-            request
-        }
+        None => Request::new(head.method, url),
     };
+    if head.framing != Framing::Chunked {
+        // Without chunks there are no trailers, so a handler that asks for trailers learns this at
+        // once.
+        drop(request.send_trailers());
+    }
     request.set_version(Some(head.version));
     for (name, value) in head.fields(bytes) {
         request.append_header(name, &*value);
@@ -54,13 +53,9 @@ pub(super) fn request(
     Ok(request)
 }
 
-/// Makes a request that has the body of the message `exchange`, and nothing else. Returns `None` if
+/// Makes a request that has the body of the message under way, and nothing else. Returns `None` if
 /// the message has no body.
-pub(super) fn with_body(
-    framing: Framing,
-    wire: &Arc<Mutex<Wire>>,
-    exchange: u32,
-) -> Option<Request> {
+pub(super) fn with_body(framing: Framing, wire: &Arc<Wire>) -> Option<Request> {
     // The gate bounds a body of known length itself, so async-h1 need not count.
     let (head, length): (&'static [u8], _) = match framing {
         Framing::Empty | Framing::Fixed(0) => return None,
@@ -72,6 +67,7 @@ pub(super) fn with_body(
             (b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", None)
         }
     };
+    let exchange = wire.lock().exchange;
     let message = Message { head, wire: wire.clone(), exchange };
     // Decoding never waits, because the head is in memory (rule W2). The body is read later,
     // through the request. The future lives on the stack, because its 4 KiB would be most of an
@@ -86,9 +82,6 @@ pub(super) fn with_body(
     for name in [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONTENT_TYPE] {
         request.remove_header(name);
     }
-    if framing != Framing::Chunked {
-        drop(request.send_trailers());
-    }
     Some(request)
 }
 
@@ -102,7 +95,7 @@ const RESERVED: usize = 16 * 1024;
 struct Message {
     /// The part of the head that async-h1 has yet to read.
     head: &'static [u8],
-    wire: Arc<Mutex<Wire>>,
+    wire: Arc<Wire>,
     exchange: u32,
 }
 
@@ -118,13 +111,7 @@ impl AsyncRead for Message {
             self.head = later;
             return Poll::Ready(Ok(now.len()));
         }
-        let mut wire = lock(&self.wire);
-        if wire.exchange != self.exchange {
-            return Poll::Ready(Err(over()));
-        }
-        wire.reads = wire.reads.wrapping_add(1);
-        ready!(wire.poll_turn(cx));
-        wire.poll_body(cx, buf)
+        self.wire.lock().poll_read(self.exchange, cx, buf)
     }
 }
 
@@ -152,6 +139,13 @@ enum Content {
 }
 
 impl Content {
+    fn reader(&mut self) -> io::Result<Pin<&mut (dyn AsyncBufRead + Unpin + Send + Sync)>> {
+        match self {
+            Self::Open(reader) => Ok(Pin::new(reader)),
+            Self::Failed(lost) => Err(lost.error()),
+        }
+    }
+
     fn fail(&mut self, error: &io::Error) {
         *self = Self::Failed(Lost::by(error));
     }
@@ -163,10 +157,7 @@ impl AsyncRead for Content {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let read = match &mut *self {
-            Self::Open(reader) => ready!(Pin::new(reader).poll_read(cx, buf)),
-            Self::Failed(lost) => return Poll::Ready(Err(lost.error())),
-        };
+        let read = ready!(self.reader()?.poll_read(cx, buf));
         Poll::Ready(read.inspect_err(|error| self.fail(error)))
     }
 }
@@ -174,22 +165,17 @@ impl AsyncRead for Content {
 impl AsyncBufRead for Content {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let this = self.get_mut();
-        if let Self::Open(reader) = this {
-            if let Err(error) = ready!(Pin::new(reader).poll_fill_buf(cx)) {
-                this.fail(&error);
-                return Poll::Ready(Err(error));
-            }
+        if let Err(error) = ready!(this.reader()?.poll_fill_buf(cx)) {
+            this.fail(&error);
+            return Poll::Ready(Err(error));
         }
-        match this {
-            // The buffer is full, or the body has ended, so this does not wait.
-            Self::Open(reader) => Pin::new(reader).poll_fill_buf(cx),
-            Self::Failed(lost) => Poll::Ready(Err(lost.error())),
-        }
+        // The buffer is full, or the body has ended, so this does not wait.
+        this.reader()?.poll_fill_buf(cx)
     }
 
-    fn consume(self: Pin<&mut Self>, amount: usize) {
-        if let Self::Open(reader) = self.get_mut() {
-            Pin::new(reader).consume(amount);
+    fn consume(mut self: Pin<&mut Self>, amount: usize) {
+        if let Ok(reader) = self.reader() {
+            reader.consume(amount);
         }
     }
 }

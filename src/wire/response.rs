@@ -12,30 +12,36 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_h1::server::Encoder;
 use futures_lite::{AsyncBufRead, AsyncRead};
-use http_types::headers::{CONNECTION, CONTENT_LENGTH, DATE, TRAILER, TRANSFER_ENCODING};
+use http_types::headers::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, TRAILER, TRANSFER_ENCODING,
+};
 use http_types::other::Date;
 use http_types::{Body, Method, Response, StatusCode, Version};
 
-use super::head;
+use super::asked::{Asked, has_no_body};
+use super::field::{is_clean, is_token};
 use super::outgoing::Outgoing;
 use super::trailers::{LAST_CHUNK, Trailers};
 
 /// A response on its way to the client.
 pub(crate) struct Reply {
-    encoding: Encoding,
-    /// The body, if it is long and of known length: then it needs no encoding.
+    /// The response, until its head is encoded.
+    response: Option<Response>,
+    /// Encodes the body behind the head.
+    encoder: Option<Encoder>,
+    /// The body, if it is long and of known length. Then it needs no encoding.
     body: Option<Box<Body>>,
-    /// Whether the body's reader has it piece by piece, and not in memory.
+    /// Set if the body is to be gathered, because its reader does not have it in one place, or
+    /// because the stream is wrapped.
     is_piecemeal: bool,
     asked: Asked,
-    head: Head,
     framing: Framing,
     /// A field that the encoder adds and that must not be sent.
     unwanted: Option<&'static [u8]>,
     /// The error of the body's reader from `poll_begin`. It is reported only after the head has
     /// been encoded.
     failed: Option<io::Error>,
-    /// Whether it is the connection's last, as the handler wants it or as was announced.
+    /// Set if the response is the connection's last one, as the handler or the server wants it.
     closes: bool,
 }
 
@@ -43,7 +49,7 @@ pub(crate) struct Reply {
 enum Framing {
     /// There is no body (rule W11).
     None,
-    /// The head says the length. So many bytes of the body are still to be sent.
+    /// The head says the length. This many bytes of the body are still to be sent.
     Length(u64),
     /// The body comes in chunks. Trailers may follow the last chunk.
     Chunked(Option<Trailers>),
@@ -63,16 +69,24 @@ impl Framing {
             None => Self::Chunked(trailers),
         }
     }
+
+    /// Returns how many bytes of a body of known length are still to be sent.
+    fn owed(&self) -> usize {
+        match self {
+            Self::Length(owed) => usize::try_from(*owed).unwrap_or(usize::MAX),
+            Self::None | Self::Chunked(_) | Self::UntilClose => 0,
+        }
+    }
+
+    /// Notes that `n` bytes of the body have been sent.
+    fn count(&mut self, n: usize) {
+        if let Self::Length(owed) = self {
+            *owed = owed.saturating_sub(n as u64);
+        }
+    }
 }
 
-/// Whether async-h1 has begun with it.
-enum Encoding {
-    /// Not yet; `None` only on the way to the next.
-    Due(Option<Response>),
-    Begun(Encoder),
-}
-
-/// What has become of the wish for more of a response.
+/// Says what has become of the wish for more of a response.
 pub(super) enum Filled {
     /// Something was added.
     More,
@@ -82,31 +96,8 @@ pub(super) enum Filled {
     Whole,
 }
 
-/// How far the head has come.
-#[derive(Clone, Copy)]
-enum Head {
-    Unsent,
-    /// Some of it is in the buffer, from here on.
-    Begun(usize),
-    Complete,
-}
-
-/// What of the request decides how it is answered.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Asked {
-    pub(crate) method: Method,
-    pub(crate) version: Version,
-    /// Set if the client accepts trailers.
-    pub(crate) accepts_trailers: bool,
-}
-
-impl Asked {
-    pub(crate) fn by(head: &head::Head) -> Self {
-        Self { method: head.method, version: head.version, accepts_trailers: head.accepts_trailers }
-    }
-}
-
-/// Whether `response` hands the connection over to another protocol (RFC 9110 section 7.8).
+/// Returns `true` if `response` hands the connection over to another protocol (RFC 9110 section
+/// 7.8).
 pub(crate) fn upgrades(response: &Response) -> bool {
     response.status() == StatusCode::SwitchingProtocols && response.has_upgrade()
 }
@@ -152,9 +143,8 @@ impl Reply {
             if has_no_body && response.len() == Some(0) {
                 // HEAD and 304 may tell the length of the body that GET would have (RFC 9110 8.6).
                 let length = declared.and_then(|length| length.as_str().trim().parse().ok());
-                if let Some(length) = length {
-                    let nothing = Body::from_reader(futures_lite::io::empty(), Some(length));
-                    keep_headers(&mut response, nothing);
+                if length.is_some() {
+                    keep_headers(&mut response, nothing(length));
                 }
             }
         }
@@ -164,26 +154,23 @@ impl Reply {
             // Without trailers, the field would be wrong (RFC 9110 section 6.6.2).
             response.remove_header(TRAILER);
         }
-        // Rule W11. A 304 for a page of unknown length must not claim that it is empty.
-        let unwanted = match (&framing, response.len()) {
-            (Framing::UntilClose, _) => Some(LENGTH),
-            (_, Some(0)) if status == StatusCode::NotModified => Some(LENGTH),
-            (_, Some(_)) if has_no_body(status) && status != StatusCode::NotModified => {
-                Some(LENGTH)
-            }
-            (_, None) if has_no_body(status) || asked.version == Version::Http1_0 => Some(CODING),
-            _ => None,
-        };
-        if matches!(framing, Framing::UntilClose) {
-            // A length that is never reached, and never sent: the encoder then sends no chunks.
+        let is_open_ended = matches!(framing, Framing::UntilClose);
+        if is_open_ended {
+            // A length that is never reached, and never sent. The encoder then sends no chunks.
             let reader = response.take_body().into_reader();
             keep_headers(&mut response, Body::from_reader(reader, Some(usize::MAX)));
         }
+        // Rule W11. A 304 for a page of unknown length must not claim that it is empty.
+        let (added, is_unwanted) = match response.len() {
+            Some(0) if status == StatusCode::NotModified => (LENGTH, true),
+            Some(_) if status == StatusCode::NotModified => (LENGTH, false),
+            Some(_) => (LENGTH, is_open_ended || has_no_body(status)),
+            None => (CODING, has_no_body(status) || asked.version == Version::Http1_0),
+        };
         let is_long = matches!(framing, Framing::Length(length) if length >= LONG);
         let body = is_long.then(|| {
-            let length = response.len();
+            let nothing = nothing(response.len());
             let body = response.take_body();
-            let nothing = Body::from_reader(futures_lite::io::empty(), length);
             keep_headers(&mut response, nothing);
             Box::new(body)
         });
@@ -191,14 +178,14 @@ impl Reply {
             set_date(&mut response);
         }
         Self {
-            encoding: Encoding::Due(Some(response)),
+            response: Some(response),
+            encoder: None,
             body,
             is_piecemeal: false,
             asked,
-            head: Head::Unsent,
-            closes: fields.close || matches!(framing, Framing::UntilClose),
+            closes: fields.close || is_open_ended,
             framing,
-            unwanted,
+            unwanted: is_unwanted.then_some(added),
             failed: None,
         }
     }
@@ -208,39 +195,33 @@ impl Reply {
         self.closes = true;
     }
 
-    /// Whether the connection may be used for another response.
+    /// Returns `true` if the connection may be used for another response.
     pub(crate) fn allows_another(&self) -> bool {
         !self.closes
     }
 
-    /// Whether a body goes with it, which may be made of the request's (rule W11).
+    /// Returns `true` if a body goes with the response (rule W11). That body may be made of the
+    /// request's.
     pub(crate) fn has_body(&self) -> bool {
         !matches!(self.framing, Framing::None)
     }
 
-    /// Whether some of the head is in the buffer, and some is not: then what is there is not final.
-    pub(super) fn is_inside_head(&self) -> bool {
-        matches!(self.head, Head::Begun(_))
-    }
-
-    /// Whether only the end of the connection tells where the body ends.
+    /// Returns `true` if only the end of the connection tells where the body ends.
     pub(super) fn ends_with_connection(&self) -> bool {
         matches!(self.framing, Framing::UntilClose)
     }
 
-    /// The body is to be gathered, wherever it lies.
+    /// Gathers the body from now on, wherever it lies.
     pub(super) fn gather(&mut self) {
         self.is_piecemeal = true;
     }
 
     /// Polls the body for its first bytes, and consumes none of them.
     pub(super) fn poll_begin(&mut self, cx: &mut Context<'_>) {
-        let begun = match (&mut self.body, &mut self.encoding) {
+        let begun = match (&mut self.body, &mut self.response) {
             (Some(body), _) => Pin::new(&mut **body).poll_fill_buf(cx).map_ok(drop),
-            (None, Encoding::Due(Some(response))) => {
-                Pin::new(response).poll_fill_buf(cx).map_ok(drop)
-            }
-            (None, _) => return,
+            (None, Some(response)) => Pin::new(response).poll_fill_buf(cx).map_ok(drop),
+            (None, None) => return,
         };
         if let Poll::Ready(Err(error)) = begun {
             self.failed = Some(error);
@@ -251,27 +232,24 @@ impl Reply {
     ///
     /// # Errors
     ///
-    /// What the reader of the body says, and `UnexpectedEof` if it is shorter than declared: the
+    /// The error of the body's reader, or `UnexpectedEof` if the body is shorter than declared. The
     /// client must not take what it got for the whole.
     pub(super) fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
         out: &mut Outgoing,
     ) -> Poll<io::Result<Filled>> {
-        let head = match self.head {
-            Head::Unsent => out.len(),
-            Head::Begun(head) => head,
-            Head::Complete => return self.poll_fill_body(cx, out),
-        };
-        let n = ready!(Pin::new(self.encoder()).poll_read(cx, out.room()))?;
-        out.filled(n);
-        // The encoder gives head and body in separate reads, and no value holds a line end.
-        self.head = if out.since(head).ends_with(b"\r\n\r\n") {
-            self.drop_unwanted(head, out);
-            Head::Complete
-        } else {
-            Head::Begun(head)
-        };
+        let Some(response) = self.response.take() else { return self.poll_fill_body(cx, out) };
+        let mut encoder = self.encoder(response);
+        let begin = out.len();
+        // The encoder has the whole head in memory, and gives head and body in separate reads. No
+        // value holds a line end.
+        while !out.since(begin).ends_with(b"\r\n\r\n") {
+            let n = ready!(Pin::new(&mut encoder).poll_read(cx, out.room()))?;
+            out.filled(n);
+        }
+        self.encoder = Some(encoder);
+        self.drop_unwanted(begin, out);
         Poll::Ready(Ok(Filled::More))
     }
 
@@ -287,60 +265,47 @@ impl Reply {
             return Poll::Ready(Ok(Filled::Slice));
         }
         if let Framing::Chunked(Some(trailers)) = &mut self.framing {
-            if trailers.are_due() {
+            if trailers.are_due {
                 let last = ready!(trailers.poll_end(cx));
                 let end = out.len();
                 out.replace(end..end, &last);
                 return Poll::Ready(Ok(Filled::Whole));
             }
         }
-        let owed = self.owed();
+        let owed = self.framing.owed();
         let room = out.room();
-        let n = ready!(match &mut self.body {
-            Some(body) => {
+        let n = ready!(match (&mut self.body, &mut self.encoder) {
+            (Some(body), _) => {
                 // The body itself does not count what was sent from where it lay.
                 let most = room.len().min(owed);
                 Pin::new(&mut **body).poll_read(cx, &mut room[..most])
             }
-            None => Pin::new(self.encoder()).poll_read(cx, room),
+            (None, Some(encoder)) => Pin::new(encoder).poll_read(cx, room),
+            (None, None) => unreachable!("the head goes first"),
         })?;
         // The encoder writes one chunk for each read, and only the last chunk's size begins with 0.
         if let (Framing::Chunked(Some(trailers)), LAST_CHUNK) = (&mut self.framing, &room[..n]) {
             // The bytes stay out of `out`, because the trailers have to come before the blank line.
-            trailers.end_body();
+            trailers.are_due = true;
             return self.poll_fill_body(cx, out);
         }
         out.filled(n);
-        match &mut self.framing {
-            Framing::Length(owed) => {
-                *owed = owed.saturating_sub(n as u64);
-                match (*owed, n) {
-                    (0, _) => Poll::Ready(Ok(Filled::Whole)),
-                    (_, 0) => Poll::Ready(Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the response body is shorter than its declared length",
-                    ))),
-                    _ => Poll::Ready(Ok(Filled::More)),
-                }
-            }
-            _ if n > 0 => Poll::Ready(Ok(Filled::More)),
-            Framing::None | Framing::Chunked(_) | Framing::UntilClose => {
-                Poll::Ready(Ok(Filled::Whole))
-            }
-        }
+        self.framing.count(n);
+        Poll::Ready(match (&self.framing, n) {
+            (Framing::Length(0), _) => Ok(Filled::Whole),
+            (Framing::Length(_), 0) => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the response body is shorter than its declared length",
+            )),
+            (_, 0) => Ok(Filled::Whole),
+            _ => Ok(Filled::More),
+        })
     }
 
-    /// Returns how many bytes of a body of known length are still to be sent.
-    fn owed(&self) -> usize {
-        match self.framing {
-            Framing::Length(owed) => usize::try_from(owed).unwrap_or(usize::MAX),
-            Framing::None | Framing::Chunked(_) | Framing::UntilClose => 0,
-        }
-    }
-
-    /// What there is of a long body where it lies in memory; nothing if it has to be gathered.
+    /// Returns the next bytes of a long body where they lie in memory; none if the body has to be
+    /// gathered.
     pub(super) fn poll_slice(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        let owed = self.owed();
+        let owed = self.framing.owed();
         let Some(body) = self.body.as_mut().filter(|_| !self.is_piecemeal) else {
             return Poll::Ready(Ok(&[]));
         };
@@ -353,40 +318,29 @@ impl Reply {
         Poll::Ready(Ok(&slice[..slice.len().min(owed)]))
     }
 
-    /// So much of the slice has been sent.
-    ///
-    /// Returns whether that was the rest of the body.
+    /// Notes that `n` bytes of the slice have been sent. Returns `true` if that was the rest of the
+    /// body.
     pub(super) fn sent(&mut self, n: usize) -> bool {
         if let Some(body) = &mut self.body {
             Pin::new(&mut **body).consume(n);
         }
-        if let Framing::Length(owed) = &mut self.framing {
-            *owed = owed.saturating_sub(n as u64);
-        }
-        self.owed() == 0
+        self.framing.count(n);
+        self.framing.owed() == 0
     }
 
-    fn encoder(&mut self) -> &mut Encoder {
-        if let Encoding::Due(response) = &mut self.encoding {
-            let mut response = response.take().expect("it is taken once, here");
-            let connection = match response.status() {
-                StatusCode::SwitchingProtocols => Some("upgrade"),
-                _ if self.closes => Some("close"),
-                _ if self.asked.version == Version::Http1_0 => Some("keep-alive"),
-                _ => None,
-            };
-            if let Some(connection) = connection {
-                response.insert_header(CONNECTION, connection);
-            }
-            // For HEAD the encoder stops behind the head.
-            let is_whole = self.has_body() && self.body.is_none();
-            let method = if is_whole { self.asked.method } else { Method::Head };
-            self.encoding = Encoding::Begun(Encoder::new(response, method));
+    fn encoder(&self, mut response: Response) -> Encoder {
+        let connection = match response.status() {
+            StatusCode::SwitchingProtocols => Some("upgrade"),
+            _ if self.closes => Some("close"),
+            _ if self.asked.version == Version::Http1_0 => Some("keep-alive"),
+            _ => None,
+        };
+        if let Some(connection) = connection {
+            response.insert_header(CONNECTION, connection);
         }
-        match &mut self.encoding {
-            Encoding::Begun(encoder) => encoder,
-            Encoding::Due(_) => unreachable!("it has begun above"),
-        }
+        // For HEAD the encoder stops behind the head.
+        let is_whole = self.has_body() && self.body.is_none();
+        Encoder::new(response, if is_whole { self.asked.method } else { Method::Head })
     }
 
     fn drop_unwanted(&self, head: usize, out: &mut Outgoing) {
@@ -407,14 +361,7 @@ const LONG: u64 = 16 * 1024;
 const LENGTH: &[u8] = b"\r\ncontent-length: ";
 const CODING: &[u8] = b"\r\ntransfer-encoding: ";
 
-/// RFC 9110 sections 15.2, 15.3.5 and 15.4.5.
-pub(super) fn has_no_body(status: StatusCode) -> bool {
-    status.is_informational()
-        || status == StatusCode::NoContent
-        || status == StatusCode::NotModified
-}
-
-/// What of a response's fields is to be known before it is sent.
+/// Holds what is to be known of a response's fields before it is sent.
 #[derive(Default)]
 struct Fields {
     /// There is a `Date`.
@@ -432,7 +379,7 @@ impl Fields {
     ///
     /// # Errors
     ///
-    /// What the handler has done if sending the response would break the connection's framing.
+    /// Says what the handler has done if sending the response would break the connection's framing.
     fn of(response: &Response) -> Result<Self, String> {
         let mut fields = Self::default();
         for (name, values) in response {
@@ -458,26 +405,172 @@ impl Fields {
     }
 }
 
-/// Returns `true` if a field may have this value (RFC 9110 section 5.5).
-pub(super) fn is_clean(value: &str) -> bool {
-    !value.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | 0))
-}
-
-/// A field name (RFC 9110 section 5.6.2).
-pub(super) fn is_token(name: &str) -> bool {
-    let is_tchar = |byte: u8| {
-        byte.is_ascii_alphanumeric()
-            || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
-    };
-    !name.is_empty() && name.bytes().all(is_tchar)
+/// Makes an empty body that declares a length.
+fn nothing(length: Option<usize>) -> Body {
+    Body::from_reader(futures_lite::io::empty(), length)
 }
 
 /// Sets the body without letting http-types invent a content type for it.
 fn keep_headers(response: &mut Response, body: Body) {
-    use http_types::headers::CONTENT_TYPE;
     let had_type = response.header(CONTENT_TYPE).is_some();
     response.set_body(body);
     if !had_type {
         response.remove_header(CONTENT_TYPE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Version::{Http1_0, Http1_1};
+    use futures_lite::io::{BufReader, Cursor, empty};
+    use http_types::headers::UPGRADE;
+    use std::task::Waker;
+
+    /// A content type that each body has from its handler.
+    const TYPE: &str = "content-type: a/b\r\n";
+
+    /// Encodes `reply` to its end. Returns the bytes without `date` and [`TYPE`], and the error of
+    /// the body.
+    fn encode(reply: &mut Reply) -> (String, Option<io::ErrorKind>) {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let mut out = Outgoing::default();
+        let error = loop {
+            match reply.poll_fill(cx, &mut out) {
+                Poll::Ready(Ok(Filled::More)) => {}
+                Poll::Ready(Ok(Filled::Whole)) => break None,
+                Poll::Ready(Ok(Filled::Slice)) => {
+                    let Poll::Ready(Ok(slice)) = reply.poll_slice(cx) else { panic!("no slice") };
+                    let (slice, end) = (slice.to_vec(), out.len());
+                    out.replace(end..end, &slice);
+                    if reply.sent(slice.len()) {
+                        break None;
+                    }
+                }
+                Poll::Ready(Err(error)) => break Some(error.kind()),
+                Poll::Pending => panic!("the body is in memory"),
+            }
+        };
+        let text = String::from_utf8(out.since(0).to_vec()).unwrap();
+        let text = text.replacen(TYPE, "", 1);
+        let (before, behind) = text.split_once("date: ").unwrap();
+        (format!("{before}{}", &behind[behind.find('\n').unwrap() + 1..]), error)
+    }
+
+    fn with_body(body: Body) -> Response {
+        let mut response = Response::new(200);
+        response.set_body(body);
+        response.insert_header(CONTENT_TYPE, "a/b");
+        response
+    }
+
+    fn fixed(text: &str) -> Response {
+        with_body(Body::from_bytes(text.into()))
+    }
+
+    fn streamed(text: &str) -> Response {
+        with_body(Body::from_reader(Cursor::new(text.to_owned()), None))
+    }
+
+    fn status(status: u16) -> Response {
+        let mut response = fixed("");
+        response.set_status(StatusCode::try_from(status).unwrap());
+        response
+    }
+
+    fn with_field(name: &str, value: &str, mut response: Response) -> Response {
+        response.insert_header(name, value);
+        response
+    }
+
+    #[test]
+    fn a_response_is_framed_as_the_request_wants_it() {
+        let long = "x".repeat(LONG as usize);
+        let ok = |rest: &str| format!("HTTP/1.1 200 OK\r\n{rest}");
+        let not_modified = |rest: &str| {
+            format!("HTTP/1.1 304 {}\r\n{rest}", StatusCode::NotModified.canonical_reason())
+        };
+        let failed = |body: &str| {
+            let fields = "content-length: 22\r\ncontent-type: text/plain;charset=utf-8\r\n\r\n";
+            format!("HTTP/1.1 500 Internal Server Error\r\n{fields}{body}")
+        };
+        let get = (Method::Get, Http1_1);
+        #[rustfmt::skip]
+        let cases = [
+            (fixed("hi"), get, ok("content-length: 2\r\n\r\nhi")),
+            (fixed("hi"), (Method::Head, Http1_1), ok("content-length: 2\r\n\r\n")),
+            (fixed("hi"), (Method::Get, Http1_0), ok("connection: keep-alive\r\ncontent-length: 2\r\n\r\nhi")),
+            (fixed(&long), get, ok(&format!("content-length: {LONG}\r\n\r\n{long}"))),
+            (fixed(&long), (Method::Head, Http1_1), ok(&format!("content-length: {LONG}\r\n\r\n"))),
+            (streamed("hi"), get, ok("transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n")),
+            (streamed("hi"), (Method::Head, Http1_1), ok("transfer-encoding: chunked\r\n\r\n")),
+            (streamed("hi"), (Method::Get, Http1_0), ok("connection: close\r\n\r\nhi")),
+            (streamed("hi"), (Method::Head, Http1_0), ok("connection: keep-alive\r\n\r\n")),
+            // The handler's own framing does not count, except where there is no body to frame.
+            (with_field("transfer-encoding", "gzip", fixed("hi")), get, ok("content-length: 2\r\n\r\nhi")),
+            (with_field("content-length", "9", fixed("hi")), get, ok("content-length: 2\r\n\r\nhi")),
+            (with_field("content-length", "9", fixed("")), (Method::Head, Http1_1), ok("content-length: 9\r\n\r\n")),
+            (with_field("content-length", "9", status(304)), get, not_modified("content-length: 9\r\n\r\n")),
+            (status(304), get, not_modified("\r\n")),
+            (status(204), get, "HTTP/1.1 204 No Content\r\n\r\n".into()),
+            (with_field("content-length", "9", status(204)), get, "HTTP/1.1 204 No Content\r\n\r\n".into()),
+            (with_field("connection", "close", fixed("")), get, ok("connection: close\r\ncontent-length: 0\r\n\r\n")),
+            (with_field("trailer", "x", streamed("")), get, ok("transfer-encoding: chunked\r\n\r\n0\r\n\r\n")),
+            // Responses that would break the framing.
+            (with_field("x", "a\r\nb: c", fixed("hi")), get, failed("Internal Server Error\n")),
+            (with_field("a b", "c", fixed("hi")), get, failed("Internal Server Error\n")),
+            (status(103), get, failed("Internal Server Error\n")),
+        ];
+        for (response, (method, version), expected) in cases {
+            let shown = format!("{method} {version} {response:?}");
+            let mut reply =
+                Reply::new(response, Asked { method, version, accepts_trailers: false });
+            let allows_another = reply.allows_another();
+            let (bytes, error) = encode(&mut reply);
+            assert_eq!((bytes, error), (expected.clone(), None), "{shown}");
+            assert_eq!(allows_another, !expected.contains("connection: close"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn an_upgrade_has_neither_length_nor_close() {
+        let mut response = with_field(UPGRADE.as_str(), "x", status(101));
+        let _stream = response.send_upgrade();
+        assert!(upgrades(&response));
+        let asked = Asked { method: Method::Get, version: Http1_1, accepts_trailers: false };
+        let expected =
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+        assert_eq!(encode(&mut Reply::new(response, asked)).0, expected);
+    }
+
+    /// The client must not take what it got for the whole.
+    #[test]
+    fn a_body_that_is_shorter_than_declared_is_an_error() {
+        let reader = |text: &str| BufReader::new(Cursor::new(text.to_owned()));
+        let asked = Asked { method: Method::Get, version: Http1_1, accepts_trailers: false };
+        for body in [
+            Body::from_reader(reader("hi"), Some(3)),
+            Body::from_reader(empty(), Some(3)),
+            Body::from_reader(reader("hi"), Some(LONG as usize)),
+        ] {
+            let (bytes, error) = encode(&mut Reply::new(with_body(body), asked));
+            assert!(!bytes.is_empty());
+            assert_eq!(error, Some(io::ErrorKind::UnexpectedEof), "{bytes}");
+        }
+        // A body that is longer than declared ends where the head says.
+        let longer = with_body(Body::from_reader(reader("hello"), Some(2)));
+        let (bytes, error) = encode(&mut Reply::new(longer, asked));
+        assert!(error.is_none() && bytes.ends_with("\r\n\r\nhe"), "{bytes}");
+    }
+
+    #[test]
+    fn a_close_may_be_announced_until_the_head_is_encoded() {
+        let asked = Asked { method: Method::Get, version: Http1_1, accepts_trailers: false };
+        let mut reply = Reply::new(fixed("hi"), asked);
+        // The body may have been asked for its first bytes before.
+        reply.poll_begin(&mut Context::from_waker(Waker::noop()));
+        reply.announce_close();
+        let expected = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi";
+        assert_eq!(encode(&mut reply).0, expected);
     }
 }

@@ -4,7 +4,6 @@
 //! Invariant: trailers reach only a client that has asked for them, and no trailer frames, routes
 //! or authorises the message (rule W15). If trailers cannot be sent, the log says why.
 
-use std::fmt;
 use std::future::Future;
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
@@ -12,24 +11,25 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use http_types::headers::HeaderValues;
-use http_types::{Method, Response, StatusCode, Version, trailers};
+use http_types::{Method, Response, Version, trailers};
 
 use crate::log_limit::LogLimit;
 
-use super::body;
-use super::response::{Asked, has_no_body, is_clean, is_token};
+use super::asked::{Asked, has_no_body};
+use super::field::{is_clean, is_forbidden_trailer, is_one_of, is_token};
 
 /// Holds back the last chunk of a response's body until the handler has sent its trailers.
 pub(super) struct Trailers {
     receiver: trailers::Receiver,
-    body_has_ended: bool,
+    /// Set if the trailers are all that is still missing.
+    pub(super) are_due: bool,
 }
 
 /// Ends a chunked body as async-h1 writes it, without room for trailers.
 pub(super) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// Lists the fields that control what a client does with a response, because the client needs them
-/// before the body (RFC 9110 section 6.5.1). `body.rs` lists the fields that requests may not send
+/// before the body (RFC 9110 section 6.5.1). `field.rs` lists the fields that requests may not send
 /// as trailers either.
 const RESPONSE_CONTROLS: &str =
     "age date expires location retry-after vary warning www-authenticate";
@@ -47,25 +47,21 @@ impl Trailers {
             Some(obstacle) => obstacle,
             // http-types panics if the handler has taken the receiver, and has no way to ask first.
             None => match panic::catch_unwind(AssertUnwindSafe(|| response.recv_trailers())) {
-                Ok(receiver) => return Some(Self { receiver, body_has_ended: false }),
-                Err(_) => Obstacle::ReceiverTaken,
+                Ok(receiver) => return Some(Self { receiver, are_due: false }),
+                Err(_) => {
+                    Obstacle::OfHandler("the handler has called `recv_trailers` itself".into())
+                }
             },
         };
         static LIMIT: LogLimit = LogLimit::new();
-        if !obstacle.is_up_to_the_client() || LIMIT.count(Instant::now()).is_some() {
-            log::warn!("a response's trailers are not sent: {obstacle}");
+        let why = match &obstacle {
+            Obstacle::OfClient(why) => LIMIT.count(Instant::now()).and(Some(*why)),
+            Obstacle::OfHandler(why) => Some(why.as_str()),
+        };
+        if let Some(why) = why {
+            log::warn!("a response's trailers are not sent: {why}");
         }
         None
-    }
-
-    /// Returns `true` if the trailers are all that is still missing.
-    pub(super) fn are_due(&self) -> bool {
-        self.body_has_ended
-    }
-
-    /// Notes that the body has ended.
-    pub(super) fn end_body(&mut self) {
-        self.body_has_ended = true;
     }
 
     /// Returns the last chunk and the trailers behind it, once the handler has sent them.
@@ -76,53 +72,30 @@ impl Trailers {
     }
 }
 
-/// Says why a response's trailers cannot be sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Says why a response's trailers cannot be sent, and on whom that depends.
+#[derive(Debug, PartialEq, Eq)]
 enum Obstacle {
-    Head,
-    Http1_0,
-    NotAccepted,
-    Status(StatusCode),
-    KnownLength,
-    ReceiverTaken,
+    OfClient(&'static str),
+    OfHandler(String),
 }
 
 impl Obstacle {
     /// Returns the first obstacle that keeps the trailers of `response` from a client that sent
     /// `asked`.
     fn between(response: &Response, asked: Asked) -> Option<Self> {
+        let status = response.status();
         if asked.method == Method::Head {
-            Some(Self::Head)
-        } else if has_no_body(response.status()) {
-            Some(Self::Status(response.status()))
+            Some(Self::OfClient("the response to HEAD has no body"))
+        } else if has_no_body(status) {
+            Some(Self::OfHandler(format!("a response with status {status} has no body")))
         } else if response.len().is_some() {
-            Some(Self::KnownLength)
+            Some(Self::OfHandler("the length of the body is known, so it has no chunks".into()))
         } else if asked.version == Version::Http1_0 {
-            Some(Self::Http1_0)
+            Some(Self::OfClient("HTTP/1.0 has no trailers"))
         } else if !asked.accepts_trailers {
-            Some(Self::NotAccepted)
+            Some(Self::OfClient("the client has not sent `TE: trailers`"))
         } else {
             None
-        }
-    }
-
-    /// Returns `true` if this obstacle depends on the client, and not on the handler.
-    fn is_up_to_the_client(self) -> bool {
-        matches!(self, Self::Head | Self::Http1_0 | Self::NotAccepted)
-    }
-}
-
-impl fmt::Display for Obstacle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Head => f.write_str("the response to HEAD has no body"),
-            Self::Http1_0 => f.write_str("HTTP/1.0 has no trailers"),
-            Self::NotAccepted => f.write_str("the client has not sent `TE: trailers`"),
-            Self::Status(status) => write!(f, "a response with status {status} has no body"),
-            Self::KnownLength => {
-                f.write_str("the length of the body is known, so it has no chunks")
-            }
-            Self::ReceiverTaken => f.write_str("the handler has called `recv_trailers` itself"),
         }
     }
 }
@@ -157,7 +130,7 @@ fn judge(name: &str, values: &HeaderValues) -> Result<(), &'static str> {
         return Err("it is not a valid field");
     }
     let name = name.as_bytes();
-    if body::is_forbidden_trailer(name) || body::is_one_of(name, RESPONSE_CONTROLS) {
+    if is_forbidden_trailer(name) || is_one_of(name, RESPONSE_CONTROLS) {
         return Err("clients need it before the body");
     }
     Ok(())
@@ -166,7 +139,7 @@ fn judge(name: &str, values: &HeaderValues) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http_types::Body;
+    use http_types::{Body, StatusCode};
 
     fn asked(method: Method, version: Version, accepts_trailers: bool) -> Asked {
         Asked { method, version, accepts_trailers }
@@ -183,26 +156,45 @@ mod tests {
             response.set_status(status);
             response
         };
+        let of_client = Obstacle::OfClient;
+        let of_handler = |why: &str| Obstacle::OfHandler(why.into());
+        let known_length = || of_handler("the length of the body is known, so it has no chunks");
         for (response, asked, obstacle) in [
             (streamed(), asked(Method::Get, Http1_1, true), None),
             (streamed(), asked(Method::Post, Http1_1, true), None),
-            (streamed(), asked(Method::Get, Http1_1, false), Some(Obstacle::NotAccepted)),
-            (streamed(), asked(Method::Get, Http1_0, false), Some(Obstacle::Http1_0)),
-            (streamed(), asked(Method::Head, Http1_1, true), Some(Obstacle::Head)),
-            (known(), asked(Method::Get, Http1_1, true), Some(Obstacle::KnownLength)),
-            (Response::new(200), asked(Method::Get, Http1_1, true), Some(Obstacle::KnownLength)),
+            (
+                streamed(),
+                asked(Method::Get, Http1_1, false),
+                Some(of_client("the client has not sent `TE: trailers`")),
+            ),
+            (
+                streamed(),
+                asked(Method::Get, Http1_0, false),
+                Some(of_client("HTTP/1.0 has no trailers")),
+            ),
+            (
+                streamed(),
+                asked(Method::Head, Http1_1, true),
+                Some(of_client("the response to HEAD has no body")),
+            ),
+            (known(), asked(Method::Get, Http1_1, true), Some(known_length())),
+            (Response::new(200), asked(Method::Get, Http1_1, true), Some(known_length())),
             // The handler's own fault takes precedence over the client's choice.
-            (known(), asked(Method::Get, Http1_1, false), Some(Obstacle::KnownLength)),
-            (known(), asked(Method::Head, Http1_1, true), Some(Obstacle::Head)),
+            (known(), asked(Method::Get, Http1_1, false), Some(known_length())),
+            (
+                known(),
+                asked(Method::Head, Http1_1, true),
+                Some(of_client("the response to HEAD has no body")),
+            ),
             (
                 with_status(StatusCode::NoContent),
                 asked(Method::Get, Http1_1, true),
-                Some(Obstacle::Status(StatusCode::NoContent)),
+                Some(of_handler("a response with status 204 has no body")),
             ),
             (
                 with_status(StatusCode::NotModified),
                 asked(Method::Get, Http1_1, true),
-                Some(Obstacle::Status(StatusCode::NotModified)),
+                Some(of_handler("a response with status 304 has no body")),
             ),
         ] {
             assert_eq!(Obstacle::between(&response, asked), obstacle, "{asked:?} {response:?}");

@@ -7,47 +7,44 @@
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use smol::channel::Sender;
 
-use super::{Wire, lock};
-use crate::transport::Transport;
+use super::shared::{Shared, Wire};
+use crate::stream::transport::Transport;
 
 /// The raw stream, as its new owner reads and writes it.
 pub(super) struct Upgraded {
-    pub(super) wire: Arc<Mutex<Wire>>,
+    pub(super) wire: Arc<Wire>,
     /// Dropped with this: the connection's task waits for that.
     pub(super) _open: Sender<Infallible>,
 }
 
 impl Upgraded {
-    fn with<T>(
+    /// Works on the stream. If the work has to wait, keeps the task's waker in `slot`, because a
+    /// stream that is not a socket does not tell its owner when it is taken away.
+    fn poll<T>(
         &self,
-        work: impl FnOnce(&mut Transport) -> Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+        slot: fn(&mut Shared) -> &mut Option<Waker>,
+        work: impl FnOnce(&mut Transport, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        let wire = &mut *lock(&self.wire);
-        let Some(transport) = &mut wire.transport else {
+        let shared = &mut *self.wire.lock();
+        let Some(transport) = &mut shared.transport else {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         };
-        let done = work(transport);
+        let has_socket = transport.has_socket();
+        let done = work(transport, cx);
         if done.is_ready() {
             // Progress (rule S20).
-            wire.seat.activity.progress();
+            shared.seat.activity.progress();
+        } else if !has_socket {
+            *slot(shared) = Some(cx.waker().clone());
         }
         done
-    }
-}
-
-impl Upgraded {
-    /// What is no socket does not tell its owner when it is taken away: the gate does.
-    fn wait(&self, slot: impl FnOnce(&mut Wire) -> &mut Option<Waker>, cx: &Context<'_>) {
-        let wire = &mut *lock(&self.wire);
-        if wire.transport.as_ref().is_some_and(|transport| !transport.has_socket()) {
-            *slot(wire) = Some(cx.waker().clone());
-        }
     }
 }
 
@@ -57,15 +54,17 @@ impl AsyncRead for Upgraded {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let here = lock(&self.wire).incoming.take_unread(buf);
+        let here = self.wire.lock().incoming.take_unread(buf);
         if here > 0 {
             return Poll::Ready(Ok(here));
         }
-        let read = self.with(|transport| transport.poll_read(cx, buf));
-        match &read {
-            Poll::Pending => self.wait(|wire| &mut wire.reader, cx),
-            Poll::Ready(Ok(n)) if *n > 0 || buf.is_empty() => {}
-            Poll::Ready(_) => lock(&self.wire).is_read_to_end = true,
+        let read = self.poll(
+            cx,
+            |shared| &mut shared.reader,
+            |transport, cx| transport.poll_read(cx, buf),
+        );
+        if matches!(read, Poll::Ready(Ok(0) | Err(_))) && !buf.is_empty() {
+            self.wire.lock().is_read_to_end = true;
         }
         read
     }
@@ -77,18 +76,18 @@ impl AsyncWrite for Upgraded {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = self.with(|transport| transport.poll_write(cx, buf, &[]));
-        if written.is_pending() {
-            self.wait(|wire| &mut wire.writer, cx);
-        }
-        written
+        self.poll(
+            cx,
+            |shared| &mut shared.writer,
+            |transport, cx| transport.poll_write(cx, buf, &[]),
+        )
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.with(|transport| transport.poll_flush(cx))
+        self.poll(cx, |shared| &mut shared.writer, Transport::poll_flush)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.with(|transport| transport.poll_half_close(cx))
+        self.poll(cx, |shared| &mut shared.writer, Transport::poll_half_close)
     }
 }

@@ -23,7 +23,7 @@ use proptest::sample::{Index, select};
 use proptest::test_runner::{RngSeed, TestRunner};
 
 use super::body::Framing;
-use super::head::{self, Parse};
+use super::head;
 use super::properties;
 
 /// What a parser makes of a head.
@@ -264,10 +264,7 @@ impl<'a> Written<'a> {
             Some((name, line[colon + 1..].trim_ascii()))
         };
         let fields = rest.filter_map(field).collect();
-        let status = |bytes: &[u8]| match head::parse(bytes, properties::BOUNDS) {
-            Parse::Reject(status) => Some(status),
-            Parse::Complete(_) | Parse::Partial => None,
-        };
+        let status = |bytes: &[u8]| head::parse(bytes, properties::BOUNDS).err();
         let missing: &[u8] = match bytes {
             [.., b'\r', b'\n'] => b"\r\n",
             [.., b'\r'] => b"\n\r\n",
@@ -403,9 +400,9 @@ impl Seen {
 
 fn by_us(bytes: &[u8]) -> Verdict {
     let head = match head::parse(bytes, properties::BOUNDS) {
-        Parse::Complete(head) => head,
-        Parse::Partial => return Verdict::Partial,
-        Parse::Reject(_) => return Verdict::Refused,
+        Ok(Some(head)) => head,
+        Ok(None) => return Verdict::Partial,
+        Err(_) => return Verdict::Refused,
     };
     // To httparse and hyper, an empty body is one of no bytes.
     let framing = match head.framing {

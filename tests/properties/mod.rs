@@ -1,7 +1,7 @@
 //! Properties of `head.rs`, `target.rs` and `body.rs` that must hold for any bytes.
 //!
 //! The library's unit tests (`src/wire/mod.rs`) and the targets in `fuzz/` each declare this file
-//! beside those three modules, which are pure and need not be public. The bytes themselves decide
+//! beside those modules, which are pure and need not be public. The bytes themselves decide
 //! how they are split, so an input is a plain file, and fails every time or never.
 
 #![allow(dead_code, unreachable_pub, reason = "each user uses its own part of this")]
@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use super::body::{Chunked, Framing, Malformed, Step};
-use super::head::{self, Bounds, Head, Parse};
+use super::head::{self, Bounds, Head};
 use super::target;
 use async_h1::server::decode;
 use futures_lite::future::block_on;
@@ -34,7 +34,7 @@ pub fn check_head(bytes: &[u8]) {
                 assert_eq!(said, whole, "{end} bytes of {}", bytes.escape_ascii());
             }
         }
-        if let Parse::Complete(head) = head::parse(bytes, bounds) {
+        if let Ok(Some(head)) = head::parse(bytes, bounds) {
             assert!(head.len <= bytes.len() && bytes[..head.len].ends_with(b"\r\n\r\n"));
             // Neither one byte less is enough, nor does what follows count.
             assert_eq!(Verdict::of(&bytes[..head.len - 1], bounds), Verdict::Partial);
@@ -59,12 +59,12 @@ enum Verdict {
 impl Verdict {
     fn of(bytes: &[u8], bounds: Bounds) -> Self {
         match head::parse(bytes, bounds) {
-            Parse::Complete(head) => {
+            Ok(Some(head)) => {
                 let fields = head.fields(bytes).map(|(name, value)| (name.into(), value.into()));
                 Self::Complete(format!("{head:?}"), fields.collect())
             }
-            Parse::Partial => Self::Partial,
-            Parse::Reject(status) => Self::Reject(status),
+            Ok(None) => Self::Partial,
+            Err(status) => Self::Reject(status),
         }
     }
 }
@@ -206,10 +206,11 @@ pub fn check_body(bytes: &[u8]) {
         let parts = parts(&mut random, bytes);
         assert_eq!(Received::of(parts.iter().copied()), whole, "{shown} as {parts:?}");
     }
-    use Malformed::{ExtensionTooLong, SizeTooLong, TrailerTooLong};
+    let bounds =
+        [Malformed::SIZE_TOO_LONG, Malformed::EXTENSION_TOO_LONG, Malformed::TRAILER_TOO_LONG];
     let simple = simple_body(bytes);
     if whole.end != Ok(true) {
-        let is_bound = matches!(whole.end, Err(SizeTooLong | ExtensionTooLong | TrailerTooLong));
+        let is_bound = whole.end.is_err_and(|malformed| bounds.contains(&malformed));
         assert!(simple.is_none() || is_bound, "{:?} for {shown}", whole.end);
         return;
     }
@@ -325,7 +326,10 @@ impl Received {
                         announced = announced.saturating_add(size);
                         consumed
                     }
-                    Ok(Step::Data(n)) => {
+                    Ok(Step::Content(_)) if unread.is_empty() => break,
+                    Ok(Step::Content(left)) => {
+                        let n = usize::try_from(left).map_or(unread.len(), |n| n.min(unread.len()));
+                        body.took(n as u64);
                         this.content.extend_from_slice(&unread[..n]);
                         n
                     }

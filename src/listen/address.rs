@@ -1,0 +1,473 @@
+//! [`Address`]: where to listen, as text and as a value.
+//!
+//! Invariant: an address that was read from text prints text that reads as the same address. Text
+//! that is not an address becomes an [`AddressError`], which shows how to write it. This file opens
+//! nothing and asks no resolver, so the only name of a host is `localhost`.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::error::invalid;
+
+/// Where to listen.
+///
+/// White space around the text of an address does not count.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::Address;
+///
+/// for text in [
+///     "127.0.0.1:8082",
+///     "[::1]:8082",
+///     ":8082",
+///     "localhost:8082",
+///     "unix:/run/app.sock",
+///     "unix:@app",
+///     "fd:0",
+/// ] {
+///     assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+/// }
+/// assert!("8082".parse::<Address>().is_err());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Address {
+    /// One interface: `127.0.0.1:8082`, `[::1]:8082`. Port 0 lets the kernel choose.
+    ///
+    /// `[::]:8082` serves both families, like `:8082`. If this program already listens on
+    /// `0.0.0.0:8082`, then `[::]:8082` serves IPv6 alone, so that both can be given in that order.
+    Tcp(SocketAddr),
+    /// Every interface, in both families: `:8082`.
+    Every(u16),
+    /// This machine alone: `localhost:8082`, in upper or lower case. No resolver is asked:
+    /// the name means `127.0.0.1`, or `::1` on a machine without IPv4.
+    Localhost(u16),
+    /// The file of a Unix socket: `unix:/run/app.sock`. A relative path is relative to the
+    /// directory in which the process is when it binds.
+    ///
+    /// The umask decides who may connect, or [`ListenOptions::unix_mode`], and the directory.
+    ///
+    /// [`ListenOptions::unix_mode`]: crate::ListenOptions::unix_mode
+    Unix(PathBuf),
+    /// A Unix socket without a file, in the abstract namespace of Linux: `unix:@app`, here without
+    /// the `@`. Every user of the same network namespace may connect.
+    ///
+    /// The text of a file with the name `@app` is `unix:./@app`.
+    Abstract(OsString),
+    /// A listening socket that this process was started with, by its descriptor: `fd:0`, as
+    /// Supervisor's `[fcgi-program]` passes it.
+    Fd(RawFd),
+    /// Not an address: the listener has a source of its own
+    /// ([`Listener::of`](crate::Listener::of)).
+    Other,
+}
+
+impl Address {
+    /// Returns the address on which a stream socket listens.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if it is not a listening TCP or Unix socket.
+    pub(crate) fn of(socket: &Socket) -> io::Result<Self> {
+        if socket.r#type()? != Type::STREAM || !socket.is_listener().unwrap_or(false) {
+            return Err(invalid("is not a socket that listens for connections"));
+        }
+        let addr = socket.local_addr()?;
+        if let Some(addr) = addr.as_socket() {
+            return Ok(Self::Tcp(addr));
+        }
+        if socket.domain()? != Domain::UNIX {
+            return Err(invalid("is no TCP and no Unix socket"));
+        }
+        Ok(match (addr.as_pathname(), addr.as_abstract_namespace()) {
+            (None, Some(name)) => Self::Abstract(OsStr::from_bytes(name).to_owned()),
+            (path, _) => Self::Unix(path.unwrap_or(Path::new("")).to_owned()),
+        })
+    }
+
+    /// Returns `true` if a socket that listens on `bound` is what this address asks for.
+    pub(crate) fn covers(&self, bound: &Self) -> bool {
+        // Port 0 leaves the choice to others.
+        let is_port = |wanted: u16, bound: &SocketAddr| [0, bound.port()].contains(&wanted);
+        match (self, bound) {
+            (Self::Tcp(wanted), Self::Tcp(bound)) => {
+                wanted.ip().to_canonical() == bound.ip().to_canonical()
+                    && is_port(wanted.port(), bound)
+            }
+            (Self::Every(port), Self::Tcp(bound)) => {
+                bound.ip().is_unspecified() && is_port(*port, bound)
+            }
+            (Self::Localhost(port), Self::Tcp(bound)) => {
+                LOCALHOST.contains(&bound.ip().to_canonical()) && is_port(*port, bound)
+            }
+            _ => self == bound,
+        }
+    }
+
+    /// Returns the TCP addresses to bind for this address, the best one first. Only a machine that
+    /// has not the family of one needs the next. The list is empty if the address is not TCP's.
+    pub(crate) fn candidates(&self) -> Vec<SocketAddr> {
+        let each = |ips: [IpAddr; 2], port| ips.map(|ip| SocketAddr::new(ip, port)).to_vec();
+        match *self {
+            Self::Tcp(addr) => vec![addr],
+            Self::Every(port) => each(EVERY, port),
+            Self::Localhost(port) => each(LOCALHOST, port),
+            Self::Unix(_) | Self::Abstract(_) | Self::Fd(_) | Self::Other => Vec::new(),
+        }
+    }
+}
+
+/// The addresses of `localhost`, the usual one first.
+const LOCALHOST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+/// Every interface: the first serves both families.
+const EVERY: [IpAddr; 2] = [IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
+
+/// Says what is wrong with the text of an [`Address`], and how to write it.
+///
+/// # Examples
+///
+/// ```
+/// let error = "localhost".parse::<smol_graceful::Address>().unwrap_err();
+/// assert!(error.to_string().starts_with("`localhost` is not an address to listen on: "));
+/// assert!(error.to_string().ends_with("write it with a port, such as `localhost:8082`"));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressError {
+    text: String,
+    advice: String,
+}
+
+impl fmt::Display for AddressError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The message has one line, whatever the text is.
+        let text = self.text.escape_debug();
+        write!(f, "`{text}` is not an address to listen on: {}", self.advice)
+    }
+}
+
+impl std::error::Error for AddressError {}
+
+impl From<AddressError> for io::Error {
+    fn from(error: AddressError) -> Self {
+        Self::new(io::ErrorKind::InvalidInput, error)
+    }
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = text.trim();
+        read(text).ok_or_else(|| AddressError { text: text.to_owned(), advice: advice(text) })
+    }
+}
+
+fn read(text: &str) -> Option<Address> {
+    match text.split_once(':')? {
+        ("unix", path) if ["", "@"].contains(&path) || path.contains('\0') => None,
+        ("unix", path) => Some(match path.strip_prefix('@') {
+            Some(name) => Address::Abstract(name.into()),
+            None => Address::Unix(path.into()),
+        }),
+        ("fd", fd) => number(fd).map(Address::Fd),
+        ("", port) => number(port).map(Address::Every),
+        (host, port) if host.eq_ignore_ascii_case("localhost") => {
+            number(port).map(Address::Localhost)
+        }
+        _ => text.parse().map(Address::Tcp).ok(),
+    }
+}
+
+/// Shows how to write what `text` seems to mean.
+fn advice(text: &str) -> String {
+    if text.is_empty() {
+        return format!("it is empty; {FORMS}");
+    }
+    if text.contains('\0') {
+        return "it contains a zero byte".into();
+    }
+    if let Some(advice) = advice_without_port(text).or_else(|| advice_on_scheme(text)) {
+        return advice;
+    }
+    if let Some(address) = text.split_once('/').and_then(|(authority, _)| read(authority)) {
+        return format!("leave out the path: write `{address}`");
+    }
+    if text.contains('/') || text.starts_with('@') {
+        return format!("write `unix:{text}` for a Unix socket");
+    }
+    match text.rsplit_once(':') {
+        Some((host, port)) if number::<u16>(port).is_none() => {
+            format!("a port is a number from 0 to 65535, as in `{host}:8082`")
+        }
+        Some((host, port)) => advice_on_host(host, port),
+        None => FORMS.into(),
+    }
+}
+
+/// Shows how to write a port alone, or a host alone.
+fn advice_without_port(text: &str) -> Option<String> {
+    if let Some(port) = number::<u16>(text) {
+        return Some(format!("write `:{port}` for every interface, or `localhost:{port}`"));
+    }
+    let host = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    match host.parse::<IpAddr>() {
+        Ok(IpAddr::V6(_)) => Some(BRACKETS.into()),
+        Err(_) if !host.eq_ignore_ascii_case("localhost") => None,
+        _ => Some(format!("write it with a port, such as `{}:8082`", host.to_ascii_lowercase())),
+    }
+}
+
+/// Shows how to write an address behind a scheme: `unix:`, `fd:`, or that of a URL.
+fn advice_on_scheme(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once(':')?;
+    let scheme = scheme.to_ascii_lowercase();
+    match (&*scheme, rest) {
+        ("unix", "") => Some("a path is missing, as in `unix:/run/app.sock`".into()),
+        ("unix", "@") => Some("a name is missing behind the `@`, as in `unix:@app`".into()),
+        ("fd", fd) if number::<RawFd>(fd).is_none() => {
+            Some("write the number of an inherited descriptor, such as `fd:0`".into())
+        }
+        // The scheme is in upper case.
+        ("unix" | "fd", _) => Some(format!("write `{}`", read(&format!("{scheme}:{rest}"))?)),
+        _ if !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphabetic()) => {
+            advice_on_url(rest)
+        }
+        _ => None,
+    }
+}
+
+/// Shows how to write the address in a URL, of which `rest` is the part behind the scheme.
+fn advice_on_url(rest: &str) -> Option<String> {
+    let authority = rest.trim_start_matches('/').split('/').next()?;
+    let write = match read(authority) {
+        Some(address) => format!(": write `{address}`"),
+        None if rest.starts_with("//") => format!("; {FORMS}"),
+        None => return None,
+    };
+    Some(format!("leave out the scheme and the path{write}"))
+}
+
+/// Shows what to write in the place of `host`, which is not the host of an address.
+fn advice_on_host(host: &str, port: &str) -> String {
+    if host == "*" {
+        return format!("write `:{port}` for every interface");
+    }
+    if host.starts_with('[') && host.contains('%') {
+        return "write the zone as the number that `ip link` shows for the interface, such as \
+                `[fe80::1%2]:8082`"
+            .into();
+    }
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    if let Some(address) = inner.and_then(|host| read(&format!("{host}:{port}"))) {
+        return format!("leave out the brackets: write `{address}`");
+    }
+    if host.contains(':') {
+        return BRACKETS.into();
+    }
+    format!(
+        "names are not looked up, apart from localhost: write an IP address, such as \
+         `127.0.0.1:{port}`, or `:{port}` for every interface"
+    )
+}
+
+/// How to write an IPv6 address.
+const BRACKETS: &str =
+    "write an IPv6 address in brackets, and the port behind them, such as `[::1]:8082`";
+
+/// The forms of an address.
+const FORMS: &str = "write `127.0.0.1:8082`, `[::1]:8082`, `localhost:8082`, `:8082` for every \
+ interface, `unix:/path`, `unix:@name`, or `fd:0` for an inherited socket";
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(addr) => addr.fmt(f),
+            Self::Every(port) => write!(f, ":{port}"),
+            Self::Localhost(port) => write!(f, "localhost:{port}"),
+            // The text of a file with the name `@app` must not read as an abstract socket.
+            Self::Unix(path) if path.as_os_str().as_encoded_bytes().starts_with(b"@") => {
+                write!(f, "unix:./{}", path.display())
+            }
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Abstract(name) => write!(f, "unix:@{}", Path::new(name).display()),
+            Self::Fd(fd) => write!(f, "fd:{fd}"),
+            Self::Other => f.write_str("a source of its own"),
+        }
+    }
+}
+
+/// Reads digits and nothing else, because `parse` would take a sign.
+fn number<T: FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_written() {
+        for text in [
+            "127.0.0.1:8082",
+            "[::1]:8082",
+            "[fe80::1%2]:8082",
+            ":8082",
+            ":0",
+            "localhost:0",
+            "localhost:8082",
+            "unix:/run/app.sock",
+            "unix:a",
+            "unix:@a",
+            "unix:@/run/app.sock",
+            "unix:./@a",
+            "unix:a@b",
+            "unix:http://a",
+            "fd:0",
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        for (text, plain) in [
+            (" :8082\n", ":8082"),
+            ("\t127.0.0.1:80 ", "127.0.0.1:80"),
+            (" unix:/a b ", "unix:/a b"),
+            ("LocalHost:80", "localhost:80"),
+            ("fd:03", "fd:3"),
+            ("[0:0::1]:080", "[::1]:80"),
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), plain);
+        }
+        assert_eq!("unix:@a".parse(), Ok(Address::Abstract("a".into())));
+        assert_eq!("unix:./@a".parse(), Ok(Address::Unix("./@a".into())));
+        assert_eq!(Address::Unix("@a".into()).to_string(), "unix:./@a");
+    }
+
+    /// Each line shows how to write what was meant.
+    #[test]
+    fn what_is_not_an_address_is_explained() {
+        let port = "a port is a number from 0 to 65535";
+        let brackets =
+            "write an IPv6 address in brackets, and the port behind them, such as `[::1]:8082`";
+        let fd = "write the number of an inherited descriptor, such as `fd:0`";
+        let scheme = "leave out the scheme and the path: write `localhost:8082`";
+        for (text, advice) in [
+            ("", "it is empty; write `127.0.0.1:8082`"),
+            ("  ", "it is empty; write `127.0.0.1:8082`"),
+            ("app", "write `127.0.0.1:8082`"),
+            ("b.sock", "write `127.0.0.1:8082`"),
+            ("8082", "write `:8082` for every interface, or `localhost:8082`"),
+            (":", port),
+            (":-1", port),
+            (":+1", port),
+            (":65536", port),
+            (":http", port),
+            ("127.0.0.1:", port),
+            ("127.0.0.1:65536", port),
+            ("127.0.0.1: 80", port),
+            ("localhost:http", port),
+            ("localhost:99999", port),
+            (
+                "example.org:80",
+                "names are not looked up, apart from localhost: write an IP address, such as \
+                 `127.0.0.1:80`",
+            ),
+            ("999.0.0.1:80", "names are not looked up"),
+            ("localhost:8082/", "leave out the path: write `localhost:8082`"),
+            ("127.0.0.1:8082/path", "leave out the path: write `127.0.0.1:8082`"),
+            ("UNIX:", "a path is missing"),
+            ("FD:x", fd),
+            ("localhost", "write it with a port, such as `localhost:8082`"),
+            ("LOCALHOST", "write it with a port, such as `localhost:8082`"),
+            ("1.2.3.4", "write it with a port, such as `1.2.3.4:8082`"),
+            ("::1", brackets),
+            ("[::1]", brackets),
+            ("::1:80", brackets),
+            ("1:2:3:4:5:6:7:8:80", brackets),
+            ("[fe80::1%lo]:80", "write the zone as the number that `ip link` shows"),
+            ("*:8082", "write `:8082` for every interface"),
+            ("http://localhost:8082", scheme),
+            ("tcp://localhost:8082/", scheme),
+            ("TCP:127.0.0.1:80", "leave out the scheme and the path: write `127.0.0.1:80`"),
+            ("UNIX:/run/app.sock", "write `unix:/run/app.sock`"),
+            ("FD:0", "write `fd:0`"),
+            ("@app", "write `unix:@app` for a Unix socket"),
+            ("[127.0.0.1]:80", "leave out the brackets: write `127.0.0.1:80`"),
+            ("[LOCALHOST]:80", "leave out the brackets: write `localhost:80`"),
+            ("http://example.org", "leave out the scheme and the path; write `127.0.0.1:8082`"),
+            ("/run/app.sock", "write `unix:/run/app.sock` for a Unix socket"),
+            ("./app.sock", "write `unix:./app.sock` for a Unix socket"),
+            ("unix:", "a path is missing, as in `unix:/run/app.sock`"),
+            ("unix:@", "a name is missing behind the `@`, as in `unix:@app`"),
+            ("unix:a\0b", "it contains a zero byte"),
+            ("unix:@a\0b", "it contains a zero byte"),
+            ("fd:", fd),
+            ("fd:x", fd),
+            ("fd:-1", fd),
+            ("fd:+1", fd),
+            ("fd:4294967296", fd),
+        ] {
+            let line = text.parse::<Address>().unwrap_err().to_string();
+            let text = text.trim().escape_debug();
+            let expected = format!("`{text}` is not an address to listen on: {advice}");
+            assert!(line.starts_with(&expected), "{line}\n{expected}");
+            assert!(!line.contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_socket_serves_who_wanted_its_address() {
+        for (wanted, bound, covers) in [
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("127.0.0.1:0", "127.0.0.1:80", true),
+            ("127.0.0.1:81", "127.0.0.1:80", false),
+            ("127.0.0.2:80", "127.0.0.1:80", false),
+            ("127.0.0.1:80", "0.0.0.0:80", false),
+            ("127.0.0.1:80", "[::ffff:127.0.0.1]:80", true),
+            ("[::]:80", "[::]:80", true),
+            ("[::]:80", "0.0.0.0:80", false),
+            (":80", "0.0.0.0:80", true),
+            (":80", "[::]:80", true),
+            (":0", "[::]:80", true),
+            (":80", "[::]:81", false),
+            (":80", "[::1]:80", false),
+            (":80", "127.0.0.1:80", false),
+            ("localhost:80", "127.0.0.1:80", true),
+            ("localhost:0", "[::1]:80", true),
+            ("localhost:80", "[::1]:81", false),
+            ("localhost:80", "127.0.0.2:80", false),
+            ("localhost:80", "0.0.0.0:80", false),
+            ("unix:/a", "unix:/a", true),
+            ("unix:/a", "unix:/b", false),
+            ("unix:@a", "unix:@a", true),
+            ("unix:./@a", "unix:@a", false),
+            ("127.0.0.1:80", "unix:/a", false),
+        ] {
+            let parse = |text: &str| text.parse::<Address>().unwrap();
+            assert_eq!(parse(wanted).covers(&parse(bound)), covers, "{wanted} {bound}");
+        }
+    }
+
+    #[test]
+    fn a_family_that_is_missing_has_a_substitute() {
+        for (address, candidates) in [
+            ("127.0.0.1:80", "127.0.0.1:80"),
+            (":80", "[::]:80 0.0.0.0:80"),
+            ("localhost:80", "127.0.0.1:80 [::1]:80"),
+            ("unix:/a", ""),
+        ] {
+            let all = address.parse::<Address>().unwrap().candidates();
+            let all: Vec<_> = all.iter().map(SocketAddr::to_string).collect();
+            assert_eq!(all.join(" "), candidates);
+        }
+    }
+}

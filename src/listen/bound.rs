@@ -1,0 +1,147 @@
+//! [`Bound`]: what a listener takes its connections from: a TCP or Unix socket, or a source of the
+//! program's own.
+//!
+//! Invariant: a connection comes out as what it is, with its peer; an error that concerns one
+//! connection alone is told from one of the socket's (rule S18). Waits for nothing, and closes
+//! nothing but a source that has panicked by itself.
+
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::task::{Context, Poll, ready};
+
+use async_io::Async;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::listen::socket_file::SocketFile;
+use crate::listen::source::Source;
+use crate::stream::socket::Socket;
+use crate::stream::transport::{Peer, Transport};
+
+/// Where connections come from.
+pub(crate) enum Bound {
+    /// A listening socket, TCP or Unix.
+    Socket {
+        socket: Async<socket2::Socket>,
+        /// The file of a Unix socket. Dropped after the socket.
+        file: Option<SocketFile>,
+    },
+    /// Not a socket: connections that come from elsewhere.
+    Source(Source),
+    /// No connection comes any more. The `failure` is the reason, if the server did not want that.
+    Closed { failure: Option<String> },
+}
+
+impl Bound {
+    /// Returns the next connection, or wakes `cx` when there is one. Returns `None` once closed.
+    /// Closes a source that has panicked.
+    pub(crate) fn poll_accept(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<(Transport, Peer)>>> {
+        let socket = match self {
+            Self::Socket { socket, .. } => socket,
+            Self::Source(source) => {
+                let next = source.poll_accept(cx);
+                let Some(failure) = source.failure() else { return next.map(Some) };
+                log::error!("{failure}");
+                *self = Self::Closed { failure: Some(failure.to_owned()) };
+                return Poll::Ready(None);
+            }
+            Self::Closed { .. } => return Poll::Ready(None),
+        };
+        loop {
+            match accept(socket.get_ref()) {
+                // The kernel takes a descriptor before it looks at the queue, and complains even if
+                // the queue is empty.
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock
+                        || !(is_of_one_connection(&error) || has_queue(socket)) =>
+                {
+                    ready!(socket.poll_readable(cx))?;
+                }
+                accepted => return Poll::Ready(Some(accepted)),
+            }
+        }
+    }
+
+    /// Closes, whatever is queued.
+    pub(crate) fn close(&mut self) {
+        if !matches!(self, Self::Closed { .. }) {
+            *self = Self::Closed { failure: None };
+        }
+    }
+
+    /// Returns `Ready` if a client is in the queue, and leaves it there. Always returns `Pending`
+    /// where there is no socket, because nothing else has a queue to look at.
+    pub(crate) fn poll_queue(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self::Socket { socket, .. } = self else { return Poll::Pending };
+        // The first event may be an old one that an accept has answered already.
+        for _ in 0..2 {
+            if has_queue(socket) {
+                return Poll::Ready(());
+            }
+            let _ = ready!(socket.poll_readable(cx));
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Returns the reason for being closed, if the server did not want that.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        let Self::Closed { failure } = self else { return None };
+        failure.as_deref()
+    }
+
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        let Self::Socket { socket, .. } = self else { return None };
+        Some(socket.as_fd())
+    }
+
+    /// Returns the file of a Unix socket.
+    pub(crate) fn file(&self) -> Option<&SocketFile> {
+        let Self::Socket { file, .. } = self else { return None };
+        file.as_ref()
+    }
+}
+
+fn accept(socket: &socket2::Socket) -> io::Result<(Transport, Peer)> {
+    let (stream, peer) = socket.accept()?;
+    Ok(match peer.as_socket() {
+        Some(addr) => {
+            let stream = Async::new(TcpStream::from(stream))?;
+            (Transport::Plain(Socket::tcp(stream)), Peer::canonical(addr))
+        }
+        None => (Transport::Plain(Socket::unix(UnixStream::from(stream))?), Peer::Unix),
+    })
+}
+
+/// Returns `true` if a client waits, or if that cannot be known.
+fn has_queue(socket: &Async<socket2::Socket>) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())) != Ok(0)
+}
+
+/// Returns `true` if an error of `accept` concerns only the connection that it took off the queue.
+pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::TimedOut
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown
+            | io::ErrorKind::PermissionDenied
+    )
+}
+
+/// Returns `true` if an error of `accept` says that the socket does not listen any more. Another
+/// process that has it, too, has shut it down, and the kernel has reset the queue.
+pub(crate) fn is_of_no_listener(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::INVAL)
+}

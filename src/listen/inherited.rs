@@ -1,0 +1,205 @@
+//! Takes the listening sockets that this process was started with: [`all`], [`matching`].
+//!
+//! The environment describes them ([`Passed`]), or the operator names a bare descriptor (`fd:0`,
+//! Supervisor's `[fcgi-program]`). Invariant: a descriptor is taken once, and only if it is a
+//! listening stream socket, and stays as it was if it is not wanted. Once a socket is taken, only a
+//! copy is left, which no child of this process inherits. Does not accept, and does not decide when
+//! a socket is closed.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs::File;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::process;
+use std::sync::{Mutex, MutexGuard, Once};
+
+use rustix::io::{Errno, FdFlags, dup2, fcntl_getfd, fcntl_setfd};
+use socket2::Socket;
+
+use crate::error::invalid;
+use crate::listen::address::Address;
+use crate::listen::own_sockets::{OwnSocket, inode};
+use crate::listen::passing::{self, FIRST, Passed, Passing, VARIABLES};
+use crate::listen::socket_file::is_same_file;
+use crate::lock::lock;
+
+/// Takes every socket that LISTEN_FDS passes and that was not taken before.
+///
+/// # Errors
+///
+/// Returns an error if a variable makes no sense, or if a descriptor is not a listening stream
+/// socket.
+pub(crate) fn all() -> io::Result<Vec<(Socket, Passed)>> {
+    let mut all = Vec::new();
+    for passed in passed()? {
+        all.extend(take(&passed, |_| true)?.map(|socket| (socket, passed)));
+    }
+    Ok(all)
+}
+
+/// Takes the socket that listens on `address`, if this process was started with one.
+///
+/// # Errors
+///
+/// For `fd:N`, as [`all`]. For another address, a socket that cannot be taken is not an error.
+pub(crate) fn matching(address: &Address) -> io::Result<Option<(Socket, Passed)>> {
+    if let Address::Fd(fd) = *address {
+        let mut all = passed()?.into_iter();
+        let is_free = |passed: &Passed| !taken().contains(&passed.fd);
+        let chosen = all.find(|passed| passed.origin == Some(fd) && is_free(passed));
+        let passed = chosen.unwrap_or(Passed::bare(fd, None));
+        let socket = take(&passed, |_| true)?.ok_or_else(|| {
+            let message = format!("descriptor {fd} was taken before, or has another socket now");
+            io::Error::other(message)
+        });
+        return Ok(Some((socket?, passed)));
+    }
+    let found = passed().unwrap_or_default().into_iter().find_map(|passed| {
+        // Symbolic links may lead from one path to the other. A predecessor says where the file is,
+        // because the socket's own path may be relative to another directory.
+        let is_wanted = |bound: &Address| match (address, bound) {
+            (Address::Unix(wanted), Address::Unix(path)) => {
+                wanted == path || is_same_file(wanted, passed.file.as_deref().unwrap_or(path))
+            }
+            _ => address.covers(bound),
+        };
+        let socket = take(&passed, is_wanted).ok().flatten()?;
+        Some((socket, passed))
+    });
+    Ok(found)
+}
+
+/// Returns `true` if the environment says that this process was started with the descriptor.
+pub(crate) fn is_announced(fd: RawFd) -> bool {
+    passed().unwrap_or_default().iter().any(|passed| passed.fd == fd)
+}
+
+/// Closes the sockets that a predecessor has handed over and that the program has not taken. They
+/// stay the predecessor's, which empties their queues.
+pub(crate) fn close_unclaimed() {
+    let handed = passed().unwrap_or_default().into_iter().filter(|passed| passed.inode.is_some());
+    for socket in handed.filter_map(|passed| take(&passed, |_| true).ok().flatten()) {
+        if let Ok(address) = Address::of(&socket) {
+            log::warn!("{address} was handed over, and nobody listens on it any more");
+        }
+    }
+}
+
+/// Returns the sockets that the environment describes.
+fn passed() -> io::Result<Vec<Passed>> {
+    static WARNED: Once = Once::new();
+    let text = |name| env::var(name).ok().filter(|text| !text.is_empty());
+    match passing::read(VARIABLES.map(text), process::id())? {
+        Passing::Here(passed) => Ok(passed),
+        Passing::Astray(warning) => {
+            WARNED.call_once(|| log::warn!("{warning}"));
+            Ok(Vec::new())
+        }
+    }
+}
+
+/// Returns the descriptors that were taken.
+fn taken() -> MutexGuard<'static, BTreeSet<RawFd>> {
+    static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+    lock(&TAKEN)
+}
+
+/// Takes a descriptor if it was not taken before and is `wanted`. Makes a copy, and then closes the
+/// descriptor itself.
+#[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
+fn take(
+    &Passed { fd, inode: expected, .. }: &Passed,
+    wanted: impl FnOnce(&Address) -> bool,
+) -> io::Result<Option<Socket>> {
+    let mut taken = taken();
+    if taken.contains(&fd) {
+        return Ok(None);
+    }
+    // SAFETY: used for these two calls, which fail if there is no such descriptor. If another
+    // thread closes a descriptor of this program meanwhile, the calls see that descriptor or none.
+    let there = unsafe { BorrowedFd::borrow_raw(fd) };
+    let flags = fcntl_getfd(there).map_err(|error| of(fd, &error.into()))?;
+    let copy = there.try_clone_to_owned().map_err(|error| of(fd, &error))?;
+    // A descriptor that was passed has survived an exec. One that this program has opened itself
+    // would not.
+    let is_ours = fd >= FIRST && flags.contains(FdFlags::CLOEXEC);
+    match expected {
+        Some(expected) if is_ours || inode(&copy)? != expected => return Ok(None),
+        None if is_ours => return Err(unusable(fd, "was not passed to this process")),
+        _ => {}
+    }
+    let socket = Socket::from(copy);
+    let address = Address::of(&socket).map_err(|error| of(fd, &error))?;
+    if !wanted(&address) {
+        return Ok(None);
+    }
+    taken.insert(fd);
+    if fd >= FIRST {
+        // SAFETY: it is open, it was passed to this process to be used by it, and it has just been
+        // taken for the first and the last time.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+    clear_copies(&socket, &mut taken)?;
+    Ok(Some(socket))
+}
+
+/// Puts /dev/null in the place of each standard stream that is `socket`, and of each further copy
+/// that this process was started with and that the environment does not name. Otherwise the
+/// children of this process would inherit the socket, and it would stay open after the close.
+fn clear_copies(socket: &Socket, taken: &mut BTreeSet<RawFd>) -> io::Result<()> {
+    let socket = inode(socket)?;
+    let passed = OwnSocket::all().into_iter().filter(|own| own.is_passed).map(|own| own.fd);
+    let others = passed.filter(|fd| *fd >= FIRST && !is_announced(*fd));
+    for fd in (0..FIRST).chain(others) {
+        if clear_if(fd, socket)? {
+            taken.insert(fd);
+        }
+    }
+    Ok(())
+}
+
+/// Puts /dev/null in the place of `fd` if that is the socket with this inode. Returns `true` if it
+/// was.
+#[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
+fn clear_if(fd: RawFd, socket: u64) -> io::Result<bool> {
+    // SAFETY: the descriptor is a standard stream, or is open, was passed to this process and was
+    // not taken. It stays open, so code that knows its number finds a file there that has nothing.
+    let mut copy = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(fd) });
+    if !inode(&*copy).is_ok_and(|inode| inode == socket) {
+        return Ok(false);
+    }
+    dup2(&nothing()?, &mut copy)?;
+    if fd >= FIRST {
+        fcntl_setfd(&*copy, FdFlags::CLOEXEC)?;
+    }
+    Ok(true)
+}
+
+/// Opens a file that has nothing to read.
+fn nothing() -> io::Result<OwnedFd> {
+    match File::options().read(true).write(true).open("/dev/null") {
+        Ok(null) => Ok(null.into()),
+        // In a directory tree without /dev, a socket whose other end is closed does the same.
+        Err(_) => UnixStream::pair().map(|(end, _)| end.into()),
+    }
+}
+
+/// Names the descriptor in `error`.
+fn of(fd: RawFd, error: &io::Error) -> io::Error {
+    match Errno::from_io_error(error) {
+        Some(Errno::BADF) => unusable(fd, "is not open"),
+        Some(Errno::NOTSOCK) => unusable(fd, "is not a socket"),
+        _ => io::Error::new(error.kind(), format!("descriptor {fd} {error}")),
+    }
+}
+
+/// Says why a descriptor cannot be taken, and which programs pass a socket.
+fn unusable(fd: RawFd, why: &str) -> io::Error {
+    invalid(format!(
+        "descriptor {fd} {why}; Supervisor passes one as fd:0 to an [fcgi-program] (not to a \
+         [program]), systemd to the service of a socket unit"
+    ))
+}

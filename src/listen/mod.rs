@@ -1,0 +1,612 @@
+//! [`Listen`], [`ListenOptions`]: the ways to a [`Listener`], which binds an address or takes a
+//! socket that this process was started with.
+//!
+//! Invariant: a TCP socket has its options before it accepts, because its connections inherit them.
+//! Does not accept, and does not close.
+
+pub(crate) mod address;
+mod bind;
+mod bind_error;
+mod bound;
+pub(crate) mod inherited;
+pub(crate) mod listener;
+mod own_sockets;
+mod ownership;
+pub(crate) mod passing;
+mod socket_file;
+mod source;
+pub(crate) mod wrapper;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use async_io::Async;
+use socket2::{Socket, TcpKeepalive};
+
+use crate::error::reason;
+use crate::listen::address::Address;
+use crate::listen::bind::TcpBind;
+use crate::listen::bind_error::BindError;
+use crate::listen::bound::Bound;
+use crate::listen::listener::Listener;
+use crate::listen::passing::Passed;
+use crate::listen::socket_file::SocketFile;
+use crate::threads;
+
+/// A value that can be turned into a [`Listener`]: an address, its text, a listening socket of the
+/// standard library's, or a listener itself.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::Listen;
+///
+/// let listener = "127.0.0.1:0".listen()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub trait Listen {
+    /// Listens.
+    ///
+    /// # Errors
+    ///
+    /// As [`Listener::bind`], and [`io::ErrorKind::InvalidInput`] for a text that is not an
+    /// address.
+    fn listen(self) -> io::Result<Listener>;
+}
+
+impl Listen for Listener {
+    fn listen(self) -> io::Result<Listener> {
+        Ok(self)
+    }
+}
+
+impl Listen for &Address {
+    fn listen(self) -> io::Result<Listener> {
+        Listener::bind(self)
+    }
+}
+
+impl Listen for Address {
+    fn listen(self) -> io::Result<Listener> {
+        Listener::bind(&self)
+    }
+}
+
+impl Listen for &str {
+    fn listen(self) -> io::Result<Listener> {
+        Listener::bind(&self.parse()?)
+    }
+}
+
+impl Listen for String {
+    fn listen(self) -> io::Result<Listener> {
+        self.as_str().listen()
+    }
+}
+
+impl Listen for SocketAddr {
+    fn listen(self) -> io::Result<Listener> {
+        Address::Tcp(self).listen()
+    }
+}
+
+impl Listen for TcpListener {
+    fn listen(self) -> io::Result<Listener> {
+        ListenOptions::default().adopt(self)
+    }
+}
+
+impl Listen for UnixListener {
+    fn listen(self) -> io::Result<Listener> {
+        ListenOptions::default().adopt(self)
+    }
+}
+
+/// Something that may have failed, so that an iterator can listen when it is its turn: [`run`] asks
+/// for the listeners after it has begun to handle signals.
+///
+/// [`run`]: crate::run
+impl<L: Listen> Listen for io::Result<L> {
+    fn listen(self) -> io::Result<Listener> {
+        self?.listen()
+    }
+}
+
+/// How to listen, where that is not [`Listener::bind`]'s own way.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::ListenOptions;
+///
+/// let options = ListenOptions::default().reuse_port(true);
+/// let first = options.bind(&"127.0.0.1:0".parse()?)?;
+/// let second = options.bind(first.address())?;
+/// assert_eq!(first.address(), second.address());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenOptions {
+    reuse_port: bool,
+    syn_filter: bool,
+    keepalive: Option<Duration>,
+    unix_mode: Option<u32>,
+}
+
+impl Default for ListenOptions {
+    /// Returns the options for an address that no other socket shares, without a SYN filter, with
+    /// probes after 60 s of silence, and with the umask's permissions for the file of a Unix
+    /// socket.
+    fn default() -> Self {
+        let keepalive = Some(Duration::from_secs(60));
+        Self { reuse_port: false, syn_filter: false, keepalive, unix_mode: None }
+    }
+}
+
+impl ListenOptions {
+    /// Lets other sockets of the same user, such as a successor's, be bound to the same TCP address
+    /// at the same time (`SO_REUSEPORT`). All of them have to ask for it. Default: no.
+    ///
+    /// The kernel gives each new connection to one of them, so nobody is refused while both
+    /// listen. For Unix sockets it means nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{ListenOptions, Listener};
+    ///
+    /// let options = ListenOptions::default().reuse_port(true);
+    /// let first = options.bind(&"127.0.0.1:0".parse()?)?;
+    /// let successor = options.bind(first.address())?;
+    /// assert_eq!(successor.address(), first.address());
+    /// // A socket that does not ask for it is still kept out.
+    /// assert!(Listener::bind(first.address()).is_err());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn reuse_port(mut self, yes: bool) -> Self {
+        self.reuse_port = yes;
+        self
+    }
+
+    /// Holds back TCP handshakes that begin in the 50 ms before the close. Default: no.
+    ///
+    /// Without it, a handshake that is under way in the very moment of the close is reset, which
+    /// under load befalls a client or two in some of the stops. With it, none is, but a client that
+    /// begins one in those 50 ms waits a second until its kernel tries again. Then a successor
+    /// answers it, or it is refused. That is right for a restart in place, and wrong behind a
+    /// balancer, which would go elsewhere at once. Linux only. A packet filter on the socket
+    /// (`SO_ATTACH_FILTER`) does it. A socket that another program has bound never gets the filter,
+    /// because that program may accept from it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{ListenOptions, Server};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let options = ListenOptions::default().syn_filter(true);
+    /// let listener = options.bind(&"127.0.0.1:0".parse()?)?;
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// server.handle().stop();
+    ///
+    /// // On Linux the close takes 50 ms; nothing is lost by that.
+    /// let outcome = smol::block_on(server.serve([listener]))?;
+    /// assert!(outcome.is_drained());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn syn_filter(mut self, yes: bool) -> Self {
+        self.syn_filter = yes;
+        self
+    }
+
+    /// Sets how long a TCP client may be silent before the server's kernel probes whether the
+    /// client is still there (`SO_KEEPALIVE`). With `None` or zero, the kernel never probes.
+    /// Default: 60 s.
+    ///
+    /// The kernel sends a probe every 10 s, and breaks the connection when six have had no answer,
+    /// which is by default two minutes after the last byte. Probes find clients that have vanished
+    /// without closing, for example because of a power cut, in the times in which the server waits
+    /// for nothing from its client: while a handler runs, between the chunks of a response, and
+    /// after an upgrade. The kernel counts whole seconds, from 1 to 32,767, so the server rounds up
+    /// a fraction and cuts a longer time.
+    ///
+    /// The server sets this option on the listening socket, and each connection inherits it. An
+    /// inherited socket gets the option too, whatever was set on it before, and other processes
+    /// that hold this socket share the setting. The option means nothing for Unix sockets.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::ListenOptions;
+    /// use std::time::Duration;
+    ///
+    /// // The server notices within 75 s that a client has vanished.
+    /// let options = ListenOptions::default().keepalive(Duration::from_secs(15));
+    /// let listener = options.bind(&"127.0.0.1:0".parse()?)?;
+    ///
+    /// // Without probes, the server does not wake clients that run on a battery.
+    /// let options = ListenOptions::default().keepalive(None);
+    /// let quiet = options.bind(&"127.0.0.1:0".parse()?)?;
+    /// # drop((listener, quiet));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn keepalive(mut self, silence: impl Into<Option<Duration>>) -> Self {
+        self.keepalive = silence.into();
+        self
+    }
+
+    /// Sets the permissions of a Unix socket's file. A client may connect if it may write to the
+    /// file. From 0 to `0o777`. With `None`, the umask decides. Default: `None`.
+    ///
+    /// The file has this mode before the socket listens, so nobody can connect by the umask's
+    /// permissions in between. The option has no effect on an inherited socket, whose file is its
+    /// owner's, or on an abstract one, which has no file.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Address, ListenOptions};
+    /// use std::os::unix::fs::PermissionsExt;
+    ///
+    /// let path = std::env::temp_dir().join(format!("app-{}.sock", std::process::id()));
+    /// // The reverse proxy is in this program's group.
+    /// let options = ListenOptions::default().unix_mode(0o660);
+    /// let listener = options.bind(&Address::Unix(path.clone()))?;
+    /// assert_eq!(path.metadata()?.permissions().mode() & 0o777, 0o660);
+    /// # drop(listener);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn unix_mode(mut self, mode: impl Into<Option<u32>>) -> Self {
+        self.unix_mode = mode.into();
+        self
+    }
+
+    /// Takes the listening sockets that this process was started with, with these options, like
+    /// [`Listener::inherited`].
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`Listener::inherited`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::ListenOptions;
+    ///
+    /// for listener in ListenOptions::default().keepalive(None).inherited()? {
+    ///     println!("{}", listener.address());
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn inherited(self) -> io::Result<Vec<Listener>> {
+        let take = |(socket, passed)| self.listener(socket, None, Some(passed));
+        let listeners = inherited::all().and_then(|all| all.into_iter().map(take).collect());
+        listeners.map_err(|error: io::Error| {
+            io::Error::new(error.kind(), format!("inherited sockets: {error}"))
+        })
+    }
+
+    /// Takes a listening socket that the program has bound itself, such as one of the standard
+    /// library's, with these options.
+    ///
+    /// [`Listen`] takes such a socket with the default options. [`ListenOptions::reuse_port`] has
+    /// no effect here, because it has to be set before the socket is bound.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] if it is not a listening TCP or Unix socket.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::ListenOptions;
+    /// use std::net::TcpListener;
+    ///
+    /// let socket = TcpListener::bind("127.0.0.1:0")?;
+    /// let listener = ListenOptions::default().keepalive(None).adopt(socket)?;
+    /// # drop(listener);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn adopt(self, socket: impl Into<OwnedFd>) -> io::Result<Listener> {
+        self.listener(Socket::from(socket.into()), None, None)
+    }
+
+    /// Binds an address and listens on it, as [`Listener::bind`] does, with these options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Listener::bind`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::ListenOptions;
+    /// use std::io;
+    ///
+    /// let options = ListenOptions::default();
+    /// let listener = options.bind(&"127.0.0.1:0".parse()?)?;
+    /// let error = options.bind(listener.address()).unwrap_err();
+    /// assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    /// assert!(error.to_string().contains(&listener.address().to_string()));
+    /// # Ok::<(), io::Error>(())
+    /// ```
+    pub fn bind(self, address: &Address) -> io::Result<Listener> {
+        self.bind_or_take(address).map_err(|error| {
+            let message = format!("cannot listen on {address}: {}", reason(&error));
+            io::Error::new(error.kind(), message)
+        })
+    }
+
+    fn bind_or_take(self, address: &Address) -> io::Result<Listener> {
+        threads::check()?;
+        if let Some((socket, passed)) = inherited::matching(address)? {
+            return self.listener(socket, None, Some(passed));
+        }
+        let worded = |error: BindError| error.worded(address);
+        let (socket, file) = match address {
+            Address::Unix(path) => {
+                let (socket, file) = bind::unix(path, self.unix_mode).map_err(worded)?;
+                (socket, Some(file))
+            }
+            Address::Abstract(name) => (bind::abstract_name(name).map_err(worded)?, None),
+            // Of what is not an address, there is nothing to bind.
+            _ => (TcpBind::first(&address.candidates(), self.reuse_port)?, None),
+        };
+        self.listener(socket, file, None)
+    }
+
+    /// Makes a listener of a socket that listens. `passed` is `None` if this program has bound it.
+    /// Looks for the file of a Unix socket if there is no `file`.
+    fn listener(
+        self,
+        socket: Socket,
+        file: Option<SocketFile>,
+        passed: Option<Passed>,
+    ) -> io::Result<Listener> {
+        threads::check()?;
+        let address = Address::of(&socket)?;
+        let file = file.or_else(|| {
+            let Address::Unix(path) = &address else { return None };
+            SocketFile::at(
+                passed.as_ref().and_then(|passed| passed.file.as_deref()).unwrap_or(path),
+            )
+            .ok()
+        });
+        let is_tcp = matches!(address, Address::Tcp(_));
+        if is_tcp {
+            self.set_tcp_options(&socket)?;
+        }
+        if self.syn_filter && passed.as_ref().is_some_and(|passed| !passed.is_own) {
+            log::warn!("no SYN filter on {address}, because another process may accept from it");
+        }
+        let bound = Bound::Socket { socket: Async::new(socket)?, file };
+        Ok(Listener::new(address, bound, passed, self.syn_filter && is_tcp))
+    }
+
+    /// Sets the options that accepted connections inherit.
+    fn set_tcp_options(self, socket: &Socket) -> io::Result<()> {
+        // The server writes responses whole, so waiting for more bytes would gain nothing.
+        socket.set_tcp_nodelay(true)?;
+        // It may be set on an inherited socket. The close of a connection would then block the
+        // worker, or reset the connection.
+        socket.set_linger(None)?;
+        match self.keepalive.filter(|silence| !silence.is_zero()) {
+            Some(silence) => socket.set_tcp_keepalive(&probes_after(silence)),
+            // The option may be set on an inherited socket.
+            None => socket.set_keepalive(false),
+        }
+    }
+}
+
+impl Listener {
+    /// Binds `address` and listens on it, with the default [`ListenOptions`].
+    ///
+    /// If this process was started with a socket that listens there (LISTEN_FDS), that one is
+    /// taken. A Unix socket's file that no server answers on any more is replaced.
+    ///
+    /// # Errors
+    ///
+    /// Returns one line that names the address and says why it could not be bound, and what to do.
+    /// [`io::ErrorKind::AddrInUse`] if another process listens there, or this program does already.
+    /// For `fd:N`, an error if the descriptor is not a listening socket, or was taken before. For a
+    /// Unix socket, [`io::ErrorKind::AlreadyExists`] if a file is there that is not a socket. For
+    /// an abstract one, [`io::ErrorKind::Unsupported`] on other systems than Linux.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Address, Listener};
+    /// use std::net::TcpStream;
+    ///
+    /// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
+    /// let Address::Tcp(addr) = *listener.address() else { unreachable!() };
+    /// // Clients can connect from now on; the kernel has them wait until a server takes them.
+    /// TcpStream::connect(addr)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn bind(address: &Address) -> io::Result<Self> {
+        ListenOptions::default().bind(address)
+    }
+
+    /// Takes the listening sockets that this process was started with, as systemd passes them.
+    /// LISTEN_FDS says how many, LISTEN_PID for which process, and LISTEN_FDNAMES what they are
+    /// called. Returns an empty list if there are none, if they are meant for another process, or
+    /// if the program has taken them before.
+    ///
+    /// When the server stops, it takes every connection that is queued, and then lets go of the
+    /// sockets (rule S5). It does not shut them down, so another process that has them goes on. It
+    /// removes a socket's file only if no other process has the socket. From here on
+    /// they are non-blocking and have the default [`ListenOptions::keepalive`], also in other
+    /// processes that hold them.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] if one of them is not a listening TCP or Unix socket, or if
+    /// the variables make no sense.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Listener;
+    ///
+    /// for listener in Listener::inherited()? {
+    ///     println!("{} is called {:?}", listener.address(), listener.name());
+    /// }
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn inherited() -> io::Result<Vec<Self>> {
+        ListenOptions::default().inherited()
+    }
+}
+
+/// Returns the option for six probes, one every 10 s, of a client that has been silent for
+/// `silence`.
+fn probes_after(silence: Duration) -> TcpKeepalive {
+    /// The longest time that Linux takes.
+    const LONGEST: Duration = Duration::from_secs(32_767);
+    let silence = silence.min(LONGEST);
+    let seconds = silence.as_secs() + u64::from(silence.subsec_nanos() > 0);
+    let probes = TcpKeepalive::new().with_time(Duration::from_secs(seconds));
+    // The other systems use an interval and a number of their own.
+    #[cfg(not(any(target_os = "openbsd", target_os = "haiku", target_os = "solaris")))]
+    let probes = probes.with_interval(Duration::from_secs(10)).with_retries(6);
+    probes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::future::block_on;
+    use std::io::Write;
+    use std::net::{Ipv4Addr, TcpStream};
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
+
+    use socket2::SockRef;
+
+    use crate::stream::transport::{Peer, Transport};
+
+    #[test]
+    fn every_interface_means_both_families() {
+        let listener = ":0".listen().unwrap();
+        let Address::Tcp(addr) = listener.address() else { panic!("{listener:?}") };
+        TcpStream::connect((Ipv4Addr::LOCALHOST, addr.port())).unwrap();
+    }
+
+    #[test]
+    fn an_address_in_use_is_named() {
+        let first = "127.0.0.1:0".listen().unwrap();
+        let error = first.address().listen().unwrap_err().to_string();
+        let addr = first.address();
+        let line = "this program listens on it already; leave one of the two out";
+        assert_eq!(error, format!("cannot listen on {addr}: {line}"));
+    }
+
+    /// A connection inherits the options of its listening socket.
+    #[test]
+    fn connections_are_probed_when_they_are_silent() {
+        let minute = Duration::from_secs(60);
+        let options = ListenOptions::default();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let own = || TcpListener::bind("127.0.0.1:0").unwrap();
+        for (listener, silence) in [
+            (Listener::bind(&address), Some(minute)),
+            (own().listen(), Some(minute)),
+            (options.adopt(own()), Some(minute)),
+            (options.keepalive(2 * minute).bind(&address), Some(2 * minute)),
+            // Rounded up, because 0 s would be an error.
+            (options.keepalive(minute / 100).bind(&address), Some(minute / 60)),
+            (options.keepalive(Duration::MAX).bind(&address), Some(Duration::from_secs(32_767))),
+            (options.keepalive(None).bind(&address), None),
+            (options.keepalive(Duration::ZERO).bind(&address), None),
+            (options.keepalive(None).adopt(own()), None),
+        ] {
+            let listener = listener.unwrap();
+            let Address::Tcp(addr) = *listener.address() else { unreachable!() };
+            let _client = TcpStream::connect(addr).unwrap();
+            let mut accepted = None;
+            assert!(block_on(listener.accept(|connection| accepted = Some(connection.transport))));
+            let Some(Transport::Plain(socket)) = &accepted else { panic!("{accepted:?}") };
+            let socket = SockRef::from(socket);
+            assert_eq!(socket.keepalive().unwrap(), silence.is_some());
+            if let Some(silence) = silence {
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), silence);
+                assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+                assert_eq!(socket.tcp_keepalive_retries().unwrap(), 6);
+            }
+        }
+    }
+
+    /// A connection inherits this option, too: its close would block the worker that closes it.
+    #[test]
+    fn no_close_of_a_connection_waits_for_its_client() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        SockRef::from(&socket).set_linger(Some(Duration::from_secs(30))).unwrap();
+        let listener = socket.listen().unwrap();
+        let Address::Tcp(addr) = *listener.address() else { unreachable!() };
+        let _client = TcpStream::connect(addr).unwrap();
+        let mut accepted = None;
+        assert!(block_on(listener.accept(|connection| accepted = Some(connection.transport))));
+        let Some(Transport::Plain(socket)) = &accepted else { panic!("{accepted:?}") };
+        assert_eq!(SockRef::from(socket).linger().unwrap(), None);
+    }
+
+    #[test]
+    fn a_stale_socket_file_is_replaced_and_ours_removed() {
+        let path = temporary("stale");
+        drop(UnixListener::bind(&path).unwrap());
+        let listener = Address::Unix(path.clone()).listen().unwrap();
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.write_all(b"hello").unwrap();
+        let mut taken = 0;
+        block_on(listener.close(|accepted| taken += usize::from(accepted.peer == Peer::Unix)));
+        assert_eq!(taken, 1);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_live_socket_file_is_not_stolen() {
+        let path = temporary("live");
+        let first = Address::Unix(path.clone()).listen().unwrap();
+        let error = Address::Unix(path.clone()).listen().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        UnixStream::connect(&path).unwrap();
+        drop(first);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
+        let path = temporary("file");
+        std::fs::write(&path, "precious").unwrap();
+        let error = Address::Unix(path.clone()).listen().unwrap_err();
+        assert!(error.to_string().contains(": the file exists and is not a socket; "), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_successors_socket_file_is_left_alone() {
+        let path = temporary("successor");
+        let first = Address::Unix(path.clone()).listen().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let second = Address::Unix(path.clone()).listen().unwrap();
+        drop(first);
+        UnixStream::connect(&path).unwrap();
+        drop(second);
+    }
+
+    fn temporary(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("sg-{}-{name}.sock", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        path
+    }
+}

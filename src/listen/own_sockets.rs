@@ -1,0 +1,139 @@
+//! [`OwnSocket`]: a listening socket that this process has open.
+//!
+//! Asks the kernel each time, because a program also has sockets that this library did not open.
+//! Takes, copies and closes nothing.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+
+use rustix::io::{FdFlags, fcntl_getfd};
+use socket2::SockRef;
+
+use crate::listen::address::Address;
+
+/// A listening socket of this process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OwnSocket {
+    pub(crate) fd: RawFd,
+    pub(crate) address: Address,
+    /// A socket on `[::]` leaves IPv4 alone.
+    is_only_v6: bool,
+    /// The process was started with it, and the program has not taken it.
+    pub(crate) is_passed: bool,
+}
+
+impl OwnSocket {
+    /// Returns all listening sockets of this process, first those on which the program itself
+    /// listens. Returns an empty list where descriptors cannot be listed.
+    pub(crate) fn all() -> Vec<Self> {
+        // Some systems and containers have only one of the two directories.
+        let list = fs::read_dir("/dev/fd").or_else(|_| fs::read_dir("/proc/self/fd"));
+        let numbers = list.into_iter().flatten().flatten();
+        let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let mut all: Vec<_> = numbers.filter_map(Self::of).collect();
+        all.sort_by_key(|own| (own.is_passed, own.fd));
+        all
+    }
+
+    /// Returns `None` for a descriptor that is not a listening socket.
+    #[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
+    fn of(fd: RawFd) -> Option<Self> {
+        // SAFETY: only asked for its flags and options, within this function. If another thread
+        // closes the descriptor meanwhile, the calls fail or describe the one that came after it.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        let flags = fcntl_getfd(borrowed).ok()?;
+        let socket = SockRef::from(&borrowed);
+        let address = Address::of(&socket).ok()?;
+        let is_only_v6 = socket.only_v6().unwrap_or(false);
+        // A descriptor that was passed has survived an exec. One that this program has opened
+        // itself would not.
+        let is_passed = !flags.contains(FdFlags::CLOEXEC);
+        Some(Self { fd, address, is_only_v6, is_passed })
+    }
+
+    /// Returns the address of a TCP socket, and whether it leaves IPv4 alone.
+    pub(crate) fn tcp(&self) -> Option<TcpSpan> {
+        match self.address {
+            Address::Tcp(addr) => Some(TcpSpan { addr, is_only_v6: self.is_only_v6 }),
+            _ => None,
+        }
+    }
+}
+
+/// The addresses that a TCP socket, which listens on `addr`, keeps from other sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TcpSpan {
+    pub(crate) addr: SocketAddr,
+    /// A socket on `[::]` leaves IPv4 alone.
+    pub(crate) is_only_v6: bool,
+}
+
+impl TcpSpan {
+    /// Returns `true` if the two sockets cannot both listen.
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        self.includes(other.addr) || other.includes(self.addr)
+    }
+
+    /// Returns `true` if this socket serves all clients of `addr`, or at least those of one family.
+    pub(crate) fn includes(self, addr: SocketAddr) -> bool {
+        let ip = addr.ip().to_canonical();
+        let includes_ip = match self.addr.ip().to_canonical() {
+            IpAddr::V4(own) if own.is_unspecified() => ip.is_ipv4(),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => ip.is_ipv6() || !self.is_only_v6,
+            own => own == ip,
+        };
+        self.addr.port() == addr.port() && includes_ip
+    }
+}
+
+/// Returns the inode of a socket, which tells the socket from all others.
+pub(crate) fn inode(socket: impl AsFd) -> io::Result<u64> {
+    Ok(File::from(socket.as_fd().try_clone_to_owned()?).metadata()?.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn a_listening_socket_of_this_process_is_found() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let is_this = |own: &OwnSocket| own.address == Address::Tcp(addr);
+        let found = OwnSocket::all().into_iter().find(is_this).unwrap();
+        assert_eq!((found.fd, found.is_passed), (listener.as_raw_fd(), false));
+        drop(listener);
+        assert!(!OwnSocket::all().iter().any(is_this));
+    }
+
+    #[test]
+    fn sockets_overlap_as_the_kernel_says() {
+        for (one, other, overlap) in [
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "127.0.0.1:81", false),
+            ("127.0.0.1:80", "127.0.0.2:80", false),
+            ("127.0.0.1:80", "0.0.0.0:80", true),
+            ("127.0.0.1:80", "[::]:80", true),
+            ("127.0.0.1:80", "[::]:80 only", false),
+            ("127.0.0.1:80", "[::1]:80", false),
+            ("0.0.0.0:80", "[::]:80", true),
+            ("0.0.0.0:80", "[::]:80 only", false),
+            ("0.0.0.0:80", "[::1]:80", false),
+            ("[::1]:80", "[::]:80", true),
+            ("[::1]:80", "[::]:80 only", true),
+            ("[::]:80", "[::]:80 only", true),
+        ] {
+            let span = |text: &str| {
+                let addr = text.trim_end_matches(" only").parse().unwrap();
+                TcpSpan { addr, is_only_v6: text.ends_with("only") }
+            };
+            assert_eq!(span(one).overlaps(span(other)), overlap, "{one} {other}");
+            assert_eq!(span(other).overlaps(span(one)), overlap, "{other} {one}");
+        }
+    }
+}

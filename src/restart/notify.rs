@@ -1,0 +1,337 @@
+//! [`Notify`]: tells the service manager how the server stands (systemd's protocol over
+//! NOTIFY_SOCKET).
+//!
+//! Invariant: the server never waits for the manager, and drops a message that the manager does not
+//! take at once (rule S21). A successor reports readiness to its predecessor, and everything else
+//! to the service manager. Without a NOTIFY_SOCKET nothing is done. A manager gets READY=1 alone in
+//! a datagram, and every STATUS is bounded, because managers read no more than 4096 bytes.
+
+use std::env;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use socket2::{SockAddr, SockRef};
+
+use crate::error::reason;
+use crate::listen::passing::HANDOVER;
+use crate::stop::outcome::Draining;
+
+/// Where the service manager listens.
+pub(crate) const SOCKET: &str = "NOTIFY_SOCKET";
+
+/// Where the service manager listens, if a predecessor listens on [`SOCKET`] until its successor is
+/// ready.
+pub(crate) const MANAGER: &str = "SMOL_GRACEFUL_NOTIFY_SOCKET";
+
+/// Which descriptors a successor has taken, in its message to its predecessor, which keeps the
+/// others.
+pub(crate) const TAKEN: &str = "X_TAKEN=";
+
+/// The starter has heard READY=1 from this process.
+static HAS_REACHED: AtomicBool = AtomicBool::new(false);
+
+/// The processes that hear how the server stands.
+#[derive(Debug, Default)]
+pub(crate) struct Notify {
+    /// The process that waits for this one to be ready.
+    starter: Option<Arc<NotifySocket>>,
+    /// The service manager, which watches over this process from then on. It is the starter, unless
+    /// the starter is a predecessor.
+    manager: Option<Arc<NotifySocket>>,
+    /// The starter is a predecessor.
+    is_successor: bool,
+}
+
+impl Notify {
+    /// Finds the sockets that the environment names.
+    pub(crate) fn from_env() -> Self {
+        let is_successor = env::var_os(HANDOVER).is_some();
+        let starter = NotifySocket::from_env(SOCKET);
+        let manager = if is_successor { NotifySocket::from_env(MANAGER) } else { starter.clone() };
+        Self { starter, manager, is_successor }
+    }
+
+    /// Tells the starter that this process serves, on the descriptors `taken` of a predecessor's.
+    /// Returns `true` if a predecessor has heard it.
+    ///
+    /// # Errors
+    ///
+    /// Returns `WouldBlock` if the starter takes no message now.
+    pub(crate) fn ready(&self, status: &str, taken: &[RawFd]) -> io::Result<bool> {
+        let Some(starter) = &self.starter else { return Ok(false) };
+        let taken: String = taken.iter().map(|fd| format!("{fd} ")).collect();
+        let taken = format!("{TAKEN}{}", taken.trim_end());
+        let states = [NotifyState::Ready, NotifyState::Custom(&taken)];
+        // Only a predecessor understands the last one.
+        let states = if self.is_successor { &states } else { &states[..1] };
+        match starter.send(states) {
+            Ok(()) => HAS_REACHED.store(true, Ordering::Release),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+            // The predecessor has let go, so this process tells the manager that it serves again.
+            Err(_) if self.is_successor && HAS_REACHED.load(Ordering::Acquire) => {
+                let manager = self.manager.clone();
+                let now = Self { starter: manager.clone(), manager, is_successor: false };
+                return now.ready(status, &[]);
+            }
+            // The starter is gone, so there is nobody to try again for.
+            Err(error) => {
+                log::warn!(
+                    "READY=1 did not reach {SOCKET}, so the program that has set it may take this process \
+                     for one that has not started: {}",
+                    reason(&error)
+                );
+                return Ok(false);
+            }
+        }
+        // A predecessor shows nobody a status, and its manager hears a successor only later on.
+        if !self.is_successor {
+            self.tell(&[NotifyState::Status(&bounded(status))]);
+        }
+        Ok(self.is_successor)
+    }
+
+    /// Returns `true` if a predecessor still waits for this process: it serves, and is the process
+    /// that the manager watches over. A predecessor that has ended, or lets go, does not listen any
+    /// more.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let Some(predecessor) = self.starter.as_ref().filter(|_| self.is_successor) else {
+            return false;
+        };
+        match predecessor.send(&[NotifyState::Stopping]) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// Tells the manager that the stop has begun.
+    pub(crate) fn stopping(&self) {
+        self.tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+    }
+
+    /// Tells the manager how long connections are still accepted.
+    pub(crate) fn lame_duck(&self, duration: Duration) {
+        let status = format!("lame duck: accepting connections for another {duration:?}");
+        self.tell(&[NotifyState::Status(&status), extension(duration.saturating_add(MARGIN))]);
+    }
+
+    /// Tells the manager how the drain stands. Asks for time only while the drain makes progress
+    /// (rule S20).
+    pub(crate) fn draining(&self, draining: &Draining) {
+        let status = bounded(&draining.to_string());
+        let extension = extension(EXTENSION.min(draining.left.saturating_add(MARGIN)));
+        let states = [NotifyState::Status(&status), extension];
+        self.tell(if draining.is_moving { &states } else { &states[..1] });
+    }
+
+    /// Tells the manager to watch over the successor.
+    #[cfg(feature = "restart")]
+    pub(crate) fn main_pid(&self, pid: u32) {
+        self.tell(&[NotifyState::MainPid(pid)]);
+    }
+
+    /// Returns how often the manager wants to hear that handlers can run, if it wants to.
+    pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
+        sd_notify::watchdog_enabled()
+            .filter(|interval| self.manager.is_some() && !interval.is_zero())
+    }
+
+    /// Tells the manager that handlers can run.
+    pub(crate) fn watchdog(&self) {
+        self.tell(&[NotifyState::Watchdog]);
+    }
+
+    fn tell(&self, states: &[NotifyState<'_>]) {
+        if let Some(manager) = &self.manager {
+            // A message that the manager does not take now is of no use later.
+            let _ = manager.send(states);
+        }
+    }
+}
+
+/// How much time the manager is asked for at once.
+const EXTENSION: Duration = Duration::from_secs(5);
+
+/// The time that the end of the grace takes: dropping what is left, and the last line of the log.
+const MARGIN: Duration = Duration::from_secs(1);
+
+fn extension(duration: Duration) -> NotifyState<'static> {
+    NotifyState::ExtendTimeoutUsec(u32::try_from(duration.as_micros()).unwrap_or(u32::MAX))
+}
+
+/// How many bytes a STATUS has at most. The manager shows it in one line, and reads 4096 bytes of
+/// a datagram.
+const STATUS_BYTES: usize = 256;
+
+/// Returns a status as one line of at most [`STATUS_BYTES`], which ends with `...` if `text` does
+/// not fit. The text may come from a client or hold paths, and a line of its own would be a word
+/// of the protocol.
+fn bounded(text: &str) -> String {
+    let line = text.replace(char::is_control, " ");
+    if line.len() <= STATUS_BYTES {
+        return line;
+    }
+    let mut ends = (0..=STATUS_BYTES - ELLIPSIS.len()).rev();
+    let end = ends.find(|end| line.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}{ELLIPSIS}", &line[..end])
+}
+
+const ELLIPSIS: &str = "...";
+
+/// A datagram socket, and the address that a process listens on.
+#[derive(Debug)]
+struct NotifySocket {
+    socket: UnixDatagram,
+    to: SockAddr,
+}
+
+impl NotifySocket {
+    /// Returns a socket that sends to the path in the variable `name`, if the variable is set.
+    fn from_env(name: &str) -> Option<Arc<Self>> {
+        let path = env::var_os(name).filter(|path| !path.is_empty())?;
+        let warn = |error: &io::Error| {
+            log::warn!("no notifications to {name}={}: {error}", path.to_string_lossy());
+        };
+        Self::to(&path).inspect_err(warn).ok().map(Arc::new)
+    }
+
+    /// Returns a socket that sends to a path, or with `@` in front to an abstract name.
+    fn to(path: &OsStr) -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        let mut path = path.as_bytes().to_vec();
+        if path.first() == Some(&b'@') {
+            path[0] = 0;
+        }
+        Ok(Self { socket, to: SockAddr::unix(OsStr::from_bytes(&path))? })
+    }
+
+    fn send(&self, states: &[NotifyState<'_>]) -> io::Result<()> {
+        let text: String = states.iter().map(|state| format!("{state}\n")).collect();
+        let sent = SockRef::from(&self.socket).send_to(text.as_bytes(), &self.to);
+        sent.map(drop).inspect_err(|error| log::debug!("cannot notify: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stop::outcome::{Cut, What};
+    use crate::stop::stage::Stage;
+    use crate::stream::transport::Peer;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+
+    #[test]
+    fn nobody_waits_for_a_manager_that_does_not_read() {
+        let name = format!("sg-notify-{}", std::process::id());
+        let addr = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&addr).unwrap();
+        let socket = || NotifySocket::to(format!("@{name}").as_ref()).ok().map(Arc::new);
+        let notify = Notify { starter: socket(), manager: socket(), is_successor: false };
+        assert!(notify.ready("serving", &[]).is_ok());
+        for _ in 0..10_000 {
+            notify.watchdog();
+        }
+        assert!(notify.ready("serving", &[]).is_err());
+        let mut bytes = [0; 100];
+        let n = manager.recv(&mut bytes).unwrap();
+        assert_eq!(&bytes[..n], b"READY=1\n");
+        let n = manager.recv(&mut bytes).unwrap();
+        assert_eq!(&bytes[..n], b"STATUS=serving\n");
+        let n = manager.recv(&mut bytes).unwrap();
+        assert_eq!(&bytes[..n], b"WATCHDOG=1\n");
+        drop(manager);
+        // The manager is gone, so there is nobody to try again for.
+        assert!(notify.ready("serving", &[]).is_ok());
+    }
+
+    /// A program may call `run` twice, or `ready`.
+    #[test]
+    fn the_manager_hears_a_successor_whose_predecessor_is_gone() {
+        let bound = |what: &str| {
+            let name = format!("sg-{what}-{}", std::process::id());
+            let addr = SocketAddr::from_abstract_name(&name).unwrap();
+            let to = NotifySocket::to(format!("@{name}").as_ref()).ok().map(Arc::new);
+            (UnixDatagram::bind_addr(&addr).unwrap(), to)
+        };
+        let ((predecessor, starter), (manager, to_manager)) = (bound("before"), bound("above"));
+        manager.set_nonblocking(true).unwrap();
+        let notify = Notify { starter, manager: to_manager, is_successor: true };
+        assert!(notify.ready("serving", &[]).unwrap());
+        assert!(manager.recv(&mut [0; 100]).is_err());
+        drop(predecessor);
+        assert!(!notify.ready("serving again", &[]).unwrap());
+        for expected in ["READY=1\n", "STATUS=serving again\n"] {
+            let mut bytes = [0; 100];
+            let n = manager.recv(&mut bytes).unwrap();
+            assert_eq!(&bytes[..n], expected.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_status_is_one_short_line() {
+        let long = |text: &str, n| text.repeat(n);
+        for (text, expected) in [
+            (String::new(), String::new()),
+            ("serving".into(), "serving".into()),
+            (long("x", 256), long("x", 256)),
+            (long("x", 257), long("x", 253) + "..."),
+            // 126 characters of two bytes are 252 bytes; half of another one would be the 253rd.
+            (long("ä", 200), long("ä", 126) + "..."),
+            // Neither a path nor a client says a word of the protocol.
+            ("unix:/a\nREADY=1\r\0".into(), "unix:/a READY=1  ".into()),
+        ] {
+            assert_eq!(bounded(&text), expected);
+        }
+    }
+
+    #[test]
+    fn time_is_asked_for_only_while_something_moves() {
+        let name = format!("sg-extend-{}", std::process::id());
+        let addr = SocketAddr::from_abstract_name(&name).unwrap();
+        let heard_by = UnixDatagram::bind_addr(&addr).unwrap();
+        let manager = NotifySocket::to(format!("@{name}").as_ref()).ok().map(Arc::new);
+        let notify = Notify { manager, ..Notify::default() };
+        let heard = |draining: Draining| {
+            notify.draining(&draining);
+            let mut bytes = [0; 400];
+            let n = heard_by.recv(&mut bytes).unwrap();
+            String::from_utf8(bytes[..n].to_vec()).unwrap()
+        };
+        let draining = |left, is_moving| Draining {
+            open: 2,
+            busy: 0,
+            left: Duration::from_secs(left),
+            oldest: None,
+            is_moving,
+        };
+        let status =
+            |left| format!("STATUS=draining: 2 left, none with a request, {left} s to go\n");
+        assert_eq!(heard(draining(30, true)), status(30) + "EXTEND_TIMEOUT_USEC=5000000\n");
+        assert_eq!(heard(draining(2, true)), status(2) + "EXTEND_TIMEOUT_USEC=3000000\n");
+        assert_eq!(heard(draining(30, false)), status(30));
+        // A client's words push nothing out of the datagram.
+        let path = "x".repeat(5000);
+        let (peer, stage, method) = (Peer::Unknown, Stage::Handler, "GET".into());
+        let what = What::Request { peer, stage, method, path };
+        let oldest = Some(Cut { what, age: Duration::ZERO });
+        let heard = heard(Draining { oldest, ..draining(30, true) });
+        assert!(heard.ends_with("xxx...\nEXTEND_TIMEOUT_USEC=5000000\n"), "{heard}");
+    }
+
+    #[test]
+    fn the_longest_durations_are_no_panic() {
+        let left = Duration::MAX;
+        // The text is made without a manager, too.
+        let notify = Notify::default();
+        notify.lame_duck(left);
+        notify.draining(&Draining { open: 1, busy: 0, left, oldest: None, is_moving: true });
+    }
+}

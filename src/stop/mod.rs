@@ -1,0 +1,17 @@
+//! How a server stops: the latch, those who hold its drain open, the signals that move it, and the
+//! outcome.
+//!
+//! Invariant: nothing here accepts, reads or sends. `shutdown.rs` has the latch, `seat.rs` has what
+//! a connection and its server tell each other, and `policy.rs` says what a signal means.
+
+pub(crate) mod activity;
+pub(crate) mod obey;
+pub(crate) mod orders;
+pub(crate) mod outcome;
+pub(crate) mod phase;
+pub(crate) mod policy;
+pub(crate) mod registry;
+pub(crate) mod seat;
+pub(crate) mod shutdown;
+pub(crate) mod signals;
+pub(crate) mod stage;

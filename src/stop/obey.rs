@@ -1,0 +1,150 @@
+//! [`Shutdown::obey`]: moves a latch as signals say, and logs that.
+//!
+//! The policy decides, and this carries it out. Knows nothing of servers.
+
+use std::time::Duration;
+
+use async_signal::Signal;
+use futures_lite::{Stream, future};
+
+use crate::stop::policy::{Action, Event, Ignored, State};
+use crate::stop::shutdown::Shutdown;
+use crate::stop::signals::{self, Received, name};
+
+/// The default of [`Process::repeat_window`](crate::Process::repeat_window), and `obey`'s window.
+pub(crate) const REPEAT_WINDOW: Duration = Duration::from_millis(100);
+
+/// A signal that has waited for so long gets a line in the log.
+const LONG_WAIT: Duration = Duration::from_secs(1);
+
+impl Shutdown {
+    /// Stops at the first of `signals`, and aborts at the second (rule S14), as [`run`](crate::run)
+    /// does. Never returns: race it against what it is to stop.
+    ///
+    /// Further signals within 100 ms of the first one belong to the same stop, whichever they are,
+    /// because wrappers and terminals send two. The first signal after a stop by the program itself
+    /// is only noted, and the 100 ms begin with it.
+    ///
+    /// A handler that blocks the thread which polls this keeps every signal waiting, the second one
+    /// too. The log then says how long the stop has waited, and [`Outcome::took`] counts that time.
+    /// The logger must not block either: see [`LogWriter`](crate::LogWriter).
+    ///
+    /// [`Outcome::took`]: crate::Outcome::took
+    ///
+    /// # Cancel safety
+    ///
+    /// Signals that come after it was dropped are not obeyed, and do not kill the process either.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use futures_lite::{FutureExt, future};
+    /// use smol_graceful::{Shutdown, signals};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let shutdown = Shutdown::new();
+    /// let signals = signals()?;
+    /// let work = async {
+    ///     shutdown.token().stopping().await;
+    ///     shutdown.drain().await
+    /// };
+    /// println!("{}", future::block_on(work.or(shutdown.obey(signals))));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn obey<T>(&self, mut signals: impl Stream<Item = Signal> + Unpin) -> T {
+        let mut state = State::Running;
+        while let Some(signal) = signals::next(&mut signals).await {
+            if self.token().is_stopping() {
+                (state, _) = state.on(Event::OwnStop, REPEAT_WINDOW);
+            }
+            let action;
+            (state, action) = state.on(Event::StopSignal(signal), REPEAT_WINDOW);
+            self.carry_out(action);
+        }
+        future::pending().await
+    }
+
+    /// Moves the latch as `action` says, and logs that.
+    pub(crate) fn carry_out(&self, action: Action) {
+        let open = self.in_flight();
+        match action {
+            Action::GiveUpSuccessorAndStop(received) => {
+                log::info!("the successor that is being started is told to stop");
+                self.carry_out(Action::Stop(received));
+            }
+            Action::Stop(received) => {
+                let name = name(received.signal);
+                log::info!("stopping because of {name}; in flight: {open}");
+                log_wait(received);
+                self.stop_after_wait(received.signal, received.at.elapsed());
+            }
+            Action::Abort(received) => {
+                log_wait(received);
+                log::warn!(
+                    "ending at once because of a second signal, {}; if a wrapper sends two signals for \
+                     one stop, lengthen the repeat window",
+                    name(received.signal)
+                );
+                self.abort();
+            }
+            Action::StartSuccessor(signal) => {
+                log::info!("starting a successor because of {}", name(signal));
+            }
+            Action::HandOver(pid, signal) => {
+                log::info!("process {pid} has taken over; in flight: {open}");
+                self.stop_by(signal);
+            }
+            Action::Ignore(Ignored::StoppingAlready(received)) => {
+                log::info!("{}: stopping already; in flight: {open}", name(received.signal));
+            }
+            Action::Ignore(Ignored::SameStop(received, since)) => {
+                let (name, since) = (name(received.signal), since.as_millis());
+                log::debug!("{name} {since} ms after the first stop signal: the same stop");
+            }
+            Action::Ignore(Ignored::TooLateToRestart(signal)) => {
+                log::warn!("no successor is started because of {}: stopping", name(signal));
+            }
+            Action::Ignore(Ignored::StartingAlready) => {
+                log::warn!("a successor is being started already");
+            }
+            Action::Ignore(Ignored::NothingNew) | Action::GiveUpSuccessor => {}
+        }
+    }
+}
+
+fn log_wait(received: Received) {
+    let waited = received.at.elapsed();
+    if waited >= LONG_WAIT {
+        let (name, waited) = (name(received.signal), waited.as_secs_f64());
+        log::warn!(
+            "{name} waited {waited:.1} s, because a handler or the logger blocked the thread"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stop::phase::Phase;
+    use futures_lite::{FutureExt, StreamExt};
+
+    /// A program may obey a stream of its own, which knows no times.
+    #[test]
+    fn any_stream_is_obeyed() {
+        let (send, signals) = smol::channel::unbounded();
+        let shutdown = Shutdown::new();
+        let token = shutdown.token();
+        let watch = async {
+            send.send(Signal::Term).await.unwrap();
+            token.stopping().await;
+            // Sent again until the window is over.
+            while future::poll_once(token.aborting()).await.is_none() {
+                send.send(Signal::Int).await.unwrap();
+                async_io::Timer::after(Duration::from_millis(10)).await;
+            }
+        };
+        future::block_on(shutdown.obey(signals.boxed()).or(watch));
+        assert_eq!(shutdown.phase(), Phase::Aborting);
+    }
+}

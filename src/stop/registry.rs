@@ -1,0 +1,455 @@
+//! [`Registry`]: the holders that keep the drain open, and the sweep over the connections.
+//!
+//! Feeds the deadlines (the sweep) and the drain report. The sweep notices which connection has not
+//! moved, so a connection needs no timer. Decides nothing about stopping.
+
+use std::cmp::Reverse;
+use std::panic::Location;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use crate::limits::Limits;
+use crate::stop::orders::Orders;
+use crate::stop::outcome::{Cut, What};
+use crate::stop::seat::Seat;
+use crate::stop::stage::Stage;
+
+/// All holders that keep the drain open.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    pub(crate) holders: Slab<Holder>,
+}
+
+/// One holder.
+#[derive(Debug)]
+pub(crate) enum Holder {
+    /// A server that still listens.
+    Server,
+    /// A guard taken by the program.
+    Guard { place: &'static Location<'static>, since: Instant },
+    /// A connection.
+    Connection(Watched),
+}
+
+/// A [`Cut`] that an abort may make, and the connection that it would hit.
+#[derive(Debug)]
+pub(crate) struct Interrupted {
+    pub(crate) cut: Cut,
+    seat: Option<Arc<Seat>>,
+}
+
+impl Interrupted {
+    pub(crate) fn of(seat: &Arc<Seat>, now: Instant) -> Self {
+        Self { cut: seat.cut(now), seat: Some(seat.clone()) }
+    }
+
+    /// Returns `true` if anybody waits for an answer. A connection that was at work in the very moment of an
+    /// abort may have finished since; one that was idle may find that a request had arrived.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.seat.as_ref().is_none_or(|seat| seat.stage().is_request())
+    }
+}
+
+/// A connection as the sweep sees it.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    seat: Arc<Seat>,
+    /// The activity that the last sweep saw, and when it saw it first.
+    seen: u32,
+    seen_at: Instant,
+    /// The pace of the body that the server waits for. In a box, because idle connections have none.
+    pace: Option<Box<Pace>>,
+}
+
+impl Holder {
+    pub(crate) fn connection(seat: Arc<Seat>) -> Self {
+        let seen = seat.activity.look().moves();
+        let seen_at = seat.since();
+        Self::Connection(Watched { seat, seen, seen_at, pace: None })
+    }
+
+    pub(crate) fn seat(&self) -> Option<&Arc<Seat>> {
+        match self {
+            Self::Connection(watched) => Some(&watched.seat),
+            Self::Server | Self::Guard { .. } => None,
+        }
+    }
+}
+
+impl Registry {
+    /// Returns how many connections and guards there are.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.holders.iter().filter(|(_, holder)| !matches!(holder, Holder::Server)).count()
+    }
+
+    /// Returns the connections of all servers.
+    pub(crate) fn seats(&self) -> impl Iterator<Item = &Arc<Seat>> {
+        self.holders.iter().filter_map(|(_, holder)| holder.seat())
+    }
+
+    /// Returns the connections of the server of `orders`.
+    pub(crate) fn seats_of(&self, orders: &Arc<Orders>) -> impl Iterator<Item = &Arc<Seat>> {
+        self.seats().filter(|seat| seat.obeys(orders))
+    }
+
+    /// Marks those connections of the server of `orders` as expired that have been idle longest,
+    /// and for at least `least`: at least one, and at most `most` and one in eight. Returns them,
+    /// because the caller has to wake them for a last look (rule S6).
+    pub(crate) fn expire_idle_longest(
+        &mut self,
+        orders: &Arc<Orders>,
+        most: usize,
+        least: Duration,
+        now: Instant,
+    ) -> Vec<Arc<Seat>> {
+        let mut idle: Vec<_> = self
+            .seats_of(orders)
+            .map(|seat| (seat.since(), seat.activity.look(), seat))
+            .filter(|(since, look, _)| {
+                Stage::of(*look) == Stage::Idle && now.saturating_duration_since(*since) >= least
+            })
+            .collect();
+        let most = most.min(idle.len() / 8).max(1);
+        if idle.len() > most {
+            idle.select_nth_unstable_by_key(most, |(since, ..)| *since);
+            idle.truncate(most);
+        }
+        idle.iter().for_each(|(_, look, seat)| seat.expire(*look));
+        idle.into_iter().map(|(.., seat)| seat.clone()).collect()
+    }
+
+    /// Returns everything that an abort may interrupt now, the oldest first. An abort has interrupted
+    /// a connection only if that is still a cut when its task has ended.
+    pub(crate) fn cuts(&self, now: Instant) -> Vec<Interrupted> {
+        let mut all: Vec<_> = self
+            .holders
+            .iter()
+            .filter_map(|(_, holder)| match holder {
+                Holder::Server => None,
+                Holder::Guard { place, since } => {
+                    let age = now.saturating_duration_since(*since);
+                    Some(Interrupted { cut: Cut { what: What::Guard(place), age }, seat: None })
+                }
+                Holder::Connection(watched) => Some(Interrupted::of(&watched.seat, now)),
+            })
+            .collect();
+        all.sort_by_key(|interrupted| Reverse(interrupted.cut.age));
+        all
+    }
+
+    /// Returns a number that is another one as soon as a holder has joined, moved or left.
+    pub(crate) fn moves(&self) -> u64 {
+        let activity = |seat: &Arc<Seat>| u64::from(seat.activity.look().moves());
+        let holders = self.holders.iter().map(|(id, holder)| {
+            ((id as u64 + 1) << 32).wrapping_add(holder.seat().map_or(0, activity))
+        });
+        holders.fold(0, u64::wrapping_add)
+    }
+
+    /// Finds the connections of the server of `orders` that have not moved for longer than their
+    /// stage allows, or that send a body more slowly than [`Limits::body_rate`], and marks them as
+    /// expired. Also asks connections to look whether their client is still there: all that are at
+    /// work if `drains`, otherwise those that have not moved since the last sweep (rule S22).
+    /// Returns all connections that the caller has to wake.
+    pub(crate) fn sweep(
+        &mut self,
+        orders: &Arc<Orders>,
+        limits: &Limits,
+        drains: bool,
+        now: Instant,
+    ) -> Vec<Arc<Seat>> {
+        let watched = self.holders.iter_mut().filter_map(|(_, holder)| match holder {
+            Holder::Connection(watched) if watched.seat.obeys(orders) => Some(watched),
+            _ => None,
+        });
+        let woken = watched
+            .filter_map(|watched| watched.sweep(limits, drains, now).then(|| watched.seat.clone()));
+        woken.collect()
+    }
+}
+
+impl Watched {
+    /// Looks at the connection like [`Registry::sweep`]. Returns `true` if the caller has to wake
+    /// the connection.
+    fn sweep(&mut self, limits: &Limits, drains: bool, now: Instant) -> bool {
+        let look = self.seat.activity.look();
+        let stage = Stage::of(look);
+        let has_moved = look.moves() != self.seen;
+        if has_moved {
+            (self.seen, self.seen_at) = (look.moves(), now);
+        }
+        let waited = now.saturating_duration_since(self.seen_at);
+        let is_late = !has_moved && stage.limit(limits).is_some_and(|limit| waited >= limit);
+        // Both count, because a client may stall altogether, or may send now and then and get
+        // nowhere.
+        let is_over = self.is_slow(stage, limits, now) || is_late;
+        if is_over {
+            self.seat.expire(look);
+        }
+        let is_asked = stage.can_look() && (drains || !has_moved);
+        if is_asked {
+            self.seat.ask();
+        }
+        is_over || is_asked
+    }
+
+    /// Returns `true` if the server waits for a body that comes too slowly.
+    fn is_slow(&mut self, stage: Stage, limits: &Limits, now: Instant) -> bool {
+        if limits.body_rate == 0 || stage == Stage::Idle {
+            self.pace = None;
+            return false;
+        }
+        let (number, received) = (self.seat.number(), self.seat.received());
+        match self.pace.as_mut().filter(|pace| pace.number == number) {
+            Some(pace) => pace.is_slow(stage, limits, received, now),
+            None if stage.waits_for_body() => {
+                self.pace = Some(Box::new(Pace::new(number, limits, received, now)));
+                false
+            }
+            None => false,
+        }
+    }
+}
+
+/// Measures how many bytes a client is ahead of `body_rate` with the body of one request (rule
+/// S25).
+#[derive(Debug)]
+struct Pace {
+    /// The number of the request.
+    number: u32,
+    /// The number of bytes that the client is ahead.
+    credit: f64,
+    /// The number of bytes that had come at the last look.
+    received: u32,
+    looked_at: Instant,
+    /// Says whether the server waited for the body at the last look.
+    waited: bool,
+}
+
+impl Pace {
+    fn new(number: u32, limits: &Limits, received: u32, now: Instant) -> Self {
+        let begin = limits.body_rate as f64 * Limits::BODY_RATE_AFTER.as_secs_f64();
+        let credit = (begin + f64::from(received)).min(Self::most(limits));
+        Self { number, credit, received, looked_at: now, waited: true }
+    }
+
+    /// Returns the largest credit. It keeps a client that has sent a lot from pausing longer than
+    /// any client may stall.
+    fn most(limits: &Limits) -> f64 {
+        let longest = limits.stall_timeout.max(Limits::BODY_RATE_AFTER);
+        limits.body_rate as f64 * longest.as_secs_f64()
+    }
+
+    /// Adds what has come, and subtracts what the rate asks for if the server has waited for the
+    /// body since the last look. Returns `true` if the client is behind.
+    fn is_slow(&mut self, stage: Stage, limits: &Limits, received: u32, now: Instant) -> bool {
+        let waits = stage.waits_for_body();
+        if waits && self.waited {
+            let waited = now.saturating_duration_since(self.looked_at).as_secs_f64();
+            self.credit -= limits.body_rate as f64 * waited;
+        }
+        // Added last: a burst does not pay for the wait that it has ended.
+        let came = f64::from(received.wrapping_sub(self.received));
+        self.credit = (self.credit + came).min(Self::most(limits));
+        (self.received, self.looked_at, self.waited) = (received, now, waits);
+        waits && self.credit < 0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stop::activity::{Doing, Wait};
+    use crate::stop::seat::Describe;
+    use crate::stream::transport::Peer;
+
+    struct Line;
+
+    impl Describe for Line {
+        fn describe(&self) -> Option<(String, String)> {
+            Some(("GET".into(), "/slow".into()))
+        }
+    }
+
+    /// The orders of a server of its own.
+    fn orders() -> Arc<Orders> {
+        Arc::new(Orders::under(Arc::default()))
+    }
+
+    fn registry_with(seat: &Arc<Seat>) -> Registry {
+        let mut registry = Registry::default();
+        registry.holders.insert(Holder::connection(seat.clone()));
+        registry
+    }
+
+    #[test]
+    fn a_connection_expires_only_when_it_has_not_moved() {
+        let limits = Limits { head_timeout: Duration::from_secs(3), ..Limits::default() };
+        let head: Arc<dyn Describe> = Arc::new(Line);
+        let seat = Seat::new(Peer::Unix, orders());
+        let mut registry = registry_with(&seat);
+        let start = Instant::now();
+        let after = |secs| start + Duration::from_secs(secs);
+        seat.begin(Some(Arc::downgrade(&head)));
+        registry.sweep(&seat.orders, &limits, false, after(0));
+        registry.sweep(&seat.orders, &limits, false, after(2));
+        assert!(!seat.is_expired());
+        seat.activity.begin(Doing::Head);
+        registry.sweep(&seat.orders, &limits, false, after(4));
+        registry.sweep(&seat.orders, &limits, false, after(6));
+        assert!(!seat.is_expired());
+        registry.sweep(&seat.orders, &limits, false, after(7));
+        assert!(seat.is_expired());
+        // A move in the last moment counts.
+        seat.activity.begin(Doing::Head);
+        assert!(!seat.is_expired());
+    }
+
+    #[test]
+    fn a_handler_may_take_its_time() {
+        let seat = Seat::new(Peer::Unix, orders());
+        let mut registry = registry_with(&seat);
+        seat.activity.begin(Doing::Handler);
+        let start = Instant::now();
+        for days in 0..3 {
+            registry.sweep(
+                &seat.orders,
+                &Limits::default(),
+                false,
+                start + Duration::from_secs(days * 86_400),
+            );
+        }
+        assert!(!seat.is_expired());
+    }
+
+    #[test]
+    fn a_sweep_leaves_other_servers_alone() {
+        let seat = Seat::new(Peer::Unix, orders());
+        let mut registry = registry_with(&seat);
+        registry.sweep(
+            &orders(),
+            &Limits::default(),
+            false,
+            Instant::now() + Duration::from_secs(86_400),
+        );
+        assert!(!seat.is_expired());
+        assert_eq!(registry.seats_of(&seat.orders).count(), 1);
+        assert_eq!(registry.seats_of(&orders()).count(), 0);
+    }
+
+    /// Rule S13: each one is named, with peer, stage, method, path and age.
+    #[test]
+    fn a_request_is_named_and_an_idle_connection_is_not() {
+        let head: Arc<dyn Describe> = Arc::new(Line);
+        let seat = Seat::new(Peer::from(([127, 0, 0, 1], 9)), orders());
+        let registry = registry_with(&seat);
+        // Nobody has looked: it may have sent a request.
+        let line = registry.cuts(Instant::now())[0].cut.to_string();
+        assert!(line.starts_with("127.0.0.1:9 - - (not looked at yet, "), "{line}");
+        seat.activity.begin(Doing::Idle);
+        assert!(!registry.cuts(Instant::now())[0].is_cut());
+        seat.begin(Some(Arc::downgrade(&head)));
+        seat.activity.begin(Doing::Handler);
+        let cuts = registry.cuts(Instant::now() + Duration::from_secs(2));
+        let line = cuts[0].cut.to_string();
+        assert!(line.starts_with("127.0.0.1:9 GET /slow (in the handler, 2."), "{line}");
+        seat.end();
+        assert!(!registry.cuts(Instant::now())[0].is_cut());
+    }
+
+    /// Each case: the bytes that a client sends in each second, whether the server waits for them
+    /// then, and the second in which the client is too slow.
+    #[test]
+    fn a_body_has_to_come_at_a_rate() {
+        type Case<'a> = (&'a str, &'a dyn Fn(u64) -> u64, &'a dyn Fn(u64) -> bool, Option<u64>);
+        let cases: [Case<'_>; 8] = [
+            ("nothing", &|_| 0, &|_| true, Some(6)),
+            ("a byte now and then", &|n| u64::from(n % 29 == 0), &|_| true, Some(6)),
+            ("just enough", &|_| 240, &|_| true, None),
+            ("a little less", &|_| 230, &|_| true, Some(121)),
+            ("enough, in bursts", &|n| if n % 5 == 4 { 1200 } else { 0 }, &|_| true, None),
+            ("much, and then nothing", &|n| if n < 3 { 1 << 30 } else { 0 }, &|_| true, Some(34)),
+            ("a server that does not wait", &|_| 0, &|_| false, None),
+            ("a server that waits half of the time", &|_| 0, &|n| n % 4 < 3, Some(10)),
+        ];
+        for (what, sent, waits, expected) in cases {
+            let seat = Seat::new(Peer::Unix, orders());
+            let Holder::Connection(mut watched) = Holder::connection(seat.clone()) else {
+                unreachable!()
+            };
+            let (limits, start) = (Limits::default(), Instant::now());
+            let slow = (0..1000).find(|&second| {
+                let now = start + Duration::from_secs(second);
+                let stage = if waits(second) { Stage::Body } else { Stage::Handler };
+                let is_slow = watched.is_slow(stage, &limits, now);
+                seat.receive(sent(second));
+                is_slow
+            });
+            assert_eq!(slow, expected, "{what}");
+        }
+    }
+
+    /// The bytes before the first look count, and each request has a credit of its own.
+    #[test]
+    fn the_pace_is_that_of_one_body() {
+        let seat = Seat::new(Peer::Unix, orders());
+        let Holder::Connection(mut watched) = Holder::connection(seat.clone()) else {
+            unreachable!()
+        };
+        let (limits, start) = (Limits::default(), Instant::now());
+        let mut slow_after = |from: u64, sent: u64| {
+            seat.call();
+            seat.receive(sent);
+            (0..100).find(|second| {
+                let now = start + Duration::from_secs(from + second);
+                watched.is_slow(Stage::Body, &limits, now)
+            })
+        };
+        assert_eq!(slow_after(0, 1_000_000), Some(31));
+        assert_eq!(slow_after(100, 0), Some(6));
+        assert_eq!(slow_after(200, 240), Some(7));
+    }
+
+    #[test]
+    fn no_rate_is_no_rate() {
+        let limits = Limits { body_rate: 0, ..Limits::default() };
+        let seat = Seat::new(Peer::Unix, orders());
+        let mut registry = registry_with(&seat);
+        seat.activity.wait(Wait::Body, false);
+        let start = Instant::now();
+        for second in 0..25 {
+            registry.sweep(&seat.orders, &limits, false, start + Duration::from_secs(second));
+            assert!(!seat.is_expired());
+        }
+    }
+
+    #[test]
+    fn those_who_have_been_idle_longest_give_way() {
+        let mut registry = Registry::default();
+        let head: Arc<dyn Describe> = Arc::new(Line);
+        let own = orders();
+        let seats: Vec<_> = (0..40).map(|_| Seat::new(Peer::Unix, own.clone())).collect();
+        for seat in &seats {
+            registry.holders.insert(Holder::connection(seat.clone()));
+            seat.end();
+        }
+        let now = Instant::now();
+        assert!(registry.expire_idle_longest(&own, 32, Duration::from_secs(1), now).is_empty());
+        assert!(registry.expire_idle_longest(&orders(), 32, Duration::ZERO, now).is_empty());
+        // One connection of eight gives way, and neither one that is at work nor one that has just
+        // been at work.
+        seats[0].begin(Some(Arc::downgrade(&head)));
+        seats[1].end();
+        assert_eq!(registry.expire_idle_longest(&own, 1, Duration::ZERO, now).len(), 1);
+        let chosen = registry.expire_idle_longest(&own, 32, Duration::ZERO, now);
+        assert_eq!(chosen.len(), 4);
+        for (n, seat) in seats.iter().enumerate() {
+            let is_chosen = chosen.iter().any(|one| Arc::ptr_eq(one, seat));
+            assert_eq!(is_chosen, (2..6).contains(&n), "{n}");
+        }
+        assert!(chosen[0].is_expired());
+        assert!(!seats[0].is_expired(), "it is at work");
+    }
+}

@@ -1,0 +1,293 @@
+//! [`Seat`]: what a connection and the rest of the server know of each other.
+//!
+//! The connection's own tasks write here without a clock, and per request without a copy: a
+//! request's method and path are read from the connection's buffer when a report asks for them.
+//! Decides nothing: the orders come from the server, and the verdict from the sweep.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::task::Waker;
+use std::time::Instant;
+
+use atomic_waker::AtomicWaker;
+use event_listener::Event;
+
+use crate::lock::lock;
+use crate::stop::activity::{Activity, Doing, Look};
+use crate::stop::orders::{Order, Orders};
+use crate::stop::outcome::{Cut, What};
+use crate::stop::stage::Stage;
+use crate::stream::socket::Left;
+use crate::stream::transport::Peer;
+
+/// A request that can say what it is, for a report.
+pub(crate) trait Describe: Send + Sync {
+    /// Returns method and target, as far as they are known.
+    fn describe(&self) -> Option<(String, String)>;
+}
+
+/// The state that a connection's tasks share with the rest of the server.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    /// The client's address, as the kernel or the source gave it.
+    accepted: Peer,
+    /// The client's address, if a wrapper has found a better one. In a box, because few connections
+    /// need it.
+    named: OnceLock<Box<Peer>>,
+    /// The server's orders to its connections.
+    pub(crate) orders: Arc<Orders>,
+    /// The connection's task.
+    waker: AtomicWaker,
+    /// The connection's work and waits. The tasks that serve the connection write here.
+    pub(crate) activity: Activity,
+    /// The count of moves at which the sweep found that the connection's time is over. Any move
+    /// since voids it.
+    verdict: AtomicU32,
+    /// Counts the bytes of the request's body that have come, and wraps around.
+    received: AtomicU32,
+    /// Set if the sweep wants to know whether the client is still there.
+    is_asked: AtomicBool,
+    /// A [`Left`], or 0 as long as the client is there.
+    left: AtomicU8,
+    /// Notifies the tasks in [`Seat::left`] that `left` has changed.
+    has_left: Event,
+    /// The request's number in the high 32 bits, and in the low 32 bits how many guards its handler
+    /// holds.
+    holds: AtomicU64,
+    /// The request under way.
+    now: Mutex<Now>,
+}
+
+/// The request that a connection serves, or the pause between two.
+#[derive(Debug)]
+struct Now {
+    /// When the request's first byte was read. Without a request, when the connection was accepted
+    /// or fell idle.
+    since: Instant,
+    /// Describes the request's head.
+    head: Option<Weak<dyn Describe>>,
+}
+
+impl Seat {
+    pub(crate) fn new(peer: Peer, orders: Arc<Orders>) -> Arc<Self> {
+        Arc::new(Self {
+            accepted: peer,
+            named: OnceLock::new(),
+            orders,
+            waker: AtomicWaker::new(),
+            activity: Activity::default(),
+            verdict: AtomicU32::new(Look::NEVER.moves()),
+            received: AtomicU32::new(0),
+            is_asked: AtomicBool::new(false),
+            left: AtomicU8::new(0),
+            has_left: Event::new(),
+            holds: AtomicU64::new(0),
+            now: Mutex::new(Now { since: Instant::now(), head: None }),
+        })
+    }
+
+    /// Returns the address of the client.
+    pub(crate) fn peer(&self) -> Peer {
+        self.named.get().map_or(self.accepted, |peer| **peer)
+    }
+
+    /// Sets the address of the client, if the wrapper knows a better one than `accept` gave. The
+    /// first call counts.
+    pub(crate) fn name(&self, peer: Peer) {
+        if peer != self.accepted {
+            let _ = self.named.set(Box::new(peer));
+        }
+    }
+
+    /// Returns what the server wants of the connection now.
+    pub(crate) fn order(&self) -> Order {
+        self.orders.current()
+    }
+
+    /// Returns `true` if the connection belongs to the server of `orders`.
+    pub(crate) fn obeys(&self, orders: &Arc<Orders>) -> bool {
+        Arc::ptr_eq(&self.orders, orders)
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        Stage::of(self.activity.look())
+    }
+
+    pub(crate) fn doing(&self) -> Doing {
+        self.activity.look().doing()
+    }
+
+    /// Notes that a request's first byte has arrived. `head` describes the request, and is `None`
+    /// as long as no gate holds the request.
+    pub(crate) fn begin(&self, head: Option<Weak<dyn Describe>>) {
+        *lock(&self.now) = Now { since: Instant::now(), head };
+        self.activity.begin(Doing::Head);
+    }
+
+    /// Notes that the connection falls idle.
+    pub(crate) fn end(&self) {
+        *lock(&self.now) = Now { since: Instant::now(), head: None };
+        self.activity.begin(Doing::Idle);
+    }
+
+    /// Returns how many bytes of the request's body have come. The number wraps around.
+    pub(crate) fn received(&self) -> u32 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Counts `bytes` bytes of a body that have come.
+    pub(crate) fn receive(&self, bytes: u64) {
+        // Only the connection writes this counter. The sweep looks at differences, so wrapping
+        // around is harmless.
+        self.received.store(self.received().wrapping_add(bytes as u32), Ordering::Relaxed);
+    }
+
+    /// Asks the connection whether its client is still there.
+    pub(crate) fn ask(&self) {
+        self.is_asked.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns `true` if the sweep has asked, since the last call, whether the client is still
+    /// there.
+    pub(crate) fn take_asked(&self) -> bool {
+        self.is_asked.load(Ordering::Relaxed) && self.is_asked.swap(false, Ordering::Relaxed)
+    }
+
+    /// Notes that the server calls the handler of a new request.
+    pub(crate) fn call(self: &Arc<Self>) -> Call {
+        let number = self.number().wrapping_add(1);
+        self.received.store(0, Ordering::Relaxed);
+        self.holds.store(u64::from(number) << 32, Ordering::Relaxed);
+        Call { seat: self.clone(), number }
+    }
+
+    /// Returns the number of the request whose handler was called last.
+    pub(crate) fn number(&self) -> u32 {
+        (self.holds.load(Ordering::Relaxed) >> 32) as u32
+    }
+
+    /// Adds `change` (1 or -1) to the number of guards that the handler of request `number` holds.
+    /// Does nothing if the connection has gone on to another request.
+    fn change_holds(&self, number: u32, change: i64) {
+        let _ = self.holds.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |holds| {
+            let is_under_way = (holds >> 32) as u32 == number;
+            is_under_way.then(|| holds.wrapping_add_signed(change))
+        });
+    }
+
+    /// Returns `true` if the handler that runs holds a guard. Such a handler goes on although its
+    /// client has left.
+    pub(crate) fn is_held(&self) -> bool {
+        self.holds.load(Ordering::Acquire) as u32 > 0
+    }
+
+    /// Notes that the client has left, and notifies the tasks that wait for this.
+    pub(crate) fn leave(&self, left: Left) {
+        if self.left.fetch_max(left as u8, Ordering::AcqRel) < left as u8 {
+            self.has_left.notify(usize::MAX);
+        }
+    }
+
+    /// Waits until the client has left at least as far as `least` says. Returns how far it has
+    /// left.
+    pub(crate) async fn left(&self, least: Left) -> Left {
+        loop {
+            let listener = self.has_left.listen();
+            match Left::of(self.left.load(Ordering::Acquire)) {
+                Some(left) if left >= least => return left,
+                _ => listener.await,
+            }
+        }
+    }
+
+    /// Returns `true` if the sweep has found that the connection's time is over, and the connection
+    /// has not moved since.
+    pub(crate) fn is_expired(&self) -> bool {
+        self.verdict.load(Ordering::Acquire) == self.activity.look().moves()
+    }
+
+    /// Lets [`Seat::wake`] wake the task of `waker`.
+    pub(crate) fn register(&self, waker: &Waker) {
+        self.waker.register(waker);
+    }
+
+    pub(crate) fn wake(&self) {
+        self.waker.wake();
+    }
+
+    /// Says that the connection's time is over if it has not moved since `look`.
+    pub(crate) fn expire(&self, look: Look) {
+        self.verdict.store(look.moves(), Ordering::Release);
+    }
+
+    /// Describes the request under way, or the connection without one.
+    pub(crate) fn cut(&self, now: Instant) -> Cut {
+        let stage = self.stage();
+        // The head is asked with the lock released: it has a lock of its own.
+        let (since, head) = {
+            let now = lock(&self.now);
+            (now.since, now.head.as_ref().and_then(Weak::upgrade))
+        };
+        // Before a request has begun, the drain waits for the connection itself. It does not wait
+        // for an idle connection.
+        let since = if stage == Stage::Idle { now } else { since };
+        let (method, path) = head.and_then(|head| head.describe()).unwrap_or_default();
+        Cut {
+            what: What::Request { peer: self.peer(), stage, method, path },
+            age: now.saturating_duration_since(since),
+        }
+    }
+
+    /// Returns when the request's first byte was read. Without a request, returns when the
+    /// connection was accepted or fell idle.
+    pub(crate) fn since(&self) -> Instant {
+        lock(&self.now).since
+    }
+}
+
+/// The call of a request's handler, for the guards that the handler takes.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    seat: Arc<Seat>,
+    /// The request's number on its connection.
+    number: u32,
+}
+
+impl Call {
+    pub(crate) fn hold(self) -> Hold {
+        self.seat.change_holds(self.number, 1);
+        Hold(self)
+    }
+}
+
+/// Keeps the handler of a call going although its client has left.
+#[derive(Debug)]
+pub(crate) struct Hold(Call);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.seat.change_holds(self.0.number, -1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handler_is_held_by_its_own_guards_alone() {
+        let seat = Seat::new(Peer::Unix, Arc::new(Orders::under(Arc::default())));
+        let first = seat.call();
+        let (one, other) = (first.clone().hold(), first.clone().hold());
+        drop(one);
+        assert!(seat.is_held());
+        let second = seat.call();
+        assert!(!seat.is_held(), "the first handler's guard is not the second's");
+        drop((other, first.hold()));
+        assert!(!seat.is_held());
+        let own = second.hold();
+        assert!(seat.is_held());
+        drop(own);
+        assert!(!seat.is_held());
+    }
+}

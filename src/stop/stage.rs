@@ -1,0 +1,140 @@
+//! [`Stage`]: how far a connection has come with its request, and what follows from that.
+//!
+//! A report of the connection's activity, made when somebody asks. Keeps no state.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::limits::Limits;
+use crate::stop::activity::{Doing, Look, Wait};
+
+/// How far a connection has come with its request.
+///
+/// # Examples
+///
+/// Whose fault was it? The handler waits for a body that the client does not send:
+///
+/// ```
+/// use futures_lite::{AsyncWriteExt, stream};
+/// use smol_graceful::{Connection, Listener, Server, Shutdown, Stage, What};
+/// use std::time::Duration;
+///
+/// # fn main() -> std::io::Result<()> {
+/// let (mut client, connection) = Connection::pair();
+/// let shutdown = Shutdown::new().grace(Duration::from_millis(10));
+/// let handle = shutdown.clone();
+/// let server = Server::new(move |mut request| {
+///     handle.stop();
+///     async move { request.body_string().await }
+/// });
+/// let listener = Listener::of(stream::once(Ok(connection)));
+/// let serve = server.shutdown(&shutdown).serve([listener]);
+///
+/// let outcome = smol::block_on(async {
+///     client.write_all(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n").await?;
+///     serve.await
+/// })?;
+/// assert!(matches!(outcome.cut[0].what, What::Request { stage: Stage::Body, .. }));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Accepted, and not looked at yet: whether a request has begun is not known.
+    Accepted,
+    /// Between requests, or before the first.
+    Idle,
+    /// The head has begun to arrive.
+    Head,
+    /// The handler runs.
+    Handler,
+    /// Someone waits for more of the request's body.
+    Body,
+    /// The response has begun; its body is awaited from the handler's reader.
+    Response,
+    /// The client is slow to take the response.
+    Writing,
+    /// The response is written; what the client still sends is discarded.
+    Closing,
+    /// The connection was handed over to another protocol.
+    Upgraded,
+    /// The response is written; the rest of a body that nobody has read is discarded, to go on
+    /// with the next request.
+    Discarding,
+    /// The listener's wrapper is at work: TLS's handshake.
+    Handshake,
+    /// The response is written; the client's kernel has yet to take the last of it.
+    Delivering,
+}
+
+impl Stage {
+    /// Returns what a report calls the activity. A client that takes no output is reported before a
+    /// client that sends no body.
+    pub(crate) fn of(look: Look) -> Self {
+        let (body, room) = (look.waits_for(Wait::Body), look.waits_for(Wait::Room));
+        match look.doing() {
+            Doing::Closing if room => Self::Delivering,
+            Doing::Closing => Self::Closing,
+            _ if room => Self::Writing,
+            Doing::Discarding => Self::Discarding,
+            _ if body => Self::Body,
+            Doing::Accepted => Self::Accepted,
+            Doing::Idle => Self::Idle,
+            Doing::Head => Self::Head,
+            Doing::Handler => Self::Handler,
+            Doing::Response => Self::Response,
+            Doing::Upgraded => Self::Upgraded,
+            Doing::Handshake => Self::Handshake,
+        }
+    }
+
+    /// Returns how long a connection may stay in the stage without a move. Returns `None` if it may
+    /// stay as long as it likes.
+    pub(crate) fn limit(self, limits: &Limits) -> Option<Duration> {
+        match self {
+            Self::Accepted | Self::Idle => Some(limits.idle_timeout),
+            Self::Handshake => Some(Limits::HANDSHAKE.min(limits.head_timeout)),
+            Self::Head => Some(limits.head_timeout),
+            Self::Body | Self::Writing | Self::Discarding => Some(limits.stall_timeout),
+            Self::Delivering => Some(Limits::DELIVERING.min(limits.stall_timeout)),
+            Self::Closing => Some(Limits::CLOSING),
+            Self::Handler | Self::Response | Self::Upgraded => None,
+        }
+    }
+
+    /// Returns `true` if a client waits for something that it has asked for.
+    pub(crate) fn is_request(self) -> bool {
+        !matches!(self, Self::Idle | Self::Discarding | Self::Delivering | Self::Closing)
+    }
+
+    /// Returns `true` if the connection can look whether its client is still there. In the other
+    /// stages the connection reads, and the read tells.
+    pub(crate) fn can_look(self) -> bool {
+        matches!(self, Self::Handler | Self::Body | Self::Response | Self::Writing | Self::Upgraded)
+    }
+
+    /// Returns `true` if the server waits in this stage for the rest of a request's body.
+    pub(crate) fn waits_for_body(self) -> bool {
+        matches!(self, Self::Body | Self::Discarding)
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Accepted => "not looked at yet",
+            Self::Idle => "idle",
+            Self::Head => "reading the head",
+            Self::Handler => "in the handler",
+            Self::Body => "reading the body",
+            Self::Response => "streaming the response",
+            Self::Writing => "writing the response",
+            Self::Closing => "closing",
+            Self::Upgraded => "upgraded",
+            Self::Discarding => "discarding the body",
+            Self::Handshake => "in the handshake",
+            Self::Delivering => "delivering the response",
+        })
+    }
+}

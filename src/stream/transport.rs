@@ -1,0 +1,402 @@
+//! [`Transport`]: the byte stream under a connection, and [`Peer`]: who is at its other end.
+//!
+//! One concrete type for sockets and anything else that reads and writes, so that the code of a
+//! connection is compiled once. Knows which of a socket's answers hold under a wrapper, too.
+//! Buffers nothing but what a look ahead has read.
+
+use std::fmt;
+use std::io;
+use std::net::{Shutdown, SocketAddr, SocketAddrV4};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_lite::{AsyncRead, AsyncWrite};
+use http_types::Request;
+
+use crate::stream::meter::Meter;
+use crate::stream::socket::{Left, Socket};
+
+/// A connection's byte stream.
+#[derive(Debug)]
+pub(crate) enum Transport {
+    Plain(Socket),
+    /// Something that reads and writes, perhaps on a socket: TLS, a pipe.
+    Wrapped(Box<Wrapped>),
+}
+
+/// A stream that is not a plain socket, and the socket under it, if there is one.
+pub(crate) struct Wrapped {
+    stream: Box<dyn Duplex>,
+    pub(crate) socket: Option<Arc<Socket>>,
+    /// `None` if the server cannot count the bytes under the stream.
+    meter: Option<Arc<Meter>>,
+    /// The number of bytes that had been received when the stream last returned data.
+    received_at_read: u64,
+    /// Bytes that were read to find out whether there are any.
+    pub(crate) ahead: Vec<u8>,
+}
+
+impl Wrapped {
+    pub(crate) fn new(stream: impl Duplex + 'static) -> Self {
+        let stream = Box::new(stream);
+        Self { stream, socket: None, meter: None, received_at_read: 0, ahead: Vec::new() }
+    }
+
+    /// Sets what is under the stream: a socket, and a meter of the bytes that come from there.
+    pub(crate) fn set_under(&mut self, socket: Option<Arc<Socket>>, meter: Option<Arc<Meter>>) {
+        self.received_at_read = meter.as_ref().map_or(0, |meter| meter.received());
+        (self.socket, self.meter) = (socket, meter);
+    }
+
+    /// Returns the stream, to write to it.
+    pub(crate) fn writer(&mut self) -> Pin<&mut dyn Duplex> {
+        Pin::new(&mut *self.stream)
+    }
+
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut bytes = [0; AHEAD];
+        match self.poll_read(cx, &mut bytes) {
+            Poll::Ready(Ok(n)) => self.ahead.extend_from_slice(&bytes[..n]),
+            // The next read returns the error, or finds the end.
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending if self.has_begun() => {}
+            Poll::Pending => return Poll::Pending,
+        }
+        Poll::Ready(())
+    }
+
+    /// Returns `true` if bytes have arrived under the wrapper that do not make a byte of content
+    /// yet.
+    fn has_begun(&self) -> bool {
+        self.meter.as_ref().is_some_and(|meter| meter.has_begun(self.received_at_read))
+    }
+
+    pub(crate) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        if !self.ahead.is_empty() {
+            let n = self.ahead.len().min(buf.len());
+            buf[..n].copy_from_slice(&self.ahead[..n]);
+            self.ahead.drain(..n);
+            return Poll::Ready(Ok(n));
+        }
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let (Poll::Ready(_), Some(meter)) = (&read, &self.meter) {
+            self.received_at_read = meter.received();
+        }
+        read
+    }
+}
+
+/// How often a wrapped stream is polled for what it holds.
+const LAST_READS: usize = 8;
+
+/// The number of bytes that one look ahead reads at most.
+const AHEAD: usize = 1024;
+
+/// A byte stream in both directions.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+impl Transport {
+    /// Like [`Socket::poll_event`]. Always ready under a wrapper, because only a read of it can
+    /// tell.
+    pub(crate) fn poll_event(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(socket) => socket.poll_event(cx),
+            Self::Wrapped(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Waits until a read would find data, the end or an error, or until a part of a TLS record has
+    /// arrived.
+    pub(crate) fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Plain(socket) => socket.poll_readable(cx).map(drop),
+            Self::Wrapped(wrapped) => wrapped.poll_ahead(cx),
+        }
+    }
+
+    pub(crate) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(socket) => socket.poll_read(cx, buf),
+            Self::Wrapped(wrapped) => wrapped.poll_read(cx, buf),
+        }
+    }
+
+    /// Like [`Socket::poll_last_read`]. Under a wrapper, an ordinary read, polled a few times because
+    /// some streams return `Pending` although they hold data. For example, a pipe of the crate piper
+    /// does so in one of 100 polls.
+    pub(crate) fn poll_last_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(socket) => socket.poll_last_read(buf),
+            Self::Wrapped(wrapped) => {
+                let mut reads = (0..LAST_READS).map(|_| wrapped.poll_read(cx, buf));
+                reads.find(Poll::is_ready).unwrap_or(Poll::Pending)
+            }
+        }
+    }
+
+    /// Writes some of `buf`, and of `tail` behind it, in one write if it is a socket.
+    pub(crate) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+        tail: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(socket) => socket.poll_write(cx, buf, tail),
+            Self::Wrapped(wrapped) => {
+                let first = if buf.is_empty() { tail } else { buf };
+                wrapped.writer().poll_write(cx, first)
+            }
+        }
+    }
+
+    /// Sends on what the stream itself may hold back (TLS does, a socket does not).
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Wrapped(wrapped) => wrapped.writer().poll_flush(cx),
+        }
+    }
+
+    /// Says that nothing more will be written (FIN, and TLS's own farewell); reading goes on.
+    pub(crate) fn poll_half_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(socket) => Poll::Ready(socket.shut(Shutdown::Write)),
+            Self::Wrapped(wrapped) => wrapped.writer().poll_close(cx),
+        }
+    }
+
+    /// Ends reading: a reader that waits, in whichever task, finds the end of the stream.
+    pub(crate) fn stop_reading(&self) {
+        self.shut(Shutdown::Read);
+    }
+
+    /// Ends reading and writing, and wakes the tasks that wait for either.
+    pub(crate) fn shut_down(&self) {
+        self.shut(Shutdown::Both);
+    }
+
+    fn shut(&self, half: Shutdown) {
+        // A socket that is already gone has nothing to be shut.
+        let _ = self.socket().map(|socket| socket.shut(half));
+    }
+
+    /// Returns how many bytes wait in the kernel to be read; 0 if there is no socket.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.socket().map_or(0, Socket::waiting)
+    }
+
+    /// Returns `true` if what waits in the kernel is not what a read returns: there may be more, or
+    /// less.
+    pub(crate) fn is_wrapped(&self) -> bool {
+        matches!(self, Self::Wrapped(_))
+    }
+
+    /// Returns `true` if bytes have arrived under a wrapper that do not make a byte of content yet,
+    /// for example half of a TLS record.
+    pub(crate) fn has_begun(&self) -> bool {
+        matches!(self, Self::Wrapped(wrapped) if wrapped.has_begun())
+    }
+
+    /// Returns how many bytes have been received under a wrapper so far; `None` without a wrapper,
+    /// or if the server cannot count them.
+    pub(crate) fn metered_received(&self) -> Option<u64> {
+        self.meter().map(Meter::received)
+    }
+
+    /// Returns how many bytes have been sent under a wrapper so far; `None` without a wrapper, or
+    /// if the server cannot count them.
+    pub(crate) fn metered_sent(&self) -> Option<u64> {
+        self.meter().map(Meter::sent)
+    }
+
+    fn meter(&self) -> Option<&Meter> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Wrapped(wrapped) => wrapped.meter.as_deref(),
+        }
+    }
+
+    /// Returns `true` if there is a socket, be it under a wrapper.
+    pub(crate) fn has_socket(&self) -> bool {
+        self.socket().is_some()
+    }
+
+    /// Like [`Socket::undelivered`]; 0 if there is no socket.
+    pub(crate) fn undelivered(&self) -> u64 {
+        self.socket().map_or(0, Socket::undelivered)
+    }
+
+    /// Like [`Socket::left`]; `None` if there is no socket.
+    pub(crate) fn left(&self) -> Option<Left> {
+        self.socket()?.left()
+    }
+
+    /// Like [`Socket::is_reset`]; `false` if there is no socket.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.socket().is_some_and(Socket::is_reset)
+    }
+
+    /// Makes the coming close a reset, so that the client cannot take what it got for the whole.
+    pub(crate) fn reset_on_close(&self) {
+        if let Some(socket) = self.socket() {
+            socket.reset_on_close();
+        }
+    }
+
+    fn socket(&self) -> Option<&Socket> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+            Self::Wrapped(wrapped) => wrapped.socket.as_deref(),
+        }
+    }
+}
+
+impl fmt::Debug for Wrapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wrapped").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+/// The other end of a connection.
+///
+/// # What can be trusted
+///
+/// For a socket, the kernel gives the address, so no client can forge it. Behind a proxy it is the
+/// proxy's address. If a wrapper or a source names the client
+/// ([`Connection::from_peer`](crate::Connection::from_peer)), as for the PROXY protocol, the
+/// address is as good as what the program has read: only the proxy may be able to connect to that
+/// listener.
+///
+/// http-types' `request.remote()` and `request.host()` prefer the fields `Forwarded`,
+/// `X-Forwarded-For` and `X-Forwarded-Host`, and any client can send these. Believe them only if
+/// every way to the server goes through a proxy that overwrites or removes them. The files for
+/// nginx and HAProxy in `deploy/` do so. A proxy that appends to them does not.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::Peer;
+///
+/// assert_eq!(Peer::from(([127, 0, 0, 1], 80)).to_string(), "127.0.0.1:80");
+/// assert_eq!(Peer::Unix.to_string(), "unix");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Peer {
+    /// A TCP client.
+    Ip(SocketAddr),
+    /// A client of a Unix socket; such clients have no address.
+    Unix,
+    /// The other end of a stream that is not a socket, or a request that came from no server.
+    Unknown,
+}
+
+impl Peer {
+    /// Returns the client that has sent `request`, or the proxy in front of it.
+    ///
+    /// Ignores every field of the request, so no client can forge it (see [`Peer`]).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Peer, Server};
+    ///
+    /// let server = Server::new(|request| async move {
+    ///     Ok(format!("you are {}\n", Peer::of(&request)))
+    /// });
+    /// # drop(server);
+    /// ```
+    pub fn of(request: &Request) -> Self {
+        match request.peer_addr() {
+            Some("unix") => Self::Unix,
+            text => text.and_then(|text| text.parse().ok()).map_or(Self::Unknown, Self::Ip),
+        }
+    }
+
+    /// Says in `request` that it is from this client.
+    pub(crate) fn sign(self, request: &mut Request) {
+        match self {
+            // Every request has to be signed, and the general way costs ten times as much.
+            Self::Ip(SocketAddr::V4(addr)) => {
+                request.set_peer_addr(Some(v4_text(addr, &mut [0; V4_ROOM])));
+            }
+            peer => request.set_peer_addr(Some(peer)),
+        }
+    }
+
+    /// Returns the client with this address. An IPv4 client of a socket for both families gets its
+    /// IPv4 address.
+    pub(crate) fn canonical(addr: SocketAddr) -> Self {
+        Self::Ip(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
+    }
+}
+
+impl<A: Into<SocketAddr>> From<A> for Peer {
+    fn from(addr: A) -> Self {
+        Self::Ip(addr.into())
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(addr) => addr.fmt(f),
+            Self::Unix => f.write_str("unix"),
+            Self::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
+/// How long an IPv4 address with its port can be as text, with a dot in front.
+const V4_ROOM: usize = ".255.255.255.255:65535".len();
+
+/// Returns `addr` as text, which is written from the end of `room` backwards.
+fn v4_text(addr: SocketAddrV4, room: &mut [u8; V4_ROOM]) -> &str {
+    let [a, b, c, d] = addr.ip().octets().map(u16::from);
+    let mut begin = V4_ROOM;
+    for (mut number, before) in [(addr.port(), b':'), (d, b'.'), (c, b'.'), (b, b'.'), (a, b'.')] {
+        loop {
+            begin -= 1;
+            room[begin] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                break;
+            }
+        }
+        begin -= 1;
+        room[begin] = before;
+    }
+    std::str::from_utf8(&room[begin + 1..]).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_address_reads_as_the_standard_library_writes_it() {
+        for text in ["0.0.0.0:0", "127.0.0.1:8082", "10.200.30.9:65535", "255.255.255.255:65535"] {
+            let peer = Peer::from(text.parse::<SocketAddr>().expect("an address"));
+            let mut request = Request::new(http_types::Method::Get, "http://localhost/");
+            peer.sign(&mut request);
+            assert_eq!(request.peer_addr(), Some(text));
+            assert_eq!((peer.to_string().as_str(), Peer::of(&request)), (text, peer));
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! [`Wire`]: the part of a connection that its task shares with the reader of the request's body,
+//! or with the owner of an upgraded stream.
+//!
+//! Invariant: only [`Wire::lock`] locks this part, and wakers are woken after the lock has been
+//! released, because a waker may run any code. A body that is kept beyond its exchange finds an
+//! error, never the next message.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker, ready};
+
+use super::buffer::Buffer;
+use super::fault::{BodyError, Lost};
+use super::head::{self, EMPTY_LINES};
+use super::incoming::{Incoming, Rest};
+use crate::lock::lock;
+use crate::stop::activity::{Doing, Wait};
+use crate::stop::seat::{Describe, Seat};
+use crate::stream::transport::Transport;
+
+/// The lock around the shared part.
+pub(super) struct Wire(Mutex<Shared>);
+
+/// The shared part itself.
+pub(super) struct Shared {
+    /// `None` once the connection has ended, or has gone on without this gate.
+    pub(super) transport: Option<Transport>,
+    pub(super) incoming: Incoming,
+    /// Counts messages, and goes on when the reader of a body loses the right to read it.
+    pub(super) exchange: u32,
+    /// The task that waits for more of the body, or of an upgraded stream that is not a socket.
+    pub(super) reader: Option<Waker>,
+    /// The task that waits to write to an upgraded stream that is not a socket.
+    pub(super) writer: Option<Waker>,
+    /// Counts the reads of the body by the request's owner, successful or not.
+    pub(super) reads: u32,
+    /// Bytes of the body that were read without a pause.
+    streak: usize,
+    /// Set if the owner of an upgraded stream has read to its end, or to an error.
+    pub(super) is_read_to_end: bool,
+    pub(super) seat: Arc<Seat>,
+}
+
+/// How a connection ends that has not been taken out of its gate.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum End {
+    /// The stream is closed.
+    Close,
+    /// The stream is closed with a reset, so that the client cannot take a part of a response for
+    /// the whole.
+    Reset,
+    /// The stream belongs to another task, which finds that both directions have ended.
+    ShutDown,
+}
+
+/// Says how far discarding a body has come.
+pub(super) enum Discarded {
+    /// The reader or the discarding has taken the whole body.
+    Whole,
+    /// The connection's turn is over, and its task has been woken for the next one.
+    Part,
+    /// The body is longer than allowed, malformed or cut short.
+    Bad,
+}
+
+impl Wire {
+    pub(super) fn new(transport: Transport, incoming: Incoming, seat: Arc<Seat>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Shared {
+            transport: Some(transport),
+            incoming,
+            exchange: 0,
+            reader: None,
+            writer: None,
+            reads: 0,
+            streak: 0,
+            is_read_to_end: false,
+            seat,
+        })))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
+        lock(&self.0)
+    }
+
+    /// Wakes the tasks that wait for the body, or for an upgraded stream.
+    pub(super) fn wake(&self) {
+        let mut shared = self.lock();
+        let waiting = [shared.reader.take(), shared.writer.take()];
+        drop(shared);
+        waiting.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    /// Takes the rest of the body away from the request's owner, whose reads fail from now on.
+    /// Returns `false` if the body has been taken whole.
+    pub(super) fn take_body(&self) -> bool {
+        let mut shared = self.lock();
+        if shared.incoming.rest() == Rest::Nothing {
+            return false;
+        }
+        shared.exchange = shared.exchange.wrapping_add(1);
+        drop(shared);
+        self.wake();
+        true
+    }
+
+    /// Ends the connection, unless it has ended or was taken out of its gate.
+    pub(super) fn end(&self, how: End) {
+        let mut shared = self.lock();
+        if let Some(transport) = shared.transport.take() {
+            match how {
+                End::ShutDown if transport.has_socket() => {
+                    transport.shut_down();
+                    shared.transport = Some(transport);
+                }
+                End::Reset => transport.reset_on_close(),
+                End::Close | End::ShutDown => {}
+            }
+        }
+        drop(shared);
+        // A stream that is not a socket does not tell its readers and writers that it has ended.
+        self.wake();
+    }
+}
+
+impl Describe for Wire {
+    fn describe(&self) -> Option<(String, String)> {
+        head::request_line(self.lock().incoming.message())
+    }
+}
+
+impl Shared {
+    /// Returns `true` if the owner of an upgraded stream can read nothing more from it. A
+    /// connection that both sides have closed looks gone, although the client's last bytes may be
+    /// unread.
+    pub(super) fn has_nothing_to_read(&self) -> bool {
+        let Some(transport) = &self.transport else { return true };
+        let is_empty = transport.waiting() == 0 && self.incoming.unread().is_empty();
+        self.is_read_to_end || transport.is_reset() || (is_empty && !transport.is_wrapped())
+    }
+
+    /// Reads the body of the message `exchange` for the request's owner.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` if the body is not the owner's any more (rule W6: no clean end), and every
+    /// error of [`Incoming::poll_body`].
+    pub(super) fn poll_read(
+        &mut self,
+        exchange: u32,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.exchange != exchange {
+            return Poll::Ready(Err(over()));
+        }
+        self.reads = self.reads.wrapping_add(1);
+        ready!(self.poll_turn(cx));
+        self.poll_body(cx, buf)
+    }
+
+    /// Reads and drops some of the body, up to `most` bytes and as much as a turn allows. `most`
+    /// becomes smaller by what was dropped.
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>, most: &mut u64) -> Poll<Discarded> {
+        let mut scrap = Buffer::new();
+        while self.incoming.rest() != Rest::Nothing {
+            if self.poll_turn(cx).is_pending() {
+                return Poll::Ready(Discarded::Part);
+            }
+            match ready!(self.poll_body(cx, &mut scrap)) {
+                Ok(n) if n > 0 && n as u64 <= *most => *most -= n as u64,
+                _ => return Poll::Ready(Discarded::Bad),
+            }
+        }
+        Poll::Ready(Discarded::Whole)
+    }
+
+    /// Gives way if much of the body was read without a pause: a client that is faster than the
+    /// reader must not keep others from their turn.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.streak < TURN {
+            return Poll::Ready(());
+        }
+        self.streak = 0;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let Some(transport) = &mut self.transport else { return Poll::Ready(Err(over())) };
+        let due = self.incoming.continue_is_asked();
+        let before = transport.metered_received();
+        let read = self.incoming.poll_body(transport, cx, buf);
+        let n = if let Poll::Ready(Ok(n)) = read { n } else { 0 };
+        self.streak = if n > 0 { self.streak + n } else { 0 };
+        // Bytes may have come under a wrapper without making any content yet.
+        let came = match (before, transport.metered_received()) {
+            (Some(before), Some(after)) => after - before,
+            _ => n as u64,
+        };
+        if came > 0 {
+            self.seat.receive(came);
+        }
+        let activity = &self.seat.activity;
+        // While the client takes no output, no byte of the body counts as a move.
+        let is_stuck = activity.look().waits_for(Wait::Room);
+        match &read {
+            Poll::Pending => {
+                self.reader = Some(cx.waker().clone());
+                activity.wait(Wait::Body, is_stuck);
+                if came > 0 && !is_stuck {
+                    activity.progress();
+                }
+                if !due && self.incoming.continue_is_asked() {
+                    // The connection's task sends it; the reader may be another.
+                    self.seat.wake();
+                }
+            }
+            // A read of the body is progress, whether the bytes are kept or discarded.
+            Poll::Ready(_) if activity.look().waits_for(Wait::Body) => activity.got(Wait::Body),
+            Poll::Ready(_) if activity.look().doing() == Doing::Discarding && !is_stuck => {
+                activity.progress();
+            }
+            Poll::Ready(_) => {}
+        }
+        read
+    }
+
+    /// Ends a wait for the body that has been too long. From then on every read of the body fails,
+    /// unless bytes are there that the reader has not taken, because then the client is not at
+    /// fault. The caller wakes the reader.
+    pub(super) fn end_wait_for_body(&mut self, cx: &mut Context<'_>) {
+        let Self { transport, incoming, seat, .. } = self;
+        // Only bytes that have not been read count. Bytes in the buffer did not help the reader,
+        // because they may be the beginning of a chunk's size line.
+        let has_more = match transport.as_mut() {
+            // Only a read shows what this stream holds. That read's waker replaces the reader's.
+            Some(transport) if !transport.has_socket() => {
+                let read = incoming.fill(|room| transport.poll_last_read(cx, room));
+                matches!(read, Poll::Ready(Ok(1..)))
+            }
+            transport => transport.is_some_and(|transport| transport.waiting() > 0),
+        };
+        if has_more {
+            seat.activity.got(Wait::Body);
+        } else {
+            incoming.cut_body(Lost::Wrong(BodyError::TOO_SLOW));
+            if let Some(transport) = transport {
+                transport.stop_reading();
+            }
+        }
+    }
+
+    /// Reads what has arrived behind the message, as far as only a read shows what it is. Returns
+    /// how many bytes have arrived, apart from empty lines; at least 1 if part of a request has
+    /// arrived. The caller must have taken the message whole.
+    pub(super) fn read_ahead(&mut self) -> u64 {
+        let Self { transport: Some(transport), incoming, .. } = self else { return 0 };
+        let cx = &mut Context::from_waker(Waker::noop());
+        // Only a read shows what a wrapped stream holds. In a plain socket, so few bytes may be
+        // empty lines.
+        let is_unclear = |transport: &Transport| {
+            let few = 1..=EMPTY_LINES.len() as u64;
+            transport.is_wrapped() || few.contains(&transport.waiting())
+        };
+        while incoming.unread().len() < READ_AHEAD && is_unclear(transport) {
+            let read = incoming.fill(|room| transport.poll_last_read(cx, room));
+            if !matches!(read, Poll::Ready(Ok(1..))) {
+                break;
+            }
+        }
+        let begun = u64::from(transport.has_begun());
+        match transport.waiting() {
+            0 if !incoming.has_request() => begun,
+            in_socket => in_socket + incoming.unread().len() as u64 + begun,
+        }
+    }
+}
+
+/// The number of bytes of a body that are read in one turn.
+const TURN: usize = 64 * 1024;
+
+/// The number of bytes that the server reads ahead to find out what has arrived, for a stream that
+/// shows this only by a read. Requests beyond that get no answer when the server stops.
+const READ_AHEAD: usize = 1024 * 1024;
+
+/// Makes the error of a body that is read after its exchange is over.
+fn over() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the response has ended this request")
+}
