@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 use socket2::{Domain, Socket, Type};
 
-use crate::error::invalid;
+use crate::error::{ServeError, invalid};
 
 /// Where to listen.
 ///
@@ -135,9 +135,6 @@ const EVERY: [IpAddr; 2] = [IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V4(Ipv4Ad
 
 /// Says what is wrong with the text of an [`Address`], and how to write it.
 ///
-/// Converts into an [`io::Error`], but not into a [`ServeError`](crate::ServeError). A function
-/// that returns a `ServeError` can use [`Listen`](crate::Listen): `"127.0.0.1:8082".listen()?`.
-///
 /// # Examples
 ///
 /// ```
@@ -164,6 +161,12 @@ impl std::error::Error for AddressError {}
 impl From<AddressError> for io::Error {
     fn from(error: AddressError) -> Self {
         Self::new(io::ErrorKind::InvalidInput, error)
+    }
+}
+
+impl From<AddressError> for ServeError {
+    fn from(error: AddressError) -> Self {
+        io::Error::from(error).into()
     }
 }
 
