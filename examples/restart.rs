@@ -43,7 +43,7 @@ async fn app(
 fn main() -> Result<Outcome, ServeError> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8082".to_owned());
-    let listener = Listener::bind(&address.parse().map_err(std::io::Error::from)?)?;
+    let listener = Listener::bind(&address.parse()?)?;
 
     let shutdown = Shutdown::new();
     let (theirs, stop) = (listener.clone(), shutdown.clone());

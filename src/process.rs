@@ -34,6 +34,9 @@ use crate::threads;
 
 /// Runs a server as a process until a signal stops it, with [`Process::default`]'s settings.
 ///
+/// The drain takes 30 s at most. For another time, give the server a [`Shutdown`] of your own, as
+/// in the second example.
+///
 /// # Errors
 ///
 /// As [`Process::run`].
@@ -47,6 +50,21 @@ use crate::threads;
 ///     run(Server::new(|_request| async { Ok("okay") }), ["127.0.0.1:8082"])
 /// }
 /// ```
+///
+/// With times of its own:
+///
+/// ```no_run
+/// use smol_graceful::{Outcome, ServeError, Server, Shutdown, run};
+/// use std::time::Duration;
+///
+/// fn main() -> Result<Outcome, ServeError> {
+///     let shutdown = Shutdown::new()
+///         .grace(Duration::from_secs(5))
+///         .linger(Duration::from_millis(50));
+///     let server = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
+///     run(server, ["127.0.0.1:8082"])
+/// }
+/// ```
 pub fn run<L: Listen>(
     server: Server,
     listeners: impl IntoIterator<Item = L>,
@@ -57,6 +75,9 @@ pub fn run<L: Listen>(
 /// The settings of a server that runs as a process: worker threads, signals, what is told to a
 /// service manager, and, with the feature `restart`, USR2, which starts the program again in place
 /// of this process.
+///
+/// The times of the stop (grace, lame duck, linger) are not settings of the process, but of the
+/// [`Shutdown`] that the server was given by [`Server::shutdown`].
 ///
 /// For several servers use [`Server::serve`] for each, with one [`Shutdown`] for all.
 ///

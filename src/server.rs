@@ -32,7 +32,7 @@ use crate::stop::outcome::{Draining, Outcome};
 use crate::stop::phase::Phase;
 use crate::stop::registry::Holder;
 use crate::stop::seat::Seat;
-use crate::stop::shutdown::{Guard, Shutdown};
+use crate::stop::shutdown::{Guard, Shutdown, Times};
 use crate::stream::transport::Peer;
 use crate::threads;
 
@@ -147,16 +147,13 @@ impl Server {
         self
     }
 
-    /// Sets the handle that stops this server, with its three times. The handle's latch may be
-    /// shared with other servers, or with work of the program's own. By default, a server has a
-    /// latch of its own.
+    /// Sets the handle that stops this server. The handle's latch may be shared with other servers,
+    /// or with work of the program's own. By default, a server has a latch of its own.
     ///
-    /// Servers that share a latch drain together. They have drained when nobody holds the latch any
-    /// more. Each outcome counts what all of them have finished. If a server has to answer while
-    /// the others drain, give it a latch of its own and stop it after the others.
-    ///
-    /// Each server uses the times of the handle that it was given. If clones of one handle have
-    /// different times, the first grace that ends cuts what is left of all servers.
+    /// Servers that share a latch drain together, with the same three times. They have drained when
+    /// nobody holds the latch any more. Each outcome counts what all of them have finished. If a
+    /// server has to answer while the others drain, give it a latch of its own and stop it after
+    /// the others.
     ///
     /// # Examples
     ///
@@ -182,8 +179,8 @@ impl Server {
         self
     }
 
-    /// Returns the handle that stops this server. [`Server::shutdown`] puts another in its place,
-    /// so call that first.
+    /// Returns a clone of the handle that stops this server. [`Server::shutdown`] puts another in
+    /// its place, so call that first.
     ///
     /// # Examples
     ///
@@ -269,7 +266,10 @@ impl Server {
         let listeners =
             listeners.into_iter().map(Listen::listen).collect::<io::Result<Vec<_>>>()?;
         if listeners.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "nothing to listen on"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "nothing to listen on: give an address such as `:8082`, or start the process with sockets (LISTEN_FDS)",
+            ));
         }
         for listener in &listeners {
             let inherited = if listener.is_inherited() { " (inherited)" } else { "" };
@@ -345,7 +345,7 @@ impl Running {
     fn close_idle(&self, most: usize) -> usize {
         let Service { shutdown, orders, .. } = &*self.service;
         // A client that has just come, or just got an answer, may well have a request on its way.
-        let (least, now) = (shutdown.linger, Instant::now());
+        let (least, now) = (shutdown.times().linger, Instant::now());
         shutdown.wake(|registry| registry.expire_idle_longest(orders, most, least, now))
     }
 
@@ -408,9 +408,9 @@ impl Running {
 
     async fn stop(&self, listening: Option<Guard>, tell: impl Fn(Stopping<'_>)) -> Outcome {
         let shutdown = &self.service.shutdown;
-        let Shutdown { lame_duck, linger, .. } = *shutdown;
         let token = shutdown.token();
         token.stopping().await;
+        let Times { grace, lame_duck, linger } = shutdown.times();
         tell(Stopping::Begun);
         // Rule S3. With a successor, a balancer that asks for readiness asks the successor.
         if !lame_duck.is_zero() && !self.has_successor() {
@@ -437,7 +437,7 @@ impl Running {
             future::pending().await
         };
         // 3. The drain itself.
-        let drain = shutdown.drain_telling(|draining| tell(Stopping::Draining(draining)));
+        let drain = shutdown.drain_telling(grace, |draining| tell(Stopping::Draining(draining)));
         let took = close.or(linger).or(drain).await;
         if shutdown.phase() == Phase::Aborting {
             self.close_at_once();

@@ -2,16 +2,16 @@
 
 mod common;
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use common::{Client, End, PATIENCE, Running, wait_until};
+use common::{Client, Directory, End, PATIENCE, Running, address_of, is_refused, tcp, wait_until};
 use futures_lite::future::{block_on, poll_once};
 use smol::Executor;
 use smol::channel::{Sender, bounded};
@@ -77,47 +77,6 @@ impl Held {
     }
 }
 
-/// A client of either kind that has sent one request.
-enum Asker {
-    Tcp(Client),
-    Unix(UnixStream),
-}
-
-impl Asker {
-    const REQUEST: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
-
-    fn new(address: &Address) -> Self {
-        match address {
-            Address::Tcp(addr) => {
-                let mut client = Client::connect(*addr);
-                client.send(Self::REQUEST);
-                Self::Tcp(client)
-            }
-            Address::Unix(path) => {
-                let mut stream = UnixStream::connect(path).unwrap();
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                stream.write_all(Self::REQUEST.as_bytes()).unwrap();
-                Self::Unix(stream)
-            }
-            other => panic!("{other}"),
-        }
-    }
-
-    /// The response is the last one, whole, and the connection ends without a reset.
-    fn assert_served_and_closed(self) {
-        match self {
-            Self::Tcp(mut client) => assert_last(&mut client),
-            Self::Unix(mut stream) => {
-                let mut text = String::new();
-                stream.read_to_string(&mut text).unwrap();
-                assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
-                assert!(text.contains("\r\nconnection: close\r\n"), "{text}");
-                assert!(text.ends_with("\r\n\r\nokay"), "{text}");
-            }
-        }
-    }
-}
-
 /// The next response is good, says that it is the last, and is.
 fn assert_last(client: &mut Client) {
     let response = client.response();
@@ -126,45 +85,34 @@ fn assert_last(client: &mut Client) {
     assert_eq!(client.end(), End::Eof);
 }
 
-/// Nothing comes from the server, for as long as a test can afford to look.
-fn assert_silent(client: &Client) {
-    client.stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-    let peeked = client.stream.peek(&mut [0]);
-    client.stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert!(peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
-}
-
-/// Whether nobody listens.
+/// Returns `true` if nobody listens there.
 fn is_shut(address: &Address) -> bool {
-    let error = match address {
-        Address::Tcp(addr) => TcpStream::connect(addr).err(),
-        Address::Unix(path) => UnixStream::connect(path).err(),
+    match address {
+        Address::Tcp(addr) => is_refused(*addr),
+        Address::Unix(path) => UnixStream::connect(path).is_err(),
         other => panic!("{other}"),
-    };
-    error.is_some_and(|error| {
-        matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
-    })
+    }
 }
 
-fn tcp() -> Address {
+/// Connects a client that has sent one request.
+fn asker(address: &Address) -> Client {
+    let mut client = Client::connect_to(address);
+    client.get("/");
+    client
+}
+
+fn any_port() -> Address {
     "127.0.0.1:0".parse().unwrap()
 }
 
-fn unix(name: &str) -> (Address, PathBuf) {
-    let name = format!("sg-accept-{}-{name}.sock", std::process::id());
-    let path = std::env::temp_dir().join(name);
-    (Address::Unix(path.clone()), path)
-}
-
-/// Every kind of address that this machine has.
-fn all(name: &str) -> (Vec<Address>, PathBuf) {
-    let (unix, path) = unix(name);
-    let mut addresses = vec![tcp(), unix];
+/// Returns an address of every kind that this machine has.
+fn all(directory: &Directory) -> Vec<Address> {
+    let mut addresses = vec![any_port(), directory.socket("all")];
     let v6 = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0));
     if std::net::TcpListener::bind(v6).is_ok() {
         addresses.push(Address::Tcp(v6));
     }
-    (addresses, path)
+    addresses
 }
 
 // Rule S4: the queue at the stop.
@@ -172,7 +120,7 @@ fn all(name: &str) -> (Vec<Address>, PathBuf) {
 fn assert_queue_is_served(mut server: Held, clients: usize) {
     let addresses = server.addresses.clone();
     // Nobody takes these: they have connected and sent a request to the kernel.
-    let askers: Vec<_> = addresses.iter().cycle().take(clients).map(Asker::new).collect();
+    let mut askers: Vec<_> = addresses.iter().cycle().take(clients).map(asker).collect();
     assert_eq!(server.shutdown.in_flight(), 0);
     server.shutdown.stop();
     server.take();
@@ -180,7 +128,7 @@ fn assert_queue_is_served(mut server: Held, clients: usize) {
     wait_until("the queue is taken", || server.shutdown.in_flight() == clients);
     wait_until("the door is shut", || addresses.iter().all(is_shut));
     server.serve();
-    askers.into_iter().for_each(Asker::assert_served_and_closed);
+    askers.iter_mut().for_each(assert_last);
     let outcome = server.outcome();
     assert!(outcome.is_drained(), "{outcome}");
     assert!(addresses.iter().all(is_shut));
@@ -188,67 +136,57 @@ fn assert_queue_is_served(mut server: Held, clients: usize) {
 
 #[test]
 fn the_queue_of_a_tcp_socket_is_served() {
-    assert_queue_is_served(Held::new(&[tcp()]), 100);
+    assert_queue_is_served(Held::new(&[any_port()]), 100);
 }
 
 #[test]
 fn the_queue_of_a_unix_socket_is_served() {
-    let (address, path) = unix("queue");
-    assert_queue_is_served(Held::new(&[address]), 100);
-    assert!(!path.exists());
+    let directory = Directory::new();
+    assert_queue_is_served(Held::new(&[directory.socket("queue")]), 100);
+    assert!(!directory.join("queue").exists());
 }
 
 #[test]
 fn the_queues_of_all_sockets_are_served() {
-    let (addresses, path) = all("queues");
-    assert_queue_is_served(Held::new(&addresses), 99);
-    assert!(!path.exists());
+    let directory = Directory::new();
+    assert_queue_is_served(Held::new(&all(&directory)), 99);
+    assert!(!directory.join("all").exists());
 }
 
 // Several listeners.
 
 #[test]
 fn all_listeners_are_served_and_closed() {
-    let (addresses, path) = all("several");
-    let mut server = Held::new(&addresses);
+    let directory = Directory::new();
+    let mut server = Held::new(&all(&directory));
     server.take();
     server.serve();
     let addresses = server.addresses.clone();
-    let mut askers: Vec<_> = addresses.iter().map(Asker::new).collect();
-    for asker in &mut askers {
-        match asker {
-            Asker::Tcp(client) => assert_eq!(client.response().text(), "okay"),
-            Asker::Unix(stream) => {
-                let mut bytes = vec![0; 4096];
-                let n = stream.read(&mut bytes).unwrap();
-                assert!(bytes[..n].ends_with(b"\r\n\r\nokay"));
-            }
-        }
+    let mut askers: Vec<_> = addresses.iter().map(asker).collect();
+    for client in &mut askers {
+        assert_eq!(client.response().text(), "okay");
     }
     assert_eq!(server.shutdown.in_flight(), addresses.len());
     server.shutdown.stop();
     // Idle connections end with a FIN (rule S6).
-    for asker in askers {
-        match asker {
-            Asker::Tcp(mut client) => assert_eq!(client.end(), End::Eof),
-            Asker::Unix(mut stream) => assert_eq!(stream.read(&mut [0]).unwrap(), 0),
-        }
+    for mut client in askers {
+        assert_eq!(client.end(), End::Eof);
     }
     assert!(server.outcome().is_drained());
     assert!(addresses.iter().all(is_shut));
-    assert!(!path.exists());
+    assert!(!directory.join("all").exists());
 }
 
 /// Nothing is served if one of several cannot be listened on.
 #[test]
 fn one_bad_address_refuses_the_start() {
-    let taken = Listener::bind(&tcp()).unwrap();
-    let (free, path) = unix("unstarted");
+    let (taken, directory) = (tcp(), Directory::new());
+    let free = directory.socket("unstarted");
     let server = Server::new(|_| async { Ok("okay") });
     let serving = server.serve([free, taken.address().clone()]);
     let error = block_on(serving).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-    assert!(!path.exists());
+    assert!(!directory.join("unstarted").exists());
 }
 
 // The limit of connections.
@@ -273,7 +211,7 @@ fn a_connection_beyond_the_limit_waits_for_its_turn() {
     for _ in 0..3 {
         let mut waiting = server.connect();
         waiting.get("/");
-        assert_silent(&waiting);
+        waiting.assert_silent();
         assert_eq!(server.shutdown.in_flight(), 2);
         open.send_blocking(()).unwrap();
         // It does not matter which of the two it was.
@@ -308,14 +246,8 @@ fn a_connection_beyond_the_limit_waits_for_its_turn() {
 #[test]
 fn a_listener_where_nobody_comes_takes_no_part_of_the_limit() {
     for (connections, addresses) in [(1, 2), (2, 3)] {
-        let listeners: Vec<_> = (0..addresses)
-            .map(|_| Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap())
-            .collect();
-        let tcp = |listener: &Listener| match *listener.address() {
-            Address::Tcp(addr) => addr,
-            _ => unreachable!(),
-        };
-        let addresses: Vec<_> = listeners.iter().map(tcp).collect();
+        let listeners: Vec<_> = (0..addresses).map(|_| tcp()).collect();
+        let addresses: Vec<_> = listeners.iter().map(address_of).collect();
         let limits = Limits { connections, ..Limits::default() };
         let server = Server::new(|_| async { Ok("okay") }).limits(limits);
         let shutdown = server.handle();
@@ -356,16 +288,16 @@ fn a_connection_beyond_the_limit_is_served_at_the_stop() {
     for client in &mut waiting {
         client.get("/");
     }
-    assert_silent(&waiting[0]);
+    waiting[0].assert_silent();
     server.shutdown.stop();
     waiting.iter_mut().for_each(assert_last);
-    assert!(server.try_outcome().is_none());
+    assert!(server.is_serving());
     for _ in &slow {
         open.try_send(()).unwrap();
     }
     slow.iter_mut().for_each(assert_last);
     assert!(server.outcome().is_drained());
-    assert!(is_shut(&Address::Tcp(server.addr)));
+    assert!(is_refused(server.addr()));
 }
 
 // Rule S18: no descriptors left.
@@ -376,8 +308,8 @@ mod exhaustion {
 
     use std::fs;
 
-    use common::Program;
-    use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+    use common::{Program, sockets_of};
+    use rustix::process::{Resource, Rlimit, Signal, prlimit};
 
     /// How many descriptors the program may still open.
     const SPARE: usize = 5;
@@ -392,7 +324,7 @@ mod exhaustion {
     impl Scarce {
         fn new(args: &[&str]) -> Self {
             let program = Program::server(args);
-            let scarce = Self { sockets: sockets(&program), program };
+            let scarce = Self { sockets: sockets_of(program.pid()), program };
             // What it opens late is open after this.
             scarce.program.connect().get("/livez").response();
             scarce.wait_until_alone();
@@ -400,8 +332,12 @@ mod exhaustion {
             let pid = scarce.program.pid();
             let is_free = |fd: &u64| !Path::new(&format!("/proc/{pid}/fd/{fd}")).exists();
             let limit = (0..).filter(is_free).nth(SPARE);
-            let pid = Pid::from_raw(i32::try_from(pid).unwrap());
-            prlimit(pid, Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
+            prlimit(
+                Some(scarce.program.process().0),
+                Resource::Nofile,
+                Rlimit { current: limit, maximum: limit },
+            )
+            .unwrap();
             scarce
         }
 
@@ -412,20 +348,13 @@ mod exhaustion {
                 client.get(path);
             }
             self.program.wait_for("cannot accept");
-            assert_eq!(sockets(&self.program) - self.sockets, SPARE);
+            assert_eq!(sockets_of(self.program.pid()) - self.sockets, SPARE);
             clients
         }
 
         fn wait_until_alone(&self) {
-            wait_until("all have gone", || sockets(&self.program) == self.sockets);
+            wait_until("all have gone", || sockets_of(self.program.pid()) == self.sockets);
         }
-    }
-
-    fn sockets(program: &Program) -> usize {
-        let open = fs::read_dir(format!("/proc/{}/fd", program.pid())).unwrap();
-        // What is closed meanwhile has no link any more.
-        let links = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
-        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
     }
 
     /// Processor time used so far, in hundredths of a second.
@@ -441,10 +370,11 @@ mod exhaustion {
         let mut scarce = Scarce::new(&[]);
         let mut clients = scarce.crowd("/livez");
         assert_eq!(clients[0].response().status, 200);
-        assert_silent(&clients[4 * SPARE - 1]);
+        clients[4 * SPARE - 1].assert_silent();
 
         // It does not spin: a second of that would be a hundred, or some dozen on a busy machine.
         let before = ticks(&scarce.program);
+        // The test is about the time that passes.
         thread::sleep(Duration::from_secs(1));
         let used = ticks(&scarce.program) - before;
         assert!(used <= 10, "{used} hundredths of a second");
@@ -460,8 +390,7 @@ mod exhaustion {
         }
         scarce.wait_until_alone();
         assert_eq!(scarce.program.connect().get("/livez").response().status, 200);
-        scarce.program.signal(Signal::TERM);
-        assert_eq!(scarce.program.exit_code(), 0);
+        scarce.program.stop();
         // Once: all the time there were clients in the queue.
         let log = scarce.program.log();
         assert_eq!(log.matches("cannot accept").count(), 1, "{log}");
@@ -510,9 +439,7 @@ mod exhaustion {
     #[test]
     fn a_low_limit_of_files_is_no_error() {
         let mut command = std::process::Command::new("sh");
-        command
-            .args(["-c", r#"ulimit -n 40; exec "$0" --listen 127.0.0.1:0"#])
-            .arg(env!("CARGO_BIN_EXE_smol-graceful"));
+        command.args(["-c", r#"ulimit -n 40; exec "$0" --listen 127.0.0.1:0"#]).arg(common::SERVER);
         let mut program = Program::start(command);
         let mut clients: Vec<_> = (0..100).map(|_| program.connect()).collect();
         for client in &mut clients {
@@ -521,8 +448,7 @@ mod exhaustion {
         for mut client in clients {
             assert_eq!(client.response().status, 200);
         }
-        program.signal(Signal::TERM);
-        assert_eq!(program.exit_code(), 0);
+        program.stop();
         let log = program.log();
         assert!(!log.contains("cannot accept"), "{log}");
     }

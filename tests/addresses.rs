@@ -19,16 +19,13 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use command_fds::{CommandFdExt, FdMapping};
-use common::{Client, Directory, PATIENCE, Program, case, wait_until};
-use rustix::process::{Pid, Signal, geteuid, kill_process, test_kill_process};
+use common::{
+    Client, Directory, Generations, ProcessId, Program, SERVER, activated, case, output, wait_until,
+};
+use rustix::process::{Signal, geteuid};
 use smol_graceful::{Address, ListenOptions, Listener, Server, run};
 use socket2::{Domain, Socket, Type};
-
-const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
 // The abstract namespace.
 
@@ -37,46 +34,50 @@ fn an_abstract_name_is_served_and_survives_a_restart() {
     let directory = Directory::new();
     let address = format!("unix:@sg-{}-served", std::process::id());
     let mut command = server(&[&address]);
-    command.current_dir(&directory.0);
-    let mut servers = Servers::start(command);
+    command.current_dir(directory.path());
+    let mut servers = Generations::start(command);
     assert_eq!(ask(&address), "okay");
     servers.restart();
     assert_eq!(ask(&address), "okay");
     let log = servers.end();
     assert_eq!(log.matches(&format!("listening on {address}")).count(), 2, "{log}");
-    assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 0, "an abstract socket has no file");
+    assert_eq!(
+        fs::read_dir(directory.path()).unwrap().count(),
+        0,
+        "an abstract socket has no file"
+    );
     // The name is free again.
-    stop(Program::start(server(&[address])));
+    Program::start(server(&[address])).stop();
 }
 
 #[test]
 fn a_file_may_have_the_name_of_an_abstract_socket() {
     let directory = Directory::new();
     let mut command = server(&["unix:./@app"]);
-    command.current_dir(&directory.0);
-    let program = Program::start(command);
-    assert_eq!(ask(&unix(&directory.path("@app"))), "okay");
-    stop(program);
-    assert!(!directory.path("@app").exists());
+    command.current_dir(directory.path());
+    let mut program = Program::start(command);
+    assert_eq!(ask(&unix(&directory.join("@app"))), "okay");
+    program.stop();
+    assert!(!directory.join("@app").exists());
 }
 
 #[test]
 fn the_names_of_unix_sockets_have_a_limit() {
     let directory = Directory::new();
     let name = format!("unix:@{:a<107}", std::process::id());
-    let path = format!("unix:{:a<107}", directory.path("a").display().to_string());
+    let path = format!("unix:{:a<107}", directory.join("a").display().to_string());
     let line = "of a Unix socket has at most 107 bytes, and this one has 108; choose a shorter one";
     for (what, longest) in [("name", &name), ("path", &path)] {
         let listen = format!("{longest}b");
         let expected = format!("cannot listen on {listen}: the {what} {line}");
         assert_eq!(refusal(&mut server(&[&listen])), expected);
     }
-    let program = Program::start(server(&[&name]));
+    let mut program = Program::start(server(&[&name]));
     assert_eq!(ask(&name), "okay");
-    stop(program);
-    let program = Program::start(server(&[&path]));
+    program.stop();
+    let mut program = Program::start(server(&[&path]));
     assert_eq!(ask(&path), "okay");
-    stop(program);
+    program.stop();
 }
 
 // The mode of a Unix socket.
@@ -90,13 +91,13 @@ fn the_mode_of_a_socket_file_is_a_setting() {
         ("022", Some("600"), 0o600),
         ("027", None, 0o750),
     ] {
-        let path = directory.path("app.sock");
+        let path = directory.join("app.sock");
         let listen = unix(&path);
         let mut command = Command::new("sh");
         command.args(["-c", &format!("umask {umask}; exec \"$@\""), "sh", SERVER]);
         command.args(["--work", "0s", "--listen", &listen]);
         command.envs(mode.map(|mode| ("SMOL_GRACEFUL_UNIX_MODE", mode)));
-        let mut servers = Servers::start(command);
+        let mut servers = Generations::start(command);
         assert_eq!(mode_of(&path), expected, "{umask} {mode:?}");
         // The successor's file is the predecessor's.
         servers.restart();
@@ -109,13 +110,13 @@ fn the_mode_of_a_socket_file_is_a_setting() {
 #[test]
 fn the_mode_of_an_inherited_socket_stays() {
     let directory = Directory::new();
-    let path = directory.path("app.sock");
+    let path = directory.join("app.sock");
     let held = UnixListener::bind(&path).unwrap();
     fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
     let args = ["--listen", &unix(&path), "--unix-mode", "0666"];
-    let program = Program::start(activated("exec", vec![held.into()], &args));
+    let mut program = Program::start(activated("$$", "exec", vec![held.into()], &args));
     assert_eq!(mode_of(&path), 0o600);
-    stop(program);
+    program.stop();
 }
 
 /// A mode may keep out the server's own user, who has to find out whether its file is stale.
@@ -124,8 +125,8 @@ fn the_mode_of_an_inherited_socket_stays() {
 fn a_mode_may_keep_out_the_owner() {
     assert!(geteuid().is_root(), "only root can become another user");
     let directory = Directory::new();
-    fs::set_permissions(&directory.0, Permissions::from_mode(0o777)).unwrap();
-    let (program, path) = (directory.path("server"), directory.path("app.sock"));
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
+    let (program, path) = (directory.join("server"), directory.join("app.sock"));
     fs::copy(SERVER, &program).unwrap();
     let command = || {
         let mut command = Command::new(&program);
@@ -141,7 +142,7 @@ fn a_mode_may_keep_out_the_owner() {
     first.signal(Signal::KILL);
     first.wait();
     assert!(path.exists());
-    stop(Program::start(command()));
+    Program::start(command()).stop();
     assert!(!path.exists());
 }
 
@@ -149,12 +150,12 @@ fn a_mode_may_keep_out_the_owner() {
 #[test]
 fn a_mode_that_is_none_is_explained() {
     let directory = Directory::new();
-    let address = Address::Unix(directory.path("app.sock"));
+    let address = Address::Unix(directory.join("app.sock"));
     let error = ListenOptions::default().unix_mode(660).bind(&address).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     let line = "a mode is octal, 0 to 0777, such as 0o660; this one is 0o1224";
     assert_eq!(error.to_string(), format!("cannot listen on {address}: {line}"));
-    assert!(!directory.path("app.sock").exists());
+    assert!(!directory.join("app.sock").exists());
 
     for mode in ["rw-rw----", "1777", "0888"] {
         let mut command = server(&["127.0.0.1:0"]);
@@ -181,8 +182,8 @@ fn both_wildcards_work_together_in_either_order() {
                 }
                 let mut command = server(&addresses);
                 command.args(reuse_port);
-                let mut servers = Servers::start(command);
-                servers.first.wait_for(&format!("listening on [::]:{port}"));
+                let mut servers = Generations::start(command);
+                servers.program.wait_for(&format!("listening on [::]:{port}"));
                 for _ in 0..2 {
                     for ip in ["127.0.0.1", "[::1]"] {
                         assert_eq!(ask(&format!("{ip}:{port}")), "okay");
@@ -225,11 +226,11 @@ fn a_program_is_told_which_wildcard_to_bind_first() {
 
 #[test]
 fn the_wildcard_of_ipv6_alone_serves_both_families() {
-    let program = Program::start(server(&["[::]:0"]));
+    let mut program = Program::start(server(&["[::]:0"]));
     for ip in ["127.0.0.1", "[::1]"] {
         assert_eq!(ask(&format!("{ip}:{}", program.addr.port())), "okay");
     }
-    stop(program);
+    program.stop();
 }
 
 // localhost.
@@ -237,10 +238,10 @@ fn the_wildcard_of_ipv6_alone_serves_both_families() {
 #[test]
 fn localhost_needs_no_resolver() {
     for listen in ["localhost:0", "LOCALHOST:0", " localhost:0 "] {
-        let program = Program::start(server(&[listen]));
+        let mut program = Program::start(server(&[listen]));
         assert_eq!(program.addr.ip(), Ipv4Addr::LOCALHOST);
         assert_eq!(ask(&program.addr.to_string()), "okay");
-        stop(program);
+        program.stop();
     }
 }
 
@@ -251,10 +252,10 @@ fn localhost_takes_an_inherited_socket() {
         let addr = held.local_addr().unwrap();
         let listen = format!("localhost:{}", addr.port());
         let args = ["--listen", &listen, "--work", "0s"];
-        let program = Program::start(activated("exec", vec![held.into()], &args));
+        let mut program = Program::start(activated("$$", "exec", vec![held.into()], &args));
         assert_eq!(program.addr, addr);
         assert_eq!(ask(&addr.to_string()), "okay");
-        stop(program);
+        program.stop();
     }
 }
 
@@ -264,9 +265,9 @@ fn localhost_is_that_of_ipv6_on_a_machine_without_ipv4() {
     let mut command = Command::new("unshare");
     let script = "ip link set lo up && ip addr del 127.0.0.1/8 dev lo && exec \"$@\"";
     command.args(["-rn", "sh", "-c", script, "sh", SERVER, "--listen", "localhost:0"]);
-    let program = Program::start(command);
+    let mut program = Program::start(command);
     assert_eq!(program.addr.ip(), Ipv6Addr::LOCALHOST);
-    stop(program);
+    program.stop();
 }
 
 // A program that changes its directory.
@@ -280,12 +281,12 @@ fn a_relative_path_survives_a_change_of_directory() {
         return serve_and_change_directory();
     }
     let directory = Directory::new();
-    let path = directory.path("app.sock");
+    let path = directory.join("app.sock");
     for restarts in [0, 1, 2] {
         let mut command = Command::new(env::current_exe().unwrap());
         command.args(["--exact", NAME, "--nocapture"]).env(CHILD, "yes");
-        command.current_dir(&directory.0);
-        let mut servers = Servers::start(command);
+        command.current_dir(directory.path());
+        let mut servers = Generations::start(command);
         assert_eq!(ask(&unix(&path)), "okay");
         for _ in 0..restarts {
             servers.restart();
@@ -340,11 +341,12 @@ fn an_inherited_socket_by_another_address_is_named() {
                  write `{addr}` to use that one"
             );
             let fds = || vec![held.try_clone().unwrap().into()];
-            assert_eq!(refusal(&mut activated("exec", fds(), &["--listen", &wanted])), line);
+            assert_eq!(refusal(&mut activated("$$", "exec", fds(), &["--listen", &wanted])), line);
             let listen = addr.to_string();
-            let program = Program::start(activated("exec", fds(), &["--listen", &listen]));
+            let mut program =
+                Program::start(activated("$$", "exec", fds(), &["--listen", &listen]));
             assert_eq!(program.addr, addr);
-            stop(program);
+            program.stop();
 
             // A bare descriptor is asked for as such.
             let line = line.replace(&format!("`{addr}`"), "`fd:0`");
@@ -357,19 +359,19 @@ fn an_inherited_socket_by_another_address_is_named() {
 #[test]
 fn an_inherited_unix_socket_is_known_by_any_path_to_its_file() {
     let directory = Directory::new();
-    let path = directory.path("app.sock");
+    let path = directory.join("app.sock");
     let held = UnixListener::bind(&path).unwrap();
-    symlink(&directory.0, directory.path("link")).unwrap();
+    symlink(directory.path(), directory.join("link")).unwrap();
     for listen in ["unix:app.sock", "unix:./app.sock", "unix:link/app.sock"] {
         let fds = vec![held.try_clone().unwrap().into()];
-        let mut command = activated("exec", fds, &["--listen", listen, "--work", "0s"]);
-        command.current_dir(&directory.0);
-        let program = Program::start(command);
+        let mut command = activated("$$", "exec", fds, &["--listen", listen, "--work", "0s"]);
+        command.current_dir(directory.path());
+        let mut program = Program::start(command);
         assert_eq!(ask(&unix(&path)), "okay");
-        stop(program);
+        program.stop();
     }
     let mut command = server(&["unix:link/app.sock"]);
-    command.current_dir(&directory.0);
+    command.current_dir(directory.path());
     let line = format!(
         "cannot listen on unix:link/app.sock: this process was started with a socket on unix:{}; \
          write `fd:0` to use that one",
@@ -388,12 +390,12 @@ fn sockets_that_were_passed_to_a_wrapper_are_named_once() {
     ] {
         let held = TcpListener::bind("127.0.0.1:0").unwrap();
         let args = ["--listen", "127.0.0.1:0,localhost:0", "--work", "0s"];
-        let mut servers = Servers::start(activated(how, vec![held.into()], &args));
+        let mut servers = Generations::start(activated("$$", how, vec![held.into()], &args));
         // The server is a child of the shell. Each line of the log has its process id.
-        servers.pid = pid_behind(&servers.first.to_string(), "Z ");
-        let address = servers.first.addr.to_string();
+        servers.serving = ProcessId::named(&servers.program.to_string(), "Z ");
+        let address = servers.program.addr.to_string();
         assert_eq!(ask(&address), "okay");
-        let server = format!("process {}", servers.pid.as_raw_nonzero());
+        let server = format!("process {}", servers.serving);
         let log = servers.end();
         let is_warning = |line: &&str| line.contains("LISTEN_FDS=1 passes sockets");
         let warnings: Vec<_> = log.lines().filter(is_warning).collect();
@@ -407,9 +409,9 @@ fn sockets_that_were_passed_to_a_wrapper_are_named_once() {
 #[test]
 fn an_address_that_this_program_has_already_is_named() {
     let directory = Directory::new();
-    let path = directory.path("app.sock");
-    symlink(&directory.0, directory.path("link")).unwrap();
-    let (file, link) = (unix(&path), unix(&directory.path("link/app.sock")));
+    let path = directory.join("app.sock");
+    symlink(directory.path(), directory.join("link")).unwrap();
+    let (file, link) = (unix(&path), unix(&directory.join("link/app.sock")));
     let name = format!("unix:@sg-{}-twice", std::process::id());
     let out = "leave one of the two out";
     for (first, second, line) in [
@@ -481,7 +483,7 @@ fn an_address_that_this_program_has_already_is_named() {
 fn an_address_of_another_process_is_named() {
     let directory = Directory::new();
     let name = format!("unix:@sg-{}-other", std::process::id());
-    let addresses = ["127.0.0.1:0".into(), unix(&directory.path("app.sock")), name];
+    let addresses = ["127.0.0.1:0".into(), unix(&directory.join("app.sock")), name];
     let mut other = Program::start(server(&addresses));
     // The last one.
     other.wait_for("listening on unix:@");
@@ -533,7 +535,7 @@ fn both_sides_have_to_ask_for_reuse_port() {
 #[test]
 fn what_is_at_the_path_of_a_socket_is_named() {
     let directory = Directory::new();
-    let path = |name: &str| directory.path(name).display().to_string();
+    let path = |name: &str| directory.join(name).display().to_string();
     fs::create_dir(path("dir")).unwrap();
     fs::write(path("file"), "").unwrap();
     symlink("dir/app.sock", path("link")).unwrap();
@@ -575,7 +577,7 @@ fn what_is_at_the_path_of_a_socket_is_named() {
         let listen = format!("unix:{}", path(name));
         assert_eq!(refusal(&mut server(&[&listen])), format!("cannot listen on {listen}: {line}"));
     }
-    assert!(directory.path("file").exists() && directory.path("link").is_symlink());
+    assert!(directory.join("file").exists() && directory.join("link").is_symlink());
 }
 
 #[test]
@@ -583,11 +585,11 @@ fn what_is_at_the_path_of_a_socket_is_named() {
 fn what_another_user_may_not_do_is_named() {
     assert!(geteuid().is_root(), "only root can become another user");
     let directory = Directory::new();
-    fs::set_permissions(&directory.0, Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
     // Where the other user may run it.
-    let program = directory.path("server");
+    let program = directory.join("server");
     fs::copy(SERVER, &program).unwrap();
-    let path = |name: &str| directory.path(name).display().to_string();
+    let path = |name: &str| directory.join(name).display().to_string();
     for (name, mode) in [("closed", 0o700), ("stale", 0o777)] {
         drop(UnixListener::bind(path(name)).unwrap());
         // A program that another test starts may hold a copy until its `exec`.
@@ -623,7 +625,7 @@ fn what_another_user_may_not_do_is_named() {
             "new",
             format!(
                 "this user may not make a file in {}; change who may, or choose another path",
-                directory.0.display()
+                directory.path().display()
             ),
         ),
     ] {
@@ -708,7 +710,7 @@ fn white_space_and_zeros_do_not_count() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut command = Command::new(SERVER);
     command.args(["--work", "0s"]).env("SMOL_GRACEFUL_LISTEN", " 127.0.0.1:0 , fd:00 \n");
-    let mut program = Program::start_with(command, OwnedFd::from(held.try_clone().unwrap()).into());
+    let mut program = Program::start_with(command, OwnedFd::from(held.try_clone().unwrap()));
     program.wait_for(&format!("listening on {} (inherited)", held.local_addr().unwrap()));
 }
 
@@ -720,19 +722,6 @@ fn server(addresses: &[impl AsRef<str>]) -> Command {
     for address in addresses {
         command.args(["--listen", address.as_ref()]);
     }
-    command
-}
-
-/// The server with `fds` from descriptor 3 on, which are meant for the shell that starts it. With
-/// `exec` for `how`, the shell becomes the server.
-fn activated(how: &str, fds: Vec<OwnedFd>, args: &[&str]) -> Command {
-    let mut command = Command::new("sh");
-    // With a last command that is not the server, no shell becomes the server by itself.
-    let script = format!("export LISTEN_PID=$$; {how} \"$@\"; exit $?");
-    command.args(["-c", &script, "sh", SERVER]).args(args);
-    command.env("LISTEN_FDS", fds.len().to_string());
-    let mappings = (3..).zip(fds).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
-    command.fd_mappings(mappings.collect()).unwrap();
     command
 }
 
@@ -751,15 +740,7 @@ fn misuse(command: &mut Command) -> String {
 }
 
 fn told(command: &mut Command, code: i32) -> String {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    while child.try_wait().unwrap().is_none() {
-        if Instant::now() > deadline {
-            child.kill().unwrap();
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    let output = child.wait_with_output().unwrap();
+    let output = output(command);
     let log = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(code), "{log}");
     let prefix = if code == 1 { "smol-graceful: " } else { "error: " };
@@ -771,12 +752,6 @@ fn told(command: &mut Command, code: i32) -> String {
 /// Returns what the server at `address` answers.
 fn ask(address: &str) -> String {
     Client::connect_to(&address.parse().unwrap()).get("/").response().text()
-}
-
-/// Stops a server that has nothing left to do.
-fn stop(mut program: Program) {
-    program.signal(Signal::TERM);
-    assert_eq!(program.exit_code(), 0, "{program}");
 }
 
 fn unix(path: &Path) -> String {
@@ -797,55 +772,4 @@ fn free_port() -> (Socket, u16) {
     socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into()).unwrap();
     let port = socket.local_addr().unwrap().as_socket().unwrap().port();
     (socket, port)
-}
-
-/// Returns the process id behind `words`.
-fn pid_behind(line: &str, words: &str) -> Pid {
-    let rest = line.rsplit(words).next().unwrap();
-    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    Pid::from_raw(digits.parse().unwrap()).unwrap()
-}
-
-/// A server and its successors, which share the log.
-struct Servers {
-    first: Program,
-    /// The process that serves.
-    pid: Pid,
-}
-
-impl Servers {
-    fn start(command: Command) -> Self {
-        let first = Program::start(command);
-        let pid = Pid::from_raw(i32::try_from(first.pid()).unwrap()).unwrap();
-        Self { first, pid }
-    }
-
-    /// Lets a successor take over.
-    fn restart(&mut self) {
-        kill_process(self.pid, Signal::USR2).unwrap();
-        let told = self.first.wait_for(" has taken over");
-        self.pid = pid_behind(&told, "process ");
-    }
-
-    /// Stops the last one, and returns the log of all.
-    fn end(mut self) -> String {
-        kill_process(self.pid, Signal::TERM).unwrap();
-        let log = self.first.log();
-        wait_until("the last one has ended", || !self.is_running());
-        log
-    }
-
-    /// Returns `false` for a process that has ended and is not waited for, too.
-    fn is_running(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero()));
-        test_kill_process(self.pid).is_ok() && !stat.unwrap_or_default().contains(") Z ")
-    }
-}
-
-impl Drop for Servers {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            let _ = kill_process(self.pid, Signal::KILL);
-        }
-    }
 }

@@ -9,18 +9,20 @@ mod common;
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::process::CommandExt;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, Directory, PATIENCE, Program, Running, pattern, text, wait_until};
-use rustix::process::{Pid, Signal, kill_process_group};
+use common::{
+    Client, Directory, PATIENCE, Program, Proxy, Running, chromium, installed, output_within,
+    pattern, run_ok, text, wait_until,
+};
+use rustix::process::Signal;
 use smol_graceful::{Body, Limits, Request, Response};
 
 // curl
@@ -34,7 +36,7 @@ fn curl_uploads_with_expect() {
     curl.args(["-v", "-X", "POST", "-T", "-", "-H", "Expect: 100-continue"]);
     curl.args(["-H", &format!("Content-Length: {}", sent.len()), "-H", "Transfer-Encoding:"]);
     curl.args(["--expect100-timeout", "3600", &url]);
-    let output = run(curl, &sent);
+    let output = output_within(&mut curl, &sent, PATIENCE);
     let told = text(&output.stderr);
     assert!(told.contains("< HTTP/1.1 100 Continue"), "{told}");
     assert!(output.stdout == sent, "{} bytes: {told}", output.stdout.len());
@@ -46,7 +48,7 @@ fn curl_uploads_in_chunks() {
     let sent = pattern(2 * 1024 * 1024);
     let (mut curl, url) = curl(server.addr, "/echo");
     curl.args(["-v", "-X", "POST", "-T", "-", &url]);
-    let output = run(curl, &sent);
+    let output = output_within(&mut curl, &sent, PATIENCE);
     let told = text(&output.stderr);
     assert!(told.contains("> Transfer-Encoding: chunked"), "{told}");
     assert!(output.stdout == sent, "{} bytes: {told}", output.stdout.len());
@@ -57,18 +59,18 @@ fn curl_uploads_in_chunks() {
 fn curl_speaks_http_1_0() {
     let server = Program::server(&["--work", "0s"]);
     let (mut one, url) = curl(server.addr, "/");
-    let output = run_ok(one.args(["--http1.0", "-i", &url]), b"");
+    let output = text_of(one.args(["--http1.0", "-i", &url]), b"");
     assert!(output.ends_with("\r\n\r\nokay"), "{output}");
     assert!(output.contains("\r\nconnection: close\r\n"), "{output}");
     // Without a length, the body ends with the connection.
     let (mut stream, url) = curl(server.addr, "/stream?every=1ms&count=3");
-    let output = run_ok(stream.args(["--http1.0", "-i", &url]), b"");
+    let output = text_of(stream.args(["--http1.0", "-i", &url]), b"");
     assert!(output.ends_with("\r\n\r\ntick 1\ntick 2\ntick 3\n"), "{output}");
     assert!(!output.contains("transfer-encoding"), "{output}");
     // Asked for, a connection is kept.
     let (mut two, url) = curl(server.addr, "/");
     two.args(["--http1.0", "-H", "Connection: keep-alive", "-w", " %{num_connects}\n", &url, &url]);
-    assert_eq!(run_ok(&mut two, b""), "okay 1\nokay 0\n");
+    assert_eq!(text_of(&mut two, b""), "okay 1\nokay 0\n");
 }
 
 #[test]
@@ -76,12 +78,12 @@ fn curl_uses_its_connection_again() {
     let server = Program::server(&["--work", "0s"]);
     let (mut three, url) = curl(server.addr, "/");
     three.args(["-w", " %{num_connects}\n", &url, &format!("{url}livez"), &url]);
-    assert_eq!(run_ok(&mut three, b""), "okay 1\nlive\n 0\nokay 0\n");
+    assert_eq!(text_of(&mut three, b""), "okay 1\nlive\n 0\nokay 0\n");
     // An unread body and an error leave it usable, too (rule W9).
     let (mut post, url) = curl(server.addr, "/");
     post.args(["-o", "/dev/null", "-o", "/dev/null"]);
     post.args(["-d", "unread", "-w", "%{http_code} %{num_connects}\n", &url, &url]);
-    assert_eq!(run_ok(&mut post, b""), "405 1\n405 0\n");
+    assert_eq!(text_of(&mut post, b""), "405 1\n405 0\n");
 }
 
 /// A path is seen as it was sent, or refused: a proxy in front has judged it as it was sent (rule
@@ -96,8 +98,8 @@ fn curl_sends_a_path_as_it_is() {
         ("//x", "//x"),
         ("/a..b/.c", "/a..b/.c"),
     ] {
-        let (mut curl, url) = curl(server.addr, path);
-        assert_eq!(run_ok(curl.args(["--path-as-is", &url]), b""), seen, "{path}");
+        let (mut curl, url) = curl(server.addr(), path);
+        assert_eq!(text_of(curl.args(["--path-as-is", &url]), b""), seen, "{path}");
     }
 }
 
@@ -106,7 +108,7 @@ fn curl_sends_a_path_as_it_is() {
 fn curl_asks_for_the_head_alone() {
     let server = Program::server(&["--work", "0s"]);
     let (mut head, url) = curl(server.addr, "/");
-    let output = run_ok(head.args(["-I", "-w", "%{num_connects}\n", &url, &url]), b"");
+    let output = text_of(head.args(["-I", "-w", "%{num_connects}\n", &url, &url]), b"");
     assert_eq!(output.matches("HTTP/1.1 200 OK\r\n").count(), 2, "{output}");
     assert_eq!(output.matches("content-length: 4\r\n").count(), 2, "{output}");
     assert!(output.ends_with("\r\n\r\n0\n"), "used again: {output}");
@@ -117,10 +119,10 @@ fn curl_asks_for_the_head_alone() {
 fn curl_falls_back_from_http_2() {
     let server = Program::server(&["--work", "0s"]);
     let (mut offer, url) = curl(server.addr, "/");
-    assert_eq!(run_ok(offer.args(["--http2", "-w", " %{http_version}", &url]), b""), "okay 1.1");
+    assert_eq!(text_of(offer.args(["--http2", "-w", " %{http_version}", &url]), b""), "okay 1.1");
     let (mut insist, url) = curl(server.addr, "/");
     insist.args(["--http2-prior-knowledge", &url]);
-    assert!(!run(insist, b"").status.success());
+    assert!(!output_within(&mut insist, b"", PATIENCE).status.success());
 }
 
 // ab and wrk
@@ -130,9 +132,9 @@ fn curl_falls_back_from_http_2() {
 #[ignore = "needs ab (apache2-utils)"]
 fn ab_keeps_its_connections() {
     let server = Program::server(&["--work", "0s"]);
-    let mut ab = command("ab", "apache2-utils");
+    let mut ab = installed("ab", "apache2-utils");
     ab.args(["-k", "-n", "5000", "-c", "16", &format!("http://{}/", server.addr)]);
-    let output = run_ok(&mut ab, b"");
+    let output = text_of(&mut ab, b"");
     let figure = |name: &str| {
         let line = output.lines().find_map(|line| line.strip_prefix(name))?;
         line.split_whitespace().next().unwrap().parse::<f64>().ok()
@@ -149,10 +151,10 @@ fn ab_keeps_its_connections() {
 #[ignore = "needs wrk"]
 fn wrk_sends_pipelines() {
     let server = Program::server(&[]);
-    let mut wrk = command("wrk", "wrk");
+    let mut wrk = installed("wrk", "wrk");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/pipeline.lua");
     wrk.args(["-t", "2", "-c", "32", "-d", "2s", "--timeout", "30s", "-s"]).arg(script);
-    let output = run_ok(wrk.arg(format!("http://{}/livez", server.addr)), b"");
+    let output = text_of(wrk.arg(format!("http://{}/livez", server.addr)), b"");
     let told = output.lines().last().unwrap();
     println!("wrk with pipelines of 16, for 2 s: {told}");
     let (requests, errors) = told.strip_prefix("requests=").unwrap().split_once(' ').unwrap();
@@ -165,27 +167,27 @@ fn wrk_sends_pipelines() {
 #[test]
 #[ignore = "needs nginx"]
 fn nginx_keeps_its_connections() {
-    keeps_its_connections(Proxy::nginx);
+    keeps_its_connections(nginx);
 }
 
 #[test]
 #[ignore = "needs haproxy"]
 fn haproxy_keeps_its_connections() {
-    keeps_its_connections(Proxy::haproxy);
+    keeps_its_connections(haproxy);
 }
 
 #[test]
 #[ignore = "needs nginx"]
 fn nginx_finishes_what_is_in_flight() {
     let server = Program::server(&[]);
-    in_flight_at_the_stop(&Proxy::nginx(server.addr), server);
+    in_flight_at_the_stop(&nginx(server.addr), server);
 }
 
 #[test]
 #[ignore = "needs haproxy"]
 fn haproxy_finishes_what_is_in_flight() {
     let server = Program::server(&[]);
-    in_flight_at_the_stop(&Proxy::haproxy(server.addr), server);
+    in_flight_at_the_stop(&haproxy(server.addr), server);
 }
 
 /// How many requests may meet the listener's close in the middle of their connection's handshake:
@@ -197,7 +199,7 @@ const IN_HANDSHAKE: usize = 2;
 #[ignore = "needs nginx"]
 fn nginx_loses_nothing_at_the_stop() {
     let mut server = Program::server(&["--linger", "2s"]);
-    let mut proxy = Proxy::nginx(server.addr);
+    let mut proxy = nginx(server.addr);
     let failed = stop_amid_traffic(&proxy, &mut server);
     assert!(failed.iter().all(|failed| failed == "502"), "{failed:?}");
     let log = proxy.end();
@@ -217,7 +219,7 @@ fn nginx_loses_nothing_at_the_stop() {
 #[ignore = "needs haproxy"]
 fn haproxy_loses_nothing_at_the_stop() {
     let mut server = Program::server(&["--linger", "2s"]);
-    let proxy = Proxy::haproxy(server.addr);
+    let proxy = haproxy(server.addr);
     let failed = stop_amid_traffic(&proxy, &mut server);
     let refused = failed.iter().filter(|failed| *failed == "503").count();
     println!("HAProxy: {refused} refused, of {failed:?}");
@@ -229,9 +231,9 @@ fn haproxy_loses_nothing_at_the_stop() {
 #[ignore = "needs haproxy"]
 fn haproxy_finds_us_healthy() {
     let server = Program::server(&[]);
-    let proxy = Proxy::haproxy(server.addr);
+    let proxy = haproxy(server.addr);
     wait_until("the first check", || {
-        let stats = Client::connect(proxy.stats.unwrap()).get("/;csv").response().text();
+        let stats = Client::connect(proxy.stats).get("/;csv").response().text();
         let app = stats.lines().find(|line| line.starts_with("app,app,")).unwrap();
         assert!(!app.contains(",DOWN"), "{app}");
         app.contains(",L7OK,204,")
@@ -250,7 +252,7 @@ fn haproxy_and_the_handler_see_the_same() {
             || matches!(url.host_str(), Some("admin" | "127.0.0.1"));
         Ok(if is_denied { "denied" } else { "served" })
     });
-    let proxy = Proxy::haproxy(server.addr);
+    let proxy = haproxy(server.addr());
     for (target, host, told) in [
         ("/seen", "x", "403"),
         ("/", "admin", "403"),
@@ -286,7 +288,7 @@ fn nginx_passes_a_websocket_on() {
     const MASKED: &[u8] = &[0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
     const UNMASKED: &[u8] = &[0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f];
     let mut server = Program::example("websocket", &["127.0.0.1:0"]);
-    let proxy = Proxy::nginx(server.addr);
+    let proxy = nginx(server.addr);
     let mut client = Client::connect(proxy.addr);
     client.send("GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n");
     client.send("Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n");
@@ -308,7 +310,7 @@ fn keeps_its_connections(proxy: fn(SocketAddr) -> Proxy) {
         seen.lock().unwrap().insert(request.peer_addr().unwrap().to_owned());
         async move { Ok(Response::from(request.take_body())) }
     });
-    let proxy = proxy(server.addr);
+    let proxy = proxy(server.addr());
     let body = pattern(100_000);
     thread::scope(|scope| {
         for n in 0..8 {
@@ -374,12 +376,13 @@ fn in_flight_at_the_stop(proxy: &Proxy, mut server: Program) {
 /// Asks through `proxy` without a pause, from clients that stop at their first failure, and stops
 /// the server amid that. What failed: statuses, or how the proxy's own connection ended.
 fn stop_amid_traffic(proxy: &Proxy, server: &mut Program) -> Vec<String> {
+    let addr = proxy.addr;
     const CLIENTS: usize = 16;
     let answered = AtomicU64::new(0);
     let failed = Mutex::new(Vec::new());
     let begin = Instant::now();
     let ask = || {
-        let mut client = Client::connect(proxy.addr);
+        let mut client = Client::connect(addr);
         let failure = loop {
             if begin.elapsed() > PATIENCE {
                 break "nothing failed".to_owned();
@@ -410,85 +413,18 @@ fn stop_amid_traffic(proxy: &Proxy, server: &mut Program) -> Vec<String> {
     failed
 }
 
-/// A proxy as a process of this test's own, on a free port, in a directory of its own.
-struct Proxy {
-    child: Child,
-    addr: SocketAddr,
-    stats: Option<SocketAddr>,
-    log: Option<thread::JoinHandle<Vec<String>>>,
-    _dir: Directory,
+fn nginx(server: SocketAddr) -> Proxy {
+    Proxy::nginx(|_, listen, stats| fill(include_str!("clients/nginx.conf"), listen, stats, server))
 }
 
-impl Proxy {
-    fn nginx(server: SocketAddr) -> Self {
-        Self::start(|dir, listen, _| {
-            let config = include_str!("clients/nginx.conf");
-            fs::write(dir.join("nginx.conf"), fill(config, listen, listen, server)).unwrap();
-            let mut nginx = command("nginx", "nginx");
-            nginx.arg("-p").arg(dir).args(["-c", "nginx.conf", "-e", "stderr"]);
-            nginx
-        })
-    }
-
-    fn haproxy(server: SocketAddr) -> Self {
-        Self::start(|dir, listen, stats| {
-            let config = include_str!("clients/haproxy.cfg");
-            let path = dir.join("haproxy.cfg");
-            fs::write(&path, fill(config, listen, stats, server)).unwrap();
-            let mut haproxy = command("haproxy", "haproxy");
-            haproxy.arg("-db").arg("-f").arg(path);
-            haproxy
-        })
-    }
-
-    /// Starts it and waits until it listens. Someone else may take a port that was free: then
-    /// another is tried.
-    fn start(command: impl Fn(&Path, SocketAddr, SocketAddr) -> Command) -> Self {
-        for _ in 0..5 {
-            let dir = Directory::new();
-            let (addr, stats) = free_ports();
-            let mut command = command(&dir.0, addr, stats);
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-            let mut child = command.spawn().unwrap();
-            let stderr = BufReader::new(child.stderr.take().unwrap());
-            let log = thread::spawn(|| stderr.lines().map_while(Result::ok).collect());
-            let mut proxy = Self { child, addr, stats: Some(stats), log: Some(log), _dir: dir };
-            let mut ended = false;
-            wait_until("the proxy", || {
-                ended = proxy.child.try_wait().unwrap().is_some();
-                ended || TcpStream::connect(addr).is_ok()
-            });
-            if !ended {
-                return proxy;
-            }
-            println!("the proxy has ended: {:#?}", proxy.end());
-        }
-        panic!("the proxy does not start")
-    }
-
-    /// Ends it and gives what it has logged.
-    fn end(&mut self) -> Vec<String> {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        self.log.take().unwrap().join().unwrap()
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn haproxy(server: SocketAddr) -> Proxy {
+    let config = include_str!("clients/haproxy.cfg");
+    Proxy::haproxy(|_, listen, stats| fill(config, listen, stats, server))
 }
 
 fn fill(config: &str, listen: SocketAddr, stats: SocketAddr, server: SocketAddr) -> String {
     let config = config.replace("{listen}", &listen.to_string());
     config.replace("{stats}", &stats.to_string()).replace("{server}", &server.to_string())
-}
-
-fn free_ports() -> (SocketAddr, SocketAddr) {
-    let [one, other] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    (one.local_addr().unwrap(), other.local_addr().unwrap())
 }
 
 // Chromium
@@ -506,26 +442,9 @@ fn chromium_loads_a_page() {
         async move { page(&path, request).await }
     });
     let profile = Directory::new();
-    let mut chromium = command("chromium", "chromium");
-    chromium.args([
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        "--timeout=25000",
-        "--dump-dom",
-    ]);
-    chromium.arg(format!("--user-data-dir={}", profile.0.display()));
-    chromium.arg(format!("http://{}/", server.addr));
-    // Chromium's children must not outlive a test that fails.
-    chromium.process_group(0);
-    let output = run_for(&mut chromium, b"", 3 * PATIENCE);
+    let mut chromium = chromium(&profile);
+    chromium.args(["--timeout=25000", "--dump-dom", &format!("http://{}/", server.addr())]);
+    let output = output_within(&mut chromium, b"", 3 * PATIENCE);
     let dom = text(&output.stdout);
     let asked = asked.lock().unwrap();
     assert!(dom.contains("all 20 loaded"), "{dom}\n{asked:?}\n{}", text(&output.stderr));
@@ -605,7 +524,7 @@ fn slow_clients_harm_nobody() {
     }
     let before = resident();
     let begin = Instant::now();
-    let mut crowd: Vec<_> = (0..CROWD).map(|_| Slow::new(server.addr)).collect();
+    let mut crowd: Vec<_> = (0..CROWD).map(|_| Slow::new(server.addr())).collect();
     wait_until("the crowd", || in_flight() == CROWD + others.len());
 
     let (mut answers, mut slowest, mut most) = (0, Duration::ZERO, before);
@@ -691,68 +610,12 @@ fn resident() -> u64 {
 
 /// curl, quiet but for errors, and the URL of `path`.
 fn curl(addr: SocketAddr, path: &str) -> (Command, String) {
-    let mut curl = command("curl", "curl");
+    let mut curl = installed("curl", "curl");
     curl.args(["-q", "-sS", "--noproxy", "*"]);
     (curl, format!("http://{addr}{path}"))
 }
 
-/// A program of a Debian package; some are where only root looks.
-fn command(name: &str, package: &str) -> Command {
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
-    let there = std::env::split_paths(&path).any(|dir| dir.join(name).exists());
-    assert!(there, "`{name}` is missing: apt-get install {package}");
-    let mut command = Command::new(name);
-    command.env("PATH", path);
-    command
-}
-
-/// Runs `command` with `input` on its standard input.
-fn run(mut command: Command, input: &[u8]) -> Output {
-    run_for(&mut command, input, PATIENCE)
-}
-
-/// The same, and it must succeed; its standard output.
-fn run_ok(command: &mut Command, input: &[u8]) -> String {
-    let output = run_for(command, input, PATIENCE);
-    assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-fn run_for(command: &mut Command, input: &[u8], longest: Duration) -> Output {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    let pid = Pid::from_child(&child);
-    thread::scope(|scope| {
-        // Whoever does not read its input to the end has its reasons.
-        scope.spawn(move || drop(stdin.write_all(input)));
-        let stdout = scope.spawn(move || read(&mut stdout));
-        let stderr = scope.spawn(move || read(&mut stderr));
-        let begin = Instant::now();
-        let status = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break Some(status);
-            }
-            if begin.elapsed() > longest {
-                // Its children too, if it leads a group; they hold its output open.
-                let _ = kill_process_group(pid, Signal::KILL);
-                let _ = child.kill();
-                let _ = child.wait();
-                break None;
-            }
-            thread::sleep(Duration::from_millis(1));
-        };
-        let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
-        let status = status.unwrap_or_else(|| {
-            panic!("{command:?} did not end: {}\n{}", text(&stdout), text(&stderr))
-        });
-        Output { status, stdout, stderr }
-    })
-}
-
-fn read(from: &mut impl Read) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let _ = from.read_to_end(&mut bytes);
-    bytes
+/// Runs `command` with `input`, and returns what it writes to its standard output.
+fn text_of(command: &mut Command, input: &[u8]) -> String {
+    text(&run_ok(command, input))
 }

@@ -11,20 +11,18 @@ mod common;
 mod load;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use common::{Client, Directory, PATIENCE, Program, Running, case, free_port, program, wait_until};
+use common::{
+    Client, Directory, PATIENCE, Program, Proxy, Running, SERVER, case, free_port, installed,
+    terminate, wait_until,
+};
 use load::{Load, Report, Tally, Target};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use smol_graceful::Request;
-
-const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
 /// `[fcgi-program]`: supervisord holds the socket, two processes share it and are restarted in
 /// turn.
@@ -62,7 +60,7 @@ fn supervisord_restarts_who_binds() {
 #[ignore = "needs systemd-socket-activate (systemd)"]
 fn systemd_activates_it() {
     let addr = free_port();
-    let mut command = program("systemd-socket-activate", "systemd");
+    let mut command = installed("systemd-socket-activate", "systemd");
     command.args(["-l", &addr.to_string(), "--fdname=http", SERVER, "--work", "0s"]);
     // It begins to serve with the first client.
     let first = thread::spawn(move || {
@@ -72,8 +70,7 @@ fn systemd_activates_it() {
     let mut server = Program::start(command);
     assert_eq!(first.join().unwrap(), "okay");
     assert_eq!(server.addr, addr);
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0, "{server}");
+    server.stop();
     assert!(server.log().contains(&format!("listening on {addr} (inherited)")));
 }
 
@@ -84,10 +81,10 @@ fn systemd_units_are_well_formed() {
     let directory = Directory::new();
     for unit in ["smol-graceful.socket", "smol-graceful.service"] {
         let text = fs::read_to_string(deploy("systemd").join(unit)).unwrap();
-        fs::write(directory.0.join(unit), text.replace(INSTALLED, SERVER)).unwrap();
+        fs::write(directory.join(unit), text.replace(INSTALLED, SERVER)).unwrap();
     }
-    let mut command = program("systemd-analyze", "systemd");
-    command.arg("verify").current_dir(&directory.0);
+    let mut command = installed("systemd-analyze", "systemd");
+    command.arg("verify").current_dir(directory.path());
     let output =
         command.args(["./smol-graceful.socket", "./smol-graceful.service"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
@@ -99,10 +96,10 @@ fn systemd_units_are_well_formed() {
 #[ignore = "needs haproxy"]
 fn haproxy_rolls_two_replicas() {
     let replicas = [free_port(), free_port()];
-    let mut proxy = Proxy::haproxy(replicas);
+    let mut proxy = haproxy(replicas);
     let start = |n: usize| replica(replicas[n], &["--lame-duck", "3s"]);
     let mut servers = [start(0), start(1)];
-    proxy.wait_for_all_up();
+    wait_for_all_up(&mut proxy);
     let (report, ()) = under_load(proxy.addr, |tally| {
         for n in [0, 1, 0, 1] {
             servers[n].signal(Signal::TERM);
@@ -122,7 +119,7 @@ fn nginx_rolls_two_replicas() {
     let replicas = [free_port(), free_port()];
     let start = |n: usize| replica(replicas[n], &["--syn-filter"]);
     let mut servers = [start(0), start(1)];
-    let proxy = Proxy::nginx(replicas);
+    let proxy = nginx(replicas);
     let (report, ()) = under_load(proxy.addr, |tally| {
         for n in [0, 1, 0, 1, 0, 1, 0, 1, 0, 1] {
             servers[n].signal(Signal::TERM);
@@ -139,7 +136,7 @@ fn nginx_rolls_two_replicas() {
 #[ignore = "needs haproxy"]
 fn haproxy_lets_no_client_forge_its_address() {
     let server = who_are_you();
-    assert_nothing_is_forged(&Proxy::haproxy([server.addr; 2]));
+    assert_nothing_is_forged(&haproxy([server.addr(); 2]));
 }
 
 /// A client cannot say itself who it is.
@@ -147,7 +144,7 @@ fn haproxy_lets_no_client_forge_its_address() {
 #[ignore = "needs nginx"]
 fn nginx_lets_no_client_forge_its_address() {
     let server = who_are_you();
-    assert_nothing_is_forged(&Proxy::nginx([server.addr; 2]));
+    assert_nothing_is_forged(&nginx([server.addr(); 2]));
 }
 
 /// Every file says how long its supervisor has to wait, and keeps to it itself.
@@ -254,14 +251,14 @@ struct Supervisord {
 impl Supervisord {
     fn start(file: &str) -> Self {
         let directory = Directory::new();
-        let dir = directory.0.display();
+        let dir = directory.path().display();
         let addr = free_port();
         let ours = fs::read_to_string(deploy("supervisord").join(file)).unwrap();
         let ours = ours
             .replace("127.0.0.1:8082", &addr.to_string())
             .replace(INSTALLED, SERVER)
             .replace("/var/log", &dir.to_string());
-        let config = directory.0.join("supervisord.conf");
+        let config = directory.join("supervisord.conf");
         let text = format!(
             "[unix_http_server]\nfile={dir}/ctl\n\
              [supervisord]\nnodaemon=true\nlogfile={dir}/log\npidfile={dir}/pid\n\
@@ -270,7 +267,7 @@ impl Supervisord {
              [supervisorctl]\nserverurl=unix://{dir}/ctl\n{ours}"
         );
         fs::write(&config, text).unwrap();
-        let mut command = program("supervisord", "supervisor");
+        let mut command = installed("supervisord", "supervisor");
         command.arg("-c").arg(&config).stdin(Stdio::null());
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let supervisord = Self { child, config, addr, directory };
@@ -290,116 +287,57 @@ impl Supervisord {
     }
 
     fn ctl_command(&self, args: &[&str]) -> Command {
-        let mut command = program("supervisorctl", "supervisor");
+        let mut command = installed("supervisorctl", "supervisor");
         command.arg("-c").arg(&self.config).args(args);
         command
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.directory.0.join("log")).unwrap_or_default()
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 }
 
 impl Drop for Supervisord {
     /// It ends its servers before it ends itself.
     fn drop(&mut self) {
-        end(&mut self.child, Signal::TERM);
+        terminate(&mut self.child);
     }
 }
 
-/// A proxy in front of two replicas, with one of our files.
-struct Proxy {
-    child: Child,
+/// Starts HAProxy in front of two replicas, with our file.
+fn haproxy(replicas: [SocketAddr; 2]) -> Proxy {
+    Proxy::haproxy(|directory, addr, _| adapt("haproxy/haproxy.cfg", directory, addr, replicas))
+}
+
+/// Starts nginx in front of two replicas, with our file.
+fn nginx(replicas: [SocketAddr; 2]) -> Proxy {
+    Proxy::nginx(|directory, addr, _| adapt("nginx/nginx.conf", directory, addr, replicas))
+}
+
+/// Returns our configuration with other addresses and another directory.
+fn adapt(
+    file: &str,
+    directory: &Path,
     addr: SocketAddr,
-    log: Receiver<String>,
-    _directory: Directory,
+    [first, second]: [SocketAddr; 2],
+) -> String {
+    let directory = directory.to_str().unwrap();
+    let mut text = fs::read_to_string(deploy(file)).unwrap();
+    for (ours, here) in [
+        ("127.0.0.1:8080", &*addr.to_string()),
+        ("127.0.0.1:8091", &first.to_string()),
+        ("127.0.0.1:8092", &second.to_string()),
+        ("/run/", &format!("{directory}/")),
+        ("/var/log/nginx", directory),
+        ("/var/lib/nginx", directory),
+    ] {
+        text = text.replace(ours, here);
+    }
+    text
 }
 
-impl Proxy {
-    fn haproxy(replicas: [SocketAddr; 2]) -> Self {
-        Self::start("haproxy/haproxy.cfg", replicas, |config| {
-            let mut command = program("haproxy", "haproxy");
-            command.arg("-db").arg("-f").arg(config);
-            command
-        })
-    }
-
-    fn nginx(replicas: [SocketAddr; 2]) -> Self {
-        Self::start("nginx/nginx.conf", replicas, |config| {
-            let mut command = program("nginx", "nginx");
-            command.arg("-c").arg(config).args(["-g", "daemon off;"]);
-            command
-        })
-    }
-
-    fn start(
-        file: &str,
-        [first, second]: [SocketAddr; 2],
-        command: impl Fn(&Path) -> Command,
-    ) -> Self {
-        let directory = Directory::new();
-        let dir = directory.0.to_str().unwrap();
-        let addr = free_port();
-        let mut text = fs::read_to_string(deploy(file)).unwrap();
-        for (ours, here) in [
-            ("127.0.0.1:8080", &*addr.to_string()),
-            ("127.0.0.1:8091", &first.to_string()),
-            ("127.0.0.1:8092", &second.to_string()),
-            ("/run/", &format!("{dir}/")),
-            ("/var/log/nginx", dir),
-            ("/var/lib/nginx", dir),
-        ] {
-            text = text.replace(ours, here);
-        }
-        let config = directory.0.join("config");
-        fs::write(&config, text).unwrap();
-        let mut command = command(&config);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let (send, log) = mpsc::channel();
-        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        let lines = |send: mpsc::Sender<String>, lines: Box<dyn BufRead + Send>| {
-            thread::spawn(move || {
-                lines.lines().map_while(Result::ok).try_for_each(|l| send.send(l))
-            })
-        };
-        lines(send.clone(), Box::new(BufReader::new(stdout)));
-        lines(send, Box::new(BufReader::new(stderr)));
-        let proxy = Self { child, addr, log, _directory: directory };
-        wait_until("the proxy listens", || TcpStream::connect(addr).is_ok());
-        proxy
-    }
-
-    /// Waits for a line of its log.
-    fn wait_for(&mut self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.log.recv_timeout(PATIENCE).unwrap().contains(text) {
-            assert!(Instant::now() < deadline, "no `{text}` in the log");
-        }
-    }
-
-    /// Waits until both replicas are found to be healthy: as long as one is not, some probe fails.
-    fn wait_for_all_up(&mut self) {
-        self.wait_for("is UP");
-        self.wait_for("is UP");
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        end(&mut self.child, Signal::TERM);
-    }
-}
-
-/// Ends a program that we have started, by force if it does not end by itself.
-fn end(child: &mut Child, signal: Signal) {
-    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-    let _ = kill_process(pid, signal);
-    let deadline = Instant::now() + PATIENCE;
-    while child.try_wait().is_ok_and(|status| status.is_none()) {
-        if Instant::now() > deadline {
-            let _ = child.kill();
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
+/// Waits until both replicas are found to be healthy: as long as one is not, some probe fails.
+fn wait_for_all_up(haproxy: &mut Proxy) {
+    haproxy.wait_for("is UP");
+    haproxy.wait_for("is UP");
 }

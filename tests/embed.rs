@@ -1,34 +1,32 @@
 //! The library inside of other programs: several servers on one latch, work of the program's own,
-//! connections that are no sockets, listeners that wrap what they accept or were bound elsewhere.
+//! connections that are no sockets, listeners that were bound elsewhere.
 //!
-//! Most of it speaks over pipes in memory ([`Pipe`]): what a client sends over one is there when
+//! Most of it speaks over pipes in memory ([`Pipes`]): what a client sends over one is there when
 //! `send` returns, and nothing but the server and the test moves.
 
 mod common;
 
 use std::error::Error;
-use std::future::Future;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
-use common::{Client, End, PATIENCE, Received, Stagehand, wait_until};
-use futures_lite::{
-    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, FutureExt, StreamExt, future, stream,
+use common::{
+    BIG, Client, Directory, End, PATIENCE, PipeClient, Pipes, Running, UPGRADE_HEAD, address_of,
+    handler, is_refused, patient, patiently, pattern, quick, stage, tcp, upgrading, wait_until,
 };
-use http_types::headers::UPGRADE;
-use smol::{Executor, Timer, channel};
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
+use smol::{Executor, channel};
 use smol_graceful::{
     Address, AddressError, Connection, Cut, Ending, Guard, Limits, Listen, ListenOptions, Listener,
-    Method, Outcome, Peer, Phase, Process, Request, Response, ServeError, Server, Shutdown, Stage,
+    Method, Outcome, Peer, Phase, Process, Request, ServeError, Server, Shutdown, Stage,
     StatusCode, Token, What, stream_body,
 };
 
@@ -40,8 +38,8 @@ use smol_graceful::{
 fn servers_that_share_a_latch_end_together() {
     let shutdown = quick();
     let (stage, handler) = stage();
-    let public = Serving::tcp(Server::new(handler).shutdown(&shutdown));
-    let admin = Serving::tcp(Server::new(|_| async { Ok("fine") }).shutdown(&shutdown));
+    let public = Running::of(Server::new(handler).shutdown(&shutdown));
+    let admin = Running::of(Server::new(|_| async { Ok("fine") }).shutdown(&shutdown));
     let mut busy = public.connect();
     busy.get("/wait");
     stage.entered("/wait");
@@ -55,7 +53,7 @@ fn servers_that_share_a_latch_end_together() {
         wait_until("its listener is closed", || is_refused(server.addr()));
     }
     wait_until("only the request is left", || shutdown.in_flight() == 1);
-    assert!(public.try_outcome().is_none() && admin.try_outcome().is_none());
+    assert!(public.is_serving() && admin.is_serving());
     stage.open();
     let response = busy.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
@@ -71,9 +69,9 @@ fn servers_that_share_a_latch_end_together() {
 fn the_first_grace_that_ends_ends_both() {
     let shutdown = patient();
     let (stage, handler) = stage();
-    let public = Serving::tcp(Server::new(handler).shutdown(&shutdown));
+    let public = Running::of(Server::new(handler).shutdown(&shutdown));
     let hasty = shutdown.clone().grace(Duration::from_millis(10));
-    let admin = Serving::tcp(Server::new(|_| async { Ok("fine") }).shutdown(&hasty));
+    let admin = Running::of(Server::new(|_| async { Ok("fine") }).shutdown(&hasty));
     let mut busy = public.connect();
     busy.get("/wait");
     stage.entered("/wait");
@@ -94,9 +92,9 @@ fn the_first_grace_that_ends_ends_both() {
 fn a_server_that_is_dropped_leaves_the_other_alone() {
     let shutdown = quick();
     let (stage, handler) = stage();
-    let public = Serving::tcp(Server::new(handler).shutdown(&shutdown));
+    let public = Running::of(Server::new(handler).shutdown(&shutdown));
     let (stage_2, handler) = self::stage();
-    let mut admin = Serving::tcp(Server::new(handler).shutdown(&shutdown));
+    let mut admin = Running::of(Server::new(handler).shutdown(&shutdown));
     let mut busy = public.connect();
     busy.get("/wait");
     stage.entered("/wait");
@@ -122,7 +120,7 @@ fn a_server_that_is_dropped_leaves_the_other_alone() {
 /// is waited for (rule S12).
 #[test]
 fn a_worker_finishes_its_job_and_takes_no_other() {
-    let server = Serving::tcp(Server::new(|_| async { Ok("okay") }).shutdown(&patient()));
+    let server = Running::of(Server::new(|_| async { Ok("okay") }).shutdown(&patient()));
     let token = server.shutdown.token();
     let (post, jobs) = channel::unbounded::<&str>();
     let (begin, begun) = mpsc::channel();
@@ -145,7 +143,7 @@ fn a_worker_finishes_its_job_and_takes_no_other() {
     wait_until("closed", || is_refused(server.addr()));
     // The last of those who looked may have been let in.
     wait_until("the worker is all that is left", || server.shutdown.in_flight() == 1);
-    assert!(server.try_outcome().is_none());
+    assert!(server.is_serving());
     drop(open);
     assert_eq!(worker.join().unwrap(), ["first"]);
     assert!(server.outcome().is_drained());
@@ -165,7 +163,7 @@ fn a_handler_that_blocks_the_executor_does_not_hold_up_the_deadline() {
         let _ = released.lock().unwrap().recv();
         async { Ok("blocked") }
     });
-    let server = Serving::tcp(server.shutdown(&shutdown).executor(executor.clone()));
+    let server = Running::of(server.shutdown(&shutdown).executor(executor.clone()));
     let (end, ended) = channel::bounded::<()>(1);
     let worker = thread::spawn(move || future::block_on(executor.run(ended.recv())));
     let mut client = server.connect();
@@ -184,7 +182,7 @@ fn a_handler_that_blocks_the_executor_does_not_hold_up_the_deadline() {
 /// What Go has `RegisterOnShutdown` for: something to do at the stop, before the end.
 #[test]
 fn a_hook_on_the_stop_runs_before_the_end() {
-    let server = Serving::tcp(Server::new(|_| async { Ok("okay") }));
+    let server = Running::of(Server::new(|_| async { Ok("okay") }));
     let token = server.shutdown.token();
     let (open, gate) = channel::bounded::<()>(1);
     let (ran, hook_ran) = mpsc::channel();
@@ -198,7 +196,7 @@ fn a_hook_on_the_stop_runs_before_the_end() {
     assert!(hook_ran.try_recv().is_err(), "ran before the stop");
     server.shutdown.stop();
     assert!(hook_ran.recv_timeout(PATIENCE).unwrap());
-    assert!(server.try_outcome().is_none());
+    assert!(server.is_serving());
     drop(open);
     assert!(server.outcome().is_drained());
     future::block_on(hook);
@@ -208,7 +206,7 @@ fn a_hook_on_the_stop_runs_before_the_end() {
 #[test]
 fn work_that_does_not_end_is_named() {
     let shutdown = Shutdown::new().grace(Duration::from_millis(10));
-    let server = Serving::tcp(Server::new(|_| async { Ok("okay") }).shutdown(&shutdown));
+    let server = Running::of(Server::new(|_| async { Ok("okay") }).shutdown(&shutdown));
     let guard = server.shutdown.token().guard();
     let line = line!() - 1;
     let outcome = server.stop();
@@ -223,7 +221,7 @@ fn work_that_does_not_end_is_named() {
 /// With async-h1's own client, as a program would test its handler.
 #[test]
 fn a_client_of_async_h1_is_served_over_pipes() {
-    let (door, server) = Door::open(Server::new(handler()));
+    let (source, server) = Pipes::open(Server::new(handler()));
     let text = |client, request: Request| {
         let (status, text) = patiently(async {
             let mut response = async_h1::connect(client, request).await.unwrap();
@@ -235,20 +233,20 @@ fn a_client_of_async_h1_is_served_over_pipes() {
     let request = |method, path: &str| {
         Request::new(method, format!("http://test{path}").parse::<http_types::Url>().unwrap())
     };
-    assert_eq!(text(door.end(), request(Method::Get, "/now")), "now");
-    assert_eq!(text(door.end(), request(Method::Get, "/peer")), "unknown");
+    assert_eq!(text(source.end(), request(Method::Get, "/now")), "now");
+    assert_eq!(text(source.end(), request(Method::Get, "/peer")), "unknown");
 
     let mut post = request(Method::Post, "/echo");
     post.set_body("in one piece");
-    assert_eq!(text(door.end(), post), "in one piece");
+    assert_eq!(text(source.end(), post), "in one piece");
     // Of unknown length: chunked, both ways.
     let mut post = request(Method::Post, "/echo");
     let chunks = ["in ", "several ", "pieces"].map(Ok);
     post.set_body(stream_body(stream::iter(chunks)));
-    assert_eq!(text(door.end(), post), "in several pieces");
+    assert_eq!(text(source.end(), post), "in several pieces");
 
     // The same connection, again and again.
-    let client = Shared(Arc::new(Mutex::new(door.end())));
+    let client = Shared(Arc::new(Mutex::new(source.end())));
     for n in 0..3 {
         let mut post = request(Method::Post, "/echo");
         post.set_body(format!("request {n}"));
@@ -301,13 +299,13 @@ impl AsyncWrite for Shared {
 /// Byte by byte: keep-alive, pipelining, a head in pieces, a refused one.
 #[test]
 fn a_pipe_is_a_connection_like_any_other() {
-    let (door, server) = Door::open(Server::new(handler()));
-    let mut pipe = door.connect();
+    let (source, server) = Pipes::open(Server::new(handler()));
+    let mut pipe = source.connect();
     for _ in 0..3 {
         let response = pipe.get("/now").response();
         assert_eq!((response.text().as_str(), response.says_close()), ("now", false));
     }
-    pipe.send("GET /now HTTP/1.1\r\nHost: a\r\n\r\n".repeat(5));
+    pipe.send("GET /now HTTP/1.1\r\nHost: test\r\n\r\n".repeat(5));
     for _ in 0..5 {
         assert_eq!(pipe.response().text(), "now");
     }
@@ -315,13 +313,13 @@ fn a_pipe_is_a_connection_like_any_other() {
         pipe.send(piece);
     }
     assert_eq!(pipe.response().text(), "now");
-    pipe.send(" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    pipe.send(" HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
     let response = pipe.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("now", true));
-    pipe.end();
+    assert_eq!(pipe.end(), End::Eof);
     drop(pipe);
 
-    let mut pipe = door.connect();
+    let mut pipe = source.connect();
     pipe.send("GET /now HTTP/1.1\r\n\r\n");
     let response = pipe.response();
     assert_eq!((response.status, response.says_close()), (400, true)); // rule W4
@@ -333,30 +331,30 @@ fn a_pipe_is_a_connection_like_any_other() {
 /// Rules S6, S7.
 #[test]
 fn a_stop_closes_idle_pipes_after_the_linger() {
-    let (door, server) = Door::open(Server::new(handler()).shutdown(&quick()));
-    let mut silent = door.connect();
-    let mut idle = door.connect();
+    let (source, server) = Pipes::open(Server::new(handler()).shutdown(&quick()));
+    let mut silent = source.connect();
+    let mut idle = source.connect();
     idle.get("/now").response();
     wait_until("both are there", || server.shutdown.in_flight() == 2);
     server.shutdown.stop();
-    silent.end();
-    idle.end();
+    assert_eq!(silent.end(), End::Eof);
+    assert_eq!(idle.end(), End::Eof);
     let outcome = server.outcome();
     assert!(outcome.is_drained(), "{outcome}");
     assert_eq!(outcome.finished, 0);
-    assert!(door.is_closed());
+    assert!(source.is_closed());
 }
 
 /// Rule S6: within the linger one may still ask.
 #[test]
 fn a_request_within_the_linger_is_served_over_a_pipe() {
-    let (door, server) = Door::open(Server::new(handler()).shutdown(&patient()));
-    let mut idle = door.connect();
+    let (source, server) = Pipes::open(Server::new(handler()).shutdown(&patient()));
+    let mut idle = source.connect();
     idle.get("/now").response();
     server.shutdown.stop();
     let response = idle.get("/now").response();
     assert_eq!((response.text().as_str(), response.says_close()), ("now", true));
-    idle.end();
+    assert_eq!(idle.end(), End::Eof);
     assert!(server.outcome().is_drained());
 }
 
@@ -364,32 +362,32 @@ fn a_request_within_the_linger_is_served_over_a_pipe() {
 #[test]
 fn a_stop_lets_finish_what_runs_over_a_pipe() {
     let (stage, handler) = stage();
-    let (door, server) = Door::open(Server::new(handler).shutdown(&quick()));
-    let mut one = door.connect();
+    let (source, server) = Pipes::open(Server::new(handler).shutdown(&quick()));
+    let mut one = source.connect();
     one.get("/wait");
     stage.entered("/wait");
-    let mut two = door.connect();
+    let mut two = source.connect();
     two.get("/wait");
     stage.entered("/wait");
     two.get("/now");
-    let mut head = door.connect();
+    let mut head = source.connect();
     head.send("GET /now HTTP/1.1\r\nHo");
-    let mut body = door.connect();
-    body.send("POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello");
+    let mut body = source.connect();
+    body.send("POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello");
     stage.entered("/read");
 
     server.shutdown.stop();
-    wait_until("the stop is known", || door.is_closed());
+    wait_until("the stop is known", || source.is_closed());
     stage.open();
     head.send("st: a\r\n\r\n");
     body.send("world");
-    let answers = |pipe: &mut Pipe, expected: &[&str]| {
+    let answers = |pipe: &mut PipeClient, expected: &[&str]| {
         for (n, text) in expected.iter().enumerate() {
             let response = pipe.response();
             assert_eq!(response.text(), *text);
             assert_eq!(response.says_close(), n + 1 == expected.len());
         }
-        pipe.end();
+        assert_eq!(pipe.end(), End::Eof);
     };
     answers(&mut one, &["done"]);
     answers(&mut two, &["done", "now"]);
@@ -416,7 +414,7 @@ fn a_stream_that_gives_way_loses_no_request() {
         let (client, connection) = Connection::pair();
         let connection = Connection::new(Shy { stream: connection, is_shy: true });
         send.try_send(Ok(connection)).unwrap();
-        Pipe::from(client)
+        PipeClient::from(client)
     };
     let (mut pipelined, mut idle, mut silent) = (connect(), connect(), connect());
     pipelined.get("/wait");
@@ -440,7 +438,7 @@ fn a_stream_that_gives_way_loses_no_request() {
             assert_eq!(response.text(), *text);
             assert_eq!(response.says_close(), n + 1 == texts.len());
         }
-        pipe.end();
+        assert_eq!(pipe.end(), End::Eof);
     }
     assert!(outcome.is_drained(), "{outcome}");
     assert_eq!(outcome.finished, 4);
@@ -489,15 +487,15 @@ impl AsyncWrite for Shy {
 #[test]
 fn an_abort_cuts_pipes_and_names_them() {
     let (stage, handler) = stage();
-    let (door, server) = Door::open(Server::new(handler).shutdown(&patient()));
-    let mut busy = door.connect();
+    let (source, server) = Pipes::open(Server::new(handler).shutdown(&patient()));
+    let mut busy = source.connect();
     busy.get("/wait?for=it");
     stage.entered("/wait");
-    let mut idle = door.connect();
+    let mut idle = source.connect();
     idle.get("/now").response();
     server.shutdown.abort();
-    busy.end();
-    idle.end();
+    assert_eq!(busy.end(), End::Eof);
+    assert_eq!(idle.end(), End::Eof);
     let outcome = server.outcome();
     let [Cut { what: What::Request { peer, stage, method, path }, .. }] = &outcome.cut[..] else {
         panic!("{outcome}");
@@ -513,7 +511,7 @@ fn an_upload_that_is_cut_short_is_an_error() {
         ["Content-Length: 10\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello"]
     {
         let (tell, told) = mpsc::channel();
-        let (door, _server) = Door::open(Server::new(move |mut request: Request| {
+        let (source, _server) = Pipes::open(Server::new(move |mut request: Request| {
             let tell = tell.clone();
             async move {
                 let read = request.body_bytes().await;
@@ -521,14 +519,14 @@ fn an_upload_that_is_cut_short_is_an_error() {
                 Ok(read?.into_iter().map(char::from).collect::<String>())
             }
         }));
-        let mut half = door.connect();
-        half.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}")).half_close();
+        let mut half = source.connect();
+        half.send(format!("POST / HTTP/1.1\r\nHost: test\r\n{framing}")).half_close();
         let response = half.response();
         assert_eq!((response.status, response.says_close()), (400, true));
-        half.end();
+        assert_eq!(half.end(), End::Eof);
         assert!(told.recv_timeout(PATIENCE).unwrap().is_some());
-        let mut gone = door.connect();
-        gone.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}"));
+        let mut gone = source.connect();
+        gone.send(format!("POST / HTTP/1.1\r\nHost: test\r\n{framing}"));
         drop(gone);
         assert!(told.recv_timeout(PATIENCE).unwrap().is_some());
     }
@@ -537,14 +535,14 @@ fn an_upload_that_is_cut_short_is_an_error() {
 #[test]
 fn a_half_closed_pipe_gets_its_answers() {
     let (stage, handler) = stage();
-    let (door, server) = Door::open(Server::new(handler).shutdown(&patient()));
-    let mut pipe = door.connect();
+    let (source, server) = Pipes::open(Server::new(handler).shutdown(&patient()));
+    let mut pipe = source.connect();
     pipe.get("/wait").get("/now").half_close();
     stage.entered("/wait");
     stage.open();
     assert_eq!(pipe.response().text(), "done");
     assert_eq!(pipe.response().text(), "now");
-    pipe.end();
+    assert_eq!(pipe.end(), End::Eof);
     wait_until("it is gone", || server.shutdown.in_flight() == 0);
 }
 
@@ -554,9 +552,10 @@ fn a_half_closed_pipe_gets_its_answers() {
 fn a_handler_that_never_reads_answers_all_the_same() {
     let limits = Limits { discard_bytes: 100, ..Limits::default() };
     let server = Server::new(|_| async { Ok("read nothing") }).limits(limits);
-    let (door, server) = Door::open(server);
-    let mut pipe = door.connect();
-    let post = |length| format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+    let (source, server) = Pipes::open(server);
+    let mut pipe = source.connect();
+    let post =
+        |length| format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n");
     for _ in 0..3 {
         pipe.send(post(100) + &"x".repeat(100));
         let response = pipe.response();
@@ -566,7 +565,7 @@ fn a_handler_that_never_reads_answers_all_the_same() {
     pipe.send(post(1_000_000));
     let response = pipe.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("read nothing", true));
-    pipe.end();
+    assert_eq!(pipe.end(), End::Eof);
     drop(pipe);
     wait_until("it is gone", || server.shutdown.in_flight() == 0);
 }
@@ -595,14 +594,15 @@ fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_one() {
     let serve = executor.spawn(server.serve([Listener::of(stream::once(Ok(connection)))]));
     let (mut reader, mut writer) = futures_lite::io::split(client);
 
+    let body = Arc::new(pattern(LONG));
     let sent = Arc::new(AtomicUsize::new(0));
     let sending = {
-        let sent = sent.clone();
+        let (body, sent) = (body.clone(), sent.clone());
         executor.spawn(async move {
-            let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {LONG}\r\n\r\n");
+            let head = format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {LONG}\r\n\r\n");
             writer.write_all(head.as_bytes()).await.unwrap();
             for at in (0..LONG).step_by(1024) {
-                writer.write_all(&pattern(at, 1024)).await.unwrap();
+                writer.write_all(&body[at..at + 1024]).await.unwrap();
                 sent.fetch_add(1024, Ordering::Relaxed);
             }
         })
@@ -630,7 +630,7 @@ fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_one() {
         let mut bytes = vec![0; 4096];
         for at in (0..LONG).step_by(4096) {
             reader.read_exact(&mut bytes).await.unwrap();
-            assert!(bytes == pattern(at, 4096), "other bytes at {at}");
+            assert!(bytes == body[at..at + 4096], "other bytes at {at}");
         }
         sending.await;
         shutdown.stop();
@@ -639,18 +639,14 @@ fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_one() {
     assert!(patiently(executor.run(reading)).is_drained());
 }
 
-fn pattern(at: usize, length: usize) -> Vec<u8> {
-    (at..at + length).map(|i| (i % 251) as u8).collect()
-}
-
 #[test]
 fn many_pipes_at_once_are_served() {
-    let (door, server) = Door::open(Server::new(handler()));
+    let (source, server) = Pipes::open(Server::new(handler()));
     thread::scope(|scope| {
         for number in 0..8 {
-            let door = &door;
+            let source = &source;
             scope.spawn(move || {
-                let mut pipes: Vec<_> = (0..50).map(|_| door.connect()).collect();
+                let mut pipes: Vec<_> = (0..50).map(|_| source.connect()).collect();
                 for round in 0..3 {
                     let body = |n| format!("{number} {round} {n}");
                     for (n, pipe) in pipes.iter_mut().enumerate() {
@@ -671,15 +667,15 @@ fn many_pipes_at_once_are_served() {
 fn the_limit_of_connections_holds_for_pipes() {
     let limits = Limits { connections: 2, ..Limits::default() };
     let (stage, handler) = stage();
-    let (door, server) = Door::open(Server::new(handler).limits(limits).shutdown(&patient()));
-    let mut pipes: Vec<_> = (0..3).map(|_| door.connect()).collect();
+    let (source, server) = Pipes::open(Server::new(handler).limits(limits).shutdown(&patient()));
+    let mut pipes: Vec<_> = (0..3).map(|_| source.connect()).collect();
     for pipe in &mut pipes {
         pipe.get("/wait");
     }
     stage.entered("/wait");
     stage.entered("/wait");
     assert_eq!(server.shutdown.in_flight(), 2);
-    assert_eq!(door.queued(), 1);
+    assert_eq!(source.queued(), 1);
     pipes.remove(0);
     stage.open();
     stage.entered("/wait");
@@ -688,24 +684,24 @@ fn the_limit_of_connections_holds_for_pipes() {
     }
 }
 
-/// Rule S4: what had been queued is served, then the door is closed.
+/// Rule S4: what had been queued is served, then the source is closed.
 #[test]
 fn what_waits_in_the_channel_is_served_at_the_stop() {
     let limits = Limits { connections: 1, ..Limits::default() };
     let (stage, handler) = stage();
-    let (door, server) = Door::open(Server::new(handler).limits(limits).shutdown(&quick()));
-    let mut first = door.connect();
+    let (source, server) = Pipes::open(Server::new(handler).limits(limits).shutdown(&quick()));
+    let mut first = source.connect();
     first.get("/wait");
     stage.entered("/wait");
-    let mut queued: Vec<_> = (0..5).map(|_| door.connect()).collect();
+    let mut queued: Vec<_> = (0..5).map(|_| source.connect()).collect();
     queued.iter_mut().for_each(|pipe| _ = pipe.get("/now"));
     server.shutdown.stop();
     for pipe in &mut queued {
         let response = pipe.response();
         assert_eq!((response.text().as_str(), response.says_close()), ("now", true));
-        pipe.end();
+        assert_eq!(pipe.end(), End::Eof);
     }
-    wait_until("closed", || door.is_closed());
+    wait_until("closed", || source.is_closed());
     stage.open();
     assert_eq!(first.response().text(), "done");
     let outcome = server.outcome();
@@ -718,7 +714,7 @@ fn what_waits_in_the_channel_is_served_at_the_stop() {
 #[test]
 fn errors_of_the_stream_end_nothing() {
     const EMFILE: i32 = 24;
-    let (door, server) = Door::open(Server::new(handler()));
+    let (source, server) = Pipes::open(Server::new(handler()));
     let errors = [
         io::Error::from(ErrorKind::ConnectionAborted),
         io::Error::from(ErrorKind::ConnectionReset),
@@ -727,19 +723,19 @@ fn errors_of_the_stream_end_nothing() {
         io::Error::from(ErrorKind::TimedOut),
     ];
     for error in errors {
-        door.fail(error);
-        assert_eq!(door.connect().get("/now").response().text(), "now");
+        source.fail(error);
+        assert_eq!(source.connect().get("/now").response().text(), "now");
     }
     // At the stop, too.
     let (stage, handler) = stage();
     let limits = Limits { connections: 1, ..Limits::default() };
-    let (door, full) = Door::open(Server::new(handler).limits(limits).shutdown(&quick()));
-    let mut first = door.connect();
+    let (source, full) = Pipes::open(Server::new(handler).limits(limits).shutdown(&quick()));
+    let mut first = source.connect();
     first.get("/wait");
     stage.entered("/wait");
-    door.fail(ErrorKind::ConnectionReset.into());
-    door.fail(io::Error::from_raw_os_error(EMFILE));
-    let mut last = door.connect();
+    source.fail(ErrorKind::ConnectionReset.into());
+    source.fail(io::Error::from_raw_os_error(EMFILE));
+    let mut last = source.connect();
     last.get("/now");
     full.shutdown.stop();
     assert_eq!(last.response().text(), "now");
@@ -752,35 +748,34 @@ fn errors_of_the_stream_end_nothing() {
 /// However many errors come at once: they keep nobody from their turn.
 #[test]
 fn errors_without_end_hold_up_nobody() {
-    let (send, pipes) = channel::unbounded();
+    let (source, pipes) = Pipes::listener();
     let errors = Listener::of(stream::repeat_with(|| Err(ErrorKind::ConnectionReset.into())));
-    let server =
-        Serving::of(Server::new(handler()).shutdown(&quick()), [errors, Listener::of(pipes)]);
-    let mut pipe = Door { send }.connect();
+    let server = Running::on(Server::new(handler()).shutdown(&quick()), [errors, pipes]);
+    let mut pipe = source.connect();
     for _ in 0..3 {
         assert_eq!(pipe.get("/now").response().text(), "now");
     }
     assert!(server.stop().is_drained());
-    pipe.end();
+    assert_eq!(pipe.end(), End::Eof);
 }
 
 /// When there are no more connections to come, those that are there go on, until the stop.
 #[test]
 fn the_end_of_the_stream_is_not_the_end_of_the_server() {
-    let (door, server) = Door::open(Server::new(handler()).shutdown(&quick()));
-    let mut pipe = door.connect();
+    let (source, server) = Pipes::open(Server::new(handler()).shutdown(&quick()));
+    let mut pipe = source.connect();
     pipe.get("/now").response();
-    door.send.close();
+    source.send.close();
     for _ in 0..3 {
         assert_eq!(pipe.get("/now").response().text(), "now");
     }
-    assert!(server.try_outcome().is_none());
+    assert!(server.is_serving());
     let outcome = server.stop();
     assert!(outcome.is_drained());
-    pipe.end();
+    assert_eq!(pipe.end(), End::Eof);
 
     // Nor does a server without any: it waits for its stop.
-    let serving = Serving::of(Server::new(handler()), [Listener::of(stream::empty())]);
+    let serving = Running::on(Server::new(handler()), [Listener::of(stream::empty())]);
     let outcome = serving.stop();
     assert!(outcome.is_drained());
 }
@@ -789,15 +784,15 @@ fn the_end_of_the_stream_is_not_the_end_of_the_server() {
 /// send more of a request, does not stay.
 #[test]
 fn a_pipe_that_was_dropped_is_let_go_of() {
-    let (door, server) = Door::open(Server::new(handler()).shutdown(&patient()));
-    let mut big = door.connect();
+    let (source, server) = Pipes::open(Server::new(handler()).shutdown(&patient()));
+    let mut big = source.connect();
     big.get("/big");
-    big.take(1);
-    let mut head = door.connect();
+    big.take(1).unwrap();
+    let mut head = source.connect();
     head.send("GET / HT");
-    let mut body = door.connect();
-    body.send("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello");
-    let mut idle = door.connect();
+    let mut body = source.connect();
+    body.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello");
+    let mut idle = source.connect();
     idle.get("/now").response();
     wait_until("all are there", || server.shutdown.in_flight() == 4);
     drop((big, head, body, idle));
@@ -815,42 +810,42 @@ fn a_pipe_that_stalls_is_told_so() {
         idle_timeout: short,
         ..Limits::default()
     };
-    let (door, server) = Door::open(Server::new(handler()).limits(limits).shutdown(&patient()));
+    let (source, server) = Pipes::open(Server::new(handler()).limits(limits).shutdown(&patient()));
     for request in [
-        "GET /now HTTP/1.1\r\nHost: a\r\n",
-        "POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello",
+        "GET /now HTTP/1.1\r\nHost: test\r\n",
+        "POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello",
     ] {
-        let mut pipe = door.connect();
+        let mut pipe = source.connect();
         let response = pipe.send(request).response();
         assert_eq!((response.status, response.says_close()), (408, true), "{request}");
     }
-    let mut idle = door.connect();
+    let mut idle = source.connect();
     idle.get("/now").response();
-    idle.end();
-    let mut slow = door.connect();
-    slow.get("/big").take(1);
+    assert_eq!(idle.end(), End::Eof);
+    let mut slow = source.connect();
+    slow.get("/big").take(1).unwrap();
     // It takes nothing: the connection is given up.
     wait_until("nobody is left", || server.shutdown.in_flight() == 0);
-    assert!(slow.rest().len() < BIG);
+    assert!(slow.rest().0.len() < BIG);
 }
 
 /// Rule S11 over a pipe: the stop waits for what was upgraded, and an abort ends it.
 #[test]
 fn an_upgraded_pipe_is_waited_for() {
     for abort in [false, true] {
-        let (door, server) = Door::open(Server::new(upgrading()).shutdown(&patient()));
-        let mut pipe = door.connect();
+        let (source, server) = Pipes::open(Server::new(upgrading()).shutdown(&patient()));
+        let mut pipe = source.connect();
         pipe.send(UPGRADE_HEAD.to_owned() + "early");
         assert_eq!(pipe.response().status, 101);
-        assert_eq!(pipe.take(5), b"early");
-        assert_eq!(pipe.send("hello").take(5), b"hello");
+        assert_eq!(pipe.take(5).unwrap(), b"early");
+        assert_eq!(pipe.send("hello").take(5).unwrap(), b"hello");
         server.shutdown.stop();
-        wait_until("closed", || door.is_closed());
-        assert_eq!(pipe.send("still there").take(11), b"still there");
-        assert!(server.try_outcome().is_none());
+        wait_until("closed", || source.is_closed());
+        assert_eq!(pipe.send("still there").take(11).unwrap(), b"still there");
+        assert!(server.is_serving());
         if abort {
             server.shutdown.abort();
-            pipe.end();
+            assert_eq!(pipe.end(), End::Eof);
             let outcome = server.outcome();
             let [Cut { what: What::Request { stage, .. }, .. }] = &outcome.cut[..] else {
                 panic!("{outcome}");
@@ -858,7 +853,7 @@ fn an_upgraded_pipe_is_waited_for() {
             assert_eq!(*stage, Stage::Upgraded);
         } else {
             pipe.half_close();
-            pipe.end();
+            assert_eq!(pipe.end(), End::Eof);
             assert!(server.outcome().is_drained());
         }
         assert_eq!(server.shutdown.in_flight(), 0);
@@ -869,7 +864,7 @@ fn an_upgraded_pipe_is_waited_for() {
 #[test]
 fn a_body_that_is_read_elsewhere_ends_with_its_pipe() {
     let (send, read) = mpsc::channel();
-    let (door, server) = Door::open(Server::new(move |mut request: Request| {
+    let (source, server) = Pipes::open(Server::new(move |mut request: Request| {
         let mut body = request.take_body();
         let send = send.clone();
         thread::spawn(move || {
@@ -880,357 +875,13 @@ fn a_body_that_is_read_elsewhere_ends_with_its_pipe() {
         });
         future::pending::<http_types::Result<&str>>()
     }));
-    let mut pipe = door.connect();
+    let mut pipe = source.connect();
     pipe.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n01234");
     assert_eq!(read.recv_timeout(PATIENCE), Ok(None));
     server.shutdown.abort();
     assert_eq!(read.recv_timeout(PATIENCE), Ok(Some(true)));
-    pipe.end();
+    assert_eq!(pipe.end(), End::Eof);
     assert!(!server.outcome().is_drained());
-}
-
-// ── Wrapped listeners ───────────────────────────────────────────────────────────────────────
-
-#[test]
-fn a_wrapper_that_changes_nothing_changes_nothing() {
-    let listener = tcp().wrap(|connection| async move { Ok(connection) });
-    assert!(format!("{listener:?}").contains("is_wrapped: true"));
-    let server = Serving::of(Server::new(handler()), [listener]);
-    let mut client = server.connect();
-    for _ in 0..3 {
-        assert_eq!(client.get("/now").response().text(), "now");
-    }
-    let local = client.stream.local_addr().unwrap().to_string();
-    assert_eq!(client.get("/peer").response().text(), local);
-    client.send(
-        "POST /echo HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
-    );
-    assert_eq!(client.response().status, 100);
-    assert_eq!(client.send("hello").response().text(), "hello");
-    client.send("GET /now HTTP/1.1\r\nHost: a\r\n\r\n".repeat(20));
-    for _ in 0..20 {
-        assert_eq!(client.response().text(), "now");
-    }
-    let response = client.get("/big").response();
-    assert_eq!(response.body.len(), BIG);
-    server.shutdown.stop();
-    assert_eq!(client.end(), End::Eof);
-    assert!(server.outcome().is_drained());
-}
-
-/// What the wrapper gives is what is served, in both directions.
-#[test]
-fn a_wrapper_that_changes_bytes_is_used_for_all_of_them() {
-    let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
-    let server = Serving::of(Server::new(handler()), [listener]);
-    let mut client = server.connect();
-    let response = client.get("/now").response();
-    assert_eq!(response.lines[0], "HTTP/1.1 200 OK");
-    assert!(response.lines.contains(&"CONTENT-LENGTH: 3".to_owned()), "{:?}", response.lines);
-    assert_eq!(response.text(), "NOW");
-    // The path was written in lower case; the wrapper's reader knows better.
-    assert_eq!(client.get("/n$w").response().text(), "NOW");
-    client.send("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
-    client.send("5\r\nhell$\r\n0\r\n\r\n");
-    assert_eq!(client.response().text(), "HELLO");
-    assert!(server.stop().is_drained());
-}
-
-/// Writes in upper case, and reads `$` as `o`.
-struct Upper<T>(T);
-
-impl<T: AsyncRead + Unpin> AsyncRead for Upper<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        let read = Pin::new(&mut self.0).poll_read(cx, buf);
-        if let Poll::Ready(Ok(n)) = read {
-            buf[..n].iter_mut().filter(|byte| **byte == b'$').for_each(|byte| *byte = b'o');
-        }
-        read
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Upper<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, &buf.to_ascii_uppercase())
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_close(cx)
-    }
-}
-
-/// A wrapper's error or panic costs its client the connection, without a word, and nobody else
-/// anything (rule S17).
-#[test]
-fn a_wrapper_that_fails_costs_its_client_alone() {
-    let listener = tcp().wrap(|mut connection| {
-        let mut first = [0];
-        // Before there is a future, and in it.
-        assert!(future::block_on(connection.read_exact(&mut first)).is_ok());
-        assert_ne!(first[0], b'!', "as the client wished, early");
-        async move {
-            assert_ne!(first[0], b'?', "as the client wished");
-            if first[0] == b'E' { Err(ErrorKind::InvalidData.into()) } else { Ok(connection) }
-        }
-    });
-    let server = Serving::of(Server::new(handler()), [listener]);
-    let mut good = server.connect();
-    assert_eq!(good.send("+").get("/now").response().text(), "now");
-    for first in ["!", "?", "E"] {
-        let mut bad = server.connect();
-        // Not more than the wrapper reads: what nobody has read makes a reset of the close.
-        assert_eq!(bad.send(first).end(), End::Eof, "{first}");
-    }
-    // One that leaves before its first byte is none of the wrapper's business.
-    drop(server.connect());
-    wait_until("only the good one is left", || server.shutdown.in_flight() == 1);
-    assert_eq!(good.get("/now").response().text(), "now");
-    assert!(server.stop().is_drained());
-}
-
-/// A handshake has as long as a head; the time before the client's first byte is not its own.
-#[test]
-fn a_handshake_that_does_not_end_is_ended() {
-    let limits = Limits { head_timeout: Duration::from_millis(40), ..Limits::default() };
-    let (shake, begun) = counted(future::pending::<()>);
-    let server = Serving::of(
-        Server::new(handler()).limits(limits).shutdown(&patient()),
-        [tcp().wrap(shake)],
-    );
-    let mut silent = server.connect();
-    wait_until("it is accepted", || server.shutdown.in_flight() == 1);
-    for _ in 0..2 {
-        let mut client = server.connect();
-        assert_eq!(client.send("hello").end(), End::Eof);
-    }
-    assert_eq!(begun.load(Ordering::SeqCst), 2);
-    // It has been silent for longer than a handshake may take, and is still there.
-    wait_until("they are gone", || server.shutdown.in_flight() == 1);
-    assert_eq!(silent.send("hello").end(), End::Eof);
-    assert_eq!(begun.load(Ordering::SeqCst), 3);
-    assert!(server.stop().is_drained());
-}
-
-/// A client that has said nothing is treated like an idle one, wrapper or not (rules S6, S7).
-#[test]
-fn a_silent_client_of_a_wrapper_is_closed_at_the_stop() {
-    let (shake, begun) = counted(|| async {});
-    let server = Serving::of(Server::new(handler()).shutdown(&quick()), [tcp().wrap(shake)]);
-    let mut silent = server.connect();
-    let mut idle = server.connect();
-    idle.send("hello").get("/now");
-    assert_eq!(idle.take(5).unwrap(), b"world");
-    assert_eq!(idle.response().text(), "now");
-    wait_until("both are there", || server.shutdown.in_flight() == 2);
-    server.shutdown.stop();
-    assert_eq!((silent.end(), idle.end()), (End::Eof, End::Eof));
-    assert!(server.outcome().is_drained());
-    assert_eq!(begun.load(Ordering::SeqCst), 1);
-}
-
-/// Nor is a pipe wrapped before it has brought a byte.
-#[test]
-fn a_silent_client_of_a_wrapped_pipe_is_closed_at_the_stop() {
-    let (shake, begun) = counted(|| async {});
-    let calls = Arc::new(AtomicUsize::new(0));
-    let called = calls.clone();
-    let (send, pipes) = channel::unbounded();
-    let listener = Listener::of(pipes).wrap(move |connection| {
-        called.fetch_add(1, Ordering::SeqCst);
-        shake(connection)
-    });
-    let server = Serving::of(Server::new(handler()).shutdown(&quick()), [listener]);
-    let door = Door { send };
-    let mut silent = door.connect();
-    let mut idle = door.connect();
-    assert_eq!(idle.send("hello").get("/now").take(5), b"world");
-    assert_eq!(idle.response().text(), "now");
-    wait_until("both are there", || server.shutdown.in_flight() == 2);
-    server.shutdown.stop();
-    silent.end();
-    idle.end();
-    assert!(server.outcome().is_drained());
-    assert_eq!((calls.load(Ordering::SeqCst), begun.load(Ordering::SeqCst)), (1, 1));
-}
-
-/// A handshake that has begun is a request that has (rule S8): it is finished after the stop, and
-/// what comes over the connection is answered, even if the time for idle ones is long over.
-#[test]
-fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
-    let shutdown = patient().linger(Duration::from_secs(2));
-    let (open, gate) = channel::bounded::<()>(1);
-    let (shake, begun) = counted(move || {
-        let gate = gate.clone();
-        async move { _ = gate.recv().await }
-    });
-    let server = Serving::of(Server::new(handler()).shutdown(&shutdown), [tcp().wrap(shake)]);
-    let mut idle = server.connect();
-    let mut early = server.connect();
-    early.send("hello").get("/now");
-    let mut late = server.connect();
-    late.send("hello");
-    wait_until("both shake hands", || begun.load(Ordering::SeqCst) == 2);
-
-    server.shutdown.stop();
-    // The linger is over.
-    assert_eq!(idle.end(), End::Eof);
-    assert!(server.try_outcome().is_none());
-    drop(open);
-    for client in [&mut early, &mut late] {
-        assert_eq!(client.take(5).unwrap(), b"world");
-    }
-    late.get("/now");
-    for mut client in [early, late] {
-        let response = client.response();
-        assert_eq!((response.text().as_str(), response.says_close()), ("now", true));
-        assert_eq!(client.end(), End::Eof);
-    }
-    let outcome = server.outcome();
-    assert!(outcome.is_drained(), "{outcome}");
-    assert_eq!(outcome.finished, 2);
-}
-
-/// Rule S13.
-#[test]
-fn a_handshake_that_the_grace_cuts_is_named() {
-    let shutdown = patient().grace(Duration::from_millis(10));
-    let (shake, begun) = counted(future::pending::<()>);
-    let server = Serving::of(Server::new(handler()).shutdown(&shutdown), [tcp().wrap(shake)]);
-    let mut client = server.connect();
-    client.send("hello");
-    wait_until("it has begun", || begun.load(Ordering::SeqCst) == 1);
-    let outcome = server.stop();
-    assert_eq!(client.end(), End::Eof);
-    assert_eq!(outcome.ending, Ending::TimedOut, "{outcome}");
-    let [Cut { what: What::Request { stage, peer, .. }, .. }] = &outcome.cut[..] else {
-        panic!("{outcome}");
-    };
-    let local = client.stream.local_addr().unwrap();
-    assert_eq!((*stage, *peer), (Stage::Handshake, Peer::from(local)));
-}
-
-/// Rule S11.
-#[test]
-fn a_wrapped_connection_can_be_upgraded() {
-    for abort in [false, true] {
-        let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
-        let server = Serving::of(Server::new(upgrading()).shutdown(&patient()), [listener]);
-        let mut client = server.connect();
-        client.send(UPGRADE_HEAD.to_owned() + "early");
-        assert_eq!(client.response().status, 101);
-        assert_eq!(client.take(5).unwrap(), b"EARLY");
-        server.shutdown.stop();
-        wait_until("closed", || is_refused(server.addr()));
-        assert_eq!(client.send("late").take(4).unwrap(), b"LATE");
-        assert!(server.try_outcome().is_none());
-        if abort {
-            server.shutdown.abort();
-            assert_eq!(client.end(), End::Eof);
-            assert_eq!(server.outcome().ending, Ending::Forced);
-        } else {
-            assert_eq!(client.half_close().end(), End::Eof);
-            assert!(server.outcome().is_drained());
-        }
-    }
-}
-
-/// Pipelined requests, a response cut off and a stop during a handler, as on a plain socket.
-#[test]
-fn a_wrapped_connection_ends_like_a_plain_one() {
-    let listener = || tcp().wrap(|connection| async move { Ok(connection) });
-    let (stage, handler) = stage();
-    let server = Serving::of(Server::new(handler).shutdown(&quick()), [listener()]);
-    let mut client = server.connect();
-    client.get("/wait");
-    stage.entered("/wait");
-    client.get("/now").get("/now");
-    server.shutdown.stop();
-    wait_until("closed", || is_refused(server.addr()));
-    stage.open();
-    for (text, closes) in [("done", false), ("now", false), ("now", true)] {
-        let response = client.response();
-        assert_eq!((response.text().as_str(), response.says_close()), (text, closes));
-    }
-    assert_eq!(client.end(), End::Eof);
-    assert_eq!(server.outcome().finished, 3);
-
-    // Rule S22: a client that has reset its connection is not waited for.
-    let (stage, handler) = self::stage();
-    let server = Serving::of(Server::new(handler).shutdown(&patient()), [listener()]);
-    let mut client = server.connect();
-    client.get("/wait");
-    stage.entered("/wait");
-    server.shutdown.stop();
-    client.reset();
-    assert!(server.outcome().is_drained());
-}
-
-/// Pipes can be wrapped, too, and so can Unix sockets.
-#[test]
-fn a_wrapper_does_not_care_what_it_wraps() {
-    let (send, pipes) = channel::unbounded();
-    let peer = Peer::from(([192, 0, 2, 1], 80));
-    let listener = Listener::of(pipes).wrap(move |connection| async move {
-        assert_eq!(connection.peer(), peer);
-        Ok(Upper(connection))
-    });
-    let server = Serving::of(Server::new(handler()), [listener]);
-    let (client, connection) = Connection::pair();
-    send.try_send(Ok(connection.from_peer(peer))).unwrap();
-    let mut pipe = Pipe::from(client);
-    assert_eq!(pipe.get("/peer").response().text(), peer.to_string());
-    for _ in 0..2 {
-        assert_eq!(pipe.get("/n$w").response().text(), "NOW");
-    }
-    assert!(server.stop().is_drained());
-    pipe.end();
-
-    let path = temporary("wrapped");
-    let listener = Listener::bind(&Address::Unix(path.clone())).unwrap();
-    let listener = listener.wrap(|connection| async move { Ok(Upper(connection)) });
-    let server = Serving::of(Server::new(handler()), [listener]);
-    assert_eq!(ask(UnixStream::connect(&path).unwrap(), "/peer"), "UNIX");
-    assert!(server.stop().is_drained());
-}
-
-/// Says hello to `hello`, as a handshake, when `wait` is done; and counts how many have begun.
-fn counted<W, F>(
-    wait: W,
-) -> (
-    impl Fn(Connection) -> future::Boxed<io::Result<Connection>> + Send + Sync + 'static,
-    Arc<AtomicUsize>,
-)
-where
-    W: Fn() -> F + Send + Sync + 'static,
-    F: Future<Output = ()> + Send + 'static,
-{
-    let count = Arc::new(AtomicUsize::new(0));
-    let begun = count.clone();
-    let shake = move |mut connection: Connection| -> future::Boxed<io::Result<Connection>> {
-        let (begun, wait) = (begun.clone(), wait());
-        Box::pin(async move {
-            let mut hello = [0; 5];
-            connection.read_exact(&mut hello).await?;
-            assert_eq!(&hello, b"hello");
-            begun.fetch_add(1, Ordering::SeqCst);
-            wait.await;
-            connection.write_all(b"world").await?;
-            Ok(connection)
-        })
-    };
-    (shake, count)
 }
 
 // ── Listeners ───────────────────────────────────────────────────────────────────────────────
@@ -1242,8 +893,8 @@ fn clones_of_a_listener_are_one_socket() {
     let listener = tcp();
     let clone = listener.clone();
     assert_eq!(clone.address(), listener.address());
-    let first = Serving::of(Server::new(handler()).shutdown(&quick()), [listener]);
-    let second = Serving::of(Server::new(handler()).shutdown(&quick()), [clone.clone()]);
+    let first = Running::on(Server::new(handler()).shutdown(&quick()), [listener]);
+    let second = Running::on(Server::new(handler()).shutdown(&quick()), [clone.clone()]);
     let mut clients: Vec<_> = (0..20).map(|_| second.connect()).collect();
     for client in &mut clients {
         assert_eq!(client.get("/now").response().text(), "now");
@@ -1255,11 +906,11 @@ fn clones_of_a_listener_are_one_socket() {
     assert!(first.outcome().is_drained());
     assert!(is_refused(second.addr()));
     // The second one goes on with what it has, until its own stop.
-    assert!(second.try_outcome().is_none());
+    assert!(second.is_serving());
     assert!(second.stop().is_drained());
 
     // A listener that was closed gives nothing to whoever serves it later.
-    let third = Serving::of(Server::new(handler()), [clone]);
+    let third = Running::on(Server::new(handler()), [clone]);
     assert!(third.stop().is_drained());
 }
 
@@ -1267,28 +918,10 @@ fn clones_of_a_listener_are_one_socket() {
 #[test]
 fn a_clone_does_not_keep_the_socket_of_a_dropped_server() {
     let listener = tcp();
-    let mut server = Serving::of(Server::new(handler()), [listener.clone()]);
+    let mut server = Running::on(Server::new(handler()), [listener.clone()]);
     assert_eq!(server.connect().get("/now").response().text(), "now");
     server.drop();
     wait_until("closed", || is_refused(address_of(&listener)));
-}
-
-/// A wrapper is the clone's own.
-#[test]
-fn clones_of_a_listener_are_wrapped_each_by_itself() {
-    let plain = tcp();
-    let upper = plain.clone().wrap(|connection| async move { Ok(Upper(connection)) });
-    let addr = address_of(&plain);
-    for (listener, text) in [(upper, "NOW"), (plain, "now")] {
-        // One at a time: dropped, it is closed for both.
-        let server = Serving::of(Server::new(handler()), [listener.clone()]);
-        if text == "NOW" {
-            assert_eq!(Client::connect(addr).get("/now").response().text(), text);
-        } else {
-            assert!(is_refused(addr));
-        }
-        assert!(server.stop().is_drained());
-    }
 }
 
 /// A socket that a program has bound with the standard library blocks; it is served all the same.
@@ -1299,7 +932,7 @@ fn a_listener_of_the_standard_library_is_served() {
     // Queued before the server knows of it.
     let mut early = Client::connect(addr);
     early.get("/now");
-    let server = Serving::new(Server::new(handler()).shutdown(&quick()), vec![], [listener]);
+    let server = Running::start(Server::new(handler()).shutdown(&quick()), vec![], [listener]);
     assert_eq!(early.response().text(), "now");
     let mut client = Client::connect(addr);
     assert_eq!(client.get("/now").response().text(), "now");
@@ -1313,11 +946,15 @@ fn a_listener_of_the_standard_library_is_served() {
 #[test]
 fn a_unix_listener_of_the_standard_library_is_served() {
     for dropped in [false, true] {
-        let path = temporary("std");
+        let directory = Directory::new();
+        let path = directory.join("std");
         let listener = UnixListener::bind(&path).unwrap();
         let server = Server::new(handler()).shutdown(&quick());
-        let mut server = Serving::new(server, vec![], [listener]);
-        assert_eq!(ask(UnixStream::connect(&path).unwrap(), "/peer"), "unix");
+        let mut server = Running::start(server, vec![], [listener]);
+        assert_eq!(
+            Client::from(UnixStream::connect(&path).unwrap()).get("/peer").response().text(),
+            "unix"
+        );
         assert!(path.exists());
         if dropped {
             server.drop();
@@ -1343,7 +980,7 @@ fn addresses_of_all_types_are_listened_on() {
     ];
     let listeners = listeners.map(Result::unwrap);
     let addresses: Vec<_> = listeners.iter().map(address_of).collect();
-    let server = Serving::of(Server::new(handler()), listeners);
+    let server = Running::on(Server::new(handler()), listeners);
     for addr in &addresses {
         assert_eq!(Client::connect(*addr).get("/now").response().text(), "now");
     }
@@ -1361,23 +998,26 @@ fn addresses_of_all_types_are_listened_on() {
 /// Different kinds of listeners make one server.
 #[test]
 fn a_server_listens_on_sockets_and_pipes_at_once() {
-    let path = temporary("mixed");
-    let (send, pipes) = channel::unbounded();
+    let directory = Directory::new();
+    let path = directory.join("mixed");
+    let (source, pipes) = Pipes::listener();
     let (tcp, unix) = (tcp(), Listener::bind(&Address::Unix(path.clone())).unwrap());
-    let server = Serving::of(Server::new(handler()), [tcp, unix, Listener::of(pipes)]);
-    let door = Door { send };
+    let server = Running::on(Server::new(handler()), [tcp, unix, pipes]);
     let mut client = server.connect();
     let local = client.stream.local_addr().unwrap().to_string();
     assert_eq!(client.get("/peer").response().text(), local);
-    assert_eq!(ask(UnixStream::connect(&path).unwrap(), "/peer"), "unix");
-    assert_eq!(door.connect().get("/peer").response().text(), "unknown");
+    assert_eq!(
+        Client::from(UnixStream::connect(&path).unwrap()).get("/peer").response().text(),
+        "unix"
+    );
+    assert_eq!(source.connect().get("/peer").response().text(), "unknown");
     // Who has brought the stream may know better.
     for peer in [Peer::from(([192, 0, 2, 1], 80)), Peer::Unix] {
         let (client, connection) = Connection::pair();
         let connection = connection.from_peer(peer);
         assert_eq!(connection.peer(), peer);
-        door.send.try_send(Ok(connection)).unwrap();
-        assert_eq!(Pipe::from(client).get("/peer").response().text(), peer.to_string());
+        source.send.try_send(Ok(connection)).unwrap();
+        assert_eq!(PipeClient::from(client).get("/peer").response().text(), peer.to_string());
     }
     assert!(server.stop().is_drained());
     assert!(!path.exists());
@@ -1388,20 +1028,20 @@ fn a_server_listens_on_sockets_and_pipes_at_once() {
 fn sockets_of_the_program_are_connections() {
     use smol::Async;
 
-    let (door, server) = Door::open(Server::new(handler()));
+    let (source, server) = Pipes::open(Server::new(handler()));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut client = Client::connect(listener.local_addr().unwrap());
     let (accepted, addr) = listener.accept().unwrap();
     let connection = Connection::from(Async::new(accepted).unwrap());
     assert_eq!(connection.peer(), Peer::from(addr));
-    door.send.try_send(Ok(connection)).unwrap();
+    source.send.try_send(Ok(connection)).unwrap();
     assert_eq!(client.get("/peer").response().text(), addr.to_string());
 
     let (client, accepted) = UnixStream::pair().unwrap();
     let connection = Connection::from(Async::new(accepted).unwrap());
     assert_eq!(connection.peer(), Peer::Unix);
-    door.send.try_send(Ok(connection)).unwrap();
-    assert_eq!(ask(client, "/peer"), "unix");
+    source.send.try_send(Ok(connection)).unwrap();
+    assert_eq!(Client::from(client).get("/peer").response().text(), "unix");
     assert!(server.stop().is_drained());
 }
 
@@ -1482,7 +1122,7 @@ fn an_error_of_serve_is_an_io_error_and_one_line() {
 // ── Bodies of chunks ────────────────────────────────────────────────────────────────────────
 
 /// A server whose answer to everything is what the test sends, chunk by chunk.
-fn chunked() -> (channel::Sender<io::Result<&'static str>>, Serving) {
+fn chunked() -> (channel::Sender<io::Result<&'static str>>, Running) {
     let (send, chunks) = channel::unbounded();
     let server = Server::new(move |request: Request| {
         let (token, chunks) = (Token::of(&request), Box::pin(chunks.clone()));
@@ -1492,7 +1132,7 @@ fn chunked() -> (channel::Sender<io::Result<&'static str>>, Serving) {
         });
         async { Ok(stream_body(until_stop)) }
     });
-    (send, Serving::tcp(server.shutdown(&quick())))
+    (send, Running::of(server.shutdown(&quick())))
 }
 
 #[test]
@@ -1573,7 +1213,7 @@ fn a_stop_ends_a_body_of_chunks_politely() {
 /// One that is never at a loss for a chunk ends at the stop, too.
 #[test]
 fn a_stop_ends_an_endless_body_of_chunks() {
-    let server = Serving::tcp(Server::new(|request: Request| async move {
+    let server = Running::of(Server::new(|request: Request| async move {
         let token = Token::of(&request);
         let chunks = stream::unfold(token, |token| async {
             token.until_stop(async {}).await?;
@@ -1590,306 +1230,4 @@ fn a_stop_ends_an_endless_body_of_chunks() {
     assert!(bytes.ends_with(b"\r\n0\r\n\r\n"), "no end: {} bytes", bytes.len());
     assert_eq!(end, End::Eof);
     assert!(server.outcome().is_drained());
-}
-
-// ── The stage ───────────────────────────────────────────────────────────────────────────────
-
-/// A server on a thread of its own.
-struct Serving {
-    shutdown: Shutdown,
-    addresses: Vec<Address>,
-    drop: Option<channel::Sender<()>>,
-    outcome: Receiver<Outcome>,
-}
-
-impl Serving {
-    fn tcp(server: Server) -> Self {
-        Self::of(server, [tcp()])
-    }
-
-    fn of<const N: usize>(server: Server, listeners: [Listener; N]) -> Self {
-        let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
-        Self::new(server, addresses, listeners)
-    }
-
-    fn new<L: Listen + Send + 'static, const N: usize>(
-        server: Server,
-        addresses: Vec<Address>,
-        listeners: [L; N],
-    ) -> Self {
-        let shutdown = server.handle();
-        let (drop, dropped) = channel::bounded::<()>(1);
-        let (send, outcome) = mpsc::channel();
-        thread::spawn(move || {
-            let serve = async { Some(server.serve(listeners).await.unwrap()) };
-            let dropped = async {
-                let _ = dropped.recv().await;
-                None
-            };
-            if let Some(outcome) = future::block_on(serve.or(dropped)) {
-                let _ = send.send(outcome);
-            }
-        });
-        Self { shutdown, addresses, drop: Some(drop), outcome }
-    }
-
-    fn addr(&self) -> SocketAddr {
-        let Address::Tcp(addr) = self.addresses[0] else { panic!("{:?}", self.addresses) };
-        addr
-    }
-
-    fn connect(&self) -> Client {
-        Client::connect(self.addr())
-    }
-
-    /// Drops the server in the middle of what it does.
-    fn drop(&mut self) {
-        self.drop = None;
-    }
-
-    fn try_outcome(&self) -> Option<Outcome> {
-        self.outcome.try_recv().ok()
-    }
-
-    fn outcome(&self) -> Outcome {
-        self.outcome.recv_timeout(PATIENCE).expect("the server did not end")
-    }
-
-    fn stop(&self) -> Outcome {
-        self.shutdown.stop();
-        self.outcome()
-    }
-}
-
-fn tcp() -> Listener {
-    Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap()
-}
-
-fn address_of(listener: &Listener) -> SocketAddr {
-    let Address::Tcp(addr) = *listener.address() else { panic!("{listener:?}") };
-    addr
-}
-
-/// Whether nobody listens there. Not every error says so: a full queue does not answer, either.
-fn is_refused(addr: SocketAddr) -> bool {
-    let connected = TcpStream::connect_timeout(&addr, PATIENCE);
-    connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
-}
-
-fn temporary(name: &str) -> PathBuf {
-    let name = format!("smol-graceful-{}-{name}.sock", std::process::id());
-    let path = std::env::temp_dir().join(name);
-    let _ = std::fs::remove_file(&path);
-    path
-}
-
-/// One request over a stream of the standard library's; the body of the answer.
-fn ask(mut stream: UnixStream, path: &str) -> String {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    let (_, body) = text.split_once("\r\n\r\n").expect("a whole head");
-    body.to_owned()
-}
-
-/// Returns a handle of a stop that does not end by time before the test gives up.
-fn patient() -> Shutdown {
-    Shutdown::new().linger(2 * PATIENCE).grace(2 * PATIENCE)
-}
-
-/// Returns a patient handle whose idle connections do not stay for long.
-fn quick() -> Shutdown {
-    patient().linger(Duration::from_millis(20))
-}
-
-/// Runs a future that may not take for ever.
-fn patiently<T>(future: impl Future<Output = T>) -> T {
-    let late = async {
-        Timer::after(PATIENCE).await;
-        panic!("waited in vain");
-    };
-    future::block_on(future.or(late))
-}
-
-/// More than a kernel or a pipe takes in for a client that does not read.
-const BIG: usize = 16 * 1024 * 1024;
-
-type Answer = future::Boxed<http_types::Result<Response>>;
-
-/// A handler that can be waited for: `/now` answers, `/wait` waits until the stage is opened,
-/// `/echo` sends back the body, `/read` reads it, `/peer` says who asks, `/big` is [`BIG`].
-fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
-    let (stagehand, enter, gate) = Stagehand::new();
-    let handler = move |mut request: Request| -> Answer {
-        let (enter, gate) = (enter.clone(), gate.clone());
-        Box::pin(async move {
-            let path = request.url().path().to_owned();
-            let enter = || {
-                // Most tests do not want to know.
-                let _ = enter.send(path.clone());
-            };
-            Ok(match path.as_str() {
-                "/now" => "now".into(),
-                "/peer" => Peer::of(&request).to_string().into(),
-                "/wait" => {
-                    enter();
-                    let _ = gate.recv().await;
-                    "done".into()
-                }
-                "/echo" => request.take_body().into(),
-                "/read" => {
-                    enter();
-                    format!("{} bytes", request.body_bytes().await?.len()).into()
-                }
-                "/big" => vec![b'x'; BIG].into(),
-                path => panic!("unknown: {path}"),
-            })
-        })
-    };
-    (stagehand, handler)
-}
-
-/// The same with the stage open.
-fn handler() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
-    stage().1
-}
-
-const UPGRADE_HEAD: &str =
-    "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
-
-/// A handler that changes to another protocol: what comes goes back.
-fn upgrading() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
-    |_| {
-        Box::pin(async {
-            let mut response = Response::new(StatusCode::SwitchingProtocols);
-            response.insert_header(UPGRADE, "echo");
-            let upgraded = response.recv_upgrade().await;
-            let echo = async {
-                let (reader, mut writer) = futures_lite::io::split(upgraded.await.unwrap());
-                let _ = futures_lite::io::copy(reader, &mut writer).await;
-                let _ = writer.close().await;
-            };
-            smol::spawn(echo).detach();
-            Ok(response)
-        })
-    }
-}
-
-/// Where pipes come from.
-struct Door {
-    send: channel::Sender<io::Result<Connection>>,
-}
-
-impl Door {
-    /// A server whose connections come through a channel.
-    fn open(server: Server) -> (Self, Serving) {
-        let (send, connections) = channel::unbounded();
-        (Self { send }, Serving::of(server, [Listener::of(connections)]))
-    }
-
-    fn connect(&self) -> Pipe {
-        self.end().into()
-    }
-
-    /// A client's end of a new pipe.
-    fn end(&self) -> Connection {
-        let (client, connection) = Connection::pair();
-        self.send.try_send(Ok(connection)).expect("the server has closed");
-        client
-    }
-
-    fn fail(&self, error: io::Error) {
-        self.send.try_send(Err(error)).expect("the server has closed");
-    }
-
-    /// Whether the server takes no more connections.
-    fn is_closed(&self) -> bool {
-        self.send.is_closed()
-    }
-
-    /// How many connections wait.
-    fn queued(&self) -> usize {
-        self.send.len()
-    }
-}
-
-/// A raw client at the end of a pipe.
-struct Pipe {
-    stream: Connection,
-    buffer: Vec<u8>,
-}
-
-impl From<Connection> for Pipe {
-    fn from(stream: Connection) -> Self {
-        Self { stream, buffer: Vec::new() }
-    }
-}
-
-impl Pipe {
-    fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
-        patiently(self.stream.write_all(bytes.as_ref())).unwrap();
-        self
-    }
-
-    fn get(&mut self, path: &str) -> &mut Self {
-        self.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"))
-    }
-
-    fn post(&mut self, path: &str, body: &str) -> &mut Self {
-        let length = body.len();
-        self.send(format!(
-            "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}"
-        ))
-    }
-
-    fn half_close(&mut self) -> &mut Self {
-        patiently(self.stream.close()).unwrap();
-        self
-    }
-
-    /// The next response, which must have a length.
-    fn response(&mut self) -> Received {
-        while memchr::memmem::find(&self.buffer, b"\r\n\r\n").is_none() {
-            assert!(self.fill(), "the connection ended before a whole head");
-        }
-        let end = memchr::memmem::find(&self.buffer, b"\r\n\r\n").unwrap();
-        let head = self.take(end + 4);
-        let head = String::from_utf8(head[..end].to_vec()).unwrap();
-        let lines: Vec<_> = head.split("\r\n").map(str::to_owned).collect();
-        let status = lines[0].split(' ').nth(1).unwrap().parse().unwrap();
-        let mut received = Received { status, lines, body: Vec::new() };
-        if let Some(length) = received.header("content-length") {
-            received.body = self.take(length.parse().unwrap());
-        }
-        received
-    }
-
-    /// Exactly `n` bytes.
-    fn take(&mut self, n: usize) -> Vec<u8> {
-        while self.buffer.len() < n {
-            assert!(self.fill(), "the connection ended too early");
-        }
-        self.buffer.drain(..n).collect()
-    }
-
-    /// Waits for the next bytes.
-    fn fill(&mut self) -> bool {
-        let mut bytes = [0; 4096];
-        let n = patiently(self.stream.read(&mut bytes)).unwrap();
-        self.buffer.extend_from_slice(&bytes[..n]);
-        n > 0
-    }
-
-    /// Everything that still comes.
-    fn rest(&mut self) -> Vec<u8> {
-        while self.fill() {}
-        std::mem::take(&mut self.buffer)
-    }
-
-    /// Waits for the end, before which nothing may come.
-    fn end(&mut self) {
-        let rest = self.rest();
-        assert!(rest.is_empty(), "unexpected: {:?}", String::from_utf8_lossy(&rest));
-    }
 }

@@ -12,20 +12,21 @@ use std::iter;
 use std::net::{Shutdown as Half, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
-use common::{Client, Directory, End, PATIENCE, Program, pattern, text, wait_until};
+use common::{
+    Client, Directory, End, Generations, PATIENCE, ProcessId, Program, chromium, output, pattern,
+    run_ok, text, wait_for_close, wait_until,
+};
 use futures_rustls::pki_types::{CertificateDer, ServerName};
 use futures_rustls::rustls::{
     ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, StreamOwned,
 };
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 // hello
 
@@ -81,7 +82,7 @@ fn tls_finishes_what_is_in_flight() {
     // One whose head has been sent: curl says so, and waits for what it is to send.
     let mut echo = server.curl("/");
     echo.args(["-v", "-X", "POST", "-T", "-"]);
-    let mut echo = talk_to(&mut echo);
+    let mut echo = piped(&mut echo);
     let mut told = BufReader::new(echo.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(told.any(|line| line.starts_with("> Transfer-Encoding: chunked")));
     // One of whose head a part has arrived.
@@ -94,7 +95,7 @@ fn tls_finishes_what_is_in_flight() {
 
     server.program.signal(Signal::TERM);
     server.program.wait_for("stopping because of SIGTERM");
-    wait_until("the close", || TcpStream::connect(server.program.addr).is_err());
+    wait_for_close(server.program.addr);
     assert!(server.program.is_running());
 
     late.sock.write_all(&hello).unwrap();
@@ -148,13 +149,12 @@ fn tls_takes_leave_of_openssl() {
     let mut openssl = Command::new("timeout");
     openssl.args([&PATIENCE.as_secs().to_string(), "openssl", "s_client", "-quiet"]);
     openssl.args(["-verify_return_error", "-servername", "localhost", "-CAfile"]);
-    openssl.arg(server.dir.0.join("cert.pem"));
+    openssl.arg(server.dir.join("cert.pem"));
     openssl.args(["-connect", &server.program.addr.to_string()]);
-    let mut openssl = talk_to(&mut openssl);
+    let mut openssl = piped(&mut openssl);
     openssl.stdin.as_mut().unwrap().write_all(GET).unwrap();
     answer(openssl.stdout.as_mut().unwrap());
-    server.program.signal(Signal::TERM);
-    assert_eq!(server.program.exit_code(), 0, "{}", server.program);
+    server.program.stop();
     // Its standard input is still open: it is the server that ends it.
     let stdin = openssl.stdin.take();
     let output = openssl.wait_with_output().unwrap();
@@ -194,21 +194,25 @@ fn tls_renews_its_certificate() {
     let mut server = Tls::start();
     let mut old = server.connect();
     okay(&mut old);
-    server.trusted = certificate(&server.dir.0);
+    server.trusted = certificate(server.dir.path());
     server.program.signal(Signal::USR2);
-    let successor = Successor::of(&mut server.program);
+    let told = server.program.wait_for(" has taken over");
+    let successor = ProcessId::named(&told, "process ");
     assert_eq!(rest(&mut old), "");
     assert_eq!(server.program.exit_code(), 0, "{}", server.program);
     okay(&mut server.connect());
     assert_eq!(text(&run_ok(&mut server.curl("/"), b"")), "okay\n");
-    successor.end(&mut server.program);
+    successor.signal(Signal::TERM);
+    // The log ends when both of them have.
+    let log = server.program.log();
+    assert_eq!(log.matches("drained in ").count(), 2, "{log}");
 }
 
 #[test]
 fn tls_says_what_is_wrong() {
     let dir = Directory::new();
-    certificate(&dir.0);
-    let path = |name: &str| dir.0.join(name).display().to_string();
+    certificate(dir.path());
+    let path = |name: &str| dir.join(name).display().to_string();
     let (chain, key, none) = (path("cert.pem"), path("key.pem"), path("none.pem"));
     for (args, told) in [
         (vec![], "`tls ADDR CERT KEY`"),
@@ -228,38 +232,40 @@ fn tls_says_what_is_wrong() {
 /// The stream ends with its last chunk, and the successor goes on with the next event.
 #[test]
 fn events_go_on_with_the_successor() {
-    let mut server = Program::example("events", &["127.0.0.1:0"]);
+    let server = Program::example("events", &["127.0.0.1:0"]);
     let mut page = server.connect();
     let page = page.get("/").response();
     assert_eq!(page.header("content-type").unwrap(), "text/html; charset=utf-8");
     assert!(page.text().contains("EventSource"));
     assert_eq!(server.connect().get("/other").response().status, 404);
 
+    let predecessor = server.process().number();
     let mut client = server.connect();
     subscribe(&mut client, None);
     for n in 1..=3 {
-        assert_eq!(event(&mut client), Some((n, server.pid())));
+        assert_eq!(event(&mut client), Some((n, predecessor)));
     }
-    server.signal(Signal::USR2);
-    let successor = Successor::of(&mut server);
+    let mut servers = Generations::from(server);
+    servers.restart();
+    let successor = servers.serving.number();
     let mut last = 3;
     while let Some((n, by)) = event(&mut client) {
-        assert_eq!((n, by), (last + 1, server.pid()));
+        assert_eq!((n, by), (last + 1, predecessor));
         last = n;
     }
     assert_eq!(client.end(), End::Eof);
-    assert_eq!(server.exit_code(), 0, "{server}");
+    assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
 
-    let mut client = server.connect();
+    let mut client = servers.program.connect();
     subscribe(&mut client, Some(&last.to_string()));
-    assert_eq!(event(&mut client), Some((last + 1, successor.0)));
+    assert_eq!(event(&mut client), Some((last + 1, successor)));
     // One who says nonsense gets all of them.
     for nonsense in ["-1", "99999999999999999999", "x"] {
-        let mut client = server.connect();
+        let mut client = servers.program.connect();
         subscribe(&mut client, Some(nonsense));
-        assert_eq!(event(&mut client), Some((1, successor.0)));
+        assert_eq!(event(&mut client), Some((1, successor)));
     }
-    successor.end(&mut server);
+    servers.end();
     while event(&mut client).is_some() {}
     assert_eq!(client.end(), End::Eof);
 }
@@ -278,7 +284,7 @@ fn subscribe(client: &mut Client, last: Option<&str>) {
 }
 
 /// The next event's number, and the process that it is by; `None` if the stream ends properly.
-fn event(client: &mut Client) -> Option<(u64, u32)> {
+fn event(client: &mut Client) -> Option<(u64, i32)> {
     loop {
         let line = client.line().unwrap();
         if line == "0" {
@@ -300,9 +306,9 @@ fn events_go_on_in_chromium() {
     let mut first = Program::example("events", &["127.0.0.1:0"]);
     let chromium = Chromium::open(&format!("http://{}/", first.addr));
     let mut received = 0;
-    let mut receives_from = |pid: u32| {
+    let mut receives_from = |process: ProcessId| {
         let before = received;
-        wait_until(&format!("two more events by process {pid}"), || {
+        wait_until(&format!("two more events by process {process}"), || {
             let title = chromium.title();
             let told = title.split_once(" received, the last: event ");
             let Some((count, last)) = told else {
@@ -312,20 +318,19 @@ fn events_go_on_in_chromium() {
             // None was lost, none came twice.
             received = count.parse::<u64>().unwrap();
             assert!(last.starts_with(&format!("{count}, by process ")), "{title}");
-            last.ends_with(&format!("process {pid}")) && received >= before + 2
+            last.ends_with(&format!("process {process}")) && received >= before + 2
         });
     };
-    receives_from(first.pid());
-    first.signal(Signal::TERM);
-    assert_eq!(first.exit_code(), 0, "{first}");
+    receives_from(first.process());
+    first.stop();
 
-    let mut second = Program::example("events", &[&first.addr.to_string()]);
-    receives_from(second.pid());
-    second.signal(Signal::USR2);
-    let third = Successor::of(&mut second);
-    assert_eq!(second.exit_code(), 0, "{second}");
-    receives_from(third.0);
-    third.end(&mut second);
+    let second = Program::example_command("events", &[&first.addr.to_string()]);
+    let mut servers = Generations::start(second);
+    receives_from(servers.serving);
+    servers.restart();
+    assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
+    receives_from(servers.serving);
+    servers.end();
 }
 
 // proxy_protocol
@@ -373,8 +378,7 @@ fn proxy_protocol_tells_who_the_client_is() {
         let _ = client.stream.write_all(format!("{bad}\r\nGET / HTTP/1.1\r\n\r\n").as_bytes());
         assert!(client.rest().0.is_empty(), "{bad}");
     }
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0, "{server}");
+    server.stop();
 }
 
 /// Half a line at the stop: the connection is counted, served when the rest comes, and named by an
@@ -392,7 +396,7 @@ fn proxy_protocol_serves_whose_line_is_half_there_at_the_stop() {
         );
         drop(late);
         server.signal(Signal::TERM);
-        wait_until("the close", || TcpStream::connect(server.addr).is_err());
+        wait_for_close(server.addr);
         if is_finished {
             half.send("2.0.2.2 1 443\r\n").get("/");
             let response = half.response();
@@ -420,8 +424,7 @@ fn worker_finishes_what_is_under_way() {
     for _ in 0..6 {
         worker.wait_for("begun: 1000");
     }
-    worker.signal(Signal::TERM);
-    assert_eq!(worker.exit_code(), 0, "{worker}");
+    worker.stop();
     let log = worker.log();
     let count = |what: &str| log.matches(what).count();
     assert_eq!(count("begun: "), count("done: "), "{log}");
@@ -445,8 +448,7 @@ fn worker_loses_no_job_to_a_stop_at_any_moment() {
         for _ in 0..random.usize(1..40) {
             worker.wait_for("begun: ");
         }
-        worker.signal(Signal::TERM);
-        assert_eq!(worker.exit_code(), 0, "{worker}");
+        worker.stop();
         let log = worker.log();
         let count = |what: &str| log.matches(what).count();
         for job in ["0", "1", "2"] {
@@ -487,7 +489,7 @@ fn worker_ends_with_its_input() {
 /// A worker, and where its jobs come from.
 fn worker() -> (Program, UnixStream) {
     let (here, there) = UnixStream::pair().unwrap();
-    (Program::start_with(quiet("worker", ""), OwnedFd::from(there).into()), here)
+    (Program::start_with(quiet("worker", ""), OwnedFd::from(there)), here)
 }
 
 // embed
@@ -504,7 +506,7 @@ fn embed_does_every_job_it_has_accepted() {
     assert_eq!(public.get("/jobs").response().status, 404, "not by GET");
     assert_eq!(public.get("/readyz").response().status, 404, "not in public");
     for n in 1..=5 {
-        assert_eq!(post(&mut public, "/jobs", &format!("job {n}")), 202);
+        assert_eq!(public.post("/jobs", &format!("job {n}")).response().status, 202);
     }
     // What follows at once finds the stop begun, and both servers in the lame duck.
     let stop = "POST /stop HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
@@ -527,7 +529,7 @@ fn embed_takes_a_job_that_is_being_sent_at_the_stop() {
     let mut client = program.connect();
     client.send("POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\nthe ");
     program.signal(Signal::TERM);
-    wait_until("the close", || TcpStream::connect(program.addr).is_err());
+    wait_for_close(program.addr);
     let answer = client.send("last").response();
     assert_eq!((answer.status, answer.says_close()), (202, true));
     assert_eq!(program.exit_code(), 0, "{program}");
@@ -541,7 +543,7 @@ fn embed_ends_at_once_when_told_twice() {
     let (mut program, _) = embed();
     let mut client = program.connect();
     for _ in 0..100 {
-        assert_eq!(post(&mut client, "/jobs", "too much"), 202);
+        assert_eq!(client.post("/jobs", "too much").response().status, 202);
     }
     program.signal(Signal::TERM);
     program.wait_for("stopping because of SIGTERM");
@@ -590,10 +592,9 @@ fn embed_survives_what_clients_declare() {
         client.half_close();
         assert_eq!(client.response().status, 400);
     }
-    assert_eq!(post(&mut program.connect(), "/jobs", "a job"), 202);
+    assert_eq!(program.connect().post("/jobs", "a job").response().status, 202);
     drop(clients);
-    program.signal(Signal::TERM);
-    assert_eq!(program.exit_code(), 0, "{program}");
+    program.stop();
 }
 
 #[test]
@@ -613,13 +614,6 @@ fn embed() -> (Program, SocketAddr) {
     (program, admin)
 }
 
-fn post(client: &mut Client, path: &str, body: &str) -> u16 {
-    let length = body.len();
-    client
-        .send(format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"));
-    client.response().status
-}
-
 // tokio
 
 #[test]
@@ -630,7 +624,7 @@ fn tokio_finishes_requests_and_tasks() {
         assert_eq!(client.get("/work/1").response().text(), "worked for 1ms\n");
         assert_eq!(client.get("/work/x").response().status, 400);
         assert_eq!(client.get("/later/1").response().status, 404, "not by GET");
-        assert_eq!(post(&mut client, "/later/1000", ""), 202);
+        assert_eq!(client.post("/later/1000", "").response().status, 202);
         client.get("/work/500");
         server.signal(signal);
         let answer = client.response();
@@ -647,9 +641,9 @@ fn tokio_finishes_requests_and_tasks() {
 #[test]
 fn tokio_ends_at_once_when_told_twice() {
     let mut server = Program::example("tokio", &["127.0.0.1:0"]);
-    assert_eq!(post(&mut server.connect(), "/later/600000", ""), 202);
+    assert_eq!(server.connect().post("/later/600000", "").response().status, 202);
     server.signal(Signal::INT);
-    wait_until("the close", || TcpStream::connect(server.addr).is_err());
+    wait_for_close(server.addr);
     common::pass_repeat_window();
     assert!(server.is_running());
     server.signal(Signal::TERM);
@@ -672,50 +666,11 @@ fn quiet(name: &str, variables: &str) -> Command {
 
 /// The example ends at once, with the exit code 1 and one line.
 fn fails(name: &str, args: &[&str], told: &str) {
-    let mut child = talk_to(&mut Program::example_command(name, args));
-    let begin = Instant::now();
-    while child.try_wait().unwrap().is_none() && begin.elapsed() < PATIENCE {
-        thread::sleep(Duration::from_millis(1));
-    }
-    // One that goes on, against all expectation.
-    let _ = child.kill();
-    let output = child.wait_with_output().unwrap();
+    let output = output(Program::example_command(name, args).stdin(Stdio::null()));
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
     assert!(stderr.contains(told), "{args:?}: {stderr}");
     assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
-}
-
-/// Who has taken over, by process id: no child of ours, so it is ended if the test fails.
-struct Successor(u32);
-
-impl Successor {
-    /// Waits for it. It writes to the log of `predecessor`.
-    fn of(predecessor: &mut Program) -> Self {
-        let told = predecessor.wait_for(" has taken over");
-        let pid = told.split(" process ").nth(1).unwrap().split(' ').next().unwrap();
-        Self(pid.parse().unwrap())
-    }
-
-    fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
-        kill_process(Pid::from_raw(i32::try_from(self.0).unwrap()).unwrap(), signal)
-    }
-
-    /// Stops it; both have drained.
-    fn end(&self, predecessor: &mut Program) {
-        self.signal(Signal::TERM).unwrap();
-        // The log ends when both of them have.
-        let log = predecessor.log();
-        assert_eq!(log.matches("drained in ").count(), 2, "{log}");
-    }
-}
-
-impl Drop for Successor {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            let _ = self.signal(Signal::KILL);
-        }
-    }
 }
 
 /// The example `tls` with a certificate for `localhost`, made for it.
@@ -731,9 +686,9 @@ type TlsClient = StreamOwned<ClientConnection, TcpStream>;
 impl Tls {
     fn start() -> Self {
         let dir = Directory::new();
-        let trusted = certificate(&dir.0);
+        let trusted = certificate(dir.path());
         let mut command = Program::example_command("tls", &["127.0.0.1:0"]);
-        command.arg(dir.0.join("cert.pem")).arg(dir.0.join("key.pem"));
+        command.arg(dir.join("cert.pem")).arg(dir.join("key.pem"));
         Self { program: Program::start(command), dir, trusted }
     }
 
@@ -744,7 +699,7 @@ impl Tls {
     /// curl, quiet but for errors, for a while at most.
     fn curl(&self, path: &str) -> Command {
         let mut curl = self.distrustful_curl(path);
-        curl.arg("--cacert").arg(self.dir.0.join("cert.pem"));
+        curl.arg("--cacert").arg(self.dir.join("cert.pem"));
         curl
     }
 
@@ -780,8 +735,7 @@ impl Tls {
     }
 
     fn end(&mut self) {
-        self.program.signal(Signal::TERM);
-        assert_eq!(self.program.exit_code(), 0, "{}", self.program);
+        self.program.stop();
         let log = self.program.log();
         assert!(log.contains("drained in "), "{log}");
     }
@@ -834,23 +788,8 @@ struct Chromium {
 impl Chromium {
     fn open(url: &str) -> Self {
         let profile = Directory::new();
-        let mut chromium = Command::new("chromium");
-        chromium.args([
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-            "--remote-debugging-port=0",
-        ]);
-        chromium.arg(format!("--user-data-dir={}", profile.0.display())).arg(url);
-        // Its children are ended with it.
-        chromium.process_group(0);
+        let mut chromium = chromium(&profile);
+        chromium.args(["--remote-debugging-port=0", url]);
         let program = Program::start(chromium);
         let log = program.to_string();
         let devtools = log.split("listening on ws://").nth(1).unwrap().split('/').next().unwrap();
@@ -879,20 +818,7 @@ impl Drop for Chromium {
 }
 
 /// Starts `command` with pipes to it and from it. It has to end by itself.
-fn talk_to(command: &mut Command) -> Child {
+fn piped(command: &mut Command) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().unwrap()
-}
-
-/// Runs `command` with `input` on its standard input; it must succeed. Its standard output.
-fn run_ok(command: &mut Command, input: &[u8]) -> Vec<u8> {
-    let mut child = talk_to(command);
-    let mut stdin = child.stdin.take().unwrap();
-    let output = thread::scope(|scope| {
-        // Whoever does not read its input to the end has its reasons.
-        scope.spawn(move || drop(stdin.write_all(input)));
-        child.wait_with_output().unwrap()
-    });
-    assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
-    output.stdout
 }

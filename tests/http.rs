@@ -9,7 +9,9 @@ use std::sync::{LazyLock, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, End, PATIENCE, Received, Running, case, pattern, settle, wait_until};
+use common::{
+    Client, End, Log, PATIENCE, Received, Running, case, is_refused, pattern, settle, wait_until,
+};
 use futures_lite::io::{BufReader, Cursor};
 use futures_lite::{AsyncReadExt, StreamExt, stream};
 use http_types::trailers::{Sender, Trailers};
@@ -45,18 +47,11 @@ fn assert_closed(client: &mut Client, response: &Received) {
 
 /// The connection is kept or has ended, as `response` says.
 fn assert_as_told(client: &mut Client, response: &Received) {
-    match response.says_close() {
-        true => assert_eq!(client.end(), End::Eof),
-        false => assert_open(client),
+    if response.says_close() {
+        assert_eq!(client.end(), End::Eof);
+    } else {
+        assert_open(client);
     }
-}
-
-/// Nothing comes from the server, for as long as a test can afford to look.
-fn assert_silent(client: &Client) {
-    client.stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-    let peeked = client.stream.peek(&mut [0]);
-    client.stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert!(peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
 }
 
 fn get(path: &str) -> String {
@@ -84,112 +79,6 @@ fn stream(from: UnixStream) -> Body {
 // Keeping the connection.
 
 #[test]
-fn connections_are_kept_as_the_client_wishes() {
-    struct Case {
-        rule: &'static str,
-        send: &'static str,
-        kept: bool,
-    }
-    let cases = [
-        Case {
-            rule: "RFC 9112 9.3: 1.1 persists",
-            send: "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-            kept: true,
-        },
-        Case {
-            rule: "RFC 9112 9.3: keep-alive says nothing new",
-            send: "GET / HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\n\r\n",
-            kept: true,
-        },
-        Case {
-            rule: "RFC 9112 9.6: close",
-            send: "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-            kept: false,
-        },
-        Case {
-            rule: "RFC 9110 7.6.1: options are in any case",
-            send: "GET / HTTP/1.1\r\nHost: x\r\nconnection: CLOSE\r\n\r\n",
-            kept: false,
-        },
-        Case {
-            rule: "RFC 9110 7.6.1: Connection is a list",
-            send: "GET / HTTP/1.1\r\nHost: x\r\nConnection: foo, close\r\n\r\n",
-            kept: false,
-        },
-        Case {
-            rule: "RFC 9110 5.3: a list may take several lines",
-            send: "GET / HTTP/1.1\r\nHost: x\r\nConnection: foo\r\nConnection: close\r\n\r\n",
-            kept: false,
-        },
-        Case {
-            rule: "RFC 9112 9.3: close beats keep-alive",
-            send: "GET / HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, close\r\n\r\n",
-            kept: false,
-        },
-        Case { rule: "W8: 1.0 closes", send: "GET / HTTP/1.0\r\n\r\n", kept: false },
-        Case {
-            rule: "W8: 1.0 persists if asked to",
-            send: "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
-            kept: true,
-        },
-        Case {
-            rule: "W8: 1.0, keep-alive and close",
-            send: "GET / HTTP/1.0\r\nHost: x\r\nConnection: keep-alive, close\r\n\r\n",
-            kept: false,
-        },
-        Case {
-            rule: "RFC 9112 2.2: an empty line before a request",
-            send: "\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
-            kept: true,
-        },
-        Case {
-            rule: "RFC 9112 3.2.2: an absolute target",
-            send: "GET http://x/ HTTP/1.1\r\nHost: x\r\n\r\n",
-            kept: true,
-        },
-        Case {
-            rule: "RFC 9110 2.5: a higher minor version",
-            send: "GET / HTTP/1.9\r\nHost: x\r\n\r\n",
-            kept: true,
-        },
-    ];
-    let server = Running::new(app);
-    for Case { rule, send, kept } in cases {
-        case(rule, || {
-            let mut client = server.connect();
-            let response = client.send(send).response();
-            assert_eq!(response.lines[0], "HTTP/1.1 200 OK");
-            assert_eq!(response.text(), "/");
-            if !kept {
-                return assert_closed(&mut client, &response);
-            }
-            // An HTTP/1.0 client has to be told.
-            let told = send.contains("HTTP/1.0").then(|| "keep-alive".to_owned());
-            assert_eq!(response.header("connection"), told);
-            assert_open(&mut client);
-        });
-    }
-    settle(&server);
-}
-
-#[test]
-fn a_handler_can_ask_to_close() {
-    for value in ["close", "foo, Close"] {
-        let server = Running::new(move |_| async move {
-            let mut response = Response::from("bye");
-            response.insert_header("connection", value);
-            Ok(response)
-        });
-        let mut client = server.connect();
-        let response = client.get("/").response();
-        assert_eq!(response.text(), "bye");
-        assert_closed(&mut client, &response);
-        drop(client);
-        settle(&server);
-    }
-}
-
-#[test]
 fn peers_have_addresses() {
     let server =
         Running::new(|request| async move { Ok(request.peer_addr().unwrap_or("").to_owned()) });
@@ -214,13 +103,10 @@ fn pipelined_requests_are_answered_in_order() {
     let fixed = |path| post(path, "Content-Length: 5\r\n", "fixed");
     let chunked = |path| post(path, CHUNKED, "3\r\nchu\r\n4;x=y\r\nnked\r\n0\r\nX: y\r\n\r\n");
     let long = |path| post(path, "Content-Length: 9000\r\n", &"x".repeat(9000));
-    let cases: [(&str, String, &[&str]); 6] = [
-        ("GET, POST, GET", get("/1") + &fixed("/read") + &get("/3"), &["/1", "fixed", "/3"]),
-        ("chunked", get("/1") + &chunked("/read") + &get("/3"), &["/1", "chunked", "/3"]),
+    let cases: [(&str, String, &[&str]); 3] = [
         ("echoes", fixed("/echo") + &chunked("/echo") + &get("/3"), &["fixed", "chunked", "/3"]),
         ("behind unread bodies", fixed("/1") + &chunked("/2") + &get("/3"), &["/1", "/2", "/3"]),
         ("behind a long one", long("/1") + &get("/2"), &["/1", "/2"]),
-        ("empty lines between", get("/1") + "\r\n" + &get("/2") + "\r\n", &["/1", "/2"]),
     ];
     for (name, send, expect) in cases {
         case(name, || {
@@ -520,7 +406,7 @@ fn a_malformed_chunk_is_an_error() {
         async move {
             let read = request.read_to_end(&mut Vec::new()).await;
             report.send(read.as_ref().map_err(io::Error::kind).copied())?;
-            Ok(if request.url().path() == "/pass" { read?.to_string() } else { "okay".into() })
+            Ok("okay")
         }
     });
     for send in [
@@ -539,15 +425,11 @@ fn a_malformed_chunk_is_an_error() {
         "5\r\nhello\r\n0\r\nContent-Length: 5\r\n\r\n",
     ] {
         case(send, || {
-            // Its status is the client's fault, if the handler passes the error on.
-            for (path, status) in [("/pass", 400), ("/keep", 200)] {
-                let mut client = server.connect();
-                let response = client.send(post(path, CHUNKED, send)).response();
-                assert_eq!(response.status, status);
-                let read = reports.recv_timeout(PATIENCE).unwrap();
-                assert_eq!(read, Err(io::ErrorKind::InvalidData));
-                assert_closed(&mut client, &response);
-            }
+            let mut client = server.connect();
+            let response = client.send(post("/", CHUNKED, send)).response();
+            let read = reports.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(read, Err(io::ErrorKind::InvalidData));
+            assert_closed(&mut client, &response);
         });
     }
     settle(&server);
@@ -645,76 +527,6 @@ fn a_bodys_fault_is_the_clients_however_the_error_is_mapped() {
                 assert_eq!(response.status, status);
             });
         }
-    }
-    settle(&server);
-}
-
-#[test]
-fn bodies_are_bounded_if_wished() {
-    let limits = Limits { body_bytes: Some(10), ..Limits::default() };
-    let (called, calls) = mpsc::channel();
-    let server = Running::with(limits, move |request| {
-        called.send(()).unwrap();
-        app(request)
-    });
-    struct Case {
-        rule: &'static str,
-        send: String,
-        status: u16,
-        calls: usize,
-    }
-    let fixed =
-        |path, length| post(path, &format!("Content-Length: {length}\r\n"), &"x".repeat(length));
-    let chunked = |last: &str| format!("5\r\n01234\r\n{:x}\r\n{last}\r\n0\r\n\r\n", last.len());
-    let cases = [
-        Case { rule: "declared, at the limit", send: fixed("/read", 10), status: 200, calls: 1 },
-        Case { rule: "declared, beyond", send: fixed("/read", 11), status: 413, calls: 0 },
-        Case {
-            rule: "declared, beyond, unwanted",
-            send: post("/", "Content-Length: 18446744073709551615\r\n", ""),
-            status: 413,
-            calls: 0,
-        },
-        Case {
-            rule: "no 100 Continue for a body that is refused",
-            send: post("/read", "Content-Length: 11\r\nExpect: 100-continue\r\n", ""),
-            status: 413,
-            calls: 0,
-        },
-        Case {
-            rule: "counted, at the limit",
-            send: post("/read", CHUNKED, &chunked("56789")),
-            status: 200,
-            calls: 1,
-        },
-        Case {
-            rule: "counted, beyond",
-            send: post("/read", CHUNKED, &chunked("56789x")),
-            status: 413,
-            calls: 1,
-        },
-        Case {
-            rule: "counted, far beyond",
-            send: post("/read", CHUNKED, "5\r\n01234\r\nffffffffffffffff\r\nx"),
-            status: 413,
-            calls: 1,
-        },
-    ];
-    for Case { rule, send, status, calls: expected } in cases {
-        case(rule, || {
-            let mut client = server.connect();
-            let response = client.send(send).response();
-            assert_eq!(response.status, status);
-            assert_eq!(calls.try_iter().count(), expected);
-            match status {
-                200 => client.get("/").response().status,
-                _ => {
-                    assert_closed(&mut client, &response);
-                    return;
-                }
-            };
-            assert_eq!(calls.try_iter().count(), 1);
-        });
     }
     settle(&server);
 }
@@ -1018,7 +830,7 @@ fn an_unread_body_that_does_not_come_ends_the_connection() {
 /// Rule S23: meanwhile the server waits for the handler, and not for a body that nobody reads.
 #[test]
 fn a_body_that_nobody_reads_may_come_behind_a_long_response() {
-    let limits = Limits { stall_timeout: SHORT, ..Limits::default() };
+    let limits = Limits { stall_timeout: SHORT, head_timeout: SHORT, ..Limits::default() };
     for path in ["/unread", "/given-up", "/kept"] {
         case(path, || {
             let (source, body) = UnixStream::pair().unwrap();
@@ -1043,8 +855,10 @@ fn a_body_that_nobody_reads_may_come_behind_a_long_response() {
             let mut client = server.connect();
             client.send(post(path, "Content-Length: 5\r\n", ""));
             while !client.line().unwrap().is_empty() {}
-            // Much longer than a body may stall.
-            thread::sleep(5 * SHORT);
+            // Heads that do not come in time, each for as long as a body may stall.
+            for _ in 0..3 {
+                assert_eq!(server.connect().send("GET ").response().status, 408);
+            }
             drop(source);
             assert_eq!((client.line().unwrap(), client.line().unwrap()), ("0".into(), "".into()));
             client.send("01234");
@@ -1081,7 +895,7 @@ fn continue_is_said_when_the_handler_reads() {
             case(&format!("{path} {fields}"), || {
                 let mut client = server.connect();
                 client.send(post(path, fields, ""));
-                assert_silent(&client);
+                client.assert_silent();
                 open.try_send(()).unwrap();
                 assert_eq!(client.response().lines, ["HTTP/1.1 100 Continue"]);
                 let response = client.send(body).response();
@@ -1132,7 +946,6 @@ fn continue_is_not_said_without_need() {
     for (rule, send, expect) in [
         ("the body has begun to come", post("/read", EXPECT, "h"), ""),
         ("the body is here", post("/read", EXPECT, "hello"), "hello"),
-        ("there is none", post("/read", "Content-Length: 0\r\nExpect: 100-continue\r\n", ""), ""),
         (
             "HTTP/1.0",
             "POST /read HTTP/1.0\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n".into(),
@@ -1144,7 +957,7 @@ fn continue_is_not_said_without_need() {
             client.send(&send);
             match rule {
                 "the body has begun to come" | "HTTP/1.0" => {
-                    assert_silent(&client);
+                    client.assert_silent();
                     client.send(if send.ends_with('h') { "ello" } else { "hello" })
                 }
                 _ => &mut client,
@@ -1177,7 +990,7 @@ fn continue_is_not_said_within_a_response() {
     assert_eq!(client.line().unwrap(), "first");
     // From here on the request's body is read.
     drop(source);
-    assert_silent(&client);
+    client.assert_silent();
     client.send("hello");
     for line in ["5", "hello", "0", ""] {
         assert_eq!(client.line().unwrap(), line);
@@ -1257,7 +1070,6 @@ fn responses_are_framed() {
     };
     let cases = [
         Case { rule: "no body", make: || Response::new(200), length: Some("0"), ..bare },
-        Case { rule: "W11: 204", make: || Response::new(204), ..bare },
         Case { rule: "W11: 204 with a body", make: || with_status(204, "hello".into()), ..bare },
         Case { rule: "W11: 204, unsized", make: || with_status(204, unsized_body()), ..bare },
         Case {
@@ -1265,7 +1077,6 @@ fn responses_are_framed() {
             make: || with(Response::new(204), "content-length", "5"),
             ..bare
         },
-        Case { rule: "W11: 304", make: || Response::new(304), ..bare },
         Case { rule: "W11: 304, unsized", make: || with_status(304, unsized_body()), ..bare },
         Case {
             rule: "304 tells the length that it is told",
@@ -1286,7 +1097,6 @@ fn responses_are_framed() {
             length: Some("12345678901"),
             ..bare
         },
-        Case { rule: "HEAD of a body of known length", method: Method::Head, body: "", ..get },
         Case {
             rule: "too short a length",
             make: || with("hello".into(), "content-length", "3"),
@@ -1319,7 +1129,6 @@ fn responses_are_framed() {
             make: || Body::from_reader(Cursor::new("hello, world"), Some(5)).into(),
             ..get
         },
-        Case { ..get },
     ];
     let makes: Vec<_> = cases.iter().map(|case| case.make).collect();
     let server = Running::new(move |request: Request| {
@@ -1534,7 +1343,7 @@ fn late_trailers_are_waited_for() {
         while !client.line().unwrap().is_empty() {}
         // The body is there although its end is not.
         assert_eq!(client.take(10).unwrap(), b"5\r\nhello\r\n");
-        assert_silent(&client);
+        client.assert_silent();
         assert_open(&mut server.connect());
         (client, senders.recv_timeout(PATIENCE).unwrap())
     };
@@ -1556,7 +1365,7 @@ fn late_trailers_are_waited_for() {
 
     let (mut client, sender) = late();
     server.shutdown.stop();
-    assert_silent(&client);
+    client.assert_silent();
     send(sender);
     assert_eq!(client.take(15).unwrap(), b"0\r\nx-sum: 5\r\n\r\n");
     assert_eq!(client.end(), End::Eof);
@@ -1566,8 +1375,8 @@ fn late_trailers_are_waited_for() {
 /// The log says why trailers are not sent, but clients cannot fill the log.
 #[test]
 fn withheld_trailers_are_logged() {
-    log::set_logger(&LOG).unwrap();
-    log::set_max_level(log::LevelFilter::Warn);
+    let log = Log::of_this_process();
+    let count = |why| log.with(&format!("a response's trailers are not sent: {why}")).len();
     let server = Running::new(|request: Request| async move {
         let mut response: Response = match request.url().path() {
             "/known" => "hello".into(),
@@ -1581,10 +1390,10 @@ fn withheld_trailers_are_logged() {
         client.get("/known").response();
     }
     // Other tests may have added some.
-    assert!(LOG.count("the length of the body is known") >= 20);
+    assert!(count("the length of the body is known") >= 20);
 
     // Another test's client may have had the line of this second.
-    let refused = || LOG.count("the client has not sent `TE: trailers`");
+    let refused = || count("the client has not sent `TE: trailers`");
     let began = Instant::now();
     wait_until("a line about the client", || {
         client.get("/").response();
@@ -1596,47 +1405,6 @@ fn withheld_trailers_are_logged() {
     let seconds = usize::try_from(began.elapsed().as_secs()).unwrap() + 2;
     assert!(refused() <= seconds, "{} lines in {seconds} s", refused());
     drop(client);
-    settle(&server);
-}
-
-/// Keeps what the server logs about withheld trailers; this process has one log for all tests.
-struct Log(Mutex<Vec<String>>);
-
-static LOG: Log = Log(Mutex::new(Vec::new()));
-
-impl Log {
-    fn count(&self, text: &str) -> usize {
-        self.0.lock().unwrap().iter().filter(|line| line.contains(text)).count()
-    }
-}
-
-impl log::Log for Log {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        let line = record.args().to_string();
-        if line.starts_with("a response's trailers are not sent: ") {
-            self.0.lock().unwrap().push(line);
-        }
-    }
-
-    fn flush(&self) {}
-}
-
-/// Rule W8: HTTP/1.0 knows no chunks, a body without a length ends with the connection.
-#[test]
-fn http_1_0_gets_no_chunks() {
-    let server = Running::new(|_| async { Ok(Body::from_reader(Cursor::new("hello"), None)) });
-    for fields in ["", "Connection: keep-alive\r\n"] {
-        let mut client = server.connect();
-        let response = client.send(format!("GET / HTTP/1.0\r\n{fields}\r\n")).response();
-        assert_eq!((response.status, response.text().as_str()), (200, "hello"));
-        assert_eq!(response.header("transfer-encoding"), None);
-        assert_eq!(response.header("content-length"), None);
-        assert_closed(&mut client, &response);
-    }
     settle(&server);
 }
 
@@ -2071,7 +1839,7 @@ fn the_longest_duration_means_no_limit() {
     assert_eq!((response.text().as_str(), response.says_close()), ("/new", true));
     slow.send("Content-Length: 1\r\n\r\nx");
     assert_eq!(slow.response().text(), "x");
-    assert!(server.try_outcome().is_none());
+    assert!(server.is_serving());
     drop((idle, slow));
     server.shutdown.abort();
     assert!(server.outcome().is_drained());
@@ -2081,8 +1849,8 @@ fn the_longest_duration_means_no_limit() {
     let mut idle = server.connect();
     assert_open(&mut idle);
     server.shutdown.stop();
-    wait_until("it drains", || std::net::TcpStream::connect(server.addr).is_err());
-    assert_silent(&idle);
+    wait_until("it drains", || is_refused(server.addr()));
+    idle.assert_silent();
     let response = idle.get("/last").response();
     assert_closed(&mut idle, &response);
     assert!(server.outcome().is_drained());
@@ -2119,6 +1887,7 @@ fn a_head_has_to_come_in_time() {
                 while stopped.try_recv() == Err(mpsc::TryRecvError::Empty)
                     && writer.write_all(b"x").is_ok()
                 {
+                    // The pace of the client.
                     thread::sleep(Duration::from_millis(5));
                 }
             });
@@ -2297,6 +2066,7 @@ fn a_client_that_sends_and_does_not_read_is_given_up() {
     let mut client = server.connect();
     client.send(post("/", "Content-Length: 1000000\r\n", ""));
     wait_until("the client is given up", || {
+        // The pace of the client.
         thread::sleep(SHORT / 10);
         let _ = client.stream.write(b"x");
         client.stream.peek(&mut [0]).unwrap_or(1) > 0 && server.shutdown.in_flight() == 0
@@ -2335,9 +2105,10 @@ fn clients_do_not_disturb_each_other() {
                 }
                 assert_open(&mut live);
                 for client in bad {
-                    match reset {
-                        true => client.reset(),
-                        false => drop(client),
+                    if reset {
+                        client.reset();
+                    } else {
+                        drop(client);
                     }
                 }
                 assert_open(&mut live);
@@ -2362,9 +2133,10 @@ fn a_stream_ends_with_its_client() {
         let mut some = vec![0; 100_000];
         client.stream.read_exact(&mut some).unwrap();
         assert_eq!(server.shutdown.in_flight(), 1);
-        match reset {
-            true => client.reset(),
-            false => drop(client),
+        if reset {
+            client.reset();
+        } else {
+            drop(client);
         }
         wait_until("the stream has ended", || server.shutdown.in_flight() == 0);
     }
@@ -2443,6 +2215,7 @@ fn a_busy_server_does_not_blame_its_clients() {
     let server = Running::with(limits, move |request: Request| {
         if request.url().path() == "/block" {
             entered.send(()).unwrap();
+            // The test is about a handler that blocks its thread for longer than clients may take.
             thread::sleep(SHORT * 3);
         }
         app(request)

@@ -16,11 +16,12 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use common::{Client, Directory, Program, STOP_SIGNALS, case, pass_repeat_window, wait_until};
-use rustix::process::{Pid, Signal, kill_process};
+use common::{
+    Client, Directory, ProcessId, Program, SERVER, STOP_SIGNALS, case, in_flight,
+    pass_repeat_window, wait_until,
+};
+use rustix::process::Signal;
 use smol_graceful::Address;
-
-const BINARY: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
 // Signals that are blocked or ignored from the start
 
@@ -40,11 +41,11 @@ fn blocked_usr2_starts_a_successor() {
     let mut server = launched(&["env", "--block-signal"], &[]);
     server.signal(Signal::USR2);
     let line = server.wait_for(" has taken over");
-    let successor = Process(number_behind(&line, "process "));
+    let successor = Orphan(ProcessId::named(&line, "process "));
     assert_eq!(server.exit_code(), 0, "{server}");
     // It is started by us, and has nothing blocked either.
-    successor.signal(Signal::TERM);
-    wait_until("the successor has ended", || !successor.is_running());
+    successor.0.signal(Signal::TERM);
+    successor.0.wait();
 }
 
 /// `signals()` and `obey`, in a program that has no `run`.
@@ -65,8 +66,7 @@ fn nohup_is_obeyed() {
     server.signal(Signal::HUP);
     pass_repeat_window();
     assert_eq!(server.connect().get("/").response().text(), "okay");
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0, "{server}");
+    server.stop();
     let log = server.log();
     let told = "SIGHUP is ignored, because the process was started so, as nohup and scripts do; \
                 it does not stop the server";
@@ -82,17 +82,17 @@ fn a_background_job_is_not_stopped_with_its_script() {
     let mut shell = launched(&script, &[]);
     // The lines until it listens.
     let log = shell.to_string();
-    let server = Process(number_behind(&log, "Z "));
+    let server = Orphan(ProcessId::named(&log, "Z "));
     let told = "SIGINT and SIGQUIT are ignored, because the process was started so, as nohup and \
                 scripts do; they do not stop the server";
     assert!(log.contains(told), "{log}");
-    server.signal(Signal::INT);
-    server.signal(Signal::QUIT);
+    server.0.signal(Signal::INT);
+    server.0.signal(Signal::QUIT);
     pass_repeat_window();
     assert_eq!(shell.connect().get("/").response().text(), "okay");
-    server.signal(Signal::HUP);
+    server.0.signal(Signal::HUP);
     shell.wait_for("stopping because of SIGHUP");
-    wait_until("the server has ended", || !server.is_running());
+    server.0.wait();
 }
 
 /// TERM and USR2 are sent only by somebody who means this process.
@@ -103,10 +103,10 @@ fn term_and_usr2_are_never_ignored() {
     assert_eq!(line, "okay");
     server.signal(Signal::USR2);
     let line = server.wait_for(" has taken over");
-    let successor = Process(number_behind(&line, "process "));
+    let successor = Orphan(ProcessId::named(&line, "process "));
     assert_eq!(server.exit_code(), 0, "{server}");
-    successor.signal(Signal::TERM);
-    wait_until("the successor has ended", || !successor.is_running());
+    successor.0.signal(Signal::TERM);
+    successor.0.wait();
 }
 
 // Two signals for one stop (rule S14)
@@ -117,7 +117,7 @@ fn signals_within_the_window_are_one_stop() {
     let pairs = STOP_SIGNALS.into_iter().zip(STOP_SIGNALS.into_iter().cycle().skip(1));
     for ((first, _), (second, _)) in pairs.chain([(STOP_SIGNALS[2], STOP_SIGNALS[2])]) {
         let mut server = Program::server(&[]);
-        let mut client = in_flight(&server, "/work?for=300ms");
+        let mut client = in_flight(server.addr, "/work?for=300ms");
         // Both have come when the process goes on.
         server.signal(Signal::STOP);
         server.signal(first);
@@ -133,7 +133,7 @@ fn signals_within_the_window_are_one_stop() {
 #[test]
 fn the_window_is_a_setting() {
     let args = ["--repeat-window", "60s"];
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0"]).args(args).env("RUST_LOG", "smol_graceful=debug");
     let mut server = Program::start(command);
     let mut client = in_flight_body(&server);
@@ -170,7 +170,7 @@ fn the_window_begins_with_the_first_signal_after_usr2() {
     let mut client = in_flight_body(&server);
     server.signal(Signal::USR2);
     let line = server.wait_for(" has taken over");
-    let successor = Process(number_behind(&line, "process "));
+    let successor = Orphan(ProcessId::named(&line, "process "));
     server.signal(Signal::STOP);
     server.signal(Signal::TERM);
     server.signal(Signal::HUP);
@@ -178,8 +178,8 @@ fn the_window_begins_with_the_first_signal_after_usr2() {
     server.wait_for("stopping already");
     assert_eq!(client.send("world").response().text(), "helloworld");
     assert_eq!(server.exit_code(), 0, "{server}");
-    successor.signal(Signal::TERM);
-    wait_until("the successor has ended", || !successor.is_running());
+    successor.0.signal(Signal::TERM);
+    successor.0.wait();
 }
 
 // Numbers
@@ -188,18 +188,18 @@ fn the_window_begins_with_the_first_signal_after_usr2() {
 #[test]
 fn the_longest_durations_add_up_to_no_panic() {
     let directory = Directory::new();
-    let manager = UnixDatagram::bind(directory.path("notify")).unwrap();
+    let manager = UnixDatagram::bind(directory.join("notify")).unwrap();
     manager.set_nonblocking(true).unwrap();
     let longest = "18446744073709551615s";
     let flags = ["work", "grace", "linger", "lame-duck", "patience", "keepalive", "repeat-window"];
     let alone = flags.map(|flag| vec![flag]);
     for flags in alone.into_iter().chain([flags.to_vec(), flags[..6].to_vec()]) {
-        let mut command = Command::new(BINARY);
-        command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", directory.path("notify"));
+        let mut command = Command::new(SERVER);
+        command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", directory.join("notify"));
         command.args(flags.iter().flat_map(|flag| [format!("--{flag}"), longest.to_owned()]));
         let mut server = Program::start(command);
         let path = if flags.contains(&"work") { "/" } else { "/work?for=1h" };
-        let client = in_flight(&server, path);
+        let client = in_flight(server.addr, path);
         server.signal(Signal::TERM);
         server.wait_for("stopping because of SIGTERM");
         pass_repeat_window();
@@ -232,11 +232,11 @@ fn a_lack_of_threads_is_one_line_and_exit_1() {
     let user = 1_000_000 + std::process::id();
     let directory = Directory::new();
     let copy = |program: &OsStr, name: &str| {
-        let path = directory.path(name);
+        let path = directory.join(name);
         fs::copy(program, &path).unwrap();
         path
     };
-    let binary = copy(BINARY.as_ref(), "binary");
+    let binary = copy(SERVER.as_ref(), "binary");
     let example = copy(Program::example_command("blocking", &[]).get_program(), "blocking");
     // The main thread, async-io's, four workers, and the binary's for the log.
     let programs = [
@@ -261,23 +261,23 @@ fn a_lack_of_threads_is_one_line_and_exit_1() {
 #[test]
 fn a_file_that_may_not_grow_ends_nothing() {
     let directory = Directory::new();
-    let (socket, log) = (directory.path("socket"), directory.path("log"));
+    let (socket, log) = (directory.join("socket"), directory.join("log"));
     let mut command = Command::new("prlimit");
-    command.arg("--fsize=10:10").arg(BINARY).arg("--listen");
+    command.arg("--fsize=10:10").arg(SERVER).arg("--listen");
     command.arg(format!("unix:{}", socket.display())).stderr(File::create(&log).unwrap());
     let mut server = command.spawn().unwrap();
     wait_until("the server listens", || UnixStream::connect(&socket).is_ok());
     let mut client = Client::connect_to(&Address::Unix(socket));
     client.get("/livez").response();
     client.get("/work?for=300ms");
-    kill(server.id(), Signal::TERM);
+    ProcessId::of(&server).signal(Signal::TERM);
     assert_eq!(client.response().text(), "okay");
     assert_eq!(server.wait().unwrap().code(), Some(0));
     assert_eq!(fs::metadata(&log).unwrap().len(), 10);
 
     let output = Command::new("prlimit")
-        .args(["--fsize=0:0", BINARY, "--listen", "127.0.0.1:0", "--pid-file"])
-        .arg(directory.path("pid"))
+        .args(["--fsize=0:0", SERVER, "--listen", "127.0.0.1:0", "--pid-file"])
+        .arg(directory.join("pid"))
         .output()
         .unwrap();
     let log = String::from_utf8(output.stderr).unwrap();
@@ -293,7 +293,7 @@ fn a_lack_of_descriptors_is_one_line_and_exit_1() {
     for room in 4..=9 {
         let limit = format!("--nofile={room}:{room}");
         let mut command = Command::new("prlimit");
-        let output = command.args([&limit, BINARY, "--listen", "127.0.0.1:0"]).output().unwrap();
+        let output = command.args([&limit, SERVER, "--listen", "127.0.0.1:0"]).output().unwrap();
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{room}: {log}");
         assert!(log.contains("Too many open files"), "{room}: {log}");
@@ -333,7 +333,7 @@ fn start_with_room(command: &mut Command, is_enough: bool) {
     log.read_line(&mut line).unwrap();
     if let Some((_, addr)) = line.trim().split_once("listening on ") {
         assert_eq!(Client::connect(addr.parse().unwrap()).get("/livez").response().status, 200);
-        kill(child.id(), Signal::TERM);
+        ProcessId::of(&child).signal(Signal::TERM);
         assert_eq!(child.wait().unwrap().code(), Some(0));
     } else {
         log.read_to_string(&mut line).unwrap();
@@ -348,10 +348,10 @@ fn start_with_room(command: &mut Command, is_enough: bool) {
 #[test]
 fn a_terminal_does_not_stop_a_background_job_for_its_log() {
     let directory = Directory::new();
-    let [socket, pid, done] = ["socket", "pid", "done"].map(|name| directory.path(name));
+    let [socket, pid, done] = ["socket", "pid", "done"].map(|name| directory.join(name));
     let listen = format!("unix:{}", socket.display());
     let script = format!(
-        "stty tostop; set -m; {BINARY} --listen {listen} & echo $! >{pid}; \
+        "stty tostop; set -m; {SERVER} --listen {listen} & echo $! >{pid}; \
          until test -e {done}; do sleep 0.01; done",
         pid = pid.display(),
         done = done.display(),
@@ -361,9 +361,10 @@ fn a_terminal_does_not_stop_a_background_job_for_its_log() {
     let mut terminal =
         terminal.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_until("the server listens", || UnixStream::connect(&socket).is_ok());
-    let server = Process(fs::read_to_string(&pid).unwrap().trim().parse().unwrap());
-    server.signal(Signal::TERM);
-    wait_until("the server has ended", || !server.is_running());
+    let pid = fs::read_to_string(&pid).unwrap();
+    let server = Orphan(ProcessId::named(&format!("process {pid}"), "process "));
+    server.0.signal(Signal::TERM);
+    server.0.wait();
     fs::write(done, "").unwrap();
     terminal.wait().unwrap();
 }
@@ -376,7 +377,7 @@ fn a_terminal_does_not_stop_a_background_job_for_its_log() {
 #[test]
 fn what_was_done_during_a_suspension_is_answered() {
     let mut server = Program::server(&["--grace", "2s", "--threads", "1"]);
-    let mut working: Vec<_> = (0..100).map(|_| in_flight(&server, "/work?for=2s")).collect();
+    let mut working: Vec<_> = (0..100).map(|_| in_flight(server.addr, "/work?for=2s")).collect();
     let mut sending: Vec<_> = (0..100).map(|_| in_flight_body(&server)).collect();
     server.signal(Signal::TERM);
     server.wait_for("stopping because of SIGTERM");
@@ -384,6 +385,7 @@ fn what_was_done_during_a_suspension_is_answered() {
     for client in &mut sending {
         client.send("world");
     }
+    // While the server is suspended, only the clock moves.
     thread::sleep(Duration::from_secs(4));
     server.signal(Signal::CONT);
     for client in &mut working {
@@ -400,10 +402,11 @@ fn what_was_done_during_a_suspension_is_answered() {
 #[test]
 fn a_suspension_does_not_end_the_deadline() {
     let mut server = Program::server(&["--grace", "1s"]);
-    let _working = in_flight(&server, "/work?for=1h");
+    let _working = in_flight(server.addr, "/work?for=1h");
     server.signal(Signal::TERM);
     server.wait_for("stopping because of SIGTERM");
     server.signal(Signal::STOP);
+    // While the server is suspended, only the clock moves.
     thread::sleep(Duration::from_secs(2));
     server.signal(Signal::CONT);
     assert_eq!(server.exit_code(), 1, "{server}");
@@ -415,19 +418,9 @@ fn a_suspension_does_not_end_the_deadline() {
 /// The binary, started by `launcher`, which replaces itself by it or stays beside it.
 fn launched(launcher: &[&str], args: &[&str]) -> Program {
     let mut command = Command::new(launcher[0]);
-    command.args(&launcher[1..]).arg(BINARY);
+    command.args(&launcher[1..]).arg(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).args(args);
     Program::start(command)
-}
-
-/// Sends `GET path` behind a request that is answered when the handler of the other one runs (rule
-/// W10).
-fn in_flight(server: &Program, path: &str) -> Client {
-    let request = |path| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
-    let mut client = server.connect();
-    client.send(request("/livez") + &request(path));
-    assert_eq!(client.response().status, 200);
-    client
 }
 
 /// Sends a request whose rest, `world`, is missing.
@@ -440,32 +433,13 @@ fn in_flight_body(server: &Program) -> Client {
     client
 }
 
-fn number_behind(line: &str, text: &str) -> u32 {
-    let number = line.split_once(text).unwrap().1;
-    number.split(' ').next().unwrap().parse().unwrap()
-}
-
-fn kill(pid: u32, signal: Signal) {
-    let _ = kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal);
-}
-
 /// A process that is no child of ours, and ends with its owner.
-struct Process(u32);
+struct Orphan(ProcessId);
 
-impl Process {
-    fn signal(&self, signal: Signal) {
-        kill(self.0, signal);
-    }
-
-    fn is_running(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
-        // A zombie waits for an init that may not come.
-        !stat.is_empty() && !stat.contains(") Z ")
-    }
-}
-
-impl Drop for Process {
+impl Drop for Orphan {
     fn drop(&mut self) {
-        self.signal(Signal::KILL);
+        if self.0.is_running() {
+            self.0.signal(Signal::KILL);
+        }
     }
 }

@@ -7,7 +7,6 @@ mod common;
 use std::fs;
 
 use common::{Client, Program, wait_until};
-use rustix::process::Signal;
 
 /// How clients begin. Some of it is garbage, some is half a message, some is fine.
 const BEGINNINGS: [&str; 9] = [
@@ -47,8 +46,7 @@ fn nothing_is_left_of_bad_clients() {
         }
     }
     wait_until("every descriptor is closed", || descriptors() == before);
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0);
+    server.stop();
     let log = server.log();
     // The tracked count is back at zero, too.
     assert!(log.contains("stopping because of SIGTERM; in flight: 0"), "{log}");
@@ -73,8 +71,7 @@ fn an_idle_connection_owns_no_buffer() {
     let least = least.min().unwrap();
     assert!(least < 3 * 1024, "{least} bytes a connection");
     drop(idle);
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0, "{server}");
+    server.stop();
 }
 
 /// How much memory `server` shares with nobody, in bytes.

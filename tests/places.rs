@@ -8,7 +8,6 @@
 
 mod common;
 
-use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
@@ -19,19 +18,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Client, Directory, End, PATIENCE, Received, Running, Stagehand, case, pattern, settle,
-    wait_until,
+    Blocking, Client, Directory, Dropped, End, PATIENCE, PipeClient, Received, Running, Stagehand,
+    case, pattern, settle, wait_until,
 };
 use futures_lite::future::{self, poll_once};
 use futures_lite::io::BufReader;
-use futures_lite::{
-    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, FutureExt, StreamExt, stream,
-};
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, stream};
 use http_types::headers::UPGRADE;
 use smol::{Async, Timer, channel};
 use smol_graceful::{
-    Address, Body, Connection, Left, Limits, Listener, Outcome, Request, Response, Server,
-    Shutdown, StatusCode, Token, stream_body,
+    Address, Body, Connection, Left, Limits, Listener, Request, Response, Server, Shutdown,
+    StatusCode, Token, stream_body,
 };
 
 // ── What a response announces ───────────────────────────────────────────────────────────────
@@ -271,7 +268,7 @@ fn a_reader_of_a_discarded_body_is_told() {
                     assert_eq!(read.recv_timeout(PATIENCE), Ok(ErrorKind::UnexpectedEof));
                     if close.is_empty() {
                         client.send(format!("{rest}GET /now HTTP/1.1\r\nHost: x\r\n\r\n"));
-                        client.wait_for("/now");
+                        client.take_to(b"/now").unwrap();
                     }
                     drop(client);
                     wait_until("its end", || server.shutdown.in_flight() == 0);
@@ -284,7 +281,7 @@ fn a_reader_of_a_discarded_body_is_told() {
 
 /// Starts a server whose handler answers as soon as another thread waits for more than five bytes
 /// of the body. The thread reports how its wait ended.
-fn reading_elsewhere(kind: &str) -> (Serving, Far, Receiver<ErrorKind>) {
+fn reading_elsewhere(kind: &str) -> (Running, Client<AnyStream>, Receiver<ErrorKind>) {
     let (report, read) = mpsc::channel();
     let server = Server::new(move |mut request: Request| {
         let path = request.url().path().to_owned();
@@ -315,7 +312,7 @@ fn reading_elsewhere(kind: &str) -> (Serving, Far, Receiver<ErrorKind>) {
         "wrapped pair" => listener.wrap(|connection| async { Ok(connection) }),
         _ => listener,
     };
-    (Serving::of(server, [listener]), client, read)
+    (Running::on(server, [listener]), client, read)
 }
 
 // ── Clients that leave ──────────────────────────────────────────────────────────────────────
@@ -338,7 +335,7 @@ fn a_client_that_is_gone_gives_its_place_back() {
             };
             let limits = Limits { connections: 1, ..quick_sweeps() };
             let server =
-                Serving::of(Server::new(handler).limits(limits), [listener(socket, &directory)]);
+                Running::on(Server::new(handler).limits(limits), [listener(socket, &directory)]);
             let mut occupant = server.connect();
             match path {
                 "/upgraded" => {
@@ -449,7 +446,7 @@ fn a_client_that_has_closed_its_side_gets_its_answer() {
                     }
                 });
                 let listener = listener(socket, &directory);
-                let server = Serving::of(server.limits(quick_sweeps()), [listener]);
+                let server = Running::on(server.limits(quick_sweeps()), [listener]);
                 let mut client = server.connect();
                 client.get("/").half_close();
                 entered.recv_timeout(PATIENCE).unwrap();
@@ -490,20 +487,22 @@ fn a_handler_with_a_guard_goes_on_without_the_client() {
                     }
                 });
                 let server =
-                    Serving::of(server.limits(quick_sweeps()), [listener(socket, &directory)]);
-                let (mut held, mut other) = (server.connect(), server.connect());
-                held.get("/held");
-                stage.entered("/held");
-                other.get("/other");
-                stage.entered("/other");
+                    Running::on(server.limits(quick_sweeps()), [listener(socket, &directory)]);
+                let [held, other, late] = ["/held", "/other", "/late"].map(|path| {
+                    let mut client = server.connect();
+                    client.get(path);
+                    stage.entered(path);
+                    client
+                });
                 if drains {
                     server.shutdown.stop();
                 }
                 held.reset();
                 other.reset();
                 dropped.recv_timeout(PATIENCE).expect("the handler without a guard");
-                // A sweep, at least, has found both clients gone by now.
-                thread::sleep(3 * SWEEP);
+                // A sweep that began after these clients had left finds the next one.
+                late.reset();
+                dropped.recv_timeout(PATIENCE).expect("the late handler without a guard");
                 assert!(dropped.try_recv().is_err());
                 stage.open();
                 assert_eq!(finished.recv_timeout(PATIENCE).as_deref(), Ok("/held"));
@@ -548,7 +547,7 @@ fn the_work_of_a_task_goes_on_without_the_client() {
     dropped.recv_timeout(PATIENCE).expect("the handler");
     wait_until("only the guard is left", || server.shutdown.in_flight() == 1);
     server.shutdown.stop();
-    assert!(finished.try_recv().is_err() && server.try_outcome().is_none());
+    assert!(finished.try_recv().is_err() && server.is_serving());
     stage.open();
     finished.recv_timeout(PATIENCE).expect("the task's work");
     assert!(server.outcome().is_drained());
@@ -660,9 +659,9 @@ fn a_pipe_tells_only_its_end() {
         watching([listener("tcp", &Directory::new()), Listener::of(connections)]);
     let (pipe, connection) = Connection::pair();
     send.try_send(Ok(connection)).unwrap();
-    let mut pipe = Far::new(pipe);
+    let mut pipe = PipeClient::from(pipe);
     pipe.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
-    patiently(pipe.stream.close()).unwrap();
+    pipe.half_close();
     stage.entered("/wait");
     // The sweep that finds this one has looked at the pipe as well.
     let mut client = server.connect();
@@ -674,7 +673,7 @@ fn a_pipe_tells_only_its_end() {
     assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
     assert!(left.try_recv().is_err());
     stage.open();
-    pipe.wait_for("done");
+    pipe.take_to(b"done").unwrap();
     assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
     assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
     assert!(server.stop().is_drained());
@@ -682,7 +681,7 @@ fn a_pipe_tells_only_its_end() {
 
 /// Starts a server whose handler starts a task that reports how the client leaves. The handler
 /// answers `/wait` when the stage is open.
-fn watching<const N: usize>(listeners: [Listener; N]) -> (Serving, Stagehand, Receiver<Left>) {
+fn watching<const N: usize>(listeners: [Listener; N]) -> (Running, Stagehand, Receiver<Left>) {
     let (stage, enter, gate) = Stagehand::new();
     let (report, left) = mpsc::channel();
     let server = Server::new(move |request: Request| {
@@ -697,7 +696,7 @@ fn watching<const N: usize>(listeners: [Listener; N]) -> (Serving, Stagehand, Re
             Ok("done")
         }
     });
-    (Serving::of(server.limits(quick_sweeps()), listeners), stage, left)
+    (Running::on(server.limits(quick_sweeps()), listeners), stage, left)
 }
 
 /// Starts a task that reports what becomes of the client: how far it has left, and then that it is
@@ -748,13 +747,12 @@ fn the_connection_that_is_idle_longest_gives_way() {
 fn a_silent_client_gives_way() {
     for wrapped in [false, true] {
         case(&format!("wrapped: {wrapped}"), || {
-            let listener = listener("tcp", &Directory::new());
-            let listener = match wrapped {
-                true => listener.wrap(|connection| async { Ok(connection) }),
-                false => listener,
-            };
+            let mut listener = listener("tcp", &Directory::new());
+            if wrapped {
+                listener = listener.wrap(|connection| async { Ok(connection) });
+            }
             let server = with_places(2, Server::new(|_| async { Ok("okay") }));
-            let server = Serving::of(server, [listener]);
+            let server = Running::on(server, [listener]);
             let silent = [server.connect(), server.connect()];
             let mut others = Vec::new();
             for mut one in silent {
@@ -925,7 +923,7 @@ fn idle_connections_of_other_listeners_give_way() {
     let directory = Directory::new();
     let listeners = ["tcp", "unix", "tcp"].map(|socket| listener(socket, &directory));
     let server = with_places(1, Server::new(|_| async { Ok("okay") }));
-    let server = Serving::of(server, listeners);
+    let server = Running::on(server, listeners);
     let mut last: Option<Client> = None;
     for address in server.addresses.iter().cycle().take(9) {
         let mut new = Client::connect_to(address);
@@ -972,7 +970,7 @@ fn a_body_that_comes_too_slowly_is_ended() {
     };
     let server = Running::with(limits.clone(), handler.clone());
     let unbound = Running::with(Limits { body_rate: 0, ..limits }, handler);
-    let (server, unbound) = (server.addr, unbound.addr);
+    let (server, unbound) = (server.addr(), unbound.addr());
     thread::scope(|scope| {
         let upload = |server, path, fields, piece: &'static [u8], times| {
             scope.spawn(move || Trickle::begin(server, path, fields).send(piece, times))
@@ -1222,48 +1220,19 @@ const HANDSHAKE: &str =
 fn listener(socket: &str, directory: &Directory) -> Listener {
     let address = match socket {
         "tcp" => "127.0.0.1:0".parse().unwrap(),
-        _ => Address::Unix(directory.path(&fastrand::u64(..).to_string())),
+        _ => Address::Unix(directory.join(&fastrand::u64(..).to_string())),
     };
     Listener::bind(&address).unwrap()
-}
-
-/// A server on a thread of its own, on listeners of any kind.
-struct Serving {
-    addresses: Vec<Address>,
-    shutdown: Shutdown,
-    outcome: Receiver<Outcome>,
-}
-
-impl Serving {
-    fn of<const N: usize>(server: Server, listeners: [Listener; N]) -> Self {
-        let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
-        let shutdown = server.handle();
-        let (send, outcome) = mpsc::channel();
-        thread::spawn(move || {
-            let outcome = future::block_on(server.serve(listeners)).unwrap();
-            let _ = send.send(outcome);
-        });
-        Self { addresses, shutdown, outcome }
-    }
-
-    fn connect(&self) -> Client {
-        Client::connect_to(&self.addresses[0])
-    }
-
-    fn stop(&self) -> Outcome {
-        self.shutdown.stop();
-        self.outcome.recv_timeout(PATIENCE).expect("the server did not end")
-    }
 }
 
 /// Names the kinds of connections. The server knows the socket of the last kind only.
 const STREAMS: [&str; 4] = ["pair", "wrapped pair", "stream", "socket"];
 
 /// Makes both ends of a connection of this kind.
-fn streams(kind: &str) -> (Far, Connection) {
+fn streams(kind: &str) -> (Client<AnyStream>, Connection) {
     if kind.ends_with("pair") {
         let (client, connection) = Connection::pair();
-        return (Far::new(client), connection);
+        return (Client::over(Blocking(Box::new(client))), connection);
     }
     let (client, server) = UnixStream::pair().unwrap();
     let (client, server) = (Async::new(client).unwrap(), Async::new(server).unwrap());
@@ -1271,53 +1240,12 @@ fn streams(kind: &str) -> (Far, Connection) {
         "socket" => Connection::from(server),
         _ => Connection::new(server),
     };
-    (Far::new(client), connection)
+    (Client::over(Blocking(Box::new(client))), connection)
 }
 
-/// A client's end of any stream.
-struct Far {
-    stream: Box<dyn Duplex>,
-}
+/// A client's end of a connection of any kind.
+type AnyStream = Blocking<Box<dyn Bytes>>;
 
-trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+trait Bytes: AsyncRead + AsyncWrite + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
-
-impl Far {
-    fn new(stream: impl Duplex + 'static) -> Self {
-        Self { stream: Box::new(stream) }
-    }
-
-    fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        patiently(self.stream.write_all(bytes.as_ref())).unwrap();
-    }
-
-    /// Reads until `text` has come.
-    fn wait_for(&mut self, text: &str) {
-        let mut bytes = Vec::new();
-        while memchr::memmem::find(&bytes, text.as_bytes()).is_none() {
-            let mut some = [0; 4096];
-            let n = patiently(self.stream.read(&mut some)).unwrap();
-            assert!(n > 0, "the connection has ended: {}", common::text(&bytes));
-            bytes.extend(&some[..n]);
-        }
-    }
-}
-
-/// Runs a future that may not take for ever.
-fn patiently<T>(future: impl Future<Output = T>) -> T {
-    let late = async {
-        Timer::after(PATIENCE).await;
-        panic!("waited in vain");
-    };
-    future::block_on(future.or(late))
-}
-
-/// Tells that it has been dropped.
-struct Dropped(Sender<()>);
-
-impl Drop for Dropped {
-    fn drop(&mut self) {
-        let _ = self.0.send(());
-    }
-}
+impl<T: AsyncRead + AsyncWrite + Unpin> Bytes for T {}

@@ -13,7 +13,7 @@ mod load;
 
 use std::env;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -22,16 +22,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use command_fds::{CommandFdExt, FdMapping};
 use common::{
-    Client, Directory, PATIENCE, Program, assert_all_okay, pass_repeat_window, queued, wait_until,
+    Client, Directory, Generations, PATIENCE, ProcessId, Program, SERVER, ask_unix,
+    assert_all_okay, is_refused, pass_repeat_window, queued, wait_for_close, wait_until,
 };
 use load::{Load, Report, Tally, Target};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::Signal;
 use smol_graceful::{Listener, Process, Server, restart};
 use socket2::SockRef;
-
-const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
 // Inherited sockets.
 
@@ -40,7 +38,7 @@ const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
 fn sockets_are_inherited() {
     let directory = Directory::new();
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-    let path = directory.path("app.sock");
+    let path = directory.join("app.sock");
     let unix = UnixListener::bind(&path).unwrap();
     let (tcp_fd, unix_fd) = (copy(&tcp), copy(&unix));
     let mut server =
@@ -53,8 +51,7 @@ fn sockets_are_inherited() {
 
     // S5: the socket and its file stay, because this test has the socket. A client that comes now
     // waits for the successor.
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0, "{server}");
+    server.stop();
     assert!(path.exists());
     let mut early = Client::connect(addr);
     early.get("/");
@@ -62,8 +59,7 @@ fn sockets_are_inherited() {
     let mut successor = Program::start(activated("$$", fds, "", &["--work", "0s"]));
     assert_eq!(early.response().text(), "okay");
     assert_eq!(ask_unix(&path), "okay");
-    successor.signal(Signal::TERM);
-    assert_eq!(successor.exit_code(), 0, "{successor}");
+    successor.stop();
     assert!(path.exists());
 }
 
@@ -77,8 +73,7 @@ fn an_inherited_socket_is_taken_by_its_address() {
     let listen = addr.to_string();
     let mut server = Program::start(activated("$$", fds, "", &["--listen", &listen]));
     assert_eq!(server.addr, addr);
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0);
+    server.stop();
     let log = server.log();
     let unwanted = other.local_addr().unwrap();
     assert!(log.contains(&format!("inherited {unwanted}, which no --listen asks for")), "{log}");
@@ -93,8 +88,7 @@ fn sockets_for_another_process_are_ignored() {
     for pid in ["1", ""] {
         let mut server = Program::start(activated(pid, vec![copy(&held)], "", &args));
         assert_ne!(server.addr, addr);
-        server.signal(Signal::TERM);
-        assert_eq!(server.exit_code(), 0);
+        server.stop();
     }
 }
 
@@ -157,8 +151,7 @@ fn descriptor_0_is_inherited() {
     let mut server = held_on_stdin(&held, &["--work", "0s"]);
     assert_eq!(server.addr, held.local_addr().unwrap());
     assert_eq!(server.connect().get("/").response().text(), "okay");
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0, "{server}");
+    server.stop();
 }
 
 /// Once the socket is taken, no child of the server inherits it: a standard stream that was the
@@ -185,7 +178,7 @@ fn children_do_not_inherit_the_socket() {
         ("7<&0 </dev/null", "fd:7", &[]),
     ] {
         let command = shell(redirection, listen);
-        let mut server = Program::start_with(command, copy(&socket).into());
+        let mut server = Program::start_with(command, copy(&socket));
         assert_eq!(server.connect().get("/").response().text(), "okay");
         let descriptors = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
         let left: Vec<_> = descriptors
@@ -202,8 +195,7 @@ fn children_do_not_inherit_the_socket() {
             let stream = fs::read_link(format!("/proc/{}/fd/{stream}", server.pid())).unwrap();
             assert_eq!(stream, Path::new("/dev/null"));
         }
-        server.signal(Signal::TERM);
-        assert_eq!(server.exit_code(), 0, "{server}");
+        server.stop();
     }
 }
 
@@ -215,8 +207,7 @@ fn a_socket_that_another_process_shuts_down_does_not_hold_up_the_stop() {
     let mut server = held_on_stdin(&held, &["--grace", "1h"]);
     SockRef::from(&held).shutdown(Shutdown::Both).unwrap();
     server.wait_for("another process has shut the socket down");
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0, "{server}");
+    server.stop();
 }
 
 /// S5: clients in the queue are served although the socket was passed, because nobody else may be
@@ -227,7 +218,7 @@ fn the_queue_of_a_passed_socket_is_served() {
     let on_stdin = |socket: TcpListener| {
         let mut command = Command::new(SERVER);
         command.args(["--listen", "fd:0", "--threads", "1"]);
-        Program::start_with(command, OwnedFd::from(socket).into())
+        Program::start_with(command, OwnedFd::from(socket))
     };
     let by_listen_fds = |socket: TcpListener| {
         Program::start(activated("$$", vec![socket.into()], "", &["--threads", "1"]))
@@ -246,7 +237,7 @@ fn the_queue_of_a_passed_socket_is_served() {
         server.signal(Signal::CONT);
         assert_all_okay(clients);
         assert_eq!(server.exit_code(), 0, "{server}");
-        assert!(TcpStream::connect(addr).is_err());
+        assert!(is_refused(addr));
     }
 }
 
@@ -255,14 +246,13 @@ fn the_queue_of_a_passed_socket_is_served() {
 fn the_last_holder_removes_a_passed_sockets_file() {
     let directory = Directory::new();
     for is_held in [false, true] {
-        let path = directory.path("passed.sock");
+        let path = directory.join("passed.sock");
         let socket = UnixListener::bind(&path).unwrap();
         let held = is_held.then(|| copy(&socket));
         let mut server =
             Program::start(activated("$$", vec![socket.into()], "", &["--work", "0s"]));
         assert_eq!(ask_unix(&path), "okay");
-        server.signal(Signal::TERM);
-        assert_eq!(server.exit_code(), 0, "{server}");
+        server.stop();
         assert_eq!(path.exists(), is_held);
         drop(held);
     }
@@ -277,9 +267,10 @@ fn inherited_sockets_have_the_keepalive_of_the_flag() {
     for (args, seconds) in cases {
         for by_listen_fds in [false, true] {
             let held = TcpListener::bind("127.0.0.1:0").unwrap();
-            let mut server = match by_listen_fds {
-                false => held_on_stdin(&held, args),
-                true => Program::start(activated("$$", vec![copy(&held)], "http", args)),
+            let mut server = if by_listen_fds {
+                Program::start(activated("$$", vec![copy(&held)], "http", args))
+            } else {
+                held_on_stdin(&held, args)
             };
             let socket = SockRef::from(&held);
             assert_eq!(socket.keepalive().unwrap(), seconds.is_some(), "{args:?}");
@@ -287,8 +278,7 @@ fn inherited_sockets_have_the_keepalive_of_the_flag() {
                 let silence = socket.tcp_keepalive_time().unwrap();
                 assert_eq!(silence, Duration::from_secs(seconds), "{args:?}");
             }
-            server.signal(Signal::TERM);
-            assert_eq!(server.exit_code(), 0, "{server}");
+            server.stop();
         }
     }
 }
@@ -305,8 +295,7 @@ fn a_held_socket_loses_nothing() {
         let mut server = start();
         let (report, ()) = under_load(Target::Tcp(server.addr), |tally| {
             for _ in 0..10 {
-                server.signal(Signal::TERM);
-                assert_eq!(server.exit_code(), 0, "{server}");
+                server.stop();
                 server = start();
                 assert!(tally.all_answered(PATIENCE));
             }
@@ -339,8 +328,7 @@ fn rebinding(args: &[&str]) -> (Report, u64) {
     let listen = server.addr.to_string();
     let (report, ()) = under_load(Target::Tcp(server.addr), |tally| {
         for _ in 0..RESTARTS {
-            server.signal(Signal::TERM);
-            assert_eq!(server.exit_code(), 0, "{server}");
+            server.stop();
             server = at(&listen, args);
             assert!(tally.all_answered(PATIENCE));
         }
@@ -358,8 +346,7 @@ fn an_overlap_refuses_nobody() {
     let (report, ()) = under_load(Target::Tcp(server.addr), |tally| {
         for _ in 0..5 {
             let successor = at(&listen, &args);
-            server.signal(Signal::TERM);
-            assert_eq!(server.exit_code(), 0, "{server}");
+            server.stop();
             server = successor;
             assert!(tally.all_answered(PATIENCE));
         }
@@ -385,22 +372,21 @@ fn an_overlap_has_to_be_asked_for() {
 #[test]
 fn usr2_loses_nothing() {
     let directory = Directory::new();
-    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = service_manager(&directory);
     let mut command = Command::new(SERVER);
-    command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", directory.path("manager"));
-    let mut line = Line::start(command);
+    command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", directory.join("manager"));
+    let mut servers = Generations::start(command);
     assert_eq!(hear(&manager), "READY=1\n");
     assert!(hear(&manager).starts_with("STATUS=listening on 127.0.0.1:"));
-    let (report, ()) = under_load(Target::Tcp(line.program.addr), |tally| {
+    let (report, ()) = under_load(Target::Tcp(servers.program.addr), |tally| {
         for _ in 0..10 {
-            line.restart();
-            assert_eq!(hear(&manager), format!("MAINPID={}\n", line.pid));
+            servers.restart();
+            assert_eq!(hear(&manager), format!("MAINPID={}\n", servers.serving));
             assert!(tally.all_answered(PATIENCE));
         }
     });
     assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
-    line.end();
+    servers.end();
     // The last in the line, which the manager follows, says when it stops.
     assert!(hear(&manager).starts_with("STOPPING=1\n"));
 }
@@ -409,19 +395,19 @@ fn usr2_loses_nothing() {
 #[test]
 fn usr2_hands_over_a_socket_file() {
     let directory = Directory::new();
-    let path = directory.path("app.sock");
+    let path = directory.join("app.sock");
     let mut command = Command::new(SERVER);
     command.args(["--listen", &format!("unix:{}", path.display())]);
-    let mut line = Line::start(command);
+    let mut servers = Generations::start(command);
     let (report, ()) = under_load(Target::Unix(path.clone()), |tally| {
         for _ in 0..10 {
-            line.restart();
+            servers.restart();
             assert!(tally.all_answered(PATIENCE));
         }
     });
     assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
     assert!(path.exists());
-    line.end();
+    servers.end();
     assert!(!path.exists());
 }
 
@@ -432,15 +418,16 @@ fn usr2_hands_over_what_was_inherited() {
     let mut on_stdin = Command::new(SERVER);
     on_stdin.args(["--listen", "fd:0", "--work", "0s"]);
     let fds = vec![copy(&held)];
-    for (command, stdin) in
-        [(on_stdin, Some(copy(&held))), (activated("$$", fds, "web", &["--work", "0s"]), None)]
-    {
-        let mut line = Line::start_with(command, stdin);
+    for (command, stdin) in [
+        (on_stdin, copy(&held).into()),
+        (activated("$$", fds, "web", &["--work", "0s"]), Stdio::null()),
+    ] {
+        let mut servers = Generations::start_with(command, stdin);
         for _ in 0..3 {
-            line.restart();
-            assert_eq!(line.program.connect().get("/").response().text(), "okay");
+            servers.restart();
+            assert_eq!(servers.program.connect().get("/").response().text(), "okay");
         }
-        line.end();
+        servers.end();
         // S5: it is not shut down, so this test still listens.
         TcpStream::connect(held.local_addr().unwrap()).unwrap();
     }
@@ -451,31 +438,30 @@ fn usr2_hands_over_what_was_inherited() {
 #[test]
 fn usr2_hands_over_a_hundred_sockets() {
     let directory = Directory::new();
-    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = service_manager(&directory);
     // Close to the kernel's limit for a path, 107 bytes.
-    let padding = "x".repeat(95_usize.saturating_sub(directory.path("").as_os_str().len()));
-    let paths: Vec<_> = (0..100).map(|n| directory.path(&format!("{padding}{n:03}"))).collect();
+    let padding = "x".repeat(95_usize.saturating_sub(directory.join("").as_os_str().len()));
+    let paths: Vec<_> = (0..100).map(|n| directory.join(&format!("{padding}{n:03}"))).collect();
     let mut command = Command::new(SERVER);
-    command.args(["--work", "0s"]).env("NOTIFY_SOCKET", directory.path("manager"));
+    command.args(["--work", "0s"]).env("NOTIFY_SOCKET", directory.join("manager"));
     for path in &paths {
         command.arg("--listen").arg(format!("unix:{}", path.display()));
     }
-    let mut line = Line::start(command);
+    let mut servers = Generations::start(command);
     assert_eq!(hear(&manager), "READY=1\n");
     let status = hear(&manager);
     assert!(status.starts_with("STATUS=listening on unix:"), "{status}");
     assert!(status.ends_with("...\n") && status.len() < 300, "{status}");
     for _ in 0..2 {
-        let predecessor = line.pid;
-        line.restart();
-        assert_eq!(hear(&manager), format!("MAINPID={}\n", line.pid));
-        wait_until("the predecessor has ended", || !is_running(predecessor));
+        let predecessor = servers.serving;
+        servers.restart();
+        assert_eq!(hear(&manager), format!("MAINPID={}\n", servers.serving));
+        predecessor.wait();
         for path in &paths {
             assert_eq!(ask_unix(path), "okay");
         }
     }
-    line.end();
+    servers.end();
     assert!(paths.iter().all(|path| !path.exists()));
 }
 
@@ -490,27 +476,26 @@ fn a_successor_may_say_more_than_ready() {
         b"\n=\nSTATUS=\xff\r\nREADY=1\r\n",
     ] {
         let directory = Directory::new();
-        let (program, told) = (directory.path("app"), directory.path("told"));
+        let (program, told) = (directory.join("app"), directory.join("told"));
         copy_server(&program);
         let mut command = Command::new(&program);
         command.args(["--listen", "127.0.0.1:0", "--work", "0s"]);
-        let mut line = Line::start(command);
-        let predecessor = line.pid;
+        let mut servers = Generations::start(command);
+        let predecessor = servers.serving;
         // The test says it in the place of the successor.
         let tell = format!("echo \"$NOTIFY_SOCKET\" >{0}.new; mv {0}.new {0}", told.display());
         replace(&program, &format!("{tell}; NOTIFY_SOCKET= exec {SERVER} \"$@\""));
-        line.signal(Signal::USR2);
+        servers.signal(Signal::USR2);
         wait_until("the successor waits", || told.exists());
         let address = fs::read_to_string(&told).unwrap();
         let speaker = UnixDatagram::unbound().unwrap();
         speaker.send_to(b"STATUS=not yet", address.trim_end()).unwrap();
         speaker.send_to(b"", address.trim_end()).unwrap();
         speaker.send_to(message, address.trim_end()).unwrap();
-        let told = line.program.wait_for(" has taken over");
-        line.pid = number_behind(&told, "process ");
-        wait_until("the predecessor has ended", || !is_running(predecessor));
-        assert_eq!(line.program.connect().get("/").response().text(), "okay");
-        line.end();
+        servers.wait_for_successor();
+        predecessor.wait();
+        assert_eq!(servers.program.connect().get("/").response().text(), "okay");
+        servers.end();
     }
 }
 
@@ -519,39 +504,39 @@ fn a_successor_may_say_more_than_ready() {
 fn usr2_finishes_what_is_in_flight() {
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0"]);
-    let mut line = Line::start(command);
-    let predecessor = line.pid;
-    let mut slow = line.program.connect();
+    let mut servers = Generations::start(command);
+    let predecessor = servers.serving;
+    let mut slow = servers.program.connect();
     slow.send("GET /work?for=0s HTTP/1.1\r\nHo");
     // By the time this is answered, the first bytes of that were read.
-    line.program.connect().get("/livez").response();
-    line.restart();
-    assert_eq!(line.program.connect().get("/livez").response().text(), "live\n");
+    servers.program.connect().get("/livez").response();
+    servers.restart();
+    assert_eq!(servers.program.connect().get("/livez").response().text(), "live\n");
     // To it, the first signal is no second one.
-    kill_process(pid(predecessor), Signal::TERM).unwrap();
-    line.program.wait_for("SIGTERM: stopping already; in flight: ");
+    predecessor.signal(Signal::TERM);
+    servers.program.wait_for("SIGTERM: stopping already; in flight: ");
     let response = slow.send("st: x\r\n\r\n").response();
     assert_eq!((response.text().as_str(), response.says_close()), ("okay", true));
-    wait_until("the predecessor has ended", || !is_running(predecessor));
-    line.end();
+    predecessor.wait();
+    servers.end();
 }
 
 /// A successor that fails, in each of the ways that it can, leaves everything as it was.
 #[test]
 fn a_broken_successor_changes_nothing() {
     let directory = Directory::new();
-    let program = directory.path("app");
+    let program = directory.join("app");
     let put = |script: Option<&str>| match script {
         Some(script) => replace(&program, script),
         None => replace(&program, &format!("exec {SERVER} \"$@\"")),
     };
     copy_server(&program);
-    let path = directory.path("app.sock");
+    let path = directory.join("app.sock");
     let mut command = Command::new(&program);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--patience", "300ms"]);
     command.args(["--listen", &format!("unix:{}", path.display())]);
-    let mut line = Line::start(command);
-    let first = line.pid;
+    let mut servers = Generations::start(command);
+    let first = servers.serving;
     // It has taken the sockets by then; and it serves, but does not say so.
     let fails = &format!("exec {SERVER} \"$@\" --listen 192.0.2.1:1");
     let is_silent = &format!("NOTIFY_SOCKET= exec {SERVER} \"$@\"");
@@ -564,26 +549,26 @@ fn a_broken_successor_changes_nothing() {
         ("trap '' TERM; exec sleep 60", "no successor: the successor was not ready within"),
     ] {
         put(Some(script));
-        line.signal(Signal::USR2);
-        line.program.wait_for(error);
-        assert_eq!(line.program.connect().get("/").response().text(), "okay", "{script}");
+        servers.signal(Signal::USR2);
+        servers.program.wait_for(error);
+        assert_eq!(servers.program.connect().get("/").response().text(), "okay", "{script}");
         assert_eq!(ask_unix(&path), "okay", "{script}");
-        assert!(is_running(first));
+        assert!(first.is_running());
     }
     fs::remove_file(&program).unwrap();
-    line.signal(Signal::USR2);
-    line.program.wait_for("no successor: cannot start ");
+    servers.signal(Signal::USR2);
+    servers.program.wait_for("no successor: cannot start ");
     // And once it is mended:
     put(None);
-    line.restart();
-    assert_ne!(line.pid, first);
-    assert_eq!(line.program.connect().get("/").response().text(), "okay");
+    servers.restart();
+    assert_ne!(servers.serving, first);
+    assert_eq!(servers.program.connect().get("/").response().text(), "okay");
     // One that is started by something else that stays.
     put(Some(&format!("{SERVER} \"$@\"; exit $?")));
-    line.restart();
-    assert_eq!(line.program.connect().get("/").response().text(), "okay");
+    servers.restart();
+    assert_eq!(servers.program.connect().get("/").response().text(), "okay");
     assert_eq!(ask_unix(&path), "okay");
-    line.end();
+    servers.end();
     assert!(!path.exists());
 }
 
@@ -591,10 +576,10 @@ fn a_broken_successor_changes_nothing() {
 /// alone on the socket that it shares with its predecessor, and the predecessor goes on to serve.
 #[test]
 fn a_late_successor_leaves_no_syn_filter() {
-    let mut line = outlive_a_late_successor(&["--listen", "127.0.0.1:0", "--syn-filter"]);
+    let mut servers = outlive_a_late_successor(&["--listen", "127.0.0.1:0", "--syn-filter"]);
     // Without an answer to its handshake, a client would wait for minutes.
-    TcpStream::connect_timeout(&line.program.addr, Duration::from_secs(3)).unwrap();
-    line.end();
+    TcpStream::connect_timeout(&servers.program.addr, Duration::from_secs(3)).unwrap();
+    servers.end();
 }
 
 /// The same successor leaves the file of the socket, because clients need the file to find the
@@ -602,27 +587,25 @@ fn a_late_successor_leaves_no_syn_filter() {
 #[test]
 fn a_late_successor_leaves_the_socket_file() {
     let directory = Directory::new();
-    let path = directory.path("app.sock");
-    let mut line = outlive_a_late_successor(&["--listen", &format!("unix:{}", path.display())]);
+    let path = directory.join("app.sock");
+    let mut servers = outlive_a_late_successor(&["--listen", &format!("unix:{}", path.display())]);
     assert_eq!(ask_unix(&path), "okay");
-    line.end();
+    servers.end();
     assert!(!path.exists());
 }
 
 /// Returns a server that was suspended while its successor became ready, counted on the sockets,
 /// and was told to stop. The server goes on.
-fn outlive_a_late_successor(args: &[&str]) -> Line {
+fn outlive_a_late_successor(args: &[&str]) -> Generations {
     let directory = Directory::new();
-    let path = directory.path("manager");
-    let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (path, manager) = (directory.join("manager"), service_manager(&directory));
     let mut command = Command::new(SERVER);
     command.args(["--work", "0s"]).args(args);
     command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "20000");
-    let mut line = Line::start(command);
-    line.signal(Signal::USR2);
-    let told = line.program.wait_for("waiting for the successor, process ");
-    line.signal(Signal::STOP);
+    let mut servers = Generations::start(command);
+    servers.signal(Signal::USR2);
+    let told = servers.program.wait_for("waiting for the successor, process ");
+    servers.signal(Signal::STOP);
     // Whatever the predecessor has said is heard: the next words are the successor's, every
     // 10 ms. After 500 ms the sockets are its own.
     manager.set_nonblocking(true).unwrap();
@@ -632,19 +615,19 @@ fn outlive_a_late_successor(args: &[&str]) -> Line {
     while beats < 50 {
         beats += usize::from(hear(&manager) == "WATCHDOG=1\n");
     }
-    let successor = number_behind(&told, "process ");
-    kill_process(pid(successor), Signal::TERM).unwrap();
-    wait_until("the successor has ended", || !is_running(successor));
-    line.signal(Signal::CONT);
-    line.program.wait_for("no successor: the successor was ready and has ended");
-    line
+    let successor = ProcessId::named(&told, "process ");
+    successor.signal(Signal::TERM);
+    successor.wait();
+    servers.signal(Signal::CONT);
+    servers.program.wait_for("no successor: the successor was ready and has ended");
+    servers
 }
 
 /// A file that is not a program is not run, not even by a shell, and one line says what is wrong.
 #[test]
 fn what_is_not_a_program_is_not_run() {
     let directory = Directory::new();
-    let (program, ran) = (directory.path("app"), directory.path("ran"));
+    let (program, ran) = (directory.join("app"), directory.join("ran"));
     let server = fs::read(SERVER).unwrap();
     let patched = |at: usize, bytes: &[u8]| {
         let mut file = server.clone();
@@ -653,7 +636,7 @@ fn what_is_not_a_program_is_not_run() {
     };
     // A shell would run this.
     let commands = format!("touch {}; exec {SERVER} \"$@\"\n", ran.display());
-    let (garbage, plain) = (directory.path("garbage"), directory.path("plain"));
+    let (garbage, plain) = (directory.join("garbage"), directory.join("plain"));
     install(&garbage, commands.as_bytes());
     fs::write(&plain, "#!/bin/sh\n").unwrap();
     let script = |interpreter: &Path| format!("#!{}\n{commands}", interpreter.display());
@@ -669,7 +652,7 @@ fn what_is_not_a_program_is_not_run() {
         (server[..100].to_vec(), not_a_program),
         (server[..10_000].to_vec(), "the successor has ended before it was ready: signal: "),
         (script(&garbage).into_bytes(), not_a_program),
-        (script(&directory.path("nobody")).into_bytes(), no_interpreter),
+        (script(&directory.join("nobody")).into_bytes(), no_interpreter),
         (script(&plain).into_bytes(), "names an interpreter that is not executable"),
     ];
     let loader = memchr::memmem::find(&server, b"/ld-linux");
@@ -677,21 +660,21 @@ fn what_is_not_a_program_is_not_run() {
 
     copy_server(&program);
     let mut command = Command::new(&program);
-    command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).current_dir(&directory.0);
-    let mut line = Line::start(command);
-    let first = line.pid;
+    command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).current_dir(directory.path());
+    let mut servers = Generations::start(command);
+    let first = servers.serving;
     let mut check = |error: &str| {
-        line.signal(Signal::USR2);
-        let told = line.program.wait_for_any(&["no successor: ", " has taken over"]);
-        let here = fs::canonicalize(&directory.0).unwrap();
+        servers.signal(Signal::USR2);
+        let told = servers.program.wait_for_any(&["no successor: ", " has taken over"]);
+        let here = fs::canonicalize(directory.path()).unwrap();
         let start = format!("cannot start {} in {}: ", program.display(), here.display());
         // Of a file that was cut further behind, the kernel notices that only when it has begun.
         let is_begun = error.starts_with("the successor has ended before it was ready");
         assert!(is_begun || told.contains(&start), "{error}: {told}");
         assert!(told.contains(error), "{error}: {told}");
         assert!(told.ends_with("; this process goes on"), "{told}");
-        assert_eq!(line.program.connect().get("/").response().text(), "okay", "{error}");
-        assert!(is_running(first) && !ran.exists(), "{error}");
+        assert_eq!(servers.program.connect().get("/").response().text(), "okay", "{error}");
+        assert!(first.is_running() && !ran.exists(), "{error}");
     };
     for (bytes, error) in &table {
         install(&program, bytes);
@@ -711,28 +694,28 @@ fn what_is_not_a_program_is_not_run() {
     check("it is a directory, not a program;");
     fs::remove_dir(&program).unwrap();
     install(&program, &server);
-    line.restart();
-    line.end();
+    servers.restart();
+    servers.end();
 }
 
 /// A name without a slash is looked up in PATH, and one that is nowhere in it is told of.
 #[test]
 fn a_successor_is_looked_up_in_path() {
     let directory = Directory::new();
-    let (program, elsewhere) = (directory.path("app-in-path"), directory.path("elsewhere"));
+    let (program, elsewhere) = (directory.join("app-in-path"), directory.join("elsewhere"));
     copy_server(&program);
-    let path = format!("{}:{}", directory.0.display(), env::var("PATH").unwrap());
+    let path = format!("{}:{}", directory.path().display(), env::var("PATH").unwrap());
     let mut command = Command::new("sh");
     command.args(["-c", "exec app-in-path \"$@\"", "sh", "--listen", "127.0.0.1:0"]);
     command.env("PATH", path);
-    let mut line = Line::start(command);
-    line.restart();
+    let mut servers = Generations::start(command);
+    servers.restart();
     fs::rename(&program, &elsewhere).unwrap();
-    line.signal(Signal::USR2);
-    line.program.wait_for(": no such file in any directory of PATH; this process goes on");
+    servers.signal(Signal::USR2);
+    servers.program.wait_for(": no such file in any directory of PATH; this process goes on");
     fs::rename(&elsewhere, &program).unwrap();
-    line.restart();
-    line.end();
+    servers.restart();
+    servers.end();
 }
 
 /// The successor begins as the first process did: with its sockets from descriptor 3 on and no
@@ -741,15 +724,15 @@ fn a_successor_is_looked_up_in_path() {
 #[test]
 fn a_successor_begins_like_the_first() {
     let directory = Directory::new();
-    let (program, seen) = (directory.path("app"), directory.path("seen"));
+    let (program, seen) = (directory.join("app"), directory.join("seen"));
     copy_server(&program);
     let mut command = Command::new("sh");
     command.args(["-c", "trap '' USR1; exec \"$@\"", "sh"]).arg(&program);
     command.args(["--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0", "--work", "0s"]);
-    let mut line = Line::start(command);
+    let mut servers = Generations::start(command);
     let look = "grep SigIgn /proc/$$/status; ls -l /proc/$$/fd";
     replace(&program, &format!("{{ {look}; }} >{}; exec {SERVER} \"$@\"", seen.display()));
-    line.restart();
+    servers.restart();
 
     let seen = fs::read_to_string(&seen).unwrap();
     let ignored = seen.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
@@ -765,30 +748,29 @@ fn a_successor_begins_like_the_first() {
     assert_eq!(of_kind("/dev/null")[0], "0", "{seen}");
     assert_eq!(of_kind("socket:"), ["3", "4"], "{seen}");
     assert!(of_kind("anon_inode:").is_empty(), "{seen}");
-    line.end();
+    servers.end();
 }
 
 /// What a successor does not take stays the predecessor's, and is closed like it.
 #[test]
 fn what_a_successor_does_not_take_is_closed() {
     let directory = Directory::new();
-    let (program, path) = (directory.path("app"), directory.path("app.sock"));
+    let (program, path) = (directory.join("app"), directory.join("app.sock"));
     copy_server(&program);
     let mut command = Command::new(&program);
     command.args(["--listen", "127.0.0.1:0", "--listen", &format!("unix:{}", path.display())]);
-    let mut line = Line::start(command);
-    let old = line.program.addr;
+    let mut servers = Generations::start(command);
+    let old = servers.program.addr;
     replace(&program, &format!("exec {SERVER} --listen 127.0.0.2:0"));
-    line.signal(Signal::USR2);
+    servers.signal(Signal::USR2);
     for address in [old.to_string(), format!("unix:{}", path.display())] {
         let warning = format!("the successor does not listen on {address}, which is closed now");
-        line.program.wait_for(&warning);
+        servers.program.wait_for(&warning);
     }
-    let told = line.program.wait_for(" has taken over");
-    line.pid = number_behind(&told, "process ");
-    wait_until("the old address is closed", || TcpStream::connect(old).is_err());
+    servers.wait_for_successor();
+    wait_for_close(old);
     wait_until("the old file is gone", || !path.exists());
-    line.end();
+    servers.end();
 }
 
 /// A predecessor that is killed leaves a successor that serves the queue to the end.
@@ -796,57 +778,55 @@ fn what_a_successor_does_not_take_is_closed() {
 fn a_successor_of_a_killed_process_serves_the_queue() {
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--threads", "1"]);
-    let mut line = Line::start(command);
-    let predecessor = line.pid;
+    let mut servers = Generations::start(command);
+    let predecessor = servers.serving;
     // Its predecessor waits for this connection, and is still there when the successor has taken
     // over.
-    let mut slow = line.program.connect();
+    let mut slow = servers.program.connect();
     slow.send("GET /work?for=0s HTTP/1.1\r\nHo");
-    line.program.connect().get("/livez").response();
-    line.restart();
-    kill_process(pid(predecessor), Signal::KILL).unwrap();
-    line.signal(Signal::STOP);
-    let clients = queued(line.program.addr, 500);
-    line.signal(Signal::TERM);
-    line.signal(Signal::CONT);
+    servers.program.connect().get("/livez").response();
+    servers.restart();
+    predecessor.signal(Signal::KILL);
+    servers.signal(Signal::STOP);
+    let clients = queued(servers.program.addr, 500);
+    servers.signal(Signal::TERM);
+    servers.signal(Signal::CONT);
     assert_all_okay(clients);
-    wait_until("the successor has ended", || !is_running(line.pid));
+    servers.serving.wait();
 }
 
 /// A socket file that something has removed is made anew by a restart.
 #[test]
 fn usr2_makes_a_removed_socket_file_anew() {
     let directory = Directory::new();
-    let path = directory.path("app.sock");
+    let path = directory.join("app.sock");
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--lame-duck", "600s"]);
     command.args(["--listen", &format!("unix:{}", path.display())]);
-    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
-    command.env("NOTIFY_SOCKET", directory.path("manager"));
-    let mut line = Line::start(command);
-    let predecessor = line.pid;
+    let manager = service_manager(&directory);
+    command.env("NOTIFY_SOCKET", directory.join("manager"));
+    let mut servers = Generations::start(command);
+    let predecessor = servers.serving;
     assert_eq!(hear(&manager), "READY=1\n");
     assert!(hear(&manager).starts_with("STATUS=listening on "));
     fs::remove_file(&path).unwrap();
-    line.signal(Signal::USR2);
-    line.program.wait_for(&format!(
+    servers.signal(Signal::USR2);
+    servers.program.wait_for(&format!(
         "the file of unix:{} was removed, so no client finds this socket; the successor binds it anew",
         path.display()
     ));
-    let told = line.program.wait_for(" has taken over");
-    line.pid = number_behind(&told, "process ");
+    servers.wait_for_successor();
     assert_eq!(ask_unix(&path), "okay");
-    assert_eq!(line.program.connect().get("/").response().text(), "okay");
+    assert_eq!(servers.program.connect().get("/").response().text(), "okay");
     // It has a successor although that has not taken all of its sockets: no lame duck, and no word
     // to the manager but this one.
-    wait_until("the predecessor has ended", || !is_running(predecessor));
-    assert_eq!(hear(&manager), format!("MAINPID={}\n", line.pid));
-    line.signal(Signal::TERM);
+    predecessor.wait();
+    assert_eq!(hear(&manager), format!("MAINPID={}\n", servers.serving));
+    servers.signal(Signal::TERM);
     assert!(hear(&manager).starts_with("STOPPING=1\n"));
     pass_repeat_window();
-    line.signal(Signal::TERM);
-    wait_until("the successor has ended", || !is_running(line.pid));
+    servers.signal(Signal::TERM);
+    servers.serving.wait();
     assert!(!path.exists());
 }
 
@@ -854,20 +834,19 @@ fn usr2_makes_a_removed_socket_file_anew() {
 #[test]
 fn another_servers_file_is_not_handed_over() {
     let directory = Directory::new();
-    let path = directory.path("app.sock");
+    let path = directory.join("app.sock");
     let mut command = Command::new(SERVER);
     command.args(["--listen", &format!("unix:{}", path.display())]);
-    let mut line = Line::start(command);
+    let mut servers = Generations::start(command);
     fs::remove_file(&path).unwrap();
     let other = UnixListener::bind(&path).unwrap();
-    line.signal(Signal::USR2);
-    line.program.wait_for(&format!(
+    servers.signal(Signal::USR2);
+    servers.program.wait_for(&format!(
         "another file has the name of unix:{}, so no client finds this socket",
         path.display()
     ));
-    let told = line.program.wait_for(" has taken over");
-    line.pid = number_behind(&told, "process ");
-    line.end();
+    servers.wait_for_successor();
+    servers.end();
     assert!(path.exists());
     drop(other);
 }
@@ -879,15 +858,15 @@ fn too_few_descriptors_change_nothing() {
         let mut command = Command::new("sh");
         let script = format!("ulimit -n {limit}; exec \"$@\"");
         command.args(["-c", &script, "sh", SERVER, "--listen", "127.0.0.1:0", "--work", "0s"]);
-        let mut line = Line::start(command);
-        line.signal(Signal::USR2);
+        let mut servers = Generations::start(command);
+        servers.signal(Signal::USR2);
         // Either.
-        let told = line.program.wait_for_any(&["no successor: ", " has taken over"]);
+        let told = servers.program.wait_for_any(&["no successor: ", " has taken over"]);
         if told.contains("taken over") {
-            line.pid = number_behind(&told, "process ");
+            servers.serving = ProcessId::named(&told, "process ");
         }
-        assert_eq!(line.program.connect().get("/").response().text(), "okay", "{limit}");
-        line.end();
+        assert_eq!(servers.program.connect().get("/").response().text(), "okay", "{limit}");
+        servers.end();
     }
 }
 
@@ -919,20 +898,20 @@ fn copy_file(from: &Path, to: &Path) {
 #[test]
 fn a_stop_ends_a_successor_that_is_not_ready() {
     let directory = Directory::new();
-    let program = directory.path("app");
+    let program = directory.join("app");
     copy_server(&program);
     let mut command = Command::new(&program);
     command.args(["--listen", "127.0.0.1:0"]);
-    let mut line = Line::start(command);
+    let mut servers = Generations::start(command);
     replace(&program, "exec sleep 60");
-    line.signal(Signal::USR2);
-    let told = line.program.wait_for("waiting for the successor, process ");
-    let successor = number_behind(&told, "process ");
-    line.signal(Signal::USR2);
-    line.program.wait_for("a successor is being started already");
-    line.signal(Signal::TERM);
-    assert_eq!(line.program.exit_code(), 0, "{}", line.program);
-    wait_until("the successor has ended", || !is_running(successor));
+    servers.signal(Signal::USR2);
+    let told = servers.program.wait_for("waiting for the successor, process ");
+    let successor = ProcessId::named(&told, "process ");
+    servers.signal(Signal::USR2);
+    servers.program.wait_for("a successor is being started already");
+    servers.signal(Signal::TERM);
+    assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
+    successor.wait();
 }
 
 /// A successor is not started by a server that stops already.
@@ -953,21 +932,21 @@ fn usr2_in_the_drain_starts_nothing() {
 /// there is one successor at a time.
 #[test]
 fn a_program_of_its_own_restarts_itself() {
-    let mut line = Line::start(Program::example_command("restart", &["127.0.0.1:0"]));
+    let mut servers = Generations::start(Program::example_command("restart", &["127.0.0.1:0"]));
     for _ in 0..3 {
-        let mut client = line.program.connect();
-        assert_eq!(client.get("/").response().text(), format!("process {}\n", line.pid));
-        let mut other = line.program.connect();
+        let mut client = servers.program.connect();
+        assert_eq!(client.get("/").response().text(), format!("process {}\n", servers.serving));
+        let mut other = servers.program.connect();
         let post = "POST /restart HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
         // Both at once.
         let answers = [client.send(post).response(), other.send(post).response()];
         let statuses = answers.each_ref().map(|answer| answer.status);
         let told = answers.iter().find(|answer| answer.status == 200);
         let told = told.unwrap_or_else(|| panic!("{statuses:?}")).text();
-        line.pid = number_behind(&told, "process ");
+        servers.serving = ProcessId::named(&told, "process ");
     }
-    line.signal(Signal::TERM);
-    wait_until("the last one has ended", || !is_running(line.pid));
+    servers.signal(Signal::TERM);
+    servers.serving.wait();
 }
 
 // The pid file.
@@ -977,31 +956,30 @@ fn a_program_of_its_own_restarts_itself() {
 #[test]
 fn the_pid_file_names_who_serves() {
     let directory = Directory::new();
-    let file = directory.path("app.pid");
+    let file = directory.join("app.pid");
     let by_flag: [&[&str]; 2] = [&["--pid-file", "app.pid"], &[]];
     for args in by_flag {
         let mut command = Command::new(SERVER);
-        command.args(["--listen", "127.0.0.1:0"]).args(args).current_dir(&directory.0);
+        command.args(["--listen", "127.0.0.1:0"]).args(args).current_dir(directory.path());
         if args.is_empty() {
             command.env("SMOL_GRACEFUL_PID_FILE", &file);
         }
         // What a process that was killed has left.
         fs::write(&file, "1\n").unwrap();
-        let mut line = Line::start(command);
-        wait_until("the first is named", || names(&file, line.pid));
+        let mut servers = Generations::start(command);
+        wait_until("the first is named", || names(&file, servers.serving));
         for _ in 0..3 {
-            let predecessor = line.pid;
+            let predecessor = servers.serving;
             // As an operator does it.
             let kill = format!("kill -USR2 \"$(cat {})\"", file.display());
             assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
-            let told = line.program.wait_for(" has taken over");
-            line.pid = number_behind(&told, "process ");
-            assert!(names(&file, line.pid), "{}", line.program);
-            wait_until("the predecessor has ended", || !is_running(predecessor));
-            assert!(names(&file, line.pid));
+            servers.wait_for_successor();
+            assert!(names(&file, servers.serving), "{}", servers.program);
+            predecessor.wait();
+            assert!(names(&file, servers.serving));
         }
-        line.end();
-        assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 0);
+        servers.end();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }
 
@@ -1010,9 +988,9 @@ fn the_pid_file_names_who_serves() {
 #[test]
 fn a_pid_file_that_somebody_else_uses_is_told_of() {
     let directory = Directory::new();
-    let (file, link) = (directory.path("app.pid"), directory.path("link.pid"));
+    let (file, link) = (directory.join("app.pid"), directory.join("link.pid"));
     let mut first = Program::server(&["--pid-file", file.to_str().unwrap()]);
-    wait_until("the first is named", || names(&file, first.pid().try_into().unwrap()));
+    wait_until("the first is named", || names(&file, first.process()));
     std::os::unix::fs::symlink(&file, &link).unwrap();
     let mut second = Command::new(SERVER);
     second.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(&link);
@@ -1021,13 +999,12 @@ fn a_pid_file_that_somebody_else_uses_is_told_of() {
     let mut log = BufReader::new(second.stderr.take().unwrap()).lines();
     let warning = log.find(|line| line.as_ref().unwrap().contains("WARN")).unwrap().unwrap();
     assert!(warning.contains(&format!("names process {}, which runs", first.pid())), "{warning}");
-    let pid_of_second = i32::try_from(second.id()).unwrap();
+    let pid_of_second = ProcessId::of(&second);
     wait_until("the second is named", || names(&file, pid_of_second));
     assert!(link.is_symlink());
-    kill_process(pid(pid_of_second), Signal::TERM).unwrap();
+    pid_of_second.signal(Signal::TERM);
     assert!(second.wait().unwrap().success());
-    first.signal(Signal::TERM);
-    assert_eq!(first.exit_code(), 0);
+    first.stop();
 
     fs::write(&file, "my notes\n").unwrap();
     let mut command = Command::new(SERVER);
@@ -1042,9 +1019,9 @@ fn a_pid_file_that_somebody_else_uses_is_told_of() {
 #[test]
 fn a_draining_process_keeps_its_pid_file() {
     let directory = Directory::new();
-    let file = directory.path("app.pid");
+    let file = directory.join("app.pid");
     let mut server = Program::server(&["--pid-file", file.to_str().unwrap()]);
-    let own = i32::try_from(server.pid()).unwrap();
+    let own = server.process();
     wait_until("the server is named", || names(&file, own));
     let mut client = server.connect();
     client.send("GET /work?for=0s HTTP/1.1\r\nHo");
@@ -1063,18 +1040,16 @@ fn a_draining_process_keeps_its_pid_file() {
 #[test]
 fn the_pid_file_is_there_before_ready() {
     let directory = Directory::new();
-    let file = directory.path("app.pid");
-    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let file = directory.join("app.pid");
+    let manager = service_manager(&directory);
     for _ in 0..20 {
         let mut command = Command::new(SERVER);
         command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(&file);
-        command.env("NOTIFY_SOCKET", directory.path("manager"));
+        command.env("NOTIFY_SOCKET", directory.join("manager"));
         let mut server = Program::start(command);
         while hear(&manager) != "READY=1\n" {}
-        assert!(names(&file, server.pid().try_into().unwrap()), "{server}");
-        server.signal(Signal::TERM);
-        assert_eq!(server.exit_code(), 0);
+        assert!(names(&file, server.process()), "{server}");
+        server.stop();
         assert!(!file.exists());
     }
 }
@@ -1084,13 +1059,13 @@ fn the_pid_file_is_there_before_ready() {
 #[test]
 fn a_broken_successor_leaves_the_pid_file() {
     let directory = Directory::new();
-    let (program, file) = (directory.path("app"), directory.path("app.pid"));
+    let (program, file) = (directory.join("app"), directory.join("app.pid"));
     copy_server(&program);
     let mut command = Command::new(&program);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--patience", "1s", "--pid-file"]);
     command.arg(&file);
-    let mut line = Line::start(command);
-    wait_until("the first is named", || names(&file, line.pid));
+    let mut servers = Generations::start(command);
+    wait_until("the first is named", || names(&file, servers.serving));
     let of_file = |script: &str| script.replace("FILE", &file.display().to_string());
     for script in [
         "exit 3",
@@ -1102,11 +1077,11 @@ fn a_broken_successor_leaves_the_pid_file() {
         &format!("NOTIFY_SOCKET= exec {SERVER} \"$@\""),
     ] {
         replace(&program, script);
-        line.signal(Signal::USR2);
-        line.program.wait_for("no successor: ");
-        assert!(names(&file, line.pid), "{script}");
+        servers.signal(Signal::USR2);
+        servers.program.wait_for("no successor: ");
+        assert!(names(&file, servers.serving), "{script}");
     }
-    line.end();
+    servers.end();
     assert!(!file.exists());
 }
 
@@ -1124,21 +1099,21 @@ fn a_broken_successor_of_a_program_of_its_own_leaves_the_pid_file() {
         }
     }
     let directory = Directory::new();
-    let file = directory.path("app.pid");
+    let file = directory.join("app.pid");
     let mut command = Command::new(env::current_exe().unwrap());
     let test = "a_broken_successor_of_a_program_of_its_own_leaves_the_pid_file";
     command.args(["--exact", test, "--nocapture"]).env(FILE, &file);
     let mut server = Program::start(command);
-    let own = server.pid().try_into().unwrap();
+    let own = server.process();
     wait_until("the first is named", || names(&file, own));
     let mut client = server.connect();
     client.get("/restart");
     wait_until("the successor is named", || !names(&file, own));
     let successor = fs::read_to_string(&file).unwrap();
     server.signal(Signal::USR2);
-    std::thread::sleep(Duration::from_millis(200));
+    server.wait_for("a successor is being started already");
     assert_eq!(fs::read_to_string(&file).unwrap(), successor);
-    kill_process(pid(successor.parse().unwrap()), Signal::KILL).unwrap();
+    ProcessId::named(&format!("process {successor}"), "process ").signal(Signal::KILL);
     assert!(client.response().text().contains("SIGKILL"));
     assert!(names(&file, own));
     server.signal(Signal::TERM);
@@ -1149,6 +1124,7 @@ fn a_broken_successor_of_a_program_of_its_own_leaves_the_pid_file() {
 /// Runs a server that restarts itself by a request.
 #[expect(clippy::print_stderr, reason = "the parent reads it")]
 fn restart_under_run(file: &Path) {
+    env_logger::Builder::new().filter_level(log::LevelFilter::Warn).init();
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
     eprintln!("listening on {}", listener.address());
     let handed = listener.clone();
@@ -1163,30 +1139,28 @@ fn restart_under_run(file: &Path) {
 #[test]
 fn another_processs_pid_file_is_not_removed() {
     let directory = Directory::new();
-    let file = directory.path("app.pid");
+    let file = directory.join("app.pid");
     let mut server = Program::server(&["--pid-file", file.to_str().unwrap()]);
-    wait_until("the server is named", || names(&file, server.pid().try_into().unwrap()));
+    wait_until("the server is named", || names(&file, server.process()));
     fs::write(&file, "1\n").unwrap();
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0, "{server}");
-    assert!(names(&file, 1));
+    server.stop();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "1\n");
 }
 
 /// A pipe that has taken the name of the file is neither waited for nor removed.
 #[test]
 fn a_pipe_in_place_of_the_pid_file_holds_up_nothing() {
     let directory = Directory::new();
-    let file = directory.path("app.pid");
+    let file = directory.join("app.pid");
     let mut server = Program::server(&["--pid-file", file.to_str().unwrap()]);
-    wait_until("the server is named", || names(&file, server.pid().try_into().unwrap()));
+    wait_until("the server is named", || names(&file, server.process()));
     fs::remove_file(&file).unwrap();
     assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
     // The successor refuses what is not a file. Then the server looks at the file itself.
     server.signal(Signal::USR2);
-    server.wait_for("ERROR smol_graceful::pid_file] cannot write the pid file ");
+    server.wait_for("pid_file] cannot write the pid file ");
     server.wait_for("no successor: ");
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0, "{server}");
+    server.stop();
     assert!(fs::symlink_metadata(&file).is_ok());
 }
 
@@ -1194,18 +1168,18 @@ fn a_pipe_in_place_of_the_pid_file_holds_up_nothing() {
 #[test]
 fn a_pid_file_that_cannot_be_written_is_named() {
     let directory = Directory::new();
-    let (plain, socket) = (directory.path("plain"), directory.path("socket"));
+    let (plain, socket) = (directory.join("plain"), directory.join("socket"));
     fs::write(&plain, "").unwrap();
     let _listener = UnixListener::bind(&socket).unwrap();
     let no_file = "it is not a regular file; give another path";
     for (path, error) in [
-        (directory.path("missing/app.pid"), "no such directory; make it first"),
+        (directory.join("missing/app.pid"), "no such directory; make it first"),
         (plain.join("app.pid"), "Not a directory"),
-        (directory.0.clone(), no_file),
+        (directory.path().to_owned(), no_file),
         (socket, no_file),
         ("/dev/null".into(), no_file),
         ("/".into(), no_file),
-        (directory.path(&"x".repeat(255)), "File name too long"),
+        (directory.join(&"x".repeat(255)), "File name too long"),
     ] {
         let mut command = Command::new(SERVER);
         // Nobody could listen there: the path comes first.
@@ -1216,26 +1190,26 @@ fn a_pid_file_that_cannot_be_written_is_named() {
         let path = path.display();
         assert_eq!(log, format!("smol-graceful: cannot write the pid file {path}: {error}\n"));
     }
-    assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 2);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
 }
 
 /// The file does not need the restart by a signal.
 #[test]
 fn a_pid_file_without_restarts() {
     let directory = Directory::new();
-    let file = directory.path("app.pid");
+    let file = directory.join("app.pid");
     let server = Server::new(|_request| async { Ok("okay") });
     let shutdown = server.handle();
     let process = Process::default().signals([]).restart_on(None).pid_file(&file);
     let run = std::thread::spawn(move || process.run(server, ["127.0.0.1:0"]).unwrap());
-    wait_until("the process is named", || names(&file, std::process::id().try_into().unwrap()));
+    wait_until("the process is named", || names(&file, ProcessId::own()));
     shutdown.stop();
     assert!(run.join().unwrap().is_drained());
     assert!(!file.exists());
 }
 
 /// Returns `true` if a pid file names this process.
-fn names(file: &Path, pid: i32) -> bool {
+fn names(file: &Path, pid: ProcessId) -> bool {
     fs::read_to_string(file).is_ok_and(|text| text == format!("{pid}\n"))
 }
 
@@ -1246,11 +1220,10 @@ fn names(file: &Path, pid: i32) -> bool {
 #[test]
 fn the_manager_is_told() {
     let directory = Directory::new();
-    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = service_manager(&directory);
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--lame-duck", "300ms", "--grace", "20s"]);
-    command.env("NOTIFY_SOCKET", directory.path("manager"));
+    command.env("NOTIFY_SOCKET", directory.join("manager"));
     let mut server = Program::start(command);
     assert_eq!(hear(&manager), "READY=1\n");
     assert_eq!(hear(&manager), format!("STATUS=listening on {}\n", server.addr));
@@ -1291,38 +1264,35 @@ fn the_manager_is_told() {
 #[test]
 fn a_late_successor_does_not_tell_the_manager_that_it_stops() {
     let directory = Directory::new();
-    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = service_manager(&directory);
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--patience", "0s"]);
-    command.env("NOTIFY_SOCKET", directory.path("manager"));
-    let mut line = Line::start(command);
+    command.env("NOTIFY_SOCKET", directory.join("manager"));
+    let mut servers = Generations::start(command);
     assert_eq!(hear(&manager), "READY=1\n");
     assert!(hear(&manager).starts_with("STATUS=listening on "));
-    line.signal(Signal::USR2);
-    line.program.wait_for("no successor: the successor was not ready within 0ns");
+    servers.signal(Signal::USR2);
+    servers.program.wait_for("no successor: the successor was not ready within 0ns");
     manager.set_nonblocking(true).unwrap();
     let heard = manager.recv(&mut [0; 100]);
     assert!(heard.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
     manager.set_nonblocking(false).unwrap();
-    line.signal(Signal::TERM);
+    servers.signal(Signal::TERM);
     assert!(hear(&manager).starts_with("STOPPING=1\n"));
-    assert_eq!(line.program.exit_code(), 0, "{}", line.program);
+    assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
 }
 
 /// A program with `serve` says itself that it is ready, and nothing else.
 #[test]
 fn a_program_of_its_own_tells_the_manager() {
     let directory = Directory::new();
-    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = service_manager(&directory);
     let mut command = Program::example_command("restart", &["127.0.0.1:0"]);
-    command.env("NOTIFY_SOCKET", directory.path("manager"));
+    command.env("NOTIFY_SOCKET", directory.join("manager"));
     let mut server = Program::start(command);
     assert_eq!(hear(&manager), "READY=1\n");
     assert_eq!(hear(&manager), "STATUS=serving\n");
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0, "{server}");
+    server.stop();
     manager.set_nonblocking(true).unwrap();
     assert!(manager.recv(&mut [0]).is_err());
 }
@@ -1331,10 +1301,9 @@ fn a_program_of_its_own_tells_the_manager() {
 #[test]
 fn a_blocked_executor_is_noticed() {
     let directory = Directory::new();
-    let manager = UnixDatagram::bind(directory.path("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let manager = service_manager(&directory);
     let mut command = Program::example_command("blocking", &["127.0.0.1:0", "30", "2"]);
-    command.env("NOTIFY_SOCKET", directory.path("manager")).env("WATCHDOG_USEC", "100000");
+    command.env("NOTIFY_SOCKET", directory.join("manager")).env("WATCHDOG_USEC", "100000");
     let mut server = Program::start(command);
     assert_eq!(hear(&manager), "READY=1\n");
     assert!(hear(&manager).starts_with("STATUS=listening on "));
@@ -1362,19 +1331,18 @@ fn a_blocked_executor_is_noticed() {
 #[test]
 fn a_deaf_manager_holds_up_nothing() {
     let directory = Directory::new();
-    let path = directory.path("manager");
+    let path = directory.join("manager");
     let manager = UnixDatagram::bind(&path).unwrap();
     // Fill it.
     let filler = UnixDatagram::unbound().unwrap();
     filler.set_nonblocking(true).unwrap();
     while filler.send_to(b"x", &path).is_ok() {}
-    for socket in [path, directory.path("nobody")] {
+    for socket in [path, directory.join("nobody")] {
         let mut command = Command::new(SERVER);
         command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).env("NOTIFY_SOCKET", &socket);
         let mut server = Program::start(command);
         assert_eq!(server.connect().get("/").response().text(), "okay");
-        server.signal(Signal::TERM);
-        assert_eq!(server.exit_code(), 0, "{server}");
+        server.stop();
     }
     drop(manager);
 }
@@ -1384,21 +1352,27 @@ fn a_deaf_manager_holds_up_nothing() {
 #[test]
 fn a_manager_that_cannot_be_reached_is_named_once() {
     let directory = Directory::new();
-    fs::write(directory.path("file"), "").unwrap();
-    let name = |name| directory.path(name).into_os_string();
+    fs::write(directory.join("file"), "").unwrap();
+    let name = |name| directory.join(name).into_os_string();
     for socket in [name("nobody"), name("file"), name(&"x".repeat(200)), "@nobody-listens".into()] {
         let mut command = Command::new(SERVER);
         command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", &socket);
         let mut server = Program::start(command);
         server.wait_for("NOTIFY_SOCKET");
-        server.signal(Signal::TERM);
-        assert_eq!(server.exit_code(), 0, "{server}");
+        server.stop();
         let log = server.log();
         assert_eq!(log.matches("NOTIFY_SOCKET").count(), 1, "{socket:?}: {log}");
     }
 }
 
 // What the tests above are made of.
+
+/// Returns a command for the server with `fds` from descriptor 3 on, for the process `pid`.
+fn activated(pid: &str, fds: Vec<OwnedFd>, names: &str, args: &[&str]) -> Command {
+    let mut command = common::activated(pid, "exec", fds, args);
+    command.env("LISTEN_FDNAMES", names);
+    command
+}
 
 /// Runs `during` under a load of 16 clients of all kinds, with requests of up to 50 ms.
 fn under_load<T>(target: Target, during: impl FnOnce(&Tally) -> T) -> (Report, T) {
@@ -1407,21 +1381,10 @@ fn under_load<T>(target: Target, during: impl FnOnce(&Tally) -> T) -> (Report, T
     (report, made)
 }
 
-/// The server with `fds` from descriptor 3 on, for the process `pid`.
-fn activated(pid: &str, fds: Vec<OwnedFd>, names: &str, args: &[&str]) -> Command {
-    // The process id is not known before: the shell becomes the server.
-    let mut command = Command::new("sh");
-    command.args(["-c", &format!("LISTEN_PID={pid} exec \"$@\""), "sh", SERVER]).args(args);
-    command.env("LISTEN_FDS", fds.len().to_string()).env("LISTEN_FDNAMES", names);
-    let mappings = (3..).zip(fds).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
-    command.fd_mappings(mappings.collect()).unwrap();
-    command
-}
-
 fn held_on_stdin(held: &TcpListener, args: &[&str]) -> Program {
     let mut command = Command::new(SERVER);
     command.args(["--listen", "fd:0"]).args(args);
-    Program::start_with(command, copy(held).into())
+    Program::start_with(command, copy(held))
 }
 
 /// The server on an address that may take a moment to be free.
@@ -1435,81 +1398,16 @@ fn copy(socket: &impl AsFd) -> OwnedFd {
     socket.as_fd().try_clone_to_owned().unwrap()
 }
 
-fn ask_unix(path: &Path) -> String {
-    let mut stream = UnixStream::connect(path).unwrap();
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
-    let mut response = String::new();
-    stream.read_to_string(&mut response).unwrap();
-    response.rsplit("\r\n").next().unwrap().to_owned()
+/// Binds the socket of a service manager in `directory`.
+fn service_manager(directory: &Directory) -> UnixDatagram {
+    let manager = UnixDatagram::bind(directory.join("manager")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    manager
 }
 
-/// The next message to the manager.
+/// Returns the next message to the manager.
 fn hear(manager: &UnixDatagram) -> String {
     let mut bytes = [0; 4096];
     let n = manager.recv(&mut bytes).unwrap();
     String::from_utf8(bytes[..n].to_vec()).unwrap()
-}
-
-/// The number behind `words`.
-fn number_behind(line: &str, words: &str) -> i32 {
-    let rest = line.rsplit(words).next().unwrap();
-    rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
-}
-
-fn pid(number: i32) -> Pid {
-    Pid::from_raw(number).unwrap()
-}
-
-/// Whether there is such a process, be it that nobody has asked yet how it ended.
-fn is_running(number: i32) -> bool {
-    let state = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
-    test_kill_process(pid(number)).is_ok() && !state.contains(") Z ")
-}
-
-/// Servers that follow one another; they share the log.
-struct Line {
-    program: Program,
-    /// Who serves.
-    pid: i32,
-}
-
-impl Line {
-    fn start(command: Command) -> Self {
-        Self::start_with(command, None)
-    }
-
-    fn start_with(command: Command, stdin: Option<OwnedFd>) -> Self {
-        let program = Program::start_with(command, stdin.map_or_else(Stdio::null, Stdio::from));
-        let pid = i32::try_from(program.pid()).unwrap();
-        Self { program, pid }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(pid(self.pid), signal).unwrap();
-    }
-
-    /// Lets a successor take over.
-    fn restart(&mut self) {
-        self.signal(Signal::USR2);
-        let told = self.program.wait_for(" has taken over");
-        self.pid = number_behind(&told, "process ");
-    }
-
-    /// Stops the last one; all of them have drained.
-    fn end(&mut self) {
-        self.signal(Signal::TERM);
-        let log = self.program.log();
-        let stops = log.matches("stopping because of SIGTERM").count();
-        let restarts = log.matches(" has taken over").count();
-        assert_eq!(log.matches("drained in ").count(), stops + restarts, "{log}");
-        wait_until("the last one has ended", || !is_running(self.pid));
-    }
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        if std::thread::panicking() && self.pid != i32::try_from(self.program.pid()).unwrap() {
-            let _ = kill_process(pid(self.pid), Signal::KILL);
-        }
-    }
 }

@@ -640,6 +640,8 @@ fn table() -> Vec<Row> {
     row!("9110 9.3.2", "HEAD with an unknown expectation", "HEAD / HTTP/1.1\r\nHost: x\r\nExpect: x\r\n\r\n",
         RefusedHead(417));
     row!("9112 9.6", "a handler that closes", get("/close"), Answered("200 length=5 close body=hello"));
+    row!("9110 7.6.1", "a handler that closes, in a list", get("/foo-close"),
+        Answered("200 length=5 close body=hello"));
     row!("9110 7.8", "an upgrade that is offered and not taken",
         field("Connection: upgrade\r\nUpgrade: websocket"), Served("GET /"));
     row!("9110 7.8", "an upgrade with a body, not taken",
@@ -880,9 +882,10 @@ async fn app(mut request: Request) -> http_types::Result<Response> {
         "/hello" => return Ok("hello".into()),
         "/stream" => return Ok(Body::from_reader(Cursor::new("hello"), None).into()),
         "/empty" => return Ok(Response::new(200)),
-        "/close" => {
+        "/close" | "/foo-close" => {
             let mut response = Response::from("hello");
-            response.insert_header("connection", "close");
+            let option = if path == "/close" { "close" } else { "foo, Close" };
+            response.insert_header("connection", option);
             return Ok(response);
         }
         "/upgrade" => {

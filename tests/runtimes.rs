@@ -24,20 +24,20 @@ use std::path::Path;
 use std::pin::{Pin, pin};
 use std::process::Command;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use common::{Client, End, PATIENCE, Program, wait_until};
+use common::{Client, End, PATIENCE, Program, Stagehand, address_of, patient, tcp, wait_until};
 use futures_lite::{FutureExt, future, stream};
 use rustix::process::Signal;
 use smol::{Executor, LocalExecutor, channel};
 use smol_graceful::{
-    Address, Body, Listen, Listener, Outcome, Phase, Process, Request, Response, ServeError,
-    Server, Shutdown, Token, signals, stream_body,
+    Body, Listen, Listener, Outcome, Phase, Process, Request, Response, ServeError, Server,
+    Shutdown, Token, signals, stream_body,
 };
 
 /// Where a server is polled.
@@ -164,38 +164,25 @@ struct Running {
     runtime: Runtime,
     addr: SocketAddr,
     shutdown: Shutdown,
-    /// Told the path of each request that waits for the gate.
-    entered: Receiver<String>,
-    gate: Mutex<Option<channel::Sender<Infallible>>>,
+    stage: Stagehand,
     drop: Option<channel::Sender<Infallible>>,
     outcome: Receiver<Option<Outcome>>,
 }
 
 impl Running {
     fn start(runtime: Runtime, shutdown: Shutdown) -> Self {
-        let (enter, entered) = mpsc::channel();
-        let (open, gate) = channel::bounded(1);
+        let (stage, enter, gate) = Stagehand::new();
         let server = Server::new(handler(runtime, enter, gate)).shutdown(&shutdown);
-        let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
-        let Address::Tcp(addr) = *listener.address() else { unreachable!() };
+        let listener = tcp();
+        let addr = address_of(&listener);
         let (drop, dropped) = channel::bounded(1);
         let (send, outcome) = mpsc::channel();
         thread::spawn(move || send.send(runtime.serve(server, listener, &dropped)));
-        let gate = Mutex::new(Some(open));
-        Self { runtime, addr, shutdown, entered, gate, drop: Some(drop), outcome }
+        Self { runtime, addr, shutdown, stage, drop: Some(drop), outcome }
     }
 
     fn connect(&self) -> Client {
         Client::connect(self.addr)
-    }
-
-    fn entered(&self) {
-        let path = self.entered.recv_timeout(PATIENCE).expect("no handler was called");
-        assert_eq!(path, "/wait");
-    }
-
-    fn open(&self) {
-        self.gate.lock().unwrap().take();
     }
 
     fn outcome(&self) -> Option<Outcome> {
@@ -213,11 +200,10 @@ impl Running {
 fn handler(
     runtime: Runtime,
     enter: Sender<String>,
-    gate: channel::Receiver<Infallible>,
+    gate: channel::Receiver<()>,
 ) -> impl Fn(Request) -> future::Boxed<http_types::Result<Response>> + Send + Sync + 'static {
-    let enter = Mutex::new(enter);
     move |mut request| {
-        let (enter, gate) = (enter.lock().unwrap().clone(), gate.clone());
+        let (enter, gate) = (enter.clone(), gate.clone());
         Box::pin(async move {
             let path = request.url().path().to_owned();
             Ok(match path.as_str() {
@@ -269,11 +255,6 @@ fn on_each(test: fn(Runtime)) {
         .filter_map(|(runtime, thread)| thread.join().is_err().then_some(runtime))
         .collect();
     assert!(failed.is_empty(), "failed on {failed:?}");
-}
-
-/// Returns a handle of a stop that does not end by time before the test gives up.
-fn patient() -> Shutdown {
-    Shutdown::new().linger(2 * PATIENCE).grace(2 * PATIENCE)
 }
 
 #[test]
@@ -340,7 +321,7 @@ fn a_stop_lets_finish_what_is_in_a_handler_everywhere() {
         let server = Running::start(runtime, Shutdown::new().grace(2 * PATIENCE));
         let mut busy = server.connect();
         busy.get("/wait");
-        server.entered();
+        server.stage.entered("/wait");
         let mut stream = server.connect();
         stream.get("/until-stop");
         while !stream.line().unwrap().is_empty() {}
@@ -354,7 +335,7 @@ fn a_stop_lets_finish_what_is_in_a_handler_everywhere() {
         server.wait_for_the_port(); // rule S4
         wait_until("only the busy one is left", || server.shutdown.in_flight() == 1);
         assert!(server.outcome.try_recv().is_err(), "{runtime:?}: ended with a request in flight");
-        server.open();
+        server.stage.open();
         let response = busy.response();
         assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
         assert_eq!(busy.end(), End::Eof);
@@ -370,7 +351,7 @@ fn dropping_the_server_closes_everything_everywhere() {
         let mut server = Running::start(runtime, patient());
         let mut busy = server.connect();
         busy.get("/wait");
-        server.entered();
+        server.stage.entered("/wait");
         let mut idle = server.connect();
         idle.get("/now").response();
         let mut half = server.connect();
@@ -396,7 +377,7 @@ fn dropping_a_server_that_drains_closes_everything_everywhere() {
         let mut server = Running::start(runtime, patient());
         let mut busy = server.connect();
         busy.get("/wait");
-        server.entered();
+        server.stage.entered("/wait");
         server.shutdown.stop();
         server.wait_for_the_port();
 
@@ -436,8 +417,7 @@ fn run_starts_its_workers_and_no_other_thread() {
     }
     let mut child = child("run_starts_its_workers_and_no_other_thread");
     check_threads(&child, "async-io worker-1 worker-2 worker-3");
-    child.signal(Signal::TERM);
-    assert_eq!(child.exit_code(), 0, "{child}");
+    child.stop();
 }
 
 /// A handler that blocks the thread keeps the signals waiting that `obey` is to obey. The log and
@@ -480,7 +460,7 @@ fn check_signals_that_wait(test: &str) {
     const LONG: Duration = Duration::from_millis(1500);
     for (second, is_cut) in [(None, false), (Some(Duration::ZERO), false), (Some(LONG), true)] {
         let (stdin, mut gate) = UnixStream::pair().unwrap();
-        let mut child = Program::start_with(child_command(test), OwnedFd::from(stdin).into());
+        let mut child = Program::start_with(child_command(test), OwnedFd::from(stdin));
         let mut sending = child.connect();
         sending.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n");
         assert_eq!(sending.send("Expect: 100-continue\r\n\r\n").response().status, 100);
@@ -494,6 +474,7 @@ fn check_signals_that_wait(test: &str) {
             child.signal(Signal::INT);
         }
         child.signal(Signal::CONT);
+        // How long the signal waits is what the test is about.
         thread::sleep(LONG);
         if second == Some(LONG) {
             child.signal(Signal::INT);
@@ -573,8 +554,7 @@ fn another_waker_at_each_poll_is_no_reason_to_poll_again() {
     }
     let each = (polls(&mut client) - before) as f64 / REQUESTS as f64;
     assert!(each < 5.0, "{each} polls for each request");
-    child.signal(Signal::TERM);
-    assert_eq!(child.exit_code(), 0, "{child}");
+    child.stop();
 }
 
 fn block_on_with_new_wakers<F: Future>(future: F, polls: &AtomicU64) -> F::Output {

@@ -5,17 +5,18 @@
 
 mod common;
 
-use std::future::Future;
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc;
 use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, End, PATIENCE, Running, Stagehand, wait_until};
+use common::{
+    BIG, Client, Dropped, End, PATIENCE, Running, Stagehand, is_refused, patient, small_socket,
+    stage, wait_for_close, wait_until,
+};
 use futures_lite::io::{BufReader, Cursor};
 use futures_lite::{AsyncRead, FutureExt, Stream, future};
 use smol::{Executor, channel};
@@ -98,7 +99,7 @@ impl State {
     /// Method and path of the request that a cut has to name.
     fn request(self) -> (&'static str, &'static str) {
         match self {
-            HalfBody => ("POST", "/echo"),
+            HalfBody => ("POST", "/read"),
             HalfResponse => ("GET", "/big"),
             _ => ("GET", "/wait?for=it"),
         }
@@ -185,8 +186,8 @@ impl Scene {
                 stage.entered("/wait");
             }
             HalfBody => {
-                client.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello");
-                stage.entered("/echo");
+                client.send("POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello");
+                stage.entered("/read");
             }
             HalfResponse => {
                 socket2::SockRef::from(&client.stream).set_recv_buffer_size(16 * 1024).unwrap();
@@ -244,7 +245,7 @@ impl Scene {
             Served(requests) => {
                 for n in 1..=requests {
                     let response = client.response();
-                    let body = if state == HalfBody { "helloworld" } else { "done" };
+                    let body = if state == HalfBody { "10 bytes" } else { "done" };
                     assert_eq!((response.status, response.text().as_str()), (200, body)); // rule S8
                     assert_eq!(response.says_close(), n == requests, "response {n}"); // rule S9
                 }
@@ -288,68 +289,6 @@ impl Scene {
 
 // ── The stage ───────────────────────────────────────────────────────────────────────────────
 
-/// More than the kernel takes in for a client that does not read.
-const BIG: usize = 32 * 1024 * 1024;
-
-type Answer = Pin<Box<dyn Future<Output = http_types::Result<Response>> + Send>>;
-
-/// A handler whose every step the test knows of.
-///
-/// `/now` answers; `/wait` waits until the stage is opened; `/echo` sends back the body; `/big` is
-/// [`BIG`]; `/until-stop` waits for the stop; `/panic` panics; `/panic-in-body` does so after the
-/// response has begun.
-fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
-    let (stagehand, enter, gate) = Stagehand::new();
-    let handler = move |mut request: Request| -> Answer {
-        let (enter, gate) = (enter.clone(), gate.clone());
-        Box::pin(async move {
-            let path = request.url().path().to_owned();
-            if path == "/now" {
-                return Ok("now".into());
-            }
-            let _ = enter.send(path.clone());
-            Ok(match path.as_str() {
-                "/wait" => {
-                    // Nothing is ever sent: the stage is opened by closing the channel.
-                    let _ = gate.recv().await;
-                    "done".into()
-                }
-                "/echo" => request.body_bytes().await?.into(),
-                "/big" => vec![b'x'; BIG].into(),
-                "/until-stop" => {
-                    Token::of(&request).stopping().await;
-                    // Not only told of the stop, but given time after it (rule S10).
-                    let _ = gate.recv().await;
-                    "stopped".into()
-                }
-                "/panic" => panic!("as the client wished"),
-                "/panic-in-body" => Body::from_reader(BufReader::new(Panics(1)), None).into(),
-                "/panic-in-big-body" => {
-                    Body::from_reader(BufReader::new(Panics(100_000)), None).into()
-                }
-                path => panic!("unknown: {path}"),
-            })
-        })
-    };
-    (stagehand, handler)
-}
-
-/// A body that begins well, for so many reads.
-struct Panics(usize);
-
-impl AsyncRead for Panics {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        assert!(self.0 > 0, "as the client wished, in the body");
-        self.0 -= 1;
-        buf[..5].copy_from_slice(b"begin");
-        Poll::Ready(Ok(5))
-    }
-}
-
 /// A body of what a channel brings, to its close.
 struct Ticks(Pin<Box<channel::Receiver<&'static str>>>);
 
@@ -385,11 +324,6 @@ fn assert_cut(outcome: &Outcome, i: usize, peer: Peer, stage: Stage, method: &st
     assert_eq!((*who, *at, m.as_str(), p.as_str()), (peer, stage, method, path));
 }
 
-/// Returns a handle of a stop that does not end by time before the test gives up.
-fn patient() -> Shutdown {
-    Shutdown::new().linger(2 * PATIENCE).grace(2 * PATIENCE)
-}
-
 /// An executor's only thread, as long as the test wants it to run.
 struct Worker {
     run: channel::Sender<()>,
@@ -421,19 +355,20 @@ fn a_request_within_the_linger_is_served() {
     let server = Running::stopped_by(&patient(), handler);
     let mut used = server.connect();
     used.get("/now").response();
-    let silent = server.connect();
-    wait_until("accepted", || server.shutdown.in_flight() == 2);
+    let (silent, probe) = (server.connect(), server.connect());
+    wait_until("accepted", || server.shutdown.in_flight() == 3);
     settle(&server);
     server.shutdown.stop();
-    settle_in_drain();
-    for mut client in [used, silent] {
+    wait_for_close(server.addr());
+    // The server has one thread: when it has served the probe, it has looked at the others.
+    for mut client in [probe, used, silent] {
         let response = client.get("/now").response();
         assert_eq!((response.status, response.says_close()), (200, true));
         assert_eq!(client.end(), End::Eof);
     }
     let outcome = server.outcome();
     assert!(outcome.is_drained());
-    assert_eq!(outcome.finished, 2);
+    assert_eq!(outcome.finished, 3);
 }
 
 /// Rule S6: the last look. The request comes while nobody looks, and is found although the linger
@@ -451,7 +386,7 @@ fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
     client.get("/now");
     server.shutdown.stop();
     // The listener's close is followed by the end of the linger at once.
-    wait_until("closed", || TcpStream::connect(server.addr).is_err());
+    wait_for_close(server.addr());
     let worker = Worker::start(&executor);
     let response = client.response();
     assert_eq!((response.status, response.says_close()), (200, true));
@@ -484,8 +419,8 @@ fn the_drain_ends_when_the_last_idle_client_leaves() {
     let mut client = server.connect();
     client.get("/now").response();
     server.shutdown.stop();
-    wait_until("closed", || TcpStream::connect(server.addr).is_err());
-    assert!(server.try_outcome().is_none());
+    wait_for_close(server.addr());
+    assert!(server.is_serving());
     drop(client);
     assert!(server.outcome().is_drained());
 }
@@ -511,7 +446,7 @@ fn everyone_in_the_queue_is_served() {
     }
     assert_eq!(occupant.end(), End::Eof);
     assert_eq!(server.outcome().finished, 50);
-    assert!(TcpStream::connect(server.addr).is_err());
+    assert!(is_refused(server.addr()));
 }
 
 /// Rule S3: with a lame duck's time connections are still taken, and an abort ends it.
@@ -524,7 +459,7 @@ fn a_lame_duck_still_takes_connections() {
     let response = server.connect().get("/now").response();
     assert_eq!((response.status, response.says_close()), (200, true));
     wait_until("both are gone", || server.shutdown.in_flight() == 0);
-    assert!(server.try_outcome().is_none());
+    assert!(server.is_serving());
     server.shutdown.abort();
     let outcome = server.outcome();
     assert!(outcome.is_drained());
@@ -546,7 +481,7 @@ fn a_stop_before_serve() {
     let outcome = future::block_on(server.serve([listener])).unwrap();
     assert!(outcome.is_drained());
     assert_eq!(shutdown.in_flight(), 0);
-    assert!(TcpStream::connect(addr).is_err());
+    assert!(is_refused(addr));
     let response = client.response();
     assert_eq!((response.status, response.says_close()), (200, true));
 }
@@ -575,7 +510,7 @@ fn a_handler_that_stops_the_server_is_not_cut() {
     let outcome = server.outcome();
     assert!(outcome.is_drained());
     assert_eq!(outcome.finished, 1);
-    assert!(TcpStream::connect(server.addr).is_err());
+    assert!(is_refused(server.addr()));
 }
 
 /// Rule S2.
@@ -646,8 +581,8 @@ fn the_grace_ends_and_the_outcome_names_what_was_cut() {
     first.get("/wait?for=ever");
     stage.entered("/wait");
     let mut second = server.connect();
-    second.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
-    stage.entered("/echo");
+    second.send("POST /read HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
+    stage.entered("/read");
     let mut idle = server.connect();
     idle.get("/now").response();
     settle(&server);
@@ -659,14 +594,14 @@ fn the_grace_ends_and_the_outcome_names_what_was_cut() {
     assert_eq!(outcome.cut.len(), 3, "{outcome}");
     let peer = |client: &Client| Peer::from(client.stream.local_addr().unwrap());
     assert_cut(&outcome, 0, peer(&first), Stage::Handler, "GET", "/wait?for=ever");
-    assert_cut(&outcome, 1, peer(&second), Stage::Body, "POST", "/echo");
+    assert_cut(&outcome, 1, peer(&second), Stage::Body, "POST", "/read");
     assert!(matches!(outcome.cut[2].what, What::Guard(at)
         if at.file() == file!() && at.line() == line));
     assert!(outcome.cut.is_sorted_by(|a, b| a.age >= b.age));
     let text = outcome.to_string();
     let named = [
         format!("{} GET /wait?for=ever (in the handler, ", peer(&first)),
-        format!("{} POST /echo (reading the body, ", peer(&second)),
+        format!("{} POST /read (reading the body, ", peer(&second)),
         format!("guard taken at {}:{line}:", file!()),
     ];
     for name in named {
@@ -693,12 +628,12 @@ fn servers_that_share_a_latch_stop_together() {
     idle.get("/now").response();
     shutdown.stop();
     assert_eq!(idle.end(), End::Eof);
-    assert!(one.try_outcome().is_none());
+    assert!(one.is_serving());
     stage_one.open();
     assert!(busy.response().says_close());
     for server in [one, other] {
         assert!(server.outcome().is_drained());
-        assert!(TcpStream::connect(server.addr).is_err());
+        assert!(is_refused(server.addr()));
     }
     assert_eq!(shutdown.in_flight(), 0);
 }
@@ -733,7 +668,7 @@ fn dropping_the_server_closes_everything() {
         assert_eq!(busy.end(), End::Eof);
         assert_eq!(idle.end(), End::Eof);
         wait_until("nobody left", || shutdown.in_flight() == 0);
-        wait_until("closed", || TcpStream::connect(addr).is_err());
+        wait_for_close(addr);
         assert_eq!(shutdown.phase(), Phase::Running);
         if let Some(worker) = worker {
             worker.pause();
@@ -752,8 +687,9 @@ fn a_handler_that_sees_the_stop_is_not_cancelled() {
     client.get("/until-stop");
     stage.entered("/until-stop");
     server.shutdown.stop();
-    settle_in_drain();
-    assert!(server.try_outcome().is_none());
+    stage.entered("/until-stop");
+    wait_for_close(server.addr());
+    assert!(server.is_serving());
     stage.open();
     let response = client.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("stopped", true));
@@ -778,9 +714,9 @@ fn a_guard_from_a_handler_keeps_the_drain_open() {
     assert_eq!(client.get("/").response().text(), "begun");
     server.shutdown.stop();
     assert_eq!(client.end(), End::Eof);
-    settle_in_drain();
-    assert!(server.try_outcome().is_none());
     wait_until("only the guard is left", || server.shutdown.in_flight() == 1);
+    wait_for_close(server.addr());
+    assert!(server.is_serving());
     drop(open);
     let outcome = server.outcome();
     assert!(outcome.is_drained(), "{outcome}");
@@ -848,15 +784,6 @@ fn a_panic_does_not_hold_the_drain() {
     assert_eq!((response.status, response.says_close()), (500, true));
     assert!(server.outcome().is_drained());
     assert_eq!(server.shutdown.in_flight(), 0);
-}
-
-/// Tells when it is dropped.
-struct Dropped(Sender<()>);
-
-impl Drop for Dropped {
-    fn drop(&mut self) {
-        let _ = self.0.send(());
-    }
 }
 
 /// A body that begins, and does not come on.
@@ -990,10 +917,10 @@ fn a_stream_ends_properly_or_visibly_not() {
         while !client.line().unwrap().is_empty() {}
         assert_eq!(client.take(8).unwrap(), b"3\r\none\r\n");
         server.shutdown.stop();
+        wait_for_close(server.addr());
         tick.try_send("three").unwrap();
         assert_eq!(client.take(10).unwrap(), b"5\r\nthree\r\n");
-        settle_in_drain();
-        assert!(server.try_outcome().is_none());
+        assert!(server.is_serving());
         if abort {
             server.shutdown.abort();
             assert_eq!(client.rest(), (vec![], End::Eof));
@@ -1009,11 +936,6 @@ fn a_stream_ends_properly_or_visibly_not() {
             assert_eq!(outcome.finished, 1);
         }
     }
-}
-
-/// Gives a drain that must not end the time to do so wrongly.
-fn settle_in_drain() {
-    thread::sleep(Duration::from_millis(50));
 }
 
 /// An empty line behind the last request is no request: it does not hold the drain (RFC 9112
@@ -1080,7 +1002,7 @@ fn a_slow_client_gets_its_last_response_whole() {
             }
             Ok(response)
         });
-        let mut client = slow_client(server.addr);
+        let mut client = Client::from(small_socket(server.addr(), 8 * 1024));
         client.get("/");
         // The response has begun to come; the rest is in the server's kernel before long.
         client.stream.peek(&mut [0]).unwrap();
@@ -1088,7 +1010,8 @@ fn a_slow_client_gets_its_last_response_whole() {
         if stop {
             server.shutdown.stop();
         }
-        // Long enough for a connection that waits for nobody.
+        // Long enough for a connection that waits for nobody. A connection that waits as it should
+        // shows nothing.
         let began = Instant::now();
         while server.shutdown.in_flight() > 0 && began.elapsed() < Duration::from_millis(300) {
             thread::sleep(Duration::from_millis(1));
@@ -1100,14 +1023,6 @@ fn a_slow_client_gets_its_last_response_whole() {
         drop(client);
         assert!(server.stop().is_drained(), "{what}");
     }
-}
-
-/// A client whose kernel takes little at a time.
-fn slow_client(addr: SocketAddr) -> Client {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.set_recv_buffer_size(8 * 1024).unwrap();
-    socket.connect(&addr.into()).unwrap();
-    TcpStream::from(socket).into()
 }
 
 /// A response that is written is not cut because its client owes the rest of a body that nobody

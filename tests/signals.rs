@@ -9,30 +9,27 @@ mod common;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{
-    Client, End, PATIENCE, Program, STOP_SIGNALS, handle_ignored_signals, pass_repeat_window,
-    wait_until,
+    Client, Directory, End, PATIENCE, ProcessId, Program, SERVER, STOP_SIGNALS, ask_unix, end_of,
+    for_each, handle_ignored_signals, in_flight, is_refused, pass_repeat_window, wait_until,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use socket2::SockRef;
-
-const BINARY: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
 // ── The first signal ────────────────────────────────────────────────────────────────────────────
 
 /// Rules S16 and S19, design section 5.
 #[test]
 fn each_signal_ends_an_idle_server() {
-    at_once(STOP_SIGNALS, |(signal, name)| {
+    for_each(STOP_SIGNALS, |(signal, name)| {
         let mut server = Program::server(&[]);
         server.signal(signal);
         assert_eq!(server.exit_code(), 0, "{server}");
@@ -59,7 +56,7 @@ fn idle_and_silent_connections_do_not_keep_it() {
 /// Rules S8, S9 and S10: a head, a body and a response that were half done.
 #[test]
 fn each_signal_lets_finish_what_is_in_flight() {
-    at_once(STOP_SIGNALS, |(signal, name)| {
+    for_each(STOP_SIGNALS, |(signal, name)| {
         let mut server = Program::server(&[]);
         let mut head = server.connect();
         head.send("GET /work?for=20ms HTTP/1.1\r\nHo");
@@ -126,7 +123,7 @@ fn a_signal_during_the_start_ends_it() {
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     for _ in 0..100 {
-        let mut server = Bare::start(Command::new(BINARY).args(["--listen", "127.0.0.1:0"]));
+        let mut server = Bare::start(Command::new(SERVER).args(["--listen", "127.0.0.1:0"]));
         // The moment is what is random here: nothing is waited for.
         thread::sleep(Duration::from_micros(random.u64(0..20_000)));
         server.signal(Signal::TERM);
@@ -175,7 +172,7 @@ fn the_log_says_once_a_second_what_is_left() {
 fn a_second_signal_ends_it_at_once() {
     let firsts = STOP_SIGNALS;
     let seconds = STOP_SIGNALS.into_iter().cycle().skip(1);
-    at_once(firsts.into_iter().zip(seconds), |((first, first_name), (second, second_name))| {
+    for_each(firsts.into_iter().zip(seconds), |((first, first_name), (second, second_name))| {
         let mut server = Program::server(&["--work", "60s", "--grace", "60s"]);
         let mut client = in_flight(server.addr, "/");
         server.signal(first);
@@ -195,7 +192,7 @@ fn a_second_signal_ends_it_at_once() {
 /// Rule S14: the same one twice.
 #[test]
 fn the_same_signal_twice_ends_it_at_once() {
-    at_once(STOP_SIGNALS, |(signal, name)| {
+    for_each(STOP_SIGNALS, |(signal, name)| {
         let mut server = Program::server(&["--work", "60s", "--grace", "60s"]);
         let _client = in_flight(server.addr, "/");
         server.signal(signal);
@@ -227,11 +224,11 @@ fn a_request_that_has_just_been_sent_is_not_dropped_in_silence() {
 /// Rule S16.
 #[test]
 fn a_storm_of_signals_neither_hangs_nor_kills() {
-    at_once([(false, 0), (true, 1)], |(busy, code)| {
+    for_each([(false, 0), (true, 1)], |(busy, code)| {
         let args = ["--work", "60s", "--grace", "60s", "--repeat-window", "0s"];
         let mut server = Program::server(&args);
         let _client = busy.then(|| in_flight(server.addr, "/"));
-        let pid = server.pid();
+        let pid = server.process();
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -240,7 +237,7 @@ fn a_storm_of_signals_neither_hangs_nor_kills() {
                         .into_iter()
                         .cycle()
                         .take(2_500)
-                        .for_each(|(signal, _)| send(pid, signal));
+                        .for_each(|(signal, _)| pid.signal(signal));
                 });
             }
         });
@@ -252,7 +249,7 @@ fn a_storm_of_signals_neither_hangs_nor_kills() {
 
 #[test]
 fn with_every_worker_blocked_the_deadline_ends_it() {
-    at_once([1, 2], |threads| {
+    for_each([1, 2], |threads| {
         let mut server = Blocked::start(threads, 60_000, 2);
         server.program.signal(Signal::TERM);
         server.program.wait_for("stopping because of SIGTERM");
@@ -266,7 +263,7 @@ fn with_every_worker_blocked_the_deadline_ends_it() {
 
 #[test]
 fn with_every_worker_blocked_a_second_signal_ends_it() {
-    at_once([1, 2], |threads| {
+    for_each([1, 2], |threads| {
         let mut server = Blocked::start(threads, 60_000, 60);
         server.program.signal(Signal::QUIT);
         server.program.wait_for("stopping because of SIGQUIT");
@@ -281,7 +278,7 @@ fn with_every_worker_blocked_a_second_signal_ends_it() {
 /// What came while they were blocked is answered like what blocked them.
 #[test]
 fn workers_that_are_free_again_finish_the_drain() {
-    at_once([1, 2], |threads| {
+    for_each([1, 2], |threads| {
         let mut server = Blocked::start(threads, 1_000, 30);
         server.program.signal(Signal::TERM);
         for client in &mut server.clients {
@@ -343,15 +340,15 @@ impl Blocked {
 /// full from the start.
 #[test]
 fn a_log_that_nobody_reads_holds_up_nothing() {
-    let dir = Dir::new("full");
-    let path = dir.0.join("pipe");
+    let directory = Directory::new();
+    let path = directory.join("pipe");
     assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
     // Both of its ends, so that it neither waits for the other one nor breaks.
     let pipe = File::options().read(true).write(true).open(path).unwrap();
     let (_unread, socket) = UnixStream::pair().unwrap();
-    at_once([pipe.into(), socket.into()], |stderr: OwnedFd| {
+    for_each([pipe.into(), socket.into()], |stderr: OwnedFd| {
         fill(File::from(stderr.try_clone().unwrap()));
-        let command = &mut Command::new(BINARY);
+        let command = &mut Command::new(SERVER);
         command.args(["--listen", "127.0.0.1:0", "--work", "1ms"]).env("RUST_LOG", "trace");
         let mut server = Bare::with_stderr(command, stderr.try_clone().unwrap().into());
         let mut client = Client::connect(server.addr());
@@ -415,9 +412,9 @@ fn fill(mut file: File) {
 /// The first sockets of such a server could get the numbers 0 to 2.
 #[test]
 fn closed_standard_descriptors_put_no_log_on_the_wire() {
-    at_once(["2>&-", "<&- >&- 2>&-", "<&-", ">&- 2>&-"], |closed| {
+    for_each(["2>&-", "<&- >&- 2>&-", "<&-", ">&- 2>&-"], |closed| {
         let command = &mut Command::new("sh");
-        command.args(["-c", &format!("exec \"$0\" \"$@\" {closed}"), BINARY]);
+        command.args(["-c", &format!("exec \"$0\" \"$@\" {closed}"), SERVER]);
         command.args(["--listen", "127.0.0.1:0", "--work", "1ms"]).env("RUST_LOG", "trace");
         let mut server = Bare::start(command);
         let addr = server.addr();
@@ -445,11 +442,11 @@ fn closed_standard_descriptors_put_no_log_on_the_wire() {
 
 #[test]
 fn an_address_that_cannot_be_had_is_one_line_and_exit_1() {
-    let dir = Dir::new("taken");
+    let directory = Directory::new();
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-    let path = dir.0.join("live.sock");
+    let path = directory.join("live.sock");
     let _unix = UnixListener::bind(&path).unwrap();
-    let missing = dir.0.join("missing/app.sock");
+    let missing = directory.join("missing/app.sock");
     for address in [
         tcp.local_addr().unwrap().to_string(),
         format!("unix:{}", path.display()),
@@ -525,14 +522,13 @@ fn every_flag_has_its_variable() {
     let (_, _, stderr) = run(&["--grace", "soon"], &[("SMOL_GRACEFUL_GRACE", "1s")]);
     assert!(!stderr.contains("variable"), "{stderr}");
     // A variable that is misspelt.
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0"]).env("SMOL_GRACEFUL_THREDS", "2");
     let mut server = Program::start(command);
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0);
+    server.stop();
     let warning = "the variable SMOL_GRACEFUL_THREDS means nothing";
     assert!(server.log().contains(warning), "{server}");
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(SERVER);
     command
         .env("SMOL_GRACEFUL_LISTEN", "127.0.0.1:0")
         .env("SMOL_GRACEFUL_WORK", "60s")
@@ -547,7 +543,7 @@ fn every_flag_has_its_variable() {
 /// A flag is nearer than the environment.
 #[test]
 fn a_flag_goes_before_its_variable() {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).env("SMOL_GRACEFUL_WORK", "60s");
     let server = Program::start(command);
     assert_eq!(server.connect().get("/").response().text(), "okay");
@@ -555,11 +551,11 @@ fn a_flag_goes_before_its_variable() {
 
 #[test]
 fn a_unix_socket_is_served_and_its_file_removed() {
-    let dir = Dir::new("unix");
-    let path = dir.0.join("app.sock");
+    let directory = Directory::new();
+    let path = directory.join("app.sock");
     let listen = format!("unix:{}", path.display());
     let start = || {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(SERVER);
         command.args(["--listen", &listen, "--work", "0s"]);
         Program::start(command)
     };
@@ -567,16 +563,15 @@ fn a_unix_socket_is_served_and_its_file_removed() {
     drop(start());
     assert!(path.exists());
     let mut server = start();
-    assert!(ask_unix(&path).starts_with("HTTP/1.1 200 "));
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0, "{server}");
+    assert_eq!(ask_unix(&path), "okay");
+    server.stop();
     assert!(!path.exists(), "the socket file is still there");
 }
 
 #[test]
 fn several_addresses_are_served_and_closed() {
-    let dir = Dir::new("several");
-    let path = dir.0.join("app.sock");
+    let directory = Directory::new();
+    let path = directory.join("app.sock");
     let unix = format!("unix:{}", path.display());
     let mut server =
         Program::server(&["--work", "0s", "--listen", "127.0.0.1:0", "--listen", &unix]);
@@ -585,7 +580,7 @@ fn several_addresses_are_served_and_closed() {
     server.wait_for(&format!("listening on {unix}"));
     assert_eq!(server.connect().get("/livez").response().status, 200);
     assert_eq!(Client::connect(second).get("/livez").response().status, 200);
-    assert!(ask_unix(&path).starts_with("HTTP/1.1 200 "));
+    assert_eq!(ask_unix(&path), "okay");
 
     let mut client = in_flight(second, "/work?for=1s");
     server.signal(Signal::TERM);
@@ -666,58 +661,18 @@ fn a_lame_duck_still_serves() {
     assert!(response.says_close(), "{response:?}");
     assert_eq!(ask("/readyz").status, 503);
     // The second signal ends it; it has nothing to cut.
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0, "{server}");
+    server.stop();
 }
 
 // ── Tools ───────────────────────────────────────────────────────────────────────────────────────
-
-/// Runs `case` for each of `cases`, all at the same time.
-fn at_once<T: Send>(cases: impl IntoIterator<Item = T>, case: impl Fn(T) + Sync) {
-    let case = &case;
-    thread::scope(|scope| {
-        for each in cases {
-            scope.spawn(move || case(each));
-        }
-    });
-}
-
-/// Sends `GET path` behind another request in the same write, and returns when that one is
-/// answered: the server has it then, and its handler runs, as the first response is sent when
-/// the second has to be waited for (rule W10).
-fn in_flight(addr: SocketAddr, path: &str) -> Client {
-    let request = |path| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
-    let mut client = Client::connect(addr);
-    client.send(request("/livez") + &request(path));
-    assert_eq!(client.response().status, 200);
-    client
-}
 
 fn local(client: &Client) -> SocketAddr {
     client.stream.local_addr().unwrap()
 }
 
-fn is_refused(addr: SocketAddr) -> bool {
-    let connected = TcpStream::connect_timeout(&addr, PATIENCE);
-    connected.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
-}
-
-fn ask_unix(path: &std::path::Path) -> String {
-    let mut stream = UnixStream::connect(path).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
-}
-
-fn send(pid: u32, signal: Signal) {
-    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).unwrap();
-}
-
 /// Runs the binary until it ends by itself.
 fn run(args: &[&str], variables: &[(&str, &str)]) -> (ExitStatus, String, String) {
-    let command = &mut Command::new(BINARY);
+    let command = &mut Command::new(SERVER);
     Bare::start(command.args(args).envs(variables.iter().copied())).output()
 }
 
@@ -736,7 +691,7 @@ impl Bare {
     }
 
     fn signal(&self, signal: Signal) {
-        send(self.0.id(), signal);
+        ProcessId::of(&self.0).signal(signal);
     }
 
     /// Where it listens, as the kernel says: the log cannot be asked.
@@ -751,14 +706,7 @@ impl Bare {
     }
 
     fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the program did not end");
-            thread::sleep(Duration::from_millis(1));
-        }
+        end_of(&mut self.0, PATIENCE).expect("the program did not end")
     }
 
     /// Waits for the end, and only then reads standard output and standard error.
@@ -796,22 +744,4 @@ fn listens_on(pid: u32) -> Option<SocketAddr> {
         let port = u16::from_str_radix(local.strip_prefix("0100007F:")?, 16).ok()?;
         open.iter().any(|of| of == inode).then(|| ([127, 0, 0, 1], port).into())
     })
-}
-
-/// A directory that is removed at the end.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new(name: &str) -> Self {
-        let name = format!("smol-graceful-{name}-{}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

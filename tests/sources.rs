@@ -1,25 +1,29 @@
-//! Where connections come from and what is made of them before they are served: sources and wrappers
-//! that fail, and what the log says of it.
+//! Where connections come from and what is made of them before they are served: sources that fail,
+//! wrappers, and what the log says of it.
 
 mod common;
 
-use std::io;
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::process::{ExitCode, Termination};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Client, End, PATIENCE, Stagehand, wait_until};
-use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, StreamExt, future, stream};
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use common::{
+    BIG, Client, Directory, End, Log, PATIENCE, PipeClient, Pipes, Running, UPGRADE_HEAD,
+    address_of, handler, is_refused, patient, quick, stage, tcp, upgrading, wait_until,
+};
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
+use log::Level;
 use smol::channel;
 use smol_graceful::{
-    Address, Connection, Limits, Listener, Outcome, Peer, Process, Request, ServeError, Server,
-    Shutdown, What,
+    Address, Connection, Cut, Ending, Limits, Listener, Peer, Process, Server, Stage, What,
 };
 
 // Sources that panic (rule S17).
@@ -27,13 +31,13 @@ use smol_graceful::{
 /// What is in flight is finished, and the error that follows names the panic and the line.
 #[test]
 fn a_source_that_panics_stops_the_server_and_is_its_error() {
-    let log = Lines::of_this_process();
+    let log = Log::of_this_process();
     let (stage, handler) = stage();
     let socket = tcp();
-    let addr = address(&socket);
+    let addr = address_of(&socket);
     let (panic, told) = channel::bounded::<()>(1);
     let (source, line) = (Listener::of(panicking_after(told)), line!());
-    let server = Serving::new(Server::new(handler), [socket, source]);
+    let server = Running::on(Server::new(handler), [socket, source]);
     let mut client = Client::connect(addr);
     client.get("/wait");
     stage.entered("/wait");
@@ -41,7 +45,7 @@ fn a_source_that_panics_stops_the_server_and_is_its_error() {
 
     drop(panic);
     wait_until("the server stops", || server.shutdown.token().is_stopping());
-    assert!(server.ended.try_recv().is_err());
+    assert!(server.is_serving());
     stage.open();
     let response = client.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
@@ -58,12 +62,14 @@ fn a_source_that_panics_stops_the_server_and_is_its_error() {
 fn a_source_that_panics_at_the_stop_is_an_error_too() {
     let is_stopped = Arc::new(AtomicBool::new(false));
     let panics = is_stopped.clone();
+    let (ask, asked) = mpsc::channel();
     let source = Listener::of(stream::poll_fn(move |_| {
         assert!(!panics.load(Ordering::SeqCst), "asked at the stop");
+        ask.send(()).unwrap();
         Poll::Pending
     }));
-    let server = Serving::new(Server::new(stage().1), [source]);
-    thread::sleep(Duration::from_millis(20));
+    let server = Running::on(Server::new(handler()), [source]);
+    asked.recv_timeout(PATIENCE).unwrap();
     is_stopped.store(true, Ordering::SeqCst);
     server.shutdown.stop();
     let text = server.ended().unwrap_err().to_string();
@@ -76,7 +82,7 @@ fn a_source_that_panics_ends_a_process_with_1() {
     let (_, told) = channel::bounded::<()>(1);
     let source = Listener::of(panicking_after(told));
     let process = Process::default().threads(1).signals([]).restart_on(None);
-    let ended = process.run(Server::new(stage().1), [source]);
+    let ended = process.run(Server::new(handler()), [source]);
     let text = format!("{:?}", ended.as_ref().unwrap_err());
     assert!(text.contains("has panicked: no more to say") && !text.contains('\n'), "{text}");
     assert_eq!(format!("{:?}", ended.report()), format!("{:?}", ExitCode::FAILURE));
@@ -86,11 +92,11 @@ fn a_source_that_panics_ends_a_process_with_1() {
 /// else anything.
 #[test]
 fn a_stream_that_panics_costs_its_client_alone() {
-    let log = Lines::of_this_process();
+    let log = Log::of_this_process();
     let (send, connections) = channel::unbounded();
     let wrapped = tcp().wrap(|_| async { Ok(Panicking { reads: 1 }) });
-    let addr = address(&wrapped);
-    let server = Serving::new(Server::new(stage().1), [Listener::of(connections), wrapped]);
+    let addr = address_of(&wrapped);
+    let server = Running::on(Server::new(handler()), [Listener::of(connections), wrapped]);
     for reads in 0..3 {
         let connection = Connection::new(Panicking { reads });
         let peer = ([192, 0, 2, 1], reads + 1);
@@ -104,8 +110,7 @@ fn a_stream_that_panics_costs_its_client_alone() {
     client.send("x");
     assert!(client.rest().0.is_empty());
     wait_until("nobody is left", || server.shutdown.in_flight() == 0);
-    server.shutdown.stop();
-    assert!(server.ended().unwrap().is_drained());
+    assert!(server.stop().is_drained());
 }
 
 /// Never brings a connection, and panics as soon as the other end is closed.
@@ -157,13 +162,13 @@ fn a_wrapper_tells_who_the_client_is() {
     let (peer, unknown) = (Peer::from(([192, 0, 2, 1], 7)), Peer::Unknown);
     let named = tcp().wrap(move |connection| async move { Ok(connection.from_peer(peer)) });
     let unnamed = tcp().wrap(move |connection| async move { Ok(connection.from_peer(unknown)) });
-    let addresses = [address(&named), address(&unnamed)];
-    let server = Serving::new(Server::new(handler), [named, unnamed]);
+    let addresses = [address_of(&named), address_of(&unnamed)];
+    let server = Running::on(Server::new(handler), [named, unnamed]);
     let mut clients = addresses.map(Client::connect);
     let own = Peer::from(clients[1].stream.local_addr().unwrap());
     for (client, peer) in clients.iter_mut().zip([peer, own]) {
         for _ in 0..2 {
-            assert_eq!(client.get("/").response().text(), peer.to_string());
+            assert_eq!(client.get("/peer").response().text(), peer.to_string());
         }
         client.get("/wait");
         stage.entered("/wait");
@@ -180,7 +185,7 @@ fn a_wrapper_tells_who_the_client_is() {
 /// A hundred clients with nonsense are a hundred in the count, and a line or two in the log.
 #[test]
 fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
-    let log = Lines::of_this_process();
+    let log = Log::of_this_process();
     let listener = tcp().wrap(|mut connection: Connection| async move {
         let mut hello = [0; 5];
         connection.read_exact(&mut hello).await?;
@@ -191,11 +196,11 @@ fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
             _ => Err(io::Error::other("no hello")),
         }
     });
-    let (addr, gauge) = (address(&listener), listener.clone());
+    let (addr, gauge) = (address_of(&listener), listener.clone());
     let limits = Limits { head_timeout: Duration::from_millis(50), ..Limits::default() };
-    let server = Serving::new(Server::new(stage().1).limits(limits), [listener]);
+    let server = Running::on(Server::new(handler()).limits(limits), [listener]);
     let mut good = Client::connect(addr);
-    good.send("hello").get("/").response();
+    good.send("hello").get("/now").response();
     // A health check, which opens a connection and says nothing.
     drop(Client::connect(addr));
     wait_until("it has gone", || server.shutdown.in_flight() == 1);
@@ -219,6 +224,7 @@ fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
     assert!(lines <= 1 + begun.elapsed().as_secs(), "{lines} lines");
 
     // A second later a line speaks for all of them, and names the last.
+    // Nothing but the clock begins the next second.
     thread::sleep(Duration::from_secs(1));
     let mut late = Client::connect(addr);
     let peer = late.stream.local_addr().unwrap();
@@ -227,88 +233,368 @@ fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
     wait_until("the log tells it", || log.with(&told).len() == 1);
     assert_eq!(Client::connect(addr).send("sleep").end(), End::Eof);
     wait_until("it is counted", || gauge.failed_handshakes() == 102);
+    assert!(server.stop().is_drained());
+}
+
+#[test]
+fn a_wrapper_that_changes_nothing_changes_nothing() {
+    let listener = tcp().wrap(|connection| async move { Ok(connection) });
+    assert!(format!("{listener:?}").contains("is_wrapped: true"));
+    let server = Running::on(Server::new(handler()), [listener]);
+    let mut client = server.connect();
+    for _ in 0..3 {
+        assert_eq!(client.get("/now").response().text(), "now");
+    }
+    let local = client.stream.local_addr().unwrap().to_string();
+    assert_eq!(client.get("/peer").response().text(), local);
+    client.send(
+        "POST /echo HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+    );
+    assert_eq!(client.response().status, 100);
+    assert_eq!(client.send("hello").response().text(), "hello");
+    client.send("GET /now HTTP/1.1\r\nHost: test\r\n\r\n".repeat(20));
+    for _ in 0..20 {
+        assert_eq!(client.response().text(), "now");
+    }
+    let response = client.get("/big").response();
+    assert_eq!(response.body.len(), BIG);
     server.shutdown.stop();
-    assert!(server.ended().unwrap().is_drained());
+    assert_eq!(client.end(), End::Eof);
+    assert!(server.outcome().is_drained());
 }
 
-// What the tests share.
-
-/// A server on a thread of its own, and how it ends.
-struct Serving {
-    shutdown: Shutdown,
-    ended: Receiver<Result<Outcome, ServeError>>,
+/// The server serves what the wrapper gives, in both directions.
+#[test]
+fn a_wrapper_that_changes_bytes_is_used_for_all_of_them() {
+    let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
+    let server = Running::on(Server::new(handler()), [listener]);
+    let mut client = server.connect();
+    let response = client.get("/now").response();
+    assert_eq!(response.lines[0], "HTTP/1.1 200 OK");
+    assert!(response.lines.contains(&"CONTENT-LENGTH: 3".to_owned()), "{:?}", response.lines);
+    assert_eq!(response.text(), "NOW");
+    // The path was written in lower case; the wrapper's reader knows better.
+    assert_eq!(client.get("/n$w").response().text(), "NOW");
+    client.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.send("5\r\nhell$\r\n0\r\n\r\n");
+    assert_eq!(client.response().text(), "HELLO");
+    assert!(server.stop().is_drained());
 }
 
-impl Serving {
-    fn new<const N: usize>(server: Server, listeners: [Listener; N]) -> Self {
-        let shutdown = server.handle();
-        let (send, ended) = mpsc::channel();
-        thread::spawn(move || send.send(future::block_on(server.serve(listeners))));
-        Self { shutdown, ended }
+/// Writes in upper case, and reads `$` as `o`.
+struct Upper<T>(T);
+
+impl<T: AsyncRead + Unpin> AsyncRead for Upper<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let read = Pin::new(&mut self.0).poll_read(cx, buf);
+        if let Poll::Ready(Ok(n)) = read {
+            buf[..n].iter_mut().filter(|byte| **byte == b'$').for_each(|byte| *byte = b'o');
+        }
+        read
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Upper<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, &buf.to_ascii_uppercase())
     }
 
-    fn ended(&self) -> Result<Outcome, ServeError> {
-        self.ended.recv_timeout(PATIENCE).expect("the server did not end")
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_close(cx)
     }
 }
 
-type Answer = future::Boxed<http_types::Result<String>>;
+/// A wrapper's error or panic costs its client the connection, without a word, and nobody else
+/// anything (rule S17).
+#[test]
+fn a_wrapper_that_fails_costs_its_client_alone() {
+    let listener = tcp().wrap(|mut connection| {
+        let mut first = [0];
+        // Before there is a future, and in it.
+        assert!(future::block_on(connection.read_exact(&mut first)).is_ok());
+        assert_ne!(first[0], b'!', "as the client wished, early");
+        async move {
+            assert_ne!(first[0], b'?', "as the client wished");
+            if first[0] == b'E' { Err(ErrorKind::InvalidData.into()) } else { Ok(connection) }
+        }
+    });
+    let server = Running::on(Server::new(handler()), [listener]);
+    let mut good = server.connect();
+    assert_eq!(good.send("+").get("/now").response().text(), "now");
+    for first in ["!", "?", "E"] {
+        let mut bad = server.connect();
+        // Not more than the wrapper reads: what nobody has read makes a reset of the close.
+        assert_eq!(bad.send(first).end(), End::Eof, "{first}");
+    }
+    // One that leaves before its first byte is none of the wrapper's business.
+    drop(server.connect());
+    wait_until("only the good one is left", || server.shutdown.in_flight() == 1);
+    assert_eq!(good.get("/now").response().text(), "now");
+    assert!(server.stop().is_drained());
+}
 
-/// A handler that answers with its client's address, to `/wait` with `done` once the stage is open.
-fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
-    let (stagehand, enter, gate) = Stagehand::new();
-    let handler = move |request: Request| -> Answer {
-        let (enter, gate) = (enter.clone(), gate.clone());
+/// A handshake has as long as a head; the time before the client's first byte is not its own.
+#[test]
+fn a_handshake_that_does_not_end_is_ended() {
+    let limits = Limits { head_timeout: Duration::from_millis(40), ..Limits::default() };
+    let (shake, begun) = counted(future::pending::<()>);
+    let server = Running::on(
+        Server::new(handler()).limits(limits).shutdown(&patient()),
+        [tcp().wrap(shake)],
+    );
+    let mut silent = server.connect();
+    wait_until("it is accepted", || server.shutdown.in_flight() == 1);
+    for _ in 0..2 {
+        let mut client = server.connect();
+        assert_eq!(client.send("hello").end(), End::Eof);
+    }
+    assert_eq!(begun.load(Ordering::SeqCst), 2);
+    // It has been silent for longer than a handshake may take, and is still there.
+    wait_until("they are gone", || server.shutdown.in_flight() == 1);
+    assert_eq!(silent.send("hello").end(), End::Eof);
+    assert_eq!(begun.load(Ordering::SeqCst), 3);
+    assert!(server.stop().is_drained());
+}
+
+/// A client that has said nothing is treated like an idle one, wrapper or not (rules S6, S7).
+#[test]
+fn a_silent_client_of_a_wrapper_is_closed_at_the_stop() {
+    let (shake, begun) = counted(|| async {});
+    let server = Running::on(Server::new(handler()).shutdown(&quick()), [tcp().wrap(shake)]);
+    let mut silent = server.connect();
+    let mut idle = server.connect();
+    idle.send("hello").get("/now");
+    assert_eq!(idle.take(5).unwrap(), b"world");
+    assert_eq!(idle.response().text(), "now");
+    wait_until("both are there", || server.shutdown.in_flight() == 2);
+    server.shutdown.stop();
+    assert_eq!((silent.end(), idle.end()), (End::Eof, End::Eof));
+    assert!(server.outcome().is_drained());
+    assert_eq!(begun.load(Ordering::SeqCst), 1);
+}
+
+/// Nor is a pipe wrapped before it has brought a byte.
+#[test]
+fn a_silent_client_of_a_wrapped_pipe_is_closed_at_the_stop() {
+    let (shake, begun) = counted(|| async {});
+    let calls = Arc::new(AtomicUsize::new(0));
+    let called = calls.clone();
+    let (source, pipes) = Pipes::listener();
+    let listener = pipes.wrap(move |connection| {
+        called.fetch_add(1, Ordering::SeqCst);
+        shake(connection)
+    });
+    let server = Running::on(Server::new(handler()).shutdown(&quick()), [listener]);
+    let mut silent = source.connect();
+    let mut idle = source.connect();
+    assert_eq!(idle.send("hello").get("/now").take(5).unwrap(), b"world");
+    assert_eq!(idle.response().text(), "now");
+    wait_until("both are there", || server.shutdown.in_flight() == 2);
+    server.shutdown.stop();
+    assert_eq!(silent.end(), End::Eof);
+    assert_eq!(idle.end(), End::Eof);
+    assert!(server.outcome().is_drained());
+    assert_eq!((calls.load(Ordering::SeqCst), begun.load(Ordering::SeqCst)), (1, 1));
+}
+
+/// A handshake that has begun is a request that has (rule S8): it is finished after the stop, and
+/// what comes over the connection is answered, even if the time for idle ones is long over.
+#[test]
+fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
+    let shutdown = patient().linger(Duration::from_secs(2));
+    let (open, gate) = channel::bounded::<()>(1);
+    let (shake, begun) = counted(move || {
+        let gate = gate.clone();
+        async move { _ = gate.recv().await }
+    });
+    let server = Running::on(Server::new(handler()).shutdown(&shutdown), [tcp().wrap(shake)]);
+    let mut idle = server.connect();
+    let mut early = server.connect();
+    early.send("hello").get("/now");
+    let mut late = server.connect();
+    late.send("hello");
+    wait_until("both shake hands", || begun.load(Ordering::SeqCst) == 2);
+
+    server.shutdown.stop();
+    // The linger is over.
+    assert_eq!(idle.end(), End::Eof);
+    assert!(server.is_serving());
+    drop(open);
+    for client in [&mut early, &mut late] {
+        assert_eq!(client.take(5).unwrap(), b"world");
+    }
+    late.get("/now");
+    for mut client in [early, late] {
+        let response = client.response();
+        assert_eq!((response.text().as_str(), response.says_close()), ("now", true));
+        assert_eq!(client.end(), End::Eof);
+    }
+    let outcome = server.outcome();
+    assert!(outcome.is_drained(), "{outcome}");
+    assert_eq!(outcome.finished, 2);
+}
+
+/// Rule S13.
+#[test]
+fn a_handshake_that_the_grace_cuts_is_named() {
+    let shutdown = patient().grace(Duration::from_millis(10));
+    let (shake, begun) = counted(future::pending::<()>);
+    let server = Running::on(Server::new(handler()).shutdown(&shutdown), [tcp().wrap(shake)]);
+    let mut client = server.connect();
+    client.send("hello");
+    wait_until("it has begun", || begun.load(Ordering::SeqCst) == 1);
+    let outcome = server.stop();
+    assert_eq!(client.end(), End::Eof);
+    assert_eq!(outcome.ending, Ending::TimedOut, "{outcome}");
+    let [Cut { what: What::Request { stage, peer, .. }, .. }] = &outcome.cut[..] else {
+        panic!("{outcome}");
+    };
+    let local = client.stream.local_addr().unwrap();
+    assert_eq!((*stage, *peer), (Stage::Handshake, Peer::from(local)));
+}
+
+/// Rule S11.
+#[test]
+fn a_wrapped_connection_can_be_upgraded() {
+    for abort in [false, true] {
+        let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
+        let server = Running::on(Server::new(upgrading()).shutdown(&patient()), [listener]);
+        let mut client = server.connect();
+        client.send(UPGRADE_HEAD.to_owned() + "early");
+        assert_eq!(client.response().status, 101);
+        assert_eq!(client.take(5).unwrap(), b"EARLY");
+        server.shutdown.stop();
+        wait_until("closed", || is_refused(server.addr()));
+        assert_eq!(client.send("late").take(4).unwrap(), b"LATE");
+        assert!(server.is_serving());
+        if abort {
+            server.shutdown.abort();
+            assert_eq!(client.end(), End::Eof);
+            assert_eq!(server.outcome().ending, Ending::Forced);
+        } else {
+            assert_eq!(client.half_close().end(), End::Eof);
+            assert!(server.outcome().is_drained());
+        }
+    }
+}
+
+/// Pipelined requests, a response cut off and a stop during a handler, as on a plain socket.
+#[test]
+fn a_wrapped_connection_ends_like_a_plain_one() {
+    let listener = || tcp().wrap(|connection| async move { Ok(connection) });
+    let (stage, handler) = stage();
+    let server = Running::on(Server::new(handler).shutdown(&quick()), [listener()]);
+    let mut client = server.connect();
+    client.get("/wait");
+    stage.entered("/wait");
+    client.get("/now").get("/now");
+    server.shutdown.stop();
+    wait_until("closed", || is_refused(server.addr()));
+    stage.open();
+    for (text, closes) in [("done", false), ("now", false), ("now", true)] {
+        let response = client.response();
+        assert_eq!((response.text().as_str(), response.says_close()), (text, closes));
+    }
+    assert_eq!(client.end(), End::Eof);
+    assert_eq!(server.outcome().finished, 3);
+
+    // Rule S22: a client that has reset its connection is not waited for.
+    let (stage, handler) = self::stage();
+    let server = Running::on(Server::new(handler).shutdown(&patient()), [listener()]);
+    let mut client = server.connect();
+    client.get("/wait");
+    stage.entered("/wait");
+    server.shutdown.stop();
+    client.reset();
+    assert!(server.outcome().is_drained());
+}
+
+/// Pipes can be wrapped, too, and so can Unix sockets.
+#[test]
+fn a_wrapper_does_not_care_what_it_wraps() {
+    let (send, pipes) = channel::unbounded();
+    let peer = Peer::from(([192, 0, 2, 1], 80));
+    let listener = Listener::of(pipes).wrap(move |connection| async move {
+        assert_eq!(connection.peer(), peer);
+        Ok(Upper(connection))
+    });
+    let server = Running::on(Server::new(handler()), [listener]);
+    let (client, connection) = Connection::pair();
+    send.try_send(Ok(connection.from_peer(peer))).unwrap();
+    let mut pipe = PipeClient::from(client);
+    assert_eq!(pipe.get("/peer").response().text(), peer.to_string());
+    for _ in 0..2 {
+        assert_eq!(pipe.get("/n$w").response().text(), "NOW");
+    }
+    assert!(server.stop().is_drained());
+    assert_eq!(pipe.end(), End::Eof);
+
+    let directory = Directory::new();
+    let path = directory.join("wrapped");
+    let listener = Listener::bind(&Address::Unix(path.clone())).unwrap();
+    let listener = listener.wrap(|connection| async move { Ok(Upper(connection)) });
+    let server = Running::on(Server::new(handler()), [listener]);
+    assert_eq!(
+        Client::from(UnixStream::connect(&path).unwrap()).get("/peer").response().text(),
+        "UNIX"
+    );
+    assert!(server.stop().is_drained());
+}
+
+/// Says hello to `hello`, as a handshake, when `wait` is done; and counts how many have begun.
+fn counted<W, F>(
+    wait: W,
+) -> (
+    impl Fn(Connection) -> future::Boxed<io::Result<Connection>> + Send + Sync + 'static,
+    Arc<AtomicUsize>,
+)
+where
+    W: Fn() -> F + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let count = Arc::new(AtomicUsize::new(0));
+    let begun = count.clone();
+    let shake = move |mut connection: Connection| -> future::Boxed<io::Result<Connection>> {
+        let (begun, wait) = (begun.clone(), wait());
         Box::pin(async move {
-            if request.url().path() != "/wait" {
-                return Ok(request.peer_addr().unwrap_or_default().to_owned());
-            }
-            let _ = enter.send("/wait".to_owned());
-            let _ = gate.recv().await;
-            Ok("done".to_owned())
+            let mut hello = [0; 5];
+            connection.read_exact(&mut hello).await?;
+            assert_eq!(&hello, b"hello");
+            begun.fetch_add(1, Ordering::SeqCst);
+            wait.await;
+            connection.write_all(b"world").await?;
+            Ok(connection)
         })
     };
-    (stagehand, handler)
+    (shake, count)
 }
 
-fn tcp() -> Listener {
-    Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap()
-}
-
-fn address(listener: &Listener) -> std::net::SocketAddr {
-    let Address::Tcp(addr) = *listener.address() else { panic!("{listener:?}") };
-    addr
-}
-
-/// The log of all servers in this process.
-struct Lines(Mutex<Vec<(Level, String)>>);
-
-impl Lines {
-    fn of_this_process() -> &'static Self {
-        static LINES: Lines = Lines(Mutex::new(Vec::new()));
-        static INSTALLED: Once = Once::new();
-        INSTALLED.call_once(|| {
-            log::set_logger(&LINES).unwrap();
-            log::set_max_level(LevelFilter::Info);
-        });
-        &LINES
+/// A wrapper is the clone's own.
+#[test]
+fn clones_of_a_listener_are_wrapped_each_by_itself() {
+    let plain = tcp();
+    let upper = plain.clone().wrap(|connection| async move { Ok(Upper(connection)) });
+    let addr = address_of(&plain);
+    for (listener, text) in [(upper, "NOW"), (plain, "now")] {
+        // One at a time: dropped, it is closed for both.
+        let server = Running::on(Server::new(handler()), [listener.clone()]);
+        if text == "NOW" {
+            assert_eq!(Client::connect(addr).get("/now").response().text(), text);
+        } else {
+            assert!(is_refused(addr));
+        }
+        assert!(server.stop().is_drained());
     }
-
-    /// The lines that hold `text`.
-    fn with(&self, text: &str) -> Vec<(Level, String)> {
-        let lines = self.0.lock().unwrap();
-        lines.iter().filter(|(_, line)| line.contains(text)).cloned().collect()
-    }
-}
-
-impl Log for Lines {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &Record<'_>) {
-        self.0.lock().unwrap().push((record.level(), record.args().to_string()));
-    }
-
-    fn flush(&self) {}
 }

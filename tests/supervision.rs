@@ -14,14 +14,12 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use common::{
-    Client, Directory, PATIENCE, Program, assert_all_okay, free_port, program, queued, wait_until,
+    Client, Directory, Program, SERVER, assert_all_okay, free_port, installed, is_refused, queued,
+    terminate, wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-
-const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
 /// S5: s6's binder makes the socket and then becomes the server, so nobody else has the socket. The
 /// queue is served, and the file is removed.
@@ -29,8 +27,8 @@ const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
 #[ignore = "needs s6-ipcserver-socketbinder (s6)"]
 fn s6_binds_the_socket() {
     let directory = Directory::new();
-    let path = directory.path("app.sock");
-    let mut command = program("s6-ipcserver-socketbinder", "s6");
+    let path = directory.join("app.sock");
+    let mut command = installed("s6-ipcserver-socketbinder", "s6");
     command.args(["-b", "1000"]).arg(&path).args([SERVER, "--listen", "fd:0", "--threads", "1"]);
     let mut server = Program::start(command);
     server.signal(Signal::STOP);
@@ -57,7 +55,7 @@ fn s6_binds_the_socket() {
 #[ignore = "needs systemd-socket-activate (systemd)"]
 fn systemd_socket_activate_binds_the_socket() {
     let addr = free_port();
-    let mut command = program("systemd-socket-activate", "systemd");
+    let mut command = installed("systemd-socket-activate", "systemd");
     command.args(["-l", &addr.to_string(), SERVER, "--threads", "1"]);
     // It begins to serve with the first client.
     let first = thread::spawn(move || {
@@ -71,7 +69,7 @@ fn systemd_socket_activate_binds_the_socket() {
     server.signal(Signal::CONT);
     assert_all_okay(clients);
     assert_eq!(server.exit_code(), 0, "{server}");
-    assert!(TcpStream::connect(addr).is_err());
+    assert!(is_refused(addr));
 }
 
 /// supervisord binds the address again although a program that a handler has started still runs.
@@ -79,11 +77,11 @@ fn systemd_socket_activate_binds_the_socket() {
 #[ignore = "needs supervisord (supervisor)"]
 fn supervisord_starts_a_server_whose_programs_still_run() {
     let directory = Directory::new();
-    let dir = directory.0.display();
+    let dir = directory.path().display();
     let addr = free_port();
     let example = Program::example_command("command", &[]);
     let example = example.get_program().to_str().unwrap();
-    let config = directory.path("supervisord.conf");
+    let config = directory.join("supervisord.conf");
     let text = format!(
         "[unix_http_server]\nfile={dir}/ctl\n\
          [supervisord]\nnodaemon=true\nlogfile={dir}/log\npidfile={dir}/pid\n\
@@ -94,11 +92,11 @@ fn supervisord_starts_a_server_whose_programs_still_run() {
          stdout_logfile=NONE\nstderr_logfile=NONE\n"
     );
     fs::write(&config, text).unwrap();
-    let mut command = program("supervisord", "supervisor");
+    let mut command = installed("supervisord", "supervisor");
     command.arg("-c").arg(&config);
     let _supervisord = Running::start(command);
     let ctl = |args: &[&str]| {
-        let mut command = program("supervisorctl", "supervisor");
+        let mut command = installed("supervisorctl", "supervisor");
         let output = command.arg("-c").arg(&config).args(args).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
@@ -110,7 +108,7 @@ fn supervisord_starts_a_server_whose_programs_still_run() {
         })
         .collect();
     assert!(ctl(&["stop", "app"]).contains("app: stopped"));
-    assert!(TcpStream::connect(addr).is_err(), "a program still has the socket");
+    assert!(is_refused(addr), "a program still has the socket");
     let said = ctl(&["start", "app"]);
     assert!(said.contains("app: started"), "{said}");
     wait_until("the server answers again", || TcpStream::connect(addr).is_ok());
@@ -126,15 +124,15 @@ fn supervisord_starts_a_server_whose_programs_still_run() {
 fn foreman_passes_one_stop_twice() {
     let directory = Directory::new();
     let addr = free_port();
-    let log = directory.path("log");
-    let procfile = directory.path("Procfile");
+    let log = directory.join("log");
+    let procfile = directory.join("Procfile");
     let line = format!(
         "web: RUST_LOG=smol_graceful=debug exec {SERVER} --listen {addr} --work 0s --repeat-window 2s 2>{}\n",
         log.display()
     );
     fs::write(&procfile, line).unwrap();
-    let mut command = program("foreman", "ruby-foreman");
-    command.arg("start").arg("-f").arg(&procfile).current_dir(&directory.0);
+    let mut command = installed("foreman", "ruby-foreman");
+    command.arg("start").arg("-f").arg(&procfile).current_dir(directory.path());
     let mut foreman = Running::start(command);
     wait_until("the server answers", || TcpStream::connect(addr).is_ok());
     let mut client = Client::connect(addr);
@@ -166,13 +164,6 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = kill_process(self.pid(), Signal::TERM);
-        let deadline = Instant::now() + PATIENCE;
-        while self.0.try_wait().is_ok_and(|status| status.is_none()) {
-            if Instant::now() > deadline {
-                let _ = self.0.kill();
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        terminate(&mut self.0);
     }
 }

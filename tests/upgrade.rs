@@ -17,12 +17,14 @@ use async_tungstenite::tungstenite::protocol::CloseFrame;
 use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use async_tungstenite::tungstenite::{Error, Message};
 use async_tungstenite::{WebSocketStream, client_async};
-use common::{Client, End, PATIENCE, Program, Running, wait_until};
-use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt, StreamExt, io};
+use common::{
+    Client, End, PATIENCE, Program, Running, patiently, pattern, wait_for_close, wait_until,
+};
+use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt, io};
 use http_types::headers::UPGRADE;
 use http_types::upgrade::Connection;
 use rustix::process::Signal;
-use smol::{Async, Timer};
+use smol::Async;
 use smol_graceful::{Ending, Limits, Phase, Request, Response, Shutdown, Stage, StatusCode, What};
 
 type Socket = WebSocketStream<Async<TcpStream>>;
@@ -37,7 +39,7 @@ const MASKED: [u8; 11] = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 
 const UNMASKED: [u8; 7] = [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f];
 
 /// The longest message that the example takes.
-const MAX_MESSAGE: u32 = 1024 * 1024;
+const MAX_MESSAGE: usize = 1024 * 1024;
 
 /// The Close of a server that goes away: 10 bytes, the code 1001 and a reason.
 const AWAY: &[u8] = b"\x88\x0a\x03\xe9stopping";
@@ -54,18 +56,17 @@ fn messages_come_back() {
         Message::binary(pattern(70_000)),
         Message::binary(pattern(MAX_MESSAGE)),
     ] {
-        patient(socket.send(message.clone())).unwrap();
+        patiently(socket.send(message.clone())).unwrap();
         assert_eq!(next(&mut socket), message);
     }
-    patient(socket.send(Message::Ping("are you there?".into()))).unwrap();
+    patiently(socket.send(Message::Ping("are you there?".into()))).unwrap();
     assert_eq!(next(&mut socket), Message::Pong("are you there?".into()));
 
-    patient(socket.close(None)).unwrap();
+    patiently(socket.close(None)).unwrap();
     assert_eq!(next(&mut socket), Message::Close(None));
-    assert!(patient(socket.next()).is_none());
+    assert!(patiently(socket.next()).is_none());
     server.wait_for("a client has taken leave");
-    server.signal(Signal::TERM);
-    assert_eq!(server.exit_code(), 0);
+    server.stop();
 }
 
 /// The stream begins with what came behind the request's head, wherever the packets end.
@@ -235,7 +236,7 @@ fn a_stop_takes_leave_of_every_client() {
     let mut server = Program::example("websocket", &["127.0.0.1:0"]);
     let mut sockets: Vec<_> = (0..20).map(|_| websocket(server.addr)).collect();
     for socket in &mut sockets {
-        patient(socket.send(Message::text("hello"))).unwrap();
+        patiently(socket.send(Message::text("hello"))).unwrap();
         assert_eq!(next(socket), Message::text("hello"));
     }
     server.signal(Signal::TERM);
@@ -246,7 +247,7 @@ fn a_stop_takes_leave_of_every_client() {
     // The drain waits until each has answered.
     assert!(server.is_running());
     for socket in &mut sockets {
-        assert!(patient(socket.next()).is_none(), "no error, and nothing more");
+        assert!(patiently(socket.next()).is_none(), "no error, and nothing more");
     }
     assert_eq!(server.exit_code(), 0);
     let log = server.log();
@@ -261,7 +262,7 @@ fn a_handshake_that_has_begun_is_finished() {
     let mut client = server.connect();
     client.send(first);
     server.signal(Signal::TERM);
-    wait_until("the close", || TcpStream::connect(server.addr).is_err());
+    wait_for_close(server.addr);
     assert_eq!(client.send(second).response().status, 101);
     assert_eq!(client.take(12).unwrap(), AWAY);
     // The same from us, masked with zeros.
@@ -309,7 +310,7 @@ fn an_echo_that_has_begun_is_finished() {
     let message = pattern(64 * 1024);
     fill(&mut client, &frame(0x82, &message));
     server.signal(Signal::TERM);
-    wait_until("the close", || TcpStream::connect(server.addr).is_err());
+    wait_for_close(server.addr);
     let echo = [b"\x82\x7f\0\0\0\0\0\x01\0\0", &*message].concat();
     let mut echoes = 0;
     loop {
@@ -354,7 +355,7 @@ fn the_drain_waits_for_an_upgraded_connection() {
     for _ in 0..3 {
         assert_eq!(client.send("still here").take(10).unwrap(), b"still here");
         assert_eq!((server.shutdown.phase(), server.shutdown.in_flight()), (Phase::Draining, 1));
-        assert!(server.try_outcome().is_none());
+        assert!(server.is_serving());
     }
     // The echo ends with its client, and drops the connection.
     assert_eq!(client.half_close().end(), End::Eof);
@@ -556,25 +557,25 @@ fn it_can_be_kept_anywhere() {
     wait_until("the stream", || kept.lock().unwrap().is_some());
     let mut connection = kept.lock().unwrap().take().unwrap();
     client.send("hello");
-    assert_eq!(patient(echo_once(&mut connection)).unwrap(), 5);
+    assert_eq!(patiently(echo_once(&mut connection)).unwrap(), 5);
     assert_eq!(client.take(5).unwrap(), b"hello");
     server.shutdown.stop();
     only_this_is_left(&server);
     // A half-close of ours leaves the client its say.
-    patient(connection.close()).unwrap();
+    patiently(connection.close()).unwrap();
     assert_eq!(client.end(), End::Eof);
     client.send("bye").half_close();
     let mut rest = String::new();
-    patient(connection.read_to_string(&mut rest)).unwrap();
+    patiently(connection.read_to_string(&mut rest)).unwrap();
     assert_eq!(rest, "bye");
-    assert!(server.try_outcome().is_none());
+    assert!(server.is_serving());
     drop(connection);
     assert!(server.outcome().is_drained());
 }
 
 /// The drain is under way, as the listener is closed, and waits for one connection.
 fn only_this_is_left(server: &Running) {
-    wait_until("the close", || TcpStream::connect(server.addr).is_err());
+    wait_for_close(server.addr());
     wait_until("the end of all others", || server.shutdown.in_flight() == 1);
 }
 
@@ -651,26 +652,13 @@ fn websocket(addr: SocketAddr) -> Socket {
         let stream = Async::<TcpStream>::connect(addr).await?;
         Ok::<_, Error>(client_async("ws://test/chat", stream).await?.0)
     };
-    patient(socket).unwrap()
+    patiently(socket).unwrap()
 }
 
 fn next(socket: &mut Socket) -> Message {
-    patient(socket.next()).expect("the connection has ended").unwrap()
-}
-
-/// Waits, but not for ever.
-fn patient<T>(future: impl Future<Output = T>) -> T {
-    let in_vain = async {
-        Timer::after(PATIENCE).await;
-        panic!("waited in vain")
-    };
-    smol::block_on(future.or(in_vain))
+    patiently(socket.next()).expect("the connection has ended").unwrap()
 }
 
 fn with_body(request: &str) -> String {
     request.replace("Host: test\r\n", "Host: test\r\nContent-Length: 5\r\n") + "hello"
-}
-
-fn pattern(length: u32) -> Vec<u8> {
-    (0..length).map(|n| (n % 251) as u8).collect()
 }

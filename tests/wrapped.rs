@@ -10,27 +10,28 @@ mod common;
 
 use std::future::Future;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown as Half, SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::pin::Pin;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Received, Stagehand, text, wait_until};
-use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt, FutureExt, future};
+use common::{
+    Blocking, Duplex, End, Log, PATIENCE, Pipes, Running, Stagehand, for_each, is_refused, patient,
+    patiently, quick, small_socket, stage, upgrades, wait_until,
+};
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt, future};
 use futures_rustls::TlsAcceptor;
 use futures_rustls::pki_types::{PrivateKeyDer, ServerName};
 use futures_rustls::rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, version,
 };
-use http_types::headers::UPGRADE;
-use smol::{Timer, channel};
 use smol_graceful::{
-    Address, Body, Connection, Cut, Ending, Limits, Listen, Listener, Outcome, Request, Response,
-    Server, Shutdown, Stage, StatusCode, What,
+    Body, Connection, Cut, Ending, Limits, Listen, Request, Response, Server, Stage, What,
 };
+use socket2::SockRef;
 
 // ── What has begun (rules S6, S8) ───────────────────────────────────────────────────────────
 
@@ -52,10 +53,12 @@ fn a_request_whose_record_has_begun_is_served() {
                     if !is_fresh {
                         assert_eq!(client.get("/now").response().text(), "now");
                     }
-                    let (first, rest) = client.record(&get("/now"), cut);
-                    match is_late {
-                        true => late.push((client, first, rest)),
-                        false => begun.push((client.send_raw(&first), rest)),
+                    let (first, rest) = client.stream.record(&get("/now"), cut);
+                    if is_late {
+                        late.push((client, first, rest));
+                    } else {
+                        client.stream.send_raw(&first);
+                        begun.push((client, rest));
                     }
                 }
             }
@@ -65,27 +68,31 @@ fn a_request_whose_record_has_begun_is_served() {
             let mut client = site.connect();
             client.get("/wait");
             stage.entered("/wait");
-            let (first, rest) = client.record(&get("/now"), cut);
-            behind.push((client.send_raw(&first), rest));
+            let (first, rest) = client.stream.record(&get("/now"), cut);
+            client.stream.send_raw(&first);
+            behind.push((client, rest));
         }
         let requests = (begun.len() + late.len() + 2 * behind.len()) as u64;
 
-        site.shutdown.stop();
-        begun.extend(late.into_iter().map(|(client, first, rest)| (client.send_raw(&first), rest)));
+        site.server.shutdown.stop();
+        for (mut client, first, rest) in late {
+            client.stream.send_raw(&first);
+            begun.push((client, rest));
+        }
         // The linger is over.
-        assert_eq!(idle.end(), End::Farewell);
+        assert_eq!(idle.end(), End::Eof);
         stage.open();
         for (client, _) in &mut behind {
             let response = client.response();
             assert_eq!((&*response.text(), response.says_close()), ("done", false), "{kind:?}");
         }
-        for (client, rest) in begun.into_iter().chain(behind) {
-            let mut client = client.send_raw(&rest);
+        for (mut client, rest) in begun.into_iter().chain(behind) {
+            client.stream.send_raw(&rest);
             let response = client.response();
             assert_eq!((&*response.text(), response.says_close()), ("now", true), "{kind:?}");
-            assert_eq!(client.end(), End::Farewell, "{kind:?}");
+            assert_eq!(client.end(), End::Eof, "{kind:?}");
         }
-        let outcome = site.outcome();
+        let outcome = site.server.outcome();
         assert!(outcome.is_drained(), "{kind:?}: {outcome}");
         assert_eq!(outcome.finished, requests, "{kind:?}");
     });
@@ -107,24 +114,24 @@ fn a_record_that_stays_half_is_named_at_the_deadline() {
             thread::sleep(Duration::from_millis(300));
             let sent = Instant::now();
             for client in &mut clients {
-                let (first, _) = client.record(&get("/now"), cut);
-                client.send_raw_to(&first);
+                let (first, _) = client.stream.record(&get("/now"), cut);
+                client.stream.send_raw(&first);
             }
-            site.shutdown.stop();
+            site.server.shutdown.stop();
             stage.open();
             let response = clients[1].response();
             assert_eq!((&*response.text(), response.says_close()), ("done", false), "{kind:?}");
-            let outcome = site.outcome();
+            let outcome = site.server.outcome();
             assert_eq!(outcome.ending, Ending::TimedOut, "{kind:?} {cut}: {outcome}");
             assert!(outcome.cut.iter().all(|cut| cut.age <= sent.elapsed()), "{kind:?}: {outcome}");
             let mut cut_clients: Vec<_> = outcome.cut.iter().map(peer_and_stage).collect();
             let mut expected: Vec<_> =
-                clients.iter().map(|client| (client.local(), Stage::Head)).collect();
+                clients.iter().map(|client| (client.stream.local(), Stage::Head)).collect();
             cut_clients.sort_by(|a, b| a.0.cmp(&b.0));
             expected.sort_by(|a, b| a.0.cmp(&b.0));
             assert_eq!(cut_clients, expected, "{kind:?} {cut}: {outcome}");
             if kind.is_tls() {
-                clients.iter_mut().for_each(|client| assert_ne!(client.end(), End::Farewell));
+                clients.iter_mut().for_each(|client| assert_ne!(client.end(), End::Eof));
             }
         }
     });
@@ -140,9 +147,10 @@ fn a_record_without_a_request_leaves_the_connection_idle() {
         let site = Site::open(kind, Server::new(handler).limits(limits).shutdown(&quick()));
         let mut client = site.connect();
         assert_eq!(client.get("/now").response().text(), "now");
-        client.tls.as_mut().unwrap().refresh_traffic_keys().unwrap();
-        let (first, rest) = client.record(b"", "half");
-        let mut client = client.send_raw(&first).send_raw(&rest);
+        client.stream.tls.as_mut().unwrap().refresh_traffic_keys().unwrap();
+        let (first, rest) = client.stream.record(b"", "half");
+        client.stream.send_raw(&first);
+        client.stream.send_raw(&rest);
         // A head that does not come in time, twice, for as long as the limit allows.
         for _ in 0..2 {
             let mut clock = site.connect();
@@ -150,7 +158,7 @@ fn a_record_without_a_request_leaves_the_connection_idle() {
             assert_eq!(clock.response().status, 408);
         }
         assert_eq!(client.get("/now").response().text(), "now", "{kind:?}");
-        assert!(site.stop().is_drained());
+        assert!(site.server.stop().is_drained());
     });
 }
 
@@ -164,8 +172,8 @@ fn a_request_that_has_arrived_is_named_by_an_abort() {
             let mut client = site.connect();
             assert_eq!(client.get("/now").response().text(), "now");
             client.get("/now");
-            site.shutdown.abort();
-            let outcome = site.outcome();
+            site.server.shutdown.abort();
+            let outcome = site.server.outcome();
             let (rest, _) = client.rest();
             let is_answered = rest.ends_with(b"now");
             assert!(is_answered || outcome.cut.len() == 1, "{kind:?}: {outcome}");
@@ -184,22 +192,23 @@ fn a_handshake_that_ends_in_the_drain_is_followed_by_a_request() {
             let site = Site::open(kind, Server::new(handler).shutdown(&shutdown));
             let (mut client, hello) = site.half_connect();
             let mut idle = site.connect();
-            site.shutdown.stop();
+            site.server.shutdown.stop();
             wait_until("the close", || site.is_closed());
             if !is_together {
                 // The linger is over.
-                assert_eq!(idle.end(), End::Farewell);
+                assert_eq!(idle.end(), End::Eof);
             }
-            client.send_raw_to(&hello).shake_hands(is_together.then(|| get("/now")));
+            client.stream.send_raw(&hello);
+            client.shake_hands(is_together.then(|| get("/now")));
             if !is_together {
                 client.get("/now");
             }
             let response = client.response();
             assert_eq!((&*response.text(), response.says_close()), ("now", true), "{kind:?}");
-            assert_eq!(client.end(), End::Farewell, "{kind:?}");
+            assert_eq!(client.end(), End::Eof, "{kind:?}");
             drop((client, idle));
-            site.shutdown.abort();
-            assert!(site.outcome().is_drained());
+            site.server.shutdown.abort();
+            assert!(site.server.outcome().is_drained());
         }
     });
 }
@@ -231,7 +240,7 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
             for part in requests.chunks(requests.len() / records) {
                 client.send(part);
             }
-            site.shutdown.stop();
+            site.server.shutdown.stop();
             wait_until("the close", || site.is_closed());
             stage.open();
             for n in 0..=MANY {
@@ -240,8 +249,8 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
                 let expected = if n == 0 { "done" } else { "now" };
                 assert_eq!(told, (expected.to_owned(), n == MANY), "{what}: {n}");
             }
-            assert_eq!(client.end(), End::Farewell, "{what}");
-            let outcome = site.outcome();
+            assert_eq!(client.end(), End::Eof, "{what}");
+            let outcome = site.server.outcome();
             assert!(outcome.is_drained(), "{what}: {outcome}");
             assert_eq!(outcome.finished, MANY as u64 + 1, "{what}");
         },
@@ -258,16 +267,16 @@ fn a_client_that_pipelines_without_end_is_told_close() {
         let shutdown = quick().grace(Duration::from_secs(10));
         let site = Site::open(kind, Server::new(handler).shutdown(&shutdown));
         let mut client = site.connect();
-        client.base.do_not_wait();
+        client.stream.base.do_not_wait();
         let (mut sent, mut received, mut is_told) = (0, 0, false);
         let mut unsent = Vec::new();
         let mut has_ended = false;
         while !has_ended {
             if unsent.is_empty() && sent - received < WINDOW {
-                unsent = client.seal(&get("/now").repeat(10));
+                unsent = client.stream.seal(&get("/now").repeat(10));
                 sent += 10;
             }
-            match client.base.write(&unsent) {
+            match client.stream.base.write(&unsent) {
                 Ok(n) => drop(unsent.drain(..n)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => thread::yield_now(),
                 Err(_) => unsent.clear(),
@@ -277,18 +286,19 @@ fn a_client_that_pipelines_without_end_is_told_close() {
                 Ok(false) => continue,
                 Err(_) => has_ended = true,
             }
-            while let Some(response) = client.whole_response() {
+            while memchr::memmem::find(client.buffered(), b"\r\n\r\nnow").is_some() {
+                let response = client.response();
                 assert!(!is_told, "{kind:?}: a response behind the last one");
                 assert_eq!(response.text(), "now");
                 is_told = response.says_close();
                 received += 1;
                 if received == 1000 {
-                    site.shutdown.stop();
+                    site.server.shutdown.stop();
                 }
             }
         }
         assert!(is_told, "{kind:?}: {received} of {sent}");
-        let outcome = site.outcome();
+        let outcome = site.server.outcome();
         assert!(outcome.is_drained(), "{kind:?}: {outcome}");
     });
 }
@@ -305,11 +315,11 @@ fn a_steady_slow_reader_gets_its_response_whole() {
         client.get("/long");
         // 20 kB/s: the kernel asks for more when 64 KiB are free.
         for _ in 0..25 {
-            assert_eq!(client.try_fill_with(4 * 1024), Ok(true), "{kind:?}");
+            client.sip(4 * 1024);
             thread::sleep(Duration::from_millis(200));
         }
         assert_eq!(client.response().body.len(), LONG, "{kind:?}");
-        assert!(site.stop().is_drained());
+        assert!(site.server.stop().is_drained());
     });
 }
 
@@ -319,13 +329,13 @@ fn a_steady_slow_sender_gets_its_body_through() {
     for_each([Kind::Plain, Kind::Tls, Kind::TlsPipe], |kind| {
         let site = slow_site(kind, ROOMY, Duration::from_secs(2));
         let mut client = site.connect();
-        client.send(&post("/read", 16 * 1024));
-        for part in client.seal(&[b'x'; 16 * 1024]).chunks(1024) {
+        client.send(post("/read", 16 * 1024));
+        for part in client.stream.seal(&[b'x'; 16 * 1024]).chunks(1024) {
             thread::sleep(Duration::from_millis(250));
-            client.send_raw_to(part);
+            client.stream.send_raw(part);
         }
         assert_eq!(client.response().text(), "16384 bytes", "{kind:?}");
-        assert!(site.stop().is_drained());
+        assert!(site.server.stop().is_drained());
     });
 }
 
@@ -338,20 +348,20 @@ fn a_client_that_stalls_is_given_up() {
             let mut client = site.connect();
             match case {
                 "a body" => {
-                    client.send(&post("/read", 1000));
-                    let (first, _) = client.record(&[b'x'; 1000], "half");
-                    client.send_raw_to(&first);
+                    client.send(post("/read", 1000));
+                    let (first, _) = client.stream.record(&[b'x'; 1000], "half");
+                    client.stream.send_raw(&first);
                     let response = client.response();
                     assert_eq!((response.status, response.says_close()), (408, true), "{kind:?}");
                 }
                 "a response" => _ = client.get("/long"),
                 // The response is gathered, and the connection is to go on behind the body.
-                "a body nobody wants" => _ = client.send(&post("/short", 1000)),
-                "both" => _ = client.get("/short").send(&post("/read", 1000)),
+                "a body nobody wants" => _ = client.send(post("/short", 1000)),
+                "both" => _ = client.get("/short").send(post("/read", 1000)),
                 case => panic!("unknown: {case}"),
             }
-            wait_until(&format!("{kind:?}, {case}"), || site.shutdown.in_flight() == 0);
-            assert!(site.stop().is_drained());
+            wait_until(&format!("{kind:?}, {case}"), || site.server.shutdown.in_flight() == 0);
+            assert!(site.server.stop().is_drained());
         }
     });
 }
@@ -377,9 +387,9 @@ fn a_body_that_nobody_waits_for_is_not_late() {
         let limits = Limits { stall_timeout: short, head_timeout: short, ..Limits::default() };
         let site = Site::open(kind, Server::new(handler).limits(limits).shutdown(&quick()));
         let mut client = site.connect();
-        client.send(&post("/", 1000));
+        client.send(post("/", 1000));
         stagehand.entered("looked");
-        client.send(&[b'x'; 1000]);
+        client.send([b'x'; 1000]);
         // Heads that do not come in time: as long as the body may not stall.
         for _ in 0..3 {
             let mut clock = site.connect();
@@ -388,7 +398,7 @@ fn a_body_that_nobody_waits_for_is_not_late() {
         }
         stagehand.open();
         assert_eq!(client.response().text(), "1000 bytes", "{kind:?}");
-        assert!(site.stop().is_drained());
+        assert!(site.server.stop().is_drained());
     });
 }
 
@@ -409,9 +419,9 @@ fn a_client_that_has_gone_holds_up_nobody() {
         let mut other = site.connect();
         drop(gone);
         stage.open();
-        wait_until("its end", || site.shutdown.in_flight() == 1);
+        wait_until("its end", || site.server.shutdown.in_flight() == 1);
         assert_eq!(other.get("/now").response().text(), "now", "{kind:?}");
-        assert!(site.stop().is_drained());
+        assert!(site.server.stop().is_drained());
     });
 }
 
@@ -454,11 +464,11 @@ fn a_body_without_a_length_that_is_cut_does_not_look_whole() {
             let mut client = site.connect();
             client.send(b"GET / HTTP/1.0\r\n\r\n");
             is_read.recv_timeout(PATIENCE).expect("the server reads the body to its end");
-            site.shutdown.stop();
+            site.server.shutdown.stop();
             if abort {
-                site.shutdown.abort();
+                site.server.shutdown.abort();
             }
-            let outcome = site.outcome();
+            let outcome = site.server.outcome();
             let ending = if abort { Ending::Forced } else { Ending::TimedOut };
             assert_eq!(outcome.ending, ending, "{kind:?}: {outcome}");
             assert_eq!(outcome.cut.len(), 1, "{kind:?}: {outcome}");
@@ -506,16 +516,16 @@ fn an_upgraded_connection_whose_client_has_reset_is_let_go() {
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
             client.send(last);
             if is_draining {
-                site.shutdown.stop();
+                site.server.shutdown.stop();
                 wait_until("the close", || site.is_closed());
                 // The last of those who looked may have been let in.
-                wait_until("one is left", || site.shutdown.in_flight() == 1);
+                wait_until("one is left", || site.server.shutdown.in_flight() == 1);
             }
             client.reset();
-            wait_until("its end", || site.shutdown.in_flight() == 0);
+            wait_until("its end", || site.server.shutdown.in_flight() == 0);
             // Whoever holds the stream is told.
             assert!(patiently(stream.write_all(b"late")).is_err(), "{kind:?}");
-            let outcome = site.stop();
+            let outcome = site.server.stop();
             assert!(outcome.is_drained(), "{kind:?}: {outcome}");
         }
     });
@@ -537,10 +547,10 @@ fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
             let mut clock = site.connect();
             if is_draining {
                 clock.send(b"GET ");
-                site.shutdown.stop();
+                site.server.shutdown.stop();
             }
             patiently(stream.close()).unwrap();
-            assert_eq!(client.end(), End::Farewell, "{kind:?}");
+            assert_eq!(client.end(), End::Eof, "{kind:?}");
             client.send(b"bye").half_close();
             // This connection is at its end only after several sweeps.
             if !is_draining {
@@ -551,7 +561,7 @@ fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
             patiently(stream.read_to_string(&mut read)).unwrap();
             assert_eq!(read, "bye", "{kind:?}, draining: {is_draining}");
             drop(stream);
-            assert!(site.stop().is_drained());
+            assert!(site.server.stop().is_drained());
         }
     });
 }
@@ -570,10 +580,10 @@ fn an_upgraded_connection_that_is_dropped_delivers_what_was_written() {
         client.send(b"nobody reads this");
         let writer = thread::spawn(move || patiently(stream.write_all(&vec![b'x'; LENGTH])));
         let (received, end) = client.rest();
-        assert_eq!((received.len(), end), (LENGTH, End::Farewell), "{kind:?}");
+        assert_eq!((received.len(), end), (LENGTH, End::Eof), "{kind:?}");
         writer.join().unwrap().unwrap();
         drop(client);
-        assert!(site.stop().is_drained());
+        assert!(site.server.stop().is_drained());
     });
 }
 
@@ -602,17 +612,17 @@ fn what_a_wrapper_holds_arrives_at_the_pace_of_the_client() {
                 }
             }
             if is_draining {
-                site.shutdown.stop();
+                site.server.shutdown.stop();
             }
             drop(stream);
             for _ in 0..25 {
-                assert_eq!(client.try_fill_with(2 * 1024), Ok(true), "{kind:?}, {is_draining}");
+                client.sip(2 * 1024);
                 thread::sleep(Duration::from_millis(150));
             }
             let (received, end) = client.rest();
-            assert_eq!((received.len(), end), (written, End::Farewell), "{kind:?}, {is_draining}");
+            assert_eq!((received.len(), end), (written, End::Eof), "{kind:?}, {is_draining}");
             drop(client);
-            assert!(site.stop().is_drained());
+            assert!(site.server.stop().is_drained());
         }
     });
 }
@@ -621,8 +631,7 @@ fn what_a_wrapper_holds_arrives_at_the_pace_of_the_client() {
 /// whose request it was, and what is wrong with it.
 #[test]
 fn an_upgrade_that_cannot_be_is_logged_with_peer_and_path() {
-    log::set_logger(&LOG).unwrap();
-    log::set_max_level(log::LevelFilter::Warn);
+    let log = Log::of_this_process();
     let head = "Host: x\r\nUpgrade: x\r\n";
     for_each([Kind::Plain, Kind::Tls], |kind| {
         let (_upgraded, handler) = upgrades();
@@ -640,47 +649,12 @@ fn an_upgrade_that_cannot_be_is_logged_with_peer_and_path() {
             let mut client = site.connect();
             let response = client.send(request.as_bytes()).response();
             assert_eq!((response.status, response.says_close()), (400, true), "{kind:?}");
-            let begin = format!("{} GET /a?b=1: ", client.local());
-            let lines = LOG.0.lock().unwrap();
-            let line = lines.iter().find(|line| line.starts_with(&begin));
-            assert!(line.is_some_and(|line| line.contains(problem)), "{begin}: {lines:#?}");
+            let begin = format!("{} GET /a?b=1: ", client.stream.local());
+            let lines = log.with(&begin);
+            assert!(lines.iter().any(|(_, line)| line.contains(problem)), "{begin}: {lines:#?}");
         }
-        assert!(site.stop().is_drained());
+        assert!(site.server.stop().is_drained());
     });
-}
-
-/// Keeps what the servers of all tests warn of.
-struct Log(Mutex<Vec<String>>);
-
-static LOG: Log = Log(Mutex::new(Vec::new()));
-
-impl log::Log for Log {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        self.0.lock().unwrap().push(record.args().to_string());
-    }
-
-    fn flush(&self) {}
-}
-
-/// A handler that hands upgraded streams to the test.
-fn upgrades()
--> (Receiver<http_types::upgrade::Connection>, impl Fn(Request) -> Answer + Send + Sync + 'static) {
-    let (send, upgraded) = mpsc::channel();
-    let handler = move |_| -> Answer {
-        let send = send.clone();
-        Box::pin(async move {
-            let mut response = Response::new(StatusCode::SwitchingProtocols);
-            response.insert_header(UPGRADE, "x");
-            let stream = response.recv_upgrade().await;
-            smol::spawn(async move { send.send(stream.await.unwrap()).unwrap() }).detach();
-            Ok(response)
-        })
-    };
-    (upgraded, handler)
 }
 
 // ── The stage ───────────────────────────────────────────────────────────────────────────────
@@ -710,25 +684,13 @@ impl Kind {
     }
 }
 
-/// Runs `test` for each of `cases`, all at the same time.
-fn for_each<T: Send>(cases: impl IntoIterator<Item = T>, test: impl Fn(T) + Sync) {
-    thread::scope(|scope| {
-        for case in cases {
-            scope.spawn(|| test(case));
-        }
-    });
-}
-
-/// A server on a thread of its own.
+/// A server, and how its clients reach it.
 struct Site {
     kind: Kind,
-    /// Where to connect, if there is a socket.
-    addr: Option<SocketAddr>,
+    server: Running,
+    pipes: Pipes,
     /// How much the kernel of a client takes in before the client reads, if that matters.
     client_buffer: Option<usize>,
-    pipes: channel::Sender<io::Result<Connection>>,
-    shutdown: Shutdown,
-    outcome: Receiver<Outcome>,
 }
 
 impl Site {
@@ -738,35 +700,23 @@ impl Site {
 
     /// Opens a server whose kernel, and whose clients' kernels, hold few bytes: sent, and received.
     fn with_buffers(kind: Kind, server: Server, buffers: Option<(usize, usize)>) -> Self {
-        let (send, pipes) = channel::unbounded();
-        let listener = if kind.is_pipe() {
-            Listener::of(pipes)
+        let (pipes, source) = Pipes::listener();
+        let mut listener = if kind.is_pipe() {
+            source
         } else {
             // Sockets inherit it from their listener.
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             if let Some((send, _)) = buffers {
-                socket2::SockRef::from(&listener).set_send_buffer_size(send).unwrap();
+                SockRef::from(&listener).set_send_buffer_size(send).unwrap();
             }
             listener.listen().unwrap()
         };
-        let addr = match listener.address() {
-            Address::Tcp(addr) => Some(*addr),
-            _ => None,
-        };
-        let listener = if kind.is_tls() {
+        if kind.is_tls() {
             let acceptor = TlsAcceptor::from(tls().0.clone());
-            listener.wrap(move |connection| acceptor.accept(connection))
-        } else {
-            listener
-        };
-        let shutdown = server.handle();
-        let (send_outcome, outcome) = mpsc::channel();
-        thread::spawn(move || {
-            let outcome = future::block_on(server.serve([listener])).unwrap();
-            let _ = send_outcome.send(outcome);
-        });
+            listener = listener.wrap(move |connection| acceptor.accept(connection));
+        }
         let client_buffer = buffers.map(|(_, receive)| receive);
-        Self { kind, addr, client_buffer, pipes: send, shutdown, outcome }
+        Self { kind, server: Running::on(server, [listener]), pipes, client_buffer }
     }
 
     /// Connects a client, whose part of the handshake is over when this returns.
@@ -779,33 +729,26 @@ impl Site {
     /// Connects a client that has sent half of its first message, and returns the other half too.
     fn half_connect(&self) -> (Client, Vec<u8>) {
         let mut client = self.connect_silently();
-        let (first, rest) = client.record(b"", "half");
-        (client.send_raw(&first), rest)
+        let (first, rest) = client.stream.record(b"", "half");
+        client.stream.send_raw(&first);
+        (client, rest)
     }
 
     /// Connects a client that has not sent anything.
     fn connect_silently(&self) -> Client {
-        let base = match self.addr {
-            Some(addr) => {
-                let domain = socket2::Domain::IPV4;
-                let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
-                if let Some(size) = self.client_buffer {
-                    socket.set_recv_buffer_size(size).unwrap();
-                }
-                socket.connect(&addr.into()).unwrap();
-                socket.set_read_timeout(Some(PATIENCE)).unwrap();
-                socket.set_write_timeout(Some(PATIENCE)).unwrap();
-                socket.set_tcp_nodelay(true).unwrap();
-                Base::Socket(socket.into())
-            }
-            None => {
-                let (client, connection) = Connection::pair();
-                self.pipes.try_send(Ok(connection)).expect("the server has closed");
-                Base::Pipe(client, false)
-            }
+        let base = if self.kind.is_pipe() {
+            Base::Pipe(Blocking(self.pipes.end()), false)
+        } else {
+            let socket = match self.client_buffer {
+                Some(size) => small_socket(self.server.addr(), size),
+                None => TcpStream::connect(self.server.addr()).unwrap(),
+            };
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_write_timeout(Some(PATIENCE)).unwrap();
+            socket.set_nodelay(true).unwrap();
+            Base::Socket(socket)
         };
-        let mut client = Client { base, tls: None, bytes: Vec::new() };
-        if self.kind.is_tls() {
+        let tls = self.kind.is_tls().then(|| {
             let versions: &[_] = match self.kind {
                 Kind::Tls12 => &[&version::TLS12],
                 _ => &[&version::TLS13],
@@ -817,28 +760,14 @@ impl Site {
             let mut tls = ClientConnection::new(Arc::new(config), name).unwrap();
             // One that takes in whatever a test wants to send at once.
             tls.set_buffer_limit(None);
-            client.tls = Some(tls);
-        }
-        client
+            tls
+        });
+        Client::over(Wire { base, tls, most: RECORD })
     }
 
-    /// Whether the server takes no more connections.
+    /// Returns `true` if the server takes no more connections.
     fn is_closed(&self) -> bool {
-        match self.addr {
-            Some(addr) => TcpStream::connect(addr)
-                .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused),
-            None => self.pipes.is_closed(),
-        }
-    }
-
-    /// Waits for the server's end; does not stop it.
-    fn outcome(&self) -> Outcome {
-        self.outcome.recv_timeout(PATIENCE).expect("the server did not end")
-    }
-
-    fn stop(&self) -> Outcome {
-        self.shutdown.stop();
-        self.outcome()
+        if self.kind.is_pipe() { self.pipes.is_closed() } else { is_refused(self.server.addr()) }
     }
 }
 
@@ -863,7 +792,7 @@ fn tls() -> &'static (Arc<ServerConfig>, RootCertStore) {
 enum Base {
     Socket(TcpStream),
     /// A pipe, and whether a call that has to wait fails instead.
-    Pipe(Connection, bool),
+    Pipe(Blocking<Connection>, bool),
 }
 
 impl Base {
@@ -880,8 +809,8 @@ impl Read for Base {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Socket(socket) => socket.read(buf),
-            Self::Pipe(pipe, false) => patiently(pipe.read(buf)),
-            Self::Pipe(pipe, true) => at_once(pipe.read(buf)),
+            Self::Pipe(pipe, false) => pipe.read(buf),
+            Self::Pipe(pipe, true) => at_once(pipe.0.read(buf)),
         }
     }
 }
@@ -890,8 +819,8 @@ impl Write for Base {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match self {
             Self::Socket(socket) => socket.write(buf),
-            Self::Pipe(pipe, false) => patiently(pipe.write(buf)),
-            Self::Pipe(pipe, true) => at_once(pipe.write(buf)),
+            Self::Pipe(pipe, false) => pipe.write(buf),
+            Self::Pipe(pipe, true) => at_once(pipe.0.write(buf)),
         }
     }
 
@@ -900,25 +829,20 @@ impl Write for Base {
     }
 }
 
-/// How a connection ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// A proper end: TLS's close_notify and then a FIN, or a FIN where there is no TLS.
-    Farewell,
-    /// A FIN without close_notify under TLS: anyone could have cut the connection there.
-    Fin,
-    Reset,
-}
+/// The longest record of TLS, roughly.
+const RECORD: usize = 16 * 1024;
 
-/// A client that makes its own records.
-struct Client {
+/// The client's end of a connection, which makes its own records.
+struct Wire {
     base: Base,
     tls: Option<ClientConnection>,
-    /// What was received and decrypted, and not yet consumed.
-    bytes: Vec<u8>,
+    /// How many bytes a read takes from below at most.
+    most: usize,
 }
 
-impl Client {
+type Client = common::Client<Wire>;
+
+impl Wire {
     /// Makes of `bytes` what goes over the wire, in records of 16 KiB at most.
     fn seal(&mut self, bytes: &[u8]) -> Vec<u8> {
         let Some(tls) = &mut self.tls else { return bytes.to_vec() };
@@ -928,17 +852,6 @@ impl Client {
             tls.write_tls(&mut sealed).unwrap();
         }
         sealed
-    }
-
-    /// Ends the handshake, and sends `request` together with the last message of it.
-    fn shake_hands(&mut self, request: Option<Vec<u8>>) {
-        while self.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
-            let sealed = self.seal(b"");
-            self.send_raw_to(&sealed);
-            // TLS 1.2 ends with a message of the server's.
-            self.fill().unwrap();
-        }
-        self.send(&request.unwrap_or_default());
     }
 
     /// Seals `bytes` and cuts the result in two.
@@ -954,20 +867,91 @@ impl Client {
         (sealed, rest)
     }
 
-    fn send(&mut self, bytes: &[u8]) -> &mut Self {
-        let sealed = self.seal(bytes);
-        self.send_raw_to(&sealed)
-    }
-
     /// Sends what was sealed before.
-    fn send_raw_to(&mut self, sealed: &[u8]) -> &mut Self {
+    fn send_raw(&mut self, sealed: &[u8]) {
         self.base.write_all(sealed).unwrap();
-        self
     }
 
-    fn send_raw(mut self, sealed: &[u8]) -> Self {
-        self.send_raw_to(sealed);
-        self
+    /// Returns the name by which the server calls this client.
+    fn local(&self) -> String {
+        match &self.base {
+            Base::Socket(socket) => socket.local_addr().unwrap().to_string(),
+            Base::Pipe(..) => "unknown".to_owned(),
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let sealed = self.seal(buf);
+        self.base.write_all(&sealed)?;
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Read for Wire {
+    /// Reads once from below. Says `Interrupted` if that was not yet a whole record.
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let Some(tls) = &mut self.tls else { return self.base.read(&mut buf[..self.most]) };
+        let mut bytes = vec![0; self.most];
+        let n = self.base.read(&mut bytes)?;
+        let mut unread = &bytes[..n];
+        let mut plain = 0;
+        loop {
+            let n = tls.read_tls(&mut unread).unwrap();
+            let state = tls.process_new_packets().unwrap();
+            let end = plain + state.plaintext_bytes_to_read();
+            tls.reader().read_exact(&mut buf[plain..end]).unwrap();
+            plain = end;
+            if n == 0 && !state.peer_has_closed() {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            if n == 0 || unread.is_empty() && plain > 0 {
+                return Ok(plain);
+            }
+            if unread.is_empty() {
+                return Err(ErrorKind::Interrupted.into());
+            }
+        }
+    }
+}
+
+impl Duplex for Wire {
+    fn half_close(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            let farewell = self.seal(b"");
+            self.send_raw(&farewell);
+        }
+        match &mut self.base {
+            Base::Socket(socket) => socket.half_close(),
+            Base::Pipe(pipe, _) => pipe.half_close(),
+        }
+    }
+}
+
+impl Client {
+    /// Ends the handshake, and sends `request` together with the last message of it.
+    fn shake_hands(&mut self, request: Option<Vec<u8>>) {
+        while self.stream.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
+            let message = self.stream.seal(b"");
+            self.stream.send_raw(&message);
+            // TLS 1.2 ends with a message of the server's.
+            self.fill().unwrap();
+        }
+        let last = self.stream.seal(&request.unwrap_or_default());
+        self.stream.send_raw(&last);
+    }
+
+    /// Reads once, up to `most` bytes as they come over the wire.
+    fn sip(&mut self, most: usize) {
+        self.stream.most = most;
+        assert_eq!(self.try_fill(), Ok(true));
+        self.stream.most = RECORD;
     }
 
     /// Changes to another protocol.
@@ -976,125 +960,10 @@ impl Client {
         assert_eq!(self.response().status, 101);
     }
 
-    /// Says that nothing more will be sent.
-    fn half_close(&mut self) {
-        if let Some(tls) = &mut self.tls {
-            tls.send_close_notify();
-            let mut farewell = Vec::new();
-            tls.write_tls(&mut farewell).unwrap();
-            self.send_raw_to(&farewell);
-        }
-        match &mut self.base {
-            Base::Socket(socket) => socket.shutdown(Half::Write).unwrap(),
-            Base::Pipe(pipe, _) => patiently(pipe.close()).unwrap(),
-        }
-    }
-
     /// Closes with a reset instead of a FIN.
     fn reset(self) {
-        let Base::Socket(socket) = self.base else { panic!("a pipe has no reset") };
-        socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
-    }
-
-    /// `GET path`, keep-alive.
-    fn get(&mut self, path: &str) -> &mut Self {
-        self.send(&get(path))
-    }
-
-    /// The next response, which must have a length or no body.
-    fn response(&mut self) -> Received {
-        loop {
-            if let Some(response) = self.whole_response() {
-                return response;
-            }
-            if let Err(end) = self.fill() {
-                panic!("{end:?} before a whole response: {:?}", text(&self.bytes));
-            }
-        }
-    }
-
-    /// The next response, if it has come whole.
-    fn whole_response(&mut self) -> Option<Received> {
-        let end = memchr::memmem::find(&self.bytes, b"\r\n\r\n")?;
-        let head = String::from_utf8(self.bytes[..end].to_vec()).unwrap();
-        let lines: Vec<_> = head.split("\r\n").map(str::to_owned).collect();
-        let status = lines[0].split(' ').nth(1).unwrap().parse().unwrap();
-        let mut received = Received { status, lines, body: Vec::new() };
-        let length = received.header("content-length").map_or(0, |value| value.parse().unwrap());
-        let whole = end + 4 + length;
-        if self.bytes.len() < whole {
-            return None;
-        }
-        received.body = self.bytes.drain(..whole).skip(end + 4).collect();
-        Some(received)
-    }
-
-    /// Everything that still comes, and how it ended.
-    fn rest(&mut self) -> (Vec<u8>, End) {
-        loop {
-            if let Err(end) = self.fill() {
-                return (std::mem::take(&mut self.bytes), end);
-            }
-        }
-    }
-
-    /// How the connection ends; nothing more may come before.
-    fn end(&mut self) -> End {
-        let (rest, end) = self.rest();
-        assert!(rest.is_empty(), "unexpected: {:?}", text(&rest));
-        end
-    }
-
-    /// Waits for more bytes.
-    fn fill(&mut self) -> Result<(), End> {
-        match self.try_fill()? {
-            true => Ok(()),
-            false => panic!("waited in vain for the server"),
-        }
-    }
-
-    /// Reads once; `false` if nothing has come in time.
-    fn try_fill(&mut self) -> Result<bool, End> {
-        self.try_fill_with(16 * 1024)
-    }
-
-    /// Reads once, up to `most` bytes as they come over the wire.
-    fn try_fill_with(&mut self, most: usize) -> Result<bool, End> {
-        let mut bytes = vec![0; most];
-        let read = match self.base.read(&mut bytes) {
-            Ok(n) => &bytes[..n],
-            Err(error) => match error.kind() {
-                ErrorKind::Interrupted => return Ok(true),
-                ErrorKind::WouldBlock | ErrorKind::TimedOut => return Ok(false),
-                _ => return Err(End::Reset),
-            },
-        };
-        let Some(tls) = &mut self.tls else {
-            self.bytes.extend_from_slice(read);
-            return if read.is_empty() { Err(End::Farewell) } else { Ok(true) };
-        };
-        let mut unread = read;
-        loop {
-            let n = tls.read_tls(&mut unread).unwrap();
-            let state = tls.process_new_packets().unwrap();
-            let mut plain = vec![0; state.plaintext_bytes_to_read()];
-            tls.reader().read_exact(&mut plain).unwrap();
-            self.bytes.extend(plain);
-            if n == 0 {
-                return Err(if state.peer_has_closed() { End::Farewell } else { End::Fin });
-            }
-            if unread.is_empty() {
-                return Ok(true);
-            }
-        }
-    }
-
-    /// Whom the server calls the peer.
-    fn local(&self) -> String {
-        match &self.base {
-            Base::Socket(socket) => socket.local_addr().unwrap().to_string(),
-            Base::Pipe(..) => "unknown".to_owned(),
-        }
+        let Base::Socket(socket) = self.stream.base else { panic!("a pipe has no reset") };
+        common::Client::from(socket).reset();
     }
 }
 
@@ -1114,48 +983,7 @@ fn peer_and_stage(cut: &Cut) -> (String, Stage) {
     }
 }
 
-/// Returns a handle of a stop that does not end by time before the test gives up.
-fn patient() -> Shutdown {
-    Shutdown::new().linger(2 * PATIENCE).grace(2 * PATIENCE)
-}
-
-/// Returns a patient handle whose idle connections do not stay for long.
-fn quick() -> Shutdown {
-    patient().linger(Duration::from_millis(20))
-}
-
-/// Runs a future that may not take for ever.
-fn patiently<T>(future: impl Future<Output = T>) -> T {
-    let late = async {
-        Timer::after(PATIENCE).await;
-        panic!("waited in vain");
-    };
-    future::block_on(future.or(late))
-}
-
 /// Runs a future that may not wait.
 fn at_once<T>(future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     future::block_on(future::poll_once(future)).unwrap_or(Err(ErrorKind::WouldBlock.into()))
-}
-
-type Answer = future::Boxed<http_types::Result<Response>>;
-
-/// A handler that can be waited for: `/now` answers, `/wait` waits until the stage is opened.
-fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
-    let (stagehand, enter, gate) = Stagehand::new();
-    let handler = move |request: Request| -> Answer {
-        let (enter, gate) = (enter.clone(), gate.clone());
-        Box::pin(async move {
-            match request.url().path() {
-                "/now" => Ok("now".into()),
-                "/wait" => {
-                    let _ = enter.send("/wait".to_owned());
-                    let _ = gate.recv().await;
-                    Ok("done".into())
-                }
-                path => panic!("unknown: {path}"),
-            }
-        })
-    };
-    (stagehand, handler)
 }

@@ -20,6 +20,8 @@ use clap::builder::RangedU64ValueParser;
 use humantime::parse_duration;
 
 mod load;
+#[cfg(test)]
+mod tests;
 
 use load::{Load, Report, Tally, Target};
 

@@ -74,7 +74,7 @@ impl Conn<'_> {
                 _ => transport.poll_ahead(cx),
             });
             let linger = async {
-                Timer::after(service.shutdown.linger).await;
+                Timer::after(service.shutdown.times().linger).await;
             };
             request.or(linger).await;
         }

@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 use socket2::{Domain, Socket, Type};
 
-use crate::error::invalid;
+use crate::error::{ServeError, invalid};
 
 /// Where to listen.
 ///
@@ -161,6 +161,12 @@ impl std::error::Error for AddressError {}
 impl From<AddressError> for io::Error {
     fn from(error: AddressError) -> Self {
         Self::new(io::ErrorKind::InvalidInput, error)
+    }
+}
+
+impl From<AddressError> for ServeError {
+    fn from(error: AddressError) -> Self {
+        io::Error::from(error).into()
     }
 }
 

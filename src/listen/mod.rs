@@ -407,7 +407,8 @@ impl ListenOptions {
 }
 
 impl Listener {
-    /// Binds `address` and listens on it, with the default [`ListenOptions`].
+    /// Binds `address` and listens on it, with the default [`ListenOptions`]. For the text of an
+    /// address, `"127.0.0.1:8082".listen()?` is shorter ([`Listen`]).
     ///
     /// If this process was started with a socket that listens there (LISTEN_FDS), that one is
     /// taken. A Unix socket's file that no server answers on any more is replaced.

@@ -23,7 +23,8 @@ impl Shutdown {
     ///
     /// Further signals within 100 ms of the first one belong to the same stop, whichever they are,
     /// because wrappers and terminals send two. The first signal after a stop by the program itself
-    /// is only noted, and the 100 ms begin with it.
+    /// is only noted, and the 100 ms begin with it. Only `run` can have another window
+    /// ([`Process::repeat_window`](crate::Process::repeat_window)).
     ///
     /// A handler that blocks the thread which polls this keeps every signal waiting, the second one
     /// too. The log then says how long the stop has waited, and [`Outcome::took`] counts that time.

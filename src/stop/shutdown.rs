@@ -33,8 +33,8 @@ use crate::stream::socket::Left;
 /// latch.
 ///
 /// The three times ([`Shutdown::grace`], [`Shutdown::lame_duck`], [`Shutdown::linger`]) belong to
-/// the handle, and a clone takes them along. So set them before you clone the handle, or give it to
-/// a server.
+/// the latch, so each clone of the handle and each server with this latch has the same ones. Set
+/// them before the stop.
 ///
 /// # Examples
 ///
@@ -59,19 +59,22 @@ use crate::stream::socket::Left;
 ///     assert!(token.guard().is_err());
 /// });
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     latch: Arc<Latch>,
-    grace: Duration,
+}
+
+/// The three times of a stop.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    pub(crate) grace: Duration,
     pub(crate) lame_duck: Duration,
     pub(crate) linger: Duration,
 }
 
-impl Default for Shutdown {
-    /// Returns a handle like [`Shutdown::new`].
+impl Default for Times {
     fn default() -> Self {
         Self {
-            latch: Arc::default(),
             grace: Duration::from_secs(30),
             lame_duck: Duration::ZERO,
             linger: Duration::from_millis(100),
@@ -119,16 +122,16 @@ impl Shutdown {
     /// # Ok(())
     /// # }
     /// ```
-    #[must_use]
-    pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = grace;
+    pub fn grace(self, grace: Duration) -> Self {
+        self.latch.state().times.grace = grace;
         self
     }
 
     /// Sets how long a server still accepts connections after the stop, while readiness already
     /// says no (rule S3). Default: zero, which means that there is no lame duck.
     ///
-    /// [`Duration::MAX`] accepts connections until a second signal.
+    /// [`Duration::MAX`] accepts connections until a second signal. The grace begins when the lame
+    /// duck is over.
     ///
     /// # Examples
     ///
@@ -147,9 +150,8 @@ impl Shutdown {
     /// # Ok(())
     /// # }
     /// ```
-    #[must_use]
-    pub fn lame_duck(mut self, lame_duck: Duration) -> Self {
-        self.lame_duck = lame_duck;
+    pub fn lame_duck(self, lame_duck: Duration) -> Self {
+        self.latch.state().times.lame_duck = lame_duck;
         self
     }
 
@@ -173,9 +175,8 @@ impl Shutdown {
     /// let server = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
     /// # drop(server);
     /// ```
-    #[must_use]
-    pub fn linger(mut self, linger: Duration) -> Self {
-        self.linger = linger;
+    pub fn linger(self, linger: Duration) -> Self {
+        self.latch.state().times.linger = linger;
         self
     }
 
@@ -296,6 +297,9 @@ impl Shutdown {
     /// Once a second the log says what is left (rule S20). May be awaited by several at once,
     /// before or after the end; each gets the outcome.
     ///
+    /// The grace begins when [`Shutdown::lame_duck`] is over, which is a time only for a server with
+    /// the same latch.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves the latch where it is and ends the watch over the grace; a new
@@ -310,16 +314,21 @@ impl Shutdown {
     /// assert!(outcome.is_drained());
     /// ```
     pub async fn drain(&self) -> Outcome {
-        let took = self.drain_telling(|_| {}).await;
+        let Times { grace, lame_duck, .. } = self.times();
+        let took = self.drain_telling(lame_duck.saturating_add(grace), |_| {}).await;
         self.outcome(took)
     }
 
     /// Drains like [`Shutdown::drain`], and returns how long that took. Tells `tell` once a second
     /// what the log says (rule S20).
-    pub(crate) async fn drain_telling(&self, tell: impl Fn(&Draining)) -> Duration {
+    pub(crate) async fn drain_telling(
+        &self,
+        grace: Duration,
+        tell: impl Fn(&Draining),
+    ) -> Duration {
         self.stop();
         let began = Instant::now();
-        let Self { latch, grace, .. } = self;
+        let latch = &self.latch;
         // Four futures side by side. The first one that is ready ends the wait.
         // 1. Nobody is left.
         let drained = latch.drained();
@@ -327,10 +336,10 @@ impl Shutdown {
         let aborted = latch.reached(Phase::Aborting);
         // 3. The grace is over.
         let deadline = async {
-            Timer::after(*grace).await;
+            Timer::after(grace).await;
             // If the process was suspended, work may have become ready meanwhile. That work gets
             // its turn (rule S13).
-            Timer::after(began.elapsed().saturating_sub(*grace).min(MADE_UP)).await;
+            Timer::after(began.elapsed().saturating_sub(grace).min(MADE_UP)).await;
             self.abort_as(Ending::TimedOut);
         };
         // 4. A report each second, which never ends.
@@ -391,6 +400,11 @@ impl Shutdown {
         let seats = choose(&mut self.latch.state().registry);
         seats.iter().for_each(|seat| seat.wake());
         seats.len()
+    }
+
+    /// Returns the times as they are set now.
+    pub(crate) fn times(&self) -> Times {
+        self.latch.state().times
     }
 
     /// Returns the token for a handler. Its guards keep the handler going although its client has
@@ -804,6 +818,7 @@ struct Latch {
 /// The holders of a latch, and what is known of its stop.
 #[derive(Debug, Default)]
 struct State {
+    times: Times,
     /// The holders that keep the drain open.
     registry: Registry,
     /// The signal that began the stop, and how long it had waited to be obeyed.
@@ -916,10 +931,37 @@ mod tests {
     /// Operators rely on them.
     #[test]
     fn defaults_are_the_agreed_ones() {
-        let Shutdown { grace, lame_duck, linger, .. } = Shutdown::new();
+        let Times { grace, lame_duck, linger } = Shutdown::new().times();
         assert_eq!(grace, Duration::from_secs(30));
         assert_eq!(lame_duck, Duration::ZERO);
         assert_eq!(linger, Duration::from_millis(100));
+    }
+
+    #[test]
+    fn every_clone_has_the_same_times() {
+        let shutdown = Shutdown::new();
+        let clone = shutdown.clone();
+        let _ = shutdown.grace(Duration::from_secs(1)).lame_duck(Duration::from_secs(2));
+        let _ = clone.clone().linger(Duration::from_secs(3));
+        let Times { grace, lame_duck, linger } = clone.times();
+        assert_eq!([grace, lame_duck, linger].map(|time| time.as_secs()), [1, 2, 3]);
+    }
+
+    /// A drain beside a server must not cut the server's lame duck.
+    #[test]
+    fn the_grace_of_a_drain_begins_after_the_lame_duck() {
+        let shutdown = Shutdown::new().lame_duck(Duration::MAX).grace(Duration::ZERO);
+        let guard = shutdown.token().guard().unwrap();
+        let drained = async {
+            let _ = shutdown.drain().await;
+            true
+        };
+        let later = async {
+            Timer::after(Duration::from_millis(20)).await;
+            false
+        };
+        assert!(!block_on(drained.or(later)), "the lame duck was cut");
+        drop(guard);
     }
 
     /// Rule S2.

@@ -22,6 +22,14 @@ mod target;
 mod trailers;
 mod upgraded;
 
+// The generated tests of `head`, `target` and `body`, which see private modules.
+#[cfg(test)]
+#[path = "../../tests/properties/differential.rs"]
+mod differential;
+#[cfg(test)]
+#[path = "../../tests/properties/mod.rs"]
+mod properties;
+
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;

@@ -1,30 +1,22 @@
-//! What must hold of `head.rs`, `target.rs` and `body.rs` for any bytes: used by the targets in `fuzz/` and by
-//! `differential.rs`.
+//! Properties of `head.rs`, `target.rs` and `body.rs` that must hold for any bytes.
 //!
-//! The files are pure, so they are compiled in here as they are, and need not be public. How the bytes are split is
-//! drawn from the bytes themselves: an input is a plain file, and fails every time or never.
+//! The library's unit tests (`src/wire/mod.rs`) and the targets in `fuzz/` each declare this file
+//! beside those modules, which are pure and need not be public. The bytes themselves decide
+//! how they are split, so an input is a plain file, and fails every time or never.
 
 #![allow(dead_code, unreachable_pub, reason = "each user uses its own part of this")]
-
-#[path = "../../src/wire/body.rs"]
-pub mod body;
-#[path = "../../src/wire/field.rs"]
-pub mod field;
-#[path = "../../src/wire/head.rs"]
-pub mod head;
-#[path = "../../src/wire/target.rs"]
-pub mod target;
 
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use super::body::{Chunked, Framing, Malformed, Step};
+use super::head::{self, Bounds, Head};
+use super::target;
 use async_h1::server::decode;
-use body::{Chunked, Framing, Malformed, Step};
 use futures_lite::future::block_on;
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite};
-use head::{Bounds, Head};
 use http_types::{Method, StatusCode, Version};
 
 /// The default limits.

@@ -6,8 +6,6 @@
 //! `PROPTEST_CASES` prolongs a run. Nothing is written; a head that was found becomes a file in
 //! `fuzz/seeds` or a line in a table.
 
-mod properties;
-
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -24,8 +22,9 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::{RngSeed, TestRunner};
 
-use properties::body::Framing;
-use properties::head;
+use super::body::Framing;
+use super::head;
+use super::properties;
 
 /// What a parser makes of a head.
 #[derive(Debug, PartialEq, Eq)]

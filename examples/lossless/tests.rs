@@ -1,0 +1,368 @@
+//! The load finds every kind of fault, and none where there is none. The servers here answer at
+//! once and well, until a test tells them to fail one request.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::load::*;
+
+/// The action of a server at a request.
+enum Act {
+    /// Answers as it should.
+    Serve,
+    /// Reads the request, sends this and closes.
+    Close(Vec<u8>),
+    /// Sends this and closes with a reset, as the request is left unread.
+    Reset(Vec<u8>),
+    /// Reads the request, sends this and goes on.
+    Send(Vec<u8>),
+    /// Reads the request, and waits until the client is gone.
+    Wait,
+}
+
+/// A request as a server sees it before it reads it.
+struct Moment {
+    /// Its number on the connection, from 0.
+    number: usize,
+    is_echo: bool,
+}
+
+/// A load that fails what hangs after 30 s.
+fn load(target: Target) -> Load {
+    Load { clients: 6, longest: Duration::ZERO, ..Load::new(target) }
+}
+
+/// Serves on a port of the kernel's choice, by what `act` says.
+fn server(act: impl Fn(&Moment) -> Act + Clone + Send + 'static) -> Target {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, act) = (stream.unwrap(), act.clone());
+            thread::spawn(move || connection(stream, act));
+        }
+    });
+    Target::Tcp(addr)
+}
+
+/// Serves a connection until it ends.
+fn connection(mut stream: TcpStream, act: impl Fn(&Moment) -> Act) {
+    for number in 0.. {
+        let mut start = [0; 4];
+        if !matches!(stream.peek(&mut start), Ok(1..)) {
+            return;
+        }
+        let moment = Moment { number, is_echo: start.starts_with(b"POST") };
+        let (bytes, goes_on) = match act(&moment) {
+            Act::Serve => {
+                let (body, close) = read_request(&mut stream);
+                (right(&body, close, number), !close)
+            }
+            Act::Close(bytes) => {
+                read_request(&mut stream);
+                (bytes, false)
+            }
+            Act::Reset(bytes) => (bytes, false),
+            Act::Send(bytes) => {
+                read_request(&mut stream);
+                (bytes, true)
+            }
+            Act::Wait => {
+                read_request(&mut stream);
+                let _ = stream.read(&mut [0]);
+                return;
+            }
+        };
+        if stream.write_all(&bytes).is_err() || !goes_on {
+            return;
+        }
+    }
+}
+
+/// The body of a request, and whether its client asks for a close.
+fn read_request(stream: &mut impl Read) -> (Vec<u8>, bool) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(byte(stream));
+    }
+    let head = String::from_utf8(head).unwrap();
+    let mut body = if let Some((_, length)) = head.split_once("Content-Length: ") {
+        vec![0; length.trim_end().parse().unwrap()]
+    } else if head.contains("chunked") {
+        let mut body = Vec::new();
+        loop {
+            let mut line = Vec::new();
+            while !line.ends_with(b"\r\n") {
+                line.push(byte(stream));
+            }
+            let line = String::from_utf8(line).unwrap();
+            let mut chunk = vec![0; usize::from_str_radix(line.trim_end(), 16).unwrap() + 2];
+            stream.read_exact(&mut chunk).unwrap();
+            if chunk.len() == 2 {
+                return (body, false);
+            }
+            body.extend(&chunk[..chunk.len() - 2]);
+        }
+    } else {
+        return (b"okay".into(), head.contains("Connection: close"));
+    };
+    stream.read_exact(&mut body).unwrap();
+    (body, false)
+}
+
+fn byte(stream: &mut impl Read) -> u8 {
+    let mut byte = [0];
+    stream.read_exact(&mut byte).unwrap();
+    byte[0]
+}
+
+/// A right answer, in one framing after the other.
+fn right(body: &[u8], close: bool, number: usize) -> Vec<u8> {
+    let close = if close { "Connection: close\r\n" } else { "" };
+    if number % 2 == 0 {
+        return answer(&format!("200 OK\r\n{close}Content-Length: {}", body.len()), body);
+    }
+    let mut bytes = b"HTTP/1.1 100 Continue\r\n\r\n".to_vec();
+    bytes.extend(answer(&format!("200 OK\r\n{close}Transfer-Encoding: chunked"), b""));
+    for chunk in body.chunks(1000) {
+        bytes.extend(format!("{:x};a=b\r\n", chunk.len()).as_bytes());
+        bytes.extend(chunk);
+        bytes.extend(b"\r\n");
+    }
+    bytes.extend(b"0\r\nTrailer: x\r\n\r\n");
+    bytes
+}
+
+fn answer(head: &str, body: &[u8]) -> Vec<u8> {
+    [b"HTTP/1.1 ", head.as_bytes(), b"\r\n\r\n", body].concat()
+}
+
+/// A server that fails one request which `is_it`, once the load is on.
+fn fail_one(is_it: fn(&Moment) -> bool, with: fn() -> Act) -> Report {
+    let is_armed = Arc::new(AtomicBool::new(false));
+    let armed = is_armed.clone();
+    let target =
+        server(
+            move |moment| {
+                if is_it(moment) && armed.swap(false, Relaxed) { with() } else { Act::Serve }
+            },
+        );
+    let (report, ()) = load(target)
+        .run(|tally| {
+            is_armed.store(true, Relaxed);
+            until(|| tally.lost() > 0);
+            assert!(tally.all_answered(Duration::from_secs(30)), "all go on");
+        })
+        .unwrap();
+    assert_eq!(report.lost(), 1, "{report}");
+    assert_eq!(report.failures.len(), 1, "{report}");
+    assert_eq!(report.refused, 0, "{report}");
+    report
+}
+
+fn until(mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain");
+        thread::sleep(AGAIN);
+    }
+}
+
+fn is_fresh(moment: &Moment) -> bool {
+    moment.number == 0
+}
+
+fn is_used(moment: &Moment) -> bool {
+    moment.number > 0
+}
+
+fn is_echo(moment: &Moment) -> bool {
+    moment.is_echo
+}
+
+#[test]
+fn a_reset_is_found() {
+    assert_eq!(fail_one(|m| !m.is_echo && is_fresh(m), || Act::Reset(Vec::new())).reset, 1);
+}
+
+#[test]
+fn a_close_without_an_answer_is_found() {
+    assert_eq!(fail_one(is_used, || Act::Close(Vec::new())).crossed, 1);
+    assert_eq!(fail_one(is_used, || Act::Reset(Vec::new())).crossed, 1);
+}
+
+#[test]
+fn a_cut_answer_is_found() {
+    let acts: [fn() -> Act; 5] = [
+        || Act::Close(b"H".into()),
+        || Act::Close(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n".into()),
+        || Act::Close(answer("200 OK\r\nContent-Length: 4", b"oka")),
+        || Act::Close(answer("200 OK\r\nTransfer-Encoding: chunked", b"4\r\nokay\r\n0\r\n")),
+        || Act::Reset(answer("200 OK", b"okay")),
+    ];
+    for act in acts {
+        assert_eq!(fail_one(is_used, act).cut, 1);
+    }
+}
+
+#[test]
+fn a_wrong_answer_is_found() {
+    let acts: [fn() -> Act; 7] = [
+        || Act::Close(answer("503 Busy\r\nContent-Length: 4", b"okay")),
+        || Act::Close(answer("204 No Content", b"")),
+        || Act::Close(answer("200 OK\r\nContent-Length: 4", b"okey")),
+        || Act::Close(answer("200 OK", b"oka")),
+        || Act::Close(answer("200 OK\r\nTransfer-Encoding: chunked", b"3\r\nokay\r\n0\r\n\r\n")),
+        || Act::Close(b"220 mail.example ESMTP\r\n".into()),
+        || Act::Close(answer("200 OK\r\nConnection: close\r\nContent-Length: 4", b"okayokay")),
+    ];
+    for act in acts {
+        assert_eq!(fail_one(|moment| !is_echo(moment), act).wrong, 1);
+    }
+}
+
+#[test]
+fn a_wrong_echo_is_found() {
+    let report = fail_one(is_echo, || Act::Send(answer("200 OK\r\nContent-Length: 3", b"abc")));
+    assert_eq!(report.wrong, 1);
+    assert_eq!(report.failures[0].shape, Shape::Echo);
+}
+
+#[test]
+fn an_unclean_end_is_found() {
+    let close = "200 OK\r\nConnection: close\r\nContent-Length: 4";
+    assert!(answer(close, b"okay").ends_with(b"\r\n\r\nokay"));
+    let act = || Act::Reset(answer("200 OK\r\nConnection: x, Close\r\nContent-Length: 4", b"okay"));
+    let report = fail_one(|moment| !is_echo(moment), act);
+    assert_eq!(report.wrong, 1, "{report}");
+    assert!(report.failures[0].what.starts_with("after the last answer: "), "{report}");
+}
+
+/// An answer for another request, or a second one.
+#[test]
+fn bytes_behind_an_answer_are_found() {
+    let act = || Act::Send(answer("200 OK\r\nContent-Length: 4", b"okayH"));
+    // A client with a connection for each request has gone by then.
+    assert_eq!(fail_one(|moment| !is_echo(moment) && is_used(moment), act).wrong, 1);
+}
+
+#[test]
+fn silence_is_found() {
+    let is_armed = Arc::new(AtomicBool::new(false));
+    let armed = is_armed.clone();
+    let target = server(move |_| if armed.swap(false, Relaxed) { Act::Wait } else { Act::Serve });
+    let load = Load { patience: Duration::from_secs(2), ..load(target) };
+    let (report, ()) = load
+        .run(|tally| {
+            is_armed.store(true, Relaxed);
+            until(|| tally.lost() > 0);
+        })
+        .unwrap();
+    assert_eq!((report.stalled, report.lost()), (1, 1), "{report}");
+}
+
+/// A close that the client could see before it sent its next request has lost nothing.
+#[test]
+fn an_idle_close_is_no_loss() {
+    let mut wire = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = Target::Tcp(listener.local_addr().unwrap());
+        let (stream, _) = Stream::connect(&target, Duration::from_secs(30)).unwrap();
+        drop(listener.accept().unwrap());
+        Wire::new(stream)
+    };
+    until(|| !wire.look().unwrap());
+}
+
+/// Right answers in all framings, and all three kinds of clients.
+#[test]
+fn right_answers_are_right() {
+    let close = |moment: &Moment| match moment.number {
+        _ if moment.is_echo => Act::Serve,
+        // Without a length, and so the last one.
+        10 => Act::Close(answer("200 OK", b"okay")),
+        _ => Act::Serve,
+    };
+    let load = Load { clients: 16, ..load(server(close)) };
+    let (report, ()) = load
+        .run(|tally| until(|| tally.answered.load(Relaxed) > 2000 && tally.last.load(Relaxed) > 5))
+        .unwrap();
+    assert_eq!((report.lost(), report.refused, report.closed), (0, 0, 0), "{report}");
+}
+
+#[test]
+fn refused_connects_are_no_loss() {
+    let path = std::env::temp_dir().join(format!("lossless-{}.sock", std::process::id()));
+    let away = path.with_extension("away");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            thread::spawn(move || {
+                // Each answer is the last.
+                let (body, _) = read_request(&mut stream);
+                let _ = stream.write_all(&right(&body, true, 0));
+            });
+        }
+    });
+    let (report, ()) = load(Target::Unix(path.clone()))
+        .run(|tally| {
+            std::fs::rename(&path, &away).unwrap();
+            until(|| tally.refused.load(Relaxed) == 6);
+            std::fs::rename(&away, &path).unwrap();
+            assert!(tally.all_answered(Duration::from_secs(30)));
+        })
+        .unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!((report.lost(), report.refused), (0, 6), "{report}");
+    assert!(report.attempts >= 6, "{report}");
+    assert_eq!(report.last, report.answered, "{report}");
+}
+
+/// Nobody answers: an error, and no endless wait.
+#[test]
+fn a_load_that_does_not_come_on_is_an_error() {
+    let target = Target::Unix("/dev/null/no-directory".into());
+    let load = Load { patience: Duration::from_millis(100), ..load(target) };
+    let error = load.run(|_| unreachable!()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert!(error.to_string().contains("has not answered 6 of 6 clients"), "{error}");
+    assert!(error.to_string().contains("; such as: Not a directory"), "{error}");
+}
+
+#[test]
+fn targets_are_read_as_they_are_written() {
+    for text in ["127.0.0.1:8082", "[::1]:8082", "unix:/run/app.sock"] {
+        assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
+    }
+    for text in ["", "8082", ":8082", "localhost:8082", "unix:"] {
+        assert!(text.parse::<Target>().is_err(), "{text}");
+    }
+}
+
+/// A reader looks for these: the kinds under each other, and a loss that stands out.
+#[test]
+fn a_report_reads_well() {
+    let failure = Failure {
+        kind: Kind::Cut,
+        shape: Shape::Kept,
+        client: "client 1 (127.0.0.1:40000)".to_owned(),
+        at: Duration::from_millis(1500),
+        elapsed: Duration::from_millis(20),
+        what: "closed".to_owned(),
+    };
+    let (answered, cut) = (12_345, 2);
+    let report = Report { answered, cut, failures: vec![failure], ..Report::default() };
+    let text = report.to_string();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "answered     12345  whole and right; the slowest took 0.0ns");
+    assert_eq!(lines[6], "cut              2  LOST: an answer began and did not end");
+    let words =
+        "at 1.500 s, cut: GET, keep-alive, by client 1 (127.0.0.1:40000), after 20.0ms: closed";
+    assert_eq!(lines[9..], [words, "… and 1 more"]);
+}

@@ -1,0 +1,519 @@
+//! Programs as processes: the real binary, an example, or what they are used with.
+//!
+//! [`Program`] is a server that says in its log where it listens. [`Generations`] is a server and
+//! its successors, [`Proxy`] a proxy in front of servers, [`ProcessId`] any process, by its number.
+//! A process that a test has started ends with the value that stands for it.
+
+use std::fmt;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use async_signal::{Signal as Ignorable, Signals};
+use command_fds::{CommandFdExt, FdMapping};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
+
+use super::{Client, Directory, PATIENCE, free_port, is_refused, text, wait_until};
+
+/// The binary under test.
+pub const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
+
+/// The signals that stop a server, and how the log calls them.
+pub const STOP_SIGNALS: [(Signal, &str); 4] = [
+    (Signal::HUP, "SIGHUP"),
+    (Signal::INT, "SIGINT"),
+    (Signal::TERM, "SIGTERM"),
+    (Signal::QUIT, "SIGQUIT"),
+];
+
+/// The binary under test, or an example, as a process of its own.
+pub struct Program {
+    child: Child,
+    pub addr: SocketAddr,
+    log: LogLines,
+}
+
+impl Program {
+    /// Starts the server itself, on a port of the kernel's choice.
+    pub fn server(args: &[&str]) -> Self {
+        let mut command = Command::new(SERVER);
+        command.args(["--listen", "127.0.0.1:0"]).args(args);
+        Self::start(command)
+    }
+
+    /// Starts an example; `cargo test` builds them.
+    pub fn example(name: &str, args: &[&str]) -> Self {
+        Self::start(Self::example_command(name, args))
+    }
+
+    pub fn example_command(name: &str, args: &[&str]) -> Command {
+        let path = Path::new(SERVER).parent().unwrap().join("examples").join(name);
+        assert!(path.exists(), "{} is missing: cargo build --examples", path.display());
+        let mut command = Command::new(path);
+        command.args(args);
+        command
+    }
+
+    /// Starts `command` and waits until its log says where it listens.
+    pub fn start(command: Command) -> Self {
+        Self::start_with(command, Stdio::null())
+    }
+
+    /// Starts `command` with something on its standard input, and waits until its log says where
+    /// it listens.
+    pub fn start_with(mut command: Command, stdin: impl Into<Stdio>) -> Self {
+        handle_ignored_signals();
+        command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut log = LogLines::of(&mut child);
+        let line = log.wait_for(&["listening on "]);
+        let addr = line.rsplit("listening on ").next().unwrap();
+        let addr = addr.split(' ').next().unwrap().parse().ok();
+        Self { child, addr: addr.unwrap_or(([0, 0, 0, 0], 0).into()), log }
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect(self.addr)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn process(&self) -> ProcessId {
+        ProcessId::of(&self.child)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.process().signal(signal);
+    }
+
+    /// Waits for a line of the log that holds `text`.
+    pub fn wait_for(&mut self, text: &str) -> String {
+        self.wait_for_any(&[text])
+    }
+
+    /// Waits for a line of the log that holds one of `texts`.
+    pub fn wait_for_any(&mut self, texts: &[&str]) -> String {
+        self.log.wait_for(texts)
+    }
+
+    /// Returns the whole log, once the program has ended.
+    pub fn log(&mut self) -> String {
+        self.log.rest().join("\n")
+    }
+
+    /// Waits for the end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let ended = end_of(&mut self.child, PATIENCE);
+        ended.unwrap_or_else(|| panic!("the program did not end: {self}"))
+    }
+
+    /// Waits for the end by itself, not by a signal, and returns its exit code.
+    pub fn exit_code(&mut self) -> i32 {
+        let status = self.wait();
+        assert_eq!(status.signal(), None, "killed by a signal: {self}");
+        status.code().unwrap()
+    }
+
+    /// Stops a server that drains.
+    pub fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        assert_eq!(self.exit_code(), 0, "{self}");
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.log.seen.join("\n"))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The lines that a process writes to its standard error and output, as far as they are pipes.
+struct LogLines {
+    lines: Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl LogLines {
+    fn of(child: &mut Child) -> Self {
+        let (send, lines) = mpsc::channel();
+        if let Some(stdout) = child.stdout.take() {
+            pass_lines(stdout, send.clone());
+        }
+        pass_lines(child.stderr.take().unwrap(), send);
+        Self { lines, seen: Vec::new() }
+    }
+
+    /// Waits for a line that holds one of `texts`.
+    fn wait_for(&mut self, texts: &[&str]) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                panic!("no {texts:?} in the log: {}", self.seen.join("\n"));
+            };
+            self.seen.push(line.clone());
+            if texts.iter().any(|text| line.contains(text)) {
+                return line;
+            }
+        }
+    }
+
+    /// Returns all lines, once the process has ended.
+    fn rest(&mut self) -> &[String] {
+        self.seen.extend(self.lines.iter());
+        &self.seen
+    }
+}
+
+fn pass_lines(from: impl Read + Send + 'static, send: mpsc::Sender<String>) {
+    let lines = BufReader::new(from).lines().map_while(Result::ok);
+    thread::spawn(move || lines.map(|line| send.send(line)).take_while(Result::is_ok).count());
+}
+
+/// Any process, a child or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessId(pub Pid);
+
+impl ProcessId {
+    pub fn of(child: &Child) -> Self {
+        Self(Pid::from_child(child))
+    }
+
+    /// Returns the process that runs this test.
+    pub fn own() -> Self {
+        Self(rustix::process::getpid())
+    }
+
+    /// Returns the process whose number stands behind `words`.
+    pub fn named(line: &str, words: &str) -> Self {
+        Self(Pid::from_raw(number_behind(line, words)).unwrap())
+    }
+
+    pub fn number(self) -> i32 {
+        self.0.as_raw_nonzero().get()
+    }
+
+    pub fn signal(self, signal: Signal) {
+        kill_process(self.0, signal).unwrap();
+    }
+
+    /// Returns `false` for a process that has ended and is not waited for, too.
+    pub fn is_running(self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.number())).unwrap_or_default();
+        test_kill_process(self.0).is_ok() && !stat.contains(") Z ")
+    }
+
+    pub fn wait(self) {
+        wait_until("the process has ended", || !self.is_running());
+    }
+}
+
+impl fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.number().fmt(f)
+    }
+}
+
+/// Returns the number behind `words`, where they stand last.
+pub fn number_behind(line: &str, words: &str) -> i32 {
+    let begin = line.rfind(words).unwrap() + words.len();
+    line[begin..].chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
+}
+
+/// A server and its successors, which share the log.
+pub struct Generations {
+    pub program: Program,
+    /// The process that serves.
+    pub serving: ProcessId,
+}
+
+impl Generations {
+    pub fn start(command: Command) -> Self {
+        Self::start_with(command, Stdio::null())
+    }
+
+    pub fn start_with(command: Command, stdin: impl Into<Stdio>) -> Self {
+        Program::start_with(command, stdin).into()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.serving.signal(signal);
+    }
+
+    /// Lets a successor take over.
+    pub fn restart(&mut self) {
+        self.signal(Signal::USR2);
+        self.wait_for_successor();
+    }
+
+    /// Waits until a successor has taken over.
+    pub fn wait_for_successor(&mut self) {
+        let told = self.program.wait_for(" has taken over");
+        self.serving = ProcessId::named(&told, "process ");
+    }
+
+    /// Stops the last one, asserts that all of them have drained, and returns the log of all.
+    pub fn end(&mut self) -> String {
+        self.signal(Signal::TERM);
+        let log = self.program.log();
+        let stops = log.matches("stopping because of SIGTERM").count();
+        let restarts = log.matches(" has taken over").count();
+        assert_eq!(log.matches("drained in ").count(), stops + restarts, "{log}");
+        self.serving.wait();
+        log
+    }
+}
+
+impl From<Program> for Generations {
+    fn from(program: Program) -> Self {
+        Self { serving: program.process(), program }
+    }
+}
+
+impl Drop for Generations {
+    fn drop(&mut self) {
+        if thread::panicking() && self.serving != self.program.process() {
+            let _ = kill_process(self.serving.0, Signal::KILL);
+        }
+    }
+}
+
+/// A proxy, on a free port, with a directory of its own.
+pub struct Proxy {
+    child: Child,
+    pub addr: SocketAddr,
+    /// Where the proxy tells its figures, if its configuration says so.
+    pub stats: SocketAddr,
+    log: LogLines,
+    _directory: Directory,
+}
+
+impl Proxy {
+    pub fn nginx(configure: impl Fn(&Path, SocketAddr, SocketAddr) -> String) -> Self {
+        Self::start(configure, |config| {
+            let mut nginx = installed("nginx", "nginx");
+            nginx.arg("-p").arg(config.parent().unwrap());
+            nginx.arg("-c").arg(config).args(["-e", "stderr", "-g", "daemon off;"]);
+            nginx
+        })
+    }
+
+    pub fn haproxy(configure: impl Fn(&Path, SocketAddr, SocketAddr) -> String) -> Self {
+        Self::start(configure, |config| {
+            let mut haproxy = installed("haproxy", "haproxy");
+            haproxy.arg("-db").arg("-f").arg(config);
+            haproxy
+        })
+    }
+
+    /// Starts a proxy and waits until it listens. `configure` returns the configuration for a
+    /// directory, an address to listen on, and one for figures. If another process takes a port
+    /// that was free, the proxy gets another one.
+    fn start(
+        configure: impl Fn(&Path, SocketAddr, SocketAddr) -> String,
+        command: impl Fn(&Path) -> Command,
+    ) -> Self {
+        for _ in 0..5 {
+            let directory = Directory::new();
+            let (addr, stats) = (free_port(), free_port());
+            let config = directory.join("config");
+            fs::write(&config, configure(directory.path(), addr, stats)).unwrap();
+            let mut command = command(&config);
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let log = LogLines::of(&mut child);
+            let mut proxy = Self { child, addr, stats, log, _directory: directory };
+            let mut has_ended = false;
+            wait_until("the proxy listens", || {
+                has_ended = proxy.child.try_wait().unwrap().is_some();
+                has_ended || !is_refused(addr)
+            });
+            if !has_ended {
+                return proxy;
+            }
+        }
+        panic!("the proxy does not start")
+    }
+
+    /// Waits for a line of its log.
+    pub fn wait_for(&mut self, text: &str) {
+        self.log.wait_for(&[text]);
+    }
+
+    /// Ends the proxy and returns its log.
+    pub fn end(&mut self) -> Vec<String> {
+        terminate(&mut self.child);
+        self.log.rest().to_vec()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        terminate(&mut self.child);
+    }
+}
+
+/// Ends a program by TERM, so that it can end the programs that it has started itself, and by force
+/// if it does not end.
+pub fn terminate(child: &mut Child) {
+    let _ = kill_process(Pid::from_child(child), Signal::TERM);
+    if end_of(child, PATIENCE).is_none() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+/// Waits for the end of a process, but not longer than this.
+pub fn end_of(child: &mut Child, longest: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + longest;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        if Instant::now() > deadline {
+            return None;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Returns a command for a program that a package has, also where only root looks.
+pub fn installed(name: &str, package: &str) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    let found = path.split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.exists());
+    Command::new(found.unwrap_or_else(|| panic!("{name} is missing: install {package}")))
+}
+
+/// Returns a command for a Chromium that stays on this machine. It leads a process group, because
+/// its children must not outlive a test that fails.
+pub fn chromium(profile: &Directory) -> Command {
+    let mut chromium = installed("chromium", "chromium");
+    chromium.args([
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ]);
+    chromium.arg(format!("--user-data-dir={}", profile.path().display())).process_group(0);
+    chromium
+}
+
+/// Returns a command for the server with `fds` from descriptor 3 on, which are meant for the
+/// process `pid` of the shell that starts the server: `$$` is the shell's own. With `exec` for
+/// `how`, the shell becomes the server.
+pub fn activated(pid: &str, how: &str, fds: Vec<OwnedFd>, args: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    // With a last command that is not the server, no shell becomes the server by itself.
+    let script = format!("export LISTEN_PID={pid}; {how} \"$@\"; exit $?");
+    command.args(["-c", &script, "sh", SERVER]).args(args);
+    command.env("LISTEN_FDS", fds.len().to_string());
+    let mappings = (3..).zip(fds).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
+    command.fd_mappings(mappings.collect()).unwrap();
+    command
+}
+
+/// Runs `command`, whose standard input is its own affair, until it ends by itself.
+pub fn output(command: &mut Command) -> Output {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    handle_ignored_signals();
+    collect(command, PATIENCE, b"")
+}
+
+/// Runs `command` with `input` on its standard input; the command must succeed. Returns its
+/// standard output.
+pub fn run_ok(command: &mut Command, input: &[u8]) -> Vec<u8> {
+    let output = output_within(command, input, PATIENCE);
+    assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
+    output.stdout
+}
+
+/// Runs `command` with `input` on its standard input until it ends by itself.
+pub fn output_within(command: &mut Command, input: &[u8], longest: Duration) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    collect(command, longest, input)
+}
+
+fn collect(command: &mut Command, longest: Duration, input: &[u8]) -> Output {
+    let mut child = command.spawn().unwrap();
+    let stdin = child.stdin.take();
+    let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    thread::scope(|scope| {
+        // A program that does not read its input to the end has its reasons.
+        scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
+        let [stdout, stderr] =
+            [Box::new(stdout) as Box<dyn Read + Send>, Box::new(stderr)].map(|mut from| {
+                scope.spawn(move || {
+                    let mut bytes = Vec::new();
+                    let _ = from.read_to_end(&mut bytes);
+                    bytes
+                })
+            });
+        let status = end_of(&mut child, longest);
+        if status.is_none() {
+            // Its children too, if it leads a group, because they hold its output open.
+            let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
+        let status = status.unwrap_or_else(|| {
+            panic!("{command:?} did not end: {}\n{}", text(&stdout), text(&stderr))
+        });
+        Output { status, stdout, stderr }
+    })
+}
+
+/// Returns how many sockets a process has open (Linux).
+pub fn sockets_of(pid: u32) -> usize {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    // A descriptor that is closed meanwhile has no link any more.
+    let links = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+}
+
+/// Handles HUP, INT and QUIT if this process ignores them, as under `nohup` or in a script's
+/// background: its children would go on to ignore them, but not to handle them.
+pub fn handle_ignored_signals() {
+    static HANDLED: OnceLock<Option<Signals>> = OnceLock::new();
+    HANDLED.get_or_init(|| {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+        let ignored = u64::from_str_radix(ignored.trim(), 16).ok()?;
+        let ones = [Ignorable::Hup, Ignorable::Int, Ignorable::Quit];
+        let ones = ones.into_iter().filter(|one| ignored & (1 << (*one as i32 - 1)) != 0);
+        Signals::new(ones.collect::<Vec<_>>()).ok()
+    });
+}
+
+/// Waits until a further signal counts as a second one. Only the server's clock says when this is,
+/// and its window is 100 ms (rule S14).
+pub fn pass_repeat_window() {
+    thread::sleep(Duration::from_millis(150));
+}

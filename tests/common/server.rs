@@ -1,0 +1,223 @@
+//! A server in this process, on a thread of its own.
+//!
+//! [`Running`] is the server, [`Pipes`] brings connections in memory to it. The files that test how
+//! a server is run (`accept.rs`, `runtimes.rs`) have threads and executors of their own.
+
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
+
+use futures_lite::{FutureExt, future};
+use smol::channel;
+use smol_graceful::{
+    Address, Connection, Limits, Listen, Listener, Outcome, Request, Response, ServeError, Server,
+    Shutdown,
+};
+use socket2::{Domain, Socket, Type};
+
+use super::{Client, PATIENCE, PipeClient, wait_until};
+
+/// A server on a thread of its own.
+pub struct Running {
+    pub addresses: Vec<Address>,
+    pub shutdown: Shutdown,
+    drop: Option<channel::Sender<()>>,
+    ended: Receiver<Result<Outcome, ServeError>>,
+}
+
+impl Running {
+    /// Serves `handler` with the default limits.
+    pub fn new<H, F, R>(handler: H) -> Self
+    where
+        H: Fn(Request) -> F + Send + Sync + 'static,
+        F: Future<Output = http_types::Result<R>> + Send + 'static,
+        R: Into<Response> + 'static,
+    {
+        Self::of(Server::new(handler))
+    }
+
+    pub fn with<H, F, R>(limits: Limits, handler: H) -> Self
+    where
+        H: Fn(Request) -> F + Send + Sync + 'static,
+        F: Future<Output = http_types::Result<R>> + Send + 'static,
+        R: Into<Response> + 'static,
+    {
+        Self::of(Server::new(handler).limits(limits))
+    }
+
+    /// Serves `handler` until `shutdown` stops the server.
+    pub fn stopped_by<H, F, R>(shutdown: &Shutdown, handler: H) -> Self
+    where
+        H: Fn(Request) -> F + Send + Sync + 'static,
+        F: Future<Output = http_types::Result<R>> + Send + 'static,
+        R: Into<Response> + 'static,
+    {
+        Self::of(Server::new(handler).shutdown(shutdown))
+    }
+
+    /// Serves with a server that was made elsewhere, on a port of the kernel's choice.
+    pub fn of(server: Server) -> Self {
+        Self::on(server, [tcp()])
+    }
+
+    pub fn on<const N: usize>(server: Server, listeners: [Listener; N]) -> Self {
+        let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
+        Self::start(server, addresses, listeners)
+    }
+
+    /// Serves on listeners of any type, which have these addresses.
+    pub fn start<L: Listen + Send + 'static, const N: usize>(
+        server: Server,
+        addresses: Vec<Address>,
+        listeners: [L; N],
+    ) -> Self {
+        let shutdown = server.handle();
+        let (drop, dropped) = channel::bounded::<()>(1);
+        let (send, ended) = mpsc::channel();
+        thread::spawn(move || {
+            let serve = async { Some(server.serve(listeners).await) };
+            let dropped = async {
+                let _ = dropped.recv().await;
+                None
+            };
+            // A bare `block_on`: the server needs no runtime.
+            if let Some(ended) = future::block_on(serve.or(dropped)) {
+                let _ = send.send(ended);
+            }
+        });
+        Self { addresses, shutdown, drop: Some(drop), ended }
+    }
+
+    /// Returns the first address, which is one of TCP.
+    pub fn addr(&self) -> SocketAddr {
+        let Address::Tcp(addr) = self.addresses[0] else { panic!("{:?}", self.addresses) };
+        addr
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect_to(&self.addresses[0])
+    }
+
+    /// Drops the server in the middle of what it does.
+    pub fn drop(&mut self) {
+        self.drop = None;
+    }
+
+    /// Returns `true` if the server has not ended.
+    pub fn is_serving(&self) -> bool {
+        self.ended.try_recv().is_err()
+    }
+
+    /// Waits for the server's end, and does not stop it.
+    pub fn ended(&self) -> Result<Outcome, ServeError> {
+        self.ended.recv_timeout(PATIENCE).expect("the server did not end")
+    }
+
+    /// Waits for the server's end, and does not stop it.
+    pub fn outcome(&self) -> Outcome {
+        self.ended().unwrap()
+    }
+
+    /// Stops the server and waits for its end.
+    pub fn stop(&self) -> Outcome {
+        self.shutdown.stop();
+        self.outcome()
+    }
+}
+
+/// Waits until nothing is in flight, and asserts that the server drains.
+pub fn settle(server: &Running) {
+    wait_until("every connection has ended", || server.shutdown.in_flight() == 0);
+    assert!(server.stop().is_drained());
+}
+
+/// The clients' side of a source of connections in memory.
+pub struct Pipes {
+    pub send: channel::Sender<io::Result<Connection>>,
+}
+
+impl Pipes {
+    /// Starts a server whose connections come through a channel.
+    pub fn open(server: Server) -> (Self, Running) {
+        let (pipes, listener) = Self::listener();
+        (pipes, Running::on(server, [listener]))
+    }
+
+    pub fn listener() -> (Self, Listener) {
+        let (send, connections) = channel::unbounded();
+        (Self { send }, Listener::of(connections))
+    }
+
+    pub fn connect(&self) -> PipeClient {
+        self.end().into()
+    }
+
+    /// Returns a client's end of a new pipe.
+    pub fn end(&self) -> Connection {
+        let (client, connection) = Connection::pair();
+        self.send.try_send(Ok(connection)).expect("the server has closed");
+        client
+    }
+
+    pub fn fail(&self, error: io::Error) {
+        self.send.try_send(Err(error)).expect("the server has closed");
+    }
+
+    /// Returns `true` if the server takes no more connections.
+    pub fn is_closed(&self) -> bool {
+        self.send.is_closed()
+    }
+
+    /// Returns how many connections wait.
+    pub fn queued(&self) -> usize {
+        self.send.len()
+    }
+}
+
+/// Binds a port of the kernel's choice.
+pub fn tcp() -> Listener {
+    Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap()
+}
+
+pub fn address_of(listener: &Listener) -> SocketAddr {
+    let Address::Tcp(addr) = *listener.address() else { panic!("{listener:?}") };
+    addr
+}
+
+/// Returns a port that nobody has, and that the kernel gives to nobody while this process runs. A
+/// program can listen on the port all the same if it sets SO_REUSEADDR, as servers do.
+pub fn free_port() -> SocketAddr {
+    static HELD: Mutex<Vec<Socket>> = Mutex::new(Vec::new());
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let addr = socket.local_addr().unwrap().as_socket().unwrap();
+    HELD.lock().unwrap().push(socket);
+    addr
+}
+
+/// Returns `true` if nobody listens there. Not every error says so: a full queue does not answer,
+/// either.
+pub fn is_refused(addr: SocketAddr) -> bool {
+    let connected = TcpStream::connect_timeout(&addr, PATIENCE);
+    connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+/// Waits until nobody listens there.
+pub fn wait_for_close(addr: SocketAddr) {
+    wait_until("the close", || is_refused(addr));
+}
+
+/// Returns a handle of a stop that does not end by time before the test gives up.
+pub fn patient() -> Shutdown {
+    Shutdown::new().linger(2 * PATIENCE).grace(2 * PATIENCE)
+}
+
+/// Returns a patient handle whose idle connections do not stay for long.
+pub fn quick() -> Shutdown {
+    patient().linger(Duration::from_millis(20))
+}

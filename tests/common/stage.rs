@@ -1,0 +1,163 @@
+//! Handlers whose every step the test knows of.
+//!
+//! A test learns from [`Stagehand`] that a handler has been called, and lets all of them go on at
+//! once. [`stage`] is the handler that most tests need.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver};
+use std::task::{Context, Poll};
+
+use futures_lite::io::BufReader;
+use futures_lite::{AsyncRead, AsyncWriteExt, future};
+use http_types::headers::UPGRADE;
+use http_types::upgrade::Connection as Upgraded;
+use smol::channel;
+use smol_graceful::{Body, Peer, Request, Response, StatusCode, Token};
+
+use super::PATIENCE;
+
+/// Knows where a test's handlers are, and lets them go on.
+pub struct Stagehand {
+    entered: Receiver<String>,
+    gate: Mutex<Option<channel::Sender<()>>>,
+}
+
+impl Stagehand {
+    /// Returns a stagehand with what its handlers need: they say by the first with which path they
+    /// were called, and wait at the second, on which nothing is ever sent: it is opened by being
+    /// closed.
+    pub fn new() -> (Self, mpsc::Sender<String>, channel::Receiver<()>) {
+        let (enter, entered) = mpsc::channel();
+        let (open, gate) = channel::bounded(1);
+        (Self { entered, gate: Mutex::new(Some(open)) }, enter, gate)
+    }
+
+    /// Waits until a handler has been called with this path.
+    pub fn entered(&self, path: &str) {
+        assert_eq!(self.entered.recv_timeout(PATIENCE).expect("no handler was called"), path);
+    }
+
+    /// Lets all handlers go on, now and later.
+    pub fn open(&self) {
+        self.gate.lock().unwrap().take();
+    }
+}
+
+pub type Answer = future::Boxed<http_types::Result<Response>>;
+
+/// More than a kernel or a pipe takes in for a client that does not read.
+pub const BIG: usize = 32 * 1024 * 1024;
+
+/// Returns a handler and its stagehand.
+///
+/// `/now` answers; `/echo` sends back the body as it comes; `/peer` says who asks; `/big` is
+/// [`BIG`]; `/panic` panics; `/panic-in-body` and `/panic-in-big-body` do so after the response
+/// has begun. The stagehand knows of these: `/wait` waits until the stage is opened; `/read`
+/// reads the body and says how long it is; `/until-stop` waits for the stop, says so, and waits for the
+/// stage.
+pub fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
+    let (stagehand, enter, gate) = Stagehand::new();
+    let handler = move |mut request: Request| -> Answer {
+        let (enter, gate) = (enter.clone(), gate.clone());
+        Box::pin(async move {
+            let path = request.url().path().to_owned();
+            let enter = || {
+                // Not every test wants to know.
+                let _ = enter.send(path.clone());
+            };
+            Ok(match path.as_str() {
+                "/now" => "now".into(),
+                "/echo" => request.take_body().into(),
+                "/peer" => Peer::of(&request).to_string().into(),
+                "/big" => vec![b'x'; BIG].into(),
+                "/panic" => panic!("as the client wished"),
+                "/panic-in-body" => panicking_body(1).into(),
+                "/panic-in-big-body" => panicking_body(100_000).into(),
+                "/wait" => {
+                    enter();
+                    let _ = gate.recv().await;
+                    "done".into()
+                }
+                "/read" => {
+                    enter();
+                    format!("{} bytes", request.body_bytes().await?.len()).into()
+                }
+                "/until-stop" => {
+                    enter();
+                    Token::of(&request).stopping().await;
+                    enter();
+                    // The handler gets time after the stop, too (rule S10).
+                    let _ = gate.recv().await;
+                    "stopped".into()
+                }
+                path => panic!("unknown: {path}"),
+            })
+        })
+    };
+    (stagehand, handler)
+}
+
+/// Returns the handler of a stage that is open.
+pub fn handler() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
+    stage().1
+}
+
+/// Returns a handler that hands upgraded streams to the test.
+pub fn upgrades() -> (Receiver<Upgraded>, impl Fn(Request) -> Answer + Send + Sync + 'static) {
+    let (send, upgraded) = mpsc::channel();
+    let handler = move |_| -> Answer {
+        let send = send.clone();
+        Box::pin(async move {
+            let mut response = Response::new(StatusCode::SwitchingProtocols);
+            response.insert_header(UPGRADE, "x");
+            let stream = response.recv_upgrade().await;
+            smol::spawn(async move { send.send(stream.await.unwrap()).unwrap() }).detach();
+            Ok(response)
+        })
+    };
+    (upgraded, handler)
+}
+
+/// A request to change to the protocol of [`upgrading`].
+pub const UPGRADE_HEAD: &str =
+    "GET / HTTP/1.1\r\nHost: test\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
+
+/// Returns a handler that changes to another protocol: what comes goes back.
+pub fn upgrading() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
+    |_| {
+        Box::pin(async {
+            let mut response = Response::new(StatusCode::SwitchingProtocols);
+            response.insert_header(UPGRADE, "echo");
+            let upgraded = response.recv_upgrade().await;
+            let echo = async {
+                let (reader, mut writer) = futures_lite::io::split(upgraded.await.unwrap());
+                let _ = futures_lite::io::copy(reader, &mut writer).await;
+                let _ = writer.close().await;
+            };
+            smol::spawn(echo).detach();
+            Ok(response)
+        })
+    }
+}
+
+/// Returns a body that begins well, for so many reads.
+fn panicking_body(reads: usize) -> Body {
+    struct Panics(usize);
+
+    impl AsyncRead for Panics {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            assert!(self.0 > 0, "as the client wished, in the body");
+            self.0 -= 1;
+            buf[..5].copy_from_slice(b"begin");
+            Poll::Ready(Ok(5))
+        }
+    }
+
+    Body::from_reader(BufReader::new(Panics(reads)), None)
+}
