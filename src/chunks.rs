@@ -59,18 +59,14 @@ where
 const CHUNKS_A_TURN: usize = 32;
 
 /// A stream of chunks, to be read as bytes.
-struct Chunks<S, B> {
+struct Chunks<B> {
     /// Never locked: the mutex is there because a body is `Sync`.
-    chunks: Mutex<Pin<Box<S>>>,
+    chunks: Mutex<Pin<Box<dyn Stream<Item = io::Result<B>> + Send>>>,
     /// The current chunk, and how much of it was read.
     chunk: Option<(Mutex<B>, usize)>,
 }
 
-impl<S, B> AsyncBufRead for Chunks<S, B>
-where
-    S: Stream<Item = io::Result<B>>,
-    B: AsRef<[u8]>,
-{
+impl<B: AsRef<[u8]>> AsyncBufRead for Chunks<B> {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let Self { chunks, chunk } = self.get_mut();
         let chunks = chunks.get_mut();
@@ -101,11 +97,7 @@ where
     }
 }
 
-impl<S, B> AsyncRead for Chunks<S, B>
-where
-    S: Stream<Item = io::Result<B>>,
-    B: AsRef<[u8]>,
-{
+impl<B: AsRef<[u8]>> AsyncRead for Chunks<B> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -117,7 +109,7 @@ where
     }
 }
 
-impl<S, B> Unpin for Chunks<S, B> {}
+impl<B> Unpin for Chunks<B> {}
 
 #[cfg(test)]
 mod tests {

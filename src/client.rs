@@ -36,8 +36,8 @@ use crate::stream::socket::Left;
 /// assert_eq!(target(&request), "/a?b=c");
 /// ```
 pub fn target(request: &Request) -> &str {
-    match request.ext().get::<Received>() {
-        Some(received) => &received.target,
+    match request.ext().get::<Attached>() {
+        Some(attached) => &attached.target,
         None => &request.url()[Position::BeforePath..Position::AfterQuery],
     }
 }
@@ -109,7 +109,7 @@ impl Client {
     /// assert!(future::block_on(future::poll_once(client.left())).is_none());
     /// ```
     pub fn of(request: &Request) -> Self {
-        Self { seat: request.ext().get::<Received>().map(|received| received.seat.clone()) }
+        Self { seat: request.ext().get::<Attached>().map(|attached| attached.seat.clone()) }
     }
 
     /// Waits until the client has closed its side or is gone. Afterwards every further call returns
@@ -177,7 +177,7 @@ impl Client {
 
 /// The facts that the server attaches to a request.
 #[derive(Debug)]
-pub(crate) struct Received {
+pub(crate) struct Attached {
     pub(crate) target: Box<str>,
     pub(crate) seat: Arc<Seat>,
 }

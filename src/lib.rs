@@ -40,10 +40,10 @@
 //! - [`run`] is a whole process: worker threads, signals, exit code. [`Process`] has its settings.
 //! - [`Server::serve`] is a future for a program that has its own executor and control.
 //! - [`Shutdown`], [`Token`] and [`Guard`] work without any HTTP.
-//! - [`Listener`] takes sockets that systemd or Supervisor hold, TLS, and connections from anywhere;
-//!   `restart` (a feature) hands its sockets to a successor.
-//! - [`stream_body`] makes a response of a stream, [`probe`] answers balancers, [`Connection::pair`]
-//!   tests a handler without a socket.
+//! - [`Listener`] takes sockets that systemd or Supervisor hold, TLS, and connections from
+//!   anywhere; `restart` (a feature) hands its sockets to a successor.
+//! - [`stream_body`] makes a response of a stream, [`probe`] answers balancers,
+//!   [`Connection::pair`] tests a handler without a socket.
 //!
 //! `docs/embedding.md` tells which way is for whom, call by call for those who come from Go, tide,
 //! axum or trillium. `docs/restart.md` tells which way of restarting is for whom.

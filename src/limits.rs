@@ -1,7 +1,8 @@
 //! [`Limits`]: all numbers that bound connections in one place, each with its default and unit.
 //!
-//! Keeps no state and takes no decision: the connection and the sweep read it. The numbers that are
-//! not settings are constants next to their one user.
+//! Keeps no state and takes no decision: the connection and the sweep read it. The times that the
+//! sweep needs and that are not settings are constants of [`Limits`]. Every other number that is
+//! not a setting is a constant next to its one user.
 
 use std::time::Duration;
 
@@ -91,7 +92,8 @@ impl Limits {
     pub(crate) const CLOSING: Duration = Duration::from_secs(1);
     /// How long a listener's wrapper may take, at most (TLS's handshake).
     pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
-    /// How long a client may be slower than [`Limits::body_rate`].
+    /// The credit with which a body begins, as the time for which it lasts at
+    /// [`Limits::body_rate`].
     pub(crate) const BODY_RATE_AFTER: Duration = Duration::from_secs(5);
     /// How long the client's kernel may take nothing of the last response, which ours goes on to
     /// send when the connection is closed, unless the client sends something (rule S9).

@@ -198,7 +198,7 @@ fn variable(error: &clap::Error) -> Option<String> {
     env::var_os(name).map(|_| name.to_string_lossy().into_owned())
 }
 
-/// Warns of variables that look like ours and mean nothing.
+/// Warns of variables that look like this program's and mean nothing.
 fn warn_of_unknown_variables() {
     let command = Settings::command();
     // A predecessor sets these.

@@ -440,7 +440,7 @@ type Successor<'a> = Pin<Box<dyn Future<Output = io::Result<u32>> + 'a>>;
 
 #[cfg(feature = "restart")]
 fn start_successor(running: &Running, patience: Duration) -> Successor<'_> {
-    Box::pin(crate::restart::handover::restart(running.listeners(), patience))
+    Box::pin(crate::restart::handover::restart(&running.listeners, patience))
 }
 
 #[cfg(not(feature = "restart"))]
@@ -454,9 +454,9 @@ async fn announce(notify: Arc<Notify>, running: Arc<Running>, pid_file: Option<P
     // The file comes first, so a manager that hears READY finds it. A predecessor that does not
     // trust this process after all writes its own id again.
     pid_file.iter().for_each(PidWriter::write);
-    let addresses: Vec<_> = running.listeners().iter().map(|l| l.address().to_string()).collect();
+    let addresses: Vec<_> = running.listeners.iter().map(|l| l.address().to_string()).collect();
     let status = format!("listening on {}", addresses.join(", "));
-    while ready::report(&notify, &status, running.listeners()).is_err() {
+    while ready::report(&notify, &status, &running.listeners).is_err() {
         Timer::after(Duration::from_millis(100)).await;
     }
     let Some(interval) = notify.watchdog_interval() else { return };

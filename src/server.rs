@@ -2,7 +2,7 @@
 //!
 //! Invariant: a connection is counted before its task is spawned (rule S1), and what the server
 //! was asked to do is done by two futures that need not run on the same thread: `accept` takes
-//! connections, `control` sweeps, stops and drains (rule S15). Binds nothing, handles no signal.
+//! connections, `control` sweeps, stops and drains (rule S15). Handles no signal.
 
 use std::fmt;
 use std::future::Future;
@@ -24,7 +24,8 @@ use crate::conn::{Conn, Service};
 use crate::error::{ServeError, reason};
 use crate::limits::Limits;
 use crate::listen::Listen;
-use crate::listen::listener::{Accepted, Listener};
+use crate::listen::listener::Listener;
+use crate::listen::source::Accepted;
 use crate::places::Places;
 use crate::stop::orders::Order;
 use crate::stop::outcome::{Draining, Outcome};
@@ -256,7 +257,7 @@ impl Server {
         running.verdict(outcome)
     }
 
-    /// Listens, and joins those who hold the drain open.
+    /// Listens.
     pub(crate) fn start<L: Listen>(
         self,
         listeners: impl IntoIterator<Item = L>,
@@ -300,7 +301,7 @@ impl fmt::Debug for Server {
 
 /// A server that listens.
 pub(crate) struct Running {
-    listeners: Vec<Listener>,
+    pub(crate) listeners: Vec<Listener>,
     executor: Arc<Executor<'static>>,
     /// A successor serves in the place of this server.
     is_succeeded: AtomicBool,
@@ -323,7 +324,7 @@ impl Running {
             // Beyond `Limits::connections`, clients wait in the kernel's queue. `accept` drops the
             // place while it waits, so a listener without a client keeps no place from the others.
             let place = self.places.take(listener, |most| self.close_idle(most)).await;
-            if !listener.accept(|accepted| self.admit(accepted, place)).await {
+            if !listener.accept(|accepted| self.admit(listener, accepted, place)).await {
                 break;
             }
             if turn % 32 == 0 {
@@ -352,23 +353,23 @@ impl Running {
     pub(crate) fn empty_queues(&self) {
         for listener in &self.listeners {
             // Clients that cannot be taken yet are tried again at the end (`close_at_once`).
-            let _ = listener.empty_queue(|accepted| self.admit(accepted, ()));
+            let _ = listener.empty_queue(|accepted| self.admit(listener, accepted, ()));
         }
     }
 
     /// Counts a connection and spawns its task, in this order (rule S1).
-    fn admit<P: Send + 'static>(&self, accepted: Accepted, place: P) {
-        let seat = Seat::new(accepted.peer, self.service.orders.clone());
+    fn admit<P: Send + 'static>(&self, listener: &Listener, accepted: Accepted, place: P) {
+        let Accepted { transport, peer } = accepted;
+        let seat = Seat::new(peer, self.service.orders.clone());
         let Some(guard) = self.service.shutdown.admit(Holder::connection(seat.clone())) else {
-            if accepted.transport.waiting() > 0 {
+            if transport.waiting() > 0 {
                 self.service.shutdown.missed(&seat);
             }
             return;
         };
         let service = self.service.clone();
-        let Accepted { transport, wrapper, .. } = accepted;
         // Two kinds of tasks: what a wrapper needs is no part of a plain connection's.
-        match wrapper {
+        match listener.wrapper().cloned() {
             None => self.executor.spawn(async move {
                 let served = Conn::new(&service, &seat, transport).serve();
                 log_panic(&AssertUnwindSafe(served).catch_unwind().await, &seat);
@@ -411,19 +412,19 @@ impl Running {
         token.stopping().await;
         let Times { grace, lame_duck, linger } = shutdown.times();
         tell(Stopping::Begun);
-        // Rule S3; who asks for readiness then would ask the successor.
+        // Rule S3. With a successor, a balancer that asks for readiness asks the successor.
         if !lame_duck.is_zero() && !self.has_successor() {
             log::info!("lame duck: accepting connections for another {lame_duck:?}");
             tell(Stopping::LameDuck(lame_duck));
             sleep(lame_duck).or(token.aborting()).await;
         }
-        // Three things at once, the drain ends them: what the queue needs, descriptors above all,
-        // may only come free when idle connections leave, and the deadline holds for all of it.
+        // Three futures side by side, until the drain ends: what the queue needs, descriptors above
+        // all, may only come free when idle connections leave, and the deadline holds for all.
         // 1. S4: empty the queue, then close. Until then the drain is held open. It is polled
         // before the drain, so the outcome of an abort names what was queued, too.
         let close = async {
             for listener in &self.listeners {
-                listener.close(|accepted| self.admit(accepted, ())).await;
+                listener.close(|accepted| self.admit(listener, accepted, ())).await;
             }
             drop(listening);
             future::pending().await
@@ -449,7 +450,9 @@ impl Running {
     /// request. The rest is named as a client of whom nothing is known.
     fn close_at_once(&self) {
         for listener in &self.listeners {
-            if let Err(error) = listener.close_at_once(|accepted| self.admit(accepted, ())) {
+            if let Err(error) =
+                listener.close_at_once(|accepted| self.admit(listener, accepted, ()))
+            {
                 let (address, reason) = (listener.address(), reason(&error));
                 log::error!("clients stay in the queue of {address}, not served: {reason}");
                 let unknown = Seat::new(Peer::Unknown, self.service.orders.clone());
@@ -468,11 +471,6 @@ impl Running {
     pub(crate) fn has_successor(&self) -> bool {
         self.is_succeeded.load(Ordering::Acquire)
             || self.listeners.iter().any(Listener::is_handed_over)
-    }
-
-    /// Returns the listeners of the server.
-    pub(crate) fn listeners(&self) -> &[Listener] {
-        &self.listeners
     }
 
     /// Finds, again and again, the connections that have not moved for too long. Sleeps without

@@ -84,7 +84,8 @@ impl<'a> Active<'a> {
             None
         };
         let Some(answered) = answered.or(gone).await else {
-            return Err(self.give_up(Broken::Seen));
+            self.gate.reset();
+            return Err(Instead::End);
         };
         let mut reply = self.prepare(&head, answered).await?;
 
@@ -143,9 +144,10 @@ impl<'a> Active<'a> {
         Ok(reply)
     }
 
-    /// Finds out what becomes of the rest of the request's body, and discards what has arrived of it
-    /// if nothing reads it. Returns `true` if the connection can go on behind the body (rules W9,
-    /// S23). The response then promises keep-alive, so the connection goes on whatever the rest is.
+    /// Finds out what becomes of the rest of the request's body, and discards what has arrived of
+    /// the rest if nothing reads it. Returns `true` if the connection can go on behind the body
+    /// (rules W9, S23). The response then promises keep-alive, so the connection goes on whatever
+    /// the rest is.
     async fn settle_body(&mut self, reply: &mut Reply) -> bool {
         let discard = self.service.limits.discard_bytes;
         if self.gate.rest() != Rest::Nothing && self.gate.body_is_held() && reply.has_body() {

@@ -47,7 +47,7 @@ pub(super) enum Failure {
     Panic,
 }
 
-/// The response for a request whose handler had none.
+/// Returns the response for a request whose handler had none.
 pub(super) fn apology(gate: &Gate, failure: &Failure) -> Response {
     match failure {
         // If the client got its body wrong, the error is the client's.
@@ -82,7 +82,8 @@ pub(super) fn answer_fault(gate: &Gate, response: Response) -> Response {
     }
 }
 
-/// Calls the handler with the message. Its panic ends here, be it now or later (rule S17).
+/// Calls the handler with the message. A panic in the call, or later in the handler's future, ends
+/// here (rule S17).
 ///
 /// # Errors
 ///

@@ -19,8 +19,8 @@ use crate::stream::transport::Peer;
 
 impl Conn<'_> {
     /// Waits for the client's first byte, as for a request's (rule S7), and lets the listener's
-    /// wrapper do its part (TLS's handshake), within the time for a head. `None` if there is
-    /// nothing to serve.
+    /// wrapper do its part (TLS's handshake), within the time for a head. Returns `None` if there
+    /// is nothing to serve.
     pub(super) async fn handshake(mut self, wrapper: &Wrapper) -> Option<Self> {
         let (service, seat) = (self.service, self.seat);
         let mut ahead = Vec::new();
@@ -40,9 +40,9 @@ impl Conn<'_> {
                 if readable.is_pending() && seat.doing() == Doing::Accepted {
                     seat.activity.begin(Doing::Idle);
                 }
-                let leave = seat.is_expired() || seat.order() >= Order::LastLook;
+                let is_last = seat.is_expired() || seat.order() >= Order::LastLook;
                 match readable {
-                    Poll::Pending if leave => Poll::Ready(false),
+                    Poll::Pending if is_last => Poll::Ready(false),
                     readable => readable.map(|readable| readable.is_ok()),
                 }
             });
@@ -54,15 +54,15 @@ impl Conn<'_> {
         }
         seat.activity.begin(Doing::Handshake);
         let handshake = wrapper.wrap(connection);
-        let late = async {
-            poll_fn(|_| if seat.is_expired() { Poll::Ready(()) } else { Poll::Pending }).await;
-            Err(io::ErrorKind::TimedOut.into())
-        };
+        let late = poll_fn(|_| match seat.is_expired() {
+            true => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            false => Poll::Pending,
+        });
         let wrapped = handshake.or(late).await;
         let failed = |error: &io::Error| wrapper.handshakes.fail(seat.peer(), error);
         let connection = wrapped.inspect_err(failed).ok()?;
         if connection.peer() != Peer::Unknown {
-            seat.name(connection.peer());
+            seat.set_peer(connection.peer());
         }
         seat.end();
         let mut transport = connection.into_transport(socket, Some(meter));

@@ -27,16 +27,16 @@ impl Conn<'_> {
                 seat.activity.begin(if asked { Doing::Accepted } else { Doing::Idle });
                 return Poll::Ready(None);
             }
-            let leave = seat.is_expired() || seat.order() >= Order::LastLook;
+            let is_last = seat.is_expired() || seat.order() >= Order::LastLook;
             // A task that is woken has to look itself, so it waits for an event only once.
-            if !mem::replace(&mut has_waited, true) && !leave {
+            if !mem::replace(&mut has_waited, true) && !is_last {
                 match idle.transport.poll_event(cx) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(_)) => return Poll::Ready(None),
                     Poll::Pending => return Poll::Pending,
                 }
             }
-            if let Poll::Ready(read) = idle.poll_request(cx, leave) {
+            if let Poll::Ready(read) = idle.poll_request(cx, is_last) {
                 return Poll::Ready(read.unwrap_or(None));
             }
             let begun = idle.transport.has_begun();
@@ -47,7 +47,7 @@ impl Conn<'_> {
                 Doing::Head if begun => {}
                 _ if begun => seat.begin(None),
                 // That was the last look.
-                _ if leave => return Poll::Ready(None),
+                _ if is_last => return Poll::Ready(None),
                 // TLS sends records of its own, so a record may end without a byte of a request.
                 Doing::Accepted | Doing::Head => seat.activity.begin(Doing::Idle),
                 _ => {}

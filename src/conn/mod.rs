@@ -1,9 +1,8 @@
 //! [`Conn`]: one connection, from its first byte to its end.
 //!
-//! Handshake, idle, exchanges, leave: each is a method of the connection, in a file of its own.
-//! Invariant: an idle connection holds its transport and nothing else (rule W12), and a request
-//! whose first byte has arrived is finished (rule S8). Whether the server stops is asked of the
-//! seat, and never decided here.
+//! Handshake, idle, exchanges, leave: each has a file of its own. Invariant: an idle connection
+//! holds its transport and nothing else (rule W12), and a request whose first byte has arrived is
+//! finished (rule S8). The seat says what the server wants. Nothing here decides to stop.
 
 mod exchange;
 pub(crate) mod handler;

@@ -2,13 +2,11 @@
 //! program's own.
 //!
 //! Invariant: a connection comes out as what it is, with its peer; an error that concerns one
-//! connection alone is told from one of the socket's (rule S18). Waits for nothing, and closes
-//! nothing but a source that has panicked by itself.
+//! connection alone is told from one of the socket's (rule S18). Waits for nothing. By itself
+//! closes nothing but a source that has panicked.
 
 use std::io;
-use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::task::{Context, Poll, ready};
 
 use async_io::Async;
@@ -16,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::listen::socket_file::SocketFile;
-use crate::listen::source::Source;
+use crate::listen::source::{Accepted, Source};
 use crate::stream::socket::Socket;
 use crate::stream::transport::{Peer, Transport};
 
@@ -40,16 +38,17 @@ impl Bound {
     pub(crate) fn poll_accept(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<(Transport, Peer)>>> {
+    ) -> Poll<Option<io::Result<Accepted>>> {
         let socket = match self {
             Self::Socket { socket, .. } => socket,
-            Self::Source(source) => {
-                let next = source.poll_accept(cx);
-                let Some(failure) = source.failure() else { return next.map(Some) };
-                log::error!("{failure}");
-                *self = Self::Closed { failure: Some(failure.to_owned()) };
-                return Poll::Ready(None);
-            }
+            Self::Source(source) => match source.poll_accept(cx) {
+                Ok(next) => return next.map(Some),
+                Err(failure) => {
+                    log::error!("{failure}");
+                    *self = Self::Closed { failure: Some(failure) };
+                    return Poll::Ready(None);
+                }
+            },
             Self::Closed { .. } => return Poll::Ready(None),
         };
         loop {
@@ -107,15 +106,13 @@ impl Bound {
     }
 }
 
-fn accept(socket: &socket2::Socket) -> io::Result<(Transport, Peer)> {
+fn accept(socket: &socket2::Socket) -> io::Result<Accepted> {
     let (stream, peer) = socket.accept()?;
-    Ok(match peer.as_socket() {
-        Some(addr) => {
-            let stream = Async::new(TcpStream::from(stream))?;
-            (Transport::Plain(Socket::tcp(stream)), Peer::canonical(addr))
-        }
-        None => (Transport::Plain(Socket::unix(UnixStream::from(stream))?), Peer::Unix),
-    })
+    let (socket, peer) = match peer.as_socket() {
+        Some(addr) => (Socket::tcp(Async::new(stream.into())?), Peer::canonical(addr)),
+        None => (Socket::unix(stream.into())?, Peer::Unix),
+    };
+    Ok(Accepted { transport: Transport::Plain(socket), peer })
 }
 
 /// Returns `true` if a client waits, or if that cannot be known.

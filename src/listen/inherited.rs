@@ -121,18 +121,18 @@ fn take(
     // SAFETY: used for these two calls, which fail if there is no such descriptor. If another
     // thread closes a descriptor of this program meanwhile, the calls see that descriptor or none.
     let there = unsafe { BorrowedFd::borrow_raw(fd) };
-    let flags = fcntl_getfd(there).map_err(|error| of(fd, &error.into()))?;
-    let copy = there.try_clone_to_owned().map_err(|error| of(fd, &error))?;
-    // A descriptor that was passed has survived an exec. One that this program has opened itself
-    // would not.
-    let is_ours = fd >= FIRST && flags.contains(FdFlags::CLOEXEC);
+    let flags = fcntl_getfd(there).map_err(|error| named(fd, &error.into()))?;
+    let copy = there.try_clone_to_owned().map_err(|error| named(fd, &error))?;
+    // A descriptor that was passed has survived an exec. A descriptor that this program has opened
+    // itself would not.
+    let is_opened_here = fd >= FIRST && flags.contains(FdFlags::CLOEXEC);
     match expected {
-        Some(expected) if is_ours || inode(&copy)? != expected => return Ok(None),
-        None if is_ours => return Err(unusable(fd, "was not passed to this process")),
+        Some(expected) if is_opened_here || inode(&copy)? != expected => return Ok(None),
+        None if is_opened_here => return Err(unusable(fd, "was not passed to this process")),
         _ => {}
     }
     let socket = Socket::from(copy);
-    let address = Address::of(&socket).map_err(|error| of(fd, &error))?;
+    let address = Address::of(&socket).map_err(|error| named(fd, &error))?;
     if !wanted(&address) {
         return Ok(None);
     }
@@ -191,7 +191,7 @@ fn nothing() -> io::Result<OwnedFd> {
 }
 
 /// Names the descriptor in `error`.
-fn of(fd: RawFd, error: &io::Error) -> io::Error {
+fn named(fd: RawFd, error: &io::Error) -> io::Error {
     match Errno::from_io_error(error) {
         Some(Errno::BADF) => unusable(fd, "is not open"),
         Some(Errno::NOTSOCK) => unusable(fd, "is not a socket"),

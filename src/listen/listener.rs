@@ -25,11 +25,10 @@ use crate::listen::own_sockets::inode;
 use crate::listen::ownership::Ownership;
 use crate::listen::passing::Passed;
 use crate::listen::socket_file::SocketFile;
-use crate::listen::source::Source;
+use crate::listen::source::{Accepted, Source};
 use crate::listen::wrapper::{Handshakes, Wrapper};
 use crate::lock::lock;
 use crate::stream::connection::Connection;
-use crate::stream::transport::{Peer, Transport};
 
 /// A socket that clients connect to. Clones are the same socket: closed for one, closed for all.
 /// One server at a time takes connections from it; a clone is there to be handed to `restart`.
@@ -48,13 +47,6 @@ pub struct Listener {
     shared: Arc<Shared>,
     /// Turns an accepted connection into the stream that the server serves.
     wrapper: Option<Arc<Wrapper>>,
-}
-
-/// A connection, as it was accepted.
-pub(crate) struct Accepted {
-    pub(crate) transport: Transport,
-    pub(crate) peer: Peer,
-    pub(crate) wrapper: Option<Arc<Wrapper>>,
 }
 
 impl fmt::Debug for Listener {
@@ -243,6 +235,11 @@ impl Listener {
     /// ```
     pub fn failed_handshakes(&self) -> u64 {
         self.shared.handshakes.failed()
+    }
+
+    /// Returns what [`Listener::wrap`] has set.
+    pub(crate) fn wrapper(&self) -> Option<&Arc<Wrapper>> {
+        self.wrapper.as_ref()
     }
 
     /// Returns the descriptor as which a predecessor has passed the socket.
@@ -437,7 +434,7 @@ impl Listener {
         let began = Instant::now();
         while began.elapsed() < FLOOD && !self.is_handed_over() {
             let mut bound = self.bound();
-            match self.poll_next(&mut bound, &mut Context::from_waker(Waker::noop())) {
+            match bound.poll_accept(&mut Context::from_waker(Waker::noop())) {
                 // With the lock held, as in `accept`.
                 Poll::Ready(Some(Ok(accepted))) => take(accepted),
                 Poll::Pending | Poll::Ready(None) => return Ok(()),
@@ -458,7 +455,7 @@ impl Listener {
     ) -> Poll<io::Result<bool>> {
         let Some(taker) = take.take() else { return Poll::Ready(Ok(true)) };
         let mut bound = self.bound();
-        Poll::Ready(match self.poll_next(&mut bound, cx) {
+        Poll::Ready(match bound.poll_accept(cx) {
             Poll::Pending => {
                 self.shared.is_exhausted.store(false, Ordering::Relaxed);
                 return Poll::Pending;
@@ -472,21 +469,6 @@ impl Listener {
                 *take = Some(taker);
                 Err(error)
             }
-        })
-    }
-
-    /// Returns the next connection of `bound`, which the caller has locked. Returns `None` once
-    /// `bound` is closed.
-    fn poll_next(
-        &self,
-        bound: &mut Bound,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Accepted>>> {
-        let wrapper = &self.wrapper;
-        bound.poll_accept(cx).map_ok(|(transport, peer)| Accepted {
-            transport,
-            peer,
-            wrapper: wrapper.clone(),
         })
     }
 
@@ -570,7 +552,7 @@ mod tests {
     use futures_lite::future::block_on;
     use std::net::TcpStream;
 
-    /// Rule S4: what had been queued is taken, and only then the door is closed.
+    /// Rule S4: what had been queued is taken, and only then the listener is closed.
     #[test]
     fn close_takes_the_queue() {
         let listener = "127.0.0.1:0".listen().unwrap();

@@ -14,7 +14,7 @@ mod own_sockets;
 mod ownership;
 pub(crate) mod passing;
 mod socket_file;
-mod source;
+pub(crate) mod source;
 pub(crate) mod wrapper;
 
 use std::io;
@@ -535,7 +535,7 @@ mod tests {
             let _client = TcpStream::connect(addr).unwrap();
             let mut accepted = None;
             assert!(block_on(listener.accept(|connection| accepted = Some(connection.transport))));
-            let Some(Transport::Plain(socket)) = &accepted else { panic!("{accepted:?}") };
+            let Some(Transport::Plain(socket)) = &accepted else { panic!("not a plain socket") };
             let socket = SockRef::from(socket);
             assert_eq!(socket.keepalive().unwrap(), silence.is_some());
             if let Some(silence) = silence {
@@ -556,7 +556,7 @@ mod tests {
         let _client = TcpStream::connect(addr).unwrap();
         let mut accepted = None;
         assert!(block_on(listener.accept(|connection| accepted = Some(connection.transport))));
-        let Some(Transport::Plain(socket)) = &accepted else { panic!("{accepted:?}") };
+        let Some(Transport::Plain(socket)) = &accepted else { panic!("not a plain socket") };
         assert_eq!(SockRef::from(socket).linger().unwrap(), None);
     }
 

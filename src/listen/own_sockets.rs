@@ -48,8 +48,8 @@ impl OwnSocket {
         let socket = SockRef::from(&borrowed);
         let address = Address::of(&socket).ok()?;
         let is_only_v6 = socket.only_v6().unwrap_or(false);
-        // A descriptor that was passed has survived an exec. One that this program has opened
-        // itself would not.
+        // A descriptor that was passed has survived an exec. A descriptor that this program has
+        // opened itself would not.
         let is_passed = !flags.contains(FdFlags::CLOEXEC);
         Some(Self { fd, address, is_only_v6, is_passed })
     }

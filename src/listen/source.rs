@@ -14,51 +14,52 @@ use futures_lite::Stream;
 use crate::stream::connection::Connection;
 use crate::stream::transport::{Peer, Transport};
 
+/// A connection, as it was accepted.
+pub(crate) struct Accepted {
+    pub(crate) transport: Transport,
+    pub(crate) peer: Peer,
+}
+
 /// A stream of connections.
 pub(crate) struct Source {
     /// `None` once the stream has ended.
     stream: Option<Pin<Box<dyn Stream<Item = io::Result<Connection>> + Send>>>,
     /// The line of the program that has made the stream a listener.
     place: &'static Location<'static>,
-    /// The message of the stream's panic.
-    failure: Option<String>,
 }
 
 impl Source {
     #[track_caller]
     pub(crate) fn new(stream: impl Stream<Item = io::Result<Connection>> + Send + 'static) -> Self {
-        Self { stream: Some(Box::pin(stream)), place: Location::caller(), failure: None }
+        Self { stream: Some(Box::pin(stream)), place: Location::caller() }
     }
 
     /// Returns the next connection, or wakes `cx` when there is one. After the end of the stream,
     /// always returns `Pending`.
+    ///
+    /// # Errors
+    ///
+    /// The message of the stream's panic. The caller drops the source then.
     pub(crate) fn poll_accept(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<(Transport, Peer)>> {
-        let Some(stream) = &mut self.stream else { return Poll::Pending };
+    ) -> Result<Poll<io::Result<Accepted>>, String> {
+        let Some(stream) = &mut self.stream else { return Ok(Poll::Pending) };
         match catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx))) {
-            Ok(Poll::Pending) => return Poll::Pending,
-            Ok(Poll::Ready(Some(connection))) => {
-                return Poll::Ready(connection.map(|connection| {
-                    let peer = connection.peer();
-                    (connection.into_transport(None, None), peer)
-                }));
+            Ok(Poll::Pending) => Ok(Poll::Pending),
+            Ok(Poll::Ready(Some(connection))) => Ok(Poll::Ready(connection.map(|connection| {
+                let peer = connection.peer();
+                Accepted { transport: connection.into_transport(None, None), peer }
+            }))),
+            Ok(Poll::Ready(None)) => {
+                self.end();
+                Ok(Poll::Pending)
             }
-            Ok(Poll::Ready(None)) => {}
             Err(panic) => {
                 let (place, told) = (self.place, message(&*panic));
-                let failure = format!("the source of connections of {place} has panicked: {told}");
-                self.failure = Some(failure);
+                Err(format!("the source of connections of {place} has panicked: {told}"))
             }
         }
-        self.end();
-        Poll::Pending
-    }
-
-    /// Returns the message of the stream's panic, if there was one.
-    pub(crate) fn failure(&self) -> Option<&str> {
-        self.failure.as_deref()
     }
 
     fn end(&mut self) {

@@ -63,11 +63,8 @@ fn connection_of<C: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: C) 
     let mut stream = Some(stream);
     let any: &mut dyn Any = &mut stream;
     let connection = any.downcast_mut::<Option<Connection>>().and_then(Option::take);
-    match (connection, stream) {
-        (Some(connection), _) => connection,
-        (None, Some(stream)) => Connection::new(stream),
-        (None, None) => unreachable!("the stream is taken only as a connection"),
-    }
+    let connection = connection.or_else(|| stream.map(Connection::new));
+    connection.unwrap_or_else(|| unreachable!("the stream is taken only as a connection"))
 }
 
 /// Counts the handshakes of a listener that have failed.

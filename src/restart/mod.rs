@@ -1,7 +1,7 @@
 //! How a process hands its place to a successor, and what it tells its service manager.
 //!
-//! Invariant: the only part that starts a process is `handover.rs`, which the feature `restart`
-//! turns on. The rest is needed by a process that is the successor.
+//! Invariant: only `handover.rs` and `spawn.rs`, which the feature `restart` turns on, start a
+//! process. The rest is for every process: it may be a successor, or have a service manager.
 
 #[cfg(feature = "restart")]
 pub(crate) mod handover;

@@ -85,10 +85,7 @@ impl PidWriter {
     /// Writes this process's id, unless the file holds it. An error is only logged, because
     /// serving is worth more than the file.
     pub(crate) fn write(&self) {
-        let files = files();
-        if files.iter().any(|file| Arc::ptr_eq(file, &self.0)) {
-            write(&self.0);
-        }
+        files().iter().filter(|file| Arc::ptr_eq(file, &self.0)).for_each(|path| write(path));
     }
 
     /// Writes this process's id again, if a successor that was told to stop has removed the file.

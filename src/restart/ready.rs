@@ -1,6 +1,7 @@
 //! [`ready`]: tells the predecessor or the manager that this process serves.
 //!
-//! For a program with `serve`, and for `run`. Keeps no state, and sends nothing later.
+//! A program with `serve` calls it, and `run` does what it does. Keeps no state, and sends nothing
+//! later.
 
 use std::io;
 use std::sync::Arc;

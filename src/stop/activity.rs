@@ -1,9 +1,9 @@
 //! [`Activity`]: what a connection does, and what it waits for, in one word.
 //!
-//! The two are told apart, because several tasks may write here: the connection's own task says
-//! what the connection does, and whoever reads the body or sends the output says what the client
-//! keeps waiting. The word also counts moves, so that a look at two times tells whether the
-//! connection stands still. Invariant: each change is one atomic step, and no step of one task
+//! The word keeps the two apart, because several tasks may write here: the connection's own task
+//! says what the connection does, and the task that reads the body or sends the output says what
+//! the client keeps waiting. The word also counts moves, so that a look at two times tells whether
+//! the connection stands still. Invariant: each change is one atomic step, and no step of one task
 //! undoes another's.
 
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,5 +1,5 @@
-//! How a server stops: the latch, those who hold its drain open, the signals that move it, and the
-//! outcome.
+//! How a server stops: the latch, the holders that keep its drain open, the signals that move it,
+//! and the outcome.
 //!
 //! Invariant: nothing here accepts, reads or sends. `shutdown.rs` has the latch, `seat.rs` has what
 //! a connection and its server tell each other, and `policy.rs` says what a signal means.

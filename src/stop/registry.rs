@@ -45,8 +45,9 @@ impl Interrupted {
         Self { cut: seat.cut(now), seat: Some(seat.clone()) }
     }
 
-    /// Returns `true` if anybody waits for an answer. A connection that was at work in the very moment of an
-    /// abort may have finished since; one that was idle may find that a request had arrived.
+    /// Returns `true` if anybody waits for an answer. A connection that was at work in the very
+    /// moment of an abort may have finished since. A connection that was idle may find that a
+    /// request had arrived.
     pub(crate) fn is_cut(&self) -> bool {
         self.seat.as_ref().is_none_or(|seat| seat.stage().is_request())
     }
@@ -56,10 +57,12 @@ impl Interrupted {
 #[derive(Debug)]
 pub(crate) struct Watched {
     seat: Arc<Seat>,
-    /// The activity that the last sweep saw, and when it saw it first.
+    /// The count of moves that the last sweep saw.
     seen: u32,
+    /// When a sweep saw that count first.
     seen_at: Instant,
-    /// The pace of the body that the server waits for. In a box, because idle connections have none.
+    /// The pace of the body that the server waits for. In a box, because idle connections have
+    /// none.
     pace: Option<Box<Pace>>,
 }
 
@@ -120,8 +123,8 @@ impl Registry {
         idle.into_iter().map(|(.., seat)| seat.clone()).collect()
     }
 
-    /// Returns everything that an abort may interrupt now, the oldest first. An abort has interrupted
-    /// a connection only if that is still a cut when its task has ended.
+    /// Returns everything that an abort may interrupt now, the oldest first. An abort has
+    /// interrupted a connection only if that is still a cut when its task has ended.
     pub(crate) fn cuts(&self, now: Instant) -> Vec<Interrupted> {
         let mut all: Vec<_> = self
             .holders

@@ -1,8 +1,8 @@
 //! [`Seat`]: what a connection and the rest of the server know of each other.
 //!
-//! The connection's own tasks write here without a clock, and per request without a copy: a
-//! request's method and path are read from the connection's buffer when a report asks for them.
-//! Decides nothing: the orders come from the server, and the verdict from the sweep.
+//! A move costs no look at the clock, and a request costs no copy: a report that asks for a
+//! request's method and path reads them from the connection's buffer. Decides nothing: the orders
+//! come from the server, and the verdict from the sweep.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -93,7 +93,7 @@ impl Seat {
 
     /// Sets the address of the client, if the wrapper knows a better one than `accept` gave. The
     /// first call counts.
-    pub(crate) fn name(&self, peer: Peer) {
+    pub(crate) fn set_peer(&self, peer: Peer) {
         if peer != self.accepted {
             let _ = self.named.set(Box::new(peer));
         }

@@ -413,8 +413,8 @@ impl Shutdown {
         Token { latch: self.latch.clone(), call: Some(call) }
     }
 
-    /// Takes in a holder that keeps the drain open. Returns `None` once the drain is over or aborted
-    /// (rule S1).
+    /// Takes in a holder that keeps the drain open. Returns `None` once the drain is over or
+    /// aborted (rule S1).
     pub(crate) fn admit(&self, holder: Holder) -> Option<Guard> {
         self.latch.admit(holder, None)
     }
@@ -840,14 +840,14 @@ impl Latch {
         self.phase.current()
     }
 
-    /// Takes a holder in, unless the drain is over or aborted. The state's lock keeps the phase from
-    /// moving meanwhile (rule S1).
+    /// Takes a holder in, unless the drain is over or aborted. The state's lock keeps the phase
+    /// from moving meanwhile (rule S1).
     fn admit(self: &Arc<Self>, holder: Holder, hold: Option<Hold>) -> Option<Guard> {
         let mut state = self.state();
         let is_open = match self.phase() {
             Phase::Running => true,
             // A server that was stopped before it began still has its listeners' queues to serve
-            // (rule S4); whoever runs it waits for its own outcome.
+            // (rule S4), and the program that runs it waits for that server's outcome.
             Phase::Draining => {
                 !state.registry.holders.is_empty() || matches!(holder, Holder::Server)
             }

@@ -41,7 +41,8 @@ use crate::threads;
 pub const STOP_SIGNALS: [Signal; 4] = [Signal::Hup, Signal::Int, Signal::Term, Signal::Quit];
 
 /// Returns HUP, INT, TERM and QUIT as they arrive, for programs that have their own control loop.
-/// Usually [`Shutdown::obey`](crate::Shutdown::obey) gets them. [`run`](crate::run) does all of this by itself.
+/// Usually [`Shutdown::obey`](crate::Shutdown::obey) gets them. [`run`](crate::run) does all of
+/// this by itself.
 ///
 /// Never ends. Several signals that arrive in one moment may show as fewer, but never as none.
 ///

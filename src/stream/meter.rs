@@ -4,8 +4,8 @@
 //! a part of them. So the server knows whether data has arrived, and whether it moves, before the
 //! wrapper shows it. Of TLS, the meter knows only where records end (RFC 8446 section 5.1).
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
 
 use crate::lock::lock;
 
@@ -33,7 +33,7 @@ impl Meter {
     /// not TLS, all those behind the first `shown` count, which the wrapper had received when it
     /// last returned data.
     pub(crate) fn has_begun(&self, shown: u64) -> bool {
-        match *self.records() {
+        match *lock(&self.records) {
             Records::Header(_, 0) => false,
             Records::Header(..) | Records::Content(_) => true,
             Records::Other => self.received() > shown,
@@ -42,17 +42,13 @@ impl Meter {
 
     /// Counts bytes that the wrapper has read.
     pub(crate) fn receive(&self, bytes: &[u8]) {
-        self.records().read(bytes);
+        lock(&self.records).read(bytes);
         self.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
 
     /// Counts bytes that the wrapper has written.
     pub(crate) fn send(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    fn records(&self) -> MutexGuard<'_, Records> {
-        lock(&self.records)
     }
 }
 

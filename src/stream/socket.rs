@@ -23,7 +23,6 @@ use rustix::ioctl::{Getter, Opcode, ioctl};
 use socket2::SockRef;
 
 /// The connected socket of a client.
-#[derive(Debug)]
 pub(crate) struct Socket {
     stream: Async<TcpStream>,
     /// `false` for a Unix socket.
@@ -110,7 +109,7 @@ impl Socket {
 
     /// Returns how many bytes wait in the kernel to be read; 0 if the kernel does not say.
     pub(crate) fn waiting(&self) -> u64 {
-        ioctl_fionread(self.as_fd()).unwrap_or(0)
+        ioctl_fionread(self).unwrap_or(0)
     }
 
     /// Returns how many bytes the client's kernel has yet to take, apart from a FIN; 0 if the
@@ -155,7 +154,7 @@ impl Socket {
     /// Returns which of the events `of` there are, and errors and hang-ups; none if the kernel does
     /// not say.
     fn events(&self, of: PollFlags) -> PollFlags {
-        let mut fds = [PollFd::from_borrowed_fd(self.as_fd(), of)];
+        let mut fds = [PollFd::new(self, of)];
         match poll(&mut fds, Some(&Timespec::default())) {
             Ok(_) => fds[0].revents(),
             Err(_) => PollFlags::empty(),

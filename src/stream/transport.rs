@@ -18,7 +18,6 @@ use crate::stream::meter::Meter;
 use crate::stream::socket::{Left, Socket};
 
 /// A connection's byte stream.
-#[derive(Debug)]
 pub(crate) enum Transport {
     Plain(Socket),
     /// Something that reads and writes, perhaps on a socket: TLS, a pipe.
@@ -132,9 +131,9 @@ impl Transport {
         }
     }
 
-    /// Like [`Socket::poll_last_read`]. Under a wrapper, an ordinary read, polled a few times because
-    /// some streams return `Pending` although they hold data. For example, a pipe of the crate piper
-    /// does so in one of 100 polls.
+    /// Reads like [`Socket::poll_last_read`]. Under a wrapper, polls an ordinary read a few times,
+    /// because some streams return `Pending` although they hold data. For example, a pipe of the
+    /// crate piper does so in one of 100 polls.
     pub(crate) fn poll_last_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -181,19 +180,10 @@ impl Transport {
         }
     }
 
-    /// Ends reading: a reader that waits, in whichever task, finds the end of the stream.
-    pub(crate) fn stop_reading(&self) {
-        self.shut(Shutdown::Read);
-    }
-
-    /// Ends reading and writing, and wakes the tasks that wait for either.
-    pub(crate) fn shut_down(&self) {
-        self.shut(Shutdown::Both);
-    }
-
-    fn shut(&self, half: Shutdown) {
-        // A socket that is already gone has nothing to be shut.
-        let _ = self.socket().map(|socket| socket.shut(half));
+    /// Like [`Socket::shut`]. Does nothing if there is no socket, or if the connection has ended
+    /// already.
+    pub(crate) fn shut(&self, how: Shutdown) {
+        let _ = self.socket().map(|socket| socket.shut(how));
     }
 
     /// Returns how many bytes wait in the kernel to be read; 0 if there is no socket.
@@ -264,12 +254,6 @@ impl Transport {
             Self::Plain(socket) => Some(socket),
             Self::Wrapped(wrapped) => wrapped.socket.as_deref(),
         }
-    }
-}
-
-impl fmt::Debug for Wrapped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wrapped").field("socket", &self.socket).finish_non_exhaustive()
     }
 }
 

@@ -4,9 +4,9 @@
 
 use http_types::{Method, StatusCode, Version};
 
-use super::head;
+use super::head::Head;
 
-/// Holds what of the request decides how it is answered.
+/// The part of a request that decides how it is answered.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked {
     pub(crate) method: Method,
@@ -16,12 +16,13 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    pub(crate) fn by(head: &head::Head) -> Self {
+    pub(crate) fn by(head: &Head) -> Self {
         Self { method: head.method, version: head.version, accepts_trailers: head.accepts_trailers }
     }
 }
 
-/// RFC 9110 sections 15.2, 15.3.5 and 15.4.5.
+/// Returns `true` if a response with this status has no body (RFC 9110 sections 15.2, 15.3.5 and
+/// 15.4.5).
 pub(super) fn has_no_body(status: StatusCode) -> bool {
     status.is_informational()
         || status == StatusCode::NoContent

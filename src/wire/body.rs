@@ -5,14 +5,14 @@
 //! bytes alone, never on how they were cut into reads; and no byte behind the body's end is ever
 //! counted as part of it.
 //!
-//! Pure: no reading, no buffer, no limit on content. The gate in `mod.rs` does those, and hands the
-//! content on to async-h1 in chunks of its own making (rule W5), so that nothing a client wrote
+//! Pure: no reading, no buffer, no limit on content. `incoming.rs` does those, and hands the
+//! content on to async-h1 in chunks of its own making (rule W5), so that nothing that a client wrote
 //! between chunks gets through.
 
 use std::borrow::Cow;
 use std::fmt;
 
-use super::field::{FRAMING_FIELDS, is_early, is_one_of, is_token_byte};
+use super::field::{FRAMING_FIELDS, is_early, is_one_of, is_token_byte, visible};
 
 /// Digits of a chunk size, leading zeros included. Sixteen cannot overflow a `u64`.
 const MAX_SIZE_DIGITS: usize = 16;
@@ -100,7 +100,7 @@ impl Malformed {
 }
 
 impl Chunked {
-    /// The beginning of a chunked body.
+    /// Returns the beginning of a chunked body.
     pub(crate) fn new() -> Self {
         Self { state: State::Size, debt: 0 }
     }
@@ -206,7 +206,8 @@ struct SizeLine {
 // length is bounded, so this stays cheap. Each refuses at the first wrong byte and cuts its view at
 // its bound before looking, so that the verdict is the same however the bytes arrive.
 
-/// Reads `chunk-size [ chunk-ext ] CRLF` (RFC 9112 section 7.1), or says that it is not complete.
+/// Reads `chunk-size [ chunk-ext ] CRLF` (RFC 9112 section 7.1). Returns `None` if the line is not
+/// complete.
 fn size_line(input: &[u8], allowed: usize) -> Result<Option<SizeLine>, Malformed> {
     let digits =
         input.iter().take(MAX_SIZE_DIGITS + 1).take_while(|b| b.is_ascii_hexdigit()).count();
@@ -231,11 +232,12 @@ fn size_line(input: &[u8], allowed: usize) -> Result<Option<SizeLine>, Malformed
     Ok(Some(SizeLine { consumed: digits.len() + extensions + 2, size, extensions }))
 }
 
-/// The length of the extensions at the beginning of `rest`, up to their CRLF (RFC 9112 section
-/// 7.1.1).
+/// Returns the length of the extensions at the beginning of `rest`, up to their CRLF (RFC 9112
+/// section 7.1.1). Returns `None` if they are not complete.
 ///
-/// They are skipped, so only what two parsers could see differently is refused: white space that no
-/// `;` follows, and a line end that is not exactly CRLF or that stands inside a quoted string.
+/// The caller skips extensions, so this refuses only what two parsers could see differently: white
+/// space that no `;` follows, and a line end that is not exactly CRLF or that stands inside a
+/// quoted string.
 fn extensions(rest: &[u8], allowed: usize) -> Result<Option<usize>, Malformed> {
     let view = &rest[..rest.len().min(allowed + 2)];
     let incomplete =
@@ -266,8 +268,8 @@ fn extensions(rest: &[u8], allowed: usize) -> Result<Option<usize>, Malformed> {
     incomplete
 }
 
-/// The length of the trailer section's field lines, without the blank line that ends it (RFC 9112
-/// section 7.1.2), or that the section is not complete.
+/// Returns the length of the trailer section's field lines, without the blank line that ends it
+/// (RFC 9112 section 7.1.2). Returns `None` if the section is not complete.
 fn trailer_section(input: &[u8]) -> Result<Option<usize>, Malformed> {
     let view = &input[..input.len().min(MAX_TRAILER_BYTES)];
     let mut at = 0;
@@ -285,8 +287,8 @@ fn trailer_section(input: &[u8]) -> Result<Option<usize>, Malformed> {
     if view.len() == MAX_TRAILER_BYTES { Err(Malformed::TRAILER_TOO_LONG) } else { Ok(None) }
 }
 
-/// The length of the field line at the beginning of `rest`, with its CRLF (RFC 9112 section 5), or
-/// that it is not complete. No folding.
+/// Returns the length of the field line at the beginning of `rest`, with its CRLF (RFC 9112 section
+/// 5). Returns `None` if the line is not complete. Refuses a folded line.
 fn field_line(rest: &[u8]) -> Result<Option<usize>, Malformed> {
     let Some(colon) = rest.iter().position(|&b| !is_token_byte(b)) else {
         return Ok(None);
@@ -308,25 +310,18 @@ fn field_line(rest: &[u8]) -> Result<Option<usize>, Malformed> {
     }
 }
 
-/// The well-formed field lines of `section` without those that must not come as a trailer. As in
-/// heads, a byte outside ASCII is written as `%XX`: http-types cannot hold it.
+/// Returns the well-formed field lines of `section` without those that must not come as a trailer.
+/// As in heads, writes a byte outside ASCII as `%XX`, because http-types cannot hold it.
 fn fit_to_hand_on(section: &[u8]) -> Result<Cow<'_, [u8]>, Malformed> {
     let lines = || section.split_inclusive(|&b| b == b'\n');
     let is_fit = |line: &&[u8]| !line.split(|&b| b == b':').next().is_some_and(is_early);
     if section.is_ascii() && lines().all(|line| is_fit(&line)) {
         return Ok(Cow::Borrowed(section));
     }
-    let mut fit = Vec::with_capacity(section.len());
-    for &byte in lines().filter(is_fit).flatten() {
-        if byte.is_ascii() {
-            fit.push(byte);
-        } else {
-            fit.extend_from_slice(format!("%{byte:02X}").as_bytes());
-        }
-    }
+    let fit = visible(&lines().filter(is_fit).collect::<Vec<_>>().concat()).into_owned();
     // The bound holds for what is handed on, too.
     let is_too_long = fit.len() + 2 > MAX_TRAILER_BYTES;
-    if is_too_long { Err(Malformed::TRAILER_TOO_LONG) } else { Ok(Cow::Owned(fit)) }
+    if is_too_long { Err(Malformed::TRAILER_TOO_LONG) } else { Ok(Cow::Owned(fit.into())) }
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ thread_local! {
 }
 
 impl Buffer {
-    /// [`SIZE`] bytes of no meaning.
+    /// Returns [`SIZE`] bytes of no meaning.
     pub(crate) fn new() -> Self {
         let spare = SPARE.try_with(|spare| spare.borrow_mut().pop()).ok().flatten();
         Self(spare.unwrap_or_else(|| vec![0; SIZE]))

@@ -4,6 +4,8 @@
 //! Pure: each answer follows from the bytes of one name or value. The callers decide what becomes
 //! of a field.
 
+use std::borrow::Cow;
+
 /// Fields that would frame the message anew: as a trailer, they are refused.
 pub(super) const FRAMING_FIELDS: &str = "content-length transfer-encoding";
 
@@ -18,6 +20,20 @@ const EARLY_PREFIXES: &str = "if- proxy- x-forwarded-";
 /// Returns `true` if a field may have this value (RFC 9110 section 5.5).
 pub(super) fn is_clean(value: &str) -> bool {
     !value.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | 0))
+}
+
+/// Returns a field's value as http-types can hold it, with bytes outside ASCII as `%XX`.
+pub(super) fn visible(value: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(value) {
+        Ok(text) if text.is_ascii() => Cow::Borrowed(text),
+        _ => {
+            let shown = |&byte: &u8| match byte {
+                0x80.. => format!("%{byte:02X}"),
+                _ => char::from(byte).to_string(),
+            };
+            Cow::Owned(value.iter().map(shown).collect())
+        }
+    }
 }
 
 /// Returns `true` if a field may have this name (RFC 9110 section 5.1).

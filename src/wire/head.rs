@@ -16,7 +16,7 @@ use httparse::Header;
 use memchr::{memchr, memchr_iter};
 
 use super::body::Framing;
-use super::field::is_token_byte;
+use super::field::{is_token, visible};
 
 /// How large a head may be.
 #[derive(Debug, Clone, Copy)]
@@ -181,8 +181,8 @@ pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, Status
     facts.check_host(line.version)?;
     let framing = facts.framing(line.version)?;
 
-    // RFC 9110 section 10.1.1: ignored in HTTP/1.0, 417 for an expectation that we do not know, and
-    // nothing to wait for without a body (rule W7).
+    // RFC 9110 section 10.1.1: ignored in HTTP/1.0, 417 for an unknown expectation, and nothing to
+    // wait for without a body (rule W7).
     let is_1_1 = line.version == Version::Http1_1;
     if is_1_1 && facts.unknown_expectation {
         return Err(StatusCode::ExpectationFailed);
@@ -252,8 +252,8 @@ const SHOWN_METHOD: usize = 20;
 /// Longest target in a log line.
 const SHOWN_TARGET: usize = 100;
 
-/// The answer while a line end or the blank line is missing: an illegal byte is an error, and so is
-/// no room for more.
+/// Returns the verdict while a line end or the blank line is missing: an illegal byte is an error,
+/// and so is a head that has no room for more.
 fn undecided<T>(clean: bool, full: bool, too_long: StatusCode) -> Result<Option<T>, StatusCode> {
     if !clean {
         Err(StatusCode::BadRequest)
@@ -293,7 +293,8 @@ fn is_clean_section(section: &[u8]) -> bool {
     true
 }
 
-/// Length of the header section up to and with its blank line, and the number of lines before that.
+/// Returns the length of the header section up to and with its blank line, and the number of lines
+/// before that.
 ///
 /// A bare LF is no line end: RFC 9112 section 2.2 allows to take it as one, rule W3 does not.
 fn find_blank_line(section: &[u8], most: usize) -> Result<Option<(usize, usize)>, StatusCode> {
@@ -339,7 +340,7 @@ impl RequestLine {
         // part is an HTTP/0.9 request, or garbage.
         let (name, rest) = line.split_once(' ').ok_or(BAD)?;
         let (target, protocol) = rest.split_once(' ').ok_or(BAD)?;
-        if name.is_empty() || !name.bytes().all(is_token_byte) {
+        if !is_token(name) {
             return Err(BAD);
         }
         let version = version(protocol)?;
@@ -352,8 +353,8 @@ impl RequestLine {
     }
 }
 
-/// RFC 9112 section 2.3. A higher minor version is served as 1.1 (RFC 9110 section 2.5), another
-/// major version is 505.
+/// Reads the version (RFC 9112 section 2.3). A higher minor version is served as 1.1 (RFC 9110
+/// section 2.5), another major version is 505.
 fn version(protocol: &str) -> Result<Version, StatusCode> {
     match protocol.strip_prefix("HTTP/").map(str::as_bytes) {
         Some(b"1.0") => Ok(Version::Http1_0),
@@ -363,8 +364,9 @@ fn version(protocol: &str) -> Result<Version, StatusCode> {
     }
 }
 
-/// RFC 9110 section 9.1: an unknown method is 501, and names are case-sensitive. So is CONNECT,
-/// since this is no proxy, and PRI, which is not a method for use (RFC 9113 section 11.6).
+/// Reads the name of a method, which is case-sensitive (RFC 9110 section 9.1). An unknown method is
+/// 501, and so are CONNECT, because this is not a proxy, and PRI, which is not a method for use
+/// (RFC 9113 section 11.6).
 fn method(name: &str) -> Result<Method, StatusCode> {
     match name {
         "GET" => Ok(Method::Get),
@@ -464,7 +466,7 @@ struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
-    /// One pass over the fields.
+    /// Looks at each field once.
     fn collect(fields: &[Header<'a>]) -> Result<Self, StatusCode> {
         let mut facts = Self::default();
         for field in fields {
@@ -495,7 +497,8 @@ impl<'a> Facts<'a> {
         self.upgrade_listed |= lists(value, "upgrade");
     }
 
-    /// RFC 9110 section 10.1.1: a list of which only `100-continue`, in any case, is known.
+    /// Reads `Expect`, a list of which only `100-continue`, in any case, is known (RFC 9110 section
+    /// 10.1.1).
     fn read_expect(&mut self, value: &[u8]) {
         for expectation in list(value).filter(|expectation| !expectation.is_empty()) {
             if expectation.eq_ignore_ascii_case(b"100-continue") {
@@ -516,7 +519,7 @@ impl<'a> Facts<'a> {
         }
     }
 
-    /// Where the body ends: RFC 9112 section 6.3 (rule W3).
+    /// Decides where the body ends (RFC 9112 section 6.3, rule W3).
     fn framing(&self, version: Version) -> Result<Framing, StatusCode> {
         match (self.transfer_encoding, self.content_length) {
             // Section 6.1: both of them, or an encoding in HTTP/1.0, are the marks of request
@@ -542,15 +545,17 @@ fn store_once<T>(slot: &mut Option<T>, value: T) -> Result<(), StatusCode> {
     }
 }
 
-/// RFC 9110 section 8.6: digits, nothing else; what does not fit 64 bits is refused too (rule W3).
+/// Reads `Content-Length`: digits, and nothing else (RFC 9110 section 8.6). Refuses a number that
+/// does not fit 64 bits, too (rule W3).
 fn content_length(value: &[u8]) -> Result<u64, StatusCode> {
     let digits =
         std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
     digits.and_then(|digits| digits.parse().ok()).ok_or(StatusCode::BadRequest)
 }
 
-/// RFC 9112 sections 6.1 and 6.3 (rule W3): the last coding must be `chunked`, which must not come
-/// twice, else 400; other codings before it are not implemented, 501.
+/// Reads `Transfer-Encoding` (RFC 9112 sections 6.1 and 6.3, rule W3). The last coding must be
+/// `chunked`, which must not come twice, else the answer is 400. Other codings before it are not
+/// implemented, so the answer is 501.
 fn transfer_encoding(value: &[u8]) -> Result<Framing, StatusCode> {
     if value.eq_ignore_ascii_case(b"chunked") {
         return Ok(Framing::Chunked);
@@ -574,20 +579,6 @@ fn lists(value: &[u8], element: &str) -> bool {
 /// Returns the elements of a comma-separated list, empty ones included (RFC 9110 section 5.6.1).
 fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
-}
-
-/// Returns a field's value as http-types can hold it, with bytes outside ASCII as `%XX`.
-fn visible(value: &[u8]) -> Cow<'_, str> {
-    match std::str::from_utf8(value) {
-        Ok(text) if text.is_ascii() => Cow::Borrowed(text),
-        _ => {
-            let shown = |&byte: &u8| match byte {
-                0x80.. => format!("%{byte:02X}"),
-                _ => char::from(byte).to_string(),
-            };
-            Cow::Owned(value.iter().map(shown).collect())
-        }
-    }
 }
 
 /// Returns at most `limit` bytes as text, with U+FFFD for each that is not visible ASCII.

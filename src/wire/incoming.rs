@@ -7,7 +7,7 @@
 //! nothing.
 
 use std::io;
-use std::task::{Context, Poll, ready};
+use std::task::{Poll, ready};
 
 use http_types::StatusCode;
 
@@ -15,7 +15,6 @@ use super::body::{Chunked, Framing, Step};
 use super::buffer::Buffer;
 use super::fault::{BodyError, Lost};
 use super::head::{EMPTY_LINES, Head};
-use crate::stream::transport::Transport;
 
 /// A connection's read buffer, with the message at its beginning.
 pub(crate) struct Incoming {
@@ -35,6 +34,11 @@ pub(crate) struct Incoming {
     /// How far `Expect: 100-continue` has come.
     permission: Permission,
 }
+
+/// Reads further bytes of the client's into the room that it is given.
+pub(super) trait ReadMore: FnMut(&mut [u8]) -> Poll<io::Result<usize>> {}
+
+impl<F: FnMut(&mut [u8]) -> Poll<io::Result<usize>>> ReadMore for F {}
 
 /// Says what is left of the body.
 enum Body {
@@ -115,13 +119,10 @@ impl Incoming {
         &self.bytes[self.start..self.end]
     }
 
-    /// Lets `read` read more behind what has been read.
-    pub(super) fn fill(
-        &mut self,
-        read: impl FnOnce(&mut [u8]) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
+    /// Lets `more` read behind what has been read.
+    pub(super) fn fill(&mut self, mut more: impl ReadMore) -> Poll<io::Result<usize>> {
         self.make_room();
-        let n = ready!(read(&mut self.bytes[self.end..]))?;
+        let n = ready!(more(&mut self.bytes[self.end..]))?;
         self.end += n;
         Poll::Ready(Ok(n))
     }
@@ -254,13 +255,12 @@ impl Incoming {
     /// error; the same again on every further read.
     pub(super) fn poll_body(
         &mut self,
-        transport: &mut Transport,
-        cx: &mut Context<'_>,
+        more: impl ReadMore,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let read = match &self.body {
-            Body::Fixed(_) => self.poll_fixed(transport, cx, buf),
-            Body::Chunked { .. } => self.poll_chunked(transport, cx, buf),
+        let read = match self.body {
+            Body::Fixed(left) => self.poll_fixed(left, more, buf),
+            Body::Chunked { .. } => self.poll_chunked(more, buf),
             Body::Cut(lost) => return Poll::Ready(Err(lost.error())),
         };
         read.map_err(|error| {
@@ -281,25 +281,19 @@ impl Incoming {
 
     fn poll_fixed(
         &mut self,
-        transport: &mut Transport,
-        cx: &mut Context<'_>,
+        left: u64,
+        more: impl ReadMore,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let Body::Fixed(left) = self.body else { return Poll::Ready(Ok(0)) };
         if left == 0 || buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let n = ready!(self.poll_content(transport, cx, buf, left))?;
+        let n = ready!(self.poll_content(left, more, buf))?;
         self.body = Body::Fixed(left - n as u64);
         Poll::Ready(Ok(n))
     }
 
-    fn poll_chunked(
-        &mut self,
-        transport: &mut Transport,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_chunked(&mut self, mut more: impl ReadMore, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut filled = 0;
         loop {
             let Body::Chunked { decoder, frame, content, most } = &mut self.body else {
@@ -327,7 +321,7 @@ impl Incoming {
                     return Poll::Ready(Ok(filled));
                 }
                 Step::Content(left) => {
-                    let n = ready!(self.poll_content(transport, cx, &mut buf[filled..], left))?;
+                    let n = ready!(self.poll_content(left, &mut more, &mut buf[filled..]))?;
                     filled += n;
                     if let Body::Chunked { decoder, .. } = &mut self.body {
                         decoder.took(n as u64);
@@ -344,7 +338,7 @@ impl Incoming {
                 }
                 Step::Partial if filled > 0 => return Poll::Ready(Ok(filled)),
                 Step::Partial => {
-                    let read = self.fill(|room| transport.poll_read(cx, room));
+                    let read = self.fill(&mut more);
                     self.ask_for_body(read.is_pending());
                     if ready!(read)? == 0 {
                         return Poll::Ready(Err(BodyError::CUT_SHORT.into()));
@@ -357,17 +351,16 @@ impl Incoming {
     /// Moves up to `most` bytes of content to `buf`, from the buffer or else from the client.
     fn poll_content(
         &mut self,
-        transport: &mut Transport,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
         most: u64,
+        mut more: impl ReadMore,
+        buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(buf.len());
         let here = self.take_unread(&mut buf[..most]);
         if here > 0 {
             return Poll::Ready(Ok(here));
         }
-        let read = transport.poll_read(cx, &mut buf[..most]);
+        let read = more(&mut buf[..most]);
         self.ask_for_body(read.is_pending());
         let n = ready!(read)?;
         if n == 0 {
@@ -377,8 +370,8 @@ impl Incoming {
         Poll::Ready(Ok(n))
     }
 
-    /// Someone wants the body, and has or has not to wait for it: a client that sends it unasked is
-    /// not told to (RFC 9110 section 10.1.1).
+    /// Notes that a reader wants the body, and whether the reader has to wait. If the client has
+    /// sent the body unasked, the server need not ask for it (RFC 9110 section 10.1.1).
     fn ask_for_body(&mut self, waits: bool) {
         if self.permission == Permission::Due {
             self.permission = if waits { Permission::Asked } else { Permission::Settled };
@@ -397,11 +390,11 @@ mod tests {
     use super::super::head::{self, Bounds};
     use super::super::idle::Idle;
     use super::*;
-    use crate::stream::transport::Wrapped;
+    use crate::stream::transport::{Transport, Wrapped};
     use futures_lite::{AsyncRead, AsyncWrite};
     use std::collections::VecDeque;
     use std::pin::Pin;
-    use std::task::Waker;
+    use std::task::{Context, Waker};
 
     /// A stream in memory. Each read gives one piece, and an empty piece is the end of the stream.
     /// When there are no more pieces, the client is silent.
@@ -471,7 +464,7 @@ mod tests {
         let cx = &mut Context::from_waker(Waker::noop());
         let (mut seen, mut buf) = (Vec::new(), vec![0; size]);
         let end = loop {
-            match incoming.poll_body(transport, cx, &mut buf) {
+            match incoming.poll_body(|room| transport.poll_read(cx, room), &mut buf) {
                 Poll::Ready(Ok(0)) => break Some(Ok(())),
                 Poll::Ready(Ok(n)) => seen.extend_from_slice(&buf[..n]),
                 Poll::Ready(Err(error)) => break Some(Err(BodyError::of(&error).unwrap())),
@@ -578,13 +571,12 @@ mod tests {
     #[test]
     fn a_client_is_told_to_continue_once_and_only_if_it_waits() {
         let head = FIXED.replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
-        let cx = &mut Context::from_waker(Waker::noop());
 
         let mut silent = transport(&[head.as_bytes()]);
         let mut incoming = begin(&mut silent, 10);
         assert!(!incoming.take_continue(), "nobody has read");
         assert_eq!(incoming.rest(), Rest::Lost);
-        assert!(incoming.poll_body(&mut silent, cx, &mut [0; 8]).is_pending());
+        assert!(incoming.poll_body(|_| Poll::Pending, &mut [0; 8]).is_pending());
         assert_eq!(incoming.rest(), Rest::AtLeast(5));
         assert!(incoming.take_continue() && !incoming.take_continue());
 

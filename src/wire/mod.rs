@@ -3,7 +3,8 @@
 //!
 //! Invariant: async-h1 sees one message's body at a time, and never a byte of the next message
 //! (rules W1, W2). A [`Gate`] lives while a connection is active, and an idle connection has none
-//! (rule W12). The gate takes no decision on stopping and sends only what it is given.
+//! (rule W12). The gate sends only what it is given. It takes no decision on stopping: it only
+//! discards no more of a body once idle connections have to end.
 
 pub(crate) mod asked;
 pub(crate) mod body;
@@ -42,7 +43,7 @@ use http_types::{Request, StatusCode, upgrade};
 use log::Level;
 use smol::channel;
 
-use crate::client::Received;
+use crate::client::Attached;
 use crate::stop::activity::{Doing, Wait};
 use crate::stop::orders::Order;
 use crate::stop::seat::{Describe, Seat};
@@ -165,7 +166,7 @@ impl Gate {
         let mut request = request::request(head, message, decoded)?;
         request
             .ext_mut()
-            .insert(Received { target: head.target(message).into(), seat: self.seat.clone() });
+            .insert(Attached { target: head.target(message).into(), seat: self.seat.clone() });
         Ok(request)
     }
 

@@ -37,7 +37,7 @@ impl Outgoing {
         self.end
     }
 
-    /// Storage behind what is to be sent, for [`Outgoing::filled`].
+    /// Returns storage behind what is to be sent, for [`Outgoing::filled`].
     pub(super) fn room(&mut self) -> &mut [u8] {
         if self.bytes.is_empty() {
             self.bytes = Buffer::new();

@@ -111,7 +111,7 @@ impl AsyncRead for Message {
             self.head = later;
             return Poll::Ready(Ok(now.len()));
         }
-        self.wire.lock().poll_read(self.exchange, cx, buf)
+        self.wire.poll_read(self.exchange, cx, buf)
     }
 }
 

@@ -1,8 +1,8 @@
 //! [`Reply`]: an http-types response as bytes, through async-h1's encoder, with its fix-ups.
 //!
-//! Invariant: what is sent is one well-formed message whose framing the client and we agree on
-//! (RFC 9112 section 6.3), or it is reported as broken and the connection must not be used again.
-//! Sends nothing itself and decides nothing about keeping the connection: it is told.
+//! Invariant: the bytes are one well-formed message whose end the client finds as the server means
+//! it (RFC 9112 section 6.3), or the reply fails and the connection must not be used again. Sends
+//! nothing. The caller decides whether the connection goes on.
 
 use std::cell::RefCell;
 use std::io;
@@ -102,7 +102,8 @@ pub(crate) fn upgrades(response: &Response) -> bool {
     response.status() == StatusCode::SwitchingProtocols && response.has_upgrade()
 }
 
-/// The response for a request that failed before or in its handler: the status, and no internals.
+/// Returns the response for a request that failed before or in its handler: the status, and no
+/// internals.
 pub(crate) fn plain(status: StatusCode) -> Response {
     let mut response = Response::new(status);
     if !has_no_body(status) {
@@ -136,7 +137,7 @@ impl Reply {
         });
         let status = response.status();
         if fields.framing {
-            // The framing is ours to decide; a handler's own idea of it would contradict it.
+            // The server decides the framing. A handler's own idea of it would contradict it.
             response.remove_header(TRANSFER_ENCODING);
             let declared = response.remove_header(CONTENT_LENGTH);
             let has_no_body = asked.method == Method::Head || has_no_body(status);
@@ -190,7 +191,8 @@ impl Reply {
         }
     }
 
-    /// Tells the client that the connection ends (rule S9); before the response is encoded.
+    /// Lets the response tell the client that the connection ends (rule S9). Call this before the
+    /// response is encoded.
     pub(crate) fn announce_close(&mut self) {
         self.closes = true;
     }
@@ -354,8 +356,8 @@ impl Reply {
     }
 }
 
-/// From how many bytes on a body is sent from where it lies, if that is one place in memory;
-/// shorter ones are gathered with what is to be sent before and behind them.
+/// The length in bytes from which on a body is sent from where it lies, if that is one place in
+/// memory. A shorter body is gathered with what is to be sent before and behind it.
 const LONG: u64 = 16 * 1024;
 
 const LENGTH: &[u8] = b"\r\ncontent-length: ";

@@ -1,11 +1,12 @@
 //! [`Wire`]: the part of a connection that its task shares with the reader of the request's body,
 //! or with the owner of an upgraded stream.
 //!
-//! Invariant: only [`Wire::lock`] locks this part, and wakers are woken after the lock has been
-//! released, because a waker may run any code. A body that is kept beyond its exchange finds an
-//! error, never the next message.
+//! Invariant: only [`Wire::lock`] locks this part. A waker may run any code, so this file wakes no
+//! task under the lock, apart from the connection's own while that task is polled. A body that is
+//! kept beyond its exchange finds an error, never the next message.
 
 use std::io;
+use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -103,13 +104,46 @@ impl Wire {
         true
     }
 
+    /// Reads the body of the message `exchange` for the request's owner.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` if the body is not the owner's any more (rule W6: no clean end), and every
+    /// error of [`Incoming::poll_body`].
+    pub(super) fn poll_read(
+        &self,
+        exchange: u32,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut shared = self.lock();
+        if shared.exchange != exchange {
+            return Poll::Ready(Err(over()));
+        }
+        shared.reads = shared.reads.wrapping_add(1);
+        if shared.ends_turn() {
+            drop(shared);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let was_asked = shared.incoming.continue_is_asked();
+        let read = shared.poll_body(cx, buf);
+        if !was_asked && shared.incoming.continue_is_asked() {
+            let seat = shared.seat.clone();
+            drop(shared);
+            // The connection's task sends `100 Continue`; the reader may be another.
+            seat.wake();
+        }
+        read
+    }
+
     /// Ends the connection, unless it has ended or was taken out of its gate.
     pub(super) fn end(&self, how: End) {
         let mut shared = self.lock();
         if let Some(transport) = shared.transport.take() {
             match how {
                 End::ShutDown if transport.has_socket() => {
-                    transport.shut_down();
+                    transport.shut(Shutdown::Both);
                     shared.transport = Some(transport);
                 }
                 End::Reset => transport.reset_on_close(),
@@ -138,32 +172,13 @@ impl Shared {
         self.is_read_to_end || transport.is_reset() || (is_empty && !transport.is_wrapped())
     }
 
-    /// Reads the body of the message `exchange` for the request's owner.
-    ///
-    /// # Errors
-    ///
-    /// `UnexpectedEof` if the body is not the owner's any more (rule W6: no clean end), and every
-    /// error of [`Incoming::poll_body`].
-    pub(super) fn poll_read(
-        &mut self,
-        exchange: u32,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        if self.exchange != exchange {
-            return Poll::Ready(Err(over()));
-        }
-        self.reads = self.reads.wrapping_add(1);
-        ready!(self.poll_turn(cx));
-        self.poll_body(cx, buf)
-    }
-
     /// Reads and drops some of the body, up to `most` bytes and as much as a turn allows. `most`
     /// becomes smaller by what was dropped.
     pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>, most: &mut u64) -> Poll<Discarded> {
         let mut scrap = Buffer::new();
         while self.incoming.rest() != Rest::Nothing {
-            if self.poll_turn(cx).is_pending() {
+            if self.ends_turn() {
+                cx.waker().wake_by_ref();
                 return Poll::Ready(Discarded::Part);
             }
             match ready!(self.poll_body(cx, &mut scrap)) {
@@ -174,22 +189,20 @@ impl Shared {
         Poll::Ready(Discarded::Whole)
     }
 
-    /// Gives way if much of the body was read without a pause: a client that is faster than the
-    /// reader must not keep others from their turn.
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.streak < TURN {
-            return Poll::Ready(());
+    /// Returns `true` if much of the body was read without a pause, and begins a new turn then. A
+    /// client that is faster than the reader must not keep others from their turn.
+    fn ends_turn(&mut self) -> bool {
+        let is_over = self.streak >= TURN;
+        if is_over {
+            self.streak = 0;
         }
-        self.streak = 0;
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        is_over
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let Some(transport) = &mut self.transport else { return Poll::Ready(Err(over())) };
-        let due = self.incoming.continue_is_asked();
         let before = transport.metered_received();
-        let read = self.incoming.poll_body(transport, cx, buf);
+        let read = self.incoming.poll_body(|room| transport.poll_read(cx, room), buf);
         let n = if let Poll::Ready(Ok(n)) = read { n } else { 0 };
         self.streak = if n > 0 { self.streak + n } else { 0 };
         // Bytes may have come under a wrapper without making any content yet.
@@ -209,10 +222,6 @@ impl Shared {
                 activity.wait(Wait::Body, is_stuck);
                 if came > 0 && !is_stuck {
                     activity.progress();
-                }
-                if !due && self.incoming.continue_is_asked() {
-                    // The connection's task sends it; the reader may be another.
-                    self.seat.wake();
                 }
             }
             // A read of the body is progress, whether the bytes are kept or discarded.
@@ -245,7 +254,7 @@ impl Shared {
         } else {
             incoming.cut_body(Lost::Wrong(BodyError::TOO_SLOW));
             if let Some(transport) = transport {
-                transport.stop_reading();
+                transport.shut(Shutdown::Read);
             }
         }
     }
@@ -286,4 +295,64 @@ const READ_AHEAD: usize = 1024 * 1024;
 /// Makes the error of a body that is read after its exchange is over.
 fn over() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the response has ended this request")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::head::Bounds;
+    use super::*;
+    use crate::stop::shutdown::Shutdown;
+    use crate::stream::connection::Connection;
+    use crate::stream::transport::Peer;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::Wake;
+
+    /// Counts the times that it is woken while nobody has locked the wire.
+    #[derive(Default)]
+    struct Looks {
+        wire: OnceLock<Arc<Wire>>,
+        found_free: AtomicU32,
+    }
+
+    impl Wake for Looks {
+        fn wake(self: Arc<Self>) {
+            if self.wire.get().is_some_and(|wire| wire.0.try_lock().is_ok()) {
+                self.found_free.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// A waker may poll its task in place, and the task then locks the wire.
+    #[test]
+    fn a_reader_wakes_nobody_under_the_lock() {
+        let head =
+            b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
+        let mut incoming = Incoming::behind(0);
+        let read = incoming.fill(|room| {
+            room[..head.len()].copy_from_slice(head);
+            Poll::Ready(Ok(head.len()))
+        });
+        assert!(matches!(read, Poll::Ready(Ok(_))));
+        let bounds = Bounds { head_bytes: 8192, headers: 100 };
+        incoming.begin_message(&head::parse(head, bounds).unwrap().unwrap(), u64::MAX);
+        let (_client, connection) = Connection::pair();
+        let seat = Seat::new(Peer::Unknown, Shutdown::new().orders());
+        let wire = Wire::new(connection.into_transport(None, None), incoming, seat.clone());
+        let looks = Arc::new(Looks::default());
+        let _ = looks.wire.set(wire.clone());
+        let waker = Waker::from(looks.clone());
+        let cx = &mut Context::from_waker(&waker);
+        let is_woken = |times| looks.found_free.swap(0, Ordering::Relaxed) == times;
+
+        // The connection's task has to send `100 Continue`.
+        seat.register(&waker);
+        assert!(wire.poll_read(0, cx, &mut [0; 8]).is_pending());
+        assert!(is_woken(1));
+
+        // The reader has had its turn.
+        wire.lock().streak = TURN;
+        assert!(wire.poll_read(0, cx, &mut [0; 8]).is_pending());
+        assert!(is_woken(1));
+    }
 }
