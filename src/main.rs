@@ -86,7 +86,7 @@ struct Settings {
 
     /// How long the drain may take before what is left is cut; 0s cuts it at once
     ///
-    /// What kills the process if it does not end must wait longer than lame duck and grace together
+    /// A supervisor must wait longer than lame duck and grace together before it kills the process
     #[arg(long, env = "SMOL_GRACEFUL_GRACE", value_name = "DURATION", default_value = "30s")]
     grace: humantime::Duration,
 
