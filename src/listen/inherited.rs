@@ -151,8 +151,11 @@ fn take(
 /// children of this process would inherit the socket, and it would stay open after the close.
 fn clear_copies(socket: &Socket, taken: &mut BTreeSet<RawFd>) -> io::Result<()> {
     let socket = inode(socket)?;
+    // Read once, because there may be many sockets, and each of them is taken by itself.
+    let announced: BTreeSet<_> =
+        passed().unwrap_or_default().into_iter().map(|passed| passed.fd).collect();
     let passed = OwnSocket::all().into_iter().filter(|own| own.is_passed).map(|own| own.fd);
-    let others = passed.filter(|fd| *fd >= FIRST && !is_announced(*fd));
+    let others = passed.filter(|fd| *fd >= FIRST && !announced.contains(fd));
     for fd in (0..FIRST).chain(others) {
         if clear_if(fd, socket)? {
             taken.insert(fd);
