@@ -613,6 +613,37 @@ fn a_late_successor_leaves_the_socket_file() {
     assert!(!path.exists());
 }
 
+/// A successor that is not ready in time is told to stop, and finishes what it has accepted, even if
+/// its predecessor is told to stop meanwhile.
+#[test]
+fn a_late_successor_is_told_to_stop_only_once() {
+    let directory = Directory::new();
+    let app = directory.path("app");
+    std::os::unix::fs::symlink(SERVER, &app).unwrap();
+    let mut command = Command::new(&app);
+    command.args(["--listen", "127.0.0.1:0", "--patience", "200ms"]);
+    let mut line = Line::start(command);
+    // This successor serves, and does not say so.
+    install(&app, format!("#!/bin/sh\nunset NOTIFY_SOCKET\nexec {SERVER} \"$@\"\n").as_bytes());
+    line.signal(Signal::USR2);
+    let told = line.program.wait_for("waiting for the successor, process ");
+    let successor = number_behind(&told, "process ");
+    line.signal(Signal::STOP);
+    wait_until("the server is suspended", || is_suspended(line.pid));
+    line.program.wait_for("(inherited)");
+    let mut client = line.program.connect();
+    client.get("/work?for=2s");
+    // Clients are accepted in turn, so the first one has been accepted when the second has its answer.
+    line.program.connect().get("/livez").response();
+    line.signal(Signal::CONT);
+    line.program.wait_for("stopping because of SIGTERM; in flight: ");
+    std::thread::sleep(Duration::from_millis(200));
+    line.signal(Signal::TERM);
+    assert_eq!(line.program.exit_code(), 0, "{}", line.program);
+    assert_eq!(client.response().text(), "okay", "{}", line.program);
+    wait_until("the successor has ended", || !is_running(successor));
+}
+
 /// Returns a server that was suspended before its successor became ready. The successor then counted
 /// on the sockets, and was told to stop. The server goes on.
 fn outlive_a_late_successor(args: &[&str]) -> Line {
