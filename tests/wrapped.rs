@@ -22,14 +22,16 @@ use common::{
     Blocking, Duplex, End, Log, PATIENCE, Pipes, Running, Stagehand, for_each, is_refused, patient,
     patiently, quick, small_socket, stage, upgrades, wait_until,
 };
-use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt, future};
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, future};
 use futures_rustls::TlsAcceptor;
 use futures_rustls::pki_types::{PrivateKeyDer, ServerName};
 use futures_rustls::rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, version,
 };
+use smol::{Executor, channel};
 use smol_graceful::{
-    Body, Connection, Cut, Ending, Limits, Listen, Request, Response, Server, Stage, What,
+    Address, Body, Connection, Cut, Ending, Limits, Listen, Request, Response, Server, Shutdown,
+    Stage, What,
 };
 use socket2::SockRef;
 
@@ -498,6 +500,101 @@ impl AsyncRead for Told {
             let _ = self.tell.send(());
         }
         Poll::Ready(Ok(n))
+    }
+}
+
+/// The deadline does not wait for a thread that a stream blocks (rules S13, S15), and a stream may
+/// abort the server: the outcome names the client in both cases, only without its request.
+#[test]
+fn a_stream_that_blocks_or_aborts_does_not_hold_up_the_end() {
+    for_each([false, true], |aborts| {
+        let (entered, enters) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let released = Arc::new(Mutex::new(released));
+        let shutdown =
+            Shutdown::new().grace(Duration::from_millis(if aborts { 60_000 } else { 10 }));
+        let handle = shutdown.clone();
+        let in_body: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            let _ = entered.send(());
+            if aborts {
+                handle.abort();
+            } else {
+                let _ = released.lock().unwrap().recv();
+            }
+        });
+        let listener = "127.0.0.1:0".listen().unwrap().wrap(move |stream| {
+            let in_body = in_body.clone();
+            async move { Ok(Calling { stream, in_body }) }
+        });
+        let Address::Tcp(addr) = *listener.address() else { panic!("not TCP") };
+        let executor = Arc::new(Executor::new());
+        let (end, ended) = channel::bounded::<()>(1);
+        let connections = executor.clone();
+        let worker = thread::spawn(move || future::block_on(connections.run(ended.recv())));
+        let (call, calls) = mpsc::channel();
+        let server = Server::new(move |mut request: Request| {
+            call.send(()).unwrap();
+            async move { request.body_string().await }
+        });
+        let server = server.shutdown(&shutdown).executor(executor);
+        let (tell, outcomes) = mpsc::channel();
+        thread::spawn(move || tell.send(future::block_on(server.serve([listener]))));
+
+        let mut client = TcpStream::connect(addr).unwrap();
+        client.write_all(&post("/", 2 * BODY.len())).unwrap();
+        calls.recv_timeout(PATIENCE).unwrap();
+        client.write_all(BODY).unwrap();
+        enters.recv_timeout(PATIENCE).unwrap();
+        if !aborts {
+            shutdown.stop();
+        }
+        let outcome = outcomes.recv_timeout(PATIENCE).expect("the end was held up").unwrap();
+        assert_eq!(outcome.ending, if aborts { Ending::Forced } else { Ending::TimedOut });
+        let cuts: Vec<_> = outcome.cut.iter().map(|cut| peer_and_stage(cut).0).collect();
+        assert_eq!(cuts, [client.local_addr().unwrap().to_string()]);
+        drop((release, end));
+        assert!(worker.join().unwrap().is_err());
+    });
+}
+
+/// The content of half a body.
+const BODY: &[u8] = b"half a body";
+
+/// A stream that calls the program when the content of a body comes.
+struct Calling {
+    stream: Connection,
+    in_body: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl AsyncRead for Calling {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if matches!(read, Poll::Ready(Ok(n)) if buf[..n].ends_with(BODY)) {
+            (self.in_body)();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Calling {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(cx)
     }
 }
 

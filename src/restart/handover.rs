@@ -101,7 +101,7 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
     let readiness = ReadinessSocket::new()?;
     let child = program(&listeners, &readiness)?.spawn()?;
     let pid = child.id();
-    let mut successor = Starting { child, is_ready: false };
+    let mut successor = Starting { child, is_ready: false, is_told: false };
     log::info!("waiting for the successor, process {pid}, to be ready");
     let taken = match successor.ready(&readiness, patience).await {
         Ok(taken) => taken,
@@ -198,6 +198,8 @@ fn program(listeners: &[&Listener], readiness: &ReadinessSocket) -> io::Result<P
 struct Starting {
     child: Child,
     is_ready: bool,
+    /// The successor has been told to stop.
+    is_told: bool,
 }
 
 impl Starting {
@@ -238,7 +240,7 @@ impl Starting {
     /// them.
     async fn end(&mut self, patience: Duration) {
         if self.child.try_wait().is_none() {
-            self.child.signal(Signal::TERM);
+            self.tell_to_stop();
         }
         let ended = async { Some(self.child.ended().await) };
         let late = async {
@@ -250,12 +252,21 @@ impl Starting {
             self.child.ended().await;
         }
     }
+
+    /// Tells the successor to stop, but only once: a second signal would cut the connections that
+    /// the successor has accepted (rule S14).
+    fn tell_to_stop(&mut self) {
+        if !self.is_told {
+            self.is_told = true;
+            self.child.signal(Signal::TERM);
+        }
+    }
 }
 
 impl Drop for Starting {
     fn drop(&mut self) {
         if !self.is_ready {
-            self.child.signal(Signal::TERM);
+            self.tell_to_stop();
         }
     }
 }

@@ -1,14 +1,16 @@
 //! [`Wire`]: the part of a connection that its task shares with the reader of the request's body,
 //! or with the owner of an upgraded stream.
 //!
-//! Invariant: only [`Wire::lock`] locks this part. A waker may run any code, so this file wakes no
-//! task under the lock, apart from the connection's own while that task is polled. A body that is
-//! kept beyond its exchange finds an error, never the next message.
+//! Invariant: only [`Wire::lock`] and [`Wire::lock_soon`] lock this part. A waker may run any code,
+//! so this file wakes no task under the lock, apart from the connection's own while that task is
+//! polled. A body that is kept beyond its exchange finds an error, never the next message.
 
 use std::io;
 use std::net::Shutdown;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::task::{Context, Poll, Waker, ready};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::buffer::Buffer;
 use super::fault::{BodyError, Lost};
@@ -81,6 +83,21 @@ impl Wire {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
         lock(&self.0)
+    }
+
+    /// Locks like [`Wire::lock`], but gives up after [`SOON`], for those who look at the connection
+    /// from elsewhere. The server polls and drops a stream of the program under this lock, and the
+    /// stream may block its thread, or may stop the server.
+    fn lock_soon(&self) -> Option<MutexGuard<'_, Shared>> {
+        let began = Instant::now();
+        loop {
+            match self.0.try_lock() {
+                Ok(shared) => return Some(shared),
+                Err(TryLockError::Poisoned(shared)) => return Some(shared.into_inner()),
+                Err(TryLockError::WouldBlock) if began.elapsed() >= SOON => return None,
+                Err(TryLockError::WouldBlock) => thread::sleep(SOON / 100),
+            }
+        }
     }
 
     /// Wakes the tasks that wait for the body, or for an upgraded stream.
@@ -157,10 +174,17 @@ impl Wire {
 }
 
 impl Describe for Wire {
+    /// Returns nothing if a stream of the program keeps the lock, because a deadline does not wait
+    /// for a thread that is blocked (rule S15). The caller has the lock of the latch, for which the
+    /// stream may wait.
     fn describe(&self) -> Option<(String, String)> {
-        head::request_line(self.lock().incoming.message())
+        head::request_line(self.lock_soon()?.incoming.message())
     }
 }
+
+/// How long a report waits for the name of a request. A thread that is not blocked has the lock for
+/// a moment only.
+const SOON: Duration = Duration::from_millis(20);
 
 impl Shared {
     /// Returns `true` if the owner of an upgraded stream can read nothing more from it. A

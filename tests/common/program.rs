@@ -220,8 +220,26 @@ impl ProcessId {
 
     /// Returns `false` for a process that has ended and is not waited for, too.
     pub fn is_running(self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.number())).unwrap_or_default();
-        test_kill_process(self.0).is_ok() && !stat.contains(") Z ")
+        test_kill_process(self.0).is_ok() && !self.stat().contains(") Z ")
+    }
+
+    /// Returns `true` if a signal has suspended the process.
+    pub fn is_suspended(self) -> bool {
+        self.stat().contains(") T ")
+    }
+
+    /// Returns how long the process has kept a processor busy.
+    pub fn processor_time(self) -> Duration {
+        let stat = self.stat();
+        let fields = stat.rsplit(") ").next().unwrap().split(' ');
+        // In user mode and in the kernel, in hundredths of a second.
+        let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(10 * ticks)
+    }
+
+    /// Returns the kernel's words on the process, or nothing if the process is gone.
+    fn stat(self) -> String {
+        fs::read_to_string(format!("/proc/{}/stat", self.number())).unwrap_or_default()
     }
 
     pub fn wait(self) {
