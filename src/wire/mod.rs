@@ -249,7 +249,7 @@ impl Gate {
             return true;
         }
         poll_fn(|cx| {
-            let discarded = self.wire.lock().poll_discard(cx, &mut most);
+            let discarded = self.wire.lock().poll_discard_arrived(cx, &mut most);
             match discarded {
                 Poll::Ready(Discarded::Whole) => Poll::Ready(true),
                 Poll::Ready(Discarded::Bad) => Poll::Ready(false),
