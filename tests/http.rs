@@ -1864,8 +1864,8 @@ fn a_panic_costs_one_client_a_500() {
     settle(&server);
 }
 
-/// Rule S17: a response that panics at its first poll is not sent without the part that panicked. The
-/// server polls this response early, because the response holds the request's body.
+/// Rule S17: a response that panics at its first poll is not sent without the part that panicked.
+/// The server polls this response early, because the response holds the request's body.
 #[test]
 fn a_panic_in_a_response_that_holds_the_requests_body_is_a_500() {
     let server = Running::new(|mut request: Request| async move {
