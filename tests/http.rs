@@ -1632,6 +1632,27 @@ fn a_panic_costs_one_client_a_500() {
     settle(&server);
 }
 
+/// Rule S17: a response that panics at its first poll is not sent without the part that panicked.
+/// The server polls this response early, because the response holds the request's body.
+#[test]
+fn a_panic_in_a_response_that_holds_the_requests_body_is_a_500() {
+    let server = Running::new(|mut request: Request| async move {
+        let body = request.take_body();
+        let rows = stream::iter(1..=3).map(move |row| {
+            assert!(row > 1 && body.len() == Some(5), "on purpose");
+            Ok(format!("row {row}\n"))
+        });
+        Ok(stream_body(rows))
+    });
+    let mut client = server.connect();
+    client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n");
+    let response = client.response();
+    assert_eq!((response.status, response.text().as_str()), (500, "Internal Server Error\n"));
+    assert_closed(&mut client, &response);
+    drop(client);
+    settle(&server);
+}
+
 // Heads that are refused.
 
 /// Rule W4: the right status, `Connection: close`, the end; never a reset.

@@ -1025,6 +1025,33 @@ fn a_slow_client_gets_its_last_response_whole() {
     }
 }
 
+/// Rule S9: the drain ends when the client has taken its last response, even if the server had sent
+/// that response before the stop.
+#[test]
+fn a_slow_client_does_not_hold_the_drain_after_its_last_response() {
+    const LONG: usize = 60_000;
+    let server = Running::new(|request| async move {
+        let mut response = Response::from("x".repeat(LONG));
+        if request.url().path() == "/last" {
+            response.insert_header("connection", "close");
+        }
+        Ok(response)
+    });
+    let mut client = Client::from(small_socket(server.addr(), 8 * 1024));
+    client.get("/last");
+    client.stream.peek(&mut [0]).unwrap();
+    // The connection gives the rest to the kernel, and begins to wait for the client.
+    settle(&server);
+    server.shutdown.stop();
+    // The connection takes note of the stop while the client has yet to take most of the response.
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(client.response().body.len(), LONG);
+    assert_eq!(client.end(), End::Eof);
+    let began = Instant::now();
+    assert!(server.outcome().is_drained());
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
 /// A response that is written is not cut because its client owes the rest of a body that nobody
 /// wants.
 #[test]

@@ -22,7 +22,7 @@ use common::{
     Blocking, Duplex, End, Log, PATIENCE, Pipes, Running, Stagehand, for_each, is_refused, patient,
     patiently, quick, small_socket, stage, upgrades, wait_until,
 };
-use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, future};
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
 use futures_rustls::TlsAcceptor;
 use futures_rustls::pki_types::{PrivateKeyDer, ServerName};
 use futures_rustls::rustls::{
@@ -30,8 +30,8 @@ use futures_rustls::rustls::{
 };
 use smol::{Executor, channel};
 use smol_graceful::{
-    Address, Body, Connection, Cut, Ending, Limits, Listen, Request, Response, Server, Shutdown,
-    Stage, What,
+    Address, Body, Connection, Cut, Ending, Limits, Listen, Listener, Request, Response, Server,
+    Shutdown, Stage, What,
 };
 use socket2::SockRef;
 
@@ -257,6 +257,71 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
             assert_eq!(outcome.finished, MANY as u64 + 1, "{what}");
         },
     );
+}
+
+/// A stream that gives little at a time, and is pending between any two reads although it holds
+/// data.
+struct Reluctant {
+    stream: Connection,
+    is_pending: bool,
+}
+
+impl AsyncRead for Reluctant {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        self.is_pending = !self.is_pending;
+        if self.is_pending {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let most = buf.len().min(700);
+        Pin::new(&mut self.stream).poll_read(cx, &mut buf[..most])
+    }
+}
+
+impl AsyncWrite for Reluctant {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(cx)
+    }
+}
+
+/// A body that nobody reads has arrived, too, and so has the request behind it, even if the stream
+/// shows them piece by piece.
+#[test]
+fn a_request_behind_an_unread_body_is_answered_in_the_drain() {
+    let (stage, handler) = stage();
+    let (stream, mut client) = Connection::pair();
+    let stream = Connection::new(Reluctant { stream, is_pending: false });
+    let listener = Listener::of(stream::once(Ok(stream)).chain(stream::pending()));
+    let server = Server::new(handler).shutdown(&quick());
+    let shutdown = server.handle();
+    let served = thread::spawn(move || future::block_on(server.serve([listener])));
+    let requests = [post("/wait", 5000), vec![b'x'; 5000], get("/now")].concat();
+    patiently(client.write_all(&requests)).unwrap();
+    stage.entered("/wait");
+    shutdown.stop();
+    stage.open();
+    let mut answers = String::new();
+    patiently(client.read_to_string(&mut answers)).unwrap();
+    let (done, now) = answers.split_once("done").expect("there is a first answer");
+    assert!(!done.contains("connection: close"), "{answers}");
+    assert!(now.contains("connection: close") && now.ends_with("now"), "{answers}");
+    assert!(served.join().unwrap().unwrap().is_drained());
 }
 
 /// What arrives after the stop does not prolong the connection, however much it is.

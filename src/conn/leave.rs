@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use async_io::Timer;
-use futures_lite::{FutureExt, future};
+use futures_lite::FutureExt;
 
 use crate::stop::activity::{Doing, Wait};
 use crate::stop::orders::Order;
@@ -61,14 +61,15 @@ pub(super) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bo
         Poll::Pending
     });
     // No event tells when the client's kernel has taken something, so the drain polls `ended` again
-    // and again. At other times the sweep's wake-up will do.
+    // and again. At other times the sweep's wake-up will do. The stop wakes this task, so the drain
+    // may begin at any time.
     let ticks = async {
         let mut pause = Duration::from_millis(1);
-        while is_draining() {
+        loop {
+            poll_fn(|_| if is_draining() { Poll::Ready(()) } else { Poll::Pending }).await;
             Timer::after(pause).await;
             pause = (pause * 2).min(Duration::from_millis(100));
         }
-        future::pending().await
     };
     ended.or(ticks).await;
 }

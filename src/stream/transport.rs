@@ -91,7 +91,7 @@ impl Wrapped {
 }
 
 /// How often a wrapped stream is polled for what it holds.
-const LAST_READS: usize = 8;
+pub(crate) const LAST_READS: usize = 8;
 
 /// The number of bytes that one look ahead reads at most.
 const AHEAD: usize = 1024;

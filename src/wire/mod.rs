@@ -210,9 +210,11 @@ impl Gate {
             reply.poll_begin(cx);
             Poll::Ready(())
         });
-        // A panic of the response's body is ignored here, because `respond` polls that body again
-        // and ends the response there (rule S17).
-        let _ = AssertUnwindSafe(begun).catch_unwind().await;
+        if AssertUnwindSafe(begun).catch_unwind().await.is_err() {
+            // `respond` ends the response (rule S17), and does not poll this body again. A stream
+            // may go on behind the item that has panicked, and then look whole.
+            reply.fail(io::Error::other("it has panicked"));
+        }
         // The client may hold back its first byte until it gets `100 Continue`.
         self.say_continue();
         self.wire.lock().reads != before
@@ -256,7 +258,7 @@ impl Gate {
             return true;
         }
         poll_fn(|cx| {
-            let discarded = self.wire.lock().poll_discard(cx, &mut most);
+            let discarded = self.wire.lock().poll_discard_arrived(cx, &mut most);
             match discarded {
                 Poll::Ready(Discarded::Whole) => Poll::Ready(true),
                 Poll::Ready(Discarded::Bad) => Poll::Ready(false),

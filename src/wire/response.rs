@@ -38,8 +38,8 @@ pub(crate) struct Reply {
     framing: Framing,
     /// A field that the encoder adds and that must not be sent.
     unwanted: Option<&'static [u8]>,
-    /// The error of the body's reader from `poll_begin`. It is reported only after the head has
-    /// been encoded.
+    /// The reason why the body cannot be sent, found before the response began. It is reported
+    /// only after the head has been encoded.
     failed: Option<io::Error>,
     /// Set if the response is the connection's last one, as the handler or the server wants it.
     closes: bool,
@@ -226,8 +226,13 @@ impl Reply {
             (None, None) => return,
         };
         if let Poll::Ready(Err(error)) = begun {
-            self.failed = Some(error);
+            self.fail(error);
         }
+    }
+
+    /// Ends the response with `error` behind its head, whatever its body has.
+    pub(super) fn fail(&mut self, error: io::Error) {
+        self.failed = Some(error);
     }
 
     /// Adds some of the response to `out`, or tells why there is nothing to add.

@@ -19,7 +19,7 @@ use super::incoming::{Incoming, Rest};
 use crate::lock::lock;
 use crate::stop::activity::{Doing, Wait};
 use crate::stop::seat::{Describe, Seat};
-use crate::stream::transport::Transport;
+use crate::stream::transport::{LAST_READS, Transport};
 
 /// The lock around the shared part.
 pub(super) struct Wire(Mutex<Shared>);
@@ -211,6 +211,25 @@ impl Shared {
             }
         }
         Poll::Ready(Discarded::Whole)
+    }
+
+    /// Discards like [`Shared::poll_discard`], but is pending only if no more has arrived. Polls a
+    /// wrapped stream a few more times, like [`Transport::poll_last_read`].
+    pub(super) fn poll_discard_arrived(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: &mut u64,
+    ) -> Poll<Discarded> {
+        let is_wrapped = self.transport.as_ref().is_some_and(Transport::is_wrapped);
+        let mut looks = 1;
+        loop {
+            let before = *most;
+            match self.poll_discard(cx, most) {
+                Poll::Pending if is_wrapped && *most < before => looks = 1,
+                Poll::Pending if is_wrapped && looks < LAST_READS => looks += 1,
+                discarded => return discarded,
+            }
+        }
     }
 
     /// Returns `true` if much of the body was read without a pause, and begins a new turn then. A
