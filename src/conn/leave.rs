@@ -61,8 +61,8 @@ pub(super) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bo
         Poll::Pending
     });
     // No event tells when the client's kernel has taken something, so the drain polls `ended` again
-    // and again. At other times the sweep's wake-up will do. The stop wakes this task, so the drain
-    // may begin at any time.
+    // and again. At other times the sweep's wake-up will do. The drain may begin at any time, and
+    // the end of the linger wakes this task then.
     let ticks = async {
         let mut pause = Duration::from_millis(1);
         loop {
