@@ -1,5 +1,5 @@
-//! [`ServeError`]: why a server could not be started, or has stopped by itself; and [`reason`]: an
-//! error in the words of the operating system.
+//! [`ServeError`]: why a server could not be started, or has stopped by itself; [`reason`] and
+//! [`during`]: an error in the words of the operating system, and the step that has failed.
 //!
 //! Prints one line that names the thing and the way out, also as what `main` returns, which the
 //! standard library prints with `Debug`.
@@ -94,6 +94,11 @@ impl From<ServeError> for io::Error {
 /// Returns the error for something that the program or its environment must not ask for.
 pub(crate) fn invalid(message: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, message.into())
+}
+
+/// Says in front of an error which step has failed.
+pub(crate) fn during(step: impl fmt::Display) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{step}: {}", reason(&error)))
 }
 
 /// Returns what the operating system says, without Rust's `(os error 2)` behind it.

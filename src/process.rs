@@ -19,7 +19,7 @@ use futures_lite::{FutureExt, Stream, StreamExt, future};
 use smol::Executor;
 use smol::channel;
 
-use crate::error::{ServeError, reason};
+use crate::error::{ServeError, during};
 use crate::listen::Listen;
 use crate::restart::notify::Notify;
 use crate::restart::pid_file::{PidFile, PidWriter};
@@ -334,10 +334,7 @@ impl Process {
         // before the first bind (rule S16), and before a worker inherits what is blocked.
         let signals = survive_full_files()
             .and_then(|()| signals::stream(&self.signals, self.restart))
-            .map_err(|error| {
-                let message = format!("cannot handle signals: {}", reason(&error));
-                io::Error::new(error.kind(), message)
-            })?;
+            .map_err(during("cannot handle signals"))?;
         // Dropped last: the file names this process until the drain is over.
         let pid_file = self.pid_file.as_deref().map(PidFile::at).transpose()?;
         let writer = pid_file.as_ref().map(PidFile::writer);

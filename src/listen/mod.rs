@@ -26,7 +26,7 @@ use std::time::Duration;
 use async_io::Async;
 use socket2::{Socket, TcpKeepalive};
 
-use crate::error::reason;
+use crate::error::during;
 use crate::listen::address::Address;
 use crate::listen::bind::TcpBind;
 use crate::listen::bind_error::BindError;
@@ -289,9 +289,7 @@ impl ListenOptions {
     pub fn inherited(self) -> io::Result<Vec<Listener>> {
         let take = |(socket, passed)| self.listener(socket, None, Some(passed));
         let listeners = inherited::all().and_then(|all| all.into_iter().map(take).collect());
-        listeners.map_err(|error: io::Error| {
-            io::Error::new(error.kind(), format!("inherited sockets: {error}"))
-        })
+        listeners.map_err(during("inherited sockets"))
     }
 
     /// Takes a listening socket that the program has bound itself, such as one of the standard
@@ -339,10 +337,7 @@ impl ListenOptions {
     /// # Ok::<(), io::Error>(())
     /// ```
     pub fn bind(self, address: &Address) -> io::Result<Listener> {
-        self.bind_or_take(address).map_err(|error| {
-            let message = format!("cannot listen on {address}: {}", reason(&error));
-            io::Error::new(error.kind(), message)
-        })
+        self.bind_or_take(address).map_err(during(format_args!("cannot listen on {address}")))
     }
 
     fn bind_or_take(self, address: &Address) -> io::Result<Listener> {

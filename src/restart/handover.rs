@@ -22,6 +22,7 @@ use rustix::process::Signal;
 use smol::lock::Mutex;
 use socket2::SockRef;
 
+use crate::error::during;
 use crate::listen::listener::Listener;
 use crate::listen::passing::{FDS, FIRST, HANDOVER, NAMES, PID};
 use crate::restart::notify::{MANAGER, Notify, SOCKET, TAKEN};
@@ -170,10 +171,8 @@ fn program(listeners: &[&Listener], readiness: &ReadinessSocket) -> io::Result<P
     let mut names = Vec::new();
     let mut handover = Vec::new();
     for (fd, listener) in (FIRST..).zip(listeners) {
-        let (socket, passed) = listener.pass(fd).map_err(|error| {
-            let message = format!("cannot hand over {}: {error}", listener.address());
-            io::Error::new(error.kind(), message)
-        })?;
+        let tried = format_args!("cannot hand over {}", listener.address());
+        let (socket, passed) = listener.pass(fd).map_err(during(tried))?;
         program.pass(socket);
         handover.push(passed.to_string());
         names.push(passed.name.unwrap_or_default());

@@ -28,6 +28,7 @@ use nix::sys::signal::{SIGPIPE, SigSet};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
+use crate::error::during;
 use crate::listen::passing::FIRST;
 
 /// A program that is to be started in this process's directory, with `/dev/null` as its standard
@@ -74,9 +75,7 @@ impl Program {
     /// the reason in an operator's words.
     pub(crate) fn spawn(mut self) -> io::Result<Child> {
         let descriptors = mem::take(&mut self.descriptors);
-        let input = File::open("/dev/null").map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot open /dev/null: {error}"))
-        })?;
+        let input = File::open("/dev/null").map_err(during("cannot open /dev/null"))?;
         self.spawn_with(&input, descriptors).map_err(|errno| {
             let name = Path::new(&self.name).display();
             let here = env::current_dir()
