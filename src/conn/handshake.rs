@@ -64,7 +64,7 @@ impl Conn<'_> {
         if connection.peer() != Peer::Unknown {
             seat.set_peer(connection.peer());
         }
-        seat.end();
+        seat.fall_idle();
         let mut transport = connection.into_transport(socket, Some(meter));
         if seat.order() >= Order::Finish {
             // The linger may have been over before there was a connection to send a request on. The

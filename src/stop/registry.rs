@@ -193,7 +193,7 @@ impl Watched {
         }
         let is_asked = stage.can_look() && (drains || !has_moved);
         if is_asked {
-            self.seat.ask();
+            self.seat.ask_for_client();
         }
         is_over || is_asked
     }
@@ -358,7 +358,7 @@ mod tests {
         let cuts = registry.cuts(Instant::now() + Duration::from_secs(2));
         let line = cuts[0].cut.to_string();
         assert!(line.starts_with("127.0.0.1:9 GET /slow (in the handler, 2."), "{line}");
-        seat.end();
+        seat.fall_idle();
         assert!(!registry.cuts(Instant::now())[0].is_cut());
     }
 
@@ -436,7 +436,7 @@ mod tests {
         let seats: Vec<_> = (0..40).map(|_| Seat::new(Peer::Unix, own.clone())).collect();
         for seat in &seats {
             registry.holders.insert(Holder::connection(seat.clone()));
-            seat.end();
+            seat.fall_idle();
         }
         let now = Instant::now();
         assert!(registry.expire_idle_longest(&own, 32, Duration::from_secs(1), now).is_empty());
@@ -444,7 +444,7 @@ mod tests {
         // One connection of eight gives way, and neither one that is at work nor one that has just
         // been at work.
         seats[0].begin(Some(Arc::downgrade(&head)));
-        seats[1].end();
+        seats[1].fall_idle();
         assert_eq!(registry.expire_idle_longest(&own, 1, Duration::ZERO, now).len(), 1);
         let chosen = registry.expire_idle_longest(&own, 32, Duration::ZERO, now);
         assert_eq!(chosen.len(), 4);

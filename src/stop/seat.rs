@@ -125,7 +125,7 @@ impl Seat {
     }
 
     /// Notes that the connection falls idle.
-    pub(crate) fn end(&self) {
+    pub(crate) fn fall_idle(&self) {
         *lock(&self.now) = Now { since: Instant::now(), head: None };
         self.activity.begin(Doing::Idle);
     }
@@ -143,7 +143,7 @@ impl Seat {
     }
 
     /// Asks the connection whether its client is still there.
-    pub(crate) fn ask(&self) {
+    pub(crate) fn ask_for_client(&self) {
         self.is_asked.store(true, Ordering::Relaxed);
     }
 
@@ -182,7 +182,7 @@ impl Seat {
     }
 
     /// Notes that the client has left, and notifies the tasks that wait for this.
-    pub(crate) fn leave(&self, left: Left) {
+    pub(crate) fn client_left(&self, left: Left) {
         if self.left.fetch_max(left as u8, Ordering::AcqRel) < left as u8 {
             self.has_left.notify(usize::MAX);
         }

@@ -790,7 +790,7 @@ impl Drop for Guard {
         let is_last = state.registry.holders.is_empty();
         drop(state);
         if let Some(seat) = holder.seat() {
-            seat.leave(Left::Gone);
+            seat.client_left(Left::Gone);
         }
         // Looked at after the registry: `advance` moves the phase under the same lock and announces
         // it, so one of the two sides sees both.
@@ -806,7 +806,7 @@ impl Drop for Guard {
 struct Latch {
     /// Moved with the state locked, and read without.
     phase: Arc<AtomicPhase>,
-    state: Mutex<State>,
+    state: Mutex<LatchState>,
     /// The phase has moved, or the last holder is gone in the drain.
     moved: Event,
     /// A connection has come.
@@ -817,7 +817,7 @@ struct Latch {
 
 /// The holders of a latch, and what is known of its stop.
 #[derive(Debug, Default)]
-struct State {
+struct LatchState {
     times: Times,
     /// The holders that keep the drain open.
     registry: Registry,
@@ -832,7 +832,7 @@ struct State {
 }
 
 impl Latch {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LatchState> {
         lock(&self.state)
     }
 
@@ -866,7 +866,7 @@ impl Latch {
     }
 
     /// Moves the phase forward to `phase`, after `note` has noted why, unless it is there already.
-    fn advance(&self, phase: Phase, note: impl FnOnce(&mut State)) {
+    fn advance(&self, phase: Phase, note: impl FnOnce(&mut LatchState)) {
         let mut state = self.state();
         if self.phase() < phase {
             note(&mut state);

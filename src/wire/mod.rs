@@ -319,7 +319,7 @@ impl Gate {
         }
         let left = self.wire.lock().transport.as_ref().map_or(Some(Left::Gone), Transport::left);
         if let Some(left) = left {
-            self.seat.leave(left);
+            self.seat.client_left(left);
         }
         left == Some(Left::Gone)
     }
@@ -515,7 +515,7 @@ impl Gate {
 
     /// Makes the connection idle (rule W12). Returns `None` if the connection has ended.
     pub(crate) fn into_idle(self) -> Option<Idle> {
-        self.seat.end();
+        self.seat.fall_idle();
         let mut shared = self.wire.lock();
         let transport = shared.transport.take()?;
         Some(Idle::behind(&shared.incoming, transport))

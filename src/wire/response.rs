@@ -35,7 +35,7 @@ pub(crate) struct Reply {
     /// because the stream is wrapped.
     is_piecemeal: bool,
     asked: Asked,
-    framing: Framing,
+    framing: ReplyFraming,
     /// A field that the encoder adds and that must not be sent.
     unwanted: Option<&'static [u8]>,
     /// The reason why the body cannot be sent, found before the response began. It is reported
@@ -46,7 +46,7 @@ pub(crate) struct Reply {
 }
 
 /// How the client finds the end of the body (RFC 9112 section 6.3).
-enum Framing {
+enum ReplyFraming {
     /// There is no body (rule W11).
     None,
     /// The head says the length. This many bytes of the body are still to be sent.
@@ -57,7 +57,7 @@ enum Framing {
     UntilClose,
 }
 
-impl Framing {
+impl ReplyFraming {
     fn of(response: &mut Response, asked: Asked) -> Self {
         let trailers = Trailers::promised(response, asked);
         if asked.method == Method::Head || has_no_body(response.status()) {
@@ -150,12 +150,12 @@ impl Reply {
             }
         }
 
-        let framing = Framing::of(&mut response, asked);
-        if fields.trailer && !matches!(framing, Framing::Chunked(Some(_))) {
+        let framing = ReplyFraming::of(&mut response, asked);
+        if fields.trailer && !matches!(framing, ReplyFraming::Chunked(Some(_))) {
             // Without trailers, the field would be wrong (RFC 9110 section 6.6.2).
             response.remove_header(TRAILER);
         }
-        let is_open_ended = matches!(framing, Framing::UntilClose);
+        let is_open_ended = matches!(framing, ReplyFraming::UntilClose);
         if is_open_ended {
             // A length that is never reached, and never sent. The encoder then sends no chunks.
             let reader = response.take_body().into_reader();
@@ -168,7 +168,7 @@ impl Reply {
             Some(_) => (LENGTH, is_open_ended || has_no_body(status)),
             None => (CODING, has_no_body(status) || asked.version == Version::Http1_0),
         };
-        let is_long = matches!(framing, Framing::Length(length) if length >= LONG);
+        let is_long = matches!(framing, ReplyFraming::Length(length) if length >= LONG);
         let body = is_long.then(|| {
             let nothing = nothing(response.len());
             let body = response.take_body();
@@ -205,12 +205,12 @@ impl Reply {
     /// Returns `true` if a body goes with the response (rule W11). That body may be made of the
     /// request's.
     pub(crate) fn has_body(&self) -> bool {
-        !matches!(self.framing, Framing::None)
+        !matches!(self.framing, ReplyFraming::None)
     }
 
     /// Returns `true` if only the end of the connection tells where the body ends.
     pub(super) fn ends_with_connection(&self) -> bool {
-        matches!(self.framing, Framing::UntilClose)
+        matches!(self.framing, ReplyFraming::UntilClose)
     }
 
     /// Gathers the body from now on, wherever it lies.
@@ -271,7 +271,7 @@ impl Reply {
         if !ready!(self.poll_slice(cx))?.is_empty() {
             return Poll::Ready(Ok(Filled::Slice));
         }
-        if let Framing::Chunked(Some(trailers)) = &mut self.framing {
+        if let ReplyFraming::Chunked(Some(trailers)) = &mut self.framing {
             if trailers.are_due {
                 let last = ready!(trailers.poll_end(cx));
                 let end = out.len();
@@ -291,7 +291,8 @@ impl Reply {
             (None, None) => unreachable!("the head goes first"),
         })?;
         // The encoder writes one chunk for each read, and only the last chunk's size begins with 0.
-        if let (Framing::Chunked(Some(trailers)), LAST_CHUNK) = (&mut self.framing, &room[..n]) {
+        if let (ReplyFraming::Chunked(Some(trailers)), LAST_CHUNK) = (&mut self.framing, &room[..n])
+        {
             // The bytes stay out of `out`, because the trailers have to come before the blank line.
             trailers.are_due = true;
             return self.poll_fill_body(cx, out);
@@ -299,8 +300,8 @@ impl Reply {
         out.filled(n);
         self.framing.count(n);
         Poll::Ready(match (&self.framing, n) {
-            (Framing::Length(0), _) => Ok(Filled::Whole),
-            (Framing::Length(_), 0) => Err(io::Error::new(
+            (ReplyFraming::Length(0), _) => Ok(Filled::Whole),
+            (ReplyFraming::Length(_), 0) => Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 "the response body is shorter than its declared length",
             )),
