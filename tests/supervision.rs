@@ -100,7 +100,9 @@ fn supervisord_starts_a_server_whose_programs_still_run() {
         let output = command.arg("-c").arg(&config).args(args).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    wait_until("the server answers", || TcpStream::connect(addr).is_ok());
+    // supervisord also binds the address when it reads its configuration, and closes it at once. A
+    // client of that moment is reset.
+    wait_until("the server runs", || ctl(&["status"]).contains("RUNNING"));
     let left: Vec<i32> = (0..3)
         .map(|_| {
             let told = Client::connect(addr).get("/leave/600").response().text();
