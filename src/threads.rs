@@ -64,7 +64,7 @@ fn try_descriptors() -> io::Result<()> {
 }
 
 /// Starts a thread that ends at once, and waits until the kernel no longer counts that thread.
-/// Returns where the kernel has listed it.
+/// Returns the path under which the kernel listed the thread, on Linux.
 fn try_one() -> io::Result<Option<PathBuf>> {
     let probe = thread::Builder::new().name("probe".into()).spawn(own_entry)?;
     let entry = probe.join().ok().flatten();
@@ -76,7 +76,7 @@ fn try_one() -> io::Result<Option<PathBuf>> {
     Ok(entry)
 }
 
-/// Returns where the kernel lists the calling thread, on Linux.
+/// Returns the path under which the kernel lists the calling thread, on Linux.
 fn own_entry() -> Option<PathBuf> {
     Some(Path::new("/proc").join(fs::read_link("/proc/thread-self").ok()?))
 }

@@ -20,7 +20,8 @@ use std::time::Duration;
 
 use common::{
     BIG, Client, Directory, End, PATIENCE, PipeClient, Pipes, Running, UPGRADE_HEAD, address_of,
-    handler, is_refused, patient, patiently, pattern, quick, stage, tcp, upgrading, wait_until,
+    handler, is_refused, patient, patiently, pattern, quick, reluctant, stage, tcp, upgrading,
+    wait_until,
 };
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
 use smol::{Executor, channel};
@@ -412,7 +413,7 @@ fn a_stream_that_gives_way_loses_no_request() {
     let mut serve = Box::pin(serve);
     let connect = || {
         let (client, connection) = Connection::pair();
-        let connection = Connection::new(Shy { stream: connection, is_shy: true });
+        let connection = reluctant(connection, usize::MAX);
         send.try_send(Ok(connection)).unwrap();
         PipeClient::from(client)
     };
@@ -442,45 +443,6 @@ fn a_stream_that_gives_way_loses_no_request() {
     }
     assert!(outcome.is_drained(), "{outcome}");
     assert_eq!(outcome.finished, 4);
-}
-
-/// Gives way before every read.
-struct Shy {
-    stream: Connection,
-    is_shy: bool,
-}
-
-impl AsyncRead for Shy {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        self.is_shy = !self.is_shy;
-        if !self.is_shy {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Shy {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_close(cx)
-    }
 }
 
 /// Rule S13.

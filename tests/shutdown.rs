@@ -1049,7 +1049,8 @@ fn a_slow_client_does_not_hold_the_drain_after_its_last_response() {
     assert_eq!(client.end(), End::Eof);
     let began = Instant::now();
     assert!(server.outcome().is_drained());
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    // A drain that the client holds ends after 5 s, so a machine that pauses does no harm here.
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }
 
 /// A response that is written is not cut because its client owes the rest of a body that nobody

@@ -19,10 +19,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Blocking, Duplex, End, Log, PATIENCE, Pipes, Running, Stagehand, for_each, is_refused, patient,
-    patiently, quick, small_socket, stage, upgrades, wait_until,
+    Blocking, Duplex, End, Log, PATIENCE, Pipes, ReadBy, Running, Stagehand, for_each, is_refused,
+    patient, patiently, quick, reluctant, small_socket, stage, upgrades, wait_until,
 };
-use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
+use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt, StreamExt, future, stream};
 use futures_rustls::TlsAcceptor;
 use futures_rustls::pki_types::{PrivateKeyDer, ServerName};
 use futures_rustls::rustls::{
@@ -259,54 +259,13 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
     );
 }
 
-/// A stream that gives little at a time, and is pending between any two reads although it holds
-/// data.
-struct Reluctant {
-    stream: Connection,
-    is_pending: bool,
-}
-
-impl AsyncRead for Reluctant {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        self.is_pending = !self.is_pending;
-        if self.is_pending {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let most = buf.len().min(700);
-        Pin::new(&mut self.stream).poll_read(cx, &mut buf[..most])
-    }
-}
-
-impl AsyncWrite for Reluctant {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_close(cx)
-    }
-}
-
 /// A body that nobody reads has arrived, too, and so has the request behind it, even if the stream
 /// shows them piece by piece.
 #[test]
 fn a_request_behind_an_unread_body_is_answered_in_the_drain() {
     let (stage, handler) = stage();
     let (stream, mut client) = Connection::pair();
-    let stream = Connection::new(Reluctant { stream, is_pending: false });
+    let stream = reluctant(stream, 700);
     let listener = Listener::of(stream::once(Ok(stream)).chain(stream::pending()));
     let server = Server::new(handler).shutdown(&quick());
     let shutdown = server.handle();
@@ -589,7 +548,15 @@ fn a_stream_that_blocks_or_aborts_does_not_hold_up_the_end() {
         });
         let listener = "127.0.0.1:0".listen().unwrap().wrap(move |stream| {
             let in_body = in_body.clone();
-            async move { Ok(Calling { stream, in_body }) }
+            async move {
+                Ok(ReadBy::new(stream, move |stream, cx: &mut Context<'_>, buf: &mut [u8]| {
+                    let read = stream.poll_read(cx, buf);
+                    if matches!(read, Poll::Ready(Ok(n)) if buf[..n].ends_with(BODY)) {
+                        in_body();
+                    }
+                    read
+                }))
+            }
         });
         let Address::Tcp(addr) = *listener.address() else { panic!("not TCP") };
         let executor = Arc::new(Executor::new());
@@ -624,44 +591,6 @@ fn a_stream_that_blocks_or_aborts_does_not_hold_up_the_end() {
 
 /// The content of half a body.
 const BODY: &[u8] = b"half a body";
-
-/// A stream that calls the program when the content of a body comes.
-struct Calling {
-    stream: Connection,
-    in_body: Arc<dyn Fn() + Send + Sync>,
-}
-
-impl AsyncRead for Calling {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if matches!(read, Poll::Ready(Ok(n)) if buf[..n].ends_with(BODY)) {
-            (self.in_body)();
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Calling {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_close(cx)
-    }
-}
 
 // ── What was upgraded (rules S11, S22) ──────────────────────────────────────────────────────
 

@@ -7,7 +7,7 @@
 use std::env;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::os::fd::RawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixDatagram;
@@ -102,7 +102,7 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
     let readiness = ReadinessSocket::new()?;
     let child = program(&listeners, &readiness)?.spawn()?;
     let pid = child.id();
-    let mut successor = Starting { child, is_ready: false, is_told: false };
+    let mut successor = Starting { child, stops_on_drop: true };
     log::info!("waiting for the successor, process {pid}, to be ready");
     let taken = match successor.ready(&readiness, patience).await {
         Ok(taken) => taken,
@@ -196,9 +196,8 @@ fn program(listeners: &[&Listener], readiness: &ReadinessSocket) -> io::Result<P
 /// A successor that is not ready yet.
 struct Starting {
     child: Child,
-    is_ready: bool,
-    /// The successor has been told to stop.
-    is_told: bool,
+    /// Set until the successor is ready, or has been told to stop.
+    stops_on_drop: bool,
 }
 
 impl Starting {
@@ -231,7 +230,7 @@ impl Starting {
             let message = format!("the successor was ready and has ended: {status}");
             return Err(io::Error::other(message));
         }
-        self.is_ready = taken.is_ok();
+        self.stops_on_drop = taken.is_err();
         taken
     }
 
@@ -255,8 +254,7 @@ impl Starting {
     /// Tells the successor to stop, but only once: a second signal would cut the connections that
     /// the successor has accepted (rule S14).
     fn tell_to_stop(&mut self) {
-        if !self.is_told {
-            self.is_told = true;
+        if mem::take(&mut self.stops_on_drop) {
             self.child.signal(Signal::TERM);
         }
     }
@@ -264,9 +262,7 @@ impl Starting {
 
 impl Drop for Starting {
     fn drop(&mut self) {
-        if !self.is_ready {
-            self.tell_to_stop();
-        }
+        self.tell_to_stop();
     }
 }
 

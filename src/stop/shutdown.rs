@@ -928,6 +928,15 @@ mod tests {
         block_on(poll_once(future)).is_some()
     }
 
+    /// Returns random numbers from a seed, which is printed. STRESS_SEED gives a seed again.
+    #[expect(clippy::print_stdout, reason = "the seed of a failure")]
+    fn seeded() -> fastrand::Rng {
+        let seed = std::env::var("STRESS_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+        println!("STRESS_SEED={seed}");
+        fastrand::Rng::with_seed(seed)
+    }
+
     /// Operators rely on them.
     #[test]
     fn defaults_are_the_agreed_ones() {
@@ -956,6 +965,8 @@ mod tests {
             let _ = shutdown.drain().await;
             true
         };
+        // No event tells that a deadline does not come. A grace that begins too early is over at
+        // once, so it needs no more time than this.
         let later = async {
             Timer::after(Duration::from_millis(20)).await;
             false
@@ -1146,15 +1157,11 @@ mod tests {
     }
 
     /// Workers take jobs while one stops, at any moment: every job that was taken is done when the
-    /// drain ends, and the others are in the queue. Print the seed, take it back by `STRESS_SEED`.
+    /// drain ends, and the others are in the queue.
     #[test]
-    #[expect(clippy::print_stdout, reason = "the seed of a failure")]
     fn jobs_and_stop_race() {
         let rounds = if cfg!(miri) { 5 } else { 300 };
-        let seed = std::env::var("STRESS_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-        println!("STRESS_SEED={seed}");
-        let mut random = fastrand::Rng::with_seed(seed);
+        let mut random = seeded();
         for _ in 0..rounds {
             let shutdown = Shutdown::new();
             let (post, queue) = smol::channel::unbounded();
@@ -1204,15 +1211,11 @@ mod tests {
     }
 
     /// Threads take and drop guards while one stops: nobody is admitted after the end, the end is
-    /// not missed, and it does not come early. Print the seed, take it back by `STRESS_SEED`.
+    /// not missed, and it does not come early.
     #[test]
-    #[expect(clippy::print_stdout, reason = "the seed of a failure")]
     fn guards_and_stop_race() {
         let rounds = if cfg!(miri) { 5 } else { 300 };
-        let seed = std::env::var("STRESS_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-        println!("STRESS_SEED={seed}");
-        let mut random = fastrand::Rng::with_seed(seed);
+        let mut random = seeded();
         for _ in 0..rounds {
             let shutdown = Shutdown::new();
             let held = Arc::new(AtomicUsize::new(0));

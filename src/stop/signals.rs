@@ -194,8 +194,8 @@ struct QueueState {
 }
 
 impl SignalQueue {
-    /// At most so many signals wait, and one of each kind, because a storm of them must not fill
-    /// memory.
+    /// Beyond this number, a signal is queued only if no other of its kind is, because a storm of
+    /// signals must not fill memory.
     const MANY: usize = 64;
 
     fn new(signals: Signals) -> Arc<Self> {

@@ -180,8 +180,8 @@ impl Transport {
         }
     }
 
-    /// Like [`Socket::shut`]. Does nothing if there is no socket, or if the connection has ended
-    /// already.
+    /// Shuts down like [`Socket::shut`]. Does nothing if there is no socket, or if the connection
+    /// has ended already.
     pub(crate) fn shut(&self, how: Shutdown) {
         let _ = self.socket().map(|socket| socket.shut(how));
     }

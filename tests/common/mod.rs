@@ -11,6 +11,7 @@ mod log;
 mod program;
 mod server;
 mod stage;
+mod stream;
 mod temporary;
 
 use std::future::Future;
@@ -36,6 +37,7 @@ pub use self::server::{
     Pipes, Running, address_of, free_port, is_refused, patient, quick, settle, tcp, wait_for_close,
 };
 pub use self::stage::{Answer, BIG, Stagehand, UPGRADE_HEAD, handler, stage, upgrades, upgrading};
+pub use self::stream::{ReadBy, reluctant};
 pub use self::temporary::Directory;
 
 /// How long anything may take before the test fails: far more than a busy machine needs.
