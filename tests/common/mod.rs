@@ -7,6 +7,8 @@
 #![allow(unused_imports, reason = "each scenario file uses its own part of this")]
 
 mod client;
+#[cfg(target_os = "linux")]
+pub mod handover;
 mod log;
 mod program;
 mod server;
@@ -29,9 +31,9 @@ pub use self::client::{
 };
 pub use self::log::Log;
 pub use self::program::{
-    Generations, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, chromium, end_of,
-    handle_ignored_signals, installed, number_behind, output, output_within, pass_repeat_window,
-    run_ok, sockets_of, terminate,
+    Generations, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, chromium, copy_file,
+    end_of, handle_ignored_signals, hear, install, installed, number_behind, output, output_within,
+    pass_repeat_window, run_ok, service_manager, sockets_of, terminate,
 };
 pub use self::server::{
     Pipes, Running, address_of, free_port, is_refused, patient, quick, settle, tcp, wait_for_close,
