@@ -153,6 +153,26 @@ fn half_a_head_is_completed_at_the_successor() {
     });
 }
 
+/// More bytes were read ahead than go with one message to the successor.
+#[test]
+fn many_long_halves_go_to_the_successor() {
+    let field = format!("X-Long: {}\r\n", "x".repeat(4000));
+    let head = format!("GET /livez HTTP/1.1\r\nHost: test\r\n{field}{field}{field}\r\n");
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let mut clients: Vec<_> = (0..30).map(|_| server.idle()).collect();
+        for client in &mut clients {
+            client.send(&head[..head.len() - 1]);
+        }
+        server.accepted();
+        server.hand_over(30);
+        for client in &mut clients {
+            assert_kept(&client.send("\n").response(), "live\n");
+        }
+        server.end();
+    });
+}
+
 /// A head may even arrive by a byte in each process.
 #[test]
 fn a_head_may_take_ten_processes() {
@@ -256,6 +276,25 @@ fn a_handler_ends_in_the_predecessor() {
         assert_kept(&client.response(), predecessor);
         server.assert_handed_over(predecessor, 1);
         assert_served_by([&mut client], server.serving());
+        server.end();
+    });
+}
+
+/// A client that wants its connection closed gets what it wants, from the process that it has asked.
+#[test]
+fn a_connection_that_the_client_closes_does_not_go() {
+    over_both(|over| {
+        let mut server = Handover::staged(over);
+        let mut client = server.idle();
+        client.send("GET /wait/restart HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        let predecessor = server.serving();
+        server.line_of(predecessor, "waiting for restart");
+        server.restart();
+        server.open("restart");
+        let response = client.response();
+        assert_eq!((response.text(), response.says_close()), (predecessor.to_string(), true));
+        assert_eq!(client.end(), End::Eof);
+        server.assert_handed_over(predecessor, 0);
         server.end();
     });
 }
@@ -439,19 +478,21 @@ fn a_slow_reader_gets_its_response_from_the_predecessor() {
     });
 }
 
-/// A stream ends politely at the restart, and its connection goes.
+/// A stream ends politely at the restart, and its connection goes behind the others.
 #[test]
 fn a_stream_ends_and_its_connection_goes() {
     over_both(|over| {
         let mut server = Handover::server(over, &[]);
-        let mut client = server.idle();
+        let (mut client, mut idle) = (server.idle(), server.idle());
         client.get("/stream?every=5ms&count=1000000").fill().unwrap();
         let predecessor = server.restart();
         // It ends with the last chunk.
         let response = client.response();
         assert!(response.text().ends_with('\n') && !response.says_close(), "{response:?}");
-        server.assert_handed_over(predecessor, 1);
-        assert_kept(&client.get("/livez").response(), "live\n");
+        server.assert_handed_over(predecessor, 2);
+        for client in [&mut client, &mut idle] {
+            assert_kept(&client.get("/livez").response(), "live\n");
+        }
         server.end();
     });
 }
