@@ -25,7 +25,7 @@ use rustix::process::{
 };
 use smol::Timer;
 use smol_graceful::{
-    Address, Body, Listener, Peer, Process, Request, Response, Server, Shutdown, StatusCode,
+    Address, Body, Limits, Listener, Peer, Process, Request, Response, Server, Shutdown, StatusCode,
 };
 
 use super::program::{hear, install, service_manager};
@@ -154,8 +154,19 @@ impl Handover {
         install(&self.directory.join("app"), script.as_bytes());
     }
 
-    /// Lets a successor take over, and returns its predecessor.
+    /// Lets a successor take over, and returns its predecessor, which accepts nobody any more.
     pub fn restart(&mut self) -> ProcessId {
+        let predecessor = self.take_over();
+        wait_until("the predecessor has closed its listener", || {
+            let listening = self.sockets(true);
+            !open_sockets(predecessor).iter().any(|(_, inode)| listening.contains(inode))
+        });
+        predecessor
+    }
+
+    /// Lets a successor take over, and returns its predecessor, which may still accept clients that
+    /// are in the queue.
+    pub fn take_over(&mut self) -> ProcessId {
         let predecessor = self.serving();
         predecessor.signal(Signal::USR2);
         self.wait_for_successor();
@@ -219,7 +230,7 @@ impl Handover {
 
     /// Returns the inodes of the connections that `process` has open.
     pub fn connections_of(&self, process: ProcessId) -> Vec<u64> {
-        let all = self.connections();
+        let all = self.sockets(false);
         let open = open_sockets(process).into_iter().map(|(_, inode)| inode);
         open.filter(|inode| all.contains(inode)).collect()
     }
@@ -227,7 +238,7 @@ impl Handover {
     /// Returns copies of the sockets of the connections that `process` has open, to look at their
     /// options. The test must be allowed to trace the process.
     pub fn copies_of(&self, process: ProcessId) -> Vec<OwnedFd> {
-        let all = self.connections();
+        let all = self.sockets(false);
         let pidfd = pidfd_open(process.0, PidfdFlags::empty()).unwrap();
         let sockets = open_sockets(process).into_iter().filter(|(_, inode)| all.contains(inode));
         let copies =
@@ -235,26 +246,30 @@ impl Handover {
         copies.collect()
     }
 
-    /// Returns the inodes of all connections that were accepted at the address.
-    fn connections(&self) -> Vec<u64> {
-        let Address::Tcp(addr) = self.address else { return self.unix_connections() };
-        let port = format!(":{:04X}", addr.port());
-        let table = fs::read_to_string("/proc/net/tcp").unwrap();
-        let lines = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-        // 0A is LISTEN.
-        let ours = lines.filter(|columns| columns[1].ends_with(&port) && columns[3] != "0A");
-        ours.map(|columns| columns[9].parse().unwrap()).collect()
-    }
-
-    fn unix_connections(&self) -> Vec<u64> {
+    /// Returns the inodes of all sockets that have the server's address: those that listen, or the
+    /// connections that were accepted.
+    fn sockets(&self, that_listen: bool) -> Vec<u64> {
         let path = self.directory.join("socket");
-        let table = fs::read_to_string("/proc/net/unix").unwrap();
+        let (table, inode) = match self.over {
+            Over::Tcp => ("/proc/net/tcp", 9),
+            Over::Unix => ("/proc/net/unix", 6),
+        };
+        let table = fs::read_to_string(table).unwrap();
         let lines = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-        // A connection that was accepted has the path of its listener, which has a flag.
-        let ours = lines.filter(|columns| {
-            columns.get(7).is_some_and(|file| Path::new(file) == path) && columns[3] == "00000000"
+        let ours = lines.filter(|columns| match self.address {
+            Address::Tcp(addr) => {
+                let is_listening = columns[3] == "0A";
+                columns[1].ends_with(&format!(":{:04X}", addr.port()))
+                    && is_listening == that_listen
+            }
+            _ => {
+                // A connection that was accepted has the path of its listener, which has a flag.
+                let is_listening = columns[3] == "00010000";
+                columns.get(7).is_some_and(|file| Path::new(file) == path)
+                    && is_listening == that_listen
+            }
         });
-        ours.map(|columns| columns[6].parse().unwrap()).collect()
+        ours.map(|columns| columns[inode].parse().unwrap()).collect()
     }
 
     /// Waits for a line that `process` has logged and that holds `text`. It may be an old one.
@@ -374,11 +389,12 @@ fn links_of(process: ProcessId) -> impl Iterator<Item = (RawFd, PathBuf)> {
 /// The test that has to call [`serve`] in each file that starts this program.
 pub const PROGRAM: &str = "the_program_of_these_tests";
 
-/// Variables of the program's environment: its address, the directory of its gates, and the number
-/// of its workers.
+/// Variables of the program's environment: its address, the directory of its gates, the number of
+/// its workers, and how many seconds a connection may be idle.
 const LISTEN: &str = "HANDOVER_LISTEN";
 const DIRECTORY: &str = "HANDOVER_DIRECTORY";
 pub const THREADS: &str = "HANDOVER_THREADS";
+pub const IDLE_TIMEOUT: &str = "HANDOVER_IDLE_TIMEOUT";
 
 /// How long the response to `/big` is.
 pub const BIG_BODY: usize = 8 * 1024 * 1024;
@@ -396,7 +412,12 @@ pub fn serve() {
 pub fn serve_with(more: impl FnOnce(&Path) -> Vec<Listener>) {
     let Ok(listen) = env::var(LISTEN) else { return };
     log_like_the_binary();
-    let server = Server::new(answer).shutdown(&Shutdown::new().grace(PATIENCE));
+    let mut limits = Limits::default();
+    if let Ok(seconds) = env::var(IDLE_TIMEOUT) {
+        limits.idle_timeout = Duration::from_secs(seconds.parse().unwrap());
+    }
+    let shutdown = Shutdown::new().grace(PATIENCE);
+    let server = Server::new(answer).limits(limits).shutdown(&shutdown);
     let mut process = Process::default();
     if let Ok(threads) = env::var(THREADS) {
         process = process.threads(threads.parse().unwrap());
