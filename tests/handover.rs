@@ -44,9 +44,11 @@ fn idle_connections_outlive_ten_restarts() {
     over_both(|over| {
         let mut server = Handover::server(over, &[]);
         let mut clients: Vec<_> = (0..3).map(|_| server.idle()).collect();
+        let mut at_once = 0;
         for _ in 0..10 {
             let predecessor = server.restart();
-            server.line_of(predecessor, "handed over 3 connections in ");
+            let told = server.line_of(predecessor, "handed over ");
+            at_once += usize::from(told.contains("] handed over 3 connections in "));
             server.assert_handed_over(predecessor, 3);
             let successor = server.serving();
             server.line_of(successor, "took over 3 connections of the predecessor");
@@ -54,6 +56,8 @@ fn idle_connections_outlive_ten_restarts() {
                 assert_kept(&client.get("/livez").response(), "live\n");
             }
         }
+        // On a busy machine some go only after that line.
+        assert!(at_once > 0);
         server.end();
     });
 }
@@ -111,13 +115,14 @@ fn http_1_0_connections_go_to_the_successor() {
 fn idle_connections_end_in_time_although_restarts_come_between() {
     over_both(|over| {
         let mut server = Handover::staged_with(over, |command| {
-            command.env(IDLE_TIMEOUT, "3");
+            command.env(IDLE_TIMEOUT, "4");
         });
         let begin = Instant::now();
         let mut client = server.idle();
         let mut handed_over = 0;
-        // As long as it lasts, the next restart comes much earlier than the limit.
-        client.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        // No process lives for as long as the limit, but each looks at its connections, once a
+        // second.
+        client.stream.set_read_timeout(Some(Duration::from_millis(2500))).unwrap();
         let end = loop {
             match client.try_fill() {
                 Ok(is_filled) => assert!(!is_filled, "the server has sent something"),
@@ -128,7 +133,7 @@ fn idle_connections_end_in_time_although_restarts_come_between() {
             handed_over += server.handed_over(predecessor);
         };
         assert_eq!(end, End::Eof);
-        assert!(begin.elapsed() >= Duration::from_secs(3), "{:?}", begin.elapsed());
+        assert!(begin.elapsed() >= Duration::from_secs(4), "{:?}", begin.elapsed());
         assert!(handed_over > 0);
         server.end();
     });
@@ -353,6 +358,36 @@ fn pipelined_requests_are_answered_in_order() {
     });
 }
 
+/// The same holds for more bytes than go with one message to the successor.
+#[test]
+fn a_long_pipeline_is_answered_in_order() {
+    const COUNT: usize = 300;
+    let body = "x".repeat(1000);
+    over_both(|over| {
+        let mut server = Handover::staged(over);
+        let mut client = server.in_flight("/wait/restart");
+        let mut writer = client.stream.try_clone().unwrap();
+        thread::scope(|scope| {
+            // It is more than the kernel takes in before the server reads.
+            scope.spawn(|| {
+                for n in 0..COUNT {
+                    writer.write_all(post(&format!("/post/{n}"), &body).as_bytes()).unwrap();
+                }
+            });
+            let predecessor = server.restart();
+            server.open("restart");
+            assert_kept(&client.response(), predecessor);
+            for n in 0..COUNT {
+                assert_kept(&client.response(), format!("/post/{n} {body}"));
+            }
+            server.assert_handed_over(predecessor, 1);
+        });
+        assert_served_by([&mut client], server.serving());
+        let log = server.end();
+        assert_eq!(log.matches("handled /post/").count(), COUNT, "{log}");
+    });
+}
+
 /// A client that never waits for an answer moves along, too, and loses none.
 #[test]
 fn an_endless_pipeline_goes_through_five_restarts() {
@@ -468,7 +503,7 @@ fn a_slow_reader_gets_its_response_from_the_predecessor() {
             Address::Tcp(addr) => Client::from(small_socket(addr, 64 * 1024)),
             _ => server.connect(),
         };
-        client.get("/big").fill().unwrap();
+        client.get("/big").get("/pid").fill().unwrap();
         let predecessor = server.restart();
         server.connect().get("/livez").response();
         assert_eq!(server.connections_of(predecessor).len(), 1);
@@ -476,6 +511,8 @@ fn a_slow_reader_gets_its_response_from_the_predecessor() {
         let response = client.response();
         assert!(response.body == pattern(BIG_BODY), "{} bytes", response.body.len());
         assert!(!response.says_close());
+        // That request goes along.
+        assert_kept(&client.response(), server.serving());
         server.assert_handed_over(predecessor, 1);
         assert_served_by([&mut client], server.serving());
         server.end();
@@ -587,26 +624,27 @@ fn the_socket_and_its_peer_stay_the_same() {
     });
 }
 
-/// A client that resets its connection on the way is nobody's, and harms nobody.
+/// A client that ends its connection on the way, by a reset or a FIN, costs nobody else anything.
 #[test]
-fn a_reset_on_the_way_costs_nobody_else() {
+fn an_end_on_the_way_costs_nobody_else() {
     over_both(|over| {
         let mut server = Handover::staged(over);
-        let (mut kept, mut lost) = (server.idle(), server.idle());
+        let [mut kept, mut reset, mut finished] = [server.idle(), server.idle(), server.idle()];
         // With bytes that nobody reads, a Unix socket is reset, too.
-        lost.get("/pid");
-        assert!(lost.stream.peek(&mut [0]).unwrap() > 0);
+        reset.get("/pid");
+        assert!(reset.stream.peek(&mut [0]).unwrap() > 0);
         let predecessor = server.suspend_successor();
-        server.wait_for_passage(predecessor, 2);
+        server.wait_for_passage(predecessor, 3);
         kept.get("/pid");
-        lost.reset();
+        reset.reset();
+        finished.get("/pid").half_close();
         let successor = server.serving();
         successor.signal(Signal::CONT);
         assert_kept(&kept.response(), successor);
-        server.assert_handed_over(predecessor, 2);
-        wait_until("the other connection is closed", || {
-            server.connections_of(successor).len() == 1
-        });
+        assert_eq!(finished.response().text(), successor.to_string());
+        assert_eq!(finished.end(), End::Eof);
+        server.assert_handed_over(predecessor, 3);
+        wait_until("the others are closed", || server.connections_of(successor).len() == 1);
         assert_served_by([&mut kept], successor);
         let log = server.end();
         assert!(!log.contains("ERROR"), "{log}");
@@ -724,8 +762,7 @@ fn plain_connections_go_beside_tls() {
         let first = server.serving();
         assert_served_by(&mut encrypted, first);
         let predecessor = server.restart();
-        let told = server.line_of(predecessor, "handed over 2 connections in ");
-        assert!(told.ends_with(", 3 stay: 3 of a listener with a wrapper (TLS)"), "{told}");
+        server.line_of(predecessor, "3 of a listener with a wrapper (TLS)");
         for client in &mut encrypted {
             assert_eq!(client.end(), End::Eof);
         }
