@@ -624,6 +624,29 @@ fn the_socket_and_its_peer_stay_the_same() {
     });
 }
 
+/// A close by the successor reaches the client, although the predecessor, which has had the same
+/// socket, is still there.
+#[test]
+fn a_close_by_the_successor_reaches_the_client() {
+    over_both(|over| {
+        let mut server = Handover::staged(over);
+        let mut long = server.in_flight("/wait/restart");
+        let mut client = server.idle();
+        let predecessor = server.restart();
+        let close = "GET /pid HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+        wait_until("the idle connection has gone", || {
+            server.connections_of(predecessor).len() == 1
+        });
+        assert_eq!(client.send(close).response().text(), server.serving().to_string());
+        assert_eq!(client.end(), End::Eof);
+        assert!(predecessor.is_running());
+        server.open("restart");
+        assert_kept(&long.response(), predecessor);
+        server.assert_handed_over(predecessor, 2);
+        server.end();
+    });
+}
+
 /// A client that ends its connection on the way, by a reset or a FIN, costs nobody else anything.
 #[test]
 fn an_end_on_the_way_costs_nobody_else() {
