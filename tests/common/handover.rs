@@ -187,12 +187,12 @@ impl Handover {
         self.started.push(self.servers.serving);
     }
 
-    /// Lets a successor take over that is suspended since it has said that it is ready, so that it
-    /// answers to nothing. Returns the predecessor.
+    /// Lets a successor take over that was suspended right after it said that it was ready, so that
+    /// the successor answers nothing. Returns the predecessor.
     pub fn suspend_successor(&mut self) -> ProcessId {
         let predecessor = self.serving();
         let go = self.directory.join("go");
-        // The successor waits, so that its predecessor is suspended before it is ready.
+        // The successor waits, so that its predecessor is suspended before the successor is ready.
         self.successors_run(&format!(
             "n=0; until [ -e {} ] || [ $n = 3000 ]; do n=$((n + 1)); sleep 0.01; done",
             go.display()
@@ -218,8 +218,8 @@ impl Handover {
         predecessor
     }
 
-    /// Waits until `process`, which hands over, no longer listens to this many connections, because
-    /// they are in the passage (rule H1).
+    /// Waits until `process`, which hands over, no longer waits for events of this many connections,
+    /// because they are in the passage (rule H1).
     pub fn wait_for_passage(&self, process: ProcessId, count: usize) {
         wait_until("the connections are in the passage", || {
             let watched = watched_by(process);
@@ -256,23 +256,23 @@ impl Handover {
         };
         let table = fs::read_to_string(table).unwrap();
         let lines = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let ours = lines.filter(|columns| match self.address {
-            Address::Tcp(addr) => {
-                let is_listening = columns[3] == "0A";
-                columns[1].ends_with(&format!(":{:04X}", addr.port()))
-                    && is_listening == that_listen
-            }
-            _ => {
+        let ours = lines.filter(|columns| {
+            let (is_ours, is_listening) = match self.address {
+                Address::Tcp(addr) => {
+                    (columns[1].ends_with(&format!(":{:04X}", addr.port())), columns[3] == "0A")
+                }
                 // A connection that was accepted has the path of its listener, which has a flag.
-                let is_listening = columns[3] == "00010000";
-                columns.get(7).is_some_and(|file| Path::new(file) == path)
-                    && is_listening == that_listen
-            }
+                _ => {
+                    let is_ours = columns.get(7).is_some_and(|file| Path::new(file) == path);
+                    (is_ours, columns[3] == "00010000")
+                }
+            };
+            is_ours && is_listening == that_listen
         });
         ours.map(|columns| columns[inode].parse().unwrap()).collect()
     }
 
-    /// Waits for a line that `process` has logged and that holds `text`. It may be an old one.
+    /// Waits for a line that `process` has logged and that holds `text`. The line may be an old one.
     pub fn line_of(&mut self, process: ProcessId, text: &str) -> String {
         let pid = process.to_string();
         self.servers.program.line_where(&format!("{text:?} of process {pid}"), |line| {
@@ -303,7 +303,7 @@ impl Handover {
         wait_until("the process has ended", || {
             status = match waitpid(Some(process.0), WaitOptions::NOHANG) {
                 Ok(ended) => ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw())),
-                // As long as its predecessor runs, it is the predecessor's child.
+                // As long as its predecessor runs, the process is the predecessor's child.
                 Err(Errno::CHILD) => process.status_of_zombie(),
                 Err(error) => panic!("{error}"),
             };

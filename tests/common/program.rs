@@ -258,7 +258,7 @@ impl ProcessId {
         Duration::from_millis(10 * ticks)
     }
 
-    /// Returns the status of a process that has ended and that its parent has not asked for it.
+    /// Returns the exit status of a process that has ended and for which its parent has not waited.
     pub fn status_of_zombie(self) -> Option<ExitStatus> {
         let stat = self.stat();
         let fields = stat.rsplit(") ").next().unwrap();
