@@ -94,15 +94,16 @@
 //! read buffer and admits one well-formed message at a time. [`run`] polls one smol executor from N
 //! worker threads; the thread that called it keeps signals, deadlines and the drain, and runs no
 //! handler. An idle connection holds its socket and its task, and no buffer. Deadlines are kept by
-//! one sweep over all connections, at most once a second, and not by a timer for each. The library
-//! registers no signal handler unless [`run`] or [`signals`] is called, prints nothing, and never
-//! exits the process.
+//! one sweep over all connections, at most once a second, and not by a timer for each. At a restart
+//! under [`run`], a connection goes to the successor as its socket and the bytes that were read
+//! ahead, when no exchange is under way. The library registers no signal handler unless [`run`] or
+//! [`signals`] is called, prints nothing, and never exits the process.
 //!
 //! # Limits
 //!
 //! HTTP/1.1 and 1.0 over TCP, Unix sockets and whatever a program brings, on Unix. Methods are
 //! those that http-types knows; others are answered 501. No routing, no HTTP/2; TLS by
-//! [`Listener::wrap`].
+//! [`Listener::wrap`], whose connections do not go to a successor.
 
 pub use async_signal::Signal;
 pub use chunks::stream_body;
