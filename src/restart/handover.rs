@@ -34,6 +34,9 @@ use crate::restart::spawn::{Child, Program};
 /// directory and environment), hands it the sockets of `listeners`, and waits up to `patience`
 /// until it says that it is ready. Returns its process id.
 ///
+/// Hands over listening sockets, not connections: those end by the stop that follows. Only
+/// [`run`](crate::run) hands over connections, too.
+///
 /// The successor finds the sockets by [`Listener::bind`] with the same addresses, or by
 /// [`Listener::inherited`]; they have the descriptors from 3 on, whatever else this process had
 /// been started with there. It is ready when it sends `READY=1` to its NOTIFY_SOCKET, as
