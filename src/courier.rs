@@ -77,7 +77,8 @@ impl<'a> Courier<'a> {
                 Ok(never) => match never {},
                 Err(closed) => closed,
             };
-            log::warn!("{}, and no more: {closed}", self.summary());
+            let stay = self.count(|seat| seat.doing() != Doing::Closing);
+            log::warn!("{}, {stay} stay: {closed}", self.summary());
             self.serve_the_rest().await;
         };
         hand_over.or(token.aborting()).await;

@@ -137,6 +137,7 @@ async fn start(
              the successor; restart with supervisorctl instead"
         );
     }
+    trusted(patience).await?;
     let listeners: Vec<_> = listeners.iter().filter(|listener| is_reachable(listener)).collect();
     let readiness = ReadinessSocket::new()?;
     let child = program(&listeners, &readiness, passage)?.spawn()?;
@@ -168,6 +169,28 @@ async fn start(
     }
     Notify::from_env().main_pid(pid);
     Ok((pid, adopted))
+}
+
+/// Waits until no predecessor waits for this process any more. A predecessor that finds this process
+/// gone, because a successor has taken its place already, would go on beside that one.
+///
+/// # Errors
+///
+/// If the predecessor still waits after `patience`.
+async fn trusted(patience: Duration) -> io::Result<()> {
+    let notify = Notify::from_env();
+    let is_trusted = async {
+        while notify.is_awaited() {
+            Timer::after(SECOND_LOOK / 10).await;
+        }
+        Ok(())
+    };
+    let late = async {
+        Timer::after(patience).await;
+        let message = "the predecessor has not let go of this process; is it suspended?";
+        Err(io::Error::new(io::ErrorKind::TimedOut, message))
+    };
+    is_trusted.or(late).await
 }
 
 /// Held during a restart: two successors would both take the sockets for their own.
