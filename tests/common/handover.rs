@@ -79,7 +79,12 @@ impl Handover {
         })
     }
 
-    fn start(over: Over, executable: PathBuf, configure: impl FnOnce(&mut Command, &str)) -> Self {
+    /// Starts a program by a command that `configure` completes with words for the address.
+    pub fn start(
+        over: Over,
+        executable: PathBuf,
+        configure: impl FnOnce(&mut Command, &str),
+    ) -> Self {
         static ADOPTING: Once = Once::new();
         // A process whose parent has ended is this process's child then, which asks for its exit
         // code.
@@ -171,11 +176,19 @@ impl Handover {
     /// Lets a successor take over that is suspended since it has said that it is ready, so that it
     /// answers to nothing. Returns the predecessor.
     pub fn suspend_successor(&mut self) -> ProcessId {
+        let successor = self.ready_successor("");
+        suspend(successor);
+        self.resume_predecessor(successor)
+    }
+
+    /// Starts a successor that runs these lines of a shell first. Suspends the process that serves
+    /// before the successor says that it is ready. Returns the successor.
+    pub fn ready_successor(&mut self, lines: &str) -> ProcessId {
         let predecessor = self.serving();
         let go = self.directory.join("go");
         // The successor waits, so that its predecessor is suspended before it is ready.
         self.successors_run(&format!(
-            "n=0; until [ -e {} ] || [ $n = 3000 ]; do n=$((n + 1)); sleep 0.01; done",
+            "{lines}\nn=0; until [ -e {} ] || [ $n = 3000 ]; do n=$((n + 1)); sleep 0.01; done",
             go.display()
         ));
         predecessor.signal(Signal::USR2);
@@ -190,9 +203,15 @@ impl Handover {
         self.manager.set_nonblocking(false).unwrap();
         fs::write(&go, "").unwrap();
         while hear(&self.manager) != "WATCHDOG=1\n" {}
-        suspend(successor);
         fs::remove_file(&go).unwrap();
         self.successors_run("");
+        successor
+    }
+
+    /// Lets the predecessor of [`Handover::ready_successor`] hear that this successor is ready, and
+    /// waits until the successor has taken over. Returns the predecessor.
+    pub fn resume_predecessor(&mut self, successor: ProcessId) -> ProcessId {
+        let predecessor = self.serving();
         predecessor.signal(Signal::CONT);
         self.wait_for_successor();
         assert_eq!(self.serving(), successor);
