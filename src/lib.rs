@@ -121,9 +121,12 @@ pub use stream::socket::Left;
 pub use stream::transport::Peer;
 pub use wire::fault::BodyError;
 
+mod adoption;
 mod chunks;
 mod client;
 mod conn;
+#[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "nobody starts a successor"))]
+mod courier;
 mod error;
 mod limits;
 mod listen;

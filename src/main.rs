@@ -202,7 +202,9 @@ fn variable(error: &clap::Error) -> Option<String> {
 fn warn_of_unknown_variables() {
     let command = Settings::command();
     // A predecessor sets these.
-    let predecessors = ["SMOL_GRACEFUL_HANDOVER", "SMOL_GRACEFUL_NOTIFY_SOCKET"].map(OsStr::new);
+    let predecessors =
+        ["SMOL_GRACEFUL_HANDOVER", "SMOL_GRACEFUL_NOTIFY_SOCKET", "SMOL_GRACEFUL_PASSAGE"]
+            .map(OsStr::new);
     let own = command.get_arguments().filter_map(Arg::get_env);
     let known: Vec<_> = own.chain(predecessors).collect();
     for (name, _) in env::vars_os() {

@@ -15,6 +15,9 @@ use crate::listen::listener::Listener;
 use crate::lock::lock;
 use crate::log_limit::LogLimit;
 
+/// A place, until it is dropped.
+pub(crate) type Place = SemaphoreGuardArc;
+
 /// The places of a server, which all its listeners share.
 pub(crate) struct Places {
     free: Arc<Semaphore>,
@@ -41,6 +44,11 @@ impl Places {
         }
     }
 
+    /// Returns a place if one is free.
+    pub(crate) fn try_take(&self) -> Option<Place> {
+        self.free.try_acquire_arc()
+    }
+
     /// Waits for a free place. While none is free and a client waits at `listener`, calls
     /// `close_idle` again and again, which closes at most so many idle connections and returns how
     /// many it closes.
@@ -48,7 +56,7 @@ impl Places {
         &self,
         listener: &Listener,
         close_idle: impl Fn(usize) -> usize,
-    ) -> SemaphoreGuardArc {
+    ) -> Place {
         if let Some(place) = self.free.try_acquire_arc() {
             return place;
         }

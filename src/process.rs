@@ -17,18 +17,21 @@ use async_io::Timer;
 use async_signal::Signal;
 use futures_lite::{FutureExt, Stream, StreamExt, future};
 use smol::Executor;
-use smol::channel;
+use smol::channel::{self, Receiver, Sender};
 
+use crate::adoption::Adoption;
+use crate::courier::Courier;
 use crate::error::{ServeError, during};
 use crate::listen::Listen;
 use crate::restart::notify::Notify;
+use crate::restart::passage::{Passage, ToSuccessor};
 use crate::restart::pid_file::{PidFile, PidWriter};
 use crate::restart::ready;
 use crate::server::{Running, Server, Stopping};
 use crate::stop::obey::REPEAT_WINDOW;
 use crate::stop::outcome::Outcome;
 use crate::stop::policy::{Action, Event, State};
-use crate::stop::shutdown::Shutdown;
+use crate::stop::shutdown::{Guard, Shutdown};
 use crate::stop::signals::{self, Received, STOP_SIGNALS, survive_full_files};
 use crate::threads;
 
@@ -351,10 +354,12 @@ impl Process {
                 .spawn(move || smol::block_on(executor.run(closed.recv())))
                 .map_err(threads::named(&format!("cannot start worker {number} of {threads}")))?;
         }
+        let passage = Passage::from_env();
+        let takes_connections = passage.is_some();
         let shutdown = server.handle();
         let running = Arc::new(server.executor(executor.clone()).start(listeners)?);
         let notify = Arc::new(Notify::from_env());
-        let announce = announce(notify.clone(), running.clone(), writer.clone());
+        let announce = announce(notify.clone(), running.clone(), writer.clone(), takes_connections);
         let _announce = executor.spawn(announce);
         let tell = |stopping: Stopping<'_>| match stopping {
             // The manager watches over the successor now.
@@ -371,9 +376,11 @@ impl Process {
 
         // Not on the workers: what connections keep and what requests need for a moment are then
         // allocated apart, so that many idle connections do not slow down the busy ones.
-        let control = running.control(tell).or(self.obey(signals, &shutdown, &running));
+        let (send, successor) = channel::bounded(1);
+        let control = running.control(tell).or(self.obey(signals, &shutdown, &running, send));
+        let control = control.or(running.accept()).or(carry(&running, passage, successor));
         // This `block_on` only parks: it takes no I/O events away from the workers.
-        running.verdict(future::block_on(control.or(running.accept())))
+        running.verdict(future::block_on(control))
     }
 
     /// Obeys signals, and starts a successor (rule S14). Never ends.
@@ -382,9 +389,11 @@ impl Process {
         mut signals: impl Stream<Item = Received> + Unpin,
         shutdown: &Shutdown,
         running: &Running,
+        departure: Sender<Departure>,
     ) -> Outcome {
         let token = shutdown.token();
         let mut state = State::Running;
+        let mut way = None;
         let none = || -> Successor<'_> { Box::pin(future::pending()) };
         let mut successor = none();
         loop {
@@ -406,7 +415,10 @@ impl Process {
             };
             let started = async {
                 match (&mut successor).await {
-                    Ok(pid) => Event::SuccessorReady(pid),
+                    Ok((pid, to_successor)) => {
+                        way = to_successor;
+                        Event::SuccessorReady(pid)
+                    }
                     Err(error) => {
                         log::error!("no successor: {error}; this process goes on");
                         Event::SuccessorFailed
@@ -422,6 +434,11 @@ impl Process {
                 Action::HandOver(..) => {
                     successor = none();
                     running.succeeded();
+                    if let Some(to_successor) = way.take() {
+                        // Before the stop: a response in between would say `close`.
+                        let guard = running.begin_hand_over(&to_successor.adopted);
+                        let _ = departure.try_send((to_successor, guard));
+                    }
                 }
                 // A client in the queue was accepted by the kernel: the outcome has to name it.
                 Action::Abort(_) => running.empty_queues(),
@@ -433,11 +450,11 @@ impl Process {
 }
 
 /// A successor that is being started.
-type Successor<'a> = Pin<Box<dyn Future<Output = io::Result<u32>> + 'a>>;
+type Successor<'a> = Pin<Box<dyn Future<Output = io::Result<(u32, Option<ToSuccessor>)>> + 'a>>;
 
 #[cfg(feature = "restart")]
 fn start_successor(running: &Running, patience: Duration) -> Successor<'_> {
-    Box::pin(crate::restart::handover::restart(&running.listeners, patience))
+    Box::pin(crate::restart::handover::restart_with_connections(&running.listeners, patience))
 }
 
 #[cfg(not(feature = "restart"))]
@@ -445,15 +462,35 @@ fn start_successor(_: &Running, _: Duration) -> Successor<'_> {
     Box::pin(future::pending())
 }
 
+/// The way to a successor, and the guard that holds the drain open until the connections were asked
+/// to go there.
+type Departure = (ToSuccessor, Option<Guard>);
+
+/// Takes connections from predecessors, until a successor takes those of this process. Never ends.
+async fn carry<T>(running: &Running, from: Option<Passage>, departure: Receiver<Departure>) -> T {
+    let adoption = Adoption::new(running, from);
+    let (begun, predecessors) = adoption.until(departure.recv()).await;
+    match begun {
+        Ok((to, guard)) => Courier::new(running, to).run(predecessors, guard).await,
+        // Nobody will start a successor any more.
+        Err(_) => future::pending().await,
+    }
+}
+
 /// Tells the service manager that requests are served, by the very threads that serve them. Goes on
 /// telling it if the manager has a watchdog.
-async fn announce(notify: Arc<Notify>, running: Arc<Running>, pid_file: Option<PidWriter>) {
+async fn announce(
+    notify: Arc<Notify>,
+    running: Arc<Running>,
+    pid_file: Option<PidWriter>,
+    takes_connections: bool,
+) {
     // The file comes first, so a manager that hears READY finds it. A predecessor that does not
     // trust this process after all writes its own id again.
     pid_file.iter().for_each(PidWriter::write);
     let addresses: Vec<_> = running.listeners.iter().map(|l| l.address().to_string()).collect();
     let status = format!("listening on {}", addresses.join(", "));
-    while ready::report(&notify, &status, &running.listeners).is_err() {
+    while ready::report(&notify, &status, &running.listeners, takes_connections).is_err() {
         Timer::after(Duration::from_millis(100)).await;
     }
     let Some(interval) = notify.watchdog_interval() else { return };

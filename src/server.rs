@@ -11,22 +11,23 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use async_io::Timer;
 use futures_lite::{FutureExt, future};
 use http_types::{Request, Response};
 use smol::Executor;
+use smol::channel::{self, Receiver};
 
 use crate::conn::handler::Handler;
+use crate::conn::leaving::{Counted, Leaving};
 use crate::conn::{Conn, Service};
 use crate::error::{ServeError, reason};
 use crate::limits::Limits;
 use crate::listen::Listen;
 use crate::listen::listener::Listener;
 use crate::listen::source::Accepted;
-use crate::places::Places;
+use crate::places::{Place, Places};
 use crate::stop::orders::Order;
 use crate::stop::outcome::{Draining, Outcome};
 use crate::stop::phase::Phase;
@@ -35,6 +36,7 @@ use crate::stop::seat::Seat;
 use crate::stop::shutdown::{Guard, Shutdown, Times};
 use crate::stream::transport::Peer;
 use crate::threads;
+use crate::wire::Movable;
 
 /// An HTTP/1.1 server.
 ///
@@ -186,8 +188,7 @@ impl Server {
     ///
     /// ```
     /// use smol_graceful::Server;
-    /// use std::thread;
-    ///
+    ///     ///
     /// # fn main() -> std::io::Result<()> {
     /// let server = Server::new(|_request| async { Ok("okay") });
     /// let shutdown = server.handle();
@@ -275,6 +276,7 @@ impl Server {
             let inherited = if listener.is_inherited() { " (inherited)" } else { "" };
             log::info!("listening on {}{inherited}", listener.address());
         }
+        let (leaving, leavers) = channel::unbounded();
         Ok(Running {
             listeners,
             executor: self.executor.unwrap_or_default(),
@@ -285,7 +287,9 @@ impl Server {
                 limits: self.limits,
                 orders: self.shutdown.orders(),
                 shutdown: self.shutdown,
+                leaving,
             }),
+            leavers,
         })
     }
 }
@@ -305,8 +309,10 @@ pub(crate) struct Running {
     executor: Arc<Executor<'static>>,
     /// A successor serves in the place of this server.
     is_succeeded: AtomicBool,
-    places: Places,
-    service: Arc<Service>,
+    pub(crate) places: Places,
+    pub(crate) service: Arc<Service>,
+    /// The connections that leave for the successor.
+    pub(crate) leavers: Receiver<Leaving>,
 }
 
 impl Running {
@@ -324,7 +330,7 @@ impl Running {
             // Beyond `Limits::connections`, clients wait in the kernel's queue. `accept` drops the
             // place while it waits, so a listener without a client keeps no place from the others.
             let place = self.places.take(listener, |most| self.close_idle(most)).await;
-            if !listener.accept(|accepted| self.admit(listener, accepted, place)).await {
+            if !listener.accept(|accepted| self.admit(listener, accepted, Some(place))).await {
                 break;
             }
             if turn % 32 == 0 {
@@ -353,15 +359,15 @@ impl Running {
     pub(crate) fn empty_queues(&self) {
         for listener in &self.listeners {
             // Clients that cannot be taken yet are tried again at the end (`close_at_once`).
-            let _ = listener.empty_queue(|accepted| self.admit(listener, accepted, ()));
+            let _ = listener.empty_queue(|accepted| self.admit(listener, accepted, None));
         }
     }
 
     /// Counts a connection and spawns its task, in this order (rule S1).
-    fn admit<P: Send + 'static>(&self, listener: &Listener, accepted: Accepted, place: P) {
+    fn admit(&self, listener: &Listener, accepted: Accepted, place: Option<Place>) {
         let Accepted { transport, peer } = accepted;
-        let seat = Seat::new(peer, self.service.orders.clone());
-        let Some(guard) = self.service.shutdown.admit(Holder::connection(seat.clone())) else {
+        let seat = self.seat(listener, peer, Instant::now());
+        let Some(counted) = self.count(&seat, place) else {
             if transport.waiting() > 0 {
                 self.service.shutdown.missed(&seat);
             }
@@ -371,17 +377,41 @@ impl Running {
         // Two kinds of tasks: what a wrapper needs is no part of a plain connection's.
         match listener.wrapper().cloned() {
             None => self.executor.spawn(async move {
-                let served = Conn::new(&service, &seat, transport).serve();
-                log_panic(&AssertUnwindSafe(served).catch_unwind().await, &seat);
-                drop((guard, place));
+                let served = Conn::new(&service, &counted.seat, transport).serve();
+                let served = AssertUnwindSafe(served).catch_unwind().await;
+                service.end(counted, served);
             }),
             Some(wrapper) => self.executor.spawn(async move {
-                let served = Conn::new(&service, &seat, transport).serve_wrapped(&wrapper);
-                log_panic(&AssertUnwindSafe(served).catch_unwind().await, &seat);
-                drop((guard, place));
+                let served = Conn::new(&service, &counted.seat, transport).serve_wrapped(&wrapper);
+                let served = AssertUnwindSafe(served).catch_unwind().await;
+                service.end(counted, served);
             }),
         }
         .detach();
+    }
+
+    /// Makes the seat of a connection of `listener` that was accepted or fell idle at `since`.
+    pub(crate) fn seat(&self, listener: &Listener, peer: Peer, since: Instant) -> Arc<Seat> {
+        let number = self.listeners.iter().position(|own| own.is_same(listener));
+        let number = number.and_then(|number| u32::try_from(number).ok()).unwrap_or(u32::MAX);
+        Seat::of_listener(number, peer, self.service.orders.clone(), since)
+    }
+
+    /// Counts a connection, unless the drain is over or aborted (rule S1).
+    pub(crate) fn count(&self, seat: &Arc<Seat>, place: Option<Place>) -> Option<Counted> {
+        let guard = self.service.shutdown.admit(Holder::connection(seat.clone()))?;
+        Some(Counted { seat: seat.clone(), _guard: guard, _place: place })
+    }
+
+    /// Spawns the task of a connection that another task or process has served before.
+    pub(crate) fn go_on(&self, connection: Movable, counted: Counted) {
+        let service = self.service.clone();
+        let task = async move {
+            let served = Conn::go_on(&service, &counted.seat, connection);
+            let served = AssertUnwindSafe(served).catch_unwind().await;
+            service.end(counted, served);
+        };
+        self.executor.spawn(task).detach();
     }
 
     /// Returns the drain's outcome, or the failure of a source.
@@ -424,7 +454,7 @@ impl Running {
         // before the drain, so the outcome of an abort names what was queued, too.
         let close = async {
             for listener in &self.listeners {
-                listener.close(|accepted| self.admit(listener, accepted, ())).await;
+                listener.close(|accepted| self.admit(listener, accepted, None)).await;
             }
             drop(listening);
             future::pending().await
@@ -451,7 +481,7 @@ impl Running {
     fn close_at_once(&self) {
         for listener in &self.listeners {
             if let Err(error) =
-                listener.close_at_once(|accepted| self.admit(listener, accepted, ()))
+                listener.close_at_once(|accepted| self.admit(listener, accepted, None))
             {
                 let (address, reason) = (listener.address(), reason(&error));
                 log::error!("clients stay in the queue of {address}, not served: {reason}");
@@ -464,6 +494,13 @@ impl Running {
     /// Notes that a successor serves in the place of this server.
     pub(crate) fn succeeded(&self) {
         self.is_succeeded.store(true, Ordering::Release);
+    }
+
+    /// Lets the connections of those listeners go to a successor that have an inode in `adopted`,
+    /// from the coming stop on. The guard holds the drain open until each connection was asked.
+    pub(crate) fn begin_hand_over(&self, adopted: &[Option<u64>]) -> Option<Guard> {
+        self.service.orders.begin_hand_over(adopted.iter().map(Option::is_some).collect());
+        self.service.shutdown.admit(Holder::Server)
     }
 
     /// Returns `true` if a successor serves in the place of this server, even if the successor does
@@ -492,7 +529,7 @@ impl Running {
         }
     }
 
-    fn wake_all(&self) {
+    pub(crate) fn wake_all(&self) {
         let Service { shutdown, orders, .. } = &*self.service;
         shutdown.wake(|registry| registry.seats_of(orders).cloned().collect());
     }
@@ -530,10 +567,4 @@ fn period(limits: &Limits, phase: Phase) -> Duration {
 
 async fn sleep(duration: Duration) {
     Timer::after(duration).await;
-}
-
-fn log_panic(served: &thread::Result<()>, seat: &Seat) {
-    if served.is_err() {
-        log::error!("{}: the connection's stream has panicked", seat.peer());
-    }
 }

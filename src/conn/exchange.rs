@@ -19,7 +19,15 @@ use crate::stop::seat::Seat;
 use crate::wire::asked::Asked;
 use crate::wire::head::Head;
 use crate::wire::response::{Reply, plain, upgrades};
-use crate::wire::{Broken, Gate, Idle, Rest};
+use crate::wire::{Begun, Broken, Gate, Idle, Movable, Rest};
+
+/// How the active phase of a connection ends, if the connection goes on.
+pub(super) enum Behind {
+    /// Nothing more has arrived.
+    Idle(Idle),
+    /// The connection goes to the successor.
+    Leaving(Movable),
+}
 
 /// A connection that serves requests.
 pub(super) struct Active<'a> {
@@ -36,10 +44,10 @@ impl<'a> Active<'a> {
         Self { service, seat, gate, owed: None }
     }
 
-    /// Serves request after request until nothing more has arrived. Returns `None` if the
-    /// connection has ended.
+    /// Serves request after request until nothing more has arrived, or until the connection is to
+    /// leave. Returns `None` if the connection has ended.
     #[expect(clippy::manual_async_fn, reason = "an `async fn` keeps room for its arguments twice")]
-    pub(super) fn run(mut self) -> impl Future<Output = Option<Idle>> + Send + 'a {
+    pub(super) fn run(mut self) -> impl Future<Output = Option<Behind>> + Send + 'a {
         async move {
             for turn in 1_usize.. {
                 if turn % 32 == 0 {
@@ -48,7 +56,8 @@ impl<'a> Active<'a> {
                 }
                 let at_rest = match self.exchange().await {
                     Ok(Next::Exchange) => continue,
-                    Ok(Next::Idle) => return self.gate.into_idle(),
+                    Ok(Next::Idle) => return self.gate.into_idle().map(Behind::Idle),
+                    Ok(Next::Leave) => return self.gate.into_movable().map(Behind::Leaving),
                     Ok(Next::Close) => self.gate.rest() == Rest::Nothing && !self.gate.has_input(),
                     Err(Instead::Refuse(status)) => {
                         self.refuse(status).await.ok()?;
@@ -75,8 +84,11 @@ impl<'a> Active<'a> {
     async fn exchange(&mut self) -> Result<Next, Instead> {
         let service = self.service;
         let longest_body = service.limits.body_bytes.unwrap_or(u64::MAX);
-        let head = self.gate.head(longest_body).await.map_err(Instead::Refuse)?;
-        let head = head.ok_or(Instead::End)?;
+        let head = match self.gate.head(longest_body).await.map_err(Instead::Refuse)? {
+            Begun::Head(head) => head,
+            Begun::Leave => return Ok(Next::Leave),
+            Begun::End => return Err(Instead::End),
+        };
         let answer = ask(service, &self.gate, &head).map_err(Instead::Refuse)?;
         let answered = async { Some(answer.await) };
         let gone = async {
@@ -99,7 +111,7 @@ impl<'a> Active<'a> {
             reply.announce_close();
         }
         self.gate.respond(&mut reply).await.map_err(|broken| self.give_up(broken))?;
-        if self.seat.order() >= Order::Finish {
+        if self.seat.orders.is_stopping() {
             self.gate.flush().await.map_err(|_| Instead::End)?;
             service.shutdown.finished();
         }
@@ -107,11 +119,13 @@ impl<'a> Active<'a> {
         if !keep || !self.gate.discard_body().await {
             return Ok(Next::Close);
         }
-        if self.gate.has_input() || self.owed.is_some() {
+        let goes_on = self.gate.has_input() || self.owed.is_some();
+        let leaves = self.gate.is_to_leave();
+        if goes_on && !leaves {
             return Ok(Next::Exchange);
         }
         self.gate.flush().await.map_err(|_| Instead::End)?;
-        Ok(Next::Idle)
+        Ok(if leaves { Next::Leave } else { Next::Idle })
     }
 
     /// Decides what to do with the answer of the handler.
@@ -232,6 +246,8 @@ enum Next {
     Exchange,
     /// Nothing more has arrived.
     Idle,
+    /// The connection goes to the successor.
+    Leave,
     /// The connection ends.
     Close,
 }

@@ -12,7 +12,6 @@ use async_io::Timer;
 use futures_lite::FutureExt;
 
 use crate::stop::activity::{Doing, Wait};
-use crate::stop::orders::Order;
 use crate::stop::seat::Seat;
 use crate::stream::transport::Transport;
 use crate::wire::buffer::Buffer;
@@ -29,7 +28,7 @@ pub(super) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bo
     if half_close(&mut transport, seat).await.is_err() {
         return;
     }
-    let is_draining = || seat.order() >= Order::Finish;
+    let is_draining = || seat.orders.is_stopping();
     let mut seen = None;
     let ended = poll_fn(|cx| {
         match transport.poll_read(cx, &mut Buffer::new()) {

@@ -2,21 +2,27 @@
 //!
 //! Handshake, idle, exchanges, leave: each has a file of its own. Invariant: an idle connection
 //! holds its transport and nothing else (rule W12), and a request whose first byte has arrived is
-//! finished (rule S8). The seat says what the server wants. Nothing here decides to stop.
+//! finished (rule S8), here or by the successor. The seat says what the server wants. Nothing here
+//! decides to stop.
 
 mod exchange;
 pub(crate) mod handler;
 mod handshake;
 mod idle;
 mod leave;
+pub(crate) mod leaving;
 
 use std::future::{Future, poll_fn};
+use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::Poll;
+use std::thread;
 
 use futures_lite::FutureExt;
+use smol::channel::Sender;
 
+use crate::error::reason;
 use crate::limits::Limits;
 use crate::listen::wrapper::Wrapper;
 use crate::stop::activity::Doing;
@@ -25,10 +31,12 @@ use crate::stop::seat::Seat;
 use crate::stop::shutdown::Shutdown;
 use crate::stream::transport::Transport;
 use crate::wire::head::Bounds;
-use crate::wire::{Gate, Idle, Incoming};
-use exchange::Active;
+use crate::wire::{Gate, Idle, Incoming, Movable};
+use exchange::{Active, Behind};
 use handler::Handler;
+use idle::Next;
 use leave::leave;
+use leaving::{Counted, Leaving};
 
 /// The state that all connections of a server share.
 pub(crate) struct Service {
@@ -37,6 +45,27 @@ pub(crate) struct Service {
     pub(crate) shutdown: Shutdown,
     /// The server's orders to its connections.
     pub(crate) orders: Arc<Orders>,
+    /// Takes the connections that leave for the successor.
+    pub(crate) leaving: Sender<Leaving>,
+}
+
+impl Service {
+    /// Notes that the task of a connection has ended: because the connection has, or because it
+    /// leaves for the successor.
+    pub(crate) fn end(&self, counted: Counted, served: thread::Result<Option<Movable>>) {
+        match served {
+            Ok(None) => {}
+            Ok(Some(connection)) => {
+                let peer = counted.seat.peer();
+                match Leaving::new(connection, counted) {
+                    // If nobody takes it, the process is about to end.
+                    Ok(leaving) => drop(self.leaving.try_send(leaving)),
+                    Err(error) => log::error!("{peer}: lost on its way: {}", reason(&error)),
+                }
+            }
+            Err(_) => log::error!("{}: the connection's stream has panicked", counted.seat.peer()),
+        }
+    }
 }
 
 /// A connection of a server.
@@ -56,8 +85,9 @@ impl<'a> Conn<'a> {
     // None of these is an `async fn`, which keeps room for its arguments twice: an idle connection
     // has to stay small (rule W12).
 
-    /// Serves the connection until it ends or the server aborts it.
-    pub(crate) fn serve(self) -> impl Future<Output = ()> + Send + 'a {
+    /// Serves the connection until it ends, the server aborts it, or it leaves. Returns it if it
+    /// leaves for the successor.
+    pub(crate) fn serve(self) -> impl Future<Output = Option<Movable>> + Send + 'a {
         until_aborted(self.seat, self.requests())
     }
 
@@ -65,27 +95,43 @@ impl<'a> Conn<'a> {
     pub(crate) fn serve_wrapped(
         self,
         wrapper: &'a Wrapper,
-    ) -> impl Future<Output = ()> + Send + 'a {
-        until_aborted(self.seat, async move {
-            if let Some(conn) = self.handshake(wrapper).await {
-                conn.requests().await;
+    ) -> impl Future<Output = Option<Movable>> + Send + 'a {
+        until_aborted(self.seat, async move { self.handshake(wrapper).await?.requests().await })
+    }
+
+    /// Like [`Conn::serve`], for a connection of which a part was read already.
+    pub(crate) fn go_on(
+        service: &'a Service,
+        seat: &'a Arc<Seat>,
+        connection: Movable,
+    ) -> impl Future<Output = Option<Movable>> + Send + 'a {
+        let (idle, incoming) = connection.into_idle();
+        let conn = Self { service, seat, idle, is_fresh: false };
+        until_aborted(seat, async move {
+            match incoming {
+                None => conn.requests().await,
+                Some(incoming) => match conn.exchanges(incoming).await {
+                    ControlFlow::Continue(idle) => idle.requests().await,
+                    ControlFlow::Break(left) => left,
+                },
             }
         })
     }
 
     /// Idle, active, idle, active, …
     #[expect(clippy::manual_async_fn, reason = "an `async fn` keeps room for its arguments twice")]
-    fn requests(mut self) -> impl Future<Output = ()> + Send + 'a {
+    fn requests(mut self) -> impl Future<Output = Option<Movable>> + Send + 'a {
         async move {
             loop {
                 // With `while let`, an idle connection would keep room for what it waits for.
                 let exchanges = match self.first_bytes().await {
-                    Some(incoming) => self.exchanges(incoming),
-                    None => break,
+                    Next::Request(incoming) => self.exchanges(incoming),
+                    Next::Leave => return Some(self.idle.into_movable()),
+                    Next::Close => break,
                 };
                 match exchanges.await {
-                    Some(idle) => self = idle,
-                    None => return,
+                    ControlFlow::Continue(idle) => self = idle,
+                    ControlFlow::Break(left) => return left,
                 }
             }
             // The close says it: a FIN after the last look (rule S6), or a reset if an abort has
@@ -97,24 +143,35 @@ impl<'a> Conn<'a> {
                 // In a box: it is seldom needed, and would make room in every idle connection.
                 Box::pin(leave(transport, self.seat, true)).await;
             }
+            None
         }
     }
 
-    /// Serves requests until nothing more has arrived. Returns `None` if the connection has ended.
+    /// Serves requests until nothing more has arrived, and continues with the idle connection then.
+    /// Otherwise breaks: with what leaves for the successor, or with `None` if the connection has
+    /// ended.
     ///
     /// The active phase is a future of its own, which is dropped when the connection falls idle
     /// (rule W12).
-    fn exchanges(self, incoming: Incoming) -> impl Future<Output = Option<Self>> {
+    fn exchanges(
+        self,
+        incoming: Incoming,
+    ) -> impl Future<Output = ControlFlow<Option<Movable>, Self>> {
         let Self { service, seat, idle, .. } = self;
         let Limits { head_bytes, headers, .. } = service.limits;
         let bounds = Bounds { head_bytes, headers };
         let gate = Gate::new(idle.transport, incoming, seat.clone(), bounds);
         let active = Box::pin(Active::new(service, seat, gate).run());
+        // A handler's panic is answered where it happens, and a panic of a response's body ends
+        // here.
         async move {
-            // A handler's panic is answered where it happens, and a panic of a response's body ends
-            // here.
-            let ended = AssertUnwindSafe(active).catch_unwind().await;
-            Some(Self { service, seat, idle: ended.ok()??, is_fresh: false })
+            match AssertUnwindSafe(active).catch_unwind().await.ok().flatten() {
+                Some(Behind::Idle(idle)) => {
+                    ControlFlow::Continue(Self { service, seat, idle, is_fresh: false })
+                }
+                Some(Behind::Leaving(connection)) => ControlFlow::Break(Some(connection)),
+                None => ControlFlow::Break(None),
+            }
         }
     }
 }
@@ -125,12 +182,12 @@ impl<'a> Conn<'a> {
 /// Each poll of the connection begins here, so its seat learns here whom to wake.
 fn until_aborted<'a>(
     seat: &'a Seat,
-    served: impl Future<Output = ()> + Send + 'a,
-) -> impl Future<Output = ()> + Send + 'a {
+    served: impl Future<Output = Option<Movable>> + Send + 'a,
+) -> impl Future<Output = Option<Movable>> + Send + 'a {
     let aborted = poll_fn(|cx| {
         seat.register(cx.waker());
         let is_between = matches!(seat.doing(), Doing::Accepted | Doing::Idle);
-        if seat.order() == Order::Abort && !is_between { Poll::Ready(()) } else { Poll::Pending }
+        if seat.order() == Order::Abort && !is_between { Poll::Ready(None) } else { Poll::Pending }
     });
     aborted.or(served)
 }
@@ -141,6 +198,7 @@ mod tests {
     use crate::stop::seat::Seat;
     use crate::stream::socket::Socket;
     use crate::stream::transport::Peer;
+    use smol::channel;
     use std::os::unix::net::UnixStream;
 
     /// Rule W12. Whatever `serve` keeps, each idle connection keeps.
@@ -151,6 +209,7 @@ mod tests {
             limits: Limits::default(),
             shutdown: Shutdown::new(),
             orders: Arc::new(Orders::under(Arc::default())),
+            leaving: channel::unbounded().0,
         };
         let seat = Seat::new(Peer::Unix, service.orders.clone());
         let (socket, _client) = UnixStream::pair().unwrap();

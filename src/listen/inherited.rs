@@ -88,6 +88,17 @@ pub(crate) fn close_unclaimed() {
     }
 }
 
+/// Takes a socket that this process was started with and that is not a listening one, if the
+/// descriptor still is the socket with this inode.
+pub(crate) fn take_socket(fd: RawFd, expected: u64) -> Option<OwnedFd> {
+    let (copy, flags) = copy(fd).ok().filter(|_| fd >= FIRST)?;
+    if flags.contains(FdFlags::CLOEXEC) || inode(&copy).ok()? != expected {
+        return None;
+    }
+    close(fd);
+    Some(copy)
+}
+
 /// Returns the sockets that the environment describes.
 fn passed() -> io::Result<Vec<Passed>> {
     static WARNED: Once = Once::new();
@@ -109,7 +120,6 @@ fn taken() -> MutexGuard<'static, BTreeSet<RawFd>> {
 
 /// Takes a descriptor if it was not taken before and is `wanted`. Makes a copy, and then closes the
 /// descriptor itself.
-#[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
 fn take(
     &Passed { fd, inode: expected, .. }: &Passed,
     wanted: impl FnOnce(&Address) -> bool,
@@ -118,11 +128,7 @@ fn take(
     if taken.contains(&fd) {
         return Ok(None);
     }
-    // SAFETY: used for these two calls, which fail if there is no such descriptor. If another
-    // thread closes a descriptor of this program meanwhile, the calls see that descriptor or none.
-    let there = unsafe { BorrowedFd::borrow_raw(fd) };
-    let flags = fcntl_getfd(there).map_err(|error| named(fd, &error.into()))?;
-    let copy = there.try_clone_to_owned().map_err(|error| named(fd, &error))?;
+    let (copy, flags) = copy(fd).map_err(|error| named(fd, &error))?;
     // A descriptor that was passed has survived an exec. A descriptor that this program has opened
     // itself would not.
     let is_opened_here = fd >= FIRST && flags.contains(FdFlags::CLOEXEC);
@@ -138,12 +144,29 @@ fn take(
     }
     taken.insert(fd);
     if fd >= FIRST {
-        // SAFETY: it is open, it was passed to this process to be used by it, and it has just been
-        // taken for the first and the last time.
-        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        close(fd);
     }
     clear_copies(&socket, &mut taken)?;
     Ok(Some(socket))
+}
+
+/// Returns a copy of a descriptor, which no child of this process inherits, and the descriptor's own
+/// flags.
+#[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
+fn copy(fd: RawFd) -> io::Result<(OwnedFd, FdFlags)> {
+    // SAFETY: used for these two calls, which fail if there is no such descriptor. If another
+    // thread closes a descriptor of this program meanwhile, the calls see that descriptor or none.
+    let there = unsafe { BorrowedFd::borrow_raw(fd) };
+    let flags = fcntl_getfd(there)?;
+    Ok((there.try_clone_to_owned()?, flags))
+}
+
+/// Closes a descriptor that this process was started with, once it is taken.
+#[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
+fn close(fd: RawFd) {
+    // SAFETY: it is open, it was passed to this process to be used by it, and it has just been
+    // taken for the first and the last time.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
 }
 
 /// Puts /dev/null in the place of each standard stream that is `socket`, and of each further copy

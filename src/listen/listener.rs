@@ -237,6 +237,23 @@ impl Listener {
         self.shared.handshakes.failed()
     }
 
+    /// Returns `true` if the two are clones of one listener.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Returns `true` if the server may take connections of this listener from a predecessor, and
+    /// hand them over to a successor: a wrapper would begin anew in the middle of a stream.
+    pub(crate) fn adopts(&self) -> bool {
+        self.wrapper.is_none()
+    }
+
+    /// Returns the inode of the socket, which tells the socket from all others; `None` if there is
+    /// no socket.
+    pub(crate) fn inode(&self) -> Option<u64> {
+        inode(self.bound().socket()?).ok()
+    }
+
     /// Returns what [`Listener::wrap`] has set.
     pub(crate) fn wrapper(&self) -> Option<&Arc<Wrapper>> {
         self.wrapper.as_ref()

@@ -10,7 +10,7 @@ mod bind_error;
 mod bound;
 pub(crate) mod inherited;
 pub(crate) mod listener;
-mod own_sockets;
+pub(crate) mod own_sockets;
 mod ownership;
 pub(crate) mod passing;
 mod socket_file;

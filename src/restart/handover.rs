@@ -8,7 +8,7 @@ use std::env;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
@@ -22,10 +22,11 @@ use rustix::process::Signal;
 use smol::lock::Mutex;
 use socket2::SockRef;
 
-use crate::error::during;
+use crate::error::{during, reason};
 use crate::listen::listener::Listener;
 use crate::listen::passing::{FDS, FIRST, HANDOVER, NAMES, PID};
-use crate::restart::notify::{MANAGER, Notify, SOCKET, TAKEN};
+use crate::restart::notify::{ADOPTS, MANAGER, Notify, SOCKET, TAKEN};
+use crate::restart::passage::{PASSAGE, Passage, ToSuccessor};
 use crate::restart::pid_file;
 use crate::restart::spawn::{Child, Program};
 
@@ -82,6 +83,41 @@ use crate::restart::spawn::{Child, Program};
 /// # }
 /// ```
 pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u32> {
+    Ok(start(listeners, patience, None).await?.0)
+}
+
+/// Starts a successor like [`restart`], and offers it this process's connections. Returns its
+/// process id, and the passage to it, if it takes them.
+///
+/// # Errors
+///
+/// As [`restart`].
+pub(crate) async fn restart_with_connections(
+    listeners: &[Listener],
+    patience: Duration,
+) -> io::Result<(u32, Option<ToSuccessor>)> {
+    let passage = Passage::pair().inspect_err(|error| {
+        log::warn!("no passage to the successor, which takes no connections: {}", reason(error));
+    });
+    let (own, other) = passage.ok().unzip();
+    let (pid, adopted) = start(listeners, patience, other).await?;
+    if adopted.is_empty() {
+        return Ok((pid, None));
+    }
+    let is_adopted = |listener: &&Listener| {
+        adopted.iter().any(|other| other.is_same(listener)) && listener.adopts()
+    };
+    let adopted = listeners.iter().map(|one| Some(one).filter(is_adopted)?.inode()).collect();
+    Ok((pid, own.map(|passage| ToSuccessor { passage, adopted })))
+}
+
+/// Starts a successor, with an end of a passage if there is one. Returns its process id, and those
+/// of `listeners` whose connections it takes.
+async fn start(
+    listeners: &[Listener],
+    patience: Duration,
+    passage: Option<OwnedFd>,
+) -> io::Result<(u32, Vec<Listener>)> {
     if process::id() == 1 {
         let message = "this is process 1, with which the container ends";
         return Err(io::Error::new(io::ErrorKind::Unsupported, message));
@@ -100,19 +136,24 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
     }
     let listeners: Vec<_> = listeners.iter().filter(|listener| is_reachable(listener)).collect();
     let readiness = ReadinessSocket::new()?;
-    let child = program(&listeners, &readiness)?.spawn()?;
+    let child = program(&listeners, &readiness, passage)?.spawn()?;
     let pid = child.id();
     let mut successor = Starting { child, stops_on_drop: true };
     log::info!("waiting for the successor, process {pid}, to be ready");
-    let taken = match successor.ready(&readiness, patience).await {
-        Ok(taken) => taken,
+    let ready = match successor.ready(&readiness, patience).await {
+        Ok(ready) => ready,
         Err(error) => {
             successor.end(patience).await;
             pid_file::write_again();
             return Err(error);
         }
     };
+    let Ready { taken, adopts } = ready;
+    let mut adopted = Vec::new();
     for (fd, listener) in (FIRST..).zip(listeners) {
+        if adopts.contains(&fd) {
+            adopted.push(listener.clone());
+        }
         // A socket that the successor has not taken stays this process's, which empties and closes
         // it.
         if taken.as_ref().is_none_or(|taken| taken.contains(&fd)) {
@@ -123,7 +164,7 @@ pub async fn restart(listeners: &[Listener], patience: Duration) -> io::Result<u
         }
     }
     Notify::from_env().main_pid(pid);
-    Ok(pid)
+    Ok((pid, adopted))
 }
 
 /// Held during a restart: two successors would both take the sockets for their own.
@@ -158,8 +199,13 @@ fn is_reachable(listener: &Listener) -> bool {
     }
 }
 
-/// Returns the program as it was started, with the sockets from descriptor 3 on.
-fn program(listeners: &[&Listener], readiness: &ReadinessSocket) -> io::Result<Program> {
+/// Returns the program as it was started, with the sockets from descriptor 3 on, and the passage
+/// behind them.
+fn program(
+    listeners: &[&Listener],
+    readiness: &ReadinessSocket,
+    passage: Option<OwnedFd>,
+) -> io::Result<Program> {
     let mut words = env::args_os();
     // Not `current_exe`: that would be the file that runs now, even if another has its name.
     let name = match words.next().filter(|word| !word.is_empty()) {
@@ -181,6 +227,11 @@ fn program(listeners: &[&Listener], readiness: &ReadinessSocket) -> io::Result<P
     program.set(NAMES, names.join(":"));
     program.set(HANDOVER, handover.join(" "));
     program.unset(PID);
+    program.unset(PASSAGE);
+    if let Some(passage) = passage {
+        program.set(PASSAGE, Passage::word(&passage, FIRST + listeners.len() as RawFd)?);
+        program.pass(passage);
+    }
 
     let manager = env::var_os(if env::var_os(HANDOVER).is_some() { MANAGER } else { SOCKET });
     match manager {
@@ -193,6 +244,14 @@ fn program(listeners: &[&Listener], readiness: &ReadinessSocket) -> io::Result<P
     Ok(program)
 }
 
+/// What a successor says when it is ready.
+struct Ready {
+    /// The descriptors that it has taken, if it says so.
+    taken: Option<Vec<RawFd>>,
+    /// The descriptors of those listeners whose connections it takes.
+    adopts: Vec<RawFd>,
+}
+
 /// A successor that is not ready yet.
 struct Starting {
     child: Child,
@@ -201,8 +260,7 @@ struct Starting {
 }
 
 impl Starting {
-    /// Waits until the successor says that it is ready, and then for [`SECOND_LOOK`]. Returns the
-    /// descriptors that it has taken, if it says so.
+    /// Waits until the successor says that it is ready, and then for [`SECOND_LOOK`].
     ///
     /// # Errors
     ///
@@ -211,7 +269,7 @@ impl Starting {
         &mut self,
         readiness: &ReadinessSocket,
         patience: Duration,
-    ) -> io::Result<Option<Vec<RawFd>>> {
+    ) -> io::Result<Ready> {
         let ended = async {
             let status = self.child.ended().await;
             Err(io::Error::other(format!("the successor has ended before it was ready: {status}")))
@@ -223,15 +281,15 @@ impl Starting {
             );
             Err(io::Error::new(io::ErrorKind::TimedOut, message))
         };
-        let taken = readiness.ready().or(ended).or(late).await;
+        let ready = readiness.ready().or(ended).or(late).await;
         // A successor that reports ready and then exits counts as failed.
         Timer::after(SECOND_LOOK).await;
-        if let (Ok(_), Some(status)) = (&taken, self.child.try_wait()) {
+        if let (Ok(_), Some(status)) = (&ready, self.child.try_wait()) {
             let message = format!("the successor was ready and has ended: {status}");
             return Err(io::Error::other(message));
         }
-        self.stops_on_drop = taken.is_err();
-        taken
+        self.stops_on_drop = ready.is_err();
+        ready
     }
 
     /// Ends the successor, gently first: it may have accepted connections, and gets `patience` for
@@ -308,17 +366,19 @@ impl ReadinessSocket {
         paths.find(|path| path.symlink_metadata().is_err()).unwrap_or_default()
     }
 
-    /// Waits for `READY=1`, and for what comes with it: which descriptors were taken, if it says
-    /// so. The successor may be another program, and say more in the same datagram.
-    async fn ready(&self) -> io::Result<Option<Vec<RawFd>>> {
+    /// Waits for `READY=1`, and for what comes with it. The successor may be another program, and
+    /// say more in the same datagram.
+    async fn ready(&self) -> io::Result<Ready> {
         loop {
             let datagram = self.socket.read_with(datagram).await?;
             let text = String::from_utf8_lossy(&datagram);
+            let listed = |name| -> Option<Vec<RawFd>> {
+                let fds = text.lines().find_map(|line| line.strip_prefix(name))?;
+                Some(fds.split_whitespace().filter_map(|fd| fd.parse().ok()).collect())
+            };
             if text.lines().any(|line| line == "READY=1") {
-                let taken = text.lines().find_map(|line| line.strip_prefix(TAKEN));
-                return Ok(taken.map(|taken| {
-                    taken.split_whitespace().filter_map(|fd| fd.parse().ok()).collect()
-                }));
+                let adopts = listed(ADOPTS).unwrap_or_default();
+                return Ok(Ready { taken: listed(TAKEN), adopts });
             }
         }
     }

@@ -5,7 +5,11 @@
 
 #[cfg(feature = "restart")]
 pub(crate) mod handover;
+pub(crate) mod message;
 pub(crate) mod notify;
+pub(crate) mod outbox;
+#[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "nobody starts a successor"))]
+pub(crate) mod passage;
 pub(crate) mod pid_file;
 pub(crate) mod ready;
 #[cfg(feature = "restart")]

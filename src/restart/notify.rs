@@ -34,6 +34,9 @@ pub(crate) const MANAGER: &str = "SMOL_GRACEFUL_NOTIFY_SOCKET";
 /// others.
 pub(crate) const TAKEN: &str = "X_TAKEN=";
 
+/// Of which descriptors a successor takes the connections, too, in the same message.
+pub(crate) const ADOPTS: &str = "X_ADOPTS=";
+
 /// The starter has heard READY=1 from this process.
 static HAS_REACHED: AtomicBool = AtomicBool::new(false);
 
@@ -58,18 +61,24 @@ impl Notify {
         Self { starter, manager, is_successor }
     }
 
-    /// Tells the starter that this process serves, on the descriptors `taken` of a predecessor's.
-    /// Returns `true` if a predecessor has heard it.
+    /// Tells the starter that this process serves, on the descriptors `taken` of a predecessor's,
+    /// and that it takes the connections that came to those of `adopts`. Returns `true` if a
+    /// predecessor has heard it.
     ///
     /// # Errors
     ///
     /// Returns `WouldBlock` if the starter takes no message now.
-    pub(crate) fn ready(&self, status: &str, taken: &[RawFd]) -> io::Result<bool> {
+    pub(crate) fn ready(
+        &self,
+        status: &str,
+        taken: &[RawFd],
+        adopts: &[RawFd],
+    ) -> io::Result<bool> {
         let Some(starter) = &self.starter else { return Ok(false) };
-        let taken: String = taken.iter().map(|fd| format!("{fd} ")).collect();
-        let taken = format!("{TAKEN}{}", taken.trim_end());
-        let states = [NotifyState::Ready, NotifyState::Custom(&taken)];
-        // Only a predecessor understands the last one.
+        let (taken, adopts) = (listed(TAKEN, taken), listed(ADOPTS, adopts));
+        let states =
+            [NotifyState::Ready, NotifyState::Custom(&taken), NotifyState::Custom(&adopts)];
+        // Only a predecessor understands the last ones.
         let states = if self.is_successor { &states } else { &states[..1] };
         match starter.send(states) {
             Ok(()) => HAS_REACHED.store(true, Ordering::Release),
@@ -78,7 +87,7 @@ impl Notify {
             Err(_) if self.is_successor && HAS_REACHED.load(Ordering::Acquire) => {
                 let manager = self.manager.clone();
                 let now = Self { starter: manager.clone(), manager, is_successor: false };
-                return now.ready(status, &[]);
+                return now.ready(status, &[], &[]);
             }
             // The starter is gone, so there is nobody to try again for.
             Err(error) => {
@@ -153,6 +162,12 @@ impl Notify {
             let _ = manager.send(states);
         }
     }
+}
+
+/// Returns a word of the message to a predecessor.
+fn listed(name: &str, fds: &[RawFd]) -> String {
+    let fds: Vec<_> = fds.iter().map(RawFd::to_string).collect();
+    format!("{name}{}", fds.join(" "))
 }
 
 /// How much time the manager is asked for at once.
@@ -235,11 +250,11 @@ mod tests {
         let manager = UnixDatagram::bind_addr(&addr).unwrap();
         let socket = || NotifySocket::to(format!("@{name}").as_ref()).ok().map(Arc::new);
         let notify = Notify { starter: socket(), manager: socket(), is_successor: false };
-        assert!(notify.ready("serving", &[]).is_ok());
+        assert!(notify.ready("serving", &[], &[]).is_ok());
         for _ in 0..10_000 {
             notify.watchdog();
         }
-        assert!(notify.ready("serving", &[]).is_err());
+        assert!(notify.ready("serving", &[], &[]).is_err());
         let mut bytes = [0; 100];
         let n = manager.recv(&mut bytes).unwrap();
         assert_eq!(&bytes[..n], b"READY=1\n");
@@ -249,7 +264,7 @@ mod tests {
         assert_eq!(&bytes[..n], b"WATCHDOG=1\n");
         drop(manager);
         // The manager is gone, so there is nobody to try again for.
-        assert!(notify.ready("serving", &[]).is_ok());
+        assert!(notify.ready("serving", &[], &[]).is_ok());
     }
 
     /// A program may call `run` twice, or `ready`.
@@ -264,10 +279,10 @@ mod tests {
         let ((predecessor, starter), (manager, to_manager)) = (bound("before"), bound("above"));
         manager.set_nonblocking(true).unwrap();
         let notify = Notify { starter, manager: to_manager, is_successor: true };
-        assert!(notify.ready("serving", &[]).unwrap());
+        assert!(notify.ready("serving", &[], &[]).unwrap());
         assert!(manager.recv(&mut [0; 100]).is_err());
         drop(predecessor);
-        assert!(!notify.ready("serving again", &[]).unwrap());
+        assert!(!notify.ready("serving again", &[], &[]).unwrap());
         for expected in ["READY=1\n", "STATUS=serving again\n"] {
             let mut bytes = [0; 100];
             let n = manager.recv(&mut bytes).unwrap();

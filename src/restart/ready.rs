@@ -10,6 +10,7 @@ use std::time::Instant;
 use crate::listen::inherited;
 use crate::listen::listener::Listener;
 use crate::restart::notify::Notify;
+use crate::restart::passage::Passage;
 
 /// Tells the service manager (systemd's `READY=1`) that this process serves on `listeners`. In a
 /// successor, tells the predecessor instead, whose sockets are this process's own from then on.
@@ -45,19 +46,28 @@ use crate::restart::notify::Notify;
 /// # }
 /// ```
 pub fn ready(listeners: &[Listener]) -> io::Result<()> {
-    report(&Arc::new(Notify::from_env()), "serving", listeners)
+    // A program with `serve` takes no connections of its predecessor's.
+    drop(Passage::from_env());
+    report(&Arc::new(Notify::from_env()), "serving", listeners, false)
 }
 
-/// Tells the process that waits for this one that it serves on `listeners`. A manager shows the
-/// `status`.
+/// Tells the process that waits for this one that it serves on `listeners`, and whether it takes a
+/// predecessor's connections. A manager shows the `status`.
 ///
 /// # Errors
 ///
 /// Returns the errors of [`ready`].
-pub(crate) fn report(notify: &Arc<Notify>, status: &str, listeners: &[Listener]) -> io::Result<()> {
+pub(crate) fn report(
+    notify: &Arc<Notify>,
+    status: &str,
+    listeners: &[Listener],
+    takes_connections: bool,
+) -> io::Result<()> {
     inherited::close_unclaimed();
     let taken: Vec<_> = listeners.iter().filter_map(Listener::handed_as).collect();
-    if notify.ready(status, &taken)? {
+    let adopt = listeners.iter().filter(|listener| takes_connections && listener.adopts());
+    let adopted: Vec<_> = adopt.filter_map(Listener::handed_as).collect();
+    if notify.ready(status, &taken, &adopted)? {
         for listener in listeners {
             let predecessor = notify.clone();
             listener.ownership().take_over(Instant::now(), move || predecessor.is_awaited());

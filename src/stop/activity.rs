@@ -30,6 +30,8 @@ pub(crate) enum Doing {
     Upgraded = 7,
     /// The listener's wrapper is at work.
     Handshake = 8,
+    /// It is on its way to the successor.
+    Leaving = 9,
 }
 
 /// The step of the client for which the server waits.
@@ -60,7 +62,8 @@ impl Look {
             5 => Doing::Discarding,
             6 => Doing::Closing,
             7 => Doing::Upgraded,
-            _ => Doing::Handshake,
+            8 => Doing::Handshake,
+            _ => Doing::Leaving,
         }
     }
 

@@ -1,11 +1,12 @@
 //! [`Order`]: what a server wants of each of its connections.
 //!
 //! One ordered value, so a later order includes the earlier ones. It follows from the phase of the
-//! latch, which several servers may share, and from what one server wants by itself. Invariant: an
-//! order only grows. Wakes no connection: the code that gives an order does that.
+//! latch, which several servers may share, from what one server wants by itself, and from how far
+//! its connections go to a successor. Invariant: an order of the latch or of the server only grows.
+//! Wakes no connection: the code that gives an order does that.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::stop::phase::{AtomicPhase, Phase};
 
@@ -15,13 +16,15 @@ use crate::stop::phase::{AtomicPhase, Phase};
 pub(crate) enum Order {
     /// The connection serves request after request.
     Serve = 0,
+    /// The connection goes to the successor, as soon as no exchange is under way (rule H5).
+    Leave = 1,
     /// The connection finishes what has begun, and announces the close with the last response
     /// (rules S8, S9). An idle connection still waits for a request.
-    Finish = 1,
+    Finish = 2,
     /// An idle connection looks once more whether a request has arrived, and ends (rule S6).
-    LastLook = 2,
+    LastLook = 3,
     /// The connection ends at once, and what it does is cut (rule S13).
-    Abort = 3,
+    Abort = 4,
 }
 
 /// The order for all connections of one server.
@@ -30,15 +33,40 @@ pub(crate) struct Orders {
     phase: Arc<AtomicPhase>,
     /// An [`Order`] that the server has given by itself, or 0.
     own: AtomicU8,
+    /// A [`HandOver`].
+    hand_over: AtomicU8,
+    /// The listeners whose connections the successor takes, by their numbers. Empty before a
+    /// hand-over.
+    adopted: OnceLock<Vec<bool>>,
+}
+
+/// How far a server hands over those connections that can go to a successor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum HandOver {
+    /// There is no successor that takes connections, or not any more.
+    None = 0,
+    /// A connection goes when it is asked to. The others are served as if there were no stop.
+    Asking = 1,
+    /// Every connection goes after its exchange.
+    All = 2,
+    /// The successor takes no more connections. They are stopped, and idle ones may still send a
+    /// request for the time of the linger.
+    Over = 3,
 }
 
 impl Orders {
     /// Makes the orders of a server whose latch has this phase.
     pub(crate) fn under(phase: Arc<AtomicPhase>) -> Self {
-        Self { phase, own: AtomicU8::new(0) }
+        Self {
+            phase,
+            own: AtomicU8::new(0),
+            hand_over: AtomicU8::new(HandOver::None as u8),
+            adopted: OnceLock::new(),
+        }
     }
 
-    /// Returns the order that holds now.
+    /// Returns the order that holds now for a connection that does not go to a successor.
     pub(crate) fn current(&self) -> Order {
         let of_latch = match self.phase.current() {
             Phase::Running => Order::Serve,
@@ -47,16 +75,76 @@ impl Orders {
         };
         of_latch.max(match self.own.load(Ordering::Acquire) {
             0 => Order::Serve,
-            1 => Order::Finish,
-            2 => Order::LastLook,
+            1 => Order::Leave,
+            2 => Order::Finish,
+            3 => Order::LastLook,
             _ => Order::Abort,
         })
+    }
+
+    /// Returns the order that holds now for a connection of the listener with this number.
+    pub(crate) fn of_listener(&self, listener: u32, departure: Departure) -> Order {
+        let order = self.current();
+        // Before a stop and at an abort, all connections are alike.
+        if !matches!(order, Order::Finish | Order::LastLook) || !self.can_leave(listener, departure)
+        {
+            return order;
+        }
+        match self.hand_over() {
+            HandOver::None => order,
+            HandOver::Asking if departure == Departure::Asked => Order::Leave,
+            HandOver::Asking => Order::Serve,
+            HandOver::All => Order::Leave,
+            HandOver::Over => Order::Finish,
+        }
+    }
+
+    /// Returns `true` if a connection of this listener can go to the successor, once there is one.
+    pub(crate) fn can_leave(&self, listener: u32, departure: Departure) -> bool {
+        let adopted = self.adopted.get();
+        departure != Departure::Refused
+            && adopted.and_then(|all| all.get(listener as usize)) == Some(&true)
+    }
+
+    /// Returns `true` if the stop has begun, whatever holds for a single connection.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.current() >= Order::Finish
     }
 
     /// Gives an order to the connections of this server alone. An order that holds already stays.
     pub(crate) fn give(&self, order: Order) {
         self.own.fetch_max(order as u8, Ordering::AcqRel);
     }
+
+    /// Sets whose connections can go to a successor: those of the listeners for which `adopted`
+    /// is `true`. Comes before the stop, or a response in between would say `close`.
+    pub(crate) fn begin_hand_over(&self, adopted: Vec<bool>) {
+        let _ = self.adopted.set(adopted);
+        self.set_hand_over(HandOver::Asking);
+    }
+
+    pub(crate) fn set_hand_over(&self, hand_over: HandOver) {
+        self.hand_over.store(hand_over as u8, Ordering::Release);
+    }
+
+    fn hand_over(&self) -> HandOver {
+        match self.hand_over.load(Ordering::Acquire) {
+            0 => HandOver::None,
+            1 => HandOver::Asking,
+            2 => HandOver::All,
+            _ => HandOver::Over,
+        }
+    }
+}
+
+/// Whether a connection was asked to go to the successor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Departure {
+    Unasked = 0,
+    Asked = 1,
+    /// The successor has refused it.
+    Refused = 2,
 }
 
 #[cfg(test)]
@@ -84,5 +172,40 @@ mod tests {
         let (gone, other) = (Orders::under(phase.clone()), Orders::under(phase));
         gone.give(Order::Abort);
         assert_eq!((gone.current(), other.current()), (Order::Abort, Order::Serve));
+    }
+
+    /// Rules H5 and H6: each step of a hand-over, and the orders of four connections. Two belong to
+    /// a listener whose connections the successor takes. One is asked, and one is not. A third was
+    /// refused, and the fourth belongs to another listener.
+    #[test]
+    fn who_can_leave_is_served_until_it_is_asked() {
+        use Departure::{Asked, Refused, Unasked};
+        use Order::{Abort, Finish, LastLook, Leave, Serve};
+
+        let phase = Arc::new(AtomicPhase::default());
+        let orders = Orders::under(phase.clone());
+        let now = || {
+            [(0, Asked), (0, Unasked), (0, Refused), (1, Unasked)]
+                .map(|(listener, departure)| orders.of_listener(listener, departure))
+        };
+        orders.begin_hand_over(vec![true, false]);
+        assert_eq!(now(), [Serve; 4]);
+        phase.advance(Phase::Draining);
+        assert_eq!(now(), [Leave, Serve, Finish, Finish]);
+        // The linger is over for those that do not go.
+        orders.give(LastLook);
+        assert_eq!(now(), [Leave, Serve, LastLook, LastLook]);
+        orders.set_hand_over(HandOver::All);
+        assert_eq!(now(), [Leave, Leave, LastLook, LastLook]);
+        orders.set_hand_over(HandOver::Asking);
+        assert_eq!(now(), [Leave, Serve, LastLook, LastLook]);
+        // The passage is closed: a linger of their own for those that would have gone.
+        orders.set_hand_over(HandOver::Over);
+        assert_eq!(now(), [Finish, Finish, LastLook, LastLook]);
+        orders.set_hand_over(HandOver::None);
+        assert_eq!(now(), [LastLook; 4]);
+        orders.set_hand_over(HandOver::All);
+        phase.advance(Phase::Aborting);
+        assert_eq!(now(), [Abort; 4]);
     }
 }

@@ -41,6 +41,9 @@ pub struct Outcome {
     /// The number of requests that were finished after the stop, on all servers that share the
     /// latch.
     pub finished: u64,
+    /// The number of connections that a successor has taken, on all servers that share the latch.
+    /// Their clients notice nothing.
+    pub handed_over: u64,
     /// The signal that began the stop, if it was a signal.
     pub signal: Option<Signal>,
     /// Everything that was cut, the oldest first. Empty when drained.
@@ -109,6 +112,10 @@ impl fmt::Display for Outcome {
         }
         let requests = if self.finished == 1 { "request" } else { "requests" };
         write!(f, ", {} {requests} finished", self.finished)?;
+        if self.handed_over > 0 {
+            let connections = if self.handed_over == 1 { "connection" } else { "connections" };
+            write!(f, ", {} {connections} handed over", grouped(self.handed_over))?;
+        }
         if let Some(signal) = self.signal {
             write!(f, ", stopped by {}", name(signal))?;
         }
@@ -121,6 +128,19 @@ impl fmt::Display for Outcome {
         }
         Ok(())
     }
+}
+
+/// Returns a number with a comma in front of each three digits.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// Something that the end of the grace, or a second signal, cut short.
@@ -242,6 +262,7 @@ mod tests {
             ending,
             took: Duration::from_millis(2000),
             finished: 3,
+            handed_over: 0,
             signal: Some(Signal::Term),
             cut: vec![cut; cuts],
         }
@@ -255,6 +276,20 @@ mod tests {
         assert!(line.starts_with("timed out after 2.0 s, 3 requests finished, stopped by SIGTERM, 12 cut: guard taken at src/stop/outcome.rs:"), "{line}");
         assert!(line.ends_with("(2.0 s) and 2 more"), "{line}");
         assert!(!line.contains('\n'));
+    }
+
+    #[test]
+    fn names_how_many_connections_have_gone_on() {
+        for (count, words) in [
+            (0, ", 3 requests finished, stopped"),
+            (1, ", 1 connection handed over, stopped"),
+            (999, ", 999 connections handed over, stopped"),
+            (1_000, ", 1,000 connections handed over, stopped"),
+            (12_345_678, ", 12,345,678 connections handed over, stopped"),
+        ] {
+            let outcome = Outcome { handed_over: count, ..outcome(Ending::Drained, 0) };
+            assert!(outcome.to_string().contains(words), "{outcome}");
+        }
     }
 
     /// 0 when drained, 1 otherwise.

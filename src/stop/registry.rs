@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use crate::limits::Limits;
-use crate::stop::orders::Orders;
+use crate::stop::activity::Doing;
+use crate::stop::orders::{Departure, Orders};
 use crate::stop::outcome::{Cut, What};
 use crate::stop::seat::Seat;
 use crate::stop::stage::Stage;
@@ -25,7 +26,7 @@ pub(crate) struct Registry {
 /// One holder.
 #[derive(Debug)]
 pub(crate) enum Holder {
-    /// A server that still listens.
+    /// A server that still listens, or still asks its connections to go to its successor.
     Server,
     /// A guard taken by the program.
     Guard { place: &'static Location<'static>, since: Instant },
@@ -95,6 +96,17 @@ impl Registry {
     /// Returns the connections of the server of `orders`.
     pub(crate) fn seats_of(&self, orders: &Arc<Orders>) -> impl Iterator<Item = &Arc<Seat>> {
         self.seats().filter(|seat| seat.obeys(orders))
+    }
+
+    /// Returns the connections of the server of `orders` that can go to a successor, wait for a
+    /// request, and were not asked to go yet.
+    pub(crate) fn idle_unasked(&self, orders: &Arc<Orders>) -> Vec<Arc<Seat>> {
+        let can_be_asked = |seat: &&Arc<Seat>| {
+            seat.departure() == Departure::Unasked
+                && seat.can_leave()
+                && matches!(seat.doing(), Doing::Accepted | Doing::Idle)
+        };
+        self.seats_of(orders).filter(can_be_asked).cloned().collect()
     }
 
     /// Marks those connections of the server of `orders` as expired that have been idle longest,
@@ -264,7 +276,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stop::activity::{Doing, Wait};
+    use crate::stop::activity::Wait;
     use crate::stop::seat::Describe;
     use crate::stream::transport::Peer;
 

@@ -4,6 +4,7 @@
 //! request's method and path reads them from the connection's buffer. Decides nothing: the orders
 //! come from the server, and the verdict from the sweep.
 
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::Waker;
@@ -14,7 +15,7 @@ use event_listener::Event;
 
 use crate::lock::lock;
 use crate::stop::activity::{Activity, Doing, Look};
-use crate::stop::orders::{Order, Orders};
+use crate::stop::orders::{Departure, Order, Orders};
 use crate::stop::outcome::{Cut, What};
 use crate::stop::stage::Stage;
 use crate::stream::socket::Left;
@@ -36,6 +37,10 @@ pub(crate) struct Seat {
     named: OnceLock<Box<Peer>>,
     /// The server's orders to its connections.
     pub(crate) orders: Arc<Orders>,
+    /// The number of the listener that the connection came to.
+    listener: u32,
+    /// A [`Departure`].
+    departure: AtomicU8,
     /// The connection's task.
     waker: AtomicWaker,
     /// The connection's work and waits. The tasks that serve the connection write here.
@@ -68,12 +73,29 @@ struct Now {
     head: Option<Weak<dyn Describe>>,
 }
 
+/// The number of a listener that a connection never goes to a successor from.
+const NO_LISTENER: u32 = u32::MAX;
+
 impl Seat {
+    /// Makes the seat of a connection that does not go to a successor.
     pub(crate) fn new(peer: Peer, orders: Arc<Orders>) -> Arc<Self> {
+        Self::of_listener(NO_LISTENER, peer, orders, Instant::now())
+    }
+
+    /// Makes the seat of a connection that came to the listener with this number, and that was
+    /// accepted or fell idle at `since`.
+    pub(crate) fn of_listener(
+        listener: u32,
+        peer: Peer,
+        orders: Arc<Orders>,
+        since: Instant,
+    ) -> Arc<Self> {
         Arc::new(Self {
             accepted: peer,
             named: OnceLock::new(),
             orders,
+            listener,
+            departure: AtomicU8::new(Departure::Unasked as u8),
             waker: AtomicWaker::new(),
             activity: Activity::default(),
             verdict: AtomicU32::new(Look::NEVER.moves()),
@@ -82,7 +104,7 @@ impl Seat {
             left: AtomicU8::new(0),
             has_left: Event::new(),
             holds: AtomicU64::new(0),
-            now: Mutex::new(Now { since: Instant::now(), head: None }),
+            now: Mutex::new(Now { since, head: None }),
         })
     }
 
@@ -101,7 +123,30 @@ impl Seat {
 
     /// Returns what the server wants of the connection now.
     pub(crate) fn order(&self) -> Order {
-        self.orders.current()
+        self.orders.of_listener(self.listener, self.departure())
+    }
+
+    /// Returns the number of the listener that the connection came to.
+    pub(crate) fn listener(&self) -> u32 {
+        self.listener
+    }
+
+    /// Returns `true` if the connection can go to the successor, once there is one.
+    pub(crate) fn can_leave(&self) -> bool {
+        self.orders.can_leave(self.listener, self.departure())
+    }
+
+    pub(crate) fn departure(&self) -> Departure {
+        match self.departure.load(Ordering::Acquire) {
+            0 => Departure::Unasked,
+            1 => Departure::Asked,
+            _ => Departure::Refused,
+        }
+    }
+
+    /// Notes whether the connection was asked to go to the successor. The caller wakes it.
+    pub(crate) fn set_departure(&self, departure: Departure) {
+        self.departure.store(departure as u8, Ordering::Release);
     }
 
     /// Returns `true` if the connection belongs to the server of `orders`.
@@ -126,8 +171,21 @@ impl Seat {
 
     /// Notes that the connection falls idle.
     pub(crate) fn fall_idle(&self) {
-        *lock(&self.now) = Now { since: Instant::now(), head: None };
+        self.be_idle_since(Instant::now());
+    }
+
+    /// Notes that the connection is idle, and since when.
+    pub(crate) fn be_idle_since(&self, since: Instant) {
+        *lock(&self.now) = Now { since, head: None };
         self.activity.begin(Doing::Idle);
+    }
+
+    /// Notes that the connection sets out for the successor. Returns since when it has been idle.
+    pub(crate) fn leave(&self) -> Instant {
+        let now = Instant::now();
+        let before = mem::replace(&mut *lock(&self.now), Now { since: now, head: None });
+        self.activity.begin(Doing::Leaving);
+        before.since
     }
 
     /// Returns how many bytes of the request's body have come. The number wraps around.

@@ -379,6 +379,7 @@ impl Shutdown {
             ending: if is_drained { Ending::Drained } else { aborted },
             took: took.saturating_add(waited.unwrap_or_default()),
             finished: state.finished,
+            handed_over: state.handed_over,
             signal,
             cut,
         }
@@ -400,6 +401,16 @@ impl Shutdown {
         let seats = choose(&mut self.latch.state().registry);
         seats.iter().for_each(|seat| seat.wake());
         seats.len()
+    }
+
+    /// Returns the connections that `choose` finds.
+    pub(crate) fn seats(&self, choose: impl FnOnce(&Registry) -> Vec<Arc<Seat>>) -> Vec<Arc<Seat>> {
+        choose(&self.latch.state().registry)
+    }
+
+    /// Counts connections that a successor has taken.
+    pub(crate) fn handed_over(&self, count: usize) {
+        self.latch.state().handed_over += count as u64;
     }
 
     /// Returns the times as they are set now.
@@ -825,6 +836,8 @@ struct LatchState {
     signal: Option<(Signal, Duration)>,
     /// Requests finished in the drain.
     finished: u64,
+    /// Connections that a successor has taken.
+    handed_over: u64,
     /// Why the drain was aborted.
     aborted: Option<Ending>,
     /// Everything that the abort may have cut, and requests that had arrived and were turned away.

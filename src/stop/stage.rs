@@ -66,6 +66,8 @@ pub enum Stage {
     Handshake,
     /// The response is written; the client's kernel has yet to take the last of it.
     Delivering,
+    /// The connection is on its way to the successor, which has not said that it has taken it.
+    Leaving,
 }
 
 impl Stage {
@@ -86,6 +88,7 @@ impl Stage {
             Doing::Response => Self::Response,
             Doing::Upgraded => Self::Upgraded,
             Doing::Handshake => Self::Handshake,
+            Doing::Leaving => Self::Leaving,
         }
     }
 
@@ -99,7 +102,7 @@ impl Stage {
             Self::Body | Self::Writing | Self::Discarding => Some(limits.stall_timeout),
             Self::Delivering => Some(Limits::DELIVERING.min(limits.stall_timeout)),
             Self::Closing => Some(Limits::CLOSING),
-            Self::Handler | Self::Response | Self::Upgraded => None,
+            Self::Handler | Self::Response | Self::Upgraded | Self::Leaving => None,
         }
     }
 
@@ -135,6 +138,7 @@ impl fmt::Display for Stage {
             Self::Discarding => "discarding the body",
             Self::Handshake => "in the handshake",
             Self::Delivering => "delivering the response",
+            Self::Leaving => "on its way to the successor",
         })
     }
 }

@@ -5,7 +5,7 @@
 //! Invariant: a query never waits, and never reads. Buffers nothing, and speaks no protocol.
 
 use std::io::{self, IoSlice, Read};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
@@ -43,6 +43,34 @@ impl Socket {
     pub(crate) fn unix(stream: UnixStream) -> io::Result<Self> {
         let stream = TcpStream::from(OwnedFd::from(stream));
         Ok(Self { stream: Async::new(stream)?, is_tcp: false })
+    }
+
+    /// Takes a connected socket, TCP or Unix.
+    ///
+    /// # Errors
+    ///
+    /// Returns what the operating system says if no events can be had for the socket.
+    pub(crate) fn of(socket: OwnedFd) -> io::Result<Self> {
+        let is_tcp = SockRef::from(&socket).local_addr()?.as_socket().is_some();
+        Ok(Self { stream: Async::new(TcpStream::from(socket))?, is_tcp })
+    }
+
+    /// Returns the address of the client; `None` for a Unix socket.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the connection has ended already.
+    pub(crate) fn peer_addr(&self) -> io::Result<Option<SocketAddr>> {
+        if self.is_tcp { self.stream.get_ref().peer_addr().map(Some) } else { Ok(None) }
+    }
+
+    /// Takes the socket away from async-io, which looks for its events no more.
+    ///
+    /// # Errors
+    ///
+    /// Returns what the operating system says.
+    pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
+        Ok(self.stream.into_inner()?.into())
     }
 
     /// Returns `Ready` if async-io has an event that no read has answered, and otherwise lets the

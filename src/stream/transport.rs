@@ -7,6 +7,7 @@
 use std::fmt;
 use std::io;
 use std::net::{Shutdown, SocketAddr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -102,6 +103,21 @@ pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 impl Transport {
+    /// Takes a connected socket, and finds out who is at its other end.
+    ///
+    /// # Errors
+    ///
+    /// Returns what the operating system says if no events can be had for the socket.
+    pub(crate) fn of(socket: OwnedFd) -> io::Result<(Self, Peer)> {
+        let socket = Socket::of(socket)?;
+        let peer = match socket.peer_addr() {
+            Ok(Some(addr)) => Peer::canonical(addr),
+            Ok(None) => Peer::Unix,
+            Err(_) => Peer::Unknown,
+        };
+        Ok((Self::Plain(socket), peer))
+    }
+
     /// Like [`Socket::poll_event`]. Always ready under a wrapper, because only a read of it can
     /// tell.
     pub(crate) fn poll_event(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -209,6 +209,12 @@ pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, Status
     }))
 }
 
+/// Returns `true` if the bytes in front of a head are the beginning of a request, and not only empty
+/// lines.
+pub(crate) fn has_begun(bytes: &[u8]) -> bool {
+    !EMPTY_LINES.starts_with(bytes)
+}
+
 /// Returns `true` if [`parse`] may give a verdict on all of `bytes` after it gave `None` for the
 /// first `judged` of them. Bytes that only make a line longer cannot lead to a verdict, and parsing
 /// a head from its beginning for each of its bytes would be slow.

@@ -1,4 +1,5 @@
-//! [`Idle`]: a connection between two requests.
+//! [`Idle`]: a connection between two requests. [`Movable`]: one that another task or process can go
+//! on with.
 //!
 //! Invariant: an idle connection owns no buffer (rule W12). Empty lines in front of a request are
 //! not a request yet (RFC 9112 section 2.2), but they count as a part of its head, however they
@@ -7,6 +8,7 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
+use super::head::EMPTY_LINES;
 use super::incoming::Incoming;
 use crate::stream::transport::Transport;
 
@@ -25,6 +27,11 @@ impl Idle {
     /// Makes the connection idle again. `incoming` holds at most empty lines.
     pub(super) fn behind(incoming: &Incoming, transport: Transport) -> Self {
         Self { transport, empty: incoming.unread().len() }
+    }
+
+    /// Returns the connection with what was read of it.
+    pub(crate) fn into_movable(self) -> Movable {
+        Movable { transport: self.transport, ahead: EMPTY_LINES[..self.empty].to_vec() }
     }
 
     /// Reads the beginning of a request. Returns `None` at the end of the stream. With `is_last`,
@@ -51,6 +58,27 @@ impl Idle {
                 return Poll::Ready(Ok(Some(incoming)));
             }
             *empty = incoming.unread().len();
+        }
+    }
+}
+
+/// A connection with no exchange under way: its transport, and what was read of it and not answered.
+pub(crate) struct Movable {
+    pub(crate) transport: Transport,
+    /// Empty lines, a part of a head, or requests that the client has sent ahead.
+    pub(crate) ahead: Vec<u8>,
+}
+
+impl Movable {
+    /// Returns the connection as one that waits for a request, and the beginning of a request if
+    /// that was read.
+    pub(crate) fn into_idle(self) -> (Idle, Option<Incoming>) {
+        let Self { transport, ahead } = self;
+        let incoming = Incoming::with(&ahead);
+        if incoming.has_request() {
+            (Idle::new(transport), Some(incoming))
+        } else {
+            (Idle::behind(&incoming, transport), None)
         }
     }
 }

@@ -14,7 +14,7 @@ use http_types::StatusCode;
 use super::body::{Chunked, Framing, Step};
 use super::buffer::Buffer;
 use super::fault::{BodyError, Lost};
-use super::head::{EMPTY_LINES, Head};
+use super::head::{EMPTY_LINES, Head, has_begun};
 
 /// A connection's read buffer, with the message at its beginning.
 pub(crate) struct Incoming {
@@ -89,14 +89,22 @@ impl Rest {
 impl Incoming {
     /// Makes a buffer that begins with `empty` bytes of empty lines.
     pub(super) fn behind(empty: usize) -> Self {
+        Self::with(&EMPTY_LINES[..empty])
+    }
+
+    /// Makes a buffer that begins with these bytes, which were read before.
+    pub(super) fn with(read: &[u8]) -> Self {
         let mut bytes = Buffer::new();
-        bytes[..empty].copy_from_slice(&EMPTY_LINES[..empty]);
+        if bytes.len() < read.len() {
+            bytes.resize(read.len(), 0);
+        }
+        bytes[..read.len()].copy_from_slice(read);
         Self {
             bytes,
             start: 0,
             head_end: 0,
             next: 0,
-            end: empty,
+            end: read.len(),
             body: Body::Fixed(0),
             taken: 0,
             permission: Permission::Settled,
@@ -111,7 +119,7 @@ impl Incoming {
     /// Returns `true` if the unread bytes are the beginning of a request. Some clients send empty
     /// lines behind a request (RFC 9112 section 2.2).
     pub(super) fn has_request(&self) -> bool {
-        !EMPTY_LINES.starts_with(self.unread())
+        has_begun(self.unread())
     }
 
     /// Returns the message under way, as far as it is in the buffer.

@@ -44,6 +44,7 @@ use log::Level;
 use smol::channel;
 
 use crate::client::Attached;
+use crate::limits::Limits;
 use crate::stop::activity::{Doing, Wait};
 use crate::stop::orders::Order;
 use crate::stop::seat::{Describe, Seat};
@@ -51,7 +52,7 @@ use crate::stream::socket::Left;
 use crate::stream::transport::Transport;
 use body::Framing;
 use head::{Bounds, Head};
-pub(crate) use idle::Idle;
+pub(crate) use idle::{Idle, Movable};
 pub(crate) use incoming::{Incoming, Rest};
 use outgoing::Outgoing;
 use response::{Filled, Reply};
@@ -78,6 +79,16 @@ pub(crate) enum Broken {
     Unseen,
 }
 
+/// The next step of a connection that waits for a head.
+pub(crate) enum Begun {
+    /// The head has arrived.
+    Head(Head),
+    /// The connection is to go to the successor with what has arrived (rule S8).
+    Leave,
+    /// The client has closed, or is gone.
+    End,
+}
+
 impl Gate {
     /// Takes over a connection whose client has begun a request.
     pub(crate) fn new(
@@ -92,13 +103,12 @@ impl Gate {
 
     // ── The request ─────────────────────────────────────────────────────────────────────────
 
-    /// Returns the head of the next message, once it has arrived. Returns `None` if the client has
-    /// closed, or is gone.
+    /// Waits for the head of the next message.
     ///
     /// # Errors
     ///
     /// The status with which the head is to be answered.
-    pub(crate) async fn head(&mut self, longest_body: u64) -> Result<Option<Head>, StatusCode> {
+    pub(crate) async fn head(&mut self, longest_body: u64) -> Result<Begun, StatusCode> {
         self.wire.lock().incoming.finish_message();
         let wire: Arc<dyn Describe> = self.wire.clone();
         self.seat.begin(Some(Arc::downgrade(&wire)));
@@ -115,7 +125,7 @@ impl Gate {
         cx: &mut Context<'_>,
         longest_body: u64,
         judged: &mut usize,
-    ) -> Poll<Result<Option<Head>, StatusCode>> {
+    ) -> Poll<Result<Begun, StatusCode>> {
         loop {
             let shared = &mut *self.wire.lock();
             let unread = shared.incoming.unread();
@@ -128,17 +138,19 @@ impl Gate {
                     shared.incoming.begin_message(&head, longest_body);
                     shared.exchange = shared.exchange.wrapping_add(1);
                     self.seat.activity.go_on(Doing::Handler);
-                    return Poll::Ready(Ok(Some(head)));
+                    return Poll::Ready(Ok(Begun::Head(head)));
                 }
             }
             *judged = unread.len();
-            let Some(transport) = &mut shared.transport else { return Poll::Ready(Ok(None)) };
+            let Some(transport) = &mut shared.transport else {
+                return Poll::Ready(Ok(Begun::End));
+            };
             match shared.incoming.fill(|room| transport.poll_read(cx, room)) {
                 // A client may close its side of the connection and still listen.
                 Poll::Ready(Ok(0)) if shared.incoming.has_request() => {
                     return Poll::Ready(Err(StatusCode::BadRequest));
                 }
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Ok(None)),
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Ok(Begun::End)),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Pending => break,
             }
@@ -148,9 +160,17 @@ impl Gate {
         }
         // The client may wait for these before it sends the rest.
         match self.poll_flush(cx) {
-            Poll::Ready(Err(_)) => Poll::Ready(Ok(None)),
+            Poll::Ready(Err(_)) => Poll::Ready(Ok(Begun::End)),
+            Poll::Ready(Ok(())) if self.is_to_leave() => Poll::Ready(Ok(Begun::Leave)),
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// Returns `true` if the connection is to go to the successor, and what was read of it fits
+    /// into a batch. The caller sends first what was gathered.
+    pub(crate) fn is_to_leave(&self) -> bool {
+        self.seat.order() == Order::Leave
+            && self.wire.lock().incoming.unread().len() <= Limits::MOST_AHEAD
     }
 
     /// Makes the request that the handler gets.
@@ -519,6 +539,14 @@ impl Gate {
         let mut shared = self.wire.lock();
         let transport = shared.transport.take()?;
         Some(Idle::behind(&shared.incoming, transport))
+    }
+
+    /// Returns the connection with what was read behind the last message. Returns `None` if the
+    /// connection has ended. Sends nothing; see [`Gate::flush`].
+    pub(crate) fn into_movable(self) -> Option<Movable> {
+        let mut shared = self.wire.lock();
+        let transport = shared.transport.take()?;
+        Some(Movable { transport, ahead: shared.incoming.unread().to_vec() })
     }
 
     /// Gives the transport back, to end the connection. Sends nothing; see [`Gate::flush`].

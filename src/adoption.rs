@@ -1,0 +1,167 @@
+//! Adoption: takes the connections that predecessors hand over.
+//!
+//! Invariant: a connection is registered and counted, then the answer says that it was taken, and
+//! only then anybody reads it (rule H1). Between the receipt of a batch and the answer nothing is
+//! awaited, so a batch that was received is answered. Asks nobody to leave.
+
+use std::future::{Future, poll_fn};
+use std::os::fd::OwnedFd;
+use std::task::Poll;
+use std::time::Instant;
+
+use futures_lite::FutureExt;
+
+use crate::conn::leaving::Counted;
+use crate::error::reason;
+use crate::listen::listener::Listener;
+use crate::restart::message::{Message, Record, Taken};
+use crate::restart::passage::Passage;
+use crate::server::Running;
+use crate::stop::activity::Doing;
+use crate::stop::outcome::grouped;
+use crate::stop::phase::Phase;
+use crate::stream::transport::Transport;
+use crate::wire::Movable;
+
+/// The passages from which connections come to a server.
+pub(crate) struct Adoption<'a> {
+    running: &'a Running,
+    sources: Vec<Source>,
+    /// The listeners whose connections the server takes, by the inodes of their sockets.
+    listeners: Vec<(u64, &'a Listener)>,
+}
+
+/// A passage from a predecessor.
+struct Source {
+    passage: Passage,
+    /// How many connections have come from it.
+    taken: usize,
+}
+
+/// Why a connection is not taken.
+enum Refusal {
+    /// Another one may be taken.
+    This,
+    /// No further one would be taken either.
+    All,
+}
+
+impl<'a> Adoption<'a> {
+    pub(crate) fn new(running: &'a Running, passage: Option<Passage>) -> Self {
+        let plain = running.listeners.iter().filter(|listener| listener.adopts());
+        let listeners = plain.filter_map(|listener| Some((listener.inode()?, listener))).collect();
+        let sources = passage.into_iter().map(Source::new).collect();
+        Self { running, sources, listeners }
+    }
+
+    /// Takes what comes until `end` is ready. Returns its result, and the passages that are still
+    /// open.
+    pub(crate) async fn until<T>(mut self, end: impl Future<Output = T>) -> (T, Vec<Passage>) {
+        let adopt = async {
+            loop {
+                self.adopt_next().await;
+            }
+        };
+        let ended = end.or(adopt).await;
+        (ended, self.sources.into_iter().map(|source| source.passage).collect())
+    }
+
+    /// Takes what comes next.
+    async fn adopt_next(&mut self) {
+        let (index, received) = poll_fn(|cx| {
+            let mut sources = self.sources.iter().enumerate();
+            let ready = sources.find_map(|(index, source)| match source.passage.poll_receive(cx) {
+                Poll::Ready(received) => Some((index, received)),
+                Poll::Pending => None,
+            });
+            ready.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await;
+        match received {
+            Ok(Some((Message::Connections { number, connections }, sockets))) => {
+                self.adopt(index, number, connections, sockets);
+            }
+            Ok(Some((Message::Passage, sockets))) => {
+                let passages = sockets.into_iter().filter_map(|end| Passage::of(end).ok());
+                self.sources.extend(passages.map(Source::new));
+            }
+            Ok(None) => self.remove(index, None),
+            Ok(Some((Message::Taken(_), _))) => self.remove(index, Some("it has sent an answer")),
+            Err(error) => self.remove(index, Some(&reason(&error))),
+        }
+    }
+
+    /// Takes as many connections of a batch as there are places and descriptors for, in their order
+    /// (rule H7), and answers.
+    fn adopt(
+        &mut self,
+        index: usize,
+        number: u32,
+        connections: Vec<Record>,
+        sockets: Vec<OwnedFd>,
+    ) {
+        let expected = connections.len();
+        let mut taken = Vec::new();
+        // With too few sockets, this process has had no descriptors for the rest.
+        let mut refusal = (sockets.len() < expected).then_some(Refusal::All);
+        for (record, socket) in connections.into_iter().zip(sockets) {
+            match self.take(record, socket) {
+                Ok(connection) => taken.push(connection),
+                Err(why) => {
+                    refusal = Some(why);
+                    break;
+                }
+            }
+        }
+        let answer = Message::Taken(Taken {
+            number,
+            count: u16::try_from(taken.len()).unwrap_or(u16::MAX),
+            takes_more: !matches!(refusal, Some(Refusal::All)),
+        });
+        let source = &mut self.sources[index];
+        // A predecessor that is gone has left them to this process (rule H2).
+        let answered = source.passage.answer(&answer);
+        source.taken += taken.len();
+        for (connection, counted) in taken {
+            self.running.go_on(connection, counted);
+        }
+        if let Err(error) = answered {
+            self.remove(index, Some(&reason(&error)));
+        }
+    }
+
+    /// Registers and counts a connection.
+    fn take(&self, record: Record, socket: OwnedFd) -> Result<(Movable, Counted), Refusal> {
+        let Record { listener, idle, ahead } = record;
+        let running = self.running;
+        if running.service.shutdown.phase() > Phase::Running {
+            return Err(Refusal::All);
+        }
+        let known = self.listeners.iter().find(|(inode, _)| *inode == listener);
+        let (_, listener) = known.ok_or(Refusal::This)?;
+        let place = running.places.try_take().ok_or(Refusal::All)?;
+        let (transport, peer) = Transport::of(socket).map_err(|_| Refusal::All)?;
+        let now = Instant::now();
+        let seat = running.seat(listener, peer, now.checked_sub(idle).unwrap_or(now));
+        seat.activity.begin(Doing::Idle);
+        let counted = running.count(&seat, Some(place)).ok_or(Refusal::All)?;
+        Ok((Movable { transport, ahead }, counted))
+    }
+
+    fn remove(&mut self, index: usize, failure: Option<&str>) {
+        let Source { taken, .. } = self.sources.remove(index);
+        if taken > 0 {
+            let connections = if taken == 1 { "connection" } else { "connections" };
+            log::info!("took over {} {connections} of the predecessor", grouped(taken as u64));
+        }
+        if let Some(failure) = failure {
+            log::warn!("the predecessor hands over no more connections: {failure}");
+        }
+    }
+}
+
+impl Source {
+    fn new(passage: Passage) -> Self {
+        Self { passage, taken: 0 }
+    }
+}

@@ -1,0 +1,80 @@
+//! [`Leaving`]: a connection on its way to the successor, or to another task of this process.
+//!
+//! Invariant: this process counts the connection until the successor has said that it took it (rule
+//! H4), and nobody reads its socket meanwhile (rule H1). Sends nothing to the successor.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::ioctl_fionread;
+
+use crate::places::Place;
+use crate::stop::activity::Doing;
+use crate::stop::orders::Departure;
+use crate::stop::seat::Seat;
+use crate::stop::shutdown::Guard;
+use crate::stream::transport::Transport;
+use crate::wire::Movable;
+use crate::wire::head::has_begun;
+
+/// What a connection holds as long as the server counts it.
+pub(crate) struct Counted {
+    pub(crate) seat: Arc<Seat>,
+    pub(crate) _guard: Guard,
+    /// `None` if the connection was taken without one, to empty a queue.
+    pub(crate) _place: Option<Place>,
+}
+
+/// A connection whose socket nobody reads.
+pub(crate) struct Leaving {
+    pub(crate) counted: Counted,
+    /// Not registered for events.
+    pub(crate) socket: OwnedFd,
+    /// What was read of the socket and not answered.
+    pub(crate) ahead: Vec<u8>,
+    idle_since: Instant,
+}
+
+impl Leaving {
+    /// Takes a connection out of its task.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the connection is no plain socket, or what the operating system says.
+    pub(crate) fn new(connection: Movable, counted: Counted) -> io::Result<Self> {
+        let Movable { transport: Transport::Plain(socket), ahead } = connection else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let socket = socket.into_fd()?;
+        let idle_since = counted.seat.leave();
+        Ok(Self { counted, socket, ahead, idle_since })
+    }
+
+    /// Returns how long the connection has been idle (rule H8).
+    pub(crate) fn idle_for(&self) -> Duration {
+        self.idle_since.elapsed()
+    }
+
+    /// Gives the connection back to the server.
+    ///
+    /// # Errors
+    ///
+    /// Returns what the operating system says.
+    pub(crate) fn return_as(self, departure: Departure) -> io::Result<(Movable, Counted)> {
+        let Self { counted, socket, ahead, idle_since } = self;
+        counted.seat.set_departure(departure);
+        counted.seat.be_idle_since(idle_since);
+        Ok((Movable { transport: Transport::of(socket)?.0, ahead }, counted))
+    }
+
+    /// Gives the connection up at an abort. A request in it stays in the outcome as cut (rule S13).
+    pub(crate) fn abandon(self) {
+        let is_asked =
+            has_begun(&self.ahead) || ioctl_fionread(&self.socket).is_ok_and(|waiting| waiting > 0);
+        if !is_asked {
+            self.counted.seat.activity.begin(Doing::Idle);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! [`Message`]: what goes through a passage between predecessor and successor, beside the
+//! descriptors.
+//!
+//! Pure: a value into bytes, and bytes into a value. Invariant: bytes that make no sense make no
+//! value, and a count that a message declares reserves no memory. Numbers are big-endian.
+
+use std::time::Duration;
+
+use crate::limits::Limits;
+
+/// A message, whole in one packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Message {
+    /// From the predecessor: a batch of connections. As many sockets come with it.
+    Connections { number: u32, connections: Vec<Record> },
+    /// From the successor: how many connections of that batch it has taken, from the first on.
+    Taken(Taken),
+    /// From the predecessor: the end of a passage, from which further connections come.
+    Passage,
+}
+
+/// What goes along with the socket of a connection (rule H8).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// The inode of the listener that the connection came to.
+    pub(crate) listener: u64,
+    /// How long the connection has been idle, to the millisecond.
+    pub(crate) idle: Duration,
+    /// What was read of the socket and not answered.
+    pub(crate) ahead: Vec<u8>,
+}
+
+/// The answer to a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// The number of the batch.
+    pub(crate) number: u32,
+    /// How many connections were taken. The one behind them, if there is one, was refused.
+    pub(crate) count: u16,
+    /// `false` if no further connection would be taken either.
+    pub(crate) takes_more: bool,
+}
+
+/// How many connections a batch has at most: the kernel passes no more sockets at once.
+pub(crate) const BATCH: usize = 253;
+
+/// How many bytes a message has at most.
+pub(crate) const LONGEST: usize = HEAD + BATCH * RECORD + Limits::MOST_AHEAD;
+
+/// A kind, a number, a count.
+const HEAD: usize = 1 + 4 + 2;
+
+/// A listener, a time, a length.
+const RECORD: usize = 8 + 8 + 4;
+
+const CONNECTIONS: u8 = b'C';
+const TAKEN: u8 = b'T';
+const PASSAGE: u8 = b'P';
+
+impl Message {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match self {
+            Self::Connections { number, connections } => {
+                let count = u16::try_from(connections.len()).unwrap_or(u16::MAX);
+                bytes.push(CONNECTIONS);
+                bytes.extend(number.to_be_bytes());
+                bytes.extend(count.to_be_bytes());
+                for Record { listener, idle, ahead } in connections {
+                    let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
+                    let length = u32::try_from(ahead.len()).unwrap_or(u32::MAX);
+                    bytes.extend(listener.to_be_bytes());
+                    bytes.extend(idle.to_be_bytes());
+                    bytes.extend(length.to_be_bytes());
+                    bytes.extend(ahead);
+                }
+            }
+            Self::Taken(Taken { number, count, takes_more }) => {
+                bytes.push(TAKEN);
+                bytes.extend(number.to_be_bytes());
+                bytes.extend(count.to_be_bytes());
+                bytes.push(u8::from(*takes_more));
+            }
+            Self::Passage => bytes.push(PASSAGE),
+        }
+        bytes
+    }
+
+    /// Returns `None` if the bytes are no message.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (kind, rest) = bytes.split_first()?;
+        let rest = &mut &*rest;
+        let message = match *kind {
+            CONNECTIONS => {
+                let (number, count) = (u32::from_be_bytes(take(rest)?), take(rest)?);
+                let records = (0..u16::from_be_bytes(count)).map(|_| Record::decode(rest));
+                Self::Connections { number, connections: records.collect::<Option<_>>()? }
+            }
+            TAKEN => {
+                let (number, count) = (u32::from_be_bytes(take(rest)?), take(rest)?);
+                let [takes_more] = take(rest)?;
+                let count = u16::from_be_bytes(count);
+                Self::Taken(Taken { number, count, takes_more: takes_more != 0 })
+            }
+            PASSAGE => Self::Passage,
+            _ => return None,
+        };
+        rest.is_empty().then_some(message)
+    }
+}
+
+impl Record {
+    fn decode(rest: &mut &[u8]) -> Option<Self> {
+        let listener = u64::from_be_bytes(take(rest)?);
+        let idle = Duration::from_millis(u64::from_be_bytes(take(rest)?));
+        let length = usize::try_from(u32::from_be_bytes(take(rest)?)).ok()?;
+        let (ahead, behind) = rest.split_at_checked(length)?;
+        *rest = behind;
+        Some(Self { listener, idle, ahead: ahead.to_vec() })
+    }
+}
+
+/// Takes the next `N` bytes.
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (bytes, behind) = rest.split_first_chunk()?;
+    *rest = behind;
+    Some(*bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages() -> Vec<Message> {
+        let record = |ahead: &[u8]| Record {
+            listener: u64::MAX - 7,
+            idle: Duration::from_millis(90_061),
+            ahead: ahead.to_vec(),
+        };
+        let full = vec![record(&[b'x'; Limits::MOST_AHEAD / BATCH]); BATCH];
+        vec![
+            Message::Connections { number: 0, connections: vec![] },
+            Message::Connections { number: 7, connections: vec![record(b""), record(b"GET /")] },
+            Message::Connections { number: u32::MAX, connections: full },
+            Message::Taken(Taken { number: 1, count: 253, takes_more: true }),
+            Message::Taken(Taken { number: u32::MAX, count: 0, takes_more: false }),
+            Message::Passage,
+        ]
+    }
+
+    #[test]
+    fn a_message_is_read_as_it_was_written() {
+        for message in messages() {
+            let bytes = message.encode();
+            assert!(bytes.len() <= LONGEST);
+            assert_eq!(Message::decode(&bytes), Some(message));
+        }
+    }
+
+    #[test]
+    fn what_is_no_whole_message_is_none() {
+        for message in messages() {
+            let mut bytes = message.encode();
+            // Long ones are cut at some places only.
+            for end in (0..bytes.len()).step_by(1 + bytes.len() / 200) {
+                assert_eq!(Message::decode(&bytes[..end]), None, "{message:?} cut at {end}");
+            }
+            bytes.push(0);
+            assert_eq!(Message::decode(&bytes), None, "{message:?} and one byte more");
+        }
+        assert_eq!(Message::decode(b"?"), None);
+        // More records than there are bytes.
+        assert_eq!(Message::decode(b"C\0\0\0\0\xff\xff"), None);
+    }
+}

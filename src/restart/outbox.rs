@@ -1,0 +1,109 @@
+//! [`Outbox`]: the connections that wait for the successor, and the batch that it has not answered.
+//!
+//! Pure: no socket and no clock, so that a model test can run it against every order of events.
+//! Invariant: a connection is in the outbox until the answer says that the successor has it, and a
+//! batch that was sent comes back only when the passage has closed without an answer (rules H2, H3).
+
+use std::collections::VecDeque;
+
+use crate::limits::Limits;
+use crate::restart::message::{BATCH, Taken};
+
+/// Connections on their way to the successor.
+pub(crate) struct Outbox<T> {
+    /// Not sent yet.
+    waiting: VecDeque<T>,
+    /// The batch that was sent last and is not answered. Both processes have its sockets.
+    sent: Vec<T>,
+    /// The number of that batch.
+    number: u32,
+}
+
+/// A connection that can go into a batch.
+pub(crate) trait Carried {
+    /// Returns how many bytes go along.
+    fn ahead(&self) -> usize;
+}
+
+/// What became of a batch.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Settled<T> {
+    /// The successor has these. The copies of their sockets are to be closed at once.
+    pub(crate) taken: Vec<T>,
+    /// The successor does not take this one, which is this process's again. Those behind it wait
+    /// for the next batch.
+    pub(crate) refused: Option<T>,
+}
+
+impl<T: Carried> Outbox<T> {
+    pub(crate) fn new() -> Self {
+        Self { waiting: VecDeque::new(), sent: Vec::new(), number: 0 }
+    }
+
+    pub(crate) fn push(&mut self, connection: T) {
+        self.waiting.push_back(connection);
+    }
+
+    /// Returns how many connections wait to be sent.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Returns `true` if a batch was sent and is not answered.
+    pub(crate) fn has_sent(&self) -> bool {
+        !self.sent.is_empty()
+    }
+
+    /// Makes the next batch of those that wait. Returns `None` if none waits, or if a batch is not
+    /// answered yet.
+    pub(crate) fn next_batch(&mut self) -> Option<(u32, &[T])> {
+        if !self.sent.is_empty() {
+            return None;
+        }
+        let mut room = Limits::MOST_AHEAD;
+        while let Some(connection) = self.waiting.front() {
+            if self.sent.len() == BATCH || connection.ahead() > room {
+                break;
+            }
+            room -= connection.ahead();
+            self.sent.extend(self.waiting.pop_front());
+        }
+        if self.sent.is_empty() {
+            return None;
+        }
+        self.number = self.number.wrapping_add(1);
+        Some((self.number, &self.sent))
+    }
+
+    /// Takes note of an answer. Returns `None`, and changes nothing, if it is not the answer to the
+    /// batch.
+    pub(crate) fn settle(&mut self, answer: Taken) -> Option<Settled<T>> {
+        let count = usize::from(answer.count);
+        if answer.number != self.number || self.sent.is_empty() || count > self.sent.len() {
+            return None;
+        }
+        let mut rest = self.sent.split_off(count).into_iter();
+        let taken = std::mem::take(&mut self.sent);
+        let refused = rest.next();
+        rest.rev().for_each(|connection| self.waiting.push_front(connection));
+        Some(Settled { taken, refused })
+    }
+
+    /// Takes the batch back, because it has not left, or because the passage has closed without an
+    /// answer to it. It waits again, in front of the others.
+    pub(crate) fn take_back(&mut self) {
+        let sent = std::mem::take(&mut self.sent);
+        sent.into_iter().rev().for_each(|connection| self.waiting.push_front(connection));
+    }
+
+    /// Removes those that wait. The batch that is not answered stays.
+    pub(crate) fn remove_waiting(&mut self) -> impl Iterator<Item = T> + use<T> {
+        std::mem::take(&mut self.waiting).into_iter()
+    }
+
+    /// Removes the batch that is not answered, because nobody waits for the answer any more. Its
+    /// sockets are the successor's.
+    pub(crate) fn remove_sent(&mut self) -> impl Iterator<Item = T> + use<T> {
+        std::mem::take(&mut self.sent).into_iter()
+    }
+}
