@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use common::handover::{self, Handover, Over, descriptors_of, over_both, suspend};
 use common::{
-    Client, Directory, End, ProcessId, SERVER, copy_file, pass_repeat_window, wait_until,
+    Client, Directory, End, ProcessId, SERVER, copy_file, install, pass_repeat_window, wait_until,
 };
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit, setrlimit};
 
@@ -384,19 +384,20 @@ sys.stdin.read()";
 
     // The user may have no access to where the server was built.
     let elsewhere = Directory::new();
-    let program = elsewhere.join("server");
-    copy_file(Path::new(SERVER), &program);
+    let (copy, program) = (elsewhere.join("server"), elsewhere.join("app"));
+    copy_file(Path::new(SERVER), &copy);
+    let script = format!("#!/bin/sh\nulimit -n 300; exec {} \"$@\"\n", copy.display());
+    install(&program, script.as_bytes());
     over_both(|over| {
         let mut server = Handover::start(over, program.clone(), |command, listen| {
             if let Some(path) = listen.strip_prefix("unix:") {
                 let directory = Path::new(path).parent().unwrap();
                 fs::set_permissions(directory, fs::Permissions::from_mode(0o777)).unwrap();
             }
-            command.args(["--listen", listen, "--linger", "5s"]).uid(USER).gid(USER);
+            command.args(["--listen", listen, "--grace", "4s", "--linger", "1s"]);
+            command.uid(USER).gid(USER);
         });
         let mut clients = idle(&server, 10);
-        let limit = Rlimit { current: Some(300), maximum: Some(300) };
-        prlimit(Some(server.serving().0), Resource::Nofile, limit).unwrap();
         let predecessor = server.restart();
         for client in &mut clients {
             client.post("/echo", "hello");
@@ -405,6 +406,7 @@ sys.stdin.read()";
             assert_eq!(client.response().text(), "hello");
             assert_eq!(client.end(), End::Eof);
         }
+        server.line_of(predecessor, "Too many references");
         server.assert_handed_over(predecessor, 0);
         server.end();
     });
