@@ -6,23 +6,26 @@
 
 use std::env;
 use std::fs;
-use std::io;
 use std::iter;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command};
+use std::process::{self, Command, ExitStatus};
 use std::sync::Once;
 use std::thread;
 use std::time::Duration;
 
 use http_types::Method;
 use rustix::io::Errno;
-use rustix::process::{Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
+use rustix::process::{
+    PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process,
+    pidfd_getfd, pidfd_open, set_child_subreaper, setrlimit, waitpid,
+};
 use smol::Timer;
 use smol_graceful::{
-    Address, Body, Listener, Outcome, Peer, Process, Request, Response, Server, Shutdown,
-    StatusCode,
+    Address, Body, Limits, Listener, Peer, Process, Request, Response, Server, Shutdown, StatusCode,
 };
 
 use super::program::{hear, install, service_manager};
@@ -70,12 +73,12 @@ impl Handover {
         Self::staged_with(over, |_| {})
     }
 
-    /// Starts [`serve`] with further variables in its environment.
-    pub fn staged_with(over: Over, more: impl FnOnce(&mut Command)) -> Self {
+    /// Starts [`serve`] with what `configure` adds to its environment.
+    pub fn staged_with(over: Over, configure: impl FnOnce(&mut Command)) -> Self {
         Self::start(over, env::current_exe().unwrap(), |command, listen| {
             command.args(["--exact", PROGRAM, "--nocapture", "--test-threads=1"]);
             command.env(LISTEN, listen);
-            more(command);
+            configure(command);
         })
     }
 
@@ -85,10 +88,15 @@ impl Handover {
         executable: PathBuf,
         configure: impl FnOnce(&mut Command, &str),
     ) -> Self {
-        static ADOPTING: Once = Once::new();
-        // A process whose parent has ended is this process's child then, which asks for its exit
-        // code.
-        ADOPTING.call_once(|| set_child_subreaper(Some(ProcessId::own().0)).unwrap());
+        static PREPARED: Once = Once::new();
+        PREPARED.call_once(|| {
+            // A process whose parent has ended becomes a child of this process, which asks for its
+            // exit code.
+            set_child_subreaper(Some(ProcessId::own().0)).unwrap();
+            // Some tests have many clients, and the tests of a file run at the same time.
+            let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+            setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+        });
 
         let directory = Directory::new();
         let listen = match over {
@@ -151,8 +159,19 @@ impl Handover {
         install(&self.directory.join("app"), script.as_bytes());
     }
 
-    /// Lets a successor take over, and returns its predecessor.
+    /// Lets a successor take over, and returns its predecessor, which accepts nobody any more.
     pub fn restart(&mut self) -> ProcessId {
+        let predecessor = self.take_over();
+        wait_until("the predecessor has closed its listener", || {
+            let listening = self.sockets(true);
+            !open_sockets(predecessor).iter().any(|(_, inode)| listening.contains(inode))
+        });
+        predecessor
+    }
+
+    /// Lets a successor take over, and returns its predecessor, which may still accept clients that
+    /// are in the queue.
+    pub fn take_over(&mut self) -> ProcessId {
         let predecessor = self.serving();
         predecessor.signal(Signal::USR2);
         self.wait_for_successor();
@@ -230,30 +249,46 @@ impl Handover {
 
     /// Returns the inodes of the connections that `process` has open.
     pub fn connections_of(&self, process: ProcessId) -> Vec<u64> {
-        let all = self.connections();
-        open_sockets(process).into_iter().filter(|inode| all.contains(inode)).collect()
+        let all = self.sockets(false);
+        let open = open_sockets(process).into_iter().map(|(_, inode)| inode);
+        open.filter(|inode| all.contains(inode)).collect()
     }
 
-    /// Returns the inodes of all connections that were accepted at the address.
-    fn connections(&self) -> Vec<u64> {
-        let Address::Tcp(addr) = self.address else { return self.unix_connections() };
-        let port = format!(":{:04X}", addr.port());
-        let table = fs::read_to_string("/proc/net/tcp").unwrap();
-        let lines = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-        // 0A is LISTEN.
-        let ours = lines.filter(|columns| columns[1].ends_with(&port) && columns[3] != "0A");
-        ours.map(|columns| columns[9].parse().unwrap()).collect()
+    /// Returns copies of the sockets of the connections that `process` has open, to look at their
+    /// options. The test must be allowed to trace the process.
+    pub fn copies_of(&self, process: ProcessId) -> Vec<OwnedFd> {
+        let all = self.sockets(false);
+        let pidfd = pidfd_open(process.0, PidfdFlags::empty()).unwrap();
+        let sockets = open_sockets(process).into_iter().filter(|(_, inode)| all.contains(inode));
+        let copies =
+            sockets.map(|(fd, _)| pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).unwrap());
+        copies.collect()
     }
 
-    fn unix_connections(&self) -> Vec<u64> {
+    /// Returns the inodes of all sockets that have the server's address: those that listen, or the
+    /// connections that were accepted.
+    fn sockets(&self, that_listen: bool) -> Vec<u64> {
         let path = self.directory.join("socket");
-        let table = fs::read_to_string("/proc/net/unix").unwrap();
+        let (table, inode) = match self.over {
+            Over::Tcp => ("/proc/net/tcp", 9),
+            Over::Unix => ("/proc/net/unix", 6),
+        };
+        let table = fs::read_to_string(table).unwrap();
         let lines = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-        // A connection that was accepted has the path of its listener, which has a flag.
-        let ours = lines.filter(|columns| {
-            columns.get(7).is_some_and(|file| Path::new(file) == path) && columns[3] == "00000000"
+        let ours = lines.filter(|columns| match self.address {
+            Address::Tcp(addr) => {
+                let is_listening = columns[3] == "0A";
+                columns[1].ends_with(&format!(":{:04X}", addr.port()))
+                    && is_listening == that_listen
+            }
+            _ => {
+                // A connection that was accepted has the path of its listener, which has a flag.
+                let is_listening = columns[3] == "00010000";
+                columns.get(7).is_some_and(|file| Path::new(file) == path)
+                    && is_listening == that_listen
+            }
         });
-        ours.map(|columns| columns[6].parse().unwrap()).collect()
+        ours.map(|columns| columns[inode].parse().unwrap()).collect()
     }
 
     /// Waits for a line that `process` has logged and that holds `text`. It may be an old one.
@@ -267,9 +302,15 @@ impl Handover {
     /// Waits until `process` has ended with exit code 0, and asserts how many connections its
     /// outcome says that it has handed over.
     pub fn assert_handed_over(&mut self, process: ProcessId, count: u64) {
+        assert_eq!(self.handed_over(process), count, "{}", self.servers.program);
+    }
+
+    /// Waits until `process` has ended with exit code 0, and returns how many connections its
+    /// outcome says that it has handed over.
+    pub fn handed_over(&mut self, process: ProcessId) -> u64 {
         let outcome = self.line_of(process, "drained in ");
-        assert_eq!(number_before(&outcome, " connection"), count, "{outcome}");
         assert_eq!(self.exit_code(process), 0, "{}", self.servers.program);
+        number_before(&outcome, " connection")
     }
 
     /// Waits until `process` has ended, and returns its exit code.
@@ -277,17 +318,18 @@ impl Handover {
         if process == self.servers.program.process() {
             return self.servers.program.exit_code();
         }
-        let mut code = None;
+        let mut status = None;
         wait_until("the process has ended", || {
-            match waitpid(Some(process.0), WaitOptions::NOHANG) {
-                Ok(status) => code = status.map(|(_, status)| status.exit_status()),
+            status = match waitpid(Some(process.0), WaitOptions::NOHANG) {
+                Ok(ended) => ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw())),
                 // As long as its predecessor runs, it is the predecessor's child.
-                Err(Errno::CHILD) => {}
+                Err(Errno::CHILD) => process.status_of_zombie(),
                 Err(error) => panic!("{error}"),
-            }
-            code.is_some()
+            };
+            status.is_some()
         });
-        code.unwrap().unwrap_or_else(|| panic!("{process} was killed: {}", self.servers.program))
+        let code = status.unwrap().code();
+        code.unwrap_or_else(|| panic!("{process} was killed: {}", self.servers.program))
     }
 
     /// Lets the handlers go on that wait at this gate, now and later.
@@ -329,11 +371,11 @@ pub fn descriptors_of(process: ProcessId) -> usize {
     fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
 }
 
-/// Returns the inodes of the sockets that a process has open.
-fn open_sockets(process: ProcessId) -> Vec<u64> {
+/// Returns the sockets that a process has open: descriptor and inode.
+fn open_sockets(process: ProcessId) -> Vec<(RawFd, u64)> {
     let inode =
         |link: PathBuf| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
-    links_of(process).filter_map(|(_, link)| inode(link)).collect()
+    links_of(process).filter_map(|(fd, link)| Some((fd, inode(link)?))).collect()
 }
 
 /// Returns the inodes of what a process watches by epoll.
@@ -351,12 +393,13 @@ fn watched_by(process: ProcessId) -> Vec<u64> {
 }
 
 /// Returns a process's descriptors and what they are.
-fn links_of(process: ProcessId) -> impl Iterator<Item = (String, PathBuf)> {
+fn links_of(process: ProcessId) -> impl Iterator<Item = (RawFd, PathBuf)> {
     // A process that has ended has none, and one that is closed meanwhile has no link any more.
     let open = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten();
     open.filter_map(|entry| {
         let entry = entry.ok()?;
-        Some((entry.file_name().into_string().ok()?, fs::read_link(entry.path()).ok()?))
+        let fd = entry.file_name().to_str()?.parse().ok()?;
+        Some((fd, fs::read_link(entry.path()).ok()?))
     })
 }
 
@@ -365,11 +408,12 @@ fn links_of(process: ProcessId) -> impl Iterator<Item = (String, PathBuf)> {
 /// The test that has to call [`serve`] in each file that starts this program.
 pub const PROGRAM: &str = "the_program_of_these_tests";
 
-/// Variables of the program's environment: its addresses with commas between them, the directory of
-/// its gates, and the number of its workers.
+/// Variables of the program's environment: its address, the directory of its gates, the number of
+/// its workers, and how many seconds a connection may be idle.
 const LISTEN: &str = "HANDOVER_LISTEN";
 const DIRECTORY: &str = "HANDOVER_DIRECTORY";
 pub const THREADS: &str = "HANDOVER_THREADS";
+pub const IDLE_TIMEOUT: &str = "HANDOVER_IDLE_TIMEOUT";
 
 /// How long the response to `/big` is.
 pub const BIG_BODY: usize = 8 * 1024 * 1024;
@@ -380,20 +424,26 @@ pub const BIG_BODY: usize = 8 * 1024 * 1024;
 /// GATE` and says the process when the test has opened the gate; `/block/GATE` also blocks its
 /// thread. `/big` is [`BIG_BODY`]. A POST logs `handled PATH`, reads the body, and says both.
 pub fn serve() {
-    let Ok(listen) = env::var(LISTEN) else { return };
-    let listeners = listen.split(',').map(|text| Listener::bind(&text.parse()?));
-    assert!(run(listeners).is_drained());
+    serve_with(|_| Vec::new());
 }
 
-/// Runs the handlers of [`serve`] as a process, and returns the outcome.
-pub fn run(listeners: impl Iterator<Item = io::Result<Listener>>) -> Outcome {
+/// Does what [`serve`] does, with further listeners, which `more` makes when signals are handled.
+pub fn serve_with(more: impl FnOnce(&Path) -> Vec<Listener>) {
+    let Ok(listen) = env::var(LISTEN) else { return };
     log_like_the_binary();
-    let server = Server::new(answer).shutdown(&Shutdown::new().grace(PATIENCE));
+    let mut limits = Limits::default();
+    if let Ok(seconds) = env::var(IDLE_TIMEOUT) {
+        limits.idle_timeout = Duration::from_secs(seconds.parse().unwrap());
+    }
+    let shutdown = Shutdown::new().grace(PATIENCE);
+    let server = Server::new(answer).limits(limits).shutdown(&shutdown);
     let mut process = Process::default();
     if let Ok(threads) = env::var(THREADS) {
         process = process.threads(threads.parse().unwrap());
     }
-    process.run(server, listeners).unwrap()
+    let listen = iter::once_with(|| Listener::bind(&listen.parse()?));
+    let more = iter::once_with(|| more(&directory())).flatten().map(Ok);
+    assert!(process.run(server, listen.chain(more)).unwrap().is_drained());
 }
 
 /// Logs as the binary does: each line says which process has written it.
@@ -443,6 +493,9 @@ async fn answer(mut request: Request) -> http_types::Result<Response> {
 const POLL: Duration = Duration::from_millis(2);
 
 fn is_open(gate: &str) -> bool {
-    let directory = PathBuf::from(env::var_os(DIRECTORY).unwrap());
-    directory.join(format!("gate-{gate}")).exists()
+    directory().join(format!("gate-{gate}")).exists()
+}
+
+fn directory() -> PathBuf {
+    env::var_os(DIRECTORY).unwrap().into()
 }

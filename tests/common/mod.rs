@@ -15,6 +15,7 @@ mod server;
 mod stage;
 mod stream;
 mod temporary;
+mod tls;
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -41,6 +42,7 @@ pub use self::server::{
 pub use self::stage::{Answer, BIG, Stagehand, UPGRADE_HEAD, handler, stage, upgrades, upgrading};
 pub use self::stream::{ReadBy, reluctant};
 pub use self::temporary::Directory;
+pub use self::tls::{TlsStream, certificate, tls_client};
 
 /// How long anything may take before the test fails: far more than a busy machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -258,6 +258,14 @@ impl ProcessId {
         Duration::from_millis(10 * ticks)
     }
 
+    /// Returns the status of a process that has ended and that its parent has not asked for it.
+    pub fn status_of_zombie(self) -> Option<ExitStatus> {
+        let stat = self.stat();
+        let fields = stat.rsplit(") ").next().unwrap();
+        let status = fields.strip_prefix("Z ")?.trim_end().rsplit(' ').next().unwrap();
+        Some(ExitStatus::from_raw(status.parse().unwrap()))
+    }
+
     /// Returns the kernel's words on the process, or nothing if the process is gone.
     fn stat(self) -> String {
         fs::read_to_string(format!("/proc/{}/stat", self.number())).unwrap_or_default()
