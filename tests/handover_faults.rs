@@ -22,7 +22,7 @@ use common::handover::{self, Handover, Over, descriptors_of, over_both, suspend}
 use common::{
     Client, Directory, End, ProcessId, SERVER, copy_file, install, pass_repeat_window, wait_until,
 };
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, prlimit};
 
 /// The most connections that go in one message.
 const BATCH: usize = 253;
@@ -35,20 +35,16 @@ const BATCH: usize = 253;
 fn a_request_in_the_passage_is_answered_once_by_the_successor() {
     over_both(|over| {
         let mut server = Handover::server(over, &[]);
-        let mut clients = idle(&server, 3);
+        let clients = idle(&server, 3);
         let predecessor = server.suspend_successor();
-        server.wait_for_passage(predecessor, 3);
-        for client in &mut clients {
-            client.post("/echo", "hello").assert_silent();
-        }
+        let (mut answered, mut waiting) = post_during_batch(&server, clients);
         suspend(predecessor);
         server.serving().signal(Signal::CONT);
-        for client in &mut clients {
-            assert_hello(client);
-        }
+        waiting.iter_mut().for_each(assert_hello);
         predecessor.signal(Signal::CONT);
         server.assert_handed_over(predecessor, 3);
-        clients.iter_mut().for_each(assert_kept);
+        answered.iter_mut().for_each(assert_hello);
+        answered.iter_mut().chain(&mut waiting).for_each(assert_kept);
         server.end();
     });
 }
@@ -59,28 +55,18 @@ fn a_request_in_the_passage_is_answered_once_by_the_successor() {
 fn a_suspended_successor_holds_up_only_its_batch() {
     over_both(|over| {
         let mut server = Handover::server(over, &[]);
-        let mut clients = idle(&server, BATCH + 50);
+        let clients = idle(&server, BATCH + 50);
         let predecessor = server.suspend_successor();
-        server.wait_for_passage(predecessor, BATCH);
-        for client in &mut clients {
-            client.post("/echo", "hello");
-        }
-        let mut waiting: Vec<_> = clients.iter().collect();
-        wait_until("the predecessor answers the others", || {
-            waiting.retain(|client| !has_something(client));
-            waiting.len() <= BATCH
-        });
-        // This lasts longer than the linger, and gives nobody of the batch an answer.
-        for client in waiting.iter().take(4) {
-            client.assert_silent();
-        }
-        assert_eq!(waiting.iter().filter(|client| !has_something(client)).count(), BATCH);
+        let (mut answered, mut waiting) = post_during_batch(&server, clients);
+        assert!(answered.len() >= 50, "{}", answered.len());
+        answered.iter_mut().for_each(assert_hello);
+        // They go on in the predecessor for as long as the successor is suspended.
+        answered.iter_mut().for_each(assert_kept);
+        assert!(!waiting.iter().any(has_something));
         server.serving().signal(Signal::CONT);
-        for client in &mut clients {
-            assert_hello(client);
-        }
+        waiting.iter_mut().for_each(assert_hello);
         server.assert_handed_over(predecessor, (BATCH + 50) as u64);
-        clients.iter_mut().for_each(assert_kept);
+        answered.iter_mut().chain(&mut waiting).for_each(assert_kept);
         server.end();
     });
 }
@@ -90,20 +76,19 @@ fn a_suspended_successor_holds_up_only_its_batch() {
 #[test]
 fn a_batch_that_nobody_answers_is_the_successors_after_the_grace() {
     over_both(|over| {
-        let mut server = Handover::server(over, &["--grace", "2s"]);
+        let mut server = Handover::server(over, &["--grace", "4s"]);
         let clients = idle(&server, BATCH + 10);
         let predecessor = server.suspend_successor();
-        server.wait_for_passage(predecessor, BATCH);
+        let others = clients.len() - server.wait_for_batch();
         wait_until("the others are closed, when half the grace is over", || {
-            clients.iter().filter(|client| has_something(client)).count() == 10
+            clients.iter().filter(|client| has_something(client)).count() == others
         });
         let (mut closed, mut kept): (Vec<_>, Vec<_>) = clients.into_iter().partition(has_something);
         assert!(closed.iter_mut().all(|client| client.end() == End::Eof));
         for client in &mut kept {
             client.post("/echo", "hello");
         }
-        let code = server.exit_code(predecessor);
-        assert_eq!(code, 1, "{}", server.servers.program);
+        assert_eq!(server.exit_code(predecessor), 1, "{}", server.servers.program);
         server.serving().signal(Signal::CONT);
         kept.iter_mut().for_each(assert_hello);
         kept.iter_mut().for_each(assert_kept);
@@ -117,10 +102,10 @@ fn a_batch_that_nobody_answers_is_the_successors_after_the_grace() {
 fn a_second_signal_names_a_request_in_the_passage() {
     over_both(|over| {
         let mut server = Handover::server(over, &[]);
-        let mut clients = idle(&server, 2);
+        let mut client = server.idle();
         let predecessor = server.suspend_successor();
-        server.wait_for_passage(predecessor, 2);
-        clients[0].post("/echo", "hello").assert_silent();
+        server.wait_for_batch();
+        client.post("/echo", "hello");
         predecessor.signal(Signal::TERM);
         server.line_of(predecessor, "SIGTERM: stopping already");
         pass_repeat_window();
@@ -129,12 +114,12 @@ fn a_second_signal_names_a_request_in_the_passage() {
         let outcome = server.line_of(predecessor, "forced to end after ");
         assert!(outcome.contains("(on its way to the successor, "), "{outcome}");
         if over == Over::Tcp {
-            let peer = clients[0].stream.local_addr().unwrap();
+            let peer = client.stream.local_addr().unwrap();
             assert!(outcome.contains(&format!("{peer} - - (on its way")), "{outcome}");
         }
         server.serving().signal(Signal::CONT);
-        assert_hello(&mut clients[0]);
-        clients.iter_mut().for_each(assert_kept);
+        assert_hello(&mut client);
+        assert_kept(&mut client);
         stop(server);
     });
 }
@@ -144,20 +129,15 @@ fn a_second_signal_names_a_request_in_the_passage() {
 #[test]
 fn a_successor_that_is_told_to_stop_while_it_adopts_loses_nothing() {
     over_both(|over| {
-        let mut server = Handover::server(over, &["--linger", "2s"]);
-        let mut clients = idle(&server, BATCH + 50);
+        let mut server = Handover::server(over, &[]);
+        let clients = idle(&server, BATCH + 50);
         let predecessor = server.suspend_successor();
-        server.wait_for_passage(predecessor, BATCH);
-        for client in &mut clients {
-            client.post("/echo", "hello");
-        }
+        let (mut answered, mut waiting) = post_during_batch(&server, clients);
         let successor = server.serving();
         successor.signal(Signal::TERM);
         successor.signal(Signal::CONT);
-        for client in &mut clients {
+        for client in answered.iter_mut().chain(&mut waiting) {
             assert_eq!(client.response().text(), "hello");
-        }
-        for client in &mut clients {
             assert_eq!(client.end(), End::Eof);
         }
         for process in [predecessor, successor] {
@@ -175,20 +155,16 @@ fn a_successor_that_is_told_to_stop_while_it_adopts_loses_nothing() {
 fn a_successor_that_dies_before_its_answer_gives_the_batch_back() {
     over_both(|over| {
         let mut server = Handover::server(over, &[]);
-        let mut clients = idle(&server, BATCH + 50);
+        let clients = idle(&server, BATCH + 50);
+        let mut silent = idle(&server, 10);
         let predecessor = server.suspend_successor();
-        server.wait_for_passage(predecessor, BATCH);
-        let mut silent = clients.split_off(BATCH - 20);
-        for client in &mut clients {
-            client.post("/echo", "hello");
-        }
+        let (mut answered, mut waiting) = post_during_batch(&server, clients);
         server.serving().signal(Signal::KILL);
-        for client in &mut clients {
+        for client in answered.iter_mut().chain(&mut waiting) {
             assert_eq!(client.response().text(), "hello");
-        }
-        for client in clients.iter_mut().chain(&mut silent) {
             assert_eq!(client.end(), End::Eof);
         }
+        assert!(silent.iter_mut().all(|client| client.end() == End::Eof));
         server.assert_handed_over(predecessor, 0);
     });
 }
@@ -221,31 +197,22 @@ fn a_successor_that_dies_after_its_answer_costs_only_its_own_clients() {
 fn a_successor_that_dies_between_batches_costs_only_what_it_has_taken() {
     over_both(|over| {
         let mut server = Handover::server(over, &[]);
-        let mut clients = idle(&server, BATCH + 50);
+        let clients = idle(&server, BATCH + 50);
         let predecessor = server.suspend_successor();
-        server.wait_for_passage(predecessor, BATCH);
-        for client in &mut clients {
-            client.post("/echo", "hello");
-        }
+        let (mut answered, mut waiting) = post_during_batch(&server, clients);
         // The answer to the first batch waits in the passage until the successor is dead.
         suspend(predecessor);
-        let answered = clients.iter().filter(|client| has_something(client)).count();
         let successor = server.serving();
         successor.signal(Signal::CONT);
-        wait_until("the successor has answered the requests of the batch", || {
-            let now = clients.iter().filter(|client| has_something(client)).count();
-            now == answered + BATCH
-        });
+        waiting.iter_mut().for_each(assert_hello);
         successor.signal(Signal::KILL);
         wait_until("the successor is dead", || !successor.is_running());
         predecessor.signal(Signal::CONT);
-        for client in &mut clients {
-            assert_eq!(client.response().text(), "hello");
-        }
-        for client in &mut clients {
+        answered.iter_mut().for_each(assert_hello);
+        for client in answered.iter_mut().chain(&mut waiting) {
             assert_eq!(client.end(), End::Eof);
         }
-        server.assert_handed_over(predecessor, BATCH as u64);
+        server.assert_handed_over(predecessor, waiting.len() as u64);
     });
 }
 
@@ -255,10 +222,10 @@ fn a_successor_that_dies_between_batches_costs_only_what_it_has_taken() {
 fn a_successor_that_dies_in_any_moment_leaves_no_client_waiting() {
     over_both(|over| {
         for _ in 0..5 {
-            let mut server = Handover::server(over, &["--linger", "5s"]);
+            let mut server = Handover::server(over, &["--linger", "20s"]);
             let mut clients = idle(&server, 3 * BATCH);
             let predecessor = server.suspend_successor();
-            server.wait_for_passage(predecessor, BATCH);
+            server.wait_for_batch();
             let successor = server.serving();
             let moment = descriptors_of(successor) + fastrand::usize(0..3 * BATCH);
             successor.signal(Signal::CONT);
@@ -285,17 +252,14 @@ fn a_successor_that_dies_in_any_moment_leaves_no_client_waiting() {
 fn a_predecessor_that_dies_leaves_its_batch_to_the_successor() {
     over_both(|over| {
         let mut server = Handover::server(over, &[]);
-        let mut clients = idle(&server, 3);
+        let clients = idle(&server, 3);
         let predecessor = server.suspend_successor();
-        server.wait_for_passage(predecessor, 3);
-        for client in &mut clients {
-            client.post("/echo", "hello");
-        }
+        let (_, mut waiting) = post_during_batch(&server, clients);
         predecessor.signal(Signal::KILL);
         wait_until("the predecessor is dead", || !predecessor.is_running());
         server.serving().signal(Signal::CONT);
-        clients.iter_mut().for_each(assert_hello);
-        clients.iter_mut().for_each(assert_kept);
+        waiting.iter_mut().for_each(assert_hello);
+        waiting.iter_mut().for_each(assert_kept);
         assert_kept(&mut server.connect());
         stop(server);
     });
@@ -333,31 +297,26 @@ fn a_successor_takes_as_many_as_it_has_descriptors() {
 /// Restarts with 60 idle connections, each with a request that comes while the batch is under way.
 /// The successor runs `lines` of a shell first, and `shorten` when it is ready, so it does not take
 /// all connections. Returns how many it has taken.
-fn taken_by_short_successor(over: Over, lines: &str, shorten: impl FnOnce(ProcessId)) -> usize {
+fn taken_by_short_successor(over: Over, lines: &str, shorten: impl FnOnce(ProcessId)) -> u64 {
     let mut server = Handover::server(over, &[]);
     let mut clients = idle(&server, 60);
     let successor = server.ready_successor(lines);
     suspend(successor);
     shorten(successor);
     let predecessor = server.resume_predecessor(successor);
-    server.wait_for_passage(predecessor, 60);
+    server.wait_for_batch();
     for client in &mut clients {
         client.post("/echo", "hello");
     }
     successor.signal(Signal::CONT);
-    let mut kept = Vec::new();
-    for mut client in clients {
-        let response = client.response();
-        assert_eq!(response.text(), "hello");
-        if response.says_close() {
-            assert_eq!(client.end(), End::Eof);
-        } else {
-            kept.push(client);
-        }
+    for client in &mut clients {
+        assert_eq!(client.response().text(), "hello");
     }
-    server.assert_handed_over(predecessor, kept.len() as u64);
+    let taken = server.handed_over(predecessor);
+    let (mut closed, mut kept): (Vec<_>, Vec<_>) = clients.into_iter().partition(has_something);
+    assert!(closed.iter_mut().all(|client| client.end() == End::Eof));
+    assert_eq!(kept.len() as u64, taken);
     kept.iter_mut().for_each(assert_kept);
-    let taken = kept.len();
     server.end();
     taken
 }
@@ -589,10 +548,20 @@ fn a_crowd_leaves_at_once() {
 
 /// Connects clients that have had an answer each.
 fn idle(server: &Handover, count: usize) -> Vec<Client> {
-    // The soft limit is often 1,024.
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
     (0..count).map(|_| server.idle()).collect()
+}
+
+/// Sends a POST of `hello` by each client while a batch is on its way to a suspended successor.
+/// Returns the clients whose answer has come, which are not in the batch, and those that wait.
+fn post_during_batch(server: &Handover, mut clients: Vec<Client>) -> (Vec<Client>, Vec<Client>) {
+    let batch = server.wait_for_batch();
+    for client in &mut clients {
+        client.post("/echo", "hello");
+    }
+    wait_until("the predecessor has answered the others", || {
+        clients.iter().filter(|client| !has_something(client)).count() <= batch
+    });
+    clients.into_iter().partition(has_something)
 }
 
 /// Connects a client whose handler has begun its response, and waits for the rest of the body

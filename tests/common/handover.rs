@@ -247,6 +247,24 @@ impl Handover {
         });
     }
 
+    /// Waits until a suspended successor has a batch to receive, and returns how many connections are
+    /// in the batch: all that leave within a moment, which are fewer on a busy machine. There is no
+    /// further batch before the successor goes on (rule H3).
+    pub fn wait_for_batch(&self) -> usize {
+        let directory = format!("/proc/{}/fdinfo", self.serving());
+        let unread = || {
+            let infos = fs::read_dir(&directory).unwrap();
+            let infos = infos.filter_map(|info| fs::read_to_string(info.ok()?.path()).ok());
+            let counts = infos.filter_map(|info| {
+                let line = info.lines().find_map(|line| line.strip_prefix("scm_fds:"))?;
+                line.trim().parse::<usize>().ok()
+            });
+            counts.sum::<usize>()
+        };
+        wait_until("a batch is in the passage", || unread() > 0);
+        unread()
+    }
+
     /// Returns the inodes of the connections that `process` has open.
     pub fn connections_of(&self, process: ProcessId) -> Vec<u64> {
         let all = self.sockets(false);
