@@ -82,7 +82,12 @@ impl Handover {
         })
     }
 
-    fn start(over: Over, executable: PathBuf, configure: impl FnOnce(&mut Command, &str)) -> Self {
+    /// Starts a program by a command that `configure` completes with words for the address.
+    pub fn start(
+        over: Over,
+        executable: PathBuf,
+        configure: impl FnOnce(&mut Command, &str),
+    ) -> Self {
         static PREPARED: Once = Once::new();
         PREPARED.call_once(|| {
             // A process whose parent has ended becomes a child of this process, which asks for its
@@ -190,11 +195,19 @@ impl Handover {
     /// Lets a successor take over that was suspended right after it said that it was ready, so that
     /// the successor answers nothing. Returns the predecessor.
     pub fn suspend_successor(&mut self) -> ProcessId {
+        let successor = self.ready_successor("");
+        suspend(successor);
+        self.resume_predecessor(successor)
+    }
+
+    /// Starts a successor that runs these lines of a shell first. Suspends the process that serves
+    /// before the successor says that it is ready. Returns the successor.
+    pub fn ready_successor(&mut self, lines: &str) -> ProcessId {
         let predecessor = self.serving();
         let go = self.directory.join("go");
         // The successor waits, so that its predecessor is suspended before the successor is ready.
         self.successors_run(&format!(
-            "n=0; until [ -e {} ] || [ $n = 3000 ]; do n=$((n + 1)); sleep 0.01; done",
+            "{lines}\nn=0; until [ -e {} ] || [ $n = 3000 ]; do n=$((n + 1)); sleep 0.01; done",
             go.display()
         ));
         predecessor.signal(Signal::USR2);
@@ -209,9 +222,15 @@ impl Handover {
         self.manager.set_nonblocking(false).unwrap();
         fs::write(&go, "").unwrap();
         while hear(&self.manager) != "WATCHDOG=1\n" {}
-        suspend(successor);
         fs::remove_file(&go).unwrap();
         self.successors_run("");
+        successor
+    }
+
+    /// Lets the predecessor of [`Handover::ready_successor`] hear that this successor is ready, and
+    /// waits until the successor has taken over. Returns the predecessor.
+    pub fn resume_predecessor(&mut self, successor: ProcessId) -> ProcessId {
+        let predecessor = self.serving();
         predecessor.signal(Signal::CONT);
         self.wait_for_successor();
         assert_eq!(self.serving(), successor);
@@ -226,6 +245,24 @@ impl Handover {
             let connections = self.connections_of(process);
             connections.iter().filter(|inode| !watched.contains(inode)).count() >= count
         });
+    }
+
+    /// Waits until a suspended successor has a batch to receive, and returns how many connections are
+    /// in the batch: all that leave within a moment, which are fewer on a busy machine. There is no
+    /// further batch before the successor goes on (rule H3).
+    pub fn wait_for_batch(&self) -> usize {
+        let directory = format!("/proc/{}/fdinfo", self.serving());
+        let unread = || {
+            let infos = fs::read_dir(&directory).unwrap();
+            let infos = infos.filter_map(|info| fs::read_to_string(info.ok()?.path()).ok());
+            let counts = infos.filter_map(|info| {
+                let line = info.lines().find_map(|line| line.strip_prefix("scm_fds:"))?;
+                line.trim().parse::<usize>().ok()
+            });
+            counts.sum::<usize>()
+        };
+        wait_until("a batch is in the passage", || unread() > 0);
+        unread()
     }
 
     /// Returns the inodes of the connections that `process` has open.
