@@ -5,6 +5,7 @@
 //! awaited, so a batch that was received is answered. Asks nobody to leave.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::task::Poll;
 use std::time::Instant;
@@ -119,14 +120,18 @@ impl<'a> Adoption<'a> {
             takes_more: !matches!(refusal, Some(Refusal::All)),
         });
         let source = &mut self.sources[index];
-        // A predecessor that is gone has left them to this process (rule H2).
         let answered = source.passage.answer(&answer);
         source.taken += taken.len();
         for (connection, counted) in taken {
             self.running.go_on(connection, counted);
         }
-        if let Err(error) = answered {
-            self.remove(index, Some(&reason(&error)));
+        match answered {
+            Ok(()) => {}
+            // The predecessor is gone, and has left them to this process.
+            Err(error) if is_gone(&error) => self.remove(index, None),
+            // Without an answer the passage stays open, or the predecessor would take back what
+            // this process reads (rule H2).
+            Err(error) => log::error!("no answer to the predecessor: {}", reason(&error)),
         }
     }
 
@@ -158,6 +163,10 @@ impl<'a> Adoption<'a> {
             log::warn!("the predecessor hands over no more connections: {failure}");
         }
     }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 impl Source {

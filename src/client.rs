@@ -10,6 +10,7 @@ use std::sync::Arc;
 use http_types::Request;
 use http_types::url::Position;
 
+use crate::stop::orders::Order;
 use crate::stop::seat::Seat;
 use crate::stream::socket::Left;
 
@@ -173,6 +174,12 @@ impl Client {
             None => future::pending().await,
         }
     }
+}
+
+/// Returns `true` if the connection of `request` serves further requests, whatever becomes of this
+/// process: the server is not stopped, or the connection can go to the successor.
+pub(crate) fn goes_on(request: &Request) -> bool {
+    request.ext().get::<Attached>().is_some_and(|attached| attached.seat.order() < Order::Finish)
 }
 
 /// The facts that the server attaches to a request.

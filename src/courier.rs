@@ -77,7 +77,8 @@ impl<'a> Courier<'a> {
                 Ok(never) => match never {},
                 Err(closed) => closed,
             };
-            log::warn!("{}, and no more: {closed}", self.summary());
+            let stay = self.count(|seat| seat.doing() != Doing::Closing);
+            log::warn!("{}, {stay} stay: {closed}", self.summary());
             self.serve_the_rest().await;
         };
         hand_over.or(token.aborting()).await;
@@ -258,12 +259,11 @@ impl<'a> Courier<'a> {
         };
         let Taken { takes_more, .. } = taken;
         let settled = self.outbox.settle(taken).ok_or(Closed::Silent)?;
-        // The copies are closed first: as long as they are open, no close of the successor reaches
-        // the client.
         let count = settled.taken.len();
-        drop(settled.taken);
         self.handed_over += count;
         self.running.service.shutdown.handed_over(count);
+        // As long as a copy is open, no close of the successor reaches the client.
+        drop(settled.taken);
         if let Some(refused) = settled.refused {
             self.return_as(Departure::Refused, refused);
         }

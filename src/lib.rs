@@ -6,9 +6,12 @@
 //! 2. A **token** looks at the latch, a **guard** keeps the drain open, a **shutdown** handle moves
 //!    the latch.
 //! 3. A connection is counted before its task is spawned, and a request that has sent its first
-//!    byte is finished.
+//!    byte is finished, here or by a successor.
 //! 4. A drain always ends, and says how it ended.
 //! 5. If the server drops something that it had accepted, the outcome names it.
+//!
+//! Under [`run`], a restart by USR2 closes no connection: the successor goes on with all that can
+//! go.
 //!
 //! # Example
 //!
@@ -35,13 +38,19 @@
 //! | being answered | finished | cut and named |
 //! | upgraded | waited for until it is dropped | cut and named |
 //!
+//! At a restart by USR2 under [`run`], a silent or idle connection goes to the successor at once,
+//! and so does half a head. The others go when the response is sent, which does not say `close`.
+//! Upgraded connections, those of a listener with a wrapper (TLS), and those that the successor
+//! does not take are treated as the table says.
+//!
 //! # Ways in
 //!
 //! - [`run`] is a whole process: worker threads, signals, exit code. [`Process`] has its settings.
 //! - [`Server::serve`] is a future for a program that has its own executor and control.
 //! - [`Shutdown`], [`Token`] and [`Guard`] work without any HTTP.
 //! - [`Listener`] takes sockets that systemd or Supervisor hold, TLS, and connections from
-//!   anywhere; `restart` (a feature) hands its sockets to a successor.
+//!   anywhere; `restart` (a feature) hands its sockets to a successor. [`run`] hands over the
+//!   connections, too.
 //! - [`stream_body`] makes a response of a stream, [`probe`] answers balancers,
 //!   [`Connection::pair`] tests a handler without a socket.
 //!
@@ -67,7 +76,7 @@
 //! | server | a [`Server`] that serves; a process may have several |
 //! | connection | a byte stream to one client, for one request after another |
 //! | handler | the program's function that makes a response from a request |
-//! | successor | a process that takes over the listening sockets at a restart |
+//! | successor | a process that takes over the listening sockets at a restart, and under [`run`] the connections, through a passage (a pair of sockets) |
 //! | kernel | the operating system below the server, with its queues of connections and bytes |
 //! | wrapped stream | a stream that is not a plain socket, for example by [`Listener::wrap`] |
 //! | latch | the three phases of a stop, which only move forward ([`Shutdown`]) |
@@ -85,15 +94,16 @@
 //! read buffer and admits one well-formed message at a time. [`run`] polls one smol executor from N
 //! worker threads; the thread that called it keeps signals, deadlines and the drain, and runs no
 //! handler. An idle connection holds its socket and its task, and no buffer. Deadlines are kept by
-//! one sweep over all connections, at most once a second, and not by a timer for each. The library
-//! registers no signal handler unless [`run`] or [`signals`] is called, prints nothing, and never
-//! exits the process.
+//! one sweep over all connections, at most once a second, and not by a timer for each. At a restart
+//! under [`run`], a connection goes to the successor as its socket and the bytes that were read
+//! ahead, when no exchange is under way. The library registers no signal handler unless [`run`] or
+//! [`signals`] is called, prints nothing, and never exits the process.
 //!
 //! # Limits
 //!
 //! HTTP/1.1 and 1.0 over TCP, Unix sockets and whatever a program brings, on Unix. Methods are
 //! those that http-types knows; others are answered 501. No routing, no HTTP/2; TLS by
-//! [`Listener::wrap`].
+//! [`Listener::wrap`], whose connections do not go to a successor.
 
 pub use async_signal::Signal;
 pub use chunks::stream_body;

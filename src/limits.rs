@@ -38,7 +38,7 @@ pub struct Limits {
     /// How long a connection may be silent before and between requests; then it is closed without
     /// a word. Default: 75 s. Zero closes a connection that has no request at once, also a new one
     /// whose client has not sent a byte yet. With [`Duration::MAX`] the client may be silent for as
-    /// long as it likes.
+    /// long as it likes. The time goes on when a successor takes the connection over.
     pub idle_timeout: Duration,
     /// How long reading a body or writing a response may make no progress at all. Default: 30 s.
     /// Zero gives up a client at its first pause. With [`Duration::MAX`], a body still has to come
@@ -77,7 +77,8 @@ pub struct Limits {
     /// the response. If such a client has to see the response, the handler has to read the body.
     pub discard_bytes: u64,
     /// How many connections the server serves at the same time. Default: 10,000. The process's
-    /// limit of open files may make it less.
+    /// limit of open files may make it less. A connection that comes from a predecessor counts like
+    /// any other. If no place is free, it stays with the predecessor, and ends there as at any stop.
     ///
     /// If all places are taken and a further client waits in the kernel's queue, the server closes
     /// the connection that has been idle longest, if it has been idle for

@@ -51,8 +51,8 @@ fn main() -> ExitCode {
 ///
 /// A second signal later than the repeat window ends this at once, and so does the end of the
 /// grace. USR2 starts the executable again, with the sockets, and ends this process when that one
-/// is ready. Exit code: 0 everything was finished, 1 something was cut or the server could not
-/// start, 2 wrong usage.
+/// is ready and has taken the connections over. Exit code: 0 everything was finished, 1 something
+/// was cut or the server could not start, 2 wrong usage.
 ///
 /// DURATION: such as 300ms, 2s, 1m30s. Logs go to standard error; RUST_LOG says which.
 #[derive(Debug, Parser)]
@@ -91,6 +91,8 @@ struct Settings {
     grace: humantime::Duration,
 
     /// How long idle connections are kept in the drain, for a last request; 0s closes them at once
+    ///
+    /// Connections that a successor takes over are not closed
     #[arg(long, env = "SMOL_GRACEFUL_LINGER", value_name = "DURATION", default_value = "100ms")]
     linger: humantime::Duration,
 

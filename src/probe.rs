@@ -2,15 +2,16 @@
 //!
 //! Invariant: *live* as long as handlers run at all, *ready* until the stop begins, so that in the
 //! lame duck (rule S3) new requests go elsewhere while this server still takes them. Looks at the
-//! token and at nothing else.
+//! request's token and connection, and at nothing else.
 
 use http_types::headers::{CACHE_CONTROL, CONTENT_TYPE};
 use http_types::{Method, Request, Response, StatusCode};
 
+use crate::client::goes_on;
 use crate::stop::shutdown::Token;
 
 /// Answers a `GET` or `HEAD` of `/livez` (200) or `/readyz` (200, and 503 from the moment the stop
-/// begins); `None` for any other request.
+/// begins, unless the connection goes to a successor); `None` for any other request.
 ///
 /// The words are Kubernetes'; HAProxy's `option httpchk GET /readyz` wants the same.
 ///
@@ -33,7 +34,8 @@ pub fn probe(request: &Request) -> Option<Response> {
     }
     let (status, text) = match request.url().path() {
         "/livez" => (StatusCode::Ok, "live\n"),
-        "/readyz" if Token::of(request).is_stopping() => {
+        // With a successor, the client asks about the service, which goes on.
+        "/readyz" if Token::of(request).is_stopping() && !goes_on(request) => {
             (StatusCode::ServiceUnavailable, "stopping\n")
         }
         "/readyz" => (StatusCode::Ok, "ready\n"),

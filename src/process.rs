@@ -76,8 +76,13 @@ pub fn run<L: Listen>(
 }
 
 /// The settings of a server that runs as a process: worker threads, signals, what is told to a
-/// service manager, and, with the feature `restart`, USR2, which starts the program again in place
-/// of this process.
+/// service manager, and, with the feature `restart`, USR2.
+///
+/// USR2 starts the program again in place of this process. The successor gets the listening sockets
+/// and, when it serves, the connections: their clients notice nothing. An idle connection goes at
+/// once, and a connection with a request under way goes when the response is sent. Connections of a
+/// listener with a wrapper (TLS) and upgraded ones end as at any stop. `docs/restart.md` says what
+/// the log tells about this.
 ///
 /// The times of the stop (grace, lame duck, linger) are not settings of the process, but of the
 /// [`Shutdown`] that the server was given by [`Server::shutdown`].
@@ -196,9 +201,9 @@ impl Process {
         self
     }
 
-    /// Sets which signal starts the program again in place of this process, with [`restart`]. With
-    /// `None`, no signal does, and USR2 kills the process, unless the program handles it itself.
-    /// Default: USR2.
+    /// Sets which signal starts the program again in place of this process, like [`restart`], and
+    /// hands the connections over to it. With `None`, no signal does, and USR2 kills the process,
+    /// unless the program handles it itself. Default: USR2.
     ///
     /// [`restart`]: crate::restart
     ///

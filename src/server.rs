@@ -188,7 +188,8 @@ impl Server {
     ///
     /// ```
     /// use smol_graceful::Server;
-    ///     ///
+    /// use std::thread;
+    ///
     /// # fn main() -> std::io::Result<()> {
     /// let server = Server::new(|_request| async { Ok("okay") });
     /// let shutdown = server.handle();

@@ -180,6 +180,9 @@ impl Listener {
     /// `wrap` returns names a peer. With TLS behind such a proxy, return
     /// `Connection::new(tls_stream).from_peer(peer)`.
     ///
+    /// Connections of a listener with a wrapper do not go to a successor: a restart ends them like
+    /// any stop.
+    ///
     /// [`Limits::head_timeout`]: crate::Limits::head_timeout
     ///
     /// # Examples

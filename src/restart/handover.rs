@@ -34,6 +34,9 @@ use crate::restart::spawn::{Child, Program};
 /// directory and environment), hands it the sockets of `listeners`, and waits up to `patience`
 /// until it says that it is ready. Returns its process id.
 ///
+/// Hands over listening sockets, not connections: those end by the stop that follows. Only
+/// [`run`](crate::run) hands over connections, too.
+///
 /// The successor finds the sockets by [`Listener::bind`] with the same addresses, or by
 /// [`Listener::inherited`]; they have the descriptors from 3 on, whatever else this process had
 /// been started with there. It is ready when it sends `READY=1` to its NOTIFY_SOCKET, as
@@ -134,6 +137,7 @@ async fn start(
              the successor; restart with supervisorctl instead"
         );
     }
+    trusted(patience).await?;
     let listeners: Vec<_> = listeners.iter().filter(|listener| is_reachable(listener)).collect();
     let readiness = ReadinessSocket::new()?;
     let child = program(&listeners, &readiness, passage)?.spawn()?;
@@ -165,6 +169,28 @@ async fn start(
     }
     Notify::from_env().main_pid(pid);
     Ok((pid, adopted))
+}
+
+/// Waits until no predecessor waits for this process any more. A predecessor that finds this process
+/// gone, because a successor has taken its place already, would go on beside that one.
+///
+/// # Errors
+///
+/// If the predecessor still waits after `patience`.
+async fn trusted(patience: Duration) -> io::Result<()> {
+    let notify = Notify::from_env();
+    let is_trusted = async {
+        while notify.is_awaited() {
+            Timer::after(SECOND_LOOK / 10).await;
+        }
+        Ok(())
+    };
+    let late = async {
+        Timer::after(patience).await;
+        let message = "the predecessor has not let go of this process; is it suspended?";
+        Err(io::Error::new(io::ErrorKind::TimedOut, message))
+    };
+    is_trusted.or(late).await
 }
 
 /// Held during a restart: two successors would both take the sockets for their own.

@@ -13,7 +13,8 @@ use crate::restart::notify::Notify;
 use crate::restart::passage::Passage;
 
 /// Tells the service manager (systemd's `READY=1`) that this process serves on `listeners`. In a
-/// successor, tells the predecessor instead, whose sockets are this process's own from then on.
+/// successor, tells the predecessor instead, whose sockets are this process's own from then on. A
+/// program that calls this takes no connections of the predecessor; only [`run`] does.
 ///
 /// [`run`] calls this by itself. A program with [`Server::serve`] has to call it when it is ready:
 /// until then a unit with `Type=notify` is not started, and the predecessor goes on serving. Only

@@ -42,7 +42,7 @@ pub struct Outcome {
     /// latch.
     pub finished: u64,
     /// The number of connections that a successor has taken, on all servers that share the latch.
-    /// Their clients notice nothing.
+    /// Their clients notice nothing. Always 0 without a restart under [`run`](crate::run).
     pub handed_over: u64,
     /// The signal that began the stop, if it was a signal.
     pub signal: Option<Signal>,

@@ -163,6 +163,10 @@ impl Shutdown {
     /// connection that gives its place to a new client has been idle for this time, too
     /// ([`Limits::connections`](crate::Limits::connections)).
     ///
+    /// A connection that goes to a successor needs no linger. If the successor takes no connections
+    /// for this time (100 ms at least), this process serves those that wait until it does (rule
+    /// H5).
+    ///
     /// # Examples
     ///
     /// For clients that are far away:
@@ -181,6 +185,9 @@ impl Shutdown {
     }
 
     /// Moves on to *draining*; does nothing if that has happened before (rule S2).
+    ///
+    /// Connections end by this stop, also after a call of `restart`. They go to a successor only if
+    /// a signal has restarted the process under [`run`](crate::run).
     ///
     /// # Examples
     ///
@@ -523,6 +530,9 @@ impl Token {
     }
 
     /// Waits until the stop begins; ready at once, every time, when it has (rule S2).
+    ///
+    /// A restart is a stop, too, so a stream can end properly. If the connection goes to the
+    /// successor, the response does not announce a close (rule S9).
     ///
     /// # Cancel safety
     ///

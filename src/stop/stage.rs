@@ -66,7 +66,8 @@ pub enum Stage {
     Handshake,
     /// The response is written; the client's kernel has yet to take the last of it.
     Delivering,
-    /// The connection is on its way to the successor, which has not said that it has taken it.
+    /// The connection is on its way to the successor, which has not said that it has taken it. If
+    /// the drain is cut short then, the successor may still answer a request in it.
     Leaving,
 }
 
