@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use super::*;
 use crate::restart::message::{LONGEST, Message, Record};
+use crate::seeded;
 
 #[test]
 fn one_process_reads_a_socket_and_none_is_lost_unless_its_reader_died() {
-    let given = std::env::var("STRESS_SEED").ok().and_then(|seed| seed.parse().ok());
+    let given = seeded::given();
     let first = given.unwrap_or_else(|| fastrand::u64(..));
     let runs = if cfg!(miri) { 20 } else { 3_000 };
     let mut seen = Seen::default();
