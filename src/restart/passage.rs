@@ -243,9 +243,15 @@ mod tests {
 
     /// A batch of so many connections, with as many bytes ahead as a batch may have.
     fn batch(count: usize) -> Message {
-        let ahead = vec![b'x'; Limits::MOST_AHEAD / count.max(1)];
-        let record = Record { listener: 7, idle: Duration::ZERO, ahead };
-        Message::Connections { number: 1, connections: vec![record; count] }
+        let lengths = (0..count).map(|index| match index {
+            0 => Limits::MOST_AHEAD - (count - 1) * (Limits::MOST_AHEAD / count),
+            _ => Limits::MOST_AHEAD / count,
+        });
+        let connections = lengths.map(|length| {
+            let ahead = vec![b'x'; length];
+            Record { listener: 7, idle: Duration::ZERO, ahead }
+        });
+        Message::Connections { number: 1, connections: connections.collect() }
     }
 
     const ANSWER: Message = Message::Taken(Taken { number: 1, count: 1, takes_more: true });
@@ -292,10 +298,10 @@ mod tests {
         other_end.read(&mut [0]).is_ok_and(|n| n == 0)
     }
 
-    /// The longest batch.
     #[test]
-    fn a_batch_comes_whole_and_in_order_and_no_child_inherits_it() {
+    fn the_longest_batch_comes_whole_and_in_order_and_no_child_inherits_it() {
         let (predecessor, successor) = ends();
+        assert_eq!(batch(BATCH).encode().len(), LONGEST);
         let (sockets, _clients) = sockets(BATCH);
         block_on(predecessor.send(&batch(BATCH), &borrowed(&sockets))).unwrap();
         let (message, descriptors) = received(&successor).unwrap().unwrap();
@@ -312,9 +318,11 @@ mod tests {
     fn a_longer_batch_is_an_error_and_nothing_of_it_comes() {
         let (predecessor, successor) = ends();
         let (socket, _client) = UnixStream::pair().unwrap();
-        let sent = block_on(predecessor.send(&batch(1), &[socket.as_fd(); BATCH + 1]));
-        assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        assert!(block_on(poll_once(successor.receive())).is_none());
+        for count in [BATCH + 1, BATCH + 2, 2 * BATCH] {
+            let sent = block_on(predecessor.send(&batch(1), &vec![socket.as_fd(); count]));
+            assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert!(block_on(poll_once(successor.receive())).is_none());
+        }
         block_on(predecessor.send(&batch(1), &[socket.as_fd(); BATCH])).unwrap();
     }
 
@@ -435,7 +443,8 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_invalid_data_and_its_descriptors_are_closed() {
-        let longer = [batch(BATCH).encode(), vec![0; LONGEST]].concat();
+        // Its beginning is a message.
+        let longer = [batch(BATCH).encode(), vec![0; 1]].concat();
         for garbage in [&b"?"[..], b"C", b"T\0\0\0\x07\0\x01\x02", &longer] {
             let (predecessor, successor) = ends();
             let (socket, client) = UnixStream::pair().unwrap();
