@@ -24,7 +24,7 @@ pub(crate) struct Outbox<T> {
 
 /// A connection that can go into a batch.
 pub(crate) trait Carried {
-    /// Returns how many bytes go along.
+    /// Returns how many bytes go along: [`Limits::MOST_AHEAD`] at most.
     fn ahead(&self) -> usize;
 }
 
@@ -44,6 +44,8 @@ impl<T: Carried> Outbox<T> {
     }
 
     pub(crate) fn push(&mut self, connection: T) {
+        // It would never fit into a batch, and those behind it would wait for ever.
+        debug_assert!(connection.ahead() <= Limits::MOST_AHEAD);
         self.waiting.push_back(connection);
     }
 
