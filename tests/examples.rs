@@ -6,26 +6,21 @@
 
 mod common;
 
-use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::iter;
-use std::net::{Shutdown as Half, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown as Half, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::thread;
 
 use command_fds::{CommandFdExt, FdMapping};
 use common::{
-    Client, Directory, End, Generations, PATIENCE, ProcessId, Program, chromium, output, pattern,
-    run_ok, text, wait_for_close, wait_until,
+    Client, Directory, End, Generations, PATIENCE, ProcessId, Program, TlsStream, certificate,
+    chromium, output, pattern, run_ok, text, tls_client, wait_for_close, wait_until,
 };
-use futures_rustls::pki_types::{CertificateDer, ServerName};
-use futures_rustls::rustls::{
-    ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, StreamOwned,
-};
+use futures_rustls::pki_types::CertificateDer;
+use futures_rustls::rustls::ProtocolVersion;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 // hello
@@ -679,9 +674,6 @@ struct Tls {
     trusted: CertificateDer<'static>,
 }
 
-/// A client of the server's, and its socket.
-type TlsClient = StreamOwned<ClientConnection, TcpStream>;
-
 impl Tls {
     fn start() -> Self {
         let dir = Directory::new();
@@ -710,21 +702,12 @@ impl Tls {
         curl
     }
 
-    fn client(&self) -> ClientConnection {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.trusted.clone()).unwrap();
-        let mut config =
-            ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap()
-    }
-
-    fn connect(&self) -> TlsClient {
-        StreamOwned::new(self.client(), self.program.connect().stream)
+    fn connect(&self) -> TlsStream {
+        tls_client(&self.trusted, self.program.connect().stream)
     }
 
     /// A client that has sent a part of its first message, and the rest of that.
-    fn half_connect(&self) -> (TlsClient, Vec<u8>) {
+    fn half_connect(&self) -> (TlsStream, Vec<u8>) {
         let mut client = self.connect();
         let mut hello = Vec::new();
         client.conn.write_tls(&mut hello).unwrap();
@@ -740,16 +723,8 @@ impl Tls {
     }
 }
 
-/// Makes `cert.pem` and `key.pem` in `dir`.
-fn certificate(dir: &Path) -> CertificateDer<'static> {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    fs::write(dir.join("cert.pem"), made.cert.pem()).unwrap();
-    fs::write(dir.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
-    made.cert.der().clone()
-}
-
 /// Asks for `okay`, and gets it.
-fn okay(client: &mut TlsClient) {
+fn okay(client: &mut TlsStream) {
     client.write_all(GET).unwrap();
     let answer = answer(client);
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
@@ -770,7 +745,7 @@ const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// What comes until the server takes its leave. An end without one is an error: anyone could have
 /// cut the connection there.
-fn rest(client: &mut TlsClient) -> String {
+fn rest(client: &mut TlsStream) -> String {
     let mut rest = String::new();
     client.read_to_string(&mut rest).unwrap();
     rest

@@ -1,4 +1,4 @@
-//! What clients leave behind in the real binary, whatever they do: nothing.
+//! What clients leave behind in the real binary, and in its successors, whatever they do: nothing.
 
 #![cfg(target_os = "linux")]
 
@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 
+use common::handover::{Handover, descriptors_of, over_both};
 use common::{Client, Program, wait_until};
 
 /// How clients begin. Some of it is garbage, some is half a message, some is fine.
@@ -50,6 +51,45 @@ fn nothing_is_left_of_bad_clients() {
     let log = server.log();
     // The tracked count is back at zero, too.
     assert!(log.contains("stopping because of SIGTERM; in flight: 0"), "{log}");
+}
+
+/// Clients that have begun with one process and end with the next leave nothing in either: the
+/// predecessor ends, and its successor has as many descriptors as before.
+#[test]
+fn nothing_is_left_of_bad_clients_after_a_restart() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &["--work", "0s"]);
+        // What a successor opens late is open after this.
+        server.hand_over(0);
+        server.accepted();
+        let has_no_client = |process| server.connections_of(process).is_empty();
+        wait_until("the first client's connection is closed", || has_no_client(server.serving()));
+        let before = descriptors_of(server.serving());
+        for _ in 0..3 {
+            let mut clients = Vec::new();
+            for beginning in BEGINNINGS {
+                for ending in ENDINGS {
+                    let mut client = server.connect();
+                    client.send(beginning);
+                    clients.push((client, ending));
+                }
+            }
+            server.accepted();
+            let predecessor = server.restart();
+            clients.into_iter().for_each(|(client, ending)| ending(client));
+            // How many have gone depends on what the predecessor has read of them.
+            server.handed_over(predecessor);
+            let successor = server.serving();
+            wait_until("every descriptor is closed", || descriptors_of(successor) == before);
+            assert_eq!(server.connect().get("/").response().text(), "okay");
+            wait_until("that client's connection is closed", || {
+                descriptors_of(successor) == before
+            });
+        }
+        let log = server.end();
+        // The tracked count is back at zero, too.
+        assert!(log.contains("stopping because of SIGTERM; in flight: 0"), "{log}");
+    });
 }
 
 /// Rule W12: an idle connection owns no buffer. Its first read alone takes 4 KiB.

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 
 use common::{
     Client, Directory, Generations, PATIENCE, ProcessId, Program, SERVER, ask_unix,
-    assert_all_okay, is_refused, number_behind, pass_repeat_window, queued, wait_for_close,
-    wait_until,
+    assert_all_okay, copy_file, hear, install, is_refused, number_behind, pass_repeat_window,
+    queued, service_manager, wait_for_close, wait_until,
 };
 use load::{Load, Report, Tally, Target};
 use rustix::process::Signal;
@@ -925,23 +925,8 @@ fn replace(program: &Path, script: &str) {
     install(program, format!("#!/bin/sh\n{script}\n").as_bytes());
 }
 
-/// Puts a file with these bytes in the place of a program.
-fn install(program: &Path, bytes: &[u8]) {
-    let (text, new) = (program.with_extension("text"), program.with_extension("new"));
-    fs::write(&text, bytes).unwrap();
-    copy_file(&text, &new);
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::rename(&new, program).unwrap();
-}
-
 fn copy_server(program: &Path) {
     copy_file(Path::new(SERVER), program);
-}
-
-/// Copies by a process of its own. A child that another test starts would have this process's
-/// descriptor for a moment, and the kernel would refuse to run the file ("Text file busy").
-fn copy_file(from: &Path, to: &Path) {
-    assert!(Command::new("cp").args([from, to]).status().unwrap().success());
 }
 
 /// A stop while a successor is being started ends both.
@@ -1450,18 +1435,4 @@ fn at(listen: &str, args: &[&str]) -> Program {
 
 fn copy(socket: &impl AsFd) -> OwnedFd {
     socket.as_fd().try_clone_to_owned().unwrap()
-}
-
-/// Binds the socket of a service manager in `directory`.
-fn service_manager(directory: &Directory) -> UnixDatagram {
-    let manager = UnixDatagram::bind(directory.join("manager")).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
-    manager
-}
-
-/// Returns the next message to the manager.
-fn hear(manager: &UnixDatagram) -> String {
-    let mut bytes = [0; 4096];
-    let n = manager.recv(&mut bytes).unwrap();
-    String::from_utf8(bytes[..n].to_vec()).unwrap()
 }

@@ -7,12 +7,15 @@
 #![allow(unused_imports, reason = "each scenario file uses its own part of this")]
 
 mod client;
+#[cfg(target_os = "linux")]
+pub mod handover;
 mod log;
 mod program;
 mod server;
 mod stage;
 mod stream;
 mod temporary;
+mod tls;
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,9 +32,9 @@ pub use self::client::{
 };
 pub use self::log::Log;
 pub use self::program::{
-    Generations, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, chromium, end_of,
-    handle_ignored_signals, installed, number_behind, output, output_within, pass_repeat_window,
-    run_ok, sockets_of, terminate,
+    Generations, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, chromium, copy_file,
+    end_of, handle_ignored_signals, hear, install, installed, number_behind, output, output_within,
+    pass_repeat_window, run_ok, service_manager, sockets_of, terminate,
 };
 pub use self::server::{
     Pipes, Running, address_of, free_port, is_refused, patient, quick, settle, tcp, wait_for_close,
@@ -39,6 +42,7 @@ pub use self::server::{
 pub use self::stage::{Answer, BIG, Stagehand, UPGRADE_HEAD, handler, stage, upgrades, upgrading};
 pub use self::stream::{ReadBy, reluctant};
 pub use self::temporary::Directory;
+pub use self::tls::{TlsStream, certificate, tls_client};
 
 /// How long anything may take before the test fails: far more than a busy machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(30);

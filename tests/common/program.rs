@@ -9,6 +9,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -106,6 +108,11 @@ impl Program {
         self.log.wait_for(texts)
     }
 
+    /// Waits for a line of the log for which `is_it` returns `true`. The line may be an old one.
+    pub fn line_where(&mut self, what: &str, is_it: impl Fn(&str) -> bool) -> String {
+        self.log.line_where(what, is_it)
+    }
+
     /// Returns the whole log, once the program has ended.
     pub fn log(&mut self) -> String {
         self.log.rest().join("\n")
@@ -166,14 +173,28 @@ impl LogLines {
 
     /// Waits for a line that holds one of `texts`.
     fn wait_for(&mut self, texts: &[&str]) -> String {
+        let holds_one = |line: &str| texts.iter().any(|text| line.contains(text));
+        self.next_where(&format!("{texts:?}"), holds_one)
+    }
+
+    /// Returns the first line for which `is_it` returns `true`, and waits for one if need be.
+    fn line_where(&mut self, what: &str, is_it: impl Fn(&str) -> bool) -> String {
+        match self.seen.iter().find(|line| is_it(line)) {
+            Some(line) => line.clone(),
+            None => self.next_where(what, is_it),
+        }
+    }
+
+    /// Waits for a new line for which `is_it` returns `true`.
+    fn next_where(&mut self, what: &str, is_it: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok(line) = self.lines.recv_timeout(left) else {
-                panic!("no {texts:?} in the log: {}", self.seen.join("\n"));
+                panic!("no {what} in the log: {}", self.seen.join("\n"));
             };
             self.seen.push(line.clone());
-            if texts.iter().any(|text| line.contains(text)) {
+            if is_it(&line) {
                 return line;
             }
         }
@@ -235,6 +256,14 @@ impl ProcessId {
         // In user mode and in the kernel, in hundredths of a second.
         let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
         Duration::from_millis(10 * ticks)
+    }
+
+    /// Returns the exit status of a process that has ended and for which its parent has not waited.
+    pub fn status_of_zombie(self) -> Option<ExitStatus> {
+        let stat = self.stat();
+        let fields = stat.rsplit(") ").next().unwrap();
+        let status = fields.strip_prefix("Z ")?.trim_end().rsplit(' ').next().unwrap();
+        Some(ExitStatus::from_raw(status.parse().unwrap()))
     }
 
     /// Returns the kernel's words on the process, or nothing if the process is gone.
@@ -455,6 +484,35 @@ pub fn activated(pid: &str, how: &str, fds: Vec<OwnedFd>, args: &[&str]) -> Comm
     let mappings = (3..).zip(fds).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
     command.fd_mappings(mappings.collect()).unwrap();
     command
+}
+
+/// Puts a file with these bytes in the place of a program, as a deployment does.
+pub fn install(program: &Path, bytes: &[u8]) {
+    let (text, new) = (program.with_extension("text"), program.with_extension("new"));
+    fs::write(&text, bytes).unwrap();
+    copy_file(&text, &new);
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&new, program).unwrap();
+}
+
+/// Copies by a process of its own. A child that another test starts would have this process's
+/// descriptor for a moment, and the kernel would refuse to run the file ("Text file busy").
+pub fn copy_file(from: &Path, to: &Path) {
+    assert!(Command::new("cp").args([from, to]).status().unwrap().success());
+}
+
+/// Binds the socket of a service manager in `directory`.
+pub fn service_manager(directory: &Directory) -> UnixDatagram {
+    let manager = UnixDatagram::bind(directory.join("manager")).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    manager
+}
+
+/// Returns the next message to the manager.
+pub fn hear(manager: &UnixDatagram) -> String {
+    let mut bytes = [0; 4096];
+    let n = manager.recv(&mut bytes).unwrap();
+    String::from_utf8(bytes[..n].to_vec()).unwrap()
 }
 
 /// Runs `command`, whose standard input is its own affair, until it ends by itself.

@@ -1,0 +1,519 @@
+//! A server that hands its connections over to its successors.
+//!
+//! [`Handover`] is the server and its successors, over TCP or over a Unix socket. Their program is
+//! the real binary, or [`serve`]: handlers that a test holds and that say in which process they
+//! run. Linux only, because `/proc` says which process has which connection.
+
+use std::env;
+use std::fs;
+use std::iter;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, ExitStatus};
+use std::sync::Once;
+use std::thread;
+use std::time::Duration;
+
+use http_types::Method;
+use rustix::io::Errno;
+use rustix::process::{
+    PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process,
+    pidfd_getfd, pidfd_open, set_child_subreaper, setrlimit, waitpid,
+};
+use smol::Timer;
+use smol_graceful::{
+    Address, Body, Limits, Listener, Peer, Process, Request, Response, Server, Shutdown, StatusCode,
+};
+
+use super::program::{hear, install, service_manager};
+use super::{Client, Directory, Generations, PATIENCE, ProcessId, SERVER, wait_until};
+
+/// The kind of socket that clients connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    Tcp,
+    Unix,
+}
+
+/// Runs a scenario over TCP and over a Unix socket, at the same time.
+pub fn over_both(scenario: impl Fn(Over) + Sync) {
+    super::for_each([Over::Tcp, Over::Unix], |over| {
+        super::case(&format!("{over:?}"), || scenario(over));
+    });
+}
+
+/// A server and its successors.
+pub struct Handover {
+    pub servers: Generations,
+    pub over: Over,
+    /// The address that clients connect to.
+    pub address: Address,
+    pub directory: Directory,
+    executable: PathBuf,
+    /// The service manager, to which the process that serves says every 50 ms that it lives.
+    manager: UnixDatagram,
+    /// Everything that was started, to be killed if the test fails.
+    started: Vec<ProcessId>,
+}
+
+impl Handover {
+    /// Starts the real binary.
+    pub fn server(over: Over, args: &[&str]) -> Self {
+        let executable = Path::new(SERVER).to_owned();
+        Self::start(over, executable, |command, listen| {
+            command.args(["--listen", listen]).args(args);
+        })
+    }
+
+    /// Starts [`serve`], which the test [`PROGRAM`] of the same file calls.
+    pub fn staged(over: Over) -> Self {
+        Self::staged_with(over, |_| {})
+    }
+
+    /// Starts [`serve`] with what `configure` adds to its environment.
+    pub fn staged_with(over: Over, configure: impl FnOnce(&mut Command)) -> Self {
+        Self::start(over, env::current_exe().unwrap(), |command, listen| {
+            command.args(["--exact", PROGRAM, "--nocapture", "--test-threads=1"]);
+            command.env(LISTEN, listen);
+            configure(command);
+        })
+    }
+
+    /// Starts a program by a command that `configure` completes with words for the address.
+    pub fn start(
+        over: Over,
+        executable: PathBuf,
+        configure: impl FnOnce(&mut Command, &str),
+    ) -> Self {
+        static PREPARED: Once = Once::new();
+        PREPARED.call_once(|| {
+            // A process whose parent has ended becomes a child of this process, which asks for its
+            // exit code.
+            set_child_subreaper(Some(ProcessId::own().0)).unwrap();
+            // Some tests have many clients, and the tests of a file run at the same time.
+            let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+            setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+        });
+
+        let directory = Directory::new();
+        let listen = match over {
+            Over::Tcp => "127.0.0.1:0".into(),
+            Over::Unix => directory.socket("socket").to_string(),
+        };
+        let manager = service_manager(&directory);
+        let app = directory.join("app");
+        symlink(&executable, &app).unwrap();
+        let mut command = Command::new(app);
+        configure(&mut command, &listen);
+        command.env(DIRECTORY, directory.path());
+        command.env("NOTIFY_SOCKET", directory.join("manager")).env("WATCHDOG_USEC", "100000");
+        let servers = Generations::start(command);
+        let address = match over {
+            Over::Tcp => Address::Tcp(servers.program.addr),
+            Over::Unix => directory.socket("socket"),
+        };
+        let started = vec![servers.serving];
+        Self { servers, over, address, directory, executable, manager, started }
+    }
+
+    /// Returns the process that serves.
+    pub fn serving(&self) -> ProcessId {
+        self.servers.serving
+    }
+
+    pub fn connect(&self) -> Client {
+        Client::connect_to(&self.address)
+    }
+
+    /// Connects a client that has had an answer.
+    pub fn idle(&self) -> Client {
+        let mut client = self.connect();
+        assert_eq!(client.get("/livez").response().text(), "live\n");
+        client
+    }
+
+    /// Returns when the server has accepted every client that has connected. Clients are accepted in
+    /// turn.
+    pub fn accepted(&self) {
+        self.connect().send("GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").rest();
+    }
+
+    /// Connects a client whose handler for `path` runs, because the response to the request before
+    /// is sent when the second has to be waited for (rule W10).
+    pub fn in_flight(&self, path: &str) -> Client {
+        let request = |path| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let mut client = self.connect();
+        client.send(request("/livez") + &request(path));
+        assert_eq!(client.response().status, 200);
+        client
+    }
+
+    /// Makes the successors, from the next one on, run these lines of a shell before the program.
+    /// They may change the words of the program: `set -- "$@" --grace 1s`.
+    pub fn successors_run(&self, lines: &str) {
+        let program = self.executable.display();
+        let script = format!("#!/bin/sh\n{lines}\nexec {program} \"$@\"\n");
+        install(&self.directory.join("app"), script.as_bytes());
+    }
+
+    /// Lets a successor take over, and returns its predecessor, which accepts nobody any more.
+    pub fn restart(&mut self) -> ProcessId {
+        let predecessor = self.take_over();
+        wait_until("the predecessor has closed its listener", || {
+            let listening = self.sockets(true);
+            !open_sockets(predecessor).iter().any(|(_, inode)| listening.contains(inode))
+        });
+        predecessor
+    }
+
+    /// Lets a successor take over, and returns its predecessor, which may still accept clients that
+    /// are in the queue.
+    pub fn take_over(&mut self) -> ProcessId {
+        let predecessor = self.serving();
+        predecessor.signal(Signal::USR2);
+        self.wait_for_successor();
+        predecessor
+    }
+
+    /// Lets a successor take over, and waits until its predecessor has handed over `count`
+    /// connections and has ended.
+    pub fn hand_over(&mut self, count: u64) {
+        let predecessor = self.restart();
+        self.assert_handed_over(predecessor, count);
+    }
+
+    /// Waits until a successor of the process that serves has taken over.
+    pub fn wait_for_successor(&mut self) {
+        let told = self.line_of(self.serving(), " has taken over");
+        self.servers.serving = ProcessId::named(&told, "process ");
+        self.started.push(self.servers.serving);
+    }
+
+    /// Lets a successor take over that was suspended right after it said that it was ready, so that
+    /// the successor answers nothing. Returns the predecessor.
+    pub fn suspend_successor(&mut self) -> ProcessId {
+        let successor = self.ready_successor("");
+        suspend(successor);
+        self.resume_predecessor(successor)
+    }
+
+    /// Starts a successor that runs these lines of a shell first. Suspends the process that serves
+    /// before the successor says that it is ready. Returns the successor.
+    pub fn ready_successor(&mut self, lines: &str) -> ProcessId {
+        let predecessor = self.serving();
+        let go = self.directory.join("go");
+        // The successor waits, so that its predecessor is suspended before the successor is ready.
+        self.successors_run(&format!(
+            "{lines}\nn=0; until [ -e {} ] || [ $n = 3000 ]; do n=$((n + 1)); sleep 0.01; done",
+            go.display()
+        ));
+        predecessor.signal(Signal::USR2);
+        let told = self.line_of(predecessor, "waiting for the successor, process ");
+        let successor = ProcessId::named(&told, "process ");
+        self.started.push(successor);
+        suspend(predecessor);
+        // What the predecessor has said is heard. The next beat is the successor's, which says READY
+        // first.
+        self.manager.set_nonblocking(true).unwrap();
+        while self.manager.recv(&mut [0; 4096]).is_ok() {}
+        self.manager.set_nonblocking(false).unwrap();
+        fs::write(&go, "").unwrap();
+        while hear(&self.manager) != "WATCHDOG=1\n" {}
+        fs::remove_file(&go).unwrap();
+        self.successors_run("");
+        successor
+    }
+
+    /// Lets the predecessor of [`Handover::ready_successor`] hear that this successor is ready, and
+    /// waits until the successor has taken over. Returns the predecessor.
+    pub fn resume_predecessor(&mut self, successor: ProcessId) -> ProcessId {
+        let predecessor = self.serving();
+        predecessor.signal(Signal::CONT);
+        self.wait_for_successor();
+        assert_eq!(self.serving(), successor);
+        predecessor
+    }
+
+    /// Waits until `process`, which hands over, no longer waits for events of this many connections,
+    /// because they are in the passage (rule H1).
+    pub fn wait_for_passage(&self, process: ProcessId, count: usize) {
+        wait_until("the connections are in the passage", || {
+            let watched = watched_by(process);
+            let connections = self.connections_of(process);
+            connections.iter().filter(|inode| !watched.contains(inode)).count() >= count
+        });
+    }
+
+    /// Waits until a suspended successor has a batch to receive, and returns how many connections are
+    /// in the batch: all that leave within a moment, which are fewer on a busy machine. There is no
+    /// further batch before the successor goes on (rule H3).
+    pub fn wait_for_batch(&self) -> usize {
+        let directory = format!("/proc/{}/fdinfo", self.serving());
+        let unread = || {
+            let infos = fs::read_dir(&directory).unwrap();
+            let infos = infos.filter_map(|info| fs::read_to_string(info.ok()?.path()).ok());
+            let counts = infos.filter_map(|info| {
+                let line = info.lines().find_map(|line| line.strip_prefix("scm_fds:"))?;
+                line.trim().parse::<usize>().ok()
+            });
+            counts.sum::<usize>()
+        };
+        wait_until("a batch is in the passage", || unread() > 0);
+        unread()
+    }
+
+    /// Returns the inodes of the connections that `process` has open.
+    pub fn connections_of(&self, process: ProcessId) -> Vec<u64> {
+        let all = self.sockets(false);
+        let open = open_sockets(process).into_iter().map(|(_, inode)| inode);
+        open.filter(|inode| all.contains(inode)).collect()
+    }
+
+    /// Returns copies of the sockets of the connections that `process` has open, to look at their
+    /// options. The test must be allowed to trace the process.
+    pub fn copies_of(&self, process: ProcessId) -> Vec<OwnedFd> {
+        let all = self.sockets(false);
+        let pidfd = pidfd_open(process.0, PidfdFlags::empty()).unwrap();
+        let sockets = open_sockets(process).into_iter().filter(|(_, inode)| all.contains(inode));
+        let copies =
+            sockets.map(|(fd, _)| pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).unwrap());
+        copies.collect()
+    }
+
+    /// Returns the inodes of all sockets that have the server's address: those that listen, or the
+    /// connections that were accepted.
+    fn sockets(&self, that_listen: bool) -> Vec<u64> {
+        let path = self.directory.join("socket");
+        let (table, inode) = match self.over {
+            Over::Tcp => ("/proc/net/tcp", 9),
+            Over::Unix => ("/proc/net/unix", 6),
+        };
+        let table = fs::read_to_string(table).unwrap();
+        let lines = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let ours = lines.filter(|columns| {
+            let (is_ours, is_listening) = match self.address {
+                Address::Tcp(addr) => {
+                    (columns[1].ends_with(&format!(":{:04X}", addr.port())), columns[3] == "0A")
+                }
+                // A connection that was accepted has the path of its listener, which has a flag.
+                _ => {
+                    let is_ours = columns.get(7).is_some_and(|file| Path::new(file) == path);
+                    (is_ours, columns[3] == "00010000")
+                }
+            };
+            is_ours && is_listening == that_listen
+        });
+        ours.map(|columns| columns[inode].parse().unwrap()).collect()
+    }
+
+    /// Waits for a line that `process` has logged and that holds `text`. The line may be an old one.
+    pub fn line_of(&mut self, process: ProcessId, text: &str) -> String {
+        let pid = process.to_string();
+        self.servers.program.line_where(&format!("{text:?} of process {pid}"), |line| {
+            line.contains(text) && line.split(' ').nth(1) == Some(&pid)
+        })
+    }
+
+    /// Waits until `process` has ended with exit code 0, and asserts how many connections its
+    /// outcome says that it has handed over.
+    pub fn assert_handed_over(&mut self, process: ProcessId, count: u64) {
+        assert_eq!(self.handed_over(process), count, "{}", self.servers.program);
+    }
+
+    /// Waits until `process` has ended with exit code 0, and returns how many connections its
+    /// outcome says that it has handed over.
+    pub fn handed_over(&mut self, process: ProcessId) -> u64 {
+        let outcome = self.line_of(process, "drained in ");
+        assert_eq!(self.exit_code(process), 0, "{}", self.servers.program);
+        number_before(&outcome, " connection")
+    }
+
+    /// Waits until `process` has ended, and returns its exit code.
+    pub fn exit_code(&mut self, process: ProcessId) -> i32 {
+        if process == self.servers.program.process() {
+            return self.servers.program.exit_code();
+        }
+        let mut status = None;
+        wait_until("the process has ended", || {
+            status = match waitpid(Some(process.0), WaitOptions::NOHANG) {
+                Ok(ended) => ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw())),
+                // As long as its predecessor runs, the process is the predecessor's child.
+                Err(Errno::CHILD) => process.status_of_zombie(),
+                Err(error) => panic!("{error}"),
+            };
+            status.is_some()
+        });
+        let code = status.unwrap().code();
+        code.unwrap_or_else(|| panic!("{process} was killed: {}", self.servers.program))
+    }
+
+    /// Lets the handlers go on that wait at this gate, now and later.
+    pub fn open(&self, gate: &str) {
+        fs::write(self.directory.join(&format!("gate-{gate}")), "").unwrap();
+    }
+
+    /// Stops the last process, asserts that every process has drained, and returns the log of all.
+    pub fn end(mut self) -> String {
+        self.servers.end()
+    }
+}
+
+impl Drop for Handover {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for process in &self.started {
+                let _ = kill_process(process.0, Signal::KILL);
+            }
+        }
+    }
+}
+
+/// Suspends a process.
+pub fn suspend(process: ProcessId) {
+    process.signal(Signal::STOP);
+    wait_until("the process is suspended", || process.is_suspended());
+}
+
+/// Returns the number before `words`, which may have commas, or 0 if they are not in the line.
+pub fn number_before(line: &str, words: &str) -> u64 {
+    let Some(end) = line.find(words) else { return 0 };
+    let number = line[..end].rsplit(' ').next().unwrap().replace(',', "");
+    number.parse().unwrap_or_else(|_| panic!("no number before {words:?}: {line}"))
+}
+
+/// Returns the number of descriptors that a process has open.
+pub fn descriptors_of(process: ProcessId) -> usize {
+    fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
+}
+
+/// Returns the sockets that a process has open: descriptor and inode.
+fn open_sockets(process: ProcessId) -> Vec<(RawFd, u64)> {
+    let inode =
+        |link: PathBuf| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
+    links_of(process).filter_map(|(fd, link)| Some((fd, inode(link)?))).collect()
+}
+
+/// Returns the inodes of what a process watches by epoll.
+fn watched_by(process: ProcessId) -> Vec<u64> {
+    let polls = links_of(process).filter(|(_, link)| link.ends_with("anon_inode:[eventpoll]"));
+    let watched = polls.flat_map(|(fd, _)| {
+        let info = fs::read_to_string(format!("/proc/{process}/fdinfo/{fd}")).unwrap_or_default();
+        let inode = |line: &str| {
+            let digits = line.split("ino:").nth(1)?.split(' ').next()?;
+            u64::from_str_radix(digits, 16).ok()
+        };
+        info.lines().filter_map(inode).collect::<Vec<_>>()
+    });
+    watched.collect()
+}
+
+/// Returns a process's descriptors and what they are.
+fn links_of(process: ProcessId) -> impl Iterator<Item = (RawFd, PathBuf)> {
+    // A process that has ended has none, and one that is closed meanwhile has no link any more.
+    let open = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten();
+    open.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let fd = entry.file_name().to_str()?.parse().ok()?;
+        Some((fd, fs::read_link(entry.path()).ok()?))
+    })
+}
+
+// The program whose handlers the test holds.
+
+/// The test that has to call [`serve`] in each file that starts this program.
+pub const PROGRAM: &str = "the_program_of_these_tests";
+
+/// Variables of the program's environment: its address, the directory of its gates, the number of
+/// its workers, and how many seconds a connection may be idle.
+const LISTEN: &str = "HANDOVER_LISTEN";
+const DIRECTORY: &str = "HANDOVER_DIRECTORY";
+pub const THREADS: &str = "HANDOVER_THREADS";
+pub const IDLE_TIMEOUT: &str = "HANDOVER_IDLE_TIMEOUT";
+
+/// How long the response to `/big` is.
+pub const BIG_BODY: usize = 8 * 1024 * 1024;
+
+/// Serves, if a test has started this process for that; else returns at once.
+///
+/// `/pid` says which process serves, and `/peer` says for whom. `/wait/GATE` logs `waiting for
+/// GATE` and says the process when the test has opened the gate; `/block/GATE` also blocks its
+/// thread. `/big` is [`BIG_BODY`]. A POST logs `handled PATH`, reads the body, and says both.
+pub fn serve() {
+    serve_with(|_| Vec::new());
+}
+
+/// Does what [`serve`] does, with further listeners, which `more` makes when signals are handled.
+pub fn serve_with(more: impl FnOnce(&Path) -> Vec<Listener>) {
+    let Ok(listen) = env::var(LISTEN) else { return };
+    log_like_the_binary();
+    let mut limits = Limits::default();
+    if let Ok(seconds) = env::var(IDLE_TIMEOUT) {
+        limits.idle_timeout = Duration::from_secs(seconds.parse().unwrap());
+    }
+    let shutdown = Shutdown::new().grace(PATIENCE);
+    let server = Server::new(answer).limits(limits).shutdown(&shutdown);
+    let mut process = Process::default();
+    if let Ok(threads) = env::var(THREADS) {
+        process = process.threads(threads.parse().unwrap());
+    }
+    let listen = iter::once_with(|| Listener::bind(&listen.parse()?));
+    let more = iter::once_with(|| more(&directory())).flatten().map(Ok);
+    assert!(process.run(server, listen.chain(more)).unwrap().is_drained());
+}
+
+/// Logs as the binary does: each line says which process has written it.
+fn log_like_the_binary() {
+    let pid = process::id();
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(log::LevelFilter::Info).target(env_logger::Target::Stderr);
+    builder.format(move |line, record| {
+        use std::io::Write;
+        let (time, level) = (line.timestamp_millis(), record.level());
+        writeln!(line, "[{time} {pid} {level:<5} {}] {}", record.target(), record.args())
+    });
+    builder.init();
+}
+
+async fn answer(mut request: Request) -> http_types::Result<Response> {
+    let path = request.url().path().to_owned();
+    let pid = process::id();
+    if request.method() == Method::Post {
+        log::info!("handled {path}");
+        let body = request.body_string().await?;
+        return Ok(format!("{path} {body}").into());
+    }
+    let mut words = path[1..].split('/');
+    Ok(match (words.next().unwrap_or_default(), words.next()) {
+        ("livez", None) => "live\n".into(),
+        ("pid", None) => pid.to_string().into(),
+        ("peer", None) => Peer::of(&request).to_string().into(),
+        ("big", None) => Body::from(super::pattern(BIG_BODY)).into(),
+        ("wait", Some(gate)) => {
+            log::info!("waiting for {gate}");
+            while !is_open(gate) {
+                Timer::after(POLL).await;
+            }
+            pid.to_string().into()
+        }
+        ("block", Some(gate)) => {
+            log::info!("waiting for {gate}");
+            iter::repeat_with(|| thread::sleep(POLL)).take_while(|()| !is_open(gate)).count();
+            pid.to_string().into()
+        }
+        _ => Response::new(StatusCode::NotFound),
+    })
+}
+
+/// How often a handler looks whether its gate is open, which another process opens.
+const POLL: Duration = Duration::from_millis(2);
+
+fn is_open(gate: &str) -> bool {
+    directory().join(format!("gate-{gate}")).exists()
+}
+
+fn directory() -> PathBuf {
+    env::var_os(DIRECTORY).unwrap().into()
+}
