@@ -561,6 +561,31 @@ fn a_long_request_outlives_three_restarts() {
     });
 }
 
+/// A successor that is told to restart before its predecessor trusts it does so afterwards.
+#[test]
+fn a_restart_in_the_middle_of_another_follows_it() {
+    over_both(|over| {
+        let mut server = Handover::staged(over);
+        let mut client = server.idle();
+        for _ in 0..3 {
+            let first = server.serving();
+            first.signal(Signal::USR2);
+            let told = server.line_of(first, "waiting for the successor, process ");
+            let second = ProcessId::named(&told, "process ");
+            server.line_of(second, "listening on ");
+            second.signal(Signal::USR2);
+            server.wait_for_successor();
+            assert_eq!(server.serving(), second);
+            server.wait_for_successor();
+            for process in [first, second] {
+                assert!(server.handed_over(process) <= 1);
+            }
+            assert_served_by([&mut client], server.serving());
+        }
+        server.end();
+    });
+}
+
 /// Requests in three processes end in any order, and each connection goes to the fourth process.
 #[test]
 fn requests_of_three_processes_end_at_the_fourth() {
@@ -578,6 +603,29 @@ fn requests_of_three_processes_end_at_the_fourth() {
             assert_kept(&client.response(), *process);
             server.assert_handed_over(*process, 1);
             assert_served_by([client], server.serving());
+        }
+        server.end();
+    });
+}
+
+/// A client that asks whether the server is ready means the service, which goes on, so it hears no
+/// `no` from a predecessor that still serves it.
+#[test]
+fn a_predecessor_that_hands_over_is_ready() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let (mut idle, mut asks) = (server.idle(), server.idle());
+        asks.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel");
+        // The echo begins its response when it has a part of the body.
+        asks.fill().unwrap();
+        let predecessor = server.suspend_successor();
+        server.wait_for_passage(predecessor, 1);
+        assert_kept(&asks.send("lo").response(), "hello");
+        assert_kept(&asks.get("/readyz").response(), "ready\n");
+        server.serving().signal(Signal::CONT);
+        server.assert_handed_over(predecessor, 2);
+        for client in [&mut asks, &mut idle] {
+            assert_kept(&client.get("/readyz").response(), "ready\n");
         }
         server.end();
     });
