@@ -191,6 +191,18 @@ impl Handover {
     /// the successor answers nothing. Returns the predecessor.
     pub fn suspend_successor(&mut self) -> ProcessId {
         let predecessor = self.serving();
+        let successor = self.suspend_for_successor();
+        suspend(successor);
+        predecessor.signal(Signal::CONT);
+        self.wait_for_successor();
+        assert_eq!(self.serving(), successor);
+        predecessor
+    }
+
+    /// Suspends the process that serves before its successor is ready, and waits until the successor
+    /// has said that it is. Returns the successor.
+    pub fn suspend_for_successor(&mut self) -> ProcessId {
+        let predecessor = self.serving();
         let go = self.directory.join("go");
         // The successor waits, so that its predecessor is suspended before the successor is ready.
         self.successors_run(&format!(
@@ -209,13 +221,9 @@ impl Handover {
         self.manager.set_nonblocking(false).unwrap();
         fs::write(&go, "").unwrap();
         while hear(&self.manager) != "WATCHDOG=1\n" {}
-        suspend(successor);
         fs::remove_file(&go).unwrap();
         self.successors_run("");
-        predecessor.signal(Signal::CONT);
-        self.wait_for_successor();
-        assert_eq!(self.serving(), successor);
-        predecessor
+        successor
     }
 
     /// Waits until `process`, which hands over, no longer waits for events of this many connections,
