@@ -451,14 +451,14 @@ fn posts_in_the_very_moment_are_handled_once() {
     over_both(|over| {
         let mut server = Handover::staged(over);
         let mut clients: Vec<_> = (0..THREADS * EACH).map(|_| server.idle()).collect();
-        let has_taken_over = AtomicBool::new(false);
+        let has_handed_over = AtomicBool::new(false);
         let (begin, begun) = mpsc::channel();
         let send_all = |first: usize, clients: &mut [Client]| {
             for (n, client) in clients.iter_mut().enumerate() {
                 // The first and the last belong to one process for sure.
                 match n {
                     5 => begin.send(()).unwrap(),
-                    45 => wait_until("the successor", || has_taken_over.load(Ordering::Relaxed)),
+                    45 => wait_until("the successor", || has_handed_over.load(Ordering::Relaxed)),
                     _ => {}
                 }
                 client.post(&format!("/post/{}", first + n), "");
@@ -476,10 +476,10 @@ fn posts_in_the_very_moment_are_handled_once() {
             }
             (0..THREADS).for_each(|_| begun.recv_timeout(PATIENCE).unwrap());
             let predecessor = server.restart();
-            has_taken_over.store(true, Ordering::Relaxed);
+            server.assert_handed_over(predecessor, (THREADS * EACH) as u64);
+            has_handed_over.store(true, Ordering::Relaxed);
             predecessor
         });
-        server.assert_handed_over(predecessor, (THREADS * EACH) as u64);
         let successor = server.serving();
         assert_served_by(&mut clients, successor);
         let log = server.end();
@@ -705,8 +705,7 @@ fn an_end_on_the_way_costs_nobody_else() {
         // With bytes that nobody reads, a Unix socket is reset, too.
         reset.get("/pid");
         assert!(reset.stream.peek(&mut [0]).unwrap() > 0);
-        let predecessor = server.suspend_successor();
-        server.wait_for_passage(predecessor, 3);
+        let predecessor = server.suspend_passage(3);
         kept.get("/pid");
         reset.reset();
         finished.get("/pid").half_close();
@@ -834,7 +833,10 @@ fn plain_connections_go_beside_tls() {
         let first = server.serving();
         assert_served_by(&mut encrypted, first);
         let predecessor = server.restart();
-        server.line_of(predecessor, "3 of a listener with a wrapper (TLS)");
+        let told = server.line_of(predecessor, "handed over ");
+        // On a busy machine they may have ended by then.
+        let is_silent = told.ends_with(" s");
+        assert!(is_silent || told.contains("3 of a listener with a wrapper (TLS)"), "{told}");
         for client in &mut encrypted {
             assert_eq!(client.end(), End::Eof);
         }
