@@ -355,7 +355,13 @@ impl Handover {
 impl Drop for Handover {
     fn drop(&mut self) {
         if thread::panicking() {
-            for process in &self.started {
+            // Another process may have the id of one that has ended.
+            let is_ours = |process: &&ProcessId| {
+                let variables = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+                let own = format!("{DIRECTORY}={}", self.directory.path().display());
+                variables.split(|byte| *byte == 0).any(|variable| variable == own.as_bytes())
+            };
+            for process in self.started.iter().filter(is_ours) {
                 let _ = kill_process(process.0, Signal::KILL);
             }
         }
