@@ -20,8 +20,8 @@ use std::time::Duration;
 use http_types::Method;
 use rustix::io::Errno;
 use rustix::process::{
-    PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process,
-    pidfd_getfd, pidfd_open, set_child_subreaper, setrlimit, waitpid,
+    Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, WaitOptions, getrlimit,
+    kill_process, pidfd_getfd, pidfd_open, set_child_subreaper, setrlimit, waitpid,
 };
 use smol::Timer;
 use smol_graceful::{
@@ -55,8 +55,6 @@ pub struct Handover {
     executable: PathBuf,
     /// The service manager, to which the process that serves says every 50 ms that it lives.
     manager: UnixDatagram,
-    /// Everything that was started, to be killed if the test fails.
-    started: Vec<ProcessId>,
 }
 
 impl Handover {
@@ -110,8 +108,7 @@ impl Handover {
             Over::Tcp => Address::Tcp(servers.program.addr),
             Over::Unix => directory.socket("socket"),
         };
-        let started = vec![servers.serving];
-        Self { servers, over, address, directory, executable, manager, started }
+        Self { servers, over, address, directory, executable, manager }
     }
 
     /// Returns the process that serves.
@@ -184,7 +181,6 @@ impl Handover {
     pub fn wait_for_successor(&mut self) {
         let told = self.line_of(self.serving(), " has taken over");
         self.servers.serving = ProcessId::named(&told, "process ");
-        self.started.push(self.servers.serving);
     }
 
     /// Lets a successor take over that was suspended right after it said that it was ready, so that
@@ -212,7 +208,6 @@ impl Handover {
         predecessor.signal(Signal::USR2);
         let told = self.line_of(predecessor, "waiting for the successor, process ");
         let successor = ProcessId::named(&told, "process ");
-        self.started.push(successor);
         suspend(predecessor);
         // What the predecessor has said is heard. The next beat is the successor's, which says READY
         // first.
@@ -346,6 +341,18 @@ impl Handover {
         fs::write(self.directory.join(&format!("gate-{gate}")), "").unwrap();
     }
 
+    /// Returns the processes that have this server's directory in their environment: all of the
+    /// server's, also those that the test does not know of.
+    fn processes(&self) -> impl Iterator<Item = ProcessId> {
+        let own = format!("{DIRECTORY}={}", self.directory.path().display());
+        let numbers = fs::read_dir("/proc").unwrap();
+        let numbers = numbers.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        numbers.filter_map(Pid::from_raw).map(ProcessId).filter(move |process| {
+            let variables = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+            variables.split(|byte| *byte == 0).any(|variable| variable == own.as_bytes())
+        })
+    }
+
     /// Stops the last process, asserts that every process has drained, and returns the log of all.
     pub fn end(mut self) -> String {
         self.servers.end()
@@ -355,15 +362,7 @@ impl Handover {
 impl Drop for Handover {
     fn drop(&mut self) {
         if thread::panicking() {
-            // Another process may have the id of one that has ended.
-            let is_ours = |process: &&ProcessId| {
-                let variables = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
-                let own = format!("{DIRECTORY}={}", self.directory.path().display());
-                variables.split(|byte| *byte == 0).any(|variable| variable == own.as_bytes())
-            };
-            for process in self.started.iter().filter(is_ours) {
-                let _ = kill_process(process.0, Signal::KILL);
-            }
+            self.processes().for_each(|process| drop(kill_process(process.0, Signal::KILL)));
         }
     }
 }
