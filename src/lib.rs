@@ -147,6 +147,8 @@ mod places;
 mod probe;
 mod process;
 mod restart;
+#[cfg(test)]
+mod seeded;
 mod server;
 mod stop;
 mod stream;

@@ -569,14 +569,12 @@ fn a_restart_in_the_middle_of_another_follows_it() {
         let mut server = Handover::staged(over);
         let mut client = server.idle();
         let first = server.serving();
-        let second = server.suspend_for_successor();
+        let second = server.ready_successor("");
         second.signal(Signal::USR2);
         server.line_of(second, "starting a successor because of SIGUSR2");
         // The second process would have handed over by then. No event says that it waits.
         thread::sleep(Duration::from_millis(300));
-        first.signal(Signal::CONT);
-        server.wait_for_successor();
-        assert_eq!(server.serving(), second);
+        assert_eq!(server.resume_predecessor(second), first);
         server.wait_for_successor();
         for process in [first, second] {
             assert!(server.handed_over(process) <= 1);
@@ -619,7 +617,7 @@ fn a_predecessor_that_hands_over_is_ready() {
         // The echo begins its response when it has a part of the body.
         asks.fill().unwrap();
         let predecessor = server.suspend_successor();
-        server.wait_for_passage(predecessor, 1);
+        server.wait_for_batch();
         assert_kept(&asks.send("lo").response(), "hello");
         assert_kept(&asks.get("/readyz").response(), "ready\n");
         server.serving().signal(Signal::CONT);
@@ -705,7 +703,7 @@ fn an_end_on_the_way_costs_nobody_else() {
         // With bytes that nobody reads, a Unix socket is reset, too.
         reset.get("/pid");
         assert!(reset.stream.peek(&mut [0]).unwrap() > 0);
-        let predecessor = server.suspend_passage(3);
+        let predecessor = server.suspend_batch(3);
         kept.get("/pid");
         reset.reset();
         finished.get("/pid").half_close();

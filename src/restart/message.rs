@@ -98,9 +98,13 @@ impl Message {
             }
             TAKEN => {
                 let (number, count) = (u32::from_be_bytes(take(rest)?), take(rest)?);
-                let [takes_more] = take(rest)?;
+                let takes_more = match take(rest)? {
+                    [0] => false,
+                    [1] => true,
+                    [_] => return None,
+                };
                 let count = u16::from_be_bytes(count);
-                Self::Taken(Taken { number, count, takes_more: takes_more != 0 })
+                Self::Taken(Taken { number, count, takes_more })
             }
             PASSAGE => Self::Passage,
             _ => return None,
@@ -130,6 +134,8 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seeded::seeded;
+    use fastrand::Rng;
 
     fn messages() -> Vec<Message> {
         let record = |ahead: &[u8]| Record {
@@ -171,5 +177,70 @@ mod tests {
         assert_eq!(Message::decode(b"?"), None);
         // More records than there are bytes.
         assert_eq!(Message::decode(b"C\0\0\0\0\xff\xff"), None);
+        // Neither yes nor no.
+        assert_eq!(Message::decode(b"T\0\0\0\x07\0\x01\x02"), None);
+    }
+
+    fn any_message(random: &mut Rng) -> Message {
+        let number = random.u32(..);
+        let record = |random: &mut Rng| {
+            let most = if random.u32(..20) == 0 { 2_000 } else { 5 };
+            let ahead = (0..random.usize(..most)).map(|_| random.u8(..));
+            let ahead = ahead.collect();
+            let (listener, idle) = (bits(random), Duration::from_millis(bits(random)));
+            Record { listener, idle, ahead }
+        };
+        match random.u32(..3) {
+            0 => {
+                let most = if random.u32(..20) == 0 { BATCH } else { 3 };
+                let connections = (0..random.usize(..=most)).map(|_| record(random)).collect();
+                Message::Connections { number, connections }
+            }
+            1 => Message::Taken(Taken { number, count: random.u16(..), takes_more: random.bool() }),
+            _ => Message::Passage,
+        }
+    }
+
+    /// Returns a number of random length, so the least and the greatest are not rare.
+    fn bits(random: &mut Rng) -> u64 {
+        u64::MAX.checked_shr(random.u32(..=64)).unwrap_or(0)
+    }
+
+    #[test]
+    fn any_message_is_read_as_it_was_written() {
+        let mut random = seeded();
+        for _ in 0..2_000 {
+            let message = any_message(&mut random);
+            assert_eq!(Message::decode(&message.encode()), Some(message));
+        }
+    }
+
+    /// Each message has one form, so bytes that are read as a message are the form of this message.
+    #[test]
+    fn bytes_that_were_changed_are_another_message_or_none() {
+        let mut random = seeded();
+        for _ in 0..5_000 {
+            let before = any_message(&mut random);
+            let mut bytes = before.encode();
+            for _ in 0..random.usize(1..4) {
+                let place = random.usize(..=bytes.len());
+                match random.u32(..4) {
+                    0 => bytes.truncate(place),
+                    1 => bytes.insert(place, random.u8(..)),
+                    // Mostly in front, where the counts are.
+                    2 => bytes.iter_mut().take(12).for_each(|byte| {
+                        if random.u32(..6) == 0 {
+                            *byte = random.u8(..4);
+                        }
+                    }),
+                    _ => {
+                        bytes.iter_mut().skip(place).take(1).for_each(|byte| *byte = random.u8(..))
+                    }
+                }
+            }
+            if let Some(message) = Message::decode(&bytes) {
+                assert_eq!(message.encode(), bytes, "{before:?} was changed to {message:?}");
+            }
+        }
     }
 }

@@ -9,6 +9,9 @@ use std::collections::VecDeque;
 use crate::limits::Limits;
 use crate::restart::message::{BATCH, Taken};
 
+#[cfg(test)]
+mod model;
+
 /// Connections on their way to the successor.
 pub(crate) struct Outbox<T> {
     /// Not sent yet.

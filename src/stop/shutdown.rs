@@ -942,6 +942,7 @@ impl Latch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seeded::seeded;
     use futures_lite::future::{block_on, poll_once, yield_now};
     use std::pin::pin;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -949,15 +950,6 @@ mod tests {
 
     fn is_ready<T>(future: impl Future<Output = T>) -> bool {
         block_on(poll_once(future)).is_some()
-    }
-
-    /// Returns random numbers from a seed, which is printed. STRESS_SEED gives a seed again.
-    #[expect(clippy::print_stdout, reason = "the seed of a failure")]
-    fn seeded() -> fastrand::Rng {
-        let seed = std::env::var("STRESS_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-        println!("STRESS_SEED={seed}");
-        fastrand::Rng::with_seed(seed)
     }
 
     /// Operators rely on them.

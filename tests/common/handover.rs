@@ -80,7 +80,12 @@ impl Handover {
         })
     }
 
-    fn start(over: Over, executable: PathBuf, configure: impl FnOnce(&mut Command, &str)) -> Self {
+    /// Starts a program by a command that `configure` completes with words for the address.
+    pub fn start(
+        over: Over,
+        executable: PathBuf,
+        configure: impl FnOnce(&mut Command, &str),
+    ) -> Self {
         static PREPARED: Once = Once::new();
         PREPARED.call_once(|| {
             // A process whose parent has ended becomes a child of this process, which asks for its
@@ -186,23 +191,19 @@ impl Handover {
     /// Lets a successor take over that was suspended right after it said that it was ready, so that
     /// the successor answers nothing. Returns the predecessor.
     pub fn suspend_successor(&mut self) -> ProcessId {
-        let predecessor = self.serving();
-        let successor = self.suspend_for_successor();
+        let successor = self.ready_successor("");
         suspend(successor);
-        predecessor.signal(Signal::CONT);
-        self.wait_for_successor();
-        assert_eq!(self.serving(), successor);
-        predecessor
+        self.resume_predecessor(successor)
     }
 
-    /// Suspends the process that serves before its successor is ready, and waits until the successor
-    /// has said that it is. Returns the successor.
-    pub fn suspend_for_successor(&mut self) -> ProcessId {
+    /// Starts a successor that runs these lines of a shell first. Suspends the process that serves
+    /// before the successor says that it is ready. Returns the successor.
+    pub fn ready_successor(&mut self, lines: &str) -> ProcessId {
         let predecessor = self.serving();
         let go = self.directory.join("go");
         // The successor waits, so that its predecessor is suspended before the successor is ready.
         self.successors_run(&format!(
-            "n=0; until [ -e {} ] || [ $n = 3000 ]; do n=$((n + 1)); sleep 0.01; done",
+            "{lines}\nn=0; until [ -e {} ] || [ $n = 3000 ]; do n=$((n + 1)); sleep 0.01; done",
             go.display()
         ));
         predecessor.signal(Signal::USR2);
@@ -221,34 +222,46 @@ impl Handover {
         successor
     }
 
-    /// Lets a successor take over and suspends it, so that `count` connections, which have to be all
-    /// and idle, are in the passage and get no answer. Returns the predecessor.
-    pub fn suspend_passage(&mut self, count: u64) -> ProcessId {
+    /// Lets the predecessor of [`Handover::ready_successor`] hear that this successor is ready, and
+    /// waits until the successor has taken over. Returns the predecessor.
+    pub fn resume_predecessor(&mut self, successor: ProcessId) -> ProcessId {
+        let predecessor = self.serving();
+        predecessor.signal(Signal::CONT);
+        self.wait_for_successor();
+        assert_eq!(self.serving(), successor);
+        predecessor
+    }
+
+    /// Like [`Handover::suspend_successor`], but the `count` connections, all of them idle, wait in
+    /// one batch for the successor.
+    pub fn suspend_batch(&mut self, count: usize) -> ProcessId {
         for _ in 0..20 {
             let predecessor = self.suspend_successor();
-            // From then on, a connection that is not in the passage is served.
-            self.line_of(predecessor, "the successor does not answer");
-            if self.in_passage(predecessor) == count as usize {
+            if self.wait_for_batch() == count {
                 return predecessor;
             }
-            // On a busy machine some of them were not ready to go with the first batch.
             self.serving().signal(Signal::CONT);
-            self.assert_handed_over(predecessor, count);
+            self.assert_handed_over(predecessor, count as u64);
         }
         panic!("never {count} connections in one batch: {}", self.servers.program);
     }
 
-    /// Waits until so many connections of `process`, which hands over, are in the passage.
-    pub fn wait_for_passage(&self, process: ProcessId, count: usize) {
-        wait_until("the connections are in the passage", || self.in_passage(process) >= count);
-    }
-
-    /// Returns how many connections of `process`, which hands over, are in the passage: it does not
-    /// wait for events of them (rule H1).
-    fn in_passage(&self, process: ProcessId) -> usize {
-        let watched = watched_by(process);
-        let connections = self.connections_of(process);
-        connections.iter().filter(|inode| !watched.contains(inode)).count()
+    /// Waits until a suspended successor has a batch to receive, and returns how many connections are
+    /// in the batch: all that leave within a moment, which are fewer on a busy machine. There is no
+    /// further batch before the successor goes on (rule H3).
+    pub fn wait_for_batch(&self) -> usize {
+        let directory = format!("/proc/{}/fdinfo", self.serving());
+        let unread = || {
+            let infos = fs::read_dir(&directory).unwrap();
+            let infos = infos.filter_map(|info| fs::read_to_string(info.ok()?.path()).ok());
+            let counts = infos.filter_map(|info| {
+                let line = info.lines().find_map(|line| line.strip_prefix("scm_fds:"))?;
+                line.trim().parse::<usize>().ok()
+            });
+            counts.sum::<usize>()
+        };
+        wait_until("a batch is in the passage", || unread() > 0);
+        unread()
     }
 
     /// Returns the inodes of the connections that `process` has open.
@@ -362,7 +375,9 @@ impl Handover {
 impl Drop for Handover {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.processes().for_each(|process| drop(kill_process(process.0, Signal::KILL)));
+            for process in self.processes() {
+                let _ = kill_process(process.0, Signal::KILL);
+            }
         }
     }
 }
@@ -390,20 +405,6 @@ fn open_sockets(process: ProcessId) -> Vec<(RawFd, u64)> {
     let inode =
         |link: PathBuf| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
     links_of(process).filter_map(|(fd, link)| Some((fd, inode(link)?))).collect()
-}
-
-/// Returns the inodes of what a process watches by epoll.
-fn watched_by(process: ProcessId) -> Vec<u64> {
-    let polls = links_of(process).filter(|(_, link)| link.ends_with("anon_inode:[eventpoll]"));
-    let watched = polls.flat_map(|(fd, _)| {
-        let info = fs::read_to_string(format!("/proc/{process}/fdinfo/{fd}")).unwrap_or_default();
-        let inode = |line: &str| {
-            let digits = line.split("ino:").nth(1)?.split(' ').next()?;
-            u64::from_str_radix(digits, 16).ok()
-        };
-        info.lines().filter_map(inode).collect::<Vec<_>>()
-    });
-    watched.collect()
 }
 
 /// Returns a process's descriptors and what they are.

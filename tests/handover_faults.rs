@@ -1,0 +1,604 @@
+//! Restarts in which something fails while connections go to the successor: either process is
+//! suspended or killed, descriptors or places run out, or the successor is another program.
+//!
+//! `handover.rs` has the restarts in which nothing fails. Most tests suspend the successor when it is
+//! ready, so its predecessor sends it one batch, which waits in the passage until the test goes on.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::handover::{self, Handover, Over, descriptors_of, over_both, suspend};
+use common::{
+    Client, Directory, End, ProcessId, SERVER, copy_file, install, pass_repeat_window, wait_until,
+};
+use rustix::process::{Resource, Rlimit, Signal, prlimit};
+
+/// The most connections that go in one message.
+const BATCH: usize = 253;
+
+// The successor is suspended.
+
+/// H1 and H2: while its socket is in the passage, a request waits. The successor answers it, and
+/// needs no word of its predecessor's for that.
+#[test]
+fn a_request_in_the_passage_is_answered_once_by_the_successor() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let clients = idle(&server, 3);
+        let predecessor = server.suspend_successor();
+        let (mut answered, mut waiting) = post_during_batch(&server, clients);
+        suspend(predecessor);
+        server.serving().signal(Signal::CONT);
+        waiting.iter_mut().for_each(assert_hello);
+        predecessor.signal(Signal::CONT);
+        server.assert_handed_over(predecessor, 3);
+        answered.iter_mut().for_each(assert_hello);
+        answered.iter_mut().chain(&mut waiting).for_each(assert_kept);
+        server.end();
+    });
+}
+
+/// H5: the predecessor goes on to serve those that are not in the passage, and nothing is lost when
+/// the successor goes on.
+#[test]
+fn a_suspended_successor_holds_up_only_its_batch() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let clients = idle(&server, BATCH + 50);
+        let predecessor = server.suspend_successor();
+        let (mut answered, mut waiting) = post_during_batch(&server, clients);
+        assert!(answered.len() >= 50, "{}", answered.len());
+        answered.iter_mut().for_each(assert_hello);
+        // They go on in the predecessor for as long as the successor is suspended.
+        answered.iter_mut().for_each(assert_kept);
+        assert!(!waiting.iter().any(has_something));
+        server.serving().signal(Signal::CONT);
+        waiting.iter_mut().for_each(assert_hello);
+        server.assert_handed_over(predecessor, (BATCH + 50) as u64);
+        answered.iter_mut().chain(&mut waiting).for_each(assert_kept);
+        server.end();
+    });
+}
+
+/// H2: when the grace is over, an unanswered batch is the successor's. The others are treated as in
+/// any stop before.
+#[test]
+fn a_batch_that_nobody_answers_is_the_successors_after_the_grace() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &["--grace", "4s"]);
+        let clients = idle(&server, BATCH + 10);
+        let predecessor = server.suspend_successor();
+        let others = clients.len() - server.wait_for_batch();
+        wait_until("the others are closed, when half the grace is over", || {
+            clients.iter().filter(|client| has_something(client)).count() == others
+        });
+        let (mut closed, mut kept): (Vec<_>, Vec<_>) = clients.into_iter().partition(has_something);
+        assert!(closed.iter_mut().all(|client| client.end() == End::Eof));
+        for client in &mut kept {
+            client.post("/echo", "hello");
+        }
+        assert_eq!(server.exit_code(predecessor), 1, "{}", server.servers.program);
+        server.serving().signal(Signal::CONT);
+        kept.iter_mut().for_each(assert_hello);
+        kept.iter_mut().for_each(assert_kept);
+        stop(server);
+    });
+}
+
+/// S13: a second signal ends the predecessor at once. The outcome names a request that waits in the
+/// unanswered batch, and the successor answers the request all the same (H2).
+#[test]
+fn a_second_signal_names_a_request_in_the_passage() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let mut client = server.idle();
+        let predecessor = server.suspend_successor();
+        server.wait_for_batch();
+        client.post("/echo", "hello");
+        predecessor.signal(Signal::TERM);
+        server.line_of(predecessor, "SIGTERM: stopping already");
+        pass_repeat_window();
+        predecessor.signal(Signal::TERM);
+        assert_eq!(server.exit_code(predecessor), 1, "{}", server.servers.program);
+        let outcome = server.line_of(predecessor, "forced to end after ");
+        assert!(outcome.contains("(on its way to the successor, "), "{outcome}");
+        if over == Over::Tcp {
+            let peer = client.stream.local_addr().unwrap();
+            assert!(outcome.contains(&format!("{peer} - - (on its way")), "{outcome}");
+        }
+        server.serving().signal(Signal::CONT);
+        assert_hello(&mut client);
+        assert_kept(&mut client);
+        stop(server);
+    });
+}
+
+/// A successor that is told to stop while a batch waits for it takes the batch and serves the
+/// requests in it, or leaves the batch to its predecessor. Either way each request is answered once.
+#[test]
+fn a_successor_that_is_told_to_stop_while_it_adopts_loses_nothing() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let clients = idle(&server, BATCH + 50);
+        let predecessor = server.suspend_successor();
+        let (mut answered, mut waiting) = post_during_batch(&server, clients);
+        let successor = server.serving();
+        successor.signal(Signal::TERM);
+        successor.signal(Signal::CONT);
+        for client in answered.iter_mut().chain(&mut waiting) {
+            assert_eq!(client.response().text(), "hello");
+            assert_eq!(client.end(), End::Eof);
+        }
+        for process in [predecessor, successor] {
+            server.line_of(process, "drained in ");
+            assert_eq!(server.exit_code(process), 0, "{}", server.servers.program);
+        }
+    });
+}
+
+// Either process is killed.
+
+/// H2: a batch without an answer comes back when the successor dies. Nobody else can take the
+/// connections, so the predecessor answers what has come and closes them.
+#[test]
+fn a_successor_that_dies_before_its_answer_gives_the_batch_back() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let clients = idle(&server, BATCH + 50);
+        let mut silent = idle(&server, 10);
+        let predecessor = server.suspend_successor();
+        let (mut answered, mut waiting) = post_during_batch(&server, clients);
+        server.serving().signal(Signal::KILL);
+        for client in answered.iter_mut().chain(&mut waiting) {
+            assert_eq!(client.response().text(), "hello");
+            assert_eq!(client.end(), End::Eof);
+        }
+        assert!(silent.iter_mut().all(|client| client.end() == End::Eof));
+        server.assert_handed_over(predecessor, 0);
+    });
+}
+
+/// What a successor has taken dies with it, and each client sees that at once, because the
+/// predecessor has closed its copies. The predecessor finishes what it still has.
+#[test]
+fn a_successor_that_dies_after_its_answer_costs_only_its_own_clients() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let mut clients = idle(&server, 3);
+        let mut busy = busy(&server);
+        let predecessor = server.restart();
+        wait_until("the idle connections have gone", || {
+            server.connections_of(predecessor).len() == 1
+        });
+        server.serving().signal(Signal::KILL);
+        for client in &mut clients {
+            assert_eq!(client.end(), End::Eof);
+        }
+        assert_eq!(busy.send("llo").response().text(), "hello");
+        assert_eq!(busy.end(), End::Eof);
+        server.assert_handed_over(predecessor, 3);
+    });
+}
+
+/// A successor that dies between two batches costs the clients of the first one, whose requests it
+/// has answered before. The predecessor answers and closes the others.
+#[test]
+fn a_successor_that_dies_between_batches_costs_only_what_it_has_taken() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let clients = idle(&server, BATCH + 50);
+        let predecessor = server.suspend_successor();
+        let (mut answered, mut waiting) = post_during_batch(&server, clients);
+        // The answer to the first batch waits in the passage until the successor is dead.
+        suspend(predecessor);
+        let successor = server.serving();
+        successor.signal(Signal::CONT);
+        waiting.iter_mut().for_each(assert_hello);
+        successor.signal(Signal::KILL);
+        wait_until("the successor is dead", || !successor.is_running());
+        predecessor.signal(Signal::CONT);
+        answered.iter_mut().for_each(assert_hello);
+        for client in answered.iter_mut().chain(&mut waiting) {
+            assert_eq!(client.end(), End::Eof);
+        }
+        server.assert_handed_over(predecessor, waiting.len() as u64);
+    });
+}
+
+/// The successor dies in any moment of several batches. Each client has its answer, from either
+/// process, or sees the end of its connection.
+#[test]
+fn a_successor_that_dies_in_any_moment_leaves_no_client_waiting() {
+    over_both(|over| {
+        for _ in 0..5 {
+            let mut server = Handover::server(over, &["--linger", "20s"]);
+            let mut clients = idle(&server, 3 * BATCH);
+            let predecessor = server.suspend_successor();
+            server.wait_for_batch();
+            let successor = server.serving();
+            let moment = descriptors_of(successor) + fastrand::usize(0..3 * BATCH);
+            successor.signal(Signal::CONT);
+            wait_until("the successor has taken so many", || descriptors_of(successor) > moment);
+            successor.signal(Signal::KILL);
+            let mut answered = 0;
+            for client in &mut clients {
+                // A connection that has ended takes no request.
+                let post = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello";
+                let _ = client.stream.write_all(post);
+                if let Ok(response) = client.try_response(false) {
+                    assert_eq!(response.text(), "hello");
+                    assert_eq!(client.end(), End::Eof);
+                    answered += 1;
+                }
+            }
+            server.assert_handed_over(predecessor, 3 * BATCH as u64 - answered);
+        }
+    });
+}
+
+/// H2: the sockets are the successor's when the predecessor dies with a batch under way.
+#[test]
+fn a_predecessor_that_dies_leaves_its_batch_to_the_successor() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let clients = idle(&server, 3);
+        let predecessor = server.suspend_successor();
+        let (_, mut waiting) = post_during_batch(&server, clients);
+        predecessor.signal(Signal::KILL);
+        wait_until("the predecessor is dead", || !predecessor.is_running());
+        server.serving().signal(Signal::CONT);
+        waiting.iter_mut().for_each(assert_hello);
+        waiting.iter_mut().for_each(assert_kept);
+        assert_kept(&mut server.connect());
+        stop(server);
+    });
+}
+
+// Something is in short supply.
+
+/// H7: a successor with fewer places takes as many as it has places for. The others are treated as
+/// in any stop.
+#[test]
+fn a_successor_takes_as_many_as_it_has_places() {
+    over_both(|over| {
+        // The server has places for half of its descriptors.
+        let taken = taken_by_short_successor(over, "ulimit -n 80", |_| {});
+        assert_eq!(taken, 40);
+    });
+}
+
+/// H7 and trap 3: the kernel cuts a message short that has more sockets than the successor may open.
+/// The predecessor serves the rest from its copies.
+#[test]
+fn a_successor_takes_as_many_as_it_has_descriptors() {
+    over_both(|over| {
+        let taken = taken_by_short_successor(over, "", |successor| {
+            let is_free =
+                |number: &u64| !Path::new(&format!("/proc/{successor}/fd/{number}")).exists();
+            let limit = (0..).filter(is_free).nth(8);
+            let limit = Rlimit { current: limit, maximum: limit };
+            prlimit(Some(successor.0), Resource::Nofile, limit).unwrap();
+        });
+        assert_eq!(taken, 8);
+    });
+}
+
+/// Restarts with 60 idle connections, each with a request that comes while the batch is under way.
+/// The successor runs `lines` of a shell first, and `shorten` when it is ready, so it does not take
+/// all connections. Returns how many it has taken.
+fn taken_by_short_successor(over: Over, lines: &str, shorten: impl FnOnce(ProcessId)) -> u64 {
+    let mut server = Handover::server(over, &[]);
+    let mut clients = idle(&server, 60);
+    let successor = server.ready_successor(lines);
+    suspend(successor);
+    shorten(successor);
+    let predecessor = server.resume_predecessor(successor);
+    server.wait_for_batch();
+    for client in &mut clients {
+        client.post("/echo", "hello");
+    }
+    successor.signal(Signal::CONT);
+    for client in &mut clients {
+        assert_eq!(client.response().text(), "hello");
+    }
+    let taken = server.handed_over(predecessor);
+    let (mut closed, mut kept): (Vec<_>, Vec<_>) = clients.into_iter().partition(has_something);
+    assert!(closed.iter_mut().all(|client| client.end() == End::Eof));
+    assert_eq!(kept.len() as u64, taken);
+    kept.iter_mut().for_each(assert_kept);
+    server.end();
+    taken
+}
+
+/// Trap 2: the kernel lets a user who is not root send only so many descriptors that nobody has
+/// received yet, as many as the sender may have open. Other processes of the user can use that up.
+/// Then no connection goes, and no request is lost.
+#[test]
+#[ignore = "needs root, to become another user, and python3"]
+fn too_many_descriptors_on_their_way_cost_no_request() {
+    const USER: u32 = 54_321;
+    let script = "import socket, sys
+a, b = socket.socketpair()
+for _ in range(2):
+    socket.send_fds(a, [b'x'], [0] * 253)
+print('full', flush=True)
+sys.stdin.read()";
+    let mut python = Command::new("python3");
+    python.args(["-c", script]).uid(USER).gid(USER).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut filler = python.spawn().unwrap();
+    let mut told = String::new();
+    BufReader::new(filler.stdout.take().unwrap()).read_line(&mut told).unwrap();
+    assert_eq!(told, "full\n");
+
+    // The user may have no access to where the server was built.
+    let elsewhere = Directory::new();
+    let (copy, program) = (elsewhere.join("server"), elsewhere.join("app"));
+    copy_file(Path::new(SERVER), &copy);
+    let script = format!("#!/bin/sh\nulimit -n 300; exec {} \"$@\"\n", copy.display());
+    install(&program, script.as_bytes());
+    over_both(|over| {
+        let mut server = Handover::start(over, program.clone(), |command, listen| {
+            if let Some(path) = listen.strip_prefix("unix:") {
+                let directory = Path::new(path).parent().unwrap();
+                fs::set_permissions(directory, fs::Permissions::from_mode(0o777)).unwrap();
+            }
+            command.args(["--listen", listen, "--grace", "4s", "--linger", "1s"]);
+            command.uid(USER).gid(USER);
+        });
+        let mut clients = idle(&server, 10);
+        let predecessor = server.restart();
+        for client in &mut clients {
+            client.post("/echo", "hello");
+        }
+        for client in &mut clients {
+            assert_eq!(client.response().text(), "hello");
+            assert_eq!(client.end(), End::Eof);
+        }
+        server.line_of(predecessor, "Too many references");
+        server.assert_handed_over(predecessor, 0);
+        server.end();
+    });
+    drop(filler.stdin.take());
+    assert!(filler.wait().unwrap().success());
+}
+
+// The successor is another program.
+
+/// A successor of an older version does not know the passage. Then the stop is one like any other,
+/// and the next restart hands over again. An older version does not know the variable, which is
+/// all that this test takes away.
+#[test]
+fn a_successor_of_an_older_version_leaves_the_connections() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let mut clients = idle(&server, 3);
+        let mut busy = busy(&server);
+        server.successors_run("unset SMOL_GRACEFUL_PASSAGE");
+        let predecessor = server.restart();
+        for client in &mut clients {
+            assert_eq!(client.end(), End::Eof);
+        }
+        assert_eq!(busy.send("llo").response().text(), "hello");
+        assert_eq!(busy.end(), End::Eof);
+        server.assert_handed_over(predecessor, 0);
+
+        let mut clients = idle(&server, 3);
+        server.successors_run("");
+        server.hand_over(3);
+        clients.iter_mut().for_each(assert_kept);
+        server.end();
+    });
+}
+
+/// H6: the connections of a listener that the successor did not take are closed, and those of the
+/// other one go on.
+#[test]
+fn connections_of_a_listener_that_is_not_taken_are_closed() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &["--listen", "127.0.0.2:0"]);
+        let line = server.line_of(server.serving(), "listening on 127.0.0.2:");
+        let other = line.rsplit(' ').next().unwrap().parse().unwrap();
+        let mut left = [Client::connect(other), Client::connect(other)];
+        left.iter_mut().for_each(assert_kept);
+        let mut kept = idle(&server, 3);
+        server.successors_run(&format!("set -- --listen {}", server.address));
+        let predecessor = server.restart();
+        for client in &mut left {
+            assert_eq!(client.end(), End::Eof);
+        }
+        server.assert_handed_over(predecessor, 3);
+        kept.iter_mut().for_each(assert_kept);
+        server.end();
+    });
+}
+
+// Every worker is blocked.
+
+/// The connections of a predecessor whose workers are all blocked go when the workers can run again.
+/// Until then the successor serves new clients.
+#[test]
+fn connections_go_when_the_predecessors_workers_can_run_again() {
+    over_both(|over| {
+        let mut server = Handover::staged_with(over, |command| {
+            command.env(handover::THREADS, "2");
+        });
+        let mut clients = idle(&server, 3);
+        let mut blocked = block_workers(&mut server);
+        for client in &mut clients {
+            client.post("/echo", "hello");
+        }
+        let predecessor = server.restart();
+        assert_kept(&mut server.connect());
+        assert!(!clients.iter().chain(&blocked).any(has_something));
+        server.open("workers");
+        for client in &mut blocked {
+            let response = client.response();
+            assert_eq!(response.text(), predecessor.to_string());
+            assert!(!response.says_close());
+        }
+        for client in &mut clients {
+            let response = client.response();
+            assert_eq!((&*response.text(), response.says_close()), ("/echo hello", false));
+        }
+        server.assert_handed_over(predecessor, 5);
+        clients.iter_mut().chain(&mut blocked).for_each(assert_kept);
+        server.end();
+    });
+}
+
+/// S15: a successor takes connections although all of its workers are blocked, so its predecessor
+/// ends.
+#[test]
+fn a_successor_whose_workers_are_blocked_takes_connections() {
+    over_both(|over| {
+        let mut server = Handover::staged_with(over, |command| {
+            command.env(handover::THREADS, "2");
+        });
+        let mut clients = idle(&server, 3);
+        // Both processes accept, and the predecessor is suspended, so the clients are the successor's.
+        let successor = server.ready_successor("");
+        let mut blocked = block_workers(&mut server);
+        let predecessor = server.resume_predecessor(successor);
+        server.assert_handed_over(predecessor, 3);
+        for client in &mut clients {
+            client.post("/echo", "hello");
+        }
+        assert!(!clients.iter().chain(&blocked).any(has_something));
+        server.open("workers");
+        for client in &mut clients {
+            let response = client.response();
+            assert_eq!((&*response.text(), response.says_close()), ("/echo hello", false));
+        }
+        for client in &mut blocked {
+            assert_eq!(client.response().text(), successor.to_string());
+        }
+        clients.iter_mut().chain(&mut blocked).for_each(assert_kept);
+        server.end();
+    });
+}
+
+/// Blocks both workers of a server, and returns the clients of the handlers that do it.
+fn block_workers(server: &mut Handover) -> [Client; 2] {
+    let clients = [server.connect(), server.connect()].map(|mut client| {
+        client.get("/block/workers");
+        client
+    });
+    for _ in &clients {
+        server.servers.program.wait_for("waiting for workers");
+    }
+    clients
+}
+
+/// Serves if another test has started this process for that.
+#[test]
+fn the_program_of_these_tests() {
+    handover::serve();
+}
+
+// A crowd.
+
+/// Ten thousand idle connections hold up neither the predecessor's end nor a busy client.
+#[test]
+#[ignore = "needs 10,000 descriptors"]
+#[expect(clippy::print_stdout, reason = "the figures are for whoever runs this")]
+fn a_crowd_leaves_at_once() {
+    for over in [Over::Tcp, Over::Unix] {
+        let mut server = Handover::server(over, &[]);
+        let mut crowd = idle(&server, 9_900);
+        let mut busy = server.idle();
+        let is_over = AtomicBool::new(false);
+        let (took, longest) = thread::scope(|scope| {
+            let busy = scope.spawn(|| {
+                let mut longest = Duration::ZERO;
+                while !is_over.load(Ordering::Relaxed) {
+                    let asked = Instant::now();
+                    assert_kept(&mut busy);
+                    longest = longest.max(asked.elapsed());
+                }
+                longest
+            });
+            let asked = Instant::now();
+            let predecessor = server.restart();
+            server.exit_code(predecessor);
+            let took = asked.elapsed();
+            is_over.store(true, Ordering::Relaxed);
+            server.assert_handed_over(predecessor, 9_901);
+            (took, busy.join().unwrap())
+        });
+        println!("{over:?}: gone in {took:.3?}; the busy client waited {longest:.3?} at most");
+        crowd.iter_mut().for_each(assert_kept);
+        // It takes a fifth of that on a machine with nothing else to do.
+        assert!(took < Duration::from_secs(5), "{took:?}");
+        server.end();
+    }
+}
+
+// What the tests above are made of.
+
+/// Connects clients that have had an answer each.
+fn idle(server: &Handover, count: usize) -> Vec<Client> {
+    (0..count).map(|_| server.idle()).collect()
+}
+
+/// Sends a POST of `hello` by each client while a batch is on its way to a suspended successor.
+/// Returns the clients whose answer has come, which are not in the batch, and those that wait.
+fn post_during_batch(server: &Handover, mut clients: Vec<Client>) -> (Vec<Client>, Vec<Client>) {
+    let batch = server.wait_for_batch();
+    for client in &mut clients {
+        client.post("/echo", "hello");
+    }
+    wait_until("the predecessor has answered the others", || {
+        clients.iter().filter(|client| !has_something(client)).count() <= batch
+    });
+    clients.into_iter().partition(has_something)
+}
+
+/// Connects a client whose handler has begun its response, and waits for the rest of the body
+/// `hello`.
+fn busy(server: &Handover) -> Client {
+    let mut client = server.connect();
+    client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe");
+    wait_until("the response has begun", || has_something(&client));
+    client
+}
+
+/// Stops the last process when a process before it was killed or has cut something, and asserts that
+/// the last one drains.
+fn stop(mut server: Handover) {
+    let last = server.serving();
+    last.signal(Signal::TERM);
+    server.line_of(last, "drained in ");
+    assert_eq!(server.exit_code(last), 0, "{}", server.servers.program);
+}
+
+/// Asserts that the connection goes on with the answer to a POST of `hello`, which comes once.
+fn assert_hello(client: &mut Client) {
+    let response = client.response();
+    assert_eq!((&*response.text(), response.says_close()), ("hello", false));
+    assert_eq!(client.buffered(), b"");
+}
+
+/// Asserts that the connection serves a further request, and goes on.
+fn assert_kept(client: &mut Client) {
+    let response = client.get("/livez").response();
+    assert_eq!((&*response.text(), response.says_close()), ("live\n", false));
+}
+
+/// Returns `true` if the client has something to read, and be it the end.
+fn has_something(client: &Client) -> bool {
+    client.stream.set_nonblocking(true).unwrap();
+    let peeked = client.stream.peek(&mut [0]);
+    client.stream.set_nonblocking(false).unwrap();
+    !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
