@@ -1,7 +1,7 @@
 //! The courier: sends the connections of a server to its successor, a batch at a time.
 //!
 //! Invariant: a connection is asked to leave, goes when no exchange is under way, and is counted
-//! here until the successor has said that it took it (rules H4, H5). Whatever cannot go is treated
+//! here until the successor has said that it took it (rules H4, H5). All that cannot go is treated
 //! as in any stop (rule H6). Reads nothing of a client, and does not decide to stop.
 
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ pub(crate) struct Courier<'a> {
     running: &'a Running,
     passage: Passage,
     outbox: Outbox<Leaving>,
-    /// Who is to leave, as long as the successor answers.
+    /// How far connections are to go, as long as the successor answers.
     asks: HandOver,
     began: Instant,
     /// When the courier gives up sending, if the kernel has taken nothing since the last batch.
