@@ -407,12 +407,20 @@ impl Running {
     /// Spawns the task of a connection that another task or process has served before.
     pub(crate) fn go_on(&self, connection: Movable, counted: Counted) {
         let service = self.service.clone();
-        let task = async move {
-            let served = Conn::go_on(&service, &counted.seat, connection);
-            let served = AssertUnwindSafe(served).catch_unwind().await;
-            service.end(counted, served);
-        };
-        self.executor.spawn(task).detach();
+        // Two kinds of tasks here, too: an idle connection has no room for a part of a request.
+        match connection.into_idle() {
+            (idle, None) => self.executor.spawn(async move {
+                let served = Conn::of(&service, &counted.seat, idle).serve();
+                let served = AssertUnwindSafe(served).catch_unwind().await;
+                service.end(counted, served);
+            }),
+            (idle, Some(incoming)) => self.executor.spawn(async move {
+                let served = Conn::of(&service, &counted.seat, idle).serve_begun(incoming);
+                let served = AssertUnwindSafe(served).catch_unwind().await;
+                service.end(counted, served);
+            }),
+        }
+        .detach();
     }
 
     /// Returns the drain's outcome, or the failure of a source.
