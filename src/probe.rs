@@ -51,7 +51,11 @@ pub fn probe(request: &Request) -> Option<Response> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::Attached;
+    use crate::stop::seat::Seat;
     use crate::stop::shutdown::Shutdown;
+    use crate::stream::transport::Peer;
+    use std::time::Instant;
 
     #[test]
     fn ready_until_the_stop_and_live_beyond_it() {
@@ -68,5 +72,23 @@ mod tests {
         shutdown.stop();
         assert_eq!(ask(Method::Get, "/livez"), Some(200));
         assert_eq!(ask(Method::Get, "/readyz"), Some(503));
+    }
+
+    /// Rule H5: with a successor the service goes on, and so does this connection.
+    #[test]
+    fn a_connection_that_goes_to_the_successor_sees_it_ready() {
+        let shutdown = Shutdown::new();
+        let orders = shutdown.orders();
+        orders.begin_hand_over(vec![Some(7), None]);
+        shutdown.stop();
+        for (listener, expected) in [(0, 200), (1, 503)] {
+            let (peer, since) = (Peer::Unix, Instant::now());
+            let seat = Seat::of_listener(listener, peer, orders.clone(), since);
+            let mut request = Request::new(Method::Get, "http://localhost/readyz");
+            request.ext_mut().insert(shutdown.token());
+            request.ext_mut().insert(Attached { target: "/readyz".into(), seat });
+            let response = probe(&request).map(|response| u16::from(response.status()));
+            assert_eq!(response, Some(expected));
+        }
     }
 }

@@ -25,8 +25,9 @@ use socket2::SockRef;
 use crate::error::{during, reason};
 use crate::listen::listener::Listener;
 use crate::listen::passing::{FDS, FIRST, HANDOVER, NAMES, PID};
+use crate::restart::ToSuccessor;
 use crate::restart::notify::{ADOPTS, MANAGER, Notify, SOCKET, TAKEN};
-use crate::restart::passage::{PASSAGE, Passage, ToSuccessor};
+use crate::restart::passage::{PASSAGE, Passage};
 use crate::restart::pid_file;
 use crate::restart::spawn::{Child, Program};
 
@@ -52,7 +53,8 @@ use crate::restart::spawn::{Child, Program};
 /// If a listener is closed or is not a socket ([`Listener::of`]), if the program cannot be started
 /// (the message says whether its file is missing, not executable or not a program), ends before it
 /// is ready, or is not ready in time: then it is told to stop (SIGTERM), is killed if it does not
-/// within `patience` (5 s at least), and this process goes on serving. Also
+/// within `patience` (5 s at least), and this process goes on serving. If this process is a
+/// successor itself, and its predecessor still waits for it after `patience`. Also
 /// [`io::ErrorKind::Unsupported`] if this process is the first one of a container, which ends with
 /// it; [`io::ErrorKind::AlreadyExists`] while a successor is being started, and when there is one.
 /// A restart needs a directory for temporary files that can be written to (TMPDIR).
@@ -108,7 +110,7 @@ pub(crate) async fn restart_with_connections(
         return Ok((pid, None));
     }
     let is_adopted = |listener: &&Listener| {
-        adopted.iter().any(|other| other.is_same(listener)) && listener.adopts()
+        adopted.iter().any(|other| other.is_same(listener)) && listener.can_move_connections()
     };
     let adopted = listeners.iter().map(|one| Some(one).filter(is_adopted)?.inode()).collect();
     Ok((pid, own.map(|passage| ToSuccessor { passage, adopted })))
@@ -270,7 +272,7 @@ fn program(
     Ok(program)
 }
 
-/// What a successor says when it is ready.
+/// The word of a successor that it is ready.
 struct Ready {
     /// The descriptors that it has taken, if it says so.
     taken: Option<Vec<RawFd>>,
