@@ -18,28 +18,28 @@ use crate::listen::listener::Listener;
 use crate::restart::message::{Message, Record, Taken};
 use crate::restart::passage::Passage;
 use crate::server::Running;
-use crate::stop::activity::Doing;
-use crate::stop::outcome::grouped;
+use crate::stop::outcome::count_of;
 use crate::stop::phase::Phase;
 use crate::stream::transport::Transport;
 use crate::wire::Movable;
+use crate::wire::head::has_begun;
 
 /// The passages from which connections come to a server.
 pub(crate) struct Adoption<'a> {
     running: &'a Running,
-    sources: Vec<Source>,
+    predecessors: Vec<Predecessor>,
     /// The listeners whose connections the server takes, by the inodes of their sockets.
     listeners: Vec<(u64, &'a Listener)>,
 }
 
-/// A passage from a predecessor.
-struct Source {
+/// A process from which connections come.
+struct Predecessor {
     passage: Passage,
     /// How many connections have come from it.
     taken: usize,
 }
 
-/// Why a connection is not taken.
+/// The reach of a refusal.
 enum Refusal {
     /// Another one may be taken.
     This,
@@ -49,10 +49,10 @@ enum Refusal {
 
 impl<'a> Adoption<'a> {
     pub(crate) fn new(running: &'a Running, passage: Option<Passage>) -> Self {
-        let plain = running.listeners.iter().filter(|listener| listener.adopts());
+        let plain = running.listeners.iter().filter(|listener| listener.can_move_connections());
         let listeners = plain.filter_map(|listener| Some((listener.inode()?, listener))).collect();
-        let sources = passage.into_iter().map(Source::new).collect();
-        Self { running, sources, listeners }
+        let predecessors = passage.into_iter().map(Predecessor::new).collect();
+        Self { running, predecessors, listeners }
     }
 
     /// Takes what comes until `end` is ready. Returns its result, and the passages that are still
@@ -64,18 +64,19 @@ impl<'a> Adoption<'a> {
             }
         };
         let ended = end.or(adopt).await;
-        (ended, self.sources.into_iter().map(|source| source.passage).collect())
+        self.predecessors.iter().for_each(Predecessor::log);
+        (ended, self.predecessors.into_iter().map(|predecessor| predecessor.passage).collect())
     }
 
     /// Takes what comes next.
     async fn adopt_next(&mut self) {
         let (index, received) = poll_fn(|cx| {
-            let mut sources = self.sources.iter().enumerate();
-            let ready = sources.find_map(|(index, source)| match source.passage.poll_receive(cx) {
-                Poll::Ready(received) => Some((index, received)),
-                Poll::Pending => None,
-            });
-            ready.map_or(Poll::Pending, Poll::Ready)
+            for (index, predecessor) in self.predecessors.iter().enumerate() {
+                if let Poll::Ready(received) = predecessor.passage.poll_receive(cx) {
+                    return Poll::Ready((index, received));
+                }
+            }
+            Poll::Pending
         })
         .await;
         match received {
@@ -84,7 +85,7 @@ impl<'a> Adoption<'a> {
             }
             Ok(Some((Message::Passage, sockets))) => {
                 let passages = sockets.into_iter().filter_map(|end| Passage::of(end).ok());
-                self.sources.extend(passages.map(Source::new));
+                self.predecessors.extend(passages.map(Predecessor::new));
             }
             Ok(None) => self.remove(index, None),
             Ok(Some((Message::Taken(_), _))) => self.remove(index, Some("it has sent an answer")),
@@ -119,19 +120,25 @@ impl<'a> Adoption<'a> {
             count: u16::try_from(taken.len()).unwrap_or(u16::MAX),
             takes_more: !matches!(refusal, Some(Refusal::All)),
         });
-        let source = &mut self.sources[index];
-        let answered = source.passage.answer(&answer);
-        source.taken += taken.len();
-        for (connection, counted) in taken {
-            self.running.go_on(connection, counted);
-        }
-        match answered {
-            Ok(()) => {}
-            // The predecessor is gone, and has left them to this process.
-            Err(error) if is_gone(&error) => self.remove(index, None),
-            // Without an answer the passage stays open, or the predecessor would take back what
-            // this process reads (rule H2).
-            Err(error) => log::error!("no answer to the predecessor: {}", reason(&error)),
+        let predecessor = &mut self.predecessors[index];
+        let answered = predecessor.passage.send(&answer, &[]);
+        let failure = match &answered {
+            // A predecessor that is gone has left them to this process.
+            Err(error) if !is_gone(error) => {
+                // Nobody has read them. The predecessor takes them back when the passage closes.
+                drop(taken);
+                Some(reason(error))
+            }
+            _ => {
+                predecessor.taken += taken.len();
+                for (connection, counted) in taken {
+                    self.running.go_on(connection, counted);
+                }
+                None
+            }
+        };
+        if answered.is_err() {
+            self.remove(index, failure.as_deref());
         }
     }
 
@@ -145,20 +152,16 @@ impl<'a> Adoption<'a> {
         let known = self.listeners.iter().find(|(inode, _)| *inode == listener);
         let (_, listener) = known.ok_or(Refusal::This)?;
         let place = running.places.try_take().ok_or(Refusal::All)?;
-        let (transport, peer) = Transport::of(socket).map_err(|_| Refusal::All)?;
+        let (transport, peer) = Transport::of(socket).map_err(|_| Refusal::This)?;
         let now = Instant::now();
         let seat = running.seat(listener, peer, now.checked_sub(idle).unwrap_or(now));
-        seat.activity.begin(Doing::Idle);
+        seat.come_back(seat.since(), has_begun(&ahead));
         let counted = running.count(&seat, Some(place)).ok_or(Refusal::All)?;
         Ok((Movable { transport, ahead }, counted))
     }
 
     fn remove(&mut self, index: usize, failure: Option<&str>) {
-        let Source { taken, .. } = self.sources.remove(index);
-        if taken > 0 {
-            let connections = if taken == 1 { "connection" } else { "connections" };
-            log::info!("took over {} {connections} of the predecessor", grouped(taken as u64));
-        }
+        self.predecessors.remove(index).log();
         if let Some(failure) = failure {
             log::warn!("the predecessor hands over no more connections: {failure}");
         }
@@ -169,8 +172,15 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
-impl Source {
+impl Predecessor {
     fn new(passage: Passage) -> Self {
         Self { passage, taken: 0 }
+    }
+
+    fn log(&self) {
+        if self.taken > 0 {
+            let connections = count_of(self.taken as u64, "connection");
+            log::info!("took over {connections} of the predecessor");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The courier: sends the connections of a server to its successor, a batch at a time.
 //!
 //! Invariant: a connection is asked to leave, goes when no exchange is under way, and is counted
-//! here until the successor has said that it took it (rules H4, H5). Whatever cannot go is treated
+//! here until the successor has said that it took it (rules H4, H5). All that cannot go is treated
 //! as in any stop (rule H6). Reads nothing of a client, and does not decide to stop.
 
 use std::collections::BTreeMap;
@@ -11,20 +11,22 @@ use std::future::{self, Future};
 use std::io;
 use std::os::fd::AsFd;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_io::Timer;
 use futures_lite::FutureExt;
+use smol::channel::Receiver;
 
 use crate::conn::leaving::Leaving;
 use crate::error::reason;
 use crate::restart::message::{BATCH, Message, Record, Taken};
 use crate::restart::outbox::{Carried, Outbox};
-use crate::restart::passage::{Passage, Received, ToSuccessor, is_congested};
-use crate::server::Running;
+use crate::restart::passage::{Passage, Received, is_congested};
+use crate::server::{Running, sleep};
 use crate::stop::activity::Doing;
 use crate::stop::orders::{Departure, HandOver};
-use crate::stop::outcome::grouped;
+use crate::stop::outcome::count_of;
+use crate::stop::registry::Registry;
 use crate::stop::seat::Seat;
 use crate::stop::shutdown::Guard;
 
@@ -32,20 +34,22 @@ use crate::stop::shutdown::Guard;
 pub(crate) struct Courier<'a> {
     running: &'a Running,
     passage: Passage,
-    /// The inode of each listener, by its number, whose connections the successor takes.
-    listeners: Vec<Option<u64>>,
     outbox: Outbox<Leaving>,
-    /// Who is to leave, as long as the successor answers.
+    /// How far connections are to go, as long as the successor answers.
     asks: HandOver,
     began: Instant,
+    /// When the courier gives up sending, if the kernel has taken nothing since the last batch.
+    congested_until: Option<Instant>,
     /// How many connections the successor has taken.
     handed_over: usize,
 }
 
-/// Why the successor takes no more connections.
-enum Closed {
-    /// The other end of the passage is closed, or has failed.
-    Ended(Option<io::Error>),
+/// The reason for which a hand-over is over.
+enum End {
+    /// The successor has closed the passage.
+    Closed,
+    /// The passage takes no message.
+    Failed(io::Error),
     /// The successor has no place or no descriptor left, or stops.
     Full,
     /// There is no answer to a batch, or none that makes sense. The batch stays with both.
@@ -53,14 +57,14 @@ enum Closed {
 }
 
 impl<'a> Courier<'a> {
-    pub(crate) fn new(running: &'a Running, to: ToSuccessor) -> Self {
+    pub(crate) fn new(running: &'a Running, passage: Passage) -> Self {
         Self {
             running,
-            passage: to.passage,
-            listeners: to.adopted,
+            passage,
             outbox: Outbox::new(),
             asks: HandOver::Asking,
             began: Instant::now(),
+            congested_until: None,
             handed_over: 0,
         }
     }
@@ -73,31 +77,60 @@ impl<'a> Courier<'a> {
     pub(crate) async fn run<T>(mut self, predecessors: Vec<Passage>, guard: Option<Guard>) -> T {
         let token = self.running.service.shutdown.token();
         let hand_over = async {
-            let closed = match self.hand_over(predecessors, guard).await {
+            let end = match self.hand_over(predecessors, guard).await {
                 Ok(never) => match never {},
-                Err(closed) => closed,
+                Err(end) => end,
             };
-            let stay = self.count(|seat| seat.doing() != Doing::Closing);
-            log::warn!("{}, {stay} stay: {closed}", self.summary());
-            self.serve_the_rest().await;
+            let stay = self.seats(|seat| !is_ending(seat)).len();
+            log::warn!("{}, {stay} stay: {end}", self.summary());
+            self.serve_until_linger_is_over().await;
+            self.serve_to_the_end().await;
         };
-        hand_over.or(token.aborting()).await;
+        // The abort comes first: after it, nothing is sent and no answer counts.
+        token.aborting().or(hand_over).await;
         self.abandon().await
     }
 
-    /// Asks all connections to leave, and delivers them. Returns why it has to stop.
     async fn hand_over(
         &mut self,
         predecessors: Vec<Passage>,
         guard: Option<Guard>,
-    ) -> Result<Infallible, Closed> {
+    ) -> Result<Infallible, End> {
         for passage in predecessors {
-            let end = passage.into_fd().map_err(|error| Closed::Ended(Some(error)))?;
-            let sent = self.passage.send(&Message::Passage, &[end.as_fd()]).await;
-            sent.map_err(|error| Closed::Ended(Some(error)))?;
+            self.pass_on(passage).await?;
         }
-        // Idle connections come first, a batch at a time. Meanwhile the others are served, and some
-        // of them fall idle.
+        self.ask_idle().await?;
+        self.ask_all().await?;
+        log::info!("{}{}", self.summary(), self.stays());
+        drop(guard);
+        loop {
+            let leaving = next(&self.running.leavers).await;
+            self.outbox.push(leaving);
+            self.gather(0).await;
+            self.deliver().await?;
+        }
+    }
+
+    /// Passes on the end of a passage from which connections come.
+    async fn pass_on(&mut self, passage: Passage) -> Result<(), End> {
+        let end = match passage.into_fd() {
+            Ok(end) => end,
+            Err(error) => {
+                // Dropped, which the process at its other end notices.
+                log::error!("a passage cannot be passed on: {}", reason(&error));
+                return Ok(());
+            }
+        };
+        while let Err(error) = self.passage.send(&Message::Passage, &[end.as_fd()]) {
+            self.wait_in_congestion(error).await?;
+        }
+        self.congested_until = None;
+        Ok(())
+    }
+
+    /// Asks the idle connections to leave, a batch at a time. Meanwhile the others are served, and
+    /// some of them fall idle, so this goes on until few are left.
+    async fn ask_idle(&mut self) -> Result<(), End> {
         loop {
             let orders = &self.running.service.orders;
             let idle =
@@ -111,19 +144,23 @@ impl<'a> Courier<'a> {
                 self.deliver().await?;
             }
             if idle.len() < BATCH {
-                break;
+                return Ok(());
             }
         }
+    }
+
+    /// Asks all connections to leave, and delivers those that can leave at once.
+    async fn ask_all(&mut self) -> Result<(), End> {
         self.asks = HandOver::All;
         self.order(HandOver::All);
-        self.gather(self.count(|seat| seat.can_leave() && is_between(seat))).await;
-        self.deliver().await?;
-        log::info!("{}{}", self.summary(), self.stays());
-        drop(guard);
+        let until = Instant::now() + SOON;
         loop {
-            let leaving = next(&self.running.leavers).await;
-            self.outbox.push(leaving);
-            self.gather(0).await;
+            let can_leave_now = |seat: &Seat| seat.can_leave() && is_between(seat);
+            let count = self.seats(can_leave_now).len();
+            if count == 0 || Instant::now() >= until {
+                return Ok(());
+            }
+            self.gather(count).await;
             self.deliver().await?;
         }
     }
@@ -144,30 +181,48 @@ impl<'a> Courier<'a> {
     }
 
     /// Delivers everything that waits.
+    async fn deliver(&mut self) -> Result<(), End> {
+        while let Some((number, batch)) = self.outbox.next_batch() {
+            let connections = batch.iter().map(record).collect();
+            let message = Message::Connections { number, connections };
+            let sockets: Vec<_> = batch.iter().map(|leaving| leaving.socket.as_fd()).collect();
+            if let Err(error) = self.passage.send(&message, &sockets) {
+                self.outbox.not_sent();
+                self.wait_in_congestion(error).await?;
+                continue;
+            }
+            self.congested_until = None;
+            self.receive_answer().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits if the kernel sends nothing at the moment. Those that wait are served here meanwhile.
     ///
     /// # Errors
     ///
-    /// The reason for which the successor takes no more.
-    async fn deliver(&mut self) -> Result<(), Closed> {
-        while let Some((number, batch)) = self.outbox.next_batch() {
-            let connections =
-                batch.iter().map(|leaving| record(&self.listeners, leaving)).collect();
-            let message = Message::Connections { number, connections };
-            let sockets: Vec<_> = batch.iter().map(|leaving| leaving.socket.as_fd()).collect();
-            let sent = self.passage.send(&message, &sockets).await;
-            if let Err(error) = sent {
-                self.outbox.take_back();
-                if !is_congested(&error) || self.began.elapsed() > self.patience() {
-                    return Err(Closed::Ended(Some(error)));
-                }
-                // Other processes of this user send descriptors, too.
-                self.order(HandOver::Asking);
-                let _ = self.serve_until(sleep(CONGESTED)).await;
-                self.order(self.asks);
-                return Ok(());
-            }
-            self.receive_answer().await?;
+    /// Returns [`End::Failed`] if nothing can be sent any more.
+    async fn wait_in_congestion(&mut self, error: io::Error) -> Result<(), End> {
+        let end = Instant::now() + self.patience().min(CONGESTED_AT_MOST);
+        let until = *self.congested_until.get_or_insert(end);
+        if !is_congested(&error) || Instant::now() >= until {
+            return Err(End::Failed(error));
         }
+        self.order(HandOver::Asking);
+        let mut pause = pin!(sleep(CONGESTED));
+        loop {
+            self.give_back_waiting();
+            let leaving = async { Some(next(&self.running.leavers).await) };
+            let over = async {
+                (&mut pause).await;
+                None
+            };
+            match leaving.or(over).await {
+                Some(leaving) => self.outbox.push(leaving),
+                None => break,
+            }
+        }
+        self.order(self.asks);
         Ok(())
     }
 
@@ -175,30 +230,50 @@ impl<'a> Courier<'a> {
     ///
     /// If the successor does not answer within the linger, nobody is asked any more, and those that
     /// wait are served here again until it does (rule H5).
-    async fn receive_answer(&mut self) -> Result<(), Closed> {
+    async fn receive_answer(&mut self) -> Result<(), End> {
         let linger = self.running.service.shutdown.times().linger;
         let in_time = async { Some(self.passage.receive().await) };
         let late = async {
             sleep(linger.max(LEAST_LINGER).min(self.patience())).await;
             None
         };
-        if let Some(received) = in_time.or(late).await {
-            return self.settle(received);
+        if let Some(answer) = in_time.or(late).await {
+            return self.settle(&answer);
         }
         log::warn!("the successor does not answer; its connections are served here until it does");
         self.order(HandOver::Asking);
-        let given_up = sleep(self.patience().saturating_sub(self.began.elapsed()));
-        let received = self.serve_until(given_up).await.ok_or(Closed::Silent)?;
+        let given_up = sleep(self.patience());
+        let answer = self.serve_until(given_up).await.ok_or(End::Silent)?;
         self.order(self.asks);
-        self.settle(received)
+        self.settle(&answer)
+    }
+
+    /// Treats what is left as in any stop (rule H6). Its idle connections may still send a request
+    /// for the time of the linger.
+    async fn serve_until_linger_is_over(&mut self) {
+        self.order(HandOver::Over);
+        let linger = self.running.service.shutdown.times().linger;
+        let mut over = pin!(sleep(linger));
+        // An answer may still come to the batch that both have.
+        while let Some(answer) = self.serve_until(&mut over).await {
+            let _ = self.settle(&answer);
+        }
+    }
+
+    /// Lets the idle connections of what is left end. Never ends.
+    async fn serve_to_the_end(&mut self) {
+        self.order(HandOver::None);
+        while let Some(answer) = self.serve_until(future::pending()).await {
+            let _ = self.settle(&answer);
+        }
     }
 
     /// Gives the connections that wait, and those that still come, back to the server. Returns the
-    /// answer to the batch, or `None` when `end` is over.
+    /// answer to the batch, or `None` when `end` is ready.
     async fn serve_until(&mut self, end: impl Future<Output = ()>) -> Option<Answer> {
         let mut end = pin!(end);
         loop {
-            self.return_waiting();
+            self.give_back_waiting();
             let Self { running, passage, outbox, .. } = self;
             let over = async {
                 (&mut end).await;
@@ -219,67 +294,42 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// Treats what is left as in any stop (rule H6): its idle connections have a linger of their
-    /// own. Never ends.
-    async fn serve_the_rest(&mut self) {
-        let linger = self.running.service.shutdown.times().linger;
-        for (hand_over, time) in [(HandOver::Over, linger), (HandOver::None, Duration::MAX)] {
-            self.order(hand_over);
-            let end = Instant::now().checked_add(time);
-            let time_left = || async {
-                match end {
-                    Some(end) => drop(Timer::at(end).await),
-                    None => future::pending().await,
-                }
-            };
-            // An answer may still come for the batch that both have.
-            while let Some(answer) = self.serve_until(time_left()).await {
-                let _ = self.settle(answer);
-            }
-        }
-    }
-
-    /// Takes note of an answer.
-    ///
-    /// # Errors
-    ///
-    /// The reason for which the successor takes no more.
-    fn settle(&mut self, answer: Answer) -> Result<(), Closed> {
+    /// Takes note of an answer. Returns the reason if the hand-over is over.
+    fn settle(&mut self, answer: &Answer) -> Result<(), End> {
         let taken = match answer {
-            Ok(Some((Message::Taken(taken), _))) => taken,
+            Ok(Some((Message::Taken(taken), _))) => *taken,
             Ok(None) => {
                 self.outbox.take_back();
-                return Err(Closed::Ended(None));
+                return Err(End::Closed);
             }
-            Err(error) if error.kind() != io::ErrorKind::InvalidData => {
-                self.outbox.take_back();
-                return Err(Closed::Ended(Some(error)));
-            }
-            Ok(Some(_)) | Err(_) => return Err(Closed::Silent),
+            // The successor may have the batch, so it does not come back (rule H2).
+            Ok(Some(_)) | Err(_) => return Err(End::Silent),
         };
         let Taken { takes_more, .. } = taken;
-        let settled = self.outbox.settle(taken).ok_or(Closed::Silent)?;
-        let count = settled.taken.len();
-        self.handed_over += count;
-        self.running.service.shutdown.handed_over(count);
+        let settled = self.outbox.settle(taken).ok_or(End::Silent)?;
+        // Counted first, because the drop may end the drain.
+        self.handed_over += settled.taken.len();
+        self.running.service.shutdown.handed_over(settled.taken.len());
         // As long as a copy is open, no close of the successor reaches the client.
         drop(settled.taken);
         if let Some(refused) = settled.refused {
-            self.return_as(Departure::Refused, refused);
+            // Without places, it is no worse off than those behind it.
+            let departure = if takes_more { Departure::Refused } else { Departure::Unasked };
+            self.give_back(departure, refused);
         }
-        if takes_more { Ok(()) } else { Err(Closed::Full) }
+        if takes_more { Ok(()) } else { Err(End::Full) }
     }
 
-    fn return_waiting(&mut self) {
+    fn give_back_waiting(&mut self) {
         for leaving in self.outbox.remove_waiting() {
-            self.return_as(Departure::Unasked, leaving);
+            self.give_back(Departure::Unasked, leaving);
         }
     }
 
     /// Gives a connection back to the server.
-    fn return_as(&self, departure: Departure, leaving: Leaving) {
+    fn give_back(&self, departure: Departure, leaving: Leaving) {
         let peer = leaving.counted.seat.peer();
-        match leaving.return_as(departure) {
+        match leaving.give_back(departure) {
             Ok((connection, counted)) => self.running.go_on(connection, counted),
             Err(error) => log::error!("{peer}: lost on its way back: {}", reason(&error)),
         }
@@ -294,55 +344,40 @@ impl<'a> Courier<'a> {
         }
     }
 
+    /// Says how far connections are to go, and wakes those that have something to do then.
     fn order(&self, hand_over: HandOver) {
         self.running.service.orders.set_hand_over(hand_over);
-        self.running.wake_all();
+        if matches!(hand_over, HandOver::All | HandOver::None) {
+            self.running.wake_all();
+        }
     }
 
-    /// Returns how long the successor may be silent, or a congestion may last: half the grace, so
-    /// that what is left can still finish.
+    /// Returns how long the successor may be silent: half of what is left of the grace, so that
+    /// what stays can still finish.
     fn patience(&self) -> Duration {
-        self.running.service.shutdown.times().grace / 2
+        let grace = self.running.service.shutdown.times().grace;
+        grace.saturating_sub(self.began.elapsed()) / 2
     }
 
-    fn count(&self, is_meant: impl Fn(&Seat) -> bool) -> usize {
-        let Self { running, .. } = self;
-        let seats = running.service.shutdown.seats(|registry| {
-            let seats = registry.seats_of(&running.service.orders);
-            seats.filter(|seat| is_meant(seat)).cloned().collect()
-        });
-        seats.len()
+    /// Returns the connections of the server that are meant.
+    fn seats(&self, is_meant: impl Fn(&Seat) -> bool) -> Vec<Arc<Seat>> {
+        let orders = &self.running.service.orders;
+        let choose = |registry: &Registry| {
+            registry.seats_of(orders).filter(|seat| is_meant(seat)).cloned().collect()
+        };
+        self.running.service.shutdown.seats(choose)
     }
 
     fn summary(&self) -> String {
-        let (count, took) = (grouped(self.handed_over as u64), self.began.elapsed().as_secs_f64());
-        let connections = if self.handed_over == 1 { "connection" } else { "connections" };
-        format!("handed over {count} {connections} in {took:.2} s")
+        let connections = count_of(self.handed_over as u64, "connection");
+        format!("handed over {connections} in {:.2} s", self.began.elapsed().as_secs_f64())
     }
 
     /// Says how many connections stay, and why. Empty if none does.
     fn stays(&self) -> String {
-        let Self { running, .. } = self;
-        let seats = running
-            .service
-            .shutdown
-            .seats(|registry| registry.seats_of(&running.service.orders).cloned().collect());
         let mut reasons = BTreeMap::<_, usize>::new();
-        for seat in seats {
-            let has_wrapper = |number| -> Option<bool> {
-                Some(running.listeners.get(usize::try_from(number).ok()?)?.wrapper().is_some())
-            };
-            let reason = match seat.doing() {
-                Doing::Leaving | Doing::Closing => continue,
-                Doing::Upgraded => "upgraded",
-                _ if seat.can_leave() => "with a request under way",
-                _ if seat.departure() == Departure::Refused => "refused by the successor",
-                _ if has_wrapper(seat.listener()) == Some(true) => {
-                    "of a listener with a wrapper (TLS)"
-                }
-                _ => "of a listener that the successor does not have",
-            };
-            *reasons.entry(reason).or_default() += 1;
+        for seat in self.seats(|seat| !is_ending(seat)) {
+            *reasons.entry(self.reason_to_stay(&seat)).or_default() += 1;
         }
         let count: usize = reasons.values().sum();
         if count == 0 {
@@ -352,9 +387,23 @@ impl<'a> Courier<'a> {
         let verb = if count == 1 { "stays" } else { "stay" };
         format!(", {count} {verb}: {}", reasons.collect::<Vec<_>>().join(", "))
     }
+
+    fn reason_to_stay(&self, seat: &Seat) -> &'static str {
+        let listener = self.running.listeners.get(seat.listener() as usize);
+        match seat.doing() {
+            Doing::Upgraded => "upgraded",
+            _ if seat.departure() == Departure::Refused => "refused by the successor",
+            _ if listener.is_some_and(|listener| !listener.can_move_connections()) => {
+                "of a listener with a wrapper (TLS)"
+            }
+            _ if !seat.can_leave() => "of a listener that the successor does not have",
+            _ if is_between(seat) => "not gone yet",
+            _ => "with a request under way",
+        }
+    }
 }
 
-/// What the passage has brought: an answer, its end, or an error.
+/// The message that the passage has brought, its end, or an error.
 type Answer = io::Result<Option<Received>>;
 
 enum Event {
@@ -363,11 +412,11 @@ enum Event {
     Over,
 }
 
-impl fmt::Display for Closed {
+impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ended(None) => f.write_str("the successor has closed the passage"),
-            Self::Ended(Some(error)) => write!(f, "the passage has failed: {}", reason(error)),
+            Self::Closed => f.write_str("the successor has closed the passage"),
+            Self::Failed(error) => write!(f, "the passage has failed: {}", reason(error)),
             Self::Full => f.write_str("the successor has no place or no descriptor left, or stops"),
             Self::Silent => f.write_str("the successor does not answer"),
         }
@@ -380,22 +429,28 @@ impl Carried for Leaving {
     }
 }
 
-fn record(listeners: &[Option<u64>], leaving: &Leaving) -> Record {
-    let number = leaving.counted.seat.listener() as usize;
+fn record(leaving: &Leaving) -> Record {
+    let seat = &leaving.counted.seat;
     Record {
-        listener: listeners.get(number).copied().flatten().unwrap_or_default(),
+        // Only connections of such a listener leave.
+        listener: seat.orders.adopted_as(seat.listener()).unwrap_or_default(),
         idle: leaving.idle_for(),
         ahead: leaving.ahead.clone(),
     }
 }
 
-/// Returns `true` if the connection can leave at once.
+/// Returns `true` if the connection leaves as soon as its task runs.
 fn is_between(seat: &Seat) -> bool {
     matches!(seat.doing(), Doing::Accepted | Doing::Idle | Doing::Head | Doing::Leaving)
 }
 
+/// Returns `true` if the server has nothing more to do for the connection.
+fn is_ending(seat: &Seat) -> bool {
+    matches!(seat.doing(), Doing::Leaving | Doing::Closing)
+}
+
 /// Returns the next connection that leaves.
-async fn next(leavers: &smol::channel::Receiver<Leaving>) -> Leaving {
+async fn next(leavers: &Receiver<Leaving>) -> Leaving {
     match leavers.recv().await {
         Ok(leaving) => leaving,
         // The server has the other end.
@@ -403,15 +458,19 @@ async fn next(leavers: &smol::channel::Receiver<Leaving>) -> Leaving {
     }
 }
 
-async fn sleep(duration: Duration) {
-    Timer::after(duration).await;
-}
-
-/// How long a batch is waited for until it is full.
+/// How long the courier waits for the connections that it has asked, before it sends those that
+/// have come.
 const GATHERING: Duration = Duration::from_millis(2);
+
+/// How long the courier waits for the connections that can leave at once, before it says how many
+/// stay. A thread that a handler blocks keeps them here for longer.
+const SOON: Duration = Duration::from_millis(100);
 
 /// How long a successor may take to answer, at least, however short the linger is.
 const LEAST_LINGER: Duration = Duration::from_millis(100);
 
-/// How long the courier waits if the kernel passes no descriptors at the moment.
+/// How long the courier waits if the kernel sends nothing at the moment.
 const CONGESTED: Duration = Duration::from_millis(50);
+
+/// A bound that no deadline goes beyond.
+const CONGESTED_AT_MOST: Duration = Duration::from_secs(24 * 60 * 60);

@@ -94,7 +94,7 @@ impl Limits {
     /// How long a listener's wrapper may take, at most (TLS's handshake).
     pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
     /// How many bytes that were read ahead go along with a connection to the successor, and how many
-    /// in one batch. A head that is longer arrives here first.
+    /// in one batch. The predecessor reads a longer head itself.
     pub(crate) const MOST_AHEAD: usize = 64 * 1024;
     /// The credit with which a body begins, as the time for which it lasts at
     /// [`Limits::body_rate`].

@@ -79,7 +79,7 @@ mod tests {
     fn a_connection_that_goes_to_the_successor_sees_it_ready() {
         let shutdown = Shutdown::new();
         let orders = shutdown.orders();
-        orders.begin_hand_over(vec![true, false]);
+        orders.begin_hand_over(vec![Some(7), None]);
         shutdown.stop();
         for (listener, expected) in [(0, 200), (1, 503)] {
             let (peer, since) = (Peer::Unix, Instant::now());

@@ -23,8 +23,9 @@ use crate::adoption::Adoption;
 use crate::courier::Courier;
 use crate::error::{ServeError, during};
 use crate::listen::Listen;
+use crate::restart::ToSuccessor;
 use crate::restart::notify::Notify;
-use crate::restart::passage::{Passage, ToSuccessor};
+use crate::restart::passage::Passage;
 use crate::restart::pid_file::{PidFile, PidWriter};
 use crate::restart::ready;
 use crate::server::{Running, Server, Stopping};
@@ -394,7 +395,7 @@ impl Process {
         mut signals: impl Stream<Item = Received> + Unpin,
         shutdown: &Shutdown,
         running: &Running,
-        departure: Sender<Departure>,
+        hand_over: Sender<HandOverStart>,
     ) -> Outcome {
         let token = shutdown.token();
         let mut state = State::Running;
@@ -439,10 +440,10 @@ impl Process {
                 Action::HandOver(..) => {
                     successor = none();
                     running.succeeded();
-                    if let Some(to_successor) = way.take() {
+                    if let Some(ToSuccessor { passage, adopted }) = way.take() {
                         // Before the stop: a response in between would say `close`.
-                        let guard = running.begin_hand_over(&to_successor.adopted);
-                        let _ = departure.try_send((to_successor, guard));
+                        let guard = running.begin_hand_over(adopted);
+                        let _ = hand_over.try_send(HandOverStart { passage, guard });
                     }
                 }
                 // A client in the queue was accepted by the kernel: the outcome has to name it.
@@ -467,17 +468,27 @@ fn start_successor(_: &Running, _: Duration) -> Successor<'_> {
     Box::pin(future::pending())
 }
 
-/// The way to a successor, and the guard that holds the drain open until the connections were asked
-/// to go there.
-type Departure = (ToSuccessor, Option<Guard>);
+/// The begin of a hand-over.
+struct HandOverStart {
+    /// The way to the successor.
+    passage: Passage,
+    /// Holds the drain open until each connection was asked to go.
+    guard: Option<Guard>,
+}
 
 /// Takes connections from predecessors, until a successor takes those of this process. Never ends.
-async fn carry<T>(running: &Running, from: Option<Passage>, departure: Receiver<Departure>) -> T {
+async fn carry<T>(
+    running: &Running,
+    from: Option<Passage>,
+    hand_over: Receiver<HandOverStart>,
+) -> T {
     let adoption = Adoption::new(running, from);
-    let (begun, predecessors) = adoption.until(departure.recv()).await;
+    let (begun, predecessors) = adoption.until(hand_over.recv()).await;
     match begun {
-        Ok((to, guard)) => Courier::new(running, to).run(predecessors, guard).await,
-        // Nobody will start a successor any more.
+        Ok(HandOverStart { passage, guard }) => {
+            Courier::new(running, passage).run(predecessors, guard).await
+        }
+        // `obey`, which has the other end, lives as long as this.
         Err(_) => future::pending().await,
     }
 }

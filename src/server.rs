@@ -32,7 +32,7 @@ use crate::stop::orders::Order;
 use crate::stop::outcome::{Draining, Outcome};
 use crate::stop::phase::Phase;
 use crate::stop::registry::Holder;
-use crate::stop::seat::Seat;
+use crate::stop::seat::{NO_LISTENER, Seat};
 use crate::stop::shutdown::{Guard, Shutdown, Times};
 use crate::stream::transport::Peer;
 use crate::threads;
@@ -277,7 +277,7 @@ impl Server {
             let inherited = if listener.is_inherited() { " (inherited)" } else { "" };
             log::info!("listening on {}{inherited}", listener.address());
         }
-        let (leaving, leavers) = channel::unbounded();
+        let (leavers_in, leavers) = channel::unbounded();
         Ok(Running {
             listeners,
             executor: self.executor.unwrap_or_default(),
@@ -288,7 +288,7 @@ impl Server {
                 limits: self.limits,
                 orders: self.shutdown.orders(),
                 shutdown: self.shutdown,
-                leaving,
+                leavers: leavers_in,
             }),
             leavers,
         })
@@ -394,7 +394,7 @@ impl Running {
     /// Makes the seat of a connection of `listener` that was accepted or fell idle at `since`.
     pub(crate) fn seat(&self, listener: &Listener, peer: Peer, since: Instant) -> Arc<Seat> {
         let number = self.listeners.iter().position(|own| own.is_same(listener));
-        let number = number.and_then(|number| u32::try_from(number).ok()).unwrap_or(u32::MAX);
+        let number = number.and_then(|number| u32::try_from(number).ok()).unwrap_or(NO_LISTENER);
         Seat::of_listener(number, peer, self.service.orders.clone(), since)
     }
 
@@ -499,8 +499,8 @@ impl Running {
 
     /// Lets the connections of those listeners go to a successor that have an inode in `adopted`,
     /// from the coming stop on. The guard holds the drain open until each connection was asked.
-    pub(crate) fn begin_hand_over(&self, adopted: &[Option<u64>]) -> Option<Guard> {
-        self.service.orders.begin_hand_over(adopted.iter().map(Option::is_some).collect());
+    pub(crate) fn begin_hand_over(&self, adopted: Vec<Option<u64>>) -> Option<Guard> {
+        self.service.orders.begin_hand_over(adopted);
         self.service.shutdown.admit(Holder::Server)
     }
 
@@ -566,6 +566,6 @@ fn period(limits: &Limits, phase: Phase) -> Duration {
     (shortest / 8).clamp(Duration::from_millis(5), Duration::from_millis(longest))
 }
 
-async fn sleep(duration: Duration) {
+pub(crate) async fn sleep(duration: Duration) {
     Timer::after(duration).await;
 }

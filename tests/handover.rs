@@ -451,14 +451,14 @@ fn posts_in_the_very_moment_are_handled_once() {
     over_both(|over| {
         let mut server = Handover::staged(over);
         let mut clients: Vec<_> = (0..THREADS * EACH).map(|_| server.idle()).collect();
-        let has_taken_over = AtomicBool::new(false);
+        let has_handed_over = AtomicBool::new(false);
         let (begin, begun) = mpsc::channel();
         let send_all = |first: usize, clients: &mut [Client]| {
             for (n, client) in clients.iter_mut().enumerate() {
                 // The first and the last belong to one process for sure.
                 match n {
                     5 => begin.send(()).unwrap(),
-                    45 => wait_until("the successor", || has_taken_over.load(Ordering::Relaxed)),
+                    45 => wait_until("the successor", || has_handed_over.load(Ordering::Relaxed)),
                     _ => {}
                 }
                 client.post(&format!("/post/{}", first + n), "");
@@ -476,10 +476,10 @@ fn posts_in_the_very_moment_are_handled_once() {
             }
             (0..THREADS).for_each(|_| begun.recv_timeout(PATIENCE).unwrap());
             let predecessor = server.restart();
-            has_taken_over.store(true, Ordering::Relaxed);
+            server.assert_handed_over(predecessor, (THREADS * EACH) as u64);
+            has_handed_over.store(true, Ordering::Relaxed);
             predecessor
         });
-        server.assert_handed_over(predecessor, (THREADS * EACH) as u64);
         let successor = server.serving();
         assert_served_by(&mut clients, successor);
         let log = server.end();
@@ -561,6 +561,29 @@ fn a_long_request_outlives_three_restarts() {
     });
 }
 
+/// A successor that is told to restart before its predecessor has let go waits for that. Otherwise
+/// the predecessor could find that the successor has ended, and would serve beside the next one.
+#[test]
+fn a_restart_in_the_middle_of_another_follows_it() {
+    over_both(|over| {
+        let mut server = Handover::staged(over);
+        let mut client = server.idle();
+        let first = server.serving();
+        let second = server.ready_successor("");
+        second.signal(Signal::USR2);
+        server.line_of(second, "starting a successor because of SIGUSR2");
+        // The second process would have handed over by then. No event says that it waits.
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!(server.resume_predecessor(second), first);
+        server.wait_for_successor();
+        for process in [first, second] {
+            assert!(server.handed_over(process) <= 1);
+        }
+        assert_served_by([&mut client], server.serving());
+        server.end();
+    });
+}
+
 /// Requests in three processes end in any order, and each connection goes to the fourth process.
 #[test]
 fn requests_of_three_processes_end_at_the_fourth() {
@@ -578,6 +601,29 @@ fn requests_of_three_processes_end_at_the_fourth() {
             assert_kept(&client.response(), *process);
             server.assert_handed_over(*process, 1);
             assert_served_by([client], server.serving());
+        }
+        server.end();
+    });
+}
+
+/// A client that asks whether the server is ready means the service, which goes on, so it hears no
+/// `no` from a predecessor that still serves it.
+#[test]
+fn a_predecessor_that_hands_over_is_ready() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let (mut idle, mut asks) = (server.idle(), server.idle());
+        asks.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel");
+        // The echo begins its response when it has a part of the body.
+        asks.fill().unwrap();
+        let predecessor = server.suspend_successor();
+        server.wait_for_batch();
+        assert_kept(&asks.send("lo").response(), "hello");
+        assert_kept(&asks.get("/readyz").response(), "ready\n");
+        server.serving().signal(Signal::CONT);
+        server.assert_handed_over(predecessor, 2);
+        for client in [&mut asks, &mut idle] {
+            assert_kept(&client.get("/readyz").response(), "ready\n");
         }
         server.end();
     });
@@ -657,8 +703,7 @@ fn an_end_on_the_way_costs_nobody_else() {
         // With bytes that nobody reads, a Unix socket is reset, too.
         reset.get("/pid");
         assert!(reset.stream.peek(&mut [0]).unwrap() > 0);
-        let predecessor = server.suspend_successor();
-        server.wait_for_passage(predecessor, 3);
+        let predecessor = server.suspend_batch(3);
         kept.get("/pid");
         reset.reset();
         finished.get("/pid").half_close();
@@ -786,7 +831,10 @@ fn plain_connections_go_beside_tls() {
         let first = server.serving();
         assert_served_by(&mut encrypted, first);
         let predecessor = server.restart();
-        server.line_of(predecessor, "3 of a listener with a wrapper (TLS)");
+        let told = server.line_of(predecessor, "handed over ");
+        // On a busy machine they may have ended by then.
+        let is_silent = told.ends_with(" s");
+        assert!(is_silent || told.contains("3 of a listener with a wrapper (TLS)"), "{told}");
         for client in &mut encrypted {
             assert_eq!(client.end(), End::Eof);
         }

@@ -26,7 +26,7 @@ pub(super) enum Behind {
     /// Nothing more has arrived.
     Idle(Idle),
     /// The connection goes to the successor.
-    Leaving(Movable),
+    Movable(Movable),
 }
 
 /// A connection that serves requests.
@@ -57,7 +57,7 @@ impl<'a> Active<'a> {
                 let at_rest = match self.exchange().await {
                     Ok(Next::Exchange) => continue,
                     Ok(Next::Idle) => return self.gate.into_idle().map(Behind::Idle),
-                    Ok(Next::Leave) => return self.gate.into_movable().map(Behind::Leaving),
+                    Ok(Next::Leave) => return self.gate.into_movable().map(Behind::Movable),
                     Ok(Next::Close) => self.gate.rest() == Rest::Nothing && !self.gate.has_input(),
                     Err(Instead::Refuse(status)) => {
                         self.refuse(status).await.ok()?;
@@ -125,7 +125,12 @@ impl<'a> Active<'a> {
             return Ok(Next::Exchange);
         }
         self.gate.flush().await.map_err(|_| Instead::End)?;
-        Ok(if leaves { Next::Leave } else { Next::Idle })
+        if !leaves {
+            return Ok(Next::Idle);
+        }
+        // The time since the request began is no idle time.
+        self.seat.fall_idle();
+        Ok(Next::Leave)
     }
 
     /// Decides what to do with the answer of the handler.

@@ -11,7 +11,7 @@ use async_io::Timer;
 use futures_lite::FutureExt;
 
 use super::Conn;
-use super::idle::Next;
+use super::idle::FirstBytes;
 use crate::listen::wrapper::Wrapper;
 use crate::stop::activity::Doing;
 use crate::stop::orders::Order;
@@ -27,7 +27,7 @@ impl Conn<'_> {
         let mut ahead = Vec::new();
         if self.idle.transport.is_wrapped() {
             // Without a socket only a read can tell.
-            let Next::Request(read) = self.first_bytes().await else { return None };
+            let FirstBytes::Request(read) = self.first_bytes().await else { return None };
             ahead.extend_from_slice(read.unread());
         }
         let (connection, socket, meter) =

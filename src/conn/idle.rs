@@ -13,7 +13,7 @@ use crate::stop::orders::Order;
 use crate::wire::{Idle, Incoming};
 
 /// The next step of an idle connection.
-pub(super) enum Next {
+pub(super) enum FirstBytes {
     /// A request has begun to arrive.
     Request(Incoming),
     /// The connection goes to the successor, with whatever is in its socket.
@@ -26,7 +26,7 @@ impl Conn<'_> {
     /// Waits for a request to begin.
     ///
     /// A byte that is already in the socket wins over every reason to close (rules S6, S7).
-    pub(super) async fn first_bytes(&mut self) -> Next {
+    pub(super) async fn first_bytes(&mut self) -> FirstBytes {
         let Self { seat, idle, is_fresh, .. } = self;
         // A new client has mostly sent its request by now. Later, waiting first saves a read.
         let mut has_waited = mem::take(is_fresh);
@@ -35,32 +35,35 @@ impl Conn<'_> {
                 // A request that nobody has read is cut too, and the outcome has to name it.
                 let asked = has_asked(idle, cx);
                 seat.activity.begin(if asked { Doing::Accepted } else { Doing::Idle });
-                return Poll::Ready(Next::Close);
+                return Poll::Ready(FirstBytes::Close);
             }
-            if seat.order() == Order::Leave {
-                return Poll::Ready(Next::Leave);
+            // Its idle time goes along, and may be over here already.
+            if seat.order() == Order::Leave && !seat.is_expired() {
+                return Poll::Ready(FirstBytes::Leave);
             }
             let is_last = seat.is_expired() || seat.order() >= Order::LastLook;
             // A task that is woken has to look itself, so it waits for an event only once.
             if !mem::replace(&mut has_waited, true) && !is_last {
                 match idle.transport.poll_event(cx) {
                     Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(_)) => return Poll::Ready(Next::Close),
+                    Poll::Ready(Err(_)) => return Poll::Ready(FirstBytes::Close),
                     Poll::Pending => return Poll::Pending,
                 }
             }
             if let Poll::Ready(read) = idle.poll_request(cx, is_last) {
-                return Poll::Ready(read.ok().flatten().map_or(Next::Close, Next::Request));
+                return Poll::Ready(
+                    read.ok().flatten().map_or(FirstBytes::Close, FirstBytes::Request),
+                );
             }
             let begun = idle.transport.has_begun();
             match seat.doing() {
                 // Under a wrapper, a part of a request has arrived that does not make a byte yet
                 // (rules S6, S8).
-                Doing::Head if begun && seat.is_expired() => return Poll::Ready(Next::Close),
+                Doing::Head if begun && seat.is_expired() => return Poll::Ready(FirstBytes::Close),
                 Doing::Head if begun => {}
                 _ if begun => seat.begin(None),
                 // That was the last look.
-                _ if is_last => return Poll::Ready(Next::Close),
+                _ if is_last => return Poll::Ready(FirstBytes::Close),
                 // TLS sends records of its own, so a record may end without a byte of a request.
                 Doing::Accepted | Doing::Head => seat.activity.begin(Doing::Idle),
                 _ => {}

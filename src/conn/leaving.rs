@@ -19,7 +19,7 @@ use crate::stream::transport::Transport;
 use crate::wire::Movable;
 use crate::wire::head::has_begun;
 
-/// What a connection holds as long as the server counts it.
+/// A counted connection: as long as this exists, it holds the drain open and has its place.
 pub(crate) struct Counted {
     pub(crate) seat: Arc<Seat>,
     pub(crate) _guard: Guard,
@@ -29,12 +29,13 @@ pub(crate) struct Counted {
 
 /// A connection whose socket nobody reads.
 pub(crate) struct Leaving {
-    pub(crate) counted: Counted,
     /// Not registered for events.
     pub(crate) socket: OwnedFd,
-    /// What was read of the socket and not answered.
+    /// The bytes that were read of the socket and not answered.
     pub(crate) ahead: Vec<u8>,
     idle_since: Instant,
+    /// Dropped last: the socket is closed before the connection counts no more.
+    pub(crate) counted: Counted,
 }
 
 impl Leaving {
@@ -48,8 +49,8 @@ impl Leaving {
             return Err(io::ErrorKind::Unsupported.into());
         };
         let socket = socket.into_fd()?;
-        let idle_since = counted.seat.leave();
-        Ok(Self { counted, socket, ahead, idle_since })
+        let idle_since = counted.seat.set_out();
+        Ok(Self { socket, ahead, idle_since, counted })
     }
 
     /// Returns how long the connection has been idle (rule H8).
@@ -62,10 +63,10 @@ impl Leaving {
     /// # Errors
     ///
     /// Returns what the operating system says.
-    pub(crate) fn return_as(self, departure: Departure) -> io::Result<(Movable, Counted)> {
-        let Self { counted, socket, ahead, idle_since } = self;
+    pub(crate) fn give_back(self, departure: Departure) -> io::Result<(Movable, Counted)> {
+        let Self { socket, ahead, idle_since, counted } = self;
         counted.seat.set_departure(departure);
-        counted.seat.be_idle_since(idle_since);
+        counted.seat.come_back(idle_since, has_begun(&ahead));
         Ok((Movable { transport: Transport::of(socket)?.0, ahead }, counted))
     }
 

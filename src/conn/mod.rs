@@ -34,7 +34,7 @@ use crate::wire::head::Bounds;
 use crate::wire::{Gate, Idle, Incoming, Movable};
 use exchange::{Active, Behind};
 use handler::Handler;
-use idle::Next;
+use idle::FirstBytes;
 use leave::leave;
 use leaving::{Counted, Leaving};
 
@@ -46,7 +46,7 @@ pub(crate) struct Service {
     /// The server's orders to its connections.
     pub(crate) orders: Arc<Orders>,
     /// Takes the connections that leave for the successor.
-    pub(crate) leaving: Sender<Leaving>,
+    pub(crate) leavers: Sender<Leaving>,
 }
 
 impl Service {
@@ -59,7 +59,7 @@ impl Service {
                 let peer = counted.seat.peer();
                 match Leaving::new(connection, counted) {
                     // If nobody takes it, the process is about to end.
-                    Ok(leaving) => drop(self.leaving.try_send(leaving)),
+                    Ok(leaving) => drop(self.leavers.try_send(leaving)),
                     Err(error) => log::error!("{peer}: lost on its way: {}", reason(&error)),
                 }
             }
@@ -125,9 +125,9 @@ impl<'a> Conn<'a> {
             loop {
                 // With `while let`, an idle connection would keep room for what it waits for.
                 let exchanges = match self.first_bytes().await {
-                    Next::Request(incoming) => self.exchanges(incoming),
-                    Next::Leave => return Some(self.idle.into_movable()),
-                    Next::Close => break,
+                    FirstBytes::Request(incoming) => self.exchanges(incoming),
+                    FirstBytes::Leave => return Some(self.idle.into_movable()),
+                    FirstBytes::Close => break,
                 };
                 match exchanges.await {
                     ControlFlow::Continue(idle) => self = idle,
@@ -169,7 +169,7 @@ impl<'a> Conn<'a> {
                 Some(Behind::Idle(idle)) => {
                     ControlFlow::Continue(Self { service, seat, idle, is_fresh: false })
                 }
-                Some(Behind::Leaving(connection)) => ControlFlow::Break(Some(connection)),
+                Some(Behind::Movable(connection)) => ControlFlow::Break(Some(connection)),
                 None => ControlFlow::Break(None),
             }
         }
@@ -209,7 +209,7 @@ mod tests {
             limits: Limits::default(),
             shutdown: Shutdown::new(),
             orders: Arc::new(Orders::under(Arc::default())),
-            leaving: channel::unbounded().0,
+            leavers: channel::unbounded().0,
         };
         let seat = Seat::new(Peer::Unix, service.orders.clone());
         let (socket, _client) = UnixStream::pair().unwrap();

@@ -91,10 +91,13 @@ pub(crate) fn close_unclaimed() {
 /// Takes a socket that this process was started with and that is not a listening one, if the
 /// descriptor still is the socket with this inode.
 pub(crate) fn take_socket(fd: RawFd, expected: u64) -> Option<OwnedFd> {
-    let (copy, flags) = copy(fd).ok().filter(|_| fd >= FIRST)?;
+    let mut taken = taken();
+    let is_free = fd >= FIRST && !taken.contains(&fd);
+    let (copy, flags) = is_free.then(|| copy(fd).ok())??;
     if flags.contains(FdFlags::CLOEXEC) || inode(&copy).ok()? != expected {
         return None;
     }
+    taken.insert(fd);
     close(fd);
     Some(copy)
 }

@@ -247,7 +247,7 @@ impl Listener {
 
     /// Returns `true` if the server may take connections of this listener from a predecessor, and
     /// hand them over to a successor: a wrapper would begin anew in the middle of a stream.
-    pub(crate) fn adopts(&self) -> bool {
+    pub(crate) fn can_move_connections(&self) -> bool {
         self.wrapper.is_none()
     }
 

@@ -25,8 +25,9 @@ use socket2::SockRef;
 use crate::error::{during, reason};
 use crate::listen::listener::Listener;
 use crate::listen::passing::{FDS, FIRST, HANDOVER, NAMES, PID};
+use crate::restart::ToSuccessor;
 use crate::restart::notify::{ADOPTS, MANAGER, Notify, SOCKET, TAKEN};
-use crate::restart::passage::{PASSAGE, Passage, ToSuccessor};
+use crate::restart::passage::{PASSAGE, Passage};
 use crate::restart::pid_file;
 use crate::restart::spawn::{Child, Program};
 
@@ -108,7 +109,7 @@ pub(crate) async fn restart_with_connections(
         return Ok((pid, None));
     }
     let is_adopted = |listener: &&Listener| {
-        adopted.iter().any(|other| other.is_same(listener)) && listener.adopts()
+        adopted.iter().any(|other| other.is_same(listener)) && listener.can_move_connections()
     };
     let adopted = listeners.iter().map(|one| Some(one).filter(is_adopted)?.inode()).collect();
     Ok((pid, own.map(|passage| ToSuccessor { passage, adopted })))
@@ -270,7 +271,7 @@ fn program(
     Ok(program)
 }
 
-/// What a successor says when it is ready.
+/// The word of a successor that it is ready.
 struct Ready {
     /// The descriptors that it has taken, if it says so.
     taken: Option<Vec<RawFd>>,

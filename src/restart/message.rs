@@ -19,14 +19,14 @@ pub(crate) enum Message {
     Passage,
 }
 
-/// What goes along with the socket of a connection (rule H8).
+/// The facts that go along with the socket of a connection (rule H8).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     /// The inode of the listener that the connection came to.
     pub(crate) listener: u64,
     /// How long the connection has been idle, to the millisecond.
     pub(crate) idle: Duration,
-    /// What was read of the socket and not answered.
+    /// The bytes that were read of the socket and not answered.
     pub(crate) ahead: Vec<u8>,
 }
 
@@ -35,7 +35,7 @@ pub(crate) struct Record {
 pub(crate) struct Taken {
     /// The number of the batch.
     pub(crate) number: u32,
-    /// How many connections were taken. The one behind them, if there is one, was refused.
+    /// How many connections were taken. The next one, if there is one, was not.
     pub(crate) count: u16,
     /// `false` if no further connection would be taken either.
     pub(crate) takes_more: bool,
@@ -53,9 +53,9 @@ const HEAD: usize = 1 + 4 + 2;
 /// A listener, a time, a length.
 const RECORD: usize = 8 + 8 + 4;
 
-const CONNECTIONS: u8 = b'C';
-const TAKEN: u8 = b'T';
-const PASSAGE: u8 = b'P';
+const KIND_CONNECTIONS: u8 = b'C';
+const KIND_TAKEN: u8 = b'T';
+const KIND_PASSAGE: u8 = b'P';
 
 impl Message {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -63,7 +63,7 @@ impl Message {
         match self {
             Self::Connections { number, connections } => {
                 let count = u16::try_from(connections.len()).unwrap_or(u16::MAX);
-                bytes.push(CONNECTIONS);
+                bytes.push(KIND_CONNECTIONS);
                 bytes.extend(number.to_be_bytes());
                 bytes.extend(count.to_be_bytes());
                 for Record { listener, idle, ahead } in connections {
@@ -76,12 +76,12 @@ impl Message {
                 }
             }
             Self::Taken(Taken { number, count, takes_more }) => {
-                bytes.push(TAKEN);
+                bytes.push(KIND_TAKEN);
                 bytes.extend(number.to_be_bytes());
                 bytes.extend(count.to_be_bytes());
                 bytes.push(u8::from(*takes_more));
             }
-            Self::Passage => bytes.push(PASSAGE),
+            Self::Passage => bytes.push(KIND_PASSAGE),
         }
         bytes
     }
@@ -91,12 +91,12 @@ impl Message {
         let (kind, rest) = bytes.split_first()?;
         let rest = &mut &*rest;
         let message = match *kind {
-            CONNECTIONS => {
+            KIND_CONNECTIONS => {
                 let (number, count) = (u32::from_be_bytes(take(rest)?), take(rest)?);
                 let records = (0..u16::from_be_bytes(count)).map(|_| Record::decode(rest));
                 Self::Connections { number, connections: records.collect::<Option<_>>()? }
             }
-            TAKEN => {
+            KIND_TAKEN => {
                 let (number, count) = (u32::from_be_bytes(take(rest)?), take(rest)?);
                 let takes_more = match take(rest)? {
                     [0] => false,
@@ -106,7 +106,7 @@ impl Message {
                 let count = u16::from_be_bytes(count);
                 Self::Taken(Taken { number, count, takes_more })
             }
-            PASSAGE => Self::Passage,
+            KIND_PASSAGE => Self::Passage,
             _ => return None,
         };
         rest.is_empty().then_some(message)

@@ -14,3 +14,10 @@ pub(crate) mod pid_file;
 pub(crate) mod ready;
 #[cfg(feature = "restart")]
 mod spawn;
+
+/// The way of a process's connections to its successor.
+pub(crate) struct ToSuccessor {
+    pub(crate) passage: passage::Passage,
+    /// By the number of a listener: the inode of its socket, if the successor takes its connections.
+    pub(crate) adopted: Vec<Option<u64>>,
+}

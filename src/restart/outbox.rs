@@ -24,11 +24,11 @@ pub(crate) struct Outbox<T> {
 
 /// A connection that can go into a batch.
 pub(crate) trait Carried {
-    /// Returns how many bytes go along.
+    /// Returns how many bytes go along: [`Limits::MOST_AHEAD`] at most.
     fn ahead(&self) -> usize;
 }
 
-/// What became of a batch.
+/// A batch that was answered.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Settled<T> {
     /// The successor has these. The copies of their sockets are to be closed at once.
@@ -44,6 +44,8 @@ impl<T: Carried> Outbox<T> {
     }
 
     pub(crate) fn push(&mut self, connection: T) {
+        // It would never fit into a batch, and those behind it would wait for ever.
+        debug_assert!(connection.ahead() <= Limits::MOST_AHEAD);
         self.waiting.push_back(connection);
     }
 
@@ -92,8 +94,13 @@ impl<T: Carried> Outbox<T> {
         Some(Settled { taken, refused })
     }
 
-    /// Takes the batch back, because it has not left, or because the passage has closed without an
-    /// answer to it. It waits again, in front of the others.
+    /// Takes the batch back, because it could not be sent.
+    pub(crate) fn not_sent(&mut self) {
+        self.take_back();
+    }
+
+    /// Takes the batch back, because the passage has closed without an answer. It waits again, in
+    /// front of the others.
     pub(crate) fn take_back(&mut self) {
         let sent = std::mem::take(&mut self.sent);
         sent.into_iter().rev().for_each(|connection| self.waiting.push_front(connection));

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
 };
 
 use crate::listen::inherited;
@@ -29,19 +29,12 @@ use crate::restart::message::{BATCH, LONGEST, Message};
 /// inode.
 pub(crate) const PASSAGE: &str = "SMOL_GRACEFUL_PASSAGE";
 
-/// What passages of this version speak.
+/// The version of the messages.
 const VERSION: &str = "1";
 
 /// One end of a passage.
 pub(crate) struct Passage {
     socket: Async<OwnedFd>,
-}
-
-/// The way of a process's connections to its successor.
-pub(crate) struct ToSuccessor {
-    pub(crate) passage: Passage,
-    /// The inode of each listener, by its number, whose connections the successor takes.
-    pub(crate) adopted: Vec<Option<u64>>,
 }
 
 /// A message, and the descriptors that came with it.
@@ -54,7 +47,7 @@ impl Passage {
     ///
     /// Returns what the operating system says. Some have no such sockets.
     pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
-        let (own, other) = pair()?;
+        let (own, other) = socket_pair()?;
         Ok((Self::of(own)?, other))
     }
 
@@ -88,34 +81,21 @@ impl Passage {
         Ok(word)
     }
 
-    /// Sends a message. At most [`BATCH`] descriptors go along.
+    /// Sends a message at once, or not at all. At most [`BATCH`] descriptors go along.
     ///
     /// # Errors
     ///
     /// Returns what the operating system says; nothing was sent then.
-    pub(crate) async fn send(
-        &self,
-        message: &Message,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> io::Result<()> {
-        let bytes = message.encode();
-        self.socket.write_with(|socket| send(socket.as_fd(), &bytes, descriptors)).await
-    }
-
-    /// Sends a message without descriptors, if it goes at once.
-    ///
-    /// # Errors
-    ///
-    /// Returns what the operating system says; nothing was sent then.
-    pub(crate) fn answer(&self, message: &Message) -> io::Result<()> {
-        send(self.socket.as_fd(), &message.encode(), &[])
+    pub(crate) fn send(&self, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        send_packet(self.socket.as_fd(), &message.encode(), descriptors)
     }
 
     /// Waits for a message. Returns `None` when the other end is closed.
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says, and `InvalidData` for what is no message.
+    /// Returns what the operating system says, and `InvalidData` for what is no message. Neither
+    /// tells whether the other process is alive.
     ///
     /// # Cancel safety
     ///
@@ -125,19 +105,19 @@ impl Passage {
     }
 
     pub(crate) fn poll_receive(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Received>>> {
-        loop {
-            match receive(self.socket.as_fd()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(self.socket.poll_readable(cx))?;
-                }
-                // The other end was closed with something unread, and the kernel says so before it
-                // gives what is queued here.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return Poll::Ready(receive(self.socket.as_fd()));
-                }
-                received => return Poll::Ready(received),
-            }
+        // Without a look first, each poll would cost room for the longest message.
+        while is_empty(self.socket.as_fd()) {
+            ready!(self.socket.poll_readable(cx))?;
         }
+        Poll::Ready(match receive_packet(self.socket.as_fd()) {
+            // The other end was closed with something unread. If the kernel has not said so to the
+            // look, it does now, before it gives what is queued here.
+            Err(error) if is_reset(&error) => match receive_packet(self.socket.as_fd()) {
+                Err(error) if is_reset(&error) => Ok(None),
+                received => received,
+            },
+            received => received,
+        })
     }
 
     /// Takes the socket, to pass this end on.
@@ -150,7 +130,11 @@ impl Passage {
     }
 }
 
-fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+fn send_packet(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); SPACE];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
@@ -161,9 +145,18 @@ fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) ->
     Ok(())
 }
 
+/// Returns `true` if nothing is there: no message, no end and no error.
+fn is_empty(socket: BorrowedFd<'_>) -> bool {
+    recv(socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT) == Err(Errno::AGAIN)
+}
+
+fn is_reset(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionReset
+}
+
 /// Returns the next message, and as many of its descriptors as this process could take, from the
 /// first on. Returns `None` when the other end is closed.
-fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Received>> {
+fn receive_packet(socket: BorrowedFd<'_>) -> io::Result<Option<Received>> {
     let mut bytes = vec![0; LONGEST];
     let mut space = [MaybeUninit::uninit(); SPACE];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -186,10 +179,12 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Received>> {
     }
 }
 
-/// Returns `true` if the kernel has refused to send descriptors because this user has too many of
-/// them under way.
+/// Returns `true` if the kernel sends nothing at the moment, for example because this user has too
+/// many descriptors under way.
 pub(crate) fn is_congested(error: &io::Error) -> bool {
-    Errno::from_io_error(error) == Some(Errno::TOOMANYREFS)
+    const FOR_A_MOMENT: [Errno; 4] =
+        [Errno::TOOMANYREFS, Errno::AGAIN, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|errno| FOR_A_MOMENT.contains(&errno))
 }
 
 const SPACE: usize = cmsg_space!(ScmRights(BATCH));
@@ -197,18 +192,376 @@ const SPACE: usize = cmsg_space!(ScmRights(BATCH));
 // Nobody inherits either end, and nobody inherits what is received.
 
 #[cfg(not(target_vendor = "apple"))]
-fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
 #[cfg(not(target_vendor = "apple"))]
 const RECEIVE: RecvFlags = RecvFlags::CMSG_CLOEXEC;
 
-/// Has no such sockets.
+/// Fails: the system has no such sockets.
 #[cfg(target_vendor = "apple")]
-fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
 #[cfg(target_vendor = "apple")]
 const RECEIVE: RecvFlags = RecvFlags::empty();
+
+#[cfg(all(test, not(target_vendor = "apple")))]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
+    use std::thread;
+    use std::time::Duration;
+
+    use async_io::Timer;
+    use command_fds::{CommandFdExt, FdMapping};
+    use futures_lite::FutureExt;
+    use futures_lite::future::{block_on, poll_once};
+    use rustix::io::{FdFlags, fcntl_getfd};
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    use crate::limits::Limits;
+    use crate::listen::passing::FIRST;
+    use crate::restart::message::{Record, Taken};
+
+    fn ends() -> (Passage, Passage) {
+        let (own, other) = Passage::pair().unwrap();
+        (own, Passage::of(other).unwrap())
+    }
+
+    /// A batch of so many connections, with as many bytes ahead as a batch may have.
+    fn batch(count: usize) -> Message {
+        let lengths = (0..count).map(|index| match index {
+            0 => Limits::MOST_AHEAD - (count - 1) * (Limits::MOST_AHEAD / count),
+            _ => Limits::MOST_AHEAD / count,
+        });
+        let connections = lengths.map(|length| {
+            let ahead = vec![b'x'; length];
+            Record { listener: 7, idle: Duration::ZERO, ahead }
+        });
+        Message::Connections { number: 1, connections: connections.collect() }
+    }
+
+    const ANSWER: Message = Message::Taken(Taken { number: 1, count: 1, takes_more: true });
+
+    /// Sockets, and the other end of each.
+    fn sockets(count: usize) -> (Vec<UnixStream>, Vec<UnixStream>) {
+        (0..count).map(|_| UnixStream::pair().unwrap()).unzip()
+    }
+
+    fn borrowed(sockets: &[UnixStream]) -> Vec<BorrowedFd<'_>> {
+        sockets.iter().map(AsFd::as_fd).collect()
+    }
+
+    fn inodes<S: AsFd>(sockets: &[S]) -> Vec<u64> {
+        sockets.iter().map(|socket| inode(socket).unwrap()).collect()
+    }
+
+    /// Waits for what comes. An end is there a moment later if another test starts a process just
+    /// now, which has copies of all descriptors for that moment.
+    fn received(passage: &Passage) -> io::Result<Option<Received>> {
+        let too_late = async {
+            Timer::after(PATIENCE).await;
+            panic!("nothing has come")
+        };
+        block_on(passage.receive().or(too_late))
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn is_inherited(descriptor: impl AsFd) -> bool {
+        !fcntl_getfd(descriptor).unwrap().contains(FdFlags::CLOEXEC)
+    }
+
+    fn is_open(mut other_end: &UnixStream) -> bool {
+        other_end.set_nonblocking(true).unwrap();
+        let read = other_end.read(&mut [0]);
+        other_end.set_nonblocking(false).unwrap();
+        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Waits until a socket is closed whose other end this is.
+    fn closes(mut other_end: &UnixStream) -> bool {
+        other_end.set_read_timeout(Some(PATIENCE)).unwrap();
+        other_end.read(&mut [0]).is_ok_and(|n| n == 0)
+    }
+
+    #[test]
+    fn the_longest_batch_comes_whole_and_in_order_and_no_child_inherits_it() {
+        let (predecessor, successor) = ends();
+        assert_eq!(batch(BATCH).encode().len(), LONGEST);
+        let (sockets, _clients) = sockets(BATCH);
+        predecessor.send(&batch(BATCH), &borrowed(&sockets)).unwrap();
+        let (message, descriptors) = received(&successor).unwrap().unwrap();
+        assert_eq!(message, batch(BATCH));
+        assert_eq!(inodes(&descriptors), inodes(&sockets));
+        assert!(!descriptors.iter().any(is_inherited));
+        for end in [predecessor, successor].map(|passage| passage.into_fd().unwrap()) {
+            assert!(!is_inherited(end));
+        }
+    }
+
+    /// The kernel passes no more at once.
+    #[test]
+    fn a_longer_batch_is_an_error_and_nothing_of_it_comes() {
+        let (predecessor, successor) = ends();
+        let (socket, _client) = UnixStream::pair().unwrap();
+        for count in [BATCH + 1, BATCH + 2, 2 * BATCH] {
+            let sent = predecessor.send(&batch(1), &vec![socket.as_fd(); count]);
+            assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert!(block_on(poll_once(successor.receive())).is_none());
+        }
+        predecessor.send(&batch(1), &[socket.as_fd(); BATCH]).unwrap();
+    }
+
+    #[test]
+    fn messages_come_one_by_one() {
+        let (predecessor, successor) = ends();
+        let (socket, _client) = UnixStream::pair().unwrap();
+        predecessor.send(&batch(1), &[socket.as_fd()]).unwrap();
+        predecessor.send(&Message::Passage, &[]).unwrap();
+        successor.send(&ANSWER, &[]).unwrap();
+        let (message, descriptors) = received(&successor).unwrap().unwrap();
+        assert_eq!((message, descriptors.len()), (batch(1), 1));
+        let (message, descriptors) = received(&successor).unwrap().unwrap();
+        assert_eq!((message, descriptors.len()), (Message::Passage, 0));
+        assert_eq!(received(&predecessor).unwrap().unwrap().0, ANSWER);
+    }
+
+    #[test]
+    fn a_message_that_comes_later_is_waited_for() {
+        let (predecessor, successor) = ends();
+        // A future that was dropped takes nothing with it.
+        assert!(block_on(poll_once(successor.receive())).is_none());
+        let waiting = thread::spawn(move || block_on(successor.receive()));
+        predecessor.send(&ANSWER, &[]).unwrap();
+        assert_eq!(waiting.join().unwrap().unwrap().unwrap().0, ANSWER);
+    }
+
+    /// The sender tries again later.
+    #[test]
+    fn a_passage_that_is_full_takes_no_message_and_loses_none() {
+        let (predecessor, successor) = ends();
+        let is_sent = || predecessor.send(&ANSWER, &[]).is_ok();
+        let sent = (0..100_000).take_while(|_| is_sent()).count();
+        assert!(sent < 100_000, "nothing pushes back");
+        let error = predecessor.send(&ANSWER, &[]).unwrap_err();
+        assert!(is_congested(&error), "{error}");
+        let late = Message::Passage;
+        let reading = thread::spawn(move || {
+            let next = || block_on(successor.receive()).unwrap().unwrap().0;
+            (0..=sent).map(|_| next()).collect::<Vec<_>>()
+        });
+        while predecessor.send(&late, &[]).is_err() {
+            thread::yield_now();
+        }
+        let read = reading.join().unwrap();
+        assert_eq!(read.len(), sent + 1);
+        assert!(read[..sent].iter().all(|message| *message == ANSWER) && read[sent] == late);
+    }
+
+    /// A passage that was given to another process goes on where it was.
+    #[test]
+    fn what_is_unread_in_an_end_that_is_passed_on_goes_along() {
+        let ((predecessor, successor), (onward, newest)) = (ends(), ends());
+        predecessor.send(&ANSWER, &[]).unwrap();
+        let end = successor.into_fd().unwrap();
+        onward.send(&Message::Passage, &[end.as_fd()]).unwrap();
+        drop(end);
+        predecessor.send(&batch(2), &[]).unwrap();
+        let (message, mut descriptors) = received(&newest).unwrap().unwrap();
+        assert_eq!((&message, descriptors.len()), (&Message::Passage, 1));
+        let passed_on = Passage::of(descriptors.remove(0)).unwrap();
+        assert_eq!(received(&passed_on).unwrap().unwrap().0, ANSWER);
+        assert_eq!(received(&passed_on).unwrap().unwrap().0, batch(2));
+        passed_on.send(&ANSWER, &[]).unwrap();
+        assert_eq!(received(&predecessor).unwrap().unwrap().0, ANSWER);
+        drop(passed_on);
+        assert!(received(&predecessor).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_end_that_is_in_a_closed_passage_is_closed() {
+        let ((predecessor, successor), (onward, newest)) = (ends(), ends());
+        let end = successor.into_fd().unwrap();
+        onward.send(&Message::Passage, &[end.as_fd()]).unwrap();
+        drop((end, newest));
+        assert!(received(&predecessor).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_closed_end_is_the_end() {
+        let (predecessor, successor) = ends();
+        let waiting = thread::spawn(move || block_on(successor.receive()));
+        drop(predecessor);
+        assert!(waiting.join().unwrap().unwrap().is_none());
+
+        let (predecessor, successor) = ends();
+        predecessor.send(&ANSWER, &[]).unwrap();
+        drop(predecessor);
+        assert_eq!(received(&successor).unwrap().unwrap().0, ANSWER);
+        assert!(received(&successor).unwrap().is_none());
+        assert!(received(&successor).unwrap().is_none());
+        let error = successor.send(&ANSWER, &[]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        let error = successor.send(&batch(1), &[]).unwrap_err();
+        assert!(!is_congested(&error), "{error}");
+    }
+
+    /// The kernel reports that the other end was closed with something unread before it gives what
+    /// is queued here. An answer that came before the end must not be missed, or two processes
+    /// would read the same sockets.
+    #[test]
+    fn an_answer_is_not_lost_to_a_close() {
+        let (predecessor, successor) = ends();
+        let (sockets, clients) = sockets(2);
+        predecessor.send(&batch(2), &borrowed(&sockets)).unwrap();
+        successor.send(&ANSWER, &[]).unwrap();
+        drop(successor);
+        assert_eq!(received(&predecessor).unwrap().unwrap().0, ANSWER);
+        assert!(received(&predecessor).unwrap().is_none());
+        // Nothing of the unread batch stays in the kernel.
+        drop(sockets);
+        assert!(clients.iter().all(closes));
+
+        let (predecessor, successor) = ends();
+        predecessor.send(&batch(1), &[]).unwrap();
+        drop(successor);
+        assert!(received(&predecessor).unwrap().is_none());
+        assert!(received(&predecessor).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_no_message_is_invalid_data_and_its_descriptors_are_closed() {
+        // Its beginning is a message.
+        let longer = [batch(BATCH).encode(), vec![0; 1]].concat();
+        for garbage in [&b"?"[..], b"C", b"T\0\0\0\x07\0\x01\x02", &longer] {
+            let (predecessor, successor) = ends();
+            let (socket, client) = UnixStream::pair().unwrap();
+            send_packet(predecessor.socket.as_fd(), garbage, &[socket.as_fd()]).unwrap();
+            drop(socket);
+            assert!(is_open(&client));
+            let error = received(&successor).map(|_| ()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            assert!(closes(&client));
+            // The passage is still one.
+            predecessor.send(&ANSWER, &[]).unwrap();
+            assert_eq!(received(&successor).unwrap().unwrap().0, ANSWER);
+        }
+    }
+
+    // ── In a process of its own ─────────────────────────────────────────────────────────────
+
+    /// Says which part of a test a process of its own runs.
+    const CHILD: &str = "SMOL_GRACEFUL_TEST_CHILD";
+
+    /// Runs a test of this module in a process of its own, which has these descriptors from 3 on.
+    fn run_again(test: &str, part: &str, word: &str, descriptors: Vec<OwnedFd>) {
+        let name = format!("restart::passage::tests::{test}");
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(["--exact", &name, "--nocapture"]).env(CHILD, part).env(PASSAGE, word);
+        let mappings = descriptors.into_iter().zip(FIRST..);
+        let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
+        let output = command.fd_mappings(mappings.collect()).unwrap().output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{word} {part}: {output:?}");
+    }
+
+    /// A process without descriptors for all gets the first ones, and not an error. The kernel
+    /// closes its copies of the rest, which only those of the sender keep open.
+    #[test]
+    fn too_few_descriptors_get_the_beginning_of_a_batch() {
+        if env::var_os(CHILD).is_none() {
+            // The limit holds for a whole process.
+            run_again("too_few_descriptors_get_the_beginning_of_a_batch", "all", "", vec![]);
+            return;
+        }
+        let (predecessor, successor) = ends();
+        let (sockets, clients) = sockets(20);
+        predecessor.send(&batch(20), &borrowed(&sockets)).unwrap();
+        let before = getrlimit(Resource::Nofile);
+        let next = File::open("/dev/null").unwrap();
+        let allowed = u64::try_from(next.as_raw_fd()).unwrap() + 7;
+        drop(next);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(allowed), ..before }).unwrap();
+        let (message, descriptors) = received(&successor).unwrap().unwrap();
+        setrlimit(Resource::Nofile, before).unwrap();
+        assert_eq!(message, batch(20));
+        let count = descriptors.len();
+        assert!((1..20).contains(&count), "{count}");
+        assert_eq!(inodes(&descriptors), inodes(&sockets[..count]));
+        assert!(!descriptors.iter().any(is_inherited));
+        assert!(clients.iter().all(is_open));
+        drop(sockets);
+        assert!(clients[..count].iter().all(is_open));
+        assert!(clients[count..].iter().all(closes));
+    }
+
+    #[test]
+    fn a_process_takes_only_the_passage_that_it_was_given() {
+        let number = |fd: RawFd| fs::metadata(format!("/dev/fd/{fd}")).ok().map(|file| file.ino());
+        match env::var(CHILD).as_deref() {
+            Err(_) => {}
+            Ok("takes") => {
+                let passage = Passage::from_env().expect("the passage");
+                assert!(!is_inherited(passage.socket.as_fd()));
+                assert!(Passage::from_env().is_none(), "the process has taken it before");
+                return passage.send(&ANSWER, &[]).unwrap();
+            }
+            Ok("leaves") => {
+                let before = [number(3), number(4)];
+                assert!(Passage::from_env().is_none());
+                assert_eq!([number(3), number(4)], before);
+                return;
+            }
+            Ok(_) => {
+                let before = number(3);
+                assert!(before.is_some() && Passage::from_env().is_none());
+                assert_ne!(number(3), before);
+                return;
+            }
+        }
+        let run = |part: &str, word: &dyn Fn(&OwnedFd) -> String| {
+            let (passage, end) = Passage::pair().unwrap();
+            let (other, _its_end) = UnixStream::pair().unwrap();
+            let word = word(&end);
+            let test = "a_process_takes_only_the_passage_that_it_was_given";
+            run_again(test, part, &word, vec![end, other.into()]);
+            passage
+        };
+        let taken = run("takes", &|end| Passage::word(end, 3).unwrap());
+        assert_eq!(received(&taken).unwrap().unwrap().0, ANSWER);
+        assert!(received(&taken).unwrap().is_none());
+        // Another socket, or nothing that makes sense.
+        let inode = |end: &OwnedFd| inode(end).unwrap();
+        run("leaves", &|end| format!("1:3:{}", inode(end) + 1));
+        run("leaves", &|end| format!("1:4:{}", inode(end)));
+        run("leaves", &|end| format!("1:99:{}", inode(end)));
+        run("leaves", &|end| format!("1:-1:{}", inode(end)));
+        run("leaves", &|end| format!("1:x:{}", inode(end)));
+        run("leaves", &|end| format!("3:{}", inode(end)));
+        run("leaves", &|_| String::new());
+        // The passage of another version, whose other end is to see that nobody takes it.
+        run("closes", &|end| format!("2:3:{}", inode(end)));
+    }
+
+    /// Otherwise nobody would see the end of the passage when the successor ends.
+    #[cfg(feature = "restart")]
+    #[test]
+    fn the_end_for_a_successor_does_not_stay_here() {
+        use crate::restart::spawn::Program;
+        let (passage, end) = Passage::pair().unwrap();
+        let mut program = Program::new("true".into(), []);
+        program.pass(end);
+        let mut child = program.spawn().unwrap();
+        assert!(received(&passage).unwrap().is_none());
+        assert_eq!(block_on(child.ended()), "exit status: 0");
+    }
+}

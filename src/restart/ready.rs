@@ -66,7 +66,8 @@ pub(crate) fn report(
 ) -> io::Result<()> {
     inherited::close_unclaimed();
     let taken: Vec<_> = listeners.iter().filter_map(Listener::handed_as).collect();
-    let adopt = listeners.iter().filter(|listener| takes_connections && listener.adopts());
+    let adopt =
+        listeners.iter().filter(|listener| takes_connections && listener.can_move_connections());
     let adopted: Vec<_> = adopt.filter_map(Listener::handed_as).collect();
     if notify.ready(status, &taken, &adopted)? {
         for listener in listeners {

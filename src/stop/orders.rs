@@ -1,9 +1,10 @@
 //! [`Order`]: what a server wants of each of its connections.
 //!
-//! One ordered value, so a later order includes the earlier ones. It follows from the phase of the
-//! latch, which several servers may share, from what one server wants by itself, and from how far
-//! its connections go to a successor. Invariant: an order of the latch or of the server only grows.
-//! Wakes no connection: the code that gives an order does that.
+//! It follows from the phase of the latch, which several servers may share, from what one server
+//! wants by itself, and from how far its connections go to a successor. Invariant: the order of the
+//! latch and of the server only grows, and so does that of a connection that cannot go. A connection
+//! that can go is served, or asked to leave, until the hand-over is over. Wakes no connection: the
+//! code that gives an order does that.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -35,9 +36,9 @@ pub(crate) struct Orders {
     own: AtomicU8,
     /// A [`HandOver`].
     hand_over: AtomicU8,
-    /// The listeners whose connections the successor takes, by their numbers. Empty before a
-    /// hand-over.
-    adopted: OnceLock<Vec<bool>>,
+    /// By the number of a listener: the inode of its socket, if the successor takes its connections.
+    /// Not set before a hand-over.
+    adopted: OnceLock<Vec<Option<u64>>>,
 }
 
 /// How far a server hands over those connections that can go to a successor.
@@ -75,8 +76,7 @@ impl Orders {
         };
         of_latch.max(match self.own.load(Ordering::Acquire) {
             0 => Order::Serve,
-            1 => Order::Leave,
-            2 => Order::Finish,
+            1 | 2 => Order::Finish,
             3 => Order::LastLook,
             _ => Order::Abort,
         })
@@ -101,9 +101,12 @@ impl Orders {
 
     /// Returns `true` if a connection of this listener can go to the successor, once there is one.
     pub(crate) fn can_leave(&self, listener: u32, departure: Departure) -> bool {
-        let adopted = self.adopted.get();
-        departure != Departure::Refused
-            && adopted.and_then(|all| all.get(listener as usize)) == Some(&true)
+        departure != Departure::Refused && self.adopted_as(listener).is_some()
+    }
+
+    /// Returns the inode of a listener whose connections the successor takes.
+    pub(crate) fn adopted_as(&self, listener: u32) -> Option<u64> {
+        *self.adopted.get()?.get(listener as usize)?
     }
 
     /// Returns `true` if the stop has begun, whatever holds for a single connection.
@@ -116,9 +119,9 @@ impl Orders {
         self.own.fetch_max(order as u8, Ordering::AcqRel);
     }
 
-    /// Sets whose connections can go to a successor: those of the listeners for which `adopted`
-    /// is `true`. Comes before the stop, or a response in between would say `close`.
-    pub(crate) fn begin_hand_over(&self, adopted: Vec<bool>) {
+    /// Sets whose connections can go to a successor: those of the listeners that have an inode in
+    /// `adopted`. Comes before the stop, or a response in between would say `close`.
+    pub(crate) fn begin_hand_over(&self, adopted: Vec<Option<u64>>) {
         let _ = self.adopted.set(adopted);
         self.set_hand_over(HandOver::Asking);
     }
@@ -137,7 +140,7 @@ impl Orders {
     }
 }
 
-/// Whether a connection was asked to go to the successor.
+/// Marks a connection as asked to go to the successor, or as refused by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Departure {
@@ -188,7 +191,7 @@ mod tests {
             [(0, Asked), (0, Unasked), (0, Refused), (1, Unasked)]
                 .map(|(listener, departure)| orders.of_listener(listener, departure))
         };
-        orders.begin_hand_over(vec![true, false]);
+        orders.begin_hand_over(vec![Some(7), None]);
         assert_eq!(now(), [Serve; 4]);
         phase.advance(Phase::Draining);
         assert_eq!(now(), [Leave, Serve, Finish, Finish]);

@@ -110,11 +110,9 @@ impl fmt::Display for Outcome {
             Ending::TimedOut => write!(f, "timed out after {took:.1} s")?,
             Ending::Forced => write!(f, "forced to end after {took:.1} s")?,
         }
-        let requests = if self.finished == 1 { "request" } else { "requests" };
-        write!(f, ", {} {requests} finished", self.finished)?;
+        write!(f, ", {} finished", count_of(self.finished, "request"))?;
         if self.handed_over > 0 {
-            let connections = if self.handed_over == 1 { "connection" } else { "connections" };
-            write!(f, ", {} {connections} handed over", grouped(self.handed_over))?;
+            write!(f, ", {} handed over", count_of(self.handed_over, "connection"))?;
         }
         if let Some(signal) = self.signal {
             write!(f, ", stopped by {}", name(signal))?;
@@ -130,17 +128,18 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Returns a number with a comma in front of each three digits.
-pub(crate) fn grouped(number: u64) -> String {
+/// Returns a number of things in words: `1 connection`, `10,231 connections`.
+pub(crate) fn count_of(number: u64, thing: &str) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (position, digit) in digits.chars().enumerate() {
+        // A comma stands in front of each three digits.
         if position > 0 && (digits.len() - position) % 3 == 0 {
             text.push(',');
         }
         text.push(digit);
     }
-    text
+    format!("{text} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Something that the end of the grace, or a second signal, cut short.

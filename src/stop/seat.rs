@@ -73,8 +73,8 @@ struct Now {
     head: Option<Weak<dyn Describe>>,
 }
 
-/// The number of a listener that a connection never goes to a successor from.
-const NO_LISTENER: u32 = u32::MAX;
+/// Stands for the number of a listener where there is none.
+pub(crate) const NO_LISTENER: u32 = u32::MAX;
 
 impl Seat {
     /// Makes the seat of a connection that does not go to a successor.
@@ -171,17 +171,18 @@ impl Seat {
 
     /// Notes that the connection falls idle.
     pub(crate) fn fall_idle(&self) {
-        self.be_idle_since(Instant::now());
+        self.come_back(Instant::now(), false);
     }
 
-    /// Notes that the connection is idle, and since when.
-    pub(crate) fn be_idle_since(&self, since: Instant) {
+    /// Notes that the server goes on with a connection that was on its way: idle since that time, or
+    /// with a request of which a part was read.
+    pub(crate) fn come_back(&self, since: Instant, has_begun: bool) {
         *lock(&self.now) = Now { since, head: None };
-        self.activity.begin(Doing::Idle);
+        self.activity.begin(if has_begun { Doing::Head } else { Doing::Idle });
     }
 
     /// Notes that the connection sets out for the successor. Returns since when it has been idle.
-    pub(crate) fn leave(&self) -> Instant {
+    pub(crate) fn set_out(&self) -> Instant {
         let now = Instant::now();
         let before = mem::replace(&mut *lock(&self.now), Now { since: now, head: None });
         self.activity.begin(Doing::Leaving);

@@ -20,8 +20,8 @@ use std::time::Duration;
 use http_types::Method;
 use rustix::io::Errno;
 use rustix::process::{
-    PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, WaitOptions, getrlimit, kill_process,
-    pidfd_getfd, pidfd_open, set_child_subreaper, setrlimit, waitpid,
+    Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, WaitOptions, getrlimit,
+    kill_process, pidfd_getfd, pidfd_open, set_child_subreaper, setrlimit, waitpid,
 };
 use smol::Timer;
 use smol_graceful::{
@@ -55,8 +55,6 @@ pub struct Handover {
     executable: PathBuf,
     /// The service manager, to which the process that serves says every 50 ms that it lives.
     manager: UnixDatagram,
-    /// Everything that was started, to be killed if the test fails.
-    started: Vec<ProcessId>,
 }
 
 impl Handover {
@@ -115,8 +113,7 @@ impl Handover {
             Over::Tcp => Address::Tcp(servers.program.addr),
             Over::Unix => directory.socket("socket"),
         };
-        let started = vec![servers.serving];
-        Self { servers, over, address, directory, executable, manager, started }
+        Self { servers, over, address, directory, executable, manager }
     }
 
     /// Returns the process that serves.
@@ -189,7 +186,6 @@ impl Handover {
     pub fn wait_for_successor(&mut self) {
         let told = self.line_of(self.serving(), " has taken over");
         self.servers.serving = ProcessId::named(&told, "process ");
-        self.started.push(self.servers.serving);
     }
 
     /// Lets a successor take over that was suspended right after it said that it was ready, so that
@@ -213,7 +209,6 @@ impl Handover {
         predecessor.signal(Signal::USR2);
         let told = self.line_of(predecessor, "waiting for the successor, process ");
         let successor = ProcessId::named(&told, "process ");
-        self.started.push(successor);
         suspend(predecessor);
         // What the predecessor has said is heard. The next beat is the successor's, which says READY
         // first.
@@ -237,14 +232,18 @@ impl Handover {
         predecessor
     }
 
-    /// Waits until `process`, which hands over, no longer waits for events of this many connections,
-    /// because they are in the passage (rule H1).
-    pub fn wait_for_passage(&self, process: ProcessId, count: usize) {
-        wait_until("the connections are in the passage", || {
-            let watched = watched_by(process);
-            let connections = self.connections_of(process);
-            connections.iter().filter(|inode| !watched.contains(inode)).count() >= count
-        });
+    /// Like [`Handover::suspend_successor`], but the `count` connections, all of them idle, wait in
+    /// one batch for the successor.
+    pub fn suspend_batch(&mut self, count: usize) -> ProcessId {
+        for _ in 0..20 {
+            let predecessor = self.suspend_successor();
+            if self.wait_for_batch() == count {
+                return predecessor;
+            }
+            self.serving().signal(Signal::CONT);
+            self.assert_handed_over(predecessor, count as u64);
+        }
+        panic!("never {count} connections in one batch: {}", self.servers.program);
     }
 
     /// Waits until a suspended successor has a batch to receive, and returns how many connections are
@@ -359,6 +358,18 @@ impl Handover {
         fs::write(self.directory.join(&format!("gate-{gate}")), "").unwrap();
     }
 
+    /// Returns the processes that have this server's directory in their environment: all of the
+    /// server's, also those that the test does not know of.
+    fn processes(&self) -> impl Iterator<Item = ProcessId> {
+        let own = format!("{DIRECTORY}={}", self.directory.path().display());
+        let numbers = fs::read_dir("/proc").unwrap();
+        let numbers = numbers.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        numbers.filter_map(Pid::from_raw).map(ProcessId).filter(move |process| {
+            let variables = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+            variables.split(|byte| *byte == 0).any(|variable| variable == own.as_bytes())
+        })
+    }
+
     /// Stops the last process, asserts that every process has drained, and returns the log of all.
     pub fn end(mut self) -> String {
         self.servers.end()
@@ -368,7 +379,7 @@ impl Handover {
 impl Drop for Handover {
     fn drop(&mut self) {
         if thread::panicking() {
-            for process in &self.started {
+            for process in self.processes() {
                 let _ = kill_process(process.0, Signal::KILL);
             }
         }
@@ -398,20 +409,6 @@ fn open_sockets(process: ProcessId) -> Vec<(RawFd, u64)> {
     let inode =
         |link: PathBuf| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
     links_of(process).filter_map(|(fd, link)| Some((fd, inode(link)?))).collect()
-}
-
-/// Returns the inodes of what a process watches by epoll.
-fn watched_by(process: ProcessId) -> Vec<u64> {
-    let polls = links_of(process).filter(|(_, link)| link.ends_with("anon_inode:[eventpoll]"));
-    let watched = polls.flat_map(|(fd, _)| {
-        let info = fs::read_to_string(format!("/proc/{process}/fdinfo/{fd}")).unwrap_or_default();
-        let inode = |line: &str| {
-            let digits = line.split("ino:").nth(1)?.split(' ').next()?;
-            u64::from_str_radix(digits, 16).ok()
-        };
-        info.lines().filter_map(inode).collect::<Vec<_>>()
-    });
-    watched.collect()
 }
 
 /// Returns a process's descriptors and what they are.

@@ -383,7 +383,7 @@ struct World {
     seen: Seen,
 }
 
-/// What the world knows of a client's socket.
+/// A client's socket, as the world knows it.
 struct Client {
     socket: Weak<Socket>,
     /// The process that may read it: the one that has accepted it, or the one that has answered
@@ -393,7 +393,7 @@ struct Client {
     is_closed: bool,
 }
 
-/// Whether a process lives on.
+/// The fate of a process.
 #[derive(PartialEq, Eq)]
 enum Fate {
     Lives,
