@@ -512,6 +512,21 @@ impl Running {
         self.service.shutdown.admit(Holder::Server)
     }
 
+    /// Logs that no connection goes to the successor, and why.
+    pub(crate) fn log_that_all_stay(&self) {
+        let Service { shutdown, orders, .. } = &*self.service;
+        let all = shutdown.seats(|registry| registry.seats_of(orders).cloned().collect()).len();
+        let reason = if self.listeners.iter().any(Listener::can_move_connections) {
+            "the successor takes none (an older version, or a program with `serve`)"
+        } else {
+            "of a listener with a wrapper (TLS)"
+        };
+        if all > 0 {
+            let verb = if all == 1 { "stays" } else { "stay" };
+            log::info!("handed over 0 connections, {all} {verb}: {reason}");
+        }
+    }
+
     /// Returns `true` if a successor serves in the place of this server, even if the successor does
     /// not listen on all addresses.
     pub(crate) fn has_successor(&self) -> bool {

@@ -149,6 +149,10 @@ async fn start(
     let ready = match successor.ready(&readiness, patience).await {
         Ok(ready) => ready,
         Err(error) => {
+            if error.kind() == io::ErrorKind::TimedOut {
+                // It may take as long again until the successor has ended.
+                log::warn!("process {pid} is not ready in time, and is told to stop");
+            }
             successor.end(patience).await;
             pid_file::write_again();
             return Err(error);
