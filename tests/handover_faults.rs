@@ -169,6 +169,35 @@ fn a_successor_that_dies_before_its_answer_gives_the_batch_back() {
     });
 }
 
+/// The predecessor waits for the rest of a head whose beginning was in the batch, or was read before,
+/// for longer than for an idle connection (S8).
+#[test]
+fn half_a_head_in_a_batch_that_comes_back_is_completed() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let head = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello";
+        let (begin, rest) = head.split_at(20);
+        let mut read_before = server.idle();
+        read_before.send(begin);
+        let mut in_passage = server.idle();
+        let mut idle = server.idle();
+        let predecessor = server.suspend_successor();
+        server.wait_for_batch();
+        in_passage.send(head.repeat(3) + begin);
+        server.serving().signal(Signal::KILL);
+        // The linger is over.
+        assert_eq!(idle.end(), End::Eof);
+        for (client, count) in [(&mut read_before, 1), (&mut in_passage, 4)] {
+            client.send(rest);
+            for _ in 0..count {
+                assert_eq!(client.response().text(), "hello");
+            }
+            assert_eq!(client.end(), End::Eof);
+        }
+        server.assert_handed_over(predecessor, 0);
+    });
+}
+
 /// What a successor has taken dies with it, and each client sees that at once, because the
 /// predecessor has closed its copies. The predecessor finishes what it still has.
 #[test]
