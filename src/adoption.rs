@@ -5,7 +5,6 @@
 //! awaited, so a batch that was received is answered. Asks nobody to leave.
 
 use std::future::{Future, poll_fn};
-use std::io;
 use std::os::fd::OwnedFd;
 use std::task::Poll;
 use std::time::Instant;
@@ -16,7 +15,7 @@ use crate::conn::leaving::Counted;
 use crate::error::reason;
 use crate::listen::listener::Listener;
 use crate::restart::message::{Message, Record, Taken};
-use crate::restart::passage::Passage;
+use crate::restart::passage::{Passage, is_gone};
 use crate::server::Running;
 use crate::stop::outcome::count_of;
 use crate::stop::phase::Phase;
@@ -166,10 +165,6 @@ impl<'a> Adoption<'a> {
             log::warn!("the predecessor hands over no more connections: {failure}");
         }
     }
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 impl Predecessor {

@@ -9,19 +9,21 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::{self, Future};
 use std::io;
+use std::mem;
 use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_lite::FutureExt;
+use log::Level;
 use smol::channel::Receiver;
 
 use crate::conn::leaving::Leaving;
 use crate::error::reason;
 use crate::restart::message::{BATCH, Message, Record, Taken};
 use crate::restart::outbox::{Carried, Outbox};
-use crate::restart::passage::{Passage, Received, is_congested};
+use crate::restart::passage::{Passage, Received, is_congested, is_gone};
 use crate::server::{Running, sleep};
 use crate::stop::activity::Doing;
 use crate::stop::orders::{Departure, HandOver};
@@ -38,6 +40,8 @@ pub(crate) struct Courier<'a> {
     /// How far connections are to go, as long as the successor answers.
     asks: HandOver,
     began: Instant,
+    /// The successor has not answered in time once, and the log has said so.
+    was_silent: bool,
     /// When the courier gives up sending, if the kernel has taken nothing since the last batch.
     congested_until: Option<Instant>,
     /// How many connections the successor has taken.
@@ -52,7 +56,9 @@ enum End {
     Failed(io::Error),
     /// The successor has no place or no descriptor left, or stops.
     Full,
-    /// There is no answer to a batch, or none that makes sense. The batch stays with both.
+    /// The answer to a batch makes no sense.
+    Senseless,
+    /// There is no answer to a batch, which stays with both.
     Silent,
 }
 
@@ -64,6 +70,7 @@ impl<'a> Courier<'a> {
             outbox: Outbox::new(),
             asks: HandOver::Asking,
             began: Instant::now(),
+            was_silent: false,
             congested_until: None,
             handed_over: 0,
         }
@@ -81,8 +88,11 @@ impl<'a> Courier<'a> {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
-            let stay = self.seats(|seat| !is_ending(seat)).len();
-            log::warn!("{}, {stay} stay: {end}", self.summary());
+            self.order(HandOver::Over);
+            // A batch that both have counts in neither number.
+            let stay = self.seats(|seat| !is_ending(seat)).len().saturating_sub(self.outbox.sent());
+            let level = if stay == 0 { Level::Debug } else { Level::Warn };
+            log::log!(level, "{}, {stay} stay: {end}", self.summary());
             self.serve_until_linger_is_over().await;
             self.serve_to_the_end().await;
         };
@@ -104,7 +114,15 @@ impl<'a> Courier<'a> {
         log::info!("{}{}", self.summary(), self.stays());
         drop(guard);
         loop {
-            let leaving = next(&self.running.leavers).await;
+            // No answer is due, so what comes here is the end: it must be noticed before the next
+            // response promises that its connection goes on.
+            let Self { running, passage, .. } = self;
+            let leaving = async { Some(next(&running.leavers).await) };
+            let end = async {
+                let _ = passage.receive().await;
+                None
+            };
+            let leaving = end.or(leaving).await.ok_or(End::Closed)?;
             self.outbox.push(leaving);
             self.gather(0).await;
             self.deliver().await?;
@@ -153,11 +171,14 @@ impl<'a> Courier<'a> {
     async fn ask_all(&mut self) -> Result<(), End> {
         self.asks = HandOver::All;
         self.order(HandOver::All);
-        let until = Instant::now() + SOON;
+        let mut moved = (self.handed_over, Instant::now());
         loop {
             let can_leave_now = |seat: &Seat| seat.can_leave() && is_between(seat);
             let count = self.seats(can_leave_now).len();
-            if count == 0 || Instant::now() >= until {
+            if moved.0 != self.handed_over {
+                moved = (self.handed_over, Instant::now());
+            }
+            if count == 0 || moved.1.elapsed() >= SOON {
                 return Ok(());
             }
             self.gather(count).await;
@@ -203,7 +224,13 @@ impl<'a> Courier<'a> {
     ///
     /// Returns [`End::Failed`] if nothing can be sent any more.
     async fn wait_in_congestion(&mut self, error: io::Error) -> Result<(), End> {
+        if is_gone(&error) {
+            return Err(End::Closed);
+        }
         let end = Instant::now() + self.patience().min(CONGESTED_AT_MOST);
+        if self.congested_until.is_none() {
+            log::info!("connections wait until the kernel passes them on: {}", reason(&error));
+        }
         let until = *self.congested_until.get_or_insert(end);
         if !is_congested(&error) || Instant::now() >= until {
             return Err(End::Failed(error));
@@ -234,13 +261,17 @@ impl<'a> Courier<'a> {
         let linger = self.running.service.shutdown.times().linger;
         let in_time = async { Some(self.passage.receive().await) };
         let late = async {
-            sleep(linger.max(LEAST_LINGER).min(self.patience())).await;
+            sleep(linger.clamp(LEAST_WAIT, LONGEST_WAIT).min(self.patience())).await;
             None
         };
         if let Some(answer) = in_time.or(late).await {
             return self.settle(&answer);
         }
-        log::warn!("the successor does not answer; its connections are served here until it does");
+        if !mem::replace(&mut self.was_silent, true) {
+            log::warn!(
+                "the successor does not answer; its connections are served here until it does"
+            );
+        }
         self.order(HandOver::Asking);
         let given_up = sleep(self.patience());
         let answer = self.serve_until(given_up).await.ok_or(End::Silent)?;
@@ -251,7 +282,6 @@ impl<'a> Courier<'a> {
     /// Treats what is left as in any stop (rule H6). Its idle connections may still send a request
     /// for the time of the linger.
     async fn serve_until_linger_is_over(&mut self) {
-        self.order(HandOver::Over);
         let linger = self.running.service.shutdown.times().linger;
         let mut over = pin!(sleep(linger));
         // An answer may still come to the batch that both have.
@@ -280,7 +310,7 @@ impl<'a> Courier<'a> {
                 Event::Over
             };
             let answer = async {
-                if !outbox.has_sent() {
+                if outbox.sent() == 0 {
                     future::pending().await
                 }
                 Event::Answer(passage.receive().await)
@@ -302,11 +332,15 @@ impl<'a> Courier<'a> {
                 self.outbox.take_back();
                 return Err(End::Closed);
             }
+            Ok(Some(_)) => return Err(self.give_up_batch()),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(self.give_up_batch());
+            }
             // The successor may have the batch, so it does not come back (rule H2).
-            Ok(Some(_)) | Err(_) => return Err(End::Silent),
+            Err(_) => return Err(End::Silent),
         };
         let Taken { takes_more, .. } = taken;
-        let settled = self.outbox.settle(taken).ok_or(End::Silent)?;
+        let Some(settled) = self.outbox.settle(taken) else { return Err(self.give_up_batch()) };
         // Counted first, because the drop may end the drain.
         self.handed_over += settled.taken.len();
         self.running.service.shutdown.handed_over(settled.taken.len());
@@ -318,6 +352,12 @@ impl<'a> Courier<'a> {
             self.give_back(departure, refused);
         }
         if takes_more { Ok(()) } else { Err(End::Full) }
+    }
+
+    /// Leaves the batch to a successor whose answer makes no sense: it may read the sockets already.
+    fn give_up_batch(&mut self) -> End {
+        self.outbox.remove_sent().for_each(Leaving::abandon);
+        End::Senseless
     }
 
     fn give_back_waiting(&mut self) {
@@ -418,6 +458,7 @@ impl fmt::Display for End {
             Self::Closed => f.write_str("the successor has closed the passage"),
             Self::Failed(error) => write!(f, "the passage has failed: {}", reason(error)),
             Self::Full => f.write_str("the successor has no place or no descriptor left, or stops"),
+            Self::Senseless => f.write_str("the successor's answer makes no sense"),
             Self::Silent => f.write_str("the successor does not answer"),
         }
     }
@@ -446,7 +487,7 @@ fn is_between(seat: &Seat) -> bool {
 
 /// Returns `true` if the server has nothing more to do for the connection.
 fn is_ending(seat: &Seat) -> bool {
-    matches!(seat.doing(), Doing::Leaving | Doing::Closing)
+    seat.doing() == Doing::Closing
 }
 
 /// Returns the next connection that leaves.
@@ -462,12 +503,14 @@ async fn next(leavers: &Receiver<Leaving>) -> Leaving {
 /// have come.
 const GATHERING: Duration = Duration::from_millis(2);
 
-/// How long the courier waits for the connections that can leave at once, before it says how many
-/// stay. A thread that a handler blocks keeps them here for longer.
+/// How long the courier waits until another one of those connections goes that can leave at once,
+/// before it says how many stay. A thread that a handler blocks keeps them here for longer.
 const SOON: Duration = Duration::from_millis(100);
 
-/// How long a successor may take to answer, at least, however short the linger is.
-const LEAST_LINGER: Duration = Duration::from_millis(100);
+/// How long a successor may take to answer, at least and at most, whatever the linger is. Clients
+/// wait so long for one that is suspended.
+const LEAST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// How long the courier waits if the kernel sends nothing at the moment.
 const CONGESTED: Duration = Duration::from_millis(50);

@@ -486,14 +486,19 @@ async fn carry<T>(
     hand_over: Receiver<HandOverStart>,
 ) -> T {
     let adoption = Adoption::new(running, from);
-    let (begun, predecessors) = adoption.until(hand_over.recv()).await;
-    match begun {
-        Ok(HandOverStart { passage, guard }) => {
-            Courier::new(running, passage).run(predecessors, guard).await
-        }
-        // `obey`, which has the other end, lives as long as this.
-        Err(_) => future::pending().await,
+    let begun = async { hand_over.recv().await.ok() };
+    let stopped = async {
+        running.stopping().await;
+        None
+    };
+    // The stop of a hand-over comes behind its begin.
+    let (begun, predecessors) = adoption.until(begun.or(stopped)).await;
+    if let Some(HandOverStart { passage, guard }) = begun {
+        return Courier::new(running, passage).run(predecessors, guard).await;
     }
+    // Predecessors learn at once that this process takes no more.
+    drop(predecessors);
+    future::pending().await
 }
 
 /// Tells the service manager that requests are served, by the very threads that serve them. Goes on

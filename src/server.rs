@@ -512,6 +512,11 @@ impl Running {
         self.service.shutdown.admit(Holder::Server)
     }
 
+    /// Waits until the stop begins.
+    pub(crate) async fn stopping(&self) {
+        self.service.shutdown.token().stopping().await;
+    }
+
     /// Logs that no connection goes to the successor, and why.
     pub(crate) fn log_that_all_stay(&self) {
         let Service { shutdown, orders, .. } = &*self.service;

@@ -54,9 +54,9 @@ impl<T: Carried> Outbox<T> {
         self.waiting.len()
     }
 
-    /// Returns `true` if a batch was sent and is not answered.
-    pub(crate) fn has_sent(&self) -> bool {
-        !self.sent.is_empty()
+    /// Returns how many connections the batch has that was sent and is not answered.
+    pub(crate) fn sent(&self) -> usize {
+        self.sent.len()
     }
 
     /// Makes the next batch of those that wait. Returns `None` if none waits, or if a batch is not

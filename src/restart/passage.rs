@@ -179,6 +179,11 @@ fn receive_packet(socket: BorrowedFd<'_>) -> io::Result<Option<Received>> {
     }
 }
 
+/// Returns `true` if nothing can be sent because the other end is closed.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
 /// Returns `true` if the kernel sends nothing at the moment, for example because this user has too
 /// many descriptors under way.
 pub(crate) fn is_congested(error: &io::Error) -> bool {

@@ -243,7 +243,7 @@ impl Process {
         let Some(courier) = &mut self.courier else { return false };
         let Courier { outbox, passage, expected, sent, number, .. } = courier;
         assert_eq!(outbox.waiting(), expected.len() - *sent);
-        assert_eq!(outbox.has_sent(), *sent > 0);
+        assert_eq!(outbox.sent() > 0, *sent > 0);
         let Some((now, batch)) = outbox.next_batch() else {
             assert!(*sent > 0 || expected.is_empty(), "connections wait, and there is no batch");
             return false;
