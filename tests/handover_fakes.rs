@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -159,18 +160,20 @@ fn idle_connections_are_asked_a_batch_at_a_time() {
 #[test]
 fn a_predecessor_that_makes_no_sense_costs_nobody_else() {
     over_both(|over| {
-        let mut predecessor = Predecessor::of(over);
-        let [(first, mut kept), (second, mut lost)] = [connection(over), connection(over)];
-        predecessor.send(1, &[predecessor.listener], vec![first]);
-        assert_eq!(predecessor.passage.answer(), taken(1, 1));
-        predecessor.send_batch(b"nonsense", vec![second]);
-        assert!(predecessor.passage.receive().is_none());
-        assert_eq!(lost.end(), End::Eof);
-        let server = &mut predecessor.server;
-        server.line_of(server.serving(), "the predecessor hands over no more connections: ");
-        assert_live(&mut kept);
-        assert_live(&mut server.connect());
-        predecessor.server.end();
+        for senseless in [b"nonsense".to_vec(), taken(1, 1)] {
+            let mut predecessor = Predecessor::of(over);
+            let [(first, mut kept), (second, mut lost)] = [connection(over), connection(over)];
+            predecessor.send(1, &[predecessor.listener], vec![first]);
+            assert_eq!(predecessor.passage.answer(), taken(1, 1));
+            predecessor.send_batch(&senseless, vec![second]);
+            assert!(predecessor.passage.receive().is_none());
+            assert_eq!(lost.end(), End::Eof);
+            let server = &mut predecessor.server;
+            server.line_of(server.serving(), "the predecessor hands over no more connections: ");
+            assert_live(&mut kept);
+            assert_live(&mut server.connect());
+            predecessor.server.end();
+        }
     });
 }
 
@@ -247,6 +250,7 @@ fn an_endless_stream_of_batches_holds_up_nobody() {
     over_both(|over| {
         let mut predecessor = Predecessor::of(over);
         let Predecessor { server, passage, .. } = &mut predecessor;
+        let answered = AtomicU32::new(0);
         thread::scope(|scope| {
             let stream = scope.spawn(|| {
                 // If the test fails, nobody ends the server.
@@ -260,10 +264,12 @@ fn an_endless_stream_of_batches_holds_up_nobody() {
                     if number > AHEAD {
                         let Some((answer, _)) = passage.receive() else { return number };
                         assert_eq!(answer, taken(number - AHEAD, 0));
+                        answered.store(number - AHEAD, Ordering::Relaxed);
                     }
                 }
                 0
             });
+            wait_until("answers", || answered.load(Ordering::Relaxed) > AHEAD);
             for _ in 0..20 {
                 assert_live(&mut server.connect());
             }
@@ -272,7 +278,7 @@ fn an_endless_stream_of_batches_holds_up_nobody() {
             process.signal(Signal::TERM);
             server.line_of(process, "drained in ");
             assert_eq!(server.exit_code(process), 0);
-            assert!(stream.join().unwrap() > AHEAD);
+            assert!(stream.join().unwrap() > answered.load(Ordering::Relaxed));
         });
     });
 }
@@ -381,8 +387,8 @@ impl Predecessor {
     }
 
     fn send_batch(&self, batch: &[u8], sockets: Vec<OwnedFd>) {
-        let sockets: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
-        self.passage.send(batch, &sockets);
+        self.passage.send(batch, &sockets.iter().map(AsFd::as_fd).collect::<Vec<_>>());
+        drop(sockets);
     }
 }
 
