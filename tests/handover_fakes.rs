@@ -117,41 +117,53 @@ fn a_passage_that_closes_without_an_answer_gives_the_batch_back() {
 /// their turn. The batches have numbers in order, and each connection is in one of them.
 #[test]
 fn idle_connections_are_asked_a_batch_at_a_time() {
-    const IDLE: usize = 600;
     over_both(|over| {
-        // So long that those that wait for the answer are not served meanwhile.
-        let mut server = Handover::server(over, &["--linger", "100s", "--grace", "200s"]);
-        let predecessor = server.serving();
-        let listener = server.listener();
-        let mut clients: Vec<_> = (0..IDLE).map(|_| server.idle()).collect();
-        let mut busy = server.connect();
-        busy.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe").fill().unwrap();
-        let successor = Successor::of(&mut server);
-        let mut batch = successor.passage.batch();
-        // The request of the busy one ends at once, and then it is idle like the others.
-        assert!(!busy.send("llo").response().says_close());
-        for client in &mut clients {
-            client.get("/livez");
-        }
-        wait_until("those that were not asked are served", || {
-            clients.iter().filter(|client| client.has_something()).count() >= IDLE - BATCH
-        });
-        let mut count = 0;
-        for number in 1.. {
-            let length = batch.sockets.len();
-            assert!(length <= BATCH, "{length}");
-            assert_eq!((batch.number, batch.listeners), (number, vec![listener; length]));
-            count += length;
-            successor.passage.send(&taken(number, length), &[]);
-            if count == IDLE + 1 {
-                break;
-            }
-            batch = successor.passage.batch();
-        }
-        server.assert_handed_over(predecessor, IDLE as u64 + 1);
-        // No further batch.
-        assert!(successor.passage.receive().is_none());
+        // The predecessor asks the next ones if none has come after 2 ms, as on a busy machine.
+        let is_met = (0..5).any(|_| serves_all_but_a_batch(over));
+        assert!(is_met, "those that were not asked are not served");
     });
+}
+
+/// Hands 601 connections over, and checks the batches. Returns `true` if all connections but one
+/// batch are served while the first batch is not answered.
+fn serves_all_but_a_batch(over: Over) -> bool {
+    const IDLE: usize = 600;
+    // So long that those that wait for the answer are not served meanwhile.
+    let mut server = Handover::server(over, &["--linger", "100s", "--grace", "200s"]);
+    let predecessor = server.serving();
+    let listener = server.listener();
+    let mut clients: Vec<_> = (0..IDLE).map(|_| server.idle()).collect();
+    let mut busy = server.connect();
+    busy.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe").fill().unwrap();
+    let successor = Successor::of(&mut server);
+    let mut batch = successor.passage.batch();
+    // The request of the busy one ends at once, and then it is idle like the others.
+    assert!(!busy.send("llo").response().says_close());
+    for client in &mut clients {
+        client.get("/livez");
+    }
+    let is_met = || clients.iter().filter(|client| client.has_something()).count() >= IDLE - BATCH;
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while !is_met() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let is_met = is_met();
+    let mut count = 0;
+    for number in 1.. {
+        let length = batch.sockets.len();
+        assert!(length <= BATCH, "{length}");
+        assert_eq!((batch.number, batch.listeners), (number, vec![listener; length]));
+        count += length;
+        successor.passage.send(&taken(number, length), &[]);
+        if count == IDLE + 1 {
+            break;
+        }
+        batch = successor.passage.batch();
+    }
+    server.assert_handed_over(predecessor, IDLE as u64 + 1);
+    // No further batch.
+    assert!(successor.passage.receive().is_none());
+    is_met
 }
 
 // The test is the predecessor.

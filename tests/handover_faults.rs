@@ -193,8 +193,8 @@ fn a_connection_counts_in_either_process() {
 #[test]
 fn a_stop_signal_in_any_moment_of_a_restart_loses_nothing() {
     over_both(|over| {
-        // A restart takes about as long as the longest pause. First, both signals come together.
-        let any = iter::repeat_with(|| Some(fastrand::u64(0..150)));
+        // Mostly, a restart takes less than the longest pause. First, both signals come together.
+        let any = iter::repeat_with(|| Some(fastrand::u64(0..100)));
         for pause in iter::once(None).chain(any.take(5)) {
             let mut server = Handover::server(over, &[]);
             let mut clients = idle(&server, 50);
