@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Then `curl --cacert cert.pem https://localhost:8443 -d hello`. Stop it with Ctrl-C, or let a
-//! successor take over with `pkill -USR2 tls`, which reads a renewed certificate.
+//! successor take over with `pkill -nx -USR2 tls`, which reads a renewed certificate.
 
 use std::io;
 use std::iter;

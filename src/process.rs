@@ -440,10 +440,13 @@ impl Process {
                 Action::HandOver(..) => {
                     successor = none();
                     running.succeeded();
-                    if let Some(ToSuccessor { passage, adopted }) = way.take() {
-                        // Before the stop: a response in between would say `close`.
-                        let guard = running.begin_hand_over(adopted);
-                        let _ = hand_over.try_send(HandOverStart { passage, guard });
+                    match way.take() {
+                        Some(ToSuccessor { passage, adopted }) => {
+                            // Before the stop: a response in between would say `close`.
+                            let guard = running.begin_hand_over(adopted);
+                            let _ = hand_over.try_send(HandOverStart { passage, guard });
+                        }
+                        None => running.log_that_all_stay(),
                     }
                 }
                 // A client in the queue was accepted by the kernel: the outcome has to name it.

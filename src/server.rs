@@ -407,12 +407,20 @@ impl Running {
     /// Spawns the task of a connection that another task or process has served before.
     pub(crate) fn go_on(&self, connection: Movable, counted: Counted) {
         let service = self.service.clone();
-        let task = async move {
-            let served = Conn::go_on(&service, &counted.seat, connection);
-            let served = AssertUnwindSafe(served).catch_unwind().await;
-            service.end(counted, served);
-        };
-        self.executor.spawn(task).detach();
+        // Two kinds of tasks here, too: an idle connection has no room for a part of a request.
+        match connection.into_idle() {
+            (idle, None) => self.executor.spawn(async move {
+                let served = Conn::of(&service, &counted.seat, idle).serve();
+                let served = AssertUnwindSafe(served).catch_unwind().await;
+                service.end(counted, served);
+            }),
+            (idle, Some(incoming)) => self.executor.spawn(async move {
+                let served = Conn::of(&service, &counted.seat, idle).serve_begun(incoming);
+                let served = AssertUnwindSafe(served).catch_unwind().await;
+                service.end(counted, served);
+            }),
+        }
+        .detach();
     }
 
     /// Returns the drain's outcome, or the failure of a source.
@@ -502,6 +510,21 @@ impl Running {
     pub(crate) fn begin_hand_over(&self, adopted: Vec<Option<u64>>) -> Option<Guard> {
         self.service.orders.begin_hand_over(adopted);
         self.service.shutdown.admit(Holder::Server)
+    }
+
+    /// Logs that no connection goes to the successor, and why.
+    pub(crate) fn log_that_all_stay(&self) {
+        let Service { shutdown, orders, .. } = &*self.service;
+        let all = shutdown.seats(|registry| registry.seats_of(orders).cloned().collect()).len();
+        let reason = if self.listeners.iter().any(Listener::can_move_connections) {
+            "the successor takes none (an older version, or a program with `serve`)"
+        } else {
+            "of a listener with a wrapper (TLS)"
+        };
+        if all > 0 {
+            let verb = if all == 1 { "stays" } else { "stay" };
+            log::info!("handed over 0 connections, {all} {verb}: {reason}");
+        }
     }
 
     /// Returns `true` if a successor serves in the place of this server, even if the successor does

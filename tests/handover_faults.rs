@@ -255,18 +255,17 @@ fn a_successor_that_dies_before_its_answer_gives_the_batch_back() {
 #[test]
 fn a_successor_that_dies_after_its_answer_costs_only_its_own_clients() {
     over_both(|over| {
-        let mut server = Handover::server(over, &[]);
+        let mut server = Handover::staged(over);
         let mut clients = idle(&server, 3);
-        let mut busy = busy(&server);
-        let predecessor = server.restart();
-        wait_until("the idle connections have gone", || {
-            server.connections_of(predecessor).len() == 1
-        });
+        let mut busy = server.in_flight("/wait/busy");
+        let predecessor = server.take_over();
+        server.line_of(predecessor, "handed over 3 connections in ");
         server.serving().signal(Signal::KILL);
         for client in &mut clients {
             assert_eq!(client.end(), End::Eof);
         }
-        assert_eq!(busy.send("llo").response().text(), "hello");
+        server.open("busy");
+        assert_eq!(busy.response().text(), predecessor.to_string());
         assert_eq!(busy.end(), End::Eof);
         server.assert_handed_over(predecessor, 3);
     });
@@ -463,15 +462,16 @@ sys.stdin.read()";
 #[test]
 fn a_successor_of_an_older_version_leaves_the_connections() {
     over_both(|over| {
-        let mut server = Handover::server(over, &[]);
+        let mut server = Handover::staged(over);
         let mut clients = idle(&server, 3);
-        let mut busy = busy(&server);
+        let mut busy = server.in_flight("/wait/busy");
         server.successors_run("unset SMOL_GRACEFUL_PASSAGE");
         let predecessor = server.restart();
         for client in &mut clients {
             assert_eq!(client.end(), End::Eof);
         }
-        assert_eq!(busy.send("llo").response().text(), "hello");
+        server.open("busy");
+        assert_eq!(busy.response().text(), predecessor.to_string());
         assert_eq!(busy.end(), End::Eof);
         server.assert_handed_over(predecessor, 0);
 
@@ -651,15 +651,6 @@ fn post_during_batch(server: &Handover, mut clients: Vec<Client>) -> (Vec<Client
         clients.iter().filter(|client| !client.has_something()).count() <= batch
     });
     clients.into_iter().partition(Client::has_something)
-}
-
-/// Connects a client whose handler has begun its response, and waits for the rest of the body
-/// `hello`.
-fn busy(server: &Handover) -> Client {
-    let mut client = server.connect();
-    client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe");
-    wait_until("the response has begun", || client.has_something());
-    client
 }
 
 /// Stops the last process when a process before it was killed or has cut something, and asserts that

@@ -9,6 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
+use futures_lite::future;
+use smol::block_on;
+
+use crate::Settings;
 use crate::load::*;
 
 /// The action of a server at a request.
@@ -21,6 +26,8 @@ enum Act {
     Reset(Vec<u8>),
     /// Reads the request, sends this and goes on.
     Send(Vec<u8>),
+    /// Answers as it should, and closes without having said so.
+    Leave,
     /// Reads the request, and waits until the client is gone.
     Wait,
 }
@@ -71,6 +78,10 @@ fn connection(mut stream: TcpStream, act: impl Fn(&Moment) -> Act) {
             Act::Send(bytes) => {
                 read_request(&mut stream);
                 (bytes, true)
+            }
+            Act::Leave => {
+                let (body, _) = read_request(&mut stream);
+                (right(&body, false, number), false)
             }
             Act::Wait => {
                 read_request(&mut stream);
@@ -269,14 +280,78 @@ fn silence_is_found() {
 /// A close that the client could see before it sent its next request has lost nothing.
 #[test]
 fn an_idle_close_is_no_loss() {
-    let mut wire = {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let target = Target::Tcp(listener.local_addr().unwrap());
-        let (stream, _) = Stream::connect(&target, Duration::from_secs(30)).unwrap();
-        drop(listener.accept().unwrap());
-        Wire::new(stream)
-    };
-    until(|| !wire.look().unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = Target::Tcp(listener.local_addr().unwrap());
+    let Ok((mut wire, _)) = block_on(Wire::connect(&target)) else { panic!("not connected") };
+    let (accepted, _) = listener.accept().unwrap();
+    assert!(matches!(block_on(wire.look()), Ok(true)));
+    drop(accepted);
+    until(|| matches!(block_on(wire.look()), Ok(false)));
+}
+
+/// Idle clients have the time to see that the server has closed their connection. Those that do not
+/// look lose a request for each.
+#[test]
+fn a_close_without_a_word_is_a_loss_only_to_the_blind() {
+    for is_blind in [false, true] {
+        let load = Load { clients: 0, idle: 8, is_blind, ..load(server(|_| Act::Leave)) };
+        let (report, ()) = load.run(|_| ()).unwrap();
+        assert!(report.untold >= 8, "{report}");
+        assert_eq!(report.lost(), report.crossed, "{report}");
+        if is_blind {
+            assert_eq!(report.crossed, report.untold, "{report}");
+        } else {
+            // A client may happen to send before the close has arrived.
+            assert!(report.crossed < 4, "{report}");
+        }
+    }
+}
+
+/// Each idle client asks once more at the end, so it finds that nobody reads its connection.
+#[test]
+fn a_connection_that_nobody_reads_is_found() {
+    let target = server(|moment| if moment.number == 0 { Act::Serve } else { Act::Wait });
+    let load = Load { clients: 0, idle: 8, patience: Duration::from_secs(2), ..load(target) };
+    let (report, ()) = load.run(|_| ()).unwrap();
+    assert!(report.stalled >= 8, "{report}");
+    assert_eq!(report.lost(), report.stalled, "{report}");
+}
+
+#[test]
+fn a_restart_wakes_a_quarter_of_the_crowd() {
+    let tally = Tally::new(1, 40);
+    let listeners: Vec<_> = (0..40).map(|_| tally.crowd.listen()).collect();
+    tally.restart(|| ());
+    let woken = listeners.into_iter().filter_map(|listener| block_on(future::poll_once(listener)));
+    assert_eq!(woken.count(), 10);
+}
+
+/// A request is near a restart if it was under way in one, or began within a second behind it.
+#[test]
+fn requests_near_a_restart_are_told_apart() {
+    let tally = Tally::new(1, 0);
+    let answer = |begun| tally.answer(0, 1, begun);
+    let before = Instant::now();
+    answer(before);
+    assert_eq!(tally.report().near.answers, 0);
+    tally.restart(|| answer(before));
+    answer(before);
+    assert_eq!(tally.report().near.answers, 2);
+    answer(Instant::now() + Duration::from_secs(2));
+    let report = tally.report();
+    assert_eq!((report.near.answers, report.all.answers, report.answered), (2, 4, 4));
+}
+
+#[test]
+fn ninety_nine_of_a_hundred_are_within_p99() {
+    let tally = Tally::new(1, 0);
+    // The longest is not the last.
+    for millis in (1..=100).rev() {
+        tally.all.add(Duration::from_millis(millis));
+    }
+    let Spread { answers, p99, longest } = tally.report().all;
+    assert_eq!((answers, longest), (100, Duration::from_millis(100)));
+    assert!((99.0..=100.0).contains(&(p99.as_secs_f64() * 1000.0)), "{p99:?}");
 }
 
 /// Right answers in all framings, and all three kinds of clients.
@@ -290,9 +365,10 @@ fn right_answers_are_right() {
     };
     let load = Load { clients: 16, ..load(server(close)) };
     let (report, ()) = load
-        .run(|tally| until(|| tally.answered.load(Relaxed) > 2000 && tally.last.load(Relaxed) > 5))
+        .run(|tally| until(|| tally.answered.load(Relaxed) > 2000 && tally.told.load(Relaxed) > 5))
         .unwrap();
-    assert_eq!((report.lost(), report.refused, report.closed), (0, 0, 0), "{report}");
+    assert_eq!((report.lost(), report.refused, report.untold), (0, 0, 0), "{report}");
+    assert!(report.asked > 0, "{report}");
 }
 
 #[test]
@@ -321,7 +397,8 @@ fn refused_connects_are_no_loss() {
     std::fs::remove_file(&path).unwrap();
     assert_eq!((report.lost(), report.refused), (0, 6), "{report}");
     assert!(report.attempts >= 6, "{report}");
-    assert_eq!(report.last, report.answered, "{report}");
+    assert_eq!(report.asked + report.told, report.answered, "{report}");
+    assert!(report.asked > 0 && report.told > 0, "{report}");
 }
 
 /// Nobody answers: an error, and no endless wait.
@@ -345,6 +422,23 @@ fn targets_are_read_as_they_are_written() {
     }
 }
 
+#[test]
+fn only_what_was_asked_for_is_a_fault() {
+    let lost = Report { reset: 1, cut: 1, ..Report::default() };
+    let refused = Report { refused: 2, ..Report::default() };
+    let closed = Report { asked: 9, told: 1, untold: 3, ..Report::default() };
+    for (flags, faults) in [
+        (&[][..], ["2 lost", "", ""]),
+        (&["--none-refused"], ["2 lost", "2 refused", ""]),
+        (&["--seamless"], ["2 lost", "2 refused", "4 connections closed by the server"]),
+    ] {
+        let args = ["lossless", "--address", "127.0.0.1:1"].iter().chain(flags);
+        let settings = Settings::parse_from(args);
+        let found = [&lost, &refused, &closed].map(|report| settings.faults(report).join(", "));
+        assert_eq!(found, faults, "{flags:?}");
+    }
+}
+
 /// A reader looks for these: the kinds under each other, and a loss that stands out.
 #[test]
 fn a_report_reads_well() {
@@ -360,9 +454,10 @@ fn a_report_reads_well() {
     let report = Report { answered, cut, failures: vec![failure], ..Report::default() };
     let text = report.to_string();
     let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines[0], "answered     12345  whole and right; the slowest took 0.0ns");
-    assert_eq!(lines[6], "cut              2  LOST: an answer began and did not end");
+    let words = "whole and right; p99 0.0ns, the longest took 0.0ns";
+    assert_eq!(lines[0], format!("answered     12345  {words}"));
+    assert_eq!(lines[8], "cut              2  LOST: an answer began and did not end");
     let words =
         "at 1.500 s, cut: GET, keep-alive, by client 1 (127.0.0.1:40000), after 20.0ms: closed";
-    assert_eq!(lines[9..], [words, "… and 1 more"]);
+    assert_eq!(lines[11..], [words, "… and 1 more"]);
 }

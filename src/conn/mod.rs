@@ -82,6 +82,11 @@ impl<'a> Conn<'a> {
         Self { service, seat, idle: Idle::new(transport), is_fresh: true }
     }
 
+    /// Takes a connection that another task or process has served before.
+    pub(crate) fn of(service: &'a Service, seat: &'a Arc<Seat>, idle: Idle) -> Self {
+        Self { service, seat, idle, is_fresh: false }
+    }
+
     // None of these is an `async fn`, which keeps room for its arguments twice: an idle connection
     // has to stay small (rule W12).
 
@@ -99,21 +104,15 @@ impl<'a> Conn<'a> {
         until_aborted(self.seat, async move { self.handshake(wrapper).await?.requests().await })
     }
 
-    /// Like [`Conn::serve`], for a connection of which a part was read already.
-    pub(crate) fn go_on(
-        service: &'a Service,
-        seat: &'a Arc<Seat>,
-        connection: Movable,
+    /// Like [`Conn::serve`], for a connection of whose next request a part was read already.
+    pub(crate) fn serve_begun(
+        self,
+        incoming: Incoming,
     ) -> impl Future<Output = Option<Movable>> + Send + 'a {
-        let (idle, incoming) = connection.into_idle();
-        let conn = Self { service, seat, idle, is_fresh: false };
-        until_aborted(seat, async move {
-            match incoming {
-                None => conn.requests().await,
-                Some(incoming) => match conn.exchanges(incoming).await {
-                    ControlFlow::Continue(idle) => idle.requests().await,
-                    ControlFlow::Break(left) => left,
-                },
+        until_aborted(self.seat, async move {
+            match self.exchanges(incoming).await {
+                ControlFlow::Continue(idle) => idle.requests().await,
+                ControlFlow::Break(left) => left,
             }
         })
     }

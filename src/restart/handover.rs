@@ -53,7 +53,8 @@ use crate::restart::spawn::{Child, Program};
 /// If a listener is closed or is not a socket ([`Listener::of`]), if the program cannot be started
 /// (the message says whether its file is missing, not executable or not a program), ends before it
 /// is ready, or is not ready in time: then it is told to stop (SIGTERM), is killed if it does not
-/// within `patience` (5 s at least), and this process goes on serving. Also
+/// within `patience` (5 s at least), and this process goes on serving. If this process is a
+/// successor itself, and its predecessor still waits for it after `patience`. Also
 /// [`io::ErrorKind::Unsupported`] if this process is the first one of a container, which ends with
 /// it; [`io::ErrorKind::AlreadyExists`] while a successor is being started, and when there is one.
 /// A restart needs a directory for temporary files that can be written to (TMPDIR).
@@ -148,6 +149,10 @@ async fn start(
     let ready = match successor.ready(&readiness, patience).await {
         Ok(ready) => ready,
         Err(error) => {
+            if error.kind() == io::ErrorKind::TimedOut {
+                // It may take as long again until the successor has ended.
+                log::warn!("process {pid} is not ready in time, and is told to stop");
+            }
             successor.end(patience).await;
             pid_file::write_again();
             return Err(error);

@@ -295,13 +295,17 @@ impl Handover {
             Over::Tcp => ("/proc/net/tcp", 9),
             Over::Unix => ("/proc/net/unix", 6),
         };
+        let mark = match self.address {
+            Address::Tcp(addr) => format!(":{:04X}", addr.port()),
+            _ => path.display().to_string(),
+        };
         let table = fs::read_to_string(table).unwrap();
-        let lines = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let ours = lines.filter(|columns| {
+        // The table of a machine that is tested has ten thousand lines and more of other servers.
+        let lines = table.lines().filter(|line| line.contains(&mark));
+        let ours = lines.map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let ours = ours.filter(|columns| {
             let (is_ours, is_listening) = match self.address {
-                Address::Tcp(addr) => {
-                    (columns[1].ends_with(&format!(":{:04X}", addr.port())), columns[3] == "0A")
-                }
+                Address::Tcp(_) => (columns[1].ends_with(&mark), columns[3] == "0A"),
                 // A connection that was accepted has the path of its listener, which has a flag.
                 _ => {
                     let is_ours = columns.get(7).is_some_and(|file| Path::new(file) == path);
@@ -330,8 +334,8 @@ impl Handover {
     /// Waits until `process` has ended with exit code 0, and returns how many connections its
     /// outcome says that it has handed over.
     pub fn handed_over(&mut self, process: ProcessId) -> u64 {
-        let outcome = self.line_of(process, "drained in ");
         assert_eq!(self.exit_code(process), 0, "{}", self.servers.program);
+        let outcome = self.line_of(process, "drained in ");
         number_before(&outcome, " connection")
     }
 
