@@ -10,6 +10,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use futures_lite::FutureExt;
+use futures_lite::future::yield_now;
 
 use crate::conn::leaving::Counted;
 use crate::error::reason;
@@ -60,6 +61,8 @@ impl<'a> Adoption<'a> {
         let adopt = async {
             loop {
                 self.adopt_next().await;
+                // A flood of batches must not keep the rest of this thread from its turn.
+                yield_now().await;
             }
         };
         let ended = end.or(adopt).await;

@@ -117,13 +117,15 @@ impl<'a> Courier<'a> {
             // No answer is due, so what comes here is the end: it must be noticed before the next
             // response promises that its connection goes on.
             let Self { running, passage, .. } = self;
-            let leaving = async { Some(next(&running.leavers).await) };
+            let leaving = async { Ok(next(&running.leavers).await) };
             let end = async {
-                let _ = passage.receive().await;
-                None
+                Err(match passage.receive().await {
+                    Ok(None) => End::Closed,
+                    Ok(Some(_)) => End::Senseless,
+                    Err(error) => End::Failed(error),
+                })
             };
-            let leaving = end.or(leaving).await.ok_or(End::Closed)?;
-            self.outbox.push(leaving);
+            self.outbox.push(end.or(leaving).await?);
             self.gather(0).await;
             self.deliver().await?;
         }

@@ -139,6 +139,40 @@ fn idle_connections_end_in_time_although_restarts_come_between() {
     });
 }
 
+/// The time of a request is not idle time, however long the request takes.
+#[test]
+fn a_connection_begins_to_be_idle_behind_its_last_response() {
+    const LIMIT: Duration = Duration::from_secs(1);
+    over_both(|over| {
+        for attempt in 0..5 {
+            let mut server = Handover::staged_with(over, |command| {
+                command.env(IDLE_TIMEOUT, "1");
+            });
+            let mut client = server.in_flight("/wait/restart");
+            let begin = Instant::now();
+            let predecessor = server.restart();
+            // The request lasts for longer than a connection may be idle.
+            thread::sleep((LIMIT + LIMIT / 4).saturating_sub(begin.elapsed()));
+            server.open("restart");
+            let answered = Instant::now();
+            assert_kept(&client.response(), predecessor);
+            server.assert_handed_over(predecessor, 1);
+            // The successor looks for connections that have been idle for too long. No event says
+            // that it has looked.
+            thread::sleep(LIMIT / 3);
+            client.get("/pid");
+            // On a busy machine, the connection may have been idle for too long by now.
+            if answered.elapsed() < LIMIT {
+                assert_kept(&client.response(), server.serving());
+                server.end();
+                return;
+            }
+            server.end();
+            assert!(attempt < 4, "the machine is too busy");
+        }
+    });
+}
+
 // A part of a request.
 
 /// The bytes of half a head go along, wherever it is cut.

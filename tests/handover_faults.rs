@@ -9,7 +9,9 @@
 mod common;
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Write};
+use std::iter;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -20,7 +22,8 @@ use std::time::{Duration, Instant};
 
 use common::handover::{self, Handover, Over, descriptors_of, over_both, suspend};
 use common::{
-    Client, Directory, End, ProcessId, SERVER, copy_file, install, pass_repeat_window, wait_until,
+    Client, Directory, End, ProcessId, Received, SERVER, copy_file, install, pass_repeat_window,
+    wait_until,
 };
 use rustix::process::{Resource, Rlimit, Signal, prlimit};
 
@@ -62,7 +65,7 @@ fn a_suspended_successor_holds_up_only_its_batch() {
         answered.iter_mut().for_each(assert_hello);
         // They go on in the predecessor for as long as the successor is suspended.
         answered.iter_mut().for_each(assert_kept);
-        assert!(!waiting.iter().any(has_something));
+        assert!(!waiting.iter().any(Client::has_something));
         server.serving().signal(Signal::CONT);
         waiting.iter_mut().for_each(assert_hello);
         server.assert_handed_over(predecessor, (BATCH + 50) as u64);
@@ -81,9 +84,10 @@ fn a_batch_that_nobody_answers_is_the_successors_after_the_grace() {
         let predecessor = server.suspend_successor();
         let others = clients.len() - server.wait_for_batch();
         wait_until("the others are closed, when half the grace is over", || {
-            clients.iter().filter(|client| has_something(client)).count() == others
+            clients.iter().filter(|client| client.has_something()).count() == others
         });
-        let (mut closed, mut kept): (Vec<_>, Vec<_>) = clients.into_iter().partition(has_something);
+        let (mut closed, mut kept): (Vec<_>, Vec<_>) =
+            clients.into_iter().partition(Client::has_something);
         assert!(closed.iter_mut().all(|client| client.end() == End::Eof));
         for client in &mut kept {
             client.post("/echo", "hello");
@@ -143,6 +147,83 @@ fn a_successor_that_is_told_to_stop_while_it_adopts_loses_nothing() {
         for process in [predecessor, successor] {
             server.line_of(process, "drained in ");
             assert_eq!(server.exit_code(process), 0, "{}", server.servers.program);
+        }
+    });
+}
+
+/// H4: the predecessor counts the connections of a batch until the answer, and the successor from
+/// then on. So the predecessor does not drain before, and the successor finishes a request in a
+/// connection that it has taken, although it is told to stop before anybody has read its answer.
+#[test]
+fn a_connection_counts_in_either_process() {
+    over_both(|over| {
+        let mut server = Handover::staged(over);
+        let mut client = server.in_flight("/wait/first");
+        let predecessor = server.suspend_successor();
+        let successor = server.serving();
+        // From here on, only the connection holds the drain open.
+        server.line_of(predecessor, "handed over 0 connections in ");
+        server.open("first");
+        assert_eq!(client.response().text(), predecessor.to_string());
+        assert_eq!(server.wait_for_batch(), 1);
+        client.get("/wait/second");
+        server.line_of(predecessor, "the successor does not answer");
+        assert!(!server.servers.program.to_string().contains("drained in "));
+        suspend(predecessor);
+        successor.signal(Signal::CONT);
+        server.line_of(successor, "waiting for second");
+        successor.signal(Signal::TERM);
+        server.line_of(successor, "stopping because of SIGTERM");
+        predecessor.signal(Signal::CONT);
+        server.assert_handed_over(predecessor, 1);
+        assert!(successor.is_running());
+        server.open("second");
+        let response = client.response();
+        assert_eq!((response.text(), response.says_close()), (successor.to_string(), true));
+        assert_eq!(client.end(), End::Eof);
+        let outcome = server.line_of(successor, "drained in ");
+        assert_eq!(handover::number_before(&outcome, " request finished"), 1, "{outcome}");
+        assert_eq!(server.exit_code(successor), 0);
+    });
+}
+
+/// A stop signal to the predecessor in any moment of a restart stops the service before the
+/// successor has taken over, and changes nothing from then on. A request that has come before the
+/// signal is answered either way, and the exit code is 0.
+#[test]
+fn a_stop_signal_in_any_moment_of_a_restart_loses_nothing() {
+    over_both(|over| {
+        // Mostly, a restart takes less than the longest pause. First, both signals come together.
+        let any = iter::repeat_with(|| Some(fastrand::u64(0..100)));
+        for pause in iter::once(None).chain(any.take(5)) {
+            let mut server = Handover::server(over, &[]);
+            let mut clients = idle(&server, 50);
+            let predecessor = server.serving();
+            if let Some(pause) = pause {
+                predecessor.signal(Signal::USR2);
+                thread::sleep(Duration::from_millis(pause));
+            }
+            for client in &mut clients {
+                client.post("/echo", "hello");
+            }
+            if pause.is_none() {
+                predecessor.signal(Signal::USR2);
+            }
+            predecessor.signal(Signal::TERM);
+            let responses = clients.iter_mut().map(Client::response).collect::<Vec<_>>();
+            assert!(responses.iter().all(|response| response.text() == "hello"));
+            let outcome = server.line_of(predecessor, "drained in ");
+            assert_eq!(server.exit_code(predecessor), 0, "{}", server.servers.program);
+            if outcome.ends_with("stopped by SIGUSR2") {
+                server.wait_for_successor();
+                assert!(!responses.iter().any(Received::says_close));
+                clients.iter_mut().for_each(assert_kept);
+                stop(server);
+            } else {
+                assert!(outcome.ends_with("stopped by SIGTERM"), "{outcome}");
+                assert!(clients.iter_mut().all(|client| client.end() == End::Eof));
+                wait_until("the successor is gone", || server.processes().next().is_none());
+            }
         }
     });
 }
@@ -341,7 +422,8 @@ fn taken_by_short_successor(over: Over, lines: &str, shorten: impl FnOnce(Proces
         assert_eq!(client.response().text(), "hello");
     }
     let taken = server.handed_over(predecessor);
-    let (mut closed, mut kept): (Vec<_>, Vec<_>) = clients.into_iter().partition(has_something);
+    let (mut closed, mut kept): (Vec<_>, Vec<_>) =
+        clients.into_iter().partition(Client::has_something);
     assert!(closed.iter_mut().all(|client| client.end() == End::Eof));
     assert_eq!(kept.len() as u64, taken);
     kept.iter_mut().for_each(assert_kept);
@@ -431,24 +513,31 @@ fn a_successor_of_an_older_version_leaves_the_connections() {
 }
 
 /// H6: the connections of a listener that the successor did not take are closed, and those of the
-/// other one go on.
+/// other one go on. H8: this holds for connections that have come along, too.
 #[test]
 fn connections_of_a_listener_that_is_not_taken_are_closed() {
     over_both(|over| {
-        let mut server = Handover::server(over, &["--listen", "127.0.0.2:0"]);
-        let line = server.line_of(server.serving(), "listening on 127.0.0.2:");
-        let other = line.rsplit(' ').next().unwrap().parse().unwrap();
-        let mut left = [Client::connect(other), Client::connect(other)];
-        left.iter_mut().for_each(assert_kept);
-        let mut kept = idle(&server, 3);
-        server.successors_run(&format!("set -- --listen {}", server.address));
-        let predecessor = server.restart();
-        for client in &mut left {
-            assert_eq!(client.end(), End::Eof);
+        for come_along in [false, true] {
+            let mut server = Handover::server(over, &["--listen", "127.0.0.2:0"]);
+            let line = server.line_of(server.serving(), "listening on 127.0.0.2:");
+            let second: SocketAddr = line.rsplit(' ').next().unwrap().parse().unwrap();
+            let mut left = idle(&server, 3);
+            let mut kept = [Client::connect(second), Client::connect(second)];
+            kept.iter_mut().for_each(assert_kept);
+            if come_along {
+                server.hand_over(5);
+                left.iter_mut().chain(&mut kept).for_each(assert_kept);
+            }
+            // The listener is the second one, and the first one of the successor.
+            server.successors_run(&format!("set -- --listen {second}"));
+            let predecessor = server.restart();
+            for client in &mut left {
+                assert_eq!(client.end(), End::Eof);
+            }
+            server.assert_handed_over(predecessor, 2);
+            kept.iter_mut().for_each(assert_kept);
+            server.end();
         }
-        server.assert_handed_over(predecessor, 3);
-        kept.iter_mut().for_each(assert_kept);
-        server.end();
     });
 }
 
@@ -469,7 +558,7 @@ fn connections_go_when_the_predecessors_workers_can_run_again() {
         }
         let predecessor = server.restart();
         assert_kept(&mut server.connect());
-        assert!(!clients.iter().chain(&blocked).any(has_something));
+        assert!(!clients.iter().chain(&blocked).any(Client::has_something));
         server.open("workers");
         for client in &mut blocked {
             let response = client.response();
@@ -503,7 +592,7 @@ fn a_successor_whose_workers_are_blocked_takes_connections() {
         for client in &mut clients {
             client.post("/echo", "hello");
         }
-        assert!(!clients.iter().chain(&blocked).any(has_something));
+        assert!(!clients.iter().chain(&blocked).any(Client::has_something));
         server.open("workers");
         for client in &mut clients {
             let response = client.response();
@@ -588,9 +677,9 @@ fn post_during_batch(server: &Handover, mut clients: Vec<Client>) -> (Vec<Client
         client.post("/echo", "hello");
     }
     wait_until("the predecessor has answered the others", || {
-        clients.iter().filter(|client| !has_something(client)).count() <= batch
+        clients.iter().filter(|client| !client.has_something()).count() <= batch
     });
-    clients.into_iter().partition(has_something)
+    clients.into_iter().partition(Client::has_something)
 }
 
 /// Stops the last process when a process before it was killed or has cut something, and asserts that
@@ -613,12 +702,4 @@ fn assert_hello(client: &mut Client) {
 fn assert_kept(client: &mut Client) {
     let response = client.get("/livez").response();
     assert_eq!((&*response.text(), response.says_close()), ("live\n", false));
-}
-
-/// Returns `true` if the client can read something, or the end.
-fn has_something(client: &Client) -> bool {
-    client.stream.set_nonblocking(true).unwrap();
-    let peeked = client.stream.peek(&mut [0]);
-    client.stream.set_nonblocking(false).unwrap();
-    !peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }

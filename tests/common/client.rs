@@ -143,6 +143,14 @@ impl Client {
         assert!(peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
     }
 
+    /// Returns `true` if there is something to read, and be it the end.
+    pub fn has_something(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let peeked = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).unwrap();
+        !peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    }
+
     fn of_socket(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();

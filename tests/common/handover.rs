@@ -282,6 +282,11 @@ impl Handover {
         copies.collect()
     }
 
+    /// Returns the inode of the socket that listens.
+    pub fn listener(&self) -> u64 {
+        self.sockets(true)[0]
+    }
+
     /// Returns the inodes of all sockets that have the server's address: those that listen, or the
     /// connections that were accepted.
     fn sockets(&self, that_listen: bool) -> Vec<u64> {
@@ -360,7 +365,7 @@ impl Handover {
 
     /// Returns the processes that have this server's directory in their environment: all of the
     /// server's, also those that the test does not know of.
-    fn processes(&self) -> impl Iterator<Item = ProcessId> {
+    pub fn processes(&self) -> impl Iterator<Item = ProcessId> {
         let own = format!("{DIRECTORY}={}", self.directory.path().display());
         let numbers = fs::read_dir("/proc").unwrap();
         let numbers = numbers.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
