@@ -110,7 +110,7 @@ fn a_passage_that_closes_without_an_answer_gives_the_batch_back() {
 #[test]
 fn idle_connections_are_asked_a_batch_at_a_time() {
     over_both(|over| {
-        // The predecessor asks the next ones if none has come after 2 ms, as on a busy machine.
+        // The predecessor asks the next ones if none has come for a while, as on a busy machine.
         let is_met = (0..5).any(|_| serves_all_but_a_batch(over));
         assert!(is_met, "those that were not asked are not served");
     });
