@@ -173,7 +173,7 @@ fn a_connection_counts_in_either_process() {
         successor.signal(Signal::CONT);
         server.line_of(successor, "waiting for second");
         successor.signal(Signal::TERM);
-        server.line_of(successor, "stopping because of SIGTERM");
+        server.wait_until_stopping(successor);
         predecessor.signal(Signal::CONT);
         server.assert_handed_over(predecessor, 1);
         assert!(successor.is_running());

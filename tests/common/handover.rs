@@ -159,11 +159,17 @@ impl Handover {
     /// Lets a successor take over, and returns its predecessor, which accepts nobody any more.
     pub fn restart(&mut self) -> ProcessId {
         let predecessor = self.take_over();
-        wait_until("the predecessor has closed its listener", || {
-            let listening = self.sockets(true);
-            !open_sockets(predecessor).iter().any(|(_, inode)| listening.contains(inode))
-        });
+        self.wait_until_stopping(predecessor);
         predecessor
+    }
+
+    /// Waits until `process` has closed its listener, which comes behind the line of its log and
+    /// behind the begin of its stop.
+    pub fn wait_until_stopping(&self, process: ProcessId) {
+        wait_until("the process has closed its listener", || {
+            let listening = self.sockets(true);
+            !open_sockets(process).iter().any(|(_, inode)| listening.contains(inode))
+        });
     }
 
     /// Lets a successor take over, and returns its predecessor, which may still accept clients that
