@@ -37,13 +37,15 @@ struct Predecessor {
     passage: Passage,
     /// How many connections have come from it.
     taken: usize,
+    /// A connection was refused, and the log has said so.
+    was_refused: bool,
 }
 
 /// The reach of a refusal.
 enum Refusal {
-    /// Another one may be taken.
+    /// Only this connection is refused.
     This,
-    /// No further one would be taken either.
+    /// Every further connection would be refused, too.
     All,
 }
 
@@ -112,6 +114,13 @@ impl<'a> Adoption<'a> {
             match self.take(record, socket) {
                 Ok(connection) => taken.push(connection),
                 Err(why) => {
+                    if matches!(why, Refusal::This) && !self.predecessors[index].was_refused {
+                        self.predecessors[index].was_refused = true;
+                        log::warn!(
+                            "a connection stays with the predecessor: its listener is none of this \
+                             process's, or no events can be had for its socket"
+                        );
+                    }
                     refusal = Some(why);
                     break;
                 }
@@ -122,25 +131,22 @@ impl<'a> Adoption<'a> {
             count: u16::try_from(taken.len()).unwrap_or(u16::MAX),
             takes_more: !matches!(refusal, Some(Refusal::All)),
         });
-        let predecessor = &mut self.predecessors[index];
-        let answered = predecessor.passage.send(&answer, &[]);
-        let failure = match &answered {
-            // A predecessor that is gone has left them to this process.
-            Err(error) if !is_gone(error) => {
+        let end = match self.predecessors[index].passage.send(&answer, &[]) {
+            Ok(()) => None,
+            // The predecessor has ended, so the sockets are this process's (rule H2).
+            Err(error) if is_gone(&error) => Some(None),
+            Err(error) => {
                 // Nobody has read them. The predecessor takes them back when the passage closes.
                 drop(taken);
-                Some(reason(error))
-            }
-            _ => {
-                predecessor.taken += taken.len();
-                for (connection, counted) in taken {
-                    self.running.go_on(connection, counted);
-                }
-                None
+                return self.remove(index, Some(&reason(&error)));
             }
         };
-        if answered.is_err() {
-            self.remove(index, failure.as_deref());
+        self.predecessors[index].taken += taken.len();
+        for (connection, counted) in taken {
+            self.running.go_on(connection, counted);
+        }
+        if let Some(failure) = end {
+            self.remove(index, failure);
         }
     }
 
@@ -156,8 +162,9 @@ impl<'a> Adoption<'a> {
         let place = running.places.try_take().ok_or(Refusal::All)?;
         let (transport, peer) = Transport::of(socket).map_err(|_| Refusal::This)?;
         let now = Instant::now();
-        let seat = running.seat(listener, peer, now.checked_sub(idle).unwrap_or(now));
-        seat.come_back(seat.since(), has_begun(&ahead));
+        let since = now.checked_sub(idle).unwrap_or(now);
+        let seat = running.seat(listener, peer, since);
+        seat.come_back(since, has_begun(&ahead));
         let counted = running.count(&seat, Some(place)).ok_or(Refusal::All)?;
         Ok((Movable { transport, ahead }, counted))
     }
@@ -172,7 +179,7 @@ impl<'a> Adoption<'a> {
 
 impl Predecessor {
     fn new(passage: Passage) -> Self {
-        Self { passage, taken: 0 }
+        Self { passage, taken: 0, was_refused: false }
     }
 
     fn log(&self) {

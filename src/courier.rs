@@ -24,7 +24,7 @@ use crate::error::reason;
 use crate::restart::message::{BATCH, Message, Record, Taken};
 use crate::restart::outbox::{Carried, Outbox};
 use crate::restart::passage::{Passage, Received, is_congested, is_gone};
-use crate::server::{Running, sleep};
+use crate::server::{Running, sleep, stays};
 use crate::stop::activity::Doing;
 use crate::stop::orders::{Departure, HandOver};
 use crate::stop::outcome::count_of;
@@ -37,7 +37,7 @@ pub(crate) struct Courier<'a> {
     running: &'a Running,
     passage: Passage,
     outbox: Outbox<Leaving>,
-    /// How far connections are to go, as long as the successor answers.
+    /// The order to give again after a pause: first [`HandOver::Asking`], and then [`HandOver::All`].
     asks: HandOver,
     began: Instant,
     /// The successor has not answered in time once, and the log has said so.
@@ -60,6 +60,8 @@ enum End {
     Senseless,
     /// There is no answer to a batch, which stays with both.
     Silent,
+    /// The answer to a batch cannot be read. The batch stays with both.
+    Unreadable(io::Error),
 }
 
 impl<'a> Courier<'a> {
@@ -79,8 +81,8 @@ impl<'a> Courier<'a> {
     /// Hands over the connections of the server, and the passages from which further connections
     /// come. Never ends.
     ///
-    /// `guard` holds the drain open until every connection was asked. Connections that are under
-    /// way hold it open themselves.
+    /// `guard` holds the drain open until every connection was asked. Connections on their way hold
+    /// it open themselves ([`Leaving::counted`]).
     pub(crate) async fn run<T>(mut self, predecessors: Vec<Passage>, guard: Option<Guard>) -> T {
         let token = self.running.service.shutdown.token();
         let hand_over = async {
@@ -92,7 +94,7 @@ impl<'a> Courier<'a> {
             // A batch that both have counts in neither number.
             let stay = self.seats(|seat| !is_ending(seat)).len().saturating_sub(self.outbox.sent());
             let level = if stay == 0 { Level::Debug } else { Level::Warn };
-            log::log!(level, "{}, {stay} stay: {end}", self.summary());
+            log::log!(level, "{}, {}: {end}", self.summary(), stays(stay));
             self.serve_until_linger_is_over().await;
             self.serve_to_the_end().await;
         };
@@ -142,7 +144,7 @@ impl<'a> Courier<'a> {
             }
         };
         while let Err(error) = self.passage.send(&Message::Passage, &[end.as_fd()]) {
-            self.wait_in_congestion(error).await?;
+            self.after_failed_send(error).await?;
         }
         self.congested_until = None;
         Ok(())
@@ -175,9 +177,10 @@ impl<'a> Courier<'a> {
         self.order(HandOver::All);
         let mut moved = (self.handed_over, Instant::now());
         loop {
-            let can_leave_now = |seat: &Seat| seat.can_leave() && is_between(seat);
+            let can_leave_now = |seat: &Seat| seat.can_leave() && may_leave_soon(seat);
             let count = self.seats(can_leave_now).len();
-            if moved.0 != self.handed_over {
+            // In a congestion, `after_failed_send` says when it has lasted too long.
+            if moved.0 != self.handed_over || self.congested_until.is_some() {
                 moved = (self.handed_over, Instant::now());
             }
             if count == 0 || moved.1.elapsed() >= SOON {
@@ -188,14 +191,13 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// Takes in the connections that leave, until so many wait or no more seem to come, and then
-    /// those that are there.
+    /// Moves the connections that leave into the outbox. Waits up to [`SOON`] for the first one, and
+    /// then up to [`GATHERING`] for `expected` of them.
     async fn gather(&mut self, expected: usize) {
         let Self { running, outbox, .. } = self;
         // On a busy machine the first one takes longer. Without it nothing could be delivered, and
         // more than a batch would be asked.
-        for time in [SOON, GATHERING] {
-            let wanted = if time == SOON { expected.min(1) } else { expected };
+        for (wanted, time) in [(expected.min(1), SOON), (expected, GATHERING)] {
             let come = async {
                 while outbox.waiting() < wanted {
                     outbox.push(next(&running.leavers).await);
@@ -216,7 +218,7 @@ impl<'a> Courier<'a> {
             let sockets: Vec<_> = batch.iter().map(|leaving| leaving.socket.as_fd()).collect();
             if let Err(error) = self.passage.send(&message, &sockets) {
                 self.outbox.not_sent();
-                self.wait_in_congestion(error).await?;
+                self.after_failed_send(error).await?;
                 continue;
             }
             self.congested_until = None;
@@ -229,17 +231,20 @@ impl<'a> Courier<'a> {
     ///
     /// # Errors
     ///
-    /// Returns [`End::Failed`] if nothing can be sent any more.
-    async fn wait_in_congestion(&mut self, error: io::Error) -> Result<(), End> {
+    /// The reason for which nothing can be sent any more.
+    async fn after_failed_send(&mut self, error: io::Error) -> Result<(), End> {
         if is_gone(&error) {
             return Err(End::Closed);
+        }
+        if !is_congested(&error) {
+            return Err(End::Failed(error));
         }
         let end = Instant::now() + self.patience().min(CONGESTED_AT_MOST);
         if self.congested_until.is_none() {
             log::info!("connections wait until the kernel passes them on: {}", reason(&error));
         }
         let until = *self.congested_until.get_or_insert(end);
-        if !is_congested(&error) || Instant::now() >= until {
+        if Instant::now() >= until {
             return Err(End::Failed(error));
         }
         self.order(HandOver::Asking);
@@ -272,7 +277,7 @@ impl<'a> Courier<'a> {
             None
         };
         if let Some(answer) = in_time.or(late).await {
-            return self.settle(&answer);
+            return self.settle(answer);
         }
         if !mem::replace(&mut self.was_silent, true) {
             log::warn!(
@@ -283,7 +288,7 @@ impl<'a> Courier<'a> {
         let given_up = sleep(self.patience());
         let answer = self.serve_until(given_up).await.ok_or(End::Silent)?;
         self.order(self.asks);
-        self.settle(&answer)
+        self.settle(answer)
     }
 
     /// Treats what is left as in any stop (rule H6). Its idle connections may still send a request
@@ -293,7 +298,7 @@ impl<'a> Courier<'a> {
         let mut over = pin!(sleep(linger));
         // An answer may still come to the batch that both have.
         while let Some(answer) = self.serve_until(&mut over).await {
-            let _ = self.settle(&answer);
+            self.settle_late(answer).await;
         }
     }
 
@@ -301,7 +306,15 @@ impl<'a> Courier<'a> {
     async fn serve_to_the_end(&mut self) {
         self.order(HandOver::None);
         while let Some(answer) = self.serve_until(future::pending()).await {
-            let _ = self.settle(&answer);
+            self.settle_late(answer).await;
+        }
+    }
+
+    /// Takes note of an answer that comes when the hand-over is over.
+    async fn settle_late(&mut self, answer: Answer) {
+        if let Err(End::Unreadable(_)) = self.settle(answer) {
+            // The error may come again and again, and others need their turn.
+            sleep(CONGESTED).await;
         }
     }
 
@@ -332,9 +345,9 @@ impl<'a> Courier<'a> {
     }
 
     /// Takes note of an answer. Returns the reason if the hand-over is over.
-    fn settle(&mut self, answer: &Answer) -> Result<(), End> {
+    fn settle(&mut self, answer: Answer) -> Result<(), End> {
         let taken = match answer {
-            Ok(Some((Message::Taken(taken), _))) => *taken,
+            Ok(Some((Message::Taken(taken), _))) => taken,
             Ok(None) => {
                 self.outbox.take_back();
                 return Err(End::Closed);
@@ -344,7 +357,7 @@ impl<'a> Courier<'a> {
                 return Err(self.give_up_batch());
             }
             // The successor may have the batch, so it does not come back (rule H2).
-            Err(_) => return Err(End::Silent),
+            Err(error) => return Err(End::Unreadable(error)),
         };
         let Taken { takes_more, .. } = taken;
         let Some(settled) = self.outbox.settle(taken) else { return Err(self.give_up_batch()) };
@@ -431,8 +444,7 @@ impl<'a> Courier<'a> {
             return String::new();
         }
         let reasons = reasons.iter().map(|(reason, count)| format!("{count} {reason}"));
-        let verb = if count == 1 { "stays" } else { "stay" };
-        format!(", {count} {verb}: {}", reasons.collect::<Vec<_>>().join(", "))
+        format!(", {}: {}", stays(count), reasons.collect::<Vec<_>>().join(", "))
     }
 
     fn reason_to_stay(&self, seat: &Seat) -> &'static str {
@@ -444,7 +456,7 @@ impl<'a> Courier<'a> {
                 "of a listener with a wrapper (TLS)"
             }
             _ if !seat.can_leave() => "of a listener that the successor does not have",
-            _ if is_between(seat) => "not gone yet",
+            _ if may_leave_soon(seat) => "not gone yet",
             _ => "with a request under way",
         }
     }
@@ -466,6 +478,9 @@ impl fmt::Display for End {
             Self::Failed(error) => write!(f, "the passage has failed: {}", reason(error)),
             Self::Full => f.write_str("the successor has no place or no descriptor left, or stops"),
             Self::Senseless => f.write_str("the successor's answer makes no sense"),
+            Self::Unreadable(error) => {
+                write!(f, "the successor's answer cannot be read: {}", reason(error))
+            }
             Self::Silent => f.write_str("the successor does not answer"),
         }
     }
@@ -480,15 +495,16 @@ impl Carried for Leaving {
 fn record(leaving: &Leaving) -> Record {
     let seat = &leaving.counted.seat;
     Record {
-        // Only connections of such a listener leave.
+        // A connection leaves only if its listener has an inode here (`Orders::can_leave`).
         listener: seat.orders.adopted_as(seat.listener()).unwrap_or_default(),
         idle: leaving.idle_for(),
         ahead: leaving.ahead.clone(),
     }
 }
 
-/// Returns `true` if the connection leaves as soon as its task runs.
-fn is_between(seat: &Seat) -> bool {
+/// Returns `true` if the connection is on its way, or leaves as soon as its task runs, apart from one
+/// with a long head.
+fn may_leave_soon(seat: &Seat) -> bool {
     matches!(seat.doing(), Doing::Accepted | Doing::Idle | Doing::Head | Doing::Leaving)
 }
 
@@ -522,5 +538,5 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How long the courier waits if the kernel sends nothing at the moment.
 const CONGESTED: Duration = Duration::from_millis(50);
 
-/// A bound that no deadline goes beyond.
+/// Keeps a deadline from an overflow when the grace is endless.
 const CONGESTED_AT_MOST: Duration = Duration::from_secs(24 * 60 * 60);

@@ -382,9 +382,9 @@ impl Process {
 
         // Not on the workers: what connections keep and what requests need for a moment are then
         // allocated apart, so that many idle connections do not slow down the busy ones.
-        let (send, successor) = channel::bounded(1);
-        let control = running.control(tell).or(self.obey(signals, &shutdown, &running, send));
-        let control = control.or(running.accept()).or(carry(&running, passage, successor));
+        let (begin, begun) = channel::bounded(1);
+        let control = running.control(tell).or(self.obey(signals, &shutdown, &running, begin));
+        let control = control.or(running.accept()).or(carry(&running, passage, begun));
         // This `block_on` only parks: it takes no I/O events away from the workers.
         running.verdict(future::block_on(control))
     }
@@ -399,7 +399,7 @@ impl Process {
     ) -> Outcome {
         let token = shutdown.token();
         let mut state = State::Running;
-        let mut way = None;
+        let mut to_successor = None;
         let none = || -> Successor<'_> { Box::pin(future::pending()) };
         let mut successor = none();
         loop {
@@ -421,8 +421,8 @@ impl Process {
             };
             let started = async {
                 match (&mut successor).await {
-                    Ok((pid, to_successor)) => {
-                        way = to_successor;
+                    Ok((pid, way)) => {
+                        to_successor = way;
                         Event::SuccessorReady(pid)
                     }
                     Err(error) => {
@@ -435,12 +435,12 @@ impl Process {
             (state, action) = state.on(own_stop.or(signal).or(started).await, self.repeat_window);
             match action {
                 Action::StartSuccessor(_) => successor = start_successor(running, self.patience),
-                // A successor that is dropped before it is ready is told to stop.
+                // Dropping the future tells a successor that is not ready to stop.
                 Action::GiveUpSuccessor | Action::GiveUpSuccessorAndStop(_) => successor = none(),
                 Action::HandOver(..) => {
                     successor = none();
                     running.succeeded();
-                    match way.take() {
+                    match to_successor.take() {
                         Some(ToSuccessor { passage, adopted }) => {
                             // Before the stop: a response in between would say `close`.
                             let guard = running.begin_hand_over(adopted);

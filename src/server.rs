@@ -28,6 +28,7 @@ use crate::listen::Listen;
 use crate::listen::listener::Listener;
 use crate::listen::source::Accepted;
 use crate::places::{Place, Places};
+use crate::stop::activity::Doing;
 use crate::stop::orders::Order;
 use crate::stop::outcome::{Draining, Outcome};
 use crate::stop::phase::Phase;
@@ -505,8 +506,8 @@ impl Running {
         self.is_succeeded.store(true, Ordering::Release);
     }
 
-    /// Lets the connections of those listeners go to a successor that have an inode in `adopted`,
-    /// from the coming stop on. The guard holds the drain open until each connection was asked.
+    /// Lets connections go to a successor, from the coming stop on: those of the listeners that have
+    /// an inode in `adopted`. The guard holds the drain open until each connection was asked.
     pub(crate) fn begin_hand_over(&self, adopted: Vec<Option<u64>>) -> Option<Guard> {
         self.service.orders.begin_hand_over(adopted);
         self.service.shutdown.admit(Holder::Server)
@@ -520,15 +521,17 @@ impl Running {
     /// Logs that no connection goes to the successor, and why.
     pub(crate) fn log_that_all_stay(&self) {
         let Service { shutdown, orders, .. } = &*self.service;
-        let all = shutdown.seats(|registry| registry.seats_of(orders).cloned().collect()).len();
+        let all = shutdown.seats(|registry| {
+            let seats = registry.seats_of(orders);
+            seats.filter(|seat| seat.doing() != Doing::Closing).cloned().collect()
+        });
         let reason = if self.listeners.iter().any(Listener::can_move_connections) {
-            "the successor takes none (an older version, or a program with `serve`)"
+            "the successor takes none (another version, a program with `serve`, or no passage)"
         } else {
             "of a listener with a wrapper (TLS)"
         };
-        if all > 0 {
-            let verb = if all == 1 { "stays" } else { "stay" };
-            log::info!("handed over 0 connections, {all} {verb}: {reason}");
+        if !all.is_empty() {
+            log::info!("handed over 0 connections, {}: {reason}", stays(all.len()));
         }
     }
 
@@ -592,6 +595,11 @@ fn period(limits: &Limits, phase: Phase) -> Duration {
     let shortest = head_timeout.min(idle_timeout).min(stall_timeout);
     let longest = if phase == Phase::Running { 1000 } else { 100 };
     (shortest / 8).clamp(Duration::from_millis(5), Duration::from_millis(longest))
+}
+
+/// Says that so many connections stay in the predecessor: `1 stays`, `3 stay`.
+pub(crate) fn stays(count: usize) -> String {
+    format!("{count} {}", if count == 1 { "stays" } else { "stay" })
 }
 
 pub(crate) async fn sleep(duration: Duration) {

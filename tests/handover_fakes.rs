@@ -52,7 +52,7 @@ fn a_batch_with_a_senseless_answer_is_the_successors() {
             let mut batch = successor.passage.batch();
             assert_eq!((batch.number, batch.sockets.len()), (1, 1));
             successor.passage.send(answer, &[]);
-            server.line_of(predecessor, " stay: the successor's answer makes no sense");
+            server.line_of(predecessor, ": the successor's answer makes no sense");
             // When this one has ended, the predecessor has done what it does about the others.
             server.open("answer");
             assert_eq!(busy.response().text(), predecessor.to_string());
@@ -77,7 +77,7 @@ fn a_second_answer_to_a_batch_ends_the_hand_over() {
         assert_eq!(successor.passage.batch().sockets.len(), 1);
         successor.passage.send(&taken(1, 1), &[]);
         successor.passage.send(&taken(1, 1), &[]);
-        server.line_of(predecessor, " stay: the successor's answer makes no sense");
+        server.line_of(predecessor, ": the successor's answer makes no sense");
         server.open("answer");
         assert!(client.response().says_close());
         server.assert_handed_over(predecessor, 1);
@@ -95,7 +95,7 @@ fn a_passage_that_closes_without_an_answer_gives_the_batch_back() {
         let mut successor = Successor::of(&mut server);
         drop(successor.passage.batch());
         successor.close();
-        server.line_of(predecessor, " stay: the successor has closed the passage");
+        server.line_of(predecessor, ": the successor has closed the passage");
         for client in &mut clients {
             let response = client.post("/echo", "hello").response();
             assert_eq!((&*response.text(), response.says_close()), ("hello", true));

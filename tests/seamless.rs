@@ -8,7 +8,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Directory, Generations, PATIENCE, ProcessId, Program, SERVER, output_within, text};
+use common::{
+    Directory, Generations, PATIENCE, ProcessId, Program, SERVER, output_within, run_ok, text,
+};
 use rustix::process::Pid;
 
 /// Ten times in a row, over TCP: no request is lost or refused, and no connection is closed. The
@@ -38,6 +40,8 @@ fn assert_seamless(directory: &Directory, listen: &str) {
         _ => listen.to_owned(),
     };
 
+    // `cargo test` builds this example's own tests, and not the example.
+    run_ok(Command::new(env!("CARGO")).args(["build", "--quiet", "--example", "lossless"]), b"");
     let flags = "--seamless --idle 2000 --blind --clients 32 --longest 5ms --restarts 10";
     let mut lossless = Program::example_command("lossless", &["--address", &address]);
     let usr2 = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/lossless/usr2");

@@ -109,10 +109,11 @@ pub(crate) async fn restart_with_connections(
     if adopted.is_empty() {
         return Ok((pid, None));
     }
-    let is_adopted = |listener: &&Listener| {
-        adopted.iter().any(|other| other.is_same(listener)) && listener.can_move_connections()
+    let is_adopted = |listener: &Listener| {
+        listener.can_move_connections() && adopted.iter().any(|other| other.is_same(listener))
     };
-    let adopted = listeners.iter().map(|one| Some(one).filter(is_adopted)?.inode()).collect();
+    let inode = |listener: &Listener| if is_adopted(listener) { listener.inode() } else { None };
+    let adopted = listeners.iter().map(inode).collect();
     Ok((pid, own.map(|passage| ToSuccessor { passage, adopted })))
 }
 

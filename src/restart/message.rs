@@ -24,7 +24,8 @@ pub(crate) enum Message {
 pub(crate) struct Record {
     /// The inode of the listener that the connection came to.
     pub(crate) listener: u64,
-    /// How long the connection has been idle, to the millisecond.
+    /// How long the connection has been idle, or since when the first byte of its request is there,
+    /// to the millisecond.
     pub(crate) idle: Duration,
     /// The bytes that were read of the socket and not answered.
     pub(crate) ahead: Vec<u8>,

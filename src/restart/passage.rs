@@ -1,8 +1,8 @@
 //! [`Passage`]: one end of the socket pair through which connections go from a process to its
 //! successor.
 //!
-//! Invariant: a message and its descriptors come whole or not at all, and no program that this
-//! process starts inherits a descriptor of a passage. Knows neither connections nor servers.
+//! Invariant: a message and its descriptors come whole or not at all, and no program inherits a
+//! descriptor of a passage, apart from a successor, which gets its own end. Knows neither connections nor servers.
 
 use std::env;
 use std::fmt::Write;
@@ -110,8 +110,9 @@ impl Passage {
             ready!(self.socket.poll_readable(cx))?;
         }
         Poll::Ready(match receive_packet(self.socket.as_fd()) {
-            // The other end was closed with something unread. If the kernel has not said so to the
-            // look, it does now, before it gives what is queued here.
+            // If the other process closes its end with something unread, Linux reports ECONNRESET
+            // once, and gives the queued answer to the next read. `is_empty` may have taken that
+            // report already. So this reads once more, and a second report is the end.
             Err(error) if is_reset(&error) => match receive_packet(self.socket.as_fd()) {
                 Err(error) if is_reset(&error) => Ok(None),
                 received => received,
@@ -194,13 +195,12 @@ pub(crate) fn is_congested(error: &io::Error) -> bool {
 
 const SPACE: usize = cmsg_space!(ScmRights(BATCH));
 
-// Nobody inherits either end, and nobody inherits what is received.
-
 #[cfg(not(target_vendor = "apple"))]
 fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
+/// CLOEXEC, so that no program inherits what is received.
 #[cfg(not(target_vendor = "apple"))]
 const RECEIVE: RecvFlags = RecvFlags::CMSG_CLOEXEC;
 

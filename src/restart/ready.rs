@@ -16,7 +16,8 @@ use crate::restart::passage::Passage;
 /// successor, tells the predecessor instead, whose sockets are this process's own from then on. A
 /// program that calls this takes no connections of the predecessor; only [`run`] does.
 ///
-/// [`run`] calls this by itself. A program with [`Server::serve`] has to call it when it is ready:
+/// [`run`] reports by itself, so do not call this there: the predecessor would keep its connections.
+/// A program with [`Server::serve`] has to call it when it is ready:
 /// until then a unit with `Type=notify` is not started, and the predecessor goes on serving. Only
 /// [`run`] sends the manager anything else, namely STOPPING, EXTEND_TIMEOUT_USEC, WATCHDOG and how
 /// the drain goes on. A program with [`Server::serve`] may send those itself: in a successor to the

@@ -174,8 +174,8 @@ impl Seat {
         self.come_back(Instant::now(), false);
     }
 
-    /// Notes that the server goes on with a connection that was on its way: idle since that time, or
-    /// with a request of which a part was read.
+    /// Notes that the server goes on with a connection. `since` is when it fell idle, or when its
+    /// request began if a part of one was read.
     pub(crate) fn come_back(&self, since: Instant, has_begun: bool) {
         *lock(&self.now) = Now { since, head: None };
         self.activity.begin(if has_begun { Doing::Head } else { Doing::Idle });
