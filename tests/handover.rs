@@ -11,6 +11,7 @@ mod common;
 use std::fmt::Display;
 use std::io::Write;
 use std::iter;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -178,13 +179,19 @@ fn a_connection_begins_to_be_idle_behind_its_last_response() {
 /// The bytes of half a head go along, wherever it is cut.
 #[test]
 fn half_a_head_is_completed_at_the_successor() {
+    assert_completed(HEAD, 1..HEAD.len());
+}
+
+/// Cuts the beginning `whole` of a request at each of these places, on a new connection and on one
+/// that has served a request. The predecessor gets the first part, and the successor the second.
+fn assert_completed(whole: &str, cuts: Range<usize>) {
     over_both(|over| {
         let mut server = Handover::server(over, &[]);
         let mut halves = Vec::new();
-        for cut in 1..HEAD.len() {
+        for cut in cuts.clone() {
             for mut client in [server.connect(), server.idle()] {
-                client.send(&HEAD[..cut]);
-                halves.push((client, &HEAD[cut..]));
+                client.send(&whole[..cut]);
+                halves.push((client, &whole[cut..]));
             }
         }
         server.accepted();
@@ -234,23 +241,7 @@ fn a_head_may_take_ten_processes() {
 /// An empty line in front of a request belongs to it (RFC 9112 section 2.2), also in two processes.
 #[test]
 fn an_empty_line_is_followed_by_a_head_at_the_successor() {
-    over_both(|over| {
-        let mut server = Handover::server(over, &[]);
-        let whole = "\r\n\r\n".to_owned() + HEAD;
-        let mut halves = Vec::new();
-        for cut in 1..=5 {
-            for mut client in [server.connect(), server.idle()] {
-                client.send(&whole[..cut]);
-                halves.push((client, &whole[cut..]));
-            }
-        }
-        server.accepted();
-        server.hand_over(halves.len() as u64);
-        for (client, rest) in &mut halves {
-            assert_kept(&client.send(rest).response(), "live\n");
-        }
-        server.end();
-    });
+    assert_completed(&("\r\n\r\n".to_owned() + HEAD), 1..6);
 }
 
 /// A body that has begun is read to its end by the process that has begun it. Then the connection
