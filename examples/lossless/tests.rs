@@ -299,7 +299,8 @@ fn a_close_without_a_word_is_a_loss_only_to_the_blind() {
         assert!(report.untold >= 8, "{report}");
         assert_eq!(report.lost(), report.crossed, "{report}");
         if is_blind {
-            assert_eq!(report.crossed, report.untold, "{report}");
+            // The last close of a client may come behind its last request.
+            assert!((8..=report.untold).contains(&report.crossed), "{report}");
         } else {
             // A client may happen to send before the close has arrived.
             assert!(report.crossed < 4, "{report}");
