@@ -37,7 +37,7 @@ pub(crate) struct Courier<'a> {
     running: &'a Running,
     passage: Passage,
     outbox: Outbox<Leaving>,
-    /// The order to give again after a pause: first [`HandOver::Asking`], and then [`HandOver::All`].
+    /// The order to give again after a pause: first [`HandOver::Asking`], then [`HandOver::All`].
     asks: HandOver,
     began: Instant,
     /// The successor has not answered in time once, and the log has said so.
@@ -502,8 +502,8 @@ fn record(leaving: &Leaving) -> Record {
     }
 }
 
-/// Returns `true` if the connection is on its way, or leaves as soon as its task runs, apart from one
-/// with a long head.
+/// Returns `true` if the connection is on its way, or leaves as soon as its task runs, unless it has
+/// a long head.
 fn may_leave_soon(seat: &Seat) -> bool {
     matches!(seat.doing(), Doing::Accepted | Doing::Idle | Doing::Head | Doing::Leaving)
 }

@@ -37,7 +37,7 @@ impl Conn<'_> {
                 seat.activity.begin(if asked { Doing::Accepted } else { Doing::Idle });
                 return Poll::Ready(FirstBytes::Close);
             }
-            // An expired connection stays for its last look: the successor would find it expired, too.
+            // One that is expired stays for its last look: the successor would find it expired, too.
             if seat.order() == Order::Leave && !seat.is_expired() {
                 return Poll::Ready(FirstBytes::Leave);
             }

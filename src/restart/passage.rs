@@ -2,7 +2,8 @@
 //! successor.
 //!
 //! Invariant: a message and its descriptors come whole or not at all, and no program inherits a
-//! descriptor of a passage, apart from a successor, which gets its own end. Knows neither connections nor servers.
+//! descriptor of a passage, apart from a successor, which gets its own end. Knows neither
+//! connections nor servers.
 
 use std::env;
 use std::fmt::Write;
