@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Open <http://127.0.0.1:8082>, and restart the server with `pkill -nx -USR2 events`, or stop it
-//! with //! Ctrl-C and start it again: the numbers go on.
+//! with Ctrl-C and start it again: the numbers go on.
 
 use std::io;
 use std::process;
