@@ -1,8 +1,9 @@
 //! Restarts that no client notices: each kind of connection goes to the successor, over TCP and
 //! over Unix sockets, and is the same connection before and after.
 //!
-//! No test connects anew: the client that asked the predecessor asks the successor. What cannot go
-//! (TLS, another protocol) ends as in any stop. `handover_faults.rs` has what can go wrong.
+//! No test connects anew: the client that asked the predecessor asks the successor. A connection
+//! that cannot go (TLS, another protocol) ends as in any stop. `handover_faults.rs` has what can go
+//! wrong.
 
 #![cfg(target_os = "linux")]
 
@@ -778,7 +779,7 @@ fn no_descriptor_is_left() {
     });
 }
 
-// What does not go, beside what does.
+// Connections that do not go, beside those that do.
 
 /// The handshake and the first message of RFC 6455, as a client sends them.
 const WEBSOCKET: &str = "GET / HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -870,7 +871,7 @@ fn plain_connections_go_beside_tls() {
     });
 }
 
-// What the tests above are made of.
+// The parts of the tests above.
 
 /// Asserts that a response has this body, and that the connection goes on behind it.
 #[track_caller]

@@ -313,7 +313,7 @@ fn a_stop_right_after_the_answer_finishes_what_was_taken() {
     });
 }
 
-// What the tests above are made of.
+// The parts of the tests above.
 
 /// The test as the successor of a server, whose process is only there to be one.
 struct Successor {

@@ -279,8 +279,8 @@ fn half_a_head_in_a_batch_that_comes_back_is_completed() {
     });
 }
 
-/// What a successor has taken dies with it, and each client sees that at once, because the
-/// predecessor has closed its copies. The predecessor finishes what it still has.
+/// The connections that a successor has taken die with it, and each client sees that at once, because
+/// the predecessor has closed its copies. The predecessor finishes what it still has.
 #[test]
 fn a_successor_that_dies_after_its_answer_costs_only_its_own_clients() {
     over_both(|over| {
@@ -662,7 +662,7 @@ fn a_crowd_leaves_at_once() {
     }
 }
 
-// What the tests above are made of.
+// The parts of the tests above.
 
 /// Connects clients that have had an answer each.
 fn idle(server: &Handover, count: usize) -> Vec<Client> {

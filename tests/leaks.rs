@@ -1,4 +1,4 @@
-//! What clients leave behind in the real binary, and in its successors, whatever they do: nothing.
+//! Clients leave nothing behind in the real binary and in its successors, whatever they do.
 
 #![cfg(target_os = "linux")]
 
@@ -30,7 +30,7 @@ const ENDINGS: [fn(Client); 3] = [drop, Client::reset, |mut client| {
 #[test]
 fn nothing_is_left_of_bad_clients() {
     let mut server = Program::server(&["--work", "0s"]);
-    // What is opened late is open after this.
+    // Descriptors that are opened late are open after this.
     server.connect().get("/").response();
     let descriptors = || fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
     wait_until("the first client's connection is closed", || sockets(&server) == 0);
@@ -59,7 +59,7 @@ fn nothing_is_left_of_bad_clients() {
 fn nothing_is_left_of_bad_clients_after_a_restart() {
     over_both(|over| {
         let mut server = Handover::server(over, &["--work", "0s"]);
-        // What a successor opens late is open after this.
+        // Descriptors that a successor opens late are open after this.
         server.hand_over(0);
         server.accepted();
         let has_no_client = |process| server.connections_of(process).is_empty();

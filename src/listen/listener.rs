@@ -535,7 +535,7 @@ impl Listener {
     pub(crate) fn pass(&self, fd: RawFd) -> io::Result<(OwnedFd, Passed)> {
         let bound = self.bound();
         let Some(socket) = bound.socket() else {
-            return Err(io::Error::other(format!("{}: closed, or no socket", self.address())));
+            return Err(io::Error::other("it is closed, or has no socket"));
         };
         let passed = Passed {
             fd,

@@ -216,7 +216,7 @@ impl Handover {
         let told = self.line_of(predecessor, "waiting for the successor, process ");
         let successor = ProcessId::named(&told, "process ");
         suspend(predecessor);
-        // What the predecessor has said is heard. The next beat is the successor's, which says READY
+        // The words of the predecessor are heard. The next beat is the successor's, which says READY
         // first.
         self.manager.set_nonblocking(true).unwrap();
         while self.manager.recv(&mut [0; 4096]).is_ok() {}
