@@ -94,13 +94,8 @@ impl<T: Carried> Outbox<T> {
         Some(Settled { taken, refused })
     }
 
-    /// Takes the batch back, because it could not be sent.
-    pub(crate) fn not_sent(&mut self) {
-        self.take_back();
-    }
-
-    /// Takes the batch back, because the passage has closed without an answer. It waits again, in
-    /// front of the others.
+    /// Takes the batch back: it could not be sent, or the passage has closed without an answer. Its
+    /// connections wait again, in front of the others.
     pub(crate) fn take_back(&mut self) {
         let sent = std::mem::take(&mut self.sent);
         sent.into_iter().rev().for_each(|connection| self.waiting.push_front(connection));

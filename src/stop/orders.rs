@@ -76,6 +76,7 @@ impl Orders {
         };
         of_latch.max(match self.own.load(Ordering::Acquire) {
             0 => Order::Serve,
+            // A server never gives `Leave`, which depends on the connection.
             1 | 2 => Order::Finish,
             3 => Order::LastLook,
             _ => Order::Abort,

@@ -4,9 +4,9 @@
 //! here until the successor has said that it took it (rules H4, H5). All that cannot go is treated
 //! as in any stop (rule H6). Reads nothing of a client, and does not decide to stop.
 
-use std::collections::BTreeMap;
+mod report;
+
 use std::convert::Infallible;
-use std::fmt;
 use std::future::{self, Future};
 use std::io;
 use std::mem;
@@ -25,12 +25,11 @@ use crate::restart::message::{BATCH, Message, Record, Taken};
 use crate::restart::outbox::{Carried, Outbox};
 use crate::restart::passage::{Passage, Received, is_congested, is_gone};
 use crate::server::{Running, sleep, stays};
-use crate::stop::activity::Doing;
 use crate::stop::orders::{Departure, HandOver};
-use crate::stop::outcome::count_of;
 use crate::stop::registry::Registry;
 use crate::stop::seat::Seat;
 use crate::stop::shutdown::Guard;
+use report::{is_ending, may_leave_soon};
 
 /// The part of a server that hands its connections over.
 pub(crate) struct Courier<'a> {
@@ -138,7 +137,7 @@ impl<'a> Courier<'a> {
         let end = match passage.into_fd() {
             Ok(end) => end,
             Err(error) => {
-                // Dropped, which the process at its other end notices.
+                // The end is closed with this, and the process at the other end notices that.
                 log::error!("a passage cannot be passed on: {}", reason(&error));
                 return Ok(());
             }
@@ -217,7 +216,7 @@ impl<'a> Courier<'a> {
             let message = Message::Connections { number, connections };
             let sockets: Vec<_> = batch.iter().map(|leaving| leaving.socket.as_fd()).collect();
             if let Err(error) = self.passage.send(&message, &sockets) {
-                self.outbox.not_sent();
+                self.outbox.take_back();
                 self.after_failed_send(error).await?;
                 continue;
             }
@@ -248,19 +247,8 @@ impl<'a> Courier<'a> {
             return Err(End::Failed(error));
         }
         self.order(HandOver::Asking);
-        let mut pause = pin!(sleep(CONGESTED));
-        loop {
-            self.give_back_waiting();
-            let leaving = async { Some(next(&self.running.leavers).await) };
-            let over = async {
-                (&mut pause).await;
-                None
-            };
-            match leaving.or(over).await {
-                Some(leaving) => self.outbox.push(leaving),
-                None => break,
-            }
-        }
+        // No answer is due, so this lasts for the whole pause.
+        self.serve_until(sleep(CONGESTED)).await;
         self.order(self.asks);
         Ok(())
     }
@@ -427,39 +415,6 @@ impl<'a> Courier<'a> {
         };
         self.running.service.shutdown.seats(choose)
     }
-
-    fn summary(&self) -> String {
-        let connections = count_of(self.handed_over as u64, "connection");
-        format!("handed over {connections} in {:.2} s", self.began.elapsed().as_secs_f64())
-    }
-
-    /// Says how many connections stay, and why. Empty if none does.
-    fn stays(&self) -> String {
-        let mut reasons = BTreeMap::<_, usize>::new();
-        for seat in self.seats(|seat| !is_ending(seat)) {
-            *reasons.entry(self.reason_to_stay(&seat)).or_default() += 1;
-        }
-        let count: usize = reasons.values().sum();
-        if count == 0 {
-            return String::new();
-        }
-        let reasons = reasons.iter().map(|(reason, count)| format!("{count} {reason}"));
-        format!(", {}: {}", stays(count), reasons.collect::<Vec<_>>().join(", "))
-    }
-
-    fn reason_to_stay(&self, seat: &Seat) -> &'static str {
-        let listener = self.running.listeners.get(seat.listener() as usize);
-        match seat.doing() {
-            Doing::Upgraded => "upgraded",
-            _ if seat.departure() == Departure::Refused => "refused by the successor",
-            _ if listener.is_some_and(|listener| !listener.can_move_connections()) => {
-                "of a listener with a wrapper (TLS)"
-            }
-            _ if !seat.can_leave() => "of a listener that the successor does not have",
-            _ if may_leave_soon(seat) => "not gone yet",
-            _ => "with a request under way",
-        }
-    }
 }
 
 /// The message that the passage has brought, its end, or an error.
@@ -469,21 +424,6 @@ enum Event {
     Answer(Answer),
     Leaving(Leaving),
     Over,
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Closed => f.write_str("the successor has closed the passage"),
-            Self::Failed(error) => write!(f, "the passage has failed: {}", reason(error)),
-            Self::Full => f.write_str("the successor has no place or no descriptor left, or stops"),
-            Self::Senseless => f.write_str("the successor's answer makes no sense"),
-            Self::Unreadable(error) => {
-                write!(f, "the successor's answer cannot be read: {}", reason(error))
-            }
-            Self::Silent => f.write_str("the successor does not answer"),
-        }
-    }
 }
 
 impl Carried for Leaving {
@@ -500,17 +440,6 @@ fn record(leaving: &Leaving) -> Record {
         idle: leaving.idle_for(),
         ahead: leaving.ahead.clone(),
     }
-}
-
-/// Returns `true` if the connection is on its way, or leaves as soon as its task runs, unless it has
-/// a long head.
-fn may_leave_soon(seat: &Seat) -> bool {
-    matches!(seat.doing(), Doing::Accepted | Doing::Idle | Doing::Head | Doing::Leaving)
-}
-
-/// Returns `true` if the server has nothing more to do for the connection.
-fn is_ending(seat: &Seat) -> bool {
-    seat.doing() == Doing::Closing
 }
 
 /// Returns the next connection that leaves.
