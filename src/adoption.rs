@@ -15,8 +15,8 @@ use futures_lite::future::yield_now;
 use crate::conn::leaving::Counted;
 use crate::error::reason;
 use crate::listen::listener::Listener;
+use crate::restart::channel::{Channel, is_gone};
 use crate::restart::message::{Message, Record, Taken};
-use crate::restart::passage::{Passage, is_gone};
 use crate::server::Running;
 use crate::stop::outcome::count_of;
 use crate::stop::phase::Phase;
@@ -34,7 +34,7 @@ pub(crate) struct Adoption<'a> {
 
 /// A process from which connections come.
 struct Predecessor {
-    passage: Passage,
+    passage: Channel,
     /// How many connections have come from it.
     taken: usize,
     /// A connection was refused, and the log has said so.
@@ -50,7 +50,7 @@ enum Refusal {
 }
 
 impl<'a> Adoption<'a> {
-    pub(crate) fn new(running: &'a Running, passage: Option<Passage>) -> Self {
+    pub(crate) fn new(running: &'a Running, passage: Option<Channel>) -> Self {
         let plain = running.listeners.iter().filter(|listener| listener.can_move_connections());
         let listeners = plain.filter_map(|listener| Some((listener.inode()?, listener))).collect();
         let predecessors = passage.into_iter().map(Predecessor::new).collect();
@@ -59,7 +59,7 @@ impl<'a> Adoption<'a> {
 
     /// Takes what comes until `end` is ready. Returns its result, and the passages that are still
     /// open.
-    pub(crate) async fn until<T>(mut self, end: impl Future<Output = T>) -> (T, Vec<Passage>) {
+    pub(crate) async fn until<T>(mut self, end: impl Future<Output = T>) -> (T, Vec<Channel>) {
         let adopt = async {
             loop {
                 self.adopt_next().await;
@@ -87,12 +87,12 @@ impl<'a> Adoption<'a> {
             Ok(Some((Message::Connections { number, connections }, sockets))) => {
                 self.adopt(index, number, connections, sockets);
             }
-            Ok(Some((Message::Passage, sockets))) => {
-                let passages = sockets.into_iter().filter_map(|end| Passage::of(end).ok());
+            Ok(Some((Message::Pass, sockets))) => {
+                let passages = sockets.into_iter().filter_map(|end| Channel::of(end).ok());
                 self.predecessors.extend(passages.map(Predecessor::new));
             }
             Ok(None) => self.remove(index, None),
-            Ok(Some((Message::Taken(_), _))) => self.remove(index, Some("it has sent an answer")),
+            Ok(Some(_)) => self.remove(index, Some("it has sent something else")),
             Err(error) => self.remove(index, Some(&reason(&error))),
         }
     }
@@ -157,7 +157,7 @@ impl<'a> Adoption<'a> {
         if running.service.shutdown.phase() > Phase::Running {
             return Err(Refusal::All);
         }
-        let known = self.listeners.iter().find(|(inode, _)| *inode == listener);
+        let known = self.listeners.iter().find(|(inode, _)| *inode as u32 == listener);
         let (_, listener) = known.ok_or(Refusal::This)?;
         let place = running.places.try_take().ok_or(Refusal::All)?;
         let (transport, peer) = Transport::of(socket).map_err(|_| Refusal::This)?;
@@ -178,7 +178,7 @@ impl<'a> Adoption<'a> {
 }
 
 impl Predecessor {
-    fn new(passage: Passage) -> Self {
+    fn new(passage: Channel) -> Self {
         Self { passage, taken: 0, was_refused: false }
     }
 

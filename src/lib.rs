@@ -117,7 +117,7 @@ pub use listen::{Listen, ListenOptions};
 pub use log_writer::LogWriter;
 pub use probe::probe;
 pub use process::{Process, run};
-#[cfg(feature = "restart")]
+#[cfg(feature = "keeper")]
 pub use restart::handover::restart;
 pub use restart::ready::ready;
 pub use server::Server;
@@ -135,7 +135,7 @@ mod adoption;
 mod chunks;
 mod client;
 mod conn;
-#[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "nobody starts a successor"))]
+#[cfg_attr(not(feature = "keeper"), allow(dead_code, reason = "nobody starts a successor"))]
 mod courier;
 mod error;
 mod limits;

@@ -24,8 +24,8 @@ use crate::courier::Courier;
 use crate::error::{ServeError, during};
 use crate::listen::Listen;
 use crate::restart::ToSuccessor;
+use crate::restart::channel::Channel;
 use crate::restart::notify::Notify;
-use crate::restart::passage::Passage;
 use crate::restart::pid_file::{PidFile, PidWriter};
 use crate::restart::ready;
 use crate::server::{Running, Server, Stopping};
@@ -119,7 +119,7 @@ impl Default for Process {
         Self {
             threads: thread::available_parallelism().map_or(1, usize::from),
             signals: STOP_SIGNALS.to_vec(),
-            restart: cfg!(feature = "restart").then_some(Signal::Usr2),
+            restart: cfg!(feature = "keeper").then_some(Signal::Usr2),
             patience: Duration::from_secs(30),
             pid_file: None,
             repeat_window: REPEAT_WINDOW,
@@ -223,7 +223,7 @@ impl Process {
     /// # Ok(())
     /// # }
     /// ```
-    #[cfg(feature = "restart")]
+    #[cfg(feature = "keeper")]
     #[must_use]
     pub fn restart_on(mut self, signal: impl Into<Option<Signal>>) -> Self {
         self.restart = signal.into();
@@ -249,7 +249,7 @@ impl Process {
     /// # Ok(())
     /// # }
     /// ```
-    #[cfg(feature = "restart")]
+    #[cfg(feature = "keeper")]
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
@@ -360,7 +360,7 @@ impl Process {
                 .spawn(move || smol::block_on(executor.run(closed.recv())))
                 .map_err(threads::named(&format!("cannot start worker {number} of {threads}")))?;
         }
-        let passage = Passage::from_env();
+        let passage = Channel::from_env();
         let takes_connections = passage.is_some();
         let shutdown = server.handle();
         let running = Arc::new(server.executor(executor.clone()).start(listeners)?);
@@ -461,12 +461,12 @@ impl Process {
 /// A successor that is being started.
 type Successor<'a> = Pin<Box<dyn Future<Output = io::Result<(u32, Option<ToSuccessor>)>> + 'a>>;
 
-#[cfg(feature = "restart")]
+#[cfg(feature = "keeper")]
 fn start_successor(running: &Running, patience: Duration) -> Successor<'_> {
     Box::pin(crate::restart::handover::restart_with_connections(&running.listeners, patience))
 }
 
-#[cfg(not(feature = "restart"))]
+#[cfg(not(feature = "keeper"))]
 fn start_successor(_: &Running, _: Duration) -> Successor<'_> {
     Box::pin(future::pending())
 }
@@ -474,7 +474,7 @@ fn start_successor(_: &Running, _: Duration) -> Successor<'_> {
 /// The begin of a hand-over.
 struct HandOverStart {
     /// The way to the successor.
-    passage: Passage,
+    passage: Channel,
     /// Holds the drain open until each connection was asked to go.
     guard: Option<Guard>,
 }
@@ -482,7 +482,7 @@ struct HandOverStart {
 /// Takes connections from predecessors, until a successor takes those of this process. Never ends.
 async fn carry<T>(
     running: &Running,
-    from: Option<Passage>,
+    from: Option<Channel>,
     hand_over: Receiver<HandOverStart>,
 ) -> T {
     let adoption = Adoption::new(running, from);

@@ -21,9 +21,9 @@ use smol::channel::Receiver;
 
 use crate::conn::leaving::Leaving;
 use crate::error::reason;
+use crate::restart::channel::{Channel, Received, is_congested, is_gone};
 use crate::restart::message::{BATCH, Message, Record, Taken};
 use crate::restart::outbox::{Carried, Outbox};
-use crate::restart::passage::{Passage, Received, is_congested, is_gone};
 use crate::server::{Running, sleep, stays};
 use crate::stop::orders::{Departure, HandOver};
 use crate::stop::registry::Registry;
@@ -34,7 +34,7 @@ use report::{is_ending, may_leave_soon};
 /// The part of a server that hands its connections over.
 pub(crate) struct Courier<'a> {
     running: &'a Running,
-    passage: Passage,
+    passage: Channel,
     outbox: Outbox<Leaving>,
     /// The order to give again after a pause: first [`HandOver::Asking`], then [`HandOver::All`].
     asks: HandOver,
@@ -64,7 +64,7 @@ enum End {
 }
 
 impl<'a> Courier<'a> {
-    pub(crate) fn new(running: &'a Running, passage: Passage) -> Self {
+    pub(crate) fn new(running: &'a Running, passage: Channel) -> Self {
         Self {
             running,
             passage,
@@ -82,7 +82,7 @@ impl<'a> Courier<'a> {
     ///
     /// `guard` holds the drain open until every connection was asked. Connections on their way hold
     /// it open themselves ([`Leaving::counted`]).
-    pub(crate) async fn run<T>(mut self, predecessors: Vec<Passage>, guard: Option<Guard>) -> T {
+    pub(crate) async fn run<T>(mut self, predecessors: Vec<Channel>, guard: Option<Guard>) -> T {
         let token = self.running.service.shutdown.token();
         let hand_over = async {
             let end = match self.hand_over(predecessors, guard).await {
@@ -104,7 +104,7 @@ impl<'a> Courier<'a> {
 
     async fn hand_over(
         &mut self,
-        predecessors: Vec<Passage>,
+        predecessors: Vec<Channel>,
         guard: Option<Guard>,
     ) -> Result<Infallible, End> {
         for passage in predecessors {
@@ -133,7 +133,7 @@ impl<'a> Courier<'a> {
     }
 
     /// Passes on the end of a passage from which connections come.
-    async fn pass_on(&mut self, passage: Passage) -> Result<(), End> {
+    async fn pass_on(&mut self, passage: Channel) -> Result<(), End> {
         let end = match passage.into_fd() {
             Ok(end) => end,
             Err(error) => {
@@ -142,7 +142,7 @@ impl<'a> Courier<'a> {
                 return Ok(());
             }
         };
-        while let Err(error) = self.passage.send(&Message::Passage, &[end.as_fd()]) {
+        while let Err(error) = self.passage.send(&Message::Pass, &[end.as_fd()]) {
             self.after_failed_send(error).await?;
         }
         self.congested_until = None;
@@ -436,7 +436,7 @@ fn record(leaving: &Leaving) -> Record {
     let seat = &leaving.counted.seat;
     Record {
         // A connection leaves only if its listener has an inode here (`Orders::can_leave`).
-        listener: seat.orders.adopted_as(seat.listener()).unwrap_or_default(),
+        listener: seat.orders.adopted_as(seat.listener()).unwrap_or_default() as u32,
         idle: leaving.idle_for(),
         ahead: leaving.ahead.clone(),
     }

@@ -524,7 +524,7 @@ impl Listener {
 }
 
 /// The part of a listener that a hand-over needs.
-#[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "nobody starts a successor"))]
+#[cfg_attr(not(feature = "keeper"), allow(dead_code, reason = "nobody starts a successor"))]
 impl Listener {
     /// Returns a copy of the socket, and its description for a successor, which has it as `fd`.
     ///

@@ -24,7 +24,7 @@ pub(crate) enum Ownership {
     Successors,
 }
 
-#[cfg_attr(not(feature = "restart"), allow(dead_code, reason = "nobody starts a successor"))]
+#[cfg_attr(not(feature = "keeper"), allow(dead_code, reason = "nobody starts a successor"))]
 impl Ownership {
     /// Notes that a predecessor has heard at `now` that this process is ready.
     pub(crate) fn take_over(

@@ -26,8 +26,8 @@ use crate::error::{during, reason};
 use crate::listen::listener::Listener;
 use crate::listen::passing::{FDS, FIRST, HANDOVER, NAMES, PID};
 use crate::restart::ToSuccessor;
+use crate::restart::channel::{Channel, KEEPER};
 use crate::restart::notify::{ADOPTS, MANAGER, Notify, SOCKET, TAKEN};
-use crate::restart::passage::{PASSAGE, Passage};
 use crate::restart::pid_file;
 use crate::restart::spawn::{Child, Program};
 
@@ -101,7 +101,7 @@ pub(crate) async fn restart_with_connections(
     listeners: &[Listener],
     patience: Duration,
 ) -> io::Result<(u32, Option<ToSuccessor>)> {
-    let passage = Passage::pair().inspect_err(|error| {
+    let passage = Channel::pair().inspect_err(|error| {
         log::warn!("no passage to the successor, which takes no connections: {}", reason(error));
     });
     let (own, other) = passage.ok().unzip();
@@ -260,9 +260,9 @@ fn program(
     program.set(NAMES, names.join(":"));
     program.set(HANDOVER, handover.join(" "));
     program.unset(PID);
-    program.unset(PASSAGE);
+    program.unset(KEEPER);
     if let Some(passage) = passage {
-        program.set(PASSAGE, Passage::word(&passage, FIRST + listeners.len() as RawFd)?);
+        program.set(KEEPER, Channel::word(&passage, FIRST + listeners.len() as RawFd)?);
         program.pass(passage);
     }
 

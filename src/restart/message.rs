@@ -1,9 +1,12 @@
-//! [`Message`]: what goes through a passage between predecessor and successor, beside the
+//! [`Message`]: what a keeper, its children and a passage between two of them say, beside the
 //! descriptors.
 //!
 //! Pure: a value into bytes, and bytes into a value. Invariant: bytes that make no sense make no
 //! value, and a count that a message declares reserves no memory. Numbers are big-endian.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::limits::Limits;
@@ -11,19 +14,79 @@ use crate::limits::Limits;
 /// A message, whole in one packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Message {
+    /// From the keeper, before the child begins: the listening sockets that it has from descriptor 3
+    /// on, in their order.
+    Offer(Vec<Offered>),
+    /// From a child: it serves. The sockets of those listeners that are new come with it, in their
+    /// order.
+    Ready(Ready),
+    /// From the keeper, or from a predecessor: the end of a passage, from which connections come.
+    Pass,
+    /// From the keeper: a successor serves, so hand over and stop. The end of a passage to the
+    /// successor comes with it, if the successor takes connections.
+    Leave(Leave),
+    /// From the keeper: it has closed its copies of the listening sockets, and a stop signal follows.
+    Alone,
     /// From the predecessor: a batch of connections. As many sockets come with it.
     Connections { number: u32, connections: Vec<Record> },
     /// From the successor: how many connections of that batch it has taken, from the first on.
     Taken(Taken),
-    /// From the predecessor: the end of a passage, from which further connections come.
-    Passage,
+}
+
+/// A listening socket that a keeper gives to a child.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Offered {
+    /// The number by which the keeper and all of its children know the listener.
+    pub(crate) number: u32,
+    /// The keeper or a child of it has bound the socket, so no other program has it.
+    pub(crate) is_own: bool,
+    /// Where a Unix socket's file is. The socket itself may know only a relative path.
+    pub(crate) file: Option<PathBuf>,
+}
+
+/// The word of a child that it serves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Ready {
+    pub(crate) listeners: Vec<Served>,
+    /// The version of a keeper's state that the program reads, if it is the kind of program that
+    /// becomes its own keeper (`Process::keep`). Otherwise 0.
+    pub(crate) resumes: u16,
+}
+
+/// A listener on which a child serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Served {
+    /// The keeper's number. A new listener gets the first number that is above all offered ones.
+    pub(crate) number: u32,
+    /// The child takes connections of a predecessor that came to this listener.
+    pub(crate) adopts: bool,
+    /// Set if the child has brought the socket itself.
+    pub(crate) brought: Option<Brought>,
+}
+
+/// What a keeper does not know of a listener that a child has brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Brought {
+    pub(crate) is_own: bool,
+    pub(crate) file: Option<PathBuf>,
+}
+
+/// A keeper's word to a child that has a successor.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Leave {
+    /// The process id of the successor.
+    pub(crate) successor: u32,
+    /// The listeners on which the successor serves. The others are this child's alone.
+    pub(crate) taken: Vec<u32>,
+    /// Those of them whose connections the successor takes.
+    pub(crate) adopted: Vec<u32>,
 }
 
 /// The facts that go along with the socket of a connection (rule H8).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// The inode of the listener that the connection came to.
-    pub(crate) listener: u64,
+    /// The keeper's number of the listener that the connection came to.
+    pub(crate) listener: u32,
     /// How long the connection has been idle, or since when the first byte of its request is there,
     /// to the millisecond.
     pub(crate) idle: Duration,
@@ -52,29 +115,61 @@ pub(crate) const LONGEST: usize = HEAD + BATCH * RECORD + Limits::MOST_AHEAD;
 const HEAD: usize = 1 + 4 + 2;
 
 /// A listener, a time, a length.
-const RECORD: usize = 8 + 8 + 4;
+const RECORD: usize = 4 + 8 + 4;
 
+const KIND_OFFER: u8 = b'O';
+const KIND_READY: u8 = b'R';
+const KIND_PASS: u8 = b'P';
+const KIND_LEAVE: u8 = b'L';
+const KIND_ALONE: u8 = b'A';
 const KIND_CONNECTIONS: u8 = b'C';
 const KIND_TAKEN: u8 = b'T';
-const KIND_PASSAGE: u8 = b'P';
 
 impl Message {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         match self {
+            Self::Offer(offered) => {
+                bytes.push(KIND_OFFER);
+                put_list(&mut bytes, offered, |bytes, Offered { number, is_own, file }| {
+                    bytes.extend(number.to_be_bytes());
+                    bytes.push(u8::from(*is_own));
+                    put_file(bytes, file.as_ref());
+                });
+            }
+            Self::Ready(Ready { listeners, resumes }) => {
+                bytes.push(KIND_READY);
+                bytes.extend(resumes.to_be_bytes());
+                put_list(&mut bytes, listeners, |bytes, Served { number, adopts, brought }| {
+                    bytes.extend(number.to_be_bytes());
+                    bytes.push(u8::from(*adopts));
+                    bytes.push(u8::from(brought.is_some()));
+                    if let Some(Brought { is_own, file }) = brought {
+                        bytes.push(u8::from(*is_own));
+                        put_file(bytes, file.as_ref());
+                    }
+                });
+            }
+            Self::Pass => bytes.push(KIND_PASS),
+            Self::Leave(Leave { successor, taken, adopted }) => {
+                bytes.push(KIND_LEAVE);
+                bytes.extend(successor.to_be_bytes());
+                for numbers in [taken, adopted] {
+                    put_list(&mut bytes, numbers, |bytes, number| {
+                        bytes.extend(number.to_be_bytes());
+                    });
+                }
+            }
+            Self::Alone => bytes.push(KIND_ALONE),
             Self::Connections { number, connections } => {
-                let count = u16::try_from(connections.len()).unwrap_or(u16::MAX);
                 bytes.push(KIND_CONNECTIONS);
                 bytes.extend(number.to_be_bytes());
-                bytes.extend(count.to_be_bytes());
-                for Record { listener, idle, ahead } in connections {
+                put_list(&mut bytes, connections, |bytes, Record { listener, idle, ahead }| {
                     let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
-                    let length = u32::try_from(ahead.len()).unwrap_or(u32::MAX);
                     bytes.extend(listener.to_be_bytes());
                     bytes.extend(idle.to_be_bytes());
-                    bytes.extend(length.to_be_bytes());
-                    bytes.extend(ahead);
-                }
+                    put_bytes(bytes, ahead);
+                });
             }
             Self::Taken(Taken { number, count, takes_more }) => {
                 bytes.push(KIND_TAKEN);
@@ -82,7 +177,6 @@ impl Message {
                 bytes.extend(count.to_be_bytes());
                 bytes.push(u8::from(*takes_more));
             }
-            Self::Passage => bytes.push(KIND_PASSAGE),
         }
         bytes
     }
@@ -92,37 +186,63 @@ impl Message {
         let (kind, rest) = bytes.split_first()?;
         let rest = &mut &*rest;
         let message = match *kind {
+            KIND_OFFER => Self::Offer(take_list(rest, |rest| {
+                let number = take_u32(rest)?;
+                Some(Offered { number, is_own: take_bool(rest)?, file: take_file(rest)? })
+            })?),
+            KIND_READY => {
+                let resumes = u16::from_be_bytes(take(rest)?);
+                let listeners = take_list(rest, |rest| {
+                    let (number, adopts) = (take_u32(rest)?, take_bool(rest)?);
+                    let brought = match take_bool(rest)? {
+                        true => Some(Brought { is_own: take_bool(rest)?, file: take_file(rest)? }),
+                        false => None,
+                    };
+                    Some(Served { number, adopts, brought })
+                })?;
+                Self::Ready(Ready { listeners, resumes })
+            }
+            KIND_PASS => Self::Pass,
+            KIND_LEAVE => Self::Leave(Leave {
+                successor: take_u32(rest)?,
+                taken: take_list(rest, take_u32)?,
+                adopted: take_list(rest, take_u32)?,
+            }),
+            KIND_ALONE => Self::Alone,
             KIND_CONNECTIONS => {
-                let (number, count) = (u32::from_be_bytes(take(rest)?), take(rest)?);
-                let records = (0..u16::from_be_bytes(count)).map(|_| Record::decode(rest));
-                Self::Connections { number, connections: records.collect::<Option<_>>()? }
+                let number = take_u32(rest)?;
+                let connections = take_list(rest, |rest| {
+                    let (listener, idle) = (take_u32(rest)?, u64::from_be_bytes(take(rest)?));
+                    let (idle, ahead) = (Duration::from_millis(idle), take_bytes(rest)?);
+                    Some(Record { listener, idle, ahead })
+                })?;
+                Self::Connections { number, connections }
             }
             KIND_TAKEN => {
-                let (number, count) = (u32::from_be_bytes(take(rest)?), take(rest)?);
-                let takes_more = match take(rest)? {
-                    [0] => false,
-                    [1] => true,
-                    [_] => return None,
-                };
-                let count = u16::from_be_bytes(count);
-                Self::Taken(Taken { number, count, takes_more })
+                let (number, count) = (take_u32(rest)?, u16::from_be_bytes(take(rest)?));
+                Self::Taken(Taken { number, count, takes_more: take_bool(rest)? })
             }
-            KIND_PASSAGE => Self::Passage,
             _ => return None,
         };
         rest.is_empty().then_some(message)
     }
 }
 
-impl Record {
-    fn decode(rest: &mut &[u8]) -> Option<Self> {
-        let listener = u64::from_be_bytes(take(rest)?);
-        let idle = Duration::from_millis(u64::from_be_bytes(take(rest)?));
-        let length = usize::try_from(u32::from_be_bytes(take(rest)?)).ok()?;
-        let (ahead, behind) = rest.split_at_checked(length)?;
-        *rest = behind;
-        Some(Self { listener, idle, ahead: ahead.to_vec() })
-    }
+/// Writes a count, and then each value.
+fn put_list<T>(bytes: &mut Vec<u8>, list: &[T], put: impl Fn(&mut Vec<u8>, &T)) {
+    bytes.extend(u16::try_from(list.len()).unwrap_or(u16::MAX).to_be_bytes());
+    list.iter().for_each(|value| put(bytes, value));
+}
+
+/// Writes a length, and then the bytes.
+fn put_bytes(bytes: &mut Vec<u8>, content: &[u8]) {
+    bytes.extend(u32::try_from(content.len()).unwrap_or(u32::MAX).to_be_bytes());
+    bytes.extend(content);
+}
+
+/// Writes a path. No path is empty, so an empty one is none.
+fn put_file(bytes: &mut Vec<u8>, file: Option<&PathBuf>) {
+    put_bytes(bytes, file.map_or(&[], |file| file.as_os_str().as_bytes()));
 }
 
 /// Takes the next `N` bytes.
@@ -130,6 +250,36 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     let (bytes, behind) = rest.split_first_chunk()?;
     *rest = behind;
     Some(*bytes)
+}
+
+fn take_u32(rest: &mut &[u8]) -> Option<u32> {
+    take(rest).map(u32::from_be_bytes)
+}
+
+fn take_bool(rest: &mut &[u8]) -> Option<bool> {
+    match take(rest)? {
+        [0] => Some(false),
+        [1] => Some(true),
+        [_] => None,
+    }
+}
+
+fn take_list<T>(rest: &mut &[u8], each: impl Fn(&mut &[u8]) -> Option<T>) -> Option<Vec<T>> {
+    let count = u16::from_be_bytes(take(rest)?);
+    // The vector grows by what is there, not by the count.
+    (0..count).map(|_| each(rest)).collect()
+}
+
+fn take_bytes(rest: &mut &[u8]) -> Option<Vec<u8>> {
+    let length = usize::try_from(take_u32(rest)?).ok()?;
+    let (content, behind) = rest.split_at_checked(length)?;
+    *rest = behind;
+    Some(content.to_vec())
+}
+
+fn take_file(rest: &mut &[u8]) -> Option<Option<PathBuf>> {
+    let path = OsString::from_vec(take_bytes(rest)?);
+    Some(Some(path).filter(|path| !path.is_empty()).map(PathBuf::from))
 }
 
 #[cfg(test)]
@@ -140,7 +290,7 @@ mod tests {
 
     fn messages() -> Vec<Message> {
         let record = |ahead: &[u8]| Record {
-            listener: u64::MAX - 7,
+            listener: u32::MAX - 7,
             idle: Duration::from_millis(90_061),
             ahead: ahead.to_vec(),
         };
@@ -151,8 +301,29 @@ mod tests {
             Message::Connections { number: u32::MAX, connections: full },
             Message::Taken(Taken { number: 1, count: 253, takes_more: true }),
             Message::Taken(Taken { number: u32::MAX, count: 0, takes_more: false }),
-            Message::Passage,
+            Message::Pass,
+            Message::Alone,
+            Message::Offer(vec![]),
+            Message::Offer(vec![
+                Offered { number: 0, is_own: true, file: None },
+                Offered { number: u32::MAX, is_own: false, file: Some("/run/a b\n.sock".into()) },
+            ]),
+            Message::Ready(Ready::default()),
+            Message::Ready(Ready {
+                listeners: vec![
+                    Served { number: 0, adopts: true, brought: None },
+                    Served { number: 1, adopts: false, brought: Some(brought(None)) },
+                    Served { number: 2, adopts: true, brought: Some(brought(Some("x"))) },
+                ],
+                resumes: 1,
+            }),
+            Message::Leave(Leave::default()),
+            Message::Leave(Leave { successor: 4711, taken: vec![0, 1, 7], adopted: vec![7] }),
         ]
+    }
+
+    fn brought(file: Option<&str>) -> Brought {
+        Brought { is_own: file.is_none(), file: file.map(PathBuf::from) }
     }
 
     #[test]
@@ -184,22 +355,50 @@ mod tests {
 
     fn any_message(random: &mut Rng) -> Message {
         let number = random.u32(..);
-        let record = |random: &mut Rng| {
-            let most = if random.u32(..20) == 0 { 2_000 } else { 5 };
-            let ahead = (0..random.usize(..most)).map(|_| random.u8(..));
-            let ahead = ahead.collect();
-            let (listener, idle) = (bits(random), Duration::from_millis(bits(random)));
-            Record { listener, idle, ahead }
-        };
-        match random.u32(..3) {
+        match random.u32(..7) {
             0 => {
                 let most = if random.u32(..20) == 0 { BATCH } else { 3 };
-                let connections = (0..random.usize(..=most)).map(|_| record(random)).collect();
+                let connections = (0..random.usize(..=most)).map(|_| any_record(random)).collect();
                 Message::Connections { number, connections }
             }
             1 => Message::Taken(Taken { number, count: random.u16(..), takes_more: random.bool() }),
-            _ => Message::Passage,
+            2 => Message::Pass,
+            3 => Message::Alone,
+            4 => Message::Offer(any_list(random, |random| {
+                let (number, is_own) = (random.u32(..), random.bool());
+                Offered { number, is_own, file: any_file(random) }
+            })),
+            5 => {
+                let listeners = any_list(random, |random| {
+                    let (number, adopts) = (random.u32(..), random.bool());
+                    let is_own = random.bool();
+                    let brought = random.bool().then(|| Brought { is_own, file: any_file(random) });
+                    Served { number, adopts, brought }
+                });
+                Message::Ready(Ready { listeners, resumes: random.u16(..) })
+            }
+            _ => {
+                let taken = any_list(random, |random| random.u32(..));
+                let adopted = any_list(random, |random| random.u32(..));
+                Message::Leave(Leave { successor: number, taken, adopted })
+            }
         }
+    }
+
+    fn any_record(random: &mut Rng) -> Record {
+        let most = if random.u32(..20) == 0 { 2_000 } else { 5 };
+        let ahead = (0..random.usize(..most)).map(|_| random.u8(..)).collect();
+        let idle = Duration::from_millis(bits(random));
+        Record { listener: random.u32(..), idle, ahead }
+    }
+
+    fn any_list<T>(random: &mut Rng, any: impl Fn(&mut Rng) -> T) -> Vec<T> {
+        (0..random.usize(..4)).map(|_| any(random)).collect()
+    }
+
+    fn any_file(random: &mut Rng) -> Option<PathBuf> {
+        let path = any_list(random, |random| random.u8(..));
+        (!path.is_empty()).then(|| OsString::from_vec(path).into())
     }
 
     /// Returns a number of random length, so the least and the greatest are not rare.

@@ -140,7 +140,7 @@ impl Notify {
     }
 
     /// Tells the manager to watch over the successor.
-    #[cfg(feature = "restart")]
+    #[cfg(feature = "keeper")]
     pub(crate) fn main_pid(&self, pid: u32) {
         self.tell(&[NotifyState::MainPid(pid)]);
     }

@@ -76,7 +76,7 @@ fn files() -> MutexGuard<'static, Vec<Arc<Path>>> {
 /// Writes this process's id again, because a successor that has failed may have written its own or
 /// have removed the file. The program may start a successor by itself, and
 /// [`restart`](crate::restart) has no way to the [`PidFile`] then.
-#[cfg(feature = "restart")]
+#[cfg(feature = "keeper")]
 pub(crate) fn write_again() {
     files().iter().for_each(|path| write(path));
 }

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use crate::listen::inherited;
 use crate::listen::listener::Listener;
+use crate::restart::channel::Channel;
 use crate::restart::notify::Notify;
-use crate::restart::passage::Passage;
 
 /// Tells the service manager (systemd's `READY=1`) that this process serves on `listeners`. In a
 /// successor, tells the predecessor instead, whose sockets are this process's own from then on. A
@@ -49,7 +49,7 @@ use crate::restart::passage::Passage;
 /// ```
 pub fn ready(listeners: &[Listener]) -> io::Result<()> {
     // A program with `serve` takes no connections of its predecessor's.
-    drop(Passage::from_env());
+    drop(Channel::from_env());
     report(&Arc::new(Notify::from_env()), "serving", listeners, false)
 }
 

@@ -529,7 +529,7 @@ impl World {
     fn succeed(&mut self, id: usize, process: &mut Process) {
         let (passage, theirs) = End::pair();
         for end in process.sources.drain(..) {
-            assert!(passage.send(&Message::Passage, vec![Descriptor::Passage(end)]));
+            assert!(passage.send(&Message::Pass, vec![Descriptor::Passage(end)]));
         }
         let mut outbox = Outbox::new();
         // The number begins anew some day.
@@ -572,7 +572,7 @@ impl World {
             return Fate::Lives;
         }
         match Message::decode(&packet.bytes) {
-            Some(Message::Passage) => {
+            Some(Message::Pass) => {
                 self.tell(id, format_args!("gets a passage"));
                 process.sources.extend(packet.descriptors.into_iter().filter_map(Descriptor::end));
                 Fate::Lives

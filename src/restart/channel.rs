@@ -1,6 +1,6 @@
-//! [`Passage`]: one end of the socket pair through which connections go from a process to its
-//! successor.
-//!
+//! [`Channel`]: one end of a socket pair for [`Message`]s and the descriptors that come with them:
+//! between a keeper and its child (the parent channel), and between predecessor and successor (a
+//! passage).
 //! Invariant: a message and its descriptors come whole or not at all, and no program inherits a
 //! descriptor of a passage, apart from a successor, which gets its own end. Knows neither
 //! connections nor servers.
@@ -26,22 +26,22 @@ use crate::listen::inherited;
 use crate::listen::own_sockets::inode;
 use crate::restart::message::{BATCH, LONGEST, Message};
 
-/// Tells a successor which descriptor is its end of the passage: a version, the descriptor, and its
+/// Tells a child which descriptor is its end of the parent channel: a version, the descriptor, and its
 /// inode.
-pub(crate) const PASSAGE: &str = "SMOL_GRACEFUL_PASSAGE";
+pub(crate) const KEEPER: &str = "SMOL_GRACEFUL_KEEPER";
 
 /// The version of the messages.
 const VERSION: &str = "1";
 
 /// One end of a passage.
-pub(crate) struct Passage {
+pub(crate) struct Channel {
     socket: Async<OwnedFd>,
 }
 
 /// A message, and the descriptors that came with it.
 pub(crate) type Received = (Message, Vec<OwnedFd>);
 
-impl Passage {
+impl Channel {
     /// Makes a passage. Returns this process's end, and the one for the successor.
     ///
     /// # Errors
@@ -63,7 +63,7 @@ impl Passage {
 
     /// Takes the end that this process was started with, if it was.
     pub(crate) fn from_env() -> Option<Self> {
-        let word = env::var(PASSAGE).ok()?;
+        let word = env::var(KEEPER).ok()?;
         let (version, word) = word.split_once(':')?;
         let (fd, inode) = word.split_once(':')?;
         let socket = inherited::take_socket(fd.parse().ok()?, inode.parse().ok()?)?;
@@ -71,7 +71,7 @@ impl Passage {
         (version == VERSION).then(|| Self::of(socket).ok())?
     }
 
-    /// Returns the word of [`PASSAGE`] for a successor's end, which has the descriptor `fd` there.
+    /// Returns the word of [`KEEPER`] for a successor's end, which has the descriptor `fd` there.
     ///
     /// # Errors
     ///
@@ -237,9 +237,9 @@ mod tests {
     use crate::listen::passing::FIRST;
     use crate::restart::message::{Record, Taken};
 
-    fn ends() -> (Passage, Passage) {
-        let (own, other) = Passage::pair().unwrap();
-        (own, Passage::of(other).unwrap())
+    fn ends() -> (Channel, Channel) {
+        let (own, other) = Channel::pair().unwrap();
+        (own, Channel::of(other).unwrap())
     }
 
     /// A batch of so many connections, with as many bytes ahead as a batch may have.
@@ -272,7 +272,7 @@ mod tests {
 
     /// Waits for what comes. An end is there a moment later if another test starts a process just
     /// now, which has copies of all descriptors for that moment.
-    fn received(passage: &Passage) -> io::Result<Option<Received>> {
+    fn received(passage: &Channel) -> io::Result<Option<Received>> {
         let too_late = async {
             Timer::after(PATIENCE).await;
             panic!("nothing has come")
@@ -332,12 +332,12 @@ mod tests {
         let (predecessor, successor) = ends();
         let (socket, _client) = UnixStream::pair().unwrap();
         predecessor.send(&batch(1), &[socket.as_fd()]).unwrap();
-        predecessor.send(&Message::Passage, &[]).unwrap();
+        predecessor.send(&Message::Pass, &[]).unwrap();
         successor.send(&ANSWER, &[]).unwrap();
         let (message, descriptors) = received(&successor).unwrap().unwrap();
         assert_eq!((message, descriptors.len()), (batch(1), 1));
         let (message, descriptors) = received(&successor).unwrap().unwrap();
-        assert_eq!((message, descriptors.len()), (Message::Passage, 0));
+        assert_eq!((message, descriptors.len()), (Message::Pass, 0));
         assert_eq!(received(&predecessor).unwrap().unwrap().0, ANSWER);
     }
 
@@ -360,7 +360,7 @@ mod tests {
         assert!(sent < 100_000, "nothing pushes back");
         let error = predecessor.send(&ANSWER, &[]).unwrap_err();
         assert!(is_congested(&error), "{error}");
-        let late = Message::Passage;
+        let late = Message::Pass;
         let reading = thread::spawn(move || {
             let next = || block_on(successor.receive()).unwrap().unwrap().0;
             (0..=sent).map(|_| next()).collect::<Vec<_>>()
@@ -379,12 +379,12 @@ mod tests {
         let ((predecessor, successor), (onward, newest)) = (ends(), ends());
         predecessor.send(&ANSWER, &[]).unwrap();
         let end = successor.into_fd().unwrap();
-        onward.send(&Message::Passage, &[end.as_fd()]).unwrap();
+        onward.send(&Message::Pass, &[end.as_fd()]).unwrap();
         drop(end);
         predecessor.send(&batch(2), &[]).unwrap();
         let (message, mut descriptors) = received(&newest).unwrap().unwrap();
-        assert_eq!((&message, descriptors.len()), (&Message::Passage, 1));
-        let passed_on = Passage::of(descriptors.remove(0)).unwrap();
+        assert_eq!((&message, descriptors.len()), (&Message::Pass, 1));
+        let passed_on = Channel::of(descriptors.remove(0)).unwrap();
         assert_eq!(received(&passed_on).unwrap().unwrap().0, ANSWER);
         assert_eq!(received(&passed_on).unwrap().unwrap().0, batch(2));
         passed_on.send(&ANSWER, &[]).unwrap();
@@ -397,7 +397,7 @@ mod tests {
     fn an_end_that_is_in_a_closed_passage_is_closed() {
         let ((predecessor, successor), (onward, newest)) = (ends(), ends());
         let end = successor.into_fd().unwrap();
-        onward.send(&Message::Passage, &[end.as_fd()]).unwrap();
+        onward.send(&Message::Pass, &[end.as_fd()]).unwrap();
         drop((end, newest));
         assert!(received(&predecessor).unwrap().is_none());
     }
@@ -470,9 +470,9 @@ mod tests {
 
     /// Runs a test of this module in a process of its own, which has these descriptors from 3 on.
     fn run_again(test: &str, part: &str, word: &str, descriptors: Vec<OwnedFd>) {
-        let name = format!("restart::passage::tests::{test}");
+        let name = format!("restart::channel::tests::{test}");
         let mut command = Command::new(env::current_exe().unwrap());
-        command.args(["--exact", &name, "--nocapture"]).env(CHILD, part).env(PASSAGE, word);
+        command.args(["--exact", &name, "--nocapture"]).env(CHILD, part).env(KEEPER, word);
         let mappings = descriptors.into_iter().zip(FIRST..);
         let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
         let output = command.fd_mappings(mappings.collect()).unwrap().output().unwrap();
@@ -516,33 +516,33 @@ mod tests {
         match env::var(CHILD).as_deref() {
             Err(_) => {}
             Ok("takes") => {
-                let passage = Passage::from_env().expect("the passage");
+                let passage = Channel::from_env().expect("the passage");
                 assert!(!is_inherited(passage.socket.as_fd()));
-                assert!(Passage::from_env().is_none(), "the process has taken it before");
+                assert!(Channel::from_env().is_none(), "the process has taken it before");
                 return passage.send(&ANSWER, &[]).unwrap();
             }
             Ok("leaves") => {
                 let before = [number(3), number(4)];
-                assert!(Passage::from_env().is_none());
+                assert!(Channel::from_env().is_none());
                 assert_eq!([number(3), number(4)], before);
                 return;
             }
             Ok(_) => {
                 let before = number(3);
-                assert!(before.is_some() && Passage::from_env().is_none());
+                assert!(before.is_some() && Channel::from_env().is_none());
                 assert_ne!(number(3), before);
                 return;
             }
         }
         let run = |part: &str, word: &dyn Fn(&OwnedFd) -> String| {
-            let (passage, end) = Passage::pair().unwrap();
+            let (passage, end) = Channel::pair().unwrap();
             let (other, _its_end) = UnixStream::pair().unwrap();
             let word = word(&end);
             let test = "a_process_takes_only_the_passage_that_it_was_given";
             run_again(test, part, &word, vec![end, other.into()]);
             passage
         };
-        let taken = run("takes", &|end| Passage::word(end, 3).unwrap());
+        let taken = run("takes", &|end| Channel::word(end, 3).unwrap());
         assert_eq!(received(&taken).unwrap().unwrap().0, ANSWER);
         assert!(received(&taken).unwrap().is_none());
         // Another socket, or nothing that makes sense.
@@ -559,11 +559,11 @@ mod tests {
     }
 
     /// Otherwise nobody would see the end of the passage when the successor ends.
-    #[cfg(feature = "restart")]
+    #[cfg(feature = "keeper")]
     #[test]
     fn the_end_for_a_successor_does_not_stay_here() {
         use crate::restart::spawn::Program;
-        let (passage, end) = Passage::pair().unwrap();
+        let (passage, end) = Channel::pair().unwrap();
         let mut program = Program::new("true".into(), []);
         program.pass(end);
         let mut child = program.spawn().unwrap();
