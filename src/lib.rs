@@ -117,9 +117,7 @@ pub use listen::{Listen, ListenOptions};
 pub use log_writer::LogWriter;
 pub use probe::probe;
 pub use process::{Process, run};
-#[cfg(feature = "keeper")]
-pub use restart::handover::restart;
-pub use restart::ready::ready;
+pub use ready::ready;
 pub use server::Server;
 pub use stop::outcome::{Cut, Ending, Outcome, What};
 pub use stop::phase::Phase;
@@ -135,8 +133,8 @@ mod adoption;
 mod chunks;
 mod client;
 mod conn;
-#[cfg_attr(not(feature = "keeper"), allow(dead_code, reason = "nobody starts a successor"))]
 mod courier;
+mod descriptors;
 mod error;
 mod limits;
 mod listen;
@@ -146,13 +144,16 @@ mod log_writer;
 mod places;
 mod probe;
 mod process;
+mod ready;
 mod restart;
 #[cfg(test)]
 mod seeded;
+mod serve;
 mod server;
 mod stop;
 mod stream;
 mod threads;
+mod under_keeper;
 mod wire;
 
 /// The README's examples are tests.

@@ -454,6 +454,11 @@ impl Shutdown {
         self.latch.until(&self.latch.joined, is_occupied).await;
     }
 
+    /// Returns `true` if the two move the same latch.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.latch, &other.latch)
+    }
+
     /// Returns the orders for the connections of one more server.
     pub(crate) fn orders(&self) -> Arc<Orders> {
         Arc::new(Orders::under(self.latch.phase.clone()))
