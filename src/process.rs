@@ -72,14 +72,13 @@ pub fn run<L: Listen>(
     Process::default().run(server, listeners)
 }
 
-/// The settings of a server that runs as a process: worker threads, signals, what is told to a
-/// service manager, and, with the feature `restart`, USR2.
+/// The settings of a server that runs as a process: worker threads, signals, and its keeper.
 ///
-/// USR2 starts the program again in place of this process. The successor gets the listening sockets
-/// and, when it serves, the connections: their clients notice nothing. An idle connection goes at
-/// once, and a connection with a request under way goes when the response is sent. Connections of a
-/// listener with a wrapper (TLS) and upgraded ones end as at any stop. `docs/restart.md` says what
-/// the log tells about this.
+/// Under a keeper the process takes the connections of its predecessor. When a successor serves, it
+/// hands its own over, and their clients notice nothing. An idle connection goes at once, and a
+/// connection with a request under way goes when the response is sent. Connections of a listener
+/// with a wrapper (TLS) and upgraded ones end as at any stop. `docs/restart.md` says what the log
+/// tells about this.
 ///
 /// The times of the stop (grace, lame duck, linger) are not settings of the process, but of the
 /// [`Shutdown`] that the server was given by [`Server::shutdown`].
@@ -198,24 +197,23 @@ impl Process {
         self
     }
 
-    /// Sets which signal starts the program again in place of this process, like [`restart`], and
-    /// hands the connections over to it. With `None`, no signal does, and USR2 kills the process,
-    /// unless the program handles it itself. Default: USR2.
-    ///
-    /// [`restart`]: crate::restart
+    /// Sets which signal asks for a restart: of the keeper, if [`Process::keep`] makes one. A process
+    /// without a keeper only logs how to get one. With `None`, no signal does, and USR2 kills the
+    /// process, unless the program handles it itself. Default: USR2.
     ///
     /// # Examples
     ///
-    /// For a program that a supervisor follows by its process, which must not change:
+    /// For a program to which a manager says HUP when there is something new:
     ///
     /// ```
-    /// use smol_graceful::{Process, ServeError, Server};
+    /// use smol_graceful::{Process, STOP_SIGNALS, ServeError, Server, Signal};
     ///
     /// # fn main() -> Result<(), ServeError> {
     /// let server = Server::new(|_request| async { Ok("okay") });
     /// # server.handle().stop();
-    /// let outcome = Process::default().restart_on(None).run(server, ["127.0.0.1:0"])?;
-    /// assert!(outcome.is_drained());
+    /// let stop = STOP_SIGNALS.into_iter().filter(|signal| *signal != Signal::Hup);
+    /// let process = Process::default().signals(stop).restart_on(Signal::Hup);
+    /// assert!(process.run(server, ["127.0.0.1:0"])?.is_drained());
     /// # Ok(())
     /// # }
     /// ```
@@ -226,8 +224,8 @@ impl Process {
         self
     }
 
-    /// Sets how long a successor may take until it is ready. After that, this process goes on
-    /// without the successor. Default: 30 s.
+    /// Sets how long a process may take until it is ready, if [`Process::keep`] makes a keeper. After
+    /// that, the keeper ends it, and its predecessor goes on. Default: 30 s.
     ///
     /// # Examples
     ///
@@ -252,18 +250,18 @@ impl Process {
         self
     }
 
-    /// Writes the id of the process that serves to the file at `path`, for scripts that send it
-    /// signals: `kill -USR2 "$(cat /run/app/app.pid)"`. Default: no file.
+    /// Writes the id of the process to the file at `path`, for scripts that send it signals: `kill
+    /// -TERM "$(cat /run/app/app.pid)"`. Default: no file.
     ///
     /// The process writes the file when it is ready, before it tells the service manager so, and
-    /// removes it after the drain if the file still holds its own id. A successor writes its own id
-    /// over its predecessor's. If the successor fails, the predecessor, which goes on, writes its
-    /// own again. A process that is killed leaves the file behind, and the next one replaces it.
+    /// removes it after the drain if the file still holds its own id. A process that is killed
+    /// leaves the file behind, and the next one replaces it. With [`Process::keep`] it is the id of
+    /// the keeper, which a restart does not change. A process whose keeper was started in another
+    /// way writes no file: give the path to the keeper.
     ///
     /// The file replaces an older one as a whole, so a reader never finds half an id. The process
     /// therefore needs a directory that it may write to. A relative path holds for the directory in
-    /// which [`Process::run`] is called; a successor is started in the directory of that moment, so
-    /// a program that changes its directory should give an absolute path.
+    /// which [`Process::run`] is called.
     ///
     /// # Errors
     ///

@@ -186,8 +186,7 @@ impl Shutdown {
 
     /// Moves on to *draining*; does nothing if that has happened before (rule S2).
     ///
-    /// Connections end by this stop, also after a call of `restart`. They go to a successor only if
-    /// a signal has restarted the process under [`run`](crate::run).
+    /// Connections end by this stop. They go to a successor only if a keeper restarts the process.
     ///
     /// # Examples
     ///
