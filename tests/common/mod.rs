@@ -10,6 +10,8 @@ mod client;
 #[cfg(target_os = "linux")]
 pub mod handover;
 mod log;
+#[cfg(target_os = "linux")]
+pub mod messages;
 mod program;
 mod server;
 mod stage;
@@ -33,7 +35,7 @@ pub use self::client::{
 pub use self::log::Log;
 pub use self::program::{
     Generations, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, chromium, copy_file,
-    end_of, handle_ignored_signals, hear, install, installed, number_behind, output, output_within,
+    end_of, handle_ignored_signals, hear, install, installed, keep, number_behind, output, output_within,
     pass_repeat_window, run_ok, service_manager, sockets_of, terminate,
 };
 pub use self::server::{
