@@ -8,6 +8,8 @@
 
 mod client;
 #[cfg(target_os = "linux")]
+pub mod fakes;
+#[cfg(target_os = "linux")]
 pub mod handover;
 mod log;
 #[cfg(target_os = "linux")]
