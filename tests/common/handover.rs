@@ -291,6 +291,11 @@ impl Handover {
         sockets.map(|(fd, _)| copy_of(process, fd).unwrap()).collect()
     }
 
+    /// Returns the inodes of the sockets that listen on the address.
+    pub fn listeners(&self) -> Vec<u64> {
+        self.sockets(true)
+    }
+
     /// Returns the inode of the socket that listens.
     pub fn listener(&self) -> u64 {
         self.sockets(true)[0]
