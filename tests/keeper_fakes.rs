@@ -17,9 +17,7 @@ use common::handover::{self, Handover, Over, over_both, suspend};
 use common::messages::{
     ALONE, Channel, KEEPER, PASS, Ready, Served, leave, offer, ready, ready_with, taken,
 };
-use common::{
-    Client, Directory, End, SERVER, hear, is_refused, keep, service_manager, wait_until,
-};
+use common::{Client, Directory, End, SERVER, hear, is_refused, keep, service_manager, wait_until};
 use rustix::process::Signal;
 
 const HEAD: &str = "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n";
@@ -250,8 +248,7 @@ fn an_offer_that_makes_no_sense_is_not_heard() {
         let configure = |command: &mut Command| {
             command.env("NOTIFY_SOCKET", directory.join("manager"));
         };
-        let (mut child, _channel, _listener, _, _own) =
-            fakes::spawn(Over::Tcp, configure, words);
+        let (mut child, _channel, _listener, _, _own) = fakes::spawn(Over::Tcp, configure, words);
         assert_eq!(hear(&manager), "READY=1\n", "{words:?}: {child}");
         assert_live(&mut Client::connect(child.addr));
         child.stop();
@@ -335,10 +332,7 @@ fn a_ready_that_makes_no_sense_is_not_heard() {
             successor.channel.send(word, &vec![null.as_fd(); descriptors]);
         }
         let told = server.line_of(server.keeper(), "keeper: no restart: process ");
-        let expected = format!(
-            "process {} was not ready within 1s (no READY=1",
-            successor.process
-        );
+        let expected = format!("process {} was not ready within 1s (no READY=1", successor.process);
         assert!(told.contains(&expected), "{told}");
         assert!(told.ends_with(&format!("process {predecessor} goes on")), "{told}");
         assert_live(&mut client);

@@ -40,11 +40,7 @@ impl FakeKeeper {
 
     /// Starts a child to which the keeper has said these words, with what `configure` adds to its
     /// command.
-    pub fn start_with(
-        over: Over,
-        configure: impl FnOnce(&mut Command),
-        words: &[Vec<u8>],
-    ) -> Self {
+    pub fn start_with(over: Over, configure: impl FnOnce(&mut Command), words: &[Vec<u8>]) -> Self {
         let (child, channel, listener, address, directory) = spawn(over, configure, words);
         let (ready, brought) = channel.ready();
         assert_eq!(brought.len(), 0);
