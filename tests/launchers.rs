@@ -1,6 +1,6 @@
 //! What launchers, wrappers and operators do to the process before and beside the signals, with a
-//! keeper and without: blocked and ignored signals, two signals for one stop, endless durations, no room for threads, files or
-//! descriptors, a suspension.
+//! keeper and without: blocked and ignored signals, two signals for one stop, endless durations, no
+//! room for threads, files or descriptors, a suspension.
 //!
 //! The real binary, with real signals. What has to happen within a certain time happens while the
 //! process is suspended, so that a slow machine changes nothing.
