@@ -5,6 +5,8 @@
 
 #[path = "main/app.rs"]
 mod app;
+#[path = "main/check/mod.rs"]
+mod check;
 #[path = "main/log.rs"]
 mod log;
 
@@ -17,7 +19,7 @@ use std::process::{ExitCode, Termination};
 
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, CommandFactory, FromArgMatches, Parser};
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smol_graceful::{
     Address, ListenOptions, Listener, LogWriter, Outcome, Process, ServeError, Server, Shutdown,
@@ -28,6 +30,10 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return usage(&error),
     };
+    if let Some(Command::Check(check)) = &settings.command {
+        raise_open_files();
+        return check::run(check);
+    }
     let mut log = match LogWriter::new(io::stderr()) {
         Ok(log) => log,
         Err(error) => {
@@ -56,8 +62,11 @@ fn main() -> ExitCode {
 ///
 /// DURATION: such as 300ms, 2s, 1m30s. Logs go to standard error; RUST_LOG says which.
 #[derive(Debug, Parser)]
-#[command(version, verbatim_doc_comment)]
+#[command(version, verbatim_doc_comment, args_conflicts_with_subcommands = true)]
 struct Settings {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// Where to listen; several times, or with commas between the addresses [default: the sockets
     /// that are inherited by LISTEN_FDS, or else :8082]
     ///
@@ -145,6 +154,26 @@ struct Settings {
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024)
     )]
     threads: Option<usize>,
+}
+
+/// What the binary does instead of serving.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Keeps a server under load, restarts it by COMMAND, and says what became of every request and
+    /// connection
+    ///
+    /// It works with any HTTP/1.1 server: smol-graceful check --restarts 3 http://127.0.0.1:8082/
+    /// -- systemctl restart app. A client whose kept connection is closed takes a new one for its
+    /// next request, and nothing is lost, unless it has sent that request already.
+    ///
+    /// The report counts requests that were answered, refused or lost, and connections that the
+    /// server closed: asked, because the request had asked for that; told, because the last answer
+    /// said so; untold, by FIN or reset, although no answer had said so. It gives p99 and the
+    /// longest time of all answers, and of those near a restart: in it, or begun within a second
+    /// behind it. Exit code: 0 nothing was lost, 1 something was lost (or what --none-refused and
+    /// --seamless say), the server cannot be reached or COMMAND fails, 2 wrong usage. DURATION:
+    /// such as 300ms, 2s.
+    Check(Box<check::Settings>),
 }
 
 /// Reads an address from among those that commas separate.

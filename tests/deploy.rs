@@ -1,5 +1,5 @@
 //! The files in `deploy/`, run as they are but for ports and paths, with the programs that they are
-//! for, under a load that checks every answer (`examples/lossless`).
+//! for, under a load that checks every answer (`smol-graceful check`).
 //!
 //! All of it on 127.0.0.1. What needs a Debian package is ignored unless asked for; `.ci/run`
 //! installs the packages and asks for all.
@@ -7,7 +7,7 @@
 #![cfg(target_os = "linux")]
 
 mod common;
-#[path = "../examples/lossless/load.rs"]
+#[path = "../src/main/check/load.rs"]
 mod load;
 
 use std::fs;

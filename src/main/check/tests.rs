@@ -13,8 +13,8 @@ use clap::Parser;
 use futures_lite::future;
 use smol::block_on;
 
-use crate::Settings;
-use crate::load::*;
+use super::Settings;
+use super::load::*;
 
 /// The action of a server at a request.
 enum Act {
