@@ -35,7 +35,7 @@ const MOMENT: Duration = Duration::from_millis(300);
 pub struct Client {
     index: usize,
     shape: Shape,
-    is_idle: bool,
+    pub is_idle: bool,
     load: Load,
     tally: Arc<Tally>,
     /// Kept for the next request.
@@ -63,7 +63,7 @@ impl Client {
             if self.is_idle {
                 self.rest(number).await;
             }
-            let is_last = self.tally.is_stopping();
+            let is_last = self.is_told_to_end();
             if !is_last || self.is_idle {
                 self.turn(number).await;
             }
@@ -107,7 +107,7 @@ impl Client {
     async fn wait_for_gap(&self, number: u64) {
         let gap = self.load.gap;
         let end = self.tally.end.listen();
-        if gap.is_zero() || self.tally.is_stopping() {
+        if gap.is_zero() || self.is_told_to_end() {
             return;
         }
         let by_time = async {
@@ -229,11 +229,15 @@ impl Client {
                     }
                 }
             }
-            if self.tally.is_stopping() {
+            if self.is_told_to_end() {
                 return None;
             }
             self.wait().await;
         }
+    }
+
+    fn is_told_to_end(&self) -> bool {
+        if self.is_idle { self.tally.is_stopping() } else { self.tally.is_over() }
     }
 
     /// Waits before another attempt.

@@ -118,8 +118,10 @@ pub(crate) fn is_target(text: &str) -> Result<String, String> {
         _ if !text.starts_with('/') => Err("a path begins with `/`".to_owned()),
         _ if text.contains('#') => Err("a request has no fragment (`#`)".to_owned()),
         _ if text.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(text.to_owned()),
-        _ => Err("a path has neither blanks nor letters beyond ASCII; write %20 for a blank"
-            .to_owned()),
+        _ => {
+            Err("a path has neither blanks nor letters beyond ASCII; write %20 for a blank"
+                .to_owned())
+        }
     }
 }
 

@@ -172,12 +172,22 @@ impl Clients {
             .enumerate()
             .map(|(index, shape)| Client::new(index, *shape, load, &tally))
             .collect();
+        let all = tally.clone();
         let run = move || {
             let executor = LocalExecutor::new();
-            let clients: Vec<_> =
-                clients.into_iter().map(|client| executor.spawn(client.run())).collect();
+            let (idle, busy): (Vec<_>, Vec<_>) =
+                clients.into_iter().partition(|client| client.is_idle);
+            let [idle, busy] = [idle, busy].map(|clients| {
+                clients.into_iter().map(|client| executor.spawn(client.run())).collect::<Vec<_>>()
+            });
             smol::block_on(executor.run(async {
-                for client in clients {
+                if !idle.is_empty() {
+                    for client in idle {
+                        client.await;
+                    }
+                    all.end();
+                }
+                for client in busy {
                     client.await;
                 }
             }));

@@ -11,20 +11,20 @@ use super::load::Timeline;
 use super::load::timeline::Bucket;
 
 /// The size of the picture.
-const SIZE: (f64, f64) = (900.0, 268.0);
+const SIZE: (f64, f64) = (900.0, 280.0);
 
 /// Where the time begins and ends.
-const LEFT: f64 = 76.0;
+const LEFT: f64 = 66.0;
 const RIGHT: f64 = 848.0;
 
 /// Where the requests stand: from this line up to that one.
-const REQUESTS: (f64, f64) = (112.0, 58.0);
+const REQUESTS: (f64, f64) = (122.0, 68.0);
 
 /// Where the times stand.
-const TIMES: (f64, f64) = (194.0, 126.0);
+const TIMES: (f64, f64) = (208.0, 143.0);
 
 /// The first line of faults, and how far it is to the next.
-const FAULTS: f64 = 204.0;
+const FAULTS: f64 = 217.0;
 const FAULT: f64 = 13.0;
 
 /// Where the lines of faults end.
@@ -41,7 +41,7 @@ const DECADES: f64 = 4.5;
 /// Colours: of the ground, the text, lines, restarts, requests, times, and the faults.
 const STYLE: &str = "\
 svg{color-scheme:light dark}text{fill:#424a53}.title{font-weight:bold;font-size:15px;fill:#1f2328}\
-.ground{fill:#fff;stroke:#d1d9e0}.line{stroke:#d1d9e0}.restart{fill:#ddf4ff}.edge{stroke:#54aeff}\
+.heading{font-style:italic}.ground{fill:#fff;stroke:#d1d9e0}.line{stroke:#d1d9e0}.restart{fill:#ddf4ff}.edge{stroke:#54aeff}\
 .requests{fill:#54aeff;stroke:#0969da}.times{fill:#c297ff;stroke:#8250df}.refused{fill:#e16f24}\
 .lost{fill:#cf222e}.told{fill:#fff;stroke:#9a6700}.untold{fill:#9a6700}.bad{font-weight:bold}\
 .note{fill:transparent}\
@@ -104,9 +104,17 @@ impl Picture<'_> {
              <title>{title}</title>\n<desc>{summary}</desc>\n<style>{STYLE}</style>\n\
              <rect class=\"ground\" x=\".5\" y=\".5\" width=\"{}\" height=\"{}\" rx=\"6\"/>\n\
              <text class=\"title\" x=\"12\" y=\"24\">{title}</text>\n\
-             <text x=\"12\" y=\"42\">{summary}</text>\n",
+             <text x=\"12\" y=\"42\">{summary}</text>\n\
+             <g transform=\"translate({} 24)\" text-anchor=\"start\">\
+             <path class=\"edge\" d=\"M0-10V1\" stroke-dasharray=\"3 2\"/>\
+             <text x=\"6\">restart</text>\
+             <rect class=\"key told\" x=\"56\" y=\"-8\" width=\"5\" height=\"8\"/>\
+             <text x=\"66\">closed, as the answer said</text>\
+             <rect class=\"key untold\" x=\"208\" y=\"-8\" width=\"5\" height=\"8\"/>\
+             <text x=\"218\">closed without a word</text></g>\n",
             wide - 1.0,
-            high - 1.0
+            high - 1.0,
+            wide - 350.0
         );
     }
 }
@@ -165,8 +173,7 @@ impl Plot {
         let millis = self.width.as_millis();
         label(out, high + 4.0, &grouped(top));
         label(out, zero, "0");
-        let _ = writeln!(out, "<text x=\"12\" y=\"{}\">requests</text>", high + 22.0);
-        let _ = writeln!(out, "<text x=\"12\" y=\"{}\">in {millis} ms</text>", high + 35.0);
+        heading(out, high, &format!("requests answered in {millis} ms"));
     }
 
     fn draw_times(&self, out: &mut String) {
@@ -182,7 +189,7 @@ impl Plot {
             at(decades.min(DECADES))
         });
         self.draw_steps(out, "times", zero, heights);
-        let _ = writeln!(out, "<text x=\"12\" y=\"{}\">slowest</text>", high + 30.0);
+        heading(out, high, "slowest of them");
     }
 
     /// Draws what has a height in each column.
@@ -279,6 +286,12 @@ impl Plot {
             );
         }
     }
+}
+
+/// Writes a heading above what stands below this line.
+fn heading(out: &mut String, y: f64, text: &str) {
+    let (x, y) = (LEFT + 3.0, y - 5.0);
+    let _ = writeln!(out, "<text class=\"heading\" x=\"{x}\" y=\"{y}\">{text}</text>");
 }
 
 /// Writes a label to the left of the axis.
@@ -400,7 +413,8 @@ mod tests {
                 assert!((number(mark, "x") - x).abs() < 0.1, "{class}: {mark:?}");
             }
         }
-        let wide = marks(&document, "restart").iter().map(|it| number(it, "width")).collect::<Vec<_>>();
+        let wide =
+            marks(&document, "restart").iter().map(|it| number(it, "width")).collect::<Vec<_>>();
         assert!((wide[0] - 2.0 * column).abs() < 0.1 && wide[1] == 2.0, "{wide:?}");
         // The sums beside the lines: refused, lost, closed.
         let sums: Vec<_> = marks(&document, "bad").iter().filter_map(Node::text).collect();
@@ -417,14 +431,15 @@ mod tests {
             let text = Picture { scale, ..picture(&timeline) }.draw();
             let document = Document::parse(&text).unwrap();
             let path = marks(&document, class)[0].attribute("d").unwrap().to_owned();
-            let heights = path.split('V').skip(1).map(|rest| rest.split(['H', 'Z']).next().unwrap());
+            let heights =
+                path.split('V').skip(1).map(|rest| rest.split(['H', 'Z']).next().unwrap());
             heights.map(|height| height.parse().unwrap()).collect::<Vec<f64>>()
         };
-        assert_eq!(heights(None, "requests"), [85.0, 58.0, 112.0]);
-        assert_eq!(heights(Some(200), "requests"), [98.5, 85.0, 112.0]);
+        assert_eq!(heights(None, "requests"), [95.0, 68.0, 122.0]);
+        assert_eq!(heights(Some(200), "requests"), [108.5, 95.0, 122.0]);
         // More than the scale has.
-        assert_eq!(heights(Some(50), "requests"), [58.0, 58.0, 112.0]);
-        assert_eq!(heights(None, "times"), [178.9, 126.0, 194.0]);
+        assert_eq!(heights(Some(50), "requests"), [68.0, 68.0, 122.0]);
+        assert_eq!(heights(None, "times"), [193.6, 143.0, 208.0]);
     }
 
     /// A picture is no larger if the load lasts for days, and has every event still.

@@ -39,7 +39,7 @@ pub struct Tally {
     pub odd: OnceLock<String>,
     /// The idle clients listen to it: a restart wakes some of them, the end of the load all.
     pub crowd: Event,
-    /// The clients that wait for something else listen to it: the end of the load wakes all.
+    /// The other clients listen to it: the end of the load wakes all.
     pub end: Event,
     pub all: Latencies,
     near: Latencies,
@@ -53,7 +53,10 @@ pub struct Tally {
     progress: Box<[Progress]>,
     idle: usize,
     start: Instant,
-    stop: AtomicBool,
+    /// Set when the idle clients ask once more and end.
+    is_stopping: AtomicBool,
+    /// Set when the idle clients have ended, so that the others end, too.
+    is_over: AtomicBool,
 }
 
 /// How far a client is. Its requests are numbered from 1.
@@ -89,7 +92,8 @@ impl Tally {
             progress: (0..busy + idle).map(|_| Progress::default()).collect(),
             idle,
             start: Instant::now(),
-            stop: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
         }
     }
 
@@ -249,7 +253,7 @@ impl Tally {
         let time = self.elapsed();
         let mut timeline = locked(&self.timeline);
         // A slow request may outlast the load by far, and that says nothing of the server.
-        let is_late = shape == Shape::Slow && self.is_stopping();
+        let is_late = shape == Shape::Slow && self.is_over();
         what(if is_late { timeline.last() } else { timeline.at(time) });
     }
 
@@ -258,14 +262,28 @@ impl Tally {
         self.start.elapsed()
     }
 
+    /// Tells the idle clients to ask once more and to end. The others go on meanwhile, so that the
+    /// load is the same up to its end.
     pub fn stop(&self) {
-        self.stop.store(true, Relaxed);
+        self.is_stopping.store(true, Relaxed);
         self.crowd.notify(usize::MAX);
+        if self.idle == 0 {
+            self.end();
+        }
+    }
+
+    /// Tells the others to end, when the idle ones have ended.
+    pub fn end(&self) {
+        self.is_over.store(true, Relaxed);
         self.end.notify(usize::MAX);
     }
 
     pub fn is_stopping(&self) -> bool {
-        self.stop.load(Relaxed)
+        self.is_stopping.load(Relaxed)
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Relaxed)
     }
 }
 
