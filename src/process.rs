@@ -109,12 +109,12 @@ pub struct Process {
 
 impl Default for Process {
     /// Returns one thread per core. [`STOP_SIGNALS`] stop the server, and those within 100 ms are
-    /// one stop. USR2 restarts it, and a successor has 30 s. There is no pid file.
+    /// one stop. USR2 asks for a restart, and a successor has 30 s. There is no pid file.
     fn default() -> Self {
         Self {
             threads: thread::available_parallelism().map_or(1, usize::from),
             signals: STOP_SIGNALS.to_vec(),
-            restart: cfg!(feature = "keeper").then_some(Signal::Usr2),
+            restart: Some(Signal::Usr2),
             patience: Duration::from_secs(30),
             pid_file: None,
             repeat_window: REPEAT_WINDOW,
@@ -217,7 +217,6 @@ impl Process {
     /// # Ok(())
     /// # }
     /// ```
-    #[cfg(feature = "keeper")]
     #[must_use]
     pub fn restart_on(mut self, signal: impl Into<Option<Signal>>) -> Self {
         self.restart = signal.into();

@@ -1,6 +1,6 @@
 //! The files in `deploy/` for ways to restart without the keeper, run as they are but for ports and
 //! paths, with the programs that they are for, under a load that checks every answer
-//! (`examples/lossless`). `deploy_keeper.rs` runs the files that start the keeper.
+//! (`smol-graceful check`). `deploy_keeper.rs` runs the files that start the keeper.
 //!
 //! All of it on 127.0.0.1. What needs a Debian package is ignored unless asked for; `.ci/run`
 //! installs the packages and asks for all.
@@ -10,7 +10,7 @@
 mod common;
 #[path = "deploy/files.rs"]
 mod files;
-#[path = "../examples/lossless/load.rs"]
+#[path = "../src/main/check/load.rs"]
 mod load;
 #[path = "deploy/supervisord.rs"]
 mod supervisord;

@@ -1,14 +1,14 @@
 //! Restarts of the real binary under a load that checks every answer: inherited sockets, the
 //! service manager's protocol, an upgrade in place, an overlap, and a plain rebinding.
 //!
-//! The load is `examples/lossless`. Where a socket stays open, nothing may be lost or refused;
+//! The load is `smol-graceful check`. Where a socket stays open, nothing may be lost or refused;
 //! where it is closed, what the kernel does to a handshake in that very moment is counted apart
 //! (`docs/design.md` section 4).
 
 #![cfg(target_os = "linux")]
 
 mod common;
-#[path = "../examples/lossless/load.rs"]
+#[path = "../src/main/check/load.rs"]
 mod load;
 
 use std::env;

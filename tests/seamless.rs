@@ -1,4 +1,4 @@
-//! Restarts in place that no client notices: `examples/lossless` counts, as an operator runs it.
+//! Restarts in place that no client notices: `smol-graceful check` counts, as an operator runs it.
 
 #![cfg(target_os = "linux")]
 
@@ -8,9 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{
-    Directory, Generations, PATIENCE, ProcessId, Program, SERVER, output_within, run_ok, text,
-};
+use common::{Directory, Generations, PATIENCE, ProcessId, SERVER, output_within, text};
 use rustix::process::Pid;
 
 /// Ten times in a row, over TCP: no request is lost or refused, and no connection is closed. The
@@ -40,13 +38,11 @@ fn assert_seamless(directory: &Directory, listen: &str) {
         _ => listen.to_owned(),
     };
 
-    // `cargo test` builds this example's own tests, and not the example.
-    run_ok(Command::new(env!("CARGO")).args(["build", "--quiet", "--example", "lossless"]), b"");
-    let flags = "--seamless --idle 2000 --blind --clients 32 --longest 5ms --restarts 10";
-    let mut lossless = Program::example_command("lossless", &["--address", &address]);
-    let usr2 = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/lossless/usr2");
-    lossless.args(flags.split(' ')).arg("--").arg(usr2).arg(&file);
-    let output = output_within(&mut lossless, b"", 4 * PATIENCE);
+    let flags = "--seamless --idle 2000 --blind --clients 32 --gap 0s --work 5ms --pause 300ms";
+    let mut check = Command::new(SERVER);
+    let usr2 = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/restart/usr2");
+    check.args(["check", &address]).args(flags.split(' ')).arg("--").arg(usr2).arg(&file);
+    let output = output_within(&mut check, b"", 4 * PATIENCE);
 
     // The last one would outlive a test that fails below.
     servers.serving = named_in(&file);

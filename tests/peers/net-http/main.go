@@ -1,5 +1,5 @@
 // A server on Go's net/http that stops in the usual way, to compare ours with: it has the two routes
-// that examples/lossless asks for, takes HUP, INT, TERM or QUIT as the word to stop, and gives what
+// that `smol-graceful check --work` asks for, takes HUP, INT, TERM or QUIT as the word to stop, and gives what
 // is in flight 30 s. Exit code 1 when that was not enough, or when it could not listen.
 //
 // Build with:

@@ -1,6 +1,9 @@
-//! Counts what became of the requests: [`Tally`] while the load goes on, [`Report`] behind it.
+//! Counts what became of the requests while the load goes on.
+//!
+//! A [`Tally`] is shared by all clients and by the one who restarts the server. Clients note what
+//! happens by its methods, and each of them also notes it in the [`Timeline`]. The numbers at the
+//! end are the [`Report`]. A tally keeps no request, so a long load needs no more memory.
 
-use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -9,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use event_listener::Event;
 
-use super::{AGAIN, SHARE, Shape};
+use super::timeline::{Band, Bucket};
+use super::{AGAIN, Failure, Kind, Report, SHARE, Shape, Spread, Timeline};
 
 /// How many failures are described; all are counted.
 const DESCRIBED: usize = 20;
@@ -35,16 +39,24 @@ pub struct Tally {
     pub odd: OnceLock<String>,
     /// The idle clients listen to it: a restart wakes some of them, the end of the load all.
     pub crowd: Event,
+    /// The other clients listen to it: the end of the load wakes all.
+    pub end: Event,
     pub all: Latencies,
     near: Latencies,
     /// A request that began before this counts as near a restart. In microseconds since the start.
     near_until: AtomicU64,
+    /// The slowest answer since somebody asked for it last. In microseconds.
+    slowest: AtomicU64,
+    timeline: Mutex<Timeline>,
     failures: Mutex<Vec<Failure>>,
-    /// One for each client; the idle ones stand last.
+    /// One for each client; the idle ones stand last. A client with slow requests has none.
     progress: Box<[Progress]>,
     idle: usize,
     start: Instant,
-    stop: AtomicBool,
+    /// Set when the idle clients ask once more and end.
+    is_stopping: AtomicBool,
+    /// Set when the idle clients have ended, so that the others end, too.
+    is_over: AtomicBool,
 }
 
 /// How far a client is. Its requests are numbered from 1.
@@ -70,24 +82,31 @@ impl Tally {
             stalled: AtomicU64::new(0),
             odd: OnceLock::new(),
             crowd: Event::new(),
+            end: Event::new(),
             all: Latencies::new(),
             near: Latencies::new(),
             near_until: AtomicU64::new(0),
+            slowest: AtomicU64::new(0),
+            timeline: Mutex::new(Timeline::new()),
             failures: Mutex::default(),
             progress: (0..busy + idle).map(|_| Progress::default()).collect(),
             idle,
             start: Instant::now(),
-            stop: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
         }
     }
 
     /// Calls `restart`. Requests meanwhile, and those that begin within a second behind it, count
     /// as near a restart. A share of the idle clients sends now.
     pub fn restart<T>(&self, restart: impl FnOnce() -> T) -> T {
+        let begun = self.elapsed();
         self.near_until.store(u64::MAX, Relaxed);
         self.crowd.notify(self.idle.div_ceil(SHARE));
         let made = restart();
-        self.near_until.store(micros(self.elapsed() + NEAR), Relaxed);
+        let ended = self.elapsed();
+        self.near_until.store(micros(ended + NEAR), Relaxed);
+        locked(&self.timeline).add_restart(Band { begun, ended });
         made
     }
 
@@ -138,7 +157,7 @@ impl Tally {
             wrong: self.wrong.load(Relaxed),
             stalled: self.stalled.load(Relaxed),
             odd: self.odd.get().cloned(),
-            failures: self.failures().clone(),
+            failures: locked(&self.failures).clone(),
         }
     }
 
@@ -147,22 +166,71 @@ impl Tally {
         self.report().lost()
     }
 
+    /// Returns the course of the load up to now.
+    pub fn timeline(&self) -> Timeline {
+        locked(&self.timeline).clone()
+    }
+
+    /// Returns how long the slowest answer took since the last call.
+    pub fn take_slowest(&self) -> Duration {
+        Duration::from_micros(self.slowest.swap(0, Relaxed))
+    }
+
     /// Notes that a client has begun a request.
     pub fn begin(&self, client: usize, number: u64) {
-        self.progress[client].begun.store(number, Relaxed);
+        if let Some(progress) = self.progress.get(client) {
+            progress.begun.store(number, Relaxed);
+        }
     }
 
     /// Counts a request that was begun then, and has been answered now.
-    pub fn answer(&self, client: usize, number: u64, begun: Instant) {
+    pub fn answer(&self, shape: Shape, client: usize, number: u64, begun: Instant) {
+        self.answered.fetch_add(1, Relaxed);
+        if shape == Shape::Slow {
+            self.note(shape, |bucket| bucket.answered += 1);
+            return;
+        }
         let took = begun.elapsed();
         self.all.add(took);
         if micros(begun.duration_since(self.start)) < self.near_until.load(Relaxed) {
             self.near.add(took);
         }
-        self.answered.fetch_add(1, Relaxed);
+        self.slowest.fetch_max(micros(took), Relaxed);
+        self.note(shape, |bucket| {
+            bucket.answered += 1;
+            bucket.slowest = bucket.slowest.max(took);
+        });
         self.progress[client].answered.store(number, Relaxed);
     }
 
+    /// Counts a connection that the server has closed as the request had asked.
+    pub fn close_as_asked(&self) {
+        self.asked.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a connection that the server has closed behind an answer that said so.
+    pub fn close_as_told(&self, shape: Shape) {
+        self.told.fetch_add(1, Relaxed);
+        self.note(shape, |bucket| bucket.told += 1);
+    }
+
+    /// Counts a connection that the server has closed although no answer had said so.
+    pub fn close_untold(&self, shape: Shape) {
+        self.untold.fetch_add(1, Relaxed);
+        self.note(shape, |bucket| bucket.untold += 1);
+    }
+
+    /// Counts a connect that failed. `is_first` says whether it is the first for its request.
+    pub fn refuse(&self, shape: Shape, is_first: bool) {
+        self.refused.fetch_add(u64::from(is_first), Relaxed);
+        self.attempts.fetch_add(1, Relaxed);
+        self.note(shape, |bucket| {
+            bucket.refused += u64::from(is_first);
+            bucket.attempts += 1;
+        });
+    }
+
+    /// Counts and describes a request that was lost.
     pub fn lose(&self, failure: Failure) {
         let counter = match failure.kind {
             Kind::Crossed => &self.crossed,
@@ -171,16 +239,22 @@ impl Tally {
             Kind::Wrong => &self.wrong,
             Kind::Stalled => &self.stalled,
         };
+        self.note(failure.shape, |bucket| bucket.lost += 1);
         // The description comes first, because a test that sees the count may want to read it.
-        let mut failures = self.failures();
+        let mut failures = locked(&self.failures);
         if failures.len() < DESCRIBED {
             failures.push(failure);
         }
         counter.fetch_add(1, Relaxed);
     }
 
-    fn failures(&self) -> MutexGuard<'_, Vec<Failure>> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes in the time line what happens now.
+    fn note(&self, shape: Shape, what: impl FnOnce(&mut Bucket)) {
+        let time = self.elapsed();
+        let mut timeline = locked(&self.timeline);
+        // A slow request may outlast the load by far, and that says nothing of the server.
+        let is_late = shape == Shape::Slow && self.is_over();
+        what(if is_late { timeline.last() } else { timeline.at(time) });
     }
 
     /// Returns how long the load has been going on.
@@ -188,14 +262,33 @@ impl Tally {
         self.start.elapsed()
     }
 
+    /// Tells the idle clients to ask once more and to end. The others go on meanwhile, so that the
+    /// load is the same up to its end.
     pub fn stop(&self) {
-        self.stop.store(true, Relaxed);
+        self.is_stopping.store(true, Relaxed);
         self.crowd.notify(usize::MAX);
+        if self.idle == 0 {
+            self.end();
+        }
+    }
+
+    /// Tells the others to end, when the idle ones have ended.
+    pub fn end(&self) {
+        self.is_over.store(true, Relaxed);
+        self.end.notify(usize::MAX);
     }
 
     pub fn is_stopping(&self) -> bool {
-        self.stop.load(Relaxed)
+        self.is_stopping.load(Relaxed)
     }
+
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Relaxed)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How long answers took. Each is counted in a bucket, and each bucket is a hundredth wider than
@@ -239,144 +332,4 @@ impl Latencies {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// How long so many answers took, from the first attempt to connect.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Spread {
-    pub answers: u64,
-    /// 99 of 100 took no longer, to a hundredth.
-    pub p99: Duration,
-    pub longest: Duration,
-}
-
-impl fmt::Display for Spread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "p99 {:.1?}, the longest took {:.1?}", self.p99, self.longest)
-    }
-}
-
-/// Requests and connections, counted by what became of them.
-#[derive(Debug, Clone, Default)]
-pub struct Report {
-    /// Requests that were answered whole and right.
-    pub answered: u64,
-    /// How long they took.
-    pub all: Spread,
-    /// How long those took that were under way in a restart, or began within a second behind it.
-    pub near: Spread,
-    /// Connections that the server closed because the request had asked for that.
-    pub asked: u64,
-    /// Connections that the server closed behind an answer that said so, unasked.
-    pub told: u64,
-    /// Kept connections that the server closed or reset, and the last answer had not said so. A
-    /// client that had sent the next request by then has lost it, which is counted below, too.
-    pub untold: u64,
-    /// Requests whose connect failed at first: nothing was sent, and the client tried again.
-    pub refused: u64,
-    /// How many connects failed for them.
-    pub attempts: u64,
-    /// Lost: sent on a used connection, and not a byte came back. HTTP/1.1 allows this race.
-    pub crossed: u64,
-    /// Lost: sent on a new connection, and not a byte came back.
-    pub reset: u64,
-    /// Lost: an answer that began and did not end.
-    pub cut: u64,
-    /// Lost: a whole answer with a wrong status or body, or without a clean end though it was the
-    /// last.
-    pub wrong: u64,
-    /// Lost: no whole answer in time.
-    pub stalled: u64,
-    /// The first error of a connect that is not among those that a restart explains.
-    pub odd: Option<String>,
-    /// The first losses.
-    pub failures: Vec<Failure>,
-}
-
-impl Report {
-    /// Returns how many requests the server has lost.
-    pub fn lost(&self) -> u64 {
-        self.crossed + self.reset + self.cut + self.wrong + self.stalled
-    }
-
-    /// Returns how many connections the server has closed that its clients would have kept.
-    pub fn closed(&self) -> u64 {
-        self.told + self.untold
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let odd = self.odd.as_ref().map_or(String::new(), |error| format!("; such as: {error}"));
-        let tried = format!("nothing was sent; {} connects failed{odd}", self.attempts);
-        let all = format!("whole and right; {}", self.all);
-        let near = format!("of those, in a restart or within 1 s behind it; {}", self.near);
-        for (what, number, words) in [
-            ("answered", self.answered, &*all),
-            ("  near", self.near.answers, &*near),
-            ("asked", self.asked, "connections closed by the server, as the request had asked"),
-            ("told", self.told, "connections closed by the server, and its last answer said so"),
-            ("untold", self.untold, "connections closed by the server, and no answer said so"),
-            ("refused", self.refused, &*tried),
-            ("crossed", self.crossed, "LOST: sent on a used connection, and not a byte came back"),
-            ("reset", self.reset, "LOST: sent on a new connection, and not a byte came back"),
-            ("cut", self.cut, "LOST: an answer began and did not end"),
-            ("wrong", self.wrong, "LOST: another answer than the right one, or no clean end"),
-            ("stalled", self.stalled, "LOST: no answer in time"),
-        ] {
-            // The word stands out only where something was lost.
-            let words = if number == 0 { words.trim_start_matches("LOST: ") } else { words };
-            writeln!(f, "{what:<10}{number:>8}  {words}")?;
-        }
-        self.failures.iter().try_for_each(|failure| writeln!(f, "{failure}"))?;
-        match self.lost().saturating_sub(self.failures.len() as u64) {
-            0 => Ok(()),
-            more => writeln!(f, "… and {more} more"),
-        }
-    }
-}
-
-/// How a request was lost: the fields of [`Report`] of the same names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Crossed,
-    Reset,
-    Cut,
-    Wrong,
-    Stalled,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Crossed => "crossed",
-            Self::Reset => "reset",
-            Self::Cut => "cut",
-            Self::Wrong => "wrong",
-            Self::Stalled => "stalled",
-        })
-    }
-}
-
-/// A lost request.
-#[derive(Debug, Clone)]
-pub struct Failure {
-    pub kind: Kind,
-    /// The kind of request, and how the connection was used.
-    pub shape: Shape,
-    /// The client's end of the connection.
-    pub client: String,
-    /// Since the load began.
-    pub at: Duration,
-    /// Since the request was begun.
-    pub elapsed: Duration,
-    pub what: String,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, shape, client, at, elapsed, what } = self;
-        let at = at.as_secs_f64();
-        write!(f, "at {at:.3} s, {kind}: {shape}, by {client}, after {elapsed:.1?}: {what}")
-    }
 }

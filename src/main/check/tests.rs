@@ -13,8 +13,8 @@ use clap::Parser;
 use futures_lite::future;
 use smol::block_on;
 
-use crate::Settings;
-use crate::load::*;
+use super::Settings;
+use super::load::*;
 
 /// The action of a server at a request.
 enum Act {
@@ -41,7 +41,8 @@ struct Moment {
 
 /// A load that fails what hangs after 30 s.
 fn load(target: Target) -> Load {
-    Load { clients: 6, longest: Duration::ZERO, ..Load::new(target) }
+    let requests = Requests::of_bundled("localhost", Duration::ZERO);
+    Load { clients: 6, requests, ..Load::new(target) }
 }
 
 /// Serves on a port of the kernel's choice, by what `act` says.
@@ -241,7 +242,7 @@ fn a_wrong_answer_is_found() {
 fn a_wrong_echo_is_found() {
     let report = fail_one(is_echo, || Act::Send(answer("200 OK\r\nContent-Length: 3", b"abc")));
     assert_eq!(report.wrong, 1);
-    assert_eq!(report.failures[0].shape, Shape::Echo);
+    assert_eq!(report.failures[0].shape, Shape::Post);
 }
 
 #[test]
@@ -331,7 +332,7 @@ fn a_restart_wakes_a_quarter_of_the_crowd() {
 #[test]
 fn requests_near_a_restart_are_told_apart() {
     let tally = Tally::new(1, 0);
-    let answer = |begun| tally.answer(0, 1, begun);
+    let answer = |begun| tally.answer(Shape::Kept, 0, 1, begun);
     let before = Instant::now();
     answer(before);
     assert_eq!(tally.report().near.answers, 0);
@@ -433,11 +434,20 @@ fn only_what_was_asked_for_is_a_fault() {
         (&["--none-refused"], ["2 lost", "2 refused", ""]),
         (&["--seamless"], ["2 lost", "2 refused", "4 connections closed by the server"]),
     ] {
-        let args = ["lossless", "--address", "127.0.0.1:1"].iter().chain(flags);
-        let settings = Settings::parse_from(args);
+        let settings = settings(flags);
         let found = [&lost, &refused, &closed].map(|report| settings.faults(report).join(", "));
         assert_eq!(found, faults, "{flags:?}");
     }
+}
+
+/// Returns the settings of `smol-graceful check` with these arguments.
+fn settings(args: &[&str]) -> Settings {
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        settings: Settings,
+    }
+    Line::parse_from(["check", "127.0.0.1:1"].iter().chain(args)).settings
 }
 
 /// A reader looks for these: the kinds under each other, and a loss that stands out.

@@ -1,4 +1,8 @@
 //! A connection to the server: sends a request, and reads its answer whichever way it is framed.
+//!
+//! [`Wire`] reads exactly one answer a request and keeps the bytes behind it, so that a byte too
+//! many is found. It bounds what it reads by `TOO_MUCH`. It judges the framing, and
+//! [`Answer::check`] the status and the body; which of them count as lost is decided elsewhere.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -12,10 +16,11 @@ use smol::Timer;
 use smol::net::TcpStream;
 use smol::net::unix::UnixStream;
 
-use super::{AGAIN, Kind, Loss, Target};
+use super::client::Loss;
+use super::{AGAIN, Kind, Target};
 
-/// More than any right answer has.
-const TOO_MUCH: usize = 1024 * 1024;
+/// More than an answer may have.
+const TOO_MUCH: usize = 16 * 1024 * 1024;
 
 /// A fault of an answer.
 pub enum Fault {
@@ -45,15 +50,14 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Returns what is wrong, unless it is the answer that has `body`.
-    pub fn check(&self, body: &[u8]) -> Result<(), String> {
-        if self.status != 200 {
-            let text = String::from_utf8_lossy(&self.body);
+    /// Returns what is wrong, unless it is an answer of success or redirection that has `body`.
+    pub fn check(&self, body: Option<&[u8]>) -> Result<(), String> {
+        if !(200..400).contains(&self.status) {
+            let start = &self.body[..self.body.len().min(80)];
+            let text = String::from_utf8_lossy(start);
             return Err(format!("status {}, {:?}", self.status, text.trim_end()));
         }
-        if self.body == body {
-            return Ok(());
-        }
+        let Some(body) = body.filter(|body| self.body != *body) else { return Ok(()) };
         let same = self.body.iter().zip(body).take_while(|(is, should)| is == should).count();
         let (is, should) = (self.body.len(), body.len());
         Err(format!("a body of {is} bytes for one of {should}, the same up to byte {same}"))

@@ -1,0 +1,483 @@
+//! The picture of a check, as SVG: requests, slowest answers and faults over the time.
+//!
+//! [`Picture::draw`] is a pure function from a [`Timeline`] to text. It has no script and loads
+//! nothing, and brings its own ground and colours for light and dark. The axis of the times is
+//! logarithmic and always the same, so that two pictures can be compared.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use super::load::Timeline;
+use super::load::timeline::Bucket;
+
+/// The size of the picture.
+const SIZE: (f64, f64) = (900.0, 280.0);
+
+/// Where the time begins and ends.
+const LEFT: f64 = 66.0;
+const RIGHT: f64 = 848.0;
+
+/// Where the requests stand: from this line up to that one.
+const REQUESTS: (f64, f64) = (122.0, 68.0);
+
+/// Where the times stand.
+const TIMES: (f64, f64) = (208.0, 143.0);
+
+/// The first line of faults, and how far it is to the next.
+const FAULTS: f64 = 217.0;
+const FAULT: f64 = 13.0;
+
+/// Where the lines of faults end.
+const BOTTOM: f64 = FAULTS + 3.0 * FAULT;
+
+/// The most columns: more would be narrower than two points.
+const COLUMNS: usize = 386;
+
+/// The labels of the times. The axis goes a bit further than the last.
+const LABELS: [(&str, f64); 5] =
+    [("1 ms", 0.0), ("10 ms", 1.0), ("100 ms", 2.0), ("1 s", 3.0), ("10 s", 4.0)];
+const DECADES: f64 = 4.5;
+
+/// Colours: of the ground, the text, lines, restarts, requests, times, and the faults.
+const STYLE: &str = "\
+svg{color-scheme:light dark}text{fill:#424a53}.title{font-weight:bold;font-size:15px;fill:#1f2328}\
+.heading{font-style:italic}.ground{fill:#fff;stroke:#d1d9e0}.line{stroke:#d1d9e0}.restart{fill:#ddf4ff}.edge{stroke:#54aeff}\
+.requests{fill:#54aeff;stroke:#0969da}.times{fill:#c297ff;stroke:#8250df}.refused{fill:#e16f24}\
+.lost{fill:#cf222e}.told{fill:#fff;stroke:#9a6700}.untold{fill:#9a6700}.bad{font-weight:bold}\
+.note{fill:transparent}\
+@media(prefers-color-scheme:dark){text{fill:#b1bac4}.title{fill:#f0f6fc}\
+.ground{fill:#0d1117;stroke:#3d444d}.line{stroke:#3d444d}.restart{fill:#12263f}\
+.edge{stroke:#316dca}.requests{fill:#1f6feb;stroke:#58a6ff}.times{fill:#6e40c9;stroke:#bc8cff}\
+.refused{fill:#f0883e}.lost{fill:#ff6a69}.told{fill:#0d1117;stroke:#d29922}.untold{fill:#d29922}}";
+
+/// What a picture shows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Picture<'a> {
+    pub(crate) title: &'a str,
+    pub(crate) timeline: &'a Timeline,
+    /// How many requests in 100 ms reach the top. With `None`, the most that there were.
+    pub(crate) scale: Option<u64>,
+    /// If this is `true`, each column tells what it stands for when a mouse is over it.
+    pub(crate) has_notes: bool,
+}
+
+impl Picture<'_> {
+    /// Returns the picture.
+    pub(crate) fn draw(&self) -> String {
+        let (columns, width) = self.timeline.in_at_most(COLUMNS);
+        let total = columns.iter().copied().fold(Bucket::default(), Bucket::and);
+        let plot = Plot { width, step: (RIGHT - LEFT) / columns.len().max(1) as f64, columns };
+        let mut out = String::new();
+        self.draw_frame(&mut out, &total);
+        plot.draw_restarts(&mut out, self.timeline);
+        plot.draw_requests(&mut out, self.scale);
+        plot.draw_times(&mut out);
+        plot.draw_faults(&mut out, &total);
+        plot.draw_seconds(&mut out);
+        if self.has_notes {
+            plot.draw_notes(&mut out);
+        }
+        out + "</svg>\n"
+    }
+
+    /// Begins the picture: its ground, title, summary and legend.
+    fn draw_frame(&self, out: &mut String, total: &Bucket) {
+        let (wide, high) = SIZE;
+        let restarts = self.timeline.restarts().len();
+        let s = if restarts == 1 { "" } else { "s" };
+        let longest = self.timeline.restarts().iter().map(|band| band.ended - band.begun).max();
+        let took = longest.map_or(String::new(), |longest| format!(" (up to {})", short(longest)));
+        let summary = format!(
+            "{restarts} restart{s}{took} · {} requests answered, {} refused, {} lost · {} \
+             connections closed by the server",
+            grouped(total.answered),
+            grouped(total.refused),
+            grouped(total.lost),
+            grouped(total.closed())
+        );
+        let title = escaped(self.title);
+        let _ = write!(
+            out,
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {wide} {high}\" \
+             width=\"{wide}\" height=\"{high}\" role=\"img\" font-family=\"sans-serif\" \
+             font-size=\"11\">\n\
+             <title>{title}</title>\n<desc>{summary}</desc>\n<style>{STYLE}</style>\n\
+             <rect class=\"ground\" x=\".5\" y=\".5\" width=\"{}\" height=\"{}\" rx=\"6\"/>\n\
+             <text class=\"title\" x=\"12\" y=\"24\">{title}</text>\n\
+             <text x=\"12\" y=\"42\">{summary}</text>\n\
+             <g transform=\"translate({} 24)\" text-anchor=\"start\">\
+             <path class=\"edge\" d=\"M0-10V1\" stroke-dasharray=\"3 2\"/>\
+             <text x=\"6\">restart</text>\
+             <rect class=\"key told\" x=\"56\" y=\"-8\" width=\"5\" height=\"8\"/>\
+             <text x=\"66\">closed, as the answer said</text>\
+             <rect class=\"key untold\" x=\"208\" y=\"-8\" width=\"5\" height=\"8\"/>\
+             <text x=\"218\">closed without a word</text></g>\n",
+            wide - 1.0,
+            high - 1.0,
+            wide - 350.0
+        );
+    }
+}
+
+/// What is drawn over the time.
+struct Plot {
+    columns: Vec<Bucket>,
+    /// How long a column is.
+    width: Duration,
+    /// How wide a column is.
+    step: f64,
+}
+
+impl Plot {
+    /// Returns where a time stands.
+    fn x(&self, time: Duration) -> f64 {
+        (LEFT + time.as_secs_f64() / self.width.as_secs_f64() * self.step).min(RIGHT)
+    }
+
+    fn left(&self, column: usize) -> f64 {
+        LEFT + column as f64 * self.step
+    }
+
+    /// Draws a band for each restart, from the beginning to the end of its command.
+    fn draw_restarts(&self, out: &mut String, timeline: &Timeline) {
+        let (top, bottom) = (REQUESTS.1 - 6.0, BOTTOM);
+        for (number, restart) in (1..).zip(timeline.restarts()) {
+            let (from, to) = (self.x(restart.begun), self.x(restart.ended));
+            let (wide, high) = ((to - from).max(2.0), bottom - top);
+            let took = short(restart.ended - restart.begun);
+            let _ = write!(
+                out,
+                "<g><title>restart {number}, {took}</title>\
+                 <rect class=\"restart\" x=\"{from:.1}\" y=\"{top}\" width=\"{wide:.1}\" \
+                 height=\"{high}\"/>\
+                 <path class=\"edge\" d=\"M{from:.1} {top}V{bottom}\" stroke-dasharray=\"3 2\"/>\
+                 </g>\n"
+            );
+        }
+    }
+
+    fn draw_requests(&self, out: &mut String, scale: Option<u64>) {
+        // The scale is for 100 ms, and a column may be longer.
+        let times = self.width.as_millis() / 100;
+        let most = self.columns.iter().map(|column| column.answered).max().unwrap_or_default();
+        let top = match scale {
+            Some(scale) => scale.saturating_mul(u64::try_from(times).unwrap_or(u64::MAX)),
+            None => round(most),
+        };
+        let (zero, high) = REQUESTS;
+        let heights = self.columns.iter().map(|column| {
+            let part = column.answered as f64 / top as f64;
+            zero - (zero - high) * part.min(1.0)
+        });
+        self.draw_steps(out, "requests", zero, heights);
+        let millis = self.width.as_millis();
+        label(out, high + 4.0, &grouped(top));
+        label(out, zero, "0");
+        heading(out, high, &format!("requests answered in {millis} ms"));
+    }
+
+    fn draw_times(&self, out: &mut String) {
+        let (zero, high) = TIMES;
+        let at = |decades: f64| zero - (zero - high) * decades / DECADES;
+        for (text, decades) in LABELS {
+            let y = at(decades);
+            let _ = writeln!(out, "<path class=\"line\" d=\"M{LEFT} {y:.1}H{RIGHT}\"/>");
+            label(out, y + 3.5, text);
+        }
+        let heights = self.columns.iter().map(|column| {
+            let decades = (column.slowest.as_secs_f64() * 1000.0).max(1.0).log10();
+            at(decades.min(DECADES))
+        });
+        self.draw_steps(out, "times", zero, heights);
+        heading(out, high, "slowest of them");
+    }
+
+    /// Draws what has a height in each column.
+    fn draw_steps(
+        &self,
+        out: &mut String,
+        class: &str,
+        zero: f64,
+        heights: impl Iterator<Item = f64>,
+    ) {
+        let mut path = format!("M{LEFT} {zero}");
+        for (column, height) in heights.enumerate() {
+            let _ = write!(path, "V{height:.1}H{:.1}", self.left(column + 1));
+        }
+        let _ = writeln!(
+            out,
+            "<path class=\"{class}\" fill-opacity=\".55\" stroke-width=\".8\" d=\"{path}V{zero}Z\"/>"
+        );
+    }
+
+    /// Draws a line for each kind of fault, with a mark where there was one, and its sum.
+    fn draw_faults(&self, out: &mut String, total: &Bucket) {
+        type Number = fn(&Bucket) -> u64;
+        let lines: [(&str, &[(&str, Number)], u64); 3] = [
+            ("refused", &[("refused", |bucket| bucket.attempts)], total.refused),
+            ("lost", &[("lost", |bucket| bucket.lost)], total.lost),
+            // A column with both is drawn as untold, because that is the worse of the two.
+            (
+                "closed",
+                &[("told", |bucket| bucket.told), ("untold", |bucket| bucket.untold)],
+                total.closed(),
+            ),
+        ];
+        for (line, (name, kinds, sum)) in lines.into_iter().enumerate() {
+            let top = FAULTS + line as f64 * FAULT;
+            let (middle, base) = (top + FAULT / 2.0, top + FAULT - 3.0);
+            let _ = writeln!(out, "<path class=\"line\" d=\"M{LEFT} {middle}H{RIGHT}\"/>");
+            let _ = writeln!(out, "<text x=\"12\" y=\"{base}\">{name}</text>");
+            let class = if sum > 0 { " class=\"bad\"" } else { "" };
+            let x = RIGHT + 6.0;
+            let _ = writeln!(out, "<text{class} x=\"{x}\" y=\"{base}\">{}</text>", grouped(sum));
+            for (class, number) in kinds {
+                for (column, bucket) in self.columns.iter().enumerate() {
+                    if number(bucket) > 0 {
+                        let (x, wide) = (self.left(column), self.step.max(2.0));
+                        let (y, high) = (top + 2.0, FAULT - 4.0);
+                        let _ = writeln!(
+                            out,
+                            "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y}\" width=\"{wide:.1}\" \
+                             height=\"{high}\"/>"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Draws the axis of the time.
+    fn draw_seconds(&self, out: &mut String) {
+        let seconds = self.width.as_secs_f64() * self.columns.len() as f64;
+        let every = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600];
+        let every = every.into_iter().find(|every| seconds / f64::from(*every) <= 16.0);
+        let every = every.unwrap_or(7200);
+        let y = BOTTOM + 14.0;
+        let _ = writeln!(out, "<path class=\"line\" d=\"M{LEFT} {BOTTOM}H{RIGHT}\"/>");
+        for second in (0..).step_by(every as usize) {
+            let x = LEFT + f64::from(second) / self.width.as_secs_f64() * self.step;
+            if x > RIGHT {
+                break;
+            }
+            let _ = writeln!(out, "<path class=\"line\" d=\"M{x:.1} {BOTTOM}v3\"/>");
+            let _ = writeln!(
+                out,
+                "<text x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{second} s</text>"
+            );
+        }
+    }
+
+    /// Lays over each column what it stands for.
+    fn draw_notes(&self, out: &mut String) {
+        let (top, high) = (REQUESTS.1, BOTTOM - REQUESTS.1);
+        for (column, bucket) in self.columns.iter().enumerate() {
+            let x = self.left(column);
+            let step = self.step;
+            let from = self.width.as_secs_f64() * column as f64;
+            let Bucket { answered, told, untold, attempts, lost, .. } = bucket;
+            let slowest = short(bucket.slowest);
+            let _ = writeln!(
+                out,
+                "<rect class=\"note\" x=\"{x:.1}\" y=\"{top}\" width=\"{step:.1}\" \
+                 height=\"{high}\"><title>{from:.1} s: {answered} answered, slowest {slowest}, \
+                 {attempts} connects refused, {lost} lost, {told} closed with a word and {untold} \
+                 without</title></rect>"
+            );
+        }
+    }
+}
+
+/// Writes a heading above what stands below this line.
+fn heading(out: &mut String, y: f64, text: &str) {
+    let (x, y) = (LEFT + 3.0, y - 5.0);
+    let _ = writeln!(out, "<text class=\"heading\" x=\"{x}\" y=\"{y}\">{text}</text>");
+}
+
+/// Writes a label to the left of the axis.
+fn label(out: &mut String, y: f64, text: &str) {
+    let x = LEFT - 5.0;
+    let _ = writeln!(out, "<text x=\"{x}\" y=\"{y:.1}\" text-anchor=\"end\">{text}</text>");
+}
+
+/// Returns the next number from 1, 2 or 5 and zeros that is no smaller.
+fn round(number: u64) -> u64 {
+    let mut unit: u64 = 1;
+    loop {
+        for digit in [1, 2, 5] {
+            if unit.saturating_mul(digit) >= number {
+                return unit.saturating_mul(digit);
+            }
+        }
+        unit = unit.saturating_mul(10);
+    }
+}
+
+/// Returns a time in milliseconds if it is short, and in seconds otherwise.
+pub(crate) fn short(time: Duration) -> String {
+    match time.as_millis() {
+        millis @ 0..1000 => format!("{millis} ms"),
+        _ => format!("{:.1} s", time.as_secs_f64()),
+    }
+}
+
+/// Returns a number with commas between its thousands.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let parts: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    parts.join(",")
+}
+
+/// Returns a text as it stands in XML.
+pub(crate) fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            // XML has no such letters.
+            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::load::timeline::Band;
+    use super::*;
+    use roxmltree::{Document, Node};
+
+    const TITLE: &str = "<a & \"b\">'\u{1}";
+
+    fn picture(timeline: &Timeline) -> Picture<'_> {
+        Picture { title: TITLE, timeline, scale: None, has_notes: false }
+    }
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    fn marks<'a>(document: &'a Document<'_>, class: &str) -> Vec<Node<'a, 'a>> {
+        document.descendants().filter(|node| node.attribute("class") == Some(class)).collect()
+    }
+
+    fn number(node: &Node<'_, '_>, name: &str) -> f64 {
+        node.attribute(name).unwrap().parse().unwrap()
+    }
+
+    /// Each event has a mark at its time, and nothing else has one.
+    #[test]
+    fn each_event_has_a_mark() {
+        let mut timeline = Timeline::new();
+        for (time, bucket) in [
+            (50, Bucket { answered: 10, slowest: ms(10), ..Bucket::default() }),
+            (250, Bucket { refused: 2, attempts: 5, ..Bucket::default() }),
+            (350, Bucket { attempts: 7, ..Bucket::default() }),
+            (550, Bucket { lost: 3, ..Bucket::default() }),
+            (650, Bucket { told: 1, ..Bucket::default() }),
+            (750, Bucket { untold: 4, ..Bucket::default() }),
+            (999, Bucket { answered: 1_500, slowest: ms(1_000), ..Bucket::default() }),
+        ] {
+            *timeline.at(ms(time)) = bucket;
+        }
+        timeline.add_restart(Band { begun: ms(200), ended: ms(400) });
+        timeline.add_restart(Band { begun: ms(700), ended: ms(700) });
+        let text = picture(&timeline).draw();
+        let document = Document::parse(&text).unwrap();
+
+        let title = document.descendants().find(|node| node.has_tag_name("title")).unwrap();
+        assert_eq!(title.text(), Some("<a & \"b\">'\u{fffd}"));
+        let summary = document.descendants().find(|node| node.has_tag_name("desc")).unwrap();
+        assert_eq!(
+            summary.text().unwrap(),
+            "2 restarts (up to 200 ms) · 1,510 requests answered, 2 refused, 3 lost · 5 \
+             connections closed by the server"
+        );
+        let column = (RIGHT - LEFT) / 10.0;
+        for (class, columns) in [
+            ("refused", &[2, 3][..]),
+            ("lost", &[5]),
+            ("told", &[6]),
+            ("untold", &[7]),
+            ("restart", &[2, 7]),
+        ] {
+            let marks = marks(&document, class);
+            assert_eq!(marks.len(), columns.len(), "{class}");
+            for (mark, place) in marks.iter().zip(columns) {
+                let x = LEFT + column * f64::from(*place);
+                assert!((number(mark, "x") - x).abs() < 0.1, "{class}: {mark:?}");
+            }
+        }
+        let wide =
+            marks(&document, "restart").iter().map(|it| number(it, "width")).collect::<Vec<_>>();
+        assert!((wide[0] - 2.0 * column).abs() < 0.1 && wide[1] == 2.0, "{wide:?}");
+        // The sums beside the lines: refused, lost, closed.
+        let sums: Vec<_> = marks(&document, "bad").iter().filter_map(Node::text).collect();
+        assert_eq!(sums, ["2", "3", "5"]);
+    }
+
+    /// The heights follow the numbers, on the same axis in every picture.
+    #[test]
+    fn heights_follow_the_numbers() {
+        let mut timeline = Timeline::new();
+        *timeline.at(ms(0)) = Bucket { answered: 50, slowest: ms(10), ..Bucket::default() };
+        *timeline.at(ms(100)) = Bucket { answered: 100, slowest: ms(100_000), ..Bucket::default() };
+        let heights = |scale, class| {
+            let text = Picture { scale, ..picture(&timeline) }.draw();
+            let document = Document::parse(&text).unwrap();
+            let path = marks(&document, class)[0].attribute("d").unwrap().to_owned();
+            let heights =
+                path.split('V').skip(1).map(|rest| rest.split(['H', 'Z']).next().unwrap());
+            heights.map(|height| height.parse().unwrap()).collect::<Vec<f64>>()
+        };
+        assert_eq!(heights(None, "requests"), [95.0, 68.0, 122.0]);
+        assert_eq!(heights(Some(200), "requests"), [108.5, 95.0, 122.0]);
+        // More than the scale has.
+        assert_eq!(heights(Some(50), "requests"), [68.0, 68.0, 122.0]);
+        assert_eq!(heights(None, "times"), [193.6, 143.0, 208.0]);
+    }
+
+    /// A picture is no larger if the load lasts for days, and has every event still.
+    #[test]
+    fn a_long_load_is_drawn_in_bounded_size() {
+        let mut timeline = Timeline::new();
+        for minute in 0..3 * 24 * 60 {
+            let bucket = timeline.at(Duration::from_secs(60 * minute));
+            *bucket = bucket.and(Bucket { answered: 1, lost: 1, ..Bucket::default() });
+        }
+        assert!(timeline.buckets().len() <= 6000);
+        let text = Picture { has_notes: true, ..picture(&timeline) }.draw();
+        let document = Document::parse(&text).unwrap();
+        assert!(marks(&document, "note").len() <= COLUMNS);
+        let sums: Vec<_> = marks(&document, "bad").iter().filter_map(Node::text).collect();
+        assert_eq!(sums, ["4,320"]);
+        assert!(text.len() < 200_000, "{}", text.len());
+    }
+
+    #[test]
+    fn a_load_without_an_event_is_drawn() {
+        let timeline = Timeline::new();
+        let text = picture(&timeline).draw();
+        let document = Document::parse(&text).unwrap();
+        assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
+        for class in ["refused", "lost", "told", "untold", "restart", "bad", "note"] {
+            assert!(marks(&document, class).is_empty(), "{class}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_read_easily() {
+        for (number, top, text) in
+            [(0, 1, "0"), (3, 5, "3"), (999, 1000, "999"), (1_001, 2_000, "1,001")]
+        {
+            assert_eq!((round(number), &*grouped(number)), (top, text));
+        }
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!((short(ms(12)), short(ms(1_260))), ("12 ms".to_owned(), "1.3 s".to_owned()));
+    }
+}

@@ -1,0 +1,307 @@
+//! The command line of `smol-graceful check`, and what follows from it for the load and the verdict.
+//!
+//! Nothing here connects to a server or writes a file. Wrong values are refused while the command
+//! line is read, so that they cost a line and not a load.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
+use humantime::{format_duration, parse_duration};
+
+use super::goal::{Goal, is_target};
+use super::load::{Report, Requests};
+
+/// The arguments of `smol-graceful check`.
+#[derive(Debug, Args)]
+pub(crate) struct Settings {
+    /// The server: http://127.0.0.1:8082/path, 127.0.0.1:8082, localhost:8082 or unix:/path
+    #[arg(value_name = "URL|ADDR")]
+    pub(super) goal: Goal,
+
+    /// A program that restarts the server, and ends when that is done
+    ///
+    /// Its output goes to standard error
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(super) command: Vec<OsString>,
+
+    /// How often COMMAND is run
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = RangedU64ValueParser::<u32>::new().range(1..=10_000),
+        requires = "command",
+        default_value = "10"
+    )]
+    pub(super) restarts: u32,
+
+    /// How long the load goes on before each restart and after the last
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        requires = "command",
+        default_value = "1s"
+    )]
+    pub(super) pause: Duration,
+
+    /// How long it is at least from the beginning of a restart to the beginning of the next
+    ///
+    /// For pictures that can be compared, as their restarts stand in the same places
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        requires = "command",
+        default_value = "0s"
+    )]
+    pub(super) every: Duration,
+
+    /// How long the load goes on without COMMAND
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        conflicts_with = "command",
+        default_value = "5s"
+    )]
+    pub(super) duration: Duration,
+
+    /// The path that clients GET [default: the path of the URL, or /]
+    ///
+    /// Right answers have a status from 200 to 399
+    #[arg(long, value_name = "PATH", value_parser = is_target)]
+    pub(super) path: Option<String>,
+
+    /// The body that a right answer to GET has [default: any]
+    #[arg(long, value_name = "TEXT")]
+    pub(super) body: Option<String>,
+
+    /// A path to which a third of the clients POST up to 8 KiB
+    #[arg(long, value_name = "PATH", value_parser = is_target)]
+    pub(super) post: Option<String>,
+
+    /// A right answer to POST has the body that was sent
+    #[arg(long, requires = "post")]
+    pub(super) echo: bool,
+
+    /// A path that one more client asks with GET, whose answers take long
+    ///
+    /// So a long request is under way in each restart. Whether it is lost is counted, but not how
+    /// long it takes
+    #[arg(long, value_name = "PATH", value_parser = is_target)]
+    pub(super) slow: Option<String>,
+
+    /// Asks the routes of smol-graceful itself, GET /work?for=TIME and POST /echo?for=TIME, for
+    /// random times up to this
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = parse_duration,
+        conflicts_with_all = ["path", "body", "post", "echo"]
+    )]
+    pub(super) work: Option<Duration>,
+
+    /// A field of each request, such as 'Authorization: Bearer x'; several times
+    #[arg(long, value_name = "NAME:VALUE", value_parser = field)]
+    pub(super) header: Vec<(String, String)>,
+
+    /// How many clients ask without a rest
+    ///
+    /// In equal parts they take a new connection for each GET, keep theirs for the next GET, and
+    /// with --post or --work keep theirs for the next POST
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1000),
+        default_value = "16"
+    )]
+    pub(super) clients: usize,
+
+    /// How long each of them waits between an answer and its next request
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "10ms")]
+    pub(super) gap: Duration,
+
+    /// How many idle clients there are beside them
+    ///
+    /// Each keeps a connection, on which it asks at random moments, up to 5 s apart. A quarter of
+    /// them asks when COMMAND is started: half of those at once, the others in the 300 ms after it.
+    /// At the end each of them asks once more
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = RangedU64ValueParser::<usize>::new().range(0..=20_000),
+        default_value = "0"
+    )]
+    pub(super) idle: usize,
+
+    /// Clients send on a kept connection without a look whether the server has closed it
+    ///
+    /// A request on a closed connection is lost then. Without this, a client that finds its
+    /// connection closed before it sends opens another one, as most client libraries do
+    #[arg(long)]
+    pub(super) blind: bool,
+
+    /// How long a request may take, a connect, and a wait for the server
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
+    pub(super) patience: Duration,
+
+    /// Refused connects count as lost
+    #[arg(long)]
+    pub(super) none_refused: bool,
+
+    /// Fails if a client notices anything: if a request was lost, a connect was refused, or the
+    /// server closed a connection without being asked to, whether its last answer said so or not
+    #[arg(long)]
+    pub(super) seamless: bool,
+
+    /// Where to write the report as a page, with the picture in it
+    #[arg(long, value_name = "FILE.html")]
+    pub(super) report: Option<PathBuf>,
+
+    /// Where to write the picture: requests, times and faults, over the time
+    #[arg(long, value_name = "FILE.svg")]
+    pub(super) svg: Option<PathBuf>,
+
+    /// The title of picture and page [default: the server and COMMAND]
+    #[arg(long, value_name = "TEXT")]
+    pub(super) title: Option<String>,
+
+    /// How many requests in 100 ms reach the top of the picture [default: the most that there were]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = RangedU64ValueParser::<u64>::new().range(1..)
+    )]
+    pub(super) scale: Option<u64>,
+}
+
+impl Settings {
+    /// Returns what the clients ask.
+    pub(super) fn requests(&self) -> Requests {
+        let mut requests = match self.work {
+            Some(longest) => Requests::of_bundled(self.goal.host(), longest),
+            None => Requests::new(self.goal.host()),
+        };
+        if self.work.is_none() {
+            let path = self.path.as_ref().or(self.goal.path.as_ref());
+            requests.get = path.cloned().unwrap_or("/".to_owned());
+            requests.body = self.body.as_ref().map(|body| body.clone().into_bytes());
+            requests.post = self.post.clone();
+            requests.is_echo = self.echo;
+        }
+        requests.slow = self.slow.clone();
+        if self.header.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+            requests.fields.clear();
+        }
+        for (name, value) in &self.header {
+            requests.fields += &format!("{name}: {value}\r\n");
+        }
+        requests
+    }
+
+    /// Returns the faults of a server that must not have any.
+    pub(super) fn faults(&self, report: &Report) -> Vec<String> {
+        let Self { seamless, none_refused, .. } = self;
+        [
+            (true, report.lost(), "lost"),
+            (*seamless, report.closed(), "connections closed by the server"),
+            (*seamless || *none_refused, report.refused, "refused"),
+        ]
+        .into_iter()
+        .filter(|(counts, number, _)| *counts && *number > 0)
+        .map(|(_, number, what)| format!("{number} {what}"))
+        .collect()
+    }
+
+    pub(super) fn verdict(&self, faults: &[String]) -> String {
+        match faults {
+            [] if self.seamless => "no client has noticed anything".to_owned(),
+            [] => "nothing was lost".to_owned(),
+            faults => faults.join(", "),
+        }
+    }
+
+    pub(super) fn clients_in_words(&self) -> String {
+        let (clients, idle) = (self.clients, self.idle);
+        let idle = if idle > 0 { format!(" and {idle} idle ones") } else { String::new() };
+        format!("{clients} clients{idle}")
+    }
+
+    /// Returns how many restarts were asked for.
+    pub(super) fn asked_for(&self) -> usize {
+        if self.command.is_empty() { 0 } else { self.restarts as usize }
+    }
+
+    /// Returns what a reader of the page has to know of the load.
+    pub(super) fn in_words(&self) -> Vec<(&'static str, String)> {
+        let time = |duration: Duration| format_duration(duration).to_string();
+        let (get, post) = match self.work {
+            Some(work) => {
+                let work = time(work);
+                (format!("/work, up to {work}"), Some(format!("/echo, up to {work}")))
+            }
+            None => {
+                let path = self.path.as_deref().or(self.goal.path.as_deref());
+                (path.unwrap_or("/").to_owned(), self.post.clone())
+            }
+        };
+        let looks = if self.blind { "never" } else { "before each request" };
+        let mut lines = vec![
+            ("Server", self.goal.to_string()),
+            ("GET", get),
+            ("POST", post.unwrap_or("no".to_owned())),
+            ("Clients", format!("{}, {} between requests", self.clients, time(self.gap))),
+            ("Idle clients", self.idle.to_string()),
+            ("Clients look whether their connection is closed", looks.to_owned()),
+            ("Patience", time(self.patience)),
+        ];
+        if let Some(slow) = &self.slow {
+            lines.push(("Slow GET", slow.clone()));
+        }
+        lines
+    }
+
+    /// Returns the title of picture and page.
+    pub(super) fn title_in_words(&self) -> String {
+        self.title.clone().unwrap_or_else(|| {
+            let command: Vec<_> = self.command.iter().map(|word| word.to_string_lossy()).collect();
+            match &*command.join(" ") {
+                "" => self.goal.host().to_owned(),
+                command => format!("{}, restarted by `{command}`", self.goal.host()),
+            }
+        })
+    }
+}
+
+/// Reads a field of a request.
+fn field(text: &str) -> Result<(String, String), String> {
+    let wrong = "write a field as NAME:VALUE, such as 'Accept: text/html'";
+    let (name, value) = text.split_once(':').ok_or(wrong)?;
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_visible = |byte: u8| byte == b'\t' || !byte.is_ascii_control();
+    if name.is_empty() || !name.bytes().all(is_letter) || !value.bytes().all(is_visible) {
+        return Err(wrong.to_owned());
+    }
+    let own = ["connection", "content-length", "transfer-encoding", "expect", "upgrade", "te"];
+    if own.contains(&&*name.to_ascii_lowercase()) {
+        return Err(format!("the clients choose the field {name} themselves"));
+    }
+    Ok((name.to_owned(), value.trim().to_owned()))
+}
+
+/// Returns a command line as a shell reads it.
+pub(super) fn shell_words(line: &[OsString]) -> String {
+    let words = line.iter().map(|word| {
+        let word = word.to_string_lossy();
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+        if !word.is_empty() && word.chars().all(is_plain) {
+            word.into_owned()
+        } else {
+            format!("'{}'", word.replace('\'', "'\\''"))
+        }
+    });
+    ["smol-graceful".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join(" ")
+}
