@@ -150,11 +150,11 @@ impl Settings {
             if !status.success() {
                 return Err(wrong(format!("failed: {status}")));
             }
-            let is_last = number == self.restarts;
             let rest = next.saturating_duration_since(Instant::now()).max(self.pause);
             progress.while_waiting(|| thread::sleep(rest));
-            if is_last && !progress.while_waiting(|| tally.all_answered(patience)) {
-                let error = "some client has had no answer since the last restart";
+            // A request from before may take up its whole time first.
+            if !progress.while_waiting(|| tally.all_answered(2 * patience)) {
+                let error = format!("some client has had no answer since restart {number}");
                 return Err(io::Error::new(io::ErrorKind::TimedOut, error));
             }
             restarts.push(progress.end(stretch, took));
