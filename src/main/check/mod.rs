@@ -1,6 +1,6 @@
 //! `smol-graceful check`: keeps a server under load, restarts it, and says what clients notice.
 //!
-//! [`Settings`] is the command line, and [`run`] the whole command. The load itself, in `load.rs` and
+//! [`Settings`] is the command line, [`run`] the whole command. The load itself, in `load.rs` and
 //! below it, knows neither settings nor files. A number is counted in one place, `tally.rs`: lines,
 //! page and picture show the same ones.
 
@@ -157,7 +157,7 @@ impl Settings {
                 let error = format!("some client has had no answer since restart {number}");
                 return Err(io::Error::new(io::ErrorKind::TimedOut, error));
             }
-            restarts.push(progress.end(stretch, took));
+            restarts.push(progress.end(&stretch, took));
         }
         Ok(())
     }

@@ -41,8 +41,8 @@ const DECADES: f64 = 4.5;
 /// Colours: of the ground, the text, lines, restarts, requests, times, and the faults.
 const STYLE: &str = "\
 svg{color-scheme:light dark}text{fill:#424a53}.title{font-weight:bold;font-size:15px;fill:#1f2328}\
-.heading{font-style:italic}.ground{fill:#fff;stroke:#d1d9e0}.line{stroke:#d1d9e0}.restart{fill:#ddf4ff}.edge{stroke:#54aeff}\
-.requests{fill:#54aeff;stroke:#0969da}.times{fill:#c297ff;stroke:#8250df}.refused{fill:#e16f24}\
+.heading{font-style:italic}.ground{fill:#fff;stroke:#d1d9e0}.line{stroke:#d1d9e0}.restart{fill:#ddf4ff}\
+.edge{stroke:#54aeff}.requests{fill:#54aeff;stroke:#0969da}.times{fill:#c297ff;stroke:#8250df}.refused{fill:#e16f24}\
 .lost{fill:#cf222e}.told{fill:#fff;stroke:#9a6700}.untold{fill:#9a6700}.bad{font-weight:bold}\
 .note{fill:transparent}\
 @media(prefers-color-scheme:dark){text{fill:#b1bac4}.title{fill:#f0f6fc}\
@@ -145,13 +145,13 @@ impl Plot {
             let (from, to) = (self.x(restart.begun), self.x(restart.ended));
             let (wide, high) = ((to - from).max(2.0), bottom - top);
             let took = short(restart.ended - restart.begun);
-            let _ = write!(
+            let _ = writeln!(
                 out,
                 "<g><title>restart {number}, {took}</title>\
                  <rect class=\"restart\" x=\"{from:.1}\" y=\"{top}\" width=\"{wide:.1}\" \
                  height=\"{high}\"/>\
                  <path class=\"edge\" d=\"M{from:.1} {top}V{bottom}\" stroke-dasharray=\"3 2\"/>\
-                 </g>\n"
+                 </g>"
             );
         }
     }
@@ -212,37 +212,37 @@ impl Plot {
 
     /// Draws a line for each kind of fault, with a mark where there was one, and its sum.
     fn draw_faults(&self, out: &mut String, total: &Bucket) {
-        type Number = fn(&Bucket) -> u64;
-        let lines: [(&str, &[(&str, Number)], u64); 3] = [
-            ("refused", &[("refused", |bucket| bucket.attempts)], total.refused),
-            ("lost", &[("lost", |bucket| bucket.lost)], total.lost),
-            // A column with both is drawn as untold, because that is the worse of the two.
-            (
-                "closed",
-                &[("told", |bucket| bucket.told), ("untold", |bucket| bucket.untold)],
-                total.closed(),
-            ),
-        ];
-        for (line, (name, kinds, sum)) in lines.into_iter().enumerate() {
+        let sums = [("refused", total.refused), ("lost", total.lost), ("closed", total.closed())];
+        for (line, (name, sum)) in sums.into_iter().enumerate() {
             let top = FAULTS + line as f64 * FAULT;
-            let (middle, base) = (top + FAULT / 2.0, top + FAULT - 3.0);
-            let _ = writeln!(out, "<path class=\"line\" d=\"M{LEFT} {middle}H{RIGHT}\"/>");
-            let _ = writeln!(out, "<text x=\"12\" y=\"{base}\">{name}</text>");
+            let (middle, base, x) = (top + FAULT / 2.0, top + FAULT - 3.0, RIGHT + 6.0);
             let class = if sum > 0 { " class=\"bad\"" } else { "" };
-            let x = RIGHT + 6.0;
-            let _ = writeln!(out, "<text{class} x=\"{x}\" y=\"{base}\">{}</text>", grouped(sum));
-            for (class, number) in kinds {
-                for (column, bucket) in self.columns.iter().enumerate() {
-                    if number(bucket) > 0 {
-                        let (x, wide) = (self.left(column), self.step.max(2.0));
-                        let (y, high) = (top + 2.0, FAULT - 4.0);
-                        let _ = writeln!(
-                            out,
-                            "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y}\" width=\"{wide:.1}\" \
-                             height=\"{high}\"/>"
-                        );
-                    }
-                }
+            let sum = grouped(sum);
+            let _ = writeln!(
+                out,
+                "<path class=\"line\" d=\"M{LEFT} {middle}H{RIGHT}\"/>\n\
+                 <text x=\"12\" y=\"{base}\">{name}</text>\n\
+                 <text{class} x=\"{x}\" y=\"{base}\">{sum}</text>"
+            );
+        }
+        self.draw_marks(out, "refused", 0.0, |bucket| bucket.attempts);
+        self.draw_marks(out, "lost", 1.0, |bucket| bucket.lost);
+        self.draw_marks(out, "told", 2.0, |bucket| bucket.told);
+        // Over the others, because a client cannot be ready for these.
+        self.draw_marks(out, "untold", 2.0, |bucket| bucket.untold);
+    }
+
+    /// Draws a mark in each column with such a fault.
+    fn draw_marks(&self, out: &mut String, class: &str, line: f64, of: impl Fn(&Bucket) -> u64) {
+        let (y, high, wide) = (FAULTS + line * FAULT + 2.0, FAULT - 4.0, self.step.max(2.0));
+        for (column, bucket) in self.columns.iter().enumerate() {
+            if of(bucket) > 0 {
+                let x = self.left(column);
+                let _ = writeln!(
+                    out,
+                    "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y}\" width=\"{wide:.1}\" \
+                     height=\"{high}\"/>"
+                );
             }
         }
     }

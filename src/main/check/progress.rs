@@ -102,7 +102,7 @@ impl<'a> Progress<'a> {
     }
 
     /// Says what a restart has brought, and returns it.
-    pub(crate) fn end(&self, stretch: Stretch, took: Duration) -> Restart {
+    pub(crate) fn end(&self, stretch: &Stretch, took: Duration) -> Restart {
         let restart = Restart {
             number: stretch.number,
             of: self.restarts,

@@ -1,4 +1,4 @@
-//! The command line of `smol-graceful check`, and what follows from it for the load and the verdict.
+//! The command line of `smol-graceful check`, and what follows from it for load and verdict.
 //!
 //! Nothing here connects to a server or writes a file. Wrong values are refused while the command
 //! line is read, so that they cost a line and not a load.
