@@ -1,44 +1,18 @@
-//! A server on an executor of its own that restarts itself: `POST /restart` starts the program again
-//! with the listening socket, and this process ends when that one is ready. Nobody is refused.
+//! A server on an executor of its own, which a keeper restarts without closing a connection. Beside
+//! `serve` it takes one call: `ready`.
 //!
 //! Run with:
 //!
 //! ```
-//! cargo run --example restart -- 127.0.0.1:8082
+//! cargo build --example restart
+//! cargo run -- keep -- target/debug/examples/restart 127.0.0.1:8082
 //! ```
 //!
-//! Then `curl localhost:8082` says which process serves, and `curl -X POST localhost:8082/restart`
-//! makes it another one. Build it anew in between to see that it is the new one.
-
-use std::time::Duration;
+//! Then `curl localhost:8082` says which process serves, and USR2 to the keeper, whose process id the
+//! log begins with, makes it another one. Build it anew in between to see that it is the new one.
 
 use futures_lite::FutureExt;
-use http_types::StatusCode;
-use smol_graceful::{
-    Listener, Method, Outcome, Request, Response, ServeError, Server, Shutdown, ready, restart,
-    signals,
-};
-
-async fn app(
-    request: Request,
-    listener: Listener,
-    shutdown: Shutdown,
-) -> http_types::Result<Response> {
-    match (request.method(), request.url().path()) {
-        (Method::Post, "/restart") => match restart(&[listener], Duration::from_secs(30)).await {
-            Ok(successor) => {
-                // This response is finished, and whatever else is in flight.
-                shutdown.stop();
-                Ok(format!("process {successor}\n").into())
-            }
-            Err(error) => {
-                log::warn!("no successor: {error}");
-                Ok(Response::new(StatusCode::ServiceUnavailable))
-            }
-        },
-        _ => Ok(format!("process {}\n", std::process::id()).into()),
-    }
-}
+use smol_graceful::{Listener, Outcome, ServeError, Server, Shutdown, ready, signals};
 
 fn main() -> Result<Outcome, ServeError> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
@@ -46,12 +20,11 @@ fn main() -> Result<Outcome, ServeError> {
     let listener = Listener::bind(&address.parse()?)?;
 
     let shutdown = Shutdown::new();
-    let (theirs, stop) = (listener.clone(), shutdown.clone());
-    let server =
-        Server::new(move |request| app(request, theirs.clone(), stop.clone())).shutdown(&shutdown);
+    let server = Server::new(|_request| async { Ok(format!("process {}\n", std::process::id())) })
+        .shutdown(&shutdown);
     smol::block_on(async {
         let serve = server.serve([listener.clone()]);
-        // Whoever has started this process may wait for it.
+        // Under a keeper, the connections of the predecessor come from now on.
         ready(&[listener])?;
         serve.or(shutdown.obey(signals()?)).await
     })

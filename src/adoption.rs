@@ -6,6 +6,7 @@
 
 use std::future::{Future, poll_fn};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
@@ -24,12 +25,11 @@ use crate::stream::transport::Transport;
 use crate::wire::Movable;
 use crate::wire::head::has_begun;
 
-/// The passages from which connections come to a server.
-pub(crate) struct Adoption<'a> {
-    running: &'a Running,
+/// The passages from which connections come to the servers of this process.
+pub(crate) struct Adoption {
     predecessors: Vec<Predecessor>,
-    /// The listeners whose connections the server takes, by the inodes of their sockets.
-    listeners: Vec<(u64, &'a Listener)>,
+    /// Returns the servers of this process.
+    servers: fn() -> Vec<Arc<Running>>,
 }
 
 /// A process from which connections come.
@@ -49,17 +49,18 @@ enum Refusal {
     All,
 }
 
-impl<'a> Adoption<'a> {
-    pub(crate) fn new(running: &'a Running, passage: Option<Channel>) -> Self {
-        let plain = running.listeners.iter().filter(|listener| listener.can_move_connections());
-        let listeners = plain.filter_map(|listener| Some((listener.inode()?, listener))).collect();
-        let predecessors = passage.into_iter().map(Predecessor::new).collect();
-        Self { running, predecessors, listeners }
+impl Adoption {
+    pub(crate) fn new(servers: fn() -> Vec<Arc<Running>>) -> Self {
+        Self { predecessors: Vec::new(), servers }
     }
 
-    /// Takes what comes until `end` is ready. Returns its result, and the passages that are still
-    /// open.
-    pub(crate) async fn until<T>(mut self, end: impl Future<Output = T>) -> (T, Vec<Channel>) {
+    /// Takes connections from one more passage.
+    pub(crate) fn add(&mut self, passage: Channel) {
+        self.predecessors.push(Predecessor { passage, taken: 0, was_refused: false });
+    }
+
+    /// Takes what comes until `end` is ready, and returns its result.
+    pub(crate) async fn until<T>(&mut self, end: impl Future<Output = T>) -> T {
         let adopt = async {
             loop {
                 self.adopt_next().await;
@@ -67,9 +68,13 @@ impl<'a> Adoption<'a> {
                 yield_now().await;
             }
         };
-        let ended = end.or(adopt).await;
-        self.predecessors.iter().for_each(Predecessor::log);
-        (ended, self.predecessors.into_iter().map(|predecessor| predecessor.passage).collect())
+        end.or(adopt).await
+    }
+
+    /// Takes no more. Returns the passages that are still open.
+    pub(crate) fn end(&mut self) -> Vec<Channel> {
+        let predecessors = self.predecessors.drain(..);
+        predecessors.inspect(Predecessor::log).map(|predecessor| predecessor.passage).collect()
     }
 
     /// Takes what comes next.
@@ -89,7 +94,7 @@ impl<'a> Adoption<'a> {
             }
             Ok(Some((Message::Pass, sockets))) => {
                 let passages = sockets.into_iter().filter_map(|end| Channel::of(end).ok());
-                self.predecessors.extend(passages.map(Predecessor::new));
+                passages.for_each(|passage| self.add(passage));
             }
             Ok(None) => self.remove(index, None),
             Ok(Some(_)) => self.remove(index, Some("it has sent something else")),
@@ -106,12 +111,13 @@ impl<'a> Adoption<'a> {
         connections: Vec<Record>,
         sockets: Vec<OwnedFd>,
     ) {
+        let servers = (self.servers)();
         let expected = connections.len();
         let mut taken = Vec::new();
         // With too few sockets, this process has had no descriptors for the rest.
         let mut refusal = (sockets.len() < expected).then_some(Refusal::All);
         for (record, socket) in connections.into_iter().zip(sockets) {
-            match self.take(record, socket) {
+            match take(&servers, record, socket) {
                 Ok(connection) => taken.push(connection),
                 Err(why) => {
                     if matches!(why, Refusal::This) && !self.predecessors[index].was_refused {
@@ -142,31 +148,12 @@ impl<'a> Adoption<'a> {
             }
         };
         self.predecessors[index].taken += taken.len();
-        for (connection, counted) in taken {
-            self.running.go_on(connection, counted);
+        for Adopted { running, connection, counted } in taken {
+            running.go_on(connection, counted);
         }
         if let Some(failure) = end {
             self.remove(index, failure);
         }
-    }
-
-    /// Registers and counts a connection.
-    fn take(&self, record: Record, socket: OwnedFd) -> Result<(Movable, Counted), Refusal> {
-        let Record { listener, idle, ahead } = record;
-        let running = self.running;
-        if running.service.shutdown.phase() > Phase::Running {
-            return Err(Refusal::All);
-        }
-        let known = self.listeners.iter().find(|(inode, _)| *inode as u32 == listener);
-        let (_, listener) = known.ok_or(Refusal::This)?;
-        let place = running.places.try_take().ok_or(Refusal::All)?;
-        let (transport, peer) = Transport::of(socket).map_err(|_| Refusal::This)?;
-        let now = Instant::now();
-        let since = now.checked_sub(idle).unwrap_or(now);
-        let seat = running.seat(listener, peer, since);
-        seat.come_back(since, has_begun(&ahead));
-        let counted = running.count(&seat, Some(place)).ok_or(Refusal::All)?;
-        Ok((Movable { transport, ahead }, counted))
     }
 
     fn remove(&mut self, index: usize, failure: Option<&str>) {
@@ -177,11 +164,36 @@ impl<'a> Adoption<'a> {
     }
 }
 
-impl Predecessor {
-    fn new(passage: Channel) -> Self {
-        Self { passage, taken: 0, was_refused: false }
-    }
+/// A connection that is registered and counted, and that nobody reads yet.
+struct Adopted<'a> {
+    running: &'a Running,
+    connection: Movable,
+    counted: Counted,
+}
 
+/// Registers and counts a connection.
+fn take(servers: &[Arc<Running>], record: Record, socket: OwnedFd) -> Result<Adopted<'_>, Refusal> {
+    let Record { listener, idle, ahead } = record;
+    let takes = |own: &&Listener| own.can_move_connections() && own.number() == Some(listener);
+    let known = servers.iter().find_map(|running| {
+        let listener = running.listeners.iter().find(takes)?;
+        Some((running, listener))
+    });
+    let (running, listener) = known.ok_or(Refusal::This)?;
+    if running.service.shutdown.phase() > Phase::Running {
+        return Err(Refusal::All);
+    }
+    let place = running.places.try_take().ok_or(Refusal::All)?;
+    let (transport, peer) = Transport::of(socket).map_err(|_| Refusal::This)?;
+    let now = Instant::now();
+    let since = now.checked_sub(idle).unwrap_or(now);
+    let seat = running.seat(listener, peer, since);
+    seat.come_back(since, has_begun(&ahead));
+    let counted = running.count(&seat, Some(place)).ok_or(Refusal::All)?;
+    Ok(Adopted { running, connection: Movable { transport, ahead }, counted })
+}
+
+impl Predecessor {
     fn log(&self) {
         if self.taken > 0 {
             let connections = count_of(self.taken as u64, "connection");

@@ -10,8 +10,8 @@
 //! 4. A drain always ends, and says how it ended.
 //! 5. If the server drops something that it had accepted, the outcome names it.
 //!
-//! Under [`run`], a restart by USR2 closes no connection: the successor goes on with all that can
-//! go.
+//! Under a keeper, a small parent process, a restart closes no connection: the successor goes on with
+//! all that can go.
 //!
 //! # Example
 //!
@@ -38,8 +38,8 @@
 //! | being answered | finished | cut and named |
 //! | upgraded | waited for until it is dropped | cut and named |
 //!
-//! At a restart by USR2 under [`run`], a silent or idle connection goes to the successor at once,
-//! and so does half a head. The others go when the response is sent, which does not say `close`.
+//! At a restart by a keeper, a silent or idle connection goes to the successor at once, and so does
+//! half a head. The others go when the response is sent, which does not say `close`.
 //! Upgraded connections, those of a listener with a wrapper (TLS), and those that the successor
 //! does not take are treated as the table says.
 //!
@@ -48,9 +48,9 @@
 //! - [`run`] is a whole process: worker threads, signals, exit code. [`Process`] has its settings.
 //! - [`Server::serve`] is a future for a program that has its own executor and control.
 //! - [`Shutdown`], [`Token`] and [`Guard`] work without any HTTP.
-//! - [`Listener`] takes sockets that systemd or Supervisor hold, TLS, and connections from
-//!   anywhere; `restart` (a feature) hands its sockets to a successor. [`run`] hands over the
-//!   connections, too.
+//! - [`Process::keep`] makes the program its own keeper, and [`Keeper`] keeps any program. With
+//!   [`Server::serve`], one call of [`ready`] is all that a restart needs.
+//! - [`Listener`] takes sockets that systemd or Supervisor hold, TLS, and connections from anywhere.
 //! - [`stream_body`] makes a response of a stream, [`probe`] answers balancers,
 //!   [`Connection::pair`] tests a handler without a socket.
 //!
@@ -61,7 +61,8 @@
 //!
 //! | level | |
 //! |---|---|
-//! | a process | [`run`], [`Process`], `restart`, [`ready`], [`signals`], [`LogWriter`] |
+//! | a process | [`run`], [`Process`], [`ready`], [`signals`], [`LogWriter`] |
+//! | a keeper | [`Keeper`], [`ReadyWhen`], [`KeeperExit`], [`Kept`] |
 //! | a server | [`Server`], [`Limits`], [`ServeError`] |
 //! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
 //! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`Peer`], [`Client`], [`Left`], [`target`], [`Token`] |
@@ -76,7 +77,10 @@
 //! | server | a [`Server`] that serves; a process may have several |
 //! | connection | a byte stream to one client, for one request after another |
 //! | handler | the program's function that makes a response from a request |
-//! | successor | a process that takes over the listening sockets at a restart, and under [`run`] the connections, through a passage (a pair of sockets) |
+//! | keeper | a small parent process with a constant process id that holds the listening sockets and starts one process of the program after the other |
+//! | child | a process that a keeper has started |
+//! | successor, predecessor | two children at a restart: the successor takes over the sockets and the connections |
+//! | passage | a pair of sockets through which connections go from a predecessor to its successor |
 //! | kernel | the operating system below the server, with its queues of connections and bytes |
 //! | wrapped stream | a stream that is not a plain socket, for example by [`Listener::wrap`] |
 //! | latch | the three phases of a stop, which only move forward ([`Shutdown`]) |
@@ -95,7 +99,7 @@
 //! worker threads; the thread that called it keeps signals, deadlines and the drain, and runs no
 //! handler. An idle connection holds its socket and its task, and no buffer. Deadlines are kept by
 //! one sweep over all connections, at most once a second, and not by a timer for each. At a restart
-//! under [`run`], a connection goes to the successor as its socket and the bytes that were read
+//! by a keeper, a connection goes to the successor as its socket and the bytes that were read
 //! ahead, when no exchange is under way. The library registers no signal handler unless [`run`] or
 //! [`signals`] is called, prints nothing, and never exits the process.
 //!
@@ -117,9 +121,7 @@ pub use listen::{Listen, ListenOptions};
 pub use log_writer::LogWriter;
 pub use probe::probe;
 pub use process::{Process, run};
-#[cfg(feature = "keeper")]
-pub use restart::handover::restart;
-pub use restart::ready::ready;
+pub use ready::ready;
 pub use server::Server;
 pub use stop::outcome::{Cut, Ending, Outcome, What};
 pub use stop::phase::Phase;
@@ -135,8 +137,8 @@ mod adoption;
 mod chunks;
 mod client;
 mod conn;
-#[cfg_attr(not(feature = "keeper"), allow(dead_code, reason = "nobody starts a successor"))]
 mod courier;
+mod descriptors;
 mod error;
 mod limits;
 mod listen;
@@ -146,13 +148,16 @@ mod log_writer;
 mod places;
 mod probe;
 mod process;
+mod ready;
 mod restart;
 #[cfg(test)]
 mod seeded;
+mod serve;
 mod server;
 mod stop;
 mod stream;
 mod threads;
+mod under_keeper;
 mod wire;
 
 /// The README's examples are tests.

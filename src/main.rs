@@ -258,12 +258,9 @@ fn variable(error: &clap::Error) -> Option<String> {
 /// Warns of variables that look like this program's and mean nothing.
 fn warn_of_unknown_variables() {
     let command = Settings::command();
-    // A predecessor sets these.
-    let predecessors =
-        ["SMOL_GRACEFUL_HANDOVER", "SMOL_GRACEFUL_NOTIFY_SOCKET", "SMOL_GRACEFUL_PASSAGE"]
-            .map(OsStr::new);
     let own = command.get_arguments().filter_map(Arg::get_env);
-    let known: Vec<_> = own.chain(predecessors).collect();
+    // A keeper sets this.
+    let known: Vec<_> = own.chain([OsStr::new("SMOL_GRACEFUL_KEEPER")]).collect();
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("SMOL_GRACEFUL_") && !known.contains(&&*name) {

@@ -5,10 +5,8 @@
 //! handled from before the first bind (rule S16). Never exits the process and prints nothing.
 
 use std::convert::Infallible;
-use std::future::Future;
-use std::io;
-use std::path::PathBuf;
-use std::pin::Pin;
+use std::mem;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -17,24 +15,22 @@ use async_io::Timer;
 use async_signal::Signal;
 use futures_lite::{FutureExt, Stream, StreamExt, future};
 use smol::Executor;
-use smol::channel::{self, Receiver, Sender};
+use smol::channel;
 
-use crate::adoption::Adoption;
-use crate::courier::Courier;
-use crate::error::{ServeError, during};
+use crate::error::{ServeError, during, reason};
 use crate::listen::Listen;
-use crate::restart::ToSuccessor;
-use crate::restart::channel::Channel;
+use crate::ready::ready;
 use crate::restart::notify::Notify;
+use crate::restart::parent::Parent;
 use crate::restart::pid_file::{PidFile, PidWriter};
-use crate::restart::ready;
 use crate::server::{Running, Server, Stopping};
 use crate::stop::obey::REPEAT_WINDOW;
 use crate::stop::outcome::Outcome;
 use crate::stop::policy::{Action, Event, State};
-use crate::stop::shutdown::{Guard, Shutdown};
+use crate::stop::shutdown::Shutdown;
 use crate::stop::signals::{self, Received, STOP_SIGNALS, survive_full_files};
 use crate::threads;
+use crate::under_keeper;
 
 /// Runs a server as a process until a signal stops it, with [`Process::default`]'s settings.
 ///
@@ -76,14 +72,13 @@ pub fn run<L: Listen>(
     Process::default().run(server, listeners)
 }
 
-/// The settings of a server that runs as a process: worker threads, signals, what is told to a
-/// service manager, and, with the feature `restart`, USR2.
+/// The settings of a server that runs as a process: worker threads, signals, and its keeper.
 ///
-/// USR2 starts the program again in place of this process. The successor gets the listening sockets
-/// and, when it serves, the connections: their clients notice nothing. An idle connection goes at
-/// once, and a connection with a request under way goes when the response is sent. Connections of a
-/// listener with a wrapper (TLS) and upgraded ones end as at any stop. `docs/restart.md` says what
-/// the log tells about this.
+/// Under a keeper the process takes the connections of its predecessor. When a successor serves, it
+/// hands its own over, and their clients notice nothing. An idle connection goes at once, and a
+/// connection with a request under way goes when the response is sent. Connections of a listener
+/// with a wrapper (TLS) and upgraded ones end as at any stop. `docs/restart.md` says what the log
+/// tells about this.
 ///
 /// The times of the stop (grace, lame duck, linger) are not settings of the process, but of the
 /// [`Shutdown`] that the server was given by [`Server::shutdown`].
@@ -114,12 +109,12 @@ pub struct Process {
 
 impl Default for Process {
     /// Returns one thread per core. [`STOP_SIGNALS`] stop the server, and those within 100 ms are
-    /// one stop. USR2 restarts it, and a successor has 30 s. There is no pid file.
+    /// one stop. USR2 asks for a restart, and a successor has 30 s. There is no pid file.
     fn default() -> Self {
         Self {
             threads: thread::available_parallelism().map_or(1, usize::from),
             signals: STOP_SIGNALS.to_vec(),
-            restart: cfg!(feature = "keeper").then_some(Signal::Usr2),
+            restart: Some(Signal::Usr2),
             patience: Duration::from_secs(30),
             pid_file: None,
             repeat_window: REPEAT_WINDOW,
@@ -202,36 +197,34 @@ impl Process {
         self
     }
 
-    /// Sets which signal starts the program again in place of this process, like [`restart`], and
-    /// hands the connections over to it. With `None`, no signal does, and USR2 kills the process,
-    /// unless the program handles it itself. Default: USR2.
-    ///
-    /// [`restart`]: crate::restart
+    /// Sets which signal asks for a restart: of the keeper, if [`Process::keep`] makes one. A process
+    /// without a keeper only logs how to get one. With `None`, no signal does, and USR2 kills the
+    /// process, unless the program handles it itself. Default: USR2.
     ///
     /// # Examples
     ///
-    /// For a program that a supervisor follows by its process, which must not change:
+    /// For a program to which a manager says HUP when there is something new:
     ///
     /// ```
-    /// use smol_graceful::{Process, ServeError, Server};
+    /// use smol_graceful::{Process, STOP_SIGNALS, ServeError, Server, Signal};
     ///
     /// # fn main() -> Result<(), ServeError> {
     /// let server = Server::new(|_request| async { Ok("okay") });
     /// # server.handle().stop();
-    /// let outcome = Process::default().restart_on(None).run(server, ["127.0.0.1:0"])?;
-    /// assert!(outcome.is_drained());
+    /// let stop = STOP_SIGNALS.into_iter().filter(|signal| *signal != Signal::Hup);
+    /// let process = Process::default().signals(stop).restart_on(Signal::Hup);
+    /// assert!(process.run(server, ["127.0.0.1:0"])?.is_drained());
     /// # Ok(())
     /// # }
     /// ```
-    #[cfg(feature = "keeper")]
     #[must_use]
     pub fn restart_on(mut self, signal: impl Into<Option<Signal>>) -> Self {
         self.restart = signal.into();
         self
     }
 
-    /// Sets how long a successor may take until it is ready. After that, this process goes on
-    /// without the successor. Default: 30 s.
+    /// Sets how long a process may take until it is ready, if [`Process::keep`] makes a keeper. After
+    /// that, the keeper ends it, and its predecessor goes on. Default: 30 s.
     ///
     /// # Examples
     ///
@@ -256,18 +249,18 @@ impl Process {
         self
     }
 
-    /// Writes the id of the process that serves to the file at `path`, for scripts that send it
-    /// signals: `kill -USR2 "$(cat /run/app/app.pid)"`. Default: no file.
+    /// Writes the id of the process to the file at `path`, for scripts that send it signals: `kill
+    /// -TERM "$(cat /run/app/app.pid)"`. Default: no file.
     ///
     /// The process writes the file when it is ready, before it tells the service manager so, and
-    /// removes it after the drain if the file still holds its own id. A successor writes its own id
-    /// over its predecessor's. If the successor fails, the predecessor, which goes on, writes its
-    /// own again. A process that is killed leaves the file behind, and the next one replaces it.
+    /// removes it after the drain if the file still holds its own id. A process that is killed
+    /// leaves the file behind, and the next one replaces it. With [`Process::keep`] it is the id of
+    /// the keeper, which a restart does not change. A process whose keeper was started in another
+    /// way writes no file: give the path to the keeper.
     ///
     /// The file replaces an older one as a whole, so a reader never finds half an id. The process
     /// therefore needs a directory that it may write to. A relative path holds for the directory in
-    /// which [`Process::run`] is called; a successor is started in the directory of that moment, so
-    /// a program that changes its directory should give an absolute path.
+    /// which [`Process::run`] is called.
     ///
     /// # Errors
     ///
@@ -345,7 +338,7 @@ impl Process {
             .and_then(|()| signals::stream(&self.signals, self.restart))
             .map_err(during("cannot handle signals"))?;
         // Dropped last: the file names this process until the drain is over.
-        let pid_file = self.pid_file.as_deref().map(PidFile::at).transpose()?;
+        let pid_file = self.own_pid_file().map(PidFile::at).transpose()?;
         let writer = pid_file.as_ref().map(PidFile::writer);
         let executor = Arc::new(Executor::new());
 
@@ -360,51 +353,47 @@ impl Process {
                 .spawn(move || smol::block_on(executor.run(closed.recv())))
                 .map_err(threads::named(&format!("cannot start worker {number} of {threads}")))?;
         }
-        let passage = Channel::from_env();
-        let takes_connections = passage.is_some();
         let shutdown = server.handle();
         let running = Arc::new(server.executor(executor.clone()).start(listeners)?);
-        let notify = Arc::new(Notify::from_env());
-        let announce = announce(notify.clone(), running.clone(), writer.clone(), takes_connections);
-        let _announce = executor.spawn(announce);
+        under_keeper::join(&running);
+        let notify = Notify::from_env();
+        let _announce = executor.spawn(announce(notify.clone(), running.clone(), writer));
         let tell = |stopping: Stopping<'_>| match stopping {
-            // The manager watches over the successor now.
-            _ if running.has_successor() => {}
-            // The stop of a successor that has failed is not that of the service.
-            Stopping::Begun if notify.is_awaited() => {}
             Stopping::Begun => notify.stopping(),
             Stopping::LameDuck(duration) => notify.lame_duck(duration),
-            Stopping::Draining(draining) => {
-                writer.iter().for_each(PidWriter::restore);
-                notify.draining(draining);
-            }
+            Stopping::Draining(draining) => notify.draining(draining),
         };
 
         // Not on the workers: what connections keep and what requests need for a moment are then
         // allocated apart, so that many idle connections do not slow down the busy ones.
-        let (begin, begun) = channel::bounded(1);
-        let control = running.control(tell).or(self.obey(signals, &shutdown, &running, begin));
-        let control = control.or(running.accept()).or(carry(&running, passage, begun));
+        let control = running.control(tell).or(self.obey(signals, &shutdown, &running));
+        let control = control.or(running.accept()).or(under_keeper::obey(&running));
         // This `block_on` only parks: it takes no I/O events away from the workers.
         running.verdict(future::block_on(control))
     }
 
-    /// Obeys signals, and starts a successor (rule S14). Never ends.
+    /// Returns where to write the id of this process. A child's keeper writes its own.
+    fn own_pid_file(&self) -> Option<&Path> {
+        let path = self.pid_file.as_deref()?;
+        if Parent::of_this_process().is_none() {
+            return Some(path);
+        }
+        log::warn!("no pid file {}: the keeper of this process writes one", path.display());
+        None
+    }
+
+    /// Obeys signals (rule S14). Never ends.
     async fn obey(
         &self,
         mut signals: impl Stream<Item = Received> + Unpin,
         shutdown: &Shutdown,
         running: &Running,
-        hand_over: Sender<HandOverStart>,
     ) -> Outcome {
         let token = shutdown.token();
         let mut state = State::Running;
-        let mut to_successor = None;
-        let none = || -> Successor<'_> { Box::pin(future::pending()) };
-        let mut successor = none();
         loop {
             let own_stop = async {
-                if !matches!(state, State::Running | State::Starting(_)) {
+                if state != State::Running {
                     future::pending().await
                 }
                 token.stopping().await;
@@ -419,38 +408,12 @@ impl Process {
                     None => future::pending().await,
                 }
             };
-            let started = async {
-                match (&mut successor).await {
-                    Ok((pid, way)) => {
-                        to_successor = way;
-                        Event::SuccessorReady(pid)
-                    }
-                    Err(error) => {
-                        log::error!("no successor: {error}; this process goes on");
-                        Event::SuccessorFailed
-                    }
-                }
-            };
             let action;
-            (state, action) = state.on(own_stop.or(signal).or(started).await, self.repeat_window);
+            (state, action) = state.on(own_stop.or(signal).await, self.repeat_window);
             match action {
-                Action::StartSuccessor(_) => successor = start_successor(running, self.patience),
-                // Dropping the future tells a successor that is not ready to stop.
-                Action::GiveUpSuccessor | Action::GiveUpSuccessorAndStop(_) => successor = none(),
-                Action::HandOver(..) => {
-                    successor = none();
-                    running.succeeded();
-                    match to_successor.take() {
-                        Some(ToSuccessor { passage, adopted }) => {
-                            // Before the stop: a response in between would say `close`.
-                            let guard = running.begin_hand_over(adopted);
-                            let _ = hand_over.try_send(HandOverStart { passage, guard });
-                        }
-                        None => running.log_that_all_stay(),
-                    }
-                }
                 // A client in the queue was accepted by the kernel: the outcome has to name it.
                 Action::Abort(_) => running.empty_queues(),
+                Action::DoNotRestart(signal) => log_how_to_restart(signal),
                 Action::Stop(_) | Action::Ignore(_) => {}
             }
             shutdown.carry_out(action);
@@ -458,67 +421,36 @@ impl Process {
     }
 }
 
-/// A successor that is being started.
-type Successor<'a> = Pin<Box<dyn Future<Output = io::Result<(u32, Option<ToSuccessor>)>> + 'a>>;
-
-#[cfg(feature = "keeper")]
-fn start_successor(running: &Running, patience: Duration) -> Successor<'_> {
-    Box::pin(crate::restart::handover::restart_with_connections(&running.listeners, patience))
-}
-
-#[cfg(not(feature = "keeper"))]
-fn start_successor(_: &Running, _: Duration) -> Successor<'_> {
-    Box::pin(future::pending())
-}
-
-/// The begin of a hand-over.
-struct HandOverStart {
-    /// The way to the successor.
-    passage: Channel,
-    /// Holds the drain open until each connection was asked to go.
-    guard: Option<Guard>,
-}
-
-/// Takes connections from predecessors, until a successor takes those of this process. Never ends.
-async fn carry<T>(
-    running: &Running,
-    from: Option<Channel>,
-    hand_over: Receiver<HandOverStart>,
-) -> T {
-    let adoption = Adoption::new(running, from);
-    let begun = async { hand_over.recv().await.ok() };
-    let stopped = async {
-        running.stopping().await;
-        None
-    };
-    // The stop of a hand-over comes behind its begin.
-    let (begun, predecessors) = adoption.until(begun.or(stopped)).await;
-    if let Some(HandOverStart { passage, guard }) = begun {
-        return Courier::new(running, passage).run(predecessors, guard).await;
+/// Logs that this process does not restart itself, and how to restart it.
+fn log_how_to_restart(signal: Signal) {
+    let name = signals::name(signal);
+    if Parent::of_this_process().is_some() {
+        let keeper = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+        log::warn!("no restart because of {name}: send it to the keeper, process {keeper}");
+    } else {
+        log::warn!(
+            "no restart because of {name}: this process has no keeper; start it as: smol-graceful \
+             keep -- COMMAND, or call Process::keep"
+        );
     }
-    // Predecessors learn at once that this process takes no more.
-    drop(predecessors);
-    future::pending().await
 }
 
 /// Tells the service manager that requests are served, by the very threads that serve them. Goes on
 /// telling it if the manager has a watchdog.
-async fn announce(
-    notify: Arc<Notify>,
-    running: Arc<Running>,
-    pid_file: Option<PidWriter>,
-    takes_connections: bool,
-) {
-    // The file comes first, so a manager that hears READY finds it. A predecessor that does not
-    // trust this process after all writes its own id again.
+async fn announce(notify: Notify, running: Arc<Running>, pid_file: Option<PidWriter>) {
+    // The file comes first, so a manager that hears READY finds it.
     pid_file.iter().for_each(PidWriter::write);
-    let addresses: Vec<_> = running.listeners.iter().map(|l| l.address().to_string()).collect();
-    let status = format!("listening on {}", addresses.join(", "));
-    while ready::report(&notify, &status, &running.listeners, takes_connections).is_err() {
+    let mut failed = false;
+    while let Err(error) = ready(&running.listeners) {
+        if !mem::replace(&mut failed, true) {
+            log::warn!("cannot say that this process serves, trying again: {}", reason(&error));
+        }
         Timer::after(Duration::from_millis(100)).await;
     }
+    let addresses: Vec<_> = running.listeners.iter().map(|l| l.address().to_string()).collect();
+    notify.status(&format!("listening on {}", addresses.join(", ")));
     let Some(interval) = notify.watchdog_interval() else { return };
-    while !running.has_successor() {
+    loop {
         notify.watchdog();
         // As sd_watchdog_enabled(3) recommends.
         Timer::after(interval / 2).await;

@@ -17,7 +17,7 @@ use async_io::Timer;
 use futures_lite::{FutureExt, future};
 use http_types::{Request, Response};
 use smol::Executor;
-use smol::channel::{self, Receiver};
+use smol::channel::{self, Receiver, Sender};
 
 use crate::conn::handler::Handler;
 use crate::conn::leaving::{Counted, Leaving};
@@ -28,6 +28,7 @@ use crate::listen::Listen;
 use crate::listen::listener::Listener;
 use crate::listen::source::Accepted;
 use crate::places::{Place, Places};
+use crate::restart::channel::Channel;
 use crate::stop::activity::Doing;
 use crate::stop::orders::Order;
 use crate::stop::outcome::{Draining, Outcome};
@@ -66,7 +67,7 @@ pub struct Server {
     handler: Box<Handler>,
     limits: Limits,
     shutdown: Shutdown,
-    executor: Option<Arc<Executor<'static>>>,
+    pub(crate) executor: Option<Arc<Executor<'static>>>,
 }
 
 impl Server {
@@ -205,61 +206,6 @@ impl Server {
         self.shutdown.clone()
     }
 
-    /// Serves until the server was stopped and has drained, and says how that ended.
-    ///
-    /// Needs no particular runtime: it makes progress wherever it is polled.
-    ///
-    /// Tells a service manager nothing. The program calls [`ready`](crate::ready) when it serves; a
-    /// unit with `Type=notify` waits for that. STOPPING, EXTEND_TIMEOUT_USEC and WATCHDOG come from
-    /// [`run`](crate::run) only.
-    ///
-    /// A handler that blocks the thread which polls this keeps everything on that thread waiting:
-    /// other requests, the deadline, and signals too if [`Shutdown::obey`] runs there. Use
-    /// [`run`](crate::run), or [`Server::executor`] with threads of its own, if that may happen.
-    /// The logger must never block either: see [`LogWriter`](crate::LogWriter).
-    ///
-    /// # Errors
-    ///
-    /// If the server cannot listen on one of the addresses, and [`io::ErrorKind::InvalidInput`] if
-    /// there is none. Both come before the server serves any connection.
-    ///
-    /// If a source of connections ([`Listener::of`]) panics. The server then stops by itself, and
-    /// the error comes after the drain. The [`Outcome`] is then only in the log.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future aborts the server: listeners and connections are closed at once.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use smol_graceful::{Listener, Server};
-    ///
-    /// # fn main() -> std::io::Result<()> {
-    /// let server = Server::new(|_request| async { Ok("okay") });
-    /// # server.handle().stop();
-    /// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
-    /// println!("listening on {}", listener.address());
-    /// let outcome = smol::block_on(server.serve([listener]))?;
-    /// println!("{outcome}");
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn serve<L: Listen>(
-        mut self,
-        listeners: impl IntoIterator<Item = L>,
-    ) -> Result<Outcome, ServeError> {
-        let own = self.executor.is_none();
-        let executor = self.executor.get_or_insert_default().clone();
-        let running = self.start(listeners)?;
-        // A task, so that it is not polled whenever a connection wakes this future; of an executor
-        // inside it, as it borrows from it.
-        let tasks = Executor::new();
-        let outcome = tasks.run(tasks.spawn(running.control(|_| {}).or(running.accept())));
-        let outcome = if own { executor.run(outcome).await } else { outcome.await };
-        running.verdict(outcome)
-    }
-
     /// Listens.
     pub(crate) fn start<L: Listen>(
         self,
@@ -280,6 +226,7 @@ impl Server {
         }
         let (leavers_in, leavers) = channel::unbounded();
         Ok(Running {
+            hand_over: channel::bounded(1),
             listeners,
             executor: self.executor.unwrap_or_default(),
             is_succeeded: AtomicBool::new(false),
@@ -315,6 +262,18 @@ pub(crate) struct Running {
     pub(crate) service: Arc<Service>,
     /// The connections that leave for the successor.
     pub(crate) leavers: Receiver<Leaving>,
+    /// Brings the begin of a hand-over.
+    pub(crate) hand_over: (Sender<HandOverStart>, Receiver<HandOverStart>),
+}
+
+/// The begin of a hand-over.
+pub(crate) struct HandOverStart {
+    /// The way to the successor.
+    pub(crate) passage: Channel,
+    /// The passages from which connections still come.
+    pub(crate) predecessors: Vec<Channel>,
+    /// Holds the drain open until each connection was asked to go.
+    pub(crate) guard: Option<Guard>,
 }
 
 impl Running {
@@ -507,10 +466,17 @@ impl Running {
     }
 
     /// Lets connections go to a successor, from the coming stop on: those of the listeners that have
-    /// an inode in `adopted`. The guard holds the drain open until each connection was asked.
-    pub(crate) fn begin_hand_over(&self, adopted: Vec<Option<u64>>) -> Option<Guard> {
-        self.service.orders.begin_hand_over(adopted);
-        self.service.shutdown.admit(Holder::Server)
+    /// a number in `adopted`. Comes before the stop.
+    pub(crate) fn begin_hand_over(
+        &self,
+        adopted: Vec<Option<u32>>,
+        passage: Channel,
+        predecessors: Vec<Channel>,
+    ) {
+        let Service { shutdown, orders, .. } = &*self.service;
+        orders.begin_hand_over(adopted);
+        let guard = shutdown.admit(Holder::Server);
+        let _ = self.hand_over.0.try_send(HandOverStart { passage, predecessors, guard });
     }
 
     /// Waits until the stop begins.
@@ -526,7 +492,7 @@ impl Running {
             seats.filter(|seat| seat.doing() != Doing::Closing).cloned().collect()
         });
         let reason = if self.listeners.iter().any(Listener::can_move_connections) {
-            "the successor takes none (another version, a program with `serve`, or no passage)"
+            "the successor takes none (it is another program or version)"
         } else {
             "of a listener with a wrapper (TLS)"
         };
@@ -539,7 +505,6 @@ impl Running {
     /// not listen on all addresses.
     pub(crate) fn has_successor(&self) -> bool {
         self.is_succeeded.load(Ordering::Acquire)
-            || self.listeners.iter().any(Listener::is_handed_over)
     }
 
     /// Finds, again and again, the connections that have not moved for too long. Sleeps without

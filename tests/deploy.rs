@@ -1,5 +1,6 @@
-//! The files in `deploy/`, run as they are but for ports and paths, with the programs that they are
-//! for, under a load that checks every answer (`smol-graceful check`).
+//! The files in `deploy/` for ways to restart without the keeper, run as they are but for ports and
+//! paths, with the programs that they are for, under a load that checks every answer
+//! (`smol-graceful check`). `deploy_keeper.rs` runs the files that start the keeper.
 //!
 //! All of it on 127.0.0.1. What needs a Debian package is ignored unless asked for; `.ci/run`
 //! installs the packages and asks for all.
@@ -7,22 +8,28 @@
 #![cfg(target_os = "linux")]
 
 mod common;
+#[path = "deploy/files.rs"]
+mod files;
 #[path = "../src/main/check/load.rs"]
 mod load;
+#[path = "deploy/supervisord.rs"]
+mod supervisord;
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 
 use common::{
     Client, Directory, PATIENCE, Program, Proxy, Running, SERVER, case, free_port, installed,
-    terminate, wait_until,
+    wait_until,
 };
+use files::{INSTALLED, text_of};
 use load::{Load, Report, Tally, Target};
 use rustix::process::Signal;
 use smol_graceful::Request;
+use supervisord::Supervisord;
 
 /// `[fcgi-program]`: supervisord holds the socket, two processes share it and are restarted in
 /// turn.
@@ -30,29 +37,14 @@ use smol_graceful::Request;
 #[ignore = "needs supervisord (supervisor)"]
 fn supervisord_holds_the_socket() {
     let supervisord = Supervisord::start("fcgi-program.conf");
-    let (report, ()) = under_load(supervisord.addr, |tally| {
+    let (report, ()) = under_load(supervisord.place.addr, |tally| {
         for turn in 0..10 {
-            supervisord.ctl(&["restart", ["app:app_00", "app:app_01"][turn % 2]]);
+            let said = supervisord.ctl(&["restart", ["app:app_00", "app:app_01"][turn % 2]]);
+            assert!(said.contains(": started"), "{said}{}", supervisord.log());
             assert!(tally.all_answered(PATIENCE));
         }
     });
     assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
-}
-
-/// `[program]`: clients are refused between the old and the new process, and nothing else is lost
-/// than what the kernel does to a handshake in the moment of the close.
-#[test]
-#[ignore = "needs supervisord (supervisor)"]
-fn supervisord_restarts_who_binds() {
-    let supervisord = Supervisord::start("program.conf");
-    let (report, ()) = under_load(supervisord.addr, |tally| {
-        for _ in 0..5 {
-            supervisord.ctl(&["restart", "app"]);
-            assert!(tally.all_answered(PATIENCE));
-        }
-    });
-    assert_eq!(report.lost() - report.reset, 0, "{report}");
-    assert!(report.reset <= 10 && report.refused > 0, "{report}");
 }
 
 /// systemd's own tool passes its socket, under the name that it was given.
@@ -80,7 +72,7 @@ fn systemd_activates_it() {
 fn systemd_units_are_well_formed() {
     let directory = Directory::new();
     for unit in ["smol-graceful.socket", "smol-graceful.service"] {
-        let text = fs::read_to_string(deploy("systemd").join(unit)).unwrap();
+        let text = text_of(&format!("systemd/{unit}"));
         fs::write(directory.join(unit), text.replace(INSTALLED, SERVER)).unwrap();
     }
     let mut command = installed("systemd-analyze", "systemd");
@@ -151,7 +143,7 @@ fn nginx_lets_no_client_forge_its_address() {
 #[test]
 fn supervisors_wait_longer_than_the_grace() {
     let number = |file: &str, key: &str| -> u64 {
-        let text = fs::read_to_string(deploy(file)).unwrap();
+        let text = text_of(file);
         let line = text.lines().map(str::trim).find(|line| line.starts_with(key));
         let value = line.unwrap_or_else(|| panic!("no {key} in {file}")).trim_start_matches(key);
         value.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
@@ -162,7 +154,7 @@ fn supervisors_wait_longer_than_the_grace() {
         ("systemd/smol-graceful.service", "TimeoutStopSec="),
         ("kubernetes/deployment.yaml", "terminationGracePeriodSeconds:"),
     ] {
-        let text = fs::read_to_string(deploy(file)).unwrap();
+        let text = text_of(file);
         let seconds = |flag: &str| -> u64 {
             let rest = text.lines().filter(|line| !line.trim_start().starts_with(['#', ';']));
             let value = rest.filter_map(|line| line.split_once(flag)).map(|(_, rest)| {
@@ -178,13 +170,6 @@ fn supervisors_wait_longer_than_the_grace() {
 }
 
 // What the tests above are made of.
-
-/// Where `deploy/` says that the binary is.
-const INSTALLED: &str = "/usr/local/bin/smol-graceful";
-
-fn deploy(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file)
-}
 
 /// Runs `during` under a load of 16 clients of all kinds, with requests of up to 50 ms.
 fn under_load<T>(addr: SocketAddr, during: impl FnOnce(&Tally) -> T) -> (Report, T) {
@@ -240,70 +225,6 @@ fn assert_nothing_is_forged(proxy: &Proxy) {
     }
 }
 
-/// A supervisord of its own, with one of our files.
-struct Supervisord {
-    child: Child,
-    config: PathBuf,
-    addr: SocketAddr,
-    directory: Directory,
-}
-
-impl Supervisord {
-    fn start(file: &str) -> Self {
-        let directory = Directory::new();
-        let dir = directory.path().display();
-        let addr = free_port();
-        let ours = fs::read_to_string(deploy("supervisord").join(file)).unwrap();
-        let ours = ours
-            .replace("127.0.0.1:8082", &addr.to_string())
-            .replace(INSTALLED, SERVER)
-            .replace("/var/log", &dir.to_string());
-        let config = directory.join("supervisord.conf");
-        let text = format!(
-            "[unix_http_server]\nfile={dir}/ctl\n\
-             [supervisord]\nnodaemon=true\nlogfile={dir}/log\npidfile={dir}/pid\n\
-             [rpcinterface:supervisor]\n\
-             supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n\
-             [supervisorctl]\nserverurl=unix://{dir}/ctl\n{ours}"
-        );
-        fs::write(&config, text).unwrap();
-        let mut command = installed("supervisord", "supervisor");
-        command.arg("-c").arg(&config).stdin(Stdio::null());
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let supervisord = Self { child, config, addr, directory };
-        wait_until("the servers run", || {
-            let output = supervisord.ctl_command(&["status"]).output().unwrap();
-            let status = String::from_utf8_lossy(&output.stdout).into_owned();
-            status.contains("RUNNING") && !status.contains("STARTING")
-        });
-        supervisord
-    }
-
-    /// Tells it what to do, and waits until it is done.
-    fn ctl(&self, args: &[&str]) {
-        let output = self.ctl_command(args).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && said.contains(": started"), "{said}{}", self.log());
-    }
-
-    fn ctl_command(&self, args: &[&str]) -> Command {
-        let mut command = installed("supervisorctl", "supervisor");
-        command.arg("-c").arg(&self.config).args(args);
-        command
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
-    }
-}
-
-impl Drop for Supervisord {
-    /// It ends its servers before it ends itself.
-    fn drop(&mut self) {
-        terminate(&mut self.child);
-    }
-}
-
 /// Starts HAProxy in front of two replicas, with our file.
 fn haproxy(replicas: [SocketAddr; 2]) -> Proxy {
     Proxy::haproxy(|directory, addr, _| adapt("haproxy/haproxy.cfg", directory, addr, replicas))
@@ -322,7 +243,7 @@ fn adapt(
     [first, second]: [SocketAddr; 2],
 ) -> String {
     let directory = directory.to_str().unwrap();
-    let mut text = fs::read_to_string(deploy(file)).unwrap();
+    let mut text = text_of(file);
     for (ours, here) in [
         ("127.0.0.1:8080", &*addr.to_string()),
         ("127.0.0.1:8091", &first.to_string()),

@@ -587,8 +587,8 @@ fn a_long_request_outlives_three_restarts() {
     });
 }
 
-/// A successor that is told to restart before its predecessor has let go waits for that. Otherwise
-/// the predecessor could find that the successor has ended, and would serve beside the next one.
+/// A restart that is asked for while another one is under way follows it: both successors take over,
+/// one after the other, and the connection goes twice.
 #[test]
 fn a_restart_in_the_middle_of_another_follows_it() {
     over_both(|over| {
@@ -596,17 +596,18 @@ fn a_restart_in_the_middle_of_another_follows_it() {
         let mut client = server.idle();
         let first = server.serving();
         let second = server.ready_successor("");
-        second.signal(Signal::USR2);
-        server.line_of(second, "starting a successor because of SIGUSR2");
-        // The second process would have handed over by then. No event says that it waits.
-        thread::sleep(Duration::from_millis(300));
-        assert_eq!(server.resume_predecessor(second), first);
+        // The keeper is suspended, so both signals are one, and READY has come before them.
+        server.servers.signal(Signal::USR2);
+        server.servers.signal(Signal::USR2);
+        assert_eq!(server.resume_keeper(second), first);
+        server.line_of(server.keeper(), "keeper: a restart is under way; another follows");
         server.wait_for_successor();
         for process in [first, second] {
             assert!(server.handed_over(process) <= 1);
         }
         assert_served_by([&mut client], server.serving());
-        server.end();
+        let log = server.end();
+        assert_eq!(log.matches("keeper: started process ").count(), 3, "{log}");
     });
 }
 
@@ -806,10 +807,10 @@ fn a_websocket_takes_leave_beside_a_connection_that_goes() {
         let mut socket = Client::connect_to(&address);
         assert_eq!(socket.send(WEBSOCKET).response().status, 101);
         assert_eq!(socket.send(MASKED_HELLO).take(HELLO.len()).unwrap(), HELLO);
-        servers.restart();
+        let predecessor = servers.restart();
         assert_eq!(socket.take(AWAY.len()).unwrap(), AWAY);
         assert_eq!(socket.send(MASKED_AWAY).end(), End::Eof);
-        assert_first_handed_over(&mut servers, 1);
+        assert_handed_over(&mut servers, predecessor, 1);
         assert_refused(&mut plain);
         servers.end();
     });
@@ -830,12 +831,12 @@ fn tls_connections_end_at_a_restart() {
         assert_kept(&half.get("/").response(), "okay\n");
         half.send("GET / HTTP/1.1\r\nHost: x\r\n");
         assert_kept(&connect().get("/").response(), "okay\n");
-        servers.restart();
+        let predecessor = servers.restart();
         assert_eq!(idle.end(), End::Eof);
         let response = half.send("\r\n").response();
         assert_eq!((&*response.text(), response.says_close()), ("okay\n", true));
         assert_eq!(half.end(), End::Eof);
-        assert_first_handed_over(&mut servers, 0);
+        assert_handed_over(&mut servers, predecessor, 0);
         assert_kept(&connect().get("/").response(), "okay\n");
         servers.end();
     });
@@ -904,7 +905,8 @@ fn handled_by(log: &str, process: ProcessId) -> usize {
     own.filter(|line| line.contains("handled /post")).count()
 }
 
-/// Starts an example whose first argument is its address.
+/// Starts a keeper of an example whose first argument is its address. The example binds its socket
+/// itself.
 fn example(name: &str, over: Over, directory: &Directory, more: &[&str]) -> (Generations, Address) {
     let listen = match over {
         Over::Tcp => "127.0.0.1:0".to_owned(),
@@ -912,7 +914,7 @@ fn example(name: &str, over: Over, directory: &Directory, more: &[&str]) -> (Gen
     };
     let mut command = Program::example_command(name, &[&listen]);
     command.args(more);
-    let servers = Generations::start(command);
+    let servers = Generations::start(&command);
     let address = match over {
         Over::Tcp => Address::Tcp(servers.program.addr),
         Over::Unix => directory.socket("socket"),
@@ -920,12 +922,13 @@ fn example(name: &str, over: Over, directory: &Directory, more: &[&str]) -> (Gen
     (servers, address)
 }
 
-/// Waits until the first process of an example, which has a successor, has ended with exit code 0
-/// and has handed over this many connections. The examples' logs do not say whose a line is.
-fn assert_first_handed_over(servers: &mut Generations, count: u64) {
-    let outcome = servers.program.wait_for("drained in ");
+/// Waits until the predecessor, the only one that stops, has ended with exit code 0 and has handed
+/// over this many connections. The examples' logs do not say whose a line is.
+fn assert_handed_over(servers: &mut Generations, predecessor: ProcessId, count: u64) {
+    assert_eq!(servers.exit_code(predecessor), 0, "{}", servers.program);
+    let is_outcome = |line: &str| line.contains("drained in ");
+    let outcome = servers.program.line_where("outcome", is_outcome);
     assert_eq!(number_before(&outcome, " connection"), count, "{}", servers.program);
-    assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
 }
 
 /// The variable of the program's environment with the directory of the TLS listener's certificate.

@@ -1,6 +1,6 @@
-//! What launchers, wrappers and operators do to the process before and beside the signals: blocked
-//! and ignored signals, two signals for one stop, endless durations, no room for threads, files or
-//! descriptors, a suspension.
+//! What launchers, wrappers and operators do to the process before and beside the signals, with a
+//! keeper and without: blocked and ignored signals, two signals for one stop, endless durations, no
+//! room for threads, files or descriptors, a suspension.
 //!
 //! The real binary, with real signals. What has to happen within a certain time happens while the
 //! process is suspended, so that a slow machine changes nothing.
@@ -37,15 +37,11 @@ fn blocked_signals_are_unblocked() {
 }
 
 #[test]
-fn blocked_usr2_starts_a_successor() {
-    let mut server = launched(&["env", "--block-signal"], &[]);
-    server.signal(Signal::USR2);
-    let line = server.wait_for(" has taken over");
-    let successor = Orphan(ProcessId::named(&line, "process "));
-    assert_eq!(server.exit_code(), 0, "{server}");
-    // It is started by us, and has nothing blocked either.
-    successor.0.signal(Signal::TERM);
-    successor.0.wait();
+fn a_keeper_unblocks_signals_for_itself_and_its_children() {
+    let mut keeper = launched_keeper(&["env", "--block-signal"]);
+    restart(&mut keeper);
+    keeper.stop();
+    assert_eq!(keeper.log().matches("drained in ").count(), 2, "{keeper}");
 }
 
 /// `signals()` and `obey`, in a program that has no `run`.
@@ -95,18 +91,16 @@ fn a_background_job_is_not_stopped_with_its_script() {
     server.0.wait();
 }
 
-/// TERM and USR2 are sent only by somebody who means this process.
+/// TERM and USR2 are sent only by somebody who means this process. A keeper that ignored the end of
+/// its children would never learn of it.
 #[test]
-fn term_and_usr2_are_never_ignored() {
-    let mut server = launched(&["env", "--ignore-signal"], &[]);
-    let line = server.connect().get("/").response().text();
-    assert_eq!(line, "okay");
-    server.signal(Signal::USR2);
-    let line = server.wait_for(" has taken over");
-    let successor = Orphan(ProcessId::named(&line, "process "));
-    assert_eq!(server.exit_code(), 0, "{server}");
-    successor.0.signal(Signal::TERM);
-    successor.0.wait();
+fn term_usr2_and_the_end_of_children_are_never_ignored() {
+    let mut keeper = launched_keeper(&["env", "--ignore-signal"]);
+    assert_eq!(keeper.connect().get("/").response().text(), "okay");
+    restart(&mut keeper);
+    keeper.wait_for(" has ended: exit status: 0");
+    keeper.stop();
+    assert_eq!(keeper.log().matches("drained in ").count(), 2, "{keeper}");
 }
 
 // Two signals for one stop (rule S14)
@@ -163,23 +157,22 @@ fn two_signals_are_one_stop_under_obey_too() {
     assert!(program.log().contains("done: \"one\""), "{program}");
 }
 
-/// The first one after a stop by a successor is only noted, and the window begins with it.
+/// The window begins with the first signal that is sent, so a predecessor that drains behind its
+/// successor is not ended at once either.
 #[test]
-fn the_window_begins_with_the_first_signal_after_usr2() {
-    let mut server = Program::server(&[]);
-    let mut client = in_flight_body(&server);
-    server.signal(Signal::USR2);
-    let line = server.wait_for(" has taken over");
-    let successor = Orphan(ProcessId::named(&line, "process "));
-    server.signal(Signal::STOP);
-    server.signal(Signal::TERM);
-    server.signal(Signal::HUP);
-    server.signal(Signal::CONT);
-    server.wait_for("stopping already");
+fn two_signals_to_a_keeper_are_one_stop_for_all_its_children() {
+    let mut keeper = launched_keeper(&[]);
+    let mut client = in_flight_body(&keeper);
+    restart(&mut keeper);
+    keeper.signal(Signal::STOP);
+    keeper.signal(Signal::TERM);
+    keeper.signal(Signal::HUP);
+    keeper.signal(Signal::CONT);
+    keeper.wait_for("keeper: stopping because of ");
+    pass_repeat_window();
     assert_eq!(client.send("world").response().text(), "helloworld");
-    assert_eq!(server.exit_code(), 0, "{server}");
-    successor.0.signal(Signal::TERM);
-    successor.0.wait();
+    assert_eq!(keeper.exit_code(), 0, "{keeper}");
+    assert!(!keeper.log().contains("second signal"), "{keeper}");
 }
 
 // Numbers
@@ -421,6 +414,22 @@ fn launched(launcher: &[&str], args: &[&str]) -> Program {
     command.args(&launcher[1..]).arg(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).args(args);
     Program::start(command)
+}
+
+/// A keeper of the binary, started by `launcher`, which replaces itself by the keeper. An empty
+/// launcher is none.
+fn launched_keeper(launcher: &[&str]) -> Program {
+    let keeper = [SERVER, "keep", "--", SERVER, "--listen", "127.0.0.1:0", "--work", "0s"];
+    let words: Vec<_> = launcher.iter().chain(&keeper).collect();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
+    Program::start(command)
+}
+
+/// Lets another process take over.
+fn restart(keeper: &mut Program) {
+    keeper.signal(Signal::USR2);
+    keeper.wait_for(" takes over from process ");
 }
 
 /// Sends a request whose rest, `world`, is missing.

@@ -435,8 +435,8 @@ impl Carried for Leaving {
 fn record(leaving: &Leaving) -> Record {
     let seat = &leaving.counted.seat;
     Record {
-        // A connection leaves only if its listener has an inode here (`Orders::can_leave`).
-        listener: seat.orders.adopted_as(seat.listener()).unwrap_or_default() as u32,
+        // A connection leaves only if its listener has a number here (`Orders::can_leave`).
+        listener: seat.orders.adopted_as(seat.listener()).unwrap_or_default(),
         idle: leaving.idle_for(),
         ahead: leaving.ahead.clone(),
     }

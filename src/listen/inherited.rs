@@ -11,20 +11,21 @@ use std::env;
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process;
-use std::sync::{Mutex, MutexGuard, Once};
+use std::sync::Once;
 
-use rustix::io::{Errno, FdFlags, dup2, fcntl_getfd, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, dup2, fcntl_setfd};
 use socket2::Socket;
 
+use crate::descriptors::{FIRST, close, copy, inode, taken};
 use crate::error::invalid;
 use crate::listen::address::Address;
-use crate::listen::own_sockets::{OwnSocket, inode};
-use crate::listen::passing::{self, FIRST, Passed, Passing, VARIABLES};
+use crate::listen::own_sockets::OwnSocket;
+use crate::listen::passing::{self, Passed, Passing, VARIABLES};
 use crate::listen::socket_file::is_same_file;
-use crate::lock::lock;
+use crate::restart::parent::Parent;
 
 /// Takes every socket that LISTEN_FDS passes and that was not taken before.
 ///
@@ -47,9 +48,9 @@ pub(crate) fn all() -> io::Result<Vec<(Socket, Passed)>> {
 /// For `fd:N`, as [`all`]. For another address, a socket that cannot be taken is not an error.
 pub(crate) fn matching(address: &Address) -> io::Result<Option<(Socket, Passed)>> {
     if let Address::Fd(fd) = *address {
-        let mut all = passed()?.into_iter();
-        let is_free = |passed: &Passed| !taken().contains(&passed.fd);
-        let chosen = all.find(|passed| passed.origin == Some(fd) && is_free(passed));
+        // A keeper passes the socket of its standard input twice, and has a number for the other.
+        let is_meant = |passed: &Passed| passed.fd == fd || is_same_socket(passed.fd, fd);
+        let chosen = passed()?.into_iter().find(is_meant);
         let passed = chosen.unwrap_or(Passed::bare(fd, None));
         let socket = take(&passed, |_| true)?.ok_or_else(|| {
             let message = format!("descriptor {fd} was taken before, or has another socket now");
@@ -58,7 +59,7 @@ pub(crate) fn matching(address: &Address) -> io::Result<Option<(Socket, Passed)>
         return Ok(Some((socket?, passed)));
     }
     let found = passed().unwrap_or_default().into_iter().find_map(|passed| {
-        // Symbolic links may lead from one path to the other. A predecessor says where the file is,
+        // Symbolic links may lead from one path to the other. A keeper says where the file is,
         // because the socket's own path may be relative to another directory.
         let is_wanted = |bound: &Address| match (address, bound) {
             (Address::Unix(wanted), Address::Unix(path)) => {
@@ -77,36 +78,32 @@ pub(crate) fn is_announced(fd: RawFd) -> bool {
     passed().unwrap_or_default().iter().any(|passed| passed.fd == fd)
 }
 
-/// Closes the sockets that a predecessor has handed over and that the program has not taken. They
-/// stay the predecessor's, which empties their queues.
+/// Closes the sockets that the keeper has passed and that the program has not taken. The predecessor
+/// empties their queues.
 pub(crate) fn close_unclaimed() {
-    let handed = passed().unwrap_or_default().into_iter().filter(|passed| passed.inode.is_some());
-    for socket in handed.filter_map(|passed| take(&passed, |_| true).ok().flatten()) {
+    let offered = passed().unwrap_or_default().into_iter().filter(|passed| passed.number.is_some());
+    for socket in offered.filter_map(|passed| take(&passed, |_| true).ok().flatten()) {
         if let Ok(address) = Address::of(&socket) {
-            log::warn!("{address} was handed over, and nobody listens on it any more");
+            log::warn!("the keeper has passed {address}, and this program does not listen on it");
         }
     }
 }
 
-/// Takes a socket that this process was started with and that is not a listening one, if the
-/// descriptor still is the socket with this inode.
-pub(crate) fn take_socket(fd: RawFd, expected: u64) -> Option<OwnedFd> {
-    let mut taken = taken();
-    let is_free = fd >= FIRST && !taken.contains(&fd);
-    let (copy, flags) = is_free.then(|| copy(fd).ok())??;
-    if flags.contains(FdFlags::CLOEXEC) || inode(&copy).ok()? != expected {
-        return None;
-    }
-    taken.insert(fd);
-    close(fd);
-    Some(copy)
+/// Returns `true` if both descriptors are open and are one socket.
+fn is_same_socket(one: RawFd, other: RawFd) -> bool {
+    let inode = |fd| copy(fd).and_then(|(copy, _)| inode(copy)).ok();
+    inode(one).is_some_and(|one| inode(other) == Some(one))
 }
 
-/// Returns the sockets that the environment describes.
+/// Returns the sockets that the keeper or the environment describes.
 fn passed() -> io::Result<Vec<Passed>> {
     static WARNED: Once = Once::new();
     let text = |name| env::var(name).ok().filter(|text| !text.is_empty());
-    match passing::read(VARIABLES.map(text), process::id())? {
+    let variables = VARIABLES.map(text);
+    if let Some(parent) = Parent::of_this_process() {
+        return Ok(passing::offered(&parent.offered, variables));
+    }
+    match passing::read(variables, process::id())? {
         Passing::Here(passed) => Ok(passed),
         Passing::Astray(warning) => {
             WARNED.call_once(|| log::warn!("{warning}"));
@@ -115,16 +112,10 @@ fn passed() -> io::Result<Vec<Passed>> {
     }
 }
 
-/// Returns the descriptors that were taken.
-fn taken() -> MutexGuard<'static, BTreeSet<RawFd>> {
-    static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
-    lock(&TAKEN)
-}
-
 /// Takes a descriptor if it was not taken before and is `wanted`. Makes a copy, and then closes the
 /// descriptor itself.
 fn take(
-    &Passed { fd, inode: expected, .. }: &Passed,
+    &Passed { fd, .. }: &Passed,
     wanted: impl FnOnce(&Address) -> bool,
 ) -> io::Result<Option<Socket>> {
     let mut taken = taken();
@@ -135,10 +126,8 @@ fn take(
     // A descriptor that was passed has survived an exec. A descriptor that this program has opened
     // itself would not.
     let is_opened_here = fd >= FIRST && flags.contains(FdFlags::CLOEXEC);
-    match expected {
-        Some(expected) if is_opened_here || inode(&copy)? != expected => return Ok(None),
-        None if is_opened_here => return Err(unusable(fd, "was not passed to this process")),
-        _ => {}
+    if is_opened_here {
+        return Err(unusable(fd, "was not passed to this process"));
     }
     let socket = Socket::from(copy);
     let address = Address::of(&socket).map_err(|error| named(fd, &error))?;
@@ -151,25 +140,6 @@ fn take(
     }
     clear_copies(&socket, &mut taken)?;
     Ok(Some(socket))
-}
-
-/// Returns a copy of a descriptor, which no child of this process inherits, and the descriptor's own
-/// flags.
-#[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
-fn copy(fd: RawFd) -> io::Result<(OwnedFd, FdFlags)> {
-    // SAFETY: used for these two calls, which fail if there is no such descriptor. If another
-    // thread closes a descriptor of this program meanwhile, the calls see that descriptor or none.
-    let there = unsafe { BorrowedFd::borrow_raw(fd) };
-    let flags = fcntl_getfd(there)?;
-    Ok((there.try_clone_to_owned()?, flags))
-}
-
-/// Closes a descriptor that this process was started with, once it is taken.
-#[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
-fn close(fd: RawFd) {
-    // SAFETY: it is open, it was passed to this process to be used by it, and it has just been
-    // taken for the first and the last time.
-    drop(unsafe { OwnedFd::from_raw_fd(fd) });
 }
 
 /// Puts /dev/null in the place of each standard stream that is `socket`, and of each further copy

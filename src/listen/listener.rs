@@ -8,9 +8,9 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -21,17 +21,17 @@ use socket2::SockRef;
 use crate::error::reason;
 use crate::listen::address::Address;
 use crate::listen::bound::{Bound, is_of_no_listener, is_of_one_connection};
-use crate::listen::own_sockets::inode;
 use crate::listen::ownership::Ownership;
 use crate::listen::passing::Passed;
-use crate::listen::socket_file::SocketFile;
 use crate::listen::source::{Accepted, Source};
 use crate::listen::wrapper::{Handshakes, Wrapper};
 use crate::lock::lock;
+use crate::restart::message::Brought;
+use crate::restart::parent::Parent;
 use crate::stream::connection::Connection;
 
 /// A socket that clients connect to. Clones are the same socket: closed for one, closed for all.
-/// One server at a time takes connections from it; a clone is there to be handed to `restart`.
+/// One server at a time takes connections from it; a clone is there to be handed to `ready`.
 ///
 /// # Examples
 ///
@@ -63,6 +63,8 @@ struct Shared {
     address: Address,
     /// How this process has got the socket; `None` if this program has bound it.
     passed: Option<Passed>,
+    /// The keeper's number of a listener that this process has brought.
+    number: OnceLock<u32>,
     bound: Mutex<Bound>,
     ownership: Mutex<Ownership>,
     /// Handshakes are held back before the close.
@@ -81,13 +83,14 @@ impl Listener {
     ) -> Self {
         let ownership = match &passed {
             None => Ownership::Own,
-            Some(passed) if passed.is_own => Ownership::Predecessors,
+            Some(passed) if passed.is_own => Ownership::Keepers,
             Some(_) => Ownership::Foreign,
         };
         let shared = Shared {
             handshakes: Arc::new(Handshakes::of(address.clone())),
             address,
             passed,
+            number: OnceLock::new(),
             bound: Mutex::new(bound),
             ownership: Mutex::new(ownership),
             syn_filter,
@@ -251,21 +254,20 @@ impl Listener {
         self.wrapper.is_none()
     }
 
-    /// Returns the inode of the socket, which tells the socket from all others; `None` if there is
-    /// no socket.
-    pub(crate) fn inode(&self) -> Option<u64> {
-        inode(self.bound().socket()?).ok()
+    /// Returns the keeper's number of the listener, if the keeper knows it.
+    pub(crate) fn number(&self) -> Option<u32> {
+        let offered = self.shared.passed.as_ref().and_then(|passed| passed.number);
+        offered.or_else(|| self.shared.number.get().copied())
+    }
+
+    /// Gives the listener the number by which the keeper is to know it.
+    pub(crate) fn set_number(&self, number: u32) {
+        let _ = self.shared.number.set(number);
     }
 
     /// Returns what [`Listener::wrap`] has set.
     pub(crate) fn wrapper(&self) -> Option<&Arc<Wrapper>> {
         self.wrapper.as_ref()
-    }
-
-    /// Returns the descriptor as which a predecessor has passed the socket.
-    pub(crate) fn handed_as(&self) -> Option<RawFd> {
-        let passed = self.shared.passed.as_ref()?;
-        passed.inode.is_some().then_some(passed.fd)
     }
 
     /// Returns the address of the listener: with the kernel's choice where the port was 0, and what
@@ -414,7 +416,8 @@ impl Listener {
     }
 
     fn is_alone(&self) -> bool {
-        self.ownership().is_alone(Instant::now())
+        let has_let_go = || Parent::of_this_process().is_none_or(Parent::has_let_go);
+        self.ownership().is_alone(has_let_go)
     }
 
     /// Lets no further handshake begin. Those under way go on, and a client that is held back tries
@@ -523,39 +526,20 @@ impl Listener {
     }
 }
 
-/// The part of a listener that a hand-over needs.
-#[cfg_attr(not(feature = "keeper"), allow(dead_code, reason = "nobody starts a successor"))]
+/// The part of a listener that a keeper needs.
 impl Listener {
-    /// Returns a copy of the socket, and its description for a successor, which has it as `fd`.
+    /// Returns a copy of the socket for the keeper, and what the keeper is to know of it. Returns
+    /// `None` if there is no socket, or not any more.
     ///
     /// # Errors
     ///
-    /// Returns an error if the listener is closed or is not a socket, or if there are no
-    /// descriptors left.
-    pub(crate) fn pass(&self, fd: RawFd) -> io::Result<(OwnedFd, Passed)> {
+    /// Returns an error if there are no descriptors left.
+    pub(crate) fn bring(&self) -> io::Result<Option<(OwnedFd, Brought)>> {
         let bound = self.bound();
-        let Some(socket) = bound.socket() else {
-            return Err(io::Error::other("it is closed, or has no socket"));
-        };
-        let passed = Passed {
-            fd,
-            name: self.name().map(str::to_owned),
-            inode: Some(inode(socket)?),
-            is_own: self.ownership().is_own(),
-            file: bound.file().map(|file| file.path().to_owned()),
-            origin: self.shared.passed.as_ref().and_then(|passed| passed.origin),
-        };
-        Ok((socket.try_clone_to_owned()?, passed))
-    }
-
-    /// Returns `true` if clients find the Unix socket by its file, and `false` if another file has
-    /// taken the file's name. Always returns `true` if there is no file.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`io::ErrorKind::NotFound`] if the file was removed.
-    pub(crate) fn has_its_file(&self) -> io::Result<bool> {
-        self.bound().file().map_or(Ok(true), SocketFile::is_there)
+        let Some(socket) = bound.socket() else { return Ok(None) };
+        let file = bound.file().map(|file| file.path().to_owned());
+        let brought = Brought { is_own: self.ownership().is_own(), file };
+        Ok(Some((socket.try_clone_to_owned()?, brought)))
     }
 }
 

@@ -3,11 +3,9 @@
 //! Asks the kernel each time, because a program also has sockets that this library did not open.
 //! Takes, copies and closes nothing.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{BorrowedFd, RawFd};
 
 use rustix::io::{FdFlags, fcntl_getfd};
 use socket2::SockRef;
@@ -87,11 +85,6 @@ impl TcpSpan {
         };
         self.addr.port() == addr.port() && includes_ip
     }
-}
-
-/// Returns the inode of a socket, which tells the socket from all others.
-pub(crate) fn inode(socket: impl AsFd) -> io::Result<u64> {
-    Ok(File::from(socket.as_fd().try_clone_to_owned()?).metadata()?.ino())
 }
 
 #[cfg(test)]

@@ -1,19 +1,17 @@
 //! [`Passed`]: a socket that one process passes to another, as the environment describes it.
 //!
-//! Two protocols: systemd's (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES), and a predecessor's, which
-//! uses the first and says in [`HANDOVER`] what systemd has no word for. Pure: turns text into a
-//! value and a value into text. Does not look at a descriptor.
+//! The protocol is systemd's (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES). A keeper says more of each
+//! socket in its offer. Pure: turns text into values. Does not look at a descriptor.
 
-use std::ffi::OsString;
-use std::fmt;
 use std::io;
 use std::iter;
 use std::os::fd::RawFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::descriptors::FIRST;
 use crate::error::invalid;
+use crate::restart::message::Offered;
 
 /// The number of descriptors that were passed, from [`FIRST`] on.
 pub(crate) const FDS: &str = "LISTEN_FDS";
@@ -21,10 +19,6 @@ pub(crate) const FDS: &str = "LISTEN_FDS";
 pub(crate) const PID: &str = "LISTEN_PID";
 /// Their names, with colons between.
 pub(crate) const NAMES: &str = "LISTEN_FDNAMES";
-/// A word for each socket of a predecessor, which cannot know its successor's process id.
-pub(crate) const HANDOVER: &str = "SMOL_GRACEFUL_HANDOVER";
-/// The first descriptor that is passed by LISTEN_FDS.
-pub(crate) const FIRST: RawFd = 3;
 
 /// A socket that is passed from one process to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,65 +27,35 @@ pub(crate) struct Passed {
     pub(crate) fd: RawFd,
     /// Its name in LISTEN_FDNAMES.
     pub(crate) name: Option<String>,
-    /// The socket's inode, which tells the socket from others that may have its descriptor. Only a
-    /// predecessor says it.
-    pub(crate) inode: Option<u64>,
-    /// A predecessor has bound it, so no process but predecessors and successors has it.
+    /// The keeper's number of the listener, if a keeper has passed it.
+    pub(crate) number: Option<u32>,
+    /// The keeper or a child of it has bound the socket, so no other program has it.
     pub(crate) is_own: bool,
     /// Where a Unix socket's file is. The socket itself may know only a relative path.
     pub(crate) file: Option<PathBuf>,
-    /// The descriptor by which the operator knows the socket.
-    pub(crate) origin: Option<RawFd>,
-}
-
-impl fmt::Display for Passed {
-    /// Writes a word of [`HANDOVER`].
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let inode = self.inode.unwrap_or_default();
-        write!(f, "{}:socket={inode}", if self.is_own { "own" } else { "passed" })?;
-        if let Some(path) = &self.file {
-            f.write_str(":file=")?;
-            // In hexadecimal digits, because a path may hold any byte.
-            path.as_os_str().as_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
-        }
-        self.origin.map_or(Ok(()), |fd| write!(f, ":fd={fd}"))
-    }
 }
 
 impl Passed {
     /// Returns a socket of which only the descriptor and the name are known.
     pub(crate) fn bare(fd: RawFd, name: Option<String>) -> Self {
-        Self { fd, name, inode: None, is_own: false, file: None, origin: Some(fd) }
-    }
-
-    /// Reads a word of [`HANDOVER`]. Returns `None` if it makes no sense.
-    fn read(fd: RawFd, name: Option<String>, word: &str) -> Option<Self> {
-        let mut parts = word.split(':');
-        let is_own = match parts.next()? {
-            "own" => true,
-            "passed" => false,
-            _ => return None,
-        };
-        let mut passed = Self { inode: Some(0), is_own, origin: None, ..Self::bare(fd, name) };
-        for part in parts {
-            match part.split_once('=')? {
-                ("socket", inode) => passed.inode = Some(inode.parse().ok()?),
-                ("file", digits) => {
-                    let byte = |i| u8::from_str_radix(digits.get(i..i + 2)?, 16).ok();
-                    let bytes = (0..digits.len()).step_by(2).map(byte).collect::<Option<_>>()?;
-                    passed.file = Some(OsString::from_vec(bytes).into());
-                }
-                ("fd", fd) => passed.origin = Some(fd.parse().ok()?),
-                // A later version may add others.
-                _ => {}
-            }
-        }
-        Some(passed)
+        Self { fd, name, number: None, is_own: false, file: None }
     }
 }
 
+/// Returns the sockets that a keeper has passed, with the names that the [`VARIABLES`] give them.
+pub(crate) fn offered(offered: &[Offered], [_, _, names]: [Option<String>; 3]) -> Vec<Passed> {
+    let described = described(offered.len(), names.as_deref());
+    let passed = described.into_iter().zip(offered).map(|((fd, name), offered)| Passed {
+        number: Some(offered.number),
+        is_own: offered.is_own,
+        file: offered.file.clone(),
+        ..Passed::bare(fd, name)
+    });
+    passed.collect()
+}
+
 /// The variables that pass sockets, in the order in which [`read`] takes them.
-pub(crate) const VARIABLES: [&str; 4] = [FDS, PID, NAMES, HANDOVER];
+pub(crate) const VARIABLES: [&str; 3] = [FDS, PID, NAMES];
 
 /// Which process the sockets are for.
 #[derive(Debug, PartialEq, Eq)]
@@ -107,42 +71,39 @@ pub(crate) enum Passing {
 /// # Errors
 ///
 /// Returns an error if a variable makes no sense.
-pub(crate) fn read(
-    [fds, pid, names, handover]: [Option<String>; 4],
-    reader: u32,
-) -> io::Result<Passing> {
+pub(crate) fn read([fds, pid, names]: [Option<String>; 3], reader: u32) -> io::Result<Passing> {
     let Some(fds) = fds else { return Ok(Passing::Here(Vec::new())) };
     let pid = pid.map(|pid| number::<u32>(PID, &pid)).transpose()?;
-    let names = names.unwrap_or_default();
-    let names = names.split(':').map(|name| Some(name.to_owned()).filter(|name| !name.is_empty()));
-    let described = (FIRST..).zip(names.chain(iter::repeat(None)));
-    Ok(Passing::Here(match (pid, handover) {
-        (Some(pid), _) if pid == reader => {
+    Ok(Passing::Here(match pid {
+        Some(pid) if pid == reader => {
             let count = number::<u16>(FDS, &fds)?.into();
-            described.take(count).map(|(fd, name)| Passed::bare(fd, name)).collect()
-        }
-        (None, Some(handover)) => {
-            let words = described.zip(handover.split_whitespace());
-            let passed = words.map(|((fd, name), word)| Passed::read(fd, name, word));
-            passed.collect::<Option<_>>().unwrap_or_default()
+            let described = described(count, names.as_deref()).into_iter();
+            described.map(|(fd, name)| Passed::bare(fd, name)).collect()
         }
         _ if fds == "0" => Vec::new(),
         // A shell that starts the server without `exec` is the usual reason, because that shell
         // has the process id that was meant.
-        (Some(pid), _) => {
+        Some(pid) => {
             return Ok(Passing::Astray(format!(
                 "{FDS}={fds} passes sockets to process {pid}, and this is process {reader}, \
                  which does not take them; what stands between the two has to start the server \
                  by `exec`"
             )));
         }
-        (None, None) => {
+        None => {
             return Ok(Passing::Astray(format!(
                 "{FDS}={fds} passes sockets, and {PID} does not say that process {reader} is \
                  meant, which does not take them; set it to the process id of the server"
             )));
         }
     }))
+}
+
+/// Returns a descriptor and a name for each of `count` sockets.
+fn described(count: usize, names: Option<&str>) -> Vec<(RawFd, Option<String>)> {
+    let names = names.unwrap_or_default().split(':');
+    let names = names.map(|name| Some(name.to_owned()).filter(|name| !name.is_empty()));
+    (FIRST..).zip(names.chain(iter::repeat(None))).take(count).collect()
 }
 
 fn number<T: FromStr>(name: &str, text: &str) -> io::Result<T> {
@@ -152,14 +113,16 @@ fn number<T: FromStr>(name: &str, text: &str) -> io::Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::ffi::OsStr;
 
-    fn told(environment: [&str; 4]) -> io::Result<Passing> {
-        let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-        read(environment.map(text), 42)
+    fn told(environment: [&str; 3]) -> io::Result<Passing> {
+        read(variables(environment), 42)
     }
 
-    fn passed(environment: [&str; 4]) -> Result<Vec<Passed>, String> {
+    fn variables(environment: [&str; 3]) -> [Option<String>; 3] {
+        environment.map(|text| Some(text.to_owned()).filter(|text| !text.is_empty()))
+    }
+
+    fn passed(environment: [&str; 3]) -> Result<Vec<Passed>, String> {
         match told(environment).map_err(|error| error.to_string())? {
             Passing::Here(passed) => Ok(passed),
             Passing::Astray(_) => Ok(Vec::new()),
@@ -168,78 +131,64 @@ mod tests {
 
     #[test]
     fn sockets_for_another_process_are_named() {
-        for (fds, pid, handover, warning) in [
-            ("", "", "", None),
-            ("", "41", "", None),
-            ("0", "41", "", None),
-            ("0", "", "", None),
-            ("1", "42", "", None),
-            ("1", "me", "", None),
-            ("1", "", "own:socket=7", None),
-            (
-                "2",
-                "41",
-                "",
-                Some("LISTEN_FDS=2 passes sockets to process 41, and this is process 42"),
-            ),
-            ("2", "41", "own:socket=7", Some("LISTEN_FDS=2 passes sockets to process 41, and")),
-            ("2", "", "", Some("LISTEN_FDS=2 passes sockets, and LISTEN_PID does not say that")),
+        for (fds, pid, warning) in [
+            ("", "", None),
+            ("", "41", None),
+            ("0", "41", None),
+            ("0", "", None),
+            ("1", "42", None),
+            ("1", "me", None),
+            ("2", "41", Some("LISTEN_FDS=2 passes sockets to process 41, and this is process 42")),
+            ("2", "", Some("LISTEN_FDS=2 passes sockets, and LISTEN_PID does not say that")),
         ] {
-            let told = told([fds, pid, "", handover]);
+            let told = told([fds, pid, ""]);
             let is_right = match (&told, warning) {
                 (Ok(Passing::Astray(told)), Some(warning)) => told.starts_with(warning),
                 (told, warning) => warning.is_none() && !matches!(told, Ok(Passing::Astray(_))),
             };
-            assert!(is_right, "{fds} {pid} {handover}: {told:?}");
+            assert!(is_right, "{fds} {pid}: {told:?}");
         }
+    }
+
+    fn bare(fd: RawFd, name: &str) -> Passed {
+        Passed::bare(fd, Some(name.to_owned()).filter(|name| !name.is_empty()))
     }
 
     #[test]
     fn the_environment_says_what_was_passed() {
-        let bare = |fd, name: &str| {
-            Passed::bare(fd, Some(name.to_owned()).filter(|name| !name.is_empty()))
-        };
-        let file = Some(OsStr::from_bytes(b"/a b:\xff").into());
-        let web = bare(3, "web");
-        let own = Passed { inode: Some(7), is_own: true, file, origin: None, ..web };
-        let passed_on = Passed { inode: Some(10), origin: Some(0), ..bare(4, "") };
         for (environment, expected) in [
-            (["", "", "", ""], vec![]),
-            (["0", "42", "", ""], vec![]),
-            (["1", "42", "", ""], vec![bare(3, "")]),
-            (["2", "42", "web:admin", ""], vec![bare(3, "web"), bare(4, "admin")]),
+            (["", "", ""], vec![]),
+            (["0", "42", ""], vec![]),
+            (["1", "42", ""], vec![bare(3, "")]),
+            (["2", "42", "web:admin"], vec![bare(3, "web"), bare(4, "admin")]),
             // Fewer names than sockets, empty names, more names.
-            (["3", "42", "web:", ""], vec![bare(3, "web"), bare(4, ""), bare(5, "")]),
-            (["1", "42", "web:admin", ""], vec![bare(3, "web")]),
+            (["3", "42", "web:"], vec![bare(3, "web"), bare(4, ""), bare(5, "")]),
+            (["1", "42", "web:admin"], vec![bare(3, "web")]),
             // For somebody else, or for nobody.
-            (["1", "41", "", ""], vec![]),
-            (["1", "", "", ""], vec![]),
-            (["1", "41", "", "own:socket=7"], vec![]),
-            // From a predecessor, which cannot know its successor's process id.
-            (
-                ["2", "", "web:", "own:socket=7:file=2f6120623aff passed:socket=10:fd=0"],
-                vec![own.clone(), passed_on.clone()],
-            ),
-            (["1", "", "", "nonsense"], vec![]),
-            (["1", "", "", "own:socket=x"], vec![]),
-            (["1", "", "", "own:socket=7:file=2f6"], vec![]),
-            (["1", "", "", "own:socket=7:file=é1"], vec![]),
-            // A predecessor's words are not for a process that a service manager has started since.
-            (["1", "42", "", "own:socket=7"], vec![bare(3, "")]),
+            (["1", "41", ""], vec![]),
+            (["1", "", ""], vec![]),
         ] {
             assert_eq!(passed(environment), Ok(expected), "{environment:?}");
         }
         for (environment, error) in [
-            (["x", "42", "", ""], "LISTEN_FDS=x is no number"),
-            (["-1", "42", "", ""], "LISTEN_FDS=-1 is no number"),
-            (["99999", "42", "", ""], "LISTEN_FDS=99999 is no number"),
-            (["1", "me", "", ""], "LISTEN_PID=me is no number"),
+            (["x", "42", ""], "LISTEN_FDS=x is no number"),
+            (["-1", "42", ""], "LISTEN_FDS=-1 is no number"),
+            (["99999", "42", ""], "LISTEN_FDS=99999 is no number"),
+            (["1", "me", ""], "LISTEN_PID=me is no number"),
         ] {
             assert_eq!(passed(environment), Err(error.to_owned()));
         }
-        for passed in [own, passed_on] {
-            let read = Passed::read(passed.fd, passed.name.clone(), &passed.to_string());
-            assert_eq!(read, Some(passed));
-        }
+    }
+
+    #[test]
+    fn a_keeper_says_more_of_each_socket() {
+        let file = Some(PathBuf::from("/run/app.sock"));
+        let own = Offered { number: 7, is_own: true, file: file.clone() };
+        let foreign = Offered { number: 9, is_own: false, file: None };
+        // The process that LISTEN_PID names may be a shell in between.
+        let all = offered(&[own, foreign], variables(["2", "41", "web:"]));
+        let own = Passed { number: Some(7), is_own: true, file, ..bare(3, "web") };
+        assert_eq!(all, [own, Passed { number: Some(9), ..bare(4, "") }]);
+        assert_eq!(offered(&[], variables(["2", "42", ""])), []);
     }
 }

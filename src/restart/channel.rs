@@ -22,8 +22,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
 };
 
-use crate::listen::inherited;
-use crate::listen::own_sockets::inode;
+use crate::descriptors::{inode, take_socket};
 use crate::restart::message::{BATCH, LONGEST, Message};
 
 /// Tells a child which descriptor is its end of the parent channel: a version, the descriptor, and its
@@ -66,7 +65,7 @@ impl Channel {
         let word = env::var(KEEPER).ok()?;
         let (version, word) = word.split_once(':')?;
         let (fd, inode) = word.split_once(':')?;
-        let socket = inherited::take_socket(fd.parse().ok()?, inode.parse().ok()?)?;
+        let socket = take_socket(fd.parse().ok()?, inode.parse().ok()?)?;
         // Another version would not understand this one.
         (version == VERSION).then(|| Self::of(socket).ok())?
     }
@@ -105,12 +104,21 @@ impl Channel {
         std::future::poll_fn(|cx| self.poll_receive(cx)).await
     }
 
+    /// Returns what has come, as [`Channel::receive`] does; `None` if nothing has.
+    pub(crate) fn try_receive(&self) -> Option<io::Result<Option<Received>>> {
+        (!is_empty(self.socket.as_fd())).then(|| self.receive_now())
+    }
+
     pub(crate) fn poll_receive(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Received>>> {
         // Without a look first, each poll would cost room for the longest message.
         while is_empty(self.socket.as_fd()) {
             ready!(self.socket.poll_readable(cx))?;
         }
-        Poll::Ready(match receive_packet(self.socket.as_fd()) {
+        Poll::Ready(self.receive_now())
+    }
+
+    fn receive_now(&self) -> io::Result<Option<Received>> {
+        match receive_packet(self.socket.as_fd()) {
             // If the other process closes its end with something unread, Linux reports ECONNRESET
             // once, and gives the queued answer to the next read. `is_empty` may have taken that
             // report already. So this reads once more, and a second report is the end.
@@ -119,7 +127,7 @@ impl Channel {
                 received => received,
             },
             received => received,
-        })
+        }
     }
 
     /// Takes the socket, to pass this end on.
@@ -233,8 +241,8 @@ mod tests {
     use rustix::io::{FdFlags, fcntl_getfd};
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+    use crate::descriptors::FIRST;
     use crate::limits::Limits;
-    use crate::listen::passing::FIRST;
     use crate::restart::message::{Record, Taken};
 
     fn ends() -> (Channel, Channel) {

@@ -1,23 +1,30 @@
-//! How a process hands its place to a successor, and what it tells its service manager.
+//! The words between a keeper and its children, and between a predecessor and its successor; and
+//! what a process tells its service manager.
 //!
-//! Invariant: only `handover.rs` and `spawn.rs`, which the feature `restart` turns on, start a
-//! process. The rest is for every process: it may be a successor, or have a service manager.
+//! Invariant: nothing here starts a process, accepts a connection or stops a server.
 
-#[cfg_attr(not(feature = "keeper"), allow(dead_code, reason = "nobody starts a successor"))]
 pub(crate) mod channel;
-#[cfg(feature = "keeper")]
-pub(crate) mod handover;
 pub(crate) mod message;
 pub(crate) mod notify;
 pub(crate) mod outbox;
+pub(crate) mod parent;
 pub(crate) mod pid_file;
-pub(crate) mod ready;
 #[cfg(feature = "keeper")]
 mod spawn;
 
-/// The way of a process's connections to its successor.
-pub(crate) struct ToSuccessor {
-    pub(crate) passage: channel::Channel,
-    /// By the number of a listener: the inode of its socket, if the successor takes its connections.
-    pub(crate) adopted: Vec<Option<u64>>,
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// The version of a keeper's state that this program reads, once it is known that the program
+/// becomes its own keeper. Otherwise 0.
+static RESUMES: AtomicU16 = AtomicU16::new(0);
+
+/// Returns the version of a keeper's state that this program reads, or 0.
+pub(crate) fn resumes() -> u16 {
+    RESUMES.load(Ordering::Relaxed)
+}
+
+/// Notes that this program becomes its own keeper, and reads this version of a keeper's state.
+#[cfg(feature = "keeper")]
+pub(crate) fn set_resumes(version: u16) {
+    RESUMES.store(version, Ordering::Relaxed);
 }

@@ -1,122 +1,60 @@
 //! [`Notify`]: tells the service manager how the server stands (systemd's protocol over
-//! NOTIFY_SOCKET).
+//! NOTIFY_SOCKET). The manager of a keeper's child is its keeper.
 //!
 //! Invariant: the server never waits for the manager, and drops a message that the manager does not
-//! take at once (rule S21). A successor reports readiness to its predecessor, and everything else
-//! to the service manager. Without a NOTIFY_SOCKET nothing is done. A manager gets READY=1 alone in
+//! take at once (rule S21). Without a NOTIFY_SOCKET nothing is done. A manager gets READY=1 alone in
 //! a datagram, and every STATUS is bounded, because managers read no more than 4096 bytes.
 
 use std::env;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use socket2::{SockAddr, SockRef};
 
 use crate::error::reason;
-use crate::listen::passing::HANDOVER;
 use crate::stop::outcome::Draining;
 
-/// Where the service manager listens.
+/// Names the socket on which the service manager listens.
 pub(crate) const SOCKET: &str = "NOTIFY_SOCKET";
 
-/// Where the service manager listens, if a predecessor listens on [`SOCKET`] until its successor is
-/// ready.
-pub(crate) const MANAGER: &str = "SMOL_GRACEFUL_NOTIFY_SOCKET";
-
-/// Which descriptors a successor has taken, in its message to its predecessor, which keeps the
-/// others.
-pub(crate) const TAKEN: &str = "X_TAKEN=";
-
-/// Of which descriptors a successor takes the connections, too, in the same message.
-pub(crate) const ADOPTS: &str = "X_ADOPTS=";
-
-/// The starter has heard READY=1 from this process.
-static HAS_REACHED: AtomicBool = AtomicBool::new(false);
-
-/// The processes that hear how the server stands.
-#[derive(Debug, Default)]
-pub(crate) struct Notify {
-    /// The process that waits for this one to be ready.
-    starter: Option<Arc<NotifySocket>>,
-    /// The service manager, which watches over this process from then on. It is the starter, unless
-    /// the starter is a predecessor.
-    manager: Option<Arc<NotifySocket>>,
-    /// The starter is a predecessor.
-    is_successor: bool,
-}
+/// The service manager, if there is one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Notify(Option<Arc<NotifySocket>>);
 
 impl Notify {
-    /// Finds the sockets that the environment names.
+    /// Finds the socket that the environment names.
     pub(crate) fn from_env() -> Self {
-        let is_successor = env::var_os(HANDOVER).is_some();
-        let starter = NotifySocket::from_env(SOCKET);
-        let manager = if is_successor { NotifySocket::from_env(MANAGER) } else { starter.clone() };
-        Self { starter, manager, is_successor }
+        Self(NotifySocket::from_env().map(Arc::new))
     }
 
-    /// Tells the starter that this process serves, on the descriptors `taken` of a predecessor's,
-    /// and that it takes the connections that came to those of `adopts`. Returns `true` if a
-    /// predecessor has heard it.
+    /// Tells the manager that this process serves.
     ///
     /// # Errors
     ///
-    /// Returns `WouldBlock` if the starter takes no message now.
-    pub(crate) fn ready(
-        &self,
-        status: &str,
-        taken: &[RawFd],
-        adopts: &[RawFd],
-    ) -> io::Result<bool> {
-        let Some(starter) = &self.starter else { return Ok(false) };
-        let (taken, adopts) = (listed(TAKEN, taken), listed(ADOPTS, adopts));
-        let states =
-            [NotifyState::Ready, NotifyState::Custom(&taken), NotifyState::Custom(&adopts)];
-        // Only a predecessor understands the last ones.
-        let states = if self.is_successor { &states } else { &states[..1] };
-        match starter.send(states) {
-            Ok(()) => HAS_REACHED.store(true, Ordering::Release),
+    /// Returns `WouldBlock` if the manager takes no message now.
+    pub(crate) fn ready(&self) -> io::Result<()> {
+        let Some(manager) = &self.0 else { return Ok(()) };
+        match manager.send(&[NotifyState::Ready]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
-            // The predecessor has let go, so this process tells the manager that it serves again.
-            Err(_) if self.is_successor && HAS_REACHED.load(Ordering::Acquire) => {
-                let manager = self.manager.clone();
-                let now = Self { starter: manager.clone(), manager, is_successor: false };
-                return now.ready(status, &[], &[]);
-            }
-            // The starter is gone, so there is nobody to try again for.
-            Err(error) => {
-                log::warn!(
-                    "READY=1 did not reach {SOCKET}, so the program that has set it may take this process \
-                     for one that has not started: {}",
-                    reason(&error)
-                );
-                return Ok(false);
-            }
+            // The manager is gone, so there is nobody to try again for.
+            Err(error) => log::warn!(
+                "READY=1 did not reach {SOCKET}, so the program that has set it may take this process \
+                 for one that has not started: {}",
+                reason(&error)
+            ),
+            Ok(()) => {}
         }
-        // A predecessor shows nobody a status, and its manager hears a successor only later on.
-        if !self.is_successor {
-            self.tell(&[NotifyState::Status(&bounded(status))]);
-        }
-        Ok(self.is_successor)
+        Ok(())
     }
 
-    /// Returns `true` if a predecessor still waits for this process: it serves, and is the process
-    /// that the manager watches over. A predecessor that has ended, or lets go, does not listen any
-    /// more.
-    pub(crate) fn is_awaited(&self) -> bool {
-        let Some(predecessor) = self.starter.as_ref().filter(|_| self.is_successor) else {
-            return false;
-        };
-        match predecessor.send(&[NotifyState::Stopping]) {
-            Ok(()) => true,
-            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
-        }
+    /// Gives the manager a line to show.
+    pub(crate) fn status(&self, status: &str) {
+        self.tell(&[NotifyState::Status(&bounded(status))]);
     }
 
     /// Tells the manager that the stop has begun.
@@ -139,16 +77,9 @@ impl Notify {
         self.tell(if draining.is_moving { &states } else { &states[..1] });
     }
 
-    /// Tells the manager to watch over the successor.
-    #[cfg(feature = "keeper")]
-    pub(crate) fn main_pid(&self, pid: u32) {
-        self.tell(&[NotifyState::MainPid(pid)]);
-    }
-
     /// Returns how often the manager wants to hear that handlers can run, if it wants to.
     pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
-        sd_notify::watchdog_enabled()
-            .filter(|interval| self.manager.is_some() && !interval.is_zero())
+        sd_notify::watchdog_enabled().filter(|interval| self.0.is_some() && !interval.is_zero())
     }
 
     /// Tells the manager that handlers can run.
@@ -157,17 +88,11 @@ impl Notify {
     }
 
     fn tell(&self, states: &[NotifyState<'_>]) {
-        if let Some(manager) = &self.manager {
+        if let Some(manager) = &self.0 {
             // A message that the manager does not take now is of no use later.
             let _ = manager.send(states);
         }
     }
-}
-
-/// Returns a word of the message to a predecessor.
-fn listed(name: &str, fds: &[RawFd]) -> String {
-    let fds: Vec<_> = fds.iter().map(RawFd::to_string).collect();
-    format!("{name}{}", fds.join(" "))
 }
 
 /// How much time the manager is asked for at once.
@@ -201,19 +126,19 @@ const ELLIPSIS: &str = "...";
 
 /// A datagram socket, and the address that a process listens on.
 #[derive(Debug)]
-struct NotifySocket {
+pub(crate) struct NotifySocket {
     socket: UnixDatagram,
     to: SockAddr,
 }
 
 impl NotifySocket {
-    /// Returns a socket that sends to the path in the variable `name`, if the variable is set.
-    fn from_env(name: &str) -> Option<Arc<Self>> {
-        let path = env::var_os(name).filter(|path| !path.is_empty())?;
+    /// Returns a socket that sends to the path in NOTIFY_SOCKET, if the variable is set.
+    pub(crate) fn from_env() -> Option<Self> {
+        let path = env::var_os(SOCKET).filter(|path| !path.is_empty())?;
         let warn = |error: &io::Error| {
-            log::warn!("no notifications to {name}={}: {error}", path.to_string_lossy());
+            log::warn!("no notifications to {SOCKET}={}: {error}", path.to_string_lossy());
         };
-        Self::to(&path).inspect_err(warn).ok().map(Arc::new)
+        Self::to(&path).inspect_err(warn).ok()
     }
 
     /// Returns a socket that sends to a path, or with `@` in front to an abstract name.
@@ -227,7 +152,7 @@ impl NotifySocket {
         Ok(Self { socket, to: SockAddr::unix(OsStr::from_bytes(&path))? })
     }
 
-    fn send(&self, states: &[NotifyState<'_>]) -> io::Result<()> {
+    pub(crate) fn send(&self, states: &[NotifyState<'_>]) -> io::Result<()> {
         let text: String = states.iter().map(|state| format!("{state}\n")).collect();
         let sent = SockRef::from(&self.socket).send_to(text.as_bytes(), &self.to);
         sent.map(drop).inspect_err(|error| log::debug!("cannot notify: {error}"))
@@ -248,13 +173,13 @@ mod tests {
         let name = format!("sg-notify-{}", std::process::id());
         let addr = SocketAddr::from_abstract_name(&name).unwrap();
         let manager = UnixDatagram::bind_addr(&addr).unwrap();
-        let socket = || NotifySocket::to(format!("@{name}").as_ref()).ok().map(Arc::new);
-        let notify = Notify { starter: socket(), manager: socket(), is_successor: false };
-        assert!(notify.ready("serving", &[], &[]).is_ok());
+        let notify = Notify(NotifySocket::to(format!("@{name}").as_ref()).ok().map(Arc::new));
+        assert!(notify.ready().is_ok());
+        notify.status("serving");
         for _ in 0..10_000 {
             notify.watchdog();
         }
-        assert!(notify.ready("serving", &[], &[]).is_err());
+        assert!(notify.ready().is_err());
         let mut bytes = [0; 100];
         let n = manager.recv(&mut bytes).unwrap();
         assert_eq!(&bytes[..n], b"READY=1\n");
@@ -264,30 +189,7 @@ mod tests {
         assert_eq!(&bytes[..n], b"WATCHDOG=1\n");
         drop(manager);
         // The manager is gone, so there is nobody to try again for.
-        assert!(notify.ready("serving", &[], &[]).is_ok());
-    }
-
-    /// A program may call `run` twice, or `ready`.
-    #[test]
-    fn the_manager_hears_a_successor_whose_predecessor_is_gone() {
-        let bound = |what: &str| {
-            let name = format!("sg-{what}-{}", std::process::id());
-            let addr = SocketAddr::from_abstract_name(&name).unwrap();
-            let to = NotifySocket::to(format!("@{name}").as_ref()).ok().map(Arc::new);
-            (UnixDatagram::bind_addr(&addr).unwrap(), to)
-        };
-        let ((predecessor, starter), (manager, to_manager)) = (bound("before"), bound("above"));
-        manager.set_nonblocking(true).unwrap();
-        let notify = Notify { starter, manager: to_manager, is_successor: true };
-        assert!(notify.ready("serving", &[], &[]).unwrap());
-        assert!(manager.recv(&mut [0; 100]).is_err());
-        drop(predecessor);
-        assert!(!notify.ready("serving again", &[], &[]).unwrap());
-        for expected in ["READY=1\n", "STATUS=serving again\n"] {
-            let mut bytes = [0; 100];
-            let n = manager.recv(&mut bytes).unwrap();
-            assert_eq!(&bytes[..n], expected.as_bytes());
-        }
+        assert!(notify.ready().is_ok());
     }
 
     #[test]
@@ -312,8 +214,7 @@ mod tests {
         let name = format!("sg-extend-{}", std::process::id());
         let addr = SocketAddr::from_abstract_name(&name).unwrap();
         let heard_by = UnixDatagram::bind_addr(&addr).unwrap();
-        let manager = NotifySocket::to(format!("@{name}").as_ref()).ok().map(Arc::new);
-        let notify = Notify { manager, ..Notify::default() };
+        let notify = Notify(NotifySocket::to(format!("@{name}").as_ref()).ok().map(Arc::new));
         let heard = |draining: Draining| {
             notify.draining(&draining);
             let mut bytes = [0; 400];

@@ -4,7 +4,6 @@
 //! of the old one. A process removes the file only while the file holds its own id, as a successor
 //! may have written another one by then. Does not know when the process serves.
 
-use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{self, Path, PathBuf};
@@ -15,7 +14,6 @@ use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
 use crate::error::reason;
-use crate::listen::passing::HANDOVER;
 use crate::lock::lock;
 
 /// The pid file of this process, by its absolute path, because the program may change its
@@ -73,28 +71,11 @@ fn files() -> MutexGuard<'static, Vec<Arc<Path>>> {
     lock(&FILES)
 }
 
-/// Writes this process's id again, because a successor that has failed may have written its own or
-/// have removed the file. The program may start a successor by itself, and
-/// [`restart`](crate::restart) has no way to the [`PidFile`] then.
-#[cfg(feature = "keeper")]
-pub(crate) fn write_again() {
-    files().iter().for_each(|path| write(path));
-}
-
 impl PidWriter {
     /// Writes this process's id, unless the file holds it. An error is only logged, because
     /// serving is worth more than the file.
     pub(crate) fn write(&self) {
         files().iter().filter(|file| Arc::ptr_eq(file, &self.0)).for_each(|path| write(path));
-    }
-
-    /// Writes this process's id again, if a successor that was told to stop has removed the file.
-    pub(crate) fn restore(&self) {
-        match content(&self.0) {
-            Content::Nothing => self.write(),
-            Content::Id(id) if !is_running(id) => self.write(),
-            Content::Id(_) | Content::Other => {}
-        }
     }
 }
 
@@ -142,10 +123,10 @@ fn content(path: &Path) -> Content {
 }
 
 /// Warns if the file at `path` names another process that runs, because that process may be another
-/// server, unless this process is a successor.
+/// server.
 fn warn_of_another(path: &Path) {
     let Content::Id(id) = content(path) else { return };
-    if is_running(id) && id != process::id() && env::var_os(HANDOVER).is_none() {
+    if is_running(id) && id != process::id() {
         log::warn!(
             "the pid file {} names process {id}, which runs and may be another server; this process \
              takes the file over",
@@ -206,6 +187,7 @@ fn cannot_write(path: &Path, error: &io::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::env;
 
     /// The program may go to another directory after it has begun.
     #[test]

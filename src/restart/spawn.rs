@@ -28,8 +28,8 @@ use nix::sys::signal::{SIGPIPE, SigSet};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
+use crate::descriptors::FIRST;
 use crate::error::during;
-use crate::listen::passing::FIRST;
 
 /// A program that is to be started in this process's directory, with `/dev/null` as its standard
 /// input.

@@ -70,10 +70,6 @@ impl Shutdown {
     pub(crate) fn carry_out(&self, action: Action) {
         let open = self.in_flight();
         match action {
-            Action::GiveUpSuccessorAndStop(received) => {
-                log::info!("the successor that is being started is told to stop");
-                self.carry_out(Action::Stop(received));
-            }
             Action::Stop(received) => {
                 let name = name(received.signal);
                 log::info!("stopping because of {name}; in flight: {open}");
@@ -89,13 +85,6 @@ impl Shutdown {
                 );
                 self.abort();
             }
-            Action::StartSuccessor(signal) => {
-                log::info!("starting a successor because of {}", name(signal));
-            }
-            Action::HandOver(pid, signal) => {
-                log::info!("process {pid} has taken over; in flight: {open}");
-                self.stop_by(signal);
-            }
             Action::Ignore(Ignored::StoppingAlready(received)) => {
                 log::info!("{}: stopping already; in flight: {open}", name(received.signal));
             }
@@ -103,13 +92,7 @@ impl Shutdown {
                 let (name, since) = (name(received.signal), since.as_millis());
                 log::debug!("{name} {since} ms after the first stop signal: the same stop");
             }
-            Action::Ignore(Ignored::TooLateToRestart(signal)) => {
-                log::warn!("no successor is started because of {}: stopping", name(signal));
-            }
-            Action::Ignore(Ignored::StartingAlready) => {
-                log::warn!("a successor is being started already");
-            }
-            Action::Ignore(Ignored::NothingNew) | Action::GiveUpSuccessor => {}
+            Action::Ignore(Ignored::NothingNew) | Action::DoNotRestart(_) => {}
         }
     }
 }

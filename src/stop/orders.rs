@@ -36,9 +36,9 @@ pub(crate) struct Orders {
     own: AtomicU8,
     /// A [`HandOver`].
     hand_over: AtomicU8,
-    /// By the number of a listener: the inode of its socket, if the successor takes its connections.
-    /// Not set before a hand-over.
-    adopted: OnceLock<Vec<Option<u64>>>,
+    /// For each listener of the server: the number by which the successor knows it, if the successor
+    /// takes its connections. Not set before a hand-over.
+    adopted: OnceLock<Vec<Option<u32>>>,
 }
 
 /// How far a server hands over those connections that can go to a successor.
@@ -105,8 +105,8 @@ impl Orders {
         departure != Departure::Refused && self.adopted_as(listener).is_some()
     }
 
-    /// Returns the inode of a listener whose connections the successor takes.
-    pub(crate) fn adopted_as(&self, listener: u32) -> Option<u64> {
+    /// Returns the number by which the successor knows a listener whose connections it takes.
+    pub(crate) fn adopted_as(&self, listener: u32) -> Option<u32> {
         *self.adopted.get()?.get(listener as usize)?
     }
 
@@ -120,9 +120,9 @@ impl Orders {
         self.own.fetch_max(order as u8, Ordering::AcqRel);
     }
 
-    /// Sets whose connections can go to a successor: those of the listeners that have an inode in
-    /// `adopted`. Comes before the stop, or a response in between would say `close`.
-    pub(crate) fn begin_hand_over(&self, adopted: Vec<Option<u64>>) {
+    /// Sets whose connections can go to a successor: those of the listeners that have a number
+    /// in `adopted`. Comes before the stop, or a response in between would say `close`.
+    pub(crate) fn begin_hand_over(&self, adopted: Vec<Option<u32>>) {
         let _ = self.adopted.set(adopted);
         self.set_hand_over(HandOver::Asking);
     }

@@ -1,4 +1,4 @@
-//! [`State::on`]: what follows from a signal, a successor and a stop by the program (rule S14).
+//! [`State::on`]: what follows from a signal and from a stop by the program (rule S14).
 //!
 //! A pure function from a state and an event to the next state and an action, so that one table
 //! tests each pair. Reads no clock, waits for nothing and logs nothing: `obey.rs` and `process.rs`
@@ -15,8 +15,6 @@ use crate::stop::signals::Received;
 pub(crate) enum State {
     /// The server serves.
     Running,
-    /// The server serves, and a successor is being started because of this signal.
-    Starting(Signal),
     /// The server stops. `first` is the time of the first stop signal, if one has come.
     Stopping { first: Option<Instant> },
     /// A second stop signal has aborted the server.
@@ -27,10 +25,7 @@ pub(crate) enum State {
 pub(crate) enum Event {
     StopSignal(Received),
     RestartSignal(Signal),
-    /// The successor serves. This is its process id.
-    SuccessorReady(u32),
-    SuccessorFailed,
-    /// The program itself has stopped the server.
+    /// The program itself has stopped the server, or the keeper has.
     OwnStop,
 }
 
@@ -38,26 +33,19 @@ pub(crate) enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     Stop(Received),
-    GiveUpSuccessorAndStop(Received),
     Abort(Received),
-    StartSuccessor(Signal),
-    GiveUpSuccessor,
-    /// The server stops, because a successor serves: its process id, and the restart signal.
-    HandOver(u32, Signal),
+    /// Only a keeper restarts a process.
+    DoNotRestart(Signal),
     Ignore(Ignored),
 }
 
 /// The reason why the server has nothing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ignored {
-    /// The first stop signal comes after a successor or the program has begun the stop.
+    /// The first stop signal comes after the keeper or the program has begun the stop.
     StoppingAlready(Received),
     /// The stop signal comes so soon after the first one that it belongs to the same stop.
     SameStop(Received, Duration),
-    /// The restart signal comes after the stop has begun.
-    TooLateToRestart(Signal),
-    /// The restart signal comes while a successor is being started.
-    StartingAlready,
     /// The event changes nothing that an operator wants to know.
     NothingNew,
 }
@@ -66,18 +54,13 @@ impl State {
     /// Returns what follows from `event`. Stop signals within `window` of the first one belong to
     /// the same stop.
     pub(crate) fn on(self, event: Event, window: Duration) -> (Self, Action) {
-        use Action::{Abort, GiveUpSuccessor, GiveUpSuccessorAndStop, HandOver, Ignore};
-        use Action::{StartSuccessor, Stop};
-        use Event::{OwnStop, RestartSignal, StopSignal, SuccessorFailed, SuccessorReady};
-        use State::{Aborting, Running, Starting, Stopping};
+        use Action::{Abort, DoNotRestart, Ignore, Stop};
+        use Event::{OwnStop, RestartSignal, StopSignal};
+        use State::{Aborting, Running, Stopping};
 
-        let unsignalled = Stopping { first: None };
         let signalled = |signal: Received| Stopping { first: Some(signal.at) };
         match (self, event) {
             (Running, StopSignal(signal)) => (signalled(signal), Stop(signal)),
-            (Starting(_), StopSignal(signal)) => {
-                (signalled(signal), GiveUpSuccessorAndStop(signal))
-            }
             (Stopping { first: None }, StopSignal(signal)) => {
                 (signalled(signal), Ignore(Ignored::StoppingAlready(signal)))
             }
@@ -90,19 +73,12 @@ impl State {
                 }
             }
 
-            (Running, RestartSignal(signal)) => (Starting(signal), StartSuccessor(signal)),
-            (Starting(_), RestartSignal(_)) => (self, Ignore(Ignored::StartingAlready)),
-            (Stopping { .. } | Aborting, RestartSignal(signal)) => {
-                (self, Ignore(Ignored::TooLateToRestart(signal)))
-            }
+            (_, RestartSignal(signal)) => (self, DoNotRestart(signal)),
 
-            (Starting(signal), SuccessorReady(pid)) => (unsignalled, HandOver(pid, signal)),
-            (Starting(_), SuccessorFailed) => (Running, GiveUpSuccessor),
-            (Starting(_), OwnStop) => (unsignalled, GiveUpSuccessor),
-            (Running, OwnStop) => (unsignalled, Ignore(Ignored::NothingNew)),
-            (Running | Stopping { .. } | Aborting, SuccessorReady(_) | SuccessorFailed)
-            | (Stopping { .. } | Aborting, OwnStop)
-            | (Aborting, StopSignal(_)) => (self, Ignore(Ignored::NothingNew)),
+            (Running, OwnStop) => (Stopping { first: None }, Ignore(Ignored::NothingNew)),
+            (Stopping { .. } | Aborting, OwnStop) | (Aborting, StopSignal(_)) => {
+                (self, Ignore(Ignored::NothingNew))
+            }
         }
     }
 }
@@ -110,12 +86,11 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Action::{Abort, GiveUpSuccessor, GiveUpSuccessorAndStop, HandOver, StartSuccessor, Stop};
-    use Ignored::{NothingNew, SameStop, StartingAlready, StoppingAlready, TooLateToRestart};
+    use Action::{Abort, DoNotRestart, Stop};
+    use Ignored::{NothingNew, SameStop, StoppingAlready};
     use State::{Aborting, Running, Stopping};
 
     const WINDOW: Duration = Duration::from_millis(100);
-    const PID: u32 = 7;
 
     /// Rule S14: every state meets every event.
     #[test]
@@ -128,56 +103,36 @@ mod tests {
         let (unsignalled, signalled) = (Stopping { first: None }, stopping(0));
         let ignore = Action::Ignore;
         let (early, late) = (Event::StopSignal(term(99)), Event::StopSignal(term(100)));
-        let restart = Event::RestartSignal(Signal::Usr2);
-        let (ready, failed) = (Event::SuccessorReady(PID), Event::SuccessorFailed);
-        let own = Event::OwnStop;
-        let starting = State::Starting(Signal::Usr2);
+        let (restart, own) = (Event::RestartSignal(Signal::Usr2), Event::OwnStop);
+        let refused = DoNotRestart(Signal::Usr2);
         for (state, event, next, action) in [
             (Running, early, stopping(99), Stop(term(99))),
             (Running, late, stopping(100), Stop(term(100))),
-            (Running, restart, starting, StartSuccessor(Signal::Usr2)),
-            (Running, ready, Running, ignore(NothingNew)),
-            (Running, failed, Running, ignore(NothingNew)),
+            (Running, restart, Running, refused),
             (Running, own, unsignalled, ignore(NothingNew)),
-            (starting, early, stopping(99), GiveUpSuccessorAndStop(term(99))),
-            (starting, late, stopping(100), GiveUpSuccessorAndStop(term(100))),
-            (starting, restart, starting, ignore(StartingAlready)),
-            (starting, ready, unsignalled, HandOver(PID, Signal::Usr2)),
-            (starting, failed, Running, GiveUpSuccessor),
-            (starting, own, unsignalled, GiveUpSuccessor),
             (unsignalled, early, stopping(99), ignore(StoppingAlready(term(99)))),
             (unsignalled, late, stopping(100), ignore(StoppingAlready(term(100)))),
-            (unsignalled, restart, unsignalled, ignore(TooLateToRestart(Signal::Usr2))),
-            (unsignalled, ready, unsignalled, ignore(NothingNew)),
-            (unsignalled, failed, unsignalled, ignore(NothingNew)),
+            (unsignalled, restart, unsignalled, refused),
             (unsignalled, own, unsignalled, ignore(NothingNew)),
             (signalled, early, signalled, same(term(99))),
             (signalled, late, Aborting, Abort(term(100))),
-            (signalled, restart, signalled, ignore(TooLateToRestart(Signal::Usr2))),
-            (signalled, ready, signalled, ignore(NothingNew)),
-            (signalled, failed, signalled, ignore(NothingNew)),
+            (signalled, restart, signalled, refused),
             (signalled, own, signalled, ignore(NothingNew)),
             (Aborting, early, Aborting, ignore(NothingNew)),
             (Aborting, late, Aborting, ignore(NothingNew)),
-            (Aborting, restart, Aborting, ignore(TooLateToRestart(Signal::Usr2))),
-            (Aborting, ready, Aborting, ignore(NothingNew)),
-            (Aborting, failed, Aborting, ignore(NothingNew)),
+            (Aborting, restart, Aborting, refused),
             (Aborting, own, Aborting, ignore(NothingNew)),
         ] {
             assert_eq!(state.on(event, WINDOW), (next, action), "{state:?}, {event:?}");
         }
     }
 
-    /// Returns a letter for each action: `s`top, `g`ive up, `b`oth, `a`bort, start a s`u`ccessor,
-    /// `h`and over, ignore `-`.
+    /// Returns a letter for each action: `s`top, `a`bort, do not `r`estart, ignore `-`.
     fn letter(action: Action) -> char {
         match action {
             Stop(_) => 's',
-            GiveUpSuccessor => 'g',
-            GiveUpSuccessorAndStop(_) => 'b',
             Abort(_) => 'a',
-            StartSuccessor(_) => 'u',
-            HandOver(..) => 'h',
+            DoNotRestart(_) => 'r',
             Action::Ignore(_) => '-',
         }
     }
@@ -186,34 +141,17 @@ mod tests {
     #[test]
     fn events_in_a_row() {
         for (events, actions) in [
-            // `t`erm, `r`estart, successor `y` ready, successor `n`ot ready, the program's `o`wn.
+            // `t`erm, `r`estart, the program's `o`wn.
             ("ttt", "sa-"),
             ("ott", "--a"),
             ("ooo", "---"),
             ("to", "s-"),
-            ("r", "u"),
-            ("rr", "u-"),
-            ("rtt", "uba"),
-            ("rot", "ug-"),
-            ("rott", "ug-a"),
-            ("ryt", "uh-"),
-            ("rytt", "uh-a"),
-            ("ryo", "uh-"),
-            ("ryr", "uh-"),
-            ("rnr", "ugu"),
-            ("rnt", "ugs"),
-            ("rty", "ub-"),
-            ("rtn", "ub-"),
-            ("rtr", "ub-"),
-            ("roy", "ug-"),
-            ("ron", "ug-"),
-            ("ror", "ug-"),
-            ("rrt", "u-b"),
-            ("tr", "s-"),
-            ("trt", "s-a"),
-            ("ttr", "sa-"),
-            ("or", "--"),
             ("tot", "s-a"),
+            ("rr", "rr"),
+            ("rtt", "rsa"),
+            ("trt", "sra"),
+            ("ort", "-r-"),
+            ("ttr", "sar"),
         ] {
             let (mut state, mut at) = (Running, Instant::now());
             let taken = events.chars().map(|event| {
@@ -221,8 +159,6 @@ mod tests {
                 let event = match event {
                     't' => Event::StopSignal(Received { signal: Signal::Term, at }),
                     'r' => Event::RestartSignal(Signal::Usr2),
-                    'y' => Event::SuccessorReady(PID),
-                    'n' => Event::SuccessorFailed,
                     _ => Event::OwnStop,
                 };
                 let action;

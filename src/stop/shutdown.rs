@@ -186,8 +186,7 @@ impl Shutdown {
 
     /// Moves on to *draining*; does nothing if that has happened before (rule S2).
     ///
-    /// Connections end by this stop, also after a call of `restart`. They go to a successor only if
-    /// a signal has restarted the process under [`run`](crate::run).
+    /// Connections end by this stop. They go to a successor only if a keeper restarts the process.
     ///
     /// # Examples
     ///
@@ -452,6 +451,11 @@ impl Shutdown {
     pub(crate) async fn occupied(&self, orders: &Arc<Orders>) {
         let is_occupied = |latch: &Latch| latch.state().registry.seats_of(orders).next().is_some();
         self.latch.until(&self.latch.joined, is_occupied).await;
+    }
+
+    /// Returns `true` if the two move the same latch.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.latch, &other.latch)
     }
 
     /// Returns the orders for the connections of one more server.

@@ -1,6 +1,6 @@
-//! A server that hands its connections over to its successors.
+//! A keeper whose server hands its connections over to its successors.
 //!
-//! [`Handover`] is the server and its successors, over TCP or over a Unix socket. Their program is
+//! [`Handover`] is the keeper and its children, over TCP or over a Unix socket. Their program is
 //! the real binary, or [`serve`]: handlers that a test holds and that say in which process they
 //! run. Linux only, because `/proc` says which process has which connection.
 
@@ -9,7 +9,6 @@ use std::fs;
 use std::iter;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::symlink;
-use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, ExitStatus};
@@ -17,18 +16,20 @@ use std::sync::Once;
 use std::thread;
 use std::time::Duration;
 
+use futures_lite::FutureExt;
 use http_types::Method;
-use rustix::io::Errno;
+use rustix::net::{RecvFlags, SocketType, recv, sockopt::socket_type};
 use rustix::process::{
     Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, WaitOptions, getrlimit,
     kill_process, pidfd_getfd, pidfd_open, set_child_subreaper, setrlimit, waitpid,
 };
 use smol::Timer;
 use smol_graceful::{
-    Address, Body, Limits, Listener, Peer, Process, Request, Response, Server, Shutdown, StatusCode,
+    Address, Body, Limits, Listener, Peer, Process, Request, Response, Server, Shutdown,
+    StatusCode, ready, signals,
 };
 
-use super::program::{hear, install, service_manager};
+use super::program::install;
 use super::{Client, Directory, Generations, PATIENCE, ProcessId, SERVER, wait_until};
 
 /// The kind of socket that clients connect to.
@@ -45,7 +46,7 @@ pub fn over_both(scenario: impl Fn(Over) + Sync) {
     });
 }
 
-/// A server and its successors.
+/// A keeper and its children.
 pub struct Handover {
     pub servers: Generations,
     pub over: Over,
@@ -53,12 +54,10 @@ pub struct Handover {
     pub address: Address,
     pub directory: Directory,
     executable: PathBuf,
-    /// The service manager, to which the process that serves says every 50 ms that it lives.
-    manager: UnixDatagram,
 }
 
 impl Handover {
-    /// Starts the real binary.
+    /// Starts a keeper of the real binary.
     pub fn server(over: Over, args: &[&str]) -> Self {
         let executable = Path::new(SERVER).to_owned();
         Self::start(over, executable, |command, listen| {
@@ -66,12 +65,12 @@ impl Handover {
         })
     }
 
-    /// Starts [`serve`], which the test [`PROGRAM`] of the same file calls.
+    /// Starts a keeper of [`serve`], which the test [`PROGRAM`] of the same file calls.
     pub fn staged(over: Over) -> Self {
         Self::staged_with(over, |_| {})
     }
 
-    /// Starts [`serve`] with what `configure` adds to its environment.
+    /// Starts a keeper of [`serve`] with what `configure` adds to its environment.
     pub fn staged_with(over: Over, configure: impl FnOnce(&mut Command)) -> Self {
         Self::start(over, env::current_exe().unwrap(), |command, listen| {
             command.args(["--exact", PROGRAM, "--nocapture", "--test-threads=1"]);
@@ -80,40 +79,46 @@ impl Handover {
         })
     }
 
-    /// Starts a program by a command that `configure` completes with words for the address.
+    /// Starts a keeper of a program. `configure` completes the command with words for the program's
+    /// address.
     pub fn start(
         over: Over,
         executable: PathBuf,
         configure: impl FnOnce(&mut Command, &str),
     ) -> Self {
-        static PREPARED: Once = Once::new();
-        PREPARED.call_once(|| {
-            // A process whose parent has ended becomes a child of this process, which asks for its
-            // exit code.
-            set_child_subreaper(Some(ProcessId::own().0)).unwrap();
-            // Some tests have many clients, and the tests of a file run at the same time.
-            let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-            setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
-        });
+        Self::start_by(Path::new(SERVER), over, executable, configure)
+    }
 
+    /// Does what [`Handover::start`] does, with another copy of the real binary as the keeper.
+    pub fn start_by(
+        keeper: &Path,
+        over: Over,
+        executable: PathBuf,
+        configure: impl FnOnce(&mut Command, &str),
+    ) -> Self {
+        prepare();
         let directory = Directory::new();
         let listen = match over {
             Over::Tcp => "127.0.0.1:0".into(),
             Over::Unix => directory.socket("socket").to_string(),
         };
-        let manager = service_manager(&directory);
         let app = directory.join("app");
         symlink(&executable, &app).unwrap();
-        let mut command = Command::new(app);
-        configure(&mut command, &listen);
+        let mut command = Command::new(keeper);
+        command.args(["keep", "--listen", &listen, "--"]).arg(app);
         command.env(DIRECTORY, directory.path());
-        command.env("NOTIFY_SOCKET", directory.join("manager")).env("WATCHDOG_USEC", "100000");
-        let servers = Generations::start(command);
+        configure(&mut command, &listen);
+        let servers = Generations::of(command);
         let address = match over {
             Over::Tcp => Address::Tcp(servers.program.addr),
             Over::Unix => directory.socket("socket"),
         };
-        Self { servers, over, address, directory, executable, manager }
+        Self { servers, over, address, directory, executable }
+    }
+
+    /// Returns the process of the keeper.
+    pub fn keeper(&self) -> ProcessId {
+        self.servers.keeper()
     }
 
     /// Returns the process that serves.
@@ -175,10 +180,7 @@ impl Handover {
     /// Lets a successor take over, and returns its predecessor, which may still accept clients that
     /// are in the queue.
     pub fn take_over(&mut self) -> ProcessId {
-        let predecessor = self.serving();
-        predecessor.signal(Signal::USR2);
-        self.wait_for_successor();
-        predecessor
+        self.servers.restart()
     }
 
     /// Lets a successor take over, and waits until its predecessor has handed over `count`
@@ -190,8 +192,7 @@ impl Handover {
 
     /// Waits until a successor of the process that serves has taken over.
     pub fn wait_for_successor(&mut self) {
-        let told = self.line_of(self.serving(), " has taken over");
-        self.servers.serving = ProcessId::named(&told, "process ");
+        self.servers.wait_for_successor();
     }
 
     /// Lets a successor take over that was suspended right after it said that it was ready, so that
@@ -199,40 +200,45 @@ impl Handover {
     pub fn suspend_successor(&mut self) -> ProcessId {
         let successor = self.ready_successor("");
         suspend(successor);
-        self.resume_predecessor(successor)
+        self.resume_keeper(successor)
     }
 
-    /// Starts a successor that runs these lines of a shell first. Suspends the process that serves
-    /// before the successor says that it is ready. Returns the successor.
+    /// Starts a successor that runs these lines of a shell first. Suspends the keeper before the
+    /// successor says that it is ready. Returns the successor.
     pub fn ready_successor(&mut self, lines: &str) -> ProcessId {
-        let predecessor = self.serving();
         let go = self.directory.join("go");
-        // The successor waits, so that its predecessor is suspended before the successor is ready.
+        // The successor waits, so that the keeper is suspended before the successor is ready.
         self.successors_run(&format!(
             "{lines}\nn=0; until [ -e {} ] || [ $n = 3000 ]; do n=$((n + 1)); sleep 0.01; done",
             go.display()
         ));
-        predecessor.signal(Signal::USR2);
-        let told = self.line_of(predecessor, "waiting for the successor, process ");
-        let successor = ProcessId::named(&told, "process ");
-        suspend(predecessor);
-        // The words of the predecessor are heard. The next beat is the successor's, which says READY
-        // first.
-        self.manager.set_nonblocking(true).unwrap();
-        while self.manager.recv(&mut [0; 4096]).is_ok() {}
-        self.manager.set_nonblocking(false).unwrap();
+        self.servers.signal(Signal::USR2);
+        let successor = self.servers.wait_for_start();
+        suspend(self.keeper());
         fs::write(&go, "").unwrap();
-        while hear(&self.manager) != "WATCHDOG=1\n" {}
+        wait_until("the successor has said that it is ready", || self.has_unheard_ready());
         fs::remove_file(&go).unwrap();
         self.successors_run("");
         successor
     }
 
-    /// Lets the predecessor of [`Handover::ready_successor`] hear that this successor is ready, and
-    /// waits until the successor has taken over. Returns the predecessor.
-    pub fn resume_predecessor(&mut self, successor: ProcessId) -> ProcessId {
+    /// Returns `true` if a child has said READY to a keeper that is suspended.
+    fn has_unheard_ready(&self) -> bool {
+        let sockets = open_sockets(self.keeper()).into_iter();
+        let mut sockets = sockets.filter_map(|(fd, _)| copy_of(self.keeper(), fd));
+        sockets.any(|socket| {
+            let mut kind = [0];
+            let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+            let is_channel = socket_type(&socket).is_ok_and(|kind| kind == SocketType::SEQPACKET);
+            is_channel && recv(&socket, &mut kind, peek).is_ok() && kind == *b"R"
+        })
+    }
+
+    /// Lets the keeper hear that the successor of [`Handover::ready_successor`] is ready, and waits
+    /// until the successor has taken over. Returns the predecessor.
+    pub fn resume_keeper(&mut self, successor: ProcessId) -> ProcessId {
         let predecessor = self.serving();
-        predecessor.signal(Signal::CONT);
+        self.keeper().signal(Signal::CONT);
         self.wait_for_successor();
         assert_eq!(self.serving(), successor);
         predecessor
@@ -281,11 +287,13 @@ impl Handover {
     /// options. The test must be allowed to trace the process.
     pub fn copies_of(&self, process: ProcessId) -> Vec<OwnedFd> {
         let all = self.sockets(false);
-        let pidfd = pidfd_open(process.0, PidfdFlags::empty()).unwrap();
         let sockets = open_sockets(process).into_iter().filter(|(_, inode)| all.contains(inode));
-        let copies =
-            sockets.map(|(fd, _)| pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).unwrap());
-        copies.collect()
+        sockets.map(|(fd, _)| copy_of(process, fd).unwrap()).collect()
+    }
+
+    /// Returns the inodes of the sockets that listen on the address.
+    pub fn listeners(&self) -> Vec<u64> {
+        self.sockets(true)
     }
 
     /// Returns the inode of the socket that listens.
@@ -345,19 +353,20 @@ impl Handover {
         number_before(&outcome, " connection")
     }
 
-    /// Waits until `process` has ended, and returns its exit code.
+    /// Waits until a child has ended by itself, and returns its exit code.
     pub fn exit_code(&mut self, process: ProcessId) -> i32 {
-        if process == self.servers.program.process() {
-            return self.servers.program.exit_code();
-        }
+        self.servers.exit_code(process)
+    }
+
+    /// Waits until the child that serves has ended by itself, and returns its exit code. The keeper
+    /// was killed before, so the child has become a child of this process.
+    pub fn exit_code_without_keeper(&mut self) -> i32 {
+        let process = self.serving();
         let mut status = None;
         wait_until("the process has ended", || {
-            status = match waitpid(Some(process.0), WaitOptions::NOHANG) {
-                Ok(ended) => ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw())),
-                // As long as its predecessor runs, the process is the predecessor's child.
-                Err(Errno::CHILD) => process.status_of_zombie(),
-                Err(error) => panic!("{error}"),
-            };
+            // As long as the keeper runs, the process is not a child of this one.
+            let ended = waitpid(Some(process.0), WaitOptions::NOHANG).unwrap_or_default();
+            status = ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw()));
             status.is_some()
         });
         let code = status.unwrap().code();
@@ -381,9 +390,25 @@ impl Handover {
         })
     }
 
-    /// Stops the last process, asserts that every process has drained, and returns the log of all.
+    /// Stops the keeper, asserts that each child has drained, and returns the log of all.
     pub fn end(mut self) -> String {
         self.servers.end()
+    }
+
+    /// Stops the keeper although a child before the last one was killed or has cut something, and
+    /// asserts that those drain that are left. Returns the log of all.
+    pub fn stop(self) -> String {
+        self.servers.signal(Signal::TERM);
+        self.ended()
+    }
+
+    /// Waits for the end of a keeper that was told to stop, and asserts that its children have
+    /// drained. Returns the log of all.
+    pub fn ended(mut self) -> String {
+        let log = self.servers.program.log();
+        assert_eq!(self.servers.program.exit_code(), 0, "{log}");
+        assert_eq!(self.processes().next(), None, "{log}");
+        log
     }
 }
 
@@ -395,6 +420,26 @@ impl Drop for Handover {
             }
         }
     }
+}
+
+/// Prepares this process for children and clients.
+pub fn prepare() {
+    static PREPARED: Once = Once::new();
+    PREPARED.call_once(|| {
+        // A child whose keeper has ended becomes a child of this process, which asks for its exit
+        // code.
+        set_child_subreaper(Some(ProcessId::own().0)).unwrap();
+        // Some tests have many clients, and the tests of a file run at the same time.
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    });
+}
+
+/// Returns a copy of a descriptor of another process, which the test must be allowed to trace.
+/// Returns `None` if the other process has closed the descriptor.
+pub fn copy_of(process: ProcessId, fd: RawFd) -> Option<OwnedFd> {
+    let pidfd = pidfd_open(process.0, PidfdFlags::empty()).unwrap();
+    pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).ok()
 }
 
 /// Suspends a process.
@@ -416,7 +461,7 @@ pub fn descriptors_of(process: ProcessId) -> usize {
 }
 
 /// Returns the sockets that a process has open: descriptor and inode.
-fn open_sockets(process: ProcessId) -> Vec<(RawFd, u64)> {
+pub fn open_sockets(process: ProcessId) -> Vec<(RawFd, u64)> {
     let inode =
         |link: PathBuf| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
     links_of(process).filter_map(|(fd, link)| Some((fd, inode(link)?))).collect()
@@ -439,11 +484,13 @@ fn links_of(process: ProcessId) -> impl Iterator<Item = (RawFd, PathBuf)> {
 pub const PROGRAM: &str = "the_program_of_these_tests";
 
 /// Variables of the program's environment: its address, the directory of its gates, the number of
-/// its workers, and how many seconds a connection may be idle.
+/// its workers, how many seconds a connection may be idle, and whether it calls `serve` and `ready`
+/// instead of `run`.
 const LISTEN: &str = "HANDOVER_LISTEN";
 const DIRECTORY: &str = "HANDOVER_DIRECTORY";
 pub const THREADS: &str = "HANDOVER_THREADS";
 pub const IDLE_TIMEOUT: &str = "HANDOVER_IDLE_TIMEOUT";
+pub const SERVE: &str = "HANDOVER_SERVE";
 
 /// How long the response to `/big` is.
 pub const BIG_BODY: usize = 8 * 1024 * 1024;
@@ -467,6 +514,16 @@ pub fn serve_with(more: impl FnOnce(&Path) -> Vec<Listener>) {
     }
     let shutdown = Shutdown::new().grace(PATIENCE);
     let server = Server::new(answer).limits(limits).shutdown(&shutdown);
+    if env::var_os(SERVE).is_some() {
+        let outcome = smol::block_on(async {
+            let signals = signals().unwrap();
+            let listener = Listener::bind(&listen.parse().unwrap()).unwrap();
+            let serve = server.serve([listener.clone()]);
+            ready(&[listener]).unwrap();
+            serve.or(shutdown.obey(signals)).await
+        });
+        return assert!(outcome.unwrap().is_drained());
+    }
     let mut process = Process::default();
     if let Ok(threads) = env::var(THREADS) {
         process = process.threads(threads.parse().unwrap());

@@ -8,8 +8,12 @@
 
 mod client;
 #[cfg(target_os = "linux")]
+pub mod fakes;
+#[cfg(target_os = "linux")]
 pub mod handover;
 mod log;
+#[cfg(target_os = "linux")]
+pub mod messages;
 mod program;
 mod server;
 mod stage;
@@ -33,8 +37,8 @@ pub use self::client::{
 pub use self::log::Log;
 pub use self::program::{
     Generations, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, chromium, copy_file,
-    end_of, handle_ignored_signals, hear, install, installed, number_behind, output, output_within,
-    pass_repeat_window, run_ok, service_manager, sockets_of, terminate,
+    end_of, handle_ignored_signals, hear, install, installed, keep, number_behind, output,
+    output_within, pass_repeat_window, run_ok, service_manager, sockets_of, terminate,
 };
 pub use self::server::{
     Pipes, Running, address_of, free_port, is_refused, patient, quick, settle, tcp, wait_for_close,

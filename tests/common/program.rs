@@ -1,7 +1,7 @@
 //! Programs as processes: the real binary, an example, or what they are used with.
 //!
-//! [`Program`] is a server that says in its log where it listens. [`Generations`] is a server and
-//! its successors, [`Proxy`] a proxy in front of servers, [`ProcessId`] any process, by its number.
+//! [`Program`] is a server that says in its log where it listens. [`Generations`] is a keeper and
+//! its children, [`Proxy`] a proxy in front of servers, [`ProcessId`] any process, by its number.
 //! A process that a test has started ends with the value that stands for it.
 
 use std::fmt;
@@ -288,61 +288,108 @@ pub fn number_behind(line: &str, words: &str) -> i32 {
     line[begin..].chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
 }
 
-/// A server and its successors, which share the log.
+/// Returns a command for a keeper with these flags, whose children are started as `child` says.
+pub fn keep(flags: &[&str], child: &Command) -> Command {
+    let mut command = Command::new(SERVER);
+    command.arg("keep").args(flags).arg("--").arg(child.get_program()).args(child.get_args());
+    for (name, value) in child.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.current_dir(child.get_current_dir().unwrap_or(Path::new(".")));
+    command
+}
+
+/// A keeper and its children, which share the log.
 pub struct Generations {
+    /// The keeper.
     pub program: Program,
-    /// The process that serves.
+    /// The child that serves.
     pub serving: ProcessId,
 }
 
 impl Generations {
-    pub fn start(command: Command) -> Self {
-        Self::start_with(command, Stdio::null())
+    /// Starts a keeper without flags. Its children bind their sockets themselves.
+    pub fn start(child: &Command) -> Self {
+        Self::of(keep(&[], child))
     }
 
-    pub fn start_with(command: Command, stdin: impl Into<Stdio>) -> Self {
-        Program::start_with(command, stdin).into()
+    /// Starts a keeper and waits until its first child is ready.
+    pub fn of(keeper: Command) -> Self {
+        Self::start_with(keeper, Stdio::null())
     }
 
+    /// Starts a keeper with something on its standard input, and waits until its first child is
+    /// ready.
+    pub fn start_with(keeper: Command, stdin: impl Into<Stdio>) -> Self {
+        let mut program = Program::start_with(keeper, stdin);
+        let ready = program.line_where("ready child", |line| line.contains(" is ready after "));
+        Self { serving: ProcessId::named(&ready, "keeper: process "), program }
+    }
+
+    /// Returns the keeper's process.
+    pub fn keeper(&self) -> ProcessId {
+        self.program.process()
+    }
+
+    /// Sends a signal to the keeper.
     pub fn signal(&self, signal: Signal) {
-        self.serving.signal(signal);
+        self.program.signal(signal);
     }
 
-    /// Lets a successor take over.
-    pub fn restart(&mut self) {
+    /// Lets a successor take over, and returns its predecessor.
+    pub fn restart(&mut self) -> ProcessId {
+        let predecessor = self.serving;
         self.signal(Signal::USR2);
         self.wait_for_successor();
+        predecessor
     }
 
     /// Waits until a successor has taken over.
     pub fn wait_for_successor(&mut self) {
-        let told = self.program.wait_for(" has taken over");
-        self.serving = ProcessId::named(&told, "process ");
+        let words = format!(" takes over from process {}", self.serving);
+        let told = self.program.line_where(&words, |line| line.ends_with(&words));
+        self.serving = ProcessId::named(&told, "keeper: process ");
     }
 
-    /// Stops the last one, asserts that all of them have drained, and returns the log of all.
+    /// Waits until the keeper has started the next child, and returns it.
+    pub fn wait_for_start(&mut self) -> ProcessId {
+        let told = self.program.wait_for("keeper: started process ");
+        ProcessId::named(&told, "keeper: started process ")
+    }
+
+    /// Waits until the keeper calls this child ready, and takes it for the one that serves.
+    pub fn wait_for_ready(&mut self, process: ProcessId) {
+        let words = format!("keeper: process {process} is ready after ");
+        self.program.line_where(&words, |line| line.contains(&words));
+        self.serving = process;
+    }
+
+    /// Waits for the keeper's line on the end of a child.
+    pub fn line_of_end(&mut self, process: ProcessId) -> String {
+        let words = [" has ended: ", " has died: "]
+            .map(|words| format!("keeper: process {process}{words}"));
+        self.program.line_where(&words[0], |line| words.iter().any(|words| line.contains(words)))
+    }
+
+    /// Waits until a child has ended by itself, and returns its exit code.
+    pub fn exit_code(&mut self, process: ProcessId) -> i32 {
+        let line = self.line_of_end(process);
+        assert!(line.contains(": exit status: "), "{line}: {}", self.program);
+        number_behind(&line, ": exit status: ")
+    }
+
+    /// Stops the keeper, asserts that each child has drained, and returns the log of all. The log
+    /// ends when no process is left that writes to it.
     pub fn end(&mut self) -> String {
         self.signal(Signal::TERM);
         let log = self.program.log();
-        let stops = log.matches("stopping because of SIGTERM").count();
-        let restarts = log.matches(" has taken over").count();
-        assert_eq!(log.matches("drained in ").count(), stops + restarts, "{log}");
-        self.serving.wait();
+        assert_eq!(self.program.exit_code(), 0, "{log}");
+        let restarts = log.matches(" takes over from process ").count();
+        assert_eq!(log.matches("drained in ").count(), 1 + restarts, "{log}");
         log
-    }
-}
-
-impl From<Program> for Generations {
-    fn from(program: Program) -> Self {
-        Self { serving: program.process(), program }
-    }
-}
-
-impl Drop for Generations {
-    fn drop(&mut self) {
-        if thread::panicking() && self.serving != self.program.process() {
-            let _ = kill_process(self.serving.0, Signal::KILL);
-        }
     }
 }
 

@@ -1,0 +1,86 @@
+//! [`Server::serve`]: a server as a future, for a program that has its own executor and control.
+//!
+//! Invariant: what the server needs to go on is polled by this future, or by the executor that the
+//! program runs. Handles no signal and starts no thread.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use futures_lite::FutureExt;
+use smol::Executor;
+
+use crate::error::ServeError;
+use crate::listen::Listen;
+use crate::server::{Running, Server};
+use crate::stop::outcome::Outcome;
+use crate::under_keeper;
+
+impl Server {
+    /// Listens at once. The future serves until the server was stopped and has drained, and says how
+    /// that ended.
+    ///
+    /// Needs no particular runtime: it makes progress wherever it is polled.
+    ///
+    /// Tells a keeper or a service manager nothing. The program calls [`ready`](crate::ready) when it
+    /// serves; a keeper and a unit with `Type=notify` wait for that. STOPPING, EXTEND_TIMEOUT_USEC
+    /// and WATCHDOG come from [`run`](crate::run) only.
+    ///
+    /// Under a keeper the server takes the connections of its predecessor, hands its own to its
+    /// successor, and stops then. It also stops when the keeper has ended.
+    ///
+    /// A handler that blocks the thread which polls this keeps everything on that thread waiting:
+    /// other requests, the deadline, and signals too if [`Shutdown::obey`] runs there. Use
+    /// [`run`](crate::run), or [`Server::executor`] with threads of its own, if that may happen.
+    /// The logger must never block either: see [`LogWriter`](crate::LogWriter).
+    ///
+    /// # Errors
+    ///
+    /// If the server cannot listen on one of the addresses, and [`io::ErrorKind::InvalidInput`] if
+    /// there is none. The future returns both before the server serves any connection.
+    ///
+    /// If a source of connections ([`Listener::of`]) panics. The server then stops by itself, and
+    /// the error comes after the drain. The [`Outcome`] is then only in the log.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future aborts the server: listeners and connections are closed at once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Listener, Server};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// # server.handle().stop();
+    /// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
+    /// println!("listening on {}", listener.address());
+    /// let outcome = smol::block_on(server.serve([listener]))?;
+    /// println!("{outcome}");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn serve<L: Listen>(
+        mut self,
+        listeners: impl IntoIterator<Item = L>,
+    ) -> impl Future<Output = Result<Outcome, ServeError>> + Send {
+        let own = self.executor.is_none().then(|| self.executor.get_or_insert_default().clone());
+        let running = self.start(listeners).map(Arc::new);
+        running.iter().for_each(under_keeper::join);
+        async move { serve(&running?, own.as_deref()).await }
+    }
+}
+
+/// Serves until the drain is over, and runs the server's `own` executor, if no other runs it.
+async fn serve(running: &Arc<Running>, own: Option<&Executor<'_>>) -> Result<Outcome, ServeError> {
+    let serve = running.control(|_| {}).or(running.accept()).or(under_keeper::obey(running));
+    // A task, so that it is not polled whenever a connection wakes this future; of an executor
+    // inside it, as it borrows from it.
+    let tasks = Executor::new();
+    let outcome = tasks.run(tasks.spawn(serve));
+    let outcome = match own {
+        Some(executor) => executor.run(outcome).await,
+        None => outcome.await,
+    };
+    running.verdict(outcome)
+}

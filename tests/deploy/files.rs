@@ -1,0 +1,73 @@
+//! The files in `deploy/`, as a machine has them that runs nothing else: with the binary under test,
+//! a free port, and one directory for pid files and logs.
+//!
+//! Only addresses and paths are replaced. Nothing here starts a process.
+
+#![allow(dead_code, unreachable_pub, reason = "each scenario file uses its own part of this")]
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use super::common::{Directory, SERVER, copy_file, free_port};
+
+/// Where `deploy/` says that the binary is.
+pub const INSTALLED: &str = "/usr/local/bin/smol-graceful";
+
+/// The address in the files that start one server.
+const LISTEN: &str = "127.0.0.1:8082";
+
+/// Returns the path of a file in `deploy/`.
+pub fn deploy(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file)
+}
+
+/// Returns the text of a file in `deploy/`.
+pub fn text_of(file: &str) -> String {
+    fs::read_to_string(deploy(file)).unwrap()
+}
+
+/// A place for one server: an address, a binary, and a directory for its files.
+pub struct Place {
+    pub addr: SocketAddr,
+    /// The binary that is deployed.
+    pub binary: PathBuf,
+    pub directory: Directory,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        Self { addr: free_port(), binary: SERVER.into(), directory: Directory::new() }
+    }
+
+    /// A place whose binary is a copy.
+    pub fn replaceable() -> Self {
+        let mut place = Self::new();
+        place.binary = place.directory.join("server");
+        copy_file(SERVER.as_ref(), &place.binary);
+        place
+    }
+
+    /// Returns the text of a file in `deploy/`, adapted to this place.
+    pub fn adapt(&self, file: &str) -> String {
+        self.adapt_text(&text_of(file))
+    }
+
+    pub fn adapt_text(&self, text: &str) -> String {
+        let directory = self.directory.path().to_str().unwrap();
+        text.replace(LISTEN, &self.addr.to_string())
+            .replace(INSTALLED, self.binary.to_str().unwrap())
+            .replace("/var/log", directory)
+            .replace("/run/smol-graceful.pid", &format!("{directory}/smol-graceful.pid"))
+    }
+
+    /// Returns the path of the log that every launcher here writes.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("smol-graceful.log")
+    }
+
+    /// Returns the log so far.
+    pub fn logged(&self) -> String {
+        fs::read_to_string(self.log()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,83 @@
+//! The shell script in `deploy/shell`, and the server that it has started.
+//!
+//! The server is no child of the test. Dropped, this stops it by the script.
+
+#![allow(dead_code, unreachable_pub, reason = "each scenario file uses its own part of this")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::common::{PATIENCE, end_of, handle_ignored_signals};
+use super::files::Place;
+
+pub struct Shell {
+    pub place: Place,
+    script: PathBuf,
+}
+
+/// What a call of the script has come to.
+pub struct Ran {
+    pub code: i32,
+    /// Its output, standard error included.
+    pub said: String,
+}
+
+impl Shell {
+    /// Puts script and binary in place, and starts nothing.
+    pub fn new() -> Self {
+        let place = Place::replaceable();
+        let script = place.directory.join("app");
+        fs::write(&script, place.adapt("shell/app")).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        Self { place, script }
+    }
+
+    /// Returns the shell's command for `verb`.
+    pub fn command_line(&self, verb: &str) -> String {
+        format!("{} {verb}", self.script.display())
+    }
+
+    /// Runs the script until it returns by itself.
+    pub fn run(&self, verb: &str) -> Ran {
+        handle_ignored_signals();
+        // Not a pipe: the server inherits nothing of the script's, and a file shows that.
+        let output = self.place.directory.join("said");
+        let file = fs::File::create(&output).unwrap();
+        let mut command = Command::new(&self.script);
+        command.args(verb.split_whitespace()).stdin(Stdio::null());
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        let mut child = command.spawn().unwrap();
+        let ended = end_of(&mut child, PATIENCE);
+        let said = fs::read_to_string(&output).unwrap();
+        if ended.is_none() {
+            let _ = child.kill();
+        }
+        let status = ended.unwrap_or_else(|| panic!("{verb}: {said}{}", self.place.logged()));
+        Ran { code: status.code().unwrap(), said }
+    }
+
+    /// Returns the process in the pid file.
+    pub fn process(&self) -> i32 {
+        let file = self.place.directory.join("smol-graceful.pid");
+        fs::read_to_string(file).unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        let file = self.place.directory.join("smol-graceful.pid");
+        let process = fs::read_to_string(file).unwrap_or_default();
+        // A keeper that has stopped has removed the file.
+        if let Some(process) = process.trim().parse().ok().and_then(Pid::from_raw) {
+            let _ = kill_process(
+                process,
+                if thread::panicking() { Signal::KILL } else { Signal::TERM },
+            );
+        }
+    }
+}

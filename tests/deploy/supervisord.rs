@@ -1,0 +1,71 @@
+//! A supervisord of its own, with one of the files in `deploy/supervisord`.
+//!
+//! It ends with the value that stands for it, and its programs end with it.
+
+#![allow(dead_code, unreachable_pub, reason = "each scenario file uses its own part of this")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use super::common::{installed, terminate, text, wait_until};
+use super::files::Place;
+
+pub struct Supervisord {
+    child: Child,
+    config: PathBuf,
+    pub place: Place,
+}
+
+impl Supervisord {
+    /// Starts it, and waits until its programs run.
+    pub fn start(file: &str) -> Self {
+        let place = Place::new();
+        let dir = place.directory.path().display();
+        let config = place.directory.join("supervisord.conf");
+        let ours = place.adapt(&format!("supervisord/{file}"));
+        let whole = format!(
+            "[unix_http_server]\nfile={dir}/ctl\n\
+             [supervisord]\nnodaemon=true\nlogfile={dir}/log\npidfile={dir}/pid\n\
+             [rpcinterface:supervisor]\n\
+             supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n\
+             [supervisorctl]\nserverurl=unix://{dir}/ctl\n{ours}"
+        );
+        fs::write(&config, whole).unwrap();
+        let mut command = installed("supervisord", "supervisor");
+        command.arg("-c").arg(&config).stdin(Stdio::null());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let supervisord = Self { child, config, place };
+        wait_until("the servers run", || {
+            let output = supervisord.ctl_command(&["status"]).output().unwrap();
+            let status = text(&output.stdout);
+            status.contains("RUNNING") && !status.contains("STARTING")
+        });
+        supervisord
+    }
+
+    /// Tells it what to do, waits until it is done, and returns what it has said.
+    pub fn ctl(&self, args: &[&str]) -> String {
+        let output = self.ctl_command(args).output().unwrap();
+        let said = text(&output.stdout);
+        assert!(output.status.success(), "{said}{}", self.log());
+        said
+    }
+
+    pub fn ctl_command(&self, args: &[&str]) -> Command {
+        let mut command = installed("supervisorctl", "supervisor");
+        command.arg("-c").arg(&self.config).args(args);
+        command
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.place.directory.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Supervisord {
+    /// It ends its servers before it ends itself.
+    fn drop(&mut self) {
+        terminate(&mut self.child);
+    }
+}

@@ -1,0 +1,280 @@
+//! The files in `deploy/` that start the keeper, run as they are but for address and paths: by
+//! supervisord, systemd's protocol, s6, runit, a shell, and as process 1 of a container.
+//!
+//! Each launcher restarts the server ten times by USR2 under `smol-graceful check`, and no client
+//! may notice. The process that the launcher follows stays the same. Launchers that are not on
+//! every machine, and loads that want all of it, are ignored unless asked for.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+#[path = "deploy/files.rs"]
+mod files;
+#[path = "deploy/launchers.rs"]
+mod launchers;
+#[path = "deploy/shell.rs"]
+mod shell;
+#[path = "deploy/supervisord.rs"]
+mod supervisord;
+#[path = "deploy/systemd.rs"]
+mod systemd;
+
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+use common::{Client, PATIENCE, SERVER, install, is_refused, output_within, text, wait_until};
+use files::Place;
+use launchers::{Container, Runit, S6};
+use rustix::process::Signal;
+use shell::Shell;
+use supervisord::Supervisord;
+use systemd::Systemd;
+
+/// Words of the keeper's log: a restart is over, and a restart has failed.
+const OVER: &str = " takes over from process ";
+const FAILED: &str = "keeper: no restart: ";
+
+// Ten restarts that no client notices
+
+/// A plain `[program]`, and `supervisorctl signal USR2`.
+#[test]
+#[ignore = "needs supervisord (supervisor), and all of the machine"]
+fn nobody_notices_a_restart_under_supervisord() {
+    let supervisord = Supervisord::start("program.conf");
+    let pid = supervisord.ctl(&["pid", "app"]);
+    let signal = format!("{:?}", supervisord.ctl_command(&["signal", "USR2", "app"]));
+    assert_nobody_notices(&supervisord.place, &signal);
+    assert_eq!(supervisord.ctl(&["pid", "app"]), pid);
+    assert!(supervisord.ctl(&["stop", "app"]).contains("app: stopped"));
+    let log = supervisord.log();
+    assert!(log.contains("stopped: app (exit status 0)"), "{log}");
+    assert_all_drained(&supervisord.place, 10);
+}
+
+/// The command by which systemd reloads the unit.
+#[test]
+#[ignore = "needs all of the machine for ten seconds"]
+fn nobody_notices_a_reload_under_systemd() {
+    let mut systemd = Systemd::start(false);
+    assert_nobody_notices(&systemd.place, &systemd.reload_command());
+    assert!(systemd.is_active());
+    assert_eq!(systemd.stop(), Some(0));
+    assert_no_word_of_another_main_process(&systemd);
+    assert_all_drained(&systemd.place, 10);
+}
+
+/// The keeper as process 1.
+#[test]
+#[ignore = "needs root (unshare), and all of the machine"]
+fn nobody_notices_a_restart_in_a_container() {
+    let mut container = Container::start();
+    assert_nobody_notices(&container.place, &container.restart_command());
+    assert!(container.first.is_running());
+    assert_eq!(container.stop(), Some(0));
+    assert_all_drained(&container.place, 10);
+}
+
+#[test]
+#[ignore = "needs s6-supervise (s6), and all of the machine"]
+fn nobody_notices_a_restart_under_s6() {
+    let s6 = S6::start();
+    let process = s6.process();
+    assert_nobody_notices(s6.place(), &s6.restart_command());
+    assert_eq!(s6.process(), process);
+    assert_eq!(s6.stop(), "0 -1");
+    assert_all_drained(s6.place(), 10);
+}
+
+#[test]
+#[ignore = "needs runsv (runit), and all of the machine"]
+fn nobody_notices_a_restart_under_runit() {
+    let runit = Runit::start();
+    let process = runit.process();
+    assert_nobody_notices(runit.place(), &runit.restart_command());
+    assert_eq!(runit.process(), process);
+    let said = runit.stop();
+    assert!(said.starts_with("ok: down: "), "{said}");
+    assert_all_drained(runit.place(), 10);
+}
+
+/// The script waits until the restart is over by itself.
+#[test]
+#[ignore = "needs all of the machine for ten seconds"]
+fn nobody_notices_a_restart_from_a_shell() {
+    let shell = Shell::new();
+    assert_eq!(shell.run("start").code, 0);
+    let process = shell.process();
+    assert_nobody_notices(&shell.place, &shell.command_line("restart"));
+    assert_eq!(shell.process(), process);
+    assert_eq!(shell.run("stop").code, 0);
+    assert_all_drained(&shell.place, 10);
+}
+
+// Each launcher beside that
+
+/// What is new under Supervisor: the section says how to stop, and a stop takes the children along.
+#[test]
+#[ignore = "needs supervisord (supervisor)"]
+fn supervisord_stops_what_is_in_flight_at_its_end() {
+    let supervisord = Supervisord::start("program.conf");
+    let mut client = Client::connect(supervisord.place.addr);
+    client.send("GET /work?for=500ms HTTP/1.1\r\nHost: x\r\n\r\n");
+    // By the time this is answered, the first request was read.
+    Client::connect(supervisord.place.addr).get("/livez").response();
+    assert!(supervisord.ctl(&["restart", "app"]).contains("app: started"));
+    assert_eq!(client.response().text(), "okay");
+    wait_until("the server listens again", || !is_refused(supervisord.place.addr));
+}
+
+/// With the socket unit and without, the server serves the address of the unit.
+#[test]
+fn systemd_reloads_by_a_signal_to_the_main_process() {
+    for socket_is_enabled in [false, true] {
+        let mut systemd = Systemd::start(socket_is_enabled);
+        let mut client = Client::connect(systemd.place.addr);
+        assert_eq!(client.get("/livez").response().status, 200);
+        for restart in 1..=2 {
+            systemd.reload();
+            assert_eq!(systemd.place.logged().matches(OVER).count(), restart);
+            assert_eq!(client.get("/livez").response().status, 200);
+        }
+        assert_eq!(systemd.stop(), Some(0), "{}", systemd.place.logged());
+        assert!(systemd.heard.iter().any(|line| line == "STOPPING=1"), "{:?}", systemd.heard);
+        assert_no_word_of_another_main_process(&systemd);
+        assert_all_drained(&systemd.place, 2);
+    }
+}
+
+/// The watchdog of the unit hears from the server through the keeper.
+#[test]
+fn the_watchdog_hears_from_the_server_behind_the_keeper() {
+    let mut systemd = Systemd::start(false);
+    systemd.wait_for("WATCHDOG=1");
+    systemd.reload();
+    systemd.wait_for("WATCHDOG=1");
+    assert_eq!(systemd.stop(), Some(0), "{}", systemd.place.logged());
+}
+
+/// A reload that fails is over, too, and the service goes on.
+#[test]
+fn systemd_hears_of_a_reload_that_fails() {
+    let mut systemd = Systemd::start_replaceable();
+    install(&systemd.place.binary, b"#!/bin/sh\nexit 3\n");
+    systemd.reload();
+    let log = systemd.place.logged();
+    assert!(log.contains(FAILED) && log.contains("exit status: 3"), "{log}");
+    let is_told = |line: &String| line.starts_with("STATUS=") && line.contains("exit status: 3");
+    assert!(systemd.heard.iter().any(is_told), "{:?}", systemd.heard);
+    assert_eq!(Client::connect(systemd.place.addr).get("/livez").response().status, 200);
+    assert_eq!(systemd.stop(), Some(0), "{}", systemd.place.logged());
+}
+
+/// `start`, `restart` and `stop` return when it is done, and say if it has failed.
+#[test]
+fn the_shell_script_waits_and_tells_the_truth() {
+    let shell = Shell::new();
+    assert_eq!(shell.run("restart").code, 1, "nothing runs yet");
+    let started = shell.run("start");
+    assert_eq!(started.code, 0, "{}", started.said);
+    let mut client = Client::connect(shell.place.addr);
+    assert_eq!(client.get("/livez").response().status, 200);
+    let process = shell.process();
+
+    let restarted = shell.run("restart");
+    assert_eq!(restarted.code, 0, "{}", restarted.said);
+    assert!(restarted.said.contains(OVER), "{}", restarted.said);
+    assert_eq!(client.get("/livez").response().status, 200);
+
+    install(&shell.place.binary, b"#!/bin/sh\nexit 3\n");
+    let failed = shell.run("restart");
+    assert_eq!(failed.code, 1, "{}", failed.said);
+    assert!(failed.said.contains(FAILED), "{}", failed.said);
+    assert_eq!(client.get("/livez").response().status, 200);
+    assert_eq!(shell.process(), process);
+
+    assert_eq!(shell.run("stop").code, 0);
+    assert!(is_refused(shell.place.addr));
+    assert_eq!(shell.run("stop").code, 0, "nothing runs any more");
+    assert_all_drained(&shell.place, 1);
+    assert_eq!(shell.run("start").code, 3, "the code of the program");
+    assert_eq!(shell.run("").code, 2);
+}
+
+/// A second `start` harms nothing.
+#[test]
+fn the_shell_script_starts_one_keeper() {
+    let shell = Shell::new();
+    assert_eq!(shell.run("start").code, 0);
+    let process = shell.process();
+    let second = shell.run("start");
+    assert_eq!(second.code, 1, "{}", second.said);
+    assert!(second.said.contains(&format!(" {process}")), "{}", second.said);
+    assert_eq!(Client::connect(shell.place.addr).get("/livez").response().status, 200);
+    assert_eq!(shell.process(), process);
+    assert_eq!(shell.run("stop").code, 0);
+}
+
+/// `docker kill -s USR2`, a server that dies, and `docker stop` with a request in flight.
+#[test]
+#[ignore = "needs root (unshare)"]
+fn a_container_outlives_its_server() {
+    let mut container = Container::start();
+    let addr = container.place.addr;
+    let mut client = Client::connect(addr);
+    assert_eq!(client.get("/livez").response().status, 200);
+    container.first.signal(Signal::USR2);
+    wait_until("the restart is over", || container.place.logged().contains(OVER));
+    assert_eq!(client.get("/livez").response().status, 200);
+
+    let server = container.server();
+    server.signal(Signal::KILL);
+    // The client waits in the queue of the socket.
+    assert_eq!(Client::connect(addr).get("/livez").response().status, 200);
+    assert!(container.place.logged().contains(" has died: signal: 9"));
+
+    let mut client = Client::connect(addr);
+    client.send("GET /work?for=500ms HTTP/1.1\r\nHost: x\r\n\r\n");
+    Client::connect(addr).get("/livez").response();
+    assert_eq!(container.stop(), Some(0), "{}", container.place.logged());
+    assert_eq!(client.response().text(), "okay");
+}
+
+// What the tests above are made of.
+
+/// Runs ten restarts under load, each until the log says that it is over. `signal` is the shell's
+/// command for one.
+fn assert_nobody_notices(place: &Place, signal: &str) {
+    // One at a time, because each load wants all of the machine.
+    static MACHINE: Mutex<()> = Mutex::new(());
+    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let log = place.log().display().to_string();
+    let script = format!(
+        "before=$(grep -c '{OVER}' {log}); {signal} || exit; \
+         until [ \"$(grep -c '{OVER}' {log})\" -gt \"$before\" ]; do \
+         if grep -q '{FAILED}' {log}; then exit 1; fi; sleep 0.01; done"
+    );
+    let flags = "--seamless --idle 2000 --blind --clients 32 --work 5ms --restarts 10";
+    let mut check = Command::new(SERVER);
+    check.arg("check").args(flags.split(' ')).arg(place.addr.to_string());
+    check.args(["--", "sh", "-c", &script]);
+    let output = output_within(&mut check, b"", 4 * PATIENCE);
+    let report = text(&output.stdout);
+    let said = || format!("{report}{}{}", text(&output.stderr), place.logged());
+    assert!(output.status.success(), "{}", said());
+    assert!(report.contains("\n10 restarts, the longest took "), "{}", said());
+    assert!(report.contains(": no client has noticed anything\n"), "{}", said());
+    assert_eq!(place.logged().matches(OVER).count(), 10, "{}", said());
+}
+
+/// Asserts that each process that has served has ended, and has cut nothing.
+fn assert_all_drained(place: &Place, restarts: usize) {
+    let log = place.logged();
+    assert_eq!(log.matches("drained in ").count(), restarts + 1, "{log}");
+    assert!(!log.contains("timed out after "), "{log}");
+}
+
+/// systemd 252 forgets to wait for a main process that was not its own child.
+fn assert_no_word_of_another_main_process(systemd: &Systemd) {
+    let is_another = |line: &&String| line.starts_with("MAINPID=");
+    assert_eq!(systemd.heard.iter().find(is_another), None);
+}

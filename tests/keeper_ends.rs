@@ -1,0 +1,410 @@
+//! The ends of a keeper and of its children: deaths, stops, and first starts that fail.
+//!
+//! Whatever ends, no client is refused while the keeper lives, no process is left, and the exit code
+//! says what has happened. `keeper.rs` has the restarts.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use common::fakes::FakeChild;
+use common::handover::{self, Handover, Over, over_both, suspend};
+use common::{
+    Client, Directory, End, Generations, SERVER, STOP_SIGNALS, is_refused, keep, output,
+    pass_repeat_window, text, wait_until,
+};
+use rustix::process::Signal;
+use smol_graceful::Address;
+
+// Children that die.
+
+/// A successor that dies when it serves already is replaced by another one, and clients that come
+/// meanwhile wait.
+#[test]
+fn a_successor_that_dies_after_it_has_taken_over_is_replaced() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        server.restart();
+        let dead = server.serving();
+        suspend(dead);
+        let mut clients: Vec<_> = (0..10).map(|_| server.connect()).collect();
+        for client in &mut clients {
+            client.get("/livez");
+        }
+        dead.signal(Signal::KILL);
+        let next = server.servers.wait_for_start();
+        for client in &mut clients {
+            assert_eq!(client.response().text(), "live\n");
+        }
+        server.servers.wait_for_ready(next);
+        server.stop();
+    });
+}
+
+/// Clients wait while nobody serves: a child that is killed is replaced, and no client is refused.
+#[test]
+fn clients_wait_while_a_child_is_dead() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let go = server.directory.join("go");
+        server.successors_run(&format!("until [ -e {} ]; do sleep 0.01; done", go.display()));
+        let dead = server.serving();
+        dead.signal(Signal::KILL);
+        let told = server.servers.line_of_end(dead);
+        let words = "has died: signal: 9 (SIGKILL); starting another in 50 ms, clients wait";
+        assert!(told.contains(words), "{told}");
+        let mut clients: Vec<_> = (0..20).map(|_| server.connect()).collect();
+        for client in &mut clients {
+            client.get("/livez");
+        }
+        let next = server.servers.wait_for_start();
+        assert!(!clients.iter().any(Client::has_something));
+        fs::write(&go, "").unwrap();
+        for client in &mut clients {
+            assert_eq!(client.response().text(), "live\n");
+        }
+        server.servers.wait_for_ready(next);
+        server.restart();
+        server.stop();
+    });
+}
+
+/// A child that ends by itself is replaced, too, whatever its exit code.
+#[test]
+fn a_child_that_ends_by_itself_is_replaced() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let first = server.serving();
+        first.signal(Signal::TERM);
+        assert_eq!(server.exit_code(first), 0);
+        assert_live(&mut server.connect());
+        server.stop();
+    });
+}
+
+/// Ten children are killed one after the other, in any moment. Each client that comes gets an answer,
+/// and none is refused.
+#[test]
+fn ten_children_are_killed() {
+    kill_children(10);
+}
+
+#[test]
+#[ignore = "takes two minutes"]
+fn fifty_children_are_killed() {
+    kill_children(50);
+}
+
+fn kill_children(times: usize) {
+    let mut server = Handover::server(Over::Tcp, &[]);
+    let (is_over, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let address = server.address.clone();
+    let ask = || {
+        while !is_over.load(Ordering::Relaxed) {
+            // A refusal would fail the test here.
+            let mut client = Client::connect_to(&address);
+            client.get("/livez");
+            // The child may die with the request.
+            if let Ok(response) = client.try_response(false) {
+                assert_eq!(response.text(), "live\n");
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        for time in 0..times {
+            let before = answered.load(Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(fastrand::u64(0..50)));
+            let dead = server.serving();
+            dead.signal(Signal::KILL);
+            server.servers.line_of_end(dead);
+            // The signal ends a pause, too.
+            if time % 2 == 0 {
+                server.servers.signal(Signal::USR2);
+            }
+            let next = server.servers.wait_for_start();
+            server.servers.wait_for_ready(next);
+            wait_until("answers", || {
+                let is_over = clients.iter().any(|client| client.is_finished());
+                is_over || answered.load(Ordering::Relaxed) > before + 10
+            });
+        }
+        is_over.store(true, Ordering::Relaxed);
+        clients.into_iter().for_each(|client| client.join().unwrap());
+    });
+    server.stop();
+}
+
+/// The pause before the next start doubles when a child dies again and again, and the restart signal
+/// ends it.
+#[test]
+fn the_pause_doubles() {
+    let mut server = Handover::server(Over::Tcp, &[]);
+    for pause in ["50 ms", "100 ms", "200 ms", "400 ms"] {
+        let dead = server.serving();
+        dead.signal(Signal::KILL);
+        let told = server.servers.line_of_end(dead);
+        // On a busy machine, the child may have served for a second, and the pause begins anew.
+        let words = [format!("starting another in {pause}"), "starting another in 50 ms".into()];
+        assert!(words.iter().any(|words| told.contains(words)), "{told}");
+        let next = server.servers.wait_for_start();
+        server.servers.wait_for_ready(next);
+    }
+    server.stop();
+}
+
+/// A killed keeper leaves a child that finishes what it has, serves the queue to the end, and ends by
+/// itself.
+#[test]
+fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
+    over_both(|over| {
+        let mut server = Handover::staged(over);
+        let mut busy = server.in_flight("/wait/keeper");
+        let child = server.serving();
+        suspend(child);
+        let mut clients: Vec<_> = (0..50).map(|_| server.connect()).collect();
+        for client in &mut clients {
+            client.get("/livez");
+        }
+        server.keeper().signal(Signal::KILL);
+        server.servers.program.wait();
+        child.signal(Signal::CONT);
+        for client in &mut clients {
+            assert_eq!(client.response().text(), "live\n");
+        }
+        assert!(child.is_running());
+        server.open("keeper");
+        let response = busy.response();
+        assert_eq!((response.text(), response.says_close()), (child.to_string(), true));
+        assert_eq!(server.exit_code_without_keeper(), 0, "{}", server.servers.program);
+        if let Address::Tcp(addr) = server.address {
+            assert!(is_refused(addr));
+        }
+        assert_eq!(server.processes().next(), None);
+    });
+}
+
+/// A keeper that is killed in the middle of a restart leaves nobody either.
+#[test]
+fn nobody_outlives_a_keeper_that_is_killed_in_a_restart() {
+    over_both(|over| {
+        for pause in [0, 10, 30, 60, 100] {
+            let mut server = Handover::server(over, &[]);
+            let mut clients: Vec<_> = (0..20).map(|_| server.idle()).collect();
+            for client in &mut clients {
+                client.post("/echo", "hello");
+            }
+            server.servers.signal(Signal::USR2);
+            thread::sleep(Duration::from_millis(pause));
+            server.keeper().signal(Signal::KILL);
+            server.servers.program.wait();
+            for client in &mut clients {
+                assert_eq!(client.response().text(), "hello", "{pause} ms");
+                assert_eq!(client.end(), End::Eof, "{pause} ms");
+            }
+            wait_until("the children are gone", || {
+                server.processes().all(|process| !process.is_running())
+            });
+        }
+    });
+}
+
+// Stops.
+
+/// Each stop signal ends the keeper and its child.
+#[test]
+fn each_stop_signal_ends_the_keeper() {
+    for (signal, name) in STOP_SIGNALS {
+        let mut servers = Generations::start(&server(&[]));
+        let child = servers.serving;
+        servers.signal(signal);
+        assert_eq!(servers.program.exit_code(), 0, "{name}");
+        let log = servers.program.log();
+        assert!(log.contains(&format!("keeper: stopping because of {name}")), "{log}");
+        assert!(log.contains(&format!("] stopping because of {name}; in flight: 0")), "{log}");
+        assert!(
+            log.contains(&format!("keeper: process {child} has ended: exit status: 0")),
+            "{log}"
+        );
+    }
+}
+
+/// A stop in the middle of a restart ends the successor, too, and the predecessor finishes what it
+/// has. A restart that was to follow does not.
+#[test]
+fn a_stop_in_the_middle_of_a_restart_ends_both() {
+    over_both(|over| {
+        let mut server = Handover::staged(over);
+        let mut busy = server.in_flight("/wait/stop");
+        let child = server.serving();
+        server.successors_run("exec sleep 60");
+        server.servers.signal(Signal::USR2);
+        let successor = server.servers.wait_for_start();
+        server.servers.signal(Signal::USR2);
+        server.line_of(server.keeper(), "keeper: a restart is under way; another follows");
+        server.servers.signal(Signal::TERM);
+        let end = server.servers.line_of_end(successor);
+        assert!(end.contains("signal: 15 (SIGTERM)"), "{end}");
+        server.line_of(child, "stopping because of SIGTERM; in flight: 1");
+        server.open("stop");
+        assert_eq!(busy.response().text(), child.to_string());
+        let log = server.ended();
+        assert_eq!(log.matches("keeper: started process ").count(), 2, "{log}");
+    });
+}
+
+/// A second signal cuts what is in flight, in all children, and the exit code says so.
+#[test]
+fn a_second_stop_signal_cuts_all_children() {
+    over_both(|over| {
+        let mut server = Handover::staged(over);
+        let mut first = server.in_flight("/wait/never");
+        let predecessor = server.restart();
+        let mut second = server.in_flight("/wait/never");
+        server.servers.signal(Signal::TERM);
+        server.line_of(predecessor, "SIGTERM: stopping already; in flight: 1");
+        server.line_of(server.serving(), "stopping because of SIGTERM; in flight: 1");
+        pass_repeat_window();
+        server.servers.signal(Signal::TERM);
+        assert_eq!(server.servers.program.exit_code(), 1, "{}", server.servers.program);
+        for client in [&mut first, &mut second] {
+            assert!(client.try_response(false).is_err());
+        }
+        assert_eq!(server.processes().next(), None);
+    });
+}
+
+/// The exit code is about those that are stopped, and a predecessor that has ended before with
+/// another one is only named in the log.
+#[test]
+fn the_exit_code_is_the_newest_childs() {
+    for code in [0, 7] {
+        let mut server = Handover::server(Over::Tcp, &[]);
+        let children = [9, code].map(|code| {
+            let waits = "kill -STOP $$; exec 4<&-; while :; do sleep 0.05; done";
+            let child = successor(&mut server, &format!("trap 'exit {code}' TERM; {waits}"));
+            child.notify("READY=1");
+            server.wait_for_successor();
+            child
+        });
+        assert_eq!(server.exit_code(children[0].process), 9);
+        server.servers.signal(Signal::TERM);
+        let told = &mut server.servers.program;
+        assert_eq!(told.exit_code(), code, "{told}");
+    }
+}
+
+/// Starts a successor whose channel the test has.
+fn successor(server: &mut Handover, lines: &str) -> FakeChild {
+    server.successors_run(lines);
+    server.servers.signal(Signal::USR2);
+    FakeChild::of(server.servers.wait_for_start())
+}
+
+// The first start.
+
+/// A first child that ends before it is ready ends the keeper, with the child's exit code.
+#[test]
+fn a_first_start_that_fails_ends_with_the_childs_exit_code() {
+    for (script, code, line) in [
+        ("exit 3", 3, "has ended before it was ready: exit status: 3"),
+        ("exit 0", 0, "has ended before it was ready: exit status: 0"),
+        ("kill -KILL $$", 137, "has ended before it was ready: signal: 9 (SIGKILL)"),
+        ("exec sleep 60", 1, "was not ready within 300ms (no READY=1"),
+    ] {
+        let mut child = Command::new("sh");
+        child.args(["-c", script]);
+        let told = output(&mut keep(&["--patience", "300ms"], &child));
+        let log = text(&told.stderr);
+        assert_eq!(told.status.code(), Some(code), "{script}: {log}");
+        assert!(log.contains(line), "{script}: {log}");
+    }
+    // The child's own line says why.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut child = Command::new(SERVER);
+    child.args(["--listen", &taken.local_addr().unwrap().to_string()]);
+    let told = output(&mut keep(&[], &child));
+    let log = text(&told.stderr);
+    assert_eq!(told.status.code(), Some(1), "{log}");
+    assert!(log.contains("smol-graceful: cannot listen on "), "{log}");
+}
+
+/// What a keeper cannot do at all is one line, with exit code 1.
+#[test]
+fn a_keeper_that_cannot_start_says_why_in_one_line() {
+    let directory = Directory::new();
+    let plain = directory.join("plain");
+    fs::write(&plain, "x").unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let missing = directory.join("missing");
+    for (flags, program, error) in [
+        (vec!["--listen", &addr], Path::new(SERVER), "the address is in use"),
+        (vec![], &*missing, "no such file"),
+        (vec![], &*plain, "it is not executable"),
+        (vec![], directory.path(), "it is a directory, not a program"),
+        (vec![], Path::new("nobody-has-this"), "no such file in any directory of PATH"),
+    ] {
+        let told = output(&mut keep(&flags, &Command::new(program)));
+        let log = text(&told.stderr);
+        assert_eq!(told.status.code(), Some(1), "{log}");
+        assert!(log.starts_with("smol-graceful: cannot "), "{log}");
+        assert!(log.contains(error), "{error}: {log}");
+        assert_eq!(log.lines().count(), 1, "{log}");
+    }
+}
+
+/// What makes no sense on the command line is exit code 2, and nothing is started.
+#[test]
+fn wrong_use_is_told_before_anything_starts() {
+    let directory = Directory::new();
+    let ran = directory.join("ran");
+    let mut child = Command::new("touch");
+    child.arg(&ran);
+    for flags in [
+        &["--ready", "soon"][..],
+        &["--ready", "https://127.0.0.1/"],
+        &["--ready", "http:///path"],
+        &["--patience", "long"],
+        &["--restart-on", "NOBODY"],
+        &["--restart-on", "KILL"],
+        &["--listen", "localhost"],
+        &["--nonsense"],
+    ] {
+        let told = output(&mut keep(flags, &child));
+        assert_eq!(told.status.code(), Some(2), "{flags:?}: {}", text(&told.stderr));
+    }
+    let told = output(Command::new(SERVER).args(["keep", "--listen", "127.0.0.1:0"]));
+    assert_eq!(told.status.code(), Some(2), "{}", text(&told.stderr));
+    assert!(!ran.exists());
+}
+
+// The parts of the tests above.
+
+/// The server on a port of the kernel's choice, which it binds itself.
+fn server(args: &[&str]) -> Command {
+    let mut command = Command::new(SERVER);
+    command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).args(args).stdin(Stdio::null());
+    command
+}
+
+/// Asserts that the connection serves a request, and goes on.
+fn assert_live(client: &mut Client) {
+    let response = client.get("/livez").response();
+    assert_eq!((&*response.text(), response.says_close()), ("live\n", false));
+}
+
+/// Serves if another test has started this process for that.
+#[test]
+fn the_program_of_these_tests() {
+    handover::serve();
+}

@@ -1,0 +1,30 @@
+// A server on Node's http that stops in the usual way, to be run under the keeper: it takes the socket
+// that it was given as descriptor 3, serves GET /work?for=20ms, and takes TERM as the word to stop.
+//
+// Run with:
+//
+//	smol-graceful keep --listen 127.0.0.1:8082 --ready 2s -- node tests/peers/node-http/main.mjs
+
+import { createServer } from 'node:http';
+
+const server = createServer((request, response) => {
+  const url = new URL(request.url, 'http://localhost');
+  if (request.method !== 'GET' || url.pathname !== '/work') {
+    response.writeHead(404).end();
+    return;
+  }
+  const [, wait] = /^(\d+)ms$/.exec(url.searchParams.get('for') ?? '0ms') ?? [null, '0'];
+  setTimeout(() => response.end('okay'), Number(wait));
+});
+
+// Before anyone can know that we are here.
+process.on('SIGTERM', () => {
+  // Calls back when every request is answered.
+  server.close(() => console.error('stopped'));
+  server.closeIdleConnections();
+});
+
+server.listen({ fd: 3 }, () => {
+  const { address, port } = server.address();
+  console.error(`listening on ${address}:${port}`);
+});
