@@ -72,6 +72,7 @@ impl Picture<'_> {
         plot.draw_restarts(&mut out, self.timeline);
         plot.draw_requests(&mut out, self.scale);
         plot.draw_times(&mut out);
+        draw_key(&mut out);
         plot.draw_faults(&mut out, &total);
         plot.draw_seconds(&mut out);
         if self.has_notes {
@@ -104,17 +105,9 @@ impl Picture<'_> {
              <title>{title}</title>\n<desc>{summary}</desc>\n<style>{STYLE}</style>\n\
              <rect class=\"ground\" x=\".5\" y=\".5\" width=\"{}\" height=\"{}\" rx=\"6\"/>\n\
              <text class=\"title\" x=\"12\" y=\"24\">{title}</text>\n\
-             <text x=\"12\" y=\"42\">{summary}</text>\n\
-             <g transform=\"translate({} 24)\" text-anchor=\"start\">\
-             <path class=\"edge\" d=\"M0-10V1\" stroke-dasharray=\"3 2\"/>\
-             <text x=\"6\">restart</text>\
-             <rect class=\"key told\" x=\"56\" y=\"-8\" width=\"5\" height=\"8\"/>\
-             <text x=\"66\">closed, as the answer said</text>\
-             <rect class=\"key untold\" x=\"208\" y=\"-8\" width=\"5\" height=\"8\"/>\
-             <text x=\"218\">closed without a word</text></g>\n",
+             <text x=\"12\" y=\"42\">{summary}</text>\n",
             wide - 1.0,
-            high - 1.0,
-            wide - 350.0
+            high - 1.0
         );
     }
 }
@@ -286,6 +279,20 @@ impl Plot {
             );
         }
     }
+}
+
+/// Explains the marks that have no name beside them, to the right of a heading.
+fn draw_key(out: &mut String) {
+    let (x, y) = (RIGHT - 336.0, TIMES.1 - 5.0);
+    let _ = writeln!(
+        out,
+        "<g transform=\"translate({x} {y})\">\
+         <path class=\"edge\" d=\"M2-9V1\" stroke-dasharray=\"3 2\"/><text x=\"8\">restart</text>\
+         <rect class=\"key told\" x=\"68\" y=\"-8\" width=\"4\" height=\"8\"/>\
+         <text x=\"78\">closed, as announced</text>\
+         <rect class=\"key untold\" x=\"212\" y=\"-8\" width=\"4\" height=\"8\"/>\
+         <text x=\"222\">closed unannounced</text></g>"
+    );
 }
 
 /// Writes a heading above what stands below this line.

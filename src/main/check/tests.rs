@@ -375,7 +375,7 @@ fn right_answers_are_right() {
 
 #[test]
 fn refused_connects_are_no_loss() {
-    let path = std::env::temp_dir().join(format!("lossless-{}.sock", std::process::id()));
+    let path = std::env::temp_dir().join(format!("check-{}.sock", std::process::id()));
     let away = path.with_extension("away");
     let listener = UnixListener::bind(&path).unwrap();
     thread::spawn(move || {
