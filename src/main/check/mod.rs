@@ -4,10 +4,14 @@
 //! below it, knows neither settings nor files. A number is counted in one place, `tally.rs`: lines,
 //! page and picture show the same ones.
 
+#[cfg(test)]
+mod count_tests;
 mod goal;
 mod load;
 mod page;
 mod picture;
+#[cfg(test)]
+mod picture_tests;
 mod progress;
 mod settings;
 #[cfg(test)]
@@ -157,7 +161,9 @@ impl Settings {
                 let error = format!("some client has had no answer since restart {number}");
                 return Err(io::Error::new(io::ErrorKind::TimedOut, error));
             }
-            restarts.push(progress.end(&stretch, took));
+            let restart = progress.end(&stretch, took);
+            let _ = writeln!(io::stderr(), "{restart}");
+            restarts.push(restart);
         }
         Ok(())
     }
