@@ -1,8 +1,8 @@
 //! The examples, as a reader would run them: each is sent what its head comment says, stopped, and
 //! asked for its exit code and its log.
 //!
-//! `websocket` has its tests in tests/upgrade.rs, `blocking` in tests/signals.rs, `lossless` is
-//! what tests/restart.rs counts with, and `testing` brings its own.
+//! `websocket` has its tests in tests/upgrade.rs, `blocking` in tests/signals.rs, and `testing`
+//! brings its own.
 
 mod common;
 
