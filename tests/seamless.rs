@@ -1,15 +1,14 @@
-//! Restarts in place that no client notices: `smol-graceful check` counts, as an operator runs it.
+//! Restarts by the keeper that no client notices: `smol-graceful check` counts, as an operator
+//! runs it.
 
 #![cfg(target_os = "linux")]
 
 mod common;
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Directory, Generations, PATIENCE, ProcessId, SERVER, output_within, text};
-use rustix::process::Pid;
+use common::{Directory, Generations, PATIENCE, SERVER, keep, output_within, text, wait_until};
 
 /// Ten times in a row, over TCP: no request is lost or refused, and no connection is closed. The
 /// clients send without a look.
@@ -29,23 +28,22 @@ fn no_client_of_a_unix_socket_notices_ten_restarts() {
 }
 
 fn assert_seamless(directory: &Directory, listen: &str) {
-    let file = directory.join("app.pid");
-    let mut command = Command::new(SERVER);
-    command.args(["--listen", listen, "--pid-file"]).arg(&file);
-    let mut servers = Generations::start(command);
+    let file = directory.join("keeper.pid");
+    let mut server = Command::new(SERVER);
+    server.args(["--listen", listen]);
+    let mut keeper = Generations::of(keep(&["--pid-file", file.to_str().unwrap()], &server));
     let address = match listen {
-        "127.0.0.1:0" => servers.program.addr.to_string(),
+        "127.0.0.1:0" => keeper.program.addr.to_string(),
         _ => listen.to_owned(),
     };
+    wait_until("the keeper is named", || file.exists());
 
     let flags = "--seamless --idle 2000 --blind --clients 32 --gap 0s --work 5ms --pause 300ms";
     let mut check = Command::new(SERVER);
-    let usr2 = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/restart/usr2");
-    check.args(["check", &address]).args(flags.split(' ')).arg("--").arg(usr2).arg(&file);
+    let restart = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/restart/keeper");
+    check.args(["check", &address]).args(flags.split(' ')).arg("--").arg(restart).arg(&file);
     let output = output_within(&mut check, b"", 4 * PATIENCE);
 
-    // The last one would outlive a test that fails below.
-    servers.serving = named_in(&file);
     let report = text(&output.stdout);
     assert!(output.status.success(), "{report}{}", text(&output.stderr));
     assert!(report.contains("\n10 restarts, the longest took "), "{report}");
@@ -53,12 +51,6 @@ fn assert_seamless(directory: &Directory, listen: &str) {
         report.ends_with(" with 32 clients and 2000 idle ones: no client has noticed anything\n"),
         "{report}"
     );
-    let log = servers.end();
-    assert_eq!(log.matches(" has taken over").count(), 10, "{log}");
-}
-
-/// Returns the process that a pid file names.
-fn named_in(file: &Path) -> ProcessId {
-    let text = fs::read_to_string(file).unwrap();
-    ProcessId(Pid::from_raw(text.trim_end().parse().unwrap()).unwrap())
+    let log = keeper.end();
+    assert_eq!(log.matches(" takes over from process ").count(), 10, "{log}");
 }

@@ -1,13 +1,17 @@
 //! `smol-graceful check`: keeps a server under load, restarts it, and says what clients notice.
 //!
-//! [`Settings`] is the command line, and [`run`] the whole command. The load itself, in `load.rs` and
+//! [`Settings`] is the command line, [`run`] the whole command. The load itself, in `load.rs` and
 //! below it, knows neither settings nor files. A number is counted in one place, `tally.rs`: lines,
 //! page and picture show the same ones.
 
+#[cfg(test)]
+mod count_tests;
 mod goal;
 mod load;
 mod page;
 mod picture;
+#[cfg(test)]
+mod picture_tests;
 mod progress;
 mod settings;
 #[cfg(test)]
@@ -150,14 +154,16 @@ impl Settings {
             if !status.success() {
                 return Err(wrong(format!("failed: {status}")));
             }
-            let is_last = number == self.restarts;
             let rest = next.saturating_duration_since(Instant::now()).max(self.pause);
             progress.while_waiting(|| thread::sleep(rest));
-            if is_last && !progress.while_waiting(|| tally.all_answered(patience)) {
-                let error = "some client has had no answer since the last restart";
+            // A request from before may take up its whole time first.
+            if !progress.while_waiting(|| tally.all_answered(2 * patience)) {
+                let error = format!("some client has had no answer since restart {number}");
                 return Err(io::Error::new(io::ErrorKind::TimedOut, error));
             }
-            restarts.push(progress.end(stretch, took));
+            let restart = progress.end(&stretch, took);
+            let _ = writeln!(io::stderr(), "{restart}");
+            restarts.push(restart);
         }
         Ok(())
     }

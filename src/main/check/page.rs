@@ -77,8 +77,8 @@ impl Page<'_> {
         if self.restarts.is_empty() {
             return;
         }
-        *out += "<h2>Restarts</h2>\n<p>What happened from the beginning of each to the beginning of \
-                 the next.</p>\n<table id=\"restarts\">\n<tr>";
+        *out += "<h2>Restarts</h2>\n<p>Faults that clients noticed from the beginning of each to the \
+                 beginning of the next.</p>\n<table id=\"restarts\">\n<tr>";
         for name in ["Restart", "took", "refused", "lost", "closed", "slowest answer"] {
             let _ = write!(out, "<th class=\"number\">{name}</th>");
         }

@@ -14,8 +14,8 @@ use super::load::timeline::Bucket;
 const SIZE: (f64, f64) = (900.0, 280.0);
 
 /// Where the time begins and ends.
-const LEFT: f64 = 66.0;
-const RIGHT: f64 = 848.0;
+pub(super) const LEFT: f64 = 66.0;
+pub(super) const RIGHT: f64 = 848.0;
 
 /// Where the requests stand: from this line up to that one.
 const REQUESTS: (f64, f64) = (122.0, 68.0);
@@ -31,7 +31,7 @@ const FAULT: f64 = 13.0;
 const BOTTOM: f64 = FAULTS + 3.0 * FAULT;
 
 /// The most columns: more would be narrower than two points.
-const COLUMNS: usize = 386;
+pub(super) const COLUMNS: usize = 386;
 
 /// The labels of the times. The axis goes a bit further than the last.
 const LABELS: [(&str, f64); 5] =
@@ -41,8 +41,8 @@ const DECADES: f64 = 4.5;
 /// Colours: of the ground, the text, lines, restarts, requests, times, and the faults.
 const STYLE: &str = "\
 svg{color-scheme:light dark}text{fill:#424a53}.title{font-weight:bold;font-size:15px;fill:#1f2328}\
-.heading{font-style:italic}.ground{fill:#fff;stroke:#d1d9e0}.line{stroke:#d1d9e0}.restart{fill:#ddf4ff}.edge{stroke:#54aeff}\
-.requests{fill:#54aeff;stroke:#0969da}.times{fill:#c297ff;stroke:#8250df}.refused{fill:#e16f24}\
+.heading{font-style:italic}.ground{fill:#fff;stroke:#d1d9e0}.line{stroke:#d1d9e0}.restart{fill:#ddf4ff}\
+.edge{stroke:#54aeff}.requests{fill:#54aeff;stroke:#0969da}.times{fill:#c297ff;stroke:#8250df}.refused{fill:#e16f24}\
 .lost{fill:#cf222e}.told{fill:#fff;stroke:#9a6700}.untold{fill:#9a6700}.bad{font-weight:bold}\
 .note{fill:transparent}\
 @media(prefers-color-scheme:dark){text{fill:#b1bac4}.title{fill:#f0f6fc}\
@@ -72,6 +72,7 @@ impl Picture<'_> {
         plot.draw_restarts(&mut out, self.timeline);
         plot.draw_requests(&mut out, self.scale);
         plot.draw_times(&mut out);
+        draw_key(&mut out);
         plot.draw_faults(&mut out, &total);
         plot.draw_seconds(&mut out);
         if self.has_notes {
@@ -104,17 +105,9 @@ impl Picture<'_> {
              <title>{title}</title>\n<desc>{summary}</desc>\n<style>{STYLE}</style>\n\
              <rect class=\"ground\" x=\".5\" y=\".5\" width=\"{}\" height=\"{}\" rx=\"6\"/>\n\
              <text class=\"title\" x=\"12\" y=\"24\">{title}</text>\n\
-             <text x=\"12\" y=\"42\">{summary}</text>\n\
-             <g transform=\"translate({} 24)\" text-anchor=\"start\">\
-             <path class=\"edge\" d=\"M0-10V1\" stroke-dasharray=\"3 2\"/>\
-             <text x=\"6\">restart</text>\
-             <rect class=\"key told\" x=\"56\" y=\"-8\" width=\"5\" height=\"8\"/>\
-             <text x=\"66\">closed, as the answer said</text>\
-             <rect class=\"key untold\" x=\"208\" y=\"-8\" width=\"5\" height=\"8\"/>\
-             <text x=\"218\">closed without a word</text></g>\n",
+             <text x=\"12\" y=\"42\">{summary}</text>\n",
             wide - 1.0,
-            high - 1.0,
-            wide - 350.0
+            high - 1.0
         );
     }
 }
@@ -145,13 +138,13 @@ impl Plot {
             let (from, to) = (self.x(restart.begun), self.x(restart.ended));
             let (wide, high) = ((to - from).max(2.0), bottom - top);
             let took = short(restart.ended - restart.begun);
-            let _ = write!(
+            let _ = writeln!(
                 out,
                 "<g><title>restart {number}, {took}</title>\
                  <rect class=\"restart\" x=\"{from:.1}\" y=\"{top}\" width=\"{wide:.1}\" \
                  height=\"{high}\"/>\
                  <path class=\"edge\" d=\"M{from:.1} {top}V{bottom}\" stroke-dasharray=\"3 2\"/>\
-                 </g>\n"
+                 </g>"
             );
         }
     }
@@ -212,37 +205,37 @@ impl Plot {
 
     /// Draws a line for each kind of fault, with a mark where there was one, and its sum.
     fn draw_faults(&self, out: &mut String, total: &Bucket) {
-        type Number = fn(&Bucket) -> u64;
-        let lines: [(&str, &[(&str, Number)], u64); 3] = [
-            ("refused", &[("refused", |bucket| bucket.attempts)], total.refused),
-            ("lost", &[("lost", |bucket| bucket.lost)], total.lost),
-            // A column with both is drawn as untold, because that is the worse of the two.
-            (
-                "closed",
-                &[("told", |bucket| bucket.told), ("untold", |bucket| bucket.untold)],
-                total.closed(),
-            ),
-        ];
-        for (line, (name, kinds, sum)) in lines.into_iter().enumerate() {
+        let sums = [("refused", total.refused), ("lost", total.lost), ("closed", total.closed())];
+        for (line, (name, sum)) in sums.into_iter().enumerate() {
             let top = FAULTS + line as f64 * FAULT;
-            let (middle, base) = (top + FAULT / 2.0, top + FAULT - 3.0);
-            let _ = writeln!(out, "<path class=\"line\" d=\"M{LEFT} {middle}H{RIGHT}\"/>");
-            let _ = writeln!(out, "<text x=\"12\" y=\"{base}\">{name}</text>");
+            let (middle, base, x) = (top + FAULT / 2.0, top + FAULT - 3.0, RIGHT + 6.0);
             let class = if sum > 0 { " class=\"bad\"" } else { "" };
-            let x = RIGHT + 6.0;
-            let _ = writeln!(out, "<text{class} x=\"{x}\" y=\"{base}\">{}</text>", grouped(sum));
-            for (class, number) in kinds {
-                for (column, bucket) in self.columns.iter().enumerate() {
-                    if number(bucket) > 0 {
-                        let (x, wide) = (self.left(column), self.step.max(2.0));
-                        let (y, high) = (top + 2.0, FAULT - 4.0);
-                        let _ = writeln!(
-                            out,
-                            "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y}\" width=\"{wide:.1}\" \
-                             height=\"{high}\"/>"
-                        );
-                    }
-                }
+            let sum = grouped(sum);
+            let _ = writeln!(
+                out,
+                "<path class=\"line\" d=\"M{LEFT} {middle}H{RIGHT}\"/>\n\
+                 <text x=\"12\" y=\"{base}\">{name}</text>\n\
+                 <text{class} x=\"{x}\" y=\"{base}\">{sum}</text>"
+            );
+        }
+        self.draw_marks(out, "refused", 0.0, |bucket| bucket.attempts);
+        self.draw_marks(out, "lost", 1.0, |bucket| bucket.lost);
+        self.draw_marks(out, "told", 2.0, |bucket| bucket.told);
+        // Over the others, because a client cannot be ready for these.
+        self.draw_marks(out, "untold", 2.0, |bucket| bucket.untold);
+    }
+
+    /// Draws a mark in each column with such a fault.
+    fn draw_marks(&self, out: &mut String, class: &str, line: f64, of: impl Fn(&Bucket) -> u64) {
+        let (y, high, wide) = (FAULTS + line * FAULT + 2.0, FAULT - 4.0, self.step.max(2.0));
+        for (column, bucket) in self.columns.iter().enumerate() {
+            if of(bucket) > 0 {
+                let x = self.left(column);
+                let _ = writeln!(
+                    out,
+                    "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y}\" width=\"{wide:.1}\" \
+                     height=\"{high}\"/>"
+                );
             }
         }
     }
@@ -288,6 +281,20 @@ impl Plot {
     }
 }
 
+/// Explains the marks that have no name beside them, to the right of a heading.
+fn draw_key(out: &mut String) {
+    let (x, y) = (RIGHT - 336.0, TIMES.1 - 5.0);
+    let _ = writeln!(
+        out,
+        "<g transform=\"translate({x} {y})\">\
+         <path class=\"edge\" d=\"M2-9V1\" stroke-dasharray=\"3 2\"/><text x=\"8\">restart</text>\
+         <rect class=\"key told\" x=\"68\" y=\"-8\" width=\"4\" height=\"8\"/>\
+         <text x=\"78\">closed, as announced</text>\
+         <rect class=\"key untold\" x=\"212\" y=\"-8\" width=\"4\" height=\"8\"/>\
+         <text x=\"222\">closed unannounced</text></g>"
+    );
+}
+
 /// Writes a heading above what stands below this line.
 fn heading(out: &mut String, y: f64, text: &str) {
     let (x, y) = (LEFT + 3.0, y - 5.0);
@@ -301,7 +308,7 @@ fn label(out: &mut String, y: f64, text: &str) {
 }
 
 /// Returns the next number from 1, 2 or 5 and zeros that is no smaller.
-fn round(number: u64) -> u64 {
+pub(super) fn round(number: u64) -> u64 {
     let mut unit: u64 = 1;
     loop {
         for digit in [1, 2, 5] {
@@ -344,140 +351,4 @@ pub(crate) fn escaped(text: &str) -> String {
         }
     }
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::load::timeline::Band;
-    use super::*;
-    use roxmltree::{Document, Node};
-
-    const TITLE: &str = "<a & \"b\">'\u{1}";
-
-    fn picture(timeline: &Timeline) -> Picture<'_> {
-        Picture { title: TITLE, timeline, scale: None, has_notes: false }
-    }
-
-    fn ms(millis: u64) -> Duration {
-        Duration::from_millis(millis)
-    }
-
-    fn marks<'a>(document: &'a Document<'_>, class: &str) -> Vec<Node<'a, 'a>> {
-        document.descendants().filter(|node| node.attribute("class") == Some(class)).collect()
-    }
-
-    fn number(node: &Node<'_, '_>, name: &str) -> f64 {
-        node.attribute(name).unwrap().parse().unwrap()
-    }
-
-    /// Each event has a mark at its time, and nothing else has one.
-    #[test]
-    fn each_event_has_a_mark() {
-        let mut timeline = Timeline::new();
-        for (time, bucket) in [
-            (50, Bucket { answered: 10, slowest: ms(10), ..Bucket::default() }),
-            (250, Bucket { refused: 2, attempts: 5, ..Bucket::default() }),
-            (350, Bucket { attempts: 7, ..Bucket::default() }),
-            (550, Bucket { lost: 3, ..Bucket::default() }),
-            (650, Bucket { told: 1, ..Bucket::default() }),
-            (750, Bucket { untold: 4, ..Bucket::default() }),
-            (999, Bucket { answered: 1_500, slowest: ms(1_000), ..Bucket::default() }),
-        ] {
-            *timeline.at(ms(time)) = bucket;
-        }
-        timeline.add_restart(Band { begun: ms(200), ended: ms(400) });
-        timeline.add_restart(Band { begun: ms(700), ended: ms(700) });
-        let text = picture(&timeline).draw();
-        let document = Document::parse(&text).unwrap();
-
-        let title = document.descendants().find(|node| node.has_tag_name("title")).unwrap();
-        assert_eq!(title.text(), Some("<a & \"b\">'\u{fffd}"));
-        let summary = document.descendants().find(|node| node.has_tag_name("desc")).unwrap();
-        assert_eq!(
-            summary.text().unwrap(),
-            "2 restarts (up to 200 ms) · 1,510 requests answered, 2 refused, 3 lost · 5 \
-             connections closed by the server"
-        );
-        let column = (RIGHT - LEFT) / 10.0;
-        for (class, columns) in [
-            ("refused", &[2, 3][..]),
-            ("lost", &[5]),
-            ("told", &[6]),
-            ("untold", &[7]),
-            ("restart", &[2, 7]),
-        ] {
-            let marks = marks(&document, class);
-            assert_eq!(marks.len(), columns.len(), "{class}");
-            for (mark, place) in marks.iter().zip(columns) {
-                let x = LEFT + column * f64::from(*place);
-                assert!((number(mark, "x") - x).abs() < 0.1, "{class}: {mark:?}");
-            }
-        }
-        let wide =
-            marks(&document, "restart").iter().map(|it| number(it, "width")).collect::<Vec<_>>();
-        assert!((wide[0] - 2.0 * column).abs() < 0.1 && wide[1] == 2.0, "{wide:?}");
-        // The sums beside the lines: refused, lost, closed.
-        let sums: Vec<_> = marks(&document, "bad").iter().filter_map(Node::text).collect();
-        assert_eq!(sums, ["2", "3", "5"]);
-    }
-
-    /// The heights follow the numbers, on the same axis in every picture.
-    #[test]
-    fn heights_follow_the_numbers() {
-        let mut timeline = Timeline::new();
-        *timeline.at(ms(0)) = Bucket { answered: 50, slowest: ms(10), ..Bucket::default() };
-        *timeline.at(ms(100)) = Bucket { answered: 100, slowest: ms(100_000), ..Bucket::default() };
-        let heights = |scale, class| {
-            let text = Picture { scale, ..picture(&timeline) }.draw();
-            let document = Document::parse(&text).unwrap();
-            let path = marks(&document, class)[0].attribute("d").unwrap().to_owned();
-            let heights =
-                path.split('V').skip(1).map(|rest| rest.split(['H', 'Z']).next().unwrap());
-            heights.map(|height| height.parse().unwrap()).collect::<Vec<f64>>()
-        };
-        assert_eq!(heights(None, "requests"), [95.0, 68.0, 122.0]);
-        assert_eq!(heights(Some(200), "requests"), [108.5, 95.0, 122.0]);
-        // More than the scale has.
-        assert_eq!(heights(Some(50), "requests"), [68.0, 68.0, 122.0]);
-        assert_eq!(heights(None, "times"), [193.6, 143.0, 208.0]);
-    }
-
-    /// A picture is no larger if the load lasts for days, and has every event still.
-    #[test]
-    fn a_long_load_is_drawn_in_bounded_size() {
-        let mut timeline = Timeline::new();
-        for minute in 0..3 * 24 * 60 {
-            let bucket = timeline.at(Duration::from_secs(60 * minute));
-            *bucket = bucket.and(Bucket { answered: 1, lost: 1, ..Bucket::default() });
-        }
-        assert!(timeline.buckets().len() <= 6000);
-        let text = Picture { has_notes: true, ..picture(&timeline) }.draw();
-        let document = Document::parse(&text).unwrap();
-        assert!(marks(&document, "note").len() <= COLUMNS);
-        let sums: Vec<_> = marks(&document, "bad").iter().filter_map(Node::text).collect();
-        assert_eq!(sums, ["4,320"]);
-        assert!(text.len() < 200_000, "{}", text.len());
-    }
-
-    #[test]
-    fn a_load_without_an_event_is_drawn() {
-        let timeline = Timeline::new();
-        let text = picture(&timeline).draw();
-        let document = Document::parse(&text).unwrap();
-        assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
-        for class in ["refused", "lost", "told", "untold", "restart", "bad", "note"] {
-            assert!(marks(&document, class).is_empty(), "{class}");
-        }
-    }
-
-    #[test]
-    fn numbers_are_read_easily() {
-        for (number, top, text) in
-            [(0, 1, "0"), (3, 5, "3"), (999, 1000, "999"), (1_001, 2_000, "1,001")]
-        {
-            assert_eq!((round(number), &*grouped(number)), (top, text));
-        }
-        assert_eq!(grouped(1_234_567), "1,234,567");
-        assert_eq!((short(ms(12)), short(ms(1_260))), ("12 ms".to_owned(), "1.3 s".to_owned()));
-    }
 }

@@ -1,4 +1,4 @@
-//! Says on standard error how a check goes on: a line for each restart, and what happens just now.
+//! How a check goes on: a line for each restart, and one for what happens just now.
 //!
 //! The line of a restart has what has happened since it began, up to the beginning of the next. The
 //! line of the moment is written only where standard error is a terminal, and is written over.
@@ -101,17 +101,15 @@ impl<'a> Progress<'a> {
         Stretch { number, before, begun: Instant::now() }
     }
 
-    /// Says what a restart has brought, and returns it.
-    pub(crate) fn end(&self, stretch: Stretch, took: Duration) -> Restart {
-        let restart = Restart {
+    /// Ends the count of a restart, whose command took so long.
+    pub(crate) fn end(&self, stretch: &Stretch, took: Duration) -> Restart {
+        Restart {
             number: stretch.number,
             of: self.restarts,
             took,
             counts: Counts::of(&self.tally.report()).since(stretch.before),
             slowest: self.tally.take_slowest(),
-        };
-        let _ = writeln!(io::stderr(), "{restart}");
-        restart
+        }
     }
 
     /// Calls `wait`, and says meanwhile what happens.
@@ -134,7 +132,7 @@ impl<'a> Progress<'a> {
     }
 
     /// Returns the line of the moment.
-    fn moment(&self) -> String {
+    pub(super) fn moment(&self) -> String {
         let report = self.tally.report();
         let (time, counts) = (self.tally.elapsed().as_secs_f64(), Counts::of(&report));
         format!("{time:.1} s: {} answered, {counts}", report.answered)

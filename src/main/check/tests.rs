@@ -9,11 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
-use futures_lite::future;
 use smol::block_on;
 
-use super::Settings;
 use super::load::*;
 
 /// The action of a server at a request.
@@ -319,43 +316,6 @@ fn a_connection_that_nobody_reads_is_found() {
     assert_eq!(report.lost(), report.stalled, "{report}");
 }
 
-#[test]
-fn a_restart_wakes_a_quarter_of_the_crowd() {
-    let tally = Tally::new(1, 40);
-    let listeners: Vec<_> = (0..40).map(|_| tally.crowd.listen()).collect();
-    tally.restart(|| ());
-    let woken = listeners.into_iter().filter_map(|listener| block_on(future::poll_once(listener)));
-    assert_eq!(woken.count(), 10);
-}
-
-/// A request is near a restart if it was under way in one, or began within a second behind it.
-#[test]
-fn requests_near_a_restart_are_told_apart() {
-    let tally = Tally::new(1, 0);
-    let answer = |begun| tally.answer(Shape::Kept, 0, 1, begun);
-    let before = Instant::now();
-    answer(before);
-    assert_eq!(tally.report().near.answers, 0);
-    tally.restart(|| answer(before));
-    answer(before);
-    assert_eq!(tally.report().near.answers, 2);
-    answer(Instant::now() + Duration::from_secs(2));
-    let report = tally.report();
-    assert_eq!((report.near.answers, report.all.answers, report.answered), (2, 4, 4));
-}
-
-#[test]
-fn ninety_nine_of_a_hundred_are_within_p99() {
-    let tally = Tally::new(1, 0);
-    // The longest is not the last.
-    for millis in (1..=100).rev() {
-        tally.all.add(Duration::from_millis(millis));
-    }
-    let Spread { answers, p99, longest } = tally.report().all;
-    assert_eq!((answers, longest), (100, Duration::from_millis(100)));
-    assert!((99.0..=100.0).contains(&(p99.as_secs_f64() * 1000.0)), "{p99:?}");
-}
-
 /// Right answers in all framings, and all three kinds of clients.
 #[test]
 fn right_answers_are_right() {
@@ -375,7 +335,7 @@ fn right_answers_are_right() {
 
 #[test]
 fn refused_connects_are_no_loss() {
-    let path = std::env::temp_dir().join(format!("lossless-{}.sock", std::process::id()));
+    let path = std::env::temp_dir().join(format!("check-{}.sock", std::process::id()));
     let away = path.with_extension("away");
     let listener = UnixListener::bind(&path).unwrap();
     thread::spawn(move || {
@@ -412,63 +372,4 @@ fn a_load_that_does_not_come_on_is_an_error() {
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     assert!(error.to_string().contains("has not answered 6 of 6 clients"), "{error}");
     assert!(error.to_string().contains("; such as: Not a directory"), "{error}");
-}
-
-#[test]
-fn targets_are_read_as_they_are_written() {
-    for text in ["127.0.0.1:8082", "[::1]:8082", "unix:/run/app.sock"] {
-        assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
-    }
-    for text in ["", "8082", ":8082", "localhost:8082", "unix:"] {
-        assert!(text.parse::<Target>().is_err(), "{text}");
-    }
-}
-
-#[test]
-fn only_what_was_asked_for_is_a_fault() {
-    let lost = Report { reset: 1, cut: 1, ..Report::default() };
-    let refused = Report { refused: 2, ..Report::default() };
-    let closed = Report { asked: 9, told: 1, untold: 3, ..Report::default() };
-    for (flags, faults) in [
-        (&[][..], ["2 lost", "", ""]),
-        (&["--none-refused"], ["2 lost", "2 refused", ""]),
-        (&["--seamless"], ["2 lost", "2 refused", "4 connections closed by the server"]),
-    ] {
-        let settings = settings(flags);
-        let found = [&lost, &refused, &closed].map(|report| settings.faults(report).join(", "));
-        assert_eq!(found, faults, "{flags:?}");
-    }
-}
-
-/// Returns the settings of `smol-graceful check` with these arguments.
-fn settings(args: &[&str]) -> Settings {
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        settings: Settings,
-    }
-    Line::parse_from(["check", "127.0.0.1:1"].iter().chain(args)).settings
-}
-
-/// A reader looks for these: the kinds under each other, and a loss that stands out.
-#[test]
-fn a_report_reads_well() {
-    let failure = Failure {
-        kind: Kind::Cut,
-        shape: Shape::Kept,
-        client: "client 1 (127.0.0.1:40000)".to_owned(),
-        at: Duration::from_millis(1500),
-        elapsed: Duration::from_millis(20),
-        what: "closed".to_owned(),
-    };
-    let (answered, cut) = (12_345, 2);
-    let report = Report { answered, cut, failures: vec![failure], ..Report::default() };
-    let text = report.to_string();
-    let lines: Vec<_> = text.lines().collect();
-    let words = "whole and right; p99 0.0ns, the longest took 0.0ns";
-    assert_eq!(lines[0], format!("answered     12345  {words}"));
-    assert_eq!(lines[8], "cut              2  LOST: an answer began and did not end");
-    let words =
-        "at 1.500 s, cut: GET, keep-alive, by client 1 (127.0.0.1:40000), after 20.0ms: closed";
-    assert_eq!(lines[11..], [words, "… and 1 more"]);
 }

@@ -1,0 +1,193 @@
+//! A server that answers well, except that it commits one fault each time the restart command runs.
+//!
+//! So a test knows each number of the report in advance. The command only makes a file: the server
+//! removes the file when it commits the fault, and the command ends then.
+
+#![allow(unreachable_pub, reason = "it is a module of a test")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use socket2::SockRef;
+
+use super::common::{PATIENCE, SERVER, output_within, text};
+
+/// How long a late answer takes.
+pub const LATE: Duration = Duration::from_millis(300);
+
+/// A fault of a bad server.
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    /// Sends this and closes.
+    End(&'static str),
+    /// Sends this and goes on.
+    Bytes(&'static str),
+    /// Sends this, and its end in the same packet. So the client sees both at once.
+    Leave(&'static str),
+    /// Answers as it should, but late.
+    Late,
+    /// Does not answer.
+    Never,
+}
+
+/// The requests on which it is committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum On {
+    Any,
+    /// The first of a connection.
+    First,
+    /// Not the first of a connection.
+    Later,
+    /// `GET` on a connection that has had one and is kept.
+    Kept,
+    Post,
+    Slow,
+}
+
+/// A server that commits its fault once, whenever `file` appears, and removes it then.
+pub struct Bad {
+    pub addr: SocketAddr,
+    file: PathBuf,
+    /// How many requests it has answered as it should.
+    pub served: Arc<AtomicU64>,
+    /// How many of them had asked for a close.
+    pub asked: Arc<AtomicU64>,
+}
+
+impl Bad {
+    pub fn start(file: PathBuf, fault: Fault, on: On) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (served, asked) = <(Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+        let bad = Self { addr, file, served, asked };
+        let (file, served, asked) = (bad.file.clone(), bad.served.clone(), bad.asked.clone());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (file, stream) = (file.clone(), stream.unwrap());
+                let (served, asked) = (served.clone(), asked.clone());
+                thread::spawn(move || {
+                    Connection { stream, file, fault, on, served, asked }.serve()
+                });
+            }
+        });
+        bad
+    }
+
+    /// Checks it. In the place of a restart stands a command that causes the fault, and waits until
+    /// it has begun.
+    pub fn check(&self, flags: &str) -> Output {
+        let file = self.file.display();
+        let script = format!("touch {file}; while [ -e {file} ]; do sleep 0.01; done");
+        let mut check = Command::new(SERVER);
+        check.args(["check", &self.addr.to_string()]).args(flags.split_whitespace());
+        output_within(check.args(["--", "sh", "-c", &script]), b"", 2 * PATIENCE)
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    file: PathBuf,
+    fault: Fault,
+    on: On,
+    served: Arc<AtomicU64>,
+    asked: Arc<AtomicU64>,
+}
+
+impl Connection {
+    fn serve(mut self) {
+        for number in 0.. {
+            if self.answer(number).is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Answers a request. Returns `None` if the connection ends.
+    fn answer(&mut self, number: usize) -> Option<()> {
+        let request = read_request(&mut self.stream)?;
+        let is_it = match self.on {
+            On::Any => true,
+            On::First => number == 0,
+            On::Later => number > 0,
+            On::Kept => number > 0 && !request.is_post() && !request.asks_for_close(),
+            On::Post => request.is_post(),
+            On::Slow => request.path() == "/slow",
+        };
+        // Only one of those that find the file removes it.
+        if is_it && fs::remove_file(&self.file).is_ok() {
+            match self.fault {
+                Fault::End(bytes) => {
+                    let _ = self.stream.write_all(bytes.as_bytes());
+                    return None;
+                }
+                Fault::Bytes(bytes) => return self.stream.write_all(bytes.as_bytes()).ok(),
+                Fault::Leave(bytes) => {
+                    SockRef::from(&self.stream).set_tcp_cork(true).unwrap();
+                    let _ = self.stream.write_all(bytes.as_bytes());
+                    return None;
+                }
+                Fault::Never => {
+                    let _ = self.stream.read(&mut [0]);
+                    return None;
+                }
+                Fault::Late => thread::sleep(LATE),
+            }
+        }
+        let (status, body) = match request.path() {
+            "/nothing" => ("404 Not Found", &b"no"[..]),
+            _ if request.is_post() => ("200 OK", &*request.body),
+            _ => ("200 OK", &b"okay"[..]),
+        };
+        let is_last = request.asks_for_close();
+        let close = if is_last { "Connection: close\r\n" } else { "" };
+        let length = body.len();
+        let head = format!("HTTP/1.1 {status}\r\n{close}Content-Length: {length}\r\n\r\n");
+        self.served.fetch_add(1, SeqCst);
+        self.asked.fetch_add(u64::from(is_last), SeqCst);
+        self.stream.write_all(&[head.as_bytes(), body].concat()).ok()?;
+        (!is_last).then_some(())
+    }
+}
+
+pub struct Request {
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Request {
+    fn path(&self) -> &str {
+        self.head.split(' ').nth(1).unwrap()
+    }
+
+    fn is_post(&self) -> bool {
+        self.head.starts_with("POST ")
+    }
+
+    fn asks_for_close(&self) -> bool {
+        self.head.contains("\r\nConnection: close\r\n")
+    }
+}
+
+/// Reads a request. Returns `None` if the client has gone.
+pub fn read_request(stream: &mut impl Read) -> Option<Request> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    let head = text(&head);
+    let length = head
+        .split_once("Content-Length: ")
+        .map_or(0, |(_, rest)| rest.split("\r\n").next().unwrap().parse().unwrap());
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).ok()?;
+    Some(Request { head, body })
+}
