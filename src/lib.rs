@@ -114,6 +114,8 @@ pub use chunks::stream_body;
 pub use client::{Client, target};
 pub use error::ServeError;
 pub use http_types::{self, Body, Method, Request, Response, StatusCode};
+#[cfg(feature = "keeper")]
+pub use keeper::{Keeper, KeeperExit, Kept, ReadyWhen};
 pub use limits::Limits;
 pub use listen::address::{Address, AddressError};
 pub use listen::listener::Listener;
@@ -140,6 +142,8 @@ mod conn;
 mod courier;
 mod descriptors;
 mod error;
+#[cfg(feature = "keeper")]
+mod keeper;
 mod limits;
 mod listen;
 mod lock;

@@ -8,13 +8,12 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Write};
-use std::iter;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::{SIGTTOU, SigSet};
+use nix::sys::signal::SigSet;
 
 use crate::lock::lock;
 use crate::threads;
@@ -99,8 +98,9 @@ impl LogWriter {
             .spawn(move || {
                 // Otherwise a terminal may stop the whole process, if it is a background job, for a
                 // line (`stty tostop`). Where the thread blocks the signal, the terminal takes the
-                // line.
-                let _ = iter::once(SIGTTOU).collect::<SigSet>().thread_block();
+                // line. The others are for the threads that handle them: a keeper must not lose one
+                // that comes here while its program replaces itself.
+                let _ = SigSet::all().thread_block();
                 writer.write_to(out);
             })
             .map_err(threads::named("cannot start the thread that writes the log"))?;

@@ -7,6 +7,8 @@
 mod app;
 #[path = "main/check/mod.rs"]
 mod check;
+#[path = "main/keep.rs"]
+mod keep;
 #[path = "main/log.rs"]
 mod log;
 
@@ -44,6 +46,10 @@ fn main() -> ExitCode {
     };
     log::install(&log, &env::var("RUST_LOG").unwrap_or_default());
     // `log` is flushed where it is dropped, behind the last line, in a bounded time.
+    if let Some(Command::Keep(keep)) = &settings.command {
+        warn_of_unknown_variables("SMOL_GRACEFUL_KEEP_");
+        return keep::run(keep, &mut log);
+    }
     match serve(&settings) {
         Ok(outcome) => outcome.report(),
         Err(error) => {
@@ -179,6 +185,27 @@ enum Command {
     /// DURATION: such as 300ms, 2s.
     #[command(verbatim_doc_comment)]
     Check(Box<check::Settings>),
+
+    /// Keeps the listening sockets of any program, and starts the program anew at USR2 without
+    /// refusing a client.
+    ///
+    ///     smol-graceful keep --pid-file /run/app.pid -- smol-graceful --listen :8082
+    ///     smol-graceful keep --listen :8080 --ready 2s -- node server.js
+    ///
+    /// The process id never changes. A restart starts the next process of the program, and when it
+    /// is ready, the one before it finishes what it has. A program of this library hands its
+    /// connections over, so that no client notices; another one is stopped by TERM. If the next
+    /// process fails, the one before it goes on. If the only process dies, another is started, and
+    /// clients wait meanwhile.
+    ///
+    /// HUP, INT, TERM and QUIT go to all processes of the program, and the keeper ends with them.
+    /// Other signals go to the one that serves. Exit code: that of the newest process (128 and the
+    /// number of the signal that has killed it), 1 if another had to be cut or the keeper could not
+    /// begin, 2 wrong usage.
+    ///
+    /// DURATION: such as 300ms, 2s. Logs go to standard error; RUST_LOG says which.
+    #[command(verbatim_doc_comment)]
+    Keep(Box<keep::Settings>),
 }
 
 /// Reads an address from among those that commas separate.
@@ -206,12 +233,18 @@ fn settings() -> Result<Settings, clap::Error> {
         Some(name) if is_other || is_empty(name) => arg.env(None::<&str>),
         _ => arg,
     });
+    let command = command.mut_subcommands(|command| {
+        command.mut_args(|arg| match arg.get_env() {
+            Some(name) if is_empty(name) => arg.env(None::<&str>),
+            _ => arg,
+        })
+    });
     Settings::from_arg_matches(&command.try_get_matches()?)
 }
 
 /// Returns the subcommand that the arguments begin with.
 fn subcommand() -> Option<String> {
-    let first = env::args().nth(1)?;
+    let first = env::args_os().nth(1)?.into_string().ok()?;
     Settings::command().find_subcommand(&first).map(|command| command.get_name().to_owned())
 }
 
@@ -225,9 +258,11 @@ fn usage(error: &clap::Error) -> ExitCode {
             text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
         let wrong = wrong.join(" ");
         let wrong = wrong.trim_start_matches("error: ");
+        let origin = variable(error).map(|name| format!(" (from the variable {name})"));
         let _ = writeln!(
             io::stderr(),
-            "smol-graceful {name}: {wrong}; `smol-graceful {name} --help` tells more"
+            "smol-graceful {name}: {wrong}{}; `smol-graceful {name} --help` tells more",
+            origin.unwrap_or_default()
         );
         return ExitCode::from(2);
     }
@@ -246,31 +281,36 @@ fn usage(error: &clap::Error) -> ExitCode {
 fn variable(error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(named)) = error.get(ContextKind::InvalidArg) else { return None };
     let flag = named.split(' ').next()?;
-    if env::args().any(|arg| arg.split('=').next() == Some(flag)) {
+    let mut words = env::args_os().map(|word| word.to_string_lossy().into_owned());
+    if words.any(|word| word.split('=').next() == Some(flag)) {
         return None;
     }
     let command = Settings::command();
-    let arg = command.get_arguments().find(|arg| arg.get_long() == flag.strip_prefix("--"))?;
+    let subcommand = subcommand().and_then(|name| command.find_subcommand(name));
+    let mut arguments = subcommand.unwrap_or(&command).get_arguments();
+    let arg = arguments.find(|arg| arg.get_long() == flag.strip_prefix("--"))?;
     let name = arg.get_env()?;
     env::var_os(name).map(|_| name.to_string_lossy().into_owned())
 }
 
-/// Warns of variables that look like this program's and mean nothing.
-fn warn_of_unknown_variables() {
+/// Warns of variables whose names begin with `prefix` and that mean nothing.
+fn warn_of_unknown_variables(prefix: &str) {
     let command = Settings::command();
-    let own = command.get_arguments().filter_map(Arg::get_env);
-    // A keeper sets this.
-    let known: Vec<_> = own.chain([OsStr::new("SMOL_GRACEFUL_KEEPER")]).collect();
+    let commands = [&command].into_iter().chain(command.get_subcommands());
+    let own = commands.flat_map(|command| command.get_arguments()).filter_map(Arg::get_env);
+    // A keeper sets these.
+    let keepers = ["SMOL_GRACEFUL_KEEPER", "SMOL_GRACEFUL_RESUME"].map(OsStr::new);
+    let known: Vec<_> = own.chain(keepers).collect();
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("SMOL_GRACEFUL_") && !known.contains(&&*name) {
+        if text.starts_with(prefix) && !known.contains(&&*name) {
             ::log::warn!("the variable {text} means nothing; --help lists those that do");
         }
     }
 }
 
 fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
-    warn_of_unknown_variables();
+    warn_of_unknown_variables("SMOL_GRACEFUL_");
     raise_open_files();
     // Bound by `run`, when signals are handled (rule S16).
     let listeners = iter::once_with(|| listeners(settings)).flat_map(|all| match all {

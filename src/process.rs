@@ -100,10 +100,10 @@ pub fn run<L: Listen>(
 #[derive(Debug, Clone)]
 pub struct Process {
     threads: usize,
-    signals: Vec<Signal>,
-    restart: Option<Signal>,
-    patience: Duration,
-    pid_file: Option<PathBuf>,
+    pub(crate) signals: Vec<Signal>,
+    pub(crate) restart: Option<Signal>,
+    pub(crate) patience: Duration,
+    pub(crate) pid_file: Option<PathBuf>,
     repeat_window: Duration,
 }
 
@@ -335,7 +335,7 @@ impl Process {
         // XFSZ comes before the others, so that its descriptors are closed again. All of them come
         // before the first bind (rule S16), and before a worker inherits what is blocked.
         let signals = survive_full_files()
-            .and_then(|()| signals::stream(&self.signals, self.restart))
+            .and_then(|()| signals::stream(&self.signals, self.restart.as_slice()))
             .map_err(during("cannot handle signals"))?;
         // Dropped last: the file names this process until the drain is over.
         let pid_file = self.own_pid_file().map(PidFile::at).transpose()?;

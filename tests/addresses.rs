@@ -35,7 +35,7 @@ fn an_abstract_name_is_served_and_survives_a_restart() {
     let address = format!("unix:@sg-{}-served", std::process::id());
     let mut command = server(&[&address]);
     command.current_dir(directory.path());
-    let mut servers = Generations::start(command);
+    let mut servers = Generations::start(&command);
     assert_eq!(ask(&address), "okay");
     servers.restart();
     assert_eq!(ask(&address), "okay");
@@ -97,7 +97,7 @@ fn the_mode_of_a_socket_file_is_a_setting() {
         command.args(["-c", &format!("umask {umask}; exec \"$@\""), "sh", SERVER]);
         command.args(["--work", "0s", "--listen", &listen]);
         command.envs(mode.map(|mode| ("SMOL_GRACEFUL_UNIX_MODE", mode)));
-        let mut servers = Generations::start(command);
+        let mut servers = Generations::start(&command);
         assert_eq!(mode_of(&path), expected, "{umask} {mode:?}");
         // The successor's file is the predecessor's.
         servers.restart();
@@ -182,7 +182,7 @@ fn both_wildcards_work_together_in_either_order() {
                 }
                 let mut command = server(&addresses);
                 command.args(reuse_port);
-                let mut servers = Generations::start(command);
+                let mut servers = Generations::start(&command);
                 servers.program.wait_for(&format!("listening on [::]:{port}"));
                 for _ in 0..2 {
                     for ip in ["127.0.0.1", "[::1]"] {
@@ -286,7 +286,7 @@ fn a_relative_path_survives_a_change_of_directory() {
         let mut command = Command::new(env::current_exe().unwrap());
         command.args(["--exact", NAME, "--nocapture"]).env(CHILD, "yes");
         command.current_dir(directory.path());
-        let mut servers = Generations::start(command);
+        let mut servers = Generations::start(&command);
         assert_eq!(ask(&unix(&path)), "okay");
         for _ in 0..restarts {
             servers.restart();
@@ -390,13 +390,13 @@ fn sockets_that_were_passed_to_a_wrapper_are_named_once() {
     ] {
         let held = TcpListener::bind("127.0.0.1:0").unwrap();
         let args = ["--listen", "127.0.0.1:0,localhost:0", "--work", "0s"];
-        let mut servers = Generations::start(activated("$$", how, vec![held.into()], &args));
+        let mut shell = Program::start(activated("$$", how, vec![held.into()], &args));
         // The server is a child of the shell. Each line of the log has its process id.
-        servers.serving = ProcessId::named(&servers.program.to_string(), "Z ");
-        let address = servers.program.addr.to_string();
-        assert_eq!(ask(&address), "okay");
-        let server = format!("process {}", servers.serving);
-        let log = servers.end();
+        let server = ProcessId::named(&shell.to_string(), "Z ");
+        assert_eq!(ask(&shell.addr.to_string()), "okay");
+        server.signal(Signal::TERM);
+        let log = shell.log();
+        let server = format!("process {server}");
         let is_warning = |line: &&str| line.contains("LISTEN_FDS=1 passes sockets");
         let warnings: Vec<_> = log.lines().filter(is_warning).collect();
         assert_eq!(warnings.len(), 1, "{log}");

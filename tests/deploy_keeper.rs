@@ -253,7 +253,7 @@ fn assert_nobody_notices(place: &Place, signal: &str) {
          until [ \"$(grep -c '{OVER}' {log})\" -gt \"$before\" ]; do \
          if grep -q '{FAILED}' {log}; then exit 1; fi; sleep 0.01; done"
     );
-    let flags = "--seamless --idle 2000 --blind --clients 32 --work 5ms --restarts 10";
+    let flags = "--seamless --idle 2000 --blind --clients 32 --gap 0s --work 5ms --pause 300ms";
     let mut check = Command::new(SERVER);
     check.arg("check").args(flags.split(' ')).arg(place.addr.to_string());
     check.args(["--", "sh", "-c", &script]);

@@ -17,7 +17,7 @@ use std::thread;
 use command_fds::{CommandFdExt, FdMapping};
 use common::{
     Client, Directory, End, Generations, PATIENCE, ProcessId, Program, TlsStream, certificate,
-    chromium, output, pattern, run_ok, text, tls_client, wait_for_close, wait_until,
+    chromium, keep, output, pattern, run_ok, text, tls_client, wait_for_close, wait_until,
 };
 use futures_rustls::pki_types::CertificateDer;
 use futures_rustls::rustls::ProtocolVersion;
@@ -186,19 +186,17 @@ fn tls_is_not_disturbed_by_garbage() {
 /// A successor takes over with the certificate that is there by then.
 #[test]
 fn tls_renews_its_certificate() {
-    let mut server = Tls::start();
+    let mut server = Tls::start_by(|example| keep(&[], &example));
     let mut old = server.connect();
     okay(&mut old);
     server.trusted = certificate(server.dir.path());
     server.program.signal(Signal::USR2);
-    let told = server.program.wait_for(" has taken over");
-    let successor = ProcessId::named(&told, "process ");
+    server.program.wait_for(" takes over from process ");
     assert_eq!(rest(&mut old), "");
-    assert_eq!(server.program.exit_code(), 0, "{}", server.program);
+    server.program.wait_for(" has ended: exit status: 0");
     okay(&mut server.connect());
     assert_eq!(text(&run_ok(&mut server.curl("/"), b"")), "okay\n");
-    successor.signal(Signal::TERM);
-    // The log ends when both of them have.
+    server.program.stop();
     let log = server.program.log();
     assert_eq!(log.matches("drained in ").count(), 2, "{log}");
 }
@@ -227,39 +225,38 @@ fn tls_says_what_is_wrong() {
 /// The stream ends with its last chunk, and the successor goes on with the next event.
 #[test]
 fn events_go_on_with_the_successor() {
-    let server = Program::example("events", &["127.0.0.1:0"]);
-    let mut page = server.connect();
+    let mut server = Generations::start(&Program::example_command("events", &["127.0.0.1:0"]));
+    let mut page = server.program.connect();
     let page = page.get("/").response();
     assert_eq!(page.header("content-type").unwrap(), "text/html; charset=utf-8");
     assert!(page.text().contains("EventSource"));
-    assert_eq!(server.connect().get("/other").response().status, 404);
+    assert_eq!(server.program.connect().get("/other").response().status, 404);
 
-    let predecessor = server.process().number();
-    let mut client = server.connect();
+    let predecessor = server.serving.number();
+    let mut client = server.program.connect();
     subscribe(&mut client, None);
     for n in 1..=3 {
         assert_eq!(event(&mut client), Some((n, predecessor)));
     }
-    let mut servers = Generations::from(server);
-    servers.restart();
-    let successor = servers.serving.number();
+    let stopped = server.restart();
+    let successor = server.serving.number();
     let mut last = 3;
     while let Some((n, by)) = event(&mut client) {
         assert_eq!((n, by), (last + 1, predecessor));
         last = n;
     }
-    assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
+    assert_eq!(server.exit_code(stopped), 0);
 
     // The connection has gone on.
     subscribe(&mut client, Some(&last.to_string()));
     assert_eq!(event(&mut client), Some((last + 1, successor)));
     // One who says nonsense gets all of them.
     for nonsense in ["-1", "99999999999999999999", "x"] {
-        let mut client = servers.program.connect();
+        let mut client = server.program.connect();
         subscribe(&mut client, Some(nonsense));
         assert_eq!(event(&mut client), Some((1, successor)));
     }
-    servers.end();
+    server.end();
     while event(&mut client).is_some() {}
     assert_eq!(client.end(), End::Eof);
 }
@@ -319,10 +316,10 @@ fn events_go_on_in_chromium() {
     first.stop();
 
     let second = Program::example_command("events", &[&first.addr.to_string()]);
-    let mut servers = Generations::start(second);
+    let mut servers = Generations::start(&second);
     receives_from(servers.serving);
-    servers.restart();
-    assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
+    let predecessor = servers.restart();
+    assert_eq!(servers.exit_code(predecessor), 0);
     receives_from(servers.serving);
     servers.end();
 }
@@ -676,11 +673,16 @@ struct Tls {
 
 impl Tls {
     fn start() -> Self {
+        Self::start_by(|example| example)
+    }
+
+    /// Starts the example by another command.
+    fn start_by(by: impl FnOnce(Command) -> Command) -> Self {
         let dir = Directory::new();
         let trusted = certificate(dir.path());
         let mut command = Program::example_command("tls", &["127.0.0.1:0"]);
         command.arg(dir.join("cert.pem")).arg(dir.join("key.pem"));
-        Self { program: Program::start(command), dir, trusted }
+        Self { program: Program::start(by(command)), dir, trusted }
     }
 
     fn url(&self, path: &str) -> String {

@@ -5,15 +5,15 @@
 //! Does not accept, and does not close.
 
 pub(crate) mod address;
-mod bind;
-mod bind_error;
+pub(crate) mod bind;
+pub(crate) mod bind_error;
 mod bound;
 pub(crate) mod inherited;
 pub(crate) mod listener;
 pub(crate) mod own_sockets;
 mod ownership;
 pub(crate) mod passing;
-mod socket_file;
+pub(crate) mod socket_file;
 pub(crate) mod source;
 pub(crate) mod wrapper;
 

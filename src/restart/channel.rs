@@ -140,6 +140,12 @@ impl Channel {
     }
 }
 
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 fn send_packet(
     socket: BorrowedFd<'_>,
     bytes: &[u8],
@@ -564,18 +570,5 @@ mod tests {
         run("leaves", &|_| String::new());
         // The passage of another version, whose other end is to see that nobody takes it.
         run("closes", &|end| format!("2:3:{}", inode(end)));
-    }
-
-    /// Otherwise nobody would see the end of the passage when the successor ends.
-    #[cfg(feature = "keeper")]
-    #[test]
-    fn the_end_for_a_successor_does_not_stay_here() {
-        use crate::restart::spawn::Program;
-        let (passage, end) = Channel::pair().unwrap();
-        let mut program = Program::new("true".into(), []);
-        program.pass(end);
-        let mut child = program.spawn().unwrap();
-        assert!(received(&passage).unwrap().is_none());
-        assert_eq!(block_on(child.ended()), "exit status: 0");
     }
 }

@@ -9,8 +9,6 @@ pub(crate) mod notify;
 pub(crate) mod outbox;
 pub(crate) mod parent;
 pub(crate) mod pid_file;
-#[cfg(feature = "keeper")]
-mod spawn;
 
 use std::sync::atomic::{AtomicU16, Ordering};
 

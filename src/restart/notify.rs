@@ -112,7 +112,7 @@ const STATUS_BYTES: usize = 256;
 /// Returns a status as one line of at most [`STATUS_BYTES`], which ends with `...` if `text` does
 /// not fit. The text may come from a client or hold paths, and a line of its own would be a word
 /// of the protocol.
-fn bounded(text: &str) -> String {
+pub(crate) fn bounded(text: &str) -> String {
     let line = text.replace(char::is_control, " ");
     if line.len() <= STATUS_BYTES {
         return line;

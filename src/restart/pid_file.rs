@@ -97,7 +97,7 @@ fn is_own(path: &Path) -> bool {
 }
 
 /// The content of a pid file.
-enum Content {
+pub(crate) enum Content {
     /// No file, or an empty one.
     Nothing,
     /// A process id.
@@ -106,7 +106,7 @@ enum Content {
     Other,
 }
 
-fn content(path: &Path) -> Content {
+pub(crate) fn content(path: &Path) -> Content {
     // A pipe would be waited for, and a device has no end.
     match fs::metadata(path) {
         Ok(there) if there.is_file() => {}
@@ -124,7 +124,7 @@ fn content(path: &Path) -> Content {
 
 /// Warns if the file at `path` names another process that runs, because that process may be another
 /// server.
-fn warn_of_another(path: &Path) {
+pub(crate) fn warn_of_another(path: &Path) {
     let Content::Id(id) = content(path) else { return };
     if is_running(id) && id != process::id() {
         log::warn!(
@@ -145,7 +145,7 @@ fn is_running(id: u32) -> bool {
 const LONGEST: u64 = 64;
 
 /// Makes sure that the file at `path` may be replaced, if there is one.
-fn check(path: &Path) -> io::Result<()> {
+pub(crate) fn check(path: &Path) -> io::Result<()> {
     if path.file_name().is_none() || fs::metadata(path).is_ok_and(|there| !there.is_file()) {
         // A device, such as /dev/null, would be replaced.
         return Err(io::Error::other("it is not a regular file; give another path"));
@@ -173,7 +173,7 @@ fn draft(path: &Path) -> io::Result<PathBuf> {
     Ok(draft)
 }
 
-fn cannot_write(path: &Path, error: &io::Error) -> io::Error {
+pub(crate) fn cannot_write(path: &Path, error: &io::Error) -> io::Error {
     let reason = match error.kind() {
         io::ErrorKind::NotFound => "no such directory; make it first".into(),
         io::ErrorKind::PermissionDenied => {

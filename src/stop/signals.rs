@@ -70,7 +70,7 @@ pub const STOP_SIGNALS: [Signal; 4] = [Signal::Hup, Signal::Int, Signal::Term, S
 /// # }
 /// ```
 pub fn signals() -> io::Result<impl Stream<Item = Signal> + Send + Unpin + use<>> {
-    let signals = stream(&STOP_SIGNALS, None)?;
+    let signals = stream(&STOP_SIGNALS, &[])?;
     Ok(signals.map(|received| {
         YIELDED_LAST.set(Some(received));
         received.signal
@@ -108,20 +108,20 @@ pub(crate) fn name(signal: Signal) -> String {
     format!("SIG{}", format!("{signal:?}").to_uppercase())
 }
 
-/// Returns the signals of `stop` and `restart` as they arrive, without those of `stop` that the
+/// Returns the signals of `stop` and `others` as they arrive, without those of `stop` that the
 /// process was started to ignore.
 ///
 /// Registers the signals before it unblocks them, because a pending signal would kill the process
 /// otherwise.
 pub(crate) fn stream(
     stop: &[Signal],
-    restart: Option<Signal>,
+    others: &[Signal],
 ) -> io::Result<impl Stream<Item = Received> + Send + Unpin + use<>> {
     threads::check()?;
     let (ignored, mut handled): (Vec<_>, Vec<_>) =
         stop.iter().partition(|signal| MAY_BE_IGNORED.contains(signal) && is_ignored(**signal));
     log_ignored(ignored);
-    handled.extend(restart);
+    handled.extend(others);
     let queue = SignalQueue::new(Signals::new(&handled)?);
     unblock(&handled)?;
     queue.take_in();
@@ -160,7 +160,7 @@ fn log_ignored(mut signals: Vec<Signal>) {
 
 /// Returns `true` if the process ignores `signal`.
 #[allow(unsafe_code, reason = "no crate reads a signal's disposition without setting it")]
-fn is_ignored(signal: Signal) -> bool {
+pub(crate) fn is_ignored(signal: Signal) -> bool {
     let mut disposition = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: without a new action the call changes nothing, and `disposition` is valid for writes.
     let read = unsafe { libc::sigaction(signal as i32, ptr::null(), disposition.as_mut_ptr()) };

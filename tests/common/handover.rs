@@ -25,7 +25,7 @@ use rustix::process::{
 };
 use smol::Timer;
 use smol_graceful::{
-    Address, Body, Limits, Listener, Peer, Process, Request, Response, Server, Shutdown,
+    Address, Body, Kept, Limits, Listener, Peer, Process, Request, Response, Server, Shutdown,
     StatusCode, ready, signals,
 };
 
@@ -96,6 +96,31 @@ impl Handover {
         executable: PathBuf,
         configure: impl FnOnce(&mut Command, &str),
     ) -> Self {
+        Self::start_as(over, executable, |app, listen| {
+            let mut command = Command::new(keeper);
+            command.args(["keep", "--listen", listen, "--"]).arg(app);
+            configure(&mut command, listen);
+            command
+        })
+    }
+
+    /// Starts [`serve`] as its own keeper.
+    pub fn own(over: Over, configure: impl FnOnce(&mut Command)) -> Self {
+        Self::start_as(over, env::current_exe().unwrap(), |app, listen| {
+            let mut command = Command::new(app);
+            command.args(["--exact", PROGRAM, "--nocapture", "--test-threads=1"]);
+            command.env(LISTEN, listen).env(KEEP, "yes");
+            configure(&mut command);
+            command
+        })
+    }
+
+    /// Starts what `command` returns for the program's path and address.
+    fn start_as(
+        over: Over,
+        executable: PathBuf,
+        command: impl FnOnce(&Path, &str) -> Command,
+    ) -> Self {
         prepare();
         let directory = Directory::new();
         let listen = match over {
@@ -104,10 +129,8 @@ impl Handover {
         };
         let app = directory.join("app");
         symlink(&executable, &app).unwrap();
-        let mut command = Command::new(keeper);
-        command.args(["keep", "--listen", &listen, "--"]).arg(app);
+        let mut command = command(&app, &listen);
         command.env(DIRECTORY, directory.path());
-        configure(&mut command, &listen);
         let servers = Generations::of(command);
         let address = match over {
             Over::Tcp => Address::Tcp(servers.program.addr),
@@ -484,13 +507,15 @@ fn links_of(process: ProcessId) -> impl Iterator<Item = (RawFd, PathBuf)> {
 pub const PROGRAM: &str = "the_program_of_these_tests";
 
 /// Variables of the program's environment: its address, the directory of its gates, the number of
-/// its workers, how many seconds a connection may be idle, and whether it calls `serve` and `ready`
-/// instead of `run`.
+/// its workers, how many seconds a connection may be idle, whether it calls `serve` and `ready`
+/// instead of `run`, whether it is its own keeper, and the keeper's pid file.
 const LISTEN: &str = "HANDOVER_LISTEN";
 const DIRECTORY: &str = "HANDOVER_DIRECTORY";
 pub const THREADS: &str = "HANDOVER_THREADS";
 pub const IDLE_TIMEOUT: &str = "HANDOVER_IDLE_TIMEOUT";
 pub const SERVE: &str = "HANDOVER_SERVE";
+const KEEP: &str = "HANDOVER_KEEP";
+pub const PID_FILE: &str = "HANDOVER_PID_FILE";
 
 /// How long the response to `/big` is.
 pub const BIG_BODY: usize = 8 * 1024 * 1024;
@@ -530,7 +555,17 @@ pub fn serve_with(more: impl FnOnce(&Path) -> Vec<Listener>) {
     }
     let listen = iter::once_with(|| Listener::bind(&listen.parse()?));
     let more = iter::once_with(|| more(&directory())).flatten().map(Ok);
-    assert!(process.run(server, listen.chain(more)).unwrap().is_drained());
+    let run = |process: Process| process.run(server, listen.chain(more));
+    if env::var_os(KEEP).is_none() {
+        return assert!(run(process).unwrap().is_drained());
+    }
+    if let Some(path) = env::var_os(PID_FILE) {
+        process = process.pid_file(path);
+    }
+    match process.keep(run).unwrap() {
+        Kept::Child(outcome) => assert!(outcome.is_drained()),
+        Kept::Keeper(exit) => process::exit(exit.code().into()),
+    }
 }
 
 /// Logs as the binary does: each line says which process has written it.

@@ -1,0 +1,247 @@
+//! [`Child`]: a process that the keeper has started, and what it says.
+//!
+//! Invariant: only the first READY of a child counts. A listener that a child brings is a copy of
+//! the keeper's own until the child is trusted. Knows the words, and does not decide what follows
+//! from them.
+
+use std::cell::RefCell;
+use std::env;
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use async_io::Timer;
+use nix::sys::signal::{Signal, kill, killpg};
+use rustix::process::Pid;
+
+use crate::descriptors::{FIRST, inode};
+use crate::error::{during, reason};
+use crate::keeper::answers::Url;
+use crate::keeper::notify::{ChildNotify, Words};
+use crate::keeper::policy::Id;
+use crate::keeper::program::Program;
+use crate::keeper::resume::{RESUME, ServedState};
+use crate::keeper::sockets::Sockets;
+use crate::keeper::{Keeper, ReadyWhen};
+use crate::listen::passing::{FDS, NAMES, PID};
+use crate::restart::channel::{Channel, KEEPER};
+use crate::restart::message::{Brought, Message, Ready};
+use crate::restart::notify::SOCKET;
+
+/// A process that the keeper has started.
+pub(crate) struct Child {
+    pub(crate) id: Id,
+    pub(crate) pid: Pid,
+    pub(crate) started: Instant,
+    /// The parent channel, until its other end is closed.
+    pub(crate) channel: Option<Channel>,
+    pub(crate) notify: Option<ChildNotify>,
+    /// What the child has reported. Programs that do not know the channel report nothing.
+    pub(crate) reported: Option<Vec<ServedState>>,
+    /// The version of a keeper's state that its program reads, or 0.
+    pub(crate) resumes: u16,
+    /// The sockets that it has brought, until it is trusted.
+    pub(crate) brought: Vec<(u32, OwnedFd, Brought)>,
+    /// Shows that the child is ready, without a word of its own.
+    shown: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    why_not_shown: Rc<RefCell<String>>,
+    /// It has been waited for, so another process may have its id.
+    pub(crate) has_ended: bool,
+}
+
+impl Child {
+    /// Starts the command of `keeper` with the sockets.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the kernel refuses the program. It names the program, the directory, and
+    /// the reason in an operator's words.
+    pub(crate) fn start(
+        id: Id,
+        keeper: &Keeper,
+        url: Option<&Url>,
+        sockets: &Sockets,
+    ) -> io::Result<Self> {
+        let step = "cannot start another process";
+        let (channel, end) = Channel::pair().map_err(during(step))?;
+        channel.send(&Message::Offer(sockets.offer()), &[]).map_err(during(step))?;
+        let (notify, name) = ChildNotify::new().map_err(during(step))?;
+        let mut words = keeper.command.iter().cloned();
+        let mut program = Program::new(words.next().unwrap_or_default(), words);
+        let mut fd = FIRST;
+        for kept in sockets.all() {
+            program.pass(kept.socket.try_clone().map_err(during(step))?.into());
+            if kept.is_input {
+                program.pass_input(kept.socket.try_clone().map_err(during(step))?.into());
+            }
+            fd += 1;
+        }
+        // LISTEN_PIDFDID is systemd's word for the process that it has started.
+        for name in [FDS, NAMES, PID, "LISTEN_PIDFDID", "WATCHDOG_PID", RESUME] {
+            program.unset(name);
+        }
+        for (name, _) in env::vars_os() {
+            // The keeper's settings are no settings of a child, which may be a keeper.
+            if let (true, Some(name)) = (name.as_bytes().starts_with(SETTINGS), name.to_str()) {
+                program.unset(name);
+            }
+        }
+        if fd > FIRST {
+            program.set(FDS, (fd - FIRST).to_string());
+            program.set(NAMES, sockets.names());
+            program.name_itself();
+        }
+        program.set(KEEPER, Channel::word(&end, fd).map_err(during(step))?);
+        program.pass(end);
+        program.set(SOCKET, name);
+
+        let started = Instant::now();
+        let pid = program.spawn()?;
+        let why_not_shown = Rc::new(RefCell::new("it was not asked".to_owned()));
+        let shown: Option<Pin<Box<dyn Future<Output = ()>>>> = match (&keeper.ready, url) {
+            (ReadyWhen::After(time), _) => {
+                let time = *time;
+                Some(Box::pin(async move {
+                    Timer::after(time).await;
+                }))
+            }
+            (ReadyWhen::Answers(_), Some(url)) => {
+                let (url, why_not) = (url.clone(), why_not_shown.clone());
+                Some(Box::pin(async move {
+                    url.answered(pid, |why| *why_not.borrow_mut() = why).await;
+                }))
+            }
+            _ => None,
+        };
+        Ok(Self {
+            id,
+            pid,
+            started,
+            channel: Some(channel),
+            notify: Some(notify),
+            reported: None,
+            resumes: 0,
+            brought: Vec::new(),
+            shown,
+            why_not_shown,
+            has_ended: false,
+        })
+    }
+
+    /// Goes on with a child of the program that this process was before.
+    pub(crate) fn resume(id: Id, pid: Pid, reported: Option<Vec<ServedState>>) -> Self {
+        Self {
+            id,
+            pid,
+            started: Instant::now(),
+            channel: None,
+            notify: None,
+            reported,
+            resumes: 0,
+            brought: Vec::new(),
+            shown: None,
+            why_not_shown: Rc::default(),
+            has_ended: false,
+        }
+    }
+
+    /// Waits until the child has shown that it is ready. Never ready if it has to say so.
+    pub(crate) fn poll_shown(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(shown) = &mut self.shown else { return Poll::Pending };
+        let polled = shown.as_mut().poll(cx);
+        if polled.is_ready() {
+            self.shown = None;
+        }
+        polled
+    }
+
+    /// Returns why the last look at the child has not shown that it is ready.
+    pub(crate) fn why_not_shown(&self) -> String {
+        self.why_not_shown.borrow().clone()
+    }
+
+    /// Waits for a word from the channel. Returns `true` if it is the child's first READY.
+    pub(crate) fn poll_channel(&mut self, sockets: &Sockets, cx: &mut Context<'_>) -> Poll<bool> {
+        let Some(channel) = &self.channel else { return Poll::Pending };
+        let Poll::Ready(received) = channel.poll_receive(cx) else { return Poll::Pending };
+        Poll::Ready(match received {
+            Ok(Some((Message::Ready(ready), descriptors))) if self.reported.is_none() => {
+                self.report(ready, descriptors, sockets);
+                true
+            }
+            Ok(Some(_)) => false,
+            Ok(None) => {
+                self.channel = None;
+                false
+            }
+            Err(error) => {
+                let pid = self.pid.as_raw_nonzero();
+                log::warn!("keeper: process {pid} says what makes no sense: {}", reason(&error));
+                if error.kind() != io::ErrorKind::InvalidData {
+                    self.channel = None;
+                }
+                false
+            }
+        })
+    }
+
+    fn report(&mut self, ready: Ready, descriptors: Vec<OwnedFd>, sockets: &Sockets) {
+        let mut descriptors = descriptors.into_iter();
+        let mut reported = Vec::new();
+        for served in ready.listeners {
+            let number = served.number;
+            let inode = match served.brought {
+                None => sockets.inode(number),
+                Some(brought) => descriptors.next().and_then(|socket| {
+                    let inode = inode(&socket).ok();
+                    self.brought.push((number, socket, brought));
+                    inode
+                }),
+            };
+            let adopts = served.adopts;
+            reported.extend(inode.map(|inode| ServedState { number, inode, adopts }));
+        }
+        self.reported = Some(reported);
+        self.resumes = ready.resumes;
+    }
+
+    /// Waits for a word from the child's NOTIFY_SOCKET.
+    pub(crate) fn poll_notify(&mut self, cx: &mut Context<'_>) -> Poll<Words> {
+        let Some(notify) = &self.notify else { return Poll::Pending };
+        match notify.poll_receive(self.pid, cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(words)) => Poll::Ready(words),
+            Poll::Ready(Err(error)) => {
+                log::warn!("keeper: cannot hear notifications: {}", reason(&error));
+                self.notify = None;
+                Poll::Ready(Words::default())
+            }
+        }
+    }
+
+    /// Sends a signal to the child's first process.
+    pub(crate) fn signal(&self, signal: async_signal::Signal) {
+        if let (false, Ok(signal)) = (self.has_ended, Signal::try_from(signal as i32)) {
+            let _ = kill(self.nix_pid(), signal);
+        }
+    }
+
+    /// Kills the child and the processes that it has started.
+    pub(crate) fn kill(&self) {
+        if !self.has_ended {
+            let _ = killpg(self.nix_pid(), Signal::SIGKILL);
+        }
+    }
+
+    fn nix_pid(&self) -> nix::unistd::Pid {
+        nix::unistd::Pid::from_raw(self.pid.as_raw_nonzero().get())
+    }
+}
+
+/// How the names of the binary's settings for its keeper begin.
+const SETTINGS: &[u8] = b"SMOL_GRACEFUL_KEEP_";

@@ -1,0 +1,178 @@
+//! [`ChildNotify`]: the socket at which a child says how it stands (systemd's NOTIFY_SOCKET).
+//!
+//! Invariant: only root, this process's user and the child's own user are heard, because anybody
+//! may send to an abstract name; and no child can make the keeper read without an end. Passes
+//! nothing on by itself.
+
+use std::ffi::OsString;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::task::{Context, Poll, ready};
+
+use async_io::Async;
+use rustix::cmsg_space;
+use rustix::net::sockopt::set_socket_passcred;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Pid, getuid};
+
+/// A child's socket, and the name that the child knows it by.
+pub(crate) struct ChildNotify {
+    socket: Async<UnixDatagram>,
+}
+
+/// The words of a child that a keeper understands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Words {
+    pub(crate) is_ready: bool,
+    pub(crate) status: Option<String>,
+    /// In microseconds.
+    pub(crate) extension: Option<u32>,
+    pub(crate) is_watchdog: bool,
+}
+
+/// How many bytes are read of a datagram, as systemd does.
+const LONGEST: usize = 4096;
+
+impl ChildNotify {
+    /// Makes a socket with a name that nobody has.
+    ///
+    /// # Errors
+    ///
+    /// Returns what the operating system says.
+    pub(crate) fn new() -> io::Result<(Self, OsString)> {
+        let random = || RandomState::new().build_hasher().finish();
+        let name = format!("smol-graceful-keeper/{:016x}{:016x}", random(), random());
+        let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+        set_socket_passcred(&socket, true)?;
+        Ok((Self { socket: Async::new(socket)? }, format!("@{name}").into()))
+    }
+
+    /// Goes on with a socket that the program which this process was before has made.
+    ///
+    /// # Errors
+    ///
+    /// Returns what the operating system says.
+    pub(crate) fn resume(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self { socket: Async::new(UnixDatagram::from(socket))? })
+    }
+
+    /// Waits for a datagram of the process `child`, and returns its words. A datagram of another
+    /// user has none.
+    pub(crate) fn poll_receive(&self, child: Pid, cx: &mut Context<'_>) -> Poll<io::Result<Words>> {
+        loop {
+            let mut bytes = [0; LONGEST];
+            match receive(self.socket.get_ref(), &mut bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(self.socket.poll_readable(cx))?;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok((length, user)) => {
+                    let is_heard = user.is_some_and(|user| is_trusted(user, child));
+                    let words =
+                        if is_heard { Words::read(&bytes[..length]) } else { Words::default() };
+                    return Poll::Ready(Ok(words));
+                }
+            }
+        }
+    }
+}
+
+impl AsFd for ChildNotify {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Returns how many bytes have come, and the user that has sent them.
+fn receive(socket: &UnixDatagram, bytes: &mut [u8]) -> io::Result<(usize, Option<u32>)> {
+    // There is no room for descriptors, which the kernel closes then: systemd's BARRIER=1 waits for
+    // that.
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmCredentials(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut ancillary, flags)?;
+    let users = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmCredentials(sender) => Some(sender.uid.as_raw()),
+        _ => None,
+    });
+    Ok((received.bytes, users.last()))
+}
+
+/// Returns `true` if a user may speak for the child: root, the keeper's user, or the child's.
+fn is_trusted(user: u32, child: Pid) -> bool {
+    let directory = || std::fs::metadata(format!("/proc/{}", child.as_raw_nonzero()));
+    user == 0 || user == getuid().as_raw() || directory().is_ok_and(|child| child.uid() == user)
+}
+
+impl Words {
+    /// Reads a datagram. What it does not know means nothing.
+    fn read(bytes: &[u8]) -> Self {
+        let mut words = Self::default();
+        for line in String::from_utf8_lossy(bytes).lines() {
+            match line.split_once('=') {
+                Some(("READY", "1")) => words.is_ready = true,
+                Some(("STATUS", status)) => words.status = Some(status.to_owned()),
+                Some(("EXTEND_TIMEOUT_USEC", time)) => words.extension = time.parse().ok(),
+                Some(("WATCHDOG", "1")) => words.is_watchdog = true,
+                _ => {}
+            }
+        }
+        words
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::future::block_on;
+    use rustix::process::getpid;
+    use std::future::poll_fn;
+
+    fn send(name: &OsString, text: &[u8]) {
+        let name = name.to_str().unwrap().strip_prefix('@').unwrap();
+        let socket = UnixDatagram::unbound().unwrap();
+        let to = SocketAddr::from_abstract_name(name).unwrap();
+        socket.send_to_addr(text, &to).unwrap();
+    }
+
+    #[test]
+    fn a_child_is_heard() {
+        let (notify, name) = ChildNotify::new().unwrap();
+        let next = |text: &[u8]| {
+            send(&name, text);
+            block_on(poll_fn(|cx| notify.poll_receive(getpid(), cx))).unwrap()
+        };
+        for (text, words) in [
+            ("READY=1", Words { is_ready: true, ..Words::default() }),
+            ("READY=0\nREADY=1 \nREADY\n=\n", Words::default()),
+            ("STATUS=a=b\n", Words { status: Some("a=b".into()), ..Words::default() }),
+            (
+                "WATCHDOG=1\nEXTEND_TIMEOUT_USEC=7\nMAINPID=1\n",
+                Words { is_watchdog: true, extension: Some(7), ..Words::default() },
+            ),
+            ("EXTEND_TIMEOUT_USEC=-7\n", Words::default()),
+        ] {
+            assert_eq!(next(text.as_bytes()), words, "{text}");
+        }
+        // More than is read.
+        let long = format!("STATUS={}\nREADY=1\n", "x".repeat(LONGEST));
+        assert!(!next(long.as_bytes()).is_ready);
+        assert_eq!(next(b"\xff\nREADY=1"), Words { is_ready: true, ..Words::default() });
+    }
+
+    #[test]
+    fn only_some_users_are_heard() {
+        assert!(is_trusted(0, getpid()));
+        assert!(is_trusted(getuid().as_raw(), getpid()));
+        // Nobody has this one.
+        assert!(!is_trusted(4_000_000_000, getpid()));
+        // The first process is root's, or this user sees whose it is.
+        let first = std::fs::metadata("/proc/1").unwrap().uid();
+        assert!(is_trusted(first, Pid::INIT));
+    }
+}

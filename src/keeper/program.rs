@@ -1,0 +1,447 @@
+//! [`Program`]: a program that a keeper starts with sockets from descriptor 3 on.
+//!
+//! Invariant: the kernel decides what a program is. `execve` does not fall back to a shell, whereas
+//! `execvp` (and so the standard library) lets `/bin/sh` run whatever the kernel refuses, half a
+//! file for example. The child gets the descriptors that are passed and those that every child of
+//! this process inherits, and no others. Does not know what the program is for, and does not wait.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::{CString, OsStr, OsString, c_char};
+use std::fs::{self, File};
+use std::io;
+use std::iter;
+use std::mem;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, ExitStatus, Stdio};
+use std::ptr;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::{SigSet, SigmaskHow};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::process::Pid;
+
+use crate::descriptors::FIRST;
+use crate::error::during;
+use crate::listen::passing::PID;
+
+/// A program that is to be started in this process's directory.
+pub(crate) struct Program {
+    /// The program's first argument. Looked up in PATH if it has no slash.
+    name: OsString,
+    arguments: Vec<OsString>,
+    environment: BTreeMap<OsString, OsString>,
+    descriptors: Vec<OwnedFd>,
+    input: Option<OwnedFd>,
+    names_itself: bool,
+}
+
+impl Program {
+    /// Returns a program with this process's environment, and with `/dev/null` as its standard
+    /// input.
+    pub(crate) fn new(name: OsString, arguments: impl IntoIterator<Item = OsString>) -> Self {
+        Self {
+            name,
+            arguments: arguments.into_iter().collect(),
+            environment: env::vars_os().collect(),
+            descriptors: Vec::new(),
+            input: None,
+            names_itself: false,
+        }
+    }
+
+    /// Sets a variable of the environment.
+    pub(crate) fn set(&mut self, name: &str, value: impl Into<OsString>) {
+        self.environment.insert(name.into(), value.into());
+    }
+
+    /// Removes a variable from the environment.
+    pub(crate) fn unset(&mut self, name: &str) {
+        self.environment.remove(OsStr::new(name));
+    }
+
+    /// Sets LISTEN_PID to the child's own process id, which only the child knows.
+    pub(crate) fn name_itself(&mut self) {
+        self.names_itself = true;
+    }
+
+    /// Passes one more descriptor: the first is 3 in the child, the second 4.
+    pub(crate) fn pass(&mut self, descriptor: OwnedFd) {
+        self.descriptors.push(descriptor);
+    }
+
+    /// Passes the standard input.
+    pub(crate) fn pass_input(&mut self, input: OwnedFd) {
+        self.input = Some(input);
+    }
+
+    /// Starts the program in a process group of its own, with no signal blocked. It gets TERM when
+    /// the thread that has started it ends. Returns its process id.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the kernel refuses the program. It names the program, the directory, and
+    /// the reason in an operator's words.
+    pub(crate) fn spawn(mut self) -> io::Result<Pid> {
+        let input = match self.input.take() {
+            Some(input) => Stdio::from(input),
+            None => Stdio::from(File::open("/dev/null").map_err(during("cannot open /dev/null"))?),
+        };
+        let descriptors = mem::take(&mut self.descriptors);
+        self.spawn_with(input, descriptors).map_err(|error| {
+            let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
+            let name = Path::new(&self.name).display();
+            let here = env::current_dir()
+                .map_or("a directory that is gone".into(), |dir| dir.display().to_string());
+            let message = format!("cannot start {name} in {here}: {}", self.reason(errno));
+            io::Error::new(error.kind(), message)
+        })
+    }
+
+    fn spawn_with(&self, input: Stdio, descriptors: Vec<OwnedFd>) -> io::Result<Pid> {
+        let file = self.file().ok_or(io::Error::from(Errno::ENOENT))?;
+        let numbers = FIRST..FIRST + RawFd::try_from(descriptors.len()).unwrap_or(RawFd::MAX);
+        // The copies are above all numbers in the child, so that none is overwritten before it is
+        // copied to its place.
+        let raise = |descriptor: OwnedFd| fcntl_dupfd_cloexec(descriptor, numbers.end);
+        let raised = descriptors.into_iter().map(raise).collect::<Result<Vec<_>, _>>()?;
+        // The standard library opens a pipe, by which the child tells why it could not begin. With
+        // the numbers below taken, this pipe is above them, too.
+        let mut fillers = Vec::new();
+        while let Some(descriptor) = raised.first() {
+            let filler = fcntl_dupfd_cloexec(descriptor, FIRST)?;
+            if filler.as_raw_fd() >= numbers.end {
+                break;
+            }
+            fillers.push(filler);
+        }
+        let moves = raised.iter().map(AsRawFd::as_raw_fd).zip(numbers).collect();
+        let words = iter::once(&self.name).chain(&self.arguments).map(|word| c_string(word));
+        let variables = self.environment.iter().map(|(name, value)| {
+            let mut variable = name.clone();
+            variable.push("=");
+            variable.push(value);
+            c_string(&variable)
+        });
+        let image = Image {
+            file: c_string(file.as_os_str())?,
+            words: words.collect::<io::Result<_>>()?,
+            variables: variables.collect::<io::Result<_>>()?,
+            names_itself: self.names_itself,
+            moves,
+            parent: process::id(),
+        };
+        let mut command = Command::new(&file);
+        command.stdin(input).process_group(0);
+        become_image(&mut command, image);
+        // The child has this process's handlers until it runs the program. A signal that comes
+        // before would be heard here.
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let child = command.spawn();
+        before.thread_set_mask()?;
+        let child = child?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        pid.ok_or_else(|| Errno::ECHILD.into())
+    }
+
+    /// Says why the kernel has refused the program.
+    fn reason(&self, errno: Errno) -> &'static str {
+        match (errno, self.file()) {
+            (errno, _) if NOT_A_PROGRAM.contains(&errno) => {
+                "it is not a program that this machine can run"
+            }
+            (Errno::EACCES, Some(file)) if file.is_dir() => "it is a directory, not a program",
+            (Errno::EACCES, Some(file)) if !is_executable(&file) => "it is not executable",
+            (Errno::EACCES, _) => {
+                "it is not executable for this user, names an interpreter that is not executable, \
+                 or lies where nothing may be executed (noexec)"
+            }
+            (Errno::ENOENT | Errno::ENOTDIR, Some(_)) => {
+                "no such file as the interpreter or the loader that it names"
+            }
+            (Errno::ENOENT | Errno::ENOTDIR, None) if self.is_looked_up() => {
+                "no such file in any directory of PATH"
+            }
+            (Errno::ENOENT | Errno::ENOTDIR, None) => "no such file",
+            (Errno::ETXTBSY, _) => "it is still being written",
+            (Errno::EIO, _) => "it cannot be read whole",
+            (Errno::E2BIG, _) => "its arguments and its environment are too long for the kernel",
+            (errno, _) => errno.desc(),
+        }
+    }
+
+    /// Returns `true` if the program is looked up in PATH.
+    fn is_looked_up(&self) -> bool {
+        !self.name.as_bytes().contains(&b'/')
+    }
+
+    /// Returns the program's file, if there is one. In PATH, a file that may be executed comes
+    /// before one that may not, as for a shell.
+    pub(crate) fn file(&self) -> Option<PathBuf> {
+        if !self.is_looked_up() {
+            return Some(PathBuf::from(&self.name)).filter(|file| file.exists());
+        }
+        let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+        let files = || env::split_paths(&path).map(|directory| directory.join(&self.name));
+        let is_program = |file: &PathBuf| file.is_file() && is_executable(file);
+        files().find(is_program).or_else(|| files().find(|file| file.exists()))
+    }
+}
+
+/// What a child becomes, prepared before the fork: behind it, a child of a process with threads may
+/// not allocate.
+struct Image {
+    file: CString,
+    words: Vec<CString>,
+    variables: Vec<CString>,
+    names_itself: bool,
+    /// The number of each descriptor, and the one that it gets.
+    moves: Vec<(RawFd, RawFd)>,
+    parent: u32,
+}
+
+/// `LISTEN_PID=`, room for the digits, and a zero byte.
+const PID_LENGTH: usize = PID.len() + 1 + 10 + 1;
+
+/// Lets `command` become `image`, instead of what the standard library would run.
+#[allow(unsafe_code, reason = "LISTEN_PID needs code between fork and exec")]
+fn become_image(command: &mut Command, image: Image) {
+    let Image { file, words, variables, names_itself, moves, parent } = image;
+    let mut pid_variable = [0_u8; PID_LENGTH];
+    pid_variable[..PID.len()].copy_from_slice(PID.as_bytes());
+    pid_variable[PID.len()] = b'=';
+    // Numbers, because pointers may not go to another thread. One more for LISTEN_PID, and one more
+    // for the end.
+    let pointers = |texts: &[CString]| -> Vec<usize> {
+        let pointers = texts.iter().map(|text| text.as_ptr().expose_provenance());
+        pointers.chain([0, 0]).collect()
+    };
+    let (argv, mut envp) = (pointers(&words), pointers(&variables));
+    let begin = move || {
+        // Named, so that the closure owns what the pointers lead to.
+        let (_words, variables) = (&words, &variables);
+        for (from, to) in &moves {
+            // SAFETY: a system call on two numbers. The copy does not close on exec.
+            if unsafe { libc::dup2(*from, *to) } == -1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        reset_signals()?;
+        // SAFETY: two system calls without pointers.
+        if unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) == -1
+                || libc::getppid().unsigned_abs() != parent
+        } {
+            // The keeper has ended meanwhile.
+            return Err(io::Error::from_raw_os_error(libc::ECHILD));
+        }
+        if names_itself {
+            write_digits(&mut pid_variable[PID.len() + 1..], process::id());
+            envp[variables.len()] = pid_variable.as_ptr().expose_provenance();
+        }
+        let strings = |pointers: &[usize]| pointers.as_ptr().cast::<*const c_char>();
+        // SAFETY: the file and each string end with a zero byte, and each list with a null pointer.
+        // The closure owns all of them. The call returns only if it has failed.
+        unsafe { libc::execve(file.as_ptr(), strings(&argv), strings(&envp)) };
+        Err(io::Error::last_os_error())
+    };
+    // SAFETY: the closure only makes system calls, and only writes to memory that it owns. It
+    // neither allocates nor takes a lock: an error from a number needs no memory.
+    unsafe { command.pre_exec(begin) };
+}
+
+/// Leaves no signal blocked and none handled. Those that are ignored stay so, as `nohup` wants. The
+/// standard library has set SIGPIPE to its default already.
+#[allow(unsafe_code, reason = "only system calls may be made between fork and exec")]
+fn reset_signals() -> io::Result<()> {
+    for signal in 1..=SIGNALS {
+        // SAFETY: all zeroes is a valid value of this C struct.
+        let mut action: libc::sigaction = unsafe { mem::zeroed() };
+        // SAFETY: system calls on a struct that lives as long as they take. Numbers without a
+        // meaning, and those that cannot be handled, are errors.
+        unsafe {
+            if libc::sigaction(signal, ptr::null(), &raw mut action) == 0
+                && action.sa_sigaction != libc::SIG_IGN
+            {
+                action.sa_sigaction = libc::SIG_DFL;
+                action.sa_flags = 0;
+                libc::sigaction(signal, &raw const action, ptr::null_mut());
+            }
+        }
+    }
+    // Only now, because a signal that has come meanwhile is for the child alone.
+    Ok(SigSet::empty().thread_set_mask()?)
+}
+
+/// The numbers of the signals without the real-time ones, for which the library has no handler.
+const SIGNALS: i32 = 31;
+
+/// Writes a number, and leaves the zero byte behind it.
+fn write_digits(place: &mut [u8], mut number: u32) {
+    let mut digits = [0; 10];
+    let mut length = 0;
+    loop {
+        digits[length] = b'0' + (number % 10) as u8;
+        number /= 10;
+        length += 1;
+        if number == 0 {
+            break;
+        }
+    }
+    for (byte, digit) in place.iter_mut().zip(digits[..length].iter().rev()) {
+        *byte = *digit;
+    }
+}
+
+/// Returns the exit code by which a process tells that another one has ended so, as a shell does.
+pub(crate) fn exit_code(status: ExitStatus) -> u8 {
+    let signal = status.signal().map(|signal| 128 + signal);
+    let code = status.code().or(signal);
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+/// The kernel's errors for a file that it cannot run, or whose loader it cannot run.
+const NOT_A_PROGRAM: [Errno; 2] = [Errno::ENOEXEC, Errno::ELIBBAD];
+
+fn c_string(text: &OsStr) -> io::Result<CString> {
+    // The system has no word or variable with a zero byte in it.
+    CString::new(text.as_bytes()).map_err(|_| Errno::EINVAL.into())
+}
+
+fn is_executable(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::SIGUSR1;
+    use rustix::process::{WaitOptions, waitpid};
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    fn ended(pid: Pid) -> ExitStatus {
+        let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
+        ExitStatus::from_raw(status.as_raw())
+    }
+
+    fn shell(script: &str) -> Program {
+        Program::new("sh".into(), ["-c".into(), script.into()])
+    }
+
+    #[test]
+    fn a_child_begins_with_no_signal_blocked() {
+        let file = env::temp_dir().join(format!("sg-child-{}", process::id()));
+        let blocked: SigSet = iter::once(SIGUSR1).collect();
+        blocked.thread_block().unwrap();
+        let words = ["/proc/self/status".into(), file.clone().into_os_string()];
+        let child = Program::new("cp".into(), words).spawn().unwrap();
+        blocked.thread_unblock().unwrap();
+        assert!(ended(child).success());
+        let status = fs::read_to_string(&file).unwrap();
+        fs::remove_file(&file).unwrap();
+        assert!(status.contains("SigBlk:\t0000000000000000\n"), "{status}");
+    }
+
+    #[test]
+    fn an_end_is_told_as_a_shell_tells_it() {
+        for (script, end, code) in [
+            ("exit 0", "exit status: 0", 0),
+            ("exit 3", "exit status: 3", 3),
+            ("kill -9 $$", "signal: 9 (SIGKILL)", 137),
+        ] {
+            let status = ended(shell(script).spawn().unwrap());
+            assert_eq!((status.to_string().as_str(), exit_code(status)), (end, code));
+        }
+    }
+
+    /// The process id is known in the child alone.
+    #[test]
+    fn the_child_is_named_in_its_environment() {
+        let mut program = shell("[ $LISTEN_PID = $$ ] && [ $OTHER = x ]");
+        program.set("OTHER", "x");
+        program.unset(PID);
+        program.name_itself();
+        assert!(ended(program.spawn().unwrap()).success());
+        let mut program = shell("[ -z \"$LISTEN_PID\" ]");
+        program.unset(PID);
+        assert!(ended(program.spawn().unwrap()).success());
+    }
+
+    #[test]
+    fn numbers_are_written_as_digits() {
+        for number in [0, 7, 10, 4_194_304, u32::MAX] {
+            let mut place = [0; 11];
+            write_digits(&mut place, number);
+            assert_eq!(String::from_utf8_lossy(&place).trim_end_matches('\0'), number.to_string());
+        }
+    }
+
+    #[test]
+    fn a_child_has_a_process_group_of_its_own() {
+        let child = shell("[ $(cut -d' ' -f5 /proc/$$/stat) = $$ ]").spawn().unwrap();
+        assert!(ended(child).success());
+    }
+
+    /// No descriptor is overwritten before it is passed.
+    #[test]
+    fn each_descriptor_gets_its_number() {
+        let directory = env::temp_dir().join(format!("sg-passed-{}", process::id()));
+        fs::create_dir(&directory).unwrap();
+        // The shell cannot name a descriptor above 9 by `>&`.
+        let mut program = shell("for n in $(seq 3 42); do echo $n >/proc/self/fd/$n; done");
+        // Opened the other way round, so that the last to be passed has the lowest number here.
+        let open = |number: i32| File::create(directory.join(number.to_string())).unwrap();
+        let files: Vec<_> = (3..43).rev().map(open).collect();
+        files.into_iter().rev().for_each(|file| program.pass(file.into()));
+        assert!(ended(program.spawn().unwrap()).success());
+        for number in 3..43 {
+            let text = fs::read_to_string(directory.join(number.to_string())).unwrap();
+            assert_eq!(text, format!("{number}\n"));
+        }
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    /// Otherwise nobody would see the end of the channel when the child ends.
+    #[test]
+    fn what_is_passed_does_not_stay_here() {
+        let (here, end) = UnixStream::pair().unwrap();
+        let mut program = shell("exit 0");
+        program.pass(end.into());
+        assert!(ended(program.spawn().unwrap()).success());
+        here.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+        assert_eq!((&here).read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_is_not_a_program_is_refused_by_the_kernel() {
+        let path = env::temp_dir().join(format!("sg-half-{}", process::id()));
+        fs::write(&path, "exit 0\n").unwrap();
+        let refused = |mode, part: &str| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let mut program = Program::new(path.clone().into_os_string(), []);
+            // The refusal is heard in spite of the descriptors.
+            program.pass(File::open("/dev/null").unwrap().into());
+            let error = program.spawn().unwrap_err().to_string();
+            assert!(error.ends_with(part), "{error}");
+        };
+        refused(0o700, "it is not a program that this machine can run");
+        refused(0o600, "it is not executable");
+        fs::write(&path, "#!/no/such/shell\n").unwrap();
+        refused(0o700, "no such file as the interpreter or the loader that it names");
+        fs::remove_file(&path).unwrap();
+        for (name, part) in [
+            ("/no/such/program", ": no such file"),
+            ("no-such-program", ": no such file in any directory of PATH"),
+            ("/tmp", ": it is a directory, not a program"),
+        ] {
+            let error = Program::new(name.into(), []).spawn().unwrap_err().to_string();
+            assert!(error.ends_with(part), "{error}");
+        }
+    }
+}

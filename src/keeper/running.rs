@@ -1,0 +1,347 @@
+//! [`RunningKeeper`]: a keeper at work. Hears of signals, children and times, asks the
+//! [`Policy`], and carries out what the policy decides.
+//!
+//! Invariant: one thread does all of this, and never waits for a child or for the manager. A child's
+//! death is known by its process id as long as nobody has been told of it, so no signal goes to a
+//! process that has the id by chance. Decides nothing.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::mem;
+use std::os::unix::process::ExitStatusExt;
+use std::pin::Pin;
+use std::process::ExitStatus;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use async_io::Timer;
+use async_signal::Signal;
+use futures_lite::{FutureExt, Stream, future};
+use rustix::process::{WaitOptions, wait};
+
+use crate::error::reason;
+use crate::keeper::answers::Url;
+use crate::keeper::child::Child;
+use crate::keeper::manager::Manager;
+use crate::keeper::pid_lock::PidLock;
+use crate::keeper::policy::{Action, Ending, Event, Failure, Id, Next, Note, Policy};
+use crate::keeper::resume::VERSION;
+use crate::keeper::sockets::Sockets;
+use crate::keeper::takeover;
+use crate::keeper::{Keeper, KeeperExit, ReadyWhen};
+use crate::restart::message::Message;
+use crate::stop::signals::{self, Received};
+
+/// The signals of a keeper, with their times.
+pub(crate) type SignalStream = Box<dyn Stream<Item = Received> + Send + Unpin>;
+
+/// A keeper at work.
+pub(crate) struct RunningKeeper {
+    pub(crate) settings: Keeper,
+    /// Shows that a child is ready, if the settings say so.
+    pub(crate) url: Option<Url>,
+    pub(crate) policy: Policy,
+    pub(crate) children: Vec<Child>,
+    pub(crate) sockets: Sockets,
+    pub(crate) manager: Manager,
+    pub(crate) pid_lock: Option<PidLock>,
+    pub(crate) signals: SignalStream,
+    /// What has happened and was not dealt with.
+    pub(crate) events: VecDeque<Event>,
+    /// The reason why the last restart has failed, for the manager.
+    pub(crate) failure: String,
+    /// The program takes this process's place when nothing else is to be done.
+    pub(crate) is_outdated: bool,
+}
+
+impl RunningKeeper {
+    /// Works until the end.
+    pub(crate) fn run(mut self, first: Vec<Action>) -> io::Result<KeeperExit> {
+        // What has happened in front of the first signal that is heard.
+        self.reap();
+        let mut timer = Timer::never();
+        let mut ending = self.carry_out(first);
+        loop {
+            if let Some(ending) = ending {
+                return self.end(ending);
+            }
+            if self.is_outdated && self.events.is_empty() {
+                self.become_new_program();
+            }
+            let event = match self.events.pop_front() {
+                Some(event) => event,
+                None => match future::block_on(poll_fn(|cx| self.poll_event(&mut timer, cx))) {
+                    Some(event) => event,
+                    None => continue,
+                },
+            };
+            let actions = self.policy.on(event, Instant::now());
+            ending = self.carry_out(actions);
+        }
+    }
+
+    fn end(&mut self, ending: Ending) -> io::Result<KeeperExit> {
+        match ending {
+            Ending::Code(code) => Ok(KeeperExit(code)),
+            Ending::NotStarted(reason) => Err(io::Error::other(reason)),
+            Ending::Late(_) => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, mem::take(&mut self.failure)))
+            }
+        }
+    }
+
+    /// Waits until something has happened. Returns `None` for what is dealt with already.
+    fn poll_event(&mut self, timer: &mut Timer, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        if let Poll::Ready(Some(received)) = Pin::new(&mut self.signals).poll_next(cx) {
+            return Poll::Ready(self.on_signal(received.signal));
+        }
+        let deadlines = [self.policy.deadline(), self.manager.deadline()];
+        match deadlines.into_iter().flatten().min() {
+            Some(deadline) => timer.set_at(deadline),
+            None => *timer = Timer::never(),
+        }
+        if timer.poll(cx).is_ready() {
+            self.manager.try_again(Instant::now());
+            return Poll::Ready(Some(Event::Tick));
+        }
+        for child in &mut self.children {
+            if child.poll_shown(cx).is_ready() {
+                return Poll::Ready(Some(Event::Ready(child.id)));
+            }
+            if let Poll::Ready(ready) = child.poll_channel(&self.sockets, cx) {
+                let is_enough = !matches!(self.settings.ready, ReadyWhen::Answers(_));
+                return Poll::Ready((ready && is_enough).then_some(Event::Ready(child.id)));
+            }
+            if let Poll::Ready(words) = child.poll_notify(cx) {
+                let is_newest = self.policy.newest() == Some(child.id);
+                let serves = self.policy.serving() == Some(child.id)
+                    || is_newest && self.policy.is_stopping();
+                self.manager.pass_on(&words, is_newest, serves);
+                let is_enough = !matches!(self.settings.ready, ReadyWhen::Answers(_));
+                let is_ready = words.is_ready && is_enough;
+                return Poll::Ready(is_ready.then_some(Event::Ready(child.id)));
+            }
+        }
+        Poll::Pending
+    }
+
+    pub(crate) fn on_signal(&mut self, signal: Signal) -> Option<Event> {
+        if signal == Signal::Child {
+            self.reap();
+            return None;
+        }
+        if self.settings.restart_on.contains(&signal) {
+            return Some(Event::Restart(signal));
+        }
+        if self.settings.signals.contains(&signal) {
+            return Some(Event::Stop(signal));
+        }
+        // A child on its way may not handle the signal yet, and would be killed.
+        let id = self.policy.serving().or_else(|| self.policy.newest());
+        if let Some(child) = id.and_then(|id| self.child(id)) {
+            child.signal(signal);
+        }
+        None
+    }
+
+    /// Takes note of each process that has ended: children, and orphans if this is process 1.
+    fn reap(&mut self) {
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    let status = ExitStatus::from_raw(status.as_raw());
+                    match self.children.iter_mut().find(|child| child.pid == pid) {
+                        Some(child) => {
+                            child.has_ended = true;
+                            self.events.push_back(Event::Ended(child.id, status));
+                        }
+                        None => log::debug!(
+                            "process {} has ended, whose parent has left it: {status}",
+                            pid.as_raw_nonzero()
+                        ),
+                    }
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>) -> Option<Ending> {
+        for action in actions {
+            match action {
+                Action::Start(id) => self.start(id),
+                Action::TakeOver { new, old } => takeover::take_over(self, new, old),
+                Action::Term(id) => self.signal(id, Signal::Term),
+                Action::Kill(id) => {
+                    if let Some(child) = self.child(id) {
+                        child.kill();
+                    }
+                }
+                Action::Forward(id, signal) => self.signal(id, signal),
+                Action::LetGo => self.let_go(),
+                Action::FirstReady => {
+                    // A manager that hears READY finds the file.
+                    self.pid_lock.iter().for_each(PidLock::write);
+                    self.manager.ready();
+                }
+                Action::RestartBegins => self.manager.reloading(),
+                Action::RestartEnds { is_done } => {
+                    self.manager.ready();
+                    if !is_done {
+                        self.manager.status(&format!("no restart: {}", self.failure));
+                    }
+                }
+                Action::Resume(id) => self.is_outdated = self.is_resumed_by(id),
+                Action::Note(note) => self.note(&note),
+                Action::End(ending) => return Some(ending),
+            }
+        }
+        // Behind the notes, which name it.
+        self.children.retain(|child| self.policy.has(child.id));
+        None
+    }
+
+    fn start(&mut self, id: Id) {
+        match Child::start(id, &self.settings, self.url.as_ref(), &self.sockets) {
+            Ok(child) => {
+                log::info!("keeper: started process {}", child.pid.as_raw_nonzero());
+                self.children.push(child);
+            }
+            Err(error) => self.events.push_back(Event::NotStarted(id, error.to_string())),
+        }
+    }
+
+    /// Closes the listening sockets, and tells the children that they are theirs alone.
+    fn let_go(&mut self) {
+        self.sockets.let_go();
+        for child in &mut self.children {
+            // What was brought on trial is a copy, too.
+            child.brought.clear();
+            if let Some(channel) = &child.channel {
+                if let Err(error) = channel.send(&Message::Alone, &[]) {
+                    log::debug!("a child does not hear the keeper: {}", reason(&error));
+                }
+            }
+        }
+        self.manager.stopping();
+    }
+
+    fn signal(&self, id: Id, signal: Signal) {
+        if let Some(child) = self.child(id) {
+            child.signal(signal);
+        }
+    }
+
+    pub(crate) fn child(&self, id: Id) -> Option<&Child> {
+        self.children.iter().find(|child| child.id == id)
+    }
+
+    /// Returns `true` if the program that the child runs can take this process's place.
+    fn is_resumed_by(&self, id: Id) -> bool {
+        self.settings.is_own && self.child(id).is_some_and(|child| child.resumes == VERSION)
+    }
+
+    /// Returns a child's process id, as the log has it.
+    fn process(&self, id: Id) -> String {
+        match self.child(id) {
+            Some(child) => format!("process {}", child.pid.as_raw_nonzero()),
+            None => "a process".into(),
+        }
+    }
+
+    fn note(&mut self, note: &Note) {
+        match note {
+            Note::AnotherFollows => {
+                log::info!("keeper: a restart is under way; another follows");
+            }
+            Note::TooLate(signal) => {
+                log::warn!("keeper: no restart because of {}: stopping", signals::name(*signal));
+            }
+            Note::Stopping(signal) => {
+                log::info!("keeper: stopping because of {}", signals::name(*signal));
+            }
+            Note::Ready(id) => {
+                let started = self.child(*id).map(|child| child.started);
+                let after = started.map_or(0.0, |started| started.elapsed().as_secs_f64());
+                log::info!("keeper: {} is ready after {after:.2} s", self.process(*id));
+            }
+            Note::Ended(id, status) => {
+                log::info!("keeper: {} has ended: {status}", self.process(*id));
+            }
+            Note::NoRestart { failure, old: Some(old) } => {
+                let failure = self.words(failure);
+                self.failure = format!("{failure}; {} goes on", self.process(*old));
+                log::error!("keeper: no restart: {}", self.failure);
+            }
+            Note::NoRestart { failure, old: None } => {
+                self.failure = self.words(failure);
+                match failure {
+                    Failure::Late(_) => {
+                        log::error!("keeper: {}; it is told to stop", self.failure);
+                    }
+                    // The program that has called says why.
+                    Failure::NotStarted(_) => {}
+                    Failure::Ended(..) | Failure::EndedOnTrial(..) => {
+                        log::error!("keeper: {}", self.failure);
+                    }
+                }
+            }
+            Note::Died { id, status, next } => {
+                let next = match next {
+                    Next::After(pause) => format!("starting another in {}", milliseconds(*pause)),
+                    Next::OnItsWay(next) => format!("{} is starting already", self.process(*next)),
+                };
+                log::error!(
+                    "keeper: {} has died: {status}; {next}{}",
+                    self.process(*id),
+                    self.clients()
+                );
+            }
+            Note::NotRevived { failure, pause } => {
+                self.failure = self.words(failure);
+                log::error!(
+                    "keeper: {}; starting another in {}{}",
+                    self.failure,
+                    milliseconds(*pause),
+                    self.clients()
+                );
+            }
+        }
+    }
+
+    /// Says what becomes of clients while no child serves.
+    fn clients(&self) -> &'static str {
+        if self.sockets.all().is_empty() { "" } else { ", clients wait" }
+    }
+
+    fn words(&self, failure: &Failure) -> String {
+        match failure {
+            Failure::NotStarted(reason) => reason.clone(),
+            Failure::Ended(id, status) => {
+                format!("{} has ended before it was ready: {status}", self.process(*id))
+            }
+            Failure::EndedOnTrial(id, status) => {
+                format!("{} was ready and has ended: {status}", self.process(*id))
+            }
+            Failure::Late(id) => {
+                let why = match (&self.settings.ready, self.child(*id)) {
+                    (ReadyWhen::Answers(url), Some(child)) => {
+                        format!("{url}: {}", child.why_not_shown())
+                    }
+                    _ => {
+                        "no READY=1 came to NOTIFY_SOCKET, and nothing through SMOL_GRACEFUL_KEEPER"
+                            .into()
+                    }
+                };
+                let patience = self.settings.patience;
+                format!("{} was not ready within {patience:?} ({why})", self.process(*id))
+            }
+        }
+    }
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{} ms", time.as_millis())
+}

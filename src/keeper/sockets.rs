@@ -1,0 +1,279 @@
+//! [`Sockets`]: the listening sockets that a keeper holds for its children.
+//!
+//! Invariant: a socket has the same number for all children, and stays open until a child that
+//! serves does not want it, or the keeper stops. Sockets that are bound here stay blocking, because
+//! other programs expect that. Accepts nothing.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use socket2::{SockRef, Socket};
+
+use crate::descriptors::inode;
+use crate::error::during;
+use crate::listen::address::Address;
+use crate::listen::bind::{self, TcpBind};
+use crate::listen::bind_error::BindError;
+use crate::listen::inherited;
+use crate::listen::passing::Passed;
+use crate::listen::socket_file::{SocketFile, is_same_file};
+use crate::restart::message::{Brought, Offered};
+
+/// A listening socket.
+pub(crate) struct Kept {
+    pub(crate) number: u32,
+    pub(crate) socket: Socket,
+    pub(crate) address: Address,
+    /// The keeper or a child of it has bound the socket.
+    pub(crate) is_own: bool,
+    /// Where a Unix socket's file is, if that is known.
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) name: Option<String>,
+    /// Children have it as their standard input, too.
+    pub(crate) is_input: bool,
+}
+
+/// The listening sockets of a keeper.
+#[derive(Default)]
+pub(crate) struct Sockets {
+    kept: Vec<Kept>,
+    /// The files of own sockets. Dropped last, which removes those that are stale by then.
+    files: Vec<SocketFile>,
+}
+
+impl Sockets {
+    /// Takes the sockets that this process was started with, and binds the addresses in `listen`.
+    ///
+    /// # Errors
+    ///
+    /// Returns one line that says what cannot be taken or bound, and why.
+    pub(crate) fn new(listen: &[Address]) -> io::Result<Self> {
+        let mut sockets = Self::default();
+        // Asked for first, because taking a socket clears its copies.
+        let input = input();
+        for (socket, passed) in inherited::all().map_err(during("inherited sockets"))? {
+            let is_input = Some(inode(&socket)?) == input;
+            sockets.take(socket, passed, is_input)?;
+        }
+        if input.is_some() && !sockets.kept.iter().any(|kept| kept.is_input) {
+            if let Some((socket, passed)) = inherited::matching(&Address::Fd(0))? {
+                sockets.take(socket, passed, true)?;
+            }
+        }
+        // `[::]` leaves IPv4 alone if the keeper listens there already, so it comes last.
+        let mut bound: Vec<Option<(Socket, Option<SocketFile>)>> = Vec::new();
+        bound.resize_with(listen.len(), || None);
+        let mut order: Vec<_> = (0..listen.len()).collect();
+        order.sort_by_key(|index| is_every_ipv6(&listen[*index]));
+        for index in order {
+            let address = &listen[index];
+            if !sockets.kept.iter().any(|kept| kept.serves(address)) {
+                let step = during(format!("cannot listen on {address}"));
+                bound[index] = Some(bind_one(address).map_err(step)?);
+            }
+        }
+        for (socket, file) in bound.into_iter().flatten() {
+            let address = Address::of(&socket)?;
+            let path = file.as_ref().map(|file| file.path().to_owned());
+            sockets.files.extend(file);
+            let number = sockets.next();
+            let (is_own, is_input) = (true, false);
+            let name = None;
+            sockets.kept.push(Kept { number, socket, address, is_own, path, name, is_input });
+        }
+        Ok(sockets)
+    }
+
+    /// Goes on with the sockets of the program that this process was before.
+    pub(crate) fn resume(kept: Vec<Kept>) -> Self {
+        let own = kept.iter().filter(|kept| kept.is_own);
+        let files = own.filter_map(|kept| SocketFile::at(kept.path.as_deref()?).ok()).collect();
+        Self { kept, files }
+    }
+
+    fn take(&mut self, socket: Socket, passed: Passed, is_input: bool) -> io::Result<()> {
+        let address = Address::of(&socket)?;
+        // By these numbers a keeper of this keeper may know it, which says nothing to the children.
+        let number = self.next();
+        let Passed { name, file: path, .. } = passed;
+        self.kept.push(Kept { number, socket, address, is_own: false, path, name, is_input });
+        Ok(())
+    }
+
+    /// Keeps a socket that a child has bound.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error for what is not a listening socket.
+    pub(crate) fn bring(
+        &mut self,
+        number: u32,
+        socket: OwnedFd,
+        Brought { is_own, file: path }: Brought,
+    ) -> io::Result<()> {
+        let socket = Socket::from(socket);
+        let address = Address::of(&socket)?;
+        if is_own {
+            self.files.extend(path.as_deref().and_then(|path| SocketFile::at(path).ok()));
+        }
+        let (name, is_input) = (None, false);
+        self.kept.push(Kept { number, socket, address, is_own, path, name, is_input });
+        Ok(())
+    }
+
+    /// Returns the sockets.
+    pub(crate) fn all(&self) -> &[Kept] {
+        &self.kept
+    }
+
+    /// Returns what a child has to know of each socket, from descriptor 3 on.
+    pub(crate) fn offer(&self) -> Vec<Offered> {
+        let offered = self.kept.iter().map(|kept| Offered {
+            number: kept.number,
+            is_own: kept.is_own,
+            file: kept.path.clone(),
+        });
+        offered.collect()
+    }
+
+    /// Returns the names of the sockets, as LISTEN_FDNAMES has them.
+    pub(crate) fn names(&self) -> String {
+        let names = self.kept.iter().map(|kept| kept.name.clone().unwrap_or_default());
+        names.collect::<Vec<_>>().join(":")
+    }
+
+    /// Returns the inode of the socket with this number.
+    pub(crate) fn inode(&self, number: u32) -> Option<u64> {
+        let kept = self.kept.iter().find(|kept| kept.number == number)?;
+        inode(&kept.socket).ok()
+    }
+
+    /// Closes the sockets whose numbers are not in `wanted`, and returns their addresses.
+    pub(crate) fn close_others(&mut self, wanted: &[u32]) -> Vec<Address> {
+        let kept = std::mem::take(&mut self.kept).into_iter();
+        let (kept, others): (Vec<_>, Vec<_>) = kept.partition(|kept| wanted.contains(&kept.number));
+        self.kept = kept;
+        others.into_iter().map(|kept| kept.address).collect()
+    }
+
+    /// Closes all sockets. The files stay until the keeper ends.
+    pub(crate) fn let_go(&mut self) {
+        self.kept.clear();
+    }
+
+    fn next(&self) -> u32 {
+        self.kept.iter().map(|kept| kept.number + 1).max().unwrap_or(0)
+    }
+}
+
+impl Kept {
+    /// Returns `true` if this socket is what `address` asks for.
+    fn serves(&self, address: &Address) -> bool {
+        match (address, &self.address) {
+            (Address::Fd(0), _) => self.is_input,
+            (Address::Fd(fd), _) => {
+                u32::try_from(*fd - crate::descriptors::FIRST) == Ok(self.number) && !self.is_own
+            }
+            (Address::Unix(wanted), Address::Unix(bound)) => {
+                let path = self.path.as_deref().unwrap_or(bound);
+                wanted == bound || is_same_file(wanted, path)
+            }
+            (wanted, bound) => wanted.covers(bound),
+        }
+    }
+}
+
+impl AsFd for Kept {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Returns the inode of the standard input, if that is a listening socket, as Supervisor's
+/// `[fcgi-program]` has one.
+fn input() -> Option<u64> {
+    let input = io::stdin();
+    SockRef::from(&input).is_listener().ok().filter(|is_listener| *is_listener)?;
+    inode(&input).ok()
+}
+
+/// Binds an address and listens on it.
+fn bind_one(address: &Address) -> io::Result<(Socket, Option<SocketFile>)> {
+    let worded = |error: BindError| error.worded(address);
+    match address {
+        Address::Unix(path) => {
+            let (socket, file) = bind::unix(path, None).map_err(worded)?;
+            Ok((socket, Some(file)))
+        }
+        Address::Abstract(name) => Ok((bind::abstract_name(name).map_err(worded)?, None)),
+        Address::Fd(fd) => {
+            let message = format!("descriptor {fd} is not a listening socket that was passed");
+            Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+        }
+        _ => Ok((TcpBind::first(&address.candidates(), false)?, None)),
+    }
+}
+
+/// Returns `true` for `[::]:8082`.
+fn is_every_ipv6(address: &Address) -> bool {
+    matches!(address, Address::Tcp(addr) if addr.is_ipv6() && addr.ip().is_unspecified())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn addresses_are_bound_in_their_order() {
+        let listen = ["[::]:0", "127.0.0.1:0", "127.0.0.1:0"].map(|text| text.parse().unwrap());
+        let mut sockets = Sockets::new(&listen).unwrap();
+        let addresses: Vec<_> = sockets.all().iter().map(|kept| kept.address.to_string()).collect();
+        assert!(addresses[0].starts_with("[::]:"), "{addresses:?}");
+        let numbers = |sockets: &Sockets| -> Vec<_> {
+            sockets.offer().iter().map(|offered| (offered.number, offered.is_own)).collect()
+        };
+        assert_eq!(numbers(&sockets), [(0, true), (1, true), (2, true)]);
+        // Other programs expect a socket that blocks.
+        assert!(sockets.all().iter().all(|kept| !kept.socket.nonblocking().unwrap()));
+        assert_eq!(sockets.names(), "::");
+        let closed = sockets.close_others(&[0, 2, 9]);
+        assert_eq!(closed[0].to_string(), addresses[1]);
+        // The number of a socket that a child brings is above all others.
+        let brought = TcpListener::bind("127.0.0.1:0").unwrap();
+        let number = inode(&brought).unwrap();
+        let how = || Brought { is_own: false, file: None };
+        sockets.bring(3, brought.into(), how()).unwrap();
+        assert_eq!(numbers(&sockets), [(0, true), (2, true), (3, false)]);
+        assert_eq!((sockets.inode(3), sockets.inode(1)), (Some(number), None));
+        let (stream, _) = UnixStream::pair().unwrap();
+        assert!(sockets.bring(4, stream.into(), how()).is_err());
+        sockets.let_go();
+        assert!(sockets.all().is_empty());
+    }
+
+    #[test]
+    fn the_file_of_a_socket_goes_with_the_keeper() {
+        let path = std::env::temp_dir().join(format!("sg-keep-{}.sock", std::process::id()));
+        let mut sockets = Sockets::new(&[Address::Unix(path.clone())]).unwrap();
+        let offered = sockets.offer().remove(0);
+        assert_eq!(offered.file.as_deref(), Some(&*path));
+        // A child that has the socket still listens.
+        let copy = sockets.all()[0].socket.try_clone().unwrap();
+        sockets.let_go();
+        assert!(UnixStream::connect(&path).is_ok());
+        drop(copy);
+        drop(sockets);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_address_in_use_is_named() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Tcp(taken.local_addr().unwrap());
+        let error = Sockets::new(std::slice::from_ref(&address)).err().unwrap().to_string();
+        assert!(error.starts_with(&format!("cannot listen on {address}: ")), "{error}");
+    }
+}

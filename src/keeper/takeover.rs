@@ -1,0 +1,106 @@
+//! A take-over: the child that is ready serves from now on, and the one before it leaves.
+//!
+//! Invariant: a connection goes only to a listener that is the same socket in both children. If
+//! something fails, the child before stops without a hand-over, which costs idle connections and no
+//! request.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use async_signal::Signal;
+
+use crate::error::reason;
+use crate::keeper::child::Child;
+use crate::keeper::policy::Id;
+use crate::keeper::resume::ServedState;
+use crate::keeper::running::RunningKeeper;
+use crate::restart::channel::Channel;
+use crate::restart::message::{Leave, Message};
+
+/// Lets the child `id` take the place of `old`, and closes the sockets that it does not serve.
+pub(crate) fn take_over(keeper: &mut RunningKeeper, id: Id, old: Option<Id>) {
+    let Some(new) = keeper.children.iter_mut().find(|child| child.id == id) else { return };
+    for (number, socket, brought) in new.brought.drain(..) {
+        if keeper.sockets.inode(number).is_some() {
+            log::warn!("keeper: a child has brought a listener with a number that is taken");
+        } else if let Err(error) = keeper.sockets.bring(number, socket, brought) {
+            log::warn!("keeper: cannot keep a socket of a child: {}", reason(&error));
+        }
+    }
+    let pid = new.pid.as_raw_nonzero();
+    let taken: Vec<u32> = match &new.reported {
+        Some(reported) => reported.iter().map(|served| served.number).collect(),
+        // A program that does not know the channel has every socket.
+        None => keeper.sockets.all().iter().map(|kept| kept.number).collect(),
+    };
+    let new = keeper.child(id);
+    let old = old.and_then(|old| keeper.child(old));
+    if let (Some(new), Some(old)) = (new, old) {
+        log::info!("keeper: process {pid} takes over from process {}", old.pid.as_raw_nonzero());
+        if let Err(error) = let_leave(new, old, &taken) {
+            log::warn!("keeper: no connections are handed over: {}", reason(&error));
+            old.signal(Signal::Term);
+        }
+    }
+    for address in keeper.sockets.close_others(&taken) {
+        log::warn!("keeper: process {pid} does not listen on {address}, which is closed now");
+    }
+}
+
+/// Tells `old` to leave, and gives the two a passage if both know what it is for.
+///
+/// # Errors
+///
+/// Returns what the operating system says if `old` cannot be told.
+fn let_leave(new: &Child, old: &Child, taken: &[u32]) -> io::Result<()> {
+    let (Some(served), Some(channel)) = (&old.reported, &old.channel) else {
+        old.signal(Signal::Term);
+        return Ok(());
+    };
+    let adopted = adopted(new.reported.as_deref().unwrap_or_default(), served);
+    let successor = new.pid.as_raw_nonzero().get().unsigned_abs();
+    let mut leave = Leave { successor, taken: taken.to_vec(), adopted };
+    let passage = if leave.adopted.is_empty() { None } else { passage_to(new) };
+    if passage.is_none() {
+        leave.adopted.clear();
+    }
+    let ends: Vec<_> = passage.iter().map(AsFd::as_fd).collect();
+    channel.send(&Message::Leave(leave), &ends)
+}
+
+/// Returns the numbers of the listeners whose connections can go from one child to the other.
+fn adopted(new: &[ServedState], old: &[ServedState]) -> Vec<u32> {
+    let both = new.iter().filter(|served| served.adopts && old.contains(served));
+    both.map(|served| served.number).collect()
+}
+
+/// Gives `new` one end of a passage, and returns the other.
+fn passage_to(new: &Child) -> Option<OwnedFd> {
+    let passage = Channel::pair().and_then(|(one, other)| {
+        let channel = new.channel.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        channel.send(&Message::Pass, &[other.as_fd()])?;
+        one.into_fd()
+    });
+    let warn = |error: &io::Error| log::warn!("keeper: no passage: {}", reason(error));
+    passage.inspect_err(warn).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_go_to_the_same_socket_alone() {
+        let served = |number, inode, adopts| ServedState { number, inode, adopts };
+        let old = [served(0, 10, true), served(1, 11, true), served(2, 12, false)];
+        let new = [
+            served(0, 10, true),
+            // Another socket with the number of one that was closed.
+            served(1, 21, true),
+            served(2, 12, true),
+            served(3, 13, true),
+        ];
+        assert_eq!(adopted(&new, &old), [0]);
+        assert!(adopted(&[served(0, 10, false)], &old).is_empty());
+    }
+}
