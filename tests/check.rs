@@ -1,4 +1,7 @@
 //! `smol-graceful check` as an operator runs it: what it says of a good server and of bad ones.
+//!
+//! The tests read the lines, the picture and the page. The counting itself has its tests beside the
+//! code, in `src/main/check`.
 
 #![cfg(target_os = "linux")]
 
@@ -371,7 +374,7 @@ fn wrong_usage_costs_one_line() {
     }
 }
 
-// What the tests above are made of.
+// The tools of the tests above.
 
 /// Returns the number of a row of a report.
 fn number(report: &str, name: &str) -> u64 {

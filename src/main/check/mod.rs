@@ -56,7 +56,7 @@ impl Settings {
         self.look_at_limits()?;
         let load = self.load()?;
         for file in [&self.report, &self.svg].into_iter().flatten() {
-            // Before the load, because it may take long. An old report stays until there is a new one.
+            // Before the load, because it may take long. An old report stays meanwhile.
             let opened = OpenOptions::new().append(true).create(true).open(file);
             opened.map_err(|error| cannot_write(file, &error))?;
         }
