@@ -162,7 +162,7 @@ struct Settings {
     threads: Option<usize>,
 }
 
-/// What the binary does instead of serving.
+/// The uses of the binary besides serving.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Keeps a server under load, restarts it, and says what became of every request and connection
