@@ -299,7 +299,7 @@ const LISTENER: u32 = 0;
 /// Returns the passage, too.
 fn successor_of(server: &mut Handover) -> (FakeChild, Channel) {
     let successor = FakeChild::successor_of(server);
-    assert_eq!(successor.channel.offer()[0].0, LISTENER);
+    assert_eq!(successor.offered[0].0, LISTENER);
     successor.say_ready(&[LISTENER]);
     let passage = successor.channel.pass();
     server.wait_for_successor();

@@ -183,11 +183,14 @@ fn a_successor_that_fails_changes_nothing() {
         server.restart();
         server.assert_handed_over(first, 1);
         assert_live(&mut client);
-        // One that another program starts, which stays.
+        // One that another program starts, which stays. It ends when its child has handed over.
         server.successors_run(&format!("{SERVER} \"$@\"; exit $?"));
+        server.take_over();
+        assert_live(&mut client);
+        server.successors_run("");
         server.restart();
-        assert_live(&mut server.connect());
-        server.end();
+        assert_live(&mut client);
+        server.stop();
     });
 }
 
@@ -282,7 +285,7 @@ fn a_late_successor_leaves_the_socket_to_its_predecessor() {
         for _ in 0..3 {
             assert_live(&mut server.connect());
         }
-        server.end();
+        server.stop();
     });
 }
 

@@ -324,8 +324,8 @@ fn no_descriptor_is_left_in_the_keeper() {
     });
 }
 
-/// The keeper is a small process: a thread that waits beside the first one, and 2.5 MB of memory that
-/// is shared with nobody, also after restarts.
+/// The keeper is a small process: beside the first thread one that waits and one that writes the log,
+/// and 2.5 MB of memory that is shared with nobody, also after restarts.
 #[test]
 fn the_keeper_is_small() {
     let mut server = Handover::server(Over::Tcp, &[]);
@@ -335,11 +335,10 @@ fn the_keeper_is_small() {
     let keeper = server.keeper();
     let rollup = fs::read_to_string(format!("/proc/{keeper}/smaps_rollup")).unwrap();
     let kilobytes = |name: &str| number_behind(&rollup.replace(' ', ""), name);
-    let private = kilobytes("Private_Dirty:") + kilobytes("Private_Clean:");
     let dirty = kilobytes("Private_Dirty:");
-    assert!(dirty <= 2560, "{dirty} of {private} kB: {rollup}");
+    assert!(dirty <= 2560, "{dirty} kB: {rollup}");
     let threads = fs::read_dir(format!("/proc/{keeper}/task")).unwrap().count();
-    assert!(threads <= 2, "{threads} threads");
+    assert!(threads <= 3, "{threads} threads");
     server.end();
 }
 

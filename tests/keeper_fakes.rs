@@ -18,7 +18,7 @@ use common::messages::{
     ALONE, Channel, KEEPER, PASS, Ready, Served, leave, offer, ready, ready_with, taken,
 };
 use common::{Client, Directory, End, SERVER, hear, is_refused, keep, service_manager, wait_until};
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 
 const HEAD: &str = "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n";
 
@@ -437,10 +437,13 @@ fn a_socket_that_a_child_brings_is_offered_to_the_next() {
         channel.send(&ready(&[1]), &[]);
         server.wait_for_successor();
         server.line_of(server.keeper(), &format!("keeper: process {next} does not listen on "));
+        // Both processes have copies that they do not know of.
+        successor.process.signal(Signal::KILL);
+        server.servers.line_of_end(successor.process);
+        next.signal(Signal::KILL);
+        server.servers.line_of_end(next);
         wait_until("the other one is closed", || server.listeners().is_empty());
         Client::connect(address);
-        next.signal(Signal::KILL);
-        drop(successor);
     });
 }
 
@@ -454,7 +457,7 @@ fn a_child_that_never_reads_holds_up_nothing() {
         successor.say_ready(&[0]);
         server.wait_for_successor();
         suspend(successor.process);
-        server.restart();
+        server.take_over();
         assert_live(&mut server.connect());
         // It has LEAVE in its channel, and closes it without a look.
         successor.close();
@@ -497,7 +500,7 @@ fn a_child_that_ignores_leave_ends_with_the_keeper() {
         successor.say_ready(&[0]);
         successor.channel.pass();
         server.wait_for_successor();
-        server.restart();
+        server.take_over();
         let (word, passage) = successor.channel.leave();
         assert_eq!(word.successor, server.serving().number().unsigned_abs());
         assert_eq!((&*word.taken, &*word.adopted), (&[0][..], &[0][..]));
@@ -563,7 +566,8 @@ fn assert_taken_over_by_next(server: &mut Handover, child: &FakeChild) {
     assert_eq!(server.serving(), child.process);
     server.take_over();
     assert_live(&mut server.connect());
-    child.process.signal(Signal::KILL);
+    // A program that does not speak the channel was told to stop.
+    let _ = kill_process(child.process.0, Signal::KILL);
     server.servers.line_of_end(child.process);
 }
 

@@ -520,7 +520,10 @@ impl<'a> Words<'a> {
     /// Hears messages up to the first one with a line that begins like this, and returns that one.
     fn until(&mut self, begin: &str) -> String {
         loop {
-            let message = hear(self.manager);
+            let mut bytes = [0; 4096];
+            let heard = self.manager.recv(&mut bytes);
+            let length = heard.unwrap_or_else(|error| panic!("no {begin}: {error}: {}", self.all));
+            let message = text(&bytes[..length]);
             self.all += &message;
             if message.lines().any(|line| line.starts_with(begin)) {
                 return message;

@@ -102,6 +102,9 @@ pub struct FakeChild {
     pub process: ProcessId,
     /// The child's end of the parent channel. The process has no copy of it.
     pub channel: Channel,
+    /// The number and the file of each socket that the keeper has offered, and whether a keeper has
+    /// bound it.
+    pub offered: Vec<(u32, bool, String)>,
     /// The abstract name of the keeper's datagram socket for this child.
     pub notify: String,
 }
@@ -136,7 +139,9 @@ impl FakeChild {
         wait_until("the shell has closed its copy", || {
             !Path::new(&format!("/proc/{process}/fd/4")).exists()
         });
-        Self { process, channel: Channel::of(end), notify: value("NOTIFY_SOCKET=") }
+        let channel = Channel::of(end);
+        let offered = channel.offer();
+        Self { process, channel, offered, notify: value("NOTIFY_SOCKET=") }
     }
 
     /// Says that the child serves on these listeners, and takes connections of them.

@@ -369,7 +369,7 @@ impl Generations {
 
     /// Waits for the keeper's line on the end of a child.
     pub fn line_of_end(&mut self, process: ProcessId) -> String {
-        let words = [" has ended: ", " has died: "]
+        let words = [" has ended: ", " has died: ", " was ready and has ended: "]
             .map(|words| format!("keeper: process {process}{words}"));
         self.program.line_where(&words[0], |line| words.iter().any(|words| line.contains(words)))
     }
