@@ -319,7 +319,6 @@ fn a_program_of_its_own_tells_the_manager() {
     command.env("NOTIFY_SOCKET", directory.join("manager"));
     let mut server = Program::start(command);
     assert_eq!(hear(&manager), "READY=1\n");
-    assert_eq!(hear(&manager), "STATUS=serving\n");
     server.stop();
     manager.set_nonblocking(true).unwrap();
     assert!(manager.recv(&mut [0]).is_err());
@@ -411,25 +410,23 @@ fn the_manager_hears_of_each_restart() {
     let addr = servers.program.addr;
     let serving = format!("STATUS=listening on {addr}");
     let mut said = Words::of(&manager);
-    said.until("READY=1");
-    said.until(&serving);
+    said.until(&["READY=1", &serving]);
     let mut before = 0;
     for _ in 0..3 {
         servers.restart();
-        let reloading = said.until("RELOADING=1");
+        let reloading = said.until(&["RELOADING=1"]);
         let began = number_behind_line(&reloading, "MONOTONIC_USEC=");
-        said.until("READY=1");
-        said.until(&serving);
+        said.until(&["READY=1", &serving]);
         assert!(began > before, "{began} is not behind {before}");
         before = began;
     }
     put("exit 3");
     servers.signal(Signal::USR2);
-    said.until("RELOADING=1");
-    let over = said.until("READY=1") + &said.until("STATUS=");
+    said.until(&["RELOADING=1"]);
+    let over = said.until(&["READY=1", "STATUS="]);
     assert!(over.contains("exit status: 3"), "{over}");
     servers.signal(Signal::TERM);
-    said.until("STOPPING=1");
+    said.until(&["STOPPING=1"]);
     assert_eq!(servers.program.exit_code(), 0);
     assert!(!said.all.contains("MAINPID="), "{}", said.all);
 }
@@ -454,7 +451,7 @@ fn the_manager_hears_the_children_through_the_keeper() {
     let mut said = Words::of(&manager);
     for _ in 0..2 {
         for _ in 0..3 {
-            said.until("WATCHDOG=1");
+            said.until(&["WATCHDOG=1"]);
         }
         servers.restart();
     }
@@ -479,10 +476,8 @@ fn the_manager_hears_the_children_through_the_keeper() {
     servers.signal(Signal::TERM);
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut said = Words::of(&manager);
-    said.until("STOPPING=1");
-    let draining =
-        said.until("EXTEND_TIMEOUT_USEC=5000000") + &said.until("STATUS=draining: 1 left");
-    assert!(draining.contains("EXTEND_TIMEOUT_USEC=5000000"), "{draining}");
+    said.until(&["STOPPING=1"]);
+    said.until(&["EXTEND_TIMEOUT_USEC=5000000", "STATUS=draining: 1 left"]);
     client.send(["e"; 49].concat()).rest();
     assert_eq!(servers.program.exit_code(), 0);
 }
@@ -517,18 +512,21 @@ impl<'a> Words<'a> {
         Self { manager, all: String::new() }
     }
 
-    /// Hears messages up to the first one with a line that begins like this, and returns that one.
-    fn until(&mut self, begin: &str) -> String {
-        loop {
+    /// Hears messages until there has been a line that begins like each of these, in any order.
+    /// Returns what was heard since the last call.
+    fn until(&mut self, begins: &[&str]) -> String {
+        let mut heard = String::new();
+        let is_in = |begin: &&str, heard: &str| heard.lines().any(|line| line.starts_with(begin));
+        while !begins.iter().all(|begin| is_in(begin, &heard)) {
             let mut bytes = [0; 4096];
-            let heard = self.manager.recv(&mut bytes);
-            let length = heard.unwrap_or_else(|error| panic!("no {begin}: {error}: {}", self.all));
-            let message = text(&bytes[..length]);
-            self.all += &message;
-            if message.lines().any(|line| line.starts_with(begin)) {
-                return message;
-            }
+            let length = self.manager.recv(&mut bytes);
+            let length = length.unwrap_or_else(|error| {
+                panic!("{error}: no {begins:?} in {heard} behind {}", self.all)
+            });
+            heard += &text(&bytes[..length]);
         }
+        self.all += &heard;
+        heard
     }
 }
 
