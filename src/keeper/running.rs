@@ -159,7 +159,7 @@ impl RunningKeeper {
                     let status = ExitStatus::from_raw(status.as_raw());
                     match self.children.iter_mut().find(|child| child.pid == pid) {
                         Some(child) => {
-                            child.has_ended = true;
+                            child.end();
                             self.events.push_back(Event::Ended(child.id, status));
                         }
                         None => log::debug!(
