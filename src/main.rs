@@ -62,9 +62,9 @@ fn main() -> ExitCode {
 /// Serves HTTP/1.1 until HUP, INT, TERM or QUIT, and finishes every request that has begun.
 ///
 /// A second signal later than the repeat window ends this at once, and so does the end of the
-/// grace. USR2 starts the executable again, with the sockets, and ends this process when that one
-/// is ready and has taken the connections over. Exit code: 0 everything was finished, 1 something
-/// was cut or the server could not start, 2 wrong usage.
+/// grace. To restart it without closing a connection, start it under a keeper: smol-graceful keep.
+/// Exit code: 0 everything was finished, 1 something was cut or the server could not start, 2 wrong
+/// usage.
 ///
 /// DURATION: such as 300ms, 2s, 1m30s. Logs go to standard error; RUST_LOG says which.
 #[derive(Debug, Parser)]
@@ -115,14 +115,9 @@ struct Settings {
     #[arg(long, env = "SMOL_GRACEFUL_LAME_DUCK", value_name = "DURATION", default_value = "0s")]
     lame_duck: humantime::Duration,
 
-    /// How long a successor that USR2 has started may take until it is ready
-    #[arg(long, env = "SMOL_GRACEFUL_PATIENCE", value_name = "DURATION", default_value = "30s")]
-    patience: humantime::Duration,
-
     /// Where to write the id of the process that serves, when it is ready; removed at the end
     ///
-    /// A successor writes its own over it, so this holds: kill -USR2 "$(cat PATH)". The directory
-    /// must be writable
+    /// The directory must be writable. Under a keeper nothing is written: give the path to the keeper
     #[arg(long, env = "SMOL_GRACEFUL_PID_FILE", value_name = "PATH")]
     pid_file: Option<PathBuf>,
 
@@ -136,7 +131,7 @@ struct Settings {
     )]
     repeat_window: humantime::Duration,
 
-    /// Lets a successor listen on the same addresses at the same time (SO_REUSEPORT)
+    /// Lets another process of this user listen on the same addresses at the same time (SO_REUSEPORT)
     #[arg(long, env = "SMOL_GRACEFUL_REUSE_PORT", value_parser = BoolishValueParser::new())]
     reuse_port: bool,
 
@@ -162,7 +157,7 @@ struct Settings {
     threads: Option<usize>,
 }
 
-/// What the binary does instead of serving.
+/// The uses of the binary besides serving.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Keeps a server under load, restarts it, and says what became of every request and connection
@@ -323,8 +318,7 @@ fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
         .lame_duck(*settings.lame_duck);
     let work = *settings.work;
     let server = Server::new(move |request| app::handle(work, request)).shutdown(&shutdown);
-    let mut process =
-        Process::default().patience(*settings.patience).repeat_window(*settings.repeat_window);
+    let mut process = Process::default().repeat_window(*settings.repeat_window);
     if let Some(threads) = settings.threads {
         process = process.threads(threads);
     }
@@ -391,7 +385,6 @@ mod tests {
         assert_eq!(*settings.grace, Duration::from_secs(30));
         assert_eq!(*settings.linger, Duration::from_millis(100));
         assert_eq!(*settings.lame_duck, Duration::ZERO);
-        assert_eq!(*settings.patience, Duration::from_secs(30));
         assert_eq!(settings.pid_file, None);
         assert_eq!(*settings.repeat_window, Duration::from_millis(100));
         assert!(!settings.reuse_port && !settings.syn_filter);

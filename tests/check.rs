@@ -1,4 +1,7 @@
 //! `smol-graceful check` as an operator runs it: what it says of a good server and of bad ones.
+//!
+//! The tests read the lines, the picture and the page. The counting itself has its tests beside the
+//! code, in `src/main/check`.
 
 #![cfg(target_os = "linux")]
 
@@ -217,8 +220,7 @@ fn a_server_that_binds_anew_loses_nothing() {
     for outside in ["<script", "src=", "href=", "url(", "@import"] {
         assert!(!page.contains(outside), "{outside}");
     }
-    let options = ParsingOptions { allow_dtd: true, ..ParsingOptions::default() };
-    let page = Document::parse_with_options(&page, options).unwrap();
+    let page = read(&page);
     let title = page.descendants().find(|node| node.has_tag_name("title")).unwrap();
     assert_eq!(title.text(), Some("<Bound anew>"));
     let rows = table(&page, "report");
@@ -313,6 +315,30 @@ fn a_server_that_cannot_be_checked_costs_one_line() {
     }
 }
 
+/// A restart that fails ends the load. The report tells what has happened until then.
+#[test]
+fn a_restart_that_fails_is_reported() {
+    let directory = Directory::new();
+    let page = directory.join("report.html");
+    let good = Bad::start(directory.join("fault"), Fault::Never, On::Post);
+    let script = format!("mkdir {}", directory.join("once").display());
+    let mut command = Command::new(SERVER);
+    command.args(["check", &good.addr.to_string(), "--restarts", "3", "--pause", "50ms"]);
+    command.arg("--report").arg(&page).args(["--", "sh", "-c", &script]);
+    let output = output_within(&mut command, b"", PATIENCE);
+    let (report, said) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let wrong = "restart 2 of 3: `sh` failed: exit status: 1";
+    assert!(said.ends_with(&format!("smol-graceful check: {wrong}\n")), "{said}");
+    assert_eq!(number(&report, "answered"), good.served.load(SeqCst) - 1, "without the first");
+
+    let page = fs::read_to_string(&page).unwrap();
+    let page = read(&page);
+    let verdict = page.descendants().find(|node| node.attribute("class") == Some("verdict bad"));
+    assert_eq!(verdict.unwrap().text(), Some(wrong));
+    assert_eq!((table(&page, "restarts").len(), marks(&page, "restart")), (2, 2));
+}
+
 /// One line says what is wrong, with exit code 2, if the command line is.
 #[test]
 fn wrong_usage_costs_one_line() {
@@ -348,7 +374,7 @@ fn wrong_usage_costs_one_line() {
     }
 }
 
-// What the tests above are made of.
+// The tools of the tests above.
 
 /// Returns the number of a row of a report.
 fn number(report: &str, name: &str) -> u64 {
@@ -360,6 +386,12 @@ fn number(report: &str, name: &str) -> u64 {
 /// Returns how many marks of this kind a picture has, without those of its key.
 fn marks(picture: &Document<'_>, class: &str) -> usize {
     picture.descendants().filter(|node| node.attribute("class") == Some(class)).count()
+}
+
+/// Reads a page.
+fn read(page: &str) -> Document<'_> {
+    let options = ParsingOptions { allow_dtd: true, ..ParsingOptions::default() };
+    Document::parse_with_options(page, options).unwrap()
 }
 
 /// Returns the cells of a table.

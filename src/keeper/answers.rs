@@ -26,6 +26,9 @@ pub(crate) const AGAIN: Duration = Duration::from_millis(100);
 /// How long to wait between two looks at whether a process has taken the connection.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// How many looks to take before something is sent.
+const LOOKS: u32 = 10;
+
 /// How many bytes of an answer are read at most.
 const LONGEST: usize = 256;
 
@@ -104,18 +107,25 @@ impl Url {
         let mut stream = Async::<std::net::TcpStream>::connect(self.to).await.map_err(said)?;
         let own = stream.get_ref().local_addr().map_err(said)?;
         let Self { to, host, target } = self;
-        // All but the end: a server may take a connection only when it has something to read, and
-        // is to answer only when its owner is known.
         let head = format!(
             "GET {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: smol-graceful-keep\r\n\
-             Connection: close\r\n"
+             Connection: close\r\n\r\n"
         );
-        stream.write_all(head.as_bytes()).await.map_err(said)?;
+        // The server is to answer only when its owner is known, because it may close the connection
+        // right behind its answer. But the kernel may give it the connection only when there is
+        // something to read (TCP_DEFER_ACCEPT). So half a head comes first then.
+        let (half, rest) = head.split_at(head.len() / 2);
+        let mut looks = 0..LOOKS;
+        let mut unsent = head.as_bytes();
         let socket = loop {
-            match socket_between(*to, own).map_err(said)? {
-                Some(socket) => break socket,
-                None => Timer::after(LOOK).await,
-            };
+            if let Some(socket) = socket_between(*to, own).map_err(said)? {
+                break socket;
+            }
+            Timer::after(LOOK).await;
+            if looks.next() == Some(LOOKS - 1) {
+                stream.write_all(half.as_bytes()).await.map_err(said)?;
+                unsent = rest.as_bytes();
+            }
         };
         match holds(child, socket) {
             Held::Yes => {}
@@ -124,7 +134,7 @@ impl Url {
                 return Err("this user may not see which process has answered".into());
             }
         }
-        stream.write_all(b"\r\n").await.map_err(said)?;
+        stream.write_all(unsent).await.map_err(said)?;
         let mut bytes = [0; LONGEST];
         let mut length = 0;
         while length < LONGEST && !bytes[..length].contains(&b'\n') {
@@ -318,7 +328,7 @@ mod tests {
         assert_eq!(holds(Pid::from_raw(i32::MAX).unwrap(), socket), Held::No);
     }
 
-    /// Runs a server for one connection with this answer, and asks it as if `child` were new.
+    /// Runs a server for one connection, and asks it as if `child` were new.
     fn asked(child: Pid) -> Result<(), String> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();

@@ -93,14 +93,17 @@ impl Program {
             None => Stdio::from(File::open("/dev/null").map_err(during("cannot open /dev/null"))?),
         };
         let descriptors = mem::take(&mut self.descriptors);
-        self.spawn_with(input, descriptors).map_err(|error| {
-            let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
-            let name = Path::new(&self.name).display();
-            let here = env::current_dir()
-                .map_or("a directory that is gone".into(), |dir| dir.display().to_string());
-            let message = format!("cannot start {name} in {here}: {}", self.reason(errno));
-            io::Error::new(error.kind(), message)
-        })
+        self.spawn_with(input, descriptors).map_err(|error| self.refused(&error))
+    }
+
+    /// Names the program, the directory, and the reason why the kernel has refused to run it.
+    pub(crate) fn refused(&self, error: &io::Error) -> io::Error {
+        let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
+        let name = Path::new(&self.name).display();
+        let here = env::current_dir()
+            .map_or("a directory that is gone".into(), |dir| dir.display().to_string());
+        let message = format!("cannot start {name} in {here}: {}", self.reason(errno));
+        io::Error::new(error.kind(), message)
     }
 
     fn spawn_with(&self, input: Stdio, descriptors: Vec<OwnedFd>) -> io::Result<Pid> {

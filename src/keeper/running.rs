@@ -204,6 +204,7 @@ impl RunningKeeper {
     }
 
     fn start(&mut self, id: Id) {
+        self.sockets.mend();
         match Child::start(id, &self.settings, self.url.as_ref(), &self.sockets) {
             Ok(child) => {
                 log::info!("keeper: started process {}", child.pid.as_raw_nonzero());

@@ -4,9 +4,11 @@
 //! serves does not want it, or the keeper stops. Sockets that are bound here stay blocking, because
 //! other programs expect that. Accepts nothing.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use socket2::{SockRef, Socket};
 
@@ -39,7 +41,26 @@ pub(crate) struct Kept {
 pub(crate) struct Sockets {
     kept: Vec<Kept>,
     /// The files of own sockets. Dropped last, which removes those that are stale by then.
-    files: Vec<SocketFile>,
+    files: Vec<OwnFile>,
+}
+
+/// The file of a socket that the keeper or a child of it has bound.
+struct OwnFile {
+    file: SocketFile,
+    /// Its permissions.
+    mode: u32,
+}
+
+impl OwnFile {
+    /// Returns `None` if there is no such file.
+    fn at(path: &Path) -> Option<Self> {
+        SocketFile::at(path).ok().and_then(Self::of)
+    }
+
+    fn of(file: SocketFile) -> Option<Self> {
+        let mode = fs::symlink_metadata(file.path()).ok()?.permissions().mode() & 0o777;
+        Some(Self { file, mode })
+    }
 }
 
 impl Sockets {
@@ -76,7 +97,7 @@ impl Sockets {
         for (socket, file) in bound.into_iter().flatten() {
             let address = Address::of(&socket)?;
             let path = file.as_ref().map(|file| file.path().to_owned());
-            sockets.files.extend(file);
+            sockets.files.extend(file.and_then(OwnFile::of));
             let number = sockets.next();
             let (is_own, is_input) = (true, false);
             let name = None;
@@ -88,7 +109,7 @@ impl Sockets {
     /// Goes on with the sockets of the program that this process was before.
     pub(crate) fn resume(kept: Vec<Kept>) -> Self {
         let own = kept.iter().filter(|kept| kept.is_own);
-        let files = own.filter_map(|kept| SocketFile::at(kept.path.as_deref()?).ok()).collect();
+        let files = own.filter_map(|kept| OwnFile::at(kept.path.as_deref()?)).collect();
         Self { kept, files }
     }
 
@@ -115,7 +136,7 @@ impl Sockets {
         let socket = Socket::from(socket);
         let address = Address::of(&socket)?;
         if is_own {
-            self.files.extend(path.as_deref().and_then(|path| SocketFile::at(path).ok()));
+            self.files.extend(path.as_deref().and_then(OwnFile::at));
         }
         let (name, is_input) = (None, false);
         self.kept.push(Kept { number, socket, address, is_own, path, name, is_input });
@@ -127,11 +148,60 @@ impl Sockets {
         &self.kept
     }
 
+    /// Makes sure that clients find the own Unix sockets, before a child gets them. A socket whose
+    /// file was removed, for example by what cleans up /tmp, is bound anew.
+    pub(crate) fn mend(&mut self) {
+        for index in 0..self.kept.len() {
+            let Kept { address, path: Some(path), is_own: true, .. } = &self.kept[index] else {
+                continue;
+            };
+            let (address, path) = (address.clone(), path.clone());
+            let Some(at) = self.files.iter().position(|own| own.file.path() == path) else {
+                continue;
+            };
+            match self.files[at].file.is_there() {
+                Ok(true) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    match bind::unix(&path, Some(self.files[at].mode)) {
+                        Ok((socket, file)) => {
+                            log::warn!(
+                                "keeper: the file of {address} was removed, so no client found \
+                                 the socket; it is bound anew"
+                            );
+                            let number = self.next();
+                            self.files[at].file = file;
+                            self.kept[index].socket = socket;
+                            // A connection to the old socket belongs to another listener.
+                            self.kept[index].number = number;
+                        }
+                        Err(error) => log::warn!(
+                            "keeper: the file of {address} was removed, and the socket cannot be \
+                             bound anew: {}",
+                            error.worded(&address)
+                        ),
+                    }
+                }
+                Ok(false) | Err(_) => log::warn!(
+                    "keeper: another file has the name of {address}, so no client finds this \
+                     socket; remove that file, or stop who listens on it, and restart"
+                ),
+            }
+        }
+    }
+
+    /// Returns `true` if no other program has anything to do with the socket or with its name.
+    fn is_own(&self, kept: &Kept) -> bool {
+        let is_file = |own: &&OwnFile| Some(own.file.path()) == kept.path.as_deref();
+        let file = self.files.iter().find(is_file);
+        kept.is_own && file.is_none_or(|own| own.file.is_there().unwrap_or(false))
+    }
+
     /// Returns what a child has to know of each socket, from descriptor 3 on.
     pub(crate) fn offer(&self) -> Vec<Offered> {
         let offered = self.kept.iter().map(|kept| Offered {
             number: kept.number,
-            is_own: kept.is_own,
+            // Otherwise the child would remove the other program's file.
+            is_own: self.is_own(kept),
             file: kept.path.clone(),
         });
         offered.collect()
@@ -267,6 +337,31 @@ mod tests {
         drop(copy);
         drop(sockets);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_whose_file_was_removed_is_bound_anew() {
+        let path = std::env::temp_dir().join(format!("sg-mend-{}.sock", std::process::id()));
+        let mut sockets = Sockets::new(&[Address::Unix(path.clone())]).unwrap();
+        sockets.mend();
+        assert_eq!(sockets.offer()[0].number, 0);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        sockets.files[0].mode = 0o600;
+        fs::remove_file(&path).unwrap();
+        sockets.mend();
+        assert_eq!(sockets.offer()[0].number, 1);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        UnixStream::connect(&path).unwrap();
+        // Another program's file is left alone.
+        fs::remove_file(&path).unwrap();
+        let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        sockets.mend();
+        let offered = sockets.offer().remove(0);
+        assert_eq!((offered.number, offered.is_own), (1, false));
+        drop(sockets);
+        assert!(path.exists());
+        drop(other);
+        fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures_lite::Stream;
+use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::execve;
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -181,7 +182,8 @@ impl RunningKeeper {
         let Some(state) = self.state()? else { return Ok(()) };
         let (name, arguments) = own_command()?;
         let program = Program::new(name.clone(), []);
-        let file = program.file().ok_or(io::ErrorKind::NotFound)?;
+        let missing = || program.refused(&Errno::ENOENT.into());
+        let file = program.file().ok_or_else(missing)?;
         let text = |text: OsString| CString::new(text.into_vec());
         let words = [name].into_iter().chain(arguments).map(text).collect::<Result<Vec<_>, _>>()?;
         let others = env::vars_os().filter(|(name, _)| name != RESUME);
@@ -201,7 +203,7 @@ impl RunningKeeper {
         for descriptor in descriptors {
             fcntl_setfd(descriptor, FdFlags::CLOEXEC)?;
         }
-        Err(errno.into())
+        Err(program.refused(&errno.into()))
     }
 
     /// Returns what the new program goes on with, or `None` if a child is on its way or a stop has

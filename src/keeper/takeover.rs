@@ -33,6 +33,10 @@ pub(crate) fn take_over(keeper: &mut RunningKeeper, id: Id, old: Option<Id>) {
         // A program that does not know the channel has every socket.
         None => keeper.sockets.all().iter().map(|kept| kept.number).collect(),
     };
+    // Before the word to the other child, which is alone with them then (rule K3).
+    for address in keeper.sockets.close_others(&taken) {
+        log::warn!("keeper: process {pid} does not listen on {address}, which is closed now");
+    }
     let new = keeper.child(id);
     let old = old.and_then(|old| keeper.child(old));
     if let (Some(new), Some(old)) = (new, old) {
@@ -41,9 +45,6 @@ pub(crate) fn take_over(keeper: &mut RunningKeeper, id: Id, old: Option<Id>) {
             log::warn!("keeper: no connections are handed over: {}", reason(&error));
             old.signal(Signal::Term);
         }
-    }
-    for address in keeper.sockets.close_others(&taken) {
-        log::warn!("keeper: process {pid} does not listen on {address}, which is closed now");
     }
 }
 

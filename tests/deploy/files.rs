@@ -9,7 +9,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::common::{Directory, SERVER, copy_file, free_port};
+use super::common::{Directory, SERVER, copy_file, free_port, wait_until};
 
 /// Where `deploy/` says that the binary is.
 pub const INSTALLED: &str = "/usr/local/bin/smol-graceful";
@@ -64,6 +64,12 @@ impl Place {
     /// Returns the path of the log that every launcher here writes.
     pub fn log(&self) -> PathBuf {
         self.directory.join("smol-graceful.log")
+    }
+
+    /// Waits until the log has so many lines with these words. A thread of its own writes the log,
+    /// perhaps later than the manager hears.
+    pub fn wait_for_log(&self, words: &str, number: usize) {
+        wait_until(words, || self.logged().matches(words).count() == number);
     }
 
     /// Returns the log so far.

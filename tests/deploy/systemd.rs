@@ -75,9 +75,14 @@ impl Systemd {
         self.main.try_wait().unwrap().is_none()
     }
 
-    /// Waits for a notification with this line.
+    /// Waits for a new notification with this line.
     pub fn wait_for(&mut self, line: &str) {
-        while !self.hear().iter().any(|heard| heard == line) {}
+        self.wait_for_line(|heard| heard == line);
+    }
+
+    /// Waits for a new notification with a line for which `is_it` returns `true`.
+    pub fn wait_for_line(&mut self, is_it: impl Fn(&str) -> bool) {
+        while !self.hear().iter().any(|heard| is_it(heard)) {}
     }
 
     /// Returns the lines of the next notification.

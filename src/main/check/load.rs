@@ -56,7 +56,7 @@ const GATHERING: Duration = Duration::from_secs(1);
 pub struct Load {
     /// Where the server listens.
     pub target: Target,
-    /// What the clients ask.
+    /// The requests of the clients.
     pub requests: Requests,
     /// How many clients ask without a rest, in equal parts by the kinds of requests.
     pub clients: usize,

@@ -18,8 +18,8 @@ mod settings;
 mod tests;
 
 use std::env;
-use std::fs;
-use std::io::{self, Write};
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
@@ -56,8 +56,9 @@ impl Settings {
         self.look_at_limits()?;
         let load = self.load()?;
         for file in [&self.report, &self.svg].into_iter().flatten() {
-            // Before the load, because it may take long.
-            fs::write(file, "").map_err(|error| cannot_write(file, &error))?;
+            // Before the load, because it may take long. An old report stays meanwhile.
+            let opened = OpenOptions::new().append(true).create(true).open(file);
+            opened.map_err(|error| cannot_write(file, &error))?;
         }
         let start = Instant::now();
         let mut restarts = Vec::new();
@@ -116,6 +117,7 @@ impl Settings {
             };
             match load.probe() {
                 Ok(()) => return Ok(load),
+                Err(error) if error.kind() == ErrorKind::InvalidData => return Err(error),
                 // A name may stand for several addresses, and another one may answer.
                 Err(error) => first_error = first_error.or(Some(error)),
             }
@@ -159,7 +161,7 @@ impl Settings {
             // A request from before may take up its whole time first.
             if !progress.while_waiting(|| tally.all_answered(2 * patience)) {
                 let error = format!("some client has had no answer since restart {number}");
-                return Err(io::Error::new(io::ErrorKind::TimedOut, error));
+                return Err(io::Error::new(ErrorKind::TimedOut, error));
             }
             let restart = progress.end(&stretch, took);
             let _ = writeln!(io::stderr(), "{restart}");

@@ -22,7 +22,7 @@ table{border-collapse:collapse;width:100%}td,th{border-bottom:1px solid var(--li
 padding:4px 10px 4px 0;text-align:left;vertical-align:top}.number{text-align:right;\
 font-variant-numeric:tabular-nums;white-space:nowrap}code{font-size:13px;overflow-wrap:anywhere}";
 
-/// What a page says.
+/// Everything that a page says.
 #[derive(Debug)]
 pub(crate) struct Page<'a> {
     pub(crate) picture: Picture<'a>,
@@ -77,8 +77,8 @@ impl Page<'_> {
         if self.restarts.is_empty() {
             return;
         }
-        *out += "<h2>Restarts</h2>\n<p>Faults that clients noticed from the beginning of each to the \
-                 beginning of the next.</p>\n<table id=\"restarts\">\n<tr>";
+        *out += "<h2>Restarts</h2>\n<p>Faults that clients noticed from the beginning of each to \
+                 the beginning of the next.</p>\n<table id=\"restarts\">\n<tr>";
         for name in ["Restart", "took", "refused", "lost", "closed", "slowest answer"] {
             let _ = write!(out, "<th class=\"number\">{name}</th>");
         }

@@ -40,9 +40,11 @@ const DECADES: f64 = 4.5;
 
 /// Colours: of the ground, the text, lines, restarts, requests, times, and the faults.
 const STYLE: &str = "\
-svg{color-scheme:light dark}text{fill:#424a53}.title{font-weight:bold;font-size:15px;fill:#1f2328}\
-.heading{font-style:italic}.ground{fill:#fff;stroke:#d1d9e0}.line{stroke:#d1d9e0}.restart{fill:#ddf4ff}\
-.edge{stroke:#54aeff}.requests{fill:#54aeff;stroke:#0969da}.times{fill:#c297ff;stroke:#8250df}.refused{fill:#e16f24}\
+svg{color-scheme:light dark}text{fill:#424a53}\
+.title{font-weight:bold;font-size:15px;fill:#1f2328}\
+.heading{font-style:italic}.ground{fill:#fff;stroke:#d1d9e0}.line{stroke:#d1d9e0}\
+.restart{fill:#ddf4ff}.edge{stroke:#54aeff}.requests{fill:#54aeff;stroke:#0969da}\
+.times{fill:#c297ff;stroke:#8250df}.refused{fill:#e16f24}\
 .lost{fill:#cf222e}.told{fill:#fff;stroke:#9a6700}.untold{fill:#9a6700}.bad{font-weight:bold}\
 .note{fill:transparent}\
 @media(prefers-color-scheme:dark){text{fill:#b1bac4}.title{fill:#f0f6fc}\
@@ -50,7 +52,7 @@ svg{color-scheme:light dark}text{fill:#424a53}.title{font-weight:bold;font-size:
 .edge{stroke:#316dca}.requests{fill:#1f6feb;stroke:#58a6ff}.times{fill:#6e40c9;stroke:#bc8cff}\
 .refused{fill:#f0883e}.lost{fill:#ff6a69}.told{fill:#0d1117;stroke:#d29922}.untold{fill:#d29922}}";
 
-/// What a picture shows.
+/// Everything that a picture shows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Picture<'a> {
     pub(crate) title: &'a str,
@@ -112,7 +114,7 @@ impl Picture<'_> {
     }
 }
 
-/// What is drawn over the time.
+/// The part of a picture that is drawn over the time.
 struct Plot {
     columns: Vec<Bucket>,
     /// How long a column is.
@@ -199,7 +201,8 @@ impl Plot {
         }
         let _ = writeln!(
             out,
-            "<path class=\"{class}\" fill-opacity=\".55\" stroke-width=\".8\" d=\"{path}V{zero}Z\"/>"
+            "<path class=\"{class}\" fill-opacity=\".55\" stroke-width=\".8\" \
+             d=\"{path}V{zero}Z\"/>"
         );
     }
 

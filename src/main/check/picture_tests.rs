@@ -1,4 +1,6 @@
-//! The picture has a mark for each event, at the right place: each test reads the picture as XML.
+//! The picture has a mark for each event, at the right place.
+//!
+//! Each test reads the picture as XML, so a picture that is not well-formed fails, too.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a load has found: [`Report`], in numbers and as the lines that a person reads.
+//! The result of a load: [`Report`], in numbers and as the lines that a person reads.
 //!
 //! Each request is in exactly one of the rows `answered`, `crossed`, `reset`, `cut`, `wrong` and
 //! `stalled`, and each connection that the server has closed is in at most one of `asked`, `told`

@@ -80,7 +80,7 @@ impl Shape {
     }
 }
 
-/// What the clients of a load ask.
+/// The requests of the clients of a load.
 #[derive(Debug, Clone)]
 pub struct Requests {
     /// The path of `GET`.

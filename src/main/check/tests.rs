@@ -1,5 +1,6 @@
-//! The load finds every kind of fault, and none where there is none. The servers here answer at
-//! once and well, until a test tells them to fail one request.
+//! The load finds every kind of fault, and none where there is none.
+//!
+//! The servers here answer at once and well, until a test tells them to fail one request.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -12,7 +12,7 @@ pub const WIDTH: Duration = Duration::from_millis(100);
 /// The most buckets.
 const MOST: usize = 6000;
 
-/// What happened in one stretch of time.
+/// Everything that happened in one stretch of time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bucket {
     /// Requests that were answered whole and right.
