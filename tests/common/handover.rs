@@ -562,6 +562,7 @@ pub fn serve() {
 }
 
 /// Does what [`serve`] does, with further listeners, which `more` makes when signals are handled.
+#[expect(clippy::exit, reason = "the exit code of a keeper is its child's")]
 pub fn serve_with(more: impl FnOnce(&Path) -> Vec<Listener>) {
     let Ok(listen) = env::var(LISTEN) else { return };
     log_like_the_binary();
