@@ -316,7 +316,8 @@ impl Predecessor {
     fn of(over: Over) -> Self {
         let keeper = FakeKeeper::start(over);
         let (passage, other) = Channel::pair();
-        keeper.pass(other);
+        keeper.pass(&other);
+        drop(other);
         Self { keeper, passage }
     }
 

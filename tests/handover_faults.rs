@@ -147,7 +147,7 @@ fn a_successor_that_is_told_to_stop_while_it_adopts_loses_nothing() {
             server.line_of(process, "drained in ");
             assert_eq!(server.exit_code(process), 0, "{}", server.servers.program);
         }
-        server.stop();
+        server.stop_after_death(successor);
     });
 }
 
@@ -184,7 +184,7 @@ fn a_connection_counts_in_either_process() {
         let outcome = server.line_of(successor, "drained in ");
         assert_eq!(handover::number_before(&outcome, " request finished"), 1, "{outcome}");
         assert_eq!(server.exit_code(successor), 0);
-        server.stop();
+        server.stop_after_death(successor);
     });
 }
 
@@ -231,14 +231,15 @@ fn a_successor_that_dies_before_its_answer_gives_the_batch_back() {
         let mut silent = idle(&server, 10);
         let predecessor = server.suspend_successor();
         let (mut answered, mut waiting) = post_during_batch(&server, clients);
-        server.serving().signal(Signal::KILL);
+        let successor = server.serving();
+        successor.signal(Signal::KILL);
         for client in answered.iter_mut().chain(&mut waiting) {
             assert_eq!(client.response().text(), "hello");
             assert_eq!(client.end(), End::Eof);
         }
         assert!(silent.iter_mut().all(|client| client.end() == End::Eof));
         server.assert_handed_over(predecessor, 0);
-        server.stop();
+        server.stop_after_death(successor);
     });
 }
 
@@ -257,7 +258,8 @@ fn half_a_head_in_a_batch_that_comes_back_is_completed() {
         let predecessor = server.suspend_successor();
         server.wait_for_batch();
         in_passage.send(head.repeat(3) + begin);
-        server.serving().signal(Signal::KILL);
+        let successor = server.serving();
+        successor.signal(Signal::KILL);
         // The linger is over.
         assert_eq!(idle.end(), End::Eof);
         for (client, count) in [(&mut read_before, 1), (&mut in_passage, 4)] {
@@ -268,7 +270,7 @@ fn half_a_head_in_a_batch_that_comes_back_is_completed() {
             assert_eq!(client.end(), End::Eof);
         }
         server.assert_handed_over(predecessor, 0);
-        server.stop();
+        server.stop_after_death(successor);
     });
 }
 
@@ -282,7 +284,8 @@ fn a_successor_that_dies_after_its_answer_costs_only_its_own_clients() {
         let mut busy = server.in_flight("/wait/busy");
         let predecessor = server.take_over();
         server.line_of(predecessor, "handed over 3 connections in ");
-        server.serving().signal(Signal::KILL);
+        let successor = server.serving();
+        successor.signal(Signal::KILL);
         for client in &mut clients {
             assert_eq!(client.end(), End::Eof);
         }
@@ -290,7 +293,7 @@ fn a_successor_that_dies_after_its_answer_costs_only_its_own_clients() {
         assert_eq!(busy.response().text(), predecessor.to_string());
         assert_eq!(busy.end(), End::Eof);
         server.assert_handed_over(predecessor, 3);
-        server.stop();
+        server.stop_after_death(successor);
     });
 }
 
@@ -316,7 +319,7 @@ fn a_successor_that_dies_between_batches_costs_only_what_it_has_taken() {
             assert_eq!(client.end(), End::Eof);
         }
         server.assert_handed_over(predecessor, waiting.len() as u64);
-        server.stop();
+        server.stop_after_death(successor);
     });
 }
 
@@ -347,7 +350,7 @@ fn a_successor_that_dies_in_any_moment_leaves_no_client_waiting() {
                 }
             }
             server.assert_handed_over(predecessor, 3 * BATCH as u64 - answered);
-            server.stop();
+            server.stop_after_death(successor);
         }
     });
 }

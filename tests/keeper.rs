@@ -72,7 +72,7 @@ fn the_signals_of_a_restart_are_a_setting() {
 /// Without a keeper, USR2 harms nothing: the log says how to get one.
 #[test]
 fn usr2_without_a_keeper_is_answered_by_a_line() {
-    let mut server = Program::server(&[]);
+    let mut server = Program::server(&["--work", "0s"]);
     let mut client = server.connect();
     assert_okay(&mut client);
     for _ in 0..2 {

@@ -453,7 +453,8 @@ fn the_manager_hears_the_children_through_the_keeper() {
         for _ in 0..3 {
             said.until(&["WATCHDOG=1"]);
         }
-        servers.restart();
+        let predecessor = servers.restart();
+        assert_eq!(servers.exit_code(predecessor), 0);
     }
     // Both of its workers are blocked by these.
     let mut clients = [servers.program.connect(), servers.program.connect()];

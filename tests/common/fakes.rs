@@ -52,7 +52,7 @@ impl FakeKeeper {
     }
 
     /// Sends PASS with the end of a passage.
-    pub fn pass(&self, end: OwnedFd) {
+    pub fn pass(&self, end: &OwnedFd) {
         self.channel.send(super::messages::PASS, &[end.as_fd()]);
     }
 

@@ -6,7 +6,9 @@
 
 use std::env;
 use std::fs;
+use std::io::IoSliceMut;
 use std::iter;
+use std::mem::MaybeUninit;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::symlink;
 use std::os::unix::process::ExitStatusExt;
@@ -18,7 +20,11 @@ use std::time::Duration;
 
 use futures_lite::FutureExt;
 use http_types::Method;
-use rustix::net::{RecvFlags, SocketType, recv, sockopt::socket_type};
+use rustix::cmsg_space;
+use rustix::net::sockopt::socket_type;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketType, recv, recvmsg,
+};
 use rustix::process::{
     Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, WaitOptions, getrlimit,
     kill_process, pidfd_getfd, pidfd_open, set_child_subreaper, setrlimit, waitpid,
@@ -247,13 +253,10 @@ impl Handover {
 
     /// Returns `true` if a child has said READY to a keeper that is suspended.
     fn has_unheard_ready(&self) -> bool {
-        let sockets = open_sockets(self.keeper()).into_iter();
-        let mut sockets = sockets.filter_map(|(fd, _)| copy_of(self.keeper(), fd));
-        sockets.any(|socket| {
+        channels_of(self.keeper()).any(|channel| {
             let mut kind = [0];
             let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-            let is_channel = socket_type(&socket).is_ok_and(|kind| kind == SocketType::SEQPACKET);
-            is_channel && recv(&socket, &mut kind, peek).is_ok() && kind == *b"R"
+            recv(&channel, &mut kind, peek).is_ok() && kind == *b"R"
         })
     }
 
@@ -285,18 +288,12 @@ impl Handover {
     /// in the batch: all that leave within a moment, which are fewer on a busy machine. There is no
     /// further batch before the successor goes on (rule H3).
     pub fn wait_for_batch(&self) -> usize {
-        let directory = format!("/proc/{}/fdinfo", self.serving());
-        let unread = || {
-            let infos = fs::read_dir(&directory).unwrap();
-            let infos = infos.filter_map(|info| fs::read_to_string(info.ok()?.path()).ok());
-            let counts = infos.filter_map(|info| {
-                let line = info.lines().find_map(|line| line.strip_prefix("scm_fds:"))?;
-                line.trim().parse::<usize>().ok()
-            });
-            counts.sum::<usize>()
-        };
-        wait_until("a batch is in the passage", || unread() > 0);
-        unread()
+        let mut batch = None;
+        wait_until("a batch is in the passage", || {
+            batch = channels_of(self.serving()).find_map(|channel| unread_batch(&channel));
+            batch.is_some()
+        });
+        batch.unwrap()
     }
 
     /// Returns the inodes of the connections that `process` has open.
@@ -425,6 +422,12 @@ impl Handover {
         self.ended()
     }
 
+    /// Does what [`Handover::stop`] does, when another child has taken the place of one that has died.
+    pub fn stop_after_death(mut self, dead: ProcessId) -> String {
+        self.servers.wait_for_another(dead);
+        self.stop()
+    }
+
     /// Waits for the end of a keeper that was told to stop, and asserts that its children have
     /// drained. Returns the log of all.
     pub fn ended(mut self) -> String {
@@ -463,6 +466,35 @@ pub fn prepare() {
 pub fn copy_of(process: ProcessId, fd: RawFd) -> Option<OwnedFd> {
     let pidfd = pidfd_open(process.0, PidfdFlags::empty()).unwrap();
     pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).ok()
+}
+
+/// Returns copies of the ends of parent channels and passages that a process has.
+fn channels_of(process: ProcessId) -> impl Iterator<Item = OwnedFd> {
+    let sockets = open_sockets(process).into_iter();
+    let sockets = sockets.filter_map(move |(fd, _)| copy_of(process, fd));
+    sockets.filter(|socket| socket_type(socket).is_ok_and(|kind| kind == SocketType::SEQPACKET))
+}
+
+/// Returns how many connections are in a batch that nobody has received: the next message of a
+/// passage, or of a passage whose end is in the next message of a parent channel.
+fn unread_batch(channel: &OwnedFd) -> Option<usize> {
+    let mut head = [0; 7];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut pieces = [IoSliceMut::new(&mut head)];
+    // A look takes copies of the descriptors, and leaves the message where it is.
+    let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    recvmsg(channel, &mut pieces, &mut ancillary, peek).ok()?;
+    let ends = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(ends) => Some(ends),
+        _ => None,
+    });
+    let end = ends.flatten().next();
+    match head {
+        [b'C', _, _, _, _, high, low] => Some(u16::from_be_bytes([high, low]).into()),
+        [b'P', ..] => unread_batch(&end?),
+        _ => None,
+    }
 }
 
 /// Suspends a process.
@@ -530,6 +562,7 @@ pub fn serve() {
 }
 
 /// Does what [`serve`] does, with further listeners, which `more` makes when signals are handled.
+#[expect(clippy::exit, reason = "the exit code of a keeper is its child's")]
 pub fn serve_with(more: impl FnOnce(&Path) -> Vec<Listener>) {
     let Ok(listen) = env::var(LISTEN) else { return };
     log_like_the_binary();

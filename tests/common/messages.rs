@@ -177,7 +177,7 @@ impl Channel {
     }
 
     /// Returns LEAVE, which has to be the next message, and the end of a passage if one comes.
-    pub fn leave(&self) -> (Leave, Option<Channel>) {
+    pub fn leave(&self) -> (Leave, Option<Self>) {
         let (bytes, ends) = self.receive().expect("the channel is closed");
         let rest = &mut &bytes[..];
         assert_eq!(take::<1>(rest), *b"L");
@@ -188,7 +188,7 @@ impl Channel {
     }
 
     /// Returns the passage of PASS, which has to be the next message.
-    pub fn pass(&self) -> Channel {
+    pub fn pass(&self) -> Self {
         let (bytes, ends) = self.receive().expect("the channel is closed");
         assert_eq!(bytes, PASS);
         one(ends).expect("no passage")

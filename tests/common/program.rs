@@ -4,6 +4,7 @@
 //! its children, [`Proxy`] a proxy in front of servers, [`ProcessId`] any process, by its number.
 //! A process that a test has started ends with the value that stands for it.
 
+use std::cell::Cell;
 use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -372,6 +373,16 @@ impl Generations {
         let words = [" has ended: ", " has died: ", " was ready and has ended: "]
             .map(|words| format!("keeper: process {process}{words}"));
         self.program.line_where(&words[0], |line| words.iter().any(|words| line.contains(words)))
+    }
+
+    /// Waits until another child is ready in place of one that has died.
+    pub fn wait_for_another(&mut self, dead: ProcessId) {
+        let end = self.line_of_end(dead);
+        let is_dead = Cell::new(false);
+        self.program.line_where("another child", |line| {
+            is_dead.set(is_dead.get() || line == end);
+            is_dead.get() && line.contains(" is ready after ")
+        });
     }
 
     /// Waits until a child has ended by itself, and returns its exit code.
