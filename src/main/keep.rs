@@ -10,14 +10,32 @@ use std::path::PathBuf;
 use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
-use clap::Args;
+use clap::Parser;
 use smol_graceful::{Address, Keeper, LogWriter, ReadyWhen, Signal};
 
-use crate::address;
+use crate::arguments::{address, begin_log, read, warn_of_unknown_variables};
 
-/// The settings of a keeper.
-#[derive(Debug, Args)]
-pub(crate) struct Settings {
+/// Keeps the listening sockets of any program, and starts the program anew at USR2 without
+/// refusing a client.
+///
+///     smol-graceful keep --pid-file /run/app.pid -- smol-graceful --listen :8082
+///     smol-graceful keep --listen :8080 --ready 2s -- node server.js
+///
+/// The process id never changes. A restart starts the next process of the program, and when it
+/// is ready, the one before it finishes what it has. A program of this library hands its
+/// connections over, so that no client notices; another one is stopped by TERM. If the next
+/// process fails, the one before it goes on. If the only process dies, another is started, and
+/// clients wait meanwhile.
+///
+/// HUP, INT, TERM and QUIT go to all processes of the program, and the keeper ends with them.
+/// Other signals go to the one that serves. Exit code: that of the newest process (128 and the
+/// number of the signal that has killed it), 1 if another had to be cut or the keeper could not
+/// begin, 2 wrong usage.
+///
+/// DURATION: such as 300ms, 2s. Logs go to standard error; RUST_LOG says which.
+#[derive(Debug, Parser)]
+#[command(name = "smol-graceful keep", verbatim_doc_comment)]
+struct Settings {
     /// Where to listen for the program; several times, or with commas between the addresses
     /// [default: the program listens itself]
     ///
@@ -30,7 +48,7 @@ pub(crate) struct Settings {
         value_delimiter = ',',
         value_parser = address
     )]
-    pub(crate) listen: Vec<Address>,
+    listen: Vec<Address>,
 
     /// When a new process is ready, so that the one before it may leave: `notify`, when it has said
     /// so (READY=1 to NOTIFY_SOCKET); a time such as `2s`, when it has been alive for so long; or
@@ -42,7 +60,7 @@ pub(crate) struct Settings {
         default_value = "notify",
         value_parser = ready
     )]
-    pub(crate) ready: ReadyWhen,
+    ready: ReadyWhen,
 
     /// How long a new process may take until it is ready
     #[arg(
@@ -51,7 +69,7 @@ pub(crate) struct Settings {
         value_name = "DURATION",
         default_value = "30s"
     )]
-    pub(crate) patience: humantime::Duration,
+    patience: humantime::Duration,
 
     /// The signals that restart the program: USR2, HUP, USR1 and others, with or without SIG;
     /// several times, or with commas between them
@@ -63,21 +81,29 @@ pub(crate) struct Settings {
         default_value = "USR2",
         value_parser = signal
     )]
-    pub(crate) restart_on: Vec<Signal>,
+    restart_on: Vec<Signal>,
 
     /// Where to write the keeper's process id, when the first process is ready; removed at the end
     ///
     /// One keeper at a time can have the file
     #[arg(long, env = "SMOL_GRACEFUL_KEEP_PID_FILE", value_name = "PATH")]
-    pub(crate) pid_file: Option<PathBuf>,
+    pid_file: Option<PathBuf>,
 
     /// The program, and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
-    pub(crate) command: Vec<OsString>,
+    command: Vec<OsString>,
 }
 
-/// Keeps the program to its end.
-pub(crate) fn run(settings: &Settings, log: &mut LogWriter) -> ExitCode {
+/// Keeps a program as the command line says. Returns the exit code.
+pub(crate) fn main() -> ExitCode {
+    match read().and_then(|settings| Ok((settings, begin_log()?))) {
+        Ok((settings, mut log)) => run(&settings, &mut log),
+        Err(code) => code,
+    }
+}
+
+fn run(settings: &Settings, log: &mut LogWriter) -> ExitCode {
+    warn_of_unknown_variables::<Settings>("SMOL_GRACEFUL_KEEP_", &[]);
     let mut keeper = Keeper::new(settings.command.iter().cloned())
         .ready(settings.ready.clone())
         .patience(*settings.patience)
@@ -131,17 +157,15 @@ fn signal(text: &str) -> Result<Signal, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
 
-    #[derive(Debug, Parser)]
-    struct Line {
-        #[command(flatten)]
-        settings: Settings,
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Settings::command().debug_assert();
     }
 
     fn read(words: &[&str]) -> Result<Settings, clap::Error> {
-        let line = ["keep"].iter().chain(words);
-        Line::try_parse_from(line).map(|line| line.settings)
+        Settings::try_parse_from(["keep"].iter().chain(words))
     }
 
     /// Operators rely on them.

@@ -1,6 +1,6 @@
 //! `smol-graceful check`: keeps a server under load, restarts it, and says what clients notice.
 //!
-//! [`Settings`] is the command line, [`run`] the whole command. The load itself, in `load.rs` and
+//! [`Settings`] is the command line, [`main`] the whole command. The load itself, in `load.rs` and
 //! below it, knows neither settings nor files. A number is counted in one place, `tally.rs`: lines,
 //! page and picture show the same ones.
 
@@ -28,16 +28,24 @@ use std::time::{Duration, Instant, SystemTime};
 use humantime::format_rfc3339_seconds;
 use rustix::process::{Resource, getrlimit};
 
+use crate::arguments::read;
+use crate::raise_open_files;
 use load::{Load, Report, Tally};
 use page::Page;
 use picture::Picture;
 use progress::{Progress, Restart};
 use settings::shell_words;
 
-pub(crate) use settings::Settings;
+use settings::Settings;
 
-/// Runs the check. Returns the exit code: 0 if nothing was lost, 1 otherwise.
-pub(crate) fn run(settings: &Settings) -> ExitCode {
+/// Runs the check as the command line says. Returns the exit code: 0 if nothing was lost, 1
+/// otherwise.
+pub(crate) fn main() -> ExitCode {
+    raise_open_files();
+    let settings: Settings = match read() {
+        Ok(settings) => settings,
+        Err(code) => return code,
+    };
     match settings.check() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -7,15 +7,33 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::Parser;
 use clap::builder::RangedU64ValueParser;
 use humantime::{format_duration, parse_duration};
 
 use super::goal::{Goal, is_target};
 use super::load::{Report, Requests};
 
-/// The arguments of `smol-graceful check`.
-#[derive(Debug, Args)]
+/// Keeps a server under load, restarts it, and says what became of every request and connection
+///
+/// It works with any HTTP/1.1 server, for example:
+///
+///     smol-graceful check --restarts 3 http://127.0.0.1:8082/ -- systemctl restart app
+///
+/// A client whose kept connection is closed takes a new one for its next request, and nothing is
+/// lost, unless it has sent that request already.
+///
+/// The report counts requests that were answered, refused or lost, and connections that the
+/// server closed: asked, because the request had asked for that; told, because the last answer
+/// said so; untold, by FIN or reset, although no answer had said so. It gives p99 and the longest
+/// time of all answers, and of those near a restart: in it, or begun within a second behind it.
+///
+/// Exit code: 0 nothing was lost, 1 something was lost (or what --none-refused and --seamless
+/// say), the server cannot be reached or COMMAND fails, 2 wrong usage.
+///
+/// DURATION: such as 300ms, 2s.
+#[derive(Debug, Parser)]
+#[command(name = "smol-graceful check", verbatim_doc_comment)]
 pub(crate) struct Settings {
     /// The server: http://127.0.0.1:8082/path, 127.0.0.1:8082, localhost:8082 or unix:/path
     #[arg(value_name = "URL|ADDR")]
@@ -380,11 +398,6 @@ mod tests {
 
     /// Returns the settings of `smol-graceful check` with these arguments.
     fn settings(args: &[&str]) -> Settings {
-        #[derive(Parser)]
-        struct Line {
-            #[command(flatten)]
-            settings: Settings,
-        }
-        Line::parse_from(["check", "127.0.0.1:1"].iter().chain(args)).settings
+        Settings::parse_from(["check", "127.0.0.1:1"].iter().chain(args))
     }
 }

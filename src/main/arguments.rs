@@ -1,0 +1,114 @@
+//! The arguments of a command and its environment: what they say, and what is wrong with them.
+//!
+//! Invariant: wrong usage costs a few lines that name the thing, and the exit code 2. Does not know
+//! which settings there are.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::iter;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, Parser};
+use smol_graceful::{Address, LogWriter};
+
+use crate::log;
+
+/// Reads the arguments of a command, and the environment where the arguments are silent. A variable
+/// that is set to nothing counts as not set.
+///
+/// # Errors
+///
+/// Prints what is wrong, or what the arguments ask for (`--help`), and returns the exit code.
+pub(crate) fn read<Settings: Parser>() -> Result<Settings, ExitCode> {
+    let is_empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
+    let command = Settings::command().mut_args(|arg| match arg.get_env() {
+        Some(name) if is_empty(name) => arg.env(None::<&str>),
+        _ => arg,
+    });
+    let name = OsString::from(command.get_name());
+    // The name of a subcommand is two words of the line.
+    let words = env::args_os().skip(command.get_name().split(' ').count());
+    let read = command.try_get_matches_from(iter::once(name).chain(words));
+    let settings = read.and_then(|matches| Settings::from_arg_matches(&matches));
+    settings.map_err(|error| usage::<Settings>(&error))
+}
+
+/// Prints what is wrong with the arguments, or what they ask for. Returns the exit code.
+fn usage<Settings: Parser>(error: &clap::Error) -> ExitCode {
+    let command = Settings::command();
+    let name = command.get_name();
+    if name.contains(' ') && error.use_stderr() {
+        let text = error.render().to_string();
+        // Behind the first empty line, clap repeats the usage.
+        let wrong: Vec<_> =
+            text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+        let wrong = wrong.join(" ");
+        let wrong = wrong.trim_start_matches("error: ");
+        let origin = variable::<Settings>(error).map(|name| format!(" (from the variable {name})"));
+        let origin = origin.unwrap_or_default();
+        let _ = writeln!(io::stderr(), "{name}: {wrong}{origin}; `{name} --help` tells more");
+        return ExitCode::from(2);
+    }
+    let _ = error.print();
+    if let Some(name) = variable::<Settings>(error) {
+        let _ = writeln!(io::stderr(), "\nThe value comes from the variable {name}.");
+    }
+    if error.kind() == ErrorKind::ValueValidation {
+        // For a wrong value, clap leaves the usage out.
+        let _ = write!(io::stderr(), "\n{}\n", Settings::command().render_usage());
+    }
+    if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
+}
+
+/// Returns the variable that holds the wrong value, if no argument does.
+fn variable<Settings: Parser>(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(named)) = error.get(ContextKind::InvalidArg) else { return None };
+    let flag = named.split(' ').next()?;
+    let mut words = env::args_os().map(|word| word.to_string_lossy().into_owned());
+    if words.any(|word| word.split('=').next() == Some(flag)) {
+        return None;
+    }
+    let command = Settings::command();
+    let arg = command.get_arguments().find(|arg| arg.get_long() == flag.strip_prefix("--"))?;
+    let name = arg.get_env()?;
+    env::var_os(name).map(|_| name.to_string_lossy().into_owned())
+}
+
+/// Begins the log of a command, which goes to standard error. It is flushed where it is dropped,
+/// behind the last line, in a bounded time.
+///
+/// # Errors
+///
+/// Says why there is none, and returns the exit code.
+pub(crate) fn begin_log() -> Result<LogWriter, ExitCode> {
+    let writer = LogWriter::new(io::stderr()).map_err(|error| {
+        // There is no thread to write it, and nothing in flight that it could hold up.
+        let _ = writeln!(io::stderr(), "smol-graceful: {error}");
+        ExitCode::FAILURE
+    })?;
+    log::install(&writer, &env::var("RUST_LOG").unwrap_or_default());
+    Ok(writer)
+}
+
+/// Warns of variables that mean nothing, whose names begin with `prefix` and with none of `others`.
+pub(crate) fn warn_of_unknown_variables<Settings: Parser>(prefix: &str, others: &[&str]) {
+    let is_other = |name: &str| others.iter().any(|other| name.starts_with(other));
+    let names = env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+    let names: Vec<_> = names.filter(|name| name.starts_with(prefix) && !is_other(name)).collect();
+    if names.is_empty() {
+        // The list of those that are known takes longer than the rest of the start.
+        return;
+    }
+    let command = Settings::command();
+    let known: Vec<_> = command.get_arguments().filter_map(Arg::get_env).collect();
+    for name in names.iter().filter(|name| !known.contains(&OsStr::new(name))) {
+        ::log::warn!("the variable {name} means nothing; --help lists those that do");
+    }
+}
+
+/// Reads an address from among those that commas separate.
+pub(crate) fn address(text: &str) -> Result<Address, String> {
+    text.parse().map_err(|error| format!("{error} (a comma separates addresses)"))
+}
