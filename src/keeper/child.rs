@@ -54,23 +54,26 @@ pub(crate) struct Child {
     has_ended: bool,
 }
 
-impl Child {
+/// A process that was started, and that the keeper does not listen to yet.
+pub(crate) struct Started {
+    pid: Pid,
+    at: Instant,
+    channel: OwnedFd,
+    notify: OwnedFd,
+}
+
+impl Started {
     /// Starts the command of `keeper` with the sockets.
     ///
     /// # Errors
     ///
     /// Returns an error if the kernel refuses the program. It names the program, the directory, and
     /// the reason in an operator's words.
-    pub(crate) fn start(
-        id: Id,
-        keeper: &Keeper,
-        url: Option<&Url>,
-        sockets: &Sockets,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(keeper: &Keeper, sockets: &Sockets) -> io::Result<Self> {
         let step = "cannot start another process";
-        let (channel, end) = Channel::pair().map_err(during(step))?;
-        channel.send(&Message::Offer(sockets.offer()), &[]).map_err(during(step))?;
-        let (notify, name) = ChildNotify::new().map_err(during(step))?;
+        let offer = Message::Offer(sockets.offer());
+        let (channel, end) = Channel::pair_with(&offer).map_err(during(step))?;
+        let (notify, name) = ChildNotify::bind().map_err(during(step))?;
         let mut words = keeper.command.iter().cloned();
         let mut program = Program::new(words.next().unwrap_or_default(), words);
         let mut fd = FIRST;
@@ -100,8 +103,30 @@ impl Child {
         program.pass(end);
         program.set(SOCKET, name);
 
-        let started = Instant::now();
-        let pid = program.spawn()?;
+        let at = Instant::now();
+        Ok(Self { pid: program.spawn()?, at, channel, notify })
+    }
+}
+
+impl Child {
+    /// Listens to a process that was started.
+    ///
+    /// # Errors
+    ///
+    /// Returns what the operating system says if no events can be had for the process's sockets. It
+    /// is killed then.
+    pub(crate) fn of(
+        id: Id,
+        started: Started,
+        keeper: &Keeper,
+        url: Option<&Url>,
+    ) -> io::Result<Self> {
+        let Started { pid, at, channel, notify } = started;
+        let channel = Channel::of(channel);
+        let heard = channel.and_then(|channel| Ok((channel, ChildNotify::of(notify)?)));
+        let (channel, notify) = heard.inspect_err(|_| {
+            let _ = killpg(nix_pid(pid), Signal::SIGKILL);
+        })?;
         let why_not_shown = Rc::new(RefCell::new("it was not asked".to_owned()));
         let shown: Option<Pin<Box<dyn Future<Output = ()>>>> = match (&keeper.ready, url) {
             (ReadyWhen::After(time), _) => {
@@ -121,7 +146,7 @@ impl Child {
         Ok(Self {
             id,
             pid,
-            started,
+            started: at,
             channel: Some(channel),
             notify: Some(notify),
             reported: None,
@@ -234,21 +259,21 @@ impl Child {
     /// Sends a signal to the child's first process.
     pub(crate) fn signal(&self, signal: async_signal::Signal) {
         if let (false, Ok(signal)) = (self.has_ended, Signal::try_from(signal as i32)) {
-            let _ = kill(self.nix_pid(), signal);
+            let _ = kill(nix_pid(self.pid), signal);
         }
     }
 
     /// Kills the child and the processes that it has started.
     pub(crate) fn kill(&self) {
         if !self.has_ended {
-            let _ = killpg(self.nix_pid(), Signal::SIGKILL);
+            let _ = killpg(nix_pid(self.pid), Signal::SIGKILL);
         }
-    }
-
-    fn nix_pid(&self) -> nix::unistd::Pid {
-        nix::unistd::Pid::from_raw(self.pid.as_raw_nonzero().get())
     }
 }
 
 /// How the names of the binary's settings for its keeper begin.
 const SETTINGS: &[u8] = b"SMOL_GRACEFUL_KEEP_";
+
+fn nix_pid(pid: Pid) -> nix::unistd::Pid {
+    nix::unistd::Pid::from_raw(pid.as_raw_nonzero().get())
+}

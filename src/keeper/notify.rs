@@ -39,25 +39,27 @@ pub(crate) struct Words {
 const LONGEST: usize = 4096;
 
 impl ChildNotify {
-    /// Makes a socket with a name that nobody has.
+    /// Makes a socket with a name that nobody has, for a process that is to be started. The socket is
+    /// for [`ChildNotify::of`].
     ///
     /// # Errors
     ///
     /// Returns what the operating system says.
-    pub(crate) fn new() -> io::Result<(Self, OsString)> {
+    pub(crate) fn bind() -> io::Result<(OwnedFd, OsString)> {
         let random = || RandomState::new().build_hasher().finish();
         let name = format!("smol-graceful-keeper/{:016x}{:016x}", random(), random());
         let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
         set_socket_passcred(&socket, true)?;
-        Ok((Self { socket: Async::new(socket)? }, format!("@{name}").into()))
+        Ok((socket.into(), format!("@{name}").into()))
     }
 
-    /// Goes on with a socket that the program which this process was before has made.
+    /// Takes a socket that [`ChildNotify::bind`] has made, perhaps in the program that this process was
+    /// before.
     ///
     /// # Errors
     ///
     /// Returns what the operating system says.
-    pub(crate) fn resume(socket: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn of(socket: OwnedFd) -> io::Result<Self> {
         Ok(Self { socket: Async::new(UnixDatagram::from(socket))? })
     }
 
@@ -142,7 +144,8 @@ mod tests {
 
     #[test]
     fn a_child_is_heard() {
-        let (notify, name) = ChildNotify::new().unwrap();
+        let (socket, name) = ChildNotify::bind().unwrap();
+        let notify = ChildNotify::of(socket).unwrap();
         let next = |text: &[u8]| {
             send(&name, text);
             block_on(poll_fn(|cx| notify.poll_receive(getpid(), cx))).unwrap()

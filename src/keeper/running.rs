@@ -22,7 +22,7 @@ use rustix::process::{WaitOptions, wait};
 
 use crate::error::reason;
 use crate::keeper::answers::Url;
-use crate::keeper::child::Child;
+use crate::keeper::child::{Child, Started};
 use crate::keeper::manager::Manager;
 use crate::keeper::pid_lock::PidLock;
 use crate::keeper::policy::{Action, Ending, Event, Failure, Id, Next, Note, Policy};
@@ -46,6 +46,8 @@ pub(crate) struct RunningKeeper {
     pub(crate) sockets: Sockets,
     pub(crate) manager: Manager,
     pub(crate) pid_lock: Option<PidLock>,
+    /// The first process, which begins while the keeper still prepares itself.
+    pub(crate) first: Option<io::Result<Started>>,
     pub(crate) signals: SignalStream,
     /// What has happened and was not dealt with.
     pub(crate) events: VecDeque<Event>,
@@ -58,10 +60,10 @@ pub(crate) struct RunningKeeper {
 impl RunningKeeper {
     /// Works until the end.
     pub(crate) fn run(mut self, first: Vec<Action>) -> io::Result<KeeperExit> {
-        // What has happened in front of the first signal that is heard.
-        self.reap();
         let mut timer = Timer::never();
         let mut ending = self.carry_out(first);
+        // What has happened in front of the first signal that is heard, to a child that is known now.
+        self.reap();
         loop {
             if let Some(ending) = ending {
                 return self.end(ending);
@@ -211,7 +213,9 @@ impl RunningKeeper {
 
     fn start(&mut self, id: Id) {
         self.sockets.mend();
-        match Child::start(id, &self.settings, self.url.as_ref(), &self.sockets) {
+        let (settings, url) = (&self.settings, self.url.as_ref());
+        let started = self.first.take().unwrap_or_else(|| Started::new(settings, &self.sockets));
+        match started.and_then(|started| Child::of(id, started, settings, url)) {
             Ok(child) => {
                 log::info!("keeper: started process {}", child.pid.as_raw_nonzero());
                 self.children.push(child);

@@ -1,7 +1,7 @@
 //! [`run`]: checks the settings of a keeper, and lets it begin.
 //!
-//! Invariant: signals are handled before anything is bound or started (rule S16), and only the
-//! thread that keeps takes them, so that none is lost when the program replaces itself.
+//! Invariant: no signal that comes after the first bind is lost or kills the process (rule S16), and
+//! only the thread that keeps takes them, so that none is lost when the program replaces itself.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,6 +12,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::error::{during, invalid};
 use crate::keeper::answers::Url;
+use crate::keeper::child::Started;
 use crate::keeper::manager::Manager;
 use crate::keeper::pid_lock::PidLock;
 use crate::keeper::policy::Policy;
@@ -28,9 +29,13 @@ use crate::threads;
 /// Returns the errors of [`Keeper::run`].
 pub(crate) fn run(mut keeper: Keeper) -> io::Result<KeeperExit> {
     let url = check(&mut keeper)?;
-    let signals = hear(&keeper)?;
+    let before = block_all()?;
     let pid_lock = keeper.pid_file.as_deref().map(PidLock::at).transpose()?;
     let sockets = Sockets::new(&keeper.listen)?;
+    // The first client waits for this process, so it begins before this one has its threads. If one
+    // cannot be started, this process ends, and the kernel tells the other to stop.
+    let started = Started::new(&keeper, &sockets);
+    let signals = hear(&keeper, before)?;
     let mut policy = Policy::new(keeper.patience);
     let first = policy.begin(Instant::now());
     let keeper = RunningKeeper {
@@ -41,6 +46,7 @@ pub(crate) fn run(mut keeper: Keeper) -> io::Result<KeeperExit> {
         sockets,
         manager: Manager::from_env(),
         pid_lock,
+        first: Some(started),
         signals,
         events: VecDeque::new(),
         failure: String::new(),
@@ -103,12 +109,23 @@ const PASSED_ON: [Signal; 11] = [
     Signal::Io,
 ];
 
-/// Handles the signals of a keeper from now on.
+/// Blocks every signal in this thread, and in those that it starts. Returns what was blocked before.
+/// Signals that come meanwhile are pending, and none is lost.
 ///
 /// # Errors
 ///
 /// Returns what the operating system says.
-pub(crate) fn hear(keeper: &Keeper) -> io::Result<SignalStream> {
+pub(crate) fn block_all() -> io::Result<SigSet> {
+    Ok(SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?)
+}
+
+/// Handles the signals of a keeper from now on. All of them are blocked, so async-io's thread, which
+/// inherits that, takes none. `before` is what was blocked before.
+///
+/// # Errors
+///
+/// Returns what the operating system says.
+pub(crate) fn hear(keeper: &Keeper, before: SigSet) -> io::Result<SignalStream> {
     let Keeper { signals: stop, restart_on, .. } = keeper;
     let is_passed = |signal: &Signal| {
         !stop.contains(signal) && !restart_on.contains(signal) && !is_ignored(*signal)
@@ -116,8 +133,6 @@ pub(crate) fn hear(keeper: &Keeper) -> io::Result<SignalStream> {
     let passed_on = PASSED_ON.into_iter().filter(is_passed);
     let others: Vec<_> =
         passed_on.chain(restart_on.iter().copied()).chain([Signal::Child]).collect();
-    // async-io's thread inherits this, and takes no signal then.
-    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let stream = threads::check().and_then(|()| signals::stream(stop, &others));
     // A program that has taken this one's place begins with every signal blocked.
     let mut mask = if is_everything(before) { SigSet::empty() } else { before };

@@ -35,7 +35,8 @@ use crate::keeper::program::Program;
 use crate::keeper::resume::{ChildStage, ChildState, Held, RESUME, SocketState, State, VERSION};
 use crate::keeper::running::RunningKeeper;
 use crate::keeper::sockets::{Kept, Sockets};
-use crate::keeper::{Keeper, KeeperExit, start};
+use crate::keeper::start::{self, block_all};
+use crate::keeper::{Keeper, KeeperExit};
 use crate::listen::address::Address;
 use crate::process::Process;
 use crate::restart::channel::Channel;
@@ -97,7 +98,7 @@ fn state() -> Option<State> {
 /// Goes on as the program before, which was this process.
 fn resume(mut keeper: Keeper, state: State) -> io::Result<KeeperExit> {
     let url = start::check(&mut keeper)?;
-    let signals = start::hear(&keeper)?;
+    let signals = start::hear(&keeper, block_all()?)?;
     let now = Instant::now();
     let lost = || io::Error::other("a descriptor of the program before is gone");
     let take = |held: Held| take_socket(held.fd, held.inode).ok_or_else(lost);
@@ -128,7 +129,7 @@ fn resume(mut keeper: Keeper, state: State) -> io::Result<KeeperExit> {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(lost)?;
         let mut child = Child::resume(id, pid, reported);
         child.channel = channel.map(|held| take(held).and_then(Channel::of)).transpose()?;
-        child.notify = notify.map(|held| take(held).and_then(ChildNotify::resume)).transpose()?;
+        child.notify = notify.map(|held| take(held).and_then(ChildNotify::of)).transpose()?;
         children.push(child);
     }
     let policy =
@@ -146,6 +147,7 @@ fn resume(mut keeper: Keeper, state: State) -> io::Result<KeeperExit> {
         sockets: Sockets::resume(kept),
         manager: Manager::from_env(),
         pid_lock,
+        first: None,
         signals,
         events: VecDeque::new(),
         failure: String::new(),

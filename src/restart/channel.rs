@@ -41,7 +41,7 @@ pub(crate) struct Channel {
 pub(crate) type Received = (Message, Vec<OwnedFd>);
 
 impl Channel {
-    /// Makes a passage. Returns this process's end, and the one for the successor.
+    /// Makes a channel. Returns this process's end, and the other one.
     ///
     /// # Errors
     ///
@@ -51,7 +51,23 @@ impl Channel {
         Ok((Self::of(own)?, other))
     }
 
-    /// Takes an end of a passage.
+    /// Makes a channel that brings a message already, for a process that is to be started. Returns
+    /// this process's end, which is for [`Channel::of`], and the other one.
+    ///
+    /// # Errors
+    ///
+    /// Returns what the operating system says. Some have no such sockets.
+    #[cfg_attr(
+        not(feature = "keeper"),
+        allow(dead_code, reason = "only a keeper starts a process")
+    )]
+    pub(crate) fn pair_with(message: &Message) -> io::Result<(OwnedFd, OwnedFd)> {
+        let (own, other) = socket_pair()?;
+        send_packet(own.as_fd(), &message.encode(), &[])?;
+        Ok((own, other))
+    }
+
+    /// Takes an end of a channel.
     ///
     /// # Errors
     ///
