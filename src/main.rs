@@ -238,10 +238,13 @@ fn settings() -> Result<Settings, clap::Error> {
 }
 
 /// Returns the subcommand that the arguments begin with.
-fn subcommand() -> Option<String> {
-    let first = env::args_os().nth(1)?.into_string().ok()?;
-    Settings::command().find_subcommand(&first).map(|command| command.get_name().to_owned())
+fn subcommand() -> Option<&'static str> {
+    let first = env::args_os().nth(1)?;
+    SUBCOMMANDS.into_iter().find(|name| first == *name)
 }
+
+/// The names of the subcommands.
+const SUBCOMMANDS: [&str; 2] = ["check", "keep"];
 
 /// Prints what is wrong with the arguments, or what they ask for: `--help`, `--version`. Returns
 /// the exit code.
@@ -290,17 +293,22 @@ fn variable(error: &clap::Error) -> Option<String> {
 
 /// Warns of variables whose names begin with `prefix` and that mean nothing.
 fn warn_of_unknown_variables(prefix: &str) {
+    // A keeper sets these.
+    let keepers = ["SMOL_GRACEFUL_KEEPER", "SMOL_GRACEFUL_RESUME"];
+    let names = env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+    let mut names = names
+        .filter(|name| name.starts_with(prefix) && !keepers.contains(&name.as_str()))
+        .peekable();
+    if names.peek().is_none() {
+        // The list of those that are known takes longer than the rest of the start.
+        return;
+    }
     let command = Settings::command();
     let commands = [&command].into_iter().chain(command.get_subcommands());
     let own = commands.flat_map(|command| command.get_arguments()).filter_map(Arg::get_env);
-    // A keeper sets these.
-    let keepers = ["SMOL_GRACEFUL_KEEPER", "SMOL_GRACEFUL_RESUME"].map(OsStr::new);
-    let known: Vec<_> = own.chain(keepers).collect();
-    for (name, _) in env::vars_os() {
-        let text = name.to_string_lossy();
-        if text.starts_with(prefix) && !known.contains(&&*name) {
-            ::log::warn!("the variable {text} means nothing; --help lists those that do");
-        }
+    let known: Vec<_> = own.collect();
+    for name in names.filter(|name| !known.contains(&OsStr::new(name))) {
+        ::log::warn!("the variable {name} means nothing; --help lists those that do");
     }
 }
 
@@ -374,6 +382,9 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Settings::command().debug_assert();
+        let names: Vec<_> =
+            Settings::command().get_subcommands().map(|one| one.get_name().to_owned()).collect();
+        assert_eq!(names, SUBCOMMANDS);
     }
 
     /// Operators rely on them.

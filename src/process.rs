@@ -102,6 +102,7 @@ pub struct Process {
     threads: usize,
     pub(crate) signals: Vec<Signal>,
     pub(crate) restart: Option<Signal>,
+    #[cfg(feature = "keeper")]
     pub(crate) patience: Duration,
     pub(crate) pid_file: Option<PathBuf>,
     repeat_window: Duration,
@@ -115,6 +116,7 @@ impl Default for Process {
             threads: thread::available_parallelism().map_or(1, usize::from),
             signals: STOP_SIGNALS.to_vec(),
             restart: Some(Signal::Usr2),
+            #[cfg(feature = "keeper")]
             patience: Duration::from_secs(30),
             pid_file: None,
             repeat_window: REPEAT_WINDOW,

@@ -51,7 +51,7 @@ pub(crate) struct Child {
     shown: Option<Pin<Box<dyn Future<Output = ()>>>>,
     why_not_shown: Rc<RefCell<String>>,
     /// It has been waited for, so another process may have its id.
-    pub(crate) has_ended: bool,
+    has_ended: bool,
 }
 
 impl Child {
@@ -222,6 +222,13 @@ impl Child {
                 Poll::Ready(Words::default())
             }
         }
+    }
+
+    /// Notes that the child has been waited for. Nobody speaks for it any more.
+    pub(crate) fn end(&mut self) {
+        self.has_ended = true;
+        self.channel = None;
+        self.notify = None;
     }
 
     /// Sends a signal to the child's first process.

@@ -66,7 +66,9 @@ impl RunningKeeper {
             if let Some(ending) = ending {
                 return self.end(ending);
             }
-            if self.is_outdated && self.events.is_empty() {
+            // The new program does not know that the manager has not heard of the end.
+            let is_told = self.manager.deadline().is_none();
+            if self.is_outdated && self.events.is_empty() && is_told {
                 self.become_new_program();
             }
             let event = match self.events.pop_front() {
@@ -111,7 +113,11 @@ impl RunningKeeper {
             }
             if let Poll::Ready(ready) = child.poll_channel(&self.sockets, cx) {
                 let is_enough = !matches!(self.settings.ready, ReadyWhen::Answers(_));
-                return Poll::Ready((ready && is_enough).then_some(Event::Ready(child.id)));
+                let id = child.id;
+                if ready && self.policy.serving() == Some(id) {
+                    takeover::settle(self, id);
+                }
+                return Poll::Ready((ready && is_enough).then_some(Event::Ready(id)));
             }
             if let Poll::Ready(words) = child.poll_notify(cx) {
                 let is_newest = self.policy.newest() == Some(child.id);
@@ -153,7 +159,7 @@ impl RunningKeeper {
                     let status = ExitStatus::from_raw(status.as_raw());
                     match self.children.iter_mut().find(|child| child.pid == pid) {
                         Some(child) => {
-                            child.has_ended = true;
+                            child.end();
                             self.events.push_back(Event::Ended(child.id, status));
                         }
                         None => log::debug!(

@@ -19,32 +19,54 @@ use crate::restart::message::{Leave, Message};
 
 /// Lets the child `id` take the place of `old`, and closes the sockets that it does not serve.
 pub(crate) fn take_over(keeper: &mut RunningKeeper, id: Id, old: Option<Id>) {
-    let Some(new) = keeper.children.iter_mut().find(|child| child.id == id) else { return };
-    for (number, socket, brought) in new.brought.drain(..) {
+    let taken = keep_what_is_brought(keeper, id);
+    // Before the word to the other child, which is alone with them then (rule K3).
+    close_others(keeper, id, &taken);
+    let new = keeper.child(id);
+    let old = old.and_then(|old| keeper.child(old));
+    if let (Some(new), Some(old)) = (new, old) {
+        let [pid, old_pid] = [new.pid, old.pid].map(|pid| pid.as_raw_nonzero());
+        log::info!("keeper: process {pid} takes over from process {old_pid}");
+        if let Err(error) = let_leave(new, old, &taken) {
+            log::warn!("keeper: no connections are handed over: {}", reason(&error));
+            old.signal(Signal::Term);
+        }
+    }
+}
+
+/// Keeps the sockets of the child `id`, which serves already and has reported only now what it
+/// serves: the settings say that a time or an answer is enough.
+pub(crate) fn settle(keeper: &mut RunningKeeper, id: Id) {
+    let taken = keep_what_is_brought(keeper, id);
+    close_others(keeper, id, &taken);
+}
+
+/// Keeps the sockets that a child has brought, and returns the numbers of those that it serves.
+fn keep_what_is_brought(keeper: &mut RunningKeeper, id: Id) -> Vec<u32> {
+    let all =
+        |keeper: &RunningKeeper| keeper.sockets.all().iter().map(|kept| kept.number).collect();
+    let Some(child) = keeper.children.iter_mut().find(|child| child.id == id) else {
+        return all(keeper);
+    };
+    for (number, socket, brought) in child.brought.drain(..) {
         if keeper.sockets.inode(number).is_some() {
             log::warn!("keeper: a child has brought a listener with a number that is taken");
         } else if let Err(error) = keeper.sockets.bring(number, socket, brought) {
             log::warn!("keeper: cannot keep a socket of a child: {}", reason(&error));
         }
     }
-    let pid = new.pid.as_raw_nonzero();
-    let taken: Vec<u32> = match &new.reported {
+    match &child.reported {
         Some(reported) => reported.iter().map(|served| served.number).collect(),
         // A program that does not know the channel has every socket.
-        None => keeper.sockets.all().iter().map(|kept| kept.number).collect(),
-    };
-    // Before the word to the other child, which is alone with them then (rule K3).
-    for address in keeper.sockets.close_others(&taken) {
-        log::warn!("keeper: process {pid} does not listen on {address}, which is closed now");
+        None => all(keeper),
     }
-    let new = keeper.child(id);
-    let old = old.and_then(|old| keeper.child(old));
-    if let (Some(new), Some(old)) = (new, old) {
-        log::info!("keeper: process {pid} takes over from process {}", old.pid.as_raw_nonzero());
-        if let Err(error) = let_leave(new, old, &taken) {
-            log::warn!("keeper: no connections are handed over: {}", reason(&error));
-            old.signal(Signal::Term);
-        }
+}
+
+/// Closes the sockets that the child `id`, which serves, does not serve.
+fn close_others(keeper: &mut RunningKeeper, id: Id, taken: &[u32]) {
+    let Some(pid) = keeper.child(id).map(|child| child.pid.as_raw_nonzero()) else { return };
+    for address in keeper.sockets.close_others(taken) {
+        log::warn!("keeper: process {pid} does not listen on {address}, which is closed now");
     }
 }
 

@@ -75,6 +75,7 @@ impl Channel {
     /// # Errors
     ///
     /// Returns what the operating system says.
+    #[cfg_attr(not(feature = "keeper"), allow(dead_code, reason = "only a keeper writes it"))]
     pub(crate) fn word(end: &OwnedFd, fd: RawFd) -> io::Result<String> {
         let mut word = String::from(VERSION);
         let _ = write!(word, ":{fd}:{}", inode(end)?);
