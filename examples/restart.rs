@@ -23,9 +23,11 @@ fn main() -> Result<Outcome, ServeError> {
     let server = Server::new(|_request| async { Ok(format!("process {}\n", std::process::id())) })
         .shutdown(&shutdown);
     smol::block_on(async {
+        // From here on a signal stops the server, and does not kill it.
+        let signals = signals()?;
         let serve = server.serve([listener.clone()]);
         // Under a keeper, the connections of the predecessor come from now on.
         ready(&[listener])?;
-        serve.or(shutdown.obey(signals()?)).await
+        serve.or(shutdown.obey(signals)).await
     })
 }

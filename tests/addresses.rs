@@ -183,7 +183,8 @@ fn both_wildcards_work_together_in_either_order() {
                 let mut command = server(&addresses);
                 command.args(reuse_port);
                 let mut servers = Generations::start(&command);
-                servers.program.wait_for(&format!("listening on [::]:{port}"));
+                let listening = format!("listening on [::]:{port}");
+                servers.program.line_where(&listening, |line| line.contains(&listening));
                 for _ in 0..2 {
                     for ip in ["127.0.0.1", "[::1]"] {
                         assert_eq!(ask(&format!("{ip}:{port}")), "okay");

@@ -506,7 +506,6 @@ fn every_flag_has_its_variable() {
         "GRACE",
         "LINGER",
         "LAME_DUCK",
-        "PATIENCE",
         "REPEAT_WINDOW",
         "REUSE_PORT",
         "SYN_FILTER",

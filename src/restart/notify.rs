@@ -10,7 +10,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixDatagram;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -135,8 +135,11 @@ impl NotifySocket {
     /// Returns a socket that sends to the path in NOTIFY_SOCKET, if the variable is set.
     pub(crate) fn from_env() -> Option<Self> {
         let path = env::var_os(SOCKET).filter(|path| !path.is_empty())?;
+        static WARNED: Once = Once::new();
         let warn = |error: &io::Error| {
-            log::warn!("no notifications to {SOCKET}={}: {error}", path.to_string_lossy());
+            WARNED.call_once(|| {
+                log::warn!("no notifications to {SOCKET}={}: {error}", path.to_string_lossy());
+            });
         };
         Self::to(&path).inspect_err(warn).ok()
     }
