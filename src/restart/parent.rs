@@ -5,6 +5,7 @@
 //! by itself that the keeper says.
 
 use std::collections::VecDeque;
+use std::env;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, OnceLock};
@@ -12,7 +13,7 @@ use std::task::{Context, Poll};
 
 use crate::error::reason;
 use crate::lock::lock;
-use crate::restart::channel::{Channel, Received};
+use crate::restart::channel::{Channel, KEEPER, Received};
 use crate::restart::message::{Leave, Message, Offered, Ready};
 use crate::threads;
 
@@ -54,6 +55,8 @@ impl Parent {
     }
 
     fn from_env() -> Option<Self> {
+        // The first look is for free, and the second starts a thread.
+        env::var_os(KEEPER)?;
         threads::check().ok()?;
         let channel = Channel::from_env()?;
         // The keeper sends it before this process begins.
