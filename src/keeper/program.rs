@@ -6,8 +6,9 @@
 //! this process inherits, and no others. Does not know what the program is for, and does not wait.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::env;
-use std::ffi::{CString, OsStr, OsString, c_char};
+use std::ffi::{CString, OsStr, OsString, c_char, c_int, c_void};
 use std::fs::{self, File};
 use std::io;
 use std::iter;
@@ -15,16 +16,17 @@ use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, ExitStatus, Stdio};
+use std::process::{self, ExitStatus};
 use std::ptr;
+use std::slice;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::io::fcntl_dupfd_cloexec;
-use rustix::process::Pid;
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 use crate::descriptors::FIRST;
 use crate::error::during;
@@ -89,8 +91,8 @@ impl Program {
     /// the reason in an operator's words.
     pub(crate) fn spawn(mut self) -> io::Result<Pid> {
         let input = match self.input.take() {
-            Some(input) => Stdio::from(input),
-            None => Stdio::from(File::open("/dev/null").map_err(during("cannot open /dev/null"))?),
+            Some(input) => input,
+            None => File::open("/dev/null").map_err(during("cannot open /dev/null"))?.into(),
         };
         let descriptors = mem::take(&mut self.descriptors);
         self.spawn_with(input, descriptors).map_err(|error| self.refused(&error))
@@ -106,24 +108,15 @@ impl Program {
         io::Error::new(error.kind(), message)
     }
 
-    fn spawn_with(&self, input: Stdio, descriptors: Vec<OwnedFd>) -> io::Result<Pid> {
+    fn spawn_with(&self, input: OwnedFd, descriptors: Vec<OwnedFd>) -> io::Result<Pid> {
         let file = self.file().ok_or(io::Error::from(Errno::ENOENT))?;
         let numbers = FIRST..FIRST + RawFd::try_from(descriptors.len()).unwrap_or(RawFd::MAX);
         // The copies are above all numbers in the child, so that none is overwritten before it is
         // copied to its place.
         let raise = |descriptor: OwnedFd| fcntl_dupfd_cloexec(descriptor, numbers.end);
-        let raised = descriptors.into_iter().map(raise).collect::<Result<Vec<_>, _>>()?;
-        // The standard library opens a pipe, by which the child tells why it could not begin. With
-        // the numbers below taken, this pipe is above them, too.
-        let mut fillers = Vec::new();
-        while let Some(descriptor) = raised.first() {
-            let filler = fcntl_dupfd_cloexec(descriptor, FIRST)?;
-            if filler.as_raw_fd() >= numbers.end {
-                break;
-            }
-            fillers.push(filler);
-        }
-        let moves = raised.iter().map(AsRawFd::as_raw_fd).zip(numbers).collect();
+        let all = iter::once(input).chain(descriptors);
+        let raised = all.map(raise).collect::<Result<Vec<_>, _>>()?;
+        let moves = raised.iter().map(AsRawFd::as_raw_fd).zip(iter::once(0).chain(numbers));
         let words = iter::once(&self.name).chain(&self.arguments).map(|word| c_string(word));
         let variables = self.environment.iter().map(|(name, value)| {
             let mut variable = name.clone();
@@ -131,25 +124,31 @@ impl Program {
             variable.push(value);
             c_string(&variable)
         });
-        let image = Image {
+        let words = words.collect::<io::Result<Vec<_>>>()?;
+        let variables = variables.collect::<io::Result<Vec<_>>>()?;
+        let mut listen_pid = [0; PID_LENGTH];
+        listen_pid[..PID.len()].copy_from_slice(PID.as_bytes());
+        listen_pid[PID.len()] = b'=';
+        let listen_pid = listen_pid.as_mut_ptr();
+        let own = self.names_itself.then_some(listen_pid.cast_const().cast());
+        let pointers =
+            |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).collect::<Vec<_>>();
+        let end = [ptr::null()];
+        let mut start = Start {
             file: c_string(file.as_os_str())?,
-            words: words.collect::<io::Result<_>>()?,
-            variables: variables.collect::<io::Result<_>>()?,
-            names_itself: self.names_itself,
-            moves,
+            words: [&pointers(&words), &end[..]].concat(),
+            variables: pointers(&variables).into_iter().chain(own).chain(end).collect(),
+            digits: listen_pid.wrapping_add(PID.len() + 1),
+            moves: moves.collect(),
             parent: process::id(),
+            error: 0,
         };
-        let mut command = Command::new(&file);
-        command.stdin(input).process_group(0);
-        become_image(&mut command, image);
         // The child has this process's handlers until it runs the program. A signal that comes
         // before would be heard here.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-        let child = command.spawn();
+        let started = start.in_child();
         before.thread_set_mask()?;
-        let child = child?;
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        pid.ok_or_else(|| Errno::ECHILD.into())
+        started
     }
 
     /// Says why the kernel has refused the program.
@@ -196,71 +195,98 @@ impl Program {
     }
 }
 
-/// What a child becomes, prepared before the fork: behind it, a child of a process with threads may
-/// not allocate.
-struct Image {
+/// The begin of a child, which makes only system calls: it shares this process's memory until it
+/// runs the program, as after vfork(2), and other threads may hold locks of the allocator.
+struct Start {
     file: CString,
-    words: Vec<CString>,
-    variables: Vec<CString>,
-    names_itself: bool,
+    /// The arguments, and a null pointer.
+    words: Vec<*const c_char>,
+    /// The environment, and a null pointer.
+    variables: Vec<*const c_char>,
+    /// Where the digits of LISTEN_PID go: ten at most, and a zero byte behind them.
+    digits: *mut u8,
     /// The number of each descriptor, and the one that it gets.
     moves: Vec<(RawFd, RawFd)>,
     parent: u32,
+    /// The reason why the child could not begin.
+    error: i32,
 }
 
 /// `LISTEN_PID=`, room for the digits, and a zero byte.
-const PID_LENGTH: usize = PID.len() + 1 + 10 + 1;
+const PID_LENGTH: usize = PID.len() + 1 + DIGITS + 1;
 
-/// Lets `command` become `image`, instead of what the standard library would run.
-#[allow(unsafe_code, reason = "LISTEN_PID needs code between fork and exec")]
-fn become_image(command: &mut Command, image: Image) {
-    let Image { file, words, variables, names_itself, moves, parent } = image;
-    let mut pid_variable = [0_u8; PID_LENGTH];
-    pid_variable[..PID.len()].copy_from_slice(PID.as_bytes());
-    pid_variable[PID.len()] = b'=';
-    // Numbers, because pointers may not go to another thread. One more for LISTEN_PID, and one more
-    // for the end.
-    let pointers = |texts: &[CString]| -> Vec<usize> {
-        let pointers = texts.iter().map(|text| text.as_ptr().expose_provenance());
-        pointers.chain([0, 0]).collect()
-    };
-    let (argv, mut envp) = (pointers(&words), pointers(&variables));
-    let begin = move || {
-        // Named, so that the closure owns what the pointers lead to.
-        let (_words, variables) = (&words, &variables);
-        for (from, to) in &moves {
+/// How many digits a process id has at most.
+const DIGITS: usize = 10;
+
+/// The child's stack until it runs the program.
+const STACK: usize = 32 * 1024;
+
+#[allow(
+    unsafe_code,
+    reason = "LISTEN_PID needs code between the start of a process and its program"
+)]
+impl Start {
+    /// Starts a child, and waits until it runs the program or has failed.
+    fn in_child(&mut self) -> io::Result<Pid> {
+        let mut stack = Vec::<u128>::with_capacity(STACK / size_of::<u128>());
+        let top = stack.as_mut_ptr().wrapping_add(stack.capacity());
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        // SAFETY: the kernel suspends this thread until the child has left its stack and this value
+        // for good (CLONE_VFORK). `begin` needs less than `STACK` bytes, and the stack grows down.
+        let pid = unsafe { libc::clone(begin, top.cast(), flags, ptr::from_mut(self).cast()) };
+        let pid = Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: the child has written it, if it could not begin, behind the compiler's back.
+        match unsafe { ptr::read_volatile(&raw const self.error) } {
+            0 => Ok(pid),
+            error => {
+                let _ = waitpid(Some(pid), WaitOptions::empty());
+                Err(io::Error::from_raw_os_error(error))
+            }
+        }
+    }
+
+    /// Becomes the program. Returns only if that fails.
+    fn run(&mut self) -> io::Result<Infallible> {
+        for (from, to) in &self.moves {
             // SAFETY: a system call on two numbers. The copy does not close on exec.
             if unsafe { libc::dup2(*from, *to) } == -1 {
                 return Err(io::Error::last_os_error());
             }
         }
         reset_signals()?;
-        // SAFETY: two system calls without pointers.
+        // SAFETY: system calls without pointers.
         if unsafe {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) == -1
-                || libc::getppid().unsigned_abs() != parent
+            libc::setpgid(0, 0) == -1
+                || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) == -1
+                || libc::getppid().unsigned_abs() != self.parent
         } {
-            // The keeper has ended meanwhile.
+            // The last one: the keeper has ended meanwhile.
             return Err(io::Error::from_raw_os_error(libc::ECHILD));
         }
-        if names_itself {
-            write_digits(&mut pid_variable[PID.len() + 1..], process::id());
-            envp[variables.len()] = pid_variable.as_ptr().expose_provenance();
-        }
-        let strings = |pointers: &[usize]| pointers.as_ptr().cast::<*const c_char>();
+        // SAFETY: `spawn_with` has room for so many there, and waits.
+        let place = unsafe { slice::from_raw_parts_mut(self.digits, DIGITS) };
+        write_digits(place, process::id());
+        let (words, variables) = (self.words.as_ptr(), self.variables.as_ptr());
         // SAFETY: the file and each string end with a zero byte, and each list with a null pointer.
-        // The closure owns all of them. The call returns only if it has failed.
-        unsafe { libc::execve(file.as_ptr(), strings(&argv), strings(&envp)) };
+        // `spawn_with` owns all of them, and waits. The call returns only if it has failed.
+        unsafe { libc::execve(self.file.as_ptr(), words, variables) };
         Err(io::Error::last_os_error())
-    };
-    // SAFETY: the closure only makes system calls, and only writes to memory that it owns. It
-    // neither allocates nor takes a lock: an error from a number needs no memory.
-    unsafe { command.pre_exec(begin) };
+    }
 }
 
-/// Leaves no signal blocked and none handled. Those that are ignored stay so, as `nohup` wants. The
-/// standard library has set SIGPIPE to its default already.
-#[allow(unsafe_code, reason = "only system calls may be made between fork and exec")]
+/// The first function of a child. Its result is the exit code of one that could not begin.
+#[allow(unsafe_code, reason = "the kernel calls it with a pointer")]
+extern "C" fn begin(start: *mut c_void) -> c_int {
+    // SAFETY: the value of `Start::in_child`, which waits meanwhile and does not touch it.
+    let start = unsafe { &mut *start.cast::<Start>() };
+    let Err(error) = start.run();
+    start.error = error.raw_os_error().unwrap_or(libc::ECHILD);
+    1
+}
+
+/// Leaves no signal blocked and none handled. Those that are ignored stay so, as `nohup` wants. Only
+/// SIGPIPE does not, which the standard library has ignored.
+#[allow(unsafe_code, reason = "only system calls may be made in a child that shares memory")]
 fn reset_signals() -> io::Result<()> {
     for signal in 1..=SIGNALS {
         // SAFETY: all zeroes is a valid value of this C struct.
@@ -269,7 +295,8 @@ fn reset_signals() -> io::Result<()> {
         // meaning, and those that cannot be handled, are errors.
         unsafe {
             if libc::sigaction(signal, ptr::null(), &raw mut action) == 0
-                && action.sa_sigaction != libc::SIG_IGN
+                && (action.sa_sigaction != libc::SIG_IGN || signal == libc::SIGPIPE)
+                && action.sa_sigaction != libc::SIG_DFL
             {
                 action.sa_sigaction = libc::SIG_DFL;
                 action.sa_flags = 0;
@@ -286,7 +313,7 @@ const SIGNALS: i32 = 31;
 
 /// Writes a number, and leaves the zero byte behind it.
 fn write_digits(place: &mut [u8], mut number: u32) {
-    let mut digits = [0; 10];
+    let mut digits = [0; DIGITS];
     let mut length = 0;
     loop {
         digits[length] = b'0' + (number % 10) as u8;
@@ -324,7 +351,6 @@ fn is_executable(file: &Path) -> bool {
 mod tests {
     use super::*;
     use nix::sys::signal::SIGUSR1;
-    use rustix::process::{WaitOptions, waitpid};
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
