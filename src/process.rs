@@ -310,8 +310,8 @@ impl Process {
     ///
     /// Returns what the operating system says if an address cannot be listened on, a signal cannot
     /// be handled, a thread cannot be started, or the pid file cannot be written. Returns
-    /// [`io::ErrorKind::InvalidInput`] if there is nothing to listen on. After the drain, if a
-    /// source of connections ([`Listener::of`](crate::Listener::of)) has panicked.
+    /// [`InvalidInput`](std::io::ErrorKind::InvalidInput) if there is nothing to listen on. After
+    /// the drain, if a source of connections ([`Listener::of`](crate::Listener::of)) has panicked.
     ///
     /// # Examples
     ///

@@ -29,17 +29,19 @@ impl Server {
     /// successor, and stops then. It also stops when the keeper has ended.
     ///
     /// A handler that blocks the thread which polls this keeps everything on that thread waiting:
-    /// other requests, the deadline, and signals too if [`Shutdown::obey`] runs there. Use
-    /// [`run`](crate::run), or [`Server::executor`] with threads of its own, if that may happen.
-    /// The logger must never block either: see [`LogWriter`](crate::LogWriter).
+    /// other requests, the deadline, and signals too if [`Shutdown::obey`](crate::Shutdown::obey)
+    /// runs there. Use [`run`](crate::run), or [`Server::executor`] with threads of its own, if that
+    /// may happen. The logger must never block either: see [`LogWriter`](crate::LogWriter).
     ///
     /// # Errors
     ///
-    /// If the server cannot listen on one of the addresses, and [`io::ErrorKind::InvalidInput`] if
-    /// there is none. The future returns both before the server serves any connection.
+    /// If the server cannot listen on one of the addresses, and
+    /// [`InvalidInput`](std::io::ErrorKind::InvalidInput) if there is none. The future returns both
+    /// before the server serves any connection.
     ///
-    /// If a source of connections ([`Listener::of`]) panics. The server then stops by itself, and
-    /// the error comes after the drain. The [`Outcome`] is then only in the log.
+    /// If a source of connections ([`Listener::of`](crate::Listener::of)) panics. The server then
+    /// stops by itself, and the error comes after the drain. The [`Outcome`] is then only in the
+    /// log.
     ///
     /// # Cancel safety
     ///
