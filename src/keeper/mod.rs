@@ -109,9 +109,9 @@ pub enum ReadyWhen {
     /// The process has been alive for so long, or has said so earlier. Shorter than
     /// [`Keeper::patience`].
     After(Duration),
-    /// The process has answered this URL with a status of 2xx or 3xx. The process that is to be replaced may
-    /// have the same socket, so its answers do not count. `http://` only; the host is an IP address
-    /// or `localhost`.
+    /// The process has answered this URL with a status of 2xx or 3xx. The process that is to be
+    /// replaced may have the same socket, so its answers do not count. `http://` only; the host is an
+    /// IP address or `localhost`.
     Answers(String),
 }
 
