@@ -26,6 +26,9 @@ use crate::under_keeper;
 /// latter they stop, and [`Server::serve`] returns when they have drained. Without a server the
 /// keeper ends this process by SIGTERM, like any other program.
 ///
+/// Call [`signals`](crate::signals) first. As soon as this process is ready, a signal may come, which
+/// would kill it otherwise. `examples/restart.rs` is a whole program.
+///
 /// Does nothing if neither waits. A second call does no harm: only the first one counts.
 ///
 /// Only [`run`](crate::run) tells a manager anything else, namely STOPPING, EXTEND_TIMEOUT_USEC,

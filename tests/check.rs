@@ -356,6 +356,7 @@ fn wrong_usage_costs_one_line() {
         (":1 --header a", "write a field as NAME:VALUE"),
         (":1 --header Connection:close", "choose the field Connection themselves"),
         (":1 --pause soon", "--pause <DURATION>"),
+        (":1 true", "write `--` in front of COMMAND"),
         (":1 --seamles", "unexpected argument '--seamles' found"),
     ] {
         let mut command = Command::new(SERVER);

@@ -482,6 +482,8 @@ fn bad_usage_is_exit_2() {
     }
     let (_, _, stderr) = run(&["--frobnicate"], &[]);
     assert!(stderr.contains("Usage: smol-graceful"), "{stderr}");
+    let (_, _, stderr) = run(&["kep", "--", "true"], &[]);
+    assert!(stderr.contains("the commands are `keep` and `check`"), "{stderr}");
 }
 
 #[test]

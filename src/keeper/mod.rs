@@ -103,14 +103,16 @@ pub struct Keeper {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReadyWhen {
-    /// It has said so: [`run`](crate::run) and [`ready`](crate::ready) do, and other programs send
-    /// `READY=1` to their NOTIFY_SOCKET.
+    /// The process has said so: [`run`](crate::run) and [`ready`](crate::ready) do, and other
+    /// programs send `READY=1` to their NOTIFY_SOCKET. A program that does neither needs one of the
+    /// others.
     Notified,
-    /// It has been alive for so long, or has said so earlier.
+    /// The process has been alive for so long, or has said so earlier. Shorter than
+    /// [`Keeper::patience`].
     After(Duration),
-    /// It has answered this URL with a status of 2xx or 3xx. The process that is to be replaced may
-    /// have the same socket, so its answers do not count. `http://` only; the host is an IP address
-    /// or `localhost`.
+    /// The process has answered this URL with a status of 2xx or 3xx. The process that is to be
+    /// replaced may have the same socket, so its answers do not count. `http://` only; the host is
+    /// an IP address or `localhost`.
     Answers(String),
 }
 

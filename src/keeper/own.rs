@@ -53,6 +53,10 @@ impl Process {
     /// [`Process::pid_file`] are the keeper's settings. The child gets this value, too, without the
     /// pid file.
     ///
+    /// Send USR2 to the keeper alone, whose process id [`Process::pid_file`] writes. Its children
+    /// have the same name, and a child with [`Server::serve`](crate::Server::serve) dies of that
+    /// signal. The keeper says through the logger of the program why a restart has failed.
+    ///
     /// Call this at the beginning of `main`, before other threads are started, because what comes
     /// before runs in the keeper, too. A signal that another thread takes in the moment of the
     /// `exec` could be lost. A program that is started by a keeper already is its child.

@@ -341,10 +341,10 @@ impl RunningKeeper {
                     (ReadyWhen::Answers(url), Some(child)) => {
                         format!("{url}: {}", child.why_not_shown())
                     }
-                    _ => {
-                        "no READY=1 came to NOTIFY_SOCKET, and nothing through SMOL_GRACEFUL_KEEPER"
-                            .into()
-                    }
+                    _ => "no READY=1 came to NOTIFY_SOCKET, and nothing through \
+                          SMOL_GRACEFUL_KEEPER; if the program cannot say that it is ready, set \
+                          another --ready, such as 2s"
+                        .into(),
                 };
                 let patience = self.settings.patience;
                 format!("{} was not ready within {patience:?} ({why})", self.process(*id))

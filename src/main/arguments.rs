@@ -10,7 +10,7 @@ use std::iter;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, Parser};
+use clap::{Arg, Command, Parser};
 use smol_graceful::{Address, LogWriter};
 
 use crate::log;
@@ -48,10 +48,15 @@ fn usage<Settings: Parser>(error: &clap::Error) -> ExitCode {
         let wrong = wrong.trim_start_matches("error: ");
         let origin = variable::<Settings>(error).map(|name| format!(" (from the variable {name})"));
         let origin = origin.unwrap_or_default();
-        let _ = writeln!(io::stderr(), "{name}: {wrong}{origin}; `{name} --help` tells more");
+        let advice = advice(&command, error).unwrap_or_default();
+        let _ =
+            writeln!(io::stderr(), "{name}: {wrong}{origin}{advice}; `{name} --help` tells more");
         return ExitCode::from(2);
     }
     let _ = error.print();
+    if let Some(advice) = advice(&command, error) {
+        let _ = writeln!(io::stderr(), "\n{name}{advice}.");
+    }
     if let Some(name) = variable::<Settings>(error) {
         let _ = writeln!(io::stderr(), "\nThe value comes from the variable {name}.");
     }
@@ -60,6 +65,19 @@ fn usage<Settings: Parser>(error: &clap::Error) -> ExitCode {
         let _ = write!(io::stderr(), "\n{}\n", Settings::command().render_usage());
     }
     if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
+}
+
+/// Returns what to do about a word that is not a flag: it begins a command line that belongs behind
+/// `--`, or a command has been misspelt.
+fn advice(command: &Command, error: &clap::Error) -> Option<&'static str> {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return None };
+    if error.kind() != ErrorKind::UnknownArgument || word.starts_with('-') {
+        return None;
+    }
+    match command.get_positionals().next() {
+        None => Some(": the commands are `keep` and `check`"),
+        Some(_) => Some(": write `--` in front of COMMAND"),
+    }
 }
 
 /// Returns the variable that holds the wrong value, if no argument does.
