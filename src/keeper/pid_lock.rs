@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::error::reason;
-use crate::restart::pid_file::{self, Content, cannot_write, content};
+use crate::restart::pid_file::{self, cannot_write, taken};
 
 /// A pid file whose lock this process holds. Dropping this removes the file, unless another file
 /// has taken its name.
@@ -101,18 +101,6 @@ impl Drop for PidLock {
             }
         }
     }
-}
-
-/// Returns the error for a file that another keeper has.
-fn taken(path: &Path) -> io::Error {
-    let id = match content(path) {
-        Content::Id(id) => format!("with the process id {id}, which runs"),
-        Content::Nothing | Content::Other => "that is starting".into(),
-    };
-    let path = path.display();
-    let message =
-        format!("the pid file {path} belongs to the keeper {id}; stop it, or give another path");
-    io::Error::new(io::ErrorKind::AlreadyExists, message)
 }
 
 #[cfg(test)]

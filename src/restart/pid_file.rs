@@ -10,6 +10,7 @@ use std::path::{self, Path, PathBuf};
 use std::process;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
@@ -30,7 +31,8 @@ impl PidFile {
     ///
     /// # Errors
     ///
-    /// Returns an error that names the path if no file can be written there.
+    /// Returns an error that names the path if no file can be written there, or if a keeper has the
+    /// file.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         let named = |error| cannot_write(path, &error);
         let path = path::absolute(path).map_err(named)?;
@@ -38,6 +40,9 @@ impl PidFile {
         let path = fs::canonicalize(&path).unwrap_or(path);
         let named = |error| cannot_write(&path, &error);
         check(&path).map_err(named)?;
+        if has_keeper(&path) {
+            return Err(taken(&path));
+        }
         warn_of_another(&path);
         let draft = draft(&path).map_err(named)?;
         fs::remove_file(draft).map_err(named)?;
@@ -133,6 +138,25 @@ pub(crate) fn warn_of_another(path: &Path) {
             path.display()
         );
     }
+}
+
+/// Returns `true` if a keeper that runs holds the lock of the file.
+fn has_keeper(path: &Path) -> bool {
+    let is_locked =
+        |file| flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
+    File::open(path).is_ok_and(is_locked)
+}
+
+/// Returns the error for a file that a keeper has.
+pub(crate) fn taken(path: &Path) -> io::Error {
+    let id = match content(path) {
+        Content::Id(id) => format!("with the process id {id}, which runs"),
+        Content::Nothing | Content::Other => "that is starting".into(),
+    };
+    let path = path.display();
+    let message =
+        format!("the pid file {path} belongs to the keeper {id}; stop it, or give another path");
+    io::Error::new(io::ErrorKind::AlreadyExists, message)
 }
 
 /// Returns `true` if there is a process with this id.

@@ -47,7 +47,8 @@ pub const STOP_SIGNALS: [Signal; 4] = [Signal::Hup, Signal::Int, Signal::Term, S
 /// Never ends. Several signals that arrive in one moment may show as fewer, but never as none.
 ///
 /// If the process was started with HUP, INT or QUIT ignored (`nohup` does that, and a script does
-/// it to its background jobs), the signal stays ignored, and the log says so. If the process was
+/// it to its background jobs), the signal stays ignored, and the log says so. USR2, which asks a
+/// keeper for a restart, does not kill the process either: the log says how to get one. If the process was
 /// started with the signals blocked, they are unblocked in the calling thread and in the threads
 /// that it starts from now on, so call this in a thread that does not end, before you start others.
 ///
@@ -70,12 +71,21 @@ pub const STOP_SIGNALS: [Signal; 4] = [Signal::Hup, Signal::Int, Signal::Term, S
 /// # }
 /// ```
 pub fn signals() -> io::Result<impl Stream<Item = Signal> + Send + Unpin + use<>> {
-    let signals = stream(&STOP_SIGNALS, &[])?;
-    Ok(signals.map(|received| {
+    let signals = stream(&STOP_SIGNALS, &[Signal::Usr2])?;
+    Ok(signals.filter_map(|received| {
+        if received.signal == Signal::Usr2 {
+            log::warn!("no restart because of SIGUSR2: {HOW_TO_RESTART}");
+            return None;
+        }
         YIELDED_LAST.set(Some(received));
-        received.signal
+        Some(received.signal)
     }))
 }
+
+/// The way to a restart.
+pub(crate) const HOW_TO_RESTART: &str = "only a keeper restarts a process, so send it to the keeper; \
+                                         to get one, start the process as: smol-graceful keep -- \
+                                         COMMAND, or call Process::keep";
 
 thread_local! {
     /// The signal that [`signals`] has yielded last on this thread: the public stream has no place
