@@ -336,6 +336,12 @@ fn a_first_start_that_fails_ends_with_the_childs_exit_code() {
         assert_eq!(told.status.code(), Some(code), "{script}: {log}");
         assert!(log.contains(line), "{script}: {log}");
     }
+    // A launcher may have ignored the signal of a child's end.
+    let keeper = keep(&[], &Command::new("false"));
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' CHLD; exec \"$@\"", "sh"]).arg(keeper.get_program());
+    let told = output(shell.args(keeper.get_args()));
+    assert_eq!(told.status.code(), Some(1), "{}", text(&told.stderr));
     // The child's own line says why.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut child = Command::new(SERVER);
