@@ -198,6 +198,28 @@ fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
     });
 }
 
+/// A keeper that is killed while its child drains, as by a launcher whose limit is too short, costs the
+/// child nothing: its requests end within its own grace.
+#[test]
+fn a_keeper_that_is_killed_in_a_drain_cuts_nothing() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let mut busy = server.connect();
+        busy.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n");
+        busy.send("Expect: 100-continue\r\n\r\n");
+        assert_eq!(busy.take_to(b"\r\n\r\n").unwrap(), b"HTTP/1.1 100 Continue\r\n\r\n");
+        let child = server.serving();
+        server.servers.signal(Signal::TERM);
+        server.wait_until_stopping(child);
+        pass_repeat_window();
+        server.keeper().signal(Signal::KILL);
+        server.servers.program.wait();
+        assert_eq!(busy.send("body").response().text(), "body");
+        assert_eq!(server.exit_code_without_keeper(), 0, "{}", server.servers.program);
+        assert_eq!(server.processes().next(), None);
+    });
+}
+
 /// A keeper that is killed in the middle of a restart leaves nobody either.
 #[test]
 fn nobody_outlives_a_keeper_that_is_killed_in_a_restart() {
