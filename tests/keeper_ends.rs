@@ -358,6 +358,14 @@ fn a_first_start_that_fails_ends_with_the_childs_exit_code() {
         assert_eq!(told.status.code(), Some(code), "{script}: {log}");
         assert!(log.contains(line), "{script}: {log}");
     }
+    // More sockets than a message can have, which the child says once.
+    let directory = Directory::new();
+    let addresses = (0..254).map(|n| format!("unix:{}", directory.join(&n.to_string()).display()));
+    let listen = addresses.collect::<Vec<_>>().join(",");
+    let told = output(&mut keep(&["--patience", "1s"], &server_at(&listen)));
+    let log = text(&told.stderr);
+    assert_eq!(told.status.code(), Some(1), "{log}");
+    assert!(log.contains("takes at most 253 sockets that a program has bound"), "{log}");
     // A launcher may have ignored the signal of a child's end.
     let keeper = keep(&[], &Command::new("false"));
     let mut shell = Command::new("sh");
@@ -366,8 +374,7 @@ fn a_first_start_that_fails_ends_with_the_childs_exit_code() {
     assert_eq!(told.status.code(), Some(1), "{}", text(&told.stderr));
     // The child's own line says why.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut child = Command::new(SERVER);
-    child.args(["--listen", &taken.local_addr().unwrap().to_string()]);
+    let child = server_at(&taken.local_addr().unwrap().to_string());
     let told = output(&mut keep(&[], &child));
     let log = text(&told.stderr);
     assert_eq!(told.status.code(), Some(1), "{log}");
@@ -430,6 +437,13 @@ fn wrong_use_is_told_before_anything_starts() {
 fn server(args: &[&str]) -> Command {
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).args(args).stdin(Stdio::null());
+    command
+}
+
+/// The server on these addresses, which it binds itself.
+fn server_at(listen: &str) -> Command {
+    let mut command = Command::new(SERVER);
+    command.args(["--listen", listen, "--work", "0s"]).stdin(Stdio::null());
     command
 }
 
