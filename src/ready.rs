@@ -6,9 +6,10 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use crate::error::invalid;
 use crate::listen::inherited;
 use crate::listen::listener::Listener;
-use crate::restart::message::{Ready, Served};
+use crate::restart::message::{BATCH, Ready, Served};
 use crate::restart::notify::Notify;
 use crate::restart::parent::Parent;
 use crate::restart::resumes;
@@ -41,7 +42,7 @@ use crate::under_keeper;
 ///
 /// Returns [`io::ErrorKind::WouldBlock`] if the message could not be sent now. Try again then.
 /// Returns what the operating system says if there is no descriptor left to give the keeper a
-/// socket.
+/// socket, and [`io::ErrorKind::InvalidInput`] if it has bound more than 253, which no keeper takes.
 ///
 /// # Examples
 ///
@@ -81,6 +82,12 @@ fn tell_keeper(parent: &Parent, listeners: &[Listener]) -> io::Result<()> {
             served.push(Served { number, adopts, brought: Some(brought) });
             sockets.push((listener, number, socket));
         }
+    }
+    if sockets.len() > BATCH {
+        return Err(invalid(format!(
+            "the keeper takes at most {BATCH} sockets that a program has bound; let the keeper bind \
+             them (`smol-graceful keep --listen`)"
+        )));
     }
     let ready = Ready { listeners: served, resumes: resumes() };
     let descriptors: Vec<_> = sockets.iter().map(|(_, _, socket)| socket.as_fd()).collect();

@@ -65,6 +65,7 @@ async fn hand_over<T>(running: &Running) -> T {
 
 /// Reads the keeper's words, and takes the connections that predecessors hand over. Never ends.
 async fn read<T>(parent: &Parent, running: &Running) -> T {
+    leave_the_end_of_the_keeper_to_the_channel();
     let mut adoption = Adoption::new(servers);
     let stopped = async {
         running.stopping().await;
@@ -91,6 +92,16 @@ async fn read<T>(parent: &Parent, running: &Running) -> T {
             Word::Gone => stop_without_keeper(),
             Word::Pass(_) => {}
         }
+    }
+}
+
+/// Asks the kernel for no signal when the keeper ends (rule K6), because the channel tells that. In a
+/// stop the signal would be the second one, and would cut the requests. Works on the main thread,
+/// which alone gets the signal.
+fn leave_the_end_of_the_keeper_to_the_channel() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::set_parent_process_death_signal(None) {
+        log::debug!("the kernel sends a signal when the keeper ends: {error}");
     }
 }
 

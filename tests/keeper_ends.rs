@@ -198,6 +198,28 @@ fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
     });
 }
 
+/// A keeper that is killed while its child drains, as by a launcher whose limit is too short, costs the
+/// child nothing: its requests end within its own grace.
+#[test]
+fn a_keeper_that_is_killed_in_a_drain_cuts_nothing() {
+    over_both(|over| {
+        let mut server = Handover::server(over, &[]);
+        let mut busy = server.connect();
+        busy.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n");
+        busy.send("Expect: 100-continue\r\n\r\n");
+        assert_eq!(busy.take_to(b"\r\n\r\n").unwrap(), b"HTTP/1.1 100 Continue\r\n\r\n");
+        let child = server.serving();
+        server.servers.signal(Signal::TERM);
+        server.wait_until_stopping(child);
+        pass_repeat_window();
+        server.keeper().signal(Signal::KILL);
+        server.servers.program.wait();
+        assert_eq!(busy.send("body").response().text(), "body");
+        assert_eq!(server.exit_code_without_keeper(), 0, "{}", server.servers.program);
+        assert_eq!(server.processes().next(), None);
+    });
+}
+
 /// A keeper that is killed in the middle of a restart leaves nobody either.
 #[test]
 fn nobody_outlives_a_keeper_that_is_killed_in_a_restart() {
@@ -336,10 +358,23 @@ fn a_first_start_that_fails_ends_with_the_childs_exit_code() {
         assert_eq!(told.status.code(), Some(code), "{script}: {log}");
         assert!(log.contains(line), "{script}: {log}");
     }
+    // More sockets than a message can have, which the child says once.
+    let directory = Directory::new();
+    let addresses = (0..254).map(|n| format!("unix:{}", directory.join(&n.to_string()).display()));
+    let listen = addresses.collect::<Vec<_>>().join(",");
+    let told = output(&mut keep(&["--patience", "1s"], &server_at(&listen)));
+    let log = text(&told.stderr);
+    assert_eq!(told.status.code(), Some(1), "{log}");
+    assert!(log.contains("takes at most 253 sockets that a program has bound"), "{log}");
+    // A launcher may have ignored the signal of a child's end.
+    let keeper = keep(&[], &Command::new("false"));
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' CHLD; exec \"$@\"", "sh"]).arg(keeper.get_program());
+    let told = output(shell.args(keeper.get_args()));
+    assert_eq!(told.status.code(), Some(1), "{}", text(&told.stderr));
     // The child's own line says why.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut child = Command::new(SERVER);
-    child.args(["--listen", &taken.local_addr().unwrap().to_string()]);
+    let child = server_at(&taken.local_addr().unwrap().to_string());
     let told = output(&mut keep(&[], &child));
     let log = text(&told.stderr);
     assert_eq!(told.status.code(), Some(1), "{log}");
@@ -402,6 +437,13 @@ fn wrong_use_is_told_before_anything_starts() {
 fn server(args: &[&str]) -> Command {
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).args(args).stdin(Stdio::null());
+    command
+}
+
+/// The server on these addresses, which it binds itself.
+fn server_at(listen: &str) -> Command {
+    let mut command = Command::new(SERVER);
+    command.args(["--listen", listen, "--work", "0s"]).stdin(Stdio::null());
     command
 }
 

@@ -35,11 +35,11 @@ impl PidLock {
     /// written there.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         let named = |error| cannot_write(path, &error);
-        let path = path::absolute(path).map_err(named)?;
-        // A link stays, and leads to the new file.
-        let path = fs::canonicalize(&path).unwrap_or(path);
-        let named = |error| cannot_write(&path, &error);
+        let absolute = path::absolute(path).map_err(named)?;
         loop {
+            // A link stays, and leads to the file, which the first turn of this loop may have made.
+            let path = fs::canonicalize(&absolute).unwrap_or_else(|_| absolute.clone());
+            let named = |error| cannot_write(&path, &error);
             pid_file::check(&path).map_err(named)?;
             let mut options = OpenOptions::new();
             let file = options.read(true).write(true).create(true).truncate(false).open(&path);
@@ -130,6 +130,19 @@ mod tests {
         drop(lock);
         assert!(!path.exists());
         drop(PidLock::at(&path).unwrap());
+    }
+
+    #[test]
+    fn a_link_to_a_file_that_does_not_exist_yet_stays() {
+        let (path, link) = (temporary("linked"), temporary("link"));
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let lock = PidLock::at(&link).unwrap();
+        lock.write();
+        assert_eq!(fs::read_to_string(&link).unwrap(), format!("{}\n", process::id()));
+        assert_eq!(PidLock::at(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        drop(lock);
+        assert!(fs::symlink_metadata(&path).is_err());
+        fs::remove_file(&link).unwrap();
     }
 
     #[test]

@@ -326,8 +326,12 @@ impl Policy {
     fn on_end(&mut self, id: Id, status: ExitStatus, now: Instant, actions: &mut Vec<Action>) {
         let Some(index) = self.children.iter().position(|child| child.id == id) else { return };
         let Member { condition, .. } = self.children.remove(index);
-        let is_unready =
-            matches!(condition, Condition::Starting { .. } | Condition::Failing { .. });
+        let is_unready = match condition {
+            Condition::Starting { .. } | Condition::Failing { .. } => true,
+            // At a stop it may have had clients already.
+            Condition::Trial { .. } => !self.is_stopping(),
+            Condition::Serving { .. } | Condition::Leaving => false,
+        };
         let code = exit_code(status);
         // A child that never served says nothing about the service, if another one does.
         if !(is_unready && self.has_served) {

@@ -171,6 +171,9 @@ impl Program {
             }
             (Errno::ENOENT | Errno::ENOTDIR, None) => "no such file",
             (Errno::ETXTBSY, _) => "it is still being written",
+            (Errno::EAGAIN, _) => {
+                "too many processes; raise `ulimit -u`, or the container's limit of processes"
+            }
             (Errno::EIO, _) => "it cannot be read whole",
             (Errno::E2BIG, _) => "its arguments and its environment are too long for the kernel",
             (errno, _) => errno.desc(),
@@ -472,5 +475,7 @@ mod tests {
             let error = Program::new(name.into(), []).spawn().unwrap_err().to_string();
             assert!(error.ends_with(part), "{error}");
         }
+        let refused = Program::new("/bin/sh".into(), []).refused(&Errno::EAGAIN.into());
+        assert!(refused.to_string().contains(": too many processes; raise "), "{refused}");
     }
 }

@@ -32,10 +32,12 @@ pub(crate) fn run(mut keeper: Keeper) -> io::Result<KeeperExit> {
     let before = block_all()?;
     let pid_lock = keeper.pid_file.as_deref().map(PidLock::at).transpose()?;
     let sockets = Sockets::new(&keeper.listen)?;
+    // The kernel itself takes the exit status of every child while SIGCHLD is ignored.
+    let early = is_ignored(Signal::Child).then(|| hear(&keeper, before)).transpose()?;
     // The first client waits for this process, so it begins before this one has its threads. If one
     // cannot be started, this process ends, and the kernel tells the other to stop.
     let started = Started::new(&keeper, &sockets);
-    let signals = hear(&keeper, before)?;
+    let signals = early.map_or_else(|| hear(&keeper, before), Ok)?;
     let mut policy = Policy::new(keeper.patience);
     let first = policy.begin(Instant::now());
     let keeper = RunningKeeper {

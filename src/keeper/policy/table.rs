@@ -200,6 +200,25 @@ const ROWS: &[Row] = &[
          249: 'no restart: 2 ready and ended; 1 goes on', tell failed",
     ),
     (
+        "the exit code of a process that was ready for less than 50 ms counts nowhere",
+        &[
+            (10, "ready 1"),
+            (100, "restart"),
+            (200, "ready 2"),
+            (249, "ended 2 3"),
+            (300, "term"),
+            (400, "ended 1 0"),
+        ],
+        "0: start 1
+         10: '1 ready'
+         60: 1 serves, tell ready
+         100: tell begin, start 2
+         200: '2 ready'
+         249: 'no restart: 2 ready and ended; 1 goes on', tell failed
+         300: 'stopping', let go, term to 1
+         400: '1 ended', exit 0",
+    ),
+    (
         "ready and dead after 50 ms",
         &[
             (10, "ready 1"),
