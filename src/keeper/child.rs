@@ -254,6 +254,8 @@ impl Child {
         self.has_ended = true;
         self.channel = None;
         self.notify = None;
+        // A shell in front of the program has ended without it, or workers of one that was killed.
+        let _ = killpg(nix_pid(self.pid), Signal::SIGTERM);
     }
 
     /// Sends a signal to the child's first process.

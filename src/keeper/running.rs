@@ -148,7 +148,11 @@ impl RunningKeeper {
         // A child on its way may not handle the signal yet, and would be killed.
         let id = self.policy.serving().or_else(|| self.policy.newest());
         if let Some(child) = id.and_then(|id| self.child(id)) {
-            child.signal(signal);
+            // Others count their workers by these two, and a program of ours would be suspended.
+            let suspends = matches!(signal, Signal::Ttin | Signal::Ttou);
+            if child.reported.is_none() || !suspends {
+                child.signal(signal);
+            }
         }
         None
     }
