@@ -64,7 +64,8 @@ pub fn ready(listeners: &[Listener]) -> io::Result<()> {
     }
 }
 
-/// Tells the keeper which listeners this process serves. Gives it the sockets that it does not have.
+/// Tells the keeper which listeners this process serves. Gives it the sockets that it does not
+/// have.
 fn tell_keeper(parent: &Parent, listeners: &[Listener]) -> io::Result<()> {
     let next = parent.offered.iter().map(|offered| offered.number + 1).max().unwrap_or(0);
     let mut numbers = next..;

@@ -16,14 +16,14 @@ use crate::stop::outcome::Outcome;
 use crate::under_keeper;
 
 impl Server {
-    /// Listens at once. The future serves until the server was stopped and has drained, and says how
-    /// that ended.
+    /// Listens at once. The future serves until the server was stopped and has drained, and says
+    /// how that ended.
     ///
     /// Needs no particular runtime: it makes progress wherever it is polled.
     ///
-    /// Tells a keeper or a service manager nothing. The program calls [`ready`](crate::ready) when it
-    /// serves; a keeper and a unit with `Type=notify` wait for that. STOPPING, EXTEND_TIMEOUT_USEC
-    /// and WATCHDOG come from [`run`](crate::run) only.
+    /// Tells a keeper or a service manager nothing. The program calls [`ready`](crate::ready) when
+    /// it serves; a keeper and a unit with `Type=notify` wait for that. STOPPING,
+    /// EXTEND_TIMEOUT_USEC and WATCHDOG come from [`run`](crate::run) only.
     ///
     /// Under a keeper the server takes the connections of its predecessor, hands its own to its
     /// successor, and stops then. It also stops when the keeper has ended.

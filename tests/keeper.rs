@@ -1,4 +1,5 @@
-//! Restarts by the keeper of the real binary, from outside, and the ways in which a successor fails.
+//! Restarts by the keeper of the real binary, from outside, and the ways in which a successor
+//! fails.
 //!
 //! The successor in these tests is a script that a test puts in the place of the program.
 //! `keeper_ends.rs` has the deaths and the stops, `keeper_children.rs` what a child begins with,
@@ -270,7 +271,8 @@ fn what_is_not_a_program_is_not_run() {
 }
 
 /// A successor that is told to stop, because it has not said in time that it is ready, leaves
-/// handshakes alone on the socket that it shares with its predecessor, and leaves the socket's file.
+/// handshakes alone on the socket that it shares with its predecessor, and leaves the socket's
+/// file.
 #[test]
 fn a_late_successor_leaves_the_socket_to_its_predecessor() {
     over_both(|over| {

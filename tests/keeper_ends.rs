@@ -1,7 +1,7 @@
 //! The ends of a keeper and of its children: deaths, stops, and first starts that fail.
 //!
-//! Whatever ends, no client is refused while the keeper lives, no process is left, and the exit code
-//! says what has happened. `keeper.rs` has the restarts.
+//! Whatever ends, no client is refused while the keeper lives, no process is left, and the exit
+//! code says what has happened. `keeper.rs` has the restarts.
 
 #![cfg(target_os = "linux")]
 
@@ -92,8 +92,8 @@ fn a_child_that_ends_by_itself_is_replaced() {
     });
 }
 
-/// Ten children are killed one after the other, in any moment. Each client that comes gets an answer,
-/// and none is refused.
+/// Ten children are killed one after the other, in any moment. Each client that comes gets an
+/// answer, and none is refused.
 #[test]
 fn ten_children_are_killed() {
     kill_children(10);
@@ -148,8 +148,8 @@ fn kill_children(times: usize) {
     server.stop();
 }
 
-/// The pause before the next start doubles when a child dies again and again, and the restart signal
-/// ends it.
+/// The pause before the next start doubles when a child dies again and again, and the restart
+/// signal ends it.
 #[test]
 fn the_pause_doubles() {
     let mut server = Handover::server(Over::Tcp, &[]);
@@ -167,8 +167,8 @@ fn the_pause_doubles() {
     server.stop();
 }
 
-/// A killed keeper leaves a child that finishes what it has, serves the queue to the end, and ends by
-/// itself.
+/// A killed keeper leaves a child that finishes what it has, serves the queue to the end, and ends
+/// by itself.
 #[test]
 fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
     over_both(|over| {

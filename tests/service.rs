@@ -1,5 +1,5 @@
-//! What the manager of a process sees of it: the pid file, and the words of systemd's protocol, of a
-//! server alone and of a keeper.
+//! What the manager of a process sees of it: the pid file, and the words of systemd's protocol, of
+//! a server alone and of a keeper.
 //!
 //! The manager is a datagram socket of the test. `supervision.rs` and `deploy.rs` have real ones.
 
@@ -177,8 +177,8 @@ fn the_pid_file_names_the_keeper() {
     }
 }
 
-/// A pid file that a running keeper holds is that keeper's alone, also before the first child is ready
-/// and through a link. A keeper that was killed holds it no more.
+/// A pid file that a running keeper holds is that keeper's alone, also before the first child is
+/// ready and through a link. A keeper that was killed holds it no more.
 #[test]
 fn two_keepers_do_not_share_a_pid_file() {
     let directory = Directory::new();
@@ -286,8 +286,8 @@ fn the_manager_is_told() {
         "STATUS=lame duck: accepting connections for another 300ms\nEXTEND_TIMEOUT_USEC=1300000\n"
     );
     let first = hear(&manager);
-    // The report comes a second after the lame duck. On a busy machine it comes later, but then this
-    // test has waited for as long.
+    // The report comes a second after the lame duck. On a busy machine it comes later, but then
+    // this test has waited for as long.
     let to_go = number_behind(&first, "STATUS=draining: 1 left, ");
     let waited = told_to_stop.elapsed() - Duration::from_millis(300);
     let least = (Duration::from_secs(20).saturating_sub(waited)).as_secs_f64().round() as i32;
@@ -394,9 +394,9 @@ fn a_manager_that_cannot_be_reached_is_named_once() {
 
 // A manager above a keeper.
 
-/// The manager hears of the keeper alone: READY when the first child is, RELOADING with its time and
-/// READY at each restart, also at one that fails, and STOPPING. Each STATUS is the newest child's, or
-/// says what is wrong.
+/// The manager hears of the keeper alone: READY when the first child is, RELOADING with its time
+/// and READY at each restart, also at one that fails, and STOPPING. Each STATUS is the newest
+/// child's, or says what is wrong.
 #[test]
 fn the_manager_hears_of_each_restart() {
     let directory = Directory::new();

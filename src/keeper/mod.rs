@@ -2,8 +2,8 @@
 //! a program after the other.
 //!
 //! Invariant: the process id never changes, and the sockets stay open while a child is restarted,
-//! dead, or on its way. Serves no request itself. `policy.rs` decides, `running.rs` carries out, and
-//! the other files are one part of that each.
+//! dead, or on its way. Serves no request itself. `policy.rs` decides, `running.rs` carries out,
+//! and the other files are one part of that each.
 
 #[cfg(target_os = "linux")]
 mod answers;
@@ -54,10 +54,10 @@ pub use own::Kept;
 /// program is stopped by TERM. If the next process fails, the one before it goes on as if nothing
 /// had happened. If the only process dies, another is started, and clients wait meanwhile.
 ///
-/// The program finds the sockets by LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES, from descriptor 3 on,
-/// as systemd passes them. A stop signal goes to all processes of the program. The keeper ends when
-/// they have ended, with the exit code of the newest. It reaps orphans, so it can be process 1 of a
-/// container. If the keeper is killed, its children get TERM.
+/// The program finds the sockets by LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES, from descriptor 3
+/// on, as systemd passes them. A stop signal goes to all processes of the program. The keeper ends
+/// when they have ended, with the exit code of the newest. It reaps orphans, so it can be process 1
+/// of a container. If the keeper is killed, its children get TERM.
 ///
 /// Linux only. `smol-graceful keep` is this on the command line, and
 /// [`Process::keep`](crate::Process::keep) is a program that keeps itself.
@@ -260,12 +260,13 @@ impl Keeper {
     ///
     /// # Errors
     ///
-    /// Returns one line that says why the keeper could not begin: an address that cannot be listened
-    /// on, a program that cannot be started, a pid file that another keeper has
+    /// Returns one line that says why the keeper could not begin: an address that cannot be
+    /// listened on, a program that cannot be started, a pid file that another keeper has
     /// ([`io::ErrorKind::AlreadyExists`]), or settings that make no sense
     /// ([`io::ErrorKind::InvalidInput`]). Returns [`io::ErrorKind::TimedOut`] if the first process
-    /// was not ready in time, and [`io::ErrorKind::Unsupported`] on other systems than Linux. If the
-    /// first process ends before it is ready, that is no error: the keeper ends with its exit code.
+    /// was not ready in time, and [`io::ErrorKind::Unsupported`] on other systems than Linux. If
+    /// the first process ends before it is ready, that is no error: the keeper ends with its exit
+    /// code.
     ///
     /// # Examples
     ///

@@ -39,8 +39,8 @@ pub(crate) struct Words {
 const LONGEST: usize = 4096;
 
 impl ChildNotify {
-    /// Makes a socket with a name that nobody has, for a process that is to be started. The socket is
-    /// for [`ChildNotify::of`].
+    /// Makes a socket with a name that nobody has, for a process that is to be started. The socket
+    /// is for [`ChildNotify::of`].
     ///
     /// # Errors
     ///
@@ -53,8 +53,8 @@ impl ChildNotify {
         Ok((socket.into(), format!("@{name}").into()))
     }
 
-    /// Takes a socket that [`ChildNotify::bind`] has made, perhaps in the program that this process was
-    /// before.
+    /// Takes a socket that [`ChildNotify::bind`] has made, perhaps in the program that this process
+    /// was before.
     ///
     /// # Errors
     ///

@@ -1,9 +1,9 @@
 //! [`RunningKeeper`]: a keeper at work. Hears of signals, children and times, asks the
 //! [`Policy`], and carries out what the policy decides.
 //!
-//! Invariant: one thread does all of this, and never waits for a child or for the manager. A child's
-//! death is known by its process id as long as nobody has been told of it, so no signal goes to a
-//! process that has the id by chance. Decides nothing.
+//! Invariant: one thread does all of this, and never waits for a child or for the manager. A
+//! child's death is known by its process id as long as nobody has been told of it, so no signal
+//! goes to a process that has the id by chance. Decides nothing.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -62,7 +62,8 @@ impl RunningKeeper {
     pub(crate) fn run(mut self, first: Vec<Action>) -> io::Result<KeeperExit> {
         let mut timer = Timer::never();
         let mut ending = self.carry_out(first);
-        // What has happened in front of the first signal that is heard, to a child that is known now.
+        // What has happened in front of the first signal that is heard, to a child that is known
+        // now.
         self.reap();
         loop {
             if let Some(ending) = ending {

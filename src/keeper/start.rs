@@ -1,7 +1,8 @@
 //! [`run`]: checks the settings of a keeper, and lets it begin.
 //!
-//! Invariant: no signal that comes after the first bind is lost or kills the process (rule S16), and
-//! only the thread that keeps takes them, so that none is lost when the program replaces itself.
+//! Invariant: no signal that comes after the first bind is lost or kills the process (rule S16),
+//! and only the thread that keeps takes them, so that none is lost when the program replaces
+//! itself.
 
 use std::collections::VecDeque;
 use std::io;
@@ -109,8 +110,8 @@ const PASSED_ON: [Signal; 11] = [
     Signal::Io,
 ];
 
-/// Blocks every signal in this thread, and in those that it starts. Returns what was blocked before.
-/// Signals that come meanwhile are pending, and none is lost.
+/// Blocks every signal in this thread, and in those that it starts. Returns what was blocked
+/// before. Signals that come meanwhile are pending, and none is lost.
 ///
 /// # Errors
 ///
@@ -119,8 +120,8 @@ pub(crate) fn block_all() -> io::Result<SigSet> {
     Ok(SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?)
 }
 
-/// Handles the signals of a keeper from now on. All of them are blocked, so async-io's thread, which
-/// inherits that, takes none. `before` is what was blocked before.
+/// Handles the signals of a keeper from now on. All of them are blocked, so async-io's thread,
+/// which inherits that, takes none. `before` is what was blocked before.
 ///
 /// # Errors
 ///

@@ -25,8 +25,8 @@ use rustix::net::{
 use crate::descriptors::{inode, take_socket};
 use crate::restart::message::{BATCH, LONGEST, Message};
 
-/// Tells a child which descriptor is its end of the parent channel: a version, the descriptor, and its
-/// inode.
+/// Tells a child which descriptor is its end of the parent channel: a version, the descriptor, and
+/// its inode.
 pub(crate) const KEEPER: &str = "SMOL_GRACEFUL_KEEPER";
 
 /// The version of the messages.

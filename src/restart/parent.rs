@@ -1,8 +1,8 @@
 //! [`Parent`]: the keeper of this process, at the other end of the parent channel.
 //!
 //! Invariant: the keeper's words come out in their order, each once, and its end comes last. This
-//! process reports once that it serves. Knows the listeners by their numbers alone, and does nothing
-//! by itself that the keeper says.
+//! process reports once that it serves. Knows the listeners by their numbers alone, and does
+//! nothing by itself that the keeper says.
 
 use std::collections::VecDeque;
 use std::env;
@@ -73,8 +73,8 @@ impl Parent {
         }
     }
 
-    /// Reports that this process serves. The sockets are those of the listeners that it has brought,
-    /// in their order. Only the first report is sent: returns `false` for a later one.
+    /// Reports that this process serves. The sockets are those of the listeners that it has
+    /// brought, in their order. Only the first report is sent: returns `false` for a later one.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! The messages of a keeper, its children and a passage, for tests that speak with a real process in
-//! place of another one.
+//! The messages of a keeper, its children and a passage, for tests that speak with a real process
+//! in place of another one.
 //!
 //! The messages are written here once more, because two versions of a program have to agree on
 //! them. So a test can also say what no process of this version would say. Linux only.
@@ -336,7 +336,8 @@ pub fn inode(socket: &OwnedFd) -> u64 {
     File::from(socket.try_clone().unwrap()).metadata().unwrap().ino()
 }
 
-/// Returns the word that names a child's end of the parent channel, which has descriptor `fd` there.
+/// Returns the word that names a child's end of the parent channel, which has descriptor `fd`
+/// there.
 pub fn keeper_word(end: &OwnedFd, fd: i32) -> String {
     format!("1:{fd}:{}", inode(end))
 }
