@@ -10,8 +10,7 @@ use crate::listen::inherited;
 use crate::listen::listener::Listener;
 use crate::restart::message::{Ready, Served};
 use crate::restart::notify::Notify;
-use crate::restart::parent::Parent;
-use crate::restart::resumes;
+use crate::restart::parent::{Parent, resumes};
 use crate::under_keeper;
 
 /// Tells the keeper, or else the service manager (systemd's `READY=1`), that this process serves on

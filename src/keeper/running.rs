@@ -118,7 +118,7 @@ impl RunningKeeper {
                 let is_enough = !matches!(self.settings.ready, ReadyWhen::Answers(_));
                 let id = child.id;
                 if ready && self.policy.serving() == Some(id) {
-                    takeover::settle(self, id);
+                    takeover::settle(&mut self.children, &mut self.sockets, id);
                 }
                 return Poll::Ready((ready && is_enough).then_some(Event::Ready(id)));
             }
@@ -181,7 +181,9 @@ impl RunningKeeper {
         for action in actions {
             match action {
                 Action::Start(id) => self.start(id),
-                Action::TakeOver { new, old } => takeover::take_over(self, new, old),
+                Action::TakeOver { new, old } => {
+                    takeover::take_over(&mut self.children, &mut self.sockets, new, old);
+                }
                 Action::Term(id) => self.signal(id, Signal::Term),
                 Action::Kill(id) => {
                     if let Some(child) = self.child(id) {

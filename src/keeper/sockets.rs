@@ -148,6 +148,11 @@ impl Sockets {
         &self.kept
     }
 
+    /// Returns the numbers of the sockets.
+    pub(crate) fn numbers(&self) -> Vec<u32> {
+        self.kept.iter().map(|kept| kept.number).collect()
+    }
+
     /// Makes sure that clients find the own Unix sockets, before a child gets them. A socket whose
     /// file was removed, for example by what cleans up /tmp, is bound anew.
     pub(crate) fn mend(&mut self) {

@@ -40,8 +40,7 @@ use crate::keeper::{Keeper, KeeperExit};
 use crate::listen::address::Address;
 use crate::process::Process;
 use crate::restart::channel::Channel;
-use crate::restart::parent::Parent;
-use crate::restart::set_resumes;
+use crate::restart::parent::{Parent, set_resumes};
 
 /// Returns `true` if a keeper has started this process. Notes that this program becomes its own
 /// keeper.

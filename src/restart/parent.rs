@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::env;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::task::{Context, Poll};
 
@@ -16,6 +17,21 @@ use crate::lock::lock;
 use crate::restart::channel::{Channel, KEEPER, Received};
 use crate::restart::message::{Leave, Message, Offered, Ready};
 use crate::threads;
+
+/// The version of a keeper's state that this program reads, once it is known that the program
+/// becomes its own keeper. Otherwise 0.
+static RESUMES: AtomicU16 = AtomicU16::new(0);
+
+/// Returns the version of a keeper's state that this program reads, or 0.
+pub(crate) fn resumes() -> u16 {
+    RESUMES.load(Ordering::Relaxed)
+}
+
+/// Notes that this program becomes its own keeper, and reads this version of a keeper's state.
+#[cfg(feature = "keeper")]
+pub(crate) fn set_resumes(version: u16) {
+    RESUMES.store(version, Ordering::Relaxed);
+}
 
 /// The keeper of this process.
 pub(crate) struct Parent {
@@ -161,5 +177,132 @@ impl Mailbox {
         self.is_gone = true;
         self.has_let_go = true;
         self.words.push_back(Word::Gone);
+    }
+}
+
+#[cfg(all(test, not(target_vendor = "apple")))]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use futures_lite::future::{block_on, poll_once};
+    use rustix::net::{SendFlags, send};
+
+    use crate::restart::message::Taken;
+
+    /// Returns a keeper as a child sees it, and the keeper's end of the channel.
+    fn parent() -> (Parent, Channel) {
+        let (channel, end) = Channel::pair().unwrap();
+        let parent = Parent { channel, offered: Vec::new(), mailbox: Mutex::default() };
+        (parent, Channel::of(end).unwrap())
+    }
+
+    /// Returns the next word in short, or `None` if there is none.
+    fn next(parent: &Parent) -> Option<String> {
+        block_on(poll_once(parent.word())).map(|word| match word {
+            Word::Pass(_) => "pass".to_owned(),
+            Word::Leave(leave, passage) => {
+                format!("leave to {} {}", leave.successor, passage.is_some())
+            }
+            Word::Gone => "gone".to_owned(),
+        })
+    }
+
+    fn leave(successor: u32) -> Message {
+        Message::Leave(Leave { successor, ..Leave::default() })
+    }
+
+    /// A look at whether the keeper has let go receives everything, and takes no word away.
+    #[test]
+    fn words_come_in_their_order_and_the_end_comes_once() {
+        for looks in [false, true] {
+            let (parent, keeper) = parent();
+            let (_, passage) = Channel::pair().unwrap();
+            assert_eq!(next(&parent), None);
+            assert!(!parent.has_let_go());
+            keeper.send(&Message::Pass, &[passage.as_fd()]).unwrap();
+            keeper.send(&leave(7), &[passage.as_fd()]).unwrap();
+            assert!(!parent.has_let_go());
+            keeper.send(&Message::Alone, &[]).unwrap();
+            keeper.send(&leave(8), &[]).unwrap();
+            assert_eq!(next(&parent).as_deref(), Some("pass"));
+            if looks {
+                assert!(parent.has_let_go());
+            }
+            drop(keeper);
+            for word in ["leave to 7 true", "leave to 8 false", "gone"] {
+                assert_eq!(next(&parent).as_deref(), Some(word));
+            }
+            assert_eq!((next(&parent), parent.has_let_go(), next(&parent)), (None, true, None));
+        }
+    }
+
+    #[test]
+    fn a_keeper_that_has_ended_has_let_go() {
+        let (parent, keeper) = parent();
+        drop(keeper);
+        assert!(parent.has_let_go());
+        assert_eq!(next(&parent).as_deref(), Some("gone"));
+        assert_eq!(next(&parent), None);
+    }
+
+    #[test]
+    fn a_channel_that_fails_ends_once() {
+        let mut mailbox = Mailbox::default();
+        assert!(mailbox.put(Err(io::ErrorKind::Other.into())));
+        assert!(mailbox.put(Ok(None)));
+        assert!(mailbox.put(Ok(Some((leave(7), Vec::new())))));
+        assert!(mailbox.has_let_go && mailbox.is_gone);
+        assert!(matches!(mailbox.words.pop_front(), Some(Word::Gone)));
+        assert!(mailbox.words.is_empty());
+    }
+
+    #[test]
+    fn nonsense_is_no_word_and_hides_none() {
+        let (parent, keeper) = parent();
+        let file = File::open("/dev/null").unwrap();
+        let answer = Message::Taken(Taken { number: 1, count: 1, takes_more: true });
+        send(keeper.as_fd(), b"?", SendFlags::empty()).unwrap();
+        keeper.send(&answer, &[]).unwrap();
+        keeper.send(&Message::Offer(Vec::new()), &[]).unwrap();
+        // A passage without an end, and an end that is not a socket.
+        keeper.send(&Message::Pass, &[]).unwrap();
+        keeper.send(&Message::Pass, &[file.as_fd()]).unwrap();
+        assert!(!parent.has_let_go());
+        assert_eq!(next(&parent), None);
+        keeper.send(&leave(7), &[file.as_fd()]).unwrap();
+        assert_eq!(next(&parent).as_deref(), Some("leave to 7 false"));
+    }
+
+    #[test]
+    fn only_the_first_report_is_sent() {
+        let (parent, keeper) = parent();
+        assert!(parent.ready(Ready { resumes: 1, ..Ready::default() }, &[]).unwrap());
+        assert!(!parent.ready(Ready { resumes: 2, ..Ready::default() }, &[]).unwrap());
+        let (message, _) = block_on(keeper.receive()).unwrap().unwrap();
+        assert_eq!(message, Message::Ready(Ready { resumes: 1, ..Ready::default() }));
+        assert!(keeper.try_receive().is_none());
+    }
+
+    #[test]
+    fn a_report_that_does_not_get_through_can_be_sent_again() {
+        let (parent, keeper) = parent();
+        while parent.channel.send(&Message::Alone, &[]).is_ok() {}
+        let report = || parent.ready(Ready::default(), &[]);
+        assert_eq!(report().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        while keeper.try_receive().is_some() {}
+        assert!(report().unwrap());
+        let (message, _) = block_on(keeper.receive()).unwrap().unwrap();
+        assert_eq!(message, Message::Ready(Ready::default()));
+    }
+
+    /// The mailbox tells of the end, so the report is not tried again.
+    #[test]
+    fn a_report_to_a_keeper_that_has_ended_is_no_error() {
+        let (parent, keeper) = parent();
+        drop(keeper);
+        assert!(parent.ready(Ready::default(), &[]).unwrap());
+        assert_eq!(next(&parent).as_deref(), Some("gone"));
     }
 }
