@@ -6,7 +6,7 @@
 use std::io;
 use std::process::{ExitCode, Termination};
 
-use crate::keeper::KeeperExit;
+use crate::keeper::exit::KeeperExit;
 use crate::process::Process;
 
 /// The end of a program that keeps itself: either a child's, or the keeper's. Returned from `main`,

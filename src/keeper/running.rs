@@ -23,13 +23,14 @@ use rustix::process::{WaitOptions, wait};
 use crate::error::reason;
 use crate::keeper::answers::Url;
 use crate::keeper::child::{Child, Started};
+use crate::keeper::exit::KeeperExit;
 use crate::keeper::manager::Manager;
 use crate::keeper::pid_lock::PidLock;
 use crate::keeper::policy::{Action, Ending, Event, Failure, Id, Next, Note, Policy};
 use crate::keeper::resume::VERSION;
+use crate::keeper::settings::{Keeper, ReadyWhen};
 use crate::keeper::sockets::Sockets;
 use crate::keeper::takeover;
-use crate::keeper::{Keeper, KeeperExit, ReadyWhen};
 use crate::restart::message::Message;
 use crate::stop::signals::{self, Received};
 

@@ -14,12 +14,13 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use crate::error::{during, invalid};
 use crate::keeper::answers::Url;
 use crate::keeper::child::Started;
+use crate::keeper::exit::KeeperExit;
 use crate::keeper::manager::Manager;
 use crate::keeper::pid_lock::PidLock;
 use crate::keeper::policy::Policy;
 use crate::keeper::running::{RunningKeeper, SignalStream};
+use crate::keeper::settings::{Keeper, ReadyWhen};
 use crate::keeper::sockets::Sockets;
-use crate::keeper::{Keeper, KeeperExit, ReadyWhen};
 use crate::stop::signals::{self, is_ignored, name};
 use crate::threads;
 
