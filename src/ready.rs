@@ -21,11 +21,12 @@ use crate::under_keeper;
 /// with `Type=notify` is not started.
 ///
 /// From then on a keeper restarts this process without closing a connection: the servers of this
-/// process take the connections of the predecessor, and hand their own to the successor. For the
-/// latter they stop, and [`Server::serve`] returns when they have drained. Without a server the
-/// keeper ends this process by SIGTERM, like any other program.
+/// process take the connections of the predecessor, and hand their own to the successor. Then they
+/// stop, and [`Server::serve`] returns when they have drained. If the process has no server, the
+/// keeper stops it by SIGTERM, like any other program.
 ///
-/// Does nothing if neither waits. A second call does no harm: only the first one counts.
+/// Without a keeper and a manager, this does nothing. A second call does no harm, because a keeper
+/// counts only the first.
 ///
 /// Only [`run`](crate::run) tells a manager anything else, namely STOPPING, EXTEND_TIMEOUT_USEC,
 /// WATCHDOG and how the drain goes on. A program with [`Server::serve`] may send those to

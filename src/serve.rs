@@ -76,8 +76,8 @@ impl Server {
 /// Serves until the drain is over, and runs the server's `own` executor, if no other runs it.
 async fn serve(running: &Arc<Running>, own: Option<&Executor<'_>>) -> Result<Outcome, ServeError> {
     let serve = running.control(|_| {}).or(running.accept()).or(under_keeper::obey(running));
-    // A task, so that it is not polled whenever a connection wakes this future; of an executor
-    // inside it, as it borrows from it.
+    // `serve` is a task of its own, so that a connection that wakes this future does not poll it.
+    // The task is in an executor of this function, because `serve` borrows `running`.
     let tasks = Executor::new();
     let outcome = tasks.run(tasks.spawn(serve));
     let outcome = match own {

@@ -43,7 +43,7 @@ fn ten_signals_in_a_second_restart_one_after_the_other() {
         clients.iter_mut().for_each(assert_live);
         let log = server.end();
         let starts = log.matches("keeper: started process ").count();
-        // One that is asked for during another one is remembered, and further ones are the same.
+        // The keeper remembers one restart that is asked for during another, and no more.
         assert!((3..=11).contains(&starts), "{log}");
     });
 }
@@ -140,7 +140,7 @@ fn a_program_is_looked_up_in_path() {
 
 // Successors that fail.
 
-/// A successor that fails, in each of the ways that it can, leaves everything as it was.
+/// K2: a successor that fails, in each of the ways that it can, leaves everything as it was.
 #[test]
 fn a_successor_that_fails_changes_nothing() {
     over_both(|over| {
@@ -185,7 +185,7 @@ fn a_successor_that_fails_changes_nothing() {
         server.restart();
         server.assert_handed_over(first, 1);
         assert_live(&mut client);
-        // One that another program starts, which stays. It ends when its child has handed over.
+        // A successor that a launcher starts, which stays and ends when its child has ended.
         server.successors_run(&format!("{SERVER} \"$@\"; exit $?"));
         server.take_over();
         assert_live(&mut client);
@@ -292,7 +292,7 @@ fn a_late_successor_leaves_the_socket_to_its_predecessor() {
     });
 }
 
-/// READY that does not come, but a time or an answer does.
+/// K7: a program that does not know the channel is ready after a time, or when it answers.
 #[test]
 fn ready_may_be_a_time_or_an_answer() {
     let mut silent = Command::new("sh");

@@ -1,5 +1,5 @@
-//! What a child of the keeper begins with, and what the keeper itself costs: descriptors, signals,
-//! memory, and orphans.
+//! The start of a keeper's child, and the costs of the keeper itself: descriptors, signals, memory,
+//! and orphans.
 //!
 //! The child is a script that writes down what it finds and then becomes the real binary, which
 //! says that it is ready.
@@ -157,7 +157,7 @@ fn a_child_may_ask_for_its_sockets_by_their_numbers() {
     servers.end();
 }
 
-/// What a successor does not take is closed, the file of a Unix socket included.
+/// K3: a socket that a successor does not take is closed, and the file of a Unix socket goes.
 #[test]
 fn what_a_successor_does_not_take_is_closed() {
     let directory = Directory::new();
@@ -237,10 +237,10 @@ fn a_hundred_sockets_go_from_child_to_child() {
 
 // Signals.
 
-/// Signals that neither stop nor restart go to the newest child. A child is in a group of its own,
-/// so a terminal's signals reach the keeper alone.
+/// Signals that neither stop nor restart go to the child that serves. A child is in a group of its
+/// own, so a terminal's signals reach the keeper alone.
 #[test]
-fn other_signals_go_to_the_newest_child() {
+fn other_signals_go_to_the_child_that_serves() {
     let directory = Directory::new();
     let mut child = Command::new("sh");
     let trap = |name: &str| format!("trap 'echo got {name} in $$ >&2' {name}");
@@ -354,7 +354,7 @@ fn the_keeper_sleeps_while_nothing_happens() {
         number_behind(&status, "\nvoluntary_ctxt_switches:\t")
     };
     let mut before = switches(server.keeper());
-    // What belongs to the restart may take a while. No event says that nothing more will happen.
+    // The end of the restart may take a while. No event says that nothing more will happen.
     wait_until("the keeper sleeps", || {
         std::thread::sleep(std::time::Duration::from_millis(300));
         let now = switches(server.keeper());

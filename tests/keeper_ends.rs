@@ -1,7 +1,6 @@
 //! The ends of a keeper and of its children: deaths, stops, and first starts that fail.
-//!
-//! Whatever ends, no client is refused while the keeper lives, no process is left, and the exit
-//! code says what has happened. `keeper.rs` has the restarts.
+//! No client is refused while the keeper lives, no process is left, and the exit code says what has
+//! happened. `keeper.rs` has the restarts.
 
 #![cfg(target_os = "linux")]
 
@@ -49,7 +48,8 @@ fn a_successor_that_dies_after_it_has_taken_over_is_replaced() {
     });
 }
 
-/// Clients wait while nobody serves: a child that is killed is replaced, and no client is refused.
+/// K1 and K4: clients wait while nobody serves. A child that is killed is replaced, and no client
+/// is refused.
 #[test]
 fn clients_wait_while_a_child_is_dead() {
     over_both(|over| {
@@ -148,7 +148,7 @@ fn kill_children(times: usize) {
     server.stop();
 }
 
-/// The pause before the next start doubles when a child dies again and again, and the restart
+/// K4: the pause before the next start doubles when a child dies again and again, and the restart
 /// signal ends it.
 #[test]
 fn the_pause_doubles() {
@@ -167,8 +167,8 @@ fn the_pause_doubles() {
     server.stop();
 }
 
-/// A killed keeper leaves a child that finishes what it has, serves the queue to the end, and ends
-/// by itself.
+/// K6: a killed keeper leaves a child that finishes what it has, serves the queue to the end, and
+/// ends by itself.
 #[test]
 fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
     over_both(|over| {
@@ -225,7 +225,7 @@ fn nobody_outlives_a_keeper_that_is_killed_in_a_restart() {
 
 // Stops.
 
-/// Each stop signal ends the keeper and its child.
+/// K5: each stop signal ends the keeper and its child.
 #[test]
 fn each_stop_signal_ends_the_keeper() {
     for (signal, name) in STOP_SIGNALS {
@@ -291,7 +291,7 @@ fn a_second_stop_signal_cuts_all_children() {
     });
 }
 
-/// The exit code is about those that are stopped, and a predecessor that has ended before with
+/// K5: the exit code is about those that are stopped, and a predecessor that has ended before with
 /// another one is only named in the log.
 #[test]
 fn the_exit_code_is_the_newest_childs() {
@@ -320,7 +320,7 @@ fn successor(server: &mut Handover, lines: &str) -> FakeChild {
 
 // The first start.
 
-/// A first child that ends before it is ready ends the keeper, with the child's exit code.
+/// K4: a first child that ends before it is ready ends the keeper, with the child's exit code.
 #[test]
 fn a_first_start_that_fails_ends_with_the_childs_exit_code() {
     for (script, code, line) in [
@@ -346,7 +346,7 @@ fn a_first_start_that_fails_ends_with_the_childs_exit_code() {
     assert!(log.contains("smol-graceful: cannot listen on "), "{log}");
 }
 
-/// What a keeper cannot do at all is one line, with exit code 1.
+/// A keeper that cannot begin says why in one line, with exit code 1.
 #[test]
 fn a_keeper_that_cannot_start_says_why_in_one_line() {
     let directory = Directory::new();
@@ -371,7 +371,7 @@ fn a_keeper_that_cannot_start_says_why_in_one_line() {
     }
 }
 
-/// What makes no sense on the command line is exit code 2, and nothing is started.
+/// A command line that makes no sense is exit code 2, and nothing is started.
 #[test]
 fn wrong_use_is_told_before_anything_starts() {
     let directory = Directory::new();

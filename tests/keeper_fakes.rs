@@ -1,8 +1,8 @@
 //! The parent channel, when one side of it makes no sense: the test is the keeper of the real
 //! binary, or a child of the real keeper.
 //!
-//! So the test sees what is said, and says what no process of this version would say. Whatever it
-//! says, the real process goes on, finishes what it has, and ends when it is told to.
+//! So the test sees what is said, and says what no process of this version would say. The real
+//! process goes on all the same, finishes what it has, and ends when it is told to.
 
 #![cfg(target_os = "linux")]
 
@@ -108,8 +108,8 @@ fn a_child_without_a_passage_closes_its_connections() {
     });
 }
 
-/// A listener that the successor does not serve is the child's alone: the child serves its queue,
-/// and closes it.
+/// K3: a listener that the successor does not serve is the child's alone: the child serves its
+/// queue, and closes it.
 #[test]
 fn a_child_empties_the_queue_that_leave_does_not_name() {
     over_both(|over| {
@@ -129,8 +129,8 @@ fn a_child_empties_the_queue_that_leave_does_not_name() {
     });
 }
 
-/// After ALONE, a stop serves the queue, because nobody else will. Nothing but the signal stops the
-/// child.
+/// K5: after ALONE, a stop serves the queue, because nobody else will. Nothing but the signal stops
+/// the child.
 #[test]
 fn a_child_that_is_alone_empties_its_queue() {
     over_both(|over| {
@@ -161,8 +161,8 @@ fn a_child_that_is_not_alone_leaves_the_queue() {
     });
 }
 
-/// The end of the channel is the end of the keeper: the child finishes what it has, and what is in
-/// the queue, and ends.
+/// K6: the end of the channel is the end of the keeper: the child finishes what it has, and what is
+/// in the queue, and ends.
 #[test]
 fn a_child_ends_when_its_keeper_is_gone() {
     over_both(|over| {
@@ -255,8 +255,8 @@ fn an_offer_that_makes_no_sense_is_not_heard() {
     }
 }
 
-/// What makes no sense to a child changes nothing: it serves, takes connections, and ends when it
-/// is told to.
+/// A word that makes no sense to a child changes nothing: it serves, takes connections, and ends
+/// when it is told to.
 #[test]
 fn a_child_goes_on_when_its_keeper_makes_no_sense() {
     over_both(|over| {
@@ -364,7 +364,7 @@ fn only_the_first_ready_counts() {
     });
 }
 
-/// A successor that says READY and dies at once is not trusted: the predecessor goes on as if
+/// K2: a successor that says READY and dies at once is not trusted: the predecessor goes on as if
 /// nothing had happened.
 #[test]
 fn a_successor_that_is_ready_and_dead_changes_nothing() {

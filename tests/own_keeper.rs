@@ -23,8 +23,8 @@ use common::{
 };
 use rustix::process::Signal;
 
-/// The keeper is the same process after each restart, and runs the new program; so do its children.
-/// Connections go on.
+/// K1 and K8: the keeper is the same process after each restart, and runs the new program; so do
+/// its children. Connections go on.
 #[test]
 fn the_keeper_becomes_the_new_program() {
     over_both(|over| {

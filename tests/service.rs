@@ -1,4 +1,4 @@
-//! What the manager of a process sees of it: the pid file, and the words of systemd's protocol, of
+//! The process as its manager sees it: the pid file, and the words of systemd's protocol, of
 //! a server alone and of a keeper.
 //!
 //! The manager is a datagram socket of the test. `supervision.rs` and `deploy.rs` have real ones.
@@ -394,8 +394,8 @@ fn a_manager_that_cannot_be_reached_is_named_once() {
 
 // A manager above a keeper.
 
-/// The manager hears of the keeper alone: READY when the first child is, RELOADING with its time
-/// and READY at each restart, also at one that fails, and STOPPING. Each STATUS is the newest
+/// K9: the manager hears of the keeper alone, READY when the first child is, RELOADING with its
+/// time and READY at each restart, also at one that fails, and STOPPING. Each STATUS is the newest
 /// child's, or says what is wrong.
 #[test]
 fn the_manager_hears_of_each_restart() {
@@ -431,8 +431,8 @@ fn the_manager_hears_of_each_restart() {
     assert!(!said.all.contains("MAINPID="), "{}", said.all);
 }
 
-/// The time that a child asks for while it drains, and the life of the child that serves, go on to
-/// the manager. The watchdog is silent when the child is blocked.
+/// K9: the time that a child asks for while it drains, and the life of the child that serves, go on
+/// to the manager. The watchdog is silent when the child is blocked.
 #[test]
 fn the_manager_hears_the_children_through_the_keeper() {
     let directory = Directory::new();

@@ -1,5 +1,5 @@
-//! [`Keeper`]: a small parent process that keeps the listening sockets, and starts one generation of
-//! a program after the other.
+//! [`Keeper`]: a small parent process that keeps the listening sockets, and starts one generation
+//! of a program after the other.
 //!
 //! Invariant: the process id never changes, and the sockets stay open while a child is restarted,
 //! dead, or on its way. Serves no request itself. `policy.rs` decides, `running.rs` carries out,

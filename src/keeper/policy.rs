@@ -17,7 +17,7 @@ mod action;
 #[cfg(test)]
 mod table;
 
-/// How long a child that is ready is looked at, until the keeper trusts it.
+/// How long a child must stay alive after it is ready, until the keeper trusts it.
 pub(crate) const TRIAL: Duration = Duration::from_millis(50);
 
 /// How long a child that has failed may take to stop, at least.
@@ -26,21 +26,21 @@ const LAST_CHANCE: Duration = Duration::from_secs(5);
 /// The shortest and the longest pause between the death of the only child and the next start.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// A child that has served for so long is no part of a series of deaths.
+/// A child that has served for so long ends a series of deaths.
 const SERVED_WELL: Duration = Duration::from_secs(1);
 
 /// How far a child has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Condition {
-    /// It was started, and has until then to be ready.
+    /// It was started, and has to be ready by then.
     Starting { until: Instant },
-    /// It is ready, and is trusted from then on.
+    /// It is ready, and the keeper trusts it if it is still alive then.
     Trial { until: Instant },
     /// It serves.
     Serving { since: Instant },
     /// It finishes what it has, because a successor serves.
     Leaving,
-    /// It was told to stop before it was ready. It is killed then, unless it was killed already.
+    /// It was told to stop before it was ready. It is killed then, or was killed already (`None`).
     Failing { until: Option<Instant> },
 }
 
@@ -216,7 +216,7 @@ impl Policy {
         let until = Some(self.last_chance(now));
         for child in &mut self.children {
             match child.condition {
-                // It was told once, and a second signal would cut what it finishes.
+                // The child was told to stop before, and a second signal would cut its requests.
                 Condition::Failing { .. } if is_first => continue,
                 Condition::Starting { .. } => {
                     child.condition = Condition::Failing { until };

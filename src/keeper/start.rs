@@ -34,8 +34,8 @@ pub(crate) fn run(mut keeper: Keeper) -> io::Result<KeeperExit> {
     let before = block_all()?;
     let pid_lock = keeper.pid_file.as_deref().map(PidLock::at).transpose()?;
     let sockets = Sockets::new(&keeper.listen)?;
-    // The first client waits for this process, so it begins before this one has its threads. If one
-    // cannot be started, this process ends, and the kernel tells the other to stop.
+    // The first child begins before the keeper has its threads, because clients wait for the child.
+    // If the keeper then fails, it ends, and the kernel sends the child TERM.
     let started = Started::new(&keeper, &sockets);
     let signals = hear(&keeper, before)?;
     let mut policy = Policy::new(keeper.patience);
@@ -57,7 +57,8 @@ pub(crate) fn run(mut keeper: Keeper) -> io::Result<KeeperExit> {
     keeper.run(first)
 }
 
-/// Makes sure that the settings make sense. Returns the URL to ask, if there is one.
+/// Checks the settings, and takes the signals that restart out of those that stop. Returns the
+/// URL to ask, if there is one.
 ///
 /// # Errors
 ///
@@ -84,7 +85,7 @@ pub(crate) fn check(keeper: &mut Keeper) -> io::Result<Option<Url>> {
     }
 }
 
-/// The signals that mean nothing else to a process.
+/// The signals that an operator sends, and that mean nothing else to a keeper.
 const MAY_RESTART: [Signal; 8] = [
     Signal::Hup,
     Signal::Int,
@@ -122,7 +123,7 @@ pub(crate) fn block_all() -> io::Result<SigSet> {
 }
 
 /// Handles the signals of a keeper from now on. All of them are blocked, so async-io's thread,
-/// which inherits that, takes none. `before` is what was blocked before.
+/// which inherits that, takes none. `before` has the signals that were blocked at the start.
 ///
 /// # Errors
 ///
@@ -147,7 +148,7 @@ pub(crate) fn hear(keeper: &Keeper, before: SigSet) -> io::Result<SignalStream> 
     Ok(Box::new(stream.map_err(during("cannot handle signals"))?))
 }
 
-/// Returns `true` if nothing gets through.
+/// Returns `true` if every signal is blocked.
 fn is_everything(mask: SigSet) -> bool {
     [Signal::Hup, Signal::Child, Signal::Winch, Signal::Prof, Signal::Tstp]
         .iter()

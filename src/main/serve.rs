@@ -46,7 +46,7 @@ struct Settings {
     )]
     listen: Vec<Address>,
 
-    /// Who may connect to the file of a Unix socket: its permissions in octal, such as 0660
+    /// The permissions of a Unix socket's file in octal, such as 0660: they say who may connect
     /// [default: what the umask leaves]
     ///
     /// Without effect on inherited and abstract sockets

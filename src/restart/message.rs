@@ -65,7 +65,7 @@ pub(crate) struct Served {
     pub(crate) brought: Option<Brought>,
 }
 
-/// What a keeper does not know of a listener that a child has brought.
+/// The facts about a listener that only the child which has brought it knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Brought {
     pub(crate) is_own: bool,

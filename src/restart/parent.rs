@@ -1,8 +1,8 @@
 //! [`Parent`]: the keeper of this process, at the other end of the parent channel.
 //!
 //! Invariant: the keeper's words come out in their order, each once, and its end comes last. This
-//! process reports once that it serves. Knows the listeners by their numbers alone, and does
-//! nothing by itself that the keeper says.
+//! process reports once that it serves. Knows the listeners by their numbers alone, and carries
+//! none of the words out.
 
 use std::collections::VecDeque;
 use std::env;
@@ -38,7 +38,7 @@ pub(crate) struct Parent {
     channel: Channel,
     /// The sockets that this process has from descriptor 3 on.
     pub(crate) offered: Vec<Offered>,
-    mailbox: Mutex<Mailbox>,
+    state: Mutex<ParentState>,
 }
 
 /// Words of the keeper.
@@ -49,12 +49,12 @@ pub(crate) enum Word {
     /// stops.
     Leave(Leave, Option<Channel>),
     /// The keeper has ended.
-    Gone,
+    KeeperEnded,
 }
 
-/// The words that were received and not read, and what follows from those that were received.
+/// The words that were received and not read, and the state that follows from all received ones.
 #[derive(Default)]
-struct Mailbox {
+struct ParentState {
     words: VecDeque<Word>,
     /// This process has reported that it serves.
     is_ready: bool,
@@ -71,14 +71,14 @@ impl Parent {
     }
 
     fn from_env() -> Option<Self> {
-        // The first look is for free, and the second starts a thread.
+        // The look at the variable costs nothing, and the check starts a thread.
         env::var_os(KEEPER)?;
         threads::check().ok()?;
         let channel = Channel::from_env()?;
         // The keeper sends it before this process begins.
         match channel.try_receive() {
             Some(Ok(Some((Message::Offer(offered), _)))) => {
-                Some(Self { channel, offered, mailbox: Mutex::default() })
+                Some(Self { channel, offered, state: Mutex::default() })
             }
             _ => {
                 log::warn!(
@@ -96,55 +96,55 @@ impl Parent {
     ///
     /// Returns [`io::ErrorKind::WouldBlock`] if the keeper takes no message now.
     pub(crate) fn ready(&self, ready: Ready, sockets: &[BorrowedFd<'_>]) -> io::Result<bool> {
-        let mut mailbox = lock(&self.mailbox);
-        if mailbox.is_ready {
+        let mut state = lock(&self.state);
+        if state.is_ready {
             return Ok(false);
         }
         match self.channel.send(&Message::Ready(ready), sockets) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
-            // The keeper has ended, or has closed the channel: the mailbox tells that.
+            // The keeper has ended, or has closed the channel. The last word says so.
             Err(error) => log::debug!("the keeper does not hear this process: {}", reason(&error)),
             Ok(()) => {}
         }
-        mailbox.is_ready = true;
+        state.is_ready = true;
         Ok(true)
     }
 
     /// Returns `true` if the keeper has closed its copies of the listening sockets.
     pub(crate) fn has_let_go(&self) -> bool {
-        let mut mailbox = lock(&self.mailbox);
+        let mut state = lock(&self.state);
         // The keeper says so before it sends a stop signal, and nobody may have looked since.
         while let Some(received) = self.channel.try_receive() {
-            if mailbox.put(received) {
+            if state.put(received) {
                 break;
             }
         }
-        mailbox.has_let_go
+        state.has_let_go
     }
 
-    /// Waits for the next word of the keeper. Never ready after [`Word::Gone`].
+    /// Waits for the next word of the keeper. Never ready after [`Word::KeeperEnded`].
     pub(crate) async fn word(&self) -> Word {
         std::future::poll_fn(|cx| self.poll_word(cx)).await
     }
 
     fn poll_word(&self, cx: &mut Context<'_>) -> Poll<Word> {
-        let mut mailbox = lock(&self.mailbox);
+        let mut state = lock(&self.state);
         loop {
-            if let Some(word) = mailbox.words.pop_front() {
+            if let Some(word) = state.words.pop_front() {
                 return Poll::Ready(word);
             }
-            if mailbox.is_gone {
+            if state.is_gone {
                 return Poll::Pending;
             }
             match self.channel.poll_receive(cx) {
-                Poll::Ready(received) => drop(mailbox.put(received)),
+                Poll::Ready(received) => drop(state.put(received)),
                 Poll::Pending => return Poll::Pending,
             }
         }
     }
 }
 
-impl Mailbox {
+impl ParentState {
     /// Takes note of what has come. Returns `true` if nothing can come any more.
     fn put(&mut self, received: io::Result<Option<Received>>) -> bool {
         if self.is_gone {
@@ -176,7 +176,7 @@ impl Mailbox {
     fn end(&mut self) {
         self.is_gone = true;
         self.has_let_go = true;
-        self.words.push_back(Word::Gone);
+        self.words.push_back(Word::KeeperEnded);
     }
 }
 
@@ -194,7 +194,7 @@ mod tests {
     /// Returns a keeper as a child sees it, and the keeper's end of the channel.
     fn parent() -> (Parent, Channel) {
         let (channel, end) = Channel::pair().unwrap();
-        let parent = Parent { channel, offered: Vec::new(), mailbox: Mutex::default() };
+        let parent = Parent { channel, offered: Vec::new(), state: Mutex::default() };
         (parent, Channel::of(end).unwrap())
     }
 
@@ -205,7 +205,7 @@ mod tests {
             Word::Leave(leave, passage) => {
                 format!("leave to {} {}", leave.successor, passage.is_some())
             }
-            Word::Gone => "gone".to_owned(),
+            Word::KeeperEnded => "gone".to_owned(),
         })
     }
 
@@ -249,13 +249,13 @@ mod tests {
 
     #[test]
     fn a_channel_that_fails_ends_once() {
-        let mut mailbox = Mailbox::default();
-        assert!(mailbox.put(Err(io::ErrorKind::Other.into())));
-        assert!(mailbox.put(Ok(None)));
-        assert!(mailbox.put(Ok(Some((leave(7), Vec::new())))));
-        assert!(mailbox.has_let_go && mailbox.is_gone);
-        assert!(matches!(mailbox.words.pop_front(), Some(Word::Gone)));
-        assert!(mailbox.words.is_empty());
+        let mut state = ParentState::default();
+        assert!(state.put(Err(io::ErrorKind::Other.into())));
+        assert!(state.put(Ok(None)));
+        assert!(state.put(Ok(Some((leave(7), Vec::new())))));
+        assert!(state.has_let_go && state.is_gone);
+        assert!(matches!(state.words.pop_front(), Some(Word::KeeperEnded)));
+        assert!(state.words.is_empty());
     }
 
     #[test]
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(message, Message::Ready(Ready::default()));
     }
 
-    /// The mailbox tells of the end, so the report is not tried again.
+    /// The last word tells of the end, so the report is not tried again.
     #[test]
     fn a_report_to_a_keeper_that_has_ended_is_no_error() {
         let (parent, keeper) = parent();

@@ -24,7 +24,7 @@ pub struct FakeKeeper {
     pub child: Program,
     /// The keeper's end of the parent channel.
     pub channel: Channel,
-    /// What the child has said when it was ready.
+    /// The first READY of the child.
     pub ready: Ready,
     /// The keeper's copy of the listening socket.
     pub listener: Option<OwnedFd>,

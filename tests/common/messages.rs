@@ -59,7 +59,8 @@ pub struct Ready {
 pub struct Served {
     pub number: u32,
     pub adopts: bool,
-    /// Whether the child has bound the socket, and where its file is, if the child has brought it.
+    /// If the child has brought the socket: `true` if it has bound the socket, and where the file
+    /// is.
     pub brought: Option<(bool, String)>,
 }
 
