@@ -14,9 +14,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::fakes::{FakeChild, FakeKeeper};
-use common::handover::{self, Handover, Over, over_both};
+use common::handover::{self, Handover, Over, assert_live, over_both};
 use common::messages::{BATCH, Channel, answer_as_fake, batch, borrowed, connection, taken};
-use common::{Client, End, PATIENCE, wait_until};
+use common::{End, PATIENCE, wait_until};
 use rustix::process::Signal;
 
 // The test is the successor.
@@ -335,12 +335,6 @@ impl Predecessor {
         self.passage.send(batch, &borrowed(&sockets));
         drop(sockets);
     }
-}
-
-/// Asserts that the connection serves a request, and goes on.
-fn assert_live(client: &mut Client) {
-    let response = client.get("/livez").response();
-    assert_eq!((&*response.text(), response.says_close()), ("live\n", false));
 }
 
 /// Serves if another test has started this process for that.

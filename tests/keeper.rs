@@ -12,14 +12,14 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use common::handover::{Handover, Over, over_both};
+use common::handover::{Handover, assert_live, over_both};
 use common::{
     Client, Directory, Generations, Program, SERVER, copy_file, free_port, install, keep,
-    wait_until,
+    server_command, wait_until,
 };
 use rustix::process::Signal;
 
@@ -53,7 +53,7 @@ fn ten_signals_in_a_second_restart_one_after_the_other() {
 fn the_signals_of_a_restart_are_a_setting() {
     for flags in [&["--restart-on", "HUP,SIGUSR1"][..], &["--restart-on=hup", "--restart-on=USR1"]]
     {
-        let mut servers = Generations::of(keep(flags, &server(&[])));
+        let mut servers = Generations::of(keep(flags, &server_command(&[])));
         for signal in [Signal::HUP, Signal::USR1] {
             servers.signal(signal);
             servers.wait_for_successor();
@@ -62,7 +62,7 @@ fn the_signals_of_a_restart_are_a_setting() {
         let log = servers.end();
         assert_eq!(log.matches("keeper: started process ").count(), 3, "{log}");
     }
-    let mut command = keep(&[], &server(&[]));
+    let mut command = keep(&[], &server_command(&[]));
     command.env("SMOL_GRACEFUL_KEEP_RESTART_ON", "HUP");
     let mut servers = Generations::of(command);
     servers.signal(Signal::HUP);
@@ -91,7 +91,7 @@ fn usr2_without_a_keeper_is_answered_by_a_line() {
 /// A child that gets the signal says where it belongs.
 #[test]
 fn usr2_to_a_child_is_answered_by_a_line() {
-    let mut servers = Generations::start(&server(&[]));
+    let mut servers = Generations::start(&server_command(&[]));
     servers.serving.signal(Signal::USR2);
     let keeper = servers.keeper();
     servers.program.wait_for(&format!(
@@ -105,7 +105,7 @@ fn usr2_to_a_child_is_answered_by_a_line() {
 /// A server that stops already starts no successor.
 #[test]
 fn usr2_in_the_drain_starts_nothing() {
-    let mut servers = Generations::start(&server(&[]));
+    let mut servers = Generations::start(&server_command(&[]));
     let mut client = servers.program.connect();
     client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel").fill().unwrap();
     servers.signal(Signal::TERM);
@@ -144,7 +144,7 @@ fn a_program_is_looked_up_in_path() {
 #[test]
 fn a_successor_that_fails_changes_nothing() {
     over_both(|over| {
-        let mut server = patient(over, "300ms");
+        let mut server = Handover::patient(over, "300ms");
         let first = server.serving();
         let mut client = server.idle();
         let mut wait_for_failure = |server: &mut Handover, error: &str| {
@@ -276,7 +276,7 @@ fn what_is_not_a_program_is_not_run() {
 #[test]
 fn a_late_successor_leaves_the_socket_to_its_predecessor() {
     over_both(|over| {
-        let mut server = patient(over, "1s");
+        let mut server = Handover::patient(over, "1s");
         // The keeper hears READY only when the patience is over, too.
         let successor = server.ready_successor("unset NOTIFY_SOCKET; set -- \"$@\" --syn-filter");
         thread::sleep(Duration::from_millis(1200));
@@ -324,26 +324,6 @@ fn ready_may_be_a_time_or_an_answer() {
 }
 
 // The parts of the tests above.
-
-/// The server on a port of the kernel's choice, which it binds itself.
-fn server(args: &[&str]) -> Command {
-    let mut command = Command::new(SERVER);
-    command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).args(args).stdin(Stdio::null());
-    command
-}
-
-/// Starts a keeper whose patience is this.
-fn patient(over: Over, patience: &str) -> Handover {
-    Handover::start(over, SERVER.into(), |command, listen| {
-        command.env("SMOL_GRACEFUL_KEEP_PATIENCE", patience).args(["--listen", listen]);
-    })
-}
-
-/// Asserts that the connection serves a request, and goes on.
-fn assert_live(client: &mut Client) {
-    let response = client.get("/livez").response();
-    assert_eq!((&*response.text(), response.says_close()), ("live\n", false));
-}
 
 /// Asserts that the server does what it is there for.
 fn assert_okay(client: &mut Client) {

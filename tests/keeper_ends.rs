@@ -9,16 +9,16 @@ mod common;
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use common::fakes::FakeChild;
-use common::handover::{self, Handover, Over, over_both, suspend};
+use common::handover::{self, Handover, Over, assert_live, over_both, suspend};
 use common::{
     Client, Directory, End, Generations, SERVER, STOP_SIGNALS, is_refused, keep, output,
-    pass_repeat_window, text, wait_until,
+    pass_repeat_window, server_command, text, wait_until,
 };
 use rustix::process::Signal;
 use smol_graceful::Address;
@@ -229,7 +229,7 @@ fn nobody_outlives_a_keeper_that_is_killed_in_a_restart() {
 #[test]
 fn each_stop_signal_ends_the_keeper() {
     for (signal, name) in STOP_SIGNALS {
-        let mut servers = Generations::start(&server(&[]));
+        let mut servers = Generations::start(&server_command(&[]));
         let child = servers.serving;
         servers.signal(signal);
         assert_eq!(servers.program.exit_code(), 0, "{name}");
@@ -397,19 +397,6 @@ fn wrong_use_is_told_before_anything_starts() {
 }
 
 // The parts of the tests above.
-
-/// The server on a port of the kernel's choice, which it binds itself.
-fn server(args: &[&str]) -> Command {
-    let mut command = Command::new(SERVER);
-    command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).args(args).stdin(Stdio::null());
-    command
-}
-
-/// Asserts that the connection serves a request, and goes on.
-fn assert_live(client: &mut Client) {
-    let response = client.get("/livez").response();
-    assert_eq!((&*response.text(), response.says_close()), ("live\n", false));
-}
 
 /// Serves if another test has started this process for that.
 #[test]

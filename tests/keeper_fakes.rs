@@ -13,11 +13,11 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 
 use common::fakes::{self, FakeChild, FakeKeeper};
-use common::handover::{self, Handover, Over, over_both, suspend};
+use common::handover::{self, Handover, Over, assert_live, over_both, suspend};
 use common::messages::{
     ALONE, Channel, KEEPER, PASS, Ready, Served, leave, offer, ready, ready_with, taken,
 };
-use common::{Client, Directory, End, SERVER, hear, is_refused, keep, service_manager, wait_until};
+use common::{Client, Directory, End, hear, is_refused, keep, service_manager, wait_until};
 use rustix::process::{Signal, kill_process};
 
 const HEAD: &str = "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n";
@@ -316,7 +316,7 @@ fn a_child_leaves_once() {
 #[test]
 fn a_ready_that_makes_no_sense_is_not_heard() {
     over_both(|over| {
-        let mut server = patient(over, "1s");
+        let mut server = Handover::patient(over, "1s");
         let predecessor = server.serving();
         let mut client = server.idle();
         let null = std::fs::File::open("/dev/null").unwrap();
@@ -553,13 +553,6 @@ fn a_first_child_that_makes_no_sense_ends_the_keeper() {
 
 // The parts of the tests above.
 
-/// Starts a keeper whose patience is this.
-fn patient(over: Over, patience: &str) -> Handover {
-    Handover::start(over, SERVER.into(), |command, listen| {
-        command.env("SMOL_GRACEFUL_KEEP_PATIENCE", patience).args(["--listen", listen]);
-    })
-}
-
 /// Restarts a server whose serving child is this one, asserts that the next one serves, and ends
 /// this one.
 fn assert_taken_over_by_next(server: &mut Handover, child: &FakeChild) {
@@ -580,10 +573,4 @@ fn queued(keeper: &FakeKeeper) -> Vec<Client> {
         client
     };
     (0..20).map(client).collect()
-}
-
-/// Asserts that the connection serves a request, and goes on.
-fn assert_live(client: &mut Client) {
-    let response = client.get("/livez").response();
-    assert_eq!((&*response.text(), response.says_close()), ("live\n", false));
 }

@@ -359,11 +359,7 @@ fn a_blocked_executor_is_noticed() {
 fn a_deaf_manager_holds_up_nothing() {
     let directory = Directory::new();
     let path = directory.join("manager");
-    let manager = UnixDatagram::bind(&path).unwrap();
-    // Fill it.
-    let filler = UnixDatagram::unbound().unwrap();
-    filler.set_nonblocking(true).unwrap();
-    while filler.send_to(b"x", &path).is_ok() {}
+    let _manager = deaf_manager(&path);
     for socket in [path, directory.join("nobody")] {
         let mut command = Command::new(SERVER);
         command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).env("NOTIFY_SOCKET", &socket);
@@ -371,7 +367,6 @@ fn a_deaf_manager_holds_up_nothing() {
         assert_eq!(server.connect().get("/").response().text(), "okay");
         server.stop();
     }
-    drop(manager);
 }
 
 /// The operator would find nothing in the log of a server that its manager takes for one that has
@@ -488,10 +483,7 @@ fn the_manager_hears_the_children_through_the_keeper() {
 fn a_deaf_manager_does_not_hold_up_the_keeper() {
     let directory = Directory::new();
     let path = directory.join("manager");
-    let _manager = UnixDatagram::bind(&path).unwrap();
-    let filler = UnixDatagram::unbound().unwrap();
-    filler.set_nonblocking(true).unwrap();
-    while filler.send_to(b"x", &path).is_ok() {}
+    let _manager = deaf_manager(&path);
     for socket in [path, directory.join("nobody")] {
         let mut child = Command::new(SERVER);
         child.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", &socket);
@@ -500,6 +492,15 @@ fn a_deaf_manager_does_not_hold_up_the_keeper() {
         servers.restart();
         servers.end();
     }
+}
+
+/// Returns a manager's socket at `path`, which is full and is not read.
+fn deaf_manager(path: &Path) -> UnixDatagram {
+    let manager = UnixDatagram::bind(path).unwrap();
+    let filler = UnixDatagram::unbound().unwrap();
+    filler.set_nonblocking(true).unwrap();
+    while filler.send_to(b"x", path).is_ok() {}
+    manager
 }
 
 /// The words that a manager hears.

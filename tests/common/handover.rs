@@ -95,6 +95,13 @@ impl Handover {
         Self::start_by(Path::new(SERVER), over, executable, configure)
     }
 
+    /// Starts a keeper of the real binary that waits for so long until a child is ready.
+    pub fn patient(over: Over, patience: &str) -> Self {
+        Self::start(over, SERVER.into(), |command, listen| {
+            command.env("SMOL_GRACEFUL_KEEP_PATIENCE", patience).args(["--listen", listen]);
+        })
+    }
+
     /// Does what [`Handover::start`] does, with another copy of the real binary as the keeper.
     pub fn start_by(
         keeper: &Path,
@@ -497,6 +504,12 @@ fn unread_batch(channel: &OwnedFd) -> Option<usize> {
         [b'P', ..] => unread_batch(&end?),
         _ => None,
     }
+}
+
+/// Asserts that the connection serves a request, and goes on.
+pub fn assert_live(client: &mut Client) {
+    let response = client.get("/livez").response();
+    assert_eq!((&*response.text(), response.says_close()), ("live\n", false));
 }
 
 /// Suspends a process.
