@@ -8,8 +8,9 @@
 //! cargo run -- keep -- target/debug/examples/restart 127.0.0.1:8082
 //! ```
 //!
-//! Then `curl localhost:8082` says which process serves, and USR2 to the keeper, whose process id the
-//! log begins with, makes it another one. Build it anew in between to see that it is the new one.
+//! Then `curl localhost:8082` says which process serves, and USR2 to the keeper, whose process id
+//! the log begins with, makes it another one. Build it anew in between to see that it is the new
+//! one.
 
 use futures_lite::FutureExt;
 use smol_graceful::{Listener, Outcome, ServeError, Server, Shutdown, ready, signals};

@@ -37,8 +37,8 @@ pub(crate) fn taken() -> MutexGuard<'static, BTreeSet<RawFd>> {
     lock(&TAKEN)
 }
 
-/// Returns a copy of a descriptor, which no child of this process inherits, and the descriptor's own
-/// flags.
+/// Returns a copy of a descriptor, which no child of this process inherits, and the descriptor's
+/// own flags.
 #[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
 pub(crate) fn copy(fd: RawFd) -> io::Result<(OwnedFd, FdFlags)> {
     // SAFETY: used for these two calls, which fail if there is no such descriptor. If another

@@ -10,8 +10,8 @@
 //! 4. A drain always ends, and says how it ended.
 //! 5. If the server drops something that it had accepted, the outcome names it.
 //!
-//! Under a keeper, a small parent process, a restart closes no connection: the successor goes on with
-//! all that can go.
+//! Under a keeper, a small parent process, a restart closes no connection: the successor goes on
+//! with all that can go.
 //!
 //! # Example
 //!

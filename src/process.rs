@@ -199,9 +199,9 @@ impl Process {
         self
     }
 
-    /// Sets which signal asks for a restart: of the keeper, if [`Process::keep`] makes one. A process
-    /// without a keeper only logs how to get one. With `None`, no signal does, and USR2 kills the
-    /// process, unless the program handles it itself. Default: USR2.
+    /// Sets which signal asks for a restart: of the keeper, if [`Process::keep`] makes one. A
+    /// process without a keeper only logs how to get one. With `None`, no signal does, and USR2
+    /// kills the process, unless the program handles it itself. Default: USR2.
     ///
     /// # Examples
     ///
@@ -225,8 +225,8 @@ impl Process {
         self
     }
 
-    /// Sets how long a process may take until it is ready, if [`Process::keep`] makes a keeper. After
-    /// that, the keeper ends it, and its predecessor goes on. Default: 30 s.
+    /// Sets how long a process may take until it is ready, if [`Process::keep`] makes a keeper.
+    /// After that, the keeper ends it, and its predecessor goes on. Default: 30 s.
     ///
     /// # Examples
     ///

@@ -11,8 +11,7 @@ use crate::listen::inherited;
 use crate::listen::listener::Listener;
 use crate::restart::message::{BATCH, Ready, Served};
 use crate::restart::notify::Notify;
-use crate::restart::parent::Parent;
-use crate::restart::resumes;
+use crate::restart::parent::{Parent, resumes};
 use crate::under_keeper;
 
 /// Tells the keeper, or else the service manager (systemd's `READY=1`), that this process serves on
@@ -23,14 +22,15 @@ use crate::under_keeper;
 /// with `Type=notify` is not started.
 ///
 /// From then on a keeper restarts this process without closing a connection: the servers of this
-/// process take the connections of the predecessor, and hand their own to the successor. For the
-/// latter they stop, and [`Server::serve`] returns when they have drained. Without a server the
-/// keeper ends this process by SIGTERM, like any other program.
+/// process take the connections of the predecessor, and hand their own to the successor. Then they
+/// stop, and [`Server::serve`] returns when they have drained. If the process has no server, the
+/// keeper stops it by SIGTERM, like any other program.
 ///
 /// Call [`signals`](crate::signals) first. As soon as this process is ready, a signal may come, which
 /// would kill it otherwise. `examples/restart.rs` is a whole program.
 ///
-/// Does nothing if neither waits. A second call does no harm: only the first one counts.
+/// Without a keeper and a manager, this does nothing. A second call does no harm, because a keeper
+/// counts only the first.
 ///
 /// Only [`run`](crate::run) tells a manager anything else, namely STOPPING, EXTEND_TIMEOUT_USEC,
 /// WATCHDOG and how the drain goes on. A program with [`Server::serve`] may send those to
@@ -68,7 +68,8 @@ pub fn ready(listeners: &[Listener]) -> io::Result<()> {
     }
 }
 
-/// Tells the keeper which listeners this process serves. Gives it the sockets that it does not have.
+/// Tells the keeper which listeners this process serves. Gives it the sockets that it does not
+/// have.
 fn tell_keeper(parent: &Parent, listeners: &[Listener]) -> io::Result<()> {
     let next = parent.offered.iter().map(|offered| offered.number + 1).max().unwrap_or(0);
     let mut numbers = next..;

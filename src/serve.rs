@@ -16,14 +16,14 @@ use crate::stop::outcome::Outcome;
 use crate::under_keeper;
 
 impl Server {
-    /// Listens at once. The future serves until the server was stopped and has drained, and says how
-    /// that ended.
+    /// Listens at once. The future serves until the server was stopped and has drained, and says
+    /// how that ended.
     ///
     /// Needs no particular runtime: it makes progress wherever it is polled.
     ///
-    /// Tells a keeper or a service manager nothing. The program calls [`ready`](crate::ready) when it
-    /// serves; a keeper and a unit with `Type=notify` wait for that. STOPPING, EXTEND_TIMEOUT_USEC
-    /// and WATCHDOG come from [`run`](crate::run) only.
+    /// Tells a keeper or a service manager nothing. The program calls [`ready`](crate::ready) when
+    /// it serves; a keeper and a unit with `Type=notify` wait for that. STOPPING,
+    /// EXTEND_TIMEOUT_USEC and WATCHDOG come from [`run`](crate::run) only.
     ///
     /// Under a keeper the server takes the connections of its predecessor, hands its own to its
     /// successor, and stops then. It also stops when the keeper has ended.
@@ -76,8 +76,8 @@ impl Server {
 /// Serves until the drain is over, and runs the server's `own` executor, if no other runs it.
 async fn serve(running: &Arc<Running>, own: Option<&Executor<'_>>) -> Result<Outcome, ServeError> {
     let serve = running.control(|_| {}).or(running.accept()).or(under_keeper::obey(running));
-    // A task, so that it is not polled whenever a connection wakes this future; of an executor
-    // inside it, as it borrows from it.
+    // `serve` is a task of its own, so that a connection that wakes this future does not poll it.
+    // The task is in an executor of this function, because `serve` borrows `running`.
     let tasks = Executor::new();
     let outcome = tasks.run(tasks.spawn(serve));
     let outcome = match own {

@@ -465,8 +465,8 @@ impl Running {
         self.is_succeeded.store(true, Ordering::Release);
     }
 
-    /// Lets connections go to a successor, from the coming stop on: those of the listeners that have
-    /// a number in `adopted`. Comes before the stop.
+    /// Lets connections go to a successor, from the coming stop on: those of the listeners that
+    /// have a number in `adopted`. Comes before the stop.
     pub(crate) fn begin_hand_over(
         &self,
         adopted: Vec<Option<u32>>,

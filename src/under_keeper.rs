@@ -81,7 +81,7 @@ async fn read<T>(parent: &Parent, running: &Running) -> T {
                 leave_to(&leave, passage, predecessors);
                 break;
             }
-            Some(Word::Gone) => stop_without_keeper(),
+            Some(Word::KeeperEnded) => stop_without_keeper(),
             // Predecessors learn at once that this process takes no more.
             None => break drop(adoption.end()),
         }
@@ -89,7 +89,7 @@ async fn read<T>(parent: &Parent, running: &Running) -> T {
     loop {
         match parent.word().await {
             Word::Leave(leave, _) => note_successor(&leave),
-            Word::Gone => stop_without_keeper(),
+            Word::KeeperEnded => stop_without_keeper(),
             Word::Pass(_) => {}
         }
     }
@@ -131,8 +131,8 @@ fn adopted(running: &Running, leave: &Leave) -> Vec<Option<u32>> {
     running.listeners.iter().map(number).collect()
 }
 
-/// Makes a passage for each of `count` servers. The successor gets the other ends through the one
-/// that there is. Servers without a passage stop as without a successor.
+/// Makes a passage for each of `count` servers. The successor gets the other ends through
+/// `passage`, which is the first. Servers without a passage stop as without a successor.
 fn divide(passage: Channel, count: usize) -> Vec<Channel> {
     let further = (1..count).map_while(|_| {
         let further = Channel::pair().and_then(|(own, other)| {

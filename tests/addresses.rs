@@ -319,7 +319,7 @@ fn serve_and_change_directory() {
     assert!(outcome.is_drained());
 }
 
-// What this process was started with.
+// Sockets that this process was started with.
 
 #[test]
 fn an_inherited_socket_by_another_address_is_named() {
@@ -405,7 +405,7 @@ fn sockets_that_were_passed_to_a_wrapper_are_named_once() {
     }
 }
 
-// What is in use.
+// Addresses in use.
 
 #[test]
 fn an_address_that_this_program_has_already_is_named() {
@@ -715,7 +715,7 @@ fn white_space_and_zeros_do_not_count() {
     program.wait_for(&format!("listening on {} (inherited)", held.local_addr().unwrap()));
 }
 
-// What the tests above are made of.
+// The tools of the tests above.
 
 fn server(addresses: &[impl AsRef<str>]) -> Command {
     let mut command = Command::new(SERVER);

@@ -2,7 +2,7 @@
 //! paths, with the programs that they are for, under a load that checks every answer
 //! (`smol-graceful check`). `deploy_keeper.rs` runs the files that start the keeper.
 //!
-//! All of it on 127.0.0.1. What needs a Debian package is ignored unless asked for; `.ci/run`
+//! All of it on 127.0.0.1. Tests that need a Debian package are ignored unless asked for; `.ci/run`
 //! installs the packages and asks for all.
 
 #![cfg(target_os = "linux")]
@@ -104,7 +104,7 @@ fn haproxy_rolls_two_replicas() {
     assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
 }
 
-/// The same behind nginx, which has no active checks and needs no lame duck.
+/// nginx loses no request either. It has no active checks, so the server needs no lame duck.
 #[test]
 #[ignore = "needs nginx"]
 fn nginx_rolls_two_replicas() {
@@ -169,7 +169,7 @@ fn supervisors_wait_longer_than_the_grace() {
     }
 }
 
-// What the tests above are made of.
+// The tools of the tests above.
 
 /// Runs `during` under a load of 16 clients of all kinds, with requests of up to 50 ms.
 fn under_load<T>(addr: SocketAddr, during: impl FnOnce(&Tally) -> T) -> (Report, T) {

@@ -112,7 +112,7 @@ fn nobody_notices_a_restart_from_a_shell() {
 
 // Each launcher beside that
 
-/// What is new under Supervisor: the section says how to stop, and a stop takes the children along.
+/// Supervisor's section says how to stop, and a stop takes the children along.
 #[test]
 #[ignore = "needs supervisord (supervisor)"]
 fn supervisord_stops_what_is_in_flight_at_its_end() {
@@ -227,7 +227,7 @@ fn a_container_outlives_its_server() {
     assert_eq!(client.response().text(), "okay");
 }
 
-// What the tests above are made of.
+// The tools of the tests above.
 
 /// Runs ten restarts under load, each until the log says that it is over. `signal` is the shell's
 /// command for one.

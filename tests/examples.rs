@@ -65,7 +65,7 @@ fn tls_serves_curl() {
     let mut put = server.curl("/");
     put.args(["-X", "PUT", "-o", "/dev/null", "-w", "%{http_code}"]);
     assert_eq!(text(&run_ok(&mut put, b"")), "405");
-    // Who does not trust the certificate does not get that far.
+    // A client that does not trust the certificate does not get that far.
     assert_eq!(server.distrustful_curl("/").output().unwrap().status.code(), Some(60));
     server.end();
 }
@@ -123,7 +123,7 @@ fn tls_takes_leave_of_idle_connections() {
         assert_eq!(client.conn.alpn_protocol(), Some(&b"http/1.1"[..]));
         assert_eq!(client.conn.protocol_version(), Some(ProtocolVersion::TLSv1_3));
     }
-    // One that has not asked for anything yet, after its handshake, and one that is silent.
+    // A client that has not asked for anything after its handshake, and a silent one.
     let mut fresh = server.connect();
     fresh.conn.complete_io(&mut fresh.sock).unwrap();
     let mut silent = server.program.connect();
@@ -135,7 +135,7 @@ fn tls_takes_leave_of_idle_connections() {
     assert_eq!(server.program.exit_code(), 0, "{}", server.program);
 }
 
-/// The same, in the words of a client that is not ours.
+/// A client that is not ours sees the same as ours.
 #[test]
 #[ignore = "needs openssl"]
 fn tls_takes_leave_of_openssl() {
@@ -380,7 +380,7 @@ fn proxy_protocol_serves_whose_line_is_half_there_at_the_stop() {
         let mut server = Program::example("proxy_protocol", &["127.0.0.1:0"]);
         let mut half = server.connect();
         half.send("PROXY TCP4 192.0.2.1 19");
-        // Who comes later is served: by then the other one has been accepted.
+        // A later client is served only after the other one was accepted.
         let mut late = server.connect();
         assert!(
             late.send("PROXY UNKNOWN\r\n").get("/").response().text().starts_with("127.0.0.1:")
@@ -485,7 +485,7 @@ fn worker() -> (Program, UnixStream) {
 
 // embed
 
-/// What was answered with 202 is done, whoever stops the program.
+/// A job that was answered with 202 is done, whoever stops the program.
 #[test]
 fn embed_does_every_job_it_has_accepted() {
     let (mut program, admin) = embed();
@@ -499,7 +499,7 @@ fn embed_does_every_job_it_has_accepted() {
     for n in 1..=5 {
         assert_eq!(public.post("/jobs", &format!("job {n}")).response().status, 202);
     }
-    // What follows at once finds the stop begun, and both servers in the lame duck.
+    // Requests right after this find the stop begun, and both servers in the lame duck.
     let stop = "POST /stop HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
     client.send(stop.to_owned() + "GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(client.response().status, 202);
@@ -643,7 +643,7 @@ fn tokio_ends_at_once_when_told_twice() {
     assert!(log.contains("1 cut: guard taken at examples/tokio.rs:"), "{log}");
 }
 
-// What they share
+// The tools of the tests above
 
 /// An example that does not say where it listens, as it has no log or does not listen at all: a
 /// shell says what [`Program`] waits for and becomes the example, with `variables` set.
@@ -732,7 +732,7 @@ fn okay(client: &mut TlsStream) {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
 }
 
-/// What comes up to `okay`.
+/// Returns the bytes that come, up to `okay`.
 fn answer(from: &mut impl Read) -> String {
     let mut seen = Vec::new();
     while !seen.ends_with(b"\r\n\r\nokay\n") {
@@ -745,8 +745,8 @@ fn answer(from: &mut impl Read) -> String {
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-/// What comes until the server takes its leave. An end without one is an error: anyone could have
-/// cut the connection there.
+/// Returns the bytes that come until the server takes its leave. An end without one is an error:
+/// anyone could have cut the connection there.
 fn rest(client: &mut TlsStream) -> String {
     let mut rest = String::new();
     client.read_to_string(&mut rest).unwrap();

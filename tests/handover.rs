@@ -315,7 +315,8 @@ fn a_handler_ends_in_the_predecessor() {
     });
 }
 
-/// A client that wants its connection closed gets what it wants, from the process that it has asked.
+/// A client that wants its connection closed gets what it wants, from the process that it has
+/// asked.
 #[test]
 fn a_connection_that_the_client_closes_does_not_go() {
     over_both(|over| {
@@ -587,8 +588,8 @@ fn a_long_request_outlives_three_restarts() {
     });
 }
 
-/// A restart that is asked for while another one is under way follows it: both successors take over,
-/// one after the other, and the connection goes twice.
+/// A restart that is asked for while another one is under way follows it: both successors take
+/// over, one after the other, and the connection goes twice.
 #[test]
 fn a_restart_in_the_middle_of_another_follows_it() {
     over_both(|over| {

@@ -14,15 +14,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::fakes::{FakeChild, FakeKeeper};
-use common::handover::{self, Handover, Over, over_both};
+use common::handover::{self, Handover, Over, assert_live, over_both};
 use common::messages::{BATCH, Channel, answer_as_fake, batch, borrowed, connection, taken};
-use common::{Client, End, PATIENCE, wait_until};
+use common::{End, PATIENCE, wait_until};
 use rustix::process::Signal;
 
 // The test is the successor.
 
-/// H2 and H3: an answer that makes no sense ends the hand-over. The successor may have the batch, so
-/// the predecessor does not read it.
+/// H2 and H3: an answer that makes no sense ends the hand-over. The successor may have the batch,
+/// so the predecessor does not read it.
 #[test]
 fn a_batch_with_a_senseless_answer_is_the_successors() {
     let senseless: [&[u8]; 5] = [&taken(2, 1), &taken(1, 2), b"nonsense", b"T", b"P"];
@@ -68,8 +68,9 @@ fn a_second_answer_to_a_batch_ends_the_hand_over() {
     });
 }
 
-/// H2 and H6: a passage that closes without an answer gives the batch back, whatever the successor's
-/// process does. Its connections have a linger of their own, and then end as in any stop.
+/// H2 and H6: a passage that closes without an answer gives the batch back, whatever the
+/// successor's process does. Its connections have a linger of their own, and then end as in any
+/// stop.
 #[test]
 fn a_passage_that_closes_without_an_answer_gives_the_batch_back() {
     over_both(|over| {
@@ -143,7 +144,8 @@ fn serves_all_but_a_batch(over: Over) -> bool {
 
 // The test is the predecessor.
 
-/// A predecessor that says what makes no sense is not heard any more, and costs nobody else anything.
+/// A predecessor that says what makes no sense is not heard any more, and costs nobody else
+/// anything.
 #[test]
 fn a_predecessor_that_makes_no_sense_costs_nobody_else() {
     over_both(|over| {
@@ -164,8 +166,8 @@ fn a_predecessor_that_makes_no_sense_costs_nobody_else() {
     });
 }
 
-/// H7: the successor takes what it can of a batch that is not as it should be, in order, and says how
-/// many.
+/// H7: the successor takes what it can of a batch that is not as it should be, in order, and says
+/// how many.
 #[test]
 fn a_successor_takes_the_beginning_of_an_odd_batch() {
     over_both(|over| {
@@ -203,8 +205,8 @@ fn a_successor_takes_the_beginning_of_an_odd_batch() {
     });
 }
 
-/// H8: the idle age and the bytes that were read ahead come along. A request wins over an age that is
-/// over the limit (S7).
+/// H8: the idle age and the bytes that were read ahead come along. A request wins over an age that
+/// is over the limit (S7).
 #[test]
 fn a_successor_heeds_the_idle_age_and_the_bytes_read_ahead() {
     const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -227,8 +229,8 @@ fn a_successor_heeds_the_idle_age_and_the_bytes_read_ahead() {
     });
 }
 
-/// A predecessor that sends batch after batch, and waits for no answer before the next one, holds up
-/// neither clients nor a stop.
+/// A predecessor that sends batch after batch, and waits for no answer before the next one, holds
+/// up neither clients nor a stop.
 #[test]
 fn an_endless_stream_of_batches_holds_up_nobody() {
     /// How many batches wait for the successor. The kernel has room for more.
@@ -266,8 +268,8 @@ fn an_endless_stream_of_batches_holds_up_nobody() {
     });
 }
 
-/// H1, S1 and S7: a connection that was taken counts, so a stop right after the answer waits for the
-/// request in it.
+/// H1, S1 and S7: a connection that was taken counts, so a stop right after the answer waits for
+/// the request in it.
 #[test]
 fn a_stop_right_after_the_answer_finishes_what_was_taken() {
     const CLIENTS: usize = 50;
@@ -295,8 +297,8 @@ fn a_stop_right_after_the_answer_finishes_what_was_taken() {
 /// The number of a server's only listener.
 const LISTENER: u32 = 0;
 
-/// Restarts a server with one listener, and takes all of its connections: the test is the successor.
-/// Returns the passage, too.
+/// Restarts a server with one listener, and takes all of its connections: the test is the
+/// successor. Returns the passage, too.
 fn successor_of(server: &mut Handover) -> (FakeChild, Channel) {
     let successor = FakeChild::successor_of(server);
     assert_eq!(successor.offered[0].0, LISTENER);
@@ -333,12 +335,6 @@ impl Predecessor {
         self.passage.send(batch, &borrowed(&sockets));
         drop(sockets);
     }
-}
-
-/// Asserts that the connection serves a request, and goes on.
-fn assert_live(client: &mut Client) {
-    let response = client.get("/livez").response();
-    assert_eq!((&*response.text(), response.says_close()), ("live\n", false));
 }
 
 /// Serves if another test has started this process for that.

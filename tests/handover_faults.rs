@@ -1,8 +1,9 @@
 //! Restarts in which something fails while connections go to the successor: either process is
 //! suspended or killed, descriptors or places run out, or the successor is another program.
 //!
-//! `handover.rs` has the restarts in which nothing fails. Most tests suspend the successor when it is
-//! ready, so its predecessor sends it one batch, which waits in the passage until the test goes on.
+//! `handover.rs` has the restarts in which nothing fails. Most tests suspend the successor when it
+//! is ready, so its predecessor sends it one batch, which waits in the passage until the test goes
+//! on.
 
 #![cfg(target_os = "linux")]
 
@@ -31,8 +32,8 @@ const BATCH: usize = 253;
 
 // The successor is suspended.
 
-/// H1 and H2: a request waits while its socket is in the passage. The successor answers the request,
-/// and needs no word of its predecessor's for that.
+/// H1 and H2: a request waits while its socket is in the passage. The successor answers the
+/// request, and needs no word of its predecessor's for that.
 #[test]
 fn a_request_in_the_passage_is_answered_once_by_the_successor() {
     over_both(|over| {
@@ -128,7 +129,8 @@ fn a_second_signal_names_a_request_in_the_passage() {
 }
 
 /// A successor that is told to stop while a batch waits for it takes the batch and serves the
-/// requests in it, or leaves the batch to its predecessor. Either way each request is answered once.
+/// requests in it, or leaves the batch to its predecessor. Either way each request is answered
+/// once.
 #[test]
 fn a_successor_that_is_told_to_stop_while_it_adopts_loses_nothing() {
     over_both(|over| {
@@ -188,8 +190,8 @@ fn a_connection_counts_in_either_process() {
     });
 }
 
-/// A stop signal in any moment of a restart stops the keeper and all of its children. A request that
-/// has come before the signal is answered, by either of two processes, and the exit code is 0.
+/// A stop signal in any moment of a restart stops the keeper and all of its children. A request
+/// that has come before the signal is answered, by either of two processes, and the exit code is 0.
 #[test]
 fn a_stop_signal_in_any_moment_of_a_restart_loses_nothing() {
     over_both(|over| {
@@ -243,8 +245,8 @@ fn a_successor_that_dies_before_its_answer_gives_the_batch_back() {
     });
 }
 
-/// The predecessor waits for the rest of a head whose beginning was in the batch, or was read before,
-/// for longer than for an idle connection (S8).
+/// The predecessor waits for the rest of a head whose beginning was in the batch, or was read
+/// before, for longer than for an idle connection (S8).
 #[test]
 fn half_a_head_in_a_batch_that_comes_back_is_completed() {
     over_both(|over| {
@@ -274,8 +276,8 @@ fn half_a_head_in_a_batch_that_comes_back_is_completed() {
     });
 }
 
-/// The connections that a successor has taken die with it, and each client sees that at once, because
-/// the predecessor has closed its copies. The predecessor finishes what it still has.
+/// The connections that a successor has taken die with it, and each client sees that at once,
+/// because the predecessor has closed its copies. The predecessor finishes what it still has.
 #[test]
 fn a_successor_that_dies_after_its_answer_costs_only_its_own_clients() {
     over_both(|over| {
@@ -551,8 +553,8 @@ fn connections_of_a_listener_that_is_not_taken_are_closed() {
 
 // Every worker is blocked.
 
-/// The connections of a predecessor whose workers are all blocked go when the workers can run again.
-/// Until then the successor serves new clients.
+/// The connections of a predecessor whose workers are all blocked go when the workers can run
+/// again. Until then the successor serves new clients.
 #[test]
 fn connections_go_when_the_predecessors_workers_can_run_again() {
     over_both(|over| {
@@ -592,7 +594,8 @@ fn a_successor_whose_workers_are_blocked_takes_connections() {
             command.env(handover::THREADS, "2");
         });
         let mut clients = idle(&server, 3);
-        // Both processes accept, and the predecessor is suspended, so the clients are the successor's.
+        // Both processes accept, and the predecessor is suspended, so the clients are the
+        // successor's.
         let successor = server.ready_successor("");
         suspend(server.serving());
         let mut blocked = block_workers(&mut server);

@@ -1,4 +1,5 @@
-//! Restarts by the keeper of the real binary, from outside, and the ways in which a successor fails.
+//! Restarts by the keeper of the real binary, from outside, and the ways in which a successor
+//! fails.
 //!
 //! The successor in these tests is a script that a test puts in the place of the program.
 //! `keeper_ends.rs` has the deaths and the stops, `keeper_children.rs` what a child begins with,
@@ -11,14 +12,14 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use common::handover::{Handover, Over, over_both};
+use common::handover::{Handover, assert_live, over_both};
 use common::{
     Client, Directory, Generations, Program, SERVER, copy_file, free_port, install, keep,
-    wait_until,
+    server_command, wait_until,
 };
 use rustix::process::Signal;
 
@@ -42,7 +43,7 @@ fn ten_signals_in_a_second_restart_one_after_the_other() {
         clients.iter_mut().for_each(assert_live);
         let log = server.end();
         let starts = log.matches("keeper: started process ").count();
-        // One that is asked for during another one is remembered, and further ones are the same.
+        // The keeper remembers one restart that is asked for during another, and no more.
         assert!((3..=11).contains(&starts), "{log}");
     });
 }
@@ -52,7 +53,7 @@ fn ten_signals_in_a_second_restart_one_after_the_other() {
 fn the_signals_of_a_restart_are_a_setting() {
     for flags in [&["--restart-on", "HUP,SIGUSR1"][..], &["--restart-on=hup", "--restart-on=USR1"]]
     {
-        let mut servers = Generations::of(keep(flags, &server(&[])));
+        let mut servers = Generations::of(keep(flags, &server_command(&[])));
         for signal in [Signal::HUP, Signal::USR1] {
             servers.signal(signal);
             servers.wait_for_successor();
@@ -61,7 +62,7 @@ fn the_signals_of_a_restart_are_a_setting() {
         let log = servers.end();
         assert_eq!(log.matches("keeper: started process ").count(), 3, "{log}");
     }
-    let mut command = keep(&[], &server(&[]));
+    let mut command = keep(&[], &server_command(&[]));
     command.env("SMOL_GRACEFUL_KEEP_RESTART_ON", "HUP");
     let mut servers = Generations::of(command);
     servers.signal(Signal::HUP);
@@ -90,7 +91,7 @@ fn usr2_without_a_keeper_is_answered_by_a_line() {
 /// A child that gets the signal says where it belongs.
 #[test]
 fn usr2_to_a_child_is_answered_by_a_line() {
-    let mut servers = Generations::start(&server(&[]));
+    let mut servers = Generations::start(&server_command(&[]));
     servers.serving.signal(Signal::USR2);
     let keeper = servers.keeper();
     servers.program.wait_for(&format!(
@@ -104,7 +105,7 @@ fn usr2_to_a_child_is_answered_by_a_line() {
 /// A server that stops already starts no successor.
 #[test]
 fn usr2_in_the_drain_starts_nothing() {
-    let mut servers = Generations::start(&server(&[]));
+    let mut servers = Generations::start(&server_command(&[]));
     let mut client = servers.program.connect();
     client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel").fill().unwrap();
     servers.signal(Signal::TERM);
@@ -139,11 +140,11 @@ fn a_program_is_looked_up_in_path() {
 
 // Successors that fail.
 
-/// A successor that fails, in each of the ways that it can, leaves everything as it was.
+/// K2: a successor that fails, in each of the ways that it can, leaves everything as it was.
 #[test]
 fn a_successor_that_fails_changes_nothing() {
     over_both(|over| {
-        let mut server = patient(over, "300ms");
+        let mut server = Handover::patient(over, "300ms");
         let first = server.serving();
         let mut client = server.idle();
         let mut wait_for_failure = |server: &mut Handover, error: &str| {
@@ -184,7 +185,7 @@ fn a_successor_that_fails_changes_nothing() {
         server.restart();
         server.assert_handed_over(first, 1);
         assert_live(&mut client);
-        // One that another program starts, which stays. It ends when its child has handed over.
+        // A successor that a launcher starts, which stays and ends when its child has ended.
         server.successors_run(&format!("{SERVER} \"$@\"; exit $?"));
         server.take_over();
         assert_live(&mut client);
@@ -270,11 +271,12 @@ fn what_is_not_a_program_is_not_run() {
 }
 
 /// A successor that is told to stop, because it has not said in time that it is ready, leaves
-/// handshakes alone on the socket that it shares with its predecessor, and leaves the socket's file.
+/// handshakes alone on the socket that it shares with its predecessor, and leaves the socket's
+/// file.
 #[test]
 fn a_late_successor_leaves_the_socket_to_its_predecessor() {
     over_both(|over| {
-        let mut server = patient(over, "1s");
+        let mut server = Handover::patient(over, "1s");
         // The keeper hears READY only when the patience is over, too.
         let successor = server.ready_successor("unset NOTIFY_SOCKET; set -- \"$@\" --syn-filter");
         thread::sleep(Duration::from_millis(1200));
@@ -290,7 +292,7 @@ fn a_late_successor_leaves_the_socket_to_its_predecessor() {
     });
 }
 
-/// READY that does not come, but a time or an answer does.
+/// K7: a program that does not know the channel is ready after a time, or when it answers.
 #[test]
 fn ready_may_be_a_time_or_an_answer() {
     let mut silent = Command::new("sh");
@@ -322,26 +324,6 @@ fn ready_may_be_a_time_or_an_answer() {
 }
 
 // The parts of the tests above.
-
-/// The server on a port of the kernel's choice, which it binds itself.
-fn server(args: &[&str]) -> Command {
-    let mut command = Command::new(SERVER);
-    command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).args(args).stdin(Stdio::null());
-    command
-}
-
-/// Starts a keeper whose patience is this.
-fn patient(over: Over, patience: &str) -> Handover {
-    Handover::start(over, SERVER.into(), |command, listen| {
-        command.env("SMOL_GRACEFUL_KEEP_PATIENCE", patience).args(["--listen", listen]);
-    })
-}
-
-/// Asserts that the connection serves a request, and goes on.
-fn assert_live(client: &mut Client) {
-    let response = client.get("/livez").response();
-    assert_eq!((&*response.text(), response.says_close()), ("live\n", false));
-}
 
 /// Asserts that the server does what it is there for.
 fn assert_okay(client: &mut Client) {

@@ -1,8 +1,8 @@
-//! What a child of the keeper begins with, and what the keeper itself costs: descriptors, signals,
-//! memory, and orphans.
+//! The start of a keeper's child, and the costs of the keeper itself: descriptors, signals, memory,
+//! and orphans.
 //!
-//! The child is a script that writes down what it finds and then becomes the real binary, which says
-//! that it is ready.
+//! The child is a script that writes down what it finds and then becomes the real binary, which
+//! says that it is ready.
 
 #![cfg(target_os = "linux")]
 
@@ -24,8 +24,8 @@ use rustix::process::{Pid, Signal};
 
 // Sockets.
 
-/// LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES are right in each child, and so are the descriptors: the
-/// sockets from 3 on, the channel behind them, and no other one.
+/// LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES are right in each child, and so are the descriptors:
+/// the sockets from 3 on, the channel behind them, and no other one.
 #[test]
 fn a_child_begins_with_its_sockets() {
     let directory = Directory::new();
@@ -94,8 +94,8 @@ fn a_child_ignores_what_the_keeper_was_started_to_ignore() {
     servers.end();
 }
 
-/// Sockets that the keeper was started with are its children's, too, in front of its own, with their
-/// numbers and names. The keeper does not shut them down.
+/// Sockets that the keeper was started with are its children's, too, in front of its own, with
+/// their numbers and names. The keeper does not shut them down.
 #[test]
 fn inherited_sockets_keep_their_numbers_and_names() {
     let directory = Directory::new();
@@ -157,7 +157,7 @@ fn a_child_may_ask_for_its_sockets_by_their_numbers() {
     servers.end();
 }
 
-/// What a successor does not take is closed, the file of a Unix socket included.
+/// K3: a socket that a successor does not take is closed, and the file of a Unix socket goes.
 #[test]
 fn what_a_successor_does_not_take_is_closed() {
     let directory = Directory::new();
@@ -206,7 +206,8 @@ fn another_servers_file_stays() {
     }
 }
 
-/// However many sockets there are and however long their paths, each goes from one child to the next.
+/// However many sockets there are and however long their paths, each goes from one child to the
+/// next.
 #[test]
 fn a_hundred_sockets_go_from_child_to_child() {
     let directory = Directory::new();
@@ -236,10 +237,10 @@ fn a_hundred_sockets_go_from_child_to_child() {
 
 // Signals.
 
-/// Signals that neither stop nor restart go to the newest child. A child is in a group of its own, so
-/// a terminal's signals reach the keeper alone.
+/// Signals that neither stop nor restart go to the child that serves. A child is in a group of its
+/// own, so a terminal's signals reach the keeper alone.
 #[test]
-fn other_signals_go_to_the_newest_child() {
+fn other_signals_go_to_the_child_that_serves() {
     let directory = Directory::new();
     let mut child = Command::new("sh");
     let trap = |name: &str| format!("trap 'echo got {name} in $$ >&2' {name}");
@@ -303,7 +304,8 @@ fn orphans_are_reaped_by_process_1() {
 
 // The keeper itself.
 
-/// No descriptor is left in the keeper after twenty restarts, whatever has become of the successors.
+/// No descriptor is left in the keeper after twenty restarts, whatever has become of the
+/// successors.
 #[test]
 fn no_descriptor_is_left_in_the_keeper() {
     over_both(|over| {
@@ -324,8 +326,8 @@ fn no_descriptor_is_left_in_the_keeper() {
     });
 }
 
-/// The keeper is a small process: beside the first thread one that waits and one that writes the log,
-/// and 2.5 MB of memory that is shared with nobody, also after restarts.
+/// The keeper is a small process: beside the first thread one that waits and one that writes the
+/// log, and 2.5 MB of memory that is shared with nobody, also after restarts.
 #[test]
 fn the_keeper_is_small() {
     let mut server = Handover::server(Over::Tcp, &[]);
@@ -352,7 +354,7 @@ fn the_keeper_sleeps_while_nothing_happens() {
         number_behind(&status, "\nvoluntary_ctxt_switches:\t")
     };
     let mut before = switches(server.keeper());
-    // What belongs to the restart may take a while. No event says that nothing more will happen.
+    // The end of the restart may take a while. No event says that nothing more will happen.
     wait_until("the keeper sleeps", || {
         std::thread::sleep(std::time::Duration::from_millis(300));
         let now = switches(server.keeper());
@@ -391,8 +393,8 @@ fn a_program_with_serve_hands_its_connections_over() {
 
 // The parts of the tests above.
 
-/// Returns a command for a script that writes what these lines of a shell tell to a file, and becomes
-/// the server.
+/// Returns a command for a script that writes what these lines of a shell tell to a file, and
+/// becomes the server.
 fn looks(lines: &str, seen: &Path) -> Command {
     let script = format!("{{ {lines}; }} >{}; exec {SERVER} --work 0s \"$@\"", seen.display());
     let mut command = Command::new("sh");

@@ -1,7 +1,6 @@
 //! The ends of a keeper and of its children: deaths, stops, and first starts that fail.
-//!
-//! Whatever ends, no client is refused while the keeper lives, no process is left, and the exit code
-//! says what has happened. `keeper.rs` has the restarts.
+//! No client is refused while the keeper lives, no process is left, and the exit code says what has
+//! happened. `keeper.rs` has the restarts.
 
 #![cfg(target_os = "linux")]
 
@@ -16,10 +15,10 @@ use std::thread;
 use std::time::Duration;
 
 use common::fakes::FakeChild;
-use common::handover::{self, Handover, Over, over_both, suspend};
+use common::handover::{self, Handover, Over, assert_live, over_both, suspend};
 use common::{
     Client, Directory, End, Generations, SERVER, STOP_SIGNALS, is_refused, keep, output,
-    pass_repeat_window, text, wait_until,
+    pass_repeat_window, server_command, text, wait_until,
 };
 use rustix::process::Signal;
 use smol_graceful::Address;
@@ -49,7 +48,8 @@ fn a_successor_that_dies_after_it_has_taken_over_is_replaced() {
     });
 }
 
-/// Clients wait while nobody serves: a child that is killed is replaced, and no client is refused.
+/// K1 and K4: clients wait while nobody serves. A child that is killed is replaced, and no client
+/// is refused.
 #[test]
 fn clients_wait_while_a_child_is_dead() {
     over_both(|over| {
@@ -92,8 +92,8 @@ fn a_child_that_ends_by_itself_is_replaced() {
     });
 }
 
-/// Ten children are killed one after the other, in any moment. Each client that comes gets an answer,
-/// and none is refused.
+/// Ten children are killed one after the other, in any moment. Each client that comes gets an
+/// answer, and none is refused.
 #[test]
 fn ten_children_are_killed() {
     kill_children(10);
@@ -148,8 +148,8 @@ fn kill_children(times: usize) {
     server.stop();
 }
 
-/// The pause before the next start doubles when a child dies again and again, and the restart signal
-/// ends it.
+/// K4: the pause before the next start doubles when a child dies again and again, and the restart
+/// signal ends it.
 #[test]
 fn the_pause_doubles() {
     let mut server = Handover::server(Over::Tcp, &[]);
@@ -167,8 +167,8 @@ fn the_pause_doubles() {
     server.stop();
 }
 
-/// A killed keeper leaves a child that finishes what it has, serves the queue to the end, and ends by
-/// itself.
+/// K6: a killed keeper leaves a child that finishes what it has, serves the queue to the end, and
+/// ends by itself.
 #[test]
 fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
     over_both(|over| {
@@ -247,11 +247,11 @@ fn nobody_outlives_a_keeper_that_is_killed_in_a_restart() {
 
 // Stops.
 
-/// Each stop signal ends the keeper and its child.
+/// K5: each stop signal ends the keeper and its child.
 #[test]
 fn each_stop_signal_ends_the_keeper() {
     for (signal, name) in STOP_SIGNALS {
-        let mut servers = Generations::start(&server(&[]));
+        let mut servers = Generations::start(&server_command(&[]));
         let child = servers.serving;
         servers.signal(signal);
         assert_eq!(servers.program.exit_code(), 0, "{name}");
@@ -313,7 +313,7 @@ fn a_second_stop_signal_cuts_all_children() {
     });
 }
 
-/// The exit code is about those that are stopped, and a predecessor that has ended before with
+/// K5: the exit code is about those that are stopped, and a predecessor that has ended before with
 /// another one is only named in the log.
 #[test]
 fn the_exit_code_is_the_newest_childs() {
@@ -342,7 +342,7 @@ fn successor(server: &mut Handover, lines: &str) -> FakeChild {
 
 // The first start.
 
-/// A first child that ends before it is ready ends the keeper, with the child's exit code.
+/// K4: a first child that ends before it is ready ends the keeper, with the child's exit code.
 #[test]
 fn a_first_start_that_fails_ends_with_the_childs_exit_code() {
     for (script, code, line) in [
@@ -381,7 +381,7 @@ fn a_first_start_that_fails_ends_with_the_childs_exit_code() {
     assert!(log.contains("smol-graceful: cannot listen on "), "{log}");
 }
 
-/// What a keeper cannot do at all is one line, with exit code 1.
+/// A keeper that cannot begin says why in one line, with exit code 1.
 #[test]
 fn a_keeper_that_cannot_start_says_why_in_one_line() {
     let directory = Directory::new();
@@ -406,7 +406,7 @@ fn a_keeper_that_cannot_start_says_why_in_one_line() {
     }
 }
 
-/// What makes no sense on the command line is exit code 2, and nothing is started.
+/// A command line that makes no sense is exit code 2, and nothing is started.
 #[test]
 fn wrong_use_is_told_before_anything_starts() {
     let directory = Directory::new();
@@ -433,24 +433,11 @@ fn wrong_use_is_told_before_anything_starts() {
 
 // The parts of the tests above.
 
-/// The server on a port of the kernel's choice, which it binds itself.
-fn server(args: &[&str]) -> Command {
-    let mut command = Command::new(SERVER);
-    command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).args(args).stdin(Stdio::null());
-    command
-}
-
 /// The server on these addresses, which it binds itself.
 fn server_at(listen: &str) -> Command {
     let mut command = Command::new(SERVER);
     command.args(["--listen", listen, "--work", "0s"]).stdin(Stdio::null());
     command
-}
-
-/// Asserts that the connection serves a request, and goes on.
-fn assert_live(client: &mut Client) {
-    let response = client.get("/livez").response();
-    assert_eq!((&*response.text(), response.says_close()), ("live\n", false));
 }
 
 /// Serves if another test has started this process for that.

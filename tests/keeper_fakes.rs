@@ -1,8 +1,8 @@
-//! The parent channel, when one side of it makes no sense: the test is the keeper of the real binary,
-//! or a child of the real keeper.
+//! The parent channel, when one side of it makes no sense: the test is the keeper of the real
+//! binary, or a child of the real keeper.
 //!
-//! So the test sees what is said, and says what no process of this version would say. Whatever it
-//! says, the real process goes on, finishes what it has, and ends when it is told to.
+//! So the test sees what is said, and says what no process of this version would say. The real
+//! process goes on all the same, finishes what it has, and ends when it is told to.
 
 #![cfg(target_os = "linux")]
 
@@ -13,11 +13,11 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 
 use common::fakes::{self, FakeChild, FakeKeeper};
-use common::handover::{self, Handover, Over, over_both, suspend};
+use common::handover::{self, Handover, Over, assert_live, over_both, suspend};
 use common::messages::{
     ALONE, Channel, KEEPER, PASS, Ready, Served, leave, offer, ready, ready_with, taken,
 };
-use common::{Client, Directory, End, SERVER, hear, is_refused, keep, service_manager, wait_until};
+use common::{Client, Directory, End, hear, is_refused, keep, service_manager, wait_until};
 use rustix::process::{Signal, kill_process};
 
 const HEAD: &str = "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n";
@@ -108,8 +108,8 @@ fn a_child_without_a_passage_closes_its_connections() {
     });
 }
 
-/// A listener that the successor does not serve is the child's alone: the child serves its queue, and
-/// closes it.
+/// K3: a listener that the successor does not serve is the child's alone: the child serves its
+/// queue, and closes it.
 #[test]
 fn a_child_empties_the_queue_that_leave_does_not_name() {
     over_both(|over| {
@@ -129,8 +129,8 @@ fn a_child_empties_the_queue_that_leave_does_not_name() {
     });
 }
 
-/// After ALONE, a stop serves the queue, because nobody else will. Nothing but the signal stops the
-/// child.
+/// K5: after ALONE, a stop serves the queue, because nobody else will. Nothing but the signal stops
+/// the child.
 #[test]
 fn a_child_that_is_alone_empties_its_queue() {
     over_both(|over| {
@@ -161,8 +161,8 @@ fn a_child_that_is_not_alone_leaves_the_queue() {
     });
 }
 
-/// The end of the channel is the end of the keeper: the child finishes what it has, and what is in the
-/// queue, and ends.
+/// K6: the end of the channel is the end of the keeper: the child finishes what it has, and what is
+/// in the queue, and ends.
 #[test]
 fn a_child_ends_when_its_keeper_is_gone() {
     over_both(|over| {
@@ -217,8 +217,8 @@ fn the_channel_may_end_at_each_moment() {
     });
 }
 
-/// A keeper of another version is not understood, so the child does without it: it says READY=1 like
-/// any other program.
+/// A keeper of another version is not understood, so the child does without it: it says READY=1
+/// like any other program.
 #[test]
 fn a_keeper_of_another_version_hears_ready_by_its_socket() {
     let directory = Directory::new();
@@ -255,8 +255,8 @@ fn an_offer_that_makes_no_sense_is_not_heard() {
     }
 }
 
-/// What makes no sense to a child changes nothing: it serves, takes connections, and ends when it is
-/// told to.
+/// A word that makes no sense to a child changes nothing: it serves, takes connections, and ends
+/// when it is told to.
 #[test]
 fn a_child_goes_on_when_its_keeper_makes_no_sense() {
     over_both(|over| {
@@ -316,7 +316,7 @@ fn a_child_leaves_once() {
 #[test]
 fn a_ready_that_makes_no_sense_is_not_heard() {
     over_both(|over| {
-        let mut server = patient(over, "1s");
+        let mut server = Handover::patient(over, "1s");
         let predecessor = server.serving();
         let mut client = server.idle();
         let null = std::fs::File::open("/dev/null").unwrap();
@@ -364,8 +364,8 @@ fn only_the_first_ready_counts() {
     });
 }
 
-/// A successor that says READY and dies at once is not trusted: the predecessor goes on as if nothing
-/// had happened.
+/// K2: a successor that says READY and dies at once is not trusted: the predecessor goes on as if
+/// nothing had happened.
 #[test]
 fn a_successor_that_is_ready_and_dead_changes_nothing() {
     over_both(|over| {
@@ -553,13 +553,6 @@ fn a_first_child_that_makes_no_sense_ends_the_keeper() {
 
 // The parts of the tests above.
 
-/// Starts a keeper whose patience is this.
-fn patient(over: Over, patience: &str) -> Handover {
-    Handover::start(over, SERVER.into(), |command, listen| {
-        command.env("SMOL_GRACEFUL_KEEP_PATIENCE", patience).args(["--listen", listen]);
-    })
-}
-
 /// Restarts a server whose serving child is this one, asserts that the next one serves, and ends
 /// this one.
 fn assert_taken_over_by_next(server: &mut Handover, child: &FakeChild) {
@@ -580,10 +573,4 @@ fn queued(keeper: &FakeKeeper) -> Vec<Client> {
         client
     };
     (0..20).map(client).collect()
-}
-
-/// Asserts that the connection serves a request, and goes on.
-fn assert_live(client: &mut Client) {
-    let response = client.get("/livez").response();
-    assert_eq!((&*response.text(), response.says_close()), ("live\n", false));
 }

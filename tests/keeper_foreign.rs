@@ -35,8 +35,8 @@ fn no_client_of_a_foreign_program_is_refused() {
     end(servers);
 }
 
-/// One reads once and answers, one reads a whole head, and one is given a connection only when there
-/// is something to read.
+/// One reads once and answers, one reads a whole head, and one is given a connection only when
+/// there is something to read.
 #[test]
 #[ignore = "needs python3"]
 fn any_kind_of_server_can_be_asked() {

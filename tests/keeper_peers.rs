@@ -1,7 +1,8 @@
 //! Servers that are not ours under the keeper: Go's net/http and Node's http, restarted ten times.
 //!
 //! The keeper holds the socket and starts the new process first, so no client is refused, and each
-//! request on a new connection is answered. Open connections close: only our server hands them over.
+//! request on a new connection is answered. Open connections close: only our server hands them
+//! over.
 
 #![cfg(target_os = "linux")]
 

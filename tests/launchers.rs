@@ -1,9 +1,9 @@
-//! What launchers, wrappers and operators do to the process before and beside the signals, with a
-//! keeper and without: blocked and ignored signals, two signals for one stop, endless durations, no
-//! room for threads, files or descriptors, a suspension.
+//! Things that launchers, wrappers and operators do to the process before and beside the signals,
+//! with a keeper and without: blocked and ignored signals, two signals for one stop, endless
+//! durations, no room for threads, files or descriptors, a suspension.
 //!
-//! The real binary, with real signals. What has to happen within a certain time happens while the
-//! process is suspended, so that a slow machine changes nothing.
+//! The real binary, with real signals. Events that have to come within a certain time come while
+//! the process is suspended, so that a slow machine changes nothing.
 
 mod common;
 
@@ -216,7 +216,7 @@ fn the_longest_durations_add_up_to_no_panic() {
     }
 }
 
-/// Whatever the room, the server either serves, or says in one line why it does not.
+/// However little room there is, the server either serves, or says in one line why it does not.
 #[test]
 #[ignore = "needs root"]
 fn a_lack_of_threads_is_one_line_and_exit_1() {
@@ -364,9 +364,9 @@ fn a_terminal_does_not_stop_a_background_job_for_its_log() {
 
 // A process that was suspended
 
-/// What became ready while the process was suspended beyond its grace gets its turn: handlers whose
-/// time has come, and bodies whose rest has arrived. They are many, so that one thread does not
-/// happen to finish them before the deadline is looked at.
+/// S13: tasks that became ready while the process was suspended beyond its grace get their turn:
+/// handlers whose time has come, and bodies whose rest has arrived. They are many, so that one
+/// thread does not happen to finish them before the deadline is looked at.
 #[test]
 fn what_was_done_during_a_suspension_is_answered() {
     let mut server = Program::server(&["--grace", "2s", "--threads", "1"]);

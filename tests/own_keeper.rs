@@ -2,7 +2,8 @@
 //! restart, by `exec`, and remains the same process with the same children.
 //!
 //! The program is [`handover::serve`], or the example `keep` where the program's first thread
-//! matters. Each restart runs a new copy of it, so the file that the keeper runs says which one it is.
+//! matters. Each restart runs a new copy of it, so the file that the keeper runs says which one it
+//! is.
 
 #![cfg(target_os = "linux")]
 
@@ -22,8 +23,8 @@ use common::{
 };
 use rustix::process::Signal;
 
-/// The keeper is the same process after each restart, and runs the new program; so do its children.
-/// Connections go on.
+/// K1 and K8: the keeper is the same process after each restart, and runs the new program; so do
+/// its children. Connections go on.
 #[test]
 fn the_keeper_becomes_the_new_program() {
     over_both(|over| {
@@ -48,8 +49,8 @@ fn the_keeper_becomes_the_new_program() {
     });
 }
 
-/// A predecessor that still has a request when the keeper becomes the new program is a child of it as
-/// before: it ends when the request has ended, and the keeper names its exit code.
+/// A predecessor that still has a request when the keeper becomes the new program is a child of it
+/// as before: it ends when the request has ended, and the keeper names its exit code.
 #[test]
 fn the_new_program_knows_the_children_of_the_old_one() {
     over_both(|over| {
@@ -127,8 +128,8 @@ fn another_kind_of_program_is_kept_by_the_old_one() {
     });
 }
 
-/// A program that vanishes between the start of the successor and the exec leaves the old one, and the
-/// next restart makes up for it.
+/// A program that vanishes between the start of the successor and the exec leaves the old one, and
+/// the next restart makes up for it.
 #[test]
 fn a_program_that_cannot_be_run_again_leaves_the_old_one() {
     over_both(|over| {

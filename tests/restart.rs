@@ -76,7 +76,7 @@ fn an_inherited_socket_is_taken_by_its_address() {
     assert!(log.contains(&format!("inherited {unwanted}, which no --listen asks for")), "{log}");
 }
 
-/// What is meant for another process is not taken.
+/// Sockets that are meant for another process are not taken.
 #[test]
 fn sockets_for_another_process_are_ignored() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -89,7 +89,7 @@ fn sockets_for_another_process_are_ignored() {
     }
 }
 
-/// What is no listening socket is named, in one line, with exit code 1.
+/// A descriptor that is not a listening socket is named, in one line, with exit code 1.
 #[test]
 fn what_cannot_be_inherited_is_named() {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -382,7 +382,7 @@ fn the_keeper_loses_nothing() {
     }
 }
 
-/// The same over a Unix socket, whose file is there all the time and goes with the keeper.
+/// A Unix socket's file is there all the time and goes with the keeper.
 #[test]
 fn the_keeper_keeps_a_socket_file() {
     let directory = Directory::new();
@@ -405,7 +405,7 @@ fn the_keeper_keeps_a_socket_file() {
     }
 }
 
-// What the tests above are made of.
+// The tools of the tests above.
 
 /// Returns a command for the server with `fds` from descriptor 3 on, for the process `pid`.
 fn activated(pid: &str, fds: Vec<OwnedFd>, names: &str, args: &[&str]) -> Command {

@@ -19,7 +19,7 @@ fn no_client_notices_ten_restarts() {
     assert_seamless(&directory, "127.0.0.1:0");
 }
 
-/// The same over a Unix socket.
+/// No request is lost over a Unix socket either.
 #[test]
 #[ignore = "needs all of the machine for ten seconds"]
 fn no_client_of_a_unix_socket_notices_ten_restarts() {

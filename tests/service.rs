@@ -1,5 +1,5 @@
-//! What the manager of a process sees of it: the pid file, and the words of systemd's protocol, of a
-//! server alone and of a keeper.
+//! The process as its manager sees it: the pid file, and the words of systemd's protocol, of
+//! a server alone and of a keeper.
 //!
 //! The manager is a datagram socket of the test. `supervision.rs` and `deploy.rs` have real ones.
 
@@ -177,8 +177,8 @@ fn the_pid_file_names_the_keeper() {
     }
 }
 
-/// A pid file that a running keeper holds is that keeper's alone, also before the first child is ready
-/// and through a link. A keeper that was killed holds it no more.
+/// A pid file that a running keeper holds is that keeper's alone, also before the first child is
+/// ready and through a link. A keeper that was killed holds it no more.
 #[test]
 fn two_keepers_do_not_share_a_pid_file() {
     let directory = Directory::new();
@@ -286,8 +286,8 @@ fn the_manager_is_told() {
         "STATUS=lame duck: accepting connections for another 300ms\nEXTEND_TIMEOUT_USEC=1300000\n"
     );
     let first = hear(&manager);
-    // The report comes a second after the lame duck. On a busy machine it comes later, but then this
-    // test has waited for as long.
+    // The report comes a second after the lame duck. On a busy machine it comes later, but then
+    // this test has waited for as long.
     let to_go = number_behind(&first, "STATUS=draining: 1 left, ");
     let waited = told_to_stop.elapsed() - Duration::from_millis(300);
     let least = (Duration::from_secs(20).saturating_sub(waited)).as_secs_f64().round() as i32;
@@ -359,11 +359,7 @@ fn a_blocked_executor_is_noticed() {
 fn a_deaf_manager_holds_up_nothing() {
     let directory = Directory::new();
     let path = directory.join("manager");
-    let manager = UnixDatagram::bind(&path).unwrap();
-    // Fill it.
-    let filler = UnixDatagram::unbound().unwrap();
-    filler.set_nonblocking(true).unwrap();
-    while filler.send_to(b"x", &path).is_ok() {}
+    let _manager = deaf_manager(&path);
     for socket in [path, directory.join("nobody")] {
         let mut command = Command::new(SERVER);
         command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).env("NOTIFY_SOCKET", &socket);
@@ -371,7 +367,6 @@ fn a_deaf_manager_holds_up_nothing() {
         assert_eq!(server.connect().get("/").response().text(), "okay");
         server.stop();
     }
-    drop(manager);
 }
 
 /// The operator would find nothing in the log of a server that its manager takes for one that has
@@ -394,9 +389,9 @@ fn a_manager_that_cannot_be_reached_is_named_once() {
 
 // A manager above a keeper.
 
-/// The manager hears of the keeper alone: READY when the first child is, RELOADING with its time and
-/// READY at each restart, also at one that fails, and STOPPING. Each STATUS is the newest child's, or
-/// says what is wrong.
+/// K9: the manager hears of the keeper alone, READY when the first child is, RELOADING with its
+/// time and READY at each restart, also at one that fails, and STOPPING. Each STATUS is the newest
+/// child's, or says what is wrong.
 #[test]
 fn the_manager_hears_of_each_restart() {
     let directory = Directory::new();
@@ -431,8 +426,8 @@ fn the_manager_hears_of_each_restart() {
     assert!(!said.all.contains("MAINPID="), "{}", said.all);
 }
 
-/// The time that a child asks for while it drains, and the life of the child that serves, go on to
-/// the manager. The watchdog is silent when the child is blocked.
+/// K9: the time that a child asks for while it drains, and the life of the child that serves, go on
+/// to the manager. The watchdog is silent when the child is blocked.
 #[test]
 fn the_manager_hears_the_children_through_the_keeper() {
     let directory = Directory::new();
@@ -488,10 +483,7 @@ fn the_manager_hears_the_children_through_the_keeper() {
 fn a_deaf_manager_does_not_hold_up_the_keeper() {
     let directory = Directory::new();
     let path = directory.join("manager");
-    let _manager = UnixDatagram::bind(&path).unwrap();
-    let filler = UnixDatagram::unbound().unwrap();
-    filler.set_nonblocking(true).unwrap();
-    while filler.send_to(b"x", &path).is_ok() {}
+    let _manager = deaf_manager(&path);
     for socket in [path, directory.join("nobody")] {
         let mut child = Command::new(SERVER);
         child.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", &socket);
@@ -500,6 +492,15 @@ fn a_deaf_manager_does_not_hold_up_the_keeper() {
         servers.restart();
         servers.end();
     }
+}
+
+/// Returns a manager's socket at `path`, which is full and is not read.
+fn deaf_manager(path: &Path) -> UnixDatagram {
+    let manager = UnixDatagram::bind(path).unwrap();
+    let filler = UnixDatagram::unbound().unwrap();
+    filler.set_nonblocking(true).unwrap();
+    while filler.send_to(b"x", path).is_ok() {}
+    manager
 }
 
 /// The words that a manager hears.

@@ -204,7 +204,7 @@ fn the_same_signal_twice_ends_it_at_once() {
 }
 
 /// Rules S13 and S14: two signals right behind a request that perhaps nobody has accepted yet.
-/// What is cut is named, and an exit code of 0 means that nothing was.
+/// The outcome names each request that is cut, and an exit code of 0 means that none was.
 #[test]
 fn a_request_that_has_just_been_sent_is_not_dropped_in_silence() {
     for _ in 0..40 {
@@ -275,7 +275,7 @@ fn with_every_worker_blocked_a_second_signal_ends_it() {
     });
 }
 
-/// What came while they were blocked is answered like what blocked them.
+/// Requests that came while the workers were blocked are answered like those that blocked them.
 #[test]
 fn workers_that_are_free_again_finish_the_drain() {
     for_each([1, 2], |threads| {

@@ -190,8 +190,8 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// Moves the connections that leave into the outbox. Waits up to [`SOON`] for the first one, and
-    /// then up to [`GATHERING`] for `expected` of them.
+    /// Moves the connections that leave into the outbox. Waits up to [`SOON`] for the first one,
+    /// and then up to [`GATHERING`] for `expected` of them.
     async fn gather(&mut self, expected: usize) {
         let Self { running, outbox, .. } = self;
         // On a busy machine the first one takes longer. Without it nothing could be delivered, and
@@ -362,7 +362,8 @@ impl<'a> Courier<'a> {
         if takes_more { Ok(()) } else { Err(End::Full) }
     }
 
-    /// Leaves the batch to a successor whose answer makes no sense: it may read the sockets already.
+    /// Leaves the batch to a successor whose answer makes no sense: it may read the sockets
+    /// already.
     fn give_up_batch(&mut self) -> End {
         self.outbox.remove_sent().for_each(Leaving::abandon);
         End::Senseless
@@ -455,8 +456,8 @@ async fn next(leavers: &Receiver<Leaving>) -> Leaving {
 /// that have come.
 const GATHERING: Duration = Duration::from_millis(2);
 
-/// How long the courier waits for the first of the connections that can leave at once. A thread that
-/// a handler blocks keeps them here for longer.
+/// How long the courier waits for the first of the connections that can leave at once. A thread
+/// that a handler blocks keeps them here for longer.
 const SOON: Duration = Duration::from_millis(100);
 
 /// How long a successor may take to answer, at least and at most, whatever the linger is. Clients

@@ -1,9 +1,8 @@
-//! [`Url`]: asks a URL whether a new process answers, and makes sure that it is this process which
-//! does.
+//! [`Url`]: asks a URL, and makes sure that the new process answers, and no other.
 //!
-//! Invariant: an answer of the old process, which has the same socket, counts for nothing. The
-//! kernel's tables tell whose socket is at the other end of a connection. Every read and every wait
-//! is bounded. Does not decide what an answer means.
+//! Invariant: an answer of the old process, which has the same listening socket, does not count.
+//! The kernel's tables tell whose socket is at the other end of a connection. Every read and every
+//! wait is bounded. Does not decide what an answer means.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
@@ -111,9 +110,10 @@ impl Url {
             "GET {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: smol-graceful-keep\r\n\
              Connection: close\r\n\r\n"
         );
-        // The server is to answer only when its owner is known, because it may close the connection
-        // right behind its answer. But the kernel may give it the connection only when there is
-        // something to read (TCP_DEFER_ACCEPT). So half a head comes first then.
+        // The keeper looks for the process before it asks, because the server may close the
+        // connection right behind its answer. But with TCP_DEFER_ACCEPT the kernel gives the server
+        // a connection only when there is something to read. So if no process has taken the
+        // connection yet, half a head goes first.
         let (half, rest) = head.split_at(head.len() / 2);
         let mut looks = 0..LOOKS;
         let mut unsent = head.as_bytes();
@@ -128,9 +128,9 @@ impl Url {
             }
         };
         match holds(child, socket) {
-            Held::Yes => {}
-            Held::No => return Err("another process has answered".into()),
-            Held::Unknown => {
+            Found::Yes => {}
+            Found::No => return Err("another process has answered".into()),
+            Found::Unknown => {
                 return Err("this user may not see which process has answered".into());
             }
         }
@@ -207,9 +207,9 @@ fn address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
-/// Whether a process of a group has a socket.
+/// The answer to whether a process of a group has a socket.
 #[derive(Debug, PartialEq, Eq)]
-enum Held {
+enum Found {
     Yes,
     No,
     /// There is a process of the group whose descriptors this user may not see.
@@ -217,23 +217,23 @@ enum Held {
 }
 
 /// Looks for a socket in the process `child` and the others of its process group.
-fn holds(child: Pid, socket: u64) -> Held {
+fn holds(child: Pid, socket: u64) -> Found {
     let wanted = format!("socket:[{socket}]");
     let group = child.as_raw_nonzero().get();
     let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
     let processes = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let mut held = Held::No;
+    let mut found = Found::No;
     for process in processes.filter(|process| group_of(*process) == Some(group)) {
         let Ok(descriptors) = fs::read_dir(format!("/proc/{process}/fd")) else {
-            held = Held::Unknown;
+            found = Found::Unknown;
             continue;
         };
         let mut links = descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
         if links.any(|link| link.as_os_str() == wanted.as_str()) {
-            return Held::Yes;
+            return Found::Yes;
         }
     }
-    held
+    found
 }
 
 /// Returns the process group of a process.
@@ -322,10 +322,10 @@ mod tests {
         assert_eq!(socket_between(addr, client.local_addr().unwrap()).unwrap(), None);
         let (_server, _) = listener.accept().unwrap();
         let socket = socket_between(addr, client.local_addr().unwrap()).unwrap().unwrap();
-        assert_eq!(holds(getpgrp(), socket), Held::Yes);
-        assert_eq!(holds(getpgrp(), 1), Held::No);
+        assert_eq!(holds(getpgrp(), socket), Found::Yes);
+        assert_eq!(holds(getpgrp(), 1), Found::No);
         // No process has a group with so high a number.
-        assert_eq!(holds(Pid::from_raw(i32::MAX).unwrap(), socket), Held::No);
+        assert_eq!(holds(Pid::from_raw(i32::MAX).unwrap(), socket), Found::No);
     }
 
     /// Runs a server for one connection, and asks it as if `child` were new.

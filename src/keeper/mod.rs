@@ -1,14 +1,15 @@
-//! [`Keeper`]: a small parent process that keeps the listening sockets, and starts one generation of
-//! a program after the other.
+//! [`Keeper`]: a small parent process that keeps the listening sockets, and starts one generation
+//! of a program after the other.
 //!
 //! Invariant: the process id never changes, and the sockets stay open while a child is restarted,
-//! dead, or on its way. Serves no request itself. `policy.rs` decides, `running.rs` carries out, and
-//! the other files are one part of that each.
+//! dead, or on its way. Serves no request itself. `policy.rs` decides, `running.rs` carries out,
+//! and the other files are one part of that each.
 
 #[cfg(target_os = "linux")]
 mod answers;
 #[cfg(target_os = "linux")]
 mod child;
+mod exit;
 #[cfg(target_os = "linux")]
 mod manager;
 #[cfg(target_os = "linux")]
@@ -24,6 +25,7 @@ mod program;
 mod resume;
 #[cfg(target_os = "linux")]
 mod running;
+mod settings;
 #[cfg(target_os = "linux")]
 mod sockets;
 #[cfg(target_os = "linux")]
@@ -33,227 +35,13 @@ mod succession;
 #[cfg(target_os = "linux")]
 mod takeover;
 
-use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
-use std::process::{ExitCode, Termination};
-use std::time::Duration;
 
-use async_signal::Signal;
-
-use crate::listen::address::Address;
-use crate::stop::signals::STOP_SIGNALS;
-
+pub use exit::KeeperExit;
 pub use own::Kept;
-
-/// A small parent process that keeps the listening sockets of any program, and starts the program
-/// anew without refusing a client.
-///
-/// USR2 starts the next process of the program. When that is ready, the one before it finishes what
-/// it has. A program of this library hands its connections over, so that no client notices. Another
-/// program is stopped by TERM. If the next process fails, the one before it goes on as if nothing
-/// had happened. If the only process dies, another is started, and clients wait meanwhile.
-///
-/// The program finds the sockets by LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES, from descriptor 3 on,
-/// as systemd passes them. A stop signal goes to all processes of the program. The keeper ends when
-/// they have ended, with the exit code of the newest. It reaps orphans, so it can be process 1 of a
-/// container. If the keeper is killed, its children get TERM.
-///
-/// Linux only. `smol-graceful keep` is this on the command line, and
-/// [`Process::keep`](crate::Process::keep) is a program that keeps itself.
-///
-/// # Examples
-///
-/// ```no_run
-/// use smol_graceful::{Keeper, KeeperExit};
-///
-/// fn main() -> std::io::Result<KeeperExit> {
-///     Keeper::new(["/opt/app/server", "--verbose"])
-///         .listen("127.0.0.1:8082".parse()?)
-///         .pid_file("/run/app.pid")
-///         .run()
-/// }
-/// ```
-#[derive(Debug, Clone)]
-#[must_use = "a keeper does nothing until it is run"]
-#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "keepers are Linux's alone"))]
-pub struct Keeper {
-    command: Vec<OsString>,
-    listen: Vec<Address>,
-    ready: ReadyWhen,
-    patience: Duration,
-    restart_on: Vec<Signal>,
-    signals: Vec<Signal>,
-    pid_file: Option<PathBuf>,
-    /// The command is this program, and takes this process's place after a restart.
-    is_own: bool,
-}
-
-/// When a process counts as ready, so that the one before it may leave.
-///
-/// # Examples
-///
-/// ```
-/// use smol_graceful::{Keeper, ReadyWhen};
-/// use std::time::Duration;
-///
-/// let keeper = Keeper::new(["node", "server.js"]).ready(ReadyWhen::After(Duration::from_secs(2)));
-/// # drop(keeper);
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ReadyWhen {
-    /// The process has said so: [`run`](crate::run) and [`ready`](crate::ready) do, and other
-    /// programs send `READY=1` to their NOTIFY_SOCKET. A program that does neither needs one of the
-    /// others.
-    Notified,
-    /// The process has been alive for so long, or has said so earlier. Shorter than
-    /// [`Keeper::patience`].
-    After(Duration),
-    /// The process has answered this URL with a status of 2xx or 3xx. The process that is to be
-    /// replaced may have the same socket, so its answers do not count. `http://` only; the host is
-    /// an IP address or `localhost`.
-    Answers(String),
-}
+pub use settings::{Keeper, ReadyWhen};
 
 impl Keeper {
-    /// Makes a keeper of a command: a program, looked up in PATH if it has no slash, and its
-    /// arguments.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use smol_graceful::Keeper;
-    ///
-    /// let keeper = Keeper::new(["/opt/app/server", "--verbose"]);
-    /// # drop(keeper);
-    /// ```
-    pub fn new(command: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
-        Self {
-            command: command.into_iter().map(Into::into).collect(),
-            listen: Vec::new(),
-            ready: ReadyWhen::Notified,
-            patience: Duration::from_secs(30),
-            restart_on: vec![Signal::Usr2],
-            signals: STOP_SIGNALS.to_vec(),
-            pid_file: None,
-            is_own: false,
-        }
-    }
-
-    /// Adds an address to listen on. Default: none, so a program of this library binds its own
-    /// addresses, and gives their sockets to the keeper when it is ready.
-    ///
-    /// The sockets have the descriptors from 3 on in the order of the calls, behind those that the
-    /// keeper itself was started with.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use smol_graceful::Keeper;
-    ///
-    /// # fn main() -> Result<(), smol_graceful::AddressError> {
-    /// let keeper = Keeper::new(["/opt/app/server"])
-    ///     .listen(":8082".parse()?)
-    ///     .listen("unix:/run/app.sock".parse()?);
-    /// # drop(keeper);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn listen(mut self, address: Address) -> Self {
-        self.listen.push(address);
-        self
-    }
-
-    /// Sets when a process counts as ready. Default: [`ReadyWhen::Notified`].
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use smol_graceful::{Keeper, ReadyWhen};
-    ///
-    /// let url = "http://127.0.0.1:8082/readyz".into();
-    /// let keeper = Keeper::new(["/opt/app/server"]).ready(ReadyWhen::Answers(url));
-    /// # drop(keeper);
-    /// ```
-    pub fn ready(mut self, when: ReadyWhen) -> Self {
-        self.ready = when;
-        self
-    }
-
-    /// Sets how long a process may take until it is ready. After that it is told to stop (TERM),
-    /// and is killed if it has not ended after the same time again, or 5 s if that is longer.
-    /// Default: 30 s.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use smol_graceful::Keeper;
-    /// use std::time::Duration;
-    ///
-    /// let keeper = Keeper::new(["/opt/app/server"]).patience(Duration::from_secs(120));
-    /// # drop(keeper);
-    /// ```
-    pub fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
-        self
-    }
-
-    /// Sets the signals that restart the program. They do not stop it, even if they are among
-    /// [`Keeper::signals`]. Default: USR2.
-    ///
-    /// # Examples
-    ///
-    /// For those who are used to HUP:
-    ///
-    /// ```
-    /// use smol_graceful::{Keeper, Signal};
-    ///
-    /// let keeper = Keeper::new(["/opt/app/server"]).restart_on([Signal::Hup, Signal::Usr2]);
-    /// # drop(keeper);
-    /// ```
-    pub fn restart_on(mut self, signals: impl IntoIterator<Item = Signal>) -> Self {
-        self.restart_on = signals.into_iter().collect();
-        self
-    }
-
-    /// Sets the signals that stop the program: each goes to all of its processes. Default:
-    /// [`STOP_SIGNALS`](crate::STOP_SIGNALS). HUP, INT and QUIT stay ignored if the keeper was
-    /// started so. Other signals, such as USR1 and WINCH, go to the process that serves.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use smol_graceful::{Keeper, Signal};
-    ///
-    /// let keeper = Keeper::new(["/opt/app/server"]).signals([Signal::Term, Signal::Int]);
-    /// # drop(keeper);
-    /// ```
-    pub fn signals(mut self, signals: impl IntoIterator<Item = Signal>) -> Self {
-        self.signals = signals.into_iter().collect();
-        self
-    }
-
-    /// Writes the keeper's process id to the file at `path` when the first process is ready, for
-    /// scripts that send it signals: `kill -USR2 "$(cat /run/app.pid)"`. Default: no file.
-    ///
-    /// The file belongs to one keeper at a time, which holds its lock (`flock`). It is empty until
-    /// the first process is ready, and is removed at the end. The file of a keeper that was killed
-    /// is taken over.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use smol_graceful::Keeper;
-    ///
-    /// let keeper = Keeper::new(["/opt/app/server"]).pid_file("/run/app.pid");
-    /// # drop(keeper);
-    /// ```
-    pub fn pid_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.pid_file = Some(path.into());
-        self
-    }
-
     /// Keeps the program until a signal stops it, or the first process fails. Blocks the thread.
     ///
     /// Call this on the main thread, early: children get TERM when the thread ends that has called
@@ -262,12 +50,13 @@ impl Keeper {
     ///
     /// # Errors
     ///
-    /// Returns one line that says why the keeper could not begin: an address that cannot be listened
-    /// on, a program that cannot be started, a pid file that another keeper has
+    /// Returns one line that says why the keeper could not begin: an address that cannot be
+    /// listened on, a program that cannot be started, a pid file that another keeper has
     /// ([`io::ErrorKind::AlreadyExists`]), or settings that make no sense
     /// ([`io::ErrorKind::InvalidInput`]). Returns [`io::ErrorKind::TimedOut`] if the first process
-    /// was not ready in time, and [`io::ErrorKind::Unsupported`] on other systems than Linux. If the
-    /// first process ends before it is ready, that is no error: the keeper ends with its exit code.
+    /// was not ready in time, and [`io::ErrorKind::Unsupported`] on other systems than Linux. If
+    /// the first process ends before it is ready, that is no error: the keeper ends with its exit
+    /// code.
     ///
     /// # Examples
     ///
@@ -291,47 +80,4 @@ fn unsupported() -> io::Error {
     let message = "a keeper needs Linux; run the program without one, and let the service manager \
                    restart it";
     io::Error::new(io::ErrorKind::Unsupported, message)
-}
-
-/// How a keeper has ended. Returned from `main`, it is the exit code.
-///
-/// # Examples
-///
-/// ```no_run
-/// use smol_graceful::Keeper;
-///
-/// # fn main() -> std::io::Result<()> {
-/// let exit = Keeper::new(["/opt/app/server"]).run()?;
-/// println!("the newest process has ended with {}", exit.code());
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeeperExit(u8);
-
-impl KeeperExit {
-    /// Returns the exit code of the newest child, or 128 and the number of the signal that has
-    /// killed it. Returns 1 instead of 0 if another child that was alive at the stop has not ended
-    /// with 0.
-    ///
-    /// # Examples
-    ///
-    /// ```no_run
-    /// use smol_graceful::Keeper;
-    ///
-    /// # fn main() -> std::io::Result<()> {
-    /// let exit = Keeper::new(["/opt/app/server"]).run()?;
-    /// assert_eq!(exit.code(), 0);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn code(&self) -> u8 {
-        self.0
-    }
-}
-
-impl Termination for KeeperExit {
-    fn report(self) -> ExitCode {
-        ExitCode::from(self.0)
-    }
 }

@@ -39,8 +39,8 @@ pub(crate) struct Words {
 const LONGEST: usize = 4096;
 
 impl ChildNotify {
-    /// Makes a socket with a name that nobody has, for a process that is to be started. The socket is
-    /// for [`ChildNotify::of`].
+    /// Makes a socket with a name that nobody has, for a process that is to be started. The socket
+    /// is for [`ChildNotify::of`].
     ///
     /// # Errors
     ///
@@ -53,8 +53,8 @@ impl ChildNotify {
         Ok((socket.into(), format!("@{name}").into()))
     }
 
-    /// Takes a socket that [`ChildNotify::bind`] has made, perhaps in the program that this process was
-    /// before.
+    /// Takes a socket that [`ChildNotify::bind`] has made, perhaps in the program that this process
+    /// was before.
     ///
     /// # Errors
     ///
@@ -92,8 +92,8 @@ impl AsFd for ChildNotify {
 
 /// Returns how many bytes have come, and the user that has sent them.
 fn receive(socket: &UnixDatagram, bytes: &mut [u8]) -> io::Result<(usize, Option<u32>)> {
-    // There is no room for descriptors, which the kernel closes then: systemd's BARRIER=1 waits for
-    // that.
+    // Without room for descriptors, the kernel closes those that come. The sender of systemd's
+    // BARRIER=1 waits for that.
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -112,7 +112,7 @@ fn is_trusted(user: u32, child: Pid) -> bool {
 }
 
 impl Words {
-    /// Reads a datagram. What it does not know means nothing.
+    /// Reads a datagram. A word that it does not know means nothing.
     fn read(bytes: &[u8]) -> Self {
         let mut words = Self::default();
         for line in String::from_utf8_lossy(bytes).lines() {

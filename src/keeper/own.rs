@@ -6,7 +6,7 @@
 use std::io;
 use std::process::{ExitCode, Termination};
 
-use crate::keeper::KeeperExit;
+use crate::keeper::exit::KeeperExit;
 use crate::process::Process;
 
 /// The end of a program that keeps itself: either a child's, or the keeper's. Returned from `main`,
@@ -44,8 +44,8 @@ impl Process {
     /// Makes this process the [`Keeper`](crate::Keeper) of its own program: the same executable is
     /// started again as its child, with the same arguments, and `program` is called there alone.
     ///
-    /// USR2, sent to the keeper, starts the executable that has the program's name by then. When its
-    /// process is ready, the one before it hands over its connections and ends. The keeper then
+    /// USR2, sent to the keeper, starts the executable that has the program's name by then. When
+    /// its process is ready, the one before it hands over its connections and ends. The keeper then
     /// replaces itself by that executable (`exec`), so no old code stays. Its process id and its
     /// children remain.
     ///

@@ -1,8 +1,8 @@
 //! [`PidLock`]: the pid file of a keeper, which only one keeper at a time can have.
 //!
-//! Invariant: a keeper holds the lock (`flock`) of its file from its start to its end, so the kernel
-//! tells a keeper that runs from one that was killed. The file is empty until the keeper has a child
-//! that serves, and holds a whole process id from then on. Does not know when that is.
+//! Invariant: a keeper holds the lock (`flock`) of its file from its start to its end, so the
+//! kernel tells a keeper that runs from one that was killed. The file is empty until the keeper has
+//! a child that serves, and holds a whole process id from then on. Does not know when that is.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

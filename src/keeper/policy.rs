@@ -11,10 +11,13 @@ use async_signal::Signal;
 
 use crate::keeper::program::exit_code;
 
-/// The number of a child, in the order in which they were started.
-pub(crate) type Id = u32;
+pub(crate) use action::{Action, Ending, Event, Failure, Id, Next, Note};
 
-/// How long a child that is ready is looked at, until the keeper trusts it.
+mod action;
+#[cfg(test)]
+mod table;
+
+/// How long a child must stay alive after it is ready, until the keeper trusts it.
 pub(crate) const TRIAL: Duration = Duration::from_millis(50);
 
 /// How long a child that has failed may take to stop, at least.
@@ -23,21 +26,21 @@ const LAST_CHANCE: Duration = Duration::from_secs(5);
 /// The shortest and the longest pause between the death of the only child and the next start.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// A child that has served for so long is no part of a series of deaths.
+/// A child that has served for so long ends a series of deaths.
 const SERVED_WELL: Duration = Duration::from_secs(1);
 
 /// How far a child has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Condition {
-    /// It was started, and has until then to be ready.
+    /// It was started, and has to be ready by then.
     Starting { until: Instant },
-    /// It is ready, and is trusted from then on.
+    /// It is ready, and the keeper trusts it if it is still alive then.
     Trial { until: Instant },
     /// It serves.
     Serving { since: Instant },
     /// It finishes what it has, because a successor serves.
     Leaving,
-    /// It was told to stop before it was ready. It is killed then, unless it was killed already.
+    /// It was told to stop before it was ready. It is killed then, or was killed already (`None`).
     Failing { until: Option<Instant> },
 }
 
@@ -59,104 +62,6 @@ enum Stage {
     GivingUp(Id),
     /// A signal has stopped the keeper.
     Stopping,
-}
-
-/// Something that has happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Event {
-    /// A signal asks for a restart.
-    Restart(Signal),
-    /// A signal asks for a stop.
-    Stop(Signal),
-    /// The kernel has refused to start the child, for this reason.
-    NotStarted(Id, String),
-    /// The child has said or shown that it is ready.
-    Ready(Id),
-    /// The child has ended.
-    Ended(Id, ExitStatus),
-    /// The time of [`Policy::deadline`] has come.
-    Tick,
-}
-
-/// Something that the keeper has to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Action {
-    /// Start a child. If that fails, [`Event::NotStarted`] says so.
-    Start(Id),
-    /// Let `old` hand over to `new`, and stop.
-    TakeOver { new: Id, old: Option<Id> },
-    /// Send TERM to a child that has failed.
-    Term(Id),
-    /// Kill it.
-    Kill(Id),
-    /// Pass a stop signal to a child.
-    Forward(Id, Signal),
-    /// Close the listening sockets, and tell the children.
-    LetGo,
-    /// Announce that the first child serves.
-    FirstReady,
-    /// Announce that a restart has begun.
-    RestartBegins,
-    /// Announce that it is over.
-    RestartEnds { is_done: bool },
-    /// Become the new program, if the child is the kind that asks for it.
-    Resume(Id),
-    /// Write a line to the log.
-    Note(Note),
-    /// End the keeper.
-    End(Ending),
-}
-
-/// A line for the operator.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Note {
-    /// A restart is under way, and one more follows.
-    AnotherFollows,
-    /// A restart signal came too late.
-    TooLate(Signal),
-    /// A stop begins.
-    Stopping(Signal),
-    /// A child is ready.
-    Ready(Id),
-    /// A child has ended as it had to.
-    Ended(Id, ExitStatus),
-    /// A restart, or the first start, has failed. `old` goes on.
-    NoRestart { failure: Failure, old: Option<Id> },
-    /// The child that served has died.
-    Died { id: Id, status: ExitStatus, next: Next },
-    /// A start in place of a child that has died has failed.
-    NotRevived { failure: Failure, pause: Duration },
-}
-
-/// Which child comes after one that has died.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Next {
-    /// Another is started after the pause.
-    After(Duration),
-    /// A successor was on its way already.
-    OnItsWay(Id),
-}
-
-/// The reason why a child did not come to serve.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Failure {
-    NotStarted(String),
-    /// It has ended before it was ready.
-    Ended(Id, ExitStatus),
-    /// It was ready, and has ended before it was trusted.
-    EndedOnTrial(Id, ExitStatus),
-    /// It was not ready in time.
-    Late(Id),
-}
-
-/// How a keeper ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Ending {
-    Code(u8),
-    /// The first child could not be started, for this reason.
-    NotStarted(String),
-    /// The first child was not ready in time.
-    Late(Id),
 }
 
 /// The state of a keeper.
@@ -181,7 +86,7 @@ pub(crate) struct Policy {
     has_cut: bool,
 }
 
-/// What a keeper that was replaced by its own new program has to remember.
+/// The part of the state that outlives the program: its successor in this process goes on with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Remembered {
     pub(crate) children: Vec<Member>,
@@ -311,7 +216,7 @@ impl Policy {
         let until = Some(self.last_chance(now));
         for child in &mut self.children {
             match child.condition {
-                // It was told once, and a second signal would cut what it finishes.
+                // The child was told to stop before, and a second signal would cut its requests.
                 Condition::Failing { .. } if is_first => continue,
                 Condition::Starting { .. } => {
                     child.condition = Condition::Failing { until };
@@ -526,6 +431,3 @@ fn later(now: Instant, duration: Duration) -> Instant {
     const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
     now + duration.min(NEVER)
 }
-
-#[cfg(test)]
-mod table;

@@ -55,7 +55,7 @@ pub(crate) struct ChildState {
     pub(crate) stage: ChildStage,
     pub(crate) channel: Option<Held>,
     pub(crate) notify: Option<Held>,
-    /// What the child has said that it serves, if it has.
+    /// The listeners that the child has reported, if it has reported.
     pub(crate) reported: Option<Vec<ServedState>>,
 }
 
@@ -141,7 +141,7 @@ impl State {
     }
 }
 
-/// The words of a line that were not read.
+/// The words of a line that are still to be read.
 struct Words<'a>(std::str::Split<'a, char>);
 
 impl Words<'_> {
@@ -165,7 +165,7 @@ impl Words<'_> {
         }
     }
 
-    /// Reads bytes, which are none if there are none of them.
+    /// Reads bytes, or `-` for none.
     fn bytes(&mut self) -> Option<Option<Vec<u8>>> {
         let word = self.0.next()?;
         if word == "-" {

@@ -1,8 +1,8 @@
 //! [`RunningKeeper`]: a keeper at work. Hears of signals, children and times, asks the
 //! [`Policy`], and carries out what the policy decides.
 //!
-//! Invariant: one thread does all of this, and never waits for a child or for the manager. A child's
-//! death is known by its process id as long as nobody has been told of it, so no signal goes to a
+//! Invariant: one thread does all of this, and never waits for a child or for the manager. Only
+//! this thread reaps children, and a child that was reaped gets no signal, so no signal goes to a
 //! process that has the id by chance. Decides nothing.
 
 use std::collections::VecDeque;
@@ -23,13 +23,14 @@ use rustix::process::{WaitOptions, wait};
 use crate::error::reason;
 use crate::keeper::answers::Url;
 use crate::keeper::child::{Child, Started};
+use crate::keeper::exit::KeeperExit;
 use crate::keeper::manager::Manager;
 use crate::keeper::pid_lock::PidLock;
 use crate::keeper::policy::{Action, Ending, Event, Failure, Id, Next, Note, Policy};
 use crate::keeper::resume::VERSION;
+use crate::keeper::settings::{Keeper, ReadyWhen};
 use crate::keeper::sockets::Sockets;
 use crate::keeper::takeover;
-use crate::keeper::{Keeper, KeeperExit, ReadyWhen};
 use crate::restart::message::Message;
 use crate::stop::signals::{self, Received};
 
@@ -39,7 +40,7 @@ pub(crate) type SignalStream = Box<dyn Stream<Item = Received> + Send + Unpin>;
 /// A keeper at work.
 pub(crate) struct RunningKeeper {
     pub(crate) settings: Keeper,
-    /// Shows that a child is ready, if the settings say so.
+    /// The URL that a child has to answer, if the settings say so.
     pub(crate) url: Option<Url>,
     pub(crate) policy: Policy,
     pub(crate) children: Vec<Child>,
@@ -49,11 +50,11 @@ pub(crate) struct RunningKeeper {
     /// The first process, which begins while the keeper still prepares itself.
     pub(crate) first: Option<io::Result<Started>>,
     pub(crate) signals: SignalStream,
-    /// What has happened and was not dealt with.
+    /// Events that were not dealt with.
     pub(crate) events: VecDeque<Event>,
     /// The reason why the last restart has failed, for the manager.
     pub(crate) failure: String,
-    /// The program takes this process's place when nothing else is to be done.
+    /// The new program takes this process's place when nothing else is to be done.
     pub(crate) is_outdated: bool,
 }
 
@@ -62,13 +63,13 @@ impl RunningKeeper {
     pub(crate) fn run(mut self, first: Vec<Action>) -> io::Result<KeeperExit> {
         let mut timer = Timer::never();
         let mut ending = self.carry_out(first);
-        // What has happened in front of the first signal that is heard, to a child that is known now.
+        // If the first child ended before the signals were handled, no signal says so.
         self.reap();
         loop {
             if let Some(ending) = ending {
                 return self.end(ending);
             }
-            // The new program does not know that the manager has not heard of the end.
+            // The new program would not send READY=1 again, so the manager gets it first.
             let is_told = self.manager.deadline().is_none();
             if self.is_outdated && self.events.is_empty() && is_told {
                 self.become_new_program();
@@ -95,7 +96,7 @@ impl RunningKeeper {
         }
     }
 
-    /// Waits until something has happened. Returns `None` for what is dealt with already.
+    /// Waits until something has happened. Returns `None` if the policy need not know of it.
     fn poll_event(&mut self, timer: &mut Timer, cx: &mut Context<'_>) -> Poll<Option<Event>> {
         if let Poll::Ready(Some(received)) = Pin::new(&mut self.signals).poll_next(cx) {
             return Poll::Ready(self.on_signal(received.signal));
@@ -117,7 +118,7 @@ impl RunningKeeper {
                 let is_enough = !matches!(self.settings.ready, ReadyWhen::Answers(_));
                 let id = child.id;
                 if ready && self.policy.serving() == Some(id) {
-                    takeover::settle(self, id);
+                    takeover::settle(&mut self.children, &mut self.sockets, id);
                 }
                 return Poll::Ready((ready && is_enough).then_some(Event::Ready(id)));
             }
@@ -145,7 +146,7 @@ impl RunningKeeper {
         if self.settings.signals.contains(&signal) {
             return Some(Event::Stop(signal));
         }
-        // A child on its way may not handle the signal yet, and would be killed.
+        // A child that is still starting may not handle the signal yet, which would kill it.
         let id = self.policy.serving().or_else(|| self.policy.newest());
         if let Some(child) = id.and_then(|id| self.child(id)) {
             // Others count their workers by these two, and a program of ours would be suspended.
@@ -184,7 +185,9 @@ impl RunningKeeper {
         for action in actions {
             match action {
                 Action::Start(id) => self.start(id),
-                Action::TakeOver { new, old } => takeover::take_over(self, new, old),
+                Action::TakeOver { new, old } => {
+                    takeover::take_over(&mut self.children, &mut self.sockets, new, old);
+                }
                 Action::Term(id) => self.signal(id, Signal::Term),
                 Action::Kill(id) => {
                     if let Some(child) = self.child(id) {
@@ -210,7 +213,7 @@ impl RunningKeeper {
                 Action::End(ending) => return Some(ending),
             }
         }
-        // Behind the notes, which name it.
+        // Not before the notes, which name the children that have ended.
         self.children.retain(|child| self.policy.has(child.id));
         None
     }
@@ -232,7 +235,7 @@ impl RunningKeeper {
     fn let_go(&mut self) {
         self.sockets.let_go();
         for child in &mut self.children {
-            // What was brought on trial is a copy, too.
+            // The sockets of a child on trial are copies, too.
             child.brought.clear();
             if let Some(channel) = &child.channel {
                 if let Err(error) = channel.send(&Message::Alone, &[]) {

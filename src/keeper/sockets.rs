@@ -71,7 +71,7 @@ impl Sockets {
     /// Returns one line that says what cannot be taken or bound, and why.
     pub(crate) fn new(listen: &[Address]) -> io::Result<Self> {
         let mut sockets = Self::default();
-        // Asked for first, because taking a socket clears its copies.
+        // Looked up first, because taking a socket closes its copies.
         let input = input();
         for (socket, passed) in inherited::all().map_err(during("inherited sockets"))? {
             let is_input = Some(inode(&socket)?) == input;
@@ -98,7 +98,7 @@ impl Sockets {
             let address = Address::of(&socket)?;
             let path = file.as_ref().map(|file| file.path().to_owned());
             sockets.files.extend(file.and_then(OwnFile::of));
-            let number = sockets.next();
+            let number = sockets.next_number();
             let (is_own, is_input) = (true, false);
             let name = None;
             sockets.kept.push(Kept { number, socket, address, is_own, path, name, is_input });
@@ -115,8 +115,8 @@ impl Sockets {
 
     fn take(&mut self, socket: Socket, passed: Passed, is_input: bool) -> io::Result<()> {
         let address = Address::of(&socket)?;
-        // By these numbers a keeper of this keeper may know it, which says nothing to the children.
-        let number = self.next();
+        // A keeper of this keeper may have a number for it, which means nothing to the children.
+        let number = self.next_number();
         let Passed { name, file: path, .. } = passed;
         self.kept.push(Kept { number, socket, address, is_own: false, path, name, is_input });
         Ok(())
@@ -148,8 +148,13 @@ impl Sockets {
         &self.kept
     }
 
-    /// Makes sure that clients find the own Unix sockets, before a child gets them. A socket whose
-    /// file was removed, for example by what cleans up /tmp, is bound anew.
+    /// Returns the numbers of the sockets.
+    pub(crate) fn numbers(&self) -> Vec<u32> {
+        self.kept.iter().map(|kept| kept.number).collect()
+    }
+
+    /// Binds each own Unix socket anew whose file was removed, for example by a program that cleans
+    /// up /tmp. Otherwise the next child would have a socket that no client finds.
     pub(crate) fn mend(&mut self) {
         for index in 0..self.kept.len() {
             let Kept { address, path: Some(path), is_own: true, .. } = &self.kept[index] else {
@@ -168,7 +173,7 @@ impl Sockets {
                                 "keeper: the file of {address} was removed, so no client found \
                                  the socket; it is bound anew"
                             );
-                            let number = self.next();
+                            let number = self.next_number();
                             self.files[at].file = file;
                             self.kept[index].socket = socket;
                             // A connection to the old socket belongs to another listener.
@@ -183,7 +188,7 @@ impl Sockets {
                 }
                 Ok(false) | Err(_) => log::warn!(
                     "keeper: another file has the name of {address}, so no client finds this \
-                     socket; remove that file, or stop who listens on it, and restart"
+                     socket; remove that file, or stop the server that listens on it, and restart"
                 ),
             }
         }
@@ -232,7 +237,7 @@ impl Sockets {
         self.kept.clear();
     }
 
-    fn next(&self) -> u32 {
+    fn next_number(&self) -> u32 {
         self.kept.iter().map(|kept| kept.number + 1).max().unwrap_or(0)
     }
 }

@@ -1,7 +1,8 @@
 //! [`run`]: checks the settings of a keeper, and lets it begin.
 //!
-//! Invariant: no signal that comes after the first bind is lost or kills the process (rule S16), and
-//! only the thread that keeps takes them, so that none is lost when the program replaces itself.
+//! Invariant: no signal that comes after the first bind is lost or kills the process (rule S16),
+//! and only the thread that keeps takes them, so that none is lost when the program replaces
+//! itself.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,12 +14,13 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use crate::error::{during, invalid};
 use crate::keeper::answers::Url;
 use crate::keeper::child::Started;
+use crate::keeper::exit::KeeperExit;
 use crate::keeper::manager::Manager;
 use crate::keeper::pid_lock::PidLock;
 use crate::keeper::policy::Policy;
 use crate::keeper::running::{RunningKeeper, SignalStream};
+use crate::keeper::settings::{Keeper, ReadyWhen};
 use crate::keeper::sockets::Sockets;
-use crate::keeper::{Keeper, KeeperExit, ReadyWhen};
 use crate::stop::signals::{self, is_ignored, name};
 use crate::threads;
 
@@ -34,8 +36,8 @@ pub(crate) fn run(mut keeper: Keeper) -> io::Result<KeeperExit> {
     let sockets = Sockets::new(&keeper.listen)?;
     // The kernel itself takes the exit status of every child while SIGCHLD is ignored.
     let early = is_ignored(Signal::Child).then(|| hear(&keeper, before)).transpose()?;
-    // The first client waits for this process, so it begins before this one has its threads. If one
-    // cannot be started, this process ends, and the kernel tells the other to stop.
+    // The first child begins before the keeper has its threads, because clients wait for the child.
+    // If the keeper then fails, it ends, and the kernel sends the child TERM.
     let started = Started::new(&keeper, &sockets);
     let signals = early.map_or_else(|| hear(&keeper, before), Ok)?;
     let mut policy = Policy::new(keeper.patience);
@@ -57,7 +59,8 @@ pub(crate) fn run(mut keeper: Keeper) -> io::Result<KeeperExit> {
     keeper.run(first)
 }
 
-/// Makes sure that the settings make sense. Returns the URL to ask, if there is one.
+/// Checks the settings, and takes the signals that restart out of those that stop. Returns the
+/// URL to ask, if there is one.
 ///
 /// # Errors
 ///
@@ -84,7 +87,7 @@ pub(crate) fn check(keeper: &mut Keeper) -> io::Result<Option<Url>> {
     }
 }
 
-/// The signals that mean nothing else to a process.
+/// The signals that an operator sends, and that mean nothing else to a keeper.
 const MAY_RESTART: [Signal; 8] = [
     Signal::Hup,
     Signal::Int,
@@ -111,8 +114,8 @@ const PASSED_ON: [Signal; 11] = [
     Signal::Io,
 ];
 
-/// Blocks every signal in this thread, and in those that it starts. Returns what was blocked before.
-/// Signals that come meanwhile are pending, and none is lost.
+/// Blocks every signal in this thread, and in those that it starts. Returns what was blocked
+/// before. Signals that come meanwhile are pending, and none is lost.
 ///
 /// # Errors
 ///
@@ -121,8 +124,8 @@ pub(crate) fn block_all() -> io::Result<SigSet> {
     Ok(SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?)
 }
 
-/// Handles the signals of a keeper from now on. All of them are blocked, so async-io's thread, which
-/// inherits that, takes none. `before` is what was blocked before.
+/// Handles the signals of a keeper from now on. All of them are blocked, so async-io's thread,
+/// which inherits that, takes none. `before` has the signals that were blocked at the start.
 ///
 /// # Errors
 ///
@@ -147,7 +150,7 @@ pub(crate) fn hear(keeper: &Keeper, before: SigSet) -> io::Result<SignalStream> 
     Ok(Box::new(stream.map_err(during("cannot handle signals"))?))
 }
 
-/// Returns `true` if nothing gets through.
+/// Returns `true` if every signal is blocked.
 fn is_everything(mask: SigSet) -> bool {
     [Signal::Hup, Signal::Child, Signal::Winch, Signal::Prof, Signal::Tstp]
         .iter()

@@ -27,6 +27,7 @@ use socket2::Socket;
 use crate::descriptors::{inode, take_socket};
 use crate::error::{during, reason};
 use crate::keeper::child::Child;
+use crate::keeper::exit::KeeperExit;
 use crate::keeper::manager::Manager;
 use crate::keeper::notify::ChildNotify;
 use crate::keeper::pid_lock::PidLock;
@@ -34,14 +35,13 @@ use crate::keeper::policy::{Condition, Member, Policy, Remembered};
 use crate::keeper::program::Program;
 use crate::keeper::resume::{ChildStage, ChildState, Held, RESUME, SocketState, State, VERSION};
 use crate::keeper::running::RunningKeeper;
+use crate::keeper::settings::Keeper;
 use crate::keeper::sockets::{Kept, Sockets};
 use crate::keeper::start::{self, block_all};
-use crate::keeper::{Keeper, KeeperExit};
 use crate::listen::address::Address;
 use crate::process::Process;
 use crate::restart::channel::Channel;
-use crate::restart::parent::Parent;
-use crate::restart::set_resumes;
+use crate::restart::parent::{Parent, set_resumes};
 
 /// Returns `true` if a keeper has started this process. Notes that this program becomes its own
 /// keeper.
@@ -58,7 +58,7 @@ pub(crate) fn is_child() -> io::Result<bool> {
     Ok(is_child)
 }
 
-/// Keeps this program, from the beginning or where the program before has ended.
+/// Keeps this program: from the beginning, or from where the program before has left off.
 ///
 /// # Errors
 ///
@@ -95,7 +95,7 @@ fn state() -> Option<State> {
     State::read(&text, process::id())
 }
 
-/// Goes on as the program before, which was this process.
+/// Goes on in place of the program that this process was before.
 fn resume(mut keeper: Keeper, state: State) -> io::Result<KeeperExit> {
     let url = start::check(&mut keeper)?;
     let signals = start::hear(&keeper, block_all()?)?;
@@ -164,7 +164,7 @@ impl RunningKeeper {
             Ok(before) => before,
             Err(error) => return log::error!("keeper: the old program goes on: {error}"),
         };
-        // Only this thread takes signals, so none can come behind this look.
+        // Only this thread takes signals, so none is taken after this look.
         let cx = &mut Context::from_waker(Waker::noop());
         if let Poll::Ready(Some(received)) = Pin::new(&mut self.signals).poll_next(cx) {
             let event = self.on_signal(received.signal);
@@ -179,7 +179,8 @@ impl RunningKeeper {
         let _ = before.thread_set_mask();
     }
 
-    /// Returns only if that fails, or if this is not the moment.
+    /// Runs the new program in this process. Returns only if that fails, or if a child is on its
+    /// way or a stop has begun.
     fn exec(&self) -> io::Result<()> {
         let Some(state) = self.state()? else { return Ok(()) };
         let (name, arguments) = own_command()?;

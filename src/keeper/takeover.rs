@@ -13,18 +13,16 @@ use crate::error::reason;
 use crate::keeper::child::Child;
 use crate::keeper::policy::Id;
 use crate::keeper::resume::ServedState;
-use crate::keeper::running::RunningKeeper;
+use crate::keeper::sockets::Sockets;
 use crate::restart::channel::Channel;
 use crate::restart::message::{Leave, Message};
 
 /// Lets the child `id` take the place of `old`, and closes the sockets that it does not serve.
-pub(crate) fn take_over(keeper: &mut RunningKeeper, id: Id, old: Option<Id>) {
-    let taken = keep_what_is_brought(keeper, id);
-    // Before the word to the other child, which is alone with them then (rule K3).
-    close_others(keeper, id, &taken);
-    let new = keeper.child(id);
-    let old = old.and_then(|old| keeper.child(old));
-    if let (Some(new), Some(old)) = (new, old) {
+pub(crate) fn take_over(children: &mut [Child], sockets: &mut Sockets, id: Id, old: Option<Id>) {
+    // Before the word to the other child, which is alone with the closed ones then (rule K3).
+    let taken = settle(children, sockets, id);
+    let child = |id: Id| children.iter().find(|child| child.id == id);
+    if let (Some(new), Some(old)) = (child(id), old.and_then(child)) {
         let [pid, old_pid] = [new.pid, old.pid].map(|pid| pid.as_raw_nonzero());
         log::info!("keeper: process {pid} takes over from process {old_pid}");
         if let Err(error) = let_leave(new, old, &taken) {
@@ -34,40 +32,32 @@ pub(crate) fn take_over(keeper: &mut RunningKeeper, id: Id, old: Option<Id>) {
     }
 }
 
-/// Keeps the sockets of the child `id`, which serves already and has reported only now what it
-/// serves: the settings say that a time or an answer is enough.
-pub(crate) fn settle(keeper: &mut RunningKeeper, id: Id) {
-    let taken = keep_what_is_brought(keeper, id);
-    close_others(keeper, id, &taken);
-}
-
-/// Keeps the sockets that a child has brought, and returns the numbers of those that it serves.
-fn keep_what_is_brought(keeper: &mut RunningKeeper, id: Id) -> Vec<u32> {
-    let all =
-        |keeper: &RunningKeeper| keeper.sockets.all().iter().map(|kept| kept.number).collect();
-    let Some(child) = keeper.children.iter_mut().find(|child| child.id == id) else {
-        return all(keeper);
+/// Keeps the sockets that the child `id` has brought, and closes those that it does not serve.
+/// Returns the numbers of those that it serves.
+///
+/// A child may report what it serves when it serves already, because the settings say that a time
+/// or an answer is enough.
+pub(crate) fn settle(children: &mut [Child], sockets: &mut Sockets, id: Id) -> Vec<u32> {
+    let Some(child) = children.iter_mut().find(|child| child.id == id) else {
+        return sockets.numbers();
     };
     for (number, socket, brought) in child.brought.drain(..) {
-        if keeper.sockets.inode(number).is_some() {
+        if sockets.inode(number).is_some() {
             log::warn!("keeper: a child has brought a listener with a number that is taken");
-        } else if let Err(error) = keeper.sockets.bring(number, socket, brought) {
+        } else if let Err(error) = sockets.bring(number, socket, brought) {
             log::warn!("keeper: cannot keep a socket of a child: {}", reason(&error));
         }
     }
-    match &child.reported {
+    let taken = match &child.reported {
         Some(reported) => reported.iter().map(|served| served.number).collect(),
         // A program that does not know the channel has every socket.
-        None => all(keeper),
-    }
-}
-
-/// Closes the sockets that the child `id`, which serves, does not serve.
-fn close_others(keeper: &mut RunningKeeper, id: Id, taken: &[u32]) {
-    let Some(pid) = keeper.child(id).map(|child| child.pid.as_raw_nonzero()) else { return };
-    for address in keeper.sockets.close_others(taken) {
+        None => sockets.numbers(),
+    };
+    let pid = child.pid.as_raw_nonzero();
+    for address in sockets.close_others(&taken) {
         log::warn!("keeper: process {pid} does not listen on {address}, which is closed now");
     }
+    taken
 }
 
 /// Tells `old` to leave, and gives the two a passage if both know what it is for.

@@ -78,8 +78,8 @@ pub(crate) fn is_announced(fd: RawFd) -> bool {
     passed().unwrap_or_default().iter().any(|passed| passed.fd == fd)
 }
 
-/// Closes the sockets that the keeper has passed and that the program has not taken. The predecessor
-/// empties their queues.
+/// Closes the sockets that the keeper has passed and that the program has not taken. The
+/// predecessor empties their queues.
 pub(crate) fn close_unclaimed() {
     let offered = passed().unwrap_or_default().into_iter().filter(|passed| passed.number.is_some());
     for socket in offered.filter_map(|passed| take(&passed, |_| true).ok().flatten()) {

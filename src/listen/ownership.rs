@@ -36,8 +36,8 @@ impl Ownership {
         *self = Self::Successors;
     }
 
-    /// Returns `true` if no program but this one, its keeper and the keeper's other children has the
-    /// socket.
+    /// Returns `true` if no program but this one, its keeper and the keeper's other children has
+    /// the socket.
     pub(crate) fn is_own(self) -> bool {
         matches!(self, Self::Own | Self::Keepers)
     }

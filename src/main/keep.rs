@@ -39,8 +39,8 @@ struct Settings {
     /// Where to listen for the program; several times, or with commas between the addresses
     /// [default: the program listens itself]
     ///
-    /// The program gets the sockets from descriptor 3 on, in this order, by LISTEN_FDS. Sockets that
-    /// the keeper itself inherits come first
+    /// The program gets the sockets from descriptor 3 on, in this order, by LISTEN_FDS. Sockets
+    /// that the keeper itself inherits come first
     #[arg(
         long,
         env = "SMOL_GRACEFUL_KEEP_LISTEN",

@@ -1,7 +1,7 @@
 //! `smol-graceful` without a command: the settings of the server, and its outcome as an exit code.
 //!
-//! Uses the library's public API only. Exit codes: 0 everything was finished, 1 something was cut or
-//! the server could not start, 2 usage.
+//! Uses the library's public API only. Exit codes: 0 everything was finished, 1 something was cut
+//! or the server could not start, 2 usage.
 
 use std::io::{self, Write};
 use std::iter;
@@ -24,8 +24,8 @@ use crate::{app, raise_open_files};
 /// Exit code: 0 everything was finished, 1 something was cut or the server could not start, 2 wrong
 /// usage.
 ///
-/// Commands: `smol-graceful keep` restarts any program without refusing a client, and `smol-graceful
-/// check` says what clients notice of a restart; each has a --help of its own.
+/// Commands: `smol-graceful keep` restarts any program without refusing a client, and
+/// `smol-graceful check` says what clients notice of a restart; each has a --help of its own.
 ///
 /// DURATION: such as 300ms, 2s, 1m30s. Logs go to standard error; RUST_LOG says which.
 #[derive(Debug, Parser)]
@@ -46,7 +46,7 @@ struct Settings {
     )]
     listen: Vec<Address>,
 
-    /// Who may connect to the file of a Unix socket: its permissions in octal, such as 0660
+    /// The permissions of a Unix socket's file in octal, such as 0660: they say who may connect
     /// [default: what the umask leaves]
     ///
     /// Without effect on inherited and abstract sockets
@@ -75,7 +75,8 @@ struct Settings {
 
     /// Where to write the id of the process that serves, when it is ready; removed at the end
     ///
-    /// The directory must be writable. Under a keeper nothing is written: give the path to the keeper
+    /// The directory must be writable. Under a keeper nothing is written: give the path to the
+    /// keeper
     #[arg(long, env = "SMOL_GRACEFUL_PID_FILE", value_name = "PATH")]
     pid_file: Option<PathBuf>,
 
@@ -89,7 +90,8 @@ struct Settings {
     )]
     repeat_window: humantime::Duration,
 
-    /// Lets another process of this user listen on the same addresses at the same time (SO_REUSEPORT)
+    /// Lets another process of this user listen on the same addresses at the same time
+    /// (SO_REUSEPORT)
     #[arg(long, env = "SMOL_GRACEFUL_REUSE_PORT", value_parser = BoolishValueParser::new())]
     reuse_port: bool,
 

@@ -1,9 +1,10 @@
 //! [`Channel`]: one end of a socket pair for [`Message`]s and the descriptors that come with them:
 //! between a keeper and its child (the parent channel), and between predecessor and successor (a
 //! passage).
-//! Invariant: a message and its descriptors come whole or not at all, and no program inherits a
-//! descriptor of a passage, apart from a successor, which gets its own end. Knows neither
-//! connections nor servers.
+//!
+//! Invariant: a message and its descriptors come whole or not at all, and no program inherits an
+//! end of a channel, apart from a child, which gets its own end of the parent channel. Knows
+//! neither connections nor servers.
 
 use std::env;
 use std::fmt::Write;
@@ -25,14 +26,14 @@ use rustix::net::{
 use crate::descriptors::{inode, take_socket};
 use crate::restart::message::{BATCH, LONGEST, Message};
 
-/// Tells a child which descriptor is its end of the parent channel: a version, the descriptor, and its
-/// inode.
+/// Tells a child which descriptor is its end of the parent channel: a version, the descriptor, and
+/// its inode.
 pub(crate) const KEEPER: &str = "SMOL_GRACEFUL_KEEPER";
 
 /// The version of the messages.
 const VERSION: &str = "1";
 
-/// One end of a passage.
+/// One end of a channel.
 pub(crate) struct Channel {
     socket: Async<OwnedFd>,
 }
@@ -86,7 +87,7 @@ impl Channel {
         (version == VERSION).then(|| Self::of(socket).ok())?
     }
 
-    /// Returns the word of [`KEEPER`] for a successor's end, which has the descriptor `fd` there.
+    /// Returns the word of [`KEEPER`] for a child's end, which has the descriptor `fd` there.
     ///
     /// # Errors
     ///
@@ -542,12 +543,12 @@ mod tests {
     }
 
     #[test]
-    fn a_process_takes_only_the_passage_that_it_was_given() {
+    fn a_process_takes_only_the_channel_that_it_was_given() {
         let number = |fd: RawFd| fs::metadata(format!("/dev/fd/{fd}")).ok().map(|file| file.ino());
         match env::var(CHILD).as_deref() {
             Err(_) => {}
             Ok("takes") => {
-                let passage = Channel::from_env().expect("the passage");
+                let passage = Channel::from_env().expect("the channel");
                 assert!(!is_inherited(passage.socket.as_fd()));
                 assert!(Channel::from_env().is_none(), "the process has taken it before");
                 return passage.send(&ANSWER, &[]).unwrap();
@@ -569,7 +570,7 @@ mod tests {
             let (passage, end) = Channel::pair().unwrap();
             let (other, _its_end) = UnixStream::pair().unwrap();
             let word = word(&end);
-            let test = "a_process_takes_only_the_passage_that_it_was_given";
+            let test = "a_process_takes_only_the_channel_that_it_was_given";
             run_again(test, part, &word, vec![end, other.into()]);
             passage
         };
@@ -585,7 +586,7 @@ mod tests {
         run("leaves", &|end| format!("1:x:{}", inode(end)));
         run("leaves", &|end| format!("3:{}", inode(end)));
         run("leaves", &|_| String::new());
-        // The passage of another version, whose other end is to see that nobody takes it.
+        // The channel of another version is closed, so its other end sees that nobody takes it.
         run("closes", &|end| format!("2:3:{}", inode(end)));
     }
 }

@@ -14,8 +14,8 @@ use crate::limits::Limits;
 /// A message, whole in one packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// From the keeper, before the child begins: the listening sockets that it has from descriptor 3
-    /// on, in their order.
+    /// From the keeper, before the child begins: the listening sockets that it has from descriptor
+    /// 3 on, in their order.
     Offer(Vec<Offered>),
     /// From a child: it serves. The sockets of those listeners that are new come with it, in their
     /// order.
@@ -25,7 +25,8 @@ pub(crate) enum Message {
     /// From the keeper: a successor serves, so hand over and stop. The end of a passage to the
     /// successor comes with it, if the successor takes connections.
     Leave(Leave),
-    /// From the keeper: it has closed its copies of the listening sockets, and a stop signal follows.
+    /// From the keeper: it has closed its copies of the listening sockets, and a stop signal
+    /// follows.
     Alone,
     /// From the predecessor: a batch of connections. As many sockets come with it.
     Connections { number: u32, connections: Vec<Record> },
@@ -64,7 +65,7 @@ pub(crate) struct Served {
     pub(crate) brought: Option<Brought>,
 }
 
-/// What a keeper does not know of a listener that a child has brought.
+/// The facts about a listener that only the child which has brought it knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Brought {
     pub(crate) is_own: bool,

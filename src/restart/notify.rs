@@ -2,8 +2,8 @@
 //! NOTIFY_SOCKET). The manager of a keeper's child is its keeper.
 //!
 //! Invariant: the server never waits for the manager, and drops a message that the manager does not
-//! take at once (rule S21). Without a NOTIFY_SOCKET nothing is done. A manager gets READY=1 alone in
-//! a datagram, and every STATUS is bounded, because managers read no more than 4096 bytes.
+//! take at once (rule S21). Without a NOTIFY_SOCKET nothing is done. A manager gets READY=1 alone
+//! in a datagram, and every STATUS is bounded, because managers read no more than 4096 bytes.
 
 use std::env;
 use std::ffi::OsStr;

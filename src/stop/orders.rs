@@ -2,9 +2,9 @@
 //!
 //! It follows from the phase of the latch, which several servers may share, from what one server
 //! wants by itself, and from how far its connections go to a successor. Invariant: the order of the
-//! latch and of the server only grows, and so does that of a connection that cannot go. A connection
-//! that can go is served, or asked to leave, until the hand-over is over. Wakes no connection: the
-//! code that gives an order does that.
+//! latch and of the server only grows, and so does that of a connection that cannot go. A
+//! connection that can go is served, or asked to leave, until the hand-over is over. Wakes no
+//! connection: the code that gives an order does that.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -36,8 +36,8 @@ pub(crate) struct Orders {
     own: AtomicU8,
     /// A [`HandOver`].
     hand_over: AtomicU8,
-    /// For each listener of the server: the number by which the successor knows it, if the successor
-    /// takes its connections. Not set before a hand-over.
+    /// For each listener of the server: the number by which the successor knows it, if the
+    /// successor takes its connections. Not set before a hand-over.
     adopted: OnceLock<Vec<Option<u32>>>,
 }
 

@@ -303,8 +303,8 @@ impl Shutdown {
     /// Once a second the log says what is left (rule S20). May be awaited by several at once,
     /// before or after the end; each gets the outcome.
     ///
-    /// The grace begins when [`Shutdown::lame_duck`] is over, which is a time only for a server with
-    /// the same latch.
+    /// The grace begins when [`Shutdown::lame_duck`] is over, which is a time only for a server
+    /// with the same latch.
     ///
     /// # Cancel safety
     ///

@@ -1,8 +1,8 @@
 //! The test in place of a keeper or of a child.
 //!
-//! [`FakeKeeper`] starts the real binary and speaks its parent channel. [`FakeChild`] is a child of a
-//! real keeper whose process only waits: the test has the child's end of the channel, and says what
-//! it likes. Linux only.
+//! [`FakeKeeper`] starts the real binary and speaks its parent channel. [`FakeChild`] is a child of
+//! a real keeper whose process only waits: the test has the child's end of the channel, and says
+//! what it likes. Linux only.
 
 use std::fs;
 use std::net::TcpListener;
@@ -24,7 +24,7 @@ pub struct FakeKeeper {
     pub child: Program,
     /// The keeper's end of the parent channel.
     pub channel: Channel,
-    /// What the child has said when it was ready.
+    /// The first READY of the child.
     pub ready: Ready,
     /// The keeper's copy of the listening socket.
     pub listener: Option<OwnedFd>,
@@ -109,8 +109,8 @@ pub struct FakeChild {
     pub notify: String,
 }
 
-/// A command for [`FakeChild`]: the shell waits until the test has its end of the channel, and closes
-/// its own copy, which is the descriptor behind one socket.
+/// A command for [`FakeChild`]: the shell waits until the test has its end of the channel, and
+/// closes its own copy, which is the descriptor behind one socket.
 pub const WAITS_FOR_THE_TEST: &str = "kill -STOP $$; exec 4<&-; exec sleep 60";
 
 impl FakeChild {

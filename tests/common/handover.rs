@@ -95,6 +95,13 @@ impl Handover {
         Self::start_by(Path::new(SERVER), over, executable, configure)
     }
 
+    /// Starts a keeper of the real binary that waits for so long until a child is ready.
+    pub fn patient(over: Over, patience: &str) -> Self {
+        Self::start(over, SERVER.into(), |command, listen| {
+            command.env("SMOL_GRACEFUL_KEEP_PATIENCE", patience).args(["--listen", listen]);
+        })
+    }
+
     /// Does what [`Handover::start`] does, with another copy of the real binary as the keeper.
     pub fn start_by(
         keeper: &Path,
@@ -166,8 +173,8 @@ impl Handover {
         client
     }
 
-    /// Returns when the server has accepted every client that has connected. Clients are accepted in
-    /// turn.
+    /// Returns when the server has accepted every client that has connected. Clients are accepted
+    /// in turn.
     pub fn accepted(&self) {
         self.connect().send("GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").rest();
     }
@@ -284,9 +291,9 @@ impl Handover {
         panic!("never {count} connections in one batch: {}", self.servers.program);
     }
 
-    /// Waits until a suspended successor has a batch to receive, and returns how many connections are
-    /// in the batch: all that leave within a moment, which are fewer on a busy machine. There is no
-    /// further batch before the successor goes on (rule H3).
+    /// Waits until a suspended successor has a batch to receive, and returns how many connections
+    /// are in the batch: all that leave within a moment, which are fewer on a busy machine. There
+    /// is no further batch before the successor goes on (rule H3).
     pub fn wait_for_batch(&self) -> usize {
         let mut batch = None;
         wait_until("a batch is in the passage", || {
@@ -351,7 +358,8 @@ impl Handover {
         ours.map(|columns| columns[inode].parse().unwrap()).collect()
     }
 
-    /// Waits for a line that `process` has logged and that holds `text`. The line may be an old one.
+    /// Waits for a line that `process` has logged and that holds `text`. The line may be an old
+    /// one.
     pub fn line_of(&mut self, process: ProcessId, text: &str) -> String {
         let pid = process.to_string();
         self.servers.program.line_where(&format!("{text:?} of process {pid}"), |line| {
@@ -422,7 +430,8 @@ impl Handover {
         self.ended()
     }
 
-    /// Does what [`Handover::stop`] does, when another child has taken the place of one that has died.
+    /// Does what [`Handover::stop`] does, when another child has taken the place of one that has
+    /// died.
     pub fn stop_after_death(mut self, dead: ProcessId) -> String {
         self.servers.wait_for_another(dead);
         self.stop()
@@ -495,6 +504,12 @@ fn unread_batch(channel: &OwnedFd) -> Option<usize> {
         [b'P', ..] => unread_batch(&end?),
         _ => None,
     }
+}
+
+/// Asserts that the connection serves a request, and goes on.
+pub fn assert_live(client: &mut Client) {
+    let response = client.get("/livez").response();
+    assert_eq!((&*response.text(), response.says_close()), ("live\n", false));
 }
 
 /// Suspends a process.

@@ -1,5 +1,5 @@
-//! The messages of a keeper, its children and a passage, for tests that speak with a real process in
-//! place of another one.
+//! The messages of a keeper, its children and a passage, for tests that speak with a real process
+//! in place of another one.
 //!
 //! The messages are written here once more, because two versions of a program have to agree on
 //! them. So a test can also say what no process of this version would say. Linux only.
@@ -59,7 +59,8 @@ pub struct Ready {
 pub struct Served {
     pub number: u32,
     pub adopts: bool,
-    /// Whether the child has bound the socket, and where its file is, if the child has brought it.
+    /// If the child has brought the socket: `true` if it has bound the socket, and where the file
+    /// is.
     pub brought: Option<(bool, String)>,
 }
 
@@ -336,7 +337,8 @@ pub fn inode(socket: &OwnedFd) -> u64 {
     File::from(socket.try_clone().unwrap()).metadata().unwrap().ino()
 }
 
-/// Returns the word that names a child's end of the parent channel, which has descriptor `fd` there.
+/// Returns the word that names a child's end of the parent channel, which has descriptor `fd`
+/// there.
 pub fn keeper_word(end: &OwnedFd, fd: i32) -> String {
     format!("1:{fd}:{}", inode(end))
 }

@@ -38,7 +38,8 @@ pub use self::log::Log;
 pub use self::program::{
     Generations, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, chromium, copy_file,
     end_of, handle_ignored_signals, hear, install, installed, keep, number_behind, output,
-    output_within, pass_repeat_window, run_ok, service_manager, sockets_of, terminate,
+    output_within, pass_repeat_window, run_ok, server_command, service_manager, sockets_of,
+    terminate,
 };
 pub use self::server::{
     Pipes, Running, address_of, free_port, is_refused, patient, quick, settle, tcp, wait_for_close,

@@ -289,6 +289,13 @@ pub fn number_behind(line: &str, words: &str) -> i32 {
     line[begin..].chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
 }
 
+/// Returns a command for the real binary on a port of the kernel's choice, which it binds itself.
+pub fn server_command(args: &[&str]) -> Command {
+    let mut command = Command::new(SERVER);
+    command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).args(args).stdin(Stdio::null());
+    command
+}
+
 /// Returns a command for a keeper with these flags, whose children are started as `child` says.
 pub fn keep(flags: &[&str], child: &Command) -> Command {
     let mut command = Command::new(SERVER);

@@ -1,5 +1,5 @@
-//! The files in `deploy/`, as a machine has them that runs nothing else: with the binary under test,
-//! a free port, and one directory for pid files and logs.
+//! The files in `deploy/`, as a machine has them that runs nothing else: with the binary under
+//! test, a free port, and one directory for pid files and logs.
 //!
 //! Only addresses and paths are replaced. Nothing here starts a process.
 

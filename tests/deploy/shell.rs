@@ -20,7 +20,7 @@ pub struct Shell {
     script: PathBuf,
 }
 
-/// What a call of the script has come to.
+/// The result of a call of the script.
 pub struct Ran {
     pub code: i32,
     /// Its output, standard error included.

@@ -123,7 +123,7 @@ fn event(text: &str) -> Event {
     }
 }
 
-/// What happens, what the keeper does, and what it is.
+/// A name, the events with their times, and the lines of what the keeper does.
 type Row = (&'static str, &'static [(u64, &'static str)], &'static str);
 
 /// The first child serves from 60 on in most rows.
@@ -710,8 +710,8 @@ fn what_is_remembered_goes_on() {
     assert!(!is_settled(&stage));
 }
 
-/// Whatever happens, in whichever order: no panic, at most one child is on its way, one that serves
-/// stays until another one does, and a keeper without children ends or starts one.
+/// Events in any order cause no panic. At most one child is on its way, a child that serves stays
+/// until another one serves, and a keeper without children ends or starts one.
 #[test]
 fn any_order_of_events_leaves_a_service() {
     let mut random = crate::seeded::seeded();

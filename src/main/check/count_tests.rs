@@ -1,7 +1,7 @@
 //! Counting, and how the counts are told.
 //!
-//! No test here has a server or a client. The files whose functions are tested have no tests of their
-//! own, because the tests in `tests/` include those files.
+//! No test here has a server or a client. The files whose functions are tested have no tests of
+//! their own, because the tests in `tests/` include those files.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! Where the server is that is checked, as an operator writes it: a URL or an address.
 //!
-//! A [`Goal`] is pure until [`Goal::targets`] looks a name up. It knows no TLS: who writes `https:`
-//! reads that the check needs the port without it.
+//! A [`Goal`] is pure until [`Goal::targets`] looks a name up. It knows no TLS: for `https:` an
+//! error says that the check needs the port without it.
 
 use std::fmt;
 use std::io;

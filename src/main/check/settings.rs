@@ -107,8 +107,8 @@ pub(crate) struct Settings {
 
     /// A path that one more client asks with GET, whose answers take long
     ///
-    /// So a long request is under way in each restart. Whether it is lost is counted, but not how
-    /// long it takes
+    /// So a long request is under way in each restart. It is counted if it is lost, but its time is
+    /// not
     #[arg(long, value_name = "PATH", value_parser = is_target)]
     pub(super) slow: Option<String>,
 
