@@ -17,7 +17,7 @@ use std::time::Duration;
 use common::fakes::FakeChild;
 use common::handover::{self, Handover, Over, assert_live, over_both, suspend};
 use common::{
-    Client, Directory, End, Generations, SERVER, STOP_SIGNALS, is_refused, keep, output,
+    Client, Directory, End, Generations, SERVER, STOP_SIGNALS, free_port, is_refused, keep, output,
     pass_repeat_window, server_command, text, wait_until,
 };
 use rustix::process::Signal;
@@ -432,6 +432,27 @@ fn wrong_use_is_told_before_anything_starts() {
 }
 
 // The parts of the tests above.
+
+/// A shell in front of a program dies of the TERM that was meant for the program, which would go on
+/// beside its successor.
+#[test]
+fn a_program_behind_a_shell_ends_with_the_shell() {
+    let port = free_port().port().to_string();
+    let mut shell = Command::new("sh");
+    // The server does not know that it has a keeper.
+    let script = "env -u SMOL_GRACEFUL_KEEPER \"$0\" --listen fd:3; exit $?";
+    shell.args(["-c", script, SERVER]).stdin(Stdio::null());
+    let mut servers = Generations::of(keep(&["--listen", &format!("127.0.0.1:{port}")], &shell));
+    let predecessor = servers.restart();
+    servers.program.wait_for("stopping because of SIGTERM");
+    servers.program.wait_for("drained in ");
+    let line = servers.line_of_end(predecessor);
+    assert!(line.contains("signal: 15 (SIGTERM)"), "{line}");
+    servers.signal(Signal::TERM);
+    servers.program.wait_for("drained in ");
+    // The shell's end.
+    assert_eq!(servers.program.exit_code(), 143);
+}
 
 /// The server on these addresses, which it binds itself.
 fn server_at(listen: &str) -> Command {
