@@ -324,6 +324,19 @@ fn events_go_on_in_chromium() {
     servers.end();
 }
 
+// restart
+
+/// A program with `serve` takes its signals from the library, so USR2 does no harm.
+#[test]
+fn restart_says_how_to_get_a_keeper() {
+    let mut server = Program::example("restart", &["127.0.0.1:0"]);
+    server.signal(Signal::USR2);
+    server.wait_for("no restart because of SIGUSR2: only a keeper restarts a process");
+    let told = format!("process {}\n", server.pid());
+    assert_eq!(server.connect().get("/").response().text(), told);
+    server.stop();
+}
+
 // proxy_protocol
 
 /// The handler sees the client that the proxy names, on every request of the connection.

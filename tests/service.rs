@@ -189,8 +189,16 @@ fn two_keepers_do_not_share_a_pid_file() {
     let flags = ["--pid-file", file.to_str().unwrap()];
     let mut first = Generations::of(keep(&flags, &child));
     wait_until("the keeper is named", || names(&file, first.keeper()));
-    for path in [&file, &link] {
-        let told = output(&mut keep(&["--pid-file", path.to_str().unwrap()], &child));
+    let flags_of = |path: &Path| ["--pid-file", path.to_str().unwrap()].map(str::to_owned);
+    let keeper = |path: &Path| keep(&flags_of(path).each_ref().map(|flag| &**flag), &child);
+    // A server without a keeper may not take the file either.
+    let server = |path: &Path| {
+        let mut server = Command::new(SERVER);
+        server.args(["--listen", "127.0.0.1:0"]).args(flags_of(path));
+        server
+    };
+    for mut command in [keeper(&file), keeper(&link), server(&file), server(&link)] {
+        let told = output(&mut command);
         let log = text(&told.stderr);
         assert_eq!(told.status.code(), Some(1), "{log}");
         assert_eq!(log.lines().count(), 1, "{log}");
