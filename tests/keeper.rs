@@ -279,6 +279,7 @@ fn a_late_successor_leaves_the_socket_to_its_predecessor() {
         let mut server = Handover::patient(over, "1s");
         // The keeper hears READY only when the patience is over, too.
         let successor = server.ready_successor("unset NOTIFY_SOCKET; set -- \"$@\" --syn-filter");
+        // No event says that the patience is over, because the keeper is suspended.
         thread::sleep(Duration::from_millis(1200));
         // To the child, nobody has trusted it yet.
         successor.signal(Signal::TERM);

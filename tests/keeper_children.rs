@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
-use common::handover::{self, Handover, Over, descriptors_of, over_both};
+use common::handover::{self, Handover, Over, assert_live, descriptors_of, over_both};
 use common::{
     Client, Directory, Generations, ProcessId, SERVER, ask_unix, keep, number_behind, wait_until,
 };
@@ -261,6 +261,21 @@ fn other_signals_go_to_the_child_that_serves() {
         assert_eq!(group, servers.serving.0);
         servers.restart();
     }
+}
+
+/// K5: TTIN and TTOU, by which other programs count their workers, suspend no server.
+#[test]
+fn no_signal_that_is_passed_on_suspends_a_server() {
+    let mut server = Handover::server(Over::Tcp, &[]);
+    let mut client = server.idle();
+    for signal in [Signal::TTIN, Signal::TTOU] {
+        server.servers.signal(signal);
+        assert_live(&mut client);
+    }
+    // A server that is suspended would not hand over.
+    server.hand_over(1);
+    assert_live(&mut client);
+    server.end();
 }
 
 /// The keeper has no child that it does not know of: as process 1, it reaps orphans.

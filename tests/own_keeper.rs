@@ -215,8 +215,8 @@ fn no_signal_is_lost_in_the_moment_of_the_exec() {
         assert_eq!(client.get("/").response().status, 200);
         servers.signal(Signal::USR2);
         match round % 3 {
-            // Any moment.
-            0 => thread::sleep(Duration::from_millis(fastrand::u64(0..200))),
+            // Another moment each time.
+            0 => thread::sleep(Duration::from_millis(15 * round)),
             // Right behind the moment in which the keeper decides to exec.
             1 => servers.wait_for_successor(),
             _ => {

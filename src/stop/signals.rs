@@ -74,18 +74,17 @@ pub fn signals() -> io::Result<impl Stream<Item = Signal> + Send + Unpin + use<>
     let signals = stream(&STOP_SIGNALS, &[Signal::Usr2])?;
     Ok(signals.filter_map(|received| {
         if received.signal == Signal::Usr2 {
-            log::warn!("no restart because of SIGUSR2: {HOW_TO_RESTART}");
+            log::warn!(
+                "no restart because of SIGUSR2: only a keeper restarts a process, so send it to the \
+                 keeper; to get one, start the process as: smol-graceful keep -- COMMAND, or call \
+                 Process::keep"
+            );
             return None;
         }
         YIELDED_LAST.set(Some(received));
         Some(received.signal)
     }))
 }
-
-/// The way to a restart.
-pub(crate) const HOW_TO_RESTART: &str = "only a keeper restarts a process, so send it to the keeper; \
-                                         to get one, start the process as: smol-graceful keep -- \
-                                         COMMAND, or call Process::keep";
 
 thread_local! {
     /// The signal that [`signals`] has yielded last on this thread: the public stream has no place
