@@ -18,11 +18,13 @@ use std::str::FromStr;
 use std::thread;
 use std::time::Duration;
 
-use smol_graceful::{Outcome, Process, Request, ServeError, Server, Shutdown};
+use smol_graceful::{
+    Error, Outcome, Process, Request, Result, ServeError, Server, Shutdown, StatusCode,
+};
 
-async fn block(request: Request) -> http_types::Result<String> {
+async fn block(request: Request) -> Result<String> {
     if let Some(text) = request.url().path().strip_prefix("/block/") {
-        let wrong = |error| http_types::Error::new(http_types::StatusCode::BadRequest, error);
+        let wrong = |error| Error::new(StatusCode::BadRequest, error);
         let milliseconds = text.parse::<u64>().map_err(wrong)?;
         thread::sleep(Duration::from_millis(milliseconds));
     }

@@ -16,9 +16,9 @@ use std::os::unix::process::CommandExt;
 use std::process;
 
 use smol::process::Command;
-use smol_graceful::{Outcome, Request, ServeError, Server, StatusCode, http_types, run};
+use smol_graceful::{Error, Outcome, Request, Result, ServeError, Server, StatusCode, run};
 
-async fn handle(request: Request) -> http_types::Result<String> {
+async fn handle(request: Request) -> Result<String> {
     let path = request.url().path();
     if let Some(seconds) = path.strip_prefix("/sleep/") {
         // A terminal's Ctrl-C goes to all processes in the server's group, so the program gets one
@@ -32,7 +32,7 @@ async fn handle(request: Request) -> http_types::Result<String> {
         let child = process::Command::new("sleep").arg(seconds).process_group(0).spawn()?;
         return Ok(format!("process {}\n", child.id()));
     }
-    Err(http_types::Error::from_str(StatusCode::NotFound, "neither /sleep/N nor /leave/N"))
+    Err(Error::from_str(StatusCode::NotFound, "neither /sleep/N nor /leave/N"))
 }
 
 fn main() -> Result<Outcome, ServeError> {

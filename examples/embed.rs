@@ -20,8 +20,8 @@ use futures_lite::{FutureExt, future};
 use smol::channel::{Receiver, Sender, bounded};
 use smol::{Executor, Timer};
 use smol_graceful::{
-    Guard, Listen, Method, Outcome, Request, Response, ServeError, Server, Shutdown, StatusCode,
-    Token, probe, signals,
+    Guard, Listen, Method, Outcome, Request, Response, Result, ServeError, Server, Shutdown,
+    StatusCode, Token, probe, signals,
 };
 
 /// How many threads run the executor, and how many jobs they do at the same time.
@@ -47,7 +47,7 @@ async fn work(jobs: Receiver<Job>) {
 }
 
 /// The public server: `POST /jobs`.
-async fn enqueue(mut request: Request, queue: Sender<Job>) -> http_types::Result<Response> {
+async fn enqueue(mut request: Request, queue: Sender<Job>) -> Result<Response> {
     if (request.method(), request.url().path()) != (Method::Post, "/jobs") {
         return Ok(say(StatusCode::NotFound, "POST /jobs\n"));
     }
@@ -62,7 +62,7 @@ async fn enqueue(mut request: Request, queue: Sender<Job>) -> http_types::Result
 }
 
 /// The admin server: `GET /livez`, `GET /readyz`, `POST /stop`.
-async fn administer(request: Request, shutdown: Shutdown) -> http_types::Result<Response> {
+async fn administer(request: Request, shutdown: Shutdown) -> Result<Response> {
     if let Some(response) = probe(&request) {
         return Ok(response);
     }

@@ -15,10 +15,11 @@ use std::process;
 use std::time::Duration;
 
 use futures_lite::{Stream, StreamExt, stream};
-use http_types::headers::{CACHE_CONTROL, CONTENT_TYPE};
 use smol::Timer;
+use smol_graceful::headers::{CACHE_CONTROL, CONTENT_TYPE};
 use smol_graceful::{
-    Body, Outcome, Request, Response, ServeError, Server, StatusCode, Token, run, stream_body,
+    Body, Outcome, Request, Response, Result, ServeError, Server, StatusCode, Token, run,
+    stream_body,
 };
 
 /// The time between events.
@@ -37,7 +38,7 @@ source.onerror = () => {
 };
 </script>"#;
 
-async fn handle(request: Request) -> http_types::Result<Response> {
+async fn handle(request: Request) -> Result<Response> {
     Ok(match request.url().path() {
         "/" => respond(PAGE.into(), "text/html; charset=utf-8"),
         "/events" => {

@@ -16,9 +16,9 @@ use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
 use env_logger::{Builder, Env, Target};
-use smol_graceful::{LogWriter, Request, Server, Shutdown, run};
+use smol_graceful::{LogWriter, Request, Result, Server, Shutdown, run};
 
-async fn echo(mut request: Request) -> http_types::Result<String> {
+async fn echo(mut request: Request) -> Result<String> {
     let text = request.body_string().await?;
     log::info!("{} bytes", text.len());
     Ok(text)

@@ -67,7 +67,7 @@ fn main() -> Result<Outcome, ServeError> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8082".into());
     let server = Server::new(|request| async move { Ok(format!("{}\n", Peer::of(&request))) });
-    let listen = || Ok::<_, io::Error>(Listener::bind(&address.parse()?)?.wrap(learn_peer));
+    let listen = || Ok::<_, io::Error>(Listener::bind(&*address)?.wrap(learn_peer));
     // `run` calls `listen` after it has set up the signals.
     run(server, iter::once_with(listen))
 }

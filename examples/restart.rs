@@ -18,7 +18,7 @@ use smol_graceful::{Listener, Outcome, ServeError, Server, Shutdown, ready, sign
 fn main() -> Result<Outcome, ServeError> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8082".to_owned());
-    let listener = Listener::bind(&address.parse()?)?;
+    let listener = Listener::bind(&*address)?;
 
     let shutdown = Shutdown::new();
     let server = Server::new(|_request| async { Ok(format!("process {}\n", std::process::id())) })

@@ -13,12 +13,12 @@
 
 use smol::channel::{Receiver, Sender, unbounded};
 use smol_graceful::{
-    Method, Outcome, Request, Response, ServeError, Server, StatusCode, Token, run,
+    Method, Outcome, Request, Response, Result, ServeError, Server, StatusCode, Token, run,
 };
 
 type Mailbox = (Sender<String>, Receiver<String>);
 
-async fn handle(mut request: Request, (put, take): Mailbox) -> http_types::Result<Response> {
+async fn handle(mut request: Request, (put, take): Mailbox) -> Result<Response> {
     match request.method() {
         Method::Post => {
             put.send(request.body_string().await?).await?;
@@ -51,7 +51,7 @@ mod tests {
     use futures_lite::future::zip;
     use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt, stream};
     use smol::Timer;
-    use smol_graceful::{Connection, Ending, Listener, Shutdown};
+    use smol_graceful::{Connection, DrainEnding, Listener, Shutdown};
 
     use super::*;
 
@@ -90,8 +90,8 @@ mod tests {
     fn one_client_waits_for_another() {
         let (waiting, first) = Connection::pair();
         let (telling, second) = Connection::pair();
-        let server = server(unbounded());
-        let shutdown = server.handle();
+        let shutdown = Shutdown::new();
+        let server = server(unbounded()).shutdown(&shutdown);
         let clients = async {
             let mut post = ask(Method::Post);
             post.set_body("hello");
@@ -101,7 +101,7 @@ mod tests {
             assert_eq!(got.unwrap().body_string().await.unwrap(), "hello");
             shutdown.stop();
         };
-        let listener = Listener::of(stream::iter([Ok(first), Ok(second)]));
+        let listener = Listener::from_stream(stream::iter([Ok(first), Ok(second)]));
         let (outcome, ()) = within_reason(zip(server.serve([listener]), clients));
         assert!(outcome.unwrap().is_drained());
     }
@@ -111,12 +111,13 @@ mod tests {
     #[test]
     fn who_waits_at_the_stop_gets_an_answer() {
         let (mut client, connection) = Connection::pair();
-        let server = server(unbounded());
-        server.handle().stop();
+        let shutdown = Shutdown::new();
+        shutdown.stop();
+        let server = server(unbounded()).shutdown(&shutdown);
         within_reason(async {
             client.write_all(GET).await.unwrap();
             let outcome = server.serve([only(connection)]).await.unwrap();
-            assert_eq!((outcome.ending, outcome.finished), (Ending::Drained, 1));
+            assert_eq!((outcome.ending, outcome.finished), (DrainEnding::Drained, 1));
             let answer = all_of(client).await;
             assert!(answer.starts_with("HTTP/1.1 204 No Content\r\n"), "{answer}");
             assert!(answer.contains("connection: close\r\n"), "{answer}");
@@ -128,8 +129,8 @@ mod tests {
     fn a_message_under_way_at_the_stop_arrives() {
         let (mut client, connection) = Connection::pair();
         let (put, take) = unbounded();
-        let server = server((put, take.clone()));
-        let shutdown = server.handle();
+        let shutdown = Shutdown::new();
+        let server = server((put, take.clone())).shutdown(&shutdown);
         let client = async {
             client.write_all(HALF_A_POST).await.unwrap();
             shutdown.stop();
@@ -152,7 +153,7 @@ mod tests {
         within_reason(async {
             client.write_all(HALF_A_POST).await.unwrap();
             let outcome = server.serve([only(connection)]).await.unwrap();
-            assert_eq!(outcome.ending, Ending::TimedOut);
+            assert_eq!(outcome.ending, DrainEnding::TimedOut);
             let [cut] = &*outcome.cut else { panic!("not one: {outcome}") };
             assert!(cut.to_string().contains("POST /"), "{cut}");
         });
@@ -164,7 +165,7 @@ mod tests {
 
     /// A listener that one connection comes from.
     fn only(connection: Connection) -> Listener {
-        Listener::of(stream::once(Ok(connection)))
+        Listener::from_stream(stream::once(Ok(connection)))
     }
 
     /// What comes until the server closes the connection.

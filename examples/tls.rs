@@ -20,10 +20,10 @@ use futures_rustls::pki_types::pem::{self, PemObject};
 use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use futures_rustls::rustls::ServerConfig;
 use smol_graceful::{
-    Listener, Method, Outcome, Request, Response, ServeError, Server, StatusCode, run,
+    Listener, Method, Outcome, Request, Response, Result, ServeError, Server, StatusCode, run,
 };
 
-async fn handle(mut request: Request) -> http_types::Result<Response> {
+async fn handle(mut request: Request) -> Result<Response> {
     Ok(match request.method() {
         Method::Get => "okay\n".into(),
         Method::Post => request.take_body().into(),
@@ -49,7 +49,7 @@ fn acceptor(chain: &str, key: &str) -> io::Result<TlsAcceptor> {
 
 /// Listens; each connection begins with a handshake, in its own task.
 fn listen(address: &str, acceptor: TlsAcceptor) -> io::Result<Listener> {
-    let listener = Listener::bind(&address.parse()?)?;
+    let listener = Listener::bind(address)?;
     Ok(listener.wrap(move |connection| acceptor.accept(connection)))
 }
 

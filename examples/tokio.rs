@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use futures_lite::{FutureExt, Stream, stream};
 use smol_graceful::{
-    Method, Outcome, Request, Response, ServeError, Server, Signal, StatusCode, Token,
+    Error, Method, Outcome, Request, Response, Result, ServeError, Server, Shutdown, Signal,
+    StatusCode, Token,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-async fn handle(request: Request) -> http_types::Result<Response> {
+async fn handle(request: Request) -> Result<Response> {
     let path = request.url().path();
     if let Some(text) = path.strip_prefix("/work/") {
         // Connections are served by one thread; a task of tokio's may run on any.
@@ -42,8 +43,8 @@ fn is_post(request: &Request) -> bool {
     request.method() == Method::Post
 }
 
-fn milliseconds(text: &str) -> http_types::Result<Duration> {
-    let wrong = |error| http_types::Error::new(StatusCode::BadRequest, error);
+fn milliseconds(text: &str) -> Result<Duration> {
+    let wrong = |error| Error::new(StatusCode::BadRequest, error);
     text.parse().map(Duration::from_millis).map_err(wrong)
 }
 
@@ -68,8 +69,8 @@ fn signals() -> io::Result<impl Stream<Item = Signal> + Unpin> {
 fn main() -> Result<Outcome, ServeError> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8082".to_owned());
-    let server = Server::new(handle);
-    let shutdown = server.handle();
+    let shutdown = Shutdown::new();
+    let server = Server::new(handle).shutdown(&shutdown);
     let runtime = tokio::runtime::Runtime::new()?;
     let outcome = runtime.block_on(async {
         // The signals come first: they are handled before anyone can connect.

@@ -21,11 +21,12 @@ use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use async_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use async_tungstenite::tungstenite::{Error, Message};
 use futures_lite::{AsyncWriteExt, FutureExt, StreamExt, io};
-use http_types::Method;
-use http_types::headers::UPGRADE;
-use http_types::upgrade::Connection;
 use smol::Timer;
-use smol_graceful::{Outcome, Request, Response, ServeError, Server, StatusCode, Token, run};
+use smol_graceful::headers::UPGRADE;
+use smol_graceful::http_types::upgrade::Connection;
+use smol_graceful::{
+    Method, Outcome, Request, Response, Result, ServeError, Server, StatusCode, Token, run,
+};
 
 /// How long the end of a conversation may take, with the rest of the output and the client's
 /// answer.
@@ -39,7 +40,7 @@ const VERSION: &str = "Sec-WebSocket-Version";
 type Socket = WebSocketStream<Connection>;
 
 /// Answers a handshake (RFC 6455 section 4.2), and starts the conversation behind it.
-async fn handle(request: Request) -> http_types::Result<Response> {
+async fn handle(request: Request) -> Result<Response> {
     // Any page may use an echo. A server with users also checks `Origin` (section 10.2).
     if request.method() != Method::Get {
         let text = "a WebSocket begins with GET\n";

@@ -61,7 +61,7 @@ fn main() -> io::Result<Outcome> {
     let token = shutdown.token();
     let drained = async {
         token.stopping().await;
-        shutdown.drain().await
+        shutdown.stop_and_drain().await
     };
     let outcome = smol::block_on(drained.or(shutdown.obey(signals)));
     log::info!("{outcome}");

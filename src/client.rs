@@ -12,7 +12,7 @@ use http_types::url::Position;
 
 use crate::stop::orders::Order;
 use crate::stop::seat::Seat;
-use crate::stream::socket::Left;
+use crate::stream::socket::ClientLeft;
 
 /// Returns the target of `request`, byte for byte as the client sent it (RFC 9112 section 3.2).
 ///
@@ -53,15 +53,15 @@ pub fn target(request: &Request) -> &str {
 ///
 /// TCP tells only some of this:
 ///
-/// - If a client crashes or is killed, its system closes its side, which is [`Left::HalfClosed`]. A
+/// - If a client crashes or is killed, its system closes its side, which is [`ClientLeft::HalfClosed`]. A
 ///   client that only has nothing more to send looks the same.
 /// - If the server sends something to a client that has crashed, for example some of the response,
-///   the client's system answers with a reset, which is [`Left::Gone`].
+///   the client's system answers with a reset, which is [`ClientLeft::Gone`].
 /// - If the client's machine or network is gone, nothing arrives any more. Keep-alive probes find
 ///   this out after two minutes.
-/// - If the client of a Unix socket closes it, the client is [`Left::Gone`] at once.
+/// - If the client of a Unix socket closes it, the client is [`ClientLeft::Gone`] at once.
 /// - On a stream without a socket, the server learns nothing until the connection ends. On systems
-///   other than Linux, it does not learn of [`Left::HalfClosed`].
+///   other than Linux, it does not learn of [`ClientLeft::HalfClosed`].
 ///
 /// Behind a proxy, all this is about the proxy.
 ///
@@ -139,8 +139,8 @@ impl Client {
     ///     Ok(())
     /// }
     /// ```
-    pub async fn left(&self) -> Left {
-        self.until(Left::HalfClosed).await
+    pub async fn left(&self) -> ClientLeft {
+        self.until(ClientLeft::HalfClosed).await
     }
 
     /// Waits until nobody reads the response any more. A client that has closed only its own side
@@ -165,10 +165,10 @@ impl Client {
     /// }
     /// ```
     pub async fn gone(&self) {
-        self.until(Left::Gone).await;
+        self.until(ClientLeft::Gone).await;
     }
 
-    async fn until(&self, least: Left) -> Left {
+    async fn until(&self, least: ClientLeft) -> ClientLeft {
         match &self.seat {
             Some(seat) => seat.left(least).await,
             None => future::pending().await,

@@ -10,10 +10,11 @@ use std::io;
 
 /// Says why a server could not be started (an address that cannot be listened on, a signal that
 /// cannot be handled, a thread that cannot be started) or why it has stopped by itself: a source of
-/// connections, [`Listener::of`](crate::Listener::of), has panicked.
+/// connections, [`Listener::from_stream`](crate::Listener::from_stream), has panicked.
 ///
 /// It is an [`io::Error`] that tells the way out and, returned from `main`, prints as one line. The
-/// two are converted into each other by `?`.
+/// two are converted into each other by `?`. Its [`source`](Error::source) is the error of the
+/// operating system, which the line has in words.
 ///
 /// # Examples
 ///
@@ -22,7 +23,7 @@ use std::io;
 /// use std::io;
 ///
 /// # fn main() -> io::Result<()> {
-/// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
+/// let listener = Listener::bind("127.0.0.1:0")?;
 /// let server = Server::new(|_request| async { Ok("okay") });
 /// let serve = server.serve([listener.address().clone()]);
 /// let error = futures_lite::future::block_on(serve).unwrap_err();
@@ -77,7 +78,15 @@ impl fmt::Debug for ServeError {
     }
 }
 
-impl Error for ServeError {}
+impl Error for ServeError {
+    /// Returns the error of the operating system, if one is below this error.
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self.0.get_ref() {
+            Some(held) => held.source(),
+            None => Some(&self.0),
+        }
+    }
+}
 
 impl From<io::Error> for ServeError {
     fn from(error: io::Error) -> Self {
@@ -98,7 +107,38 @@ pub(crate) fn invalid(message: impl Into<String>) -> io::Error {
 
 /// Says in front of an error which step has failed.
 pub(crate) fn during(step: impl fmt::Display) -> impl FnOnce(io::Error) -> io::Error {
-    move |error| io::Error::new(error.kind(), format!("{step}: {}", reason(&error)))
+    move |error| {
+        let message = format!("{step}: {}", reason(&error));
+        because_of(message, error)
+    }
+}
+
+/// Puts `message`, which says everything that an operator needs, in front of the error below it.
+pub(crate) fn because_of(message: String, source: io::Error) -> io::Error {
+    io::Error::new(source.kind(), Explained { message, source })
+}
+
+/// An error in words for an operator, and the error that they explain.
+#[derive(Debug)]
+struct Explained {
+    message: String,
+    source: io::Error,
+}
+
+impl fmt::Display for Explained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for Explained {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        // An explained error adds nothing to the explanation around it.
+        match self.source.get_ref() {
+            Some(held) if held.is::<Self>() => held.source(),
+            _ => Some(&self.source),
+        }
+    }
 }
 
 /// Returns what the operating system says, without Rust's `(os error 2)` behind it.
@@ -106,5 +146,22 @@ pub(crate) fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(code) => error.to_string().replace(&format!(" (os error {code})"), ""),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::listen::listener::Listener;
+
+    /// A program that asks why gets the error of the operating system, once.
+    #[test]
+    fn the_error_of_the_operating_system_is_below() {
+        // The documentation's own network, which no machine has.
+        let error = ServeError::from(Listener::bind("192.0.2.1:0").unwrap_err());
+        let source = error.source().expect("an error below");
+        let source = source.downcast_ref::<io::Error>().expect("an io::Error");
+        assert_eq!(source.raw_os_error(), Some(99), "{source}");
+        assert!(source.source().is_none());
     }
 }

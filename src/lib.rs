@@ -65,9 +65,9 @@
 //! | a keeper | [`Keeper`], [`ReadyWhen`], [`KeeperExit`], [`Kept`] |
 //! | a server | [`Server`], [`Limits`], [`ServeError`] |
 //! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
-//! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`Peer`], [`Client`], [`Left`], [`target`], [`Token`] |
+//! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`Peer`], [`Client`], [`ClientLeft`], [`target`], [`Token`] |
 //! | stopping | [`Shutdown`], [`Phase`], [`Token`], [`Guard`], [`Stopped`] |
-//! | how it ended | [`Outcome`], [`Ending`], [`Cut`], [`What`], [`Stage`] |
+//! | how it ended | [`Outcome`], [`DrainEnding`], [`OpenWork`], [`WorkKind`], [`Stage`] |
 //!
 //! # Words
 //!
@@ -113,7 +113,9 @@ pub use async_signal::Signal;
 pub use chunks::stream_body;
 pub use client::{Client, target};
 pub use error::ServeError;
-pub use http_types::{self, Body, Method, Request, Response, StatusCode};
+pub use http_types::{
+    self, Body, Error, Method, Mime, Request, Response, StatusCode, Url, Version, headers, mime,
+};
 #[cfg(feature = "keeper")]
 pub use keeper::{Keeper, KeeperExit, Kept, ReadyWhen};
 pub use limits::Limits;
@@ -125,13 +127,13 @@ pub use probe::probe;
 pub use process::{Process, run};
 pub use ready::ready;
 pub use server::Server;
-pub use stop::outcome::{Cut, Ending, Outcome, What};
+pub use stop::outcome::{DrainEnding, OpenWork, Outcome, WorkKind};
 pub use stop::phase::Phase;
 pub use stop::shutdown::{Guard, Shutdown, Stopped, Token};
 pub use stop::signals::{STOP_SIGNALS, signals};
 pub use stop::stage::Stage;
 pub use stream::connection::Connection;
-pub use stream::socket::Left;
+pub use stream::socket::ClientLeft;
 pub use stream::transport::Peer;
 pub use wire::fault::BodyError;
 
@@ -163,6 +165,26 @@ mod stream;
 mod threads;
 mod under_keeper;
 mod wire;
+
+/// The result of a handler: a response, or an [`Error`] with the status for the client.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::{Request, Result, Server, StatusCode};
+///
+/// async fn length(mut request: Request) -> Result<String> {
+///     let text = request.body_string().await?;
+///     if text.is_empty() {
+///         return Err(smol_graceful::Error::from_str(StatusCode::BadRequest, "nothing to count"));
+///     }
+///     Ok(format!("{} characters\n", text.chars().count()))
+/// }
+///
+/// let server = Server::new(length);
+/// # drop(server);
+/// ```
+pub type Result<T = Response, E = Error> = std::result::Result<T, E>;
 
 /// The README's examples are tests.
 #[cfg(doctest)]

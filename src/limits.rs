@@ -9,8 +9,7 @@ use std::time::Duration;
 /// The bounds of a server's connections: times, bytes and counts. The times of a stop belong to
 /// [`Shutdown`](crate::Shutdown).
 ///
-/// All fields are public and have defaults; change some and take the rest with
-/// `..Limits::default()`.
+/// Each setter changes one bound, and the others keep their defaults.
 ///
 /// For each duration, zero means *at once*, and [`Duration::MAX`] means *no limit*. Zero never
 /// means that there is no limit. The server looks at the clock for `head_timeout`, `idle_timeout`
@@ -20,53 +19,172 @@ use std::time::Duration;
 /// # Examples
 ///
 /// ```
-/// use smol_graceful::Limits;
+/// use smol_graceful::{Limits, Server};
 /// use std::time::Duration;
 ///
-/// let limits = Limits {
-///     head_timeout: Duration::from_secs(10),
-///     ..Limits::default()
-/// };
-/// assert_eq!(limits.idle_timeout, Duration::from_secs(75));
+/// let limits = Limits::default().head_timeout(Duration::from_secs(10)).body_bytes(64 * 1024);
+/// let server = Server::new(|_request| async { Ok("okay") }).limits(limits);
+/// # drop(server);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// From the first byte of a request's head to its end; then 408. Default: 30 s. Zero refuses a
-    /// head that does not come in one piece. [`Duration::MAX`] waits for as long as it takes; only
-    /// TLS's handshake still has 10 s.
-    pub head_timeout: Duration,
-    /// How long a connection may be silent before and between requests; then it is closed without
-    /// a word. Default: 75 s. Zero closes a connection that has no request at once, also a new one
-    /// whose client has not sent a byte yet. With [`Duration::MAX`] the client may be silent for as
-    /// long as it likes. The time goes on when a successor takes the connection over.
-    pub idle_timeout: Duration,
-    /// How long reading a body or writing a response may make no progress at all. Default: 30 s.
+    pub(crate) head_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) stall_timeout: Duration,
+    pub(crate) body_rate: u64,
+    pub(crate) head_bytes: usize,
+    pub(crate) headers: usize,
+    pub(crate) body_bytes: Option<u64>,
+    pub(crate) discard_bytes: u64,
+    pub(crate) connections: usize,
+}
+
+impl Limits {
+    /// Sets how long a request's head may take, from its first byte to its end; then the client
+    /// gets 408. Default: 30 s.
+    ///
+    /// Zero refuses a head that does not come in one piece. [`Duration::MAX`] waits for as long as
+    /// it takes; only TLS's handshake still has 10 s.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Limits;
+    /// use std::time::Duration;
+    ///
+    /// let limits = Limits::default().head_timeout(Duration::from_secs(10));
+    /// assert_ne!(limits, Limits::default());
+    /// ```
+    #[must_use]
+    pub fn head_timeout(mut self, head_timeout: Duration) -> Self {
+        self.head_timeout = head_timeout;
+        self
+    }
+
+    /// Sets how long a connection may be silent before and between requests. Then the server closes
+    /// it without a word. Default: 75 s.
+    ///
+    /// Zero closes a connection that has no request at once, also a new one whose client has not
+    /// sent a byte yet. With [`Duration::MAX`] the client may be silent for as long as it likes.
+    /// The time goes on when a successor takes the connection over.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Limits;
+    /// use std::time::Duration;
+    ///
+    /// let limits = Limits::default().idle_timeout(Duration::from_secs(10));
+    /// assert_ne!(limits, Limits::default());
+    /// ```
+    #[must_use]
+    pub fn idle_timeout(mut self, idle_timeout: Duration) -> Self {
+        self.idle_timeout = idle_timeout;
+        self
+    }
+
+    /// Sets how long reading a body or writing a response may make no progress at all. Default: 30 s.
+    ///
     /// Zero gives up a client at its first pause. With [`Duration::MAX`], a body still has to come
-    /// at `body_rate`.
-    pub stall_timeout: Duration,
-    /// The least rate of a request's body, in bytes per second. Zero allows any rate. Default: 240.
+    /// at [`Limits::body_rate`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Limits;
+    /// use std::time::Duration;
+    ///
+    /// let limits = Limits::default().stall_timeout(Duration::from_secs(5));
+    /// assert_ne!(limits, Limits::default());
+    /// ```
+    #[must_use]
+    pub fn stall_timeout(mut self, stall_timeout: Duration) -> Self {
+        self.stall_timeout = stall_timeout;
+        self
+    }
+
+    /// Sets the least rate of a request's body, in bytes per second. Zero allows any rate. Default:
+    /// 240.
     ///
     /// A client begins with a credit of five seconds. The credit shrinks while the server waits for
-    /// the body, and grows with the bytes that arrive, up to `stall_timeout` or five seconds,
-    /// whichever is longer. When the credit is used up, reading the body fails within two seconds,
-    /// and the client gets 408 unless the handler judges otherwise (rule W16). A slow handler
-    /// costs its client nothing, because only the server's waiting counts. The framing of chunks
-    /// and of TLS records counts as a part of the body.
-    pub body_rate: u64,
-    /// How long the request line and the header fields may be together, in bytes and with the blank
-    /// line behind them. A longer head gets 414 or 431. Default: 16 KiB. The server takes memory
-    /// only for bytes that have arrived.
-    pub head_bytes: usize,
-    /// How many header fields a request may have. A head with more gets 431. Default: 100.
-    pub headers: usize,
-    /// How long a request's body may be, in bytes; beyond it 413. Default: `None`, no bound.
+    /// the body, and grows with the bytes that arrive, up to [`Limits::stall_timeout`] or five
+    /// seconds, whichever is longer. When the credit is used up, reading the body fails within two
+    /// seconds, and the client gets 408 unless the handler judges otherwise (rule W16). A slow
+    /// handler costs its client nothing, because only the server's waiting counts. The framing of
+    /// chunks and of TLS records counts as a part of the body.
     ///
-    /// If a body declares more, no handler is called. In a body in chunks, the read that meets the
-    /// bound fails with a [`BodyError`](crate::BodyError), and the client gets 413 unless the
-    /// handler judges otherwise (rule W16).
-    pub body_bytes: Option<u64>,
-    /// Up to which length, in bytes, the server discards a body that the handler did not read, to
-    /// keep the connection (rule W9). Default: 256 KiB.
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Limits;
+    ///
+    /// let limits = Limits::default().body_rate(10_000);
+    /// assert_ne!(limits, Limits::default());
+    /// ```
+    #[must_use]
+    pub fn body_rate(mut self, body_rate: u64) -> Self {
+        self.body_rate = body_rate;
+        self
+    }
+
+    /// Sets how long the request line and the header fields may be together, in bytes and with the
+    /// blank line behind them. A longer head gets 414 or 431. Default: 16 KiB.
+    ///
+    /// The server takes memory only for bytes that have arrived.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Limits;
+    ///
+    /// let limits = Limits::default().head_bytes(64 * 1024);
+    /// assert_ne!(limits, Limits::default());
+    /// ```
+    #[must_use]
+    pub fn head_bytes(mut self, head_bytes: usize) -> Self {
+        self.head_bytes = head_bytes;
+        self
+    }
+
+    /// Sets how many header fields a request may have. A head with more gets 431. Default: 100.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Limits;
+    ///
+    /// let limits = Limits::default().headers(50);
+    /// assert_ne!(limits, Limits::default());
+    /// ```
+    #[must_use]
+    pub fn headers(mut self, headers: usize) -> Self {
+        self.headers = headers;
+        self
+    }
+
+    /// Sets how long a request's body may be, in bytes. A longer one gets 413. Default: `None`, no
+    /// bound.
+    ///
+    /// If a body declares more, the server calls no handler. In a body in chunks, the read that
+    /// meets the bound fails with a [`BodyError`](crate::BodyError), and the client gets 413 unless
+    /// the handler judges otherwise (rule W16).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Limits;
+    ///
+    /// let limits = Limits::default().body_bytes(1024 * 1024);
+    /// assert_ne!(limits, Limits::default());
+    /// ```
+    #[must_use]
+    pub fn body_bytes(mut self, bytes: impl Into<Option<u64>>) -> Self {
+        self.body_bytes = bytes.into();
+        self
+    }
+
+    /// Sets up to which length, in bytes, the server discards a body that the handler did not read,
+    /// to keep the connection (rule W9). Default: 256 KiB.
     ///
     /// The response announces that the connection ends if more than this is left of a body of known
     /// length, or if more than this of a body in chunks has already come. Otherwise the server
@@ -75,26 +193,53 @@ pub struct Limits {
     /// After a response that ends the connection, the server reads for up to two seconds what the
     /// client still sends, and then resets the connection. Some clients report the reset instead of
     /// the response. If such a client has to see the response, the handler has to read the body.
-    pub discard_bytes: u64,
-    /// How many connections the server serves at the same time. Default: 10,000. The process's
-    /// limit of open files may make it less. A connection that comes from a predecessor counts like
-    /// any other. If no place is free, it stays with the predecessor, and ends there as at any stop.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Limits;
+    ///
+    /// let limits = Limits::default().discard_bytes(0);
+    /// assert_ne!(limits, Limits::default());
+    /// ```
+    #[must_use]
+    pub fn discard_bytes(mut self, discard_bytes: u64) -> Self {
+        self.discard_bytes = discard_bytes;
+        self
+    }
+
+    /// Sets how many connections the server serves at the same time. Default: 10,000, or fewer if
+    /// the process may not open so many files.
+    ///
+    /// A connection that comes from a predecessor counts like any other. If no place is free, it
+    /// stays with the predecessor, and ends there as at any stop.
     ///
     /// If all places are taken and a further client waits in the kernel's queue, the server closes
     /// the connection that has been idle longest, if it has been idle for
     /// [`Shutdown::linger`](crate::Shutdown::linger). In a flood of clients it closes more at a
     /// time, up to 32, and never more than one idle connection in eight. A connection that has not
     /// sent a byte counts as idle. If no connection is idle, the client waits.
-    pub connections: usize,
-}
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Limits;
+    ///
+    /// let limits = Limits::default().connections(1_000);
+    /// assert_ne!(limits, Limits::default());
+    /// ```
+    #[must_use]
+    pub fn connections(mut self, connections: usize) -> Self {
+        self.connections = connections;
+        self
+    }
 
-impl Limits {
     /// How long the client's remaining bytes are discarded after the last response (rule S9).
     pub(crate) const CLOSING: Duration = Duration::from_secs(1);
     /// How long a listener's wrapper may take, at most (TLS's handshake).
     pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
-    /// How many bytes that were read ahead go along with a connection to the successor, and how many
-    /// in one batch. The predecessor reads a longer head itself.
+    /// How many bytes that were read ahead go along with a connection to the successor, and how
+    /// many in one batch. The predecessor reads a longer head itself.
     pub(crate) const MOST_AHEAD: usize = 64 * 1024;
     /// The credit with which a body begins, as the time for which it lasts at
     /// [`Limits::body_rate`].

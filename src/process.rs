@@ -134,7 +134,9 @@ impl Process {
     ///
     /// # fn main() -> Result<(), ServeError> {
     /// let server = Server::new(|_request| async { Ok("okay") });
-    /// # server.handle().stop();
+    /// # let stopped = smol_graceful::Shutdown::new();
+    /// # stopped.stop();
+    /// # let server = server.shutdown(&stopped);
     /// let outcome = Process::default().threads(2).run(server, ["127.0.0.1:0"])?;
     /// assert!(outcome.is_drained());
     /// # Ok(())
@@ -154,12 +156,12 @@ impl Process {
     /// With none of them only the program stops the server:
     ///
     /// ```
-    /// use smol_graceful::{Process, ServeError, Server};
+    /// use smol_graceful::{Process, ServeError, Server, Shutdown};
     /// use std::thread;
     ///
     /// # fn main() -> Result<(), ServeError> {
-    /// let server = Server::new(|_request| async { Ok("okay") });
-    /// let shutdown = server.handle();
+    /// let shutdown = Shutdown::new();
+    /// let server = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
     /// thread::spawn(move || shutdown.stop());
     /// let outcome = Process::default().signals([]).run(server, ["127.0.0.1:0"])?;
     /// assert_eq!(outcome.signal, None);
@@ -187,7 +189,9 @@ impl Process {
     ///
     /// # fn main() -> Result<(), ServeError> {
     /// let server = Server::new(|_request| async { Ok("okay") });
-    /// # server.handle().stop();
+    /// # let stopped = smol_graceful::Shutdown::new();
+    /// # stopped.stop();
+    /// # let server = server.shutdown(&stopped);
     /// let process = Process::default().repeat_window(Duration::from_secs(2));
     /// assert!(process.run(server, ["127.0.0.1:0"])?.is_drained());
     /// # Ok(())
@@ -212,7 +216,9 @@ impl Process {
     ///
     /// # fn main() -> Result<(), ServeError> {
     /// let server = Server::new(|_request| async { Ok("okay") });
-    /// # server.handle().stop();
+    /// # let stopped = smol_graceful::Shutdown::new();
+    /// # stopped.stop();
+    /// # let server = server.shutdown(&stopped);
     /// let stop = STOP_SIGNALS.into_iter().filter(|signal| *signal != Signal::Hup);
     /// let process = Process::default().signals(stop).restart_on(Signal::Hup);
     /// assert!(process.run(server, ["127.0.0.1:0"])?.is_drained());
@@ -238,7 +244,9 @@ impl Process {
     ///
     /// # fn main() -> Result<(), ServeError> {
     /// let server = Server::new(|_request| async { Ok("okay") });
-    /// # server.handle().stop();
+    /// # let stopped = smol_graceful::Shutdown::new();
+    /// # stopped.stop();
+    /// # let server = server.shutdown(&stopped);
     /// let process = Process::default().patience(Duration::from_secs(120));
     /// assert!(process.run(server, ["127.0.0.1:0"])?.is_drained());
     /// # Ok(())
@@ -276,7 +284,9 @@ impl Process {
     ///
     /// # fn main() -> Result<(), ServeError> {
     /// let server = Server::new(|_request| async { Ok("okay") });
-    /// # server.handle().stop();
+    /// # let stopped = smol_graceful::Shutdown::new();
+    /// # stopped.stop();
+    /// # let server = server.shutdown(&stopped);
     /// let path = std::env::temp_dir().join("smol-graceful-example.pid");
     /// let outcome = Process::default().pid_file(&path).run(server, ["127.0.0.1:0"])?;
     /// assert!(outcome.is_drained() && !path.exists());
@@ -311,17 +321,17 @@ impl Process {
     /// Returns what the operating system says if an address cannot be listened on, a signal cannot
     /// be handled, a thread cannot be started, or the pid file cannot be written. Returns
     /// [`InvalidInput`](std::io::ErrorKind::InvalidInput) if there is nothing to listen on. After
-    /// the drain, if a source of connections ([`Listener::of`](crate::Listener::of)) has panicked.
+    /// the drain, if a source of connections ([`Listener::from_stream`](crate::Listener::from_stream)) has panicked.
     ///
     /// # Examples
     ///
     /// ```
-    /// use smol_graceful::{Process, ServeError, Server};
+    /// use smol_graceful::{Process, ServeError, Server, Shutdown};
     /// use std::thread;
     ///
     /// # fn main() -> Result<(), ServeError> {
-    /// let server = Server::new(|_request| async { Ok("okay") });
-    /// let shutdown = server.handle();
+    /// let shutdown = Shutdown::new();
+    /// let server = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
     /// thread::spawn(move || shutdown.stop()); // or a signal
     /// let outcome = Process::default().run(server, ["127.0.0.1:0"])?;
     /// assert!(outcome.to_string().starts_with("drained in "));
@@ -355,7 +365,7 @@ impl Process {
                 .spawn(move || smol::block_on(executor.run(closed.recv())))
                 .map_err(threads::named(&format!("cannot start worker {number} of {threads}")))?;
         }
-        let shutdown = server.handle();
+        let shutdown = server.shutdown.clone();
         let running = Arc::new(server.executor(executor.clone()).start(listeners)?);
         under_keeper::join(&running);
         let notify = Notify::from_env();

@@ -50,9 +50,11 @@ use crate::under_keeper;
 /// use smol_graceful::{Listener, Server, ready};
 ///
 /// # fn main() -> std::io::Result<()> {
-/// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
+/// let listener = Listener::bind("127.0.0.1:0")?;
 /// let server = Server::new(|_request| async { Ok("okay") });
-/// # server.handle().stop();
+/// # let stopped = smol_graceful::Shutdown::new();
+/// # stopped.stop();
+/// # let server = server.shutdown(&stopped);
 /// let serve = server.serve([listener.clone()]);
 /// ready(&[listener])?;
 /// println!("{}", smol::block_on(serve)?);

@@ -39,9 +39,9 @@ impl Server {
     /// [`InvalidInput`](std::io::ErrorKind::InvalidInput) if there is none. The future returns both
     /// before the server serves any connection.
     ///
-    /// If a source of connections ([`Listener::of`](crate::Listener::of)) panics. The server then
-    /// stops by itself, and the error comes after the drain. The [`Outcome`] is then only in the
-    /// log.
+    /// If a source of connections ([`Listener::from_stream`](crate::Listener::from_stream)) panics.
+    /// The server then stops by itself, and the error comes after the drain. The [`Outcome`] is then
+    /// only in the log.
     ///
     /// # Cancel safety
     ///
@@ -54,8 +54,10 @@ impl Server {
     ///
     /// # fn main() -> std::io::Result<()> {
     /// let server = Server::new(|_request| async { Ok("okay") });
-    /// # server.handle().stop();
-    /// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
+    /// # let stopped = smol_graceful::Shutdown::new();
+    /// # stopped.stop();
+    /// # let server = server.shutdown(&stopped);
+    /// let listener = Listener::bind("127.0.0.1:0")?;
     /// println!("listening on {}", listener.address());
     /// let outcome = smol::block_on(server.serve([listener]))?;
     /// println!("{outcome}");

@@ -51,11 +51,11 @@ use crate::wire::Movable;
 /// # Examples
 ///
 /// ```
-/// use smol_graceful::Server;
+/// use smol_graceful::{Server, Shutdown};
 ///
 /// # fn main() -> std::io::Result<()> {
-/// let server = Server::new(|_request| async { Ok("okay") });
-/// let shutdown = server.handle();
+/// let shutdown = Shutdown::new();
+/// let server = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
 /// shutdown.stop(); // any time, from anywhere
 ///
 /// let outcome = smol::block_on(server.serve(["127.0.0.1:0"]))?;
@@ -66,7 +66,7 @@ use crate::wire::Movable;
 pub struct Server {
     handler: Box<Handler>,
     limits: Limits,
-    shutdown: Shutdown,
+    pub(crate) shutdown: Shutdown,
     pub(crate) executor: Option<Arc<Executor<'static>>>,
 }
 
@@ -89,7 +89,7 @@ impl Server {
     ///
     /// let (client, connection) = Connection::pair();
     /// smol::block_on(async {
-    ///     let serve = smol::spawn(server.serve([Listener::of(stream::once(Ok(connection)))]));
+    ///     let serve = smol::spawn(server.serve([Listener::from_stream(stream::once(Ok(connection)))]));
     ///     let request = Request::new(Method::Get, "http://localhost/lost");
     ///     let response = async_h1::connect(client, request).await?;
     ///     assert_eq!(response.status(), StatusCode::NotFound);
@@ -120,7 +120,7 @@ impl Server {
     /// use smol_graceful::{Limits, Server};
     /// use std::time::Duration;
     ///
-    /// let limits = Limits { idle_timeout: Duration::from_secs(10), ..Limits::default() };
+    /// let limits = Limits::default().idle_timeout(Duration::from_secs(10));
     /// let server = Server::new(|_request| async { Ok("okay") }).limits(limits);
     /// # drop(server);
     /// ```
@@ -152,7 +152,8 @@ impl Server {
     }
 
     /// Sets the handle that stops this server. The handle's latch may be shared with other servers,
-    /// or with work of the program's own. By default, a server has a latch of its own.
+    /// or with work of the program's own. Without a handle only signals under [`run`](crate::run),
+    /// a keeper, and the end of its future stop a server.
     ///
     /// Servers that share a latch drain together, with the same three times. They have drained when
     /// nobody holds the latch any more. Each outcome counts what all of them have finished. If a
@@ -181,29 +182,6 @@ impl Server {
     pub fn shutdown(mut self, shutdown: &Shutdown) -> Self {
         self.shutdown = shutdown.clone();
         self
-    }
-
-    /// Returns a clone of the handle that stops this server. [`Server::shutdown`] puts another in
-    /// its place, so call that first.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use smol_graceful::Server;
-    /// use std::thread;
-    ///
-    /// # fn main() -> std::io::Result<()> {
-    /// let server = Server::new(|_request| async { Ok("okay") });
-    /// let shutdown = server.handle();
-    /// thread::spawn(move || shutdown.stop());
-    ///
-    /// let outcome = smol::block_on(server.serve(["127.0.0.1:0"]))?;
-    /// assert!(outcome.is_drained());
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn handle(&self) -> Shutdown {
-        self.shutdown.clone()
     }
 
     /// Listens.

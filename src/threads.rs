@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use async_io::Timer;
 use futures_lite::future;
 
-use crate::error::reason;
+use crate::error::{because_of, reason};
 
 /// Makes sure that async-io's thread runs, and starts it if nobody has used async-io yet.
 ///
@@ -49,7 +49,7 @@ pub(crate) fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
              processes), or run fewer threads",
             reason(&error)
         );
-        io::Error::new(error.kind(), message)
+        because_of(message, error)
     }
 }
 
@@ -59,7 +59,7 @@ fn try_descriptors() -> io::Result<()> {
     let pairs = [UnixStream::pair(), UnixStream::pair()];
     pairs.into_iter().collect::<io::Result<Vec<_>>>().map(drop).map_err(|error| {
         let message = format!("cannot start: {}; raise `ulimit -n`", reason(&error));
-        io::Error::new(error.kind(), message)
+        because_of(message, error)
     })
 }
 

@@ -36,8 +36,9 @@ impl Held {
         let executor = Arc::new(Executor::new());
         let listeners: Vec<_> = addresses.iter().map(|at| Listener::bind(at).unwrap()).collect();
         let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
-        let server = Server::new(|_| async { Ok("okay") }).executor(executor.clone());
-        let shutdown = server.handle();
+        let shutdown = Shutdown::new();
+        let server =
+            Server::new(|_| async { Ok("okay") }).executor(executor.clone()).shutdown(&shutdown);
         let [(taking, take), (serving, serve), (end, ended)] = [(); 3].map(|()| bounded::<()>(1));
         let (send, outcome) = mpsc::channel();
         let (begin, begun) = mpsc::channel();
@@ -195,7 +196,7 @@ fn one_bad_address_refuses_the_start() {
 #[test]
 fn a_connection_beyond_the_limit_waits_for_its_turn() {
     let (open, gate) = bounded::<()>(1);
-    let limits = Limits { connections: 2, ..Limits::default() };
+    let limits = Limits::default().connections(2);
     let server = Running::with(limits, move |_| {
         let gate = gate.clone();
         async move {
@@ -248,9 +249,9 @@ fn a_listener_where_nobody_comes_takes_no_part_of_the_limit() {
     for (connections, addresses) in [(1, 2), (2, 3)] {
         let listeners: Vec<_> = (0..addresses).map(|_| tcp()).collect();
         let addresses: Vec<_> = listeners.iter().map(address_of).collect();
-        let limits = Limits { connections, ..Limits::default() };
-        let server = Server::new(|_| async { Ok("okay") }).limits(limits);
-        let shutdown = server.handle();
+        let limits = Limits::default().connections(connections);
+        let shutdown = Shutdown::new();
+        let server = Server::new(|_| async { Ok("okay") }).limits(limits).shutdown(&shutdown);
         let serving = thread::spawn(move || block_on(server.serve(listeners)).unwrap());
         for addr in [&addresses[..], &addresses[..]].concat() {
             let mut clients: Vec<_> = (0..connections).map(|_| Client::connect(addr)).collect();
@@ -266,7 +267,7 @@ fn a_listener_where_nobody_comes_takes_no_part_of_the_limit() {
 /// Rule S4 knows no limit: whoever waits at the stop is served, though all places are taken.
 #[test]
 fn a_connection_beyond_the_limit_is_served_at_the_stop() {
-    let limits = Limits { connections: 2, ..Limits::default() };
+    let limits = Limits::default().connections(2);
     let (open, gate) = bounded::<()>(2);
     let (entered, entries) = mpsc::channel();
     let server = Running::with(limits, move |request: Request| {

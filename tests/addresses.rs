@@ -206,7 +206,7 @@ fn both_wildcards_work_together_in_either_order() {
 /// A program that binds in the order that does not work is told which one does.
 #[test]
 fn a_program_is_told_which_wildcard_to_bind_first() {
-    let first = Listener::bind(&"[::]:0".parse().unwrap()).unwrap();
+    let first = Listener::bind("[::]:0").unwrap();
     let Address::Tcp(addr) = *first.address() else { unreachable!() };
     let port = addr.port();
     let ipv4: Address = format!("0.0.0.0:{port}").parse().unwrap();
@@ -218,10 +218,10 @@ fn a_program_is_told_which_wildcard_to_bind_first() {
     );
     assert_eq!(error.to_string(), line);
 
-    let ipv4 = Listener::bind(&"0.0.0.0:0".parse().unwrap()).unwrap();
+    let ipv4 = Listener::bind("0.0.0.0:0").unwrap();
     let Address::Tcp(addr) = *ipv4.address() else { unreachable!() };
     let port = addr.port();
-    let _ipv6 = Listener::bind(&format!("[::]:{port}").parse().unwrap()).unwrap();
+    let _ipv6 = Listener::bind(format!("[::]:{port}")).unwrap();
     assert!(TcpStream::connect(("::1", port)).is_ok());
 }
 
@@ -302,8 +302,8 @@ const CHILD: &str = "SMOL_GRACEFUL_TEST_CHILD";
 
 fn serve_and_change_directory() {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
-    let address = "unix:app.sock".parse().unwrap();
-    let listener = Listener::bind(&address).unwrap();
+    let address = "unix:app.sock";
+    let listener = Listener::bind(address).unwrap();
     let directory = env::current_dir().unwrap();
     env::set_current_dir("/").unwrap();
     // A second bind is refused, whatever the path is called now.

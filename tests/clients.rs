@@ -516,7 +516,7 @@ for (let i = 0; i < 3; i++) {
 fn slow_clients_harm_nobody() {
     const CROWD: usize = 200;
     let head_timeout = Duration::from_secs(2);
-    let server = Running::with(Limits { head_timeout, ..Limits::default() }, async |_| Ok("okay"));
+    let server = Running::with(Limits::default().head_timeout(head_timeout), async |_| Ok("okay"));
     let in_flight = || server.shutdown.in_flight();
     let mut others: Vec<_> = (0..4).map(|_| server.connect()).collect();
     for client in &mut others {

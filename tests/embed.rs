@@ -26,9 +26,9 @@ use common::{
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
 use smol::{Executor, channel};
 use smol_graceful::{
-    Address, AddressError, Connection, Cut, Ending, Guard, Limits, Listen, ListenOptions, Listener,
-    Method, Outcome, Peer, Phase, Process, Request, ServeError, Server, Shutdown, Stage,
-    StatusCode, Token, What, stream_body,
+    Address, AddressError, Connection, DrainEnding, Guard, Limits, Listen, ListenOptions, Listener,
+    Method, OpenWork, Outcome, Peer, Phase, Process, Request, ServeError, Server, Shutdown, Stage,
+    StatusCode, Token, WorkKind, stream_body,
 };
 
 // ── Several servers, one latch ──────────────────────────────────────────────────────────────
@@ -80,8 +80,9 @@ fn the_first_grace_that_ends_ends_both() {
     assert_eq!(busy.end(), End::Eof);
     for server in [public, admin] {
         let outcome = server.outcome();
-        assert_eq!(outcome.ending, Ending::TimedOut, "{outcome}");
-        let [Cut { what: What::Request { path, .. }, .. }] = &outcome.cut[..] else {
+        assert_eq!(outcome.ending, DrainEnding::TimedOut, "{outcome}");
+        let [OpenWork { kind: WorkKind::Connection { target: path, .. }, .. }] = &outcome.cut[..]
+        else {
             panic!("{outcome}");
         };
         assert_eq!(path, "/wait"); // rule S13
@@ -171,10 +172,10 @@ fn a_handler_that_blocks_the_executor_does_not_hold_up_the_deadline() {
     client.get("/");
     enters.recv_timeout(PATIENCE).unwrap();
     let outcome = server.stop();
-    assert_eq!(outcome.ending, Ending::TimedOut);
+    assert_eq!(outcome.ending, DrainEnding::TimedOut);
     assert!(matches!(
         &outcome.cut[..],
-        [Cut { what: What::Request { stage: Stage::Handler, .. }, .. }]
+        [OpenWork { kind: WorkKind::Connection { stage: Stage::Handler, .. }, .. }]
     ));
     drop((release, end));
     assert!(worker.join().unwrap().is_err());
@@ -211,8 +212,10 @@ fn work_that_does_not_end_is_named() {
     let guard = server.shutdown.token().guard();
     let line = line!() - 1;
     let outcome = server.stop();
-    assert_eq!(outcome.ending, Ending::TimedOut);
-    let [Cut { what: What::Guard(place), .. }] = &outcome.cut[..] else { panic!("{outcome}") };
+    assert_eq!(outcome.ending, DrainEnding::TimedOut);
+    let [OpenWork { kind: WorkKind::Guard(place), .. }] = &outcome.cut[..] else {
+        panic!("{outcome}")
+    };
     assert_eq!((place.file(), place.line()), (file!(), line));
     drop(guard);
 }
@@ -409,7 +412,7 @@ fn a_stream_that_gives_way_loses_no_request() {
     let shutdown = patient().linger(Duration::ZERO);
     let server = Server::new(handler).shutdown(&shutdown).executor(executor.clone());
     let (send, connections) = channel::unbounded();
-    let serve = server.serve([Listener::of(connections)]);
+    let serve = server.serve([Listener::from_stream(connections)]);
     let mut serve = Box::pin(serve);
     let connect = || {
         let (client, connection) = Connection::pair();
@@ -459,7 +462,9 @@ fn an_abort_cuts_pipes_and_names_them() {
     assert_eq!(busy.end(), End::Eof);
     assert_eq!(idle.end(), End::Eof);
     let outcome = server.outcome();
-    let [Cut { what: What::Request { peer, stage, method, path }, .. }] = &outcome.cut[..] else {
+    let [OpenWork { kind: WorkKind::Connection { peer, stage, method, target: path }, .. }] =
+        &outcome.cut[..]
+    else {
         panic!("{outcome}");
     };
     assert_eq!((*peer, *stage), (Peer::Unknown, Stage::Handler));
@@ -512,7 +517,7 @@ fn a_half_closed_pipe_gets_its_answers() {
 /// both cases there is an answer.
 #[test]
 fn a_handler_that_never_reads_answers_all_the_same() {
-    let limits = Limits { discard_bytes: 100, ..Limits::default() };
+    let limits = Limits::default().discard_bytes(100);
     let server = Server::new(|_| async { Ok("read nothing") }).limits(limits);
     let (source, server) = Pipes::open(server);
     let mut pipe = source.connect();
@@ -551,9 +556,10 @@ fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_one() {
         }
     });
     let server = server.executor(executor.clone());
-    let shutdown = server.handle();
+    let shutdown = Shutdown::new();
+    let server = server.shutdown(&shutdown);
     let (client, connection) = Connection::pair();
-    let serve = executor.spawn(server.serve([Listener::of(stream::once(Ok(connection)))]));
+    let serve = executor.spawn(server.serve([Listener::from_stream(stream::once(Ok(connection)))]));
     let (mut reader, mut writer) = futures_lite::io::split(client);
 
     let body = Arc::new(pattern(LONG));
@@ -627,7 +633,7 @@ fn many_pipes_at_once_are_served() {
 /// No more at once than the limit; the others wait in the channel.
 #[test]
 fn the_limit_of_connections_holds_for_pipes() {
-    let limits = Limits { connections: 2, ..Limits::default() };
+    let limits = Limits::default().connections(2);
     let (stage, handler) = stage();
     let (source, server) = Pipes::open(Server::new(handler).limits(limits).shutdown(&patient()));
     let mut pipes: Vec<_> = (0..3).map(|_| source.connect()).collect();
@@ -649,7 +655,7 @@ fn the_limit_of_connections_holds_for_pipes() {
 /// Rule S4: what had been queued is served, then the source is closed.
 #[test]
 fn what_waits_in_the_channel_is_served_at_the_stop() {
-    let limits = Limits { connections: 1, ..Limits::default() };
+    let limits = Limits::default().connections(1);
     let (stage, handler) = stage();
     let (source, server) = Pipes::open(Server::new(handler).limits(limits).shutdown(&quick()));
     let mut first = source.connect();
@@ -690,7 +696,7 @@ fn errors_of_the_stream_end_nothing() {
     }
     // At the stop, too.
     let (stage, handler) = stage();
-    let limits = Limits { connections: 1, ..Limits::default() };
+    let limits = Limits::default().connections(1);
     let (source, full) = Pipes::open(Server::new(handler).limits(limits).shutdown(&quick()));
     let mut first = source.connect();
     first.get("/wait");
@@ -711,7 +717,8 @@ fn errors_of_the_stream_end_nothing() {
 #[test]
 fn errors_without_end_hold_up_nobody() {
     let (source, pipes) = Pipes::listener();
-    let errors = Listener::of(stream::repeat_with(|| Err(ErrorKind::ConnectionReset.into())));
+    let errors =
+        Listener::from_stream(stream::repeat_with(|| Err(ErrorKind::ConnectionReset.into())));
     let server = Running::on(Server::new(handler()).shutdown(&quick()), [errors, pipes]);
     let mut pipe = source.connect();
     for _ in 0..3 {
@@ -737,7 +744,7 @@ fn the_end_of_the_stream_is_not_the_end_of_the_server() {
     assert_eq!(pipe.end(), End::Eof);
 
     // Nor does a server without any: it waits for its stop.
-    let serving = Running::on(Server::new(handler()), [Listener::of(stream::empty())]);
+    let serving = Running::on(Server::new(handler()), [Listener::from_stream(stream::empty())]);
     let outcome = serving.stop();
     assert!(outcome.is_drained());
 }
@@ -766,12 +773,7 @@ fn a_pipe_that_was_dropped_is_let_go_of() {
 #[test]
 fn a_pipe_that_stalls_is_told_so() {
     let short = Duration::from_millis(40);
-    let limits = Limits {
-        head_timeout: short,
-        stall_timeout: short,
-        idle_timeout: short,
-        ..Limits::default()
-    };
+    let limits = Limits::default().head_timeout(short).stall_timeout(short).idle_timeout(short);
     let (source, server) = Pipes::open(Server::new(handler()).limits(limits).shutdown(&patient()));
     for request in [
         "GET /now HTTP/1.1\r\nHost: test\r\n",
@@ -809,7 +811,8 @@ fn an_upgraded_pipe_is_waited_for() {
             server.shutdown.abort();
             assert_eq!(pipe.end(), End::Eof);
             let outcome = server.outcome();
-            let [Cut { what: What::Request { stage, .. }, .. }] = &outcome.cut[..] else {
+            let [OpenWork { kind: WorkKind::Connection { stage, .. }, .. }] = &outcome.cut[..]
+            else {
                 panic!("{outcome}");
             };
             assert_eq!(*stage, Stage::Upgraded);
@@ -938,7 +941,7 @@ fn addresses_of_all_types_are_listened_on() {
         (&Address::Tcp(any)).listen(),
         TcpListener::bind(any).listen(),
         tcp().listen(),
-        ListenOptions::default().reuse_port(true).bind(&Address::Tcp(any)),
+        ListenOptions::default().reuse_port(true).bind(Address::Tcp(any)),
     ];
     let listeners = listeners.map(Result::unwrap);
     let addresses: Vec<_> = listeners.iter().map(address_of).collect();
@@ -963,7 +966,7 @@ fn a_server_listens_on_sockets_and_pipes_at_once() {
     let directory = Directory::new();
     let path = directory.join("mixed");
     let (source, pipes) = Pipes::listener();
-    let (tcp, unix) = (tcp(), Listener::bind(&Address::Unix(path.clone())).unwrap());
+    let (tcp, unix) = (tcp(), Listener::bind(Address::Unix(path.clone())).unwrap());
     let server = Running::on(Server::new(handler()), [tcp, unix, pipes]);
     let mut client = server.connect();
     let local = client.stream.local_addr().unwrap().to_string();
@@ -1015,8 +1018,8 @@ const _: () = {
     shared::<Address>();
     shared::<AddressError>();
     shared::<Connection>();
-    shared::<Cut>();
-    shared::<Ending>();
+    shared::<OpenWork>();
+    shared::<DrainEnding>();
     shared::<Guard>();
     shared::<Limits>();
     shared::<Listener>();
@@ -1031,7 +1034,7 @@ const _: () = {
     shared::<smol_graceful::Signal>();
     shared::<Stage>();
     shared::<Token>();
-    shared::<What>();
+    shared::<WorkKind>();
 };
 
 /// Compiled, not run: the futures can be spawned on any executor.
@@ -1039,7 +1042,7 @@ const _: () = {
 fn futures_move_between_threads(server: Server, shutdown: &Shutdown, token: &Token, guard: Guard) {
     fn send<T: Send>(_: T) {}
     send(server.serve([tcp()]));
-    send(shutdown.drain());
+    send(shutdown.stop_and_drain());
     send(token.stopping());
     send(token.aborting());
     send(token.until_stop(async {}));

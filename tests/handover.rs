@@ -941,7 +941,7 @@ fn the_program_of_these_tests() {
     handover::serve_with(|directory| {
         let Some(certificates) = std::env::var_os(CERTIFICATES) else { return Vec::new() };
         let acceptor = acceptor(Path::new(&certificates));
-        let listener = Listener::bind(&Address::Unix(directory.join("tls"))).unwrap();
+        let listener = Listener::bind(Address::Unix(directory.join("tls"))).unwrap();
         vec![listener.wrap(move |connection| acceptor.accept(connection))]
     });
 }

@@ -18,7 +18,7 @@ use http_types::trailers::{Sender, Trailers};
 use http_types::{Body, Method, StatusCode};
 use smol::Async;
 use smol_graceful::{
-    BodyError, Ending, Limits, Request, Response, Server, Shutdown, What, stream_body,
+    BodyError, DrainEnding, Limits, Request, Response, Server, Shutdown, WorkKind, stream_body,
 };
 
 /// What most tests here serve: the path says what becomes of the body.
@@ -458,7 +458,7 @@ fn a_bodys_fault_is_the_clients_however_the_error_is_mapped() {
         }
         Ok(())
     }
-    let limits = Limits { body_bytes: Some(10), stall_timeout: SHORT, ..Limits::default() };
+    let limits = Limits::default().body_bytes(Some(10)).stall_timeout(SHORT);
     let server = Running::with(limits, |request: Request| async {
         let path = request.url().path().to_owned();
         let (how, mapping) = path[1..].split_once('/').unwrap();
@@ -469,7 +469,7 @@ fn a_bodys_fault_is_the_clients_however_the_error_is_mapped() {
             "err-500" => Err(http_types::Error::from_str(500, "something went wrong")),
             "context" => Err(http_types::Error::new(500, error.into_inner().context("reading"))),
             "status" => {
-                let fault = BodyError::of(error.as_ref());
+                let fault = BodyError::find(error.as_ref());
                 Ok(Response::new(fault.map_or(StatusCode::Conflict, BodyError::status)))
             }
             "its-status" => Ok(Response::new(error.status())),
@@ -645,7 +645,7 @@ fn trailers_are_not_waited_for_in_vain() {
 /// dearer.
 #[test]
 fn heads_are_as_long_as_the_limits_allow() {
-    let limits = Limits { head_bytes: 64 * 1024, headers: 250, ..Limits::default() };
+    let limits = Limits::default().head_bytes(64 * 1024).headers(250);
     let server = Running::with(limits, |request: Request| async move {
         let longest = request.iter().map(|(_, values)| values.to_string().len()).max();
         Ok(format!("{} {longest:?}", request.iter().count()))
@@ -678,7 +678,7 @@ fn heads_are_as_long_as_the_limits_allow() {
 /// Rule W9: a short one is discarded.
 #[test]
 fn an_unread_body_is_discarded() {
-    let limits = Limits { discard_bytes: 30, ..Limits::default() };
+    let limits = Limits::default().discard_bytes(30);
     let server = Running::with(limits, app);
     for (fields, send) in [
         ("Content-Length: 30\r\n", "012345678901234567890123456789"),
@@ -702,7 +702,7 @@ fn an_unread_body_is_discarded() {
 /// known (RFC 9112 section 9.6), and no reset takes it away.
 #[test]
 fn a_long_unread_body_ends_the_connection() {
-    let limits = Limits { discard_bytes: 3_000, ..Limits::default() };
+    let limits = Limits::default().discard_bytes(3_000);
     let server = Running::with(limits, app);
     let long = "x".repeat(1 << 20);
     // Each of them fits, and all together do not.
@@ -813,7 +813,7 @@ fn unacknowledged(client: &Client) -> u64 {
 /// Rule W9: nobody waits for ever for what is to be discarded.
 #[test]
 fn an_unread_body_that_does_not_come_ends_the_connection() {
-    let limits = Limits { stall_timeout: SHORT, ..Limits::default() };
+    let limits = Limits::default().stall_timeout(SHORT);
     let server = Running::with(limits, app);
     for (fields, send) in
         [("Content-Length: 10\r\n", ""), ("Content-Length: 10\r\n", "01234"), (CHUNKED, "5\r\nx")]
@@ -830,7 +830,7 @@ fn an_unread_body_that_does_not_come_ends_the_connection() {
 /// Rule S23: meanwhile the server waits for the handler, and not for a body that nobody reads.
 #[test]
 fn a_body_that_nobody_reads_may_come_behind_a_long_response() {
-    let limits = Limits { stall_timeout: SHORT, head_timeout: SHORT, ..Limits::default() };
+    let limits = Limits::default().stall_timeout(SHORT).head_timeout(SHORT);
     for path in ["/unread", "/given-up", "/kept"] {
         case(path, || {
             let (source, body) = UnixStream::pair().unwrap();
@@ -1755,17 +1755,14 @@ fn half_a_head_is_refused() {
 const SHORT: Duration = Duration::from_millis(200);
 
 /// No limit at all but the one that a test is about.
-const UNLIMITED: Limits = Limits {
-    head_timeout: Duration::MAX,
-    idle_timeout: Duration::MAX,
-    stall_timeout: Duration::MAX,
-    body_rate: 0,
-    head_bytes: 16 * 1024,
-    headers: 100,
-    body_bytes: None,
-    discard_bytes: 256 * 1024,
-    connections: 100,
-};
+fn unlimited() -> Limits {
+    Limits::default()
+        .head_timeout(Duration::MAX)
+        .idle_timeout(Duration::MAX)
+        .stall_timeout(Duration::MAX)
+        .body_rate(0)
+        .connections(100)
+}
 
 /// Returns a handle of a stop that has all the time in the world.
 fn endless() -> Shutdown {
@@ -1776,9 +1773,8 @@ fn endless() -> Shutdown {
 /// is no limit.
 #[test]
 fn zero_means_at_once() {
-    fn with(change: impl FnOnce(&mut Limits)) -> Running {
-        let mut limits = UNLIMITED;
-        change(&mut limits);
+    fn with(change: impl FnOnce(Limits) -> Limits) -> Running {
+        let limits = change(unlimited());
         serve(limits, &endless())
     }
     fn serve(limits: Limits, shutdown: &Shutdown) -> Running {
@@ -1796,7 +1792,7 @@ fn zero_means_at_once() {
         Running::of(server.limits(limits).shutdown(shutdown))
     }
     case("head_timeout", || {
-        let server = with(|limits| limits.head_timeout = Duration::ZERO);
+        let server = with(|limits| limits.head_timeout(Duration::ZERO));
         let response = server.connect().send("GET / HTTP/1.1\r\nHo").response();
         assert_eq!((response.status, response.says_close()), (408, true));
         // What comes in one piece is in time.
@@ -1804,13 +1800,13 @@ fn zero_means_at_once() {
         settle(&server);
     });
     case("idle_timeout", || {
-        let server = with(|limits| limits.idle_timeout = Duration::ZERO);
+        let server = with(|limits| limits.idle_timeout(Duration::ZERO));
         assert_eq!(server.connect().end(), End::Eof);
         server.shutdown.abort();
         assert!(server.outcome().is_drained());
     });
     case("stall_timeout of a body", || {
-        let server = with(|limits| limits.stall_timeout = Duration::ZERO);
+        let server = with(|limits| limits.stall_timeout(Duration::ZERO));
         let mut client = server.connect();
         let response = client.send(post("/read", "Content-Length: 2\r\n", "x")).response();
         assert_eq!((response.status, response.says_close()), (408, true));
@@ -1818,7 +1814,7 @@ fn zero_means_at_once() {
         settle(&server);
     });
     case("stall_timeout of a reader", || {
-        let server = with(|limits| limits.stall_timeout = Duration::ZERO);
+        let server = with(|limits| limits.stall_timeout(Duration::ZERO));
         let mut client = server.connect();
         client.get("/flood");
         assert_eq!(client.stream.peek(&mut [0]).unwrap(), 1);
@@ -1826,21 +1822,21 @@ fn zero_means_at_once() {
         settle(&server);
     });
     case("linger", || {
-        let server = serve(UNLIMITED, &endless().linger(Duration::ZERO));
+        let server = serve(unlimited(), &endless().linger(Duration::ZERO));
         let mut client = server.connect();
         assert_open(&mut client);
         assert!(server.stop().is_drained());
         assert_eq!(client.end(), End::Eof);
     });
     case("grace", || {
-        let server = serve(UNLIMITED, &endless().grace(Duration::ZERO));
+        let server = serve(unlimited(), &endless().grace(Duration::ZERO));
         let mut client = server.connect();
         client.get("/never");
         wait_until("it has come", || server.shutdown.in_flight() == 1);
-        assert_eq!(server.stop().ending, Ending::TimedOut);
+        assert_eq!(server.stop().ending, DrainEnding::TimedOut);
     });
     case("lame_duck", || {
-        let server = serve(UNLIMITED, &endless().lame_duck(Duration::ZERO));
+        let server = serve(unlimited(), &endless().lame_duck(Duration::ZERO));
         assert!(server.stop().is_drained());
     });
 }
@@ -1848,7 +1844,7 @@ fn zero_means_at_once() {
 /// `Duration::MAX` is no limit, and nothing that is added to it or multiplied overflows.
 #[test]
 fn the_longest_duration_means_no_limit() {
-    let limits = Limits { body_rate: u64::MAX, ..UNLIMITED };
+    let limits = unlimited().body_rate(u64::MAX);
     let shutdown = endless().lame_duck(Duration::MAX);
     let server = Running::of(Server::new(app).limits(limits).shutdown(&shutdown));
     let (mut idle, mut slow) = (server.connect(), server.connect());
@@ -1866,7 +1862,7 @@ fn the_longest_duration_means_no_limit() {
     assert!(server.outcome().is_drained());
 
     // The same in the drain: an idle connection may take its time.
-    let server = Running::of(Server::new(app).limits(UNLIMITED).shutdown(&endless()));
+    let server = Running::of(Server::new(app).limits(unlimited()).shutdown(&endless()));
     let mut idle = server.connect();
     assert_open(&mut idle);
     server.shutdown.stop();
@@ -1879,7 +1875,7 @@ fn the_longest_duration_means_no_limit() {
 
 #[test]
 fn a_head_has_to_come_in_time() {
-    let limits = Limits { head_timeout: SHORT, ..Limits::default() };
+    let limits = Limits::default().head_timeout(SHORT);
     let server = Running::with(limits, app);
     let late = |client: &mut Client| {
         let response = client.response();
@@ -1924,7 +1920,7 @@ fn a_head_has_to_come_in_time() {
 #[test]
 fn an_idle_connection_is_closed_without_a_word() {
     // Longer than a busy machine keeps a client from sending its request.
-    let limits = Limits { idle_timeout: Duration::from_secs(1), ..Limits::default() };
+    let limits = Limits::default().idle_timeout(Duration::from_secs(1));
     let server = Running::with(limits, app);
     let mut used = server.connect();
     assert_open(&mut used);
@@ -1936,7 +1932,7 @@ fn an_idle_connection_is_closed_without_a_word() {
 
 #[test]
 fn a_stalled_upload_is_ended() {
-    let limits = Limits { stall_timeout: SHORT, ..Limits::default() };
+    let limits = Limits::default().stall_timeout(SHORT);
     let (report, reports) = mpsc::channel();
     let server = Running::with(limits, move |mut request: Request| {
         let report = report.clone();
@@ -1980,7 +1976,7 @@ fn a_stalled_upload_is_ended() {
 /// A response that goes out buys no time for a body that does not come.
 #[test]
 fn a_stalled_upload_is_ended_while_its_response_streams() {
-    let limits = Limits { stall_timeout: SHORT, body_rate: 0, ..Limits::default() };
+    let limits = Limits::default().stall_timeout(SHORT).body_rate(0);
     let (report, reports) = mpsc::channel();
     let server = Running::with(limits, move |mut request: Request| {
         let report = report.clone();
@@ -2013,12 +2009,10 @@ fn a_stalled_upload_is_ended_while_its_response_streams() {
 /// A handler that takes its time is not a client that stalls.
 #[test]
 fn a_slow_handler_is_waited_for() {
-    let limits = Limits {
-        head_timeout: Duration::from_millis(10),
-        idle_timeout: Duration::from_millis(10),
-        stall_timeout: Duration::from_millis(10),
-        ..Limits::default()
-    };
+    let limits = Limits::default()
+        .head_timeout(Duration::from_millis(10))
+        .idle_timeout(Duration::from_millis(10))
+        .stall_timeout(Duration::from_millis(10));
     let (open, gate) = smol::channel::bounded::<()>(1);
     let server = Running::with(limits, move |_| {
         let gate = gate.clone();
@@ -2052,7 +2046,7 @@ fn a_slow_handler_is_waited_for() {
 #[test]
 fn a_client_that_does_not_read_is_given_up() {
     const LENGTH: usize = 32 << 20;
-    let limits = Limits { stall_timeout: SHORT, ..Limits::default() };
+    let limits = Limits::default().stall_timeout(SHORT);
     let server = Running::with(limits, |request: Request| async move {
         Ok(match request.url().path() {
             "/fixed" => Body::from(vec![b'x'; LENGTH]),
@@ -2078,7 +2072,7 @@ fn a_client_that_does_not_read_is_given_up() {
 /// A client that takes nothing cannot buy time with bytes of a body.
 #[test]
 fn a_client_that_sends_and_does_not_read_is_given_up() {
-    let limits = Limits { stall_timeout: SHORT, ..Limits::default() };
+    let limits = Limits::default().stall_timeout(SHORT);
     let server = Running::with(limits, |mut request: Request| async move {
         let mut body = request.take_body();
         smol::spawn(async move { body.read_to_end(&mut Vec::new()).await }).detach();
@@ -2222,8 +2216,10 @@ fn a_stream_of_nothing_leaves_others_their_turn() {
         assert_eq!(server.connect().get("/1").response().text(), "/1");
     }
     let outcome = server.stop();
-    assert_eq!((outcome.ending, outcome.cut.len()), (Ending::TimedOut, 1), "{outcome}");
-    let What::Request { path, .. } = &outcome.cut[0].what else { panic!("{outcome}") };
+    assert_eq!((outcome.ending, outcome.cut.len()), (DrainEnding::TimedOut, 1), "{outcome}");
+    let WorkKind::Connection { target: path, .. } = &outcome.cut[0].kind else {
+        panic!("{outcome}")
+    };
     assert_eq!(path, "/nothing");
     assert!(nothing.rest().0.is_empty());
 }
@@ -2232,7 +2228,7 @@ fn a_stream_of_nothing_leaves_others_their_turn() {
 #[test]
 fn a_busy_server_does_not_blame_its_clients() {
     let (entered, entries) = mpsc::channel();
-    let limits = Limits { head_timeout: SHORT, stall_timeout: SHORT, ..Limits::default() };
+    let limits = Limits::default().head_timeout(SHORT).stall_timeout(SHORT);
     let server = Running::with(limits, move |request: Request| {
         if request.url().path() == "/block" {
             entered.send(()).unwrap();

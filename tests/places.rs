@@ -27,7 +27,7 @@ use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt
 use http_types::headers::UPGRADE;
 use smol::{Async, Timer, channel};
 use smol_graceful::{
-    Address, Body, Connection, Left, Limits, Listener, Request, Response, Server, Shutdown,
+    Address, Body, ClientLeft, Connection, Limits, Listener, Request, Response, Server, Shutdown,
     StatusCode, Token, stream_body,
 };
 
@@ -307,7 +307,7 @@ fn reading_elsewhere(kind: &str) -> (Running, Client<AnyStream>, Receiver<ErrorK
         }
     });
     let (client, connection) = streams(kind);
-    let listener = Listener::of(stream::once(Ok(connection)));
+    let listener = Listener::from_stream(stream::once(Ok(connection)));
     let listener = match kind {
         "wrapped pair" => listener.wrap(|connection| async { Ok(connection) }),
         _ => listener,
@@ -333,7 +333,7 @@ fn a_client_that_is_gone_gives_its_place_back() {
             let handler = move |request: Request| {
                 leaving(request, enter.clone(), gate.clone(), gone.clone(), tell.clone())
             };
-            let limits = Limits { connections: 1, ..quick_sweeps() };
+            let limits = quick_sweeps().connections(1);
             let server =
                 Running::on(Server::new(handler).limits(limits), [listener(socket, &directory)]);
             let mut occupant = server.connect();
@@ -571,10 +571,10 @@ fn a_task_learns_that_the_client_has_left() {
                 }
                 assert!(left.try_recv().is_err());
                 client.half_close();
-                assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::HalfClosed));
+                assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::HalfClosed));
                 assert!(left.try_recv().is_err());
                 client.reset();
-                assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+                assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
                 assert!(server.stop().is_drained());
             });
         }
@@ -602,8 +602,8 @@ fn a_task_learns_behind_the_response_that_the_connection_has_ended() {
                 }
                 // The server reads the client's close and ends the connection, which is all that
                 // the task learns.
-                assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
-                assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+                assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
+                assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
                 let _ = server.stop();
             });
         }
@@ -622,12 +622,12 @@ fn a_task_learns_behind_the_response_that_the_client_has_closed_its_side() {
     stage.entered("/wait");
     client.half_close();
     // Each of both requests has started a task.
-    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::HalfClosed));
-    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::HalfClosed));
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::HalfClosed));
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::HalfClosed));
     stage.open();
     assert_eq!(client.response().text(), "done");
-    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
-    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
     assert!(server.stop().is_drained());
 }
 
@@ -636,17 +636,16 @@ fn a_task_learns_behind_the_response_that_the_client_has_closed_its_side() {
 #[test]
 fn a_task_learns_that_a_client_that_does_not_read_has_closed_its_side() {
     let (report, left) = mpsc::channel();
-    let limits =
-        Limits { head_timeout: 8 * SWEEP, stall_timeout: 2 * PATIENCE, ..Limits::default() };
+    let limits = Limits::default().head_timeout(8 * SWEEP).stall_timeout(2 * PATIENCE);
     let server = Running::with(limits, move |request: Request| {
         watch(&request, report.clone());
         async { Ok(vec![b'x'; 32 << 20]) }
     });
     let mut client = server.connect();
     client.get("/").half_close();
-    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::HalfClosed));
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::HalfClosed));
     client.reset();
-    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
     assert!(server.stop().is_drained());
 }
 
@@ -656,7 +655,7 @@ fn a_task_learns_that_a_client_that_does_not_read_has_closed_its_side() {
 fn a_pipe_tells_only_its_end() {
     let (send, connections) = channel::unbounded();
     let (server, stage, left) =
-        watching([listener("tcp", &Directory::new()), Listener::of(connections)]);
+        watching([listener("tcp", &Directory::new()), Listener::from_stream(connections)]);
     let (pipe, connection) = Connection::pair();
     send.try_send(Ok(connection)).unwrap();
     let mut pipe = PipeClient::from(pipe);
@@ -668,20 +667,22 @@ fn a_pipe_tells_only_its_end() {
     client.get("/wait");
     stage.entered("/wait");
     client.half_close();
-    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::HalfClosed));
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::HalfClosed));
     client.reset();
-    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
     assert!(left.try_recv().is_err());
     stage.open();
     pipe.take_to(b"done").unwrap();
-    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
-    assert_eq!(left.recv_timeout(PATIENCE), Ok(Left::Gone));
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
+    assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
     assert!(server.stop().is_drained());
 }
 
 /// Starts a server whose handler starts a task that reports how the client leaves. The handler
 /// answers `/wait` when the stage is open.
-fn watching<const N: usize>(listeners: [Listener; N]) -> (Running, Stagehand, Receiver<Left>) {
+fn watching<const N: usize>(
+    listeners: [Listener; N],
+) -> (Running, Stagehand, Receiver<ClientLeft>) {
     let (stage, enter, gate) = Stagehand::new();
     let (report, left) = mpsc::channel();
     let server = Server::new(move |request: Request| {
@@ -701,7 +702,7 @@ fn watching<const N: usize>(listeners: [Listener; N]) -> (Running, Stagehand, Re
 
 /// Starts a task that reports what becomes of the client: how far it has left, and then that it is
 /// gone.
-fn watch(request: &Request, report: Sender<Left>) {
+fn watch(request: &Request, report: Sender<ClientLeft>) {
     let client = smol_graceful::Client::of(request);
     let watch = async move {
         let left = client.left().await;
@@ -963,13 +964,11 @@ fn a_body_that_comes_too_slowly_is_ended() {
     };
     // A client that is to be spared may pause for as long as `stall_timeout`. The sweep looks
     // often.
-    let limits = Limits {
-        head_timeout: Duration::from_millis(400),
-        stall_timeout: Duration::from_secs(4),
-        ..Limits::default()
-    };
+    let limits = Limits::default()
+        .head_timeout(Duration::from_millis(400))
+        .stall_timeout(Duration::from_secs(4));
     let server = Running::with(limits.clone(), handler.clone());
-    let unbound = Running::with(Limits { body_rate: 0, ..limits }, handler);
+    let unbound = Running::with(limits.body_rate(0), handler);
     let (server, unbound) = (server.addr(), unbound.addr());
     thread::scope(|scope| {
         let upload = |server, path, fields, piece: &'static [u8], times| {
@@ -1018,7 +1017,7 @@ fn a_body_that_comes_too_slowly_is_ended() {
 /// the middle of its content.
 #[test]
 fn a_body_that_stalls_in_its_framing_is_ended() {
-    let limits = Limits { stall_timeout: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits::default().stall_timeout(Duration::from_millis(300));
     let server = Running::with(limits, |mut request: Request| async move {
         if request.url().path() == "/unread" {
             return Ok("unread".to_owned());
@@ -1059,7 +1058,7 @@ fn a_body_that_stalls_in_its_framing_is_ended() {
 fn nothing_follows_a_response_that_a_client_has_not_taken() {
     let (stage, enter, gate) = Stagehand::new();
     let (finish, finished) = mpsc::channel();
-    let limits = Limits { stall_timeout: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits::default().stall_timeout(Duration::from_millis(300));
     let server = Server::new(move |request: Request| {
         let (enter, gate, finish) = (enter.clone(), gate.clone(), finish.clone());
         async move {
@@ -1076,9 +1075,11 @@ fn nothing_follows_a_response_that_a_client_has_not_taken() {
         }
     });
     let (mut client, connection) = Connection::pair();
-    let shutdown = server.handle();
-    let serving =
-        smol::spawn(server.limits(limits).serve([Listener::of(stream::once(Ok(connection)))]));
+    let shutdown = Shutdown::new();
+    let server = server.shutdown(&shutdown);
+    let serving = smol::spawn(
+        server.limits(limits).serve([Listener::from_stream(stream::once(Ok(connection)))]),
+    );
     smol::block_on(async {
         let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         // The pipe holds 64 KiB: of two responses some is left.
@@ -1099,7 +1100,7 @@ fn nothing_follows_a_response_that_a_client_has_not_taken() {
 /// A bound on bodies does not break a promise: the rest of a body that nobody reads is discarded.
 #[test]
 fn a_promise_holds_beyond_the_longest_body() {
-    let limits = Limits { body_bytes: Some(1000), ..Limits::default() };
+    let limits = Limits::default().body_bytes(Some(1000));
     let server = Running::with(limits, |_| async { Ok("unread") });
     let mut client = server.connect();
     let chunk = |n: usize| format!("{n:x}\r\n{}\r\n", "x".repeat(n));
@@ -1114,21 +1115,23 @@ fn a_promise_holds_beyond_the_longest_body() {
 /// A wrapper that has read a byte and returns its connection does not hide what comes behind it.
 #[test]
 fn a_wrapper_that_steps_aside_hides_nothing() {
-    let limits = Limits { body_rate: 1000, ..Limits::default() };
+    let limits = Limits::default().body_rate(1000);
     let server = Server::new(|mut request: Request| async move {
         Ok(request.body_bytes().await?.len().to_string())
     });
     let (mut client, connection) = Connection::pair();
-    let shutdown = server.handle();
+    let shutdown = Shutdown::new();
+    let server = server.shutdown(&shutdown);
     let (send, has_read) = channel::bounded(1);
-    let listener = Listener::of(stream::once(Ok(connection))).wrap(move |mut connection| {
-        let send = send.clone();
-        async move {
-            connection.read_exact(&mut [0]).await?;
-            let _ = send.send(()).await;
-            Ok(connection)
-        }
-    });
+    let listener =
+        Listener::from_stream(stream::once(Ok(connection))).wrap(move |mut connection| {
+            let send = send.clone();
+            async move {
+                connection.read_exact(&mut [0]).await?;
+                let _ = send.send(()).await;
+                Ok(connection)
+            }
+        });
     let serving = smol::spawn(server.limits(limits).serve([listener]));
     smol::block_on(async {
         client.write_all(b"!").await.unwrap();
@@ -1201,7 +1204,7 @@ const SWEEP: Duration = Duration::from_millis(10);
 /// Returns limits under which the sweep looks often: it looks as often as the shortest limit needs.
 /// Each head here comes in one piece.
 fn quick_sweeps() -> Limits {
-    Limits { head_timeout: 8 * SWEEP, ..Limits::default() }
+    Limits::default().head_timeout(8 * SWEEP)
 }
 
 /// Tells how long a connection is idle before the connection may give way.
@@ -1209,7 +1212,7 @@ const LINGER: Duration = Duration::from_millis(5);
 
 /// Gives the server so many places.
 fn with_places(connections: usize, server: Server) -> Server {
-    let limits = Limits { connections, ..Limits::default() };
+    let limits = Limits::default().connections(connections);
     server.limits(limits).shutdown(&Shutdown::new().linger(LINGER))
 }
 

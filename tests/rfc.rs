@@ -757,7 +757,7 @@ impl Bench {
     fn new() -> Self {
         let calls = Arc::new(AtomicUsize::new(0));
         let counter = calls.clone();
-        let limits = Limits { body_bytes: Some(MOST as u64), ..Limits::default() };
+        let limits = Limits::default().body_bytes(Some(MOST as u64));
         let server = Running::with(limits, move |request| {
             if request.url().path() != "/again" {
                 counter.fetch_add(1, Ordering::Relaxed);

@@ -449,7 +449,8 @@ fn serve_and_obey(run: impl FnOnce(Pin<Box<dyn Future<Output = Outcome>>>) -> Ou
         }
         Ok(request.take_body())
     });
-    let shutdown = server.handle();
+    let shutdown = Shutdown::new();
+    let server = server.shutdown(&shutdown);
     let signals = signals().unwrap();
     let serve = async move { server.serve(announced()).await.unwrap() };
     let outcome = run(Box::pin(async move { serve.or(shutdown.obey(signals)).await }));
@@ -535,7 +536,8 @@ fn another_waker_at_each_poll_is_no_reason_to_poll_again() {
             let polls = counted.load(Ordering::Relaxed).to_string();
             async { Ok(polls) }
         });
-        let shutdown = server.handle();
+        let shutdown = Shutdown::new();
+        let server = server.shutdown(&shutdown);
         let serving = async {
             let obeying = async { shutdown.obey(signals().unwrap()).await };
             obeying.or(server.serve(announced())).await

@@ -19,7 +19,7 @@ use common::{
     number_behind, output, pass_repeat_window, service_manager, terminate, text, wait_until,
 };
 use rustix::process::Signal;
-use smol_graceful::{Process, Server};
+use smol_graceful::{Process, Server, Shutdown};
 
 // The pid file.
 
@@ -132,8 +132,8 @@ fn a_pid_file_that_cannot_be_written_is_named() {
 fn a_pid_file_without_restarts() {
     let directory = Directory::new();
     let file = directory.join("app.pid");
-    let server = Server::new(|_request| async { Ok("okay") });
-    let shutdown = server.handle();
+    let shutdown = Shutdown::new();
+    let server = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
     let process = Process::default().signals([]).restart_on(None).pid_file(&file);
     let run = std::thread::spawn(move || process.run(server, ["127.0.0.1:0"]).unwrap());
     wait_until("the process is named", || names(&file, ProcessId::own()));

@@ -85,8 +85,8 @@ fn the_program_of_these_tests() {
     let public = Server::new(|request| answer("public", request)).shutdown(&shutdown);
     let admin = Server::new(|request| answer("admin", request)).shutdown(&other);
     let listeners = [PUBLIC, ADMIN].map(|name| {
-        let address = env::var(name).unwrap().parse().unwrap();
-        Listener::bind(&address).unwrap()
+        let address = env::var(name).unwrap();
+        Listener::bind(address).unwrap()
     });
     let outcomes = smol::block_on(async {
         let signals = signals().unwrap();

@@ -21,8 +21,8 @@ use futures_lite::io::{BufReader, Cursor};
 use futures_lite::{AsyncRead, FutureExt, Stream, future};
 use smol::{Executor, channel};
 use smol_graceful::{
-    Address, Body, Ending, Limits, Listener, Outcome, Peer, Phase, Request, Response, Server,
-    Shutdown, Stage, Token, What,
+    Address, Body, DrainEnding, Limits, Listener, Outcome, Peer, Phase, Request, Response, Server,
+    Shutdown, Stage, Token, WorkKind,
 };
 
 use Action::{Abort, Deadline, Stop};
@@ -146,7 +146,7 @@ impl Scene {
         // The deadline must find the idle ones, too.
         let linger = if action == Deadline { 2 * PATIENCE } else { Duration::from_millis(50) };
         let connections = if state == Queued { 1 } else { 100 };
-        let limits = Limits { connections, ..Limits::default() };
+        let limits = Limits::default().connections(connections);
         let (stage, handler) = stage();
         let mut server = Server::new(handler).limits(limits).shutdown(&patient().linger(linger));
         let executor = (state == Unread).then(|| Arc::new(Executor::new()));
@@ -223,7 +223,9 @@ impl Scene {
                     self.stage.entered("/wait");
                 }
                 // Rule S13, but the grace ends when the scene is ready and not before.
-                let _ = future::block_on(shutdown.clone().grace(Duration::from_millis(10)).drain());
+                let _ = future::block_on(
+                    shutdown.clone().grace(Duration::from_millis(10)).stop_and_drain(),
+                );
             }
             Abort => {
                 shutdown.abort();
@@ -273,12 +275,12 @@ impl Scene {
         };
         assert_eq!(outcome.finished, finished, "{outcome}");
         let Cut(stage, _) = expected else {
-            assert_eq!(outcome.ending, Ending::Drained, "{outcome}");
+            assert_eq!(outcome.ending, DrainEnding::Drained, "{outcome}");
             assert!(outcome.cut.is_empty(), "{outcome}");
             return assert_eq!(server.shutdown.in_flight(), 0);
         };
         // Rules S13, S14.
-        let ending = if action == Deadline { Ending::TimedOut } else { Ending::Forced };
+        let ending = if action == Deadline { DrainEnding::TimedOut } else { DrainEnding::Forced };
         assert_eq!(outcome.ending, ending, "{outcome}");
         assert_eq!(outcome.cut.len(), 1, "{outcome}");
         let (method, path) = if stage == Stage::Accepted { ("", "") } else { state.request() };
@@ -318,7 +320,8 @@ fn settle(server: &Running) {
 
 #[track_caller]
 fn assert_cut(outcome: &Outcome, i: usize, peer: Peer, stage: Stage, method: &str, path: &str) {
-    let What::Request { peer: who, stage: at, method: m, path: p } = &outcome.cut[i].what else {
+    let WorkKind::Connection { peer: who, stage: at, method: m, target: p } = &outcome.cut[i].kind
+    else {
         panic!("no request: {:?}", outcome.cut[i]);
     };
     assert_eq!((*who, *at, m.as_str(), p.as_str()), (peer, stage, method, path));
@@ -431,7 +434,7 @@ fn the_drain_ends_when_the_last_idle_client_leaves() {
 #[test]
 fn everyone_in_the_queue_is_served() {
     let (_, handler) = stage();
-    let server = Running::with(Limits { connections: 1, ..Limits::default() }, handler);
+    let server = Running::with(Limits::default().connections(1), handler);
     let mut occupant = server.connect();
     occupant.get("/now").response();
     let mut queue: Vec<_> = (0..50).map(|_| server.connect()).collect();
@@ -471,9 +474,9 @@ fn a_lame_duck_still_takes_connections() {
 #[test]
 fn a_stop_before_serve() {
     let (_, handler) = stage();
-    let server = Server::new(handler).shutdown(&patient());
-    let shutdown = server.handle();
-    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let shutdown = Shutdown::new();
+    let server = Server::new(handler).shutdown(&patient()).shutdown(&shutdown);
+    let listener = Listener::bind("127.0.0.1:0").unwrap();
     let Address::Tcp(addr) = *listener.address() else { unreachable!() };
     let mut client = Client::connect(addr);
     client.get("/now");
@@ -545,11 +548,11 @@ fn aborting_twice_is_aborting_once() {
     assert_eq!(server.shutdown.phase(), Phase::Aborting);
     assert_eq!(client.end(), End::Eof);
     let outcome = server.outcome();
-    assert_eq!((outcome.ending, outcome.cut.len()), (Ending::Forced, 1));
+    assert_eq!((outcome.ending, outcome.cut.len()), (DrainEnding::Forced, 1));
     // Whoever asks later hears the same.
     server.shutdown.abort();
-    let again = future::block_on(server.shutdown.drain());
-    assert_eq!((again.ending, again.cut.len()), (Ending::Forced, 1));
+    let again = future::block_on(server.shutdown.stop_and_drain());
+    assert_eq!((again.ending, again.cut.len()), (DrainEnding::Forced, 1));
 }
 
 /// Design section 5: only what was finished after the stop counts.
@@ -590,12 +593,12 @@ fn the_grace_ends_and_the_outcome_names_what_was_cut() {
     let line = line!() - 1;
 
     let outcome = server.stop();
-    assert_eq!(outcome.ending, Ending::TimedOut);
+    assert_eq!(outcome.ending, DrainEnding::TimedOut);
     assert_eq!(outcome.cut.len(), 3, "{outcome}");
     let peer = |client: &Client| Peer::from(client.stream.local_addr().unwrap());
     assert_cut(&outcome, 0, peer(&first), Stage::Handler, "GET", "/wait?for=ever");
     assert_cut(&outcome, 1, peer(&second), Stage::Body, "POST", "/read");
-    assert!(matches!(outcome.cut[2].what, What::Guard(at)
+    assert!(matches!(outcome.cut[2].kind, WorkKind::Guard(at)
         if at.file() == file!() && at.line() == line));
     assert!(outcome.cut.is_sorted_by(|a, b| a.age >= b.age));
     let text = outcome.to_string();
@@ -649,8 +652,9 @@ fn dropping_the_server_closes_everything() {
                 .executor(executor.clone());
             Worker::start(&executor)
         });
-        let shutdown = server.handle();
-        let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+        let shutdown = Shutdown::new();
+        let server = server.shutdown(&shutdown);
+        let listener = Listener::bind("127.0.0.1:0").unwrap();
         let Address::Tcp(addr) = *listener.address() else { unreachable!() };
         let (run, dropped) = channel::bounded::<()>(1);
         let serving = thread::spawn(move || {
@@ -925,7 +929,7 @@ fn a_stream_ends_properly_or_visibly_not() {
             server.shutdown.abort();
             assert_eq!(client.rest(), (vec![], End::Eof));
             let outcome = server.outcome();
-            assert_eq!(outcome.ending, Ending::Forced);
+            assert_eq!(outcome.ending, DrainEnding::Forced);
             let peer = Peer::from(client.stream.local_addr().unwrap());
             assert_cut(&outcome, 0, peer, Stage::Response, "GET", "/");
         } else {

@@ -23,7 +23,8 @@ use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt
 use log::Level;
 use smol::channel;
 use smol_graceful::{
-    Address, Connection, Cut, Ending, Limits, Listener, Peer, Process, Server, Stage, What,
+    Address, Connection, DrainEnding, Limits, Listener, OpenWork, Peer, Process, Server, Stage,
+    WorkKind,
 };
 
 // Sources that panic (rule S17).
@@ -36,7 +37,7 @@ fn a_source_that_panics_stops_the_server_and_is_its_error() {
     let socket = tcp();
     let addr = address_of(&socket);
     let (panic, told) = channel::bounded::<()>(1);
-    let (source, line) = (Listener::of(panicking_after(told)), line!());
+    let (source, line) = (Listener::from_stream(panicking_after(told)), line!());
     let server = Running::on(Server::new(handler), [socket, source]);
     let mut client = Client::connect(addr);
     client.get("/wait");
@@ -63,7 +64,7 @@ fn a_source_that_panics_at_the_stop_is_an_error_too() {
     let is_stopped = Arc::new(AtomicBool::new(false));
     let panics = is_stopped.clone();
     let (ask, asked) = mpsc::channel();
-    let source = Listener::of(stream::poll_fn(move |_| {
+    let source = Listener::from_stream(stream::poll_fn(move |_| {
         assert!(!panics.load(Ordering::SeqCst), "asked at the stop");
         ask.send(()).unwrap();
         Poll::Pending
@@ -80,7 +81,7 @@ fn a_source_that_panics_at_the_stop_is_an_error_too() {
 #[test]
 fn a_source_that_panics_ends_a_process_with_1() {
     let (_, told) = channel::bounded::<()>(1);
-    let source = Listener::of(panicking_after(told));
+    let source = Listener::from_stream(panicking_after(told));
     let process = Process::default().threads(1).signals([]).restart_on(None);
     let ended = process.run(Server::new(handler()), [source]);
     let text = format!("{:?}", ended.as_ref().unwrap_err());
@@ -96,7 +97,7 @@ fn a_stream_that_panics_costs_its_client_alone() {
     let (send, connections) = channel::unbounded();
     let wrapped = tcp().wrap(|_| async { Ok(Panicking { reads: 1 }) });
     let addr = address_of(&wrapped);
-    let server = Running::on(Server::new(handler()), [Listener::of(connections), wrapped]);
+    let server = Running::on(Server::new(handler()), [Listener::from_stream(connections), wrapped]);
     for reads in 0..3 {
         let connection = Connection::new(Panicking { reads });
         let peer = ([192, 0, 2, 1], reads + 1);
@@ -175,8 +176,10 @@ fn a_wrapper_tells_who_the_client_is() {
     }
     server.shutdown.abort();
     let outcome = server.ended().unwrap();
-    let peers: Vec<_> = outcome.cut.iter().map(|cut| &cut.what).collect();
-    let [What::Request { peer: first, .. }, What::Request { peer: second, .. }] = peers[..] else {
+    let peers: Vec<_> = outcome.cut.iter().map(|cut| &cut.kind).collect();
+    let [WorkKind::Connection { peer: first, .. }, WorkKind::Connection { peer: second, .. }] =
+        peers[..]
+    else {
         panic!("{outcome}");
     };
     assert_eq!([*first, *second], [peer, own]);
@@ -197,7 +200,7 @@ fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
         }
     });
     let (addr, gauge) = (address_of(&listener), listener.clone());
-    let limits = Limits { head_timeout: Duration::from_millis(50), ..Limits::default() };
+    let limits = Limits::default().head_timeout(Duration::from_millis(50));
     let server = Running::on(Server::new(handler()).limits(limits), [listener]);
     let mut good = Client::connect(addr);
     good.send("hello").get("/now").response();
@@ -348,7 +351,7 @@ fn a_wrapper_that_fails_costs_its_client_alone() {
 /// A handshake has as long as a head; the time before the client's first byte is not its own.
 #[test]
 fn a_handshake_that_does_not_end_is_ended() {
-    let limits = Limits { head_timeout: Duration::from_millis(40), ..Limits::default() };
+    let limits = Limits::default().head_timeout(Duration::from_millis(40));
     let (shake, begun) = counted(future::pending::<()>);
     let server = Running::on(
         Server::new(handler()).limits(limits).shutdown(&patient()),
@@ -457,8 +460,8 @@ fn a_handshake_that_the_grace_cuts_is_named() {
     wait_until("it has begun", || begun.load(Ordering::SeqCst) == 1);
     let outcome = server.stop();
     assert_eq!(client.end(), End::Eof);
-    assert_eq!(outcome.ending, Ending::TimedOut, "{outcome}");
-    let [Cut { what: What::Request { stage, peer, .. }, .. }] = &outcome.cut[..] else {
+    assert_eq!(outcome.ending, DrainEnding::TimedOut, "{outcome}");
+    let [OpenWork { kind: WorkKind::Connection { stage, peer, .. }, .. }] = &outcome.cut[..] else {
         panic!("{outcome}");
     };
     let local = client.stream.local_addr().unwrap();
@@ -482,7 +485,7 @@ fn a_wrapped_connection_can_be_upgraded() {
         if abort {
             server.shutdown.abort();
             assert_eq!(client.end(), End::Eof);
-            assert_eq!(server.outcome().ending, Ending::Forced);
+            assert_eq!(server.outcome().ending, DrainEnding::Forced);
         } else {
             assert_eq!(client.half_close().end(), End::Eof);
             assert!(server.outcome().is_drained());
@@ -526,7 +529,7 @@ fn a_wrapped_connection_ends_like_a_plain_one() {
 fn a_wrapper_does_not_care_what_it_wraps() {
     let (send, pipes) = channel::unbounded();
     let peer = Peer::from(([192, 0, 2, 1], 80));
-    let listener = Listener::of(pipes).wrap(move |connection| async move {
+    let listener = Listener::from_stream(pipes).wrap(move |connection| async move {
         assert_eq!(connection.peer(), peer);
         Ok(Upper(connection))
     });
@@ -543,7 +546,7 @@ fn a_wrapper_does_not_care_what_it_wraps() {
 
     let directory = Directory::new();
     let path = directory.join("wrapped");
-    let listener = Listener::bind(&Address::Unix(path.clone())).unwrap();
+    let listener = Listener::bind(Address::Unix(path.clone())).unwrap();
     let listener = listener.wrap(|connection| async move { Ok(Upper(connection)) });
     let server = Running::on(Server::new(handler()), [listener]);
     assert_eq!(

@@ -25,7 +25,9 @@ use http_types::headers::UPGRADE;
 use http_types::upgrade::Connection;
 use rustix::process::Signal;
 use smol::Async;
-use smol_graceful::{Ending, Limits, Phase, Request, Response, Shutdown, Stage, StatusCode, What};
+use smol_graceful::{
+    DrainEnding, Limits, Phase, Request, Response, Shutdown, Stage, StatusCode, WorkKind,
+};
 
 type Socket = WebSocketStream<Async<TcpStream>>;
 
@@ -367,16 +369,16 @@ fn the_drain_waits_for_an_upgraded_connection() {
 #[test]
 fn at_the_deadline_it_is_cut_and_named() {
     let shutdown = Shutdown::new().grace(Duration::from_millis(50));
-    cut(&shutdown, Ending::TimedOut, |server| server.shutdown.stop());
+    cut(&shutdown, DrainEnding::TimedOut, |server| server.shutdown.stop());
 }
 
 #[test]
 fn an_abort_cuts_and_names_it() {
-    cut(&Shutdown::new(), Ending::Forced, |server| server.shutdown.abort());
+    cut(&Shutdown::new(), DrainEnding::Forced, |server| server.shutdown.abort());
 }
 
 /// Ends a server by `end` while its one client is upgraded, and looks at both sides of it.
-fn cut(shutdown: &Shutdown, ending: Ending, end: impl Fn(&Running)) {
+fn cut(shutdown: &Shutdown, ending: DrainEnding, end: impl Fn(&Running)) {
     let (send, told) = mpsc::channel();
     let server = Running::stopped_by(shutdown, move |_| {
         let send = send.clone();
@@ -394,7 +396,9 @@ fn cut(shutdown: &Shutdown, ending: Ending, end: impl Fn(&Running)) {
     let outcome = server.outcome();
     assert_eq!(outcome.ending, ending, "{outcome}");
     let [cut] = outcome.cut.as_slice() else { panic!("{outcome}") };
-    let What::Request { stage, method, path, peer } = &cut.what else { panic!("{outcome}") };
+    let WorkKind::Connection { stage, method, target: path, peer } = &cut.kind else {
+        panic!("{outcome}")
+    };
     assert_eq!((*stage, method.as_str(), path.as_str()), (Stage::Upgraded, "GET", "/chat?room=1"));
     assert_eq!(peer.to_string(), client.stream.local_addr().unwrap().to_string());
     assert_eq!(client.end(), End::Eof);
@@ -478,12 +482,7 @@ fn an_upgrade_ends_a_pipeline() {
 fn it_may_be_silent() {
     let short = Duration::from_millis(50);
     let server = Running::with(
-        Limits {
-            head_timeout: short,
-            idle_timeout: short,
-            stall_timeout: short,
-            ..Limits::default()
-        },
+        Limits::default().head_timeout(short).idle_timeout(short).stall_timeout(short),
         |_| switch(echo),
     );
     let mut client = upgraded(&server);

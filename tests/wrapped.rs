@@ -30,8 +30,8 @@ use futures_rustls::rustls::{
 };
 use smol::{Executor, channel};
 use smol_graceful::{
-    Address, Body, Connection, Cut, Ending, Limits, Listen, Listener, Request, Response, Server,
-    Shutdown, Stage, What,
+    Address, Body, Connection, DrainEnding, Limits, Listen, Listener, OpenWork, Request, Response,
+    Server, Shutdown, Stage, WorkKind,
 };
 use socket2::SockRef;
 
@@ -124,7 +124,7 @@ fn a_record_that_stays_half_is_named_at_the_deadline() {
             let response = clients[1].response();
             assert_eq!((&*response.text(), response.says_close()), ("done", false), "{kind:?}");
             let outcome = site.server.outcome();
-            assert_eq!(outcome.ending, Ending::TimedOut, "{kind:?} {cut}: {outcome}");
+            assert_eq!(outcome.ending, DrainEnding::TimedOut, "{kind:?} {cut}: {outcome}");
             assert!(outcome.cut.iter().all(|cut| cut.age <= sent.elapsed()), "{kind:?}: {outcome}");
             let mut cut_clients: Vec<_> = outcome.cut.iter().map(peer_and_stage).collect();
             let mut expected: Vec<_> =
@@ -145,7 +145,7 @@ fn a_record_that_stays_half_is_named_at_the_deadline() {
 fn a_record_without_a_request_leaves_the_connection_idle() {
     for_each([Kind::Tls, Kind::TlsPipe], |kind| {
         let (_stage, handler) = stage();
-        let limits = Limits { head_timeout: Duration::from_millis(300), ..Limits::default() };
+        let limits = Limits::default().head_timeout(Duration::from_millis(300));
         let site = Site::open(kind, Server::new(handler).limits(limits).shutdown(&quick()));
         let mut client = site.connect();
         assert_eq!(client.get("/now").response().text(), "now");
@@ -266,9 +266,9 @@ fn a_request_behind_an_unread_body_is_answered_in_the_drain() {
     let (stage, handler) = stage();
     let (stream, mut client) = Connection::pair();
     let stream = reluctant(stream, 700);
-    let listener = Listener::of(stream::once(Ok(stream)).chain(stream::pending()));
-    let server = Server::new(handler).shutdown(&quick());
-    let shutdown = server.handle();
+    let listener = Listener::from_stream(stream::once(Ok(stream)).chain(stream::pending()));
+    let shutdown = Shutdown::new();
+    let server = Server::new(handler).shutdown(&quick()).shutdown(&shutdown);
     let served = thread::spawn(move || future::block_on(server.serve([listener])));
     let requests = [post("/wait", 5000), vec![b'x'; 5000], get("/now")].concat();
     patiently(client.write_all(&requests)).unwrap();
@@ -410,7 +410,7 @@ fn a_body_that_nobody_waits_for_is_not_late() {
             }
         };
         let short = Duration::from_millis(300);
-        let limits = Limits { stall_timeout: short, head_timeout: short, ..Limits::default() };
+        let limits = Limits::default().stall_timeout(short).head_timeout(short);
         let site = Site::open(kind, Server::new(handler).limits(limits).shutdown(&quick()));
         let mut client = site.connect();
         client.send(post("/", 1000));
@@ -464,7 +464,7 @@ fn slow_site(kind: Kind, send_buffer: usize, stall_timeout: Duration) -> Site {
             path => panic!("unknown: {path}"),
         })
     };
-    let limits = Limits { stall_timeout, ..Limits::default() };
+    let limits = Limits::default().stall_timeout(stall_timeout);
     let server = Server::new(handler).limits(limits).shutdown(&quick());
     Site::with_buffers(kind, server, Some((send_buffer, TINY)))
 }
@@ -495,7 +495,7 @@ fn a_body_without_a_length_that_is_cut_does_not_look_whole() {
                 site.server.shutdown.abort();
             }
             let outcome = site.server.outcome();
-            let ending = if abort { Ending::Forced } else { Ending::TimedOut };
+            let ending = if abort { DrainEnding::Forced } else { DrainEnding::TimedOut };
             assert_eq!(outcome.ending, ending, "{kind:?}: {outcome}");
             assert_eq!(outcome.cut.len(), 1, "{kind:?}: {outcome}");
             let (received, end) = client.rest();
@@ -581,7 +581,10 @@ fn a_stream_that_blocks_or_aborts_does_not_hold_up_the_end() {
             shutdown.stop();
         }
         let outcome = outcomes.recv_timeout(PATIENCE).expect("the end was held up").unwrap();
-        assert_eq!(outcome.ending, if aborts { Ending::Forced } else { Ending::TimedOut });
+        assert_eq!(
+            outcome.ending,
+            if aborts { DrainEnding::Forced } else { DrainEnding::TimedOut }
+        );
         let cuts: Vec<_> = outcome.cut.iter().map(|cut| peer_and_stage(cut).0).collect();
         assert_eq!(cuts, [client.local_addr().unwrap().to_string()]);
         drop((release, end));
@@ -630,7 +633,7 @@ fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
         for is_draining in [false, true] {
             let (upgraded, handler) = upgrades();
             // The sweep looks at connections every 20 ms because of this limit.
-            let limits = Limits { head_timeout: Duration::from_millis(160), ..Limits::default() };
+            let limits = Limits::default().head_timeout(Duration::from_millis(160));
             let site = Site::open(kind, Server::new(handler).limits(limits).shutdown(&patient()));
             let mut client = site.connect();
             client.upgrade();
@@ -1067,9 +1070,9 @@ fn post(path: &str, length: usize) -> Vec<u8> {
     format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n").into_bytes()
 }
 
-fn peer_and_stage(cut: &Cut) -> (String, Stage) {
-    match &cut.what {
-        What::Request { peer, stage, .. } => (peer.to_string(), *stage),
+fn peer_and_stage(cut: &OpenWork) -> (String, Stage) {
+    match &cut.kind {
+        WorkKind::Connection { peer, stage, .. } => (peer.to_string(), *stage),
         what => panic!("{what:?}"),
     }
 }

@@ -4,6 +4,7 @@
 //! that is not an address becomes an [`AddressError`], which shows how to write it. This file opens
 //! nothing and asks no resolver, so the only name of a host is `localhost`.
 
+use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
@@ -68,7 +69,7 @@ pub enum Address {
     /// Supervisor's `[fcgi-program]` passes it.
     Fd(RawFd),
     /// Not an address: the listener has a source of its own
-    /// ([`Listener::of`](crate::Listener::of)).
+    /// ([`Listener::from_stream`](crate::Listener::from_stream)).
     Other,
 }
 
@@ -158,6 +159,12 @@ impl fmt::Display for AddressError {
 
 impl std::error::Error for AddressError {}
 
+impl From<Infallible> for AddressError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
 impl From<AddressError> for io::Error {
     fn from(error: AddressError) -> Self {
         Self::new(io::ErrorKind::InvalidInput, error)
@@ -167,6 +174,34 @@ impl From<AddressError> for io::Error {
 impl From<AddressError> for ServeError {
     fn from(error: AddressError) -> Self {
         io::Error::from(error).into()
+    }
+}
+
+impl From<&Self> for Address {
+    fn from(address: &Self) -> Self {
+        address.clone()
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(addr: SocketAddr) -> Self {
+        Self::Tcp(addr)
+    }
+}
+
+impl TryFrom<&str> for Address {
+    type Error = AddressError;
+
+    fn try_from(text: &str) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = AddressError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use crate::error::reason;
+use crate::error::{because_of, reason};
 use crate::listen::address::Address;
 use crate::listen::inherited;
 use crate::listen::own_sockets::OwnSocket;
@@ -50,8 +50,12 @@ impl From<io::Error> for BindError {
 
 impl BindError {
     /// Says in one line why `wanted` could not be bound, and what to do.
-    pub(crate) fn worded(&self, wanted: &Address) -> io::Error {
-        io::Error::new(self.kind(), self.message(wanted))
+    pub(crate) fn worded(self, wanted: &Address) -> io::Error {
+        let message = self.message(wanted);
+        match self {
+            Self::Refused(error) | Self::NotRemovable(error) => because_of(message, error),
+            _ => io::Error::new(self.kind(), message),
+        }
     }
 
     fn kind(&self) -> io::ErrorKind {

@@ -38,7 +38,7 @@ use crate::stream::connection::Connection;
 /// ```
 /// use smol_graceful::{Address, Listener};
 ///
-/// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
+/// let listener = Listener::bind("127.0.0.1:0")?;
 /// assert!(matches!(listener.address(), Address::Tcp(addr) if addr.port() != 0));
 /// # Ok::<(), std::io::Error>(())
 /// ```
@@ -142,7 +142,7 @@ impl Listener {
     ///     let accepted = socket.accept().await.map(|(stream, _)| Connection::from(stream));
     ///     Some((accepted, socket))
     /// });
-    /// let listener = Listener::of(connections);
+    /// let listener = Listener::from_stream(connections);
     /// # drop(listener);
     /// # std::io::Result::Ok(())
     /// # }).unwrap();
@@ -155,11 +155,13 @@ impl Listener {
     /// use smol_graceful::{Connection, Listener};
     ///
     /// let (client, connection) = Connection::pair();
-    /// let listener = Listener::of(stream::once(Ok(connection)));
+    /// let listener = Listener::from_stream(stream::once(Ok(connection)));
     /// # drop((client, listener));
     /// ```
     #[track_caller]
-    pub fn of(connections: impl Stream<Item = io::Result<Connection>> + Send + 'static) -> Self {
+    pub fn from_stream(
+        connections: impl Stream<Item = io::Result<Connection>> + Send + 'static,
+    ) -> Self {
         Self::new(Address::Other, Bound::Source(Source::new(connections)), None, false)
     }
 
@@ -198,7 +200,7 @@ impl Listener {
     /// # struct Acceptor;
     /// # impl Acceptor { async fn accept<T>(&self, stream: T) -> std::io::Result<T> { Ok(stream) } }
     /// # let acceptor = std::sync::Arc::new(Acceptor);
-    /// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?.wrap(move |connection| {
+    /// let listener = Listener::bind("127.0.0.1:0")?.wrap(move |connection| {
     ///     let acceptor = acceptor.clone();
     ///     async move { acceptor.accept(connection).await }
     /// });
@@ -229,10 +231,12 @@ impl Listener {
     ///
     /// # fn main() -> std::io::Result<()> {
     /// # async fn handshake<T>(stream: T) -> std::io::Result<T> { Ok(stream) }
-    /// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?.wrap(handshake);
+    /// let listener = Listener::bind("127.0.0.1:0")?.wrap(handshake);
     /// let gauge = listener.clone();
     /// let server = Server::new(|_request| async { Ok("okay") });
-    /// # server.handle().stop();
+    /// # let stopped = smol_graceful::Shutdown::new();
+    /// # stopped.stop();
+    /// # let server = server.shutdown(&stopped);
     /// smol::block_on(server.serve([listener]))?;
     /// println!("{} handshakes have failed", gauge.failed_handshakes());
     /// # assert_eq!(gauge.failed_handshakes(), 0);
@@ -298,7 +302,7 @@ impl Listener {
     /// let inherited = Listener::inherited()?;
     /// let admin = inherited.into_iter().find(|listener| listener.name() == Some("admin"));
     /// // Started by hand, it binds its own, which has no name.
-    /// let admin = admin.map_or_else(|| Listener::bind(&"127.0.0.1:0".parse()?), Ok)?;
+    /// let admin = admin.map_or_else(|| Listener::bind("127.0.0.1:0"), Ok)?;
     /// assert_eq!(admin.name(), None);
     /// # Ok::<(), std::io::Error>(())
     /// ```
@@ -317,7 +321,7 @@ impl Listener {
     /// for listener in Listener::inherited()? {
     ///     assert!(listener.is_inherited());
     /// }
-    /// let own = Listener::bind(&"127.0.0.1:0".parse()?)?;
+    /// let own = Listener::bind("127.0.0.1:0")?;
     /// assert!(!own.is_inherited());
     /// # Ok::<(), std::io::Error>(())
     /// ```

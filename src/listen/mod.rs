@@ -27,7 +27,7 @@ use async_io::Async;
 use socket2::{Socket, TcpKeepalive};
 
 use crate::error::during;
-use crate::listen::address::Address;
+use crate::listen::address::{Address, AddressError};
 use crate::listen::bind::TcpBind;
 use crate::listen::bind_error::BindError;
 use crate::listen::bound::Bound;
@@ -71,25 +71,25 @@ impl Listen for &Address {
 
 impl Listen for Address {
     fn listen(self) -> io::Result<Listener> {
-        Listener::bind(&self)
+        Listener::bind(self)
     }
 }
 
 impl Listen for &str {
     fn listen(self) -> io::Result<Listener> {
-        Listener::bind(&self.parse()?)
+        Listener::bind(self)
     }
 }
 
 impl Listen for String {
     fn listen(self) -> io::Result<Listener> {
-        self.as_str().listen()
+        Listener::bind(self)
     }
 }
 
 impl Listen for SocketAddr {
     fn listen(self) -> io::Result<Listener> {
-        Address::Tcp(self).listen()
+        Listener::bind(self)
     }
 }
 
@@ -123,7 +123,7 @@ impl<L: Listen> Listen for io::Result<L> {
 /// use smol_graceful::ListenOptions;
 ///
 /// let options = ListenOptions::default().reuse_port(true);
-/// let first = options.bind(&"127.0.0.1:0".parse()?)?;
+/// let first = options.bind("127.0.0.1:0")?;
 /// let second = options.bind(first.address())?;
 /// assert_eq!(first.address(), second.address());
 /// # Ok::<(), std::io::Error>(())
@@ -159,7 +159,7 @@ impl ListenOptions {
     /// use smol_graceful::{ListenOptions, Listener};
     ///
     /// let options = ListenOptions::default().reuse_port(true);
-    /// let first = options.bind(&"127.0.0.1:0".parse()?)?;
+    /// let first = options.bind("127.0.0.1:0")?;
     /// let successor = options.bind(first.address())?;
     /// assert_eq!(successor.address(), first.address());
     /// // A socket that does not ask for it is still kept out.
@@ -185,13 +185,14 @@ impl ListenOptions {
     /// # Examples
     ///
     /// ```
-    /// use smol_graceful::{ListenOptions, Server};
+    /// use smol_graceful::{ListenOptions, Server, Shutdown};
     ///
     /// # fn main() -> std::io::Result<()> {
     /// let options = ListenOptions::default().syn_filter(true);
-    /// let listener = options.bind(&"127.0.0.1:0".parse()?)?;
-    /// let server = Server::new(|_request| async { Ok("okay") });
-    /// server.handle().stop();
+    /// let listener = options.bind("127.0.0.1:0")?;
+    /// let shutdown = Shutdown::new();
+    /// let server = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
+    /// shutdown.stop();
     ///
     /// // On Linux the close takes 50 ms; nothing is lost by that.
     /// let outcome = smol::block_on(server.serve([listener]))?;
@@ -228,11 +229,11 @@ impl ListenOptions {
     ///
     /// // The server notices within 75 s that a client has vanished.
     /// let options = ListenOptions::default().keepalive(Duration::from_secs(15));
-    /// let listener = options.bind(&"127.0.0.1:0".parse()?)?;
+    /// let listener = options.bind("127.0.0.1:0")?;
     ///
     /// // Without probes, the server does not wake clients that run on a battery.
     /// let options = ListenOptions::default().keepalive(None);
-    /// let quiet = options.bind(&"127.0.0.1:0".parse()?)?;
+    /// let quiet = options.bind("127.0.0.1:0")?;
     /// # drop((listener, quiet));
     /// # Ok::<(), std::io::Error>(())
     /// ```
@@ -330,14 +331,18 @@ impl ListenOptions {
     /// use std::io;
     ///
     /// let options = ListenOptions::default();
-    /// let listener = options.bind(&"127.0.0.1:0".parse()?)?;
+    /// let listener = options.bind("127.0.0.1:0")?;
     /// let error = options.bind(listener.address()).unwrap_err();
     /// assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     /// assert!(error.to_string().contains(&listener.address().to_string()));
     /// # Ok::<(), io::Error>(())
     /// ```
-    pub fn bind(self, address: &Address) -> io::Result<Listener> {
-        self.bind_or_take(address).map_err(during(format_args!("cannot listen on {address}")))
+    pub fn bind(
+        self,
+        address: impl TryInto<Address, Error: Into<AddressError>>,
+    ) -> io::Result<Listener> {
+        let address = address.try_into().map_err(Into::into)?;
+        self.bind_or_take(&address).map_err(during(format_args!("cannot listen on {address}")))
     }
 
     fn bind_or_take(self, address: &Address) -> io::Result<Listener> {
@@ -402,8 +407,8 @@ impl ListenOptions {
 }
 
 impl Listener {
-    /// Binds `address` and listens on it, with the default [`ListenOptions`]. For the text of an
-    /// address, `"127.0.0.1:8082".listen()?` is shorter ([`Listen`]).
+    /// Binds `address` and listens on it, with the default [`ListenOptions`]. The address may be a
+    /// text such as `":8082"`, an [`Address`] or a [`SocketAddr`].
     ///
     /// If this process was started with a socket that listens there (LISTEN_FDS), that one is
     /// taken. A Unix socket's file that no server answers on any more is replaced.
@@ -422,13 +427,13 @@ impl Listener {
     /// use smol_graceful::{Address, Listener};
     /// use std::net::TcpStream;
     ///
-    /// let listener = Listener::bind(&"127.0.0.1:0".parse()?)?;
+    /// let listener = Listener::bind("127.0.0.1:0")?;
     /// let Address::Tcp(addr) = *listener.address() else { unreachable!() };
     /// // Clients can connect from now on; the kernel has them wait until a server takes them.
     /// TcpStream::connect(addr)?;
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub fn bind(address: &Address) -> io::Result<Self> {
+    pub fn bind(address: impl TryInto<Address, Error: Into<AddressError>>) -> io::Result<Self> {
         ListenOptions::default().bind(address)
     }
 
@@ -511,18 +516,18 @@ mod tests {
     fn connections_are_probed_when_they_are_silent() {
         let minute = Duration::from_secs(60);
         let options = ListenOptions::default();
-        let address = "127.0.0.1:0".parse().unwrap();
+        let address = "127.0.0.1:0";
         let own = || TcpListener::bind("127.0.0.1:0").unwrap();
         for (listener, silence) in [
-            (Listener::bind(&address), Some(minute)),
+            (Listener::bind(address), Some(minute)),
             (own().listen(), Some(minute)),
             (options.adopt(own()), Some(minute)),
-            (options.keepalive(2 * minute).bind(&address), Some(2 * minute)),
+            (options.keepalive(2 * minute).bind(address), Some(2 * minute)),
             // Rounded up, because 0 s would be an error.
-            (options.keepalive(minute / 100).bind(&address), Some(minute / 60)),
-            (options.keepalive(Duration::MAX).bind(&address), Some(Duration::from_secs(32_767))),
-            (options.keepalive(None).bind(&address), None),
-            (options.keepalive(Duration::ZERO).bind(&address), None),
+            (options.keepalive(minute / 100).bind(address), Some(minute / 60)),
+            (options.keepalive(Duration::MAX).bind(address), Some(Duration::from_secs(32_767))),
+            (options.keepalive(None).bind(address), None),
+            (options.keepalive(Duration::ZERO).bind(address), None),
             (options.keepalive(None).adopt(own()), None),
         ] {
             let listener = listener.unwrap();

@@ -189,7 +189,7 @@ fn listeners(settings: &Settings) -> io::Result<Vec<Listener>> {
     } else if !inherited.is_empty() {
         Ok(inherited)
     } else {
-        Ok(vec![options.bind(&Address::Every(8082))?])
+        Ok(vec![options.bind(Address::Every(8082))?])
     }
 }
 

@@ -165,7 +165,7 @@ impl NotifySocket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stop::outcome::{Cut, What};
+    use crate::stop::outcome::{OpenWork, WorkKind};
     use crate::stop::stage::Stage;
     use crate::stream::transport::Peer;
     use std::os::linux::net::SocketAddrExt;
@@ -237,10 +237,10 @@ mod tests {
         assert_eq!(heard(draining(2, true)), status(2) + "EXTEND_TIMEOUT_USEC=3000000\n");
         assert_eq!(heard(draining(30, false)), status(30));
         // A client's words push nothing out of the datagram.
-        let path = "x".repeat(5000);
+        let target = "x".repeat(5000);
         let (peer, stage, method) = (Peer::Unknown, Stage::Handler, "GET".into());
-        let what = What::Request { peer, stage, method, path };
-        let oldest = Some(Cut { what, age: Duration::ZERO });
+        let kind = WorkKind::Connection { peer, stage, method, target };
+        let oldest = Some(OpenWork { kind, age: Duration::ZERO });
         let heard = heard(Draining { oldest, ..draining(30, true) });
         assert!(heard.ends_with("xxx...\nEXTEND_TIMEOUT_USEC=5000000\n"), "{heard}");
     }

@@ -47,7 +47,7 @@ impl Shutdown {
     /// let signals = signals()?;
     /// let work = async {
     ///     shutdown.token().stopping().await;
-    ///     shutdown.drain().await
+    ///     shutdown.stop_and_drain().await
     /// };
     /// println!("{}", future::block_on(work.or(shutdown.obey(signals))));
     /// # Ok(())

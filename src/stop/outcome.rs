@@ -1,4 +1,4 @@
-//! [`Outcome`]: how a drain ended, what it cost, and the exit code that tells the truth; [`Cut`]:
+//! [`Outcome`]: how a drain ended, what it cost, and the exit code that tells the truth; [`OpenWork`]:
 //! what it has cut; and [`Draining`]: how it stands while it goes on.
 //!
 //! A value that must not be lost: it prints as one line and is what `main` returns.
@@ -22,10 +22,10 @@ use crate::stream::transport::Peer;
 /// # Examples
 ///
 /// ```
-/// use smol_graceful::{Ending, Shutdown};
+/// use smol_graceful::{DrainEnding, Shutdown};
 ///
-/// let outcome = futures_lite::future::block_on(Shutdown::new().drain());
-/// assert_eq!(outcome.ending, Ending::Drained);
+/// let outcome = futures_lite::future::block_on(Shutdown::new().stop_and_drain());
+/// assert_eq!(outcome.ending, DrainEnding::Drained);
 /// assert!(outcome.to_string().starts_with("drained in 0.0 s"));
 /// ```
 #[derive(Debug, Clone)]
@@ -33,7 +33,7 @@ use crate::stream::transport::Peer;
 #[non_exhaustive]
 pub struct Outcome {
     /// Drained, timed out or forced.
-    pub ending: Ending,
+    pub ending: DrainEnding,
     /// The time that the drain took, from the close of the listeners, and the time for which the
     /// signal that began the stop had waited before for a thread that a handler blocked
     /// ([`Shutdown::obey`](crate::Shutdown::obey)).
@@ -47,7 +47,7 @@ pub struct Outcome {
     /// The signal that began the stop, if it was a signal.
     pub signal: Option<Signal>,
     /// Everything that was cut, the oldest first. Empty when drained.
-    pub cut: Vec<Cut>,
+    pub cut: Vec<OpenWork>,
 }
 
 /// The three ways a drain can end.
@@ -57,21 +57,21 @@ pub struct Outcome {
 /// # Examples
 ///
 /// ```
-/// use smol_graceful::{Ending, Shutdown};
+/// use smol_graceful::{DrainEnding, Shutdown};
 /// use std::time::Duration;
 ///
 /// let shutdown = Shutdown::new().grace(Duration::from_millis(10));
 /// let guard = shutdown.token().guard().unwrap(); // for work that does not end
-/// let advice = match futures_lite::future::block_on(shutdown.drain()).ending {
-///     Ending::Drained => "nothing was lost",
-///     Ending::TimedOut => "allow a longer grace",
-///     Ending::Forced => "somebody was in a hurry",
+/// let advice = match futures_lite::future::block_on(shutdown.stop_and_drain()).ending {
+///     DrainEnding::Drained => "nothing was lost",
+///     DrainEnding::TimedOut => "allow a longer grace",
+///     DrainEnding::Forced => "somebody was in a hurry",
 /// };
 /// assert_eq!(advice, "allow a longer grace");
 /// # drop(guard);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub enum DrainEnding {
     /// Everything was finished.
     Drained,
     /// The grace was over before everything was finished.
@@ -87,12 +87,12 @@ impl Outcome {
     ///
     /// ```
     /// # use smol_graceful::Shutdown;
-    /// # let outcome = futures_lite::future::block_on(Shutdown::new().drain());
+    /// # let outcome = futures_lite::future::block_on(Shutdown::new().stop_and_drain());
     /// assert!(outcome.is_drained());
     /// ```
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.ending == Ending::Drained
+        self.ending == DrainEnding::Drained
     }
 }
 
@@ -106,9 +106,9 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let took = self.took.as_secs_f64();
         match self.ending {
-            Ending::Drained => write!(f, "drained in {took:.1} s")?,
-            Ending::TimedOut => write!(f, "timed out after {took:.1} s")?,
-            Ending::Forced => write!(f, "forced to end after {took:.1} s")?,
+            DrainEnding::Drained => write!(f, "drained in {took:.1} s")?,
+            DrainEnding::TimedOut => write!(f, "timed out after {took:.1} s")?,
+            DrainEnding::Forced => write!(f, "forced to end after {took:.1} s")?,
         }
         write!(f, ", {} finished", count_of(self.finished, "request"))?;
         if self.handed_over > 0 {
@@ -118,7 +118,7 @@ impl fmt::Display for Outcome {
             write!(f, ", stopped by {}", name(signal))?;
         }
         if !self.cut.is_empty() {
-            let named: Vec<_> = self.cut.iter().take(NAMED).map(Cut::to_string).collect();
+            let named: Vec<_> = self.cut.iter().take(NAMED).map(OpenWork::to_string).collect();
             write!(f, ", {} cut: {}", self.cut.len(), named.join(", "))?;
             if self.cut.len() > NAMED {
                 write!(f, " and {} more", self.cut.len() - NAMED)?;
@@ -142,46 +142,46 @@ pub(crate) fn count_of(number: u64, thing: &str) -> String {
     format!("{text} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
-/// Something that the end of the grace, or a second signal, cut short.
+/// A connection or a guard that holds a drain open, or that was cut.
 ///
 /// # Examples
 ///
 /// ```
-/// use smol_graceful::{Shutdown, What};
+/// use smol_graceful::{Shutdown, WorkKind};
 /// use std::time::Duration;
 ///
 /// let shutdown = Shutdown::new().grace(Duration::ZERO);
 /// let guard = shutdown.token().guard().unwrap();
-/// let outcome = futures_lite::future::block_on(shutdown.drain());
-/// assert!(matches!(outcome.cut[0].what, What::Guard(place) if place.line() > 0));
+/// let outcome = futures_lite::future::block_on(shutdown.stop_and_drain());
+/// assert!(matches!(outcome.cut[0].kind, WorkKind::Guard(place) if place.line() > 0));
 /// # drop(guard);
 /// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Cut {
-    /// The request or the guard that was cut.
-    pub what: What,
-    /// The time since the request's first byte, or since the guard was taken. For a connection in
-    /// [`Stage::Accepted`] or [`Stage::Handshake`], the time since it was accepted.
+pub struct OpenWork {
+    /// A connection or a guard.
+    pub kind: WorkKind,
+    /// The time since the request's first byte, or since the guard was taken. Without a request, the
+    /// time since the connection was accepted or fell idle.
     pub age: Duration,
 }
 
-/// A request or a guard that can hold a drain open.
+/// A connection or a guard that can hold a drain open.
 ///
 /// # Examples
 ///
 /// In words of the program's own:
 ///
 /// ```
-/// use smol_graceful::{Shutdown, What};
+/// use smol_graceful::{Shutdown, WorkKind};
 /// use std::time::Duration;
 ///
 /// let shutdown = Shutdown::new().grace(Duration::ZERO);
 /// let guard = shutdown.token().guard().unwrap(); // for work that does not end
-/// let outcome = futures_lite::future::block_on(shutdown.drain());
-/// let line = match &outcome.cut[0].what {
-///     What::Request { peer, method, path, .. } => format!("{peer} {method} {path}"),
-///     What::Guard(place) => format!("work of line {}", place.line()),
+/// let outcome = futures_lite::future::block_on(shutdown.stop_and_drain());
+/// let line = match &outcome.cut[0].kind {
+///     WorkKind::Connection { peer, method, target, .. } => format!("{peer} {method} {target}"),
+///     WorkKind::Guard(place) => format!("work of line {}", place.line()),
 ///     _ => outcome.cut[0].to_string(),
 /// };
 /// assert!(line.starts_with("work of line "));
@@ -189,31 +189,32 @@ pub struct Cut {
 /// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub enum What {
-    /// A request that had sent its first byte, or a connection of which that is not known.
-    Request {
-        /// The client that sent it.
+pub enum WorkKind {
+    /// A connection, with the request that it serves.
+    Connection {
+        /// The client.
         peer: Peer,
         /// The stage that it had reached.
         stage: Stage,
-        /// Its method, as far as it has arrived.
+        /// The request's method, as far as it has arrived; empty without a request.
         method: String,
-        /// Its target (path and query) as the client wrote it, as far as it has arrived.
-        path: String,
+        /// The request's target (path and query) as the client wrote it, as far as it has arrived;
+        /// empty without a request.
+        target: String,
     },
     /// A guard, by the place in the code that took it.
     Guard(&'static Location<'static>),
 }
 
-impl fmt::Display for Cut {
+impl fmt::Display for OpenWork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let age = self.age.as_secs_f64();
-        match &self.what {
-            What::Request { peer, stage, method, path } => {
-                let (method, path) = (or_dash(method), or_dash(path));
-                write!(f, "{peer} {method} {path} ({stage}, {age:.1} s)")
+        match &self.kind {
+            WorkKind::Connection { peer, stage, method, target } => {
+                let (method, target) = (or_dash(method), or_dash(target));
+                write!(f, "{peer} {method} {target} ({stage}, {age:.1} s)")
             }
-            What::Guard(place) => write!(f, "guard taken at {place} ({age:.1} s)"),
+            WorkKind::Guard(place) => write!(f, "guard taken at {place} ({age:.1} s)"),
         }
     }
 }
@@ -232,7 +233,7 @@ pub(crate) struct Draining {
     /// The time left until the rest is cut.
     pub(crate) left: Duration,
     /// The one that has been busy for the longest time.
-    pub(crate) oldest: Option<Cut>,
+    pub(crate) oldest: Option<OpenWork>,
     /// Something has moved since the last report.
     pub(crate) is_moving: bool,
 }
@@ -255,8 +256,11 @@ const NAMED: usize = 10;
 mod tests {
     use super::*;
 
-    fn outcome(ending: Ending, cuts: usize) -> Outcome {
-        let cut = Cut { what: What::Guard(Location::caller()), age: Duration::from_millis(2040) };
+    fn outcome(ending: DrainEnding, cuts: usize) -> Outcome {
+        let cut = OpenWork {
+            kind: WorkKind::Guard(Location::caller()),
+            age: Duration::from_millis(2040),
+        };
         Outcome {
             ending,
             took: Duration::from_millis(2000),
@@ -269,9 +273,9 @@ mod tests {
 
     #[test]
     fn prints_as_one_line() {
-        let line = outcome(Ending::Drained, 0).to_string();
+        let line = outcome(DrainEnding::Drained, 0).to_string();
         assert_eq!(line, "drained in 2.0 s, 3 requests finished, stopped by SIGTERM");
-        let line = outcome(Ending::TimedOut, 12).to_string();
+        let line = outcome(DrainEnding::TimedOut, 12).to_string();
         assert!(line.starts_with("timed out after 2.0 s, 3 requests finished, stopped by SIGTERM, 12 cut: guard taken at src/stop/outcome.rs:"), "{line}");
         assert!(line.ends_with("(2.0 s) and 2 more"), "{line}");
         assert!(!line.contains('\n'));
@@ -286,7 +290,7 @@ mod tests {
             (1_000, ", 1,000 connections handed over, stopped"),
             (12_345_678, ", 12,345,678 connections handed over, stopped"),
         ] {
-            let outcome = Outcome { handed_over: count, ..outcome(Ending::Drained, 0) };
+            let outcome = Outcome { handed_over: count, ..outcome(DrainEnding::Drained, 0) };
             assert!(outcome.to_string().contains(words), "{outcome}");
         }
     }
@@ -295,8 +299,8 @@ mod tests {
     #[test]
     fn is_the_exit_code() {
         let code = |ending| format!("{:?}", outcome(ending, 1).report());
-        assert_eq!(code(Ending::Drained), format!("{:?}", ExitCode::from(0)));
-        assert_eq!(code(Ending::TimedOut), format!("{:?}", ExitCode::from(1)));
-        assert_eq!(code(Ending::Forced), format!("{:?}", ExitCode::from(1)));
+        assert_eq!(code(DrainEnding::Drained), format!("{:?}", ExitCode::from(0)));
+        assert_eq!(code(DrainEnding::TimedOut), format!("{:?}", ExitCode::from(1)));
+        assert_eq!(code(DrainEnding::Forced), format!("{:?}", ExitCode::from(1)));
     }
 }

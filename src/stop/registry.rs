@@ -13,7 +13,7 @@ use slab::Slab;
 use crate::limits::Limits;
 use crate::stop::activity::Doing;
 use crate::stop::orders::{Departure, Orders};
-use crate::stop::outcome::{Cut, What};
+use crate::stop::outcome::{OpenWork, WorkKind};
 use crate::stop::seat::Seat;
 use crate::stop::stage::Stage;
 
@@ -34,10 +34,10 @@ pub(crate) enum Holder {
     Connection(Watched),
 }
 
-/// A [`Cut`] that an abort may make, and the connection that it would hit.
+/// A [`OpenWork`] that an abort may make, and the connection that it would hit.
 #[derive(Debug)]
 pub(crate) struct Interrupted {
-    pub(crate) cut: Cut,
+    pub(crate) cut: OpenWork,
     seat: Option<Arc<Seat>>,
 }
 
@@ -145,7 +145,10 @@ impl Registry {
                 Holder::Server => None,
                 Holder::Guard { place, since } => {
                     let age = now.saturating_duration_since(*since);
-                    Some(Interrupted { cut: Cut { what: What::Guard(place), age }, seat: None })
+                    Some(Interrupted {
+                        cut: OpenWork { kind: WorkKind::Guard(place), age },
+                        seat: None,
+                    })
                 }
                 Holder::Connection(watched) => Some(Interrupted::of(&watched.seat, now)),
             })
@@ -301,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_connection_expires_only_when_it_has_not_moved() {
-        let limits = Limits { head_timeout: Duration::from_secs(3), ..Limits::default() };
+        let limits = Limits::default().head_timeout(Duration::from_secs(3));
         let head: Arc<dyn Describe> = Arc::new(Line);
         let seat = Seat::new(Peer::Unix, orders());
         let mut registry = registry_with(&seat);
@@ -429,7 +432,7 @@ mod tests {
 
     #[test]
     fn no_rate_is_no_rate() {
-        let limits = Limits { body_rate: 0, ..Limits::default() };
+        let limits = Limits::default().body_rate(0);
         let seat = Seat::new(Peer::Unix, orders());
         let mut registry = registry_with(&seat);
         seat.activity.wait(Wait::Body, false);

@@ -16,9 +16,9 @@ use event_listener::Event;
 use crate::lock::lock;
 use crate::stop::activity::{Activity, Doing, Look};
 use crate::stop::orders::{Departure, Order, Orders};
-use crate::stop::outcome::{Cut, What};
+use crate::stop::outcome::{OpenWork, WorkKind};
 use crate::stop::stage::Stage;
-use crate::stream::socket::Left;
+use crate::stream::socket::ClientLeft;
 use crate::stream::transport::Peer;
 
 /// A request that can say what it is, for a report.
@@ -52,7 +52,7 @@ pub(crate) struct Seat {
     received: AtomicU32,
     /// Set if the sweep wants to know whether the client is still there.
     is_asked: AtomicBool,
-    /// A [`Left`], or 0 as long as the client is there.
+    /// A [`ClientLeft`], or 0 as long as the client is there.
     left: AtomicU8,
     /// Notifies the tasks in [`Seat::left`] that `left` has changed.
     has_left: Event,
@@ -241,7 +241,7 @@ impl Seat {
     }
 
     /// Notes that the client has left, and notifies the tasks that wait for this.
-    pub(crate) fn client_left(&self, left: Left) {
+    pub(crate) fn client_left(&self, left: ClientLeft) {
         if self.left.fetch_max(left as u8, Ordering::AcqRel) < left as u8 {
             self.has_left.notify(usize::MAX);
         }
@@ -249,10 +249,10 @@ impl Seat {
 
     /// Waits until the client has left at least as far as `least` says. Returns how far it has
     /// left.
-    pub(crate) async fn left(&self, least: Left) -> Left {
+    pub(crate) async fn left(&self, least: ClientLeft) -> ClientLeft {
         loop {
             let listener = self.has_left.listen();
-            match Left::of(self.left.load(Ordering::Acquire)) {
+            match ClientLeft::of(self.left.load(Ordering::Acquire)) {
                 Some(left) if left >= least => return left,
                 _ => listener.await,
             }
@@ -280,7 +280,7 @@ impl Seat {
     }
 
     /// Describes the request under way, or the connection without one.
-    pub(crate) fn cut(&self, now: Instant) -> Cut {
+    pub(crate) fn cut(&self, now: Instant) -> OpenWork {
         let stage = self.stage();
         // The head is asked with the lock released: it has a lock of its own.
         let (since, head) = {
@@ -290,9 +290,9 @@ impl Seat {
         // Before a request has begun, the drain waits for the connection itself. It does not wait
         // for an idle connection.
         let since = if stage == Stage::Idle { now } else { since };
-        let (method, path) = head.and_then(|head| head.describe()).unwrap_or_default();
-        Cut {
-            what: What::Request { peer: self.peer(), stage, method, path },
+        let (method, target) = head.and_then(|head| head.describe()).unwrap_or_default();
+        OpenWork {
+            kind: WorkKind::Connection { peer: self.peer(), stage, method, target },
             age: now.saturating_duration_since(since),
         }
     }

@@ -23,11 +23,11 @@ use crate::error::ServeError;
 use crate::lock::lock;
 use crate::log_limit::LogLimit;
 use crate::stop::orders::Orders;
-use crate::stop::outcome::{Draining, Ending, Outcome};
+use crate::stop::outcome::{DrainEnding, Draining, Outcome};
 use crate::stop::phase::{AtomicPhase, Phase};
 use crate::stop::registry::{Holder, Interrupted, Registry};
 use crate::stop::seat::{Call, Hold, Seat};
-use crate::stream::socket::Left;
+use crate::stream::socket::ClientLeft;
 
 /// The handle that moves the latch, and says how long the drain may take. Clones move the same
 /// latch.
@@ -54,7 +54,7 @@ use crate::stream::socket::Left;
 ///         drop(job);
 ///     });
 ///
-///     let outcome = shutdown.drain().await;
+///     let outcome = shutdown.stop_and_drain().await;
 ///     assert!(outcome.is_drained());
 ///     assert!(token.guard().is_err());
 /// });
@@ -107,7 +107,7 @@ impl Shutdown {
     /// # Examples
     ///
     /// ```
-    /// use smol_graceful::{Ending, Server, Shutdown};
+    /// use smol_graceful::{DrainEnding, Server, Shutdown};
     /// use std::time::Duration;
     ///
     /// # fn main() -> std::io::Result<()> {
@@ -117,7 +117,7 @@ impl Shutdown {
     /// shutdown.stop();
     ///
     /// let outcome = smol::block_on(server.serve(["127.0.0.1:0"]))?;
-    /// assert_eq!(outcome.ending, Ending::TimedOut);
+    /// assert_eq!(outcome.ending, DrainEnding::TimedOut);
     /// # drop(guard);
     /// # Ok(())
     /// # }
@@ -211,7 +211,7 @@ impl Shutdown {
     ///
     /// let shutdown = Shutdown::new();
     /// shutdown.stop_by(Signal::Term);
-    /// let outcome = futures_lite::future::block_on(shutdown.drain());
+    /// let outcome = futures_lite::future::block_on(shutdown.stop_and_drain());
     /// assert_eq!(outcome.signal, Some(Signal::Term));
     /// ```
     pub fn stop_by(&self, signal: Signal) {
@@ -234,13 +234,13 @@ impl Shutdown {
     /// let shutdown = Shutdown::new();
     /// let guard = shutdown.token().guard().unwrap();
     /// shutdown.abort();
-    /// let outcome = futures_lite::future::block_on(shutdown.drain());
+    /// let outcome = futures_lite::future::block_on(shutdown.stop_and_drain());
     /// assert!(!outcome.is_drained());
     /// assert_eq!(outcome.cut.len(), 1);
     /// # drop(guard);
     /// ```
     pub fn abort(&self) {
-        self.abort_as(Ending::Forced);
+        self.abort_as(DrainEnding::Forced);
     }
 
     /// Returns where the latch stands.
@@ -309,23 +309,23 @@ impl Shutdown {
     /// # Cancel safety
     ///
     /// Dropping the future leaves the latch where it is and ends the watch over the grace; a new
-    /// `drain` begins a new grace.
+    /// call begins a new grace.
     ///
     /// # Examples
     ///
     /// ```
     /// use smol_graceful::Shutdown;
     ///
-    /// let outcome = futures_lite::future::block_on(Shutdown::new().drain());
+    /// let outcome = futures_lite::future::block_on(Shutdown::new().stop_and_drain());
     /// assert!(outcome.is_drained());
     /// ```
-    pub async fn drain(&self) -> Outcome {
+    pub async fn stop_and_drain(&self) -> Outcome {
         let Times { grace, lame_duck, .. } = self.times();
         let took = self.drain_telling(lame_duck.saturating_add(grace), |_| {}).await;
         self.outcome(took)
     }
 
-    /// Drains like [`Shutdown::drain`], and returns how long that took. Tells `tell` once a second
+    /// Drains like [`Shutdown::stop_and_drain`], and returns how long that took. Tells `tell` once a second
     /// what the log says (rule S20).
     pub(crate) async fn drain_telling(
         &self,
@@ -346,7 +346,7 @@ impl Shutdown {
             // If the process was suspended, work may have become ready meanwhile. That work gets
             // its turn (rule S13).
             Timer::after(began.elapsed().saturating_sub(grace).min(MADE_UP)).await;
-            self.abort_as(Ending::TimedOut);
+            self.abort_as(DrainEnding::TimedOut);
         };
         // 4. A report each second, which never ends.
         let report = async {
@@ -379,10 +379,10 @@ impl Shutdown {
         let cut: Vec<_> = interrupted.map(|interrupted| interrupted.cut.clone()).collect();
         // An abort that has cut nothing has harmed nobody, so it was a drain.
         let is_drained = cut.is_empty();
-        let aborted = state.aborted.unwrap_or(Ending::Forced);
+        let aborted = state.aborted.unwrap_or(DrainEnding::Forced);
         let (signal, waited) = state.signal.unzip();
         Outcome {
-            ending: if is_drained { Ending::Drained } else { aborted },
+            ending: if is_drained { DrainEnding::Drained } else { aborted },
             took: took.saturating_add(waited.unwrap_or_default()),
             finished: state.finished,
             handed_over: state.handed_over,
@@ -391,7 +391,7 @@ impl Shutdown {
         }
     }
 
-    fn abort_as(&self, ending: Ending) {
+    fn abort_as(&self, ending: DrainEnding) {
         self.latch.advance(Phase::Aborting, |state| {
             // Named before anyone can begin to drop what it holds (rule S13).
             let cuts = state.registry.cuts(Instant::now());
@@ -815,7 +815,7 @@ impl Drop for Guard {
         let is_last = state.registry.holders.is_empty();
         drop(state);
         if let Some(seat) = holder.seat() {
-            seat.client_left(Left::Gone);
+            seat.client_left(ClientLeft::Gone);
         }
         // Looked at after the registry: `advance` moves the phase under the same lock and announces
         // it, so one of the two sides sees both.
@@ -853,7 +853,7 @@ struct LatchState {
     /// Connections that a successor has taken.
     handed_over: u64,
     /// Why the drain was aborted.
-    aborted: Option<Ending>,
+    aborted: Option<DrainEnding>,
     /// Everything that the abort may have cut, and requests that had arrived and were turned away.
     interrupted: Vec<Interrupted>,
 }
@@ -981,7 +981,7 @@ mod tests {
         let shutdown = Shutdown::new().lame_duck(Duration::MAX).grace(Duration::ZERO);
         let guard = shutdown.token().guard().unwrap();
         let drained = async {
-            let _ = shutdown.drain().await;
+            let _ = shutdown.stop_and_drain().await;
             true
         };
         // No event tells that a deadline does not come. A grace that begins too early is over at
@@ -1066,10 +1066,11 @@ mod tests {
     #[test]
     fn a_drain_with_nobody_left_ends_at_once() {
         let shutdown = Shutdown::new();
-        let outcome = block_on(poll_once(pin!(shutdown.drain()))).expect("no wait (rule S19)");
-        assert_eq!(outcome.ending, Ending::Drained);
+        let outcome =
+            block_on(poll_once(pin!(shutdown.stop_and_drain()))).expect("no wait (rule S19)");
+        assert_eq!(outcome.ending, DrainEnding::Drained);
         // And again, for whoever asks later.
-        assert!(block_on(shutdown.drain()).is_drained());
+        assert!(block_on(shutdown.stop_and_drain()).is_drained());
     }
 
     /// Rule S13.
@@ -1078,13 +1079,16 @@ mod tests {
         let shutdown = Shutdown::new().grace(Duration::from_millis(10));
         let guard = shutdown.token().guard().unwrap();
         let line = line!() - 1;
-        let outcome = block_on(shutdown.drain());
-        assert_eq!(outcome.ending, Ending::TimedOut);
+        let outcome = block_on(shutdown.stop_and_drain());
+        assert_eq!(outcome.ending, DrainEnding::TimedOut);
         let [cut] = &outcome.cut[..] else { panic!("{outcome}") };
-        assert!(matches!(cut.what, crate::What::Guard(place) if place.line() == line), "{outcome}");
+        assert!(
+            matches!(cut.kind, crate::WorkKind::Guard(place) if place.line() == line),
+            "{outcome}"
+        );
         drop(guard);
         // The end stays what it was.
-        assert_eq!(block_on(shutdown.drain()).ending, Ending::TimedOut);
+        assert_eq!(block_on(shutdown.stop_and_drain()).ending, DrainEnding::TimedOut);
     }
 
     /// Rule S14.
@@ -1093,10 +1097,10 @@ mod tests {
         let shutdown = Shutdown::new();
         let guard = shutdown.token().guard().unwrap();
         let handle = shutdown.clone();
-        let waiting = thread::spawn(move || block_on(handle.drain()));
+        let waiting = thread::spawn(move || block_on(handle.stop_and_drain()));
         block_on(shutdown.token().stopping());
         shutdown.abort();
-        assert_eq!(waiting.join().unwrap().ending, Ending::Forced);
+        assert_eq!(waiting.join().unwrap().ending, DrainEnding::Forced);
         drop(guard);
     }
 
@@ -1104,7 +1108,7 @@ mod tests {
     fn an_abort_that_cuts_nothing_is_a_drain() {
         let shutdown = Shutdown::new();
         shutdown.abort();
-        assert_eq!(block_on(shutdown.drain()).ending, Ending::Drained);
+        assert_eq!(block_on(shutdown.stop_and_drain()).ending, DrainEnding::Drained);
     }
 
     #[test]
@@ -1112,7 +1116,7 @@ mod tests {
         let shutdown = Shutdown::new();
         shutdown.stop_by(Signal::Hup);
         shutdown.stop_by(Signal::Term);
-        assert_eq!(block_on(shutdown.drain()).signal, Some(Signal::Hup));
+        assert_eq!(block_on(shutdown.stop_and_drain()).signal, Some(Signal::Hup));
     }
 
     #[test]
@@ -1150,11 +1154,14 @@ mod tests {
         // The stop begins while the job is taken.
         let line = line!() + 1;
         let (_, guard) = block_on(token.accept(async { shutdown.stop() })).expect("a taken job");
-        let mut drain = pin!(shutdown.drain());
+        let mut drain = pin!(shutdown.stop_and_drain());
         assert!(!is_ready(shutdown.latch.drained()));
         let outcome = block_on(drain.as_mut());
         let [cut] = &outcome.cut[..] else { panic!("{outcome}") };
-        assert!(matches!(cut.what, crate::What::Guard(place) if place.line() == line), "{outcome}");
+        assert!(
+            matches!(cut.kind, crate::WorkKind::Guard(place) if place.line() == line),
+            "{outcome}"
+        );
         drop(guard);
     }
 
@@ -1218,7 +1225,7 @@ mod tests {
                 }
                 std::hint::spin_loop();
             }
-            let outcome = block_on(shutdown.drain());
+            let outcome = block_on(shutdown.stop_and_drain());
             let (done, taken) = (done.load(Ordering::SeqCst), taken.load(Ordering::SeqCst));
             assert!(outcome.is_drained());
             assert_eq!(done, taken, "a job was lost");
@@ -1264,7 +1271,7 @@ mod tests {
             for _ in 0..random.usize(..200) {
                 std::hint::spin_loop();
             }
-            let outcome = block_on(shutdown.drain());
+            let outcome = block_on(shutdown.stop_and_drain());
             assert!(outcome.is_drained());
             assert_eq!(held.load(Ordering::SeqCst), 0, "the end came early");
             assert!(shutdown.token().guard().is_err(), "admitted after the end");

@@ -16,7 +16,7 @@ use crate::stop::activity::{Doing, Look, Wait};
 ///
 /// ```
 /// use futures_lite::{AsyncWriteExt, stream};
-/// use smol_graceful::{Connection, Listener, Server, Shutdown, Stage, What};
+/// use smol_graceful::{Connection, Listener, Server, Shutdown, Stage, WorkKind};
 /// use std::time::Duration;
 ///
 /// # fn main() -> std::io::Result<()> {
@@ -27,14 +27,14 @@ use crate::stop::activity::{Doing, Look, Wait};
 ///     handle.stop();
 ///     async move { request.body_string().await }
 /// });
-/// let listener = Listener::of(stream::once(Ok(connection)));
+/// let listener = Listener::from_stream(stream::once(Ok(connection)));
 /// let serve = server.shutdown(&shutdown).serve([listener]);
 ///
 /// let outcome = smol::block_on(async {
 ///     client.write_all(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n").await?;
 ///     serve.await
 /// })?;
-/// assert!(matches!(outcome.cut[0].what, What::Request { stage: Stage::Body, .. }));
+/// assert!(matches!(outcome.cut[0].kind, WorkKind::Connection { stage: Stage::Body, .. }));
 /// # Ok(())
 /// # }
 /// ```

@@ -29,14 +29,14 @@ use crate::stream::transport::{Peer, Transport, Wrapped};
 /// ```
 /// use futures_lite::stream;
 /// use http_types::{Method, Request};
-/// use smol_graceful::{Connection, Listener, Server};
+/// use smol_graceful::{Connection, Listener, Server, Shutdown};
 ///
-/// let server = Server::new(|_request| async { Ok("okay") });
-/// let shutdown = server.handle();
+/// let shutdown = Shutdown::new();
+/// let server = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
 /// let (client, connection) = Connection::pair();
 ///
 /// smol::block_on(async {
-///     let serve = smol::spawn(server.serve([Listener::of(stream::once(Ok(connection)))]));
+///     let serve = smol::spawn(server.serve([Listener::from_stream(stream::once(Ok(connection)))]));
 ///     let request = Request::new(Method::Get, "http://localhost/");
 ///     let mut response = async_h1::connect(client, request).await.unwrap();
 ///     assert_eq!(response.body_string().await.unwrap(), "okay");

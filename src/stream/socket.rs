@@ -148,7 +148,7 @@ impl Socket {
     }
 
     /// Returns how far the client has left; `None` if it has not left.
-    pub(crate) fn left(&self) -> Option<Left> {
+    pub(crate) fn left(&self) -> Option<ClientLeft> {
         /// Set if the client's FIN has come. Other systems report a FIN only to a read.
         #[cfg(target_os = "linux")]
         const FIN: PollFlags = PollFlags::RDHUP;
@@ -156,9 +156,9 @@ impl Socket {
         const FIN: PollFlags = PollFlags::empty();
         let events = self.events(FIN);
         if events.intersects(PollFlags::ERR | PollFlags::HUP) {
-            Some(Left::Gone)
+            Some(ClientLeft::Gone)
         } else if events.intersects(FIN) {
-            Some(Left::HalfClosed)
+            Some(ClientLeft::HalfClosed)
         } else {
             None
         }
@@ -201,14 +201,14 @@ impl AsFd for Socket {
 /// # Examples
 ///
 /// ```
-/// use smol_graceful::Left;
+/// use smol_graceful::ClientLeft;
 ///
-/// assert!(Left::HalfClosed < Left::Gone);
+/// assert!(ClientLeft::HalfClosed < ClientLeft::Gone);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 #[non_exhaustive]
-pub enum Left {
+pub enum ClientLeft {
     /// The client sends nothing more. Most such clients have closed the connection. Others have
     /// closed only their own side and still wait for the response, and TCP does not distinguish the
     /// two.
@@ -217,7 +217,7 @@ pub enum Left {
     Gone = 2,
 }
 
-impl Left {
+impl ClientLeft {
     pub(crate) fn of(number: u8) -> Option<Self> {
         [Self::HalfClosed, Self::Gone].into_iter().find(|left| *left as u8 == number)
     }

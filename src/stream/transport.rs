@@ -16,7 +16,7 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use http_types::Request;
 
 use crate::stream::meter::Meter;
-use crate::stream::socket::{Left, Socket};
+use crate::stream::socket::{ClientLeft, Socket};
 
 /// A connection's byte stream.
 pub(crate) enum Transport {
@@ -249,7 +249,7 @@ impl Transport {
     }
 
     /// Like [`Socket::left`]; `None` if there is no socket.
-    pub(crate) fn left(&self) -> Option<Left> {
+    pub(crate) fn left(&self) -> Option<ClientLeft> {
         self.socket()?.left()
     }
 

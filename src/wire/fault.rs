@@ -16,7 +16,7 @@ use super::body::Malformed;
 /// be answered.
 ///
 /// Every way to read a request's body returns such an error inside another one: an [`io::Error`],
-/// or an `http_types::Error` of http-types' own methods. [`BodyError::of`] finds it there. A
+/// or an `http_types::Error` of http-types' own methods. [`BodyError::find`] finds it there. A
 /// program that makes a response of each error itself gets the status from here. If it answers 5xx
 /// or 422 instead, as http-types' own methods would, the server sends the status of the body's
 /// error in its place (rule W16).
@@ -49,7 +49,7 @@ use super::body::Malformed;
 /// impl AppError {
 ///     fn status(&self) -> StatusCode {
 ///         let Self::Io(error) = self;
-///         BodyError::of(error).map_or(StatusCode::InternalServerError, BodyError::status)
+///         BodyError::find(error).map_or(StatusCode::InternalServerError, BodyError::status)
 ///     }
 /// }
 ///
@@ -102,7 +102,7 @@ impl BodyError {
     ///     Ok(match request.body_string().await {
     ///         Ok(text) => format!("{} characters\n", text.chars().count()).into(),
     ///         Err(error) => {
-    ///             let fault = BodyError::of(error.as_ref());
+    ///             let fault = BodyError::find(error.as_ref());
     ///             Response::new(fault.map_or(StatusCode::BadRequest, BodyError::status))
     ///         }
     ///     })
@@ -118,7 +118,7 @@ impl BodyError {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
+    pub fn find(error: &(dyn Error + 'static)) -> Option<Self> {
         let mut next = Some(error);
         while let Some(error) = next {
             if let Some(fault) = error.downcast_ref::<Self>() {
@@ -149,13 +149,13 @@ impl BodyError {
     ///     let report = report.clone();
     ///     async move {
     ///         let error = request.read_to_end(&mut Vec::new()).await.unwrap_err();
-    ///         report.send(BodyError::of(&error).map(BodyError::status))?;
+    ///         report.send(BodyError::find(&error).map(BodyError::status))?;
     ///         Ok("too late")
     ///     }
     /// });
     ///
     /// let (mut client, connection) = Connection::pair();
-    /// let serve = server.serve([Listener::of(stream::once(Ok(connection)))]);
+    /// let serve = server.serve([Listener::from_stream(stream::once(Ok(connection)))]);
     /// let upload = async {
     ///     let head = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     ///     client.write_all(head).await?;
@@ -225,7 +225,7 @@ pub(super) enum Lost {
 impl Lost {
     /// Sorts the error of a read.
     pub(super) fn by(error: &io::Error) -> Self {
-        BodyError::of(error).map_or(Self::Failed(error.kind()), Self::Wrong)
+        BodyError::find(error).map_or(Self::Failed(error.kind()), Self::Wrong)
     }
 
     /// Makes the error of a further read.
@@ -261,31 +261,31 @@ mod tests {
     fn it_is_found_in_every_wrapping() {
         let wrong = BodyError::TOO_LONG;
         let plain = || io::Error::from(wrong);
-        assert_eq!(BodyError::of(&wrong), Some(wrong));
-        assert_eq!(BodyError::of(&plain()), Some(wrong));
-        assert_eq!(BodyError::of(&Wrapped(Box::new(plain()))), Some(wrong));
-        assert_eq!(BodyError::of(&io::Error::other(plain())), Some(wrong));
+        assert_eq!(BodyError::find(&wrong), Some(wrong));
+        assert_eq!(BodyError::find(&plain()), Some(wrong));
+        assert_eq!(BodyError::find(&Wrapped(Box::new(plain()))), Some(wrong));
+        assert_eq!(BodyError::find(&io::Error::other(plain())), Some(wrong));
         let deep = io::Error::other(Wrapped(Box::new(io::Error::other(Wrapped(plain().into())))));
-        assert_eq!(BodyError::of(&deep), Some(wrong));
+        assert_eq!(BodyError::find(&deep), Some(wrong));
 
         let of_http_types = http_types::Error::new(422, plain());
-        assert_eq!(BodyError::of(of_http_types.as_ref()), Some(wrong));
+        assert_eq!(BodyError::find(of_http_types.as_ref()), Some(wrong));
         let of_anyhow = of_http_types.into_inner();
-        assert_eq!(BodyError::of(of_anyhow.as_ref()), Some(wrong));
+        assert_eq!(BodyError::find(of_anyhow.as_ref()), Some(wrong));
         let with_context = of_anyhow.context("while reading").context("in the handler");
-        assert_eq!(BodyError::of(with_context.as_ref()), Some(wrong));
+        assert_eq!(BodyError::find(with_context.as_ref()), Some(wrong));
         let boxed: Box<dyn Error + Send + Sync> = with_context.into();
-        assert_eq!(BodyError::of(boxed.as_ref()), Some(wrong));
+        assert_eq!(BodyError::find(boxed.as_ref()), Some(wrong));
     }
 
     /// A file that ends too early is no fault of the client's.
     #[test]
     fn another_error_is_not_the_bodys() {
         for kind in [io::ErrorKind::UnexpectedEof, io::ErrorKind::InvalidData] {
-            assert_eq!(BodyError::of(&io::Error::from(kind)), None);
-            assert_eq!(BodyError::of(&io::Error::new(kind, "a file")), None);
+            assert_eq!(BodyError::find(&io::Error::from(kind)), None);
+            assert_eq!(BodyError::find(&io::Error::new(kind, "a file")), None);
         }
-        assert_eq!(BodyError::of(http_types::Error::from_str(500, "no").as_ref()), None);
+        assert_eq!(BodyError::find(http_types::Error::from_str(500, "no").as_ref()), None);
     }
 
     #[test]
@@ -303,8 +303,8 @@ mod tests {
         for (wrong, status) in all.into_iter().zip([400, 400, 408, 413]) {
             let first = io::Error::from(wrong);
             let further = Lost::by(&first).error();
-            assert_eq!((first.kind(), BodyError::of(&first)), (further.kind(), Some(wrong)));
-            assert_eq!((BodyError::of(&further), wrong.status() as u16), (Some(wrong), status));
+            assert_eq!((first.kind(), BodyError::find(&first)), (further.kind(), Some(wrong)));
+            assert_eq!((BodyError::find(&further), wrong.status() as u16), (Some(wrong), status));
         }
     }
 }

@@ -475,7 +475,7 @@ mod tests {
             match incoming.poll_body(|room| transport.poll_read(cx, room), &mut buf) {
                 Poll::Ready(Ok(0)) => break Some(Ok(())),
                 Poll::Ready(Ok(n)) => seen.extend_from_slice(&buf[..n]),
-                Poll::Ready(Err(error)) => break Some(Err(BodyError::of(&error).unwrap())),
+                Poll::Ready(Err(error)) => break Some(Err(BodyError::find(&error).unwrap())),
                 Poll::Pending => break None,
             }
         };

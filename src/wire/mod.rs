@@ -48,7 +48,7 @@ use crate::limits::Limits;
 use crate::stop::activity::{Doing, Wait};
 use crate::stop::orders::Order;
 use crate::stop::seat::{Describe, Seat};
-use crate::stream::socket::Left;
+use crate::stream::socket::ClientLeft;
 use crate::stream::transport::Transport;
 use body::Framing;
 use head::{Bounds, Head};
@@ -337,11 +337,12 @@ impl Gate {
         if !self.seat.take_asked() {
             return false;
         }
-        let left = self.wire.lock().transport.as_ref().map_or(Some(Left::Gone), Transport::left);
+        let left =
+            self.wire.lock().transport.as_ref().map_or(Some(ClientLeft::Gone), Transport::left);
         if let Some(left) = left {
             self.seat.client_left(left);
         }
-        left == Some(Left::Gone)
+        left == Some(ClientLeft::Gone)
     }
 
     /// Appends `100 Continue` to the output if a reader waits for a body that the client sends only

@@ -583,14 +583,14 @@ pub fn serve_with(more: impl FnOnce(&Path) -> Vec<Listener>) {
     log_like_the_binary();
     let mut limits = Limits::default();
     if let Ok(seconds) = env::var(IDLE_TIMEOUT) {
-        limits.idle_timeout = Duration::from_secs(seconds.parse().unwrap());
+        limits = limits.idle_timeout(Duration::from_secs(seconds.parse().unwrap()));
     }
     let shutdown = Shutdown::new().grace(PATIENCE);
     let server = Server::new(answer).limits(limits).shutdown(&shutdown);
     if env::var_os(SERVE).is_some() {
         let outcome = smol::block_on(async {
             let signals = signals().unwrap();
-            let listener = Listener::bind(&listen.parse().unwrap()).unwrap();
+            let listener = Listener::bind(&*listen).unwrap();
             let serve = server.serve([listener.clone()]);
             ready(&[listener]).unwrap();
             serve.or(shutdown.obey(signals)).await
@@ -601,7 +601,7 @@ pub fn serve_with(more: impl FnOnce(&Path) -> Vec<Listener>) {
     if let Ok(threads) = env::var(THREADS) {
         process = process.threads(threads.parse().unwrap());
     }
-    let listen = iter::once_with(|| Listener::bind(&listen.parse()?));
+    let listen = iter::once_with(|| Listener::bind(&*listen));
     let more = iter::once_with(|| more(&directory())).flatten().map(Ok);
     let run = |process: Process| process.run(server, listen.chain(more));
     if env::var_os(KEEP).is_none() {

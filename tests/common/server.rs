@@ -75,7 +75,8 @@ impl Running {
         addresses: Vec<Address>,
         listeners: [L; N],
     ) -> Self {
-        let shutdown = server.handle();
+        let shutdown = Shutdown::new();
+        let server = server.shutdown(&shutdown);
         let (drop, dropped) = channel::bounded::<()>(1);
         let (send, ended) = mpsc::channel();
         thread::spawn(move || {
@@ -149,7 +150,7 @@ impl Pipes {
 
     pub fn listener() -> (Self, Listener) {
         let (send, connections) = channel::unbounded();
-        (Self { send }, Listener::of(connections))
+        (Self { send }, Listener::from_stream(connections))
     }
 
     pub fn connect(&self) -> PipeClient {
@@ -180,7 +181,7 @@ impl Pipes {
 
 /// Binds a port of the kernel's choice.
 pub fn tcp() -> Listener {
-    Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap()
+    Listener::bind("127.0.0.1:0").unwrap()
 }
 
 pub fn address_of(listener: &Listener) -> SocketAddr {

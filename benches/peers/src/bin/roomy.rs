@@ -8,6 +8,6 @@ use smol_graceful::{Limits, Outcome, ServeError, Server, run};
 
 fn main() -> Result<Outcome, ServeError> {
     let idle_timeout = Duration::from_secs(24 * 60 * 60);
-    let limits = Limits { connections: 15_000, idle_timeout, ..Limits::default() };
+    let limits = Limits::default().connections(15_000).idle_timeout(idle_timeout);
     run(Server::new(handle).limits(limits), [peers::address()])
 }
