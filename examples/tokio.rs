@@ -13,7 +13,7 @@
 use std::io;
 use std::time::Duration;
 
-use futures_lite::{FutureExt, Stream, stream};
+use futures_lite::{Stream, stream};
 use smol_graceful::{
     Error, Method, Outcome, Request, Response, Result, ServeError, Server, Shutdown, Signal,
     StatusCode, Token,
@@ -75,7 +75,7 @@ fn main() -> Result<Outcome, ServeError> {
     let outcome = runtime.block_on(async {
         // The signals come first: they are handled before anyone can connect.
         let signals = signals()?;
-        server.serve([&*address]).or(shutdown.obey(signals)).await
+        shutdown.obey(signals, server.serve([&*address])).await
     })?;
     Ok(outcome)
 }
