@@ -338,6 +338,7 @@ mod tests {
     use super::*;
     use crate::stop::activity::Wait;
     use crate::stop::seat::Describe;
+    use crate::stream::socket::ClientLeft;
     use crate::stream::transport::Peer;
 
     struct Line;
@@ -413,6 +414,53 @@ mod tests {
         assert!(!seat.is_expired());
         assert_eq!(registry.seats_of(&seat.orders).count(), 1);
         assert_eq!(registry.seats_of(&orders()).count(), 0);
+    }
+
+    /// Rule S28. A second at a time: the connection's stage, whether it moves in each second, how
+    /// far its client has left, and the second in which it is closed. The grace begins in second 10,
+    /// and a stream may be silent for 5 s.
+    #[test]
+    fn a_stream_is_closed_when_it_was_silent_in_the_drain() {
+        use Doing::{Handler, Response, Upgraded};
+
+        type Case<'a> = (&'a str, Doing, &'a dyn Fn(u64) -> bool, Option<ClientLeft>, Option<u64>);
+        let (never, always) = (&|_| false, &|_| true);
+        let half_closed = Some(ClientLeft::HalfClosed);
+        let cases: [Case<'_>; 8] = [
+            ("silent since long before", Upgraded, never, None, Some(15)),
+            ("a response, too", Response, never, None, Some(15)),
+            ("moves now and then", Response, &|second| second % 4 == 0, None, None),
+            ("moves once", Upgraded, &|second| second == 12, None, Some(17)),
+            ("moves, but its client sends nothing more", Upgraded, always, half_closed, Some(15)),
+            (
+                "a client that has only half-closed gets its answer",
+                Response,
+                always,
+                half_closed,
+                None,
+            ),
+            ("and is not waited for if nothing comes", Response, never, half_closed, Some(15)),
+            ("a handler", Handler, never, None, None),
+        ];
+        for (name, doing, moves, left, expected) in cases {
+            let seat = Seat::new(Peer::Unix, orders());
+            let mut registry = registry_with(&seat);
+            let start = Instant::now();
+            let after = |seconds| start + Duration::from_secs(seconds);
+            seat.activity.begin(doing);
+            left.into_iter().for_each(|left| seat.client_left(left));
+            let closed = (0..40).find(|second| {
+                if moves(*second) {
+                    seat.activity.progress();
+                }
+                let streams = (*second >= 10).then(|| (after(10), Duration::from_secs(5)));
+                let limits = &Limits::default();
+                let sweep = Sweep { limits, drains: *second >= 5, streams, now: after(*second) };
+                registry.sweep(&seat.orders, &sweep);
+                seat.is_expired()
+            });
+            assert_eq!(closed, expected, "{name}");
+        }
     }
 
     /// Rule S13: each one is named, with peer, stage, method, path and age.
