@@ -42,7 +42,7 @@ impl Server {
     /// # fn main() -> smol_graceful::Result<()> {
     /// let executor = smol::LocalExecutor::new();
     /// let count = Rc::new(Cell::new(0));
-    /// let server = Server::local(&executor, |_request| {
+    /// let server = Server::local(&executor, move |_request| {
     ///     let count = count.clone();
     ///     async move {
     ///         count.set(count.get() + 1);
@@ -51,15 +51,14 @@ impl Server {
     /// });
     ///
     /// let (client, connection) = Connection::pair();
-    /// let serve = server.serve([Listener::from_stream(stream::once(Ok(connection)))]);
-    /// let serve = executor.spawn(serve);
+    /// let listener = Listener::from_stream(stream::once(Ok(connection)));
+    /// let _serving = executor.spawn(server.serve([listener]));
     /// smol::block_on(executor.run(async {
     ///     let request = Request::new(Method::Get, Url::parse("http://localhost/")?);
     ///     let mut response = async_h1::connect(client, request).await?;
     ///     assert_eq!(response.body_string().await?, "request 1");
     ///     Ok(())
     /// }))
-    /// # .inspect(|()| drop(serve))
     /// # }
     /// ```
     pub fn local<'a, H, F, R>(executor: &LocalExecutor<'a>, handler: H) -> Self

@@ -7,6 +7,7 @@
 //! while another latch is locked.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
@@ -286,11 +287,17 @@ impl Drop for Latch {
 }
 
 /// A holder's place in a latch. It holds the drain open as long as it lives.
-#[derive(Debug)]
 pub(crate) struct Entry {
     latch: Arc<Latch>,
     /// The place among the holders of the latch.
     id: usize,
+}
+
+impl fmt::Debug for Entry {
+    /// Leaves out the latch, which would list all of its holders for each of them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 impl Entry {
@@ -304,7 +311,7 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let mut state = self.latch.state();
         let holder = state.registry.holders.remove(self.id);
-        let above = state.above.remove(&self.id);
+        let above = self.latch.parent.as_ref().and_then(|_| state.above.remove(&self.id));
         let is_last = state.registry.holders.is_empty();
         drop(state);
         if let Some(seat) = holder.seat() {
