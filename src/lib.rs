@@ -86,7 +86,7 @@
 //! | passage | a pair of sockets through which connections go from a predecessor to its successor |
 //! | kernel | the operating system below the server, with its queues of connections and bytes |
 //! | wrapped stream | a stream that is not a plain socket, for example by [`Listener::wrap`] |
-//! | latch | the three phases of a stop, which only move forward ([`Shutdown`]) |
+//! | latch | the three phases of a stop, which only move forward ([`Shutdown`]); a child latch follows another one ([`Token::child`]) |
 //! | token | a look at the latch ([`Token`]) |
 //! | guard | work that the drain waits for ([`Guard`]) |
 //! | drain | the wait, after a stop, until all work has ended or is cut |

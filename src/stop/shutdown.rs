@@ -503,12 +503,13 @@ impl Shutdown {
 }
 
 impl Token {
-    /// Makes a latch of its own that follows this one: it stops and aborts when this one does, and
-    /// can be stopped alone before. It has the times that this one has now.
+    /// Makes a child latch, which stops and aborts when the latch of this token does, and can be
+    /// stopped alone before. It begins with the times that the latch has now.
     ///
-    /// For a part of a program that is stopped while the rest goes on: a worker, or one of several
-    /// servers. Connections and guards of the child hold the drain of this latch open, too, and its
-    /// outcome counts and names them. A child that was made after the stop takes no guards.
+    /// A child latch is for a part of a program that is stopped while the rest goes on, such as a
+    /// worker or one of several servers. What holds the child latch holds the drain of its parent
+    /// open, too, and the parent's outcome counts and names it. A child latch that was made after
+    /// the stop takes no guards, because its drain is over.
     ///
     /// # Examples
     ///
