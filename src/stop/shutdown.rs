@@ -4,6 +4,7 @@
 //! has cut is in its outcome (rule S13). Knows nothing of HTTP and needs no runtime: it is useful by
 //! itself.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -417,7 +418,8 @@ impl Shutdown {
     pub(crate) fn outcome(&self, took: Duration) -> Outcome {
         let state = self.latch.state();
         let interrupted = state.interrupted.iter().filter(|interrupted| interrupted.is_cut());
-        let cut: Vec<_> = interrupted.map(|interrupted| interrupted.cut.clone()).collect();
+        let mut cut: Vec<_> = interrupted.map(|interrupted| interrupted.cut.clone()).collect();
+        cut.sort_by_key(|cut| Reverse(cut.age));
         // An abort that has cut nothing has harmed nobody, so it was a drain.
         let is_drained = cut.is_empty();
         let aborted = state.aborted.unwrap_or(DrainEnding::Forced);
