@@ -127,6 +127,12 @@ impl Latch {
         self.phase.current()
     }
 
+    /// Returns `true` if this latch follows `other`, directly or not.
+    pub(crate) fn is_below(&self, other: &Arc<Self>) -> bool {
+        let Some(parent) = &self.parent else { return false };
+        Arc::ptr_eq(&parent.latch, other) || parent.latch.is_below(other)
+    }
+
     /// Returns the phase, to be looked at without the latch.
     pub(crate) fn shared_phase(&self) -> Arc<AtomicPhase> {
         self.phase.clone()

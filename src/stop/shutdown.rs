@@ -498,6 +498,11 @@ impl Shutdown {
         Arc::ptr_eq(&self.latch, &other.latch)
     }
 
+    /// Returns `true` if this moves a child latch of `other`, or a child's child.
+    pub(crate) fn is_below(&self, other: &Self) -> bool {
+        self.latch.is_below(&other.latch)
+    }
+
     /// Returns the orders for the connections of one more server.
     pub(crate) fn orders(&self) -> Arc<Orders> {
         Arc::new(Orders::under(self.latch.shared_phase()))
