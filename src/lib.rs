@@ -110,6 +110,7 @@
 //! those that http-types knows; others are answered 501. No routing, no HTTP/2; TLS by
 //! [`Listener::wrap`], whose connections do not go to a successor.
 
+pub use address::{Address, AddressError};
 pub use async_signal::Signal;
 pub use chunks::stream_body;
 pub use client::{Client, target};
@@ -120,7 +121,6 @@ pub use http_types::{
 #[cfg(feature = "keeper")]
 pub use keeper::{Keeper, KeeperExit, Kept, ReadyWhen};
 pub use limits::Limits;
-pub use listen::address::{Address, AddressError};
 pub use listen::listener::Listener;
 pub use listen::{Listen, ListenOptions};
 pub use log_writer::LogWriter;
@@ -138,6 +138,7 @@ pub use stream::socket::ClientLeft;
 pub use stream::transport::Peer;
 pub use wire::fault::BodyError;
 
+mod address;
 mod adoption;
 mod chunks;
 mod client;
