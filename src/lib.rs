@@ -65,8 +65,9 @@
 //! | a process | [`run`], [`Process`], [`ready`], [`signals`], [`LogWriter`] |
 //! | a keeper | [`Keeper`], [`ReadyWhen`], [`KeeperExit`], [`Kept`] |
 //! | a server | [`Server`], [`Limits`], [`ServeError`] |
+//! | what it has served | [`Exchange`], [`ExchangeEnding`] |
 //! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
-//! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`probe_for`], [`Peer`], [`Client`], [`ClientLeft`], [`target`], [`Token`] |
+//! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`probe_for`], [`Peer`], [`ConnectionInfo`], [`Client`], [`ClientLeft`], [`target`], [`Token`] |
 //! | stopping | [`Shutdown`], [`Phase`], [`Token`], [`Guard`], [`Stopped`] |
 //! | how it ended | [`Outcome`], [`DrainEnding`], [`OpenWork`], [`WorkKind`], [`Stage`] |
 //!
@@ -114,6 +115,7 @@ pub use address::{Address, AddressError};
 pub use async_signal::Signal;
 pub use chunks::stream_body;
 pub use client::{Client, target};
+pub use connection_info::ConnectionInfo;
 pub use error::ServeError;
 pub use http_types::{
     self, Body, Error, Method, Mime, Request, Response, StatusCode, Url, Version, headers, mime,
@@ -124,6 +126,7 @@ pub use limits::Limits;
 pub use listen::listener::Listener;
 pub use listen::{Listen, ListenOptions};
 pub use log_writer::LogWriter;
+pub use observe::{Exchange, ExchangeEnding};
 pub use probe::{probe, probe_for};
 pub use process::{Process, run};
 pub use ready::ready;
@@ -143,6 +146,7 @@ mod adoption;
 mod chunks;
 mod client;
 mod conn;
+mod connection_info;
 mod courier;
 mod descriptors;
 mod error;
@@ -153,6 +157,7 @@ mod listen;
 mod lock;
 mod log_limit;
 mod log_writer;
+mod observe;
 mod places;
 mod probe;
 mod process;

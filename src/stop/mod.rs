@@ -7,6 +7,7 @@
 pub(crate) mod activity;
 pub(crate) mod obey;
 pub(crate) mod orders;
+pub(crate) mod origin;
 pub(crate) mod outcome;
 pub(crate) mod phase;
 pub(crate) mod policy;
