@@ -88,7 +88,7 @@ struct Told {
     peer: Option<Peer>,
     facts: Facts,
     /// What the wrapper has said after the source.
-    next: OnceLock<Box<Told>>,
+    next: OnceLock<Box<Self>>,
 }
 
 /// Stands for the number of a listener where there is none.

@@ -253,3 +253,48 @@ impl Unsent {
         observer.tell(&exchange);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::head::Bounds;
+    use super::super::{Begun, Incoming};
+    use super::*;
+    use crate::stop::orders::Orders;
+    use crate::stream::connection::Connection;
+    use crate::stream::transport::Peer;
+    use futures_lite::future::{block_on, poll_once};
+    use std::sync::mpsc;
+
+    /// Rule O1. Each case: what was read, and what is reported when the connection leaves.
+    #[test]
+    fn a_part_of_a_head_that_goes_to_the_successor_is_reported() {
+        for (read, expected) in [
+            (
+                "GET /half HTTP/1.1\r\nHo",
+                vec![("/half".to_owned(), ExchangeEnding::HandedOver, 22)],
+            ),
+            ("\r\n", vec![]),
+            ("", vec![]),
+        ] {
+            let (send, reports) = mpsc::channel();
+            let observer = Arc::new(Observer::new(move |exchange| {
+                let report = (exchange.target().to_owned(), exchange.ending(), exchange.received());
+                send.send(report).unwrap();
+            }));
+            let seat = Seat::new(Peer::Unix, Arc::new(Orders::under(Arc::default())));
+            let (_client, connection) = Connection::pair();
+            let transport = connection.into_transport(None, None);
+            let incoming = Incoming::with(read.as_bytes());
+            let bounds = Bounds { head_bytes: 8192, headers: 100 };
+            let mut gate =
+                Gate::new(transport, incoming, seat, bounds).observed_by(Some(&observer));
+            gate.begin_exchange();
+            let head = block_on(poll_once(gate.head(0)));
+            assert!(head.is_none_or(|head| matches!(head, Ok(Begun::End))), "{read:?}");
+            gate.note(|now| now.ends_as(ExchangeEnding::HandedOver));
+            assert_eq!(gate.into_movable().unwrap().ahead, read.as_bytes());
+            drop(observer);
+            assert_eq!(reports.iter().collect::<Vec<_>>(), expected);
+        }
+    }
+}
