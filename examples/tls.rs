@@ -8,7 +8,8 @@
 //! cargo run --example tls -- 127.0.0.1:8443 cert.pem key.pem
 //! ```
 //!
-//! Then `curl --cacert cert.pem https://localhost:8443 -d hello`. Stop it with Ctrl-C, or let a
+//! Then `curl --cacert cert.pem https://localhost:8443 -d hello`; `/name` shows what the handler knows
+//! of the handshake. Stop it with Ctrl-C, or let a
 //! successor take over with `pkill -nx -USR2 tls`, which reads a renewed certificate.
 
 use std::io;
@@ -30,10 +31,11 @@ struct ServerName(String);
 async fn handle(mut request: Request) -> Result<Response> {
     let connection = ConnectionInfo::of(&request);
     Ok(match request.method() {
-        Method::Get => {
-            let name = connection.get().map_or("no name", |ServerName(name)| name);
-            format!("{} of {name}\n", request.url()).into()
+        Method::Get if request.url().path() == "/name" => {
+            let name = connection.get().map_or("none", |ServerName(name)| name);
+            format!("{}, asked for as {name}\n", request.url()).into()
         }
+        Method::Get => "okay\n".into(),
         Method::Post => request.take_body().into(),
         _ => Response::new(StatusCode::MethodNotAllowed),
     })
