@@ -45,7 +45,8 @@
 //!
 //! # Ways in
 //!
-//! - [`run`] is a whole process: worker threads, signals, exit code. [`Process`] has its settings.
+//! - [`run`] is a whole process: worker threads, signals, exit code. [`Process`] has its settings,
+//!   and runs further servers and an admin server beside.
 //! - [`Server::serve`] is a future for a program that has its own executor and control.
 //! - [`Shutdown`], [`Token`] and [`Guard`] work without any HTTP.
 //! - [`Process::keep`] makes the program its own keeper, and [`Keeper`] keeps any program. With
@@ -65,7 +66,7 @@
 //! | a keeper | [`Keeper`], [`ReadyWhen`], [`KeeperExit`], [`Kept`] |
 //! | a server | [`Server`], [`Limits`], [`ServeError`] |
 //! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
-//! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`Peer`], [`Client`], [`ClientLeft`], [`target`], [`Token`] |
+//! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`probe_for`], [`Peer`], [`Client`], [`ClientLeft`], [`target`], [`Token`] |
 //! | stopping | [`Shutdown`], [`Phase`], [`Token`], [`Guard`], [`Stopped`] |
 //! | how it ended | [`Outcome`], [`DrainEnding`], [`OpenWork`], [`WorkKind`], [`Stage`] |
 //!
