@@ -4,19 +4,20 @@
 //! Run with:
 //!
 //! ```
-//! cargo run --example service -- /tmp/reports 127.0.0.1:8082
+//! cargo run --example service -- /tmp/reports 127.0.0.1:8082 127.0.0.1:8083
 //! ```
 //!
 //! Try `curl -d '{"name": "numbers", "rows": 1000}' localhost:8082/reports`, `curl -r -10
-//! localhost:8082/reports/numbers`, `curl -N localhost:8082/events`.
+//! localhost:8082/reports/numbers`, `curl -N localhost:8082/events`, `curl localhost:8083/metrics`.
 
 use std::{env, fs, io, path::PathBuf, process, sync::Arc, time::Duration};
 
+use prometheus_client::{encoding::prometheus_text::encode, registry::Registry};
 use smol::channel::{Receiver, Sender, bounded};
 use smol::{Timer, Unblock, future::FutureExt, io::AsyncReadExt, io::BufReader, stream, unblock};
 use smol_graceful::{
-    Body, Error, Guard, Limits, LogWriter, Outcome, Request, Response, Result, ServeError, Server,
-    Token, mime, run, stream_body,
+    Body, Error, Guard, Limits, LogWriter, Outcome, Process, Request, Response, Result, ServeError,
+    Server, Shutdown, Token, mime, probe_for, stream_body,
 };
 
 #[derive(serde::Deserialize)]
@@ -48,7 +49,7 @@ impl Service {
     }
 
     /// Answers within five seconds. An error becomes its status, and tells its text as JSON.
-    async fn handle(self: Arc<Self>, request: Request) -> Result<Response> {
+    async fn handle(self: Arc<Self>, request: Request) -> Result {
         let path = request.url().path().to_owned();
         let (route, methods) = self.routes.at(&path).map_or(("none", ""), |found| *found.value);
         let answer = async {
@@ -79,7 +80,7 @@ impl Service {
     }
 
     /// Accepts a job, which is then done, however soon the stop begins.
-    async fn order(&self, mut request: Request) -> Result<Response> {
+    async fn order(&self, mut request: Request) -> Result {
         let Order { name, rows } = request.body_json().await?;
         match self.queue.try_send((self.path(&name)?, rows, Token::of(&request).guard()?)) {
             Ok(()) => Ok(reply(202, "location", &format!("/reports/{name}"), "")),
@@ -88,7 +89,7 @@ impl Service {
     }
 
     /// Streams a report, or the part of it that the client wants (RFC 9110 section 14).
-    async fn fetch(&self, request: &Request) -> Result<Response> {
+    async fn fetch(&self, request: &Request) -> Result {
         let path = self.path(request.url().path().trim_start_matches("/reports/"))?;
         let mut file = unblock(|| fs::File::open(path)).await.map_err(|e| Error::new(404, e))?;
         let length = file.metadata()?.len();
@@ -139,7 +140,7 @@ async fn work(jobs: Receiver<Job>) {
     }
 }
 
-fn main() -> std::result::Result<Outcome, ServeError> {
+fn main() -> Result<Outcome, ServeError> {
     let writer = LogWriter::new(io::stderr())?; // A pipe that nobody reads holds up nothing.
     let target = env_logger::Target::Pipe(Box::new(writer.clone()));
     env_logger::Builder::new().parse_filters("info").target(target).init();
@@ -147,9 +148,19 @@ fn main() -> std::result::Result<Outcome, ServeError> {
     let mut argument = |default: &str| args.next().unwrap_or(default.to_owned());
     let (service, jobs) = Service::new(argument("reports").into())?;
     smol::spawn(work(jobs)).detach();
+    let registry = Registry::default();
+    let shutdown = Shutdown::new();
     let server = Server::new(move |request| service.clone().handle(request))
-        .limits(Limits::default().body_bytes(64 * 1024));
-    let outcome = run(server, [argument("127.0.0.1:8082")]);
+        .limits(Limits::default().body_bytes(64 * 1024))
+        .shutdown(&shutdown);
+    let admin = Server::new(move |request| {
+        let mut text = String::new();
+        let metrics = encode(&mut text, &registry).map(|()| Response::from(text));
+        let response = probe_for(&shutdown.token(), &request).map_or(metrics, Ok);
+        async { Ok(response?) }
+    });
+    let (address, admin_address) = (argument("127.0.0.1:8082"), argument("127.0.0.1:8083"));
+    let outcome = Process::default().admin(admin, [admin_address]).run(server, [address]);
     drop(writer); // Gives the last lines up to 200 ms to be written.
     outcome
 }

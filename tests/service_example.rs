@@ -6,6 +6,7 @@
 mod common;
 
 use std::fs;
+use std::net::SocketAddr;
 
 use common::{
     Client, Directory, End, Program, Received, case, small_socket, wait_for_close, wait_until,
@@ -18,6 +19,7 @@ const NINE: &str = r#"{"name": "nine", "rows": 9}"#;
 /// The example, in a directory of its own.
 struct Service {
     program: Program,
+    admin: SocketAddr,
     directory: Directory,
 }
 
@@ -25,12 +27,21 @@ impl Service {
     fn start() -> Self {
         let directory = Directory::new();
         let path = directory.path().display().to_string();
-        let program = Program::example("service", &[&path, "127.0.0.1:0"]);
-        Self { program, directory }
+        let mut program = Program::example("service", &[&path, "127.0.0.1:0", "127.0.0.1:0"]);
+        // The admin server listens first.
+        let admin = program.addr;
+        let told = program.wait_for("listening on ");
+        program.addr = told.rsplit(' ').next().unwrap().parse().unwrap();
+        Self { program, admin, directory }
     }
 
     fn connect(&self) -> Client {
         self.program.connect()
+    }
+
+    /// Asks the admin server.
+    fn admin(&self, path: &str) -> Received {
+        Client::connect(self.admin).get(path).response()
     }
 
     /// Orders a report, and waits until the report is there.
@@ -155,6 +166,7 @@ fn it_gives_up_a_request_that_takes_too_long() {
 fn it_finishes_everything_at_a_stop() {
     let mut service = Service::start();
     service.write(r#"{"name": "large", "rows": 65535}"#, "large");
+    assert_eq!(service.admin("/readyz").status, 200);
     let mut events = service.connect();
     events.get("/events");
     assert_eq!(events.line().unwrap(), "HTTP/1.1 200 OK");
@@ -174,6 +186,8 @@ fn it_finishes_everything_at_a_stop() {
 
     service.program.signal(Signal::TERM);
     wait_for_close(service.program.addr);
+    // The admin server answers, because the others have not drained.
+    assert_eq!(service.admin("/readyz").status, 503);
     late.send(&NINE[1..]);
     assert_eq!(late.response().status, 202);
     // The stream ends with its last chunk, behind an event that was on its way.
