@@ -12,6 +12,7 @@
 
 use std::{env, fs, io, path::PathBuf, process, sync::Arc, time::Duration};
 
+use prometheus_client::metrics::{counter::Counter, family::Family};
 use prometheus_client::{encoding::prometheus_text::encode, registry::Registry};
 use smol::channel::{Receiver, Sender, bounded};
 use smol::{Timer, Unblock, future::FutureExt, io::AsyncReadExt, io::BufReader, stream, unblock};
@@ -148,11 +149,20 @@ fn main() -> Result<Outcome, ServeError> {
     let mut argument = |default: &str| args.next().unwrap_or(default.to_owned());
     let (service, jobs) = Service::new(argument("reports").into())?;
     smol::spawn(work(jobs)).detach();
-    let registry = Registry::default();
+    let requests = Family::<Vec<(&str, String)>, Counter>::default();
+    let mut registry = Registry::default();
+    registry.register("http_requests", "Requests that are over", requests.clone());
     let shutdown = Shutdown::new();
     let server = Server::new(move |request| service.clone().handle(request))
         .limits(Limits::default().body_bytes(64 * 1024))
-        .shutdown(&shutdown);
+        .shutdown(&shutdown)
+        .observe(move |seen| {
+            let status = seen.status().map_or("none".to_owned(), |status| status.to_string());
+            let route = seen.extension::<&str>().copied().unwrap_or("none").to_owned();
+            let (peer, method, target) = (seen.peer(), seen.method(), seen.target());
+            log::info!("{peer} {method} {target:?} {status} {:?} {}", seen.took(), seen.ending());
+            requests.get_or_create(&vec![("route", route), ("status", status)]).inc();
+        });
     let admin = Server::new(move |request| {
         let mut text = String::new();
         let metrics = encode(&mut text, &registry).map(|()| Response::from(text));

@@ -210,3 +210,40 @@ fn it_finishes_everything_at_a_stop() {
         assert_eq!(fs::metadata(service.directory.join(report)).unwrap().len(), length);
     }
 }
+
+/// Each request is a line in the log and a number at the admin port, also one that no handler sees.
+#[test]
+fn it_logs_and_counts_each_request() {
+    let mut service = Service::start();
+    service.write(NINE, "nine");
+    let mut client = service.connect();
+    for _ in 0..3 {
+        assert_eq!(client.get("/reports/nine").response().status, 200);
+    }
+    assert_eq!(client.get("/reports/none").response().status, 404);
+    assert_eq!(client.get("/somewhere/else").response().status, 404);
+    let port = client.stream.local_addr().unwrap().port();
+    assert_eq!(service.connect().send("nonsense\r\n\r\n").response().status, 400);
+    for (words, ending) in [
+        (format!("127.0.0.1:{port} GET \"/reports/nine\" 200 "), " answered"),
+        (format!("127.0.0.1:{port} GET \"/somewhere/else\" 404 "), " answered"),
+        ("\"\" 400 ".to_owned(), " refused"),
+    ] {
+        service.program.line_where(&words, |line| line.contains(&words) && line.ends_with(ending));
+    }
+    let kind = service.admin("/metrics").header("content-type");
+    assert_eq!(kind.as_deref(), Some("text/plain;charset=utf-8"));
+    for (route, status, count) in [
+        ("/reports", "202", 1),
+        ("/reports/{name}", "200", 3),
+        ("/reports/{name}", "404", 1),
+        ("none", "404", 1),
+        ("none", "400", 1),
+    ] {
+        let labels = format!("{{route=\"{route}\",status=\"{status}\"}}");
+        let line = format!("http_requests_total{labels} {count}\n");
+        // A client may have its response a moment before the exchange is over.
+        wait_until(&line, || service.admin("/metrics").text().contains(&line));
+    }
+    service.program.stop();
+}
