@@ -10,7 +10,7 @@
 //! Try `curl -d '{"name": "numbers", "rows": 1000}' localhost:8082/reports`, `curl -r -10
 //! localhost:8082/reports/numbers`, `curl -N localhost:8082/events`, `curl localhost:8083/metrics`.
 
-use std::{env, fs, io, path::PathBuf, process, sync::Arc, time::Duration};
+use std::{env, fs, io, panic, path::PathBuf, process, sync::Arc, time::Duration};
 
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use prometheus_client::{encoding::prometheus_text::encode, registry::Registry};
@@ -137,7 +137,7 @@ async fn work(jobs: Receiver<Job>) {
             let written = fs::write(&new, text).and_then(|()| fs::rename(new, &path));
             log::info!("{}: {written:?}", path.display());
         });
-        write.await;
+        let _ = panic::AssertUnwindSafe(write).catch_unwind().await; // It costs no other job.
     }
 }
 
@@ -159,8 +159,8 @@ fn main() -> Result<Outcome, ServeError> {
         .observe(move |seen| {
             let status = seen.status().map_or("none".to_owned(), |status| status.to_string());
             let route = seen.extension::<&str>().copied().unwrap_or("none").to_owned();
-            let (peer, method, target) = (seen.peer(), seen.method(), seen.target());
-            log::info!("{peer} {method} {target:?} {status} {:?} {}", seen.took(), seen.ending());
+            let (peer, request) = (seen.peer(), format!("{} {}", seen.method(), seen.target()));
+            log::info!("{peer} {request:?} {status} {:?} {}", seen.took(), seen.ending());
             requests.get_or_create(&vec![("route", route), ("status", status)]).inc();
         });
     let admin = Server::new(move |request| {
