@@ -47,7 +47,9 @@
 //!
 //! - [`run`] is a whole process: worker threads, signals, exit code. [`Process`] has its settings,
 //!   and runs further servers and an admin server beside.
-//! - [`Server::serve`] is a future for a program that has its own executor and control.
+//! - [`Server::serve`] is a future for a program that has its own executor and control, and
+//!   [`Server::serve_until`] stops by an event of the program. [`Server::executor`] and
+//!   [`Server::local`] say where handlers run.
 //! - [`Shutdown`], [`Token`] and [`Guard`] work without any HTTP.
 //! - [`Process::keep`] makes the program its own keeper, and [`Keeper`] keeps any program. With
 //!   [`Server::serve`], one call of [`ready`] is all that a restart needs.
@@ -64,7 +66,7 @@
 //! |---|---|
 //! | a process | [`run`], [`Process`], [`ready`], [`signals`], [`LogWriter`] |
 //! | a keeper | [`Keeper`], [`ReadyWhen`], [`KeeperExit`], [`Kept`] |
-//! | a server | [`Server`], [`Limits`], [`ServeError`] |
+//! | a server | [`Server`], [`ServerExecutor`], [`Limits`], [`ServeError`] |
 //! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
 //! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`probe_for`], [`Peer`], [`Client`], [`ClientLeft`], [`target`], [`Token`] |
 //! | stopping | [`Shutdown`], [`Phase`], [`Token`], [`Guard`], [`Stopped`] |
@@ -84,7 +86,7 @@
 //! | passage | a pair of sockets through which connections go from a predecessor to its successor |
 //! | kernel | the operating system below the server, with its queues of connections and bytes |
 //! | wrapped stream | a stream that is not a plain socket, for example by [`Listener::wrap`] |
-//! | latch | the three phases of a stop, which only move forward ([`Shutdown`]) |
+//! | latch | the three phases of a stop, which only move forward ([`Shutdown`]); a child latch follows another one ([`Token::child`]) |
 //! | token | a look at the latch ([`Token`]) |
 //! | guard | work that the drain waits for ([`Guard`]) |
 //! | drain | the wait, after a stop, until all work has ended or is cut |
@@ -102,7 +104,8 @@
 //! one sweep over all connections, at most once a second, and not by a timer for each. At a restart
 //! by a keeper, a connection goes to the successor as its socket and the bytes that were read
 //! ahead, when no exchange is under way. The library registers no signal handler unless [`run`] or
-//! [`signals`] is called, prints nothing, and never exits the process.
+//! [`signals`] is called, and never exits the process. It prints nothing, apart from the line of an
+//! [`Outcome`] that `main` returns where something was cut and no logger shows warnings.
 //!
 //! # Limits
 //!
@@ -114,6 +117,7 @@ pub use async_signal::Signal;
 pub use chunks::stream_body;
 pub use client::{Client, target};
 pub use error::ServeError;
+pub use executor::ServerExecutor;
 pub use http_types::{
     self, Body, Error, Method, Mime, Request, Response, StatusCode, Url, Version, headers, mime,
 };
@@ -130,9 +134,10 @@ pub use ready::ready;
 pub use server::Server;
 pub use stop::outcome::{DrainEnding, OpenWork, Outcome, WorkKind};
 pub use stop::phase::Phase;
-pub use stop::shutdown::{Guard, Shutdown, Stopped, Token};
+pub use stop::shutdown::Shutdown;
 pub use stop::signals::{STOP_SIGNALS, signals};
 pub use stop::stage::Stage;
+pub use stop::token::{Guard, Stopped, Token};
 pub use stream::connection::Connection;
 pub use stream::socket::ClientLeft;
 pub use stream::transport::Peer;
@@ -145,10 +150,12 @@ mod conn;
 mod courier;
 mod descriptors;
 mod error;
+mod executor;
 #[cfg(feature = "keeper")]
 mod keeper;
 mod limits;
 mod listen;
+mod local;
 mod lock;
 mod log_limit;
 mod log_writer;
