@@ -58,7 +58,7 @@
 //!   [`Connection::pair`] tests a handler without a socket.
 //!
 //! `docs/embedding.md` tells which way is for whom, call by call for those who come from Go, tide,
-//! axum or trillium. `docs/restart.md` tells which way of restarting is for whom.
+//! async-h1, hyper, axum or trillium. `docs/restart.md` tells which way of restarting is for whom.
 //!
 //! # A map
 //!
@@ -204,3 +204,8 @@ pub type Result<T = Response, E = Error> = std::result::Result<T, E>;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// So are those of the page on embedding.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/embedding.md")]
+struct Embedding;
