@@ -58,7 +58,7 @@
 //!   [`Connection::pair`] tests a handler without a socket.
 //!
 //! `docs/embedding.md` tells which way is for whom, call by call for those who come from Go, tide,
-//! axum or trillium. `docs/restart.md` tells which way of restarting is for whom.
+//! async-h1, hyper, axum or trillium. `docs/restart.md` tells which way of restarting is for whom.
 //!
 //! # A map
 //!
@@ -67,8 +67,9 @@
 //! | a process | [`run`], [`Process`], [`ready`], [`signals`], [`LogWriter`] |
 //! | a keeper | [`Keeper`], [`ReadyWhen`], [`KeeperExit`], [`Kept`] |
 //! | a server | [`Server`], [`ServerExecutor`], [`Limits`], [`ServeError`] |
+//! | what it has served | [`Exchange`], [`ExchangeEnding`] |
 //! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
-//! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`probe_for`], [`Peer`], [`Client`], [`ClientLeft`], [`target`], [`Token`] |
+//! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`probe_for`], [`Peer`], [`ConnectionInfo`], [`Client`], [`ClientLeft`], [`target`], [`Token`] |
 //! | stopping | [`Shutdown`], [`Phase`], [`Token`], [`Guard`], [`Stopped`] |
 //! | how it ended | [`Outcome`], [`DrainEnding`], [`OpenWork`], [`WorkKind`], [`Stage`] |
 //!
@@ -113,9 +114,11 @@
 //! those that http-types knows; others are answered 501. No routing, no HTTP/2; TLS by
 //! [`Listener::wrap`], whose connections do not go to a successor.
 
+pub use address::{Address, AddressError};
 pub use async_signal::Signal;
 pub use chunks::stream_body;
 pub use client::{Client, target};
+pub use connection_info::ConnectionInfo;
 pub use error::ServeError;
 pub use executor::ServerExecutor;
 pub use http_types::{
@@ -124,10 +127,10 @@ pub use http_types::{
 #[cfg(feature = "keeper")]
 pub use keeper::{Keeper, KeeperExit, Kept, ReadyWhen};
 pub use limits::Limits;
-pub use listen::address::{Address, AddressError};
 pub use listen::listener::Listener;
 pub use listen::{Listen, ListenOptions};
 pub use log_writer::LogWriter;
+pub use observe::{Exchange, ExchangeEnding};
 pub use probe::{probe, probe_for};
 pub use process::{Process, run};
 pub use ready::ready;
@@ -143,10 +146,12 @@ pub use stream::socket::ClientLeft;
 pub use stream::transport::Peer;
 pub use wire::fault::BodyError;
 
+mod address;
 mod adoption;
 mod chunks;
 mod client;
 mod conn;
+mod connection_info;
 mod courier;
 mod descriptors;
 mod error;
@@ -159,6 +164,7 @@ mod local;
 mod lock;
 mod log_limit;
 mod log_writer;
+mod observe;
 mod places;
 mod probe;
 mod process;
@@ -198,3 +204,8 @@ pub type Result<T = Response, E = Error> = std::result::Result<T, E>;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// So are those of the page on embedding.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/embedding.md")]
+struct Embedding;

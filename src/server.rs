@@ -29,16 +29,18 @@ use crate::limits::Limits;
 use crate::listen::Listen;
 use crate::listen::listener::Listener;
 use crate::listen::source::Accepted;
+use crate::observe::{Exchange, Observer};
 use crate::places::{Place, Places};
 use crate::restart::channel::Channel;
 use crate::stop::activity::Doing;
 use crate::stop::draining::Draining;
 use crate::stop::latch::{Entry, Times};
 use crate::stop::orders::Order;
+use crate::stop::origin::Origin;
 use crate::stop::outcome::Outcome;
 use crate::stop::phase::Phase;
 use crate::stop::registry::{Holder, Sweep};
-use crate::stop::seat::{NO_LISTENER, Seat};
+use crate::stop::seat::Seat;
 use crate::stop::shutdown::Shutdown;
 use crate::stream::transport::Peer;
 use crate::threads;
@@ -70,6 +72,7 @@ use crate::wire::Movable;
 pub struct Server {
     handler: Box<Handler>,
     limits: Limits,
+    observer: Option<Arc<Observer>>,
     pub(crate) shutdown: Shutdown,
     pub(crate) executor: Option<ServerExecutor>,
 }
@@ -111,6 +114,7 @@ impl Server {
         Self {
             handler: Box::new(move |request| Box::pin(handler(request))),
             limits: Limits::default(),
+            observer: None,
             shutdown: Shutdown::new(),
             executor: None,
         }
@@ -131,6 +135,36 @@ impl Server {
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// Lets `observe` hear of each exchange, once it is over: for an access log or metrics, also of
+    /// what no handler ever sees (400, 408, 431, 501 and so on). By default nothing is measured, and
+    /// that costs nothing. A second call replaces the first.
+    ///
+    /// `observe` runs on the thread that serves the connection, so it must not block: write logs
+    /// through a [`LogWriter`](crate::LogWriter). If it panics, the log says so, and the server goes
+    /// on.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Server;
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    ///
+    /// let failures = Arc::new(AtomicU64::new(0));
+    /// let count = failures.clone();
+    /// let server = Server::new(|_request| async { Ok("okay") }).observe(move |exchange| {
+    ///     if exchange.status().is_some_and(|status| status.is_server_error()) {
+    ///         count.fetch_add(1, Ordering::Relaxed);
+    ///     }
+    /// });
+    /// # drop(server);
+    /// ```
+    #[must_use]
+    pub fn observe(mut self, observe: impl Fn(&Exchange) + Send + Sync + 'static) -> Self {
+        self.observer = Some(Arc::new(Observer::new(observe)));
         self
     }
 
@@ -212,7 +246,11 @@ impl Server {
         let (leavers_in, leavers) = channel::unbounded();
         let executor = self.executor.unwrap_or_else(|| Arc::<Executor<'_>>::default().into());
         STARTED.fetch_add(1, Ordering::Relaxed);
+        let origins = listeners.iter().zip(0..).map(|(listener, number)| {
+            Arc::new(Origin { number, address: listener.address().clone() })
+        });
         Ok(Running {
+            origins: origins.collect(),
             hand_over: channel::bounded(1),
             listeners,
             executor,
@@ -223,6 +261,7 @@ impl Server {
             service: Arc::new(Service {
                 handler: self.handler,
                 limits: self.limits,
+                observer: self.observer,
                 orders: self.shutdown.orders(),
                 shutdown: self.shutdown,
                 leavers: leavers_in,
@@ -244,6 +283,8 @@ impl fmt::Debug for Server {
 /// A server that listens.
 pub(crate) struct Running {
     pub(crate) listeners: Vec<Listener>,
+    /// The listeners, as the connections know them.
+    origins: Vec<Arc<Origin>>,
     executor: ServerExecutor,
     /// A successor serves in the place of this server.
     is_succeeded: AtomicBool,
@@ -319,8 +360,9 @@ impl Running {
 
     /// Counts a connection and spawns its task, in this order (rule S1).
     fn admit(&self, listener: &Listener, accepted: Accepted, place: Option<Place>) {
-        let Accepted { transport, peer } = accepted;
+        let Accepted { transport, peer, facts } = accepted;
         let seat = self.seat(listener, peer, Instant::now());
+        seat.learn(peer, facts);
         let Some(counted) = self.count(&seat, place) else {
             if transport.waiting() > 0 {
                 self.service.shutdown.missed(&seat);
@@ -346,8 +388,8 @@ impl Running {
     /// Makes the seat of a connection of `listener` that was accepted or fell idle at `since`.
     pub(crate) fn seat(&self, listener: &Listener, peer: Peer, since: Instant) -> Arc<Seat> {
         let number = self.listeners.iter().position(|own| own.is_same(listener));
-        let number = number.and_then(|number| u32::try_from(number).ok()).unwrap_or(NO_LISTENER);
-        Seat::of_listener(number, peer, self.service.orders.clone(), since)
+        let origin = number.and_then(|number| self.origins.get(number)).cloned();
+        Seat::of_listener(origin, peer, self.service.orders.clone(), since)
     }
 
     /// Counts a connection, unless the drain is over or aborted (rule S1).

@@ -9,6 +9,7 @@ pub(crate) mod draining;
 pub(crate) mod latch;
 pub(crate) mod obey;
 pub(crate) mod orders;
+pub(crate) mod origin;
 pub(crate) mod outcome;
 pub(crate) mod phase;
 pub(crate) mod policy;

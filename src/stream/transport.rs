@@ -248,6 +248,12 @@ impl Transport {
         self.socket().map_or(0, Socket::undelivered)
     }
 
+    /// Returns the address of this machine to which the client has connected. `None` if there is no
+    /// TCP socket, or the connection has ended already.
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        self.socket()?.local_addr()
+    }
+
     /// Like [`Socket::left`]; `None` if there is no socket.
     pub(crate) fn left(&self) -> Option<ClientLeft> {
         self.socket()?.left()
@@ -329,14 +335,20 @@ impl Peer {
         }
     }
 
-    /// Says in `request` that it is from this client.
-    pub(crate) fn sign(self, request: &mut Request) {
+    /// Says in `request` that it is from this client, and has come to `local`.
+    pub(crate) fn sign(self, request: &mut Request, local: Option<SocketAddr>) {
+        // Every request has to be signed, and the general way costs ten times as much.
         match self {
-            // Every request has to be signed, and the general way costs ten times as much.
             Self::Ip(SocketAddr::V4(addr)) => {
                 request.set_peer_addr(Some(v4_text(addr, &mut [0; V4_ROOM])));
             }
             peer => request.set_peer_addr(Some(peer)),
+        }
+        match local {
+            Some(SocketAddr::V4(addr)) => {
+                request.set_local_addr(Some(v4_text(addr, &mut [0; V4_ROOM])));
+            }
+            local => request.set_local_addr(local),
         }
     }
 
@@ -394,8 +406,9 @@ mod tests {
         for text in ["0.0.0.0:0", "127.0.0.1:8082", "10.200.30.9:65535", "255.255.255.255:65535"] {
             let peer = Peer::from(text.parse::<SocketAddr>().expect("an address"));
             let mut request = Request::new(http_types::Method::Get, "http://localhost/");
-            peer.sign(&mut request);
+            peer.sign(&mut request, text.parse().ok());
             assert_eq!(request.peer_addr(), Some(text));
+            assert_eq!(request.local_addr(), Some(text));
             assert_eq!((peer.to_string().as_str(), Peer::of(&request)), (text, peer));
         }
     }

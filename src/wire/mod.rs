@@ -21,6 +21,7 @@ mod shared;
 mod target;
 mod trailers;
 mod upgraded;
+mod watch;
 
 // The generated tests of `head`, `target` and `body`, which see private modules.
 #[cfg(test)]
@@ -45,6 +46,7 @@ use smol::channel;
 
 use crate::client::Attached;
 use crate::limits::Limits;
+use crate::observe::ExchangeEnding;
 use crate::stop::activity::{Doing, Wait};
 use crate::stop::orders::Order;
 use crate::stop::seat::{Describe, Seat};
@@ -58,6 +60,8 @@ use outgoing::Outgoing;
 use response::{Filled, Reply};
 use shared::{Discarded, End, Wire};
 use upgraded::Upgraded;
+pub(crate) use watch::Now;
+use watch::Watch;
 
 /// The bytes of an active connection, in and out.
 pub(crate) struct Gate {
@@ -68,6 +72,8 @@ pub(crate) struct Gate {
     output: Outgoing,
     /// How the connection ends if the gate is dropped now.
     if_dropped: End,
+    /// Measures the exchanges, if the server has an observer.
+    watch: Option<Box<Watch>>,
 }
 
 /// A response that could not be sent whole.
@@ -100,7 +106,8 @@ impl Gate {
         bounds: Bounds,
     ) -> Self {
         let wire = Wire::new(transport, incoming, seat.clone());
-        Self { wire, seat, bounds, output: Outgoing::default(), if_dropped: End::Close }
+        let output = Outgoing::default();
+        Self { wire, seat, bounds, output, if_dropped: End::Close, watch: None }
     }
 
     // ── The request ─────────────────────────────────────────────────────────────────────────
@@ -128,7 +135,7 @@ impl Gate {
         longest_body: u64,
         judged: &mut usize,
     ) -> Poll<Result<Begun, StatusCode>> {
-        loop {
+        let has_failed = loop {
             let shared = &mut *self.wire.lock();
             let unread = shared.incoming.unread();
             let is_full = unread.len() >= self.bounds.head_bytes;
@@ -152,10 +159,15 @@ impl Gate {
                 Poll::Ready(Ok(0)) if shared.incoming.has_request() => {
                     return Poll::Ready(Err(StatusCode::BadRequest));
                 }
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Ok(Begun::End)),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Begun::End)),
+                Poll::Ready(Err(_)) => break true,
                 Poll::Ready(Ok(_)) => {}
-                Poll::Pending => break,
+                Poll::Pending => break false,
             }
+        };
+        if has_failed {
+            self.note_gone();
+            return Poll::Ready(Ok(Begun::End));
         }
         if self.seat.is_expired() {
             return Poll::Ready(Err(StatusCode::RequestTimeout));
@@ -185,10 +197,16 @@ impl Gate {
         let decoded = request::with_body(head.framing, &self.wire);
         let shared = self.wire.lock();
         let message = shared.incoming.message();
-        let mut request = request::request(head, message, decoded)?;
-        request
-            .ext_mut()
-            .insert(Attached { target: head.target(message).into(), seat: self.seat.clone() });
+        let scheme = if self.seat.is_https() { "https" } else { "http" };
+        let mut request = request::request(head, message, scheme, decoded)?;
+        let target = head.target(message).into();
+        if self.seat.local_addr().is_none() {
+            // The kernel is asked once a connection.
+            let addr = shared.transport.as_ref().and_then(Transport::local_addr);
+            addr.inspect(|addr| self.seat.set_local_addr(*addr));
+        }
+        self.seat.peer().sign(&mut request, self.seat.local_addr());
+        request.ext_mut().insert(Attached { target, seat: self.seat.clone() });
         Ok(request)
     }
 
@@ -233,6 +251,7 @@ impl Gate {
             Poll::Ready(())
         });
         if AssertUnwindSafe(begun).catch_unwind().await.is_err() {
+            self.note(|now| now.ends_as(ExchangeEnding::Panicked));
             // `respond` ends the response (rule S17), and does not poll this body again. A stream
             // may go on behind the item that has panicked, and then look whole.
             reply.fail(io::Error::other("it has panicked"));
@@ -335,7 +354,7 @@ impl Gate {
     /// Looks at the socket for the state of the client if the sweep has asked for it, and notifies
     /// the tasks that wait for the client to leave. Returns `true` if the client is gone (rule
     /// S22).
-    fn answer_sweep(&self) -> bool {
+    fn answer_sweep(&mut self) -> bool {
         if !self.seat.take_asked() {
             return false;
         }
@@ -344,7 +363,11 @@ impl Gate {
         if let Some(left) = left {
             self.seat.client_left(left);
         }
-        left == Some(ClientLeft::Gone)
+        let is_gone = left == Some(ClientLeft::Gone);
+        if is_gone {
+            self.note_gone();
+        }
+        is_gone
     }
 
     /// Appends `100 Continue` to the output if a reader waits for a body that the client sends only
@@ -365,7 +388,10 @@ impl Gate {
         }
         match self.poll_flush(cx) {
             Poll::Ready(Err(_)) => Poll::Ready(()),
-            Poll::Pending if self.seat.is_expired() => Poll::Ready(()),
+            Poll::Pending if self.seat.is_expired() => {
+                self.note_gone();
+                Poll::Ready(())
+            }
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
         }
     }
@@ -381,6 +407,7 @@ impl Gate {
     /// body is pending (rule S22).
     pub(crate) async fn respond(&mut self, reply: &mut Reply) -> Result<(), Broken> {
         self.seat.activity.go_on(Doing::Response);
+        self.note(|now| now.respond(reply.status()));
         self.forget_wait_for_body();
         if self.wire.lock().transport.as_ref().is_some_and(Transport::is_wrapped) {
             // A wrapped stream may hold back what it is given, until it is flushed.
@@ -393,7 +420,10 @@ impl Gate {
         self.output.begin_message();
         // A panic of the response's body is an end of it like any other (rule S17).
         let sent = AssertUnwindSafe(self.send(reply)).catch_unwind().await;
-        sent.unwrap_or_else(|_| Err(self.take_back()))?;
+        sent.unwrap_or_else(|_| {
+            self.note(|now| now.ends_as(ExchangeEnding::Panicked));
+            Err(self.take_back())
+        })?;
         if is_open_ended {
             self.flush().await?;
             self.if_dropped = End::Close;
@@ -421,7 +451,7 @@ impl Gate {
     }
 
     /// Gives others their turn, because this client may be faster than the response.
-    async fn give_way(&self) -> Result<(), Broken> {
+    async fn give_way(&mut self) -> Result<(), Broken> {
         yield_now().await;
         if self.answer_sweep() { Err(Broken::Seen) } else { Ok(()) }
     }
@@ -488,6 +518,7 @@ impl Gate {
     ) -> Result<T, Broken> {
         poll_fn(|cx| match send(self, cx) {
             Poll::Pending if self.seat.is_expired() || self.answer_sweep() => {
+                self.note_gone();
                 Poll::Ready(Err(Broken::Seen))
             }
             sent => sent.map_err(|_| Broken::Seen),
@@ -515,10 +546,15 @@ impl Gate {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, tail: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.wire.lock().transport {
+        let sent = match &mut self.wire.lock().transport {
             Some(transport) => self.output.poll_send(transport, &self.seat, cx, tail),
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        };
+        if matches!(sent, Poll::Ready(Err(_))) {
+            self.note_gone();
         }
+        self.note_sent();
+        sent
     }
 
     // ── The end ─────────────────────────────────────────────────────────────────────────────
@@ -581,6 +617,7 @@ impl Drop for Gate {
     /// A body that the handler has left behind somewhere must not keep the socket open.
     fn drop(&mut self) {
         self.wire.end(self.if_dropped);
+        self.report_rest();
     }
 }
 

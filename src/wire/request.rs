@@ -21,7 +21,7 @@ use super::head::Head;
 use super::shared::Wire;
 use super::target::url;
 
-/// Makes the request whose head is at the beginning of `bytes`. If the request has a body,
+/// Makes the request whose head is at the beginning of `bytes`, on a connection of this scheme. If the request has a body,
 /// `decoded` is the result of [`with_body`].
 ///
 /// # Errors
@@ -30,9 +30,10 @@ use super::target::url;
 pub(super) fn request(
     head: &Head,
     bytes: &[u8],
+    scheme: &str,
     decoded: Option<Request>,
 ) -> Result<Request, StatusCode> {
-    let url = url(head.host(bytes), head.target(bytes))?;
+    let url = url(scheme, head.host(bytes), head.target(bytes))?;
     let mut request = match decoded {
         Some(mut request) => {
             request.set_method(head.method);
