@@ -182,8 +182,7 @@ mod tests {
     /// A handler is a function, so its test needs neither a server nor a socket.
     #[test]
     fn a_report_is_ordered_written_and_fetched() -> Result<()> {
-        let (service, jobs) =
-            Service::new(env::temp_dir().join(format!("service-{}", process::id())))?;
+        let (service, jobs) = Service::new(env::temp_dir().join(format!("sg-{}", process::id())))?;
         let mut order = Request::post("http://test/reports");
         order.set_body(r#"{"name": "few", "rows": 9}"#);
         let mut last = Request::get("http://test/reports/few");
