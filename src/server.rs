@@ -237,9 +237,10 @@ impl Server {
             log::info!("listening on {}{inherited}", listener.address());
         }
         let (leavers_in, leavers) = channel::unbounded();
-        let origins = listeners.iter().zip(0..).map(|(listener, number)| {
-            Arc::new(Origin { number, address: listener.address().clone() })
-        });
+        let origins = listeners
+            .iter()
+            .zip(0..)
+            .map(|(listener, number)| Arc::new(Origin::new(number, listener.address().clone())));
         Ok(Running {
             origins: origins.collect(),
             hand_over: channel::bounded(1),
