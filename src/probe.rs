@@ -110,7 +110,7 @@ mod tests {
         shutdown.stop();
         for (listener, expected) in [(0, 200), (1, 503)] {
             let (peer, since) = (Peer::Unix, Instant::now());
-            let origin = Arc::new(Origin { number: listener, address: Address::Other });
+            let origin = Arc::new(Origin::new(listener, Address::Other));
             let seat = Seat::of_listener(Some(origin), peer, orders.clone(), since);
             let mut request = Request::new(Method::Get, "http://localhost/readyz");
             request.ext_mut().insert(shutdown.token());

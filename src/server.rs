@@ -246,9 +246,10 @@ impl Server {
         let (leavers_in, leavers) = channel::unbounded();
         let executor = self.executor.unwrap_or_else(|| Arc::<Executor<'_>>::default().into());
         STARTED.fetch_add(1, Ordering::Relaxed);
-        let origins = listeners.iter().zip(0..).map(|(listener, number)| {
-            Arc::new(Origin { number, address: listener.address().clone() })
-        });
+        let origins = listeners
+            .iter()
+            .zip(0..)
+            .map(|(listener, number)| Arc::new(Origin::new(number, listener.address().clone())));
         Ok(Running {
             origins: origins.collect(),
             hand_over: channel::bounded(1),

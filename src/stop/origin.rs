@@ -13,16 +13,20 @@ pub(crate) struct Origin {
     /// The listener's number in the server.
     pub(crate) number: u32,
     pub(crate) address: Address,
+    /// The local address of each connection, if the listener has a single one, and its text, which
+    /// every request gets.
+    pub(crate) local: Option<(SocketAddr, String)>,
 }
 
 impl Origin {
-    /// Returns the local address of each connection, if the listener has a single one.
-    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
-        match self.address {
+    pub(crate) fn new(number: u32, address: Address) -> Self {
+        let local = match address {
             Address::Tcp(addr) if !addr.ip().is_unspecified() => {
-                Some(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
+                let local = SocketAddr::new(addr.ip().to_canonical(), addr.port());
+                Some((local, local.to_string()))
             }
             _ => None,
-        }
+        };
+        Self { number, address, local }
     }
 }

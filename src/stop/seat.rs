@@ -161,7 +161,13 @@ impl Seat {
     /// Returns the local address of the connection, if it is known.
     pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
         let asked = || self.local.get().map(|(ip, port)| (ip.to_canonical(), *port).into());
-        self.origin.as_ref().and_then(|origin| origin.local_addr()).or_else(asked)
+        self.only_local().map(|(addr, _)| *addr).or_else(asked)
+    }
+
+    /// Returns the local address of every connection of the listener, and its text, if the listener
+    /// has a single one.
+    pub(crate) fn only_local(&self) -> Option<&(SocketAddr, String)> {
+        self.origin.as_ref()?.local.as_ref()
     }
 
     /// Notes the local address of the connection, as its socket says.

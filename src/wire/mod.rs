@@ -200,12 +200,7 @@ impl Gate {
         let scheme = if self.seat.is_https() { "https" } else { "http" };
         let mut request = request::request(head, message, scheme, decoded)?;
         let target = head.target(message).into();
-        if self.seat.local_addr().is_none() {
-            // The kernel is asked once a connection.
-            let addr = shared.transport.as_ref().and_then(Transport::local_addr);
-            addr.inspect(|addr| self.seat.set_local_addr(*addr));
-        }
-        self.seat.peer().sign(&mut request, self.seat.local_addr());
+        request::sign(&mut request, &self.seat, shared.transport.as_ref());
         request.ext_mut().insert(Attached { target, seat: self.seat.clone() });
         Ok(request)
     }

@@ -20,6 +20,8 @@ use super::fault::Lost;
 use super::head::Head;
 use super::shared::Wire;
 use super::target::url;
+use crate::stop::seat::Seat;
+use crate::stream::transport::{Transport, sign_local};
 
 /// Makes the request whose head is at the beginning of `bytes`, on a connection of this scheme. If the request has a body,
 /// `decoded` is the result of [`with_body`].
@@ -52,6 +54,22 @@ pub(super) fn request(
         request.append_header(name, &*value);
     }
     Ok(request)
+}
+
+/// Says in `request` who its client is, and to which address the client has connected.
+pub(super) fn sign(request: &mut Request, seat: &Seat, transport: Option<&Transport>) {
+    seat.peer().sign(request);
+    if let Some((_, text)) = seat.only_local() {
+        return request.set_local_addr(Some(&**text));
+    }
+    let local = seat.local_addr().or_else(|| {
+        // The kernel is asked once a connection.
+        seat.set_local_addr(transport?.local_addr()?);
+        seat.local_addr()
+    });
+    if let Some(local) = local {
+        sign_local(local, request);
+    }
 }
 
 /// Makes a request that has the body of the message under way, and nothing else. Returns `None` if
