@@ -297,4 +297,42 @@ mod tests {
             assert_eq!(reports.iter().collect::<Vec<_>>(), expected);
         }
     }
+
+    /// A response may wait for room in front of its head. Its exchange has sent nothing then,
+    /// whatever the exchange before has sent.
+    #[test]
+    fn a_response_without_a_head_has_sent_nothing() {
+        let (send, reports) = mpsc::channel();
+        let observer = Arc::new(Observer::new(move |exchange| {
+            let sizes = (exchange.sent(), exchange.body_sent());
+            send.send((exchange.target().to_owned(), exchange.status().is_some(), sizes)).unwrap();
+        }));
+        let seat = Seat::new(Peer::Unix, Arc::new(Orders::under(Arc::default())));
+        let (_client, connection) = Connection::pair();
+        let head = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let incoming = Incoming::with((head("/first") + &head("/second")).as_bytes());
+        let bounds = Bounds { head_bytes: 8192, headers: 100 };
+        let transport = connection.into_transport(None, None);
+        let mut gate = Gate::new(transport, incoming, seat, bounds).observed_by(Some(&observer));
+        let mut begin = |gate: &mut Gate| {
+            gate.begin_exchange();
+            let Ok(Begun::Head(head)) = block_on(gate.head(0)) else { panic!("no head") };
+            gate.note(|now| now.head(&head));
+            gate.note(|now| now.respond(Some(StatusCode::Ok)));
+            gate.output.begin_message();
+        };
+
+        begin(&mut gate);
+        gate.output.replace(0..0, b"a head");
+        gate.output.end_head();
+        gate.output.replace(6..6, b" and a body");
+        gate.finish_exchange();
+        assert!(block_on(gate.flush()).is_ok());
+        begin(&mut gate);
+        drop((gate, observer));
+
+        let expected =
+            [("/first".to_owned(), true, (17, 11)), ("/second".to_owned(), false, (0, 0))];
+        assert_eq!(reports.iter().collect::<Vec<_>>(), expected);
+    }
 }
