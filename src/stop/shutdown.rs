@@ -418,7 +418,7 @@ impl Shutdown {
     pub(crate) fn outcome(&self, took: Duration) -> Outcome {
         let state = self.latch.state();
         let interrupted = state.interrupted.iter().filter(|interrupted| interrupted.is_cut());
-        let mut cut: Vec<_> = interrupted.map(|interrupted| interrupted.cut.clone()).collect();
+        let mut cut: Vec<_> = interrupted.map(|interrupted| interrupted.work.clone()).collect();
         cut.sort_by_key(|cut| Reverse(cut.age));
         // An abort that has cut nothing has harmed nobody, so it was a drain.
         let is_drained = cut.is_empty();
@@ -509,12 +509,13 @@ impl Shutdown {
     }
 }
 
+// Here and not in `token.rs`, because only this file makes handles.
 impl Token {
     /// Makes a child latch, which stops and aborts when the latch of this token does, and can be
     /// stopped alone before. It begins with the times that the latch has now.
     ///
     /// A child latch is for a part of a program that is stopped while the rest goes on, such as a
-    /// worker or one of several servers. What holds the child latch holds the drain of its parent
+    /// worker or one of several servers. A holder of the child latch holds the drain of its parent
     /// open, too, and the parent's outcome counts and names it. A child latch that was made after
     /// the stop takes no guards, because its drain is over.
     ///

@@ -314,7 +314,7 @@ mod tests {
         let bounds = Bounds { head_bytes: 8192, headers: 100 };
         let transport = connection.into_transport(None, None);
         let mut gate = Gate::new(transport, incoming, seat, bounds).observed_by(Some(&observer));
-        let mut begin = |gate: &mut Gate| {
+        let begin = |gate: &mut Gate| {
             gate.begin_exchange();
             let Ok(Begun::Head(head)) = block_on(gate.head(0)) else { panic!("no head") };
             gate.note(|open| open.got_head(&head));
