@@ -1,5 +1,5 @@
-//! What the observer of a server hears (rules O1 to O3), over real sockets: each exchange once, when
-//! it is over, with the bytes that were on the wire, and with the way it has ended.
+//! The observer of a server (rules O1 to O3), over real sockets: it hears of each exchange once,
+//! when it is over, with the bytes that were on the wire, and with the way it has ended.
 
 mod common;
 
@@ -22,7 +22,7 @@ use smol_graceful::{
 
 use ExchangeEnding::{Answered, Cut, Panicked, Refused, Reset, Upgraded};
 
-/// What was reported of an exchange.
+/// A report of an exchange.
 #[derive(Debug, Clone)]
 struct Seen {
     peer: Peer,
@@ -47,7 +47,7 @@ struct Seen {
 /// A route's pattern, as a handler tells the observer.
 struct Route(&'static str);
 
-/// What a wrapper attaches.
+/// A value that a wrapper attaches.
 struct Tenant(&'static str);
 
 impl Seen {

@@ -429,8 +429,8 @@ mod tests {
     }
 
     /// Rule S28. A second at a time: the connection's stage, whether it moves in each second, how
-    /// far its client has left, and the second in which it is closed. The grace begins in second 10,
-    /// and a stream may be silent for 5 s.
+    /// far its client has left, and the second in which it is closed. The grace begins in second
+    /// 10, and a stream may be silent for 5 s.
     #[test]
     fn a_stream_is_closed_when_it_was_silent_in_the_drain() {
         use Doing::{Handler, Response, Upgraded};

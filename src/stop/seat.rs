@@ -100,8 +100,8 @@ impl Seat {
         Self::of_listener(None, peer, orders, Instant::now())
     }
 
-    /// Makes the seat of a connection that came to a listener, and that was accepted or fell idle at
-    /// `since`.
+    /// Makes the seat of a connection that came to a listener, and that was accepted or fell idle
+    /// at `since`.
     pub(crate) fn of_listener(
         origin: Option<Arc<Origin>>,
         peer: Peer,
