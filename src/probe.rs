@@ -8,7 +8,7 @@ use http_types::headers::{CACHE_CONTROL, CONTENT_TYPE};
 use http_types::{Method, Request, Response, StatusCode};
 
 use crate::client::goes_on;
-use crate::stop::shutdown::Token;
+use crate::stop::token::Token;
 
 /// Answers a `GET` or `HEAD` of `/livez` (200) or `/readyz` (200, and 503 from the moment the stop
 /// begins, unless the connection goes to a successor); `None` for any other request.

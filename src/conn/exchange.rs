@@ -214,11 +214,14 @@ impl<'a> Active<'a> {
 
     /// Decides what to do after a response that could not be sent whole.
     fn give_up(&self, broken: Broken) -> Instead {
-        if broken == Broken::Seen {
-            self.gate.reset();
-            return Instead::End;
+        if broken == Broken::Unseen {
+            return Instead::Refuse(self.gate.fault().unwrap_or(StatusCode::InternalServerError));
         }
-        Instead::Refuse(self.gate.fault().unwrap_or(StatusCode::InternalServerError))
+        if broken == Broken::Silent {
+            self.service.shutdown.stream_closed();
+        }
+        self.gate.reset();
+        Instead::End
     }
 
     /// Answers a request that gets no response of a handler's. The connection ends with it (rule
@@ -237,7 +240,10 @@ impl<'a> Active<'a> {
         let stream = response.send_upgrade();
         let mut reply = Reply::new(response, self.presumably_asked());
         if self.gate.respond(&mut reply).await.is_ok() && self.gate.flush().await.is_ok() {
-            self.gate.upgrade(stream).await;
+            let was_silent = self.gate.upgrade(stream).await;
+            if was_silent {
+                self.service.shutdown.stream_closed();
+            }
             self.gate.note(|now| now.ends_as(ExchangeEnding::Upgraded));
             self.gate.finish_exchange();
         }

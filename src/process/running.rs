@@ -232,6 +232,7 @@ fn total(outcomes: Vec<(&Shutdown, Outcome)>) -> Outcome {
         total.took = total.took.max(outcome.took);
         total.finished += outcome.finished;
         total.handed_over += outcome.handed_over;
+        total.streams_closed += outcome.streams_closed;
         total.signal = total.signal.or(outcome.signal);
         total.cut.extend(outcome.cut);
     }

@@ -310,6 +310,11 @@ impl Seat {
         }
     }
 
+    /// Returns `true` if the client is known to send nothing more.
+    pub(crate) fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire) > 0
+    }
+
     /// Waits until the client has left at least as far as `least` says. Returns how far it has
     /// left.
     pub(crate) async fn left(&self, least: ClientLeft) -> ClientLeft {
@@ -343,16 +348,13 @@ impl Seat {
     }
 
     /// Describes the request under way, or the connection without one.
-    pub(crate) fn cut(&self, now: Instant) -> OpenWork {
+    pub(crate) fn open_work(&self, now: Instant) -> OpenWork {
         let stage = self.stage();
         // The head is asked with the lock released: it has a lock of its own.
         let (since, head) = {
             let now = lock(&self.now);
             (now.since, now.head.as_ref().and_then(Weak::upgrade))
         };
-        // Before a request has begun, the drain waits for the connection itself. It does not wait
-        // for an idle connection.
-        let since = if stage == Stage::Idle { now } else { since };
         let (method, target) = head.and_then(|head| head.describe()).unwrap_or_default();
         OpenWork {
             kind: WorkKind::Connection { peer: self.peer(), stage, method, target },
@@ -385,6 +387,12 @@ impl Call {
 /// Keeps the handler of a call going although its client has left.
 #[derive(Debug)]
 pub(crate) struct Hold(Call);
+
+impl Clone for Hold {
+    fn clone(&self) -> Self {
+        self.0.clone().hold()
+    }
+}
 
 impl Drop for Hold {
     fn drop(&mut self) {

@@ -83,6 +83,8 @@ pub(crate) enum Broken {
     Seen,
     /// Nothing of it was sent, so another response can take its place.
     Unseen,
+    /// Its body was silent in the drain for too long (rule S28). Like `Seen` otherwise.
+    Silent,
 }
 
 /// The next step of a connection that waits for a head.
@@ -470,10 +472,17 @@ impl Gate {
                     Poll::Ready(Err(self.take_back()))
                 }
                 Poll::Pending if self.answer_sweep() => Poll::Ready(Err(Broken::Seen)),
+                Poll::Pending if self.is_silent() => Poll::Ready(Err(Broken::Silent)),
                 Poll::Pending => self.poll_tend(cx).map(|()| Err(Broken::Seen)),
             }
         })
         .await
+    }
+
+    /// Returns `true` if a stream has been silent in the drain for too long (rule S28). No other
+    /// limit holds in these stages.
+    fn is_silent(&self) -> bool {
+        self.seat.is_expired() && self.seat.stage().is_stream()
     }
 
     /// Removes the response under way from the output, if that is still possible.
@@ -546,9 +555,9 @@ impl Gate {
     // ── The end ─────────────────────────────────────────────────────────────────────────────
 
     /// Hands the raw stream to the task that waits for it. Returns when that task has dropped the
-    /// stream (rule S11), or when the client is gone (rule S22). In the second case the task's
-    /// later reads and writes fail.
-    pub(crate) async fn upgrade(&mut self, to: upgrade::Sender) {
+    /// stream (rule S11), when the client is gone (rule S22), or when the stream was silent in the
+    /// drain for too long (rule S28): `true` then. The task's later reads and writes fail.
+    pub(crate) async fn upgrade(&mut self, to: upgrade::Sender) -> bool {
         self.seat.activity.begin(Doing::Upgraded);
         self.if_dropped = End::ShutDown;
         let (open, closed) = channel::bounded::<Infallible>(1);
@@ -557,12 +566,18 @@ impl Gate {
         // Nothing is ever sent: this is the moment when the stream is dropped.
         let dropped = async {
             let _ = closed.recv().await;
+            false
         };
         let gone = poll_fn(|_| {
-            let is_gone = self.answer_sweep() && self.wire.lock().has_nothing_to_read();
-            if is_gone { Poll::Ready(()) } else { Poll::Pending }
+            if self.answer_sweep() && self.wire.lock().has_nothing_to_read() {
+                Poll::Ready(false)
+            } else if self.is_silent() {
+                Poll::Ready(true)
+            } else {
+                Poll::Pending
+            }
         });
-        dropped.or(gone).await;
+        dropped.or(gone).await
     }
 
     /// Makes the connection idle (rule W12). Returns `None` if the connection has ended.
