@@ -233,8 +233,9 @@ pub enum ExchangeEnding {
     /// The handler has panicked, or the body of its response has. If the response had not begun,
     /// the client got a 500.
     Panicked,
-    /// The server has ended the exchange: the grace was over, the server was aborted, or the
-    /// response's body failed after a part of it was sent.
+    /// The server has ended the exchange: the grace was over, the server was aborted, the response's
+    /// body failed after a part of it was sent, or the body was silent in the drain for
+    /// [`Shutdown::stream_grace`](crate::Shutdown::stream_grace).
     Cut,
     /// The client has left before the response was whole, or has taken nothing of it for
     /// [`Limits::stall_timeout`](crate::Limits::stall_timeout).
