@@ -1,8 +1,8 @@
 //! [`Exchange`]: a request and what became of it, for the observer of
 //! [`Server::observe`](crate::Server::observe).
 //!
-//! Invariant: the observer hears of each exchange once, when it is over, and a panic of the observer
-//! costs one log line and nothing else (rule O2). Measures nothing: `wire/watch.rs` does.
+//! Invariant: the observer hears of each exchange once, when it is over, and a panic of the
+//! observer costs one log line and nothing else (rule O2). Measures nothing: `wire/watch.rs` does.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -233,8 +233,8 @@ pub enum ExchangeEnding {
     /// The handler has panicked, or the body of its response has. If the response had not begun,
     /// the client got a 500.
     Panicked,
-    /// The server has ended the exchange: the grace was over, the server was aborted, the response's
-    /// body failed after a part of it was sent, or the body was silent in the drain for
+    /// The server has ended the exchange: the grace was over, the server was aborted, the
+    /// response's body failed after a part of it was sent, or the body was silent in the drain for
     /// [`Shutdown::stream_grace`](crate::Shutdown::stream_grace).
     Cut,
     /// The client has left before the response was whole, or has taken nothing of it for

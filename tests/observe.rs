@@ -1,4 +1,4 @@
-//! What the observer of a server hears (rules O1 to O3), over real sockets: each exchange once, when
+//! The observer of a server hears (rules O1 and O2), over real sockets, of each exchange once, when
 //! it is over, with the bytes that were on the wire, and with the way it has ended.
 
 mod common;
