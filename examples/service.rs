@@ -182,7 +182,7 @@ mod tests {
     /// A handler is a function, so its test needs neither a server nor a socket.
     #[test]
     fn a_report_is_ordered_written_and_fetched() -> Result<()> {
-        let (service, jobs) = Service::new(env::temp_dir().join("smol-graceful-service"))?;
+        let (service, jobs) = Service::new(env::temp_dir().join(format!("sg-{}", process::id())))?;
         let mut order = Request::post("http://test/reports");
         order.set_body(r#"{"name": "few", "rows": 9}"#);
         let mut last = Request::get("http://test/reports/few");
@@ -194,7 +194,7 @@ mod tests {
             work(jobs).await; // It ends with the jobs.
             let mut last = service.clone().handle(last).await?;
             assert_eq!((last.status() as u16, &*last.body_string().await?), (206, "row 9\n"));
-            Ok(())
+            Ok(fs::remove_dir_all(&service.directory)?)
         })
     }
 }

@@ -235,7 +235,7 @@ pub enum ExchangeEnding {
     Panicked,
     /// The server has ended the exchange: the grace was over, the server was aborted, the
     /// response's body failed after a part of it was sent, or the body was silent in the drain for
-    /// [`Shutdown::stream_grace`](crate::Shutdown::stream_grace).
+    /// longer than [`Shutdown::stream_grace`](crate::Shutdown::stream_grace).
     Cut,
     /// The client has left before the response was whole, or has taken nothing of it for
     /// [`Limits::stall_timeout`](crate::Limits::stall_timeout).

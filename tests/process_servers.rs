@@ -115,21 +115,29 @@ fn the_admin_server_has_what_the_others_leave_of_their_grace() {
 #[test]
 fn an_admin_server_cannot_have_the_handle_of_another() {
     let shutdown = Shutdown::new();
-    let admin = admin(&shutdown).shutdown(&shutdown);
-    let process = Process::default().admin(admin, ["127.0.0.1:0"]);
-    let server = Server::new(handler()).shutdown(&shutdown);
-    let error = process.run(server, ["127.0.0.1:0"]).unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
-    assert!(error.to_string().ends_with("give it a `Shutdown` of its own"), "{error}");
+    // Nor one that follows it.
+    for own in [shutdown.clone(), shutdown.token().child()] {
+        let admin = admin(&shutdown).shutdown(&own);
+        let process = Process::default().admin(admin, ["127.0.0.1:0"]);
+        let server = Server::new(handler()).shutdown(&shutdown);
+        let error = process.run(server, ["127.0.0.1:0"]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        assert!(error.to_string().ends_with("give it a `Shutdown` of its own"), "{error}");
+    }
 }
 
-/// Servers with one handle count what all of them have finished, and no request counts twice.
+/// Servers with one handle count what all of them have finished, and so does a server with what is
+/// on its child latches. No request counts twice.
 #[test]
 fn the_outcome_adds_up_all_servers() {
-    for is_shared in [true, false] {
+    for kind in ["shared", "child", "apart"] {
         let (stage, handler) = stage();
         let shutdown = patient();
-        let other = if is_shared { shutdown.clone() } else { patient() };
+        let other = match kind {
+            "shared" => shutdown.clone(),
+            "child" => shutdown.token().child(),
+            _ => patient(),
+        };
         let handler = Arc::new(handler);
         let server = |shutdown: &Shutdown| {
             let handler = handler.clone();
@@ -155,6 +163,31 @@ fn the_outcome_adds_up_all_servers() {
         let outcome = ended.recv_timeout(PATIENCE).unwrap().unwrap();
         assert_eq!((outcome.is_drained(), outcome.finished), (true, 2), "{outcome}");
     }
+}
+
+/// A server on a child latch was stopped alone, and cut. The process says so at its end.
+#[test]
+fn the_outcome_names_what_a_child_has_cut_before() {
+    let (stage, handler) = stage();
+    let shutdown = patient();
+    let part = shutdown.token().child().grace(Duration::ZERO);
+    let [one, two] = [tcp(), tcp()];
+    let address = address_of(&two);
+    let server = Server::new(handler).shutdown(&part);
+    let process = Process::default().also(server, [two]);
+    let main = Server::new(|_| async { Ok("okay") }).shutdown(&shutdown);
+    let ended = run(process, main, one);
+    let mut client = Client::connect(address);
+    client.get("/wait");
+    stage.entered("/wait");
+    part.stop();
+    assert!(client.try_response(false).is_err());
+    wait_until("it is gone", || shutdown.in_flight() == 0);
+    shutdown.stop();
+    let outcome = ended.recv_timeout(PATIENCE).unwrap().unwrap();
+    assert_eq!(outcome.ending, DrainEnding::TimedOut, "{outcome}");
+    let [cut] = &outcome.cut[..] else { panic!("{outcome}") };
+    assert!(matches!(&cut.kind, WorkKind::Connection { target, .. } if target == "/wait"));
 }
 
 /// Rule S17: a process that serves less must not look healthy.

@@ -127,6 +127,12 @@ impl Latch {
         self.phase.current()
     }
 
+    /// Returns `true` if this latch follows `other`, directly or not.
+    pub(crate) fn is_below(&self, other: &Arc<Self>) -> bool {
+        let Some(parent) = &self.parent else { return false };
+        Arc::ptr_eq(&parent.latch, other) || parent.latch.is_below(other)
+    }
+
     /// Returns the phase, to be looked at without the latch.
     pub(crate) fn shared_phase(&self) -> Arc<AtomicPhase> {
         self.phase.clone()
@@ -205,16 +211,40 @@ impl Latch {
         children.iter().for_each(|child| child.stop(signal));
     }
 
-    /// Moves on to *aborting*, and the children too, unless that has happened before.
+    /// Moves on to *aborting*, and the children too, unless that has happened before. A drain in a
+    /// latch above goes on, and its outcome names what was cut here.
     pub(crate) fn abort(&self, ending: DrainEnding) {
+        // No drain above ends before it has heard of that.
+        let above = self.parent.as_ref().and_then(|parent| parent.latch.admit(Holder::Server));
+        let cuts = self.abort_with_children(ending);
+        let mut parent = self.parent.as_ref().map(|parent| &*parent.latch);
+        while let Some(latch) = parent {
+            let mut state = latch.state();
+            if latch.phase() == Phase::Draining && !cuts.is_empty() {
+                state.interrupted.extend(cuts.iter().cloned());
+                state.aborted.get_or_insert(ending);
+            }
+            parent = latch.parent.as_ref().map(|parent| &*parent.latch);
+        }
+        drop(above);
+    }
+
+    /// Returns what may be cut by this.
+    fn abort_with_children(&self, ending: DrainEnding) -> Vec<Interrupted> {
+        let mut cuts = Vec::new();
         let children = self.advance(Phase::Aborting, |state| {
-            // Named before anyone can begin to drop what it holds (rule S13).
-            let cuts = state.registry.cuts(Instant::now());
-            state.interrupted.splice(..0, cuts);
+            // Named before anyone can begin to drop what it holds (rule S13), and not once more if
+            // a child was aborted before.
+            cuts = state.registry.cuts(Instant::now());
+            cuts.retain(|cut| !state.interrupted.iter().any(|known| known.is_same(cut)));
+            state.interrupted.splice(..0, cuts.iter().cloned());
             state.aborted = Some(ending);
         });
-        children.iter().for_each(|child| child.abort(ending));
+        for child in children {
+            child.abort_with_children(ending);
+        }
         self.wake(|registry| registry.seats().cloned().collect());
+        cuts
     }
 
     /// Moves the phase forward to `phase`, after `note` has noted why, unless it is there already.

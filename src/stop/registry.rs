@@ -36,23 +36,35 @@ pub(crate) enum Holder {
 }
 
 /// A [`OpenWork`] that an abort may make, and the connection that it would hit.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Interrupted {
     pub(crate) cut: OpenWork,
+    /// When the request, the guard or the pause between two requests has begun.
+    since: Option<Instant>,
     seat: Option<Arc<Seat>>,
 }
 
 impl Interrupted {
     pub(crate) fn of(seat: &Arc<Seat>, now: Instant) -> Self {
-        Self::new(seat.open_work(now), Some(seat.clone()))
+        Self::new(seat.open_work(now), now, Some(seat.clone()))
     }
 
-    fn new(mut cut: OpenWork, seat: Option<Arc<Seat>>) -> Self {
+    fn new(mut cut: OpenWork, now: Instant, seat: Option<Arc<Seat>>) -> Self {
+        let since = now.checked_sub(cut.age);
         if let WorkKind::Connection { stage: Stage::Idle, .. } = cut.kind {
             // If a request turns out to have arrived, that was in this moment.
             cut.age = Duration::ZERO;
         }
-        Self { cut, seat }
+        Self { cut, since, seat }
+    }
+
+    /// Returns `true` if the two are the same connection, or the same guard or clones of it.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (&self.seat, &other.seat) {
+            (Some(seat), Some(other)) => Arc::ptr_eq(seat, other),
+            (None, None) => self.since == other.since,
+            _ => false,
+        }
     }
 
     /// Returns `true` if anybody waits for an answer. A connection that was at work in the very
@@ -196,7 +208,7 @@ impl Registry {
     /// interrupted a connection only if that is still a cut when its task has ended.
     pub(crate) fn cuts(&self, now: Instant) -> Vec<Interrupted> {
         let cut = |(_, holder): (usize, &Holder)| {
-            Some(Interrupted::new(holder.open_work(now)?, holder.seat().cloned()))
+            Some(Interrupted::new(holder.open_work(now)?, now, holder.seat().cloned()))
         };
         let mut all: Vec<_> = self.holders.iter().filter_map(cut).collect();
         all.sort_by_key(|interrupted| Reverse(interrupted.cut.age));

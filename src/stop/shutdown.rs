@@ -4,6 +4,7 @@
 //! has cut is in its outcome (rule S13). Knows nothing of HTTP and needs no runtime: it is useful by
 //! itself.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -417,7 +418,8 @@ impl Shutdown {
     pub(crate) fn outcome(&self, took: Duration) -> Outcome {
         let state = self.latch.state();
         let interrupted = state.interrupted.iter().filter(|interrupted| interrupted.is_cut());
-        let cut: Vec<_> = interrupted.map(|interrupted| interrupted.cut.clone()).collect();
+        let mut cut: Vec<_> = interrupted.map(|interrupted| interrupted.cut.clone()).collect();
+        cut.sort_by_key(|cut| Reverse(cut.age));
         // An abort that has cut nothing has harmed nobody, so it was a drain.
         let is_drained = cut.is_empty();
         let aborted = state.aborted.unwrap_or(DrainEnding::Forced);
@@ -494,6 +496,11 @@ impl Shutdown {
     /// Returns `true` if the two move the same latch.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.latch, &other.latch)
+    }
+
+    /// Returns `true` if this moves a child latch of `other`, or a child's child.
+    pub(crate) fn is_below(&self, other: &Self) -> bool {
+        self.latch.is_below(&other.latch)
     }
 
     /// Returns the orders for the connections of one more server.

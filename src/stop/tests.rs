@@ -365,6 +365,47 @@ fn what_holds_a_child_holds_its_parent() {
     assert_eq!(block_on(grandchild.stop_and_drain()).ending, DrainEnding::TimedOut);
 }
 
+/// What a child cuts in its parent's drain is named there, too, and once. What it has cut before is
+/// its own affair.
+#[test]
+fn a_drain_names_what_a_child_has_cut() {
+    let parent = Shutdown::new();
+    let child = || parent.token().child();
+    let (early, late) = (child().grace(Duration::ZERO), child().grace(Duration::ZERO));
+    let grandchild = late.token().child();
+    let held_early = early.token().guard().unwrap();
+    assert_eq!(block_on(early.stop_and_drain()).cut.len(), 1);
+
+    let own = parent.token().guard().unwrap();
+    let guard = grandchild.token().guard().unwrap();
+    let line = line!() - 1;
+    parent.stop();
+    assert_eq!(block_on(late.stop_and_drain()).ending, DrainEnding::TimedOut);
+    assert_eq!(parent.phase(), Phase::Draining);
+    drop((own, held_early));
+    let mut drain = pin!(parent.stop_and_drain());
+    assert!(block_on(poll_once(drain.as_mut())).is_none(), "the child's guard is still there");
+    drop(guard);
+    let outcome = block_on(drain);
+    let [cut] = &outcome.cut[..] else { panic!("{outcome}") };
+    assert!(matches!(cut.kind, WorkKind::Guard(place) if place.line() == line), "{outcome}");
+    assert_eq!(outcome.ending, DrainEnding::TimedOut);
+}
+
+#[test]
+fn what_a_child_and_its_parent_cut_is_named_once() {
+    let parent = Shutdown::new();
+    let child = parent.token().child();
+    let guards = [parent.token().guard().unwrap(), child.token().guard().unwrap()];
+    parent.stop();
+    child.abort();
+    parent.abort();
+    let outcome = block_on(parent.stop_and_drain());
+    assert_eq!((outcome.cut.len(), outcome.ending), (2, DrainEnding::Forced), "{outcome}");
+    assert_eq!(block_on(child.stop_and_drain()).cut.len(), 1);
+    drop(guards);
+}
+
 #[test]
 fn nobody_joins_a_child_of_a_drained_parent() {
     let parent = Shutdown::new();
