@@ -1,8 +1,8 @@
 //! [`Exchange`]: a request and what became of it, for the observer of
 //! [`Server::observe`](crate::Server::observe).
 //!
-//! Invariant: the observer hears of each exchange once, when it is over, and a panic of the observer
-//! costs one log line and nothing else (rule O2). Measures nothing: `wire/watch.rs` does.
+//! Invariant: the observer hears of each exchange once, when it is over, and a panic of the
+//! observer costs one log line and nothing else (rule O2). Measures nothing: `wire/watch.rs` does.
 
 use std::fmt;
 use std::net::SocketAddr;
