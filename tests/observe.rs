@@ -1,4 +1,4 @@
-//! The observer of a server (rules O1 to O3), over real sockets: it hears of each exchange once,
+//! The observer of a server (rules O1 and O2), over real sockets: it hears of each exchange once,
 //! when it is over, with the bytes that were on the wire, and with the way it has ended.
 
 mod common;
@@ -14,7 +14,7 @@ use common::{
     patient, quick, settle, stage, tcp, text, upgrading, wait_until,
 };
 use futures_lite::io::BufReader;
-use futures_lite::{AsyncRead, stream};
+use futures_lite::{AsyncRead, StreamExt, stream};
 use smol_graceful::{
     Address, Body, Connection, Exchange, ExchangeEnding, Limits, Peer, Request, Response, Server,
     Shutdown, StatusCode, Version, stream_body,
@@ -451,7 +451,7 @@ fn a_client_that_takes_nothing_is_reported_as_gone() {
     assert!(one.sent > 0 && one.sent < BIG as u64);
 }
 
-/// Whatever an exchange does at the abort. A pipelined response that was not sent is cut, too.
+/// Whatever an exchange does at the abort.
 #[test]
 fn what_an_abort_cuts_is_reported() {
     let (stage, handler) = stage();
@@ -474,6 +474,26 @@ fn what_an_abort_cuts_is_reported() {
     assert_eq!(all[2].line(), ("GET", "/wait", None, Cut));
     assert!(all[0].sent > 0 && all[0].sent < BIG as u64);
     seen.assert_no_more();
+}
+
+/// Rule S28: what was silent is closed in the drain, and the outcome does not call it cut.
+#[test]
+fn a_stream_that_was_silent_in_the_drain_is_reported() {
+    let silent = || patient().stream_grace(Duration::from_millis(50));
+    let (seen, server) = observed_with(Limits::default(), &silent(), |_| {
+        let chunks = stream::once(Ok::<_, io::Error>("first")).chain(stream::pending());
+        Box::pin(async { Ok(stream_body(chunks).into()) })
+    });
+    let mut client = server.connect();
+    client.get("/stream").take_to(b"first").unwrap();
+    assert!(server.stop().is_drained());
+    assert_eq!(seen.next().line(), ("GET", "/stream", Some(200), Cut));
+
+    let (seen, server) = observed_with(Limits::default(), &silent(), upgrading());
+    let mut client = server.connect();
+    client.send(UPGRADE_HEAD).take_to(b"\r\n\r\n").unwrap();
+    assert!(server.stop().is_drained());
+    assert_eq!(seen.next().line(), ("GET", "/", Some(101), Upgraded));
 }
 
 #[test]
