@@ -565,7 +565,7 @@ fn a_stream_that_panics_is_reported() {
     settle(&server);
 }
 
-/// What a source says of a connection, and a wrapper after it.
+/// A source says something of a connection, and a wrapper more after it.
 #[test]
 fn what_a_wrapper_says_is_reported() {
     let (seen, server) = Observed::of(Server::new(answers()));

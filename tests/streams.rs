@@ -74,7 +74,7 @@ fn a_silent_upgraded_connection_is_closed() {
     assert_closed(&server.outcome(), 1);
 }
 
-/// Server-sent events whose handler does not look at its token. What was sent has arrived, and
+/// Server-sent events whose handler does not look at its token. The client has got the events, and
 /// nothing looks like a proper end.
 #[test]
 fn a_silent_response_is_closed() {

@@ -167,7 +167,12 @@ impl Latch {
             }
             Phase::Aborting => false,
         };
-        is_open.then(|| self.enter(state, holder, above))
+        if !is_open {
+            // Unlocked before the end of `above`, which locks the parent.
+            drop(state);
+            return None;
+        }
+        Some(self.enter(state, holder, above))
     }
 
     /// Takes in a further holder beside one of the same kind, which holds the latch open meanwhile.
