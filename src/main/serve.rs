@@ -5,16 +5,22 @@
 
 use std::io::{self, Write};
 use std::iter;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::{ExitCode, Termination};
+use std::thread;
+use std::time::Duration;
 
 use clap::Parser;
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
+use humantime::format_duration;
+use rustix::process::{Resource, getrlimit};
 use smol_graceful::{
     Address, ListenOptions, Listener, Outcome, Process, ServeError, Server, Shutdown,
 };
 
-use crate::arguments::{address, begin_log, read, warn_of_unknown_variables};
+use crate::arguments::{address, begin_log, duration, read, warn_of_unknown_variables};
+use crate::preview::{Preview, try_pid_file};
 use crate::{app, raise_open_files};
 
 /// Serves HTTP/1.1 until HUP, INT, TERM or QUIT, and finishes every request that has begun.
@@ -24,13 +30,14 @@ use crate::{app, raise_open_files};
 /// Exit code: 0 everything was finished, 1 something was cut or the server could not start, 2 wrong
 /// usage.
 ///
-/// Commands: `smol-graceful keep` restarts any program without refusing a client, and
-/// `smol-graceful check` says what clients notice of a restart; each has a --help of its own.
+/// Commands: `smol-graceful keep` restarts any program without refusing a client,
+/// `smol-graceful check` says what clients notice of a restart, and `smol-graceful generate` prints
+/// man pages and shell completions; each has a --help of its own.
 ///
 /// DURATION: such as 300ms, 2s, 1m30s. Logs go to standard error; RUST_LOG says which.
 #[derive(Debug, Parser)]
 #[command(name = "smol-graceful", version, verbatim_doc_comment)]
-struct Settings {
+pub(crate) struct Settings {
     /// Where to listen; several times, or with commas between the addresses [default: the sockets
     /// that are inherited by LISTEN_FDS, or else :8082]
     ///
@@ -54,24 +61,24 @@ struct Settings {
     unix_mode: Option<u32>,
 
     /// How long a request to / works
-    #[arg(long, env = "SMOL_GRACEFUL_WORK", value_name = "DURATION", default_value = "15s")]
-    work: humantime::Duration,
+    #[arg(long, env = "SMOL_GRACEFUL_WORK", value_name = "DURATION", value_parser = duration, default_value = "15s")]
+    work: Duration,
 
     /// How long the drain may take before what is left is cut; 0s cuts it at once
     ///
     /// A supervisor must wait longer than lame duck and grace together before it kills the process
-    #[arg(long, env = "SMOL_GRACEFUL_GRACE", value_name = "DURATION", default_value = "30s")]
-    grace: humantime::Duration,
+    #[arg(long, env = "SMOL_GRACEFUL_GRACE", value_name = "DURATION", value_parser = duration, default_value = "30s")]
+    grace: Duration,
 
     /// How long idle connections are kept in the drain, for a last request; 0s closes them at once
     ///
     /// Connections that a successor takes over are not closed
-    #[arg(long, env = "SMOL_GRACEFUL_LINGER", value_name = "DURATION", default_value = "100ms")]
-    linger: humantime::Duration,
+    #[arg(long, env = "SMOL_GRACEFUL_LINGER", value_name = "DURATION", value_parser = duration, default_value = "100ms")]
+    linger: Duration,
 
     /// How long connections are still accepted after the stop, while /readyz already says no
-    #[arg(long, env = "SMOL_GRACEFUL_LAME_DUCK", value_name = "DURATION", default_value = "0s")]
-    lame_duck: humantime::Duration,
+    #[arg(long, env = "SMOL_GRACEFUL_LAME_DUCK", value_name = "DURATION", value_parser = duration, default_value = "0s")]
+    lame_duck: Duration,
 
     /// Where to write the id of the process that serves, when it is ready; removed at the end
     ///
@@ -86,9 +93,10 @@ struct Settings {
         long,
         env = "SMOL_GRACEFUL_REPEAT_WINDOW",
         value_name = "DURATION",
+        value_parser = duration,
         default_value = "100ms"
     )]
-    repeat_window: humantime::Duration,
+    repeat_window: Duration,
 
     /// Lets another process of this user listen on the same addresses at the same time
     /// (SO_REUSEPORT)
@@ -104,8 +112,8 @@ struct Settings {
     /// (SO_KEEPALIVE); 0s turns the probes off
     ///
     /// A client that answers none of six probes, 10 s apart, is gone
-    #[arg(long, env = "SMOL_GRACEFUL_KEEPALIVE", value_name = "DURATION", default_value = "60s")]
-    keepalive: humantime::Duration,
+    #[arg(long, env = "SMOL_GRACEFUL_KEEPALIVE", value_name = "DURATION", value_parser = duration, default_value = "60s")]
+    keepalive: Duration,
 
     /// How many threads run requests, 1 to 1024 [default: number of cores]
     #[arg(
@@ -115,14 +123,30 @@ struct Settings {
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024)
     )]
     threads: Option<usize>,
+
+    /// Says what it would do, tries to bind each address and to write each file, lets go of them,
+    /// and ends: with 0 if it would start, and 1 if not
+    #[arg(long)]
+    check: bool,
 }
 
 /// Serves as the command line says. Returns the exit code.
 pub(crate) fn main() -> ExitCode {
-    let (settings, mut log) = match read().and_then(|settings| Ok((settings, begin_log()?))) {
-        Ok(begun) => begun,
-        Err(code) => return code,
-    };
+    let (settings, mut log) =
+        match read().and_then(|settings: Settings| Ok((settings, begin_log()?))) {
+            Ok(begun) => begun,
+            Err(code) => return code,
+        };
+    // A keeper sets the last two, and has settings of its own.
+    let keepers = ["SMOL_GRACEFUL_KEEP_", "SMOL_GRACEFUL_KEEPER", "SMOL_GRACEFUL_RESUME"];
+    warn_of_unknown_variables::<Settings>("SMOL_GRACEFUL_", &keepers);
+    raise_open_files();
+    if settings.check {
+        let preview = preview(&settings);
+        // Before what is printed, so that both stand in order on a terminal.
+        drop(log);
+        return preview.end();
+    }
     match serve(&settings) {
         Ok(outcome) => outcome.report(),
         Err(error) => {
@@ -133,29 +157,55 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
-    // A keeper sets the last two, and has settings of its own.
-    let keepers = ["SMOL_GRACEFUL_KEEP_", "SMOL_GRACEFUL_KEEPER", "SMOL_GRACEFUL_RESUME"];
-    warn_of_unknown_variables::<Settings>("SMOL_GRACEFUL_", &keepers);
-    raise_open_files();
     // Bound by `run`, when signals are handled (rule S16).
-    let listeners = iter::once_with(|| listeners(settings)).flat_map(|all| match all {
-        Ok(listeners) => listeners.into_iter().map(Ok).collect(),
-        Err(error) => vec![Err(error)],
+    let listeners = iter::once_with(|| {
+        let listeners = listeners(settings);
+        if listeners.iter().all(Result::is_ok) {
+            ::log::info!(concat!("smol-graceful ", env!("CARGO_PKG_VERSION")));
+        }
+        listeners
     });
-    let shutdown = Shutdown::new()
-        .grace(*settings.grace)
-        .linger(*settings.linger)
-        .lame_duck(*settings.lame_duck);
-    let work = *settings.work;
+    let shutdown =
+        Shutdown::new().grace(settings.grace).linger(settings.linger).lame_duck(settings.lame_duck);
+    let work = settings.work;
     let server = Server::new(move |request| app::handle(work, request)).shutdown(&shutdown);
-    let mut process = Process::default().repeat_window(*settings.repeat_window);
+    let mut process = Process::default().repeat_window(settings.repeat_window);
     if let Some(threads) = settings.threads {
         process = process.threads(threads);
     }
     if let Some(path) = &settings.pid_file {
         process = process.pid_file(path);
     }
-    process.run(server, listeners)
+    process.run(server, listeners.flatten())
+}
+
+/// Says what [`serve`] would do.
+fn preview(settings: &Settings) -> Preview {
+    let mut preview = Preview::new();
+    // All at once, as two of them may be in each other's way.
+    let listeners = listeners(settings);
+    for listener in &listeners {
+        preview.tried(listener.as_ref().map(|listener| {
+            let inherited = if listener.is_inherited() { " (inherited)" } else { "" };
+            format!("listens on {}{inherited}", listener.address())
+        }));
+    }
+    if let Some(path) = &settings.pid_file {
+        let writes = format!("writes the pid file {}", path.display());
+        preview.tried(try_pid_file(path).map(|()| writes));
+    }
+    let [work, grace, linger, lame_duck] =
+        [settings.work, settings.grace, settings.linger, settings.lame_duck].map(format_duration);
+    let longest = format_duration(settings.lame_duck.saturating_add(settings.grace));
+    preview.say(format_args!("works for {work} at each GET of /"));
+    preview.say(format_args!("at a stop: lame duck {lame_duck}, grace {grace}, linger {linger}"));
+    preview.say(format_args!("a supervisor has to wait longer than {longest} before it kills it"));
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    preview.say(format_args!("runs {} threads for requests", settings.threads.unwrap_or(cores)));
+    if let Some(files) = getrlimit(Resource::Nofile).current {
+        preview.say(format_args!("may open {files} files and connections"));
+    }
+    preview
 }
 
 /// Reads permissions in octal, as `chmod` does.
@@ -168,28 +218,30 @@ fn unix_mode(text: &str) -> Result<u32, String> {
     }
 }
 
-/// Returns the sockets to listen on, as the operator or the service manager says.
-fn listeners(settings: &Settings) -> io::Result<Vec<Listener>> {
+/// Binds the sockets to listen on, as the operator or the service manager says.
+fn listeners(settings: &Settings) -> Vec<io::Result<Listener>> {
     let options = ListenOptions::default()
         .reuse_port(settings.reuse_port)
         .syn_filter(settings.syn_filter)
-        .keepalive(*settings.keepalive)
+        .keepalive(settings.keepalive)
         .unix_mode(settings.unix_mode);
     let mut addresses = settings.listen.clone();
     // `[::]` leaves IPv4 alone if the program listens there already.
     addresses.sort_by_key(is_every_ipv6);
-    let listeners = addresses.iter().map(|address| options.bind(address));
-    let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
-    let inherited = options.inherited()?;
+    let listeners: Vec<_> = addresses.iter().map(|address| options.bind(address)).collect();
+    let inherited = match options.inherited() {
+        Ok(inherited) => inherited,
+        Err(error) => return vec![Err(error)],
+    };
     if !listeners.is_empty() {
         for listener in inherited {
             ::log::warn!("inherited {}, which no --listen asks for", listener.address());
         }
-        Ok(listeners)
+        listeners
     } else if !inherited.is_empty() {
-        Ok(inherited)
+        inherited.into_iter().map(Ok).collect()
     } else {
-        Ok(vec![options.bind(Address::Every(8082))?])
+        vec![options.bind(Address::Every(8082))]
     }
 }
 
@@ -202,7 +254,6 @@ fn is_every_ipv6(address: &Address) -> bool {
 mod tests {
     use super::*;
     use clap::CommandFactory;
-    use std::time::Duration;
 
     #[test]
     fn the_command_line_is_well_formed() {
@@ -214,14 +265,14 @@ mod tests {
     fn defaults_are_the_agreed_ones() {
         let settings = Settings::try_parse_from(["smol-graceful"]).unwrap();
         assert_eq!(settings.listen, []);
-        assert_eq!(*settings.work, Duration::from_secs(15));
-        assert_eq!(*settings.grace, Duration::from_secs(30));
-        assert_eq!(*settings.linger, Duration::from_millis(100));
-        assert_eq!(*settings.lame_duck, Duration::ZERO);
+        assert_eq!(settings.work, Duration::from_secs(15));
+        assert_eq!(settings.grace, Duration::from_secs(30));
+        assert_eq!(settings.linger, Duration::from_millis(100));
+        assert_eq!(settings.lame_duck, Duration::ZERO);
         assert_eq!(settings.pid_file, None);
-        assert_eq!(*settings.repeat_window, Duration::from_millis(100));
+        assert_eq!(settings.repeat_window, Duration::from_millis(100));
         assert!(!settings.reuse_port && !settings.syn_filter);
-        assert_eq!(*settings.keepalive, Duration::from_secs(60));
+        assert_eq!(settings.keepalive, Duration::from_secs(60));
         assert_eq!(settings.threads, None);
         assert_eq!(settings.unix_mode, None);
     }
