@@ -123,7 +123,7 @@ pub use listen::address::{Address, AddressError};
 pub use listen::listener::Listener;
 pub use listen::{Listen, ListenOptions};
 pub use log_writer::LogWriter;
-pub use probe::probe;
+pub use probe::{probe, probe_for};
 pub use process::{Process, run};
 pub use ready::ready;
 pub use server::Server;

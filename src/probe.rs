@@ -29,13 +29,31 @@ use crate::stop::shutdown::Token;
 /// # drop(server);
 /// ```
 pub fn probe(request: &Request) -> Option<Response> {
+    probe_for(&Token::of(request), request)
+}
+
+/// Answers like [`probe`], for the server of `token`: an admin server tells by this whether the
+/// public server is ready.
+///
+/// # Examples
+///
+/// ```
+/// use smol_graceful::{Method, Request, Shutdown, StatusCode, probe_for};
+///
+/// let public = Shutdown::new();
+/// let request = Request::new(Method::Get, "http://localhost/readyz"); // to the admin server
+/// let status = || probe_for(&public.token(), &request).map(|response| response.status());
+/// assert_eq!(status(), Some(StatusCode::Ok));
+/// public.stop();
+/// assert_eq!(status(), Some(StatusCode::ServiceUnavailable));
+/// ```
+pub fn probe_for(token: &Token, request: &Request) -> Option<Response> {
     if !matches!(request.method(), Method::Get | Method::Head) {
         return None;
     }
     let (status, text) = match request.url().path() {
         "/livez" => (StatusCode::Ok, "live\n"),
-        // With a successor, the client asks about the service, which goes on.
-        "/readyz" if Token::of(request).is_stopping() && !goes_on(request) => {
+        "/readyz" if token.is_stopping() && !is_succeeded(request) => {
             (StatusCode::ServiceUnavailable, "stopping\n")
         }
         "/readyz" => (StatusCode::Ok, "ready\n"),
@@ -46,6 +64,12 @@ pub fn probe(request: &Request) -> Option<Response> {
     response.insert_header(CACHE_CONTROL, "no-store");
     response.set_body(text);
     Some(response)
+}
+
+/// Returns `true` if a successor serves: the connection of `request` goes there, although its server
+/// is stopped. The client asks about the service, which goes on.
+fn is_succeeded(request: &Request) -> bool {
+    Token::of(request).is_stopping() && goes_on(request)
 }
 
 #[cfg(test)]

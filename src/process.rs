@@ -1,36 +1,34 @@
-//! [`run`]: a server as a process: worker threads, signals, the drain, the outcome for `main`.
+//! [`run`] and [`Process`]: servers as a process: the settings, the worker threads, the listeners.
 //!
-//! Invariant: the control loop runs on the thread that calls `run`, which runs no handler; so a
-//! signal, the deadline and a second signal work with every worker blocked (rule S15). Signals are
-//! handled from before the first bind (rule S16). Never exits the process and prints nothing.
+//! Invariant: signals are handled from before the first bind (rule S16), and the calling thread is
+//! left for signals, deadlines and the drain (rule S15). Never exits the process and prints nothing.
+
+mod running;
 
 use std::convert::Infallible;
-use std::mem;
+use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use async_io::Timer;
 use async_signal::Signal;
-use futures_lite::{FutureExt, Stream, StreamExt, future};
+use futures_lite::future;
 use smol::Executor;
 use smol::channel;
 
-use crate::error::{ServeError, during, reason};
+use crate::error::{ServeError, during, invalid};
 use crate::listen::Listen;
-use crate::ready::ready;
-use crate::restart::notify::Notify;
 use crate::restart::parent::Parent;
-use crate::restart::pid_file::{PidFile, PidWriter};
-use crate::server::{Running, Server, Stopping};
+use crate::restart::pid_file::PidFile;
+use crate::server::{Running, Server};
 use crate::stop::obey::REPEAT_WINDOW;
 use crate::stop::outcome::Outcome;
-use crate::stop::policy::{Action, Event, State};
 use crate::stop::shutdown::Shutdown;
-use crate::stop::signals::{self, Received, STOP_SIGNALS, survive_full_files};
+use crate::stop::signals::{self, STOP_SIGNALS, survive_full_files};
 use crate::threads;
-use crate::under_keeper;
+use running::RunningProcess;
 
 /// Runs a server as a process until a signal stops it, with [`Process::default`]'s settings.
 ///
@@ -83,7 +81,7 @@ pub fn run<L: Listen>(
 /// The times of the stop (grace, lame duck, linger) are not settings of the process, but of the
 /// [`Shutdown`] that the server was given by [`Server::shutdown`].
 ///
-/// For several servers use [`Server::serve`] for each, with one [`Shutdown`] for all.
+/// Further servers are [`Process::also`] and [`Process::admin`].
 ///
 /// # Examples
 ///
@@ -97,7 +95,7 @@ pub fn run<L: Listen>(
 ///         .run(Server::new(|_request| async { Ok("okay") }), ["127.0.0.1:8082"])
 /// }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Process {
     threads: usize,
     pub(crate) signals: Vec<Signal>,
@@ -106,6 +104,7 @@ pub struct Process {
     pub(crate) patience: Duration,
     pub(crate) pid_file: Option<PathBuf>,
     repeat_window: Duration,
+    beside: Vec<Beside>,
 }
 
 impl Default for Process {
@@ -120,6 +119,7 @@ impl Default for Process {
             patience: Duration::from_secs(30),
             pid_file: None,
             repeat_window: REPEAT_WINDOW,
+            beside: Vec::new(),
         }
     }
 }
@@ -299,7 +299,86 @@ impl Process {
         self
     }
 
-    /// Listens, serves, and returns when the server was stopped and has drained.
+    /// Runs a further server beside the one of [`Process::run`]: with the same workers, signals and
+    /// keeper, and with listeners, a handler and limits of its own.
+    ///
+    /// A signal stops all of them. The outcome of [`Process::run`] counts the work of all, and its
+    /// ending is the worst one. Each server has the grace of its own [`Shutdown`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Process, ServeError, Server, Shutdown};
+    /// use std::thread;
+    ///
+    /// # fn main() -> Result<(), ServeError> {
+    /// let shutdown = Shutdown::new();
+    /// let public = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
+    /// let internal = Server::new(|_request| async { Ok("fine") }).shutdown(&shutdown);
+    /// thread::spawn(move || shutdown.stop()); // or a signal
+    /// let process = Process::default().also(internal, ["127.0.0.1:0"]);
+    /// assert!(process.run(public, ["127.0.0.1:0"])?.is_drained());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn also<L: Listen>(
+        mut self,
+        server: Server,
+        listeners: impl IntoIterator<Item = L> + Send + 'static,
+    ) -> Self {
+        self.beside.push(Beside::new(server, listeners, false));
+        self
+    }
+
+    /// Runs a server that answers until all others have drained, for readiness, metrics and whatever
+    /// an operator asks meanwhile.
+    ///
+    /// A signal stops the others, and their end stops this one. Its drain takes at most as long as
+    /// the others have left of their grace. A second signal ends it at once, like the others. At a
+    /// restart by a keeper it stops together with the others, because the successor answers then.
+    ///
+    /// The server needs a [`Shutdown`] of its own, and has one by default. For readiness and
+    /// [`Shutdown::open_work`], give its handler the handle of the others, and ask
+    /// [`probe_for`](crate::probe_for).
+    ///
+    /// # Errors
+    ///
+    /// [`Process::run`] returns [`InvalidInput`](std::io::ErrorKind::InvalidInput) if the server has
+    /// the [`Shutdown`] of another one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::{Process, Response, ServeError, Server, Shutdown, StatusCode, probe_for};
+    /// use std::thread;
+    ///
+    /// # fn main() -> Result<(), ServeError> {
+    /// let shutdown = Shutdown::new();
+    /// let public = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
+    /// let token = shutdown.token();
+    /// let admin = Server::new(move |request| {
+    ///     let answer = probe_for(&token, &request);
+    ///     async { Ok(answer.unwrap_or(Response::new(StatusCode::NotFound))) }
+    /// });
+    /// thread::spawn(move || shutdown.stop()); // or a signal
+    /// let process = Process::default().admin(admin, ["127.0.0.1:0"]);
+    /// assert!(process.run(public, ["127.0.0.1:0"])?.is_drained());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn admin<L: Listen>(
+        mut self,
+        server: Server,
+        listeners: impl IntoIterator<Item = L> + Send + 'static,
+    ) -> Self {
+        self.beside.push(Beside::new(server, listeners, true));
+        self
+    }
+
+    /// Listens, serves, and returns when the server was stopped and has drained, and with it those
+    /// of [`Process::also`] and [`Process::admin`].
     ///
     /// The first signal stops the server, the second aborts it at once (rule S14); those within
     /// [`Process::repeat_window`] of the first belong to the same stop. HUP, INT and QUIT stay
@@ -344,6 +423,7 @@ impl Process {
         listeners: impl IntoIterator<Item = L>,
     ) -> Result<Outcome, ServeError> {
         threads::check()?;
+        self.check_latches(&server)?;
         // XFSZ comes before the others, so that its descriptors are closed again. All of them come
         // before the first bind (rule S16), and before a worker inherits what is blocked.
         let signals = survive_full_files()
@@ -365,23 +445,33 @@ impl Process {
                 .spawn(move || smol::block_on(executor.run(closed.recv())))
                 .map_err(threads::named(&format!("cannot start worker {number} of {threads}")))?;
         }
-        let shutdown = server.shutdown.clone();
-        let running = Arc::new(server.executor(executor.clone()).start(listeners)?);
-        under_keeper::join(&running);
-        let notify = Notify::from_env();
-        let _announce = executor.spawn(announce(notify.clone(), running.clone(), writer));
-        let tell = |stopping: Stopping<'_>| match stopping {
-            Stopping::Begun => notify.stopping(),
-            Stopping::LameDuck(duration) => notify.lame_duck(duration),
-            Stopping::Draining(draining) => notify.draining(draining),
-        };
-
-        // Not on the workers: what connections keep and what requests need for a moment are then
-        // allocated apart, so that many idle connections do not slow down the busy ones.
-        let control = running.control(tell).or(self.obey(signals, &shutdown, &running));
-        let control = control.or(running.accept()).or(under_keeper::obey(&running));
+        // The servers beside come first: an iterator of `listeners` may take what is left of the
+        // sockets that the process was passed.
+        let mut servers = self
+            .beside
+            .into_iter()
+            .map(|server| server.start(executor.clone()))
+            .collect::<io::Result<Vec<_>>>()?;
+        servers.insert(0, server.executor(executor.clone()).start(listeners)?);
+        let process = RunningProcess::new(servers, self.restart, self.repeat_window);
+        let _announce = executor.spawn(process.announce(writer));
         // This `block_on` only parks: it takes no I/O events away from the workers.
-        running.verdict(future::block_on(control))
+        future::block_on(process.serve(signals))
+    }
+
+    /// Returns an error if a server that stops last has the latch of one that stops first.
+    fn check_latches(&self, server: &Server) -> Result<(), ServeError> {
+        let (last, first): (Vec<_>, Vec<_>) =
+            self.beside.iter().partition(|beside| beside.stops_last);
+        let first = first.iter().map(|beside| &beside.shutdown).chain([&server.shutdown]);
+        let mut first = first.flat_map(|latch| last.iter().map(move |beside| (latch, beside)));
+        if first.any(|(latch, beside)| beside.shutdown.is_same(latch)) {
+            return Err(invalid(
+                "an admin server stops after the others, so give it a `Shutdown` of its own",
+            )
+            .into());
+        }
+        Ok(())
     }
 
     /// Returns where to write the id of this process. A child's keeper writes its own.
@@ -393,78 +483,38 @@ impl Process {
         log::warn!("no pid file {}: the keeper of this process writes one", path.display());
         None
     }
+}
 
-    /// Obeys signals (rule S14). Never ends.
-    async fn obey(
-        &self,
-        mut signals: impl Stream<Item = Received> + Unpin,
-        shutdown: &Shutdown,
-        running: &Running,
-    ) -> Outcome {
-        let token = shutdown.token();
-        let mut state = State::Running;
-        loop {
-            let own_stop = async {
-                if state != State::Running {
-                    future::pending().await
-                }
-                token.stopping().await;
-                Event::OwnStop
-            };
-            let signal = async {
-                match signals.next().await {
-                    Some(received) if Some(received.signal) == self.restart => {
-                        Event::RestartSignal(received.signal)
-                    }
-                    Some(received) => Event::StopSignal(received),
-                    None => future::pending().await,
-                }
-            };
-            let action;
-            (state, action) = state.on(own_stop.or(signal).await, self.repeat_window);
-            match action {
-                // A client in the queue was accepted by the kernel: the outcome has to name it.
-                Action::Abort(_) => running.empty_queues(),
-                Action::DoNotRestart(signal) => log_how_to_restart(signal),
-                Action::Stop(_) | Action::Ignore(_) => {}
-            }
-            shutdown.carry_out(action);
-        }
+/// A server that a process runs beside another one.
+pub(crate) struct Beside {
+    shutdown: Shutdown,
+    stops_last: bool,
+    start: Box<dyn FnOnce(Arc<Executor<'static>>) -> io::Result<Running> + Send>,
+}
+
+impl Beside {
+    fn new<L: Listen>(
+        server: Server,
+        listeners: impl IntoIterator<Item = L> + Send + 'static,
+        stops_last: bool,
+    ) -> Self {
+        let shutdown = server.shutdown.clone();
+        let start = Box::new(move |executor| {
+            let mut running = server.executor(executor).start(listeners)?;
+            running.stops_last = stops_last;
+            Ok(running)
+        });
+        Self { shutdown, stops_last, start }
+    }
+
+    /// Listens. Connections run on `executor`.
+    fn start(self, executor: Arc<Executor<'static>>) -> io::Result<Running> {
+        (self.start)(executor)
     }
 }
 
-/// Logs that this process does not restart itself, and how to restart it.
-fn log_how_to_restart(signal: Signal) {
-    let name = signals::name(signal);
-    if Parent::of_this_process().is_some() {
-        let keeper = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
-        log::warn!("no restart because of {name}: send it to the keeper, process {keeper}");
-    } else {
-        log::warn!(
-            "no restart because of {name}: this process has no keeper; start it as: smol-graceful \
-             keep -- COMMAND, or call Process::keep"
-        );
-    }
-}
-
-/// Tells the service manager that requests are served, by the very threads that serve them. Goes on
-/// telling it if the manager has a watchdog.
-async fn announce(notify: Notify, running: Arc<Running>, pid_file: Option<PidWriter>) {
-    // The file comes first, so a manager that hears READY finds it.
-    pid_file.iter().for_each(PidWriter::write);
-    let mut failed = false;
-    while let Err(error) = ready(&running.listeners) {
-        if !mem::replace(&mut failed, true) {
-            log::warn!("cannot say that this process serves, trying again: {}", reason(&error));
-        }
-        Timer::after(Duration::from_millis(100)).await;
-    }
-    let addresses: Vec<_> = running.listeners.iter().map(|l| l.address().to_string()).collect();
-    notify.status(&format!("listening on {}", addresses.join(", ")));
-    let Some(interval) = notify.watchdog_interval() else { return };
-    loop {
-        notify.watchdog();
-        // As sd_watchdog_enabled(3) recommends.
-        Timer::after(interval / 2).await;
+impl fmt::Debug for Beside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Beside").field("stops_last", &self.stops_last).finish_non_exhaustive()
     }
 }

@@ -208,6 +208,7 @@ impl Server {
             listeners,
             executor: self.executor.unwrap_or_default(),
             is_succeeded: AtomicBool::new(false),
+            stops_last: false,
             places: Places::new(self.limits.connections),
             service: Arc::new(Service {
                 handler: self.handler,
@@ -236,6 +237,8 @@ pub(crate) struct Running {
     executor: Arc<Executor<'static>>,
     /// A successor serves in the place of this server.
     is_succeeded: AtomicBool,
+    /// The process stops this server when the others have drained (rule S26).
+    pub(crate) stops_last: bool,
     pub(crate) places: Places,
     pub(crate) service: Arc<Service>,
     /// The connections that leave for the successor.
@@ -363,10 +366,12 @@ impl Running {
 
     /// Returns the drain's outcome, or the failure of a source.
     pub(crate) fn verdict(&self, outcome: Outcome) -> Result<Outcome, ServeError> {
-        match self.listeners.iter().find_map(Listener::failure) {
-            Some(failure) => Err(failure.into()),
-            None => Ok(outcome),
-        }
+        self.failure().map_or(Ok(outcome), Err)
+    }
+
+    /// Returns the failure of a source, if one has failed.
+    pub(crate) fn failure(&self) -> Option<ServeError> {
+        self.listeners.iter().find_map(Listener::failure).map(Into::into)
     }
 
     /// Keeps the deadlines, waits for the stop, closes and drains. Tells `tell` how the stop goes

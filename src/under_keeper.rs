@@ -169,7 +169,8 @@ fn note_successor(leave: &Leave) {
 
 /// Stops all servers, because the keeper has ended.
 fn stop_without_keeper() {
-    for running in servers() {
+    // The process stops the last ones itself, when the others have drained (rule S26).
+    for running in servers().iter().filter(|running| !running.stops_last) {
         let shutdown = &running.service.shutdown;
         if shutdown.phase() == Phase::Running {
             log::warn!("the keeper is gone; stopping; in flight: {}", shutdown.in_flight());

@@ -19,15 +19,15 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    BIG, Client, Directory, End, PATIENCE, PipeClient, Pipes, Running, UPGRADE_HEAD, address_of,
-    handler, is_refused, patient, patiently, pattern, quick, reluctant, stage, tcp, upgrading,
-    wait_until,
+    BIG, Client, Directory, End, PATIENCE, PipeClient, Pipes, Running, StoppedBy, UPGRADE_HEAD,
+    address_of, handler, is_refused, patient, patiently, pattern, quick, reluctant, stage, tcp,
+    upgrading, wait_until,
 };
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
 use smol::{Executor, channel};
 use smol_graceful::{
     Address, AddressError, Connection, DrainEnding, Guard, Limits, Listen, ListenOptions, Listener,
-    Method, OpenWork, Outcome, Peer, Phase, Process, Request, ServeError, Server, Shutdown, Stage,
+    Method, OpenWork, Outcome, Peer, Phase, Request, ServeError, Server, Shutdown, Stage,
     StatusCode, Token, WorkKind, stream_body,
 };
 
@@ -39,8 +39,8 @@ use smol_graceful::{
 fn servers_that_share_a_latch_end_together() {
     let shutdown = quick();
     let (stage, handler) = stage();
-    let public = Running::of(Server::new(handler).shutdown(&shutdown));
-    let admin = Running::of(Server::new(|_| async { Ok("fine") }).shutdown(&shutdown));
+    let public = Running::of(Server::new(handler).stopped_by(&shutdown));
+    let admin = Running::of(Server::new(|_| async { Ok("fine") }).stopped_by(&shutdown));
     let mut busy = public.connect();
     busy.get("/wait");
     stage.entered("/wait");
@@ -70,9 +70,9 @@ fn servers_that_share_a_latch_end_together() {
 fn the_first_grace_that_ends_ends_both() {
     let shutdown = patient();
     let (stage, handler) = stage();
-    let public = Running::of(Server::new(handler).shutdown(&shutdown));
+    let public = Running::of(Server::new(handler).stopped_by(&shutdown));
     let hasty = shutdown.clone().grace(Duration::from_millis(10));
-    let admin = Running::of(Server::new(|_| async { Ok("fine") }).shutdown(&hasty));
+    let admin = Running::of(Server::new(|_| async { Ok("fine") }).stopped_by(&hasty));
     let mut busy = public.connect();
     busy.get("/wait");
     stage.entered("/wait");
@@ -94,9 +94,9 @@ fn the_first_grace_that_ends_ends_both() {
 fn a_server_that_is_dropped_leaves_the_other_alone() {
     let shutdown = quick();
     let (stage, handler) = stage();
-    let public = Running::of(Server::new(handler).shutdown(&shutdown));
+    let public = Running::of(Server::new(handler).stopped_by(&shutdown));
     let (stage_2, handler) = self::stage();
-    let mut admin = Running::of(Server::new(handler).shutdown(&shutdown));
+    let mut admin = Running::of(Server::new(handler).stopped_by(&shutdown));
     let mut busy = public.connect();
     busy.get("/wait");
     stage.entered("/wait");
@@ -122,7 +122,7 @@ fn a_server_that_is_dropped_leaves_the_other_alone() {
 /// is waited for (rule S12).
 #[test]
 fn a_worker_finishes_its_job_and_takes_no_other() {
-    let server = Running::of(Server::new(|_| async { Ok("okay") }).shutdown(&patient()));
+    let server = Running::of(Server::new(|_| async { Ok("okay") }).stopped_by(&patient()));
     let token = server.shutdown.token();
     let (post, jobs) = channel::unbounded::<&str>();
     let (begin, begun) = mpsc::channel();
@@ -165,7 +165,7 @@ fn a_handler_that_blocks_the_executor_does_not_hold_up_the_deadline() {
         let _ = released.lock().unwrap().recv();
         async { Ok("blocked") }
     });
-    let server = Running::of(server.shutdown(&shutdown).executor(executor.clone()));
+    let server = Running::of(server.executor(executor.clone()).stopped_by(&shutdown));
     let (end, ended) = channel::bounded::<()>(1);
     let worker = thread::spawn(move || future::block_on(executor.run(ended.recv())));
     let mut client = server.connect();
@@ -208,7 +208,7 @@ fn a_hook_on_the_stop_runs_before_the_end() {
 #[test]
 fn work_that_does_not_end_is_named() {
     let shutdown = Shutdown::new().grace(Duration::from_millis(10));
-    let server = Running::of(Server::new(|_| async { Ok("okay") }).shutdown(&shutdown));
+    let server = Running::of(Server::new(|_| async { Ok("okay") }).stopped_by(&shutdown));
     let guard = server.shutdown.token().guard();
     let line = line!() - 1;
     let outcome = server.stop();
@@ -335,7 +335,7 @@ fn a_pipe_is_a_connection_like_any_other() {
 /// Rules S6, S7.
 #[test]
 fn a_stop_closes_idle_pipes_after_the_linger() {
-    let (source, server) = Pipes::open(Server::new(handler()).shutdown(&quick()));
+    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&quick()));
     let mut silent = source.connect();
     let mut idle = source.connect();
     idle.get("/now").response();
@@ -352,7 +352,7 @@ fn a_stop_closes_idle_pipes_after_the_linger() {
 /// Rule S6: within the linger one may still ask.
 #[test]
 fn a_request_within_the_linger_is_served_over_a_pipe() {
-    let (source, server) = Pipes::open(Server::new(handler()).shutdown(&patient()));
+    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&patient()));
     let mut idle = source.connect();
     idle.get("/now").response();
     server.shutdown.stop();
@@ -366,7 +366,7 @@ fn a_request_within_the_linger_is_served_over_a_pipe() {
 #[test]
 fn a_stop_lets_finish_what_runs_over_a_pipe() {
     let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).shutdown(&quick()));
+    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&quick()));
     let mut one = source.connect();
     one.get("/wait");
     stage.entered("/wait");
@@ -452,7 +452,7 @@ fn a_stream_that_gives_way_loses_no_request() {
 #[test]
 fn an_abort_cuts_pipes_and_names_them() {
     let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).shutdown(&patient()));
+    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&patient()));
     let mut busy = source.connect();
     busy.get("/wait?for=it");
     stage.entered("/wait");
@@ -502,7 +502,7 @@ fn an_upload_that_is_cut_short_is_an_error() {
 #[test]
 fn a_half_closed_pipe_gets_its_answers() {
     let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).shutdown(&patient()));
+    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&patient()));
     let mut pipe = source.connect();
     pipe.get("/wait").get("/now").half_close();
     stage.entered("/wait");
@@ -635,7 +635,7 @@ fn many_pipes_at_once_are_served() {
 fn the_limit_of_connections_holds_for_pipes() {
     let limits = Limits::default().connections(2);
     let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).limits(limits).shutdown(&patient()));
+    let (source, server) = Pipes::open(Server::new(handler).limits(limits).stopped_by(&patient()));
     let mut pipes: Vec<_> = (0..3).map(|_| source.connect()).collect();
     for pipe in &mut pipes {
         pipe.get("/wait");
@@ -657,7 +657,7 @@ fn the_limit_of_connections_holds_for_pipes() {
 fn what_waits_in_the_channel_is_served_at_the_stop() {
     let limits = Limits::default().connections(1);
     let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).limits(limits).shutdown(&quick()));
+    let (source, server) = Pipes::open(Server::new(handler).limits(limits).stopped_by(&quick()));
     let mut first = source.connect();
     first.get("/wait");
     stage.entered("/wait");
@@ -697,7 +697,7 @@ fn errors_of_the_stream_end_nothing() {
     // At the stop, too.
     let (stage, handler) = stage();
     let limits = Limits::default().connections(1);
-    let (source, full) = Pipes::open(Server::new(handler).limits(limits).shutdown(&quick()));
+    let (source, full) = Pipes::open(Server::new(handler).limits(limits).stopped_by(&quick()));
     let mut first = source.connect();
     first.get("/wait");
     stage.entered("/wait");
@@ -719,7 +719,7 @@ fn errors_without_end_hold_up_nobody() {
     let (source, pipes) = Pipes::listener();
     let errors =
         Listener::from_stream(stream::repeat_with(|| Err(ErrorKind::ConnectionReset.into())));
-    let server = Running::on(Server::new(handler()).shutdown(&quick()), [errors, pipes]);
+    let server = Running::on(Server::new(handler()).stopped_by(&quick()), [errors, pipes]);
     let mut pipe = source.connect();
     for _ in 0..3 {
         assert_eq!(pipe.get("/now").response().text(), "now");
@@ -731,7 +731,7 @@ fn errors_without_end_hold_up_nobody() {
 /// When there are no more connections to come, those that are there go on, until the stop.
 #[test]
 fn the_end_of_the_stream_is_not_the_end_of_the_server() {
-    let (source, server) = Pipes::open(Server::new(handler()).shutdown(&quick()));
+    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&quick()));
     let mut pipe = source.connect();
     pipe.get("/now").response();
     source.send.close();
@@ -753,7 +753,7 @@ fn the_end_of_the_stream_is_not_the_end_of_the_server() {
 /// send more of a request, does not stay.
 #[test]
 fn a_pipe_that_was_dropped_is_let_go_of() {
-    let (source, server) = Pipes::open(Server::new(handler()).shutdown(&patient()));
+    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&patient()));
     let mut big = source.connect();
     big.get("/big");
     big.take(1).unwrap();
@@ -774,7 +774,8 @@ fn a_pipe_that_was_dropped_is_let_go_of() {
 fn a_pipe_that_stalls_is_told_so() {
     let short = Duration::from_millis(40);
     let limits = Limits::default().head_timeout(short).stall_timeout(short).idle_timeout(short);
-    let (source, server) = Pipes::open(Server::new(handler()).limits(limits).shutdown(&patient()));
+    let (source, server) =
+        Pipes::open(Server::new(handler()).limits(limits).stopped_by(&patient()));
     for request in [
         "GET /now HTTP/1.1\r\nHost: test\r\n",
         "POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello",
@@ -797,7 +798,7 @@ fn a_pipe_that_stalls_is_told_so() {
 #[test]
 fn an_upgraded_pipe_is_waited_for() {
     for abort in [false, true] {
-        let (source, server) = Pipes::open(Server::new(upgrading()).shutdown(&patient()));
+        let (source, server) = Pipes::open(Server::new(upgrading()).stopped_by(&patient()));
         let mut pipe = source.connect();
         pipe.send(UPGRADE_HEAD.to_owned() + "early");
         assert_eq!(pipe.response().status, 101);
@@ -858,8 +859,8 @@ fn clones_of_a_listener_are_one_socket() {
     let listener = tcp();
     let clone = listener.clone();
     assert_eq!(clone.address(), listener.address());
-    let first = Running::on(Server::new(handler()).shutdown(&quick()), [listener]);
-    let second = Running::on(Server::new(handler()).shutdown(&quick()), [clone.clone()]);
+    let first = Running::on(Server::new(handler()).stopped_by(&quick()), [listener]);
+    let second = Running::on(Server::new(handler()).stopped_by(&quick()), [clone.clone()]);
     let mut clients: Vec<_> = (0..20).map(|_| second.connect()).collect();
     for client in &mut clients {
         assert_eq!(client.get("/now").response().text(), "now");
@@ -897,7 +898,7 @@ fn a_listener_of_the_standard_library_is_served() {
     // Queued before the server knows of it.
     let mut early = Client::connect(addr);
     early.get("/now");
-    let server = Running::start(Server::new(handler()).shutdown(&quick()), vec![], [listener]);
+    let server = Running::start(Server::new(handler()).stopped_by(&quick()), vec![], [listener]);
     assert_eq!(early.response().text(), "now");
     let mut client = Client::connect(addr);
     assert_eq!(client.get("/now").response().text(), "now");
@@ -914,7 +915,7 @@ fn a_unix_listener_of_the_standard_library_is_served() {
         let directory = Directory::new();
         let path = directory.join("std");
         let listener = UnixListener::bind(&path).unwrap();
-        let server = Server::new(handler()).shutdown(&quick());
+        let server = Server::new(handler()).stopped_by(&quick());
         let mut server = Running::start(server, vec![], [listener]);
         assert_eq!(
             Client::from(UnixStream::connect(&path).unwrap()).get("/peer").response().text(),
@@ -1027,7 +1028,6 @@ const _: () = {
     shared::<Outcome>();
     shared::<Peer>();
     shared::<Phase>();
-    shared::<Process>();
     shared::<ServeError>();
     shared::<Server>();
     shared::<Shutdown>();
@@ -1097,7 +1097,7 @@ fn chunked() -> (channel::Sender<io::Result<&'static str>>, Running) {
         });
         async { Ok(stream_body(until_stop)) }
     });
-    (send, Running::of(server.shutdown(&quick())))
+    (send, Running::of(server.stopped_by(&quick())))
 }
 
 #[test]

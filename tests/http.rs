@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Client, End, Log, PATIENCE, Received, Running, case, is_refused, pattern, settle, wait_until,
+    Client, End, Log, PATIENCE, Received, Running, StoppedBy, case, is_refused, pattern, settle,
+    wait_until,
 };
 use futures_lite::io::{BufReader, Cursor};
 use futures_lite::{AsyncReadExt, StreamExt, stream};
@@ -1789,7 +1790,7 @@ fn zero_means_at_once() {
                 path => Ok(Response::from(path)),
             }
         });
-        Running::of(server.limits(limits).shutdown(shutdown))
+        Running::of(server.limits(limits).stopped_by(shutdown))
     }
     case("head_timeout", || {
         let server = with(|limits| limits.head_timeout(Duration::ZERO));
@@ -1846,7 +1847,7 @@ fn zero_means_at_once() {
 fn the_longest_duration_means_no_limit() {
     let limits = unlimited().body_rate(u64::MAX);
     let shutdown = endless().lame_duck(Duration::MAX);
-    let server = Running::of(Server::new(app).limits(limits).shutdown(&shutdown));
+    let server = Running::of(Server::new(app).limits(limits).stopped_by(&shutdown));
     let (mut idle, mut slow) = (server.connect(), server.connect());
     assert_open(&mut idle);
     slow.send("POST /read HTTP/1.1\r\nHost: x\r\n");
@@ -1862,7 +1863,7 @@ fn the_longest_duration_means_no_limit() {
     assert!(server.outcome().is_drained());
 
     // The same in the drain: an idle connection may take its time.
-    let server = Running::of(Server::new(app).limits(unlimited()).shutdown(&endless()));
+    let server = Running::of(Server::new(app).limits(unlimited()).stopped_by(&endless()));
     let mut idle = server.connect();
     assert_open(&mut idle);
     server.shutdown.stop();

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use common::{
     Blocking, Client, Directory, Dropped, End, PATIENCE, PipeClient, Received, Running, Stagehand,
-    case, pattern, settle, wait_until,
+    Stoppable, StoppedBy, case, pattern, settle, wait_until,
 };
 use futures_lite::future::{self, poll_once};
 use futures_lite::io::BufReader;
@@ -539,7 +539,7 @@ fn the_work_of_a_task_goes_on_without_the_client() {
             never
         }
     });
-    let server = Running::of(server.limits(quick_sweeps()).shutdown(&shutdown));
+    let server = Running::of(server.limits(quick_sweeps()).stopped_by(&shutdown));
     let mut client = server.connect();
     client.get("/work");
     stage.entered("/work");
@@ -1211,9 +1211,9 @@ fn quick_sweeps() -> Limits {
 const LINGER: Duration = Duration::from_millis(5);
 
 /// Gives the server so many places.
-fn with_places(connections: usize, server: Server) -> Server {
+fn with_places(connections: usize, server: Server) -> Stoppable {
     let limits = Limits::default().connections(connections);
-    server.limits(limits).shutdown(&Shutdown::new().linger(LINGER))
+    server.limits(limits).stopped_by(&Shutdown::new().linger(LINGER))
 }
 
 const HANDSHAKE: &str =

@@ -14,8 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    BIG, Client, Dropped, End, PATIENCE, Running, Stagehand, is_refused, patient, small_socket,
-    stage, wait_for_close, wait_until,
+    BIG, Client, Dropped, End, PATIENCE, Running, Stagehand, StoppedBy, is_refused, patient,
+    small_socket, stage, wait_for_close, wait_until,
 };
 use futures_lite::io::{BufReader, Cursor};
 use futures_lite::{AsyncRead, FutureExt, Stream, future};
@@ -148,12 +148,12 @@ impl Scene {
         let connections = if state == Queued { 1 } else { 100 };
         let limits = Limits::default().connections(connections);
         let (stage, handler) = stage();
-        let mut server = Server::new(handler).limits(limits).shutdown(&patient().linger(linger));
+        let mut server = Server::new(handler).limits(limits);
         let executor = (state == Unread).then(|| Arc::new(Executor::new()));
         if let Some(executor) = &executor {
             server = server.executor(executor.clone());
         }
-        let server = Running::of(server);
+        let server = Running::of(server.stopped_by(&patient().linger(linger)));
         if let Some(executor) = &executor {
             // The server has begun to accept, and then nobody runs it.
             let worker = Worker::start(executor);
@@ -381,7 +381,7 @@ fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
     let executor = Arc::new(Executor::new());
     let (_, handler) = stage();
     let shutdown = patient().linger(Duration::ZERO);
-    let server = Running::of(Server::new(handler).shutdown(&shutdown).executor(executor.clone()));
+    let server = Running::of(Server::new(handler).executor(executor.clone()).stopped_by(&shutdown));
     let worker = Worker::start(&executor);
     let mut client = server.connect();
     client.get("/now").response();
@@ -474,8 +474,8 @@ fn a_lame_duck_still_takes_connections() {
 #[test]
 fn a_stop_before_serve() {
     let (_, handler) = stage();
-    let shutdown = Shutdown::new();
-    let server = Server::new(handler).shutdown(&patient()).shutdown(&shutdown);
+    let shutdown = patient();
+    let server = Server::new(handler).shutdown(&shutdown);
     let listener = Listener::bind("127.0.0.1:0").unwrap();
     let Address::Tcp(addr) = *listener.address() else { unreachable!() };
     let mut client = Client::connect(addr);
@@ -505,7 +505,7 @@ fn a_handler_that_stops_the_server_is_not_cut() {
             Ok("stopped")
         }
     };
-    let server = Running::of(Server::new(handler).shutdown(&shutdown));
+    let server = Running::of(Server::new(handler).stopped_by(&shutdown));
     let mut client = server.connect();
     let response = client.get("/").response();
     assert_eq!((response.text().as_str(), response.says_close()), ("stopped", true));
@@ -621,9 +621,9 @@ fn the_grace_ends_and_the_outcome_names_what_was_cut() {
 fn servers_that_share_a_latch_stop_together() {
     let shutdown = Shutdown::new().grace(2 * PATIENCE);
     let (stage_one, handler) = stage();
-    let one = Running::of(Server::new(handler).shutdown(&shutdown));
+    let one = Running::of(Server::new(handler).stopped_by(&shutdown));
     let (_, handler) = stage();
-    let other = Running::of(Server::new(handler).shutdown(&shutdown));
+    let other = Running::of(Server::new(handler).stopped_by(&shutdown));
     let mut busy = one.connect();
     busy.get("/wait");
     stage_one.entered("/wait");
@@ -646,13 +646,13 @@ fn servers_that_share_a_latch_stop_together() {
 fn dropping_the_server_closes_everything() {
     for executor in [None, Some(Arc::new(Executor::new()))] {
         let (stage, handler) = stage();
-        let mut server = Server::new(handler).shutdown(&patient());
+        let mut server = Server::new(handler);
         let worker = executor.map(|executor| {
             server = std::mem::replace(&mut server, Server::new(|_| async { Ok("") }))
                 .executor(executor.clone());
             Worker::start(&executor)
         });
-        let shutdown = Shutdown::new();
+        let shutdown = patient();
         let server = server.shutdown(&shutdown);
         let listener = Listener::bind("127.0.0.1:0").unwrap();
         let Address::Tcp(addr) = *listener.address() else { unreachable!() };

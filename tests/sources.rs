@@ -16,8 +16,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    BIG, Client, Directory, End, Log, PATIENCE, PipeClient, Pipes, Running, UPGRADE_HEAD,
-    address_of, handler, is_refused, patient, quick, stage, tcp, upgrading, wait_until,
+    BIG, Client, Directory, End, Log, PATIENCE, PipeClient, Pipes, Running, StoppedBy,
+    UPGRADE_HEAD, address_of, handler, is_refused, patient, quick, stage, tcp, upgrading,
+    wait_until,
 };
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
 use log::Level;
@@ -354,7 +355,7 @@ fn a_handshake_that_does_not_end_is_ended() {
     let limits = Limits::default().head_timeout(Duration::from_millis(40));
     let (shake, begun) = counted(future::pending::<()>);
     let server = Running::on(
-        Server::new(handler()).limits(limits).shutdown(&patient()),
+        Server::new(handler()).limits(limits).stopped_by(&patient()),
         [tcp().wrap(shake)],
     );
     let mut silent = server.connect();
@@ -375,7 +376,7 @@ fn a_handshake_that_does_not_end_is_ended() {
 #[test]
 fn a_silent_client_of_a_wrapper_is_closed_at_the_stop() {
     let (shake, begun) = counted(|| async {});
-    let server = Running::on(Server::new(handler()).shutdown(&quick()), [tcp().wrap(shake)]);
+    let server = Running::on(Server::new(handler()).stopped_by(&quick()), [tcp().wrap(shake)]);
     let mut silent = server.connect();
     let mut idle = server.connect();
     idle.send("hello").get("/now");
@@ -399,7 +400,7 @@ fn a_silent_client_of_a_wrapped_pipe_is_closed_at_the_stop() {
         called.fetch_add(1, Ordering::SeqCst);
         shake(connection)
     });
-    let server = Running::on(Server::new(handler()).shutdown(&quick()), [listener]);
+    let server = Running::on(Server::new(handler()).stopped_by(&quick()), [listener]);
     let mut silent = source.connect();
     let mut idle = source.connect();
     assert_eq!(idle.send("hello").get("/now").take(5).unwrap(), b"world");
@@ -422,7 +423,7 @@ fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
         let gate = gate.clone();
         async move { _ = gate.recv().await }
     });
-    let server = Running::on(Server::new(handler()).shutdown(&shutdown), [tcp().wrap(shake)]);
+    let server = Running::on(Server::new(handler()).stopped_by(&shutdown), [tcp().wrap(shake)]);
     let mut idle = server.connect();
     let mut early = server.connect();
     early.send("hello").get("/now");
@@ -454,7 +455,7 @@ fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
 fn a_handshake_that_the_grace_cuts_is_named() {
     let shutdown = patient().grace(Duration::from_millis(10));
     let (shake, begun) = counted(future::pending::<()>);
-    let server = Running::on(Server::new(handler()).shutdown(&shutdown), [tcp().wrap(shake)]);
+    let server = Running::on(Server::new(handler()).stopped_by(&shutdown), [tcp().wrap(shake)]);
     let mut client = server.connect();
     client.send("hello");
     wait_until("it has begun", || begun.load(Ordering::SeqCst) == 1);
@@ -473,7 +474,7 @@ fn a_handshake_that_the_grace_cuts_is_named() {
 fn a_wrapped_connection_can_be_upgraded() {
     for abort in [false, true] {
         let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
-        let server = Running::on(Server::new(upgrading()).shutdown(&patient()), [listener]);
+        let server = Running::on(Server::new(upgrading()).stopped_by(&patient()), [listener]);
         let mut client = server.connect();
         client.send(UPGRADE_HEAD.to_owned() + "early");
         assert_eq!(client.response().status, 101);
@@ -498,7 +499,7 @@ fn a_wrapped_connection_can_be_upgraded() {
 fn a_wrapped_connection_ends_like_a_plain_one() {
     let listener = || tcp().wrap(|connection| async move { Ok(connection) });
     let (stage, handler) = stage();
-    let server = Running::on(Server::new(handler).shutdown(&quick()), [listener()]);
+    let server = Running::on(Server::new(handler).stopped_by(&quick()), [listener()]);
     let mut client = server.connect();
     client.get("/wait");
     stage.entered("/wait");
@@ -515,7 +516,7 @@ fn a_wrapped_connection_ends_like_a_plain_one() {
 
     // Rule S22: a client that has reset its connection is not waited for.
     let (stage, handler) = self::stage();
-    let server = Running::on(Server::new(handler).shutdown(&patient()), [listener()]);
+    let server = Running::on(Server::new(handler).stopped_by(&patient()), [listener()]);
     let mut client = server.connect();
     client.get("/wait");
     stage.entered("/wait");

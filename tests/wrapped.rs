@@ -19,8 +19,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Blocking, Duplex, End, Log, PATIENCE, Pipes, ReadBy, Running, Stagehand, for_each, is_refused,
-    patient, patiently, quick, reluctant, small_socket, stage, upgrades, wait_until,
+    Blocking, Duplex, End, Log, PATIENCE, Pipes, ReadBy, Running, Stagehand, Stoppable, StoppedBy,
+    for_each, is_refused, patient, patiently, quick, reluctant, small_socket, stage, upgrades,
+    wait_until,
 };
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt, StreamExt, future, stream};
 use futures_rustls::TlsAcceptor;
@@ -44,7 +45,7 @@ fn a_request_whose_record_has_begun_is_served() {
     for_each([Kind::Plain, Kind::Tls, Kind::Tls12, Kind::TlsPipe], |kind| {
         let (stage, handler) = stage();
         let shutdown = patient().linger(Duration::from_secs(3));
-        let site = Site::open(kind, Server::new(handler).shutdown(&shutdown));
+        let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
         let mut idle = site.connect();
         let mut begun = Vec::new();
         let mut late = Vec::new();
@@ -107,7 +108,7 @@ fn a_record_that_stays_half_is_named_at_the_deadline() {
         for cut in ["one byte", "half"] {
             let (stage, handler) = stage();
             let shutdown = quick().grace(Duration::from_millis(1500));
-            let site = Site::open(kind, Server::new(handler).shutdown(&shutdown));
+            let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
             let mut clients = [site.connect(), site.connect()];
             clients[0].get("/now").response();
             clients[1].get("/wait");
@@ -146,7 +147,7 @@ fn a_record_without_a_request_leaves_the_connection_idle() {
     for_each([Kind::Tls, Kind::TlsPipe], |kind| {
         let (_stage, handler) = stage();
         let limits = Limits::default().head_timeout(Duration::from_millis(300));
-        let site = Site::open(kind, Server::new(handler).limits(limits).shutdown(&quick()));
+        let site = Site::open(kind, Server::new(handler).limits(limits).stopped_by(&quick()));
         let mut client = site.connect();
         assert_eq!(client.get("/now").response().text(), "now");
         client.stream.tls.as_mut().unwrap().refresh_traffic_keys().unwrap();
@@ -170,7 +171,7 @@ fn a_request_that_has_arrived_is_named_by_an_abort() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
         for _ in 0..20 {
             let (_stage, handler) = stage();
-            let site = Site::open(kind, Server::new(handler).shutdown(&patient()));
+            let site = Site::open(kind, Server::new(handler).stopped_by(&patient()));
             let mut client = site.connect();
             assert_eq!(client.get("/now").response().text(), "now");
             client.get("/now");
@@ -191,7 +192,7 @@ fn a_handshake_that_ends_in_the_drain_is_followed_by_a_request() {
         for (is_together, linger) in [(true, 2 * PATIENCE), (false, Duration::from_secs(3))] {
             let (_stage, handler) = stage();
             let shutdown = patient().linger(linger);
-            let site = Site::open(kind, Server::new(handler).shutdown(&shutdown));
+            let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
             let (mut client, hello) = site.half_connect();
             let mut idle = site.connect();
             site.server.shutdown.stop();
@@ -234,7 +235,7 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
         |(kind, records)| {
             let what = format!("{kind:?}, {records} records");
             let (stage, handler) = stage();
-            let site = Site::open(kind, Server::new(handler).shutdown(&quick()));
+            let site = Site::open(kind, Server::new(handler).stopped_by(&quick()));
             let mut client = site.connect();
             client.get("/wait");
             stage.entered("/wait");
@@ -267,8 +268,8 @@ fn a_request_behind_an_unread_body_is_answered_in_the_drain() {
     let (stream, mut client) = Connection::pair();
     let stream = reluctant(stream, 700);
     let listener = Listener::from_stream(stream::once(Ok(stream)).chain(stream::pending()));
-    let shutdown = Shutdown::new();
-    let server = Server::new(handler).shutdown(&quick()).shutdown(&shutdown);
+    let shutdown = quick();
+    let server = Server::new(handler).shutdown(&shutdown);
     let served = thread::spawn(move || future::block_on(server.serve([listener])));
     let requests = [post("/wait", 5000), vec![b'x'; 5000], get("/now")].concat();
     patiently(client.write_all(&requests)).unwrap();
@@ -291,7 +292,7 @@ fn a_client_that_pipelines_without_end_is_told_close() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe], |kind| {
         let (_stage, handler) = stage();
         let shutdown = quick().grace(Duration::from_secs(10));
-        let site = Site::open(kind, Server::new(handler).shutdown(&shutdown));
+        let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
         let mut client = site.connect();
         client.stream.base.do_not_wait();
         let (mut sent, mut received, mut is_told) = (0, 0, false);
@@ -411,7 +412,7 @@ fn a_body_that_nobody_waits_for_is_not_late() {
         };
         let short = Duration::from_millis(300);
         let limits = Limits::default().stall_timeout(short).head_timeout(short);
-        let site = Site::open(kind, Server::new(handler).limits(limits).shutdown(&quick()));
+        let site = Site::open(kind, Server::new(handler).limits(limits).stopped_by(&quick()));
         let mut client = site.connect();
         client.send(post("/", 1000));
         stagehand.entered("looked");
@@ -438,7 +439,7 @@ const ROOMY: usize = 100 * 1024;
 fn a_client_that_has_gone_holds_up_nobody() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
         let (stage, handler) = stage();
-        let site = Site::open(kind, Server::new(handler).shutdown(&quick()));
+        let site = Site::open(kind, Server::new(handler).stopped_by(&quick()));
         let mut gone = site.connect();
         gone.get("/wait");
         stage.entered("/wait");
@@ -465,7 +466,7 @@ fn slow_site(kind: Kind, send_buffer: usize, stall_timeout: Duration) -> Site {
         })
     };
     let limits = Limits::default().stall_timeout(stall_timeout);
-    let server = Server::new(handler).limits(limits).shutdown(&quick());
+    let server = Server::new(handler).limits(limits).stopped_by(&quick());
     Site::with_buffers(kind, server, Some((send_buffer, TINY)))
 }
 
@@ -485,7 +486,7 @@ fn a_body_without_a_length_that_is_cut_does_not_look_whole() {
                 async move { Ok(Body::from_reader(futures_lite::io::BufReader::new(body), None)) }
             };
             let grace = Duration::from_millis(if abort { 60_000 } else { 100 });
-            let server = Server::new(handler).shutdown(&patient().grace(grace));
+            let server = Server::new(handler).stopped_by(&patient().grace(grace));
             let site = Site::with_buffers(kind, server, Some((TINY, TINY)));
             let mut client = site.connect();
             client.send(b"GET / HTTP/1.0\r\n\r\n");
@@ -604,7 +605,7 @@ fn an_upgraded_connection_whose_client_has_reset_is_let_go() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
         for (is_draining, last) in [(false, &b""[..]), (true, b""), (true, b"unread")] {
             let (upgraded, handler) = upgrades();
-            let site = Site::open(kind, Server::new(handler).shutdown(&patient()));
+            let site = Site::open(kind, Server::new(handler).stopped_by(&patient()));
             let mut client = site.connect();
             client.upgrade();
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
@@ -634,7 +635,7 @@ fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
             let (upgraded, handler) = upgrades();
             // The sweep looks at connections every 20 ms because of this limit.
             let limits = Limits::default().head_timeout(Duration::from_millis(160));
-            let site = Site::open(kind, Server::new(handler).limits(limits).shutdown(&patient()));
+            let site = Site::open(kind, Server::new(handler).limits(limits).stopped_by(&patient()));
             let mut client = site.connect();
             client.upgrade();
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
@@ -667,7 +668,7 @@ fn an_upgraded_connection_that_is_dropped_delivers_what_was_written() {
     const LENGTH: usize = 3_000_000;
     for_each([Kind::Plain, Kind::Tls, Kind::Tls12], |kind| {
         let (upgraded, handler) = upgrades();
-        let site = Site::open(kind, Server::new(handler).shutdown(&patient()));
+        let site = Site::open(kind, Server::new(handler).stopped_by(&patient()));
         let mut client = site.connect();
         client.upgrade();
         let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
@@ -688,7 +689,7 @@ fn what_a_wrapper_holds_arrives_at_the_pace_of_the_client() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
         for is_draining in [false, true] {
             let (upgraded, handler) = upgrades();
-            let server = Server::new(handler).shutdown(&patient());
+            let server = Server::new(handler).stopped_by(&patient());
             let site = Site::with_buffers(kind, server, Some((ROOMY, TINY)));
             let mut client = site.connect();
             client.upgrade();
@@ -729,7 +730,7 @@ fn an_upgrade_that_cannot_be_is_logged_with_peer_and_path() {
     let head = "Host: x\r\nUpgrade: x\r\n";
     for_each([Kind::Plain, Kind::Tls], |kind| {
         let (_upgraded, handler) = upgrades();
-        let site = Site::open(kind, Server::new(handler).shutdown(&patient()));
+        let site = Site::open(kind, Server::new(handler).stopped_by(&patient()));
         for (request, problem) in [
             (format!("GET /a?b=1 HTTP/1.1\r\n{head}\r\n"), "Connection: upgrade"),
             (format!("GET /a?b=1 HTTP/1.0\r\n{head}Connection: upgrade\r\n\r\n"), "HTTP/1.1"),
@@ -788,12 +789,16 @@ struct Site {
 }
 
 impl Site {
-    fn open(kind: Kind, server: Server) -> Self {
+    fn open(kind: Kind, server: impl Into<Stoppable>) -> Self {
         Self::with_buffers(kind, server, None)
     }
 
     /// Opens a server whose kernel, and whose clients' kernels, hold few bytes: sent, and received.
-    fn with_buffers(kind: Kind, server: Server, buffers: Option<(usize, usize)>) -> Self {
+    fn with_buffers(
+        kind: Kind,
+        server: impl Into<Stoppable>,
+        buffers: Option<(usize, usize)>,
+    ) -> Self {
         let (pipes, source) = Pipes::listener();
         let mut listener = if kind.is_pipe() {
             source

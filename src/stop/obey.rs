@@ -61,20 +61,22 @@ impl Shutdown {
             }
             let action;
             (state, action) = state.on(Event::StopSignal(signal), REPEAT_WINDOW);
-            self.carry_out(action);
+            Self::carry_out(&[self], action);
         }
         future::pending().await
     }
 
-    /// Moves the latch as `action` says, and logs that.
-    pub(crate) fn carry_out(&self, action: Action) {
-        let open = self.in_flight();
+    /// Moves `latches` as `action` says, and logs that once.
+    pub(crate) fn carry_out(latches: &[&Self], action: Action) {
+        let open: usize = latches.iter().map(|latch| latch.in_flight()).sum();
         match action {
             Action::Stop(received) => {
                 let name = name(received.signal);
                 log::info!("stopping because of {name}; in flight: {open}");
                 log_wait(received);
-                self.stop_after_wait(received.signal, received.at.elapsed());
+                for latch in latches {
+                    latch.stop_after_wait(received.signal, received.at.elapsed());
+                }
             }
             Action::Abort(received) => {
                 log_wait(received);
@@ -83,7 +85,7 @@ impl Shutdown {
                      one stop, lengthen the repeat window",
                     name(received.signal)
                 );
-                self.abort();
+                latches.iter().for_each(|latch| latch.abort());
             }
             Action::Ignore(Ignored::StoppingAlready(received)) => {
                 log::info!("{}: stopping already; in flight: {open}", name(received.signal));

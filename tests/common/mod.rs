@@ -42,7 +42,8 @@ pub use self::program::{
     terminate,
 };
 pub use self::server::{
-    Pipes, Running, address_of, free_port, is_refused, patient, quick, settle, tcp, wait_for_close,
+    Pipes, Running, Stoppable, StoppedBy, address_of, free_port, is_refused, patient, quick,
+    settle, tcp, wait_for_close,
 };
 pub use self::stage::{Answer, BIG, Stagehand, UPGRADE_HEAD, handler, stage, upgrades, upgrading};
 pub use self::stream::{ReadBy, reluctant};

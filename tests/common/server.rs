@@ -56,27 +56,26 @@ impl Running {
         F: Future<Output = http_types::Result<R>> + Send + 'static,
         R: Into<Response> + 'static,
     {
-        Self::of(Server::new(handler).shutdown(shutdown))
+        Self::of(Server::new(handler).stopped_by(shutdown))
     }
 
     /// Serves with a server that was made elsewhere, on a port of the kernel's choice.
-    pub fn of(server: Server) -> Self {
+    pub fn of(server: impl Into<Stoppable>) -> Self {
         Self::on(server, [tcp()])
     }
 
-    pub fn on<const N: usize>(server: Server, listeners: [Listener; N]) -> Self {
+    pub fn on<const N: usize>(server: impl Into<Stoppable>, listeners: [Listener; N]) -> Self {
         let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
         Self::start(server, addresses, listeners)
     }
 
     /// Serves on listeners of any type, which have these addresses.
     pub fn start<L: Listen + Send + 'static, const N: usize>(
-        server: Server,
+        server: impl Into<Stoppable>,
         addresses: Vec<Address>,
         listeners: [L; N],
     ) -> Self {
-        let shutdown = Shutdown::new();
-        let server = server.shutdown(&shutdown);
+        let Stoppable { server, shutdown } = server.into();
         let (drop, dropped) = channel::bounded::<()>(1);
         let (send, ended) = mpsc::channel();
         thread::spawn(move || {
@@ -130,6 +129,30 @@ impl Running {
     }
 }
 
+/// A server, and the handle that stops it.
+pub struct Stoppable {
+    pub server: Server,
+    pub shutdown: Shutdown,
+}
+
+impl From<Server> for Stoppable {
+    /// Takes a server that has no handle yet.
+    fn from(server: Server) -> Self {
+        server.stopped_by(&Shutdown::new())
+    }
+}
+
+/// Gives a server its handle.
+pub trait StoppedBy {
+    fn stopped_by(self, shutdown: &Shutdown) -> Stoppable;
+}
+
+impl StoppedBy for Server {
+    fn stopped_by(self, shutdown: &Shutdown) -> Stoppable {
+        Stoppable { server: self.shutdown(shutdown), shutdown: shutdown.clone() }
+    }
+}
+
 /// Waits until nothing is in flight, and asserts that the server drains.
 pub fn settle(server: &Running) {
     wait_until("every connection has ended", || server.shutdown.in_flight() == 0);
@@ -143,7 +166,7 @@ pub struct Pipes {
 
 impl Pipes {
     /// Starts a server whose connections come through a channel.
-    pub fn open(server: Server) -> (Self, Running) {
+    pub fn open(server: impl Into<Stoppable>) -> (Self, Running) {
         let (pipes, listener) = Self::listener();
         (pipes, Running::on(server, [listener]))
     }
