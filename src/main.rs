@@ -4,12 +4,18 @@
 //! or the command could not begin, 2 usage; `keep` ends with the exit code of its program. Each
 //! command reads its own arguments, so that none pays for the others at its start.
 
+#[path = "main/access_log/mod.rs"]
+mod access_log;
+#[path = "main/admin/mod.rs"]
+mod admin;
 #[path = "main/app.rs"]
 mod app;
 #[path = "main/arguments.rs"]
 mod arguments;
 #[path = "main/check/mod.rs"]
 mod check;
+#[path = "main/escape.rs"]
+mod escape;
 #[path = "main/generate.rs"]
 mod generate;
 #[path = "main/keep.rs"]
@@ -20,6 +26,10 @@ mod log;
 mod preview;
 #[path = "main/serve.rs"]
 mod serve;
+#[path = "main/settings.rs"]
+mod settings;
+#[path = "main/sockets.rs"]
+mod sockets;
 
 use std::env;
 use std::ffi::OsStr;

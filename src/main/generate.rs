@@ -11,7 +11,7 @@ use clap_complete::aot::{Bash, Fish, Zsh, generate};
 use clap_mangen::Man;
 
 use crate::arguments::read;
-use crate::{check, keep, serve};
+use crate::{check, keep, settings};
 
 /// Prints a man page or shell completions, for packages
 ///
@@ -82,7 +82,7 @@ fn text(settings: &Settings) -> Vec<u8> {
 /// Returns the definition of one command, as its man page has it.
 fn page(command: Option<Page>) -> Command {
     let (page, name) = match command {
-        None => (serve::Settings::command(), "smol-graceful"),
+        None => (settings::Settings::command(), "smol-graceful"),
         Some(Page::Keep) => (keep::Settings::command(), "smol-graceful-keep"),
         Some(Page::Check) => (check::Settings::command(), "smol-graceful-check"),
         Some(Page::Generate) => (Settings::command(), "smol-graceful-generate"),
@@ -97,5 +97,5 @@ fn joined() -> Command {
         check::Settings::command().name("check"),
         Settings::command().name("generate"),
     ];
-    serve::Settings::command().subcommands(commands)
+    settings::Settings::command().subcommands(commands)
 }
