@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use futures_lite::{FutureExt, future};
+use futures_lite::future;
 use smol::channel::{Receiver, Sender, bounded};
 use smol::{Executor, Timer};
 use smol_graceful::{
@@ -117,6 +117,6 @@ fn main() -> Result<Outcome, ServeError> {
     let (public_listener, admin_listener) = (public_address.listen()?, admin_address.listen()?);
     let both = future::try_zip(public.serve([public_listener]), admin.serve([admin_listener]));
     // One latch has one outcome.
-    let (outcome, _) = future::block_on(both.or(shutdown.obey(signals)))?;
+    let (outcome, _) = future::block_on(shutdown.obey(signals, both))?;
     Ok(outcome)
 }

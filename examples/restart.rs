@@ -12,7 +12,6 @@
 //! the log begins with, makes it another one. Build it anew in between to see that it is the new
 //! one.
 
-use futures_lite::FutureExt;
 use smol_graceful::{Listener, Outcome, ServeError, Server, Shutdown, ready, signals};
 
 fn main() -> Result<Outcome, ServeError> {
@@ -29,6 +28,6 @@ fn main() -> Result<Outcome, ServeError> {
         let serve = server.serve([listener.clone()]);
         // Under a keeper, the connections of the predecessor come from now on.
         ready(&[listener])?;
-        serve.or(shutdown.obey(signals)).await
+        shutdown.obey(signals, serve).await
     })
 }

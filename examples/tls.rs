@@ -8,8 +8,9 @@
 //! cargo run --example tls -- 127.0.0.1:8443 cert.pem key.pem
 //! ```
 //!
-//! Then `curl --cacert cert.pem https://localhost:8443 -d hello`. Stop it with Ctrl-C, or let a
-//! successor take over with `pkill -nx -USR2 tls`, which reads a renewed certificate.
+//! Then `curl --cacert cert.pem https://localhost:8443 -d hello`; `/name` shows what the handler
+//! knows of the handshake. Stop it with Ctrl-C, or let a successor take over with
+//! `pkill -nx -USR2 tls`, which reads a renewed certificate.
 
 use std::io;
 use std::iter;
@@ -20,11 +21,20 @@ use futures_rustls::pki_types::pem::{self, PemObject};
 use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use futures_rustls::rustls::ServerConfig;
 use smol_graceful::{
-    Listener, Method, Outcome, Request, Response, Result, ServeError, Server, StatusCode, run,
+    Connection, ConnectionInfo, Listener, Method, Outcome, Request, Response, Result, ServeError,
+    Server, StatusCode, run,
 };
 
+/// The name that the client has asked for in the handshake (SNI).
+struct ServerName(String);
+
 async fn handle(mut request: Request) -> Result<Response> {
+    let connection = ConnectionInfo::of(&request);
     Ok(match request.method() {
+        Method::Get if request.url().path() == "/name" => {
+            let name = connection.get().map_or("none", |ServerName(name)| name);
+            format!("{}, asked for as {name}\n", request.url()).into()
+        }
         Method::Get => "okay\n".into(),
         Method::Post => request.take_body().into(),
         _ => Response::new(StatusCode::MethodNotAllowed),
@@ -50,7 +60,18 @@ fn acceptor(chain: &str, key: &str) -> io::Result<TlsAcceptor> {
 /// Listens; each connection begins with a handshake, in its own task.
 fn listen(address: &str, acceptor: TlsAcceptor) -> io::Result<Listener> {
     let listener = Listener::bind(address)?;
-    Ok(listener.wrap(move |connection| acceptor.accept(connection)))
+    Ok(listener.wrap(move |connection| {
+        let handshake = acceptor.accept(connection);
+        async move {
+            let stream = handshake.await?;
+            let name = stream.get_ref().1.server_name().map(str::to_owned);
+            let connection = Connection::new(stream).https();
+            Ok(match name {
+                Some(name) => connection.with(ServerName(name)),
+                None => connection,
+            })
+        }
+    }))
 }
 
 fn main() -> Result<Outcome, ServeError> {

@@ -6,25 +6,24 @@
 //! cargo run --example tokio -- 127.0.0.1:8082
 //! ```
 //!
-//! `curl localhost:8082/work/3000` works for 3 s, in a task of its own; `curl -X POST
-//! localhost:8082/later/3000` is answered at once, and the work is done later. Stop it with Ctrl-C
-//! meanwhile: both are finished.
+//! Each connection is a task of tokio's, on any of its threads. `curl localhost:8082/work/3000`
+//! works for 3 s; `curl -X POST localhost:8082/later/3000` is answered at once, and the work is done
+//! later. Stop it with Ctrl-C meanwhile: both are finished.
 
 use std::io;
 use std::time::Duration;
 
-use futures_lite::{FutureExt, Stream, stream};
+use futures_lite::{Stream, stream};
 use smol_graceful::{
-    Error, Method, Outcome, Request, Response, Result, ServeError, Server, Shutdown, Signal,
-    StatusCode, Token,
+    Error, Method, Outcome, Request, Response, Result, ServeError, Server, ServerExecutor,
+    Shutdown, Signal, StatusCode, Token,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-async fn handle(request: Request) -> Result<Response> {
+async fn answer(request: Request) -> Result<Response> {
     let path = request.url().path();
     if let Some(text) = path.strip_prefix("/work/") {
-        // Connections are served by one thread; a task of tokio's may run on any.
-        let done = tokio::spawn(work(milliseconds(text)?)).await?;
+        let done = work(milliseconds(text)?).await;
         Ok(format!("worked for {done:?}\n").into())
     } else if let Some(text) = path.strip_prefix("/later/").filter(|_| is_post(&request)) {
         let work = work(milliseconds(text)?);
@@ -70,12 +69,14 @@ fn main() -> Result<Outcome, ServeError> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8082".to_owned());
     let shutdown = Shutdown::new();
-    let server = Server::new(handle).shutdown(&shutdown);
     let runtime = tokio::runtime::Runtime::new()?;
+    let handle = runtime.handle().clone();
+    let executor = ServerExecutor::from_fn(move |connection| drop(handle.spawn(connection)));
+    let server = Server::new(answer).shutdown(&shutdown).executor(executor);
     let outcome = runtime.block_on(async {
         // The signals come first: they are handled before anyone can connect.
         let signals = signals()?;
-        server.serve([&*address]).or(shutdown.obey(signals)).await
+        shutdown.obey(signals, server.serve([&*address])).await
     })?;
     Ok(outcome)
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::io::{BufReader, Lines};
-use futures_lite::{AsyncBufReadExt, FutureExt, StreamExt};
+use futures_lite::{AsyncBufReadExt, StreamExt};
 use smol::lock::Mutex;
 use smol::{Timer, Unblock};
 use smol_graceful::{Outcome, Shutdown, signals};
@@ -63,7 +63,7 @@ fn main() -> io::Result<Outcome> {
         token.stopping().await;
         shutdown.stop_and_drain().await
     };
-    let outcome = smol::block_on(drained.or(shutdown.obey(signals)));
+    let outcome = smol::block_on(shutdown.obey(signals, drained));
     log::info!("{outcome}");
     Ok(outcome)
 }

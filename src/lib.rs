@@ -45,8 +45,11 @@
 //!
 //! # Ways in
 //!
-//! - [`run`] is a whole process: worker threads, signals, exit code. [`Process`] has its settings.
-//! - [`Server::serve`] is a future for a program that has its own executor and control.
+//! - [`run`] is a whole process: worker threads, signals, exit code. [`Process`] has its settings,
+//!   and runs further servers and an admin server beside.
+//! - [`Server::serve`] is a future for a program that has its own executor and control, and
+//!   [`Server::serve_until`] stops by an event of the program. [`Server::executor`] and
+//!   [`Server::local`] say where handlers run.
 //! - [`Shutdown`], [`Token`] and [`Guard`] work without any HTTP.
 //! - [`Process::keep`] makes the program its own keeper, and [`Keeper`] keeps any program. With
 //!   [`Server::serve`], one call of [`ready`] is all that a restart needs.
@@ -55,7 +58,7 @@
 //!   [`Connection::pair`] tests a handler without a socket.
 //!
 //! `docs/embedding.md` tells which way is for whom, call by call for those who come from Go, tide,
-//! axum or trillium. `docs/restart.md` tells which way of restarting is for whom.
+//! async-h1, hyper, axum or trillium. `docs/restart.md` tells which way of restarting is for whom.
 //!
 //! # A map
 //!
@@ -63,9 +66,10 @@
 //! |---|---|
 //! | a process | [`run`], [`Process`], [`ready`], [`signals`], [`LogWriter`] |
 //! | a keeper | [`Keeper`], [`ReadyWhen`], [`KeeperExit`], [`Kept`] |
-//! | a server | [`Server`], [`Limits`], [`ServeError`] |
+//! | a server | [`Server`], [`ServerExecutor`], [`Limits`], [`ServeError`] |
+//! | what it has served | [`Exchange`], [`ExchangeEnding`] |
 //! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
-//! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`Peer`], [`Client`], [`ClientLeft`], [`target`], [`Token`] |
+//! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`probe_for`], [`Peer`], [`ConnectionInfo`], [`Client`], [`ClientLeft`], [`target`], [`Token`] |
 //! | stopping | [`Shutdown`], [`Phase`], [`Token`], [`Guard`], [`Stopped`] |
 //! | how it ended | [`Outcome`], [`DrainEnding`], [`OpenWork`], [`WorkKind`], [`Stage`] |
 //!
@@ -83,7 +87,7 @@
 //! | passage | a pair of sockets through which connections go from a predecessor to its successor |
 //! | kernel | the operating system below the server, with its queues of connections and bytes |
 //! | wrapped stream | a stream that is not a plain socket, for example by [`Listener::wrap`] |
-//! | latch | the three phases of a stop, which only move forward ([`Shutdown`]) |
+//! | latch | the three phases of a stop, which only move forward ([`Shutdown`]); a child latch follows another one ([`Token::child`]) |
 //! | token | a look at the latch ([`Token`]) |
 //! | guard | work that the drain waits for ([`Guard`]) |
 //! | drain | the wait, after a stop, until all work has ended or is cut |
@@ -101,7 +105,8 @@
 //! one sweep over all connections, at most once a second, and not by a timer for each. At a restart
 //! by a keeper, a connection goes to the successor as its socket and the bytes that were read
 //! ahead, when no exchange is under way. The library registers no signal handler unless [`run`] or
-//! [`signals`] is called, prints nothing, and never exits the process.
+//! [`signals`] is called, and never exits the process. It prints nothing, apart from the line of an
+//! [`Outcome`] that `main` returns where something was cut and no logger shows warnings.
 //!
 //! # Limits
 //!
@@ -109,48 +114,57 @@
 //! those that http-types knows; others are answered 501. No routing, no HTTP/2; TLS by
 //! [`Listener::wrap`], whose connections do not go to a successor.
 
+pub use address::{Address, AddressError};
 pub use async_signal::Signal;
 pub use chunks::stream_body;
 pub use client::{Client, target};
+pub use connection_info::ConnectionInfo;
 pub use error::ServeError;
+pub use executor::ServerExecutor;
 pub use http_types::{
     self, Body, Error, Method, Mime, Request, Response, StatusCode, Url, Version, headers, mime,
 };
 #[cfg(feature = "keeper")]
 pub use keeper::{Keeper, KeeperExit, Kept, ReadyWhen};
 pub use limits::Limits;
-pub use listen::address::{Address, AddressError};
 pub use listen::listener::Listener;
 pub use listen::{Listen, ListenOptions};
 pub use log_writer::LogWriter;
+pub use observe::{Exchange, ExchangeEnding};
 pub use probe::{probe, probe_for};
 pub use process::{Process, run};
 pub use ready::ready;
 pub use server::Server;
 pub use stop::outcome::{DrainEnding, OpenWork, Outcome, WorkKind};
 pub use stop::phase::Phase;
-pub use stop::shutdown::{Guard, Shutdown, Stopped, Token};
+pub use stop::shutdown::Shutdown;
 pub use stop::signals::{STOP_SIGNALS, signals};
 pub use stop::stage::Stage;
+pub use stop::token::{Guard, Stopped, Token};
 pub use stream::connection::Connection;
 pub use stream::socket::ClientLeft;
 pub use stream::transport::Peer;
 pub use wire::fault::BodyError;
 
+mod address;
 mod adoption;
 mod chunks;
 mod client;
 mod conn;
+mod connection_info;
 mod courier;
 mod descriptors;
 mod error;
+mod executor;
 #[cfg(feature = "keeper")]
 mod keeper;
 mod limits;
 mod listen;
+mod local;
 mod lock;
 mod log_limit;
 mod log_writer;
+mod observe;
 mod places;
 mod probe;
 mod process;
@@ -190,3 +204,8 @@ pub type Result<T = Response, E = Error> = std::result::Result<T, E>;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// So are those of the page on embedding.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/embedding.md")]
+struct Embedding;

@@ -8,7 +8,7 @@ use http_types::headers::{CACHE_CONTROL, CONTENT_TYPE};
 use http_types::{Method, Request, Response, StatusCode};
 
 use crate::client::goes_on;
-use crate::stop::shutdown::Token;
+use crate::stop::token::Token;
 
 /// Answers a `GET` or `HEAD` of `/livez` (200) or `/readyz` (200, and 503 from the moment the stop
 /// begins, unless the connection goes to a successor); `None` for any other request.
@@ -75,10 +75,13 @@ fn is_succeeded(request: &Request) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Address;
     use crate::client::Attached;
+    use crate::stop::origin::Origin;
     use crate::stop::seat::Seat;
     use crate::stop::shutdown::Shutdown;
     use crate::stream::transport::Peer;
+    use std::sync::Arc;
     use std::time::Instant;
 
     #[test]
@@ -107,7 +110,8 @@ mod tests {
         shutdown.stop();
         for (listener, expected) in [(0, 200), (1, 503)] {
             let (peer, since) = (Peer::Unix, Instant::now());
-            let seat = Seat::of_listener(listener, peer, orders.clone(), since);
+            let origin = Arc::new(Origin::new(listener, Address::Other));
+            let seat = Seat::of_listener(Some(origin), peer, orders.clone(), since);
             let mut request = Request::new(Method::Get, "http://localhost/readyz");
             request.ext_mut().insert(shutdown.token());
             request.ext_mut().insert(Attached { target: "/readyz".into(), seat });

@@ -465,7 +465,10 @@ impl Process {
             self.beside.iter().partition(|beside| beside.stops_last);
         let first = first.iter().map(|beside| &beside.shutdown).chain([&server.shutdown]);
         let mut first = first.flat_map(|latch| last.iter().map(move |beside| (latch, beside)));
-        if first.any(|(latch, beside)| beside.shutdown.is_same(latch)) {
+        let follows = |(latch, beside): (&Shutdown, &&Beside)| {
+            beside.shutdown.is_same(latch) || beside.shutdown.is_below(latch)
+        };
+        if first.any(follows) {
             return Err(invalid(
                 "an admin server stops after the others, so give it a `Shutdown` of its own",
             )

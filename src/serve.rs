@@ -6,13 +6,14 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use futures_lite::FutureExt;
+use futures_lite::{FutureExt, future};
 use smol::Executor;
 
 use crate::error::ServeError;
 use crate::listen::Listen;
 use crate::server::{Running, Server};
 use crate::stop::outcome::Outcome;
+use crate::stop::phase::Phase;
 use crate::under_keeper;
 
 impl Server {
@@ -68,10 +69,63 @@ impl Server {
         mut self,
         listeners: impl IntoIterator<Item = L>,
     ) -> impl Future<Output = Result<Outcome, ServeError>> + Send {
-        let own = self.executor.is_none().then(|| self.executor.get_or_insert_default().clone());
+        let own = self.executor.is_none().then(Arc::<Executor<'_>>::default);
+        self.executor = self.executor.or_else(|| own.clone().map(Into::into));
         let running = self.start(listeners).map(Arc::new);
         running.iter().for_each(under_keeper::join);
         async move { serve(&running?, own.as_deref()).await }
+    }
+
+    /// Serves like [`Server::serve`], and stops when `stop` is ready, whatever it returns.
+    ///
+    /// For a program that has an event of its own: a channel, a signal of its runtime, the end of
+    /// another task. Anything else that stops a server stops this one, too: its [`Shutdown`], or a
+    /// keeper. For the signals that stop a process there is
+    /// [`Shutdown::obey`](crate::Shutdown::obey), which also aborts at the second one.
+    ///
+    /// The server polls `stop` until it is ready. The server drains then, for at most
+    /// [`Shutdown::grace`](crate::Shutdown::grace).
+    ///
+    /// [`Shutdown`]: crate::Shutdown
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::serve`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops `stop`, and aborts the server.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Server;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let (stop, stopped) = smol::channel::bounded::<()>(1);
+    /// let server = Server::new(|_request| async { Ok("okay") });
+    /// let serve = server.serve_until(["127.0.0.1:0"], stopped.recv());
+    /// drop(stop); // any time, from anywhere
+    /// assert!(smol::block_on(serve)?.is_drained());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn serve_until<L: Listen, S: Future>(
+        self,
+        listeners: impl IntoIterator<Item = L>,
+        stop: S,
+    ) -> impl Future<Output = Result<Outcome, ServeError>> {
+        let shutdown = self.shutdown.clone();
+        let serve = self.serve(listeners);
+        let stop = async move {
+            stop.await;
+            if shutdown.phase() == Phase::Running {
+                log::info!("stopping: {}", shutdown.counted());
+                shutdown.stop();
+            }
+            future::pending().await
+        };
+        serve.or(stop)
     }
 }
 

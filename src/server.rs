@@ -9,13 +9,14 @@ use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_io::Timer;
 use futures_lite::{FutureExt, future};
 use http_types::{Request, Response};
+use log::Level;
 use smol::Executor;
 use smol::channel::{self, Receiver, Sender};
 
@@ -23,19 +24,24 @@ use crate::conn::handler::Handler;
 use crate::conn::leaving::{Counted, Leaving};
 use crate::conn::{Conn, Service};
 use crate::error::{ServeError, reason};
+use crate::executor::ServerExecutor;
 use crate::limits::Limits;
 use crate::listen::Listen;
 use crate::listen::listener::Listener;
 use crate::listen::source::Accepted;
+use crate::observe::{Exchange, Observer};
 use crate::places::{Place, Places};
 use crate::restart::channel::Channel;
 use crate::stop::activity::Doing;
+use crate::stop::draining::Draining;
+use crate::stop::latch::{Entry, Times};
 use crate::stop::orders::Order;
-use crate::stop::outcome::{Draining, Outcome};
+use crate::stop::origin::Origin;
+use crate::stop::outcome::Outcome;
 use crate::stop::phase::Phase;
-use crate::stop::registry::Holder;
-use crate::stop::seat::{NO_LISTENER, Seat};
-use crate::stop::shutdown::{Guard, Shutdown, Times};
+use crate::stop::registry::{Holder, Sweep};
+use crate::stop::seat::Seat;
+use crate::stop::shutdown::Shutdown;
 use crate::stream::transport::Peer;
 use crate::threads;
 use crate::wire::Movable;
@@ -66,8 +72,9 @@ use crate::wire::Movable;
 pub struct Server {
     handler: Box<Handler>,
     limits: Limits,
+    observer: Option<Arc<Observer>>,
     pub(crate) shutdown: Shutdown,
-    pub(crate) executor: Option<Arc<Executor<'static>>>,
+    pub(crate) executor: Option<ServerExecutor>,
 }
 
 impl Server {
@@ -107,6 +114,7 @@ impl Server {
         Self {
             handler: Box::new(move |request| Box::pin(handler(request))),
             limits: Limits::default(),
+            observer: None,
             shutdown: Shutdown::new(),
             executor: None,
         }
@@ -130,23 +138,56 @@ impl Server {
         self
     }
 
-    /// Runs connections on `executor`; the default is inside [`Server::serve`], on one thread.
+    /// Lets `observe` hear of each exchange, once it is over: for an access log or metrics, also of
+    /// what no handler ever sees (400, 408, 431, 501 and so on). By default nothing is measured, and
+    /// that costs nothing. A second call replaces the first.
     ///
-    /// The program runs the executor, on as many threads as it likes, until `serve` has returned;
-    /// `serve` itself may be polled elsewhere.
+    /// `observe` runs on the thread that serves the connection, so it must not block: write logs
+    /// through a [`LogWriter`](crate::LogWriter). If it panics, the log says so, and the server goes
+    /// on.
     ///
     /// # Examples
     ///
     /// ```
     /// use smol_graceful::Server;
-    /// use std::sync::{Arc, Mutex, PoisonError};
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    ///
+    /// let failures = Arc::new(AtomicU64::new(0));
+    /// let count = failures.clone();
+    /// let server = Server::new(|_request| async { Ok("okay") }).observe(move |exchange| {
+    ///     if exchange.status().is_some_and(|status| status.is_server_error()) {
+    ///         count.fetch_add(1, Ordering::Relaxed);
+    ///     }
+    /// });
+    /// # drop(server);
+    /// ```
+    #[must_use]
+    pub fn observe(mut self, observe: impl Fn(&Exchange) + Send + Sync + 'static) -> Self {
+        self.observer = Some(Arc::new(Observer::new(observe)));
+        self
+    }
+
+    /// Runs connections on `executor`: an `Arc` of a [`smol::Executor`], a `&'static` one, smol's
+    /// global one ([`ServerExecutor::global`]), or a runtime that is not smol's
+    /// ([`ServerExecutor::from_fn`]). The default is inside [`Server::serve`], on one thread.
+    ///
+    /// The program runs the executor, on as many threads as it likes, until `serve` has returned.
+    /// `serve` itself may be polled elsewhere. For handlers that cannot leave their thread there is
+    /// [`Server::local`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::Server;
+    /// use std::sync::Arc;
     ///
     /// let executor = Arc::new(smol::Executor::new());
     /// let server = Server::new(|_request| async { Ok("okay") }).executor(executor.clone());
     /// # drop(server);
     /// ```
     #[must_use]
-    pub fn executor(mut self, executor: impl Into<Arc<Executor<'static>>>) -> Self {
+    pub fn executor(mut self, executor: impl Into<ServerExecutor>) -> Self {
         self.executor = Some(executor.into());
         self
     }
@@ -203,16 +244,25 @@ impl Server {
             log::info!("listening on {}{inherited}", listener.address());
         }
         let (leavers_in, leavers) = channel::unbounded();
+        let executor = self.executor.unwrap_or_else(|| Arc::<Executor<'_>>::default().into());
+        STARTED.fetch_add(1, Ordering::Relaxed);
+        let origins = listeners
+            .iter()
+            .zip(0..)
+            .map(|(listener, number)| Arc::new(Origin::new(number, listener.address().clone())));
         Ok(Running {
+            origins: origins.collect(),
             hand_over: channel::bounded(1),
             listeners,
-            executor: self.executor.unwrap_or_default(),
+            executor,
             is_succeeded: AtomicBool::new(false),
+            drain_began: OnceLock::new(),
             stops_last: false,
             places: Places::new(self.limits.connections),
             service: Arc::new(Service {
                 handler: self.handler,
                 limits: self.limits,
+                observer: self.observer,
                 orders: self.shutdown.orders(),
                 shutdown: self.shutdown,
                 leavers: leavers_in,
@@ -234,9 +284,13 @@ impl fmt::Debug for Server {
 /// A server that listens.
 pub(crate) struct Running {
     pub(crate) listeners: Vec<Listener>,
-    executor: Arc<Executor<'static>>,
+    /// The listeners, as the connections know them.
+    origins: Vec<Arc<Origin>>,
+    executor: ServerExecutor,
     /// A successor serves in the place of this server.
     is_succeeded: AtomicBool,
+    /// When the grace has begun, which is after the lame duck.
+    drain_began: OnceLock<Instant>,
     /// The process stops this server when the others have drained (rule S26).
     pub(crate) stops_last: bool,
     pub(crate) places: Places,
@@ -254,7 +308,7 @@ pub(crate) struct HandOverStart {
     /// The passages from which connections still come.
     pub(crate) predecessors: Vec<Channel>,
     /// Holds the drain open until each connection was asked to go.
-    pub(crate) guard: Option<Guard>,
+    pub(crate) guard: Option<Entry>,
 }
 
 impl Running {
@@ -307,8 +361,9 @@ impl Running {
 
     /// Counts a connection and spawns its task, in this order (rule S1).
     fn admit(&self, listener: &Listener, accepted: Accepted, place: Option<Place>) {
-        let Accepted { transport, peer } = accepted;
+        let Accepted { transport, peer, facts } = accepted;
         let seat = self.seat(listener, peer, Instant::now());
+        seat.learn(peer, facts);
         let Some(counted) = self.count(&seat, place) else {
             if transport.waiting() > 0 {
                 self.service.shutdown.missed(&seat);
@@ -329,20 +384,19 @@ impl Running {
                 service.end(counted, served);
             }),
         }
-        .detach();
     }
 
     /// Makes the seat of a connection of `listener` that was accepted or fell idle at `since`.
     pub(crate) fn seat(&self, listener: &Listener, peer: Peer, since: Instant) -> Arc<Seat> {
         let number = self.listeners.iter().position(|own| own.is_same(listener));
-        let number = number.and_then(|number| u32::try_from(number).ok()).unwrap_or(NO_LISTENER);
-        Seat::of_listener(number, peer, self.service.orders.clone(), since)
+        let origin = number.and_then(|number| self.origins.get(number)).cloned();
+        Seat::of_listener(origin, peer, self.service.orders.clone(), since)
     }
 
     /// Counts a connection, unless the drain is over or aborted (rule S1).
     pub(crate) fn count(&self, seat: &Arc<Seat>, place: Option<Place>) -> Option<Counted> {
-        let guard = self.service.shutdown.admit(Holder::connection(seat.clone()))?;
-        Some(Counted { seat: seat.clone(), _guard: guard, _place: place })
+        let entry = self.service.shutdown.admit(Holder::connection(seat.clone()))?;
+        Some(Counted { seat: seat.clone(), _entry: entry, _place: place })
     }
 
     /// Spawns the task of a connection that another task or process has served before.
@@ -361,7 +415,6 @@ impl Running {
                 service.end(counted, served);
             }),
         }
-        .detach();
     }
 
     /// Returns the drain's outcome, or the failure of a source.
@@ -380,19 +433,26 @@ impl Running {
         let _abort = AbortOnDrop(self);
         let listening = self.service.shutdown.admit(Holder::Server);
         let outcome = self.stop(listening, tell).or(self.sweep()).await;
-        if outcome.is_drained() {
-            log::info!("{outcome}");
+        let level = if outcome.is_drained() { Level::Info } else { Level::Warn };
+        if STARTED.load(Ordering::Relaxed) > 1 {
+            log::log!(level, "{}: {outcome}", self.addresses());
         } else {
-            log::warn!("{outcome}");
+            log::log!(level, "{outcome}");
         }
         outcome
     }
 
-    async fn stop(&self, listening: Option<Guard>, tell: impl Fn(Stopping<'_>)) -> Outcome {
+    /// Returns where the server listens, in one line.
+    fn addresses(&self) -> String {
+        let addresses = self.listeners.iter().map(|listener| listener.address().to_string());
+        addresses.collect::<Vec<_>>().join(", ")
+    }
+
+    async fn stop(&self, listening: Option<Entry>, tell: impl Fn(Stopping<'_>)) -> Outcome {
         let shutdown = &self.service.shutdown;
         let token = shutdown.token();
         token.stopping().await;
-        let Times { grace, lame_duck, linger } = shutdown.times();
+        let Times { grace, lame_duck, linger, .. } = shutdown.times();
         tell(Stopping::Begun);
         // Rule S3. With a successor, a balancer that asks for readiness asks the successor.
         if !lame_duck.is_zero() && !self.has_successor() {
@@ -400,6 +460,7 @@ impl Running {
             tell(Stopping::LameDuck(lame_duck));
             sleep(lame_duck).or(token.aborting()).await;
         }
+        self.drain_began.get_or_init(Instant::now);
         // Three futures side by side, until the drain ends: what the queue needs, descriptors above
         // all, may only come free when idle connections leave, and the deadline holds for all.
         // 1. S4: empty the queue, then close. Until then the drain is held open. It is polled
@@ -497,16 +558,34 @@ impl Running {
         let token = shutdown.token();
         loop {
             shutdown.occupied(orders).await;
-            let pause = sleep(period(limits, shutdown.phase()));
+            let pause = sleep(self.period());
             if shutdown.phase() == Phase::Running {
                 // The drain looks more often, from its beginning on.
                 pause.or(token.stopping()).await;
             } else {
                 pause.await;
             }
-            let (now, drains) = (Instant::now(), shutdown.phase() > Phase::Running);
-            shutdown.wake(|registry| registry.sweep(orders, limits, drains, now));
+            let began = self.drain_began.get();
+            let sweep = Sweep {
+                limits,
+                drains: shutdown.phase() > Phase::Running,
+                streams: began.map(|began| (*began, shutdown.times().stream_grace)),
+                now: Instant::now(),
+            };
+            shutdown.wake(|registry| registry.sweep(orders, &sweep));
         }
+    }
+
+    /// Returns the time between two sweeps: a second, or less if the shortest limit needs that.
+    fn period(&self) -> Duration {
+        let Service { limits, shutdown, .. } = &*self.service;
+        let Limits { head_timeout, idle_timeout, stall_timeout, .. } = *limits;
+        let shortest = head_timeout.min(idle_timeout).min(stall_timeout);
+        let (shortest, longest) = match shutdown.phase() {
+            Phase::Running => (shortest, 1000),
+            _ => (shortest.min(shutdown.times().stream_grace), 100),
+        };
+        (shortest / 8).clamp(Duration::from_millis(5), Duration::from_millis(longest))
     }
 
     pub(crate) fn wake_all(&self) {
@@ -537,13 +616,9 @@ impl Drop for AbortOnDrop<'_> {
     }
 }
 
-/// Returns the time between two sweeps: a second, or less if the shortest limit needs that.
-fn period(limits: &Limits, phase: Phase) -> Duration {
-    let Limits { head_timeout, idle_timeout, stall_timeout, .. } = *limits;
-    let shortest = head_timeout.min(idle_timeout).min(stall_timeout);
-    let longest = if phase == Phase::Running { 1000 } else { 100 };
-    (shortest / 8).clamp(Duration::from_millis(5), Duration::from_millis(longest))
-}
+/// How many servers this process has started. If there were several, the log says which has
+/// drained.
+static STARTED: AtomicUsize = AtomicUsize::new(0);
 
 /// Says that so many connections stay in the predecessor: `1 stays`, `3 stay`.
 pub(crate) fn stays(count: usize) -> String {

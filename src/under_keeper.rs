@@ -19,6 +19,7 @@ use crate::restart::channel::Channel;
 use crate::restart::message::{Leave, Message};
 use crate::restart::parent::{Parent, Word};
 use crate::server::{HandOverStart, Running};
+use crate::stop::draining::InFlight;
 use crate::stop::phase::Phase;
 use crate::stop::shutdown::Shutdown;
 
@@ -163,8 +164,8 @@ fn note_successor(leave: &Leave) {
         }
         running.succeeded();
     }
-    let open: usize = latches.iter().map(|latch| latch.in_flight()).sum();
-    log::info!("process {} has taken over; in flight: {open}", leave.successor);
+    let in_flight = latches.iter().map(|latch| latch.counted()).reduce(InFlight::and);
+    log::info!("process {} has taken over: {}", leave.successor, in_flight.unwrap_or_default());
 }
 
 /// Stops all servers, because the keeper has ended.
@@ -173,7 +174,7 @@ fn stop_without_keeper() {
     for running in servers().iter().filter(|running| !running.stops_last) {
         let shutdown = &running.service.shutdown;
         if shutdown.phase() == Phase::Running {
-            log::warn!("the keeper is gone; stopping; in flight: {}", shutdown.in_flight());
+            log::warn!("the keeper is gone; stopping: {}", shutdown.counted());
             shutdown.stop();
         }
     }

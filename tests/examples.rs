@@ -55,6 +55,10 @@ fn tls_serves_curl() {
     let mut twice = server.curl("/");
     twice.args([&*server.url("/again"), "-w", "%{http_version} %{num_connects}\n"]);
     assert_eq!(text(&run_ok(&mut twice, b"")), "okay\n1.1 1\nokay\n1.1 0\n");
+    // The handler knows of TLS, and what its client has asked for there.
+    let (url, asked) = (server.url("/name"), "asked for as localhost");
+    let told = run_ok(&mut server.curl("/name"), b"");
+    assert_eq!(text(&told), format!("{url}, {asked}\n"));
     let sent = pattern(1024 * 1024);
     let mut post = server.curl("/");
     let received = run_ok(post.args(["--data-binary", "@-"]), &sent);

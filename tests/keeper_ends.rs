@@ -258,7 +258,7 @@ fn each_stop_signal_ends_the_keeper() {
         assert_eq!(servers.program.exit_code(), 0, "{name}");
         let log = servers.program.log();
         assert!(log.contains(&format!("keeper: stopping because of {name}")), "{log}");
-        assert!(log.contains(&format!("] stopping because of {name}; in flight: 0")), "{log}");
+        assert!(log.contains(&format!("] stopping because of {name}: nothing in flight")), "{log}");
         assert!(
             log.contains(&format!("keeper: process {child} has ended: exit status: 0")),
             "{log}"
@@ -282,7 +282,7 @@ fn a_stop_in_the_middle_of_a_restart_ends_both() {
         server.servers.signal(Signal::TERM);
         let end = server.servers.line_of_end(successor);
         assert!(end.contains("signal: 15 (SIGTERM)"), "{end}");
-        server.line_of(child, "stopping because of SIGTERM; in flight: 1");
+        server.line_of(child, "stopping because of SIGTERM: 1 connection, 1 request");
         server.open("stop");
         assert_eq!(busy.response().text(), child.to_string());
         let log = server.ended();
@@ -302,8 +302,8 @@ fn a_second_stop_signal_cuts_all_children() {
         let mut second = server.connect();
         second.send(half).fill().unwrap();
         server.servers.signal(Signal::TERM);
-        server.line_of(predecessor, "SIGTERM: stopping already; in flight: 1");
-        server.line_of(server.serving(), "stopping because of SIGTERM; in flight: 1");
+        server.line_of(predecessor, "SIGTERM: stopping already: 1 connection, 1 request");
+        server.line_of(server.serving(), "stopping because of SIGTERM: 1 connection, 1 request");
         pass_repeat_window();
         server.servers.signal(Signal::TERM);
         assert_eq!(server.servers.program.exit_code(), 1, "{}", server.servers.program);

@@ -71,7 +71,7 @@ fn a_child_hands_over_to_the_one_that_leave_names() {
         let (passage, other) = Channel::pair();
         keeper.channel.send(&leave(4711, &[0], &[0]), &[other.as_fd()]);
         drop(other);
-        keeper.child.wait_for("process 4711 has taken over; in flight: ");
+        keeper.child.wait_for("process 4711 has taken over: 1 connection, ");
         let batch = passage.batch();
         assert_eq!((batch.number, &*batch.listeners), (1, &[0][..]));
         passage.send(&taken(1, 1), &[]);
@@ -174,7 +174,7 @@ fn a_child_ends_when_its_keeper_is_gone() {
         keeper.channel = Channel::pair().0;
         keeper.listener = None;
         keeper.child.signal(Signal::CONT);
-        keeper.child.wait_for("the keeper is gone; stopping; in flight: ");
+        keeper.child.wait_for("the keeper is gone; stopping: ");
         for client in &mut clients {
             assert_eq!(client.response().text(), "live\n");
         }

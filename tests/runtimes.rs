@@ -453,7 +453,7 @@ fn serve_and_obey(run: impl FnOnce(Pin<Box<dyn Future<Output = Outcome>>>) -> Ou
     let server = server.shutdown(&shutdown);
     let signals = signals().unwrap();
     let serve = async move { server.serve(announced()).await.unwrap() };
-    let outcome = run(Box::pin(async move { serve.or(shutdown.obey(signals)).await }));
+    let outcome = run(Box::pin(async move { shutdown.obey(signals, serve).await }));
     log::info!("outcome: {outcome}");
 }
 
@@ -539,8 +539,8 @@ fn another_waker_at_each_poll_is_no_reason_to_poll_again() {
         let shutdown = Shutdown::new();
         let server = server.shutdown(&shutdown);
         let serving = async {
-            let obeying = async { shutdown.obey(signals().unwrap()).await };
-            obeying.or(server.serve(announced())).await
+            let signals = signals().unwrap();
+            shutdown.obey(signals, server.serve(announced())).await
         };
         let outcome = block_on_with_new_wakers(serving, &polls).unwrap();
         return assert!(outcome.is_drained());

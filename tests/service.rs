@@ -296,7 +296,7 @@ fn the_manager_is_told() {
     let first = hear(&manager);
     // The report comes a second after the lame duck. On a busy machine it comes later, but then
     // this test has waited for as long.
-    let to_go = number_behind(&first, "STATUS=draining: 1 left, ");
+    let to_go = number_behind(&first, "STATUS=draining: 1 connection, 1 request, ");
     let waited = told_to_stop.elapsed() - Duration::from_millis(300);
     let least = (Duration::from_secs(20).saturating_sub(waited)).as_secs_f64().round() as i32;
     assert!((least..=19).contains(&to_go), "{to_go}, not from {least} to 19: {first}");
@@ -305,7 +305,8 @@ fn the_manager_is_told() {
     // Nothing has moved since, so no more time is asked for.
     let second = hear(&manager);
     assert!(
-        second.starts_with("STATUS=draining: 1 left") && !second.contains("EXTEND"),
+        second.starts_with("STATUS=draining: 1 connection, 1 request")
+            && !second.contains("EXTEND"),
         "{second}"
     );
     client.send("e");
@@ -481,7 +482,7 @@ fn the_manager_hears_the_children_through_the_keeper() {
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut said = Words::of(&manager);
     said.until(&["STOPPING=1"]);
-    said.until(&["EXTEND_TIMEOUT_USEC=5000000", "STATUS=draining: 1 left"]);
+    said.until(&["EXTEND_TIMEOUT_USEC=5000000", "STATUS=draining: 1 connection, 1 request"]);
     client.send(["e"; 49].concat()).rest();
     assert_eq!(servers.program.exit_code(), 0);
 }

@@ -98,7 +98,7 @@ fn the_program_of_these_tests() {
             other.stop();
             future::pending().await
         };
-        both.or(shutdown.obey(signals)).or(obey).await
+        shutdown.obey(signals, both.or(obey)).await
     });
     assert!(outcomes.0.unwrap().is_drained() && outcomes.1.unwrap().is_drained());
 }

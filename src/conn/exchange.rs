@@ -14,12 +14,13 @@ use http_types::{Method, Response, StatusCode, Version};
 use super::Service;
 use super::handler::{Failure, answer_fault, apology, ask};
 use super::leave::leave;
+use crate::observe::ExchangeEnding;
 use crate::stop::orders::Order;
 use crate::stop::seat::Seat;
 use crate::wire::asked::Asked;
 use crate::wire::head::Head;
 use crate::wire::response::{Reply, plain, upgrades};
-use crate::wire::{Begun, Broken, Gate, Idle, Movable, Rest};
+use crate::wire::{Begun, Broken, Gate, Idle, Movable, Now, Rest};
 
 /// How the active phase of a connection ends, if the connection goes on.
 pub(super) enum Behind {
@@ -84,12 +85,18 @@ impl<'a> Active<'a> {
     async fn exchange(&mut self) -> Result<Next, Instead> {
         let service = self.service;
         let longest_body = service.limits.body_bytes.unwrap_or(u64::MAX);
+        self.gate.begin_exchange();
         let head = match self.gate.head(longest_body).await.map_err(Instead::Refuse)? {
             Begun::Head(head) => head,
-            Begun::Leave => return Ok(Next::Leave),
+            Begun::Leave => {
+                self.gate.note(|now| now.ends_as(ExchangeEnding::HandedOver));
+                return Ok(Next::Leave);
+            }
             Begun::End => return Err(Instead::End),
         };
+        self.gate.note(|now| now.head(&head));
         let answer = ask(service, &self.gate, &head).map_err(Instead::Refuse)?;
+        self.gate.note(Now::call);
         let answered = async { Some(answer.await) };
         let gone = async {
             self.gate.tend().await;
@@ -116,12 +123,14 @@ impl<'a> Active<'a> {
             service.shutdown.finished();
         }
         // The client has its answer, and is not waited for longer than an idle one (rule S6).
-        if !keep || !self.gate.discard_body().await {
+        let goes_on = keep && self.gate.discard_body().await;
+        self.gate.finish_exchange();
+        if !goes_on {
             return Ok(Next::Close);
         }
-        let goes_on = self.gate.has_input() || self.owed.is_some();
+        let has_more = self.gate.has_input() || self.owed.is_some();
         let leaves = self.gate.is_to_leave();
-        if goes_on && !leaves {
+        if has_more && !leaves {
             return Ok(Next::Exchange);
         }
         self.gate.flush().await.map_err(|_| Instead::End)?;
@@ -137,9 +146,14 @@ impl<'a> Active<'a> {
     async fn prepare(
         &mut self,
         head: &Head,
-        answered: Result<Response, Failure>,
+        mut answered: Result<Response, Failure>,
     ) -> Result<Reply, Instead> {
         let panicked = matches!(answered, Err(Failure::Panic));
+        match &mut answered {
+            Ok(response) => self.gate.note(|now| now.answered(response)),
+            Err(Failure::Panic) => self.gate.note(|now| now.ends_as(ExchangeEnding::Panicked)),
+            Err(Failure::Error(_)) => {}
+        }
         let response = answered.unwrap_or_else(|failure| apology(&self.gate, &failure));
         let response = answer_fault(&self.gate, response);
         if upgrades(&response) {
@@ -200,11 +214,14 @@ impl<'a> Active<'a> {
 
     /// Decides what to do after a response that could not be sent whole.
     fn give_up(&self, broken: Broken) -> Instead {
-        if broken == Broken::Seen {
-            self.gate.reset();
-            return Instead::End;
+        if broken == Broken::Unseen {
+            return Instead::Refuse(self.gate.fault().unwrap_or(StatusCode::InternalServerError));
         }
-        Instead::Refuse(self.gate.fault().unwrap_or(StatusCode::InternalServerError))
+        if broken == Broken::Silent {
+            self.service.shutdown.stream_closed();
+        }
+        self.gate.reset();
+        Instead::End
     }
 
     /// Answers a request that gets no response of a handler's. The connection ends with it (rule
@@ -213,7 +230,9 @@ impl<'a> Active<'a> {
         log::debug!("{}: refused with {status}", self.gate.label());
         let mut reply = Reply::new(plain(status), self.presumably_asked());
         reply.announce_close();
-        self.gate.respond(&mut reply).await
+        self.gate.respond(&mut reply).await?;
+        self.gate.finish_exchange();
+        Ok(())
     }
 
     /// Hands the connection over to another protocol, until that has ended (rule S11).
@@ -221,7 +240,12 @@ impl<'a> Active<'a> {
         let stream = response.send_upgrade();
         let mut reply = Reply::new(response, self.presumably_asked());
         if self.gate.respond(&mut reply).await.is_ok() && self.gate.flush().await.is_ok() {
-            self.gate.upgrade(stream).await;
+            let was_silent = self.gate.upgrade(stream).await;
+            if was_silent {
+                self.service.shutdown.stream_closed();
+            }
+            self.gate.note(|now| now.ends_as(ExchangeEnding::Upgraded));
+            self.gate.finish_exchange();
         }
     }
 

@@ -94,7 +94,6 @@ pub(super) fn ask(
     head: &Head,
 ) -> Result<impl Future<Output = Result<Response, Failure>> + use<>, StatusCode> {
     let mut request = gate.request(head)?;
-    gate.seat.peer().sign(&mut request);
     // The server is about to call the request's handler.
     request.ext_mut().insert(service.shutdown.token_for(gate.seat.call()));
     let called = panic::catch_unwind(AssertUnwindSafe(|| (service.handler)(request)));

@@ -16,7 +16,6 @@ use crate::listen::wrapper::Wrapper;
 use crate::stop::activity::Doing;
 use crate::stop::orders::Order;
 use crate::stream::connection::Connection;
-use crate::stream::transport::Peer;
 
 impl Conn<'_> {
     /// Waits for the client's first byte, as for a request's (rule S7), and lets the listener's
@@ -62,10 +61,8 @@ impl Conn<'_> {
         });
         let wrapped = handshake.or(late).await;
         let failed = |error: &io::Error| wrapper.handshakes.fail(seat.peer(), error);
-        let connection = wrapped.inspect_err(failed).ok()?;
-        if connection.peer() != Peer::Unknown {
-            seat.set_peer(connection.peer());
-        }
+        let mut connection = wrapped.inspect_err(failed).ok()?;
+        seat.learn(connection.peer(), connection.take_facts());
         seat.fall_idle();
         let mut transport = connection.into_transport(socket, Some(meter));
         if seat.order() >= Order::Finish {

@@ -12,9 +12,9 @@ use rustix::io::ioctl_fionread;
 
 use crate::places::Place;
 use crate::stop::activity::Doing;
+use crate::stop::latch::Entry;
 use crate::stop::orders::Departure;
 use crate::stop::seat::Seat;
-use crate::stop::shutdown::Guard;
 use crate::stream::transport::Transport;
 use crate::wire::Movable;
 use crate::wire::head::has_begun;
@@ -22,7 +22,7 @@ use crate::wire::head::has_begun;
 /// A counted connection: as long as this exists, it holds the drain open and has its place.
 pub(crate) struct Counted {
     pub(crate) seat: Arc<Seat>,
-    pub(crate) _guard: Guard,
+    pub(crate) _entry: Entry,
     /// `None` if the connection was taken without one, to empty a queue.
     pub(crate) _place: Option<Place>,
 }

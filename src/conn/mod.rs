@@ -25,6 +25,7 @@ use smol::channel::Sender;
 use crate::error::reason;
 use crate::limits::Limits;
 use crate::listen::wrapper::Wrapper;
+use crate::observe::Observer;
 use crate::stop::activity::Doing;
 use crate::stop::orders::{Order, Orders};
 use crate::stop::seat::Seat;
@@ -42,6 +43,8 @@ use leaving::{Counted, Leaving};
 pub(crate) struct Service {
     pub(crate) handler: Box<Handler>,
     pub(crate) limits: Limits,
+    /// Hears of each exchange.
+    pub(crate) observer: Option<Arc<Observer>>,
     pub(crate) shutdown: Shutdown,
     /// The server's orders to its connections.
     pub(crate) orders: Arc<Orders>,
@@ -159,7 +162,8 @@ impl<'a> Conn<'a> {
         let Self { service, seat, idle, .. } = self;
         let Limits { head_bytes, headers, .. } = service.limits;
         let bounds = Bounds { head_bytes, headers };
-        let gate = Gate::new(idle.transport, incoming, seat.clone(), bounds);
+        let gate = Gate::new(idle.transport, incoming, seat.clone(), bounds)
+            .observed_by(service.observer.as_ref());
         let active = Box::pin(Active::new(service, seat, gate).run());
         // A handler's panic is answered where it happens, and a panic of a response's body ends
         // here.
@@ -206,6 +210,7 @@ mod tests {
         let service = Service {
             handler: Box::new(|_| unreachable!("there is no request")),
             limits: Limits::default(),
+            observer: None,
             shutdown: Shutdown::new(),
             orders: Arc::new(Orders::under(Arc::default())),
             leavers: channel::unbounded().0,

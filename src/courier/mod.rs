@@ -25,10 +25,10 @@ use crate::restart::channel::{Channel, Received, is_congested, is_gone};
 use crate::restart::message::{BATCH, Message, Record, Taken};
 use crate::restart::outbox::{Carried, Outbox};
 use crate::server::{Running, sleep, stays};
+use crate::stop::latch::Entry;
 use crate::stop::orders::{Departure, HandOver};
 use crate::stop::registry::Registry;
 use crate::stop::seat::Seat;
-use crate::stop::shutdown::Guard;
 use report::{is_ending, may_leave_soon};
 
 /// The part of a server that hands its connections over.
@@ -82,7 +82,7 @@ impl<'a> Courier<'a> {
     ///
     /// `guard` holds the drain open until every connection was asked. Connections on their way hold
     /// it open themselves ([`Leaving::counted`]).
-    pub(crate) async fn run<T>(mut self, predecessors: Vec<Channel>, guard: Option<Guard>) -> T {
+    pub(crate) async fn run<T>(mut self, predecessors: Vec<Channel>, guard: Option<Entry>) -> T {
         let token = self.running.service.shutdown.token();
         let hand_over = async {
             let end = match self.hand_over(predecessors, guard).await {
@@ -105,7 +105,7 @@ impl<'a> Courier<'a> {
     async fn hand_over(
         &mut self,
         predecessors: Vec<Channel>,
-        guard: Option<Guard>,
+        guard: Option<Entry>,
     ) -> Result<Infallible, End> {
         for passage in predecessors {
             self.pass_on(passage).await?;

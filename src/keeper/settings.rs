@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_signal::Signal;
 
-use crate::listen::address::Address;
+use crate::address::Address;
 use crate::stop::signals::STOP_SIGNALS;
 
 /// A small parent process that keeps the listening sockets of any program, and starts the program

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use socket2::{SockRef, Socket};
 
+use crate::address::Address;
 use crate::descriptors::inode;
 use crate::error::during;
-use crate::listen::address::Address;
 use crate::listen::bind::{self, TcpBind};
 use crate::listen::bind_error::BindError;
 use crate::listen::inherited;

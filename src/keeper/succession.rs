@@ -24,6 +24,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::Pid;
 use socket2::Socket;
 
+use crate::address::Address;
 use crate::descriptors::{inode, take_socket};
 use crate::error::{during, reason};
 use crate::keeper::child::Child;
@@ -38,7 +39,6 @@ use crate::keeper::running::RunningKeeper;
 use crate::keeper::settings::Keeper;
 use crate::keeper::sockets::{Kept, Sockets};
 use crate::keeper::start::{self, block_all};
-use crate::listen::address::Address;
 use crate::process::Process;
 use crate::restart::channel::Channel;
 use crate::restart::parent::{Parent, set_resumes};

@@ -14,8 +14,8 @@ use std::path::{self, Path};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use crate::address::Address;
 use crate::error::invalid;
-use crate::listen::address::Address;
 use crate::listen::bind_error::BindError;
 use crate::listen::own_sockets::{OwnSocket, TcpSpan};
 use crate::listen::socket_file::{SocketFile, is_same_file, is_stale};

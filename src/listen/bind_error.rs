@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
+use crate::address::Address;
 use crate::error::{because_of, reason};
-use crate::listen::address::Address;
 use crate::listen::inherited;
 use crate::listen::own_sockets::OwnSocket;
 

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use crate::listen::socket_file::SocketFile;
 use crate::listen::source::{Accepted, Source};
+use crate::stream::facts::Facts;
 use crate::stream::socket::Socket;
 use crate::stream::transport::{Peer, Transport};
 
@@ -112,7 +113,7 @@ fn accept(socket: &socket2::Socket) -> io::Result<Accepted> {
         Some(addr) => (Socket::tcp(Async::new(stream.into())?), Peer::canonical(addr)),
         None => (Socket::unix(stream.into())?, Peer::Unix),
     };
-    Ok(Accepted { transport: Transport::Plain(socket), peer })
+    Ok(Accepted { transport: Transport::Plain(socket), peer, facts: Facts::default() })
 }
 
 /// Returns `true` if a client waits, or if that cannot be known.

@@ -19,9 +19,9 @@ use std::sync::Once;
 use rustix::io::{Errno, FdFlags, dup2, fcntl_setfd};
 use socket2::Socket;
 
+use crate::address::Address;
 use crate::descriptors::{FIRST, close, copy, inode, taken};
 use crate::error::invalid;
-use crate::listen::address::Address;
 use crate::listen::own_sockets::OwnSocket;
 use crate::listen::passing::{self, Passed, Passing, VARIABLES};
 use crate::listen::socket_file::is_same_file;

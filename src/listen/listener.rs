@@ -18,8 +18,8 @@ use async_io::Timer;
 use futures_lite::{AsyncRead, AsyncWrite, Stream, future};
 use socket2::SockRef;
 
+use crate::address::Address;
 use crate::error::reason;
-use crate::listen::address::Address;
 use crate::listen::bound::{Bound, is_of_no_listener, is_of_one_connection};
 use crate::listen::ownership::Ownership;
 use crate::listen::passing::Passed;
@@ -555,8 +555,8 @@ const FLOOD: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
+    use crate::address::Address;
     use crate::listen::Listen;
-    use crate::listen::address::Address;
     use futures_lite::future::block_on;
     use std::net::TcpStream;
 

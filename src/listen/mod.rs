@@ -4,7 +4,6 @@
 //! Invariant: a TCP socket has its options before it accepts, because its connections inherit them.
 //! Does not accept, and does not close.
 
-pub(crate) mod address;
 pub(crate) mod bind;
 pub(crate) mod bind_error;
 mod bound;
@@ -26,8 +25,8 @@ use std::time::Duration;
 use async_io::Async;
 use socket2::{Socket, TcpKeepalive};
 
+use crate::address::{Address, AddressError};
 use crate::error::during;
-use crate::listen::address::{Address, AddressError};
 use crate::listen::bind::TcpBind;
 use crate::listen::bind_error::BindError;
 use crate::listen::bound::Bound;

@@ -10,7 +10,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use rustix::io::{FdFlags, fcntl_getfd};
 use socket2::SockRef;
 
-use crate::listen::address::Address;
+use crate::address::Address;
 
 /// A listening socket of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]

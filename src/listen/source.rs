@@ -12,12 +12,15 @@ use std::task::{Context, Poll};
 use futures_lite::Stream;
 
 use crate::stream::connection::Connection;
+use crate::stream::facts::Facts;
 use crate::stream::transport::{Peer, Transport};
 
 /// A connection, as it was accepted.
 pub(crate) struct Accepted {
     pub(crate) transport: Transport,
     pub(crate) peer: Peer,
+    /// What the source says of it.
+    pub(crate) facts: Facts,
 }
 
 /// A stream of connections.
@@ -47,10 +50,12 @@ impl Source {
         let Some(stream) = &mut self.stream else { return Ok(Poll::Pending) };
         match catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx))) {
             Ok(Poll::Pending) => Ok(Poll::Pending),
-            Ok(Poll::Ready(Some(connection))) => Ok(Poll::Ready(connection.map(|connection| {
-                let peer = connection.peer();
-                Accepted { transport: connection.into_transport(None, None), peer }
-            }))),
+            Ok(Poll::Ready(Some(connection))) => {
+                Ok(Poll::Ready(connection.map(|mut connection| {
+                    let (peer, facts) = (connection.peer(), connection.take_facts());
+                    Accepted { transport: connection.into_transport(None, None), peer, facts }
+                })))
+            }
             Ok(Poll::Ready(None)) => {
                 self.end();
                 Ok(Poll::Pending)

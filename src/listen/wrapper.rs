@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use futures_lite::{AsyncRead, AsyncWrite, FutureExt};
 
-use crate::listen::address::Address;
+use crate::address::Address;
 use crate::log_limit::LogLimit;
 use crate::stream::connection::Connection;
 use crate::stream::transport::Peer;

@@ -22,7 +22,7 @@ use crate::restart::notify::Notify;
 use crate::restart::parent::Parent;
 use crate::restart::pid_file::PidWriter;
 use crate::server::{Running, Stopping};
-use crate::stop::outcome::{DrainEnding, Outcome};
+use crate::stop::outcome::{DrainEnding, Outcome, WorkKind};
 use crate::stop::policy::{Action, Event, State};
 use crate::stop::shutdown::Shutdown;
 use crate::stop::signals::{self, Received};
@@ -182,7 +182,7 @@ impl RunningProcess {
     }
 }
 
-/// Returns the latches of `servers`, each one once.
+/// Returns the latches of `servers`, each one once, and without those that follow another one.
 fn distinct<'a>(
     servers: impl Iterator<Item = &'a Arc<Running>>,
 ) -> impl Iterator<Item = &'a Shutdown> {
@@ -193,7 +193,8 @@ fn distinct<'a>(
             latches.push(latch);
         }
     }
-    latches.into_iter()
+    let all = latches.clone();
+    latches.into_iter().filter(move |latch| !all.iter().any(|other| latch.is_below(other)))
 }
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -218,25 +219,50 @@ fn any<'a, T: 'a>(futures: impl Iterator<Item = impl Future<Output = T> + 'a>) -
     futures.fold(none, |others, next| Box::pin(others.or(next)))
 }
 
-/// Returns one outcome for several servers. Servers that share a latch have the same one.
+/// Returns one outcome for several servers. Servers that share a latch have the same one. The outcome
+/// of a latch counts what its child latches have done, but a child may have been cut short alone.
 fn total(outcomes: Vec<(&Shutdown, Outcome)>) -> Outcome {
+    let latches: Vec<_> = outcomes.iter().map(|(latch, _)| *latch).collect();
     let mut counted: Vec<&Shutdown> = Vec::new();
-    let mut outcomes = outcomes.into_iter().filter(|(latch, _)| {
+    let outcomes = outcomes.into_iter().filter(|(latch, _)| {
         let is_new = !counted.iter().any(|other| other.is_same(latch));
         counted.push(latch);
         is_new
     });
-    let Some((_, mut total)) = outcomes.next() else { unreachable!("a process has a server") };
-    for (_, outcome) in outcomes {
+    let is_below = |latch: &Shutdown| latches.iter().any(|other| latch.is_below(other));
+    let (children, outcomes): (Vec<_>, Vec<_>) = outcomes.partition(|(latch, _)| is_below(latch));
+    let mut outcomes = outcomes.into_iter().map(|(_, outcome)| outcome);
+    let Some(mut total) = outcomes.next() else { unreachable!("a process has a server") };
+    for outcome in outcomes {
         total.ending = worse(total.ending, outcome.ending);
         total.took = total.took.max(outcome.took);
         total.finished += outcome.finished;
         total.handed_over += outcome.handed_over;
+        total.streams_closed += outcome.streams_closed;
         total.signal = total.signal.or(outcome.signal);
         total.cut.extend(outcome.cut);
     }
+    for (_, outcome) in children {
+        total.ending = worse(total.ending, outcome.ending);
+        for cut in outcome.cut {
+            if !total.cut.iter().any(|known| is_same_work(&known.kind, &cut.kind)) {
+                total.cut.push(cut);
+            }
+        }
+    }
     total.cut.sort_by_key(|cut| std::cmp::Reverse(cut.age));
     total
+}
+
+/// Returns `true` if the two are the same connection, or guards of the same line.
+fn is_same_work(one: &WorkKind, other: &WorkKind) -> bool {
+    match (one, other) {
+        (WorkKind::Connection { peer: one, .. }, WorkKind::Connection { peer: other, .. }) => {
+            one == other
+        }
+        (WorkKind::Guard(one), WorkKind::Guard(other)) => one == other,
+        _ => false,
+    }
 }
 
 fn worse(one: DrainEnding, other: DrainEnding) -> DrainEnding {

@@ -17,7 +17,7 @@ use sd_notify::NotifyState;
 use socket2::{SockAddr, SockRef};
 
 use crate::error::reason;
-use crate::stop::outcome::Draining;
+use crate::stop::draining::Draining;
 
 /// Names the socket on which the service manager listens.
 pub(crate) const SOCKET: &str = "NOTIFY_SOCKET";
@@ -165,6 +165,7 @@ impl NotifySocket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stop::draining::InFlight;
     use crate::stop::outcome::{OpenWork, WorkKind};
     use crate::stop::stage::Stage;
     use crate::stream::transport::Peer;
@@ -225,14 +226,12 @@ mod tests {
             String::from_utf8(bytes[..n].to_vec()).unwrap()
         };
         let draining = |left, is_moving| Draining {
-            open: 2,
-            busy: 0,
+            in_flight: InFlight { connections: 2, ..InFlight::default() },
             left: Duration::from_secs(left),
             oldest: None,
             is_moving,
         };
-        let status =
-            |left| format!("STATUS=draining: 2 left, none with a request, {left} s to go\n");
+        let status = |left| format!("STATUS=draining: 2 connections, 0 requests, {left} s to go\n");
         assert_eq!(heard(draining(30, true)), status(30) + "EXTEND_TIMEOUT_USEC=5000000\n");
         assert_eq!(heard(draining(2, true)), status(2) + "EXTEND_TIMEOUT_USEC=3000000\n");
         assert_eq!(heard(draining(30, false)), status(30));
@@ -251,6 +250,7 @@ mod tests {
         // The text is made without a manager, too.
         let notify = Notify::default();
         notify.lame_duck(left);
-        notify.draining(&Draining { open: 1, busy: 0, left, oldest: None, is_moving: true });
+        let in_flight = InFlight::default();
+        notify.draining(&Draining { in_flight, left, oldest: None, is_moving: true });
     }
 }

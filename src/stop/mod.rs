@@ -1,12 +1,15 @@
 //! How a server stops: the latch, the holders that keep its drain open, the signals that move it,
 //! and the outcome.
 //!
-//! Invariant: nothing here accepts, reads or sends. `shutdown.rs` has the latch, `seat.rs` has what
+//! Invariant: nothing here accepts, reads or sends. `latch.rs` has the latch, `seat.rs` has what
 //! a connection and its server tell each other, and `policy.rs` says what a signal means.
 
 pub(crate) mod activity;
+pub(crate) mod draining;
+pub(crate) mod latch;
 pub(crate) mod obey;
 pub(crate) mod orders;
+pub(crate) mod origin;
 pub(crate) mod outcome;
 pub(crate) mod phase;
 pub(crate) mod policy;
@@ -15,3 +18,6 @@ pub(crate) mod seat;
 pub(crate) mod shutdown;
 pub(crate) mod signals;
 pub(crate) mod stage;
+#[cfg(test)]
+mod tests;
+pub(crate) mod token;

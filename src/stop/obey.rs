@@ -2,11 +2,13 @@
 //!
 //! The policy decides, and this carries it out. Knows nothing of servers.
 
+use std::future::Future;
 use std::time::Duration;
 
 use async_signal::Signal;
-use futures_lite::{Stream, future};
+use futures_lite::{FutureExt, Stream, future};
 
+use crate::stop::draining::InFlight;
 use crate::stop::policy::{Action, Event, Ignored, State};
 use crate::stop::shutdown::Shutdown;
 use crate::stop::signals::{self, Received, name};
@@ -18,8 +20,11 @@ pub(crate) const REPEAT_WINDOW: Duration = Duration::from_millis(100);
 const LONG_WAIT: Duration = Duration::from_secs(1);
 
 impl Shutdown {
-    /// Stops at the first of `signals`, and aborts at the second (rule S14), as [`run`](crate::run)
-    /// does. Never returns: race it against what it is to stop.
+    /// Runs `future`, and meanwhile stops at the first of `signals` and aborts at the second (rule
+    /// S14), as [`run`](crate::run) does. Returns what `future` returns.
+    ///
+    /// `future` is whatever is to be stopped, such as [`Server::serve`](crate::Server::serve), or
+    /// the drain of a program without a server. It has to end after the stop by itself.
     ///
     /// Further signals within 100 ms of the first one belong to the same stop, whichever they are,
     /// because wrappers and terminals send two. The first signal after a stop by the program itself
@@ -34,45 +39,66 @@ impl Shutdown {
     ///
     /// # Cancel safety
     ///
-    /// Signals that come after it was dropped are not obeyed, and do not kill the process either.
+    /// Dropping it drops `future`. Signals that come after that are not obeyed, and do not kill the
+    /// process either.
     ///
     /// # Examples
     ///
     /// ```no_run
-    /// use futures_lite::{FutureExt, future};
+    /// use smol_graceful::{Outcome, ServeError, Server, Shutdown, signals};
+    ///
+    /// fn main() -> Result<Outcome, ServeError> {
+    ///     // The signals come first: they are handled before anyone can connect.
+    ///     let signals = signals()?;
+    ///     let shutdown = Shutdown::new();
+    ///     let server = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
+    ///     smol::block_on(shutdown.obey(signals, server.serve(["127.0.0.1:8082"])))
+    /// }
+    /// ```
+    ///
+    /// For work without a server:
+    ///
+    /// ```no_run
     /// use smol_graceful::{Shutdown, signals};
     ///
     /// # fn main() -> std::io::Result<()> {
     /// let shutdown = Shutdown::new();
-    /// let signals = signals()?;
     /// let work = async {
     ///     shutdown.token().stopping().await;
     ///     shutdown.stop_and_drain().await
     /// };
-    /// println!("{}", future::block_on(work.or(shutdown.obey(signals))));
+    /// println!("{}", smol::block_on(shutdown.obey(signals()?, work)));
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn obey<T>(&self, mut signals: impl Stream<Item = Signal> + Unpin) -> T {
-        let mut state = State::Running;
-        while let Some(signal) = signals::next(&mut signals).await {
-            if self.token().is_stopping() {
-                (state, _) = state.on(Event::OwnStop, REPEAT_WINDOW);
+    pub async fn obey<T>(
+        &self,
+        mut signals: impl Stream<Item = Signal> + Unpin,
+        future: impl Future<Output = T>,
+    ) -> T {
+        let obey = async {
+            let mut state = State::Running;
+            while let Some(signal) = signals::next(&mut signals).await {
+                if self.token().is_stopping() {
+                    (state, _) = state.on(Event::OwnStop, REPEAT_WINDOW);
+                }
+                let action;
+                (state, action) = state.on(Event::StopSignal(signal), REPEAT_WINDOW);
+                Self::carry_out(&[self], action);
             }
-            let action;
-            (state, action) = state.on(Event::StopSignal(signal), REPEAT_WINDOW);
-            Self::carry_out(&[self], action);
-        }
-        future::pending().await
+            future::pending().await
+        };
+        future.or(obey).await
     }
 
     /// Moves `latches` as `action` says, and logs that once.
     pub(crate) fn carry_out(latches: &[&Self], action: Action) {
-        let open: usize = latches.iter().map(|latch| latch.in_flight()).sum();
+        let in_flight = latches.iter().map(|latch| latch.counted()).reduce(InFlight::and);
+        let in_flight = in_flight.unwrap_or_default();
         match action {
             Action::Stop(received) => {
                 let name = name(received.signal);
-                log::info!("stopping because of {name}; in flight: {open}");
+                log::info!("stopping because of {name}: {in_flight}; again to end at once");
                 log_wait(received);
                 for latch in latches {
                     latch.stop_after_wait(received.signal, received.at.elapsed());
@@ -88,7 +114,7 @@ impl Shutdown {
                 latches.iter().for_each(|latch| latch.abort());
             }
             Action::Ignore(Ignored::StoppingAlready(received)) => {
-                log::info!("{}: stopping already; in flight: {open}", name(received.signal));
+                log::info!("{}: stopping already: {in_flight}", name(received.signal));
             }
             Action::Ignore(Ignored::SameStop(received, since)) => {
                 let (name, since) = (name(received.signal), since.as_millis());
@@ -113,7 +139,7 @@ fn log_wait(received: Received) {
 mod tests {
     use super::*;
     use crate::stop::phase::Phase;
-    use futures_lite::{FutureExt, StreamExt};
+    use futures_lite::StreamExt;
 
     /// A program may obey a stream of its own, which knows no times.
     #[test]
@@ -130,7 +156,7 @@ mod tests {
                 async_io::Timer::after(Duration::from_millis(10)).await;
             }
         };
-        future::block_on(shutdown.obey(signals.boxed()).or(watch));
+        future::block_on(shutdown.obey(signals.boxed(), watch));
         assert_eq!(shutdown.phase(), Phase::Aborting);
     }
 }

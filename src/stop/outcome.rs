@@ -1,23 +1,28 @@
 //! [`Outcome`]: how a drain ended, what it cost, and the exit code that tells the truth; [`OpenWork`]:
-//! what it has cut; and [`Draining`]: how it stands while it goes on.
+//! what it has cut.
 //!
 //! A value that must not be lost: it prints as one line and is what `main` returns.
 //! Decides nothing; the latch fills it in.
 
 use std::fmt;
+use std::io::{self, Write};
 use std::panic::Location;
 use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
 use async_signal::Signal;
+use log::Level;
 
+use crate::log_writer::LogWriter;
 use crate::stop::signals::name;
 use crate::stop::stage::Stage;
 use crate::stream::transport::Peer;
 
 /// The end of a drain.
 ///
-/// As the value that `main` returns it is the exit code: 0 when drained, 1 otherwise.
+/// As the value that `main` returns it is the exit code: 0 when drained, 1 otherwise. If it is 1 and
+/// the program has no logger that shows warnings, the outcome then also prints its line on standard
+/// error, so that somebody reads what was cut.
 ///
 /// # Examples
 ///
@@ -44,6 +49,10 @@ pub struct Outcome {
     /// The number of connections that a successor has taken, on all servers that share the latch.
     /// Their clients notice nothing. Always 0 without a restart under [`run`](crate::run).
     pub handed_over: u64,
+    /// The number of streams that the server has closed because they were silent for longer than
+    /// [`Shutdown::stream_grace`](crate::Shutdown::stream_grace), on all servers that share the
+    /// latch. They are not cut. Always 0 by default.
+    pub streams_closed: u64,
     /// The signal that began the stop, if it was a signal.
     pub signal: Option<Signal>,
     /// Everything that was cut, the oldest first. Empty when drained.
@@ -98,7 +107,24 @@ impl Outcome {
 
 impl Termination for Outcome {
     fn report(self) -> ExitCode {
-        if self.is_drained() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if self.is_drained() {
+            return ExitCode::SUCCESS;
+        }
+        if !log::log_enabled!(Level::Warn) {
+            self.print();
+        }
+        ExitCode::FAILURE
+    }
+}
+
+impl Outcome {
+    /// Prints the line on standard error (rule S29). Waits 200 ms at most, because an exit must not
+    /// wait for a pipe that nobody reads (rule S21).
+    fn print(&self) {
+        // Without a thread for it, the exit code has to do.
+        if let Ok(mut stderr) = LogWriter::new(io::stderr()) {
+            let _ = writeln!(stderr, "{self}");
+        }
     }
 }
 
@@ -113,6 +139,9 @@ impl fmt::Display for Outcome {
         write!(f, ", {} finished", count_of(self.finished, "request"))?;
         if self.handed_over > 0 {
             write!(f, ", {} handed over", count_of(self.handed_over, "connection"))?;
+        }
+        if self.streams_closed > 0 {
+            write!(f, ", {} closed", count_of(self.streams_closed, "silent stream"))?;
         }
         if let Some(signal) = self.signal {
             write!(f, ", stopped by {}", name(signal))?;
@@ -223,32 +252,6 @@ fn or_dash(text: &str) -> &str {
     if text.is_empty() { "-" } else { text }
 }
 
-/// A drain that goes on (rule S20).
-#[derive(Debug)]
-pub(crate) struct Draining {
-    /// The number of connections and guards that hold it open.
-    pub(crate) open: usize,
-    /// The number of those that the drain waits for. The others are only told to leave.
-    pub(crate) busy: usize,
-    /// The time left until the rest is cut.
-    pub(crate) left: Duration,
-    /// The one that has been busy for the longest time.
-    pub(crate) oldest: Option<OpenWork>,
-    /// Something has moved since the last report.
-    pub(crate) is_moving: bool,
-}
-
-impl fmt::Display for Draining {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { open, busy, left, oldest, .. } = self;
-        let left = left.as_secs_f64();
-        match oldest {
-            Some(cut) => write!(f, "draining: {busy} left, {left:.0} s to go; the oldest: {cut}"),
-            None => write!(f, "draining: {open} left, none with a request, {left:.0} s to go"),
-        }
-    }
-}
-
 /// The line names at most so many cuts. The list in the outcome has them all.
 const NAMED: usize = 10;
 
@@ -266,6 +269,7 @@ mod tests {
             took: Duration::from_millis(2000),
             finished: 3,
             handed_over: 0,
+            streams_closed: 0,
             signal: Some(Signal::Term),
             cut: vec![cut; cuts],
         }

@@ -12,6 +12,7 @@ use slab::Slab;
 
 use crate::limits::Limits;
 use crate::stop::activity::Doing;
+use crate::stop::draining::InFlight;
 use crate::stop::orders::{Departure, Orders};
 use crate::stop::outcome::{OpenWork, WorkKind};
 use crate::stop::seat::Seat;
@@ -35,15 +36,35 @@ pub(crate) enum Holder {
 }
 
 /// A [`OpenWork`] that an abort may make, and the connection that it would hit.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Interrupted {
     pub(crate) cut: OpenWork,
+    /// When the request, the guard or the pause between two requests has begun.
+    since: Option<Instant>,
     seat: Option<Arc<Seat>>,
 }
 
 impl Interrupted {
     pub(crate) fn of(seat: &Arc<Seat>, now: Instant) -> Self {
-        Self { cut: seat.cut(now), seat: Some(seat.clone()) }
+        Self::new(seat.open_work(now), now, Some(seat.clone()))
+    }
+
+    fn new(mut cut: OpenWork, now: Instant, seat: Option<Arc<Seat>>) -> Self {
+        let since = now.checked_sub(cut.age);
+        if let WorkKind::Connection { stage: Stage::Idle, .. } = cut.kind {
+            // If a request turns out to have arrived, that was in this moment.
+            cut.age = Duration::ZERO;
+        }
+        Self { cut, since, seat }
+    }
+
+    /// Returns `true` if the two are the same connection, or the same guard or clones of it.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (&self.seat, &other.seat) {
+            (Some(seat), Some(other)) => Arc::ptr_eq(seat, other),
+            (None, None) => self.since == other.since,
+            _ => false,
+        }
     }
 
     /// Returns `true` if anybody waits for an answer. A connection that was at work in the very
@@ -52,6 +73,17 @@ impl Interrupted {
     pub(crate) fn is_cut(&self) -> bool {
         self.seat.as_ref().is_none_or(|seat| seat.stage().is_request())
     }
+}
+
+/// What a sweep has to know.
+#[derive(Debug)]
+pub(crate) struct Sweep<'a> {
+    pub(crate) limits: &'a Limits,
+    /// The stop has begun.
+    pub(crate) drains: bool,
+    /// When the grace has begun, and how long a stream may be silent from then on (rule S28).
+    pub(crate) streams: Option<(Instant, Duration)>,
+    pub(crate) now: Instant,
 }
 
 /// A connection as the sweep sees it.
@@ -74,10 +106,31 @@ impl Holder {
         Self::Connection(Watched { seat, seen, seen_at, pace: None })
     }
 
+    /// Returns a holder for the same, in another latch.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Server => Self::Server,
+            Self::Guard { place, since } => Self::Guard { place, since: *since },
+            Self::Connection(watched) => Self::connection(watched.seat.clone()),
+        }
+    }
+
     pub(crate) fn seat(&self) -> Option<&Arc<Seat>> {
         match self {
             Self::Connection(watched) => Some(&watched.seat),
             Self::Server | Self::Guard { .. } => None,
+        }
+    }
+
+    /// Describes a connection or a guard.
+    fn open_work(&self, now: Instant) -> Option<OpenWork> {
+        match self {
+            Self::Server => None,
+            Self::Guard { place, since } => {
+                let age = now.saturating_duration_since(*since);
+                Some(OpenWork { kind: WorkKind::Guard(place), age })
+            }
+            Self::Connection(watched) => Some(watched.seat.open_work(now)),
         }
     }
 }
@@ -86,6 +139,22 @@ impl Registry {
     /// Returns how many connections and guards there are.
     pub(crate) fn in_flight(&self) -> usize {
         self.holders.iter().filter(|(_, holder)| !matches!(holder, Holder::Server)).count()
+    }
+
+    /// Returns how many connections, requests and guards there are.
+    pub(crate) fn counted(&self) -> InFlight {
+        let mut counted = InFlight::default();
+        for (_, holder) in &self.holders {
+            match holder {
+                Holder::Server => {}
+                Holder::Guard { .. } => counted.guards += 1,
+                Holder::Connection(watched) => {
+                    counted.connections += 1;
+                    counted.requests += usize::from(watched.seat.stage().has_begun());
+                }
+            }
+        }
+        counted
     }
 
     /// Returns the connections of all servers.
@@ -138,23 +207,20 @@ impl Registry {
     /// Returns everything that an abort may interrupt now, the oldest first. An abort has
     /// interrupted a connection only if that is still a cut when its task has ended.
     pub(crate) fn cuts(&self, now: Instant) -> Vec<Interrupted> {
-        let mut all: Vec<_> = self
-            .holders
-            .iter()
-            .filter_map(|(_, holder)| match holder {
-                Holder::Server => None,
-                Holder::Guard { place, since } => {
-                    let age = now.saturating_duration_since(*since);
-                    Some(Interrupted {
-                        cut: OpenWork { kind: WorkKind::Guard(place), age },
-                        seat: None,
-                    })
-                }
-                Holder::Connection(watched) => Some(Interrupted::of(&watched.seat, now)),
-            })
-            .collect();
+        let cut = |(_, holder): (usize, &Holder)| {
+            Some(Interrupted::new(holder.open_work(now)?, now, holder.seat().cloned()))
+        };
+        let mut all: Vec<_> = self.holders.iter().filter_map(cut).collect();
         all.sort_by_key(|interrupted| Reverse(interrupted.cut.age));
         all
+    }
+
+    /// Returns all connections and guards, the oldest first.
+    pub(crate) fn open_work(&self, now: Instant) -> Vec<OpenWork> {
+        let work = self.holders.iter().filter_map(|(_, holder)| holder.open_work(now));
+        let mut work: Vec<_> = work.collect();
+        work.sort_by_key(|work| Reverse(work.age));
+        work
     }
 
     /// Returns a number that is another one as soon as a holder has joined, moved or left.
@@ -168,22 +234,16 @@ impl Registry {
 
     /// Finds the connections of the server of `orders` that have not moved for longer than their
     /// stage allows, or that send a body more slowly than [`Limits::body_rate`], and marks them as
-    /// expired. Also asks connections to look whether their client is still there: all that are at
-    /// work if `drains`, otherwise those that have not moved since the last sweep (rule S22).
+    /// expired. Also asks connections to look whether their client is still there: in the drain all
+    /// that are at work, otherwise those that have not moved since the last sweep (rule S22).
     /// Returns all connections that the caller has to wake.
-    pub(crate) fn sweep(
-        &mut self,
-        orders: &Arc<Orders>,
-        limits: &Limits,
-        drains: bool,
-        now: Instant,
-    ) -> Vec<Arc<Seat>> {
+    pub(crate) fn sweep(&mut self, orders: &Arc<Orders>, sweep: &Sweep<'_>) -> Vec<Arc<Seat>> {
         let watched = self.holders.iter_mut().filter_map(|(_, holder)| match holder {
             Holder::Connection(watched) if watched.seat.obeys(orders) => Some(watched),
             _ => None,
         });
-        let woken = watched
-            .filter_map(|watched| watched.sweep(limits, drains, now).then(|| watched.seat.clone()));
+        let woken =
+            watched.filter_map(|watched| watched.sweep(sweep).then(|| watched.seat.clone()));
         woken.collect()
     }
 }
@@ -191,18 +251,27 @@ impl Registry {
 impl Watched {
     /// Looks at the connection like [`Registry::sweep`]. Returns `true` if the caller has to wake
     /// the connection.
-    fn sweep(&mut self, limits: &Limits, drains: bool, now: Instant) -> bool {
+    fn sweep(&mut self, sweep: &Sweep<'_>) -> bool {
+        let Sweep { limits, drains, streams, now } = *sweep;
         let look = self.seat.activity.look();
         let stage = Stage::of(look);
         let has_moved = look.moves() != self.seen;
         if has_moved {
-            (self.seen, self.seen_at) = (look.moves(), now);
+            self.seen = look.moves();
+            // What is sent behind a client's own close is no move any more (rule S28).
+            if !(streams.is_some() && stage == Stage::Upgraded && self.seat.has_left()) {
+                self.seen_at = now;
+            }
         }
         let waited = now.saturating_duration_since(self.seen_at);
         let is_late = !has_moved && stage.limit(limits).is_some_and(|limit| waited >= limit);
         // Both count, because a client may stall altogether, or may send now and then and get
         // nowhere.
-        let is_over = self.is_slow(stage, limits, now) || is_late;
+        let is_silent = stage.is_stream()
+            && streams.is_some_and(|(began, grace)| {
+                now.saturating_duration_since(self.seen_at.max(began)) >= grace
+            });
+        let is_over = self.is_slow(stage, limits, now) || is_late || is_silent;
         if is_over {
             self.seat.expire(look);
         }
@@ -281,6 +350,7 @@ mod tests {
     use super::*;
     use crate::stop::activity::Wait;
     use crate::stop::seat::Describe;
+    use crate::stream::socket::ClientLeft;
     use crate::stream::transport::Peer;
 
     struct Line;
@@ -294,6 +364,11 @@ mod tests {
     /// The orders of a server of its own.
     fn orders() -> Arc<Orders> {
         Arc::new(Orders::under(Arc::default()))
+    }
+
+    /// A sweep before the stop.
+    fn running(limits: &Limits, now: Instant) -> Sweep<'_> {
+        Sweep { limits, drains: false, streams: None, now }
     }
 
     fn registry_with(seat: &Arc<Seat>) -> Registry {
@@ -311,14 +386,14 @@ mod tests {
         let start = Instant::now();
         let after = |secs| start + Duration::from_secs(secs);
         seat.begin(Some(Arc::downgrade(&head)));
-        registry.sweep(&seat.orders, &limits, false, after(0));
-        registry.sweep(&seat.orders, &limits, false, after(2));
+        registry.sweep(&seat.orders, &running(&limits, after(0)));
+        registry.sweep(&seat.orders, &running(&limits, after(2)));
         assert!(!seat.is_expired());
         seat.activity.begin(Doing::Head);
-        registry.sweep(&seat.orders, &limits, false, after(4));
-        registry.sweep(&seat.orders, &limits, false, after(6));
+        registry.sweep(&seat.orders, &running(&limits, after(4)));
+        registry.sweep(&seat.orders, &running(&limits, after(6)));
         assert!(!seat.is_expired());
-        registry.sweep(&seat.orders, &limits, false, after(7));
+        registry.sweep(&seat.orders, &running(&limits, after(7)));
         assert!(seat.is_expired());
         // A move in the last moment counts.
         seat.activity.begin(Doing::Head);
@@ -334,9 +409,7 @@ mod tests {
         for days in 0..3 {
             registry.sweep(
                 &seat.orders,
-                &Limits::default(),
-                false,
-                start + Duration::from_secs(days * 86_400),
+                &running(&Limits::default(), start + Duration::from_secs(days * 86_400)),
             );
         }
         assert!(!seat.is_expired());
@@ -348,13 +421,58 @@ mod tests {
         let mut registry = registry_with(&seat);
         registry.sweep(
             &orders(),
-            &Limits::default(),
-            false,
-            Instant::now() + Duration::from_secs(86_400),
+            &running(&Limits::default(), Instant::now() + Duration::from_secs(86_400)),
         );
         assert!(!seat.is_expired());
         assert_eq!(registry.seats_of(&seat.orders).count(), 1);
         assert_eq!(registry.seats_of(&orders()).count(), 0);
+    }
+
+    /// Rule S28. A second at a time: the connection's stage, whether it moves in each second, how
+    /// far its client has left, and the second in which it is closed. The grace begins in second 10,
+    /// and a stream may be silent for 5 s.
+    #[test]
+    fn a_stream_is_closed_when_it_was_silent_in_the_drain() {
+        use Doing::{Handler, Response, Upgraded};
+
+        type Case<'a> = (&'a str, Doing, &'a dyn Fn(u64) -> bool, Option<ClientLeft>, Option<u64>);
+        let (never, always) = (&|_| false, &|_| true);
+        let half_closed = Some(ClientLeft::HalfClosed);
+        let cases: [Case<'_>; 8] = [
+            ("silent since long before", Upgraded, never, None, Some(15)),
+            ("a response, too", Response, never, None, Some(15)),
+            ("moves now and then", Response, &|second| second % 4 == 0, None, None),
+            ("moves once", Upgraded, &|second| second == 12, None, Some(17)),
+            ("moves, but its client sends nothing more", Upgraded, always, half_closed, Some(15)),
+            (
+                "a client that has only half-closed gets its answer",
+                Response,
+                always,
+                half_closed,
+                None,
+            ),
+            ("and is not waited for if nothing comes", Response, never, half_closed, Some(15)),
+            ("a handler", Handler, never, None, None),
+        ];
+        for (name, doing, moves, left, expected) in cases {
+            let seat = Seat::new(Peer::Unix, orders());
+            let mut registry = registry_with(&seat);
+            let start = Instant::now();
+            let after = |seconds| start + Duration::from_secs(seconds);
+            seat.activity.begin(doing);
+            left.into_iter().for_each(|left| seat.client_left(left));
+            let closed = (0..40).find(|second| {
+                if moves(*second) {
+                    seat.activity.progress();
+                }
+                let streams = (*second >= 10).then(|| (after(10), Duration::from_secs(5)));
+                let limits = &Limits::default();
+                let sweep = Sweep { limits, drains: *second >= 5, streams, now: after(*second) };
+                registry.sweep(&seat.orders, &sweep);
+                seat.is_expired()
+            });
+            assert_eq!(closed, expected, "{name}");
+        }
     }
 
     /// Rule S13: each one is named, with peer, stage, method, path and age.
@@ -438,7 +556,7 @@ mod tests {
         seat.activity.wait(Wait::Body, false);
         let start = Instant::now();
         for second in 0..25 {
-            registry.sweep(&seat.orders, &limits, false, start + Duration::from_secs(second));
+            registry.sweep(&seat.orders, &running(&limits, start + Duration::from_secs(second)));
             assert!(!seat.is_expired());
         }
     }

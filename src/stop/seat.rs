@@ -4,7 +4,9 @@
 //! request's method and path reads them from the connection's buffer. Decides nothing: the orders
 //! come from the server, and the verdict from the sweep.
 
+use std::iter;
 use std::mem;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::Waker;
@@ -13,11 +15,14 @@ use std::time::Instant;
 use atomic_waker::AtomicWaker;
 use event_listener::Event;
 
+use crate::address::Address;
 use crate::lock::lock;
 use crate::stop::activity::{Activity, Doing, Look};
 use crate::stop::orders::{Departure, Order, Orders};
+use crate::stop::origin::Origin;
 use crate::stop::outcome::{OpenWork, WorkKind};
 use crate::stop::stage::Stage;
+use crate::stream::facts::Facts;
 use crate::stream::socket::ClientLeft;
 use crate::stream::transport::Peer;
 
@@ -32,13 +37,16 @@ pub(crate) trait Describe: Send + Sync {
 pub(crate) struct Seat {
     /// The client's address, as the kernel or the source gave it.
     accepted: Peer,
-    /// The client's address, if a wrapper has found a better one. In a box, because few connections
-    /// need it.
-    named: OnceLock<Box<Peer>>,
+    /// What the source has said of the connection, or else the wrapper. In a box, because few
+    /// connections need it.
+    told: OnceLock<Box<Told>>,
     /// The server's orders to its connections.
     pub(crate) orders: Arc<Orders>,
-    /// The number of the listener that the connection came to.
-    listener: u32,
+    /// The listener that the connection came to.
+    origin: Option<Arc<Origin>>,
+    /// The local address of the connection, once it was asked for and the listener has several. An
+    /// IPv4 address is mapped.
+    local: OnceLock<(Ipv6Addr, u16)>,
     /// A [`Departure`].
     departure: AtomicU8,
     /// The connection's task.
@@ -73,28 +81,39 @@ struct Now {
     head: Option<Weak<dyn Describe>>,
 }
 
+/// What a source or a wrapper has said of a connection.
+#[derive(Debug)]
+struct Told {
+    /// The client's address, if it is a better one than `accept` gave.
+    peer: Option<Peer>,
+    facts: Facts,
+    /// What the wrapper has said after the source.
+    next: OnceLock<Box<Self>>,
+}
+
 /// Stands for the number of a listener where there is none.
-pub(crate) const NO_LISTENER: u32 = u32::MAX;
+const NO_LISTENER: u32 = u32::MAX;
 
 impl Seat {
     /// Makes the seat of a connection that does not go to a successor.
     pub(crate) fn new(peer: Peer, orders: Arc<Orders>) -> Arc<Self> {
-        Self::of_listener(NO_LISTENER, peer, orders, Instant::now())
+        Self::of_listener(None, peer, orders, Instant::now())
     }
 
-    /// Makes the seat of a connection that came to the listener with this number, and that was
-    /// accepted or fell idle at `since`.
+    /// Makes the seat of a connection that came to a listener, and that was accepted or fell idle at
+    /// `since`.
     pub(crate) fn of_listener(
-        listener: u32,
+        origin: Option<Arc<Origin>>,
         peer: Peer,
         orders: Arc<Orders>,
         since: Instant,
     ) -> Arc<Self> {
         Arc::new(Self {
             accepted: peer,
-            named: OnceLock::new(),
+            told: OnceLock::new(),
             orders,
-            listener,
+            origin,
+            local: OnceLock::new(),
             departure: AtomicU8::new(Departure::Unasked as u8),
             waker: AtomicWaker::new(),
             activity: Activity::default(),
@@ -110,30 +129,74 @@ impl Seat {
 
     /// Returns the address of the client.
     pub(crate) fn peer(&self) -> Peer {
-        self.named.get().map_or(self.accepted, |peer| **peer)
+        self.told().filter_map(|told| told.peer).last().unwrap_or(self.accepted)
     }
 
-    /// Sets the address of the client, if the wrapper knows a better one than `accept` gave. The
-    /// first call counts.
-    pub(crate) fn set_peer(&self, peer: Peer) {
-        if peer != self.accepted {
-            let _ = self.named.set(Box::new(peer));
+    /// Notes what the source or the wrapper has said of the connection. The source comes first, and
+    /// what the wrapper says of the same thing counts. A peer that it does not know says nothing.
+    pub(crate) fn learn(&self, peer: Peer, facts: Facts) {
+        let peer = Some(peer).filter(|peer| *peer != Peer::Unknown && *peer != self.accepted);
+        if peer.is_some() || !facts.is_empty() {
+            let told = Box::new(Told { peer, facts, next: OnceLock::new() });
+            if let Err(told) = self.told.set(told) {
+                let _ = self.told.get().map(|first| first.next.set(told));
+            }
         }
+    }
+
+    fn told(&self) -> impl Iterator<Item = &Told> {
+        iter::successors(self.told.get(), |told| told.next.get()).map(|told| &**told)
+    }
+
+    /// Returns `true` if the client speaks HTTPS, as the source or the wrapper says.
+    pub(crate) fn is_https(&self) -> bool {
+        self.told().any(|told| told.facts.is_https)
+    }
+
+    /// Returns what the source or the wrapper has attached to the connection.
+    pub(crate) fn attached<T: Send + Sync + 'static>(&self) -> Option<&T> {
+        self.told().filter_map(|told| told.facts.get()).last()
+    }
+
+    /// Returns the local address of the connection, if it is known.
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        let asked = || self.local.get().map(|(ip, port)| (ip.to_canonical(), *port).into());
+        self.only_local().map(|(addr, _)| *addr).or_else(asked)
+    }
+
+    /// Returns the local address of every connection of the listener, and its text, if the listener
+    /// has a single one.
+    pub(crate) fn only_local(&self) -> Option<&(SocketAddr, String)> {
+        self.origin.as_ref()?.local.as_ref()
+    }
+
+    /// Notes the local address of the connection, as its socket says.
+    pub(crate) fn set_local_addr(&self, addr: SocketAddr) {
+        let ip = match addr {
+            SocketAddr::V4(addr) => addr.ip().to_ipv6_mapped(),
+            SocketAddr::V6(addr) => *addr.ip(),
+        };
+        let _ = self.local.set((ip, addr.port()));
     }
 
     /// Returns what the server wants of the connection now.
     pub(crate) fn order(&self) -> Order {
-        self.orders.of_listener(self.listener, self.departure())
+        self.orders.of_listener(self.listener(), self.departure())
+    }
+
+    /// Returns the address of the listener that the connection came to.
+    pub(crate) fn address(&self) -> Option<&Address> {
+        self.origin.as_ref().map(|origin| &origin.address)
     }
 
     /// Returns the number of the listener that the connection came to.
     pub(crate) fn listener(&self) -> u32 {
-        self.listener
+        self.origin.as_ref().map_or(NO_LISTENER, |origin| origin.number)
     }
 
     /// Returns `true` if the connection can go to the successor, once there is one.
     pub(crate) fn can_leave(&self) -> bool {
-        self.orders.can_leave(self.listener, self.departure())
+        self.orders.can_leave(self.listener(), self.departure())
     }
 
     pub(crate) fn departure(&self) -> Departure {
@@ -247,6 +310,11 @@ impl Seat {
         }
     }
 
+    /// Returns `true` if the client is known to send nothing more.
+    pub(crate) fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire) > 0
+    }
+
     /// Waits until the client has left at least as far as `least` says. Returns how far it has
     /// left.
     pub(crate) async fn left(&self, least: ClientLeft) -> ClientLeft {
@@ -280,16 +348,13 @@ impl Seat {
     }
 
     /// Describes the request under way, or the connection without one.
-    pub(crate) fn cut(&self, now: Instant) -> OpenWork {
+    pub(crate) fn open_work(&self, now: Instant) -> OpenWork {
         let stage = self.stage();
         // The head is asked with the lock released: it has a lock of its own.
         let (since, head) = {
             let now = lock(&self.now);
             (now.since, now.head.as_ref().and_then(Weak::upgrade))
         };
-        // Before a request has begun, the drain waits for the connection itself. It does not wait
-        // for an idle connection.
-        let since = if stage == Stage::Idle { now } else { since };
         let (method, target) = head.and_then(|head| head.describe()).unwrap_or_default();
         OpenWork {
             kind: WorkKind::Connection { peer: self.peer(), stage, method, target },
@@ -322,6 +387,12 @@ impl Call {
 /// Keeps the handler of a call going although its client has left.
 #[derive(Debug)]
 pub(crate) struct Hold(Call);
+
+impl Clone for Hold {
+    fn clone(&self) -> Self {
+        self.0.clone().hold()
+    }
+}
 
 impl Drop for Hold {
     fn drop(&mut self) {

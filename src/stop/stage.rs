@@ -112,6 +112,17 @@ impl Stage {
         !matches!(self, Self::Idle | Self::Discarding | Self::Delivering | Self::Closing)
     }
 
+    /// Returns `true` if a request has begun, and has no answer yet.
+    pub(crate) fn has_begun(self) -> bool {
+        self.is_request() && !matches!(self, Self::Accepted | Self::Handshake)
+    }
+
+    /// Returns `true` if only the program knows when the connection moves on: an upgraded one, or a
+    /// response whose body is awaited.
+    pub(crate) fn is_stream(self) -> bool {
+        matches!(self, Self::Response | Self::Upgraded)
+    }
+
     /// Returns `true` if the connection can look whether its client is still there. In the other
     /// stages the connection reads, and the read tells.
     pub(crate) fn can_look(self) -> bool {

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
@@ -16,6 +17,7 @@ use async_io::Async;
 use futures_lite::io::Cursor;
 use futures_lite::{AsyncRead, AsyncWrite};
 
+use crate::stream::facts::Facts;
 use crate::stream::meter::Meter;
 use crate::stream::socket::Socket;
 use crate::stream::transport::{Peer, Transport, Wrapped};
@@ -50,6 +52,7 @@ pub struct Connection {
     peer: Peer,
     /// Counts the bytes that a wrapper reads and writes here.
     meter: Option<Arc<Meter>>,
+    facts: Facts,
 }
 
 enum Kind {
@@ -133,6 +136,77 @@ impl Connection {
         self
     }
 
+    /// Says that the client speaks HTTPS, so that the URL of each request begins with `https` and
+    /// [`ConnectionInfo::is_https`](crate::ConnectionInfo::is_https) returns `true`.
+    ///
+    /// The server does not find this out by itself: a [`Listener::wrap`](crate::Listener::wrap)
+    /// that makes TLS says it, and a source behind a proxy that does.
+    ///
+    /// # Examples
+    ///
+    /// A wrapper for TLS:
+    ///
+    /// ```
+    /// use futures_rustls::TlsAcceptor;
+    /// use smol_graceful::{Connection, Listener};
+    ///
+    /// fn listen(acceptor: TlsAcceptor) -> std::io::Result<Listener> {
+    ///     Ok(Listener::bind("127.0.0.1:0")?.wrap(move |connection| {
+    ///         let handshake = acceptor.accept(connection);
+    ///         async move { Ok(Connection::new(handshake.await?).https()) }
+    ///     }))
+    /// }
+    /// ```
+    #[must_use]
+    pub fn https(mut self) -> Self {
+        self.facts.is_https = true;
+        self
+    }
+
+    /// Attaches a value for the handlers of the connection's requests, which get it by its type
+    /// from [`ConnectionInfo::get`](crate::ConnectionInfo::get): for example a client's
+    /// certificate, or the name that the client has asked for in the handshake.
+    ///
+    /// A further value of the same type takes the place of the first one. A wrapper's value takes
+    /// the place of a source's.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures_lite::stream;
+    /// use smol_graceful::{Connection, ConnectionInfo, Listener, Method, Request, Server, http_types};
+    ///
+    /// struct Tenant(&'static str);
+    ///
+    /// # fn main() -> http_types::Result<()> {
+    /// let server = Server::new(|request| async move {
+    ///     let connection = ConnectionInfo::of(&request);
+    ///     Ok(connection.get().map_or("nobody", |tenant: &Tenant| tenant.0))
+    /// });
+    ///
+    /// let (client, connection) = Connection::pair();
+    /// let connection = connection.with(Tenant("blue"));
+    /// let serve = server.serve([Listener::from_stream(stream::once(Ok(connection)))]);
+    /// let ask = async {
+    ///     let request = Request::new(Method::Get, "http://localhost/");
+    ///     async_h1::connect(client, request).await?.body_string().await
+    /// };
+    /// let served = async { unreachable!("{:?}", serve.await) };
+    /// assert_eq!(smol::block_on(futures_lite::future::or(ask, served))?, "blue");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with<T: Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.facts.add(value);
+        self
+    }
+
+    /// Takes what the program has said of the connection.
+    pub(crate) fn take_facts(&mut self) -> Facts {
+        mem::take(&mut self.facts)
+    }
+
     /// Returns the client at the other end.
     ///
     /// # Examples
@@ -155,7 +229,7 @@ impl Connection {
     }
 
     fn of(kind: Kind, peer: Peer) -> Self {
-        Self { kind, peer, meter: None }
+        Self { kind, peer, meter: None, facts: Facts::default() }
     }
 
     /// Makes a connection for a wrapper. Also returns the socket under the connection, if there is

@@ -4,6 +4,7 @@
 //! Invariant: nothing here knows HTTP, or when a connection is to end.
 
 pub(crate) mod connection;
+pub(crate) mod facts;
 mod meter;
 pub(crate) mod socket;
 pub(crate) mod transport;

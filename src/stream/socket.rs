@@ -64,6 +64,12 @@ impl Socket {
         if self.is_tcp { self.stream.get_ref().peer_addr().map(Some) } else { Ok(None) }
     }
 
+    /// Returns the address of this machine to which the client has connected. `None` for a Unix
+    /// socket, or if the connection has ended already.
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        if self.is_tcp { self.stream.get_ref().local_addr().ok() } else { None }
+    }
+
     /// Takes the socket away from async-io, which looks for its events no more.
     ///
     /// # Errors

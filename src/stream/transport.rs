@@ -248,6 +248,12 @@ impl Transport {
         self.socket().map_or(0, Socket::undelivered)
     }
 
+    /// Returns the address of this machine to which the client has connected. `None` if there is no
+    /// TCP socket, or the connection has ended already.
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        self.socket()?.local_addr()
+    }
+
     /// Like [`Socket::left`]; `None` if there is no socket.
     pub(crate) fn left(&self) -> Option<ClientLeft> {
         self.socket()?.left()
@@ -363,6 +369,14 @@ impl fmt::Display for Peer {
     }
 }
 
+/// Says in `request` that its client has connected to this address.
+pub(crate) fn sign_local(addr: SocketAddr, request: &mut Request) {
+    match addr {
+        SocketAddr::V4(addr) => request.set_local_addr(Some(v4_text(addr, &mut [0; V4_ROOM]))),
+        SocketAddr::V6(addr) => request.set_local_addr(Some(addr)),
+    }
+}
+
 /// How long an IPv4 address with its port can be as text, with a dot in front.
 const V4_ROOM: usize = ".255.255.255.255:65535".len();
 
@@ -395,7 +409,9 @@ mod tests {
             let peer = Peer::from(text.parse::<SocketAddr>().expect("an address"));
             let mut request = Request::new(http_types::Method::Get, "http://localhost/");
             peer.sign(&mut request);
+            sign_local(text.parse().expect("an address"), &mut request);
             assert_eq!(request.peer_addr(), Some(text));
+            assert_eq!(request.local_addr(), Some(text));
             assert_eq!((peer.to_string().as_str(), Peer::of(&request)), (text, peer));
         }
     }

@@ -17,6 +17,7 @@ use memchr::{memchr, memchr_iter};
 
 use super::body::Framing;
 use super::field::{is_token, visible};
+use crate::observe::RequestText;
 
 /// How large a head may be.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +53,58 @@ pub(crate) struct Head {
     fields: Range<usize>,
 }
 
+/// Where the parts of a head are in the client's bytes.
+#[derive(Debug, Clone)]
+pub(crate) struct Parts {
+    target: Range<usize>,
+    fields: Range<usize>,
+    version: Version,
+}
+
+impl Parts {
+    /// Returns the head as text, with bytes outside ASCII as `%XX`. `bytes` must begin with the bytes
+    /// that [`parse`] has parsed.
+    pub(super) fn text(self, bytes: &[u8]) -> RequestText {
+        let Self { target, fields, version } = self;
+        RequestText {
+            // Only field values can hold such bytes, so the ranges in front of them hold.
+            text: visible(&bytes[..fields.end]).into_owned(),
+            method: empty_lines(bytes)..target.start - 1,
+            target,
+            fields: fields.start,
+            version: Some(version),
+        }
+    }
+}
+
+/// Returns what there is of a request line. The head may be incomplete or garbage.
+///
+/// A byte that is not visible ASCII shows as U+FFFD.
+pub(super) fn text_so_far(bytes: &[u8]) -> RequestText {
+    let line = line_so_far(bytes);
+    let mut words = line.split(|&byte| byte == b' ');
+    let mut word = || words.next().unwrap_or_default();
+    let (method, target) = (printable(word(), usize::MAX), printable(word(), usize::MAX));
+    let version = match word() {
+        b"HTTP/0.9" => Some(Version::Http0_9),
+        b"HTTP/1.0" => Some(Version::Http1_0),
+        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1'..=b'9'] => Some(Version::Http1_1),
+        b"HTTP/2.0" => Some(Version::Http2_0),
+        b"HTTP/3.0" => Some(Version::Http3_0),
+        _ => None,
+    };
+    let text = method + &target;
+    let (begin, end) = (text.len() - target.len(), text.len());
+    RequestText { text, method: 0..begin, target: begin..end, fields: end, version }
+}
+
 impl Head {
+    /// Returns where the parts are that a report shows.
+    pub(super) fn parts(&self) -> Parts {
+        let (target, fields) = (self.target.clone(), self.fields.clone());
+        Parts { target, fields, version: self.version }
+    }
+
     /// Returns the target as the client wrote it. `bytes` must be the bytes that [`parse`] has
     /// parsed.
     pub(crate) fn target<'a>(&self, bytes: &'a [u8]) -> &'a str {
@@ -236,9 +288,7 @@ pub(crate) fn may_decide(bytes: &[u8], judged: usize) -> bool {
 ///
 /// A byte that is not visible ASCII shows as U+FFFD, and the words are cut to a sensible length.
 pub(crate) fn request_line(bytes: &[u8]) -> Option<(String, String)> {
-    let rest = &bytes[empty_lines(bytes)..];
-    let line = &rest[..memchr(b'\n', rest).unwrap_or(rest.len())];
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let line = line_so_far(bytes);
     if line.is_empty() {
         return None;
     }
@@ -246,6 +296,13 @@ pub(crate) fn request_line(bytes: &[u8]) -> Option<(String, String)> {
     let method = printable(words.next().unwrap_or_default(), SHOWN_METHOD);
     let target = printable(words.next().unwrap_or_default(), SHOWN_TARGET);
     Some((method, target))
+}
+
+/// Returns the request line without its end, as far as it has arrived.
+fn line_so_far(bytes: &[u8]) -> &[u8] {
+    let rest = &bytes[empty_lines(bytes)..];
+    let line = &rest[..memchr(b'\n', rest).unwrap_or(rest.len())];
+    line.strip_suffix(b"\r").unwrap_or(line)
 }
 
 /// Room for the fields of a common head.

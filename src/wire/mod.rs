@@ -21,6 +21,7 @@ mod shared;
 mod target;
 mod trailers;
 mod upgraded;
+mod watch;
 
 // The generated tests of `head`, `target` and `body`, which see private modules.
 #[cfg(test)]
@@ -45,6 +46,7 @@ use smol::channel;
 
 use crate::client::Attached;
 use crate::limits::Limits;
+use crate::observe::ExchangeEnding;
 use crate::stop::activity::{Doing, Wait};
 use crate::stop::orders::Order;
 use crate::stop::seat::{Describe, Seat};
@@ -58,6 +60,8 @@ use outgoing::Outgoing;
 use response::{Filled, Reply};
 use shared::{Discarded, End, Wire};
 use upgraded::Upgraded;
+pub(crate) use watch::Now;
+use watch::Watch;
 
 /// The bytes of an active connection, in and out.
 pub(crate) struct Gate {
@@ -68,6 +72,8 @@ pub(crate) struct Gate {
     output: Outgoing,
     /// How the connection ends if the gate is dropped now.
     if_dropped: End,
+    /// Measures the exchanges, if the server has an observer.
+    watch: Option<Box<Watch>>,
 }
 
 /// A response that could not be sent whole.
@@ -77,6 +83,8 @@ pub(crate) enum Broken {
     Seen,
     /// Nothing of it was sent, so another response can take its place.
     Unseen,
+    /// Its body was silent in the drain for too long (rule S28). Like `Seen` otherwise.
+    Silent,
 }
 
 /// The next step of a connection that waits for a head.
@@ -98,7 +106,8 @@ impl Gate {
         bounds: Bounds,
     ) -> Self {
         let wire = Wire::new(transport, incoming, seat.clone());
-        Self { wire, seat, bounds, output: Outgoing::default(), if_dropped: End::Close }
+        let output = Outgoing::default();
+        Self { wire, seat, bounds, output, if_dropped: End::Close, watch: None }
     }
 
     // ── The request ─────────────────────────────────────────────────────────────────────────
@@ -126,7 +135,7 @@ impl Gate {
         longest_body: u64,
         judged: &mut usize,
     ) -> Poll<Result<Begun, StatusCode>> {
-        loop {
+        let has_failed = loop {
             let shared = &mut *self.wire.lock();
             let unread = shared.incoming.unread();
             let is_full = unread.len() >= self.bounds.head_bytes;
@@ -150,10 +159,15 @@ impl Gate {
                 Poll::Ready(Ok(0)) if shared.incoming.has_request() => {
                     return Poll::Ready(Err(StatusCode::BadRequest));
                 }
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Ok(Begun::End)),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Begun::End)),
+                Poll::Ready(Err(_)) => break true,
                 Poll::Ready(Ok(_)) => {}
-                Poll::Pending => break,
+                Poll::Pending => break false,
             }
+        };
+        if has_failed {
+            self.note_gone();
+            return Poll::Ready(Ok(Begun::End));
         }
         if self.seat.is_expired() {
             return Poll::Ready(Err(StatusCode::RequestTimeout));
@@ -183,10 +197,11 @@ impl Gate {
         let decoded = request::with_body(head.framing, &self.wire);
         let shared = self.wire.lock();
         let message = shared.incoming.message();
-        let mut request = request::request(head, message, decoded)?;
-        request
-            .ext_mut()
-            .insert(Attached { target: head.target(message).into(), seat: self.seat.clone() });
+        let scheme = if self.seat.is_https() { "https" } else { "http" };
+        let mut request = request::request(head, message, scheme, decoded)?;
+        let target = head.target(message).into();
+        request::sign(&mut request, &self.seat, shared.transport.as_ref());
+        request.ext_mut().insert(Attached { target, seat: self.seat.clone() });
         Ok(request)
     }
 
@@ -231,6 +246,7 @@ impl Gate {
             Poll::Ready(())
         });
         if AssertUnwindSafe(begun).catch_unwind().await.is_err() {
+            self.note(|now| now.ends_as(ExchangeEnding::Panicked));
             // `respond` ends the response (rule S17), and does not poll this body again. A stream
             // may go on behind the item that has panicked, and then look whole.
             reply.fail(io::Error::other("it has panicked"));
@@ -333,7 +349,7 @@ impl Gate {
     /// Looks at the socket for the state of the client if the sweep has asked for it, and notifies
     /// the tasks that wait for the client to leave. Returns `true` if the client is gone (rule
     /// S22).
-    fn answer_sweep(&self) -> bool {
+    fn answer_sweep(&mut self) -> bool {
         if !self.seat.take_asked() {
             return false;
         }
@@ -342,7 +358,11 @@ impl Gate {
         if let Some(left) = left {
             self.seat.client_left(left);
         }
-        left == Some(ClientLeft::Gone)
+        let is_gone = left == Some(ClientLeft::Gone);
+        if is_gone {
+            self.note_gone();
+        }
+        is_gone
     }
 
     /// Appends `100 Continue` to the output if a reader waits for a body that the client sends only
@@ -363,7 +383,10 @@ impl Gate {
         }
         match self.poll_flush(cx) {
             Poll::Ready(Err(_)) => Poll::Ready(()),
-            Poll::Pending if self.seat.is_expired() => Poll::Ready(()),
+            Poll::Pending if self.seat.is_expired() => {
+                self.note_gone();
+                Poll::Ready(())
+            }
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
         }
     }
@@ -379,6 +402,7 @@ impl Gate {
     /// body is pending (rule S22).
     pub(crate) async fn respond(&mut self, reply: &mut Reply) -> Result<(), Broken> {
         self.seat.activity.go_on(Doing::Response);
+        self.note(|now| now.respond(reply.status()));
         self.forget_wait_for_body();
         if self.wire.lock().transport.as_ref().is_some_and(Transport::is_wrapped) {
             // A wrapped stream may hold back what it is given, until it is flushed.
@@ -391,7 +415,10 @@ impl Gate {
         self.output.begin_message();
         // A panic of the response's body is an end of it like any other (rule S17).
         let sent = AssertUnwindSafe(self.send(reply)).catch_unwind().await;
-        sent.unwrap_or_else(|_| Err(self.take_back()))?;
+        sent.unwrap_or_else(|_| {
+            self.note(|now| now.ends_as(ExchangeEnding::Panicked));
+            Err(self.take_back())
+        })?;
         if is_open_ended {
             self.flush().await?;
             self.if_dropped = End::Close;
@@ -419,7 +446,7 @@ impl Gate {
     }
 
     /// Gives others their turn, because this client may be faster than the response.
-    async fn give_way(&self) -> Result<(), Broken> {
+    async fn give_way(&mut self) -> Result<(), Broken> {
         yield_now().await;
         if self.answer_sweep() { Err(Broken::Seen) } else { Ok(()) }
     }
@@ -445,10 +472,17 @@ impl Gate {
                     Poll::Ready(Err(self.take_back()))
                 }
                 Poll::Pending if self.answer_sweep() => Poll::Ready(Err(Broken::Seen)),
+                Poll::Pending if self.is_silent() => Poll::Ready(Err(Broken::Silent)),
                 Poll::Pending => self.poll_tend(cx).map(|()| Err(Broken::Seen)),
             }
         })
         .await
+    }
+
+    /// Returns `true` if a stream has been silent in the drain for too long (rule S28). No other
+    /// limit holds in these stages.
+    fn is_silent(&self) -> bool {
+        self.seat.is_expired() && self.seat.stage().is_stream()
     }
 
     /// Removes the response under way from the output, if that is still possible.
@@ -479,6 +513,7 @@ impl Gate {
     ) -> Result<T, Broken> {
         poll_fn(|cx| match send(self, cx) {
             Poll::Pending if self.seat.is_expired() || self.answer_sweep() => {
+                self.note_gone();
                 Poll::Ready(Err(Broken::Seen))
             }
             sent => sent.map_err(|_| Broken::Seen),
@@ -506,18 +541,23 @@ impl Gate {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, tail: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.wire.lock().transport {
+        let sent = match &mut self.wire.lock().transport {
             Some(transport) => self.output.poll_send(transport, &self.seat, cx, tail),
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        };
+        if matches!(sent, Poll::Ready(Err(_))) {
+            self.note_gone();
         }
+        self.note_sent();
+        sent
     }
 
     // ── The end ─────────────────────────────────────────────────────────────────────────────
 
     /// Hands the raw stream to the task that waits for it. Returns when that task has dropped the
-    /// stream (rule S11), or when the client is gone (rule S22). In the second case the task's
-    /// later reads and writes fail.
-    pub(crate) async fn upgrade(&mut self, to: upgrade::Sender) {
+    /// stream (rule S11), when the client is gone (rule S22), or when the stream was silent in the
+    /// drain for too long (rule S28): `true` then. The task's later reads and writes fail.
+    pub(crate) async fn upgrade(&mut self, to: upgrade::Sender) -> bool {
         self.seat.activity.begin(Doing::Upgraded);
         self.if_dropped = End::ShutDown;
         let (open, closed) = channel::bounded::<Infallible>(1);
@@ -526,12 +566,18 @@ impl Gate {
         // Nothing is ever sent: this is the moment when the stream is dropped.
         let dropped = async {
             let _ = closed.recv().await;
+            false
         };
         let gone = poll_fn(|_| {
-            let is_gone = self.answer_sweep() && self.wire.lock().has_nothing_to_read();
-            if is_gone { Poll::Ready(()) } else { Poll::Pending }
+            if self.answer_sweep() && self.wire.lock().has_nothing_to_read() {
+                Poll::Ready(false)
+            } else if self.is_silent() {
+                Poll::Ready(true)
+            } else {
+                Poll::Pending
+            }
         });
-        dropped.or(gone).await;
+        dropped.or(gone).await
     }
 
     /// Makes the connection idle (rule W12). Returns `None` if the connection has ended.
@@ -566,6 +612,7 @@ impl Drop for Gate {
     /// A body that the handler has left behind somewhere must not keep the socket open.
     fn drop(&mut self) {
         self.wire.end(self.if_dropped);
+        self.report_rest();
     }
 }
 

@@ -21,8 +21,20 @@ pub(super) struct Outgoing {
     end: usize,
     /// Where the last message begins; `None` once its client may have seen some of it.
     unseen: Option<usize>,
+    /// How many bytes have been sent in all, those of tails included.
+    total: u64,
+    /// The last message among all bytes.
+    pub(super) message: Extent,
     /// The number of bytes that the client's kernel had yet to take at the last look.
     undelivered: u64,
+}
+
+/// Where a message is among all bytes of a connection.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Extent {
+    pub(super) begin: u64,
+    /// Where the message's head ends. Before `begin` if the head is not there yet.
+    pub(super) head_end: u64,
 }
 
 impl Outgoing {
@@ -61,12 +73,30 @@ impl Outgoing {
     /// Begins another message behind what is to be sent.
     pub(super) fn begin_message(&mut self) {
         self.unseen = Some(self.end);
+        self.message.begin = self.position();
+    }
+
+    /// Ends the head of the last message behind what is to be sent.
+    pub(super) fn end_head(&mut self) {
+        self.message.head_end = self.position();
+    }
+
+    /// Returns how many bytes have been sent in all.
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Returns how many bytes will have been sent in all when everything has.
+    pub(super) fn position(&self) -> u64 {
+        self.total + (self.end - self.sent) as u64
     }
 
     /// Puts `bytes` in front of the last message, unless its client may have seen some of it.
     pub(super) fn put_before_message(&mut self, bytes: &[u8]) {
         if let Some(begin) = self.unseen {
             self.replace(begin..begin, bytes);
+            let Extent { begin, head_end } = &mut self.message;
+            (*begin, *head_end) = (*begin + bytes.len() as u64, *head_end + bytes.len() as u64);
         }
     }
 
@@ -135,6 +165,7 @@ impl Outgoing {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             of_tail = n.saturating_sub(gathered.len());
+            self.total += n as u64;
             self.sent += n - of_tail;
             let look = activity.look();
             if look.waits_for(Wait::Room) {

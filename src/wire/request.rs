@@ -20,8 +20,10 @@ use super::fault::Lost;
 use super::head::Head;
 use super::shared::Wire;
 use super::target::url;
+use crate::stop::seat::Seat;
+use crate::stream::transport::{Transport, sign_local};
 
-/// Makes the request whose head is at the beginning of `bytes`. If the request has a body,
+/// Makes the request whose head is at the beginning of `bytes`, on a connection of this scheme. If the request has a body,
 /// `decoded` is the result of [`with_body`].
 ///
 /// # Errors
@@ -30,9 +32,10 @@ use super::target::url;
 pub(super) fn request(
     head: &Head,
     bytes: &[u8],
+    scheme: &str,
     decoded: Option<Request>,
 ) -> Result<Request, StatusCode> {
-    let url = url(head.host(bytes), head.target(bytes))?;
+    let url = url(scheme, head.host(bytes), head.target(bytes))?;
     let mut request = match decoded {
         Some(mut request) => {
             request.set_method(head.method);
@@ -51,6 +54,22 @@ pub(super) fn request(
         request.append_header(name, &*value);
     }
     Ok(request)
+}
+
+/// Says in `request` who its client is, and to which address the client has connected.
+pub(super) fn sign(request: &mut Request, seat: &Seat, transport: Option<&Transport>) {
+    seat.peer().sign(request);
+    if let Some((_, text)) = seat.only_local() {
+        return request.set_local_addr(Some(&**text));
+    }
+    let local = seat.local_addr().or_else(|| {
+        // The kernel is asked once a connection.
+        seat.set_local_addr(transport?.local_addr()?);
+        seat.local_addr()
+    });
+    if let Some(local) = local {
+        sign_local(local, request);
+    }
 }
 
 /// Makes a request that has the body of the message under way, and nothing else. Returns `None` if

@@ -213,6 +213,11 @@ impl Reply {
         matches!(self.framing, ReplyFraming::UntilClose)
     }
 
+    /// Returns the status, as long as nothing is encoded.
+    pub(super) fn status(&self) -> Option<StatusCode> {
+        self.response.as_ref().map(Response::status)
+    }
+
     /// Gathers the body from now on, wherever it lies.
     pub(super) fn gather(&mut self) {
         self.is_piecemeal = true;
@@ -257,6 +262,7 @@ impl Reply {
         }
         self.encoder = Some(encoder);
         self.drop_unwanted(begin, out);
+        out.end_head();
         Poll::Ready(Ok(Filled::More))
     }
 

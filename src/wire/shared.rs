@@ -39,9 +39,18 @@ pub(super) struct Shared {
     pub(super) reads: u32,
     /// Bytes of the body that were read without a pause.
     streak: usize,
+    /// The bytes of the other protocol, after an upgrade.
+    pub(super) upgraded: Traffic,
     /// Set if the owner of an upgraded stream has read to its end, or to an error.
     pub(super) is_read_to_end: bool,
     pub(super) seat: Arc<Seat>,
+}
+
+/// Counts bytes.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    pub(super) received: u64,
+    pub(super) sent: u64,
 }
 
 /// How a connection ends that has not been taken out of its gate.
@@ -76,6 +85,7 @@ impl Wire {
             writer: None,
             reads: 0,
             streak: 0,
+            upgraded: Traffic::default(),
             is_read_to_end: false,
             seat,
         })))

@@ -18,8 +18,8 @@ use super::head::Absolute;
 /// because a proxy in front may forbid its clients to ask for `localhost`.
 const UNKNOWN: &str = "host.invalid";
 
-/// Makes the URL of `target` at `host`. Without a host, as HTTP/1.0 allows, the URL is at
-/// `localhost`.
+/// Makes the URL of `target` at `host`, with this scheme unless the target has one. Without a host,
+/// as HTTP/1.0 allows, the URL is at `localhost`.
 ///
 /// The URL may escape characters that no URI may have (RFC 3986 section 2), for example `"` as
 /// `%22`.
@@ -28,11 +28,12 @@ const UNKNOWN: &str = "host.invalid";
 ///
 /// 400 if the URL would say something else, because of a dot segment in the path (`/a/../b`,
 /// `/%2e%2e/b`) or a host that the url crate reads as another one (`%61dmin`, `0x7f.1`).
-pub(crate) fn url(host: Option<&str>, target: &str) -> Result<Url, StatusCode> {
+pub(crate) fn url(scheme: &str, host: Option<&str>, target: &str) -> Result<Url, StatusCode> {
     let absolute = Absolute::split(target);
     let scheme = match absolute {
         Some(absolute) if absolute.scheme.eq_ignore_ascii_case("https") => "https",
-        _ => "http",
+        Some(_) => "http",
+        None => scheme,
     };
     let path = match absolute {
         Some(absolute) => absolute.path,
@@ -118,10 +119,16 @@ mod tests {
             ("a", "/.a/b./..c?/../d", "http://a/.a/b./..c?/../d"),
             ("a", "/%2e%2e%2fb", "http://a/%2e%2e%2fb"),
         ] {
-            let url = url(Some(host), target);
+            let url = url("http", Some(host), target);
             assert_eq!(url.as_ref().map(Url::as_str), Ok(seen), "{host} {target}");
         }
-        assert_eq!(url(None, "/a").unwrap().as_str(), "http://localhost/a");
+        for (host, seen) in
+            [("a", "https://a/b"), ("a:443", "https://a/b"), ("a:80", "https://a:80/b")]
+        {
+            assert_eq!(url("https", Some(host), "/b").unwrap().as_str(), seen);
+        }
+        assert_eq!(url("https", Some("a"), "http://a/b").unwrap().as_str(), "http://a/b");
+        assert_eq!(url("http", None, "/a").unwrap().as_str(), "http://localhost/a");
     }
 
     #[test]
@@ -140,7 +147,7 @@ mod tests {
             "http://a/../b",
             "http://a/%2e",
         ] {
-            assert_eq!(url(Some("a"), target), Err(StatusCode::BadRequest), "{target}");
+            assert_eq!(url("http", Some("a"), target), Err(StatusCode::BadRequest), "{target}");
         }
     }
 
@@ -161,9 +168,9 @@ mod tests {
             "0",
             "1",
         ] {
-            assert_eq!(url(Some(host), "/"), Err(StatusCode::BadRequest), "{host}");
+            assert_eq!(url("http", Some(host), "/"), Err(StatusCode::BadRequest), "{host}");
             let absolute = format!("http://{host}/");
-            assert_eq!(url(Some(host), &absolute), Err(StatusCode::BadRequest), "{host}");
+            assert_eq!(url("http", Some(host), &absolute), Err(StatusCode::BadRequest), "{host}");
         }
     }
 
@@ -172,13 +179,13 @@ mod tests {
     fn a_host_that_no_url_holds_is_named_as_unknown() {
         for host in ["web.1", "app.2024", "1.2.3.4.5", "xn--a", "999.999.999.999", "999.1"] {
             assert_eq!(
-                url(Some(host), "/b?c").unwrap().as_str(),
+                url("http", Some(host), "/b?c").unwrap().as_str(),
                 "http://host.invalid/b?c",
                 "{host}"
             );
         }
-        let url_at_port = url(Some("web.1:81"), "/b?c").unwrap();
+        let url_at_port = url("http", Some("web.1:81"), "/b?c").unwrap();
         assert_eq!(url_at_port.as_str(), "http://host.invalid:81/b?c");
-        assert_eq!(url(Some("web.1"), "/../b"), Err(StatusCode::BadRequest));
+        assert_eq!(url("http", Some("web.1"), "/../b"), Err(StatusCode::BadRequest));
     }
 }

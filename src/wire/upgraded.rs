@@ -63,8 +63,10 @@ impl AsyncRead for Upgraded {
             |shared| &mut shared.reader,
             |transport, cx| transport.poll_read(cx, buf),
         );
-        if matches!(read, Poll::Ready(Ok(0) | Err(_))) && !buf.is_empty() {
-            self.wire.lock().is_read_to_end = true;
+        match read {
+            Poll::Ready(Ok(n @ 1..)) => self.wire.lock().upgraded.received += n as u64,
+            Poll::Ready(_) if !buf.is_empty() => self.wire.lock().is_read_to_end = true,
+            _ => {}
         }
         read
     }
@@ -76,11 +78,15 @@ impl AsyncWrite for Upgraded {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll(
+        let written = self.poll(
             cx,
             |shared| &mut shared.writer,
             |transport, cx| transport.poll_write(cx, buf, &[]),
-        )
+        );
+        if let Poll::Ready(Ok(n)) = written {
+            self.wire.lock().upgraded.sent += n as u64;
+        }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

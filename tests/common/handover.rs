@@ -593,7 +593,7 @@ pub fn serve_with(more: impl FnOnce(&Path) -> Vec<Listener>) {
             let listener = Listener::bind(&*listen).unwrap();
             let serve = server.serve([listener.clone()]);
             ready(&[listener]).unwrap();
-            serve.or(shutdown.obey(signals)).await
+            shutdown.obey(signals, serve).await
         });
         return assert!(outcome.unwrap().is_drained());
     }

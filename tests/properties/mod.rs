@@ -113,7 +113,7 @@ fn check_seen(head: &Head, bytes: &[u8]) {
 
 /// A URL says what was sent, or there is none.
 fn check_url(head: &Head, host: Option<&str>, sent: &str) {
-    let Ok(url) = target::url(host, sent) else { return };
+    let Ok(url) = target::url("http", host, sent) else { return };
     let name = match host.unwrap_or("localhost") {
         address if address.starts_with('[') => {
             address.split_inclusive(']').next().map(str::to_owned)

@@ -1,0 +1,113 @@
+//! [`Server::local`]: a server whose handlers stay on one thread.
+//!
+//! Invariant: a handler is called, polled and dropped only where the program polls its
+//! `LocalExecutor`. The server itself runs wherever it likes: it sends each request there, and gets
+//! back a task, which it awaits like a handler and drops like one. Serves nothing by itself.
+
+use std::future::Future;
+use std::rc::Rc;
+
+use http_types::{Error, Request, Response, StatusCode};
+use smol::channel::{self, Receiver, Sender};
+use smol::{LocalExecutor, Task};
+
+use crate::server::Server;
+
+/// A request on its way to the thread of its handler.
+struct Call {
+    request: Request,
+    /// Takes the handler at work.
+    handling: Sender<Task<http_types::Result<Response>>>,
+}
+
+impl Server {
+    /// Makes a server of a handler that need not be `Send`: it runs where `executor` is polled.
+    ///
+    /// The handler may hold an `Rc`, a `RefCell` or a connection to a database that cannot leave
+    /// its thread. Everything else is as with [`Server::new`]. The server itself may be polled
+    /// anywhere, but a request is answered only while the program polls `executor`. If `executor`
+    /// is dropped before the server has ended, clients get a 503.
+    ///
+    /// A handler that blocks keeps all others waiting, because they share a thread. The server's
+    /// deadlines wait too if the server is polled there.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures_lite::stream;
+    /// use smol_graceful::{Connection, Listener, Method, Request, Server, Url};
+    /// use std::cell::Cell;
+    /// use std::rc::Rc;
+    ///
+    /// # fn main() -> smol_graceful::Result<()> {
+    /// let executor = smol::LocalExecutor::new();
+    /// let count = Rc::new(Cell::new(0));
+    /// let server = Server::local(&executor, move |_request| {
+    ///     let count = count.clone();
+    ///     async move {
+    ///         count.set(count.get() + 1);
+    ///         Ok(format!("request {}", count.get()))
+    ///     }
+    /// });
+    ///
+    /// let (client, connection) = Connection::pair();
+    /// let listener = Listener::from_stream(stream::once(Ok(connection)));
+    /// let _serving = executor.spawn(server.serve([listener]));
+    /// smol::block_on(executor.run(async {
+    ///     let request = Request::new(Method::Get, Url::parse("http://localhost/")?);
+    ///     let mut response = async_h1::connect(client, request).await?;
+    ///     assert_eq!(response.body_string().await?, "request 1");
+    ///     Ok(())
+    /// }))
+    /// # }
+    /// ```
+    pub fn local<'a, H, F, R>(executor: &LocalExecutor<'a>, handler: H) -> Self
+    where
+        H: Fn(Request) -> F + 'a,
+        F: Future<Output = http_types::Result<R>> + 'a,
+        R: Into<Response> + 'a,
+    {
+        let (calls, called) = channel::unbounded();
+        executor.spawn(answer(called, handler)).detach();
+        Self::new(move |request| call(calls.clone(), request))
+    }
+}
+
+/// Calls the handler for each request, until the server has ended. The handlers run inside of this
+/// future, because the program's executor is borrowed only while the server is made.
+async fn answer<'a, H, F, R>(calls: Receiver<Call>, handler: H)
+where
+    H: Fn(Request) -> F + 'a,
+    F: Future<Output = http_types::Result<R>> + 'a,
+    R: Into<Response> + 'a,
+{
+    let handlers = LocalExecutor::new();
+    let handler = Rc::new(handler);
+    let call = async {
+        while let Ok(Call { request, handling }) = calls.recv().await {
+            let handler = handler.clone();
+            // The handler is called in its task: if it panics there, the task passes that on.
+            let task = handlers.spawn(async move { handler(request).await.map(Into::into) });
+            // If the connection has ended meanwhile, the task is dropped, which cancels it.
+            let _ = handling.try_send(task);
+        }
+    };
+    handlers.run(call).await;
+}
+
+/// Lets the other thread handle `request`. Dropping the future cancels the handler there.
+///
+/// # Errors
+///
+/// Returns the handler's error, or 503 if its executor is gone.
+async fn call(calls: Sender<Call>, request: Request) -> http_types::Result<Response> {
+    let (handling, handled) = channel::bounded(1);
+    calls.try_send(Call { request, handling }).map_err(|_| gone())?;
+    let task = handled.recv().await.map_err(|_| gone())?;
+    task.fallible().await.ok_or_else(gone)?
+}
+
+fn gone() -> Error {
+    let text = "the LocalExecutor of the handler was dropped before the server has ended";
+    Error::from_str(StatusCode::ServiceUnavailable, text)
+}

@@ -1,0 +1,178 @@
+//! [`Draining`]: a drain that goes on, as a report tells it; [`InFlight`]: what is under way, in
+//! numbers; and [`ReportTimes`]: when the log says so.
+//!
+//! Pure: gets the numbers and the time from the latch, and logs nothing.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::stop::outcome::{OpenWork, count_of};
+
+/// What holds a latch, in numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct InFlight {
+    /// The number of connections, idle ones too.
+    pub(crate) connections: usize,
+    /// The number of those whose request has begun, or that were upgraded.
+    pub(crate) requests: usize,
+    /// The number of guards.
+    pub(crate) guards: usize,
+}
+
+impl InFlight {
+    /// Adds up the numbers of two latches.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            connections: self.connections + other.connections,
+            requests: self.requests + other.requests,
+            guards: self.guards + other.guards,
+        }
+    }
+}
+
+impl fmt::Display for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { connections, requests, guards } = *self;
+        let count = |number: usize, thing| count_of(number as u64, thing);
+        let on_connections =
+            || format!("{}, {}", count(connections, "connection"), count(requests, "request"));
+        match (connections, guards) {
+            (0, 0) => f.write_str("nothing in flight"),
+            (0, _) => f.write_str(&count(guards, "guard")),
+            (_, 0) => f.write_str(&on_connections()),
+            _ => write!(f, "{}, {}", on_connections(), count(guards, "guard")),
+        }
+    }
+}
+
+/// A drain that goes on (rule S20).
+#[derive(Debug)]
+pub(crate) struct Draining {
+    /// What holds the drain open.
+    pub(crate) in_flight: InFlight,
+    /// The time left until the rest is cut.
+    pub(crate) left: Duration,
+    /// The one that has been busy for the longest time.
+    pub(crate) oldest: Option<OpenWork>,
+    /// Something has moved since the last report.
+    pub(crate) is_moving: bool,
+}
+
+impl fmt::Display for Draining {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { in_flight, left, oldest, .. } = self;
+        write!(f, "draining: {in_flight}, ")?;
+        if *left < WITHOUT_LIMIT {
+            write!(f, "{:.0} s to go", left.as_secs_f64())?;
+        } else {
+            f.write_str("for as long as it takes")?;
+        }
+        oldest.iter().try_for_each(|oldest| write!(f, "; the oldest: {oldest}"))
+    }
+}
+
+/// Nobody waits for so long, so a longer time means that there is no limit.
+const WITHOUT_LIMIT: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// When the log says how a drain stands: after 1, 2, 5 and 10 s, and then every 10 s.
+///
+/// Several drains of one latch share the times, so the log does not say the same twice.
+#[derive(Debug, Default)]
+pub(crate) struct ReportTimes {
+    /// When the first drain has begun.
+    began: Option<Instant>,
+    /// How many reports were due until the last one.
+    logged: u64,
+}
+
+impl ReportTimes {
+    /// Notes that a drain begins.
+    pub(crate) fn begin(&mut self, now: Instant) {
+        self.began.get_or_insert(now);
+    }
+
+    /// Returns `true` if a report is due. The caller then logs it.
+    pub(crate) fn is_due(&mut self, now: Instant) -> bool {
+        let Some(began) = self.began else { return false };
+        let due = due_after(now.saturating_duration_since(began).as_secs());
+        let is_due = self.logged < due;
+        self.logged = self.logged.max(due);
+        is_due
+    }
+}
+
+/// Returns how many reports are due after so many seconds.
+fn due_after(seconds: u64) -> u64 {
+    match seconds {
+        0 | 1 => seconds,
+        2..5 => 2,
+        5..10 => 3,
+        _ => 3 + seconds / 10,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stop::outcome::WorkKind;
+    use std::panic::Location;
+
+    #[test]
+    fn connections_are_told_from_requests() {
+        for (connections, requests, guards, line) in [
+            (0, 0, 0, "nothing in flight"),
+            (13, 8, 0, "13 connections, 8 requests"),
+            (1, 1, 1, "1 connection, 1 request, 1 guard"),
+            (10_234, 0, 2, "10,234 connections, 0 requests, 2 guards"),
+            (0, 0, 4, "4 guards"),
+        ] {
+            assert_eq!(InFlight { connections, requests, guards }.to_string(), line);
+        }
+        let one = InFlight { connections: 1, requests: 2, guards: 3 };
+        assert_eq!(one.and(one), InFlight { connections: 2, requests: 4, guards: 6 });
+    }
+
+    #[test]
+    fn a_report_is_one_line() {
+        let in_flight = InFlight { connections: 2, requests: 0, guards: 0 };
+        let left = Duration::from_secs(28);
+        let mut draining = Draining { in_flight, left, oldest: None, is_moving: true };
+        assert_eq!(draining.to_string(), "draining: 2 connections, 0 requests, 28 s to go");
+        let kind = WorkKind::Guard(Location::caller());
+        draining.oldest = Some(OpenWork { kind, age: Duration::from_millis(2040) });
+        draining.left = Duration::MAX;
+        let line = draining.to_string();
+        assert!(line.contains(" requests, for as long as it takes; the oldest: guard "), "{line}");
+        assert!(line.ends_with("(2.0 s)"), "{line}");
+    }
+
+    /// A minute of a drain that is looked at every 100 ms, and by two drains at a time.
+    #[test]
+    fn a_long_drain_is_reported_now_and_then() {
+        let start = Instant::now();
+        let mut times = ReportTimes::default();
+        assert!(!times.is_due(start), "no drain has begun");
+        times.begin(start);
+        times.begin(start + Duration::from_millis(40));
+        let mut reports = Vec::new();
+        for tenths in 0..=600 {
+            let now = start + Duration::from_millis(100 * tenths);
+            if times.is_due(now) {
+                reports.push(tenths / 10);
+            }
+            assert!(!times.is_due(now), "the same line twice");
+        }
+        assert_eq!(reports, [1, 2, 5, 10, 20, 30, 40, 50, 60]);
+    }
+
+    /// A process that was suspended reports once what it has missed.
+    #[test]
+    fn reports_that_were_missed_are_one() {
+        let start = Instant::now();
+        let mut times = ReportTimes::default();
+        times.begin(start);
+        assert!(times.is_due(start + Duration::from_secs(45)));
+        assert!(!times.is_due(start + Duration::from_secs(46)));
+        assert!(times.is_due(start + Duration::from_secs(50)));
+    }
+}

@@ -1,0 +1,357 @@
+//! [`Latch`]: the state that handles, tokens and guards share, and [`Entry`]: a holder's place in it.
+//!
+//! Invariant: the phase only moves forward, and once it has left *running* with nobody holding the
+//! drain open, nobody can join any more (rules S1, S2). The holders are a list under one lock. The
+//! count is that list's length, and "drained" is a predicate over both, never an event of its own.
+//! A child follows its parent, and whatever holds a child holds its parent, too. No lock is held
+//! while another latch is locked.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
+
+use async_signal::Signal;
+use event_listener::Event;
+use slab::Slab;
+
+use crate::lock::lock;
+use crate::stop::draining::{Draining, ReportTimes};
+use crate::stop::outcome::DrainEnding;
+use crate::stop::phase::{AtomicPhase, Phase};
+use crate::stop::registry::{Holder, Interrupted, Registry};
+use crate::stop::seat::Seat;
+use crate::stream::socket::ClientLeft;
+
+/// The four times of a stop.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    pub(crate) grace: Duration,
+    pub(crate) lame_duck: Duration,
+    pub(crate) linger: Duration,
+    pub(crate) stream_grace: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            grace: Duration::from_secs(30),
+            lame_duck: Duration::ZERO,
+            linger: Duration::from_millis(100),
+            stream_grace: Duration::MAX,
+        }
+    }
+}
+
+/// The state that all handles, tokens and guards share. Every wait listens first and looks
+/// afterwards, so no move is missed.
+#[derive(Debug, Default)]
+pub(crate) struct Latch {
+    /// Moved with the state locked, and read without.
+    phase: Arc<AtomicPhase>,
+    state: Mutex<LatchState>,
+    /// The phase has moved, or the last holder is gone in the drain.
+    moved: Event,
+    /// A connection has come.
+    joined: Event,
+    /// The latch that this one follows.
+    parent: Option<Parent>,
+}
+
+/// A child's way to its parent.
+#[derive(Debug)]
+struct Parent {
+    latch: Arc<Latch>,
+    /// The place of the child among the children of the parent.
+    key: usize,
+}
+
+/// The holders of a latch, and what is known of its stop.
+#[derive(Debug, Default)]
+pub(crate) struct LatchState {
+    pub(crate) times: Times,
+    /// The holders that keep the drain open.
+    pub(crate) registry: Registry,
+    /// For each holder of a child, by its number: its entry in the parent. Empty in other latches,
+    /// whose connections so take no room here.
+    above: HashMap<usize, Entry>,
+    children: Slab<Weak<Latch>>,
+    /// The signal that began the stop, and how long it had waited to be obeyed.
+    pub(crate) signal: Option<(Signal, Duration)>,
+    /// Requests finished in the drain.
+    pub(crate) finished: u64,
+    /// Connections that a successor has taken.
+    pub(crate) handed_over: u64,
+    /// Streams that were closed because they were silent for too long.
+    pub(crate) streams_closed: u64,
+    /// Why the drain was aborted.
+    pub(crate) aborted: Option<DrainEnding>,
+    /// Everything that the abort may have cut, and requests that had arrived and were turned away.
+    pub(crate) interrupted: Vec<Interrupted>,
+    /// Keeps several drains from logging the same report.
+    pub(crate) reports: ReportTimes,
+}
+
+impl Latch {
+    /// Makes a latch that follows this one, and has the same times.
+    pub(crate) fn child(self: &Arc<Self>) -> Arc<Self> {
+        let mut state = self.state();
+        // The lock keeps a stop from passing the child by.
+        Arc::new_cyclic(|child| {
+            let key = state.children.insert(child.clone());
+            let phase = AtomicPhase::default();
+            phase.advance(self.phase());
+            let LatchState { times, signal, aborted, .. } = *state;
+            let state = LatchState { times, signal, aborted, ..LatchState::default() };
+            Self {
+                phase: Arc::new(phase),
+                state: Mutex::new(state),
+                moved: Event::new(),
+                joined: Event::new(),
+                parent: Some(Parent { latch: self.clone(), key }),
+            }
+        })
+    }
+
+    /// Returns how many children live.
+    #[cfg(test)]
+    pub(crate) fn children(&self) -> usize {
+        self.state().children.len()
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, LatchState> {
+        lock(&self.state)
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase.current()
+    }
+
+    /// Returns `true` if this latch follows `other`, directly or not.
+    pub(crate) fn is_below(&self, other: &Arc<Self>) -> bool {
+        let Some(parent) = &self.parent else { return false };
+        Arc::ptr_eq(&parent.latch, other) || parent.latch.is_below(other)
+    }
+
+    /// Returns the phase, to be looked at without the latch.
+    pub(crate) fn shared_phase(&self) -> Arc<AtomicPhase> {
+        self.phase.clone()
+    }
+
+    // ── Who holds it ────────────────────────────────────────────────────────────────────────
+
+    /// Takes a holder in, unless the drain is over or aborted, here or in a latch above. The
+    /// state's lock keeps the phase from moving meanwhile (rule S1).
+    pub(crate) fn admit(self: &Arc<Self>, holder: Holder) -> Option<Entry> {
+        // The parent first: a latch above is never drained while one below has a holder.
+        let above = match &self.parent {
+            Some(parent) => Some(parent.latch.admit(holder.again())?),
+            None => None,
+        };
+        let state = self.state();
+        let is_open = match self.phase() {
+            Phase::Running => true,
+            // A server that was stopped before it began still has its listeners' queues to serve
+            // (rule S4), and the program that runs it waits for that server's outcome.
+            Phase::Draining => {
+                !state.registry.holders.is_empty() || matches!(holder, Holder::Server)
+            }
+            Phase::Aborting => false,
+        };
+        is_open.then(|| self.enter(state, holder, above))
+    }
+
+    /// Takes a further holder in beside one of the same kind, which holds the latch open.
+    pub(crate) fn admit_beside(self: &Arc<Self>, holder: Holder) -> Entry {
+        let above = self.parent.as_ref();
+        let above = above.map(|parent| parent.latch.admit_beside(holder.again()));
+        self.enter(self.state(), holder, above)
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, LatchState>,
+        holder: Holder,
+        above: Option<Entry>,
+    ) -> Entry {
+        let is_connection = holder.seat().is_some();
+        let id = state.registry.holders.insert(holder);
+        if let Some(above) = above {
+            state.above.insert(id, above);
+        }
+        drop(state);
+        if is_connection {
+            self.joined.notify(usize::MAX);
+        }
+        Entry { latch: self.clone(), id }
+    }
+
+    /// Wakes the connections that `choose` returns, and returns how many these are. The registry is
+    /// unlocked then, because a waker may run anything.
+    pub(crate) fn wake(&self, choose: impl FnOnce(&mut Registry) -> Vec<Arc<Seat>>) -> usize {
+        let seats = choose(&mut self.state().registry);
+        seats.iter().for_each(|seat| seat.wake());
+        seats.len()
+    }
+
+    /// Changes what is known of the stop, here and in the latches above.
+    pub(crate) fn note(&self, change: impl Fn(&mut LatchState)) {
+        let mut latch = Some(self);
+        while let Some(one) = latch {
+            change(&mut one.state());
+            latch = one.parent.as_ref().map(|parent| &*parent.latch);
+        }
+    }
+
+    // ── Its moves ───────────────────────────────────────────────────────────────────────────
+
+    /// Moves on to *draining*, and the children too, unless that has happened before.
+    pub(crate) fn stop(&self, signal: Option<(Signal, Duration)>) {
+        let children = self.advance(Phase::Draining, |state| state.signal = signal);
+        children.iter().for_each(|child| child.stop(signal));
+    }
+
+    /// Moves on to *aborting*, and the children too, unless that has happened before. A drain in a
+    /// latch above goes on, and its outcome names what was cut here.
+    pub(crate) fn abort(&self, ending: DrainEnding) {
+        // No drain above ends before it has heard of that.
+        let above = self.parent.as_ref().and_then(|parent| parent.latch.admit(Holder::Server));
+        let cuts = self.abort_with_children(ending);
+        let mut parent = self.parent.as_ref().map(|parent| &*parent.latch);
+        while let Some(latch) = parent {
+            let mut state = latch.state();
+            if latch.phase() == Phase::Draining && !cuts.is_empty() {
+                state.interrupted.extend(cuts.iter().cloned());
+                state.aborted.get_or_insert(ending);
+            }
+            parent = latch.parent.as_ref().map(|parent| &*parent.latch);
+        }
+        drop(above);
+    }
+
+    /// Returns what may be cut by this.
+    fn abort_with_children(&self, ending: DrainEnding) -> Vec<Interrupted> {
+        let mut cuts = Vec::new();
+        let children = self.advance(Phase::Aborting, |state| {
+            // Named before anyone can begin to drop what it holds (rule S13), and not once more if
+            // a child was aborted before.
+            cuts = state.registry.cuts(Instant::now());
+            cuts.retain(|cut| !state.interrupted.iter().any(|known| known.is_same(cut)));
+            state.interrupted.splice(..0, cuts.iter().cloned());
+            state.aborted = Some(ending);
+        });
+        for child in children {
+            child.abort_with_children(ending);
+        }
+        self.wake(|registry| registry.seats().cloned().collect());
+        cuts
+    }
+
+    /// Moves the phase forward to `phase`, after `note` has noted why, unless it is there already.
+    /// Returns the children, which have to follow.
+    fn advance(&self, phase: Phase, note: impl FnOnce(&mut LatchState)) -> Vec<Arc<Self>> {
+        let mut state = self.state();
+        if self.phase() >= phase {
+            return Vec::new();
+        }
+        note(&mut state);
+        self.phase.advance(phase);
+        let children = state.children.iter().filter_map(|(_, child)| child.upgrade()).collect();
+        drop(state);
+        self.moved.notify(usize::MAX);
+        children
+    }
+
+    // ── Waits ───────────────────────────────────────────────────────────────────────────────
+
+    pub(crate) async fn reached(&self, phase: Phase) {
+        self.until(&self.moved, |latch| latch.phase() >= phase).await;
+    }
+
+    /// Waits until the drain is over: a predicate, looked at again after every change.
+    pub(crate) async fn drained(&self) {
+        let is_over = |latch: &Self| {
+            latch.phase() > Phase::Running && latch.state().registry.holders.is_empty()
+        };
+        self.until(&self.moved, is_over).await;
+    }
+
+    /// Waits until `is_there` finds a connection.
+    pub(crate) async fn occupied(&self, is_there: impl Fn(&Registry) -> bool) {
+        self.until(&self.joined, |latch| is_there(&latch.state().registry)).await;
+    }
+
+    async fn until(&self, event: &Event, is_ready: impl Fn(&Self) -> bool) {
+        while !is_ready(self) {
+            let listener = event.listen();
+            if is_ready(self) {
+                return;
+            }
+            listener.await;
+        }
+    }
+
+    /// Returns how the drain stands. `moves` are those that the last report has seen.
+    pub(crate) fn draining(&self, left: Duration, moves: &mut Option<u64>) -> Draining {
+        let state = self.state();
+        let now = state.registry.moves().wrapping_add(state.finished);
+        let holders = state.registry.cuts(Instant::now());
+        let in_flight = state.registry.counted();
+        drop(state);
+        let oldest = holders.into_iter().find(Interrupted::is_cut);
+        Draining {
+            in_flight,
+            left,
+            oldest: oldest.map(|holder| holder.cut),
+            is_moving: moves.replace(now) != Some(now),
+        }
+    }
+}
+
+impl Drop for Latch {
+    fn drop(&mut self) {
+        if let Some(Parent { latch, key }) = &self.parent {
+            latch.state().children.remove(*key);
+        }
+    }
+}
+
+/// A holder's place in a latch. It holds the drain open as long as it lives.
+pub(crate) struct Entry {
+    latch: Arc<Latch>,
+    /// The place among the holders of the latch.
+    id: usize,
+}
+
+impl fmt::Debug for Entry {
+    /// Leaves out the latch, which would list all of its holders for each of them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Entry {
+    /// Returns the latch that this holds.
+    pub(crate) fn latch(&self) -> &Arc<Latch> {
+        &self.latch
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut state = self.latch.state();
+        let holder = state.registry.holders.remove(self.id);
+        let above = self.latch.parent.as_ref().and_then(|_| state.above.remove(&self.id));
+        let is_last = state.registry.holders.is_empty();
+        drop(state);
+        if let Some(seat) = holder.seat() {
+            seat.client_left(ClientLeft::Gone);
+        }
+        // Looked at after the registry: `advance` moves the phase under the same lock and announces
+        // it, so one of the two sides sees both.
+        if is_last && self.latch.phase() > Phase::Running {
+            self.latch.moved.notify(usize::MAX);
+        }
+        drop(above);
+    }
+}

@@ -1,0 +1,321 @@
+//! Where handlers run: each kind of executor that a server takes, and handlers that stay on one
+//! thread (`Server::local`).
+//!
+//! A handler says by the name of its thread where it runs. What has to be dropped there says by the
+//! same name that it was.
+
+mod common;
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::{pending, ready};
+use std::marker::PhantomData;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{self, JoinHandle};
+
+use common::{
+    Client, End, PATIENCE, Running, StoppedBy, address_of, for_each, patient, settle, tcp,
+    wait_until,
+};
+use futures_lite::future;
+use smol::{Executor, LocalExecutor, channel};
+use smol_graceful::{
+    OpenWork, Request, Server, ServerExecutor, Shutdown, Stage, StatusCode, Token, WorkKind,
+};
+
+fn thread_name() -> String {
+    thread::current().name().unwrap_or("without name").to_owned()
+}
+
+// ── Executors ───────────────────────────────────────────────────────────────────────────────
+
+/// Asks a server on `executor` by which thread it is answered, from several clients.
+fn check_thread(executor: impl Into<ServerExecutor>, name: &str) {
+    let server = Server::new(|_| async { Ok(thread_name()) }).executor(executor);
+    let server = Running::of(server);
+    let mut clients: Vec<_> = (0..3).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        for _ in 0..2 {
+            assert_eq!(client.get("/").response().text(), name);
+        }
+    }
+    drop(clients);
+    settle(&server);
+}
+
+/// Runs `executor` on a thread with this name, until what it returns is dropped.
+fn run(executor: impl AsRef<Executor<'static>> + Send + 'static, name: &str) -> impl Sized {
+    let (open, closed) = channel::bounded::<Infallible>(1);
+    let run = move || smol::block_on(executor.as_ref().run(closed.recv()));
+    thread::Builder::new().name(name.into()).spawn(run).unwrap();
+    open
+}
+
+#[test]
+fn a_shared_executor_runs_the_handlers() {
+    let executor = Arc::new(Executor::new());
+    let _running = run(executor.clone(), "shared");
+    check_thread(executor, "shared");
+}
+
+#[test]
+fn a_static_executor_runs_the_handlers() {
+    static EXECUTOR: Executor<'static> = Executor::new();
+
+    struct ByReference;
+
+    impl AsRef<Executor<'static>> for ByReference {
+        fn as_ref(&self) -> &Executor<'static> {
+            &EXECUTOR
+        }
+    }
+
+    let _running = run(ByReference, "static");
+    check_thread(&EXECUTOR, "static");
+}
+
+#[test]
+fn smols_global_executor_runs_the_handlers() {
+    let name = smol::block_on(smol::spawn(async { thread_name() }));
+    assert!(name.starts_with("smol-"), "{name}");
+    check_thread(ServerExecutor::global(), &name);
+}
+
+#[test]
+fn another_runtime_runs_the_handlers() {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(1).thread_name("tokios").build().unwrap();
+    let handle = runtime.handle().clone();
+    let executor = ServerExecutor::from_fn(move |connection| drop(handle.spawn(connection)));
+    check_thread(executor, "tokios");
+}
+
+/// The connection is closed, and holds up no drain.
+#[test]
+fn a_connection_that_an_executor_drops_is_closed() {
+    let server = Server::new(|_| async { Ok("okay") }).executor(ServerExecutor::from_fn(drop));
+    let server = Running::of(server);
+    let mut client = server.connect();
+    assert_ne!(client.end(), End::Cut);
+    settle(&server);
+}
+
+// ── Handlers that stay on one thread ────────────────────────────────────────────────────────
+
+/// A server on one thread, and its handlers, of which no part may leave it, on another.
+struct Local {
+    server: Running,
+    /// Where handlers that waited were dropped.
+    dropped: Receiver<String>,
+    /// Dropped, it ends the handlers' thread.
+    handlers: Option<(channel::Sender<Infallible>, JoinHandle<()>)>,
+}
+
+/// Says on which thread it is dropped. Is neither `Send` nor `Sync`.
+struct SaysWhere(Sender<String>, PhantomData<Rc<()>>);
+
+impl Drop for SaysWhere {
+    fn drop(&mut self) {
+        let _ = self.0.send(thread_name());
+    }
+}
+
+impl Local {
+    /// `/count` counts, `/panic` panics, and `/panic-at-once` does so before there is a future.
+    /// `/wait` waits for ever, and `/guarded` does so with a guard. `/until-stop` waits for the
+    /// stop. What waits says where it is dropped.
+    fn start(shutdown: &Shutdown) -> Self {
+        let (tell_dropped, dropped) = mpsc::channel();
+        let (send, server) = mpsc::channel();
+        let (open, closed) = channel::bounded::<Infallible>(1);
+        let run = move || {
+            let count = Rc::new(Cell::new(0));
+            let executor = LocalExecutor::new();
+            let handler = move |request: Request| {
+                assert_ne!(request.url().path(), "/panic-at-once", "as the client wished");
+                handle(request, count.clone(), tell_dropped.clone())
+            };
+            send.send(Server::local(&executor, handler)).unwrap();
+            let _ = smol::block_on(executor.run(closed.recv()));
+        };
+        let thread = thread::Builder::new().name("local".into()).spawn(run).unwrap();
+        let server = Running::of(server.recv().unwrap().stopped_by(shutdown));
+        Self { server, dropped, handlers: Some((open, thread)) }
+    }
+
+    /// Starts a request, and waits until its handler is at work.
+    fn begin(&self, path: &str) -> Client {
+        let mut client = self.server.connect();
+        client.get(path);
+        // The handlers are called in turn.
+        let is_at_work = |work: &OpenWork| match &work.kind {
+            WorkKind::Connection { stage, target, .. } => {
+                *stage == Stage::Handler && target == path
+            }
+            _ => false,
+        };
+        wait_until("it is at work", || self.server.shutdown.open_work().iter().any(is_at_work));
+        self.count();
+        client
+    }
+
+    fn count(&self) -> u32 {
+        count(self.server.addr())
+    }
+
+    fn end_handlers(&mut self) {
+        let (open, thread) = self.handlers.take().expect("they have ended");
+        drop(open);
+        thread.join().unwrap();
+    }
+
+    fn dropped_on(&self) -> String {
+        self.dropped.recv_timeout(PATIENCE).expect("nothing was dropped")
+    }
+}
+
+/// Lets a local handler count. Returns the count.
+fn count(address: SocketAddr) -> u32 {
+    let text = Client::connect(address).get("/count").response().text();
+    let (count, thread) = text.split_once(" on ").expect("a count and a thread");
+    assert_eq!(thread, "local");
+    count.parse().unwrap()
+}
+
+async fn handle(
+    request: Request,
+    count: Rc<Cell<u32>>,
+    tell_dropped: Sender<String>,
+) -> smol_graceful::Result<String> {
+    let says_where = || SaysWhere(tell_dropped, PhantomData);
+    match request.url().path() {
+        "/count" => {
+            count.set(count.get() + 1);
+            // It is polled again after others were.
+            future::yield_now().await;
+            Ok(format!("{} on {}", count.get(), thread_name()))
+        }
+        "/panic" => panic!("as the client wished"),
+        "/wait" => {
+            let _says_where = says_where();
+            pending().await
+        }
+        "/guarded" => {
+            let _says_where = says_where();
+            let _guard = Token::of(&request).guard()?;
+            pending().await
+        }
+        "/until-stop" => {
+            Token::of(&request).stopping().await;
+            Ok("stopped".into())
+        }
+        path => Err(smol_graceful::Error::from_str(StatusCode::NotFound, path.to_owned())),
+    }
+}
+
+#[test]
+fn handlers_that_are_not_send_share_what_is_not_sync() {
+    let local = Local::start(&patient());
+    let mut client = local.server.connect();
+    for n in 1..=3 {
+        assert_eq!(client.get("/count").response().text(), format!("{n} on local"));
+    }
+    assert_eq!(local.count(), 4);
+    assert_eq!(client.get("/lost").response().status, 404);
+    let address = local.server.addr();
+    for_each(0..4, |_| {
+        for _ in 0..25 {
+            count(address);
+        }
+    });
+    assert_eq!(local.count(), 105);
+}
+
+/// Rule S17, on the other thread.
+#[test]
+fn a_panic_of_a_local_handler_costs_its_client_alone() {
+    let local = Local::start(&patient());
+    for path in ["/panic", "/panic-at-once"] {
+        let mut client = local.server.connect();
+        let response = client.get(path).response();
+        assert!(response.status == 500 && response.says_close(), "{path}");
+        assert_eq!(client.end(), End::Eof);
+    }
+    assert_eq!(local.count(), 1);
+}
+
+/// Rules S13, S22: it is dropped where it has run.
+#[test]
+fn a_local_handler_is_dropped_on_its_own_thread() {
+    let shutdown = patient();
+    let mut local = Local::start(&shutdown);
+    local.begin("/wait").reset();
+    assert_eq!(local.dropped_on(), "local");
+    // A guard keeps it going without its client.
+    local.begin("/guarded").reset();
+    let mut waits = local.begin("/wait");
+    shutdown.abort();
+    assert_ne!(waits.end(), End::Cut);
+    let outcome = local.server.outcome();
+    let is_named = |path: &str| {
+        outcome
+            .cut
+            .iter()
+            .any(|cut| matches!(&cut.kind, WorkKind::Connection { target, .. } if target == path))
+    };
+    assert!(is_named("/wait"), "{outcome}");
+    assert_eq!([local.dropped_on(), local.dropped_on()], ["local", "local"]);
+    local.end_handlers();
+}
+
+#[test]
+fn the_drain_waits_for_a_local_handler() {
+    let shutdown = patient().linger(std::time::Duration::ZERO);
+    let local = Local::start(&shutdown);
+    let mut client = local.begin("/until-stop");
+    shutdown.stop();
+    let response = client.response();
+    assert!(response.text() == "stopped" && response.says_close());
+    let outcome = local.server.outcome();
+    assert!(outcome.is_drained() && outcome.finished == 1, "{outcome}");
+}
+
+/// Neither a request that waits for its handler nor a later one hangs.
+#[test]
+fn a_request_without_an_executor_is_answered() {
+    let mut local = Local::start(&patient());
+    let mut waits = local.begin("/wait");
+    local.end_handlers();
+    assert_eq!(waits.response().status, 503);
+    assert_eq!(local.dropped_on(), "local");
+    assert_eq!(local.server.connect().get("/count").response().status, 503);
+}
+
+/// The thread that polls the server polls the handlers, too.
+#[test]
+fn server_and_handlers_may_share_a_thread() {
+    let (send, address) = mpsc::channel();
+    let shutdown = patient();
+    let stop = shutdown.clone();
+    let serving = thread::spawn(move || {
+        let executor = LocalExecutor::new();
+        let count = Rc::new(Cell::new(0));
+        let server = Server::local(&executor, move |_| {
+            count.set(count.get() + 1);
+            ready(Ok(count.get().to_string()))
+        });
+        let listener = tcp();
+        send.send(address_of(&listener)).unwrap();
+        let serve = server.shutdown(&stop).serve([listener]);
+        smol::block_on(executor.run(serve)).unwrap()
+    });
+    let address = address.recv_timeout(PATIENCE).unwrap();
+    for n in 1..=3 {
+        assert_eq!(Client::connect(address).get("/").response().text(), n.to_string());
+    }
+    shutdown.stop();
+    assert!(serving.join().unwrap().is_drained());
+}

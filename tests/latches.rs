@@ -1,0 +1,210 @@
+//! Latches in programs: a server that stops by an event of the program, servers and work on child
+//! latches, what holds a latch now, and what a log says of several servers.
+//!
+//! The servers are in this process, and the log's lines are told apart by the port that they name.
+
+mod common;
+
+use std::future::{pending, ready};
+
+use common::{
+    Dropped, End, Log, PATIENCE, Running, StoppedBy, address_of, patient, patiently, quick, stage,
+    tcp, wait_for_close, wait_until,
+};
+use futures_lite::FutureExt;
+use log::Level;
+use smol::channel;
+use smol_graceful::{Phase, Server, Shutdown, Stage, WorkKind};
+
+// ── serve_until ─────────────────────────────────────────────────────────────────────────────
+
+/// The event stops the server, which drains like any other.
+#[test]
+fn a_server_stops_by_an_event_of_the_program() {
+    let (stagehand, handler) = stage();
+    let shutdown = quick();
+    let (stop, stopped) = channel::bounded::<()>(1);
+    let listener = tcp();
+    let addr = address_of(&listener);
+    let server = Server::new(handler).shutdown(&shutdown);
+    let serving = std::thread::spawn(move || {
+        patiently(server.serve_until([listener], async move { stopped.recv().await }))
+    });
+    let mut busy = common::Client::connect(addr);
+    busy.get("/wait");
+    stagehand.entered("/wait");
+    stop.try_send(()).unwrap();
+    wait_for_close(addr);
+    stagehand.open();
+    let response = busy.response();
+    assert!(response.text() == "done" && response.says_close());
+    let outcome = serving.join().unwrap().unwrap();
+    assert!(outcome.is_drained() && outcome.finished == 1, "{outcome}");
+}
+
+/// An event that is there already, one that never comes, and the server's own handle.
+#[test]
+fn an_event_is_one_way_to_stop_among_others() {
+    let server = || Server::new(|_| async { Ok("okay") });
+    let outcome = patiently(server().serve_until(["127.0.0.1:0"], ready("whatever"))).unwrap();
+    assert!(outcome.is_drained());
+
+    let shutdown = Shutdown::new();
+    let serve = server().shutdown(&shutdown).serve_until(["127.0.0.1:0"], pending::<()>());
+    shutdown.stop();
+    // The future may move between threads if the event may.
+    assert!(patiently(smol::spawn(serve)).unwrap().is_drained());
+
+    // Not before it listens: an error stays an error.
+    let nowhere: [&str; 0] = [];
+    assert!(patiently(server().serve_until(nowhere, ready(()))).is_err());
+}
+
+#[test]
+fn dropping_the_server_drops_its_event() {
+    let (dropped, is_dropped) = std::sync::mpsc::channel();
+    let event = async move {
+        let _dropped = Dropped(dropped);
+        pending::<()>().await
+    };
+    let server = Server::new(|_| async { Ok("okay") });
+    let serve = server.serve_until(["127.0.0.1:0"], event);
+    patiently(async { Some(serve.await) }.or(ready(None)));
+    is_dropped.recv_timeout(PATIENCE).expect("the event is still there");
+}
+
+// ── Children ────────────────────────────────────────────────────────────────────────────────
+
+/// One of two servers is stopped alone. The stop of both finds the other, and one outcome counts
+/// what both have finished.
+#[test]
+fn a_server_on_a_child_latch_can_be_stopped_alone() {
+    let parent = quick();
+    let (stagehand, handler) = stage();
+    let part = parent.token().child();
+    let whole = Running::of(Server::new(|_| async { Ok("whole") }).stopped_by(&parent));
+    let other = Running::of(Server::new(handler).stopped_by(&part));
+    let mut busy = other.connect();
+    busy.get("/wait");
+    stagehand.entered("/wait");
+    assert_eq!((parent.in_flight(), part.in_flight()), (1, 1));
+
+    part.stop();
+    wait_for_close(other.addr());
+    assert_eq!(whole.connect().get("/").response().text(), "whole");
+    assert_eq!(parent.phase(), Phase::Running);
+
+    // The child's request holds the parent's drain.
+    parent.stop();
+    wait_for_close(whole.addr());
+    wait_until("only the request is left", || parent.in_flight() == 1);
+    assert!(whole.is_serving());
+    stagehand.open();
+    assert_eq!(busy.response().text(), "done");
+    let (part, whole) = (other.outcome(), whole.outcome());
+    assert!(part.is_drained() && whole.is_drained());
+    assert_eq!((part.finished, whole.finished), (1, 1));
+}
+
+/// The parent's abort cuts what a child serves, and both outcomes name it.
+#[test]
+fn an_abort_reaches_the_connections_of_a_child() {
+    let parent = patient();
+    let (stagehand, handler) = stage();
+    let server = Running::of(Server::new(handler).stopped_by(&parent.token().child()));
+    let mut busy = server.connect();
+    busy.get("/wait");
+    stagehand.entered("/wait");
+    parent.abort();
+    assert_ne!(busy.end(), End::Cut);
+    for outcome in [server.outcome(), patiently(parent.stop_and_drain())] {
+        let [cut] = &outcome.cut[..] else { panic!("{outcome}") };
+        assert!(
+            matches!(&cut.kind, WorkKind::Connection { target, .. } if target == "/wait"),
+            "{outcome}"
+        );
+    }
+}
+
+// ── What holds a latch ──────────────────────────────────────────────────────────────────────
+
+/// Everything is in the list, with its stage, and the oldest comes first.
+#[test]
+fn open_work_names_connections_and_guards() {
+    let shutdown = patient();
+    let (stagehand, handler) = stage();
+    let part = shutdown.token().child();
+    let server = Running::of(Server::new(handler).stopped_by(&part));
+    let mut idle = server.connect();
+    assert_eq!(idle.get("/now").response().text(), "now");
+    let guard = shutdown.token().guard().unwrap();
+    let mut busy = server.connect();
+    busy.get("/wait?a=b");
+    stagehand.entered("/wait");
+    // A connection falls idle a moment after its client has the response.
+    wait_until("it is idle", || {
+        let is_idle = |work: &smol_graceful::OpenWork| {
+            matches!(work.kind, WorkKind::Connection { stage: Stage::Idle, .. })
+        };
+        shutdown.open_work().iter().any(is_idle)
+    });
+    let work = shutdown.open_work();
+    assert!(work.is_sorted_by(|one, other| one.age >= other.age), "{work:?}");
+    let mut lines: Vec<_> = work.iter().map(ToString::to_string).collect();
+    lines.sort();
+    let [one, other, held] = &lines[..] else { panic!("{lines:?}") };
+    let mut connections = [one, other];
+    connections.sort_by_key(|line| line.contains("/wait"));
+    assert!(connections[0].contains(" - - (idle, "), "{lines:?}");
+    assert!(connections[1].contains(" GET /wait?a=b (in the handler, "), "{lines:?}");
+    assert!(held.starts_with("guard taken at tests/latches.rs:"), "{lines:?}");
+    // The child has its own connections alone.
+    assert_eq!(part.open_work().len(), 2);
+
+    drop((guard, idle));
+    stagehand.open();
+    assert_eq!(busy.response().text(), "done");
+    drop(busy);
+    wait_until("nothing is left", || shutdown.open_work().is_empty());
+}
+
+// ── The log ─────────────────────────────────────────────────────────────────────────────────
+
+/// Several servers have drained: each line says whose it is.
+#[test]
+fn the_log_says_which_server_has_drained() {
+    let log = Log::of_this_process();
+    let shutdown = quick();
+    let server = || Server::new(|_| async { Ok("okay") });
+    let two_addresses = Running::on(server().stopped_by(&shutdown), [tcp(), tcp()]);
+    let other = Running::of(server().stopped_by(&shutdown));
+    shutdown.stop();
+    for server in [two_addresses, other] {
+        assert!(server.outcome().is_drained());
+        let addresses: Vec<_> = server.addresses.iter().map(ToString::to_string).collect();
+        let lines = log.with(&format!("{}: drained in ", addresses.join(", ")));
+        assert!(matches!(&lines[..], [(Level::Info, _)]), "{lines:?}");
+    }
+}
+
+/// The stop by an event is logged, and a second one is not.
+#[test]
+fn a_stop_by_an_event_is_logged_once() {
+    let log = Log::of_this_process();
+    let shutdown = Shutdown::new();
+    let guards: Vec<_> = (0..17).map(|_| shutdown.token().guard().unwrap()).collect();
+    let server = Server::new(|_| async { Ok("okay") }).shutdown(&shutdown);
+    let (end, ended) = channel::bounded::<()>(1);
+    let serve = server.serve_until(["127.0.0.1:0"], async { ended.recv().await });
+    let watch = async {
+        drop(end);
+        shutdown.token().stopping().await;
+        assert_eq!(log.with("stopping: 17 guards").len(), 1);
+        drop(guards);
+        pending().await
+    };
+    assert!(patiently(serve.or(watch)).unwrap().is_drained());
+    let again = Server::new(|_| async { Ok("okay") }).shutdown(&shutdown);
+    assert!(patiently(again.serve_until(["127.0.0.1:0"], ready(()))).unwrap().is_drained());
+    assert_eq!(log.with("stopping: 17 guards").len(), 1);
+}

@@ -1,0 +1,201 @@
+//! Streams that are silent in the drain (`Shutdown::stream_grace`, rule S28): upgraded connections,
+//! and responses whose body is awaited.
+//!
+//! The servers here have a stream grace that is over at once, and a grace that outlasts the test, so
+//! a stream that the server does not close makes its test fail. The registry's own tests have the
+//! cases in which time matters, with times of their own.
+
+mod common;
+
+use std::io;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use common::{
+    Client, End, PATIENCE, Running, StoppedBy, UPGRADE_HEAD, patient, patiently, stage, upgrades,
+    upgrading, wait_for_close, wait_until,
+};
+use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt, stream};
+use smol_graceful::{
+    ExchangeEnding, Outcome, Request, Server, Shutdown, Token, WorkKind, stream_body,
+};
+
+const EVENTS: &str = "GET /events HTTP/1.1\r\nHost: test\r\n\r\n";
+
+/// Returns a handle of a stop that closes silent streams soon, and waits for everything else.
+fn impatient_with_streams() -> Shutdown {
+    patient().linger(Duration::ZERO).stream_grace(Duration::from_millis(50))
+}
+
+fn assert_closed(outcome: &Outcome, streams: u64) {
+    assert!(outcome.is_drained() && outcome.cut.is_empty(), "{outcome}");
+    assert_eq!(outcome.streams_closed, streams, "{outcome}");
+    let words = match streams {
+        1 => ", 1 silent stream closed".into(),
+        _ => format!(", {streams} silent streams closed"),
+    };
+    assert!(outcome.to_string().contains(&words), "{outcome}");
+}
+
+/// A server whose streams send one event and are silent then.
+fn one_event(shutdown: &Shutdown) -> Running {
+    let server = Server::new(|_| async {
+        let event = stream::once(io::Result::Ok("data: one\n\n"));
+        Ok(stream_body(event.chain(stream::pending())))
+    });
+    Running::of(server.stopped_by(shutdown))
+}
+
+/// A client that has got the event.
+fn listen(server: &Running) -> Client {
+    let mut client = server.connect();
+    client.send(EVENTS).take_to(b"data: one\n\n\r\n").unwrap();
+    client
+}
+
+/// A WebSocket whose handler does not look at its token. The client gets a FIN, and the handler an
+/// error where it reads.
+#[test]
+fn a_silent_upgraded_connection_is_closed() {
+    let (upgraded, handler) = upgrades();
+    let server = Running::of(Server::new(handler).stopped_by(&impatient_with_streams()));
+    let mut client = server.connect();
+    assert_eq!(client.send(UPGRADE_HEAD).response().status, 101);
+    let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
+    let reading = std::thread::spawn(move || {
+        let read = patiently(stream.read(&mut [0; 10]));
+        (read.unwrap_err().kind(), patiently(stream.write(b"too late")).unwrap_err().kind())
+    });
+    server.shutdown.stop();
+    assert_eq!(client.end(), End::Eof);
+    drop(client);
+    let errors = reading.join().unwrap();
+    assert_eq!(errors, (io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionAborted));
+    assert_closed(&server.outcome(), 1);
+}
+
+/// Server-sent events whose handler does not look at its token. What was sent has arrived, and
+/// nothing looks like a proper end.
+#[test]
+fn a_silent_response_is_closed() {
+    let server = one_event(&impatient_with_streams());
+    let clients: Vec<_> = (0..3).map(|_| listen(&server)).collect();
+    server.shutdown.stop();
+    for mut client in clients {
+        let (rest, end) = client.rest();
+        assert_eq!((&rest[..], end), (&b""[..], End::Reset));
+    }
+    assert_closed(&server.outcome(), 3);
+}
+
+/// The client did not get all of the response. The other protocol has ended, however it did.
+#[test]
+fn an_observer_hears_how_a_silent_stream_ended() {
+    for (head, expected) in
+        [(EVENTS, ExchangeEnding::Cut), (UPGRADE_HEAD, ExchangeEnding::Upgraded)]
+    {
+        let (send, heard) = mpsc::channel();
+        let server = Server::new(|request: Request| async move {
+            match request.url().path() {
+                "/" => upgrading()(request).await,
+                _ => Ok(stream_body(stream::pending::<io::Result<String>>()).into()),
+            }
+        });
+        let server = server.observe(move |exchange| send.send(exchange.ending()).unwrap());
+        let server = Running::of(server.stopped_by(&impatient_with_streams()));
+        let mut client = server.connect();
+        client.send(head).take_to(b"\r\n\r\n").unwrap();
+        server.shutdown.stop();
+        client.rest();
+        drop(client);
+        assert_closed(&server.outcome(), 1);
+        assert_eq!(heard.try_iter().collect::<Vec<_>>(), [expected]);
+    }
+}
+
+/// Another kind of work may take its time: a handler, a guard, and a client that sends slowly.
+#[test]
+fn nothing_else_is_closed() {
+    let (stagehand, handler) = stage();
+    let server = Running::of(Server::new(handler).stopped_by(&impatient_with_streams()));
+    let guard = server.shutdown.token().guard().unwrap();
+    let mut busy = server.connect();
+    busy.get("/wait");
+    stagehand.entered("/wait");
+    let mut slow = server.connect();
+    slow.send("POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhe");
+    stagehand.entered("/read");
+    // A stream beside them shows that the stream grace is over.
+    let streams = server.shutdown.token().child();
+    let upgraded = Running::of(Server::new(upgrading()).stopped_by(&streams));
+    let mut stream = upgraded.connect();
+    assert_eq!(stream.send(UPGRADE_HEAD).response().status, 101);
+    server.shutdown.stop();
+    assert_eq!(stream.end(), End::Eof);
+    drop(stream);
+    assert_closed(&upgraded.outcome(), 1);
+
+    slow.send("llo");
+    assert_eq!(slow.response().text(), "5 bytes");
+    stagehand.open();
+    assert_eq!(busy.response().text(), "done");
+    drop(guard);
+    // The parent counts the stream of its child.
+    assert_closed(&server.outcome(), 1);
+}
+
+/// A handler that sees the stop takes leave in time, and is not counted.
+#[test]
+fn a_stream_that_takes_leave_is_not_counted() {
+    let server = Server::new(|request: Request| async move {
+        let token = Token::of(&request);
+        let farewell = stream::once_future(async move {
+            token.stopping().await;
+            io::Result::Ok("data: bye\n\n")
+        });
+        Ok(stream_body(farewell))
+    });
+    let shutdown = patient().linger(Duration::ZERO).stream_grace(PATIENCE);
+    let server = Running::of(server.stopped_by(&shutdown));
+    let mut client = server.connect();
+    client.send(EVENTS).take_to(b"\r\n\r\n").unwrap();
+    shutdown.stop();
+    let (rest, end) = client.rest();
+    assert!(rest.ends_with(b"data: bye\n\n\r\n0\r\n\r\n") && end == End::Eof);
+    let outcome = server.outcome();
+    assert!(outcome.is_drained() && outcome.streams_closed == 0, "{outcome}");
+    assert!(!outcome.to_string().contains("silent"), "{outcome}");
+}
+
+/// The handler hears of the stop in the lame duck. Its streams have time until that is over, and new
+/// clients are served.
+#[test]
+fn a_lame_duck_closes_no_stream() {
+    let server = one_event(&impatient_with_streams().lame_duck(Duration::MAX));
+    let client = listen(&server);
+    server.shutdown.stop();
+    let late = listen(&server);
+    // No event tells that a stream is not closed. The stream grace is over meanwhile.
+    client.assert_silent();
+    late.assert_silent();
+    client.assert_silent();
+    assert_eq!(server.shutdown.in_flight(), 2);
+    server.shutdown.abort();
+    let outcome = server.outcome();
+    assert_eq!((outcome.cut.len(), outcome.streams_closed), (2, 0), "{outcome}");
+}
+
+/// By default a silent stream has as long as the grace, and is cut and named.
+#[test]
+fn without_a_stream_grace_a_silent_stream_is_cut() {
+    let shutdown = Shutdown::new().grace(Duration::from_millis(200));
+    let server = Running::of(Server::new(upgrading()).stopped_by(&shutdown));
+    let mut client: Client = server.connect();
+    assert_eq!(client.send(UPGRADE_HEAD).response().status, 101);
+    shutdown.stop();
+    wait_for_close(server.addr());
+    let outcome = server.outcome();
+    assert!(outcome.streams_closed == 0 && !outcome.is_drained(), "{outcome}");
+    assert!(matches!(outcome.cut[0].kind, WorkKind::Connection { .. }), "{outcome}");
+    wait_until("it is gone", || shutdown.in_flight() == 0);
+}
