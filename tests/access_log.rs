@@ -18,8 +18,8 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use common::{
-    Client, Directory, Generations, PATIENCE, Program, SERVER, in_flight, output, server_command, text,
-    wait_until,
+    Client, Directory, Generations, PATIENCE, Program, SERVER, in_flight, output, server_command,
+    text, wait_until,
 };
 use rustix::process::Signal;
 
@@ -71,7 +71,7 @@ fn every_request_has_a_line() {
     ] {
         assert!(lines.contains(&line), "{line} in {lines:#?}");
     }
-    for begin in ["\"BREW /pot HTTP/1.1\" 501 ", "\"GET / HTTP/9.9\" 505 ", " 400 "] {
+    for begin in ["\"BREW /pot HTTP/1.1\" 501 ", "\"GET /\" 505 ", " 400 "] {
         assert!(lines.iter().any(|line| line.contains(begin)), "{begin} in {lines:#?}");
     }
     server.stop();
