@@ -257,8 +257,8 @@ fn total(outcomes: Vec<(&Shutdown, Outcome)>) -> Outcome {
     total
 }
 
-/// Returns `true` if the two are the same request, or guards of the same line. The peer alone does not
-/// tell two clients of a Unix socket apart.
+/// Returns `true` if the two are the same request, or guards of the same line. The peer alone does
+/// not tell two clients of a Unix socket apart.
 fn is_same_work(one: &WorkKind, other: &WorkKind) -> bool {
     let request = |kind: &WorkKind| match kind {
         WorkKind::Connection { peer, method, target, .. } => {
@@ -323,8 +323,8 @@ mod tests {
     use crate::stop::stage::Stage;
     use crate::stream::transport::Peer;
 
-    /// A child latch was aborted before the stop, and the drain of its parent has cut something, too.
-    /// The outcome names both, and names once what both latches have named.
+    /// A child latch was aborted before the stop, and the drain of its parent has cut something,
+    /// too. The outcome names both, and names once what both latches have named.
     #[test]
     fn clients_of_a_unix_socket_are_told_apart() {
         let parent = Shutdown::new();
