@@ -1,5 +1,5 @@
-//! The observer of a server hears (rules O1 and O2), over real sockets, of each exchange once, when
-//! it is over, with the bytes that were on the wire, and with the way it has ended.
+//! The observer of a server (rules O1 and O2), over real sockets: it hears of each exchange once,
+//! when it is over, with the bytes that were on the wire, and with the way it has ended.
 
 mod common;
 
@@ -22,7 +22,7 @@ use smol_graceful::{
 
 use ExchangeEnding::{Answered, Cut, Panicked, Refused, Reset, Upgraded};
 
-/// What was reported of an exchange.
+/// A report of an exchange.
 #[derive(Debug, Clone)]
 struct Seen {
     peer: Peer,
@@ -47,7 +47,7 @@ struct Seen {
 /// A route's pattern, as a handler tells the observer.
 struct Route(&'static str);
 
-/// What a wrapper attaches.
+/// A value that a wrapper attaches.
 struct Tenant(&'static str);
 
 impl Seen {
@@ -565,7 +565,7 @@ fn a_stream_that_panics_is_reported() {
     settle(&server);
 }
 
-/// What a source says of a connection, and a wrapper after it.
+/// A source says something of a connection, and a wrapper more after it.
 #[test]
 fn what_a_wrapper_says_is_reported() {
     let (seen, server) = Observed::of(Server::new(answers()));

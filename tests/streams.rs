@@ -1,9 +1,9 @@
 //! Streams that are silent in the drain (`Shutdown::stream_grace`, rule S28): upgraded connections,
 //! and responses whose body is awaited.
 //!
-//! The servers here have a stream grace that is over at once, and a grace that outlasts the test, so
-//! a stream that the server does not close makes its test fail. The registry's own tests have the
-//! cases in which time matters, with times of their own.
+//! The servers here have a stream grace that is over at once, and a grace that outlasts the test,
+//! so a stream that the server does not close makes its test fail. The registry's own tests have
+//! the cases in which time matters, with times of their own.
 
 mod common;
 
@@ -74,7 +74,7 @@ fn a_silent_upgraded_connection_is_closed() {
     assert_closed(&server.outcome(), 1);
 }
 
-/// Server-sent events whose handler does not look at its token. What was sent has arrived, and
+/// Server-sent events whose handler does not look at its token. The client has got the events, and
 /// nothing looks like a proper end.
 #[test]
 fn a_silent_response_is_closed() {
@@ -167,8 +167,8 @@ fn a_stream_that_takes_leave_is_not_counted() {
     assert!(!outcome.to_string().contains("silent"), "{outcome}");
 }
 
-/// The handler hears of the stop in the lame duck. Its streams have time until that is over, and new
-/// clients are served.
+/// The handler hears of the stop in the lame duck. Its streams have time until that is over, and
+/// new clients are served.
 #[test]
 fn a_lame_duck_closes_no_stream() {
     let server = one_event(&impatient_with_streams().lame_duck(Duration::MAX));

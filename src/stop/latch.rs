@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::iter;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
@@ -129,8 +130,16 @@ impl Latch {
 
     /// Returns `true` if this latch follows `other`, directly or not.
     pub(crate) fn is_below(&self, other: &Arc<Self>) -> bool {
-        let Some(parent) = &self.parent else { return false };
-        Arc::ptr_eq(&parent.latch, other) || parent.latch.is_below(other)
+        self.parents().any(|parent| std::ptr::eq(parent, &**other))
+    }
+
+    fn parent(&self) -> Option<&Self> {
+        self.parent.as_ref().map(|parent| &*parent.latch)
+    }
+
+    /// Returns the parent, its parent, and so on.
+    fn parents(&self) -> impl Iterator<Item = &Self> {
+        iter::successors(self.parent(), |latch| latch.parent())
     }
 
     /// Returns the phase, to be looked at without the latch.
@@ -158,10 +167,15 @@ impl Latch {
             }
             Phase::Aborting => false,
         };
-        is_open.then(|| self.enter(state, holder, above))
+        if !is_open {
+            // Unlocked before the end of `above`, which locks the parent.
+            drop(state);
+            return None;
+        }
+        Some(self.enter(state, holder, above))
     }
 
-    /// Takes a further holder in beside one of the same kind, which holds the latch open.
+    /// Takes in a further holder beside one of the same kind, which holds the latch open meanwhile.
     pub(crate) fn admit_beside(self: &Arc<Self>, holder: Holder) -> Entry {
         let above = self.parent.as_ref();
         let above = above.map(|parent| parent.latch.admit_beside(holder.again()));
@@ -196,11 +210,8 @@ impl Latch {
 
     /// Changes what is known of the stop, here and in the latches above.
     pub(crate) fn note(&self, change: impl Fn(&mut LatchState)) {
-        let mut latch = Some(self);
-        while let Some(one) = latch {
-            change(&mut one.state());
-            latch = one.parent.as_ref().map(|parent| &*parent.latch);
-        }
+        change(&mut self.state());
+        self.parents().for_each(|latch| change(&mut latch.state()));
     }
 
     // ── Its moves ───────────────────────────────────────────────────────────────────────────
@@ -214,22 +225,20 @@ impl Latch {
     /// Moves on to *aborting*, and the children too, unless that has happened before. A drain in a
     /// latch above goes on, and its outcome names what was cut here.
     pub(crate) fn abort(&self, ending: DrainEnding) {
-        // No drain above ends before it has heard of that.
+        // A drain above must not end before it has heard of the cuts.
         let above = self.parent.as_ref().and_then(|parent| parent.latch.admit(Holder::Server));
         let cuts = self.abort_with_children(ending);
-        let mut parent = self.parent.as_ref().map(|parent| &*parent.latch);
-        while let Some(latch) = parent {
+        for latch in self.parents() {
             let mut state = latch.state();
             if latch.phase() == Phase::Draining && !cuts.is_empty() {
                 state.interrupted.extend(cuts.iter().cloned());
                 state.aborted.get_or_insert(ending);
             }
-            parent = latch.parent.as_ref().map(|parent| &*parent.latch);
         }
         drop(above);
     }
 
-    /// Returns what may be cut by this.
+    /// Aborts this latch and its children. Returns the work that this may cut.
     fn abort_with_children(&self, ending: DrainEnding) -> Vec<Interrupted> {
         let mut cuts = Vec::new();
         let children = self.advance(Phase::Aborting, |state| {
@@ -237,7 +246,7 @@ impl Latch {
             // a child was aborted before.
             cuts = state.registry.cuts(Instant::now());
             cuts.retain(|cut| !state.interrupted.iter().any(|known| known.is_same(cut)));
-            state.interrupted.splice(..0, cuts.iter().cloned());
+            state.interrupted.extend(cuts.iter().cloned());
             state.aborted = Some(ending);
         });
         for child in children {
@@ -302,7 +311,7 @@ impl Latch {
         Draining {
             in_flight,
             left,
-            oldest: oldest.map(|holder| holder.cut),
+            oldest: oldest.map(|holder| holder.work),
             is_moving: moves.replace(now) != Some(now),
         }
     }
