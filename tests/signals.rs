@@ -526,6 +526,9 @@ fn every_flag_has_its_variable() {
         "SYN_FILTER",
         "KEEPALIVE",
         "THREADS",
+        "STREAM_GRACE",
+        "ACCESS_LOG_FORMAT",
+        "ADMIN",
     ] {
         let name = format!("SMOL_GRACEFUL_{name}");
         let (status, _, stderr) = run(&[], &[(&name, "nonsense")]);
