@@ -4,6 +4,10 @@
 //! The handlers alone are tested in the example itself.
 
 mod common;
+// Its handlers have a test without sockets.
+#[path = "../examples/service.rs"]
+#[allow(dead_code, reason = "the tests here run it as a program")]
+mod service;
 
 use std::fs;
 use std::net::SocketAddr;
