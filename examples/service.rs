@@ -74,7 +74,7 @@ impl Service {
         Ok(response)
     }
 
-    /// The file of a report. No name leads out of the directory, because none has a `/` or a `.`.
+    /// Returns a report's file. No name leads out of the directory, as none has a `/` or a `.`.
     fn path(&self, name: &str) -> Result<PathBuf> {
         let ok = (1..=100).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric());
         ok.then(|| self.directory.join(name)).ok_or_else(|| Error::from_str(400, "not a name"))

@@ -36,7 +36,7 @@
 //! | sending a request | finished; the response says `Connection: close` | cut and named |
 //! | in a handler | finished; the handler can see it by its [`Token`] | cut and named |
 //! | being answered | finished | cut and named |
-//! | upgraded | waited for until it is dropped | cut and named |
+//! | upgraded | waited for until it is dropped, or is silent for [`Shutdown::stream_grace`] | cut and named |
 //!
 //! At a restart by a keeper, a silent or idle connection goes to the successor at once, and so does
 //! half a head. The others go when the response is sent, which does not say `close`.

@@ -257,14 +257,18 @@ fn total(outcomes: Vec<(&Shutdown, Outcome)>) -> Outcome {
     total
 }
 
-/// Returns `true` if the two are the same connection, or guards of the same line.
+/// Returns `true` if the two are the same request, or guards of the same line. The peer alone does
+/// not tell two clients of a Unix socket apart.
 fn is_same_work(one: &WorkKind, other: &WorkKind) -> bool {
-    match (one, other) {
-        (WorkKind::Connection { peer: one, .. }, WorkKind::Connection { peer: other, .. }) => {
-            one == other
+    let request = |kind: &WorkKind| match kind {
+        WorkKind::Connection { peer, method, target, .. } => {
+            Some((*peer, method.clone(), target.clone()))
         }
+        WorkKind::Guard(_) => None,
+    };
+    match (one, other) {
         (WorkKind::Guard(one), WorkKind::Guard(other)) => one == other,
-        _ => false,
+        _ => request(one) == request(other),
     }
 }
 
@@ -309,5 +313,38 @@ async fn announce(notify: Notify, listeners: Vec<Listener>, pid_file: Option<Pid
         notify.watchdog();
         // As sd_watchdog_enabled(3) recommends.
         Timer::after(interval / 2).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stop::outcome::OpenWork;
+    use crate::stop::stage::Stage;
+    use crate::stream::transport::Peer;
+
+    /// A child latch was aborted before the stop, and the drain of its parent has cut something,
+    /// too. The outcome names both, and names once what both latches have named.
+    #[test]
+    fn clients_of_a_unix_socket_are_told_apart() {
+        let parent = Shutdown::new();
+        let child = parent.token().child();
+        let cut = |targets: &[&str]| {
+            let work = targets.iter().map(|target| OpenWork {
+                kind: WorkKind::Connection {
+                    peer: Peer::Unix,
+                    stage: Stage::Handler,
+                    method: "GET".to_owned(),
+                    target: (*target).to_owned(),
+                },
+                age: Duration::ZERO,
+            });
+            let mut outcome = parent.outcome(Duration::ZERO);
+            outcome.ending = DrainEnding::Forced;
+            outcome.cut = work.collect();
+            outcome
+        };
+        let total = total(vec![(&parent, cut(&["/now"])), (&child, cut(&["/before", "/now"]))]);
+        assert_eq!(total.cut.len(), 2, "{total}");
     }
 }
