@@ -336,7 +336,7 @@ impl Process {
     /// questions of an operator meanwhile.
     ///
     /// A signal stops the others, and their end stops this one. Its drain takes at most as long as
-    /// the others have left of their grace. A second signal ends it at once, like the others. At a
+    /// the others have left of their grace, and it has no lame duck. A second signal ends it at once, like the others. At a
     /// restart by a keeper it stops together with the others, because the successor answers then.
     ///
     /// The server needs a [`Shutdown`] of its own, and has one by default. For readiness and

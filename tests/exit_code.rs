@@ -1,5 +1,5 @@
 //! The outcome as the value of `main`: a program without a logger does not end with exit code 1
-//! without a word (rule S29).
+//! without a word (rule S28).
 //!
 //! Each test starts itself again, as a program whose drain is cut short, with a logger of one kind.
 

@@ -476,7 +476,7 @@ fn what_an_abort_cuts_is_reported() {
     seen.assert_no_more();
 }
 
-/// Rule S28: what was silent is closed in the drain, and the outcome does not call it cut.
+/// Rule S27: what was silent is closed in the drain, and the outcome does not call it cut.
 #[test]
 fn a_stream_that_was_silent_in_the_drain_is_reported() {
     let silent = || patient().stream_grace(Duration::from_millis(50));

@@ -99,7 +99,7 @@ fn the_admin_server_has_what_the_others_leave_of_their_grace() {
     let [public, asked] = [tcp(), tcp()];
     let addr = address_of(&asked);
     // Longer than the patience of this test.
-    let own = Shutdown::new().grace(Duration::MAX);
+    let own = Shutdown::new().grace(Duration::MAX).lame_duck(Duration::MAX);
     let process = Process::default().admin(admin(&shutdown).shutdown(&own), [asked]);
     let ended = run(process, Server::new(handler()).shutdown(&shutdown), public);
     let mut client = Client::connect(addr);

@@ -1,4 +1,4 @@
-//! Streams that are silent in the drain (`Shutdown::stream_grace`, rule S28): upgraded connections,
+//! Streams that are silent in the drain (`Shutdown::stream_grace`, rule S27): upgraded connections,
 //! and responses whose body is awaited.
 //!
 //! The servers here have a stream grace that is over at once, and a grace that outlasts the test,

@@ -40,6 +40,10 @@ impl Sockets {
     /// Binds the sockets of the public server, or takes those that this process inherits.
     pub(crate) fn public(&self) -> Vec<io::Result<Listener>> {
         let listeners = self.bind(&self.public);
+        if listeners.iter().any(Result::is_err) {
+            // The error of an address that was asked for says more than one of what is left.
+            return listeners;
+        }
         let inherited = match self.options.inherited() {
             Ok(inherited) => inherited,
             Err(error) => return vec![Err(error)],

@@ -91,7 +91,7 @@ impl RunningProcess {
             for latch in latches {
                 // S26: the process takes no longer than the grace of the servers before.
                 let grace = latch.times().grace.min(left);
-                latch.clone().grace(grace).stop();
+                latch.clone().grace(grace).lame_duck(Duration::ZERO).stop();
             }
             outcomes
         };

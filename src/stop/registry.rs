@@ -81,7 +81,7 @@ pub(crate) struct Sweep<'a> {
     pub(crate) limits: &'a Limits,
     /// The stop has begun.
     pub(crate) drains: bool,
-    /// When the grace has begun, and how long a stream may be silent from then on (rule S28).
+    /// When the grace has begun, and how long a stream may be silent from then on (rule S27).
     pub(crate) streams: Option<(Instant, Duration)>,
     pub(crate) now: Instant,
 }
@@ -258,7 +258,7 @@ impl Watched {
         let has_moved = look.moves() != self.seen;
         if has_moved {
             self.seen = look.moves();
-            // S28: bytes sent behind a client's own close are no move.
+            // S27: bytes sent behind a client's own close are no move.
             if !(streams.is_some() && stage == Stage::Upgraded && self.seat.has_left()) {
                 self.seen_at = now;
             }
@@ -428,7 +428,7 @@ mod tests {
         assert_eq!(registry.seats_of(&orders()).count(), 0);
     }
 
-    /// Rule S28. A second at a time: the connection's stage, whether it moves in each second, how
+    /// Rule S27. A second at a time: the connection's stage, whether it moves in each second, how
     /// far its client has left, and the second in which it is closed. The grace begins in second
     /// 10, and a stream may be silent for 5 s.
     #[test]

@@ -166,7 +166,7 @@ impl Shutdown {
     /// is over. With a stream grace the server closes such a stream when it has moved nothing for
     /// this time, counted from the end of the lame duck at the earliest. An upgraded connection
     /// whose client has closed its side is closed after this time even if the server still sends
-    /// (rule S28).
+    /// (rule S27).
     ///
     /// The server closes an upgraded connection with a FIN, and its owner's reads and writes fail
     /// from then on. It resets the connection of a response, because the client must not take a
@@ -478,7 +478,7 @@ impl Shutdown {
         self.latch.note(|state| state.finished += 1);
     }
 
-    /// Counts a stream that the server has closed because it was silent for too long (rule S28).
+    /// Counts a stream that the server has closed because it was silent for too long (rule S27).
     pub(crate) fn stream_closed(&self) {
         self.latch.note(|state| state.streams_closed += 1);
     }

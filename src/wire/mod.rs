@@ -83,7 +83,7 @@ pub(crate) enum Broken {
     Seen,
     /// Nothing of it was sent, so another response can take its place.
     Unseen,
-    /// Its body was silent in the drain for too long (rule S28). Like `Seen` otherwise.
+    /// Its body was silent in the drain for too long (rule S27). Like `Seen` otherwise.
     Silent,
 }
 
@@ -479,7 +479,7 @@ impl Gate {
         .await
     }
 
-    /// Returns `true` if a stream has been silent in the drain for too long (rule S28). No other
+    /// Returns `true` if a stream has been silent in the drain for too long (rule S27). No other
     /// limit holds in these stages.
     fn is_silent(&self) -> bool {
         self.seat.is_expired() && self.seat.stage().is_stream()
@@ -556,7 +556,7 @@ impl Gate {
 
     /// Hands the raw stream to the task that waits for it. Returns when that task has dropped the
     /// stream (rule S11), when the client is gone (rule S22), or when the stream was silent in the
-    /// drain for too long (rule S28): `true` then. The task's later reads and writes fail.
+    /// drain for too long (rule S27): `true` then. The task's later reads and writes fail.
     pub(crate) async fn upgrade(&mut self, to: upgrade::Sender) -> bool {
         self.seat.activity.begin(Doing::Upgraded);
         self.if_dropped = End::ShutDown;
