@@ -16,8 +16,8 @@ use common::{
 use futures_lite::io::BufReader;
 use futures_lite::{AsyncRead, stream};
 use smol_graceful::{
-    Address, Body, Connection, Exchange, ExchangeEnding, Limits, Peer, Request, Response, Server,
-    Shutdown, StatusCode, Version, stream_body,
+    Address, Body, Connection, Exchange, ExchangeEnding, Limits, OpenWork, Peer, Request, Response,
+    Server, Shutdown, Stage, StatusCode, Version, WorkKind, stream_body,
 };
 
 use ExchangeEnding::{Answered, Cut, Panicked, Refused, Reset, Upgraded};
@@ -473,6 +473,27 @@ fn what_an_abort_cuts_is_reported() {
     assert_eq!(all[1].line(), ("GET", "/half", None, Cut));
     assert_eq!(all[2].line(), ("GET", "/wait", None, Cut));
     assert!(all[0].sent > 0 && all[0].sent < BIG as u64);
+    seen.assert_no_more();
+}
+
+/// The client has its whole answer, and owes only the rest of a body that nobody reads. The outcome
+/// names nothing then, and the observer does not either.
+#[test]
+fn an_answer_before_the_rest_of_the_body_is_no_cut() {
+    let (seen, server) = observed(answers());
+    let mut client = server.connect();
+    let part = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\na part";
+    client.send(part);
+    assert_eq!(client.response().text(), "okay");
+    let discards = |work: &OpenWork| {
+        matches!(work.kind, WorkKind::Connection { stage: Stage::Discarding, .. })
+    };
+    wait_until("the rest is awaited", || server.shutdown.open_work().iter().any(discards));
+    server.shutdown.abort();
+    assert!(server.outcome().is_drained());
+    let one = seen.next();
+    assert_eq!(one.line(), ("POST", "/", Some(200), Answered));
+    assert_eq!((one.received, one.body_sent), (part.len() as u64, 4));
     seen.assert_no_more();
 }
 

@@ -38,6 +38,8 @@ pub(crate) struct Now {
     extensions: Extensions,
     /// The ending of the exchange, if nothing goes wrong from here on.
     ending: ExchangeEnding,
+    /// Set if the response was made whole: only the rest of the request's body is to come.
+    is_whole: bool,
 }
 
 struct Clock {
@@ -69,6 +71,7 @@ impl Watch {
             status: None,
             extensions: Extensions::default(),
             ending: ExchangeEnding::Refused,
+            is_whole: false,
         });
     }
 
@@ -78,13 +81,15 @@ impl Watch {
         self.unsent.extend(now.and_then(|now| now.finish(seat, shared, output)));
     }
 
-    /// Ends the exchange under way, which has not come to its end.
+    /// Ends the exchange under way, which has not come to its end. If its response is whole, what is
+    /// still to be sent decides how the exchange ends, as in [`Watch::finish`].
     fn break_off(&mut self, seat: &Arc<Seat>, shared: &Shared, output: &Outgoing) {
-        let ending = match self.now.as_ref().map(|now| now.ending) {
-            Some(whole @ (ExchangeEnding::Panicked | ExchangeEnding::HandedOver)) => whole,
-            _ => self.broken(),
-        };
-        self.note(|now| now.ending = ending);
+        let broken = self.broken();
+        self.note(|now| match now.ending {
+            ExchangeEnding::Panicked | ExchangeEnding::HandedOver => {}
+            _ if now.is_whole => {}
+            _ => now.ending = broken,
+        });
         self.finish(seat, shared, output);
     }
 
@@ -204,6 +209,11 @@ impl Now {
     /// Notes that a response with this status begins.
     pub(super) fn respond(&mut self, status: Option<StatusCode>) {
         self.status = status;
+    }
+
+    /// Notes that the response is whole.
+    pub(crate) fn responded(&mut self) {
+        self.is_whole = true;
     }
 
     /// Returns `None` if no byte of a request has arrived.
