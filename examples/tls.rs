@@ -8,9 +8,9 @@
 //! cargo run --example tls -- 127.0.0.1:8443 cert.pem key.pem
 //! ```
 //!
-//! Then `curl --cacert cert.pem https://localhost:8443 -d hello`; `/name` shows what the handler knows
-//! of the handshake. Stop it with Ctrl-C, or let a
-//! successor take over with `pkill -nx -USR2 tls`, which reads a renewed certificate.
+//! Then `curl --cacert cert.pem https://localhost:8443 -d hello`; `/name` shows what the handler
+//! knows of the handshake. Stop it with Ctrl-C, or let a successor take over with
+//! `pkill -nx -USR2 tls`, which reads a renewed certificate.
 
 use std::io;
 use std::iter;

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Each connection is a task of tokio's, on any of its threads. `curl localhost:8082/work/3000`
-//! works for 3 s; `curl -X POST localhost:8082/later/3000` is answered at once, and the work is done
-//! later. Stop it with Ctrl-C meanwhile: both are finished.
+//! works for 3 s; `curl -X POST localhost:8082/later/3000` is answered at once, and the work is
+//! done later. Stop it with Ctrl-C meanwhile: both are finished.
 
 use std::io;
 use std::time::Duration;

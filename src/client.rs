@@ -53,8 +53,8 @@ pub fn target(request: &Request) -> &str {
 ///
 /// TCP tells only some of this:
 ///
-/// - If a client crashes or is killed, its system closes its side, which is [`ClientLeft::HalfClosed`]. A
-///   client that only has nothing more to send looks the same.
+/// - If a client crashes or is killed, its system closes its side, which is
+///   [`ClientLeft::HalfClosed`]. A client that only has nothing more to send looks the same.
 /// - If the server sends something to a client that has crashed, for example some of the response,
 ///   the client's system answers with a reset, which is [`ClientLeft::Gone`].
 /// - If the client's machine or network is gone, nothing arrives any more. Keep-alive probes find

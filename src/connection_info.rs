@@ -1,7 +1,7 @@
 //! [`ConnectionInfo`]: tells a handler what the server knows of the connection of its request.
 //!
-//! Invariant: no field of the request counts here, so no client can forge any of it. What a wrapper
-//! or a source has said is as good as what the program has found out. Asks no socket.
+//! Invariant: no field of the request counts here, so no client can forge any of it. The program's
+//! own word, by a wrapper or a source, is believed. Asks no socket.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::address::Address;
 use crate::client::Attached;
 use crate::stop::seat::Seat;
 
-/// What the server knows of the connection of a request, beside its [`Peer`](crate::Peer). Clones
+/// The server's knowledge of the connection of a request, beside its [`Peer`](crate::Peer). Clones
 /// stand for the same connection.
 ///
 /// # Examples
@@ -47,7 +47,7 @@ use crate::stop::seat::Seat;
 pub struct ConnectionInfo {
     /// `None` if there is no connection.
     seat: Option<Arc<Seat>>,
-    /// What the request itself says, if there is no connection.
+    /// Set if the URL of the request says `https`. Counts only if there is no connection.
     is_https: bool,
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use smol::Executor;
 
-/// What runs the connections of a server: see [`Server::executor`](crate::Server::executor).
+/// An executor for the connections of a server: see [`Server::executor`](crate::Server::executor).
 ///
 /// # Examples
 ///

@@ -53,7 +53,8 @@
 //! - [`Shutdown`], [`Token`] and [`Guard`] work without any HTTP.
 //! - [`Process::keep`] makes the program its own keeper, and [`Keeper`] keeps any program. With
 //!   [`Server::serve`], one call of [`ready`] is all that a restart needs.
-//! - [`Listener`] takes sockets that systemd or Supervisor hold, TLS, and connections from anywhere.
+//! - [`Listener`] takes sockets that systemd or Supervisor hold, TLS, and connections from
+//!   anywhere.
 //! - [`stream_body`] makes a response of a stream, [`probe`] answers balancers,
 //!   [`Connection::pair`] tests a handler without a socket.
 //!

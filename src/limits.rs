@@ -83,7 +83,7 @@ impl Limits {
         self
     }
 
-    /// Sets how long reading a body or writing a response may make no progress at all. Default: 30 s.
+    /// Sets how long reading a body or writing a response may make no progress. Default: 30 s.
     ///
     /// Zero gives up a client at its first pause. With [`Duration::MAX`], a body still has to come
     /// at [`Limits::body_rate`].

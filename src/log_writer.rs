@@ -5,24 +5,19 @@
 //! that the last ones, which say how it all ended, are still there. This file knows nothing of the
 //! server and of what the lines say.
 
-use std::collections::VecDeque;
+mod queue;
+
 use std::fmt;
 use std::io::{self, Write};
 use std::mem;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::SigSet;
 
-use crate::lock::lock;
 use crate::threads;
-
-/// How many lines wait at most.
-const LINES: usize = 1024;
-
-/// How many bytes the waiting lines have at most, apart from one line that is longer by itself.
-const BYTES: usize = 1024 * 1024;
+use queue::{BYTES, Queue};
 
 /// How long dropping a writer waits for the lines that are still to be written.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -33,9 +28,10 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// example because nobody reads the pipe behind standard error, no stop begins and no deadline is
 /// kept. So let every logger write to a `LogWriter`, and not to a descriptor.
 ///
-/// A thread of its own writes the lines. Up to 1024 lines and 1 MiB wait for it. Where more would
-/// wait, the oldest line makes room, and a line in the output says how many were lost. A line that
-/// the output refuses is lost too. Clones write to the same queue.
+/// A thread of its own writes the lines. Up to 4096 lines and 1 MiB wait for it. Where more would
+/// wait, the oldest line makes room, and a line in the output says how many were lost, unless
+/// [`LogWriter::with_notice`] says it in another way. A line that the output refuses is lost too.
+/// Clones write to the same queue.
 ///
 /// [`flush`](Write::flush) does not wait, because loggers call it behind each line. Dropping a
 /// writer waits until everything is written, but 200 ms at most. A logger that is global is never
@@ -90,8 +86,39 @@ impl LogWriter {
     /// # }
     /// ```
     pub fn new(out: impl Write + Send + 'static) -> io::Result<Self> {
+        Self::with_notice(out, |lost| {
+            format!("smol-graceful: {lost} log lines lost, nobody read them\n")
+        })
+    }
+
+    /// Starts the thread like [`LogWriter::new`], for an output whose lines a program reads.
+    ///
+    /// If lines were lost, `notice` gets their number, and returns the text that stands in their
+    /// place. It is called by the thread that writes, so it may block.
+    ///
+    /// # Errors
+    ///
+    /// As [`LogWriter::new`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::LogWriter;
+    /// use std::fs::File;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let out = File::create("/dev/null")?;
+    /// let log = LogWriter::with_notice(out, |lost| format!("{{\"lost\":{lost}}}\n"))?;
+    /// log.line("{\"status\":200}");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_notice(
+        out: impl Write + Send + 'static,
+        notice: impl FnMut(u64) -> String + Send + 'static,
+    ) -> io::Result<Self> {
         let queue = Arc::new(Queue::default());
-        queue.state().writers = 1;
+        queue.add_writer();
         let writer = queue.clone();
         thread::Builder::new()
             .name("log".into())
@@ -101,16 +128,43 @@ impl LogWriter {
                 // line. The others are for the threads that handle them: a keeper must not lose one
                 // that comes here while its program replaces itself.
                 let _ = SigSet::all().thread_block();
-                writer.write_to(out);
+                writer.write_to(out, notice);
             })
             .map_err(threads::named("cannot start the thread that writes the log"))?;
         Ok(Self { queue, partial: Vec::new() })
+    }
+
+    /// Queues a line, and ends it where its end is missing. Never blocks.
+    ///
+    /// Unlike [`Write`], this needs no `&mut`, so several threads can share one writer.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use smol_graceful::LogWriter;
+    /// use std::fs::File;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let log = LogWriter::new(File::create("/dev/null")?)?;
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| log.line("one"));
+    ///     scope.spawn(|| log.line("two"));
+    /// });
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn line(&self, line: impl Into<Vec<u8>>) {
+        let mut line = line.into();
+        if line.last() != Some(&b'\n') {
+            line.push(b'\n');
+        }
+        self.queue.push(line);
     }
 }
 
 impl Clone for LogWriter {
     fn clone(&self) -> Self {
-        self.queue.state().writers += 1;
+        self.queue.add_writer();
         Self { queue: self.queue.clone(), partial: Vec::new() }
     }
 }
@@ -150,115 +204,13 @@ impl Drop for LogWriter {
     fn drop(&mut self) {
         let _ = self.flush();
         self.queue.wait(PATIENCE);
-        self.queue.state().writers -= 1;
-        self.queue.arrived.notify_one();
+        self.queue.remove_writer();
     }
-}
-
-/// Lines between the threads that log and the one that writes.
-#[derive(Default)]
-struct Queue {
-    state: Mutex<State>,
-    /// A line has come, or a writer has gone.
-    arrived: Condvar,
-    /// Every line that was queued has been written.
-    all_written: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    lines: VecDeque<Vec<u8>>,
-    bytes: usize,
-    /// How many lines are missing in front of the first.
-    dropped: u64,
-    /// A line has left the queue and is being written.
-    is_writing: bool,
-    /// How many [`LogWriter`]s there are.
-    writers: usize,
-}
-
-impl State {
-    fn pop(&mut self) -> Option<Vec<u8>> {
-        let line = self.lines.pop_front()?;
-        self.bytes -= line.len();
-        Some(line)
-    }
-
-    fn has_room_for(&self, line: &[u8]) -> bool {
-        self.lines.len() < LINES && self.bytes + line.len() <= BYTES
-    }
-}
-
-impl Queue {
-    fn push(&self, line: Vec<u8>) {
-        let mut state = self.state();
-        while !state.has_room_for(&line) && state.pop().is_some() {
-            state.dropped += 1;
-        }
-        state.bytes += line.len();
-        state.lines.push_back(line);
-        drop(state);
-        self.arrived.notify_one();
-    }
-
-    /// Waits until everything is written, or `patience` is over.
-    fn wait(&self, patience: Duration) {
-        let unwritten = |state: &mut State| state.is_writing || !state.lines.is_empty();
-        let _ = self.all_written.wait_timeout_while(self.state(), patience, unwritten);
-    }
-
-    fn write_to(&self, mut out: impl Write) {
-        while let Some((dropped, line)) = self.next() {
-            if dropped > 0 {
-                let lost = format!("smol-graceful: {dropped} log lines lost, nobody read them\n");
-                write(&mut out, lost.as_bytes());
-            }
-            write(&mut out, &line);
-        }
-    }
-
-    /// Waits for the next line, after the last one was written. Also returns how many lines are
-    /// missing in front of it. Returns `None` when no line can come any more.
-    fn next(&self) -> Option<(u64, Vec<u8>)> {
-        let mut state = self.state();
-        loop {
-            let line = state.pop();
-            state.is_writing = line.is_some();
-            if let Some(line) = line {
-                return Some((mem::take(&mut state.dropped), line));
-            }
-            self.all_written.notify_all();
-            if state.writers == 0 {
-                return None;
-            }
-            state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-}
-
-/// Writes `bytes`, however long that takes. Bytes that nobody can read are lost.
-fn write(out: &mut impl Write, mut bytes: &[u8]) {
-    /// A descriptor that another program has set to non-blocking is asked this often.
-    const PAUSE: Duration = Duration::from_millis(10);
-    while !bytes.is_empty() {
-        match out.write(bytes) {
-            Ok(0) => return,
-            Ok(n) => bytes = &bytes[n..],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
-            Err(_) => return,
-        }
-    }
-    // A writer with a buffer of its own would keep the line back.
-    let _ = out.flush();
 }
 
 #[cfg(test)]
 mod tests {
+    use super::queue::LINES;
     use super::*;
     use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
     use std::time::Instant;
@@ -315,19 +267,43 @@ mod tests {
         assert!(text.ends_with(&format!("{}\n", LINES + 6)), "{text}");
     }
 
-    /// Long lines must not fill memory, either.
+    /// Lines of several threads do not mix, and each gets its end.
     #[test]
-    fn the_bytes_that_wait_are_bounded() {
-        let queue = Queue::default();
-        for n in 0..100 {
-            queue.push(vec![n; BYTES / 10]);
+    fn threads_share_one_writer() {
+        let (out, read) = out();
+        let log = LogWriter::new(out).unwrap();
+        thread::scope(|scope| {
+            for letter in ["a", "b", "c\n"] {
+                let log = &log;
+                scope.spawn(move || (0..100).for_each(|_| log.line(letter)));
+            }
+        });
+        drop(log);
+        let text = text(&read);
+        for line in ["a", "b", "c"] {
+            assert_eq!(text.lines().filter(|found| *found == line).count(), 100, "{text}");
         }
-        let state = queue.state();
-        assert_eq!((state.lines.len(), state.dropped), (10, 90));
-        assert_eq!(state.bytes, state.lines.iter().map(Vec::len).sum::<usize>());
-        drop(state);
-        queue.push(vec![0; BYTES + 1]);
-        assert_eq!(queue.state().lines.len(), 1);
+        assert_eq!(text.lines().count(), 300, "{text}");
+    }
+
+    /// A notice of the program's own stands in the place of the lines that were lost.
+    #[test]
+    fn lost_lines_are_told_as_the_program_says() {
+        let (open, gate) = channel();
+        let (out, read) = out();
+        let log =
+            LogWriter::with_notice(Gated { gate, out }, |lost| format!("<{lost}>\n")).unwrap();
+        log.line("first");
+        while !log.queue.state().is_writing {
+            thread::yield_now();
+        }
+        for n in 0..LINES + 2 {
+            log.line(n.to_string());
+        }
+        drop(open);
+        log.queue.wait(Duration::from_secs(10));
+        let text = text(&read);
+        assert!(text.starts_with("first\n<2>\n2\n3\n"), "{text}");
     }
 
     #[test]

@@ -4,21 +4,36 @@
 //! or the command could not begin, 2 usage; `keep` ends with the exit code of its program. Each
 //! command reads its own arguments, so that none pays for the others at its start.
 
+#[path = "main/access_log/mod.rs"]
+mod access_log;
+#[path = "main/admin/mod.rs"]
+mod admin;
 #[path = "main/app.rs"]
 mod app;
 #[path = "main/arguments.rs"]
 mod arguments;
 #[path = "main/check/mod.rs"]
 mod check;
+#[path = "main/escape.rs"]
+mod escape;
+#[path = "main/generate.rs"]
+mod generate;
 #[path = "main/keep.rs"]
 mod keep;
 #[path = "main/log.rs"]
 mod log;
+#[path = "main/preview.rs"]
+mod preview;
 #[path = "main/serve.rs"]
 mod serve;
+#[path = "main/settings.rs"]
+mod settings;
+#[path = "main/sockets.rs"]
+mod sockets;
 
 use std::env;
 use std::ffi::OsStr;
+use std::io;
 use std::process::ExitCode;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -27,6 +42,7 @@ fn main() -> ExitCode {
     match env::args_os().nth(1).as_deref().and_then(OsStr::to_str) {
         Some("keep") => keep::main(),
         Some("check") => check::main(),
+        Some("generate") => generate::main(),
         _ => serve::main(),
     }
 }
@@ -37,4 +53,12 @@ fn main() -> ExitCode {
 fn raise_open_files() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
+/// Returns what the operating system says, without the number of the error.
+fn reason(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(code) => error.to_string().replace(&format!(" (os error {code})"), ""),
+        None => error.to_string(),
+    }
 }

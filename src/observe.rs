@@ -1,8 +1,8 @@
 //! [`Exchange`]: a request and what became of it, for the observer of
 //! [`Server::observe`](crate::Server::observe).
 //!
-//! Invariant: the observer hears of each exchange once, when it is over, and a panic of the observer
-//! costs one log line and nothing else (rule O2). Measures nothing: `wire/watch.rs` does.
+//! Invariant: the observer hears of each exchange once, when it is over, and a panic of the
+//! observer costs one log line and nothing else (rule O2). Measures nothing: `wire/watch.rs` does.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use crate::stream::transport::Peer;
 
 /// A request and what became of it, once that is over.
 ///
-/// [`Server::observe`](crate::Server::observe) gives one to the observer for each request of which
+/// The observer of [`Server::observe`](crate::Server::observe) gets one for each request of which
 /// the server has read a byte, also for those that no handler sees: a head that is malformed, too
 /// long or too slow, and a method or a version that the server does not know.
 ///
@@ -63,19 +63,20 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Returns the client, or the proxy in front of it. Like [`Peer::of`](crate::Peer::of).
+    /// Returns the client, or the proxy in front of it, as [`Peer::of`](crate::Peer::of) does.
     pub fn peer(&self) -> Peer {
         self.seat.peer()
     }
 
-    /// Returns the address of the listener to which the client has connected. `None` only for a
-    /// connection whose listener the server does not have any more.
+    /// Returns the address of the listener to which the client has connected. Returns `None` only
+    /// for a connection whose listener the server does not have any more.
     pub fn listener(&self) -> Option<&Address> {
         self.seat.address()
     }
 
-    /// Returns the address of this machine to which the client has connected. `None` if the stream
-    /// is not a TCP connection, or if the request was refused before the server asked for it.
+    /// Returns the address of this machine to which the client has connected. Returns `None` if the
+    /// stream is not a TCP connection, or if the server refused the request before it asked the
+    /// kernel for the address.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.seat.local_addr()
     }
@@ -92,7 +93,8 @@ impl Exchange {
         self.seat.attached()
     }
 
-    /// Returns the method as the client wrote it, as far as it has arrived. Empty if it has not.
+    /// Returns the method as the client wrote it, as far as it has arrived. Returns `""` if nothing
+    /// of it has arrived.
     ///
     /// Any client can make up methods, so do not make a metric of each. In a request line that is
     /// malformed, each byte that is not visible ASCII is shown as U+FFFD.
@@ -100,15 +102,16 @@ impl Exchange {
         &self.request.text[self.request.method.clone()]
     }
 
-    /// Returns the target as the client wrote it, as far as it has arrived. Empty if it has not.
+    /// Returns the target as the client wrote it, as far as it has arrived. Returns `""` if nothing
+    /// of it has arrived.
     ///
     /// In a request line that is malformed, each byte that is not visible ASCII is shown as U+FFFD.
     pub fn target(&self) -> &str {
         &self.request.text[self.request.target.clone()]
     }
 
-    /// Returns the version. `None` if it has not arrived, or if it is not a version that
-    /// [`Version`] knows.
+    /// Returns the version. Returns `None` if it has not arrived, or if [`Version`] does not have
+    /// it.
     pub fn version(&self) -> Option<Version> {
         self.request.version
     }
@@ -124,8 +127,8 @@ impl Exchange {
         fields.find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim_ascii())
     }
 
-    /// Returns the status of the response that the client got. `None` if the response had not begun
-    /// to be sent.
+    /// Returns the status of the response that the client got. Returns `None` if the server sent
+    /// nothing of a response.
     pub fn status(&self) -> Option<StatusCode> {
         self.status
     }
@@ -155,8 +158,8 @@ impl Exchange {
         self.began
     }
 
-    /// Returns how long it took from the beginning until the response began to be sent. `None` if
-    /// the response had not begun to be sent.
+    /// Returns how long it took from the beginning until the server sent the first byte of the
+    /// response. Returns `None` if the server sent nothing of a response.
     pub fn first_byte(&self) -> Option<Duration> {
         self.first_byte
     }

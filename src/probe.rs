@@ -66,8 +66,8 @@ pub fn probe_for(token: &Token, request: &Request) -> Option<Response> {
     Some(response)
 }
 
-/// Returns `true` if a successor serves: the connection of `request` goes there, although its server
-/// is stopped. The client asks about the service, which goes on.
+/// Returns `true` if a successor serves: the connection of `request` goes there, although its
+/// server is stopped. The client asks about the service, which goes on.
 fn is_succeeded(request: &Request) -> bool {
     Token::of(request).is_stopping() && goes_on(request)
 }

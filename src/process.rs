@@ -1,7 +1,8 @@
-//! [`run`] and [`Process`]: servers as a process: the settings, the worker threads, the listeners.
+//! [`run`] and [`Process`]: servers as a process, with its settings, worker threads and listeners.
 //!
 //! Invariant: signals are handled from before the first bind (rule S16), and the calling thread is
-//! left for signals, deadlines and the drain (rule S15). Never exits the process and prints nothing.
+//! left for signals, deadlines and the drain (rule S15). Never exits the process and prints
+//! nothing.
 
 mod running;
 
@@ -78,10 +79,10 @@ pub fn run<L: Listen>(
 /// with a wrapper (TLS) and upgraded ones end as at any stop. `docs/restart.md` says what the log
 /// tells about this.
 ///
-/// The times of the stop (grace, lame duck, linger) are not settings of the process, but of the
-/// [`Shutdown`] that the server was given by [`Server::shutdown`].
+/// The times of the stop (grace, lame duck, linger, stream grace) are not settings of the process,
+/// but of the [`Shutdown`] that the server was given by [`Server::shutdown`].
 ///
-/// Further servers are [`Process::also`] and [`Process::admin`].
+/// [`Process::also`] and [`Process::admin`] add further servers.
 ///
 /// # Examples
 ///
@@ -331,8 +332,8 @@ impl Process {
         self
     }
 
-    /// Runs a server that answers until all others have drained, for readiness, metrics and whatever
-    /// an operator asks meanwhile.
+    /// Runs a server that answers until all others have drained: for readiness, metrics, and the
+    /// questions of an operator meanwhile.
     ///
     /// A signal stops the others, and their end stops this one. Its drain takes at most as long as
     /// the others have left of their grace. A second signal ends it at once, like the others. At a
@@ -377,7 +378,7 @@ impl Process {
         self
     }
 
-    /// Listens, serves, and returns when the server was stopped and has drained, and with it those
+    /// Listens, serves, and returns when the server was stopped and has drained, and so have those
     /// of [`Process::also`] and [`Process::admin`].
     ///
     /// The first signal stops the server, the second aborts it at once (rule S14); those within
@@ -399,8 +400,9 @@ impl Process {
     ///
     /// Returns what the operating system says if an address cannot be listened on, a signal cannot
     /// be handled, a thread cannot be started, or the pid file cannot be written. Returns
-    /// [`InvalidInput`](std::io::ErrorKind::InvalidInput) if there is nothing to listen on. After
-    /// the drain, if a source of connections ([`Listener::from_stream`](crate::Listener::from_stream)) has panicked.
+    /// [`InvalidInput`](std::io::ErrorKind::InvalidInput) if there is nothing to listen on. Returns
+    /// an error after the drain if a source of connections
+    /// ([`Listener::from_stream`](crate::Listener::from_stream)) has panicked.
     ///
     /// # Examples
     ///

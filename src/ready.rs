@@ -26,8 +26,8 @@ use crate::under_keeper;
 /// stop, and [`Server::serve`] returns when they have drained. If the process has no server, the
 /// keeper stops it by SIGTERM, like any other program.
 ///
-/// Call [`signals`](crate::signals) first. As soon as this process is ready, a signal may come, which
-/// would kill it otherwise. `examples/restart.rs` is a whole program.
+/// Call [`signals`](crate::signals) first. As soon as this process is ready, a signal may come,
+/// which would kill it otherwise. `examples/restart.rs` is a whole program.
 ///
 /// Without a keeper and a manager, this does nothing. A second call does no harm, because a keeper
 /// counts only the first.
@@ -42,7 +42,8 @@ use crate::under_keeper;
 ///
 /// Returns [`io::ErrorKind::WouldBlock`] if the message could not be sent now. Try again then.
 /// Returns what the operating system says if there is no descriptor left to give the keeper a
-/// socket, and [`io::ErrorKind::InvalidInput`] if it has bound more than 253, which no keeper takes.
+/// socket, and [`io::ErrorKind::InvalidInput`] if it has bound more than 253, which no keeper
+/// takes.
 ///
 /// # Examples
 ///

@@ -31,8 +31,8 @@ impl Server {
     ///
     /// A handler that blocks the thread which polls this keeps everything on that thread waiting:
     /// other requests, the deadline, and signals too if [`Shutdown::obey`](crate::Shutdown::obey)
-    /// runs there. Use [`run`](crate::run), or [`Server::executor`] with threads of its own, if that
-    /// may happen. The logger must never block either: see [`LogWriter`](crate::LogWriter).
+    /// runs there. Use [`run`](crate::run), or [`Server::executor`] with threads of its own, if
+    /// that may happen. The logger must never block either: see [`LogWriter`](crate::LogWriter).
     ///
     /// # Errors
     ///
@@ -41,8 +41,8 @@ impl Server {
     /// before the server serves any connection.
     ///
     /// If a source of connections ([`Listener::from_stream`](crate::Listener::from_stream)) panics.
-    /// The server then stops by itself, and the error comes after the drain. The [`Outcome`] is then
-    /// only in the log.
+    /// The server then stops by itself, and the error comes after the drain. The [`Outcome`] is
+    /// then only in the log.
     ///
     /// # Cancel safety
     ///

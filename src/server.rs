@@ -139,12 +139,12 @@ impl Server {
     }
 
     /// Lets `observe` hear of each exchange, once it is over: for an access log or metrics, also of
-    /// what no handler ever sees (400, 408, 431, 501 and so on). By default nothing is measured, and
-    /// that costs nothing. A second call replaces the first.
+    /// what no handler ever sees (400, 408, 431, 501 and so on). By default nothing is measured,
+    /// and that costs nothing. A second call replaces the first.
     ///
     /// `observe` runs on the thread that serves the connection, so it must not block: write logs
-    /// through a [`LogWriter`](crate::LogWriter). If it panics, the log says so, and the server goes
-    /// on.
+    /// through a [`LogWriter`](crate::LogWriter). If it panics, the log says so, and the server
+    /// goes on.
     ///
     /// # Examples
     ///
@@ -196,7 +196,7 @@ impl Server {
     /// or with work of the program's own. Without a handle only signals under [`run`](crate::run),
     /// a keeper, and the end of its future stop a server.
     ///
-    /// Servers that share a latch drain together, with the same three times. They have drained when
+    /// Servers that share a latch drain together, with the same four times. They have drained when
     /// nobody holds the latch any more. Each outcome counts what all of them have finished. If a
     /// server has to answer while the others drain, give it a latch of its own and stop it after
     /// the others.

@@ -96,8 +96,8 @@ async fn read<T>(parent: &Parent, running: &Running) -> T {
     }
 }
 
-/// Asks the kernel for no signal when the keeper ends (rule K6), because the channel tells that. In a
-/// stop the signal would be the second one, and would cut the requests. Works on the main thread,
+/// Asks the kernel for no signal when the keeper ends (rule K6), because the channel tells that. In
+/// a stop the signal would be the second one, and would cut the requests. Works on the main thread,
 /// which alone gets the signal.
 fn leave_the_end_of_the_keeper_to_the_channel() {
     #[cfg(target_os = "linux")]

@@ -1,4 +1,4 @@
-//! What a handler may know of its connection: the listener, the local address, HTTPS, and what a
+//! The connection, as a handler may know it: the listener, the local address, HTTPS, and what a
 //! source or a wrapper has attached. No client can forge any of it.
 
 mod common;

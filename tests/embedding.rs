@@ -1,8 +1,8 @@
 //! The calls that the tables of `docs/embedding.md` offer compile as they stand there.
 //!
-//! Each call stands in the module `calls` once more, where it is compiled and never made, and a test
-//! looks for it there. The blocks of the page are doctests. The block for tide is compiled by a test
-//! of its own, because a program of this crate should not have to build tide.
+//! Each call stands in the module `calls` once more, where it is compiled and never made, and a
+//! test looks for it there. The blocks of the page are doctests. The block for tide is compiled by
+//! a test of its own, because a program of this crate should not have to build tide.
 
 mod common;
 

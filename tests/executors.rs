@@ -1,8 +1,7 @@
 //! Where handlers run: each kind of executor that a server takes, and handlers that stay on one
 //! thread (`Server::local`).
 //!
-//! A handler says by the name of its thread where it runs. What has to be dropped there says by the
-//! same name that it was.
+//! A handler says by the name of its thread where it runs, and so does a value where it is dropped.
 
 mod common;
 
@@ -126,7 +125,7 @@ impl Drop for SaysWhere {
 impl Local {
     /// `/count` counts, `/panic` panics, and `/panic-at-once` does so before there is a future.
     /// `/wait` waits for ever, and `/guarded` does so with a guard. `/until-stop` waits for the
-    /// stop. What waits says where it is dropped.
+    /// stop. A handler that waits says where it is dropped.
     fn start(shutdown: &Shutdown) -> Self {
         let (tell_dropped, dropped) = mpsc::channel();
         let (send, server) = mpsc::channel();

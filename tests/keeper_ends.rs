@@ -199,8 +199,8 @@ fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
     });
 }
 
-/// A keeper that is killed while its child drains, as by a launcher whose limit is too short, costs the
-/// child nothing: its requests end within its own grace.
+/// A keeper that is killed while its child drains, as by a launcher whose limit is too short, costs
+/// the child nothing: its requests end within its own grace.
 #[test]
 fn a_keeper_that_is_killed_in_a_drain_cuts_nothing() {
     over_both(|over| {

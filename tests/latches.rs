@@ -75,8 +75,8 @@ fn dropping_the_server_drops_its_event() {
 
 // ── Children ────────────────────────────────────────────────────────────────────────────────
 
-/// One of two servers is stopped alone. The stop of both finds the other, and one outcome counts
-/// what both have finished.
+/// Two servers: the first is stopped alone, the second by the stop of both. Its outcome counts what
+/// both have finished.
 #[test]
 fn a_server_on_a_child_latch_can_be_stopped_alone() {
     let parent = quick();

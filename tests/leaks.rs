@@ -98,7 +98,8 @@ fn an_idle_connection_owns_no_buffer() {
     const ROUND: u64 = 200;
     let mut server = Program::server(&["--work", "0s"]);
     let mut idle = Vec::new();
-    // Something else may grow in a round, such as a table of connections; buffers grow in all of them.
+    // Something else may grow in a round, such as a table of connections; buffers grow in all of
+    // them.
     let least = (0..4).map(|_| {
         let before = private_memory(&server);
         let mut clients: Vec<_> = (0..ROUND).map(|_| server.connect()).collect();

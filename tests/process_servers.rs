@@ -1,5 +1,5 @@
-//! Several servers of one process under `run`: one stop for all, and an admin server that answers
-//! until the others have drained.
+//! Several servers of one process under `run` (rule S26): one stop for all, and an admin server that
+//! answers until the others have drained.
 
 mod common;
 
@@ -91,8 +91,8 @@ fn the_admin_server_answers_until_the_others_have_drained() {
     assert!(is_refused(addresses[1]));
 }
 
-/// An admin server that could take its own grace would make the process longer than the operator has
-/// allowed.
+/// An admin server that could take its own grace would make the process longer than the operator
+/// has allowed.
 #[test]
 fn the_admin_server_has_what_the_others_leave_of_their_grace() {
     let shutdown = Shutdown::new().grace(Duration::from_millis(50)).linger(Duration::ZERO);

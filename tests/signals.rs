@@ -7,10 +7,12 @@
 
 mod common;
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,7 +21,8 @@ use std::time::Duration;
 
 use common::{
     Client, Directory, End, PATIENCE, ProcessId, Program, SERVER, STOP_SIGNALS, ask_unix, end_of,
-    for_each, handle_ignored_signals, in_flight, is_refused, pass_repeat_window, wait_until,
+    for_each, handle_ignored_signals, in_flight, is_refused, output, pass_repeat_window, text,
+    wait_until,
 };
 use rustix::process::Signal;
 use socket2::SockRef;
@@ -493,7 +496,7 @@ fn bad_usage_is_exit_2() {
     let (_, _, stderr) = run(&["--frobnicate"], &[]);
     assert!(stderr.contains("Usage: smol-graceful"), "{stderr}");
     let (_, _, stderr) = run(&["kep", "--", "true"], &[]);
-    assert!(stderr.contains("the commands are `keep` and `check`"), "{stderr}");
+    assert!(stderr.contains("the commands are `keep`, `check` and `generate`"), "{stderr}");
 }
 
 #[test]
@@ -523,6 +526,9 @@ fn every_flag_has_its_variable() {
         "SYN_FILTER",
         "KEEPALIVE",
         "THREADS",
+        "STREAM_GRACE",
+        "ACCESS_LOG_FORMAT",
+        "ADMIN",
     ] {
         let name = format!("SMOL_GRACEFUL_{name}");
         let (status, _, stderr) = run(&[], &[(&name, "nonsense")]);
@@ -532,6 +538,18 @@ fn every_flag_has_its_variable() {
     // The argument is wrong, whatever the variable says.
     let (_, _, stderr) = run(&["--grace", "soon"], &[("SMOL_GRACEFUL_GRACE", "1s")]);
     assert!(!stderr.contains("variable"), "{stderr}");
+    // A keeper's variable, whatever the arguments of its program are, and bytes that are no text.
+    let mut command = Command::new(SERVER);
+    command.args(["keep", "--", "true", "--patience", "1s"]);
+    command.env("SMOL_GRACEFUL_KEEP_PATIENCE", "5");
+    let (status, _, stderr) = Bare::start(&mut command).output();
+    assert_eq!(status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("(from the variable SMOL_GRACEFUL_KEEP_PATIENCE)"), "{stderr}");
+    let mut command = Command::new(SERVER);
+    command.env("SMOL_GRACEFUL_GRACE", OsStr::from_bytes(b"\xff"));
+    let (status, _, stderr) = Bare::start(&mut command).output();
+    assert_eq!(status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("The value comes from the variable SMOL_GRACEFUL_GRACE."), "{stderr}");
     // A variable that is misspelt.
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0"]).env("SMOL_GRACEFUL_THREDS", "2");
@@ -549,6 +567,149 @@ fn every_flag_has_its_variable() {
     server.signal(Signal::INT);
     assert_eq!(server.exit_code(), 1, "{server}");
     assert!(server.log().contains("timed out after "), "{server}");
+}
+
+/// A number without its unit is the usual mistake.
+#[test]
+fn a_wrong_duration_costs_a_line_with_a_right_one() {
+    for args in [
+        &["--grace", "30"][..],
+        &["--work", "soon"],
+        &["keep", "--patience", "30", "true"],
+        &["check", "--duration", "5", "127.0.0.1:1"],
+    ] {
+        let (status, _, stderr) = run(args, &[]);
+        assert_eq!(status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("such as 300ms, 2s or 1m30s"), "{stderr}");
+    }
+}
+
+/// `--check` finds what would go wrong, disturbs nobody, and leaves nothing behind.
+#[test]
+fn a_check_tries_everything_and_leaves_nothing() {
+    let directory = Directory::new();
+    let (pid_file, socket) = (directory.join("app.pid"), directory.join("app.sock"));
+    let unix = format!("unix:{}", socket.display());
+    let pid_flag = ["--pid-file", pid_file.to_str().unwrap()];
+    let args = [&["--check", "--listen", "127.0.0.1:0", "--listen", &unix][..], &pid_flag].concat();
+    let (status, said, stderr) = run(&args, &[("SMOL_GRACEFUL_GRACE", "1m")]);
+    assert_eq!((status.code(), stderr.as_str()), (Some(0), ""), "{said}");
+    for line in [
+        concat!("smol-graceful ", env!("CARGO_PKG_VERSION"), "\n"),
+        "okay  listens on 127.0.0.1:",
+        &format!("okay  listens on {unix}\n"),
+        &format!("okay  writes the pid file {}\n", pid_file.display()),
+        "at a stop: lame duck 0s, grace 1m, linger 100ms\n",
+        "\nit would start\n",
+    ] {
+        assert!(said.contains(line), "{line} in {said}");
+    }
+    assert_eq!(directory.path().read_dir().unwrap().count(), 0, "{said}");
+
+    // A server that runs keeps its address, its socket's file and its pid file.
+    let args = [&["--work", "0s", "--listen", &unix][..], &pid_flag].concat();
+    let mut server = Program::server(&args);
+    wait_until("the pid file is there", || pid_file.exists());
+    let addr = server.addr.to_string();
+    let args = [&["--check", "--listen", &addr, "--listen", &unix][..], &pid_flag].concat();
+    let (status, said, _) = run(&args, &[]);
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert_eq!(said.matches("WRONG cannot listen on ").count(), 2, "{said}");
+    assert!(said.ends_with("\nit would not start\n"), "{said}");
+    assert_eq!(ask_unix(&socket), "okay");
+    assert_eq!(std::fs::read_to_string(&pid_file).unwrap(), format!("{}\n", server.pid()));
+    server.stop();
+
+    let missing = directory.join("missing/app.pid");
+    let (status, said, _) = run(&["--check", "--pid-file", missing.to_str().unwrap()], &[]);
+    assert!(status.code() == Some(1) && said.contains("WRONG cannot write the pid file"), "{said}");
+}
+
+#[test]
+fn a_keeper_checks_too() {
+    let args = ["keep", "--check", "--listen", "127.0.0.1:0", "--restart-on", "HUP", "--", "sh"];
+    let (status, said, _) = run(&args, &[]);
+    assert_eq!(status.code(), Some(0), "{said}");
+    for line in ["okay  listens on 127.0.0.1:0 for the program\n", "/sh\n", "restarts at HUP\n"] {
+        assert!(said.contains(line), "{line} in {said}");
+    }
+    let (status, said, _) = run(&["keep", "--check", "--", "no-such-program"], &[]);
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("WRONG cannot start no-such-program: "), "{said}");
+}
+
+#[test]
+fn man_pages_and_completions_are_printed() {
+    for (args, parts) in [
+        (&["man"][..], [".TH smol-graceful 1", "SMOL_GRACEFUL_LAME_DUCK"]),
+        (&["man", "keep"], [".TH smol-graceful-keep 1", "SMOL_GRACEFUL_KEEP_READY"]),
+        (&["man", "check"], [".TH smol-graceful-check 1", "seamless"]),
+        (&["bash"], ["complete -F _smol__graceful", "--restart-on"]),
+        (&["zsh"], ["#compdef smol-graceful", "--seamless"]),
+        (&["fish"], ["complete -c smol-graceful", "lame-duck"]),
+    ] {
+        let (status, said, stderr) = run(&[&["generate"], args].concat(), &[]);
+        assert_eq!((status.code(), stderr.as_str()), (Some(0), ""), "{args:?}");
+        assert!(parts.iter().all(|part| said.contains(part)), "{args:?}: {said}");
+    }
+    assert_eq!(run(&["generate"], &[]).0.code(), Some(2));
+    assert_eq!(run(&["generate", "csh"], &[]).0.code(), Some(2));
+}
+
+/// On a terminal, unless the operator has asked for plain text, and never in a file or a pipe.
+#[test]
+fn lines_are_in_colour_on_a_terminal() {
+    for_each(
+        [("true", "xterm", "", true), ("true", "xterm", "1", false), ("true", "dumb", "", false)],
+        |(end, term, no_color, is_coloured)| {
+            let mut command = Command::new("script");
+            // The keeper's only process ends at once, so that the log is short.
+            command.args(["-qec", &format!("{SERVER} keep -- {end}"), "/dev/null"]);
+            command.env("TERM", term).env("NO_COLOR", no_color);
+            let said = text(&output(&mut command).stdout);
+            assert!(said.contains("keeper: "), "{said}");
+            assert_eq!(said.contains("\x1b["), is_coloured, "{said}");
+        },
+    );
+    let (_, _, log) = run(&["keep", "--", "true"], &[("TERM", "xterm")]);
+    assert!(log.contains("keeper: ") && !log.contains('\x1b'), "{log}");
+}
+
+#[test]
+fn the_first_line_has_the_version() {
+    let mut server = Program::server(&[]);
+    server.stop();
+    let log = server.log();
+    let version = concat!("] smol-graceful ", env!("CARGO_PKG_VERSION"));
+    assert!(log.lines().next().unwrap().ends_with(version), "{log}");
+}
+
+/// A browser that waits for `GET /` is explained, and short work leaves the log alone.
+#[test]
+fn long_work_is_told_of() {
+    let mut server = Program::server(&["--work", "1s"]);
+    let mut client = server.connect();
+    let named = format!("GET / from {}: ", local(&client));
+    assert_eq!(client.get("/").response().text(), "okay");
+    server.stop();
+    let log = server.log();
+    let lines: Vec<_> = log.lines().filter_map(|line| line.split_once(&named)).collect();
+    let lines: Vec<_> = lines.into_iter().map(|(_, words)| words).collect();
+    assert!(
+        matches!(lines[..], ["works for 1s", end] if end.starts_with("has worked for ")),
+        "{log}"
+    );
+
+    let mut server = Program::server(&["--work", "60s", "--grace", "0s"]);
+    let _client = in_flight(server.addr, "/");
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), 1, "{server}");
+    assert!(server.log().contains(": was dropped after "), "{server}");
+
+    let mut server = Program::server(&["--work", "1ms"]);
+    assert_eq!(server.connect().get("/").response().text(), "okay");
+    server.stop();
+    assert!(!server.log().contains("GET / from "), "{server}");
 }
 
 /// A flag is nearer than the environment.
@@ -614,11 +775,13 @@ fn every_route_answers() {
         ("/livez", 200, "live\n"),
         ("/readyz", 200, "ready\n"),
         ("/stream?every=20ms&count=3", 200, "tick 1\ntick 2\ntick 3\n"),
-        ("/nothing", 404, "Not Found\n"),
     ] {
         let response = client.get(path).response();
         assert_eq!((response.status, response.text().as_str()), (status, body), "{path}");
     }
+    let response = client.get("/nothing").response();
+    let begin = "Not Found; try:\nGET /\nGET /work?for=300ms\n";
+    assert!(response.status == 404 && response.text().starts_with(begin), "{response:?}");
     for path in ["/work?for=x", "/work", "/stream?every=x", "/stream?count=x"] {
         assert_eq!(client.get(path).response().status, 400, "{path}");
     }

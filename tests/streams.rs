@@ -1,13 +1,14 @@
 //! Streams that are silent in the drain (`Shutdown::stream_grace`, rule S28): upgraded connections,
 //! and responses whose body is awaited.
 //!
-//! The servers here have a stream grace that is over at once, and a grace that outlasts the test, so
-//! a stream that the server does not close makes its test fail. The registry's own tests have the
-//! cases in which time matters, with times of their own.
+//! The servers here have a stream grace that is over at once, and a grace that outlasts the test,
+//! so a stream that the server does not close makes its test fail. The registry's own tests have
+//! the cases in which time matters, with times of their own.
 
 mod common;
 
 use std::io;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use common::{
@@ -15,7 +16,9 @@ use common::{
     upgrading, wait_for_close, wait_until,
 };
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt, stream};
-use smol_graceful::{Outcome, Request, Server, Shutdown, Token, WorkKind, stream_body};
+use smol_graceful::{
+    ExchangeEnding, Outcome, Request, Server, Shutdown, Token, WorkKind, stream_body,
+};
 
 const EVENTS: &str = "GET /events HTTP/1.1\r\nHost: test\r\n\r\n";
 
@@ -71,7 +74,7 @@ fn a_silent_upgraded_connection_is_closed() {
     assert_closed(&server.outcome(), 1);
 }
 
-/// Server-sent events whose handler does not look at its token. What was sent has arrived, and
+/// Server-sent events whose handler does not look at its token. The client has got the events, and
 /// nothing looks like a proper end.
 #[test]
 fn a_silent_response_is_closed() {
@@ -83,6 +86,31 @@ fn a_silent_response_is_closed() {
         assert_eq!((&rest[..], end), (&b""[..], End::Reset));
     }
     assert_closed(&server.outcome(), 3);
+}
+
+/// The client did not get all of the response. The other protocol has ended, however it did.
+#[test]
+fn an_observer_hears_how_a_silent_stream_ended() {
+    for (head, expected) in
+        [(EVENTS, ExchangeEnding::Cut), (UPGRADE_HEAD, ExchangeEnding::Upgraded)]
+    {
+        let (send, heard) = mpsc::channel();
+        let server = Server::new(|request: Request| async move {
+            match request.url().path() {
+                "/" => upgrading()(request).await,
+                _ => Ok(stream_body(stream::pending::<io::Result<String>>()).into()),
+            }
+        });
+        let server = server.observe(move |exchange| send.send(exchange.ending()).unwrap());
+        let server = Running::of(server.stopped_by(&impatient_with_streams()));
+        let mut client = server.connect();
+        client.send(head).take_to(b"\r\n\r\n").unwrap();
+        server.shutdown.stop();
+        client.rest();
+        drop(client);
+        assert_closed(&server.outcome(), 1);
+        assert_eq!(heard.try_iter().collect::<Vec<_>>(), [expected]);
+    }
 }
 
 /// Another kind of work may take its time: a handler, a guard, and a client that sends slowly.
@@ -139,8 +167,8 @@ fn a_stream_that_takes_leave_is_not_counted() {
     assert!(!outcome.to_string().contains("silent"), "{outcome}");
 }
 
-/// The handler hears of the stop in the lame duck. Its streams have time until that is over, and new
-/// clients are served.
+/// The handler hears of the stop in the lame duck. Its streams have time until that is over, and
+/// new clients are served.
 #[test]
 fn a_lame_duck_closes_no_stream() {
     let server = one_event(&impatient_with_streams().lame_duck(Duration::MAX));

@@ -20,7 +20,7 @@ use crate::stop::seat::Seat;
 use crate::wire::asked::Asked;
 use crate::wire::head::Head;
 use crate::wire::response::{Reply, plain, upgrades};
-use crate::wire::{Begun, Broken, Gate, Idle, Movable, Now, Rest};
+use crate::wire::{Begun, Broken, Gate, Idle, Movable, OpenExchange, Rest};
 
 /// How the active phase of a connection ends, if the connection goes on.
 pub(super) enum Behind {
@@ -89,14 +89,14 @@ impl<'a> Active<'a> {
         let head = match self.gate.head(longest_body).await.map_err(Instead::Refuse)? {
             Begun::Head(head) => head,
             Begun::Leave => {
-                self.gate.note(|now| now.ends_as(ExchangeEnding::HandedOver));
+                self.gate.note(|open| open.ends_as(ExchangeEnding::HandedOver));
                 return Ok(Next::Leave);
             }
             Begun::End => return Err(Instead::End),
         };
-        self.gate.note(|now| now.head(&head));
+        self.gate.note(|open| open.got_head(&head));
         let answer = ask(service, &self.gate, &head).map_err(Instead::Refuse)?;
-        self.gate.note(Now::call);
+        self.gate.note(OpenExchange::called);
         let answered = async { Some(answer.await) };
         let gone = async {
             self.gate.tend().await;
@@ -118,7 +118,7 @@ impl<'a> Active<'a> {
             reply.announce_close();
         }
         self.gate.respond(&mut reply).await.map_err(|broken| self.give_up(broken))?;
-        self.gate.note(Now::responded);
+        self.gate.note(OpenExchange::has_responded);
         if self.seat.orders.is_stopping() {
             self.gate.flush().await.map_err(|_| Instead::End)?;
             service.shutdown.finished();
@@ -151,8 +151,8 @@ impl<'a> Active<'a> {
     ) -> Result<Reply, Instead> {
         let panicked = matches!(answered, Err(Failure::Panic));
         match &mut answered {
-            Ok(response) => self.gate.note(|now| now.answered(response)),
-            Err(Failure::Panic) => self.gate.note(|now| now.ends_as(ExchangeEnding::Panicked)),
+            Ok(response) => self.gate.note(|open| open.answered(response)),
+            Err(Failure::Panic) => self.gate.note(|open| open.ends_as(ExchangeEnding::Panicked)),
             Err(Failure::Error(_)) => {}
         }
         let response = answered.unwrap_or_else(|failure| apology(&self.gate, &failure));
@@ -245,7 +245,7 @@ impl<'a> Active<'a> {
             if was_silent {
                 self.service.shutdown.stream_closed();
             }
-            self.gate.note(|now| now.ends_as(ExchangeEnding::Upgraded));
+            self.gate.note(|open| open.ends_as(ExchangeEnding::Upgraded));
             self.gate.finish_exchange();
         }
     }

@@ -70,8 +70,8 @@ impl Leaving {
         Ok((Movable { transport: Transport::of(socket)?.0, ahead }, counted))
     }
 
-    /// Gives the connection up, because its socket is the successor's, or because the server aborts.
-    /// At an abort, the outcome names a connection that holds a request as cut (rule S13).
+    /// Gives the connection up, because its socket is the successor's, or because the server
+    /// aborts. At an abort, the outcome names a connection that holds a request as cut (rule S13).
     pub(crate) fn abandon(self) {
         let holds_request =
             has_begun(&self.ahead) || ioctl_fionread(&self.socket).is_ok_and(|waiting| waiting > 0);

@@ -19,7 +19,7 @@ use crate::stream::transport::{Peer, Transport};
 pub(crate) struct Accepted {
     pub(crate) transport: Transport,
     pub(crate) peer: Peer,
-    /// What the source says of it.
+    /// The facts that the source tells of it.
     pub(crate) facts: Facts,
 }
 

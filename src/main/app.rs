@@ -3,14 +3,27 @@
 //! Invariant: nothing here blocks its thread or keeps a body in memory. This file knows nothing of
 //! connections, signals and settings, apart from how long `/` works.
 
-use std::time::Duration;
+use std::fmt;
+use std::time::{Duration, Instant};
 
 use futures_lite::{Stream, StreamExt, stream};
 use http_types::Method;
 use http_types::headers::{ALLOW, CONTENT_TYPE};
 use humantime::parse_duration;
 use smol::Timer;
-use smol_graceful::{Body, Request, Response, StatusCode, Token, probe, stream_body};
+use smol_graceful::{Body, Peer, Request, Response, StatusCode, Token, probe, stream_body};
+
+/// What the answer to an unknown path lists.
+const ROUTES: &str = "\
+    GET /\n\
+    GET /work?for=300ms\n\
+    POST /echo\n\
+    GET /stream?every=100ms&count=50\n\
+    GET /livez\n\
+    GET /readyz\n";
+
+/// A request to `/` that works for so long has two lines in the log.
+const LONG: Duration = Duration::from_secs(1);
 
 /// Answers one request; `/` works for as long as `work`.
 pub(crate) async fn handle(work: Duration, request: Request) -> http_types::Result<Response> {
@@ -20,14 +33,14 @@ pub(crate) async fn handle(work: Duration, request: Request) -> http_types::Resu
         return Ok(response);
     }
     let path = request.url().path();
-    let Some(allowed) = allowed(path) else { return Ok(status(StatusCode::NotFound)) };
+    let Some(allowed) = allowed(path) else { return Ok(not_found()) };
     Ok(match (request.method(), path) {
         (Options, _) => allow(Response::new(StatusCode::NoContent), allowed),
-        (Get | Head, "/") => okay(work).await,
+        (Get | Head, "/") => page(&request, work).await,
         (Get | Head, "/work") => work_for(&request).await,
         (Get | Head, "/stream") => tick(&request),
         (Post, "/echo") => echo(request).await,
-        (_, "/*") => status(StatusCode::NotFound),
+        (_, "/*") => not_found(),
         _ => allow(status(StatusCode::MethodNotAllowed), allowed),
     })
 }
@@ -43,7 +56,58 @@ fn allowed(path: &str) -> Option<&'static str> {
     }
 }
 
-/// Answers `GET /`: works without blocking its thread.
+/// Answers `GET /`: works as long as the operator says. The log tells of long work, so that
+/// somebody who waits for a page finds out why.
+async fn page(request: &Request, work: Duration) -> Response {
+    let told = (work >= LONG).then(|| Told::begin(request, work));
+    let response = okay(work).await;
+    if let Some(told) = told {
+        told.end();
+    }
+    response
+}
+
+/// A request whose work the log tells of, also if the work does not come to its end.
+struct Told {
+    request: String,
+    began: Instant,
+    is_over: bool,
+}
+
+impl Told {
+    fn begin(request: &Request, work: Duration) -> Self {
+        let told = Self {
+            request: format!("{} / from {}", request.method(), Peer::of(request)),
+            began: Instant::now(),
+            is_over: false,
+        };
+        log::info!("{told}: works for {}", humantime::format_duration(work));
+        told
+    }
+
+    fn end(mut self) {
+        self.is_over = true;
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.request)
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let took = self.began.elapsed().as_secs_f64();
+        if self.is_over {
+            log::info!("{self}: has worked for {took:.1} s");
+        } else {
+            log::info!("{self}: was dropped after {took:.1} s");
+        }
+    }
+}
+
+/// Works without blocking its thread.
 async fn okay(work: Duration) -> Response {
     Timer::after(work).await;
     text(StatusCode::Ok, "okay")
@@ -109,6 +173,11 @@ fn parameter(request: &Request, name: &str) -> Option<String> {
     pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
 }
 
+/// Returns a response that says which routes there are.
+fn not_found() -> Response {
+    text(StatusCode::NotFound, format!("Not Found; try:\n{ROUTES}"))
+}
+
 /// Returns a response with nothing to say but its status.
 fn status(status: StatusCode) -> Response {
     text(status, format!("{}\n", status.canonical_reason()))
@@ -134,6 +203,7 @@ mod tests {
 
     #[test]
     fn every_route_answers() {
+        let not_found = format!("Not Found; try:\n{ROUTES}");
         for (method, target, status, body) in [
             (Method::Get, "/", 200, "okay"),
             (Method::Get, "/?x=y", 200, "okay"),
@@ -145,9 +215,9 @@ mod tests {
             (Method::Get, "/readyz", 200, "ready\n"),
             (Method::Options, "/", 204, ""),
             (Method::Options, "/*", 204, ""),
-            (Method::Get, "/nothing", 404, "Not Found\n"),
-            (Method::Get, "/*", 404, "Not Found\n"),
-            (Method::Get, "/work/", 404, "Not Found\n"),
+            (Method::Get, "/nothing", 404, &*not_found),
+            (Method::Get, "/*", 404, &*not_found),
+            (Method::Get, "/work/", 404, &*not_found),
             (Method::Get, "/echo", 405, "Method Not Allowed\n"),
             (Method::Post, "/", 405, "Method Not Allowed\n"),
         ] {

@@ -8,9 +8,11 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::iter;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, Parser};
+use humantime::parse_duration;
 use smol_graceful::{Address, LogWriter};
 
 use crate::log;
@@ -27,10 +29,8 @@ pub(crate) fn read<Settings: Parser>() -> Result<Settings, ExitCode> {
         Some(name) if is_empty(name) => arg.env(None::<&str>),
         _ => arg,
     });
-    let name = OsString::from(command.get_name());
-    // The name of a subcommand is two words of the line.
-    let words = env::args_os().skip(command.get_name().split(' ').count());
-    let read = command.try_get_matches_from(iter::once(name).chain(words));
+    let words = words(&command);
+    let read = command.try_get_matches_from(words);
     let settings = read.and_then(|matches| Settings::from_arg_matches(&matches));
     settings.map_err(|error| usage::<Settings>(&error))
 }
@@ -75,23 +75,41 @@ fn advice(command: &Command, error: &clap::Error) -> Option<&'static str> {
         return None;
     }
     match command.get_positionals().next() {
-        None => Some(": the commands are `keep` and `check`"),
+        None => Some(": the commands are `keep`, `check` and `generate`"),
         Some(_) => Some(": write `--` in front of COMMAND"),
     }
 }
 
 /// Returns the variable that holds the wrong value, if no argument does.
 fn variable<Settings: Parser>(error: &clap::Error) -> Option<String> {
-    let Some(ContextValue::String(named)) = error.get(ContextKind::InvalidArg) else { return None };
-    let flag = named.split(' ').next()?;
-    let mut words = env::args_os().map(|word| word.to_string_lossy().into_owned());
-    if words.any(|word| word.split('=').next() == Some(flag)) {
-        return None;
-    }
     let command = Settings::command();
-    let arg = command.get_arguments().find(|arg| arg.get_long() == flag.strip_prefix("--"))?;
-    let name = arg.get_env()?;
-    env::var_os(name).map(|_| name.to_string_lossy().into_owned())
+    let named = error.get(ContextKind::InvalidArg);
+    let arg = command.get_arguments().find(|arg| match named {
+        Some(ContextValue::String(named)) => {
+            named.split([' ', '=']).next().and_then(|flag| flag.strip_prefix("--"))
+                == arg.get_long()
+        }
+        // clap does not say which value is not UTF-8.
+        _ => {
+            let value = arg.get_env().and_then(env::var_os);
+            error.kind() == ErrorKind::InvalidUtf8
+                && value.is_some_and(|text| text.to_str().is_none())
+        }
+    })?;
+    let name = arg.get_env().filter(|name| env::var_os(name).is_some())?;
+    // Without the environment, the arguments are as wrong as with it if they are to blame.
+    let alone = command.clone().mut_args(|arg| arg.env(None::<&str>));
+    let blamed = alone.try_get_matches_from(words(&command)).err();
+    let is_same = |other: clap::Error| {
+        other.kind() == error.kind() && other.get(ContextKind::InvalidArg) == named
+    };
+    (!blamed.is_some_and(is_same)).then(|| name.to_string_lossy().into_owned())
+}
+
+/// Returns the command's name and its arguments. The name of a subcommand is two words of the line.
+fn words(command: &Command) -> impl Iterator<Item = OsString> + use<> {
+    let name = command.get_name();
+    iter::once(OsString::from(name)).chain(env::args_os().skip(name.split(' ').count()))
 }
 
 /// Begins the log of a command, which goes to standard error. It is flushed where it is dropped,
@@ -129,4 +147,10 @@ pub(crate) fn warn_of_unknown_variables<Settings: Parser>(prefix: &str, others: 
 /// Reads an address from among those that commas separate.
 pub(crate) fn address(text: &str) -> Result<Address, String> {
     text.parse().map_err(|error| format!("{error} (a comma separates addresses)"))
+}
+
+/// Reads a duration such as `300ms`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .map_err(|_| "write a number with its unit, such as 300ms, 2s or 1m30s".into())
 }

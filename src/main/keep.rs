@@ -11,9 +11,11 @@ use std::process::{ExitCode, Termination};
 use std::time::Duration;
 
 use clap::Parser;
-use smol_graceful::{Address, Keeper, LogWriter, ReadyWhen, Signal};
+use humantime::{format_duration, parse_duration};
+use smol_graceful::{Address, Keeper, Listener, LogWriter, ReadyWhen, Signal};
 
-use crate::arguments::{address, begin_log, read, warn_of_unknown_variables};
+use crate::arguments::{address, begin_log, duration, read, warn_of_unknown_variables};
+use crate::preview::{Preview, find_program, try_pid_file};
 
 /// Keeps the listening sockets of any program, and starts the program anew at USR2 without
 /// refusing a client.
@@ -35,7 +37,7 @@ use crate::arguments::{address, begin_log, read, warn_of_unknown_variables};
 /// DURATION: such as 300ms, 2s. Logs go to standard error; RUST_LOG says which.
 #[derive(Debug, Parser)]
 #[command(name = "smol-graceful keep", verbatim_doc_comment)]
-struct Settings {
+pub(crate) struct Settings {
     /// Where to listen for the program; several times, or with commas between the addresses
     /// [default: the program listens itself]
     ///
@@ -67,9 +69,10 @@ struct Settings {
         long,
         env = "SMOL_GRACEFUL_KEEP_PATIENCE",
         value_name = "DURATION",
+        value_parser = duration,
         default_value = "30s"
     )]
-    patience: humantime::Duration,
+    patience: Duration,
 
     /// The signals that restart the program: USR2, HUP, USR1 and others, with or without SIG;
     /// several times, or with commas between them
@@ -89,6 +92,11 @@ struct Settings {
     #[arg(long, env = "SMOL_GRACEFUL_KEEP_PID_FILE", value_name = "PATH")]
     pid_file: Option<PathBuf>,
 
+    /// Says what it would do, tries to bind each address and to find the program, lets go of them,
+    /// and ends: with 0 if it would start, and 1 if not
+    #[arg(long)]
+    check: bool,
+
     /// The program, and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -96,7 +104,13 @@ struct Settings {
 
 /// Keeps a program as the command line says. Returns the exit code.
 pub(crate) fn main() -> ExitCode {
-    match read().and_then(|settings| Ok((settings, begin_log()?))) {
+    match read().and_then(|settings: Settings| Ok((settings, begin_log()?))) {
+        Ok((settings, log)) if settings.check => {
+            warn_of_unknown_variables::<Settings>("SMOL_GRACEFUL_KEEP_", &[]);
+            // Before what is printed, so that both stand in order on a terminal.
+            drop(log);
+            preview(&settings).end()
+        }
         Ok((settings, mut log)) => run(&settings, &mut log),
         Err(code) => code,
     }
@@ -106,7 +120,7 @@ fn run(settings: &Settings, log: &mut LogWriter) -> ExitCode {
     warn_of_unknown_variables::<Settings>("SMOL_GRACEFUL_KEEP_", &[]);
     let mut keeper = Keeper::new(settings.command.iter().cloned())
         .ready(settings.ready.clone())
-        .patience(*settings.patience)
+        .patience(settings.patience)
         .restart_on(settings.restart_on.iter().copied());
     for address in &settings.listen {
         keeper = keeper.listen(address.clone());
@@ -124,6 +138,34 @@ fn run(settings: &Settings, log: &mut LogWriter) -> ExitCode {
     }
 }
 
+/// Says what [`run`] would do.
+fn preview(settings: &Settings) -> Preview {
+    let mut preview = Preview::new();
+    for address in &settings.listen {
+        let bound = Listener::bind(address);
+        preview.tried(bound.map(|_| format!("listens on {address} for the program")));
+    }
+    if let Some(name) = settings.command.first() {
+        preview.tried(find_program(name).map(|path| format!("starts {}", path.display())));
+    }
+    if let Some(path) = &settings.pid_file {
+        let writes = format!("writes the pid file {}", path.display());
+        preview.tried(try_pid_file(path).map(|()| writes));
+    }
+    let ready = match &settings.ready {
+        ReadyWhen::Notified => "when it says so (READY=1)".to_owned(),
+        ReadyWhen::After(time) => format!("after {}", format_duration(*time)),
+        ReadyWhen::Answers(url) => format!("when {url} answers"),
+        other => format!("{other:?}"),
+    };
+    let patience = format_duration(settings.patience);
+    preview.say(format_args!("a new process is ready {ready}, and has {patience} for that"));
+    let signals = SIGNALS.into_iter().filter(|(_, signal)| settings.restart_on.contains(signal));
+    let signals: Vec<_> = signals.map(|(name, _)| name).collect();
+    preview.say(format_args!("restarts at {}", signals.join(", ")));
+    preview
+}
+
 /// Reads when a process is ready.
 fn ready(text: &str) -> Result<ReadyWhen, String> {
     if text == "notify" {
@@ -132,26 +174,31 @@ fn ready(text: &str) -> Result<ReadyWhen, String> {
     if text.contains("://") {
         return Ok(ReadyWhen::Answers(text.into()));
     }
-    let time: Duration = *text.parse::<humantime::Duration>().map_err(
+    let time = parse_duration(text).map_err(
         |_| "write `notify`, a time such as `2s`, or a URL such as `http://127.0.0.1:8082/readyz`",
     )?;
     Ok(ReadyWhen::After(time))
 }
 
+/// The signals that may restart a program.
+const SIGNALS: [(&str, Signal); 8] = [
+    ("USR2", Signal::Usr2),
+    ("HUP", Signal::Hup),
+    ("USR1", Signal::Usr1),
+    ("WINCH", Signal::Winch),
+    ("ALRM", Signal::Alarm),
+    ("INT", Signal::Int),
+    ("QUIT", Signal::Quit),
+    ("TERM", Signal::Term),
+];
+
 /// Reads the name of a signal that may restart a program.
 fn signal(text: &str) -> Result<Signal, String> {
     let name = text.trim().to_uppercase();
-    match name.strip_prefix("SIG").unwrap_or(&name) {
-        "USR2" => Ok(Signal::Usr2),
-        "HUP" => Ok(Signal::Hup),
-        "USR1" => Ok(Signal::Usr1),
-        "WINCH" => Ok(Signal::Winch),
-        "ALRM" => Ok(Signal::Alarm),
-        "INT" => Ok(Signal::Int),
-        "QUIT" => Ok(Signal::Quit),
-        "TERM" => Ok(Signal::Term),
-        _ => Err("write USR2, HUP, USR1, WINCH, ALRM, INT, QUIT or TERM".into()),
-    }
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let found = SIGNALS.into_iter().find(|(known, _)| *known == name);
+    let wrong = "write USR2, HUP, USR1, WINCH, ALRM, INT, QUIT or TERM";
+    found.map(|(_, signal)| signal).ok_or_else(|| wrong.into())
 }
 
 #[cfg(test)]
@@ -174,7 +221,7 @@ mod tests {
         let settings = read(&["app"]).unwrap();
         assert_eq!(settings.listen, []);
         assert_eq!(settings.ready, ReadyWhen::Notified);
-        assert_eq!(*settings.patience, Duration::from_secs(30));
+        assert_eq!(settings.patience, Duration::from_secs(30));
         assert_eq!(settings.restart_on, [Signal::Usr2]);
         assert_eq!(settings.pid_file, None);
         assert_eq!(settings.command, ["app"]);

@@ -3,13 +3,15 @@
 //! Invariant: no thread that logs waits for standard error (rule S21), not even in a panic. The
 //! queue is the library's. This file only decides which lines are wanted and what is in them.
 
-use std::io::Write;
+use std::env;
+use std::io::{self, IsTerminal, Write};
 use std::panic;
 use std::process;
 use std::thread;
 
+use anstyle::{AnsiColor, Style};
 use env_logger::{Builder, Target};
-use log::LevelFilter;
+use log::{Level, LevelFilter};
 use smol_graceful::LogWriter;
 
 /// Makes `log` the process's log, also for panics, which would go to standard error otherwise.
@@ -24,9 +26,18 @@ pub(crate) fn install(log: &LogWriter, wanted: &str) {
     let mut builder = Builder::new();
     // Processes that follow one another share a log, so each line says whose it is.
     let pid = process::id();
+    let is_coloured = is_coloured(io::stderr().is_terminal());
     builder.format(move |line, record| {
         let (time, level) = (line.timestamp_millis(), record.level());
-        writeln!(line, "[{time} {pid} {level:<5} {}] {}", record.target(), record.args())
+        let (target, args) = (record.target(), record.args());
+        if !is_coloured {
+            return writeln!(line, "[{time} {pid} {level:<5} {target}] {args}");
+        }
+        let (dim, style) = (Style::new().dimmed(), style(level));
+        writeln!(
+            line,
+            "{dim}[{time} {pid}{dim:#} {style}{level:<5}{style:#} {dim}{target}]{dim:#} {args}"
+        )
     });
     builder.target(Target::Pipe(Box::new(log.clone())));
     let (directives, wrong) = directives(wanted);
@@ -36,6 +47,23 @@ pub(crate) fn install(log: &LogWriter, wanted: &str) {
     builder.init();
     for text in wrong {
         log::warn!("RUST_LOG: `{text}` is neither a level, a module nor module=level");
+    }
+}
+
+/// Returns `true` if the lines are in colour: a person reads them on a terminal that can do it, and
+/// has not asked for plain text (<https://no-color.org>).
+fn is_coloured(is_terminal: bool) -> bool {
+    let is_unset = |name| env::var_os(name).is_none_or(|value| value.is_empty());
+    is_terminal && is_unset("NO_COLOR") && env::var_os("TERM").is_some_and(|term| term != "dumb")
+}
+
+fn style(level: Level) -> Style {
+    match level {
+        Level::Error => AnsiColor::Red.on_default().bold(),
+        Level::Warn => AnsiColor::Yellow.on_default().bold(),
+        Level::Info => AnsiColor::Green.on_default(),
+        Level::Debug => AnsiColor::Blue.on_default(),
+        Level::Trace => AnsiColor::Cyan.on_default(),
     }
 }
 

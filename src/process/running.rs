@@ -49,8 +49,9 @@ impl RunningProcess {
         Self { servers, notify: Notify::from_env(), restart, repeat_window }
     }
 
-    /// Tells the service manager that requests are served, and writes the pid file. Runs on the very
-    /// threads that serve requests. Goes on telling it if the manager has a watchdog.
+    /// Tells the service manager that requests are served, and writes the pid file. Feeds the
+    /// manager's watchdog then, if it has one. Runs on the threads that serve requests, so the
+    /// manager hears nothing if these are stuck.
     pub(super) fn announce(
         &self,
         pid_file: Option<PidWriter>,
@@ -60,14 +61,15 @@ impl RunningProcess {
         announce(self.notify.clone(), listeners, pid_file)
     }
 
-    /// Serves until all servers were stopped and have drained. Returns what all of them have to say,
-    /// or the failure of a source.
+    /// Serves until all servers were stopped and have drained. Returns one outcome for all, or the
+    /// failure of a source.
     pub(super) async fn serve(
         &self,
         signals: impl Stream<Item = Received> + Unpin,
     ) -> Result<Outcome, ServeError> {
-        // Accepting is not the workers' business: what connections keep and what requests need for a
-        // moment are then allocated apart, so many idle connections do not slow down the busy ones.
+        // This thread accepts, and not the workers. So the memory that connections keep and the
+        // memory that requests need for a moment are allocated apart, and many idle connections do
+        // not slow down the busy ones.
         let control = self.control().or(self.obey(signals));
         let outcome = control.or(self.accept()).or(self.obey_keeper()).await;
         match self.servers.iter().find_map(|server| server.failure()) {
@@ -83,11 +85,11 @@ impl RunningProcess {
         let latches: Vec<_> = last.iter().map(|server| &server.service.shutdown).collect();
         let first = async {
             let outcomes = all(first.into_iter().map(|server| self.control_one(server))).await;
-            let left = self.stopped_first().map(|latch| latch.times().grace).max();
+            let grace = self.stopped_first().map(|latch| latch.times().grace).max();
             let took = outcomes.iter().map(|(_, outcome)| outcome.took).max();
-            let left = left.unwrap_or_default().saturating_sub(took.unwrap_or_default());
+            let left = grace.unwrap_or_default().saturating_sub(took.unwrap_or_default());
             for latch in latches {
-                // The process takes no longer than the grace of the servers before.
+                // S26: the process takes no longer than the grace of the servers before.
                 let grace = latch.times().grace.min(left);
                 latch.clone().grace(grace).stop();
             }
@@ -219,8 +221,9 @@ fn any<'a, T: 'a>(futures: impl Iterator<Item = impl Future<Output = T> + 'a>) -
     futures.fold(none, |others, next| Box::pin(others.or(next)))
 }
 
-/// Returns one outcome for several servers. Servers that share a latch have the same one. The outcome
-/// of a latch counts what its child latches have done, but a child may have been cut short alone.
+/// Returns one outcome for several servers. Servers that share a latch have the same one, so it
+/// counts once. The outcome of a latch already counts what its child latches have done, but does
+/// not name what was cut when a child was aborted alone, before.
 fn total(outcomes: Vec<(&Shutdown, Outcome)>) -> Outcome {
     let latches: Vec<_> = outcomes.iter().map(|(latch, _)| *latch).collect();
     let mut counted: Vec<&Shutdown> = Vec::new();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::stop::outcome::{OpenWork, count_of};
 
-/// What holds a latch, in numbers.
+/// The numbers of those that hold a latch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct InFlight {
     /// The number of connections, idle ones too.
@@ -48,13 +48,13 @@ impl fmt::Display for InFlight {
 /// A drain that goes on (rule S20).
 #[derive(Debug)]
 pub(crate) struct Draining {
-    /// What holds the drain open.
+    /// The numbers of those that hold the drain open.
     pub(crate) in_flight: InFlight,
     /// The time left until the rest is cut.
     pub(crate) left: Duration,
     /// The one that has been busy for the longest time.
     pub(crate) oldest: Option<OpenWork>,
-    /// Something has moved since the last report.
+    /// Set if something has moved since the last report.
     pub(crate) is_moving: bool,
 }
 
@@ -71,7 +71,7 @@ impl fmt::Display for Draining {
     }
 }
 
-/// Nobody waits for so long, so a longer time means that there is no limit.
+/// A time of this length or longer means that there is no limit, because nobody waits for so long.
 const WITHOUT_LIMIT: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// When the log says how a drain stands: after 1, 2, 5 and 10 s, and then every 10 s.

@@ -130,16 +130,16 @@ impl Latch {
 
     /// Returns `true` if this latch follows `other`, directly or not.
     pub(crate) fn is_below(&self, other: &Arc<Self>) -> bool {
-        self.latches_above().any(|latch| Arc::ptr_eq(latch, other))
+        self.parents().any(|parent| std::ptr::eq(parent, &**other))
     }
 
-    /// Returns the latches that this one follows, beginning with its parent.
-    fn latches_above(&self) -> impl Iterator<Item = &Arc<Self>> {
+    fn parent(&self) -> Option<&Self> {
+        self.parent.as_ref().map(|parent| &*parent.latch)
+    }
+
+    /// Returns the parent, its parent, and so on.
+    fn parents(&self) -> impl Iterator<Item = &Self> {
         iter::successors(self.parent(), |latch| latch.parent())
-    }
-
-    fn parent(&self) -> Option<&Arc<Self>> {
-        self.parent.as_ref().map(|parent| &parent.latch)
     }
 
     /// Returns the phase, to be looked at without the latch.
@@ -160,7 +160,7 @@ impl Latch {
         Some(Entry { latch: self.clone(), id })
     }
 
-    /// Takes a further holder in beside one of the same kind, which holds the latch open.
+    /// Takes in a further holder beside one of the same kind, which holds the latch open meanwhile.
     pub(crate) fn admit_beside(self: &Arc<Self>, holder: Holder) -> Entry {
         let mut above = None;
         for latch in self.eldest_first() {
@@ -172,8 +172,8 @@ impl Latch {
 
     /// Returns the latches above in the order in which they take a holder in: none of them is
     /// drained while one below has a holder.
-    fn eldest_first(&self) -> Vec<&Arc<Self>> {
-        let mut line: Vec<_> = self.latches_above().collect();
+    fn eldest_first(&self) -> Vec<&Self> {
+        let mut line: Vec<_> = self.parents().collect();
         line.reverse();
         line
     }
@@ -221,17 +221,17 @@ impl Latch {
 
     /// Gives up a holder's place, here and in the latches above.
     fn leave(&self, id: usize) {
-        let mut place = self.leave_alone(id);
-        for latch in self.latches_above() {
-            place = place.and_then(|id| latch.leave_alone(id));
+        let mut place = self.leave_here(id);
+        for latch in self.parents() {
+            place = place.and_then(|id| latch.leave_here(id));
         }
     }
 
     /// Gives up a holder's place here alone. Returns the holder's number in the parent.
-    fn leave_alone(&self, id: usize) -> Option<usize> {
+    fn leave_here(&self, id: usize) -> Option<usize> {
         let mut state = self.state();
         let holder = state.registry.holders.remove(id);
-        let above = self.parent.as_ref().and_then(|_| state.above.remove(&id));
+        let above = self.parent().and_then(|_| state.above.remove(&id));
         let is_last = state.registry.holders.is_empty();
         drop(state);
         if let Some(seat) = holder.seat() {
@@ -255,11 +255,8 @@ impl Latch {
 
     /// Changes what is known of the stop, here and in the latches above.
     pub(crate) fn note(&self, change: impl Fn(&mut LatchState)) {
-        let mut latch = Some(self);
-        while let Some(one) = latch {
-            change(&mut one.state());
-            latch = one.parent.as_ref().map(|parent| &*parent.latch);
-        }
+        change(&mut self.state());
+        self.parents().for_each(|latch| change(&mut latch.state()));
     }
 
     // ── Its moves ───────────────────────────────────────────────────────────────────────────
@@ -275,10 +272,10 @@ impl Latch {
     /// Moves on to *aborting*, and the children too, unless that has happened before. A drain in a
     /// latch above goes on, and its outcome names what was cut here.
     pub(crate) fn abort(&self, ending: DrainEnding) {
-        // No drain above ends before it has heard of that.
+        // A drain above must not end before it has heard of the cuts.
         let above = self.parent.as_ref().and_then(|parent| parent.latch.admit(Holder::Server));
         let cuts = self.abort_with_children(ending);
-        for latch in self.latches_above() {
+        for latch in self.parents() {
             let mut state = latch.state();
             if latch.phase() == Phase::Draining && !cuts.is_empty() {
                 state.interrupted.extend(cuts.iter().cloned());
@@ -288,12 +285,12 @@ impl Latch {
         drop(above);
     }
 
-    /// Returns what may be cut here by this.
+    /// Aborts this latch and its children. Returns the work that this may cut here.
     fn abort_with_children(&self, ending: DrainEnding) -> Vec<Interrupted> {
-        let (cuts, mut followers) = self.cut(ending);
+        let (cuts, mut followers) = self.abort_alone(ending);
         let mut next = 0;
         while let Some(latch) = followers.get(next) {
-            let (_, children) = latch.cut(ending);
+            let (_, children) = latch.abort_alone(ending);
             followers.extend(children);
             next += 1;
         }
@@ -303,16 +300,16 @@ impl Latch {
         cuts
     }
 
-    /// Moves this latch alone on to *aborting*. Returns what may be cut by this, and the children,
-    /// which have to follow.
-    fn cut(&self, ending: DrainEnding) -> (Vec<Interrupted>, Vec<Arc<Self>>) {
+    /// Moves this latch alone on to *aborting*. Returns the work that this may cut, and the
+    /// children, which have to follow.
+    fn abort_alone(&self, ending: DrainEnding) -> (Vec<Interrupted>, Vec<Arc<Self>>) {
         let mut cuts = Vec::new();
         let children = self.advance(Phase::Aborting, |state| {
             // Named before anyone can begin to drop what it holds (rule S13), and not once more if
             // a child was aborted before.
             cuts = state.registry.cuts(Instant::now());
             cuts.retain(|cut| !state.interrupted.iter().any(|known| known.is_same(cut)));
-            state.interrupted.splice(..0, cuts.iter().cloned());
+            state.interrupted.extend(cuts.iter().cloned());
             state.aborted = Some(ending);
         });
         (cuts, children)
@@ -373,7 +370,7 @@ impl Latch {
         Draining {
             in_flight,
             left,
-            oldest: oldest.map(|holder| holder.cut),
+            oldest: oldest.map(|holder| holder.work),
             is_moving: moves.replace(now) != Some(now),
         }
     }

@@ -1,8 +1,8 @@
-//! [`Outcome`]: how a drain ended, what it cost, and the exit code that tells the truth; [`OpenWork`]:
-//! what it has cut.
+//! [`Outcome`]: how a drain ended, as a line and as an exit code; and [`OpenWork`]: work that holds
+//! a drain open, or that the drain has cut.
 //!
-//! A value that must not be lost: it prints as one line and is what `main` returns.
-//! Decides nothing; the latch fills it in.
+//! An outcome is a value that must not be lost: it prints as one line, and `main` returns it.
+//! Decides nothing, because the latch fills it in.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -20,9 +20,9 @@ use crate::stream::transport::Peer;
 
 /// The end of a drain.
 ///
-/// As the value that `main` returns it is the exit code: 0 when drained, 1 otherwise. If it is 1 and
-/// the program has no logger that shows warnings, the outcome then also prints its line on standard
-/// error, so that somebody reads what was cut.
+/// As the value that `main` returns, an outcome is the exit code: 0 when drained, 1 otherwise. If
+/// it is 1, and the program has no logger that shows warnings, the outcome also prints its line on
+/// standard error, so that somebody reads what was cut.
 ///
 /// # Examples
 ///
@@ -55,7 +55,7 @@ pub struct Outcome {
     pub streams_closed: u64,
     /// The signal that began the stop, if it was a signal.
     pub signal: Option<Signal>,
-    /// Everything that was cut, the oldest first. Empty when drained.
+    /// All work that was cut, the oldest first. Empty when drained.
     pub cut: Vec<OpenWork>,
 }
 
@@ -103,6 +103,15 @@ impl Outcome {
     pub fn is_drained(&self) -> bool {
         self.ending == DrainEnding::Drained
     }
+
+    /// Prints the line on standard error (rule S29). Waits 200 ms at most, because an exit must not
+    /// wait for a pipe that nobody reads (rule S21).
+    fn print(&self) {
+        // If no thread can be started for it, the exit code has to do.
+        if let Ok(mut stderr) = LogWriter::new(io::stderr()) {
+            let _ = writeln!(stderr, "{self}");
+        }
+    }
 }
 
 impl Termination for Outcome {
@@ -114,17 +123,6 @@ impl Termination for Outcome {
             self.print();
         }
         ExitCode::FAILURE
-    }
-}
-
-impl Outcome {
-    /// Prints the line on standard error (rule S29). Waits 200 ms at most, because an exit must not
-    /// wait for a pipe that nobody reads (rule S21).
-    fn print(&self) {
-        // Without a thread for it, the exit code has to do.
-        if let Ok(mut stderr) = LogWriter::new(io::stderr()) {
-            let _ = writeln!(stderr, "{self}");
-        }
     }
 }
 
@@ -190,8 +188,8 @@ pub(crate) fn count_of(number: u64, thing: &str) -> String {
 pub struct OpenWork {
     /// A connection or a guard.
     pub kind: WorkKind,
-    /// The time since the request's first byte, or since the guard was taken. Without a request, the
-    /// time since the connection was accepted or fell idle.
+    /// The time since the request's first byte, or since the guard was taken. Without a request,
+    /// the time since the connection was accepted or fell idle.
     pub age: Duration,
 }
 

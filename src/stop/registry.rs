@@ -35,10 +35,10 @@ pub(crate) enum Holder {
     Connection(Watched),
 }
 
-/// A [`OpenWork`] that an abort may make, and the connection that it would hit.
+/// Work that an abort may cut, and the connection that the work is on.
 #[derive(Debug, Clone)]
 pub(crate) struct Interrupted {
-    pub(crate) cut: OpenWork,
+    pub(crate) work: OpenWork,
     /// When the request, the guard or the pause between two requests has begun.
     since: Option<Instant>,
     seat: Option<Arc<Seat>>,
@@ -49,13 +49,13 @@ impl Interrupted {
         Self::new(seat.open_work(now), now, Some(seat.clone()))
     }
 
-    fn new(mut cut: OpenWork, now: Instant, seat: Option<Arc<Seat>>) -> Self {
-        let since = now.checked_sub(cut.age);
-        if let WorkKind::Connection { stage: Stage::Idle, .. } = cut.kind {
+    fn new(mut work: OpenWork, now: Instant, seat: Option<Arc<Seat>>) -> Self {
+        let since = now.checked_sub(work.age);
+        if let WorkKind::Connection { stage: Stage::Idle, .. } = work.kind {
             // If a request turns out to have arrived, that was in this moment.
-            cut.age = Duration::ZERO;
+            work.age = Duration::ZERO;
         }
-        Self { cut, since, seat }
+        Self { work, since, seat }
     }
 
     /// Returns `true` if the two are the same connection, or the same guard or clones of it.
@@ -75,7 +75,7 @@ impl Interrupted {
     }
 }
 
-/// What a sweep has to know.
+/// The facts by which a sweep judges a connection.
 #[derive(Debug)]
 pub(crate) struct Sweep<'a> {
     pub(crate) limits: &'a Limits,
@@ -106,7 +106,7 @@ impl Holder {
         Self::Connection(Watched { seat, seen, seen_at, pace: None })
     }
 
-    /// Returns a holder for the same, in another latch.
+    /// Returns a further holder for the same connection, guard or server, in another latch.
     pub(crate) fn again(&self) -> Self {
         match self {
             Self::Server => Self::Server,
@@ -211,7 +211,7 @@ impl Registry {
             Some(Interrupted::new(holder.open_work(now)?, now, holder.seat().cloned()))
         };
         let mut all: Vec<_> = self.holders.iter().filter_map(cut).collect();
-        all.sort_by_key(|interrupted| Reverse(interrupted.cut.age));
+        all.sort_by_key(|interrupted| Reverse(interrupted.work.age));
         all
     }
 
@@ -258,7 +258,7 @@ impl Watched {
         let has_moved = look.moves() != self.seen;
         if has_moved {
             self.seen = look.moves();
-            // What is sent behind a client's own close is no move any more (rule S28).
+            // S28: bytes sent behind a client's own close are no move.
             if !(streams.is_some() && stage == Stage::Upgraded && self.seat.has_left()) {
                 self.seen_at = now;
             }
@@ -429,8 +429,8 @@ mod tests {
     }
 
     /// Rule S28. A second at a time: the connection's stage, whether it moves in each second, how
-    /// far its client has left, and the second in which it is closed. The grace begins in second 10,
-    /// and a stream may be silent for 5 s.
+    /// far its client has left, and the second in which it is closed. The grace begins in second
+    /// 10, and a stream may be silent for 5 s.
     #[test]
     fn a_stream_is_closed_when_it_was_silent_in_the_drain() {
         use Doing::{Handler, Response, Upgraded};
@@ -482,14 +482,14 @@ mod tests {
         let seat = Seat::new(Peer::from(([127, 0, 0, 1], 9)), orders());
         let registry = registry_with(&seat);
         // Nobody has looked: it may have sent a request.
-        let line = registry.cuts(Instant::now())[0].cut.to_string();
+        let line = registry.cuts(Instant::now())[0].work.to_string();
         assert!(line.starts_with("127.0.0.1:9 - - (not looked at yet, "), "{line}");
         seat.activity.begin(Doing::Idle);
         assert!(!registry.cuts(Instant::now())[0].is_cut());
         seat.begin(Some(Arc::downgrade(&head)));
         seat.activity.begin(Doing::Handler);
         let cuts = registry.cuts(Instant::now() + Duration::from_secs(2));
-        let line = cuts[0].cut.to_string();
+        let line = cuts[0].work.to_string();
         assert!(line.starts_with("127.0.0.1:9 GET /slow (in the handler, 2."), "{line}");
         seat.fall_idle();
         assert!(!registry.cuts(Instant::now())[0].is_cut());

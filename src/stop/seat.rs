@@ -37,8 +37,8 @@ pub(crate) trait Describe: Send + Sync {
 pub(crate) struct Seat {
     /// The client's address, as the kernel or the source gave it.
     accepted: Peer,
-    /// What the source has said of the connection, or else the wrapper. In a box, because few
-    /// connections need it.
+    /// The words of the source on the connection, if it has said something, and those of the
+    /// wrapper. In a box, because few connections have any.
     told: OnceLock<Box<Told>>,
     /// The server's orders to its connections.
     pub(crate) orders: Arc<Orders>,
@@ -81,13 +81,13 @@ struct Now {
     head: Option<Weak<dyn Describe>>,
 }
 
-/// What a source or a wrapper has said of a connection.
+/// The words of a source or a wrapper on a connection.
 #[derive(Debug)]
 struct Told {
     /// The client's address, if it is a better one than `accept` gave.
     peer: Option<Peer>,
     facts: Facts,
-    /// What the wrapper has said after the source.
+    /// The words of the wrapper, if these are the source's.
     next: OnceLock<Box<Self>>,
 }
 
@@ -100,8 +100,8 @@ impl Seat {
         Self::of_listener(None, peer, orders, Instant::now())
     }
 
-    /// Makes the seat of a connection that came to a listener, and that was accepted or fell idle at
-    /// `since`.
+    /// Makes the seat of a connection that came to a listener, and that was accepted or fell idle
+    /// at `since`.
     pub(crate) fn of_listener(
         origin: Option<Arc<Origin>>,
         peer: Peer,

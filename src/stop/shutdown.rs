@@ -1,8 +1,8 @@
 //! [`Shutdown`]: the handle that moves a latch, and says how long the drain may take.
 //!
 //! Invariant: a drain always ends, by itself, at the end of the grace, or at an abort, and what it
-//! has cut is in its outcome (rule S13). Knows nothing of HTTP and needs no runtime: it is useful by
-//! itself.
+//! has cut is in its outcome (rule S13). Knows nothing of HTTP and needs no runtime: it is useful
+//! by itself.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ use crate::stop::token::Token;
 /// latch.
 ///
 /// The times of a stop ([`Shutdown::grace`], [`Shutdown::lame_duck`], [`Shutdown::linger`],
-/// [`Shutdown::stream_grace`]) belong to the latch, so each clone of the handle and each server with
-/// this latch has the same ones. Set them before the stop.
+/// [`Shutdown::stream_grace`]) belong to the latch, so each clone of the handle and each server
+/// with this latch has the same ones. Set them before the stop.
 ///
 /// # Examples
 ///
@@ -159,14 +159,14 @@ impl Shutdown {
     }
 
     /// Sets how long a stream may be silent in the drain: an upgraded connection (WebSocket), or a
-    /// response whose body is awaited from the handler ([`stream_body`](crate::stream_body), as with
-    /// server-sent events). Default: [`Duration::MAX`], which means as long as the grace.
+    /// response whose body is awaited from the handler ([`stream_body`](crate::stream_body), as
+    /// with server-sent events). Default: [`Duration::MAX`], which means as long as the grace.
     ///
-    /// A stream whose handler does not look at its [`Token`] holds the drain open until the grace is
-    /// over. With a stream grace the server closes such a stream when it has moved nothing for this
-    /// time, counted from the end of the lame duck at the earliest. An upgraded connection whose
-    /// client has closed its side is closed after this time even if the server still sends (rule
-    /// S28).
+    /// A stream whose handler does not look at its [`Token`] holds the drain open until the grace
+    /// is over. With a stream grace the server closes such a stream when it has moved nothing for
+    /// this time, counted from the end of the lame duck at the earliest. An upgraded connection
+    /// whose client has closed its side is closed after this time even if the server still sends
+    /// (rule S28).
     ///
     /// The server closes an upgraded connection with a FIN, and its owner's reads and writes fail
     /// from then on. It resets the connection of a response, because the client must not take a
@@ -366,8 +366,8 @@ impl Shutdown {
         self.outcome(took)
     }
 
-    /// Drains like [`Shutdown::stop_and_drain`], and returns how long that took. Tells `tell` once
-    /// a second what is left (rule S20).
+    /// Drains like [`Shutdown::stop_and_drain`], and returns how long that took. Calls `tell` once
+    /// a second with what is left (rule S20).
     pub(crate) async fn drain_telling(
         &self,
         grace: Duration,
@@ -418,7 +418,7 @@ impl Shutdown {
     pub(crate) fn outcome(&self, took: Duration) -> Outcome {
         let state = self.latch.state();
         let interrupted = state.interrupted.iter().filter(|interrupted| interrupted.is_cut());
-        let mut cut: Vec<_> = interrupted.map(|interrupted| interrupted.cut.clone()).collect();
+        let mut cut: Vec<_> = interrupted.map(|interrupted| interrupted.work.clone()).collect();
         cut.sort_by_key(|cut| Reverse(cut.age));
         // An abort that has cut nothing has harmed nobody, so it was a drain.
         let is_drained = cut.is_empty();
@@ -509,12 +509,13 @@ impl Shutdown {
     }
 }
 
+// Here and not in `token.rs`, because only this file makes handles.
 impl Token {
     /// Makes a child latch, which stops and aborts when the latch of this token does, and can be
     /// stopped alone before. It begins with the times that the latch has now.
     ///
     /// A child latch is for a part of a program that is stopped while the rest goes on, such as a
-    /// worker or one of several servers. What holds the child latch holds the drain of its parent
+    /// worker or one of several servers. A holder of the child latch holds the drain of its parent
     /// open, too, and the parent's outcome counts and names it. A child latch that was made after
     /// the stop takes no guards, because its drain is over.
     ///

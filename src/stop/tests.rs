@@ -365,8 +365,8 @@ fn what_holds_a_child_holds_its_parent() {
     assert_eq!(block_on(grandchild.stop_and_drain()).ending, DrainEnding::TimedOut);
 }
 
-/// What a child cuts in its parent's drain is named there, too, and once. What it has cut before is
-/// its own affair.
+/// If a child cuts something in its parent's drain, the parent's outcome names that, too, and once. A
+/// cut from before is the child's own affair.
 #[test]
 fn a_drain_names_what_a_child_has_cut() {
     let parent = Shutdown::new();

@@ -164,8 +164,8 @@ impl Connection {
     }
 
     /// Attaches a value for the handlers of the connection's requests, which get it by its type
-    /// from [`ConnectionInfo::get`](crate::ConnectionInfo::get): for example a client's certificate,
-    /// or the name that the client has asked for in the handshake.
+    /// from [`ConnectionInfo::get`](crate::ConnectionInfo::get): for example a client's
+    /// certificate, or the name that the client has asked for in the handshake.
     ///
     /// A further value of the same type takes the place of the first one. A wrapper's value takes
     /// the place of a source's.

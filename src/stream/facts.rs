@@ -1,13 +1,13 @@
 //! [`Facts`]: what a source or a wrapper says of a connection, beside the bytes.
 //!
 //! Invariant: a fact never changes once the connection is served, so a handler can keep a reference
-//! to it. Looks at no value; the program's handler asks for a value by its type.
+//! to it. Looks into no value: the program's handler asks for a value by its type.
 
 use std::any::Any;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 
-/// What the program says of a connection.
+/// The facts that the program tells of a connection.
 #[derive(Default)]
 pub(crate) struct Facts {
     /// Set if the client speaks HTTPS.

@@ -62,8 +62,8 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// Returns the head as text, with bytes outside ASCII as `%XX`. `bytes` must begin with the bytes
-    /// that [`parse`] has parsed.
+    /// Returns the head as text, with bytes outside ASCII as `%XX`. `bytes` must begin with the
+    /// bytes that [`parse`] has parsed.
     pub(super) fn text(self, bytes: &[u8]) -> RequestText {
         let Self { target, fields, version } = self;
         RequestText {
@@ -261,8 +261,8 @@ pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, Status
     }))
 }
 
-/// Returns `true` if the bytes in front of a head are the beginning of a request, and not only empty
-/// lines.
+/// Returns `true` if the bytes in front of a head are the beginning of a request, and not only
+/// empty lines.
 pub(crate) fn has_begun(bytes: &[u8]) -> bool {
     !EMPTY_LINES.starts_with(bytes)
 }

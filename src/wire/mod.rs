@@ -60,7 +60,7 @@ use outgoing::Outgoing;
 use response::{Filled, Reply};
 use shared::{Discarded, End, Wire};
 use upgraded::Upgraded;
-pub(crate) use watch::Now;
+pub(crate) use watch::OpenExchange;
 use watch::Watch;
 
 /// The bytes of an active connection, in and out.
@@ -246,7 +246,7 @@ impl Gate {
             Poll::Ready(())
         });
         if AssertUnwindSafe(begun).catch_unwind().await.is_err() {
-            self.note(|now| now.ends_as(ExchangeEnding::Panicked));
+            self.note(|open| open.ends_as(ExchangeEnding::Panicked));
             // `respond` ends the response (rule S17), and does not poll this body again. A stream
             // may go on behind the item that has panicked, and then look whole.
             reply.fail(io::Error::other("it has panicked"));
@@ -402,7 +402,7 @@ impl Gate {
     /// body is pending (rule S22).
     pub(crate) async fn respond(&mut self, reply: &mut Reply) -> Result<(), Broken> {
         self.seat.activity.go_on(Doing::Response);
-        self.note(|now| now.respond(reply.status()));
+        self.note(|open| open.responds(reply.status()));
         self.forget_wait_for_body();
         if self.wire.lock().transport.as_ref().is_some_and(Transport::is_wrapped) {
             // A wrapped stream may hold back what it is given, until it is flushed.
@@ -416,7 +416,7 @@ impl Gate {
         // A panic of the response's body is an end of it like any other (rule S17).
         let sent = AssertUnwindSafe(self.send(reply)).catch_unwind().await;
         sent.unwrap_or_else(|_| {
-            self.note(|now| now.ends_as(ExchangeEnding::Panicked));
+            self.note(|open| open.ends_as(ExchangeEnding::Panicked));
             Err(self.take_back())
         })?;
         if is_open_ended {

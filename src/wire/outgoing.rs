@@ -33,7 +33,7 @@ pub(super) struct Outgoing {
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Extent {
     pub(super) begin: u64,
-    /// Where the message's head ends. Before `begin` if the head is not there yet.
+    /// Where the message's head ends. The same as `begin` as long as the head is not there.
     pub(super) head_end: u64,
 }
 
@@ -73,7 +73,8 @@ impl Outgoing {
     /// Begins another message behind what is to be sent.
     pub(super) fn begin_message(&mut self) {
         self.unseen = Some(self.end);
-        self.message.begin = self.position();
+        let begin = self.position();
+        self.message = Extent { begin, head_end: begin };
     }
 
     /// Ends the head of the last message behind what is to be sent.

@@ -23,8 +23,8 @@ use super::target::url;
 use crate::stop::seat::Seat;
 use crate::stream::transport::{Transport, sign_local};
 
-/// Makes the request whose head is at the beginning of `bytes`, on a connection of this scheme. If the request has a body,
-/// `decoded` is the result of [`with_body`].
+/// Makes the request whose head is at the beginning of `bytes`, on a connection of this scheme. If
+/// the request has a body, `decoded` is the result of [`with_body`].
 ///
 /// # Errors
 ///

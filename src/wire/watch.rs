@@ -20,7 +20,7 @@ use crate::stop::seat::Seat;
 /// The exchanges of an active connection that have not been reported.
 pub(super) struct Watch {
     observer: Arc<Observer>,
-    now: Option<Now>,
+    open: Option<OpenExchange>,
     /// The exchanges that are over but for the rest of their responses, in their order. There are
     /// several if a client sends request after request, because the responses gather (rule W10).
     unsent: Vec<Unsent>,
@@ -29,7 +29,7 @@ pub(super) struct Watch {
 }
 
 /// The exchange under way.
-pub(crate) struct Now {
+pub(crate) struct OpenExchange {
     clock: Clock,
     /// Where the head's parts are, once the head has arrived.
     head: Option<Parts>,
@@ -59,13 +59,13 @@ struct Unsent {
 
 impl Watch {
     fn new(observer: Arc<Observer>) -> Self {
-        Self { observer, now: None, unsent: Vec::with_capacity(1), is_client_gone: false }
+        Self { observer, open: None, unsent: Vec::with_capacity(1), is_client_gone: false }
     }
 
     /// Begins an exchange. It counts as refused until its handler is called.
     fn begin(&mut self) {
         let clock = Clock { began: SystemTime::now(), instant: Instant::now(), first_byte: None };
-        self.now = Some(Now {
+        self.open = Some(OpenExchange {
             clock,
             head: None,
             status: None,
@@ -77,25 +77,25 @@ impl Watch {
 
     /// Ends the exchange under way, but for the part of its response that is still to be sent.
     fn finish(&mut self, seat: &Arc<Seat>, shared: &Shared, output: &Outgoing) {
-        let now = self.now.take();
-        self.unsent.extend(now.and_then(|now| now.finish(seat, shared, output)));
+        let open = self.open.take();
+        self.unsent.extend(open.and_then(|open| open.finish(seat, shared, output)));
     }
 
     /// Ends the exchange under way, which has not come to its end. If its response is whole, what is
     /// still to be sent decides how the exchange ends, as in [`Watch::finish`].
     fn break_off(&mut self, seat: &Arc<Seat>, shared: &Shared, output: &Outgoing) {
         let broken = self.broken();
-        self.note(|now| match now.ending {
+        self.note(|open| match open.ending {
             ExchangeEnding::Panicked | ExchangeEnding::HandedOver => {}
-            _ if now.is_whole => {}
-            _ => now.ending = broken,
+            _ if open.is_whole => {}
+            _ => open.ending = broken,
         });
         self.finish(seat, shared, output);
     }
 
-    fn note(&mut self, note: impl FnOnce(&mut Now)) {
-        if let Some(now) = &mut self.now {
-            note(now);
+    fn note(&mut self, note: impl FnOnce(&mut OpenExchange)) {
+        if let Some(open) = &mut self.open {
+            note(open);
         }
     }
 
@@ -108,11 +108,11 @@ impl Watch {
     /// sent whole.
     fn report_sent(&mut self, output: &Outgoing) {
         let (total, instant) = (output.total(), Instant::now());
-        let now = self.now.as_mut().filter(|now| now.status.is_some());
-        let now = now.map(|now| (&mut now.clock, output.message.begin));
+        let open = self.open.as_mut().filter(|open| open.status.is_some());
+        let open = open.map(|open| (&mut open.clock, output.message.begin));
         let unsent = self.unsent.iter_mut();
         let unsent = unsent.map(|unsent| (&mut unsent.clock, unsent.response.begin));
-        for (clock, _) in unsent.chain(now).filter(|(_, begin)| total > *begin) {
+        for (clock, _) in unsent.chain(open).filter(|(_, begin)| total > *begin) {
             clock.first_byte.get_or_insert(instant - clock.instant);
         }
         let whole = self.unsent.iter().take_while(|unsent| unsent.end <= total).count();
@@ -148,7 +148,7 @@ impl Gate {
     }
 
     /// Notes something of the exchange under way, for the observer.
-    pub(crate) fn note(&mut self, note: impl FnOnce(&mut Now)) {
+    pub(crate) fn note(&mut self, note: impl FnOnce(&mut OpenExchange)) {
         if let Some(watch) = &mut self.watch {
             watch.note(note);
         }
@@ -185,14 +185,14 @@ impl Gate {
     }
 }
 
-impl Now {
+impl OpenExchange {
     /// Notes that the head has arrived.
-    pub(crate) fn head(&mut self, head: &Head) {
+    pub(crate) fn got_head(&mut self, head: &Head) {
         self.head = Some(head.parts());
     }
 
-    /// Notes that the server calls the handler.
-    pub(crate) fn call(&mut self) {
+    /// Notes that the server has called the handler.
+    pub(crate) fn called(&mut self) {
         self.ending = ExchangeEnding::Answered;
     }
 
@@ -207,12 +207,12 @@ impl Now {
     }
 
     /// Notes that a response with this status begins.
-    pub(super) fn respond(&mut self, status: Option<StatusCode>) {
+    pub(super) fn responds(&mut self, status: Option<StatusCode>) {
         self.status = status;
     }
 
     /// Notes that the response is whole.
-    pub(crate) fn responded(&mut self) {
+    pub(crate) fn has_responded(&mut self) {
         self.is_whole = true;
     }
 
@@ -301,10 +301,48 @@ mod tests {
             gate.begin_exchange();
             let head = block_on(poll_once(gate.head(0)));
             assert!(head.is_none_or(|head| matches!(head, Ok(Begun::End))), "{read:?}");
-            gate.note(|now| now.ends_as(ExchangeEnding::HandedOver));
+            gate.note(|open| open.ends_as(ExchangeEnding::HandedOver));
             assert_eq!(gate.into_movable().unwrap().ahead, read.as_bytes());
             drop(observer);
             assert_eq!(reports.iter().collect::<Vec<_>>(), expected);
         }
+    }
+
+    /// A response may wait for room in front of its head. Its exchange has sent nothing then,
+    /// whatever the exchange before has sent.
+    #[test]
+    fn a_response_without_a_head_has_sent_nothing() {
+        let (send, reports) = mpsc::channel();
+        let observer = Arc::new(Observer::new(move |exchange| {
+            let sizes = (exchange.sent(), exchange.body_sent());
+            send.send((exchange.target().to_owned(), exchange.status().is_some(), sizes)).unwrap();
+        }));
+        let seat = Seat::new(Peer::Unix, Arc::new(Orders::under(Arc::default())));
+        let (_client, connection) = Connection::pair();
+        let head = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let incoming = Incoming::with((head("/first") + &head("/second")).as_bytes());
+        let bounds = Bounds { head_bytes: 8192, headers: 100 };
+        let transport = connection.into_transport(None, None);
+        let mut gate = Gate::new(transport, incoming, seat, bounds).observed_by(Some(&observer));
+        let begin = |gate: &mut Gate| {
+            gate.begin_exchange();
+            let Ok(Begun::Head(head)) = block_on(gate.head(0)) else { panic!("no head") };
+            gate.note(|open| open.got_head(&head));
+            gate.note(|open| open.responds(Some(StatusCode::Ok)));
+            gate.output.begin_message();
+        };
+
+        begin(&mut gate);
+        gate.output.replace(0..0, b"a head");
+        gate.output.end_head();
+        gate.output.replace(6..6, b" and a body");
+        gate.finish_exchange();
+        assert!(block_on(gate.flush()).is_ok());
+        begin(&mut gate);
+        drop((gate, observer));
+
+        let expected =
+            [("/first".to_owned(), true, (17, 11)), ("/second".to_owned(), false, (0, 0))];
+        assert_eq!(reports.iter().collect::<Vec<_>>(), expected);
     }
 }

@@ -73,8 +73,20 @@ impl Program {
     /// Starts `command` with something on its standard input, and waits until its log says where
     /// it listens.
     pub fn start_with(mut command: Command, stdin: impl Into<Stdio>) -> Self {
+        command.stdin(stdin).stdout(Stdio::null());
+        Self::of(command)
+    }
+
+    /// Starts `command` with a standard output, and waits until its log says where it listens. The
+    /// lines of a pipe are taken for lines of the log.
+    pub fn start_onto(mut command: Command, stdout: impl Into<Stdio>) -> Self {
+        command.stdin(Stdio::null()).stdout(stdout);
+        Self::of(command)
+    }
+
+    fn of(mut command: Command) -> Self {
         handle_ignored_signals();
-        command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut log = LogLines::of(&mut child);
         let line = log.wait_for(&["listening on "]);

@@ -240,8 +240,8 @@ pub fn check_body(bytes: &[u8]) {
     assert!(content == whole.content, "{shown}");
 }
 
-/// Content, length of the extensions and length of a body that is whole and well-formed (RFC 9112 section 7.1), read in
-/// the simplest way and without bounds.
+/// Content, length of the extensions and length of a body that is whole and well-formed (RFC 9112
+/// section 7.1), read in the simplest way and without bounds.
 fn simple_body(bytes: &[u8]) -> Option<(Vec<u8>, usize, usize)> {
     let next_line = |rest: &mut &'_ [u8]| -> Option<Vec<u8>> {
         let end = rest.windows(2).position(|pair| pair == b"\r\n")?;

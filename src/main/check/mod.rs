@@ -36,7 +36,7 @@ use picture::Picture;
 use progress::{Progress, Restart};
 use settings::shell_words;
 
-use settings::Settings;
+pub(crate) use settings::Settings;
 
 /// Runs the check as the command line says. Returns the exit code: 0 if nothing was lost, 1
 /// otherwise.

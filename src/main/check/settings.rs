@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
-use humantime::{format_duration, parse_duration};
+use humantime::format_duration;
 
 use super::goal::{Goal, is_target};
 use super::load::{Report, Requests};
+use crate::arguments::duration;
 
 /// Keeps a server under load, restarts it, and says what became of every request and connection
 ///
@@ -59,7 +60,7 @@ pub(crate) struct Settings {
     #[arg(
         long,
         value_name = "DURATION",
-        value_parser = parse_duration,
+        value_parser = duration,
         requires = "command",
         default_value = "1s"
     )]
@@ -71,7 +72,7 @@ pub(crate) struct Settings {
     #[arg(
         long,
         value_name = "DURATION",
-        value_parser = parse_duration,
+        value_parser = duration,
         requires = "command",
         default_value = "0s"
     )]
@@ -81,7 +82,7 @@ pub(crate) struct Settings {
     #[arg(
         long,
         value_name = "DURATION",
-        value_parser = parse_duration,
+        value_parser = duration,
         conflicts_with = "command",
         default_value = "5s"
     )]
@@ -117,7 +118,7 @@ pub(crate) struct Settings {
     #[arg(
         long,
         value_name = "DURATION",
-        value_parser = parse_duration,
+        value_parser = duration,
         conflicts_with_all = ["path", "body", "post", "echo"]
     )]
     pub(super) work: Option<Duration>,
@@ -139,7 +140,7 @@ pub(crate) struct Settings {
     pub(super) clients: usize,
 
     /// How long each of them waits between an answer and its next request
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "10ms")]
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10ms")]
     pub(super) gap: Duration,
 
     /// How many idle clients there are beside them
@@ -163,7 +164,7 @@ pub(crate) struct Settings {
     pub(super) blind: bool,
 
     /// How long a request may take, a connect, and a wait for the server
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "30s")]
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s")]
     pub(super) patience: Duration,
 
     /// Refused connects count as lost

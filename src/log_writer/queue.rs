@@ -1,0 +1,232 @@
+//! `Queue`: the lines between the threads that log and the thread that writes.
+//!
+//! Invariant: what waits is bounded, and a push never waits for the output. Lines that wait are
+//! written in their order, many of them by one call. Does not know who logs, or where the lines go.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::mem;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::lock::lock;
+
+/// How many lines wait at most.
+pub(super) const LINES: usize = 4096;
+
+/// How many bytes the waiting lines have at most, apart from one line that is longer by itself.
+pub(super) const BYTES: usize = 1024 * 1024;
+
+/// How many bytes of waiting lines are written by one call, apart from a line that is longer.
+const BATCH: usize = 64 * 1024;
+
+/// How long after a write the next one gathers lines, unless a quarter of the room is full by then.
+/// A busy access log then costs a write for each batch, and not for each line.
+const GATHER: Duration = Duration::from_millis(1);
+
+/// Lines between the threads that log and the one that writes.
+#[derive(Default)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    /// A line has come, or a writer has gone.
+    arrived: Condvar,
+    /// Every line that was queued has been written.
+    all_written: Condvar,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    lines: VecDeque<Vec<u8>>,
+    bytes: usize,
+    /// How many lines are missing in front of the first.
+    dropped: u64,
+    /// Lines have left the queue and are being written.
+    pub(super) is_writing: bool,
+    /// The thread waits for the next line, and has to be woken for it.
+    is_idle: bool,
+    /// How many threads wait until everything is written.
+    waiting: usize,
+    /// How many [`LogWriter`]s there are.
+    writers: usize,
+}
+
+impl State {
+    fn pop(&mut self) -> Option<Vec<u8>> {
+        let line = self.lines.pop_front()?;
+        self.bytes -= line.len();
+        Some(line)
+    }
+
+    /// Moves waiting lines to `batch`, in their order: one, and as many more as make one write.
+    fn pop_batch(&mut self, batch: &mut Vec<u8>) {
+        batch.clear();
+        while self
+            .lines
+            .front()
+            .is_some_and(|line| batch.is_empty() || batch.len() + line.len() <= BATCH)
+        {
+            batch.extend(self.pop().into_iter().flatten());
+        }
+    }
+
+    /// Returns `true` if so much waits that the thread should not gather more.
+    fn is_filling(&self) -> bool {
+        self.lines.len() >= LINES / 4 || self.bytes >= BATCH
+    }
+
+    fn has_room_for(&self, line: &[u8]) -> bool {
+        self.lines.len() < LINES && self.bytes + line.len() <= BYTES
+    }
+}
+
+impl Queue {
+    pub(super) fn add_writer(&self) {
+        self.state().writers += 1;
+    }
+
+    /// Ends the thread if no line can come any more.
+    pub(super) fn remove_writer(&self) {
+        self.state().writers -= 1;
+        self.arrived.notify_all();
+    }
+
+    pub(super) fn push(&self, line: Vec<u8>) {
+        let mut state = self.state();
+        while !state.has_room_for(&line) && state.pop().is_some() {
+            state.dropped += 1;
+        }
+        state.bytes += line.len();
+        let was_filling = state.is_filling();
+        state.lines.push_back(line);
+        // The thread is woken once, and not for each line, because waking costs as much as a line.
+        let wakes = mem::take(&mut state.is_idle) || (state.is_filling() && !was_filling);
+        drop(state);
+        if wakes {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Waits until everything is written, or `patience` is over.
+    pub(super) fn wait(&self, patience: Duration) {
+        let unwritten = |state: &mut State| state.is_writing || !state.lines.is_empty();
+        let mut state = self.state();
+        state.waiting += 1;
+        self.arrived.notify_all();
+        let waited = self.all_written.wait_timeout_while(state, patience, unwritten);
+        waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
+    }
+
+    pub(super) fn write_to(&self, mut out: impl Write, mut notice: impl FnMut(u64) -> String) {
+        let mut batch = Vec::new();
+        let mut wrote_at = None;
+        while let Some(dropped) = self.next(&mut batch, wrote_at) {
+            if dropped > 0 {
+                write(&mut out, notice(dropped).as_bytes());
+            }
+            write(&mut out, &batch);
+            wrote_at = Some(Instant::now());
+        }
+    }
+
+    /// Waits for lines, after the last ones were written, and moves them to `batch`. Returns how
+    /// many lines are missing in front of them, or `None` when no line can come any more.
+    pub(super) fn next(&self, batch: &mut Vec<u8>, wrote_at: Option<Instant>) -> Option<u64> {
+        let mut state = self.state();
+        state.is_writing = false;
+        loop {
+            if !state.lines.is_empty() {
+                let gathers = state.waiting == 0 && state.writers > 0 && !state.is_filling();
+                let since = wrote_at.map_or(GATHER, |at: Instant| at.elapsed());
+                if let Some(left) =
+                    GATHER.checked_sub(since).filter(|left| gathers && !left.is_zero())
+                {
+                    let waited = self.arrived.wait_timeout(state, left);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    continue;
+                }
+                state.is_writing = true;
+                state.pop_batch(batch);
+                return Some(mem::take(&mut state.dropped));
+            }
+            if state.waiting > 0 {
+                self.all_written.notify_all();
+            }
+            if state.writers == 0 {
+                return None;
+            }
+            state.is_idle = true;
+            state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.is_idle = false;
+        }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+/// Writes `bytes`, however long that takes. Bytes that nobody can read are lost.
+fn write(out: &mut impl Write, mut bytes: &[u8]) {
+    /// A descriptor that another program has set to non-blocking is asked this often.
+    const PAUSE: Duration = Duration::from_millis(10);
+    while !bytes.is_empty() {
+        match out.write(bytes) {
+            Ok(0) => return,
+            Ok(n) => bytes = &bytes[n..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+            // The output may take the next line, for example if that one is shorter.
+            Err(_) => bytes = after_line(bytes),
+        }
+    }
+    // A writer with a buffer of its own would keep the line back.
+    let _ = out.flush();
+}
+
+/// Returns the lines behind the first.
+fn after_line(bytes: &[u8]) -> &[u8] {
+    memchr::memchr(b'\n', bytes).map_or(&[], |end| &bytes[end + 1..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Long lines must not fill memory, either.
+    #[test]
+    fn the_bytes_that_wait_are_bounded() {
+        let queue = Queue::default();
+        for n in 0..100 {
+            queue.push(vec![n; BYTES / 10]);
+        }
+        let state = queue.state();
+        assert_eq!((state.lines.len(), state.dropped), (10, 90));
+        assert_eq!(state.bytes, state.lines.iter().map(Vec::len).sum::<usize>());
+        drop(state);
+        queue.push(vec![0; BYTES + 1]);
+        assert_eq!(queue.state().lines.len(), 1);
+    }
+
+    /// Many short lines cost few writes, in the same order. A long line is written by itself.
+    #[test]
+    fn waiting_lines_are_written_together() {
+        let queue = Queue::default();
+        for n in 0..100 {
+            queue.push(format!("{n}\n").into_bytes());
+        }
+        queue.push(vec![b'x'; BATCH + 1]);
+        queue.push(b"last\n".to_vec());
+        let mut batch = Vec::new();
+        assert_eq!(queue.next(&mut batch, None), Some(0));
+        let expected: String = (0..100).map(|n| format!("{n}\n")).collect();
+        assert_eq!(String::from_utf8(batch.clone()).unwrap(), expected);
+        // The rest waits for the end of the moment in which lines gather, if it is not much.
+        assert_eq!(queue.next(&mut batch, Some(Instant::now())), Some(0));
+        assert_eq!(batch.len(), BATCH + 1);
+        assert_eq!(queue.next(&mut batch, Some(Instant::now())), Some(0));
+        assert_eq!(batch, b"last\n");
+        assert_eq!(queue.next(&mut batch, None), None);
+        assert_eq!(queue.state().bytes, 0);
+    }
+}

@@ -1,0 +1,257 @@
+//! One exchange as one line of an access log, in the combined format or as JSON.
+//!
+//! Invariant: a line is one line of printable text, whatever the client has sent, and says nothing
+//! that did not happen. Pure: facts → text. Does not know where the facts come from or where the
+//! line goes.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use smol_graceful::{Address, ExchangeEnding, Peer, Version};
+
+use super::moment::Moment;
+use crate::escape::{json, quoted};
+
+/// How a line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// Apache's and nginx's `combined`.
+    Combined,
+    /// A JSON object in each line.
+    Json,
+}
+
+/// What a line says of an exchange.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts<'a> {
+    pub(crate) peer: Peer,
+    pub(crate) listener: Option<&'a Address>,
+    pub(crate) is_https: bool,
+    /// Empty if it has not arrived.
+    pub(crate) method: &'a str,
+    pub(crate) target: &'a str,
+    pub(crate) version: Option<Version>,
+    pub(crate) host: Option<&'a str>,
+    pub(crate) referer: Option<&'a str>,
+    pub(crate) user_agent: Option<&'a str>,
+    pub(crate) forwarded_for: Option<&'a str>,
+    /// None if no response has begun.
+    pub(crate) status: Option<u16>,
+    /// Bytes of the request, head and body.
+    pub(crate) received: u64,
+    /// Bytes of the response, head and body.
+    pub(crate) sent: u64,
+    pub(crate) body_sent: u64,
+    pub(crate) began: SystemTime,
+    pub(crate) first_byte: Option<Duration>,
+    pub(crate) took: Duration,
+    pub(crate) ending: ExchangeEnding,
+}
+
+impl Format {
+    /// Returns the line of an exchange, with its end.
+    pub(crate) fn line(self, facts: &Facts<'_>) -> String {
+        let mut line = String::with_capacity(256);
+        match self {
+            Self::Combined => combined(&mut line, facts),
+            Self::Json => object(&mut line, facts),
+        }
+        line.push('\n');
+        line
+    }
+}
+
+/// Adds `HOST - - [TIME] "REQUEST" STATUS BYTES "REFERER" "AGENT"`. What is not there is `-`, and
+/// a status that was never sent is 000, as nginx has it.
+fn combined(line: &mut String, facts: &Facts<'_>) {
+    match facts.peer {
+        Peer::Ip(SocketAddr::V4(addr)) => drop(write!(line, "{}", addr.ip())),
+        Peer::Ip(SocketAddr::V6(addr)) => drop(write!(line, "{}", addr.ip())),
+        Peer::Unix => line.push_str("unix:"),
+        _ => line.push('-'),
+    }
+    line.push_str(" - - [");
+    Moment::from(facts.began).combined(line);
+    line.push_str("] ");
+    quoted(line, &request_line(facts));
+    let status = facts.status.unwrap_or(0);
+    let _ = write!(line, " {status:03} {} ", facts.body_sent);
+    quoted(line, facts.referer.unwrap_or("-"));
+    line.push(' ');
+    quoted(line, facts.user_agent.unwrap_or("-"));
+}
+
+/// Returns the first line of the request, as far as it has arrived.
+fn request_line(facts: &Facts<'_>) -> String {
+    let mut text = String::with_capacity(facts.method.len() + facts.target.len() + 10);
+    if facts.method.is_empty() {
+        return "-".into();
+    }
+    text.push_str(facts.method);
+    if !facts.target.is_empty() {
+        text.push(' ');
+        text.push_str(facts.target);
+    }
+    if let Some(version) = facts.version {
+        let _ = write!(text, " {version}");
+    }
+    text
+}
+
+/// Adds the exchange as a JSON object. Times are in seconds. What is not known is `null`.
+fn object(line: &mut String, facts: &Facts<'_>) {
+    line.push_str(r#"{"time":""#);
+    Moment::from(facts.began).rfc3339(line);
+    let _ = write!(line, r#"","peer":"{}","listener":"#, facts.peer);
+    optional(line, facts.listener.map(Address::to_string).as_deref());
+    let _ = write!(line, r#","https":{},"method":"#, facts.is_https);
+    optional(line, Some(facts.method).filter(|text| !text.is_empty()));
+    line.push_str(r#","target":"#);
+    optional(line, Some(facts.target).filter(|text| !text.is_empty()));
+    line.push_str(r#","version":"#);
+    optional(line, facts.version.map(|version| version.to_string()).as_deref());
+    for (name, value) in [
+        ("host", facts.host),
+        ("referer", facts.referer),
+        ("user_agent", facts.user_agent),
+        ("forwarded_for", facts.forwarded_for),
+    ] {
+        let _ = write!(line, r#","{name}":"#);
+        optional(line, value);
+    }
+    line.push_str(r#","status":"#);
+    match facts.status {
+        Some(status) => drop(write!(line, "{status}")),
+        None => line.push_str("null"),
+    }
+    let Facts { received, sent, body_sent, .. } = facts;
+    let _ = write!(line, r#","received":{received},"sent":{sent},"body_sent":{body_sent}"#);
+    line.push_str(r#","first_byte":"#);
+    match facts.first_byte {
+        Some(time) => drop(write!(line, "{:.6}", time.as_secs_f64())),
+        None => line.push_str("null"),
+    }
+    let _ = write!(
+        line,
+        r#","took":{:.6},"ending":"{}"}}"#,
+        facts.took.as_secs_f64(),
+        word(facts.ending)
+    );
+}
+
+fn optional(line: &mut String, text: Option<&str>) {
+    match text {
+        Some(text) => json(line, text),
+        None => line.push_str("null"),
+    }
+}
+
+/// Returns one word for programs, which does not change with the library's words for people.
+pub(crate) fn word(ending: ExchangeEnding) -> &'static str {
+    match ending {
+        ExchangeEnding::Answered => "answered",
+        ExchangeEnding::Refused => "refused",
+        ExchangeEnding::Panicked => "panicked",
+        ExchangeEnding::Cut => "cut",
+        ExchangeEnding::Reset => "reset",
+        ExchangeEnding::Upgraded => "upgraded",
+        ExchangeEnding::HandedOver => "handed_over",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::UNIX_EPOCH;
+
+    fn facts() -> Facts<'static> {
+        Facts {
+            peer: Peer::from(([127, 0, 0, 1], 9)),
+            listener: Some(&Address::Localhost(8082)),
+            is_https: false,
+            method: "GET",
+            target: "/a?b=c",
+            version: Some(Version::Http1_1),
+            host: Some("localhost:8082"),
+            referer: Some("http://localhost/"),
+            user_agent: Some("curl/8.0"),
+            forwarded_for: None,
+            status: Some(200),
+            received: 80,
+            sent: 120,
+            body_sent: 4,
+            began: UNIX_EPOCH + Duration::from_secs(1_795_836_425),
+            first_byte: Some(Duration::from_micros(1_500)),
+            took: Duration::from_millis(2_000),
+            ending: ExchangeEnding::Answered,
+        }
+    }
+
+    #[test]
+    fn the_combined_format() {
+        let whole = facts();
+        let nothing = Facts {
+            method: "",
+            target: "",
+            version: None,
+            referer: None,
+            user_agent: None,
+            status: None,
+            body_sent: 0,
+            ..facts()
+        };
+        let hostile =
+            Facts { target: "/\"\n1.2.3.4 - - [", user_agent: Some("\x1b[2J\" \\"), ..facts() };
+        let unix = Facts { peer: Peer::Unix, version: Some(Version::Http1_0), ..facts() };
+        let begin = "127.0.0.1 - - [28/Nov/2026:03:27:05 +0000]";
+        for (facts, line) in [
+            (whole, format!("{begin} \"GET /a?b=c HTTP/1.1\" 200 4 \"http://localhost/\" \"curl/8.0\"\n")),
+            (nothing, format!("{begin} \"-\" 000 0 \"-\" \"-\"\n")),
+            (
+                hostile,
+                format!("{begin} \"GET /\\x22\\x0A1.2.3.4 - - [ HTTP/1.1\" 200 4 \"http://localhost/\" \"\\x1B[2J\\x22 \\x5C\"\n"),
+            ),
+            (
+                unix,
+                "unix: - - [28/Nov/2026:03:27:05 +0000] \"GET /a?b=c HTTP/1.0\" 200 4 \"http://localhost/\" \"curl/8.0\"\n".into(),
+            ),
+        ] {
+            assert_eq!(Format::Combined.line(&facts), line);
+        }
+    }
+
+    #[test]
+    fn json_has_every_fact() {
+        assert_eq!(
+            Format::Json.line(&facts()),
+            concat!(
+                r#"{"time":"2026-11-28T03:27:05.000Z","peer":"127.0.0.1:9","#,
+                r#""listener":"localhost:8082","https":false,"method":"GET","target":"/a?b=c","#,
+                r#""version":"HTTP/1.1","host":"localhost:8082","referer":"http://localhost/","#,
+                r#""user_agent":"curl/8.0","forwarded_for":null,"status":200,"received":80,"sent":120,"#,
+                r#""body_sent":4,"first_byte":0.001500,"took":2.000000,"ending":"answered"}"#,
+                "\n"
+            )
+        );
+        let nothing = Facts {
+            listener: None,
+            method: "",
+            target: "",
+            version: None,
+            status: None,
+            first_byte: None,
+            ending: ExchangeEnding::Cut,
+            ..facts()
+        };
+        let line = Format::Json.line(&nothing);
+        for part in [
+            r#""listener":null,"https":false,"method":null,"target":null,"version":null,"#,
+            r#""status":null,"received":"#,
+            r#""first_byte":null,"took":2.000000,"ending":"cut"}"#,
+        ] {
+            assert!(line.contains(part), "{line}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! `smol-graceful generate`: man pages and shell completions, from the same definitions as `--help`.
+//!
+//! Writes to standard output and nowhere else, so a package decides where the files go. Each
+//! command's definition stays in its own file; this one only joins them.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Command, CommandFactory, Parser, ValueEnum};
+use clap_complete::aot::{Bash, Fish, Zsh, generate};
+use clap_mangen::Man;
+
+use crate::arguments::read;
+use crate::{check, keep, settings};
+
+/// Prints a man page or shell completions, for packages
+///
+///     smol-graceful generate man > smol-graceful.1
+///     smol-graceful generate man keep > smol-graceful-keep.1
+///     smol-graceful generate bash > /usr/share/bash-completion/completions/smol-graceful
+///     smol-graceful generate zsh > /usr/share/zsh/site-functions/_smol-graceful
+///     smol-graceful generate fish > /usr/share/fish/vendor_completions.d/smol-graceful.fish
+#[derive(Debug, Parser)]
+#[command(name = "smol-graceful generate", verbatim_doc_comment)]
+pub(crate) struct Settings {
+    /// The kind of text
+    #[arg(value_name = "WHAT")]
+    what: What,
+
+    /// The command that the man page is about [default: smol-graceful itself]
+    #[arg(value_name = "COMMAND")]
+    command: Option<Page>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum What {
+    Man,
+    Bash,
+    Zsh,
+    Fish,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Page {
+    Keep,
+    Check,
+    Generate,
+}
+
+/// Prints what the command line asks for. Returns the exit code.
+pub(crate) fn main() -> ExitCode {
+    let settings: Settings = match read() {
+        Ok(settings) => settings,
+        Err(code) => return code,
+    };
+    match io::stdout().write_all(&text(&settings)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ =
+                writeln!(io::stderr(), "smol-graceful: cannot write: {}", crate::reason(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn text(settings: &Settings) -> Vec<u8> {
+    let mut text = Vec::new();
+    let shells = &mut joined();
+    let name = "smol-graceful";
+    match settings.what {
+        What::Bash => generate(Bash, shells, name, &mut text),
+        What::Zsh => generate(Zsh, shells, name, &mut text),
+        What::Fish => generate(Fish, shells, name, &mut text),
+        What::Man => {
+            // A text in memory takes everything.
+            let _ = Man::new(page(settings.command)).render(&mut text);
+        }
+    }
+    text
+}
+
+/// Returns the definition of one command, as its man page has it.
+fn page(command: Option<Page>) -> Command {
+    let (page, name) = match command {
+        None => (settings::Settings::command(), "smol-graceful"),
+        Some(Page::Keep) => (keep::Settings::command(), "smol-graceful-keep"),
+        Some(Page::Check) => (check::Settings::command(), "smol-graceful-check"),
+        Some(Page::Generate) => (Settings::command(), "smol-graceful-generate"),
+    };
+    page.name(name).version(env!("CARGO_PKG_VERSION"))
+}
+
+/// Returns the definition of the whole binary, with its commands.
+fn joined() -> Command {
+    let commands = [
+        keep::Settings::command().name("keep"),
+        check::Settings::command().name("check"),
+        Settings::command().name("generate"),
+    ];
+    settings::Settings::command().subcommands(commands)
+}

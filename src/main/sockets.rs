@@ -1,0 +1,67 @@
+//! `Sockets`: what the servers of this process listen on, as the operator or the service manager
+//! says.
+//!
+//! Invariant: the sockets of the admin server are taken before those of the public server, which
+//! takes what is left of the inherited ones. Binds nothing before it is asked to.
+
+use std::io;
+
+use smol_graceful::{Address, ListenOptions, Listener};
+
+use crate::settings::Settings;
+
+/// Where to listen, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Sockets {
+    public: Vec<Address>,
+    admin: Vec<Address>,
+    options: ListenOptions,
+}
+
+impl Sockets {
+    pub(crate) fn of(settings: &Settings) -> Self {
+        let options = ListenOptions::default()
+            .reuse_port(settings.reuse_port)
+            .syn_filter(settings.syn_filter)
+            .keepalive(settings.keepalive)
+            .unix_mode(settings.unix_mode);
+        let (mut public, mut admin) = (settings.listen.clone(), settings.admin.clone());
+        // `[::]` leaves IPv4 alone if the program listens there already.
+        public.sort_by_key(is_every_ipv6);
+        admin.sort_by_key(is_every_ipv6);
+        Self { public, admin, options }
+    }
+
+    /// Binds the sockets of the admin server.
+    pub(crate) fn admin(&self) -> Vec<io::Result<Listener>> {
+        self.bind(&self.admin)
+    }
+
+    /// Binds the sockets of the public server, or takes those that this process inherits.
+    pub(crate) fn public(&self) -> Vec<io::Result<Listener>> {
+        let listeners = self.bind(&self.public);
+        let inherited = match self.options.inherited() {
+            Ok(inherited) => inherited,
+            Err(error) => return vec![Err(error)],
+        };
+        if !listeners.is_empty() {
+            for listener in inherited {
+                log::warn!("inherited {}, which no --listen asks for", listener.address());
+            }
+            listeners
+        } else if !inherited.is_empty() {
+            inherited.into_iter().map(Ok).collect()
+        } else {
+            vec![self.options.bind(Address::Every(8082))]
+        }
+    }
+
+    fn bind(&self, addresses: &[Address]) -> Vec<io::Result<Listener>> {
+        addresses.iter().map(|address| self.options.bind(address)).collect()
+    }
+}
+
+/// Returns `true` for `[::]:8082`.
+fn is_every_ipv6(address: &Address) -> bool {
+    matches!(address, Address::Tcp(addr) if addr.is_ipv6() && addr.ip().is_unspecified())
+}
