@@ -68,14 +68,25 @@ impl Server {
         R: Into<Response> + 'a,
     {
         let (calls, called) = channel::unbounded();
-        executor.spawn(answer(called, handler)).detach();
+        executor.spawn(answer(Called(called), handler)).detach();
         Self::new(move |request| call(calls.clone(), request))
+    }
+}
+
+/// The requests that wait for their handler. Dropped, it drops those, so that none of them waits in
+/// vain: the channel itself would keep them as long as the server has the other end.
+struct Called(Receiver<Call>);
+
+impl Drop for Called {
+    fn drop(&mut self) {
+        self.0.close();
+        while self.0.try_recv().is_ok() {}
     }
 }
 
 /// Calls the handler for each request, until the server has ended. The handlers run inside of this
 /// future, because the program's executor is borrowed only while the server is made.
-async fn answer<'a, H, F, R>(calls: Receiver<Call>, handler: H)
+async fn answer<'a, H, F, R>(calls: Called, handler: H)
 where
     H: Fn(Request) -> F + 'a,
     F: Future<Output = http_types::Result<R>> + 'a,
@@ -84,7 +95,7 @@ where
     let handlers = LocalExecutor::new();
     let handler = Rc::new(handler);
     let call = async {
-        while let Ok(Call { request, handling }) = calls.recv().await {
+        while let Ok(Call { request, handling }) = calls.0.recv().await {
             let handler = handler.clone();
             // The handler is called in its task: if it panics there, the task passes that on.
             let task = handlers.spawn(async move { handler(request).await.map(Into::into) });

@@ -293,6 +293,22 @@ fn a_request_without_an_executor_is_answered() {
     assert_eq!(local.server.connect().get("/count").response().status, 503);
 }
 
+/// A request that was sent to the handlers' thread, and was never looked at there.
+#[test]
+fn a_request_whose_executor_was_never_polled_is_answered() {
+    let executor = LocalExecutor::new();
+    let shutdown = patient();
+    let server = Server::local(&executor, |_| ready(Ok("never")));
+    let server = Running::of(server.stopped_by(&shutdown));
+    let mut client = server.connect();
+    client.get("/");
+    let in_handler =
+        |work: &OpenWork| matches!(work.kind, WorkKind::Connection { stage: Stage::Handler, .. });
+    wait_until("it waits", || shutdown.open_work().iter().any(in_handler));
+    drop(executor);
+    assert_eq!(client.response().status, 503);
+}
+
 /// The thread that polls the server polls the handlers, too.
 #[test]
 fn server_and_handlers_may_share_a_thread() {

@@ -118,6 +118,7 @@ impl<'a> Active<'a> {
             reply.announce_close();
         }
         self.gate.respond(&mut reply).await.map_err(|broken| self.give_up(broken))?;
+        self.gate.note(OpenExchange::has_responded);
         if self.seat.orders.is_stopping() {
             self.gate.flush().await.map_err(|_| Instead::End)?;
             service.shutdown.finished();

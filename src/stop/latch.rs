@@ -4,7 +4,7 @@
 //! drain open, nobody can join any more (rules S1, S2). The holders are a list under one lock. The
 //! count is that list's length, and "drained" is a predicate over both, never an event of its own.
 //! A child follows its parent, and whatever holds a child holds its parent, too. No lock is held
-//! while another latch is locked.
+//! while another latch is locked, and nothing recurses, because a chain of children may be long.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -73,9 +73,9 @@ pub(crate) struct LatchState {
     pub(crate) times: Times,
     /// The holders that keep the drain open.
     pub(crate) registry: Registry,
-    /// For each holder of a child, by its number: its entry in the parent. Empty in other latches,
+    /// For each holder of a child, by its number: its number in the parent. Empty in other latches,
     /// whose connections so take no room here.
-    above: HashMap<usize, Entry>,
+    above: HashMap<usize, usize>,
     children: Slab<Weak<Latch>>,
     /// The signal that began the stop, and how long it had waited to be obeyed.
     pub(crate) signal: Option<(Signal, Duration)>,
@@ -152,11 +152,35 @@ impl Latch {
     /// Takes a holder in, unless the drain is over or aborted, here or in a latch above. The
     /// state's lock keeps the phase from moving meanwhile (rule S1).
     pub(crate) fn admit(self: &Arc<Self>, holder: Holder) -> Option<Entry> {
-        // The parent first: a latch above is never drained while one below has a holder.
-        let above = match &self.parent {
-            Some(parent) => Some(parent.latch.admit(holder.again())?),
-            None => None,
-        };
+        let mut above = None;
+        for latch in self.eldest_first() {
+            above = Some(latch.admit_here(holder.again(), above)?);
+        }
+        let id = self.admit_here(holder, above)?;
+        Some(Entry { latch: self.clone(), id })
+    }
+
+    /// Takes in a further holder beside one of the same kind, which holds the latch open meanwhile.
+    pub(crate) fn admit_beside(self: &Arc<Self>, holder: Holder) -> Entry {
+        let mut above = None;
+        for latch in self.eldest_first() {
+            above = Some(latch.insert(latch.state(), holder.again(), above));
+        }
+        let id = self.insert(self.state(), holder, above);
+        Entry { latch: self.clone(), id }
+    }
+
+    /// Returns the latches above in the order in which they take a holder in: none of them is
+    /// drained while one below has a holder.
+    fn eldest_first(&self) -> Vec<&Self> {
+        let mut line: Vec<_> = self.parents().collect();
+        line.reverse();
+        line
+    }
+
+    /// Takes a holder in here alone, and returns its number. If this latch is closed, gives up the
+    /// holder's place in the latches above.
+    fn admit_here(&self, holder: Holder, above: Option<usize>) -> Option<usize> {
         let state = self.state();
         let is_open = match self.phase() {
             Phase::Running => true,
@@ -167,27 +191,22 @@ impl Latch {
             }
             Phase::Aborting => false,
         };
-        if !is_open {
-            // Unlocked before the end of `above`, which locks the parent.
-            drop(state);
-            return None;
+        if is_open {
+            return Some(self.insert(state, holder, above));
         }
-        Some(self.enter(state, holder, above))
+        drop(state);
+        if let (Some(parent), Some(above)) = (self.parent(), above) {
+            parent.leave(above);
+        }
+        None
     }
 
-    /// Takes in a further holder beside one of the same kind, which holds the latch open meanwhile.
-    pub(crate) fn admit_beside(self: &Arc<Self>, holder: Holder) -> Entry {
-        let above = self.parent.as_ref();
-        let above = above.map(|parent| parent.latch.admit_beside(holder.again()));
-        self.enter(self.state(), holder, above)
-    }
-
-    fn enter(
-        self: &Arc<Self>,
+    fn insert(
+        &self,
         mut state: MutexGuard<'_, LatchState>,
         holder: Holder,
-        above: Option<Entry>,
-    ) -> Entry {
+        above: Option<usize>,
+    ) -> usize {
         let is_connection = holder.seat().is_some();
         let id = state.registry.holders.insert(holder);
         if let Some(above) = above {
@@ -197,7 +216,33 @@ impl Latch {
         if is_connection {
             self.joined.notify(usize::MAX);
         }
-        Entry { latch: self.clone(), id }
+        id
+    }
+
+    /// Gives up a holder's place, here and in the latches above.
+    fn leave(&self, id: usize) {
+        let mut place = self.leave_here(id);
+        for latch in self.parents() {
+            place = place.and_then(|id| latch.leave_here(id));
+        }
+    }
+
+    /// Gives up a holder's place here alone. Returns the holder's number in the parent.
+    fn leave_here(&self, id: usize) -> Option<usize> {
+        let mut state = self.state();
+        let holder = state.registry.holders.remove(id);
+        let above = self.parent().and_then(|_| state.above.remove(&id));
+        let is_last = state.registry.holders.is_empty();
+        drop(state);
+        if let Some(seat) = holder.seat() {
+            seat.client_left(ClientLeft::Gone);
+        }
+        // Looked at after the registry: `advance` moves the phase under the same lock and announces
+        // it, so one of the two sides sees both.
+        if is_last && self.phase() > Phase::Running {
+            self.moved.notify(usize::MAX);
+        }
+        above
     }
 
     /// Wakes the connections that `choose` returns, and returns how many these are. The registry is
@@ -218,8 +263,10 @@ impl Latch {
 
     /// Moves on to *draining*, and the children too, unless that has happened before.
     pub(crate) fn stop(&self, signal: Option<(Signal, Duration)>) {
-        let children = self.advance(Phase::Draining, |state| state.signal = signal);
-        children.iter().for_each(|child| child.stop(signal));
+        let mut followers = self.advance(Phase::Draining, |state| state.signal = signal);
+        while let Some(latch) = followers.pop() {
+            followers.extend(latch.advance(Phase::Draining, |state| state.signal = signal));
+        }
     }
 
     /// Moves on to *aborting*, and the children too, unless that has happened before. A drain in a
@@ -238,8 +285,24 @@ impl Latch {
         drop(above);
     }
 
-    /// Aborts this latch and its children. Returns the work that this may cut.
+    /// Aborts this latch and its children. Returns the work that this may cut here.
     fn abort_with_children(&self, ending: DrainEnding) -> Vec<Interrupted> {
+        let (cuts, mut followers) = self.abort_alone(ending);
+        let mut next = 0;
+        while let Some(latch) = followers.get(next) {
+            let (_, children) = latch.abort_alone(ending);
+            followers.extend(children);
+            next += 1;
+        }
+        for latch in followers.iter().map(|latch| &**latch).chain([self]) {
+            latch.wake(|registry| registry.seats().cloned().collect());
+        }
+        cuts
+    }
+
+    /// Moves this latch alone on to *aborting*. Returns the work that this may cut, and the
+    /// children, which have to follow.
+    fn abort_alone(&self, ending: DrainEnding) -> (Vec<Interrupted>, Vec<Arc<Self>>) {
         let mut cuts = Vec::new();
         let children = self.advance(Phase::Aborting, |state| {
             // Named before anyone can begin to drop what it holds (rule S13), and not once more if
@@ -249,11 +312,7 @@ impl Latch {
             state.interrupted.extend(cuts.iter().cloned());
             state.aborted = Some(ending);
         });
-        for child in children {
-            child.abort_with_children(ending);
-        }
-        self.wake(|registry| registry.seats().cloned().collect());
-        cuts
+        (cuts, children)
     }
 
     /// Moves the phase forward to `phase`, after `note` has noted why, unless it is there already.
@@ -319,8 +378,11 @@ impl Latch {
 
 impl Drop for Latch {
     fn drop(&mut self) {
-        if let Some(Parent { latch, key }) = &self.parent {
-            latch.state().children.remove(*key);
+        let mut parent = self.parent.take();
+        while let Some(Parent { latch, key }) = parent {
+            latch.state().children.remove(key);
+            // The last owner of the parent takes leave of the grandparent, too.
+            parent = Arc::into_inner(latch).and_then(|mut latch| latch.parent.take());
         }
     }
 }
@@ -348,19 +410,6 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let mut state = self.latch.state();
-        let holder = state.registry.holders.remove(self.id);
-        let above = self.latch.parent.as_ref().and_then(|_| state.above.remove(&self.id));
-        let is_last = state.registry.holders.is_empty();
-        drop(state);
-        if let Some(seat) = holder.seat() {
-            seat.client_left(ClientLeft::Gone);
-        }
-        // Looked at after the registry: `advance` moves the phase under the same lock and announces
-        // it, so one of the two sides sees both.
-        if is_last && self.latch.phase() > Phase::Running {
-            self.latch.moved.notify(usize::MAX);
-        }
-        drop(above);
+        self.latch.leave(self.id);
     }
 }

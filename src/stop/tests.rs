@@ -433,6 +433,36 @@ fn a_child_leaves_nothing_behind() {
     }
 }
 
+/// A program that makes a child of a child at each reload gets a long chain. Each step would
+/// overflow this thread's stack if it went from latch to latch by calling itself.
+#[test]
+fn a_chain_of_children_may_be_long() {
+    let length = if cfg!(miri) { 50 } else { 20_000 };
+    let chain = move || {
+        let first = Shutdown::new();
+        let mut last = first.token().child();
+        for _ in 1..length {
+            last = last.token().child();
+        }
+        let guard = last.token().guard().unwrap();
+        let clone = guard.clone();
+        drop(guard);
+        assert_eq!(first.in_flight(), 1);
+        assert!(last.is_below(&first) && !first.is_below(&last));
+        first.stop();
+        assert!(last.token().is_stopping());
+        drop(clone);
+        assert_eq!((first.in_flight(), last.in_flight()), (0, 0));
+        assert!(last.token().guard().is_err());
+        first.abort();
+        assert_eq!(last.phase(), Phase::Aborting);
+        drop(last);
+        assert_eq!(first.token().latch.children(), 0);
+    };
+    let thread = thread::Builder::new().stack_size(256 * 1024).spawn(chain).unwrap();
+    thread.join().unwrap();
+}
+
 /// Threads take guards of children while the parent stops: the parent's end is not early, and it
 /// comes.
 #[test]

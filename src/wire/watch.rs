@@ -38,6 +38,8 @@ pub(crate) struct OpenExchange {
     extensions: Extensions,
     /// The ending of the exchange, if nothing goes wrong from here on.
     ending: ExchangeEnding,
+    /// Set if the response was made whole: only the rest of the request's body is to come.
+    is_whole: bool,
 }
 
 struct Clock {
@@ -69,6 +71,7 @@ impl Watch {
             status: None,
             extensions: Extensions::default(),
             ending: ExchangeEnding::Refused,
+            is_whole: false,
         });
     }
 
@@ -78,13 +81,15 @@ impl Watch {
         self.unsent.extend(open.and_then(|open| open.finish(seat, shared, output)));
     }
 
-    /// Ends the exchange under way, which has not come to its end.
+    /// Ends the exchange under way, which has not come to its end. If its response is whole, what is
+    /// still to be sent decides how the exchange ends, as in [`Watch::finish`].
     fn break_off(&mut self, seat: &Arc<Seat>, shared: &Shared, output: &Outgoing) {
-        let ending = match self.open.as_ref().map(|open| open.ending) {
-            Some(whole @ (ExchangeEnding::Panicked | ExchangeEnding::HandedOver)) => whole,
-            _ => self.broken(),
-        };
-        self.note(|open| open.ending = ending);
+        let broken = self.broken();
+        self.note(|open| match open.ending {
+            ExchangeEnding::Panicked | ExchangeEnding::HandedOver => {}
+            _ if open.is_whole => {}
+            _ => open.ending = broken,
+        });
         self.finish(seat, shared, output);
     }
 
@@ -204,6 +209,11 @@ impl OpenExchange {
     /// Notes that a response with this status begins.
     pub(super) fn responds(&mut self, status: Option<StatusCode>) {
         self.status = status;
+    }
+
+    /// Notes that the response is whole.
+    pub(crate) fn has_responded(&mut self) {
+        self.is_whole = true;
     }
 
     /// Returns `None` if no byte of a request has arrived.
