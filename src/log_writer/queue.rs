@@ -23,7 +23,7 @@ const BATCH: usize = 64 * 1024;
 
 /// How long after a write the next one gathers lines, unless a quarter of the room is full by then.
 /// A busy access log then costs a write for each batch, and not for each line.
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER: Duration = Duration::from_millis(10);
 
 /// Lines between the threads that log and the one that writes.
 #[derive(Default)]
