@@ -118,7 +118,8 @@ fn a_dash_is_standard_output() {
     server.stop();
 }
 
-/// Rule S21: a pipe that its reader has forgotten, by its name and as standard output, and a socket.
+/// Rule S21: a pipe that its reader has forgotten, by its name and as standard output, a socket, and
+/// a disk that is full. The log says at the end that lines are missing.
 #[test]
 fn a_log_that_nobody_reads_holds_up_nothing() {
     let directory = Directory::new();
@@ -127,6 +128,7 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
     let (_unread, socket) = UnixStream::pair().unwrap();
     let cases = [
         (path.to_str().unwrap(), Stdio::null()),
+        ("/dev/full", Stdio::null()),
         ("-", pipe.into()),
         ("-", OwnedFd::from(socket).into()),
     ];
@@ -142,6 +144,7 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
         assert_eq!(client.response().status, 100);
         server.signal(Signal::TERM);
         assert_eq!(client.send("hello").response().text(), "hello");
+        server.wait_for(" lines of the access log were not written");
         assert_eq!(server.exit_code(), 0, "{server}");
     }
 }
@@ -217,17 +220,24 @@ fn a_successor_goes_on_with_the_file() {
 
 #[test]
 fn a_file_that_cannot_be_written_is_one_line_and_exit_1() {
-    let mut command = Command::new(SERVER);
-    command.args(["--listen", "127.0.0.1:0", "--access-log", "/nowhere/access.log"]);
-    let ended = output(&mut command);
-    let log = text(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(1), "{log}");
-    assert_eq!(log.lines().count(), 1, "{log}");
-    assert!(log.contains("cannot write the access log /nowhere/access.log: no such dir"), "{log}");
-    command.arg("--check");
-    let ended = output(&mut command);
-    assert_eq!(ended.status.code(), Some(1));
-    assert!(text(&ended.stdout).contains("WRONG cannot write the access log /nowhere/"));
+    for (path, error) in [
+        ("/nowhere/access.log", "/nowhere/access.log: no such directory; make it first"),
+        ("/", "/: it is a directory; give the path of a file"),
+        ("", ": the path is empty; give the path of a file, or - for standard output"),
+    ] {
+        let mut command = Command::new(SERVER);
+        command.args(["--listen", "127.0.0.1:0", "--access-log", path]);
+        let ended = output(&mut command);
+        let log = text(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{log}");
+        assert_eq!(log, format!("smol-graceful: cannot write the access log {error}\n"));
+        command.arg("--check");
+        let ended = output(&mut command);
+        assert_eq!(ended.status.code(), Some(1));
+        assert!(
+            text(&ended.stdout).contains(&format!("WRONG cannot write the access log {error}"))
+        );
+    }
 }
 
 /// More requests than lines have room: in a pipe, in the write that waits, and in the queue.

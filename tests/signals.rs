@@ -535,6 +535,15 @@ fn every_flag_has_its_variable() {
         assert_eq!(status.code(), Some(2), "{name}: {stderr}");
         assert!(stderr.contains(&format!("The value comes from the variable {name}.")), "{stderr}");
     }
+    // A flag without a value has a variable with one.
+    for (value, code, words) in
+        [("off", 0, ""), ("Yes", 0, ""), ("maybe", 2, "write true or false")]
+    {
+        let args = ["--check", "--listen", "127.0.0.1:0"];
+        let (status, _, stderr) = run(&args, &[("SMOL_GRACEFUL_SYN_FILTER", value)]);
+        assert_eq!(status.code(), Some(code), "{value}: {stderr}");
+        assert!(stderr.contains(words), "{stderr}");
+    }
     // The argument is wrong, whatever the variable says.
     let (_, _, stderr) = run(&["--grace", "soon"], &[("SMOL_GRACEFUL_GRACE", "1s")]);
     assert!(!stderr.contains("variable"), "{stderr}");

@@ -10,6 +10,7 @@ use std::iter;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::{BoolishValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, Parser};
 use humantime::parse_duration;
@@ -147,6 +148,13 @@ pub(crate) fn warn_of_unknown_variables<Settings: Parser>(prefix: &str, others: 
 /// Reads an address from among those that commas separate.
 pub(crate) fn address(text: &str) -> Result<Address, String> {
     text.parse().map_err(|error| format!("{error} (a comma separates addresses)"))
+}
+
+/// Reads the variable of a flag that has no value, such as `yes`.
+pub(crate) fn boolean(text: &str) -> Result<bool, String> {
+    BoolishValueParser::new()
+        .parse_ref(&Command::default(), None, OsStr::new(text))
+        .map_err(|_| "write true or false".into())
 }
 
 /// Reads a duration such as `300ms`.

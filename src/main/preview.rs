@@ -81,7 +81,10 @@ pub(crate) fn try_pid_file(path: &Path) -> io::Result<()> {
         fs::remove_file(beside)
     });
     tried.map_err(|error| {
-        let reason = reason(&error);
+        let reason = match error.kind() {
+            io::ErrorKind::NotFound => "no such directory; make it first".into(),
+            _ => reason(&error),
+        };
         io::Error::other(format!("cannot write the pid file {}: {reason}", path.display()))
     })
 }
@@ -144,7 +147,7 @@ mod tests {
         let error = try_pid_file(&directory).unwrap_err().to_string();
         assert!(error.ends_with(": it is not a regular file; give another path"), "{error}");
         let error = try_pid_file(&directory.join("missing/app.pid")).unwrap_err().to_string();
-        assert!(error.ends_with(": No such file or directory"), "{error}");
+        assert!(error.ends_with(": no such directory; make it first"), "{error}");
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
         fs::remove_dir_all(&directory).unwrap();
     }

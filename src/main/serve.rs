@@ -94,8 +94,9 @@ fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
             process.admin(server, iter::once_with(move || admin_listeners(&sockets)).flatten());
     }
     let outcome = process.run(server, iter::once_with(|| public_listeners(&sockets)).flatten());
-    // Waits a bounded time for the last lines.
-    drop(access_log);
+    if let Some(access_log) = access_log {
+        access_log.close();
+    }
     outcome
 }
 

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use clap::builder::{BoolishValueParser, RangedU64ValueParser};
+use clap::builder::RangedU64ValueParser;
 use smol_graceful::Address;
 
 use crate::access_log::{Format, Place};
-use crate::arguments::{address, duration};
+use crate::arguments::{address, boolean, duration};
 
 /// Serves HTTP/1.1 until HUP, INT, TERM or QUIT, and finishes every request that has begun.
 ///
@@ -131,12 +131,12 @@ pub(crate) struct Settings {
 
     /// Lets another process of this user listen on the same addresses at the same time
     /// (SO_REUSEPORT)
-    #[arg(long, env = "SMOL_GRACEFUL_REUSE_PORT", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "SMOL_GRACEFUL_REUSE_PORT", value_parser = boolean)]
     pub(crate) reuse_port: bool,
 
     /// Holds back handshakes for 50 ms before the close, so that none is reset: they are tried
     /// again a second later
-    #[arg(long, env = "SMOL_GRACEFUL_SYN_FILTER", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "SMOL_GRACEFUL_SYN_FILTER", value_parser = boolean)]
     pub(crate) syn_filter: bool,
 
     /// How long a TCP client may be silent before its kernel is asked whether it is still there

@@ -32,7 +32,7 @@ impl LogFile {
     ///
     /// Returns an error that names the path.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let path = std::path::absolute(path)?;
+        let path = std::path::absolute(path).map_err(|error| named(path, &error))?;
         let file = open(&path).map_err(|error| named(&path, &error))?;
         Ok(Self {
             path,
@@ -112,6 +112,10 @@ fn open(path: &Path) -> io::Result<File> {
 fn named(path: &Path, error: &io::Error) -> io::Error {
     let reason = match error.kind() {
         io::ErrorKind::NotFound => "no such directory; make it first".into(),
+        io::ErrorKind::IsADirectory => "it is a directory; give the path of a file".into(),
+        _ if path.as_os_str().is_empty() => {
+            "the path is empty; give the path of a file, or - for standard output".into()
+        }
         _ => crate::reason(error),
     };
     io::Error::new(

@@ -1,8 +1,9 @@
 //! `--access-log`: one line for each exchange of the public server.
 //!
 //! Invariant: nobody waits for the log (rule S21). A line goes to a `LogWriter` of its own, apart
-//! from the log of the process, and lines that are lost are told of there. Knows the library's
-//! `Exchange`, and leaves to `line.rs` what a line says and to `file.rs` where it goes.
+//! from the log of the process, which says how many lines were lost, at the latest at the end.
+//! Knows the library's `Exchange`, and leaves to `line.rs` what a line says and to `file.rs` where
+//! it goes.
 
 mod file;
 mod line;
@@ -15,6 +16,8 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use smol_graceful::{Exchange, LogWriter};
@@ -76,11 +79,12 @@ impl fmt::Display for Place {
     }
 }
 
-/// An access log that is open. Dropping the last copy writes what is left, in a bounded time.
+/// An access log that is open.
 #[derive(Debug, Clone)]
 pub(crate) struct AccessLog {
     writer: LogWriter,
     format: Format,
+    counts: Arc<Counts>,
 }
 
 impl AccessLog {
@@ -90,18 +94,34 @@ impl AccessLog {
     ///
     /// Returns an error that names the path, or says that there is no thread.
     pub(crate) fn open(place: &Place, format: Format) -> io::Result<Self> {
-        let mut losses = Losses::default();
+        let counts = Arc::new(Counts::default());
+        let (mut losses, counted) = (Losses::default(), counts.clone());
         // No word about lost lines may stand among lines that a program reads.
         let notice = move |lost| {
-            losses.tell(lost, Instant::now());
+            if let Some(lost) = losses.add(lost, Instant::now()) {
+                counted.told.fetch_add(lost, Relaxed);
+                log::warn!("{lost} lines of the access log lost: nobody took them in time");
+            }
             String::new()
         };
-        Ok(Self { writer: LogWriter::with_notice(place.open()?, notice)?, format })
+        let out = Counted { out: place.open()?, counts: counts.clone() };
+        Ok(Self { writer: LogWriter::with_notice(out, notice)?, format, counts })
     }
 
     /// Adds the line of an exchange.
     pub(crate) fn add(&self, exchange: &Exchange) {
+        self.counts.added.fetch_add(1, Relaxed);
         self.writer.line(self.format.line(&facts(exchange)));
+    }
+
+    /// Waits a bounded time until what is left is written, and says in the log of the process how
+    /// many lines are missing that it has not told of.
+    pub(crate) fn close(self) {
+        drop(self.writer);
+        let missing = self.counts.missing();
+        if missing > 0 {
+            log::warn!("{missing} lines of the access log were not written");
+        }
     }
 }
 
@@ -128,6 +148,42 @@ fn facts(exchange: &Exchange) -> Facts<'_> {
     }
 }
 
+/// How many lines there were. The thread that writes may be stuck, so only a count that others can
+/// read tells of all losses.
+#[derive(Debug, Default)]
+struct Counts {
+    added: AtomicU64,
+    written: AtomicU64,
+    /// How many lost lines the log of the process has told of.
+    told: AtomicU64,
+}
+
+impl Counts {
+    fn missing(&self) -> u64 {
+        let known = self.written.load(Relaxed) + self.told.load(Relaxed);
+        self.added.load(Relaxed).saturating_sub(known)
+    }
+}
+
+/// Counts the lines whose end `out` has taken.
+struct Counted {
+    out: Box<dyn Write + Send>,
+    counts: Arc<Counts>,
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        let lines = memchr::memchr_iter(b'\n', &bytes[..written]).count();
+        self.counts.written.fetch_add(lines as u64, Relaxed);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
 /// The lines that were lost and not told of yet.
 #[derive(Debug, Default)]
 struct Losses {
@@ -136,15 +192,15 @@ struct Losses {
 }
 
 impl Losses {
-    /// Says in the log of the process how many lines were lost, at most once in 10 s.
-    fn tell(&mut self, lost: u64, now: Instant) {
+    /// Returns how many lost lines to tell of now, which is at most once in 10 s.
+    fn add(&mut self, lost: u64, now: Instant) -> Option<u64> {
         const PAUSE: Duration = Duration::from_secs(10);
         self.untold += lost;
-        if self.told_at.is_none_or(|at| now.saturating_duration_since(at) >= PAUSE) {
-            self.told_at = Some(now);
-            log::warn!("{} lines of the access log lost: nobody took them in time", self.untold);
-            self.untold = 0;
+        if self.told_at.is_some_and(|at| now.saturating_duration_since(at) < PAUSE) {
+            return None;
         }
+        self.told_at = Some(now);
+        Some(std::mem::take(&mut self.untold))
     }
 }
 
@@ -162,12 +218,9 @@ mod tests {
     #[test]
     fn losses_are_added_up() {
         let (mut losses, now) = (Losses::default(), Instant::now());
-        losses.tell(3, now);
-        assert_eq!(losses.untold, 0);
-        losses.tell(4, now + Duration::from_secs(9));
-        losses.tell(5, now + Duration::from_secs(9));
-        assert_eq!(losses.untold, 9);
-        losses.tell(1, now + Duration::from_secs(10));
-        assert_eq!(losses.untold, 0);
+        assert_eq!(losses.add(3, now), Some(3));
+        assert_eq!(losses.add(4, now + Duration::from_secs(9)), None);
+        assert_eq!(losses.add(5, now + Duration::from_secs(9)), None);
+        assert_eq!(losses.add(1, now + Duration::from_secs(10)), Some(10));
     }
 }
