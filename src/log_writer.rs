@@ -158,7 +158,7 @@ impl LogWriter {
         if line.last() != Some(&b'\n') {
             line.push(b'\n');
         }
-        self.queue.push(line);
+        self.queue.push(&line);
     }
 }
 
@@ -184,7 +184,7 @@ impl Write for LogWriter {
         let (whole, rest) = bytes.split_at(end);
         self.partial.extend_from_slice(whole);
         if end > 0 || self.partial.len() + rest.len() >= BYTES {
-            self.queue.push(mem::take(&mut self.partial));
+            self.queue.push(&mem::take(&mut self.partial));
         }
         self.partial.extend_from_slice(rest);
         Ok(bytes.len())
@@ -193,7 +193,7 @@ impl Write for LogWriter {
     /// Queues what has come of the last line. Does not wait for the output.
     fn flush(&mut self) -> io::Result<()> {
         if !self.partial.is_empty() {
-            self.queue.push(mem::take(&mut self.partial));
+            self.queue.push(&mem::take(&mut self.partial));
         }
         Ok(())
     }

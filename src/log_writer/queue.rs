@@ -37,8 +37,7 @@ pub(super) struct Queue {
 
 #[derive(Default)]
 pub(super) struct State {
-    lines: VecDeque<Vec<u8>>,
-    bytes: usize,
+    lines: Lines,
     /// How many lines are missing in front of the first.
     dropped: u64,
     /// Lines have left the queue and are being written.
@@ -52,32 +51,76 @@ pub(super) struct State {
 }
 
 impl State {
-    fn pop(&mut self) -> Option<Vec<u8>> {
-        let line = self.lines.pop_front()?;
-        self.bytes -= line.len();
-        Some(line)
-    }
-
-    /// Moves waiting lines to `batch`, in their order: one, and as many more as make one write.
-    fn pop_batch(&mut self, batch: &mut Vec<u8>) {
-        batch.clear();
-        while self
-            .lines
-            .front()
-            .is_some_and(|line| batch.is_empty() || batch.len() + line.len() <= BATCH)
-        {
-            batch.extend(self.pop().into_iter().flatten());
-        }
-    }
-
     /// Returns `true` if so much waits that the thread should not gather more.
     fn is_filling(&self) -> bool {
-        self.lines.len() >= LINES / 4 || self.bytes >= BATCH
+        self.lines.count() >= LINES / 4 || self.lines.bytes() >= BATCH
     }
 
     fn has_room_for(&self, line: &[u8]) -> bool {
-        self.lines.len() < LINES && self.bytes + line.len() <= BYTES
+        self.lines.count() < LINES && self.lines.bytes() + line.len() <= BYTES
     }
+}
+
+/// Lines one behind the other in one piece of memory. A thread that adds a line so neither takes
+/// memory for it nor leaves memory for another thread to free.
+#[derive(Default)]
+struct Lines {
+    text: Vec<u8>,
+    /// Where the first line begins in `text`.
+    begin: usize,
+    lengths: VecDeque<usize>,
+}
+
+impl Lines {
+    fn count(&self) -> usize {
+        self.lengths.len()
+    }
+
+    fn bytes(&self) -> usize {
+        self.text.len() - self.begin
+    }
+
+    fn push(&mut self, line: &[u8]) {
+        if self.begin > BYTES {
+            // As many bytes were pushed since the last time, so a push costs little on average.
+            self.text.drain(..self.begin);
+            self.begin = 0;
+        }
+        self.text.extend_from_slice(line);
+        self.lengths.push_back(line.len());
+    }
+
+    /// Drops the first line. Returns `false` if there is none.
+    fn drop_first(&mut self) -> bool {
+        let length = self.lengths.pop_front();
+        self.begin += length.unwrap_or(0);
+        length.is_some()
+    }
+
+    /// Moves lines to `batch`, in their order: one, and as many more as make one write.
+    fn pop_batch(&mut self, batch: &mut Vec<u8>) {
+        let mut end = self.begin;
+        while let Some(length) = self.lengths.front() {
+            if end > self.begin && end + length > self.begin + BATCH {
+                break;
+            }
+            end += length;
+            self.lengths.pop_front();
+        }
+        batch.clear();
+        batch.extend_from_slice(&self.text[self.begin..end]);
+        self.begin = end;
+        if self.lengths.is_empty() {
+            (self.text, self.begin) = (kept(mem::take(&mut self.text)), 0);
+        }
+    }
+}
+
+/// Returns `memory` without its content, and without what only a flood of lines has needed.
+fn kept(mut memory: Vec<u8>) -> Vec<u8> {
+    memory.clear();
+    memory.shrink_to(BATCH);
+    memory
 }
 
 impl Queue {
@@ -91,14 +134,13 @@ impl Queue {
         self.arrived.notify_all();
     }
 
-    pub(super) fn push(&self, line: Vec<u8>) {
+    pub(super) fn push(&self, line: &[u8]) {
         let mut state = self.state();
-        while !state.has_room_for(&line) && state.pop().is_some() {
+        while !state.has_room_for(line) && state.lines.drop_first() {
             state.dropped += 1;
         }
-        state.bytes += line.len();
         let was_filling = state.is_filling();
-        state.lines.push_back(line);
+        state.lines.push(line);
         // The thread is woken once, and not for each line, because waking costs as much as a line.
         let wakes = mem::take(&mut state.is_idle) || (state.is_filling() && !was_filling);
         drop(state);
@@ -109,7 +151,7 @@ impl Queue {
 
     /// Waits until everything is written, or `patience` is over.
     pub(super) fn wait(&self, patience: Duration) {
-        let unwritten = |state: &mut State| state.is_writing || !state.lines.is_empty();
+        let unwritten = |state: &mut State| state.is_writing || state.lines.count() > 0;
         let mut state = self.state();
         state.waiting += 1;
         self.arrived.notify_all();
@@ -135,7 +177,7 @@ impl Queue {
         let mut state = self.state();
         state.is_writing = false;
         loop {
-            if !state.lines.is_empty() {
+            if state.lines.count() > 0 {
                 let gathers = state.waiting == 0 && state.writers > 0 && !state.is_filling();
                 let since = wrote_at.map_or(GATHER, |at: Instant| at.elapsed());
                 if let Some(left) =
@@ -146,7 +188,7 @@ impl Queue {
                     continue;
                 }
                 state.is_writing = true;
-                state.pop_batch(batch);
+                state.lines.pop_batch(batch);
                 return Some(mem::take(&mut state.dropped));
             }
             if state.waiting > 0 {
@@ -198,14 +240,19 @@ mod tests {
     fn the_bytes_that_wait_are_bounded() {
         let queue = Queue::default();
         for n in 0..100 {
-            queue.push(vec![n; BYTES / 10]);
+            queue.push(&vec![n; BYTES / 10]);
         }
         let state = queue.state();
-        assert_eq!((state.lines.len(), state.dropped), (10, 90));
-        assert_eq!(state.bytes, state.lines.iter().map(Vec::len).sum::<usize>());
+        assert_eq!((state.lines.count(), state.dropped), (10, 90));
+        assert_eq!(state.lines.bytes(), 10 * (BYTES / 10));
+        assert!(state.lines.text.capacity() <= 4 * BYTES, "what was dropped stays in memory");
         drop(state);
-        queue.push(vec![0; BYTES + 1]);
-        assert_eq!(queue.state().lines.len(), 1);
+        queue.push(&vec![0; BYTES + 1]);
+        assert_eq!(queue.state().lines.count(), 1);
+        let mut batch = Vec::new();
+        assert_eq!(queue.next(&mut batch, None), Some(100));
+        assert_eq!(batch, vec![0; BYTES + 1]);
+        assert!(queue.state().lines.text.capacity() <= 2 * BATCH);
     }
 
     /// Many short lines cost few writes, in the same order. A long line is written by itself.
@@ -213,10 +260,10 @@ mod tests {
     fn waiting_lines_are_written_together() {
         let queue = Queue::default();
         for n in 0..100 {
-            queue.push(format!("{n}\n").into_bytes());
+            queue.push(format!("{n}\n").as_bytes());
         }
-        queue.push(vec![b'x'; BATCH + 1]);
-        queue.push(b"last\n".to_vec());
+        queue.push(&[b'x'; BATCH + 1]);
+        queue.push(b"last\n");
         let mut batch = Vec::new();
         assert_eq!(queue.next(&mut batch, None), Some(0));
         let expected: String = (0..100).map(|n| format!("{n}\n")).collect();
@@ -227,6 +274,6 @@ mod tests {
         assert_eq!(queue.next(&mut batch, Some(Instant::now())), Some(0));
         assert_eq!(batch, b"last\n");
         assert_eq!(queue.next(&mut batch, None), None);
-        assert_eq!(queue.state().bytes, 0);
+        assert_eq!(queue.state().lines.bytes(), 0);
     }
 }
