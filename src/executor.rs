@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -64,8 +65,8 @@ impl ServerExecutor {
 
     /// Makes an executor of a function that spawns a future, for example on another runtime.
     ///
-    /// The function must let the future run to its end. If it drops a future, it closes that
-    /// connection. It is called once for each connection, on the thread that polls
+    /// The function must let the future run to its end. If it drops a future or panics, that
+    /// connection is closed. It is called once for each connection, on the thread that polls
     /// [`Server::serve`](crate::Server::serve), and must not block. Each future is in a box, which
     /// the other executors do without.
     ///
@@ -98,7 +99,14 @@ impl ServerExecutor {
             Kind::Shared(executor) => executor.spawn(future).detach(),
             Kind::Static(executor) => executor.spawn(future).detach(),
             Kind::Global => smol::spawn(future).detach(),
-            Kind::Function(spawn) => spawn(Box::pin(future)),
+            Kind::Function(spawn) => {
+                // Rule S17: a panic there closes this connection, and ends nothing else. The panic
+                // hook has said where.
+                let spawned = AssertUnwindSafe(|| spawn(Box::pin(future)));
+                if catch_unwind(spawned).is_err() {
+                    log::error!("the executor of the program has panicked at a connection");
+                }
+            }
         }
     }
 }

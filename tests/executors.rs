@@ -92,14 +92,19 @@ fn another_runtime_runs_the_handlers() {
     check_thread(executor, "tokios");
 }
 
-/// The connection is closed, and holds up no drain.
+/// Rule S17: the connection is closed, holds up no drain, and the server goes on.
 #[test]
 fn a_connection_that_an_executor_drops_is_closed() {
-    let server = Server::new(|_| async { Ok("okay") }).executor(ServerExecutor::from_fn(drop));
-    let server = Running::of(server);
-    let mut client = server.connect();
-    assert_ne!(client.end(), End::Cut);
-    settle(&server);
+    let panics = ServerExecutor::from_fn(|_| panic!("no room"));
+    for executor in [ServerExecutor::from_fn(drop), panics] {
+        let server = Server::new(|_| async { Ok("okay") }).executor(executor);
+        let server = Running::of(server);
+        for _ in 0..2 {
+            let mut client = server.connect();
+            assert_ne!(client.end(), End::Cut);
+        }
+        settle(&server);
+    }
 }
 
 // ── Handlers that stay on one thread ────────────────────────────────────────────────────────
