@@ -245,8 +245,9 @@ pub enum ExchangeEnding {
     Reset,
     /// The request was upgraded, and the other protocol has ended.
     Upgraded,
-    /// The connection has gone to the successor with a part of the request's head. The successor
-    /// answers the request.
+    /// The connection has set out for the successor with a part of the request's head. The successor
+    /// answers the request. If the successor does not take the connection, this server goes on with
+    /// the request, and the observer hears of that as of another exchange.
     HandedOver,
 }
 
