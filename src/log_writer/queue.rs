@@ -25,6 +25,9 @@ const BATCH: usize = 64 * 1024;
 /// A busy access log then costs a write for each batch, and not for each line.
 const GATHER: Duration = Duration::from_millis(10);
 
+/// How many writes come one soon after the other in a busy log.
+const BUSY: u32 = 32;
+
 /// Lines between the threads that log and the one that writes.
 #[derive(Default)]
 pub(super) struct Queue {
@@ -161,13 +164,17 @@ impl Queue {
 
     pub(super) fn write_to(&self, mut out: impl Write, mut notice: impl FnMut(u64) -> String) {
         let mut batch = Vec::new();
-        let mut wrote_at = None;
-        while let Some(dropped) = self.next(&mut batch, wrote_at) {
+        let (mut wrote_at, mut in_a_row) = (None::<Instant>, 0);
+        // Only a busy log gathers: its readers see other lines in the order of their times.
+        while let Some(dropped) = self.next(&mut batch, wrote_at.filter(|_| in_a_row >= BUSY)) {
             if dropped > 0 {
                 write(&mut out, notice(dropped).as_bytes());
             }
             write(&mut out, &batch);
-            wrote_at = Some(Instant::now());
+            let now = Instant::now();
+            let is_next = wrote_at.is_some_and(|at| now - at < 2 * GATHER);
+            in_a_row = if is_next { in_a_row + 1 } else { 0 };
+            wrote_at = Some(now);
         }
     }
 
