@@ -206,7 +206,7 @@ pub type Result<T = Response, E = Error> = std::result::Result<T, E>;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// So are those of the page on embedding.
+/// The examples of the page on embedding are tests, too.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/embedding.md")]
 struct Embedding;

@@ -149,7 +149,7 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
     }
 }
 
-/// Whoever reads late finds whole lines, and the log says how many are missing.
+/// A late reader finds whole lines, and the log says how many are missing.
 #[test]
 fn lost_lines_are_told_in_the_log_and_not_among_the_lines() {
     let directory = Directory::new();

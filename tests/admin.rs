@@ -91,7 +91,7 @@ fn operators_can_ask_until_the_end_of_the_drain() {
     assert!(is_refused(server.admin));
 }
 
-/// What an operator asks is no request of the public server.
+/// A request of an operator is not one of the public server.
 #[test]
 fn requests_are_counted_by_what_became_of_them() {
     let server = Observed::start(&["--work", "60s"]);

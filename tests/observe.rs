@@ -451,7 +451,7 @@ fn a_client_that_takes_nothing_is_reported_as_gone() {
     assert!(one.sent > 0 && one.sent < BIG as u64);
 }
 
-/// Whatever an exchange does at the abort.
+/// The exchange may be at any step when the abort comes.
 #[test]
 fn what_an_abort_cuts_is_reported() {
     let (stage, handler) = stage();

@@ -20,7 +20,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 
 use crate::listen::passing::PID;
 
-/// What a child becomes.
+/// The next step of a new child.
 pub(crate) struct Image {
     pub(crate) file: CString,
     pub(crate) words: Vec<CString>,

@@ -13,7 +13,7 @@ use humantime::parse_duration;
 use smol::Timer;
 use smol_graceful::{Body, Peer, Request, Response, StatusCode, Token, probe, stream_body};
 
-/// What the answer to an unknown path lists.
+/// The list in the answer to an unknown path.
 const ROUTES: &str = "\
     GET /\n\
     GET /work?for=300ms\n\

@@ -25,7 +25,7 @@ use crate::{check, keep, settings};
 pub(crate) struct Settings {
     /// The kind of text
     #[arg(value_name = "WHAT")]
-    what: What,
+    what: Kind,
 
     /// The command that the man page is about [default: smol-graceful itself]
     #[arg(value_name = "COMMAND")]
@@ -33,7 +33,7 @@ pub(crate) struct Settings {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum What {
+enum Kind {
     Man,
     Bash,
     Zsh,
@@ -68,10 +68,10 @@ fn text(settings: &Settings) -> Vec<u8> {
     let shells = &mut joined();
     let name = "smol-graceful";
     match settings.what {
-        What::Bash => generate(Bash, shells, name, &mut text),
-        What::Zsh => generate(Zsh, shells, name, &mut text),
-        What::Fish => generate(Fish, shells, name, &mut text),
-        What::Man => {
+        Kind::Bash => generate(Bash, shells, name, &mut text),
+        Kind::Zsh => generate(Zsh, shells, name, &mut text),
+        Kind::Fish => generate(Fish, shells, name, &mut text),
+        Kind::Man => {
             // A text in memory takes everything.
             let _ = Man::new(page(settings.command)).render(&mut text);
         }

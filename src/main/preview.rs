@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use crate::reason;
 
-/// What a command would do, a line for each thing.
+/// The steps of a command that is only checked, a line for each.
 #[derive(Debug)]
 pub(crate) struct Preview {
     text: String,

@@ -70,8 +70,10 @@ pub(crate) struct Settings {
     #[arg(long, env = "SMOL_GRACEFUL_LAME_DUCK", value_name = "DURATION", value_parser = duration, default_value = "0s")]
     pub(crate) lame_duck: Duration,
 
-    /// How long a stream of a response or an upgraded connection may move nothing in the drain, or
-    /// have a client that has closed its side, before it is closed [default: as long as the grace]
+    /// How long a streamed response or an upgraded connection may move nothing in the drain before it
+    /// is closed [default: as long as the grace]
+    ///
+    /// An upgraded connection whose client has closed its side has as long
     #[arg(
         long,
         env = "SMOL_GRACEFUL_STREAM_GRACE",

@@ -1,4 +1,4 @@
-//! One exchange as one line of an access log, in the combined format or as JSON.
+//! The line of an exchange in an access log, in the combined format or as JSON.
 //!
 //! Invariant: a line is one line of printable text, whatever the client has sent, and says nothing
 //! that did not happen. Pure: facts → text. Does not know where the facts come from or where the
@@ -22,7 +22,7 @@ pub(crate) enum Format {
     Json,
 }
 
-/// What a line says of an exchange.
+/// The facts of an exchange that a line tells.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts<'a> {
     pub(crate) peer: Peer,

@@ -23,7 +23,7 @@ pub(crate) use prometheus_text::CONTENT_TYPE;
 const BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 
-/// What is counted of the public server.
+/// The counts of the public server.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,

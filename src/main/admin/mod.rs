@@ -14,7 +14,7 @@ use smol_graceful::{Body, Method, Request, Response, Result, Shutdown, StatusCod
 
 pub(crate) use self::metrics::Metrics;
 
-/// What the admin server knows of the public one.
+/// The facts of the public server that the admin server tells.
 #[derive(Debug)]
 pub(crate) struct Admin {
     shutdown: Shutdown,
