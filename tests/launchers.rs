@@ -319,11 +319,17 @@ fn a_queue_that_cannot_be_emptied_is_cut() {
     }
 }
 
+/// The end of the line with the version.
+const VERSION_END: &str = concat!("smol-graceful ", env!("CARGO_PKG_VERSION"), "\n");
+
 fn start_with_room(command: &mut Command, is_enough: bool) {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
-    log.read_line(&mut line).unwrap();
+    // The version comes first, and nothing else but the address or an error.
+    while log.read_line(&mut line).unwrap() > 0 && line.ends_with(VERSION_END) {
+        line.clear();
+    }
     if let Some((_, addr)) = line.trim().split_once("listening on ") {
         assert_eq!(Client::connect(addr.parse().unwrap()).get("/livez").response().status, 200);
         ProcessId::of(&child).signal(Signal::TERM);
