@@ -15,7 +15,6 @@ pub(crate) fn quoted(line: &mut String, text: &str) {
 
 /// Adds `text` without quotes around it, escaped as [`quoted`] does.
 pub(crate) fn plain(line: &mut String, text: &str) {
-    let is_harmless = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
     if text.bytes().all(is_harmless) {
         line.push_str(text);
         return;
@@ -32,6 +31,10 @@ pub(crate) fn plain(line: &mut String, text: &str) {
 /// Adds `text` as a string of JSON. Its characters stay, apart from those that control a terminal
 /// or end a line.
 pub(crate) fn json(line: &mut String, text: &str) {
+    if text.bytes().all(is_harmless) {
+        // In quotes it is the same in both formats.
+        return quoted(line, text);
+    }
     line.push('"');
     for letter in text.chars() {
         match letter {
@@ -43,6 +46,11 @@ pub(crate) fn json(line: &mut String, text: &str) {
         }
     }
     line.push('"');
+}
+
+/// Returns `true` if no format escapes the byte.
+fn is_harmless(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ pub(crate) struct Facts<'a> {
 impl Format {
     /// Returns the line of an exchange, with its end.
     pub(crate) fn line(self, facts: &Facts<'_>) -> String {
-        let mut line = String::with_capacity(256);
+        let mut line = String::with_capacity(512);
         match self {
             Self::Combined => combined(&mut line, facts),
             Self::Json => object(&mut line, facts),
@@ -129,15 +129,17 @@ fn object(line: &mut String, facts: &Facts<'_>) {
     let _ = write!(line, r#","received":{received},"sent":{sent},"body_sent":{body_sent}"#);
     line.push_str(r#","first_byte":"#);
     match facts.first_byte {
-        Some(time) => drop(write!(line, "{:.6}", time.as_secs_f64())),
+        Some(time) => seconds(line, time),
         None => line.push_str("null"),
     }
-    let _ = write!(
-        line,
-        r#","took":{:.6},"ending":"{}"}}"#,
-        facts.took.as_secs_f64(),
-        word(facts.ending)
-    );
+    line.push_str(r#","took":"#);
+    seconds(line, facts.took);
+    let _ = write!(line, r#","ending":"{}"}}"#, word(facts.ending));
+}
+
+/// Adds a time in seconds, to the microsecond, without the arithmetic of a float.
+fn seconds(line: &mut String, time: Duration) {
+    let _ = write!(line, "{}.{:06}", time.as_secs(), time.subsec_micros());
 }
 
 fn optional(line: &mut String, text: Option<&str>) {
