@@ -10,7 +10,7 @@ use clap::{Command, CommandFactory, Parser, ValueEnum};
 use clap_complete::aot::{Bash, Fish, Zsh, generate};
 use clap_mangen::Man;
 
-use crate::arguments::read;
+use crate::arguments::{Dependent, GivenInVain, read};
 use crate::{check, keep, settings};
 
 /// Prints a man page or shell completions, for packages
@@ -32,7 +32,15 @@ pub(crate) struct Settings {
     command: Option<Page>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+impl Dependent for Settings {
+    /// The completions are those of all commands.
+    fn given_in_vain(&self, _is_given: impl Fn(&str) -> bool) -> Option<GivenInVain> {
+        let is_in_vain = self.command.is_some() && self.what != Kind::Man;
+        is_in_vain.then_some(GivenInVain { field: "command", needs: "`man` in front of it" })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
     Man,
     Bash,
