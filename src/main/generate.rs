@@ -3,7 +3,6 @@
 //! Writes to standard output and nowhere else, so a package decides where the files go. Each
 //! command's definition stays in its own file; this one only joins them.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Command, CommandFactory, Parser, ValueEnum};
@@ -11,7 +10,7 @@ use clap_complete::aot::{Bash, Fish, Zsh, generate};
 use clap_mangen::Man;
 
 use crate::arguments::{Dependent, GivenInVain, read};
-use crate::{check, keep, settings};
+use crate::{check, keep, print, settings};
 
 /// Prints a man page or shell completions, for packages
 ///
@@ -61,14 +60,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(code) => return code,
     };
-    match io::stdout().write_all(&text(&settings)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ =
-                writeln!(io::stderr(), "smol-graceful: cannot write: {}", crate::reason(&error));
-            ExitCode::FAILURE
-        }
-    }
+    if print(&text(&settings)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn text(settings: &Settings) -> Vec<u8> {
