@@ -99,15 +99,16 @@
 //!
 //! # Implementation
 //!
-//! Requests are decoded and responses encoded by async-h1, with a gate in front of it that owns the
-//! read buffer and admits one well-formed message at a time. [`run`] polls one smol executor from N
-//! worker threads; the thread that called it keeps signals, deadlines and the drain, and runs no
-//! handler. An idle connection holds its socket and its task, and no buffer. Deadlines are kept by
-//! one sweep over all connections, at most once a second, and not by a timer for each. At a restart
-//! by a keeper, a connection goes to the successor as its socket and the bytes that were read
-//! ahead, when no exchange is under way. The library registers no signal handler unless [`run`] or
-//! [`signals`] is called, and never exits the process. It prints nothing, apart from the line of an
-//! [`Outcome`] that `main` returns where something was cut and no logger shows warnings.
+//! async-h1 decodes the bodies of requests and encodes those of responses. A gate in front of it
+//! owns the read buffer, reads and writes the heads, and admits one well-formed message at a time.
+//! [`run`] polls one smol executor from N worker threads; the thread that called it keeps signals,
+//! deadlines and the drain, and runs no handler. An idle connection holds its socket and its task,
+//! and no buffer. Deadlines are kept by one sweep over all connections, at most once a second, and
+//! not by a timer for each. At a restart by a keeper, a connection goes to the successor as its
+//! socket and the bytes that were read ahead, when no exchange is under way. The library registers
+//! no signal handler unless [`run`] or [`signals`] is called, and never exits the process. It
+//! prints nothing, apart from the line of an [`Outcome`] that `main` returns where something was
+//! cut and no logger shows warnings.
 //!
 //! # Limits
 //!

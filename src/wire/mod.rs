@@ -17,6 +17,7 @@ mod incoming;
 mod outgoing;
 mod request;
 pub(crate) mod response;
+mod response_head;
 mod shared;
 mod target;
 mod trailers;
