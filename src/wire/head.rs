@@ -116,10 +116,11 @@ impl Head {
     /// section 3.2.2), or else the value of `Host`. Returns `None` if an HTTP/1.0 client sent
     /// neither.
     pub(crate) fn host<'a>(&self, bytes: &'a [u8]) -> Option<&'a str> {
+        let section = &bytes[self.fields.clone()];
         let host = || {
-            let mut lines = self.lines(bytes);
-            let (_, value) = lines.find(|(name, _)| name.eq_ignore_ascii_case("host"))?;
-            std::str::from_utf8(value).ok()
+            let is_host = |name: Range<usize>| section[name].eq_ignore_ascii_case(b"host");
+            let (_, value) = lines(section).find(|(name, _)| is_host(name.clone()))?;
+            std::str::from_utf8(&section[value]).ok()
         };
         Absolute::split(self.target(bytes)).map(|absolute| absolute.authority).or_else(host)
     }
@@ -138,28 +139,42 @@ impl Head {
         let authority = Absolute::split(self.target(bytes)).map(|absolute| absolute.authority);
         let host = authority.map(|authority| ("Host", Cow::Borrowed(authority)));
         let upgrade = self.upgrade;
-        let lines = self.lines(bytes).filter(move |(name, _)| match name.len() {
+        let section = &bytes[self.fields.clone()];
+        // Most heads are ASCII, and to find this out once costs less than once for each value.
+        let text = section.is_ascii().then(|| std::str::from_utf8(section)).and_then(Result::ok);
+        let lines = lines(section).map(move |(name, value)| match text {
+            Some(text) => (&text[name], Cow::Borrowed(&text[value])),
+            // `parse` has checked that names are tokens.
+            None => {
+                (std::str::from_utf8(&section[name]).unwrap_or_default(), visible(&section[value]))
+            }
+        });
+        let lines = lines.filter(move |(name, _)| match name.len() {
             4 => authority.is_none() || !name.eq_ignore_ascii_case("host"),
             6 => !name.eq_ignore_ascii_case("expect"),
             7 => upgrade || !name.eq_ignore_ascii_case("upgrade"),
             _ => true,
         });
-        host.into_iter().chain(lines.map(|(name, value)| (name, visible(value))))
+        host.into_iter().chain(lines)
     }
+}
 
-    /// Returns every field line as name and value.
-    fn lines<'a>(&self, bytes: &'a [u8]) -> impl Iterator<Item = (&'a str, &'a [u8])> {
-        let mut rest = &bytes[self.fields.clone()];
-        std::iter::from_fn(move || {
-            // `parse` has checked that each line has a colon and ends in CRLF.
-            let end = memchr(b'\n', rest)?;
-            let line = rest[..end].strip_suffix(b"\r")?;
-            rest = &rest[end + 1..];
-            let colon = memchr(b':', line)?;
-            let name = std::str::from_utf8(&line[..colon]).ok()?;
-            Some((name, line[colon + 1..].trim_ascii()))
-        })
-    }
+/// Returns where name and value of each field line are in a header section that [`parse`] has
+/// accepted.
+fn lines(section: &[u8]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let mut begin = 0;
+    std::iter::from_fn(move || {
+        // `parse` has checked that each line has a colon and ends in CRLF.
+        let end = begin + memchr(b'\n', &section[begin..])?;
+        let line = section[begin..end].strip_suffix(b"\r")?;
+        let colon = memchr(b':', line)?;
+        let value = line[colon + 1..].trim_ascii_end();
+        let value_end = begin + colon + 1 + value.len();
+        let value = value_end - value.trim_ascii_start().len()..value_end;
+        let name = begin..begin + colon;
+        begin = end + 1;
+        Some((name, value))
+    })
 }
 
 /// The parts of an absolute target, `scheme "://" authority path` (RFC 9112 section 3.2.2).

@@ -17,6 +17,7 @@ use http_types::{Body, Request, StatusCode};
 
 use super::body::Framing;
 use super::fault::Lost;
+use super::field::header_name;
 use super::head::Head;
 use super::shared::Wire;
 use super::target::url;
@@ -51,9 +52,19 @@ pub(super) fn request(
     }
     request.set_version(Some(head.version));
     for (name, value) in head.fields(bytes) {
-        request.append_header(name, &*value);
+        append(&mut request, name, &value);
     }
     Ok(request)
+}
+
+/// Adds a field, behind those of the same name. Costs less than http-types' own `append_header`,
+/// which looks first, and for that copies the name and hashes it twice.
+fn append(request: &mut Request, name: &str, value: &str) {
+    let Some(mut values) = request.insert_header(header_name(name), value) else { return };
+    if let Some(inserted) = request.header_mut(header_name(name)) {
+        values.append(inserted);
+        *inserted = values;
+    }
 }
 
 /// Says in `request` who its client is, and to which address the client has connected.
