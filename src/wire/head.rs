@@ -51,6 +51,8 @@ pub(crate) struct Head {
     target: Range<usize>,
     /// The range of the field lines, without the final blank line.
     fields: Range<usize>,
+    /// The number of field lines.
+    pub(super) lines: usize,
 }
 
 /// Where the parts of a head are in the client's bytes.
@@ -273,6 +275,7 @@ pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, Status
         framing,
         target: start + line.target.start..start + line.target.end,
         fields: fields..fields + section_len - 2,
+        lines,
     }))
 }
 
