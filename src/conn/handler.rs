@@ -93,9 +93,7 @@ pub(super) fn ask(
     gate: &Gate,
     head: &Head,
 ) -> Result<impl Future<Output = Result<Response, Failure>> + use<>, StatusCode> {
-    let mut request = gate.request(head)?;
-    // The server is about to call the request's handler.
-    request.ext_mut().insert(service.shutdown.token_for(gate.seat.call()));
+    let request = gate.request(head, &service.shutdown)?;
     let called = panic::catch_unwind(AssertUnwindSafe(|| (service.handler)(request)));
     Ok(async {
         // The panic hook has said where.

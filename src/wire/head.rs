@@ -256,7 +256,6 @@ pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, Status
     if is_1_1 && facts.unknown_expectation {
         return Err(StatusCode::ExpectationFailed);
     }
-    let has_body = !matches!(framing, Framing::Empty | Framing::Fixed(0));
 
     // RFC 9110 section 7.8: to be ignored in HTTP/1.0, and valid only if Connection lists it.
     let upgrade = is_1_1 && facts.upgrade_field && facts.upgrade_listed;
@@ -266,7 +265,7 @@ pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, Status
         len: fields + section_len,
         // RFC 9112 section 9.3: 1.1 persists unless told to close, 1.0 only if asked to (rule W8).
         keep_alive: !facts.close && (is_1_1 || facts.keep_alive),
-        expects_continue: is_1_1 && has_body && facts.expects_continue,
+        expects_continue: is_1_1 && framing.has_body() && facts.expects_continue,
         upgrade,
         // RFC 9112 section 7.1: HTTP/1.0 has no chunks, and so no trailers (rule W8).
         accepts_trailers: is_1_1 && facts.accepts_trailers,
