@@ -24,13 +24,16 @@ mod trailers;
 mod upgraded;
 mod watch;
 
-// The generated tests of `head`, `target` and `body`, which see private modules.
+// The generated tests of `head`, `target`, `body` and `request`, which see private modules.
 #[cfg(test)]
 #[path = "../../tests/properties/differential.rs"]
 mod differential;
 #[cfg(test)]
 #[path = "../../tests/properties/mod.rs"]
 mod properties;
+#[cfg(test)]
+#[path = "../../tests/properties/requests.rs"]
+mod requests;
 
 use std::convert::Infallible;
 use std::future::poll_fn;
