@@ -161,8 +161,8 @@ impl<'a> Active<'a> {
             Err(Failure::Panic) => self.gate.note(|open| open.ends_as(ExchangeEnding::Panicked)),
             Err(Failure::Error(_)) => {}
         }
-        let response = answered.unwrap_or_else(|failure| apology(&self.gate, &failure));
-        let response = answer_fault(&self.gate, response);
+        let mut response = answered.unwrap_or_else(|failure| apology(&self.gate, &failure));
+        answer_fault(&self.gate, &mut response);
         if upgrades(&response) {
             return Err(Instead::Upgrade { response: Box::new(response), is_wanted: head.upgrade });
         }

@@ -152,15 +152,12 @@ pub(super) fn apology(gate: &Gate, failure: &Failure) -> Response {
 ///
 /// Many programs answer 500 to every error that they do not know, or take the status from
 /// http-types, which calls every body that it could not read 422.
-pub(super) fn answer_fault(gate: &Gate, response: Response) -> Response {
+pub(super) fn answer_fault(gate: &Gate, response: &mut Response) {
     let answered = response.status();
     let is_unaware = answered.is_server_error() || answered == StatusCode::UnprocessableEntity;
-    match gate.fault() {
-        Some(status) if is_unaware => {
-            log::debug!("{}: {status} for its body, instead of {answered}", gate.label());
-            plain(status)
-        }
-        _ => response,
+    if let Some(status) = gate.fault().filter(|_| is_unaware) {
+        log::debug!("{}: {status} for its body, instead of {answered}", gate.label());
+        *response = plain(status);
     }
 }
 

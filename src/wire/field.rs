@@ -101,8 +101,25 @@ pub(super) fn is_one_of(name: &[u8], names: &str) -> bool {
 /// Returns `true` if a byte may be part of a token, for example of a field name or a method
 /// (`tchar`, RFC 9110 section 5.6.2).
 pub(super) fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    IN_TOKEN[usize::from(byte)]
 }
+
+/// The answer for each byte. Every byte of each name is asked for.
+static IN_TOKEN: [bool; 256] = {
+    let mut in_token = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        in_token[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let marks = b"!#$%&'*+-.^_`|~";
+    let mut mark = 0;
+    while mark < marks.len() {
+        in_token[marks[mark] as usize] = true;
+        mark += 1;
+    }
+    in_token
+};
 
 #[cfg(test)]
 mod tests {

@@ -114,6 +114,12 @@ impl Head {
         std::str::from_utf8(&bytes[self.target.clone()]).unwrap_or_default()
     }
 
+    /// Returns the parts of the target if it is an absolute one.
+    fn absolute<'a>(&self, bytes: &'a [u8]) -> Option<Absolute<'a>> {
+        let is_path = bytes.get(self.target.start) == Some(&b'/');
+        if is_path { None } else { Absolute::split(self.target(bytes)) }
+    }
+
     /// Returns the host that the client asks for: the authority of an absolute target (RFC 9112
     /// section 3.2.2), or else the value of `Host`. Returns `None` if an HTTP/1.0 client sent
     /// neither.
@@ -124,7 +130,7 @@ impl Head {
             let (_, value) = lines(section).find(|(name, _)| is_host(name.clone()))?;
             std::str::from_utf8(&section[value]).ok()
         };
-        Absolute::split(self.target(bytes)).map(|absolute| absolute.authority).or_else(host)
+        self.absolute(bytes).map(|absolute| absolute.authority).or_else(host)
     }
 
     /// Returns the fields that a handler may see, in the client's order, with these exceptions:
@@ -138,7 +144,7 @@ impl Head {
         &self,
         bytes: &'a [u8],
     ) -> impl Iterator<Item = (&'a str, Cow<'a, str>)> {
-        let authority = Absolute::split(self.target(bytes)).map(|absolute| absolute.authority);
+        let authority = self.absolute(bytes).map(|absolute| absolute.authority);
         let host = authority.map(|authority| ("Host", Cow::Borrowed(authority)));
         let upgrade = self.upgrade;
         let section = &bytes[self.fields.clone()];
@@ -416,10 +422,13 @@ impl RequestLine {
 
         let line = line.strip_suffix(b"\r\n").filter(|line| is_clean_line(line)).ok_or(BAD)?;
         let line = std::str::from_utf8(line).map_err(|_| BAD)?;
+        let space = |begin: usize| memchr(b' ', &line.as_bytes()[begin..]).map(|at| begin + at);
         // Exactly one space between the parts: a second one would end up in the version. No second
         // part is an HTTP/0.9 request, or garbage.
-        let (name, rest) = line.split_once(' ').ok_or(BAD)?;
-        let (target, protocol) = rest.split_once(' ').ok_or(BAD)?;
+        let name_end = space(0).ok_or(BAD)?;
+        let target_end = space(name_end + 1).ok_or(BAD)?;
+        let (name, target) = (&line[..name_end], &line[name_end + 1..target_end]);
+        let protocol = &line[target_end + 1..];
         if !is_token(name) {
             return Err(BAD);
         }
@@ -428,8 +437,7 @@ impl RequestLine {
         if !is_target(target, method) {
             return Err(BAD);
         }
-        let begin = name.len() + 1;
-        Ok(Self { method, target: begin..begin + target.len(), version })
+        Ok(Self { method, target: name_end + 1..target_end, version })
     }
 }
 
@@ -466,12 +474,13 @@ fn method(name: &str) -> Result<Method, StatusCode> {
 /// Returns `true` if the server serves targets of this form (RFC 9112 section 3.2).
 fn is_target(target: &str, method: Method) -> bool {
     // A fragment is never sent (RFC 9110 section 4.1).
-    if target.contains('#') {
+    if target.bytes().any(|byte| byte == b'#') {
         return false;
     }
     // A backslash is no character of a path (RFC 3986 section 3.3), and the url crate would take it
     // for a slash. Browsers send it in queries.
-    if target.split('?').next().is_some_and(|path| path.contains('\\')) {
+    let mut path = target.bytes().take_while(|byte| *byte != b'?');
+    if path.any(|byte| byte == b'\\') {
         return false;
     }
     if target.starts_with('/') {
@@ -492,23 +501,26 @@ fn is_target(target: &str, method: Method) -> bool {
 /// IPv6 address is in brackets. The grammar allows a comma, but a comma is the mark of two joined
 /// values.
 fn is_host(value: &[u8]) -> bool {
-    let Ok(value) = std::str::from_utf8(value) else {
-        return false;
-    };
-    let (host, port) = match value.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, rest)) => (
-            address.parse::<Ipv6Addr>().is_ok(),
-            rest.strip_prefix(':').or(rest.is_empty().then_some("")),
-        ),
-        None => {
-            let (name, port) = value.split_once(':').unwrap_or((value, ""));
-            (!name.is_empty() && name.bytes().all(is_host_byte), Some(port))
+    let name = value.iter().take_while(|byte| is_host_byte(**byte)).count();
+    let (host, port) = match &value[name..] {
+        [] => (name > 0, Some(&b""[..])),
+        [b':', port @ ..] => (name > 0, Some(port)),
+        [b'[', rest @ ..] if name == 0 => {
+            let end = rest.iter().position(|byte| *byte == b']').unwrap_or(rest.len());
+            let address = std::str::from_utf8(&rest[..end]).unwrap_or_default();
+            let port = match &rest[end..] {
+                [b']'] => Some(&b""[..]),
+                [b']', b':', port @ ..] => Some(port),
+                _ => None,
+            };
+            (address.parse::<Ipv6Addr>().is_ok(), port)
         }
+        _ => return false,
     };
     // RFC 3986 section 3.2.3: a port may be empty.
-    let is_port = |port: &str| {
-        port.is_empty()
-            || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+    let is_port = |port: &[u8]| {
+        let digits = port.iter().all(u8::is_ascii_digit).then(|| std::str::from_utf8(port));
+        port.is_empty() || matches!(digits, Some(Ok(digits)) if digits.parse::<u16>().is_ok())
     };
     host && port.is_some_and(is_port)
 }

@@ -6,13 +6,14 @@
 //! reading of URLs and the content type that it adds do not reach the handler.
 
 use std::io;
+use std::mem;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use async_h1::server::decode;
 use futures_lite::{AsyncBufRead, AsyncRead, AsyncWrite};
-use http_types::headers::{CONTENT_LENGTH, CONTENT_TYPE, HOST, Headers, TRANSFER_ENCODING};
+use http_types::headers::Headers;
 use http_types::{Body, Request, StatusCode};
 
 use super::body::Framing;
@@ -68,12 +69,9 @@ thread_local! {
     /// grows twice, and hashes each name again.
     static ROOMY: Headers = {
         let mut fields = http_types::Trailers::new();
-        for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
-            fields.insert(name, "");
-        }
-        for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
-            fields.remove(name);
-        }
+        let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        names.map(|name| fields.insert(name, ""));
+        names.map(|name| fields.remove(name));
         (*fields).clone()
     };
 }
@@ -107,16 +105,12 @@ pub(super) fn sign(request: &mut Request, seat: &Seat, transport: Option<&Transp
 /// Makes a request that has the body of the message under way, and nothing else. Returns `None` if
 /// the message has no body.
 pub(super) fn with_body(framing: Framing, wire: &Arc<Wire>) -> Option<Request> {
-    // The gate bounds a body of known length itself, so async-h1 need not count.
-    let (head, length): (&'static [u8], _) = match framing {
+    let (head, length) = match framing {
         Framing::Empty | Framing::Fixed(0) => return None,
-        Framing::Fixed(length) => (
-            b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 18446744073709551615\r\n\r\n",
-            usize::try_from(length).ok().filter(|length| *length <= RESERVED),
-        ),
-        Framing::Chunked => {
-            (b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", None)
+        Framing::Fixed(length) => {
+            (WITH_LENGTH, usize::try_from(length).ok().filter(|length| *length <= RESERVED))
         }
+        Framing::Chunked => (IN_CHUNKS, None),
     };
     let exchange = wire.lock().exchange;
     let message = Message { head, wire: wire.clone(), exchange };
@@ -130,11 +124,19 @@ pub(super) fn with_body(framing: Framing, wire: &Arc<Wire>) -> Option<Request> {
     };
     let reader = request.take_body().into_reader();
     request.set_body(Body::from_reader(Content::Open(reader), length));
-    for name in [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONTENT_TYPE] {
-        request.remove_header(name);
-    }
+    // The fields of the canonical head are not the client's.
+    mem::swap(request.as_mut(), &mut *http_types::Trailers::new());
     Some(request)
 }
+
+/// The head of a body of known length. The gate bounds such a body itself, so async-h1 need not
+/// count. Without a type, http-types would write one each time that a body is set.
+const WITH_LENGTH: &[u8] = b"GET / HTTP/1.1\r\nHost: h\r\nContent-Type: t\r\n\
+    Content-Length: 18446744073709551615\r\n\r\n";
+
+/// The head of a body in chunks.
+const IN_CHUNKS: &[u8] = b"GET / HTTP/1.1\r\nHost: h\r\nContent-Type: t\r\n\
+    Transfer-Encoding: chunked\r\n\r\n";
 
 /// The longest body, in bytes, whose length the request tells. http-types reserves memory for the
 /// whole length when a handler asks for a string, so a length that a client only declares must not

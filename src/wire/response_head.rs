@@ -85,14 +85,14 @@ pub(super) fn write_head(
     let mut digits = [0; DIGITS];
     let framing = match framing {
         Some(Line::Length(length)) => Some(("content-length", decimal(length, &mut digits))),
-        Some(Line::Chunked) => Some(("transfer-encoding", "chunked")),
+        Some(Line::Chunked) => Some(("transfer-encoding", &b"chunked"[..])),
         None => None,
     };
     let date = (!fields.date).then(date);
     let mut lines = Vec::with_capacity(FEW_LINES);
     lines.extend(framing);
-    lines.extend(connection.map(|connection| ("connection", connection)));
-    lines.extend(date.as_deref().map(|date| ("date", date)));
+    lines.extend(connection.map(|connection| ("connection", connection.as_bytes())));
+    lines.extend(date.as_deref().map(|date| ("date", date.as_bytes())));
     for (name, values) in response {
         let name = name.as_str();
         let is_sent = match name {
@@ -102,7 +102,7 @@ pub(super) fn write_head(
             _ => true,
         };
         if is_sent {
-            lines.extend(values.iter().map(|value| (name, value.as_str())));
+            lines.extend(values.iter().map(|value| (name, value.as_str().as_bytes())));
         }
     }
     // The order of several values of one name counts (RFC 9110 section 5.3), so the sort is stable.
@@ -110,12 +110,12 @@ pub(super) fn write_head(
 
     let status = response.status();
     out.append(b"HTTP/1.1 ");
-    out.append(decimal(u64::from(u16::from(status)), &mut [0; DIGITS]).as_bytes());
+    out.append(decimal(u64::from(u16::from(status)), &mut [0; DIGITS]));
     out.append(b" ");
     out.append(status.canonical_reason().as_bytes());
     for (name, value) in lines {
-        for part in ["\r\n", name, ": ", value] {
-            out.append(part.as_bytes());
+        for part in [b"\r\n", name.as_bytes(), b": ", value] {
+            out.append(part);
         }
     }
     out.append(b"\r\n\r\n");
@@ -128,14 +128,14 @@ const FEW_LINES: usize = 12;
 const DIGITS: usize = 20;
 
 /// Writes `number` at the end of `digits`.
-fn decimal(mut number: u64, digits: &mut [u8; DIGITS]) -> &str {
+fn decimal(mut number: u64, digits: &mut [u8; DIGITS]) -> &[u8] {
     let mut begin = DIGITS;
     loop {
         begin -= 1;
         digits[begin] = b'0' + (number % 10) as u8;
         number /= 10;
         if number == 0 {
-            return std::str::from_utf8(&digits[begin..]).unwrap_or_default();
+            return &digits[begin..];
         }
     }
 }
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn numbers() {
         for number in [0, 9, 10, 200, u64::MAX] {
-            assert_eq!(decimal(number, &mut [0; DIGITS]), number.to_string());
+            assert_eq!(decimal(number, &mut [0; DIGITS]), number.to_string().as_bytes());
         }
     }
 }
