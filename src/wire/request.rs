@@ -70,8 +70,12 @@ thread_local! {
     static ROOMY: Headers = {
         let mut fields = http_types::Trailers::new();
         let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
-        names.map(|name| fields.insert(name, ""));
-        names.map(|name| fields.remove(name));
+        for name in names {
+            fields.insert(name, "");
+        }
+        for name in names {
+            fields.remove(name);
+        }
         (*fields).clone()
     };
 }
