@@ -487,6 +487,11 @@ impl Shutdown {
         self.latch.state().registry.counted()
     }
 
+    /// Returns how the drain stands, `left` before the rest is cut.
+    pub(crate) fn draining(&self, left: Duration) -> Draining {
+        self.latch.draining(left, &mut None)
+    }
+
     /// Waits until the server of `orders` has a connection.
     pub(crate) async fn occupied(&self, orders: &Arc<Orders>) {
         self.latch.occupied(|registry| registry.seats_of(orders).next().is_some()).await;
