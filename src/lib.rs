@@ -178,6 +178,7 @@ mod server;
 mod stop;
 mod stream;
 mod threads;
+mod turns;
 mod under_keeper;
 mod wire;
 

@@ -11,6 +11,7 @@ mod handshake;
 mod idle;
 mod leave;
 pub(crate) mod leaving;
+pub(crate) mod look;
 
 use std::future::{Future, poll_fn};
 use std::ops::ControlFlow;
@@ -38,6 +39,7 @@ use handler::Handler;
 use idle::FirstBytes;
 use leave::leave;
 use leaving::{Counted, Leaving};
+use look::Looks;
 
 /// The state that all connections of a server share.
 pub(crate) struct Service {
@@ -78,16 +80,18 @@ pub(crate) struct Conn<'a> {
     idle: Idle,
     /// Set if nobody has looked for a request yet.
     is_fresh: bool,
+    looks: Looks,
 }
 
 impl<'a> Conn<'a> {
     pub(crate) fn new(service: &'a Service, seat: &'a Arc<Seat>, transport: Transport) -> Self {
-        Self { service, seat, idle: Idle::new(transport), is_fresh: true }
+        let idle = Idle::new(transport);
+        Self { service, seat, idle, is_fresh: true, looks: Looks::default() }
     }
 
     /// Takes a connection that another task or process has served before.
     pub(crate) fn of(service: &'a Service, seat: &'a Arc<Seat>, idle: Idle) -> Self {
-        Self { service, seat, idle, is_fresh: false }
+        Self { service, seat, idle, is_fresh: false, looks: Looks::default() }
     }
 
     // None of these is an `async fn`, which keeps room for its arguments twice: an idle connection
@@ -159,7 +163,7 @@ impl<'a> Conn<'a> {
         self,
         incoming: Incoming,
     ) -> impl Future<Output = ControlFlow<Option<Movable>, Self>> {
-        let Self { service, seat, idle, .. } = self;
+        let Self { service, seat, idle, looks, .. } = self;
         let Limits { head_bytes, headers, .. } = service.limits;
         let bounds = Bounds { head_bytes, headers };
         let gate = Gate::new(idle.transport, incoming, seat.clone(), bounds)
@@ -170,7 +174,7 @@ impl<'a> Conn<'a> {
         async move {
             match AssertUnwindSafe(active).catch_unwind().await.ok().flatten() {
                 Some(Behind::Idle(idle)) => {
-                    ControlFlow::Continue(Self { service, seat, idle, is_fresh: false })
+                    ControlFlow::Continue(Self { service, seat, idle, is_fresh: false, looks })
                 }
                 Some(Behind::Movable(connection)) => ControlFlow::Break(Some(connection)),
                 None => ControlFlow::Break(None),
