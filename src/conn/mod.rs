@@ -208,17 +208,23 @@ mod tests {
     use smol::channel;
     use std::os::unix::net::UnixStream;
 
-    /// Rule W12. Whatever `serve` keeps, each idle connection keeps.
-    #[test]
-    fn an_idle_connection_is_small() {
-        let service = Service {
+    /// Returns the state of a server whose handler is not called.
+    pub(super) fn service() -> Service {
+        let shutdown = Shutdown::new();
+        Service {
             handler: Box::new(|_| unreachable!("there is no request")),
             limits: Limits::default(),
             observer: None,
-            shutdown: Shutdown::new(),
-            orders: Arc::new(Orders::under(Arc::default())),
+            orders: shutdown.orders(),
+            shutdown,
             leavers: channel::unbounded().0,
-        };
+        }
+    }
+
+    /// Rule W12. Whatever `serve` keeps, each idle connection keeps.
+    #[test]
+    fn an_idle_connection_is_small() {
+        let service = service();
         let seat = Seat::new(Peer::Unix, service.orders.clone());
         let (socket, _client) = UnixStream::pair().unwrap();
         let conn = Conn::new(&service, &seat, Transport::Plain(Socket::unix(socket).unwrap()));
