@@ -88,10 +88,7 @@ mod tests {
         let mut running = pin!(run(&executor, pending::<Infallible>()));
         assert!(running.as_mut().poll(cx).is_pending());
         let before = polls.load(Ordering::SeqCst);
-        let new = executor.spawn({
-            let polls = polls.clone();
-            async move { polls.load(Ordering::SeqCst) }
-        });
+        let new = executor.spawn(async move { polls.load(Ordering::SeqCst) });
         assert!(running.as_mut().poll(cx).is_pending());
         let Poll::Ready(at) = pin!(new).poll(cx) else { panic!("it had no turn") };
         assert_eq!(at - before, 10);

@@ -9,8 +9,9 @@ mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::task::{Context, Wake, Waker};
 use std::thread;
 
@@ -253,40 +254,39 @@ fn clients_are_served_beside_busy_ones() {
         let server = Server::new(handler).shutdown(&shutdown);
         let listener = tcp();
         let addr = address_of(&listener);
-        let is_over = AtomicBool::new(false);
-        thread::scope(|scope| {
-            scope.spawn(|| on.serve(server, listener));
-            scope.spawn(|| be_busy(addr, &is_over));
-            let mut idle = Client::connect(addr);
-            idle.get("/").response();
-            wait_until("the others are busy", || count.load(Ordering::SeqCst) > 10 * BUSY);
-            // From here on, the request is in the socket, so a delay of this thread makes the
-            // number smaller.
-            let waits = |client: &mut Client| {
-                let before = count.load(Ordering::SeqCst);
-                let at: usize = client.response().text().parse().unwrap();
-                at.saturating_sub(before)
-            };
-            let mut new_ones = Vec::new();
-            let mut idle_ones = Vec::new();
-            for _ in 0..OTHERS {
-                new_ones.push(waits(Client::connect(addr).get("/")));
-                idle_ones.push(waits(idle.get("/")));
-            }
-            is_over.store(true, Ordering::SeqCst);
-            shutdown.stop();
-            new_ones.sort_unstable();
-            idle_ones.sort_unstable();
-            for waits in [new_ones, idle_ones] {
-                // async-io's thread may hold the events, and wait for the processor itself.
-                assert!(waits[OTHERS / 2] <= on.most(), "{on:?}: {waits:?}");
-            }
-        });
+        let serving = thread::spawn(move || on.serve(server, listener));
+        let (open, is_over) = mpsc::channel();
+        let busy = thread::spawn(move || be_busy(addr, &is_over));
+        let mut idle = Client::connect(addr);
+        idle.get("/").response();
+        wait_until("the others are busy", || count.load(Ordering::SeqCst) > 10 * BUSY);
+        // The request is in the socket by now, so a delay of this thread makes the number smaller.
+        let waits = |client: &mut Client| {
+            let before = count.load(Ordering::SeqCst);
+            let at: usize = client.response().text().parse().unwrap();
+            at.saturating_sub(before)
+        };
+        let mut new_ones = Vec::new();
+        let mut idle_ones = Vec::new();
+        for _ in 0..OTHERS {
+            new_ones.push(waits(Client::connect(addr).get("/")));
+            idle_ones.push(waits(idle.get("/")));
+        }
+        drop(open);
+        busy.join().unwrap();
+        shutdown.stop();
+        serving.join().unwrap();
+        for mut waits in [new_ones, idle_ones] {
+            waits.sort_unstable();
+            // The median, because async-io's thread may have an event and wait for the processor.
+            assert!(waits[OTHERS / 2] <= on.most(), "{on:?}: {waits:?}");
+        }
     }
 }
 
-/// Keeps some connections busy: none waits longer for its next request than this thread needs.
-fn be_busy(addr: SocketAddr, is_over: &AtomicBool) {
+/// Keeps some connections busy until `is_over` is closed: none of them waits longer for its next
+/// request than this thread needs.
+fn be_busy(addr: SocketAddr, is_over: &Receiver<()>) {
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
     let mut streams: Vec<_> = (0..BUSY).map(|_| TcpStream::connect(addr).unwrap()).collect();
     for stream in &mut streams {
@@ -294,10 +294,13 @@ fn be_busy(addr: SocketAddr, is_over: &AtomicBool) {
         stream.write_all(REQUEST).unwrap();
         stream.set_nonblocking(true).unwrap();
     }
-    while !is_over.load(Ordering::SeqCst) {
+    while is_over.try_recv() != Err(TryRecvError::Disconnected) {
         for stream in &mut streams {
             match stream.read(&mut [0; 1024]) {
-                Ok(_) => stream.write_all(REQUEST).unwrap(),
+                Ok(n) => {
+                    assert!(n > 0, "the server has closed a connection");
+                    stream.write_all(REQUEST).unwrap();
+                }
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
         }

@@ -133,7 +133,6 @@ mod tests {
     use crate::conn::Service;
     use crate::stop::orders::Departure;
     use crate::stop::origin::Origin;
-    use crate::stop::phase::Phase;
     use crate::stop::seat::Seat;
     use crate::stream::socket::Socket;
     use crate::stream::transport::{Peer, Transport, Wrapped};

@@ -6,7 +6,6 @@
 //! now and then, however busy its client is. Reads nothing, and knows no connection.
 
 use std::cell::Cell;
-use std::thread::LocalKey;
 
 /// The looks that a thread may make.
 ///
@@ -72,26 +71,26 @@ pub(super) struct Looks {
 impl Looks {
     /// Returns `true` if the connection is to look before it waits. Otherwise it waits now.
     pub(super) fn begin(&mut self) -> bool {
-        let is_bounded = !LETS_EVENTS_IN.get();
-        let may =
-            !(is_bounded && self.in_a_row >= MOST_IN_A_ROW) && change(&CREDIT, Credit::allows);
-        if !may {
+        let has_to_wait = !LETS_EVENTS_IN.get() && self.in_a_row >= MOST_IN_A_ROW;
+        let may_look = !has_to_wait && on_this_thread(Credit::allows);
+        if !may_look {
             self.in_a_row = 0;
         }
-        may
+        may_look
     }
 
     /// Notes whether the look has found something.
     pub(super) fn end(&mut self, has_found: bool) {
-        change(&CREDIT, |credit| credit.note(has_found));
+        on_this_thread(|credit| credit.note(has_found));
         self.in_a_row = if has_found { self.in_a_row.saturating_add(1) } else { 0 };
     }
 }
 
-fn change<T>(credit: &'static LocalKey<Cell<Credit>>, change: impl FnOnce(&mut Credit) -> T) -> T {
-    let mut changed = credit.get();
-    let result = change(&mut changed);
-    credit.set(changed);
+/// Uses the credit of this thread.
+fn on_this_thread<T>(by: impl FnOnce(&mut Credit) -> T) -> T {
+    let mut credit = CREDIT.get();
+    let result = by(&mut credit);
+    CREDIT.set(credit);
     result
 }
 
