@@ -208,18 +208,21 @@ const OTHERS: usize = 60;
 enum On {
     /// One thread that polls `serve`, and nothing else runs tasks.
     Serve,
-    /// One thread that runs an executor of the program's.
+    /// One thread that polls `serve` as a task among others: here, smol's global executor.
+    Spawned,
+    /// One thread that runs the connections on an executor of the program's.
     Own,
 }
 
 impl On {
-    /// How many requests may be answered while one waits: those of all clients once, and twice what
-    /// an executor does before it lets events in. One of these is for the listener, and one for
-    /// what the thread does not know yet when it asks for events.
+    /// How many requests may be answered while one waits. A new client waits twice for its turn,
+    /// as the listener's event and as a task, and each time until the executor lets events or new
+    /// tasks in. Then it waits for the busy clients.
     fn most(self) -> usize {
         BUSY + 2 * match self {
             Self::Serve => 24,
-            Self::Own => 200,
+            // `Executor::run` lets events in behind 200 tasks.
+            Self::Spawned | Self::Own => 200,
         }
     }
 
@@ -227,6 +230,7 @@ impl On {
     fn serve(self, server: Server, listener: Listener) {
         let outcome = match self {
             Self::Serve => smol::block_on(server.serve([listener])),
+            Self::Spawned => smol::block_on(smol::spawn(server.serve([listener]))),
             Self::Own => {
                 let executor = Arc::new(Executor::new());
                 let server = server.executor(executor.clone());
@@ -241,7 +245,7 @@ impl On {
 /// clients that are as busy as they can be.
 #[test]
 fn clients_are_served_beside_busy_ones() {
-    for on in [On::Serve, On::Own] {
+    for on in [On::Serve, On::Spawned, On::Own] {
         let count = Arc::new(AtomicUsize::new(0));
         let handler = {
             let count = count.clone();
