@@ -6,10 +6,9 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::mem;
 use std::task::{Context, Poll};
 
-use super::Conn;
+use super::{Before, Conn};
 use crate::stop::activity::Doing;
 use crate::stop::orders::Order;
 use crate::wire::{Idle, Incoming};
@@ -48,13 +47,14 @@ impl Conn<'_> {
     ///
     /// A byte that is already in the socket wins over every reason to close (rules S6, S7).
     pub(super) async fn first_bytes(&mut self) -> FirstBytes {
-        let Self { seat, idle, is_fresh, looks, .. } = self;
-        // A new client has mostly sent its request by now. Later, waiting first saves a read. Under
-        // a wrapper, only a read can tell whether there is something.
-        let mut step = match mem::take(is_fresh) || idle.transport.is_wrapped() {
-            true => Step::Read,
-            false if looks.begin() => Step::GiveWay,
-            false => Step::Wait,
+        let Self { seat, idle, before, looks, .. } = self;
+        let mut step = match before {
+            // A new client has mostly sent its request by now.
+            Before::Accept => Step::Read,
+            // Only a read can tell whether a wrapped stream holds something.
+            _ if idle.transport.is_wrapped() => Step::Read,
+            Before::Exchange if looks.begin() => Step::GiveWay,
+            Before::Exchange | Before::Move => Step::Wait,
         };
         poll_fn(|cx| {
             if seat.order() == Order::Abort {
@@ -173,6 +173,11 @@ mod tests {
         seat
     }
 
+    /// Returns a connection whose last request was answered.
+    fn answered<'a>(service: &'a Service, seat: &'a Arc<Seat>, transport: Transport) -> Conn<'a> {
+        Conn { before: Before::Exchange, ..Conn::of(service, seat, Idle::new(transport)) }
+    }
+
     fn connected() -> (Transport, UnixStream) {
         let (socket, client) = UnixStream::pair().unwrap();
         (Transport::Plain(Socket::unix(socket).unwrap()), client)
@@ -224,7 +229,7 @@ mod tests {
         let service = service();
         let seat = seat(&service);
         let (transport, mut client) = connected();
-        let mut conn = Conn::of(&service, &seat, Idle::new(transport));
+        let mut conn = answered(&service, &seat, transport);
         let wakes = Arc::new(Wakes::default());
         let waker = Waker::from(wakes.clone());
         let cx = &mut Context::from_waker(&waker);
@@ -272,7 +277,7 @@ mod tests {
         let service = service();
         let seat = seat(&service);
         let (transport, mut client) = connected();
-        let mut conn = Conn::of(&service, &seat, Idle::new(transport));
+        let mut conn = answered(&service, &seat, transport);
         let wakes = Arc::new(Wakes::default());
         let waker = Waker::from(wakes.clone());
         let cx = &mut Context::from_waker(&waker);
@@ -297,7 +302,7 @@ mod tests {
             let service = service();
             let seat = seat(&service);
             let (transport, mut client) = connected();
-            let mut conn = Conn::of(&service, &seat, Idle::new(transport));
+            let mut conn = answered(&service, &seat, transport);
             let cx = &mut Context::from_waker(Waker::noop());
             let mut first_bytes = pin!(conn.first_bytes());
             assert!(first_bytes.as_mut().poll(cx).is_pending());
@@ -313,18 +318,22 @@ mod tests {
         }
     }
 
-    /// Only a read of a wrapped stream tells whether there is something, and registers.
+    /// An idle connection that comes from another process has nothing to look for. A read of a
+    /// wrapped stream registers by itself.
     #[test]
-    fn a_wrapped_stream_is_read_at_once() {
+    fn a_moved_connection_and_a_wrapped_one_do_not_give_way() {
         let service = service();
         let seat = seat(&service);
         let (end, _client) = UnixStream::pair().unwrap();
-        let stream = smol::Async::new(end).unwrap();
-        let transport = Transport::Wrapped(Box::new(Wrapped::new(stream)));
-        let mut conn = Conn::of(&service, &seat, Idle::new(transport));
-        let wakes = Arc::new(Wakes::default());
-        let waker = Waker::from(wakes.clone());
-        assert!(pin!(conn.first_bytes()).poll(&mut Context::from_waker(&waker)).is_pending());
-        assert_eq!(wakes.count(), 0);
+        let stream = Wrapped::new(smol::Async::new(end).unwrap());
+        let wrapped = answered(&service, &seat, Transport::Wrapped(Box::new(stream)));
+        let (transport, _client) = connected();
+        let moved = Conn::of(&service, &seat, Idle::new(transport));
+        for mut conn in [wrapped, moved] {
+            let wakes = Arc::new(Wakes::default());
+            let waker = Waker::from(wakes.clone());
+            assert!(pin!(conn.first_bytes()).poll(&mut Context::from_waker(&waker)).is_pending());
+            assert_eq!(wakes.count(), 0);
+        }
     }
 }

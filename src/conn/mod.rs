@@ -73,25 +73,35 @@ impl Service {
     }
 }
 
+/// The last thing that has happened to an idle connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// It was accepted.
+    Accept,
+    /// It came from another task or process.
+    Move,
+    /// A request was answered.
+    Exchange,
+}
+
 /// A connection of a server.
 pub(crate) struct Conn<'a> {
     service: &'a Service,
     seat: &'a Arc<Seat>,
     idle: Idle,
-    /// Set if nobody has looked for a request yet.
-    is_fresh: bool,
+    before: Before,
     looks: Looks,
 }
 
 impl<'a> Conn<'a> {
     pub(crate) fn new(service: &'a Service, seat: &'a Arc<Seat>, transport: Transport) -> Self {
         let idle = Idle::new(transport);
-        Self { service, seat, idle, is_fresh: true, looks: Looks::default() }
+        Self { service, seat, idle, before: Before::Accept, looks: Looks::default() }
     }
 
     /// Takes a connection that another task or process has served before.
     pub(crate) fn of(service: &'a Service, seat: &'a Arc<Seat>, idle: Idle) -> Self {
-        Self { service, seat, idle, is_fresh: false, looks: Looks::default() }
+        Self { service, seat, idle, before: Before::Move, looks: Looks::default() }
     }
 
     // None of these is an `async fn`, which keeps room for its arguments twice: an idle connection
@@ -173,9 +183,13 @@ impl<'a> Conn<'a> {
         // here.
         async move {
             match AssertUnwindSafe(active).catch_unwind().await.ok().flatten() {
-                Some(Behind::Idle(idle)) => {
-                    ControlFlow::Continue(Self { service, seat, idle, is_fresh: false, looks })
-                }
+                Some(Behind::Idle(idle)) => ControlFlow::Continue(Self {
+                    service,
+                    seat,
+                    idle,
+                    before: Before::Exchange,
+                    looks,
+                }),
                 Some(Behind::Movable(connection)) => ControlFlow::Break(Some(connection)),
                 None => ControlFlow::Break(None),
             }
