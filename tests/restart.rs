@@ -3,7 +3,8 @@
 //!
 //! The load is `smol-graceful check`. Where a socket stays open, nothing may be lost or refused;
 //! where it is closed, what the kernel does to a handshake in that very moment is counted apart
-//! (`docs/design.md` section 4). `keeper*.rs` has everything else about the keeper.
+//! (rule S4, and its price in `docs/decisions.md`). `keeper*.rs` has everything else about the
+//! keeper.
 
 #![cfg(target_os = "linux")]
 
@@ -73,7 +74,8 @@ fn an_inherited_socket_is_taken_by_its_address() {
     server.stop();
     let log = server.log();
     let unwanted = other.local_addr().unwrap();
-    assert!(log.contains(&format!("inherited {unwanted}, which no --listen asks for")), "{log}");
+    let said = format!("inherited {unwanted}, which no --listen and no --admin asks for");
+    assert!(log.contains(&said), "{log}");
 }
 
 /// Sockets that are meant for another process are not taken.

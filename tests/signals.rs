@@ -29,7 +29,7 @@ use socket2::SockRef;
 
 // ── The first signal ────────────────────────────────────────────────────────────────────────────
 
-/// Rules S16 and S19, design section 5.
+/// Rules S16 and S19: each stop signal is handled, and an idle server ends at once.
 #[test]
 fn each_signal_ends_an_idle_server() {
     for_each(STOP_SIGNALS, |(signal, name)| {
@@ -144,7 +144,7 @@ fn a_signal_during_the_start_ends_it() {
 
 // ── The deadline and the report ─────────────────────────────────────────────────────────────────
 
-/// Rule S13, design section 5.
+/// Rule S13: the deadline aborts the rest, and the outcome names it.
 #[test]
 fn the_grace_ends_the_drain_and_names_what_it_cuts() {
     let mut server = Program::server(&["--work", "60s", "--grace", "300ms"]);
@@ -451,7 +451,7 @@ fn closed_standard_descriptors_put_no_log_on_the_wire() {
     });
 }
 
-// ── The command line (design section 8) ─────────────────────────────────────────────────────────
+// ── The command line ────────────────────────────────────────────────────────────────────────────
 
 #[test]
 fn an_address_that_cannot_be_had_is_one_line_and_exit_1() {
@@ -510,6 +510,46 @@ fn help_and_version_are_exit_0() {
     let (status, version, _) = run(&["--version"], &[]);
     assert_eq!(status.code(), Some(0));
     assert_eq!(version, concat!("smol-graceful ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+/// A setting that could not have an effect is an error, because its operator expects one.
+#[test]
+fn a_setting_in_vain_is_named_in_one_line() {
+    let format = "SMOL_GRACEFUL_ACCESS_LOG_FORMAT";
+    let json = [(format, "json")];
+    let log = "without --access-log WHERE: give that, or leave --access-log-format out; \
+               `smol-graceful --help` tells more";
+    let told = format!("--access-log-format has no effect {log}");
+    let from_variable =
+        format!("--access-log-format (from the variable {format}) has no effect {log}");
+    let mode = "--unix-mode has no effect without an address such as --listen \
+                unix:/run/app.sock: give that, or leave --unix-mode out; `smol-graceful --help` \
+                tells more";
+    for (args, variables, line) in [
+        (&["--access-log-format", "combined"][..], &[][..], &*told),
+        (&["--access-log-format", "json", "--check"], &[], &told),
+        (&[], &json, &from_variable),
+        (&["--check"], &json, &from_variable),
+        (&["--unix-mode", "0660", "--listen", ":0", "--listen", "unix:@sg-in-vain"], &[], mode),
+    ] {
+        let (status, stdout, stderr) = run(args, variables);
+        assert_eq!((status.code(), &*stdout), (Some(2), ""), "{args:?}: {stderr}");
+        assert_eq!(stderr, format!("smol-graceful: {line}\n"), "{args:?}");
+    }
+    let (status, _, stderr) = run(&["generate", "bash", "keep"], &[]);
+    assert_eq!(status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("COMMAND has no effect without `man` in front of it: "), "{stderr}");
+    // Both are accepted with what they need.
+    let directory = Directory::new();
+    let socket = format!("unix:{}", directory.join("socket").display());
+    for args in [
+        ["--access-log", "-", "--access-log-format", "json"],
+        ["--unix-mode", "0660", "--admin", &socket],
+    ] {
+        let args = [&args[..], &["--check", "--listen", "127.0.0.1:0"]].concat();
+        let (status, _, stderr) = run(&args, &[]);
+        assert_eq!(status.code(), Some(0), "{args:?}: {stderr}");
+    }
 }
 
 #[test]

@@ -43,7 +43,7 @@ use look::Looks;
 
 /// The state that all connections of a server share.
 pub(crate) struct Service {
-    pub(crate) handler: Box<Handler>,
+    pub(crate) handler: Handler,
     pub(crate) limits: Limits,
     /// Hears of each exchange.
     pub(crate) observer: Option<Arc<Observer>>,
@@ -220,13 +220,14 @@ mod tests {
     use crate::stream::socket::Socket;
     use crate::stream::transport::Peer;
     use smol::channel;
+    use std::future;
     use std::os::unix::net::UnixStream;
 
     /// Returns the state of a server whose handler is not called.
     pub(super) fn service() -> Service {
         let shutdown = Shutdown::new();
         Service {
-            handler: Box::new(|_| unreachable!("there is no request")),
+            handler: Handler::new(|_| future::pending::<http_types::Result<&str>>()),
             limits: Limits::default(),
             observer: None,
             orders: shutdown.orders(),
