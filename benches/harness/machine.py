@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 # Program → Debian's package.
-PACKAGES = {"wrk": "wrk", "strace": "strace", "valgrind": "valgrind", "go": "golang-go",
+PACKAGES = {"wrk": "wrk", "strace": "strace", "perf": "linux-perf", "valgrind": "valgrind", "go": "golang-go",
             "cargo": "cargo", "git": "git"}
 
 
@@ -40,11 +40,18 @@ def take_cores(options):
             give_up(f"--{option.replace('_', '-')}: no such cores here")
 
 
-def allow_files(connections):
-    """Lets this process, and the server that inherits it, have so many connections each."""
+def allow_files(connections, needed=None):
+    """Lets this process, and the server that inherits it, have so many connections each. It needs as
+    many open files as that and a thousand, unless said otherwise, and takes up to twice as many."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if hard != resource.RLIM_INFINITY and hard < connections + 1000:
-        give_up(f"{connections:,} connections need a hard limit of more open files (ulimit -Hn)")
+    needed = needed or connections + 1000
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        try:
+            # root may.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, needed))
+            hard = needed
+        except (OSError, ValueError):
+            give_up(f"{connections:,} connections need `ulimit -Hn` of {needed:,}; it is {hard:,}")
     files = 2 * connections if hard == resource.RLIM_INFINITY else min(hard, 2 * connections)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 
