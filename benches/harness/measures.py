@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import clients
 from .clients import MIB, InFlight, KeepAlive, close_as_closed
-from .servers import Failure, Server, by_request
+from .servers import REQUEST, Failure, Server, by_request
 from .spin import Calls, Newcomer, SpinLoad
 
 IDLE = 10_000
@@ -240,8 +240,9 @@ def system_calls(servers, connections, requests=1600, patience=20):
     return calls
 
 
-def instructions(binary, cores, few=1000, many=5000, deep=1):
-    """Instructions per request, with so many requests at a time."""
+def instructions(binary, cores, few=1000, many=5000, deep=1, request=REQUEST):
+    """Instructions per request, with so many requests at a time; `request` is what is sent if that is
+    more than one."""
     # Go's preemption by signals is more than valgrind can bear.
     calm = dict(os.environ, GODEBUG="asyncpreemptoff=1")
     with tempfile.TemporaryDirectory() as directory:
@@ -250,7 +251,7 @@ def instructions(binary, cores, few=1000, many=5000, deep=1):
         with (Server(binary, cores, under, patience=30, environment=calm) as server,
               KeepAlive(server, 1) as client):
             for requests in (few, many - few):
-                client.run(requests) if deep == 1 else client.pipeline(requests, deep)
+                client.run(requests) if deep == 1 else client.pipeline(requests, deep, request)
                 command = ["vgdb", "--wait=5", f"--pid={server.pid}", "dump"]
                 done = subprocess.run(command, capture_output=True, text=True, timeout=30)
                 if done.returncode != 0:
