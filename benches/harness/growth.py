@@ -53,12 +53,13 @@ class Idle:
                 # The sweep comes once a second.
                 time.sleep(2 * setting.seconds)
                 sweep = (server.cpu() - spent) / (time.perf_counter() - began)
-                started = time.perf_counter()
+                spent, started = server.cpu(), time.perf_counter()
                 server.terminate()
                 if not close_as_closed(server, held.clients, 40):
                     raise Failure("it has not ended 40 s after TERM")
                 drain = time.perf_counter() - started
-        return {"idle.memory": memory, "idle.sweep": sweep, "idle.drain": drain - LINGER}
+        return {"idle.memory": memory, "idle.sweep": sweep, "idle.drain": drain - LINGER,
+                "idle.drain.cpu": server.spent - spent}
 
 
 class HandOver:
@@ -149,7 +150,7 @@ class Heads:
 
 
 class HeadInstructions:
-    """Instructions of a request whose head has so many fields, 16 requests at a time."""
+    """Instructions of a request whose head has so many fields, 4 requests at a time."""
 
     name = "instructions"
     sizes = Heads.sizes
@@ -157,7 +158,7 @@ class HeadInstructions:
 
     def measure(self, size, setting):
         return {"heads.instructions": instructions(
-            setting.server, setting.cores, deep=16, request=head(size))}
+            setting.server, setting.cores, deep=4, request=head(size))}
 
 
 class Bodies:

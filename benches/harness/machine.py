@@ -40,18 +40,13 @@ def take_cores(options):
             give_up(f"--{option.replace('_', '-')}: no such cores here")
 
 
-def allow_files(connections, needed=None):
-    """Lets this process, and the server that inherits it, have so many connections each. It needs as
-    many open files as that and a thousand, unless said otherwise, and takes up to twice as many."""
+def allow_files(connections):
+    """Lets this process, and the servers that inherit it, have so many connections each. A process has
+    one end of each connection, and may have a thousand other files."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    needed = needed or connections + 1000
+    needed = connections + 1000
     if hard != resource.RLIM_INFINITY and hard < needed:
-        try:
-            # root may.
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, needed))
-            hard = needed
-        except (OSError, ValueError):
-            give_up(f"{connections:,} connections need `ulimit -Hn` of {needed:,}; it is {hard:,}")
+        give_up(f"{connections:,} connections need `ulimit -Hn` of {needed:,}; it is {hard:,}")
     files = 2 * connections if hard == resource.RLIM_INFINITY else min(hard, 2 * connections)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 

@@ -49,6 +49,7 @@ PLOTS = [
         Panel("idle.memory", "Memory each", BYTES),
         Panel("idle.sweep", "CPU per second while all are idle", MICROSECONDS, CONNECTION),
         Panel("idle.drain", "TERM to exit, beyond the linger", MILLISECONDS, CONNECTION),
+        Panel("idle.drain.cpu", "CPU from TERM to exit", MILLISECONDS, CONNECTION),
         Panel("handover.rate", "Handed over per second at a restart", RATE),
     )),
     Plot("growth-connections", "Busy connections", "connections", (
@@ -60,8 +61,8 @@ PLOTS = [
         Panel("heads.instructions", "Instructions per request", WHOLE, FIELD),
     )),
     Plot("growth-bodies", "Bodies", "bytes", (
-        Panel("bodies.up", "CPU per upload", MICROSECONDS, MEBIBYTE, True, True),
-        Panel("bodies.down", "CPU per download", MICROSECONDS, MEBIBYTE, True, True),
+        Panel("bodies.up", "CPU per upload", ("ms", 1e3, 3), MEBIBYTE, True, True),
+        Panel("bodies.down", "CPU per download", ("ms", 1e3, 3), MEBIBYTE, True, True),
         Panel("bodies.up.peak", "Peak memory, uploads", MEGABYTES, is_x_log=True),
         Panel("bodies.down.peak", "Peak memory, downloads", MEGABYTES, is_x_log=True),
     )),
@@ -139,7 +140,8 @@ def markdown(run):
         BEGIN, "## How cost grows", "",
         f"Written by `{command}` on {run['date']} at {run['commit']}: medians of {rounds} "
         f"round{'s' * (rounds != 1)}, loads of {run['seconds']} s. {run['machine']}; the server on "
-        f"core {run['server_cores']}, a load that never sleeps on core {run['load_cores']}.", "",
+        f"core {run['server_cores']}, a load that never sleeps on core {run['load_cores']}. A dashed line"
+        " is the cost that would grow in proportion, apart from a fixed part.", "",
     ]
     for plot in PLOTS:
         rows = [(panel, points(run, panel.figure)) for panel in plot.panels]
@@ -162,7 +164,7 @@ def markdown(run):
 
 
 WIDTH, HEIGHT = 450, 230
-LEFT, RIGHT, TOP, BOTTOM = 66, 28, 44, 40
+LEFT, RIGHT, TOP, BOTTOM = 66, 28, 54, 40
 
 
 def svg(plot, run):
@@ -189,7 +191,7 @@ def svg(plot, run):
 
 def _panel(panel, measured, sizes, left, top):
     x_of = _scale([x for x, _ in measured], panel.is_x_log,
-                  left + LEFT, left + WIDTH - RIGHT)
+                  left + LEFT + 28 * panel.is_x_log, left + WIDTH - RIGHT)
     y_of = _scale([y for _, y in measured], panel.is_y_log,
                   top + HEIGHT - BOTTOM, top + TOP)
     bottom, right = top + HEIGHT - BOTTOM, left + WIDTH - RIGHT
@@ -209,21 +211,26 @@ def _panel(panel, measured, sizes, left, top):
                f"{shown(value, panel.unit)}</text>")
         yield f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="{anchor}">{sized(size)}</text>'
     yield (f'<text x="{(left + LEFT + right) / 2:.1f}" y="{bottom + 33}" text-anchor="middle">'
-           f"{sizes}{' (logarithmic)' * panel.is_x_log}</text>")
+           f"{sizes}{_axes(panel)}</text>")
+
+
+def _axes(panel):
+    if panel.is_y_log:
+        return " (both axes logarithmic)"
+    return " (logarithmic)" if panel.is_x_log else ""
 
 
 def _straight(panel, measured):
-    """The dashed line: what a total would be if it grew as between its ends, apart from a fixed part;
-    what an each would be if it stayed as it begins."""
+    """The dashed line: what a total would be if it grew as between its ends, apart from a fixed part."""
     (x1, y1), (x2, y2) = measured[0], measured[-1]
-    if not panel.step:
-        return [(x1, y1), (x2, y1)]
+    if not panel.step or x1 == x2:
+        return None
     if not panel.is_x_log:
         return [(x1, y1), (x2, y2)]
     # With logarithmic axes a fixed part bends the line.
     count = 24
     xs = [x1 * (x2 / x1) ** (number / count) for number in range(count + 1)]
-    return [(x, max(y1, y1 + (x - x1) * (y2 - y1) / (x2 - x1))) for x in xs]
+    return [(x, y1 + (x - x1) * (y2 - y1) / (x2 - x1)) for x in xs]
 
 
 def _scale(values, is_log, begin, end):

@@ -34,6 +34,8 @@ class Server:
         finally:
             os.sched_setaffinity(0, own)
         self.pidfd = os.pidfd_open(self.pid)
+        # CPU time from its start to its end, in seconds; known when it has ended.
+        self.spent = None
         try:
             self._first_answer(started + patience)
         except BaseException:
@@ -54,7 +56,8 @@ class Server:
             return
         if not self.has_ended():
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        usage = os.wait4(self.pid, 0)[2]
+        self.spent = usage.ru_utime + usage.ru_stime
         os.close(self.pidfd)
         self.pid = None
 
