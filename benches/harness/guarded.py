@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 # How much dearer a request may be.
 MORE_INSTRUCTIONS = 1.03
-# How many system calls may come on top: medians differ by 0.2 from run to run.
-MORE_CALLS = 0.4
+# How many system calls may come on top: medians differ by less than 0.1 from run to run.
+MORE_CALLS = 0.3
 
 
 @dataclass(frozen=True)
