@@ -1,4 +1,4 @@
-"""What smol-graceful has to keep to, as issue 18 says it, and whether it does.
+"""The budgets of smol-graceful, as issue 18 has them, and the verdict on each.
 
 A limit is a number in the figure's unit, or a part of what another server takes in the same run.
 """
@@ -22,8 +22,8 @@ def flat(memory):
 
 @dataclass(frozen=True)
 class Budget:
-    """What a figure must be at most, and what is aimed at: both in `unit`, or beside what `peer`
-    takes. `spin` is the same figure with the load that never sleeps, told beside it."""
+    """Bounds a figure: `must` and `aim` are in `unit`, or parts of what `peer` takes. `spin` names
+    the figure of the load that never sleeps, which is told beside it."""
 
     what: str
     figure: str
@@ -61,8 +61,8 @@ BUDGETS = [
 
 @dataclass(frozen=True)
 class Verdict:
-    """A budget, and what was measured: in the figure's unit, or beside its peer; None if it was
-    not."""
+    """A budget and the measured value: in the figure's unit, or beside its peer. None if it was not
+    measured."""
 
     budget: Budget
     measured: float = None
@@ -74,7 +74,7 @@ class Verdict:
 
     @property
     def is_met(self):
-        """Whether what must be is: a figure that is missing meets nothing."""
+        """Returns `True` if the figure is within what it must be. A missing figure is not."""
         return self.is_measured and self.measured <= self.budget.must
 
     @property
@@ -98,8 +98,8 @@ def _beside(median, figure, peer):
 
 
 def rows(verdicts, names):
-    """The table of the budgets: what, must, aim, measured, with the load that never sleeps, and
-    whether must and aim are met. `names` are those of the peers."""
+    """Yields a row of cells for each verdict, in the order of `HEADINGS`. `names` are those of the
+    peers."""
     for v in verdicts:
         budget = v.budget
 
@@ -118,7 +118,7 @@ HEADINGS = ("budget", "must", "aim", "measured", "load that never sleeps", "must
 
 
 def table(verdicts, names):
-    """The same as text whose columns are aligned."""
+    """Returns `rows` as text whose columns are aligned."""
     lines = [HEADINGS, *rows(verdicts, names)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()

@@ -131,10 +131,9 @@ class Connections:
     repeats = True
 
     def measure(self, size, setting):
-        used, told, _ = loaded(setting, size)
+        used, _, _ = loaded(setting, size)
         return {"connections.cpu": used["cpu"],
-                "connections.switches": used["waited"] + used["displaced"],
-                "connections.rate": told["requests"] / told["seconds"]}
+                "connections.switches": used["waited"] + used["displaced"]}
 
 
 class Heads:
@@ -185,7 +184,8 @@ CASES = [Idle(), HandOver(), Connections(), Heads(), HeadInstructions(), Bodies(
 
 
 def loaded(setting, connections, by_bytes=False, **options):
-    """What a request, or a byte of the bodies, takes; what the load has seen; peak memory."""
+    """Returns what a request, or a byte of the bodies, takes, what the load has seen, and the peak
+    memory."""
     with (Server(setting.server, setting.cores) as server,
           Spin(setting.spin, server, connections, **options) as load):
         load.run(1)

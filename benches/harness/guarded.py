@@ -1,4 +1,4 @@
-"""What `benches/guard` compares: the counts of a request, as they are committed and as they are now."""
+"""The counts of a request that `benches/guard` compares: those of the commit, and those of now."""
 
 import re
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Counts:
         return self.calls + MORE_CALLS
 
     def dearer(self, is_now):
-        """What has become dearer than it may, in words; empty if nothing has."""
+        """Says in words which count has become dearer than it may. Empty if none has."""
         found = []
         if is_now.instructions > self.most_instructions:
             found.append(f"{is_now.instructions / self.instructions - 1:.1%} more instructions")

@@ -66,14 +66,17 @@ def build_commit(commit):
     sources = target_dir() / "before" / commit
     binary = target_dir() / "release" / f"ours-{commit}"
     if not sources.exists():
-        sources.mkdir(parents=True)
+        # Whole, or not at all: under another name until everything is there.
+        fresh = sources.with_name(f"{commit}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
         archive = subprocess.Popen(["git", "-C", REPOSITORY, "archive", commit],
                                    stdout=subprocess.PIPE)
-        unpacked = subprocess.run(["tar", "-x", "-C", sources], stdin=archive.stdout).returncode
+        unpacked = subprocess.run(["tar", "-x", "-C", fresh], stdin=archive.stdout).returncode
         archive.stdout.close()
         if archive.wait() or unpacked:
-            shutil.rmtree(sources)
             give_up(f"cannot unpack the commit {commit}")
+        fresh.rename(sources)
     command = ["cargo", "build", "--release", "--locked", "--quiet"]
     command += ["--no-default-features", "--features", "ours", "--bin", "ours"]
     built = binary.with_name("ours")

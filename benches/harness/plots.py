@@ -1,7 +1,7 @@
 """How cost grows, as pictures (SVG), as tables, and in words.
 
-Pure: from figures to text. What is a `total` should grow in proportion to its size, apart from a fixed
-part; what is an `each` should not grow.
+Pure: from figures to text. A figure with a `step` is a total, and should grow in proportion to its
+size, apart from a fixed part. A figure without one is a cost of each, and should not grow.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from .units import BYTES, CALLS, MEGABYTES, MICROSECONDS, MILLISECONDS, RATE, WH
 
 BEGIN, END = "<!-- growth: written by benches/growth -->", "<!-- end of the growth -->"
 
-# Up to there, costs are the same: the rounds differ by as much.
+# Costs that differ by no more count as the same, because rounds differ by as much.
 FLAT = 1.15
 LINEAR = 1.30
 
@@ -24,7 +24,7 @@ MEBIBYTE = ("MiB", 1 << 20)
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure over its sizes. `step` is what a further one of costs is told, for a total."""
+    """A figure over its sizes. For a total, `step` is the unit whose cost is told."""
 
     figure: str
     title: str

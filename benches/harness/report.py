@@ -147,11 +147,11 @@ class Report:
                f"{run['load_cores']}; over loopback. {', '.join(run['tools'])}.")
 
     def verdicts(self):
-        """What became of each budget."""
+        """Returns the verdict on each budget."""
         return judge(self.median)
 
     def verdict_table(self):
-        """The same as text."""
+        """Returns the verdicts as text."""
         return table(self.verdicts(), NAMES)
 
     def _budgets(self):

@@ -150,7 +150,7 @@ def count_calls(server, what):
             raise Failure("perf does not answer")
         os.read(ack, 64)
 
-    # What perf says is read meanwhile, and a perf that cannot count is found by its end.
+    # A thread reads perf's output meanwhile. A perf that cannot count is found by its end.
     said = []
     reader = threading.Thread(target=lambda: said.append(perf.stderr.read()))
     reader.start()

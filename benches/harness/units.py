@@ -1,4 +1,4 @@
-"""What figures are shown as: (unit, factor, digits)."""
+"""How figures are shown: (unit, factor, digits)."""
 
 from math import isinf
 

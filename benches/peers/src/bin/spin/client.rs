@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::request::Request;
 
-/// What bodies are made of.
+/// The bytes of a body.
 static PIECE: [u8; 256 * 1024] = [b'x'; 256 * 1024];
 
 /// How far a client has come.

@@ -39,7 +39,7 @@ pub struct Load {
     clients: Vec<Option<Client>>,
     /// Places of newcomers that have left.
     free: Vec<usize>,
-    /// Who asks again, and when, in the order of time.
+    /// The clients that ask again, and when, in the order of time.
     paused: VecDeque<(Instant, usize)>,
     next_newcomer: Instant,
     buffer: Vec<u8>,

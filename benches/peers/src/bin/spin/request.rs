@@ -3,7 +3,7 @@
 //! Built once, so that a request costs the client no formatting. A head of up to twelve fields has
 //! those of a browser in the order of a browser; a longer one has fields of its own behind them.
 
-/// What a browser sends beside `Host`.
+/// The fields that a browser sends beside `Host`.
 const BROWSER: [(&str, &str); 11] = [
     ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"),
     (
