@@ -1,7 +1,7 @@
 """How the cost of smol-graceful grows: each case measures one size and returns its figures.
 
-All figures are of one server on its own cores, with a load that has the others. What should grow in
-proportion, and what should not grow at all, is said in `plots`.
+All figures are of one server on its own cores, with a load that has the others. `plots` says which
+figures should grow in proportion, and which should not grow at all.
 """
 
 import os
