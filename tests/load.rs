@@ -49,7 +49,7 @@ struct Tally {
     /// Sent on a new connection, and reset without a byte. The kernel does this to a handshake that
     /// is under way in the very moment of the close, and to a connection that gets into the queue
     /// between our last look at it and the close: a window of microseconds that `close` cannot do
-    /// without (`docs/design.md`, section 4). A close that does not empty the queue first loses
+    /// without (rule S4; `docs/decisions.md`). A close that does not empty the queue first loses
     /// more than this at every stop.
     in_handshake: AtomicU64,
     /// Sent, and not answered whole.
