@@ -41,7 +41,7 @@ impl Notify {
         let Some(manager) = &self.0 else { return Ok(()) };
         match manager.send(&[NotifyState::Ready]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
-            // The manager is gone, so there is nobody to try again for.
+            // The manager is gone, so another try would not help.
             Err(error) => log::warn!(
                 "READY=1 did not reach {SOCKET}, so the program that has set it may take this process \
                  for one that has not started: {}",
@@ -193,7 +193,7 @@ mod tests {
         let n = manager.recv(&mut bytes).unwrap();
         assert_eq!(&bytes[..n], b"WATCHDOG=1\n");
         drop(manager);
-        // The manager is gone, so there is nobody to try again for.
+        // The manager is gone, so another try would not help.
         assert!(notify.ready().is_ok());
     }
 

@@ -45,7 +45,7 @@ impl<T: Carried> Outbox<T> {
     }
 
     pub(crate) fn push(&mut self, connection: T) {
-        // A longer one would never fit into a batch, and the connections behind it would wait for ever.
+        // A longer one would never fit into a batch, and would block the connections behind it.
         debug_assert!(connection.ahead() <= Limits::MOST_AHEAD);
         self.waiting.push_back(connection);
     }
