@@ -193,7 +193,7 @@ fn one_bad_address_refuses_the_start() {
 
 // The limit of connections.
 
-/// Clients beyond the limit wait in the kernel's queue.
+/// Rule S24: if all places are taken, clients wait in the kernel's queue.
 #[test]
 fn a_connection_beyond_the_limit_waits_for_its_turn() {
     let (open, gate) = bounded::<()>(1);

@@ -3,7 +3,8 @@
 //!
 //! The load is `smol-graceful check`. Where a socket stays open, nothing may be lost or refused;
 //! where it is closed, what the kernel does to a handshake in that very moment is counted apart
-//! (`docs/design.md` section 4). `keeper*.rs` has everything else about the keeper.
+//! (rule S4, and its price in `docs/decisions.md`). `keeper*.rs` has everything else about the
+//! keeper.
 
 #![cfg(target_os = "linux")]
 

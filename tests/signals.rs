@@ -29,7 +29,7 @@ use socket2::SockRef;
 
 // ── The first signal ────────────────────────────────────────────────────────────────────────────
 
-/// Rules S16 and S19, design section 5.
+/// Rules S16 and S19: each stop signal is handled, and an idle server ends at once.
 #[test]
 fn each_signal_ends_an_idle_server() {
     for_each(STOP_SIGNALS, |(signal, name)| {
@@ -144,7 +144,7 @@ fn a_signal_during_the_start_ends_it() {
 
 // ── The deadline and the report ─────────────────────────────────────────────────────────────────
 
-/// Rule S13, design section 5.
+/// Rule S13: the deadline aborts the rest, and the outcome names it.
 #[test]
 fn the_grace_ends_the_drain_and_names_what_it_cuts() {
     let mut server = Program::server(&["--work", "60s", "--grace", "300ms"]);
@@ -451,7 +451,7 @@ fn closed_standard_descriptors_put_no_log_on_the_wire() {
     });
 }
 
-// ── The command line (design section 8) ─────────────────────────────────────────────────────────
+// ── The command line ────────────────────────────────────────────────────────────────────────────
 
 #[test]
 fn an_address_that_cannot_be_had_is_one_line_and_exit_1() {
