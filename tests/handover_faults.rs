@@ -524,7 +524,7 @@ fn a_child_that_does_not_speak_leaves_the_connections() {
 }
 
 /// H6: the connections of a listener that the successor did not take are closed, and those of the
-/// other one go on. H8: this holds for connections that have come along, too.
+/// other listener go on. H8: this holds for connections that have come along, too.
 #[test]
 fn connections_of_a_listener_that_is_not_taken_are_closed() {
     over_both(|over| {

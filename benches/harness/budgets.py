@@ -1,6 +1,6 @@
-"""What smol-graceful has to keep to, as issue 6 says it.
+"""The bounds that smol-graceful has to keep.
 
-A bound is a number, or a part of what another server takes in the same run.
+A bound is a number, or a part of another server's figure in the same run.
 """
 
 from dataclasses import dataclass
@@ -10,18 +10,19 @@ MB = 1000 * KB
 LINGER = 0.100
 
 
-# How far CPU per request may be from what it is without idle connections.
+# The largest relative difference of CPU per request between a server with idle connections and one
+# without.
 CROWD = 0.10
 
 
 def flat(memory):
-    """How far memory may reach from there, and still be called flat."""
+    """Returns the most memory that still counts as flat, from this beginning."""
     return 1.10 * memory + 1 * MB
 
 
 @dataclass(frozen=True)
 class Bound:
-    """At most `limit`, or `limit` times what `peer` takes."""
+    """A bound: at most `limit`, or `limit` times the figure of `peer`."""
 
     limit: float
     peer: str = None
@@ -29,7 +30,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a figure must be, and what is aimed at."""
+    """The bounds of a figure: those that it must keep, and those that are the aim."""
 
     what: str
     figure: str
@@ -62,7 +63,7 @@ BUDGETS = [
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bound, and how it was met."""
+    """A bound, with the measured value."""
 
     budget: Budget
     bound: Bound
@@ -72,8 +73,8 @@ class Verdict:
 
 
 def judge(median):
-    """Judges every bound; `median(figure, peer)` is a number or None. What was not measured is
-    left out."""
+    """Judges every bound. `median(figure, peer)` returns a number or None. Figures that were not
+    measured are left out."""
     for budget in BUDGETS:
         ours = median(budget.figure, "ours")
         bounds = [(bound, True) for bound in budget.must] + [(b, False) for b in budget.aim]

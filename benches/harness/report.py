@@ -13,7 +13,7 @@ from .peers import PEERS, tools, version
 
 BEGIN, END = "<!-- figures: written by benches/compare -->", "<!-- end of the figures -->"
 
-# What a figure is shown as: unit, factor, digits.
+# The form of a figure: unit, factor, digits.
 MICROSECONDS = ("µs", 1e6, 1)
 MILLISECONDS = ("ms", 1e3, 2)
 MEGABYTES = ("MB", 1e-6, 1)
@@ -31,7 +31,7 @@ LOADS = [
     ("download", "1 MiB down, 16 connections"),
 ]
 
-# Title, unit, rows of (figure, what); `True` to tell the least and the most, too.
+# The tables: title, unit, rows of (figure, what), and `True` to show the least and the most, too.
 TABLES = [
     ("CPU time per request", MICROSECONDS, [(f"{key}.cpu", what) for key, what in LOADS], True),
     ("CPU time per MiB", MICROSECONDS, [
@@ -82,7 +82,7 @@ CHARTS = [
 
 
 class Report:
-    """Figures of a run: `figures[figure][peer]` is a list, one entry a round."""
+    """The figures of a run. `figures[figure][peer]` is a list with one entry a round."""
 
     def __init__(self, run):
         self.run = run
@@ -90,7 +90,7 @@ class Report:
         self.peers = [peer for peer in PEERS if peer.key in run["peers"]]
 
     def median(self, figure, peer):
-        """The median of the rounds; None if there is none."""
+        """Returns the median of the rounds, or None if there is none."""
         values = self._rounds(figure, peer)
         return median(values) if values else None
 
@@ -98,7 +98,7 @@ class Report:
         return [v for v in self.figures.get(figure, {}).get(peer, []) if v is not None]
 
     def markdown(self, chart):
-        """Everything between the two marks."""
+        """Returns the text between the two marks."""
         parts = [BEGIN, *self._about(), "", *self._budgets(), ""]
         if chart:
             parts += [f"![The main figures as bars]({chart})", ""]
@@ -108,8 +108,7 @@ class Report:
         return "\n".join(parts) + "\n"
 
     def write(self, directory):
-        """Writes `benchmarks.md`, of which only the part between the marks changes, and
-        `benchmarks.svg`."""
+        """Writes the part of `benchmarks.md` between the marks, and `benchmarks.svg`."""
         directory.mkdir(parents=True, exist_ok=True)
         page, chart = directory / "benchmarks.md", directory / "benchmarks.svg"
         svg = self.svg()
@@ -198,7 +197,7 @@ class Report:
         return ["## Versions", "", *versions, ""]
 
     def svg(self):
-        """Bars, a panel for each figure; ours in colour."""
+        """Returns bars, with a panel for each figure, and smol-graceful in colour."""
         charts = [chart for chart in CHARTS if chart[0] in self.figures]
         columns, bar, gap, top = 2, 15, 5, 34
         width, label = 450, 112
@@ -234,7 +233,7 @@ class Report:
 
 
 def about_machine():
-    """The machine's kind, in a few words."""
+    """Returns the kind of the machine in a few words."""
     with open("/proc/cpuinfo") as file:
         names = re.findall(r"^model name\s*: (.*)$", file.read(), re.MULTILINE)
     cpu = re.sub(r"\s+", " ", names[0]) if names else platform.machine()
@@ -242,7 +241,7 @@ def about_machine():
 
 
 def about_run(peers):
-    """What is told of a run beside its figures."""
+    """Returns the facts of a run beside its figures."""
     return {
         "date": date.today().isoformat(),
         "machine": about_machine(),
@@ -252,7 +251,7 @@ def about_run(peers):
 
 
 def between(text, begin, end, figures):
-    """The text with what is from one mark to the other replaced; None if it has not both."""
+    """Returns the text with the part between the marks replaced, or None if a mark is missing."""
     before, has_begin, rest = text.partition(begin)
     _, has_end, after = rest.partition(end)
     return before + figures.rstrip("\n") + after if has_begin and has_end else None
@@ -269,7 +268,7 @@ def shown(value, unit, with_unit=False):
 
 
 def _number(value, digits):
-    """With at least so many digits that a small one is not lost, and no more than four or so."""
+    """Returns a number with enough digits for a small one, and with about four at most."""
     if digits and value >= 100:
         digits = 0 if value >= 1000 else 1
     text = f"{value:,.{digits}f}"

@@ -1,5 +1,5 @@
-//! smol-graceful for `benches/crowd`: as `ours`, with room for more connections than the default
-//! (10,000), and for idle ones that outlive all rounds.
+//! smol-graceful for `benches/crowd`. It is like `ours`, with more connections than the default
+//! (10,000), and an idle timeout that is longer than all rounds.
 
 use std::time::Duration;
 
