@@ -233,7 +233,8 @@ impl Limits {
         self
     }
 
-    /// How long the server discards the client's bytes after the last response (rule S9).
+    /// The longest time for which the server discards the client's bytes after the last response
+    /// (rule S9).
     pub(crate) const CLOSING: Duration = Duration::from_secs(1);
     /// The longest time for a listener's wrapper (TLS handshake).
     pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -242,9 +243,9 @@ impl Limits {
     pub(crate) const MOST_AHEAD: usize = 64 * 1024;
     /// The credit of a new body, as the time for which it lasts at [`Limits::body_rate`].
     pub(crate) const BODY_RATE_AFTER: Duration = Duration::from_secs(5);
-    /// How long the client's kernel may acknowledge nothing of the last response before the server
-    /// closes the connection (rule S9). After the close, the server's kernel goes on sending,
-    /// unless the client sends something.
+    /// The longest time for which the client's kernel may acknowledge nothing of the last response
+    /// before the server closes the connection (rule S9). After the close, the server's kernel goes
+    /// on sending, unless the client sends something.
     pub(crate) const DELIVERING: Duration = Duration::from_secs(5);
 }
 

@@ -69,16 +69,16 @@ impl Server {
         R: Into<Response> + 'a,
     {
         let (calls, called) = channel::unbounded();
-        executor.spawn(answer(Called(called), handler)).detach();
+        executor.spawn(answer(WaitingCalls(called), handler)).detach();
         Self::new(move |request| call(calls.clone(), request))
     }
 }
 
 /// The requests that wait for their handler. The drop drops these requests, so that no client waits
 /// in vain. The channel itself would keep them as long as the server has the other end.
-struct Called(Receiver<Call>);
+struct WaitingCalls(Receiver<Call>);
 
-impl Drop for Called {
+impl Drop for WaitingCalls {
     fn drop(&mut self) {
         self.0.close();
         while self.0.try_recv().is_ok() {}
@@ -87,7 +87,7 @@ impl Drop for Called {
 
 /// Calls the handler for each request until the server has ended. The handlers run inside this
 /// future, because [`Server::local`] borrows the program's executor only for a moment.
-async fn answer<'a, H, F, R>(calls: Called, handler: H)
+async fn answer<'a, H, F, R>(calls: WaitingCalls, handler: H)
 where
     H: Fn(Request) -> F + 'a,
     F: Future<Output = http_types::Result<R>> + 'a,

@@ -19,7 +19,7 @@ use nix::sys::signal::SigSet;
 use crate::threads;
 use queue::{BYTES, Queue};
 
-/// How long the drop of a writer waits for lines that are not written yet.
+/// The longest time for which the drop of a writer waits for lines that are not written yet.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Writes log lines without ever blocking the thread that logs.

@@ -249,7 +249,7 @@ fn a_client_of_async_h1_is_served_over_pipes() {
     post.set_body(stream_body(stream::iter(chunks)));
     assert_eq!(text(source.end(), post), "in several pieces");
 
-    // The same connection serves several requests.
+    // One connection serves several requests.
     let client = Shared(Arc::new(Mutex::new(source.end())));
     for n in 0..3 {
         let mut post = request(Method::Post, "/echo");

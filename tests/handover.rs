@@ -64,7 +64,7 @@ fn idle_connections_outlive_ten_restarts() {
     });
 }
 
-/// Connections that have not sent anything yet go to the successor, too.
+/// Connections whose clients have not sent a byte yet go to the successor, too.
 #[test]
 fn silent_connections_go_to_the_successor() {
     over_both(|over| {

@@ -567,7 +567,7 @@ fn a_declared_length_reserves_nothing() {
     settle(&server);
 }
 
-// What a handler sees.
+// Requests as a handler sees them.
 
 /// Rule W13: a handler sees the target as the client sent it, and no field that the client did not
 /// send.
@@ -673,7 +673,7 @@ fn heads_are_as_long_as_the_limits_allow() {
     settle(&server);
 }
 
-// Bodies that nobody reads.
+// Bodies that the handler does not read.
 
 /// Rule W9: a short unread body is discarded.
 #[test]

@@ -25,7 +25,7 @@ use rustix::process::{Pid, Signal};
 // Sockets.
 
 /// LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES are right in each child, and so are the descriptors:
-/// the sockets from 3 on, the channel behind them, and no other one.
+/// the sockets from 3 on, then the channel, and no other one.
 #[test]
 fn a_child_begins_with_its_sockets() {
     let directory = Directory::new();

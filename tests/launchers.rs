@@ -157,8 +157,8 @@ fn two_signals_are_one_stop_under_obey_too() {
     assert!(program.log().contains("done: \"one\""), "{program}");
 }
 
-/// The window begins with the first signal that is sent, so a predecessor that drains behind its
-/// successor is not ended at once either.
+/// The window begins with the first signal, so two signals do not end a predecessor at once that
+/// drains beside its successor.
 #[test]
 fn two_signals_to_a_keeper_are_one_stop_for_all_its_children() {
     let mut keeper = launched_keeper(&[]);

@@ -528,7 +528,8 @@ fn table() -> Vec<Row> {
     row!("9112 7.1.2", "an empty value", chunks("0\r\nX:\r\n\r\n"), Served("POST / then x="));
     row!("9110 5.5", "obs-text, as in heads", chunks("1\r\na\r\n0\r\nX: \u{e9}\r\n\r\n"),
         Served("POST / body=a then x=%C3%A9"));
-    // Section 6.5.1: fields that are needed before the content must not be merged. They are dropped.
+    // Section 6.5.1: fields that are needed before the content must not be merged. The server drops
+    // such fields.
     row!("9110 6.5.1", "routing", chunks("0\r\nHost: y\r\nX: 1\r\n\r\n"), Served("POST / then x=1"));
     row!("9110 6.5.1", "authentication", chunks("0\r\nAuthorization: y\r\nCookie: z\r\nX: 1\r\n\r\n"),
         Served("POST / then x=1"));

@@ -1,9 +1,9 @@
 //! `serve` on every runtime: smol's own executor, an executor of the program's, a local one, a bare
 //! `block_on`, tokio with many threads and with one, and tokio's own `block_on`.
 //!
-//! The same tests run on each runtime. A runtime gives the server nothing but threads, because
-//! tokio is built without its I/O and its timers. The server starts no threads of its own, as the
-//! last tests show.
+//! All tests run on each runtime. A runtime gives the server nothing but threads, because tokio is
+//! built without its I/O and its timers. The server starts no threads of its own, as the last tests
+//! show.
 //!
 //! async-std is missing, because it was given up in 2025 and names smol as its successor. Its rest,
 //! async-global-executor, is smol's executor on other threads.

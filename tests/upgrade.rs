@@ -377,12 +377,12 @@ fn an_abort_cuts_and_names_it() {
     cut(&Shutdown::new(), DrainEnding::Forced, |server| server.shutdown.abort());
 }
 
-/// Ends a server by `end` while its one client is upgraded, and looks at both sides of it.
+/// Ends a server by `end` while its one client is upgraded, and checks both sides.
 fn cut(shutdown: &Shutdown, ending: DrainEnding, end: impl Fn(&Running)) {
     let (send, told) = mpsc::channel();
     let server = Running::stopped_by(shutdown, move |_| {
         let send = send.clone();
-        // Knows nothing of the stop.
+        // This handler does not look at the stop.
         switch(async move |mut connection| {
             let echoed = echo_once(&mut connection).await;
             assert_eq!(echoed.unwrap(), 5);
@@ -390,7 +390,7 @@ fn cut(shutdown: &Shutdown, ending: DrainEnding, end: impl Fn(&Running)) {
         })
     });
     let mut client = upgraded(&server);
-    // The 101 alone does not tell that the stream has been handed over.
+    // An echo shows that the handler has the stream, which the 101 does not.
     assert_eq!(client.send("hello").take(5).unwrap(), b"hello");
     end(&server);
     let outcome = server.outcome();
@@ -402,11 +402,11 @@ fn cut(shutdown: &Shutdown, ending: DrainEnding, end: impl Fn(&Running)) {
     assert_eq!((*stage, method.as_str(), path.as_str()), (Stage::Upgraded, "GET", "/chat?room=1"));
     assert_eq!(peer.to_string(), client.stream.local_addr().unwrap().to_string());
     assert_eq!(client.end(), End::Eof);
-    // Whoever holds the stream is told, in the same moment: by its end, or by an error.
+    // The owner of the stream sees its end or an error at once.
     assert_eq!(told.recv_timeout(PATIENCE).unwrap().unwrap_or(0), 0);
 }
 
-/// A 101 to a client that cannot understand it would be the end of the conversation.
+/// A client that has not asked for an upgrade gets a 400, because it would not understand a 101.
 #[test]
 fn a_101_that_the_client_did_not_ask_for_is_a_400() {
     let (send, told) = mpsc::channel();
@@ -438,7 +438,7 @@ fn a_101_that_the_client_did_not_ask_for_is_a_400() {
         assert!(!told.recv_timeout(PATIENCE).unwrap(), "{what}: there is no stream to be had");
         assert_eq!(client.end(), End::Eof, "{what}");
     }
-    // The other protocol begins behind the body, whenever that comes (RFC 9110 section 7.8).
+    // The other protocol begins after the body, which may come late (RFC 9110 section 7.8).
     for cut in [0, 3, 5] {
         let mut client = server.connect();
         let request = with_body(&HANDSHAKE.replace("GET", "POST"));
@@ -448,14 +448,14 @@ fn a_101_that_the_client_did_not_ask_for_is_a_400() {
         assert!(told.recv_timeout(PATIENCE).unwrap(), "{cut}");
         assert_eq!(client.end(), End::Eof);
     }
-    // To one who asked it is a 101, as a list and in any case too.
+    // A client that has asked gets a 101, also with a list and in any case.
     for connection in ["keep-alive, Upgrade", "UPGRADE"] {
         let request =
             HANDSHAKE.replace("Connection: Upgrade", &format!("Connection: {connection}"));
         let mut client = server.connect();
         assert_eq!(client.send(request).response().status, 101, "{connection}");
         assert!(told.recv_timeout(PATIENCE).unwrap(), "{connection}");
-        // The task has dropped it by now.
+        // The task has dropped the stream.
         assert_eq!(client.end(), End::Eof);
     }
     wait_until("the end of all", || server.shutdown.in_flight() == 0);

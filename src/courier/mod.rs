@@ -58,7 +58,7 @@ enum End {
     /// The successor has no place or no descriptor left, or stops.
     Full,
     /// The answer to a batch makes no sense.
-    Senseless,
+    InvalidAnswer,
     /// The successor does not answer a batch, so both processes keep the batch.
     Silent,
     /// The answer to a batch cannot be read, so both processes keep the batch.
@@ -124,7 +124,7 @@ impl<'a> Courier<'a> {
             let end = async {
                 Err(match passage.receive().await {
                     Ok(None) => End::Closed,
-                    Ok(Some(_)) => End::Senseless,
+                    Ok(Some(_)) => End::InvalidAnswer,
                     Err(error) => End::Failed(error),
                 })
             };
@@ -184,7 +184,7 @@ impl<'a> Courier<'a> {
             if moved.0 != self.handed_over || self.congested_until.is_some() {
                 moved = (self.handed_over, Instant::now());
             }
-            if count == 0 || moved.1.elapsed() >= SOON {
+            if count == 0 || moved.1.elapsed() >= FIRST_WAIT {
                 return Ok(());
             }
             self.gather(count).await;
@@ -192,13 +192,13 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// Moves the connections that leave into the outbox. Waits up to [`SOON`] for the first one,
-    /// and then up to [`GATHERING`] for `expected` of them.
+    /// Moves leaving connections into the outbox. Waits up to [`FIRST_WAIT`] for the first one, and
+    /// then up to [`GATHER_WAIT`] for `expected` of them.
     async fn gather(&mut self, expected: usize) {
         let Self { running, outbox, .. } = self;
         // On a busy machine, the first connection takes longer. Without it the courier would have
         // nothing to deliver, and would ask more than a batch.
-        for (wanted, time) in [(expected.min(1), SOON), (expected, GATHERING)] {
+        for (wanted, time) in [(expected.min(1), FIRST_WAIT), (expected, GATHER_WAIT)] {
             let come = async {
                 while outbox.waiting() < wanted {
                     outbox.push(next(&running.leavers).await);
@@ -241,7 +241,7 @@ impl<'a> Courier<'a> {
         if !is_congested(&error) {
             return Err(End::Failed(error));
         }
-        let end = Instant::now() + self.patience().min(CONGESTED_AT_MOST);
+        let end = Instant::now() + self.patience().min(LONGEST_CONGESTION);
         if self.congested_until.is_none() {
             log::info!("connections wait until the kernel passes them on: {}", reason(&error));
         }
@@ -251,7 +251,7 @@ impl<'a> Courier<'a> {
         }
         self.order(HandOver::Asking);
         // No answer is due, so this call lasts for the whole pause.
-        self.serve_until(sleep(CONGESTED)).await;
+        self.serve_until(sleep(CONGESTION_PAUSE)).await;
         self.order(self.asks);
         Ok(())
     }
@@ -305,7 +305,7 @@ impl<'a> Courier<'a> {
     async fn settle_late(&mut self, answer: Answer) {
         if let Err(End::Unreadable(_)) = self.settle(answer) {
             // The error may come again at once, and other tasks need their turn.
-            sleep(CONGESTED).await;
+            sleep(CONGESTION_PAUSE).await;
         }
     }
 
@@ -369,7 +369,7 @@ impl<'a> Courier<'a> {
     /// the sockets already.
     fn give_up_batch(&mut self) -> End {
         self.outbox.remove_sent().for_each(Leaving::abandon);
-        End::Senseless
+        End::InvalidAnswer
     }
 
     fn give_back_waiting(&mut self) {
@@ -456,21 +456,21 @@ async fn next(leavers: &Receiver<Leaving>) -> Leaving {
     }
 }
 
-/// How long the courier waits for more of the asked connections, before it sends those that have
-/// come.
-const GATHERING: Duration = Duration::from_millis(2);
+/// The time for which the courier waits for more of the asked connections, before it sends those
+/// that have come.
+const GATHER_WAIT: Duration = Duration::from_millis(2);
 
-/// How long the courier waits for the first connection that can leave at once. If a handler blocks
-/// the thread, connections take longer.
-const SOON: Duration = Duration::from_millis(100);
+/// The time for which the courier waits for the first connection that can leave at once. If a
+/// handler blocks the thread, connections take longer.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
 
-/// The shortest and the longest time for an answer, whatever the linger is. If the successor is
-/// suspended, clients wait for this time.
+/// The shortest and the longest time for an answer, for any linger. If the successor is suspended,
+/// clients wait for this time.
 const LEAST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// How long the courier waits if the kernel sends nothing for the moment.
-const CONGESTED: Duration = Duration::from_millis(50);
+/// The pause of the courier if the kernel sends nothing for the moment.
+const CONGESTION_PAUSE: Duration = Duration::from_millis(50);
 
 /// The longest congestion, so that a deadline does not overflow when the grace is endless.
-const CONGESTED_AT_MOST: Duration = Duration::from_secs(24 * 60 * 60);
+const LONGEST_CONGESTION: Duration = Duration::from_secs(24 * 60 * 60);

@@ -56,7 +56,7 @@ impl fmt::Display for End {
             Self::Closed => f.write_str("the successor has closed the passage"),
             Self::Failed(error) => write!(f, "the passage has failed: {}", reason(error)),
             Self::Full => f.write_str("the successor has no place or no descriptor left, or stops"),
-            Self::Senseless => f.write_str("the successor's answer makes no sense"),
+            Self::InvalidAnswer => f.write_str("the successor's answer makes no sense"),
             Self::Unreadable(error) => {
                 write!(f, "the successor's answer cannot be read: {}", reason(error))
             }

@@ -17,16 +17,16 @@ use rustix::process::Pid;
 use crate::error::{invalid, reason};
 
 /// The longest time of one try.
-const TRY: Duration = Duration::from_secs(1);
+const TRY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The pause between two tries.
-pub(crate) const AGAIN: Duration = Duration::from_millis(100);
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The pause between two looks at the kernel's tables.
-const LOOK: Duration = Duration::from_millis(5);
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
 /// The number of looks before half a head is sent.
-const LOOKS: u32 = 10;
+const MOST_LOOKS: u32 = 10;
 
 /// The largest number of bytes that the keeper reads of an answer.
 const LONGEST: usize = 256;
@@ -89,14 +89,14 @@ impl Url {
     pub(crate) async fn answered(&self, child: Pid, mut note: impl FnMut(String)) {
         loop {
             let late = async {
-                Timer::after(TRY).await;
-                Err(format!("no answer within {TRY:?}"))
+                Timer::after(TRY_TIMEOUT).await;
+                Err(format!("no answer within {TRY_TIMEOUT:?}"))
             };
             match self.ask(child).or(late).await {
                 Ok(()) => return,
                 Err(why) => note(why),
             }
-            Timer::after(AGAIN).await;
+            Timer::after(RETRY_PAUSE).await;
         }
     }
 
@@ -115,14 +115,14 @@ impl Url {
         // server a connection only when there is something to read. So if no process has taken the
         // connection yet, the keeper first sends half a head.
         let (half, rest) = head.split_at(head.len() / 2);
-        let mut looks = 0..LOOKS;
+        let mut looks = 0..MOST_LOOKS;
         let mut unsent = head.as_bytes();
         let socket = loop {
             if let Some(socket) = socket_between(*to, own).map_err(said)? {
                 break socket;
             }
-            Timer::after(LOOK).await;
-            if looks.next() == Some(LOOKS - 1) {
+            Timer::after(LOOK_PAUSE).await;
+            if looks.next() == Some(MOST_LOOKS - 1) {
                 stream.write_all(half.as_bytes()).await.map_err(said)?;
                 unsent = rest.as_bytes();
             }

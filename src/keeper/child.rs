@@ -41,7 +41,8 @@ pub(crate) struct Child {
     /// The parent channel, until its other end is closed.
     pub(crate) channel: Option<Channel>,
     pub(crate) notify: Option<ChildNotify>,
-    /// What the child has reported. Programs that do not know the channel report nothing.
+    /// The listeners that the child has reported. Programs that do not know the channel report
+    /// nothing.
     pub(crate) reported: Option<Vec<ServedState>>,
     /// The version of a keeper's state that the child's program can read, or 0.
     pub(crate) resumes: u16,

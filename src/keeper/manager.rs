@@ -21,7 +21,7 @@ pub(crate) struct Manager {
 }
 
 /// The pause before READY=1 is sent again.
-const AGAIN: Duration = Duration::from_millis(100);
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 impl Manager {
     /// Finds the socket that the environment names.
@@ -33,7 +33,7 @@ impl Manager {
     pub(crate) fn ready(&mut self) {
         let sent = self.send(&[NotifyState::Ready]);
         let is_full = sent.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
-        self.owes_ready = is_full.then(|| Instant::now() + AGAIN);
+        self.owes_ready = is_full.then(|| Instant::now() + RETRY_PAUSE);
     }
 
     /// Tells the manager that a restart has begun.

@@ -21,13 +21,13 @@ mod table;
 pub(crate) const TRIAL: Duration = Duration::from_millis(50);
 
 /// The shortest time that a child that has failed gets for its stop.
-const LAST_CHANCE: Duration = Duration::from_secs(5);
+const LEAST_STOP_TIME: Duration = Duration::from_secs(5);
 
 /// The shortest and the longest pause between the death of the only child and the next start.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// A child that has served for this time ends a series of deaths.
-const SERVED_WELL: Duration = Duration::from_secs(1);
+const LONG_SERVICE: Duration = Duration::from_secs(1);
 
 /// The progress of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,7 +255,7 @@ impl Policy {
                 self.fail(Failure::EndedOnTrial(id, status), now, actions);
             }
             Condition::Serving { since } => {
-                if now.saturating_duration_since(since) >= SERVED_WELL {
+                if now.saturating_duration_since(since) >= LONG_SERVICE {
                     self.deaths = 0;
                 }
                 let next = match self.on_its_way() {
@@ -386,7 +386,7 @@ impl Policy {
     }
 
     fn last_chance(&self, now: Instant) -> Instant {
-        later(now, self.patience.max(LAST_CHANCE))
+        later(now, self.patience.max(LEAST_STOP_TIME))
     }
 
     fn end_if_alone(&self, actions: &mut Vec<Action>) {

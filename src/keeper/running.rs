@@ -220,7 +220,7 @@ impl RunningKeeper {
     }
 
     fn start(&mut self, id: Id) {
-        self.sockets.mend();
+        self.sockets.rebind_removed();
         let (settings, url) = (&self.settings, self.url.as_ref());
         let started = self.first.take().unwrap_or_else(|| Started::new(settings, &self.sockets));
         match started.and_then(|started| Child::of(id, started, settings, url)) {

@@ -22,8 +22,8 @@ use crate::listen::passing::Passed;
 use crate::listen::socket_file::{SocketFile, is_same_file};
 use crate::restart::message::{Brought, Offered};
 
-/// A listening socket.
-pub(crate) struct Kept {
+/// A listening socket that the keeper holds.
+pub(crate) struct KeptSocket {
     pub(crate) number: u32,
     pub(crate) socket: Socket,
     pub(crate) address: Address,
@@ -39,7 +39,7 @@ pub(crate) struct Kept {
 /// The listening sockets of a keeper.
 #[derive(Default)]
 pub(crate) struct Sockets {
-    kept: Vec<Kept>,
+    kept: Vec<KeptSocket>,
     /// The files of own sockets. The field is dropped last, and the drop removes files that are
     /// stale by then.
     files: Vec<OwnFile>,
@@ -103,13 +103,13 @@ impl Sockets {
             let number = sockets.next_number();
             let (is_own, is_input) = (true, false);
             let name = None;
-            sockets.kept.push(Kept { number, socket, address, is_own, path, name, is_input });
+            sockets.kept.push(KeptSocket { number, socket, address, is_own, path, name, is_input });
         }
         Ok(sockets)
     }
 
     /// Takes over the sockets that this process had before it replaced its program.
-    pub(crate) fn resume(kept: Vec<Kept>) -> Self {
+    pub(crate) fn resume(kept: Vec<KeptSocket>) -> Self {
         let own = kept.iter().filter(|kept| kept.is_own);
         let files = own.filter_map(|kept| OwnFile::at(kept.path.as_deref()?)).collect();
         Self { kept, files }
@@ -121,7 +121,7 @@ impl Sockets {
         // children.
         let number = self.next_number();
         let Passed { name, file: path, .. } = passed;
-        self.kept.push(Kept { number, socket, address, is_own: false, path, name, is_input });
+        self.kept.push(KeptSocket { number, socket, address, is_own: false, path, name, is_input });
         Ok(())
     }
 
@@ -142,12 +142,12 @@ impl Sockets {
             self.files.extend(path.as_deref().and_then(OwnFile::at));
         }
         let (name, is_input) = (None, false);
-        self.kept.push(Kept { number, socket, address, is_own, path, name, is_input });
+        self.kept.push(KeptSocket { number, socket, address, is_own, path, name, is_input });
         Ok(())
     }
 
     /// Returns the sockets.
-    pub(crate) fn all(&self) -> &[Kept] {
+    pub(crate) fn all(&self) -> &[KeptSocket] {
         &self.kept
     }
 
@@ -158,9 +158,10 @@ impl Sockets {
 
     /// Binds each own Unix socket anew whose file was removed, for example by a program that cleans
     /// up /tmp. Without that, the next child would have a socket that no client finds.
-    pub(crate) fn mend(&mut self) {
+    pub(crate) fn rebind_removed(&mut self) {
         for index in 0..self.kept.len() {
-            let Kept { address, path: Some(path), is_own: true, .. } = &self.kept[index] else {
+            let KeptSocket { address, path: Some(path), is_own: true, .. } = &self.kept[index]
+            else {
                 continue;
             };
             let (address, path) = (address.clone(), path.clone());
@@ -199,7 +200,7 @@ impl Sockets {
     }
 
     /// Returns `true` if the keeper or a child has bound the socket and its file is still the same.
-    fn is_own(&self, kept: &Kept) -> bool {
+    fn is_own(&self, kept: &KeptSocket) -> bool {
         let is_file = |own: &&OwnFile| Some(own.file.path()) == kept.path.as_deref();
         let file = self.files.iter().find(is_file);
         kept.is_own && file.is_none_or(|own| own.file.is_there().unwrap_or(false))
@@ -246,7 +247,7 @@ impl Sockets {
     }
 }
 
-impl Kept {
+impl KeptSocket {
     /// Returns `true` if this socket listens on `address`.
     fn serves(&self, address: &Address) -> bool {
         match (address, &self.address) {
@@ -263,7 +264,7 @@ impl Kept {
     }
 }
 
-impl AsFd for Kept {
+impl AsFd for KeptSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -350,21 +351,21 @@ mod tests {
 
     #[test]
     fn a_socket_whose_file_was_removed_is_bound_anew() {
-        let path = std::env::temp_dir().join(format!("sg-mend-{}.sock", std::process::id()));
+        let path = std::env::temp_dir().join(format!("sg-rebind-{}.sock", std::process::id()));
         let mut sockets = Sockets::new(&[Address::Unix(path.clone())]).unwrap();
-        sockets.mend();
+        sockets.rebind_removed();
         assert_eq!(sockets.offer()[0].number, 0);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         sockets.files[0].mode = 0o600;
         fs::remove_file(&path).unwrap();
-        sockets.mend();
+        sockets.rebind_removed();
         assert_eq!(sockets.offer()[0].number, 1);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
         // Another program's file is left alone.
         fs::remove_file(&path).unwrap();
         let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        sockets.mend();
+        sockets.rebind_removed();
         let offered = sockets.offer().remove(0);
         assert_eq!((offered.number, offered.is_own), (1, false));
         drop(sockets);

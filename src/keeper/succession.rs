@@ -37,7 +37,7 @@ use crate::keeper::program::Program;
 use crate::keeper::resume::{ChildStage, ChildState, Held, RESUME, SocketState, State, VERSION};
 use crate::keeper::running::RunningKeeper;
 use crate::keeper::settings::Keeper;
-use crate::keeper::sockets::{Kept, Sockets};
+use crate::keeper::sockets::{KeptSocket, Sockets};
 use crate::keeper::start::{self, block_all};
 use crate::process::Process;
 use crate::restart::channel::Channel;
@@ -110,7 +110,7 @@ fn resume(mut keeper: Keeper, state: State) -> io::Result<KeeperExit> {
     for SocketState { held, number, is_own, is_input, name, path } in state.sockets {
         let socket = Socket::from(take(held)?);
         let address = Address::of(&socket).map_err(during("a socket of the program before"))?;
-        kept.push(Kept { number, socket, address, is_own, path, name, is_input });
+        kept.push(KeptSocket { number, socket, address, is_own, path, name, is_input });
     }
     let (mut children, mut members) = (Vec::new(), Vec::new());
     for ChildState { id, pid, stage, channel, notify, reported } in state.children {

@@ -421,7 +421,7 @@ impl Listener {
     /// - [`io::ErrorKind::AddrInUse`] if another process or this program listens on the address
     ///   already.
     /// - For `fd:N`, an error if the descriptor is not a listening socket, or was taken before.
-    /// - For a Unix socket, [`io::ErrorKind::AlreadyExists`] if the file at the path is not a socket.
+    /// - For a Unix socket, [`io::ErrorKind::AlreadyExists`] if the file is not a socket.
     /// - For an abstract socket, [`io::ErrorKind::Unsupported`] on other systems than Linux.
     ///
     /// # Examples

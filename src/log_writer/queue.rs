@@ -24,10 +24,10 @@ const BATCH: usize = 64 * 1024;
 
 /// The pause after a write in which lines gather, unless a quarter of the room is full before. So a
 /// busy access log costs a write for each batch, and not for each line.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER_PAUSE: Duration = Duration::from_millis(10);
 
 /// After this number of writes with short pauses, a log counts as busy.
-const BUSY: u32 = 32;
+const BUSY_WRITES: u32 = 32;
 
 /// The lines between the threads that log and the thread that writes.
 #[derive(Default)]
@@ -169,13 +169,15 @@ impl Queue {
         let mut batch = Vec::new();
         let (mut wrote_at, mut in_a_row) = (None::<Instant>, 0);
         // Only a busy log gathers lines. In other logs a reader sees each line at its time.
-        while let Some(dropped) = self.next(&mut batch, wrote_at.filter(|_| in_a_row >= BUSY)) {
+        while let Some(dropped) =
+            self.next(&mut batch, wrote_at.filter(|_| in_a_row >= BUSY_WRITES))
+        {
             if dropped > 0 {
                 write(&mut out, notice(dropped).as_bytes());
             }
             write(&mut out, &batch);
             let now = Instant::now();
-            let is_next = wrote_at.is_some_and(|at| now - at < 2 * GATHER);
+            let is_next = wrote_at.is_some_and(|at| now - at < 2 * GATHER_PAUSE);
             in_a_row = if is_next { in_a_row + 1 } else { 0 };
             wrote_at = Some(now);
         }
@@ -189,9 +191,9 @@ impl Queue {
         loop {
             if state.lines.count() > 0 {
                 let gathers = state.waiting == 0 && state.writers > 0 && !state.is_filling();
-                let since = wrote_at.map_or(GATHER, |at: Instant| at.elapsed());
+                let since = wrote_at.map_or(GATHER_PAUSE, |at: Instant| at.elapsed());
                 if let Some(left) =
-                    GATHER.checked_sub(since).filter(|left| gathers && !left.is_zero())
+                    GATHER_PAUSE.checked_sub(since).filter(|left| gathers && !left.is_zero())
                 {
                     let waited = self.arrived.wait_timeout(state, left);
                     state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -218,7 +220,8 @@ impl Queue {
     }
 }
 
-/// Writes `bytes`, however long that takes. A line that the output refuses is lost.
+/// Writes `bytes`, and waits for the output without a limit. A line that the output refuses is
+/// lost.
 fn write(out: &mut impl Write, mut bytes: &[u8]) {
     /// The pause between two tries on a descriptor that another program has set to non-blocking.
     const PAUSE: Duration = Duration::from_millis(10);

@@ -59,30 +59,30 @@ fn allowed(path: &str) -> Option<&'static str> {
 /// Answers `GET /` after `work`, which is the operator's setting. Long work is logged, so that an
 /// operator who waits for a page finds the reason.
 async fn page(request: &Request, work: Duration) -> Response {
-    let told = (work >= LONG).then(|| Told::begin(request, work));
+    let logged = (work >= LONG).then(|| LoggedWork::begin(request, work));
     let response = okay(work).await;
-    if let Some(told) = told {
-        told.end();
+    if let Some(logged) = logged {
+        logged.end();
     }
     response
 }
 
 /// A request whose work is logged, also if the work does not come to its end.
-struct Told {
+struct LoggedWork {
     request: String,
     began: Instant,
     is_over: bool,
 }
 
-impl Told {
+impl LoggedWork {
     fn begin(request: &Request, work: Duration) -> Self {
-        let told = Self {
+        let logged = Self {
             request: format!("{} / from {}", request.method(), Peer::of(request)),
             began: Instant::now(),
             is_over: false,
         };
-        log::info!("{told}: works for {}", humantime::format_duration(work));
-        told
+        log::info!("{logged}: works for {}", humantime::format_duration(work));
+        logged
     }
 
     fn end(mut self) {
@@ -90,13 +90,13 @@ impl Told {
     }
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for LoggedWork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.request)
     }
 }
 
-impl Drop for Told {
+impl Drop for LoggedWork {
     fn drop(&mut self) {
         let took = self.began.elapsed().as_secs_f64();
         if self.is_over {

@@ -1,4 +1,5 @@
-//! `smol-graceful generate`: man pages and shell completions, from the same definitions as `--help`.
+//! `smol-graceful generate`: prints man pages and shell completions, from the same definitions as
+//! `--help`.
 //!
 //! The command writes only to standard output, so a package decides where the files go. The
 //! definition of each command is in its own file, and this file joins them.

@@ -72,7 +72,7 @@ pub(crate) struct Settings {
     #[arg(long, env = "SMOL_GRACEFUL_LAME_DUCK", value_name = "DURATION", value_parser = duration, default_value = "0s")]
     pub(crate) lame_duck: Duration,
 
-    /// How long a streamed response or an upgraded connection may move nothing in the drain before it
+    /// How long a streamed response or an upgraded connection may be silent in the drain before it
     /// is closed [default: as long as the grace]
     ///
     /// An upgraded connection whose client has closed its side is closed after this time, too

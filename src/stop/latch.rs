@@ -1,4 +1,5 @@
-//! [`Latch`]: the state that handles, tokens and guards share, and [`Entry`]: a holder's place in it.
+//! [`Latch`], the state that handles, tokens and guards share, and [`Entry`], a holder's place in
+//! it.
 //!
 //! Invariant: the phase only moves forward, and a latch that has left *running* and has no holder
 //! takes none any more (rules S1, S2). The holders are a list under one lock. The count is that

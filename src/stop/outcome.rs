@@ -51,7 +51,7 @@ pub struct Outcome {
     pub handed_over: u64,
     /// The number of streams that the server has closed because they were silent for longer than
     /// [`Shutdown::stream_grace`](crate::Shutdown::stream_grace), on all servers that share the
-    /// latch. They are not cut. Always 0 by default.
+    /// latch. These streams do not count as cut. Always 0 by default.
     pub streams_closed: u64,
     /// The signal that began the stop, or `None` if the program did.
     pub signal: Option<Signal>,

@@ -39,7 +39,7 @@ pub(crate) struct Seat {
     accepted: Peer,
     /// The facts that the source and the wrapper have given about the connection, in a box, because
     /// few connections have any.
-    told: OnceLock<Box<Told>>,
+    given: OnceLock<Box<GivenFacts>>,
     /// The server's orders to its connections.
     pub(crate) orders: Arc<Orders>,
     /// The listener to which the connection came.
@@ -83,7 +83,7 @@ struct Now {
 
 /// The facts that a source or a wrapper has given about a connection.
 #[derive(Debug)]
-struct Told {
+struct GivenFacts {
     /// The client's address, if it is known and another one than from `accept`.
     peer: Option<Peer>,
     facts: Facts,
@@ -109,7 +109,7 @@ impl Seat {
     ) -> Arc<Self> {
         Arc::new(Self {
             accepted: peer,
-            told: OnceLock::new(),
+            given: OnceLock::new(),
             orders,
             origin,
             local: OnceLock::new(),
@@ -128,7 +128,7 @@ impl Seat {
 
     /// Returns the address of the client.
     pub(crate) fn peer(&self) -> Peer {
-        self.told().filter_map(|told| told.peer).last().unwrap_or(self.accepted)
+        self.given().filter_map(|given| given.peer).last().unwrap_or(self.accepted)
     }
 
     /// Notes the facts that the source or the wrapper gives about the connection. The source comes
@@ -136,25 +136,25 @@ impl Seat {
     pub(crate) fn learn(&self, peer: Peer, facts: Facts) {
         let peer = Some(peer).filter(|peer| *peer != Peer::Unknown && *peer != self.accepted);
         if peer.is_some() || !facts.is_empty() {
-            let told = Box::new(Told { peer, facts, next: OnceLock::new() });
-            if let Err(told) = self.told.set(told) {
-                let _ = self.told.get().map(|first| first.next.set(told));
+            let given = Box::new(GivenFacts { peer, facts, next: OnceLock::new() });
+            if let Err(given) = self.given.set(given) {
+                let _ = self.given.get().map(|first| first.next.set(given));
             }
         }
     }
 
-    fn told(&self) -> impl Iterator<Item = &Told> {
-        iter::successors(self.told.get(), |told| told.next.get()).map(|told| &**told)
+    fn given(&self) -> impl Iterator<Item = &GivenFacts> {
+        iter::successors(self.given.get(), |given| given.next.get()).map(|given| &**given)
     }
 
     /// Returns `true` if the client speaks HTTPS, according to the source or the wrapper.
     pub(crate) fn is_https(&self) -> bool {
-        self.told().any(|told| told.facts.is_https)
+        self.given().any(|given| given.facts.is_https)
     }
 
     /// Returns the value that the source or the wrapper has attached to the connection.
     pub(crate) fn attached<T: Send + Sync + 'static>(&self) -> Option<&T> {
-        self.told().filter_map(|told| told.facts.get()).last()
+        self.given().filter_map(|given| given.facts.get()).last()
     }
 
     /// Returns the local address of the connection, if it is known.

@@ -388,7 +388,7 @@ impl Shutdown {
         let deadline = async {
             Timer::after(grace).await;
             // S13: if the process was suspended, work that became ready meanwhile gets its turn.
-            Timer::after(began.elapsed().saturating_sub(grace).min(MADE_UP)).await;
+            Timer::after(began.elapsed().saturating_sub(grace).min(MOST_GIVEN_BACK)).await;
             latch.abort(DrainEnding::TimedOut);
         };
         // 4. A report each second, which never ends.
@@ -410,7 +410,7 @@ impl Shutdown {
         // After an abort, each task drops its work. The drain does not wait for a task that is
         // stuck.
         let patience = async {
-            Timer::after(ABORTING).await;
+            Timer::after(ABORT_WAIT).await;
         };
         latch.drained().or(patience).await;
         took
@@ -549,7 +549,7 @@ impl Token {
 }
 
 /// The longest time that a drain gets back after the process was suspended beyond the grace.
-const MADE_UP: Duration = Duration::from_secs(1);
+const MOST_GIVEN_BACK: Duration = Duration::from_secs(1);
 
 /// The longest time for which an aborted drain waits until the tasks have dropped their work.
-const ABORTING: Duration = Duration::from_millis(100);
+const ABORT_WAIT: Duration = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-// The same tiny application on Go's net/http; see ../src/lib.rs. Build with:
+// The small application of ../src/lib.rs on Go's net/http. Build with:
 //
 //	go build -trimpath -ldflags "-s -w" -o /tmp/go-net-http main.go
 package main

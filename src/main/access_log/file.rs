@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The shortest time between two looks at the file's name.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// A file to whose end lines are added.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl LogFile {
 /// A flush means that the bytes before it were whole lines, as with a `LogWriter`.
 impl Write for LogFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.is_between_lines && self.looked_at.elapsed() >= LOOK {
+        if self.is_between_lines && self.looked_at.elapsed() >= LOOK_PAUSE {
             self.follow();
         }
         self.is_between_lines = false;
@@ -165,7 +165,7 @@ mod tests {
         write(&mut file, "two\n");
         // The second half of a line goes to the same file as the first.
         file.write_all(b"thr").unwrap();
-        file.looked_at = Instant::now().checked_sub(LOOK).unwrap();
+        file.looked_at = Instant::now().checked_sub(LOOK_PAUSE).unwrap();
         write(&mut file, "ee\n");
         write(&mut file, "four\n");
         assert_eq!(old.text(), "before\none\ntwo\nthree\n");
