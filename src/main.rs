@@ -34,7 +34,7 @@ mod sockets;
 
 use std::env;
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -54,6 +54,21 @@ fn main() -> ExitCode {
 fn raise_open_files() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
+/// Writes the text that a command was asked for to standard output. A reader that leaves before the
+/// end, such as `head`, has what it wanted, so that is not an error. Another error is told on
+/// standard error. Returns `true` if there was none.
+fn print(text: &[u8]) -> bool {
+    let mut stdout = io::stdout();
+    match stdout.write_all(text).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let reason = reason(&error);
+            let _ = writeln!(io::stderr(), "smol-graceful: cannot write: {reason}");
+            false
+        }
+        _ => true,
+    }
 }
 
 /// Returns the operating system's words, without the number of the error.

@@ -70,7 +70,7 @@ use crate::wire::Movable;
 /// # }
 /// ```
 pub struct Server {
-    handler: Box<Handler>,
+    handler: Handler,
     limits: Limits,
     observer: Option<Arc<Observer>>,
     pub(crate) shutdown: Shutdown,
@@ -112,7 +112,7 @@ impl Server {
         R: Into<Response>,
     {
         Self {
-            handler: Box::new(move |request| Box::pin(handler(request))),
+            handler: Handler::new(handler),
             limits: Limits::default(),
             observer: None,
             shutdown: Shutdown::new(),
@@ -540,14 +540,22 @@ impl Running {
             let seats = registry.seats_of(orders);
             seats.filter(|seat| seat.doing() != Doing::Closing).cloned().collect()
         });
-        let reason = if self.listeners.iter().any(Listener::can_move_connections) {
-            "the successor takes none (it is another program or version)"
-        } else {
+        let reason = if !self.listeners.iter().any(Listener::can_move_connections) {
             "of a listener with a wrapper (TLS)"
+        } else if !self.listeners.iter().any(Listener::is_handed_over) {
+            "the successor does not listen there"
+        } else {
+            "the successor takes none (it is another program or version)"
         };
         if !all.is_empty() {
             log::info!("handed over 0 connections, {}: {reason}", stays(all.len()));
         }
+    }
+
+    /// Returns how long the drain may still take, if it has begun.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        let began = self.drain_began.get()?;
+        Some(self.service.shutdown.times().grace.saturating_sub(began.elapsed()))
     }
 
     /// Returns `true` if a successor serves in place of this server, even if the successor does not

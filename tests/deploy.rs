@@ -1,6 +1,7 @@
-//! The files in `deploy/` for restarts without the keeper. Each test runs a file with its program,
-//! and with only ports and paths replaced, under a load that checks every answer (`smol-graceful
-//! check`). `deploy_keeper.rs` runs the files that start the keeper.
+//! The files in `deploy/` for ways to restart without the keeper, run as they are but for ports and
+//! paths, with the programs that they are for, under a load that checks every answer
+//! (`smol-graceful check`), and the files for the access log and for metrics. `deploy_keeper.rs`
+//! runs the files that start the keeper.
 //!
 //! All tests use 127.0.0.1 alone. A test that needs a Debian package is ignored by default.
 //! `.ci/run` installs the packages and runs all tests.
@@ -25,7 +26,7 @@ use common::{
     Client, Directory, PATIENCE, Program, Proxy, Running, SERVER, case, free_port, installed,
     wait_until,
 };
-use files::{INSTALLED, text_of};
+use files::{INSTALLED, Place, text_of};
 use load::{Load, Report, Tally, Target};
 use rustix::process::Signal;
 use smol_graceful::Request;
@@ -167,6 +168,79 @@ fn supervisors_wait_longer_than_the_grace() {
         assert!(own >= 30, "{file}: {own}");
         assert!(number(file, key) > own, "{file}");
     }
+}
+
+/// Debian's logrotate renames and compresses the file under load. Each request has its line in one
+/// of the files, and the server has made each new file.
+#[test]
+#[ignore = "needs logrotate"]
+fn logrotate_loses_no_line() {
+    let place = Place::new();
+    let logs = place.directory.join("smol-graceful");
+    fs::create_dir(&logs).unwrap();
+    let (log, config) = (logs.join("access.log"), place.directory.join("logrotate"));
+    fs::write(&config, place.adapt("logrotate/smol-graceful")).unwrap();
+    let mut server = Program::server(&["--work", "0s", "--access-log", log.to_str().unwrap()]);
+    let mut client = server.connect();
+    let mut asked = 0;
+    let mut ask = || {
+        assert_eq!(client.get("/").response().text(), "okay");
+        asked += 1;
+    };
+    for _ in 0..3 {
+        wait_until("the server has made its file", || {
+            ask();
+            log.exists()
+        });
+        let mut logrotate = installed("logrotate", "logrotate");
+        logrotate.arg("--force").arg("--state").arg(place.directory.join("state")).arg(&config);
+        common::run_ok(&mut logrotate, b"");
+        assert!(!log.exists());
+        // These lines may still go to the old file.
+        (0..10).for_each(|_| ask());
+    }
+    server.stop();
+    let mut names: Vec<_> =
+        fs::read_dir(&logs).unwrap().map(|file| file.unwrap().file_name()).collect();
+    names.sort();
+    let [first, .., last] = &names[..] else { panic!("{names:?}") };
+    assert_eq!((first.to_str(), last.to_str()), (Some("access.log.1"), Some("access.log.3.gz")));
+    let mut zcat = Command::new("zcat");
+    let all =
+        common::run_ok(zcat.arg("--force").args(names.iter().map(|name| logs.join(name))), b"");
+    assert_eq!(common::text(&all).lines().count(), asked);
+}
+
+/// Prometheus' own tool reads the file. Debian's knows no Kubernetes, so the targets of the Pods are
+/// left out.
+#[test]
+#[ignore = "needs promtool"]
+fn prometheus_takes_the_file() {
+    let directory = Directory::new();
+    let pods = "kubernetes_sd_configs:\n      - role: pod\n";
+    let text = text_of("prometheus/prometheus.yml");
+    assert!(text.contains(pods));
+    let config = directory.join("prometheus.yml");
+    fs::write(&config, text.replace(pods, "static_configs: []\n")).unwrap();
+    let mut promtool = installed("promtool", "prometheus");
+    common::run_ok(promtool.args(["check", "config"]).arg(&config), b"");
+}
+
+/// Every file means the same port for operators.
+#[test]
+fn the_admin_port_is_the_same_everywhere() {
+    let lines = |file: &str, words: &[&str]| {
+        let text = text_of(file);
+        for words in words {
+            assert!(text.lines().any(|line| line.contains(words)), "no {words} in {file}");
+        }
+    };
+    lines("systemd/smol-graceful.service", &["--admin 127.0.0.1:9082 "]);
+    lines("prometheus/prometheus.yml", &["targets: [\"127.0.0.1:9082\"]"]);
+    let pod = ["\"--admin\", \":9082\"", "prometheus.io/port: \"9082\"", "containerPort: 9082"];
+    lines("kubernetes/deployment.yaml", &pod);
+    let probes = text_of("kubernetes/deployment.yaml");
+    assert_eq!(probes.matches("port: admin\n").count(), 2);
 }
 
 // The tools of the tests above.

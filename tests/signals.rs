@@ -514,6 +514,46 @@ fn help_and_version_are_exit_0() {
     assert_eq!(version, concat!("smol-graceful ", env!("CARGO_PKG_VERSION"), "\n"));
 }
 
+/// A setting that could not have an effect is an error, because its operator expects one.
+#[test]
+fn a_setting_in_vain_is_named_in_one_line() {
+    let format = "SMOL_GRACEFUL_ACCESS_LOG_FORMAT";
+    let json = [(format, "json")];
+    let log = "without --access-log WHERE: give that, or leave --access-log-format out; \
+               `smol-graceful --help` tells more";
+    let told = format!("--access-log-format has no effect {log}");
+    let from_variable =
+        format!("--access-log-format (from the variable {format}) has no effect {log}");
+    let mode = "--unix-mode has no effect without an address such as --listen \
+                unix:/run/app.sock: give that, or leave --unix-mode out; `smol-graceful --help` \
+                tells more";
+    for (args, variables, line) in [
+        (&["--access-log-format", "combined"][..], &[][..], &*told),
+        (&["--access-log-format", "json", "--check"], &[], &told),
+        (&[], &json, &from_variable),
+        (&["--check"], &json, &from_variable),
+        (&["--unix-mode", "0660", "--listen", ":0", "--listen", "unix:@sg-in-vain"], &[], mode),
+    ] {
+        let (status, stdout, stderr) = run(args, variables);
+        assert_eq!((status.code(), &*stdout), (Some(2), ""), "{args:?}: {stderr}");
+        assert_eq!(stderr, format!("smol-graceful: {line}\n"), "{args:?}");
+    }
+    let (status, _, stderr) = run(&["generate", "bash", "keep"], &[]);
+    assert_eq!(status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("COMMAND has no effect without `man` in front of it: "), "{stderr}");
+    // Both are accepted with what they need.
+    let directory = Directory::new();
+    let socket = format!("unix:{}", directory.join("socket").display());
+    for args in [
+        ["--access-log", "-", "--access-log-format", "json"],
+        ["--unix-mode", "0660", "--admin", &socket],
+    ] {
+        let args = [&args[..], &["--check", "--listen", "127.0.0.1:0"]].concat();
+        let (status, _, stderr) = run(&args, &[]);
+        assert_eq!(status.code(), Some(0), "{args:?}: {stderr}");
+    }
+}
+
 #[test]
 fn every_flag_has_its_variable() {
     for name in [

@@ -12,11 +12,28 @@ use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, Command, Parser};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command, Parser};
 use humantime::parse_duration;
 use smol_graceful::{Address, LogWriter};
 
 use crate::log;
+
+/// The settings of a command, some of which have no effect without another one.
+pub(crate) trait Dependent: Parser {
+    /// Returns a setting that was given in vain. `is_given` returns `true` for the fields that the
+    /// arguments or the environment have set.
+    fn given_in_vain(&self, is_given: impl Fn(&str) -> bool) -> Option<GivenInVain>;
+}
+
+/// A setting that has no effect, because another one is missing.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct GivenInVain {
+    /// The field of the setting.
+    pub(crate) field: &'static str,
+    /// The thing that is missing, as it is written.
+    pub(crate) needs: &'static str,
+}
 
 /// Reads the arguments of a command, and the environment for settings that the arguments leave out.
 /// An empty variable counts as not set.
@@ -25,16 +42,46 @@ use crate::log;
 ///
 /// Prints the mistake, or the text that the arguments ask for (`--help`), and returns the exit
 /// code.
-pub(crate) fn read<Settings: Parser>() -> Result<Settings, ExitCode> {
+pub(crate) fn read<Settings: Dependent>() -> Result<Settings, ExitCode> {
     let is_empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
     let command = Settings::command().mut_args(|arg| match arg.get_env() {
         Some(name) if is_empty(name) => arg.env(None::<&str>),
         _ => arg,
     });
     let words = words(&command);
-    let read = command.try_get_matches_from(words);
-    let settings = read.and_then(|matches| Settings::from_arg_matches(&matches));
-    settings.map_err(|error| usage::<Settings>(&error))
+    let read = command.try_get_matches_from(words).and_then(|matches| {
+        let settings = Settings::from_arg_matches(&matches)?;
+        Ok((settings, matches))
+    });
+    let (settings, matches) = read.map_err(|error| usage::<Settings>(&error))?;
+    let source = |field: &str| {
+        matches.value_source(field).filter(|source| *source != ValueSource::DefaultValue)
+    };
+    match settings.given_in_vain(|field| source(field).is_some()) {
+        Some(given) => Err(in_vain::<Settings>(&matches, &given)),
+        None => Ok(settings),
+    }
+}
+
+/// Prints which setting has no effect, and what to do. Returns the exit code.
+fn in_vain<Settings: Parser>(matches: &ArgMatches, given: &GivenInVain) -> ExitCode {
+    let GivenInVain { field, needs } = *given;
+    let command = Settings::command();
+    let arg = command.get_arguments().find(|arg| arg.get_id() == field);
+    let flag = arg.and_then(Arg::get_long).map(|long| format!("--{long}"));
+    let flag = flag.unwrap_or_else(|| field.to_uppercase());
+    let variable = match matches.value_source(field) {
+        Some(ValueSource::EnvVariable) => arg.and_then(Arg::get_env),
+        _ => None,
+    };
+    let origin = variable.map(|name| format!(" (from the variable {})", name.to_string_lossy()));
+    let (name, origin) = (command.get_name(), origin.unwrap_or_default());
+    let _ = writeln!(
+        io::stderr(),
+        "{name}: {flag}{origin} has no effect without {needs}: give that, or leave {flag} out; \
+         `{name} --help` tells more"
+    );
+    ExitCode::from(2)
 }
 
 /// Prints the mistake, or the text that the arguments ask for. Returns the exit code.

@@ -4,15 +4,14 @@
 //! The command writes only to standard output, so a package decides where the files go. The
 //! definition of each command is in its own file, and this file joins them.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Command, CommandFactory, Parser, ValueEnum};
 use clap_complete::aot::{Bash, Fish, Zsh, generate};
 use clap_mangen::Man;
 
-use crate::arguments::read;
-use crate::{check, keep, settings};
+use crate::arguments::{Dependent, GivenInVain, read};
+use crate::{check, keep, print, settings};
 
 /// Prints a man page or shell completions, for packages
 ///
@@ -33,7 +32,15 @@ pub(crate) struct Settings {
     command: Option<Page>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+impl Dependent for Settings {
+    /// The completions are those of all commands.
+    fn given_in_vain(&self, _is_given: impl Fn(&str) -> bool) -> Option<GivenInVain> {
+        let is_in_vain = self.command.is_some() && self.what != Kind::Man;
+        is_in_vain.then_some(GivenInVain { field: "command", needs: "`man` in front of it" })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
     Man,
     Bash,
@@ -54,14 +61,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(code) => return code,
     };
-    match io::stdout().write_all(&text(&settings)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ =
-                writeln!(io::stderr(), "smol-graceful: cannot write: {}", crate::reason(&error));
-            ExitCode::FAILURE
-        }
-    }
+    if print(&text(&settings)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn text(settings: &Settings) -> Vec<u8> {

@@ -14,7 +14,9 @@ use clap::Parser;
 use humantime::{format_duration, parse_duration};
 use smol_graceful::{Address, Keeper, Listener, LogWriter, ReadyWhen, Signal};
 
-use crate::arguments::{address, begin_log, duration, read, warn_of_unknown_variables};
+use crate::arguments::{
+    Dependent, GivenInVain, address, begin_log, duration, read, warn_of_unknown_variables,
+};
 use crate::preview::{Preview, find_program, try_pid_file};
 
 /// Keeps the listening sockets of any program, and starts the program anew at USR2 without
@@ -102,6 +104,13 @@ pub(crate) struct Settings {
     /// The program, and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+impl Dependent for Settings {
+    /// Each setting of a keeper has an effect of its own.
+    fn given_in_vain(&self, _is_given: impl Fn(&str) -> bool) -> Option<GivenInVain> {
+        None
+    }
 }
 
 /// Keeps the program of the command line. Returns the exit code.

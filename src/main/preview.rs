@@ -8,7 +8,7 @@ use std::env;
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{self, Path, PathBuf};
 use std::process::{self, ExitCode};
@@ -16,7 +16,7 @@ use std::process::{self, ExitCode};
 use rustix::fs::{Access, FlockOperation, access, flock};
 use rustix::io::Errno;
 
-use crate::reason;
+use crate::{print, reason};
 
 /// The steps of a command that is only checked, with a line for each.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl Preview {
             0 => "it would start\n",
             _ => "it would not start\n",
         });
-        let is_printed = io::stdout().write_all(self.text.as_bytes()).is_ok();
+        let is_printed = print(self.text.as_bytes());
         if is_printed && self.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }

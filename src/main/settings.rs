@@ -11,7 +11,7 @@ use clap::builder::RangedU64ValueParser;
 use smol_graceful::Address;
 
 use crate::access_log::{Format, Place};
-use crate::arguments::{address, boolean, duration};
+use crate::arguments::{Dependent, GivenInVain, address, boolean, duration};
 
 /// Serves HTTP/1.1 until HUP, INT, TERM or QUIT, and finishes every request that has begun.
 ///
@@ -48,7 +48,7 @@ pub(crate) struct Settings {
     /// The permissions of a Unix socket's file in octal, such as 0660, which decide which users may
     /// connect [default: those of the umask]
     ///
-    /// Without effect on inherited and abstract sockets
+    /// Needs an address such as unix:/path. Without effect on inherited and abstract sockets
     #[arg(long, env = "SMOL_GRACEFUL_UNIX_MODE", value_name = "MODE", value_parser = unix_mode)]
     pub(crate) unix_mode: Option<u32>,
 
@@ -94,6 +94,8 @@ pub(crate) struct Settings {
 
     /// The format of these lines: Apache's and nginx's combined format, or a JSON object in each
     /// line
+    ///
+    /// Needs --access-log
     #[arg(
         long,
         env = "SMOL_GRACEFUL_ACCESS_LOG_FORMAT",
@@ -165,6 +167,20 @@ pub(crate) struct Settings {
     /// if it would start, and 1 if not
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+impl Dependent for Settings {
+    fn given_in_vain(&self, is_given: impl Fn(&str) -> bool) -> Option<GivenInVain> {
+        let is_file = |address: &Address| matches!(address, Address::Unix(_));
+        let has_file = self.listen.iter().chain(&self.admin).any(is_file);
+        if self.access_log.is_none() && is_given("access_log_format") {
+            return Some(GivenInVain { field: "access_log_format", needs: "--access-log WHERE" });
+        }
+        (self.unix_mode.is_some() && !has_file).then_some(GivenInVain {
+            field: "unix_mode",
+            needs: "an address such as --listen unix:/run/app.sock",
+        })
+    }
 }
 
 /// Reads permissions in octal, as `chmod` does.

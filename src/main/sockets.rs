@@ -51,7 +51,8 @@ impl Sockets {
         };
         if !listeners.is_empty() {
             for listener in inherited {
-                log::warn!("inherited {}, which no --listen asks for", listener.address());
+                let address = listener.address();
+                log::warn!("inherited {address}, which no --listen and no --admin asks for");
             }
             listeners
         } else if !inherited.is_empty() {

@@ -5,6 +5,7 @@
 //! deadlines and the drain go on with every worker blocked (rule S15). The servers that stop last
 //! stop when all others have drained (rule S26). Starts no thread and binds nothing.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::mem;
 use std::pin::Pin;
@@ -22,6 +23,7 @@ use crate::restart::notify::Notify;
 use crate::restart::parent::Parent;
 use crate::restart::pid_file::PidWriter;
 use crate::server::{Running, Stopping};
+use crate::stop::draining::Draining;
 use crate::stop::outcome::{DrainEnding, Outcome, WorkKind};
 use crate::stop::policy::{Action, Event, State};
 use crate::stop::shutdown::Shutdown;
@@ -34,6 +36,8 @@ pub(super) struct RunningProcess {
     notify: Notify,
     restart: Option<Signal>,
     repeat_window: Duration,
+    /// The manager has heard of the stop.
+    is_stop_told: Cell<bool>,
 }
 
 impl RunningProcess {
@@ -46,7 +50,8 @@ impl RunningProcess {
     ) -> Self {
         let servers: Vec<_> = servers.into_iter().map(Arc::new).collect();
         servers.iter().for_each(under_keeper::join);
-        Self { servers, notify: Notify::from_env(), restart, repeat_window }
+        let is_stop_told = Cell::new(false);
+        Self { servers, notify: Notify::from_env(), restart, repeat_window, is_stop_told }
     }
 
     /// Tells the service manager that requests are served, and writes the pid file. Feeds the
@@ -56,9 +61,16 @@ impl RunningProcess {
         &self,
         pid_file: Option<PidWriter>,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let listeners: Vec<_> =
-            self.servers.iter().flat_map(|server| server.listeners.iter().cloned()).collect();
-        announce(self.notify.clone(), listeners, pid_file)
+        let listeners = |servers: &[Arc<Running>]| -> Vec<Listener> {
+            servers.iter().flat_map(|server| server.listeners.iter().cloned()).collect()
+        };
+        let addresses = listeners(&self.servers).into_iter().map(|l| l.address().to_string());
+        let addresses = addresses.collect::<Vec<_>>().join(", ");
+        // A successor takes its sockets in the order in which its servers start, so the keeper hears
+        // of them in this order. Otherwise an address with port 0 would find another server's.
+        let mut started = self.servers.clone();
+        started.rotate_left(1);
+        announce(self.notify.clone(), listeners(&started), addresses, pid_file)
     }
 
     /// Serves until all servers were stopped and have drained. Returns one outcome for all, or the
@@ -104,19 +116,44 @@ impl RunningProcess {
     /// Controls a server until it has drained. If it stops because a source has failed, all servers
     /// stop (rule S17).
     async fn control_one<'a>(&'a self, server: &'a Running) -> (&'a Shutdown, Outcome) {
-        let tell = |stopping: Stopping<'_>| match stopping {
-            Stopping::Begun => self.notify.stopping(),
-            Stopping::LameDuck(duration) => self.notify.lame_duck(duration),
-            Stopping::Draining(draining) => self.notify.draining(draining),
-        };
         let failed = async {
             server.stopping().await;
             if server.failure().is_some() {
                 self.stopped_first().for_each(Shutdown::stop);
             }
         };
-        let (outcome, ()) = future::zip(server.control(tell), failed).await;
+        let (outcome, ()) =
+            future::zip(server.control(|stopping| self.tell(&stopping)), failed).await;
         (&server.service.shutdown, outcome)
+    }
+
+    /// Tells the manager how the stop of a server goes on. A server that the program has stopped
+    /// alone does not concern the manager, which would kill the process some time after STOPPING=1.
+    fn tell(&self, stopping: &Stopping<'_>) {
+        if !self.stopped_first().all(|latch| latch.token().is_stopping()) {
+            return;
+        }
+        if !self.is_stop_told.replace(true) {
+            self.notify.stopping();
+        }
+        match stopping {
+            Stopping::Begun => {}
+            Stopping::LameDuck(duration) => self.notify.lame_duck(*duration),
+            Stopping::Draining(draining) => self.notify.draining(&self.draining(draining)),
+        }
+    }
+
+    /// Adds up how the servers drain, because the manager shows one line for all. `told` is what one
+    /// of them says, and decides whether something has moved.
+    fn draining(&self, told: &Draining) -> Draining {
+        let latches: Vec<_> = self.latches().collect();
+        let of_latch = |latch: &Shutdown| {
+            let servers = self.servers.iter().filter(|one| latch.is_same(&one.service.shutdown));
+            servers.filter_map(|server| server.left()).max().map(|left| latch.draining(left))
+        };
+        let all = latches.into_iter().filter_map(of_latch).filter(Draining::is_open);
+        let total = all.reduce(Draining::and);
+        total.map_or_else(|| told.clone(), |total| Draining { is_moving: told.is_moving, ..total })
     }
 
     /// Accepts connections for all servers. Never ends.
@@ -295,7 +332,12 @@ fn log_how_to_restart(signal: Signal) {
     }
 }
 
-async fn announce(notify: Notify, listeners: Vec<Listener>, pid_file: Option<PidWriter>) {
+async fn announce(
+    notify: Notify,
+    listeners: Vec<Listener>,
+    addresses: String,
+    pid_file: Option<PidWriter>,
+) {
     // The file comes first, so a manager that hears READY finds it.
     pid_file.iter().for_each(PidWriter::write);
     let mut failed = false;
@@ -305,9 +347,8 @@ async fn announce(notify: Notify, listeners: Vec<Listener>, pid_file: Option<Pid
         }
         Timer::after(Duration::from_millis(100)).await;
     }
-    let addresses: Vec<_> = listeners.iter().map(|l| l.address().to_string()).collect();
     drop(listeners);
-    notify.status(&format!("listening on {}", addresses.join(", ")));
+    notify.status(&format!("listening on {addresses}"));
     let Some(interval) = notify.watchdog_interval() else { return };
     loop {
         notify.watchdog();

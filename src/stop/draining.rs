@@ -46,7 +46,7 @@ impl fmt::Display for InFlight {
 }
 
 /// The state of a drain under way (rule S20).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Draining {
     /// The numbers of holders that keep the drain open.
     pub(crate) in_flight: InFlight,
@@ -56,6 +56,24 @@ pub(crate) struct Draining {
     pub(crate) oldest: Option<OpenWork>,
     /// `true` if something has moved since the last report.
     pub(crate) is_moving: bool,
+}
+
+impl Draining {
+    /// Returns `true` if something holds the drain open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.in_flight != InFlight::default()
+    }
+
+    /// Adds up two drains of one process, which ends when both have ended.
+    pub(crate) fn and(self, other: Self) -> Self {
+        let oldest = self.oldest.into_iter().chain(other.oldest);
+        Self {
+            in_flight: self.in_flight.and(other.in_flight),
+            left: self.left.max(other.left),
+            oldest: oldest.max_by_key(|oldest| oldest.age),
+            is_moving: self.is_moving || other.is_moving,
+        }
+    }
 }
 
 impl fmt::Display for Draining {
@@ -144,6 +162,30 @@ mod tests {
         let line = draining.to_string();
         assert!(line.contains(" requests, for as long as it takes; the oldest: guard "), "{line}");
         assert!(line.ends_with("(2.0 s)"), "{line}");
+    }
+
+    #[test]
+    fn drains_add_up() {
+        let drain = |age, left, is_moving| Draining {
+            in_flight: InFlight { connections: 1, requests: 1, guards: 1 },
+            left: Duration::from_secs(left),
+            oldest: Some(OpenWork {
+                kind: WorkKind::Guard(Location::caller()),
+                age: Duration::from_secs(age),
+            }),
+            is_moving,
+        };
+        for (one, other) in
+            [(drain(1, 9, true), drain(2, 5, false)), (drain(2, 5, false), drain(1, 9, true))]
+        {
+            let both = one.and(other);
+            assert_eq!(both.in_flight, InFlight { connections: 2, requests: 2, guards: 2 });
+            assert_eq!(both.left, Duration::from_secs(9));
+            assert_eq!(both.oldest.as_ref().map(|oldest| oldest.age.as_secs()), Some(2));
+            assert!(both.is_moving && both.is_open());
+        }
+        let empty = Draining { in_flight: InFlight::default(), ..drain(1, 1, true) };
+        assert!(!empty.is_open());
     }
 
     /// Two drains of one latch ask every 100 ms, for a minute.

@@ -16,6 +16,9 @@ use crate::stop::signals::{self, Received, name};
 /// The default of [`Process::repeat_window`](crate::Process::repeat_window), and `obey`'s window.
 pub(crate) const REPEAT_WINDOW: Duration = Duration::from_millis(100);
 
+/// So many signals are obeyed before the future has its turn again. A process has fewer at a time.
+const TURN: usize = 16;
+
 /// A signal that has waited for this time or longer gets a line in the log.
 const LONG_WAIT: Duration = Duration::from_secs(1);
 
@@ -78,6 +81,7 @@ impl Shutdown {
     ) -> T {
         let obey = async {
             let mut state = State::Running;
+            let mut obeyed = 0;
             while let Some(signal) = signals::next(&mut signals).await {
                 if self.token().is_stopping() {
                     (state, _) = state.on(Event::OwnStop, REPEAT_WINDOW);
@@ -85,6 +89,11 @@ impl Shutdown {
                 let action;
                 (state, action) = state.on(Event::StopSignal(signal), REPEAT_WINDOW);
                 Self::carry_out(&[self], action);
+                obeyed += 1;
+                if obeyed % TURN == 0 {
+                    // A stream that is always ready must not starve the future.
+                    future::yield_now().await;
+                }
             }
             future::pending().await
         };
@@ -139,7 +148,31 @@ fn log_wait(received: Received) {
 mod tests {
     use super::*;
     use crate::stop::phase::Phase;
-    use futures_lite::StreamExt;
+    use futures_lite::{StreamExt, stream};
+    use std::cell::Cell;
+    use std::task::Poll;
+
+    /// A stream of the program's own that is always ready does not keep the future from its turns.
+    #[test]
+    fn a_stream_without_end_starves_nobody() {
+        // The stream has an end after all, so that the test cannot hang.
+        let taken = Cell::new(0);
+        let signals = stream::repeat(Signal::Term).take(100 * TURN);
+        let signals = signals.inspect(|_| taken.set(taken.get() + 1));
+        let mut taken_at_polls = Vec::new();
+        let work = future::poll_fn(|context| {
+            taken_at_polls.push(taken.get());
+            if taken_at_polls.len() < 5 {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Poll::Ready(())
+        });
+        let shutdown = Shutdown::new();
+        future::block_on(shutdown.obey(signals, work));
+        assert_eq!(taken_at_polls, [0, TURN, 2 * TURN, 3 * TURN, 4 * TURN]);
+        assert!(shutdown.token().is_stopping());
+    }
 
     /// A program may pass a stream of its own, which has no times.
     #[test]

@@ -195,7 +195,20 @@ pub struct OpenWork {
 
 /// A connection or a guard that can hold a drain open.
 ///
+/// As text it is what [`OpenWork`] says without the age: `192.0.2.1:4711 GET /report (in the
+/// handler)`, with `-` for what has not arrived, or `guard taken at src/main.rs:12:30`.
+///
 /// # Examples
+///
+/// ```
+/// use smol_graceful::Shutdown;
+///
+/// let shutdown = Shutdown::new();
+/// let guard = shutdown.token().guard().unwrap();
+/// let work = shutdown.open_work();
+/// assert!(work[0].kind.to_string().starts_with("guard taken at "));
+/// # drop(guard);
+/// ```
 ///
 /// In words of the program's own:
 ///
@@ -236,12 +249,32 @@ pub enum WorkKind {
 impl fmt::Display for OpenWork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let age = self.age.as_secs_f64();
+        self.kind.write_name(f)?;
         match &self.kind {
-            WorkKind::Connection { peer, stage, method, target } => {
-                let (method, target) = (or_dash(method), or_dash(target));
-                write!(f, "{peer} {method} {target} ({stage}, {age:.1} s)")
+            WorkKind::Connection { stage, .. } => write!(f, " ({stage}, {age:.1} s)"),
+            WorkKind::Guard(_) => write!(f, " ({age:.1} s)"),
+        }
+    }
+}
+
+impl fmt::Display for WorkKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_name(f)?;
+        match self {
+            Self::Connection { stage, .. } => write!(f, " ({stage})"),
+            Self::Guard(_) => Ok(()),
+        }
+    }
+}
+
+impl WorkKind {
+    /// Writes which connection or guard it is.
+    fn write_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connection { peer, method, target, .. } => {
+                write!(f, "{peer} {} {}", or_dash(method), or_dash(target))
             }
-            WorkKind::Guard(place) => write!(f, "guard taken at {place} ({age:.1} s)"),
+            Self::Guard(place) => write!(f, "guard taken at {place}"),
         }
     }
 }
@@ -256,6 +289,31 @@ const NAMED: usize = 10;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn open_work_says_what_it_is_and_since_when() {
+        let connection = |stage, method: &str, target: &str| WorkKind::Connection {
+            peer: Peer::Unix,
+            stage,
+            method: method.into(),
+            target: target.into(),
+        };
+        let place = Location::caller();
+        let guard = format!("guard taken at {place}");
+        for (kind, alone, with_age) in [
+            (
+                connection(Stage::Handler, "GET", "/a?b"),
+                "unix GET /a?b (in the handler)",
+                "unix GET /a?b (in the handler, 2.0 s)",
+            ),
+            (connection(Stage::Idle, "", ""), "unix - - (idle)", "unix - - (idle, 2.0 s)"),
+            (WorkKind::Guard(place), &*guard, &*format!("{guard} (2.0 s)")),
+        ] {
+            assert_eq!(kind.to_string(), alone);
+            let work = OpenWork { kind, age: Duration::from_millis(2040) };
+            assert_eq!(work.to_string(), with_age);
+        }
+    }
 
     fn outcome(ending: DrainEnding, cuts: usize) -> Outcome {
         let cut = OpenWork {

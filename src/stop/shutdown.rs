@@ -19,7 +19,7 @@ use crate::stop::outcome::{DrainEnding, OpenWork, Outcome};
 use crate::stop::phase::Phase;
 use crate::stop::registry::{Holder, Interrupted, Registry};
 use crate::stop::seat::{Call, Seat};
-use crate::stop::token::Token;
+use crate::stop::token::{Attached, Token};
 
 /// A handle that moves the latch, and sets the times of the drain. Clones move the same latch.
 ///
@@ -457,10 +457,9 @@ impl Shutdown {
         self.latch.state().times
     }
 
-    /// Returns the token for a handler. With a guard of this token, the handler goes on although
-    /// its client has left.
-    pub(crate) fn token_for(&self, call: Call) -> Token {
-        Token { latch: self.latch.clone(), call: Some(call) }
+    /// Returns what the server attaches to a request whose handler it calls.
+    pub(crate) fn attached(&self, call: Call, target: &str) -> Attached {
+        Attached { latch: self.latch.clone(), call, target: target.into() }
     }
 
     /// Adds a holder that keeps the drain open. Returns `None` if the drain is over or aborted
@@ -488,6 +487,11 @@ impl Shutdown {
     /// Returns the numbers of holders of the latch.
     pub(crate) fn counted(&self) -> InFlight {
         self.latch.state().registry.counted()
+    }
+
+    /// Returns how the drain stands, `left` before the rest is cut.
+    pub(crate) fn draining(&self, left: Duration) -> Draining {
+        self.latch.draining(left, &mut None)
     }
 
     /// Waits until the server of `orders` has a connection.

@@ -308,6 +308,36 @@ mod tests {
         }
     }
 
+    /// Rule O3. Every look at the clock and every allocation for the observer is in a [`Watch`], and
+    /// every note goes through it. Without an observer there is none, from the first byte to the
+    /// end, and its place in the gate is one pointer.
+    #[test]
+    fn a_connection_without_an_observer_has_no_watch() {
+        let seat = Seat::new(Peer::Unix, Arc::new(Orders::under(Arc::default())));
+        let (_client, connection) = Connection::pair();
+        let incoming = Incoming::with(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let bounds = Bounds { head_bytes: 8192, headers: 100 };
+        let transport = connection.into_transport(None, None);
+        let mut gate = Gate::new(transport, incoming, seat, bounds).observed_by(None);
+        let unmeasured = |gate: &mut Gate| {
+            gate.note(|_| panic!("there is an exchange to note something of"));
+            assert!(gate.watch.is_none());
+        };
+        gate.begin_exchange();
+        unmeasured(&mut gate);
+        assert!(matches!(block_on(gate.head(0)), Ok(Begun::Head(_))));
+        gate.output.begin_message();
+        gate.output.replace(0..0, b"a head");
+        gate.output.end_head();
+        gate.finish_exchange();
+        unmeasured(&mut gate);
+        assert!(block_on(gate.flush()).is_ok());
+        gate.note_gone();
+        gate.report_rest();
+        unmeasured(&mut gate);
+        assert_eq!(size_of_val(&gate.watch), size_of::<usize>());
+    }
+
     /// A response may wait for room in front of its head. Its exchange has sent nothing then,
     /// whatever the exchange before has sent.
     #[test]

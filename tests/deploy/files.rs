@@ -14,8 +14,9 @@ use super::common::{Directory, SERVER, copy_file, free_port, wait_until};
 /// The path of the binary in the files of `deploy/`.
 pub const INSTALLED: &str = "/usr/local/bin/smol-graceful";
 
-/// The address in the files that start one server.
+/// The addresses in the files that start one server.
 const LISTEN: &str = "127.0.0.1:8082";
+const ADMIN: &str = "127.0.0.1:9082";
 
 /// Returns the path of a file in `deploy/`.
 pub fn deploy(file: &str) -> PathBuf {
@@ -30,6 +31,7 @@ pub fn text_of(file: &str) -> String {
 /// A place for one server: an address, a binary, and a directory for its files.
 pub struct Place {
     pub addr: SocketAddr,
+    pub admin: SocketAddr,
     /// The binary that is deployed.
     pub binary: PathBuf,
     pub directory: Directory,
@@ -37,7 +39,8 @@ pub struct Place {
 
 impl Place {
     pub fn new() -> Self {
-        Self { addr: free_port(), binary: SERVER.into(), directory: Directory::new() }
+        let [addr, admin] = [(); 2].map(|()| free_port());
+        Self { addr, admin, binary: SERVER.into(), directory: Directory::new() }
     }
 
     /// Returns a place whose binary is a copy.
@@ -56,6 +59,7 @@ impl Place {
     pub fn adapt_text(&self, text: &str) -> String {
         let directory = self.directory.path().to_str().unwrap();
         text.replace(LISTEN, &self.addr.to_string())
+            .replace(ADMIN, &self.admin.to_string())
             .replace(INSTALLED, self.binary.to_str().unwrap())
             .replace("/var/log", directory)
             .replace("/run/smol-graceful.pid", &format!("{directory}/smol-graceful.pid"))

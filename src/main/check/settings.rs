@@ -13,7 +13,7 @@ use humantime::format_duration;
 
 use super::goal::{Goal, is_target};
 use super::load::{Report, Requests};
-use crate::arguments::duration;
+use crate::arguments::{Dependent, GivenInVain, duration};
 
 /// Keeps a server under load, restarts it, and reports the result of every request and connection
 ///
@@ -52,31 +52,18 @@ pub(crate) struct Settings {
         long,
         value_name = "NUMBER",
         value_parser = RangedU64ValueParser::<u32>::new().range(1..=10_000),
-        requires = "command",
         default_value = "10"
     )]
     pub(super) restarts: u32,
 
     /// The time for which the load goes on before each restart and after the last
-    #[arg(
-        long,
-        value_name = "DURATION",
-        value_parser = duration,
-        requires = "command",
-        default_value = "1s"
-    )]
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1s")]
     pub(super) pause: Duration,
 
     /// The shortest time from the beginning of a restart to the beginning of the next
     ///
     /// For pictures that can be compared, because their restarts are in the same places
-    #[arg(
-        long,
-        value_name = "DURATION",
-        value_parser = duration,
-        requires = "command",
-        default_value = "0s"
-    )]
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "0s")]
     pub(super) every: Duration,
 
     /// The length of the load without COMMAND
@@ -103,8 +90,8 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "PATH", value_parser = is_target)]
     pub(super) post: Option<String>,
 
-    /// A right answer to POST has the body that was sent
-    #[arg(long, requires = "post")]
+    /// A right answer to POST has the body that was sent; needs --post
+    #[arg(long)]
     pub(super) echo: bool,
 
     /// A path with slow answers, which one more client asks with GET
@@ -184,18 +171,37 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "FILE.svg")]
     pub(super) svg: Option<PathBuf>,
 
-    /// The title of the picture and the page [default: the server and COMMAND]
+    /// The title of the picture and the page [default: the server and COMMAND]; needs --report or
+    /// --svg
     #[arg(long, value_name = "TEXT")]
     pub(super) title: Option<String>,
 
     /// The number of requests in 100 ms at the top of the picture [default: the largest that there
-    /// was]
+    /// was]; needs --report or --svg
     #[arg(
         long,
         value_name = "NUMBER",
         value_parser = RangedU64ValueParser::<u64>::new().range(1..)
     )]
     pub(super) scale: Option<u64>,
+}
+
+impl Dependent for Settings {
+    fn given_in_vain(&self, is_given: impl Fn(&str) -> bool) -> Option<GivenInVain> {
+        let has_picture = self.report.is_some() || self.svg.is_some();
+        let (command, picture) = ("-- COMMAND", "--report FILE.html or --svg FILE.svg");
+        [
+            ("restarts", !self.command.is_empty(), command),
+            ("pause", !self.command.is_empty(), command),
+            ("every", !self.command.is_empty(), command),
+            ("echo", self.post.is_some(), "--post PATH"),
+            ("title", has_picture, picture),
+            ("scale", has_picture, picture),
+        ]
+        .into_iter()
+        .find(|(field, is_of_use, _)| !is_of_use && is_given(field))
+        .map(|(field, _, needs)| GivenInVain { field, needs })
+    }
 }
 
 impl Settings {

@@ -95,7 +95,7 @@ fn beside_tokio(address: SocketAddr, threads: usize) -> Result<Outcome, ServeErr
 fn obeying() -> io::Result<Shutdown> {
     let (shutdown, signals) = (Shutdown::new(), signals()?);
     let latch = shutdown.clone();
-    thread::spawn(move || future::block_on(latch.obey::<Infallible>(signals)));
+    thread::spawn(move || future::block_on(latch.obey(signals, future::pending::<Infallible>())));
     Ok(shutdown)
 }
 

@@ -1,0 +1,477 @@
+//! The sockets of several servers of one process: an admin port that moves at a restart by a
+//! keeper, sockets that the process was started with, and what the service manager hears of all.
+//!
+//! The real binary with `--admin`, and a program with `Process` (the last test of this file) where
+//! a test needs handlers that are stuck or the names of sockets.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::env;
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use common::{
+    Client, Directory, End, Generations, PATIENCE, Program, SERVER, activated, free_port, hear,
+    install, is_refused, keep, service_manager, wait_until,
+};
+use rustix::process::Signal;
+use smol_graceful::{Listener, Process, Request, Server, Shutdown};
+
+// An admin port that moves.
+
+/// The program of a keeper: the real binary, whose admin port a test may move.
+struct Movable {
+    directory: Directory,
+    public: SocketAddr,
+}
+
+impl Movable {
+    fn new() -> Self {
+        Self { directory: Directory::new(), public: free_port() }
+    }
+
+    /// Makes the processes that are started from now on listen on `admin` for operators.
+    fn put(&self, admin: Option<SocketAddr>) {
+        let admin = admin.map_or(String::new(), |addr| format!("--admin {addr}"));
+        let public = self.public;
+        let line = format!("#!/bin/sh\nexec {SERVER} --work 0s --listen {public} {admin}\n");
+        install(&self.program(), line.as_bytes());
+    }
+
+    fn program(&self) -> std::path::PathBuf {
+        self.directory.join("app")
+    }
+}
+
+/// The successor listens elsewhere for operators, or nowhere. Whoever had reached the old address
+/// is answered by the predecessor, and nothing listens there afterwards. The connections of the
+/// public server go on meanwhile.
+#[test]
+fn an_admin_port_moves_at_a_restart() {
+    let [first, second] = [(); 2].map(|()| free_port());
+    for (before, after) in [(Some(first), Some(second)), (Some(second), None), (None, Some(first))]
+    {
+        let place = Movable::new();
+        place.put(before);
+        let mut servers = Generations::start(&Command::new(place.program()));
+        let mut kept = Client::connect(place.public);
+        assert_eq!(kept.get("/livez").response().status, 200);
+        let mut operators = before.map(Operators::at);
+
+        place.put(after);
+        let predecessor = servers.serving;
+        if let Some(operators) = &mut operators {
+            // The predecessor does not run, so the client below stays in the queue.
+            predecessor.signal(Signal::STOP);
+            wait_until("the predecessor is suspended", || predecessor.is_suspended());
+            operators.queue();
+        }
+        servers.restart();
+        predecessor.signal(Signal::CONT);
+        if let Some(operators) = operators {
+            operators.assert_all_served();
+        }
+        assert_eq!(servers.exit_code(predecessor), 0, "{}", servers.program);
+        if let Some(before) = before {
+            assert!(is_refused(before), "{}", servers.program);
+        }
+        if let Some(after) = after {
+            assert_eq!(Client::connect(after).get("/readyz").response().status, 200);
+        }
+        let response = kept.get("/livez").response();
+        assert_eq!((response.status, response.says_close()), (200, false));
+        // The next process can bind the old address, because nobody has kept the socket.
+        place.put(before);
+        servers.restart();
+        if let Some(before) = before {
+            assert_eq!(Client::connect(before).get("/readyz").response().status, 200);
+        }
+        servers.signal(Signal::TERM);
+        let log = servers.program.log();
+        assert_eq!(servers.program.exit_code(), 0, "{log}");
+        let is_said = |address| {
+            let said = format!(" does not listen on {address}, which is closed now");
+            log.contains(&said)
+        };
+        assert!(before.is_none_or(is_said) && after.is_none_or(is_said), "{log}");
+    }
+}
+
+/// With port 0 the first process chooses, and its successors take the same ports, each for the same
+/// server.
+#[test]
+fn ports_of_the_kernels_choice_stay_at_a_restart() {
+    let mut command = Command::new(SERVER);
+    command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--work", "0s"]);
+    let mut servers = Generations::start(&command);
+    let admin = servers.program.addr;
+    let line = servers.program.line_where("public address", |line| {
+        line.contains("listening on ") && !line.contains(&admin.to_string())
+    });
+    let public = line.rsplit(' ').next().unwrap().parse().unwrap();
+    for _ in 0..3 {
+        assert_eq!(Client::connect(admin).get("/metrics").response().status, 200);
+        assert_eq!(Client::connect(public).get("/").response().text(), "okay");
+        let predecessor = servers.restart();
+        assert_eq!(servers.exit_code(predecessor), 0);
+    }
+    servers.signal(Signal::TERM);
+    assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
+}
+
+/// Clients of an admin port in each state that a restart may find them in.
+struct Operators {
+    addr: SocketAddr,
+    idle: Client,
+    half: Client,
+    queued: Option<Client>,
+}
+
+impl Operators {
+    fn at(addr: SocketAddr) -> Self {
+        let [mut idle, mut half] = [(); 2].map(|()| Client::connect(addr));
+        assert_eq!(idle.get("/readyz").response().status, 200);
+        // Behind a whole request, so the server has read the half of the next one, too.
+        half.send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /metrics HTTP/1.1\r\nHo");
+        assert_eq!(half.response().status, 200);
+        Self { addr, idle, half, queued: None }
+    }
+
+    fn queue(&mut self) {
+        let mut client = Client::connect(self.addr);
+        client.get("/livez");
+        self.queued = Some(client);
+    }
+
+    fn assert_all_served(mut self) {
+        // The predecessor may have accepted it before it has heard of the successor.
+        let mut queued = self.queued.unwrap();
+        assert_eq!(queued.response().status, 200);
+        assert_eq!(queued.end(), End::Eof);
+        assert_eq!(self.idle.end(), End::Eof);
+        let answered = self.half.send("st: x\r\n\r\n").response();
+        assert_eq!((answered.status, answered.says_close()), (200, true));
+        assert_eq!(self.half.end(), End::Eof);
+    }
+}
+
+// Sockets that the process was started with.
+
+/// The admin server takes its socket by address or descriptor, and the public server takes what is
+/// left, in whichever order they were passed.
+#[test]
+fn both_servers_inherit_their_sockets() {
+    for (is_admin_first, by_descriptor) in
+        [(true, true), (true, false), (false, true), (false, false)]
+    {
+        let [public, admin] = sockets();
+        let [public_addr, admin_addr] = [&public, &admin].map(address_of);
+        let (fds, names, fd) = match is_admin_first {
+            true => ([&admin, &public], "admin:web", "fd:3".to_owned()),
+            false => ([&public, &admin], "web:admin", "fd:4".to_owned()),
+        };
+        let asked = if by_descriptor { fd } else { admin_addr.to_string() };
+        let args = ["--work", "0s", "--admin", &asked];
+        let mut server = Program::start(activated_by_name(fds, names, &args));
+        server.wait_for(&format!("listening on {public_addr} (inherited)"));
+        assert_eq!(Client::connect(admin_addr).get("/readyz").response().text(), "ready\n");
+        assert_eq!(Client::connect(public_addr).get("/").response().text(), "okay");
+        assert_eq!(Client::connect(public_addr).get("/metrics").response().status, 404);
+        server.stop();
+        let log = server.log();
+        assert!(log.contains(&format!("listening on {admin_addr} (inherited)")), "{log}");
+        assert_eq!(log.matches("listening on ").count(), 2, "{log}");
+    }
+}
+
+/// An admin server whose address was not passed binds it, and takes nothing of the public server.
+#[test]
+fn an_admin_server_leaves_the_sockets_of_others() {
+    let [one, two] = sockets();
+    let addresses = [&one, &two].map(address_of);
+    let admin = free_port();
+    let args = ["--work", "0s", "--admin", &admin.to_string()];
+    let mut server = Program::start(activated_by_name([&one, &two], "web:admin", &args));
+    assert_eq!(Client::connect(admin).get("/readyz").response().text(), "ready\n");
+    for addr in addresses {
+        server.line_where("public socket", |line| {
+            line.ends_with(&format!("listening on {addr} (inherited)"))
+        });
+        assert_eq!(Client::connect(addr).get("/").response().text(), "okay");
+    }
+    server.stop();
+}
+
+/// A program divides what it was passed by the names, and a restart by a keeper that was passed the
+/// sockets itself closes no connection of either server.
+#[test]
+fn sockets_go_to_servers_by_their_names() {
+    for names in ["admin:web", "web:admin"] {
+        let sockets = sockets();
+        let [public, admin] = match names {
+            "web:admin" => [&sockets[0], &sockets[1]],
+            _ => [&sockets[1], &sockets[0]],
+        }
+        .map(address_of);
+        let mut child = program("by name");
+        child.env("LISTEN_FDNAMES", names);
+        let keeper = keep(&[], &child);
+        let args: Vec<_> = keeper.get_args().map(|arg| arg.to_str().unwrap()).collect();
+        let fds = sockets.iter().map(copy).collect();
+        let mut activated = activated("$$", "exec", fds, &args);
+        for (name, value) in keeper.get_envs() {
+            activated.env(name, value.unwrap());
+        }
+        let mut servers = Generations::of(activated);
+        let mut clients = [public, admin].map(Client::connect);
+        for _ in 0..2 {
+            for (client, name) in clients.iter_mut().zip(["web", "admin"]) {
+                let response = client.get("/").response();
+                let said = format!("{name} of {}", servers.serving);
+                assert_eq!((response.text(), response.says_close()), (said, false));
+            }
+            let predecessor = servers.restart();
+            assert_eq!(servers.exit_code(predecessor), 0);
+        }
+        servers.signal(Signal::TERM);
+        assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
+    }
+}
+
+fn sockets() -> [TcpListener; 2] {
+    [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap())
+}
+
+fn address_of(socket: &TcpListener) -> SocketAddr {
+    socket.local_addr().unwrap()
+}
+
+fn copy(socket: &TcpListener) -> OwnedFd {
+    socket.as_fd().try_clone_to_owned().unwrap()
+}
+
+/// Returns a command for the server with two sockets from descriptor 3 on, and their names.
+fn activated_by_name(sockets: [&TcpListener; 2], names: &str, args: &[&str]) -> Command {
+    let mut command = activated("$$", "exec", sockets.map(copy).into(), args);
+    command.env("LISTEN_FDNAMES", names);
+    command
+}
+
+// The service manager.
+
+/// READY once, when both servers listen, and STOPPING once, although the admin server stops later
+/// than the public one.
+#[test]
+fn the_manager_hears_once_of_both_servers() {
+    let directory = Directory::new();
+    let manager = service_manager(&directory);
+    let mut command = Command::new(SERVER);
+    command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--grace", "60s"]);
+    command.env("NOTIFY_SOCKET", directory.join("manager"));
+    let mut server = Program::start(command);
+    let admin = server.addr;
+    assert_eq!(hear(&manager), "READY=1\n");
+    let log = server.line_where("public address", |line| {
+        line.contains("listening on ") && !line.contains(&admin.to_string())
+    });
+    let public: SocketAddr = log.rsplit(' ').next().unwrap().parse().unwrap();
+    assert_eq!(hear(&manager), format!("STATUS=listening on {public}, {admin}\n"));
+    let mut operator = Client::connect(admin);
+    assert_eq!(operator.get("/readyz").response().status, 200);
+
+    let mut client = Client::connect(public);
+    client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nh");
+    assert_eq!(client.stream.peek(&mut [0]).unwrap(), 1);
+    server.signal(Signal::TERM);
+    assert_eq!(hear(&manager), "STOPPING=1\nSTATUS=stopping\n");
+    // The operator's connection does not count, because it does not hold the drain open.
+    let draining = hear(&manager);
+    assert!(draining.starts_with("STATUS=draining: 1 connection, 1 request, "), "{draining}");
+    assert!(draining.ends_with("\nEXTEND_TIMEOUT_USEC=5000000\n"), "{draining}");
+    client.send("i");
+    assert_eq!(client.response().text(), "hi");
+    assert_eq!(server.exit_code(), 0, "{server}");
+    let rest = all_of(&manager);
+    assert!(!rest.contains("READY") && !rest.contains("STOPPING"), "{rest}");
+}
+
+/// The manager shows one line for both: what is left of all, until the last one must end.
+#[test]
+fn the_manager_hears_what_is_left_of_both_servers() {
+    let directory = Directory::new();
+    let manager = service_manager(&directory);
+    let mut command = program("beside");
+    command.env("NOTIFY_SOCKET", directory.join("manager"));
+    let mut servers = Stuck::start(command);
+    assert_eq!(hear(&manager), "READY=1\n");
+    let [web, other] = servers.addresses;
+    assert_eq!(hear(&manager), format!("STATUS=listening on {web}, {other}\n"));
+    servers.program.signal(Signal::TERM);
+    assert_eq!(hear(&manager), "STOPPING=1\nSTATUS=stopping\n");
+    for _ in 0..2 {
+        let draining = hear(&manager);
+        assert!(draining.starts_with("STATUS=draining: 2 connections, 2 requests, "), "{draining}");
+        // One has 60 s, and the other one an hour.
+        let left = common::number_behind(&draining, "2 requests, ");
+        assert!(left > 60, "{draining}");
+    }
+    servers.let_go("other");
+    wait_until("only one is left", || hear(&manager).contains("draining: 1 connection, 1 request"));
+    servers.let_go("web");
+    assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
+    assert!(!all_of(&manager).contains("STOPPING"));
+}
+
+/// A server that its program stops alone ends no unit: the manager would kill the process after a
+/// time.
+#[test]
+fn a_server_that_stops_alone_does_not_stop_the_unit() {
+    let directory = Directory::new();
+    let manager = service_manager(&directory);
+    let mut command = program("beside");
+    command.env("NOTIFY_SOCKET", directory.join("manager"));
+    let mut servers = Stuck::start(command);
+    assert_eq!(hear(&manager), "READY=1\n");
+    assert!(hear(&manager).starts_with("STATUS=listening on "));
+    let [web, other] = servers.addresses;
+    assert_eq!(Client::connect(web).get("/stop-other").response().text(), "stopping");
+    wait_until("the other server is closed", || is_refused(other));
+    // The first report on the drain would come a second behind the stop.
+    servers.program.wait_for("draining: 1 connection, 1 request");
+    servers.let_go("other");
+    servers.program.wait_for(&format!("{other}: drained in "));
+    assert_eq!(all_of(&manager), "");
+    servers.program.signal(Signal::TERM);
+    assert_eq!(hear(&manager), "STOPPING=1\nSTATUS=stopping\n");
+    servers.let_go("web");
+    assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
+}
+
+/// Returns what was said and not heard.
+fn all_of(manager: &UnixDatagram) -> String {
+    manager.set_nonblocking(true).unwrap();
+    let mut all = String::new();
+    let mut bytes = [0; 4096];
+    while let Ok(length) = manager.recv(&mut bytes) {
+        all += &common::text(&bytes[..length]);
+    }
+    manager.set_nonblocking(false).unwrap();
+    all
+}
+
+/// Two public servers, with a request in each that is stuck until a test lets it go.
+struct Stuck {
+    program: Program,
+    addresses: [SocketAddr; 2],
+    clients: [Client; 2],
+    gates: Directory,
+}
+
+impl Stuck {
+    fn start(mut command: Command) -> Self {
+        let addresses = [(); 2].map(|()| free_port());
+        let gates = Directory::new();
+        for (name, addr) in NAMES.into_iter().zip(addresses) {
+            command.env(format!("{ADDRESS}_{name}"), addr.to_string());
+        }
+        command.env(GATES, gates.path());
+        let mut program = Program::start(command);
+        program
+            .line_where("both", |line| line.ends_with(&format!("listening on {}", addresses[0])));
+        let clients = addresses.map(|addr| {
+            let mut client = Client::connect(addr);
+            client.get("/stuck");
+            client
+        });
+        for _ in 0..2 {
+            program.wait_for("a request is stuck");
+        }
+        Self { program, addresses, clients, gates }
+    }
+
+    fn let_go(&mut self, name: &str) {
+        fs::write(self.gates.join(name), "").unwrap();
+        let client = NAMES.into_iter().position(|other| other == name).unwrap();
+        assert_eq!(self.clients[client].response().text(), "done");
+    }
+}
+
+// The program of these tests.
+
+/// Says which program this process is, and with what.
+const KIND: &str = "SG_TEST_KIND";
+const ADDRESS: &str = "SG_TEST_ADDRESS";
+const GATES: &str = "SG_TEST_GATES";
+
+/// The two servers of a program that runs both beside each other.
+const NAMES: [&str; 2] = ["web", "other"];
+
+fn program(kind: &str) -> Command {
+    let mut program = Command::new(env::current_exe().unwrap());
+    program.args(["--exact", "the_program_of_these_tests", "--nocapture", "--test-threads=1"]);
+    program.env(KIND, kind);
+    program
+}
+
+#[test]
+fn the_program_of_these_tests() {
+    let Ok(kind) = env::var(KIND) else { return };
+    env_logger::Builder::new().filter_level(log::LevelFilter::Info).init();
+    let outcome = match &*kind {
+        "by name" => run_by_name(),
+        _ => run_beside(),
+    };
+    assert!(outcome.is_drained(), "{outcome}");
+}
+
+/// Serves `web` and `admin` on the sockets with these names.
+fn run_by_name() -> smol_graceful::Outcome {
+    let inherited = Listener::inherited().unwrap();
+    let is_admin = |listener: &Listener| listener.name() == Some("admin");
+    let (admin, web): (Vec<_>, Vec<_>) = inherited.into_iter().partition(is_admin);
+    let said = |name: &'static str| {
+        Server::new(move |_| async move { Ok(format!("{name} of {}", std::process::id())) })
+    };
+    let process = Process::default().admin(said("admin"), admin);
+    process.run(said("web"), web).unwrap()
+}
+
+/// Serves both [`NAMES`], whose `/stuck` ends when there is a file of the server's name. `/stop-other`
+/// stops the other server.
+fn run_beside() -> smol_graceful::Outcome {
+    let shutdown = Shutdown::new().grace(2 * PATIENCE);
+    let other = Shutdown::new().grace(Duration::from_secs(3600));
+    let server = |name: &'static str, own: &Shutdown| {
+        let other = other.clone();
+        let handler = move |request: Request| {
+            let other = other.clone();
+            async move {
+                match request.url().path() {
+                    "/stop-other" => {
+                        other.stop();
+                        Ok("stopping")
+                    }
+                    _ => {
+                        log::info!("a request is stuck");
+                        let gate = Path::new(&env::var(GATES).unwrap()).join(name);
+                        while !gate.exists() {
+                            smol::Timer::after(Duration::from_millis(2)).await;
+                        }
+                        Ok("done")
+                    }
+                }
+            }
+        };
+        Server::new(handler).shutdown(own)
+    };
+    let [web, beside] = NAMES.map(|name| env::var(format!("{ADDRESS}_{name}")).unwrap());
+    let process = Process::default().also(server("other", &other), [beside]);
+    process.run(server("web", &shutdown), [web]).unwrap()
+}
