@@ -56,9 +56,9 @@ fn raise_open_files() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
-/// Writes the text that a command was asked for to standard output. A reader that leaves before the
-/// end, such as `head`, has what it wanted, so that is not an error. Another error is told on
-/// standard error. Returns `true` if there was none.
+/// Writes the text that a command line asks for to standard output. If a reader leaves before the
+/// end, such as `head`, that is not an error. Any other error is printed on standard error. Returns
+/// `true` if there was no error.
 fn print(text: &[u8]) -> bool {
     let mut stdout = io::stdout();
     match stdout.write_all(text).and_then(|()| stdout.flush()) {

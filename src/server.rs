@@ -552,7 +552,7 @@ impl Running {
         }
     }
 
-    /// Returns how long the drain may still take, if it has begun.
+    /// Returns the remaining time of the drain, if it has begun.
     pub(crate) fn left(&self) -> Option<Duration> {
         let began = self.drain_began.get()?;
         Some(self.service.shutdown.times().grace.saturating_sub(began.elapsed()))

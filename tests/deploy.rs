@@ -1,7 +1,7 @@
-//! The files in `deploy/` for ways to restart without the keeper, run as they are but for ports and
-//! paths, with the programs that they are for, under a load that checks every answer
-//! (`smol-graceful check`), and the files for the access log and for metrics. `deploy_keeper.rs`
-//! runs the files that start the keeper.
+//! The files in `deploy/` for restarts without the keeper, for the access log and for metrics. Each
+//! test runs a file with its program, and with only ports and paths replaced. Restarts are under a
+//! load that checks every answer (`smol-graceful check`). `deploy_keeper.rs` runs the files that
+//! start the keeper.
 //!
 //! All tests use 127.0.0.1 alone. A test that needs a Debian package is ignored by default.
 //! `.ci/run` installs the packages and runs all tests.
@@ -171,7 +171,7 @@ fn supervisors_wait_longer_than_the_grace() {
 }
 
 /// Debian's logrotate renames and compresses the file under load. Each request has its line in one
-/// of the files, and the server has made each new file.
+/// of the files, and the server makes each new file.
 #[test]
 #[ignore = "needs logrotate"]
 fn logrotate_loses_no_line() {
@@ -211,8 +211,8 @@ fn logrotate_loses_no_line() {
     assert_eq!(common::text(&all).lines().count(), asked);
 }
 
-/// Prometheus' own tool reads the file. Debian's knows no Kubernetes, so the targets of the Pods are
-/// left out.
+/// Prometheus' own tool reads the file. Debian's version does not know Kubernetes, so the test
+/// leaves out the targets of the Pods.
 #[test]
 #[ignore = "needs promtool"]
 fn prometheus_takes_the_file() {
@@ -226,7 +226,7 @@ fn prometheus_takes_the_file() {
     common::run_ok(promtool.args(["check", "config"]).arg(&config), b"");
 }
 
-/// Every file means the same port for operators.
+/// All files have the same port for operators.
 #[test]
 fn the_admin_port_is_the_same_everywhere() {
     let lines = |file: &str, words: &[&str]| {

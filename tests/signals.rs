@@ -514,7 +514,7 @@ fn help_and_version_are_exit_0() {
     assert_eq!(version, concat!("smol-graceful ", env!("CARGO_PKG_VERSION"), "\n"));
 }
 
-/// A setting that could not have an effect is an error, because its operator expects one.
+/// A setting without an effect is an error, because the operator expects an effect.
 #[test]
 fn a_setting_in_vain_is_named_in_one_line() {
     let format = "SMOL_GRACEFUL_ACCESS_LOG_FORMAT";
@@ -541,7 +541,7 @@ fn a_setting_in_vain_is_named_in_one_line() {
     let (status, _, stderr) = run(&["generate", "bash", "keep"], &[]);
     assert_eq!(status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("COMMAND has no effect without `man` in front of it: "), "{stderr}");
-    // Both are accepted with what they need.
+    // Both settings are accepted with the setting that they need.
     let directory = Directory::new();
     let socket = format!("unix:{}", directory.join("socket").display());
     for args in [

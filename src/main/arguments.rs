@@ -19,10 +19,10 @@ use smol_graceful::{Address, LogWriter};
 
 use crate::log;
 
-/// The settings of a command, some of which have no effect without another one.
+/// The settings of a command, some of which may have no effect without another one.
 pub(crate) trait Dependent: Parser {
-    /// Returns a setting that was given in vain. `is_given` returns `true` for the fields that the
-    /// arguments or the environment have set.
+    /// Returns a setting that has no effect, because another one is missing. `is_given` returns
+    /// `true` for the fields that the arguments or the environment have set.
     fn given_in_vain(&self, is_given: impl Fn(&str) -> bool) -> Option<GivenInVain>;
 }
 
@@ -31,7 +31,7 @@ pub(crate) trait Dependent: Parser {
 pub(crate) struct GivenInVain {
     /// The field of the setting.
     pub(crate) field: &'static str,
-    /// The thing that is missing, as it is written.
+    /// The missing setting, in the form of a command line.
     pub(crate) needs: &'static str,
 }
 
@@ -63,7 +63,7 @@ pub(crate) fn read<Settings: Dependent>() -> Result<Settings, ExitCode> {
     }
 }
 
-/// Prints which setting has no effect, and what to do. Returns the exit code.
+/// Prints the setting that has no effect, with the remedy. Returns the exit code.
 fn in_vain<Settings: Parser>(matches: &ArgMatches, given: &GivenInVain) -> ExitCode {
     let GivenInVain { field, needs } = *given;
     let command = Settings::command();

@@ -107,7 +107,7 @@ pub(crate) struct Settings {
 }
 
 impl Dependent for Settings {
-    /// Each setting of a keeper has an effect of its own.
+    /// Returns `None`, because each setting of a keeper has an effect by itself.
     fn given_in_vain(&self, _is_given: impl Fn(&str) -> bool) -> Option<GivenInVain> {
         None
     }

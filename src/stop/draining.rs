@@ -64,7 +64,7 @@ impl Draining {
         self.in_flight != InFlight::default()
     }
 
-    /// Adds up two drains of one process, which ends when both have ended.
+    /// Adds up two drains of one process, which ends after both.
     pub(crate) fn and(self, other: Self) -> Self {
         let oldest = self.oldest.into_iter().chain(other.oldest);
         Self {

@@ -16,7 +16,7 @@ use crate::stop::signals::{self, Received, name};
 /// The default of [`Process::repeat_window`](crate::Process::repeat_window), and `obey`'s window.
 pub(crate) const REPEAT_WINDOW: Duration = Duration::from_millis(100);
 
-/// So many signals are obeyed before the future has its turn again. A process has fewer at a time.
+/// The number of signals after which the future gets its turn. A process has fewer at a time.
 const TURN: usize = 16;
 
 /// A signal that has waited for this time or longer gets a line in the log.
@@ -152,10 +152,10 @@ mod tests {
     use std::cell::Cell;
     use std::task::Poll;
 
-    /// A stream of the program's own that is always ready does not keep the future from its turns.
+    /// A stream of the program's own that is always ready leaves the future its turns.
     #[test]
     fn a_stream_without_end_starves_nobody() {
-        // The stream has an end after all, so that the test cannot hang.
+        // The stream has an end, so that the test cannot hang.
         let taken = Cell::new(0);
         let signals = stream::repeat(Signal::Term).take(100 * TURN);
         let signals = signals.inspect(|_| taken.set(taken.get() + 1));

@@ -195,8 +195,8 @@ pub struct OpenWork {
 
 /// A connection or a guard that can hold a drain open.
 ///
-/// As text it is what [`OpenWork`] says without the age: `192.0.2.1:4711 GET /report (in the
-/// handler)`, with `-` for what has not arrived, or `guard taken at src/main.rs:12:30`.
+/// Its text is that of [`OpenWork`] without the age, such as `192.0.2.1:4711 GET /report (in the
+/// handler)`, or `guard taken at src/main.rs:12:30`. A part that has not arrived is `-`.
 ///
 /// # Examples
 ///
@@ -268,7 +268,7 @@ impl fmt::Display for WorkKind {
 }
 
 impl WorkKind {
-    /// Writes which connection or guard it is.
+    /// Writes the name of the connection or guard.
     fn write_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connection { peer, method, target, .. } => {

@@ -457,7 +457,7 @@ impl Shutdown {
         self.latch.state().times
     }
 
-    /// Returns what the server attaches to a request whose handler it calls.
+    /// Returns the facts that the server attaches to a request before it calls the handler.
     pub(crate) fn attached(&self, call: Call, target: &str) -> Attached {
         Attached { latch: self.latch.clone(), call, target: target.into() }
     }
@@ -489,7 +489,7 @@ impl Shutdown {
         self.latch.state().registry.counted()
     }
 
-    /// Returns how the drain stands, `left` before the rest is cut.
+    /// Returns the state of the drain, with `left` as the time until the rest is cut.
     pub(crate) fn draining(&self, left: Duration) -> Draining {
         self.latch.draining(left, &mut None)
     }

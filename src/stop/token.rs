@@ -21,8 +21,8 @@ use crate::stop::phase::Phase;
 use crate::stop::registry::Holder;
 use crate::stop::seat::{Call, Hold, Seat};
 
-/// The facts that the server attaches to a request. In one piece, because http-types makes a box of
-/// each.
+/// The facts that the server attaches to a request, in a single value, because http-types makes a
+/// box of each one.
 #[derive(Debug)]
 pub(crate) struct Attached {
     pub(crate) latch: Arc<Latch>,
@@ -83,7 +83,7 @@ impl Token {
     /// ```
     pub fn of(request: &Request) -> Self {
         let attached = request.ext().get::<Attached>();
-        // Its guards keep the handler going although its client has left.
+        // With a guard of this token, the handler goes on although its client has left.
         let of_call = |a: &Attached| Self { latch: a.latch.clone(), call: Some(a.call.clone()) };
         let token = attached.map(of_call).or_else(|| request.ext().get::<Self>().cloned());
         token.unwrap_or_else(|| Self { latch: Arc::default(), call: None })
