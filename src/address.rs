@@ -90,7 +90,7 @@ impl Address {
             return Ok(Self::Tcp(addr));
         }
         if socket.domain()? != Domain::UNIX {
-            return Err(invalid("is no TCP and no Unix socket"));
+            return Err(invalid("is not a TCP or Unix socket"));
         }
         Ok(match (addr.as_pathname(), addr.as_abstract_namespace()) {
             (None, Some(name)) => Self::Abstract(OsStr::from_bytes(name).to_owned()),
@@ -277,7 +277,7 @@ fn advice_on_scheme(text: &str) -> Option<String> {
     let scheme = scheme.to_ascii_lowercase();
     match (&*scheme, rest) {
         ("unix", "") => Some("a path is missing, as in `unix:/run/app.sock`".into()),
-        ("unix", "@") => Some("a name is missing behind the `@`, as in `unix:@app`".into()),
+        ("unix", "@") => Some("a name is missing after the `@`, as in `unix:@app`".into()),
         ("fd", fd) if number::<RawFd>(fd).is_none() => {
             Some("write the number of an inherited descriptor, such as `fd:0`".into())
         }
@@ -326,7 +326,7 @@ fn advice_on_host(host: &str, port: &str) -> String {
 
 /// The advice on IPv6 addresses.
 const BRACKETS: &str =
-    "write an IPv6 address in brackets, and the port behind them, such as `[::1]:8082`";
+    "write an IPv6 address in brackets, and the port after them, such as `[::1]:8082`";
 
 /// The advice that shows all forms of an address.
 const FORMS: &str = "write `127.0.0.1:8082`, `[::1]:8082`, `localhost:8082`, `:8082` for every \
@@ -400,7 +400,7 @@ mod tests {
     fn what_is_not_an_address_is_explained() {
         let port = "a port is a number from 0 to 65535";
         let brackets =
-            "write an IPv6 address in brackets, and the port behind them, such as `[::1]:8082`";
+            "write an IPv6 address in brackets, and the port after them, such as `[::1]:8082`";
         let fd = "write the number of an inherited descriptor, such as `fd:0`";
         let scheme = "leave out the scheme and the path: write `localhost:8082`";
         for (text, advice) in [
@@ -450,7 +450,7 @@ mod tests {
             ("/run/app.sock", "write `unix:/run/app.sock` for a Unix socket"),
             ("./app.sock", "write `unix:./app.sock` for a Unix socket"),
             ("unix:", "a path is missing, as in `unix:/run/app.sock`"),
-            ("unix:@", "a name is missing behind the `@`, as in `unix:@app`"),
+            ("unix:@", "a name is missing after the `@`, as in `unix:@app`"),
             ("unix:a\0b", "it contains a zero byte"),
             ("unix:@a\0b", "it contains a zero byte"),
             ("fd:", fd),

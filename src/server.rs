@@ -49,10 +49,11 @@ use crate::wire::Movable;
 /// An HTTP/1.1 server.
 ///
 /// The server calls the handler for every request. The handler returns a value that is
-/// `Into<Response>`, such as a text or a [`Response`](crate::Response), or an error. Of an error,
-/// the client sees only the status, as in `http_types::Error::new(StatusCode::BadRequest, error)`,
-/// or 500 if the error has none. If a handler panics, its client gets a 500 and loses the
-/// connection, and nothing else happens.
+/// `Into<Response>`, such as a text or a [`Response`](crate::Response), or an error. If its
+/// branches return values of several types, call `.into()` on each to make a
+/// [`Response`](crate::Response). Of an error, the client sees only the status, as in
+/// `http_types::Error::new(StatusCode::BadRequest, error)`, or 500 if the error has none. If a
+/// handler panics, its client gets a 500 and loses the connection, and nothing else happens.
 ///
 /// # Examples
 ///

@@ -693,7 +693,7 @@ fn a_text_that_is_no_address_is_a_usage_error() {
         (":1,,:2", "`` is not an address to listen on: it is empty; write `127.0.0.1:8082`"),
         (":1,", "`` is not an address to listen on: it is empty; "),
         ("  ", "`` is not an address to listen on: it is empty; "),
-        ("unix:@", "`unix:@` is not an address to listen on: a name is missing behind the `@`"),
+        ("unix:@", "`unix:@` is not an address to listen on: a name is missing after the `@`"),
         ("unix:/tmp/a,b.sock", "`b.sock` is not an address to listen on: write `127.0.0.1:8082`"),
         ("*:8082", "write `:8082` for every interface"),
         ("http://localhost:8082", "write `localhost:8082`"),

@@ -209,7 +209,10 @@ impl Child {
             }
             Err(error) => {
                 let pid = self.pid.as_raw_nonzero();
-                log::warn!("keeper: process {pid} says what makes no sense: {}", reason(&error));
+                log::warn!(
+                    "keeper: process {pid} has sent a message that makes no sense: {}",
+                    reason(&error)
+                );
                 if error.kind() != io::ErrorKind::InvalidData {
                     self.channel = None;
                 }

@@ -321,7 +321,7 @@ mod tests {
         assert_eq!(sockets.names(), "::");
         let closed = sockets.close_others(&[0, 2, 9]);
         assert_eq!(closed[0].to_string(), addresses[1]);
-        // The number of a socket that a child brings may be above all others.
+        // A child brings a socket with a number above all others.
         let brought = TcpListener::bind("127.0.0.1:0").unwrap();
         let number = inode(&brought).unwrap();
         let how = || Brought { is_own: false, file: None };

@@ -108,7 +108,7 @@ fn described(count: usize, names: Option<&str>) -> Vec<(RawFd, Option<String>)> 
 }
 
 fn number<T: FromStr>(name: &str, text: &str) -> io::Result<T> {
-    text.parse().map_err(|_| invalid(format!("{name}={text} is no number")))
+    text.parse().map_err(|_| invalid(format!("{name}={text} is not a number")))
 }
 
 #[cfg(test)]
@@ -172,10 +172,10 @@ mod tests {
             assert_eq!(passed(environment), Ok(expected), "{environment:?}");
         }
         for (environment, error) in [
-            (["x", "42", ""], "LISTEN_FDS=x is no number"),
-            (["-1", "42", ""], "LISTEN_FDS=-1 is no number"),
-            (["99999", "42", ""], "LISTEN_FDS=99999 is no number"),
-            (["1", "me", ""], "LISTEN_PID=me is no number"),
+            (["x", "42", ""], "LISTEN_FDS=x is not a number"),
+            (["-1", "42", ""], "LISTEN_FDS=-1 is not a number"),
+            (["99999", "42", ""], "LISTEN_FDS=99999 is not a number"),
+            (["1", "me", ""], "LISTEN_PID=me is not a number"),
         ] {
             assert_eq!(passed(environment), Err(error.to_owned()));
         }

@@ -209,7 +209,7 @@ fn receive_packet(socket: BorrowedFd<'_>) -> io::Result<Option<Received>> {
         Some(message) if !received.flags.contains(ReturnFlags::TRUNC) => {
             Ok(Some((message, descriptors)))
         }
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no message of this version")),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a message of this version")),
     }
 }
 

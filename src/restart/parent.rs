@@ -160,7 +160,7 @@ impl ParentState {
                     Message::Pass => self.words.extend(ends.next().map(Word::Pass)),
                     Message::Leave(leave) => self.words.push_back(Word::Leave(leave, ends.next())),
                     Message::Alone => self.has_let_go = true,
-                    _ => log::warn!("the keeper has sent what makes no sense to a child"),
+                    _ => log::warn!("the keeper has sent a message that makes no sense"),
                 }
             }
             Ok(None) => self.end(),

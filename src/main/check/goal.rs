@@ -32,7 +32,7 @@ impl FromStr for Goal {
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
             if path.is_empty() {
-                return Err("there is no path behind `unix:`".to_owned());
+                return Err("there is no path after `unix:`".to_owned());
             }
             return Ok(Self { place: Place::Unix(path.into()), path: None });
         }

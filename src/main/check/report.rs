@@ -92,7 +92,7 @@ impl Report {
         let odd = self.odd.as_ref().map_or(String::new(), |error| format!("; such as: {error}"));
         let tried = format!("nothing was sent; {} connects failed{odd}", self.attempts);
         let all = format!("whole and right; {}", self.all);
-        let near = format!("of those, in a restart or within 1 s behind it; {}", self.near);
+        let near = format!("of those, in a restart or within 1 s after it; {}", self.near);
         let rows = [
             ("answered", self.answered, &*all),
             ("near", self.near.answers, &*near),

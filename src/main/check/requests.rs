@@ -27,7 +27,7 @@ impl FromStr for Target {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.strip_prefix("unix:") {
-            Some("") => Err("there is no path behind `unix:`".to_owned()),
+            Some("") => Err("there is no path after `unix:`".to_owned()),
             Some(path) => Ok(Self::Unix(path.into())),
             None => text.parse().map(Self::Tcp).map_err(|_| {
                 format!(
