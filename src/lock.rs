@@ -1,4 +1,6 @@
-//! [`lock`]: takes a mutex whether or not a thread has panicked with it.
+//! [`lock`]: takes a mutex even if a thread has panicked with it.
+//!
+//! Invariant: a panic never makes a lock unusable. This file does not repair the data under a lock.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -1,4 +1,6 @@
 //! Random numbers for unit tests, from a seed that a failure shows.
+//!
+//! Invariant: a run depends on its seed alone, and STRESS_SEED repeats it.
 
 /// Returns random numbers from a seed, and prints the seed. With STRESS_SEED set, that is the seed.
 #[expect(clippy::print_stdout, reason = "the seed of a failure")]
