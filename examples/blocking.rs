@@ -1,6 +1,6 @@
-//! A server whose handler blocks its thread, which no handler should do: to see what a stop does
-//! then. `/block/5000` sleeps for 5 s without giving its thread back; anything else answers at
-//! once.
+//! A server whose handler blocks its thread, to show a stop in that case. A handler should never do
+//! this. `/block/5000` sleeps for 5 s without giving its thread back, and any other path is
+//! answered at once.
 //!
 //! Run with:
 //!
@@ -9,8 +9,8 @@
 //! ```
 //!
 //! A grace in seconds and a number of threads may follow the address. Open
-//! <http://127.0.0.1:8082/block/60000> once a thread, and stop it with Ctrl-C: the drain begins,
-//! ends after the grace, and names what it has cut.
+//! <http://127.0.0.1:8082/block/60000> once for each thread, and stop the server with Ctrl-C. The
+//! drain begins, ends after the grace, and the outcome names the requests that were cut.
 
 use std::env::Args;
 use std::io;
@@ -31,7 +31,7 @@ async fn block(request: Request) -> Result<String> {
     Ok("okay\n".to_owned())
 }
 
-/// The next argument, if there is one.
+/// Returns the next argument, if there is one.
 fn next<T: FromStr>(args: &mut Args, what: &str) -> io::Result<Option<T>> {
     let wrong = |_| io::Error::other(format!("`blocking [ADDR [GRACE [THREADS]]]`: no {what}"));
     args.next().map(|text| text.parse().map_err(wrong)).transpose()

@@ -1,5 +1,5 @@
 //! A server that runs a program for each request: `/sleep/2` runs `sleep 2` and waits for it, and
-//! `/leave/2` starts the same and does not wait.
+//! `/leave/2` starts the same program and does not wait.
 //!
 //! Run with:
 //!
@@ -7,9 +7,9 @@
 //! cargo run --example command -- 127.0.0.1:8082
 //! ```
 //!
-//! Open <http://127.0.0.1:8082/sleep/2>, and stop the server with Ctrl-C: the program is waited
-//! for. A program that is left running does not keep the address in use, because it does not
-//! inherit the listening socket. The address may also be `fd:0`, as under Supervisor's
+//! Open <http://127.0.0.1:8082/sleep/2>, and stop the server with Ctrl-C. The server waits for the
+//! program. A program that `/leave` has left running does not keep the address in use, because it
+//! does not inherit the listening socket. The address may also be `fd:0`, as under Supervisor's
 //! `[fcgi-program]`.
 
 use std::os::unix::process::CommandExt;
@@ -21,8 +21,8 @@ use smol_graceful::{Error, Outcome, Request, Result, ServeError, Server, StatusC
 async fn handle(request: Request) -> Result<String> {
     let path = request.url().path();
     if let Some(seconds) = path.strip_prefix("/sleep/") {
-        // A terminal's Ctrl-C goes to all processes in the server's group, so the program gets one
-        // of its own.
+        // A terminal's Ctrl-C goes to all processes in the server's group, so the program gets a
+        // group of its own.
         let mut command = process::Command::new("sleep");
         command.arg(seconds).process_group(0);
         let status = Command::from(command).status().await?;

@@ -1,6 +1,6 @@
-//! A program that was there before: a queue, and workers on an executor of its own. It gets a
-//! public server that takes jobs and an admin server, and all of them stop together: every job that
-//! was accepted is done before the process ends.
+//! An existing program gets two servers. The program has a queue, and workers on an executor of its
+//! own. Now it gets a public server that accepts jobs, and an admin server. All of them stop
+//! together, and every accepted job is done before the process ends.
 //!
 //! Run with:
 //!
@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Try `curl -d one localhost:8082/jobs`, a few times and quickly, then `curl -X POST
-//! localhost:8083/stop` or Ctrl-C. Before that `curl localhost:8083/readyz` says `ready`, and for
-//! the second of the lame duck `stopping`.
+//! localhost:8083/stop` or Ctrl-C. Before the stop, `curl localhost:8083/readyz` prints `ready`,
+//! and in the lame duck, which lasts for a second, `stopping`.
 
 use std::sync::Arc;
 use std::thread;
@@ -24,13 +24,13 @@ use smol_graceful::{
     StatusCode, Token, probe, signals,
 };
 
-/// How many threads run the executor, and how many jobs they do at the same time.
+/// The number of threads that run the executor, and of jobs at the same time.
 const THREADS: usize = 2;
 
-/// How many jobs may wait.
+/// The largest number of waiting jobs.
 const QUEUE: usize = 1000;
 
-/// What is to be done. As long as one lives, the drain waits for it.
+/// A job. The drain waits as long as this value lives.
 struct Job {
     text: String,
     guard: Guard,
@@ -52,8 +52,8 @@ async fn enqueue(mut request: Request, queue: Sender<Job>) -> Result<Response> {
         return Ok(say(StatusCode::NotFound, "POST /jobs\n"));
     }
     let text = request.body_string().await?;
-    // The guard comes before the answer: what was accepted is done. It is refused only in the last
-    // phase, when nobody waits for an answer any more.
+    // The guard comes before the answer, so an accepted job is done. A guard is refused only after
+    // an abort, when no client waits for an answer any more.
     let guard = Token::of(&request).guard()?;
     Ok(match queue.try_send(Job { text, guard }) {
         Ok(()) => say(StatusCode::Accepted, "accepted\n"),
@@ -80,7 +80,7 @@ fn say(status: StatusCode, text: &str) -> Response {
     response
 }
 
-/// The work that is left for the stop.
+/// Does the work that has to be done at the stop.
 async fn farewell(token: Token) {
     token.stopping().await;
     log::info!("at the stop: whoever sends us jobs could be told now");
@@ -92,7 +92,7 @@ fn main() -> Result<Outcome, ServeError> {
     let public_address = args.next().unwrap_or("127.0.0.1:8082".to_owned());
     let admin_address = args.next().unwrap_or("127.0.0.1:8083".to_owned());
 
-    // What there was before.
+    // This is the old program.
     let executor = Arc::new(Executor::new());
     let (queue, jobs) = bounded(QUEUE);
     for _ in 0..THREADS {
@@ -101,7 +101,7 @@ fn main() -> Result<Outcome, ServeError> {
         executor.spawn(work(jobs.clone())).detach();
     }
 
-    // What is new: one latch, two servers, and this thread for the signals and the deadline.
+    // This is new: one latch, two servers, and this thread for the signals and the deadline.
     let signals = signals()?;
     let shutdown = Shutdown::new().lame_duck(Duration::from_secs(1));
     // The guard is taken here, before the task runs, so that the drain waits for the task.
@@ -113,10 +113,10 @@ fn main() -> Result<Outcome, ServeError> {
     let handle = shutdown.clone();
     let admin = with(Server::new(move |request| administer(request, handle.clone())));
 
-    // Nobody is served unless both can be.
+    // Both listeners come first, so neither server begins if one address fails.
     let (public_listener, admin_listener) = (public_address.listen()?, admin_address.listen()?);
     let both = future::try_zip(public.serve([public_listener]), admin.serve([admin_listener]));
-    // One latch has one outcome.
+    // Servers with one latch have the same outcome.
     let (outcome, _) = future::block_on(shutdown.obey(signals, both))?;
     Ok(outcome)
 }

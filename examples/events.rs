@@ -1,5 +1,5 @@
 //! Server-sent events: a stream that ends properly when the server stops, so that the browser goes
-//! on with the successor, from where it was.
+//! on with the successor at the next event.
 //!
 //! Run with:
 //!
@@ -7,8 +7,8 @@
 //! cargo run --example events -- 127.0.0.1:8082
 //! ```
 //!
-//! Open <http://127.0.0.1:8082>, and restart the server with `pkill -nx -USR2 events`, or stop it
-//! with Ctrl-C and start it again: the numbers go on.
+//! Open <http://127.0.0.1:8082>, stop the server with Ctrl-C, and start it again. Or run it under
+//! `smol-graceful keep`, and send USR2 to the keeper. The numbers go on.
 
 use std::io;
 use std::process;
@@ -25,7 +25,8 @@ use smol_graceful::{
 /// The time between events.
 const PERIOD: Duration = Duration::from_millis(500);
 
-/// The browser itself asks again when a stream has ended; an answer other than 200 would be final.
+/// The page. The browser asks again by itself when a stream has ended, unless the status was not
+/// 200.
 const PAGE: &str = r#"<!DOCTYPE html><title>no events yet</title><ol id="list"></ol><script>
 let count = 0;
 const source = new EventSource("/events");
@@ -56,13 +57,15 @@ fn respond(body: Body, content_type: &str) -> Response {
     response
 }
 
-/// The number of the first event that the client has not seen: it tells which it saw last.
+/// Returns the number of the first event that the client has not seen. The client sends the number
+/// of the last one.
 fn first(request: &Request) -> u64 {
     let last = request.header("Last-Event-ID").and_then(|last| last.as_str().parse::<u32>().ok());
     last.map_or(1, |last| u64::from(last) + 1)
 }
 
-/// Events from the number `first` on, until the stop begins. Clients come back after 100 ms.
+/// Returns events from the number `first` on, until the stop begins. Clients come back after 100
+/// ms.
 fn events(token: Token, first: u64) -> impl Stream<Item = io::Result<String>> + Send {
     let retry = stream::once(Ok("retry: 100\n\n".to_owned()));
     let events = stream::unfold(first, move |n| {

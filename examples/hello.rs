@@ -1,4 +1,4 @@
-//! The shortest server: answers `okay` to everything, and loses nothing when it stops.
+//! The shortest server. It answers `okay` to every request, and loses none when it stops.
 //!
 //! Run with:
 //!
@@ -6,9 +6,9 @@
 //! cargo run --example hello
 //! ```
 //!
-//! Open <http://127.0.0.1:8082>, and stop it with Ctrl-C.
+//! Open <http://127.0.0.1:8082>, and stop the server with Ctrl-C.
 
-#![allow(clippy::print_stdout, reason = "a program may, other than a library")]
+#![allow(clippy::print_stdout, reason = "a program may print, unlike a library")]
 
 use smol_graceful::{Outcome, ServeError, Server, run};
 

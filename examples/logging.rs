@@ -1,5 +1,5 @@
-//! A server whose log may go wherever it likes, even to a pipe that nobody reads: the logger never
-//! makes the server wait.
+//! A server whose log may go to any output, even to a pipe that nobody reads, because the server
+//! never waits for the log.
 //!
 //! Run with:
 //!
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let writer = match LogWriter::new(io::stderr()) {
         Ok(writer) => writer,
         Err(error) => {
-            // There is no log yet.
+            // The log could not be made, so the error goes to standard error.
             let _ = writeln!(io::stderr(), "{error}");
             return ExitCode::FAILURE;
         }
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     Builder::from_env(Env::default().default_filter_or("info"))
         .target(Target::Pipe(Box::new(writer.clone())))
         .init();
-    // By default a panic prints on standard error itself, and waits there.
+    // By default, a panic prints to standard error directly, which may block.
     panic::set_hook(Box::new(|panic| log::error!("{panic}")));
 
     let mut args = std::env::args().skip(1);
@@ -45,13 +45,13 @@ fn main() -> ExitCode {
     let shutdown = Shutdown::new().grace(Duration::from_secs(grace));
     let code = match run(Server::new(echo).shutdown(&shutdown), [&*address]) {
         Ok(outcome) => outcome.report(),
-        // As the value of `main`, the error would be printed on standard error itself.
+        // If `main` returned the error, it would be printed to standard error directly.
         Err(error) => {
             log::error!("{error}");
             ExitCode::FAILURE
         }
     };
-    // Gives the last lines up to 200 ms to be written.
+    // The drop waits up to 200 ms for the last lines.
     drop(writer);
     code
 }

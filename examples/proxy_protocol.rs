@@ -1,6 +1,6 @@
-//! A server behind a proxy that tells who its clients are. The proxy sends one line in front of
-//! each connection, which is version 1 of HAProxy's PROXY protocol. A connection whose line is
-//! still arriving at a stop is served, too.
+//! A server behind a proxy that passes its clients' addresses on. The proxy sends one line in front
+//! of each connection, which is version 1 of HAProxy's PROXY protocol. If the line is still
+//! arriving at a stop, the server serves that connection, too.
 //!
 //! Run with:
 //!
@@ -25,13 +25,13 @@ const LONGEST: usize = 107;
 /// The length of the shortest line.
 const SHORTEST: usize = "PROXY UNKNOWN\r\n".len();
 
-/// Reads the line and nothing behind it, because the bytes behind it belong to the request.
+/// Reads the line and no byte after it, because those bytes belong to the request.
 async fn read_line(connection: &mut Connection) -> io::Result<String> {
     let mut line = vec![0; SHORTEST];
     connection.read_exact(&mut line).await?;
     while !line.ends_with(b"\r\n") {
         let begin = line.len();
-        // At least so many bytes are missing. Reading byte by byte would cost more calls.
+        // At least this number of bytes is missing. To read byte by byte would cost more calls.
         let missing = if line.ends_with(b"\r") { 1 } else { 2 };
         if begin + missing > LONGEST {
             return Err(io::Error::other("the line of the PROXY protocol is too long"));
@@ -43,13 +43,13 @@ async fn read_line(connection: &mut Connection) -> io::Result<String> {
     String::from_utf8(line).map_err(io::Error::other)
 }
 
-/// Takes the line off the connection, and sets the client's address from it. Runs in the
-/// connection's own task, which a stop waits for.
+/// Reads the line, and returns the connection with the client's address from it. This runs in the
+/// connection's own task, for which a stop waits.
 async fn learn_peer(mut connection: Connection) -> io::Result<Connection> {
     let line = read_line(&mut connection).await?;
     let words: Vec<_> = line.split(' ').collect();
     let peer = match *words {
-        // The proxy has opened the connection for itself, as for a health check.
+        // The proxy has opened the connection for itself, for example for a health check.
         ["PROXY", "UNKNOWN", ..] => return Ok(connection),
         ["PROXY", "TCP4", from, _, port, _] => address::<Ipv4Addr>(from, port),
         ["PROXY", "TCP6", from, _, port, _] => address::<Ipv6Addr>(from, port),

@@ -1,5 +1,5 @@
-//! A server on an executor of its own, which a keeper restarts without closing a connection. Beside
-//! `serve` it takes one call: `ready`.
+//! A server with `Server::serve`, which a keeper restarts without closing a connection. This needs
+//! one further call, `ready`.
 //!
 //! Run with:
 //!
@@ -8,9 +8,8 @@
 //! cargo run -- keep -- target/debug/examples/restart 127.0.0.1:8082
 //! ```
 //!
-//! Then `curl localhost:8082` says which process serves, and USR2 to the keeper, whose process id
-//! the log begins with, makes it another one. Build it anew in between to see that it is the new
-//! one.
+//! `curl localhost:8082` prints the process that serves. The log has the keeper's process id in its
+//! first lines. Build another version, send USR2 to the keeper, and the new version answers.
 
 use smol_graceful::{Listener, Outcome, ServeError, Server, Shutdown, ready, signals};
 
@@ -23,10 +22,10 @@ fn main() -> Result<Outcome, ServeError> {
     let server = Server::new(|_request| async { Ok(format!("process {}\n", std::process::id())) })
         .shutdown(&shutdown);
     smol::block_on(async {
-        // From here on a signal stops the server, and does not kill it.
+        // From here on, a signal stops the server and does not kill it.
         let signals = signals()?;
         let serve = server.serve([listener.clone()]);
-        // Under a keeper, the connections of the predecessor come from now on.
+        // Under a keeper, the predecessor now hands its connections over.
         ready(&[listener])?;
         shutdown.obey(signals, serve).await
     })

@@ -1,5 +1,5 @@
-//! A small but whole service, to begin your own with: clients order a report, watch how many orders
-//! wait, and fetch the report. Each order that was accepted is done before the process ends.
+//! A small but whole service, as a beginning for your own. Clients order a report, watch the number
+//! of waiting orders, and fetch the report. Each accepted order is done before the process ends.
 //!
 //! Run with:
 //!
@@ -27,13 +27,14 @@ struct Order {
     rows: u16,
 }
 
-/// Where to write how many rows. The drain waits for the guard of each job.
+/// The file and the number of rows of a report. The drain waits for the guard of each job.
 type Job = (PathBuf, u16, Guard);
 
 /// The state that all handlers share.
 struct Service {
     directory: PathBuf,
-    /// Each route, and its methods. The router is axum's, which refuses routes in conflict.
+    /// The name and the methods of each route. matchit is the router of axum, and refuses routes in
+    /// conflict.
     routes: matchit::Router<(&'static str, &'static str)>,
     queue: Sender<Job>,
 }
@@ -49,7 +50,8 @@ impl Service {
         Ok((Arc::new(Self { directory, routes, queue }), jobs))
     }
 
-    /// Answers within five seconds. An error becomes its status, and tells its text as JSON.
+    /// Answers within five seconds. An error becomes a response with its status, and its text as
+    /// JSON.
     async fn handle(self: Arc<Self>, request: Request) -> Result {
         let path = request.url().path().to_owned();
         let (route, methods) = self.routes.at(&path).map_or(("none", ""), |found| *found.value);
@@ -74,13 +76,14 @@ impl Service {
         Ok(response)
     }
 
-    /// Returns a report's file. No name leads out of the directory, as none has a `/` or a `.`.
+    /// Returns a report's file. No name leads out of the directory, because a `/` or a `.` is
+    /// refused.
     fn path(&self, name: &str) -> Result<PathBuf> {
         let ok = (1..=100).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric());
         ok.then(|| self.directory.join(name)).ok_or_else(|| Error::from_str(400, "not a name"))
     }
 
-    /// Accepts a job, which is then done, however soon the stop begins.
+    /// Accepts a job, which is done even if the stop begins at once.
     async fn order(&self, mut request: Request) -> Result {
         let Order { name, rows } = request.body_json().await?;
         match self.queue.try_send((self.path(&name)?, rows, Token::of(&request).guard()?)) {
@@ -89,7 +92,7 @@ impl Service {
         }
     }
 
-    /// Streams a report, or the part of it that the client wants (RFC 9110 section 14).
+    /// Streams a report, or the part of it that the client asks for (RFC 9110 section 14).
     async fn fetch(&self, request: &Request) -> Result {
         let path = self.path(request.url().path().trim_start_matches("/reports/"))?;
         let mut file = unblock(|| fs::File::open(path)).await.map_err(|e| Error::new(404, e))?;
@@ -111,7 +114,7 @@ impl Service {
         Ok(reply(status, name, &value, body))
     }
 
-    /// Server-sent events, until the stop begins.
+    /// Sends server-sent events until the stop begins.
     fn events(self: Arc<Self>, request: &Request) -> Response {
         let events = stream::unfold((self, Token::of(request)), |(service, token)| async {
             token.until_stop(Timer::after(Duration::from_secs(1))).await?;
@@ -137,12 +140,12 @@ async fn work(jobs: Receiver<Job>) {
             let written = fs::write(&new, text).and_then(|()| fs::rename(new, &path));
             log::info!("{}: {written:?}", path.display());
         });
-        let _ = panic::AssertUnwindSafe(write).catch_unwind().await; // It costs no other job.
+        let _ = panic::AssertUnwindSafe(write).catch_unwind().await; // A panic ends this job alone.
     }
 }
 
 fn main() -> Result<Outcome, ServeError> {
-    let writer = LogWriter::new(io::stderr())?; // A pipe that nobody reads holds up nothing.
+    let writer = LogWriter::new(io::stderr())?; // No thread waits for the log.
     let target = env_logger::Target::Pipe(Box::new(writer.clone()));
     env_logger::Builder::new().parse_filters("info").target(target).init();
     let mut args = env::args().skip(1);
@@ -171,7 +174,7 @@ fn main() -> Result<Outcome, ServeError> {
     });
     let (address, admin_address) = (argument("127.0.0.1:8082"), argument("127.0.0.1:8083"));
     let outcome = Process::default().admin(admin, [admin_address]).run(server, [address]);
-    drop(writer); // Gives the last lines up to 200 ms to be written.
+    drop(writer); // The drop waits up to 200 ms for the last lines.
     outcome
 }
 
@@ -191,7 +194,7 @@ mod tests {
         smol::block_on(async {
             assert_eq!(service.clone().handle(order).await?.status(), 202);
             jobs.close();
-            work(jobs).await; // It ends with the jobs.
+            work(jobs).await; // The worker ends when there are no more jobs.
             let mut last = service.clone().handle(last).await?;
             assert_eq!((last.status() as u16, &*last.body_string().await?), (206, "row 9\n"));
             Ok(fs::remove_dir_all(&service.directory)?)

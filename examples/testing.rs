@@ -1,5 +1,5 @@
-//! How to test a handler and a shutdown of your own: over HTTP, without a socket and without a
-//! pause. The server is a mailbox: `POST /` puts a message into it, `GET /` waits for one.
+//! Tests of a handler and a shutdown, over HTTP, without a socket and without a sleep. The server
+//! is a mailbox. `POST /` puts a message into it, and `GET /` waits for one.
 //!
 //! Run with:
 //!
@@ -7,9 +7,9 @@
 //! cargo test --example testing
 //! ```
 //!
-//! The tests are below; they need async-h1 as a client. To see the server itself: `cargo run
-//! --example testing -- 127.0.0.1:8082`, `curl localhost:8082`, and `curl -d hello localhost:8082`
-//! from elsewhere.
+//! The tests are at the end of this file, and need async-h1 as a client. To try the server itself,
+//! run `cargo run --example testing -- 127.0.0.1:8082`, then `curl localhost:8082`, and `curl -d
+//! hello localhost:8082` in another terminal.
 
 use smol::channel::{Receiver, Sender, unbounded};
 use smol_graceful::{
@@ -24,7 +24,8 @@ async fn handle(mut request: Request, (put, take): Mailbox) -> Result<Response> 
             put.send(request.body_string().await?).await?;
             Ok(Response::new(StatusCode::Accepted))
         }
-        // Who waits is told to ask again, rather than to hold up the stop.
+        // A client that waits at the stop is told to ask again, so that it does not hold up the
+        // stop.
         Method::Get => match Token::of(&request).until_stop(take.recv()).await {
             Some(message) => Ok(message?.into()),
             None => Ok(Response::new(StatusCode::NoContent)),
@@ -58,7 +59,7 @@ mod tests {
     const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
     const HALF_A_POST: &[u8] = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhel";
 
-    /// A handler is a function: no server is needed to call it.
+    /// A handler is a function, so a test can call it without a server.
     #[test]
     fn the_handler_alone() {
         within_reason(async {
@@ -72,7 +73,7 @@ mod tests {
         });
     }
 
-    /// Its part in a shutdown is a token, which a request can be given.
+    /// A handler sees a shutdown by its token, which a test can put into a request.
     #[test]
     fn the_handler_sees_the_stop() {
         within_reason(async {
@@ -85,7 +86,7 @@ mod tests {
         });
     }
 
-    /// Over HTTP, two clients on a connection each.
+    /// Two clients ask over HTTP, each on its own connection.
     #[test]
     fn one_client_waits_for_another() {
         let (waiting, first) = Connection::pair();
@@ -106,8 +107,8 @@ mod tests {
         assert!(outcome.unwrap().is_drained());
     }
 
-    /// What a client has sent before the stop is answered, also by a server that begins to serve
-    /// only then: so nothing depends on who is faster.
+    /// A server answers a request from before the stop, even if it begins to serve only after the
+    /// stop. So the test does not depend on the speed of either side.
     #[test]
     fn who_waits_at_the_stop_gets_an_answer() {
         let (mut client, connection) = Connection::pair();
@@ -143,7 +144,7 @@ mod tests {
         assert_eq!(take.try_recv().unwrap(), "hello");
     }
 
-    /// What is not finished when the grace ends is cut, and the outcome names it.
+    /// A request that is not finished at the end of the grace is cut, and the outcome names it.
     #[test]
     fn a_message_that_never_ends_is_cut() {
         let (mut client, connection) = Connection::pair();
@@ -163,19 +164,19 @@ mod tests {
         Request::new(method, "http://localhost/")
     }
 
-    /// A listener that one connection comes from.
+    /// Returns a listener with one connection.
     fn only(connection: Connection) -> Listener {
         Listener::from_stream(stream::once(Ok(connection)))
     }
 
-    /// What comes until the server closes the connection.
+    /// Returns all text until the server closes the connection.
     async fn all_of(mut client: Connection) -> String {
         let mut text = String::new();
         client.read_to_string(&mut text).await.unwrap();
         text
     }
 
-    /// Runs a test that fails rather than hang.
+    /// Runs a test with a time limit, so that it fails instead of hanging.
     fn within_reason<T>(test: impl Future<Output = T>) -> T {
         let late = async {
             Timer::after(Duration::from_secs(30)).await;

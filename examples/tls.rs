@@ -1,4 +1,5 @@
-//! HTTPS, with rustls: an echo that loses nothing when it stops, nor a handshake that has begun.
+//! HTTPS with rustls. The server is an echo, and at its stop it loses neither a request nor a
+//! handshake that has begun.
 //!
 //! Run with:
 //!
@@ -8,9 +9,9 @@
 //! cargo run --example tls -- 127.0.0.1:8443 cert.pem key.pem
 //! ```
 //!
-//! Then `curl --cacert cert.pem https://localhost:8443 -d hello`; `/name` shows what the handler
-//! knows of the handshake. Stop it with Ctrl-C, or let a successor take over with
-//! `pkill -nx -USR2 tls`, which reads a renewed certificate.
+//! Then try `curl --cacert cert.pem https://localhost:8443 -d hello`. `/name` shows the facts of
+//! the handshake that the handler can see. Stop the server with Ctrl-C. Under a keeper, a successor
+//! reads a renewed certificate.
 
 use std::io;
 use std::iter;
@@ -41,7 +42,7 @@ async fn handle(mut request: Request) -> Result<Response> {
     })
 }
 
-/// TLS with the certificate chain and the key of two PEM files.
+/// Returns a TLS acceptor with the certificate chain and the key of two PEM files.
 fn acceptor(chain: &str, key: &str) -> io::Result<TlsAcceptor> {
     let named = |file| move |error: pem::Error| io::Error::other(format!("{file}: {error}"));
     let certificates = CertificateDer::pem_file_iter(chain)
@@ -57,7 +58,7 @@ fn acceptor(chain: &str, key: &str) -> io::Result<TlsAcceptor> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Listens; each connection begins with a handshake, in its own task.
+/// Listens. Each connection begins with a handshake, in its own task.
 fn listen(address: &str, acceptor: TlsAcceptor) -> io::Result<Listener> {
     let listener = Listener::bind(address)?;
     Ok(listener.wrap(move |connection| {
@@ -81,6 +82,6 @@ fn main() -> Result<Outcome, ServeError> {
         return Err(io::Error::other("`tls ADDR CERT KEY`: an address and two PEM files").into());
     };
     let acceptor = acceptor(chain, key)?;
-    // Bound when it is asked for: by then signals are handled.
+    // `run` calls `listen` after it has set up the signals.
     run(Server::new(handle), iter::once_with(|| listen(address, acceptor)))
 }

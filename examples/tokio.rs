@@ -1,4 +1,5 @@
-//! A server under tokio: handlers use its timers and spawn its tasks, and a stop waits for both.
+//! A server under tokio. Handlers use tokio's timers and spawn tokio's tasks, and a stop waits for
+//! both.
 //!
 //! Run with:
 //!
@@ -7,8 +8,8 @@
 //! ```
 //!
 //! Each connection is a task of tokio's, on any of its threads. `curl localhost:8082/work/3000`
-//! works for 3 s; `curl -X POST localhost:8082/later/3000` is answered at once, and the work is
-//! done later. Stop it with Ctrl-C meanwhile: both are finished.
+//! works for 3 s. `curl -X POST localhost:8082/later/3000` is answered at once, and its work is
+//! done later. Stop the server with Ctrl-C meanwhile, and both are finished.
 
 use std::io;
 use std::time::Duration;
@@ -52,7 +53,8 @@ async fn work(duration: Duration) -> Duration {
     duration
 }
 
-/// Ctrl-C and TERM as tokio hears them; [`smol_graceful::signals`] would do as well.
+/// Returns Ctrl-C and TERM from tokio's signal handling. [`smol_graceful::signals`] would do as
+/// well.
 fn signals() -> io::Result<impl Stream<Item = Signal> + Unpin> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -74,7 +76,7 @@ fn main() -> Result<Outcome, ServeError> {
     let executor = ServerExecutor::from_fn(move |connection| drop(handle.spawn(connection)));
     let server = Server::new(answer).shutdown(&shutdown).executor(executor);
     let outcome = runtime.block_on(async {
-        // The signals come first: they are handled before anyone can connect.
+        // The signals come first, so they are handled before a client can connect.
         let signals = signals()?;
         shutdown.obey(signals, server.serve([&*address])).await
     })?;

@@ -1,5 +1,4 @@
-//! An echo over WebSocket: what an upgraded connection is like, and how it ends when the server
-//! stops.
+//! An echo over WebSocket, which shows an upgraded connection and its end when the server stops.
 //!
 //! Run with:
 //!
@@ -28,20 +27,20 @@ use smol_graceful::{
     Method, Outcome, Request, Response, Result, ServeError, Server, StatusCode, Token, run,
 };
 
-/// How long the end of a conversation may take, with the rest of the output and the client's
+/// The longest time for the end of a conversation, with the rest of the output and the client's
 /// answer.
 const PARTING: Duration = Duration::from_secs(5);
 
-/// How many bytes a message may have. This bounds the memory that a client can take.
+/// The largest number of bytes in a message, which bounds the memory that a client can take.
 const MAX_MESSAGE: usize = 1024 * 1024;
 
 const VERSION: &str = "Sec-WebSocket-Version";
 
 type Socket = WebSocketStream<Connection>;
 
-/// Answers a handshake (RFC 6455 section 4.2), and starts the conversation behind it.
+/// Answers a handshake (RFC 6455 section 4.2), and starts the conversation after it.
 async fn handle(request: Request) -> Result<Response> {
-    // Any page may use an echo. A server with users also checks `Origin` (section 10.2).
+    // Any page may use this echo. A server with users also has to check `Origin` (section 10.2).
     if request.method() != Method::Get {
         let text = "a WebSocket begins with GET\n";
         return Ok(refuse(StatusCode::MethodNotAllowed, text, &[("Allow", "GET")]));
@@ -60,7 +59,7 @@ async fn handle(request: Request) -> Result<Response> {
     response.insert_header(UPGRADE, "websocket");
     response.insert_header("Sec-WebSocket-Accept", derive_accept_key(key.as_bytes()));
 
-    // The connection comes when the response has been sent, if it comes at all.
+    // The connection comes after the response was sent, unless that fails.
     let upgraded = response.recv_upgrade().await;
     let token = Token::of(&request);
     let task = async move {
@@ -83,8 +82,8 @@ fn refuse(status: StatusCode, text: &str, fields: &[(&str, &str)]) -> Response {
     response
 }
 
-/// Returns `true` if `Upgrade` lists WebSocket. The server hides this field from the handler where
-/// the field has no effect: without `Connection: upgrade`, and on HTTP/1.0.
+/// Returns `true` if `Upgrade` lists WebSocket. The server hides this field from the handler if it
+/// has no effect, which is without `Connection: upgrade` and on HTTP/1.0.
 fn wants_websocket(request: &Request) -> bool {
     let lines = request.header(UPGRADE).into_iter().flatten();
     let mut protocols = lines.flat_map(|line| line.as_str().split(','));
@@ -103,7 +102,7 @@ fn key(request: &Request) -> Option<&str> {
 
 /// Talks to a client until one side ends the conversation, and limits how long the end takes.
 async fn converse(connection: Connection, token: &Token) -> Result<(), Error> {
-    // An idle client should cost little, but its buffer stays in memory.
+    // The buffer is small, because it stays in memory while the client is idle.
     let config = WebSocketConfig::default()
         .read_buffer_size(16 * 1024)
         .max_frame_size(Some(MAX_MESSAGE))
@@ -129,14 +128,14 @@ async fn echo(socket: &mut Socket, token: &Token) -> Result<Option<CloseFrame>, 
     while let Some(message) = token.until_stop(socket.next()).await {
         let answer = match message.transpose()? {
             Some(message @ (Message::Text(_) | Message::Binary(_))) => message,
-            // tungstenite would send this Pong itself, but would not wait until it is sent, so a
-            // client that never reads could fill the memory with Pongs.
+            // tungstenite would send this Pong by itself without waiting, so a client that never
+            // reads could fill the memory with Pongs.
             Some(Message::Ping(data)) => Message::Pong(data),
             Some(Message::Pong(_) | Message::Frame(_)) => continue,
             Some(Message::Close(_)) | None => return Ok(None),
         };
-        // The stop ends the wait for a client that does not read. The answer is then in the buffer
-        // of `socket`, because `or` polls `send` first, and leaves before the Close.
+        // The stop ends the wait for a client that does not read. The message is in the buffer of
+        // `socket` by then, because `or` polls `send` first, and goes out before the Close.
         let stop = async {
             token.stopping().await;
             Ok(())
@@ -166,7 +165,8 @@ async fn reject(mut socket: Socket, error: Error) -> Result<(), Error> {
         Error::Capacity(_) => CloseCode::Size,
         _ => return Err(error),
     };
-    // After our own Close, this second one fails, and the client does not need it.
+    // If the server has sent a Close already, this second one fails, and the client does not need
+    // it.
     let _ = socket.close(Some(CloseFrame { code, reason: "".into() })).await;
     // If the client's bytes stayed unread, the kernel would reset the connection, and the client
     // might lose the Close.

@@ -1,5 +1,5 @@
-//! A queue worker without any HTTP: the first signal lets it finish the jobs that are under way, a
-//! second one ends it at once, and the exit code says which it was.
+//! A queue worker without any HTTP. At the first signal it finishes the jobs under way, a second
+//! signal ends it at once, and the exit code shows which of the two happened.
 //!
 //! Run with:
 //!
@@ -7,8 +7,8 @@
 //! yes 3000 | cargo run --example worker
 //! ```
 //!
-//! Every line of the standard input is a job: how many milliseconds it takes. Stop it with Ctrl-C,
-//! once or twice, and look at `$?`. It also stops when there are no more lines.
+//! Every line of the standard input is a job, with its length in milliseconds. Stop the worker with
+//! Ctrl-C, once or twice, and look at `$?`. It also stops when there are no more lines.
 
 use std::io;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use smol::lock::Mutex;
 use smol::{Timer, Unblock};
 use smol_graceful::{Outcome, Shutdown, signals};
 
-/// How many jobs are under way at the same time.
+/// The number of jobs under way at the same time.
 const WORKERS: usize = 4;
 
-/// How long they may take after the first signal.
+/// The longest time that the jobs may take after the first signal.
 const GRACE: Duration = Duration::from_secs(30);
 
 type Queue = Arc<Mutex<Lines<BufReader<Unblock<io::Stdin>>>>>;
@@ -57,7 +57,7 @@ fn main() -> io::Result<Outcome> {
     for _ in 0..WORKERS {
         smol::spawn(work(queue.clone(), shutdown.clone())).detach();
     }
-    // The jobs run on smol's own thread; this one is left for the signals and the deadline.
+    // The jobs run on smol's own thread, so this thread is free for the signals and the deadline.
     let token = shutdown.token();
     let drained = async {
         token.stopping().await;

@@ -1,8 +1,8 @@
-//! [`Address`]: where to listen, as text and as a value.
+//! [`Address`]: an address to listen on, as text and as a value.
 //!
-//! Invariant: an address that was read from text prints text that reads as the same address. Text
-//! that is not an address becomes an [`AddressError`], which shows how to write it. This file opens
-//! nothing and asks no resolver, so the only name of a host is `localhost`.
+//! Invariant: the printed text of an address reads as the same address. Text that is not an address
+//! gives an [`AddressError`], which shows the right form. This file opens nothing and asks no
+//! resolver, so the only name of a host is `localhost`.
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -18,9 +18,9 @@ use socket2::{Domain, Socket, Type};
 
 use crate::error::{ServeError, invalid};
 
-/// Where to listen.
+/// An address to listen on.
 ///
-/// White space around the text of an address does not count.
+/// White space around the text of an address is ignored.
 ///
 /// # Examples
 ///
@@ -46,29 +46,31 @@ pub enum Address {
     /// One interface: `127.0.0.1:8082`, `[::1]:8082`. Port 0 lets the kernel choose.
     ///
     /// `[::]:8082` serves both families, like `:8082`. If this program already listens on
-    /// `0.0.0.0:8082`, then `[::]:8082` serves IPv6 alone, so that both can be given in that order.
+    /// `0.0.0.0:8082`, then `[::]:8082` serves IPv6 alone, so a program can listen on both in that
+    /// order.
     Tcp(SocketAddr),
     /// Every interface, in both families: `:8082`.
     Every(u16),
-    /// This machine alone: `localhost:8082`, in upper or lower case. No resolver is asked:
-    /// the name means `127.0.0.1`, or `::1` on a machine without IPv4.
+    /// This machine alone: `localhost:8082`, in upper or lower case. The library asks no resolver.
+    /// The name means `127.0.0.1`, or `::1` on a machine without IPv4.
     Localhost(u16),
-    /// The file of a Unix socket: `unix:/run/app.sock`. A relative path is relative to the
-    /// directory in which the process is when it binds.
+    /// The file of a Unix socket: `unix:/run/app.sock`. A relative path begins at the current
+    /// directory at the time of the bind.
     ///
-    /// The umask decides who may connect, or [`ListenOptions::unix_mode`], and the directory.
+    /// The permissions of the file and of its directory decide which users may connect. The file
+    /// gets those of the umask, or of [`ListenOptions::unix_mode`].
     ///
     /// [`ListenOptions::unix_mode`]: crate::ListenOptions::unix_mode
     Unix(PathBuf),
-    /// A Unix socket without a file, in the abstract namespace of Linux: `unix:@app`, here without
-    /// the `@`. Every user of the same network namespace may connect.
+    /// A Unix socket without a file, in the abstract namespace of Linux: `unix:@app`. The value has
+    /// the name without the `@`. Every user of the same network namespace may connect.
     ///
     /// The text of a file with the name `@app` is `unix:./@app`.
     Abstract(OsString),
     /// A listening socket that this process was started with, by its descriptor: `fd:0`, as
     /// Supervisor's `[fcgi-program]` passes it.
     Fd(RawFd),
-    /// Not an address: the listener has a source of its own
+    /// The listener has no address, but a source of its own
     /// ([`Listener::from_stream`](crate::Listener::from_stream)).
     Other,
 }
@@ -78,7 +80,7 @@ impl Address {
     ///
     /// # Errors
     ///
-    /// Returns an error if it is not a listening TCP or Unix socket.
+    /// Returns an error if `socket` is not a listening TCP or Unix socket.
     pub(crate) fn of(socket: &Socket) -> io::Result<Self> {
         if socket.r#type()? != Type::STREAM || !socket.is_listener().unwrap_or(false) {
             return Err(invalid("is not a socket that listens for connections"));
@@ -88,7 +90,7 @@ impl Address {
             return Ok(Self::Tcp(addr));
         }
         if socket.domain()? != Domain::UNIX {
-            return Err(invalid("is no TCP and no Unix socket"));
+            return Err(invalid("is not a TCP or Unix socket"));
         }
         Ok(match (addr.as_pathname(), addr.as_abstract_namespace()) {
             (None, Some(name)) => Self::Abstract(OsStr::from_bytes(name).to_owned()),
@@ -96,9 +98,9 @@ impl Address {
         })
     }
 
-    /// Returns `true` if a socket that listens on `bound` is what this address asks for.
+    /// Returns `true` if a socket that listens on `bound` can be used for this address.
     pub(crate) fn covers(&self, bound: &Self) -> bool {
-        // Port 0 leaves the choice to others.
+        // Port 0 accepts any port.
         let is_port = |wanted: u16, bound: &SocketAddr| [0, bound.port()].contains(&wanted);
         match (self, bound) {
             (Self::Tcp(wanted), Self::Tcp(bound)) => {
@@ -115,8 +117,8 @@ impl Address {
         }
     }
 
-    /// Returns the TCP addresses to bind for this address, the best one first. Only a machine that
-    /// has not the family of one needs the next. The list is empty if the address is not TCP's.
+    /// Returns the TCP addresses to bind for this address, the best one first. A machine that lacks
+    /// the family of one needs the next. The list is empty for other kinds of addresses.
     pub(crate) fn candidates(&self) -> Vec<SocketAddr> {
         let each = |ips: [IpAddr; 2], port| ips.map(|ip| SocketAddr::new(ip, port)).to_vec();
         match *self {
@@ -131,10 +133,10 @@ impl Address {
 /// The addresses of `localhost`, the usual one first.
 const LOCALHOST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// Every interface: the first serves both families.
+/// The addresses of every interface. The first one serves both families.
 const EVERY: [IpAddr; 2] = [IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
 
-/// Says what is wrong with the text of an [`Address`], and how to write it.
+/// The error for text that is not an [`Address`], with advice on the right form.
 ///
 /// # Examples
 ///
@@ -151,7 +153,7 @@ pub struct AddressError {
 
 impl fmt::Display for AddressError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The message has one line, whatever the text is.
+        // The text is escaped, so that the message always has one line.
         let text = self.text.escape_debug();
         write!(f, "`{text}` is not an address to listen on: {}", self.advice)
     }
@@ -230,7 +232,7 @@ fn read(text: &str) -> Option<Address> {
     }
 }
 
-/// Shows how to write what `text` seems to mean.
+/// Returns advice for `text`, by its probable meaning.
 fn advice(text: &str) -> String {
     if text.is_empty() {
         return format!("it is empty; {FORMS}");
@@ -256,7 +258,7 @@ fn advice(text: &str) -> String {
     }
 }
 
-/// Shows how to write a port alone, or a host alone.
+/// Returns advice for a port alone, or a host alone.
 fn advice_without_port(text: &str) -> Option<String> {
     if let Some(port) = number::<u16>(text) {
         return Some(format!("write `:{port}` for every interface, or `localhost:{port}`"));
@@ -269,17 +271,17 @@ fn advice_without_port(text: &str) -> Option<String> {
     }
 }
 
-/// Shows how to write an address behind a scheme: `unix:`, `fd:`, or that of a URL.
+/// Returns advice for an address with a scheme: `unix:`, `fd:`, or that of a URL.
 fn advice_on_scheme(text: &str) -> Option<String> {
     let (scheme, rest) = text.split_once(':')?;
     let scheme = scheme.to_ascii_lowercase();
     match (&*scheme, rest) {
         ("unix", "") => Some("a path is missing, as in `unix:/run/app.sock`".into()),
-        ("unix", "@") => Some("a name is missing behind the `@`, as in `unix:@app`".into()),
+        ("unix", "@") => Some("a name is missing after the `@`, as in `unix:@app`".into()),
         ("fd", fd) if number::<RawFd>(fd).is_none() => {
             Some("write the number of an inherited descriptor, such as `fd:0`".into())
         }
-        // The scheme is in upper case.
+        // A scheme in upper case gets the advice to write it in lower case.
         ("unix" | "fd", _) => Some(format!("write `{}`", read(&format!("{scheme}:{rest}"))?)),
         _ if !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphabetic()) => {
             advice_on_url(rest)
@@ -288,7 +290,7 @@ fn advice_on_scheme(text: &str) -> Option<String> {
     }
 }
 
-/// Shows how to write the address in a URL, of which `rest` is the part behind the scheme.
+/// Returns advice for a URL. `rest` is the part after the scheme.
 fn advice_on_url(rest: &str) -> Option<String> {
     let authority = rest.trim_start_matches('/').split('/').next()?;
     let write = match read(authority) {
@@ -299,7 +301,7 @@ fn advice_on_url(rest: &str) -> Option<String> {
     Some(format!("leave out the scheme and the path{write}"))
 }
 
-/// Shows what to write in the place of `host`, which is not the host of an address.
+/// Returns advice for `host`, which is not the host of an address.
 fn advice_on_host(host: &str, port: &str) -> String {
     if host == "*" {
         return format!("write `:{port}` for every interface");
@@ -322,11 +324,11 @@ fn advice_on_host(host: &str, port: &str) -> String {
     )
 }
 
-/// How to write an IPv6 address.
+/// The advice on IPv6 addresses.
 const BRACKETS: &str =
-    "write an IPv6 address in brackets, and the port behind them, such as `[::1]:8082`";
+    "write an IPv6 address in brackets, and the port after them, such as `[::1]:8082`";
 
-/// The forms of an address.
+/// The advice that shows all forms of an address.
 const FORMS: &str = "write `127.0.0.1:8082`, `[::1]:8082`, `localhost:8082`, `:8082` for every \
  interface, `unix:/path`, `unix:@name`, or `fd:0` for an inherited socket";
 
@@ -348,7 +350,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Reads digits and nothing else, because `parse` would take a sign.
+/// Reads a number. Accepts only digits, because `parse` would accept a sign.
 fn number<T: FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
@@ -393,12 +395,12 @@ mod tests {
         assert_eq!(Address::Unix("@a".into()).to_string(), "unix:./@a");
     }
 
-    /// Each line shows how to write what was meant.
+    /// Each advice fits the probable meaning of the text.
     #[test]
     fn what_is_not_an_address_is_explained() {
         let port = "a port is a number from 0 to 65535";
         let brackets =
-            "write an IPv6 address in brackets, and the port behind them, such as `[::1]:8082`";
+            "write an IPv6 address in brackets, and the port after them, such as `[::1]:8082`";
         let fd = "write the number of an inherited descriptor, such as `fd:0`";
         let scheme = "leave out the scheme and the path: write `localhost:8082`";
         for (text, advice) in [
@@ -448,7 +450,7 @@ mod tests {
             ("/run/app.sock", "write `unix:/run/app.sock` for a Unix socket"),
             ("./app.sock", "write `unix:./app.sock` for a Unix socket"),
             ("unix:", "a path is missing, as in `unix:/run/app.sock`"),
-            ("unix:@", "a name is missing behind the `@`, as in `unix:@app`"),
+            ("unix:@", "a name is missing after the `@`, as in `unix:@app`"),
             ("unix:a\0b", "it contains a zero byte"),
             ("unix:@a\0b", "it contains a zero byte"),
             ("fd:", fd),

@@ -1,8 +1,8 @@
-//! Adoption: takes the connections that predecessors hand over.
+//! [`Adoption`]: takes the connections that predecessors hand over.
 //!
-//! Invariant: a connection is registered and counted, then the answer says that it was taken, and
-//! only then anybody reads it (rule H1). Between the receipt of a batch and the answer nothing is
-//! awaited, so a batch that was received is answered. Asks nobody to leave.
+//! Invariant: this process registers and counts a connection, then answers that it has taken the
+//! connection, and only then reads (rule H1). Nothing is awaited between the receipt of a batch and
+//! the answer, so every batch that was received is answered. This file asks no connection to leave.
 
 use std::future::{Future, poll_fn};
 use std::os::fd::OwnedFd;
@@ -32,12 +32,12 @@ pub(crate) struct Adoption {
     servers: fn() -> Vec<Arc<Running>>,
 }
 
-/// A process from which connections come.
+/// A process that hands over its connections.
 struct Predecessor {
     passage: Channel,
-    /// How many connections have come from it.
+    /// The number of connections that were taken from this process.
     taken: usize,
-    /// A connection was refused, and the log has said so.
+    /// `true` if a connection was refused, and the log has said so.
     was_refused: bool,
 }
 
@@ -59,7 +59,7 @@ impl Adoption {
         self.predecessors.push(Predecessor { passage, taken: 0, was_refused: false });
     }
 
-    /// Takes what comes until `end` is ready, and returns its result.
+    /// Takes connections until `end` is ready. Returns the result of `end`.
     pub(crate) async fn until<T>(&mut self, end: impl Future<Output = T>) -> T {
         let adopt = async {
             loop {
@@ -71,13 +71,13 @@ impl Adoption {
         end.or(adopt).await
     }
 
-    /// Takes no more. Returns the passages that are still open.
+    /// Ends the adoption. Returns the passages that are still open.
     pub(crate) fn end(&mut self) -> Vec<Channel> {
         let predecessors = self.predecessors.drain(..);
         predecessors.inspect(Predecessor::log).map(|predecessor| predecessor.passage).collect()
     }
 
-    /// Takes what comes next.
+    /// Receives the next message of any predecessor, and acts on it.
     async fn adopt_next(&mut self) {
         let (index, received) = poll_fn(|cx| {
             for (index, predecessor) in self.predecessors.iter().enumerate() {
@@ -114,7 +114,7 @@ impl Adoption {
         let servers = (self.servers)();
         let expected = connections.len();
         let mut taken = Vec::new();
-        // With too few sockets, this process has had no descriptors for the rest.
+        // If sockets are missing, this process had no descriptors for them.
         let mut refusal = (sockets.len() < expected).then_some(Refusal::All);
         for (record, socket) in connections.into_iter().zip(sockets) {
             match take(&servers, record, socket) {
@@ -142,7 +142,8 @@ impl Adoption {
             // The predecessor has ended, so the sockets are this process's (rule H2).
             Err(error) if is_gone(&error) => Some(None),
             Err(error) => {
-                // Nobody has read them. The predecessor takes them back when the passage closes.
+                // No process has read these connections, so the predecessor takes them back when
+                // the passage closes.
                 drop(taken);
                 return self.remove(index, Some(&reason(&error)));
             }
@@ -164,7 +165,7 @@ impl Adoption {
     }
 }
 
-/// A connection that is registered and counted, and that nobody reads yet.
+/// A connection that is registered and counted, and that no task reads yet.
 struct Adopted<'a> {
     running: &'a Running,
     connection: Movable,

@@ -1,7 +1,7 @@
 //! [`stream_body`]: a response body of chunks that come one after the other.
 //!
-//! Invariant: a chunk is sent before the body waits for the next one, and an error in the middle
-//! ends the response so that the client can tell. A body holds one chunk at a time.
+//! Invariant: a chunk is sent before the body waits for the next one, and a client can tell a
+//! response that an error has ended from a whole one. A body holds one chunk at a time.
 
 use std::io::{self, Read};
 use std::pin::Pin;
@@ -13,20 +13,20 @@ use smol::lock::Mutex;
 
 /// Makes a body of unknown length from a stream of chunks, such as lines or server-sent events.
 ///
-/// The server sends each chunk as soon as the stream brings it, and skips empty chunks. The body
-/// ends with the stream. An error in the stream breaks the response off, which the client sees at
-/// the end of the body (RFC 9112 section 8).
+/// The server sends each chunk as soon as the stream returns it, and skips empty chunks. The body
+/// ends with the stream. At an error of the stream, the server breaks the response off, and the
+/// client sees that the body is not whole (RFC 9112 section 8).
 ///
 /// The handler's trailers (`Response::send_trailers`) follow the last chunk if the client has sent
 /// `TE: trailers` (RFC 9110 section 10.1.4).
 ///
-/// A client that has closed its connection looks to TCP like a client that still listens, so the
-/// server notices only when it writes to the client. A stream that may be quiet should send
-/// something now and then, such as the comment `:\n\n` among server-sent events.
+/// In TCP, a client that has closed its connection looks like a client that only sends nothing
+/// more. The server notices the difference only when it writes. So a stream that may be quiet
+/// should send something now and then, such as the comment `:\n\n` among server-sent events.
 ///
 /// # Examples
 ///
-/// A stream that ends politely when the server stops:
+/// This stream ends when the server stops:
 ///
 /// ```
 /// use futures_lite::stream;
@@ -55,14 +55,14 @@ where
     Body::from_reader(chunks, None)
 }
 
-/// Limits how many chunks the body takes from its stream before other tasks have their turn.
+/// The number of empty chunks that the body takes before other tasks have their turn.
 const CHUNKS_A_TURN: usize = 32;
 
-/// A stream of chunks, to be read as bytes.
+/// A stream of chunks that can be read as bytes.
 struct Chunks<B> {
-    /// Never locked: the mutex is there because a body is `Sync`.
+    /// The stream. The mutex is never locked, and is there because a body has to be `Sync`.
     chunks: Mutex<Pin<Box<dyn Stream<Item = io::Result<B>> + Send>>>,
-    /// The current chunk, and how much of it was read.
+    /// The current chunk, and the number of its bytes that were read.
     chunk: Option<(Mutex<B>, usize)>,
 }
 
@@ -74,8 +74,7 @@ impl<B: AsRef<[u8]>> AsyncBufRead for Chunks<B> {
         // Zero bytes would end the body, so skip an empty chunk.
         while chunk.as_mut().is_none_or(|(bytes, read)| B::as_ref(bytes.get_mut()).len() == *read) {
             if taken == CHUNKS_A_TURN {
-                // The stream may be ready for ever without bringing a byte, but other tasks need
-                // the thread.
+                // The stream may be ready for ever without a byte, and other tasks need the thread.
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -126,7 +125,7 @@ mod tests {
         assert_eq!(text, "one two three");
     }
 
-    /// Empty chunks do not keep other tasks from the thread, however many come.
+    /// Any number of empty chunks leaves the thread to other tasks.
     #[test]
     fn empty_chunks_give_way_and_end_nothing() {
         let empty = stream::repeat_with(|| Ok("")).take(1000);

@@ -1,8 +1,8 @@
-//! [`target`] and [`Client`]: tell a handler what http-types does not, namely the target as the
-//! client sent it, and whether the client is still there.
+//! [`target`] and [`Client`]: facts for a handler that http-types does not have, which are the
+//! target as the client sent it, and whether the client is still there.
 //!
-//! Invariant: the target and the client's state are what was on the wire, not an interpretation.
-//! This file reads nothing itself.
+//! Invariant: the target and the client's state show what was on the wire, and not an
+//! interpretation. This file reads nothing itself.
 
 use std::future;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::stream::socket::ClientLeft;
 /// Returns the target of `request`, byte for byte as the client sent it (RFC 9112 section 3.2).
 ///
 /// A signature over a request covers these bytes, and a proxy in front has judged these bytes. The
-/// URL of http-types says the same, but may hold some characters escaped.
+/// URL of http-types is equivalent, but may hold some characters escaped.
 ///
-/// For a request that came from no server, as in a test of a handler, returns the path and the
-/// query of its URL. A clone of a request is such a request too, because http-types does not clone
-/// extensions, so ask the original.
+/// If the request does not come from a server, as in a test of a handler, returns the path and the
+/// query of its URL. Pass the original request, because http-types does not clone extensions, so a
+/// clone has lost the target.
 ///
 /// # Examples
 ///
@@ -44,15 +44,15 @@ pub fn target(request: &Request) -> &str {
     }
 }
 
-/// The client that has sent a request, to find out whether it is still there. Clones stand for the
-/// same client.
+/// The client of a request, which shows whether it is still there. Clones stand for the same
+/// client.
 ///
-/// The server drops a handler whose client has reset the connection, within two seconds, and at
-/// once in the drain. A handler that must go on takes a [`Guard`](crate::Guard) of its request's
+/// When a client has reset its connection, the server drops the handler within two seconds, and in
+/// the drain at once. A handler that must go on takes a [`Guard`](crate::Guard) of its request's
 /// token, or moves its work with a guard to a task of its own. Such work can find out here whether
 /// its client has left.
 ///
-/// TCP tells only some of this:
+/// The server learns this from the connection, which does not show everything:
 ///
 /// - If a client crashes or is killed, its system closes its side, which is
 ///   [`ClientLeft::HalfClosed`]. A client that only has nothing more to send looks the same.
@@ -68,7 +68,7 @@ pub fn target(request: &Request) -> &str {
 ///
 /// # Examples
 ///
-/// Work that goes on without its handler, but ends when its client leaves:
+/// This work goes on without its handler, and ends when its client leaves:
 ///
 /// ```
 /// use futures_lite::FutureExt;
@@ -98,8 +98,8 @@ pub struct Client {
 impl Client {
     /// Returns the client that has sent `request`.
     ///
-    /// For a request that came from no server, as in a test of a handler, returns a client that
-    /// never leaves. A clone of a request is such a request too, so ask the original.
+    /// If the request does not come from a server, as in a test of a handler, returns a client that
+    /// never leaves. Pass the original request, because a clone has lost its client.
     ///
     /// # Examples
     ///
@@ -114,14 +114,15 @@ impl Client {
         Self { seat: request.ext().get::<Attached>().map(|attached| attached.seat().clone()) }
     }
 
-    /// Waits until the client has closed its side or is gone. Afterwards every further call returns
-    /// at once.
+    /// Waits until the client has closed its side or is gone, and returns which of the two. Every
+    /// later call returns at once.
     ///
-    /// The server notices this in a sweep over all connections, so it takes up to two seconds.
+    /// The server notices this in a sweep over all connections, so the wait may be up to two
+    /// seconds longer.
     ///
     /// # Cancel safety
     ///
-    /// Can be dropped and awaited again without missing anything.
+    /// A dropped future can be replaced by a new call, which misses nothing.
     ///
     /// The server drops a handler without a guard when its client has reset the connection. In such
     /// a handler, this method returns for a client that has closed its side, but not for a client
@@ -144,14 +145,15 @@ impl Client {
         self.until(ClientLeft::HalfClosed).await
     }
 
-    /// Waits until nobody reads the response any more. A client that has closed only its own side
-    /// still counts as a reader.
+    /// Waits until the client is gone, so that no program reads the response any more. A client
+    /// that has closed only its own side may still read.
     ///
-    /// Like [`Client::left`], it takes up to two seconds, and afterwards returns at once.
+    /// As with [`Client::left`], the wait may be up to two seconds longer, and every later call
+    /// returns at once.
     ///
     /// # Cancel safety
     ///
-    /// Can be dropped and awaited again without missing anything.
+    /// A dropped future can be replaced by a new call, which misses nothing.
     ///
     /// # Examples
     ///
@@ -177,8 +179,8 @@ impl Client {
     }
 }
 
-/// Returns `true` if the connection of `request` serves further requests, whatever becomes of this
-/// process: the server is not stopped, or the connection can go to the successor.
+/// Returns `true` if the connection of `request` serves further requests, because the server is not
+/// stopped, or because the connection can go to the successor.
 pub(crate) fn goes_on(request: &Request) -> bool {
     request.ext().get::<Attached>().is_some_and(|attached| attached.seat().order() < Order::Finish)
 }

@@ -1,7 +1,7 @@
-//! [`ConnectionInfo`]: tells a handler what the server knows of the connection of its request.
+//! [`ConnectionInfo`]: the facts about the connection of a request, for its handler.
 //!
-//! Invariant: no field of the request counts here, so no client can forge any of it. The program's
-//! own word, by a wrapper or a source, is believed. Asks no socket.
+//! Invariant: the facts never come from a field of the request, so a client cannot forge them. The
+//! server trusts the program's own wrapper and source. This file asks no socket.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use crate::address::Address;
 use crate::stop::seat::Seat;
 use crate::stop::token::Attached;
 
-/// The server's knowledge of the connection of a request, beside its [`Peer`](crate::Peer). Clones
-/// stand for the same connection.
+/// The facts about the connection of a request, beside its [`Peer`](crate::Peer). Clones stand for
+/// the same connection.
 ///
 /// # Examples
 ///
-/// A TLS wrapper passes on the name that the client has asked for, and handlers see it:
+/// A TLS wrapper attaches the name for which the client has asked, and handlers see the name:
 ///
 /// ```
 /// use futures_rustls::TlsAcceptor;
@@ -47,15 +47,15 @@ use crate::stop::token::Attached;
 pub struct ConnectionInfo {
     /// `None` if there is no connection.
     seat: Option<Arc<Seat>>,
-    /// Set if the URL of the request says `https`. Counts only if there is no connection.
+    /// `true` if the URL of the request begins with `https`. Used only without a connection.
     is_https: bool,
 }
 
 impl ConnectionInfo {
-    /// Returns what is known of the connection of `request`.
+    /// Returns the facts about the connection of `request`.
     ///
-    /// For a request that came from no server, as in a test of a handler, only the scheme of its
-    /// URL is known. A clone of a request is such a request too, so ask the original.
+    /// If the request does not come from a server, as in a test of a handler, only the scheme of
+    /// its URL is known. Pass the original request, because a clone has lost its connection.
     ///
     /// # Examples
     ///
@@ -76,7 +76,7 @@ impl ConnectionInfo {
     ///
     /// # Examples
     ///
-    /// One handler for a public and a private port:
+    /// One handler can serve a public and a private address:
     ///
     /// ```
     /// use smol_graceful::{Address, ConnectionInfo, Server};
@@ -92,8 +92,8 @@ impl ConnectionInfo {
         self.seat.as_ref()?.address()
     }
 
-    /// Returns `true` if the client speaks HTTPS, as
-    /// [`Connection::https`](crate::Connection::https) has said.
+    /// Returns `true` if the client speaks HTTPS, according to
+    /// [`Connection::https`](crate::Connection::https).
     ///
     /// # Examples
     ///
@@ -107,8 +107,8 @@ impl ConnectionInfo {
         self.seat.as_ref().map_or(self.is_https, |seat| seat.is_https())
     }
 
-    /// Returns the address of this machine to which the client has connected, as the kernel says.
-    /// `None` if the stream is not a TCP connection.
+    /// Returns the address of this machine to which the client has connected, or `None` if the
+    /// stream is not a TCP connection. The kernel gives the address.
     ///
     /// http-types' `request.local_addr()` has the same address as text.
     ///

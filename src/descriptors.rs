@@ -1,7 +1,7 @@
-//! The descriptors that this process was started with, which it takes by their numbers.
+//! Takes the descriptors that this process was started with, by their numbers.
 //!
-//! Invariant: a descriptor is taken once. Once it is taken, only a copy is left, which no child of
-//! this process inherits. Does not know what a descriptor is for.
+//! Invariant: a descriptor is taken once. After that only a copy is left, which no child of this
+//! process inherits. This file does not know the purpose of a descriptor.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -14,10 +14,10 @@ use rustix::io::{FdFlags, fcntl_getfd};
 
 use crate::lock::lock;
 
-/// The first number behind the standard streams.
+/// The first number after the standard streams.
 pub(crate) const FIRST: RawFd = 3;
 
-/// Takes a socket that this process was started with, if the descriptor still is the socket with
+/// Takes a socket that this process was started with, if the descriptor is still the socket with
 /// this inode.
 pub(crate) fn take_socket(fd: RawFd, expected: u64) -> Option<OwnedFd> {
     let mut taken = taken();
@@ -41,22 +41,22 @@ pub(crate) fn taken() -> MutexGuard<'static, BTreeSet<RawFd>> {
 /// own flags.
 #[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
 pub(crate) fn copy(fd: RawFd) -> io::Result<(OwnedFd, FdFlags)> {
-    // SAFETY: used for these two calls, which fail if there is no such descriptor. If another
-    // thread closes a descriptor of this program meanwhile, the calls see that descriptor or none.
+    // SAFETY: the descriptor is borrowed for two calls, which fail if it is not open. If another
+    // thread closes and opens files meanwhile, the calls see one of these files or none.
     let there = unsafe { BorrowedFd::borrow_raw(fd) };
     let flags = fcntl_getfd(there)?;
     Ok((there.try_clone_to_owned()?, flags))
 }
 
-/// Closes a descriptor that this process was started with, once it is taken.
+/// Closes a descriptor that this process was started with, after it was taken.
 #[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
 pub(crate) fn close(fd: RawFd) {
-    // SAFETY: it is open, it was passed to this process to be used by it, and it has just been
+    // SAFETY: the descriptor is open, was passed to this process for its use, and has just been
     // taken for the first and the last time.
     drop(unsafe { OwnedFd::from_raw_fd(fd) });
 }
 
-/// Returns the inode of a socket, which tells the socket from all others.
+/// Returns the inode of a socket, which no other open socket has.
 pub(crate) fn inode(socket: impl AsFd) -> io::Result<u64> {
     Ok(File::from(socket.as_fd().try_clone_to_owned()?).metadata()?.ino())
 }

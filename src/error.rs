@@ -1,20 +1,21 @@
-//! [`ServeError`]: why a server could not be started, or has stopped by itself; [`reason`] and
-//! [`during`]: an error in the words of the operating system, and the step that has failed.
+//! [`ServeError`], the error of a server that could not be started or has stopped by itself, and
+//! [`reason`] and [`during`], which put an error and the failed step into words.
 //!
-//! Prints one line that names the thing and the way out, also as what `main` returns, which the
-//! standard library prints with `Debug`.
+//! Invariant: the text is one line with the failed thing and the remedy, also in `Debug`, with
+//! which the standard library prints an error of `main`.
 
 use std::error::Error;
 use std::fmt;
 use std::io;
 
-/// Says why a server could not be started (an address that cannot be listened on, a signal that
-/// cannot be handled, a thread that cannot be started) or why it has stopped by itself: a source of
-/// connections, [`Listener::from_stream`](crate::Listener::from_stream), has panicked.
+/// The error of a server that could not be started, or that has stopped by itself. A start fails at
+/// an address that cannot be bound, a signal that cannot be handled, or a thread that cannot be
+/// started. A server stops by itself if a source of connections,
+/// [`Listener::from_stream`](crate::Listener::from_stream), panics.
 ///
-/// It is an [`io::Error`] that tells the way out and, returned from `main`, prints as one line. The
-/// two are converted into each other by `?`. Its [`source`](Error::source) is the error of the
-/// operating system, which the line has in words.
+/// The text names the remedy, and is one line when `main` returns the error. `?` converts the error
+/// into an [`io::Error`], and back. [`source`](Error::source) returns the error of the operating
+/// system, which the line has in words.
 ///
 /// # Examples
 ///
@@ -45,7 +46,7 @@ impl ServeError {
     /// use std::io;
     ///
     /// let server = Server::new(|_request| async { Ok("okay") });
-    /// // No resolver is asked: names are no addresses, apart from `localhost`.
+    /// // The library asks no resolver, so a name is not an address, apart from `localhost`.
     /// let serve = server.serve(["example.org:8082"]);
     /// let error = futures_lite::future::block_on(serve).unwrap_err();
     /// assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
@@ -57,8 +58,8 @@ impl ServeError {
 
 impl fmt::Display for ServeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // An error of `Listener::bind` tells the way out itself. These words are for a socket that
-        // the program has tried to bind.
+        // An error of `Listener::bind` names the remedy itself. These words are for errors of the
+        // program's own binds.
         let way_out = match (self.0.raw_os_error(), self.kind()) {
             (Some(_), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {
                 "; choose another address"
@@ -79,7 +80,7 @@ impl fmt::Debug for ServeError {
 }
 
 impl Error for ServeError {
-    /// Returns the error of the operating system, if one is below this error.
+    /// Returns the error of the operating system, if there is one.
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self.0.get_ref() {
             Some(held) => held.source(),
@@ -100,12 +101,12 @@ impl From<ServeError> for io::Error {
     }
 }
 
-/// Returns the error for something that the program or its environment must not ask for.
+/// Returns the error for a value from the program or its environment that is not allowed.
 pub(crate) fn invalid(message: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, message.into())
 }
 
-/// Says in front of an error which step has failed.
+/// Returns a function that puts the failed step in front of an error.
 pub(crate) fn during(step: impl fmt::Display) -> impl FnOnce(io::Error) -> io::Error {
     move |error| {
         let message = format!("{step}: {}", reason(&error));
@@ -113,12 +114,13 @@ pub(crate) fn during(step: impl fmt::Display) -> impl FnOnce(io::Error) -> io::E
     }
 }
 
-/// Puts `message`, which says everything that an operator needs, in front of the error below it.
+/// Returns an error with `message`, which has everything that an operator needs, and with `source`
+/// below it.
 pub(crate) fn because_of(message: String, source: io::Error) -> io::Error {
     io::Error::new(source.kind(), Explained { message, source })
 }
 
-/// An error in words for an operator, and the error that they explain.
+/// A message for an operator, and the error that it explains.
 #[derive(Debug)]
 struct Explained {
     message: String,
@@ -133,7 +135,7 @@ impl fmt::Display for Explained {
 
 impl Error for Explained {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        // An explained error adds nothing to the explanation around it.
+        // An explained error is skipped, because the message around it has the same words.
         match self.source.get_ref() {
             Some(held) if held.is::<Self>() => held.source(),
             _ => Some(&self.source),
@@ -141,7 +143,7 @@ impl Error for Explained {
     }
 }
 
-/// Returns what the operating system says, without Rust's `(os error 2)` behind it.
+/// Returns the operating system's words, without the `(os error 2)` that Rust adds.
 pub(crate) fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(code) => error.to_string().replace(&format!(" (os error {code})"), ""),
@@ -154,10 +156,10 @@ mod tests {
     use super::*;
     use crate::listen::listener::Listener;
 
-    /// A program that asks why gets the error of the operating system, once.
+    /// A program that asks for the source gets the error of the operating system, once.
     #[test]
     fn the_error_of_the_operating_system_is_below() {
-        // The documentation's own network, which no machine has.
+        // No machine has this address, which is from a network for documentation.
         let error = ServeError::from(Listener::bind("192.0.2.1:0").unwrap_err());
         let source = error.source().expect("an error below");
         let source = source.downcast_ref::<io::Error>().expect("an io::Error");

@@ -1,7 +1,7 @@
 //! [`Limits`]: all numbers that bound connections in one place, each with its default and unit.
 //!
-//! Keeps no state and takes no decision: the connection and the sweep read it. The times that the
-//! sweep needs and that are not settings are constants of [`Limits`]. Every other number that is
+//! This file keeps no state and decides nothing. The connection and the sweep read the numbers.
+//! Times of the sweep that are not settings are constants of [`Limits`]. Every other number that is
 //! not a setting is a constant next to its one user.
 
 use std::time::Duration;
@@ -11,10 +11,9 @@ use std::time::Duration;
 ///
 /// Each setter changes one bound, and the others keep their defaults.
 ///
-/// For each duration, zero means *at once*, and [`Duration::MAX`] means *no limit*. Zero never
-/// means that there is no limit. The server looks at the clock for `head_timeout`, `idle_timeout`
-/// and `stall_timeout` once a second, or eight times within the shortest of them, and at most every
-/// 5 ms. So a client gets up to two such pauses more.
+/// For each duration, zero means *at once*, and [`Duration::MAX`] means *no limit*. The server
+/// checks `head_timeout`, `idle_timeout` and `stall_timeout` once a second, or eight times within
+/// the shortest of them, but at most every 5 ms. So a client may get up to two such pauses more.
 ///
 /// # Examples
 ///
@@ -40,11 +39,11 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Sets how long a request's head may take, from its first byte to its end; then the client
-    /// gets 408. Default: 30 s.
+    /// Sets how long a request's head may take, from its first byte to its end. After that, the
+    /// client gets 408. Default: 30 s.
     ///
-    /// Zero refuses a head that does not come in one piece. [`Duration::MAX`] waits for as long as
-    /// it takes; only TLS's handshake still has 10 s.
+    /// With zero, the server refuses a head that does not come in one piece. With
+    /// [`Duration::MAX`], there is no limit, except that a TLS handshake still has 10 s.
     ///
     /// # Examples
     ///
@@ -61,12 +60,12 @@ impl Limits {
         self
     }
 
-    /// Sets how long a connection may be silent before and between requests. Then the server closes
-    /// it without a word. Default: 75 s.
+    /// Sets how long a connection may be silent before and between requests. After that, the server
+    /// closes the connection without a response. Default: 75 s.
     ///
-    /// Zero closes a connection that has no request at once, also a new one whose client has not
-    /// sent a byte yet. With [`Duration::MAX`] the client may be silent for as long as it likes.
-    /// The time goes on when a successor takes the connection over.
+    /// With zero, the server at once closes a connection without a request, even a new one whose
+    /// client has not sent a byte yet. With [`Duration::MAX`], there is no limit. The time goes on
+    /// when a successor takes the connection over.
     ///
     /// # Examples
     ///
@@ -85,8 +84,8 @@ impl Limits {
 
     /// Sets how long reading a body or writing a response may make no progress. Default: 30 s.
     ///
-    /// Zero gives up a client at its first pause. With [`Duration::MAX`], a body still has to come
-    /// at [`Limits::body_rate`].
+    /// With zero, the server gives up a client at its first pause. With [`Duration::MAX`], a body
+    /// still has to come at [`Limits::body_rate`].
     ///
     /// # Examples
     ///
@@ -108,9 +107,9 @@ impl Limits {
     ///
     /// A client begins with a credit of five seconds. The credit shrinks while the server waits for
     /// the body, and grows with the bytes that arrive, up to [`Limits::stall_timeout`] or five
-    /// seconds, whichever is longer. When the credit is used up, reading the body fails within two
-    /// seconds, and the client gets 408 unless the handler judges otherwise (rule W16). A slow
-    /// handler costs its client nothing, because only the server's waiting counts. The framing of
+    /// seconds, whichever is longer. When the credit is used up, the read of the body fails within
+    /// two seconds, and the client gets 408 unless the handler decides otherwise (rule W16). A slow
+    /// handler does not use up the credit, because only the server's waiting counts. The framing of
     /// chunks and of TLS records counts as a part of the body.
     ///
     /// # Examples
@@ -127,8 +126,8 @@ impl Limits {
         self
     }
 
-    /// Sets how long the request line and the header fields may be together, in bytes and with the
-    /// blank line behind them. A longer head gets 414 or 431. Default: 16 KiB.
+    /// Sets how long the request line and the header fields may be together, in bytes, including
+    /// the blank line after them. A longer head gets 414 or 431. Default: 16 KiB.
     ///
     /// The server takes memory only for bytes that have arrived.
     ///
@@ -162,12 +161,12 @@ impl Limits {
         self
     }
 
-    /// Sets how long a request's body may be, in bytes. A longer one gets 413. Default: `None`, no
-    /// bound.
+    /// Sets how long a request's body may be, in bytes. A longer one gets 413. Default: `None`,
+    /// which means no bound.
     ///
-    /// If a body declares more, the server calls no handler. In a body in chunks, the read that
-    /// meets the bound fails with a [`BodyError`](crate::BodyError), and the client gets 413 unless
-    /// the handler judges otherwise (rule W16).
+    /// If a body declares a greater length, the server does not call the handler. In a body in
+    /// chunks, the read that reaches the bound fails with a [`BodyError`](crate::BodyError), and
+    /// the client gets 413 unless the handler decides otherwise (rule W16).
     ///
     /// # Examples
     ///
@@ -183,16 +182,16 @@ impl Limits {
         self
     }
 
-    /// Sets up to which length, in bytes, the server discards a body that the handler did not read,
-    /// to keep the connection (rule W9). Default: 256 KiB.
+    /// Sets how many bytes of an unread body the server discards, so that the connection can go on
+    /// (rule W9). Default: 256 KiB.
     ///
-    /// The response announces that the connection ends if more than this is left of a body of known
-    /// length, or if more than this of a body in chunks has already come. Otherwise the server
-    /// reads and discards the rest, however long a body in chunks becomes.
+    /// If more than this is left of a body of known length, or more than this of a body in chunks
+    /// has already come, the response says `close`. Otherwise the server reads and discards the
+    /// rest, even if a body in chunks becomes longer.
     ///
-    /// After a response that ends the connection, the server reads for up to two seconds what the
-    /// client still sends, and then resets the connection. Some clients report the reset instead of
-    /// the response. If such a client has to see the response, the handler has to read the body.
+    /// After a response that says `close`, the server discards the client's bytes for up to two
+    /// seconds, and then resets the connection. Some clients report the reset instead of the
+    /// response. If such a client has to see the response, the handler has to read the body.
     ///
     /// # Examples
     ///
@@ -211,8 +210,8 @@ impl Limits {
     /// Sets how many connections the server serves at the same time. Default: 10,000, or fewer if
     /// the process may not open so many files.
     ///
-    /// A connection that comes from a predecessor counts like any other. If no place is free, it
-    /// stays with the predecessor, and ends there as at any stop.
+    /// A connection from a predecessor counts like any other. If no place is free, it stays with
+    /// the predecessor, and ends there as at any stop.
     ///
     /// If all places are taken and a further client waits in the kernel's queue, the server closes
     /// the connection that has been idle longest, if it has been idle for
@@ -234,18 +233,19 @@ impl Limits {
         self
     }
 
-    /// How long the client's remaining bytes are discarded after the last response (rule S9).
+    /// The longest time for which the server discards the client's bytes after the last response
+    /// (rule S9).
     pub(crate) const CLOSING: Duration = Duration::from_secs(1);
-    /// How long a listener's wrapper may take, at most (TLS's handshake).
+    /// The longest time for a listener's wrapper (TLS handshake).
     pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
-    /// How many bytes that were read ahead go along with a connection to the successor, and how
-    /// many in one batch. The predecessor reads a longer head itself.
+    /// The largest number of bytes read ahead that go to the successor with a connection, and in
+    /// one batch. The predecessor reads a longer head itself.
     pub(crate) const MOST_AHEAD: usize = 64 * 1024;
-    /// The credit with which a body begins, as the time for which it lasts at
-    /// [`Limits::body_rate`].
+    /// The credit of a new body, as the time for which it lasts at [`Limits::body_rate`].
     pub(crate) const BODY_RATE_AFTER: Duration = Duration::from_secs(5);
-    /// How long the client's kernel may take nothing of the last response, which ours goes on to
-    /// send when the connection is closed, unless the client sends something (rule S9).
+    /// The longest time for which the client's kernel may acknowledge nothing of the last response
+    /// before the server closes the connection (rule S9). After the close, the server's kernel goes
+    /// on sending, unless the client sends something.
     pub(crate) const DELIVERING: Duration = Duration::from_secs(5);
 }
 
@@ -265,9 +265,9 @@ impl Default for Limits {
     }
 }
 
-/// Returns the wished number of connections, or less if the process may not open so many files.
+/// Returns the wished number of connections, or fewer if the process may not open so many files.
 pub(crate) fn connections_allowed(wished: usize) -> usize {
-    /// Descriptors left for listeners, logs, the reactor and what handlers open.
+    /// The descriptors that are left for listeners, logs, the reactor and handlers.
     const SPARE: u64 = 64;
     let files =
         rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -279,7 +279,7 @@ pub(crate) fn connections_allowed(wished: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// Operators rely on them.
+    /// Operators rely on these values.
     #[test]
     fn defaults_are_the_agreed_ones() {
         let limits = Limits::default();

@@ -1,8 +1,8 @@
 //! [`Server::local`]: a server whose handlers stay on one thread.
 //!
-//! Invariant: a handler is called, polled and dropped only where the program polls its
-//! `LocalExecutor`. The server itself runs wherever it likes: it sends each request there, and gets
-//! back a task, which it awaits like a handler and drops like one. Serves nothing by itself.
+//! Invariant: a handler is called, polled and dropped only on the thread that polls the program's
+//! `LocalExecutor`. The server itself may run on other threads. It sends each request to that
+//! thread, and gets back a task, which it awaits and drops like a handler.
 
 use std::future::Future;
 use std::rc::Rc;
@@ -16,20 +16,21 @@ use crate::server::Server;
 /// A request on its way to the thread of its handler.
 struct Call {
     request: Request,
-    /// Takes the handler at work.
+    /// Takes the task of the handler back to the server.
     handling: Sender<Task<http_types::Result<Response>>>,
 }
 
 impl Server {
-    /// Makes a server of a handler that need not be `Send`: it runs where `executor` is polled.
+    /// Makes a server of a handler that need not be `Send`, because it runs on the thread that
+    /// polls `executor`.
     ///
     /// The handler may hold an `Rc`, a `RefCell` or a connection to a database that cannot leave
     /// its thread. Everything else is as with [`Server::new`]. The server itself may be polled
     /// anywhere, but a request is answered only while the program polls `executor`. If `executor`
     /// is dropped before the server has ended, clients get a 503.
     ///
-    /// A handler that blocks keeps all others waiting, because they share a thread. The server's
-    /// deadlines wait too if the server is polled there.
+    /// While a handler blocks, all other handlers wait, because they share a thread. The server's
+    /// deadlines wait, too, if the same thread polls the server.
     ///
     /// # Examples
     ///
@@ -68,25 +69,25 @@ impl Server {
         R: Into<Response> + 'a,
     {
         let (calls, called) = channel::unbounded();
-        executor.spawn(answer(Called(called), handler)).detach();
+        executor.spawn(answer(WaitingCalls(called), handler)).detach();
         Self::new(move |request| call(calls.clone(), request))
     }
 }
 
-/// The requests that wait for their handler. Dropped, it drops those, so that none of them waits in
-/// vain: the channel itself would keep them as long as the server has the other end.
-struct Called(Receiver<Call>);
+/// The requests that wait for their handler. The drop drops these requests, so that no client waits
+/// in vain. The channel itself would keep them as long as the server has the other end.
+struct WaitingCalls(Receiver<Call>);
 
-impl Drop for Called {
+impl Drop for WaitingCalls {
     fn drop(&mut self) {
         self.0.close();
         while self.0.try_recv().is_ok() {}
     }
 }
 
-/// Calls the handler for each request, until the server has ended. The handlers run inside of this
-/// future, because the program's executor is borrowed only while the server is made.
-async fn answer<'a, H, F, R>(calls: Called, handler: H)
+/// Calls the handler for each request until the server has ended. The handlers run inside this
+/// future, because [`Server::local`] borrows the program's executor only for a moment.
+async fn answer<'a, H, F, R>(calls: WaitingCalls, handler: H)
 where
     H: Fn(Request) -> F + 'a,
     F: Future<Output = http_types::Result<R>> + 'a,
@@ -97,16 +98,17 @@ where
     let call = async {
         while let Ok(Call { request, handling }) = calls.0.recv().await {
             let handler = handler.clone();
-            // The handler is called in its task: if it panics there, the task passes that on.
+            // The handler is called in its task, which passes a panic on.
             let task = handlers.spawn(async move { handler(request).await.map(Into::into) });
-            // If the connection has ended meanwhile, the task is dropped, which cancels it.
+            // If the connection has ended meanwhile, the send drops the task, which cancels it.
             let _ = handling.try_send(task);
         }
     };
     handlers.run(call).await;
 }
 
-/// Lets the other thread handle `request`. Dropping the future cancels the handler there.
+/// Lets the other thread handle `request`, and returns its response. The drop of this future
+/// cancels the handler.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
 //! [`LogLimit`]: keeps clients from filling the log.
 //!
-//! Counts events and tells the caller when to log a line, and for how many events. Writes nothing,
-//! and gets the time from the caller.
+//! It counts events, and tells the caller when to log a line and for how many events. This file
+//! writes nothing, and gets the time from the caller.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -11,9 +11,10 @@ use crate::lock::lock;
 /// The shortest time between two lines.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// A limit of one line a second. Works as a `static`.
+/// A limit of one line a second, which can be a `static`.
 ///
-/// Events are not logged until a later event comes, which then logs all of them.
+/// Events within a second of the last line are not logged by themselves. The line of a later event
+/// counts them.
 #[derive(Debug, Default)]
 pub(crate) struct LogLimit {
     state: Mutex<State>,
@@ -21,9 +22,9 @@ pub(crate) struct LogLimit {
 
 #[derive(Debug, Default)]
 struct State {
-    /// When the last line was due.
+    /// The time of the last line.
     last: Option<Instant>,
-    /// Events since the last line.
+    /// The number of events since the last line.
     unlogged: u64,
 }
 
@@ -32,8 +33,8 @@ impl LogLimit {
         Self { state: Mutex::new(State { last: None, unlogged: 0 }) }
     }
 
-    /// Counts an event that happens `now`. Returns for how many events the caller has to log a
-    /// line, this one included, or `None` if the last line is less than a second old.
+    /// Counts an event at the time `now`. Returns the number of events for a line, including this
+    /// one, or `None` if the last line is less than a second old.
     pub(crate) fn count(&self, now: Instant) -> Option<u64> {
         let mut state = lock(&self.state);
         state.unlogged += 1;
@@ -59,10 +60,10 @@ mod tests {
     fn a_line_a_second_speaks_for_all_events() {
         let (limit, start) = (LogLimit::new(), Instant::now());
         let after = |millis| start + Duration::from_millis(millis);
-        // Every 100 ms for 2.5 s.
+        // An event comes every 100 ms for 2.5 s.
         let lines: Vec<_> = (0..25).filter_map(|n| limit.count(after(100 * n))).collect();
         assert_eq!(lines, [1, 10, 10]);
-        // The next event logs the last four of them too.
+        // The line of the next event counts the last four of these, too.
         assert_eq!(limit.count(after(3_600_000)), Some(5));
         assert_eq!(limit.count(after(3_600_999)), None);
         assert_eq!(limit.count(after(3_601_000)), Some(2));

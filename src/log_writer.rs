@@ -1,9 +1,9 @@
-//! [`LogWriter`]: lines on their way to an output that may block for as long as it likes.
+//! [`LogWriter`]: a writer for log lines whose output may block.
 //!
 //! Invariant: no thread that logs ever waits for the output (rule S21). Lines pass through a
 //! bounded queue to a thread of their own. If the queue is full, the oldest line makes room, so
-//! that the last ones, which say how it all ended, are still there. This file knows nothing of the
-//! server and of what the lines say.
+//! that the last lines, which report the end, are still there. This file knows nothing of the
+//! server or of the text of the lines.
 
 mod queue;
 
@@ -19,23 +19,23 @@ use nix::sys::signal::SigSet;
 use crate::threads;
 use queue::{BYTES, Queue};
 
-/// How long dropping a writer waits for the lines that are still to be written.
+/// The longest time for which the drop of a writer waits for lines that are not written yet.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Writes log lines without ever blocking the thread that logs.
 ///
 /// A server logs from the thread that keeps its signals and deadlines. If the logger blocks, for
 /// example because nobody reads the pipe behind standard error, no stop begins and no deadline is
-/// kept. So let every logger write to a `LogWriter`, and not to a descriptor.
+/// kept. So every logger should write to a `LogWriter`, and not to a descriptor.
 ///
-/// A thread of its own writes the lines. Up to 4096 lines and 1 MiB wait for it. Where more would
-/// wait, the oldest line makes room, and a line in the output says how many were lost, unless
-/// [`LogWriter::with_notice`] says it in another way. A line that the output refuses is lost too.
+/// A thread of its own writes the lines. Up to 4096 lines and 1 MiB wait for the thread. If more
+/// lines come, the oldest ones make room, and a line in the output says how many were lost.
+/// [`LogWriter::with_notice`] replaces that line. A line that the output refuses is lost, too.
 /// Clones write to the same queue.
 ///
-/// [`flush`](Write::flush) does not wait, because loggers call it behind each line. Dropping a
-/// writer waits until everything is written, but 200 ms at most. A logger that is global is never
-/// dropped, so keep a clone in `main` and drop it at the end.
+/// [`flush`](Write::flush) does not wait, because loggers call it after each line. The drop of a
+/// writer waits until all lines are written, but at most 200 ms. A global logger is never dropped,
+/// so keep a clone in `main` and drop it at the end.
 ///
 /// # Examples
 ///
@@ -60,17 +60,17 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// ```
 pub struct LogWriter {
     queue: Arc<Queue>,
-    /// The beginning of a line whose end has not come.
+    /// The beginning of a line whose end has not come yet.
     partial: Vec<u8>,
 }
 
 impl LogWriter {
-    /// Starts the thread that writes to `out`. The thread ends when nobody can write to it any
-    /// more.
+    /// Makes a writer, and starts the thread that writes to `out`. The thread ends after the last
+    /// clone of the writer was dropped.
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says if it cannot start a thread.
+    /// Returns the operating system's error if it cannot start a thread.
     ///
     /// # Examples
     ///
@@ -91,14 +91,14 @@ impl LogWriter {
         })
     }
 
-    /// Starts the thread like [`LogWriter::new`], for an output whose lines a program reads.
+    /// Makes a writer like [`LogWriter::new`], with a notice of the program's own for lost lines.
     ///
-    /// If lines were lost, `notice` gets their number, and returns the text that stands in their
-    /// place. It is called by the thread that writes, so it may block.
+    /// If lines were lost, `notice` gets their number, and returns the text that takes their place.
+    /// The thread that writes calls `notice`, so it may block.
     ///
     /// # Errors
     ///
-    /// As [`LogWriter::new`].
+    /// Returns the errors of [`LogWriter::new`].
     ///
     /// # Examples
     ///
@@ -123,10 +123,10 @@ impl LogWriter {
         thread::Builder::new()
             .name("log".into())
             .spawn(move || {
-                // Otherwise a terminal may stop the whole process, if it is a background job, for a
-                // line (`stty tostop`). Where the thread blocks the signal, the terminal takes the
-                // line. The others are for the threads that handle them: a keeper must not lose one
-                // that comes here while its program replaces itself.
+                // A terminal may stop a whole background job for a line of output (`stty tostop`).
+                // If the thread blocks that signal, the terminal takes the line. The other signals
+                // are for other threads, and a keeper must not lose one that comes here while its
+                // program replaces itself.
                 let _ = SigSet::all().thread_block();
                 writer.write_to(out, notice);
             })
@@ -134,9 +134,9 @@ impl LogWriter {
         Ok(Self { queue, partial: Vec::new() })
     }
 
-    /// Queues a line, and ends it where its end is missing. Never blocks.
+    /// Queues a line, and adds the line end if it is missing. Never blocks.
     ///
-    /// Unlike [`Write`], this needs no `&mut`, so several threads can share one writer.
+    /// This needs no `&mut`, unlike [`Write`], so several threads can share one writer.
     ///
     /// # Examples
     ///
@@ -175,11 +175,11 @@ impl fmt::Debug for LogWriter {
     }
 }
 
-/// Queues a line when its end has come, so that lines of several writers do not mix. Never blocks
-/// and never fails.
+/// Queues each line when its end has come, so that lines of several writers do not mix. No method
+/// blocks or fails.
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // Whole lines go out at once, however many one call brings.
+        // Whole lines go out at once, also several in one call.
         let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let (whole, rest) = bytes.split_at(end);
         self.partial.extend_from_slice(whole);
@@ -190,7 +190,7 @@ impl Write for LogWriter {
         Ok(bytes.len())
     }
 
-    /// Queues what has come of the last line. Does not wait for the output.
+    /// Queues a line whose end has not come yet. Does not wait for the output.
     fn flush(&mut self) -> io::Result<()> {
         if !self.partial.is_empty() {
             self.queue.push(&mem::take(&mut self.partial));
@@ -199,7 +199,7 @@ impl Write for LogWriter {
     }
 }
 
-/// Waits a bounded time until the thread has written the queue.
+/// The drop waits for a bounded time until the thread has written the queue.
 impl Drop for LogWriter {
     fn drop(&mut self) {
         let _ = self.flush();
@@ -224,7 +224,7 @@ mod tests {
         log.write_all(b"th").unwrap();
         log.clone().write_all(b"two\n").unwrap();
         log.write_all(b"ree\n").unwrap();
-        // A line goes out although the next has begun.
+        // A line goes out although the next one has begun.
         log.write_all(b"four\nfi").unwrap();
         log.clone().write_all(b"six\n").unwrap();
         log.write_all(b"ve\nseven").unwrap();
@@ -240,7 +240,7 @@ mod tests {
         assert!(began.elapsed() < PATIENCE);
     }
 
-    /// Rule S21: a pipe that nobody reads.
+    /// Rule S21: a writer does not wait for a pipe that nobody reads.
     #[test]
     fn a_writer_that_blocks_holds_up_nobody() {
         let (open, gate) = channel();
@@ -286,7 +286,7 @@ mod tests {
         assert_eq!(text.lines().count(), 300, "{text}");
     }
 
-    /// A notice of the program's own stands in the place of the lines that were lost.
+    /// A notice of the program's own takes the place of lost lines.
     #[test]
     fn lost_lines_are_told_as_the_program_says() {
         let (open, gate) = channel();
@@ -313,7 +313,7 @@ mod tests {
         let clone = log.clone();
         drop(log);
         drop(clone);
-        // The thread drops its end of the channel.
+        // The thread has ended if its end of the channel is dropped.
         assert!(read.recv_timeout(Duration::from_secs(30)) == Err(RecvTimeoutError::Disconnected));
     }
 
@@ -338,7 +338,7 @@ mod tests {
         assert_eq!(text(&read), "written\n");
     }
 
-    /// Takes a few bytes at a time, as a pipe that is almost full does.
+    /// An output that takes a few bytes at a time, like a pipe that is almost full.
     struct Out(Sender<Vec<u8>>);
 
     impl Write for Out {
@@ -362,7 +362,7 @@ mod tests {
         String::from_utf8(read.try_iter().flatten().collect()).unwrap()
     }
 
-    /// Blocks until the other end of the gate is dropped.
+    /// An output that blocks until the other end of the gate is dropped.
     struct Gated {
         gate: Receiver<()>,
         out: Out,
@@ -379,7 +379,7 @@ mod tests {
         }
     }
 
-    /// Fails once with each error, then works.
+    /// An output that fails once with each error, and then works.
     struct Failing {
         errors: Vec<io::ErrorKind>,
         out: Out,

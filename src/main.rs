@@ -1,8 +1,9 @@
-//! The binary: arguments and environment become calls of the library, its outcome the exit code.
+//! The binary: turns arguments and environment into calls of the library, and the outcome into the
+//! exit code.
 //!
-//! Uses the library's public API only. Exit codes: 0 everything was finished, 1 something was cut
-//! or the command could not begin, 2 usage; `keep` ends with the exit code of its program. Each
-//! command reads its own arguments, so that none pays for the others at its start.
+//! The binary uses the library's public API only. The exit code is 0 if all work was finished, 1 if
+//! work was cut or the command could not begin, and 2 for wrong usage. `keep` ends with the exit
+//! code of its program. Each command reads only its own arguments, so that its start is fast.
 
 #[path = "main/access_log/mod.rs"]
 mod access_log;
@@ -47,17 +48,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// Raises the soft limit of open files to the hard one, as Go does: the low soft limit is there for
-/// programs that use `select`. [`Limits::default`](smol_graceful::Limits::default) looks at it. If
-/// it fails, less must do.
+/// Raises the soft limit of open files to the hard one, as Go does, because the low soft limit is
+/// meant for programs that use `select`. [`Limits::default`](smol_graceful::Limits::default) reads
+/// the limit. If this fails, the old limit stays.
 fn raise_open_files() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
-/// Writes the text that a command was asked for to standard output. A reader that leaves before the
-/// end, such as `head`, has what it wanted, so that is not an error. Another error is told on
-/// standard error. Returns `true` if there was none.
+/// Writes the text that a command line asks for to standard output. If a reader leaves before the
+/// end, such as `head`, that is not an error. Any other error is printed on standard error. Returns
+/// `true` if there was no error.
 fn print(text: &[u8]) -> bool {
     let mut stdout = io::stdout();
     match stdout.write_all(text).and_then(|()| stdout.flush()) {
@@ -70,7 +71,7 @@ fn print(text: &[u8]) -> bool {
     }
 }
 
-/// Returns what the operating system says, without the number of the error.
+/// Returns the operating system's words, without the number of the error.
 fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(code) => error.to_string().replace(&format!(" (os error {code})"), ""),

@@ -1,8 +1,9 @@
-//! [`Exchange`]: a request and what became of it, for the observer of
+//! [`Exchange`]: a request and its end, for the observer of
 //! [`Server::observe`](crate::Server::observe).
 //!
 //! Invariant: the observer hears of each exchange once, when it is over, and a panic of the
-//! observer costs one log line and nothing else (rule O2). Measures nothing: `wire/watch.rs` does.
+//! observer costs one log line and nothing else (rule O2). This file measures nothing, because
+//! `wire/watch.rs` does.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,15 +18,16 @@ use crate::address::Address;
 use crate::stop::seat::Seat;
 use crate::stream::transport::Peer;
 
-/// A request and what became of it, once that is over.
+/// A request and its response, after both are over.
 ///
-/// The observer of [`Server::observe`](crate::Server::observe) gets one for each request of which
-/// the server has read a byte, also for those that no handler sees: a head that is malformed, too
-/// long or too slow, and a method or a version that the server does not know.
+/// The observer of [`Server::observe`](crate::Server::observe) gets one exchange for each request
+/// of which the server has read a byte. This includes requests that no handler sees, because the
+/// head is malformed, too long or too slow, or because the server does not know the method or the
+/// version.
 ///
-/// An exchange is over when the last byte of the response is with the kernel, and when the server
-/// has read the request's body or has given it up. An exchange that is cut is over at that moment,
-/// and an upgraded one when the other protocol has ended.
+/// An exchange is over when the kernel has the last byte of the response, and the server has read
+/// the request's body or has given it up. If an exchange is cut, it is over at that moment, and an
+/// upgraded one is over when the other protocol has ended.
 ///
 /// # Examples
 ///
@@ -68,8 +70,8 @@ impl Exchange {
         self.seat.peer()
     }
 
-    /// Returns the address of the listener to which the client has connected. Returns `None` only
-    /// for a connection whose listener the server does not have any more.
+    /// Returns the address of the listener to which the client has connected, or `None` if the
+    /// server does not have that listener any more.
     pub fn listener(&self) -> Option<&Address> {
         self.seat.address()
     }
@@ -81,95 +83,96 @@ impl Exchange {
         self.seat.local_addr()
     }
 
-    /// Returns `true` if the client speaks HTTPS, as
-    /// [`Connection::https`](crate::Connection::https) has said.
+    /// Returns `true` if the client speaks HTTPS, according to
+    /// [`Connection::https`](crate::Connection::https).
     pub fn is_https(&self) -> bool {
         self.seat.is_https()
     }
 
-    /// Returns what the wrapper or the source of the connection has attached by
-    /// [`Connection::with`](crate::Connection::with).
+    /// Returns the value of this type that the listener's wrapper, or the source of the connection,
+    /// has attached by [`Connection::with`](crate::Connection::with).
     pub fn connection<T: Send + Sync + 'static>(&self) -> Option<&T> {
         self.seat.attached()
     }
 
-    /// Returns the method as the client wrote it, as far as it has arrived. Returns `""` if nothing
-    /// of it has arrived.
+    /// Returns the method as the client wrote it, as far as it has arrived, or `""` if nothing has
+    /// arrived.
     ///
-    /// Any client can make up methods, so do not make a metric of each. In a request line that is
-    /// malformed, each byte that is not visible ASCII is shown as U+FFFD.
+    /// A client can make up any number of methods, so do not make a metric of each. In a malformed
+    /// request line, U+FFFD replaces each byte that is not visible ASCII.
     pub fn method(&self) -> &str {
         &self.request.text[self.request.method.clone()]
     }
 
-    /// Returns the target as the client wrote it, as far as it has arrived. Returns `""` if nothing
-    /// of it has arrived.
+    /// Returns the target as the client wrote it, as far as it has arrived, or `""` if nothing has
+    /// arrived.
     ///
-    /// In a request line that is malformed, each byte that is not visible ASCII is shown as U+FFFD.
+    /// In a malformed request line, U+FFFD replaces each byte that is not visible ASCII.
     pub fn target(&self) -> &str {
         &self.request.text[self.request.target.clone()]
     }
 
-    /// Returns the version. Returns `None` if it has not arrived, or if [`Version`] does not have
+    /// Returns the version, or `None` if the version has not arrived or [`Version`] does not have
     /// it.
     pub fn version(&self) -> Option<Version> {
         self.request.version
     }
 
-    /// Returns the value of the request's first field of this name, in upper or lower case, as the
-    /// client sent it. A byte outside ASCII is shown as `%XX`, as in the fields of a request.
+    /// Returns the value of the request's first field of this name, as the client sent it. The case
+    /// of the name does not matter. `%XX` replaces a byte outside ASCII, as in the fields of a
+    /// request.
     ///
-    /// Returns `None` if there is no such field, and for every name if the head was refused or has
-    /// not arrived.
+    /// Returns `None` if there is no such field. If the head was refused or has not arrived whole,
+    /// returns `None` for every name.
     pub fn header(&self, name: &str) -> Option<&str> {
         let fields = self.request.text[self.request.fields..].lines();
         let mut fields = fields.filter_map(|line| line.split_once(':'));
         fields.find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim_ascii())
     }
 
-    /// Returns the status of the response that the client got. Returns `None` if the server sent
-    /// nothing of a response.
+    /// Returns the status of the response, or `None` if the server sent nothing of a response.
     pub fn status(&self) -> Option<StatusCode> {
         self.status
     }
 
-    /// Returns how many bytes of the request came, head and body, with the framing of a chunked
-    /// body. The bytes of another protocol behind an upgrade count, too.
+    /// Returns the number of bytes of the request that have come: head and body, with the framing
+    /// of a chunked body. The bytes of another protocol after an upgrade count, too.
     ///
-    /// Of a request whose head was refused or has not arrived, everything counts that has come.
+    /// If the head was refused or has not arrived whole, all bytes count that have come.
     pub fn received(&self) -> u64 {
         self.received
     }
 
-    /// Returns how many bytes of the response were sent, head and body, with the framing of a
-    /// chunked body. The bytes of another protocol behind an upgrade count, too.
+    /// Returns the number of bytes of the response that were sent: head and body, with the framing
+    /// of a chunked body. The bytes of another protocol after an upgrade count, too.
     pub fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// Returns how many bytes of [`Exchange::sent`] were sent behind the response's head.
+    /// Returns the number of bytes that were sent after the response's head, which are a part of
+    /// [`Exchange::sent`].
     pub fn body_sent(&self) -> u64 {
         self.body_sent
     }
 
-    /// Returns when the server began to read the request. Of requests that a client sends without
-    /// waiting for the answers, one begins after the other.
+    /// Returns the time at which the server began to read the request. If a client pipelines
+    /// requests, one begins after the other.
     pub fn began(&self) -> SystemTime {
         self.began
     }
 
-    /// Returns how long it took from the beginning until the server sent the first byte of the
-    /// response. Returns `None` if the server sent nothing of a response.
+    /// Returns the time from the beginning to the first byte of the response, or `None` if the
+    /// server sent nothing of a response.
     pub fn first_byte(&self) -> Option<Duration> {
         self.first_byte
     }
 
-    /// Returns how long the exchange took in all.
+    /// Returns the time from the beginning to the end of the exchange.
     pub fn took(&self) -> Duration {
         self.took
     }
 
-    /// Returns how the exchange ended.
+    /// Returns the way in which the exchange ended.
     pub fn ending(&self) -> ExchangeEnding {
         self.ending
     }
@@ -178,7 +181,7 @@ impl Exchange {
     ///
     /// # Examples
     ///
-    /// A metric needs the pattern of a route, because the targets are without number:
+    /// A metric needs the pattern of a route, because there are too many targets:
     ///
     /// ```
     /// use smol_graceful::{Response, Server};
@@ -216,7 +219,7 @@ impl fmt::Debug for Exchange {
     }
 }
 
-/// How an exchange ended.
+/// The way in which an exchange ended.
 ///
 /// # Examples
 ///
@@ -228,26 +231,26 @@ impl fmt::Debug for Exchange {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ExchangeEnding {
-    /// The response was sent whole. The response is the handler's, or stands for the handler's
+    /// The server has sent the whole response, which is the handler's, or stands for the handler's
     /// error.
     Answered,
-    /// The server has answered the request itself, and called no handler.
+    /// The server has answered the request itself, without a handler.
     Refused,
-    /// The handler has panicked, or the body of its response has. If the response had not begun,
-    /// the client got a 500.
+    /// The handler or the body of its response has panicked. If the response had not begun, the
+    /// client got a 500.
     Panicked,
-    /// The server has ended the exchange: the grace was over, the server was aborted, the
+    /// The server has ended the exchange, because the grace was over, the server was aborted, the
     /// response's body failed after a part of it was sent, or the body was silent in the drain for
     /// longer than [`Shutdown::stream_grace`](crate::Shutdown::stream_grace).
     Cut,
-    /// The client has left before the response was whole, or has taken nothing of it for
+    /// The client has left before the whole response was sent, or has taken nothing of it for
     /// [`Limits::stall_timeout`](crate::Limits::stall_timeout).
     Reset,
     /// The request was upgraded, and the other protocol has ended.
     Upgraded,
-    /// The connection has set out for the successor with a part of the request's head. The successor
-    /// answers the request. If the successor does not take the connection, this server goes on with
-    /// the request, and the observer hears of that as of another exchange.
+    /// The connection has gone to the successor with a part of the request's head, and the
+    /// successor answers the request. If the successor does not take the connection, this server
+    /// goes on with the request, which then is another exchange for the observer.
     HandedOver,
 }
 
@@ -271,12 +274,12 @@ pub(crate) struct RequestText {
     pub(crate) text: String,
     pub(crate) method: Range<usize>,
     pub(crate) target: Range<usize>,
-    /// Where the field lines begin. Behind the end of the request line if the head is not whole.
+    /// The beginning of the field lines in the text, or its end if the head is not whole.
     pub(crate) fields: usize,
     pub(crate) version: Option<Version>,
 }
 
-/// The program's function that hears of each exchange.
+/// The program's function, which gets each exchange.
 pub(crate) struct Observer(Box<dyn Fn(&Exchange) + Send + Sync>);
 
 impl Observer {
@@ -284,7 +287,7 @@ impl Observer {
         Self(Box::new(observe))
     }
 
-    /// Tells the observer of an exchange. A panic ends here (rule O2).
+    /// Passes an exchange to the observer. A panic ends here (rule O2).
     pub(crate) fn tell(&self, exchange: &Exchange) {
         if catch_unwind(AssertUnwindSafe(|| (self.0)(exchange))).is_err() {
             log::error!("{}: the observer has panicked", exchange.peer());

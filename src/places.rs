@@ -1,7 +1,7 @@
 //! [`Places`]: the places of a server, one for each connection that may be open (rule S24).
 //!
-//! If no place is free and a client waits, idle connections give theirs to the client. Knows
-//! neither connections nor the latch: the caller closes the connections.
+//! If no place is free and a client waits, an idle connection gives its place to the client. This
+//! file knows neither connections nor the latch, and the caller closes the connections.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -15,23 +15,23 @@ use crate::listen::listener::Listener;
 use crate::lock::lock;
 use crate::log_limit::LogLimit;
 
-/// A place, until it is dropped.
+/// A place. The drop frees it.
 pub(crate) type Place = SemaphoreGuardArc;
 
-/// The places of a server, which all its listeners share.
+/// The places of a server, shared by all its listeners.
 pub(crate) struct Places {
     free: Arc<Semaphore>,
     pressure: Mutex<Pressure>,
-    /// Keeps the clients that wait for a place from filling the log.
+    /// Keeps waiting clients from filling the log.
     reports: LogLimit,
 }
 
 impl Places {
-    /// Makes so many places as are wished for, or fewer if the process may not open so many files.
+    /// Makes the wished number of places, or fewer if the process may not open so many files.
     pub(crate) fn new(wished: usize) -> Self {
         let places = connections_allowed(wished).max(1);
         if places < wished {
-            // Without a descriptor the server could not even see that a client waits.
+            // With too few descriptors, the server could not even see that a client waits.
             log::warn!(
                 "serving {places} connections at most, not {wished}, because the process may not \
                  open more files; raise `ulimit -n`",
@@ -49,9 +49,9 @@ impl Places {
         self.free.try_acquire_arc()
     }
 
-    /// Waits for a free place. While none is free and a client waits at `listener`, calls
-    /// `close_idle` again and again, which closes at most so many idle connections and returns how
-    /// many it closes.
+    /// Waits for a free place, and returns it. While none is free and a client waits at `listener`,
+    /// calls `close_idle` again and again. `close_idle` gets the largest number of idle connections
+    /// to close, and returns the number that it closes.
     pub(crate) async fn take(
         &self,
         listener: &Listener,
@@ -81,8 +81,8 @@ impl Places {
     }
 }
 
-/// Says how many idle connections give way when a client waits: one, and more in a flood of
-/// clients, because each time costs a look at all connections.
+/// The number of idle connections that give way when a client waits. It is one, and more in a flood
+/// of clients, because each time costs a look at all connections.
 #[derive(Debug, Default)]
 struct Pressure {
     last: Option<Instant>,
@@ -90,7 +90,7 @@ struct Pressure {
 }
 
 impl Pressure {
-    /// Clients that wait so soon after another one are a flood.
+    /// Clients that come within this time after another one are a flood.
     const FLOOD: Duration = Duration::from_millis(100);
 
     fn next(&mut self, now: Instant) -> usize {

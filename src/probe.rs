@@ -1,8 +1,9 @@
-//! [`probe`]: what a balancer or an orchestrator asks a server: is it alive, is it ready.
+//! [`probe`]: the answers for a balancer or an orchestrator that asks whether a server is alive and
+//! ready.
 //!
-//! Invariant: *live* as long as handlers run at all, *ready* until the stop begins, so that in the
-//! lame duck (rule S3) new requests go elsewhere while this server still takes them. Looks at the
-//! request's token and connection, and at nothing else.
+//! Invariant: a server is *live* as long as handlers run, and *ready* until the stop begins. So in
+//! the lame duck (rule S3) new requests go elsewhere while this server still accepts them. This
+//! file looks only at the request, its token and its connection.
 
 use http_types::headers::{CACHE_CONTROL, CONTENT_TYPE};
 use http_types::{Method, Request, Response, StatusCode};
@@ -10,10 +11,13 @@ use http_types::{Method, Request, Response, StatusCode};
 use crate::client::goes_on;
 use crate::stop::token::Token;
 
-/// Answers a `GET` or `HEAD` of `/livez` (200) or `/readyz` (200, and 503 from the moment the stop
-/// begins, unless the connection goes to a successor); `None` for any other request.
+/// Answers a probe, which is a `GET` or `HEAD` of `/livez` or `/readyz`. Returns `None` for any
+/// other request.
 ///
-/// The words are Kubernetes'; HAProxy's `option httpchk GET /readyz` wants the same.
+/// `/livez` is always answered 200. `/readyz` is answered 200, and 503 after the stop has begun,
+/// unless the connection goes to a successor.
+///
+/// Kubernetes uses these paths, and HAProxy asks with `option httpchk GET /readyz`.
 ///
 /// # Examples
 ///
@@ -32,8 +36,8 @@ pub fn probe(request: &Request) -> Option<Response> {
     probe_for(&Token::of(request), request)
 }
 
-/// Answers like [`probe`], for the server of `token`: an admin server tells by this whether the
-/// public server is ready.
+/// Answers a probe like [`probe`], but for the server of `token`. With this, an admin server
+/// reports whether the public server is ready.
 ///
 /// # Examples
 ///
@@ -66,8 +70,8 @@ pub fn probe_for(token: &Token, request: &Request) -> Option<Response> {
     Some(response)
 }
 
-/// Returns `true` if a successor serves: the connection of `request` goes there, although its
-/// server is stopped. The client asks about the service, which goes on.
+/// Returns `true` if the server is stopped and the connection of `request` goes to a successor. The
+/// client asks about the service, which goes on.
 fn is_succeeded(request: &Request) -> bool {
     Token::of(request).is_stopping() && goes_on(request)
 }
@@ -100,7 +104,7 @@ mod tests {
         assert_eq!(ask(Method::Get, "/readyz"), Some(503));
     }
 
-    /// Rule H5: with a successor the service goes on, and so does this connection.
+    /// Rule H5: with a successor, the service and this connection go on.
     #[test]
     fn a_connection_that_goes_to_the_successor_sees_it_ready() {
         let shutdown = Shutdown::new();

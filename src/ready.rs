@@ -1,7 +1,7 @@
 //! [`ready`]: tells the keeper or the service manager that this process serves.
 //!
-//! A program with `serve` calls it, and `run` does what it does. Keeps no state, and sends nothing
-//! later.
+//! A program with `Server::serve` calls this function, and `run` does the same by itself. This file
+//! keeps no state, and sends nothing later.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,33 +17,33 @@ use crate::under_keeper;
 /// Tells the keeper, or else the service manager (systemd's `READY=1`), that this process serves on
 /// `listeners`.
 ///
-/// [`run`](crate::run) reports by itself. A program with [`Server::serve`] calls this when `serve`
-/// was called for each of its servers. Until then a keeper lets the predecessor serve, and a unit
-/// with `Type=notify` is not started.
+/// [`run`](crate::run) reports by itself. A program with [`Server::serve`] calls this after it has
+/// called `serve` for each of its servers. Until then, a keeper lets the predecessor serve, and a
+/// unit with `Type=notify` does not count as started.
 ///
-/// From then on a keeper restarts this process without closing a connection: the servers of this
-/// process take the connections of the predecessor, and hand their own to the successor. Then they
-/// stop, and [`Server::serve`] returns when they have drained. If the process has no server, the
-/// keeper stops it by SIGTERM, like any other program.
+/// From then on, a keeper restarts this process without closing a connection. The servers of this
+/// process take the connections of the predecessor, and at the next restart hand their own to the
+/// successor. Then they stop, and [`Server::serve`] returns after the drain. If the process has no
+/// server, the keeper stops it by SIGTERM, like any other program.
 ///
-/// Call [`signals`](crate::signals) first. As soon as this process is ready, a signal may come,
-/// which would kill it otherwise. `examples/restart.rs` is a whole program.
+/// Call [`signals`](crate::signals) first. A signal may come as soon as this process is ready, and
+/// would kill a process that does not handle it. `examples/restart.rs` is a whole program.
 ///
-/// Without a keeper and a manager, this does nothing. A second call does no harm, because a keeper
-/// counts only the first.
+/// Without a keeper and a manager, this does nothing. A second call does no harm, because only the
+/// first one counts.
 ///
-/// Only [`run`](crate::run) tells a manager anything else, namely STOPPING, EXTEND_TIMEOUT_USEC,
-/// WATCHDOG and how the drain goes on. A program with [`Server::serve`] may send those to
-/// NOTIFY_SOCKET itself, under a keeper, too, which passes them on.
+/// [`run`](crate::run) also sends the manager STOPPING, EXTEND_TIMEOUT_USEC, WATCHDOG and a STATUS.
+/// A program with [`Server::serve`] may send these to NOTIFY_SOCKET itself. Under a keeper it may
+/// do so, too, because the keeper passes them on.
 ///
 /// [`Server::serve`]: crate::Server::serve
 ///
 /// # Errors
 ///
-/// Returns [`io::ErrorKind::WouldBlock`] if the message could not be sent now. Try again then.
-/// Returns what the operating system says if there is no descriptor left to give the keeper a
-/// socket, and [`io::ErrorKind::InvalidInput`] if it has bound more than 253, which no keeper
-/// takes.
+/// Returns [`io::ErrorKind::WouldBlock`] if the message cannot be sent now, and then the program
+/// should try again. Returns the operating system's error if no descriptor is left for the copy of
+/// a socket, and [`io::ErrorKind::InvalidInput`] if the program has bound more than 253 sockets,
+/// because a keeper takes no more.
 ///
 /// # Examples
 ///
@@ -65,14 +65,15 @@ use crate::under_keeper;
 pub fn ready(listeners: &[Listener]) -> io::Result<()> {
     inherited::close_unclaimed();
     match Parent::of_this_process() {
-        // Without a server nobody would hear the keeper, which then stops this process by a signal.
+        // Without a server, this process does not read the keeper's messages, so the keeper has to
+        // stop it by a signal.
         Some(parent) if under_keeper::has_server() => tell_keeper(parent, listeners),
         _ => Notify::from_env().ready(),
     }
 }
 
-/// Tells the keeper which listeners this process serves. Gives it the sockets that it does not
-/// have.
+/// Tells the keeper on which listeners this process serves, and sends it the sockets that it does
+/// not have.
 fn tell_keeper(parent: &Parent, listeners: &[Listener]) -> io::Result<()> {
     let next = parent.offered.iter().map(|offered| offered.number + 1).max().unwrap_or(0);
     let mut numbers = next..;

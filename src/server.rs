@@ -1,8 +1,8 @@
-//! [`Server`]: the accept loop over listeners; count, spawn, stop, drain.
+//! [`Server`]: accepts connections from its listeners, counts and spawns them, stops and drains.
 //!
-//! Invariant: a connection is counted before its task is spawned (rule S1), and what the server
-//! was asked to do is done by two futures that need not run on the same thread: `accept` takes
-//! connections, `control` sweeps, stops and drains (rule S15). Handles no signal.
+//! Invariant: a connection is counted before its task is spawned (rule S1), and a server runs by
+//! two futures that need not be on the same thread: `accept` takes connections, and `control`
+//! sweeps, stops and drains (rule S15). This file handles no signal.
 
 use std::fmt;
 use std::future::Future;
@@ -48,11 +48,12 @@ use crate::wire::Movable;
 
 /// An HTTP/1.1 server.
 ///
-/// The handler is called for every request. It returns anything that is `Into<Response>` (of one
-/// type: with several, each `.into()` a [`Response`](crate::Response)), or an error, which the
-/// client sees as its status and no more: `http_types::Error::new(StatusCode::BadRequest, error)`;
-/// without a status it is a 500. A handler that panics costs its client a 500 and the connection,
-/// nothing else.
+/// The server calls the handler for every request. The handler returns a value that is
+/// `Into<Response>`, such as a text or a [`Response`](crate::Response), or an error. If its
+/// branches return values of several types, call `.into()` on each to make a
+/// [`Response`](crate::Response). Of an error, the client sees only the status, as in
+/// `http_types::Error::new(StatusCode::BadRequest, error)`, or 500 if the error has none. If a
+/// handler panics, its client gets a 500 and loses the connection, and nothing else happens.
 ///
 /// # Examples
 ///
@@ -120,7 +121,7 @@ impl Server {
         }
     }
 
-    /// Sets the limits; the default is [`Limits::default`].
+    /// Sets the limits. Default: [`Limits::default`].
     ///
     /// # Examples
     ///
@@ -138,13 +139,13 @@ impl Server {
         self
     }
 
-    /// Lets `observe` hear of each exchange, once it is over: for an access log or metrics, also of
-    /// what no handler ever sees (400, 408, 431, 501 and so on). By default nothing is measured,
-    /// and that costs nothing. A second call replaces the first.
+    /// Sets a function that gets each exchange after its end, for an access log or metrics. This
+    /// includes requests that no handler sees (400, 408, 431, 501 and so on). Default: no function,
+    /// and then the server measures nothing. A second call replaces the first.
     ///
-    /// `observe` runs on the thread that serves the connection, so it must not block: write logs
-    /// through a [`LogWriter`](crate::LogWriter). If it panics, the log says so, and the server
-    /// goes on.
+    /// `observe` runs on the thread that serves the connection, so it must not block. Write logs
+    /// through a [`LogWriter`](crate::LogWriter). If `observe` panics, the log says so, and the
+    /// server goes on.
     ///
     /// # Examples
     ///
@@ -170,10 +171,11 @@ impl Server {
 
     /// Runs connections on `executor`: an `Arc` of a [`smol::Executor`], a `&'static` one, smol's
     /// global one ([`ServerExecutor::global`]), or a runtime that is not smol's
-    /// ([`ServerExecutor::from_fn`]). The default is inside [`Server::serve`], on one thread.
+    /// ([`ServerExecutor::from_fn`]). Default: the connections run inside [`Server::serve`], on one
+    /// thread.
     ///
-    /// The program runs the executor, on as many threads as it likes, until `serve` has returned.
-    /// `serve` itself may be polled elsewhere. For handlers that cannot leave their thread there is
+    /// The program runs the executor, on any number of threads, until `serve` has returned. Another
+    /// thread may poll `serve` itself. For handlers that cannot leave their thread, use
     /// [`Server::local`].
     ///
     /// # Examples
@@ -193,13 +195,13 @@ impl Server {
     }
 
     /// Sets the handle that stops this server. The handle's latch may be shared with other servers,
-    /// or with work of the program's own. Without a handle only signals under [`run`](crate::run),
-    /// a keeper, and the end of its future stop a server.
+    /// or with work of the program's own. Without a handle, a server is stopped only by signals
+    /// under [`run`](crate::run), by a keeper, or by the drop of its future.
     ///
-    /// Servers that share a latch drain together, with the same four times. They have drained when
-    /// nobody holds the latch any more. Each outcome counts what all of them have finished. If a
-    /// server has to answer while the others drain, give it a latch of its own and stop it after
-    /// the others.
+    /// Servers that share a latch drain together, with the same four times, until the latch has no
+    /// holder any more. Each outcome counts the requests that all of them have finished. If one
+    /// server has to answer while the others drain, give it a latch of its own, and stop that latch
+    /// after the others.
     ///
     /// # Examples
     ///
@@ -225,7 +227,7 @@ impl Server {
         self
     }
 
-    /// Listens.
+    /// Listens on `listeners`, and returns the server that runs.
     pub(crate) fn start<L: Listen>(
         self,
         listeners: impl IntoIterator<Item = L>,
@@ -284,30 +286,30 @@ impl fmt::Debug for Server {
 /// A server that listens.
 pub(crate) struct Running {
     pub(crate) listeners: Vec<Listener>,
-    /// The listeners, as the connections know them.
+    /// The facts about each listener that its connections share.
     origins: Vec<Arc<Origin>>,
     executor: ServerExecutor,
-    /// A successor serves in the place of this server.
+    /// `true` if a successor serves in place of this server.
     is_succeeded: AtomicBool,
-    /// When the grace has begun, which is after the lame duck.
+    /// The time at which the grace began, which is after the lame duck.
     drain_began: OnceLock<Instant>,
-    /// The process stops this server when the others have drained (rule S26).
+    /// `true` if the process stops this server after the others have drained (rule S26).
     pub(crate) stops_last: bool,
     pub(crate) places: Places,
     pub(crate) service: Arc<Service>,
     /// The connections that leave for the successor.
     pub(crate) leavers: Receiver<Leaving>,
-    /// Brings the begin of a hand-over.
+    /// The channel that starts a hand-over.
     pub(crate) hand_over: (Sender<HandOverStart>, Receiver<HandOverStart>),
 }
 
-/// The begin of a hand-over.
+/// The data for the begin of a hand-over.
 pub(crate) struct HandOverStart {
-    /// The way to the successor.
+    /// The passage to the successor.
     pub(crate) passage: Channel,
     /// The passages from which connections still come.
     pub(crate) predecessors: Vec<Channel>,
-    /// Holds the drain open until each connection was asked to go.
+    /// Holds the drain open until the courier has asked each connection to leave.
     pub(crate) guard: Option<Entry>,
 }
 
@@ -317,44 +319,44 @@ impl Running {
     pub(crate) async fn accept<T: Send>(&self) -> T {
         let nobody: Pin<Box<dyn Future<Output = T> + Send + '_>> = Box::pin(future::pending());
         let all = self.listeners.iter().map(|listener| self.accept_on(listener));
-        // Not tasks of their own: they would keep the executor alive that they run on.
+        // These futures are not tasks, because a task would keep its executor alive.
         all.fold(nobody, |others, accept| Box::pin(others.or(accept))).await
     }
 
     async fn accept_on<T>(&self, listener: &Listener) -> T {
         for turn in 1_usize.. {
-            // Beyond `Limits::connections`, clients wait in the kernel's queue. `accept` drops the
+            // Clients beyond `Limits::connections` wait in the kernel's queue. `accept` drops the
             // place while it waits, so a listener without a client keeps no place from the others.
             let place = self.places.take(listener, |most| self.close_idle(most)).await;
             if !listener.accept(|accepted| self.admit(listener, accepted, Some(place))).await {
                 break;
             }
             if turn % 32 == 0 {
-                // A flood of connections must not keep those accepted from their turn.
+                // A flood of new connections must not keep accepted ones from their turn.
                 future::yield_now().await;
             }
         }
         if listener.failure().is_some() {
-            // Without this source the server would look healthy but serve less, so it stops (rule
-            // S17).
+            // S17: stop, because without this source the server would look healthy but serve less.
             self.service.shutdown.stop();
         }
         future::pending().await
     }
 
-    /// Closes the connections that have been idle longest, but at most so many. Returns how many
-    /// these are.
+    /// Closes the connections that have been idle longest, but at most `most`. Returns their
+    /// number.
     fn close_idle(&self, most: usize) -> usize {
         let Service { shutdown, orders, .. } = &*self.service;
-        // A client that has just come, or just got an answer, may well have a request on its way.
+        // `least` protects clients that have just come or just got an answer, because their next
+        // request may be on its way.
         let (least, now) = (shutdown.times().linger, Instant::now());
         shutdown.wake(|registry| registry.expire_idle_longest(orders, most, least, now))
     }
 
-    /// Takes what the kernel has queued, so that an abort can name it.
+    /// Takes the connections in the kernel's queues, so that an abort can name them.
     pub(crate) fn empty_queues(&self) {
         for listener in &self.listeners {
-            // Clients that cannot be taken yet are tried again at the end (`close_at_once`).
+            // If a client cannot be taken now, `close_at_once` tries again at the end.
             let _ = listener.empty_queue(|accepted| self.admit(listener, accepted, None));
         }
     }
@@ -371,7 +373,8 @@ impl Running {
             return;
         };
         let service = self.service.clone();
-        // Two kinds of tasks: what a wrapper needs is no part of a plain connection's.
+        // A wrapped connection has another kind of task, so the task of a plain one has no room for
+        // a wrapper.
         match listener.wrapper().cloned() {
             None => self.executor.spawn(async move {
                 let served = Conn::new(&service, &counted.seat, transport).serve();
@@ -402,7 +405,8 @@ impl Running {
     /// Spawns the task of a connection that another task or process has served before.
     pub(crate) fn go_on(&self, connection: Movable, counted: Counted) {
         let service = self.service.clone();
-        // Two kinds of tasks here, too: an idle connection has no room for a part of a request.
+        // Two kinds of tasks keep small the task of an idle connection, which has no room for a
+        // part of a request.
         match connection.into_idle() {
             (idle, None) => self.executor.spawn(async move {
                 let served = Conn::of(&service, &counted.seat, idle).serve();
@@ -427,8 +431,8 @@ impl Running {
         self.listeners.iter().find_map(Listener::failure).map(Into::into)
     }
 
-    /// Keeps the deadlines, waits for the stop, closes and drains. Tells `tell` how the stop goes
-    /// on.
+    /// Keeps the deadlines, waits for the stop, closes and drains. Calls `tell` at each step of the
+    /// stop, and returns the outcome.
     pub(crate) async fn control(&self, tell: impl Fn(Stopping<'_>)) -> Outcome {
         let _abort = AbortOnDrop(self);
         let listening = self.service.shutdown.admit(Holder::Server);
@@ -442,7 +446,7 @@ impl Running {
         outcome
     }
 
-    /// Returns where the server listens, in one line.
+    /// Returns the addresses of the server in one line.
     fn addresses(&self) -> String {
         let addresses = self.listeners.iter().map(|listener| listener.address().to_string());
         addresses.collect::<Vec<_>>().join(", ")
@@ -454,17 +458,18 @@ impl Running {
         token.stopping().await;
         let Times { grace, lame_duck, linger, .. } = shutdown.times();
         tell(Stopping::Begun);
-        // Rule S3. With a successor, a balancer that asks for readiness asks the successor.
+        // S3: with a successor there is no lame duck, because a balancer's probe goes to the
+        // successor.
         if !lame_duck.is_zero() && !self.has_successor() {
             log::info!("lame duck: accepting connections for another {lame_duck:?}");
             tell(Stopping::LameDuck(lame_duck));
             sleep(lame_duck).or(token.aborting()).await;
         }
         self.drain_began.get_or_init(Instant::now);
-        // Three futures side by side, until the drain ends: what the queue needs, descriptors above
-        // all, may only come free when idle connections leave, and the deadline holds for all.
-        // 1. S4: empty the queue, then close. Until then the drain is held open. It is polled
-        // before the drain, so the outcome of an abort names what was queued, too.
+        // Three futures run side by side until the drain ends. The queue may need descriptors that
+        // only idle connections can give back, and the deadline holds for all three.
+        // 1. S4: empty the queue, then close. Until then, the server holds the drain open. It is
+        // polled before the drain, so the outcome of an abort names queued connections, too.
         let close = async {
             for listener in &self.listeners {
                 listener.close(|accepted| self.admit(listener, accepted, None)).await;
@@ -472,7 +477,7 @@ impl Running {
             drop(listening);
             future::pending().await
         };
-        // 2. Rule S6: idle connections go on as before, until they are told to have a last look.
+        // 2. S6: idle connections go on as before, until they get the order for a last look.
         let linger = async {
             sleep(linger).await;
             self.service.orders.give(Order::LastLook);
@@ -488,9 +493,10 @@ impl Running {
         shutdown.outcome(took)
     }
 
-    /// Closes what the end of the drain has found open, because there were no descriptors for the
-    /// clients in the queue. Some may have come free by now, so those clients are named by their
-    /// request. The rest is named as a client of whom nothing is known.
+    /// Closes listeners that are still open at the end of the drain, because there were no
+    /// descriptors for the clients in their queues. If descriptors have come free, the outcome
+    /// names those clients by their requests. It names the others as clients of which nothing is
+    /// known.
     fn close_at_once(&self) {
         for listener in &self.listeners {
             if let Err(error) =
@@ -504,13 +510,13 @@ impl Running {
         }
     }
 
-    /// Notes that a successor serves in the place of this server.
+    /// Notes that a successor serves in place of this server.
     pub(crate) fn succeeded(&self) {
         self.is_succeeded.store(true, Ordering::Release);
     }
 
-    /// Lets connections go to a successor, from the coming stop on: those of the listeners that
-    /// have a number in `adopted`. Comes before the stop.
+    /// Lets the connections of listeners with a number in `adopted` go to a successor, from the
+    /// coming stop on. This has to come before the stop.
     pub(crate) fn begin_hand_over(
         &self,
         adopted: Vec<Option<u32>>,
@@ -528,7 +534,7 @@ impl Running {
         self.service.shutdown.token().stopping().await;
     }
 
-    /// Logs that no connection goes to the successor, and why.
+    /// Logs that no connection goes to the successor, and the reason.
     pub(crate) fn log_that_all_stay(&self) {
         let Service { shutdown, orders, .. } = &*self.service;
         let all = shutdown.seats(|registry| {
@@ -547,20 +553,20 @@ impl Running {
         }
     }
 
-    /// Returns how long the drain may still take, if it has begun.
+    /// Returns the remaining time of the drain, if it has begun.
     pub(crate) fn left(&self) -> Option<Duration> {
         let began = self.drain_began.get()?;
         Some(self.service.shutdown.times().grace.saturating_sub(began.elapsed()))
     }
 
-    /// Returns `true` if a successor serves in the place of this server, even if the successor does
-    /// not listen on all addresses.
+    /// Returns `true` if a successor serves in place of this server, even if the successor does not
+    /// listen on all addresses.
     pub(crate) fn has_successor(&self) -> bool {
         self.is_succeeded.load(Ordering::Acquire)
     }
 
-    /// Finds, again and again, the connections that have not moved for too long. Sleeps without
-    /// connections, and never ends.
+    /// Finds, again and again, the connections that have not moved for too long. Sleeps while there
+    /// are none. The future stays pending for ever.
     async fn sweep<T>(&self) -> T {
         let Service { limits, shutdown, orders, .. } = &*self.service;
         let token = shutdown.token();
@@ -568,7 +574,7 @@ impl Running {
             shutdown.occupied(orders).await;
             let pause = sleep(self.period());
             if shutdown.phase() == Phase::Running {
-                // The drain looks more often, from its beginning on.
+                // The drain has more frequent sweeps, from its beginning on.
                 pause.or(token.stopping()).await;
             } else {
                 pause.await;
@@ -606,9 +612,9 @@ impl Running {
 pub(crate) enum Stopping<'a> {
     /// The stop has begun.
     Begun,
-    /// The server still accepts connections for so long (rule S3).
+    /// The server still accepts connections for this time (rule S3).
     LameDuck(Duration),
-    /// The drain goes on. Comes every second, until nobody is left (rule S20).
+    /// The drain goes on. This step comes once a second until the end of the drain (rule S20).
     Draining(&'a Draining),
 }
 
@@ -624,11 +630,11 @@ impl Drop for AbortOnDrop<'_> {
     }
 }
 
-/// How many servers this process has started. If there were several, the log says which has
-/// drained.
+/// The number of servers that this process has started. With several, the log names the one that
+/// has drained.
 static STARTED: AtomicUsize = AtomicUsize::new(0);
 
-/// Says that so many connections stay in the predecessor: `1 stays`, `3 stay`.
+/// Returns the words for a number of connections that stay: `1 stays`, `3 stay`.
 pub(crate) fn stays(count: usize) -> String {
     format!("{count} {}", if count == 1 { "stays" } else { "stay" })
 }

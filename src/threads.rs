@@ -1,8 +1,9 @@
-//! [`check`]: makes sure that the thread runs that async-io needs, and that it has its descriptors.
+//! [`check`]: starts async-io's thread, or returns an error if the thread or its descriptors cannot
+//! be had.
 //!
 //! Invariant: after `check` has succeeded once, async-io's thread runs, so no later call into
-//! async-io can panic because the thread cannot be started. Knows nothing of the threads that run
-//! handlers.
+//! async-io can panic because the thread cannot be started. This file knows nothing of the threads
+//! that run handlers.
 
 use std::fs;
 use std::io;
@@ -19,21 +20,21 @@ use futures_lite::future;
 
 use crate::error::{because_of, reason};
 
-/// Makes sure that async-io's thread runs, and starts it if nobody has used async-io yet.
+/// Starts async-io's thread if it does not run yet.
 ///
-/// async-io panics where it cannot start its thread, or open its descriptors. So this first tries
-/// whether both can be had at all.
+/// async-io panics if it cannot start its thread or open its descriptors. So this function first
+/// tries both by itself.
 ///
 /// # Errors
 ///
-/// Returns what the operating system says if it starts no thread or opens no descriptor, because a
-/// limit is reached.
+/// Returns the operating system's error if a limit leaves no thread or no descriptor.
 pub(crate) fn check() -> io::Result<()> {
     static STARTED: OnceLock<()> = OnceLock::new();
     if STARTED.get().is_none() {
         try_one().map_err(named("cannot start a thread"))?;
         try_descriptors()?;
-        // Another process of the same user may have taken the last place meanwhile.
+        // The start may still panic, because another process of the same user may have taken the
+        // last thread meanwhile.
         panic::catch_unwind(start_async_io)
             .map_err(|_| named("cannot start a thread")(io::ErrorKind::WouldBlock.into()))?;
         let _ = STARTED.set(());
@@ -41,7 +42,7 @@ pub(crate) fn check() -> io::Result<()> {
     Ok(())
 }
 
-/// Names what could not be started, and the way out.
+/// Returns a function that makes an error with `what` and the remedy.
 pub(crate) fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
     move |error| {
         let message = format!(
@@ -53,8 +54,8 @@ pub(crate) fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
     }
 }
 
-/// Opens as many descriptors as async-io does for its own use (epoll, its timer, its waker), and
-/// closes them: async-io panics if it gets fewer.
+/// Opens as many descriptors as async-io needs (epoll, its timer, its waker), and closes them,
+/// because async-io panics if it gets fewer.
 fn try_descriptors() -> io::Result<()> {
     let pairs = [UnixStream::pair(), UnixStream::pair()];
     pairs.into_iter().collect::<io::Result<Vec<_>>>().map(drop).map_err(|error| {
@@ -68,7 +69,7 @@ fn try_descriptors() -> io::Result<()> {
 fn try_one() -> io::Result<Option<PathBuf>> {
     let probe = thread::Builder::new().name("probe".into()).spawn(own_entry)?;
     let entry = probe.join().ok().flatten();
-    // `join` returns a moment before the kernel has given the thread's place back.
+    // `join` returns a moment before the kernel stops counting the thread.
     let deadline = Instant::now() + Duration::from_millis(100);
     while entry.as_deref().is_some_and(Path::exists) && Instant::now() < deadline {
         thread::sleep(Duration::from_micros(100));
@@ -81,7 +82,7 @@ fn own_entry() -> Option<PathBuf> {
     Some(Path::new("/proc").join(fs::read_link("/proc/thread-self").ok()?))
 }
 
-/// Waits for a timer for a moment: async-io starts its thread for that.
+/// Polls a timer once, because async-io then starts its thread.
 fn start_async_io() {
     let timer = pin!(Timer::after(Duration::from_secs(1)));
     future::block_on(future::poll_once(timer));
@@ -96,7 +97,7 @@ mod tests {
         let entry = try_one().unwrap();
         assert!(!entry.is_some_and(|entry| entry.exists()));
         check().unwrap();
-        // The thread itself sets its name, a moment after it has begun.
+        // The thread sets its name itself, a moment after it has begun.
         let is_there = || {
             let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
             let mut names =

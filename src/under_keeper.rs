@@ -1,8 +1,8 @@
-//! The servers of a process that has a keeper: they obey its words together.
+//! Lets all servers of a process obey its keeper together.
 //!
 //! Invariant: one server at a time reads the keeper's words, and all of them follow. A server hands
-//! over before it stops, so that no response in between says `close`. Without a keeper nothing
-//! happens here.
+//! over before it stops, so that no response in between says `close`. Without a keeper, this file
+//! does nothing.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -26,7 +26,7 @@ use crate::stop::shutdown::Shutdown;
 /// The servers of this process, if it has a keeper.
 static SERVERS: Mutex<Vec<Weak<Running>>> = Mutex::new(Vec::new());
 
-/// Held by the server that reads the keeper's words.
+/// The lock of the server that reads the keeper's words.
 static READER: smol::lock::Mutex<()> = smol::lock::Mutex::new(());
 
 /// Notes that a server listens.
@@ -43,7 +43,8 @@ pub(crate) fn has_server() -> bool {
     !servers().is_empty()
 }
 
-/// Obeys the keeper, and hands the connections of `running` over when it says so. Never ends.
+/// Obeys the keeper, and hands the connections of `running` over when the keeper says so. The
+/// future stays pending for ever.
 pub(crate) async fn obey<T>(running: &Arc<Running>) -> T {
     let Some(parent) = Parent::of_this_process() else { return future::pending().await };
     let read = async {
@@ -53,18 +54,19 @@ pub(crate) async fn obey<T>(running: &Arc<Running>) -> T {
     read.or(hand_over(running)).await
 }
 
-/// Hands connections over, once that has begun. Never ends.
+/// Hands connections over after a hand-over has begun. The future stays pending for ever.
 async fn hand_over<T>(running: &Running) -> T {
     match running.hand_over.1.recv().await {
         Ok(HandOverStart { passage, predecessors, guard }) => {
             Courier::new(running, passage).run(predecessors, guard).await
         }
-        // The server has the other end.
+        // The server holds the sender, so this does not happen while the server lives.
         Err(_) => future::pending().await,
     }
 }
 
-/// Reads the keeper's words, and takes the connections that predecessors hand over. Never ends.
+/// Reads the keeper's words, and takes the connections that predecessors hand over. The future
+/// stays pending for ever.
 async fn read<T>(parent: &Parent, running: &Running) -> T {
     leave_the_end_of_the_keeper_to_the_channel();
     let mut adoption = Adoption::new(servers);
@@ -83,7 +85,8 @@ async fn read<T>(parent: &Parent, running: &Running) -> T {
                 break;
             }
             Some(Word::KeeperEnded) => stop_without_keeper(),
-            // Predecessors learn at once that this process takes no more.
+            // The drop closes the passages, so predecessors learn at once that this process takes
+            // no more.
             None => break drop(adoption.end()),
         }
     }
@@ -96,9 +99,9 @@ async fn read<T>(parent: &Parent, running: &Running) -> T {
     }
 }
 
-/// Asks the kernel for no signal when the keeper ends (rule K6), because the channel tells that. In
-/// a stop the signal would be the second one, and would cut the requests. Works on the main thread,
-/// which alone gets the signal.
+/// Asks the kernel not to send a signal when the keeper ends (rule K6), because the channel reports
+/// that end. In a stop, the signal would be the second one, and would cut requests. This works on
+/// the main thread, which is the only one that gets the signal.
 fn leave_the_end_of_the_keeper_to_the_channel() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::set_parent_process_death_signal(None) {
@@ -106,7 +109,7 @@ fn leave_the_end_of_the_keeper_to_the_channel() {
     }
 }
 
-/// Lets all servers hand their connections to a successor, and stops them.
+/// Starts the hand-over of all servers to a successor, and stops them.
 fn leave_to(leave: &Leave, passage: Option<Channel>, predecessors: Vec<Channel>) {
     note_successor(leave);
     let servers = servers();
@@ -123,7 +126,8 @@ fn leave_to(leave: &Leave, passage: Option<Channel>, predecessors: Vec<Channel>)
     servers.iter().for_each(|running| running.service.shutdown.stop());
 }
 
-/// Returns, for each listener of a server, its number if the successor takes its connections.
+/// Returns the number of each listener of a server, or `None` if the successor does not take its
+/// connections.
 fn adopted(running: &Running, leave: &Leave) -> Vec<Option<u32>> {
     let number = |listener: &Listener| {
         let number = listener.number().filter(|number| leave.adopted.contains(number));
@@ -132,8 +136,9 @@ fn adopted(running: &Running, leave: &Leave) -> Vec<Option<u32>> {
     running.listeners.iter().map(number).collect()
 }
 
-/// Makes a passage for each of `count` servers. The successor gets the other ends through
-/// `passage`, which is the first. Servers without a passage stop as without a successor.
+/// Returns a passage for each of `count` servers. The first one is `passage`, through which the
+/// successor gets the other ends of the rest. If one cannot be made, the list is shorter, and
+/// servers without a passage stop as without a successor.
 fn divide(passage: Channel, count: usize) -> Vec<Channel> {
     let further = (1..count).map_while(|_| {
         let further = Channel::pair().and_then(|(own, other)| {
@@ -147,7 +152,8 @@ fn divide(passage: Channel, count: usize) -> Vec<Channel> {
     [passage].into_iter().chain(further).collect()
 }
 
-/// Leaves to a successor the sockets that it has taken. The others are this process's alone.
+/// Notes that the successor accepts from the sockets that it has taken, and that no other process
+/// has the rest.
 fn note_successor(leave: &Leave) {
     let servers = servers();
     let mut latches: Vec<&Shutdown> = Vec::new();
@@ -168,9 +174,9 @@ fn note_successor(leave: &Leave) {
     log::info!("process {} has taken over: {}", leave.successor, in_flight.unwrap_or_default());
 }
 
-/// Stops all servers, because the keeper has ended.
+/// Stops the servers, because the keeper has ended.
 fn stop_without_keeper() {
-    // The process stops the last ones itself, when the others have drained (rule S26).
+    // S26: the process itself stops the last servers, after the others have drained.
     for running in servers().iter().filter(|running| !running.stops_last) {
         let shutdown = &running.service.shutdown;
         if shutdown.phase() == Phase::Running {
@@ -180,7 +186,7 @@ fn stop_without_keeper() {
     }
 }
 
-/// Returns the servers of this process that have joined and not ended.
+/// Returns the servers of this process that have joined and have not ended.
 fn servers() -> Vec<Arc<Running>> {
     lock(&SERVERS).iter().filter_map(Weak::upgrade).collect()
 }

@@ -1,4 +1,5 @@
-//! The door: what waits in the kernel's queue is served, at the stop and without descriptors too.
+//! The accept loop: the server serves clients in the kernel's queue, also at the stop and without
+//! descriptors.
 
 mod common;
 
@@ -17,17 +18,17 @@ use smol::Executor;
 use smol::channel::{Sender, bounded};
 use smol_graceful::{Address, Limits, Listener, Outcome, Request, Server, Shutdown};
 
-/// A server that has begun and is held back: first it takes no connection off the queue, then it
+/// A server that the test holds back. At first it takes no connection off the queue, and later it
 /// serves none.
 struct Held {
     addresses: Vec<Address>,
     shutdown: Shutdown,
     outcome: Receiver<Outcome>,
-    /// Closed: connections are taken.
+    /// The gate of accepting, which opens when it is dropped.
     taking: Option<Sender<()>>,
-    /// Closed: connections are served.
+    /// The gate of serving, which opens when it is dropped.
     serving: Option<Sender<()>>,
-    /// Closed, with everything else, at the end.
+    /// The end of the server, which comes when this is dropped.
     _end: Sender<()>,
 }
 
@@ -53,7 +54,7 @@ impl Held {
             let _ = serve.recv_blocking();
             let _ = block_on(executor.run(ended.recv()));
         });
-        // A stop before the server has begun is another story (tests/shutdown.rs).
+        // A stop before the server has begun is tested elsewhere (tests/shutdown.rs).
         begun.recv_timeout(PATIENCE).unwrap();
         Self {
             addresses,
@@ -78,7 +79,7 @@ impl Held {
     }
 }
 
-/// The next response is good, says that it is the last, and is.
+/// Asserts that the next response is good, says `close`, and is the last one.
 fn assert_last(client: &mut Client) {
     let response = client.response();
     assert_eq!(response.status, 200);
@@ -86,7 +87,7 @@ fn assert_last(client: &mut Client) {
     assert_eq!(client.end(), End::Eof);
 }
 
-/// Returns `true` if nobody listens there.
+/// Returns `true` if no process listens on the address.
 fn is_shut(address: &Address) -> bool {
     match address {
         Address::Tcp(addr) => is_refused(*addr),
@@ -95,7 +96,7 @@ fn is_shut(address: &Address) -> bool {
     }
 }
 
-/// Connects a client that has sent one request.
+/// Connects a client, and sends one request.
 fn asker(address: &Address) -> Client {
     let mut client = Client::connect_to(address);
     client.get("/");
@@ -120,12 +121,12 @@ fn all(directory: &Directory) -> Vec<Address> {
 
 fn assert_queue_is_served(mut server: Held, clients: usize) {
     let addresses = server.addresses.clone();
-    // Nobody takes these: they have connected and sent a request to the kernel.
+    // No process takes these connections, so only the kernel has their requests.
     let mut askers: Vec<_> = addresses.iter().cycle().take(clients).map(asker).collect();
     assert_eq!(server.shutdown.in_flight(), 0);
     server.shutdown.stop();
     server.take();
-    // Rule S1: all are counted before the first is served.
+    // S1: all connections are counted before the first one is served.
     wait_until("the queue is taken", || server.shutdown.in_flight() == clients);
     wait_until("the door is shut", || addresses.iter().all(is_shut));
     server.serve();
@@ -178,7 +179,7 @@ fn all_listeners_are_served_and_closed() {
     assert!(!directory.join("all").exists());
 }
 
-/// Nothing is served if one of several cannot be listened on.
+/// If one of several addresses cannot be bound, the server serves none.
 #[test]
 fn one_bad_address_refuses_the_start() {
     let (taken, directory) = (tcp(), Directory::new());
@@ -204,7 +205,7 @@ fn a_connection_beyond_the_limit_waits_for_its_turn() {
             Ok("okay")
         }
     });
-    // All of them are at work: nobody is idle, so nobody gives way.
+    // All connections are at work, so none gives way.
     let mut inside: Vec<_> = (0..2).map(|_| server.connect()).collect();
     for client in &mut inside {
         client.get("/");
@@ -215,7 +216,7 @@ fn a_connection_beyond_the_limit_waits_for_its_turn() {
         waiting.assert_silent();
         assert_eq!(server.shutdown.in_flight(), 2);
         open.send_blocking(()).unwrap();
-        // It does not matter which of the two it was.
+        // Either of the two may be answered first.
         let mut answered = None;
         wait_until("one is answered", || {
             let has_come = |client: &Client| {
@@ -243,7 +244,7 @@ fn a_connection_beyond_the_limit_waits_for_its_turn() {
     assert!(server.stop().is_drained());
 }
 
-/// The limit is one for all listeners together, and those where nobody comes take nothing of it.
+/// All listeners share one limit, and a listener without clients uses up no part of it.
 #[test]
 fn a_listener_where_nobody_comes_takes_no_part_of_the_limit() {
     for (connections, addresses) in [(1, 2), (2, 3)] {
@@ -264,7 +265,7 @@ fn a_listener_where_nobody_comes_takes_no_part_of_the_limit() {
     }
 }
 
-/// Rule S4 knows no limit: whoever waits at the stop is served, though all places are taken.
+/// Rule S4 has no limit: clients in the queue at the stop are served although all places are taken.
 #[test]
 fn a_connection_beyond_the_limit_is_served_at_the_stop() {
     let limits = Limits::default().connections(2);
@@ -312,13 +313,13 @@ mod exhaustion {
     use common::{Program, sockets_of};
     use rustix::process::{Resource, Rlimit, Signal, prlimit};
 
-    /// How many descriptors the program may still open.
+    /// The number of descriptors that the program may still open.
     const SPARE: usize = 5;
 
-    /// The real binary, which can take only a few connections, and does not know it.
+    /// The real binary, which has descriptors for a few connections only, and does not know that.
     struct Scarce {
         program: Program,
-        /// How many sockets it has without any connection.
+        /// The number of its sockets without any connection.
         sockets: usize,
     }
 
@@ -326,10 +327,10 @@ mod exhaustion {
         fn new(args: &[&str]) -> Self {
             let program = Program::server(args);
             let scarce = Self { sockets: sockets_of(program.pid()), program };
-            // What it opens late is open after this.
+            // Descriptors that the server opens late are open after this.
             scarce.program.connect().get("/livez").response();
             scarce.wait_until_alone();
-            // The limit is on their numbers, and some that were inherited may be high.
+            // The limit is on the numbers of descriptors, and inherited ones may be high.
             let pid = scarce.program.pid();
             let is_free = |fd: &u64| !Path::new(&format!("/proc/{pid}/fd/{fd}")).exists();
             let limit = (0..).filter(is_free).nth(SPARE);
@@ -342,7 +343,8 @@ mod exhaustion {
             scarce
         }
 
-        /// Four times as many clients as there is room for, each with a request for `path`.
+        /// Connects four times as many clients as there is room for, each with a request for
+        /// `path`.
         fn crowd(&mut self, path: &str) -> Vec<Client> {
             let mut clients: Vec<_> = (0..4 * SPARE).map(|_| self.program.connect()).collect();
             for client in &mut clients {
@@ -358,10 +360,10 @@ mod exhaustion {
         }
     }
 
-    /// Processor time used so far, in hundredths of a second.
+    /// Returns the processor time used so far, in hundredths of a second.
     fn ticks(program: &Program) -> u64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", program.pid())).unwrap();
-        // The fields behind the name, which ends with the last parenthesis: utime is the 14th.
+        // The fields begin after the name, which ends with the last parenthesis. utime is the 14th.
         let fields = stat.rsplit(')').next().unwrap().split_whitespace();
         fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
     }
@@ -373,16 +375,17 @@ mod exhaustion {
         assert_eq!(clients[0].response().status, 200);
         clients[4 * SPARE - 1].assert_silent();
 
-        // It does not spin: a second of that would be a hundred, or some dozen on a busy machine.
+        // The server does not spin. A second of spinning would be a hundred ticks, or some dozen on
+        // a busy machine.
         let before = ticks(&scarce.program);
         // The test is about the time that passes.
         thread::sleep(Duration::from_secs(1));
         let used = ticks(&scarce.program) - before;
         assert!(used <= 10, "{used} hundredths of a second");
-        // And those that are connected are served.
+        // Connected clients are served.
         assert_eq!(clients[0].get("/livez").response().status, 200);
 
-        // As some leave, others are served, in the order in which they came.
+        // When clients leave, others are served, in the order in which they came.
         let first = clients.remove(0);
         first.reset();
         for mut client in clients {
@@ -392,12 +395,12 @@ mod exhaustion {
         scarce.wait_until_alone();
         assert_eq!(scarce.program.connect().get("/livez").response().status, 200);
         scarce.program.stop();
-        // Once: all the time there were clients in the queue.
+        // The log says this once, because the queue was never empty meanwhile.
         let log = scarce.program.log();
         assert_eq!(log.matches("cannot accept").count(), 1, "{log}");
     }
 
-    /// Rule S4 without descriptors: those of idle connections are needed for the queue.
+    /// Rule S4 without descriptors: the queue needs those of idle connections.
     #[test]
     fn the_queue_is_served_at_the_stop() {
         let mut scarce = Scarce::new(&[]);
@@ -414,7 +417,7 @@ mod exhaustion {
         assert_eq!(scarce.program.exit_code(), 0);
     }
 
-    /// Rules S13 and S14 without descriptors: the drain ends all the same.
+    /// Rules S13 and S14 hold without descriptors: the drain ends.
     #[test]
     fn the_deadline_holds() {
         let mut scarce = Scarce::new(&["--grace", "300ms"]);

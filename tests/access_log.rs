@@ -1,6 +1,6 @@
-//! `--access-log`: what stands in it, where it goes, and that nobody waits for it.
+//! `--access-log`: the content and the place of its lines, and that no request waits for them.
 //!
-//! The real binary, real sockets, files and pipes. What a line says of which facts has its tests
+//! The tests use the real binary, real sockets, files and pipes. The format of a line has its tests
 //! beside the code, in `src/main/access_log`.
 
 #![cfg(target_os = "linux")]
@@ -23,7 +23,7 @@ use common::{
 };
 use rustix::process::Signal;
 
-/// Returns the lines of a file once there are as many.
+/// Waits until a file has `count` lines, and returns them.
 fn lines(path: &Path, count: usize) -> Vec<String> {
     let read = || fs::read_to_string(path).unwrap_or_default();
     wait_until("the lines are written", || read().lines().count() >= count);
@@ -40,7 +40,7 @@ fn without_time(line: &str) -> String {
     format!("{before} {behind}")
 }
 
-/// Every request has its line, also one that no handler has seen.
+/// Every request has its line, also a request that no handler has seen.
 #[test]
 fn every_request_has_a_line() {
     let directory = Directory::new();
@@ -77,8 +77,8 @@ fn every_request_has_a_line() {
     server.stop();
 }
 
-/// The endings that only the server knows: a client that has left, and one that the end of the
-/// grace has cut.
+/// The line shows endings that only the server knows: a client that has left, and a request that
+/// the end of the grace has cut.
 #[test]
 fn json_says_how_it_ended() {
     let directory = Directory::new();
@@ -89,7 +89,7 @@ fn json_says_how_it_ended() {
     let mut server = Program::start(command);
     in_flight(server.addr, "/?left").reset();
     let _cut = in_flight(server.addr, "/?cut");
-    // Two probes, and the client that has left.
+    // The lines are those of two probes, and of the client that has left.
     lines(&path, 3);
     server.signal(Signal::TERM);
     assert_eq!(server.exit_code(), 1, "{server}");
@@ -107,7 +107,7 @@ fn json_says_how_it_ended() {
     }
 }
 
-/// Lines go to standard output, and the log goes where it always goes.
+/// Lines go to standard output, and the log still goes to standard error.
 #[test]
 fn a_dash_is_standard_output() {
     let mut command = Command::new(SERVER);
@@ -118,8 +118,8 @@ fn a_dash_is_standard_output() {
     server.stop();
 }
 
-/// Rule S21: a pipe that its reader has forgotten, by its name and as standard output, a socket, and
-/// a disk that is full. The log says at the end that lines are missing.
+/// Rule S21: no request waits for a pipe without a reader, by its name or as standard output, for a
+/// socket, or for a full disk. The log says at the end that lines are missing.
 #[test]
 fn a_log_that_nobody_reads_holds_up_nothing() {
     let directory = Directory::new();
@@ -180,7 +180,7 @@ fn lost_lines_are_told_in_the_log_and_not_among_the_lines() {
     server.stop();
 }
 
-/// As logrotate renames it. Whoever looks again sees every line in one of the two files.
+/// The file is renamed as by logrotate. Every line is in one of the two files.
 #[test]
 fn a_file_that_is_renamed_is_made_anew() {
     let directory = Directory::new();
@@ -240,10 +240,10 @@ fn a_file_that_cannot_be_written_is_one_line_and_exit_1() {
     }
 }
 
-/// More requests than lines have room: in a pipe, in the write that waits, and in the queue.
+/// More requests than there is room for lines in a pipe, in the waiting write, and in the queue.
 const MANY: usize = 8_000;
 
-/// Asks so often over one connection that the lines do not fit into any pipe.
+/// Sends `count` requests over one connection, whose lines do not fit into a pipe.
 fn ask_often(addr: SocketAddr, count: usize) {
     const AT_ONCE: usize = 100;
     let mut client = Client::connect(addr);

@@ -1,8 +1,7 @@
-//! Addresses: what an operator writes becomes a server, or one line that says what is so and what
-//! to do.
+//! Addresses: the text of an operator gives a server, or one line with the reason and the remedy.
 //!
-//! Every case runs the real binary over real sockets. The lines that no test can bring about on
-//! every machine are compared in `src/bind_error.rs`, and the texts of addresses in
+//! Every case runs the real binary over real sockets. The lines that a test cannot cause on every
+//! machine are compared in `src/listen/bind_error.rs`, and the texts of addresses in
 //! `src/address.rs`.
 
 #![cfg(target_os = "linux")]
@@ -46,7 +45,7 @@ fn an_abstract_name_is_served_and_survives_a_restart() {
         0,
         "an abstract socket has no file"
     );
-    // The name is free again.
+    // The name is free after the end of the server.
     Program::start(server(&[address])).stop();
 }
 
@@ -99,7 +98,7 @@ fn the_mode_of_a_socket_file_is_a_setting() {
         command.envs(mode.map(|mode| ("SMOL_GRACEFUL_UNIX_MODE", mode)));
         let mut servers = Generations::start(&command);
         assert_eq!(mode_of(&path), expected, "{umask} {mode:?}");
-        // The successor's file is the predecessor's.
+        // The successor has the file of the predecessor.
         servers.restart();
         assert_eq!((mode_of(&path), &*ask(&listen)), (expected, "okay"));
         servers.end();
@@ -119,7 +118,8 @@ fn the_mode_of_an_inherited_socket_stays() {
     program.stop();
 }
 
-/// A mode may keep out the server's own user, who has to find out whether its file is stale.
+/// A mode may keep out the server's own user, and the server still has to find out whether the file
+/// is stale.
 #[test]
 #[ignore = "needs root"]
 fn a_mode_may_keep_out_the_owner() {
@@ -146,7 +146,7 @@ fn a_mode_may_keep_out_the_owner() {
     assert!(!path.exists());
 }
 
-/// Decimal for octal is a common mistake.
+/// A decimal number in place of an octal one is a common mistake.
 #[test]
 fn a_mode_that_is_none_is_explained() {
     let directory = Directory::new();
@@ -203,7 +203,7 @@ fn both_wildcards_work_together_in_either_order() {
     }
 }
 
-/// A program that binds in the order that does not work is told which one does.
+/// If a program binds in the wrong order, the error names the right one.
 #[test]
 fn a_program_is_told_which_wildcard_to_bind_first() {
     let first = Listener::bind("[::]:0").unwrap();
@@ -273,8 +273,8 @@ fn localhost_is_that_of_ipv6_on_a_machine_without_ipv4() {
 
 // A program that changes its directory.
 
-/// The file of a relative path is removed at the end, and found again by a successor, although the
-/// program has gone elsewhere.
+/// The file of a relative path is removed at the end, and a successor finds it, although the
+/// program has changed its directory.
 #[test]
 fn a_relative_path_survives_a_change_of_directory() {
     const NAME: &str = "a_relative_path_survives_a_change_of_directory";
@@ -306,7 +306,7 @@ fn serve_and_change_directory() {
     let listener = Listener::bind(address).unwrap();
     let directory = env::current_dir().unwrap();
     env::set_current_dir("/").unwrap();
-    // A second bind is refused, whatever the path is called now.
+    // A second bind is refused, by either path.
     if directory != Path::new("/") {
         let again = Address::Unix(directory.join("app.sock"));
         let error = Listener::bind(&again).unwrap_err().to_string();
@@ -349,7 +349,7 @@ fn an_inherited_socket_by_another_address_is_named() {
             assert_eq!(program.addr, addr);
             program.stop();
 
-            // A bare descriptor is asked for as such.
+            // A socket that LISTEN_FDS does not name is found by its descriptor.
             let line = line.replace(&format!("`{addr}`"), "`fd:0`");
             let mut command = server(&[&wanted]);
             assert_eq!(refusal_with(&mut command, held.try_clone().unwrap().into()), line);
@@ -381,7 +381,7 @@ fn an_inherited_unix_socket_is_known_by_any_path_to_its_file() {
     assert_eq!(refusal_with(&mut command, held.into()), line);
 }
 
-/// A wrapper that does not `exec` has the process id that the sockets were meant for.
+/// A wrapper that does not `exec` has the process id for which the sockets are meant.
 #[test]
 fn sockets_that_were_passed_to_a_wrapper_are_named_once() {
     let exec = "has to start the server by `exec`";
@@ -486,7 +486,7 @@ fn an_address_of_another_process_is_named() {
     let name = format!("unix:@sg-{}-other", std::process::id());
     let addresses = ["127.0.0.1:0".into(), unix(&directory.join("app.sock")), name];
     let mut other = Program::start(server(&addresses));
-    // The last one.
+    // The line of the last address comes when the program listens on all of them.
     other.wait_for("listening on unix:@");
     let stop = "stop that process, or choose another";
     for (listen, line) in [
@@ -531,7 +531,7 @@ fn both_sides_have_to_ask_for_reuse_port() {
     }
 }
 
-// Files that are in the way.
+// Files at the path of a socket.
 
 #[test]
 fn what_is_at_the_path_of_a_socket_is_named() {
@@ -587,7 +587,7 @@ fn what_another_user_may_not_do_is_named() {
     assert!(geteuid().is_root(), "only root can become another user");
     let directory = Directory::new();
     fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
-    // Where the other user may run it.
+    // The other user may run the copy in this directory.
     let program = directory.join("server");
     fs::copy(SERVER, &program).unwrap();
     let path = |name: &str| directory.join(name).display().to_string();
@@ -644,7 +644,7 @@ fn what_another_user_may_not_do_is_named() {
             "{line}"
         );
     }
-    // The kernel shares an address among the sockets of one user only.
+    // The kernel lets only sockets of one user share an address.
     let first = Program::server(&["--reuse-port"]);
     let mut command = Command::new(&program);
     let listen = first.addr.to_string();
@@ -693,7 +693,7 @@ fn a_text_that_is_no_address_is_a_usage_error() {
         (":1,,:2", "`` is not an address to listen on: it is empty; write `127.0.0.1:8082`"),
         (":1,", "`` is not an address to listen on: it is empty; "),
         ("  ", "`` is not an address to listen on: it is empty; "),
-        ("unix:@", "`unix:@` is not an address to listen on: a name is missing behind the `@`"),
+        ("unix:@", "`unix:@` is not an address to listen on: a name is missing after the `@`"),
         ("unix:/tmp/a,b.sock", "`b.sock` is not an address to listen on: write `127.0.0.1:8082`"),
         ("*:8082", "write `:8082` for every interface"),
         ("http://localhost:8082", "write `localhost:8082`"),
@@ -715,7 +715,7 @@ fn white_space_and_zeros_do_not_count() {
     program.wait_for(&format!("listening on {} (inherited)", held.local_addr().unwrap()));
 }
 
-// The tools of the tests above.
+// The tools of the tests above
 
 fn server(addresses: &[impl AsRef<str>]) -> Command {
     let mut command = Command::new(SERVER);
@@ -735,7 +735,7 @@ fn refusal_with(command: &mut Command, stdin: OwnedFd) -> String {
     told(command.stdin(stdin), 1)
 }
 
-/// Runs a server with wrong flags, and returns the line that says what is wrong.
+/// Runs a server with wrong flags, and returns the line that names the mistake.
 fn misuse(command: &mut Command) -> String {
     told(command.stdin(Stdio::null()), 2)
 }
@@ -750,7 +750,7 @@ fn told(command: &mut Command, code: i32) -> String {
     lines[0].to_owned()
 }
 
-/// Returns what the server at `address` answers.
+/// Returns the answer of the server at `address`.
 fn ask(address: &str) -> String {
     Client::connect_to(&address.parse().unwrap()).get("/").response().text()
 }
@@ -763,12 +763,12 @@ fn mode_of(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-/// A port that nobody listens on in either family, and that the kernel gives to nobody as long as
-/// the socket is held.
+/// Returns a port on which no process listens in either family. The kernel gives it to no other
+/// process as long as the socket is held.
 fn free_port() -> (Socket, u16) {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
     socket.set_only_v6(false).unwrap();
-    // A server may listen on it all the same, because it asks for this, too.
+    // With this option, a server can listen on the port, because it sets the option, too.
     socket.set_reuse_address(true).unwrap();
     socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into()).unwrap();
     let port = socket.local_addr().unwrap().as_socket().unwrap().port();

@@ -1,7 +1,7 @@
-//! `--admin`: readiness, metrics, and what the public server is doing, on another port.
+//! `--admin`: readiness, metrics and connections of the public server, on another port.
 //!
-//! The real binary. The counts are compared with those of `smol-graceful check`, and Prometheus'
-//! own parser reads the metrics in a test that needs it.
+//! The tests use the real binary. The counts are compared with those of `smol-graceful check`, and
+//! one test reads the metrics with Prometheus' own parser.
 
 #![cfg(target_os = "linux")]
 
@@ -34,7 +34,7 @@ impl Observed {
         Self { program, public, admin }
     }
 
-    /// Asks the admin server, over a connection of its own.
+    /// Asks the admin server, over a new connection.
     fn ask(&self, path: &str) -> Received {
         Client::connect(self.admin).get(path).response()
     }
@@ -50,7 +50,7 @@ impl Observed {
     }
 }
 
-/// The admin server answers for the public one until that has drained, and counts for nothing.
+/// The admin server answers until the public one has drained, and is not counted itself.
 #[test]
 fn operators_can_ask_until_the_end_of_the_drain() {
     let mut server = Observed::start(&["--work", "60s", "--grace", "60s"]);
@@ -85,13 +85,13 @@ fn operators_can_ask_until_the_end_of_the_drain() {
     assert_eq!(server.metric("smol_graceful_connections", &["\"body\""]), 1);
 
     assert_eq!(body.send("hello").response().text(), "hello");
-    // Rule S22: nobody waits for its answer any more.
+    // S22: the client has left, so the drain does not wait for the request.
     slow.reset();
     assert_eq!(server.program.exit_code(), 0, "{}", server.program);
     assert!(is_refused(server.admin));
 }
 
-/// A request of an operator is not one of the public server.
+/// The requests of an operator are not counted.
 #[test]
 fn requests_are_counted_by_what_became_of_them() {
     let server = Observed::start(&["--work", "60s"]);
@@ -123,7 +123,7 @@ fn requests_are_counted_by_what_became_of_them() {
     assert!(received > 3 * request, "{received}");
 }
 
-/// The server has counted as many answers as the clients of a load.
+/// The server counts as many answers as the clients of a load.
 #[test]
 fn the_counts_are_those_of_a_check() {
     let server = Observed::start(&["--work", "0s"]);
@@ -135,14 +135,14 @@ fn the_counts_are_those_of_a_check() {
     assert!(ended.status.success(), "{report}{}", text(&ended.stderr));
     let row = report.lines().find(|line| line.trim_start().starts_with("answered")).unwrap();
     let answered: u64 = row.split_whitespace().nth(1).unwrap().parse().unwrap();
-    // Before the load, `check` asks once with GET and once with POST whether the server is there.
+    // Before the load, `check` sends one GET and one POST to see whether the server answers.
     let labels = ["status=\"200\"", "ending=\"answered\""];
     let total = "smol_graceful_requests_total";
     wait_until("all is counted", || server.metric(total, &labels) == answered + 2);
     assert_eq!(server.metric(total, &[]), answered + 2, "{report}");
 }
 
-/// Prometheus' own parser and its rules for names and help.
+/// Prometheus' own parser checks its rules for names and help.
 #[test]
 #[ignore = "needs promtool"]
 fn promtool_accepts_the_metrics() {

@@ -1,4 +1,4 @@
-//! `smol-graceful check` as an operator runs it: what it says of a good server and of bad ones.
+//! `smol-graceful check` as an operator runs it, with a good server and with bad ones.
 //!
 //! The tests read the lines, the picture and the page. The counting itself has its tests beside the
 //! code, in `src/main/check`.
@@ -23,13 +23,13 @@ use common::{Directory, PATIENCE, ProcessId, Program, SERVER, case, output_withi
 use roxmltree::{Document, ParsingOptions};
 use rustix::process::{Pid, Signal};
 
-/// The rows of a report that say what a server has done wrong.
+/// The rows of a report that count faults.
 const FAULTS: [&str; 8] =
     ["told", "untold", "refused", "crossed", "reset", "cut", "wrong", "stalled"];
 
 // Bad servers.
 
-/// Each fault is counted as what it is, once for each restart, and in the verdict.
+/// Each fault is counted in its own row, once for each restart, and in the verdict.
 #[test]
 fn each_fault_is_counted_as_what_it_is() {
     use Fault::{Bytes, End, Leave};
@@ -59,7 +59,7 @@ fn each_fault_is_counted_as_what_it_is() {
     }
 }
 
-/// A request without an answer is lost when its time is over.
+/// A request without an answer counts as lost when its time is over.
 #[test]
 fn silence_is_counted() {
     assert_counted(Fault::Never, On::Any, "--patience 2s", &[("stalled", 2)], "2 lost");
@@ -78,7 +78,8 @@ fn assert_counted(fault: Fault, on: On, flags: &str, rows: &[(&str, u64)], verdi
     }
     let lost = ["crossed", "reset", "cut", "wrong", "stalled"];
     let lost: u64 = lost.iter().map(|name| number(&report, name)).sum();
-    // The faults that are right answers, and without the two requests before the load.
+    // The number includes faults that are right answers, and leaves out the two requests before the
+    // load.
     let right = if matches!(fault, Fault::Leave(_)) { 2 } else { 2 - lost };
     let answered = server.served.load(SeqCst) + right - 2;
     assert_eq!(number(&report, "answered"), answered, "{report}");
@@ -87,7 +88,7 @@ fn assert_counted(fault: Fault, on: On, flags: &str, rows: &[(&str, u64)], verdi
     let code = i32::from(!verdict.starts_with("nothing"));
     assert_eq!(output.status.code(), Some(code), "{report}{said}");
 
-    // Each restart has one of them.
+    // Each restart has one fault.
     let lines: Vec<_> = said.lines().collect();
     let closed = number(&report, "told") + number(&report, "untold");
     let (lost, closed) = (lost / 2, closed / 2);
@@ -99,7 +100,7 @@ fn assert_counted(fault: Fault, on: On, flags: &str, rows: &[(&str, u64)], verdi
     }
 }
 
-/// The first losses are described, with the kind of request and what was seen.
+/// The first losses are described, with the kind of request and the observation.
 #[test]
 fn losses_are_described() {
     let directory = Directory::new();
@@ -112,7 +113,7 @@ fn losses_are_described() {
     assert!(report.contains(": status 503, \"no!\"\n"), "{report}");
 }
 
-/// An answer that is late is the longest of all, of those near the restart, and of the restart.
+/// A late answer is the longest of all answers, of those near the restart, and of the restart.
 #[test]
 fn times_are_measured() {
     let directory = Directory::new();
@@ -137,7 +138,8 @@ fn times_are_measured() {
     }
 }
 
-/// Nobody listens for a while: clients are refused, and wait. That counts only if it is asked for.
+/// If no process listens for a while, clients are refused, and wait. This counts as a fault only if
+/// a flag says so.
 #[test]
 fn refused_clients_are_counted() {
     for (flags, code) in [("", 0), ("--none-refused", 1), ("--seamless", 1)] {
@@ -157,7 +159,7 @@ fn refused_clients_are_counted() {
                 });
             }
         });
-        // The outage itself, in which a client with a connection for each request comes.
+        // This is the outage, in which a client without a connection has to come.
         let (from, to) = (path.display(), directory.join("away"));
         let script = format!("mv {from} {0}; sleep 0.5; mv {0} {from}", to.display());
         let mut command = Command::new(SERVER);
@@ -185,7 +187,8 @@ fn refused_clients_are_counted() {
 
 // A good server.
 
-/// It is restarted in the plainest way, which refuses clients and closes their connections.
+/// The server is stopped and started, which refuses clients and closes their connections, and loses
+/// nothing.
 #[test]
 fn a_server_that_binds_anew_loses_nothing() {
     let directory = Directory::new();
@@ -215,7 +218,7 @@ fn a_server_that_binds_anew_loses_nothing() {
     let closed = format!("{} connections closed by the server", told + untold);
     assert!(report.lines().last().unwrap().contains(&closed), "{report}");
 
-    // The page says the same.
+    // The page has the same numbers.
     let page = fs::read_to_string(&page).unwrap();
     for outside in ["<script", "src=", "href=", "url(", "@import"] {
         assert!(!page.contains(outside), "{outside}");
@@ -242,7 +245,7 @@ fn a_server_that_binds_anew_loses_nothing() {
     assert!(settings.iter().any(|row| **row == ["Server", &*addr.to_string()]), "{settings:?}");
 }
 
-/// Without a command the check only looks, at the path of the URL, and sends the fields.
+/// Without a command the check only sends requests, to the path of the URL, with the given fields.
 #[test]
 fn a_server_is_checked_without_a_restart() {
     let mut server = Program::server(&["--work", "0s"]);
@@ -268,7 +271,7 @@ fn a_server_is_checked_without_a_restart() {
 
 // Mistakes.
 
-/// One line says what is wrong, with exit code 1, if there is nothing to check.
+/// If there is no server to check, one line says so, and the exit code is 1.
 #[test]
 fn a_server_that_cannot_be_checked_costs_one_line() {
     let directory = Directory::new();
@@ -315,7 +318,7 @@ fn a_server_that_cannot_be_checked_costs_one_line() {
     }
 }
 
-/// A restart that fails ends the load. The report tells what has happened until then.
+/// A restart that fails ends the load. The report has the counts up to then.
 #[test]
 fn a_restart_that_fails_is_reported() {
     let directory = Directory::new();
@@ -339,7 +342,7 @@ fn a_restart_that_fails_is_reported() {
     assert_eq!((table(&page, "restarts").len(), marks(&page, "restart")), (2, 2));
 }
 
-/// One line says what is wrong, with exit code 2, if the command line is.
+/// If the command line is wrong, one line says so, and the exit code is 2.
 #[test]
 fn wrong_usage_costs_one_line() {
     for (args, wrong) in [
@@ -365,7 +368,7 @@ fn wrong_usage_costs_one_line() {
     ] {
         let mut command = Command::new(SERVER);
         command.arg("check").args(args.split_terminator(' '));
-        // The server's variables are not those of the check.
+        // The check ignores the server's variables.
         command.env("SMOL_GRACEFUL_LISTEN", "nowhere");
         let output = output_within(&mut command, b"", PATIENCE);
         let said = text(&output.stderr);
@@ -388,7 +391,7 @@ fn number(report: &str, name: &str) -> u64 {
     row.flatten().unwrap_or_else(|| panic!("no {name} in {report}")).parse().unwrap()
 }
 
-/// Returns how many marks of this kind a picture has, without those of its key.
+/// Returns the number of marks of this kind in a picture, without those of its key.
 fn marks(picture: &Document<'_>, class: &str) -> usize {
     picture.descendants().filter(|node| node.attribute("class") == Some(class)).count()
 }
@@ -407,7 +410,7 @@ fn table(page: &Document<'_>, id: &str) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// The process that a pid file names. Dropped, it ends.
+/// The process that a pid file names. The drop ends the process.
 struct Named<'a>(&'a Path);
 
 impl Drop for Named<'_> {

@@ -1,7 +1,7 @@
-//! Real clients and proxies: curl, ab, wrk, nginx, HAProxy, Chromium; and a crowd of slow clients.
+//! Real clients and proxies (curl, ab, wrk, nginx, HAProxy, Chromium), and a crowd of slow clients.
 //!
-//! All of it on 127.0.0.1. What needs a Debian package is ignored unless asked for; `.ci/run`
-//! installs the packages and asks.
+//! All tests use 127.0.0.1 alone. A test that needs a Debian package is ignored by default.
+//! `.ci/run` installs the packages and runs all tests.
 
 #![allow(clippy::print_stdout, reason = "figures")]
 
@@ -62,12 +62,12 @@ fn curl_speaks_http_1_0() {
     let output = text_of(one.args(["--http1.0", "-i", &url]), b"");
     assert!(output.ends_with("\r\n\r\nokay"), "{output}");
     assert!(output.contains("\r\nconnection: close\r\n"), "{output}");
-    // Without a length, the body ends with the connection.
+    // A body without a length ends with the connection.
     let (mut stream, url) = curl(server.addr, "/stream?every=1ms&count=3");
     let output = text_of(stream.args(["--http1.0", "-i", &url]), b"");
     assert!(output.ends_with("\r\n\r\ntick 1\ntick 2\ntick 3\n"), "{output}");
     assert!(!output.contains("transfer-encoding"), "{output}");
-    // Asked for, a connection is kept.
+    // A connection is kept if the client asks for that.
     let (mut two, url) = curl(server.addr, "/");
     two.args(["--http1.0", "-H", "Connection: keep-alive", "-w", " %{num_connects}\n", &url, &url]);
     assert_eq!(text_of(&mut two, b""), "okay 1\nokay 0\n");
@@ -79,15 +79,15 @@ fn curl_uses_its_connection_again() {
     let (mut three, url) = curl(server.addr, "/");
     three.args(["-w", " %{num_connects}\n", &url, &format!("{url}livez"), &url]);
     assert_eq!(text_of(&mut three, b""), "okay 1\nlive\n 0\nokay 0\n");
-    // An unread body and an error leave it usable, too (rule W9).
+    // W9: the connection stays usable after an unread body and after an error.
     let (mut post, url) = curl(server.addr, "/");
     post.args(["-o", "/dev/null", "-o", "/dev/null"]);
     post.args(["-d", "unread", "-w", "%{http_code} %{num_connects}\n", &url, &url]);
     assert_eq!(text_of(&mut post, b""), "405 1\n405 0\n");
 }
 
-/// A path is seen as it was sent, or refused: a proxy in front has judged it as it was sent (rule
-/// W13).
+/// Rule W13: a handler sees a path as it was sent, or the path is refused, because a proxy in front
+/// has judged it as it was sent.
 #[test]
 fn curl_sends_a_path_as_it_is() {
     let server = Running::new(async |request: Request| Ok(request.url().path().to_owned()));
@@ -114,7 +114,7 @@ fn curl_asks_for_the_head_alone() {
     assert!(output.ends_with("\r\n\r\n0\n"), "used again: {output}");
 }
 
-/// We do not speak HTTP/2: an offer is ignored, who insists is told by an end.
+/// The server does not speak HTTP/2. It ignores an offer, and closes if a client insists.
 #[test]
 fn curl_falls_back_from_http_2() {
     let server = Program::server(&["--work", "0s"]);
@@ -127,7 +127,7 @@ fn curl_falls_back_from_http_2() {
 
 // ab and wrk
 
-/// HTTP/1.0 with keep-alive (rule W8).
+/// Rule W8: ab speaks HTTP/1.0 with keep-alive.
 #[test]
 #[ignore = "needs ab (apache2-utils)"]
 fn ab_keeps_its_connections() {
@@ -146,7 +146,7 @@ fn ab_keeps_its_connections() {
     assert_eq!(figure("Keep-Alive requests:"), Some(5000.0), "{output}");
 }
 
-/// Rule W10, and no answer is lost or mixed up: wrk counts and parses them.
+/// Rule W10: no answer is lost or mixed up. wrk counts and parses them.
 #[test]
 #[ignore = "needs wrk"]
 fn wrk_sends_pipelines() {
@@ -190,11 +190,11 @@ fn haproxy_finishes_what_is_in_flight() {
     in_flight_at_the_stop(&haproxy(server.addr), server);
 }
 
-/// How many requests may meet the listener's close in the middle of their connection's handshake:
-/// the hole that the kernel leaves (README, *Stopping*; tests/load.rs).
+/// The number of requests whose handshake may meet the close of the listener. The kernel leaves
+/// this gap (README, *Stopping*, and tests/load.rs).
 const IN_HANDSHAKE: usize = 2;
 
-/// nginx says of every request that failed why it did.
+/// nginx logs the reason of every request that failed.
 #[test]
 #[ignore = "needs nginx"]
 fn nginx_loses_nothing_at_the_stop() {
@@ -205,7 +205,7 @@ fn nginx_loses_nothing_at_the_stop() {
     let log = proxy.end();
     let errors: Vec<_> = log.iter().filter(|line| line.contains("[error]")).collect();
     let count = |what: &str| errors.iter().filter(|line| line.contains(what)).count();
-    // Nothing was sent: there was nobody to connect to.
+    // Nothing was sent, because no process listened.
     let refused = count("(111: Connection refused) while connecting to upstream");
     let reset = count("(104: Connection reset by peer)");
     println!("nginx: {refused} refused, {reset} reset in the handshake");
@@ -226,7 +226,7 @@ fn haproxy_loses_nothing_at_the_stop() {
     assert!(failed.len() - refused <= IN_HANDSHAKE, "{failed:?}");
 }
 
-/// The default health check: `OPTIONS /` in HTTP/1.0, without a Host.
+/// HAProxy's default health check is `OPTIONS /` in HTTP/1.0, without a Host.
 #[test]
 #[ignore = "needs haproxy"]
 fn haproxy_finds_us_healthy() {
@@ -280,11 +280,11 @@ fn haproxy_and_the_handler_see_the_same() {
     }
 }
 
-/// What is upgraded stays so through a proxy, and so does the leave that is taken (rule S11).
+/// Rule S11: a WebSocket works through a proxy, and so does its end at the stop.
 #[test]
 #[ignore = "needs nginx"]
 fn nginx_passes_a_websocket_on() {
-    // RFC 6455 section 5.7: `Hello` as a client sends it and as a server does.
+    // These are `Hello` from a client and from a server (RFC 6455 section 5.7).
     const MASKED: &[u8] = &[0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
     const UNMASKED: &[u8] = &[0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f];
     let mut server = Program::example("websocket", &["127.0.0.1:0"]);
@@ -295,13 +295,14 @@ fn nginx_passes_a_websocket_on() {
     assert_eq!(client.response().status, 101);
     assert_eq!(client.send(MASKED).take(7).unwrap(), UNMASKED);
     server.signal(Signal::TERM);
-    // Close, with 1001 and `stopping`; then the same from us, masked with zeros.
+    // The server sends a Close with 1001 and `stopping`, and the client answers with one, masked
+    // with zeros.
     assert_eq!(client.take(12).unwrap(), b"\x88\x0a\x03\xe9stopping");
     client.send(b"\x88\x82\0\0\0\0\x03\xe9");
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
-/// Through a proxy, many requests of many clients share few connections to us.
+/// Through a proxy, many requests of many clients share few connections to the server.
 fn keeps_its_connections(proxy: fn(SocketAddr) -> Proxy) {
     const EACH: usize = 100;
     let peers = Arc::new(Mutex::new(HashSet::new()));
@@ -339,7 +340,7 @@ fn keeps_its_connections(proxy: fn(SocketAddr) -> Proxy) {
     let peers: Vec<_> = peers.lock().unwrap().drain().collect();
     println!("{} requests on {} connections", 8 * EACH, peers.len());
     assert!(peers.len() < 8 * EACH / 4, "{} connections", peers.len());
-    // The connections that it keeps do not hold up the stop.
+    // The proxy's kept connections do not hold up the stop.
     assert!(server.stop().is_drained());
 }
 
@@ -358,7 +359,7 @@ fn in_flight_at_the_stop(proxy: &Proxy, mut server: Program) {
         assert!(seen.starts_with("HTTP/1.1 200 OK\r\n"), "{seen}");
     }
     server.signal(Signal::TERM);
-    // The stream sees the stop and ends properly (rule S10): with the last chunk.
+    // S10: the stream sees the stop and ends properly, with the last chunk.
     let mut end = String::new();
     while !end.ends_with("\r\n0\r\n\r\n") {
         end.push_str(&text(&download.take(1).unwrap()));
@@ -373,8 +374,9 @@ fn in_flight_at_the_stop(proxy: &Proxy, mut server: Program) {
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
-/// Asks through `proxy` without a pause, from clients that stop at their first failure, and stops
-/// the server amid that. What failed: statuses, or how the proxy's own connection ended.
+/// Sends requests through `proxy` without a pause, from clients that stop at their first failure,
+/// and stops the server meanwhile. Returns the failures: statuses, or the end of the proxy's own
+/// connection.
 fn stop_amid_traffic(proxy: &Proxy, server: &mut Program) -> Vec<String> {
     let addr = proxy.addr;
     const CLIENTS: usize = 16;
@@ -429,7 +431,8 @@ fn fill(config: &str, listen: SocketAddr, stats: SocketAddr, server: SocketAddr)
 
 // Chromium
 
-/// A page with 20 subresources: styles, scripts, images, and what a script fetches and sends.
+/// Chromium loads a page with 20 subresources: styles, scripts, images, and data that a script
+/// fetches and sends.
 #[test]
 #[ignore = "needs chromium"]
 fn chromium_loads_a_page() {
@@ -457,7 +460,7 @@ fn chromium_loads_a_page() {
     assert!(server.stop().is_drained());
 }
 
-/// The page, and what belongs to it.
+/// Serves the page and its subresources.
 async fn page(path: &str, mut request: Request) -> http_types::Result<Response> {
     let kind = |body: Body, content_type: &str| {
         let mut response = Response::from(body);
@@ -470,7 +473,7 @@ async fn page(path: &str, mut request: Request) -> http_types::Result<Response> 
         "js" => kind("loaded();".into(), "text/javascript"),
         "svg" => {
             let image = "<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'></svg>";
-            // Without a length: in chunks.
+            // A body without a length is sent in chunks.
             let reader = futures_lite::io::Cursor::new(image);
             kind(Body::from_reader(reader, None), "image/svg+xml")
         }
@@ -480,7 +483,7 @@ async fn page(path: &str, mut request: Request) -> http_types::Result<Response> 
     })
 }
 
-/// Counts what has come; a fetched body must be right to the last byte.
+/// The page counts the subresources that have come. A fetched body must be right to the last byte.
 const PAGE: &str = r#"<!DOCTYPE html><title>twenty</title><p id="p">loading</p><script>
 let n = 0, late = [];
 function loaded() { if (++n == 20) p.textContent = "all 20 " + "loaded"; }
@@ -494,7 +497,7 @@ onerror = event => p.textContent = "failed: " + event;
 for (let i = 0; i < 4; i++) add("link", { rel: "stylesheet", href: `/r/${i}.css` });
 for (let i = 0; i < 4; i++) add("script", { src: `/r/${i}.js` });
 for (let i = 0; i < 6; i++) add("img", { src: `/r/${i}.svg` });
-// And for these, as they are asked for in a synchronous way.
+// The load event waits for these, too, because the requests are synchronous.
 function ask(method, url, body) {
     const request = new XMLHttpRequest();
     request.open(method, url, false);
@@ -510,8 +513,8 @@ for (let i = 0; i < 3; i++) {
 
 // A crowd
 
-/// 200 clients that send a byte a second: others do not notice, and after the head timeout they
-/// are gone.
+/// 200 clients send a byte a second. Other clients do not notice them, and after the head timeout
+/// they are gone.
 #[test]
 fn slow_clients_harm_nobody() {
     const CROWD: usize = 200;
@@ -530,13 +533,14 @@ fn slow_clients_harm_nobody() {
     let (mut answers, mut slowest, mut most) = (0, Duration::ZERO, before);
     thread::scope(|scope| {
         let slow = scope.spawn(|| {
-            // A byte a second, each: this is what the scenario is, not a wait for something.
+            // Each client sends a byte a second. This pause is the scenario, and not a wait for an
+            // event.
             while crowd.iter_mut().filter_map(Slow::go_on).count() > 0 {
                 thread::sleep(Duration::from_secs(1));
             }
         });
-        // Meanwhile the others are served, old connections and new ones.
-        // One that has just left may still be counted.
+        // Meanwhile other clients are served, on old connections and on new ones. A client that has
+        // just left may still be counted.
         while in_flight() > others.len() + 2 {
             for client in others.iter_mut().chain([&mut server.connect()]) {
                 let asked = Instant::now();
@@ -560,7 +564,7 @@ fn slow_clients_harm_nobody() {
         let answer = text(&slow.answer);
         assert!(answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{answer}");
     }
-    // Those who have done nothing wrong are still there.
+    // The other clients are still connected.
     for client in &mut others {
         assert_eq!(client.get("/").response().text(), "okay");
     }
@@ -582,7 +586,8 @@ impl Slow {
         Self { stream, sent: 0, answer: Vec::new(), ended: false }
     }
 
-    /// Sends the next byte, unless there is an answer; `None` when the connection has ended.
+    /// Sends the next byte, unless there is an answer. Returns `None` when the connection has
+    /// ended.
     fn go_on(&mut self) -> Option<()> {
         const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\nX: ";
         match self.stream.read_to_end(&mut self.answer) {
@@ -599,23 +604,23 @@ impl Slow {
     }
 }
 
-/// This process's memory, in KiB.
+/// Returns this process's memory, in KiB.
 fn resident() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-// What they share
+// The parts of the tests above
 
-/// curl, quiet but for errors, and the URL of `path`.
+/// Returns a command for curl that prints only errors, and the URL of `path`.
 fn curl(addr: SocketAddr, path: &str) -> (Command, String) {
     let mut curl = installed("curl", "curl");
     curl.args(["-q", "-sS", "--noproxy", "*"]);
     (curl, format!("http://{addr}{path}"))
 }
 
-/// Runs `command` with `input`, and returns what it writes to its standard output.
+/// Runs `command` with `input`, and returns its standard output.
 fn text_of(command: &mut Command, input: &[u8]) -> String {
     text(&run_ok(command, input))
 }

@@ -1,5 +1,5 @@
-//! The connection, as a handler may know it: the listener, the local address, HTTPS, and what a
-//! source or a wrapper has attached. No client can forge any of it.
+//! The facts about a connection for a handler: the listener, the local address, HTTPS, and values
+//! from a source or a wrapper. A client cannot forge them.
 
 mod common;
 
@@ -11,13 +11,13 @@ use futures_lite::stream;
 use smol::Async;
 use smol_graceful::{Address, Connection, ConnectionInfo, Listener, Peer, Request, Server};
 
-/// Attached by sources and wrappers.
+/// A value that sources and wrappers attach.
 struct Tenant(&'static str);
 
-/// Attached by wrappers alone.
+/// A value that only wrappers attach.
 struct Protocol(&'static str);
 
-/// Returns a handler that says what it knows of its connection.
+/// Returns a handler that answers with the facts about its connection.
 fn tell() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
     |request| {
         Box::pin(async move {
@@ -67,7 +67,7 @@ fn each_request_knows_its_listener_and_its_local_address() {
     assert_eq!(ask(&mut client), format!("{address} none {rest}"));
 }
 
-/// A socket for both families tells an IPv4 client's address as one of IPv4.
+/// A socket for both families shows the address of an IPv4 client as IPv4.
 #[test]
 fn a_listener_for_both_families_knows_each_clients_address() {
     let server = Running::on(Server::new(tell()), [Listener::bind(":0").unwrap()]);
@@ -95,7 +95,7 @@ fn a_source_says_what_it_knows() {
         client.get("/").response().text(),
         format!("{told} none true https://test/ blue none")
     );
-    // Another connection has said nothing.
+    // Another connection has no attached value.
     let mut other = pipes.connect();
     assert_eq!(
         other.get("/").response().text(),
@@ -103,7 +103,7 @@ fn a_source_says_what_it_knows() {
     );
 }
 
-/// The socket of a source has a local address, whatever the listener is.
+/// The socket of a source has a local address.
 #[test]
 fn the_socket_of_a_source_has_a_local_address() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -116,8 +116,8 @@ fn the_socket_of_a_source_has_a_local_address() {
     assert_eq!(told, format!("{} {at} false http://test/ none none", Address::Other));
 }
 
-/// Both the source and the wrapper may speak. If both speak of the same thing, the wrapper is the
-/// one who has looked.
+/// Both the source and the wrapper may attach values. If both attach the same type, the wrapper's
+/// value counts.
 #[test]
 fn a_wrapper_adds_to_what_the_source_says() {
     let (pipes, listener) = Pipes::listener();
@@ -143,7 +143,7 @@ fn what_is_attached_to_a_plain_socket_is_known() {
     let at = server.addr();
     let mut client = server.connect();
     assert_eq!(ask(&mut client), format!("{at} {at} true https://test/ blue none"));
-    // The default port of HTTPS is another one, and a client may say which scheme it means.
+    // The default port of HTTPS differs from that of HTTP, and a client may write a scheme.
     for (target, host, url) in [
         ("/a", "test:80", "https://test:80/a"),
         ("/a", "test:443", "https://test/a"),

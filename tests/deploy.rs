@@ -1,10 +1,10 @@
-//! The files in `deploy/` for ways to restart without the keeper, run as they are but for ports and
-//! paths, with the programs that they are for, under a load that checks every answer
-//! (`smol-graceful check`), and the files for the access log and for metrics. `deploy_keeper.rs`
-//! runs the files that start the keeper.
+//! The files in `deploy/` for restarts without the keeper, for the access log and for metrics. Each
+//! test runs a file with its program, and with only ports and paths replaced. Restarts are under a
+//! load that checks every answer (`smol-graceful check`). `deploy_keeper.rs` runs the files that
+//! start the keeper.
 //!
-//! All of it on 127.0.0.1. Tests that need a Debian package are ignored unless asked for; `.ci/run`
-//! installs the packages and asks for all.
+//! All tests use 127.0.0.1 alone. A test that needs a Debian package is ignored by default.
+//! `.ci/run` installs the packages and runs all tests.
 
 #![cfg(target_os = "linux")]
 
@@ -32,8 +32,8 @@ use rustix::process::Signal;
 use smol_graceful::Request;
 use supervisord::Supervisord;
 
-/// `[fcgi-program]`: supervisord holds the socket, two processes share it and are restarted in
-/// turn.
+/// With `[fcgi-program]`, supervisord holds the socket, and two processes share it and are
+/// restarted in turn.
 #[test]
 #[ignore = "needs supervisord (supervisor)"]
 fn supervisord_holds_the_socket() {
@@ -48,14 +48,14 @@ fn supervisord_holds_the_socket() {
     assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
 }
 
-/// systemd's own tool passes its socket, under the name that it was given.
+/// systemd's own tool passes a socket with a name.
 #[test]
 #[ignore = "needs systemd-socket-activate (systemd)"]
 fn systemd_activates_it() {
     let addr = free_port();
     let mut command = installed("systemd-socket-activate", "systemd");
     command.args(["-l", &addr.to_string(), "--fdname=http", SERVER, "--work", "0s"]);
-    // It begins to serve with the first client.
+    // systemd starts the server with the first client.
     let first = thread::spawn(move || {
         wait_until("a socket", || TcpStream::connect(addr).is_ok());
         Client::connect(addr).get("/").response().text()
@@ -67,7 +67,7 @@ fn systemd_activates_it() {
     assert!(server.log().contains(&format!("listening on {addr} (inherited)")));
 }
 
-/// systemd finds nothing to complain of in the units.
+/// systemd accepts the units without a warning.
 #[test]
 #[ignore = "needs systemd-analyze (systemd)"]
 fn systemd_units_are_well_formed() {
@@ -124,7 +124,7 @@ fn nginx_rolls_two_replicas() {
     assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
 }
 
-/// A client cannot say itself who it is.
+/// A client cannot forge its address.
 #[test]
 #[ignore = "needs haproxy"]
 fn haproxy_lets_no_client_forge_its_address() {
@@ -132,7 +132,7 @@ fn haproxy_lets_no_client_forge_its_address() {
     assert_nothing_is_forged(&haproxy([server.addr(); 2]));
 }
 
-/// A client cannot say itself who it is.
+/// A client cannot forge its address.
 #[test]
 #[ignore = "needs nginx"]
 fn nginx_lets_no_client_forge_its_address() {
@@ -140,7 +140,7 @@ fn nginx_lets_no_client_forge_its_address() {
     assert_nothing_is_forged(&nginx([server.addr(); 2]));
 }
 
-/// Every file says how long its supervisor has to wait, and keeps to it itself.
+/// In every file, the supervisor waits longer than lame duck and grace.
 #[test]
 fn supervisors_wait_longer_than_the_grace() {
     let number = |file: &str, key: &str| -> u64 {
@@ -171,7 +171,7 @@ fn supervisors_wait_longer_than_the_grace() {
 }
 
 /// Debian's logrotate renames and compresses the file under load. Each request has its line in one
-/// of the files, and the server has made each new file.
+/// of the files, and the server makes each new file.
 #[test]
 #[ignore = "needs logrotate"]
 fn logrotate_loses_no_line() {
@@ -211,8 +211,8 @@ fn logrotate_loses_no_line() {
     assert_eq!(common::text(&all).lines().count(), asked);
 }
 
-/// Prometheus' own tool reads the file. Debian's knows no Kubernetes, so the targets of the Pods are
-/// left out.
+/// Prometheus' own tool reads the file. Debian's version does not know Kubernetes, so the test
+/// leaves out the targets of the Pods.
 #[test]
 #[ignore = "needs promtool"]
 fn prometheus_takes_the_file() {
@@ -226,7 +226,7 @@ fn prometheus_takes_the_file() {
     common::run_ok(promtool.args(["check", "config"]).arg(&config), b"");
 }
 
-/// Every file means the same port for operators.
+/// All files have the same port for operators.
 #[test]
 fn the_admin_port_is_the_same_everywhere() {
     let lines = |file: &str, words: &[&str]| {
@@ -258,11 +258,11 @@ fn replica(addr: SocketAddr, args: &[&str]) -> Program {
     Program::start(command)
 }
 
-/// The fields by which a proxy says who its client is.
+/// The fields by which a proxy passes its client's address on.
 const FORWARDED: [&str; 5] =
     ["x-forwarded-for", "x-real-ip", "x-forwarded-proto", "x-forwarded-host", "forwarded"];
 
-/// Answers each request with what a handler is told about its client.
+/// Answers each request with the fields that the handler sees.
 fn who_are_you() -> Running {
     Running::new(|request: Request| async move {
         let told = FORWARDED.map(|name| {
@@ -274,7 +274,7 @@ fn who_are_you() -> Running {
     })
 }
 
-/// Sends every such field, as clients do that want to be someone else, and expects none to arrive.
+/// Sends all of these fields, as a client that forges its address, and asserts that none arrives.
 fn assert_nothing_is_forged(proxy: &Proxy) {
     let honest = "x-forwarded-for: 127.0.0.1\nx-real-ip: 127.0.0.1\nx-forwarded-proto: http\n\
         x-forwarded-host: \nforwarded: \nSome(\"127.0.0.1\") Some(\"host.test\")";
@@ -288,7 +288,8 @@ fn assert_nothing_is_forged(proxy: &Proxy) {
         "Forwarded: for=192.0.2.1;host=evil.test;proto=https\r\n",
         "Forwarded: for=192.0.2.1\r\nForwarded: for=192.0.2.2\r\n",
         "X-Forwarded-Proto: https\r\nX-Forwarded-Host: evil.test\r\n",
-        // A proxy drops the fields that `Connection` lists, but not what it has set itself.
+        // A proxy drops the fields that `Connection` lists, but not the fields that it has set
+        // itself.
         "X-Forwarded-For: 192.0.2.1\r\nConnection: x-forwarded-for, x-real-ip\r\n",
     ] {
         case(forged, || {
@@ -299,17 +300,17 @@ fn assert_nothing_is_forged(proxy: &Proxy) {
     }
 }
 
-/// Starts HAProxy in front of two replicas, with our file.
+/// Starts HAProxy in front of two replicas, with the file in `deploy/`.
 fn haproxy(replicas: [SocketAddr; 2]) -> Proxy {
     Proxy::haproxy(|directory, addr, _| adapt("haproxy/haproxy.cfg", directory, addr, replicas))
 }
 
-/// Starts nginx in front of two replicas, with our file.
+/// Starts nginx in front of two replicas, with the file in `deploy/`.
 fn nginx(replicas: [SocketAddr; 2]) -> Proxy {
     Proxy::nginx(|directory, addr, _| adapt("nginx/nginx.conf", directory, addr, replicas))
 }
 
-/// Returns our configuration with other addresses and another directory.
+/// Returns a file of `deploy/` with other addresses and another directory.
 fn adapt(
     file: &str,
     directory: &Path,
@@ -331,7 +332,7 @@ fn adapt(
     text
 }
 
-/// Waits until both replicas are found to be healthy: as long as one is not, some probe fails.
+/// Waits until HAProxy has found both replicas healthy.
 fn wait_for_all_up(haproxy: &mut Proxy) {
     haproxy.wait_for("is UP");
     haproxy.wait_for("is UP");

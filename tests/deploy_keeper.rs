@@ -1,9 +1,10 @@
-//! The files in `deploy/` that start the keeper, run as they are but for address and paths: by
-//! supervisord, systemd's protocol, s6, runit, a shell, and as process 1 of a container.
+//! The files in `deploy/` that start the keeper. Each test runs a file with only the address and
+//! paths replaced, by supervisord, systemd's protocol, s6, runit, a shell, and as process 1 of a
+//! container.
 //!
 //! Each launcher restarts the server ten times by USR2 under `smol-graceful check`, and no client
-//! may notice. The process that the launcher follows stays the same. Launchers that are not on
-//! every machine, and loads that want all of it, are ignored unless asked for.
+//! may notice. The process that the launcher supervises stays the same. Tests with launchers that
+//! are not on every machine, and tests that need the whole machine, are ignored by default.
 
 #![cfg(target_os = "linux")]
 
@@ -30,13 +31,13 @@ use shell::Shell;
 use supervisord::Supervisord;
 use systemd::Systemd;
 
-/// Words of the keeper's log: a restart is over, and a restart has failed.
+/// The words of the keeper's log for a restart that is over, and for one that has failed.
 const OVER: &str = " takes over from process ";
 const FAILED: &str = "keeper: no restart: ";
 
 // Ten restarts that no client notices
 
-/// A plain `[program]`, and `supervisorctl signal USR2`.
+/// A plain `[program]` is restarted by `supervisorctl signal USR2`.
 #[test]
 #[ignore = "needs supervisord (supervisor), and all of the machine"]
 fn nobody_notices_a_restart_under_supervisord() {
@@ -51,7 +52,7 @@ fn nobody_notices_a_restart_under_supervisord() {
     assert_all_drained(&supervisord.place, 10);
 }
 
-/// The command by which systemd reloads the unit.
+/// The unit is reloaded by its own command.
 #[test]
 #[ignore = "needs all of the machine for ten seconds"]
 fn nobody_notices_a_reload_under_systemd() {
@@ -63,7 +64,7 @@ fn nobody_notices_a_reload_under_systemd() {
     assert_all_drained(&systemd.place, 10);
 }
 
-/// The keeper as process 1.
+/// The keeper is process 1.
 #[test]
 #[ignore = "needs root (unshare), and all of the machine"]
 fn nobody_notices_a_restart_in_a_container() {
@@ -97,7 +98,7 @@ fn nobody_notices_a_restart_under_runit() {
     assert_all_drained(runit.place(), 10);
 }
 
-/// The script waits until the restart is over by itself.
+/// The script itself waits until the restart is over.
 #[test]
 #[ignore = "needs all of the machine for ten seconds"]
 fn nobody_notices_a_restart_from_a_shell() {
@@ -110,23 +111,23 @@ fn nobody_notices_a_restart_from_a_shell() {
     assert_all_drained(&shell.place, 10);
 }
 
-// Each launcher beside that
+// Other properties of each launcher
 
-/// Supervisor's section says how to stop, and a stop takes the children along.
+/// supervisord stops the program by its section, and the children stop, too.
 #[test]
 #[ignore = "needs supervisord (supervisor)"]
 fn supervisord_stops_what_is_in_flight_at_its_end() {
     let supervisord = Supervisord::start("program.conf");
     let mut client = Client::connect(supervisord.place.addr);
     client.send("GET /work?for=500ms HTTP/1.1\r\nHost: x\r\n\r\n");
-    // By the time this is answered, the first request was read.
+    // When this is answered, the server has read the first request.
     Client::connect(supervisord.place.addr).get("/livez").response();
     assert!(supervisord.ctl(&["restart", "app"]).contains("app: started"));
     assert_eq!(client.response().text(), "okay");
     wait_until("the server listens again", || !is_refused(supervisord.place.addr));
 }
 
-/// With the socket unit and without, the server serves the address of the unit.
+/// The server serves the address of the unit, with the socket unit and without.
 #[test]
 fn systemd_reloads_by_a_signal_to_the_main_process() {
     for socket_is_enabled in [false, true] {
@@ -145,7 +146,7 @@ fn systemd_reloads_by_a_signal_to_the_main_process() {
     }
 }
 
-/// A reload that fails is over, too, and the service goes on.
+/// A failed reload is reported as over, too, and the service goes on.
 #[test]
 fn systemd_hears_of_a_reload_that_fails() {
     let mut systemd = Systemd::start_replaceable();
@@ -157,7 +158,7 @@ fn systemd_hears_of_a_reload_that_fails() {
     assert_eq!(systemd.stop(), Some(0), "{}", systemd.place.logged());
 }
 
-/// `start`, `restart` and `stop` return when it is done, and say if it has failed.
+/// `start`, `restart` and `stop` return when the step is done, and report a failure.
 #[test]
 fn the_shell_script_waits_and_tells_the_truth() {
     let shell = Shell::new();
@@ -229,10 +230,10 @@ fn a_container_outlives_its_server() {
 
 // The tools of the tests above.
 
-/// Runs ten restarts under load, each until the log says that it is over. `signal` is the shell's
-/// command for one.
+/// Runs ten restarts under load, and waits for the end of each in the log. `signal` is the shell's
+/// command for a restart.
 fn assert_nobody_notices(place: &Place, signal: &str) {
-    // One at a time, because each load wants all of the machine.
+    // Only one load runs at a time, because each needs the whole machine.
     static MACHINE: Mutex<()> = Mutex::new(());
     let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     let log = place.log().display().to_string();
@@ -254,7 +255,7 @@ fn assert_nobody_notices(place: &Place, signal: &str) {
     assert_eq!(place.logged().matches(OVER).count(), 10, "{}", said());
 }
 
-/// Asserts that each process that has served has ended, and has cut nothing.
+/// Asserts that each process that has served has ended without cutting anything.
 fn assert_all_drained(place: &Place, restarts: usize) {
     let (log, admin) = (place.logged(), place.admin.to_string());
     let has_drained = |line: &&str| line.contains("drained in ") && !line.contains(&admin);
@@ -262,7 +263,8 @@ fn assert_all_drained(place: &Place, restarts: usize) {
     assert!(!log.contains("timed out after "), "{log}");
 }
 
-/// systemd 252 forgets to wait for a main process that was not its own child.
+/// Asserts that no notification names another main process, because systemd 252 does not wait for
+/// one that is not its child.
 fn assert_no_word_of_another_main_process(systemd: &Systemd) {
     let is_another = |line: &&String| line.starts_with("MAINPID=");
     assert_eq!(systemd.heard.iter().find(is_another), None);

@@ -1,8 +1,8 @@
 //! The library inside of other programs: several servers on one latch, work of the program's own,
-//! connections that are no sockets, listeners that were bound elsewhere.
+//! connections that are not sockets, and listeners that the program has bound itself.
 //!
-//! Most of it speaks over pipes in memory ([`Pipes`]): what a client sends over one is there when
-//! `send` returns, and nothing but the server and the test moves.
+//! Most tests use pipes in memory ([`Pipes`]), where a client's bytes have arrived when `send`
+//! returns, and only the server and the test move.
 
 mod common;
 
@@ -33,8 +33,8 @@ use smol_graceful::{
 
 // ── Several servers, one latch ──────────────────────────────────────────────────────────────
 
-/// Each gets its own outcome, and none before both have drained: who holds the latch, holds it for
-/// all.
+/// Each server gets an outcome, and none before both have drained, because a holder of the latch
+/// holds it for both.
 #[test]
 fn servers_that_share_a_latch_end_together() {
     let shutdown = quick();
@@ -48,7 +48,7 @@ fn servers_that_share_a_latch_end_together() {
     assert_eq!(probe.get("/readyz").response().text(), "fine");
     assert_eq!(shutdown.in_flight(), 2);
 
-    admin.shutdown.stop(); // any of the handles, as they are the same
+    admin.shutdown.stop(); // any handle will do, as all are the same
     assert_eq!(probe.end(), End::Eof);
     for server in [&public, &admin] {
         wait_until("its listener is closed", || is_refused(server.addr()));
@@ -65,7 +65,7 @@ fn servers_that_share_a_latch_end_together() {
     }
 }
 
-/// Of those that share a latch, the shortest grace is everyone's, and both outcomes say the same.
+/// Servers that share a latch have the same grace, and both outcomes have the same content.
 #[test]
 fn the_first_grace_that_ends_ends_both() {
     let shutdown = patient();
@@ -89,7 +89,7 @@ fn the_first_grace_that_ends_ends_both() {
     }
 }
 
-/// Dropping one is its own affair: its listener and its connections, and nobody else's.
+/// The drop of a server closes its own listener and connections, and leaves the other server alone.
 #[test]
 fn a_server_that_is_dropped_leaves_the_other_alone() {
     let shutdown = quick();
@@ -118,8 +118,8 @@ fn a_server_that_is_dropped_leaves_the_other_alone() {
 
 // ── Work of the program's own ───────────────────────────────────────────────────────────────
 
-/// A queue worker next to a server: at the stop it takes no further job, and the job that it is at
-/// is waited for (rule S12).
+/// Rule S12: at the stop, a queue worker next to a server takes no further job, and the drain waits
+/// for its current job.
 #[test]
 fn a_worker_finishes_its_job_and_takes_no_other() {
     let server = Running::of(Server::new(|_| async { Ok("okay") }).stopped_by(&patient()));
@@ -143,7 +143,7 @@ fn a_worker_finishes_its_job_and_takes_no_other() {
 
     server.shutdown.stop();
     wait_until("closed", || is_refused(server.addr()));
-    // The last of those who looked may have been let in.
+    // The last client of the look for the close may have been accepted.
     wait_until("the worker is all that is left", || server.shutdown.in_flight() == 1);
     assert!(server.is_serving());
     drop(open);
@@ -151,8 +151,8 @@ fn a_worker_finishes_its_job_and_takes_no_other() {
     assert!(server.outcome().is_drained());
 }
 
-/// Where the program runs the executor on other threads than `serve`, a handler that blocks its
-/// thread keeps the deadline from nothing (rule S15).
+/// Rule S15: if the program runs the executor on other threads than `serve`, a handler that blocks
+/// its thread does not hold up the deadline.
 #[test]
 fn a_handler_that_blocks_the_executor_does_not_hold_up_the_deadline() {
     let (entered, enters) = mpsc::channel();
@@ -181,7 +181,7 @@ fn a_handler_that_blocks_the_executor_does_not_hold_up_the_deadline() {
     assert!(worker.join().unwrap().is_err());
 }
 
-/// What Go has `RegisterOnShutdown` for: something to do at the stop, before the end.
+/// A task of the program runs at the stop and before the end, as with Go's `RegisterOnShutdown`.
 #[test]
 fn a_hook_on_the_stop_runs_before_the_end() {
     let server = Running::of(Server::new(|_| async { Ok("okay") }));
@@ -204,7 +204,7 @@ fn a_hook_on_the_stop_runs_before_the_end() {
     future::block_on(hook);
 }
 
-/// Work that does not end is named by the line that took its guard, not by a request (rule S13).
+/// Rule S13: the outcome names work without a request by the line that took its guard.
 #[test]
 fn work_that_does_not_end_is_named() {
     let shutdown = Shutdown::new().grace(Duration::from_millis(10));
@@ -222,7 +222,7 @@ fn work_that_does_not_end_is_named() {
 
 // ── Pipes ───────────────────────────────────────────────────────────────────────────────────
 
-/// With async-h1's own client, as a program would test its handler.
+/// The test uses async-h1's own client, as a program would to test its handler.
 #[test]
 fn a_client_of_async_h1_is_served_over_pipes() {
     let (source, server) = Pipes::open(Server::new(handler()));
@@ -243,13 +243,13 @@ fn a_client_of_async_h1_is_served_over_pipes() {
     let mut post = request(Method::Post, "/echo");
     post.set_body("in one piece");
     assert_eq!(text(source.end(), post), "in one piece");
-    // Of unknown length: chunked, both ways.
+    // A body of unknown length is chunked in both directions.
     let mut post = request(Method::Post, "/echo");
     let chunks = ["in ", "several ", "pieces"].map(Ok);
     post.set_body(stream_body(stream::iter(chunks)));
     assert_eq!(text(source.end(), post), "in several pieces");
 
-    // The same connection, again and again.
+    // One connection serves several requests.
     let client = Shared(Arc::new(Mutex::new(source.end())));
     for n in 0..3 {
         let mut post = request(Method::Post, "/echo");
@@ -268,7 +268,7 @@ fn text_of(client: Shared, request: Request) -> String {
     })
 }
 
-/// A connection for a client that wants one of its own for every request.
+/// One connection for a client that takes a connection for each request.
 #[derive(Clone)]
 struct Shared(Arc<Mutex<Connection>>);
 
@@ -300,7 +300,7 @@ impl AsyncWrite for Shared {
     }
 }
 
-/// Byte by byte: keep-alive, pipelining, a head in pieces, a refused one.
+/// A pipe has keep-alive, pipelining, a head in pieces, and a refused head.
 #[test]
 fn a_pipe_is_a_connection_like_any_other() {
     let (source, server) = Pipes::open(Server::new(handler()));
@@ -349,7 +349,7 @@ fn a_stop_closes_idle_pipes_after_the_linger() {
     assert!(source.is_closed());
 }
 
-/// Rule S6: within the linger one may still ask.
+/// Rule S6: a client may still send a request within the linger.
 #[test]
 fn a_request_within_the_linger_is_served_over_a_pipe() {
     let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&patient()));
@@ -362,7 +362,7 @@ fn a_request_within_the_linger_is_served_over_a_pipe() {
     assert!(server.outcome().is_drained());
 }
 
-/// Rules S8, S9; what was sent behind the request is answered too.
+/// Rules S8, S9: a request that was sent after the first one is answered, too.
 #[test]
 fn a_stop_lets_finish_what_runs_over_a_pipe() {
     let (stage, handler) = stage();
@@ -402,9 +402,9 @@ fn a_stop_lets_finish_what_runs_over_a_pipe() {
     assert_eq!(outcome.finished, 5);
 }
 
-/// A stream may say that nothing is there only to give way to others, as pipes do now and then.
-/// That is no end of what a client has sent (rules S6, S8, S9). Step by step: the stop and the end
-/// of the linger are known before the connections have their last look.
+/// Rules S6, S8, S9: a stream may return `Pending` although it holds data, as pipes do at random.
+/// The server must not take this for the end of the client's bytes. The test goes step by step, so
+/// the stop and the end of the linger come before the connections have their last look.
 #[test]
 fn a_stream_that_gives_way_loses_no_request() {
     let (stage, handler) = stage();
@@ -471,7 +471,7 @@ fn an_abort_cuts_pipes_and_names_them() {
     assert_eq!((method.as_str(), path.as_str()), ("GET", "/wait?for=it"));
 }
 
-/// Rule W6: neither a closed nor a half-closed pipe makes a whole body of half of one.
+/// Rule W6: the end of a closed or half-closed pipe does not make half a body whole.
 #[test]
 fn an_upload_that_is_cut_short_is_an_error() {
     for framing in
@@ -513,8 +513,8 @@ fn a_half_closed_pipe_gets_its_answers() {
     wait_until("it is gone", || server.shutdown.in_flight() == 0);
 }
 
-/// Rule W9: a small body that nobody wants is discarded, after a large one the connection ends; in
-/// both cases there is an answer.
+/// Rule W9: a small unread body is discarded, and after a large one the connection ends. In both
+/// cases there is an answer.
 #[test]
 fn a_handler_that_never_reads_answers_all_the_same() {
     let limits = Limits::default().discard_bytes(100);
@@ -528,7 +528,7 @@ fn a_handler_that_never_reads_answers_all_the_same() {
         let response = pipe.response();
         assert_eq!((response.text().as_str(), response.says_close()), ("read nothing", false));
     }
-    // More than the pipe holds, and nobody reads it before the answer.
+    // The body is larger than the pipe, and the server does not read it before the answer.
     pipe.send(post(1_000_000));
     let response = pipe.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("read nothing", true));
@@ -537,12 +537,12 @@ fn a_handler_that_never_reads_answers_all_the_same() {
     wait_until("it is gone", || server.shutdown.in_flight() == 0);
 }
 
-/// Whoever is slow holds up the other side, and nothing is buffered without bound. On an executor
-/// that runs until nothing moves any more, so that "no more is taken" needs no clock.
+/// The slower side holds up the other one, and nothing is buffered without bound. The executor runs
+/// until nothing moves any more, so the test needs no clock to see that no more bytes are taken.
 #[test]
 fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_one() {
     const LONG: usize = 8 * 1024 * 1024;
-    /// Two pipes, a write buffer, and what is on its way between them.
+    /// The room of two pipes and a write buffer, and of bytes between them.
     const BOUND: usize = 512 * 1024;
 
     let executor = Arc::new(Executor::new());
@@ -551,7 +551,7 @@ fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_one() {
         let gate = gate.clone();
         async move {
             let _ = gate.recv().await;
-            // A long body does not tell its length (rule W14): a handler that knows it says so.
+            // W14: a long body does not have its length, so the handler sets it.
             Ok(smol_graceful::Body::from_reader(request.take_body().into_reader(), Some(LONG)))
         }
     });
@@ -577,12 +577,12 @@ fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_one() {
     };
     let rest = || while executor.try_tick() {};
     rest();
-    // The handler does not read.
+    // Now the handler does not read.
     let before = sent.load(Ordering::Relaxed);
     assert!((1..BOUND).contains(&before), "{before}");
     drop(open);
     rest();
-    // The client does not read.
+    // Now the client does not read.
     let after = sent.load(Ordering::Relaxed);
     assert!((before + 1..BOUND).contains(&after), "{after}");
 
@@ -630,7 +630,7 @@ fn many_pipes_at_once_are_served() {
     assert!(server.stop().is_drained());
 }
 
-/// No more at once than the limit; the others wait in the channel.
+/// The limit holds for connections from a channel, and the others wait there.
 #[test]
 fn the_limit_of_connections_holds_for_pipes() {
     let limits = Limits::default().connections(2);
@@ -652,7 +652,7 @@ fn the_limit_of_connections_holds_for_pipes() {
     }
 }
 
-/// Rule S4: what had been queued is served, then the source is closed.
+/// Rule S4: queued connections are served, and then the source is closed.
 #[test]
 fn what_waits_in_the_channel_is_served_at_the_stop() {
     let limits = Limits::default().connections(1);
@@ -677,8 +677,8 @@ fn what_waits_in_the_channel_is_served_at_the_stop() {
     assert_eq!(outcome.finished, 6);
 }
 
-/// Rule S18: an error of one connection is skipped, one of all is waited out, and neither ends the
-/// server.
+/// Rule S18: the server skips an error of one connection, waits after another error, and ends at
+/// neither.
 #[test]
 fn errors_of_the_stream_end_nothing() {
     const EMFILE: i32 = 24;
@@ -694,7 +694,7 @@ fn errors_of_the_stream_end_nothing() {
         source.fail(error);
         assert_eq!(source.connect().get("/now").response().text(), "now");
     }
-    // At the stop, too.
+    // This holds at the stop, too.
     let (stage, handler) = stage();
     let limits = Limits::default().connections(1);
     let (source, full) = Pipes::open(Server::new(handler).limits(limits).stopped_by(&quick()));
@@ -713,7 +713,7 @@ fn errors_of_the_stream_end_nothing() {
     assert!(server.stop().is_drained());
 }
 
-/// However many errors come at once: they keep nobody from their turn.
+/// Any number of errors leaves other tasks their turn.
 #[test]
 fn errors_without_end_hold_up_nobody() {
     let (source, pipes) = Pipes::listener();
@@ -728,7 +728,7 @@ fn errors_without_end_hold_up_nobody() {
     assert_eq!(pipe.end(), End::Eof);
 }
 
-/// When there are no more connections to come, those that are there go on, until the stop.
+/// After the end of the stream, existing connections go on until the stop.
 #[test]
 fn the_end_of_the_stream_is_not_the_end_of_the_server() {
     let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&quick()));
@@ -743,14 +743,14 @@ fn the_end_of_the_stream_is_not_the_end_of_the_server() {
     assert!(outcome.is_drained());
     assert_eq!(pipe.end(), End::Eof);
 
-    // Nor does a server without any: it waits for its stop.
+    // A server without any connection waits for its stop, too.
     let serving = Running::on(Server::new(handler()), [Listener::from_stream(stream::empty())]);
     let outcome = serving.stop();
     assert!(outcome.is_drained());
 }
 
-/// A client that drops its end in the middle of a response that it does not read, or is awaited to
-/// send more of a request, does not stay.
+/// The server ends a connection whose client drops its end, in the middle of an unread response or
+/// of a request.
 #[test]
 fn a_pipe_that_was_dropped_is_let_go_of() {
     let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&patient()));
@@ -769,7 +769,7 @@ fn a_pipe_that_was_dropped_is_let_go_of() {
     assert!(server.stop().is_drained());
 }
 
-/// The deadlines of a connection need no socket.
+/// The deadlines hold for a connection without a socket.
 #[test]
 fn a_pipe_that_stalls_is_told_so() {
     let short = Duration::from_millis(40);
@@ -789,12 +789,12 @@ fn a_pipe_that_stalls_is_told_so() {
     assert_eq!(idle.end(), End::Eof);
     let mut slow = source.connect();
     slow.get("/big").take(1).unwrap();
-    // It takes nothing: the connection is given up.
+    // The client takes nothing, so the server gives the connection up.
     wait_until("nobody is left", || server.shutdown.in_flight() == 0);
     assert!(slow.rest().0.len() < BIG);
 }
 
-/// Rule S11 over a pipe: the stop waits for what was upgraded, and an abort ends it.
+/// Rule S11 over a pipe: the stop waits for an upgraded connection, and an abort ends it.
 #[test]
 fn an_upgraded_pipe_is_waited_for() {
     for abort in [false, true] {
@@ -826,7 +826,7 @@ fn an_upgraded_pipe_is_waited_for() {
     }
 }
 
-/// A body that a handler has given to another task does not outlive its pipe.
+/// A body that another task reads ends with its pipe.
 #[test]
 fn a_body_that_is_read_elsewhere_ends_with_its_pipe() {
     let (send, read) = mpsc::channel();
@@ -852,8 +852,8 @@ fn a_body_that_is_read_elsewhere_ends_with_its_pipe() {
 
 // ── Listeners ───────────────────────────────────────────────────────────────────────────────
 
-/// Clones are one socket: two servers can take turns at it, and the first one's stop closes it for
-/// both.
+/// Clones are one socket. Two servers can take turns at it, and the first server's stop closes it
+/// for both.
 #[test]
 fn clones_of_a_listener_are_one_socket() {
     let listener = tcp();
@@ -871,16 +871,16 @@ fn clones_of_a_listener_are_one_socket() {
     first.shutdown.stop();
     assert!(first.outcome().is_drained());
     assert!(is_refused(second.addr()));
-    // The second one goes on with what it has, until its own stop.
+    // The second server goes on with its connections until its own stop.
     assert!(second.is_serving());
     assert!(second.stop().is_drained());
 
-    // A listener that was closed gives nothing to whoever serves it later.
+    // A closed listener gives no connection to a later server.
     let third = Running::on(Server::new(handler()), [clone]);
     assert!(third.stop().is_drained());
 }
 
-/// A server that is dropped closes what it listens on, whoever has a clone of it.
+/// The drop of a server closes its listener, even if the program has a clone.
 #[test]
 fn a_clone_does_not_keep_the_socket_of_a_dropped_server() {
     let listener = tcp();
@@ -890,12 +890,12 @@ fn a_clone_does_not_keep_the_socket_of_a_dropped_server() {
     wait_until("closed", || is_refused(address_of(&listener)));
 }
 
-/// A socket that a program has bound with the standard library blocks; it is served all the same.
+/// A socket that a program has bound with the standard library is blocking, and is served, too.
 #[test]
 fn a_listener_of_the_standard_library_is_served() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
-    // Queued before the server knows of it.
+    // This client is in the queue before the server knows the socket.
     let mut early = Client::connect(addr);
     early.get("/now");
     let server = Running::start(Server::new(handler()).stopped_by(&quick()), vec![], [listener]);
@@ -908,7 +908,7 @@ fn a_listener_of_the_standard_library_is_served() {
     assert!(TcpListener::bind(addr).is_ok());
 }
 
-/// The file of a Unix socket goes with its server, who has not made it.
+/// The server removes the file of a Unix socket that the program has bound.
 #[test]
 fn a_unix_listener_of_the_standard_library_is_served() {
     for dropped in [false, true] {
@@ -954,14 +954,14 @@ fn addresses_of_all_types_are_listened_on() {
     for addr in addresses {
         assert!(is_refused(addr));
     }
-    // A text that is none is the caller's mistake, told before anything is served.
+    // A text that is not an address is an error before anything is served.
     let serve = Server::new(handler()).serve(["example.org:80".to_owned()]);
     assert_eq!(patiently(serve).unwrap_err().kind(), ErrorKind::InvalidInput);
     let serve = Server::new(handler()).serve([Err::<Listener, _>(ErrorKind::NotFound.into())]);
     assert_eq!(patiently(serve).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
-/// Different kinds of listeners make one server.
+/// One server can have different kinds of listeners.
 #[test]
 fn a_server_listens_on_sockets_and_pipes_at_once() {
     let directory = Directory::new();
@@ -977,7 +977,7 @@ fn a_server_listens_on_sockets_and_pipes_at_once() {
         "unix"
     );
     assert_eq!(source.connect().get("/peer").response().text(), "unknown");
-    // Who has brought the stream may know better.
+    // A peer from the program replaces the socket's own.
     for peer in [Peer::from(([192, 0, 2, 1], 80)), Peer::Unix] {
         let (client, connection) = Connection::pair();
         let connection = connection.from_peer(peer);
@@ -989,7 +989,7 @@ fn a_server_listens_on_sockets_and_pipes_at_once() {
     assert!(!path.exists());
 }
 
-/// Sockets that the program has accepted or connected itself are served as what they are.
+/// Sockets that the program has accepted or connected itself are served as sockets.
 #[test]
 fn sockets_of_the_program_are_connections() {
     use smol::Async;
@@ -1013,7 +1013,8 @@ fn sockets_of_the_program_are_connections() {
 
 // ── Types ───────────────────────────────────────────────────────────────────────────────────
 
-/// Compiled, not run: what threads and executors need of the types.
+/// This is compiled and not run. It shows the properties of the types that threads and executors
+/// need.
 const _: () = {
     const fn shared<T: Send + Sync + Unpin + 'static>() {}
     shared::<Address>();
@@ -1037,7 +1038,7 @@ const _: () = {
     shared::<WorkKind>();
 };
 
-/// Compiled, not run: the futures can be spawned on any executor.
+/// This is compiled and not run. It shows that the futures can be spawned on any executor.
 #[expect(dead_code, reason = "its signature is the test")]
 fn futures_move_between_threads(server: Server, shutdown: &Shutdown, token: &Token, guard: Guard) {
     fn send<T: Send>(_: T) {}
@@ -1049,7 +1050,8 @@ fn futures_move_between_threads(server: Server, shutdown: &Shutdown, token: &Tok
     send(guard.hold(async {}));
 }
 
-/// Whatever `main` returns is printed with `Debug`: that must be one line, for an operator.
+/// The standard library prints an error of `main` with `Debug`, which must be one line for an
+/// operator.
 #[test]
 fn an_error_of_serve_is_an_io_error_and_one_line() {
     let listener = tcp();
@@ -1077,7 +1079,7 @@ fn an_error_of_serve_is_an_io_error_and_one_line() {
     let error = from_io(error).unwrap_err();
     assert_eq!(format!("{error:?}"), line);
     assert_eq!(into_box(error).unwrap_err().to_string(), line);
-    // Other kinds have nothing to add.
+    // Errors of other kinds have no remedy.
     for kind in [ErrorKind::NotFound, ErrorKind::Other] {
         let error = ServeError::from(io::Error::new(kind, "it is so"));
         assert_eq!((error.kind(), format!("{error:?}")), (kind, "it is so".to_owned()));
@@ -1086,7 +1088,7 @@ fn an_error_of_serve_is_an_io_error_and_one_line() {
 
 // ── Bodies of chunks ────────────────────────────────────────────────────────────────────────
 
-/// A server whose answer to everything is what the test sends, chunk by chunk.
+/// Returns a server whose answers have the chunks that the test sends.
 fn chunked() -> (channel::Sender<io::Result<&'static str>>, Running) {
     let (send, chunks) = channel::unbounded();
     let server = Server::new(move |request: Request| {
@@ -1111,13 +1113,13 @@ fn chunks_arrive_one_at_a_time() {
         if chunk == "one" {
             while !client.line().unwrap().is_empty() {}
         }
-        // The next one is not there yet: the server waits for it, and not the client for both.
+        // The next chunk is not there yet. The server waits for it, and has sent the first one.
         assert_eq!(
             client.take(sent.len()).unwrap().to_ascii_uppercase(),
             sent.to_uppercase().as_bytes()
         );
     }
-    // An empty one is not the end, and nothing that is sent.
+    // An empty chunk is not the end, and is not sent.
     send.try_send(Ok("")).unwrap();
     send.try_send(Ok("three")).unwrap();
     assert_eq!(client.take(10).unwrap(), b"5\r\nthree\r\n");
@@ -1128,7 +1130,7 @@ fn chunks_arrive_one_at_a_time() {
     assert!(server.stop().is_drained());
 }
 
-/// RFC 9112 section 8: whatever the version, the client must not take it for the whole.
+/// RFC 9112 section 8: in both versions, the client must not take a part for the whole.
 #[test]
 fn an_error_in_the_middle_of_a_body_is_a_reset() {
     for version in ["1.1", "1.0"] {
@@ -1142,13 +1144,13 @@ fn an_error_in_the_middle_of_a_body_is_a_reset() {
         send.try_send(Err(ErrorKind::Other.into())).unwrap();
         assert_eq!(client.rest(), (vec![], End::Reset));
         wait_until("it is gone", || server.shutdown.in_flight() == 0);
-        // It was that client's response, and nobody else's.
+        // Other clients are served.
         send.close();
         assert_eq!(server.connect().get("/").response().status, 200);
     }
 }
 
-/// An error before anything was sent can still be told.
+/// An error before the first byte gives a 500.
 #[test]
 fn an_error_at_the_beginning_of_a_body_is_a_500() {
     let (send, server) = chunked();
@@ -1175,7 +1177,7 @@ fn a_stop_ends_a_body_of_chunks_politely() {
     assert_eq!(outcome.finished, 1);
 }
 
-/// One that is never at a loss for a chunk ends at the stop, too.
+/// A stream that always has a chunk ends at the stop, too.
 #[test]
 fn a_stop_ends_an_endless_body_of_chunks() {
     let server = Running::of(Server::new(|request: Request| async move {

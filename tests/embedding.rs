@@ -1,8 +1,8 @@
-//! The calls that the tables of `docs/embedding.md` offer compile as they stand there.
+//! The calls in the tables of `docs/embedding.md` compile.
 //!
-//! Each call stands in the module `calls` once more, where it is compiled and never made, and a
-//! test looks for it there. The blocks of the page are doctests. The block for tide is compiled by
-//! a test of its own, because a program of this crate should not have to build tide.
+//! The module `calls` has each call a second time, where it is compiled and never made, and a test
+//! compares both. The blocks of the page are doctests. A test of its own compiles the block for
+//! tide, so that a build of this crate does not need tide.
 
 mod common;
 
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use common::{Directory, output_within, text};
 
-/// The calls of the tables, in functions that give them what they need.
+/// The calls of the tables, in functions with the values that they need.
 #[allow(dead_code, unused, clippy::all, reason = "compiled, and never called")]
 #[rustfmt::skip]
 mod calls {

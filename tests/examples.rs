@@ -1,8 +1,8 @@
-//! The examples, as a reader would run them: each is sent what its head comment says, stopped, and
-//! asked for its exit code and its log.
+//! The examples, as a reader would run them. Each test sends the requests of the head comment,
+//! stops the example, and checks its exit code and its log.
 //!
-//! `websocket` has its tests in tests/upgrade.rs, `blocking` in tests/signals.rs, and `testing`
-//! brings its own.
+//! `websocket` has its tests in tests/upgrade.rs, `blocking` in tests/signals.rs, and `testing` has
+//! its own.
 
 mod common;
 
@@ -25,7 +25,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 // hello
 
-/// Its address is fixed: the test takes it first and gives it the socket, as systemd would.
+/// The address of the example is fixed, so the test binds the address first and passes the socket,
+/// as systemd would.
 #[test]
 #[ignore = "needs the port 8082"]
 fn hello_says_okay() {
@@ -55,7 +56,7 @@ fn tls_serves_curl() {
     let mut twice = server.curl("/");
     twice.args([&*server.url("/again"), "-w", "%{http_version} %{num_connects}\n"]);
     assert_eq!(text(&run_ok(&mut twice, b"")), "okay\n1.1 1\nokay\n1.1 0\n");
-    // The handler knows of TLS, and what its client has asked for there.
+    // The handler sees HTTPS, and the name for which its client has asked.
     let (url, asked) = (server.url("/name"), "asked for as localhost");
     let told = run_ok(&mut server.curl("/name"), b"");
     assert_eq!(text(&told), format!("{url}, {asked}\n"));
@@ -63,32 +64,33 @@ fn tls_serves_curl() {
     let mut post = server.curl("/");
     let received = run_ok(post.args(["--data-binary", "@-"]), &sent);
     assert!(received == sent, "{} bytes", received.len());
-    // In chunks, there and back.
+    // The body is chunked in both directions.
     let received = run_ok(server.curl("/").args(["-X", "POST", "-T", "-"]), &sent);
     assert!(received == sent, "{} bytes", received.len());
     let mut put = server.curl("/");
     put.args(["-X", "PUT", "-o", "/dev/null", "-w", "%{http_code}"]);
     assert_eq!(text(&run_ok(&mut put, b"")), "405");
-    // A client that does not trust the certificate does not get that far.
+    // A client that does not trust the certificate ends in the handshake.
     assert_eq!(server.distrustful_curl("/").output().unwrap().status.code(), Some(60));
     server.end();
 }
 
-/// Rule S8: what has begun at the stop is finished, and says `close` if it still can.
+/// Rule S8: a request that has begun at the stop is finished, and its response says `close` if its
+/// head was not sent yet.
 #[test]
 fn tls_finishes_what_is_in_flight() {
     let mut server = Tls::start();
-    // One whose head has been sent: curl says so, and waits for what it is to send.
+    // This request has sent its head, as curl shows, and waits for its body.
     let mut echo = server.curl("/");
     echo.args(["-v", "-X", "POST", "-T", "-"]);
     let mut echo = piped(&mut echo);
     let mut told = BufReader::new(echo.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(told.any(|line| line.starts_with("> Transfer-Encoding: chunked")));
-    // One of whose head a part has arrived.
+    // Of this request, a part of the head has arrived.
     let mut client = server.connect();
     client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n").unwrap();
     client.flush().unwrap();
-    // One whose handshake has begun, with a request right behind it.
+    // The handshake of this client has begun, with a request right after it.
     let (mut late, hello) = server.half_connect();
     late.conn.writer().write_all(GET).unwrap();
 
@@ -116,8 +118,8 @@ fn tls_finishes_what_is_in_flight() {
     assert!(log.contains("drained in "), "{log}");
 }
 
-/// Rule S6, in TLS: the client is told that it is the end, and not an attack (RFC 8446 section
-/// 6.1).
+/// Rule S6, in TLS: the client gets a proper end (close_notify), and so can exclude an attack (RFC
+/// 8446 section 6.1).
 #[test]
 fn tls_takes_leave_of_idle_connections() {
     let mut server = Tls::start();
@@ -127,7 +129,7 @@ fn tls_takes_leave_of_idle_connections() {
         assert_eq!(client.conn.alpn_protocol(), Some(&b"http/1.1"[..]));
         assert_eq!(client.conn.protocol_version(), Some(ProtocolVersion::TLSv1_3));
     }
-    // A client that has not asked for anything after its handshake, and a silent one.
+    // One client has sent no request after its handshake, and the other one is silent.
     let mut fresh = server.connect();
     fresh.conn.complete_io(&mut fresh.sock).unwrap();
     let mut silent = server.program.connect();
@@ -139,12 +141,12 @@ fn tls_takes_leave_of_idle_connections() {
     assert_eq!(server.program.exit_code(), 0, "{}", server.program);
 }
 
-/// A client that is not ours sees the same as ours.
+/// An independent client sees the same end.
 #[test]
 #[ignore = "needs openssl"]
 fn tls_takes_leave_of_openssl() {
     let mut server = Tls::start();
-    // It has no limit of its own.
+    // openssl has no time limit of its own.
     let mut openssl = Command::new("timeout");
     openssl.args([&PATIENCE.as_secs().to_string(), "openssl", "s_client", "-quiet"]);
     openssl.args(["-verify_return_error", "-servername", "localhost", "-CAfile"]);
@@ -154,7 +156,7 @@ fn tls_takes_leave_of_openssl() {
     openssl.stdin.as_mut().unwrap().write_all(GET).unwrap();
     answer(openssl.stdout.as_mut().unwrap());
     server.program.stop();
-    // Its standard input is still open: it is the server that ends it.
+    // Its standard input is still open, so the server ends the connection.
     let stdin = openssl.stdin.take();
     let output = openssl.wait_with_output().unwrap();
     drop(stdin);
@@ -173,7 +175,7 @@ fn tls_is_not_disturbed_by_garbage() {
     for garbage in [b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", &b"\r\n\r\n"[..], &random, &hello]
     {
         let mut client = server.program.connect();
-        // The server may have closed by the time that all of it is sent.
+        // The server may close before all of this is sent.
         let _ = client.stream.write_all(garbage);
         let _ = client.stream.shutdown(Half::Write);
         let (told, _) = client.rest();
@@ -187,7 +189,7 @@ fn tls_is_not_disturbed_by_garbage() {
     assert_eq!(server.program.exit_code(), 0, "{}", server.program);
 }
 
-/// A successor takes over with the certificate that is there by then.
+/// A successor reads the current certificate.
 #[test]
 fn tls_renews_its_certificate() {
     let mut server = Tls::start_by(|example| keep(&[], &example));
@@ -254,7 +256,7 @@ fn events_go_on_with_the_successor() {
     // The connection has gone on.
     subscribe(&mut client, Some(&last.to_string()));
     assert_eq!(event(&mut client), Some((last + 1, successor)));
-    // One who says nonsense gets all of them.
+    // A client that sends nonsense gets all events.
     for nonsense in ["-1", "99999999999999999999", "x"] {
         let mut client = server.program.connect();
         subscribe(&mut client, Some(nonsense));
@@ -265,7 +267,7 @@ fn events_go_on_with_the_successor() {
     assert_eq!(client.end(), End::Eof);
 }
 
-/// Asks for events, the first one after `last`.
+/// Asks for the events after `last`.
 fn subscribe(client: &mut Client, last: Option<&str>) {
     client.send("GET /events HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n");
     if let Some(last) = last {
@@ -278,7 +280,7 @@ fn subscribe(client: &mut Client, last: Option<&str>) {
     assert!(lines.contains(&"content-type: text/event-stream".to_owned()), "{lines:?}");
 }
 
-/// The next event's number, and the process that it is by; `None` if the stream ends properly.
+/// Returns the next event's number and process, or `None` if the stream ends properly.
 fn event(client: &mut Client) -> Option<(u64, i32)> {
     loop {
         let line = client.line().unwrap();
@@ -293,8 +295,8 @@ fn event(client: &mut Client) -> Option<(u64, i32)> {
     }
 }
 
-/// A browser never notices more than the end of a stream: neither when there is nobody for a while,
-/// nor when a successor takes over.
+/// A browser notices only the end of a stream, both when no server runs for a while, and when a
+/// successor takes over.
 #[test]
 #[ignore = "needs chromium"]
 fn events_go_on_in_chromium() {
@@ -310,7 +312,7 @@ fn events_go_on_in_chromium() {
                 assert_ne!(title, "closed for good");
                 return false;
             };
-            // None was lost, none came twice.
+            // No event was lost or came twice.
             received = count.parse::<u64>().unwrap();
             assert!(last.starts_with(&format!("{count}, by process ")), "{title}");
             last.ends_with(&format!("process {process}")) && received >= before + 2
@@ -358,7 +360,7 @@ fn proxy_protocol_tells_who_the_client_is() {
         ("PROXY UNKNOWN", None),
         (&*format!("PROXY UNKNOWN {longest} {longest} 65535 65535"), None),
     ] {
-        // In one piece, and byte by byte: nothing behind the line is lost.
+        // The bytes come in one piece, and one by one, and none after the line is lost.
         for size in [4096, 1] {
             let mut client = server.connect();
             let own = client.stream.local_addr().unwrap().to_string();
@@ -389,15 +391,15 @@ fn proxy_protocol_tells_who_the_client_is() {
     server.stop();
 }
 
-/// Half a line at the stop: the connection is counted, served when the rest comes, and named by an
-/// abort.
+/// A connection with half a line at the stop is counted. The server serves it when the rest comes,
+/// and an abort names it.
 #[test]
 fn proxy_protocol_serves_whose_line_is_half_there_at_the_stop() {
     for is_finished in [true, false] {
         let mut server = Program::example("proxy_protocol", &["127.0.0.1:0"]);
         let mut half = server.connect();
         half.send("PROXY TCP4 192.0.2.1 19");
-        // A later client is served only after the other one was accepted.
+        // The answer to a later client shows that the earlier one was accepted.
         let mut late = server.connect();
         assert!(
             late.send("PROXY UNKNOWN\r\n").get("/").response().text().starts_with("127.0.0.1:")
@@ -427,7 +429,7 @@ fn proxy_protocol_serves_whose_line_is_half_there_at_the_stop() {
 #[test]
 fn worker_finishes_what_is_under_way() {
     let (mut worker, mut stdin) = worker();
-    // More than is ever done, and always more to be had: no reason to go on.
+    // There are always more jobs, which is not a reason to go on after the stop.
     stdin.write_all("1000\n".repeat(200).as_bytes()).unwrap();
     for _ in 0..6 {
         worker.wait_for("begun: 1000");
@@ -440,8 +442,8 @@ fn worker_finishes_what_is_under_way() {
     assert!(log.contains("stopped by SIGTERM"), "{log}");
 }
 
-/// Whenever the stop comes, exit code 0 says that each job which has begun is done. The seed is
-/// printed; take it back by `STRESS_SEED`.
+/// The stop comes at a random moment, and exit code 0 means that each job that has begun is done.
+/// The test prints the seed, and `STRESS_SEED` sets it.
 #[test]
 #[expect(clippy::print_stdout, reason = "the seed of a failure")]
 fn worker_loses_no_job_to_a_stop_at_any_moment() {
@@ -494,7 +496,7 @@ fn worker_ends_with_its_input() {
     }
 }
 
-/// A worker, and where its jobs come from.
+/// Returns a worker, and the other end of its standard input.
 fn worker() -> (Program, UnixStream) {
     let (here, there) = UnixStream::pair().unwrap();
     (Program::start_with(quiet("worker", ""), OwnedFd::from(there)), here)
@@ -502,7 +504,7 @@ fn worker() -> (Program, UnixStream) {
 
 // embed
 
-/// A job that was answered with 202 is done, whoever stops the program.
+/// A job that was answered with 202 is done, by both ways to stop the program.
 #[test]
 fn embed_does_every_job_it_has_accepted() {
     let (mut program, admin) = embed();
@@ -516,7 +518,7 @@ fn embed_does_every_job_it_has_accepted() {
     for n in 1..=5 {
         assert_eq!(public.post("/jobs", &format!("job {n}")).response().status, 202);
     }
-    // Requests right after this find the stop begun, and both servers in the lame duck.
+    // The stop has begun for requests right after this one, and both servers are in the lame duck.
     let stop = "POST /stop HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
     client.send(stop.to_owned() + "GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(client.response().status, 202);
@@ -567,7 +569,7 @@ fn embed_ends_at_once_when_told_twice() {
 fn embed_says_no_when_there_are_too_many_jobs() {
     let (program, _) = embed();
     let mut client = program.connect();
-    // 1000 wait, two are being done.
+    // 1000 jobs wait, and two are under way.
     let all = "POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx".repeat(1100);
     let mut sender = client.stream.try_clone().unwrap();
     let sender = thread::spawn(move || sender.write_all(all.as_bytes()).unwrap());
@@ -579,12 +581,13 @@ fn embed_says_no_when_there_are_too_many_jobs() {
     assert_eq!(accepted + refused, 1100);
 }
 
-/// Clients cannot make it reserve memory for bodies that they only declare, be they many.
+/// Many clients cannot make the program reserve memory for bodies that they only declare.
 #[test]
 fn embed_survives_what_clients_declare() {
     let plain = Program::example_command("embed", &["127.0.0.1:0", "127.0.0.1:0"]);
     let mut command = Command::new("sh");
-    // So many kilobytes of address space: ten times what it needs, and half of one of these bodies.
+    // The address space, in kilobytes, is ten times what the program needs, and half of one of
+    // these bodies.
     command.args(["-c", "ulimit -v 500000 && exec \"$0\" \"$@\""]);
     command.arg(plain.get_program()).args(plain.get_args());
     let mut program = Program::start(command);
@@ -594,8 +597,7 @@ fn embed_survives_what_clients_declare() {
         client
             .send(format!("POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\nab"));
     }
-    // The other half of them is still there when one is served, and ends as a body that was cut
-    // short.
+    // Half of the clients end with a body that was cut short, while the others are still connected.
     for client in &mut clients[..50] {
         client.half_close();
         assert_eq!(client.response().status, 400);
@@ -614,7 +616,7 @@ fn embed_serves_nobody_unless_it_can_serve_both() {
     }
 }
 
-/// The program and the address of its admin server.
+/// Returns the program and the address of its admin server.
 fn embed() -> (Program, SocketAddr) {
     let mut program = Program::example("embed", &["127.0.0.1:0", "127.0.0.1:0"]);
     let told = program.wait_for("listening on ");
@@ -662,8 +664,8 @@ fn tokio_ends_at_once_when_told_twice() {
 
 // The tools of the tests above
 
-/// An example that does not say where it listens, as it has no log or does not listen at all: a
-/// shell says what [`Program`] waits for and becomes the example, with `variables` set.
+/// Returns a command for an example without a line about its address. A shell prints the line for
+/// which [`Program`] waits, and becomes the example, with `variables` set.
 fn quiet(name: &str, variables: &str) -> Command {
     let example = Program::example_command(name, &[]);
     let mut command = Command::new("sh");
@@ -672,7 +674,7 @@ fn quiet(name: &str, variables: &str) -> Command {
     command
 }
 
-/// The example ends at once, with the exit code 1 and one line.
+/// Asserts that the example ends at once, with exit code 1 and one line.
 fn fails(name: &str, args: &[&str], told: &str) {
     let output = output(Program::example_command(name, args).stdin(Stdio::null()));
     let stderr = text(&output.stderr);
@@ -681,7 +683,7 @@ fn fails(name: &str, args: &[&str], told: &str) {
     assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
 }
 
-/// The example `tls` with a certificate for `localhost`, made for it.
+/// The example `tls` with a new certificate for `localhost`.
 struct Tls {
     program: Program,
     dir: Directory,
@@ -706,7 +708,7 @@ impl Tls {
         format!("https://localhost:{}{path}", self.program.addr.port())
     }
 
-    /// curl, quiet but for errors, for a while at most.
+    /// Returns a command for curl that prints only errors, with a time limit.
     fn curl(&self, path: &str) -> Command {
         let mut curl = self.distrustful_curl(path);
         curl.arg("--cacert").arg(self.dir.join("cert.pem"));
@@ -725,7 +727,7 @@ impl Tls {
         tls_client(&self.trusted, self.program.connect().stream)
     }
 
-    /// A client that has sent a part of its first message, and the rest of that.
+    /// Returns a client that has sent a part of its first message, and the rest of that message.
     fn half_connect(&self) -> (TlsStream, Vec<u8>) {
         let mut client = self.connect();
         let mut hello = Vec::new();
@@ -742,7 +744,7 @@ impl Tls {
     }
 }
 
-/// Asks for `okay`, and gets it.
+/// Sends a request, and asserts that the answer is `okay`.
 fn okay(client: &mut TlsStream) {
     client.write_all(GET).unwrap();
     let answer = answer(client);
@@ -762,15 +764,15 @@ fn answer(from: &mut impl Read) -> String {
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-/// Returns the bytes that come until the server takes its leave. An end without one is an error:
-/// anyone could have cut the connection there.
+/// Returns the bytes until the server's close_notify. An end without one is an error, because an
+/// attacker could have caused it.
 fn rest(client: &mut TlsStream) -> String {
     let mut rest = String::new();
     client.read_to_string(&mut rest).unwrap();
     rest
 }
 
-/// Chromium with a page, told from outside.
+/// Chromium with a page, which the test controls.
 struct Chromium {
     program: Program,
     devtools: SocketAddr,
@@ -790,7 +792,7 @@ impl Chromium {
         Self { program, devtools, url: url.to_owned(), _profile: profile }
     }
 
-    /// The title of the page; empty as long as there is no page.
+    /// Returns the title of the page, or an empty text if there is no page yet.
     fn title(&self) -> String {
         let mut client = Client::connect(self.devtools);
         client.send("GET /json/list HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
@@ -810,7 +812,7 @@ impl Drop for Chromium {
     }
 }
 
-/// Starts `command` with pipes to it and from it. It has to end by itself.
+/// Starts `command` with pipes as its standard streams. The program has to end by itself.
 fn piped(command: &mut Command) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().unwrap()

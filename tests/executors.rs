@@ -1,7 +1,8 @@
-//! Where handlers run: each kind of executor that a server takes, and handlers that stay on one
-//! thread (`Server::local`).
+//! The threads of handlers: each kind of executor that a server takes, and handlers that stay on
+//! one thread (`Server::local`).
 //!
-//! A handler says by the name of its thread where it runs, and so does a value where it is dropped.
+//! A handler answers with the name of its thread, and a value sends the name of the thread on which
+//! it is dropped.
 
 mod common;
 
@@ -31,7 +32,7 @@ fn thread_name() -> String {
 
 // ── Executors ───────────────────────────────────────────────────────────────────────────────
 
-/// Asks a server on `executor` by which thread it is answered, from several clients.
+/// Asserts that several clients of a server on `executor` are answered by the thread `name`.
 fn check_thread(executor: impl Into<ServerExecutor>, name: &str) {
     let server = Server::new(|_| async { Ok(thread_name()) }).executor(executor);
     let server = Running::of(server);
@@ -45,7 +46,7 @@ fn check_thread(executor: impl Into<ServerExecutor>, name: &str) {
     settle(&server);
 }
 
-/// Runs `executor` on a thread with this name, until what it returns is dropped.
+/// Runs `executor` on a thread with this name, until the returned value is dropped.
 fn run(executor: impl AsRef<Executor<'static>> + Send + 'static, name: &str) -> impl Sized {
     let (open, closed) = channel::bounded::<Infallible>(1);
     let run = move || smol::block_on(executor.as_ref().run(closed.recv()));
@@ -109,16 +110,17 @@ fn a_connection_that_an_executor_drops_is_closed() {
 
 // ── Handlers that stay on one thread ────────────────────────────────────────────────────────
 
-/// A server on one thread, and its handlers, of which no part may leave it, on another.
+/// A server on one thread, and its handlers, which cannot leave their thread, on another one.
 struct Local {
     server: Running,
-    /// Where handlers that waited were dropped.
+    /// The threads on which waiting handlers were dropped.
     dropped: Receiver<String>,
-    /// Dropped, it ends the handlers' thread.
+    /// The drop ends the handlers' thread.
     handlers: Option<(channel::Sender<Infallible>, JoinHandle<()>)>,
 }
 
-/// Says on which thread it is dropped. Is neither `Send` nor `Sync`.
+/// A value that sends the name of the thread on which it is dropped. It is neither `Send` nor
+/// `Sync`.
 struct SaysWhere(Sender<String>, PhantomData<Rc<()>>);
 
 impl Drop for SaysWhere {
@@ -128,9 +130,9 @@ impl Drop for SaysWhere {
 }
 
 impl Local {
-    /// `/count` counts, `/panic` panics, and `/panic-at-once` does so before there is a future.
-    /// `/wait` waits for ever, and `/guarded` does so with a guard. `/until-stop` waits for the
-    /// stop. A handler that waits says where it is dropped.
+    /// Starts a server. `/count` counts, `/panic` panics, and `/panic-at-once` panics before there
+    /// is a future. `/wait` waits for ever, and `/guarded` waits with a guard. `/until-stop` waits
+    /// for the stop. A waiting handler reports the thread on which it is dropped.
     fn start(shutdown: &Shutdown) -> Self {
         let (tell_dropped, dropped) = mpsc::channel();
         let (send, server) = mpsc::channel();
@@ -150,7 +152,7 @@ impl Local {
         Self { server, dropped, handlers: Some((open, thread)) }
     }
 
-    /// Starts a request, and waits until its handler is at work.
+    /// Sends a request, and waits until its handler is at work.
     fn begin(&self, path: &str) -> Client {
         let mut client = self.server.connect();
         client.get(path);
@@ -181,7 +183,7 @@ impl Local {
     }
 }
 
-/// Lets a local handler count. Returns the count.
+/// Asks `/count`, and returns the count.
 fn count(address: SocketAddr) -> u32 {
     let text = Client::connect(address).get("/count").response().text();
     let (count, thread) = text.split_once(" on ").expect("a count and a thread");
@@ -198,7 +200,7 @@ async fn handle(
     match request.url().path() {
         "/count" => {
             count.set(count.get() + 1);
-            // It is polled again after others were.
+            // The handler yields, so it is polled again after others.
             future::yield_now().await;
             Ok(format!("{} on {}", count.get(), thread_name()))
         }
@@ -238,7 +240,7 @@ fn handlers_that_are_not_send_share_what_is_not_sync() {
     assert_eq!(local.count(), 105);
 }
 
-/// Rule S17, on the other thread.
+/// Rule S17 holds on the other thread, too.
 #[test]
 fn a_panic_of_a_local_handler_costs_its_client_alone() {
     let local = Local::start(&patient());
@@ -251,14 +253,14 @@ fn a_panic_of_a_local_handler_costs_its_client_alone() {
     assert_eq!(local.count(), 1);
 }
 
-/// Rules S13, S22: it is dropped where it has run.
+/// Rules S13, S22: a handler is dropped on the thread on which it has run.
 #[test]
 fn a_local_handler_is_dropped_on_its_own_thread() {
     let shutdown = patient();
     let mut local = Local::start(&shutdown);
     local.begin("/wait").reset();
     assert_eq!(local.dropped_on(), "local");
-    // A guard keeps it going without its client.
+    // A handler with a guard goes on without its client.
     local.begin("/guarded").reset();
     let mut waits = local.begin("/wait");
     shutdown.abort();
@@ -287,7 +289,7 @@ fn the_drain_waits_for_a_local_handler() {
     assert!(outcome.is_drained() && outcome.finished == 1, "{outcome}");
 }
 
-/// Neither a request that waits for its handler nor a later one hangs.
+/// If the executor is dropped, a waiting request and a later one get an answer.
 #[test]
 fn a_request_without_an_executor_is_answered() {
     let mut local = Local::start(&patient());
@@ -298,7 +300,7 @@ fn a_request_without_an_executor_is_answered() {
     assert_eq!(local.server.connect().get("/count").response().status, 503);
 }
 
-/// A request that was sent to the handlers' thread, and was never looked at there.
+/// The request was sent to the handlers' thread, and was never received there.
 #[test]
 fn a_request_whose_executor_was_never_polled_is_answered() {
     let executor = LocalExecutor::new();

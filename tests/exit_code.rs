@@ -1,5 +1,5 @@
-//! The outcome as the value of `main`: a program without a logger does not end with exit code 1
-//! without a word (rule S28).
+//! The outcome as the value of `main` (rule S28): a program without a logger prints what was cut
+//! before it ends with exit code 1.
 //!
 //! Each test starts itself again, as a program whose drain is cut short, with a logger of one kind.
 
@@ -18,7 +18,7 @@ use smol_graceful::Shutdown;
 
 const CHILD: &str = "SMOL_GRACEFUL_TEST_CHILD";
 
-/// The program: the grace of a piece of work is over at once, unless it is done before.
+/// Runs a program whose grace is over at once, with a guard that may be dropped before.
 #[test]
 fn the_program_of_these_tests() {
     let Ok(kind) = env::var(CHILD) else { return };
@@ -68,7 +68,7 @@ fn what_was_cut_is_said_if_no_logger_says_it() {
     }
 }
 
-/// The program logs its outcome itself, or the server has done so.
+/// The outcome prints nothing if the program or the server has logged it.
 #[test]
 fn nothing_is_said_beside_a_logger() {
     for level in [LevelFilter::Warn, LevelFilter::Info] {
@@ -88,7 +88,7 @@ fn an_exit_waits_for_nobody_who_reads() {
     let (reader, writer) = UnixStream::pair().unwrap();
     fill(&writer);
     let mut command = program("none cut");
-    // Only the outcome's line goes there.
+    // Standard error gets only the outcome's line.
     let mut child = command.stdout(Stdio::null()).stderr(OwnedFd::from(writer)).spawn().unwrap();
     let began = Instant::now();
     while child.try_wait().unwrap().is_none() {

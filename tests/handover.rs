@@ -1,9 +1,9 @@
-//! Restarts that no client notices: each kind of connection goes to the successor, over TCP and
-//! over Unix sockets, and is the same connection before and after.
+//! Restarts that no client notices. Each kind of connection goes to the successor, over TCP and
+//! over Unix sockets, and stays the same connection.
 //!
-//! No test connects anew: the client that asked the predecessor asks the successor. A connection
-//! that cannot go (TLS, another protocol) ends as in any stop. `handover_faults.rs` has what can go
-//! wrong.
+//! No test connects anew, because the client that asked the predecessor asks the successor. A
+//! connection that cannot go (TLS, another protocol) ends as in any stop. `handover_faults.rs` has
+//! the restarts with faults.
 
 #![cfg(target_os = "linux")]
 
@@ -58,13 +58,13 @@ fn idle_connections_outlive_ten_restarts() {
                 assert_kept(&client.get("/livez").response(), "live\n");
             }
         }
-        // On a busy machine some connections go only after that line.
+        // On a busy machine, some connections go only after the line of the log.
         assert!(at_once > 0);
         server.end();
     });
 }
 
-/// Connections that have not sent anything yet go to the successor, too.
+/// Connections whose clients have not sent a byte yet go to the successor, too.
 #[test]
 fn silent_connections_go_to_the_successor() {
     over_both(|over| {
@@ -80,8 +80,8 @@ fn silent_connections_go_to_the_successor() {
     });
 }
 
-/// An HTTP/1.0 client that asks for it keeps its connection, whether it waits for a request or for
-/// a response.
+/// An HTTP/1.0 connection with keep-alive goes to the successor, both between requests and during
+/// one.
 #[test]
 fn http_1_0_connections_go_to_the_successor() {
     let keep_alive = |path| format!("GET {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
@@ -111,8 +111,8 @@ fn http_1_0_connections_go_to_the_successor() {
     });
 }
 
-/// How long a connection has been idle goes along, or a limit would never be reached where restarts
-/// are frequent.
+/// The idle time goes along, because otherwise no idle connection would reach its limit with
+/// frequent restarts.
 #[test]
 fn idle_connections_end_in_time_although_restarts_come_between() {
     over_both(|over| {
@@ -122,8 +122,7 @@ fn idle_connections_end_in_time_although_restarts_come_between() {
         let begin = Instant::now();
         let mut client = server.idle();
         let mut handed_over = 0;
-        // No process lives for as long as the limit, but each looks at its connections, once a
-        // second.
+        // No process lives for as long as the limit, but each sweeps its connections once a second.
         client.stream.set_read_timeout(Some(Duration::from_millis(2500))).unwrap();
         let end = loop {
             match client.try_fill() {
@@ -141,7 +140,7 @@ fn idle_connections_end_in_time_although_restarts_come_between() {
     });
 }
 
-/// The time of a request is not idle time, however long the request takes.
+/// The time of a long request is not idle time.
 #[test]
 fn a_connection_begins_to_be_idle_behind_its_last_response() {
     const LIMIT: Duration = Duration::from_secs(1);
@@ -159,8 +158,8 @@ fn a_connection_begins_to_be_idle_behind_its_last_response() {
             let answered = Instant::now();
             assert_kept(&client.response(), predecessor);
             server.assert_handed_over(predecessor, 1);
-            // The successor looks for connections that have been idle for too long. No event says
-            // that it has looked.
+            // This gives the successor the time for a sweep over idle connections, of which no
+            // event shows the end.
             thread::sleep(LIMIT / 3);
             client.get("/pid");
             // On a busy machine, the connection may have been idle for too long by now.
@@ -177,14 +176,14 @@ fn a_connection_begins_to_be_idle_behind_its_last_response() {
 
 // A part of a request.
 
-/// The bytes of half a head go along, wherever it is cut.
+/// The bytes of half a head go along, from any cut.
 #[test]
 fn half_a_head_is_completed_at_the_successor() {
     assert_completed(HEAD, 1..HEAD.len());
 }
 
-/// Cuts the beginning `whole` of a request at each of these places, on a new connection and on one
-/// that has served a request. The predecessor gets the first part, and the successor the second.
+/// Cuts the request text `whole` at each of these places, on a new connection and on one that has
+/// served a request. The predecessor gets the first part, and the successor the second.
 fn assert_completed(whole: &str, cuts: Range<usize>) {
     over_both(|over| {
         let mut server = Handover::server(over, &[]);
@@ -204,7 +203,7 @@ fn assert_completed(whole: &str, cuts: Range<usize>) {
     });
 }
 
-/// More bytes were read ahead than go with one message to the successor.
+/// The bytes that were read ahead do not fit into one message to the successor.
 #[test]
 fn many_long_halves_go_to_the_successor() {
     let field = format!("X-Long: {}\r\n", "x".repeat(4000));
@@ -239,7 +238,8 @@ fn a_head_may_take_ten_processes() {
     });
 }
 
-/// An empty line in front of a request belongs to it (RFC 9112 section 2.2), also in two processes.
+/// An empty line in front of a request belongs to the request (RFC 9112 section 2.2), also across
+/// two processes.
 #[test]
 fn an_empty_line_is_followed_by_a_head_at_the_successor() {
     assert_completed(&("\r\n\r\n".to_owned() + HEAD), 1..6);
@@ -298,7 +298,8 @@ fn a_client_that_expects_100_continue_is_served_across_the_restart() {
 
 // A request under way.
 
-/// A handler ends in its process, its response does not say `close`, and then the connection goes.
+/// A handler ends in its process, its response does not say `close`, and then the connection goes
+/// to the successor.
 #[test]
 fn a_handler_ends_in_the_predecessor() {
     over_both(|over| {
@@ -315,8 +316,7 @@ fn a_handler_ends_in_the_predecessor() {
     });
 }
 
-/// A client that wants its connection closed gets what it wants, from the process that it has
-/// asked.
+/// If a client asks for a close, the process that serves the request closes the connection.
 #[test]
 fn a_connection_that_the_client_closes_does_not_go() {
     over_both(|over| {
@@ -335,7 +335,7 @@ fn a_connection_that_the_client_closes_does_not_go() {
     });
 }
 
-/// A client that has said that it sends nothing more gets all of its answers, from both processes.
+/// A half-closed client gets all of its answers, from both processes.
 #[test]
 fn a_half_closed_client_gets_its_answers() {
     over_both(|over| {
@@ -353,7 +353,7 @@ fn a_half_closed_client_gets_its_answers() {
         for client in [&mut pipelined, &mut single] {
             assert_eq!(client.end(), End::Eof);
         }
-        // The other connection has nothing more to do, so it may end in either process.
+        // The other connection has no request left, so it may end in either process.
         assert!((1..=2).contains(&server.handed_over(predecessor)), "{}", server.servers.program);
         server.end();
     });
@@ -379,7 +379,7 @@ fn pipelined_requests_are_answered_in_order() {
         server.assert_handed_over(predecessor, 1);
         assert_served_by([&mut client], server.serving());
         let log = server.end();
-        // A busy connection goes after its exchange, so the successor has handled them.
+        // A busy connection goes after its exchange, so the successor has handled the POSTs.
         assert_eq!(handled_by(&log, predecessor), 0, "{log}");
         assert_eq!(log.matches("handled /post").count(), 51, "{log}");
     });
@@ -430,7 +430,7 @@ fn an_endless_pipeline_goes_through_five_restarts() {
             let deadline = Instant::now() + 2 * PATIENCE;
             for n in 0.. {
                 wait_until("answers", || n < answered.load(Ordering::Relaxed) + AHEAD);
-                // If the test fails, nobody sets `is_last`.
+                // If the test fails, `is_last` stays `false`, and the deadline ends the loop.
                 let is_last = is_last.load(Ordering::Relaxed) || Instant::now() > deadline;
                 let body = if is_last { "last".to_owned() } else { n.to_string() };
                 writer.write_all(post("/echo", &body).as_bytes()).unwrap();
@@ -482,15 +482,15 @@ fn posts_in_the_very_moment_are_handled_once() {
         let (begin, begun) = mpsc::channel();
         let send_all = |first: usize, clients: &mut [Client]| {
             for (n, client) in clients.iter_mut().enumerate() {
-                // The first and the last belong to one process for sure.
+                // The first POSTs belong to the predecessor, and the last ones to the successor.
                 match n {
                     5 => begin.send(()).unwrap(),
                     45 => wait_until("the successor", || has_handed_over.load(Ordering::Relaxed)),
                     _ => {}
                 }
                 client.post(&format!("/post/{}", first + n), "");
-                // The other forty take about as long as a restart. No event says when it hands
-                // over, and the client must not know.
+                // The other forty take about as long as a restart. No event shows the moment of the
+                // hand-over, and the client must not know it.
                 thread::sleep(Duration::from_millis(2));
             }
             for (n, client) in clients.iter_mut().enumerate() {
@@ -547,7 +547,7 @@ fn a_slow_reader_gets_its_response_from_the_predecessor() {
     });
 }
 
-/// A stream ends politely at the restart, and its connection goes behind the others.
+/// A stream ends properly at the restart, and its connection goes after the others.
 #[test]
 fn a_stream_ends_and_its_connection_goes() {
     over_both(|over| {
@@ -555,7 +555,7 @@ fn a_stream_ends_and_its_connection_goes() {
         let (mut client, mut idle) = (server.idle(), server.idle());
         client.get("/stream?every=5ms&count=1000000").fill().unwrap();
         let predecessor = server.restart();
-        // The stream has its last chunk, or this would find no whole response.
+        // A whole response shows that the stream has had its last chunk.
         let response = client.response();
         assert!(response.text().ends_with('\n') && !response.says_close(), "{response:?}");
         server.assert_handed_over(predecessor, 2);
@@ -597,7 +597,7 @@ fn a_restart_in_the_middle_of_another_follows_it() {
         let mut client = server.idle();
         let first = server.serving();
         let second = server.ready_successor("");
-        // The keeper is suspended, so both signals are one, and READY has come before them.
+        // The keeper is suspended, so both signals count as one, and READY came before them.
         server.servers.signal(Signal::USR2);
         server.servers.signal(Signal::USR2);
         assert_eq!(server.resume_keeper(second), first);
@@ -634,15 +634,15 @@ fn requests_of_three_processes_end_at_the_fourth() {
     });
 }
 
-/// A client that asks whether the server is ready means the service, which goes on, so it hears no
-/// `no` from a predecessor that still serves it.
+/// A predecessor that hands over still answers that it is ready, because the client asks about the
+/// service, which goes on.
 #[test]
 fn a_predecessor_that_hands_over_is_ready() {
     over_both(|over| {
         let mut server = Handover::server(over, &[]);
         let (mut idle, mut asks) = (server.idle(), server.idle());
         asks.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel");
-        // The echo begins its response when it has a part of the body.
+        // The echo begins its response when it has a part of the body, and this waits for that.
         asks.fill().unwrap();
         let predecessor = server.suspend_successor();
         server.wait_for_batch();
@@ -659,7 +659,7 @@ fn a_predecessor_that_hands_over_is_ready() {
 
 // A connection stays the same.
 
-/// The socket is the same one, with its options, and so is the peer.
+/// The socket stays the same, with its options, and so does the peer.
 #[test]
 fn the_socket_and_its_peer_stay_the_same() {
     over_both(|over| {
@@ -722,13 +722,14 @@ fn a_close_by_the_successor_reaches_the_client() {
     });
 }
 
-/// A client that ends its connection on the way, by a reset or a FIN, costs nobody else anything.
+/// A client that ends its connection on the way, by a reset or a FIN, does not affect other
+/// connections.
 #[test]
 fn an_end_on_the_way_costs_nobody_else() {
     over_both(|over| {
         let mut server = Handover::staged(over);
         let [mut kept, mut reset, mut finished] = [server.idle(), server.idle(), server.idle()];
-        // With bytes that nobody reads, a Unix socket is reset, too.
+        // A Unix socket with unread bytes is reset, too.
         reset.get("/pid");
         assert!(reset.stream.peek(&mut [0]).unwrap() > 0);
         let predecessor = server.suspend_batch(3);
@@ -748,8 +749,7 @@ fn an_end_on_the_way_costs_nobody_else() {
     });
 }
 
-/// The successor has as many descriptors as it would have without its predecessor's connections,
-/// once their clients are gone.
+/// After the clients have gone, the successor has no more descriptors than without the hand-over.
 #[test]
 fn no_descriptor_is_left() {
     const CLIENTS: usize = 50;
@@ -793,7 +793,7 @@ const HELLO: &[u8] = b"\x81\x05Hello";
 const AWAY: &[u8] = b"\x88\x0a\x03\xe9stopping";
 const MASKED_AWAY: &[u8] = b"\x88\x82\0\0\0\0\x03\xe9";
 
-/// A WebSocket is told to go, and a connection beside it stays.
+/// A WebSocket gets a Close, and a connection beside it goes to the successor.
 #[test]
 fn a_websocket_takes_leave_beside_a_connection_that_goes() {
     over_both(|over| {
@@ -860,7 +860,7 @@ fn plain_connections_go_beside_tls() {
         assert_served_by(&mut encrypted, first);
         let predecessor = server.restart();
         let told = server.line_of(predecessor, "handed over ");
-        // On a busy machine they may have ended by then.
+        // On a busy machine, the TLS connections may have ended by then.
         let is_silent = told.ends_with(" s");
         assert!(is_silent || told.contains("3 of a listener with a wrapper (TLS)"), "{told}");
         for client in &mut encrypted {
@@ -875,7 +875,7 @@ fn plain_connections_go_beside_tls() {
 
 // The parts of the tests above.
 
-/// Asserts that a response has this body, and that the connection goes on behind it.
+/// Asserts that a response has this body, and that the connection goes on after it.
 #[track_caller]
 fn assert_kept(response: &Received, body: impl Display) {
     let got = (response.status, response.text(), response.says_close());
@@ -899,7 +899,7 @@ fn post(path: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
-/// Returns how many POSTs a process has handled.
+/// Returns the number of POSTs that a process has handled.
 fn handled_by(log: &str, process: ProcessId) -> usize {
     let pid = process.to_string();
     let own = log.lines().filter(|line| line.split(' ').nth(1) == Some(&pid));
@@ -924,7 +924,7 @@ fn example(name: &str, over: Over, directory: &Directory, more: &[&str]) -> (Gen
 }
 
 /// Waits until the predecessor, the only one that stops, has ended with exit code 0 and has handed
-/// over this many connections. The examples' logs do not say whose a line is.
+/// over this many connections. The examples' logs do not name the process of a line.
 fn assert_handed_over(servers: &mut Generations, predecessor: ProcessId, count: u64) {
     assert_eq!(servers.exit_code(predecessor), 0, "{}", servers.program);
     let is_outcome = |line: &str| line.contains("drained in ");
@@ -935,7 +935,8 @@ fn assert_handed_over(servers: &mut Generations, predecessor: ProcessId, count: 
 /// The variable of the program's environment with the directory of the TLS listener's certificate.
 const CERTIFICATES: &str = "HANDOVER_CERTIFICATES";
 
-/// Serves if another test has started this process for that: over TLS, too, if that test wants it.
+/// Serves if another test has started this process for that, and over TLS, too, if the environment
+/// says so.
 #[test]
 fn the_program_of_these_tests() {
     handover::serve_with(|directory| {

@@ -1,8 +1,8 @@
-//! Hand-overs in which the test itself is the successor or the predecessor of the real binary, and
-//! says through the passage what no process of this version would say.
+//! Hand-overs in which the test plays the successor or the predecessor of the real binary, and
+//! sends messages that no process of this version would send.
 //!
-//! So it also sees what is said: which connections are in which batch, and what is answered.
-//! `keeper_fakes.rs` has the same for the parent channel.
+//! So the test also sees the content of the batches and the answers. `keeper_fakes.rs` does this
+//! for the parent channel.
 
 #![cfg(target_os = "linux")]
 
@@ -37,7 +37,7 @@ fn a_batch_with_a_senseless_answer_is_the_successors() {
             assert_eq!((batch.number, batch.sockets.len()), (1, 1));
             passage.send(answer, &[]);
             server.line_of(predecessor, ": the successor's answer makes no sense");
-            // When this one has ended, the predecessor has done what it does about the others.
+            // When the busy connection has ended, the predecessor has dealt with the others.
             server.open("answer");
             assert_eq!(busy.response().text(), predecessor.to_string());
             assert_eq!(busy.end(), End::Eof);
@@ -49,7 +49,7 @@ fn a_batch_with_a_senseless_answer_is_the_successors() {
     });
 }
 
-/// H3: an answer that comes twice is no answer to the next batch, and ends the hand-over.
+/// H3: a second answer to a batch does not count for the next batch, and ends the hand-over.
 #[test]
 fn a_second_answer_to_a_batch_ends_the_hand_over() {
     over_both(|over| {
@@ -68,8 +68,8 @@ fn a_second_answer_to_a_batch_ends_the_hand_over() {
     });
 }
 
-/// H2 and H6: a passage that closes without an answer gives the batch back, whatever the
-/// successor's process does. Its connections have a linger of their own, and then end as in any
+/// H2 and H6: if the passage closes without an answer, the batch comes back, even if the
+/// successor's process lives on. Its connections have a linger of their own, and then end as in any
 /// stop.
 #[test]
 fn a_passage_that_closes_without_an_answer_gives_the_batch_back() {
@@ -95,17 +95,18 @@ fn a_passage_that_closes_without_an_answer_gives_the_batch_back() {
 #[test]
 fn idle_connections_are_asked_a_batch_at_a_time() {
     over_both(|over| {
-        // The predecessor asks the next ones if none has come for a while, as on a busy machine.
+        // On a busy machine, the predecessor may ask the next batch, because no connection has come
+        // for a while.
         let is_met = (0..5).any(|_| serves_all_but_a_batch(over));
         assert!(is_met, "those that were not asked are not served");
     });
 }
 
-/// Hands 601 connections over, and checks the batches. Returns `true` if all connections but one
-/// batch are served while the first batch is not answered.
+/// Hands 601 connections over, and checks the batches. Returns `true` if the predecessor serves all
+/// connections but one batch while the first batch has no answer.
 fn serves_all_but_a_batch(over: Over) -> bool {
     const IDLE: usize = 600;
-    // So long that those that wait for the answer are not served meanwhile.
+    // The linger is so long that the predecessor does not serve the waiting connections meanwhile.
     let mut server = Handover::server(over, &["--linger", "100s", "--grace", "200s"]);
     let predecessor = server.serving();
     let mut clients: Vec<_> = (0..IDLE).map(|_| server.idle()).collect();
@@ -113,7 +114,7 @@ fn serves_all_but_a_batch(over: Over) -> bool {
     busy.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe").fill().unwrap();
     let (_successor, passage) = successor_of(&mut server);
     let mut batch = passage.batch();
-    // The request of the busy one ends at once, and then it is idle like the others.
+    // The request of the busy client ends at once, and then its connection is idle like the others.
     assert!(!busy.send("llo").response().says_close());
     for client in &mut clients {
         client.get("/livez");
@@ -137,15 +138,15 @@ fn serves_all_but_a_batch(over: Over) -> bool {
         batch = passage.batch();
     }
     server.assert_handed_over(predecessor, IDLE as u64 + 1);
-    // No further batch.
+    // No further batch comes.
     assert!(passage.receive().is_none());
     is_met
 }
 
 // The test is the predecessor.
 
-/// A predecessor that says what makes no sense is not heard any more, and costs nobody else
-/// anything.
+/// If a predecessor's message makes no sense, the successor closes the passage, and no other
+/// connection is affected.
 #[test]
 fn a_predecessor_that_makes_no_sense_costs_nobody_else() {
     over_both(|over| {
@@ -166,20 +167,21 @@ fn a_predecessor_that_makes_no_sense_costs_nobody_else() {
     });
 }
 
-/// H7: the successor takes what it can of a batch that is not as it should be, in order, and says
-/// how many.
+/// H7: of an odd batch, the successor takes the connections that it can take, in order, and answers
+/// with their number.
 #[test]
 fn a_successor_takes_the_beginning_of_an_odd_batch() {
     over_both(|over| {
         let mut predecessor = Predecessor::of(over);
         let known = LISTENER;
-        // It is no listener of the server's.
+        // The server has no listener with this number.
         let unknown = LISTENER + 1;
         let (mut number, mut kept) = (0, Vec::new());
         let cases: [(&[u32], usize, usize, bool); 6] = [
-            // Listeners, sockets, how many are taken, and whether another one may be taken.
+            // Each case has the listeners, the number of sockets, the number that is taken, and
+            // whether the successor would take more.
             (&[known; 2], 2, 2, true),
-            // As if there were no descriptor for the rest.
+            // The rest of the sockets is missing, as if the successor had no descriptors for them.
             (&[known; 3], 1, 1, false),
             (&[known; 2], 0, 0, false),
             (&[known; 2], 3, 2, true),
@@ -194,7 +196,7 @@ fn a_successor_takes_the_beginning_of_an_odd_batch() {
             let mut answer = taken(number, count);
             *answer.last_mut().unwrap() = u8::from(takes_more);
             assert_eq!(predecessor.passage.message(), answer, "{count} of {listeners:?}");
-            // The successor has no copy of those that it did not take.
+            // The successor has no copies of the connections that it did not take.
             assert!(clients[count..].iter_mut().all(|client| client.end() == End::Eof));
             clients.truncate(count);
             clients.iter_mut().for_each(assert_live);
@@ -205,8 +207,8 @@ fn a_successor_takes_the_beginning_of_an_odd_batch() {
     });
 }
 
-/// H8: the idle age and the bytes that were read ahead come along. A request wins over an age that
-/// is over the limit (S7).
+/// H8: the idle age and the bytes that were read ahead come along. S7: a request counts more than
+/// an idle age over the limit.
 #[test]
 fn a_successor_heeds_the_idle_age_and_the_bytes_read_ahead() {
     const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -229,11 +231,11 @@ fn a_successor_heeds_the_idle_age_and_the_bytes_read_ahead() {
     });
 }
 
-/// A predecessor that sends batch after batch, and waits for no answer before the next one, holds
-/// up neither clients nor a stop.
+/// A predecessor that sends batch after batch without waiting for answers holds up neither clients
+/// nor a stop.
 #[test]
 fn an_endless_stream_of_batches_holds_up_nobody() {
-    /// How many batches wait for the successor. The kernel has room for more.
+    /// The number of batches that wait for the successor. The kernel has room for more.
     const AHEAD: u32 = 100;
     over_both(|over| {
         let mut predecessor = Predecessor::of(over);
@@ -241,7 +243,7 @@ fn an_endless_stream_of_batches_holds_up_nobody() {
         let answered = AtomicU32::new(0);
         thread::scope(|scope| {
             let stream = scope.spawn(|| {
-                // If the test fails, nobody ends the server.
+                // If the test fails, the deadline ends this loop.
                 let deadline = Instant::now() + 2 * PATIENCE;
                 for number in 1.. {
                     if Instant::now() > deadline
@@ -268,8 +270,8 @@ fn an_endless_stream_of_batches_holds_up_nobody() {
     });
 }
 
-/// H1, S1 and S7: a connection that was taken counts, so a stop right after the answer waits for
-/// the request in it.
+/// H1, S1 and S7: the successor counts a connection that it has taken, so a stop right after the
+/// answer waits for its request.
 #[test]
 fn a_stop_right_after_the_answer_finishes_what_was_taken() {
     const CLIENTS: usize = 50;
@@ -297,8 +299,8 @@ fn a_stop_right_after_the_answer_finishes_what_was_taken() {
 /// The number of a server's only listener.
 const LISTENER: u32 = 0;
 
-/// Restarts a server with one listener, and takes all of its connections: the test is the
-/// successor. Returns the passage, too.
+/// Restarts a server with one listener. The test is the successor that takes all of its
+/// connections. Returns the passage, too.
 fn successor_of(server: &mut Handover) -> (FakeChild, Channel) {
     let successor = FakeChild::successor_of(server);
     assert_eq!(successor.offered[0].0, LISTENER);
@@ -308,7 +310,7 @@ fn successor_of(server: &mut Handover) -> (FakeChild, Channel) {
     (successor, passage)
 }
 
-/// The test as the predecessor of a server, which is the real binary with one listener.
+/// The predecessor of the real binary with one listener, played by the test.
 struct Predecessor {
     keeper: FakeKeeper,
     passage: Channel,
@@ -323,8 +325,8 @@ impl Predecessor {
         Self { keeper, passage }
     }
 
-    /// Sends connections of which the test has no copy then. They came to these listeners, and have
-    /// just fallen idle.
+    /// Sends connections that came to these listeners and have just fallen idle. The test keeps no
+    /// copies.
     fn send(&self, number: u32, listeners: &[u32], sockets: Vec<OwnedFd>) {
         let connections: Vec<_> =
             listeners.iter().map(|listener| (*listener, Duration::ZERO, "")).collect();

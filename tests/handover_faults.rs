@@ -27,13 +27,13 @@ use common::{
 };
 use rustix::process::{Resource, Rlimit, Signal, prlimit};
 
-/// The most connections that go in one message.
+/// The largest number of connections in one message.
 const BATCH: usize = 253;
 
 // The successor is suspended.
 
-/// H1 and H2: a request waits while its socket is in the passage. The successor answers the
-/// request, and needs no word of its predecessor's for that.
+/// H1 and H2: a request waits while its socket is in the passage. The successor answers the request
+/// without any further message from its predecessor.
 #[test]
 fn a_request_in_the_passage_is_answered_once_by_the_successor() {
     over_both(|over| {
@@ -52,8 +52,8 @@ fn a_request_in_the_passage_is_answered_once_by_the_successor() {
     });
 }
 
-/// H5: the predecessor goes on to serve those that are not in the passage, and nothing is lost when
-/// the successor goes on.
+/// H5: the predecessor goes on serving the connections that are not in the passage, and nothing is
+/// lost when the successor goes on.
 #[test]
 fn a_suspended_successor_holds_up_only_its_batch() {
     over_both(|over| {
@@ -63,7 +63,7 @@ fn a_suspended_successor_holds_up_only_its_batch() {
         let (mut answered, mut waiting) = post_during_batch(&server, clients);
         assert!(answered.len() >= 50, "{}", answered.len());
         answered.iter_mut().for_each(assert_hello);
-        // They go on in the predecessor for as long as the successor is suspended.
+        // These connections go on in the predecessor while the successor is suspended.
         answered.iter_mut().for_each(assert_kept);
         assert!(!waiting.iter().any(Client::has_something));
         server.serving().signal(Signal::CONT);
@@ -74,8 +74,8 @@ fn a_suspended_successor_holds_up_only_its_batch() {
     });
 }
 
-/// H2: when the grace is over, an unanswered batch is the successor's. The others are treated as in
-/// any stop before.
+/// H2: at the end of the grace, an unanswered batch is the successor's. The other connections are
+/// treated as in any stop before.
 #[test]
 fn a_batch_that_nobody_answers_is_the_successors_after_the_grace() {
     over_both(|over| {
@@ -128,9 +128,8 @@ fn a_second_signal_names_a_request_in_the_passage() {
     });
 }
 
-/// A successor that is told to stop while a batch waits for it takes the batch and serves the
-/// requests in it, or leaves the batch to its predecessor. Either way each request is answered
-/// once.
+/// A successor that stops while a batch waits takes the batch and serves its requests, or leaves
+/// the batch to the predecessor. In both cases each request is answered once.
 #[test]
 fn a_successor_that_is_told_to_stop_while_it_adopts_loses_nothing() {
     over_both(|over| {
@@ -154,8 +153,8 @@ fn a_successor_that_is_told_to_stop_while_it_adopts_loses_nothing() {
 }
 
 /// H4: the predecessor counts the connections of a batch until the answer, and the successor from
-/// then on. So the predecessor does not drain before, and the successor finishes a request in a
-/// connection that it has taken, although it is told to stop before anybody has read its answer.
+/// then on. So the predecessor does not drain before the answer. The successor finishes a request
+/// of a connection that it has taken, although it stops before the predecessor has read the answer.
 #[test]
 fn a_connection_counts_in_either_process() {
     over_both(|over| {
@@ -195,7 +194,8 @@ fn a_connection_counts_in_either_process() {
 #[test]
 fn a_stop_signal_in_any_moment_of_a_restart_loses_nothing() {
     over_both(|over| {
-        // Mostly, a restart takes less than the longest pause. First, both signals come together.
+        // In the first case both signals come together. Most restarts take less time than the
+        // longest pause.
         let any = iter::repeat_with(|| Some(fastrand::u64(0..200)));
         for pause in iter::once(None).chain(any.take(5)) {
             let server = Handover::server(over, &[]);
@@ -223,8 +223,8 @@ fn a_stop_signal_in_any_moment_of_a_restart_loses_nothing() {
 
 // Either process is killed.
 
-/// H2: a batch without an answer comes back when the successor dies. Nobody else can take the
-/// connections, so the predecessor answers what has come and closes them.
+/// H2: a batch without an answer comes back when the successor dies. No other process can take the
+/// connections, so the predecessor answers the requests that have come, and closes.
 #[test]
 fn a_successor_that_dies_before_its_answer_gives_the_batch_back() {
     over_both(|over| {
@@ -276,8 +276,9 @@ fn half_a_head_in_a_batch_that_comes_back_is_completed() {
     });
 }
 
-/// The connections that a successor has taken die with it, and each client sees that at once,
-/// because the predecessor has closed its copies. The predecessor finishes what it still has.
+/// The connections that a successor has taken end with its death, and each client sees that at
+/// once, because the predecessor has closed its copies. The predecessor finishes its other
+/// connections.
 #[test]
 fn a_successor_that_dies_after_its_answer_costs_only_its_own_clients() {
     over_both(|over| {
@@ -299,8 +300,8 @@ fn a_successor_that_dies_after_its_answer_costs_only_its_own_clients() {
     });
 }
 
-/// A successor that dies between two batches costs the clients of the first one, whose requests it
-/// has answered before. The predecessor answers and closes the others.
+/// If a successor dies between two batches, only the connections of the first batch end, after it
+/// has answered their requests. The predecessor answers the others and closes them.
 #[test]
 fn a_successor_that_dies_between_batches_costs_only_what_it_has_taken() {
     over_both(|over| {
@@ -308,7 +309,8 @@ fn a_successor_that_dies_between_batches_costs_only_what_it_has_taken() {
         let clients = idle(&server, BATCH + 50);
         let predecessor = server.suspend_successor();
         let (mut answered, mut waiting) = post_during_batch(&server, clients);
-        // The answer to the first batch waits in the passage until the successor is dead.
+        // The predecessor is suspended, so the answer to the first batch waits in the passage until
+        // the successor is dead.
         suspend(predecessor);
         let successor = server.serving();
         successor.signal(Signal::CONT);
@@ -325,8 +327,8 @@ fn a_successor_that_dies_between_batches_costs_only_what_it_has_taken() {
     });
 }
 
-/// The successor dies in any moment of several batches. Each client has its answer, from either
-/// process, or sees the end of its connection.
+/// The successor dies at a random moment of several batches. Each client gets its answer from
+/// either process, or sees the end of its connection.
 #[test]
 fn a_successor_that_dies_in_any_moment_leaves_no_client_waiting() {
     over_both(|over| {
@@ -377,26 +379,26 @@ fn a_predecessor_that_dies_leaves_its_batch_to_the_successor() {
 
 // Something is in short supply.
 
-/// H7: a successor with fewer places takes as many as it has places for. The others are treated as
-/// in any stop.
+/// H7: a successor with too few places takes as many connections as it has places. The others are
+/// treated as in any stop.
 #[test]
 fn a_successor_takes_as_many_as_it_has_places() {
     over_both(|over| {
-        // The server has places for half of its descriptors.
+        // The server uses half of its descriptors for places.
         let taken = taken_by_short_successor(over, "ulimit -n 80", |_| {});
         assert_eq!(taken, 40);
     });
 }
 
-/// H7: the kernel cuts a message short that has more sockets than the successor may open.
-/// The predecessor serves the rest from its copies.
+/// H7: if a message has more sockets than the successor may open, the kernel closes the rest. The
+/// predecessor serves those connections from its copies.
 #[test]
 fn a_successor_takes_as_many_as_it_has_descriptors() {
     over_both(|over| {
         let taken = taken_by_short_successor(over, "", |successor| {
             let is_free =
                 |number: &u64| !Path::new(&format!("/proc/{successor}/fd/{number}")).exists();
-            // One is the passage's.
+            // One descriptor is for the passage.
             let limit = (0..).filter(is_free).nth(9);
             let limit = Rlimit { current: limit, maximum: limit };
             prlimit(Some(successor.0), Resource::Nofile, limit).unwrap();
@@ -406,8 +408,8 @@ fn a_successor_takes_as_many_as_it_has_descriptors() {
 }
 
 /// Restarts with 60 idle connections, each with a request that comes while the batch is under way.
-/// The successor runs `lines` of a shell first, and `shorten` when it is ready, so it does not take
-/// all connections. Returns how many it has taken.
+/// The successor runs `lines` of a shell first, and the test calls `shorten` when it is ready, so
+/// it does not take all connections. Returns the number of connections that it has taken.
 fn taken_by_short_successor(over: Over, lines: &str, shorten: impl FnOnce(ProcessId)) -> u64 {
     let mut server = Handover::server(over, &[]);
     let mut clients = idle(&server, 60);
@@ -433,9 +435,9 @@ fn taken_by_short_successor(over: Over, lines: &str, shorten: impl FnOnce(Proces
     taken
 }
 
-/// The kernel lets a user who is not root send only so many descriptors that nobody has
-/// received yet, as many as the sender may have open. Other processes of the user can use that up.
-/// Then no connection goes, and no request is lost.
+/// A user other than root may have only as many unreceived descriptors under way as it may open
+/// files. Other processes of the user can use up this number. Then no connection goes, and no
+/// request is lost.
 #[test]
 #[ignore = "needs root, to become another user, and python3"]
 fn too_many_descriptors_on_their_way_cost_no_request() {
@@ -453,7 +455,7 @@ sys.stdin.read()";
     BufReader::new(filler.stdout.take().unwrap()).read_line(&mut told).unwrap();
     assert_eq!(told, "full\n");
 
-    // The user may have no access to where the server was built.
+    // The user may have no access to the directory of the build.
     let elsewhere = Directory::new();
     let (copy, program) = (elsewhere.join("server"), elsewhere.join("app"));
     copy_file(Path::new(SERVER), &copy);
@@ -487,17 +489,16 @@ sys.stdin.read()";
 
 // The successor is another program.
 
-/// A successor of an older version does not speak the parent channel, and neither does a program
-/// with another server: it says READY=1. Then the predecessor's stop is one like any other. The
-/// next successor, which speaks, gets no connections of such a predecessor, and the one behind it
-/// does again.
+/// A successor that does not know the parent channel, as an older version or another server, sends
+/// READY=1. Then the predecessor stops as usual. The next successor gets no connections from such a
+/// process, and the successor after that does again.
 #[test]
 fn a_child_that_does_not_speak_leaves_the_connections() {
     over_both(|over| {
         let mut server = Handover::staged(over);
         let mut clients = idle(&server, 3);
         let mut busy = server.in_flight("/wait/busy");
-        // This variable is all that such a program does not know.
+        // Without this variable, the server behaves like such a program.
         server.successors_run("unset SMOL_GRACEFUL_KEEPER");
         let predecessor = server.restart();
         for client in &mut clients {
@@ -523,7 +524,7 @@ fn a_child_that_does_not_speak_leaves_the_connections() {
 }
 
 /// H6: the connections of a listener that the successor did not take are closed, and those of the
-/// other one go on. H8: this holds for connections that have come along, too.
+/// other listener go on. H8: this holds for connections that have come along, too.
 #[test]
 fn connections_of_a_listener_that_is_not_taken_are_closed() {
     over_both(|over| {
@@ -538,7 +539,7 @@ fn connections_of_a_listener_that_is_not_taken_are_closed() {
                 server.hand_over(5);
                 left.iter_mut().chain(&mut kept).for_each(assert_kept);
             }
-            // The listener is the second one, and the first one of the successor.
+            // The second listener is the first one of the successor.
             server.successors_run(&format!("set -- --listen {second}"));
             let predecessor = server.restart();
             for client in &mut left {
@@ -594,8 +595,7 @@ fn a_successor_whose_workers_are_blocked_takes_connections() {
             command.env(handover::THREADS, "2");
         });
         let mut clients = idle(&server, 3);
-        // Both processes accept, and the predecessor is suspended, so the clients are the
-        // successor's.
+        // Both processes accept. The predecessor is suspended, so the successor gets the clients.
         let successor = server.ready_successor("");
         suspend(server.serving());
         let mut blocked = block_workers(&mut server);
@@ -677,13 +677,13 @@ fn a_crowd_leaves_at_once() {
 
 // The parts of the tests above.
 
-/// Connects clients that have had an answer each.
+/// Connects clients, and lets each have an answer.
 fn idle(server: &Handover, count: usize) -> Vec<Client> {
     (0..count).map(|_| server.idle()).collect()
 }
 
 /// Sends a POST of `hello` by each client while a batch is on its way to a suspended successor.
-/// Returns the clients whose answer has come, which are not in the batch, and those that wait.
+/// Returns the clients with an answer, which are not in the batch, and the waiting clients.
 fn post_during_batch(server: &Handover, mut clients: Vec<Client>) -> (Vec<Client>, Vec<Client>) {
     let batch = server.wait_for_batch();
     for client in &mut clients {
@@ -695,7 +695,7 @@ fn post_during_batch(server: &Handover, mut clients: Vec<Client>) -> (Vec<Client
     clients.into_iter().partition(Client::has_something)
 }
 
-/// Asserts that the connection goes on with the answer to a POST of `hello`, which comes once.
+/// Asserts that the answer to a POST of `hello` comes once, and that the connection goes on.
 fn assert_hello(client: &mut Client) {
     let response = client.response();
     assert_eq!((&*response.text(), response.says_close()), ("hello", false));

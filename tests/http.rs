@@ -1,4 +1,4 @@
-//! The wire: bytes in, bytes out, over raw sockets.
+//! The wire: the bytes of requests and responses, over raw sockets.
 
 mod common;
 
@@ -22,31 +22,31 @@ use smol_graceful::{
     BodyError, DrainEnding, Limits, Request, Response, Server, Shutdown, WorkKind, stream_body,
 };
 
-/// What most tests here serve: the path says what becomes of the body.
+/// The handler of most tests here. The path decides how the body is used.
 async fn app(mut request: Request) -> http_types::Result<Response> {
     match request.url().path() {
-        // It is the response's body, as it comes.
+        // The body becomes the response's body, as it comes.
         "/echo" => Ok(request.take_body().into()),
-        // It is answered once it is there; what is wrong with it is passed on.
+        // The whole body is read, and its error is passed on.
         "/read" => Ok(request.body_string().await?.into()),
-        // It is left alone.
+        // The body is not read.
         path => Ok(path.into()),
     }
 }
 
-/// The connection serves a further request.
+/// Asserts that the connection serves a further request.
 fn assert_open(client: &mut Client) {
     let response = client.get("/again").response();
     assert_eq!((response.status, response.text().as_str()), (200, "/again"));
 }
 
-/// `response` has announced the end of the connection, and it ends.
+/// Asserts that `response` says `close`, and that the connection ends.
 fn assert_closed(client: &mut Client, response: &Received) {
     assert!(response.says_close(), "{:?}", response.lines);
     assert_eq!(client.end(), End::Eof);
 }
 
-/// The connection is kept or has ended, as `response` says.
+/// Asserts that the connection goes on or ends, as `response` has announced.
 fn assert_as_told(client: &mut Client, response: &Received) {
     if response.says_close() {
         assert_eq!(client.end(), End::Eof);
@@ -59,20 +59,20 @@ fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")
 }
 
-/// A POST with more fields, each with its line end.
+/// Returns a POST with further fields, each with its line end.
 fn post(path: &str, fields: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: x\r\n{fields}\r\n{body}")
 }
 
 const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
 
-/// Bytes that no two places in them share.
+/// Returns random bytes, so a misplaced part shows.
 fn noise(length: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(7);
     std::iter::repeat_with(|| random.u8(..)).take(length).collect()
 }
 
-/// A response body of unknown length that comes as the test writes it.
+/// Returns a response body of unknown length, whose bytes the test writes.
 fn stream(from: UnixStream) -> Body {
     Body::from_reader(BufReader::new(Async::new(from).unwrap()), None)
 }
@@ -86,7 +86,7 @@ fn peers_have_addresses() {
     let mut client = server.connect();
     let addr = client.stream.local_addr().unwrap().to_string();
     assert_eq!(client.get("/").response().text(), addr);
-    // No field of a request changes it.
+    // A field of the request does not change the peer.
     let forged = "X-Forwarded-For: 192.0.2.1\r\nForwarded: for=192.0.2.1\r\n";
     client.send(format!("GET / HTTP/1.1\r\nHost: x\r\n{forged}\r\n"));
     assert_eq!(client.response().text(), addr);
@@ -96,8 +96,7 @@ fn peers_have_addresses() {
 
 // Pipelining.
 
-/// Rule W1.
-/// Rule W2: async-h1 takes no byte of the next message for its own.
+/// Rules W1 and W2: async-h1 takes no byte of the next message.
 #[test]
 fn pipelined_requests_are_answered_in_order() {
     let server = Running::new(app);
@@ -122,7 +121,7 @@ fn pipelined_requests_are_answered_in_order() {
     settle(&server);
 }
 
-/// Rule W10: what is written at once comes at once.
+/// Rule W10: responses that are ready together are sent together.
 #[test]
 fn responses_are_batched() {
     let server = Running::new(app);
@@ -146,7 +145,7 @@ fn responses_are_batched() {
 fn a_response_does_not_wait_for_the_next_request() {
     let server = Running::new(app);
     let mut client = server.connect();
-    // Neither for the rest of a head, nor of a body, nor for a handler.
+    // The response waits neither for the rest of a head or a body, nor for a handler.
     client.send(get("/1") + "GET /2 HT");
     assert_eq!(client.response().text(), "/1");
     client.send(
@@ -177,7 +176,7 @@ fn a_response_does_not_wait_for_the_next_request() {
     settle(&server);
 }
 
-/// The three messages of the tests below, and what they are answered.
+/// Returns the three messages of the tests below, and their answers.
 fn trio() -> (String, [&'static str; 3]) {
     let fixed = post("/read", "Content-Length: 2\r\n", "ab");
     let chunked = post("/echo", CHUNKED, "2;x\r\nab\r\n1\r\nc\r\n0\r\nX: y\r\n\r\n");
@@ -200,7 +199,7 @@ fn bytes_may_come_one_at_a_time() {
     settle(&server);
 }
 
-/// One connection for every place at which the bytes can be cut in two.
+/// Each cut of the bytes has a connection of its own.
 #[test]
 fn bytes_may_be_cut_anywhere() {
     let server = Running::new(app);
@@ -209,7 +208,7 @@ fn bytes_may_be_cut_anywhere() {
     for (client, cut) in clients.iter_mut().zip(1..) {
         client.send(&send[..cut]);
     }
-    // By the time this is answered, the first parts were read.
+    // When this is answered, the server has read the first parts.
     assert_open(&mut server.connect());
     for (client, cut) in clients.iter_mut().zip(1..) {
         case(&format!("cut before {:?}", &send[cut..]), || {
@@ -281,7 +280,7 @@ fn bodies_reach_the_handler_and_the_client() {
         case(rule, || {
             let mut client = server.connect();
             for (path, expect) in [("/read", expect), ("/echo", expect), ("/unread", "/unread")] {
-                // A further request behind it shows that the body ends where it should.
+                // A further request after the body shows that the server has found its end.
                 let response = client.send(post(path, fields, send) + &get("/next")).response();
                 assert_eq!((response.status, response.text().as_str()), (200, expect), "{path}");
                 assert_eq!(client.response().text(), "/next", "{path}");
@@ -323,7 +322,7 @@ fn large_bodies_stream_both_ways() {
     settle(&server);
 }
 
-/// Head, first piece, second piece: each arrives before the next exists.
+/// The head, the first piece and the second piece each arrive before the next one exists.
 #[test]
 fn a_stream_arrives_piece_by_piece() {
     let (mut source, body) = UnixStream::pair().unwrap();
@@ -436,8 +435,8 @@ fn a_malformed_chunk_is_an_error() {
     settle(&server);
 }
 
-/// Rule W16: whatever a program does with the error of a body, its client sees its own fault,
-/// unless the program has chosen an answer that does not blame the server.
+/// Rule W16: a client gets the status for its own fault, for each way in which a program maps the
+/// error of a body, unless the program has chosen another 4xx.
 #[test]
 fn a_bodys_fault_is_the_clients_however_the_error_is_mapped() {
     async fn read(mut request: Request, how: &str) -> http_types::Result<()> {
@@ -494,7 +493,7 @@ fn a_bodys_fault_is_the_clients_however_the_error_is_mapped() {
         ["pass", "err-500", "context", "its-status", "status", "panic", "500", "502", "503", "422"];
     let aware = [("200", 200), ("400", 400), ("409", 409)];
     for (rule, fields, body, status) in &bodies {
-        // All at once, as each that is too slow takes its time.
+        // All cases run at the same time, because slow clients take their time.
         let mut clients = Vec::new();
         for how in ["bytes", "string", "json", "form", "read", "take", "copy", "twice"] {
             for (mapping, status) in
@@ -518,7 +517,7 @@ fn a_bodys_fault_is_the_clients_however_the_error_is_mapped() {
             });
         }
     }
-    // What the client has not got wrong, or what nobody has noticed, stays the server's.
+    // If the body has no fault, or nothing has read the faulty part, the error stays the server's.
     for (how, body) in [("read", "5\r\nhello\r\n0\r\n\r\n"), ("not", "no size\r\n")] {
         for (mapping, status) in [("pass", 500), ("500", 500), ("503", 503), ("status", 409)] {
             case(&format!("{how}, {mapping}"), || {
@@ -532,8 +531,8 @@ fn a_bodys_fault_is_the_clients_however_the_error_is_mapped() {
     settle(&server);
 }
 
-/// A length that a client only declares reserves no memory: no handler can have asked for more than
-/// has come. Rule W14: nothing is reserved.
+/// Rule W14: the server reserves no memory for a length that a client only declares, for any way of
+/// reading.
 #[test]
 fn a_declared_length_reserves_nothing() {
     let server = Running::new(|mut request: Request| async move {
@@ -558,7 +557,7 @@ fn a_declared_length_reserves_nothing() {
             });
         }
     }
-    // A length is told where it costs no more than the buffers of any connection.
+    // A short length, which costs no more than a connection's buffers, is passed on.
     let server = Running::new(|request: Request| async move { Ok(format!("{:?}", request.len())) });
     for (length, told) in [(1, "Some(1)"), (16_384, "Some(16384)"), (16_385, "None")] {
         let mut client = server.connect();
@@ -568,10 +567,10 @@ fn a_declared_length_reserves_nothing() {
     settle(&server);
 }
 
-// What a handler sees.
+// Requests as a handler sees them.
 
-/// The target is to be had as the client sent it, and nothing is there that the client did not
-/// send. Rule W13: one reading of each value.
+/// Rule W13: a handler sees the target as the client sent it, and no field that the client did not
+/// send.
 #[test]
 fn a_handler_sees_what_was_sent() {
     let server = Running::new(|request: Request| async move {
@@ -615,8 +614,8 @@ fn a_handler_sees_what_was_sent() {
     settle(&server);
 }
 
-/// Whoever asks for trailers where there can be none is told so at once, and so is whoever asks for
-/// those of a body that has failed.
+/// A handler that asks for trailers gets an answer at once if there can be none, or if the body has
+/// failed.
 #[test]
 fn trailers_are_not_waited_for_in_vain() {
     let server = Running::new(|mut request: Request| async move {
@@ -642,8 +641,8 @@ fn trailers_are_not_waited_for_in_vain() {
     settle(&server);
 }
 
-/// Both limits of a head mean what they say, and a head that comes a byte at a time is none the
-/// dearer.
+/// Both limits of a head hold exactly, and a head that comes a byte at a time is not more
+/// expensive.
 #[test]
 fn heads_are_as_long_as_the_limits_allow() {
     let limits = Limits::default().head_bytes(64 * 1024).headers(250);
@@ -674,9 +673,9 @@ fn heads_are_as_long_as_the_limits_allow() {
     settle(&server);
 }
 
-// Bodies that nobody reads.
+// Bodies that the handler does not read.
 
-/// Rule W9: a short one is discarded.
+/// Rule W9: a short unread body is discarded.
 #[test]
 fn an_unread_body_is_discarded() {
     let limits = Limits::default().discard_bytes(30);
@@ -685,7 +684,7 @@ fn an_unread_body_is_discarded() {
         ("Content-Length: 30\r\n", "012345678901234567890123456789"),
         (CHUNKED, "5\r\n01234\r\n5\r\n56789\r\n0\r\n\r\n"),
     ] {
-        // Whether it comes with its head or after the response.
+        // The body may come with its head or after the response.
         for cut in [0, send.len() / 2, send.len()] {
             case(&format!("{} + {}", &send[..cut], &send[cut..]), || {
                 let mut client = server.connect();
@@ -699,14 +698,14 @@ fn an_unread_body_is_discarded() {
     settle(&server);
 }
 
-/// Rule W9: beyond the limit the connection ends with the response, which says so as soon as it is
-/// known (RFC 9112 section 9.6), and no reset takes it away.
+/// Rule W9: after a longer unread body the connection ends. The response says so (RFC 9112 section
+/// 9.6), and is not lost to a reset.
 #[test]
 fn a_long_unread_body_ends_the_connection() {
     let limits = Limits::default().discard_bytes(3_000);
     let server = Running::with(limits, app);
     let long = "x".repeat(1 << 20);
-    // Each of them fits, and all together do not.
+    // Each chunk is below the limit, and all together are above it.
     let small = "3e8\r\n".to_owned() + &long[..1000] + "\r\n";
     for (what, fields, send) in [
         ("declared", "Content-Length: 1048576\r\n", long.clone()),
@@ -716,11 +715,11 @@ fn a_long_unread_body_ends_the_connection() {
     ] {
         case(what, || {
             let mut client = server.connect();
-            // What the server's first read sees is enough to tell.
+            // The bytes of the server's first read are enough to decide.
             client.send(post("/1", fields, &send[..3_500]));
             let response = client.response();
             assert_eq!((response.text().as_str(), response.says_close()), ("/1", true));
-            // Nor does it break a client that goes on.
+            // A client that goes on sending is not reset.
             client.send(&send[3_500..]);
             for _ in 0..10 {
                 client.send([b'x'; 1000]);
@@ -731,8 +730,8 @@ fn a_long_unread_body_ends_the_connection() {
     settle(&server);
 }
 
-/// The same for one that turns out to be malformed; behind the response nothing can be said any
-/// more.
+/// If an unread body turns out to be malformed, the connection ends. After the response, the server
+/// can send no error.
 #[test]
 fn a_malformed_unread_body_ends_the_connection() {
     let server = Running::new(app);
@@ -755,7 +754,7 @@ fn a_malformed_unread_body_ends_the_connection() {
     settle(&server);
 }
 
-/// All that has arrived is looked at, be it more than is read in one go.
+/// The server looks at all bytes that have arrived, also at more than one read takes.
 #[test]
 fn a_fault_far_behind_in_an_unread_body_is_seen() {
     let (open, gate) = smol::channel::bounded::<()>(1);
@@ -776,7 +775,7 @@ fn a_fault_far_behind_in_an_unread_body_is_seen() {
     settle(&server);
 }
 
-/// Nor does it help that the response is made of it, if the response has no body.
+/// A body counts as unread if the response is made of it but may have no body.
 #[test]
 fn a_body_that_cannot_be_answered_with_is_unread() {
     let server = Running::new(|mut request: Request| async move {
@@ -801,7 +800,7 @@ fn a_body_that_cannot_be_answered_with_is_unread() {
     settle(&server);
 }
 
-/// How many bytes of `client`'s the server's kernel has not taken yet (Linux).
+/// Returns the number of `client`'s bytes that the server's kernel has not taken yet (Linux).
 fn unacknowledged(client: &Client) -> u64 {
     let local = client.stream.local_addr().unwrap().port();
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
@@ -811,7 +810,7 @@ fn unacknowledged(client: &Client) -> u64 {
     u64::from_str_radix(line[4].split(':').next().unwrap(), 16).unwrap()
 }
 
-/// Rule W9: nobody waits for ever for what is to be discarded.
+/// Rule W9: the server does not wait for ever for an unread body.
 #[test]
 fn an_unread_body_that_does_not_come_ends_the_connection() {
     let limits = Limits::default().stall_timeout(SHORT);
@@ -828,7 +827,7 @@ fn an_unread_body_that_does_not_come_ends_the_connection() {
     settle(&server);
 }
 
-/// Rule S23: meanwhile the server waits for the handler, and not for a body that nobody reads.
+/// Rule S23: while the server waits for the handler, it does not wait for an unread body.
 #[test]
 fn a_body_that_nobody_reads_may_come_behind_a_long_response() {
     let limits = Limits::default().stall_timeout(SHORT).head_timeout(SHORT);
@@ -842,7 +841,7 @@ fn a_body_that_nobody_reads_may_come_behind_a_long_response() {
                 let keep = keep.clone();
                 async move {
                     if matches!(request.url().path(), "/given-up" | "/kept") {
-                        // The handler has its own idea of how long it waits.
+                        // The handler has a time limit of its own.
                         let mut bytes = Vec::new();
                         let _ =
                             futures_lite::future::poll_once(request.read_to_end(&mut bytes)).await;
@@ -856,7 +855,7 @@ fn a_body_that_nobody_reads_may_come_behind_a_long_response() {
             let mut client = server.connect();
             client.send(post(path, "Content-Length: 5\r\n", ""));
             while !client.line().unwrap().is_empty() {}
-            // Heads that do not come in time, each for as long as a body may stall.
+            // Each of these heads takes as long as a body may stall.
             for _ in 0..3 {
                 assert_eq!(server.connect().send("GET ").response().status, 408);
             }
@@ -874,7 +873,7 @@ fn a_body_that_nobody_reads_may_come_behind_a_long_response() {
 
 const EXPECT: &str = "Content-Length: 5\r\nExpect: 100-continue\r\n";
 
-/// Rule W7: at the handler's first read, once, before the response.
+/// Rule W7: `100 Continue` is sent once, at the handler's first read, and before the response.
 #[test]
 fn continue_is_said_when_the_handler_reads() {
     let (open, gate) = smol::channel::bounded::<()>(1);
@@ -891,7 +890,7 @@ fn continue_is_said_when_the_handler_reads() {
         ("Content-Length: 5\r\nexpect: 100-Continue\r\n", "hello"),
         ("Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n", "5\r\nhello\r\n0\r\n\r\n"),
     ] {
-        // An echo reads while it is answered already.
+        // An echo reads the body while its response is sent.
         for path in ["/read", "/echo"] {
             case(&format!("{path} {fields}"), || {
                 let mut client = server.connect();
@@ -910,7 +909,7 @@ fn continue_is_said_when_the_handler_reads() {
     settle(&server);
 }
 
-/// Rule W7, behind another response that waits to be sent.
+/// Rule W7: `100 Continue` comes after another response that waits to be sent.
 #[test]
 fn continue_comes_behind_earlier_responses() {
     let server = Running::new(app);
@@ -926,14 +925,15 @@ fn continue_comes_behind_earlier_responses() {
     settle(&server);
 }
 
-/// Rule W7: nobody wants the body, so it is not asked for; and whether it still comes is unknown.
+/// Rule W7: the server does not ask for a body that no handler reads. The body may come or not, so
+/// the connection ends.
 #[test]
 fn continue_is_not_said_when_nobody_reads() {
     let server = Running::new(app);
     let mut client = server.connect();
     let response = client.send(post("/1", EXPECT, "")).response();
     assert_eq!((response.status, response.text().as_str()), (200, "/1"));
-    // A client that sends it all the same is not reset.
+    // A client that sends the body anyway is not reset.
     client.send("hello");
     assert_closed(&mut client, &response);
     drop(client);
@@ -971,7 +971,7 @@ fn continue_is_not_said_without_need() {
     settle(&server);
 }
 
-/// Rule W7: behind the beginning of the response it would be taken for a part of that.
+/// Rule W7: after the beginning of the response, `100 Continue` would be taken for a part of it.
 #[test]
 fn continue_is_not_said_within_a_response() {
     let (mut source, first) = UnixStream::pair().unwrap();
@@ -989,7 +989,7 @@ fn continue_is_not_said_within_a_response() {
     while !client.line().unwrap().is_empty() {}
     assert_eq!(client.line().unwrap(), "5");
     assert_eq!(client.line().unwrap(), "first");
-    // From here on the request's body is read.
+    // From here on, the handler reads the request's body.
     drop(source);
     client.assert_silent();
     client.send("hello");
@@ -1035,7 +1035,8 @@ fn head_has_the_headers_of_get_and_no_body() {
     settle(&server);
 }
 
-/// The framing is the server's, whatever the handler says about it (rule W11, RFC 9110 8.6).
+/// The server sets the framing, and ignores the handler's fields for it (rule W11, RFC 9110 section
+/// 8.6).
 #[test]
 fn responses_are_framed() {
     struct Case {
@@ -1144,7 +1145,7 @@ fn responses_are_framed() {
             assert_eq!(response.header("content-length").as_deref(), length);
             assert_eq!(response.header("transfer-encoding").is_some(), chunked);
             assert_eq!(response.text(), body);
-            // The client and the server agree on where it ends.
+            // A further request shows that client and server agree on the end of the response.
             assert_eq!(client.send("GET /0 HTTP/1.1\r\nHost: x\r\n\r\n").response().status, 200);
         });
     }
@@ -1156,8 +1157,8 @@ fn with_status(status: u16, mut response: Response) -> Response {
     response
 }
 
-/// Trailers come behind the last chunk if the client accepts them, and are otherwise not announced
-/// (rule W15). The response behind each shows that the client knows where it has ended.
+/// Rule W15: trailers come after the last chunk if the client accepts them, and are otherwise not
+/// announced. A further response shows that the client has found the end.
 #[test]
 fn trailers_follow_the_last_chunk() {
     struct Case {
@@ -1280,7 +1281,7 @@ fn trailers_follow_the_last_chunk() {
     settle(&server);
 }
 
-/// Trailers are found wherever in what is gathered the last chunk lies, and however long they are.
+/// Trailers of any length are sent, for any place of the last chunk in the write buffer.
 #[test]
 fn trailers_follow_a_body_of_any_length() {
     let server = Running::new(|request: Request| async move {
@@ -1295,7 +1296,7 @@ fn trailers_follow_a_body_of_any_length() {
     let get = |body: usize, trailer: usize| {
         format!("GET /{body}/{trailer} HTTP/1.1\r\nHost: x\r\nTE: trailers\r\n\r\n")
     };
-    // Around 4 KiB the write buffer grows, around 64 KiB it is sent.
+    // The write buffer grows at about 4 KiB, and is sent at about 64 KiB.
     let lengths = (3500..4100).step_by(37).chain((64_500..65_600).step_by(37)).chain([300_000]);
     let mut client = server.connect();
     for length in lengths {
@@ -1323,7 +1324,7 @@ fn trailers_follow_a_body_of_any_length() {
     settle(&server);
 }
 
-/// The body's last chunk waits for the trailers, however late they come; a stop waits with it.
+/// The body's last chunk waits for late trailers, and a stop waits, too.
 #[test]
 fn late_trailers_are_waited_for() {
     let (give, senders) = mpsc::channel();
@@ -1342,7 +1343,7 @@ fn late_trailers_are_waited_for() {
         let mut client = server.connect();
         client.send("GET /late HTTP/1.1\r\nHost: x\r\nTE: trailers\r\n\r\n");
         while !client.line().unwrap().is_empty() {}
-        // The body is there although its end is not.
+        // The client has the body, but not its end.
         assert_eq!(client.take(10).unwrap(), b"5\r\nhello\r\n");
         client.assert_silent();
         assert_open(&mut server.connect());
@@ -1390,10 +1391,10 @@ fn withheld_trailers_are_logged() {
     for _ in 0..20 {
         client.get("/known").response();
     }
-    // Other tests may have added some.
+    // Other tests may have added lines.
     assert!(count("the length of the body is known") >= 20);
 
-    // Another test's client may have had the line of this second.
+    // The line of this second may be about another test's client.
     let refused = || count("the client has not sent `TE: trailers`");
     let began = Instant::now();
     wait_until("a line about the client", || {
@@ -1425,7 +1426,8 @@ impl futures_lite::AsyncRead for Failing {
     }
 }
 
-/// Rule W10: wherever its bytes come from, and whatever is sent before and behind it.
+/// Rule W10: a long body arrives whole, for each source of its bytes, and with other responses
+/// before and after it.
 #[test]
 fn a_long_body_arrives_whole() {
     let server = Running::new(|request: Request| async move {
@@ -1472,8 +1474,8 @@ fn a_long_body_arrives_whole() {
     settle(&server);
 }
 
-/// Rules W10, W11: a head goes out whole, wherever in what is gathered it lies and however long it
-/// is, and without the fields that must not be sent.
+/// Rules W10, W11: a head of any length goes out whole from any place in the write buffer, and
+/// without the fields that must not be sent.
 #[test]
 fn a_head_that_crosses_what_is_sent_at_once_is_whole() {
     let server = Running::new(|request: Request| async move {
@@ -1486,7 +1488,8 @@ fn a_head_that_crosses_what_is_sent_at_once_is_whole() {
     let head = |response: &Received| response.lines.join("\r\n").len() + 4;
     let mut client = server.connect();
     let size = head(&client.send(get("/200/1/10000")).response()) + 10_000;
-    // Six of these and a seventh fill 64 KiB but for so many bytes: a head lies across them.
+    // Six of these and a seventh leave `short` bytes of 64 KiB, so a head crosses the end of the
+    // buffer.
     for short in (0..2500).step_by(97) {
         case(&format!("{short} bytes before 64 KiB"), || {
             let last = 64 * 1024 - 6 * size - (size - 10_000) - short;
@@ -1507,8 +1510,8 @@ fn a_head_that_crosses_what_is_sent_at_once_is_whole() {
     settle(&server);
 }
 
-/// A response that cannot be finished is cut, so that the client does not take it for the whole;
-/// one of which nothing was sent is another response.
+/// A response that cannot be finished is cut, so that the client does not take it for the whole. If
+/// nothing of it was sent, the client gets another response.
 #[test]
 fn a_broken_response_is_cut() {
     fn failing() -> BufReader<Failing> {
@@ -1656,7 +1659,8 @@ fn a_panic_in_a_response_that_holds_the_requests_body_is_a_500() {
 
 // Heads that are refused.
 
-/// Rule W4: the right status, `Connection: close`, the end; never a reset.
+/// Rule W4: a bad head gets the right status, `Connection: close` and a proper end, and never a
+/// reset.
 #[test]
 fn bad_heads_are_answered_and_closed() {
     let line = |line: &str| format!("{line}\r\nHost: x\r\n\r\n");
@@ -1716,10 +1720,10 @@ fn bad_heads_are_answered_and_closed() {
                 assert_closed(client, &response);
             };
             refused(server.connect().send(&send));
-            // Not even if the client goes on.
+            // This holds even if the client goes on sending.
             refused(server.connect().send(&send).send(vec![b'x'; 100_000]));
             assert_eq!(calls.try_iter().count(), 0);
-            // Behind a good request.
+            // This holds after a good request, too.
             let mut client = server.connect();
             assert_eq!(client.send(get("/1") + &send).response().text(), "/1");
             refused(&mut client);
@@ -1740,7 +1744,7 @@ fn half_a_head_is_refused() {
         assert_eq!(response.status, 400);
         assert_closed(&mut client, &response);
     }
-    // One that closes behind a whole request has had enough, and gets its answers.
+    // A client that closes its side after whole requests gets its answers.
     let mut client = server.connect();
     client.send(get("/1") + &post("/read", "Content-Length: 2\r\n", "ab")).half_close();
     assert_eq!(client.response().text(), "/1");
@@ -1752,10 +1756,10 @@ fn half_a_head_is_refused() {
 
 // Deadlines.
 
-/// What a test waits for in vain on behalf of the server.
+/// A short time limit, which the tests let pass.
 const SHORT: Duration = Duration::from_millis(200);
 
-/// No limit at all but the one that a test is about.
+/// Returns limits without any bound, to which a test adds one.
 fn unlimited() -> Limits {
     Limits::default()
         .head_timeout(Duration::MAX)
@@ -1765,13 +1769,12 @@ fn unlimited() -> Limits {
         .connections(100)
 }
 
-/// Returns a handle of a stop that has all the time in the world.
+/// Returns a handle of a stop without time limits.
 fn endless() -> Shutdown {
     Shutdown::new().grace(Duration::MAX).linger(Duration::MAX)
 }
 
-/// Zero is no time at all, for each duration of `Limits` and `Shutdown`; it never means that there
-/// is no limit.
+/// Zero means *at once*, for each duration of `Limits` and `Shutdown`, and never means *no limit*.
 #[test]
 fn zero_means_at_once() {
     fn with(change: impl FnOnce(Limits) -> Limits) -> Running {
@@ -1796,7 +1799,7 @@ fn zero_means_at_once() {
         let server = with(|limits| limits.head_timeout(Duration::ZERO));
         let response = server.connect().send("GET / HTTP/1.1\r\nHo").response();
         assert_eq!((response.status, response.says_close()), (408, true));
-        // What comes in one piece is in time.
+        // A head in one piece is in time.
         assert_eq!(server.connect().get("/whole").response().text(), "/whole");
         settle(&server);
     });
@@ -1819,7 +1822,7 @@ fn zero_means_at_once() {
         let mut client = server.connect();
         client.get("/flood");
         assert_eq!(client.stream.peek(&mut [0]).unwrap(), 1);
-        // The client reads nothing more.
+        // The client does not read any more.
         settle(&server);
     });
     case("linger", || {
@@ -1842,7 +1845,7 @@ fn zero_means_at_once() {
     });
 }
 
-/// `Duration::MAX` is no limit, and nothing that is added to it or multiplied overflows.
+/// `Duration::MAX` means *no limit*, and no sum or product of it overflows.
 #[test]
 fn the_longest_duration_means_no_limit() {
     let limits = unlimited().body_rate(u64::MAX);
@@ -1862,7 +1865,7 @@ fn the_longest_duration_means_no_limit() {
     server.shutdown.abort();
     assert!(server.outcome().is_drained());
 
-    // The same in the drain: an idle connection may take its time.
+    // In the drain, too, an idle connection has no limit.
     let server = Running::of(Server::new(app).limits(unlimited()).stopped_by(&endless()));
     let mut idle = server.connect();
     assert_open(&mut idle);
@@ -1905,7 +1908,7 @@ fn a_head_has_to_come_in_time() {
                 while stopped.try_recv() == Err(mpsc::TryRecvError::Empty)
                     && writer.write_all(b"x").is_ok()
                 {
-                    // The pace of the client.
+                    // This pause is the pace of the client.
                     thread::sleep(Duration::from_millis(5));
                 }
             });
@@ -1920,7 +1923,7 @@ fn a_head_has_to_come_in_time() {
 
 #[test]
 fn an_idle_connection_is_closed_without_a_word() {
-    // Longer than a busy machine keeps a client from sending its request.
+    // This is longer than a busy machine keeps a client from sending its request.
     let limits = Limits::default().idle_timeout(Duration::from_secs(1));
     let server = Running::with(limits, app);
     let mut used = server.connect();
@@ -1950,7 +1953,7 @@ fn a_stalled_upload_is_ended() {
         ("after 100 Continue", post("/pass", EXPECT, "")),
         ("behind a request", post("/pass", "", "") + &post("/pass", "Content-Length: 1\r\n", "")),
     ] {
-        // The status for it is the client's fault, if the handler passes the error on.
+        // If the handler passes the error on, the status is that of the client's fault.
         for (path, status) in [("/pass", 408), ("/keep", 200)] {
             case(&format!("{rule} {path}"), || {
                 let mut client = server.connect();
@@ -1974,7 +1977,7 @@ fn a_stalled_upload_is_ended() {
     settle(&server);
 }
 
-/// A response that goes out buys no time for a body that does not come.
+/// Sending a response gives no more time to a body that does not come.
 #[test]
 fn a_stalled_upload_is_ended_while_its_response_streams() {
     let limits = Limits::default().stall_timeout(SHORT).body_rate(0);
@@ -2007,7 +2010,7 @@ fn a_stalled_upload_is_ended_while_its_response_streams() {
     settle(&server);
 }
 
-/// A handler that takes its time is not a client that stalls.
+/// The time of a slow handler does not count for its client.
 #[test]
 fn a_slow_handler_is_waited_for() {
     let limits = Limits::default()
@@ -2022,7 +2025,7 @@ fn a_slow_handler_is_waited_for() {
             Ok("okay")
         }
     });
-    // Ten milliseconds may be over before the request is sent: then there is nothing to see.
+    // The ten milliseconds may be over before the request is sent, and then the test tries again.
     let mut client = loop {
         let mut client = server.connect();
         client.send(get("/"));
@@ -2059,7 +2062,7 @@ fn a_client_that_does_not_read_is_given_up() {
             let mut client = server.connect();
             client.get(path);
             wait_until("the client is given up", || {
-                // Once it has been seen at all.
+                // The connection has to be there first.
                 client.stream.peek(&mut [0]).unwrap_or(1) > 0 && server.shutdown.in_flight() == 0
             });
             let (bytes, end) = client.rest();
@@ -2070,7 +2073,7 @@ fn a_client_that_does_not_read_is_given_up() {
     settle(&server);
 }
 
-/// A client that takes nothing cannot buy time with bytes of a body.
+/// A client that takes nothing gains no time by sending bytes of a body.
 #[test]
 fn a_client_that_sends_and_does_not_read_is_given_up() {
     let limits = Limits::default().stall_timeout(SHORT);
@@ -2082,7 +2085,7 @@ fn a_client_that_sends_and_does_not_read_is_given_up() {
     let mut client = server.connect();
     client.send(post("/", "Content-Length: 1000000\r\n", ""));
     wait_until("the client is given up", || {
-        // The pace of the client.
+        // This pause is the pace of the client.
         thread::sleep(SHORT / 10);
         let _ = client.stream.write(b"x");
         client.stream.peek(&mut [0]).unwrap_or(1) > 0 && server.shutdown.in_flight() == 0
@@ -2092,7 +2095,7 @@ fn a_client_that_sends_and_does_not_read_is_given_up() {
 
 // Bad company.
 
-/// Whatever one client does, others are served, and it is forgotten.
+/// Bad clients do not disturb other clients, and leave nothing behind.
 #[test]
 fn clients_do_not_disturb_each_other() {
     let server = Running::new(app);
@@ -2168,14 +2171,15 @@ fn a_request_behind_empty_lines_is_answered() {
     for lines in ["\r\n", "\r\n\r\n"] {
         let mut client = server.connect();
         client.send(lines);
-        // The server has read them: it has answered another since, on the same thread.
+        // The server has read the empty lines, because it has answered another client since, on the
+        // same thread.
         server.connect().get("/other").response();
         assert_eq!(client.get("/1").response().text(), "/1");
     }
     settle(&server);
 }
 
-/// A client that reads as fast as the server writes, on the only thread there is.
+/// A client that reads as fast as the server writes leaves others their turn on the only thread.
 #[test]
 fn a_fast_client_leaves_others_their_turn() {
     let server = Running::new(|request: Request| async move {
@@ -2199,8 +2203,8 @@ fn a_fast_client_leaves_others_their_turn() {
     settle(&server);
 }
 
-/// A stream that is always ready and brings nothing does not take the server's only thread away:
-/// other clients are answered, and the grace ends the request, which the outcome names.
+/// A stream that is always ready and never has a byte leaves the only thread to other clients. The
+/// grace ends its request, and the outcome names it.
 #[test]
 fn a_stream_of_nothing_leaves_others_their_turn() {
     let server =
@@ -2225,7 +2229,7 @@ fn a_stream_of_nothing_leaves_others_their_turn() {
     assert!(nothing.rest().0.is_empty());
 }
 
-/// What arrived in time is served, though the server had no time to look at it.
+/// Bytes that arrived in time are served, although the server had no time to look at them.
 #[test]
 fn a_busy_server_does_not_blame_its_clients() {
     let (entered, entries) = mpsc::channel();
@@ -2233,7 +2237,7 @@ fn a_busy_server_does_not_blame_its_clients() {
     let server = Running::with(limits, move |request: Request| {
         if request.url().path() == "/block" {
             entered.send(()).unwrap();
-            // The test is about a handler that blocks its thread for longer than clients may take.
+            // The test needs a handler that blocks its thread for longer than the clients' limits.
             thread::sleep(SHORT * 3);
         }
         app(request)

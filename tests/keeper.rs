@@ -1,9 +1,9 @@
 //! Restarts by the keeper of the real binary, from outside, and the ways in which a successor
 //! fails.
 //!
-//! The successor in these tests is a script that a test puts in the place of the program.
-//! `keeper_ends.rs` has the deaths and the stops, `keeper_children.rs` what a child begins with,
-//! `handover*.rs` what becomes of connections, and `keeper_fakes.rs` a child that makes no sense.
+//! The successor in these tests is a script that replaces the program. `keeper_ends.rs` has the
+//! deaths and the stops, `keeper_children.rs` the start of a child, `handover*.rs` the connections,
+//! and `keeper_fakes.rs` a child whose messages make no sense.
 
 #![cfg(target_os = "linux")]
 
@@ -25,7 +25,8 @@ use rustix::process::Signal;
 
 // Restarts.
 
-/// Ten signals in a second are as many restarts as fit, one after the other, and no client notices.
+/// Ten signals in a second cause restarts one after the other, as many as there is time for, and no
+/// client notices.
 #[test]
 fn ten_signals_in_a_second_restart_one_after_the_other() {
     over_both(|over| {
@@ -43,12 +44,12 @@ fn ten_signals_in_a_second_restart_one_after_the_other() {
         clients.iter_mut().for_each(assert_live);
         let log = server.end();
         let starts = log.matches("keeper: started process ").count();
-        // The keeper remembers one restart that is asked for during another, and no more.
+        // During a restart, the keeper remembers one further request for a restart.
         assert!((3..=11).contains(&starts), "{log}");
     });
 }
 
-/// A signal chooses what it does: HUP and USR1 restart if the flag says so, and then do not stop.
+/// HUP and USR1 restart if the flag says so, and then do not stop.
 #[test]
 fn the_signals_of_a_restart_are_a_setting() {
     for flags in [&["--restart-on", "HUP,SIGUSR1"][..], &["--restart-on=hup", "--restart-on=USR1"]]
@@ -70,7 +71,7 @@ fn the_signals_of_a_restart_are_a_setting() {
     servers.end();
 }
 
-/// Without a keeper, USR2 harms nothing: the log says how to get one.
+/// Without a keeper, USR2 does no harm, and the log says how to get one.
 #[test]
 fn usr2_without_a_keeper_is_answered_by_a_line() {
     let mut server = Program::server(&["--work", "0s"]);
@@ -88,7 +89,7 @@ fn usr2_without_a_keeper_is_answered_by_a_line() {
     assert!(!server.log().contains("started"), "{server}");
 }
 
-/// A child that gets the signal says where it belongs.
+/// If a child gets the signal, its log names the process that should get it.
 #[test]
 fn usr2_to_a_child_is_answered_by_a_line() {
     let mut servers = Generations::start(&server_command(&[]));
@@ -102,7 +103,7 @@ fn usr2_to_a_child_is_answered_by_a_line() {
     assert_eq!(log.matches("keeper: started process ").count(), 1, "{log}");
 }
 
-/// A server that stops already starts no successor.
+/// In the drain, USR2 starts no successor.
 #[test]
 fn usr2_in_the_drain_starts_nothing() {
     let mut servers = Generations::start(&server_command(&[]));
@@ -140,7 +141,7 @@ fn a_program_is_looked_up_in_path() {
 
 // Successors that fail.
 
-/// K2: a successor that fails, in each of the ways that it can, leaves everything as it was.
+/// K2: a successor that fails, in each possible way, leaves everything as it was.
 #[test]
 fn a_successor_that_fails_changes_nothing() {
     over_both(|over| {
@@ -153,19 +154,19 @@ fn a_successor_that_fails_changes_nothing() {
             assert!(told.contains(error), "{error}: {told}");
             assert!(told.ends_with(&format!("; process {first} goes on")), "{told}");
             assert_live(&mut client);
-            // A successor that is told to stop may answer this, and closes then.
+            // A successor that is stopping may answer this, and then closes.
             assert_eq!(server.connect().get("/livez").response().text(), "live\n");
         };
         let is_silent = "unset NOTIFY_SOCKET SMOL_GRACEFUL_KEEPER";
         for (lines, error) in [
             ("exit 3", "has ended before it was ready: exit status: 3"),
             ("kill -KILL $$", "has ended before it was ready: signal: 9 (SIGKILL)"),
-            // It has taken the sockets by then.
+            // This successor has taken the sockets before it fails.
             ("set -- \"$@\" --listen 192.0.2.1:1", "has ended before it was ready: exit status: 1"),
             ("exec sleep 60", "was not ready within 300ms (no READY=1"),
-            // It serves, and does not say so.
+            // This successor serves, and does not report that.
             (is_silent, "was not ready within 300ms (no READY=1"),
-            // It also does not stop when it is told to, so the keeper has to kill it.
+            // This successor ignores TERM, too, so the keeper has to kill it.
             ("trap '' TERM; while :; do sleep 1; done", "was not ready within 300ms (no READY=1"),
         ] {
             server.successors_run(lines);
@@ -180,12 +181,12 @@ fn a_successor_that_fails_changes_nothing() {
         fs::set_permissions(&app, fs::Permissions::from_mode(0o644)).unwrap();
         wait_for_failure(&mut server, "it is not executable");
         wait_until("those that have failed are gone", || server.processes().count() == 2);
-        // When it is mended:
+        // After the program is repaired, a restart works.
         server.successors_run("");
         server.restart();
         server.assert_handed_over(first, 1);
         assert_live(&mut client);
-        // A successor that a launcher starts, which stays and ends when its child has ended.
+        // A launcher starts this successor, and ends when its child has ended.
         server.successors_run(&format!("{SERVER} \"$@\"; exit $?"));
         server.take_over();
         assert_live(&mut client);
@@ -196,7 +197,7 @@ fn a_successor_that_fails_changes_nothing() {
     });
 }
 
-/// A file that is not a program is not run, not even by a shell, and one line says what is wrong.
+/// A file that is not a program is not run, not even by a shell, and one line has the reason.
 #[test]
 fn what_is_not_a_program_is_not_run() {
     let directory = Directory::new();
@@ -219,7 +220,7 @@ fn what_is_not_a_program_is_not_run() {
         (commands.clone().into_bytes(), not_a_program),
         ([b"\x7fELF", commands.as_bytes()].concat(), not_a_program),
         (Vec::new(), not_a_program),
-        // Another architecture, and what an interrupted copy leaves.
+        // The program is for another architecture, or is half a copy.
         (patched(18, &[0xfe, 0x7e]), not_a_program),
         (bytes[..40].to_vec(), not_a_program),
         (bytes[..100].to_vec(), not_a_program),
@@ -240,7 +241,7 @@ fn what_is_not_a_program_is_not_run() {
         servers.signal(Signal::USR2);
         let told = servers.program.wait_for_any(&["keeper: no restart: ", " takes over from "]);
         let start = format!("cannot start {}", program.display());
-        // Of a file that was cut further behind, the kernel notices that only when it has begun.
+        // The kernel may notice only after the start that the end of a file is missing.
         let is_begun = error.starts_with("has ended before it was ready");
         assert!(is_begun || told.contains(&start), "{error}: {told}");
         assert!(told.contains(error), "{error}: {told}");
@@ -255,7 +256,7 @@ fn what_is_not_a_program_is_not_run() {
     install(&program, &bytes);
     fs::set_permissions(&program, fs::Permissions::from_mode(0o644)).unwrap();
     check("it is not executable");
-    // `cp` does that to a file that is not running.
+    // `cp` writes in this way to a file that is not running.
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let writer = fs::OpenOptions::new().append(true).open(&program).unwrap();
     check("it is still being written");
@@ -270,18 +271,17 @@ fn what_is_not_a_program_is_not_run() {
     servers.end();
 }
 
-/// A successor that is told to stop, because it has not said in time that it is ready, leaves
-/// handshakes alone on the socket that it shares with its predecessor, and leaves the socket's
-/// file.
+/// If a late successor is stopped, it does not hold back handshakes on the socket that it shares
+/// with its predecessor, and does not remove the socket's file.
 #[test]
 fn a_late_successor_leaves_the_socket_to_its_predecessor() {
     over_both(|over| {
         let mut server = Handover::patient(over, "1s");
-        // The keeper hears READY only when the patience is over, too.
+        // The keeper is suspended, and so reads READY only after the patience is over.
         let successor = server.ready_successor("unset NOTIFY_SOCKET; set -- \"$@\" --syn-filter");
-        // No event says that the patience is over, because the keeper is suspended.
+        // No event shows that the patience is over, because the keeper is suspended.
         thread::sleep(Duration::from_millis(1200));
-        // To the child, nobody has trusted it yet.
+        // The child does not know of any trust yet.
         successor.signal(Signal::TERM);
         successor.wait();
         server.keeper().signal(Signal::CONT);
@@ -293,7 +293,7 @@ fn a_late_successor_leaves_the_socket_to_its_predecessor() {
     });
 }
 
-/// K7: a program that does not know the channel is ready after a time, or when it answers.
+/// K7: a program that does not know the channel counts as ready after a time, or when it answers.
 #[test]
 fn ready_may_be_a_time_or_an_answer() {
     let mut silent = Command::new("sh");
@@ -326,7 +326,7 @@ fn ready_may_be_a_time_or_an_answer() {
 
 // The parts of the tests above.
 
-/// Asserts that the server does what it is there for.
+/// Asserts that the server answers.
 fn assert_okay(client: &mut Client) {
     assert_eq!(client.get("/").response().text(), "okay");
 }

@@ -1,8 +1,8 @@
-//! The start of a keeper's child, and the costs of the keeper itself: descriptors, signals, memory,
-//! and orphans.
+//! The start of a keeper's child (descriptors, signals, orphans), and the costs of the keeper
+//! itself.
 //!
-//! The child is a script that writes down what it finds and then becomes the real binary, which
-//! says that it is ready.
+//! The child is a script that writes its state to a file and then becomes the real binary, which
+//! reports that it is ready.
 
 #![cfg(target_os = "linux")]
 
@@ -25,7 +25,7 @@ use rustix::process::{Pid, Signal};
 // Sockets.
 
 /// LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES are right in each child, and so are the descriptors:
-/// the sockets from 3 on, the channel behind them, and no other one.
+/// the sockets from 3 on, then the channel, and no other one.
 #[test]
 fn a_child_begins_with_its_sockets() {
     let directory = Directory::new();
@@ -45,7 +45,8 @@ fn a_child_begins_with_its_sockets() {
         assert_eq!(of_kind(&told, "/dev/null")[0], "0", "{told}");
         assert_eq!(of_kind(&told, "socket:"), ["3", "4", "5", "6"], "{told}");
         assert!(of_kind(&told, "anon_inode:").is_empty(), "{told}");
-        // PIPE neither, which every Rust program ignores, and without the C library's own two.
+        // PIPE is not ignored either, although every Rust program ignores it. The mask leaves out
+        // two signals of the C library.
         assert_eq!(mask(&told, "SigBlk:"), 0, "{told}");
         assert_eq!(mask(&told, "SigIgn:") & 0x7fff_ffff, 0, "{told}");
         assert_eq!(ask_unix(&unix), "okay");
@@ -79,7 +80,7 @@ fn a_child_gets_what_another_has_bound() {
     assert!(!unix.exists());
 }
 
-/// The signals that the keeper was started to ignore, a child ignores, too, and no other one.
+/// A child ignores the signals that were ignored when the keeper was started, and no others.
 #[test]
 fn a_child_ignores_what_the_keeper_was_started_to_ignore() {
     let directory = Directory::new();
@@ -94,8 +95,8 @@ fn a_child_ignores_what_the_keeper_was_started_to_ignore() {
     servers.end();
 }
 
-/// Sockets that the keeper was started with are its children's, too, in front of its own, with
-/// their numbers and names. The keeper does not shut them down.
+/// The children get the sockets that the keeper was started with, in front of the keeper's own,
+/// with their numbers and names. The keeper does not shut them down.
 #[test]
 fn inherited_sockets_keep_their_numbers_and_names() {
     let directory = Directory::new();
@@ -157,7 +158,7 @@ fn a_child_may_ask_for_its_sockets_by_their_numbers() {
     servers.end();
 }
 
-/// K3: a socket that a successor does not take is closed, and the file of a Unix socket goes.
+/// K3: a socket that a successor does not take is closed, and the file of a Unix socket is removed.
 #[test]
 fn what_a_successor_does_not_take_is_closed() {
     let directory = Directory::new();
@@ -182,8 +183,8 @@ fn what_a_successor_does_not_take_is_closed() {
     servers.end();
 }
 
-/// The file of a Unix socket is there all the time and goes with the keeper, unless it is another's
-/// by then.
+/// The file of a Unix socket stays until the end of the keeper, which removes it unless it is
+/// another server's by then.
 #[test]
 fn another_servers_file_stays() {
     let directory = Directory::new();
@@ -206,12 +207,11 @@ fn another_servers_file_stays() {
     }
 }
 
-/// However many sockets there are and however long their paths, each goes from one child to the
-/// next.
+/// A hundred sockets with long paths go from one child to the next.
 #[test]
 fn a_hundred_sockets_go_from_child_to_child() {
     let directory = Directory::new();
-    // Close to the kernel's limit for a path, 107 bytes.
+    // The paths are close to the kernel's limit of 107 bytes.
     let padding = "x".repeat(95_usize.saturating_sub(directory.join("").as_os_str().len()));
     let paths: Vec<_> = (0..100).map(|n| directory.join(&format!("{padding}{n:03}"))).collect();
     for by_keeper in [true, false] {
@@ -245,7 +245,7 @@ fn other_signals_go_to_the_child_that_serves() {
     let mut child = Command::new("sh");
     let trap = |name: &str| format!("trap 'echo got {name} in $$ >&2' {name}");
     let traps = ["USR1", "WINCH", "CONT"].map(trap).join("; ");
-    // The server is the shell's child, so the shell hears the signals.
+    // The server is the shell's child, so the shell gets the signals.
     let script = format!("{traps}; \"$0\" \"$@\" & while :; do wait $! && exit; done");
     child.args(["-c", &script, SERVER, "--listen", "127.0.0.1:0"]);
     child.current_dir(directory.path());
@@ -272,19 +272,20 @@ fn no_signal_that_is_passed_on_suspends_a_server() {
         server.servers.signal(signal);
         assert_live(&mut client);
     }
-    // A server that is suspended would not hand over.
+    // A suspended server would not hand over.
     server.hand_over(1);
     assert_live(&mut client);
     server.end();
 }
 
-/// The keeper has no child that it does not know of: as process 1, it reaps orphans.
+/// As process 1, the keeper reaps orphans.
 #[test]
 #[ignore = "needs root, for a PID namespace"]
 fn orphans_are_reaped_by_process_1() {
     let directory = Directory::new();
     let orphan = directory.join("orphan");
-    // The inner shell ends at once, so its child becomes an orphan, which ends when it is told to.
+    // The inner shell ends at once, so its child becomes an orphan, which ends when the test makes
+    // a file.
     let script = format!(
         "sh -c '(until [ -e {0}.end ]; do sleep 0.01; done; echo >{0}.ended) & echo >{0}'; exec {SERVER} \"$@\"",
         orphan.display()
@@ -319,8 +320,7 @@ fn orphans_are_reaped_by_process_1() {
 
 // The keeper itself.
 
-/// No descriptor is left in the keeper after twenty restarts, whatever has become of the
-/// successors.
+/// No descriptor is left in the keeper after twenty restarts, some of which fail.
 #[test]
 fn no_descriptor_is_left_in_the_keeper() {
     over_both(|over| {
@@ -341,8 +341,8 @@ fn no_descriptor_is_left_in_the_keeper() {
     });
 }
 
-/// The keeper is a small process: beside the first thread one that waits and one that writes the
-/// log, and 2.5 MB of memory that is shared with nobody, also after restarts.
+/// The keeper is a small process, also after restarts. It has the main thread, one that waits and
+/// one that writes the log, and 2.5 MB of private memory.
 #[test]
 fn the_keeper_is_small() {
     let mut server = Handover::server(Over::Tcp, &[]);
@@ -369,7 +369,7 @@ fn the_keeper_sleeps_while_nothing_happens() {
         number_behind(&status, "\nvoluntary_ctxt_switches:\t")
     };
     let mut before = switches(server.keeper());
-    // The end of the restart may take a while. No event says that nothing more will happen.
+    // The end of the restart may take a while, and no event shows that it is over.
     wait_until("the keeper sleeps", || {
         std::thread::sleep(std::time::Duration::from_millis(300));
         let now = switches(server.keeper());
@@ -378,8 +378,8 @@ fn the_keeper_sleeps_while_nothing_happens() {
     server.end();
 }
 
-/// `serve` and `ready` in a program of one's own take part: the connections go on, and the program
-/// ends when it has handed over.
+/// A program with `serve` and `ready` takes part in restarts. Its connections go on, and it ends
+/// after the hand-over.
 #[test]
 fn a_program_with_serve_hands_its_connections_over() {
     over_both(|over| {
@@ -408,8 +408,8 @@ fn a_program_with_serve_hands_its_connections_over() {
 
 // The parts of the tests above.
 
-/// Returns a command for a script that writes what these lines of a shell tell to a file, and
-/// becomes the server.
+/// Returns a command for a script that writes the output of these lines to a file, and becomes the
+/// server.
 fn looks(lines: &str, seen: &Path) -> Command {
     let script = format!("{{ {lines}; }} >{}; exec {SERVER} --work 0s \"$@\"", seen.display());
     let mut command = Command::new("sh");
@@ -430,7 +430,7 @@ fn mask(told: &str, name: &str) -> u64 {
     u64::from_str_radix(digits.trim(), 16).unwrap()
 }
 
-/// Returns the children of a process, those included that have ended.
+/// Returns the children of a process, including zombies.
 fn children_of(parent: ProcessId) -> Vec<ProcessId> {
     let numbers = fs::read_dir("/proc").unwrap();
     let numbers = numbers.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());

@@ -1,6 +1,6 @@
-//! The ends of a keeper and of its children: deaths, stops, and first starts that fail.
-//! No client is refused while the keeper lives, no process is left, and the exit code says what has
-//! happened. `keeper.rs` has the restarts.
+//! The ends of a keeper and of its children: deaths, stops, and first starts that fail. No client
+//! is refused while the keeper lives, no process is left, and the exit code is right. `keeper.rs`
+//! has the restarts.
 
 #![cfg(target_os = "linux")]
 
@@ -25,8 +25,8 @@ use smol_graceful::Address;
 
 // Children that die.
 
-/// A successor that dies when it serves already is replaced by another one, and clients that come
-/// meanwhile wait.
+/// If a successor dies after it has taken over, the keeper starts another one, and clients that
+/// come meanwhile wait.
 #[test]
 fn a_successor_that_dies_after_it_has_taken_over_is_replaced() {
     over_both(|over| {
@@ -48,8 +48,8 @@ fn a_successor_that_dies_after_it_has_taken_over_is_replaced() {
     });
 }
 
-/// K1 and K4: clients wait while nobody serves. A child that is killed is replaced, and no client
-/// is refused.
+/// K1 and K4: clients wait while no child serves. The keeper replaces a child that was killed, and
+/// no client is refused.
 #[test]
 fn clients_wait_while_a_child_is_dead() {
     over_both(|over| {
@@ -78,7 +78,7 @@ fn clients_wait_while_a_child_is_dead() {
     });
 }
 
-/// A child that ends by itself is replaced, too, whatever its exit code.
+/// The keeper also replaces a child that ends by itself, with any exit code.
 #[test]
 fn a_child_that_ends_by_itself_is_replaced() {
     over_both(|over| {
@@ -92,8 +92,8 @@ fn a_child_that_ends_by_itself_is_replaced() {
     });
 }
 
-/// Ten children are killed one after the other, in any moment. Each client that comes gets an
-/// answer, and none is refused.
+/// Ten children are killed one after the other, at different moments. Each client gets an answer or
+/// the end of its connection, and none is refused.
 #[test]
 fn ten_children_are_killed() {
     kill_children(10);
@@ -107,13 +107,13 @@ fn fifty_children_are_killed() {
 
 fn kill_children(times: u64) {
     let mut server = Handover::server(Over::Tcp, &[]);
-    // The first child has to serve for a moment, or the keeper ends with it.
+    // The first child has to serve first, because otherwise the keeper ends with it.
     server.hand_over(0);
     let (is_over, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     let address = server.address.clone();
     let ask = || {
         while !is_over.load(Ordering::Relaxed) {
-            // A refusal would fail the test here.
+            // A refused client would fail the test here.
             let mut client = Client::connect_to(&address);
             client.get("/livez");
             // The child may die with the request.
@@ -127,7 +127,7 @@ fn kill_children(times: u64) {
         let clients: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
         for time in 0..times {
             let before = answered.load(Ordering::Relaxed);
-            // Another moment each time.
+            // The moment differs each time.
             thread::sleep(Duration::from_millis(17 * time % 50));
             let dead = server.serving();
             dead.signal(Signal::KILL);
@@ -168,7 +168,7 @@ fn the_pause_doubles() {
     server.stop();
 }
 
-/// K6: a killed keeper leaves a child that finishes what it has, serves the queue to the end, and
+/// K6: if the keeper is killed, its child finishes its requests, serves the queue to the end, and
 /// ends by itself.
 #[test]
 fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
@@ -199,8 +199,8 @@ fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
     });
 }
 
-/// A keeper that is killed while its child drains, as by a launcher whose limit is too short, costs
-/// the child nothing: its requests end within its own grace.
+/// If the keeper is killed while its child drains, for example by a launcher with a short limit,
+/// the child's requests still end within its own grace.
 #[test]
 fn a_keeper_that_is_killed_in_a_drain_cuts_nothing() {
     over_both(|over| {
@@ -221,7 +221,7 @@ fn a_keeper_that_is_killed_in_a_drain_cuts_nothing() {
     });
 }
 
-/// A keeper that is killed in the middle of a restart leaves nobody either.
+/// If the keeper is killed in the middle of a restart, no process is left either.
 #[test]
 fn nobody_outlives_a_keeper_that_is_killed_in_a_restart() {
     over_both(|over| {
@@ -266,8 +266,8 @@ fn each_stop_signal_ends_the_keeper() {
     }
 }
 
-/// A stop in the middle of a restart ends the successor, too, and the predecessor finishes what it
-/// has. A restart that was to follow does not.
+/// A stop in the middle of a restart ends the successor, too, and the predecessor finishes its
+/// requests. A restart that was to follow does not begin.
 #[test]
 fn a_stop_in_the_middle_of_a_restart_ends_both() {
     over_both(|over| {
@@ -314,8 +314,8 @@ fn a_second_stop_signal_cuts_all_children() {
     });
 }
 
-/// K5: the exit code is about those that are stopped, and a predecessor that has ended before with
-/// another one is only named in the log.
+/// K5: the exit code is about the children that were alive at the stop. A predecessor that has
+/// ended before with another code is only named in the log.
 #[test]
 fn the_exit_code_is_the_newest_childs() {
     for code in [0, 7] {
@@ -334,7 +334,7 @@ fn the_exit_code_is_the_newest_childs() {
     }
 }
 
-/// Starts a successor whose channel the test has.
+/// Starts a successor, and gives the test its channel.
 fn successor(server: &mut Handover, lines: &str) -> FakeChild {
     server.successors_run(lines);
     server.servers.signal(Signal::USR2);
@@ -359,7 +359,7 @@ fn a_first_start_that_fails_ends_with_the_childs_exit_code() {
         assert_eq!(told.status.code(), Some(code), "{script}: {log}");
         assert!(log.contains(line), "{script}: {log}");
     }
-    // More sockets than a message can have, which the child says once.
+    // A message cannot have as many sockets, and the child logs that once.
     let directory = Directory::new();
     let addresses = (0..254).map(|n| format!("unix:{}", directory.join(&n.to_string()).display()));
     let listen = addresses.collect::<Vec<_>>().join(",");
@@ -367,13 +367,13 @@ fn a_first_start_that_fails_ends_with_the_childs_exit_code() {
     let log = text(&told.stderr);
     assert_eq!(told.status.code(), Some(1), "{log}");
     assert!(log.contains("takes at most 253 sockets that a program has bound"), "{log}");
-    // A launcher may have ignored the signal of a child's end.
+    // A launcher may have ignored SIGCHLD.
     let keeper = keep(&[], &Command::new("false"));
     let mut shell = Command::new("sh");
     shell.args(["-c", "trap '' CHLD; exec \"$@\"", "sh"]).arg(keeper.get_program());
     let told = output(shell.args(keeper.get_args()));
     assert_eq!(told.status.code(), Some(1), "{}", text(&told.stderr));
-    // The child's own line says why.
+    // The child's own line has the reason.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let child = server_at(&taken.local_addr().unwrap().to_string());
     let told = output(&mut keep(&[], &child));
@@ -382,7 +382,7 @@ fn a_first_start_that_fails_ends_with_the_childs_exit_code() {
     assert!(log.contains("smol-graceful: cannot listen on "), "{log}");
 }
 
-/// A keeper that cannot begin says why in one line, with exit code 1.
+/// A keeper that cannot begin prints one line with the reason, and its exit code is 1.
 #[test]
 fn a_keeper_that_cannot_start_says_why_in_one_line() {
     let directory = Directory::new();
@@ -407,7 +407,7 @@ fn a_keeper_that_cannot_start_says_why_in_one_line() {
     }
 }
 
-/// A command line that makes no sense is exit code 2, and nothing is started.
+/// A wrong command line gives exit code 2, and nothing is started.
 #[test]
 fn wrong_use_is_told_before_anything_starts() {
     let directory = Directory::new();
@@ -434,13 +434,13 @@ fn wrong_use_is_told_before_anything_starts() {
 
 // The parts of the tests above.
 
-/// A shell in front of a program dies of the TERM that was meant for the program, which would go on
-/// beside its successor.
+/// A shell in front of a program dies of the TERM that was meant for the program. The keeper ends
+/// the program, too, which would otherwise go on beside its successor.
 #[test]
 fn a_program_behind_a_shell_ends_with_the_shell() {
     let port = free_port().port().to_string();
     let mut shell = Command::new("sh");
-    // The server does not know that it has a keeper.
+    // Without the variable, the server does not know the channel.
     let script = "env -u SMOL_GRACEFUL_KEEPER \"$0\" --listen fd:3; exit $?";
     shell.args(["-c", script, SERVER]).stdin(Stdio::null());
     let mut servers = Generations::of(keep(&["--listen", &format!("127.0.0.1:{port}")], &shell));
@@ -451,11 +451,11 @@ fn a_program_behind_a_shell_ends_with_the_shell() {
     assert!(line.contains("signal: 15 (SIGTERM)"), "{line}");
     servers.signal(Signal::TERM);
     servers.program.wait_for("drained in ");
-    // The shell's end.
+    // The exit code is that of the shell.
     assert_eq!(servers.program.exit_code(), 143);
 }
 
-/// The server on these addresses, which it binds itself.
+/// Returns a command for the server, which binds these addresses itself.
 fn server_at(listen: &str) -> Command {
     let mut command = Command::new(SERVER);
     command.args(["--listen", listen, "--work", "0s"]).stdin(Stdio::null());

@@ -1,8 +1,8 @@
-//! The parent channel, when one side of it makes no sense: the test is the keeper of the real
+//! The parent channel with messages that make no sense. The test plays the keeper of the real
 //! binary, or a child of the real keeper.
 //!
-//! So the test sees what is said, and says what no process of this version would say. The real
-//! process goes on all the same, finishes what it has, and ends when it is told to.
+//! So the test sees the messages, and sends messages that no process of this version would send.
+//! The real process goes on, finishes its requests, and ends at a stop.
 
 #![cfg(target_os = "linux")]
 
@@ -24,7 +24,7 @@ const HEAD: &str = "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n";
 
 // The test is the keeper.
 
-/// A child says READY once, with the number that it was offered.
+/// A child sends READY once, with the number that it was offered.
 #[test]
 fn a_child_says_which_listeners_it_serves() {
     over_both(|over| {
@@ -37,8 +37,8 @@ fn a_child_says_which_listeners_it_serves() {
     });
 }
 
-/// A listener that the child has bound itself gets the first number above all offered ones, and its
-/// socket comes along.
+/// A listener that the child has bound itself gets the first number above all offered ones, and
+/// READY brings its socket.
 #[test]
 fn a_child_gives_what_it_has_bound_to_the_keeper() {
     let directory = Directory::new();
@@ -60,8 +60,8 @@ fn a_child_gives_what_it_has_bound_to_the_keeper() {
     child.stop();
 }
 
-/// LEAVE with a passage hands the connections over, and the listening socket stays open for all who
-/// have it.
+/// At LEAVE with a passage, the child hands its connections over, and the listening socket stays
+/// open for other processes.
 #[test]
 fn a_child_hands_over_to_the_one_that_leave_names() {
     over_both(|over| {
@@ -76,14 +76,14 @@ fn a_child_hands_over_to_the_one_that_leave_names() {
         assert_eq!((batch.number, &*batch.listeners), (1, &[0][..]));
         passage.send(&taken(1, 1), &[]);
         assert_eq!(keeper.child.exit_code(), 0, "{}", keeper.child);
-        // The connection is this test's now.
+        // The test has the connection now.
         client.send("x");
         let mut kept = Client::from(std::os::unix::net::UnixStream::from(
             batch.sockets.into_iter().next().unwrap(),
         ));
         kept.stream.set_nonblocking(false).unwrap();
         assert_eq!(kept.take(1).unwrap(), b"x");
-        // A client waits for the successor, because the queue is not this child's to empty.
+        // A client waits for the successor, because the child leaves the queue to it.
         let waiting = keeper.connect();
         waiting.assert_silent();
     });
@@ -108,7 +108,7 @@ fn a_child_without_a_passage_closes_its_connections() {
     });
 }
 
-/// K3: a listener that the successor does not serve is the child's alone: the child serves its
+/// K3: no other process has a listener that the successor does not serve, so the child serves its
 /// queue, and closes it.
 #[test]
 fn a_child_empties_the_queue_that_leave_does_not_name() {
@@ -129,8 +129,8 @@ fn a_child_empties_the_queue_that_leave_does_not_name() {
     });
 }
 
-/// K5: after ALONE, a stop serves the queue, because nobody else will. Nothing but the signal stops
-/// the child.
+/// K5: after ALONE, a stop serves the queue, because no other process will. ALONE itself does not
+/// stop the child.
 #[test]
 fn a_child_that_is_alone_empties_its_queue() {
     over_both(|over| {
@@ -151,7 +151,7 @@ fn a_child_that_is_alone_empties_its_queue() {
     });
 }
 
-/// Without ALONE, a stop leaves the queue to those who have the socket, too.
+/// Without ALONE, a stop leaves the queue to the other processes with the socket.
 #[test]
 fn a_child_that_is_not_alone_leaves_the_queue() {
     over_both(|over| {
@@ -161,8 +161,8 @@ fn a_child_that_is_not_alone_leaves_the_queue() {
     });
 }
 
-/// K6: the end of the channel is the end of the keeper: the child finishes what it has, and what is
-/// in the queue, and ends.
+/// K6: the end of the channel means the end of the keeper. The child finishes its requests and the
+/// queue, and ends.
 #[test]
 fn a_child_ends_when_its_keeper_is_gone() {
     over_both(|over| {
@@ -183,8 +183,8 @@ fn a_child_ends_when_its_keeper_is_gone() {
     });
 }
 
-/// The end of the channel behind each word of the keeper: before the child has said READY, behind
-/// PASS, behind LEAVE, and behind ALONE. The child ends by itself each time.
+/// The channel may end before READY, and after PASS, LEAVE or ALONE. The child ends by itself each
+/// time.
 #[test]
 fn the_channel_may_end_at_each_moment() {
     over_both(|over| {
@@ -217,8 +217,8 @@ fn the_channel_may_end_at_each_moment() {
     });
 }
 
-/// A keeper of another version is not understood, so the child does without it: it says READY=1
-/// like any other program.
+/// A child does not use the channel of a keeper of another version, and sends READY=1 like any
+/// other program.
 #[test]
 fn a_keeper_of_another_version_hears_ready_by_its_socket() {
     let directory = Directory::new();
@@ -231,13 +231,13 @@ fn a_keeper_of_another_version_hears_ready_by_its_socket() {
     let (mut child, channel, _listener, _, _own) =
         fakes::spawn(Over::Tcp, configure, &[offer(&[0])]);
     assert_eq!(hear(&manager), "READY=1\n");
-    // Neither does such a child leave the channel open, nor does it read the channel.
+    // Such a child closes the channel without reading it.
     assert_eq!(channel.receive().map(|(bytes, _)| bytes), None);
     assert_live(&mut Client::connect(child.addr));
     child.stop();
 }
 
-/// An OFFER that makes no sense is as if there were no keeper's channel.
+/// A child ignores an OFFER that makes no sense, and binds its own socket.
 #[test]
 fn an_offer_that_makes_no_sense_is_not_heard() {
     let cut = offer(&[0])[..5].to_vec();
@@ -255,8 +255,8 @@ fn an_offer_that_makes_no_sense_is_not_heard() {
     }
 }
 
-/// A word that makes no sense to a child changes nothing: it serves, takes connections, and ends
-/// when it is told to.
+/// A message that makes no sense changes nothing. The child serves, takes connections, and ends at
+/// a stop.
 #[test]
 fn a_child_goes_on_when_its_keeper_makes_no_sense() {
     over_both(|over| {
@@ -267,7 +267,7 @@ fn a_child_goes_on_when_its_keeper_makes_no_sense() {
         for word in &senseless {
             keeper.channel.send(word, &[]);
         }
-        // No passage, or what is none.
+        // The passage is missing, or is not a socket.
         keeper.channel.send(PASS, &[]);
         keeper.channel.send(PASS, &[null.as_fd()]);
         let (first, end_of_first) = Channel::pair();
@@ -284,7 +284,7 @@ fn a_child_goes_on_when_its_keeper_makes_no_sense() {
     });
 }
 
-/// Only the first LEAVE begins the end of a child, and one that comes before READY counts.
+/// Only the first LEAVE begins the end of a child, and a LEAVE before READY counts.
 #[test]
 fn a_child_leaves_once() {
     over_both(|over| {
@@ -311,8 +311,8 @@ fn a_child_leaves_once() {
 
 // The test is a child.
 
-/// READY that makes no sense, in each way: nothing that the child says harms the keeper or the one
-/// that serves. The child counts as one that has not said READY.
+/// A READY that makes no sense, in each possible way, harms neither the keeper nor the child that
+/// serves. Its sender counts as not ready.
 #[test]
 fn a_ready_that_makes_no_sense_is_not_heard() {
     over_both(|over| {
@@ -342,7 +342,7 @@ fn a_ready_that_makes_no_sense_is_not_heard() {
     });
 }
 
-/// READY twice is one READY: there is one LEAVE for the predecessor.
+/// A second READY is ignored, so the predecessor gets one LEAVE.
 #[test]
 fn only_the_first_ready_counts() {
     over_both(|over| {
@@ -358,21 +358,21 @@ fn only_the_first_ready_counts() {
         let told = server.servers.program.to_string();
         assert_eq!(told.matches(" is ready after ").count(), 2, "{told}");
         assert_eq!(told.matches(" takes over from process ").count(), 1, "{told}");
-        // The third child is a real one.
+        // The third child is the real binary.
         assert_taken_over_by_next(&mut server, &successor);
         server.stop();
     });
 }
 
-/// K2: a successor that says READY and dies at once is not trusted: the predecessor goes on as if
-/// nothing had happened.
+/// K2: if a successor sends READY and dies at once, the predecessor goes on as if nothing had
+/// happened.
 #[test]
 fn a_successor_that_is_ready_and_dead_changes_nothing() {
     over_both(|over| {
         let mut server = Handover::server(over, &[]);
         let predecessor = server.serving();
         let mut client = server.idle();
-        // The keeper is suspended, so it hears both at the same time.
+        // The keeper is suspended, so it sees both at the same time.
         let successor = FakeChild::successor_of(&mut server);
         suspend(server.keeper());
         successor.say_ready(&[0]);
@@ -388,7 +388,7 @@ fn a_successor_that_is_ready_and_dead_changes_nothing() {
     });
 }
 
-/// A word that was heard may name listeners that nobody has, and sockets that listen for nobody.
+/// READY may name unknown listeners, and bring sockets that do not listen.
 #[test]
 fn a_ready_with_unknown_listeners_takes_only_the_known_ones() {
     over_both(|over| {
@@ -404,7 +404,7 @@ fn a_ready_with_unknown_listeners_takes_only_the_known_ones() {
     });
 }
 
-/// The socket that a child brings goes to the next child, as the keeper's own do.
+/// A socket that a child brings goes to the next child, like the keeper's own.
 #[test]
 fn a_socket_that_a_child_brings_is_offered_to_the_next() {
     over_both(|over| {
@@ -419,7 +419,7 @@ fn a_socket_that_a_child_brings_is_offered_to_the_next() {
         drop(socket);
         let _passage = successor.channel.pass();
         server.wait_for_successor();
-        // The channel is descriptor 5 there.
+        // The channel is descriptor 5 in this child.
         server.successors_run("kill -STOP $$; exec 5<&-; exec sleep 60");
         server.servers.signal(Signal::USR2);
         let next = server.servers.wait_for_start();
@@ -432,12 +432,12 @@ fn a_socket_that_a_child_brings_is_offered_to_the_next() {
         let offered = channel.offer();
         let numbers: Vec<_> = offered.iter().map(|(number, ..)| *number).collect();
         assert_eq!(numbers, [0, 1], "{offered:?}");
-        // It listens still, and then takes only this one.
+        // The socket still listens. Then the successor takes only this one.
         Client::connect(address);
         channel.send(&ready(&[1]), &[]);
         server.wait_for_successor();
         server.line_of(server.keeper(), &format!("keeper: process {next} does not listen on "));
-        // Both processes have copies that they do not know of.
+        // Both processes of the stand-ins have copies of the socket.
         successor.process.signal(Signal::KILL);
         server.servers.line_of_end(successor.process);
         next.signal(Signal::KILL);
@@ -447,8 +447,8 @@ fn a_socket_that_a_child_brings_is_offered_to_the_next() {
     });
 }
 
-/// A child that never reads is waited for by nobody: the next restart goes past it, and a stop ends
-/// it.
+/// The keeper does not wait for a child that never reads. The next restart works, and a stop ends
+/// the child.
 #[test]
 fn a_child_that_never_reads_holds_up_nothing() {
     over_both(|over| {
@@ -459,7 +459,7 @@ fn a_child_that_never_reads_holds_up_nothing() {
         suspend(successor.process);
         server.take_over();
         assert_live(&mut server.connect());
-        // It has LEAVE in its channel, and closes it without a look.
+        // LEAVE is in the channel, and the child closes it without reading.
         successor.close();
         server.restart();
         assert_live(&mut server.connect());
@@ -472,8 +472,8 @@ fn a_child_that_never_reads_holds_up_nothing() {
     });
 }
 
-/// A child that closes its channel and lives on serves until it is told to stop by a signal, at the
-/// next restart.
+/// A child that closes its channel and lives on serves until the next restart, at which it gets a
+/// signal.
 #[test]
 fn a_child_that_closes_the_channel_lives_on() {
     over_both(|over| {
@@ -491,7 +491,7 @@ fn a_child_that_closes_the_channel_lives_on() {
     });
 }
 
-/// A child that ignores LEAVE stays, beside its successors, until the stop.
+/// A child that ignores LEAVE stays beside its successors until the stop.
 #[test]
 fn a_child_that_ignores_leave_ends_with_the_keeper() {
     over_both(|over| {
@@ -514,7 +514,7 @@ fn a_child_that_ignores_leave_ends_with_the_keeper() {
     });
 }
 
-/// A program that is not ours says READY=1 in any order with other words and at any length.
+/// A foreign program may send READY=1 in any order with other words, in a long datagram, too.
 #[test]
 fn ready_may_stand_between_other_words() {
     let long = "s".repeat(3000);
@@ -538,7 +538,7 @@ fn ready_may_stand_between_other_words() {
     }
 }
 
-/// The first child may be one that says nothing the keeper understands, too. Then the keeper ends.
+/// If the keeper understands nothing that the first child sends, the keeper ends.
 #[test]
 fn a_first_child_that_makes_no_sense_ends_the_keeper() {
     let mut child = Command::new("sh");
@@ -553,13 +553,13 @@ fn a_first_child_that_makes_no_sense_ends_the_keeper() {
 
 // The parts of the tests above.
 
-/// Restarts a server whose serving child is this one, asserts that the next one serves, and ends
-/// this one.
+/// Restarts a server whose serving child is `child`, asserts that the next one serves, and ends
+/// `child`.
 fn assert_taken_over_by_next(server: &mut Handover, child: &FakeChild) {
     assert_eq!(server.serving(), child.process);
     server.take_over();
     assert_live(&mut server.connect());
-    // A program that does not speak the channel was told to stop.
+    // A program without the channel has got TERM already.
     let _ = kill_process(child.process.0, Signal::KILL);
     server.servers.line_of_end(child.process);
 }

@@ -1,5 +1,5 @@
-//! Programs that know nothing of this library under the keeper: small servers in Python, which take
-//! their socket by LISTEN_FDS, or do what makes it hard to tell whether they are ready.
+//! Programs under the keeper that know nothing of this library: small servers in Python, which take
+//! their socket by LISTEN_FDS, and some of which make it hard to see whether they are ready.
 //!
 //! `keeper_peers.rs` has Go's and Node's servers.
 
@@ -22,7 +22,7 @@ fn no_client_of_a_foreign_program_is_refused() {
     for _ in 0..3 {
         let old = servers.serving;
         servers.signal(Signal::USR2);
-        // Each client has an answer, from whichever process.
+        // Each client gets an answer, from either process.
         wait_until("the successor answers", || {
             let answered = answering(addr);
             processes.insert(answered.clone());
@@ -35,7 +35,7 @@ fn no_client_of_a_foreign_program_is_refused() {
     end(servers);
 }
 
-/// One reads once and answers, one reads a whole head, and one is given a connection only when
+/// One server reads once and answers, one reads a whole head, and one gets a connection only when
 /// there is something to read.
 #[test]
 #[ignore = "needs python3"]
@@ -68,7 +68,7 @@ fn a_word_comes_before_the_time() {
     end(servers);
 }
 
-/// Anybody may send to an abstract name.
+/// Every process may send to an abstract name.
 #[test]
 #[ignore = "needs root, to become another user, and python3"]
 fn another_users_word_does_not_count() {
@@ -94,8 +94,8 @@ notify('READY=1')";
 
 // The parts of the tests above.
 
-/// A server that answers each connection with its process id. `begin` says what it does when it has
-/// its socket, and `read` what it reads behind the first bytes of a head.
+/// Returns a command for a server that answers each connection with its process id. `begin` is its
+/// code after it has its socket, and `read` the code that reads the rest of a head.
 fn server(begin: &str, read: &str) -> Command {
     let script = format!(
         r"

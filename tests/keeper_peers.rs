@@ -1,8 +1,8 @@
-//! Servers that are not ours under the keeper: Go's net/http and Node's http, restarted ten times.
+//! Other servers under the keeper: Go's net/http and Node's http, restarted ten times.
 //!
 //! The keeper holds the socket and starts the new process first, so no client is refused, and each
-//! request on a new connection is answered. Open connections close: only our server hands them
-//! over.
+//! request on a new connection is answered. Open connections close, because only smol-graceful
+//! hands them over.
 
 #![cfg(target_os = "linux")]
 
@@ -19,7 +19,8 @@ use std::thread;
 use common::{Directory, PATIENCE, Program, SERVER, free_port, installed, run_ok, wait_until};
 use rustix::process::Signal;
 
-/// The keeper asks the new process for a page, because Go's server does not say that it is ready.
+/// The keeper asks the new process for a page, because Go's server does not report that it is
+/// ready.
 #[test]
 #[ignore = "needs go (golang-go)"]
 fn go_is_restarted_without_a_refused_client() {
@@ -79,7 +80,7 @@ fn assert_no_new_connection_suffers(keep: Command) {
     assert_eq!(stopped, 11, "each process stops by itself: {log}");
 }
 
-/// Clients that ask until they are stopped, and how they have fared.
+/// Clients that ask until they are stopped, and the counts of their answers.
 #[derive(Default)]
 struct Clients {
     answered: AtomicU64,
@@ -88,7 +89,7 @@ struct Clients {
 }
 
 impl Clients {
-    /// Asks again and again, each time on a new connection, until something is wrong.
+    /// Asks again and again, each time on a new connection, until an answer is wrong.
     fn ask_on(&self, addr: SocketAddr) {
         while !self.is_stopping.load(Ordering::Relaxed) {
             match answer(addr) {
@@ -108,7 +109,7 @@ impl Clients {
     }
 }
 
-/// Returns the whole answer to a request on a connection of its own.
+/// Returns the whole answer to a request on a new connection.
 fn answer(addr: SocketAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect(addr)?;
     stream.set_read_timeout(Some(PATIENCE))?;

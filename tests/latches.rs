@@ -1,7 +1,7 @@
 //! Latches in programs: a server that stops by an event of the program, servers and work on child
-//! latches, what holds a latch now, and what a log says of several servers.
+//! latches, the holders of a latch, and the log of several servers.
 //!
-//! The servers are in this process, and the log's lines are told apart by the port that they name.
+//! The servers are in this process, and the port in each line of the log shows its server.
 
 mod common;
 
@@ -42,7 +42,8 @@ fn a_server_stops_by_an_event_of_the_program() {
     assert!(outcome.is_drained() && outcome.finished == 1, "{outcome}");
 }
 
-/// An event that is there already, one that never comes, and the server's own handle.
+/// A server stops by an event that has come already, and by its own handle if the event never
+/// comes.
 #[test]
 fn an_event_is_one_way_to_stop_among_others() {
     let server = || Server::new(|_| async { Ok("okay") });
@@ -55,7 +56,7 @@ fn an_event_is_one_way_to_stop_among_others() {
     // The future may move between threads if the event may.
     assert!(patiently(smol::spawn(serve)).unwrap().is_drained());
 
-    // Not before it listens: an error stays an error.
+    // The event does not hide an error of the start.
     let nowhere: [&str; 0] = [];
     assert!(patiently(server().serve_until(nowhere, ready(()))).is_err());
 }
@@ -75,8 +76,8 @@ fn dropping_the_server_drops_its_event() {
 
 // ── Children ────────────────────────────────────────────────────────────────────────────────
 
-/// Two servers: the first is stopped alone, the second by the stop of both. Its outcome counts what
-/// both have finished.
+/// Of two servers, the first is stopped alone, and the second by the stop of both. The second
+/// outcome counts the requests of both.
 #[test]
 fn a_server_on_a_child_latch_can_be_stopped_alone() {
     let parent = quick();
@@ -106,7 +107,7 @@ fn a_server_on_a_child_latch_can_be_stopped_alone() {
     assert_eq!((part.finished, whole.finished), (1, 1));
 }
 
-/// The parent's abort cuts what a child serves, and both outcomes name it.
+/// The parent's abort cuts a child's request, and both outcomes name it.
 #[test]
 fn an_abort_reaches_the_connections_of_a_child() {
     let parent = patient();
@@ -126,9 +127,9 @@ fn an_abort_reaches_the_connections_of_a_child() {
     }
 }
 
-// ── What holds a latch ──────────────────────────────────────────────────────────────────────
+// ── The holders of a latch ──────────────────────────────────────────────────────────────────
 
-/// Everything is in the list, with its stage, and the oldest comes first.
+/// The list has all connections and guards, with their stages, and the oldest comes first.
 #[test]
 fn open_work_names_connections_and_guards() {
     let shutdown = patient();
@@ -170,7 +171,7 @@ fn open_work_names_connections_and_guards() {
 
 // ── The log ─────────────────────────────────────────────────────────────────────────────────
 
-/// Several servers have drained: each line says whose it is.
+/// If several servers have drained, each line names its server.
 #[test]
 fn the_log_says_which_server_has_drained() {
     let log = Log::of_this_process();

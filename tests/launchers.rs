@@ -1,9 +1,9 @@
-//! Things that launchers, wrappers and operators do to the process before and beside the signals,
-//! with a keeper and without: blocked and ignored signals, two signals for one stop, endless
-//! durations, no room for threads, files or descriptors, a suspension.
+//! The conditions under which launchers, wrappers and operators run the process, with a keeper and
+//! without: blocked and ignored signals, two signals for one stop, endless durations, too few
+//! threads, files or descriptors, and a suspension.
 //!
-//! The real binary, with real signals. Events that have to come within a certain time come while
-//! the process is suspended, so that a slow machine changes nothing.
+//! The tests use the real binary and real signals. Events that have to come within a certain time
+//! come while the process is suspended, so that a slow machine changes nothing.
 
 mod common;
 
@@ -44,7 +44,7 @@ fn a_keeper_unblocks_signals_for_itself_and_its_children() {
     assert_eq!(keeper.log().matches("drained in ").count(), 2, "{keeper}");
 }
 
-/// `signals()` and `obey`, in a program that has no `run`.
+/// S16: `signals()` unblocks signals in a program without `run`.
 #[test]
 fn blocked_signals_are_unblocked_for_programs_of_their_own_control() {
     let example = Program::example_command("embed", &["127.0.0.1:0", "127.0.0.1:0"]);
@@ -55,7 +55,7 @@ fn blocked_signals_are_unblocked_for_programs_of_their_own_control() {
     assert_eq!(program.exit_code(), 0, "{program}");
 }
 
-/// S16: `nohup` means that the end of a terminal does not end the server.
+/// S16: under `nohup`, the end of a terminal does not end the server.
 #[test]
 fn nohup_is_obeyed() {
     let mut server = launched(&["nohup"], &[]);
@@ -71,12 +71,12 @@ fn nohup_is_obeyed() {
     assert!(log.contains("stopping because of SIGTERM"), "{log}");
 }
 
-/// A script's background job ignores INT and QUIT: Ctrl-C is meant for the script.
+/// A script's background job ignores INT and QUIT, because Ctrl-C is meant for the script.
 #[test]
 fn a_background_job_is_not_stopped_with_its_script() {
     let script = ["sh", "-c", "\"$0\" \"$@\" & wait"];
     let mut shell = launched(&script, &[]);
-    // The lines until it listens.
+    // These are the lines until the server listens.
     let log = shell.to_string();
     let server = Orphan(ProcessId::named(&log, "Z "));
     let told = "SIGINT and SIGQUIT are ignored, because the process was started so, as nohup and \
@@ -91,8 +91,8 @@ fn a_background_job_is_not_stopped_with_its_script() {
     server.0.wait();
 }
 
-/// TERM and USR2 are sent only by somebody who means this process. A keeper that ignored the end of
-/// its children would never learn of it.
+/// TERM and USR2 are always sent on purpose. A keeper that ignored SIGCHLD would never learn of the
+/// end of its children.
 #[test]
 fn term_usr2_and_the_end_of_children_are_never_ignored() {
     let mut keeper = launched_keeper(&["env", "--ignore-signal"]);
@@ -105,7 +105,7 @@ fn term_usr2_and_the_end_of_children_are_never_ignored() {
 
 // Two signals for one stop (rule S14)
 
-/// Wrappers, terminals and scripts send two different ones, one right behind the other.
+/// Wrappers, terminals and scripts send two different signals, one right after the other.
 #[test]
 fn signals_within_the_window_are_one_stop() {
     let pairs = STOP_SIGNALS.into_iter().zip(STOP_SIGNALS.into_iter().cycle().skip(1));
@@ -123,7 +123,7 @@ fn signals_within_the_window_are_one_stop() {
     }
 }
 
-/// With any pause that is shorter than the window, and for those who obey signals by themselves.
+/// The pause may be any time shorter than the window, also under `obey`.
 #[test]
 fn the_window_is_a_setting() {
     let args = ["--repeat-window", "60s"];
@@ -157,8 +157,8 @@ fn two_signals_are_one_stop_under_obey_too() {
     assert!(program.log().contains("done: \"one\""), "{program}");
 }
 
-/// The window begins with the first signal that is sent, so a predecessor that drains behind its
-/// successor is not ended at once either.
+/// The window begins with the first signal, so two signals do not end a predecessor at once that
+/// drains beside its successor.
 #[test]
 fn two_signals_to_a_keeper_are_one_stop_for_all_its_children() {
     let mut keeper = launched_keeper(&[]);
@@ -177,7 +177,7 @@ fn two_signals_to_a_keeper_are_one_stop_for_all_its_children() {
 
 // Numbers
 
-/// Each of them alone is a duration that can be written, and two of them together are none.
+/// Each duration is valid, and the sum of two of them overflows.
 #[test]
 fn the_longest_durations_add_up_to_no_panic() {
     let directory = Directory::new();
@@ -198,7 +198,7 @@ fn the_longest_durations_add_up_to_no_panic() {
         pass_repeat_window();
         server.signal(Signal::INT);
         if flags.contains(&"repeat-window") {
-            // There is no second signal then; what is left is the client.
+            // A second signal cannot end this server, so the client leaves.
             client.reset();
             if flags.contains(&"lame-duck") {
                 server.signal(Signal::KILL);
@@ -211,17 +211,17 @@ fn the_longest_durations_add_up_to_no_panic() {
             assert!(server.log().contains("1 cut: "), "{flags:?}: {server}");
         }
         assert!(!server.log().contains("panicked"), "{flags:?}: {server}");
-        // The manager was told, and is not to be filled up.
+        // The test empties the manager's socket, which must not fill up.
         while manager.recv(&mut [0; 200]).is_ok() {}
     }
 }
 
-/// However little room there is, the server either serves, or says in one line why it does not.
+/// With any number of threads, the server either serves, or prints one line with the reason.
 #[test]
 #[ignore = "needs root"]
 fn a_lack_of_threads_is_one_line_and_exit_1() {
-    // A user that nobody else is: the limit counts all of its processes. And that user must be
-    // able to read the programs.
+    // The limit counts all processes of a user, so the test needs an unused user, who must be able
+    // to read the programs.
     let user = 1_000_000 + std::process::id();
     let directory = Directory::new();
     let copy = |program: &OsStr, name: &str| {
@@ -231,7 +231,7 @@ fn a_lack_of_threads_is_one_line_and_exit_1() {
     };
     let binary = copy(SERVER.as_ref(), "binary");
     let example = copy(Program::example_command("blocking", &[]).get_program(), "blocking");
-    // The main thread, async-io's, four workers, and the binary's for the log.
+    // The threads are the main thread, async-io's, four workers, and the binary's for the log.
     let programs = [
         (binary, &["--listen", "127.0.0.1:0", "--threads", "4"][..], 7),
         (example, &["127.0.0.1:0", "1", "4"], 6),
@@ -249,8 +249,8 @@ fn a_lack_of_threads_is_one_line_and_exit_1() {
     }
 }
 
-/// A write beyond the limit of a file's size (`ulimit -f`) fails, but does not kill the process:
-/// neither that of a log line while a request is in flight, nor that of the pid file.
+/// A write beyond the limit of a file's size (`ulimit -f`) fails, but does not kill the process.
+/// This holds for a log line while a request is in flight, and for the pid file.
 #[test]
 fn a_file_that_may_not_grow_ends_nothing() {
     let directory = Directory::new();
@@ -279,7 +279,7 @@ fn a_file_that_may_not_grow_ends_nothing() {
     assert_eq!(log.lines().count(), 1, "{log}");
 }
 
-/// async-io panics where it has no descriptors.
+/// async-io panics if it has no descriptors.
 #[test]
 fn a_lack_of_descriptors_is_one_line_and_exit_1() {
     // With less than 4 the loader finds no libraries.
@@ -294,12 +294,13 @@ fn a_lack_of_descriptors_is_one_line_and_exit_1() {
     }
 }
 
-/// Rule S4, and no truth but the whole: a client that stays in the queue was not served.
+/// Rule S4: if a client stays in the queue, the outcome and the exit code say that it was not
+/// served.
 #[test]
 fn a_queue_that_cannot_be_emptied_is_cut() {
     for (grace, signals) in [("500ms", 1), ("1h", 2)] {
         let mut server = Program::server(&["--grace", grace, "--linger", "0s"]);
-        // From now on the server gets no further descriptor.
+        // From now on, the server can open no further descriptor.
         let is_free = |fd: &i32| !Path::new(&format!("/proc/{}/fd/{fd}", server.pid())).exists();
         let free = (3..).find(is_free).unwrap();
         let (pid, limit) = (server.pid().to_string(), format!("--nofile={free}:{free}"));
@@ -326,7 +327,7 @@ fn start_with_room(command: &mut Command, is_enough: bool) {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
-    // The version comes first, and nothing else but the address or an error.
+    // The version comes first, and then the address or an error.
     while log.read_line(&mut line).unwrap() > 0 && line.ends_with(VERSION_END) {
         line.clear();
     }
@@ -343,7 +344,8 @@ fn start_with_room(command: &mut Command, is_enough: bool) {
     }
 }
 
-/// Rule S21: a terminal may stop each background job that writes to it (`stty tostop`).
+/// Rule S21: a terminal may stop each background job that writes to it (`stty tostop`), but not the
+/// server.
 #[test]
 fn a_terminal_does_not_stop_a_background_job_for_its_log() {
     let directory = Directory::new();
@@ -370,9 +372,9 @@ fn a_terminal_does_not_stop_a_background_job_for_its_log() {
 
 // A process that was suspended
 
-/// S13: tasks that became ready while the process was suspended beyond its grace get their turn:
-/// handlers whose time has come, and bodies whose rest has arrived. They are many, so that one
-/// thread does not happen to finish them before the deadline is looked at.
+/// S13: tasks that became ready while the process was suspended beyond its grace get their turn,
+/// such as handlers whose timer has fired, and bodies whose rest has arrived. There are many, so
+/// that one thread cannot finish them by chance before the deadline.
 #[test]
 fn what_was_done_during_a_suspension_is_answered() {
     let mut server = Program::server(&["--grace", "2s", "--threads", "1"]);
@@ -397,7 +399,7 @@ fn what_was_done_during_a_suspension_is_answered() {
     assert!(server.log().contains("drained in "), "{server}");
 }
 
-/// The deadline is kept all the same.
+/// The deadline holds after a suspension.
 #[test]
 fn a_suspension_does_not_end_the_deadline() {
     let mut server = Program::server(&["--grace", "1s"]);
@@ -414,7 +416,7 @@ fn a_suspension_does_not_end_the_deadline() {
 
 // Tools
 
-/// The binary, started by `launcher`, which replaces itself by it or stays beside it.
+/// Starts the binary by `launcher`, which becomes the binary or stays beside it.
 fn launched(launcher: &[&str], args: &[&str]) -> Program {
     let mut command = Command::new(launcher[0]);
     command.args(&launcher[1..]).arg(SERVER);
@@ -422,8 +424,8 @@ fn launched(launcher: &[&str], args: &[&str]) -> Program {
     Program::start(command)
 }
 
-/// A keeper of the binary, started by `launcher`, which replaces itself by the keeper. An empty
-/// launcher is none.
+/// Starts a keeper of the binary by `launcher`, which becomes the keeper. Without words, there is
+/// no launcher.
 fn launched_keeper(launcher: &[&str]) -> Program {
     let keeper = [SERVER, "keep", "--", SERVER, "--listen", "127.0.0.1:0", "--work", "0s"];
     let words: Vec<_> = launcher.iter().chain(&keeper).collect();
@@ -448,7 +450,7 @@ fn in_flight_body(server: &Program) -> Client {
     client
 }
 
-/// A process that is no child of ours, and ends with its owner.
+/// A process that is not a child of the test, and that the drop ends.
 struct Orphan(ProcessId);
 
 impl Drop for Orphan {

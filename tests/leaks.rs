@@ -1,4 +1,4 @@
-//! Clients leave nothing behind in the real binary and in its successors, whatever they do.
+//! Bad clients leave nothing behind in the real binary and in its successors.
 
 #![cfg(target_os = "linux")]
 
@@ -9,7 +9,7 @@ use std::fs;
 use common::handover::{Handover, descriptors_of, over_both};
 use common::{Client, Program, wait_until};
 
-/// How clients begin. Some of it is garbage, some is half a message, some is fine.
+/// The beginnings of clients: garbage, half a message, or a whole one.
 const BEGINNINGS: [&str; 9] = [
     "",
     "\r\n",
@@ -22,7 +22,7 @@ const BEGINNINGS: [&str; 9] = [
     "GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n",
 ];
 
-/// And how they end.
+/// The ends of clients.
 const ENDINGS: [fn(Client); 3] = [drop, Client::reset, |mut client| {
     client.half_close();
 }];
@@ -30,7 +30,7 @@ const ENDINGS: [fn(Client); 3] = [drop, Client::reset, |mut client| {
 #[test]
 fn nothing_is_left_of_bad_clients() {
     let mut server = Program::server(&["--work", "0s"]);
-    // Descriptors that are opened late are open after this.
+    // Descriptors that the server opens late are open after this.
     server.connect().get("/").response();
     let descriptors = || fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
     wait_until("the first client's connection is closed", || sockets(&server) == 0);
@@ -41,7 +41,7 @@ fn nothing_is_left_of_bad_clients() {
                 let mut client = server.connect();
                 client.send(beginning);
                 ending(client);
-                // Nobody else notices.
+                // Other clients do not notice.
                 assert_eq!(server.connect().get("/").response().text(), "okay");
             }
         }
@@ -49,7 +49,7 @@ fn nothing_is_left_of_bad_clients() {
     wait_until("every descriptor is closed", || descriptors() == before);
     server.stop();
     let log = server.log();
-    // The tracked count is back at zero, too.
+    // The count of connections is zero again.
     assert!(log.contains("stopping because of SIGTERM: nothing in flight"), "{log}");
 }
 
@@ -77,7 +77,8 @@ fn nothing_is_left_of_bad_clients_after_a_restart() {
             server.accepted();
             let predecessor = server.restart();
             clients.into_iter().for_each(|(client, ending)| ending(client));
-            // How many have gone depends on what the predecessor has read of them.
+            // The number of connections that have gone depends on the bytes that the predecessor
+            // has read.
             server.handed_over(predecessor);
             let successor = server.serving();
             wait_until("every descriptor is closed", || descriptors_of(successor) == before);
@@ -87,7 +88,7 @@ fn nothing_is_left_of_bad_clients_after_a_restart() {
             });
         }
         let log = server.end();
-        // The tracked count is back at zero, too.
+        // The count of connections is zero again.
         assert!(log.contains("stopping because of SIGTERM: nothing in flight"), "{log}");
     });
 }
@@ -98,8 +99,7 @@ fn an_idle_connection_owns_no_buffer() {
     const ROUND: u64 = 200;
     let mut server = Program::server(&["--work", "0s"]);
     let mut idle = Vec::new();
-    // Something else may grow in a round, such as a table of connections; buffers grow in all of
-    // them.
+    // A table of connections may grow in one round, but buffers would grow in every round.
     let least = (0..4).map(|_| {
         let before = private_memory(&server);
         let mut clients: Vec<_> = (0..ROUND).map(|_| server.connect()).collect();
@@ -115,20 +115,20 @@ fn an_idle_connection_owns_no_buffer() {
     server.stop();
 }
 
-/// How much memory `server` shares with nobody, in bytes.
+/// Returns the private memory of `server`, in bytes.
 fn private_memory(server: &Program) -> u64 {
     let all = fs::read_to_string(format!("/proc/{}/smaps_rollup", server.pid())).unwrap();
     let line = all.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-/// How many connections to clients `server` has open.
+/// Returns the number of connections to clients that `server` has open.
 fn sockets(server: &Program) -> usize {
     let port = format!(":{:04X}", server.addr.port());
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
     let is_ours = |line: &&str| {
         let columns: Vec<_> = line.split_whitespace().collect();
-        // ESTABLISHED and CLOSE_WAIT.
+        // The states are ESTABLISHED and CLOSE_WAIT.
         columns[1].ends_with(&port) && ["01", "08"].contains(&columns[3])
     };
     table.lines().skip(1).filter(is_ours).count()

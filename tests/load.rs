@@ -1,7 +1,9 @@
-//! The real binary under load, stopped in the middle of it: what has been sent is answered.
+//! The real binary under load, stopped in the middle of it. Every request that was sent is
+//! answered.
 //!
-//! Clients are threads that ask without a pause until connects are refused. For each request they
-//! know whether it was answered whole, never sent, or lost. Loopback only, and bounded.
+//! Clients are threads that ask without a pause until connects are refused. For each request, they
+//! know whether it was answered whole, never sent, or lost. The load uses loopback only, and is
+//! bounded.
 
 #![allow(clippy::print_stdout, reason = "figures")]
 
@@ -19,40 +21,41 @@ use rustix::process::Signal;
 
 const STOP: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::TERM, Signal::QUIT];
 
-/// How many clients ask at the same time.
+/// The number of clients that ask at the same time.
 const CLIENTS: usize = 16;
 
-/// How many answers there are before the signal comes.
+/// The number of answers before the signal comes.
 const BEFORE: u64 = 300;
 
-/// How many requests a client sends at most: fewer than there are ports for.
+/// The largest number of requests of a client, fewer than there are ports for.
 const MOST: usize = 1_500;
 
-/// How many of [`CLIENTS`] may meet the close in the middle of their handshake. Mostly none does,
-/// and one or two in some of the stops. More do if the kernel takes the processor away between the
-/// last look at the queue and the close. A close that empties no queue loses requests, not
-/// handshakes.
+/// The number of [`CLIENTS`] whose handshake may meet the close. In most stops there is none, and
+/// in some there are one or two. There are more if the kernel takes the processor away between the
+/// last look at the queue and the close. A close that did not empty the queue would lose requests,
+/// not handshakes.
 const IN_HANDSHAKE: u64 = CLIENTS as u64 / 2;
 
-/// What became of the requests of all clients.
+/// The counts of the requests of all clients.
 #[derive(Debug, Default)]
 struct Tally {
-    /// Answered whole.
+    /// Requests that were answered whole.
     answered: AtomicU64,
-    /// Of those, with the word that it was the connection's last answer.
+    /// Answers among those that said `close`.
     last: AtomicU64,
-    /// Connects that failed: nothing was sent.
+    /// Connects that failed, so that nothing was sent.
     refused: AtomicU64,
-    /// Sent behind an answer on the same connection, and not one byte came back. HTTP/1.1 cannot
-    /// exclude it: the request may have crossed the server's FIN (rule S6).
+    /// Requests that were sent after an answer on the same connection, and of whose answer not one
+    /// byte came. HTTP/1.1 cannot exclude this, because the request may have crossed the server's
+    /// FIN (rule S6).
     crossed: AtomicU64,
-    /// Sent on a new connection, and reset without a byte. The kernel does this to a handshake that
-    /// is under way in the very moment of the close, and to a connection that gets into the queue
-    /// between our last look at it and the close: a window of microseconds that `close` cannot do
-    /// without (rule S4; `docs/decisions.md`). A close that does not empty the queue first loses
-    /// more than this at every stop.
+    /// Requests that were sent on a new connection, and reset without a byte. The kernel does this
+    /// to a handshake that is under way in the very moment of the close, and to a connection that
+    /// enters the queue between the last look and the close. `close` cannot avoid this window of
+    /// microseconds (rule S4, `docs/decisions.md`). A close that did not empty the queue first would
+    /// lose more than this at every stop.
     in_handshake: AtomicU64,
-    /// Sent, and not answered whole.
+    /// Requests that were sent, and not answered whole.
     lost: Mutex<Vec<String>>,
 }
 
@@ -62,8 +65,7 @@ impl Tally {
     }
 }
 
-/// No request that got into the kernel's queue is lost (rules S1, S4, S7): one request a
-/// connection.
+/// Rules S1, S4, S7: no request in the kernel's queue is lost. Each connection has one request.
 #[test]
 fn connections_in_the_queue_are_all_served() {
     for (signal, path) in STOP.into_iter().flat_map(|s| [(s, "/"), (s, "/work?for=5ms")]) {
@@ -78,8 +80,8 @@ fn connections_in_the_queue_are_all_served() {
     }
 }
 
-/// Busy keep-alive connections lose nothing either (rules S6, S8, S9): each gets the word that it
-/// has had its last answer in time.
+/// Rules S6, S8, S9: busy keep-alive connections lose nothing either, because each gets a last
+/// answer that says `close`.
 #[test]
 fn busy_connections_end_with_an_answer() {
     for (signal, path) in STOP.into_iter().flat_map(|s| [(s, "/"), (s, "/work?for=5ms")]) {
@@ -128,14 +130,15 @@ fn stop_under_load(signal: Signal, client: impl Fn(SocketAddr, &Tally) + Sync) -
 
 const NOT_SENT: [ErrorKind; 2] = [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset];
 
-/// Connects; `None` when it is refused.
+/// Returns a new connection, or `None` if it is refused.
 fn connect(addr: SocketAddr, tally: &Tally) -> Option<Client> {
     match TcpStream::connect_timeout(&addr, PATIENCE) {
-        // A port that nobody listens on any more can be given to the client itself, which then
-        // talks to itself.
+        // If no process listens on the port any more, the kernel can give it to the client, which
+        // then is connected to itself.
         Ok(stream) if stream.local_addr().unwrap() == addr => {}
         Ok(stream) => return Some(stream.into()),
-        // In the middle of the close it can be a reset instead; nothing was sent then either.
+        // In the middle of the close, the error can be a reset instead, and nothing was sent in
+        // that case either.
         Err(error) if NOT_SENT.contains(&error.kind()) => {}
         Err(error) => tally.lose(format!("connect: {error}")),
     }
@@ -143,12 +146,13 @@ fn connect(addr: SocketAddr, tally: &Tally) -> Option<Client> {
     None
 }
 
-/// Asks once; whether the connection can be used again. `first` on this connection?
+/// Sends a request, and counts its result. Returns `true` if the connection can be used again.
+/// `first` is `true` for the first request of a connection.
 fn ask(client: &mut Client, path: &str, tally: &Tally, first: bool) -> bool {
-    // One write, so that it is sent whole or not at all.
+    // A single write sends the request whole or not at all.
     let sent =
         client.stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
-    // Looked at without taking it: whether there is an answer at all.
+    // This look takes no byte, and shows whether there is an answer.
     let looked = client.stream.peek(&mut [0]);
     let begun = sent.is_ok() && looked.as_ref().is_ok_and(|n| *n > 0);
     if !begun && !first {
@@ -172,7 +176,7 @@ fn ask(client: &mut Client, path: &str, tally: &Tally, first: bool) -> bool {
             true
         }
         other => {
-            // Whoever sees a reset first takes it away: what follows looks like an end.
+            // The first call that sees a reset takes it away, and then the next one sees an end.
             let addr = client.stream.local_addr();
             tally.lose(format!("{addr:?}: sent {sent:?}, looked {looked:?}, {other:?}"));
             false
@@ -180,7 +184,7 @@ fn ask(client: &mut Client, path: &str, tally: &Tally, first: bool) -> bool {
     }
 }
 
-/// A client that everyone has, with an answer that takes its time.
+/// curl gets an answer that takes some time.
 #[test]
 fn curl_gets_its_answer() {
     for signal in STOP {
@@ -193,7 +197,7 @@ fn curl_gets_its_answer() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It tells when it has sent its request.
+        // curl prints a line when it has sent its request.
         let mut told = BufReader::new(curl.stderr.take().unwrap()).lines();
         assert!(told.any(|line| line.unwrap().starts_with("> GET /work")));
         server.signal(signal);
@@ -205,7 +209,7 @@ fn curl_gets_its_answer() {
     }
 }
 
-/// Rule S10: a stream ends in a way that curl takes for an end.
+/// Rule S10: curl takes the end of a stream for a proper end.
 #[test]
 fn curl_gets_the_end_of_a_stream() {
     let mut server = Program::server(&[]);
@@ -227,13 +231,13 @@ fn curl_gets_the_end_of_a_stream() {
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
-/// A client that is faster than the clients above.
+/// wrk is faster than the clients above.
 #[test]
 #[ignore = "needs wrk"]
 fn wrk_does_not_keep_it() {
     for signal in STOP {
-        // Without the filter, the close resets a handshake that is under way in this moment, and wrk
-        // calls that a read error, too.
+        // Without the filter, the close may reset a handshake under way, and wrk counts that as a
+        // read error, too.
         let mut server = Program::server(&["--work", "0s", "--syn-filter"]);
         let wrk = Command::new("wrk")
             .args(["-t1", "-c32", "-d2s", &format!("http://{}/", server.addr)])
@@ -246,19 +250,19 @@ fn wrk_does_not_keep_it() {
         assert_eq!(server.exit_code(), 0, "{server}");
         let log = server.log();
         assert!(!log.contains(", 0 requests finished"), "not in the middle of it: {log}");
-        // It goes on until its time is over, and reports.
+        // wrk goes on until its time is over, and then reports.
         let report = wrk.wait_with_output().unwrap().stdout;
         let report = String::from_utf8_lossy(&report);
         println!("{report}{}", log.lines().last().unwrap());
-        // Its write errors are the refused connects. A cut response would be a read error.
+        // The write errors of wrk are refused connects. A cut response would be a read error.
         assert!(!report.contains("Socket errors") || report.contains(" read 0,"), "{report}");
     }
 }
 
-/// How many clients of this machine are connected to `addr` (Linux).
+/// Returns the number of clients of this machine that are connected to `addr` (Linux).
 fn connections_to(addr: SocketAddr) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    // The other end, and the state of being established.
+    // The text has the other end, and the state ESTABLISHED.
     let wanted = format!("0100007F:{:04X} 01 ", addr.port());
     table.lines().filter(|line| line.contains(&wanted)).count()
 }

@@ -1,5 +1,5 @@
-//! The observer of a server (rules O1 and O2), over real sockets: it hears of each exchange once,
-//! when it is over, with the bytes that were on the wire, and with the way it has ended.
+//! The observer of a server (rules O1 and O2), over real sockets. It gets each exchange once, after
+//! its end, with the bytes that were on the wire, and with the ending.
 
 mod common;
 
@@ -44,7 +44,7 @@ struct Seen {
     tenant: Option<&'static str>,
 }
 
-/// A route's pattern, as a handler tells the observer.
+/// A route's pattern, which a handler attaches for the observer.
 struct Route(&'static str);
 
 /// A value that a wrapper attaches.
@@ -119,7 +119,7 @@ fn exchange(server: &Running, seen: &Observed, request: &str) -> (Vec<u8>, End, 
     (answer, end, seen.next())
 }
 
-/// Returns a handler that answers by the path: what each case of a table needs.
+/// Returns a handler whose answer depends on the path, for the cases of the tables.
 fn answers() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
     |mut request| {
         Box::pin(async move {
@@ -145,7 +145,7 @@ fn answers() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
     }
 }
 
-/// Returns a body that fails after so many reads.
+/// Returns a body that fails after this number of reads.
 fn failing_body(reads: usize) -> Body {
     struct Fails(usize);
 
@@ -167,7 +167,7 @@ fn failing_body(reads: usize) -> Body {
     Body::from_reader(BufReader::new(Fails(reads)), None)
 }
 
-/// Returns how many bytes of a response are behind its head.
+/// Returns the number of bytes of a response after its head.
 fn body_length(answer: &[u8]) -> u64 {
     let head = memchr::memmem::find(answer, b"\r\n\r\n").expect("a head") + 4;
     (answer.len() - head) as u64
@@ -203,7 +203,7 @@ fn an_answer_is_reported_with_everything_that_is_known() {
     seen.assert_no_more();
 }
 
-/// Each case: what is asked for, and the status. The bytes are those on the wire.
+/// Each case has the request and the status. The bytes are those on the wire.
 #[test]
 fn the_bytes_are_those_on_the_wire() {
     let (seen, server) = observed(answers());
@@ -219,11 +219,11 @@ fn the_bytes_are_those_on_the_wire() {
         ("GET / HTTP/1.0\r\n\r\n", 200),
         ("GET /long HTTP/1.1\r\nHost: x\r\n\r\n", 200),
         ("POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello", 200),
-        // Nobody reads this body.
+        // The handler does not read this body.
         ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello", 200),
         (chunked, 200),
         ("GET /error HTTP/1.1\r\nHost: x\r\n\r\n", 503),
-        // The handler's response cannot begin, so the server sends another one.
+        // The handler's response fails at its beginning, so the server sends another one.
         ("GET /fails HTTP/1.1\r\nHost: x\r\n\r\n", 500),
     ] {
         case(request, || {
@@ -303,9 +303,9 @@ fn an_upgrade_is_reported_when_the_other_protocol_has_ended() {
     assert_eq!((one.sent, one.body_sent), (head.len() as u64 + 11, 11));
 }
 
-// ── What no handler sees ────────────────────────────────────────────────────────────────────
+// ── Requests that no handler sees ───────────────────────────────────────────────────────────
 
-/// Each case: the request, the status, and what is known of method, target and version.
+/// Each case has the request, the status, and the known parts of method, target and version.
 #[test]
 fn what_no_handler_sees_is_reported() {
     let limits = Limits::default().head_bytes(300).headers(5).body_bytes(Some(10));
@@ -372,7 +372,7 @@ fn what_is_no_request_is_not_reported() {
 
 // ── Exchanges that break ────────────────────────────────────────────────────────────────────
 
-/// Rule S17: a panic costs its client alone, and the observer hears of it.
+/// Rule S17: a panic affects its own client alone, and the observer gets the exchange.
 #[test]
 fn a_panic_is_reported() {
     let (seen, server) = observed(handler());
@@ -411,7 +411,7 @@ fn a_response_whose_body_fails_is_cut() {
 fn a_client_that_leaves_is_reported_as_that() {
     let (stage, handler) = stage();
     let (seen, server) = observed(handler);
-    // In the head.
+    // This client leaves in the head.
     let mut client = server.connect();
     client.send("GET /half HTTP/1.1\r\n");
     wait_until("the head has begun", || server.shutdown.in_flight() == 1);
@@ -420,7 +420,7 @@ fn a_client_that_leaves_is_reported_as_that() {
     assert_eq!(one.line(), ("GET", "/half", None, Reset));
     assert_eq!((one.sent, one.first_byte, one.received), (0, None, 20));
 
-    // In the handler.
+    // This client leaves in the handler.
     let mut client = server.connect();
     client.get("/wait");
     stage.entered("/wait");
@@ -429,7 +429,7 @@ fn a_client_that_leaves_is_reported_as_that() {
     assert_eq!(one.line(), ("GET", "/wait", None, Reset));
     assert_eq!((one.sent, one.first_byte), (0, None));
 
-    // In the response.
+    // This client leaves in the response.
     let mut client = server.connect();
     client.get("/big");
     client.take(1).unwrap();
@@ -439,7 +439,7 @@ fn a_client_that_leaves_is_reported_as_that() {
     assert!(one.sent > 0 && one.sent < BIG as u64 && one.first_byte.is_some());
 }
 
-/// A client that takes nothing is given up.
+/// The server gives up a client that takes nothing.
 #[test]
 fn a_client_that_takes_nothing_is_reported_as_gone() {
     let limits = Limits::default().stall_timeout(Duration::from_millis(300));
@@ -476,7 +476,7 @@ fn what_an_abort_cuts_is_reported() {
     seen.assert_no_more();
 }
 
-/// Rule S27: what was silent is closed in the drain, and the outcome does not call it cut.
+/// Rule S27: a silent stream is closed in the drain, and the outcome does not count it as cut.
 #[test]
 fn a_stream_that_was_silent_in_the_drain_is_reported() {
     let silent = || patient().stream_grace(Duration::from_millis(50));
@@ -496,8 +496,8 @@ fn a_stream_that_was_silent_in_the_drain_is_reported() {
     assert_eq!(seen.next().line(), ("GET", "/", Some(101), Upgraded));
 }
 
-/// The client has its whole answer, and owes only the rest of a body that nobody reads. The outcome
-/// names nothing then, and the observer does not either.
+/// The client has its whole answer, and only the rest of an unread body is missing. Neither the
+/// outcome nor the observer calls this a cut.
 #[test]
 fn an_answer_before_the_rest_of_the_body_is_no_cut() {
     let (seen, server) = observed(answers());
@@ -570,7 +570,7 @@ fn a_stream_that_panics_is_reported() {
     let (mut client, connection) = Connection::pair();
     let mut reads = 0;
     let panics = common::ReadBy::new(connection, move |stream, cx, buf| {
-        // A read that finds nothing yet does not count.
+        // A read that returns `Pending` does not count.
         assert!(reads < 2, "as the test wished");
         let most = buf.len().min(10);
         let read = stream.poll_read(cx, &mut buf[..most]);
@@ -588,7 +588,7 @@ fn a_stream_that_panics_is_reported() {
     settle(&server);
 }
 
-/// A source says something of a connection, and a wrapper more after it.
+/// A source attaches a value to a connection, and later the wrapper attaches more.
 #[test]
 fn what_a_wrapper_says_is_reported() {
     let (seen, server) = Observed::of(Server::new(answers()));

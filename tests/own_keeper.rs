@@ -1,9 +1,8 @@
-//! Programs that are their own keeper (`Process::keep`): the keeper becomes the new program at each
-//! restart, by `exec`, and remains the same process with the same children.
+//! Programs that are their own keeper (`Process::keep`). At each restart, the keeper becomes the
+//! new program, by `exec`, and stays the same process with the same children.
 //!
-//! The program is [`handover::serve`], or the example `keep` where the program's first thread
-//! matters. Each restart runs a new copy of it, so the file that the keeper runs says which one it
-//! is.
+//! The program is [`handover::serve`], or the example `keep` if the program's main thread matters.
+//! Each restart runs a new copy of the file, so the keeper's file shows its version.
 
 #![cfg(target_os = "linux")]
 
@@ -23,8 +22,8 @@ use common::{
 };
 use rustix::process::Signal;
 
-/// K1 and K8: the keeper is the same process after each restart, and runs the new program; so do
-/// its children. Connections go on.
+/// K1 and K8: after each restart, the keeper is the same process and runs the new program, and so
+/// do its children. Connections go on.
 #[test]
 fn the_keeper_becomes_the_new_program() {
     over_both(|over| {
@@ -49,8 +48,8 @@ fn the_keeper_becomes_the_new_program() {
     });
 }
 
-/// A predecessor that still has a request when the keeper becomes the new program is a child of it
-/// as before: it ends when the request has ended, and the keeper names its exit code.
+/// A predecessor that still has a request when the keeper becomes the new program stays its child.
+/// The predecessor ends after the request, and the keeper logs its exit code.
 #[test]
 fn the_new_program_knows_the_children_of_the_old_one() {
     over_both(|over| {
@@ -71,7 +70,8 @@ fn the_new_program_knows_the_children_of_the_old_one() {
     });
 }
 
-/// A child that dies after the keeper has become the new program is replaced, and clients wait.
+/// If a child dies after the keeper has become the new program, the keeper starts another one, and
+/// clients wait.
 #[test]
 fn the_new_program_replaces_a_child_that_dies() {
     over_both(|over| {
@@ -120,7 +120,7 @@ fn another_kind_of_program_is_kept_by_the_old_one() {
         server.successors_run(&format!("exec {SERVER} --listen \"$HANDOVER_LISTEN\""));
         server.hand_over(1);
         assert_eq!(client.get("/livez").response().text(), "live\n");
-        // A further restart begins only when this one is over.
+        // The next restart begins only after this one is over.
         server.hand_over(1);
         assert_eq!(file_of(server.keeper()), old);
         let log = server.end();
@@ -128,8 +128,8 @@ fn another_kind_of_program_is_kept_by_the_old_one() {
     });
 }
 
-/// A program that vanishes between the start of the successor and the exec leaves the old one, and
-/// the next restart makes up for it.
+/// If the program's file vanishes between the start of the successor and the exec, the old program
+/// goes on as the keeper, and the next restart replaces it.
 #[test]
 fn a_program_that_cannot_be_run_again_leaves_the_old_one() {
     over_both(|over| {
@@ -153,7 +153,7 @@ fn a_program_that_cannot_be_run_again_leaves_the_old_one() {
     });
 }
 
-/// The pid file holds the keeper's id all the time, and is the keeper's alone after each restart.
+/// The pid file always has the keeper's id, and the keeper still holds its lock after each restart.
 #[test]
 fn the_pid_file_stays_with_the_keeper() {
     let files = Directory::new();
@@ -177,7 +177,7 @@ fn the_pid_file_stays_with_the_keeper() {
     assert_eq!(fs::metadata(&file).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
-/// Nothing is left of a restart in the keeper, and nothing of the keeper in a child.
+/// A restart leaves no descriptor in the keeper, and the keeper passes no extra one to a child.
 #[test]
 fn no_descriptor_is_left_by_an_exec() {
     over_both(|over| {
@@ -199,8 +199,8 @@ fn no_descriptor_is_left_by_an_exec() {
     });
 }
 
-/// A signal in any moment is heard, also in the moment of the exec: a stop ends everything, and the
-/// exit code is 0.
+/// A signal at any moment counts, also in the moment of the exec. A stop ends all processes, and
+/// the exit code is 0.
 #[test]
 fn no_signal_is_lost_in_the_moment_of_the_exec() {
     let directory = Directory::new();
@@ -215,9 +215,9 @@ fn no_signal_is_lost_in_the_moment_of_the_exec() {
         assert_eq!(client.get("/").response().status, 200);
         servers.signal(Signal::USR2);
         match round % 3 {
-            // Another moment each time.
+            // The moment differs each time.
             0 => thread::sleep(Duration::from_millis(15 * round)),
-            // Right behind the moment in which the keeper decides to exec.
+            // This is right after the keeper decides to exec.
             1 => servers.wait_for_successor(),
             _ => {
                 servers.program.wait_for("keeper: continues with process ");
@@ -230,8 +230,8 @@ fn no_signal_is_lost_in_the_moment_of_the_exec() {
     }
 }
 
-/// Ten restarts in a second with an exec each: every signal is heard in the end, so the last one
-/// brings the newest program.
+/// Ten restarts in a second have an exec each. No signal is lost, so after the last one the newest
+/// program serves.
 #[test]
 fn ten_signals_in_a_second_bring_the_newest_program() {
     let directory = Directory::new();
@@ -269,19 +269,19 @@ fn wait_for_exec(server: &mut Handover) {
     server.line_of(server.keeper(), &words);
 }
 
-/// Puts a copy of this test's executable in the place of the program.
+/// Replaces the program by a copy of this test's executable.
 fn install_copy(app: &Path) {
     let new = app.with_extension("new");
     copy_file(&std::env::current_exe().unwrap(), &new);
     fs::rename(&new, app).unwrap();
 }
 
-/// Returns the number of the file that a process runs.
+/// Returns the inode of the file that a process runs.
 fn file_of(process: ProcessId) -> u64 {
     fs::metadata(format!("/proc/{process}/exe")).unwrap().ino()
 }
 
-/// Returns the path of the example whose keeper it is itself.
+/// Returns the path of the example that is its own keeper.
 fn example() -> PathBuf {
     Program::example_command("keep", &[]).get_program().into()
 }

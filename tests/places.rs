@@ -1,10 +1,9 @@
-//! Promises and places: a response announces what the connection then does, nobody waits for ever,
+//! Promises and places: a connection does what its response has announced, no task waits for ever,
 //! and a place belongs to a client that uses it.
 //!
-//! Clients speak over raw sockets, or over a pipe in memory where a socket would tell the server
-//! too much. A test that needs the sweep waits for something that only the sweep does, so that no
-//! test depends on the speed of the machine. Only the minimum rate of bodies takes its five
-//! seconds.
+//! Clients use raw sockets, or a pipe in memory if a socket would show the server too much. A test
+//! that needs the sweep waits for an effect of the sweep, so that no test depends on the speed of
+//! the machine. Only the tests of the least rate of a body need five seconds.
 
 mod common;
 
@@ -31,9 +30,9 @@ use smol_graceful::{
     StatusCode, Token, stream_body,
 };
 
-// ── What a response announces ───────────────────────────────────────────────────────────────
+// ── Promises ────────────────────────────────────────────────────────────────────────────────
 
-/// A request whose body comes in two parts, the second behind the response or behind `100
+/// A request whose body comes in two parts. The second part comes after the response or after `100
 /// Continue`.
 struct Upload {
     name: &'static str,
@@ -42,8 +41,8 @@ struct Upload {
     rest: Vec<u8>,
     /// The body without its framing.
     content: Vec<u8>,
-    /// Whether the response has to announce the close, if nobody reads the body. `None`: either
-    /// will do.
+    /// `true` if the response has to say `close` when the body is not read. With `None`, both are
+    /// right.
     closes: Option<bool>,
 }
 
@@ -87,7 +86,7 @@ const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
 const EXPECT: &str = "Content-Length: 13\r\nExpect: 100-continue\r\n";
 const EXPECT_CHUNKED: &str = "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n";
 
-/// Every kind of a response.
+/// The method and the path for every kind of response.
 const ANSWERS: [(&str, &str); 6] = [
     ("POST", "/memory"),
     ("POST", "/long"),
@@ -106,8 +105,7 @@ fn answer(path: &str) -> Response {
     }
 }
 
-/// Sends an upload and gives the final response, and whether the client has been asked for the
-/// body.
+/// Sends an upload. Returns the final response, and `true` if the server has asked for the body.
 fn upload(client: &mut Client, method: &str, path: &str, upload: &Upload) -> (Received, bool) {
     let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{}\r\n", upload.fields);
     client.send([head.as_bytes(), &upload.begin].concat());
@@ -132,8 +130,8 @@ fn assert_as_told(client: &mut Client, response: &Received, sent: bool, upload: 
     assert_open(client);
 }
 
-/// Rules W7 and W9 while a task of the handler's holds the body and does not read it.
-/// Rule S23: the announcement holds.
+/// Rules W7, W9 and S23: the announcement holds while a task of the handler's holds the body and
+/// does not read it.
 #[test]
 fn a_body_that_a_task_holds_ends_the_connection_as_announced() {
     let held = Mutex::new(Vec::new());
@@ -156,8 +154,7 @@ fn a_body_that_a_task_holds_ends_the_connection_as_announced() {
     settle(&server);
 }
 
-/// Rules W7 and W9 while a task reads the body: the response may meet the task anywhere, and its
-/// announcement holds.
+/// Rules W7 and W9: the announcement holds while a task reads the body, at any point of the read.
 #[test]
 fn a_body_that_a_task_reads_ends_the_connection_as_announced() {
     let server = Running::new(|mut request: Request| {
@@ -179,9 +176,8 @@ fn a_body_that_a_task_reads_ends_the_connection_as_announced() {
     settle(&server);
 }
 
-/// A response that is made of the request's body takes the body with it, or leaves the rest to be
-/// discarded.
-/// Rule S23: the announcement holds.
+/// Rule S23: the announcement holds for a response that is made of the request's body. The response
+/// reads the whole body, or the server discards the rest.
 #[test]
 fn a_response_made_of_the_body_keeps_the_connection() {
     let server = Running::new(|mut request: Request| async move {
@@ -204,7 +200,8 @@ fn a_response_made_of_the_body_keeps_the_connection() {
                 if body.fields.contains("Expect") {
                     assert_eq!(client.response().status, 100);
                 }
-                // The server may take more only when the client has taken some of the response.
+                // The server may take more bytes only after the client has taken some of the
+                // response.
                 let response = thread::scope(|scope| {
                     scope.spawn(|| writer.send(&body.rest));
                     client.response()
@@ -222,10 +219,9 @@ fn a_response_made_of_the_body_keeps_the_connection() {
     settle(&server);
 }
 
-// ── Nobody waits for ever ───────────────────────────────────────────────────────────────────
+// ── Waits that have to end ──────────────────────────────────────────────────────────────────
 
-/// A handler that asks for trailers before it has read the body is told at once that there are
-/// none.
+/// A handler that asks for trailers before it has read the body learns at once that there are none.
 #[test]
 fn trailers_of_a_body_without_chunks_are_not_waited_for() {
     let server = Running::new(|mut request: Request| async move {
@@ -246,8 +242,8 @@ fn trailers_of_a_body_without_chunks_are_not_waited_for() {
     settle(&server);
 }
 
-/// A task that waits for more of a body that is discarded is told so, also where a stream has room
-/// for one waker only (rule W6).
+/// Rule W6: a task that waits for more of a discarded body gets an error, also on a stream that
+/// keeps one waker only.
 #[test]
 fn a_reader_of_a_discarded_body_is_told() {
     for kind in STREAMS {
@@ -280,7 +276,7 @@ fn a_reader_of_a_discarded_body_is_told() {
 }
 
 /// Starts a server whose handler answers as soon as another thread waits for more than five bytes
-/// of the body. The thread reports how its wait ended.
+/// of the body. The thread reports the end of its wait.
 fn reading_elsewhere(kind: &str) -> (Running, Client<AnyStream>, Receiver<ErrorKind>) {
     let (report, read) = mpsc::channel();
     let server = Server::new(move |mut request: Request| {
@@ -317,8 +313,7 @@ fn reading_elsewhere(kind: &str) -> (Running, Client<AnyStream>, Receiver<ErrorK
 
 // ── Clients that leave ──────────────────────────────────────────────────────────────────────
 
-/// Rule S22 without a stop in sight: a client that has reset its connection keeps no place.
-/// Rule S22: in the drain or not.
+/// Rule S22 without a stop: a client that has reset its connection keeps no place.
 #[test]
 fn a_client_that_is_gone_gives_its_place_back() {
     let directory = Directory::new();
@@ -357,7 +352,7 @@ fn a_client_that_is_gone_gives_its_place_back() {
             occupant.reset();
             assert_eq!(next.response().text(), "now");
             if path == "/upgraded" {
-                // The owner of the stream is told as soon as it looks.
+                // The owner of the stream learns of the end at its next read.
                 stage.open();
                 assert_eq!(told.recv_timeout(PATIENCE).unwrap().unwrap_or(0), 0);
             } else {
@@ -369,7 +364,7 @@ fn a_client_that_is_gone_gives_its_place_back() {
     }
 }
 
-/// Does as the path says until the client is gone.
+/// Works by the path until the client is gone.
 async fn leaving(
     mut request: Request,
     enter: Sender<String>,
@@ -424,8 +419,8 @@ async fn leaving(
     }
 }
 
-/// A client that has closed its side alone gets its answer, although the sweep has looked at it.
-/// The handler answers once the sweep has.
+/// A client that has only closed its side gets its answer, although the sweep has looked at its
+/// connection. The handler answers after the sweep.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_client_that_has_closed_its_side_gets_its_answer() {
@@ -439,7 +434,7 @@ fn a_client_that_has_closed_its_side_gets_its_answer() {
                     async move {
                         let client = smol_graceful::Client::of(&request);
                         let left = client.left().await;
-                        // Another sweep, at least, goes by while the handler is still at work.
+                        // At least one more sweep comes while the handler is still at work.
                         Timer::after(3 * SWEEP).await;
                         assert!(poll_once(client.gone()).await.is_none());
                         Ok(format!("{left:?}"))
@@ -500,7 +495,7 @@ fn a_handler_with_a_guard_goes_on_without_the_client() {
                 held.reset();
                 other.reset();
                 dropped.recv_timeout(PATIENCE).expect("the handler without a guard");
-                // A sweep that began after these clients had left finds the next one.
+                // The next client is found by a sweep that began after these clients had left.
                 late.reset();
                 dropped.recv_timeout(PATIENCE).expect("the late handler without a guard");
                 assert!(dropped.try_recv().is_err());
@@ -521,7 +516,7 @@ fn the_work_of_a_task_goes_on_without_the_client() {
     let (gone, dropped) = mpsc::channel();
     let (finish, finished) = mpsc::channel();
     let shutdown = Shutdown::new();
-    // A guard of the request's own token would keep the handler going, too.
+    // With a guard of the request's own token, the handler would go on, too.
     let token = shutdown.token();
     let server = Server::new(move |request: Request| {
         let (dropped, guard) = (Dropped(gone.clone()), token.guard());
@@ -553,8 +548,8 @@ fn the_work_of_a_task_goes_on_without_the_client() {
     assert!(server.outcome().is_drained());
 }
 
-/// A task that a handler has started learns how far the client has left, and learns it again
-/// whenever the task asks.
+/// A task that a handler has started learns how far the client has left, and a later call returns
+/// the same.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_task_learns_that_the_client_has_left() {
@@ -581,7 +576,7 @@ fn a_task_learns_that_the_client_has_left() {
     }
 }
 
-/// A task learns it behind the response, too, however the connection ends.
+/// A task learns this after the response, too, for each end of the connection.
 #[test]
 fn a_task_learns_behind_the_response_that_the_connection_has_ended() {
     let directory = Directory::new();
@@ -600,8 +595,8 @@ fn a_task_learns_behind_the_response_that_the_connection_has_ended() {
                     "stop" => server.shutdown.stop(),
                     _ => server.shutdown.abort(),
                 }
-                // The server reads the client's close and ends the connection, which is all that
-                // the task learns.
+                // The server reads the client's close and ends the connection, so the task sees
+                // only that end.
                 assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
                 assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
                 let _ = server.stop();
@@ -610,8 +605,7 @@ fn a_task_learns_behind_the_response_that_the_connection_has_ended() {
     }
 }
 
-/// A later request of the same client is the same client's, also for a task that an earlier request
-/// has started.
+/// For a task of an earlier request, a later request does not change the client.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_task_learns_behind_the_response_that_the_client_has_closed_its_side() {
@@ -621,7 +615,7 @@ fn a_task_learns_behind_the_response_that_the_client_has_closed_its_side() {
     client.get("/wait");
     stage.entered("/wait");
     client.half_close();
-    // Each of both requests has started a task.
+    // Each of the two requests has started a task.
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::HalfClosed));
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::HalfClosed));
     stage.open();
@@ -631,7 +625,7 @@ fn a_task_learns_behind_the_response_that_the_client_has_closed_its_side() {
     assert!(server.stop().is_drained());
 }
 
-/// A task that waits for a client learns it while the client does not take the response.
+/// A task learns that a client has closed its side even if the client does not take the response.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_task_learns_that_a_client_that_does_not_read_has_closed_its_side() {
@@ -649,7 +643,7 @@ fn a_task_learns_that_a_client_that_does_not_read_has_closed_its_side() {
     assert!(server.stop().is_drained());
 }
 
-/// A pipe tells nothing of its client before the connection ends.
+/// On a pipe, a task learns nothing of the client before the connection ends.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_pipe_tells_only_its_end() {
@@ -662,7 +656,7 @@ fn a_pipe_tells_only_its_end() {
     pipe.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
     pipe.half_close();
     stage.entered("/wait");
-    // The sweep that finds this one has looked at the pipe as well.
+    // The sweep that finds this client has looked at the pipe, too.
     let mut client = server.connect();
     client.get("/wait");
     stage.entered("/wait");
@@ -678,7 +672,7 @@ fn a_pipe_tells_only_its_end() {
     assert!(server.stop().is_drained());
 }
 
-/// Starts a server whose handler starts a task that reports how the client leaves. The handler
+/// Starts a server whose handler starts a task that reports the leave of the client. The handler
 /// answers `/wait` when the stage is open.
 fn watching<const N: usize>(
     listeners: [Listener; N],
@@ -700,8 +694,7 @@ fn watching<const N: usize>(
     (Running::on(server.limits(quick_sweeps()), listeners), stage, left)
 }
 
-/// Starts a task that reports what becomes of the client: how far it has left, and then that it is
-/// gone.
+/// Starts a task that reports how far the client has left, and then that it is gone.
 fn watch(request: &Request, report: Sender<ClientLeft>) {
     let client = smol_graceful::Client::of(request);
     let watch = async move {
@@ -718,9 +711,8 @@ fn watch(request: &Request, report: Sender<ClientLeft>) {
 // ── Places ──────────────────────────────────────────────────────────────────────────────────
 
 /// All places are taken by connections that wait for their next request. The connection that has
-/// been idle longest gives way to a new client, long before the idle timeout. Of many connections
-/// two may give way at once.
-/// Rule S24: one place for one client.
+/// been idle longest gives way to a new client, long before the idle timeout. Of many connections,
+/// two may give way at once. Rule S24: each new client gets one place.
 #[test]
 fn the_connection_that_is_idle_longest_gives_way() {
     for (connections, give_way) in [(1, 1), (2, 1), (5, 1), (15, 1), (20, 2)] {
@@ -729,7 +721,7 @@ fn the_connection_that_is_idle_longest_gives_way() {
             let server =
                 Running::of(with_places(connections, Server::new(|_| async { Ok("okay") })));
             let mut clients: Vec<_> = (0..connections).map(|_| server.connect()).collect();
-            // The last connection to come is the first to fall idle.
+            // The last connection falls idle first.
             for client in clients.iter_mut().rev() {
                 assert_open(client);
             }
@@ -743,7 +735,7 @@ fn the_connection_that_is_idle_longest_gives_way() {
     }
 }
 
-/// A client that has never sent a byte gives way as well, before and behind a listener's wrapper.
+/// A client that has never sent a byte gives way, too, with a wrapper and without.
 #[test]
 fn a_silent_client_gives_way() {
     for wrapped in [false, true] {
@@ -768,7 +760,7 @@ fn a_silent_client_gives_way() {
     }
 }
 
-/// A connection that is at work keeps its place, whatever it is at.
+/// A connection at work keeps its place, in each stage.
 #[test]
 fn a_connection_at_work_keeps_its_place() {
     let (stage, enter, gate) = Stagehand::new();
@@ -827,7 +819,7 @@ fn a_connection_at_work_keeps_its_place() {
     upgraded.send(HANDSHAKE);
     assert_eq!(upgraded.response().status, 101);
     stage.entered("/upgraded");
-    // One place is left, and goes from hand to hand.
+    // One place is left, and the last client has it.
     let mut last = server.connect();
     assert_open(&mut last);
     for _ in 0..3 {
@@ -846,8 +838,8 @@ fn a_connection_at_work_keeps_its_place() {
     settle(&server);
 }
 
-/// A request that is in the socket when its idle connection is to give way is served, as at a stop
-/// (rule S6).
+/// Rule S6: if a request is in the socket when its idle connection has to give way, the server
+/// serves it, as at a stop.
 #[test]
 fn a_request_that_has_arrived_is_served_before_its_connection_gives_way() {
     let (server, entered, open) = blocking(2);
@@ -857,8 +849,8 @@ fn a_request_that_has_arrived_is_served_before_its_connection_gives_way() {
         let mut busy = server.connect();
         busy.get("/block");
         entered.recv_timeout(PATIENCE).unwrap();
-        // The idle connection may give way from now on. If this is too short, the test is easier
-        // than it should be.
+        // After this pause, the idle connection may give way. If the pause is too short, the test
+        // is only easier.
         thread::sleep(2 * LINGER);
         idle.get("/");
         let mut new = server.connect();
@@ -875,7 +867,7 @@ fn a_request_that_has_arrived_is_served_before_its_connection_gives_way() {
     settle(&server);
 }
 
-/// Far more new clients than places get their answers, each in its turn.
+/// Many more new clients than places get their answers, one after the other.
 #[test]
 fn a_crowd_of_new_clients_is_served() {
     let (server, entered, open) = blocking(4);
@@ -884,8 +876,8 @@ fn a_crowd_of_new_clients_is_served() {
     let mut busy = server.connect();
     busy.get("/block");
     entered.recv_timeout(PATIENCE).unwrap();
-    // The requests are in the sockets before a connection is accepted: a silent one might have to
-    // give way.
+    // The requests are in the sockets before a connection is accepted, because a silent connection
+    // might have to give way.
     let mut crowd: Vec<_> = (0..40).map(|_| server.connect()).collect();
     for client in &mut crowd {
         client.get("/");
@@ -902,8 +894,8 @@ fn a_crowd_of_new_clients_is_served() {
     settle(&server);
 }
 
-/// Starts a server whose only thread stands still while the handler handles `/block`. The receiver
-/// tells that the handler has begun, the sender lets the handler go on.
+/// Starts a server whose only thread is blocked while the handler handles `/block`. The receiver
+/// shows that the handler has begun, and the sender lets it go on.
 fn blocking(connections: usize) -> (Running, Receiver<()>, Sender<()>) {
     let (open, gate) = mpsc::channel::<()>();
     let (enter, entered) = mpsc::channel();
@@ -939,9 +931,9 @@ fn idle_connections_of_other_listeners_give_way() {
 
 // ── The least rate of a body ────────────────────────────────────────────────────────────────
 
-/// A client that sends a byte now and then ends in 408. Neither a client that sends steadily nor a
-/// client of a slow handler does, and nobody does without a rate.
-/// Rule S25: only the wait for a body counts.
+/// Rule S25: a client that sends a byte now and then gets 408. A client that sends steadily does
+/// not, nor does the client of a slow handler, because only the wait for a body counts. Without a
+/// rate, no client does.
 #[test]
 fn a_body_that_comes_too_slowly_is_ended() {
     let (stage, enter, gate) = Stagehand::new();
@@ -962,8 +954,7 @@ fn a_body_that_comes_too_slowly_is_ended() {
             Ok(n.to_string())
         }
     };
-    // A client that is to be spared may pause for as long as `stall_timeout`. The sweep looks
-    // often.
+    // The clients that must not get 408 may pause for `stall_timeout`. The sweeps are frequent.
     let limits = Limits::default()
         .head_timeout(Duration::from_millis(400))
         .stall_timeout(Duration::from_secs(4));
@@ -974,13 +965,13 @@ fn a_body_that_comes_too_slowly_is_ended() {
         let upload = |server, path, fields, piece: &'static [u8], times| {
             scope.spawn(move || Trickle::begin(server, path, fields).send(piece, times))
         };
-        // Much longer than it may take.
+        // These uploads take much longer than they may.
         let slow = [
             upload(server, "/read", "Content-Length: 1000\r\n", b"x", 300),
             upload(server, "/read", CHUNKED, b"1\r\nx\r\n", 300),
         ];
         let unread = upload(server, "/unread", "Content-Length: 1000\r\n", b"x", 300);
-        // 4 kB a second, for seven seconds.
+        // This client sends 4 kB a second, for seven seconds.
         let steady = upload(server, "/read", "Content-Length: 28000\r\n", &[b'x'; 400], 70);
         let discarded = upload(server, "/unread", "Content-Length: 28000\r\n", &[b'x'; 400], 70);
         let without = upload(unbound, "/read", "Content-Length: 70\r\n", b"x", 70);
@@ -1005,7 +996,7 @@ fn a_body_that_comes_too_slowly_is_ended() {
             assert_open(&mut client);
         }
         assert_open(&mut discarded.join().unwrap().client);
-        // Longer than a sweep, and not as long as a client may be slow.
+        // The pause before was longer than a sweep, and shorter than a client may be slow.
         stage.open();
         let mut client = patient.send(b"xx", 5).client;
         assert_eq!(client.response().text(), "20");
@@ -1013,8 +1004,8 @@ fn a_body_that_comes_too_slowly_is_ended() {
     });
 }
 
-/// A client that stalls in the middle of what frames a chunk is given up like one that stalls in
-/// the middle of its content.
+/// The server gives up a client that stalls in the framing of a chunk, like one that stalls in its
+/// content.
 #[test]
 fn a_body_that_stalls_in_its_framing_is_ended() {
     let limits = Limits::default().stall_timeout(Duration::from_millis(300));
@@ -1052,8 +1043,8 @@ fn a_body_that_stalls_in_its_framing_is_ended() {
     assert!(server.stop().is_drained());
 }
 
-/// A handler that holds a guard goes on when its client takes nothing of the responses before.
-/// Nothing follows a response that has been sent in part.
+/// A handler with a guard goes on although its client takes nothing of the responses before.
+/// Nothing follows a response that was sent in part.
 #[test]
 fn nothing_follows_a_response_that_a_client_has_not_taken() {
     let (stage, enter, gate) = Stagehand::new();
@@ -1082,10 +1073,10 @@ fn nothing_follows_a_response_that_a_client_has_not_taken() {
     );
     smol::block_on(async {
         let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
-        // The pipe holds 64 KiB: of two responses some is left.
+        // The pipe has room for 64 KiB, so a part of the two responses is left.
         client.write_all((get("/1") + &get("/2") + &get("/held")).as_bytes()).await.unwrap();
         stage.entered("/held");
-        // The client is given up meanwhile.
+        // Meanwhile, the server gives the client up.
         Timer::after(Duration::from_secs(1)).await;
         stage.open();
         finished.recv_timeout(PATIENCE).expect("the handler with a guard");
@@ -1097,7 +1088,7 @@ fn nothing_follows_a_response_that_a_client_has_not_taken() {
     });
 }
 
-/// A bound on bodies does not break a promise: the rest of a body that nobody reads is discarded.
+/// A bound on bodies does not break a promise, because the rest of an unread body is discarded.
 #[test]
 fn a_promise_holds_beyond_the_longest_body() {
     let limits = Limits::default().body_bytes(Some(1000));
@@ -1112,7 +1103,7 @@ fn a_promise_holds_beyond_the_longest_body() {
     assert_open(&mut client);
 }
 
-/// A wrapper that has read a byte and returns its connection does not hide what comes behind it.
+/// A wrapper that reads a byte and returns its connection does not hide later bytes.
 #[test]
 fn a_wrapper_that_steps_aside_hides_nothing() {
     let limits = Limits::default().body_rate(1000);
@@ -1140,7 +1131,7 @@ fn a_wrapper_that_steps_aside_hides_nothing() {
             .write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 80000\r\n\r\n")
             .await
             .unwrap();
-        // Eight seconds, and ten times the least rate.
+        // This takes eight seconds, at ten times the least rate.
         for _ in 0..80 {
             client.write_all(&[b'x'; 1000]).await.unwrap();
             Timer::after(Duration::from_millis(100)).await;
@@ -1157,8 +1148,7 @@ fn a_wrapper_that_steps_aside_hides_nothing() {
 struct Trickle {
     client: Client,
     begun: Instant,
-    /// Whether something came from the server before everything had been sent: an answer, or the
-    /// end.
+    /// `true` if an answer or the end came from the server before the whole body was sent.
     is_told: bool,
 }
 
@@ -1175,7 +1165,7 @@ impl Trickle {
         Self { client, begun, is_told: false }
     }
 
-    /// Sends `piece` ten times a second, so many times or until the server says something.
+    /// Sends `piece` ten times a second, `times` times or until the server answers or closes.
     fn send(mut self, piece: &[u8], times: usize) -> Self {
         let stream = self.client.stream.try_clone().unwrap();
         stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
@@ -1198,19 +1188,19 @@ fn assert_open(client: &mut Client) {
     assert_eq!(client.get("/again").response().status, 200);
 }
 
-/// Tells how often [`quick_sweeps`] lets the server look at its connections.
+/// The time between two sweeps with [`quick_sweeps`].
 const SWEEP: Duration = Duration::from_millis(10);
 
-/// Returns limits under which the sweep looks often: it looks as often as the shortest limit needs.
-/// Each head here comes in one piece.
+/// Returns limits with frequent sweeps, because the shortest limit sets their pace. Each head here
+/// comes in one piece.
 fn quick_sweeps() -> Limits {
     Limits::default().head_timeout(8 * SWEEP)
 }
 
-/// Tells how long a connection is idle before the connection may give way.
+/// The time after which an idle connection may give way.
 const LINGER: Duration = Duration::from_millis(5);
 
-/// Gives the server so many places.
+/// Returns the server with this number of places.
 fn with_places(connections: usize, server: Server) -> Stoppable {
     let limits = Limits::default().connections(connections);
     server.limits(limits).stopped_by(&Shutdown::new().linger(LINGER))
@@ -1228,7 +1218,7 @@ fn listener(socket: &str, directory: &Directory) -> Listener {
     Listener::bind(&address).unwrap()
 }
 
-/// Names the kinds of connections. The server knows the socket of the last kind only.
+/// The kinds of connections. The server knows a socket only for the last kind.
 const STREAMS: [&str; 4] = ["pair", "wrapped pair", "stream", "socket"];
 
 /// Makes both ends of a connection of this kind.

@@ -1,4 +1,4 @@
-//! The texts that the binary prints to standard output: a reader that leaves is no error, and a
+//! The texts that the binary prints to standard output. A reader that leaves is not an error, and a
 //! full disk is one.
 
 mod common;
@@ -17,7 +17,7 @@ fn run(words: &[&str], stdout: OwnedFd) -> Output {
     command.spawn().unwrap().wait_with_output().unwrap()
 }
 
-/// Returns the end of a stream whose reader has left, as behind `| true`.
+/// Returns the end of a stream whose reader has left, as with `| true`.
 fn unread() -> OwnedFd {
     UnixStream::pair().unwrap().0.into()
 }
@@ -43,7 +43,7 @@ fn a_reader_that_leaves_is_no_error() {
     }
 }
 
-/// The exit code of a check is its verdict, whoever reads the report.
+/// The exit code of a check is its verdict, also if no program reads the report.
 #[test]
 fn a_report_that_nobody_reads_keeps_its_exit_code() {
     let server = Program::server(&["--work", "0s"]);

@@ -22,8 +22,8 @@ use smol_graceful::{
     Server, Shutdown, StatusCode, WorkKind, probe_for,
 };
 
-/// The handler of an admin server: `/readyz` and `/livez` of the server that `shutdown` stops, and
-/// `/open` names what holds its drain open. `/stuck` never ends.
+/// Returns an admin server. It has `/readyz` and `/livez` of the server that `shutdown` stops, and
+/// `/open` lists the holders of its drain. `/stuck` never ends.
 fn admin(shutdown: &Shutdown) -> Server {
     let shutdown = Arc::new(shutdown.clone());
     Server::new(move |request: Request| {
@@ -91,14 +91,13 @@ fn the_admin_server_answers_until_the_others_have_drained() {
     assert!(is_refused(addresses[1]));
 }
 
-/// An admin server that could take its own grace would make the process longer than the operator
-/// has allowed.
+/// With a grace of its own, an admin server would prolong the stop beyond the operator's limit.
 #[test]
 fn the_admin_server_has_what_the_others_leave_of_their_grace() {
     let shutdown = Shutdown::new().grace(Duration::from_millis(50)).linger(Duration::ZERO);
     let [public, asked] = [tcp(), tcp()];
     let addr = address_of(&asked);
-    // Longer than the patience of this test.
+    // These times are longer than the patience of this test.
     let own = Shutdown::new().grace(Duration::MAX).lame_duck(Duration::MAX);
     let process = Process::default().admin(admin(&shutdown).shutdown(&own), [asked]);
     let ended = run(process, Server::new(handler()).shutdown(&shutdown), public);
@@ -115,7 +114,7 @@ fn the_admin_server_has_what_the_others_leave_of_their_grace() {
 #[test]
 fn an_admin_server_cannot_have_the_handle_of_another() {
     let shutdown = Shutdown::new();
-    // Nor one that follows it.
+    // A child of the handle is not allowed either.
     for own in [shutdown.clone(), shutdown.token().child()] {
         let admin = admin(&shutdown).shutdown(&own);
         let process = Process::default().admin(admin, ["127.0.0.1:0"]);
@@ -126,8 +125,8 @@ fn an_admin_server_cannot_have_the_handle_of_another() {
     }
 }
 
-/// Servers with one handle count what all of them have finished, and so does a server with what is
-/// on its child latches. No request counts twice.
+/// Servers with one handle count the requests of all of them, and a server also counts those on its
+/// child latches. No request counts twice.
 #[test]
 fn the_outcome_adds_up_all_servers() {
     for kind in ["shared", "child", "apart"] {
@@ -165,7 +164,8 @@ fn the_outcome_adds_up_all_servers() {
     }
 }
 
-/// A server on a child latch was stopped alone, and cut. The process says so at its end.
+/// A server on a child latch was stopped alone and has cut a request. The outcome of the process
+/// names it.
 #[test]
 fn the_outcome_names_what_a_child_has_cut_before() {
     let (stage, handler) = stage();
@@ -190,7 +190,7 @@ fn the_outcome_names_what_a_child_has_cut_before() {
     assert!(matches!(&cut.kind, WorkKind::Connection { target, .. } if target == "/wait"));
 }
 
-/// Rule S17: a process that serves less must not look healthy.
+/// Rule S17: if the source of one server panics, all servers stop.
 #[test]
 fn a_source_that_panics_stops_all_servers() {
     for is_admin in [true, false] {
@@ -273,7 +273,7 @@ fn a_restart_closes_no_connection_of_the_admin_server() {
         assert_eq!(clients[0].get("/").response().text(), servers.serving.number().to_string());
         let predecessor = servers.serving;
         servers.restart();
-        // Its own predecessor may stop: the service goes on.
+        // The predecessor may be stopping, but the service goes on.
         assert_eq!(clients[1].get(path).response().status, 200);
         assert_eq!(servers.exit_code(predecessor), 0);
         let response = clients[0].get("/").response();
@@ -282,11 +282,11 @@ fn a_restart_closes_no_connection_of_the_admin_server() {
     servers.signal(Signal::TERM);
     let log = servers.program.log();
     assert_eq!(servers.program.exit_code(), 0, "{log}");
-    // Each of three processes has said it of both servers, and of all.
+    // Each of three processes has a line for both servers, and one for the process.
     assert_eq!(log.matches("drained in ").count(), 9, "{log}");
 }
 
-/// Without its keeper a process stops like any other, and its admin server last.
+/// If its keeper has ended, a process stops as usual, and its admin server stops last.
 #[test]
 #[cfg(target_os = "linux")]
 fn the_admin_server_outlives_the_keeper_as_well() {

@@ -1,8 +1,8 @@
 //! The sockets of several servers of one process: an admin port that moves at a restart by a
-//! keeper, sockets that the process was started with, and what the service manager hears of all.
+//! keeper, sockets that the process was started with, and the messages to the service manager.
 //!
-//! The real binary with `--admin`, and a program with `Process` (the last test of this file) where
-//! a test needs handlers that are stuck or the names of sockets.
+//! The tests use the real binary with `--admin`, or a program with `Process` (the last test of this
+//! file) if they need stuck handlers or the names of sockets.
 
 #![cfg(target_os = "linux")]
 
@@ -37,7 +37,7 @@ impl Movable {
         Self { directory: Directory::new(), public: free_port() }
     }
 
-    /// Makes the processes that are started from now on listen on `admin` for operators.
+    /// Lets all later processes listen on `admin` for operators.
     fn put(&self, admin: Option<SocketAddr>) {
         let admin = admin.map_or(String::new(), |addr| format!("--admin {addr}"));
         let public = self.public;
@@ -50,9 +50,9 @@ impl Movable {
     }
 }
 
-/// The successor listens elsewhere for operators, or nowhere. Whoever had reached the old address
-/// is answered by the predecessor, and nothing listens there afterwards. The connections of the
-/// public server go on meanwhile.
+/// The successor listens on another address for operators, or on none. The predecessor answers
+/// clients that had reached the old address, and nothing listens there afterwards. The connections
+/// of the public server go on meanwhile.
 #[test]
 fn an_admin_port_moves_at_a_restart() {
     let [first, second] = [(); 2].map(|()| free_port());
@@ -68,7 +68,7 @@ fn an_admin_port_moves_at_a_restart() {
         place.put(after);
         let predecessor = servers.serving;
         if let Some(operators) = &mut operators {
-            // The predecessor does not run, so the client below stays in the queue.
+            // The predecessor is suspended, so the client below stays in the queue.
             predecessor.signal(Signal::STOP);
             wait_until("the predecessor is suspended", || predecessor.is_suspended());
             operators.queue();
@@ -87,7 +87,7 @@ fn an_admin_port_moves_at_a_restart() {
         }
         let response = kept.get("/livez").response();
         assert_eq!((response.status, response.says_close()), (200, false));
-        // The next process can bind the old address, because nobody has kept the socket.
+        // The next process can bind the old address, because no process has kept the socket.
         place.put(before);
         servers.restart();
         if let Some(before) = before {
@@ -126,7 +126,7 @@ fn ports_of_the_kernels_choice_stay_at_a_restart() {
     assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
 }
 
-/// Clients of an admin port in each state that a restart may find them in.
+/// Clients of an admin port in each state at a restart.
 struct Operators {
     addr: SocketAddr,
     idle: Client,
@@ -138,7 +138,7 @@ impl Operators {
     fn at(addr: SocketAddr) -> Self {
         let [mut idle, mut half] = [(); 2].map(|()| Client::connect(addr));
         assert_eq!(idle.get("/readyz").response().status, 200);
-        // Behind a whole request, so the server has read the half of the next one, too.
+        // Half a request comes after a whole one, so the server has read the half, too.
         half.send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /metrics HTTP/1.1\r\nHo");
         assert_eq!(half.response().status, 200);
         Self { addr, idle, half, queued: None }
@@ -151,7 +151,7 @@ impl Operators {
     }
 
     fn assert_all_served(mut self) {
-        // The predecessor may have accepted it before it has heard of the successor.
+        // The predecessor may have accepted this client before it knew of the successor.
         let mut queued = self.queued.unwrap();
         assert_eq!(queued.response().status, 200);
         assert_eq!(queued.end(), End::Eof);
@@ -164,8 +164,8 @@ impl Operators {
 
 // Sockets that the process was started with.
 
-/// The admin server takes its socket by address or descriptor, and the public server takes what is
-/// left, in whichever order they were passed.
+/// The admin server takes its socket by address or descriptor, and the public server takes the
+/// rest, for any order in which they were passed.
 #[test]
 fn both_servers_inherit_their_sockets() {
     for (is_admin_first, by_descriptor) in
@@ -191,7 +191,8 @@ fn both_servers_inherit_their_sockets() {
     }
 }
 
-/// An admin server whose address was not passed binds it, and takes nothing of the public server.
+/// If the address of an admin server was not passed, the server binds it, and takes no socket of
+/// the public server.
 #[test]
 fn an_admin_server_leaves_the_sockets_of_others() {
     let [one, two] = sockets();
@@ -209,7 +210,7 @@ fn an_admin_server_leaves_the_sockets_of_others() {
     server.stop();
 }
 
-/// A program divides what it was passed by the names, and a restart by a keeper that was passed the
+/// A program divides its passed sockets by their names. A restart by a keeper that was passed the
 /// sockets itself closes no connection of either server.
 #[test]
 fn sockets_go_to_servers_by_their_names() {
@@ -266,8 +267,8 @@ fn activated_by_name(sockets: [&TcpListener; 2], names: &str, args: &[&str]) -> 
 
 // The service manager.
 
-/// READY once, when both servers listen, and STOPPING once, although the admin server stops later
-/// than the public one.
+/// The manager gets READY once, when both servers listen, and STOPPING once, although the admin
+/// server stops later than the public one.
 #[test]
 fn the_manager_hears_once_of_both_servers() {
     let directory = Directory::new();
@@ -302,7 +303,8 @@ fn the_manager_hears_once_of_both_servers() {
     assert!(!rest.contains("READY") && !rest.contains("STOPPING"), "{rest}");
 }
 
-/// The manager shows one line for both: what is left of all, until the last one must end.
+/// The manager shows one line for both, with the work of both, and the time until the last one must
+/// end.
 #[test]
 fn the_manager_hears_what_is_left_of_both_servers() {
     let directory = Directory::new();
@@ -318,7 +320,7 @@ fn the_manager_hears_what_is_left_of_both_servers() {
     for _ in 0..2 {
         let draining = hear(&manager);
         assert!(draining.starts_with("STATUS=draining: 2 connections, 2 requests, "), "{draining}");
-        // One has 60 s, and the other one an hour.
+        // One server has 60 s, and the other one an hour.
         let left = common::number_behind(&draining, "2 requests, ");
         assert!(left > 60, "{draining}");
     }
@@ -329,8 +331,8 @@ fn the_manager_hears_what_is_left_of_both_servers() {
     assert!(!all_of(&manager).contains("STOPPING"));
 }
 
-/// A server that its program stops alone ends no unit: the manager would kill the process after a
-/// time.
+/// If the program stops one server alone, the unit does not count as stopping, because the manager
+/// would kill the process after a time.
 #[test]
 fn a_server_that_stops_alone_does_not_stop_the_unit() {
     let directory = Directory::new();
@@ -343,7 +345,7 @@ fn a_server_that_stops_alone_does_not_stop_the_unit() {
     let [web, other] = servers.addresses;
     assert_eq!(Client::connect(web).get("/stop-other").response().text(), "stopping");
     wait_until("the other server is closed", || is_refused(other));
-    // The first report on the drain would come a second behind the stop.
+    // The first report on the drain would come a second after the stop.
     servers.program.wait_for("draining: 1 connection, 1 request");
     servers.let_go("other");
     servers.program.wait_for(&format!("{other}: drained in "));
@@ -354,7 +356,7 @@ fn a_server_that_stops_alone_does_not_stop_the_unit() {
     assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
 }
 
-/// Returns what was said and not heard.
+/// Returns the messages that were sent and not yet received.
 fn all_of(manager: &UnixDatagram) -> String {
     manager.set_nonblocking(true).unwrap();
     let mut all = String::new();
@@ -366,7 +368,7 @@ fn all_of(manager: &UnixDatagram) -> String {
     all
 }
 
-/// Two public servers, with a request in each that is stuck until a test lets it go.
+/// Two public servers, each with a request that is stuck until a test lets it go.
 struct Stuck {
     program: Program,
     addresses: [SocketAddr; 2],
@@ -405,12 +407,12 @@ impl Stuck {
 
 // The program of these tests.
 
-/// Says which program this process is, and with what.
+/// The variables for the kind of program that this process is, and its addresses.
 const KIND: &str = "SG_TEST_KIND";
 const ADDRESS: &str = "SG_TEST_ADDRESS";
 const GATES: &str = "SG_TEST_GATES";
 
-/// The two servers of a program that runs both beside each other.
+/// The names of the two servers of a program that runs both.
 const NAMES: [&str; 2] = ["web", "other"];
 
 fn program(kind: &str) -> Command {

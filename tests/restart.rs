@@ -1,10 +1,9 @@
 //! Restarts of the real binary under a load that checks every answer: inherited sockets, the
 //! keeper, an overlap, and a plain rebinding.
 //!
-//! The load is `smol-graceful check`. Where a socket stays open, nothing may be lost or refused;
-//! where it is closed, what the kernel does to a handshake in that very moment is counted apart
-//! (rule S4, and its price in `docs/decisions.md`). `keeper*.rs` has everything else about the
-//! keeper.
+//! The load is `smol-graceful check`. If the socket stays open, no request may be lost or refused.
+//! If the socket is closed, a handshake under way in that very moment is counted apart (rule S4,
+//! and its price in `docs/decisions.md`). `keeper*.rs` has everything else about the keeper.
 
 #![cfg(target_os = "linux")]
 
@@ -31,7 +30,8 @@ use socket2::SockRef;
 
 // Inherited sockets.
 
-/// LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES as systemd sets them: TCP and Unix sockets at once.
+/// The server takes TCP and Unix sockets from LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES, as systemd
+/// sets them.
 #[test]
 fn sockets_are_inherited() {
     let directory = Directory::new();
@@ -47,8 +47,8 @@ fn sockets_are_inherited() {
     assert_eq!(Client::connect(addr).get("/").response().text(), "okay");
     assert_eq!(ask_unix(&path), "okay");
 
-    // S5: the socket and its file stay, because this test has the socket. A client that comes now
-    // waits for the successor.
+    // S5: the socket and its file stay, because this test has the socket, too. A client that comes
+    // now waits for the successor.
     server.stop();
     assert!(path.exists());
     let mut early = Client::connect(addr);
@@ -61,7 +61,7 @@ fn sockets_are_inherited() {
     assert!(path.exists());
 }
 
-/// An address that is asked for is taken from what was inherited, and what nobody asks for is left.
+/// The server takes the inherited socket on its address, and leaves the others.
 #[test]
 fn an_inherited_socket_is_taken_by_its_address() {
     let (wanted, other) =
@@ -91,7 +91,7 @@ fn sockets_for_another_process_are_ignored() {
     }
 }
 
-/// A descriptor that is not a listening socket is named, in one line, with exit code 1.
+/// One line names a descriptor that is not a listening socket, and the exit code is 1.
 #[test]
 fn what_cannot_be_inherited_is_named() {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -126,7 +126,7 @@ fn what_cannot_be_inherited_is_named() {
     }
 }
 
-/// The second address is the same socket, of which only one copy is left.
+/// The second address is the same socket, which is taken already.
 #[test]
 fn a_socket_that_is_asked_for_twice_is_named() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -143,7 +143,7 @@ fn a_socket_that_is_asked_for_twice_is_named() {
     }
 }
 
-/// Supervisor's `[fcgi-program]`: the socket is descriptor 0.
+/// With Supervisor's `[fcgi-program]`, the socket is descriptor 0.
 #[test]
 fn descriptor_0_is_inherited() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -153,8 +153,8 @@ fn descriptor_0_is_inherited() {
     server.stop();
 }
 
-/// Once the socket is taken, no child of the server inherits it: a standard stream that was the
-/// socket is /dev/null, and an exec closes the copy.
+/// No child of the server inherits a taken socket, because a standard stream that was the socket is
+/// /dev/null, and an exec closes the copy.
 #[test]
 fn children_do_not_inherit_the_socket() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -166,13 +166,13 @@ fn children_do_not_inherit_the_socket() {
         command.args(["-c", &script, SERVER]);
         command
     };
-    // All streams at once, as inetd passes it; one of them; and one that is no standard stream.
+    // The socket may be all standard streams, as with inetd, or one of them, or another descriptor.
     for (redirection, listen, streams) in [
         ("", "fd:0", &[0][..]),
         ("1<&0", "fd:0", &[0, 1]),
         ("1<&0", "fd:1", &[0, 1]),
         ("1<&0 3<&0", "fd:3", &[0, 1]),
-        // A launcher that has forgotten to close its own.
+        // This launcher has not closed its own copies.
         ("5<&0 6<&0", "fd:0", &[0, 5, 6]),
         ("7<&0 </dev/null", "fd:7", &[]),
     ] {
@@ -198,8 +198,8 @@ fn children_do_not_inherit_the_socket() {
     }
 }
 
-/// A process that has the socket, too, may shut it down for all who have it. Then nobody is in the
-/// queue, so the stop does not wait for the queue.
+/// Another process with the socket may shut it down for all processes. Then the queue is empty, so
+/// the stop does not wait for it.
 #[test]
 fn a_socket_that_another_process_shuts_down_does_not_hold_up_the_stop() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -209,9 +209,8 @@ fn a_socket_that_another_process_shuts_down_does_not_hold_up_the_stop() {
     server.stop();
 }
 
-/// S5: clients in the queue are served although the socket was passed, because nobody else may be
-/// there to serve them: a program that makes the socket and then becomes the server, as s6's
-/// binders do.
+/// S5: the server serves the queue of a passed socket, because there may be no other process for
+/// it. For example, s6's binders make the socket and then become the server.
 #[test]
 fn the_queue_of_a_passed_socket_is_served() {
     let on_stdin = |socket: TcpListener| {
@@ -229,7 +228,7 @@ fn the_queue_of_a_passed_socket_is_served() {
         SockRef::from(&socket).listen(4096).unwrap();
         let mut server = start(socket);
         let addr = server.addr;
-        // It accepts nothing and sees no signal meanwhile.
+        // The suspended server accepts nothing and sees no signal.
         server.signal(Signal::STOP);
         let clients = queued(addr, 500);
         server.signal(Signal::TERM);
@@ -257,8 +256,8 @@ fn the_last_holder_removes_a_passed_sockets_file() {
     }
 }
 
-/// The flag holds for inherited sockets too, however they are asked for. The test holds the same
-/// socket, so it sees what the program has set.
+/// The flag holds for inherited sockets, too, in each form of the address. The test has the same
+/// socket, so it sees the option.
 #[test]
 fn inherited_sockets_have_the_keepalive_of_the_flag() {
     let cases: [(&[&str], Option<u64>); 3] =
@@ -282,8 +281,8 @@ fn inherited_sockets_have_the_keepalive_of_the_flag() {
     }
 }
 
-/// Ten restarts of a server whose socket another process holds, as Supervisor does and as systemd
-/// does: nothing is lost, nobody refused.
+/// Ten restarts of a server whose socket another process holds, as Supervisor and systemd do, lose
+/// no request and refuse no client.
 #[test]
 fn a_held_socket_loses_nothing() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -303,10 +302,10 @@ fn a_held_socket_loses_nothing() {
     }
 }
 
-// Those who bind themselves.
+// Servers that bind themselves.
 
-/// Five times stopped and started anew on the same address: no request is lost that had been sent,
-/// apart from handshakes that were under way in the moment of the close.
+/// Five stops and starts on the same address lose no request that was sent, apart from handshakes
+/// under way in the moment of the close.
 #[test]
 fn rebinding_loses_no_request() {
     let (report, restarts) = rebinding(&[]);
@@ -314,7 +313,7 @@ fn rebinding_loses_no_request() {
     assert!(report.reset <= 2 * restarts, "{report}");
 }
 
-/// With the filter, not even those.
+/// With the filter, not even a handshake is lost.
 #[test]
 fn rebinding_with_a_syn_filter_loses_nothing() {
     let (report, _) = rebinding(&["--syn-filter"]);
@@ -335,8 +334,8 @@ fn rebinding(args: &[&str]) -> (Report, u64) {
     (report, RESTARTS)
 }
 
-/// With SO_REUSEPORT the successor listens before the predecessor stops: nobody is refused, and
-/// with the filter nothing is lost either.
+/// With SO_REUSEPORT, the successor listens before the predecessor stops. No client is refused, and
+/// with the filter no request is lost either.
 #[test]
 fn an_overlap_refuses_nobody() {
     let args = ["--reuse-port", "--syn-filter"];
@@ -366,7 +365,7 @@ fn an_overlap_has_to_be_asked_for() {
 
 // Under the keeper.
 
-/// Ten times in a row, over TCP: nothing is lost, and nobody refused.
+/// Ten restarts in a row, over TCP, lose no request and refuse no client.
 #[test]
 fn the_keeper_loses_nothing() {
     let mut server = Command::new(SERVER);
@@ -384,7 +383,7 @@ fn the_keeper_loses_nothing() {
     }
 }
 
-/// A Unix socket's file is there all the time and goes with the keeper.
+/// A Unix socket's file stays until the end of the keeper.
 #[test]
 fn the_keeper_keeps_a_socket_file() {
     let directory = Directory::new();
@@ -429,7 +428,7 @@ fn held_on_stdin(held: &TcpListener, args: &[&str]) -> Program {
     Program::start_with(command, copy(held))
 }
 
-/// The server on an address that may take a moment to be free.
+/// Starts the server on an address that may take a moment to be free.
 fn at(listen: &str, args: &[&str]) -> Program {
     let mut command = Command::new(SERVER);
     command.args(["--listen", listen]).args(args);

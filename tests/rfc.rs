@@ -1,7 +1,9 @@
-//! What the RFCs say about the bytes on the wire, as one table: a section, what is sent, what must come back.
+//! The rules of the RFCs about the bytes on the wire, as one table of sections, requests and
+//! expected answers.
 //!
-//! Each row is run whole, behind another request, and cut in two at every place (at a few random ones if it is
-//! long); the answer is always the same. A failure names all rows that fail, and the places of their cuts.
+//! Each row is sent whole, after another request, and cut in two at every place (at a few random
+//! ones if it is long). The answer is always the same. A failure names all rows that fail, and the
+//! places of their cuts.
 
 #![allow(clippy::print_stdout, reason = "the seed of a failure")]
 
@@ -26,38 +28,40 @@ use Expect::*;
 
 /// A row of the table.
 struct Row {
-    /// The group of rows that it stands in.
+    /// The group of the row.
     group: &'static str,
-    /// RFC and section.
+    /// The RFC and the section.
     section: &'static str,
     what: &'static str,
     send: Vec<u8>,
     expect: Expect,
 }
 
-/// What must come back. `Connection: close` and the end of the connection go together, and the end is a FIN,
-/// never a reset. Where nothing else is said, the connection serves a further request.
+/// The expected answer. `Connection: close` and the end of the connection go together, and the end
+/// is a FIN, never a reset. Otherwise the connection serves a further request.
 #[derive(Debug, Clone, Copy)]
 enum Expect {
-    /// The handler saw this, in the words of [`app`], and its answer came.
+    /// The handler has seen this, in the words of [`app`], and its answer comes.
     Served(&'static str),
-    /// The same, and the connection ends.
+    /// The handler has seen this, its answer comes, and the connection ends.
     Last(&'static str),
-    /// The answer, in the words of [`summary`]. The connection is kept or ends, as it says.
+    /// The answer is this, in the words of [`summary`]. The connection goes on or ends, as the
+    /// answer says.
     Answered(&'static str),
-    /// The same for HEAD: no body.
+    /// The answer to a HEAD request, without a body.
     Bodiless(&'static str),
-    /// `100 Continue`, whereupon the rest is sent and `Served`.
+    /// `100 Continue` comes, then the test sends the rest, and the answer is as in `Served`.
     Continue { then: &'static str, saw: &'static str },
-    /// No handler is called; an answer with this status, and the end.
+    /// No handler is called, and an answer with this status comes before the end.
     Refused(u16),
-    /// The same for HEAD: no body.
+    /// The answer to a HEAD request, without a body.
     RefusedHead(u16),
-    /// The handler was called, and reading the body failed with an error that makes this status; and the end.
+    /// The handler is called, the read of the body fails, and an answer with the status of that
+    /// error comes before the end.
     BadBody(u16),
-    /// The client closes its side in the middle of a head: as `Refused`.
+    /// The client closes its side in the middle of a head, and the answer is as in `Refused`.
     CutHead(u16),
-    /// The client closes its side in the middle of a body: as `BadBody`.
+    /// The client closes its side in the middle of a body, and the answer is as in `BadBody`.
     CutBody(u16),
     /// The client closes its side, and the server closes without an answer.
     Closed,
@@ -65,14 +69,15 @@ enum Expect {
     Series(&'static [Self]),
 }
 
-/// Longest body that the server in this file takes, in bytes.
+/// The longest body that the server in this file takes, in bytes.
 const MOST: usize = 20_000;
 
 #[rustfmt::skip]
 fn table() -> Vec<Row> {
     let mut rows = Vec::new();
     let mut group;
-    // Heads with this request line, target, field, Host; with a field and a body; with a body in chunks; in 1.0.
+    // These make requests with a request line, a target, a field, a Host, a field and a body, a
+    // body in chunks, and in HTTP/1.0.
     let line = |line: &str| format!("{line}\r\nHost: x\r\n\r\n");
     let get = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
     let field = |field: &str| format!("GET / HTTP/1.1\r\nHost: x\r\n{field}\r\n\r\n");
@@ -129,7 +134,7 @@ fn table() -> Vec<Row> {
 
     // ------------------------------------------------------------------------------------------------------------
     group!("methods");
-    // http-types knows a closed set of methods; 501 is what RFC 9110 section 9.1 has for the others.
+    // http-types knows a closed set of methods. RFC 9110 section 9.1 has 501 for the others.
     row!("9110 9.3.1", "GET", line("GET /m HTTP/1.1"), Served("GET /m"));
     row!("9110 9.3.2", "HEAD: no content", line("HEAD /m HTTP/1.1"), Bodiless("200 length=7"));
     row!("9110 9.3.3", "POST", line("POST /m HTTP/1.1"), Served("POST /m"));
@@ -186,7 +191,7 @@ fn table() -> Vec<Row> {
     row!("3986 3.3", "`;`, `@` and others stay", get("/a;b=c@d:e,f!$&()*+~"), Served("GET /a;b=c@d:e,f!$&()*+~"));
     row!("3986 2.1", "escapes stay as they are", get("/a%20b%2Fc%2f%00%7E?d%3f"),
         Served("GET /a%20b%2Fc%2f%00%7E?d%3f"));
-    // Section 2.1 has no such thing; we leave it to the handler.
+    // Section 2.1 does not allow this, and the server leaves it to the handler.
     row!("3986 2.1", "`%` with nothing behind it", get("/a%zz%"), Served("GET /a%zz%"));
     // A proxy in front has judged the path as it was sent, and http-types would hold another one.
     row!("3986 5.2.4", "a dot segment is no path", get("/a/./b"), Refused(400));
@@ -198,11 +203,13 @@ fn table() -> Vec<Row> {
     row!("3986 6.2.2.3", "escaped by half", get("/a/.%2e/b"), Refused(400));
     row!("3986 5.2.4", "in an absolute target", get("http://x/a/../b"), Refused(400));
     row!("3986 3.3", "dots that are no segment", get("/.a/b../...?/../c"), Served("GET /.a/b../...?/../c"));
-    // No URI character, but browsers send some of them: http-types escapes what it must.
+    // These are not URI characters, but browsers send some of them. http-types escapes where it
+    // must.
     row!("9112 3.2", "odd bytes in a query", get("/?a[]=b|c^`{}"), Served("GET /?a[]=b|c^`{}"));
     row!("9112 3.2", "quotes in a query are escaped", get("/?\"<>"), Served("GET /?%22%3C%3E"));
     row!("9112 3.2", "a backslash in a query", get("/?a\\b"), Served("GET /?a\\b"));
-    // A bad target is not to be put right, as it may be made to get around a filter. http-types would: a slash.
+    // The server does not repair a bad target, because it may be made to get around a filter.
+    // http-types would make a slash of this.
     row!("9112 3.2", "a backslash in a path", get("/a\\..\\b"), Refused(400));
     row!("9110 4.1", "a fragment is never sent", get("/a#b"), Refused(400));
     row!("9112 3.2", "no path", get("a"), Refused(400));
@@ -228,7 +235,7 @@ fn table() -> Vec<Row> {
     row!("9112 3.2.2", "absolute, with a fragment", get("http://x/#a"), Refused(400));
     row!("9112 3.2.2", "another scheme", get("ftp://x/"), Refused(400));
     row!("9112 3.2.3", "authority form, but not CONNECT", get("x:80"), Refused(400));
-    // The handler sees `/*`: http-types has no name for the server itself.
+    // The handler sees `/*`, because http-types has no name for the server itself.
     row!("9112 3.2.4", "the server as a whole", line("OPTIONS * HTTP/1.1"), Served("OPTIONS /*"));
     row!("9112 3.2.4", "`*`, but not OPTIONS", get("*"), Refused(400));
     row!("9112 3.2.4", "`*` and more", line("OPTIONS *a HTTP/1.1"), Refused(400));
@@ -244,7 +251,7 @@ fn table() -> Vec<Row> {
     row!("3986 3.2.2", "and with a port", host("app.2024:80"), Served("GET / at=app.2024:80"));
     row!("3986 3.2.2", "five numbers", host("1.2.3.4.5"), Served("GET / at=1.2.3.4.5"));
     row!("3986 3.2.2", "no Punycode", host("xn--a"), Served("GET / at=xn--a"));
-    // The url crate would read another host in them than a proxy in front.
+    // In these, the url crate would read another host than a proxy in front.
     row!("3986 3.2.2", "an escape", host("%61dmin"), Refused(400));
     row!("3986 3.2.2", "an escape of something else", host("a%2fb"), Refused(400));
     row!("3986 7.4", "an address as one number", host("2130706433"), Refused(400));
@@ -262,7 +269,8 @@ fn table() -> Vec<Row> {
     row!("9112 3.2", "two in 1.0", old("Host: x\r\nHost: x\r\n"), Refused(400));
     row!("9112 3.2", "a bad one in 1.0", old("Host: a b\r\n"), Refused(400));
     row!("9112 3.2", "two words", host("a b"), Refused(400));
-    // A name may hold a comma (RFC 3986 section 3.2.2); we take it for the mark of two that were joined.
+    // A name may have a comma (RFC 3986 section 3.2.2), but the gate takes it for two joined
+    // values.
     row!("9112 3.2", "a list", host("a, b"), Refused(400));
     row!("9112 3.2", "a path", host("x/a"), Refused(400));
     row!("9112 3.2", "a query", host("x?a"), Refused(400));
@@ -293,7 +301,8 @@ fn table() -> Vec<Row> {
     row!("9110 5.5", "colons and other marks in a value", field("X: a:b;\"c\\d\" {e}"),
         Served("GET / x=a:b;\"c\\d\" {e}"));
     row!("9110 5.6.2", "a name of odd token bytes", field("!#$%&'*+-.^_`|~09: 1\r\nX: 1"), Served("GET / x=1"));
-    // http-types holds ASCII only: the mapping is our own, and the octets stay opaque (section 5.5).
+    // http-types has ASCII only. The mapping is the server's own, and the octets stay opaque
+    // (section 5.5).
     row!("9110 5.5", "obs-text becomes %XX", field("X: caf\u{e9}"), Served("GET / x=caf%C3%A9"));
     row!("9110 5.5", "obs-text that is no UTF-8",
         b"GET / HTTP/1.1\r\nHost: x\r\nX: \x80\xff%41\r\n\r\n", Served("GET / x=%80%FF%41"));
@@ -319,7 +328,7 @@ fn table() -> Vec<Row> {
     row!("9110 5.5", "a CR in a value", field("X: a\rb"), Refused(400));
     row!("9110 5.5", "a LF in a value", field("X: a\nb"), Refused(400));
     row!("9110 5.5", "a LF that would begin a field", field("X: a\nContent-Length: 5"), Refused(400));
-    // Other control characters may be kept (section 5.5); we refuse them.
+    // Other control characters may be kept (section 5.5), but the gate refuses them.
     row!("9110 5.5", "an escape in a value", field("X: \u{1b}[2J"), Refused(400));
     row!("9110 5.5", "a vertical tab in a value", field("X: a\u{b}b"), Refused(400));
     row!("9110 5.5", "a DEL in a value", field("X: \u{7f}"), Refused(400));
@@ -399,7 +408,8 @@ fn table() -> Vec<Row> {
     row!("9110 8.6", "far beyond", length("100000000000000000000000000000000000005"), Refused(400));
     row!("9112 6.3", "two that differ", length("5\r\nContent-Length: 6"), Refused(400));
     row!("9112 6.3", "a list of two that differ", length("5, 6"), Refused(400));
-    // Section 6.3 allows to take equal ones for one; rule W3 refuses what two recipients may take differently.
+    // Section 6.3 allows to take equal lengths as one. Rule W3 refuses a message that two
+    // recipients may read differently.
     row!("9112 6.3", "two that are equal", length("5\r\nContent-Length: 5"), Refused(400));
     row!("9112 6.3", "a list of two that are equal", length("5,5"), Refused(400));
     row!("9112 6.3", "a list with a gap", length("5,"), Refused(400));
@@ -414,7 +424,7 @@ fn table() -> Vec<Row> {
     row!("9112 5.1", "spaces and tabs around it", coding("\t chunked \t"), Served("POST / body=hello"));
     row!("9112 6.3", "with GET", coding("chunked").replace("POST", "GET"), Served("GET / body=hello"));
     row!("9110 10.1.4", "TE is no coding", field("TE: trailers, deflate;q=0.5"), Served("GET /"));
-    // Section 6.3 lets a server take chunked; section 11.2 is why we do not.
+    // Section 6.3 lets a server use the chunks. The gate refuses because of section 11.2.
     row!("9112 6.3", "with a length", coding("chunked\r\nContent-Length: 5"), Refused(400));
     row!("9112 6.3", "behind a length", length("5\r\nTransfer-Encoding: chunked"), Refused(400));
     row!("9112 6.3", "with a length of 0", coding("chunked\r\nContent-Length: 0"), Refused(400));
@@ -440,7 +450,8 @@ fn table() -> Vec<Row> {
     row!("9112 6.3", "a vertical tab before it", coding("\u{b}chunked"), Refused(400));
     row!("9112 6.3", "a no-break space before it", coding("\u{a0}chunked"), Refused(400));
     row!("9112 5.1", "a space before the colon", coding("chunked").replace("g:", "g :"), Refused(400));
-    // An empty element should be skipped (RFC 9110 section 5.6.1.2); here two recipients may disagree.
+    // An empty element should be skipped (RFC 9110 section 5.6.1.2), but here two recipients may
+    // disagree.
     row!("9112 6.3", "a list with a gap", coding(", chunked"), Refused(400));
 
     // ------------------------------------------------------------------------------------------------------------
@@ -512,12 +523,13 @@ fn table() -> Vec<Row> {
     row!("9110 6.5.1", "they do not become header fields",
         post("X: head\r\nTrailer: x\r\nTransfer-Encoding: chunked", "0\r\nX: 1\r\n\r\n"),
         Served("POST / x=head then x=1"));
-    // A header section would keep both (section 5.3); http-types' trailers are a map.
+    // A header section would keep both (section 5.3), but http-types' trailers are a map.
     row!("9110 5.3", "two of a name: the last", chunks("0\r\nX: 1\r\nX: 2\r\n\r\n"), Served("POST / then x=2"));
     row!("9112 7.1.2", "an empty value", chunks("0\r\nX:\r\n\r\n"), Served("POST / then x="));
     row!("9110 5.5", "obs-text, as in heads", chunks("1\r\na\r\n0\r\nX: \u{e9}\r\n\r\n"),
         Served("POST / body=a then x=%C3%A9"));
-    // Section 6.5.1: fields that are needed before the content must not be merged. They are dropped.
+    // Section 6.5.1: fields that are needed before the content must not be merged. The server drops
+    // such fields.
     row!("9110 6.5.1", "routing", chunks("0\r\nHost: y\r\nX: 1\r\n\r\n"), Served("POST / then x=1"));
     row!("9110 6.5.1", "authentication", chunks("0\r\nAuthorization: y\r\nCookie: z\r\nX: 1\r\n\r\n"),
         Served("POST / then x=1"));
@@ -526,7 +538,7 @@ fn table() -> Vec<Row> {
         Served("POST / then x=1"));
     row!("9110 6.5.1", "connection options", chunks("0\r\nConnection: close\r\nX: 1\r\n\r\n"),
         Served("POST / then x=1"));
-    // Those that would frame the message anew are refused.
+    // Trailers that would change the framing are refused.
     row!("9110 6.5.1", "Content-Length", chunks("0\r\nContent-Length: 5\r\n\r\n"), BadBody(400));
     row!("9110 6.5.1", "Transfer-Encoding", chunks("0\r\ntransfer-encoding: chunked\r\n\r\n"), BadBody(400));
     row!("9112 7.1.2", "no colon", chunks("0\r\nX\r\n\r\n"), BadBody(400));
@@ -559,7 +571,8 @@ fn table() -> Vec<Row> {
     row!("9110 10.1.1", "there is no body", field("Expect: 100-continue"), Served("GET /"));
     row!("9110 10.1.1", "there is an empty body", post("Expect: 100-continue\r\nContent-Length: 0", ""),
         Served("POST /"));
-    // A final answer is the other choice of section 10.1.1; whether the body still comes is unknown, so: close.
+    // A final answer is the other choice of section 10.1.1. The body may still come or not, so the
+    // connection ends.
     row!("9110 10.1.1", "nobody wants the body",
         "POST /unread HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n",
         Last("POST /unread"));
@@ -576,7 +589,7 @@ fn table() -> Vec<Row> {
 
     // ------------------------------------------------------------------------------------------------------------
     group!("limits");
-    // The head: at most 16 KiB from its first line to its blank line, whichever part is long.
+    // A head has at most 16 KiB from its first line to its blank line, with any part of it long.
     let pad = |total: usize| "y".repeat(total - field("Y: ").len());
     let long = |total: usize| "y".repeat(total - get("/").len());
     let obs = |total: usize| field(&format!("Y: {}", "\u{e9}".repeat((total - field("Y: ").len()) / 2)));
@@ -618,7 +631,7 @@ fn table() -> Vec<Row> {
 
     // ------------------------------------------------------------------------------------------------------------
     group!("responses");
-    // Every answer in this file is checked for its status line, a Date, and one way of framing.
+    // Every answer in this file is checked for its status line, a Date, and a single framing.
     row!("9112 6.3", "a length", get("/hello"), Answered("200 length=5 body=hello"));
     row!("9112 7.1", "chunks, where there is none", get("/stream"), Answered("200 chunked body=hello"));
     row!("9112 6.3", "an empty body has a length", get("/empty"), Answered("200 length=0"));
@@ -634,7 +647,7 @@ fn table() -> Vec<Row> {
         Bodiless("200 length=5"));
     row!("9110 15.5.14", "HEAD that is refused for its body",
         format!("HEAD / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", MOST + 1), RefusedHead(413));
-    // Whatever is wrong with its head.
+    // The answer to HEAD has no body, for any fault of the head.
     row!("9110 9.3.2", "HEAD without Host", "HEAD / HTTP/1.1\r\n\r\n", RefusedHead(400));
     row!("9110 9.3.2", "HEAD with a bad field", "HEAD / HTTP/1.1\r\nHost: x\r\nX : 1\r\n\r\n", RefusedHead(400));
     row!("9110 9.3.2", "HEAD with an unknown expectation", "HEAD / HTTP/1.1\r\nHost: x\r\nExpect: x\r\n\r\n",
@@ -723,7 +736,7 @@ fn every_row_holds() {
     assert!(failures.is_empty(), "{count} of {} rows:\n{}", rows.len(), failures.join("\n"));
 }
 
-/// Rows are told apart by what they say.
+/// Rows have different texts.
 #[test]
 fn no_row_is_there_twice() {
     let rows = table();
@@ -735,16 +748,16 @@ fn no_row_is_there_twice() {
     }
 }
 
-/// How many rows are run at a time, each with a server of its own.
+/// The number of rows at a time, each with a server of its own.
 const WORKERS: usize = 4;
-/// How many connections of a row are open at a time.
+/// The number of open connections of a row at a time.
 const CONNECTIONS: usize = 40;
-/// A message up to this long is cut everywhere.
+/// The longest message that is cut at every place.
 const SHORT: usize = 120;
-/// A longer one at so many random places.
+/// The number of random cuts of a longer message.
 const CUTS: usize = 8;
 
-/// What is sent before a row, and what is seen of it.
+/// The request before a row, and its answer.
 const FIRST: (&str, Expect) = ("GET /first HTTP/1.1\r\nHost: x\r\n\r\n", Served("GET /first"));
 
 /// A server, and the number of requests that its handler was given.
@@ -787,7 +800,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Sends the two parts of a message on a connection of their own, for each pair of parts.
+    /// Sends the two parts of a message on a new connection, for each pair of parts.
     fn exchange(
         &self,
         row: &Row,
@@ -803,7 +816,7 @@ impl Bench {
             }
         }
         if parts.iter().any(|(_, end)| !end.is_empty()) {
-            // By the time this is answered, the first parts were read.
+            // When this is answered, the server has read the first parts.
             again(&mut self.server.connect())?;
         }
         for (client, (begin, end)) in clients.iter_mut().zip(parts) {
@@ -830,7 +843,7 @@ impl Bench {
 }
 
 impl Expect {
-    /// How many requests the handler is given.
+    /// Returns the number of requests for the handler.
     fn calls(&self) -> usize {
         match self {
             Refused(_) | RefusedHead(_) | CutHead(_) | Closed => 0,
@@ -839,7 +852,7 @@ impl Expect {
         }
     }
 
-    /// Whether the client closes its side behind the message.
+    /// Returns `true` if the client closes its side after the message.
     fn half_closes(&self) -> bool {
         match self {
             CutHead(_) | CutBody(_) | Closed => true,
@@ -849,7 +862,7 @@ impl Expect {
     }
 }
 
-/// What the handler saw of a request: method, path and query, and what else is worth a word.
+/// Answers with the request as the handler sees it: method, path and query, and further facts.
 async fn app(mut request: Request) -> http_types::Result<Response> {
     let url = request.url();
     let mut saw = format!("{} {}", request.method(), url.path());
@@ -861,7 +874,7 @@ async fn app(mut request: Request) -> http_types::Result<Response> {
         saw += " as=1.0";
     }
     let host = request.header("host").map_or("", |host| host.as_str());
-    // A URL cannot hold every host; then it says that it does not.
+    // If a URL cannot have the host, it has `host.invalid`.
     let held = url.host_str().unwrap();
     let is_held = host.to_ascii_lowercase().starts_with(held) || held == "host.invalid";
     assert!(is_held || host.is_empty() && held == "localhost", "{host}, {url}");
@@ -917,7 +930,7 @@ async fn app(mut request: Request) -> http_types::Result<Response> {
     Ok(saw.into())
 }
 
-/// Checks all that comes, and that the connection is of further use where it should be.
+/// Checks all answers, and that the connection serves a further request if it should.
 fn check(client: &mut Client, expect: &[Expect]) -> Result<(), String> {
     for expect in expect {
         if !check_one(client, expect)? {
@@ -927,7 +940,7 @@ fn check(client: &mut Client, expect: &[Expect]) -> Result<(), String> {
     again(client)
 }
 
-/// Checks what comes for one request; says whether the connection goes on.
+/// Checks the answer to one request. Returns `true` if the connection goes on.
 fn check_one(client: &mut Client, expect: &Expect) -> Result<bool, String> {
     let expected = match *expect {
         Served(saw) | Last(saw) => {
@@ -980,7 +993,7 @@ fn check_one(client: &mut Client, expect: &Expect) -> Result<bool, String> {
     Ok(false)
 }
 
-/// A response that is well-formed and framed in one way.
+/// Returns the next response, which has to be well-formed and have a single framing.
 fn receive(client: &mut Client, to_head: bool) -> Result<Received, String> {
     let received = client.try_response(to_head).map_err(|end| format!("no answer, but {end:?}"))?;
     let lines = &received.lines;
@@ -997,7 +1010,7 @@ fn receive(client: &mut Client, to_head: bool) -> Result<Received, String> {
         100..200 => (0, &[(0, 0)]),
         204 => (1, &[(0, 0)]),
         304 => (1, &[(0, 0), (1, 0)]),
-        // Only to HTTP/1.0, and then the connection ends.
+        // This is for HTTP/1.0 alone, where the connection then ends.
         _ if received.says_close() && received.status == 200 => (1, &[(1, 0), (0, 1), (0, 0)]),
         _ => (1, &[(1, 0), (0, 1)]),
     };
@@ -1010,7 +1023,7 @@ fn receive(client: &mut Client, to_head: bool) -> Result<Received, String> {
     Ok(received)
 }
 
-/// Status, framing, what becomes of the connection, and the body.
+/// Returns the status, the framing, the fate of the connection, and the body.
 fn summary(response: &Received) -> String {
     let mut all = response.status.to_string();
     let _ = response.header("content-length").map(|length| write!(all, " length={length}"));
@@ -1022,7 +1035,7 @@ fn summary(response: &Received) -> String {
     all
 }
 
-/// The connection serves a further request.
+/// Checks that the connection serves a further request.
 fn again(client: &mut Client) -> Result<(), String> {
     let response = receive(client.get("/again"), false);
     let response = response.map_err(|why| format!("a further request: {why}"))?;
@@ -1032,7 +1045,7 @@ fn again(client: &mut Client) -> Result<(), String> {
     })
 }
 
-/// Nothing more comes but the end, and that is no reset.
+/// Checks that only the end comes, and that it is not a reset.
 fn end(client: &mut Client) -> Result<(), String> {
     let (rest, end) = client.rest();
     ensure(rest.is_empty() && end == End::Eof, || format!("at the end: {}, {end:?}", shown(&rest)))
@@ -1042,13 +1055,13 @@ fn ensure(holds: bool, why: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(why()) }
 }
 
-/// What a panic says.
+/// Returns the message of a panic.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref().cloned()).unwrap_or_default()
 }
 
-/// Bytes for a message, cut to a sensible length.
+/// Returns bytes as text for a message, cut to a sensible length.
 fn shown(bytes: &[u8]) -> String {
     match bytes.len() {
         0..200 => format!("\"{}\"", bytes.escape_ascii()),

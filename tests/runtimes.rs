@@ -1,12 +1,12 @@
-//! Wherever `serve` is polled: smol's own executor, an executor of the program's, a local one, a
-//! bare `block_on`, tokio with many threads and with one, and tokio's own `block_on`.
+//! `serve` on every runtime: smol's own executor, an executor of the program's, a local one, a bare
+//! `block_on`, tokio with many threads and with one, and tokio's own `block_on`.
 //!
-//! The same tests run on each of them. None gives the server anything but a thread: tokio is built
-//! without its I/O and its timers. And none is started by the server behind the program's back:
-//! the last tests count the threads of a process that serves.
+//! All tests run on each runtime. A runtime gives the server nothing but threads, because tokio is
+//! built without its I/O and its timers. The server starts no threads of its own, as the last tests
+//! show.
 //!
-//! async-std is missing: it was given up in 2025 and names smol as its successor. What is left of
-//! it, async-global-executor, is smol's executor on other threads.
+//! async-std is missing, because it was given up in 2025 and names smol as its successor. Its rest,
+//! async-global-executor, is smol's executor on other threads.
 
 mod common;
 
@@ -40,20 +40,20 @@ use smol_graceful::{
     Shutdown, Token, signals, stream_body,
 };
 
-/// Where a server is polled.
+/// The runtime that polls a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Runtime {
     /// `smol::spawn`.
     Global,
-    /// Connections and all on an executor of the program's, which three threads run.
+    /// The server and its connections run on an executor of the program's, with three threads.
     Own,
-    /// Inside a `LocalExecutor`, next to tasks that cannot leave their thread.
+    /// The server is a task of a `LocalExecutor`, next to tasks that cannot leave their thread.
     Local,
-    /// `block_on`, and nothing else.
+    /// `block_on` alone.
     Bare,
     Tokio,
     TokioCurrent,
-    /// Polled by `block_on` itself.
+    /// tokio's `block_on` itself polls the server.
     TokioBare,
 }
 
@@ -82,7 +82,7 @@ impl Runtime {
         let ended = |outcome: Result<Outcome, ServeError>| Some(outcome.unwrap());
         match self {
             Self::Global => {
-                // Dropping the task cancels it.
+                // The drop of the task cancels it.
                 let task = smol::spawn(server.serve([listener]));
                 smol::block_on(async move { ended(task.await) }.or(dropped))
             }
@@ -97,7 +97,7 @@ impl Runtime {
                 let task = executor.spawn(server.serve([listener]));
                 let outcome = future::block_on(async move { ended(task.await) }.or(dropped));
                 if outcome.is_none() {
-                    // The connections are tasks of the program's executor: they have to end by
+                    // The connections are tasks of the program's executor, and have to end by
                     // themselves.
                     wait_until("no tasks are left", || executor.is_empty());
                 }
@@ -106,7 +106,7 @@ impl Runtime {
             Self::Local => {
                 let executor = LocalExecutor::new();
                 let (send, received) = channel::unbounded::<u32>();
-                // What cannot leave the thread goes on while the server does.
+                // A task that cannot leave the thread goes on beside the server.
                 let sum = Rc::new(RefCell::new(0));
                 let adding = {
                     let sum = sum.clone();
@@ -195,8 +195,9 @@ impl Running {
     }
 }
 
-/// `/now` answers, `/wait` waits for the gate, `/echo` streams the body back, `/ticks` streams one
-/// chunk after the other, `/until-stop` chunks until the stop, `/task` asks a task of the runtime.
+/// Returns a handler. `/now` answers, `/wait` waits for the gate, `/echo` streams the body back,
+/// `/ticks` streams one chunk after the other, `/until-stop` streams until the stop, and `/task`
+/// asks a task of the runtime.
 fn handler(
     runtime: Runtime,
     enter: Sender<String>,
@@ -280,7 +281,8 @@ fn several_requests(mut client: Client, number: usize) {
         let response = client.get(&format!("/now?{number}-{n}")).response();
         assert_eq!((response.status, response.text()), (200, format!("now {number}-{n}")));
     }
-    // More than the kernel takes in: the server has to wait for the client, in both directions.
+    // The body is larger than the kernel's buffers, so the server has to wait for the client in
+    // both directions.
     let body: Vec<u8> = (0..2 * 1024 * 1024_usize).map(|i| (i % 251 + number) as u8).collect();
     let head =
         format!("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n", body.len());
@@ -361,16 +363,16 @@ fn dropping_the_server_closes_everything_everywhere() {
         assert!(server.outcome().is_none());
         assert_eq!(busy.end(), End::Eof);
         assert_eq!(idle.end(), End::Eof);
-        // Whether the echo has begun is left open.
+        // The echo may have begun or not.
         half.rest();
         wait_until("nobody is left", || server.shutdown.in_flight() == 0);
         server.wait_for_the_port();
-        // The latch is the program's: it was not asked to stop.
+        // The latch is the program's, and was not stopped.
         assert_eq!(server.shutdown.phase(), Phase::Running);
     });
 }
 
-/// Dropped in the middle of its drain, too.
+/// A server may be dropped in the middle of its drain, too.
 #[test]
 fn dropping_a_server_that_drains_closes_everything_everywhere() {
     on_each(|runtime| {
@@ -390,8 +392,8 @@ fn dropping_a_server_that_drains_closes_everything_everywhere() {
 
 // ── Threads ─────────────────────────────────────────────────────────────────────────────────
 
-/// A process that serves under a bare `block_on` has the threads that it had before, and the one
-/// that waits for I/O.
+/// A process that serves under a bare `block_on` has the same threads as before, and one that waits
+/// for I/O.
 #[test]
 fn serve_starts_no_thread_but_the_reactor() {
     if is_child() {
@@ -406,7 +408,7 @@ fn serve_starts_no_thread_but_the_reactor() {
     assert_eq!(child.exit_code(), 0, "{child}");
 }
 
-/// The same with `run`: its workers, the thread that called it, and the one that waits for I/O.
+/// With `run`, a process has its workers, the thread that called it, and one that waits for I/O.
 #[test]
 fn run_starts_its_workers_and_no_other_thread() {
     if is_child() {
@@ -420,8 +422,8 @@ fn run_starts_its_workers_and_no_other_thread() {
     child.stop();
 }
 
-/// A handler that blocks the thread keeps the signals waiting that `obey` is to obey. The log and
-/// the outcome say so, and two signals are still told from one.
+/// A handler that blocks the thread delays the signals for `obey`. The log and the outcome say so,
+/// and two signals still count as two.
 #[test]
 fn a_signal_that_had_to_wait_is_told() {
     if is_child() {
@@ -430,7 +432,7 @@ fn a_signal_that_had_to_wait_is_told() {
     check_signals_that_wait("a_signal_that_had_to_wait_is_told");
 }
 
-/// The blocked thread is then the one that has waited for I/O.
+/// In this case, the blocked thread is the one that waits for I/O.
 #[test]
 fn a_signal_that_had_to_wait_is_told_under_smols_block_on() {
     if is_child() {
@@ -439,7 +441,7 @@ fn a_signal_that_had_to_wait_is_told_under_smols_block_on() {
     check_signals_that_wait("a_signal_that_had_to_wait_is_told_under_smols_block_on");
 }
 
-/// `/block` blocks until what the parent has written to standard input is read.
+/// Serves. `/block` blocks until it has read the parent's bytes from standard input.
 fn serve_and_obey(run: impl FnOnce(Pin<Box<dyn Future<Output = Outcome>>>) -> Outcome) {
     env_logger::Builder::new().filter_level(log::LevelFilter::Info).init();
     let server = Server::new(|mut request: Request| async move {
@@ -468,22 +470,22 @@ fn check_signals_that_wait(test: &str) {
         child.connect().get("/block");
         child.wait_for("blocking");
 
-        // Suspended, so that two signals in one moment are heard in one moment.
+        // The child is suspended, so that it sees two signals in one moment.
         child.signal(Signal::STOP);
         child.signal(Signal::TERM);
         if second == Some(Duration::ZERO) {
             child.signal(Signal::INT);
         }
         child.signal(Signal::CONT);
-        // How long the signal waits is what the test is about.
+        // This pause is the wait of the signal, which the test is about.
         thread::sleep(LONG);
         if second == Some(LONG) {
             child.signal(Signal::INT);
-            // Until it has been heard, which nothing shows.
+            // This gives the child the time to take the signal in, which no event shows.
             thread::sleep(LONG);
         }
         gate.write_all(b"\n").unwrap();
-        // Of two, either may be delivered first.
+        // The kernel may deliver either of two signals first.
         child.wait_for(" waited ");
         if !is_cut {
             assert_eq!(sending.send("hello").response().text(), "hello");
@@ -497,9 +499,9 @@ fn check_signals_that_wait(test: &str) {
     }
 }
 
-/// Where async-io's own thread waits for events, as under every runtime but smol's, a request costs
-/// it a few waits: async-io does not report an event that came while that thread was waiting
-/// already, and who only asks it again gets the same event and the same silence, again and again.
+/// If async-io's own thread waits for events, as under all runtimes but smol's, a request costs it
+/// a few waits and no more. async-io does not report an event that came while that thread was
+/// waiting already, so a task that only asks async-io again would wait again and again.
 #[test]
 fn a_request_is_not_waited_for_again_and_again() {
     if is_child() {
@@ -511,7 +513,7 @@ fn a_request_is_not_waited_for_again_and_again() {
     let waits = |client: &mut Client| -> u64 {
         client.get("/waits").response().text().parse().expect("a number")
     };
-    // A thread has its name only when it has begun.
+    // A thread has its name only after it has begun.
     wait_until("async-io's thread is there", || client.get("/waits").response().status == 200);
     let before = waits(&mut client);
     const REQUESTS: u64 = 1000;
@@ -524,9 +526,8 @@ fn a_request_is_not_waited_for_again_and_again() {
     assert_eq!(child.exit_code(), 0, "{child}");
 }
 
-/// Where each poll brings another waker, as under `block_on` of tokio's current-thread runtime,
-/// that is no reason to poll again: async-io wakes the waker that it had before, and with it the
-/// next poll.
+/// A new waker at each poll, as under `block_on` of tokio's current-thread runtime, must not cause
+/// another poll. async-io wakes its old waker when it gets a new one, so this could go on for ever.
 #[test]
 fn another_waker_at_each_poll_is_no_reason_to_poll_again() {
     if is_child() {
@@ -578,10 +579,11 @@ fn block_on_with_new_wakers<F: Future>(future: F, polls: &AtomicU64) -> F::Outpu
     }
 }
 
-/// Requests of every kind; none of them may have started a thread (async-h1 would, at `Expect`).
+/// Sends requests of every kind, and checks that none has started a thread (async-h1 would, at
+/// `Expect`).
 fn check_threads(child: &Program, expected: &str) {
     let mut client = child.connect();
-    // A thread has its name only when it has begun.
+    // A thread has its name only after it has begun.
     wait_until("the threads are there", || client.get("/threads").response().text() == expected);
     client.send("POST /echo HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\n");
     client.send("Content-Length: 5\r\n\r\n");
@@ -594,7 +596,7 @@ fn check_threads(child: &Program, expected: &str) {
     assert_eq!(client.get("/threads").response().text(), expected);
 }
 
-/// This very test, in a process of its own.
+/// Starts this test in a process of its own.
 fn child(test: &str) -> Program {
     Program::start(child_command(test))
 }
@@ -611,7 +613,7 @@ fn is_child() -> bool {
 
 const CHILD: &str = "SMOL_GRACEFUL_TEST_CHILD";
 
-/// A listener whose address the parent is told, when it is the server's turn to listen.
+/// Returns a listener that prints its address for the parent, when the server asks for it.
 #[expect(clippy::print_stderr, reason = "the parent reads it")]
 fn announced() -> impl Iterator<Item = io::Result<Listener>> {
     ["127.0.0.1:0"].into_iter().map(|address| {
@@ -621,7 +623,8 @@ fn announced() -> impl Iterator<Item = io::Result<Listener>> {
     })
 }
 
-/// `/threads` are those that the process has and had not when this was called.
+/// Returns a server whose `/threads` lists the threads that the process has started since this
+/// call.
 fn server_that_lists_threads() -> Server {
     let before = Arc::new(threads());
     let shutdown = Shutdown::new();
@@ -639,7 +642,7 @@ fn server_that_lists_threads() -> Server {
                 }
                 "/waits" => {
                     let thread = threads().into_iter().find(|(_, name)| name == "async-io");
-                    // Not a panic, because a panic would close the connection.
+                    // This is an error and not a panic, because a panic would close the connection.
                     let no_thread = || http_types::Error::from_str(503, "async-io has no thread");
                     waits(&thread.ok_or_else(no_thread)?.0).to_string().into()
                 }
@@ -654,17 +657,17 @@ fn server_that_lists_threads() -> Server {
     server.shutdown(&shutdown)
 }
 
-/// How often this thread has waited so far.
+/// Returns how often this thread has waited so far.
 fn waits(id: &OsString) -> u64 {
     let status = fs::read_to_string(Path::new("/proc/self/task").join(id).join("status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
     line.unwrap().trim().parse().unwrap()
 }
 
-/// The threads of this process: their ids and their names.
+/// Returns the ids and the names of this process's threads.
 fn threads() -> BTreeMap<OsString, String> {
     let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap());
-    // One may end while we look.
+    // A thread may end meanwhile.
     let name = |task: fs::DirEntry| {
         let name = fs::read_to_string(task.path().join("comm")).ok()?;
         Some((task.file_name(), name.trim_end().to_owned()))

@@ -1,5 +1,5 @@
-//! Restarts by the keeper that no client notices: `smol-graceful check` counts, as an operator
-//! runs it.
+//! Restarts by the keeper that no client notices, under `smol-graceful check` as an operator runs
+//! it.
 
 #![cfg(target_os = "linux")]
 
@@ -10,8 +10,8 @@ use std::process::Command;
 
 use common::{Directory, Generations, PATIENCE, SERVER, keep, output_within, text, wait_until};
 
-/// Ten times in a row, over TCP: no request is lost or refused, and no connection is closed. The
-/// clients send without a look.
+/// Ten restarts in a row, over TCP, lose and refuse no request, and close no connection. The
+/// clients do not look before they send.
 #[test]
 #[ignore = "needs all of the machine for ten seconds"]
 fn no_client_notices_ten_restarts() {

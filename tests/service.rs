@@ -1,5 +1,5 @@
-//! The process as its manager sees it: the pid file, and the words of systemd's protocol, of
-//! a server alone and of a keeper.
+//! The process and its manager: the pid file, and the messages of systemd's protocol, from a server
+//! alone and from a keeper.
 //!
 //! The manager is a datagram socket of the test. `supervision.rs` and `deploy.rs` have real ones.
 
@@ -23,8 +23,8 @@ use smol_graceful::{Process, Server, Shutdown};
 
 // The pid file.
 
-/// A file that names another server is taken over with a warning, and one that is no pid file is
-/// left alone. A link stays.
+/// The server takes over a file that names another server, with a warning, and does not touch a
+/// file that is not a pid file. A symbolic link stays.
 #[test]
 fn a_pid_file_that_somebody_else_uses_is_told_of() {
     let directory = Directory::new();
@@ -55,7 +55,7 @@ fn a_pid_file_that_somebody_else_uses_is_told_of() {
     assert_eq!(fs::read_to_string(&file).unwrap(), "my notes\n");
 }
 
-/// A manager that hears READY finds the file.
+/// The file is there before the manager gets READY.
 #[test]
 fn the_pid_file_is_there_before_ready() {
     let directory = Directory::new();
@@ -73,7 +73,7 @@ fn the_pid_file_is_there_before_ready() {
     }
 }
 
-/// A file that names another process by now is left alone.
+/// The server does not remove a file that names another process by now.
 #[test]
 fn another_processs_pid_file_is_not_removed() {
     let directory = Directory::new();
@@ -85,7 +85,7 @@ fn another_processs_pid_file_is_not_removed() {
     assert_eq!(fs::read_to_string(&file).unwrap(), "1\n");
 }
 
-/// A pipe that has taken the name of the file is neither waited for nor removed.
+/// If a pipe has replaced the file, the server neither waits for it nor removes it.
 #[test]
 fn a_pipe_in_place_of_the_pid_file_holds_up_nothing() {
     let directory = Directory::new();
@@ -98,7 +98,7 @@ fn a_pipe_in_place_of_the_pid_file_holds_up_nothing() {
     assert!(fs::symlink_metadata(&file).is_ok());
 }
 
-/// A path that cannot be written is told of in one line, before anything is served.
+/// If the path cannot be written, one line says so before anything is served.
 #[test]
 fn a_pid_file_that_cannot_be_written_is_named() {
     let directory = Directory::new();
@@ -116,7 +116,7 @@ fn a_pid_file_that_cannot_be_written_is_named() {
         (directory.join(&"x".repeat(255)), "File name too long"),
     ] {
         let mut command = Command::new(SERVER);
-        // Nobody could listen there: the path comes first.
+        // This address cannot be bound, so the line about the path shows that the path comes first.
         command.args(["--listen", "192.0.2.1:1", "--pid-file"]).arg(&path);
         let output = command.output().unwrap();
         let log = String::from_utf8_lossy(&output.stderr);
@@ -127,7 +127,7 @@ fn a_pid_file_that_cannot_be_written_is_named() {
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
 }
 
-/// The file does not need signals.
+/// The pid file works without a keeper.
 #[test]
 fn a_pid_file_without_restarts() {
     let directory = Directory::new();
@@ -147,8 +147,8 @@ fn names(file: &Path, pid: ProcessId) -> bool {
     fs::read_to_string(file).is_ok_and(|text| text == format!("{pid}\n"))
 }
 
-/// The pid file of a keeper holds the keeper's id, from READY of the first child to the end, and no
-/// restart changes it. An operator restarts with what the file holds.
+/// The pid file of a keeper has the keeper's id, from READY of the first child to the end, and no
+/// restart changes it. An operator restarts by this id.
 #[test]
 fn the_pid_file_names_the_keeper() {
     let directory = Directory::new();
@@ -161,7 +161,7 @@ fn the_pid_file_names_the_keeper() {
         if !by_flag {
             keeper.env("SMOL_GRACEFUL_KEEP_PID_FILE", &file);
         }
-        // A keeper that was killed has left this.
+        // A keeper that was killed has left this file.
         fs::write(&file, "1\n").unwrap();
         let mut servers = Generations::of(keeper);
         let keeper = servers.keeper();
@@ -177,8 +177,8 @@ fn the_pid_file_names_the_keeper() {
     }
 }
 
-/// A pid file that a running keeper holds is that keeper's alone, also before the first child is
-/// ready and through a link. A keeper that was killed holds it no more.
+/// No second keeper gets the pid file of a running one, also before the first child is ready, and
+/// by a link. The file of a keeper that was killed is free.
 #[test]
 fn two_keepers_do_not_share_a_pid_file() {
     let directory = Directory::new();
@@ -213,7 +213,7 @@ fn two_keepers_do_not_share_a_pid_file() {
     second.end();
     assert!(!file.exists());
 
-    // A first child that is never ready.
+    // This first child is never ready.
     let mut silent = Command::new("sh");
     silent.args(["-c", "echo listening on nothing >&2; exec sleep 60"]);
     let mut starting = Program::start(keep(&flags, &silent));
@@ -249,7 +249,7 @@ fn one_of_two_keepers_gets_the_pid_file() {
     }
 }
 
-/// A keeper that has lost its file to another one leaves that one alone.
+/// If another keeper has replaced its file, a keeper does not remove the new one.
 #[test]
 fn another_keepers_pid_file_is_not_removed() {
     let directory = Directory::new();
@@ -270,8 +270,8 @@ fn another_keepers_pid_file_is_not_removed() {
 
 // The service manager.
 
-/// Rule S20: READY when it listens, STOPPING at the stop, STATUS in the drain, and time is asked
-/// for as long as something moves.
+/// Rule S20: the manager gets READY when the server listens, STOPPING at the stop, STATUS in the
+/// drain, and requests for more time while something moves.
 #[test]
 fn the_manager_is_told() {
     let directory = Directory::new();
@@ -294,15 +294,15 @@ fn the_manager_is_told() {
         "STATUS=lame duck: accepting connections for another 300ms\nEXTEND_TIMEOUT_USEC=1300000\n"
     );
     let first = hear(&manager);
-    // The report comes a second after the lame duck. On a busy machine it comes later, but then
-    // this test has waited for as long.
+    // The report comes a second after the lame duck, and later on a busy machine, where this test
+    // has waited longer, too.
     let to_go = number_behind(&first, "STATUS=draining: 1 connection, 1 request, ");
     let waited = told_to_stop.elapsed() - Duration::from_millis(300);
     let least = (Duration::from_secs(20).saturating_sub(waited)).as_secs_f64().round() as i32;
     assert!((least..=19).contains(&to_go), "{to_go}, not from {least} to 19: {first}");
     assert!(first.contains(" s to go; the oldest: 127.0.0.1:"), "{first}");
     assert!(first.ends_with("s)\nEXTEND_TIMEOUT_USEC=5000000\n"), "{first}");
-    // Nothing has moved since, so no more time is asked for.
+    // Nothing has moved since, so the server asks for no more time.
     let second = hear(&manager);
     assert!(
         second.starts_with("STATUS=draining: 1 connection, 1 request")
@@ -319,7 +319,7 @@ fn the_manager_is_told() {
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
-/// A program with `serve` says itself that it is ready, and nothing else.
+/// A program with `serve` sends READY itself, and nothing else.
 #[test]
 fn a_program_of_its_own_tells_the_manager() {
     let directory = Directory::new();
@@ -333,7 +333,7 @@ fn a_program_of_its_own_tells_the_manager() {
     assert!(manager.recv(&mut [0]).is_err());
 }
 
-/// WATCHDOG=1 comes from the threads that run handlers: when all of them are blocked, it does not.
+/// WATCHDOG=1 comes from the threads that run handlers, so it stops when all of them are blocked.
 #[test]
 fn a_blocked_executor_is_noticed() {
     let directory = Directory::new();
@@ -363,7 +363,7 @@ fn a_blocked_executor_is_noticed() {
     assert_eq!(server.exit_code(), 1, "{server}");
 }
 
-/// Rule S21: a manager that does not read holds up nothing, and one that is not there neither.
+/// Rule S21: a manager that does not read, or does not exist, holds up nothing.
 #[test]
 fn a_deaf_manager_holds_up_nothing() {
     let directory = Directory::new();
@@ -378,8 +378,8 @@ fn a_deaf_manager_holds_up_nothing() {
     }
 }
 
-/// The operator would find nothing in the log of a server that its manager takes for one that has
-/// failed to start.
+/// Without this line, the operator would find no reason in the log when the manager takes the
+/// server for failed.
 #[test]
 fn a_manager_that_cannot_be_reached_is_named_once() {
     let directory = Directory::new();
@@ -398,9 +398,9 @@ fn a_manager_that_cannot_be_reached_is_named_once() {
 
 // A manager above a keeper.
 
-/// K9: the manager hears of the keeper alone, READY when the first child is, RELOADING with its
-/// time and READY at each restart, also at one that fails, and STOPPING. Each STATUS is the newest
-/// child's, or says what is wrong.
+/// K9: the manager hears only of the keeper. It gets READY when the first child is ready, RELOADING
+/// with a time and READY at each restart, even if that fails, and STOPPING. Each STATUS is the
+/// newest child's, or the reason of a failure.
 #[test]
 fn the_manager_hears_of_each_restart() {
     let directory = Directory::new();
@@ -435,15 +435,15 @@ fn the_manager_hears_of_each_restart() {
     assert!(!said.all.contains("MAINPID="), "{}", said.all);
 }
 
-/// K9: the time that a child asks for while it drains, and the life of the child that serves, go on
-/// to the manager. The watchdog is silent when the child is blocked.
+/// K9: the keeper passes on the requests for time of a child that drains, and the watchdog of the
+/// child that serves. The watchdog is silent if that child is blocked.
 #[test]
 fn the_manager_hears_the_children_through_the_keeper() {
     let directory = Directory::new();
     let manager = service_manager(&directory);
     let mut child = Program::example_command("blocking", &["127.0.0.1:0", "30", "2"]);
     child.env("NOTIFY_SOCKET", directory.join("manager")).env("WATCHDOG_USEC", "100000");
-    // It is for the keeper, and a child would find another process's id there.
+    // WATCHDOG_PID has the keeper's id, so it must not reach a child.
     let mut shell = Command::new("sh");
     let keeper = keep(&[], &child);
     shell.args(["-c", "export WATCHDOG_PID=$$; exec \"$@\"", "sh"]).arg(keeper.get_program());
@@ -512,7 +512,7 @@ fn deaf_manager(path: &Path) -> UnixDatagram {
     manager
 }
 
-/// The words that a manager hears.
+/// The messages that a manager gets.
 struct Words<'a> {
     manager: &'a UnixDatagram,
     all: String,
@@ -523,8 +523,8 @@ impl<'a> Words<'a> {
         Self { manager, all: String::new() }
     }
 
-    /// Hears messages until there has been a line that begins like each of these, in any order.
-    /// Returns what was heard since the last call.
+    /// Receives messages until each of these beginnings has had its line, in any order. Returns the
+    /// messages since the last call.
     fn until(&mut self, begins: &[&str]) -> String {
         let mut heard = String::new();
         let is_in = |begin: &&str, heard: &str| heard.lines().any(|line| line.starts_with(begin));

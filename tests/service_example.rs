@@ -1,10 +1,10 @@
 //! The example `service`, as a user would run it: each of its routes over the wire, and a stop in
-//! the middle of everything that it does.
+//! the middle of its work.
 //!
 //! The handlers alone are tested in the example itself.
 
 mod common;
-// Its handlers have a test without sockets.
+// The example has a test of its handlers without sockets.
 #[path = "../examples/service.rs"]
 #[allow(dead_code, reason = "the tests here run it as a program")]
 mod service;
@@ -66,7 +66,7 @@ impl Service {
 fn it_answers_each_request_with_its_status() {
     let service = Service::start();
     service.write(NINE, "nine");
-    // Beyond the limit of 64 KiB, with a length and in chunks.
+    // The body is longer than the limit of 64 KiB, with a length and in chunks.
     let spaces = " ".repeat(64 * 1024);
     let chunks = format!("{NINE}{spaces}");
     let chunks = format!("{:x}\r\n{chunks}\r\n0\r\n\r\n", chunks.len());
@@ -130,7 +130,7 @@ fn it_streams_a_file_or_the_part_that_a_client_wants() {
         ("bytes=0-18446744073709551615", 206, Some("bytes 0-53/54"), &whole),
         ("bytes=54-", 416, Some("bytes */54"), ""),
         ("bytes=-0", 416, Some("bytes */54"), ""),
-        // A server may answer these whole.
+        // A server may answer these with the whole file.
         ("bytes=0-1,4-5", 200, None, &whole),
         ("bytes=5-0", 200, None, &whole),
         ("bytes=+0-5", 200, None, &whole),
@@ -152,7 +152,7 @@ fn it_streams_a_file_or_the_part_that_a_client_wants() {
     }
 }
 
-/// A handler that takes too long is dropped, here one that waits for the rest of a body.
+/// The server drops a handler that takes too long, here one that waits for the rest of a body.
 #[test]
 fn it_gives_up_a_request_that_takes_too_long() {
     let service = Service::start();
@@ -164,8 +164,8 @@ fn it_gives_up_a_request_that_takes_too_long() {
     assert_eq!(service.connect().post("/reports", NINE).response().status, 202);
 }
 
-/// Each order that was answered with 202 is done, a file that is being sent arrives, and a stream
-/// ends with its last chunk.
+/// Each order that was answered with 202 is done, a file under way arrives whole, and a stream ends
+/// with its last chunk.
 #[test]
 fn it_finishes_everything_at_a_stop() {
     let mut service = Service::start();
@@ -175,7 +175,7 @@ fn it_finishes_everything_at_a_stop() {
     events.get("/events");
     assert_eq!(events.line().unwrap(), "HTTP/1.1 200 OK");
     assert_eq!(events.take_to(b"data: 0 orders wait\n\n").unwrap().last(), Some(&b'\n'));
-    // More than fits into the buffers of the kernel, for a client that does not read yet.
+    // The responses do not fit into the kernel's buffers, and the client does not read yet.
     let mut slow = Client::from(small_socket(service.program.addr, 4096));
     slow.send("GET /reports/large HTTP/1.1\r\nHost: test\r\n\r\n".repeat(20));
     slow.fill().unwrap();
@@ -184,7 +184,7 @@ fn it_finishes_everything_at_a_stop() {
         let order = format!(r#"{{"name": "report{n}", "rows": 65535}}"#);
         assert_eq!(client.post("/reports", &order).response().status, 202);
     }
-    // A request of which a part has arrived.
+    // A part of this request has arrived.
     let mut late = service.connect();
     late.send("POST /reports HTTP/1.1\r\nHost: test\r\nContent-Length: 27\r\n\r\n{");
 
@@ -194,7 +194,7 @@ fn it_finishes_everything_at_a_stop() {
     assert_eq!(service.admin("/readyz").status, 503);
     late.send(&NINE[1..]);
     assert_eq!(late.response().status, 202);
-    // The stream ends with its last chunk, behind an event that was on its way.
+    // The stream ends with its last chunk, after an event that was on its way.
     let (rest, end) = events.rest();
     assert!(rest.ends_with(b"0\r\n\r\n") && end == End::Eof, "{}", common::text(&rest));
     let length = fs::metadata(service.directory.join("large")).unwrap().len();
@@ -215,7 +215,8 @@ fn it_finishes_everything_at_a_stop() {
     }
 }
 
-/// Each request is a line in the log and a number at the admin port, also one that no handler sees.
+/// Each request has a line in the log and a count in the metrics, also a request that no handler
+/// sees.
 #[test]
 fn it_logs_and_counts_each_request() {
     let mut service = Service::start();

@@ -13,7 +13,7 @@ use http_types::{Request, Response};
 use rustix::process::Signal;
 use smol_graceful::{Listener, Server, Shutdown, ready, signals};
 
-/// Says that this process is the program, and whether its servers share a latch.
+/// The variable that marks the program's process. Its value says whether the servers share a latch.
 const SHARED: &str = "SG_TEST_SHARED_LATCH";
 
 /// The addresses of its servers.
@@ -49,7 +49,7 @@ fn a_restart_closes_no_connection_of_either_server() {
                 assert_eq!(ask(client), format!("{server} of {}", servers.serving));
             }
         }
-        // A request under way is answered, and then its connection goes, too.
+        // A request under way is answered, and then its connection goes to the successor, too.
         let [public, admin] = addresses.map(Client::connect);
         let mut busy = [public, admin];
         for client in &mut busy {
@@ -108,7 +108,8 @@ async fn answer(name: &str, request: Request) -> http_types::Result<Response> {
         log::info!("a slow request");
         let token = smol_graceful::Token::of(&request);
         token.stopping().await;
-        // Longer than the linger: it goes when the hand-over has asked all others.
+        // The pause is longer than the linger, so this connection leaves after all others were
+        // asked.
         smol::Timer::after(std::time::Duration::from_millis(200)).await;
     }
     Ok(format!("{name} of {}", process::id()).into())

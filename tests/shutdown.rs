@@ -1,7 +1,7 @@
-//! Stopping: what becomes of a connection in every state it can be in, and of the server.
+//! A stop, and its effect on a connection in every state, and on the server.
 //!
-//! [`TABLE`] is the contract; below it the scene is set, the action carried out and both ends
-//! checked: what the client sees, and what the outcome says. Then the single scenarios.
+//! [`TABLE`] is the contract. The code after it prepares each state, does the action, and checks
+//! the client and the outcome. Single scenarios follow.
 
 mod common;
 
@@ -32,7 +32,8 @@ use State::{
     Unread,
 };
 
-/// A connection's state × what is done to the server → what is expected. A line is a state.
+/// The expected result for each state of a connection and each action on the server. A line is a
+/// state.
 #[rustfmt::skip]
 const TABLE: [(State, [Cell; 3]); 10] = [
     //                Stop         Deadline                          Abort
@@ -50,13 +51,14 @@ const TABLE: [(State, [Cell; 3]); 10] = [
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Accepted, and silent.
+    /// The connection was accepted, and is silent.
     NoByte,
     /// The server has read half a head.
     HalfHead,
-    /// A whole request; the connection is still in the kernel's queue.
+    /// The connection has sent a whole request, and is still in the kernel's queue.
     Queued,
-    /// A whole request in the socket; the connection is accepted, and no thread had time for it.
+    /// A whole request is in the socket of an accepted connection, and no thread has had time for
+    /// it.
     Unread,
     /// The handler runs.
     InHandler,
@@ -64,39 +66,40 @@ enum State {
     HalfBody,
     /// The client does not read the response, which is larger than the kernel's buffers.
     HalfResponse,
-    /// One exchange is over.
+    /// One exchange is over, and the connection is idle.
     Idle,
-    /// A request in the handler, the next one read together with it.
+    /// A request is in the handler, and the next one was read together with it.
     Pipelined,
-    /// A request in the handler, the next one still in the socket.
+    /// A request is in the handler, and the next one is still in the socket.
     PipelinedApart,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
-    /// Stop; then client and handler do their part.
+    /// The server stops, and then client and handler do their part.
     Stop,
-    /// Stop; neither does its part, and the grace ends.
+    /// The server stops, client and handler do nothing, and the grace ends.
     Deadline,
-    /// Abort, without a stop before.
+    /// The server is aborted without a stop before.
     Abort,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cell {
-    /// The client sees a FIN and not a byte. Drained, nothing was finished or cut.
+    /// The client sees a FIN and no byte. The server has drained, and has finished and cut nothing.
     Closed,
-    /// So many requests are answered whole, the last one, and only it, with `Connection: close`;
-    /// then a FIN. Drained.
+    /// This number of requests is answered whole, and only the last response says `close`. A FIN
+    /// follows, and the server has drained.
     Served(u64),
-    /// As [`Served`] with one, but the head went out before the stop and could not announce it.
+    /// One request is answered as in [`Served`], but its head was sent before the stop and does not
+    /// say `close`.
     Finished,
     /// The client gets no whole response. The outcome names its request, at this stage.
     Cut(Stage, End),
 }
 
 impl State {
-    /// Method and path of the request that a cut has to name.
+    /// Returns the method and the path of the request that a cut has to name.
     fn request(self) -> (&'static str, &'static str) {
         match self {
             HalfBody => ("POST", "/read"),
@@ -127,23 +130,23 @@ fn every_state_meets_every_action() {
     assert!(failed.is_empty(), "failed: {failed:?}");
 }
 
-/// A connection in a state, and a server that something is about to be done to.
+/// A connection in a state, and its server before the action.
 struct Scene {
     state: State,
     action: Action,
     stage: Stagehand,
     server: Running,
     client: Client,
-    /// Has the only place that the server offers, where there is only one.
+    /// The client with the server's only place, if there is only one.
     occupant: Option<Client>,
-    /// Who runs the server's connections, where that is not the server itself.
+    /// The executor of the server's connections, if it is not the server's own.
     executor: Option<Arc<Executor<'static>>>,
     worker: Option<Worker>,
 }
 
 impl Scene {
     fn set(state: State, action: Action) -> Self {
-        // The deadline must find the idle ones, too.
+        // The deadline must find the idle connections, too.
         let linger = if action == Deadline { 2 * PATIENCE } else { Duration::from_millis(50) };
         let connections = if state == Queued { 1 } else { 100 };
         let limits = Limits::default().connections(connections);
@@ -155,7 +158,7 @@ impl Scene {
         }
         let server = Running::of(server.stopped_by(&patient().linger(linger)));
         if let Some(executor) = &executor {
-            // The server has begun to accept, and then nobody runs it.
+            // The server has begun to accept, and then its executor is paused.
             let worker = Worker::start(executor);
             settle(&server);
             worker.pause();
@@ -222,7 +225,7 @@ impl Scene {
                 if matches!(self.state, Queued | Unread) {
                     self.stage.entered("/wait");
                 }
-                // Rule S13, but the grace ends when the scene is ready and not before.
+                // S13: the grace ends only when the scene is ready.
                 let _ = future::block_on(
                     shutdown.clone().grace(Duration::from_millis(10)).stop_and_drain(),
                 );
@@ -232,7 +235,7 @@ impl Scene {
                 self.worker = resume();
             }
         }
-        // Rule S6: it is idle, and gets its FIN whatever happens to others.
+        // S6: this connection is idle, and gets its FIN in every case.
         if let Some(occupant) = &mut self.occupant {
             assert_eq!(occupant.end(), End::Eof);
         }
@@ -291,7 +294,7 @@ impl Scene {
 
 // ── The stage ───────────────────────────────────────────────────────────────────────────────
 
-/// A body of what a channel brings, to its close.
+/// A body of a channel's messages, up to the close of the channel.
 struct Ticks(Pin<Box<channel::Receiver<&'static str>>>);
 
 impl AsyncRead for Ticks {
@@ -306,8 +309,8 @@ impl AsyncRead for Ticks {
     }
 }
 
-/// Returns when the server, which runs on one thread, has looked at everything that its sockets
-/// held before: its tasks take turns, and another client has had several meanwhile.
+/// Waits until the server, which runs on one thread, has read all bytes that its sockets had
+/// before. Its tasks take turns, and another client has had several turns meanwhile.
 fn settle(server: &Running) {
     let before = server.shutdown.in_flight();
     let mut probe = server.connect();
@@ -327,7 +330,7 @@ fn assert_cut(outcome: &Outcome, i: usize, peer: Peer, stage: Stage, method: &st
     assert_eq!((*who, *at, m.as_str(), p.as_str()), (peer, stage, method, path));
 }
 
-/// An executor's only thread, as long as the test wants it to run.
+/// An executor's only thread, which the test can pause.
 struct Worker {
     run: channel::Sender<()>,
     thread: thread::JoinHandle<()>,
@@ -351,7 +354,7 @@ impl Worker {
 
 // ── Idle connections ────────────────────────────────────────────────────────────────────────
 
-/// Rules S6, S7: within the linger a last request is served.
+/// Rules S6, S7: the server serves a last request within the linger.
 #[test]
 fn a_request_within_the_linger_is_served() {
     let (_, handler) = stage();
@@ -363,7 +366,7 @@ fn a_request_within_the_linger_is_served() {
     settle(&server);
     server.shutdown.stop();
     wait_for_close(server.addr());
-    // The server has one thread: when it has served the probe, it has looked at the others.
+    // The server has one thread, so when it has served the probe, it has looked at the others.
     for mut client in [probe, used, silent] {
         let response = client.get("/now").response();
         assert_eq!((response.status, response.says_close()), (200, true));
@@ -374,8 +377,8 @@ fn a_request_within_the_linger_is_served() {
     assert_eq!(outcome.finished, 3);
 }
 
-/// Rule S6: the last look. The request comes while nobody looks, and is found although the linger
-/// is over.
+/// Rule S6: the last look finds a request that came while the server did not run, although the
+/// linger is over.
 #[test]
 fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
     let executor = Arc::new(Executor::new());
@@ -388,7 +391,7 @@ fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
     worker.pause();
     client.get("/now");
     server.shutdown.stop();
-    // The listener's close is followed by the end of the linger at once.
+    // The end of the linger follows the close of the listener at once.
     wait_for_close(server.addr());
     let worker = Worker::start(&executor);
     let response = client.response();
@@ -414,7 +417,7 @@ fn without_connections_a_stop_takes_no_time() {
     }
 }
 
-/// An idle client that leaves during its linger is not waited for any longer.
+/// The drain does not wait for an idle client that has left during its linger.
 #[test]
 fn the_drain_ends_when_the_last_idle_client_leaves() {
     let (_, handler) = stage();
@@ -452,7 +455,7 @@ fn everyone_in_the_queue_is_served() {
     assert!(is_refused(server.addr()));
 }
 
-/// Rule S3: with a lame duck's time connections are still taken, and an abort ends it.
+/// Rule S3: in the lame duck, connections are still accepted, and an abort ends it.
 #[test]
 fn a_lame_duck_still_takes_connections() {
     let (_, handler) = stage();
@@ -469,8 +472,8 @@ fn a_lame_duck_still_takes_connections() {
     assert_eq!(outcome.finished, 1);
 }
 
-/// Rules S2, S4: a latch that was moved before `serve` ends it at once; a client that the kernel
-/// has let in meanwhile gets its answer all the same.
+/// Rules S2, S4: if the latch was stopped before `serve`, the server ends at once, and still
+/// answers clients in the kernel's queue.
 #[test]
 fn a_stop_before_serve() {
     let (_, handler) = stage();
@@ -491,7 +494,7 @@ fn a_stop_before_serve() {
 
 // ── The latch and the outcome ───────────────────────────────────────────────────────────────
 
-/// After Go's `TestServerShutdown`.
+/// The test follows Go's `TestServerShutdown`.
 #[test]
 fn a_handler_that_stops_the_server_is_not_cut() {
     let shutdown = Shutdown::new();
@@ -500,7 +503,7 @@ fn a_handler_that_stops_the_server_is_not_cut() {
         let stop = stop.clone();
         async move {
             stop.stop();
-            // The stop has time to do its harm.
+            // The stop has the time to cut this handler.
             smol::Timer::after(Duration::from_millis(20)).await;
             Ok("stopped")
         }
@@ -549,7 +552,7 @@ fn aborting_twice_is_aborting_once() {
     assert_eq!(client.end(), End::Eof);
     let outcome = server.outcome();
     assert_eq!((outcome.ending, outcome.cut.len()), (DrainEnding::Forced, 1));
-    // Whoever asks later hears the same.
+    // A later call gets the same outcome.
     server.shutdown.abort();
     let again = future::block_on(server.shutdown.stop_and_drain());
     assert_eq!((again.ending, again.cut.len()), (DrainEnding::Forced, 1));
@@ -574,8 +577,8 @@ fn the_outcome_counts_what_was_finished_in_the_drain() {
     assert_eq!(server.outcome().finished, 2);
 }
 
-/// Rule S13, with the server's own grace: everything that is cut is named, the oldest first, in
-/// the value and in the line.
+/// Rule S13: at the end of the server's own grace, the outcome names all work that was cut, the
+/// oldest first, in the value and in the line.
 #[test]
 fn the_grace_ends_and_the_outcome_names_what_was_cut() {
     let (stage, handler) = stage();
@@ -616,7 +619,7 @@ fn the_grace_ends_and_the_outcome_names_what_was_cut() {
     drop(guard);
 }
 
-/// Two servers, one latch: both stop, and neither says that it has ended before both have.
+/// Two servers with one latch stop together, and neither ends before both have drained.
 #[test]
 fn servers_that_share_a_latch_stop_together() {
     let shutdown = Shutdown::new().grace(2 * PATIENCE);
@@ -641,7 +644,7 @@ fn servers_that_share_a_latch_stop_together() {
     assert_eq!(shutdown.in_flight(), 0);
 }
 
-/// The future of `serve` is dropped: listener and connections are closed, whoever runs them.
+/// The drop of `serve` closes the listener and the connections, on any executor.
 #[test]
 fn dropping_the_server_closes_everything() {
     for executor in [None, Some(Arc::new(Executor::new()))] {
@@ -682,7 +685,7 @@ fn dropping_the_server_closes_everything() {
 
 // ── Handlers ────────────────────────────────────────────────────────────────────────────────
 
-/// Rule S10: a handler learns of the stop and is left to finish.
+/// Rule S10: a handler sees the stop and can finish.
 #[test]
 fn a_handler_that_sees_the_stop_is_not_cancelled() {
     let (stage, handler) = stage();
@@ -743,14 +746,14 @@ fn a_panic_costs_its_client_alone() {
         assert!(!response.text().contains("wished"));
         assert_eq!(client.end(), End::Eof);
 
-        // Nothing of it was sent yet; what was answered before stays answered.
+        // Nothing of this response was sent, and the earlier answers arrive.
         let mut client = server.connect();
         client.get("/now").get("/now").get("/panic-in-body");
         for status in [200, 200, 500] {
             assert_eq!(client.response().status, status);
         }
         assert_eq!(client.end(), End::Eof);
-        // No clean end that could be taken for the whole.
+        // The end is not clean, so the client cannot take a part for the whole.
         for version in ["1.0", "1.1"] {
             let mut client = server.connect();
             client.send(format!("GET /panic-in-big-body HTTP/{version}\r\nHost: x\r\n\r\n"));
@@ -790,7 +793,7 @@ fn a_panic_does_not_hold_the_drain() {
     assert_eq!(server.shutdown.in_flight(), 0);
 }
 
-/// A body that begins, and does not come on.
+/// A body that begins, and then stays pending.
 struct Silent {
     begin: Cursor<&'static str>,
     _dropped: Dropped,
@@ -809,7 +812,8 @@ impl AsyncRead for Silent {
     }
 }
 
-/// Rule S22 while a response is on its way, whose source says nothing: chunks, or a length.
+/// Rule S22 holds while the source of a response is silent, for a response in chunks and one with a
+/// length.
 #[test]
 fn a_client_that_is_gone_does_not_hold_the_drain_by_a_silent_response() {
     let (gone, dropped) = mpsc::channel();
@@ -838,8 +842,8 @@ fn a_client_that_is_gone_does_not_hold_the_drain_by_a_silent_response() {
     assert_eq!(dropped.try_iter().count(), 2);
 }
 
-/// Rule S22: in the drain a handler is dropped when its client has reset the connection, before
-/// the stop or after it; one that only half-closed still gets its answer.
+/// Rule S22: in the drain, the server drops a handler whose client has reset the connection, before
+/// the stop or after it. A client that has only half-closed still gets its answer.
 #[test]
 fn a_client_that_is_gone_does_not_hold_the_drain() {
     let (open, gate) = channel::bounded::<()>(1);
@@ -882,8 +886,8 @@ fn a_client_that_is_gone_does_not_hold_the_drain() {
 
 // ── Responses ───────────────────────────────────────────────────────────────────────────────
 
-/// Rule S9, after Go's `TestServerGracefulClose`: the handler answers without reading 5 MB that
-/// the client goes on sending, and no reset takes the answer away.
+/// Rule S9, after Go's `TestServerGracefulClose`: the handler answers without reading the 5 MB that
+/// the client sends, and the answer is not lost to a reset.
 #[test]
 fn the_last_response_is_not_lost_to_a_reset() {
     const UPLOAD: usize = 5 * 1024 * 1024;
@@ -896,7 +900,7 @@ fn the_last_response_is_not_lost_to_a_reset() {
     let mut upload = client.stream.try_clone().unwrap();
     let sender = thread::spawn(move || upload.write_all(&vec![b'x'; UPLOAD]));
     stage.open();
-    // Everything has been sent before anything is read.
+    // The client sends everything before it reads.
     sender.join().unwrap().unwrap();
     let response = client.response();
     assert_eq!((response.status, response.text().as_str()), (200, "done"));
@@ -905,8 +909,8 @@ fn the_last_response_is_not_lost_to_a_reset() {
     assert!(server.outcome().is_drained());
 }
 
-/// A response in chunks goes on through the drain to its proper end (rule S8), and an abort ends
-/// it without one, so that the client cannot take it for the whole.
+/// Rule S8: a response in chunks goes on in the drain to its proper end. An abort ends it without
+/// one, so that the client cannot take a part for the whole.
 #[test]
 fn a_stream_ends_properly_or_visibly_not() {
     for abort in [false, true] {
@@ -942,8 +946,8 @@ fn a_stream_ends_properly_or_visibly_not() {
     }
 }
 
-/// An empty line behind the last request is no request: it does not hold the drain (RFC 9112
-/// section 2.2).
+/// An empty line after the last request is not a request, so it does not hold the drain open (RFC
+/// 9112 section 2.2).
 #[test]
 fn empty_lines_do_not_hold_the_drain() {
     for lines in ["\r\n", "\r\n\r\n"] {
@@ -962,7 +966,7 @@ fn empty_lines_do_not_hold_the_drain() {
     }
 }
 
-/// A body that is read elsewhere does not wait for ever for a connection that is gone.
+/// A task that reads a body does not wait for ever if the connection is gone.
 #[test]
 fn a_body_that_is_read_elsewhere_ends_with_its_connection() {
     use futures_lite::AsyncReadExt;
@@ -988,8 +992,8 @@ fn a_body_that_is_read_elsewhere_ends_with_its_connection() {
     assert!(!server.outcome().is_drained());
 }
 
-/// Rule S9: the last response is taken whole by a client that is slow to read, whatever it sends
-/// meanwhile, and the server waits for that.
+/// Rule S9: a slow client gets its last response whole, even if it sends bytes meanwhile, and the
+/// server waits for it.
 #[test]
 fn a_slow_client_gets_its_last_response_whole() {
     const LONG: usize = 300_000;
@@ -1008,19 +1012,19 @@ fn a_slow_client_gets_its_last_response_whole() {
         });
         let mut client = Client::from(small_socket(server.addr(), 8 * 1024));
         client.get("/");
-        // The response has begun to come; the rest is in the server's kernel before long.
+        // The response has begun to arrive, and its rest will soon be in the server's kernel.
         client.stream.peek(&mut [0]).unwrap();
         wait_until("the handler is done", || server.shutdown.in_flight() == 1);
         if stop {
             server.shutdown.stop();
         }
-        // Long enough for a connection that waits for nobody. A connection that waits as it should
-        // shows nothing.
+        // In this time, a connection that does not wait for its client would end. A connection that
+        // waits shows no event.
         let began = Instant::now();
         while server.shutdown.in_flight() > 0 && began.elapsed() < Duration::from_millis(300) {
             thread::sleep(Duration::from_millis(1));
         }
-        // It may have crossed the end of the connection.
+        // This may cross the end of the connection.
         let _ = client.stream.write_all(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n");
         let response = client.try_response(false);
         assert_eq!(response.map(|response| response.body.len()), Ok(LONG), "{what}");
@@ -1047,18 +1051,17 @@ fn a_slow_client_does_not_hold_the_drain_after_its_last_response() {
     // The connection gives the rest to the kernel, and begins to wait for the client.
     settle(&server);
     server.shutdown.stop();
-    // The connection takes note of the stop while the client has yet to take most of the response.
+    // Meanwhile the connection sees the stop, and the client has not taken most of the response.
     thread::sleep(Duration::from_millis(200));
     assert_eq!(client.response().body.len(), LONG);
     assert_eq!(client.end(), End::Eof);
     let began = Instant::now();
     assert!(server.outcome().is_drained());
-    // A drain that the client holds ends after 5 s, so a machine that pauses does no harm here.
+    // A drain that waits for the client would end after 5 s, so a slow machine does no harm here.
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }
 
-/// A response that is written is not cut because its client owes the rest of a body that nobody
-/// wants.
+/// A written response does not count as cut if only the rest of an unread body is missing.
 #[test]
 fn a_body_that_nobody_wants_does_not_hold_the_drain() {
     for body in [
@@ -1076,7 +1079,7 @@ fn a_body_that_nobody_wants_does_not_hold_the_drain() {
     }
 }
 
-/// Nor do empty lines, which are no request.
+/// Empty lines are not a request, so they hold up nothing.
 #[test]
 fn as_many_empty_lines_as_are_tolerated_hold_up_nobody() {
     for lines in ["\r", "\r\n", "\r\n\r\n\r\n", "\r\n\r\n\r\n\r\n"] {

@@ -1,7 +1,7 @@
 //! The real binary as a process: signals, deadlines, exit codes, its log, its command line.
 //!
-//! No signal is ever sent to the test runner: each server is a process of its own. Requests are
-//! known to be in flight by what the server has sent or logged, never by the time that has passed.
+//! No signal goes to the test runner, because each server is a process of its own. The server's
+//! bytes and log show that a request is in flight, and never the time that has passed.
 
 #![allow(clippy::print_stdout, reason = "the seed of a failure")]
 
@@ -48,7 +48,8 @@ fn each_signal_ends_an_idle_server() {
     });
 }
 
-/// Rules S6 and S7: with a FIN, not with a reset, and without the whole idle timeout.
+/// Rules S6 and S7: such connections end with a FIN and not with a reset, and before the idle
+/// timeout.
 #[test]
 fn idle_and_silent_connections_do_not_keep_it() {
     let mut server = Program::server(&["--work", "0s"]);
@@ -61,7 +62,7 @@ fn idle_and_silent_connections_do_not_keep_it() {
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
-/// Rules S8, S9 and S10: a head, a body and a response that were half done.
+/// Rules S8, S9 and S10: half a head, half a body and half a response are finished.
 #[test]
 fn each_signal_lets_finish_what_is_in_flight() {
     for_each(STOP_SIGNALS, |(signal, name)| {
@@ -73,7 +74,7 @@ fn each_signal_lets_finish_what_is_in_flight() {
         let mut stream = server.connect();
         stream.get("/stream?every=20ms&count=1000000");
         while stream.line().unwrap() != "tick 1\n".len().to_string() {}
-        // From here on the server is in the middle of this response.
+        // From here on, the server is in the middle of this response.
 
         server.signal(signal);
         server.wait_for(&format!("stopping because of {name}"));
@@ -100,7 +101,7 @@ fn each_signal_lets_finish_what_is_in_flight() {
     });
 }
 
-/// Rule S9, for a handler that had begun before the stop.
+/// Rule S9: the server waits for a handler that has begun before the stop.
 #[test]
 fn a_handler_that_runs_is_waited_for() {
     let mut server = Program::server(&["--work", "2s"]);
@@ -113,7 +114,7 @@ fn a_handler_that_runs_is_waited_for() {
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
-/// Rule S16: a signal as soon as it listens.
+/// Rule S16: the signal comes as soon as the server listens.
 #[test]
 fn a_signal_right_after_the_start_is_not_lost() {
     for (signal, _) in STOP_SIGNALS.into_iter().cycle().take(12) {
@@ -123,8 +124,8 @@ fn a_signal_right_after_the_start_is_not_lost() {
     }
 }
 
-/// Rule S16: a signal at any moment of the start ends it, and from the first bind on it is
-/// handled.
+/// Rule S16: a signal at any moment of the start ends the server, and is handled from the first
+/// bind on.
 #[test]
 fn a_signal_during_the_start_ends_it() {
     let seed = fastrand::u64(..);
@@ -132,7 +133,7 @@ fn a_signal_during_the_start_ends_it() {
     let mut random = fastrand::Rng::with_seed(seed);
     for _ in 0..100 {
         let mut server = Bare::start(Command::new(SERVER).args(["--listen", "127.0.0.1:0"]));
-        // The moment is what is random here: nothing is waited for.
+        // This pause makes the moment random, and is not a wait for an event.
         thread::sleep(Duration::from_micros(random.u64(0..20_000)));
         server.signal(Signal::TERM);
         let (status, _, log) = server.output();
@@ -159,7 +160,7 @@ fn the_grace_ends_the_drain_and_names_what_it_cuts() {
     assert!(outcome.contains("timed out after ") && outcome.contains(&named), "{log}");
 }
 
-/// Rule S20: after 1 s and after 2 s, and not after 3 s.
+/// Rule S20: the log has a report after 1 s and after 2 s, and not after 3 s.
 #[test]
 fn the_log_says_now_and_then_what_is_left() {
     let mut server = Program::server(&["--work", "60s", "--grace", "4500ms"]);
@@ -171,7 +172,7 @@ fn the_log_says_now_and_then_what_is_left() {
         assert!(line.contains(&format!("{} GET /?a=b (", local(&client))), "{line}");
     }
     assert_eq!(server.exit_code(), 1, "{server}");
-    // A drain that a busy machine has kept until its fifth second has a third report.
+    // On a busy machine, a drain that reaches its fifth second has a third report.
     let log = server.log();
     let reports = log.matches("draining: ").count();
     assert!(reports == 2 || (reports == 3 && log.contains("timed out after 5.")), "{log}");
@@ -179,8 +180,8 @@ fn the_log_says_now_and_then_what_is_left() {
 
 // ── The second signal ───────────────────────────────────────────────────────────────────────────
 
-/// Rule S14: whichever it is, and whichever was the first. The grace of 60 s is longer than the
-/// patience of the tests.
+/// Rule S14: any second signal after any first one ends the server. The grace of 60 s is longer
+/// than the patience of the tests.
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let firsts = STOP_SIGNALS;
@@ -202,7 +203,7 @@ fn a_second_signal_ends_it_at_once() {
     });
 }
 
-/// Rule S14: the same one twice.
+/// Rule S14: the same signal may come twice.
 #[test]
 fn the_same_signal_twice_ends_it_at_once() {
     for_each(STOP_SIGNALS, |(signal, name)| {
@@ -216,7 +217,7 @@ fn the_same_signal_twice_ends_it_at_once() {
     });
 }
 
-/// Rules S13 and S14: two signals right behind a request that perhaps nobody has accepted yet.
+/// Rules S13 and S14: two signals come right after a request that may not have been accepted yet.
 /// The outcome names each request that is cut, and an exit code of 0 means that none was.
 #[test]
 fn a_request_that_has_just_been_sent_is_not_dropped_in_silence() {
@@ -245,7 +246,8 @@ fn a_storm_of_signals_neither_hangs_nor_kills() {
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    // Until it is waited for, its number is its own, even when it has ended.
+                    // The process is not reaped yet, so its id is still its own, even if it has
+                    // ended.
                     STOP_SIGNALS
                         .into_iter()
                         .cycle()
@@ -267,7 +269,7 @@ fn with_every_worker_blocked_the_deadline_ends_it() {
         server.program.signal(Signal::TERM);
         server.program.wait_for("stopping because of SIGTERM");
         wait_until("the listener is closed", || is_refused(server.program.addr));
-        // Rule S20: here, too.
+        // S20: the report comes in this case, too.
         server.program.wait_for("draining: ");
         assert_eq!(server.program.exit_code(), 1, "{}", server.program);
         server.assert_named_after("timed out after ");
@@ -288,7 +290,7 @@ fn with_every_worker_blocked_a_second_signal_ends_it() {
     });
 }
 
-/// Requests that came while the workers were blocked are answered like those that blocked them.
+/// Requests that came while the workers were blocked are answered, too.
 #[test]
 fn workers_that_are_free_again_finish_the_drain() {
     for_each([1, 2], |threads| {
@@ -305,7 +307,7 @@ fn workers_that_are_free_again_finish_the_drain() {
 /// `examples/blocking` with every worker blocked.
 struct Blocked {
     program: Program,
-    /// Those that block, then those that came after them.
+    /// The clients that block the workers, and then the later ones.
     clients: Vec<Client>,
     threads: usize,
 }
@@ -320,7 +322,7 @@ impl Blocked {
             client.get(&format!("/block/{milliseconds}"));
             clients.push(client);
         }
-        // As long as a worker is free, others are answered.
+        // As long as a worker is free, other clients get answers.
         wait_until("every worker is blocked", || {
             let mut other = program.connect();
             other.get("/");
@@ -335,7 +337,7 @@ impl Blocked {
         Self { program, clients, threads }
     }
 
-    /// The last line of the log is the outcome and names every request that blocks.
+    /// Asserts that the last line of the log is the outcome, and names every request that blocks.
     fn assert_named_after(&mut self, ending: &str) {
         let log = self.program.log();
         let outcome = log.lines().last().unwrap();
@@ -349,14 +351,14 @@ impl Blocked {
 
 // ── A log that cannot be written (rule S21) ─────────────────────────────────────────────────────
 
-/// A pipe that its reader has forgotten, and a socket as under systemd whose journal hangs: both
-/// full from the start.
+/// The log is a pipe without a reader, or a socket as under systemd when the journal hangs. Both
+/// are full from the start.
 #[test]
 fn a_log_that_nobody_reads_holds_up_nothing() {
     let directory = Directory::new();
     let path = directory.join("pipe");
     assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
-    // Both of its ends, so that it neither waits for the other one nor breaks.
+    // Both ends are open, so that the pipe neither blocks the open nor breaks.
     let pipe = File::options().read(true).write(true).open(path).unwrap();
     let (_unread, socket) = UnixStream::pair().unwrap();
     for_each([pipe.into(), socket.into()], |stderr: OwnedFd| {
@@ -391,7 +393,7 @@ fn a_program_with_a_log_writer_is_not_held_up_either() {
         for _ in 0..100 {
             assert_eq!(client.send(format!("{head}\r\nhello")).response().text(), "hello");
         }
-        // Answered when the handler reads the body.
+        // The server sends `100 Continue` when the handler reads the body.
         client.send(format!("{head}Expect: 100-continue\r\n\r\n"));
         assert_eq!(client.response().status, 100);
         server.signal(Signal::TERM);
@@ -412,7 +414,7 @@ fn a_program_with_a_log_writer_is_not_held_up_either() {
     assert_eq!(server.wait().code(), Some(1), "the second signal");
 }
 
-/// Fills a pipe or socket until not one byte more goes in; it is left blocking.
+/// Fills a pipe or socket to the last byte, and leaves it blocking.
 fn fill(mut file: File) {
     let blocks = file.try_clone().unwrap();
     let blocks = SockRef::from(&blocks);
@@ -422,7 +424,7 @@ fn fill(mut file: File) {
     blocks.set_nonblocking(false).unwrap();
 }
 
-/// The first sockets of such a server could get the numbers 0 to 2.
+/// Without a fix, the first sockets of such a server would get the numbers 0 to 2.
 #[test]
 fn closed_standard_descriptors_put_no_log_on_the_wire() {
     for_each(["2>&-", "<&- >&- 2>&-", "<&-", ">&- 2>&-"], |closed| {
@@ -431,7 +433,7 @@ fn closed_standard_descriptors_put_no_log_on_the_wire() {
         command.args(["--listen", "127.0.0.1:0", "--work", "1ms"]).env("RUST_LOG", "trace");
         let mut server = Bare::start(command);
         let addr = server.addr();
-        // Several at the same time, so that low numbers are in use.
+        // Several clients connect at the same time, so that low numbers are in use.
         let mut clients: Vec<_> = (0..4).map(|_| Client::connect(addr)).collect();
         for _ in 0..10 {
             for client in &mut clients {
@@ -444,7 +446,7 @@ fn closed_standard_descriptors_put_no_log_on_the_wire() {
         }
         server.signal(Signal::TERM);
         for client in &mut clients {
-            // Nothing but the end.
+            // No byte comes before the end.
             assert_eq!(client.end(), End::Eof);
         }
         assert_eq!(server.wait().code(), Some(0), "{closed}");
@@ -512,7 +514,7 @@ fn help_and_version_are_exit_0() {
     assert_eq!(version, concat!("smol-graceful ", env!("CARGO_PKG_VERSION"), "\n"));
 }
 
-/// A setting that could not have an effect is an error, because its operator expects one.
+/// A setting without an effect is an error, because the operator expects an effect.
 #[test]
 fn a_setting_in_vain_is_named_in_one_line() {
     let format = "SMOL_GRACEFUL_ACCESS_LOG_FORMAT";
@@ -539,7 +541,7 @@ fn a_setting_in_vain_is_named_in_one_line() {
     let (status, _, stderr) = run(&["generate", "bash", "keep"], &[]);
     assert_eq!(status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("COMMAND has no effect without `man` in front of it: "), "{stderr}");
-    // Both are accepted with what they need.
+    // Both settings are accepted with the setting that they need.
     let directory = Directory::new();
     let socket = format!("unix:{}", directory.join("socket").display());
     for args in [
@@ -575,7 +577,7 @@ fn every_flag_has_its_variable() {
         assert_eq!(status.code(), Some(2), "{name}: {stderr}");
         assert!(stderr.contains(&format!("The value comes from the variable {name}.")), "{stderr}");
     }
-    // A flag without a value has a variable with one.
+    // A flag without a value has a variable with a value.
     for (value, code, words) in
         [("off", 0, ""), ("Yes", 0, ""), ("maybe", 2, "write true or false")]
     {
@@ -584,10 +586,10 @@ fn every_flag_has_its_variable() {
         assert_eq!(status.code(), Some(code), "{value}: {stderr}");
         assert!(stderr.contains(words), "{stderr}");
     }
-    // The argument is wrong, whatever the variable says.
+    // The argument is wrong, so the variable is not to blame.
     let (_, _, stderr) = run(&["--grace", "soon"], &[("SMOL_GRACEFUL_GRACE", "1s")]);
     assert!(!stderr.contains("variable"), "{stderr}");
-    // A keeper's variable, whatever the arguments of its program are, and bytes that are no text.
+    // A keeper's variable is wrong, with any arguments of its program, and a value is not UTF-8.
     let mut command = Command::new(SERVER);
     command.args(["keep", "--", "true", "--patience", "1s"]);
     command.env("SMOL_GRACEFUL_KEEP_PATIENCE", "5");
@@ -599,7 +601,7 @@ fn every_flag_has_its_variable() {
     let (status, _, stderr) = Bare::start(&mut command).output();
     assert_eq!(status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("The value comes from the variable SMOL_GRACEFUL_GRACE."), "{stderr}");
-    // A variable that is misspelt.
+    // A misspelt variable gets a warning.
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0"]).env("SMOL_GRACEFUL_THREDS", "2");
     let mut server = Program::start(command);
@@ -618,7 +620,7 @@ fn every_flag_has_its_variable() {
     assert!(server.log().contains("timed out after "), "{server}");
 }
 
-/// A number without its unit is the usual mistake.
+/// A number without a unit is a common mistake.
 #[test]
 fn a_wrong_duration_costs_a_line_with_a_right_one() {
     for args in [
@@ -633,7 +635,7 @@ fn a_wrong_duration_costs_a_line_with_a_right_one() {
     }
 }
 
-/// `--check` finds what would go wrong, disturbs nobody, and leaves nothing behind.
+/// `--check` finds mistakes, disturbs no running server, and leaves nothing behind.
 #[test]
 fn a_check_tries_everything_and_leaves_nothing() {
     let directory = Directory::new();
@@ -655,7 +657,7 @@ fn a_check_tries_everything_and_leaves_nothing() {
     }
     assert_eq!(directory.path().read_dir().unwrap().count(), 0, "{said}");
 
-    // A server that runs keeps its address, its socket's file and its pid file.
+    // A running server keeps its address, its socket's file and its pid file.
     let args = [&["--work", "0s", "--listen", &unix][..], &pid_flag].concat();
     let mut server = Program::server(&args);
     wait_until("the pid file is there", || pid_file.exists());
@@ -705,7 +707,8 @@ fn man_pages_and_completions_are_printed() {
     assert_eq!(run(&["generate", "csh"], &[]).0.code(), Some(2));
 }
 
-/// On a terminal, unless the operator has asked for plain text, and never in a file or a pipe.
+/// Lines are in colour on a terminal, unless the operator has asked for plain text, and never in a
+/// file or a pipe.
 #[test]
 fn lines_are_in_colour_on_a_terminal() {
     for_each(
@@ -733,7 +736,7 @@ fn the_first_line_has_the_version() {
     assert!(log.lines().next().unwrap().ends_with(version), "{log}");
 }
 
-/// A browser that waits for `GET /` is explained, and short work leaves the log alone.
+/// Long work of `GET /` is logged, and short work is not.
 #[test]
 fn long_work_is_told_of() {
     let mut server = Program::server(&["--work", "1s"]);
@@ -761,7 +764,7 @@ fn long_work_is_told_of() {
     assert!(!server.log().contains("GET / from "), "{server}");
 }
 
-/// A flag is nearer than the environment.
+/// A flag counts more than its variable.
 #[test]
 fn a_flag_goes_before_its_variable() {
     let mut command = Command::new(SERVER);
@@ -780,7 +783,7 @@ fn a_unix_socket_is_served_and_its_file_removed() {
         command.args(["--listen", &listen, "--work", "0s"]);
         Program::start(command)
     };
-    // Killed: its file stays behind, and its successor replaces it.
+    // The server is killed, so its file stays, and its successor replaces the file.
     drop(start());
     assert!(path.exists());
     let mut server = start();
@@ -845,7 +848,7 @@ fn every_route_answers() {
     assert_eq!(response.status / 100, 2);
     assert!(response.header("allow").unwrap().contains("GET"), "{response:?}");
 
-    // HAProxy's check (rule W8).
+    // W8: this is HAProxy's default check.
     let mut check = server.connect();
     assert_eq!(check.send("OPTIONS / HTTP/1.0\r\n\r\n").response().status / 100, 2);
     assert_eq!(check.end(), End::Eof);
@@ -869,7 +872,7 @@ fn a_mebibyte_comes_back() {
     });
 }
 
-/// Rule S3: not ready from the moment the stop begins, but alive, and serving new connections.
+/// Rule S3: in the lame duck, a server is not ready, but is alive and serves new connections.
 #[test]
 fn a_lame_duck_still_serves() {
     let mut server =
@@ -883,7 +886,7 @@ fn a_lame_duck_still_serves() {
     assert_eq!((response.status, response.text().as_str()), (200, "okay"));
     assert!(response.says_close(), "{response:?}");
     assert_eq!(ask("/readyz").status, 503);
-    // The second signal ends it; it has nothing to cut.
+    // The second signal ends the server, which has nothing to cut.
     server.stop();
 }
 
@@ -899,7 +902,7 @@ fn run(args: &[&str], variables: &[(&str, &str)]) -> (ExitStatus, String, String
     Bare::start(command.args(args).envs(variables.iter().copied())).output()
 }
 
-/// A process whose log nobody reads before it has ended.
+/// A process whose log the test reads only after its end.
 struct Bare(Child);
 
 impl Bare {
@@ -917,7 +920,7 @@ impl Bare {
         ProcessId::of(&self.0).signal(signal);
     }
 
-    /// Where it listens, as the kernel says: the log cannot be asked.
+    /// Returns the address of the server from the kernel, because the log cannot be read yet.
     fn addr(&mut self) -> SocketAddr {
         let mut addr = None;
         wait_until("it listens", || {
@@ -949,8 +952,8 @@ impl Drop for Bare {
     }
 }
 
-/// The port on 127.0.0.1 that a process listens on (Linux): the sockets that it has open, looked
-/// up in the kernel's table.
+/// Returns the port on 127.0.0.1 on which a process listens (Linux), by its open sockets and the
+/// kernel's table.
 fn listens_on(pid: u32) -> Option<SocketAddr> {
     let open: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
         .ok()?

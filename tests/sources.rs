@@ -1,5 +1,4 @@
-//! Where connections come from and what is made of them before they are served: sources that fail,
-//! wrappers, and what the log says of it.
+//! Sources of connections and wrappers: sources that fail, wrappers, and their lines in the log.
 
 mod common;
 
@@ -30,7 +29,7 @@ use smol_graceful::{
 
 // Sources that panic (rule S17).
 
-/// What is in flight is finished, and the error that follows names the panic and the line.
+/// Requests in flight are finished, and then the error names the panic and the line.
 #[test]
 fn a_source_that_panics_stops_the_server_and_is_its_error() {
     let log = Log::of_this_process();
@@ -59,7 +58,7 @@ fn a_source_that_panics_stops_the_server_and_is_its_error() {
     assert_eq!(log.with(&told), [(Level::Error, text)]);
 }
 
-/// A source that nobody asks before the stop panics when it is asked for the last time.
+/// A source that is not polled before the stop panics when the server polls it for the last time.
 #[test]
 fn a_source_that_panics_at_the_stop_is_an_error_too() {
     let is_stopped = Arc::new(AtomicBool::new(false));
@@ -78,7 +77,7 @@ fn a_source_that_panics_at_the_stop_is_an_error_too() {
     assert!(text.ends_with(" has panicked: asked at the stop"), "{text}");
 }
 
-/// A process ends with 1, and says why in one line.
+/// A process ends with exit code 1 and one line with the reason.
 #[test]
 fn a_source_that_panics_ends_a_process_with_1() {
     let (_, told) = channel::bounded::<()>(1);
@@ -90,8 +89,7 @@ fn a_source_that_panics_ends_a_process_with_1() {
     assert_eq!(format!("{:?}", ended.report()), format!("{:?}", ExitCode::FAILURE));
 }
 
-/// A stream that panics, wherever the server is with it, costs its client the connection and nobody
-/// else anything.
+/// A panic of a stream, at any step of the server, ends its own connection alone.
 #[test]
 fn a_stream_that_panics_costs_its_client_alone() {
     let log = Log::of_this_process();
@@ -105,7 +103,7 @@ fn a_stream_that_panics_costs_its_client_alone() {
         send.try_send(Ok(connection.from_peer(peer))).unwrap();
         wait_until("it has come and gone", || server.shutdown.in_flight() == 0 && send.is_empty());
     }
-    // In an idle connection, before a request; the others panic where a request is read.
+    // This one panics in an idle connection, and the others panic while a request is read.
     let told = "192.0.2.1:1: the connection's stream has panicked";
     wait_until("the log tells it", || log.with(told) == [(Level::Error, told.to_owned())]);
     let mut client = Client::connect(addr);
@@ -115,7 +113,7 @@ fn a_stream_that_panics_costs_its_client_alone() {
     assert!(server.stop().is_drained());
 }
 
-/// Never brings a connection, and panics as soon as the other end is closed.
+/// Returns a source without connections, which panics when the other end is closed.
 fn panicking_after(
     told: channel::Receiver<()>,
 ) -> impl futures_lite::Stream<Item = io::Result<Connection>> + Send {
@@ -124,7 +122,8 @@ fn panicking_after(
     }))
 }
 
-/// Gives the beginning of a request in so many reads, and panics in the next one.
+/// A stream that gives the beginning of a request in this number of reads, and panics in the next
+/// one.
 struct Panicking {
     reads: u16,
 }
@@ -157,7 +156,7 @@ impl AsyncWrite for Panicking {
 
 // Wrappers.
 
-/// The client that a wrapper names is the one of the request and of the outcome.
+/// The request and the outcome have the client that a wrapper names.
 #[test]
 fn a_wrapper_tells_who_the_client_is() {
     let (stage, handler) = stage();
@@ -186,7 +185,7 @@ fn a_wrapper_tells_who_the_client_is() {
     assert_eq!([*first, *second], [peer, own]);
 }
 
-/// A hundred clients with nonsense are a hundred in the count, and a line or two in the log.
+/// A hundred clients with nonsense give a count of a hundred, and a line or two in the log.
 #[test]
 fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
     let log = Log::of_this_process();
@@ -205,7 +204,7 @@ fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
     let server = Running::on(Server::new(handler()).limits(limits), [listener]);
     let mut good = Client::connect(addr);
     good.send("hello").get("/now").response();
-    // A health check, which opens a connection and says nothing.
+    // This client is like a health check that opens a connection and sends nothing.
     drop(Client::connect(addr));
     wait_until("it has gone", || server.shutdown.in_flight() == 1);
     assert_eq!(gauge.failed_handshakes(), 0);
@@ -217,7 +216,7 @@ fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
         assert_eq!(bad.send("HELLO").end(), End::Eof);
         wait_until("it is counted", || gauge.failed_handshakes() == n + 1);
         if n == 0 {
-            // The first one is told at once.
+            // The first failure is logged at once.
             let told = format!("{addr}: a handshake failed, from {peer}: no hello");
             wait_until("the log tells it", || {
                 log.with("no hello") == [(Level::Info, told.clone())]
@@ -227,8 +226,8 @@ fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
     let lines = log.with(&format!("{addr}: ")).len() as u64;
     assert!(lines <= 1 + begun.elapsed().as_secs(), "{lines} lines");
 
-    // A second later a line speaks for all of them, and names the last.
-    // Nothing but the clock begins the next second.
+    // A second later, one line counts all of them, and names the last. Only the clock begins the
+    // next second.
     thread::sleep(Duration::from_secs(1));
     let mut late = Client::connect(addr);
     let peer = late.stream.local_addr().unwrap();
@@ -267,7 +266,7 @@ fn a_wrapper_that_changes_nothing_changes_nothing() {
     assert!(server.outcome().is_drained());
 }
 
-/// The server serves what the wrapper gives, in both directions.
+/// The server uses the wrapper's stream in both directions.
 #[test]
 fn a_wrapper_that_changes_bytes_is_used_for_all_of_them() {
     let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
@@ -277,7 +276,7 @@ fn a_wrapper_that_changes_bytes_is_used_for_all_of_them() {
     assert_eq!(response.lines[0], "HTTP/1.1 200 OK");
     assert!(response.lines.contains(&"CONTENT-LENGTH: 3".to_owned()), "{:?}", response.lines);
     assert_eq!(response.text(), "NOW");
-    // The path was written in lower case; the wrapper's reader knows better.
+    // The path has a `$`, which the wrapper reads as `o`.
     assert_eq!(client.get("/n$w").response().text(), "NOW");
     client.send("POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
     client.send("5\r\nhell$\r\n0\r\n\r\n");
@@ -285,7 +284,7 @@ fn a_wrapper_that_changes_bytes_is_used_for_all_of_them() {
     assert!(server.stop().is_drained());
 }
 
-/// Writes in upper case, and reads `$` as `o`.
+/// A stream that writes in upper case, and reads `$` as `o`.
 struct Upper<T>(T);
 
 impl<T: AsyncRead + Unpin> AsyncRead for Upper<T> {
@@ -320,13 +319,13 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Upper<T> {
     }
 }
 
-/// A wrapper's error or panic costs its client the connection, without a word, and nobody else
-/// anything (rule S17).
+/// Rule S17: a wrapper's error or panic closes its client's connection without a response, and
+/// affects no other one.
 #[test]
 fn a_wrapper_that_fails_costs_its_client_alone() {
     let listener = tcp().wrap(|mut connection| {
         let mut first = [0];
-        // Before there is a future, and in it.
+        // The wrapper may panic before it returns a future, or in the future.
         assert!(future::block_on(connection.read_exact(&mut first)).is_ok());
         assert_ne!(first[0], b'!', "as the client wished, early");
         async move {
@@ -339,17 +338,18 @@ fn a_wrapper_that_fails_costs_its_client_alone() {
     assert_eq!(good.send("+").get("/now").response().text(), "now");
     for first in ["!", "?", "E"] {
         let mut bad = server.connect();
-        // Not more than the wrapper reads: what nobody has read makes a reset of the close.
+        // The client sends only as much as the wrapper reads, because unread bytes would make the
+        // close a reset.
         assert_eq!(bad.send(first).end(), End::Eof, "{first}");
     }
-    // One that leaves before its first byte is none of the wrapper's business.
+    // A client that leaves before its first byte does not reach the wrapper.
     drop(server.connect());
     wait_until("only the good one is left", || server.shutdown.in_flight() == 1);
     assert_eq!(good.get("/now").response().text(), "now");
     assert!(server.stop().is_drained());
 }
 
-/// A handshake has as long as a head; the time before the client's first byte is not its own.
+/// A handshake has as much time as a head, from the client's first byte on.
 #[test]
 fn a_handshake_that_does_not_end_is_ended() {
     let limits = Limits::default().head_timeout(Duration::from_millis(40));
@@ -365,14 +365,14 @@ fn a_handshake_that_does_not_end_is_ended() {
         assert_eq!(client.send("hello").end(), End::Eof);
     }
     assert_eq!(begun.load(Ordering::SeqCst), 2);
-    // It has been silent for longer than a handshake may take, and is still there.
+    // The silent client has waited for longer than a handshake may take, and is still connected.
     wait_until("they are gone", || server.shutdown.in_flight() == 1);
     assert_eq!(silent.send("hello").end(), End::Eof);
     assert_eq!(begun.load(Ordering::SeqCst), 3);
     assert!(server.stop().is_drained());
 }
 
-/// A client that has said nothing is treated like an idle one, wrapper or not (rules S6, S7).
+/// Rules S6, S7: with a wrapper, too, a silent client is treated like an idle one.
 #[test]
 fn a_silent_client_of_a_wrapper_is_closed_at_the_stop() {
     let (shake, begun) = counted(|| async {});
@@ -389,7 +389,7 @@ fn a_silent_client_of_a_wrapper_is_closed_at_the_stop() {
     assert_eq!(begun.load(Ordering::SeqCst), 1);
 }
 
-/// Nor is a pipe wrapped before it has brought a byte.
+/// The wrapper of a pipe begins with the first byte, too.
 #[test]
 fn a_silent_client_of_a_wrapped_pipe_is_closed_at_the_stop() {
     let (shake, begun) = counted(|| async {});
@@ -413,8 +413,8 @@ fn a_silent_client_of_a_wrapped_pipe_is_closed_at_the_stop() {
     assert_eq!((calls.load(Ordering::SeqCst), begun.load(Ordering::SeqCst)), (1, 1));
 }
 
-/// A handshake that has begun is a request that has (rule S8): it is finished after the stop, and
-/// what comes over the connection is answered, even if the time for idle ones is long over.
+/// Rule S8: a handshake that has begun is finished after the stop, and its client's request is
+/// answered, even if the linger is long over.
 #[test]
 fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
     let shutdown = patient().linger(Duration::from_secs(2));
@@ -494,7 +494,8 @@ fn a_wrapped_connection_can_be_upgraded() {
     }
 }
 
-/// Pipelined requests, a response cut off and a stop during a handler, as on a plain socket.
+/// A wrapped connection behaves like a plain one with pipelined requests, a cut response, and a
+/// stop during a handler.
 #[test]
 fn a_wrapped_connection_ends_like_a_plain_one() {
     let listener = || tcp().wrap(|connection| async move { Ok(connection) });
@@ -514,7 +515,7 @@ fn a_wrapped_connection_ends_like_a_plain_one() {
     assert_eq!(client.end(), End::Eof);
     assert_eq!(server.outcome().finished, 3);
 
-    // Rule S22: a client that has reset its connection is not waited for.
+    // S22: the drain does not wait for a client that has reset its connection.
     let (stage, handler) = self::stage();
     let server = Running::on(Server::new(handler).stopped_by(&patient()), [listener()]);
     let mut client = server.connect();
@@ -525,7 +526,7 @@ fn a_wrapped_connection_ends_like_a_plain_one() {
     assert!(server.outcome().is_drained());
 }
 
-/// Pipes can be wrapped, too, and so can Unix sockets.
+/// Pipes and Unix sockets can be wrapped, too.
 #[test]
 fn a_wrapper_does_not_care_what_it_wraps() {
     let (send, pipes) = channel::unbounded();
@@ -557,7 +558,8 @@ fn a_wrapper_does_not_care_what_it_wraps() {
     assert!(server.stop().is_drained());
 }
 
-/// Says hello to `hello`, as a handshake, when `wait` is done; and counts how many have begun.
+/// Returns a wrapper that answers `hello` with `hello` after `wait`, and a count of the handshakes
+/// that have begun.
 fn counted<W, F>(
     wait: W,
 ) -> (
@@ -585,14 +587,14 @@ where
     (shake, count)
 }
 
-/// A wrapper is the clone's own.
+/// Each clone has a wrapper of its own.
 #[test]
 fn clones_of_a_listener_are_wrapped_each_by_itself() {
     let plain = tcp();
     let upper = plain.clone().wrap(|connection| async move { Ok(Upper(connection)) });
     let addr = address_of(&plain);
     for (listener, text) in [(upper, "NOW"), (plain, "now")] {
-        // One at a time: dropped, it is closed for both.
+        // One server at a time uses the listener, and the drop of a server closes it for both.
         let server = Running::on(Server::new(handler()), [listener.clone()]);
         if text == "NOW" {
             assert_eq!(Client::connect(addr).get("/now").response().text(), text);

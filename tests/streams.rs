@@ -1,9 +1,9 @@
 //! Streams that are silent in the drain (`Shutdown::stream_grace`, rule S27): upgraded connections,
 //! and responses whose body is awaited.
 //!
-//! The servers here have a stream grace that is over at once, and a grace that outlasts the test,
-//! so a stream that the server does not close makes its test fail. The registry's own tests have
-//! the cases in which time matters, with times of their own.
+//! The servers here have a short stream grace and a grace that is longer than the test, so a test
+//! fails if the server does not close a stream. The tests of the registry have the cases in which
+//! time matters.
 
 mod common;
 
@@ -37,7 +37,7 @@ fn assert_closed(outcome: &Outcome, streams: u64) {
     assert!(outcome.to_string().contains(&words), "{outcome}");
 }
 
-/// A server whose streams send one event and are silent then.
+/// Returns a server whose streams send one event and then stay silent.
 fn one_event(shutdown: &Shutdown) -> Running {
     let server = Server::new(|_| async {
         let event = stream::once(io::Result::Ok("data: one\n\n"));
@@ -46,15 +46,15 @@ fn one_event(shutdown: &Shutdown) -> Running {
     Running::of(server.stopped_by(shutdown))
 }
 
-/// A client that has got the event.
+/// Returns a client that has received the event.
 fn listen(server: &Running) -> Client {
     let mut client = server.connect();
     client.send(EVENTS).take_to(b"data: one\n\n\r\n").unwrap();
     client
 }
 
-/// A WebSocket whose handler does not look at its token. The client gets a FIN, and the handler an
-/// error where it reads.
+/// A WebSocket has a handler that does not look at its token. The client gets a FIN, and the
+/// handler's read fails.
 #[test]
 fn a_silent_upgraded_connection_is_closed() {
     let (upgraded, handler) = upgrades();
@@ -74,8 +74,8 @@ fn a_silent_upgraded_connection_is_closed() {
     assert_closed(&server.outcome(), 1);
 }
 
-/// Server-sent events whose handler does not look at its token. The client has got the events, and
-/// nothing looks like a proper end.
+/// Server-sent events have a handler that does not look at its token. The client has received the
+/// events, and the end is not a proper one.
 #[test]
 fn a_silent_response_is_closed() {
     let server = one_event(&impatient_with_streams());
@@ -88,7 +88,8 @@ fn a_silent_response_is_closed() {
     assert_closed(&server.outcome(), 3);
 }
 
-/// The client did not get all of the response. The other protocol has ended, however it did.
+/// The response was not sent whole, so it is cut. The end of the other protocol is an ending like
+/// any other.
 #[test]
 fn an_observer_hears_how_a_silent_stream_ended() {
     for (head, expected) in
@@ -113,7 +114,7 @@ fn an_observer_hears_how_a_silent_stream_ended() {
     }
 }
 
-/// Another kind of work may take its time: a handler, a guard, and a client that sends slowly.
+/// The stream grace does not end other work: a handler, a guard, and a client that sends slowly.
 #[test]
 fn nothing_else_is_closed() {
     let (stagehand, handler) = stage();
@@ -144,7 +145,7 @@ fn nothing_else_is_closed() {
     assert_closed(&server.outcome(), 1);
 }
 
-/// A handler that sees the stop takes leave in time, and is not counted.
+/// A handler that sees the stop and ends its stream in time is not counted.
 #[test]
 fn a_stream_that_takes_leave_is_not_counted() {
     let server = Server::new(|request: Request| async move {
@@ -167,15 +168,15 @@ fn a_stream_that_takes_leave_is_not_counted() {
     assert!(!outcome.to_string().contains("silent"), "{outcome}");
 }
 
-/// The handler hears of the stop in the lame duck. Its streams have time until that is over, and
-/// new clients are served.
+/// The handler sees the stop in the lame duck. Its streams have time until the lame duck is over,
+/// and new clients are served.
 #[test]
 fn a_lame_duck_closes_no_stream() {
     let server = one_event(&impatient_with_streams().lame_duck(Duration::MAX));
     let client = listen(&server);
     server.shutdown.stop();
     let late = listen(&server);
-    // No event tells that a stream is not closed. The stream grace is over meanwhile.
+    // No event shows that a stream is not closed. The stream grace is over meanwhile.
     client.assert_silent();
     late.assert_silent();
     client.assert_silent();
@@ -185,7 +186,7 @@ fn a_lame_duck_closes_no_stream() {
     assert_eq!((outcome.cut.len(), outcome.streams_closed), (2, 0), "{outcome}");
 }
 
-/// By default a silent stream has as long as the grace, and is cut and named.
+/// By default, a silent stream has the whole grace, and is then cut and named.
 #[test]
 fn without_a_stream_grace_a_silent_stream_is_cut() {
     let shutdown = Shutdown::new().grace(Duration::from_millis(200));

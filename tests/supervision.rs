@@ -1,8 +1,8 @@
-//! The server under programs that start it, each as an operator uses it: s6's binder, systemd's, a
-//! supervisord whose server starts programs of its own, and foreman.
+//! The server under programs that start it, each as an operator uses it: s6's binder, systemd's
+//! tool, a supervisord whose server starts programs of its own, and foreman.
 //!
-//! All of it on 127.0.0.1. What needs a Debian package is ignored unless asked for; `.ci/run`
-//! installs the packages and asks for all. tests/deploy.rs runs the files in `deploy/`.
+//! All tests use 127.0.0.1 alone. A test that needs a Debian package is ignored by default.
+//! `.ci/run` installs the packages and runs all tests. tests/deploy.rs runs the files in `deploy/`.
 
 #![cfg(target_os = "linux")]
 
@@ -21,8 +21,8 @@ use common::{
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-/// S5: s6's binder makes the socket and then becomes the server, so nobody else has the socket. The
-/// queue is served, and the file is removed.
+/// S5: s6's binder makes the socket and then becomes the server, so no other process has the
+/// socket. The server serves the queue and removes the file.
 #[test]
 #[ignore = "needs s6-ipcserver-socketbinder (s6)"]
 fn s6_binds_the_socket() {
@@ -57,7 +57,7 @@ fn systemd_socket_activate_binds_the_socket() {
     let addr = free_port();
     let mut command = installed("systemd-socket-activate", "systemd");
     command.args(["-l", &addr.to_string(), SERVER, "--threads", "1"]);
-    // It begins to serve with the first client.
+    // The tool becomes the server at the first client.
     let first = thread::spawn(move || {
         wait_until("a socket", || TcpStream::connect(addr).is_ok());
     });
@@ -139,7 +139,7 @@ fn foreman_passes_one_stop_twice() {
     wait_until("the server answers", || TcpStream::connect(addr).is_ok());
     let mut client = Client::connect(addr);
     client.send("GET /work?for=0s HTTP/1.1\r\nHo");
-    // By the time this is answered, the first bytes of that were read.
+    // When this is answered, the server has read the first bytes of the other request.
     Client::connect(addr).get("/livez").response();
     kill_process_group(foreman.pid(), Signal::INT).unwrap();
     let log = || fs::read_to_string(&log).unwrap();
@@ -149,7 +149,7 @@ fn foreman_passes_one_stop_twice() {
     assert!(log().contains("drained in "), "{}", log());
 }
 
-/// A program that starts the server, in a process group of its own; it is told to stop at the end.
+/// A program that starts the server, in a process group of its own. The drop stops it.
 struct Running(Child);
 
 impl Running {

@@ -1,8 +1,8 @@
-//! Upgraded connections: the bytes that are handed over, and what a stop means to them (rule S11).
+//! Upgraded connections: the bytes that the handler gets, and the effect of a stop (rule S11).
 //!
-//! async-tungstenite's own client talks to the WebSocket example, and a raw client does where a
-//! proper one would not do what is tested. The other tests have a server in this process, whose
-//! other protocol is a plain echo.
+//! async-tungstenite's own client talks to the WebSocket example, and a raw client does if a test
+//! needs improper bytes. The other tests have a server in this process, whose other protocol is a
+//! plain echo.
 
 mod common;
 
@@ -31,19 +31,19 @@ use smol_graceful::{
 
 type Socket = WebSocketStream<Async<TcpStream>>;
 
-/// RFC 6455 section 1.2, and what the RFC's own server answers.
+/// The handshake of RFC 6455 section 1.2, and the answer of the RFC's own server.
 const HANDSHAKE: &str = "GET /chat?room=1 HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// RFC 6455 section 5.7: `Hello` as a client sends it and as a server does.
+/// `Hello` from a client and from a server (RFC 6455 section 5.7).
 const MASKED: [u8; 11] = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
 const UNMASKED: [u8; 7] = [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f];
 
 /// The longest message that the example takes.
 const MAX_MESSAGE: usize = 1024 * 1024;
 
-/// The Close of a server that goes away: 10 bytes, the code 1001 and a reason.
+/// The Close of a server that goes away, with 10 bytes, the code 1001 and a reason.
 const AWAY: &[u8] = b"\x88\x0a\x03\xe9stopping";
 
 #[test]
@@ -71,7 +71,7 @@ fn messages_come_back() {
     server.stop();
 }
 
-/// The stream begins with what came behind the request's head, wherever the packets end.
+/// The stream begins with the bytes after the request's head, for any split into packets.
 #[test]
 fn bytes_right_behind_the_handshake_arrive() {
     let server = Program::example("websocket", &["127.0.0.1:0"]);
@@ -92,8 +92,8 @@ fn bytes_right_behind_the_handshake_arrive() {
     }
 }
 
-/// RFC 6455 section 4.2: only a proper handshake is answered with 101, and every other request
-/// learns what is wrong. Its connection goes on as HTTP.
+/// RFC 6455 section 4.2: only a proper handshake is answered with 101, and every other request gets
+/// an error. Its connection goes on as HTTP.
 #[test]
 fn only_a_proper_handshake_is_answered_with_101() {
     let server = Program::example("websocket", &["127.0.0.1:0"]);
@@ -112,7 +112,7 @@ fn only_a_proper_handshake_is_answered_with_101() {
         ("another protocol", upgrade("Upgrade: h2c\r\n"), 426),
         ("a longer name", upgrade("Upgrade: websocket2\r\n"), 426),
         ("not in Connection", HANDSHAKE.replace("Connection: Upgrade\r\n", ""), 426),
-        // HTTP/1.0 knows no upgrade: the field is to be ignored (RFC 9110 section 7.8).
+        // HTTP/1.0 has no upgrade, so the server ignores the field (RFC 9110 section 7.8).
         ("HTTP/1.0", HANDSHAKE.replace("HTTP/1.1", "HTTP/1.0"), 426),
         ("no version", version(""), 426),
         ("an old version", version("Sec-WebSocket-Version: 8\r\n"), 426),
@@ -191,7 +191,7 @@ fn a_mistake_is_answered_with_a_close() {
     ] {
         let mut client = server.connect();
         assert_eq!(client.send(HANDSHAKE).response().status, 101);
-        // What came before the mistake is in order, also when it comes in the same packet.
+        // Bytes before the mistake are answered, also if they come in the same packet.
         client.send([&MASKED, &*mistake].concat());
         assert_eq!(client.take(7).unwrap(), UNMASKED, "{what}");
         let (head, code_sent) = (client.take(2).unwrap(), client.take(2).unwrap());
@@ -232,7 +232,7 @@ fn fragments_come_back_as_one_message() {
     assert_eq!(client.take(7).unwrap(), b"\x8a\x01?\x81\x02\xc3\xbc");
 }
 
-/// Rules S10, S11: a handler sees the stop and ends politely, which is no cut.
+/// Rules S10, S11: a handler sees the stop and ends properly, which does not count as a cut.
 #[test]
 fn a_stop_takes_leave_of_every_client() {
     let mut server = Program::example("websocket", &["127.0.0.1:0"]);
@@ -256,7 +256,7 @@ fn a_stop_takes_leave_of_every_client() {
     assert!(log.contains("drained in "), "{log}");
 }
 
-/// Rule S8: the handshake had begun, so it is finished; its handler sees the stop at once.
+/// Rule S8: a handshake that has begun is finished, and its handler sees the stop at once.
 #[test]
 fn a_handshake_that_has_begun_is_finished() {
     let mut server = Program::example("websocket", &["127.0.0.1:0"]);
@@ -267,14 +267,14 @@ fn a_handshake_that_has_begun_is_finished() {
     wait_for_close(server.addr);
     assert_eq!(client.send(second).response().status, 101);
     assert_eq!(client.take(12).unwrap(), AWAY);
-    // The same from us, masked with zeros.
+    // The client answers with a Close, masked with zeros.
     client.send([0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9]);
     assert_eq!(client.end(), End::Eof);
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
-/// Rule S10: no client keeps the stop waiting until the grace is over, which would be a cut and the
-/// exit code 1. Each gives the handler another thing to wait for.
+/// Rule S10: no client holds up the stop until the end of the grace, which would be a cut and exit
+/// code 1. In each case, the handler waits for another event.
 #[test]
 fn a_client_that_does_not_go_on_does_not_hold_up_the_stop() {
     let mut server = Program::example("websocket", &["127.0.0.1:0"]);
@@ -302,8 +302,8 @@ fn a_client_that_does_not_go_on_does_not_hold_up_the_stop() {
     assert!(log.contains("drained in "), "{log}");
 }
 
-/// The stop interrupts the wait for a slow client, but not the echo: the client gets it whole, and
-/// the Close behind it.
+/// The stop interrupts the wait for a slow client, but not the echo. The client gets the whole
+/// echo, and then the Close.
 #[test]
 fn an_echo_that_has_begun_is_finished() {
     let mut server = Program::example("websocket", &["127.0.0.1:0"]);
@@ -329,7 +329,7 @@ fn an_echo_that_has_begun_is_finished() {
     assert_eq!(server.exit_code(), 0, "{server}");
 }
 
-/// Rule S14, and the name of what was cut.
+/// Rule S14: a second signal cuts the client, and the outcome names it.
 #[test]
 fn a_second_signal_cuts_a_client_that_does_not_take_leave() {
     let mut server = Program::example("websocket", &["127.0.0.1:0"]);
@@ -347,7 +347,7 @@ fn a_second_signal_cuts_a_client_that_does_not_take_leave() {
     assert!(outcome.contains(" GET /chat?room=1 (upgraded, "), "{outcome}");
 }
 
-/// Rule S11: counted until dropped, and alive until then.
+/// Rule S11: an upgraded connection counts and lives until it is dropped.
 #[test]
 fn the_drain_waits_for_an_upgraded_connection() {
     let server = Running::new(|_| switch(echo));
@@ -377,12 +377,12 @@ fn an_abort_cuts_and_names_it() {
     cut(&Shutdown::new(), DrainEnding::Forced, |server| server.shutdown.abort());
 }
 
-/// Ends a server by `end` while its one client is upgraded, and looks at both sides of it.
+/// Ends a server by `end` while its one client is upgraded, and checks both sides.
 fn cut(shutdown: &Shutdown, ending: DrainEnding, end: impl Fn(&Running)) {
     let (send, told) = mpsc::channel();
     let server = Running::stopped_by(shutdown, move |_| {
         let send = send.clone();
-        // Knows nothing of the stop.
+        // This handler does not look at the stop.
         switch(async move |mut connection| {
             let echoed = echo_once(&mut connection).await;
             assert_eq!(echoed.unwrap(), 5);
@@ -390,7 +390,7 @@ fn cut(shutdown: &Shutdown, ending: DrainEnding, end: impl Fn(&Running)) {
         })
     });
     let mut client = upgraded(&server);
-    // The 101 alone does not tell that the stream has been handed over.
+    // An echo shows that the handler has the stream, which the 101 does not.
     assert_eq!(client.send("hello").take(5).unwrap(), b"hello");
     end(&server);
     let outcome = server.outcome();
@@ -402,11 +402,11 @@ fn cut(shutdown: &Shutdown, ending: DrainEnding, end: impl Fn(&Running)) {
     assert_eq!((*stage, method.as_str(), path.as_str()), (Stage::Upgraded, "GET", "/chat?room=1"));
     assert_eq!(peer.to_string(), client.stream.local_addr().unwrap().to_string());
     assert_eq!(client.end(), End::Eof);
-    // Whoever holds the stream is told, in the same moment: by its end, or by an error.
+    // The owner of the stream sees its end or an error at once.
     assert_eq!(told.recv_timeout(PATIENCE).unwrap().unwrap_or(0), 0);
 }
 
-/// A 101 to a client that cannot understand it would be the end of the conversation.
+/// A client that has not asked for an upgrade gets a 400, because it would not understand a 101.
 #[test]
 fn a_101_that_the_client_did_not_ask_for_is_a_400() {
     let (send, told) = mpsc::channel();
@@ -438,7 +438,7 @@ fn a_101_that_the_client_did_not_ask_for_is_a_400() {
         assert!(!told.recv_timeout(PATIENCE).unwrap(), "{what}: there is no stream to be had");
         assert_eq!(client.end(), End::Eof, "{what}");
     }
-    // The other protocol begins behind the body, whenever that comes (RFC 9110 section 7.8).
+    // The other protocol begins after the body, which may come late (RFC 9110 section 7.8).
     for cut in [0, 3, 5] {
         let mut client = server.connect();
         let request = with_body(&HANDSHAKE.replace("GET", "POST"));
@@ -448,20 +448,21 @@ fn a_101_that_the_client_did_not_ask_for_is_a_400() {
         assert!(told.recv_timeout(PATIENCE).unwrap(), "{cut}");
         assert_eq!(client.end(), End::Eof);
     }
-    // To one who asked it is a 101, as a list and in any case too.
+    // A client that has asked gets a 101, also with a list and in any case.
     for connection in ["keep-alive, Upgrade", "UPGRADE"] {
         let request =
             HANDSHAKE.replace("Connection: Upgrade", &format!("Connection: {connection}"));
         let mut client = server.connect();
         assert_eq!(client.send(request).response().status, 101, "{connection}");
         assert!(told.recv_timeout(PATIENCE).unwrap(), "{connection}");
-        // The task has dropped it by now.
+        // The task has dropped the stream.
         assert_eq!(client.end(), End::Eof);
     }
     wait_until("the end of all", || server.shutdown.in_flight() == 0);
 }
 
-/// Requests before it on the same connection are answered first; what comes behind it is no HTTP.
+/// Earlier requests on the same connection are answered first, and bytes after the upgrade are not
+/// HTTP.
 #[test]
 fn an_upgrade_ends_a_pipeline() {
     let server = Running::new(async |request: Request| {
@@ -477,7 +478,7 @@ fn an_upgrade_ends_a_pipeline() {
     assert_eq!(client.half_close().end(), End::Eof);
 }
 
-/// Nothing of the limits of HTTP holds any more: neither being idle nor being slow.
+/// The limits of HTTP for idle and slow clients do not hold after an upgrade.
 #[test]
 fn it_may_be_silent() {
     let short = Duration::from_millis(50);
@@ -486,7 +487,7 @@ fn it_may_be_silent() {
         |_| switch(echo),
     );
     let mut client = upgraded(&server);
-    // These come later and are gone already.
+    // These clients come later, and their idle timeout is over already.
     for _ in 0..3 {
         assert_eq!(server.connect().end(), End::Eof);
         assert_eq!(server.connect().send("GET /").response().status, 408);
@@ -495,7 +496,7 @@ fn it_may_be_silent() {
     wait_until("all but one have ended", || server.shutdown.in_flight() == 1);
 }
 
-/// Much in both directions, through a socket that is full again and again.
+/// Many bytes go in both directions, through a socket that is often full.
 #[test]
 fn much_goes_through() {
     let server = Running::new(|_| switch(echo));
@@ -511,7 +512,7 @@ fn much_goes_through() {
     assert!(server.stop().is_drained());
 }
 
-/// However it ends, it is not counted any more.
+/// After any end, an upgraded connection does not count any more.
 #[test]
 fn nothing_stays_in_flight() {
     let server = Running::new(|_| switch(echo));
@@ -529,7 +530,7 @@ fn nothing_stays_in_flight() {
     assert!(server.stop().is_drained());
 }
 
-/// Nobody waits for the stream: the connection ends behind the 101.
+/// If the handler does not take the stream, the connection ends after the 101.
 #[test]
 fn a_stream_that_nobody_takes_is_closed() {
     let server = Running::new(async |_| {
@@ -543,7 +544,7 @@ fn a_stream_that_nobody_takes_is_closed() {
     wait_until("its end", || server.shutdown.in_flight() == 0);
 }
 
-/// Its owner is not bound to the task that the handler has started, nor to an executor.
+/// The stream can be kept outside of the handler's task and of any executor.
 #[test]
 fn it_can_be_kept_anywhere() {
     let kept = Arc::new(Mutex::new(None));
@@ -560,7 +561,7 @@ fn it_can_be_kept_anywhere() {
     assert_eq!(client.take(5).unwrap(), b"hello");
     server.shutdown.stop();
     only_this_is_left(&server);
-    // A half-close of ours leaves the client its say.
+    // After a half-close of the server, the client can still send.
     patiently(connection.close()).unwrap();
     assert_eq!(client.end(), End::Eof);
     client.send("bye").half_close();
@@ -572,18 +573,19 @@ fn it_can_be_kept_anywhere() {
     assert!(server.outcome().is_drained());
 }
 
-/// The drain is under way, as the listener is closed, and waits for one connection.
+/// Asserts that the drain is under way, because the listener is closed, and waits for one
+/// connection.
 fn only_this_is_left(server: &Running) {
     wait_for_close(server.addr());
     wait_until("the end of all others", || server.shutdown.in_flight() == 1);
 }
 
 /// Sends `bytes` again and again, and reads nothing, until the server takes no more because it
-/// waits for this client to read. A very busy machine may end this too early. The test is then
-/// easier than it should be, but does not fail.
+/// waits for this client to read. A very busy machine may end this too early, which only makes the
+/// test easier.
 fn fill(client: &mut Client, bytes: &[u8]) {
     client.stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
-    // Far more than the kernel holds for both directions.
+    // This is far more than the kernel's buffers for both directions.
     for _ in 0..256 * 1024 * 1024 / bytes.len() {
         if client.stream.write_all(bytes).is_err() {
             return;
@@ -592,7 +594,7 @@ fn fill(client: &mut Client, bytes: &[u8]) {
     panic!("the server takes everything from a client that never reads");
 }
 
-/// A frame as a client sends it, masked with zeros; `first` is its first byte.
+/// Returns a client's frame, masked with zeros, with the first byte `first`.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let length = payload.len() as u64;
     let mut frame = vec![first];
@@ -606,7 +608,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// What a Close with this code and without a reason holds.
+/// Returns the content of a Close with this code and without a reason.
 fn close(code: u16) -> [u8; 2] {
     code.to_be_bytes()
 }
@@ -626,7 +628,7 @@ where
     Ok(response)
 }
 
-/// The other protocol: what comes goes back, until the client half-closes.
+/// Runs the other protocol, which is an echo until the client half-closes.
 async fn echo(mut connection: Connection) {
     while echo_once(&mut connection).await.is_ok_and(|n| n > 0) {}
 }
@@ -638,7 +640,7 @@ async fn echo_once(connection: &mut Connection) -> io::Result<usize> {
     Ok(n)
 }
 
-/// A client that has been upgraded.
+/// Returns a client whose connection was upgraded.
 fn upgraded(server: &Running) -> Client {
     let mut client = server.connect();
     let answer = client.send(HANDSHAKE).response();

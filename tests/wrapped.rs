@@ -1,10 +1,11 @@
-//! Connections whose server reads other bytes than arrive: TLS, and streams without a socket.
+//! Connections on which the bytes of the socket are not those of HTTP: TLS, and streams without a
+//! socket.
 //!
-//! A TLS record shows nothing before its last byte has come, and a stream in memory does not tell
-//! how much waits in it. The rules hold all the same: a request that has begun is finished (rule
-//! S8), progress counts where the bytes move, and a response that is cut never looks whole. The
-//! client of these tests makes its own records, so a test decides which bytes of a record are sent.
-//! Where a test sleeps, a slow client is what it tests.
+//! A TLS record shows nothing before its last byte has come, and a stream in memory does not show
+//! how much waits in it. The rules still hold: a request that has begun is finished (rule S8), a
+//! move of bytes under the wrapper is progress, and a cut response never looks whole. The client of
+//! these tests makes its own records, so a test decides which bytes of a record are sent. A sleep
+//! in these tests is a slow client.
 
 mod common;
 
@@ -36,10 +37,10 @@ use smol_graceful::{
 };
 use socket2::SockRef;
 
-// ── What has begun (rules S6, S8) ───────────────────────────────────────────────────────────
+// ── Requests that have begun (rules S6, S8) ─────────────────────────────────────────────────
 
-/// A part of a record, however small, is a request that has begun, whether the part came before
-/// the stop or within the linger, and whether the connection was idle or at work.
+/// Even a small part of a record is a request that has begun. The part may come before the stop or
+/// within the linger, on an idle connection or on one at work.
 #[test]
 fn a_request_whose_record_has_begun_is_served() {
     for_each([Kind::Plain, Kind::Tls, Kind::Tls12, Kind::TlsPipe], |kind| {
@@ -101,7 +102,7 @@ fn a_request_whose_record_has_begun_is_served() {
     });
 }
 
-/// Rule S13: if the rest of the record does not come, the deadline names the client.
+/// Rule S13: if the rest of the record does not come, the outcome names the client at the deadline.
 #[test]
 fn a_record_that_stays_half_is_named_at_the_deadline() {
     for_each([Kind::Plain, Kind::Tls, Kind::TlsPipe], |kind| {
@@ -140,8 +141,8 @@ fn a_record_that_stays_half_is_named_at_the_deadline() {
     });
 }
 
-/// TLS has records of its own, which are no request: half of one does not make the connection one
-/// that has to send a request in time, once the other half has come.
+/// TLS has records that are not requests. After half of such a record, the connection counts as
+/// idle again when the other half has come.
 #[test]
 fn a_record_without_a_request_leaves_the_connection_idle() {
     for_each([Kind::Tls, Kind::TlsPipe], |kind| {
@@ -154,7 +155,7 @@ fn a_record_without_a_request_leaves_the_connection_idle() {
         let (first, rest) = client.stream.record(b"", "half");
         client.stream.send_raw(&first);
         client.stream.send_raw(&rest);
-        // A head that does not come in time, twice, for as long as the limit allows.
+        // This head takes as long as the limit allows, twice.
         for _ in 0..2 {
             let mut clock = site.connect();
             clock.send(b"GET ");
@@ -165,7 +166,7 @@ fn a_record_without_a_request_leaves_the_connection_idle() {
     });
 }
 
-/// An abort names a request that has arrived, where only a read tells that, or answers it.
+/// At an abort, a request that has arrived is answered or named, even if only a read can find it.
 #[test]
 fn a_request_that_has_arrived_is_named_by_an_abort() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
@@ -184,8 +185,8 @@ fn a_request_that_has_arrived_is_named_by_an_abort() {
     });
 }
 
-/// A handshake that ends in the drain, after the linger, gives its client a linger of its own, and
-/// a request that comes with the client's last message of the handshake does not wait for its end.
+/// If a handshake ends in the drain, after the linger, its client has a linger of its own. A
+/// request that comes with the last message of the handshake is answered at once.
 #[test]
 fn a_handshake_that_ends_in_the_drain_is_followed_by_a_request() {
     for_each([Kind::Tls, Kind::Tls12, Kind::TlsPipe], |kind| {
@@ -216,7 +217,7 @@ fn a_handshake_that_ends_in_the_drain_is_followed_by_a_request() {
     });
 }
 
-// ── What was pipelined (rules S8, S9) ───────────────────────────────────────────────────────
+// ── Pipelined requests (rules S8, S9) ───────────────────────────────────────────────────────
 
 /// All requests that had arrived at the stop are answered, and the last response says close.
 #[test]
@@ -260,8 +261,8 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
     );
 }
 
-/// A body that nobody reads has arrived, too, and so has the request behind it, even if the stream
-/// shows them piece by piece.
+/// An unread body and the request after it have arrived, even if the stream shows them piece by
+/// piece.
 #[test]
 fn a_request_behind_an_unread_body_is_answered_in_the_drain() {
     let (stage, handler) = stage();
@@ -284,10 +285,10 @@ fn a_request_behind_an_unread_body_is_answered_in_the_drain() {
     assert!(served.join().unwrap().unwrap().is_drained());
 }
 
-/// What arrives after the stop does not prolong the connection, however much it is.
+/// Any number of requests after the stop does not prolong the connection.
 #[test]
 fn a_client_that_pipelines_without_end_is_told_close() {
-    /// How many responses the client may be waiting for.
+    /// The number of responses for which the client waits.
     const WINDOW: usize = 500;
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe], |kind| {
         let (_stage, handler) = stage();
@@ -330,17 +331,17 @@ fn a_client_that_pipelines_without_end_is_told_close() {
     });
 }
 
-// ── What moves ──────────────────────────────────────────────────────────────────────────────
+// ── Progress ────────────────────────────────────────────────────────────────────────────────
 
-/// A client that reads slowly and steadily gets a long response whole: what its kernel takes is
-/// progress, long before the server's kernel asks for more.
+/// A client that reads slowly and steadily gets a long response whole, because the bytes that its
+/// kernel takes are progress, long before the server's kernel asks for more.
 #[test]
 fn a_steady_slow_reader_gets_its_response_whole() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
         let site = slow_site(kind, ROOMY, Duration::from_secs(2));
         let mut client = site.connect();
         client.get("/long");
-        // 20 kB/s: the kernel asks for more when 64 KiB are free.
+        // The client reads 20 kB/s, and the kernel asks for more when 64 KiB are free.
         for _ in 0..25 {
             client.sip(4 * 1024);
             thread::sleep(Duration::from_millis(200));
@@ -366,7 +367,7 @@ fn a_steady_slow_sender_gets_its_body_through() {
     });
 }
 
-/// A client that has stopped is cut, under TLS as without, wherever it has stopped.
+/// The server gives up a client that has stopped, at any step, with TLS and without.
 #[test]
 fn a_client_that_stalls_is_given_up() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
@@ -382,7 +383,7 @@ fn a_client_that_stalls_is_given_up() {
                     assert_eq!((response.status, response.says_close()), (408, true), "{kind:?}");
                 }
                 "a response" => _ = client.get("/long"),
-                // The response is gathered, and the connection is to go on behind the body.
+                // The response is gathered, and the connection goes on after the body.
                 "a body nobody wants" => _ = client.send(post("/short", 1000)),
                 "both" => _ = client.get("/short").send(post("/read", 1000)),
                 case => panic!("unknown: {case}"),
@@ -393,7 +394,7 @@ fn a_client_that_stalls_is_given_up() {
     });
 }
 
-/// A reader that has lost interest for a while is not the client's fault, where only a read tells
+/// If the handler does not read for a while, the client is not to blame, even if only a read shows
 /// that the body has come.
 #[test]
 fn a_body_that_nobody_waits_for_is_not_late() {
@@ -417,7 +418,7 @@ fn a_body_that_nobody_waits_for_is_not_late() {
         client.send(post("/", 1000));
         stagehand.entered("looked");
         client.send([b'x'; 1000]);
-        // Heads that do not come in time: as long as the body may not stall.
+        // Each of these heads takes as long as a body may stall.
         for _ in 0..3 {
             let mut clock = site.connect();
             clock.send(b"GET ");
@@ -429,12 +430,12 @@ fn a_body_that_nobody_waits_for_is_not_late() {
     });
 }
 
-/// A buffer that the kernel makes as small as it can, and one that holds a short response.
+/// The sizes of the smallest buffer of the kernel, and of one for a short response.
 const TINY: usize = 4 * 1024;
 const ROOMY: usize = 100 * 1024;
 
-/// A client that goes away while its request is in the handler costs nobody else a thing: what is
-/// written to a stream without its other end fails, and is not tried again and again.
+/// A client that leaves while its request is in the handler holds up nothing, because a write to a
+/// stream without its other end fails and is not repeated.
 #[test]
 fn a_client_that_has_gone_holds_up_nobody() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
@@ -452,10 +453,10 @@ fn a_client_that_has_gone_holds_up_nobody() {
     });
 }
 
-/// How long the long response is, in bytes: more than the kernels hold.
+/// The length of the long response, in bytes, which is more than the kernels' buffers.
 const LONG: usize = 400 * 1024;
 
-/// A server whose clients' kernels take in little.
+/// Opens a server whose clients' kernels take in little.
 fn slow_site(kind: Kind, send_buffer: usize, stall_timeout: Duration) -> Site {
     let handler = |mut request: Request| async move {
         Ok(match request.url().path() {
@@ -470,10 +471,10 @@ fn slow_site(kind: Kind, send_buffer: usize, stall_timeout: Duration) -> Site {
     Site::with_buffers(kind, server, Some((send_buffer, TINY)))
 }
 
-// ── What is cut (rule S13) ──────────────────────────────────────────────────────────────────
+// ── Cuts (rule S13) ─────────────────────────────────────────────────────────────────────────
 
-/// Where the end of the connection is the end of the body, a cut is a reset: also of a response
-/// that the server has whole, but that has not left.
+/// If the end of the connection is the end of the body, a cut is a reset, also if the server has
+/// the whole response and has not sent it.
 #[test]
 fn a_body_without_a_length_that_is_cut_does_not_look_whole() {
     const LENGTH: usize = 40 * 1024;
@@ -506,7 +507,7 @@ fn a_body_without_a_length_that_is_cut_does_not_look_whole() {
     });
 }
 
-/// So many bytes, and a word at their end.
+/// A body of this number of bytes, which reports its end.
 struct Told {
     left: usize,
     tell: mpsc::Sender<()>,
@@ -528,8 +529,8 @@ impl AsyncRead for Told {
     }
 }
 
-/// The deadline does not wait for a thread that a stream blocks (rules S13, S15), and a stream may
-/// abort the server: the outcome names the client in both cases, only without its request.
+/// Rules S13, S15: the deadline does not wait for a thread that a stream blocks, and a stream may
+/// abort the server. In both cases the outcome names the client, without its request.
 #[test]
 fn a_stream_that_blocks_or_aborts_does_not_hold_up_the_end() {
     for_each([false, true], |aborts| {
@@ -596,10 +597,10 @@ fn a_stream_that_blocks_or_aborts_does_not_hold_up_the_end() {
 /// The content of half a body.
 const BODY: &[u8] = b"half a body";
 
-// ── What was upgraded (rules S11, S22) ──────────────────────────────────────────────────────
+// ── Upgraded connections (rules S11, S22) ───────────────────────────────────────────────────
 
-/// A client that has reset an upgraded connection does not hold it, in the drain or before, even
-/// if the owner of the stream does not look at it. What the client sent last may be unread.
+/// An upgraded connection whose client has reset it ends, in the drain or before, even if the owner
+/// of the stream does not look. The client's last bytes may be unread.
 #[test]
 fn an_upgraded_connection_whose_client_has_reset_is_let_go() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
@@ -613,12 +614,12 @@ fn an_upgraded_connection_whose_client_has_reset_is_let_go() {
             if is_draining {
                 site.server.shutdown.stop();
                 wait_until("the close", || site.is_closed());
-                // The last of those who looked may have been let in.
+                // The last client of the look for the close may have been accepted.
                 wait_until("one is left", || site.server.shutdown.in_flight() == 1);
             }
             client.reset();
             wait_until("its end", || site.server.shutdown.in_flight() == 0);
-            // Whoever holds the stream is told.
+            // The owner of the stream gets an error.
             assert!(patiently(stream.write_all(b"late")).is_err(), "{kind:?}");
             let outcome = site.server.stop();
             assert!(outcome.is_drained(), "{kind:?}: {outcome}");
@@ -626,8 +627,8 @@ fn an_upgraded_connection_whose_client_has_reset_is_let_go() {
     });
 }
 
-/// A client that only closes its side is no client that is gone, even if the server's side is
-/// closed too: what it has sent waits until the owner of the stream reads it.
+/// A client that has only closed its side is not gone, even if the server's side is closed, too.
+/// Its bytes wait until the owner of the stream reads them.
 #[test]
 fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe], |kind| {
@@ -647,7 +648,7 @@ fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
             patiently(stream.close()).unwrap();
             assert_eq!(client.end(), End::Eof, "{kind:?}");
             client.send(b"bye").half_close();
-            // This connection is at its end only after several sweeps.
+            // This connection ends only after several sweeps.
             if !is_draining {
                 clock.send(b"GET ");
             }
@@ -661,8 +662,8 @@ fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
     });
 }
 
-/// The owner of an upgraded stream has written everything and drops it. All of it arrives, although
-/// nobody has read what the client has sent.
+/// The owner of an upgraded stream writes everything and drops the stream. All bytes arrive,
+/// although the client's bytes stay unread.
 #[test]
 fn an_upgraded_connection_that_is_dropped_delivers_what_was_written() {
     const LENGTH: usize = 3_000_000;
@@ -682,7 +683,7 @@ fn an_upgraded_connection_that_is_dropped_delivers_what_was_written() {
     });
 }
 
-/// What a wrapper still holds when its stream is dropped arrives at the pace of the client, also
+/// Bytes that a wrapper still has when its stream is dropped arrive at the pace of the client, also
 /// if that takes longer than a client may be silent at the end of a connection.
 #[test]
 fn what_a_wrapper_holds_arrives_at_the_pace_of_the_client() {
@@ -695,7 +696,7 @@ fn what_a_wrapper_holds_arrives_at_the_pace_of_the_client() {
             client.upgrade();
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
             client.send(b"nobody reads this");
-            // As much as the kernels and the wrapper hold.
+            // The loop writes as much as the kernels and the wrapper take.
             let (mut written, mut refused) = (0, 0);
             while refused < 3 {
                 match at_once(stream.write(&[b'x'; 16 * 1024])) {
@@ -722,8 +723,8 @@ fn what_a_wrapper_holds_arrives_at_the_pace_of_the_client() {
     });
 }
 
-/// A handler that upgrades what cannot be upgraded is a mistake of the program's, so the log says
-/// whose request it was, and what is wrong with it.
+/// If a handler upgrades a request that cannot be upgraded, that is a mistake of the program, so
+/// the log names the request and the reason.
 #[test]
 fn an_upgrade_that_cannot_be_is_logged_with_peer_and_path() {
     let log = Log::of_this_process();
@@ -754,10 +755,10 @@ fn an_upgrade_that_cannot_be_is_logged_with_peer_and_path() {
 
 // ── The stage ───────────────────────────────────────────────────────────────────────────────
 
-/// What is under a connection, and around it.
+/// The stream under a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// A TCP socket as it is, to compare with.
+    /// A plain TCP socket, for comparison.
     Plain,
     /// TLS 1.3 over TCP.
     Tls,
@@ -779,12 +780,12 @@ impl Kind {
     }
 }
 
-/// A server, and how its clients reach it.
+/// A server, and the way to it for clients.
 struct Site {
     kind: Kind,
     server: Running,
     pipes: Pipes,
-    /// How much the kernel of a client takes in before the client reads, if that matters.
+    /// The size of a client's receive buffer, if that matters.
     client_buffer: Option<usize>,
 }
 
@@ -793,7 +794,7 @@ impl Site {
         Self::with_buffers(kind, server, None)
     }
 
-    /// Opens a server whose kernel, and whose clients' kernels, hold few bytes: sent, and received.
+    /// Opens a server with a small send buffer, and small receive buffers of its clients.
     fn with_buffers(
         kind: Kind,
         server: impl Into<Stoppable>,
@@ -803,7 +804,7 @@ impl Site {
         let mut listener = if kind.is_pipe() {
             source
         } else {
-            // Sockets inherit it from their listener.
+            // Sockets inherit the size from their listener.
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             if let Some((send, _)) = buffers {
                 SockRef::from(&listener).set_send_buffer_size(send).unwrap();
@@ -818,14 +819,14 @@ impl Site {
         Self { kind, server: Running::on(server, [listener]), pipes, client_buffer }
     }
 
-    /// Connects a client, whose part of the handshake is over when this returns.
+    /// Connects a client, and does its part of the handshake.
     fn connect(&self) -> Client {
         let mut client = self.connect_silently();
         client.shake_hands(None);
         client
     }
 
-    /// Connects a client that has sent half of its first message, and returns the other half too.
+    /// Connects a client that has sent half of its first message. Also returns the other half.
     fn half_connect(&self) -> (Client, Vec<u8>) {
         let mut client = self.connect_silently();
         let (first, rest) = client.stream.record(b"", "half");
@@ -857,7 +858,7 @@ impl Site {
                 .with_no_client_auth();
             let name = ServerName::try_from("localhost").unwrap();
             let mut tls = ClientConnection::new(Arc::new(config), name).unwrap();
-            // One that takes in whatever a test wants to send at once.
+            // Without a limit, the buffer takes everything that a test sends at once.
             tls.set_buffer_limit(None);
             tls
         });
@@ -870,7 +871,7 @@ impl Site {
     }
 }
 
-/// The server's side of TLS, and what its clients trust.
+/// Returns the server's side of TLS, and the certificate that its clients trust.
 fn tls() -> &'static (Arc<ServerConfig>, RootCertStore) {
     static TLS: OnceLock<(Arc<ServerConfig>, RootCertStore)> = OnceLock::new();
     TLS.get_or_init(|| {
@@ -887,15 +888,15 @@ fn tls() -> &'static (Arc<ServerConfig>, RootCertStore) {
     })
 }
 
-/// A client's end of what bytes go over.
+/// A client's end of the stream below TLS.
 enum Base {
     Socket(TcpStream),
-    /// A pipe, and whether a call that has to wait fails instead.
+    /// A pipe. With `true`, a call that has to wait fails instead.
     Pipe(Blocking<Connection>, bool),
 }
 
 impl Base {
-    /// From now on, a call that has to wait fails instead.
+    /// Makes each call that has to wait fail from now on.
     fn do_not_wait(&mut self) {
         match self {
             Self::Socket(socket) => socket.set_nonblocking(true).unwrap(),
@@ -935,14 +936,14 @@ const RECORD: usize = 16 * 1024;
 struct Wire {
     base: Base,
     tls: Option<ClientConnection>,
-    /// How many bytes a read takes from below at most.
+    /// The largest number of bytes that a read takes from below.
     most: usize,
 }
 
 type Client = common::Client<Wire>;
 
 impl Wire {
-    /// Makes of `bytes` what goes over the wire, in records of 16 KiB at most.
+    /// Returns the bytes of the wire for `bytes`, in records of at most 16 KiB.
     fn seal(&mut self, bytes: &[u8]) -> Vec<u8> {
         let Some(tls) = &mut self.tls else { return bytes.to_vec() };
         tls.writer().write_all(bytes).unwrap();
@@ -966,12 +967,12 @@ impl Wire {
         (sealed, rest)
     }
 
-    /// Sends what was sealed before.
+    /// Sends sealed bytes.
     fn send_raw(&mut self, sealed: &[u8]) {
         self.base.write_all(sealed).unwrap();
     }
 
-    /// Returns the name by which the server calls this client.
+    /// Returns the name of this client in the server's log and outcome.
     fn local(&self) -> String {
         match &self.base {
             Base::Socket(socket) => socket.local_addr().unwrap().to_string(),
@@ -993,7 +994,7 @@ impl Write for Wire {
 }
 
 impl Read for Wire {
-    /// Reads once from below. Says `Interrupted` if that was not yet a whole record.
+    /// Reads once from below. Returns `Interrupted` if there is no whole record yet.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else { return self.base.read(&mut buf[..self.most]) };
         let mut bytes = vec![0; self.most];
@@ -1039,14 +1040,14 @@ impl Client {
         while self.stream.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
             let message = self.stream.seal(b"");
             self.stream.send_raw(&message);
-            // TLS 1.2 ends with a message of the server's.
+            // The handshake of TLS 1.2 ends with a message of the server.
             self.fill().unwrap();
         }
         let last = self.stream.seal(&request.unwrap_or_default());
         self.stream.send_raw(&last);
     }
 
-    /// Reads once, up to `most` bytes as they come over the wire.
+    /// Reads once, up to `most` bytes of the wire.
     fn sip(&mut self, most: usize) {
         self.stream.most = most;
         assert_eq!(self.try_fill(), Ok(true));
@@ -1082,7 +1083,7 @@ fn peer_and_stage(cut: &OpenWork) -> (String, Stage) {
     }
 }
 
-/// Runs a future that may not wait.
+/// Runs a future that must not wait.
 fn at_once<T>(future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     future::block_on(future::poll_once(future)).unwrap_or(Err(ErrorKind::WouldBlock.into()))
 }

@@ -1,7 +1,7 @@
 """smol-graceful's own arrangements of threads, executors and listeners, measured side by side.
 
-Unlike in `measures`, all servers of a case are alive at the same time, and rounds are short: what else
-the machine does then falls on all of them. An arrangement is compared with the first one round by round.
+Unlike in `measures`, all servers of a case run at the same time, and rounds are short, so other work of
+the machine slows all of them down. Each arrangement is compared with the first one, round by round.
 """
 
 import subprocess
@@ -11,18 +11,18 @@ from statistics import median, quantiles
 
 from . import clients
 from .measures import Load, system_calls
-from .report import COUNT, MICROSECONDS, RATE, shown
 from .servers import Failure, Server
+from .units import COUNT, MICROSECONDS, RATE, shown
 
 BEGIN, END = "<!-- arrangements: begin -->", "<!-- arrangements: end -->"
 
-# What keeps a figure from being taken, and no other.
+# The errors that prevent one figure, and not the others.
 FAILURES = (Failure, OSError, subprocess.TimeoutExpired)
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """What the binary takes as its second argument, and what that is."""
+    """An arrangement: the second argument of the binary, and its meaning."""
 
     key: str
     what: str
@@ -30,7 +30,7 @@ class Arrangement:
     is_process_per_core: bool = False
 
     def start(self, stack, binary, cores):
-        """Starts its processes, which end with the stack."""
+        """Starts the processes of the arrangement, which end with the stack."""
         servers = []
         for _ in cores if self.is_process_per_core else [None]:
             port = servers[0].port if servers else None
@@ -66,7 +66,7 @@ COUNTED = {1: "1 keep-alive connection", 16: "16 keep-alive connections"}
 
 @dataclass(frozen=True)
 class Place:
-    """Which cores are the server's and which the load's."""
+    """The cores of the server and those of the load."""
 
     server: frozenset
     load: frozenset
@@ -79,12 +79,13 @@ class Place:
 
 
 def compare(case, arrangements, binary, place, rounds, seconds):
-    """Measures one case in all arrangements, in turns that rotate; yields (key, figures, failure) for
-    each round: without figures there is a failure."""
+    """Measures one case in all arrangements, in turns that rotate. Yields (key, figures, failure) for
+    each round. If there are no figures, there is a failure."""
     with ExitStack() as stack:
         running = [(a.key, a.start(stack, binary, place.server)) for a in arrangements]
         for _, servers in running:
-            # Once, so that what is made at first use is made.
+            # The first run is not measured, because the server makes some things at their first
+            # use.
             clients.wrk(servers[0], case.how, case.path, case.connections, 1)
         for number in range(rounds):
             first = number % len(running)
@@ -92,7 +93,8 @@ def compare(case, arrangements, binary, place, rounds, seconds):
                 try:
                     yield key, _round(case, servers, seconds), None
                 except FAILURES as failure:
-                    # A round for each of them: they are compared round by round.
+                    # Each arrangement has an entry for the round, because they are compared round
+                    # by round.
                     yield key, dict.fromkeys(_figures(case)), failure
 
 
@@ -113,7 +115,7 @@ def _round(case, servers, seconds):
 
 
 def count(arrangement, binary, place):
-    """System calls per keep-alive request."""
+    """Returns the system calls per keep-alive request."""
     figures = {}
     for connections in COUNTED:
         with ExitStack() as stack:
@@ -124,7 +126,7 @@ def count(arrangement, binary, place):
 
 
 def markdown(run):
-    """Everything between the two marks."""
+    """Returns the text between the two marks."""
     told = {a.key: a.what for a in ARRANGEMENTS}
     command = f"benches/arrangements {run['arguments']}".rstrip()
     rounds = run["rounds"]
@@ -184,8 +186,8 @@ def _tables(keys, figures):
 
 
 def ratio(values, key, first):
-    """The median of a figure beside the first arrangement's of the same round, and the half of the
-    rounds around it."""
+    """Returns the median ratio of a figure to the first arrangement's in the same round, and the
+    range of the middle half of the rounds."""
     pairs = zip(values.get(key, []), values.get(first, []))
     ratios = [own / base for own, base in pairs if own and base]
     if not ratios or key == first:

@@ -1,8 +1,9 @@
-//! The courier: sends the connections of a server to its successor, a batch at a time.
+//! The courier sends the connections of a server to its successor, a batch at a time.
 //!
-//! Invariant: a connection is asked to leave, goes when no exchange is under way, and is counted
-//! here until the successor has said that it took it (rules H4, H5). All that cannot go is treated
-//! as in any stop (rule H6). Reads nothing of a client, and does not decide to stop.
+//! Invariant: the courier asks a connection to leave, the connection leaves when no exchange is
+//! under way, and this process counts it until the successor has taken it (rules H4, H5).
+//! Connections that cannot leave are treated as in any stop (rule H6). The courier reads nothing
+//! from a client, and does not decide to stop.
 
 mod report;
 
@@ -36,18 +37,19 @@ pub(crate) struct Courier<'a> {
     running: &'a Running,
     passage: Channel,
     outbox: Outbox<Leaving>,
-    /// The order to give again after a pause: first [`HandOver::Asking`], then [`HandOver::All`].
+    /// The order to repeat after a pause. It is [`HandOver::Asking`] first, and then
+    /// [`HandOver::All`].
     asks: HandOver,
     began: Instant,
-    /// The successor has not answered in time once, and the log has said so.
+    /// The successor was silent once, and the log has said so.
     was_silent: bool,
-    /// When the courier gives up sending, if the kernel has taken nothing since the last batch.
+    /// The time at which the courier gives up, if the kernel takes nothing until then.
     congested_until: Option<Instant>,
-    /// How many connections the successor has taken.
+    /// The number of connections that the successor has taken.
     handed_over: usize,
 }
 
-/// The reason for which a hand-over is over.
+/// The reason for the end of a hand-over.
 enum End {
     /// The successor has closed the passage.
     Closed,
@@ -56,10 +58,10 @@ enum End {
     /// The successor has no place or no descriptor left, or stops.
     Full,
     /// The answer to a batch makes no sense.
-    Senseless,
-    /// There is no answer to a batch, which stays with both.
+    InvalidAnswer,
+    /// The successor does not answer a batch, so both processes keep the batch.
     Silent,
-    /// The answer to a batch cannot be read. The batch stays with both.
+    /// The answer to a batch cannot be read, so both processes keep the batch.
     Unreadable(io::Error),
 }
 
@@ -77,11 +79,11 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// Hands over the connections of the server, and the passages from which further connections
-    /// come. Never ends.
+    /// Hands over the connections of the server, and the passages from which more connections come.
+    /// The future stays pending for ever.
     ///
-    /// `guard` holds the drain open until every connection was asked. Connections on their way hold
-    /// it open themselves ([`Leaving::counted`]).
+    /// `guard` holds the drain open until the courier has asked every connection. Connections on
+    /// their way hold the drain open themselves ([`Leaving::counted`]).
     pub(crate) async fn run<T>(mut self, predecessors: Vec<Channel>, guard: Option<Entry>) -> T {
         let token = self.running.service.shutdown.token();
         let hand_over = async {
@@ -90,14 +92,14 @@ impl<'a> Courier<'a> {
                 Err(end) => end,
             };
             self.order(HandOver::Over);
-            // A batch that both have counts in neither number.
+            // Neither number includes a batch that both processes have.
             let stay = self.seats(|seat| !is_ending(seat)).len().saturating_sub(self.outbox.sent());
             let level = if stay == 0 { Level::Debug } else { Level::Warn };
             log::log!(level, "{}, {}: {end}", self.summary(), stays(stay));
             self.serve_until_linger_is_over().await;
             self.serve_to_the_end().await;
         };
-        // The abort comes first: after it, nothing is sent and no answer counts.
+        // The abort comes first, because after it nothing is sent and no answer counts.
         token.aborting().or(hand_over).await;
         self.abandon().await
     }
@@ -115,14 +117,14 @@ impl<'a> Courier<'a> {
         log::info!("{}{}", self.summary(), self.stays());
         drop(guard);
         loop {
-            // No answer is due, so what comes here is the end: it must be noticed before the next
-            // response promises that its connection goes on.
+            // No answer is due, so a message here means the end of the passage. The courier has to
+            // notice that before the next response promises that its connection goes on.
             let Self { running, passage, .. } = self;
             let leaving = async { Ok(next(&running.leavers).await) };
             let end = async {
                 Err(match passage.receive().await {
                     Ok(None) => End::Closed,
-                    Ok(Some(_)) => End::Senseless,
+                    Ok(Some(_)) => End::InvalidAnswer,
                     Err(error) => End::Failed(error),
                 })
             };
@@ -137,7 +139,7 @@ impl<'a> Courier<'a> {
         let end = match passage.into_fd() {
             Ok(end) => end,
             Err(error) => {
-                // The end is closed with this, and the process at the other end notices that.
+                // `into_fd` has closed the end, and the process at the other end notices that.
                 log::error!("a passage cannot be passed on: {}", reason(&error));
                 return Ok(());
             }
@@ -149,8 +151,8 @@ impl<'a> Courier<'a> {
         Ok(())
     }
 
-    /// Asks the idle connections to leave, a batch at a time. Meanwhile the others are served, and
-    /// some of them fall idle, so this goes on until few are left.
+    /// Asks the idle connections to leave, a batch at a time. Meanwhile other connections are
+    /// served and fall idle, so the courier goes on until few idle ones are left.
     async fn ask_idle(&mut self) -> Result<(), End> {
         loop {
             let orders = &self.running.service.orders;
@@ -178,11 +180,11 @@ impl<'a> Courier<'a> {
         loop {
             let can_leave_now = |seat: &Seat| seat.can_leave() && may_leave_soon(seat);
             let count = self.seats(can_leave_now).len();
-            // In a congestion, `after_failed_send` says when it has lasted too long.
+            // `after_failed_send` decides when a congestion has lasted too long.
             if moved.0 != self.handed_over || self.congested_until.is_some() {
                 moved = (self.handed_over, Instant::now());
             }
-            if count == 0 || moved.1.elapsed() >= SOON {
+            if count == 0 || moved.1.elapsed() >= FIRST_WAIT {
                 return Ok(());
             }
             self.gather(count).await;
@@ -190,13 +192,13 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// Moves the connections that leave into the outbox. Waits up to [`SOON`] for the first one,
-    /// and then up to [`GATHERING`] for `expected` of them.
+    /// Moves leaving connections into the outbox. Waits up to [`FIRST_WAIT`] for the first one, and
+    /// then up to [`GATHER_WAIT`] for `expected` of them.
     async fn gather(&mut self, expected: usize) {
         let Self { running, outbox, .. } = self;
-        // On a busy machine the first one takes longer. Without it nothing could be delivered, and
-        // more than a batch would be asked.
-        for (wanted, time) in [(expected.min(1), SOON), (expected, GATHERING)] {
+        // On a busy machine, the first connection takes longer. Without it the courier would have
+        // nothing to deliver, and would ask more than a batch.
+        for (wanted, time) in [(expected.min(1), FIRST_WAIT), (expected, GATHER_WAIT)] {
             let come = async {
                 while outbox.waiting() < wanted {
                     outbox.push(next(&running.leavers).await);
@@ -209,7 +211,7 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// Delivers everything that waits.
+    /// Delivers all waiting connections.
     async fn deliver(&mut self) -> Result<(), End> {
         while let Some((number, batch)) = self.outbox.next_batch() {
             let connections = batch.iter().map(record).collect();
@@ -226,11 +228,12 @@ impl<'a> Courier<'a> {
         Ok(())
     }
 
-    /// Waits if the kernel sends nothing at the moment. Those that wait are served here meanwhile.
+    /// Waits if the kernel sends nothing for the moment. This process serves the waiting
+    /// connections meanwhile.
     ///
     /// # Errors
     ///
-    /// The reason for which nothing can be sent any more.
+    /// Returns the reason if nothing more can be sent.
     async fn after_failed_send(&mut self, error: io::Error) -> Result<(), End> {
         if is_gone(&error) {
             return Err(End::Closed);
@@ -238,7 +241,7 @@ impl<'a> Courier<'a> {
         if !is_congested(&error) {
             return Err(End::Failed(error));
         }
-        let end = Instant::now() + self.patience().min(CONGESTED_AT_MOST);
+        let end = Instant::now() + self.patience().min(LONGEST_CONGESTION);
         if self.congested_until.is_none() {
             log::info!("connections wait until the kernel passes them on: {}", reason(&error));
         }
@@ -247,16 +250,16 @@ impl<'a> Courier<'a> {
             return Err(End::Failed(error));
         }
         self.order(HandOver::Asking);
-        // No answer is due, so this lasts for the whole pause.
-        self.serve_until(sleep(CONGESTED)).await;
+        // No answer is due, so this call lasts for the whole pause.
+        self.serve_until(sleep(CONGESTION_PAUSE)).await;
         self.order(self.asks);
         Ok(())
     }
 
-    /// Waits for the answer to the batch, and takes note of it.
+    /// Waits for the answer to the batch, and applies it.
     ///
-    /// If the successor does not answer within the linger, nobody is asked any more, and those that
-    /// wait are served here again until it does (rule H5).
+    /// If the successor does not answer within the linger, the courier asks no further connection,
+    /// and this process serves the waiting ones until the answer comes (rule H5).
     async fn receive_answer(&mut self) -> Result<(), End> {
         let linger = self.running.service.shutdown.times().linger;
         let in_time = async { Some(self.passage.receive().await) };
@@ -279,18 +282,18 @@ impl<'a> Courier<'a> {
         self.settle(answer)
     }
 
-    /// Treats what is left as in any stop (rule H6). Its idle connections may still send a request
-    /// for the time of the linger.
+    /// Treats the remaining connections as in any stop (rule H6). Idle ones may still send a
+    /// request within the linger.
     async fn serve_until_linger_is_over(&mut self) {
         let linger = self.running.service.shutdown.times().linger;
         let mut over = pin!(sleep(linger));
-        // An answer may still come to the batch that both have.
+        // The answer to a batch that both processes have may still come.
         while let Some(answer) = self.serve_until(&mut over).await {
             self.settle_late(answer).await;
         }
     }
 
-    /// Lets the idle connections of what is left end. Never ends.
+    /// Lets the remaining idle connections end. The future stays pending for ever.
     async fn serve_to_the_end(&mut self) {
         self.order(HandOver::None);
         while let Some(answer) = self.serve_until(future::pending()).await {
@@ -298,16 +301,16 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// Takes note of an answer that comes when the hand-over is over.
+    /// Applies an answer that comes after the end of the hand-over.
     async fn settle_late(&mut self, answer: Answer) {
         if let Err(End::Unreadable(_)) = self.settle(answer) {
-            // The error may come again and again, and others need their turn.
-            sleep(CONGESTED).await;
+            // The error may come again at once, and other tasks need their turn.
+            sleep(CONGESTION_PAUSE).await;
         }
     }
 
-    /// Gives the connections that wait, and those that still come, back to the server. Returns the
-    /// answer to the batch, or `None` when `end` is ready.
+    /// Gives waiting connections back to the server, and those that still leave. Returns the answer
+    /// to the batch, or `None` when `end` is ready.
     async fn serve_until(&mut self, end: impl Future<Output = ()>) -> Option<Answer> {
         let mut end = pin!(end);
         loop {
@@ -332,7 +335,7 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// Takes note of an answer. Returns the reason if the hand-over is over.
+    /// Applies an answer. Returns the reason as an error if the hand-over is over.
     fn settle(&mut self, answer: Answer) -> Result<(), End> {
         let taken = match answer {
             Ok(Some((Message::Taken(taken), _))) => taken,
@@ -349,24 +352,24 @@ impl<'a> Courier<'a> {
         };
         let Taken { takes_more, .. } = taken;
         let Some(settled) = self.outbox.settle(taken) else { return Err(self.give_up_batch()) };
-        // Counted first, because the drop may end the drain.
+        // Count the connections first, because the drop may end the drain.
         self.handed_over += settled.taken.len();
         self.running.service.shutdown.handed_over(settled.taken.len());
         // As long as a copy is open, no close of the successor reaches the client.
         drop(settled.taken);
         if let Some(refused) = settled.refused {
-            // Without places, it is no worse off than those behind it.
+            // If the successor has no place left, it would refuse the others as well.
             let departure = if takes_more { Departure::Refused } else { Departure::Unasked };
             self.give_back(departure, refused);
         }
         if takes_more { Ok(()) } else { Err(End::Full) }
     }
 
-    /// Leaves the batch to a successor whose answer makes no sense: it may read the sockets
-    /// already.
+    /// Leaves the batch to a successor whose answer makes no sense, because the successor may read
+    /// the sockets already.
     fn give_up_batch(&mut self) -> End {
         self.outbox.remove_sent().for_each(Leaving::abandon);
-        End::Senseless
+        End::InvalidAnswer
     }
 
     fn give_back_waiting(&mut self) {
@@ -384,8 +387,8 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// Gives up what is on its way, at an abort. The sockets of a batch without an answer are the
-    /// successor's (rule H2). Never ends.
+    /// Gives up all connections on their way, at an abort. The sockets of a batch without an answer
+    /// are the successor's (rule H2). The future stays pending for ever.
     async fn abandon<T>(mut self) -> T {
         self.outbox.remove_waiting().chain(self.outbox.remove_sent()).for_each(Leaving::abandon);
         loop {
@@ -393,7 +396,8 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// Says how far connections are to go, and wakes those that have something to do then.
+    /// Orders the connections to leave or to stay, and wakes those for which that changes
+    /// something.
     fn order(&self, hand_over: HandOver) {
         self.running.service.orders.set_hand_over(hand_over);
         if matches!(hand_over, HandOver::All | HandOver::None) {
@@ -401,14 +405,14 @@ impl<'a> Courier<'a> {
         }
     }
 
-    /// Returns how long the successor may be silent: half of what is left of the grace, so that
-    /// what stays can still finish.
+    /// Returns how long the successor may be silent. This is half of the remaining grace, so that
+    /// connections that stay can still finish.
     fn patience(&self) -> Duration {
         let grace = self.running.service.shutdown.times().grace;
         grace.saturating_sub(self.began.elapsed()) / 2
     }
 
-    /// Returns the connections of the server that are meant.
+    /// Returns the connections for which `is_meant` returns `true`.
     fn seats(&self, is_meant: impl Fn(&Seat) -> bool) -> Vec<Arc<Seat>> {
         let orders = &self.running.service.orders;
         let choose = |registry: &Registry| {
@@ -418,7 +422,7 @@ impl<'a> Courier<'a> {
     }
 }
 
-/// The message that the passage has brought, its end, or an error.
+/// A message from the passage, its end, or an error.
 type Answer = io::Result<Option<Received>>;
 
 enum Event {
@@ -436,7 +440,7 @@ impl Carried for Leaving {
 fn record(leaving: &Leaving) -> Record {
     let seat = &leaving.counted.seat;
     Record {
-        // A connection leaves only if its listener has a number here (`Orders::can_leave`).
+        // A connection leaves only if its listener has a number (`Orders::can_leave`).
         listener: seat.orders.adopted_as(seat.listener()).unwrap_or_default(),
         idle: leaving.idle_for(),
         ahead: leaving.ahead.clone(),
@@ -447,26 +451,26 @@ fn record(leaving: &Leaving) -> Record {
 async fn next(leavers: &Receiver<Leaving>) -> Leaving {
     match leavers.recv().await {
         Ok(leaving) => leaving,
-        // The server has the other end.
+        // The server holds the sender, so this does not happen while the server lives.
         Err(_) => future::pending().await,
     }
 }
 
-/// How long the courier waits for more of the connections that it has asked, before it sends those
+/// The time for which the courier waits for more of the asked connections, before it sends those
 /// that have come.
-const GATHERING: Duration = Duration::from_millis(2);
+const GATHER_WAIT: Duration = Duration::from_millis(2);
 
-/// How long the courier waits for the first of the connections that can leave at once. A thread
-/// that a handler blocks keeps them here for longer.
-const SOON: Duration = Duration::from_millis(100);
+/// The time for which the courier waits for the first connection that can leave at once. If a
+/// handler blocks the thread, connections take longer.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
 
-/// How long a successor may take to answer, at least and at most, whatever the linger is. Clients
-/// wait so long for one that is suspended.
+/// The shortest and the longest time for an answer, for any linger. If the successor is suspended,
+/// clients wait for this time.
 const LEAST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// How long the courier waits if the kernel sends nothing at the moment.
-const CONGESTED: Duration = Duration::from_millis(50);
+/// The pause of the courier if the kernel sends nothing for the moment.
+const CONGESTION_PAUSE: Duration = Duration::from_millis(50);
 
-/// Keeps a deadline from an overflow when the grace is endless.
-const CONGESTED_AT_MOST: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest congestion, so that a deadline does not overflow when the grace is endless.
+const LONGEST_CONGESTION: Duration = Duration::from_secs(24 * 60 * 60);

@@ -1,7 +1,7 @@
-//! The words of the courier: how many connections were handed over, how many stay, and why.
+//! The log lines of the courier: how many connections were handed over, how many stay, and why.
 //!
-//! Invariant: no connection counts both as handed over and as one that stays. Keeps no state, and
-//! sends nothing.
+//! Invariant: no connection counts both as handed over and as one that stays. This file keeps no
+//! state, and sends nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,7 +20,8 @@ impl Courier<'_> {
         format!("handed over {connections} in {:.2} s", self.began.elapsed().as_secs_f64())
     }
 
-    /// Says how many connections stay, and why. Empty if none does.
+    /// Returns the numbers of connections that stay, with the reasons, or an empty text if none
+    /// stays.
     pub(super) fn stays(&self) -> String {
         let mut reasons = BTreeMap::<_, usize>::new();
         for seat in self.seats(|seat| !is_ending(seat)) {
@@ -55,7 +56,7 @@ impl fmt::Display for End {
             Self::Closed => f.write_str("the successor has closed the passage"),
             Self::Failed(error) => write!(f, "the passage has failed: {}", reason(error)),
             Self::Full => f.write_str("the successor has no place or no descriptor left, or stops"),
-            Self::Senseless => f.write_str("the successor's answer makes no sense"),
+            Self::InvalidAnswer => f.write_str("the successor's answer makes no sense"),
             Self::Unreadable(error) => {
                 write!(f, "the successor's answer cannot be read: {}", reason(error))
             }
@@ -64,8 +65,8 @@ impl fmt::Display for End {
     }
 }
 
-/// Returns `true` if the connection is on its way, or leaves as soon as its task runs, unless it has
-/// a long head.
+/// Returns `true` if the connection is on its way, or leaves as soon as its task runs. A connection
+/// with a long head may stay.
 pub(super) fn may_leave_soon(seat: &Seat) -> bool {
     matches!(seat.doing(), Doing::Accepted | Doing::Idle | Doing::Head | Doing::Leaving)
 }

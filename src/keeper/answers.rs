@@ -1,8 +1,8 @@
 //! [`Url`]: asks a URL, and makes sure that the new process answers, and no other.
 //!
 //! Invariant: an answer of the old process, which has the same listening socket, does not count.
-//! The kernel's tables tell whose socket is at the other end of a connection. Every read and every
-//! wait is bounded. Does not decide what an answer means.
+//! The kernel's tables tell which process has the other end of a connection. Every read and every
+//! wait is bounded. This file does not decide what an answer means.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
@@ -16,26 +16,26 @@ use rustix::process::Pid;
 
 use crate::error::{invalid, reason};
 
-/// How long one try may take.
-const TRY: Duration = Duration::from_secs(1);
+/// The longest time of one try.
+const TRY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long to wait between two tries.
-pub(crate) const AGAIN: Duration = Duration::from_millis(100);
+/// The pause between two tries.
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long to wait between two looks at whether a process has taken the connection.
-const LOOK: Duration = Duration::from_millis(5);
+/// The pause between two looks at the kernel's tables.
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
-/// How many looks to take before something is sent.
-const LOOKS: u32 = 10;
+/// The number of looks before half a head is sent.
+const MOST_LOOKS: u32 = 10;
 
-/// How many bytes of an answer are read at most.
+/// The largest number of bytes that the keeper reads of an answer.
 const LONGEST: usize = 256;
 
 /// A URL on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Url {
     to: SocketAddr,
-    /// The host and the port as they are written.
+    /// The host and the port, as the operator has written them.
     host: String,
     target: String,
 }
@@ -84,23 +84,23 @@ impl FromStr for Url {
 }
 
 impl Url {
-    /// Asks until the process `child`, or one of its process group, has answered with 2xx or 3xx.
-    /// Never ends otherwise. Notes why each try has failed.
+    /// Asks until the process `child`, or another process of its group, has answered with 2xx or
+    /// 3xx. The future stays pending until then. Calls `note` with the reason why a try has failed.
     pub(crate) async fn answered(&self, child: Pid, mut note: impl FnMut(String)) {
         loop {
             let late = async {
-                Timer::after(TRY).await;
-                Err(format!("no answer within {TRY:?}"))
+                Timer::after(TRY_TIMEOUT).await;
+                Err(format!("no answer within {TRY_TIMEOUT:?}"))
             };
             match self.ask(child).or(late).await {
                 Ok(()) => return,
                 Err(why) => note(why),
             }
-            Timer::after(AGAIN).await;
+            Timer::after(RETRY_PAUSE).await;
         }
     }
 
-    /// Asks once. Returns why there was no good answer.
+    /// Asks once. Returns the reason as an error if there was no good answer.
     async fn ask(&self, child: Pid) -> Result<(), String> {
         let said = |error: io::Error| reason(&error);
         let mut stream = Async::<std::net::TcpStream>::connect(self.to).await.map_err(said)?;
@@ -111,18 +111,18 @@ impl Url {
              Connection: close\r\n\r\n"
         );
         // The keeper looks for the process before it asks, because the server may close the
-        // connection right behind its answer. But with TCP_DEFER_ACCEPT the kernel gives the server
-        // a connection only when there is something to read. So if no process has taken the
-        // connection yet, half a head goes first.
+        // connection right after its answer. With TCP_DEFER_ACCEPT, however, the kernel gives the
+        // server a connection only when there is something to read. So if no process has taken the
+        // connection yet, the keeper first sends half a head.
         let (half, rest) = head.split_at(head.len() / 2);
-        let mut looks = 0..LOOKS;
+        let mut looks = 0..MOST_LOOKS;
         let mut unsent = head.as_bytes();
         let socket = loop {
             if let Some(socket) = socket_between(*to, own).map_err(said)? {
                 break socket;
             }
-            Timer::after(LOOK).await;
-            if looks.next() == Some(LOOKS - 1) {
+            Timer::after(LOOK_PAUSE).await;
+            if looks.next() == Some(MOST_LOOKS - 1) {
                 stream.write_all(half.as_bytes()).await.map_err(said)?;
                 unsent = rest.as_bytes();
             }
@@ -147,7 +147,7 @@ impl Url {
     }
 }
 
-/// Reads the first line of an answer.
+/// Judges the first line of an answer. Returns the reason as an error if the answer is not good.
 fn verdict(bytes: &[u8]) -> Result<(), String> {
     let line = String::from_utf8_lossy(bytes);
     let line = line.lines().next().unwrap_or_default();
@@ -162,10 +162,10 @@ fn verdict(bytes: &[u8]) -> Result<(), String> {
 
 /// Returns the inode of the socket at the other end of a connection, once a process has taken it.
 fn socket_between(server: SocketAddr, client: SocketAddr) -> io::Result<Option<u64>> {
-    // A socket for both families has its IPv4 clients in the table of IPv6.
+    // The table of IPv6 has the IPv4 clients of a socket for both families.
     for table in ["/proc/net/tcp6", "/proc/net/tcp"] {
         let Ok(file) = File::open(table) else { continue };
-        // Line by line, because a busy server has many.
+        // The keeper reads line by line, because the table of a busy server is long.
         for line in BufReader::new(file).lines().skip(1) {
             if let Some((local, remote, inode)) = entry(&line?) {
                 if (local, remote) == (server, client) && inode != 0 {
@@ -184,8 +184,8 @@ fn entry(line: &str) -> Option<(SocketAddr, SocketAddr, u64)> {
     Some((local, remote, fields.nth(6)?.parse().ok()?))
 }
 
-/// Reads an address of the kernel's tables: words of 32 bits, each in the machine's own order, and
-/// the port.
+/// Reads an address of the kernel's tables. The address has words of 32 bits, each in the machine's
+/// own byte order, and the port.
 fn address(text: &str) -> Option<SocketAddr> {
     let (digits, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
@@ -212,11 +212,11 @@ fn address(text: &str) -> Option<SocketAddr> {
 enum Found {
     Yes,
     No,
-    /// There is a process of the group whose descriptors this user may not see.
+    /// This user may not see the descriptors of a process of the group.
     Unknown,
 }
 
-/// Looks for a socket in the process `child` and the others of its process group.
+/// Looks for a socket in the process `child` and the other processes of its group.
 fn holds(child: Pid, socket: u64) -> Found {
     let wanted = format!("socket:[{socket}]");
     let group = child.as_raw_nonzero().get();
@@ -239,7 +239,7 @@ fn holds(child: Pid, socket: u64) -> Found {
 /// Returns the process group of a process.
 fn group_of(process: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name in parentheses may hold anything, so the fields begin behind the last one.
+    // The name in parentheses may contain `)`, so the fields begin after the last one.
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(2)?.parse().ok()
 }
@@ -318,17 +318,17 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let client = TcpStream::connect(addr).unwrap();
-        // Nobody has taken it.
+        // No process has accepted the connection.
         assert_eq!(socket_between(addr, client.local_addr().unwrap()).unwrap(), None);
         let (_server, _) = listener.accept().unwrap();
         let socket = socket_between(addr, client.local_addr().unwrap()).unwrap().unwrap();
         assert_eq!(holds(getpgrp(), socket), Found::Yes);
         assert_eq!(holds(getpgrp(), 1), Found::No);
-        // No process has a group with so high a number.
+        // The number is too high for a process group.
         assert_eq!(holds(Pid::from_raw(i32::MAX).unwrap(), socket), Found::No);
     }
 
-    /// Runs a server for one connection, and asks it as if `child` were new.
+    /// Runs a server for one connection, and asks the server as if `child` were the new process.
     fn asked(child: Pid) -> Result<(), String> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();

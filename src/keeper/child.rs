@@ -1,8 +1,8 @@
-//! [`Child`]: a process that the keeper has started, and what it says.
+//! [`Child`]: a process that the keeper has started, and the messages that it sends.
 //!
-//! Invariant: only the first READY of a child counts. A listener that a child brings is a copy of
-//! the keeper's own until the child is trusted. Knows the words, and does not decide what follows
-//! from them.
+//! Invariant: only the first READY of a child counts. The sockets that a child brings become the
+//! keeper's only when the keeper trusts the child. This file reads the messages, and does not
+//! decide what follows from them.
 
 use std::cell::RefCell;
 use std::env;
@@ -41,20 +41,21 @@ pub(crate) struct Child {
     /// The parent channel, until its other end is closed.
     pub(crate) channel: Option<Channel>,
     pub(crate) notify: Option<ChildNotify>,
-    /// What the child has reported. Programs that do not know the channel report nothing.
+    /// The listeners that the child has reported. Programs that do not know the channel report
+    /// nothing.
     pub(crate) reported: Option<Vec<ServedState>>,
-    /// The version of a keeper's state that its program reads, or 0.
+    /// The version of a keeper's state that the child's program can read, or 0.
     pub(crate) resumes: u16,
-    /// The sockets that it has brought, until it is trusted.
+    /// The sockets that the child has brought, until the keeper trusts the child.
     pub(crate) brought: Vec<(u32, OwnedFd, Brought)>,
-    /// Shows that the child is ready, without a word of its own.
+    /// Completes when the child counts as ready although it has not said so.
     shown: Option<Pin<Box<dyn Future<Output = ()>>>>,
     why_not_shown: Rc<RefCell<String>>,
-    /// It has been waited for, so another process may have its id.
+    /// The keeper has reaped the child, so another process may have its id.
     has_ended: bool,
 }
 
-/// A process that was started, and that the keeper does not listen to yet.
+/// A process that was started, and whose messages the keeper does not read yet.
 pub(crate) struct Started {
     pid: Pid,
     at: Instant,
@@ -63,12 +64,12 @@ pub(crate) struct Started {
 }
 
 impl Started {
-    /// Starts the command of `keeper` with the sockets.
+    /// Starts the command of `keeper`, and passes the sockets.
     ///
     /// # Errors
     ///
-    /// Returns an error if the kernel refuses the program. It names the program, the directory, and
-    /// the reason in an operator's words.
+    /// Returns an error if the kernel refuses the program. The error names the program, the
+    /// directory, and the reason in an operator's words.
     pub(crate) fn new(keeper: &Keeper, sockets: &Sockets) -> io::Result<Self> {
         let step = "cannot start another process";
         let offer = Message::Offer(sockets.offer());
@@ -84,12 +85,12 @@ impl Started {
             }
             fd += 1;
         }
-        // LISTEN_PIDFDID is systemd's word for the process that it has started.
+        // systemd sets LISTEN_PIDFDID for the process that it has started, which is the keeper.
         for name in [FDS, NAMES, PID, "LISTEN_PIDFDID", "WATCHDOG_PID", RESUME] {
             program.unset(name);
         }
         for (name, _) in env::vars_os() {
-            // The keeper's settings are no settings of a child, which may be a keeper.
+            // A child may be a keeper, too, and the settings of this keeper are not for that one.
             if let (true, Some(name)) = (name.as_bytes().starts_with(SETTINGS), name.to_str()) {
                 program.unset(name);
             }
@@ -109,12 +110,12 @@ impl Started {
 }
 
 impl Child {
-    /// Listens to a process that was started.
+    /// Begins to read the messages of a process that was started.
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says if no events can be had for the process's sockets. It
-    /// is killed then.
+    /// Returns the operating system's error if the keeper cannot wait for the process's sockets.
+    /// The process is killed in that case.
     pub(crate) fn of(
         id: Id,
         started: Started,
@@ -158,7 +159,7 @@ impl Child {
         })
     }
 
-    /// Goes on with a child of the program that this process was before.
+    /// Takes over a child of the program that this process was before.
     pub(crate) fn resume(id: Id, pid: Pid, reported: Option<Vec<ServedState>>) -> Self {
         Self {
             id,
@@ -175,7 +176,8 @@ impl Child {
         }
     }
 
-    /// Waits until the child has shown that it is ready. Never ready if it has to say so.
+    /// Waits until the child counts as ready by a time or by an answer. Always returns `Pending` if
+    /// the child has to say that it is ready.
     pub(crate) fn poll_shown(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(shown) = &mut self.shown else { return Poll::Pending };
         let polled = shown.as_mut().poll(cx);
@@ -185,12 +187,13 @@ impl Child {
         polled
     }
 
-    /// Returns why the last look at the child has not shown that it is ready.
+    /// Returns the reason why the last try has not shown that the child is ready.
     pub(crate) fn why_not_shown(&self) -> String {
         self.why_not_shown.borrow().clone()
     }
 
-    /// Waits for a word from the channel. Returns `true` if it is the child's first READY.
+    /// Waits for a message from the parent channel. Returns `true` if the message is the child's
+    /// first READY.
     pub(crate) fn poll_channel(&mut self, sockets: &Sockets, cx: &mut Context<'_>) -> Poll<bool> {
         let Some(channel) = &self.channel else { return Poll::Pending };
         let Poll::Ready(received) = channel.poll_receive(cx) else { return Poll::Pending };
@@ -206,7 +209,10 @@ impl Child {
             }
             Err(error) => {
                 let pid = self.pid.as_raw_nonzero();
-                log::warn!("keeper: process {pid} says what makes no sense: {}", reason(&error));
+                log::warn!(
+                    "keeper: process {pid} has sent a message that makes no sense: {}",
+                    reason(&error)
+                );
                 if error.kind() != io::ErrorKind::InvalidData {
                     self.channel = None;
                 }
@@ -235,7 +241,7 @@ impl Child {
         self.resumes = ready.resumes;
     }
 
-    /// Waits for a word from the child's NOTIFY_SOCKET.
+    /// Waits for a message from the child's NOTIFY_SOCKET.
     pub(crate) fn poll_notify(&mut self, cx: &mut Context<'_>) -> Poll<Words> {
         let Some(notify) = &self.notify else { return Poll::Pending };
         match notify.poll_receive(self.pid, cx) {
@@ -249,12 +255,13 @@ impl Child {
         }
     }
 
-    /// Notes that the child has been waited for. Nobody speaks for it any more.
+    /// Notes that the keeper has reaped the child, and closes its channel and its NOTIFY_SOCKET.
     pub(crate) fn end(&mut self) {
         self.has_ended = true;
         self.channel = None;
         self.notify = None;
-        // A shell in front of the program has ended without it, or workers of one that was killed.
+        // The rest of the group may be the program behind a shell that has ended, or workers of a
+        // program that was killed.
         let _ = killpg(nix_pid(self.pid), Signal::SIGTERM);
     }
 
@@ -273,7 +280,7 @@ impl Child {
     }
 }
 
-/// How the names of the binary's settings for its keeper begin.
+/// The beginning of the names of the binary's settings for its keeper.
 const SETTINGS: &[u8] = b"SMOL_GRACEFUL_KEEP_";
 
 fn nix_pid(pid: Pid) -> nix::unistd::Pid {

@@ -1,10 +1,11 @@
 //! [`KeeperExit`]: how a keeper has ended, as an exit code.
 //!
-//! Invariant: the code is what `policy.rs` has decided. Does not know why.
+//! Invariant: the code is the one that `policy.rs` has decided on. This file does not know the
+//! reason.
 
 use std::process::{ExitCode, Termination};
 
-/// How a keeper has ended. Returned from `main`, it is the exit code.
+/// The end of a keeper. If `main` returns this value, it becomes the exit code of the process.
 ///
 /// # Examples
 ///
@@ -21,9 +22,9 @@ use std::process::{ExitCode, Termination};
 pub struct KeeperExit(pub(crate) u8);
 
 impl KeeperExit {
-    /// Returns the exit code of the newest child, or 128 and the number of the signal that has
-    /// killed it. Returns 1 instead of 0 if another child that was alive at the stop has not ended
-    /// with 0.
+    /// Returns the exit code of the newest child, or 128 plus the number of the signal that has
+    /// killed the child. Returns 1 instead of 0 if another child that was alive at the stop has not
+    /// ended with 0.
     ///
     /// # Examples
     ///

@@ -1,8 +1,8 @@
-//! [`Manager`]: what a keeper tells the service manager above it.
+//! [`Manager`]: the messages of a keeper to the service manager above it.
 //!
-//! Invariant: the keeper never waits for the manager. A message that the manager does not take at
-//! once is dropped, apart from READY=1, which is sent again later. Without a NOTIFY_SOCKET nothing
-//! is done.
+//! Invariant: the keeper never waits for the manager. If the manager does not take a message at
+//! once, the keeper drops the message, apart from READY=1, which it sends again later. Without a
+//! NOTIFY_SOCKET, this file does nothing.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ use crate::restart::notify::{NotifySocket, bounded};
 #[derive(Default)]
 pub(crate) struct Manager {
     socket: Option<NotifySocket>,
-    /// READY=1 has not got through, and is sent again then.
+    /// The time at which READY=1 is sent again, if the manager has not taken it.
     owes_ready: Option<Instant>,
 }
 
-/// How long to wait until READY=1 is sent again.
-const AGAIN: Duration = Duration::from_millis(100);
+/// The pause before READY=1 is sent again.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 impl Manager {
     /// Finds the socket that the environment names.
@@ -29,14 +29,14 @@ impl Manager {
         Self { socket: NotifySocket::from_env(), owes_ready: None }
     }
 
-    /// Tells that a child serves.
+    /// Tells the manager that a child serves.
     pub(crate) fn ready(&mut self) {
         let sent = self.send(&[NotifyState::Ready]);
         let is_full = sent.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
-        self.owes_ready = is_full.then(|| Instant::now() + AGAIN);
+        self.owes_ready = is_full.then(|| Instant::now() + RETRY_PAUSE);
     }
 
-    /// Tells that a restart has begun.
+    /// Tells the manager that a restart has begun.
     pub(crate) fn reloading(&mut self) {
         self.owes_ready = None;
         if let Ok(now) = NotifyState::monotonic_usec_now() {
@@ -44,7 +44,7 @@ impl Manager {
         }
     }
 
-    /// Tells that the stop has begun.
+    /// Tells the manager that the stop has begun.
     pub(crate) fn stopping(&mut self) {
         self.owes_ready = None;
         let _ = self.send(&[NotifyState::Stopping]);
@@ -55,8 +55,8 @@ impl Manager {
         let _ = self.send(&[NotifyState::Status(&bounded(status))]);
     }
 
-    /// Passes on what a child says. Only the newest child's status is shown, and only the watchdog
-    /// of the child that serves counts.
+    /// Passes a child's messages on. The manager gets the status of the newest child alone, and the
+    /// watchdog of the child that serves.
     pub(crate) fn pass_on(&self, words: &Words, is_newest: bool, serves: bool) {
         if let Some(status) = words.status.as_ref().filter(|_| is_newest) {
             self.status(status);

@@ -1,9 +1,9 @@
 //! [`Keeper`]: a small parent process that keeps the listening sockets, and starts one generation
 //! of a program after the other.
 //!
-//! Invariant: the process id never changes, and the sockets stay open while a child is restarted,
-//! dead, or on its way. Serves no request itself. `policy.rs` decides, `running.rs` carries out,
-//! and the other files are one part of that each.
+//! Invariant: the process id never changes, and the sockets stay open while a child is replaced,
+//! starts, or has died. The keeper serves no request itself. `policy.rs` decides, `running.rs`
+//! carries out, and each of the other files does one part of that.
 
 #[cfg(target_os = "linux")]
 mod answers;
@@ -44,21 +44,23 @@ pub use own::Kept;
 pub use settings::{Keeper, ReadyWhen};
 
 impl Keeper {
-    /// Keeps the program until a signal stops it, or the first process fails. Blocks the thread.
+    /// Keeps the program until a signal stops the keeper, or the first process fails. Blocks the
+    /// thread.
     ///
-    /// Call this on the main thread, early: children get TERM when the thread ends that has called
-    /// it, and signals are handled from before the first address is bound. It starts no thread but
-    /// async-io's. The logger must never block, as in [`Process::run`](crate::Process::run).
+    /// Call this early, on the main thread. Children get TERM when the thread that has called this
+    /// ends, and signals are handled from before the first address is bound. The only thread that
+    /// the keeper starts is async-io's. The logger must never block, as in
+    /// [`Process::run`](crate::Process::run).
     ///
     /// # Errors
     ///
-    /// Returns one line that says why the keeper could not begin: an address that cannot be
-    /// listened on, a program that cannot be started, a pid file that another keeper has
+    /// Returns one line that says why the keeper could not begin: an address on which it cannot
+    /// listen, a program that it cannot start, a pid file that another keeper has
     /// ([`io::ErrorKind::AlreadyExists`]), or settings that make no sense
     /// ([`io::ErrorKind::InvalidInput`]). Returns [`io::ErrorKind::TimedOut`] if the first process
-    /// was not ready in time, and [`io::ErrorKind::Unsupported`] on other systems than Linux. If
-    /// the first process ends before it is ready, that is no error: the keeper ends with its exit
-    /// code.
+    /// was not ready in time, and [`io::ErrorKind::Unsupported`] on other systems than Linux. A
+    /// first process that ends before it is ready is not an error, and the keeper ends with the
+    /// exit code of that process.
     ///
     /// # Examples
     ///

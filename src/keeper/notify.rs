@@ -1,8 +1,8 @@
-//! [`ChildNotify`]: the socket at which a child says how it stands (systemd's NOTIFY_SOCKET).
+//! [`ChildNotify`]: the socket to which a child sends its state (systemd's NOTIFY_SOCKET).
 //!
-//! Invariant: only root, this process's user and the child's own user are heard, because anybody
-//! may send to an abstract name; and no child can make the keeper read without an end. Passes
-//! nothing on by itself.
+//! Invariant: the keeper hears only root, its own user and the child's user, because every process
+//! may send to an abstract name. No child can make the keeper read without an end. This file passes
+//! nothing on.
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -20,12 +20,12 @@ use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, getuid};
 
-/// A child's socket, and the name that the child knows it by.
+/// The socket to which one child sends its notifications.
 pub(crate) struct ChildNotify {
     socket: Async<UnixDatagram>,
 }
 
-/// The words of a child that a keeper understands.
+/// The parts of a child's message that a keeper understands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Words {
     pub(crate) is_ready: bool,
@@ -35,16 +35,16 @@ pub(crate) struct Words {
     pub(crate) is_watchdog: bool,
 }
 
-/// How many bytes are read of a datagram, as systemd does.
+/// The largest number of bytes that is read of a datagram, as systemd does.
 const LONGEST: usize = 4096;
 
 impl ChildNotify {
-    /// Makes a socket with a name that nobody has, for a process that is to be started. The socket
-    /// is for [`ChildNotify::of`].
+    /// Makes a socket with a name that no other socket has, for a process that will be started.
+    /// Returns the socket for [`ChildNotify::of`], and its name.
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says.
+    /// Returns the operating system's error.
     pub(crate) fn bind() -> io::Result<(OwnedFd, OsString)> {
         let random = || RandomState::new().build_hasher().finish();
         let name = format!("smol-graceful-keeper/{:016x}{:016x}", random(), random());
@@ -53,18 +53,18 @@ impl ChildNotify {
         Ok((socket.into(), format!("@{name}").into()))
     }
 
-    /// Takes a socket that [`ChildNotify::bind`] has made, perhaps in the program that this process
-    /// was before.
+    /// Takes a socket that [`ChildNotify::bind`] has made, perhaps before this process replaced its
+    /// program.
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says.
+    /// Returns the operating system's error.
     pub(crate) fn of(socket: OwnedFd) -> io::Result<Self> {
         Ok(Self { socket: Async::new(UnixDatagram::from(socket))? })
     }
 
-    /// Waits for a datagram of the process `child`, and returns its words. A datagram of another
-    /// user has none.
+    /// Waits for a datagram of the process `child`, and returns its words. A datagram from another
+    /// user counts as empty.
     pub(crate) fn poll_receive(&self, child: Pid, cx: &mut Context<'_>) -> Poll<io::Result<Words>> {
         loop {
             let mut bytes = [0; LONGEST];
@@ -90,10 +90,10 @@ impl AsFd for ChildNotify {
     }
 }
 
-/// Returns how many bytes have come, and the user that has sent them.
+/// Returns the number of bytes that have come, and the user that has sent them.
 fn receive(socket: &UnixDatagram, bytes: &mut [u8]) -> io::Result<(usize, Option<u32>)> {
-    // Without room for descriptors, the kernel closes those that come. The sender of systemd's
-    // BARRIER=1 waits for that.
+    // The buffer has no room for descriptors, so the kernel closes the descriptors that come. The
+    // sender of systemd's BARRIER=1 waits for that close.
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -112,7 +112,7 @@ fn is_trusted(user: u32, child: Pid) -> bool {
 }
 
 impl Words {
-    /// Reads a datagram. A word that it does not know means nothing.
+    /// Reads a datagram. Ignores unknown words.
     fn read(bytes: &[u8]) -> Self {
         let mut words = Self::default();
         for line in String::from_utf8_lossy(bytes).lines() {
@@ -162,7 +162,7 @@ mod tests {
         ] {
             assert_eq!(next(text.as_bytes()), words, "{text}");
         }
-        // More than is read.
+        // The datagram is longer than what is read of it.
         let long = format!("STATUS={}\nREADY=1\n", "x".repeat(LONGEST));
         assert!(!next(long.as_bytes()).is_ready);
         assert_eq!(next(b"\xff\nREADY=1"), Words { is_ready: true, ..Words::default() });
@@ -172,9 +172,9 @@ mod tests {
     fn only_some_users_are_heard() {
         assert!(is_trusted(0, getpid()));
         assert!(is_trusted(getuid().as_raw(), getpid()));
-        // Nobody has this one.
+        // No user has this number.
         assert!(!is_trusted(4_000_000_000, getpid()));
-        // The first process is root's, or this user sees whose it is.
+        // The first process is root's, or its user is visible.
         let first = std::fs::metadata("/proc/1").unwrap().uid();
         assert!(is_trusted(first, Pid::INIT));
     }

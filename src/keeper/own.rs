@@ -1,7 +1,7 @@
 //! [`Process::keep`]: a program that becomes its own keeper.
 //!
-//! Invariant: the program itself runs in children of the keeper alone. Knows which of the two this
-//! process is, and leaves the rest to the keeper.
+//! Invariant: the program itself runs only in children of the keeper. This file knows whether this
+//! process is the keeper or a child, and leaves the rest to the keeper.
 
 use std::io;
 use std::process::{ExitCode, Termination};
@@ -9,8 +9,8 @@ use std::process::{ExitCode, Termination};
 use crate::keeper::exit::KeeperExit;
 use crate::process::Process;
 
-/// The end of a program that keeps itself: either a child's, or the keeper's. Returned from `main`,
-/// it is the exit code.
+/// The end of a program that keeps itself: either a child's, or the keeper's. If `main` returns
+/// this value, it becomes the exit code of the process.
 ///
 /// # Examples
 ///
@@ -27,7 +27,7 @@ use crate::process::Process;
 pub enum Kept<T> {
     /// The program's own result, in a child.
     Child(T),
-    /// How the keeper has ended.
+    /// The end of the keeper.
     Keeper(KeeperExit),
 }
 
@@ -41,30 +41,32 @@ impl<T: Termination> Termination for Kept<T> {
 }
 
 impl Process {
-    /// Makes this process the [`Keeper`](crate::Keeper) of its own program: the same executable is
-    /// started again as its child, with the same arguments, and `program` is called there alone.
+    /// Makes this process the [`Keeper`](crate::Keeper) of its own program. The keeper starts the
+    /// same executable with the same arguments as its child, and only the child calls `program`.
     ///
-    /// USR2, sent to the keeper, starts the executable that has the program's name by then. When
+    /// When the keeper gets USR2, it starts the executable that then has the program's name. When
     /// its process is ready, the one before it hands over its connections and ends. The keeper then
     /// replaces itself by that executable (`exec`), so no old code stays. Its process id and its
     /// children remain.
     ///
     /// [`Process::patience`], [`Process::restart_on`], [`Process::signals`] and
-    /// [`Process::pid_file`] are the keeper's settings. The child gets this value, too, without the
-    /// pid file.
+    /// [`Process::pid_file`] are the keeper's settings. The child gets this [`Process`], too,
+    /// without the pid file.
     ///
-    /// Send USR2 to the keeper alone, whose process id [`Process::pid_file`] writes. Its children
-    /// have the same name, and a child with [`Server::serve`](crate::Server::serve) dies of that
-    /// signal. The keeper says through the logger of the program why a restart has failed.
+    /// Send USR2 to the keeper alone. [`Process::pid_file`] writes the keeper's process id to a
+    /// file. The children have the same name as the keeper, and a child with
+    /// [`Server::serve`](crate::Server::serve) dies of that signal. If a restart fails, the keeper
+    /// logs the reason through the program's logger.
     ///
-    /// Call this at the beginning of `main`, before other threads are started, because what comes
-    /// before runs in the keeper, too. A signal that another thread takes in the moment of the
-    /// `exec` could be lost. A program that is started by a keeper already is its child.
+    /// Call this at the beginning of `main`, because the code in front of this call runs in the
+    /// keeper, too. Start other threads later, because a signal that another thread takes in the
+    /// moment of the `exec` could be lost. If a keeper has started this process already, the
+    /// process is a child of that keeper.
     ///
     /// # Errors
     ///
     /// Returns the errors of `program` in a child, and those of [`Keeper::run`](crate::Keeper::run)
-    /// in the keeper. [`io::ErrorKind::Unsupported`] on other systems than Linux.
+    /// in the keeper. Returns [`io::ErrorKind::Unsupported`] on other systems than Linux.
     ///
     /// # Examples
     ///
@@ -91,7 +93,7 @@ impl Process {
         Ok(Kept::Keeper(succession::keep(self)?))
     }
 
-    /// Returns an error: a keeper needs Linux.
+    /// Returns an error, because a keeper needs Linux.
     ///
     /// # Errors
     ///

@@ -1,8 +1,9 @@
 //! [`PidLock`]: the pid file of a keeper, which only one keeper at a time can have.
 //!
 //! Invariant: a keeper holds the lock (`flock`) of its file from its start to its end, so the
-//! kernel tells a keeper that runs from one that was killed. The file is empty until the keeper has
-//! a child that serves, and holds a whole process id from then on. Does not know when that is.
+//! kernel knows whether the keeper of a file still runs. The file is empty until the keeper has a
+//! child that serves, and holds a whole process id from then on. This file does not decide when
+//! that is.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -17,8 +18,8 @@ use rustix::io::Errno;
 use crate::error::reason;
 use crate::restart::pid_file::{self, cannot_write, taken};
 
-/// A pid file whose lock this process holds. Dropping this removes the file, unless another file
-/// has taken its name.
+/// A pid file whose lock this process holds. The drop removes the file, unless another file has
+/// taken its name.
 #[derive(Debug)]
 pub(crate) struct PidLock {
     file: File,
@@ -27,17 +28,19 @@ pub(crate) struct PidLock {
 }
 
 impl PidLock {
-    /// Takes the file at `path`, in place of one that no keeper has any more.
+    /// Creates and locks the file at `path`, or takes over the file of a keeper that no longer
+    /// runs.
     ///
     /// # Errors
     ///
-    /// Returns an error that names the path if another keeper has the file, or if no file can be
-    /// written there.
+    /// Returns an error that names the path if another keeper has the file, or if the file cannot
+    /// be written.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         let named = |error| cannot_write(path, &error);
         let absolute = path::absolute(path).map_err(named)?;
         loop {
-            // A link stays, and leads to the file, which the first turn of this loop may have made.
+            // A symbolic link stays, and leads to the file, which the first turn of this loop may
+            // have made.
             let path = fs::canonicalize(&absolute).unwrap_or_else(|_| absolute.clone());
             let named = |error| cannot_write(&path, &error);
             pid_file::check(&path).map_err(named)?;
@@ -59,7 +62,7 @@ impl PidLock {
         }
     }
 
-    /// Goes on with a lock that the program which this process was before has held.
+    /// Takes over a lock that this process held before it replaced its program.
     pub(crate) fn resume(file: OwnedFd, path: PathBuf) -> Self {
         Self { file: file.into(), path }
     }
@@ -67,7 +70,7 @@ impl PidLock {
     /// Writes this process's id. An error is only logged, because serving is worth more than the
     /// file.
     pub(crate) fn write(&self) {
-        // One call, so that a reader finds a whole id or none.
+        // A single call writes the id, so a reader finds a whole id or none.
         let written = (&self.file).write_all(format!("{}\n", process::id()).as_bytes());
         if let Err(error) = written {
             log::error!("{}", cannot_write(&self.path, &error));
@@ -78,7 +81,7 @@ impl PidLock {
         &self.path
     }
 
-    /// Returns `true` if the file with this name is the one whose lock is held.
+    /// Returns `true` if the file with this name is the locked one.
     fn is_there(&self) -> bool {
         let identity = |file: &fs::Metadata| (file.dev(), file.ino());
         let there = fs::symlink_metadata(&self.path).map(|file| identity(&file));
@@ -153,7 +156,7 @@ mod tests {
         let lock = PidLock::at(&path).unwrap();
         lock.write();
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", process::id()));
-        // Another program has taken the name.
+        // Another program puts its file there.
         fs::remove_file(&path).unwrap();
         fs::write(&path, "1\n").unwrap();
         drop(lock);

@@ -1,8 +1,8 @@
-//! [`Policy`]: what a keeper has to do when something happens to it or to one of its children.
+//! [`Policy`]: decides what a keeper does when something happens to the keeper or to a child.
 //!
 //! Pure: the caller brings the time and what has happened, and carries out the [`Action`]s in their
-//! order. Invariant: at most one child is on its way to serve, and a child that serves is told to
-//! leave only when another one serves. Starts nothing, and knows no process ids.
+//! order. Invariant: at most one child is starting, and the keeper tells a child that serves to
+//! leave only when another one serves. The policy starts nothing, and knows no process ids.
 
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -17,30 +17,31 @@ mod action;
 #[cfg(test)]
 mod table;
 
-/// How long a child must stay alive after it is ready, until the keeper trusts it.
+/// The time that a child must stay alive after it is ready, before the keeper trusts the child.
 pub(crate) const TRIAL: Duration = Duration::from_millis(50);
 
-/// How long a child that has failed may take to stop, at least.
-const LAST_CHANCE: Duration = Duration::from_secs(5);
+/// The shortest time that a child that has failed gets for its stop.
+const LEAST_STOP_TIME: Duration = Duration::from_secs(5);
 
 /// The shortest and the longest pause between the death of the only child and the next start.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// A child that has served for so long ends a series of deaths.
-const SERVED_WELL: Duration = Duration::from_secs(1);
+/// A child that has served for this time ends a series of deaths.
+const LONG_SERVICE: Duration = Duration::from_secs(1);
 
-/// How far a child has come.
+/// The progress of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Condition {
-    /// It was started, and has to be ready by then.
+    /// The child was started, and has to be ready by `until`.
     Starting { until: Instant },
-    /// It is ready, and the keeper trusts it if it is still alive then.
+    /// The child is ready. The keeper trusts the child if it is still alive at `until`.
     Trial { until: Instant },
-    /// It serves.
+    /// The child serves.
     Serving { since: Instant },
-    /// It finishes what it has, because a successor serves.
+    /// The child finishes its connections, because a successor serves.
     Leaving,
-    /// It was told to stop before it was ready. It is killed then, or was killed already (`None`).
+    /// The keeper has told the child to stop before it was ready. The keeper kills the child at
+    /// `until`, or has killed it already (`None`).
     Failing { until: Option<Instant> },
 }
 
@@ -54,9 +55,9 @@ pub(crate) struct Member {
 /// The state of a keeper as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stage {
-    /// A child serves, or is on its way to serve.
+    /// A child serves or is starting.
     Running,
-    /// No child serves or is on its way. Another is started then.
+    /// No child serves or is starting. The keeper starts another one at `until`.
     Pausing { until: Instant },
     /// The first child was not ready in time, and has to end.
     GivingUp(Id),
@@ -74,19 +75,19 @@ pub(crate) struct Policy {
     next: Id,
     /// A child has served.
     has_served: bool,
-    /// How many children in a row have died soon.
+    /// The number of children in a row that have died soon.
     deaths: u32,
     /// A restart was asked for during a restart.
     is_wanted: bool,
-    /// A restart was announced, and its end was not.
+    /// The manager knows of the begin of a restart, and not yet of its end.
     is_announced: bool,
-    /// The exit code of the newest child that counts.
+    /// The exit code of the newest child whose code counts.
     newest: Option<(Id, u8)>,
-    /// A child that was alive at the stop has ended with something else than 0.
+    /// A child that was alive at the stop has ended with a code other than 0.
     has_cut: bool,
 }
 
-/// The part of the state that outlives the program: its successor in this process goes on with it.
+/// The part of the state that the next program in this process takes over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Remembered {
     pub(crate) children: Vec<Member>,
@@ -109,20 +110,20 @@ impl Policy {
         }
     }
 
-    /// Goes on where [`Policy::remember`] has ended.
+    /// Makes a policy from what [`Policy::remember`] has returned.
     pub(crate) fn resume(patience: Duration, remembered: Remembered) -> Self {
         let Remembered { children, next } = remembered;
         Self { children, next, has_served: true, ..Self::new(patience) }
     }
 
-    /// Returns what has to be remembered if no child is on its way and no stop is under way.
+    /// Returns the state to remember, or `None` if a child is starting or a stop is under way.
     pub(crate) fn remember(&self) -> Option<Remembered> {
         let is_settled = self.stage == Stage::Running && self.on_its_way().is_none();
         let children = self.children.clone();
         (is_settled && self.serving().is_some()).then_some(Remembered { children, next: self.next })
     }
 
-    /// Returns what to do at first.
+    /// Returns the first actions.
     pub(crate) fn begin(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         self.start(now, &mut actions);
@@ -165,7 +166,7 @@ impl Policy {
         self.stage == Stage::Stopping
     }
 
-    /// Takes in what has happened, and returns what to do.
+    /// Takes in an event, and returns the actions.
     pub(crate) fn on(&mut self, event: Event, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
@@ -216,7 +217,7 @@ impl Policy {
         let until = Some(self.last_chance(now));
         for child in &mut self.children {
             match child.condition {
-                // The child was told to stop before, and a second signal would cut its requests.
+                // The child has a stop signal already, and a second one would cut its requests.
                 Condition::Failing { .. } if is_first => continue,
                 Condition::Starting { .. } => {
                     child.condition = Condition::Failing { until };
@@ -233,12 +234,13 @@ impl Policy {
         let Member { condition, .. } = self.children.remove(index);
         let is_unready = match condition {
             Condition::Starting { .. } | Condition::Failing { .. } => true,
-            // At a stop it may have had clients already.
+            // At a stop, a child on trial may already have clients.
             Condition::Trial { .. } => !self.is_stopping(),
             Condition::Serving { .. } | Condition::Leaving => false,
         };
         let code = exit_code(status);
-        // A child that never served says nothing about the service, if another one does.
+        // If another child has served, the exit code of a child that never did says nothing about
+        // the service.
         if !(is_unready && self.has_served) {
             if self.newest.is_none_or(|(newest, _)| newest < id) {
                 self.newest = Some((id, code));
@@ -253,7 +255,7 @@ impl Policy {
                 self.fail(Failure::EndedOnTrial(id, status), now, actions);
             }
             Condition::Serving { since } => {
-                if now.saturating_duration_since(since) >= SERVED_WELL {
+                if now.saturating_duration_since(since) >= LONG_SERVICE {
                     self.deaths = 0;
                 }
                 let next = match self.on_its_way() {
@@ -287,7 +289,7 @@ impl Policy {
                 Condition::Trial { until } if until <= now && !self.is_stopping() => {
                     self.take_over(id, now, actions);
                 }
-                // A stop has come first, so nobody is trusted any more.
+                // The stop came before the end of the trial, so the child does not take over.
                 Condition::Trial { until } if until <= now => {
                     self.children[index].condition = Condition::Leaving;
                 }
@@ -296,7 +298,7 @@ impl Policy {
         }
     }
 
-    /// Trusts a child that has been ready for a while.
+    /// Lets a child serve that has been ready for a while.
     fn take_over(&mut self, new: Id, now: Instant, actions: &mut Vec<Action>) {
         let old = self.serving();
         if let Some(old) = old {
@@ -317,7 +319,7 @@ impl Policy {
         }
     }
 
-    /// Deals with a child that did not come to serve and is told to stop, or has ended.
+    /// Deals with a child that has failed before it served, and that is told to stop or has ended.
     fn fail(&mut self, failure: Failure, now: Instant, actions: &mut Vec<Action>) {
         if self.is_stopping() {
             return self.end_if_alone(actions);
@@ -368,14 +370,14 @@ impl Policy {
         actions.push(Action::Start(id));
     }
 
-    /// Announces the end of a restart whose begin was announced.
+    /// Announces the end of a restart, if its begin was announced.
     fn over(&mut self, is_done: bool, actions: &mut Vec<Action>) {
         if std::mem::take(&mut self.is_announced) {
             actions.push(Action::RestartEnds { is_done });
         }
     }
 
-    /// Waits until another child may be started, and returns for how long.
+    /// Begins a pause before the next start, and returns its length.
     fn pause(&mut self, now: Instant) -> Duration {
         let pause = PAUSE.1.min(PAUSE.0 * (1 << self.deaths.min(10)));
         self.deaths += 1;
@@ -384,7 +386,7 @@ impl Policy {
     }
 
     fn last_chance(&self, now: Instant) -> Instant {
-        later(now, self.patience.max(LAST_CHANCE))
+        later(now, self.patience.max(LEAST_STOP_TIME))
     }
 
     fn end_if_alone(&self, actions: &mut Vec<Action>) {
@@ -402,7 +404,7 @@ impl Policy {
         }
     }
 
-    /// Returns the child that is on its way to serve.
+    /// Returns the child that is starting or on trial.
     fn on_its_way(&self) -> Option<Id> {
         self.find(|condition| {
             matches!(condition, Condition::Starting { .. } | Condition::Trial { .. })
@@ -413,7 +415,8 @@ impl Policy {
         self.children.iter().find(|child| is(child.condition)).map(|child| child.id)
     }
 
-    /// Changes a child's condition, and returns `true` if it was changed.
+    /// Changes a child's condition. Returns `true` if the child is there and `change` gave a
+    /// condition.
     fn change(&mut self, id: Id, change: impl Fn(Condition) -> Option<Condition>) -> bool {
         let child = self.children.iter_mut().find(|child| child.id == id);
         let Some((child, condition)) =
@@ -426,7 +429,7 @@ impl Policy {
     }
 }
 
-/// Returns a time that is so much later, or as good as never.
+/// Returns the time that is `duration` later, or a time in the far future if that overflows.
 fn later(now: Instant, duration: Duration) -> Instant {
     const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
     now + duration.min(NEVER)

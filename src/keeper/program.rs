@@ -1,9 +1,10 @@
 //! [`Program`]: a program that a keeper starts with sockets from descriptor 3 on.
 //!
-//! Invariant: the kernel decides what a program is. `execve` does not fall back to a shell, whereas
-//! `execvp` (and so the standard library) lets `/bin/sh` run whatever the kernel refuses, half a
+//! Invariant: only a file that the kernel accepts is run. `execve` does not fall back to a shell.
+//! `execvp`, and so the standard library, lets `/bin/sh` run a file that the kernel refuses, half a
 //! file for example. The child gets the descriptors that are passed and those that every child of
-//! this process inherits, and no others. Does not know what the program is for, and does not wait.
+//! this process inherits, and no others. This file does not know the purpose of the program, and
+//! does not wait.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -27,9 +28,9 @@ use crate::descriptors::FIRST;
 use crate::error::during;
 use crate::keeper::spawn::{Image, spawn};
 
-/// A program that is to be started in this process's directory.
+/// A program that will be started in this process's directory.
 pub(crate) struct Program {
-    /// The program's first argument. Looked up in PATH if it has no slash.
+    /// The program's first argument. A name without a slash is looked up in PATH.
     name: OsString,
     arguments: Vec<OsString>,
     environment: BTreeMap<OsString, OsString>,
@@ -39,8 +40,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Returns a program with this process's environment, and with `/dev/null` as its standard
-    /// input.
+    /// Makes a program with this process's environment, and with `/dev/null` as its standard input.
     pub(crate) fn new(name: OsString, arguments: impl IntoIterator<Item = OsString>) -> Self {
         Self {
             name,
@@ -67,23 +67,23 @@ impl Program {
         self.names_itself = true;
     }
 
-    /// Passes one more descriptor: the first is 3 in the child, the second 4.
+    /// Passes one more descriptor. The first one gets the number 3 in the child, the second 4.
     pub(crate) fn pass(&mut self, descriptor: OwnedFd) {
         self.descriptors.push(descriptor);
     }
 
-    /// Passes the standard input.
+    /// Passes a descriptor as the standard input.
     pub(crate) fn pass_input(&mut self, input: OwnedFd) {
         self.input = Some(input);
     }
 
-    /// Starts the program in a process group of its own, with no signal blocked. It gets TERM when
-    /// the thread that has started it ends. Returns its process id.
+    /// Starts the program in a process group of its own, with no signal blocked. Returns its
+    /// process id. The program gets TERM when the thread that called this ends.
     ///
     /// # Errors
     ///
-    /// Returns an error if the kernel refuses the program. It names the program, the directory, and
-    /// the reason in an operator's words.
+    /// Returns an error if the kernel refuses the program. The error names the program, the
+    /// directory, and the reason in an operator's words.
     pub(crate) fn spawn(mut self) -> io::Result<Pid> {
         let input = match self.input.take() {
             Some(input) => input,
@@ -93,7 +93,8 @@ impl Program {
         self.spawn_with(input, descriptors).map_err(|error| self.refused(&error))
     }
 
-    /// Names the program, the directory, and the reason why the kernel has refused to run it.
+    /// Returns an error with the program, the directory, and the reason why the kernel has refused
+    /// it.
     pub(crate) fn refused(&self, error: &io::Error) -> io::Error {
         let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
         let name = Path::new(&self.name).display();
@@ -106,8 +107,8 @@ impl Program {
     fn spawn_with(&self, input: OwnedFd, descriptors: Vec<OwnedFd>) -> io::Result<Pid> {
         let file = self.file().ok_or(io::Error::from(Errno::ENOENT))?;
         let numbers = FIRST..FIRST + RawFd::try_from(descriptors.len()).unwrap_or(RawFd::MAX);
-        // The copies are above all numbers in the child, so that none is overwritten before it is
-        // copied to its place.
+        // Each copy has a number above all numbers in the child, so the child overwrites no copy
+        // before it is in its place.
         let raise = |descriptor: OwnedFd| fcntl_dupfd_cloexec(descriptor, numbers.end);
         let all = iter::once(input).chain(descriptors);
         let raised = all.map(raise).collect::<Result<Vec<_>, _>>()?;
@@ -128,7 +129,7 @@ impl Program {
         })
     }
 
-    /// Says why the kernel has refused the program.
+    /// Returns the reason why the kernel has refused the program.
     fn reason(&self, errno: Errno) -> &'static str {
         match (errno, self.file()) {
             (errno, _) if NOT_A_PROGRAM.contains(&errno) => {
@@ -162,8 +163,8 @@ impl Program {
         !self.name.as_bytes().contains(&b'/')
     }
 
-    /// Returns the program's file, if there is one. In PATH, a file that may be executed comes
-    /// before one that may not, as for a shell.
+    /// Returns the program's file, if there is one. In PATH, an executable file comes before one
+    /// that is not, as in a shell.
     pub(crate) fn file(&self) -> Option<PathBuf> {
         if !self.is_looked_up() {
             return Some(PathBuf::from(&self.name)).filter(|file| file.exists());
@@ -175,7 +176,7 @@ impl Program {
     }
 }
 
-/// Returns the exit code by which a process tells that another one has ended so, as a shell does.
+/// Returns the exit code that stands for this end of a process, as in a shell.
 pub(crate) fn exit_code(status: ExitStatus) -> u8 {
     let signal = status.signal().map(|signal| 128 + signal);
     let code = status.code().or(signal);
@@ -186,7 +187,7 @@ pub(crate) fn exit_code(status: ExitStatus) -> u8 {
 const NOT_A_PROGRAM: [Errno; 2] = [Errno::ENOEXEC, Errno::ELIBBAD];
 
 fn c_string(text: &OsStr) -> io::Result<CString> {
-    // The system has no word or variable with a zero byte in it.
+    // The kernel takes no argument and no variable with a zero byte.
     CString::new(text.as_bytes()).map_err(|_| Errno::EINVAL.into())
 }
 
@@ -239,7 +240,7 @@ mod tests {
         }
     }
 
-    /// The process id is known in the child alone.
+    /// Only the child knows its process id.
     #[test]
     fn the_child_is_named_in_its_environment() {
         let mut program = shell("[ $LISTEN_PID = $$ ] && [ $OTHER = x ]");
@@ -263,9 +264,10 @@ mod tests {
     fn each_descriptor_gets_its_number() {
         let directory = env::temp_dir().join(format!("sg-passed-{}", process::id()));
         fs::create_dir(&directory).unwrap();
-        // The shell cannot name a descriptor above 9 by `>&`.
+        // In the shell, `>&` takes no descriptor above 9.
         let mut program = shell("for n in $(seq 3 42); do echo $n >/proc/self/fd/$n; done");
-        // Opened the other way round, so that the last to be passed has the lowest number here.
+        // The files are opened in reverse order, so the last one that is passed has the lowest
+        // number here.
         let open = |number: i32| File::create(directory.join(number.to_string())).unwrap();
         let files: Vec<_> = (3..43).rev().map(open).collect();
         files.into_iter().rev().for_each(|file| program.pass(file.into()));
@@ -277,7 +279,7 @@ mod tests {
         fs::remove_dir_all(&directory).unwrap();
     }
 
-    /// Otherwise nobody would see the end of the channel when the child ends.
+    /// A copy in this process would keep the channel open after the child has ended.
     #[test]
     fn what_is_passed_does_not_stay_here() {
         let (here, end) = UnixStream::pair().unwrap();
@@ -295,7 +297,7 @@ mod tests {
         let refused = |mode, part: &str| {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let mut program = Program::new(path.clone().into_os_string(), []);
-            // The refusal is heard in spite of the descriptors.
+            // `spawn` reports the refusal although descriptors are passed.
             program.pass(File::open("/dev/null").unwrap().into());
             let error = program.spawn().unwrap_err().to_string();
             assert!(error.ends_with(part), "{error}");

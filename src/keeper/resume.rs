@@ -1,8 +1,8 @@
-//! [`State`]: what a keeper tells the program that takes its own place by `exec`: which sockets,
-//! children and files it has, by their descriptors.
+//! [`State`]: the sockets, children and files of a keeper, by their descriptors, for the program
+//! that replaces the keeper by `exec`.
 //!
-//! Pure: a value into text, and text into a value. Invariant: text that makes no sense, or is meant
-//! for another process, makes no value. Does not look at a descriptor.
+//! Pure: the code turns a value into text, and text into a value. Invariant: text that makes no
+//! sense, or is meant for another process, gives no value. This file does not look at a descriptor.
 
 use std::ffi::OsString;
 use std::fmt::{self, Display};
@@ -14,10 +14,10 @@ use std::str::FromStr;
 /// The variable that holds the state.
 pub(crate) const RESUME: &str = "SMOL_GRACEFUL_RESUME";
 
-/// The version of the state. A program that reads another one is not started in a keeper's place.
+/// The version of the state. A program that reads another version does not replace the keeper.
 pub(crate) const VERSION: u16 = 1;
 
-/// A descriptor, and its inode, which tells that it still is the one that was meant.
+/// A descriptor, and its inode. The inode shows whether the descriptor is still the same file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) fd: RawFd,
@@ -27,7 +27,7 @@ pub(crate) struct Held {
 /// The state of a keeper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct State {
-    /// The process that it is meant for.
+    /// The process for which the state is meant.
     pub(crate) pid: u32,
     /// The number of the next child.
     pub(crate) next: u32,
@@ -55,11 +55,11 @@ pub(crate) struct ChildState {
     pub(crate) stage: ChildStage,
     pub(crate) channel: Option<Held>,
     pub(crate) notify: Option<Held>,
-    /// The listeners that the child has reported, if it has reported.
+    /// The listeners that the child has reported, or `None` if it has not reported yet.
     pub(crate) reported: Option<Vec<ServedState>>,
 }
 
-/// How far a child has come, in milliseconds.
+/// The progress of a child, with times in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChildStage {
     Serving { for_ms: u64 },
@@ -141,7 +141,7 @@ impl State {
     }
 }
 
-/// The words of a line that are still to be read.
+/// The words of a line that are not read yet.
 struct Words<'a>(std::str::Split<'a, char>);
 
 impl Words<'_> {
@@ -216,7 +216,7 @@ impl Words<'_> {
 
 fn served(word: &str) -> Option<ServedState> {
     let mut words = Words(word.split('/'));
-    // A split by another character is the same type.
+    // A word splits further at another character, and the result has the same type.
     let served = ServedState { number: words.next()?, inode: words.next()?, adopts: words.flag()? };
     words.end().map(|()| served)
 }
@@ -324,7 +324,7 @@ mod tests {
             let text = state.to_string();
             assert!(!text.contains('\0'));
             assert_eq!(State::read(&text, 42), Some(state), "{text}");
-            // Another process has inherited the variable.
+            // The variable is in the environment of another process, which has inherited it.
             assert_eq!(State::read(&text, 41), None, "{text}");
         }
     }
@@ -348,7 +348,8 @@ mod tests {
             let text = String::from_utf8(text).unwrap();
             if let Some(state) = State::read(&text, 42) {
                 accepted += 1;
-                // A number may have zeroes in front, and digits may be in upper case.
+                // The changed text is another form of the same state: zeroes in front, or upper
+                // case.
                 assert_eq!(State::read(&state.to_string(), 42), Some(state), "{text}");
             }
         }

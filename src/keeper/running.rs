@@ -1,9 +1,9 @@
-//! [`RunningKeeper`]: a keeper at work. Hears of signals, children and times, asks the
-//! [`Policy`], and carries out what the policy decides.
+//! [`RunningKeeper`]: a keeper at work. It waits for signals, children and times, asks the
+//! [`Policy`], and carries out the policy's actions.
 //!
 //! Invariant: one thread does all of this, and never waits for a child or for the manager. Only
-//! this thread reaps children, and a child that was reaped gets no signal, so no signal goes to a
-//! process that has the id by chance. Decides nothing.
+//! this thread reaps children, and a child that was reaped gets no signal, so no signal goes to
+//! another process that has got the same id. This file decides nothing.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -40,30 +40,30 @@ pub(crate) type SignalStream = Box<dyn Stream<Item = Received> + Send + Unpin>;
 /// A keeper at work.
 pub(crate) struct RunningKeeper {
     pub(crate) settings: Keeper,
-    /// The URL that a child has to answer, if the settings say so.
+    /// The URL that a child has to answer, if the settings have one.
     pub(crate) url: Option<Url>,
     pub(crate) policy: Policy,
     pub(crate) children: Vec<Child>,
     pub(crate) sockets: Sockets,
     pub(crate) manager: Manager,
     pub(crate) pid_lock: Option<PidLock>,
-    /// The first process, which begins while the keeper still prepares itself.
+    /// The first process, which starts while the keeper still prepares itself.
     pub(crate) first: Option<io::Result<Started>>,
     pub(crate) signals: SignalStream,
-    /// Events that were not dealt with.
+    /// The events that the policy has not seen yet.
     pub(crate) events: VecDeque<Event>,
     /// The reason why the last restart has failed, for the manager.
     pub(crate) failure: String,
-    /// The new program takes this process's place when nothing else is to be done.
+    /// The new program replaces this one when nothing else is left to do.
     pub(crate) is_outdated: bool,
 }
 
 impl RunningKeeper {
-    /// Works until the end.
+    /// Runs until the keeper ends, and returns how it has ended.
     pub(crate) fn run(mut self, first: Vec<Action>) -> io::Result<KeeperExit> {
         let mut timer = Timer::never();
         let mut ending = self.carry_out(first);
-        // If the first child ended before the signals were handled, no signal says so.
+        // The first child may have ended before the signals were handled, and then no signal comes.
         self.reap();
         loop {
             if let Some(ending) = ending {
@@ -96,7 +96,7 @@ impl RunningKeeper {
         }
     }
 
-    /// Waits until something has happened. Returns `None` if the policy need not know of it.
+    /// Waits until something has happened. Returns `None` if it is not an event for the policy.
     fn poll_event(&mut self, timer: &mut Timer, cx: &mut Context<'_>) -> Poll<Option<Event>> {
         if let Poll::Ready(Some(received)) = Pin::new(&mut self.signals).poll_next(cx) {
             return Poll::Ready(self.on_signal(received.signal));
@@ -149,7 +149,8 @@ impl RunningKeeper {
         // A child that is still starting may not handle the signal yet, which would kill it.
         let id = self.policy.serving().or_else(|| self.policy.newest());
         if let Some(child) = id.and_then(|id| self.child(id)) {
-            // Others count their workers by these two, and a program of ours would be suspended.
+            // Other programs change the number of their workers at these two signals. They would
+            // suspend a program of this library.
             let suspends = matches!(signal, Signal::Ttin | Signal::Ttou);
             if child.reported.is_none() || !suspends {
                 child.signal(signal);
@@ -158,7 +159,7 @@ impl RunningKeeper {
         None
     }
 
-    /// Takes note of each process that has ended: children, and orphans if this is process 1.
+    /// Reaps each process that has ended: children, and orphans if this is process 1.
     fn reap(&mut self) {
         loop {
             match wait(WaitOptions::NOHANG) {
@@ -197,7 +198,7 @@ impl RunningKeeper {
                 Action::Forward(id, signal) => self.signal(id, signal),
                 Action::LetGo => self.let_go(),
                 Action::FirstReady => {
-                    // A manager that hears READY finds the file.
+                    // The file is written first, so it is there when the manager hears READY.
                     self.pid_lock.iter().for_each(PidLock::write);
                     self.manager.ready();
                 }
@@ -213,13 +214,13 @@ impl RunningKeeper {
                 Action::End(ending) => return Some(ending),
             }
         }
-        // Not before the notes, which name the children that have ended.
+        // Children that have ended are dropped last, because the notes name them.
         self.children.retain(|child| self.policy.has(child.id));
         None
     }
 
     fn start(&mut self, id: Id) {
-        self.sockets.mend();
+        self.sockets.rebind_removed();
         let (settings, url) = (&self.settings, self.url.as_ref());
         let started = self.first.take().unwrap_or_else(|| Started::new(settings, &self.sockets));
         match started.and_then(|started| Child::of(id, started, settings, url)) {
@@ -231,7 +232,7 @@ impl RunningKeeper {
         }
     }
 
-    /// Closes the listening sockets, and tells the children that they are theirs alone.
+    /// Closes the listening sockets, and tells the children that no other process has them.
     fn let_go(&mut self) {
         self.sockets.let_go();
         for child in &mut self.children {
@@ -261,7 +262,7 @@ impl RunningKeeper {
         self.settings.is_own && self.child(id).is_some_and(|child| child.resumes == VERSION)
     }
 
-    /// Returns a child's process id, as the log has it.
+    /// Returns a child's name in the log, with its process id.
     fn process(&self, id: Id) -> String {
         match self.child(id) {
             Some(child) => format!("process {}", child.pid.as_raw_nonzero()),
@@ -299,7 +300,7 @@ impl RunningKeeper {
                     Failure::Late(_) => {
                         log::error!("keeper: {}; it is told to stop", self.failure);
                     }
-                    // The program that has called says why.
+                    // The caller of the keeper reports this error.
                     Failure::NotStarted(_) => {}
                     Failure::Ended(..) | Failure::EndedOnTrial(..) => {
                         log::error!("keeper: {}", self.failure);
@@ -329,7 +330,7 @@ impl RunningKeeper {
         }
     }
 
-    /// Says what becomes of clients while no child serves.
+    /// Returns the words about clients for the time in which no child serves.
     fn clients(&self) -> &'static str {
         if self.sockets.all().is_empty() { "" } else { ", clients wait" }
     }

@@ -1,7 +1,7 @@
 //! [`Keeper`]: the settings of a keeper, and their defaults.
 //!
-//! Invariant: a setting is stored as it was given, and is checked when the keeper begins. Starts
-//! nothing.
+//! Invariant: a setting is stored as it was given, and is checked when the keeper begins. This file
+//! starts nothing.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,18 +15,19 @@ use crate::stop::signals::STOP_SIGNALS;
 /// A small parent process that keeps the listening sockets of any program, and starts the program
 /// anew without refusing a client.
 ///
-/// USR2 starts the next process of the program. When that is ready, the one before it finishes what
-/// it has. A program of this library hands its connections over, so that no client notices. Another
-/// program is stopped by TERM. If the next process fails, the one before it goes on as if nothing
-/// had happened. If the only process dies, another is started, and clients wait meanwhile.
+/// USR2 starts the next process of the program. When the new process is ready, the old one finishes
+/// its requests. A program of this library also hands its connections over, so that no client
+/// notices. The keeper stops any other program by TERM. If the new process fails, the old one goes
+/// on as if nothing had happened. If the only process dies, the keeper starts another one, and
+/// clients wait meanwhile.
 ///
 /// The program finds the sockets by LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES, from descriptor 3
-/// on, as systemd passes them. A stop signal goes to all processes of the program. The keeper ends
-/// when they have ended, with the exit code of the newest. It reaps orphans, so it can be process 1
-/// of a container. If the keeper is killed, its children get TERM.
+/// on, as systemd passes them. A stop signal goes to all processes of the program. When all of them
+/// have ended, the keeper ends with the exit code of the newest. The keeper reaps orphans, so it
+/// can be process 1 of a container. If the keeper is killed, its children get TERM.
 ///
-/// Linux only. `smol-graceful keep` is this on the command line, and
-/// [`Process::keep`](crate::Process::keep) is a program that keeps itself.
+/// A keeper needs Linux. `smol-graceful keep` does this on the command line, and
+/// [`Process::keep`](crate::Process::keep) makes a program its own keeper.
 ///
 /// # Examples
 ///
@@ -51,11 +52,11 @@ pub struct Keeper {
     pub(crate) restart_on: Vec<Signal>,
     pub(crate) signals: Vec<Signal>,
     pub(crate) pid_file: Option<PathBuf>,
-    /// The command is this program, and takes this process's place after a restart.
+    /// The command is this program, which replaces this process's program after a restart.
     pub(crate) is_own: bool,
 }
 
-/// When a process counts as ready, so that the one before it may leave.
+/// The moment at which a new process counts as ready, so that the old one may leave.
 ///
 /// # Examples
 ///
@@ -69,16 +70,16 @@ pub struct Keeper {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReadyWhen {
-    /// The process has said so: [`run`](crate::run) and [`ready`](crate::ready) do, and other
-    /// programs send `READY=1` to their NOTIFY_SOCKET. A program that does neither needs one of the
-    /// others.
+    /// The process has said that it is ready. [`run`](crate::run) and [`ready`](crate::ready) do
+    /// this, and other programs send `READY=1` to their NOTIFY_SOCKET. A program that does none of
+    /// these needs another variant.
     Notified,
-    /// The process has been alive for so long, or has said so earlier. Shorter than
-    /// [`Keeper::patience`].
+    /// The process has been alive for this time, or has said earlier that it is ready. The time has
+    /// to be shorter than [`Keeper::patience`].
     After(Duration),
-    /// The process has answered this URL with a status of 2xx or 3xx. The process that is to be
-    /// replaced may have the same socket, so its answers do not count. `http://` only; the host is
-    /// an IP address or `localhost`.
+    /// The process has answered this URL with a status of 2xx or 3xx. Answers of the old process do
+    /// not count, although it may have the same socket. The URL begins with `http://`, and its host
+    /// is an IP address or `localhost`.
     Answers(String),
 }
 
@@ -107,11 +108,11 @@ impl Keeper {
         }
     }
 
-    /// Adds an address to listen on. Default: none, so a program of this library binds its own
-    /// addresses, and gives their sockets to the keeper when it is ready.
+    /// Adds an address to listen on. By default there is none. Then a program of this library binds
+    /// its own addresses, and gives their sockets to the keeper when it is ready.
     ///
-    /// The sockets have the descriptors from 3 on in the order of the calls, behind those that the
-    /// keeper itself was started with.
+    /// In the program, the sockets have the descriptors from 3 on. Sockets with which the keeper
+    /// itself was started come first, and the others follow in the order of the calls.
     ///
     /// # Examples
     ///
@@ -147,9 +148,9 @@ impl Keeper {
         self
     }
 
-    /// Sets how long a process may take until it is ready. After that it is told to stop (TERM),
-    /// and is killed if it has not ended after the same time again, or 5 s if that is longer.
-    /// Default: 30 s.
+    /// Sets how long a process may take until it is ready. After that time, the keeper sends TERM.
+    /// If the process has not ended after the same time again, or after 5 s if that is longer, the
+    /// keeper kills it. Default: 30 s.
     ///
     /// # Examples
     ///
@@ -165,12 +166,12 @@ impl Keeper {
         self
     }
 
-    /// Sets the signals that restart the program. They do not stop it, even if they are among
-    /// [`Keeper::signals`]. Default: USR2.
+    /// Sets the signals that restart the program. These signals do not stop the program, even if
+    /// they are among [`Keeper::signals`]. Default: USR2.
     ///
     /// # Examples
     ///
-    /// For those who are used to HUP:
+    /// HUP restarts the program, too:
     ///
     /// ```
     /// use smol_graceful::{Keeper, Signal};
@@ -183,7 +184,7 @@ impl Keeper {
         self
     }
 
-    /// Sets the signals that stop the program: each goes to all of its processes. Default:
+    /// Sets the signals that stop the program. Each of them goes to all of its processes. Default:
     /// [`STOP_SIGNALS`](crate::STOP_SIGNALS). HUP, INT and QUIT stay ignored if the keeper was
     /// started so. Other signals, such as USR1 and WINCH, go to the process that serves.
     ///
@@ -200,12 +201,12 @@ impl Keeper {
         self
     }
 
-    /// Writes the keeper's process id to the file at `path` when the first process is ready, for
-    /// scripts that send it signals: `kill -USR2 "$(cat /run/app.pid)"`. Default: no file.
+    /// Writes the keeper's process id to the file at `path` when the first process is ready.
+    /// Scripts use the file to send signals: `kill -USR2 "$(cat /run/app.pid)"`. Default: no file.
     ///
-    /// The file belongs to one keeper at a time, which holds its lock (`flock`). It is empty until
-    /// the first process is ready, and is removed at the end. The file of a keeper that was killed
-    /// is taken over.
+    /// The file belongs to one keeper at a time, which holds its lock (`flock`). The file is empty
+    /// until the first process is ready, and is removed at the end. A keeper takes over the file of
+    /// a keeper that was killed.
     ///
     /// # Examples
     ///

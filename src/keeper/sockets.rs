@@ -1,8 +1,8 @@
 //! [`Sockets`]: the listening sockets that a keeper holds for its children.
 //!
 //! Invariant: a socket has the same number for all children, and stays open until a child that
-//! serves does not want it, or the keeper stops. Sockets that are bound here stay blocking, because
-//! other programs expect that. Accepts nothing.
+//! serves does not listen on it, or the keeper stops. Sockets that are bound here stay blocking,
+//! because other programs expect that. The keeper accepts nothing.
 
 use std::fs;
 use std::io;
@@ -22,37 +22,38 @@ use crate::listen::passing::Passed;
 use crate::listen::socket_file::{SocketFile, is_same_file};
 use crate::restart::message::{Brought, Offered};
 
-/// A listening socket.
-pub(crate) struct Kept {
+/// A listening socket that the keeper holds.
+pub(crate) struct KeptSocket {
     pub(crate) number: u32,
     pub(crate) socket: Socket,
     pub(crate) address: Address,
     /// The keeper or a child of it has bound the socket.
     pub(crate) is_own: bool,
-    /// Where a Unix socket's file is, if that is known.
+    /// The path of a Unix socket's file, if it is known.
     pub(crate) path: Option<PathBuf>,
     pub(crate) name: Option<String>,
-    /// Children have it as their standard input, too.
+    /// Children have the socket as their standard input, too.
     pub(crate) is_input: bool,
 }
 
 /// The listening sockets of a keeper.
 #[derive(Default)]
 pub(crate) struct Sockets {
-    kept: Vec<Kept>,
-    /// The files of own sockets. Dropped last, which removes those that are stale by then.
+    kept: Vec<KeptSocket>,
+    /// The files of own sockets. The field is dropped last, and the drop removes files that are
+    /// stale by then.
     files: Vec<OwnFile>,
 }
 
 /// The file of a socket that the keeper or a child of it has bound.
 struct OwnFile {
     file: SocketFile,
-    /// Its permissions.
+    /// The permissions of the file.
     mode: u32,
 }
 
 impl OwnFile {
-    /// Returns `None` if there is no such file.
+    /// Returns the file of the socket at `path`, or `None` if there is no such file.
     fn at(path: &Path) -> Option<Self> {
         SocketFile::at(path).ok().and_then(Self::of)
     }
@@ -68,10 +69,11 @@ impl Sockets {
     ///
     /// # Errors
     ///
-    /// Returns one line that says what cannot be taken or bound, and why.
+    /// Returns one line that names the socket or address that cannot be taken or bound, and the
+    /// reason.
     pub(crate) fn new(listen: &[Address]) -> io::Result<Self> {
         let mut sockets = Self::default();
-        // Looked up first, because taking a socket closes its copies.
+        // The standard input comes first, because taking a socket closes its copies.
         let input = input();
         for (socket, passed) in inherited::all().map_err(during("inherited sockets"))? {
             let is_input = Some(inode(&socket)?) == input;
@@ -101,13 +103,13 @@ impl Sockets {
             let number = sockets.next_number();
             let (is_own, is_input) = (true, false);
             let name = None;
-            sockets.kept.push(Kept { number, socket, address, is_own, path, name, is_input });
+            sockets.kept.push(KeptSocket { number, socket, address, is_own, path, name, is_input });
         }
         Ok(sockets)
     }
 
-    /// Goes on with the sockets of the program that this process was before.
-    pub(crate) fn resume(kept: Vec<Kept>) -> Self {
+    /// Takes over the sockets that this process had before it replaced its program.
+    pub(crate) fn resume(kept: Vec<KeptSocket>) -> Self {
         let own = kept.iter().filter(|kept| kept.is_own);
         let files = own.filter_map(|kept| OwnFile::at(kept.path.as_deref()?)).collect();
         Self { kept, files }
@@ -115,10 +117,11 @@ impl Sockets {
 
     fn take(&mut self, socket: Socket, passed: Passed, is_input: bool) -> io::Result<()> {
         let address = Address::of(&socket)?;
-        // A keeper of this keeper may have a number for it, which means nothing to the children.
+        // A keeper above this one may have given the socket a number, which means nothing to the
+        // children.
         let number = self.next_number();
         let Passed { name, file: path, .. } = passed;
-        self.kept.push(Kept { number, socket, address, is_own: false, path, name, is_input });
+        self.kept.push(KeptSocket { number, socket, address, is_own: false, path, name, is_input });
         Ok(())
     }
 
@@ -126,7 +129,7 @@ impl Sockets {
     ///
     /// # Errors
     ///
-    /// Returns an error for what is not a listening socket.
+    /// Returns an error if the descriptor is not a listening socket.
     pub(crate) fn bring(
         &mut self,
         number: u32,
@@ -139,12 +142,12 @@ impl Sockets {
             self.files.extend(path.as_deref().and_then(OwnFile::at));
         }
         let (name, is_input) = (None, false);
-        self.kept.push(Kept { number, socket, address, is_own, path, name, is_input });
+        self.kept.push(KeptSocket { number, socket, address, is_own, path, name, is_input });
         Ok(())
     }
 
     /// Returns the sockets.
-    pub(crate) fn all(&self) -> &[Kept] {
+    pub(crate) fn all(&self) -> &[KeptSocket] {
         &self.kept
     }
 
@@ -154,10 +157,11 @@ impl Sockets {
     }
 
     /// Binds each own Unix socket anew whose file was removed, for example by a program that cleans
-    /// up /tmp. Otherwise the next child would have a socket that no client finds.
-    pub(crate) fn mend(&mut self) {
+    /// up /tmp. Without that, the next child would have a socket that no client finds.
+    pub(crate) fn rebind_removed(&mut self) {
         for index in 0..self.kept.len() {
-            let Kept { address, path: Some(path), is_own: true, .. } = &self.kept[index] else {
+            let KeptSocket { address, path: Some(path), is_own: true, .. } = &self.kept[index]
+            else {
                 continue;
             };
             let (address, path) = (address.clone(), path.clone());
@@ -176,7 +180,8 @@ impl Sockets {
                             let number = self.next_number();
                             self.files[at].file = file;
                             self.kept[index].socket = socket;
-                            // A connection to the old socket belongs to another listener.
+                            // The new number makes this another listener, because connections to
+                            // the old socket must not go to the new one.
                             self.kept[index].number = number;
                         }
                         Err(error) => log::warn!(
@@ -194,25 +199,25 @@ impl Sockets {
         }
     }
 
-    /// Returns `true` if no other program has anything to do with the socket or with its name.
-    fn is_own(&self, kept: &Kept) -> bool {
+    /// Returns `true` if the keeper or a child has bound the socket and its file is still the same.
+    fn is_own(&self, kept: &KeptSocket) -> bool {
         let is_file = |own: &&OwnFile| Some(own.file.path()) == kept.path.as_deref();
         let file = self.files.iter().find(is_file);
         kept.is_own && file.is_none_or(|own| own.file.is_there().unwrap_or(false))
     }
 
-    /// Returns what a child has to know of each socket, from descriptor 3 on.
+    /// Returns the facts about each socket that a child has to know, from descriptor 3 on.
     pub(crate) fn offer(&self) -> Vec<Offered> {
         let offered = self.kept.iter().map(|kept| Offered {
             number: kept.number,
-            // Otherwise the child would remove the other program's file.
+            // If another program has put its file there, the child must not remove that file.
             is_own: self.is_own(kept),
             file: kept.path.clone(),
         });
         offered.collect()
     }
 
-    /// Returns the names of the sockets, as LISTEN_FDNAMES has them.
+    /// Returns the names of the sockets in the form of LISTEN_FDNAMES.
     pub(crate) fn names(&self) -> String {
         let names = self.kept.iter().map(|kept| kept.name.clone().unwrap_or_default());
         names.collect::<Vec<_>>().join(":")
@@ -242,8 +247,8 @@ impl Sockets {
     }
 }
 
-impl Kept {
-    /// Returns `true` if this socket is what `address` asks for.
+impl KeptSocket {
+    /// Returns `true` if this socket listens on `address`.
     fn serves(&self, address: &Address) -> bool {
         match (address, &self.address) {
             (Address::Fd(0), _) => self.is_input,
@@ -259,14 +264,14 @@ impl Kept {
     }
 }
 
-impl AsFd for Kept {
+impl AsFd for KeptSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-/// Returns the inode of the standard input, if that is a listening socket, as Supervisor's
-/// `[fcgi-program]` has one.
+/// Returns the inode of the standard input, if it is a listening socket. Supervisor's
+/// `[fcgi-program]` passes one there.
 fn input() -> Option<u64> {
     let input = io::stdin();
     SockRef::from(&input).is_listener().ok().filter(|is_listener| *is_listener)?;
@@ -290,7 +295,7 @@ fn bind_one(address: &Address) -> io::Result<(Socket, Option<SocketFile>)> {
     }
 }
 
-/// Returns `true` for `[::]:8082`.
+/// Returns `true` for an address such as `[::]:8082`, which means every interface in IPv6.
 fn is_every_ipv6(address: &Address) -> bool {
     matches!(address, Address::Tcp(addr) if addr.is_ipv6() && addr.ip().is_unspecified())
 }
@@ -311,12 +316,12 @@ mod tests {
             sockets.offer().iter().map(|offered| (offered.number, offered.is_own)).collect()
         };
         assert_eq!(numbers(&sockets), [(0, true), (1, true), (2, true)]);
-        // Other programs expect a socket that blocks.
+        // Other programs expect a blocking socket.
         assert!(sockets.all().iter().all(|kept| !kept.socket.nonblocking().unwrap()));
         assert_eq!(sockets.names(), "::");
         let closed = sockets.close_others(&[0, 2, 9]);
         assert_eq!(closed[0].to_string(), addresses[1]);
-        // The number of a socket that a child brings is above all others.
+        // A child brings a socket with a number above all others.
         let brought = TcpListener::bind("127.0.0.1:0").unwrap();
         let number = inode(&brought).unwrap();
         let how = || Brought { is_own: false, file: None };
@@ -335,7 +340,7 @@ mod tests {
         let mut sockets = Sockets::new(&[Address::Unix(path.clone())]).unwrap();
         let offered = sockets.offer().remove(0);
         assert_eq!(offered.file.as_deref(), Some(&*path));
-        // A child that has the socket still listens.
+        // The copy stands for a child that still listens.
         let copy = sockets.all()[0].socket.try_clone().unwrap();
         sockets.let_go();
         assert!(UnixStream::connect(&path).is_ok());
@@ -346,21 +351,21 @@ mod tests {
 
     #[test]
     fn a_socket_whose_file_was_removed_is_bound_anew() {
-        let path = std::env::temp_dir().join(format!("sg-mend-{}.sock", std::process::id()));
+        let path = std::env::temp_dir().join(format!("sg-rebind-{}.sock", std::process::id()));
         let mut sockets = Sockets::new(&[Address::Unix(path.clone())]).unwrap();
-        sockets.mend();
+        sockets.rebind_removed();
         assert_eq!(sockets.offer()[0].number, 0);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         sockets.files[0].mode = 0o600;
         fs::remove_file(&path).unwrap();
-        sockets.mend();
+        sockets.rebind_removed();
         assert_eq!(sockets.offer()[0].number, 1);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
         // Another program's file is left alone.
         fs::remove_file(&path).unwrap();
         let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        sockets.mend();
+        sockets.rebind_removed();
         let offered = sockets.offer().remove(0);
         assert_eq!((offered.number, offered.is_own), (1, false));
         drop(sockets);

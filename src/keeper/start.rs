@@ -1,7 +1,7 @@
 //! [`run`]: checks the settings of a keeper, and lets it begin.
 //!
 //! Invariant: no signal that comes after the first bind is lost or kills the process (rule S16),
-//! and only the thread that keeps takes them, so that none is lost when the program replaces
+//! and only the keeper's thread takes signals, so that none is lost when the program replaces
 //! itself.
 
 use std::collections::VecDeque;
@@ -34,10 +34,10 @@ pub(crate) fn run(mut keeper: Keeper) -> io::Result<KeeperExit> {
     let before = block_all()?;
     let pid_lock = keeper.pid_file.as_deref().map(PidLock::at).transpose()?;
     let sockets = Sockets::new(&keeper.listen)?;
-    // The kernel itself takes the exit status of every child while SIGCHLD is ignored.
+    // While SIGCHLD is ignored, the kernel itself takes the exit status of every child.
     let early = is_ignored(Signal::Child).then(|| hear(&keeper, before)).transpose()?;
-    // The first child begins before the keeper has its threads, because clients wait for the child.
-    // If the keeper then fails, it ends, and the kernel sends the child TERM.
+    // The first child starts before the keeper has its threads, because clients wait for the child.
+    // If the keeper then fails, the keeper ends, and the kernel sends the child TERM.
     let started = Started::new(&keeper, &sockets);
     let signals = early.map_or_else(|| hear(&keeper, before), Ok)?;
     let mut policy = Policy::new(keeper.patience);
@@ -59,12 +59,12 @@ pub(crate) fn run(mut keeper: Keeper) -> io::Result<KeeperExit> {
     keeper.run(first)
 }
 
-/// Checks the settings, and takes the signals that restart out of those that stop. Returns the
-/// URL to ask, if there is one.
+/// Checks the settings, and removes the restart signals from the stop signals. Returns the URL to
+/// ask, if there is one.
 ///
 /// # Errors
 ///
-/// Returns [`io::ErrorKind::InvalidInput`] and one line.
+/// Returns [`io::ErrorKind::InvalidInput`] and one line with the reason.
 pub(crate) fn check(keeper: &mut Keeper) -> io::Result<Option<Url>> {
     if keeper.command.first().is_none_or(|name| name.is_empty()) {
         return Err(invalid("there is no command to keep"));
@@ -87,7 +87,7 @@ pub(crate) fn check(keeper: &mut Keeper) -> io::Result<Option<Url>> {
     }
 }
 
-/// The signals that an operator sends, and that mean nothing else to a keeper.
+/// The signals that may restart a program, because they have no other meaning for a keeper.
 const MAY_RESTART: [Signal; 8] = [
     Signal::Hup,
     Signal::Int,
@@ -99,7 +99,8 @@ const MAY_RESTART: [Signal; 8] = [
     Signal::Alarm,
 ];
 
-/// The signals that the keeper passes to the child that serves, unless they have another meaning.
+/// The signals that the keeper passes to the child that serves, unless they stop or restart the
+/// program.
 const PASSED_ON: [Signal; 11] = [
     Signal::Hup,
     Signal::Int,
@@ -114,22 +115,22 @@ const PASSED_ON: [Signal; 11] = [
     Signal::Io,
 ];
 
-/// Blocks every signal in this thread, and in those that it starts. Returns what was blocked
-/// before. Signals that come meanwhile are pending, and none is lost.
+/// Blocks every signal in this thread and in the threads that it starts. Returns the mask from
+/// before. Signals that come meanwhile are pending, so none is lost.
 ///
 /// # Errors
 ///
-/// Returns what the operating system says.
+/// Returns the operating system's error.
 pub(crate) fn block_all() -> io::Result<SigSet> {
     Ok(SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?)
 }
 
-/// Handles the signals of a keeper from now on. All of them are blocked, so async-io's thread,
-/// which inherits that, takes none. `before` has the signals that were blocked at the start.
+/// Handles the signals of a keeper from now on. All of them are blocked here, so async-io's thread
+/// inherits the mask and takes none. `before` has the signals that were blocked at the start.
 ///
 /// # Errors
 ///
-/// Returns what the operating system says.
+/// Returns the operating system's error.
 pub(crate) fn hear(keeper: &Keeper, before: SigSet) -> io::Result<SignalStream> {
     let Keeper { signals: stop, restart_on, .. } = keeper;
     let is_passed = |signal: &Signal| {
@@ -139,7 +140,7 @@ pub(crate) fn hear(keeper: &Keeper, before: SigSet) -> io::Result<SignalStream> 
     let others: Vec<_> =
         passed_on.chain(restart_on.iter().copied()).chain([Signal::Child]).collect();
     let stream = threads::check().and_then(|()| signals::stream(stop, &others));
-    // A program that has taken this one's place begins with every signal blocked.
+    // A program that has replaced the keeper's begins with every signal blocked.
     let mut mask = if is_everything(before) { SigSet::empty() } else { before };
     for signal in stop.iter().chain(&others) {
         if let Ok(signal) = (*signal as i32).try_into() {

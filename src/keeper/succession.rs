@@ -1,7 +1,7 @@
-//! A keeper whose program replaces itself: it becomes the new program after a restart, by `exec`.
+//! Lets a keeper become the new version of its own program after a restart, by `exec`.
 //!
 //! Invariant: no signal, child or socket is lost. Every signal is blocked from before the last look
-//! at those that have come until the new program handles them, and the kernel keeps what comes
+//! at the signals until the new program handles them, and the kernel keeps the signals that come
 //! meanwhile. If the `exec` fails, everything is as before.
 
 use std::collections::VecDeque;
@@ -37,28 +37,28 @@ use crate::keeper::program::Program;
 use crate::keeper::resume::{ChildStage, ChildState, Held, RESUME, SocketState, State, VERSION};
 use crate::keeper::running::RunningKeeper;
 use crate::keeper::settings::Keeper;
-use crate::keeper::sockets::{Kept, Sockets};
+use crate::keeper::sockets::{KeptSocket, Sockets};
 use crate::keeper::start::{self, block_all};
 use crate::process::Process;
 use crate::restart::channel::Channel;
 use crate::restart::parent::{Parent, set_resumes};
 
-/// Returns `true` if a keeper has started this process. Notes that this program becomes its own
+/// Returns `true` if a keeper has started this process. Notes that this program can be its own
 /// keeper.
 ///
 /// # Errors
 ///
-/// Returns what the operating system says.
+/// Returns the operating system's error.
 pub(crate) fn is_child() -> io::Result<bool> {
     set_resumes(VERSION);
-    // This may start async-io's thread, which is to take no signal.
+    // The next call may start async-io's thread, which must not take a signal.
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let is_child = Parent::of_this_process().is_some();
     before.thread_set_mask()?;
     Ok(is_child)
 }
 
-/// Keeps this program: from the beginning, or from where the program before has left off.
+/// Keeps this program, from the beginning or with the state of the program before.
 ///
 /// # Errors
 ///
@@ -79,7 +79,7 @@ pub(crate) fn keep(process: Process) -> io::Result<KeeperExit> {
 /// Returns the name by which this program was started, and its arguments.
 fn own_command() -> io::Result<(OsString, Vec<OsString>)> {
     let mut words = env::args_os();
-    // Not `current_exe`: that would be the file that runs now, even if another has its name.
+    // `current_exe` would be the file that runs now, even if another file has its name by now.
     let name = match words.next().filter(|word| !word.is_empty()) {
         Some(word) => word,
         None => env::current_exe()?.into_os_string(),
@@ -87,15 +87,15 @@ fn own_command() -> io::Result<(OsString, Vec<OsString>)> {
     Ok((name, words.collect()))
 }
 
-/// Returns the state of the program that this process was before, if it was one. Only once, because
-/// the descriptors are taken then.
+/// Returns the state of the program that this process was before, if there was one. A second call
+/// returns `None`, because the descriptors are taken by then.
 fn state() -> Option<State> {
     static READ: AtomicBool = AtomicBool::new(false);
     let text = env::var(RESUME).ok().filter(|_| !READ.swap(true, Ordering::Relaxed))?;
     State::read(&text, process::id())
 }
 
-/// Goes on in place of the program that this process was before.
+/// Takes over the work of the program that this process was before.
 fn resume(mut keeper: Keeper, state: State) -> io::Result<KeeperExit> {
     let url = start::check(&mut keeper)?;
     let signals = start::hear(&keeper, block_all()?)?;
@@ -110,7 +110,7 @@ fn resume(mut keeper: Keeper, state: State) -> io::Result<KeeperExit> {
     for SocketState { held, number, is_own, is_input, name, path } in state.sockets {
         let socket = Socket::from(take(held)?);
         let address = Address::of(&socket).map_err(during("a socket of the program before"))?;
-        kept.push(Kept { number, socket, address, is_own, path, name, is_input });
+        kept.push(KeptSocket { number, socket, address, is_own, path, name, is_input });
     }
     let (mut children, mut members) = (Vec::new(), Vec::new());
     for ChildState { id, pid, stage, channel, notify, reported } in state.children {
@@ -157,14 +157,14 @@ fn resume(mut keeper: Keeper, state: State) -> io::Result<KeeperExit> {
 }
 
 impl RunningKeeper {
-    /// Becomes the program that has this program's name by now. Returns if that fails, or if
-    /// something has happened first.
+    /// Becomes the program that now has this program's name. Returns if that fails, or if an event
+    /// has come first.
     pub(crate) fn become_new_program(&mut self) {
         let before = match SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK) {
             Ok(before) => before,
             Err(error) => return log::error!("keeper: the old program goes on: {error}"),
         };
-        // Only this thread takes signals, so none is taken after this look.
+        // Only this thread takes signals, so no signal is taken after this look.
         let cx = &mut Context::from_waker(Waker::noop());
         if let Poll::Ready(Some(received)) = Pin::new(&mut self.signals).poll_next(cx) {
             let event = self.on_signal(received.signal);
@@ -179,8 +179,8 @@ impl RunningKeeper {
         let _ = before.thread_set_mask();
     }
 
-    /// Runs the new program in this process. Returns only if that fails, or if a child is on its
-    /// way or a stop has begun.
+    /// Runs the new program in this process. Returns only if that fails, or if a child is starting
+    /// or a stop has begun.
     fn exec(&self) -> io::Result<()> {
         let Some(state) = self.state()? else { return Ok(()) };
         let (name, arguments) = own_command()?;
@@ -209,8 +209,7 @@ impl RunningKeeper {
         Err(program.refused(&errno.into()))
     }
 
-    /// Returns what the new program goes on with, or `None` if a child is on its way or a stop has
-    /// begun.
+    /// Returns the state for the new program, or `None` if a child is starting or a stop has begun.
     fn state(&self) -> io::Result<Option<State>> {
         let Some(Remembered { children: members, next }) = self.policy.remember() else {
             return Ok(None);
@@ -257,7 +256,7 @@ impl RunningKeeper {
         Ok(Some(State { pid: process::id(), next, lock, sockets, children }))
     }
 
-    /// Returns the descriptors that the new program has to have.
+    /// Returns the descriptors that the new program needs.
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let sockets = self.sockets.all().iter().map(AsFd::as_fd);
         let channels = self.children.iter().filter_map(|child| child.channel.as_ref());

@@ -1,8 +1,8 @@
 //! A take-over: the child that is ready serves from now on, and the one before it leaves.
 //!
 //! Invariant: a connection goes only to a listener that is the same socket in both children. If
-//! something fails, the child before stops without a hand-over, which costs idle connections and no
-//! request.
+//! something fails, the old child stops without a hand-over, so idle connections are closed and no
+//! request is lost.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,9 +17,9 @@ use crate::keeper::sockets::Sockets;
 use crate::restart::channel::Channel;
 use crate::restart::message::{Leave, Message};
 
-/// Lets the child `id` take the place of `old`, and closes the sockets that it does not serve.
+/// Lets the child `id` take the place of `old`, and closes the sockets that `id` does not serve.
 pub(crate) fn take_over(children: &mut [Child], sockets: &mut Sockets, id: Id, old: Option<Id>) {
-    // Before the word to the other child, which is alone with the closed ones then (rule K3).
+    // K3: close the sockets first, so that `old` is alone with them when it hears of its successor.
     let taken = settle(children, sockets, id);
     let child = |id: Id| children.iter().find(|child| child.id == id);
     if let (Some(new), Some(old)) = (child(id), old.and_then(child)) {
@@ -33,10 +33,10 @@ pub(crate) fn take_over(children: &mut [Child], sockets: &mut Sockets, id: Id, o
 }
 
 /// Keeps the sockets that the child `id` has brought, and closes those that it does not serve.
-/// Returns the numbers of those that it serves.
+/// Returns the numbers of the sockets that it serves.
 ///
-/// A child may report what it serves when it serves already, because the settings say that a time
-/// or an answer is enough.
+/// A child may report its sockets after it has taken over, if the settings say that a time or an
+/// answer is enough.
 pub(crate) fn settle(children: &mut [Child], sockets: &mut Sockets, id: Id) -> Vec<u32> {
     let Some(child) = children.iter_mut().find(|child| child.id == id) else {
         return sockets.numbers();
@@ -50,7 +50,7 @@ pub(crate) fn settle(children: &mut [Child], sockets: &mut Sockets, id: Id) -> V
     }
     let taken = match &child.reported {
         Some(reported) => reported.iter().map(|served| served.number).collect(),
-        // A program that does not know the channel has every socket.
+        // A program that does not know the channel counts as serving every socket.
         None => sockets.numbers(),
     };
     let pid = child.pid.as_raw_nonzero();
@@ -60,11 +60,11 @@ pub(crate) fn settle(children: &mut [Child], sockets: &mut Sockets, id: Id) -> V
     taken
 }
 
-/// Tells `old` to leave, and gives the two a passage if both know what it is for.
+/// Tells `old` to leave. Gives both children a passage if both can hand connections over.
 ///
 /// # Errors
 ///
-/// Returns what the operating system says if `old` cannot be told.
+/// Returns the operating system's error if the message to `old` cannot be sent.
 fn let_leave(new: &Child, old: &Child, taken: &[u32]) -> io::Result<()> {
     let (Some(served), Some(channel)) = (&old.reported, &old.channel) else {
         old.signal(Signal::Term);
@@ -87,7 +87,7 @@ fn adopted(new: &[ServedState], old: &[ServedState]) -> Vec<u32> {
     both.map(|served| served.number).collect()
 }
 
-/// Gives `new` one end of a passage, and returns the other.
+/// Gives `new` one end of a passage, and returns the other end.
 fn passage_to(new: &Child) -> Option<OwnedFd> {
     let passage = Channel::pair().and_then(|(one, other)| {
         let channel = new.channel.as_ref().ok_or(io::ErrorKind::NotConnected)?;
@@ -108,7 +108,7 @@ mod tests {
         let old = [served(0, 10, true), served(1, 11, true), served(2, 12, false)];
         let new = [
             served(0, 10, true),
-            // Another socket with the number of one that was closed.
+            // This socket has the number of a socket that was closed.
             served(1, 21, true),
             served(2, 12, true),
             served(3, 13, true),

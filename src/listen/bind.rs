@@ -1,8 +1,9 @@
 //! Binds sockets: [`TcpBind`], [`unix`], [`abstract_name`].
 //!
-//! Invariant: a socket that is returned listens, and until then nobody could connect, so that a
-//! socket's file has its permissions before its first client. Finds the reason of a failure, and
-//! leaves the words to [`BindError`]. Accepts nothing, and takes no inherited socket.
+//! Invariant: a socket that is returned listens, and no client can connect before that, so a
+//! socket's file has its permissions before its first client. This file finds the reason of a
+//! failure, and leaves the words to [`BindError`]. It accepts nothing, and takes no inherited
+//! socket.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -20,15 +21,15 @@ use crate::listen::bind_error::BindError;
 use crate::listen::own_sockets::{OwnSocket, TcpSpan};
 use crate::listen::socket_file::{SocketFile, is_same_file, is_stale};
 
-/// How long a queue is, unless the kernel cuts it (`somaxconn`). A drain empties the queue, so its
-/// length costs nothing.
+/// The length of a listener's queue, unless the kernel cuts it (`somaxconn`). A drain empties the
+/// queue, so a long one loses no client.
 const BACKLOG: i32 = 4096;
 
-/// A TCP address, and how to bind it.
+/// A TCP address, with the options of its bind.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TcpBind {
     span: TcpSpan,
-    /// Asks for SO_REUSEPORT.
+    /// The socket gets SO_REUSEPORT.
     reuse_port: bool,
 }
 
@@ -37,12 +38,12 @@ impl TcpBind {
     ///
     /// # Errors
     ///
-    /// Returns one line that says what is so and what to do. [`io::ErrorKind::InvalidInput`] if
+    /// Returns one line with the reason and the remedy. Returns [`io::ErrorKind::InvalidInput`] if
     /// there are no candidates.
     pub(crate) fn first(candidates: &[SocketAddr], reuse_port: bool) -> io::Result<Socket> {
         let mut last = invalid("it is not an address to bind");
         for &addr in candidates {
-            // `:8082` asks for both families itself, so it leaves IPv4 to no other socket.
+            // `:8082` means both families, so its socket leaves IPv4 to no other socket.
             let may_share = candidates.len() == 1;
             let this = Self::new(addr, may_share, reuse_port);
             let error = match this.listen() {
@@ -59,8 +60,8 @@ impl TcpBind {
         Err(last)
     }
 
-    /// Makes a way to bind `addr`. With `may_share`, `[::]` leaves IPv4 to a socket of this program
-    /// that serves IPv4 already.
+    /// Returns the options for `addr`. With `may_share`, `[::]` leaves IPv4 to a socket of this
+    /// program that serves IPv4 already.
     fn new(addr: SocketAddr, may_share: bool, reuse_port: bool) -> Self {
         let is_wildcard = addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         let ipv4 = SocketAddr::from(([0, 0, 0, 0], addr.port()));
@@ -84,7 +85,8 @@ impl TcpBind {
         Ok(socket)
     }
 
-    /// Returns the reason for `error`, for example who else has the address or a part of it.
+    /// Returns the reason for `error`, for example another socket that has the address or a part of
+    /// it.
     fn reason(self, error: io::Error) -> BindError {
         if error.kind() != io::ErrorKind::AddrInUse {
             return BindError::Refused(error);
@@ -96,7 +98,8 @@ impl TcpBind {
         if self.reuse_port {
             return BindError::Unshared;
         }
-        // The kernel lets a second socket in only if both ask for it, and have the same user.
+        // The kernel accepts a second socket only if both ask for SO_REUSEPORT and belong to one
+        // user.
         let is_shared = Self { reuse_port: true, ..self }.bind().is_ok();
         if is_shared { BindError::Shared } else { BindError::Live }
     }
@@ -106,10 +109,11 @@ impl TcpBind {
         let Self { span: TcpSpan { addr, is_only_v6 }, reuse_port } = self;
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         if addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
-            // `:8082` and `[::]:8082` mean both families, whatever the system's default is.
+            // Set the option always, because `:8082` and `[::]:8082` mean both families on every
+            // system.
             socket.set_only_v6(is_only_v6)?;
         }
-        // A successor can bind while old connections are in TIME_WAIT.
+        // With this option, a successor can bind while old connections are in TIME_WAIT.
         socket.set_reuse_address(true)?;
         if reuse_port {
             socket.set_reuse_port(true)?;
@@ -119,8 +123,8 @@ impl TcpBind {
     }
 }
 
-/// Binds the file of a Unix socket, in place of a stale one. With `mode`, the file has these
-/// permissions before the socket listens, so that nobody can connect by those of the umask.
+/// Binds the file of a Unix socket, and replaces a stale file. With `mode`, the file has these
+/// permissions before the socket listens, so that no client can connect by the umask's permissions.
 pub(crate) fn unix(path: &Path, mode: Option<u32>) -> Result<(Socket, SocketFile), BindError> {
     if let Some(mode) = mode.filter(|mode| *mode > 0o777) {
         let message = format!("a mode is octal, 0 to 0777, such as 0o660; this one is 0o{mode:o}");
@@ -136,8 +140,8 @@ pub(crate) fn unix(path: &Path, mode: Option<u32>) -> Result<(Socket, SocketFile
         }
         bound => bound?,
     }
-    // If this function fails, the socket is dropped before the file, which is removed only if no
-    // socket is bound to it.
+    // If this function fails, the socket is dropped first, because the drop of the file removes it
+    // only if no socket is bound to it.
     let bound = (socket, SocketFile::at(path)?);
     if let Some(mode) = mode {
         fs::set_permissions(path, Permissions::from_mode(mode))?;
@@ -146,11 +150,11 @@ pub(crate) fn unix(path: &Path, mode: Option<u32>) -> Result<(Socket, SocketFile
     Ok(bound)
 }
 
-/// Removes the file at `path`, which has to be a stale socket.
+/// Removes the file at `path`. Returns an error unless it is a stale socket.
 fn make_way(path: &Path) -> Result<(), BindError> {
     let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let kind = match fs::symlink_metadata(path) {
-        // The server that had the file has removed it meanwhile.
+        // The other server has removed its file meanwhile.
         Err(error) if is_gone(&error) => return Ok(()),
         found => found?.file_type(),
     };
@@ -188,7 +192,7 @@ fn is_at(own: &Path, path: &Path) -> bool {
     if own.exists() {
         return is_same_file(own, path);
     }
-    // The program may have changed its directory since: then only the end of the path is known.
+    // The program may have changed its directory since. Then only the end of the path is known.
     let own = own.strip_prefix(".").unwrap_or(own);
     own.is_relative() && path::absolute(path).is_ok_and(|path| path.ends_with(own))
 }
@@ -217,7 +221,7 @@ pub(crate) fn abstract_name(name: &OsStr) -> Result<Socket, BindError> {
     Ok(socket)
 }
 
-/// Makes sure that `name`, which is a `noun`, fits into the address of a Unix socket (`sun_path`
+/// Checks that `name`, which is a `noun`, fits into the address of a Unix socket (`sun_path`
 /// without a zero byte).
 fn check_length(noun: &str, name: &OsStr) -> io::Result<()> {
     let longest = if cfg!(any(target_os = "linux", target_os = "android")) { 107 } else { 103 };

@@ -1,7 +1,8 @@
-//! Why an address could not be bound, in one line for an operator: what is so, and what to do.
+//! [`BindError`]: the reason why an address could not be bound, and the remedy, in one line for an
+//! operator.
 //!
-//! Invariant: a line tells nobody to stop what listens on an address when that is this program
-//! itself. Looks at this process's sockets and at files, and changes nothing.
+//! Invariant: if this program itself listens on the address, the line does not advise to stop
+//! another process. This file looks at the process's sockets and at files, and changes nothing.
 
 use std::fs;
 use std::io;
@@ -16,14 +17,14 @@ use crate::error::{because_of, reason};
 use crate::listen::inherited;
 use crate::listen::own_sockets::OwnSocket;
 
-/// Why an address could not be bound.
+/// The reason why an address could not be bound.
 #[derive(Debug)]
 pub(crate) enum BindError {
-    /// The kernel or this library refuses, and nothing is in the way.
+    /// The kernel or this library has refused, and no other socket or file is the reason.
     Refused(io::Error),
     /// A socket of this process has the address.
     Own(OwnSocket),
-    /// Another process listens there.
+    /// Another process listens on the address.
     Live,
     /// A TCP socket of another process asks for SO_REUSEPORT, and this one does not.
     Shared,
@@ -31,14 +32,14 @@ pub(crate) enum BindError {
     Unshared,
     /// A directory is at the path of a Unix socket.
     Directory,
-    /// A symbolic link to this path is there.
+    /// A symbolic link to this target is at the path.
     Link(PathBuf),
-    /// A file that is not a socket is there.
+    /// A file that is not a socket is at the path.
     File,
-    /// A socket is there to which this process may not connect, so that nobody knows whether it is
-    /// stale.
+    /// This process may not connect to the socket at the path, so the socket may be stale or in
+    /// use.
     Closed,
-    /// A stale socket is there, which this process may not remove.
+    /// This process may not remove the stale socket at the path.
     NotRemovable(io::Error),
 }
 
@@ -49,7 +50,7 @@ impl From<io::Error> for BindError {
 }
 
 impl BindError {
-    /// Says in one line why `wanted` could not be bound, and what to do.
+    /// Returns one line that says why `wanted` could not be bound, and what to do.
     pub(crate) fn worded(self, wanted: &Address) -> io::Error {
         let message = self.message(wanted);
         match self {
@@ -118,7 +119,7 @@ impl BindError {
     }
 }
 
-/// Explains the kernel's error, where nothing is in the way.
+/// Explains an error of the kernel that no other socket or file has caused.
 fn refused(wanted: &Address, error: &io::Error) -> String {
     let words = Errno::from_io_error(error).and_then(|errno| match wanted {
         Address::Tcp(addr) => of_tcp(*addr, errno),
@@ -178,11 +179,11 @@ fn of_unix(path: &Path, errno: Errno) -> Option<String> {
     })
 }
 
-/// Says that `own` is in the way of `wanted`.
+/// Returns the line for a socket of this process, `own`, that has the address `wanted`.
 fn of_own(own: &OwnSocket, wanted: &Address) -> String {
     let OwnSocket { fd, address: at, is_passed, .. } = own;
     if *is_passed {
-        // If LISTEN_FDS does not speak of the socket, its address alone does not find it.
+        // If LISTEN_FDS does not name the socket, only its descriptor finds it.
         let is_announced = inherited::is_announced(*fd);
         let words = if is_announced { at.clone() } else { Address::Fd(*fd) };
         return format!(
@@ -205,7 +206,7 @@ fn of_own(own: &OwnSocket, wanted: &Address) -> String {
     }
 }
 
-/// Returns the name of a file's owner, or its number.
+/// Returns the name of a file's owner, or the owner's number.
 fn owner(path: &Path) -> String {
     let Ok(metadata) = fs::symlink_metadata(path) else { return "unknown".into() };
     let id = metadata.uid().to_string();
@@ -222,7 +223,7 @@ fn owner(path: &Path) -> String {
 mod tests {
     use super::*;
 
-    /// Compares the lines for errors that no test can bring about on every machine.
+    /// Compares the lines for errors that a test cannot cause on every machine.
     #[test]
     fn what_the_kernel_says_is_put_in_an_operators_words() {
         let error = |errno: Errno| io::Error::from_raw_os_error(errno.raw_os_error());

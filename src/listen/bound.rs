@@ -1,9 +1,9 @@
-//! [`Bound`]: what a listener takes its connections from: a TCP or Unix socket, or a source of the
-//! program's own.
+//! [`Bound`]: the origin of a listener's connections, which is a TCP or Unix socket, or a source of
+//! the program's own.
 //!
-//! Invariant: a connection comes out as what it is, with its peer; an error that concerns one
-//! connection alone is told from one of the socket's (rule S18). Waits for nothing. By itself
-//! closes nothing but a source that has panicked.
+//! Invariant: a connection comes out with its peer, and an error of one connection is distinguished
+//! from an error of the socket (rule S18). This file waits for nothing. By itself it closes only a
+//! source that has panicked.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,23 +19,24 @@ use crate::stream::facts::Facts;
 use crate::stream::socket::Socket;
 use crate::stream::transport::{Peer, Transport};
 
-/// Where connections come from.
+/// The origin of connections.
 pub(crate) enum Bound {
     /// A listening socket, TCP or Unix.
     Socket {
         socket: Async<socket2::Socket>,
-        /// The file of a Unix socket. Dropped after the socket.
+        /// The file of a Unix socket. The order of the fields drops the file after the socket.
         file: Option<SocketFile>,
     },
-    /// Not a socket: connections that come from elsewhere.
+    /// A stream of connections that the program provides.
     Source(Source),
-    /// No connection comes any more. The `failure` is the reason, if the server did not want that.
+    /// No connection comes any more. `failure` is the reason, unless the server has closed the
+    /// listener itself.
     Closed { failure: Option<String> },
 }
 
 impl Bound {
-    /// Returns the next connection, or wakes `cx` when there is one. Returns `None` once closed.
-    /// Closes a source that has panicked.
+    /// Returns the next connection, or wakes `cx` when there is one. Returns `None` after the
+    /// close. Closes a source that has panicked.
     pub(crate) fn poll_accept(
         &mut self,
         cx: &mut Context<'_>,
@@ -54,8 +55,8 @@ impl Bound {
         };
         loop {
             match accept(socket.get_ref()) {
-                // The kernel takes a descriptor before it looks at the queue, and complains even if
-                // the queue is empty.
+                // The kernel takes a descriptor before it looks at the queue, and so returns an
+                // error even if the queue is empty.
                 Err(error)
                     if error.kind() == io::ErrorKind::WouldBlock
                         || !(is_of_one_connection(&error) || has_queue(socket)) =>
@@ -67,18 +68,18 @@ impl Bound {
         }
     }
 
-    /// Closes, whatever is queued.
+    /// Closes without a look at the queue.
     pub(crate) fn close(&mut self) {
         if !matches!(self, Self::Closed { .. }) {
             *self = Self::Closed { failure: None };
         }
     }
 
-    /// Returns `Ready` if a client is in the queue, and leaves it there. Always returns `Pending`
-    /// where there is no socket, because nothing else has a queue to look at.
+    /// Returns `Ready` if a client is in the queue, and leaves the client there. Without a socket,
+    /// always returns `Pending`, because only a socket has a queue.
     pub(crate) fn poll_queue(&self, cx: &mut Context<'_>) -> Poll<()> {
         let Self::Socket { socket, .. } = self else { return Poll::Pending };
-        // The first event may be an old one that an accept has answered already.
+        // The first event may belong to a client that was accepted already.
         for _ in 0..2 {
             if has_queue(socket) {
                 return Poll::Ready(());
@@ -89,7 +90,7 @@ impl Bound {
         Poll::Pending
     }
 
-    /// Returns the reason for being closed, if the server did not want that.
+    /// Returns the reason for the close, unless the server has closed the listener itself.
     pub(crate) fn failure(&self) -> Option<&str> {
         let Self::Closed { failure } = self else { return None };
         failure.as_deref()
@@ -116,13 +117,13 @@ fn accept(socket: &socket2::Socket) -> io::Result<Accepted> {
     Ok(Accepted { transport: Transport::Plain(socket), peer, facts: Facts::default() })
 }
 
-/// Returns `true` if a client waits, or if that cannot be known.
+/// Returns `true` if a client waits in the queue, or if the look fails.
 fn has_queue(socket: &Async<socket2::Socket>) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::IN)];
     poll(&mut fds, Some(&Timespec::default())) != Ok(0)
 }
 
-/// Returns `true` if an error of `accept` concerns only the connection that it took off the queue.
+/// Returns `true` if an error of `accept` concerns one connection of the queue alone.
 pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -138,8 +139,9 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Returns `true` if an error of `accept` says that the socket does not listen any more. Another
-/// process that has it, too, has shut it down, and the kernel has reset the queue.
+/// Returns `true` if an error of `accept` means that the socket does not listen any more. In that
+/// case another process that shares the socket has shut it down, and the kernel has reset the
+/// queue.
 pub(crate) fn is_of_no_listener(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::INVAL)
 }

@@ -2,9 +2,9 @@
 //!
 //! The environment describes them ([`Passed`]), or the operator names a bare descriptor (`fd:0`,
 //! Supervisor's `[fcgi-program]`). Invariant: a descriptor is taken once, and only if it is a
-//! listening stream socket, and stays as it was if it is not wanted. Once a socket is taken, only a
-//! copy is left, which no child of this process inherits. Does not accept, and does not decide when
-//! a socket is closed.
+//! listening stream socket. Other descriptors stay as they were. After a socket was taken, only a
+//! copy is left, which no child of this process inherits. This file does not accept, and does not
+//! decide when a socket is closed.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -27,7 +27,7 @@ use crate::listen::passing::{self, Passed, Passing, VARIABLES};
 use crate::listen::socket_file::is_same_file;
 use crate::restart::parent::Parent;
 
-/// Takes every socket that LISTEN_FDS passes and that was not taken before.
+/// Takes all sockets that LISTEN_FDS passes and that were not taken before.
 ///
 /// # Errors
 ///
@@ -45,10 +45,12 @@ pub(crate) fn all() -> io::Result<Vec<(Socket, Passed)>> {
 ///
 /// # Errors
 ///
-/// For `fd:N`, as [`all`]. For another address, a socket that cannot be taken is not an error.
+/// Returns the errors of [`all`] for `fd:N`. For another address, a socket that cannot be taken is
+/// not an error.
 pub(crate) fn matching(address: &Address) -> io::Result<Option<(Socket, Passed)>> {
     if let Address::Fd(fd) = *address {
-        // A keeper passes the socket of its standard input twice, and has a number for the other.
+        // A keeper passes the socket of its standard input twice, and only the other descriptor has
+        // a number.
         let is_meant = |passed: &Passed| passed.fd == fd || is_same_socket(passed.fd, fd);
         let chosen = passed()?.into_iter().find(is_meant);
         let passed = chosen.unwrap_or(Passed::bare(fd, None));
@@ -59,7 +61,7 @@ pub(crate) fn matching(address: &Address) -> io::Result<Option<(Socket, Passed)>
         return Ok(Some((socket?, passed)));
     }
     let found = passed().unwrap_or_default().into_iter().find_map(|passed| {
-        // Symbolic links may lead from one path to the other. A keeper says where the file is,
+        // Symbolic links may lead from one path to the other. A keeper passes the path of the file,
         // because the socket's own path may be relative to another directory.
         let is_wanted = |bound: &Address| match (address, bound) {
             (Address::Unix(wanted), Address::Unix(path)) => {
@@ -73,13 +75,13 @@ pub(crate) fn matching(address: &Address) -> io::Result<Option<(Socket, Passed)>
     Ok(found)
 }
 
-/// Returns `true` if the environment says that this process was started with the descriptor.
+/// Returns `true` if the environment names the descriptor as passed to this process.
 pub(crate) fn is_announced(fd: RawFd) -> bool {
     passed().unwrap_or_default().iter().any(|passed| passed.fd == fd)
 }
 
-/// Closes the sockets that the keeper has passed and that the program has not taken. The
-/// predecessor empties their queues.
+/// Closes the sockets that the keeper has passed and the program has not taken. The predecessor
+/// empties their queues.
 pub(crate) fn close_unclaimed() {
     let offered = passed().unwrap_or_default().into_iter().filter(|passed| passed.number.is_some());
     for socket in offered.filter_map(|passed| take(&passed, |_| true).ok().flatten()) {
@@ -89,7 +91,7 @@ pub(crate) fn close_unclaimed() {
     }
 }
 
-/// Returns `true` if both descriptors are open and are one socket.
+/// Returns `true` if both descriptors are open and lead to the same socket.
 fn is_same_socket(one: RawFd, other: RawFd) -> bool {
     let inode = |fd| copy(fd).and_then(|(copy, _)| inode(copy)).ok();
     inode(one).is_some_and(|one| inode(other) == Some(one))
@@ -112,7 +114,7 @@ fn passed() -> io::Result<Vec<Passed>> {
     }
 }
 
-/// Takes a descriptor if it was not taken before and is `wanted`. Makes a copy, and then closes the
+/// Takes a descriptor that is `wanted` and was not taken before. Returns a copy, and closes the
 /// descriptor itself.
 fn take(
     &Passed { fd, .. }: &Passed,
@@ -123,8 +125,8 @@ fn take(
         return Ok(None);
     }
     let (copy, flags) = copy(fd).map_err(|error| named(fd, &error))?;
-    // A descriptor that was passed has survived an exec. A descriptor that this program has opened
-    // itself would not.
+    // A passed descriptor has survived an exec, and a descriptor that this program has opened would
+    // not.
     let is_opened_here = fd >= FIRST && flags.contains(FdFlags::CLOEXEC);
     if is_opened_here {
         return Err(unusable(fd, "was not passed to this process"));
@@ -142,12 +144,12 @@ fn take(
     Ok(Some(socket))
 }
 
-/// Puts /dev/null in the place of each standard stream that is `socket`, and of each further copy
-/// that this process was started with and that the environment does not name. Otherwise the
-/// children of this process would inherit the socket, and it would stay open after the close.
+/// Replaces by /dev/null each standard stream that is `socket`, and each further copy that this
+/// process was started with and the environment does not name. Without that, children of this
+/// process would inherit the socket, and keep it open after the close.
 fn clear_copies(socket: &Socket, taken: &mut BTreeSet<RawFd>) -> io::Result<()> {
     let socket = inode(socket)?;
-    // Read once, because a program may have hundreds of sockets.
+    // The variables are read once, because a program may have hundreds of sockets.
     let announced: BTreeSet<_> =
         passed().unwrap_or_default().into_iter().map(|passed| passed.fd).collect();
     let others = OwnSocket::all().into_iter().filter(|own| own.is_passed).map(|own| own.fd);
@@ -160,12 +162,12 @@ fn clear_copies(socket: &Socket, taken: &mut BTreeSet<RawFd>) -> io::Result<()> 
     Ok(())
 }
 
-/// Puts /dev/null in the place of `fd` if that is the socket with this inode. Returns `true` if it
-/// was.
+/// Replaces `fd` by /dev/null if it is the socket with this inode. Returns `true` if `fd` was
+/// replaced.
 #[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
 fn clear_if(fd: RawFd, socket: u64) -> io::Result<bool> {
     // SAFETY: the descriptor is a standard stream, or is open, was passed to this process and was
-    // not taken. It stays open, so code that knows its number finds a file there that has nothing.
+    // not taken. The number stays open, so other code that uses it finds an empty file there.
     let mut copy = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(fd) });
     if !inode(&*copy).is_ok_and(|inode| inode == socket) {
         return Ok(false);
@@ -177,16 +179,16 @@ fn clear_if(fd: RawFd, socket: u64) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Opens a file that has nothing to read.
+/// Opens a file without content.
 fn nothing() -> io::Result<OwnedFd> {
     match File::options().read(true).write(true).open("/dev/null") {
         Ok(null) => Ok(null.into()),
-        // In a directory tree without /dev, a socket whose other end is closed does the same.
+        // Without /dev, a socket whose other end is closed has no content either.
         Err(_) => UnixStream::pair().map(|(end, _)| end.into()),
     }
 }
 
-/// Names the descriptor in `error`.
+/// Returns an error that names the descriptor.
 fn named(fd: RawFd, error: &io::Error) -> io::Error {
     match Errno::from_io_error(error) {
         Some(Errno::BADF) => unusable(fd, "is not open"),
@@ -195,7 +197,7 @@ fn named(fd: RawFd, error: &io::Error) -> io::Error {
     }
 }
 
-/// Says why a descriptor cannot be taken, and which programs pass a socket.
+/// Returns an error that says why a descriptor cannot be taken, and which programs pass sockets.
 fn unusable(fd: RawFd, why: &str) -> io::Error {
     invalid(format!(
         "descriptor {fd} {why}; Supervisor passes one as fd:0 to an [fcgi-program] (not to a \

@@ -1,9 +1,9 @@
-//! [`Listener`]: accept with error classes, lossless close.
+//! [`Listener`]: accepts connections, and closes without losing a client.
 //!
-//! Invariant: a listener is closed only after every connection that the kernel had queued was taken
-//! (rule S4), unless a successor accepts from its socket (rule S5).
-//! Accepting never fails for good: errors are classed, backed off and logged here (rule S18). Does
-//! not know what becomes of a connection.
+//! Invariant: a listener is closed only after every connection in the kernel's queue was taken
+//! (rule S4), unless a successor accepts from its socket (rule S5). Accepting never fails for good,
+//! because this file classes errors, backs off and logs (rule S18). It does not know what a
+//! connection is used for.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -30,8 +30,9 @@ use crate::restart::message::Brought;
 use crate::restart::parent::Parent;
 use crate::stream::connection::Connection;
 
-/// A socket that clients connect to. Clones are the same socket: closed for one, closed for all.
-/// One server at a time takes connections from it; a clone is there to be handed to `ready`.
+/// A socket to which clients connect. All clones are one socket, and a close closes all of them.
+/// One server at a time accepts from a listener. A clone is useful for [`ready`](crate::ready) and
+/// for its counters.
 ///
 /// # Examples
 ///
@@ -61,16 +62,16 @@ impl fmt::Debug for Listener {
 /// The state that clones of a listener share.
 struct Shared {
     address: Address,
-    /// How this process has got the socket; `None` if this program has bound it.
+    /// The facts about a passed socket, or `None` if this program has bound the socket.
     passed: Option<Passed>,
-    /// The keeper's number of a listener that this process has brought.
+    /// The keeper's number of a listener that this process has bound itself.
     number: OnceLock<u32>,
     bound: Mutex<Bound>,
     ownership: Mutex<Ownership>,
-    /// Handshakes are held back before the close.
+    /// The SYN filter holds handshakes back before the close.
     syn_filter: bool,
     handshakes: Arc<Handshakes>,
-    /// Exhaustion was logged, and the queue has not been empty since: the episode goes on.
+    /// The log has reported exhaustion, and the queue has not been empty since.
     is_exhausted: AtomicBool,
 }
 
@@ -105,21 +106,20 @@ impl Listener {
     /// stopped. The server treats errors of the stream like those of `accept`. It skips the error
     /// of a single connection, and after any other error it tries again later, from 5 ms up to 1 s.
     ///
-    /// The stream should bring each connection as soon as it has it, so that a stop loses no
-    /// client. Work for each connection that takes time (a handshake, the head of the PROXY
-    /// protocol) belongs into [`Listener::wrap`], because the server counts a connection only when
-    /// the stream has brought it, and does not know of connections on which the stream still works.
-    /// At the stop the server polls the stream until it returns `Pending`, and then drops it with
-    /// everything in it.
+    /// The stream should return each connection as soon as it is there, so that a stop loses no
+    /// client. Slow work for each connection (a handshake, the head of the PROXY protocol) belongs
+    /// into [`Listener::wrap`], because the server counts a connection only when the stream has
+    /// returned it, and does not know of connections on which the stream still works. At the stop
+    /// the server polls the stream until it returns `Pending`, and then drops it with everything in
+    /// it.
     ///
-    /// A source has no queue that the server could look at. If the server serves
-    /// [`Limits::connections`], the source's clients wait until one of those connections has ended,
-    /// even if some are idle. The program sets the options of the sockets, such as keep-alive
-    /// probes, itself.
+    /// A source has no queue that the server could look at. If all of [`Limits::connections`] are
+    /// taken, the source's clients wait until a connection has ended, even if some are idle. The
+    /// program sets the options of its sockets, such as keep-alive probes, itself.
     ///
     /// If the stream panics, the server closes its listener, logs the panic, and stops, as by
-    /// [`Shutdown::stop`]. [`Server::serve`] and [`run`] finish what is in flight, and then return
-    /// an error that names the panic and the line that has called this function.
+    /// [`Shutdown::stop`]. [`Server::serve`] and [`run`] finish the requests in flight, and then
+    /// return an error that names the panic and the line that has called this function.
     ///
     /// [`Limits::connections`]: crate::Limits::connections
     /// [`Shutdown::stop`]: crate::Shutdown::stop
@@ -165,34 +165,34 @@ impl Listener {
         Self::new(Address::Other, Bound::Source(Source::new(connections)), None, false)
     }
 
-    /// Lets `wrap` turn each accepted connection into the stream that the server speaks HTTP on,
+    /// Lets `wrap` turn each accepted connection into the stream on which the server speaks HTTP,
     /// above all for TLS.
     ///
     /// `wrap` runs in the connection's own task, begins with the client's first byte, and has 10 s,
-    /// or [`Limits::head_timeout`] if that is shorter. The server has counted the connection by
-    /// then, so a stop waits for `wrap`, and an abort names the connection that it cuts there. A
-    /// second call replaces the first.
+    /// or [`Limits::head_timeout`] if that is shorter. The server has counted the connection
+    /// before, so a stop waits for `wrap`, and an abort names a connection that it cuts in `wrap`.
+    /// A second call of this method replaces the first.
     ///
     /// If `wrap` fails, panics or takes too long, the server ends the connection.
     /// [`Listener::failed_handshakes`] counts such connections. The server logs each of them at the
-    /// level `debug`. At the level `info`, it logs once a second at most how many there have been,
-    /// and the last of them.
+    /// level `debug`. At the level `info`, the server logs their number and the last of them, at
+    /// most once a second.
     ///
-    /// If `wrap` returns the [`Connection`] that it was given, the server serves a socket as a
-    /// plain socket, without any cost. `wrap` may also set the address of the client by
-    /// [`Connection::from_peer`], if a proxy in front tells it. Requests, the log and the outcome
-    /// then name that peer. `examples/proxy_protocol.rs` does both. Only a [`Connection`] that
-    /// `wrap` returns names a peer. With TLS behind such a proxy, return
+    /// If `wrap` returns the [`Connection`] that it was given, the server serves the plain socket,
+    /// without any cost. `wrap` may also set the address of the client by
+    /// [`Connection::from_peer`], if a proxy in front has sent that address. Requests, the log and
+    /// the outcome then name that peer. `examples/proxy_protocol.rs` does both. Only a
+    /// [`Connection`] that `wrap` returns names a peer. With TLS behind such a proxy, return
     /// `Connection::new(tls_stream).from_peer(peer)`.
     ///
-    /// Connections of a listener with a wrapper do not go to a successor: a restart ends them like
-    /// any stop.
+    /// Connections of a listener with a wrapper do not go to a successor, so a restart ends them
+    /// like any stop.
     ///
     /// [`Limits::head_timeout`]: crate::Limits::head_timeout
     ///
     /// # Examples
     ///
-    /// `examples/tls.rs` does it with rustls, which comes down to:
+    /// `examples/tls.rs` uses rustls. In short:
     ///
     /// ```
     /// use smol_graceful::Listener;
@@ -217,10 +217,10 @@ impl Listener {
         self
     }
 
-    /// Returns on how many connections [`Listener::wrap`] has failed, because it returned an error,
-    /// panicked, or took too long. Clones of a listener share one count.
+    /// Returns the number of connections on which [`Listener::wrap`] has failed, because it
+    /// returned an error, panicked, or took too long. Clones of a listener share one count.
     ///
-    /// A client that leaves without having sent a byte does not count.
+    /// A client that leaves before it has sent a byte does not count.
     ///
     /// # Examples
     ///
@@ -247,13 +247,14 @@ impl Listener {
         self.shared.handshakes.failed()
     }
 
-    /// Returns `true` if the two are clones of one listener.
+    /// Returns `true` if both are clones of one listener.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
-    /// Returns `true` if the server may take connections of this listener from a predecessor, and
-    /// hand them over to a successor: a wrapper would begin anew in the middle of a stream.
+    /// Returns `true` if connections of this listener can come from a predecessor and go to a
+    /// successor. With a wrapper they cannot, because it would begin anew in the middle of a
+    /// stream.
     pub(crate) fn can_move_connections(&self) -> bool {
         self.wrapper.is_none()
     }
@@ -264,18 +265,18 @@ impl Listener {
         offered.or_else(|| self.shared.number.get().copied())
     }
 
-    /// Gives the listener the number by which the keeper is to know it.
+    /// Gives the listener the number by which the keeper will know it.
     pub(crate) fn set_number(&self, number: u32) {
         let _ = self.shared.number.set(number);
     }
 
-    /// Returns what [`Listener::wrap`] has set.
+    /// Returns the wrapper that [`Listener::wrap`] has set.
     pub(crate) fn wrapper(&self) -> Option<&Arc<Wrapper>> {
         self.wrapper.as_ref()
     }
 
-    /// Returns the address of the listener: with the kernel's choice where the port was 0, and what
-    /// the socket itself says for `:8082` and `fd:0`.
+    /// Returns the address of the listener. The port 0 is replaced by the kernel's choice, and
+    /// `:8082` and `fd:0` by the socket's own address.
     ///
     /// # Examples
     ///
@@ -291,8 +292,8 @@ impl Listener {
         &self.shared.address
     }
 
-    /// Returns what LISTEN_FDNAMES calls an inherited socket (systemd's `FileDescriptorName=`).
-    /// Returns `None` for a socket that has no name there, or that this process has bound itself.
+    /// Returns the name of an inherited socket in LISTEN_FDNAMES (systemd's `FileDescriptorName=`),
+    /// or `None` for a socket without a name or one that this process has bound itself.
     ///
     /// # Examples
     ///
@@ -301,7 +302,7 @@ impl Listener {
     ///
     /// let inherited = Listener::inherited()?;
     /// let admin = inherited.into_iter().find(|listener| listener.name() == Some("admin"));
-    /// // Started by hand, it binds its own, which has no name.
+    /// // When started by hand, the program binds a socket of its own, which has no name.
     /// let admin = admin.map_or_else(|| Listener::bind("127.0.0.1:0"), Ok)?;
     /// assert_eq!(admin.name(), None);
     /// # Ok::<(), std::io::Error>(())
@@ -329,8 +330,7 @@ impl Listener {
         self.shared.passed.is_some()
     }
 
-    /// Returns the reason for closing the listener, if the server did not want that: its source has
-    /// panicked.
+    /// Returns the reason for the close, if the source of the listener has panicked.
     pub(crate) fn failure(&self) -> Option<io::Error> {
         self.bound().failure().map(io::Error::other)
     }
@@ -340,14 +340,15 @@ impl Listener {
         self.ownership().is_handed_over()
     }
 
-    /// Hands the next connection to `take`. Returns `false` once the listener is closed, and
-    /// [`Listener::failure`] may then say why.
+    /// Passes the next connection to `take`. Returns `false` if the listener is closed, and then
+    /// [`Listener::failure`] may have the reason.
     ///
-    /// Drops `take` if there is no client, and then returns when there may be one.
+    /// If no client is there, drops `take`, and returns when there may be one.
     ///
     /// `take` runs before the listener can be closed, so it can count every connection (rule S1).
-    /// Never fails for good (rule S18). Skips the error of one connection. If the process lacks
-    /// something, tries again later, from 5 ms up to 1 s, and logs that once an episode.
+    /// This method never fails for good (rule S18). It skips the error of one connection. If the
+    /// process lacks descriptors or memory, it tries again after 5 ms up to 1 s, and logs that once
+    /// an episode.
     ///
     /// # Cancel safety
     ///
@@ -360,25 +361,25 @@ impl Listener {
                 Ok(is_open) => return is_open,
                 Err(error) => pause = self.wait(pause, &error).await,
             }
-            // A source that brings nothing but errors must not keep others from their turn.
+            // A source that returns only errors must not keep other tasks from their turn.
             future::yield_now().await;
         }
     }
 
-    /// Waits until a client is in the queue, and leaves it there. Never ready for a listener
-    /// without a socket, because it has no queue to look at.
+    /// Waits until a client is in the queue, and leaves the client there. Without a socket, the
+    /// future stays pending, because only a socket has a queue.
     pub(crate) async fn has_client(&self) {
         poll_fn(|cx| self.bound().poll_queue(cx)).await;
     }
 
-    /// Takes every connection that the kernel has queued and closes (rule S4). Only closes if a
-    /// successor accepts from the socket (rule S5).
+    /// Takes every connection in the kernel's queue, and closes (rule S4). If a successor accepts
+    /// from the socket, leaves the queue to it (rule S5).
     ///
-    /// Waits for descriptors when there are none left, because the queue is lost otherwise. Wakes
-    /// no task that waits in [`Listener::accept`].
+    /// If no descriptors are left, waits for some, because the queue would be lost otherwise. Does
+    /// not wake a task that waits in [`Listener::accept`].
     pub(crate) async fn close(&self, mut take: impl FnMut(Accepted)) {
         self.remove_file();
-        // If another process has the socket, its handshakes would be held back for good.
+        // If another process has the socket, the filter would hold back its handshakes for good.
         if self.shared.syn_filter && self.is_alone() && self.hold_back_handshakes() {
             Timer::after(HANDSHAKES).await;
         }
@@ -389,28 +390,29 @@ impl Listener {
         self.let_go();
     }
 
-    /// Takes what is queued, for the last time, and closes. Does nothing if the listener is closed.
+    /// Takes the queued connections for the last time, and closes. Does nothing if the listener is
+    /// closed.
     ///
     /// # Errors
     ///
-    /// Returns the reason for which clients are left in the queue, and so are lost.
+    /// Returns the reason why clients are left in the queue, and so are lost.
     pub(crate) fn close_at_once(&self, take: impl FnMut(Accepted)) -> io::Result<()> {
         let emptied = self.empty_queue(take);
         let has_queue = self.bound().socket().is_some();
         self.let_go();
-        // An error of a source tells of no client.
+        // An error of a source does not mean that a client is lost.
         if has_queue { emptied } else { Ok(()) }
     }
 
-    /// Closes, whatever is queued.
+    /// Closes without a look at the queue.
     pub(crate) fn let_go(&self) {
         self.remove_file();
         self.bound().close();
     }
 
     /// Removes the file of a Unix socket that no other process has, so that no client joins the
-    /// queue any more. The file of another socket is removed behind the close, if it is of no more
-    /// use then.
+    /// queue any more. The file of any other socket is checked after the close, and removed if it
+    /// is stale.
     fn remove_file(&self) {
         if self.is_alone() {
             if let Some(file) = self.bound().file() {
@@ -424,12 +426,12 @@ impl Listener {
         self.ownership().is_alone(has_let_go)
     }
 
-    /// Lets no further handshake begin. Those under way go on, and a client that is held back tries
-    /// again in a second. Returns `false` if the kernel does not do that.
+    /// Lets no further handshake begin. Handshakes under way go on, and a client that is held back
+    /// tries again in a second. Returns `false` if the kernel has refused the filter.
     #[cfg(target_os = "linux")]
     fn hold_back_handshakes(&self) -> bool {
         use socket2::SockFilter;
-        /// A program for the kernel: of a TCP header, drop what has SYN and no ACK.
+        /// A packet filter that drops TCP segments with SYN and without ACK.
         const NO_SYN: [SockFilter; 5] = [
             SockFilter::new(0x30, 0, 0, 13),       // load the byte of the flags
             SockFilter::new(0x54, 0, 0, 0x12),     // keep SYN and ACK
@@ -451,18 +453,18 @@ impl Listener {
         false
     }
 
-    /// Takes every connection that the kernel has queued, unless a successor does (rule S5). Ends
-    /// even under a flood of new ones.
+    /// Takes every connection in the kernel's queue, unless a successor does (rule S5). Ends even
+    /// under a flood of new clients.
     ///
     /// # Errors
     ///
-    /// Returns the error that has kept this process from taking all of them.
+    /// Returns the error that has kept this process from taking all connections.
     pub(crate) fn empty_queue(&self, mut take: impl FnMut(Accepted)) -> io::Result<()> {
         let began = Instant::now();
         while began.elapsed() < FLOOD && !self.is_handed_over() {
             let mut bound = self.bound();
             match bound.poll_accept(&mut Context::from_waker(Waker::noop())) {
-                // With the lock held, as in `accept`.
+                // The lock is held during `take`, as in `accept`.
                 Poll::Ready(Some(Ok(accepted))) => take(accepted),
                 Poll::Pending | Poll::Ready(None) => return Ok(()),
                 Poll::Ready(Some(Err(error))) if is_of_one_connection(&error) => {}
@@ -473,8 +475,8 @@ impl Listener {
         Ok(())
     }
 
-    /// Hands the next connection to `take`. Returns `false` once the listener is closed. Drops
-    /// `take` when it returns `Pending`, and is ready at the next call.
+    /// Passes the next connection to `take`. Returns `false` if the listener is closed. Drops
+    /// `take` together with `Pending`, and so is ready at the next call.
     fn poll_accept(
         &self,
         cx: &mut Context<'_>,
@@ -499,8 +501,8 @@ impl Listener {
         })
     }
 
-    /// Waits for longer than `pause` if `error` of `accept` concerns the listener, and returns how
-    /// long. Does not wait if `error` concerns one connection.
+    /// Waits for longer than `pause` if `error` of `accept` concerns the listener, and returns that
+    /// time. Does not wait if `error` concerns one connection.
     async fn wait(&self, pause: Duration, error: &io::Error) -> Duration {
         const SHORTEST: Duration = Duration::from_millis(5);
         const LONGEST: Duration = Duration::from_secs(1);
@@ -524,7 +526,7 @@ impl Listener {
         lock(&self.shared.bound)
     }
 
-    /// Returns which processes have the socket beside this one.
+    /// Locks and returns the state of which processes have the socket.
     pub(crate) fn ownership(&self) -> MutexGuard<'_, Ownership> {
         lock(&self.shared.ownership)
     }
@@ -532,8 +534,8 @@ impl Listener {
 
 /// The part of a listener that a keeper needs.
 impl Listener {
-    /// Returns a copy of the socket for the keeper, and what the keeper is to know of it. Returns
-    /// `None` if there is no socket, or not any more.
+    /// Returns a copy of the socket for the keeper, with the facts that the keeper needs. Returns
+    /// `None` if the listener has no socket, or is closed.
     ///
     /// # Errors
     ///
@@ -547,10 +549,10 @@ impl Listener {
     }
 }
 
-/// How long a handshake that is under way may take until the close, with a SYN filter.
+/// The time for handshakes under way, between the SYN filter and the close.
 const HANDSHAKES: Duration = Duration::from_millis(50);
 
-/// How long the kernel's queue is emptied before the close when clients keep refilling it.
+/// The longest time for which the queue is emptied before the close, if clients keep refilling it.
 const FLOOD: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
@@ -560,7 +562,7 @@ mod tests {
     use futures_lite::future::block_on;
     use std::net::TcpStream;
 
-    /// Rule S4: what had been queued is taken, and only then the listener is closed.
+    /// Rule S4: the listener is closed only after the queued connections were taken.
     #[test]
     fn close_takes_the_queue() {
         let listener = "127.0.0.1:0".listen().unwrap();

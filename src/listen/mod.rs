@@ -2,7 +2,7 @@
 //! socket that this process was started with.
 //!
 //! Invariant: a TCP socket has its options before it accepts, because its connections inherit them.
-//! Does not accept, and does not close.
+//! This file does not accept, and does not close.
 
 pub(crate) mod bind;
 pub(crate) mod bind_error;
@@ -36,7 +36,7 @@ use crate::listen::socket_file::SocketFile;
 use crate::threads;
 
 /// A value that can be turned into a [`Listener`]: an address, its text, a listening socket of the
-/// standard library's, or a listener itself.
+/// standard library, or a listener itself.
 ///
 /// # Examples
 ///
@@ -47,12 +47,12 @@ use crate::threads;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub trait Listen {
-    /// Listens.
+    /// Binds the address, or takes the socket, and returns the listener.
     ///
     /// # Errors
     ///
-    /// As [`Listener::bind`], and [`io::ErrorKind::InvalidInput`] for a text that is not an
-    /// address.
+    /// Returns the errors of [`Listener::bind`], and [`io::ErrorKind::InvalidInput`] for a text
+    /// that is not an address.
     fn listen(self) -> io::Result<Listener>;
 }
 
@@ -104,8 +104,8 @@ impl Listen for UnixListener {
     }
 }
 
-/// Something that may have failed, so that an iterator can listen when it is its turn: [`run`] asks
-/// for the listeners after it has begun to handle signals.
+/// A result lets an iterator listen while it runs, because [`run`] asks for its listeners after it
+/// has begun to handle signals. `run` returns the first error.
 ///
 /// [`run`]: crate::run
 impl<L: Listen> Listen for io::Result<L> {
@@ -114,7 +114,7 @@ impl<L: Listen> Listen for io::Result<L> {
     }
 }
 
-/// How to listen, where that is not [`Listener::bind`]'s own way.
+/// Options for listening, where the defaults of [`Listener::bind`] do not fit.
 ///
 /// # Examples
 ///
@@ -146,11 +146,11 @@ impl Default for ListenOptions {
 }
 
 impl ListenOptions {
-    /// Lets other sockets of the same user, such as a successor's, be bound to the same TCP address
-    /// at the same time (`SO_REUSEPORT`). All of them have to ask for it. Default: no.
+    /// Lets other sockets of the same user, such as a successor's, bind the same TCP address at the
+    /// same time (`SO_REUSEPORT`). All of these sockets need the option. Default: no.
     ///
-    /// The kernel gives each new connection to one of them, so nobody is refused while both
-    /// listen. For Unix sockets it means nothing.
+    /// The kernel gives each new connection to one of the sockets, so no client is refused while
+    /// both listen. The option has no effect on Unix sockets.
     ///
     /// # Examples
     ///
@@ -161,7 +161,7 @@ impl ListenOptions {
     /// let first = options.bind("127.0.0.1:0")?;
     /// let successor = options.bind(first.address())?;
     /// assert_eq!(successor.address(), first.address());
-    /// // A socket that does not ask for it is still kept out.
+    /// // A socket without the option is refused.
     /// assert!(Listener::bind(first.address()).is_err());
     /// # Ok::<(), std::io::Error>(())
     /// ```
@@ -173,13 +173,14 @@ impl ListenOptions {
 
     /// Holds back TCP handshakes that begin in the 50 ms before the close. Default: no.
     ///
-    /// Without it, a handshake that is under way in the very moment of the close is reset, which
-    /// under load befalls a client or two in some of the stops. With it, none is, but a client that
-    /// begins one in those 50 ms waits a second until its kernel tries again. Then a successor
-    /// answers it, or it is refused. That is right for a restart in place, and wrong behind a
-    /// balancer, which would go elsewhere at once. Linux only. A packet filter on the socket
-    /// (`SO_ATTACH_FILTER`) does it. A socket that another program has bound never gets the filter,
-    /// because that program may accept from it.
+    /// Without the filter, the kernel resets a handshake that is under way in the very moment of
+    /// the close. Under load this happens to a client or two in some stops. With the filter, no
+    /// handshake is reset, but a client that begins one in those 50 ms waits a second until its
+    /// kernel tries again. Then a successor answers, or the client is refused. So the filter is
+    /// right for a restart in place, and wrong behind a balancer, which would go elsewhere at once.
+    ///
+    /// The filter needs Linux (`SO_ATTACH_FILTER`). A socket that another program has bound never
+    /// gets the filter, because that program may accept from the socket.
     ///
     /// # Examples
     ///
@@ -193,7 +194,7 @@ impl ListenOptions {
     /// let server = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
     /// shutdown.stop();
     ///
-    /// // On Linux the close takes 50 ms; nothing is lost by that.
+    /// // On Linux the close takes 50 ms, and no client is lost.
     /// let outcome = smol::block_on(server.serve([listener]))?;
     /// assert!(outcome.is_drained());
     /// # Ok(())
@@ -217,8 +218,8 @@ impl ListenOptions {
     /// a fraction and cuts a longer time.
     ///
     /// The server sets this option on the listening socket, and each connection inherits it. An
-    /// inherited socket gets the option too, whatever was set on it before, and other processes
-    /// that hold this socket share the setting. The option means nothing for Unix sockets.
+    /// inherited socket gets the option, too, even if its old setting was another one, and other
+    /// processes that hold the socket share the setting. The option has no effect on Unix sockets.
     ///
     /// # Examples
     ///
@@ -243,11 +244,11 @@ impl ListenOptions {
     }
 
     /// Sets the permissions of a Unix socket's file. A client may connect if it may write to the
-    /// file. From 0 to `0o777`. With `None`, the umask decides. Default: `None`.
+    /// file. The mode is from 0 to `0o777`. With `None`, the umask decides. Default: `None`.
     ///
-    /// The file has this mode before the socket listens, so nobody can connect by the umask's
-    /// permissions in between. The option has no effect on an inherited socket, whose file is its
-    /// owner's, or on an abstract one, which has no file.
+    /// The file has this mode before the socket listens, so no client can connect by the umask's
+    /// permissions in between. The option has no effect on an inherited socket, whose file belongs
+    /// to another program, or on an abstract one, which has no file.
     ///
     /// # Examples
     ///
@@ -269,8 +270,8 @@ impl ListenOptions {
         self
     }
 
-    /// Takes the listening sockets that this process was started with, with these options, like
-    /// [`Listener::inherited`].
+    /// Takes the listening sockets that this process was started with, as [`Listener::inherited`]
+    /// does, with these options.
     ///
     /// # Errors
     ///
@@ -292,15 +293,15 @@ impl ListenOptions {
         listeners.map_err(during("inherited sockets"))
     }
 
-    /// Takes a listening socket that the program has bound itself, such as one of the standard
-    /// library's, with these options.
+    /// Takes a listening socket that the program has bound itself, for example with the standard
+    /// library, and sets these options.
     ///
     /// [`Listen`] takes such a socket with the default options. [`ListenOptions::reuse_port`] has
-    /// no effect here, because it has to be set before the socket is bound.
+    /// no effect here, because that option has to be set before the bind.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] if it is not a listening TCP or Unix socket.
+    /// Returns [`io::ErrorKind::InvalidInput`] if the socket is not a listening TCP or Unix socket.
     ///
     /// # Examples
     ///
@@ -321,7 +322,7 @@ impl ListenOptions {
     ///
     /// # Errors
     ///
-    /// As [`Listener::bind`].
+    /// Returns the errors of [`Listener::bind`].
     ///
     /// # Examples
     ///
@@ -356,14 +357,14 @@ impl ListenOptions {
                 (socket, Some(file))
             }
             Address::Abstract(name) => (bind::abstract_name(name).map_err(worded)?, None),
-            // Of what is not an address, there is nothing to bind.
+            // `first` returns an error for an address without candidates.
             _ => (TcpBind::first(&address.candidates(), self.reuse_port)?, None),
         };
         self.listener(socket, file, None)
     }
 
-    /// Makes a listener of a socket that listens. `passed` is `None` if this program has bound it.
-    /// Looks for the file of a Unix socket if there is no `file`.
+    /// Makes a listener of a listening socket. `passed` is `None` if this program has bound the
+    /// socket. Without `file`, looks for the file of a Unix socket.
     fn listener(
         self,
         socket: Socket,
@@ -392,14 +393,14 @@ impl ListenOptions {
 
     /// Sets the options that accepted connections inherit.
     fn set_tcp_options(self, socket: &Socket) -> io::Result<()> {
-        // The server writes responses whole, so waiting for more bytes would gain nothing.
+        // The server writes responses whole, so a wait for more bytes would only delay them.
         socket.set_tcp_nodelay(true)?;
-        // It may be set on an inherited socket. The close of a connection would then block the
+        // An inherited socket may have this option. The close of a connection would then block the
         // worker, or reset the connection.
         socket.set_linger(None)?;
         match self.keepalive.filter(|silence| !silence.is_zero()) {
             Some(silence) => socket.set_tcp_keepalive(&probes_after(silence)),
-            // The option may be set on an inherited socket.
+            // An inherited socket may have this option.
             None => socket.set_keepalive(false),
         }
     }
@@ -409,16 +410,19 @@ impl Listener {
     /// Binds `address` and listens on it, with the default [`ListenOptions`]. The address may be a
     /// text such as `":8082"`, an [`Address`] or a [`SocketAddr`].
     ///
-    /// If this process was started with a socket that listens there (LISTEN_FDS), that one is
-    /// taken. A Unix socket's file that no server answers on any more is replaced.
+    /// If this process was started with a socket on that address (LISTEN_FDS), this function takes
+    /// the socket instead. It replaces a stale file of a Unix socket, on which no server answers
+    /// any more.
     ///
     /// # Errors
     ///
-    /// Returns one line that names the address and says why it could not be bound, and what to do.
-    /// [`io::ErrorKind::AddrInUse`] if another process listens there, or this program does already.
-    /// For `fd:N`, an error if the descriptor is not a listening socket, or was taken before. For a
-    /// Unix socket, [`io::ErrorKind::AlreadyExists`] if a file is there that is not a socket. For
-    /// an abstract one, [`io::ErrorKind::Unsupported`] on other systems than Linux.
+    /// Returns one line that names the address, the reason and the remedy:
+    ///
+    /// - [`io::ErrorKind::AddrInUse`] if another process or this program listens on the address
+    ///   already.
+    /// - For `fd:N`, an error if the descriptor is not a listening socket, or was taken before.
+    /// - For a Unix socket, [`io::ErrorKind::AlreadyExists`] if the file is not a socket.
+    /// - For an abstract socket, [`io::ErrorKind::Unsupported`] on other systems than Linux.
     ///
     /// # Examples
     ///
@@ -428,7 +432,7 @@ impl Listener {
     ///
     /// let listener = Listener::bind("127.0.0.1:0")?;
     /// let Address::Tcp(addr) = *listener.address() else { unreachable!() };
-    /// // Clients can connect from now on; the kernel has them wait until a server takes them.
+    /// // Clients can connect from now on, and wait in the kernel's queue for a server.
     /// TcpStream::connect(addr)?;
     /// # Ok::<(), std::io::Error>(())
     /// ```
@@ -437,20 +441,20 @@ impl Listener {
     }
 
     /// Takes the listening sockets that this process was started with, as systemd passes them.
-    /// LISTEN_FDS says how many, LISTEN_PID for which process, and LISTEN_FDNAMES what they are
-    /// called. Returns an empty list if there are none, if they are meant for another process, or
-    /// if the program has taken them before.
+    /// LISTEN_FDS is their number, LISTEN_PID the process for which they are meant, and
+    /// LISTEN_FDNAMES has their names. Returns an empty list if there are none, if they are meant
+    /// for another process, or if the program has taken them before.
     ///
-    /// When the server stops, it takes every connection that is queued, and then lets go of the
-    /// sockets (rule S5). It does not shut them down, so another process that has them goes on. It
-    /// removes a socket's file only if no other process has the socket. From here on
-    /// they are non-blocking and have the default [`ListenOptions::keepalive`], also in other
-    /// processes that hold them.
+    /// At its stop, the server takes every queued connection, and then closes its copies of the
+    /// sockets (rule S5). The server does not shut the sockets down, so another process that has
+    /// them goes on. It removes a socket's file only if no other process has the socket. From this
+    /// call on, the sockets are non-blocking and have the default [`ListenOptions::keepalive`],
+    /// also in other processes that hold them.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] if one of them is not a listening TCP or Unix socket, or if
-    /// the variables make no sense.
+    /// Returns [`io::ErrorKind::InvalidInput`] if one of the sockets is not a listening TCP or Unix
+    /// socket, or if the variables make no sense.
     ///
     /// # Examples
     ///
@@ -467,15 +471,14 @@ impl Listener {
     }
 }
 
-/// Returns the option for six probes, one every 10 s, of a client that has been silent for
-/// `silence`.
+/// Returns the option for six probes, one every 10 s, after a silence of `silence`.
 fn probes_after(silence: Duration) -> TcpKeepalive {
-    /// The longest time that Linux takes.
+    /// The longest time that Linux accepts.
     const LONGEST: Duration = Duration::from_secs(32_767);
     let silence = silence.min(LONGEST);
     let seconds = silence.as_secs() + u64::from(silence.subsec_nanos() > 0);
     let probes = TcpKeepalive::new().with_time(Duration::from_secs(seconds));
-    // The other systems use an interval and a number of their own.
+    // Other systems use an interval and a number of their own.
     #[cfg(not(any(target_os = "openbsd", target_os = "haiku", target_os = "solaris")))]
     let probes = probes.with_interval(Duration::from_secs(10)).with_retries(6);
     probes
@@ -522,7 +525,7 @@ mod tests {
             (own().listen(), Some(minute)),
             (options.adopt(own()), Some(minute)),
             (options.keepalive(2 * minute).bind(address), Some(2 * minute)),
-            // Rounded up, because 0 s would be an error.
+            // The server rounds up, because 0 s would be an error.
             (options.keepalive(minute / 100).bind(address), Some(minute / 60)),
             (options.keepalive(Duration::MAX).bind(address), Some(Duration::from_secs(32_767))),
             (options.keepalive(None).bind(address), None),
@@ -545,7 +548,7 @@ mod tests {
         }
     }
 
-    /// A connection inherits this option, too: its close would block the worker that closes it.
+    /// A connection would inherit this option, and its close would block the worker.
     #[test]
     fn no_close_of_a_connection_waits_for_its_client() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();

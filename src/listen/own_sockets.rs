@@ -1,7 +1,7 @@
 //! [`OwnSocket`]: a listening socket that this process has open.
 //!
-//! Asks the kernel each time, because a program also has sockets that this library did not open.
-//! Takes, copies and closes nothing.
+//! This file asks the kernel each time, because a program also has sockets that this library did
+//! not open. It takes, copies and closes nothing.
 
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -17,15 +17,15 @@ use crate::address::Address;
 pub(crate) struct OwnSocket {
     pub(crate) fd: RawFd,
     pub(crate) address: Address,
-    /// A socket on `[::]` leaves IPv4 alone.
+    /// A socket on `[::]` leaves IPv4 to other sockets.
     is_only_v6: bool,
-    /// The process was started with it, and the program has not taken it.
+    /// The process was started with the socket, and the program has not taken it.
     pub(crate) is_passed: bool,
 }
 
 impl OwnSocket {
-    /// Returns all listening sockets of this process, first those on which the program itself
-    /// listens. Returns an empty list where descriptors cannot be listed.
+    /// Returns all listening sockets of this process. Sockets on which the program itself listens
+    /// come first. Returns an empty list if the system does not list descriptors.
     pub(crate) fn all() -> Vec<Self> {
         // Some systems and containers have only one of the two directories.
         let list = fs::read_dir("/dev/fd").or_else(|_| fs::read_dir("/proc/self/fd"));
@@ -36,23 +36,23 @@ impl OwnSocket {
         all
     }
 
-    /// Returns `None` for a descriptor that is not a listening socket.
+    /// Returns the listening socket behind a descriptor, or `None` if it is not one.
     #[allow(unsafe_code, reason = "a descriptor that is known by its number alone")]
     fn of(fd: RawFd) -> Option<Self> {
-        // SAFETY: only asked for its flags and options, within this function. If another thread
-        // closes the descriptor meanwhile, the calls fail or describe the one that came after it.
+        // SAFETY: this function only asks for flags and options. If another thread closes the
+        // descriptor meanwhile, the calls fail or describe the next file with this number.
         let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
         let flags = fcntl_getfd(borrowed).ok()?;
         let socket = SockRef::from(&borrowed);
         let address = Address::of(&socket).ok()?;
         let is_only_v6 = socket.only_v6().unwrap_or(false);
-        // A descriptor that was passed has survived an exec. A descriptor that this program has
-        // opened itself would not.
+        // A passed descriptor has survived an exec, and a descriptor that this program has opened
+        // would not.
         let is_passed = !flags.contains(FdFlags::CLOEXEC);
         Some(Self { fd, address, is_only_v6, is_passed })
     }
 
-    /// Returns the address of a TCP socket, and whether it leaves IPv4 alone.
+    /// Returns the address of a TCP socket, and whether the socket leaves IPv4 to others.
     pub(crate) fn tcp(&self) -> Option<TcpSpan> {
         match self.address {
             Address::Tcp(addr) => Some(TcpSpan { addr, is_only_v6: self.is_only_v6 }),
@@ -65,7 +65,7 @@ impl OwnSocket {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TcpSpan {
     pub(crate) addr: SocketAddr,
-    /// A socket on `[::]` leaves IPv4 alone.
+    /// A socket on `[::]` leaves IPv4 to other sockets.
     pub(crate) is_only_v6: bool,
 }
 
@@ -75,7 +75,7 @@ impl TcpSpan {
         self.includes(other.addr) || other.includes(self.addr)
     }
 
-    /// Returns `true` if this socket serves all clients of `addr`, or at least those of one family.
+    /// Returns `true` if this socket serves the clients of `addr`, or at least those of one family.
     pub(crate) fn includes(self, addr: SocketAddr) -> bool {
         let ip = addr.ip().to_canonical();
         let includes_ip = match self.addr.ip().to_canonical() {

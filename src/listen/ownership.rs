@@ -1,23 +1,23 @@
 //! [`Ownership`]: which processes have a listening socket beside this one (rule S5).
 //!
-//! Invariant: an answer follows from the state and from the keeper's word, which the caller brings.
+//! Invariant: an answer follows from the state and from the keeper's word, which the caller passes.
 //! So this file makes no system call.
 
-/// Which processes may accept from a socket.
+/// The processes that may accept from a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ownership {
     /// This process has bound the socket, and no other process has it.
     Own,
     /// Another program has bound the socket, has passed it, and may accept from it.
     Foreign,
-    /// The keeper has the socket, too, which it or a child of it has bound.
+    /// The keeper has the socket, too. The keeper or one of its children has bound it.
     Keepers,
     /// A successor accepts from the socket.
     Successors,
 }
 
 impl Ownership {
-    /// Notes that the keeper has the socket, too, from now on.
+    /// Notes that from now on the keeper has the socket, too.
     pub(crate) fn share(&mut self) {
         if matches!(self, Self::Own) {
             *self = Self::Keepers;
@@ -36,15 +36,15 @@ impl Ownership {
         *self = Self::Successors;
     }
 
-    /// Returns `true` if no program but this one, its keeper and the keeper's other children has
-    /// the socket.
+    /// Returns `true` if only this program, its keeper and the keeper's other children have the
+    /// socket.
     pub(crate) fn is_own(self) -> bool {
         matches!(self, Self::Own | Self::Keepers)
     }
 
-    /// Returns `true` if no other process has the socket. Then the file of a Unix socket may be
-    /// removed, and handshakes may be held back. `keeper_has_let_go` says whether the keeper has
-    /// closed its copies, and is asked only if that matters.
+    /// Returns `true` if no other process has the socket. Then this process may remove the file of
+    /// a Unix socket, and may hold handshakes back. `keeper_has_let_go` returns whether the keeper
+    /// has closed its copies, and is called only if that matters.
     pub(crate) fn is_alone(self, keeper_has_let_go: impl FnOnce() -> bool) -> bool {
         match self {
             Self::Own => true,
@@ -63,8 +63,8 @@ impl Ownership {
 mod tests {
     use super::Ownership::*;
 
-    /// Each state, the states after `share`, `keep` and `hand_over`, and the answers: own, alone
-    /// while the keeper has its copy, alone when it has let go, handed over.
+    /// Each row has a state, the states after `share`, `keep` and `hand_over`, and four answers:
+    /// own, alone while the keeper has its copy, alone when the keeper has closed it, handed over.
     #[test]
     fn moves_and_answers() {
         for (state, after, answers) in [

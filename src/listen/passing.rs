@@ -1,7 +1,8 @@
 //! [`Passed`]: a socket that one process passes to another, as the environment describes it.
 //!
-//! The protocol is systemd's (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES). A keeper says more of each
-//! socket in its offer. Pure: turns text into values. Does not look at a descriptor.
+//! The protocol is systemd's (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES). A keeper's offer has more
+//! facts about each socket. Pure: the code turns text into values, and does not look at a
+//! descriptor.
 
 use std::io;
 use std::iter;
@@ -13,36 +14,36 @@ use crate::descriptors::FIRST;
 use crate::error::invalid;
 use crate::restart::message::Offered;
 
-/// The number of descriptors that were passed, from [`FIRST`] on.
+/// The variable with the number of passed descriptors, which begin at [`FIRST`].
 pub(crate) const FDS: &str = "LISTEN_FDS";
-/// The process that they were passed to.
+/// The variable with the process to which they are passed.
 pub(crate) const PID: &str = "LISTEN_PID";
-/// Their names, with colons between.
+/// The variable with their names, with colons between.
 pub(crate) const NAMES: &str = "LISTEN_FDNAMES";
 
 /// A socket that is passed from one process to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Passed {
-    /// The descriptor that it has in the other process.
+    /// The descriptor in the process that gets the socket.
     pub(crate) fd: RawFd,
-    /// Its name in LISTEN_FDNAMES.
+    /// The socket's name in LISTEN_FDNAMES.
     pub(crate) name: Option<String>,
     /// The keeper's number of the listener, if a keeper has passed it.
     pub(crate) number: Option<u32>,
     /// The keeper or a child of it has bound the socket, so no other program has it.
     pub(crate) is_own: bool,
-    /// Where a Unix socket's file is. The socket itself may know only a relative path.
+    /// The path of a Unix socket's file. The socket itself may know only a relative path.
     pub(crate) file: Option<PathBuf>,
 }
 
 impl Passed {
-    /// Returns a socket of which only the descriptor and the name are known.
+    /// Returns a socket with a descriptor and a name, and without further facts.
     pub(crate) fn bare(fd: RawFd, name: Option<String>) -> Self {
         Self { fd, name, number: None, is_own: false, file: None }
     }
 }
 
-/// Returns the sockets that a keeper has passed, with the names that the [`VARIABLES`] give them.
+/// Returns the sockets that a keeper has passed, with the names from the [`VARIABLES`].
 pub(crate) fn offered(offered: &[Offered], [_, _, names]: [Option<String>; 3]) -> Vec<Passed> {
     let described = described(offered.len(), names.as_deref());
     let passed = described.into_iter().zip(offered).map(|((fd, name), offered)| Passed {
@@ -57,12 +58,12 @@ pub(crate) fn offered(offered: &[Offered], [_, _, names]: [Option<String>; 3]) -
 /// The variables that pass sockets, in the order in which [`read`] takes them.
 pub(crate) const VARIABLES: [&str; 3] = [FDS, PID, NAMES];
 
-/// Which process the sockets are for.
+/// The process for which the sockets are meant.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Passing {
-    /// For the reader.
+    /// The sockets are for the reader.
     Here(Vec<Passed>),
-    /// For another process, or for none. The text warns the operator.
+    /// The sockets are for another process, or for none. The text is a warning for the operator.
     Astray(String),
 }
 
@@ -81,7 +82,7 @@ pub(crate) fn read([fds, pid, names]: [Option<String>; 3], reader: u32) -> io::R
             described.map(|(fd, name)| Passed::bare(fd, name)).collect()
         }
         _ if fds == "0" => Vec::new(),
-        // A shell that starts the server without `exec` is the usual reason, because that shell
+        // The usual reason is a shell that starts the server without `exec`, because then the shell
         // has the process id that was meant.
         Some(pid) => {
             return Ok(Passing::Astray(format!(
@@ -107,7 +108,7 @@ fn described(count: usize, names: Option<&str>) -> Vec<(RawFd, Option<String>)> 
 }
 
 fn number<T: FromStr>(name: &str, text: &str) -> io::Result<T> {
-    text.parse().map_err(|_| invalid(format!("{name}={text} is no number")))
+    text.parse().map_err(|_| invalid(format!("{name}={text} is not a number")))
 }
 
 #[cfg(test)]
@@ -161,20 +162,20 @@ mod tests {
             (["0", "42", ""], vec![]),
             (["1", "42", ""], vec![bare(3, "")]),
             (["2", "42", "web:admin"], vec![bare(3, "web"), bare(4, "admin")]),
-            // Fewer names than sockets, empty names, more names.
+            // There are fewer names than sockets, an empty name, or more names.
             (["3", "42", "web:"], vec![bare(3, "web"), bare(4, ""), bare(5, "")]),
             (["1", "42", "web:admin"], vec![bare(3, "web")]),
-            // For somebody else, or for nobody.
+            // The sockets are for another process, or for none.
             (["1", "41", ""], vec![]),
             (["1", "", ""], vec![]),
         ] {
             assert_eq!(passed(environment), Ok(expected), "{environment:?}");
         }
         for (environment, error) in [
-            (["x", "42", ""], "LISTEN_FDS=x is no number"),
-            (["-1", "42", ""], "LISTEN_FDS=-1 is no number"),
-            (["99999", "42", ""], "LISTEN_FDS=99999 is no number"),
-            (["1", "me", ""], "LISTEN_PID=me is no number"),
+            (["x", "42", ""], "LISTEN_FDS=x is not a number"),
+            (["-1", "42", ""], "LISTEN_FDS=-1 is not a number"),
+            (["99999", "42", ""], "LISTEN_FDS=99999 is not a number"),
+            (["1", "me", ""], "LISTEN_PID=me is not a number"),
         ] {
             assert_eq!(passed(environment), Err(error.to_owned()));
         }

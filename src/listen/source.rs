@@ -1,7 +1,7 @@
 //! [`Source`]: a stream of connections that the program itself provides for a listener.
 //!
-//! Invariant: a panic of the program's stream ends only the source. The listener above decides what
-//! the server does then.
+//! Invariant: a panic of the program's stream ends the source and nothing else. The listener
+//! decides what follows from that.
 
 use std::any::Any;
 use std::io;
@@ -15,19 +15,19 @@ use crate::stream::connection::Connection;
 use crate::stream::facts::Facts;
 use crate::stream::transport::{Peer, Transport};
 
-/// A connection, as it was accepted.
+/// An accepted connection.
 pub(crate) struct Accepted {
     pub(crate) transport: Transport,
     pub(crate) peer: Peer,
-    /// The facts that the source tells of it.
+    /// The facts that the source gives about the connection.
     pub(crate) facts: Facts,
 }
 
 /// A stream of connections.
 pub(crate) struct Source {
-    /// `None` once the stream has ended.
+    /// The stream, or `None` after its end.
     stream: Option<Pin<Box<dyn Stream<Item = io::Result<Connection>> + Send>>>,
-    /// The line of the program that has made the stream a listener.
+    /// The line of the program that has made a listener of the stream.
     place: &'static Location<'static>,
 }
 
@@ -42,7 +42,7 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// The message of the stream's panic. The caller drops the source then.
+    /// Returns the message of the stream's panic. The caller then drops the source.
     pub(crate) fn poll_accept(
         &mut self,
         cx: &mut Context<'_>,
@@ -69,7 +69,8 @@ impl Source {
 
     fn end(&mut self) {
         let stream = self.stream.take();
-        // The panic hook has logged a panic of `drop`, and nothing is left that could fail.
+        // If the drop panics, too, the panic hook has reported that, and nothing else depends on
+        // it.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(stream)));
     }
 }

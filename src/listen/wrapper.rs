@@ -51,14 +51,15 @@ impl Wrapper {
     ///
     /// # Errors
     ///
-    /// The program's errors and its panic, as an `io::Error`.
+    /// Returns the errors of the program's function, and its panic as an error.
     pub(crate) async fn wrap(&self, connection: Connection) -> io::Result<Connection> {
         let wrapped = AssertUnwindSafe(async { (self.wrap)(connection).await }).catch_unwind();
         wrapped.await.unwrap_or_else(|_| Err(io::Error::other("the wrapper has panicked")))
     }
 }
 
-/// Returns the connection that `stream` is, with its peer and its socket, or wraps `stream` in one.
+/// Returns `stream` itself if it is a [`Connection`], which keeps its peer and its socket.
+/// Otherwise makes a connection of `stream`.
 fn connection_of<C: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: C) -> Connection {
     let mut stream = Some(stream);
     let any: &mut dyn Any = &mut stream;
@@ -67,7 +68,7 @@ fn connection_of<C: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: C) 
     connection.unwrap_or_else(|| unreachable!("the stream is taken only as a connection"))
 }
 
-/// Counts the handshakes of a listener that have failed.
+/// Counts the failed handshakes of a listener.
 pub(crate) struct Handshakes {
     listener: Address,
     failed: AtomicU64,
@@ -83,8 +84,8 @@ impl Handshakes {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Counts the failure of a handshake with `peer`, and logs it if the last line is long enough
-    /// ago.
+    /// Counts the failure of a handshake with `peer`. Logs the failure if the last line is old
+    /// enough.
     pub(crate) fn fail(&self, peer: Peer, error: &io::Error) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         log::debug!("{peer}: no connection: {error}");

@@ -1,7 +1,8 @@
 //! `Queue`: the lines between the threads that log and the thread that writes.
 //!
-//! Invariant: what waits is bounded, and a push never waits for the output. Lines that wait are
-//! written in their order, many of them by one call. Does not know who logs, or where the lines go.
+//! Invariant: the waiting lines are bounded, and a push never waits for the output. Waiting lines
+//! are written in their order, many of them by one call. This file does not know the threads that
+//! log or the output.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -12,49 +13,49 @@ use std::time::{Duration, Instant};
 
 use crate::lock::lock;
 
-/// How many lines wait at most.
+/// The largest number of waiting lines.
 pub(super) const LINES: usize = 4096;
 
-/// How many bytes the waiting lines have at most, apart from one line that is longer by itself.
+/// The largest number of bytes of all waiting lines, apart from one line that is longer by itself.
 pub(super) const BYTES: usize = 1024 * 1024;
 
-/// How many bytes of waiting lines are written by one call, apart from a line that is longer.
+/// The largest number of bytes that one call writes, apart from a line that is longer.
 const BATCH: usize = 64 * 1024;
 
-/// How long after a write the next one gathers lines, unless a quarter of the room is full by then.
-/// A busy access log then costs a write for each batch, and not for each line.
-const GATHER: Duration = Duration::from_millis(10);
+/// The pause after a write in which lines gather, unless a quarter of the room is full before. So a
+/// busy access log costs a write for each batch, and not for each line.
+const GATHER_PAUSE: Duration = Duration::from_millis(10);
 
-/// How many writes come one soon after the other in a busy log.
-const BUSY: u32 = 32;
+/// After this number of writes with short pauses, a log counts as busy.
+const BUSY_WRITES: u32 = 32;
 
-/// Lines between the threads that log and the one that writes.
+/// The lines between the threads that log and the thread that writes.
 #[derive(Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// A line has come, or a writer has gone.
+    /// Notifies of a new line, and of a writer that has gone.
     arrived: Condvar,
-    /// Every line that was queued has been written.
+    /// Notifies when all queued lines have been written.
     all_written: Condvar,
 }
 
 #[derive(Default)]
 pub(super) struct State {
     lines: Lines,
-    /// How many lines are missing in front of the first.
+    /// The number of lost lines in front of the first one.
     dropped: u64,
-    /// Lines have left the queue and are being written.
+    /// `true` while the thread writes lines that have left the queue.
     pub(super) is_writing: bool,
-    /// The thread waits for the next line, and has to be woken for it.
+    /// `true` while the thread waits for the next line, and has to be woken.
     is_idle: bool,
-    /// How many threads wait until everything is written.
+    /// The number of threads that wait until everything is written.
     waiting: usize,
-    /// How many [`LogWriter`]s there are.
+    /// The number of [`LogWriter`]s.
     writers: usize,
 }
 
 impl State {
-    /// Returns `true` if so much waits that the thread should not gather more.
+    /// Returns `true` if so many lines wait that the thread should not gather more.
     fn is_filling(&self) -> bool {
         self.lines.count() >= LINES / 4 || self.lines.bytes() >= BATCH
     }
@@ -64,12 +65,12 @@ impl State {
     }
 }
 
-/// Lines one behind the other in one piece of memory. A thread that adds a line so neither takes
-/// memory for it nor leaves memory for another thread to free.
+/// Lines one after the other in one piece of memory. So a thread that adds a line does not allocate
+/// memory that another thread has to free.
 #[derive(Default)]
 struct Lines {
     text: Vec<u8>,
-    /// Where the first line begins in `text`.
+    /// The place in `text` where the first line begins.
     begin: usize,
     lengths: VecDeque<usize>,
 }
@@ -85,7 +86,8 @@ impl Lines {
 
     fn push(&mut self, line: &[u8]) {
         if self.begin > BYTES {
-            // As many bytes were pushed since the last time, so a push costs little on average.
+            // At least as many bytes were pushed since the last time, so a push costs little on
+            // average.
             self.text.drain(..self.begin);
             self.begin = 0;
         }
@@ -100,7 +102,8 @@ impl Lines {
         length.is_some()
     }
 
-    /// Moves lines to `batch`, in their order: one, and as many more as make one write.
+    /// Moves lines to `batch`, in their order: the first one, and as many more as fit into one
+    /// write.
     fn pop_batch(&mut self, batch: &mut Vec<u8>) {
         let mut end = self.begin;
         while let Some(length) = self.lengths.front() {
@@ -119,7 +122,7 @@ impl Lines {
     }
 }
 
-/// Returns `memory` without its content, and without what only a flood of lines has needed.
+/// Empties `memory`, and returns it without the room that only a flood of lines has needed.
 fn kept(mut memory: Vec<u8>) -> Vec<u8> {
     memory.clear();
     memory.shrink_to(BATCH);
@@ -131,7 +134,7 @@ impl Queue {
         self.state().writers += 1;
     }
 
-    /// Ends the thread if no line can come any more.
+    /// Notes that a writer is gone. The thread ends if no line can come any more.
     pub(super) fn remove_writer(&self) {
         self.state().writers -= 1;
         self.arrived.notify_all();
@@ -144,7 +147,7 @@ impl Queue {
         }
         let was_filling = state.is_filling();
         state.lines.push(line);
-        // The thread is woken once, and not for each line, because waking costs as much as a line.
+        // The thread is woken once, and not for each line, because a wake costs as much as a line.
         let wakes = mem::take(&mut state.is_idle) || (state.is_filling() && !was_filling);
         drop(state);
         if wakes {
@@ -165,30 +168,32 @@ impl Queue {
     pub(super) fn write_to(&self, mut out: impl Write, mut notice: impl FnMut(u64) -> String) {
         let mut batch = Vec::new();
         let (mut wrote_at, mut in_a_row) = (None::<Instant>, 0);
-        // Only a busy log gathers: its readers see other lines in the order of their times.
-        while let Some(dropped) = self.next(&mut batch, wrote_at.filter(|_| in_a_row >= BUSY)) {
+        // Only a busy log gathers lines. In other logs a reader sees each line at its time.
+        while let Some(dropped) =
+            self.next(&mut batch, wrote_at.filter(|_| in_a_row >= BUSY_WRITES))
+        {
             if dropped > 0 {
                 write(&mut out, notice(dropped).as_bytes());
             }
             write(&mut out, &batch);
             let now = Instant::now();
-            let is_next = wrote_at.is_some_and(|at| now - at < 2 * GATHER);
+            let is_next = wrote_at.is_some_and(|at| now - at < 2 * GATHER_PAUSE);
             in_a_row = if is_next { in_a_row + 1 } else { 0 };
             wrote_at = Some(now);
         }
     }
 
-    /// Waits for lines, after the last ones were written, and moves them to `batch`. Returns how
-    /// many lines are missing in front of them, or `None` when no line can come any more.
+    /// Notes that the last batch was written, waits for lines, and moves them to `batch`. Returns
+    /// the number of lost lines in front of them, or `None` if no line can come any more.
     pub(super) fn next(&self, batch: &mut Vec<u8>, wrote_at: Option<Instant>) -> Option<u64> {
         let mut state = self.state();
         state.is_writing = false;
         loop {
             if state.lines.count() > 0 {
                 let gathers = state.waiting == 0 && state.writers > 0 && !state.is_filling();
-                let since = wrote_at.map_or(GATHER, |at: Instant| at.elapsed());
+                let since = wrote_at.map_or(GATHER_PAUSE, |at: Instant| at.elapsed());
                 if let Some(left) =
-                    GATHER.checked_sub(since).filter(|left| gathers && !left.is_zero())
+                    GATHER_PAUSE.checked_sub(since).filter(|left| gathers && !left.is_zero())
                 {
                     let waited = self.arrived.wait_timeout(state, left);
                     state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -215,9 +220,10 @@ impl Queue {
     }
 }
 
-/// Writes `bytes`, however long that takes. Bytes that nobody can read are lost.
+/// Writes `bytes`, and waits for the output without a limit. A line that the output refuses is
+/// lost.
 fn write(out: &mut impl Write, mut bytes: &[u8]) {
-    /// A descriptor that another program has set to non-blocking is asked this often.
+    /// The pause between two tries on a descriptor that another program has set to non-blocking.
     const PAUSE: Duration = Duration::from_millis(10);
     while !bytes.is_empty() {
         match out.write(bytes) {
@@ -225,15 +231,15 @@ fn write(out: &mut impl Write, mut bytes: &[u8]) {
             Ok(n) => bytes = &bytes[n..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
-            // The output may take the next line, for example if that one is shorter.
+            // The output may take the next line, for example because it is shorter.
             Err(_) => bytes = after_line(bytes),
         }
     }
-    // A writer with a buffer of its own would keep the line back.
+    // An output with a buffer of its own would keep the line back.
     let _ = out.flush();
 }
 
-/// Returns the lines behind the first.
+/// Returns the lines after the first.
 fn after_line(bytes: &[u8]) -> &[u8] {
     memchr::memchr(b'\n', bytes).map_or(&[], |end| &bytes[end + 1..])
 }
@@ -242,7 +248,7 @@ fn after_line(bytes: &[u8]) -> &[u8] {
 mod tests {
     use super::*;
 
-    /// Long lines must not fill memory, either.
+    /// Long lines must not fill memory either.
     #[test]
     fn the_bytes_that_wait_are_bounded() {
         let queue = Queue::default();
@@ -275,7 +281,7 @@ mod tests {
         assert_eq!(queue.next(&mut batch, None), Some(0));
         let expected: String = (0..100).map(|n| format!("{n}\n")).collect();
         assert_eq!(String::from_utf8(batch.clone()).unwrap(), expected);
-        // The rest waits for the end of the moment in which lines gather, if it is not much.
+        // A short rest waits until the pause in which lines gather is over.
         assert_eq!(queue.next(&mut batch, Some(Instant::now())), Some(0));
         assert_eq!(batch.len(), BATCH + 1);
         assert_eq!(queue.next(&mut batch, Some(Instant::now())), Some(0));

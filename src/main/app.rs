@@ -1,7 +1,7 @@
-//! The bundled application: a few routes that show and test what the server does when it stops.
+//! The bundled application: a few routes that show and test a stop of the server.
 //!
 //! Invariant: nothing here blocks its thread or keeps a body in memory. This file knows nothing of
-//! connections, signals and settings, apart from how long `/` works.
+//! connections, signals and settings, apart from the time that `/` works.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -22,10 +22,10 @@ const ROUTES: &str = "\
     GET /livez\n\
     GET /readyz\n";
 
-/// A request to `/` that works for so long has two lines in the log.
+/// A request to `/` that works for this time or longer has two lines in the log.
 const LONG: Duration = Duration::from_secs(1);
 
-/// Answers one request; `/` works for as long as `work`.
+/// Answers one request. `/` works for the time `work`.
 pub(crate) async fn handle(work: Duration, request: Request) -> http_types::Result<Response> {
     use Method::{Get, Head, Options, Post};
 
@@ -56,33 +56,33 @@ fn allowed(path: &str) -> Option<&'static str> {
     }
 }
 
-/// Answers `GET /`: works as long as the operator says. The log tells of long work, so that
-/// somebody who waits for a page finds out why.
+/// Answers `GET /` after `work`, which is the operator's setting. Long work is logged, so that an
+/// operator who waits for a page finds the reason.
 async fn page(request: &Request, work: Duration) -> Response {
-    let told = (work >= LONG).then(|| Told::begin(request, work));
+    let logged = (work >= LONG).then(|| LoggedWork::begin(request, work));
     let response = okay(work).await;
-    if let Some(told) = told {
-        told.end();
+    if let Some(logged) = logged {
+        logged.end();
     }
     response
 }
 
-/// A request whose work the log tells of, also if the work does not come to its end.
-struct Told {
+/// A request whose work is logged, also if the work does not come to its end.
+struct LoggedWork {
     request: String,
     began: Instant,
     is_over: bool,
 }
 
-impl Told {
+impl LoggedWork {
     fn begin(request: &Request, work: Duration) -> Self {
-        let told = Self {
+        let logged = Self {
             request: format!("{} / from {}", request.method(), Peer::of(request)),
             began: Instant::now(),
             is_over: false,
         };
-        log::info!("{told}: works for {}", humantime::format_duration(work));
-        told
+        log::info!("{logged}: works for {}", humantime::format_duration(work));
+        logged
     }
 
     fn end(mut self) {
@@ -90,13 +90,13 @@ impl Told {
     }
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for LoggedWork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.request)
     }
 }
 
-impl Drop for Told {
+impl Drop for LoggedWork {
     fn drop(&mut self) {
         let took = self.began.elapsed().as_secs_f64();
         if self.is_over {
@@ -113,7 +113,7 @@ async fn okay(work: Duration) -> Response {
     text(StatusCode::Ok, "okay")
 }
 
-/// Answers `GET /work?for=300ms`: works for as long as the client says.
+/// Answers `GET /work?for=300ms` after the time that the client has asked for.
 async fn work_for(request: &Request) -> Response {
     match parameter(request, "for").and_then(|text| duration(&text)) {
         Some(work) => okay(work).await,
@@ -121,8 +121,8 @@ async fn work_for(request: &Request) -> Response {
     }
 }
 
-/// Answers `POST /echo`: sends the request's body back as it arrives. With `?for=300ms`, begins
-/// after that time.
+/// Answers `POST /echo` with the request's body, as it arrives. With `?for=300ms`, begins after
+/// that time.
 async fn echo(mut request: Request) -> Response {
     if let Some(work) = parameter(&request, "for") {
         let Some(work) = duration(&work) else {
@@ -138,7 +138,8 @@ async fn echo(mut request: Request) -> Response {
     response
 }
 
-/// Answers `GET /stream?every=100ms&count=50`: a line at a time, fewer if the server stops.
+/// Answers `GET /stream?every=100ms&count=50` with one line at a time, and with fewer if the server
+/// stops.
 fn tick(request: &Request) -> Response {
     let every = parameter(request, "every").unwrap_or("100ms".into());
     let count = parameter(request, "count").unwrap_or("50".into());
@@ -173,12 +174,12 @@ fn parameter(request: &Request, name: &str) -> Option<String> {
     pairs.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
 }
 
-/// Returns a response that says which routes there are.
+/// Returns a 404 with the list of routes.
 fn not_found() -> Response {
     text(StatusCode::NotFound, format!("Not Found; try:\n{ROUTES}"))
 }
 
-/// Returns a response with nothing to say but its status.
+/// Returns a response whose text is its status.
 fn status(status: StatusCode) -> Response {
     text(status, format!("{}\n", status.canonical_reason()))
 }

@@ -1,7 +1,7 @@
-//! The arguments of a command and its environment: what they say, and what is wrong with them.
+//! Reads the arguments of a command and its environment, and reports mistakes in them.
 //!
-//! Invariant: wrong usage costs a few lines that name the thing, and the exit code 2. Does not know
-//! which settings there are.
+//! Invariant: wrong usage prints a few lines that name the mistake, and the exit code is 2. This
+//! file does not know the settings.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -19,10 +19,10 @@ use smol_graceful::{Address, LogWriter};
 
 use crate::log;
 
-/// The settings of a command, some of which have no effect without another one.
+/// The settings of a command, some of which may have no effect without another one.
 pub(crate) trait Dependent: Parser {
-    /// Returns a setting that was given in vain. `is_given` returns `true` for the fields that the
-    /// arguments or the environment have set.
+    /// Returns a setting that has no effect, because another one is missing. `is_given` returns
+    /// `true` for the fields that the arguments or the environment have set.
     fn given_in_vain(&self, is_given: impl Fn(&str) -> bool) -> Option<GivenInVain>;
 }
 
@@ -31,16 +31,17 @@ pub(crate) trait Dependent: Parser {
 pub(crate) struct GivenInVain {
     /// The field of the setting.
     pub(crate) field: &'static str,
-    /// The thing that is missing, as it is written.
+    /// The missing setting, in the form of a command line.
     pub(crate) needs: &'static str,
 }
 
-/// Reads the arguments of a command, and the environment where the arguments are silent. A variable
-/// that is set to nothing counts as not set.
+/// Reads the arguments of a command, and the environment for settings that the arguments leave out.
+/// An empty variable counts as not set.
 ///
 /// # Errors
 ///
-/// Prints what is wrong, or what the arguments ask for (`--help`), and returns the exit code.
+/// Prints the mistake, or the text that the arguments ask for (`--help`), and returns the exit
+/// code.
 pub(crate) fn read<Settings: Dependent>() -> Result<Settings, ExitCode> {
     let is_empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
     let command = Settings::command().mut_args(|arg| match arg.get_env() {
@@ -62,7 +63,7 @@ pub(crate) fn read<Settings: Dependent>() -> Result<Settings, ExitCode> {
     }
 }
 
-/// Prints which setting has no effect, and what to do. Returns the exit code.
+/// Prints the setting that has no effect, with the remedy. Returns the exit code.
 fn in_vain<Settings: Parser>(matches: &ArgMatches, given: &GivenInVain) -> ExitCode {
     let GivenInVain { field, needs } = *given;
     let command = Settings::command();
@@ -83,13 +84,13 @@ fn in_vain<Settings: Parser>(matches: &ArgMatches, given: &GivenInVain) -> ExitC
     ExitCode::from(2)
 }
 
-/// Prints what is wrong with the arguments, or what they ask for. Returns the exit code.
+/// Prints the mistake, or the text that the arguments ask for. Returns the exit code.
 fn usage<Settings: Parser>(error: &clap::Error) -> ExitCode {
     let command = Settings::command();
     let name = command.get_name();
     if name.contains(' ') && error.use_stderr() {
         let text = error.render().to_string();
-        // Behind the first empty line, clap repeats the usage.
+        // After the first empty line, clap repeats the usage.
         let wrong: Vec<_> =
             text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
         let wrong = wrong.join(" ");
@@ -115,8 +116,8 @@ fn usage<Settings: Parser>(error: &clap::Error) -> ExitCode {
     if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
 }
 
-/// Returns what to do about a word that is not a flag: it begins a command line that belongs behind
-/// `--`, or a command has been misspelt.
+/// Returns advice on a word that is not a flag. Either a command line lacks `--` in front, or the
+/// name of a command is misspelt.
 fn advice(command: &Command, error: &clap::Error) -> Option<&'static str> {
     let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return None };
     if error.kind() != ErrorKind::UnknownArgument || word.starts_with('-') {
@@ -128,7 +129,7 @@ fn advice(command: &Command, error: &clap::Error) -> Option<&'static str> {
     }
 }
 
-/// Returns the variable that holds the wrong value, if no argument does.
+/// Returns the variable with the wrong value, unless an argument has it.
 fn variable<Settings: Parser>(error: &clap::Error) -> Option<String> {
     let command = Settings::command();
     let named = error.get(ContextKind::InvalidArg);
@@ -137,7 +138,7 @@ fn variable<Settings: Parser>(error: &clap::Error) -> Option<String> {
             named.split([' ', '=']).next().and_then(|flag| flag.strip_prefix("--"))
                 == arg.get_long()
         }
-        // clap does not say which value is not UTF-8.
+        // clap does not name the value that is not UTF-8.
         _ => {
             let value = arg.get_env().and_then(env::var_os);
             error.kind() == ErrorKind::InvalidUtf8
@@ -145,7 +146,7 @@ fn variable<Settings: Parser>(error: &clap::Error) -> Option<String> {
         }
     })?;
     let name = arg.get_env().filter(|name| env::var_os(name).is_some())?;
-    // Without the environment, the arguments are as wrong as with it if they are to blame.
+    // If the arguments are to blame, they are wrong without the environment, too.
     let alone = command.clone().mut_args(|arg| arg.env(None::<&str>));
     let blamed = alone.try_get_matches_from(words(&command)).err();
     let is_same = |other: clap::Error| {
@@ -160,15 +161,15 @@ fn words(command: &Command) -> impl Iterator<Item = OsString> + use<> {
     iter::once(OsString::from(name)).chain(env::args_os().skip(name.split(' ').count()))
 }
 
-/// Begins the log of a command, which goes to standard error. It is flushed where it is dropped,
-/// behind the last line, in a bounded time.
+/// Begins the log of a command, which goes to standard error. The drop of the writer flushes the
+/// log in a bounded time.
 ///
 /// # Errors
 ///
-/// Says why there is none, and returns the exit code.
+/// Prints the reason, and returns the exit code.
 pub(crate) fn begin_log() -> Result<LogWriter, ExitCode> {
     let writer = LogWriter::new(io::stderr()).map_err(|error| {
-        // There is no thread to write it, and nothing in flight that it could hold up.
+        // There is no thread for the log, and no request that this write could hold up.
         let _ = writeln!(io::stderr(), "smol-graceful: {error}");
         ExitCode::FAILURE
     })?;
@@ -176,13 +177,15 @@ pub(crate) fn begin_log() -> Result<LogWriter, ExitCode> {
     Ok(writer)
 }
 
-/// Warns of variables that mean nothing, whose names begin with `prefix` and with none of `others`.
+/// Warns of variables that are not settings, if their names begin with `prefix` and with none of
+/// `others`.
 pub(crate) fn warn_of_unknown_variables<Settings: Parser>(prefix: &str, others: &[&str]) {
     let is_other = |name: &str| others.iter().any(|other| name.starts_with(other));
     let names = env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
     let names: Vec<_> = names.filter(|name| name.starts_with(prefix) && !is_other(name)).collect();
     if names.is_empty() {
-        // The list of those that are known takes longer than the rest of the start.
+        // Return early, because making the list of known variables takes longer than the rest of
+        // the start.
         return;
     }
     let command = Settings::command();
@@ -192,12 +195,12 @@ pub(crate) fn warn_of_unknown_variables<Settings: Parser>(prefix: &str, others: 
     }
 }
 
-/// Reads an address from among those that commas separate.
+/// Reads one address of a list that commas separate.
 pub(crate) fn address(text: &str) -> Result<Address, String> {
     text.parse().map_err(|error| format!("{error} (a comma separates addresses)"))
 }
 
-/// Reads the variable of a flag that has no value, such as `yes`.
+/// Reads the variable of a flag without a value, such as `yes`.
 pub(crate) fn boolean(text: &str) -> Result<bool, String> {
     BoolishValueParser::new()
         .parse_ref(&Command::default(), None, OsStr::new(text))

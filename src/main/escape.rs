@@ -1,19 +1,19 @@
-//! Text that a client has chosen, on its way into a line that a program or a terminal reads.
+//! Escapes text from a client, for lines that a program or a terminal reads.
 //!
 //! Invariant: no byte of the text ends the line, ends the quotes around it, or moves a terminal's
-//! cursor. Does not know which line it is.
+//! cursor. This file does not know the line.
 
 use std::fmt::Write;
 
-/// Adds `text` in quotes as nginx writes it: quotes, backslashes, and bytes that are not printable
-/// ASCII become `\xHH`.
+/// Adds `text` in quotes, escaped as in nginx. Quotes, backslashes, and bytes that are not
+/// printable ASCII become `\xHH`.
 pub(crate) fn quoted(line: &mut String, text: &str) {
     line.push('"');
     plain(line, text);
     line.push('"');
 }
 
-/// Adds `text` without quotes around it, escaped as [`quoted`] does.
+/// Adds `text` without quotes, escaped as by [`quoted`].
 pub(crate) fn plain(line: &mut String, text: &str) {
     if text.bytes().all(is_harmless) {
         line.push_str(text);
@@ -28,11 +28,11 @@ pub(crate) fn plain(line: &mut String, text: &str) {
     }
 }
 
-/// Adds `text` as a string of JSON. Its characters stay, apart from those that control a terminal
+/// Adds `text` as a string of JSON. All characters stay, apart from those that control a terminal
 /// or end a line.
 pub(crate) fn json(line: &mut String, text: &str) {
     if text.bytes().all(is_harmless) {
-        // In quotes it is the same in both formats.
+        // Such a text is the same in both formats.
         return quoted(line, text);
     }
     line.push('"');

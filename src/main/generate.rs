@@ -1,7 +1,8 @@
-//! `smol-graceful generate`: man pages and shell completions, from the same definitions as `--help`.
+//! `smol-graceful generate`: prints man pages and shell completions, from the same definitions as
+//! `--help`.
 //!
-//! Writes to standard output and nowhere else, so a package decides where the files go. Each
-//! command's definition stays in its own file; this one only joins them.
+//! The command writes only to standard output, so a package decides where the files go. The
+//! definition of each command is in its own file, and this file joins them.
 
 use std::process::ExitCode;
 
@@ -26,7 +27,7 @@ pub(crate) struct Settings {
     #[arg(value_name = "WHAT")]
     what: Kind,
 
-    /// The command that the man page is about [default: smol-graceful itself]
+    /// The command of the man page [default: smol-graceful itself]
     #[arg(value_name = "COMMAND")]
     command: Option<Page>,
 }
@@ -54,7 +55,7 @@ enum Page {
     Generate,
 }
 
-/// Prints what the command line asks for. Returns the exit code.
+/// Prints the text that the command line asks for. Returns the exit code.
 pub(crate) fn main() -> ExitCode {
     let settings: Settings = match read() {
         Ok(settings) => settings,
@@ -72,14 +73,14 @@ fn text(settings: &Settings) -> Vec<u8> {
         Kind::Zsh => generate(Zsh, shells, name, &mut text),
         Kind::Fish => generate(Fish, shells, name, &mut text),
         Kind::Man => {
-            // A text in memory takes everything.
+            // A write to text in memory does not fail.
             let _ = Man::new(page(settings.command)).render(&mut text);
         }
     }
     text
 }
 
-/// Returns the definition of one command, as its man page has it.
+/// Returns the definition of one command for its man page.
 fn page(command: Option<Page>) -> Command {
     let (page, name) = match command {
         None => (settings::Settings::command(), "smol-graceful"),

@@ -1,8 +1,8 @@
 //! `smol-graceful keep`: the settings of a keeper, and its end as an exit code.
 //!
-//! Uses the library's public API only. Exit codes: the newest child's, 1 if the keeper could not
-//! begin, 2 for settings that make no sense. A keeper runs another program than this one, so it
-//! never replaces itself by that program, as `Process::keep` does.
+//! This file uses the library's public API only. The exit code is that of the newest child, 1 if
+//! the keeper could not begin, and 2 for settings that make no sense. This keeper runs any program,
+//! so it never replaces itself by that program, as `Process::keep` does.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -25,26 +25,27 @@ use crate::preview::{Preview, find_program, try_pid_file};
 ///     smol-graceful keep --pid-file /run/app.pid -- smol-graceful --listen :8082
 ///     smol-graceful keep --listen :8080 --ready 2s -- node server.js
 ///
-/// The process id never changes. A restart starts the next process of the program, and when it
-/// is ready, the one before it finishes what it has. A program of this library hands its
-/// connections over, so that no client notices; another one is stopped by TERM. If the next
-/// process fails, the one before it goes on. If the only process dies, another is started, and
-/// clients wait meanwhile.
+/// The process id never changes. A restart starts the next process of the program. When it is
+/// ready, the old process finishes its requests. A program of this library hands its connections
+/// over, so that no client notices, and any other program gets TERM. If the next process fails, the
+/// old one goes on. If the only process dies, the keeper starts another one, and clients wait
+/// meanwhile.
 ///
-/// HUP, INT, TERM and QUIT go to all processes of the program, and the keeper ends with them.
-/// Other signals go to the one that serves. Exit code: that of the newest process (128 and the
-/// number of the signal that has killed it), 1 if another had to be cut or the keeper could not
-/// begin, 2 wrong usage.
+/// HUP, INT, TERM and QUIT go to all processes of the program, and the keeper ends with them. Other
+/// signals go to the process that serves. The exit code is that of the newest process (128 plus the
+/// number of the signal that has killed it), 1 if that is 0 and another process has ended badly
+/// after the stop, or if the keeper could not begin, and 2 for wrong usage.
 ///
-/// DURATION: such as 300ms, 2s. Logs go to standard error; RUST_LOG says which.
+/// DURATION is a time such as 300ms or 2s. Logs go to standard error. RUST_LOG sets the lines that
+/// are logged.
 #[derive(Debug, Parser)]
 #[command(name = "smol-graceful keep", verbatim_doc_comment)]
 pub(crate) struct Settings {
-    /// Where to listen for the program; several times, or with commas between the addresses
+    /// The addresses to listen on for the program; several times, or with commas between them
     /// [default: the program listens itself]
     ///
     /// The program gets the sockets from descriptor 3 on, in this order, by LISTEN_FDS. Sockets
-    /// that the keeper itself inherits come first
+    /// that the keeper has inherited come first
     #[arg(
         long,
         env = "SMOL_GRACEFUL_KEEP_LISTEN",
@@ -54,8 +55,8 @@ pub(crate) struct Settings {
     )]
     listen: Vec<Address>,
 
-    /// When a new process is ready, so that the one before it may leave: `notify`, when it has said
-    /// so (READY=1 to NOTIFY_SOCKET); a time such as `2s`, when it has been alive for so long; or
+    /// When a new process counts as ready, so that the old one may leave: `notify`, when it has
+    /// sent READY=1 to NOTIFY_SOCKET; a time such as `2s`, when it has been alive for that time; or
     /// `http://HOST:PORT/PATH`, when it has answered with 2xx or 3xx
     #[arg(
         long,
@@ -88,14 +89,15 @@ pub(crate) struct Settings {
     )]
     restart_on: Vec<Signal>,
 
-    /// Where to write the keeper's process id, when the first process is ready; removed at the end
+    /// The file that gets the keeper's process id, when the first process is ready; removed at the
+    /// end
     ///
     /// One keeper at a time can have the file
     #[arg(long, env = "SMOL_GRACEFUL_KEEP_PID_FILE", value_name = "PATH")]
     pid_file: Option<PathBuf>,
 
-    /// Says what it would do, tries to bind each address and to find the program, lets go of them,
-    /// and ends: with 0 if it would start, and 1 if not
+    /// Prints what it would do, tries to bind each address and to find the program, and ends with 0
+    /// if it would start, and 1 if not
     #[arg(long)]
     check: bool,
 
@@ -105,18 +107,19 @@ pub(crate) struct Settings {
 }
 
 impl Dependent for Settings {
-    /// Each setting of a keeper has an effect of its own.
+    /// Returns `None`, because each setting of a keeper has an effect by itself.
     fn given_in_vain(&self, _is_given: impl Fn(&str) -> bool) -> Option<GivenInVain> {
         None
     }
 }
 
-/// Keeps a program as the command line says. Returns the exit code.
+/// Keeps the program of the command line. Returns the exit code.
 pub(crate) fn main() -> ExitCode {
     match read().and_then(|settings: Settings| Ok((settings, begin_log()?))) {
         Ok((settings, log)) if settings.check => {
             warn_of_unknown_variables::<Settings>("SMOL_GRACEFUL_KEEP_", &[]);
-            // Before what is printed, so that both stand in order on a terminal.
+            // The log is flushed before the preview is printed, so that both are in order on a
+            // terminal.
             drop(log);
             preview(&settings).end()
         }
@@ -147,7 +150,7 @@ fn run(settings: &Settings, log: &mut LogWriter) -> ExitCode {
     }
 }
 
-/// Says what [`run`] would do.
+/// Returns the steps that [`run`] would take.
 fn preview(settings: &Settings) -> Preview {
     let mut preview = Preview::new();
     for address in &settings.listen {
@@ -175,7 +178,7 @@ fn preview(settings: &Settings) -> Preview {
     preview
 }
 
-/// Reads when a process is ready.
+/// Reads the condition under which a process is ready.
 fn ready(text: &str) -> Result<ReadyWhen, String> {
     if text == "notify" {
         return Ok(ReadyWhen::Notified);
@@ -224,7 +227,7 @@ mod tests {
         Settings::try_parse_from(["keep"].iter().chain(words))
     }
 
-    /// Operators rely on them.
+    /// Operators rely on these values.
     #[test]
     fn defaults_are_the_agreed_ones() {
         let settings = read(&["app"]).unwrap();

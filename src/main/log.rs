@@ -1,7 +1,7 @@
-//! The lines that the process logs, and how they look: env_logger over a [`LogWriter`].
+//! Sets up the log of the process, which is env_logger over a [`LogWriter`].
 //!
 //! Invariant: no thread that logs waits for standard error (rule S21), not even in a panic. The
-//! queue is the library's. This file only decides which lines are wanted and what is in them.
+//! queue is the library's. This file decides which lines are logged, and their form.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
@@ -15,8 +15,8 @@ use log::{Level, LevelFilter};
 use smol_graceful::LogWriter;
 
 /// Makes `log` the process's log, also for panics, which would go to standard error otherwise.
-/// `wanted` says which lines are logged, as `RUST_LOG` does. If it is empty, operators get what
-/// they need.
+/// `wanted` selects the lines as `RUST_LOG` does. If `wanted` is empty, the log has the lines that
+/// operators need.
 pub(crate) fn install(log: &LogWriter, wanted: &str) {
     panic::set_hook(Box::new(|panic| {
         let thread = thread::current();
@@ -24,7 +24,7 @@ pub(crate) fn install(log: &LogWriter, wanted: &str) {
         log::error!("thread {name} {}", panic.to_string().replace('\n', " "));
     }));
     let mut builder = Builder::new();
-    // Processes that follow one another share a log, so each line says whose it is.
+    // Processes that follow one another share a log, so each line has the process id.
     let pid = process::id();
     let is_coloured = is_coloured(io::stderr().is_terminal());
     builder.format(move |line, record| {
@@ -50,8 +50,8 @@ pub(crate) fn install(log: &LogWriter, wanted: &str) {
     }
 }
 
-/// Returns `true` if the lines are in colour: a person reads them on a terminal that can do it, and
-/// has not asked for plain text (<https://no-color.org>).
+/// Returns `true` if the lines are in colour, which is the case on a terminal with colours, unless
+/// the user has asked for plain text (<https://no-color.org>).
 fn is_coloured(is_terminal: bool) -> bool {
     let is_unset = |name| env::var_os(name).is_none_or(|value| value.is_empty());
     is_terminal && is_unset("NO_COLOR") && env::var_os("TERM").is_some_and(|term| term != "dumb")
@@ -67,8 +67,8 @@ fn style(level: Level) -> Style {
     }
 }
 
-/// Reads a text such as `warn,smol_graceful=debug`. Also returns the parts of it that mean nothing.
-/// env_logger could read the text too, but would wait for standard error to complain there.
+/// Reads a text such as `warn,smol_graceful=debug`. Also returns the parts that make no sense.
+/// env_logger could read the text, too, but would block on standard error to report a mistake.
 fn directives(wanted: &str) -> (Vec<(Option<&str>, LevelFilter)>, Vec<&str>) {
     let mut directives = Vec::new();
     let mut wrong = Vec::new();

@@ -1,8 +1,8 @@
-//! `--check`: says what a command would do, tries what may fail, and lets go of everything again.
+//! `--check`: prints what a command would do, tries the steps that may fail, and undoes them again.
 //!
-//! Invariant: nothing is served, written or left behind, and a server that runs notices nothing.
-//! The exit code is 0 if nothing has failed, and 1 otherwise. Does not know which settings there
-//! are: each command says its own.
+//! Invariant: the preview serves nothing, leaves no file, and a running server notices nothing. The
+//! exit code is 0 if nothing has failed, and 1 otherwise. This file does not know the settings,
+//! because each command adds its own steps.
 
 use std::env;
 use std::ffi::OsStr;
@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use crate::{print, reason};
 
-/// The steps of a command that is only checked, a line for each.
+/// The steps of a command that is only checked, with a line for each.
 #[derive(Debug)]
 pub(crate) struct Preview {
     text: String,
@@ -26,17 +26,17 @@ pub(crate) struct Preview {
 }
 
 impl Preview {
-    /// Begins with the version.
+    /// Makes a preview whose first line is the version.
     pub(crate) fn new() -> Self {
         Self { text: concat!("smol-graceful ", env!("CARGO_PKG_VERSION"), "\n").into(), failed: 0 }
     }
 
-    /// Says a thing that cannot fail.
+    /// Adds a line for a step that cannot fail.
     pub(crate) fn say(&mut self, line: impl Display) {
         self.text.push_str(&format!("      {line}\n"));
     }
 
-    /// Says whether a thing that was tried would work. Both the line and the error name the thing.
+    /// Adds a line for a step that was tried. Both the line and the error name the step.
     pub(crate) fn tried(&mut self, tried: Result<impl Display, impl Display>) {
         match tried {
             Ok(line) => self.text.push_str(&format!("okay  {line}\n")),
@@ -47,7 +47,7 @@ impl Preview {
         }
     }
 
-    /// Prints what was said, and returns the exit code.
+    /// Prints the lines, and returns the exit code.
     pub(crate) fn end(mut self) -> ExitCode {
         self.text.push_str(match self.failed {
             0 => "it would start\n",
@@ -58,14 +58,14 @@ impl Preview {
     }
 }
 
-/// Finds out whether a process could write its id to a file at `path`.
+/// Checks that a process could write its id to a file at `path`.
 ///
 /// # Errors
 ///
 /// Returns an error that names the path.
 pub(crate) fn try_pid_file(path: &Path) -> io::Result<()> {
     let tried = path::absolute(path).and_then(|path| {
-        // A link stays, and leads to the file.
+        // A symbolic link stays, and leads to the file.
         let path = fs::canonicalize(&path).unwrap_or(path);
         if path.file_name().is_none() || fs::metadata(&path).is_ok_and(|there| !there.is_file()) {
             return Err(io::Error::other("it is not a regular file; give another path"));
@@ -89,7 +89,7 @@ pub(crate) fn try_pid_file(path: &Path) -> io::Result<()> {
     })
 }
 
-/// Finds the program that a keeper would start.
+/// Returns the path of the program that a keeper would start.
 ///
 /// # Errors
 ///

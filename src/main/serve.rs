@@ -1,9 +1,9 @@
-//! `smol-graceful` without a command: what its settings make of the library, and its outcome as an
-//! exit code.
+//! `smol-graceful` without a command: makes a server by the settings, and turns its outcome into
+//! the exit code.
 //!
-//! Uses the library's public API only. Exit codes: 0 everything was finished, 1 something was cut
-//! or the server could not start, 2 usage. Each address is bound, and each file opened, in one
-//! place, so that `--check` tries the same.
+//! This file uses the library's public API only. The exit code is 0 if all work was finished, 1 if
+//! work was cut or the server could not start, and 2 for wrong usage. Each address is bound, and
+//! each file opened, in one place, so that `--check` tries the same.
 
 use std::io::{self, Write};
 use std::iter;
@@ -24,20 +24,22 @@ use crate::settings::Settings;
 use crate::sockets::Sockets;
 use crate::{app, raise_open_files};
 
-/// Serves as the command line says. Returns the exit code.
+/// Serves by the settings of the command line. Returns the exit code.
 pub(crate) fn main() -> ExitCode {
     let (settings, mut log) =
         match read().and_then(|settings: Settings| Ok((settings, begin_log()?))) {
             Ok(begun) => begun,
             Err(code) => return code,
         };
-    // A keeper sets the last two, and has settings of its own.
+    // The first prefix is that of the keeper's settings, and the keeper itself sets the other two
+    // variables.
     let keepers = ["SMOL_GRACEFUL_KEEP_", "SMOL_GRACEFUL_KEEPER", "SMOL_GRACEFUL_RESUME"];
     warn_of_unknown_variables::<Settings>("SMOL_GRACEFUL_", &keepers);
     raise_open_files();
     if settings.check {
         let preview = preview(&settings);
-        // Before what is printed, so that both stand in order on a terminal.
+        // The log is flushed before the preview is printed, so that both are in order on a
+        // terminal.
         drop(log);
         return preview.end();
     }
@@ -89,7 +91,7 @@ fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
             async move { admin.answer(&request) }
         });
         let sockets = sockets.clone();
-        // Bound by `run`, when signals are handled (rule S16), like the others.
+        // S16: `run` binds these like the others, after signals are handled.
         process =
             process.admin(server, iter::once_with(move || admin_listeners(&sockets)).flatten());
     }
@@ -118,16 +120,16 @@ fn admin_listeners(sockets: &Sockets) -> Vec<io::Result<Listener>> {
     listeners
 }
 
-/// Logs the version, once. An error to start has only its own line.
+/// Logs the version once. The callers do this late, so a failed start logs nothing but its error.
 fn say_version() {
     static SAID: Once = Once::new();
     SAID.call_once(|| ::log::info!(concat!("smol-graceful ", env!("CARGO_PKG_VERSION"))));
 }
 
-/// Says what [`serve`] would do.
+/// Returns the steps that [`serve`] would take.
 fn preview(settings: &Settings) -> Preview {
     let mut preview = Preview::new();
-    // All at once and in this order, because two of them may be in each other's way.
+    // All sockets are bound at the same time and in this order, because two of them may conflict.
     let sockets = Sockets::of(settings);
     let (admin, public) = (sockets.admin(), sockets.public());
     for (listeners, whom) in [(&public, ""), (&admin, " for operators")] {

@@ -1,7 +1,7 @@
 //! The command line of `smol-graceful` without a command, and its environment.
 //!
-//! Each setting is a flag and a variable, with its default and what an operator has to know of it.
-//! Nothing here acts: `serve.rs` does.
+//! Each setting is a flag and a variable, with its default and the facts that an operator needs.
+//! Nothing here acts, because `serve.rs` does.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,25 +15,27 @@ use crate::arguments::{Dependent, GivenInVain, address, boolean, duration};
 
 /// Serves HTTP/1.1 until HUP, INT, TERM or QUIT, and finishes every request that has begun.
 ///
-/// A second signal later than the repeat window ends this at once, and so does the end of the
-/// grace. To restart it without closing a connection, start it under a keeper: smol-graceful keep.
-/// Exit code: 0 everything was finished, 1 something was cut or the server could not start, 2 wrong
-/// usage.
+/// A second signal after the repeat window ends the server at once, and so does the end of the
+/// grace. To restart the server without closing a connection, start it under a keeper:
+/// smol-graceful keep. The exit code is 0 if all work was finished, 1 if work was cut or the server
+/// could not start, and 2 for wrong usage.
 ///
-/// Commands: `smol-graceful keep` restarts any program without refusing a client,
-/// `smol-graceful check` says what clients notice of a restart, and `smol-graceful generate` prints
-/// man pages and shell completions; each has a --help of its own.
+/// Commands: `smol-graceful keep` restarts any program without refusing a client, `smol-graceful
+/// check` reports what clients notice of a restart, and `smol-graceful generate` prints man pages
+/// and shell completions. Each has a --help of its own.
 ///
-/// DURATION: such as 300ms, 2s, 1m30s. Logs go to standard error; RUST_LOG says which.
+/// DURATION is a time such as 300ms, 2s or 1m30s. Logs go to standard error. RUST_LOG sets the
+/// lines that are logged.
 #[derive(Debug, Parser)]
 #[command(name = "smol-graceful", version, verbatim_doc_comment)]
 pub(crate) struct Settings {
-    /// Where to listen; several times, or with commas between the addresses [default: the sockets
+    /// The addresses to listen on; several times, or with commas between them [default: the sockets
     /// that are inherited by LISTEN_FDS, or else :8082]
     ///
     /// ADDR: 127.0.0.1:8082, [::1]:8082, localhost:8082, :8082 for every interface, unix:/path,
-    /// unix:@name for an abstract socket (Linux), fd:0 for an inherited socket. An inherited socket
-    /// that listens on ADDR is taken. A comma separates addresses, so a path cannot contain one
+    /// unix:@name for an abstract socket (Linux), fd:0 for an inherited socket. If a socket on ADDR
+    /// was inherited, the server takes that one. A comma separates addresses, so a path cannot
+    /// contain one
     #[arg(
         long,
         env = "SMOL_GRACEFUL_LISTEN",
@@ -43,8 +45,8 @@ pub(crate) struct Settings {
     )]
     pub(crate) listen: Vec<Address>,
 
-    /// The permissions of a Unix socket's file in octal, such as 0660: they say who may connect
-    /// [default: what the umask leaves]
+    /// The permissions of a Unix socket's file in octal, such as 0660, which decide which users may
+    /// connect [default: those of the umask]
     ///
     /// Needs an address such as unix:/path. Without effect on inherited and abstract sockets
     #[arg(long, env = "SMOL_GRACEFUL_UNIX_MODE", value_name = "MODE", value_parser = unix_mode)]
@@ -54,7 +56,7 @@ pub(crate) struct Settings {
     #[arg(long, env = "SMOL_GRACEFUL_WORK", value_name = "DURATION", value_parser = duration, default_value = "15s")]
     pub(crate) work: Duration,
 
-    /// How long the drain may take before what is left is cut; 0s cuts it at once
+    /// How long the drain may take before the remaining work is cut; 0s cuts it at once
     ///
     /// A supervisor must wait longer than lame duck and grace together before it kills the process
     #[arg(long, env = "SMOL_GRACEFUL_GRACE", value_name = "DURATION", value_parser = duration, default_value = "30s")]
@@ -66,14 +68,14 @@ pub(crate) struct Settings {
     #[arg(long, env = "SMOL_GRACEFUL_LINGER", value_name = "DURATION", value_parser = duration, default_value = "100ms")]
     pub(crate) linger: Duration,
 
-    /// How long connections are still accepted after the stop, while /readyz already says no
+    /// How long connections are still accepted after the stop, while /readyz already answers 503
     #[arg(long, env = "SMOL_GRACEFUL_LAME_DUCK", value_name = "DURATION", value_parser = duration, default_value = "0s")]
     pub(crate) lame_duck: Duration,
 
-    /// How long a streamed response or an upgraded connection may move nothing in the drain before it
+    /// How long a streamed response or an upgraded connection may be silent in the drain before it
     /// is closed [default: as long as the grace]
     ///
-    /// An upgraded connection whose client has closed its side has as long
+    /// An upgraded connection whose client has closed its side is closed after this time, too
     #[arg(
         long,
         env = "SMOL_GRACEFUL_STREAM_GRACE",
@@ -82,15 +84,16 @@ pub(crate) struct Settings {
     )]
     pub(crate) stream_grace: Option<Duration>,
 
-    /// Where to write a line for each request when it is over: a path, or - for standard output
+    /// The file that gets a line for each request after its end: a path, or - for standard output
     ///
-    /// Lines are added to the end of the file. If it was renamed or removed, it is made anew within
-    /// a second, so logrotate needs neither copytruncate nor a signal. Nothing waits for the file:
-    /// if it cannot be written in time, lines are lost, and the log says how many
+    /// Lines are added to the end of the file. If the file was renamed or removed, it is made anew
+    /// within a second, so logrotate needs neither copytruncate nor a signal. No request waits for
+    /// the file. If it cannot be written in time, lines are lost, and the log says how many
     #[arg(long, env = "SMOL_GRACEFUL_ACCESS_LOG", value_name = "WHERE")]
     pub(crate) access_log: Option<Place>,
 
-    /// How these lines look: Apache's and nginx's combined format, or a JSON object in each line
+    /// The format of these lines: Apache's and nginx's combined format, or a JSON object in each
+    /// line
     ///
     /// Needs --access-log
     #[arg(
@@ -101,11 +104,12 @@ pub(crate) struct Settings {
     )]
     pub(crate) access_log_format: Format,
 
-    /// Where to answer operators until everything has drained: /livez and /readyz of the server,
-    /// /metrics in Prometheus' text format, /connections; several times, or with commas between the
-    /// addresses
+    /// The addresses that answer operators until the server has drained: /livez and /readyz of the
+    /// server, /metrics in Prometheus' text format, /connections; several times, or with commas
+    /// between the addresses
     ///
-    /// Everybody who can connect there may read them, so choose an address that only operators reach
+    /// Every client that can connect there may read these pages, so choose an address that only
+    /// operators reach
     #[arg(
         long,
         env = "SMOL_GRACEFUL_ADMIN",
@@ -115,15 +119,15 @@ pub(crate) struct Settings {
     )]
     pub(crate) admin: Vec<Address>,
 
-    /// Where to write the id of the process that serves, when it is ready; removed at the end
+    /// The file that gets the id of the process that serves, when it is ready; removed at the end
     ///
-    /// The directory must be writable. Under a keeper nothing is written: give the path to the
+    /// The directory must be writable. Under a keeper nothing is written, so give the path to the
     /// keeper
     #[arg(long, env = "SMOL_GRACEFUL_PID_FILE", value_name = "PATH")]
     pub(crate) pid_file: Option<PathBuf>,
 
-    /// How long after the first stop signal further ones belong to the same stop, because wrappers
-    /// and terminals send two; with 0s each one counts
+    /// The time after the first stop signal in which further ones belong to the same stop, because
+    /// wrappers and terminals send two; with 0s each one counts
     #[arg(
         long,
         env = "SMOL_GRACEFUL_REPEAT_WINDOW",
@@ -138,8 +142,8 @@ pub(crate) struct Settings {
     #[arg(long, env = "SMOL_GRACEFUL_REUSE_PORT", value_parser = boolean)]
     pub(crate) reuse_port: bool,
 
-    /// Holds back handshakes for 50 ms before the close, so that none is reset: they are tried
-    /// again a second later
+    /// Holds back handshakes for 50 ms before the close, so that none is reset; clients try again a
+    /// second later
     #[arg(long, env = "SMOL_GRACEFUL_SYN_FILTER", value_parser = boolean)]
     pub(crate) syn_filter: bool,
 
@@ -159,8 +163,8 @@ pub(crate) struct Settings {
     )]
     pub(crate) threads: Option<usize>,
 
-    /// Says what it would do, tries to bind each address and to write each file, lets go of them,
-    /// and ends: with 0 if it would start, and 1 if not
+    /// Prints what it would do, tries to bind each address and to write each file, and ends with 0
+    /// if it would start, and 1 if not
     #[arg(long)]
     pub(crate) check: bool,
 }
@@ -199,7 +203,7 @@ mod tests {
         Settings::command().debug_assert();
     }
 
-    /// Operators rely on them.
+    /// Operators rely on these values.
     #[test]
     fn defaults_are_the_agreed_ones() {
         let settings = Settings::try_parse_from(["smol-graceful"]).unwrap();

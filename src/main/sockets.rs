@@ -1,8 +1,8 @@
-//! `Sockets`: what the servers of this process listen on, as the operator or the service manager
-//! says.
+//! `Sockets`: the listening sockets of the servers of this process, from the operator or the
+//! service manager.
 //!
 //! Invariant: the sockets of the admin server are taken before those of the public server, which
-//! takes what is left of the inherited ones. Binds nothing before it is asked to.
+//! takes the rest of the inherited ones. The creation of a value binds nothing.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use smol_graceful::{Address, ListenOptions, Listener};
 
 use crate::settings::Settings;
 
-/// Where to listen, and how.
+/// The addresses to listen on, with their options.
 #[derive(Debug, Clone)]
 pub(crate) struct Sockets {
     public: Vec<Address>,
@@ -26,7 +26,7 @@ impl Sockets {
             .keepalive(settings.keepalive)
             .unix_mode(settings.unix_mode);
         let (mut public, mut admin) = (settings.listen.clone(), settings.admin.clone());
-        // `[::]` leaves IPv4 alone if the program listens there already.
+        // `[::]` comes last, because it then leaves IPv4 to a socket of this program.
         public.sort_by_key(is_every_ipv6);
         admin.sort_by_key(is_every_ipv6);
         Self { public, admin, options }
@@ -41,7 +41,8 @@ impl Sockets {
     pub(crate) fn public(&self) -> Vec<io::Result<Listener>> {
         let listeners = self.bind(&self.public);
         if listeners.iter().any(Result::is_err) {
-            // The error of an address that was asked for says more than one of what is left.
+            // The error of an address from the operator says more than an error of an inherited
+            // socket.
             return listeners;
         }
         let inherited = match self.options.inherited() {
@@ -66,7 +67,7 @@ impl Sockets {
     }
 }
 
-/// Returns `true` for `[::]:8082`.
+/// Returns `true` for an address such as `[::]:8082`, which means every interface in IPv6.
 fn is_every_ipv6(address: &Address) -> bool {
     matches!(address, Address::Tcp(addr) if addr.is_ipv6() && addr.ip().is_unspecified())
 }

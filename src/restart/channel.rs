@@ -1,10 +1,9 @@
-//! [`Channel`]: one end of a socket pair for [`Message`]s and the descriptors that come with them:
-//! between a keeper and its child (the parent channel), and between predecessor and successor (a
-//! passage).
+//! [`Channel`]: one end of a socket pair for [`Message`]s and their descriptors. A parent channel
+//! is between a keeper and its child, and a passage between a predecessor and its successor.
 //!
 //! Invariant: a message and its descriptors come whole or not at all, and no program inherits an
-//! end of a channel, apart from a child, which gets its own end of the parent channel. Knows
-//! neither connections nor servers.
+//! end of a channel, apart from a child, which gets its own end of the parent channel. This file
+//! knows neither connections nor servers.
 
 use std::env;
 use std::fmt::Write;
@@ -26,8 +25,8 @@ use rustix::net::{
 use crate::descriptors::{inode, take_socket};
 use crate::restart::message::{BATCH, LONGEST, Message};
 
-/// Tells a child which descriptor is its end of the parent channel: a version, the descriptor, and
-/// its inode.
+/// The environment variable that names a child's end of the parent channel. The value has a
+/// version, the descriptor, and its inode.
 pub(crate) const KEEPER: &str = "SMOL_GRACEFUL_KEEPER";
 
 /// The version of the messages.
@@ -42,22 +41,22 @@ pub(crate) struct Channel {
 pub(crate) type Received = (Message, Vec<OwnedFd>);
 
 impl Channel {
-    /// Makes a channel. Returns this process's end, and the other one.
+    /// Makes a channel. Returns this process's end, and the other end.
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says. Some have no such sockets.
+    /// Returns the operating system's error. Some systems have no such sockets.
     pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
         let (own, other) = socket_pair()?;
         Ok((Self::of(own)?, other))
     }
 
-    /// Makes a channel that brings a message already, for a process that is to be started. Returns
-    /// this process's end, which is for [`Channel::of`], and the other one.
+    /// Makes a channel with a message in it, for a process that will be started. Returns this
+    /// process's end, which is for [`Channel::of`], and the other end.
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says. Some have no such sockets.
+    /// Returns the operating system's error. Some systems have no such sockets.
     #[cfg_attr(
         not(feature = "keeper"),
         allow(dead_code, reason = "only a keeper starts a process")
@@ -72,22 +71,23 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says if no events can be had for the socket.
+    /// Returns the operating system's error if this process cannot wait for the socket.
     pub(crate) fn of(socket: OwnedFd) -> io::Result<Self> {
         Ok(Self { socket: Async::new(socket)? })
     }
 
-    /// Takes the end that this process was started with, if it was.
+    /// Takes the end with which this process was started, if there is one.
     pub(crate) fn from_env() -> Option<Self> {
         let word = env::var(KEEPER).ok()?;
         let (version, word) = word.split_once(':')?;
         let (fd, inode) = word.split_once(':')?;
         let socket = take_socket(fd.parse().ok()?, inode.parse().ok()?)?;
-        // Another version would not understand this one.
+        // A keeper of another version would not understand this child.
         (version == VERSION).then(|| Self::of(socket).ok())?
     }
 
-    /// Returns the word of [`KEEPER`] for a child's end, which has the descriptor `fd` there.
+    /// Returns the value of [`KEEPER`] for a child's end, which has the descriptor `fd` in the
+    /// child.
     ///
     /// # Errors
     ///
@@ -99,11 +99,11 @@ impl Channel {
         Ok(word)
     }
 
-    /// Sends a message at once, or not at all. At most [`BATCH`] descriptors go along.
+    /// Sends a message at once, or not at all, with at most [`BATCH`] descriptors.
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says; nothing was sent then.
+    /// Returns the operating system's error. Nothing was sent in that case.
     pub(crate) fn send(&self, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         send_packet(self.socket.as_fd(), &message.encode(), descriptors)
     }
@@ -112,8 +112,8 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says, and `InvalidData` for what is no message. Neither
-    /// tells whether the other process is alive.
+    /// Returns the operating system's error, and `InvalidData` if the bytes are not a message.
+    /// Neither error shows whether the other process is alive.
     ///
     /// # Cancel safety
     ///
@@ -122,13 +122,13 @@ impl Channel {
         std::future::poll_fn(|cx| self.poll_receive(cx)).await
     }
 
-    /// Returns what has come, as [`Channel::receive`] does; `None` if nothing has.
+    /// Returns the result of [`Channel::receive`], or `None` if nothing has come.
     pub(crate) fn try_receive(&self) -> Option<io::Result<Option<Received>>> {
         (!is_empty(self.socket.as_fd())).then(|| self.receive_now())
     }
 
     pub(crate) fn poll_receive(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Received>>> {
-        // Without a look first, each poll would cost room for the longest message.
+        // Look first, because each read allocates room for the longest message.
         while is_empty(self.socket.as_fd()) {
             ready!(self.socket.poll_readable(cx))?;
         }
@@ -138,8 +138,8 @@ impl Channel {
     fn receive_now(&self) -> io::Result<Option<Received>> {
         match receive_packet(self.socket.as_fd()) {
             // If the other process closes its end with something unread, Linux reports ECONNRESET
-            // once, and gives the queued answer to the next read. `is_empty` may have taken that
-            // report already. So this reads once more, and a second report is the end.
+            // once, and gives the queued answer to the next read. So read once more, and take a
+            // second report as the end. `is_empty` may have taken the first report already.
             Err(error) if is_reset(&error) => match receive_packet(self.socket.as_fd()) {
                 Err(error) if is_reset(&error) => Ok(None),
                 received => received,
@@ -148,7 +148,7 @@ impl Channel {
         }
     }
 
-    /// Takes the socket, to pass this end on.
+    /// Returns the socket, so that this end can be passed on.
     ///
     /// # Errors
     ///
@@ -179,7 +179,7 @@ fn send_packet(
     Ok(())
 }
 
-/// Returns `true` if nothing is there: no message, no end and no error.
+/// Returns `true` if there is no message, no end and no error.
 fn is_empty(socket: BorrowedFd<'_>) -> bool {
     recv(socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT) == Err(Errno::AGAIN)
 }
@@ -188,8 +188,8 @@ fn is_reset(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionReset
 }
 
-/// Returns the next message, and as many of its descriptors as this process could take, from the
-/// first on. Returns `None` when the other end is closed.
+/// Returns the next message and its descriptors, or `None` when the other end is closed. If this
+/// process has too few free descriptors, the last ones are missing.
 fn receive_packet(socket: BorrowedFd<'_>) -> io::Result<Option<Received>> {
     let mut bytes = vec![0; LONGEST];
     let mut space = [MaybeUninit::uninit(); SPACE];
@@ -209,7 +209,7 @@ fn receive_packet(socket: BorrowedFd<'_>) -> io::Result<Option<Received>> {
         Some(message) if !received.flags.contains(ReturnFlags::TRUNC) => {
             Ok(Some((message, descriptors)))
         }
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no message of this version")),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a message of this version")),
     }
 }
 
@@ -218,7 +218,7 @@ pub(crate) fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
-/// Returns `true` if the kernel sends nothing at the moment, for example because this user has too
+/// Returns `true` if the kernel sends nothing for the moment, for example because this user has too
 /// many descriptors under way.
 pub(crate) fn is_congested(error: &io::Error) -> bool {
     const FOR_A_MOMENT: [Errno; 4] =
@@ -233,11 +233,11 @@ fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// CLOEXEC, so that no program inherits what is received.
+/// The flags of a receive. CLOEXEC is among them, so that no program inherits the descriptors.
 #[cfg(not(target_vendor = "apple"))]
 const RECEIVE: RecvFlags = RecvFlags::CMSG_CLOEXEC;
 
-/// Fails: the system has no such sockets.
+/// Returns an error, because the system has no such sockets.
 #[cfg(target_vendor = "apple")]
 fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Err(io::ErrorKind::Unsupported.into())
@@ -274,7 +274,7 @@ mod tests {
         (own, Channel::of(other).unwrap())
     }
 
-    /// A batch of so many connections, with as many bytes ahead as a batch may have.
+    /// Returns a batch of `count` connections, with as many bytes read ahead as a batch may have.
     fn batch(count: usize) -> Message {
         let lengths = (0..count).map(|index| match index {
             0 => Limits::MOST_AHEAD - (count - 1) * (Limits::MOST_AHEAD / count),
@@ -289,7 +289,7 @@ mod tests {
 
     const ANSWER: Message = Message::Taken(Taken { number: 1, count: 1, takes_more: true });
 
-    /// Sockets, and the other end of each.
+    /// Returns `count` sockets, and the other end of each.
     fn sockets(count: usize) -> (Vec<UnixStream>, Vec<UnixStream>) {
         (0..count).map(|_| UnixStream::pair().unwrap()).unzip()
     }
@@ -302,8 +302,8 @@ mod tests {
         sockets.iter().map(|socket| inode(socket).unwrap()).collect()
     }
 
-    /// Waits for what comes. An end is there a moment later if another test starts a process just
-    /// now, which has copies of all descriptors for that moment.
+    /// Waits for the next message or the end. The end may come a moment late, because a process
+    /// that another test starts has copies of all descriptors for that moment.
     fn received(passage: &Channel) -> io::Result<Option<Received>> {
         let too_late = async {
             Timer::after(PATIENCE).await;
@@ -325,7 +325,7 @@ mod tests {
         read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Waits until a socket is closed whose other end this is.
+    /// Waits until the other side of a socket is closed. Returns `true` if that happens.
     fn closes(mut other_end: &UnixStream) -> bool {
         other_end.set_read_timeout(Some(PATIENCE)).unwrap();
         other_end.read(&mut [0]).is_ok_and(|n| n == 0)
@@ -346,7 +346,7 @@ mod tests {
         }
     }
 
-    /// The kernel passes no more at once.
+    /// The kernel passes at most [`BATCH`] descriptors in a message.
     #[test]
     fn a_longer_batch_is_an_error_and_nothing_of_it_comes() {
         let (predecessor, successor) = ends();
@@ -376,14 +376,14 @@ mod tests {
     #[test]
     fn a_message_that_comes_later_is_waited_for() {
         let (predecessor, successor) = ends();
-        // A future that was dropped takes nothing with it.
+        // A dropped future loses no message.
         assert!(block_on(poll_once(successor.receive())).is_none());
         let waiting = thread::spawn(move || block_on(successor.receive()));
         predecessor.send(&ANSWER, &[]).unwrap();
         assert_eq!(waiting.join().unwrap().unwrap().unwrap().0, ANSWER);
     }
 
-    /// The sender tries again later.
+    /// The sender can try again later.
     #[test]
     fn a_passage_that_is_full_takes_no_message_and_loses_none() {
         let (predecessor, successor) = ends();
@@ -405,7 +405,7 @@ mod tests {
         assert!(read[..sent].iter().all(|message| *message == ANSWER) && read[sent] == late);
     }
 
-    /// A passage that was given to another process goes on where it was.
+    /// A passage that was given to another process keeps its unread messages.
     #[test]
     fn what_is_unread_in_an_end_that_is_passed_on_goes_along() {
         let ((predecessor, successor), (onward, newest)) = (ends(), ends());
@@ -453,9 +453,9 @@ mod tests {
         assert!(!is_congested(&error), "{error}");
     }
 
-    /// The kernel reports that the other end was closed with something unread before it gives what
-    /// is queued here. An answer that came before the end must not be missed, or two processes
-    /// would read the same sockets.
+    /// If the other end was closed with something unread, the kernel reports that before it gives
+    /// the queued answer. This process must not miss the answer, or two processes would read the
+    /// same sockets.
     #[test]
     fn an_answer_is_not_lost_to_a_close() {
         let (predecessor, successor) = ends();
@@ -478,7 +478,7 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_invalid_data_and_its_descriptors_are_closed() {
-        // Its beginning is a message.
+        // The last text begins like a message, and has one byte too many.
         let longer = [batch(BATCH).encode(), vec![0; 1]].concat();
         for garbage in [&b"?"[..], b"C", b"T\0\0\0\x07\0\x01\x02", &longer] {
             let (predecessor, successor) = ends();
@@ -489,7 +489,7 @@ mod tests {
             let error = received(&successor).map(|_| ()).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
             assert!(closes(&client));
-            // The passage is still one.
+            // The passage still works.
             predecessor.send(&ANSWER, &[]).unwrap();
             assert_eq!(received(&successor).unwrap().unwrap().0, ANSWER);
         }
@@ -497,10 +497,10 @@ mod tests {
 
     // ── In a process of its own ─────────────────────────────────────────────────────────────
 
-    /// Says which part of a test a process of its own runs.
+    /// The environment variable that names the part of a test for a process of its own.
     const CHILD: &str = "SMOL_GRACEFUL_TEST_CHILD";
 
-    /// Runs a test of this module in a process of its own, which has these descriptors from 3 on.
+    /// Runs a test of this module in a process of its own, with these descriptors from 3 on.
     fn run_again(test: &str, part: &str, word: &str, descriptors: Vec<OwnedFd>) {
         let name = format!("restart::channel::tests::{test}");
         let mut command = Command::new(env::current_exe().unwrap());
@@ -512,8 +512,8 @@ mod tests {
         assert!(output.status.success() && text.contains("1 passed"), "{word} {part}: {output:?}");
     }
 
-    /// A process without descriptors for all gets the first ones, and not an error. The kernel
-    /// closes its copies of the rest, which only those of the sender keep open.
+    /// A process with too few free descriptors gets the first ones, and not an error. The kernel
+    /// closes the rest, so only the sender's copies keep those sockets open.
     #[test]
     fn too_few_descriptors_get_the_beginning_of_a_batch() {
         if env::var_os(CHILD).is_none() {
@@ -577,7 +577,7 @@ mod tests {
         let taken = run("takes", &|end| Channel::word(end, 3).unwrap());
         assert_eq!(received(&taken).unwrap().unwrap().0, ANSWER);
         assert!(received(&taken).unwrap().is_none());
-        // Another socket, or nothing that makes sense.
+        // The variable names another socket, or makes no sense.
         let inode = |end: &OwnedFd| inode(end).unwrap();
         run("leaves", &|end| format!("1:3:{}", inode(end) + 1));
         run("leaves", &|end| format!("1:4:{}", inode(end)));
@@ -586,7 +586,7 @@ mod tests {
         run("leaves", &|end| format!("1:x:{}", inode(end)));
         run("leaves", &|end| format!("3:{}", inode(end)));
         run("leaves", &|_| String::new());
-        // The channel of another version is closed, so its other end sees that nobody takes it.
+        // The child closes the channel of another version, so the keeper sees its end.
         run("closes", &|end| format!("2:3:{}", inode(end)));
     }
 }

@@ -1,8 +1,9 @@
-//! [`Message`]: what a keeper, its children and a passage between two of them say, beside the
-//! descriptors.
+//! [`Message`]: the messages between a keeper and its children, and between two children. The
+//! descriptors go beside them.
 //!
-//! Pure: a value into bytes, and bytes into a value. Invariant: bytes that make no sense make no
-//! value, and a count that a message declares reserves no memory. Numbers are big-endian.
+//! Pure: the code turns a value into bytes, and bytes into a value. Invariant: bytes that make no
+//! sense give no value, and a count that a message declares reserves no memory. Numbers are
+//! big-endian.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -11,26 +12,28 @@ use std::time::Duration;
 
 use crate::limits::Limits;
 
-/// A message, whole in one packet.
+/// A message, which is one packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// From the keeper, before the child begins: the listening sockets that it has from descriptor
-    /// 3 on, in their order.
+    /// From the keeper, before the child begins: the listening sockets that the child has from
+    /// descriptor 3 on, in their order.
     Offer(Vec<Offered>),
-    /// From a child: it serves. The sockets of those listeners that are new come with it, in their
-    /// order.
+    /// From a child: the child serves. The sockets of new listeners come with this message, in
+    /// their order.
     Ready(Ready),
-    /// From the keeper, or from a predecessor: the end of a passage, from which connections come.
+    /// From the keeper, or from a predecessor: connections come from a passage, whose end comes
+    /// with this message.
     Pass,
-    /// From the keeper: a successor serves, so hand over and stop. The end of a passage to the
-    /// successor comes with it, if the successor takes connections.
+    /// From the keeper: a successor serves, so hand over and stop. If the successor takes
+    /// connections, the end of a passage comes with this message.
     Leave(Leave),
-    /// From the keeper: it has closed its copies of the listening sockets, and a stop signal
-    /// follows.
+    /// From the keeper: the keeper has closed its copies of the listening sockets, and a stop
+    /// signal follows.
     Alone,
-    /// From the predecessor: a batch of connections. As many sockets come with it.
+    /// From the predecessor: a batch of connections. One socket for each comes with this message.
     Connections { number: u32, connections: Vec<Record> },
-    /// From the successor: how many connections of that batch it has taken, from the first on.
+    /// From the successor: the number of connections of a batch that it has taken, from the first
+    /// on.
     Taken(Taken),
 }
 
@@ -41,57 +44,57 @@ pub(crate) struct Offered {
     pub(crate) number: u32,
     /// The keeper or a child of it has bound the socket, so no other program has it.
     pub(crate) is_own: bool,
-    /// Where a Unix socket's file is. The socket itself may know only a relative path.
+    /// The path of a Unix socket's file. The socket itself may know only a relative path.
     pub(crate) file: Option<PathBuf>,
 }
 
-/// The word of a child that it serves.
+/// The report of a child that serves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ready {
     pub(crate) listeners: Vec<Served>,
-    /// The version of a keeper's state that the program reads, if it is the kind of program that
-    /// becomes its own keeper (`Process::keep`). Otherwise 0.
+    /// The version of a keeper's state that the program reads, or 0 if the program does not become
+    /// its own keeper (`Process::keep`).
     pub(crate) resumes: u16,
 }
 
 /// A listener on which a child serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Served {
-    /// The keeper's number. A new listener gets the first number that is above all offered ones.
+    /// The keeper's number. New listeners get numbers above all offered ones.
     pub(crate) number: u32,
-    /// The child takes connections of a predecessor that came to this listener.
+    /// The child takes a predecessor's connections to this listener.
     pub(crate) adopts: bool,
     /// Set if the child has brought the socket itself.
     pub(crate) brought: Option<Brought>,
 }
 
-/// The facts about a listener that only the child which has brought it knows.
+/// The facts about a new listener that only its child knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Brought {
     pub(crate) is_own: bool,
     pub(crate) file: Option<PathBuf>,
 }
 
-/// A keeper's word to a child that has a successor.
+/// The message of a keeper to a child that has a successor.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Leave {
     /// The process id of the successor.
     pub(crate) successor: u32,
-    /// The listeners on which the successor serves. The others are this child's alone.
+    /// The listeners on which the successor serves. No other process has the rest.
     pub(crate) taken: Vec<u32>,
-    /// Those of them whose connections the successor takes.
+    /// The listeners among those whose connections the successor takes.
     pub(crate) adopted: Vec<u32>,
 }
 
 /// The facts that go along with the socket of a connection (rule H8).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// The keeper's number of the listener that the connection came to.
+    /// The keeper's number of the listener to which the connection came.
     pub(crate) listener: u32,
-    /// How long the connection has been idle, or since when the first byte of its request is there,
-    /// to the millisecond.
+    /// The time for which the connection has been idle, or the first byte of its request has been
+    /// there, in whole milliseconds.
     pub(crate) idle: Duration,
-    /// The bytes that were read of the socket and not answered.
+    /// The bytes that were read from the socket and not answered.
     pub(crate) ahead: Vec<u8>,
 }
 
@@ -100,22 +103,23 @@ pub(crate) struct Record {
 pub(crate) struct Taken {
     /// The number of the batch.
     pub(crate) number: u32,
-    /// How many connections were taken. The next one, if there is one, was not.
+    /// The number of connections that were taken. The next one of the batch, if there is one, was
+    /// refused.
     pub(crate) count: u16,
-    /// `false` if no further connection would be taken either.
+    /// `false` if the successor would not take any further connection either.
     pub(crate) takes_more: bool,
 }
 
-/// How many connections a batch has at most: the kernel passes no more sockets at once.
+/// The largest number of connections in a batch, because the kernel passes no more sockets at once.
 pub(crate) const BATCH: usize = 253;
 
-/// How many bytes a message has at most.
+/// The largest number of bytes in a message.
 pub(crate) const LONGEST: usize = HEAD + BATCH * RECORD + Limits::MOST_AHEAD;
 
-/// A kind, a number, a count.
+/// The bytes of a kind, a number and a count.
 const HEAD: usize = 1 + 4 + 2;
 
-/// A listener, a time, a length.
+/// The bytes of a listener, a time and a length.
 const RECORD: usize = 4 + 8 + 4;
 
 const KIND_OFFER: u8 = b'O';
@@ -182,7 +186,7 @@ impl Message {
         bytes
     }
 
-    /// Returns `None` if the bytes are no message.
+    /// Reads a message. Returns `None` if the bytes are not one.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (kind, rest) = bytes.split_first()?;
         let rest = &mut &*rest;
@@ -241,7 +245,7 @@ fn put_bytes(bytes: &mut Vec<u8>, content: &[u8]) {
     bytes.extend(content);
 }
 
-/// Writes a path. No path is empty, so an empty one is none.
+/// Writes a path. An empty path stands for `None`, because no real path is empty.
 fn put_file(bytes: &mut Vec<u8>, file: Option<&PathBuf>) {
     put_bytes(bytes, file.map_or(&[], |file| file.as_os_str().as_bytes()));
 }
@@ -267,7 +271,7 @@ fn take_bool(rest: &mut &[u8]) -> Option<bool> {
 
 fn take_list<T>(rest: &mut &[u8], each: impl Fn(&mut &[u8]) -> Option<T>) -> Option<Vec<T>> {
     let count = u16::from_be_bytes(take(rest)?);
-    // The vector grows by what is there, not by the count.
+    // The vector grows with the values that are there, not by the count.
     (0..count).map(|_| each(rest)).collect()
 }
 
@@ -340,7 +344,7 @@ mod tests {
     fn what_is_no_whole_message_is_none() {
         for message in messages() {
             let mut bytes = message.encode();
-            // Long ones are cut at some places only.
+            // Long messages are cut at some places only.
             for end in (0..bytes.len()).step_by(1 + bytes.len() / 200) {
                 assert_eq!(Message::decode(&bytes[..end]), None, "{message:?} cut at {end}");
             }
@@ -348,9 +352,9 @@ mod tests {
             assert_eq!(Message::decode(&bytes), None, "{message:?} and one byte more");
         }
         assert_eq!(Message::decode(b"?"), None);
-        // More records than there are bytes.
+        // The message declares more records than it has bytes for.
         assert_eq!(Message::decode(b"C\0\0\0\0\xff\xff"), None);
-        // Neither yes nor no.
+        // The last byte is neither yes nor no.
         assert_eq!(Message::decode(b"T\0\0\0\x07\0\x01\x02"), None);
     }
 
@@ -402,7 +406,8 @@ mod tests {
         (!path.is_empty()).then(|| OsString::from_vec(path).into())
     }
 
-    /// Returns a number of random length, so the least and the greatest are not rare.
+    /// Returns a number with a random count of bits, so very small and very large numbers are not
+    /// rare.
     fn bits(random: &mut Rng) -> u64 {
         u64::MAX.checked_shr(random.u32(..=64)).unwrap_or(0)
     }
@@ -428,7 +433,7 @@ mod tests {
                 match random.u32(..4) {
                     0 => bytes.truncate(place),
                     1 => bytes.insert(place, random.u8(..)),
-                    // Mostly in front, where the counts are.
+                    // Most changes are at the beginning, where the counts are.
                     2 => bytes.iter_mut().take(12).for_each(|byte| {
                         if random.u32(..6) == 0 {
                             *byte = random.u8(..4);

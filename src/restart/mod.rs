@@ -1,5 +1,5 @@
-//! The words between a keeper and its children, and between a predecessor and its successor; and
-//! what a process tells its service manager.
+//! The messages between a keeper and its children, between a predecessor and its successor, and
+//! from a process to its service manager.
 //!
 //! Invariant: nothing here starts a process, accepts a connection or stops a server.
 

@@ -1,9 +1,9 @@
-//! [`Notify`]: tells the service manager how the server stands (systemd's protocol over
+//! [`Notify`]: tells the service manager the state of the server (systemd's protocol over
 //! NOTIFY_SOCKET). The manager of a keeper's child is its keeper.
 //!
 //! Invariant: the server never waits for the manager, and drops a message that the manager does not
-//! take at once (rule S21). Without a NOTIFY_SOCKET nothing is done. A manager gets READY=1 alone
-//! in a datagram, and every STATUS is bounded, because managers read no more than 4096 bytes.
+//! take at once (rule S21). Without a NOTIFY_SOCKET, this file does nothing. READY=1 goes alone in
+//! a datagram, and every STATUS is bounded, because a manager reads at most 4096 bytes.
 
 use std::env;
 use std::ffi::OsStr;
@@ -19,7 +19,7 @@ use socket2::{SockAddr, SockRef};
 use crate::error::reason;
 use crate::stop::draining::Draining;
 
-/// Names the socket on which the service manager listens.
+/// The environment variable that names the service manager's socket.
 pub(crate) const SOCKET: &str = "NOTIFY_SOCKET";
 
 /// The service manager, if there is one.
@@ -41,7 +41,7 @@ impl Notify {
         let Some(manager) = &self.0 else { return Ok(()) };
         match manager.send(&[NotifyState::Ready]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
-            // The manager is gone, so there is nobody to try again for.
+            // The manager is gone, so another try would not help.
             Err(error) => log::warn!(
                 "READY=1 did not reach {SOCKET}, so the program that has set it may take this process \
                  for one that has not started: {}",
@@ -52,7 +52,7 @@ impl Notify {
         Ok(())
     }
 
-    /// Gives the manager a line to show.
+    /// Sends the manager a line to show.
     pub(crate) fn status(&self, status: &str) {
         self.tell(&[NotifyState::Status(&bounded(status))]);
     }
@@ -62,14 +62,14 @@ impl Notify {
         self.tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
     }
 
-    /// Tells the manager how long connections are still accepted.
+    /// Tells the manager for how long the server still accepts connections.
     pub(crate) fn lame_duck(&self, duration: Duration) {
         let status = format!("lame duck: accepting connections for another {duration:?}");
         self.tell(&[NotifyState::Status(&status), extension(duration.saturating_add(MARGIN))]);
     }
 
-    /// Tells the manager how the drain stands. Asks for time only while the drain makes progress
-    /// (rule S20).
+    /// Tells the manager the state of the drain. Asks for more time only while the drain makes
+    /// progress (rule S20).
     pub(crate) fn draining(&self, draining: &Draining) {
         let status = bounded(&draining.to_string());
         let extension = extension(EXTENSION.min(draining.left.saturating_add(MARGIN)));
@@ -77,7 +77,8 @@ impl Notify {
         self.tell(if draining.is_moving { &states } else { &states[..1] });
     }
 
-    /// Returns how often the manager wants to hear that handlers can run, if it wants to.
+    /// Returns the interval at which the manager wants to hear that handlers can run, if there is
+    /// one.
     pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
         sd_notify::watchdog_enabled().filter(|interval| self.0.is_some() && !interval.is_zero())
     }
@@ -95,23 +96,23 @@ impl Notify {
     }
 }
 
-/// How much time the manager is asked for at once.
+/// The time that one message asks the manager for.
 const EXTENSION: Duration = Duration::from_secs(5);
 
-/// The time that the end of the grace takes: dropping what is left, and the last line of the log.
+/// The time for the end of the grace, in which the rest is dropped and the last line is logged.
 const MARGIN: Duration = Duration::from_secs(1);
 
 fn extension(duration: Duration) -> NotifyState<'static> {
     NotifyState::ExtendTimeoutUsec(u32::try_from(duration.as_micros()).unwrap_or(u32::MAX))
 }
 
-/// How many bytes a STATUS has at most. The manager shows it in one line, and reads 4096 bytes of
-/// a datagram.
+/// The largest number of bytes in a STATUS. The manager shows the text in one line, and reads 4096
+/// bytes of a datagram.
 const STATUS_BYTES: usize = 256;
 
 /// Returns a status as one line of at most [`STATUS_BYTES`], which ends with `...` if `text` does
-/// not fit. The text may come from a client or hold paths, and a line of its own would be a word
-/// of the protocol.
+/// not fit. The text may come from a client or hold paths, and a second line in it would be a
+/// message of the protocol.
 pub(crate) fn bounded(text: &str) -> String {
     let line = text.replace(char::is_control, " ");
     if line.len() <= STATUS_BYTES {
@@ -124,7 +125,7 @@ pub(crate) fn bounded(text: &str) -> String {
 
 const ELLIPSIS: &str = "...";
 
-/// A datagram socket, and the address that a process listens on.
+/// A datagram socket, and the address of the process that gets the datagrams.
 #[derive(Debug)]
 pub(crate) struct NotifySocket {
     socket: UnixDatagram,
@@ -144,7 +145,7 @@ impl NotifySocket {
         Self::to(&path).inspect_err(warn).ok()
     }
 
-    /// Returns a socket that sends to a path, or with `@` in front to an abstract name.
+    /// Returns a socket that sends to a path, or to an abstract name if the text begins with `@`.
     fn to(path: &OsStr) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
@@ -192,7 +193,7 @@ mod tests {
         let n = manager.recv(&mut bytes).unwrap();
         assert_eq!(&bytes[..n], b"WATCHDOG=1\n");
         drop(manager);
-        // The manager is gone, so there is nobody to try again for.
+        // The manager is gone, so another try would not help.
         assert!(notify.ready().is_ok());
     }
 
@@ -204,9 +205,9 @@ mod tests {
             ("serving".into(), "serving".into()),
             (long("x", 256), long("x", 256)),
             (long("x", 257), long("x", 253) + "..."),
-            // 126 characters of two bytes are 252 bytes; half of another one would be the 253rd.
+            // 126 characters of two bytes are 252 bytes, and the 253rd would be half a character.
             (long("ä", 200), long("ä", 126) + "..."),
-            // Neither a path nor a client says a word of the protocol.
+            // Neither a path nor a client can add a line of the protocol.
             ("unix:/a\nREADY=1\r\0".into(), "unix:/a READY=1  ".into()),
         ] {
             assert_eq!(bounded(&text), expected);
@@ -235,7 +236,7 @@ mod tests {
         assert_eq!(heard(draining(30, true)), status(30) + "EXTEND_TIMEOUT_USEC=5000000\n");
         assert_eq!(heard(draining(2, true)), status(2) + "EXTEND_TIMEOUT_USEC=3000000\n");
         assert_eq!(heard(draining(30, false)), status(30));
-        // A client's words push nothing out of the datagram.
+        // A client's text pushes nothing out of the datagram.
         let target = "x".repeat(5000);
         let (peer, stage, method) = (Peer::Unknown, Stage::Handler, "GET".into());
         let kind = WorkKind::Connection { peer, stage, method, target };
@@ -247,7 +248,7 @@ mod tests {
     #[test]
     fn the_longest_durations_are_no_panic() {
         let left = Duration::MAX;
-        // The text is made without a manager, too.
+        // Without a manager, making the text does not fail.
         let notify = Notify::default();
         notify.lame_duck(left);
         let in_flight = InFlight::default();

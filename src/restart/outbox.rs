@@ -1,4 +1,4 @@
-//! [`Outbox`]: the connections that wait for the successor, and the batch that it has not answered.
+//! [`Outbox`]: the connections that wait for the successor, and the batch that has no answer yet.
 //!
 //! Pure: no socket and no clock, so that a model test can run it against every order of events.
 //! Invariant: a connection is in the outbox until the answer says that the successor has it, and a
@@ -14,9 +14,9 @@ mod model;
 
 /// Connections on their way to the successor.
 pub(crate) struct Outbox<T> {
-    /// Not sent yet.
+    /// The connections that were not sent yet.
     waiting: VecDeque<T>,
-    /// The batch that was sent last and is not answered. Both processes have its sockets.
+    /// The batch that was sent last and has no answer. Both processes have its sockets.
     sent: Vec<T>,
     /// The number of that batch.
     number: u32,
@@ -24,17 +24,18 @@ pub(crate) struct Outbox<T> {
 
 /// A connection that can go into a batch.
 pub(crate) trait Carried {
-    /// Returns how many bytes go along: [`Limits::MOST_AHEAD`] at most.
+    /// Returns the number of bytes that go along, at most [`Limits::MOST_AHEAD`].
     fn ahead(&self) -> usize;
 }
 
-/// A batch that was answered.
+/// The result of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Settled<T> {
-    /// The successor has these. The copies of their sockets are to be closed at once.
+    /// The connections that the successor has taken. The caller closes the copies of their sockets
+    /// at once.
     pub(crate) taken: Vec<T>,
-    /// The successor does not take this one, which is this process's again. Those behind it wait
-    /// for the next batch.
+    /// The connection that the successor has refused, and that belongs to this process again. The
+    /// connections behind it wait for the next batch.
     pub(crate) refused: Option<T>,
 }
 
@@ -44,23 +45,23 @@ impl<T: Carried> Outbox<T> {
     }
 
     pub(crate) fn push(&mut self, connection: T) {
-        // It would never fit into a batch, and those behind it would wait for ever.
+        // A longer one would never fit into a batch, and would block the connections behind it.
         debug_assert!(connection.ahead() <= Limits::MOST_AHEAD);
         self.waiting.push_back(connection);
     }
 
-    /// Returns how many connections wait to be sent.
+    /// Returns the number of connections that wait to be sent.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Returns how many connections the batch has that was sent and is not answered.
+    /// Returns the number of connections in the batch that has no answer.
     pub(crate) fn sent(&self) -> usize {
         self.sent.len()
     }
 
-    /// Makes the next batch of those that wait. Returns `None` if none waits, or if a batch is not
-    /// answered yet.
+    /// Makes the next batch of waiting connections. Returns `None` if no connection waits, or if
+    /// the last batch has no answer yet.
     pub(crate) fn next_batch(&mut self) -> Option<(u32, &[T])> {
         if !self.sent.is_empty() {
             return None;
@@ -80,7 +81,7 @@ impl<T: Carried> Outbox<T> {
         Some((self.number, &self.sent))
     }
 
-    /// Takes note of an answer. Returns `None`, and changes nothing, if it is not the answer to the
+    /// Applies an answer. Returns `None`, and changes nothing, if the answer does not belong to the
     /// batch.
     pub(crate) fn settle(&mut self, answer: Taken) -> Option<Settled<T>> {
         let count = usize::from(answer.count);
@@ -94,20 +95,20 @@ impl<T: Carried> Outbox<T> {
         Some(Settled { taken, refused })
     }
 
-    /// Takes the batch back: it could not be sent, or the passage has closed without an answer. Its
-    /// connections wait again, in front of the others.
+    /// Takes back a batch that could not be sent, or whose passage has closed without an answer.
+    /// Its connections wait again, in front of the others.
     pub(crate) fn take_back(&mut self) {
         let sent = std::mem::take(&mut self.sent);
         sent.into_iter().rev().for_each(|connection| self.waiting.push_front(connection));
     }
 
-    /// Removes those that wait. The batch that is not answered stays.
+    /// Removes the waiting connections, and returns them. A batch without an answer stays.
     pub(crate) fn remove_waiting(&mut self) -> impl Iterator<Item = T> + use<T> {
         std::mem::take(&mut self.waiting).into_iter()
     }
 
-    /// Removes the batch that is not answered, because nobody waits for the answer any more. Its
-    /// sockets are the successor's.
+    /// Removes the batch without an answer, and returns its connections. The caller does not wait
+    /// for the answer any more, so the sockets are the successor's.
     pub(crate) fn remove_sent(&mut self) -> impl Iterator<Item = T> + use<T> {
         std::mem::take(&mut self.sent).into_iter()
     }

@@ -1,8 +1,8 @@
 //! [`Parent`]: the keeper of this process, at the other end of the parent channel.
 //!
 //! Invariant: the keeper's words come out in their order, each once, and its end comes last. This
-//! process reports once that it serves. Knows the listeners by their numbers alone, and carries
-//! none of the words out.
+//! process reports once that it serves. This file knows the listeners by their numbers alone, and
+//! does not act on the words.
 
 use std::collections::VecDeque;
 use std::env;
@@ -18,8 +18,8 @@ use crate::restart::channel::{Channel, KEEPER, Received};
 use crate::restart::message::{Leave, Message, Offered, Ready};
 use crate::threads;
 
-/// The version of a keeper's state that this program reads, once it is known that the program
-/// becomes its own keeper. Otherwise 0.
+/// The version of a keeper's state that this program reads, or 0. Set when the program becomes its
+/// own keeper.
 static RESUMES: AtomicU16 = AtomicU16::new(0);
 
 /// Returns the version of a keeper's state that this program reads, or 0.
@@ -27,7 +27,7 @@ pub(crate) fn resumes() -> u16 {
     RESUMES.load(Ordering::Relaxed)
 }
 
-/// Notes that this program becomes its own keeper, and reads this version of a keeper's state.
+/// Notes that this program can be its own keeper, and reads this version of a keeper's state.
 #[cfg(feature = "keeper")]
 pub(crate) fn set_resumes(version: u16) {
     RESUMES.store(version, Ordering::Relaxed);
@@ -41,18 +41,18 @@ pub(crate) struct Parent {
     state: Mutex<ParentState>,
 }
 
-/// Words of the keeper.
+/// An event from the keeper.
 pub(crate) enum Word {
     /// Connections come from this passage.
     Pass(Channel),
-    /// A successor serves, so this process hands over, through the passage if there is one, and
-    /// stops.
+    /// A successor serves, so this process hands its connections over through the passage, if there
+    /// is one, and stops.
     Leave(Leave, Option<Channel>),
     /// The keeper has ended.
     KeeperEnded,
 }
 
-/// The words that were received and not read, and the state that follows from all received ones.
+/// The words that were received and not yet returned, and the state after all of them.
 #[derive(Default)]
 struct ParentState {
     words: VecDeque<Word>,
@@ -71,11 +71,11 @@ impl Parent {
     }
 
     fn from_env() -> Option<Self> {
-        // The look at the variable costs nothing, and the check starts a thread.
+        // The look at the variable comes first, because the check starts a thread.
         env::var_os(KEEPER)?;
         threads::check().ok()?;
         let channel = Channel::from_env()?;
-        // The keeper sends it before this process begins.
+        // The keeper has sent the offer before this process began.
         match channel.try_receive() {
             Some(Ok(Some((Message::Offer(offered), _)))) => {
                 Some(Self { channel, offered, state: Mutex::default() })
@@ -89,8 +89,8 @@ impl Parent {
         }
     }
 
-    /// Reports that this process serves. The sockets are those of the listeners that it has
-    /// brought, in their order. Only the first report is sent: returns `false` for a later one.
+    /// Reports to the keeper that this process serves. `sockets` are those of new listeners, in
+    /// their order. Returns `false`, and sends nothing, if this process has reported before.
     ///
     /// # Errors
     ///
@@ -102,7 +102,7 @@ impl Parent {
         }
         match self.channel.send(&Message::Ready(ready), sockets) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
-            // The keeper has ended, or has closed the channel. The last word says so.
+            // The keeper has ended, or has closed the channel, and its last word reports that.
             Err(error) => log::debug!("the keeper does not hear this process: {}", reason(&error)),
             Ok(()) => {}
         }
@@ -113,7 +113,8 @@ impl Parent {
     /// Returns `true` if the keeper has closed its copies of the listening sockets.
     pub(crate) fn has_let_go(&self) -> bool {
         let mut state = lock(&self.state);
-        // The keeper says so before it sends a stop signal, and nobody may have looked since.
+        // The keeper sends this word before a stop signal, and this process may not have read it
+        // yet.
         while let Some(received) = self.channel.try_receive() {
             if state.put(received) {
                 break;
@@ -122,7 +123,8 @@ impl Parent {
         state.has_let_go
     }
 
-    /// Waits for the next word of the keeper. Never ready after [`Word::KeeperEnded`].
+    /// Waits for the next word of the keeper. After [`Word::KeeperEnded`], the future stays
+    /// pending.
     pub(crate) async fn word(&self) -> Word {
         std::future::poll_fn(|cx| self.poll_word(cx)).await
     }
@@ -145,20 +147,20 @@ impl Parent {
 }
 
 impl ParentState {
-    /// Takes note of what has come. Returns `true` if nothing can come any more.
+    /// Takes note of a message, the end or an error. Returns `true` if nothing more can come.
     fn put(&mut self, received: io::Result<Option<Received>>) -> bool {
         if self.is_gone {
             return true;
         }
         match received {
             Ok(Some((message, descriptors))) => {
-                // No event can be had for a descriptor that is no socket.
+                // This fails for a descriptor that is not a socket.
                 let mut ends = descriptors.into_iter().filter_map(|end| Channel::of(end).ok());
                 match message {
                     Message::Pass => self.words.extend(ends.next().map(Word::Pass)),
                     Message::Leave(leave) => self.words.push_back(Word::Leave(leave, ends.next())),
                     Message::Alone => self.has_let_go = true,
-                    _ => log::warn!("the keeper has sent what makes no sense to a child"),
+                    _ => log::warn!("the keeper has sent a message that makes no sense"),
                 }
             }
             Ok(None) => self.end(),
@@ -191,14 +193,14 @@ mod tests {
 
     use crate::restart::message::Taken;
 
-    /// Returns a keeper as a child sees it, and the keeper's end of the channel.
+    /// Returns a child's view of its keeper, and the keeper's end of the channel.
     fn parent() -> (Parent, Channel) {
         let (channel, end) = Channel::pair().unwrap();
         let parent = Parent { channel, offered: Vec::new(), state: Mutex::default() };
         (parent, Channel::of(end).unwrap())
     }
 
-    /// Returns the next word in short, or `None` if there is none.
+    /// Returns a short text for the next word, or `None` if there is none.
     fn next(parent: &Parent) -> Option<String> {
         block_on(poll_once(parent.word())).map(|word| match word {
             Word::Pass(_) => "pass".to_owned(),
@@ -213,7 +215,7 @@ mod tests {
         Message::Leave(Leave { successor, ..Leave::default() })
     }
 
-    /// A look at whether the keeper has let go receives everything, and takes no word away.
+    /// `has_let_go` receives everything, and loses no word.
     #[test]
     fn words_come_in_their_order_and_the_end_comes_once() {
         for looks in [false, true] {
@@ -266,7 +268,7 @@ mod tests {
         send(keeper.as_fd(), b"?", SendFlags::empty()).unwrap();
         keeper.send(&answer, &[]).unwrap();
         keeper.send(&Message::Offer(Vec::new()), &[]).unwrap();
-        // A passage without an end, and an end that is not a socket.
+        // One message lacks the passage's end, and the other one's end is not a socket.
         keeper.send(&Message::Pass, &[]).unwrap();
         keeper.send(&Message::Pass, &[file.as_fd()]).unwrap();
         assert!(!parent.has_let_go());
@@ -297,7 +299,7 @@ mod tests {
         assert_eq!(message, Message::Ready(Ready::default()));
     }
 
-    /// The last word tells of the end, so the report is not tried again.
+    /// The last word reports the end, so this process does not report again.
     #[test]
     fn a_report_to_a_keeper_that_has_ended_is_no_error() {
         let (parent, keeper) = parent();

@@ -1,8 +1,8 @@
-//! [`PidFile`]: the file that names the process which serves.
+//! [`PidFile`]: the file with the id of the process that serves.
 //!
-//! Invariant: a reader finds a whole process id or no file, because a finished file takes the place
-//! of the old one. A process removes the file only while the file holds its own id, as a successor
-//! may have written another one by then. Does not know when the process serves.
+//! Invariant: a reader finds a whole process id or no file, because a finished file replaces the
+//! old one. A process removes the file only while the file holds its own id, because a successor
+//! may have written another id by then. This file does not know when the process serves.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -18,7 +18,7 @@ use crate::error::reason;
 use crate::lock::lock;
 
 /// The pid file of this process, by its absolute path, because the program may change its
-/// directory. Dropping this removes the file, unless it holds another process's id.
+/// directory. The drop removes the file, unless it holds another process's id.
 #[derive(Debug)]
 pub(crate) struct PidFile(Arc<Path>);
 
@@ -27,16 +27,16 @@ pub(crate) struct PidFile(Arc<Path>);
 pub(crate) struct PidWriter(Arc<Path>);
 
 impl PidFile {
-    /// Makes sure that a file can be written at `path`, and leaves alone what is there.
+    /// Checks that a file can be written at `path`, and does not touch an existing one.
     ///
     /// # Errors
     ///
-    /// Returns an error that names the path if no file can be written there, or if a keeper has the
-    /// file.
+    /// Returns an error that names the path if a file cannot be written there, or if a keeper has
+    /// the file.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         let named = |error| cannot_write(path, &error);
         let path = path::absolute(path).map_err(named)?;
-        // A link stays, and leads to the new file.
+        // A symbolic link stays, and leads to the new file.
         let path = fs::canonicalize(&path).unwrap_or(path);
         let named = |error| cannot_write(&path, &error);
         check(&path).map_err(named)?;
@@ -51,7 +51,7 @@ impl PidFile {
         Ok(Self(path))
     }
 
-    /// Returns what writes the file.
+    /// Returns the writer of the file.
     pub(crate) fn writer(&self) -> PidWriter {
         PidWriter(self.0.clone())
     }
@@ -60,7 +60,7 @@ impl PidFile {
 impl Drop for PidFile {
     fn drop(&mut self) {
         let path = &self.0;
-        // A worker that is still busy writes before this, or not at all.
+        // The lock of the list makes a busy worker write before this line, or not at all.
         files().retain(|file| !Arc::ptr_eq(file, path));
         if is_own(path) {
             if let Err(error) = fs::remove_file(path) {
@@ -70,14 +70,15 @@ impl Drop for PidFile {
     }
 }
 
-/// Returns the paths of this process's [`PidFile`]s, locked while one of the files is written.
+/// Locks and returns the paths of this process's [`PidFile`]s. The lock is held while a file is
+/// written.
 fn files() -> MutexGuard<'static, Vec<Arc<Path>>> {
     static FILES: Mutex<Vec<Arc<Path>>> = Mutex::new(Vec::new());
     lock(&FILES)
 }
 
 impl PidWriter {
-    /// Writes this process's id, unless the file holds it. An error is only logged, because
+    /// Writes this process's id, unless the file holds it already. An error is only logged, because
     /// serving is worth more than the file.
     pub(crate) fn write(&self) {
         files().iter().filter(|file| Arc::ptr_eq(file, &self.0)).for_each(|path| write(path));
@@ -103,16 +104,16 @@ fn is_own(path: &Path) -> bool {
 
 /// The content of a pid file.
 pub(crate) enum Content {
-    /// No file, or an empty one.
+    /// There is no file, or an empty one.
     Nothing,
-    /// A process id.
+    /// The file has a process id.
     Id(u32),
-    /// Something else.
+    /// The file has something else.
     Other,
 }
 
 pub(crate) fn content(path: &Path) -> Content {
-    // A pipe would be waited for, and a device has no end.
+    // A read from a pipe could wait for ever, and a device may have no end.
     match fs::metadata(path) {
         Ok(there) if there.is_file() => {}
         Ok(_) => return Content::Other,
@@ -165,13 +166,13 @@ fn is_running(id: u32) -> bool {
     pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
 }
 
-/// How many bytes are read of a pid file: more than an id and some white space have.
+/// The largest number of bytes that is read of a pid file. An id and white space have fewer.
 const LONGEST: u64 = 64;
 
-/// Makes sure that the file at `path` may be replaced, if there is one.
+/// Checks that the file at `path` may be replaced, if there is one.
 pub(crate) fn check(path: &Path) -> io::Result<()> {
     if path.file_name().is_none() || fs::metadata(path).is_ok_and(|there| !there.is_file()) {
-        // A device, such as /dev/null, would be replaced.
+        // Without this check, a device such as /dev/null would be replaced.
         return Err(io::Error::other("it is not a regular file; give another path"));
     }
     if matches!(content(path), Content::Other) {
@@ -188,8 +189,9 @@ fn draft(path: &Path) -> io::Result<PathBuf> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}", process::id()));
     let draft = PathBuf::from(name);
-    // In a container each process has the id of the one before, which may have been killed here.
-    // Nothing is overwritten, because in a directory like /tmp somebody else's link could be there.
+    // In a container, each process has the same id as the one before, which may have left its draft
+    // here. The draft is created anew, because in a directory like /tmp another user's link could
+    // be there.
     let _ = fs::remove_file(&draft);
     let mut file = OpenOptions::new().write(true).create_new(true).open(&draft)?;
     let written = writeln!(file, "{}", process::id());
@@ -213,13 +215,13 @@ mod tests {
     use super::*;
     use std::env;
 
-    /// The program may go to another directory after it has begun.
+    /// The program may change its directory after it has begun.
     #[test]
     fn a_relative_path_is_made_absolute_at_once() {
         let name = format!("sg-relative-{}.pid", process::id());
         let file = PidFile::at(Path::new(&name)).unwrap();
         assert_eq!(*file.0, env::current_dir().unwrap().join(&name));
-        // Nothing is there before the server is ready.
+        // There is no file before the server is ready.
         assert!(!Path::new(&name).exists());
     }
 

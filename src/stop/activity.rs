@@ -1,10 +1,10 @@
-//! [`Activity`]: what a connection does, and what it waits for, in one word.
+//! [`Activity`]: the work of a connection and the step of its client for which it waits, in one
+//! word.
 //!
-//! The word keeps the two apart, because several tasks may write here: the connection's own task
-//! says what the connection does, and the task that reads the body or sends the output says what
-//! the client keeps waiting. The word also counts moves, so that a look at two times tells whether
-//! the connection stands still. Invariant: each change is one atomic step, and no step of one task
-//! undoes another's.
+//! The word has a part for each, because several tasks may write here. The connection's own task
+//! writes the work, and the task that reads the body or sends the output writes the wait. The word
+//! also counts moves, so two looks at different times show whether the connection stands still.
+//! Invariant: each change is one atomic step, and no step of one task undoes another's.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,25 +12,25 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Doing {
-    /// Nothing yet: nobody has looked whether a request has begun.
+    /// The connection was accepted, and its task has not looked for a request yet.
     Accepted = 0,
-    /// It waits for a request.
+    /// The connection waits for a request.
     Idle = 1,
-    /// It reads a head.
+    /// The connection reads a head.
     Head = 2,
-    /// It waits for the handler.
+    /// The connection waits for the handler.
     Handler = 3,
-    /// It sends the response.
+    /// The connection sends the response.
     Response = 4,
-    /// It discards a body that nobody has read, to go on with the next request.
+    /// The connection discards the rest of a body, to go on with the next request.
     Discarding = 5,
-    /// It has sent the last response, and ends.
+    /// The connection has sent the last response, and ends.
     Closing = 6,
-    /// It belongs to another protocol.
+    /// The connection belongs to another protocol.
     Upgraded = 7,
     /// The listener's wrapper is at work.
     Handshake = 8,
-    /// It is on its way to the successor.
+    /// The connection is on its way to the successor.
     Leaving = 9,
 }
 
@@ -49,7 +49,7 @@ pub(crate) enum Wait {
 pub(crate) struct Look(u32);
 
 impl Look {
-    /// No connection looks like this, because there is no such thing to do.
+    /// A look that no connection gives, because its work does not exist.
     pub(crate) const NEVER: Self = Self(!WAITS);
 
     pub(crate) fn doing(self) -> Doing {
@@ -71,7 +71,7 @@ impl Look {
         self.0 & wait as u32 != 0
     }
 
-    /// Returns a number that is another one as soon as the connection has moved.
+    /// Returns a number that changes whenever the connection moves.
     pub(crate) fn moves(self) -> u32 {
         self.0 & !WAITS
     }
@@ -83,18 +83,17 @@ pub(crate) struct Activity(AtomicU32);
 
 impl Activity {
     pub(crate) fn look(&self) -> Look {
-        // Relaxed, here and below: the sweep needs no order with anything else, only to see a
-        // change in time.
+        // Relaxed is enough here and below, because the sweep only has to see a change some time
+        // later, and in no order with other changes.
         Look(self.0.load(Ordering::Relaxed))
     }
 
-    /// Begins to do something else, and waits for nothing. Counts as a move.
+    /// Begins another work, and ends all waits. Counts as a move.
     pub(crate) fn begin(&self, doing: Doing) {
         self.change(|word| (word & !(DOING | WAITS)) | doing as u32);
     }
 
-    /// Does something else in the same exchange, and still waits for what was waited for. Counts as
-    /// a move.
+    /// Begins another work in the same exchange, and keeps the waits. Counts as a move.
     pub(crate) fn go_on(&self, doing: Doing) {
         self.change(|word| (word & !DOING) | doing as u32);
     }
@@ -105,7 +104,7 @@ impl Activity {
     }
 
     /// Begins to wait. Counts as a move, unless the connection has waited for this already, or
-    /// `is_still` says that nothing has moved.
+    /// `is_still` is `true` because nothing has moved.
     pub(crate) fn wait(&self, wait: Wait, is_still: bool) {
         let word = self.0.fetch_or(wait as u32, Ordering::Relaxed);
         if word & wait as u32 == 0 && !is_still {
@@ -113,8 +112,9 @@ impl Activity {
         }
     }
 
-    /// Ends a wait, and counts a move if the connection has waited for this. A body does not count
-    /// while the client takes no output: otherwise a byte of it now and then would buy any time.
+    /// Ends a wait, and counts a move if the connection has waited for this. A part of a body does
+    /// not count while the client takes no output. Otherwise a client could gain any time with a
+    /// byte now and then.
     pub(crate) fn got(&self, wait: Wait) {
         let look = self.look();
         if wait == Wait::Body && look.waits_for(Wait::Room) {
@@ -132,7 +132,7 @@ impl Activity {
 
 const DOING: u32 = 0b1111;
 const WAITS: u32 = Wait::Body as u32 | Wait::Room as u32;
-/// The count of moves lies above the rest.
+/// One move in the count, which has the high bits of the word.
 const MOVE: u32 = 1 << 6;
 
 #[cfg(test)]

@@ -1,19 +1,19 @@
-//! [`Draining`]: a drain that goes on, as a report tells it; [`InFlight`]: what is under way, in
-//! numbers; and [`ReportTimes`]: when the log says so.
+//! [`Draining`], the state of a drain for a report, [`InFlight`], the numbers of open work, and
+//! [`ReportTimes`], the times of the log's reports.
 //!
-//! Pure: gets the numbers and the time from the latch, and logs nothing.
+//! Pure: the latch passes the numbers and the time. This file logs nothing.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::stop::outcome::{OpenWork, count_of};
 
-/// The numbers of those that hold a latch.
+/// The numbers of holders of a latch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct InFlight {
-    /// The number of connections, idle ones too.
+    /// The number of connections, including idle ones.
     pub(crate) connections: usize,
-    /// The number of those whose request has begun, or that were upgraded.
+    /// The number of connections whose request has begun, or that were upgraded.
     pub(crate) requests: usize,
     /// The number of guards.
     pub(crate) guards: usize,
@@ -45,16 +45,16 @@ impl fmt::Display for InFlight {
     }
 }
 
-/// A drain that goes on (rule S20).
+/// The state of a drain under way (rule S20).
 #[derive(Debug, Clone)]
 pub(crate) struct Draining {
-    /// The numbers of those that hold the drain open.
+    /// The numbers of holders that keep the drain open.
     pub(crate) in_flight: InFlight,
     /// The time left until the rest is cut.
     pub(crate) left: Duration,
-    /// The one that has been busy for the longest time.
+    /// The work that has been open for the longest time.
     pub(crate) oldest: Option<OpenWork>,
-    /// Set if something has moved since the last report.
+    /// `true` if something has moved since the last report.
     pub(crate) is_moving: bool,
 }
 
@@ -64,7 +64,7 @@ impl Draining {
         self.in_flight != InFlight::default()
     }
 
-    /// Adds up two drains of one process, which ends when both have ended.
+    /// Adds up two drains of one process, which ends after both.
     pub(crate) fn and(self, other: Self) -> Self {
         let oldest = self.oldest.into_iter().chain(other.oldest);
         Self {
@@ -89,17 +89,17 @@ impl fmt::Display for Draining {
     }
 }
 
-/// A time of this length or longer means that there is no limit, because nobody waits for so long.
+/// A time of this length or longer counts as no limit.
 const WITHOUT_LIMIT: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// When the log says how a drain stands: after 1, 2, 5 and 10 s, and then every 10 s.
+/// The times at which the log reports a drain: after 1, 2, 5 and 10 s, and then every 10 s.
 ///
-/// Several drains of one latch share the times, so the log does not say the same twice.
+/// Several drains of one latch share the times, so the log does not repeat a report.
 #[derive(Debug, Default)]
 pub(crate) struct ReportTimes {
-    /// When the first drain has begun.
+    /// The time at which the first drain began.
     began: Option<Instant>,
-    /// How many reports were due until the last one.
+    /// The number of reports that were due at the last one.
     logged: u64,
 }
 
@@ -119,7 +119,7 @@ impl ReportTimes {
     }
 }
 
-/// Returns how many reports are due after so many seconds.
+/// Returns the number of reports that are due after `seconds`.
 fn due_after(seconds: u64) -> u64 {
     match seconds {
         0 | 1 => seconds,
@@ -188,7 +188,7 @@ mod tests {
         assert!(!empty.is_open());
     }
 
-    /// A minute of a drain that is looked at every 100 ms, and by two drains at a time.
+    /// Two drains of one latch ask every 100 ms, for a minute.
     #[test]
     fn a_long_drain_is_reported_now_and_then() {
         let start = Instant::now();
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(reports, [1, 2, 5, 10, 20, 30, 40, 50, 60]);
     }
 
-    /// A process that was suspended reports once what it has missed.
+    /// A process that was suspended makes one report for all that were due meanwhile.
     #[test]
     fn reports_that_were_missed_are_one() {
         let start = Instant::now();

@@ -1,10 +1,11 @@
-//! [`Latch`]: the state that handles, tokens and guards share, and [`Entry`]: a holder's place in it.
+//! [`Latch`], the state that handles, tokens and guards share, and [`Entry`], a holder's place in
+//! it.
 //!
-//! Invariant: the phase only moves forward, and once it has left *running* with nobody holding the
-//! drain open, nobody can join any more (rules S1, S2). The holders are a list under one lock. The
-//! count is that list's length, and "drained" is a predicate over both, never an event of its own.
-//! A child follows its parent, and whatever holds a child holds its parent, too. No lock is held
-//! while another latch is locked, and nothing recurses, because a chain of children may be long.
+//! Invariant: the phase only moves forward, and a latch that has left *running* and has no holder
+//! takes none any more (rules S1, S2). The holders are a list under one lock. The count is that
+//! list's length, and "drained" is a predicate over phase and count, never an event of its own. A
+//! child follows its parent, and a holder of a child holds the parent, too. No lock is held while
+//! another latch is locked, and no function recurses, because a chain of children may be long.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -45,21 +46,21 @@ impl Default for Times {
 }
 
 /// The state that all handles, tokens and guards share. Every wait listens first and looks
-/// afterwards, so no move is missed.
+/// afterwards, so it misses no move.
 #[derive(Debug, Default)]
 pub(crate) struct Latch {
-    /// Moved with the state locked, and read without.
+    /// The phase, which moves under the lock of the state, and is read without it.
     phase: Arc<AtomicPhase>,
     state: Mutex<LatchState>,
-    /// The phase has moved, or the last holder is gone in the drain.
+    /// Notifies of a move of the phase, and of the end of the last holder in the drain.
     moved: Event,
-    /// A connection has come.
+    /// Notifies of a new connection.
     joined: Event,
     /// The latch that this one follows.
     parent: Option<Parent>,
 }
 
-/// A child's way to its parent.
+/// The link from a child to its parent.
 #[derive(Debug)]
 struct Parent {
     latch: Arc<Latch>,
@@ -67,37 +68,37 @@ struct Parent {
     key: usize,
 }
 
-/// The holders of a latch, and what is known of its stop.
+/// The holders of a latch, and the facts about its stop.
 #[derive(Debug, Default)]
 pub(crate) struct LatchState {
     pub(crate) times: Times,
     /// The holders that keep the drain open.
     pub(crate) registry: Registry,
-    /// For each holder of a child, by its number: its number in the parent. Empty in other latches,
-    /// whose connections so take no room here.
+    /// Maps the number of each holder to its number in the parent. A latch without a parent has an
+    /// empty map, so its connections take no room here.
     above: HashMap<usize, usize>,
     children: Slab<Weak<Latch>>,
-    /// The signal that began the stop, and how long it had waited to be obeyed.
+    /// The signal that began the stop, and the time for which it had waited before.
     pub(crate) signal: Option<(Signal, Duration)>,
-    /// Requests finished in the drain.
+    /// The number of requests that were finished in the drain.
     pub(crate) finished: u64,
-    /// Connections that a successor has taken.
+    /// The number of connections that a successor has taken.
     pub(crate) handed_over: u64,
-    /// Streams that were closed because they were silent for too long.
+    /// The number of streams that were closed because they were silent for too long.
     pub(crate) streams_closed: u64,
-    /// Why the drain was aborted.
+    /// The reason for the abort, if there was one.
     pub(crate) aborted: Option<DrainEnding>,
-    /// Everything that the abort may have cut, and requests that had arrived and were turned away.
+    /// All work that the abort may have cut, and requests that had arrived and were not served.
     pub(crate) interrupted: Vec<Interrupted>,
-    /// Keeps several drains from logging the same report.
+    /// The times of the log's reports, which several drains share.
     pub(crate) reports: ReportTimes,
 }
 
 impl Latch {
-    /// Makes a latch that follows this one, and has the same times.
+    /// Makes a latch that follows this one, with the same times.
     pub(crate) fn child(self: &Arc<Self>) -> Arc<Self> {
         let mut state = self.state();
-        // The lock keeps a stop from passing the child by.
+        // The lock makes sure that a stop does not miss the child.
         Arc::new_cyclic(|child| {
             let key = state.children.insert(child.clone());
             let phase = AtomicPhase::default();
@@ -114,7 +115,7 @@ impl Latch {
         })
     }
 
-    /// Returns how many children live.
+    /// Returns the number of living children.
     #[cfg(test)]
     pub(crate) fn children(&self) -> usize {
         self.state().children.len()
@@ -142,14 +143,14 @@ impl Latch {
         iter::successors(self.parent(), |latch| latch.parent())
     }
 
-    /// Returns the phase, to be looked at without the latch.
+    /// Returns the phase, for readers without the latch.
     pub(crate) fn shared_phase(&self) -> Arc<AtomicPhase> {
         self.phase.clone()
     }
 
-    // ── Who holds it ────────────────────────────────────────────────────────────────────────
+    // ── Its holders ─────────────────────────────────────────────────────────────────────────
 
-    /// Takes a holder in, unless the drain is over or aborted, here or in a latch above. The
+    /// Adds a holder, unless the drain of this latch or of a latch above is over or aborted. The
     /// state's lock keeps the phase from moving meanwhile (rule S1).
     pub(crate) fn admit(self: &Arc<Self>, holder: Holder) -> Option<Entry> {
         let mut above = None;
@@ -160,7 +161,7 @@ impl Latch {
         Some(Entry { latch: self.clone(), id })
     }
 
-    /// Takes in a further holder beside one of the same kind, which holds the latch open meanwhile.
+    /// Adds a holder beside one of the same kind, which holds the latch open meanwhile.
     pub(crate) fn admit_beside(self: &Arc<Self>, holder: Holder) -> Entry {
         let mut above = None;
         for latch in self.eldest_first() {
@@ -170,22 +171,22 @@ impl Latch {
         Entry { latch: self.clone(), id }
     }
 
-    /// Returns the latches above in the order in which they take a holder in: none of them is
-    /// drained while one below has a holder.
+    /// Returns the latches above, the eldest first. Holders are added in this order, so no latch is
+    /// drained while a latch below has a holder.
     fn eldest_first(&self) -> Vec<&Self> {
         let mut line: Vec<_> = self.parents().collect();
         line.reverse();
         line
     }
 
-    /// Takes a holder in here alone, and returns its number. If this latch is closed, gives up the
-    /// holder's place in the latches above.
+    /// Adds a holder to this latch alone, and returns its number. If this latch takes no holder,
+    /// removes the holder from the latches above.
     fn admit_here(&self, holder: Holder, above: Option<usize>) -> Option<usize> {
         let state = self.state();
         let is_open = match self.phase() {
             Phase::Running => true,
-            // A server that was stopped before it began still has its listeners' queues to serve
-            // (rule S4), and the program that runs it waits for that server's outcome.
+            // A server that was stopped before it began still has to serve the queues of its
+            // listeners (rule S4), and the program waits for the outcome of that server.
             Phase::Draining => {
                 !state.registry.holders.is_empty() || matches!(holder, Holder::Server)
             }
@@ -219,7 +220,7 @@ impl Latch {
         id
     }
 
-    /// Gives up a holder's place, here and in the latches above.
+    /// Removes a holder from this latch and from the latches above.
     fn leave(&self, id: usize) {
         let mut place = self.leave_here(id);
         for latch in self.parents() {
@@ -227,7 +228,7 @@ impl Latch {
         }
     }
 
-    /// Gives up a holder's place here alone. Returns the holder's number in the parent.
+    /// Removes a holder from this latch alone. Returns the holder's number in the parent.
     fn leave_here(&self, id: usize) -> Option<usize> {
         let mut state = self.state();
         let holder = state.registry.holders.remove(id);
@@ -237,23 +238,23 @@ impl Latch {
         if let Some(seat) = holder.seat() {
             seat.client_left(ClientLeft::Gone);
         }
-        // Looked at after the registry: `advance` moves the phase under the same lock and announces
-        // it, so one of the two sides sees both.
+        // The phase is read after the registry has changed. `advance` moves the phase under the
+        // same lock and then notifies, so one of the two sides sees both changes.
         if is_last && self.phase() > Phase::Running {
             self.moved.notify(usize::MAX);
         }
         above
     }
 
-    /// Wakes the connections that `choose` returns, and returns how many these are. The registry is
-    /// unlocked then, because a waker may run anything.
+    /// Wakes the connections that `choose` returns, and returns their number. The registry is
+    /// unlocked before, because a waker may run any code.
     pub(crate) fn wake(&self, choose: impl FnOnce(&mut Registry) -> Vec<Arc<Seat>>) -> usize {
         let seats = choose(&mut self.state().registry);
         seats.iter().for_each(|seat| seat.wake());
         seats.len()
     }
 
-    /// Changes what is known of the stop, here and in the latches above.
+    /// Changes the facts about the stop, in this latch and in the latches above.
     pub(crate) fn note(&self, change: impl Fn(&mut LatchState)) {
         change(&mut self.state());
         self.parents().for_each(|latch| change(&mut latch.state()));
@@ -261,7 +262,7 @@ impl Latch {
 
     // ── Its moves ───────────────────────────────────────────────────────────────────────────
 
-    /// Moves on to *draining*, and the children too, unless that has happened before.
+    /// Moves this latch and its children to *draining*, unless that has happened before.
     pub(crate) fn stop(&self, signal: Option<(Signal, Duration)>) {
         let mut followers = self.advance(Phase::Draining, |state| state.signal = signal);
         while let Some(latch) = followers.pop() {
@@ -269,10 +270,10 @@ impl Latch {
         }
     }
 
-    /// Moves on to *aborting*, and the children too, unless that has happened before. A drain in a
-    /// latch above goes on, and its outcome names what was cut here.
+    /// Moves this latch and its children to *aborting*, unless that has happened before. A drain in
+    /// a latch above goes on, and its outcome names the work that was cut here.
     pub(crate) fn abort(&self, ending: DrainEnding) {
-        // A drain above must not end before it has heard of the cuts.
+        // This entry keeps a drain above open until it knows of the cuts.
         let above = self.parent.as_ref().and_then(|parent| parent.latch.admit(Holder::Server));
         let cuts = self.abort_with_children(ending);
         for latch in self.parents() {
@@ -285,7 +286,7 @@ impl Latch {
         drop(above);
     }
 
-    /// Aborts this latch and its children. Returns the work that this may cut here.
+    /// Aborts this latch and its children. Returns the work that this may cut in this latch.
     fn abort_with_children(&self, ending: DrainEnding) -> Vec<Interrupted> {
         let (cuts, mut followers) = self.abort_alone(ending);
         let mut next = 0;
@@ -300,13 +301,13 @@ impl Latch {
         cuts
     }
 
-    /// Moves this latch alone on to *aborting*. Returns the work that this may cut, and the
-    /// children, which have to follow.
+    /// Moves this latch alone to *aborting*. Returns the work that this may cut, and the children,
+    /// which have to follow.
     fn abort_alone(&self, ending: DrainEnding) -> (Vec<Interrupted>, Vec<Arc<Self>>) {
         let mut cuts = Vec::new();
         let children = self.advance(Phase::Aborting, |state| {
-            // Named before anyone can begin to drop what it holds (rule S13), and not once more if
-            // a child was aborted before.
+            // S13: list the cuts before any task drops its work. Work of a child that was aborted
+            // before is in the list already.
             cuts = state.registry.cuts(Instant::now());
             cuts.retain(|cut| !state.interrupted.iter().any(|known| known.is_same(cut)));
             state.interrupted.extend(cuts.iter().cloned());
@@ -315,8 +316,8 @@ impl Latch {
         (cuts, children)
     }
 
-    /// Moves the phase forward to `phase`, after `note` has noted why, unless it is there already.
-    /// Returns the children, which have to follow.
+    /// Moves the phase forward to `phase`, unless that has happened before, and lets `note` write
+    /// the reason. Returns the children, which have to follow.
     fn advance(&self, phase: Phase, note: impl FnOnce(&mut LatchState)) -> Vec<Arc<Self>> {
         let mut state = self.state();
         if self.phase() >= phase {
@@ -336,7 +337,8 @@ impl Latch {
         self.until(&self.moved, |latch| latch.phase() >= phase).await;
     }
 
-    /// Waits until the drain is over: a predicate, looked at again after every change.
+    /// Waits until the drain is over. This is a predicate, which is evaluated again after every
+    /// change.
     pub(crate) async fn drained(&self) {
         let is_over = |latch: &Self| {
             latch.phase() > Phase::Running && latch.state().registry.holders.is_empty()
@@ -344,7 +346,7 @@ impl Latch {
         self.until(&self.moved, is_over).await;
     }
 
-    /// Waits until `is_there` finds a connection.
+    /// Waits until `is_there` returns `true`.
     pub(crate) async fn occupied(&self, is_there: impl Fn(&Registry) -> bool) {
         self.until(&self.joined, |latch| is_there(&latch.state().registry)).await;
     }
@@ -359,7 +361,7 @@ impl Latch {
         }
     }
 
-    /// Returns how the drain stands. `moves` are those that the last report has seen.
+    /// Returns the state of the drain. `moves` is the count from the last report, and is updated.
     pub(crate) fn draining(&self, left: Duration, moves: &mut Option<u64>) -> Draining {
         let state = self.state();
         let now = state.registry.moves().wrapping_add(state.finished);
@@ -381,13 +383,13 @@ impl Drop for Latch {
         let mut parent = self.parent.take();
         while let Some(Parent { latch, key }) = parent {
             latch.state().children.remove(key);
-            // The last owner of the parent takes leave of the grandparent, too.
+            // If this was the parent's last owner, the loop goes on with the grandparent.
             parent = Arc::into_inner(latch).and_then(|mut latch| latch.parent.take());
         }
     }
 }
 
-/// A holder's place in a latch. It holds the drain open as long as it lives.
+/// A holder's place in a latch. The drain stays open as long as this value lives.
 pub(crate) struct Entry {
     latch: Arc<Latch>,
     /// The place among the holders of the latch.
@@ -395,14 +397,14 @@ pub(crate) struct Entry {
 }
 
 impl fmt::Debug for Entry {
-    /// Leaves out the latch, which would list all of its holders for each of them.
+    /// Leaves out the latch, which would list all of its holders again.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entry").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
 impl Entry {
-    /// Returns the latch that this holds.
+    /// Returns the latch of this holder.
     pub(crate) fn latch(&self) -> &Arc<Latch> {
         &self.latch
     }

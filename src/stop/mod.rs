@@ -1,8 +1,8 @@
-//! How a server stops: the latch, the holders that keep its drain open, the signals that move it,
-//! and the outcome.
+//! The stop of a server: the latch, the holders that keep its drain open, the signals that move the
+//! latch, and the outcome.
 //!
-//! Invariant: nothing here accepts, reads or sends. `latch.rs` has the latch, `seat.rs` has what
-//! a connection and its server tell each other, and `policy.rs` says what a signal means.
+//! Invariant: nothing here accepts, reads or sends. `latch.rs` has the latch, `seat.rs` the facts
+//! that a connection and its server share, and `policy.rs` the meaning of a signal.
 
 pub(crate) mod activity;
 pub(crate) mod draining;

@@ -1,6 +1,6 @@
-//! [`Shutdown::obey`]: moves a latch as signals say, and logs that.
+//! [`Shutdown::obey`]: moves a latch at signals, and logs each move.
 //!
-//! The policy decides, and this carries it out. Knows nothing of servers.
+//! The policy decides, and this file carries out its actions. It knows nothing of servers.
 
 use std::future::Future;
 use std::time::Duration;
@@ -16,34 +16,34 @@ use crate::stop::signals::{self, Received, name};
 /// The default of [`Process::repeat_window`](crate::Process::repeat_window), and `obey`'s window.
 pub(crate) const REPEAT_WINDOW: Duration = Duration::from_millis(100);
 
-/// So many signals are obeyed before the future has its turn again. A process has fewer at a time.
+/// The number of signals after which the future gets its turn. A process has fewer at a time.
 const TURN: usize = 16;
 
-/// A signal that has waited for so long gets a line in the log.
+/// A signal that has waited for this time or longer gets a line in the log.
 const LONG_WAIT: Duration = Duration::from_secs(1);
 
 impl Shutdown {
     /// Runs `future`, and meanwhile stops at the first of `signals` and aborts at the second (rule
-    /// S14), as [`run`](crate::run) does. Returns what `future` returns.
+    /// S14), as [`run`](crate::run) does. Returns the value of `future`.
     ///
-    /// `future` is whatever is to be stopped, such as [`Server::serve`](crate::Server::serve), or
-    /// the drain of a program without a server. It has to end after the stop by itself.
+    /// `future` is the work that the signals stop, such as [`Server::serve`](crate::Server::serve),
+    /// or the drain of a program without a server. It has to end by itself after the stop.
     ///
-    /// Further signals within 100 ms of the first one belong to the same stop, whichever they are,
-    /// because wrappers and terminals send two. The first signal after a stop by the program itself
-    /// is only noted, and the 100 ms begin with it. Only `run` can have another window
+    /// All further signals within 100 ms of the first one belong to the same stop, because wrappers
+    /// and terminals send two. The first signal after a stop by the program itself is only noted,
+    /// and the 100 ms begin with it. Only `run` can have another window
     /// ([`Process::repeat_window`](crate::Process::repeat_window)).
     ///
-    /// A handler that blocks the thread which polls this keeps every signal waiting, the second one
-    /// too. The log then says how long the stop has waited, and [`Outcome::took`] counts that time.
-    /// The logger must not block either: see [`LogWriter`](crate::LogWriter).
+    /// If a handler blocks the thread that polls this future, every signal waits, also the second
+    /// one. The log then says how long the stop has waited, and [`Outcome::took`] counts that time.
+    /// The logger must not block either (see [`LogWriter`](crate::LogWriter)).
     ///
     /// [`Outcome::took`]: crate::Outcome::took
     ///
     /// # Cancel safety
     ///
-    /// Dropping it drops `future`. Signals that come after that are not obeyed, and do not kill the
-    /// process either.
+    /// The drop of this future drops `future`. Signals that come later have no effect, and do not
+    /// kill the process either.
     ///
     /// # Examples
     ///
@@ -51,7 +51,7 @@ impl Shutdown {
     /// use smol_graceful::{Outcome, ServeError, Server, Shutdown, signals};
     ///
     /// fn main() -> Result<Outcome, ServeError> {
-    ///     // The signals come first: they are handled before anyone can connect.
+    ///     // The signals come first, so they are handled before a client can connect.
     ///     let signals = signals()?;
     ///     let shutdown = Shutdown::new();
     ///     let server = Server::new(|_request| async { Ok("okay") }).shutdown(&shutdown);
@@ -100,7 +100,7 @@ impl Shutdown {
         future.or(obey).await
     }
 
-    /// Moves `latches` as `action` says, and logs that once.
+    /// Carries out `action` on `latches`, and logs that once.
     pub(crate) fn carry_out(latches: &[&Self], action: Action) {
         let in_flight = latches.iter().map(|latch| latch.counted()).reduce(InFlight::and);
         let in_flight = in_flight.unwrap_or_default();
@@ -152,10 +152,10 @@ mod tests {
     use std::cell::Cell;
     use std::task::Poll;
 
-    /// A stream of the program's own that is always ready does not keep the future from its turns.
+    /// A stream of the program's own that is always ready leaves the future its turns.
     #[test]
     fn a_stream_without_end_starves_nobody() {
-        // The stream has an end after all, so that the test cannot hang.
+        // The stream has an end, so that the test cannot hang.
         let taken = Cell::new(0);
         let signals = stream::repeat(Signal::Term).take(100 * TURN);
         let signals = signals.inspect(|_| taken.set(taken.get() + 1));
@@ -174,7 +174,7 @@ mod tests {
         assert!(shutdown.token().is_stopping());
     }
 
-    /// A program may obey a stream of its own, which knows no times.
+    /// A program may pass a stream of its own, which has no times.
     #[test]
     fn any_stream_is_obeyed() {
         let (send, signals) = smol::channel::unbounded();
@@ -183,7 +183,7 @@ mod tests {
         let watch = async {
             send.send(Signal::Term).await.unwrap();
             token.stopping().await;
-            // Sent again until the window is over.
+            // The signal is repeated until the window is over.
             while future::poll_once(token.aborting()).await.is_none() {
                 send.send(Signal::Int).await.unwrap();
                 async_io::Timer::after(Duration::from_millis(10)).await;

@@ -1,10 +1,10 @@
-//! [`Order`]: what a server wants of each of its connections.
+//! [`Order`]: the order of a server to each of its connections.
 //!
-//! It follows from the phase of the latch, which several servers may share, from what one server
-//! wants by itself, and from how far its connections go to a successor. Invariant: the order of the
-//! latch and of the server only grows, and so does that of a connection that cannot go. A
-//! connection that can go is served, or asked to leave, until the hand-over is over. Wakes no
-//! connection: the code that gives an order does that.
+//! The order follows from the phase of the latch, which several servers may share, from the
+//! server's own order, and from the state of the hand-over. Invariant: the orders of the latch and
+//! of the server only grow, and so does the order of a connection that cannot leave. A connection
+//! that can leave is served, or asked to leave, until the hand-over is over. This file wakes no
+//! connection, because the code that gives an order does that.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -17,14 +17,14 @@ use crate::stop::phase::{AtomicPhase, Phase};
 pub(crate) enum Order {
     /// The connection serves request after request.
     Serve = 0,
-    /// The connection goes to the successor, as soon as no exchange is under way (rule H5).
+    /// The connection goes to the successor as soon as no exchange is under way (rule H5).
     Leave = 1,
-    /// The connection finishes what has begun, and announces the close with the last response
-    /// (rules S8, S9). An idle connection still waits for a request.
+    /// The connection finishes the exchanges that have begun, and announces the close with the last
+    /// response (rules S8, S9). An idle connection still waits for a request.
     Finish = 2,
-    /// An idle connection looks once more whether a request has arrived, and ends (rule S6).
+    /// An idle connection looks once more for a request, and ends (rule S6).
     LastLook = 3,
-    /// The connection ends at once, and what it does is cut (rule S13).
+    /// The connection ends at once, and its work is cut (rule S13).
     Abort = 4,
 }
 
@@ -36,23 +36,24 @@ pub(crate) struct Orders {
     own: AtomicU8,
     /// A [`HandOver`].
     hand_over: AtomicU8,
-    /// For each listener of the server: the number by which the successor knows it, if the
-    /// successor takes its connections. Not set before a hand-over.
+    /// For each listener of the server, the number by which the successor knows the listener, or
+    /// `None` if the successor does not take its connections. Set when a hand-over begins.
     adopted: OnceLock<Vec<Option<u32>>>,
 }
 
-/// How far a server hands over those connections that can go to a successor.
+/// The state of a hand-over, for connections that can leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum HandOver {
-    /// There is no successor that takes connections, or not any more.
+    /// There is no successor that takes connections.
     None = 0,
-    /// A connection goes when it is asked to. The others are served as if there were no stop.
+    /// A connection that was asked goes to the successor. The others are served as if there were no
+    /// stop.
     Asking = 1,
     /// Every connection goes after its exchange.
     All = 2,
-    /// The successor takes no more connections. They are stopped, and idle ones may still send a
-    /// request for the time of the linger.
+    /// The successor takes no more connections. The rest are stopped, and idle ones may still send
+    /// a request within the linger.
     Over = 3,
 }
 
@@ -67,7 +68,7 @@ impl Orders {
         }
     }
 
-    /// Returns the order that holds now for a connection that does not go to a successor.
+    /// Returns the current order for a connection that does not go to a successor.
     pub(crate) fn current(&self) -> Order {
         let of_latch = match self.phase.current() {
             Phase::Running => Order::Serve,
@@ -76,17 +77,17 @@ impl Orders {
         };
         of_latch.max(match self.own.load(Ordering::Acquire) {
             0 => Order::Serve,
-            // A server never gives `Leave`, which depends on the connection.
+            // `Leave` (1) depends on the connection, so a server never gives it.
             1 | 2 => Order::Finish,
             3 => Order::LastLook,
             _ => Order::Abort,
         })
     }
 
-    /// Returns the order that holds now for a connection of the listener with this number.
+    /// Returns the current order for a connection of the listener with this number.
     pub(crate) fn of_listener(&self, listener: u32, departure: Departure) -> Order {
         let order = self.current();
-        // Before a stop and at an abort, all connections are alike.
+        // Before a stop and at an abort, all connections have the same order.
         if !matches!(order, Order::Finish | Order::LastLook) || !self.can_leave(listener, departure)
         {
             return order;
@@ -100,7 +101,7 @@ impl Orders {
         }
     }
 
-    /// Returns `true` if a connection of this listener can go to the successor, once there is one.
+    /// Returns `true` if a connection of this listener can go to the successor.
     pub(crate) fn can_leave(&self, listener: u32, departure: Departure) -> bool {
         departure != Departure::Refused && self.adopted_as(listener).is_some()
     }
@@ -110,18 +111,18 @@ impl Orders {
         *self.adopted.get()?.get(listener as usize)?
     }
 
-    /// Returns `true` if the stop has begun, whatever holds for a single connection.
+    /// Returns `true` if the stop has begun, also while single connections are still served.
     pub(crate) fn is_stopping(&self) -> bool {
         self.current() >= Order::Finish
     }
 
-    /// Gives an order to the connections of this server alone. An order that holds already stays.
+    /// Gives an order to the connections of this server alone. A stronger order stays.
     pub(crate) fn give(&self, order: Order) {
         self.own.fetch_max(order as u8, Ordering::AcqRel);
     }
 
-    /// Sets whose connections can go to a successor: those of the listeners that have a number
-    /// in `adopted`. Comes before the stop, or a response in between would say `close`.
+    /// Lets the connections of listeners with a number in `adopted` go to a successor. This comes
+    /// before the stop, because otherwise a response in between would say `close`.
     pub(crate) fn begin_hand_over(&self, adopted: Vec<Option<u32>>) {
         let _ = self.adopted.set(adopted);
         self.set_hand_over(HandOver::Asking);
@@ -141,13 +142,13 @@ impl Orders {
     }
 }
 
-/// Marks a connection as asked to go to the successor, or as refused by it.
+/// The state of one connection in a hand-over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Departure {
     Unasked = 0,
     Asked = 1,
-    /// The successor has refused it.
+    /// The successor has refused the connection.
     Refused = 2,
 }
 
@@ -178,9 +179,9 @@ mod tests {
         assert_eq!((gone.current(), other.current()), (Order::Abort, Order::Serve));
     }
 
-    /// Rules H5 and H6: each step of a hand-over, and the orders of four connections. Two belong to
-    /// a listener whose connections the successor takes. One is asked, and one is not. A third was
-    /// refused, and the fourth belongs to another listener.
+    /// Rules H5 and H6: each step of a hand-over, and the orders of four connections. The first two
+    /// belong to a listener whose connections the successor takes, and one of them is asked. The
+    /// third was refused, and the fourth belongs to another listener.
     #[test]
     fn who_can_leave_is_served_until_it_is_asked() {
         use Departure::{Asked, Refused, Unasked};
@@ -196,14 +197,14 @@ mod tests {
         assert_eq!(now(), [Serve; 4]);
         phase.advance(Phase::Draining);
         assert_eq!(now(), [Leave, Serve, Finish, Finish]);
-        // The linger is over for those that do not go.
+        // The linger is over for connections that do not leave.
         orders.give(LastLook);
         assert_eq!(now(), [Leave, Serve, LastLook, LastLook]);
         orders.set_hand_over(HandOver::All);
         assert_eq!(now(), [Leave, Leave, LastLook, LastLook]);
         orders.set_hand_over(HandOver::Asking);
         assert_eq!(now(), [Leave, Serve, LastLook, LastLook]);
-        // The passage is closed: a linger of their own for those that would have gone.
+        // The passage is closed, so connections that would have left get a linger of their own.
         orders.set_hand_over(HandOver::Over);
         assert_eq!(now(), [Finish, Finish, LastLook, LastLook]);
         orders.set_hand_over(HandOver::None);

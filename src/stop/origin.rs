@@ -1,20 +1,20 @@
 //! [`Origin`]: the listener to which a connection came.
 //!
-//! Invariant: a server has one for each of its listeners, which all connections of the listener
-//! share. Asks no socket.
+//! Invariant: a server has one origin for each of its listeners, and all connections of the
+//! listener share it. This file asks no socket.
 
 use std::net::SocketAddr;
 
 use crate::address::Address;
 
-/// A listener, as its connections know it.
+/// The facts about a listener that its connections keep.
 #[derive(Debug)]
 pub(crate) struct Origin {
     /// The listener's number in the server.
     pub(crate) number: u32,
     pub(crate) address: Address,
-    /// The local address of each connection, if the listener has a single one, and its text, which
-    /// every request gets.
+    /// The local address of all connections, if the listener has a single one, with its text for
+    /// the requests.
     pub(crate) local: Option<(SocketAddr, String)>,
 }
 

@@ -1,8 +1,8 @@
-//! [`Outcome`]: how a drain ended, as a line and as an exit code; and [`OpenWork`]: work that holds
-//! a drain open, or that the drain has cut.
+//! [`Outcome`], the end of a drain as a line and as an exit code, and [`OpenWork`], work that holds
+//! a drain open or that the drain has cut.
 //!
-//! An outcome is a value that must not be lost: it prints as one line, and `main` returns it.
-//! Decides nothing, because the latch fills it in.
+//! An outcome must not be lost, so it prints as one line, and `main` returns it. This file decides
+//! nothing, because the latch fills the outcome in.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -20,9 +20,9 @@ use crate::stream::transport::Peer;
 
 /// The end of a drain.
 ///
-/// As the value that `main` returns, an outcome is the exit code: 0 when drained, 1 otherwise. If
-/// it is 1, and the program has no logger that shows warnings, the outcome also prints its line on
-/// standard error, so that somebody reads what was cut.
+/// If `main` returns an outcome, the exit code is 0 after a complete drain, and 1 otherwise. If the
+/// code is 1, and the program has no logger that shows warnings, the outcome also prints its line
+/// on standard error, so that an operator can read what was cut.
 ///
 /// # Examples
 ///
@@ -37,10 +37,10 @@ use crate::stream::transport::Peer;
 #[must_use = "the outcome says whether anything was cut, and is the exit code"]
 #[non_exhaustive]
 pub struct Outcome {
-    /// Drained, timed out or forced.
+    /// The way in which the drain ended.
     pub ending: DrainEnding,
-    /// The time that the drain took, from the close of the listeners, and the time for which the
-    /// signal that began the stop had waited before for a thread that a handler blocked
+    /// The time that the drain took from the close of the listeners. If a handler had blocked the
+    /// thread that obeys signals, the time for which the signal waited is included
     /// ([`Shutdown::obey`](crate::Shutdown::obey)).
     pub took: Duration,
     /// The number of requests that were finished after the stop, on all servers that share the
@@ -51,17 +51,17 @@ pub struct Outcome {
     pub handed_over: u64,
     /// The number of streams that the server has closed because they were silent for longer than
     /// [`Shutdown::stream_grace`](crate::Shutdown::stream_grace), on all servers that share the
-    /// latch. They are not cut. Always 0 by default.
+    /// latch. These streams do not count as cut. Always 0 by default.
     pub streams_closed: u64,
-    /// The signal that began the stop, if it was a signal.
+    /// The signal that began the stop, or `None` if the program did.
     pub signal: Option<Signal>,
-    /// All work that was cut, the oldest first. Empty when drained.
+    /// All work that was cut, the oldest first. The list is empty after a complete drain.
     pub cut: Vec<OpenWork>,
 }
 
-/// The three ways a drain can end.
+/// One of the three ways in which a drain can end.
 ///
-/// The list is complete: there will be no further one.
+/// The list is complete, and will not grow.
 ///
 /// # Examples
 ///
@@ -81,16 +81,16 @@ pub struct Outcome {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DrainEnding {
-    /// Everything was finished.
+    /// All work was finished.
     Drained,
-    /// The grace was over before everything was finished.
+    /// The grace was over before all work was finished.
     TimedOut,
     /// A second signal, or [`Shutdown::abort`](crate::Shutdown::abort), cut the drain short.
     Forced,
 }
 
 impl Outcome {
-    /// Returns `true` if everything was finished.
+    /// Returns `true` if all work was finished.
     ///
     /// # Examples
     ///
@@ -107,7 +107,7 @@ impl Outcome {
     /// Prints the line on standard error (rule S28). Waits 200 ms at most, because an exit must not
     /// wait for a pipe that nobody reads (rule S21).
     fn print(&self) {
-        // If no thread can be started for it, the exit code has to do.
+        // If the thread cannot be started, the exit code alone has to do.
         if let Ok(mut stderr) = LogWriter::new(io::stderr()) {
             let _ = writeln!(stderr, "{self}");
         }
@@ -155,7 +155,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Returns a number of things in words: `1 connection`, `10,231 connections`.
+/// Returns a number with its noun, such as `1 connection` or `10,231 connections`.
 pub(crate) fn count_of(number: u64, thing: &str) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -195,8 +195,8 @@ pub struct OpenWork {
 
 /// A connection or a guard that can hold a drain open.
 ///
-/// As text it is what [`OpenWork`] says without the age: `192.0.2.1:4711 GET /report (in the
-/// handler)`, with `-` for what has not arrived, or `guard taken at src/main.rs:12:30`.
+/// Its text is that of [`OpenWork`] without the age, such as `192.0.2.1:4711 GET /report (in the
+/// handler)`, or `guard taken at src/main.rs:12:30`. A part that has not arrived is `-`.
 ///
 /// # Examples
 ///
@@ -234,15 +234,15 @@ pub enum WorkKind {
     Connection {
         /// The client.
         peer: Peer,
-        /// The stage that it had reached.
+        /// The stage that the connection had reached.
         stage: Stage,
-        /// The request's method, as far as it has arrived; empty without a request.
+        /// The request's method, as far as it has arrived. Without a request, the text is empty.
         method: String,
-        /// The request's target (path and query) as the client wrote it, as far as it has arrived;
-        /// empty without a request.
+        /// The request's target (path and query) as the client wrote it, as far as it has arrived.
+        /// Without a request, the text is empty.
         target: String,
     },
-    /// A guard, by the place in the code that took it.
+    /// A guard, named by the line that took it.
     Guard(&'static Location<'static>),
 }
 
@@ -268,7 +268,7 @@ impl fmt::Display for WorkKind {
 }
 
 impl WorkKind {
-    /// Writes which connection or guard it is.
+    /// Writes the name of the connection or guard.
     fn write_name(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connection { peer, method, target, .. } => {
@@ -283,7 +283,7 @@ fn or_dash(text: &str) -> &str {
     if text.is_empty() { "-" } else { text }
 }
 
-/// The line names at most so many cuts. The list in the outcome has them all.
+/// The largest number of cuts in the line. The list in the outcome has all of them.
 const NAMED: usize = 10;
 
 #[cfg(test)]
@@ -355,7 +355,7 @@ mod tests {
         }
     }
 
-    /// 0 when drained, 1 otherwise.
+    /// The code is 0 after a complete drain, and 1 otherwise.
     #[test]
     fn is_the_exit_code() {
         let code = |ending| format!("{:?}", outcome(ending, 1).report());

@@ -1,12 +1,13 @@
-//! [`Phase`]: where a latch stands, and [`AtomicPhase`]: where it stands now.
+//! [`Phase`], a phase of a latch, and [`AtomicPhase`], the current one.
 //!
-//! Invariant: a phase only goes forward. Wakes no task: the code that moves the phase does that.
+//! Invariant: a phase only goes forward. This file wakes no task, because the code that moves the
+//! phase does that.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Where a [`Shutdown`](crate::Shutdown) stands. It only ever goes forward.
+/// The phase of a [`Shutdown`](crate::Shutdown), which only ever goes forward.
 ///
-/// The list is complete: there will be no further phase.
+/// The list is complete, and will not grow.
 ///
 /// # Examples
 ///
@@ -22,11 +23,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Phase {
-    /// Work is taken on.
+    /// New work is accepted.
     Running = 0,
-    /// Work that is under way is finished.
+    /// Work under way is finished.
     Draining = 1,
-    /// The work that is left is dropped.
+    /// The remaining work is dropped.
     Aborting = 2,
 }
 
@@ -35,7 +36,7 @@ pub enum Phase {
 pub(crate) struct AtomicPhase(AtomicU8);
 
 impl AtomicPhase {
-    /// Returns where the latch stands now.
+    /// Returns the current phase.
     pub(crate) fn current(&self) -> Phase {
         match self.0.load(Ordering::SeqCst) {
             0 => Phase::Running,
@@ -44,7 +45,7 @@ impl AtomicPhase {
         }
     }
 
-    /// Goes on to `phase`. Does nothing if that has happened before.
+    /// Moves on to `phase`. Does nothing if that has happened before.
     pub(crate) fn advance(&self, phase: Phase) {
         self.0.fetch_max(phase as u8, Ordering::SeqCst);
     }

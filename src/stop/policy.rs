@@ -1,8 +1,8 @@
-//! [`State::on`]: what follows from a signal and from a stop by the program (rule S14).
+//! [`State::on`]: decides what follows from a signal and from a stop by the program (rule S14).
 //!
-//! A pure function from a state and an event to the next state and an action, so that one table
-//! tests each pair. Reads no clock, waits for nothing and logs nothing: `obey.rs` and `process.rs`
-//! carry the actions out.
+//! It is a pure function from a state and an event to the next state and an action, so one table
+//! tests each pair. It reads no clock, waits for nothing and logs nothing. `obey.rs` and
+//! `process.rs` carry the actions out.
 
 use std::time::{Duration, Instant};
 
@@ -29,12 +29,12 @@ pub(crate) enum Event {
     OwnStop,
 }
 
-/// A task for the server.
+/// An action of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     Stop(Received),
     Abort(Received),
-    /// Only a keeper restarts a process.
+    /// The signal asks for a restart, which only a keeper can do.
     DoNotRestart(Signal),
     Ignore(Ignored),
 }
@@ -42,7 +42,8 @@ pub(crate) enum Action {
 /// The reason why the server has nothing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ignored {
-    /// The first stop signal comes after the keeper or the program has begun the stop.
+    /// The stop signal is the first one, and comes after the keeper or the program has begun the
+    /// stop.
     StoppingAlready(Received),
     /// The stop signal comes so soon after the first one that it belongs to the same stop.
     SameStop(Received, Duration),
@@ -51,8 +52,8 @@ pub(crate) enum Ignored {
 }
 
 impl State {
-    /// Returns what follows from `event`. Stop signals within `window` of the first one belong to
-    /// the same stop.
+    /// Returns the next state and the action. Stop signals within `window` of the first one belong
+    /// to the same stop.
     pub(crate) fn on(self, event: Event, window: Duration) -> (Self, Action) {
         use Action::{Abort, DoNotRestart, Ignore, Stop};
         use Event::{OwnStop, RestartSignal, StopSignal};
@@ -127,7 +128,7 @@ mod tests {
         }
     }
 
-    /// Returns a letter for each action: `s`top, `a`bort, do not `r`estart, ignore `-`.
+    /// Returns the letter of an action: `s`top, `a`bort, do not `r`estart, ignore `-`.
     fn letter(action: Action) -> char {
         match action {
             Stop(_) => 's',
@@ -137,11 +138,11 @@ mod tests {
         }
     }
 
-    /// The events come 200 ms after each other, longer than the window.
+    /// The events are 200 ms apart, which is longer than the window.
     #[test]
     fn events_in_a_row() {
         for (events, actions) in [
-            // `t`erm, `r`estart, the program's `o`wn.
+            // The events are `t`erm, `r`estart, and the program's `o`wn stop.
             ("ttt", "sa-"),
             ("ott", "--a"),
             ("ooo", "---"),
@@ -169,7 +170,7 @@ mod tests {
         }
     }
 
-    /// The window begins with the first signal, whichever the others are.
+    /// The window begins with the first signal, and the kinds of the signals do not matter.
     #[test]
     fn the_window_tells_a_repetition_from_a_second_signal() {
         let start = Instant::now();
@@ -183,7 +184,7 @@ mod tests {
             (WINDOW, &[0, 200, 201], "sa-"),
             (Duration::ZERO, &[0, 0, 0], "sa-"),
             (Duration::MAX, &[0, 1_000_000], "s-"),
-            // Two streams may be read in another order than their signals came in.
+            // Two streams may return signals in another order than that of their times.
             (WINDOW, &[50, 0], "s-"),
         ] {
             for signals in [[Signal::Term, Signal::Term], [Signal::Hup, Signal::Int]] {

@@ -1,7 +1,8 @@
 //! [`Registry`]: the holders that keep the drain open, and the sweep over the connections.
 //!
-//! Feeds the deadlines (the sweep) and the drain report. The sweep notices which connection has not
-//! moved, so a connection needs no timer. Decides nothing about stopping.
+//! The sweep keeps the deadlines, and the list is the source of the drain report. The sweep notices
+//! connections that have not moved, so a connection needs no timer. This file decides nothing about
+//! stopping.
 
 use std::cmp::Reverse;
 use std::panic::Location;
@@ -24,10 +25,10 @@ pub(crate) struct Registry {
     pub(crate) holders: Slab<Holder>,
 }
 
-/// One holder.
+/// A holder that keeps the drain open.
 #[derive(Debug)]
 pub(crate) enum Holder {
-    /// A server that still listens, or still asks its connections to go to its successor.
+    /// A server that still listens, or still asks connections to go to its successor.
     Server,
     /// A guard taken by the program.
     Guard { place: &'static Location<'static>, since: Instant },
@@ -35,11 +36,11 @@ pub(crate) enum Holder {
     Connection(Watched),
 }
 
-/// Work that an abort may cut, and the connection that the work is on.
+/// Work that an abort may cut, and its connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Interrupted {
     pub(crate) work: OpenWork,
-    /// When the request, the guard or the pause between two requests has begun.
+    /// The beginning of the request, of the guard, or of the pause between two requests.
     since: Option<Instant>,
     seat: Option<Arc<Seat>>,
 }
@@ -52,13 +53,13 @@ impl Interrupted {
     fn new(mut work: OpenWork, now: Instant, seat: Option<Arc<Seat>>) -> Self {
         let since = now.checked_sub(work.age);
         if let WorkKind::Connection { stage: Stage::Idle, .. } = work.kind {
-            // If a request turns out to have arrived, that was in this moment.
+            // If a request had arrived, it arrived in this moment.
             work.age = Duration::ZERO;
         }
         Self { work, since, seat }
     }
 
-    /// Returns `true` if the two are the same connection, or the same guard or clones of it.
+    /// Returns `true` if both are the same connection, the same guard, or clones of one guard.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (&self.seat, &other.seat) {
             (Some(seat), Some(other)) => Arc::ptr_eq(seat, other),
@@ -67,9 +68,9 @@ impl Interrupted {
         }
     }
 
-    /// Returns `true` if anybody waits for an answer. A connection that was at work in the very
-    /// moment of an abort may have finished since. A connection that was idle may find that a
-    /// request had arrived.
+    /// Returns `true` if a client waits for an answer, or if the work is a guard. This is known
+    /// only after the connection's task has ended: one that was at work may have finished, and one
+    /// that was idle may have found a request.
     pub(crate) fn is_cut(&self) -> bool {
         self.seat.as_ref().is_none_or(|seat| seat.stage().is_request())
     }
@@ -79,22 +80,22 @@ impl Interrupted {
 #[derive(Debug)]
 pub(crate) struct Sweep<'a> {
     pub(crate) limits: &'a Limits,
-    /// The stop has begun.
+    /// `true` if the stop has begun.
     pub(crate) drains: bool,
-    /// When the grace has begun, and how long a stream may be silent from then on (rule S27).
+    /// The beginning of the grace, and how long a stream may be silent from then on (rule S27).
     pub(crate) streams: Option<(Instant, Duration)>,
     pub(crate) now: Instant,
 }
 
-/// A connection as the sweep sees it.
+/// A connection, with the facts that the sweep keeps about it.
 #[derive(Debug)]
 pub(crate) struct Watched {
     seat: Arc<Seat>,
     /// The count of moves that the last sweep saw.
     seen: u32,
-    /// When a sweep saw that count first.
+    /// The time at which a sweep first saw that count.
     seen_at: Instant,
-    /// The pace of the body that the server waits for. In a box, because idle connections have
+    /// The pace of the body for which the server waits, in a box, because idle connections have
     /// none.
     pace: Option<Box<Pace>>,
 }
@@ -106,7 +107,7 @@ impl Holder {
         Self::Connection(Watched { seat, seen, seen_at, pace: None })
     }
 
-    /// Returns a further holder for the same connection, guard or server, in another latch.
+    /// Returns a holder for the same connection, guard or server in another latch.
     pub(crate) fn again(&self) -> Self {
         match self {
             Self::Server => Self::Server,
@@ -122,7 +123,7 @@ impl Holder {
         }
     }
 
-    /// Describes a connection or a guard.
+    /// Describes a connection or a guard. Returns `None` for a server.
     fn open_work(&self, now: Instant) -> Option<OpenWork> {
         match self {
             Self::Server => None,
@@ -136,12 +137,12 @@ impl Holder {
 }
 
 impl Registry {
-    /// Returns how many connections and guards there are.
+    /// Returns the number of connections and guards.
     pub(crate) fn in_flight(&self) -> usize {
         self.holders.iter().filter(|(_, holder)| !matches!(holder, Holder::Server)).count()
     }
 
-    /// Returns how many connections, requests and guards there are.
+    /// Returns the numbers of connections, requests and guards.
     pub(crate) fn counted(&self) -> InFlight {
         let mut counted = InFlight::default();
         for (_, holder) in &self.holders {
@@ -167,8 +168,8 @@ impl Registry {
         self.seats().filter(|seat| seat.obeys(orders))
     }
 
-    /// Returns the connections of the server of `orders` that can go to a successor, wait for a
-    /// request, and were not asked to go yet.
+    /// Returns the idle connections of the server of `orders` that can go to a successor and were
+    /// not asked yet.
     pub(crate) fn idle_unasked(&self, orders: &Arc<Orders>) -> Vec<Arc<Seat>> {
         let can_be_asked = |seat: &&Arc<Seat>| {
             seat.departure() == Departure::Unasked
@@ -178,9 +179,10 @@ impl Registry {
         self.seats_of(orders).filter(can_be_asked).cloned().collect()
     }
 
-    /// Marks those connections of the server of `orders` as expired that have been idle longest,
-    /// and for at least `least`: at least one, and at most `most` and one in eight. Returns them,
-    /// because the caller has to wake them for a last look (rule S6).
+    /// Marks connections of the server of `orders` as expired, beginning with the one that has been
+    /// idle longest. Each has been idle for `least` or longer, and there are at most `most`, and at
+    /// most one in eight, but at least one. Returns these connections, because the caller has to
+    /// wake them for a last look (rule S6).
     pub(crate) fn expire_idle_longest(
         &mut self,
         orders: &Arc<Orders>,
@@ -204,8 +206,8 @@ impl Registry {
         idle.into_iter().map(|(.., seat)| seat.clone()).collect()
     }
 
-    /// Returns everything that an abort may interrupt now, the oldest first. An abort has
-    /// interrupted a connection only if that is still a cut when its task has ended.
+    /// Returns all work that an abort may interrupt now, the oldest first. [`Interrupted::is_cut`]
+    /// decides later whether it has.
     pub(crate) fn cuts(&self, now: Instant) -> Vec<Interrupted> {
         let cut = |(_, holder): (usize, &Holder)| {
             Some(Interrupted::new(holder.open_work(now)?, now, holder.seat().cloned()))
@@ -223,7 +225,7 @@ impl Registry {
         work
     }
 
-    /// Returns a number that is another one as soon as a holder has joined, moved or left.
+    /// Returns a number that changes whenever a holder joins, moves or leaves.
     pub(crate) fn moves(&self) -> u64 {
         let activity = |seat: &Arc<Seat>| u64::from(seat.activity.look().moves());
         let holders = self.holders.iter().map(|(id, holder)| {
@@ -234,9 +236,9 @@ impl Registry {
 
     /// Finds the connections of the server of `orders` that have not moved for longer than their
     /// stage allows, or that send a body more slowly than [`Limits::body_rate`], and marks them as
-    /// expired. Also asks connections to look whether their client is still there: in the drain all
-    /// that are at work, otherwise those that have not moved since the last sweep (rule S22).
-    /// Returns all connections that the caller has to wake.
+    /// expired. Also asks connections to look whether their client is still there (rule S22). In
+    /// the drain, that is all connections at work, and otherwise those that have not moved since
+    /// the last sweep. Returns all connections that the caller has to wake.
     pub(crate) fn sweep(&mut self, orders: &Arc<Orders>, sweep: &Sweep<'_>) -> Vec<Arc<Seat>> {
         let watched = self.holders.iter_mut().filter_map(|(_, holder)| match holder {
             Holder::Connection(watched) if watched.seat.obeys(orders) => Some(watched),
@@ -249,8 +251,7 @@ impl Registry {
 }
 
 impl Watched {
-    /// Looks at the connection like [`Registry::sweep`]. Returns `true` if the caller has to wake
-    /// the connection.
+    /// Judges one connection for [`Registry::sweep`]. Returns `true` if the caller has to wake it.
     fn sweep(&mut self, sweep: &Sweep<'_>) -> bool {
         let Sweep { limits, drains, streams, now } = *sweep;
         let look = self.seat.activity.look();
@@ -258,15 +259,15 @@ impl Watched {
         let has_moved = look.moves() != self.seen;
         if has_moved {
             self.seen = look.moves();
-            // S27: bytes sent behind a client's own close are no move.
+            // S27: bytes that the server sends after the client's own close are not a move.
             if !(streams.is_some() && stage == Stage::Upgraded && self.seat.has_left()) {
                 self.seen_at = now;
             }
         }
         let waited = now.saturating_duration_since(self.seen_at);
         let is_late = !has_moved && stage.limit(limits).is_some_and(|limit| waited >= limit);
-        // Both count, because a client may stall altogether, or may send now and then and get
-        // nowhere.
+        // Both limits are needed, because a client may stall altogether, or may send a byte now and
+        // then.
         let is_silent = stage.is_stream()
             && streams.is_some_and(|(began, grace)| {
                 now.saturating_duration_since(self.seen_at.max(began)) >= grace
@@ -300,18 +301,17 @@ impl Watched {
     }
 }
 
-/// Measures how many bytes a client is ahead of `body_rate` with the body of one request (rule
-/// S25).
+/// The number of bytes by which a client is ahead of `body_rate` with one body (rule S25).
 #[derive(Debug)]
 struct Pace {
     /// The number of the request.
     number: u32,
-    /// The number of bytes that the client is ahead.
+    /// The number of bytes by which the client is ahead.
     credit: f64,
     /// The number of bytes that had come at the last look.
     received: u32,
     looked_at: Instant,
-    /// Says whether the server waited for the body at the last look.
+    /// `true` if the server waited for the body at the last look.
     waited: bool,
 }
 
@@ -322,22 +322,22 @@ impl Pace {
         Self { number, credit, received, looked_at: now, waited: true }
     }
 
-    /// Returns the largest credit. It keeps a client that has sent a lot from pausing longer than
-    /// any client may stall.
+    /// Returns the largest credit, so that a client that has sent a lot cannot pause for longer
+    /// than `stall_timeout`.
     fn most(limits: &Limits) -> f64 {
         let longest = limits.stall_timeout.max(Limits::BODY_RATE_AFTER);
         limits.body_rate as f64 * longest.as_secs_f64()
     }
 
-    /// Adds what has come, and subtracts what the rate asks for if the server has waited for the
-    /// body since the last look. Returns `true` if the client is behind.
+    /// Adds the bytes that have come. If the server has waited for the body since the last look,
+    /// subtracts the bytes that the rate asks for. Returns `true` if the client is behind.
     fn is_slow(&mut self, stage: Stage, limits: &Limits, received: u32, now: Instant) -> bool {
         let waits = stage.waits_for_body();
         if waits && self.waited {
             let waited = now.saturating_duration_since(self.looked_at).as_secs_f64();
             self.credit -= limits.body_rate as f64 * waited;
         }
-        // Added last: a burst does not pay for the wait that it has ended.
+        // The bytes are added last, so a burst does not make up for the wait before it.
         let came = f64::from(received.wrapping_sub(self.received));
         self.credit = (self.credit + came).min(Self::most(limits));
         (self.received, self.looked_at, self.waited) = (received, now, waits);
@@ -361,12 +361,12 @@ mod tests {
         }
     }
 
-    /// The orders of a server of its own.
+    /// Returns the orders of a new server.
     fn orders() -> Arc<Orders> {
         Arc::new(Orders::under(Arc::default()))
     }
 
-    /// A sweep before the stop.
+    /// Returns a sweep before the stop.
     fn running(limits: &Limits, now: Instant) -> Sweep<'_> {
         Sweep { limits, drains: false, streams: None, now }
     }
@@ -428,8 +428,8 @@ mod tests {
         assert_eq!(registry.seats_of(&orders()).count(), 0);
     }
 
-    /// Rule S27. A second at a time: the connection's stage, whether it moves in each second, how
-    /// far its client has left, and the second in which it is closed. The grace begins in second
+    /// Rule S27. Each case has the connection's stage, the seconds in which it moves, how far its
+    /// client has left, and the second in which the server closes it. The grace begins in second
     /// 10, and a stream may be silent for 5 s.
     #[test]
     fn a_stream_is_closed_when_it_was_silent_in_the_drain() {
@@ -475,13 +475,13 @@ mod tests {
         }
     }
 
-    /// Rule S13: each one is named, with peer, stage, method, path and age.
+    /// Rule S13: the line has peer, stage, method, path and age.
     #[test]
     fn a_request_is_named_and_an_idle_connection_is_not() {
         let head: Arc<dyn Describe> = Arc::new(Line);
         let seat = Seat::new(Peer::from(([127, 0, 0, 1], 9)), orders());
         let registry = registry_with(&seat);
-        // Nobody has looked: it may have sent a request.
+        // The connection's task has not looked yet, so the client may have sent a request.
         let line = registry.cuts(Instant::now())[0].work.to_string();
         assert!(line.starts_with("127.0.0.1:9 - - (not looked at yet, "), "{line}");
         seat.activity.begin(Doing::Idle);
@@ -495,8 +495,8 @@ mod tests {
         assert!(!registry.cuts(Instant::now())[0].is_cut());
     }
 
-    /// Each case: the bytes that a client sends in each second, whether the server waits for them
-    /// then, and the second in which the client is too slow.
+    /// Each case has the bytes that a client sends in each second, whether the server waits for the
+    /// body in that second, and the second in which the client is too slow.
     #[test]
     fn a_body_has_to_come_at_a_rate() {
         type Case<'a> = (&'a str, &'a dyn Fn(u64) -> u64, &'a dyn Fn(u64) -> bool, Option<u64>);
@@ -574,8 +574,7 @@ mod tests {
         let now = Instant::now();
         assert!(registry.expire_idle_longest(&own, 32, Duration::from_secs(1), now).is_empty());
         assert!(registry.expire_idle_longest(&orders(), 32, Duration::ZERO, now).is_empty());
-        // One connection of eight gives way, and neither one that is at work nor one that has just
-        // been at work.
+        // One connection in eight gives way, but not one that is at work or has just been at work.
         seats[0].begin(Some(Arc::downgrade(&head)));
         seats[1].fall_idle();
         assert_eq!(registry.expire_idle_longest(&own, 1, Duration::ZERO, now).len(), 1);

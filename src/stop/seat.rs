@@ -1,8 +1,8 @@
-//! [`Seat`]: what a connection and the rest of the server know of each other.
+//! [`Seat`]: the facts that a connection shares with the rest of the server.
 //!
-//! A move costs no look at the clock, and a request costs no copy: a report that asks for a
-//! request's method and path reads them from the connection's buffer. Decides nothing: the orders
-//! come from the server, and the verdict from the sweep.
+//! Invariant: a move costs no look at the clock, and a request costs no copy, because a report
+//! reads the method and the path from the connection's buffer. This file decides nothing, because
+//! the orders come from the server, and the verdict from the sweep.
 
 use std::iter;
 use std::mem;
@@ -26,46 +26,46 @@ use crate::stream::facts::Facts;
 use crate::stream::socket::ClientLeft;
 use crate::stream::transport::Peer;
 
-/// A request that can say what it is, for a report.
+/// A request that a report can describe.
 pub(crate) trait Describe: Send + Sync {
-    /// Returns method and target, as far as they are known.
+    /// Returns the method and the target, as far as they have arrived.
     fn describe(&self) -> Option<(String, String)>;
 }
 
 /// The state that a connection's tasks share with the rest of the server.
 #[derive(Debug)]
 pub(crate) struct Seat {
-    /// The client's address, as the kernel or the source gave it.
+    /// The client's address from the kernel or the source.
     accepted: Peer,
-    /// The words of the source on the connection, if it has said something, and those of the
-    /// wrapper. In a box, because few connections have any.
-    told: OnceLock<Box<Told>>,
+    /// The facts that the source and the wrapper have given about the connection, in a box, because
+    /// few connections have any.
+    given: OnceLock<Box<GivenFacts>>,
     /// The server's orders to its connections.
     pub(crate) orders: Arc<Orders>,
-    /// The listener that the connection came to.
+    /// The listener to which the connection came.
     origin: Option<Arc<Origin>>,
-    /// The local address of the connection, once it was asked for and the listener has several. An
-    /// IPv4 address is mapped.
+    /// The local address of the connection, if the listener has several and a handler has asked. An
+    /// IPv4 address is mapped to IPv6.
     local: OnceLock<(Ipv6Addr, u16)>,
     /// A [`Departure`].
     departure: AtomicU8,
     /// The connection's task.
     waker: AtomicWaker,
-    /// The connection's work and waits. The tasks that serve the connection write here.
+    /// The connection's work and waits, written by the tasks that serve the connection.
     pub(crate) activity: Activity,
-    /// The count of moves at which the sweep found that the connection's time is over. Any move
-    /// since voids it.
+    /// The count of moves at which the sweep found that the connection's time is over. A later move
+    /// makes the verdict void.
     verdict: AtomicU32,
-    /// Counts the bytes of the request's body that have come, and wraps around.
+    /// The number of bytes of the request's body that have come. It wraps around.
     received: AtomicU32,
-    /// Set if the sweep wants to know whether the client is still there.
+    /// `true` if the sweep has asked whether the client is still there.
     is_asked: AtomicBool,
-    /// A [`ClientLeft`], or 0 as long as the client is there.
+    /// A [`ClientLeft`], or 0 while the client is there.
     left: AtomicU8,
     /// Notifies the tasks in [`Seat::left`] that `left` has changed.
     has_left: Event,
-    /// The request's number in the high 32 bits, and in the low 32 bits how many guards its handler
-    /// holds.
+    /// The request's number in the high 32 bits, and the number of its handler's guards in the low
+    /// 32 bits.
     holds: AtomicU64,
     /// The request under way.
     now: Mutex<Now>,
@@ -74,24 +74,24 @@ pub(crate) struct Seat {
 /// The request that a connection serves, or the pause between two.
 #[derive(Debug)]
 struct Now {
-    /// When the request's first byte was read. Without a request, when the connection was accepted
-    /// or fell idle.
+    /// The time at which the request's first byte was read. Without a request, the time at which
+    /// the connection was accepted or fell idle.
     since: Instant,
     /// Describes the request's head.
     head: Option<Weak<dyn Describe>>,
 }
 
-/// The words of a source or a wrapper on a connection.
+/// The facts that a source or a wrapper has given about a connection.
 #[derive(Debug)]
-struct Told {
-    /// The client's address, if it is a better one than `accept` gave.
+struct GivenFacts {
+    /// The client's address, if it is known and another one than from `accept`.
     peer: Option<Peer>,
     facts: Facts,
-    /// The words of the wrapper, if these are the source's.
+    /// The facts from the wrapper, behind those from the source.
     next: OnceLock<Box<Self>>,
 }
 
-/// Stands for the number of a listener where there is none.
+/// The number of the listener of a connection without one.
 const NO_LISTENER: u32 = u32::MAX;
 
 impl Seat {
@@ -100,8 +100,7 @@ impl Seat {
         Self::of_listener(None, peer, orders, Instant::now())
     }
 
-    /// Makes the seat of a connection that came to a listener, and that was accepted or fell idle
-    /// at `since`.
+    /// Makes the seat of a connection of a listener that was accepted or fell idle at `since`.
     pub(crate) fn of_listener(
         origin: Option<Arc<Origin>>,
         peer: Peer,
@@ -110,7 +109,7 @@ impl Seat {
     ) -> Arc<Self> {
         Arc::new(Self {
             accepted: peer,
-            told: OnceLock::new(),
+            given: OnceLock::new(),
             orders,
             origin,
             local: OnceLock::new(),
@@ -129,33 +128,33 @@ impl Seat {
 
     /// Returns the address of the client.
     pub(crate) fn peer(&self) -> Peer {
-        self.told().filter_map(|told| told.peer).last().unwrap_or(self.accepted)
+        self.given().filter_map(|given| given.peer).last().unwrap_or(self.accepted)
     }
 
-    /// Notes what the source or the wrapper has said of the connection. The source comes first, and
-    /// what the wrapper says of the same thing counts. A peer that it does not know says nothing.
+    /// Notes the facts that the source or the wrapper gives about the connection. The source comes
+    /// first, and where both give a fact, the wrapper's counts. An unknown peer changes nothing.
     pub(crate) fn learn(&self, peer: Peer, facts: Facts) {
         let peer = Some(peer).filter(|peer| *peer != Peer::Unknown && *peer != self.accepted);
         if peer.is_some() || !facts.is_empty() {
-            let told = Box::new(Told { peer, facts, next: OnceLock::new() });
-            if let Err(told) = self.told.set(told) {
-                let _ = self.told.get().map(|first| first.next.set(told));
+            let given = Box::new(GivenFacts { peer, facts, next: OnceLock::new() });
+            if let Err(given) = self.given.set(given) {
+                let _ = self.given.get().map(|first| first.next.set(given));
             }
         }
     }
 
-    fn told(&self) -> impl Iterator<Item = &Told> {
-        iter::successors(self.told.get(), |told| told.next.get()).map(|told| &**told)
+    fn given(&self) -> impl Iterator<Item = &GivenFacts> {
+        iter::successors(self.given.get(), |given| given.next.get()).map(|given| &**given)
     }
 
-    /// Returns `true` if the client speaks HTTPS, as the source or the wrapper says.
+    /// Returns `true` if the client speaks HTTPS, according to the source or the wrapper.
     pub(crate) fn is_https(&self) -> bool {
-        self.told().any(|told| told.facts.is_https)
+        self.given().any(|given| given.facts.is_https)
     }
 
-    /// Returns what the source or the wrapper has attached to the connection.
+    /// Returns the value that the source or the wrapper has attached to the connection.
     pub(crate) fn attached<T: Send + Sync + 'static>(&self) -> Option<&T> {
-        self.told().filter_map(|told| told.facts.get()).last()
+        self.given().filter_map(|given| given.facts.get()).last()
     }
 
     /// Returns the local address of the connection, if it is known.
@@ -170,7 +169,7 @@ impl Seat {
         self.origin.as_ref()?.local.as_ref()
     }
 
-    /// Notes the local address of the connection, as its socket says.
+    /// Notes the local address of the connection, which its socket has given.
     pub(crate) fn set_local_addr(&self, addr: SocketAddr) {
         let ip = match addr {
             SocketAddr::V4(addr) => addr.ip().to_ipv6_mapped(),
@@ -179,22 +178,22 @@ impl Seat {
         let _ = self.local.set((ip, addr.port()));
     }
 
-    /// Returns what the server wants of the connection now.
+    /// Returns the server's current order to the connection.
     pub(crate) fn order(&self) -> Order {
         self.orders.of_listener(self.listener(), self.departure())
     }
 
-    /// Returns the address of the listener that the connection came to.
+    /// Returns the address of the listener to which the connection came.
     pub(crate) fn address(&self) -> Option<&Address> {
         self.origin.as_ref().map(|origin| &origin.address)
     }
 
-    /// Returns the number of the listener that the connection came to.
+    /// Returns the number of the listener to which the connection came.
     pub(crate) fn listener(&self) -> u32 {
         self.origin.as_ref().map_or(NO_LISTENER, |origin| origin.number)
     }
 
-    /// Returns `true` if the connection can go to the successor, once there is one.
+    /// Returns `true` if the connection can go to the successor.
     pub(crate) fn can_leave(&self) -> bool {
         self.orders.can_leave(self.listener(), self.departure())
     }
@@ -207,7 +206,7 @@ impl Seat {
         }
     }
 
-    /// Notes whether the connection was asked to go to the successor. The caller wakes it.
+    /// Notes the state of the connection in a hand-over. The caller wakes the connection.
     pub(crate) fn set_departure(&self, departure: Departure) {
         self.departure.store(departure as u8, Ordering::Release);
     }
@@ -226,7 +225,7 @@ impl Seat {
     }
 
     /// Notes that a request's first byte has arrived. `head` describes the request, and is `None`
-    /// as long as no gate holds the request.
+    /// while no gate has it.
     pub(crate) fn begin(&self, head: Option<Weak<dyn Describe>>) {
         *lock(&self.now) = Now { since: Instant::now(), head };
         self.activity.begin(Doing::Head);
@@ -237,14 +236,15 @@ impl Seat {
         self.come_back(Instant::now(), false);
     }
 
-    /// Notes that the server goes on with a connection. `since` is when it fell idle, or when its
-    /// request began if a part of one was read.
+    /// Notes that the server goes on with a connection. `since` is the time at which the connection
+    /// fell idle, or at which its request began if `has_begun`.
     pub(crate) fn come_back(&self, since: Instant, has_begun: bool) {
         *lock(&self.now) = Now { since, head: None };
         self.activity.begin(if has_begun { Doing::Head } else { Doing::Idle });
     }
 
-    /// Notes that the connection sets out for the successor. Returns since when it has been idle.
+    /// Notes that the connection leaves for the successor. Returns the time since which it was
+    /// idle.
     pub(crate) fn set_out(&self) -> Instant {
         let now = Instant::now();
         let before = mem::replace(&mut *lock(&self.now), Now { since: now, head: None });
@@ -252,15 +252,15 @@ impl Seat {
         before.since
     }
 
-    /// Returns how many bytes of the request's body have come. The number wraps around.
+    /// Returns the number of bytes of the request's body that have come. It wraps around.
     pub(crate) fn received(&self) -> u32 {
         self.received.load(Ordering::Relaxed)
     }
 
     /// Counts `bytes` bytes of a body that have come.
     pub(crate) fn receive(&self, bytes: u64) {
-        // Only the connection writes this counter. The sweep looks at differences, so wrapping
-        // around is harmless.
+        // Only the connection writes this counter. The sweep uses differences, so the wrap around
+        // is harmless.
         self.received.store(self.received().wrapping_add(bytes as u32), Ordering::Relaxed);
     }
 
@@ -269,8 +269,7 @@ impl Seat {
         self.is_asked.store(true, Ordering::Relaxed);
     }
 
-    /// Returns `true` if the sweep has asked, since the last call, whether the client is still
-    /// there.
+    /// Returns `true` if the sweep has asked for the client since the last call.
     pub(crate) fn take_asked(&self) -> bool {
         self.is_asked.load(Ordering::Relaxed) && self.is_asked.swap(false, Ordering::Relaxed)
     }
@@ -283,7 +282,7 @@ impl Seat {
         Call { seat: self.clone(), number }
     }
 
-    /// Returns the number of the request whose handler was called last.
+    /// Returns the number of the last request whose handler was called.
     pub(crate) fn number(&self) -> u32 {
         (self.holds.load(Ordering::Relaxed) >> 32) as u32
     }
@@ -297,7 +296,7 @@ impl Seat {
         });
     }
 
-    /// Returns `true` if the handler that runs holds a guard. Such a handler goes on although its
+    /// Returns `true` if the running handler holds a guard. Such a handler goes on although its
     /// client has left.
     pub(crate) fn is_held(&self) -> bool {
         self.holds.load(Ordering::Acquire) as u32 > 0
@@ -315,8 +314,7 @@ impl Seat {
         self.left.load(Ordering::Acquire) > 0
     }
 
-    /// Waits until the client has left at least as far as `least` says. Returns how far it has
-    /// left.
+    /// Waits until the client has left at least as far as `least`. Returns how far it has left.
     pub(crate) async fn left(&self, least: ClientLeft) -> ClientLeft {
         loop {
             let listener = self.has_left.listen();
@@ -327,8 +325,8 @@ impl Seat {
         }
     }
 
-    /// Returns `true` if the sweep has found that the connection's time is over, and the connection
-    /// has not moved since.
+    /// Returns `true` if the sweep has found that the connection's time is over, and no move has
+    /// come since.
     pub(crate) fn is_expired(&self) -> bool {
         self.verdict.load(Ordering::Acquire) == self.activity.look().moves()
     }
@@ -342,15 +340,15 @@ impl Seat {
         self.waker.wake();
     }
 
-    /// Says that the connection's time is over if it has not moved since `look`.
+    /// Marks the connection as expired, unless it has moved since `look`.
     pub(crate) fn expire(&self, look: Look) {
         self.verdict.store(look.moves(), Ordering::Release);
     }
 
-    /// Describes the request under way, or the connection without one.
+    /// Describes the request under way, or the connection if there is none.
     pub(crate) fn open_work(&self, now: Instant) -> OpenWork {
         let stage = self.stage();
-        // The head is asked with the lock released: it has a lock of its own.
+        // The lock is released before the head is read, because the head has a lock of its own.
         let (since, head) = {
             let now = lock(&self.now);
             (now.since, now.head.as_ref().and_then(Weak::upgrade))
@@ -362,14 +360,14 @@ impl Seat {
         }
     }
 
-    /// Returns when the request's first byte was read. Without a request, returns when the
-    /// connection was accepted or fell idle.
+    /// Returns the time at which the request's first byte was read. Without a request, returns the
+    /// time at which the connection was accepted or fell idle.
     pub(crate) fn since(&self) -> Instant {
         lock(&self.now).since
     }
 }
 
-/// The call of a request's handler, for the guards that the handler takes.
+/// A call of a handler, to which the handler's guards belong.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     seat: Arc<Seat>,
@@ -389,7 +387,7 @@ impl Call {
     }
 }
 
-/// Keeps the handler of a call going although its client has left.
+/// Lets the handler of a call go on although its client has left.
 #[derive(Debug)]
 pub(crate) struct Hold(Call);
 

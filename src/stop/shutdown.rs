@@ -1,8 +1,8 @@
-//! [`Shutdown`]: the handle that moves a latch, and says how long the drain may take.
+//! [`Shutdown`]: the handle that moves a latch, and sets the times of the drain.
 //!
-//! Invariant: a drain always ends, by itself, at the end of the grace, or at an abort, and what it
-//! has cut is in its outcome (rule S13). Knows nothing of HTTP and needs no runtime: it is useful
-//! by itself.
+//! Invariant: a drain always ends, by itself, at the end of the grace, or at an abort, and its
+//! outcome names all work that was cut (rule S13). This file knows nothing of HTTP and needs no
+//! runtime, so a shutdown is useful by itself.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -21,12 +21,11 @@ use crate::stop::registry::{Holder, Interrupted, Registry};
 use crate::stop::seat::{Call, Seat};
 use crate::stop::token::{Attached, Token};
 
-/// The handle that moves the latch, and says how long the drain may take. Clones move the same
-/// latch.
+/// A handle that moves the latch, and sets the times of the drain. Clones move the same latch.
 ///
 /// The times of a stop ([`Shutdown::grace`], [`Shutdown::lame_duck`], [`Shutdown::linger`],
-/// [`Shutdown::stream_grace`]) belong to the latch, so each clone of the handle and each server
-/// with this latch has the same ones. Set them before the stop.
+/// [`Shutdown::stream_grace`]) belong to the latch, so all clones of the handle and all servers
+/// with this latch share them. Set the times before the stop.
 ///
 /// # Examples
 ///
@@ -57,7 +56,7 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Makes a latch that is running and that nobody holds.
+    /// Makes a running latch without a holder.
     ///
     /// # Examples
     ///
@@ -71,12 +70,12 @@ impl Shutdown {
         Self::default()
     }
 
-    /// Sets how long the drain may take, from the close of the listeners to the abort of what is
-    /// left (rule S13). Default: 30 s.
+    /// Sets how long the drain may take, from the close of the listeners to the abort of the
+    /// remaining work (rule S13). Default: 30 s.
     ///
-    /// A supervisor's own limit must be longer than lame duck and grace together. Zero cuts at once
-    /// what has not finished. [`Duration::MAX`] waits until all has finished, or until a second
-    /// signal.
+    /// A supervisor's own limit must be longer than lame duck and grace together. With zero,
+    /// unfinished work is cut at once. With [`Duration::MAX`], the drain waits until all work has
+    /// finished, or until a second signal.
     ///
     /// # Examples
     ///
@@ -101,11 +100,11 @@ impl Shutdown {
         self
     }
 
-    /// Sets how long a server still accepts connections after the stop, while readiness already
-    /// says no (rule S3). Default: zero, which means that there is no lame duck.
+    /// Sets how long a server still accepts connections after the stop, while its readiness probe
+    /// already fails (rule S3). Default: zero, which means that there is no lame duck.
     ///
-    /// [`Duration::MAX`] accepts connections until a second signal. The grace begins when the lame
-    /// duck is over.
+    /// With [`Duration::MAX`], the server accepts connections until a second signal. The grace
+    /// begins when the lame duck is over.
     ///
     /// # Examples
     ///
@@ -132,18 +131,19 @@ impl Shutdown {
     /// Sets how long an idle connection may still send a request after the stop (rule S6). Default:
     /// 100 ms.
     ///
-    /// Zero closes the connection at once, unless a request has arrived. With [`Duration::MAX`] it
-    /// ends by [`Limits::idle_timeout`](crate::Limits::idle_timeout) or at the end of the grace. A
-    /// connection that gives its place to a new client has been idle for this time, too
+    /// With zero, the server closes the connection at once, unless a request has arrived. With
+    /// [`Duration::MAX`], the connection ends by
+    /// [`Limits::idle_timeout`](crate::Limits::idle_timeout) or at the end of the grace. A
+    /// connection that gives its place to a new client has been idle for the linger, too
     /// ([`Limits::connections`](crate::Limits::connections)).
     ///
-    /// A connection that goes to a successor needs no linger. If the successor takes no connections
-    /// for this time (100 ms at least), this process serves those that wait until it does (rule
+    /// A connection that goes to a successor needs no linger. If the successor takes no connection
+    /// for this time (100 ms at least), this process serves the waiting connections meanwhile (rule
     /// H5).
     ///
     /// # Examples
     ///
-    /// For clients that are far away:
+    /// A longer linger helps clients that are far away:
     ///
     /// ```
     /// use smol_graceful::{Server, Shutdown};
@@ -160,18 +160,19 @@ impl Shutdown {
 
     /// Sets how long a stream may be silent in the drain: an upgraded connection (WebSocket), or a
     /// response whose body is awaited from the handler ([`stream_body`](crate::stream_body), as
-    /// with server-sent events). Default: [`Duration::MAX`], which means as long as the grace.
+    /// with server-sent events). Default: [`Duration::MAX`], so a stream may be silent until the
+    /// end of the grace.
     ///
     /// A stream whose handler does not look at its [`Token`] holds the drain open until the grace
-    /// is over. With a stream grace the server closes such a stream when it has moved nothing for
-    /// this time, counted from the end of the lame duck at the earliest. An upgraded connection
-    /// whose client has closed its side is closed after this time even if the server still sends
-    /// (rule S27).
+    /// is over. With a stream grace, the server closes a stream that has moved nothing for this
+    /// time, counted from the end of the lame duck at the earliest. If the client of an upgraded
+    /// connection has closed its side, the server closes the connection after this time even if the
+    /// server still sends (rule S27).
     ///
     /// The server closes an upgraded connection with a FIN, and its owner's reads and writes fail
-    /// from then on. It resets the connection of a response, because the client must not take a
-    /// part for the whole. Neither counts as cut: see
-    /// [`Outcome::streams_closed`](crate::Outcome::streams_closed).
+    /// from then on. The server resets the connection of a response, because the client must not
+    /// take a part of it for the whole. Neither counts as cut
+    /// ([`Outcome::streams_closed`](crate::Outcome::streams_closed)).
     ///
     /// # Examples
     ///
@@ -205,9 +206,10 @@ impl Shutdown {
         self
     }
 
-    /// Moves on to *draining*; does nothing if that has happened before (rule S2).
+    /// Begins the stop: moves the latch to *draining*. Does nothing if that has happened before
+    /// (rule S2).
     ///
-    /// Connections end by this stop. They go to a successor only if a keeper restarts the process.
+    /// Connections end by this stop. They go to a successor only at a restart by a keeper.
     ///
     /// # Examples
     ///
@@ -239,13 +241,14 @@ impl Shutdown {
         self.stop_after_wait(signal, Duration::ZERO);
     }
 
-    /// Stops because of `signal`, which has `waited` so long to be obeyed.
+    /// Stops because of `signal`, which has `waited` for this time.
     pub(crate) fn stop_after_wait(&self, signal: Signal, waited: Duration) {
         self.latch.stop(Some((signal, waited)));
     }
 
-    /// Moves on to *aborting*: what is left is dropped, and the drain ends as forced unless
-    /// nothing was left. Does nothing if that has happened before (rule S2).
+    /// Moves the latch to *aborting*, so the remaining work is dropped. The drain then ends as
+    /// [`DrainEnding::Forced`], unless no work was left. Does nothing if that has happened before
+    /// (rule S2).
     ///
     /// # Examples
     ///
@@ -264,7 +267,7 @@ impl Shutdown {
         self.latch.abort(DrainEnding::Forced);
     }
 
-    /// Returns where the latch stands.
+    /// Returns the phase of the latch.
     ///
     /// # Examples
     ///
@@ -301,7 +304,7 @@ impl Shutdown {
         Token { latch: self.latch.clone(), call: None }
     }
 
-    /// Returns how many open connections and guards hold the drain open.
+    /// Returns the number of open connections and guards, which hold the drain open.
     ///
     /// # Examples
     ///
@@ -316,12 +319,11 @@ impl Shutdown {
         self.latch.state().registry.in_flight()
     }
 
-    /// Returns everything that holds the latch now, the oldest first: connections, idle ones too,
-    /// and guards.
+    /// Returns all connections, including idle ones, and all guards of the latch, the oldest first.
     ///
     /// # Examples
     ///
-    /// For a page that says what a drain waits for:
+    /// A page can show the work for which a drain waits:
     ///
     /// ```
     /// use smol_graceful::{Shutdown, WorkKind};
@@ -336,20 +338,20 @@ impl Shutdown {
         self.latch.state().registry.open_work(Instant::now())
     }
 
-    /// Stops, waits until nobody holds the drain open, and says how it ended.
+    /// Stops, waits until all work has ended or is cut, and returns the outcome.
     ///
-    /// After [`Shutdown::grace`] what is left is aborted (rule S13), and waited for up to 100 ms
-    /// more. If the process was suspended at the end of the grace, what became ready meanwhile gets
-    /// its turn first, for as long as the process was suspended beyond the grace, but at most 1 s.
-    /// The log says what is left after 1, 2, 5 and 10 s, and then every 10 s (rule S20). May be
-    /// awaited by several at once, before or after the end; each gets the outcome.
+    /// After [`Shutdown::grace`], the remaining work is aborted (rule S13), and the drain waits up
+    /// to 100 ms more for its end. If the process was suspended at the end of the grace, work that
+    /// became ready meanwhile gets its turn first, for as long as the process was suspended beyond
+    /// the grace, but at most 1 s. The log names the remaining work after 1, 2, 5 and 10 s, and
+    /// then every 10 s (rule S20). Several tasks may call this at once, before or after the end,
+    /// and each gets the outcome.
     ///
-    /// The grace begins when [`Shutdown::lame_duck`] is over, which is a time only for a server
-    /// with the same latch.
+    /// The grace begins when [`Shutdown::lame_duck`] is over. This holds without a server, too.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves the latch where it is and ends the watch over the grace; a new
+    /// The drop of the future does not move the latch, and ends the watch over the grace. A new
     /// call begins a new grace.
     ///
     /// # Examples
@@ -367,7 +369,7 @@ impl Shutdown {
     }
 
     /// Drains like [`Shutdown::stop_and_drain`], and returns how long that took. Calls `tell` once
-    /// a second with what is left (rule S20).
+    /// a second with the state of the drain (rule S20).
     pub(crate) async fn drain_telling(
         &self,
         grace: Duration,
@@ -377,17 +379,16 @@ impl Shutdown {
         let began = Instant::now();
         let latch = &self.latch;
         latch.state().reports.begin(began);
-        // Four futures side by side. The first one that is ready ends the wait.
-        // 1. Nobody is left.
+        // Four futures run side by side. The first one that is ready ends the wait.
+        // 1. No holder is left.
         let drained = latch.drained();
         // 2. The drain was aborted.
         let aborted = latch.reached(Phase::Aborting);
         // 3. The grace is over.
         let deadline = async {
             Timer::after(grace).await;
-            // If the process was suspended, work may have become ready meanwhile. That work gets
-            // its turn (rule S13).
-            Timer::after(began.elapsed().saturating_sub(grace).min(MADE_UP)).await;
+            // S13: if the process was suspended, work that became ready meanwhile gets its turn.
+            Timer::after(began.elapsed().saturating_sub(grace).min(MOST_GIVEN_BACK)).await;
             latch.abort(DrainEnding::TimedOut);
         };
         // 4. A report each second, which never ends.
@@ -406,21 +407,22 @@ impl Shutdown {
         drained.or(aborted).or(deadline).or(report).await;
 
         let took = began.elapsed();
-        // After an abort, each task drops what it holds. A task that is stuck is not waited for.
+        // After an abort, each task drops its work. The drain does not wait for a task that is
+        // stuck.
         let patience = async {
-            Timer::after(ABORTING).await;
+            Timer::after(ABORT_WAIT).await;
         };
         latch.drained().or(patience).await;
         took
     }
 
-    /// Returns the outcome of a drain that took so long.
+    /// Returns the outcome of a drain that took this time.
     pub(crate) fn outcome(&self, took: Duration) -> Outcome {
         let state = self.latch.state();
         let interrupted = state.interrupted.iter().filter(|interrupted| interrupted.is_cut());
         let mut cut: Vec<_> = interrupted.map(|interrupted| interrupted.work.clone()).collect();
         cut.sort_by_key(|cut| Reverse(cut.age));
-        // An abort that has cut nothing has harmed nobody, so it was a drain.
+        // An abort that has cut nothing counts as a complete drain.
         let is_drained = cut.is_empty();
         let aborted = state.aborted.unwrap_or(DrainEnding::Forced);
         let (signal, waited) = state.signal.unzip();
@@ -435,7 +437,7 @@ impl Shutdown {
         }
     }
 
-    /// Wakes the connections that `choose` returns, and returns how many these are.
+    /// Wakes the connections that `choose` returns, and returns their number.
     pub(crate) fn wake(&self, choose: impl FnOnce(&mut Registry) -> Vec<Arc<Seat>>) -> usize {
         self.latch.wake(choose)
     }
@@ -450,23 +452,23 @@ impl Shutdown {
         self.latch.note(|state| state.handed_over += count as u64);
     }
 
-    /// Returns the times as they are set now.
+    /// Returns the current times.
     pub(crate) fn times(&self) -> Times {
         self.latch.state().times
     }
 
-    /// Returns what the server attaches to a request whose handler it calls.
+    /// Returns the facts that the server attaches to a request before it calls the handler.
     pub(crate) fn attached(&self, call: Call, target: &str) -> Attached {
         Attached { latch: self.latch.clone(), call, target: target.into() }
     }
 
-    /// Takes in a holder that keeps the drain open. Returns `None` once the drain is over or
-    /// aborted (rule S1).
+    /// Adds a holder that keeps the drain open. Returns `None` if the drain is over or aborted
+    /// (rule S1).
     pub(crate) fn admit(&self, holder: Holder) -> Option<Entry> {
         self.latch.admit(holder)
     }
 
-    /// Notes a request that had arrived and was turned away.
+    /// Notes a request that had arrived and was not served.
     pub(crate) fn missed(&self, seat: &Arc<Seat>) {
         let now = Instant::now();
         self.latch.note(|state| state.interrupted.push(Interrupted::of(seat, now)));
@@ -482,12 +484,12 @@ impl Shutdown {
         self.latch.note(|state| state.streams_closed += 1);
     }
 
-    /// Returns what holds the latch, in numbers.
+    /// Returns the numbers of holders of the latch.
     pub(crate) fn counted(&self) -> InFlight {
         self.latch.state().registry.counted()
     }
 
-    /// Returns how the drain stands, `left` before the rest is cut.
+    /// Returns the state of the drain, with `left` as the time until the rest is cut.
     pub(crate) fn draining(&self, left: Duration) -> Draining {
         self.latch.draining(left, &mut None)
     }
@@ -497,12 +499,12 @@ impl Shutdown {
         self.latch.occupied(|registry| registry.seats_of(orders).next().is_some()).await;
     }
 
-    /// Returns `true` if the two move the same latch.
+    /// Returns `true` if both handles move the same latch.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.latch, &other.latch)
     }
 
-    /// Returns `true` if this moves a child latch of `other`, or a child's child.
+    /// Returns `true` if this handle moves a child latch of `other`, or a child's child.
     pub(crate) fn is_below(&self, other: &Self) -> bool {
         self.latch.is_below(&other.latch)
     }
@@ -513,10 +515,11 @@ impl Shutdown {
     }
 }
 
-// Here and not in `token.rs`, because only this file makes handles.
+// This part of `Token` is here and not in `token.rs`, because it makes a handle.
 impl Token {
     /// Makes a child latch, which stops and aborts when the latch of this token does, and can be
-    /// stopped alone before. It begins with the times that the latch has now.
+    /// stopped alone before. Returns its handle. The child begins with the current times of the
+    /// latch.
     ///
     /// A child latch is for a part of a program that is stopped while the rest goes on, such as a
     /// worker or one of several servers. A holder of the child latch holds the drain of its parent
@@ -549,9 +552,8 @@ impl Token {
     }
 }
 
-/// The drain gets back at most so much of the time for which the process was suspended beyond the
-/// grace.
-const MADE_UP: Duration = Duration::from_secs(1);
+/// The longest time that a drain gets back after the process was suspended beyond the grace.
+const MOST_GIVEN_BACK: Duration = Duration::from_secs(1);
 
-/// An aborted drain waits for so long until the tasks have dropped what they hold.
-const ABORTING: Duration = Duration::from_millis(100);
+/// The longest time for which an aborted drain waits until the tasks have dropped their work.
+const ABORT_WAIT: Duration = Duration::from_millis(100);

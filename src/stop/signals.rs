@@ -1,9 +1,9 @@
 //! The signals that stop a server, as a stream.
 //!
-//! Invariant: from the moment the stream is made, none of its signals kills the process; this does
-//! not end when the stream is dropped, as a handler cannot be taken back safely. The time of a
-//! signal is the time when the process has received it, even while the thread that obeys it is
-//! blocked. The library registers no signal unless a program asks for it. Decides nothing about
+//! Invariant: after the stream was made, none of its signals kills the process. This holds after
+//! the drop of the stream, too, because a handler cannot be removed safely. The time of a signal is
+//! the time at which the process received it, even while the thread that obeys it is blocked. The
+//! library registers no signal unless a program asks for it. This file decides nothing about
 //! stopping.
 
 use std::cell::Cell;
@@ -24,11 +24,11 @@ use nix::sys::signal::SigSet;
 use crate::lock::lock;
 use crate::threads;
 
-/// The signals that stop a server unless it is told otherwise: HUP, INT, TERM and QUIT.
+/// The default signals that stop a server: HUP, INT, TERM and QUIT.
 ///
 /// # Examples
 ///
-/// For a program that reads its configuration again on HUP:
+/// A program that reads its configuration again on HUP leaves HUP out:
 ///
 /// ```
 /// use smol_graceful::{Process, STOP_SIGNALS, Signal};
@@ -40,21 +40,22 @@ use crate::threads;
 /// ```
 pub const STOP_SIGNALS: [Signal; 4] = [Signal::Hup, Signal::Int, Signal::Term, Signal::Quit];
 
-/// Returns HUP, INT, TERM and QUIT as they arrive, for programs that have their own control loop.
-/// Usually [`Shutdown::obey`](crate::Shutdown::obey) gets them. [`run`](crate::run) does all of
-/// this by itself.
+/// Handles HUP, INT, TERM and QUIT, and returns them as a stream, for programs that have their own
+/// control loop. The usual place for the stream is [`Shutdown::obey`](crate::Shutdown::obey).
+/// [`run`](crate::run) does all of this by itself.
 ///
-/// Never ends. Several signals that arrive in one moment may show as fewer, but never as none.
+/// The stream never ends. Several signals that arrive in one moment may show as fewer, but at least
+/// as one.
 ///
 /// If the process was started with HUP, INT or QUIT ignored (`nohup` does that, and a script does
 /// it to its background jobs), the signal stays ignored, and the log says so. USR2, which asks a
-/// keeper for a restart, does not kill the process either: the log says how to get one. If the process was
-/// started with the signals blocked, they are unblocked in the calling thread and in the threads
-/// that it starts from now on, so call this in a thread that does not end, before you start others.
+/// keeper for a restart, does not kill the process, and the log says how a restart works. Blocked
+/// signals are unblocked in the calling thread and in the threads that it starts later. So call
+/// this in a thread that does not end, before other threads start.
 ///
 /// # Errors
 ///
-/// Returns what the operating system says if a signal cannot be handled or a thread cannot be
+/// Returns the operating system's error if a signal cannot be handled or a thread cannot be
 /// started.
 ///
 /// # Examples
@@ -87,12 +88,12 @@ pub fn signals() -> io::Result<impl Stream<Item = Signal> + Send + Unpin + use<>
 }
 
 thread_local! {
-    /// The signal that [`signals`] has yielded last on this thread: the public stream has no place
-    /// for the time, which [`next`] needs.
+    /// The last signal that [`signals`] has yielded on this thread. [`next`] needs its time, for
+    /// which the public stream has no place.
     static YIELDED_LAST: Cell<Option<Received>> = const { Cell::new(None) };
 }
 
-/// A signal, and when the process has received it.
+/// A signal, and the time at which the process has received it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Received {
     pub(crate) signal: Signal,
@@ -107,21 +108,21 @@ pub(crate) async fn next(signals: &mut (impl Stream<Item = Signal> + Unpin)) -> 
     })
     .await;
     let signal = signal?;
-    // A stream that is not made of `signals` has no earlier time to tell.
+    // A stream that does not come from `signals` has no earlier time.
     let received = last.filter(|received| received.signal == signal);
     Some(received.unwrap_or_else(|| Received { signal, at: Instant::now() }))
 }
 
-/// Returns the name of a signal as operators write it.
+/// Returns the name of a signal in the form that operators write.
 pub(crate) fn name(signal: Signal) -> String {
     format!("SIG{}", format!("{signal:?}").to_uppercase())
 }
 
-/// Returns the signals of `stop` and `others` as they arrive, without those of `stop` that the
-/// process was started to ignore.
+/// Handles the signals of `stop` and `others`, and returns them as a stream. Leaves out signals of
+/// `stop` that were ignored when the process was started.
 ///
-/// Registers the signals before it unblocks them, because a pending signal would kill the process
-/// otherwise.
+/// The signals are registered before they are unblocked, because otherwise a pending one would kill
+/// the process.
 pub(crate) fn stream(
     stop: &[Signal],
     others: &[Signal],
@@ -137,20 +138,21 @@ pub(crate) fn stream(
     Ok(stream::poll_fn(move |cx| queue.poll_next(cx)))
 }
 
-/// Lets a write beyond the limit of a file's size (`ulimit -f`) fail. Otherwise the kernel would
-/// kill the process for a line of its log.
+/// Makes a write beyond the limit of a file's size (`ulimit -f`) fail. Without this, a line of the
+/// log could kill the process.
 ///
-/// A handler, not SIG_IGN, because the programs that this process starts would inherit that.
+/// This is a handler and not SIG_IGN, because the programs that this process starts would inherit
+/// SIG_IGN.
 pub(crate) fn survive_full_files() -> io::Result<()> {
     if !is_ignored(Signal::Xfsz) {
-        // The handler stays when this is dropped, and has nothing to do then.
+        // The handler stays after this drop, and does nothing.
         drop(Signals::new([Signal::Xfsz])?);
     }
     Ok(())
 }
 
 /// The signals that a launcher may have ignored on purpose: nohup ignores HUP, and a script INT and
-/// QUIT in its background jobs. TERM and USR2 are sent only by somebody who means this process.
+/// QUIT in its background jobs. TERM and USR2 are always sent on purpose.
 const MAY_BE_IGNORED: [Signal; 3] = [Signal::Hup, Signal::Int, Signal::Quit];
 
 fn log_ignored(mut signals: Vec<Signal>) {
@@ -173,23 +175,24 @@ pub(crate) fn is_ignored(signal: Signal) -> bool {
     let mut disposition = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: without a new action the call changes nothing, and `disposition` is valid for writes.
     let read = unsafe { libc::sigaction(signal as i32, ptr::null(), disposition.as_mut_ptr()) };
-    // SAFETY: all zeroes is a valid value of this C struct, whether the call has written or not.
+    // SAFETY: zero bytes are a valid value of this C struct, so it is valid even if the call has
+    // written nothing.
     read == 0 && unsafe { disposition.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
-/// Lets the kernel deliver `signals` to this thread, and to the threads that it starts from now on.
+/// Unblocks `signals` in this thread, and in the threads that it starts from now on.
 fn unblock(signals: &[Signal]) -> io::Result<()> {
     let numbers = signals.iter().map(|signal| *signal as i32);
     let set: SigSet = numbers.filter_map(|number| number.try_into().ok()).collect();
     Ok(set.thread_unblock()?)
 }
 
-/// The signals that have come and that no task has taken yet, each with its time.
+/// The signals that have come and were not yet taken, each with its time.
 ///
-/// async-io's thread wakes the queue, which takes the signals in there and then, even while the
-/// thread that polls the stream is blocked. The queue always waits with the same waker: if async-io
-/// got another one in each poll, it would wake the one before, and under `block_on` of tokio's
-/// current-thread runtime, which has a new one each time, each poll would bring about the next.
+/// async-io's thread wakes the queue, which takes the signals in at once, even while the thread
+/// that polls the stream is blocked. The queue always waits with the same waker, because async-io
+/// wakes the old waker when it gets a new one. `block_on` of tokio's current-thread runtime has a
+/// new waker in each poll, so each poll would cause the next one.
 struct SignalQueue {
     state: Mutex<QueueState>,
     /// The task that waits for the stream.
@@ -203,8 +206,8 @@ struct QueueState {
 }
 
 impl SignalQueue {
-    /// Beyond this number, a signal is queued only if no other of its kind is, because a storm of
-    /// signals must not fill memory.
+    /// Beyond this number, the queue takes only one signal of each kind, because a storm of signals
+    /// must not fill memory.
     const MANY: usize = 64;
 
     fn new(signals: Signals) -> Arc<Self> {
@@ -222,10 +225,10 @@ impl SignalQueue {
         received.map_or(Poll::Pending, |received| Poll::Ready(Some(received)))
     }
 
-    /// Takes in what has arrived, and asks to be woken when more arrives.
+    /// Takes in the signals that have arrived, and registers for more.
     ///
-    /// Does nothing if this is under way already, because async-io may wake the queue from within
-    /// the poll of another waker. Then everything is taken in there.
+    /// Does nothing if another call is under way, because async-io may wake the queue from within
+    /// that call, which then takes all signals in.
     fn take_in(&self) {
         let mut state = match self.state.try_lock() {
             Ok(state) => state,
@@ -234,7 +237,7 @@ impl SignalQueue {
         };
         let QueueState { signals, received } = &mut *state;
         let cx = &mut Context::from_waker(&self.waker);
-        // Reading fails only if the pipe is gone, and the pipe lives as long as `signals`.
+        // A read fails only if the pipe is gone, and the pipe lives as long as `signals`.
         while let Poll::Ready(Some(Ok(signal))) = signals.poll_next(cx) {
             let is_known = || received.iter().any(|received| received.signal == signal);
             if received.len() < Self::MANY || !is_known() {
@@ -244,7 +247,8 @@ impl SignalQueue {
     }
 }
 
-/// Weak, because async-io keeps the waker as long as the pipe lives, and the queue keeps the pipe.
+/// The waker of a queue. Its reference is weak, because async-io keeps the waker as long as the
+/// pipe lives, and the queue keeps the pipe.
 struct QueueWaker(Weak<SignalQueue>);
 
 impl Wake for QueueWaker {

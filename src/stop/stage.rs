@@ -1,6 +1,6 @@
-//! [`Stage`]: how far a connection has come with its request, and what follows from that.
+//! [`Stage`]: the progress of a connection with its request, and what follows from that.
 //!
-//! A report of the connection's activity, made when somebody asks. Keeps no state.
+//! A stage is derived from the connection's activity when it is needed. This file keeps no state.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,11 +8,12 @@ use std::time::Duration;
 use crate::limits::Limits;
 use crate::stop::activity::{Doing, Look, Wait};
 
-/// How far a connection has come with its request.
+/// The progress of a connection with its request.
 ///
 /// # Examples
 ///
-/// Whose fault was it? The handler waits for a body that the client does not send:
+/// The stage shows who kept a request from its end. Here the handler waits for a body that the
+/// client does not send:
 ///
 /// ```
 /// use futures_lite::{AsyncWriteExt, stream};
@@ -41,39 +42,39 @@ use crate::stop::activity::{Doing, Look, Wait};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stage {
-    /// Accepted, and not looked at yet: whether a request has begun is not known.
+    /// The connection was accepted, and the server has not looked for a request yet.
     Accepted,
-    /// Between requests, or before the first.
+    /// The connection is between two requests, or before the first.
     Idle,
     /// The head has begun to arrive.
     Head,
     /// The handler runs.
     Handler,
-    /// Someone waits for more of the request's body.
+    /// The server or the handler waits for more of the request's body.
     Body,
-    /// The response has begun; its body is awaited from the handler's reader.
+    /// The response has begun, and the server waits for more of its body from the handler's reader.
     Response,
     /// The client is slow to take the response.
     Writing,
-    /// The response is written; what the client still sends is discarded.
+    /// The response is written, and the server discards the bytes that the client still sends.
     Closing,
     /// The connection was handed over to another protocol.
     Upgraded,
-    /// The response is written; the rest of a body that nobody has read is discarded, to go on
+    /// The response is written, and the server discards the rest of the request's body, to go on
     /// with the next request.
     Discarding,
-    /// The listener's wrapper is at work: TLS's handshake.
+    /// The listener's wrapper is at work, for example in a TLS handshake.
     Handshake,
-    /// The response is written; the client's kernel has yet to take the last of it.
+    /// The response is written, and the client's kernel has not acknowledged the last bytes.
     Delivering,
-    /// The connection is on its way to the successor, which has not said that it has taken it. If
-    /// the drain is cut short then, the successor may still answer a request in it.
+    /// The connection is on its way to the successor, which has not answered yet. If the drain is
+    /// cut short, the successor may still answer a request of this connection.
     Leaving,
 }
 
 impl Stage {
-    /// Returns what a report calls the activity. A client that takes no output is reported before a
-    /// client that sends no body.
+    /// Returns the stage of an activity. If a client neither takes output nor sends its body, the
+    /// stage is [`Stage::Writing`].
     pub(crate) fn of(look: Look) -> Self {
         let (body, room) = (look.waits_for(Wait::Body), look.waits_for(Wait::Room));
         match look.doing() {
@@ -93,8 +94,8 @@ impl Stage {
         }
     }
 
-    /// Returns how long a connection may stay in the stage without a move. Returns `None` if it may
-    /// stay as long as it likes.
+    /// Returns how long a connection may stay in the stage without a move, or `None` if there is no
+    /// limit.
     pub(crate) fn limit(self, limits: &Limits) -> Option<Duration> {
         match self {
             Self::Accepted | Self::Idle => Some(limits.idle_timeout),
@@ -107,7 +108,7 @@ impl Stage {
         }
     }
 
-    /// Returns `true` if a client waits for something that it has asked for.
+    /// Returns `true` if the client may wait for an answer.
     pub(crate) fn is_request(self) -> bool {
         !matches!(self, Self::Idle | Self::Discarding | Self::Delivering | Self::Closing)
     }
@@ -117,14 +118,14 @@ impl Stage {
         self.is_request() && !matches!(self, Self::Accepted | Self::Handshake)
     }
 
-    /// Returns `true` if only the program knows when the connection moves on: an upgraded one, or a
-    /// response whose body is awaited.
+    /// Returns `true` if only the program decides when the connection moves on, as for an upgraded
+    /// connection, or a response whose body is awaited.
     pub(crate) fn is_stream(self) -> bool {
         matches!(self, Self::Response | Self::Upgraded)
     }
 
-    /// Returns `true` if the connection can look whether its client is still there. In the other
-    /// stages the connection reads, and the read tells.
+    /// Returns `true` if the connection has to look whether its client is still there. In the other
+    /// stages the connection reads anyway, and the read fails if the client is gone.
     pub(crate) fn can_look(self) -> bool {
         matches!(self, Self::Handler | Self::Body | Self::Response | Self::Writing | Self::Upgraded)
     }

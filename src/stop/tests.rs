@@ -1,7 +1,7 @@
 //! Tests of the latch: its moves, its tokens and guards, its children, and their races.
 //!
-//! They see private parts only to ask whether a drain is over. Each wait ends by an event, and
-//! threads race with a seed that a failure shows. The tests of HTTP are elsewhere.
+//! The tests use private parts only to ask whether a drain is over. Each wait ends by an event, and
+//! threads race with a seed that a failure shows. These tests do not cover HTTP.
 
 use std::future::Future;
 use std::pin::pin;
@@ -27,7 +27,7 @@ fn is_ready<T>(future: impl Future<Output = T>) -> bool {
     block_on(poll_once(future)).is_some()
 }
 
-/// Operators rely on them.
+/// Operators rely on these values.
 #[test]
 fn defaults_are_the_agreed_ones() {
     let Times { grace, lame_duck, linger, stream_grace } = Shutdown::new().times();
@@ -57,8 +57,8 @@ fn the_grace_of_a_drain_begins_after_the_lame_duck() {
         let _ = shutdown.stop_and_drain().await;
         true
     };
-    // No event tells that a deadline does not come. A grace that begins too early is over at
-    // once, so it needs no more time than this.
+    // No event shows that a deadline does not come. A grace that begins too early is over at once,
+    // so this short time is enough.
     let later = async {
         Timer::after(Duration::from_millis(20)).await;
         false
@@ -81,7 +81,7 @@ fn the_phase_only_goes_forward() {
     assert_eq!(shutdown.phase(), Phase::Aborting);
 }
 
-/// Rule S2: latched, not an edge.
+/// Rule S2: the phase is a state and not an edge.
 #[test]
 fn a_tokens_futures_resolve_every_time() {
     let shutdown = Shutdown::new();
@@ -104,12 +104,13 @@ fn a_waiting_token_is_woken() {
     assert!(is_ready(stopping.as_mut()));
 }
 
-/// Rule S1: not before the stop, not while anyone is left, and then for good.
+/// Rule S1: a latch is not drained before the stop or while a holder is left, and then it is for
+/// good.
 #[test]
 fn drained_is_a_predicate() {
     let shutdown = Shutdown::new();
     let token = shutdown.token();
-    // The count falls to zero before the stop: that means nothing.
+    // A count of zero before the stop means nothing.
     drop(token.guard());
     let drained = shutdown.token().latch;
     let mut drained = pin!(drained.drained());
@@ -118,7 +119,7 @@ fn drained_is_a_predicate() {
     let first = token.guard().unwrap();
     shutdown.stop();
     assert!(!is_ready(drained.as_mut()));
-    // Held open by the first, the drain admits a second (rule S12).
+    // S12: the first guard holds the drain open, so there may be a second one.
     let second = token.guard().unwrap();
     drop(first);
     assert!(!is_ready(drained.as_mut()));
@@ -141,7 +142,7 @@ fn a_drain_with_nobody_left_ends_at_once() {
     let shutdown = Shutdown::new();
     let outcome = block_on(poll_once(pin!(shutdown.stop_and_drain()))).expect("no wait (rule S19)");
     assert_eq!(outcome.ending, DrainEnding::Drained);
-    // And again, for whoever asks later.
+    // A later call gets the same outcome.
     assert!(block_on(shutdown.stop_and_drain()).is_drained());
 }
 
@@ -156,7 +157,7 @@ fn a_drain_that_times_out_names_who_held_it() {
     let [cut] = &outcome.cut[..] else { panic!("{outcome}") };
     assert!(matches!(cut.kind, WorkKind::Guard(place) if place.line() == line), "{outcome}");
     drop(guard);
-    // The end stays what it was.
+    // A later call gets the same ending.
     assert_eq!(block_on(shutdown.stop_and_drain()).ending, DrainEnding::TimedOut);
 }
 
@@ -204,8 +205,7 @@ fn public_types_are_what_threads_need() {
     check::<Outcome>();
 }
 
-/// Rule S12: a worker that waits holds nothing, and neither a stop nor an end comes between a
-/// job and its guard.
+/// Rule S12: a waiting worker holds no guard, and no stop or end comes between a job and its guard.
 #[test]
 fn a_job_comes_with_its_guard() {
     let shutdown = Shutdown::new().grace(Duration::ZERO);
@@ -220,7 +220,7 @@ fn a_job_comes_with_its_guard() {
         assert_eq!((job, shutdown.in_flight()), (Ok(1), 1));
         drop(guard);
     }
-    // The stop begins while the job is taken.
+    // The stop begins while the worker takes the job.
     let line = line!() + 1;
     let (_, guard) = block_on(token.accept(async { shutdown.stop() })).expect("a taken job");
     let mut drain = pin!(shutdown.stop_and_drain());
@@ -238,7 +238,7 @@ fn no_job_is_taken_after_the_stop() {
     let (post, jobs) = smol::channel::unbounded();
     let mut waiting = pin!(token.accept(jobs.recv()));
     assert!(block_on(poll_once(waiting.as_mut())).is_none());
-    // Something else holds the drain open, so there would be a guard.
+    // Another guard holds the drain open, so the worker could get one.
     let guard = token.guard();
     shutdown.stop();
     post.try_send("late").unwrap();
@@ -250,7 +250,7 @@ fn no_job_is_taken_after_the_stop() {
 
 // ── Clones of a guard ───────────────────────────────────────────────────────────────────────
 
-/// A drain that takes in nothing else still takes in a clone.
+/// A clone of a guard is possible even if the drain takes no other holder.
 #[test]
 fn a_clone_of_a_guard_holds_the_drain_as_long_as_it_lives() {
     let shutdown = Shutdown::new();
@@ -273,7 +273,7 @@ fn a_clone_of_a_guard_holds_the_drain_as_long_as_it_lives() {
     assert!(lines.eq([line, line]), "{outcome}");
 }
 
-// ── What holds it ───────────────────────────────────────────────────────────────────────────
+// ── Open work ───────────────────────────────────────────────────────────────────────────────
 
 #[test]
 fn open_work_comes_with_the_oldest_first() {
@@ -319,7 +319,7 @@ fn a_child_follows_its_parent_and_not_the_other_way() {
     assert_eq!(phases(), [Draining, Draining, Aborting, Draining]);
     parent.abort();
     assert_eq!(phases(), [Aborting; 4]);
-    // It says by which signal, unless it was stopped before.
+    // The outcome has the parent's signal, unless the child was stopped before.
     let signals = [&parent, &child, &grandchild, &other]
         .map(|shutdown| block_on(shutdown.stop_and_drain()).signal);
     assert_eq!(signals, [Some(Signal::Term), None, None, Some(Signal::Term)]);
@@ -338,7 +338,7 @@ fn a_child_made_late_is_where_its_parent_is() {
     drop(guard);
 }
 
-/// Rule S1, through all latches above.
+/// Rule S1 holds through all latches above.
 #[test]
 fn what_holds_a_child_holds_its_parent() {
     let parent = Shutdown::new().grace(Duration::ZERO);
@@ -361,12 +361,12 @@ fn what_holds_a_child_holds_its_parent() {
     drop(clone);
     assert_eq!(in_flight(), [0; 3]);
     assert!(is_ready(drained.as_mut()));
-    // The end of the parent's grace was the child's end, too.
+    // The end of the parent's grace ends the child, too.
     assert_eq!(block_on(grandchild.stop_and_drain()).ending, DrainEnding::TimedOut);
 }
 
-/// If a child cuts something in its parent's drain, the parent's outcome names that, too, and once. A
-/// cut from before is the child's own affair.
+/// If a child cuts work in its parent's drain, the parent's outcome names the work, too, and once.
+/// The parent's outcome does not name a cut from before its drain.
 #[test]
 fn a_drain_names_what_a_child_has_cut() {
     let parent = Shutdown::new();
@@ -418,7 +418,7 @@ fn nobody_joins_a_child_of_a_drained_parent() {
     assert!(parent.token().guard().is_ok(), "the parent still runs");
 }
 
-/// A parent keeps nothing of a child that is gone.
+/// A parent keeps nothing for a child that is gone.
 #[test]
 fn a_child_leaves_nothing_behind() {
     let parent = Shutdown::new();
@@ -426,15 +426,15 @@ fn a_child_leaves_nothing_behind() {
         let child = parent.token().child();
         let guard = child.token().guard().unwrap();
         drop(child);
-        // The guard keeps the child, and the parent's stop reaches it.
+        // The guard keeps the child, so the parent's stop reaches the child.
         assert_eq!((parent.in_flight(), parent.token().latch.children()), (1, 1));
         drop(guard);
         assert_eq!((parent.in_flight(), parent.token().latch.children()), (0, 0));
     }
 }
 
-/// A program that makes a child of a child at each reload gets a long chain. Each step would
-/// overflow this thread's stack if it went from latch to latch by calling itself.
+/// A program that makes a child of a child at each reload gets a long chain. A recursive step from
+/// latch to latch would overflow this thread's stack.
 #[test]
 fn a_chain_of_children_may_be_long() {
     let length = if cfg!(miri) { 50 } else { 20_000 };
@@ -463,8 +463,8 @@ fn a_chain_of_children_may_be_long() {
     thread.join().unwrap();
 }
 
-/// Threads take guards of children while the parent stops: the parent's end is not early, and it
-/// comes.
+/// Threads take guards of children while the parent stops. The parent's end comes, and does not
+/// come early.
 #[test]
 fn children_and_stop_race() {
     let rounds = if cfg!(miri) { 5 } else { 300 };
@@ -514,8 +514,8 @@ fn children_and_stop_race() {
 
 // ── Races ───────────────────────────────────────────────────────────────────────────────────
 
-/// Workers take jobs while one stops, at any moment: every job that was taken is done when the
-/// drain ends, and the others are in the queue.
+/// Workers take jobs while one thread stops, at any moment. When the drain ends, every job that was
+/// taken is done, and the others are in the queue.
 #[test]
 fn jobs_and_stop_race() {
     let rounds = if cfg!(miri) { 5 } else { 300 };
@@ -567,8 +567,8 @@ fn jobs_and_stop_race() {
     }
 }
 
-/// Threads take and drop guards while one stops: nobody is admitted after the end, the end is
-/// not missed, and it does not come early.
+/// Threads take and drop guards while one thread stops. No guard is given after the end, and the
+/// end comes, and does not come early.
 #[test]
 fn guards_and_stop_race() {
     let rounds = if cfg!(miri) { 5 } else { 300 };

@@ -1,7 +1,8 @@
-//! [`Token`], [`Guard`], [`Stopped`]: a look at the latch, and work that the drain waits for.
+//! [`Token`], [`Guard`], [`Stopped`]: a look at the latch, and work for which the drain waits.
 //!
-//! Invariant: neither moves the latch, and a guard that was given is waited for, here and in the
-//! latches above (rules S1, S12). Knows of HTTP only that a request brings the token of its server.
+//! Invariant: neither moves the latch, and the drains of this latch and of those above wait for
+//! each guard (rules S1, S12). Of HTTP, this file knows only that a request carries the token of
+//! its server.
 
 use std::future::{Future, poll_fn};
 use std::panic::Location;
@@ -20,8 +21,8 @@ use crate::stop::phase::Phase;
 use crate::stop::registry::Holder;
 use crate::stop::seat::{Call, Hold, Seat};
 
-/// The facts that the server attaches to a request. In one piece, because http-types makes a box of
-/// each.
+/// The facts that the server attaches to a request, in a single value, because http-types makes a
+/// box of each one.
 #[derive(Debug)]
 pub(crate) struct Attached {
     pub(crate) latch: Arc<Latch>,
@@ -37,7 +38,7 @@ impl Attached {
     }
 }
 
-/// Looks at a latch, and never moves it. Clones look at the same one.
+/// A look at a latch. A token never moves the latch, and its clones look at the same one.
 ///
 /// # Examples
 ///
@@ -53,16 +54,16 @@ impl Attached {
 #[derive(Debug, Clone)]
 pub struct Token {
     pub(crate) latch: Arc<Latch>,
-    /// The call of the handler whose request the token was taken from.
+    /// The call of the handler, if the token comes from a request.
     pub(crate) call: Option<Call>,
 }
 
 impl Token {
     /// Returns the token of the server that received `request`.
     ///
-    /// For a request that came from no server, as in a test of a handler, returns a token that
-    /// never stops. A clone of a request is such a request too, because http-types does not clone
-    /// extensions, so ask the original.
+    /// If the request does not come from a server, as in a test of a handler, returns a token that
+    /// never stops. Take the token from the original request, because http-types does not clone
+    /// extensions, so a clone of a request has no token.
     ///
     /// # Examples
     ///
@@ -82,7 +83,7 @@ impl Token {
     /// ```
     pub fn of(request: &Request) -> Self {
         let attached = request.ext().get::<Attached>();
-        // Its guards keep the handler going although its client has left.
+        // With a guard of this token, the handler goes on although its client has left.
         let of_call = |a: &Attached| Self { latch: a.latch.clone(), call: Some(a.call.clone()) };
         let token = attached.map(of_call).or_else(|| request.ext().get::<Self>().cloned());
         token.unwrap_or_else(|| Self { latch: Arc::default(), call: None })
@@ -103,14 +104,14 @@ impl Token {
         self.latch.phase() >= Phase::Draining
     }
 
-    /// Waits until the stop begins; ready at once, every time, when it has (rule S2).
+    /// Waits until the stop begins. Returns at once, every time, if it has begun (rule S2).
     ///
-    /// A restart is a stop, too, so a stream can end properly. If the connection goes to the
+    /// A restart is a stop, too, so that a stream can end properly. If the connection goes to the
     /// successor, the response does not announce a close (rule S9).
     ///
     /// # Cancel safety
     ///
-    /// Can be dropped and awaited again without missing the stop.
+    /// A dropped future can be replaced by a new call, which does not miss the stop.
     ///
     /// # Examples
     ///
@@ -127,11 +128,12 @@ impl Token {
         self.latch.reached(Phase::Draining).await;
     }
 
-    /// Waits until what is left is dropped; ready at once, every time, when that has begun.
+    /// Waits until the abort begins, which drops the remaining work. Returns at once, every time,
+    /// if it has begun.
     ///
     /// # Cancel safety
     ///
-    /// Can be dropped and awaited again without missing it.
+    /// A dropped future can be replaced by a new call, which does not miss the abort.
     ///
     /// # Examples
     ///
@@ -144,13 +146,13 @@ impl Token {
         self.latch.reached(Phase::Aborting).await;
     }
 
-    /// Runs `future` until it is done or the stop begins, whichever is first; `None` if it was
-    /// the stop, also if both were ready: work that never waits must not hold up the stop.
+    /// Runs `future` until it is done or the stop begins. Returns `None` if the stop has begun,
+    /// even if `future` is ready, too, because work that never waits must not hold up the stop.
     ///
     /// # Cancel safety
     ///
-    /// `future` is dropped where it stands when the stop begins: give it work that may be
-    /// dropped, such as waiting for the next job.
+    /// At the stop, `future` is dropped at its current `await`. So it should only do work that may
+    /// be dropped, such as waiting for the next job.
     ///
     /// # Examples
     ///
@@ -174,21 +176,21 @@ impl Token {
     /// Waits for the next job, and returns it with a guard that was taken before the job. Returns
     /// `None` once the stop has begun.
     ///
-    /// This is a queue worker: no job is taken that the drain would not wait for. Jobs that nobody
-    /// has taken stay in the queue. If somebody was told that a job is accepted, as by a 202, the
-    /// drain has to wait for the job from that moment on: take the guard there, and put it into the
-    /// queue with the job (`examples/embed.rs`).
+    /// This is for the worker of a queue. The drain waits for every job that the worker takes, and
+    /// the other jobs stay in the queue. If a client was told that its job is accepted, for example
+    /// by a 202, the drain has to wait for the job from that moment on. Then take the guard in the
+    /// handler, and put it into the queue with the job (`examples/embed.rs`).
     ///
     /// `next` is polled only before the stop, and only under a guard. If a poll returns a job, the
     /// guard comes with it, even if the stop begins in the same moment. Otherwise the guard is
-    /// dropped with the end of the poll, so a worker that waits is not in flight, and the report of
-    /// a drain does not name it. If both the stop and a job are ready, the result is `None`, and
-    /// the job stays where it is.
+    /// dropped at the end of the poll, so a waiting worker is not in flight, and the report of a
+    /// drain does not name it. If both the stop and a job are ready, the result is `None`, and the
+    /// job stays in its queue.
     ///
     /// # Cancel safety
     ///
     /// `next` is dropped when the stop begins, and when the future itself is dropped. It must be
-    /// cancel safe: as long as it has not returned a job, it must not have taken one. `recv` of a
+    /// cancel safe, which means that it takes a job only when it returns the job. `recv` of a
     /// channel and `next` of a stream are such futures. A future that reads a job in several parts
     /// is not.
     ///
@@ -226,7 +228,7 @@ impl Token {
         async move {
             let (mut next, mut stopping) = (pin!(next), pin!(self.stopping()));
             poll_fn(|cx| {
-                // The guard comes first: a stop in between finds it, and waits for the job.
+                // The guard comes first, so a stop in between waits for the job.
                 let Ok(guard) = self.guard_of(place) else { return Poll::Ready(None) };
                 if stopping.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(None);
@@ -237,24 +239,23 @@ impl Token {
         }
     }
 
-    /// Takes a guard, which holds the drain open as long as it lives.
+    /// Returns a guard, which holds the drain open as long as it lives.
     ///
-    /// During the drain it still returns a guard, as long as something else holds the drain open,
-    /// because a request in flight may leave work behind (rule S12). The report of a drain that was
-    /// cut short names the line that called this.
+    /// During the drain this still returns a guard while another holder keeps the drain open,
+    /// because a request in flight may leave work behind (rule S12). The outcome of a drain that
+    /// was cut short names the line of this call.
     ///
-    /// If the token comes from [`Token::of`], the guard also keeps that request's handler going.
-    /// Without such a guard, the server drops the handler when the client has reset the connection
-    /// (rule S22). A guard does not protect against the end of the grace, nor against a second
-    /// signal.
+    /// If the token comes from [`Token::of`], that request's handler goes on even if the client
+    /// resets the connection. Without such a guard, the server then drops the handler (rule S22). A
+    /// guard does not protect against the end of the grace, nor against a second signal.
     ///
-    /// A worker that takes one job after the other is shorter with [`Token::accept`].
+    /// For a worker that takes one job after the other, [`Token::accept`] is shorter.
     ///
     /// # Errors
     ///
-    /// [`Stopped`] once the drain is over or aborted: nothing would wait for the work, so it must
-    /// not begin. Pass it on (`?`), as in the example. `let _guard = token.guard();` would ignore
-    /// it.
+    /// Returns [`Stopped`] if the drain is over or aborted. Nothing would wait for the work, so it
+    /// must not begin. Pass the error on (`?`), as in the example. `let _guard = token.guard();`
+    /// would ignore it.
     ///
     /// # Examples
     ///
@@ -272,7 +273,7 @@ impl Token {
     /// assert_eq!(work(&shutdown.token()), Err(Stopped)); // nothing was left to wait for
     /// ```
     ///
-    /// Two writes that a client cannot separate by leaving:
+    /// A guard keeps two writes together, even if the client leaves between them:
     ///
     /// ```
     /// use smol_graceful::{Request, Token, http_types};
@@ -291,7 +292,7 @@ impl Token {
         self.guard_of(Location::caller())
     }
 
-    /// Takes a guard for the line `place`.
+    /// Returns a guard for the line `place`.
     fn guard_of(&self, place: &'static Location<'static>) -> Result<Guard, Stopped> {
         let since = Instant::now();
         let entry = self.latch.admit(Holder::Guard { place, since }).ok_or(Stopped)?;
@@ -299,9 +300,9 @@ impl Token {
     }
 }
 
-/// The error of [`Token::guard`]: the drain is over, so nothing would wait for this work.
+/// The error of [`Token::guard`]. The drain is over, so nothing would wait for the work.
 ///
-/// Converts into an [`io::Error`] and, like every error, into an `http_types::Error`.
+/// It converts into an [`io::Error`] and, like every error, into an `http_types::Error`.
 ///
 /// # Examples
 ///
@@ -337,7 +338,7 @@ impl From<Stopped> for io::Error {
     }
 }
 
-/// Keeps the drain open for as long as it lives, and as long as any clone of it does.
+/// Keeps the drain open as long as the guard or a clone of it lives.
 ///
 /// # Examples
 ///
@@ -355,16 +356,16 @@ impl From<Stopped> for io::Error {
 #[must_use = "the drain waits only as long as the guard lives"]
 pub struct Guard {
     entry: Entry,
-    /// The line that has taken it.
+    /// The line that has taken the guard.
     place: &'static Location<'static>,
     since: Instant,
-    /// Keeps the handler going that has taken this guard.
+    /// Lets the handler that has taken this guard go on without its client.
     hold: Option<Hold>,
 }
 
 impl Clone for Guard {
-    /// Takes a further guard, also when the drain takes in nothing else any more. A report names
-    /// each of the two by the line that took the first, and by its age.
+    /// Returns another guard, even if the drain takes no other holder any more. A report names both
+    /// guards by the line and the age of the first.
     fn clone(&self) -> Self {
         let Self { entry, place, since, hold } = self;
         let holder = Holder::Guard { place, since: *since };
@@ -374,11 +375,11 @@ impl Clone for Guard {
 }
 
 impl Guard {
-    /// Runs `future` and holds the drain open until it is done.
+    /// Runs `future`, and holds the drain open until it is done. Returns the value of `future`.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future drops the guard with it.
+    /// The drop of this future drops the guard, too.
     ///
     /// # Examples
     ///

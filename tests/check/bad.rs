@@ -1,7 +1,7 @@
 //! A server that answers well, except that it commits one fault each time the restart command runs.
 //!
-//! So a test knows each number of the report in advance. The command only makes a file: the server
-//! removes the file when it commits the fault, and the command ends then.
+//! So a test knows each number of the report in advance. The command only makes a file and waits.
+//! The server removes the file when it commits the fault, and then the command ends.
 
 #![allow(unreachable_pub, reason = "it is a module of a test")]
 
@@ -19,25 +19,25 @@ use socket2::SockRef;
 
 use super::common::{PATIENCE, SERVER, output_within, text};
 
-/// How long a late answer takes.
+/// The time of a late answer.
 pub const LATE: Duration = Duration::from_millis(300);
 
 /// A fault of a bad server.
 #[derive(Debug, Clone, Copy)]
 pub enum Fault {
-    /// Sends this and closes.
+    /// Sends the text and closes.
     End(&'static str),
-    /// Sends this and goes on.
+    /// Sends the text and goes on.
     Bytes(&'static str),
-    /// Sends this, and its end in the same packet. So the client sees both at once.
+    /// Sends the text and the end of the connection in one packet, so the client sees both at once.
     Leave(&'static str),
-    /// Answers as it should, but late.
+    /// Sends the right answer, but late.
     Late,
     /// Does not answer.
     Never,
 }
 
-/// The requests on which it is committed.
+/// The requests on which a server commits its fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum On {
     Any,
@@ -45,19 +45,19 @@ pub enum On {
     First,
     /// Not the first of a connection.
     Later,
-    /// `GET` on a connection that has had one and is kept.
+    /// `GET` on a kept connection that has had one before.
     Kept,
     Post,
     Slow,
 }
 
-/// A server that commits its fault once, whenever `file` appears, and removes it then.
+/// A server that commits its fault once whenever `file` appears, and removes the file.
 pub struct Bad {
     pub addr: SocketAddr,
     file: PathBuf,
-    /// How many requests it has answered as it should.
+    /// The number of requests with the right answer.
     pub served: Arc<AtomicU64>,
-    /// How many of them had asked for a close.
+    /// The number of those that had asked for a close.
     pub asked: Arc<AtomicU64>,
 }
 
@@ -80,8 +80,8 @@ impl Bad {
         bad
     }
 
-    /// Checks it. In the place of a restart stands a command that causes the fault, and waits until
-    /// it has begun.
+    /// Runs a check of the server. In place of a restart, the command causes the fault, and waits
+    /// until it has begun.
     pub fn check(&self, flags: &str) -> Output {
         let file = self.file.display();
         let script = format!("touch {file}; while [ -e {file} ]; do sleep 0.01; done");
@@ -120,7 +120,7 @@ impl Connection {
             On::Post => request.is_post(),
             On::Slow => request.path() == "/slow",
         };
-        // Only one of those that find the file removes it.
+        // If several requests find the file, only one of them removes it.
         if is_it && fs::remove_file(&self.file).is_ok() {
             match self.fault {
                 Fault::End(bytes) => {

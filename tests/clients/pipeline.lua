@@ -1,4 +1,4 @@
--- Sixteen requests in one packet; says exactly what went wrong.
+-- Sends sixteen requests in one packet, and reports each kind of failure.
 init = function()
     local requests = {}
     for i = 1, 16 do

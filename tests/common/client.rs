@@ -1,6 +1,6 @@
-//! A client of bytes: a test decides which bytes are sent, and sees which come.
+//! A client for raw bytes. A test decides which bytes are sent, and sees which bytes come.
 //!
-//! [`Client`] works over everything that reads, writes and half-closes: TCP (the default), Unix
+//! [`Client`] works over any stream that reads, writes and half-closes: TCP (the default), Unix
 //! sockets, TLS (`tests/wrapped.rs`), and streams in memory ([`Blocking`]). Every read and write
 //! has a limit of [`PATIENCE`].
 
@@ -18,9 +18,9 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{PATIENCE, patiently, text};
 
-/// A stream that a client speaks over.
+/// A stream for a client.
 pub trait Duplex: Read + Write {
-    /// Tells the server that nothing more will be sent.
+    /// Closes the client's side, so that the server sees the end of the bytes.
     fn half_close(&mut self);
 }
 
@@ -30,7 +30,7 @@ impl Duplex for TcpStream {
     }
 }
 
-/// A stream for async code, used by a thread that waits for it.
+/// An async stream that blocks its thread.
 pub struct Blocking<S>(pub S);
 
 impl<S: AsyncRead + Unpin> Read for Blocking<S> {
@@ -55,27 +55,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Duplex for Blocking<S> {
     }
 }
 
-/// A raw client: bytes out, bytes in.
+/// A raw client, which sends and receives bytes.
 pub struct Client<S = TcpStream> {
     pub stream: S,
-    /// Read from the stream and not yet consumed.
+    /// The bytes that were read from the stream and not yet consumed.
     buffer: Vec<u8>,
 }
 
 /// A raw client at the end of a pipe.
 pub type PipeClient = Client<Blocking<Connection>>;
 
-/// How a connection ended.
+/// The end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// A proper end: a FIN, under TLS behind close_notify.
+    /// A proper end, which is a FIN, and under TLS a close_notify and a FIN.
     Eof,
-    /// A FIN without close_notify under TLS: anyone could have cut the connection there.
+    /// A FIN without close_notify under TLS, which an attacker could have caused.
     Cut,
     Reset,
 }
 
-/// A response as it came over the wire.
+/// A response with the bytes of the wire.
 #[derive(Debug, Clone)]
 pub struct Received {
     pub status: u16,
@@ -85,7 +85,7 @@ pub struct Received {
 }
 
 impl Received {
-    /// Returns the value of a field; several lines are joined by `, `.
+    /// Returns the value of a field. Several lines are joined by `, `.
     pub fn header(&self, name: &str) -> Option<String> {
         let values: Vec<_> = self
             .lines
@@ -134,8 +134,8 @@ impl Client {
         SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
-    /// Asserts that nothing comes from the server, for as long as a test can afford to look. There
-    /// is no event that says that nothing comes.
+    /// Asserts that nothing comes from the server for a short time. No event shows that nothing
+    /// comes.
     pub fn assert_silent(&self) {
         self.stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let peeked = self.stream.peek(&mut [0]);
@@ -143,7 +143,7 @@ impl Client {
         assert!(peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
     }
 
-    /// Returns `true` if there is something to read, and be it the end.
+    /// Returns `true` if there are bytes to read, or the end.
     pub fn has_something(&self) -> bool {
         self.stream.set_nonblocking(true).unwrap();
         let peeked = self.stream.peek(&mut [0]);
@@ -201,7 +201,7 @@ impl<S: Duplex> Client<S> {
         ))
     }
 
-    /// Tells the server that nothing more will be sent.
+    /// Closes the client's side, so that the server sees the end of the bytes.
     pub fn half_close(&mut self) -> &mut Self {
         self.stream.half_close();
         self
@@ -217,7 +217,7 @@ impl<S: Duplex> Client<S> {
         self.try_response(true).expect("the connection ended before a whole response")
     }
 
-    /// Returns the next response, or how the connection ended before there was a whole one.
+    /// Returns the next response, or the end of the connection if no whole response has come.
     pub fn try_response(&mut self, to_head: bool) -> Result<Received, End> {
         let head = String::from_utf8(self.take_to(b"\r\n\r\n")?).unwrap();
         let lines: Vec<_> = head.trim_end().split("\r\n").map(str::to_owned).collect();
@@ -241,7 +241,7 @@ impl<S: Duplex> Client<S> {
         Ok(received)
     }
 
-    /// Returns everything that still comes, and how the connection ended.
+    /// Returns all remaining bytes, and the end of the connection.
     pub fn rest(&mut self) -> (Vec<u8>, End) {
         let end = loop {
             if let Err(end) = self.fill() {
@@ -251,7 +251,7 @@ impl<S: Duplex> Client<S> {
         (mem::take(&mut self.buffer), end)
     }
 
-    /// Returns how the connection ends; nothing more may come before.
+    /// Returns the end of the connection. Asserts that no byte comes before it.
     pub fn end(&mut self) -> End {
         let (rest, end) = self.rest();
         assert!(rest.is_empty(), "unexpected: {:?}", text(&rest));
@@ -283,7 +283,7 @@ impl<S: Duplex> Client<S> {
         Ok(line.trim_end_matches("\r\n").to_owned())
     }
 
-    /// Returns what was read and is not yet consumed.
+    /// Returns the bytes that were read and not yet consumed.
     pub fn buffered(&self) -> &[u8] {
         &self.buffer
     }
@@ -328,14 +328,14 @@ impl<S: Duplex> Client<S> {
     }
 }
 
-/// Returns what a server on a Unix socket answers to `GET /`.
+/// Returns the answer of a server on a Unix socket to `GET /`.
 pub fn ask_unix(path: &Path) -> String {
     Client::from(UnixStream::connect(path).unwrap()).get("/").response().text()
 }
 
-/// Sends `GET path` behind another request in the same write, and returns when the other one is
-/// answered. The server has the request then, and its handler runs, because the first response is
-/// sent when the second has to be waited for (rule W10).
+/// Sends `GET path` after another request in the same write, and returns when the other one is
+/// answered. By then the handler of `path` runs, because the server sends the first response when
+/// it has to wait for the second (rule W10).
 pub fn in_flight(addr: SocketAddr, path: &str) -> Client {
     let request = |path| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
     let mut client = Client::connect(addr);
@@ -362,7 +362,8 @@ pub fn assert_all_okay(clients: Vec<Client>) {
     }
 }
 
-/// Connects a socket whose kernel takes in only so many bytes before the client reads.
+/// Connects a socket with a small receive buffer, so that the kernel takes in few bytes before the
+/// client reads.
 pub fn small_socket(addr: SocketAddr, receive_buffer: usize) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(receive_buffer).unwrap();

@@ -1,8 +1,8 @@
-//! The test in place of a keeper or of a child.
+//! Stand-ins by which a test plays the keeper or a child.
 //!
 //! [`FakeKeeper`] starts the real binary and speaks its parent channel. [`FakeChild`] is a child of
-//! a real keeper whose process only waits: the test has the child's end of the channel, and says
-//! what it likes. Linux only.
+//! a real keeper whose process only waits. The test has the child's end of the channel, and can
+//! send any message. Linux only.
 
 use std::fs;
 use std::net::TcpListener;
@@ -19,7 +19,7 @@ use super::handover::{Handover, Over, copy_of};
 use super::messages::{Channel, KEEPER, Ready, keeper_word, offer, ready};
 use super::{Client, Directory, ProcessId, Program, SERVER, wait_until};
 
-/// The test as the keeper of the real binary.
+/// A keeper of the real binary, played by the test.
 pub struct FakeKeeper {
     pub child: Program,
     /// The keeper's end of the parent channel.
@@ -38,8 +38,7 @@ impl FakeKeeper {
         Self::start_with(over, |_| {}, &[offer(&[0])])
     }
 
-    /// Starts a child to which the keeper has said these words, with what `configure` adds to its
-    /// command.
+    /// Starts a child to which the keeper has sent these words. `configure` completes its command.
     pub fn start_with(over: Over, configure: impl FnOnce(&mut Command), words: &[Vec<u8>]) -> Self {
         let (child, channel, listener, address, directory) = spawn(over, configure, words);
         let (ready, brought) = channel.ready();
@@ -62,8 +61,8 @@ impl FakeKeeper {
     }
 }
 
-/// Starts the real binary as the child of a keeper that the test is, without waiting for READY.
-/// Returns also the keeper's end of the channel, its copy of the listener, and the address.
+/// Starts the real binary as the child of a keeper that the test plays, without waiting for READY.
+/// Also returns the keeper's end of the channel, its copy of the listener, and the address.
 pub fn spawn(
     over: Over,
     configure: impl FnOnce(&mut Command),
@@ -96,9 +95,9 @@ pub fn spawn(
     (Program::start(command), channel, listener, address, directory)
 }
 
-/// The test as a child of a real keeper.
+/// A child of a real keeper, played by the test.
 pub struct FakeChild {
-    /// The process that the keeper takes for the child.
+    /// The process that the keeper has started.
     pub process: ProcessId,
     /// The child's end of the parent channel. The process has no copy of it.
     pub channel: Channel,
@@ -109,8 +108,8 @@ pub struct FakeChild {
     pub notify: String,
 }
 
-/// A command for [`FakeChild`]: the shell waits until the test has its end of the channel, and
-/// closes its own copy, which is the descriptor behind one socket.
+/// A command for [`FakeChild`]. The shell waits until the test has the end of the channel, and
+/// closes its own copy, which is the descriptor after one socket.
 pub const WAITS_FOR_THE_TEST: &str = "kill -STOP $$; exec 4<&-; exec sleep 60";
 
 impl FakeChild {
@@ -144,7 +143,7 @@ impl FakeChild {
         Self { process, channel, offered, notify: value("NOTIFY_SOCKET=") }
     }
 
-    /// Says that the child serves on these listeners, and takes connections of them.
+    /// Reports that the child serves on these listeners, and takes their connections.
     pub fn say_ready(&self, listeners: &[u32]) {
         self.channel.send(&ready(listeners), &[]);
     }

@@ -1,8 +1,8 @@
 //! A keeper whose server hands its connections over to its successors.
 //!
 //! [`Handover`] is the keeper and its children, over TCP or over a Unix socket. Their program is
-//! the real binary, or [`serve`]: handlers that a test holds and that say in which process they
-//! run. Linux only, because `/proc` says which process has which connection.
+//! the real binary, or [`serve`], whose handlers wait for a test and answer with their process.
+//! Linux only, because `/proc` shows which process has a connection.
 
 use std::env;
 use std::fs;
@@ -38,7 +38,7 @@ use smol_graceful::{
 use super::program::install;
 use super::{Client, Directory, Generations, PATIENCE, ProcessId, SERVER, wait_until};
 
-/// The kind of socket that clients connect to.
+/// The kind of socket to which clients connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Over {
     Tcp,
@@ -56,7 +56,7 @@ pub fn over_both(scenario: impl Fn(Over) + Sync) {
 pub struct Handover {
     pub servers: Generations,
     pub over: Over,
-    /// The address that clients connect to.
+    /// The address to which clients connect.
     pub address: Address,
     pub directory: Directory,
     executable: PathBuf,
@@ -76,7 +76,7 @@ impl Handover {
         Self::staged_with(over, |_| {})
     }
 
-    /// Starts a keeper of [`serve`] with what `configure` adds to its environment.
+    /// Starts a keeper of [`serve`]. `configure` completes its environment.
     pub fn staged_with(over: Over, configure: impl FnOnce(&mut Command)) -> Self {
         Self::start(over, env::current_exe().unwrap(), |command, listen| {
             command.args(["--exact", PROGRAM, "--nocapture", "--test-threads=1"]);
@@ -95,14 +95,14 @@ impl Handover {
         Self::start_by(Path::new(SERVER), over, executable, configure)
     }
 
-    /// Starts a keeper of the real binary that waits for so long until a child is ready.
+    /// Starts a keeper of the real binary with this patience.
     pub fn patient(over: Over, patience: &str) -> Self {
         Self::start(over, SERVER.into(), |command, listen| {
             command.env("SMOL_GRACEFUL_KEEP_PATIENCE", patience).args(["--listen", listen]);
         })
     }
 
-    /// Does what [`Handover::start`] does, with another copy of the real binary as the keeper.
+    /// Starts a keeper as [`Handover::start`] does, from another copy of the real binary.
     pub fn start_by(
         keeper: &Path,
         over: Over,
@@ -128,7 +128,7 @@ impl Handover {
         })
     }
 
-    /// Starts what `command` returns for the program's path and address.
+    /// Starts the command that `command` returns for the program's path and address.
     fn start_as(
         over: Over,
         executable: PathBuf,
@@ -173,14 +173,13 @@ impl Handover {
         client
     }
 
-    /// Returns when the server has accepted every client that has connected. Clients are accepted
-    /// in turn.
+    /// Waits until the server has accepted every connected client. Clients are accepted in turn.
     pub fn accepted(&self) {
         self.connect().send("GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").rest();
     }
 
-    /// Connects a client whose handler for `path` runs, because the response to the request before
-    /// is sent when the second has to be waited for (rule W10).
+    /// Connects a client whose handler for `path` runs. W10: the server sends the response to the
+    /// request before when it has to wait for the second.
     pub fn in_flight(&self, path: &str) -> Client {
         let request = |path| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         let mut client = self.connect();
@@ -189,23 +188,23 @@ impl Handover {
         client
     }
 
-    /// Makes the successors, from the next one on, run these lines of a shell before the program.
-    /// They may change the words of the program: `set -- "$@" --grace 1s`.
+    /// Lets the next successors run these lines of a shell before the program. The lines may change
+    /// the words of the program: `set -- "$@" --grace 1s`.
     pub fn successors_run(&self, lines: &str) {
         let program = self.executable.display();
         let script = format!("#!/bin/sh\n{lines}\nexec {program} \"$@\"\n");
         install(&self.directory.join("app"), script.as_bytes());
     }
 
-    /// Lets a successor take over, and returns its predecessor, which accepts nobody any more.
+    /// Lets a successor take over, and returns its predecessor, which accepts no more clients.
     pub fn restart(&mut self) -> ProcessId {
         let predecessor = self.take_over();
         self.wait_until_stopping(predecessor);
         predecessor
     }
 
-    /// Waits until `process` has closed its listener, which comes behind the line of its log and
-    /// behind the begin of its stop.
+    /// Waits until `process` has closed its listener, which happens after the line of its log and
+    /// after the begin of its stop.
     pub fn wait_until_stopping(&self, process: ProcessId) {
         wait_until("the process has closed its listener", || {
             let listening = self.sockets(true);
@@ -267,8 +266,8 @@ impl Handover {
         })
     }
 
-    /// Lets the keeper hear that the successor of [`Handover::ready_successor`] is ready, and waits
-    /// until the successor has taken over. Returns the predecessor.
+    /// Resumes the keeper, which then knows that the successor of [`Handover::ready_successor`] is
+    /// ready, and waits until the successor has taken over. Returns the predecessor.
     pub fn resume_keeper(&mut self, successor: ProcessId) -> ProcessId {
         let predecessor = self.serving();
         self.keeper().signal(Signal::CONT);
@@ -277,8 +276,8 @@ impl Handover {
         predecessor
     }
 
-    /// Like [`Handover::suspend_successor`], but the `count` connections, all of them idle, wait in
-    /// one batch for the successor.
+    /// Suspends the successor as [`Handover::suspend_successor`] does, with all `count` idle
+    /// connections in one batch. Returns the predecessor.
     pub fn suspend_batch(&mut self, count: usize) -> ProcessId {
         for _ in 0..20 {
             let predecessor = self.suspend_successor();
@@ -291,9 +290,9 @@ impl Handover {
         panic!("never {count} connections in one batch: {}", self.servers.program);
     }
 
-    /// Waits until a suspended successor has a batch to receive, and returns how many connections
-    /// are in the batch: all that leave within a moment, which are fewer on a busy machine. There
-    /// is no further batch before the successor goes on (rule H3).
+    /// Waits until a batch waits for a suspended successor, and returns the number of its
+    /// connections. These are all that leave within a moment, which are fewer on a busy machine.
+    /// The next batch comes only after the successor goes on (rule H3).
     pub fn wait_for_batch(&self) -> usize {
         let mut batch = None;
         wait_until("a batch is in the passage", || {
@@ -310,7 +309,7 @@ impl Handover {
         open.filter(|inode| all.contains(inode)).collect()
     }
 
-    /// Returns copies of the sockets of the connections that `process` has open, to look at their
+    /// Returns copies of the connections that `process` has open, so that a test can look at their
     /// options. The test must be allowed to trace the process.
     pub fn copies_of(&self, process: ProcessId) -> Vec<OwnedFd> {
         let all = self.sockets(false);
@@ -323,13 +322,13 @@ impl Handover {
         self.sockets(true)
     }
 
-    /// Returns the inode of the socket that listens.
+    /// Returns the inode of the listening socket.
     pub fn listener(&self) -> u64 {
         self.sockets(true)[0]
     }
 
-    /// Returns the inodes of all sockets that have the server's address: those that listen, or the
-    /// connections that were accepted.
+    /// Returns the inodes of all sockets with the server's address, which are the listening ones or
+    /// the accepted connections.
     fn sockets(&self, that_listen: bool) -> Vec<u64> {
         let path = self.directory.join("socket");
         let (table, inode) = match self.over {
@@ -341,13 +340,14 @@ impl Handover {
             _ => path.display().to_string(),
         };
         let table = fs::read_to_string(table).unwrap();
-        // The table of a machine that is tested has ten thousand lines and more of other servers.
+        // The table may have ten thousand lines of other servers.
         let lines = table.lines().filter(|line| line.contains(&mark));
         let ours = lines.map(|line| line.split_whitespace().collect::<Vec<_>>());
         let ours = ours.filter(|columns| {
             let (is_ours, is_listening) = match self.address {
                 Address::Tcp(_) => (columns[1].ends_with(&mark), columns[3] == "0A"),
-                // A connection that was accepted has the path of its listener, which has a flag.
+                // An accepted connection has the path of its listener, and only a listener has the
+                // flag.
                 _ => {
                     let is_ours = columns.get(7).is_some_and(|file| Path::new(file) == path);
                     (is_ours, columns[3] == "00010000")
@@ -367,14 +367,14 @@ impl Handover {
         })
     }
 
-    /// Waits until `process` has ended with exit code 0, and asserts how many connections its
-    /// outcome says that it has handed over.
+    /// Waits until `process` has ended with exit code 0, and asserts the number of connections that
+    /// its outcome counts as handed over.
     pub fn assert_handed_over(&mut self, process: ProcessId, count: u64) {
         assert_eq!(self.handed_over(process), count, "{}", self.servers.program);
     }
 
-    /// Waits until `process` has ended with exit code 0, and returns how many connections its
-    /// outcome says that it has handed over.
+    /// Waits until `process` has ended with exit code 0, and returns the number of connections that
+    /// its outcome counts as handed over.
     pub fn handed_over(&mut self, process: ProcessId) -> u64 {
         assert_eq!(self.exit_code(process), 0, "{}", self.servers.program);
         let outcome = self.line_of(process, "drained in ");
@@ -401,13 +401,13 @@ impl Handover {
         code.unwrap_or_else(|| panic!("{process} was killed: {}", self.servers.program))
     }
 
-    /// Lets the handlers go on that wait at this gate, now and later.
+    /// Opens a gate, so that all handlers at it go on, now and later.
     pub fn open(&self, gate: &str) {
         fs::write(self.directory.join(&format!("gate-{gate}")), "").unwrap();
     }
 
-    /// Returns the processes that have this server's directory in their environment: all of the
-    /// server's, also those that the test does not know of.
+    /// Returns the processes that have this server's directory in their environment. These are all
+    /// of the server's processes, also unknown ones.
     pub fn processes(&self) -> impl Iterator<Item = ProcessId> {
         let own = format!("{DIRECTORY}={}", self.directory.path().display());
         let numbers = fs::read_dir("/proc").unwrap();
@@ -423,22 +423,22 @@ impl Handover {
         self.servers.end()
     }
 
-    /// Stops the keeper although a child before the last one was killed or has cut something, and
-    /// asserts that those drain that are left. Returns the log of all.
+    /// Stops the keeper after an earlier child was killed or has cut work, and asserts that the
+    /// remaining children drain. Returns the log of all.
     pub fn stop(self) -> String {
         self.servers.signal(Signal::TERM);
         self.ended()
     }
 
-    /// Does what [`Handover::stop`] does, when another child has taken the place of one that has
+    /// Stops the keeper as [`Handover::stop`] does, after another child has replaced one that has
     /// died.
     pub fn stop_after_death(mut self, dead: ProcessId) -> String {
         self.servers.wait_for_another(dead);
         self.stop()
     }
 
-    /// Waits for the end of a keeper that was told to stop, and asserts that its children have
-    /// drained. Returns the log of all.
+    /// Waits for the end of a keeper that is stopping, and asserts that its children have drained.
+    /// Returns the log of all.
     pub fn ended(mut self) -> String {
         let log = self.servers.program.log();
         assert_eq!(self.servers.program.exit_code(), 0, "{log}");
@@ -461,8 +461,7 @@ impl Drop for Handover {
 pub fn prepare() {
     static PREPARED: Once = Once::new();
     PREPARED.call_once(|| {
-        // A child whose keeper has ended becomes a child of this process, which asks for its exit
-        // code.
+        // A child whose keeper has ended becomes a child of this process, which reaps it.
         set_child_subreaper(Some(ProcessId::own().0)).unwrap();
         // Some tests have many clients, and the tests of a file run at the same time.
         let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
@@ -484,14 +483,14 @@ fn channels_of(process: ProcessId) -> impl Iterator<Item = OwnedFd> {
     sockets.filter(|socket| socket_type(socket).is_ok_and(|kind| kind == SocketType::SEQPACKET))
 }
 
-/// Returns how many connections are in a batch that nobody has received: the next message of a
-/// passage, or of a passage whose end is in the next message of a parent channel.
+/// Returns the number of connections in a batch that was not received yet. The batch is the next
+/// message of a passage, or of a passage whose end is in the next message of a parent channel.
 fn unread_batch(channel: &OwnedFd) -> Option<usize> {
     let mut head = [0; 7];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut pieces = [IoSliceMut::new(&mut head)];
-    // A look takes copies of the descriptors, and leaves the message where it is.
+    // A look takes copies of the descriptors, and leaves the message in the channel.
     let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     recvmsg(channel, &mut pieces, &mut ancillary, peek).ok()?;
     let ends = ancillary.drain().filter_map(|message| match message {
@@ -530,16 +529,17 @@ pub fn descriptors_of(process: ProcessId) -> usize {
     fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
 }
 
-/// Returns the sockets that a process has open: descriptor and inode.
+/// Returns the descriptor and the inode of each socket that a process has open.
 pub fn open_sockets(process: ProcessId) -> Vec<(RawFd, u64)> {
     let inode =
         |link: PathBuf| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
     links_of(process).filter_map(|(fd, link)| Some((fd, inode(link)?))).collect()
 }
 
-/// Returns a process's descriptors and what they are.
+/// Returns a process's descriptors with their links.
 fn links_of(process: ProcessId) -> impl Iterator<Item = (RawFd, PathBuf)> {
-    // A process that has ended has none, and one that is closed meanwhile has no link any more.
+    // A process that has ended has no descriptors, and a descriptor that is closed meanwhile has no
+    // link.
     let open = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten();
     open.filter_map(|entry| {
         let entry = entry.ok()?;
@@ -548,14 +548,14 @@ fn links_of(process: ProcessId) -> impl Iterator<Item = (RawFd, PathBuf)> {
     })
 }
 
-// The program whose handlers the test holds.
+// The program whose handlers wait for the test.
 
 /// The test that has to call [`serve`] in each file that starts this program.
 pub const PROGRAM: &str = "the_program_of_these_tests";
 
-/// Variables of the program's environment: its address, the directory of its gates, the number of
-/// its workers, how many seconds a connection may be idle, whether it calls `serve` and `ready`
-/// instead of `run`, whether it is its own keeper, and the keeper's pid file.
+/// The variables of the program's environment: its address, the directory of its gates, the number
+/// of its workers, the idle timeout in seconds, whether it calls `serve` and `ready` instead of
+/// `run`, whether it is its own keeper, and the keeper's pid file.
 const LISTEN: &str = "HANDOVER_LISTEN";
 const DIRECTORY: &str = "HANDOVER_DIRECTORY";
 pub const THREADS: &str = "HANDOVER_THREADS";
@@ -564,19 +564,20 @@ pub const SERVE: &str = "HANDOVER_SERVE";
 const KEEP: &str = "HANDOVER_KEEP";
 pub const PID_FILE: &str = "HANDOVER_PID_FILE";
 
-/// How long the response to `/big` is.
+/// The length of the response to `/big`, in bytes.
 pub const BIG_BODY: usize = 8 * 1024 * 1024;
 
-/// Serves, if a test has started this process for that; else returns at once.
+/// Serves if a test has started this process for that. Otherwise returns at once.
 ///
-/// `/pid` says which process serves, and `/peer` says for whom. `/wait/GATE` logs `waiting for
-/// GATE` and says the process when the test has opened the gate; `/block/GATE` also blocks its
-/// thread. `/big` is [`BIG_BODY`]. A POST logs `handled PATH`, reads the body, and says both.
+/// `/pid` answers with the process, and `/peer` with the client. `/wait/GATE` logs `waiting for
+/// GATE`, and answers with the process after the test has opened the gate. `/block/GATE` also
+/// blocks its thread. `/big` is [`BIG_BODY`]. A POST logs `handled PATH`, reads the body, and
+/// answers with the process and the body.
 pub fn serve() {
     serve_with(|_| Vec::new());
 }
 
-/// Does what [`serve`] does, with further listeners, which `more` makes when signals are handled.
+/// Serves as [`serve`] does, with further listeners, which `more` makes after signals are handled.
 #[expect(clippy::exit, reason = "the exit code of a keeper is its child's")]
 pub fn serve_with(more: impl FnOnce(&Path) -> Vec<Listener>) {
     let Ok(listen) = env::var(LISTEN) else { return };
@@ -616,7 +617,7 @@ pub fn serve_with(more: impl FnOnce(&Path) -> Vec<Listener>) {
     }
 }
 
-/// Logs as the binary does: each line says which process has written it.
+/// Logs in the form of the binary, in which each line has its process.
 fn log_like_the_binary() {
     let pid = process::id();
     let mut builder = env_logger::Builder::new();
@@ -659,7 +660,7 @@ async fn answer(mut request: Request) -> http_types::Result<Response> {
     })
 }
 
-/// How often a handler looks whether its gate is open, which another process opens.
+/// The pause between two looks of a handler at its gate, which another process opens.
 const POLL: Duration = Duration::from_millis(2);
 
 fn is_open(gate: &str) -> bool {

@@ -21,7 +21,7 @@ impl Log {
         &LOG
     }
 
-    /// Returns the lines that hold `text`.
+    /// Returns the lines that contain `text`.
     pub fn with(&self, text: &str) -> Vec<(Level, String)> {
         let lines = self.0.lock().unwrap();
         lines.iter().filter(|(_, line)| line.contains(text)).cloned().collect()

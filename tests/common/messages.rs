@@ -1,8 +1,8 @@
 //! The messages of a keeper, its children and a passage, for tests that speak with a real process
 //! in place of another one.
 //!
-//! The messages are written here once more, because two versions of a program have to agree on
-//! them. So a test can also say what no process of this version would say. Linux only.
+//! This file defines the messages a second time, because two versions of a program have to agree on
+//! them. So a test can also send messages that no process of this version would send. Linux only.
 
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
@@ -24,22 +24,22 @@ use socket2::SockRef;
 use super::handover::Over;
 use super::{Client, PATIENCE};
 
-/// The most connections that go in one message.
+/// The largest number of connections in one message.
 pub const BATCH: usize = 253;
 
 const SPACE: usize = cmsg_space!(ScmRights(BATCH));
 
-/// The variable that tells a child which descriptor is its end of the parent channel.
+/// The variable that names a child's end of the parent channel.
 pub const KEEPER: &str = "SMOL_GRACEFUL_KEEPER";
 
-/// A word without anything else, and a descriptor may come with it.
+/// A message without content, with which a descriptor may come.
 pub const PASS: &[u8] = b"P";
 pub const ALONE: &[u8] = b"A";
 
 /// An end of a parent channel or of a passage.
 pub struct Channel(OwnedFd);
 
-/// A batch, as the successor gets it.
+/// A batch in the form that the successor gets.
 pub struct Batch {
     pub number: u32,
     /// The number of each connection's listener.
@@ -47,7 +47,7 @@ pub struct Batch {
     pub sockets: Vec<OwnedFd>,
 }
 
-/// READY, as the keeper gets it.
+/// READY in the form that the keeper gets.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ready {
     pub resumes: u16,
@@ -59,12 +59,12 @@ pub struct Ready {
 pub struct Served {
     pub number: u32,
     pub adopts: bool,
-    /// If the child has brought the socket: `true` if it has bound the socket, and where the file
-    /// is.
+    /// Set if the child has brought the socket. The values are `true` if it has bound the socket,
+    /// and the path of the file.
     pub brought: Option<(bool, String)>,
 }
 
-/// LEAVE, as a child gets it.
+/// LEAVE in the form that a child gets.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Leave {
     pub successor: u32,
@@ -80,7 +80,7 @@ impl Channel {
         Self(end)
     }
 
-    /// Returns the test's end, and the other one.
+    /// Returns the test's end, and the other end.
     pub fn pair() -> (Self, OwnedFd) {
         let (own, other) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
@@ -298,7 +298,7 @@ pub fn batch(number: u32, connections: &[(u32, Duration, &str)]) -> Vec<u8> {
     bytes
 }
 
-/// Returns the answer that so many connections were taken, and that more would be.
+/// Returns the answer that `count` connections were taken, and that the successor would take more.
 pub fn taken(number: u32, count: usize) -> Vec<u8> {
     let mut bytes = b"T".to_vec();
     bytes.extend(number.to_be_bytes());
@@ -307,7 +307,7 @@ pub fn taken(number: u32, count: usize) -> Vec<u8> {
     bytes
 }
 
-/// Returns a connection as a predecessor has it, and its client.
+/// Returns the server's end of a connection, and its client.
 pub fn connection(over: Over) -> (OwnedFd, Client) {
     match over {
         Over::Tcp => {
@@ -326,24 +326,24 @@ pub fn connection(over: Over) -> (OwnedFd, Client) {
 pub fn answer_as_fake(socket: OwnedFd) {
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false).unwrap();
-    // Over TCP, too: this only reads and writes.
+    // This works over TCP, too, because it only reads and writes.
     let mut server = Client::from(stream);
     server.take_to(b"\r\n\r\nhello").unwrap();
     server.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfake");
 }
 
-/// Returns the number by which the kernel knows a socket.
+/// Returns the inode of a socket.
 pub fn inode(socket: &OwnedFd) -> u64 {
     File::from(socket.try_clone().unwrap()).metadata().unwrap().ino()
 }
 
-/// Returns the word that names a child's end of the parent channel, which has descriptor `fd`
-/// there.
+/// Returns the value that names a child's end of the parent channel, which has descriptor `fd` in
+/// the child.
 pub fn keeper_word(end: &OwnedFd, fd: i32) -> String {
     format!("1:{fd}:{}", inode(end))
 }
 
-/// Returns descriptors as they are sent.
+/// Returns borrowed descriptors, for sending.
 pub fn borrowed(descriptors: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
     descriptors.iter().map(AsFd::as_fd).collect()
 }

@@ -50,10 +50,10 @@ pub use self::stream::{ReadBy, reluctant};
 pub use self::temporary::Directory;
 pub use self::tls::{TlsStream, certificate, tls_client};
 
-/// How long anything may take before the test fails: far more than a busy machine needs.
+/// The time after which a test fails, far more than a busy machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until `done`, which something else will make true.
+/// Waits until `done` returns `true`.
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
@@ -62,7 +62,7 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Runs a future, and panics if the future does not end.
+/// Runs a future and returns its result, and panics if the future does not end.
 pub fn patiently<T>(future: impl Future<Output = T>) -> T {
     let late = async {
         Timer::after(PATIENCE).await;
@@ -86,7 +86,7 @@ pub fn case(name: &str, run: impl FnOnce()) {
     assert!(catch_unwind(AssertUnwindSafe(run)).is_ok(), "failed: {name:?}");
 }
 
-/// Tells the test when it is dropped.
+/// A value that tells the test of its drop.
 pub struct Dropped(pub Sender<()>);
 
 impl Drop for Dropped {

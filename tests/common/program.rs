@@ -1,8 +1,8 @@
-//! Programs as processes: the real binary, an example, or what they are used with.
+//! Programs as processes: the real binary, an example, or another program.
 //!
-//! [`Program`] is a server that says in its log where it listens. [`Generations`] is a keeper and
-//! its children, [`Proxy`] a proxy in front of servers, [`ProcessId`] any process, by its number.
-//! A process that a test has started ends with the value that stands for it.
+//! [`Program`] is a server whose log has its address. [`Generations`] is a keeper and its children,
+//! [`Proxy`] a proxy in front of servers, [`ProcessId`] any process, by its number. The drop of a
+//! value ends its process.
 
 use std::cell::Cell;
 use std::fmt;
@@ -29,7 +29,7 @@ use super::{Client, Directory, PATIENCE, free_port, is_refused, text, wait_until
 /// The binary under test.
 pub const SERVER: &str = env!("CARGO_BIN_EXE_smol-graceful");
 
-/// The signals that stop a server, and how the log calls them.
+/// The signals that stop a server, with their names in the log.
 pub const STOP_SIGNALS: [(Signal, &str); 4] = [
     (Signal::HUP, "SIGHUP"),
     (Signal::INT, "SIGINT"),
@@ -52,7 +52,7 @@ impl Program {
         Self::start(command)
     }
 
-    /// Starts an example; `cargo test` builds them.
+    /// Starts an example. `cargo test` builds the examples.
     pub fn example(name: &str, args: &[&str]) -> Self {
         Self::start(Self::example_command(name, args))
     }
@@ -65,20 +65,19 @@ impl Program {
         command
     }
 
-    /// Starts `command` and waits until its log says where it listens.
+    /// Starts `command`, and waits until its log has its address.
     pub fn start(command: Command) -> Self {
         Self::start_with(command, Stdio::null())
     }
 
-    /// Starts `command` with something on its standard input, and waits until its log says where
-    /// it listens.
+    /// Starts `command` with a standard input, and waits until its log has its address.
     pub fn start_with(mut command: Command, stdin: impl Into<Stdio>) -> Self {
         command.stdin(stdin).stdout(Stdio::null());
         Self::of(command)
     }
 
-    /// Starts `command` with a standard output, and waits until its log says where it listens. The
-    /// lines of a pipe are taken for lines of the log.
+    /// Starts `command` with a standard output, and waits until its log has its address. The lines
+    /// of a pipe count as lines of the log.
     pub fn start_onto(mut command: Command, stdout: impl Into<Stdio>) -> Self {
         command.stdin(Stdio::null()).stdout(stdout);
         Self::of(command)
@@ -111,12 +110,12 @@ impl Program {
         self.process().signal(signal);
     }
 
-    /// Waits for a line of the log that holds `text`.
+    /// Waits for a line of the log that contains `text`.
     pub fn wait_for(&mut self, text: &str) -> String {
         self.wait_for_any(&[text])
     }
 
-    /// Waits for a line of the log that holds one of `texts`.
+    /// Waits for a line of the log that contains one of `texts`.
     pub fn wait_for_any(&mut self, texts: &[&str]) -> String {
         self.log.wait_for(texts)
     }
@@ -126,25 +125,26 @@ impl Program {
         self.log.line_where(what, is_it)
     }
 
-    /// Returns the whole log, once the program has ended.
+    /// Waits for the end of the program, and returns the whole log.
     pub fn log(&mut self) -> String {
         self.log.rest().join("\n")
     }
 
-    /// Waits for the end.
+    /// Waits for the end of the program.
     pub fn wait(&mut self) -> ExitStatus {
         let ended = end_of(&mut self.child, PATIENCE);
         ended.unwrap_or_else(|| panic!("the program did not end: {self}"))
     }
 
-    /// Waits for the end by itself, not by a signal, and returns its exit code.
+    /// Waits for the end of the program, and returns its exit code. Panics if a signal has ended
+    /// it.
     pub fn exit_code(&mut self) -> i32 {
         let status = self.wait();
         assert_eq!(status.signal(), None, "killed by a signal: {self}");
         status.code().unwrap()
     }
 
-    /// Stops a server that drains.
+    /// Stops a server, and asserts that it drains.
     pub fn stop(&mut self) {
         self.signal(Signal::TERM);
         assert_eq!(self.exit_code(), 0, "{self}");
@@ -168,7 +168,7 @@ impl Drop for Program {
     }
 }
 
-/// The lines that a process writes to its standard error and output, as far as they are pipes.
+/// The lines that a process writes to its standard error and output, if these are pipes.
 struct LogLines {
     lines: Receiver<String>,
     seen: Vec<String>,
@@ -184,13 +184,13 @@ impl LogLines {
         Self { lines, seen: Vec::new() }
     }
 
-    /// Waits for a line that holds one of `texts`.
+    /// Waits for a line that contains one of `texts`.
     fn wait_for(&mut self, texts: &[&str]) -> String {
         let holds_one = |line: &str| texts.iter().any(|text| line.contains(text));
         self.next_where(&format!("{texts:?}"), holds_one)
     }
 
-    /// Returns the first line for which `is_it` returns `true`, and waits for one if need be.
+    /// Returns the first line for which `is_it` returns `true`, and waits if there is none yet.
     fn line_where(&mut self, what: &str, is_it: impl Fn(&str) -> bool) -> String {
         match self.seen.iter().find(|line| is_it(line)) {
             Some(line) => line.clone(),
@@ -213,7 +213,7 @@ impl LogLines {
         }
     }
 
-    /// Returns all lines, once the process has ended.
+    /// Waits for the end of the process, and returns all lines.
     fn rest(&mut self) -> &[String] {
         self.seen.extend(self.lines.iter());
         &self.seen
@@ -239,7 +239,7 @@ impl ProcessId {
         Self(rustix::process::getpid())
     }
 
-    /// Returns the process whose number stands behind `words`.
+    /// Returns the process whose number follows `words`.
     pub fn named(line: &str, words: &str) -> Self {
         Self(Pid::from_raw(number_behind(line, words)).unwrap())
     }
@@ -252,7 +252,7 @@ impl ProcessId {
         kill_process(self.0, signal).unwrap();
     }
 
-    /// Returns `false` for a process that has ended and is not waited for, too.
+    /// Returns `true` if the process runs, and `false` if it is a zombie.
     pub fn is_running(self) -> bool {
         test_kill_process(self.0).is_ok() && !self.stat().contains(") Z ")
     }
@@ -262,16 +262,16 @@ impl ProcessId {
         self.stat().contains(") T ")
     }
 
-    /// Returns how long the process has kept a processor busy.
+    /// Returns the processor time of the process.
     pub fn processor_time(self) -> Duration {
         let stat = self.stat();
         let fields = stat.rsplit(") ").next().unwrap().split(' ');
-        // In user mode and in the kernel, in hundredths of a second.
+        // The fields have the times in user mode and in the kernel, in hundredths of a second.
         let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
         Duration::from_millis(10 * ticks)
     }
 
-    /// Returns the exit status of a process that has ended and for which its parent has not waited.
+    /// Returns the exit status of a zombie.
     pub fn status_of_zombie(self) -> Option<ExitStatus> {
         let stat = self.stat();
         let fields = stat.rsplit(") ").next().unwrap();
@@ -279,7 +279,7 @@ impl ProcessId {
         Some(ExitStatus::from_raw(status.parse().unwrap()))
     }
 
-    /// Returns the kernel's words on the process, or nothing if the process is gone.
+    /// Returns the process's line in `/proc`, or an empty text if the process is gone.
     fn stat(self) -> String {
         fs::read_to_string(format!("/proc/{}/stat", self.number())).unwrap_or_default()
     }
@@ -295,20 +295,20 @@ impl fmt::Display for ProcessId {
     }
 }
 
-/// Returns the number behind `words`, where they stand last.
+/// Returns the number that follows the last `words`.
 pub fn number_behind(line: &str, words: &str) -> i32 {
     let begin = line.rfind(words).unwrap() + words.len();
     line[begin..].chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
 }
 
-/// Returns a command for the real binary on a port of the kernel's choice, which it binds itself.
+/// Returns a command for the real binary, which binds a port of the kernel's choice.
 pub fn server_command(args: &[&str]) -> Command {
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s"]).args(args).stdin(Stdio::null());
     command
 }
 
-/// Returns a command for a keeper with these flags, whose children are started as `child` says.
+/// Returns a command for a keeper with these flags, whose children run `child`.
 pub fn keep(flags: &[&str], child: &Command) -> Command {
     let mut command = Command::new(SERVER);
     command.arg("keep").args(flags).arg("--").arg(child.get_program()).args(child.get_args());
@@ -341,8 +341,7 @@ impl Generations {
         Self::start_with(keeper, Stdio::null())
     }
 
-    /// Starts a keeper with something on its standard input, and waits until its first child is
-    /// ready.
+    /// Starts a keeper with a standard input, and waits until its first child is ready.
     pub fn start_with(keeper: Command, stdin: impl Into<Stdio>) -> Self {
         let mut program = Program::start_with(keeper, stdin);
         let ready = program.line_where("ready child", |line| line.contains(" is ready after "));
@@ -380,7 +379,7 @@ impl Generations {
         ProcessId::named(&told, "keeper: started process ")
     }
 
-    /// Waits until the keeper calls this child ready, and takes it for the one that serves.
+    /// Waits until the keeper logs that this child is ready, and notes it as the child that serves.
     pub fn wait_for_ready(&mut self, process: ProcessId) {
         let words = format!("keeper: process {process} is ready after ");
         self.program.line_where(&words, |line| line.contains(&words));
@@ -412,7 +411,7 @@ impl Generations {
     }
 
     /// Stops the keeper, asserts that each child has drained, and returns the log of all. The log
-    /// ends when no process is left that writes to it.
+    /// ends when the last process that writes to it has ended.
     pub fn end(&mut self) -> String {
         self.signal(Signal::TERM);
         let log = self.program.log();
@@ -427,7 +426,7 @@ impl Generations {
 pub struct Proxy {
     child: Child,
     pub addr: SocketAddr,
-    /// Where the proxy tells its figures, if its configuration says so.
+    /// The address of the proxy's figures, if its configuration has one.
     pub stats: SocketAddr,
     log: LogLines,
     _directory: Directory,
@@ -498,8 +497,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Ends a program by TERM, so that it can end the programs that it has started itself, and by force
-/// if it does not end.
+/// Ends a program by TERM, so that it can end its own children, and by KILL if it does not end.
 pub fn terminate(child: &mut Child) {
     let _ = kill_process(Pid::from_child(child), Signal::TERM);
     if end_of(child, PATIENCE).is_none() {
@@ -508,7 +506,7 @@ pub fn terminate(child: &mut Child) {
     }
 }
 
-/// Waits for the end of a process, but not longer than this.
+/// Waits for the end of a process, but not longer than `longest`.
 pub fn end_of(child: &mut Child, longest: Duration) -> Option<ExitStatus> {
     let deadline = Instant::now() + longest;
     loop {
@@ -522,7 +520,7 @@ pub fn end_of(child: &mut Child, longest: Duration) -> Option<ExitStatus> {
     }
 }
 
-/// Returns a command for a program that a package has, also where only root looks.
+/// Returns a command for a program of a Debian package, also in the directories for root.
 pub fn installed(name: &str, package: &str) -> Command {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     let found = path.split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.exists());
@@ -550,11 +548,11 @@ pub fn chromium(profile: &Directory) -> Command {
 }
 
 /// Returns a command for the server with `fds` from descriptor 3 on, which are meant for the
-/// process `pid` of the shell that starts the server: `$$` is the shell's own. With `exec` for
+/// process `pid`. A shell starts the server, and reads `$$` as its own process id. With `exec` for
 /// `how`, the shell becomes the server.
 pub fn activated(pid: &str, how: &str, fds: Vec<OwnedFd>, args: &[&str]) -> Command {
     let mut command = Command::new("sh");
-    // With a last command that is not the server, no shell becomes the server by itself.
+    // The last command is not the server, because a shell may become its last command by itself.
     let script = format!("export LISTEN_PID={pid}; {how} \"$@\"; exit $?");
     command.args(["-c", &script, "sh", SERVER]).args(args);
     command.env("LISTEN_FDS", fds.len().to_string());
@@ -563,7 +561,7 @@ pub fn activated(pid: &str, how: &str, fds: Vec<OwnedFd>, args: &[&str]) -> Comm
     command
 }
 
-/// Puts a file with these bytes in the place of a program, as a deployment does.
+/// Replaces a program by a file with these bytes, as a deployment does.
 pub fn install(program: &Path, bytes: &[u8]) {
     let (text, new) = (program.with_extension("text"), program.with_extension("new"));
     fs::write(&text, bytes).unwrap();
@@ -572,8 +570,9 @@ pub fn install(program: &Path, bytes: &[u8]) {
     fs::rename(&new, program).unwrap();
 }
 
-/// Copies by a process of its own. A child that another test starts would have this process's
-/// descriptor for a moment, and the kernel would refuse to run the file ("Text file busy").
+/// Copies a file by another process. If this process wrote the file, a child that another test
+/// starts would have its descriptor for a moment, and the kernel would refuse to run the file
+/// ("Text file busy").
 pub fn copy_file(from: &Path, to: &Path) {
     assert!(Command::new("cp").args([from, to]).status().unwrap().success());
 }
@@ -592,14 +591,14 @@ pub fn hear(manager: &UnixDatagram) -> String {
     String::from_utf8(bytes[..n].to_vec()).unwrap()
 }
 
-/// Runs `command`, whose standard input is its own affair, until it ends by itself.
+/// Runs `command` with its own standard input until it ends, and returns its output.
 pub fn output(command: &mut Command) -> Output {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     handle_ignored_signals();
     collect(command, PATIENCE, b"")
 }
 
-/// Runs `command` with `input` on its standard input; the command must succeed. Returns its
+/// Runs `command` with `input` on its standard input, and asserts that it succeeds. Returns its
 /// standard output.
 pub fn run_ok(command: &mut Command, input: &[u8]) -> Vec<u8> {
     let output = output_within(command, input, PATIENCE);
@@ -607,7 +606,7 @@ pub fn run_ok(command: &mut Command, input: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
-/// Runs `command` with `input` on its standard input until it ends by itself.
+/// Runs `command` with `input` on its standard input until it ends, and returns its output.
 pub fn output_within(command: &mut Command, input: &[u8], longest: Duration) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     collect(command, longest, input)
@@ -618,7 +617,7 @@ fn collect(command: &mut Command, longest: Duration, input: &[u8]) -> Output {
     let stdin = child.stdin.take();
     let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     thread::scope(|scope| {
-        // A program that does not read its input to the end has its reasons.
+        // A program may end without reading all of its input.
         scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
         let [stdout, stderr] =
             [Box::new(stdout) as Box<dyn Read + Send>, Box::new(stderr)].map(|mut from| {
@@ -630,7 +629,8 @@ fn collect(command: &mut Command, longest: Duration, input: &[u8]) -> Output {
             });
         let status = end_of(&mut child, longest);
         if status.is_none() {
-            // Its children too, if it leads a group, because they hold its output open.
+            // If the program leads a group, its children are killed, too, because they hold its
+            // output open.
             let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
             let _ = child.kill();
             let _ = child.wait();
@@ -643,7 +643,7 @@ fn collect(command: &mut Command, longest: Duration, input: &[u8]) -> Output {
     })
 }
 
-/// Returns how many sockets a process has open (Linux).
+/// Returns the number of sockets that a process has open (Linux).
 pub fn sockets_of(pid: u32) -> usize {
     let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     // A descriptor that is closed meanwhile has no link any more.
@@ -652,7 +652,7 @@ pub fn sockets_of(pid: u32) -> usize {
 }
 
 /// Handles HUP, INT and QUIT if this process ignores them, as under `nohup` or in a script's
-/// background: its children would go on to ignore them, but not to handle them.
+/// background. Its children would inherit an ignored signal, but not a handler.
 pub fn handle_ignored_signals() {
     static HANDLED: OnceLock<Option<Signals>> = OnceLock::new();
     HANDLED.get_or_init(|| {
@@ -665,8 +665,8 @@ pub fn handle_ignored_signals() {
     });
 }
 
-/// Waits until a further signal counts as a second one. Only the server's clock says when this is,
-/// and its window is 100 ms (rule S14).
+/// Waits until another signal counts as a second one. Only the server's clock decides this, and its
+/// window is 100 ms (rule S14).
 pub fn pass_repeat_window() {
     thread::sleep(Duration::from_millis(150));
 }

@@ -1,7 +1,7 @@
 //! A server in this process, on a thread of its own.
 //!
-//! [`Running`] is the server, [`Pipes`] brings connections in memory to it. The files that test how
-//! a server is run (`accept.rs`, `runtimes.rs`) have threads and executors of their own.
+//! [`Running`] is the server, and [`Pipes`] gives it connections in memory. The files that test the
+//! running of a server (`accept.rs`, `runtimes.rs`) have threads and executors of their own.
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
@@ -84,7 +84,7 @@ impl Running {
                 let _ = dropped.recv().await;
                 None
             };
-            // A bare `block_on`: the server needs no runtime.
+            // A bare `block_on` is enough, because the server needs no runtime.
             if let Some(ended) = future::block_on(serve.or(dropped)) {
                 let _ = send.send(ended);
             }
@@ -92,7 +92,7 @@ impl Running {
         Self { addresses, shutdown, drop: Some(drop), ended }
     }
 
-    /// Returns the first address, which is one of TCP.
+    /// Returns the first address, which has to be a TCP address.
     pub fn addr(&self) -> SocketAddr {
         let Address::Tcp(addr) = self.addresses[0] else { panic!("{:?}", self.addresses) };
         addr
@@ -102,7 +102,7 @@ impl Running {
         Client::connect_to(&self.addresses[0])
     }
 
-    /// Drops the server in the middle of what it does.
+    /// Drops the server while it runs.
     pub fn drop(&mut self) {
         self.drop = None;
     }
@@ -153,7 +153,7 @@ impl StoppedBy for Server {
     }
 }
 
-/// Waits until nothing is in flight, and asserts that the server drains.
+/// Waits until nothing is in flight, and asserts that the server drains at a stop.
 pub fn settle(server: &Running) {
     wait_until("every connection has ended", || server.shutdown.in_flight() == 0);
     assert!(server.stop().is_drained());
@@ -196,7 +196,7 @@ impl Pipes {
         self.send.is_closed()
     }
 
-    /// Returns how many connections wait.
+    /// Returns the number of connections that wait.
     pub fn queued(&self) -> usize {
         self.send.len()
     }
@@ -212,8 +212,8 @@ pub fn address_of(listener: &Listener) -> SocketAddr {
     addr
 }
 
-/// Returns a port that nobody has, and that the kernel gives to nobody while this process runs. A
-/// program can listen on the port all the same if it sets SO_REUSEADDR, as servers do.
+/// Returns a free port, which the kernel gives to no other process while this one runs. A program
+/// can listen on the port if it sets SO_REUSEADDR, as servers do.
 pub fn free_port() -> SocketAddr {
     static HELD: Mutex<Vec<Socket>> = Mutex::new(Vec::new());
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -224,24 +224,24 @@ pub fn free_port() -> SocketAddr {
     addr
 }
 
-/// Returns `true` if nobody listens there. Not every error says so: a full queue does not answer,
-/// either.
+/// Returns `true` if no process listens on the address. Other errors do not mean that, because a
+/// full queue does not answer either.
 pub fn is_refused(addr: SocketAddr) -> bool {
     let connected = TcpStream::connect_timeout(&addr, PATIENCE);
     connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
-/// Waits until nobody listens there.
+/// Waits until no process listens on the address.
 pub fn wait_for_close(addr: SocketAddr) {
     wait_until("the close", || is_refused(addr));
 }
 
-/// Returns a handle of a stop that does not end by time before the test gives up.
+/// Returns a handle with a grace that is longer than the test.
 pub fn patient() -> Shutdown {
     Shutdown::new().linger(2 * PATIENCE).grace(2 * PATIENCE)
 }
 
-/// Returns a patient handle whose idle connections do not stay for long.
+/// Returns a patient handle with a short linger.
 pub fn quick() -> Shutdown {
     patient().linger(Duration::from_millis(20))
 }

@@ -1,6 +1,6 @@
-//! Handlers whose every step the test knows of.
+//! Handlers whose steps a test controls.
 //!
-//! A test learns from [`Stagehand`] that a handler has been called, and lets all of them go on at
+//! A test learns from [`Stagehand`] that a handler has been called, and lets all handlers go on at
 //! once. [`stage`] is the handler that most tests need.
 
 use std::io;
@@ -18,16 +18,16 @@ use smol_graceful::{Body, Peer, Request, Response, StatusCode, Token};
 
 use super::PATIENCE;
 
-/// Knows where a test's handlers are, and lets them go on.
+/// Shows which handlers have been called, and lets them go on.
 pub struct Stagehand {
     entered: Receiver<String>,
     gate: Mutex<Option<channel::Sender<()>>>,
 }
 
 impl Stagehand {
-    /// Returns a stagehand with what its handlers need: they say by the first with which path they
-    /// were called, and wait at the second, on which nothing is ever sent: it is opened by being
-    /// closed.
+    /// Returns a stagehand with two channels for its handlers. A handler sends its path by the
+    /// first one, and waits at the second one until that is closed. Nothing is ever sent on the
+    /// second one.
     pub fn new() -> (Self, mpsc::Sender<String>, channel::Receiver<()>) {
         let (enter, entered) = mpsc::channel();
         let (open, gate) = channel::bounded(1);
@@ -47,16 +47,16 @@ impl Stagehand {
 
 pub type Answer = future::Boxed<http_types::Result<Response>>;
 
-/// More than a kernel or a pipe takes in for a client that does not read.
+/// More bytes than a kernel or a pipe takes in for a client that does not read.
 pub const BIG: usize = 32 * 1024 * 1024;
 
 /// Returns a handler and its stagehand.
 ///
-/// `/now` answers; `/echo` sends back the body as it comes; `/peer` says who asks; `/big` is
-/// [`BIG`]; `/panic` panics; `/panic-in-body` and `/panic-in-big-body` do so after the response
-/// has begun. The stagehand knows of these: `/wait` waits until the stage is opened; `/read`
-/// reads the body and says how long it is; `/until-stop` waits for the stop, says so, and waits for the
-/// stage.
+/// `/now` answers at once. `/echo` sends the body back as it comes. `/peer` answers with the
+/// client. `/big` has [`BIG`] bytes. `/panic` panics, and `/panic-in-body` and `/panic-in-big-body`
+/// panic after the response has begun. These tell the stagehand: `/wait` waits until the stage is
+/// opened, `/read` reads the body and answers with its length, and `/until-stop` waits for the
+/// stop, tells the stagehand, and waits for the stage.
 pub fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
     let (stagehand, enter, gate) = Stagehand::new();
     let handler = move |mut request: Request| -> Answer {
@@ -64,7 +64,7 @@ pub fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static
         Box::pin(async move {
             let path = request.url().path().to_owned();
             let enter = || {
-                // Not every test wants to know.
+                // The test may have dropped the stagehand.
                 let _ = enter.send(path.clone());
             };
             Ok(match path.as_str() {
@@ -99,7 +99,7 @@ pub fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static
     (stagehand, handler)
 }
 
-/// Returns the handler of a stage that is open.
+/// Returns the handler of an open stage.
 pub fn handler() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
     stage().1
 }
@@ -120,11 +120,11 @@ pub fn upgrades() -> (Receiver<Upgraded>, impl Fn(Request) -> Answer + Send + Sy
     (upgraded, handler)
 }
 
-/// A request to change to the protocol of [`upgrading`].
+/// The head of a request that changes to the protocol of [`upgrading`].
 pub const UPGRADE_HEAD: &str =
     "GET / HTTP/1.1\r\nHost: test\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
 
-/// Returns a handler that changes to another protocol: what comes goes back.
+/// Returns a handler that changes to another protocol, which is an echo.
 pub fn upgrading() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
     |_| {
         Box::pin(async {
@@ -142,7 +142,7 @@ pub fn upgrading() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
     }
 }
 
-/// Returns a body that begins well, for so many reads.
+/// Returns a body that gives bytes for this number of reads, and then panics.
 fn panicking_body(reads: usize) -> Body {
     struct Panics(usize);
 

@@ -1,4 +1,4 @@
-//! Streams that do not behave as a socket does: [`ReadBy`], [`reluctant`].
+//! Streams that do not behave like a socket: [`ReadBy`], [`reluctant`].
 //!
 //! Only the reads differ. Writes, flushes and the close are those of the connection beneath.
 
@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use futures_lite::{AsyncRead, AsyncWrite};
 use smol_graceful::Connection;
 
-/// A connection that is read by a function of the test's.
+/// A connection whose reads are a function of the test.
 pub struct ReadBy<F> {
     stream: Connection,
     read: F,

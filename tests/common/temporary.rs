@@ -1,7 +1,7 @@
 //! Directories that tests make.
 //!
-//! Each has a number of its own, so tests of one process and of several can run at the same time.
-//! Its path is short, because the path of a socket must be.
+//! Each directory has a number of its own, so tests of one process and of several can run at the
+//! same time. The path is short, because the path of a socket has to be short.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use smol_graceful::Address;
 
-/// A directory that is removed when this is dropped.
+/// A directory, which the drop removes.
 pub struct Directory(PathBuf);
 
 impl Directory {

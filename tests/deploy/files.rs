@@ -1,5 +1,5 @@
-//! The files in `deploy/`, as a machine has them that runs nothing else: with the binary under
-//! test, a free port, and one directory for pid files and logs.
+//! The files in `deploy/`, adapted to a test: with the binary under test, a free port, and one
+//! directory for pid files and logs.
 //!
 //! Only addresses and paths are replaced. Nothing here starts a process.
 
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::common::{Directory, SERVER, copy_file, free_port, wait_until};
 
-/// Where `deploy/` says that the binary is.
+/// The path of the binary in the files of `deploy/`.
 pub const INSTALLED: &str = "/usr/local/bin/smol-graceful";
 
 /// The addresses in the files that start one server.
@@ -43,7 +43,7 @@ impl Place {
         Self { addr, admin, binary: SERVER.into(), directory: Directory::new() }
     }
 
-    /// A place whose binary is a copy.
+    /// Returns a place whose binary is a copy.
     pub fn replaceable() -> Self {
         let mut place = Self::new();
         place.binary = place.directory.join("server");
@@ -70,8 +70,8 @@ impl Place {
         self.directory.join("smol-graceful.log")
     }
 
-    /// Waits until the log has so many lines with these words. A thread of its own writes the log,
-    /// perhaps later than the manager hears.
+    /// Waits until the log contains these words `number` times. A thread writes the log, so a line
+    /// may come later than the message to the manager.
     pub fn wait_for_log(&self, words: &str, number: usize) {
         wait_until(words, || self.logged().matches(words).count() == number);
     }

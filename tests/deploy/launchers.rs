@@ -1,6 +1,6 @@
 //! Launchers that run the keeper from a file in `deploy/`: s6, runit, and a container.
 //!
-//! Each ends with the value that stands for it, and so does the server.
+//! The drop of a value ends the launcher and the server.
 
 #![allow(dead_code, unreachable_pub, reason = "each scenario file uses its own part of this")]
 
@@ -16,7 +16,7 @@ use super::common::{
 };
 use super::files::{Place, text_of};
 
-/// A service directory with our run script.
+/// A service directory with the run script of `deploy/`.
 struct Service {
     place: Place,
     directory: PathBuf,
@@ -43,7 +43,7 @@ impl Service {
     }
 }
 
-/// s6-supervise with our run script.
+/// s6-supervise with the run script.
 pub struct S6 {
     service: Service,
     supervisor: Child,
@@ -60,7 +60,7 @@ impl S6 {
         &self.service.place
     }
 
-    /// Returns the process that s6 follows.
+    /// Returns the process that s6 supervises.
     pub fn process(&self) -> String {
         self.state("pid")
     }
@@ -91,7 +91,7 @@ impl Drop for S6 {
     }
 }
 
-/// runsv with our run script.
+/// runsv with the run script.
 pub struct Runit {
     service: Service,
     supervisor: Child,
@@ -108,7 +108,7 @@ impl Runit {
         &self.service.place
     }
 
-    /// Returns the process that runit follows.
+    /// Returns the process that runit supervises.
     pub fn process(&self) -> String {
         fs::read_to_string(self.service.directory.join("supervise/pid")).unwrap().trim().to_owned()
     }
@@ -117,7 +117,7 @@ impl Runit {
         format!("sv 2 {}", self.service.directory.display())
     }
 
-    /// Stops the server, and returns what `sv` says.
+    /// Stops the server, and returns the output of `sv`.
     pub fn stop(&self) -> String {
         let mut sv = installed("sv", "runit");
         sv.args(["-w", "35", "down"]).arg(&self.service.directory);
@@ -132,17 +132,17 @@ impl Drop for Runit {
     }
 }
 
-/// The server as the Dockerfile starts it, as process 1 of a namespace of process ids.
+/// The server with the command of the Dockerfile, as process 1 of a namespace of process ids.
 pub struct Container {
     pub place: Place,
     stop_signal: Signal,
     unshare: Child,
-    /// Process 1, by its number outside.
+    /// Process 1, by its number outside of the namespace.
     pub first: ProcessId,
 }
 
 impl Container {
-    /// Starts it. Needs root, as Docker does.
+    /// Starts the container. This needs root, like Docker.
     pub fn start() -> Self {
         let place = Place::new();
         let dockerfile = place.adapt_text(&text_of("docker/Dockerfile"));
@@ -150,7 +150,7 @@ impl Container {
             let mut lines = dockerfile.lines().filter_map(|line| line.strip_prefix(name));
             lines.next_back().unwrap_or_else(|| panic!("no {name}")).trim().to_owned()
         };
-        // The exec form is an array of strings without escapes.
+        // The entry point is an array of strings without escapes.
         let entry_point = instruction("ENTRYPOINT");
         let words: Vec<_> = entry_point.split('"').skip(1).step_by(2).collect();
         assert!(entry_point.starts_with('[') && words.len() > 1, "{entry_point}");
@@ -158,7 +158,8 @@ impl Container {
         unshare.args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"]).args(words);
         for variable in instruction("ENV").split(' ') {
             let (name, value) = variable.split_once('=').unwrap();
-            // The container has a network of its own, where every interface is its own.
+            // A real container has a network of its own, and this one shares the test's, so the
+            // address is replaced.
             let addr = place.addr.to_string();
             unshare.env(name, if value == ":8082" { &addr } else { value });
         }
@@ -180,7 +181,7 @@ impl Container {
         Self { place, stop_signal, unshare, first }
     }
 
-    /// Returns the server that the keeper has started last.
+    /// Returns the last server that the keeper has started.
     pub fn server(&self) -> ProcessId {
         let id = self.first;
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
@@ -188,12 +189,12 @@ impl Container {
         ProcessId(Pid::from_raw(last.parse().unwrap()).unwrap())
     }
 
-    /// Returns what stands for `docker kill -s USR2`.
+    /// Returns the command that replaces `docker kill -s USR2`.
     pub fn restart_command(&self) -> String {
         format!("kill -USR2 {}", self.first)
     }
 
-    /// Stops it as `docker stop` does, and returns the exit code.
+    /// Stops the container as `docker stop` does, and returns the exit code.
     pub fn stop(&mut self) -> Option<i32> {
         self.first.signal(self.stop_signal);
         let ended = end_of(&mut self.unshare, PATIENCE);

@@ -1,6 +1,6 @@
 //! The shell script in `deploy/shell`, and the server that it has started.
 //!
-//! The server is no child of the test. Dropped, this stops it by the script.
+//! The server is not a child of the test. The drop of [`Shell`] stops the server by the script.
 
 #![allow(dead_code, unreachable_pub, reason = "each scenario file uses its own part of this")]
 
@@ -23,12 +23,12 @@ pub struct Shell {
 /// The result of a call of the script.
 pub struct Ran {
     pub code: i32,
-    /// Its output, standard error included.
+    /// The output, with standard error.
     pub said: String,
 }
 
 impl Shell {
-    /// Puts script and binary in place, and starts nothing.
+    /// Puts the script and the binary in place, and starts nothing.
     pub fn new() -> Self {
         let place = Place::replaceable();
         let script = place.directory.join("app");
@@ -42,10 +42,11 @@ impl Shell {
         format!("{} {verb}", self.script.display())
     }
 
-    /// Runs the script until it returns by itself.
+    /// Runs the script until it ends, and returns its result.
     pub fn run(&self, verb: &str) -> Ran {
         handle_ignored_signals();
-        // Not a pipe: the server inherits nothing of the script's, and a file shows that.
+        // The output is a file and not a pipe, because a server that inherited a pipe would keep it
+        // open.
         let output = self.place.directory.join("said");
         let file = fs::File::create(&output).unwrap();
         let mut command = Command::new(&self.script);

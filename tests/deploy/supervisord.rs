@@ -1,6 +1,6 @@
 //! A supervisord of its own, with one of the files in `deploy/supervisord`.
 //!
-//! It ends with the value that stands for it, and its programs end with it.
+//! The drop of [`Supervisord`] ends supervisord and its programs.
 
 #![allow(dead_code, unreachable_pub, reason = "each scenario file uses its own part of this")]
 
@@ -18,7 +18,7 @@ pub struct Supervisord {
 }
 
 impl Supervisord {
-    /// Starts it, and waits until its programs run.
+    /// Starts supervisord, and waits until its programs run.
     pub fn start(file: &str) -> Self {
         let place = Place::new();
         let dir = place.directory.path().display();
@@ -44,7 +44,7 @@ impl Supervisord {
         supervisord
     }
 
-    /// Tells it what to do, waits until it is done, and returns what it has said.
+    /// Runs supervisorctl, and returns its output.
     pub fn ctl(&self, args: &[&str]) -> String {
         let output = self.ctl_command(args).output().unwrap();
         let said = text(&output.stdout);
@@ -64,7 +64,7 @@ impl Supervisord {
 }
 
 impl Drop for Supervisord {
-    /// It ends its servers before it ends itself.
+    /// supervisord ends its programs before it ends itself.
     fn drop(&mut self) {
         terminate(&mut self.child);
     }

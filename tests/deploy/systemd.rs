@@ -1,8 +1,9 @@
-//! A manager that treats the server as systemd 252 does: it reads the unit, starts `ExecStart` with
-//! NOTIFY_SOCKET and WATCHDOG_USEC, hears the notifications, reloads by `ExecReload`, and stops by
+//! A manager that treats the server like systemd 252. It reads the unit, starts `ExecStart` with
+//! NOTIFY_SOCKET and WATCHDOG_USEC, reads the notifications, reloads by `ExecReload`, and stops by
 //! TERM to the main process.
 //!
-//! No test machine has to be booted by systemd. `systemd-analyze verify` checks the unit elsewhere.
+//! So the test machine does not have to run systemd. Another test checks the unit by
+//! `systemd-analyze verify`.
 
 #![allow(dead_code, unreachable_pub, reason = "each scenario file uses its own part of this")]
 
@@ -66,7 +67,7 @@ impl Systemd {
         systemd
     }
 
-    /// Returns the main process, which systemd watches over.
+    /// Returns the main process of the service.
     pub fn main(&self) -> ProcessId {
         ProcessId::of(&self.main)
     }
@@ -97,8 +98,8 @@ impl Systemd {
         self.settings["ExecReload"].replace("$MAINPID", &self.main().to_string())
     }
 
-    /// Reloads the service, and waits until it says that the reload is over. A unit with
-    /// `Type=notify-reload` would fail if the service said less.
+    /// Reloads the service, and waits for the notifications of a whole reload, which a unit with
+    /// `Type=notify-reload` needs.
     pub fn reload(&mut self) {
         let status = Command::new("sh").arg("-c").arg(self.reload_command()).status().unwrap();
         assert!(status.success());

@@ -1,10 +1,10 @@
-//! `head.rs` beside httparse and hyper's server, over generated heads: where they differ, a rule
-//! says why. And what must hold of `head.rs` and `body.rs` for any bytes, over generated messages
-//! and the seeds of the fuzzer.
+//! Compares `head.rs` with httparse and hyper's server, over generated heads, and explains each
+//! difference by a rule. Also checks the properties of `head.rs` and `body.rs` for any bytes, over
+//! generated messages and the seeds of the fuzzer.
 //!
-//! A failure prints the shortest head that shows it, and its seed: `PROPTEST_RNG_SEED` repeats it,
-//! `PROPTEST_CASES` prolongs a run. Nothing is written; a head that was found becomes a file in
-//! `fuzz/seeds` or a line in a table.
+//! A failure prints the shortest head that shows it, and its seed. `PROPTEST_RNG_SEED` repeats a
+//! failure, and `PROPTEST_CASES` prolongs a run. The test writes no file. A head that was found
+//! becomes a file in `fuzz/seeds` or a line in a table by hand.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -26,7 +26,7 @@ use super::body::Framing;
 use super::head;
 use super::properties;
 
-/// What a parser makes of a head.
+/// The verdict of a parser on a head.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Accepted(Seen),
@@ -34,79 +34,85 @@ enum Verdict {
     Refused,
 }
 
-/// A head that was accepted. What a parser does not look at is `None`.
+/// An accepted head. A part that a parser does not look at is `None`.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     method: String,
-    /// An absolute one with a path of at least `/` (RFC 9110 section 4.2.3: it means the same).
+    /// The target. An absolute one has at least the path `/`, which means the same (RFC 9110
+    /// section 4.2.3).
     target: String,
     is_1_1: bool,
-    /// Which resource's host is meant (RFC 9112 sections 3.2 and 3.3).
+    /// The host of the resource (RFC 9112 sections 3.2 and 3.3).
     host: String,
-    /// In order where names are alike. Without those that [`head::Head::fields`] replaces or leaves
-    /// out.
+    /// The fields, in order if names are alike, and without those that [`head::Head::fields`]
+    /// replaces or leaves out.
     fields: Vec<(String, Vec<u8>)>,
     framing: Option<Framing>,
     keep_alive: Option<bool>,
 }
 
-/// Why another parser may come to another verdict than `head.rs`.
+/// A reason why another parser may differ from `head.rs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Difference {
-    // We refuse, they do not.
-    /// RFC 9112 section 2.2: a recipient may take a bare LF as a line end. Rule W3: we do not.
+    // `head.rs` refuses, and the other parser does not.
+    /// RFC 9112 section 2.2: a recipient may take a bare LF as a line end. Rule W3: the gate does
+    /// not.
     BareLf,
-    /// RFC 9112 section 2.2: at least one empty line before a request is to be skipped. We skip
-    /// four.
+    /// RFC 9112 section 2.2: at least one empty line before a request has to be skipped. The gate
+    /// skips four.
     EmptyLines,
-    /// RFC 9112 section 3 and RFC 6585 section 5: 414 and 431. 16,384 bytes, 100 fields.
+    /// RFC 9112 section 3 and RFC 6585 section 5: 414 and 431, for more than 16,384 bytes or 100
+    /// fields.
     TooLarge,
-    /// RFC 9110 sections 9.1 and 15.6.2: 501 for what http-types does not know, for CONNECT and
-    /// PRI.
+    /// RFC 9110 sections 9.1 and 15.6.2: 501 for methods that http-types does not know, and for
+    /// CONNECT and PRI.
     UnknownMethod,
-    /// RFC 9112 section 3.2: only `OPTIONS *`, only CONNECT with an authority, and this server is
-    /// no proxy for other schemes.
+    /// RFC 9112 section 3.2: `*` needs OPTIONS, an authority needs CONNECT, and this server is not
+    /// a proxy for other schemes.
     TargetForm,
-    /// RFC 9110 section 4.1: a fragment is not sent. RFC 3986 section 2: nor is a byte outside
-    /// ASCII, or a backslash in a path, which the url crate would take for a slash.
+    /// RFC 9110 section 4.1: a fragment is not sent. RFC 3986 section 2: neither is a byte outside
+    /// ASCII, nor a backslash in a path, which the url crate would take for a slash.
     TargetBytes,
     /// RFC 9110 sections 4.2.1, 4.2.4 and 7.2: the authority of a target is a host and a port.
     TargetAuthority,
-    /// RFC 9112 section 3.2: exactly one Host, and a valid one; in HTTP/1.0 none is enough.
+    /// RFC 9112 section 3.2: there is exactly one Host, and it is valid. In HTTP/1.0 there may be
+    /// none.
     Host,
-    /// RFC 9112 section 6.3: equal Content-Lengths may be taken as one. Rule W3: we do not.
+    /// RFC 9112 section 6.3: a recipient may take equal Content-Lengths as one. Rule W3: the gate
+    /// does not.
     DuplicateLength,
-    /// RFC 9110 section 8.6: digits. httparse does not look.
+    /// RFC 9110 section 8.6: a length has only digits. httparse does not look.
     LengthSyntax,
-    /// RFC 9112 section 6.1: a server may refuse a message with both framings. Rule W3: we do.
+    /// RFC 9112 section 6.1: a server may refuse a message with both framings. Rule W3: the gate
+    /// does.
     LengthAndCoding,
-    /// RFC 9112 section 6.1: 501 for other codings than `chunked`. Rule W3: on one line, and not in
-    /// HTTP/1.0.
+    /// RFC 9112 section 6.1: 501 for other codings than `chunked`. Rule W3: the coding is on one
+    /// line, and not in HTTP/1.0.
     Coding,
     /// RFC 9110 section 10.1.1: 417 for an unknown expectation.
     Expectation,
-    // They refuse, we do not.
+    // The other parser refuses, and `head.rs` does not.
     /// RFC 9110 section 2.5: a higher minor version is served as 1.1. httparse knows 1.0 and 1.1
     /// only.
     MinorVersion,
     /// RFC 3986 has no such bytes in a URI. The URL standard, which http-types follows, encodes
     /// them.
     UriBytes,
-    /// RFC 9110 section 8.6: any number of digits. hyper has two of the largest lengths for its own
-    /// use.
+    /// RFC 9110 section 8.6: a length has any number of digits. hyper uses two of the largest
+    /// lengths for itself.
     LargestLength,
-    /// A verdict may come at any byte from the one that is wrong to the end. httparse's comes at
-    /// that byte, ours at the end of the line or the section.
+    /// A verdict may come at any byte from the wrong one to the end. httparse's comes at the wrong
+    /// byte, and that of `head.rs` at the end of the line or the section.
     Unfinished,
     // Both accept.
-    /// RFC 9110 section 5.5: a byte outside ASCII is opaque. hyper sees no option in a line that
-    /// has one.
+    /// RFC 9110 section 5.5: a byte outside ASCII is opaque. hyper sees no option in a line with
+    /// such a byte.
     ObsTextOption,
 }
 
 use Difference::*;
 
-/// All of them, each with a head that shows it.
+/// All differences, each with a head that shows it.
 const DIFFERENCES: &[(Difference, &[u8])] = &[
     (BareLf, b"GET / HTTP/1.1\nHost: a\r\n\r\n"),
     (EmptyLines, b"\r\n\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"),
@@ -134,7 +140,7 @@ const DIFFERENCES: &[(Difference, &[u8])] = &[
     (ObsTextOption, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close, \xff\r\n\r\n"),
 ];
 
-/// Which side a [`Difference`] is on.
+/// The parser that refuses in a [`Difference`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     WeRefuse,
@@ -151,7 +157,8 @@ impl Difference {
         }
     }
 
-    /// Whether the head has what this is about. Where we are to refuse, whether we have to.
+    /// Returns `true` if the head has the property of this difference. If `head.rs` refuses,
+    /// returns `true` if it has to.
     fn holds(self, head: &Written<'_>) -> bool {
         match self {
             BareLf => {
@@ -222,23 +229,23 @@ impl Difference {
                     .parse()
                     .is_ok_and(|length: u64| length > u64::MAX - 2)
             }),
-            // Whatever ends the line and the section, we shall refuse.
+            // `head.rs` refuses this head after any end of the line and the section.
             Unfinished => head.is_refused_in_the_end,
             ObsTextOption => head.named("connection").iter().any(|line| !line.is_ascii()),
         }
     }
 }
 
-/// A head, taken apart without judging it.
+/// A head, split into its parts without a verdict.
 struct Written<'a> {
-    /// Up to the blank line, if there is one.
+    /// The lines up to the blank one, if there is one.
     lines: Vec<&'a [u8]>,
     empty_lines: usize,
     is_complete: bool,
-    /// Of the request line.
+    /// The words of the request line.
     words: Vec<&'a [u8]>,
     fields: Vec<(String, &'a [u8])>,
-    /// With which we refuse it.
+    /// The status with which `head.rs` refuses the head.
     status: Option<StatusCode>,
     is_refused_in_the_end: bool,
 }
@@ -282,7 +289,7 @@ impl<'a> Written<'a> {
         }
     }
 
-    /// The target, if the request line has one and has ended.
+    /// Returns the target, if the request line is whole and has one.
     fn target(&self) -> Option<&'a [u8]> {
         match self.words[..] {
             [_, target, _] if self.lines[self.empty_lines].ends_with(b"\n") => Some(target),
@@ -302,7 +309,7 @@ fn is_known_method(name: &[u8]) -> bool {
     })
 }
 
-/// The authority of an absolute target.
+/// Returns the authority of an absolute target.
 fn authority(target: &[u8]) -> Option<&[u8]> {
     let target_lower = target.to_ascii_lowercase();
     let begin =
@@ -311,7 +318,8 @@ fn authority(target: &[u8]) -> Option<&[u8]> {
     Some(&rest[..rest.iter().position(|byte| b"/?#".contains(byte)).unwrap_or(rest.len())])
 }
 
-/// A host that is beyond doubt, with or without a port. There are others.
+/// Returns `true` for a host that is valid beyond doubt, with or without a port. Other hosts may be
+/// valid, too.
 fn is_plain_host(value: &[u8]) -> bool {
     let Ok(value) = std::str::from_utf8(value) else { return false };
     let (host, port) = match value.rsplit_once(':') {
@@ -327,7 +335,7 @@ fn is_plain_host(value: &[u8]) -> bool {
     is_host && port.len() <= 4 && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// What is no host beyond doubt.
+/// Returns `true` for a value that is beyond doubt not a host.
 fn is_no_host(value: &[u8]) -> bool {
     let port = match value.iter().rposition(|&byte| byte == b':') {
         Some(at) if !value.contains(&b']') => &value[at + 1..],
@@ -337,8 +345,8 @@ fn is_no_host(value: &[u8]) -> bool {
     value.is_empty() || value.iter().any(is_odd) || !port.iter().all(u8::is_ascii_digit)
 }
 
-/// Compares the three verdicts. Returns what explains the differences, or says what nothing
-/// explains.
+/// Compares the three verdicts. Returns the explanations of the differences, or an error for a
+/// difference without one.
 fn compare(bytes: &[u8]) -> Result<Vec<Difference>, String> {
     let ours = by_us(bytes);
     let written = Written::of(bytes);
@@ -350,7 +358,7 @@ fn compare(bytes: &[u8]) -> Result<Vec<Difference>, String> {
             (Verdict::Accepted(ours), Verdict::Accepted(theirs)) if ours.agrees_with(theirs) => {
                 continue;
             }
-            // hyper does not parse again what comes behind its first read until the head has ended.
+            // After its first read, hyper parses again only when the head has ended.
             (Verdict::Refused, Verdict::Partial)
                 if name == "hyper" && bytes.len() > 8192 && !written.is_complete =>
             {
@@ -370,7 +378,7 @@ fn compare(bytes: &[u8]) -> Result<Vec<Difference>, String> {
             }
         }
     }
-    // The rules are kept also where all agree.
+    // `head.rs` has to keep the rules also if all parsers agree.
     let broken = all().find(|one| one.side() == Side::WeRefuse && one.holds(&written));
     match (ours, broken) {
         (Verdict::Accepted(_), Some(rule)) => {
@@ -381,7 +389,7 @@ fn compare(bytes: &[u8]) -> Result<Vec<Difference>, String> {
 }
 
 impl Seen {
-    /// `other` may have looked at less.
+    /// Returns `true` if both agree on the parts that both have looked at.
     fn agrees_with(&self, other: &Self) -> bool {
         let sorted = |fields: &[(String, Vec<u8>)]| {
             let mut fields = fields.to_vec();
@@ -404,7 +412,7 @@ fn by_us(bytes: &[u8]) -> Verdict {
         Ok(None) => return Verdict::Partial,
         Err(_) => return Verdict::Refused,
     };
-    // To httparse and hyper, an empty body is one of no bytes.
+    // For httparse and hyper, an empty body is a body of length 0.
     let framing = match head.framing {
         Framing::Empty => Framing::Fixed(0),
         framing => framing,
@@ -447,7 +455,8 @@ fn by_hyper(bytes: &[u8]) -> Verdict {
     let seen = Rc::new(RefCell::new(None));
     let sent = Rc::new(RefCell::new(Vec::new()));
     let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
-        // The body stays where it is: hyper must not see it dropped before the answer.
+        // The request stays in this cell, because hyper must not see a drop of its body before the
+        // answer.
         seen.borrow_mut().get_or_insert(request);
         async { Ok::<_, Infallible>(hyper::Response::new(String::new())) }
     });
@@ -480,14 +489,15 @@ fn by_hyper(bytes: &[u8]) -> Verdict {
     })
 }
 
-/// The authority of an absolute target, or else what `Host` says, or else what we say for 1.0.
+/// Returns the authority of an absolute target, or else the value of `Host`, or else the server's
+/// own value for HTTP/1.0.
 fn host<'a>(target: &str, mut fields: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
     let named = fields.find(|(name, _)| name.eq_ignore_ascii_case("host")).map(|(_, value)| value);
     let host = authority(target.as_bytes()).or(named).unwrap_or(b"localhost");
     String::from_utf8_lossy(host).into_owned()
 }
 
-/// In a form that can be compared: an absolute one with a path.
+/// Returns a target in a form that can be compared, in which an absolute one has a path.
 fn comparable_target(target: &str) -> String {
     if target == "*" {
         return "/*".to_owned();
@@ -500,7 +510,8 @@ fn comparable_target(target: &str) -> String {
     format!("{}://{authority}{slash}{rest}", scheme.to_ascii_lowercase())
 }
 
-/// As [`head::Head::fields`] has them, without those that it replaces or leaves out.
+/// Returns the fields in the form of [`head::Head::fields`], without those that it replaces or
+/// leaves out.
 fn comparable_fields<'a>(
     fields: impl Iterator<Item = (&'a str, &'a [u8])>,
 ) -> Vec<(String, Vec<u8>)> {
@@ -522,7 +533,7 @@ fn comparable_fields<'a>(
     comparable
 }
 
-/// What hyper reads from and writes to: it sends `bytes` at once and then waits.
+/// A stream for hyper. It gives `bytes` at once, and then stays pending.
 struct Client<'a> {
     bytes: &'a [u8],
     sent: Rc<RefCell<Vec<u8>>>,
@@ -563,7 +574,7 @@ impl hyper::rt::Write for Client<'_> {
     }
 }
 
-/// Heads by the grammar, some with odd parts, some damaged, some cut off.
+/// Returns heads by the grammar, some with odd parts, some damaged, some cut off.
 pub(super) fn heads() -> impl Strategy<Value = Vec<u8>> {
     let request_line = (
         prop_oneof![
@@ -624,7 +635,7 @@ fn line_ends() -> impl Strategy<Value = &'static str> {
     prop_oneof![80 => Just("\r\n"), 1 => select(&["\n", "\r", "\r\r\n", ""][..])]
 }
 
-/// Field lines.
+/// Returns field lines.
 fn fields() -> impl Strategy<Value = Vec<u8>> {
     const PLAIN: &[&str] = &[
         "Accept: */*",
@@ -683,9 +694,9 @@ fn fields() -> impl Strategy<Value = Vec<u8>> {
         3 => ("[!#$%&'*+.^_`|~0-9A-Za-z-]{1,8}", "[ -~\t]{0,20}").prop_map(|(name, value)| {
             format!("{name}:{value}").into_bytes()
         }),
-        // Bytes outside ASCII.
+        // This one gives bytes outside ASCII.
         1 => vec(0x80..=0xff_u8, 1..20).prop_map(|value| [b"X: ", &value[..]].concat()),
-        // Many bytes and many fields.
+        // These give many bytes and many fields.
         1 => prop_oneof![
             (7900..8300_usize).prop_map(|length| [b"X: ", &vec![b'x'; length][..]].concat()),
             (2600..2800_usize).prop_map(|length| [b"X: ", &vec![b'\xff'; length][..]].concat()),
@@ -697,7 +708,7 @@ fn fields() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// Chunked bodies by the grammar, some with odd parts, some damaged, some cut off.
+/// Returns chunked bodies by the grammar, some with odd parts, some damaged, some cut off.
 fn bodies() -> impl Strategy<Value = Vec<u8>> {
     let extension = prop_oneof![
         6 => Just(String::new()),
@@ -727,8 +738,8 @@ fn bodies() -> impl Strategy<Value = Vec<u8>> {
     damaged(body)
 }
 
-/// Two of three messages as they are, others with bytes changed, put in or taken out, or with their
-/// end cut off.
+/// Returns two of three messages unchanged, and the others with bytes changed, inserted or removed,
+/// or with their end cut off.
 fn damaged(message: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let odd = prop_oneof![3 => select(&b"\r\n\0\t :;,/#@*?%[]+-019aAzZ\"\\\x7f\x80\xff"[..]), 1 => any::<u8>()];
     let damage = (0..5_u8, any::<Index>(), odd);
@@ -747,7 +758,7 @@ fn damaged(message: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec
     })
 }
 
-/// Runs `test` over generated messages; says how to repeat a failure.
+/// Runs `test` over generated messages. A failure prints how to repeat it.
 pub(super) fn over(
     cases: u32,
     messages: impl Strategy<Value = Vec<u8>>,
@@ -816,7 +827,7 @@ fn properties_of_bodies() {
     });
 }
 
-/// Those who get this as a package get no `fuzz/`.
+/// The published package does not have `fuzz/`.
 #[test]
 fn seeds_of_the_fuzzer() {
     let fuzz = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");

@@ -1,8 +1,8 @@
 //! Properties of `head.rs`, `target.rs` and `body.rs` that must hold for any bytes.
 //!
 //! The library's unit tests (`src/wire/mod.rs`) and the targets in `fuzz/` each declare this file
-//! beside those modules, which are pure and need not be public. The bytes themselves decide
-//! how they are split, so an input is a plain file, and fails every time or never.
+//! beside those modules, which are pure and need not be public. The bytes themselves decide how
+//! they are split, so an input is a plain file, and always has the same result.
 
 #![allow(dead_code, unreachable_pub, reason = "each user uses its own part of this")]
 
@@ -22,7 +22,7 @@ use http_types::{Method, StatusCode, Version};
 /// The default limits.
 pub const BOUNDS: Bounds = Bounds { head_bytes: 16 * 1024, headers: 100 };
 
-/// Everything that must hold of `parse` and `request_line`.
+/// Checks the properties of `parse` and `request_line`.
 pub fn check_head(bytes: &[u8]) {
     let mut random = seeded_by(bytes);
     let narrow = Bounds { head_bytes: random.usize(..600), headers: random.usize(..10) };
@@ -36,7 +36,7 @@ pub fn check_head(bytes: &[u8]) {
         }
         if let Ok(Some(head)) = head::parse(bytes, bounds) {
             assert!(head.len <= bytes.len() && bytes[..head.len].ends_with(b"\r\n\r\n"));
-            // Neither one byte less is enough, nor does what follows count.
+            // One byte less is not enough, and bytes after the head do not count.
             assert_eq!(Verdict::of(&bytes[..head.len - 1], bounds), Verdict::Partial);
             assert_eq!(Verdict::of(&bytes[..head.len], bounds), whole);
             check_seen(&head, bytes);
@@ -47,10 +47,10 @@ pub fn check_head(bytes: &[u8]) {
     }
 }
 
-/// What `parse` says, comparable.
+/// The result of `parse` in a form that can be compared.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// The facts, and the fields that a handler sees.
+    /// The facts of the head, and the fields that a handler sees.
     Complete(String, Vec<(String, String)>),
     Partial,
     Reject(StatusCode),
@@ -69,7 +69,7 @@ impl Verdict {
     }
 }
 
-/// What a handler sees of a head is what anybody can read in it.
+/// Checks that a handler sees the same values as a simple reading of the head.
 fn check_seen(head: &Head, bytes: &[u8]) {
     let shown = bytes[..head.len].escape_ascii();
     let simple = Simple::of(&bytes[..head.len]);
@@ -111,7 +111,7 @@ fn check_seen(head: &Head, bytes: &[u8]) {
     check_url(head, host, simple.target);
 }
 
-/// A URL says what was sent, or there is none.
+/// Checks that a URL says the same as the target that was sent, or that there is no URL.
 fn check_url(head: &Head, host: Option<&str>, sent: &str) {
     let Ok(url) = target::url("http", host, sent) else { return };
     let name = match host.unwrap_or("localhost") {
@@ -145,7 +145,7 @@ fn check_url(head: &Head, host: Option<&str>, sent: &str) {
     assert_eq!(held, unescaped(&format!("{slash}{path}")), "{:?} {sent}", head.method);
 }
 
-/// A head that was accepted, read in the simplest way. Bytes beyond ASCII are written as `%XX`.
+/// An accepted head, read in the simplest way. `%XX` replaces a byte outside ASCII.
 struct Simple<'a> {
     method: &'a str,
     target: &'a str,
@@ -176,7 +176,7 @@ impl<'a> Simple<'a> {
         self.fields.iter().filter(move |field| field.0 == name).map(|field| field.1.as_str())
     }
 
-    /// Whether a field lists `option`.
+    /// Returns `true` if a field lists `option`.
     fn lists(&self, name: &'static str, option: &str) -> bool {
         let mut options = self.named(name).flat_map(|value| value.split(','));
         options.any(|found| found.trim().eq_ignore_ascii_case(option))
@@ -194,7 +194,7 @@ impl<'a> Simple<'a> {
     }
 }
 
-/// Everything that must hold of `Chunked`.
+/// Checks the properties of `Chunked`.
 pub fn check_body(bytes: &[u8]) {
     let mut random = seeded_by(bytes);
     let whole = Received::of([bytes]);
@@ -218,7 +218,7 @@ pub fn check_body(bytes: &[u8]) {
     assert_eq!((&whole.content, whole.length), (&content, length), "{shown}");
     assert!(extensions <= 16 * 1024 + content.len(), "{shown}");
 
-    // What follows is not part of it.
+    // Bytes after the body are not a part of it.
     let (end, behind) = bytes.split_at(whole.length);
     assert_eq!(Received::of([end]), whole, "{shown} without {}", behind.escape_ascii());
 
@@ -227,21 +227,21 @@ pub fn check_body(bytes: &[u8]) {
     let again = Received::of(parts(&mut random, &canonical));
     assert_eq!(again, Received { length: canonical.len(), ..whole.clone() }, "{shown}");
 
-    // Rule W5: async-h1 reads what is handed on as we did.
+    // Rule W5: async-h1 reads the same content from the canonical chunks.
     let head = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
     let pieces = Pieces([head].into_iter().chain(pieces).collect());
     let mut content = Vec::new();
     block_on(async {
         let (mut request, _) = decode(pieces).await.unwrap().unwrap();
-        // Without a receiver of trailers it would not read them.
+        // Without a receiver of trailers, async-h1 would not read them.
         let _trailers = request.recv_trailers();
         request.take_body().read_to_end(&mut content).await.unwrap();
     });
     assert!(content == whole.content, "{shown}");
 }
 
-/// Content, length of the extensions and length of a body that is whole and well-formed (RFC 9112
-/// section 7.1), read in the simplest way and without bounds.
+/// Returns the content, the length of the extensions and the length of a whole and well-formed body
+/// (RFC 9112 section 7.1), read in the simplest way and without bounds.
 fn simple_body(bytes: &[u8]) -> Option<(Vec<u8>, usize, usize)> {
     let next_line = |rest: &mut &'_ [u8]| -> Option<Vec<u8>> {
         let end = rest.windows(2).position(|pair| pair == b"\r\n")?;
@@ -261,7 +261,8 @@ fn simple_body(bytes: &[u8]) -> Option<(Vec<u8>, usize, usize)> {
         }
         let (mut quoted, mut characters) = (false, extension.chars());
         while let Some(character) = characters.next() {
-            // What a backslash escapes is no different, but for being no end.
+            // A character after a backslash is like any other, except that it does not end the
+            // string.
             let escaped = character == '\\' && quoted;
             match if escaped { characters.next()? } else { character } {
                 '"' if !escaped => quoted = !quoted,
@@ -297,19 +298,19 @@ fn simple_body(bytes: &[u8]) -> Option<(Vec<u8>, usize, usize)> {
     }
 }
 
-/// What the decoder makes of a body.
+/// The result of the decoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Received {
     content: Vec<u8>,
     trailers: Vec<u8>,
-    /// Bytes consumed.
+    /// The number of bytes that were consumed.
     length: usize,
-    /// Whether it has ended, or what is wrong.
+    /// `true` if the body has ended, or the fault.
     end: Result<bool, Malformed>,
 }
 
 impl Received {
-    /// Plays the gate: each part arrives after the other.
+    /// Decodes a body whose parts arrive one after the other, as the gate does.
     fn of<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut body = Chunked::new();
         let mut this = Self { content: vec![], trailers: vec![], length: 0, end: Ok(false) };
@@ -356,7 +357,8 @@ impl Received {
         this
     }
 
-    /// In chunks of random sizes; the trailer section is a piece of its own, as async-h1 needs it.
+    /// Returns the body in chunks of random sizes. The trailer section is a piece of its own, as
+    /// async-h1 needs it.
     fn encode(&self, random: &mut fastrand::Rng) -> Vec<Vec<u8>> {
         let mut pieces: Vec<_> = parts(random, &self.content)
             .iter()
@@ -368,14 +370,15 @@ impl Received {
 }
 
 fn seeded_by(bytes: &[u8]) -> fastrand::Rng {
-    // FNV-1a, which is the same everywhere.
+    // The hash is FNV-1a, which is the same on every machine.
     let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     fastrand::Rng::with_seed(hash)
 }
 
-/// Where to cut `bytes`: everywhere if they are few, else around line ends and at random.
+/// Returns the places at which to cut `bytes`: all if they are few, or else places at line ends and
+/// random ones.
 fn cuts(random: &mut fastrand::Rng, bytes: &[u8]) -> Vec<usize> {
     if bytes.len() <= 96 {
         return (0..bytes.len()).collect();
@@ -386,7 +389,7 @@ fn cuts(random: &mut fastrand::Rng, bytes: &[u8]) -> Vec<usize> {
     cuts.collect()
 }
 
-/// `bytes` in pieces of random length, none empty.
+/// Returns `bytes` in pieces of random length, none of which is empty.
 fn parts<'a>(random: &mut fastrand::Rng, mut bytes: &'a [u8]) -> Vec<&'a [u8]> {
     let most = [2, 9, 100, 5000][random.usize(..4)];
     let mut parts = Vec::new();
@@ -398,7 +401,7 @@ fn parts<'a>(random: &mut fastrand::Rng, mut bytes: &'a [u8]) -> Vec<&'a [u8]> {
     parts
 }
 
-/// A client in memory: a read gets at most one piece.
+/// A client in memory, of which a read gets at most one piece.
 #[derive(Debug, Clone)]
 pub struct Pieces(pub VecDeque<Vec<u8>>);
 

@@ -1,8 +1,8 @@
-//! The request that a handler gets beside the one that async-h1 makes of the same head: method, URL,
-//! fields and the body's length are equal, over generated heads. Where the two differ by design, a
-//! comment says why.
+//! Compares the request that a handler gets with the one that async-h1 makes of the same head.
+//! Method, URL, fields and the body's length are equal, over generated heads. If the two differ by
+//! design, a comment has the reason.
 //!
-//! Looks at heads that both accept. `differential.rs` judges which heads the gate accepts.
+//! The test uses heads that both accept. `differential.rs` tests which heads the gate accepts.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -26,11 +26,11 @@ use crate::stop::shutdown::Shutdown;
 use crate::stream::connection::Connection;
 use crate::stream::transport::Peer;
 
-/// What a handler can read of a request.
+/// The parts of a request that a handler can read.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     method: String,
-    /// Each part of the URL, and not only its text.
+    /// All parts of the URL, and not only its text.
     url: String,
     fields: BTreeMap<String, Vec<String>>,
     length: Option<usize>,
@@ -76,7 +76,7 @@ fn by_engine(bytes: &[u8]) -> Option<Request> {
     decoded.ok().flatten().map(|(request, _)| request)
 }
 
-/// Compares the two requests. Returns `false` if one side makes none of this head.
+/// Compares the two requests. Returns `false` if one side makes no request of this head.
 fn compare(bytes: &[u8]) -> Result<bool, String> {
     let Ok(Some(head)) = head::parse(bytes, BOUNDS) else { return Ok(false) };
     let begin = bytes.iter().take_while(|byte| b"\r\n".contains(byte)).count();
@@ -91,7 +91,7 @@ fn compare(bytes: &[u8]) -> Result<bool, String> {
     let Some(ours) = by_gate(&head, bytes) else { return Ok(false) };
     assert_eq!(ours.version(), theirs.version());
     let (ours, mut theirs) = (Seen::of(&ours), Seen::of(&theirs));
-    // async-h1 invents a type for a body that has none.
+    // async-h1 adds a content type if there is none.
     if !text.windows(14).any(|part| part == b"\ncontent-type:") {
         theirs.fields.remove("content-type");
     }
@@ -103,13 +103,13 @@ fn compare(bytes: &[u8]) -> Result<bool, String> {
     if !head.target(bytes).starts_with('/') {
         theirs.fields.insert("host".into(), ours.fields["host"].clone());
     }
-    // Rule W14: memory is reserved for a length that is told.
+    // W14: the gate passes on only short lengths, because http-types reserves memory for them.
     theirs.length = theirs.length.filter(|length| *length <= 16 * 1024);
     let shown = bytes.escape_ascii();
     if ours == theirs { Ok(true) } else { Err(format!("{shown}\n{ours:?}\n{theirs:?}")) }
 }
 
-/// Heads like those of browsers: many fields, some of them several times.
+/// Returns heads like those of browsers, with many fields, some of them several times.
 fn browsers() -> impl Strategy<Value = Vec<u8>> {
     const NAMES: &[&str] = &[
         "accept",
@@ -156,7 +156,7 @@ fn a_handler_gets_what_the_engine_would_make() {
     }
 }
 
-/// Heads whose requests differ by nothing.
+/// Heads of which both sides make equal requests.
 #[test]
 fn a_table_of_heads_that_both_read() {
     for head in [

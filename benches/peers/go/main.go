@@ -1,4 +1,4 @@
-// The same tiny application on Go's net/http; see ../src/lib.rs. Build with:
+// The small application of ../src/lib.rs on Go's net/http. Build with:
 //
 //	go build -trimpath -ldflags "-s -w" -o /tmp/go-net-http main.go
 package main
@@ -57,8 +57,8 @@ func okay(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(w, "okay")
 }
 
-// This version discards what is left of a short body once the response begins: such a body is held
-// whole, as a handler has to.
+// This version of Go discards the rest of a short body once the response begins, so the handler has
+// to read such a body whole.
 func echo(w http.ResponseWriter, r *http.Request) {
 	var body io.Reader = r.Body
 	if r.ContentLength >= 0 && r.ContentLength < 1<<20 {

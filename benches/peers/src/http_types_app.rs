@@ -1,4 +1,4 @@
-//! The application on http-types: smol-graceful's and naive async-h1's.
+//! The application on http-types, for smol-graceful and for async-h1 alone.
 
 use http_types::{Body, Method, Request, Response, StatusCode};
 
@@ -6,7 +6,7 @@ use http_types::{Body, Method, Request, Response, StatusCode};
 ///
 /// # Errors
 ///
-/// If an upload ends too early.
+/// Returns an error if an upload ends too early.
 pub async fn handle(mut request: Request) -> http_types::Result<Response> {
     let body = match (request.method(), request.url().path()) {
         (Method::Get, "/") => Body::from("okay"),

@@ -1,4 +1,4 @@
-//! The application on hyper: with tokio and on smol.
+//! The application on hyper, with tokio and on smol.
 
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Bytes, Incoming};
@@ -8,7 +8,7 @@ use hyper::{Method, Request, Response, StatusCode};
 ///
 /// # Errors
 ///
-/// If an upload ends too early.
+/// Returns an error if an upload ends too early.
 pub async fn handle(
     request: Request<Incoming>,
 ) -> hyper::Result<Response<Either<Full<Bytes>, Incoming>>> {

@@ -1,7 +1,7 @@
-//! The table of what a keeper does in each of its cases, without a process and without waiting.
+//! Tests each case of a keeper in one table, without a process and without waiting.
 //!
-//! A row is what happens, with its time in milliseconds, and what the keeper does about it. Times
-//! that the policy sets itself come by themselves. The patience is 1 s.
+//! A row has the events with their times in milliseconds, and the actions of the keeper. The
+//! deadlines of the policy need no row, because the test reaches each of them. The patience is 1 s.
 
 use std::fmt::Write;
 use std::os::unix::process::ExitStatusExt;
@@ -12,7 +12,7 @@ use async_signal::Signal;
 
 use super::{Action, Ending, Event, Failure, Next, Note, Policy};
 
-/// A policy, the time, and what it has done.
+/// A policy, the time, and the actions so far.
 struct Stage {
     policy: Policy,
     begin: Instant,
@@ -30,7 +30,7 @@ impl Stage {
         stage
     }
 
-    /// Lets the time come, and all that comes before.
+    /// Moves the clock to the time, and reaches each deadline before it.
     fn until(&mut self, ms: u64) {
         let until = self.begin + Duration::from_millis(ms);
         while let Some(deadline) = self.policy.deadline().filter(|deadline| *deadline <= until) {
@@ -54,7 +54,7 @@ impl Stage {
     }
 }
 
-/// Returns an action as the table has it.
+/// Returns an action as the table writes it.
 fn word(action: &Action) -> String {
     match action {
         Action::Start(id) => format!("start {id}"),
@@ -105,7 +105,7 @@ fn failed(failure: &Failure) -> String {
     }
 }
 
-/// Reads what happens: `ready 1`, `ended 1 3` (with the exit code), `killed 1 9`, `refused 1`,
+/// Reads an event: `ready 1`, `ended 1 3` (with the exit code), `killed 1 9`, `refused 1`,
 /// `restart`, `term`.
 fn event(text: &str) -> Event {
     let words: Vec<_> = text.split(' ').collect();
@@ -123,10 +123,10 @@ fn event(text: &str) -> Event {
     }
 }
 
-/// A name, the events with their times, and the lines of what the keeper does.
+/// A name, the events with their times, and one line for each action.
 type Row = (&'static str, &'static [(u64, &'static str)], &'static str);
 
-/// The first child serves from 60 on in most rows.
+/// The rows. In most of them the first child serves from 60 on.
 const ROWS: &[Row] = &[
     (
         "start and stop",
@@ -658,7 +658,7 @@ fn each_row_goes_as_it_says() {
             stage.until(*at);
             stage.on(event(text));
         }
-        // A trial may be over.
+        // The trial of a child may end.
         stage.until(happens.last().map_or(0, |(at, _)| at + 55));
         let expected: Vec<_> = expected.lines().map(str::trim).collect();
         let lines: Vec<_> = stage.lines.lines().collect();
@@ -666,7 +666,7 @@ fn each_row_goes_as_it_says() {
     }
 }
 
-/// A keeper that becomes its own new program goes on where it was.
+/// A keeper that becomes its own new program keeps its state.
 #[test]
 fn what_is_remembered_goes_on() {
     let mut stage = Stage::new();
@@ -676,10 +676,10 @@ fn what_is_remembered_goes_on() {
         (10, "ready 1", false),
         (100, "restart", false),
         (200, "ready 2", false),
-        // 2 serves, and 1 leaves.
+        // Child 2 serves, and child 1 leaves.
         (300, "later", true),
         (400, "restart", false),
-        // 3 is told to stop.
+        // The keeper tells child 3 to stop.
         (1_500, "later", true),
     ] {
         stage.until(at);
@@ -691,7 +691,7 @@ fn what_is_remembered_goes_on() {
     let mut resumed = Policy::resume(patience, remembered);
     assert_eq!(resumed.serving(), Some(2));
     assert_eq!(resumed.deadline(), stage.policy.deadline());
-    // Both do the same from now on.
+    // Both policies do the same from now on.
     let now = stage.now;
     for (at, text) in [
         (1_600, "restart"),
@@ -726,7 +726,7 @@ fn any_order_of_events_leaves_a_service() {
                 if stage.lines.contains("exit ") || stage.lines.contains("fail: ") {
                     break;
                 }
-                // Only a pause has no child.
+                // A keeper without children is in a pause.
                 assert!(stage.policy.deadline().is_some(), "{}", stage.lines);
                 continue;
             };

@@ -1,8 +1,8 @@
-//! `LogFile`: a log's file, found again when something has renamed or removed it.
+//! `LogFile`: the file of a log, which is opened again after a rename or a removal.
 //!
 //! Invariant: a line is in one file, never in two, and every write goes to the end of the file, so
-//! that several processes may share it and `copytruncate` works. Blocks, because only the thread of
-//! a `LogWriter` uses it. Does not know what the lines say.
+//! that several processes may share it and `copytruncate` works. Writes may block, because only the
+//! thread of a `LogWriter` uses this file. It does not know the content of the lines.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -10,23 +10,23 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How often the file's name is looked at, at most.
-const LOOK: Duration = Duration::from_secs(1);
+/// The shortest time between two looks at the file's name.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
-/// A file that lines are added to.
+/// A file to whose end lines are added.
 #[derive(Debug)]
 pub(crate) struct LogFile {
     path: PathBuf,
     file: File,
     looked_at: Instant,
-    /// The last byte that was written has ended a line.
+    /// `true` if the last byte that was written has ended a line.
     is_between_lines: bool,
-    /// The log has said that the file cannot be written or opened again.
+    /// `true` if the log has said that the file cannot be written or opened again.
     has_failed: bool,
 }
 
 impl LogFile {
-    /// Opens the file, and makes it if it is not there.
+    /// Opens the file, and makes it if there is none.
     ///
     /// # Errors
     ///
@@ -43,18 +43,18 @@ impl LogFile {
         })
     }
 
-    /// Opens the file, and removes it if it was not there before.
+    /// Checks that the file can be opened. Removes the file if there was none before.
     ///
     /// # Errors
     ///
-    /// As [`LogFile::open`].
+    /// Returns the errors of [`LogFile::open`].
     pub(crate) fn check(path: &Path) -> io::Result<()> {
         let was_there = path.exists();
         Self::open(path)?;
         if was_there { Ok(()) } else { fs::remove_file(path) }
     }
 
-    /// Opens the file again if its name leads to another file by now, or to none.
+    /// Opens the file again if its name now leads to another file, or to none.
     fn follow(&mut self) {
         self.looked_at = Instant::now();
         let identity = |file: &fs::Metadata| (file.dev(), file.ino());
@@ -69,7 +69,7 @@ impl LogFile {
         }
     }
 
-    /// Says once that lines are lost, or go to a file that has lost its name.
+    /// Logs once that lines are lost, or go to a file that has lost its name.
     fn warn(&mut self, error: &io::Error) {
         if !self.has_failed {
             log::warn!("{}", named(&self.path, error));
@@ -78,10 +78,10 @@ impl LogFile {
     }
 }
 
-/// A flush says that the bytes before it were whole lines, as a `LogWriter` does.
+/// A flush means that the bytes before it were whole lines, as with a `LogWriter`.
 impl Write for LogFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.is_between_lines && self.looked_at.elapsed() >= LOOK {
+        if self.is_between_lines && self.looked_at.elapsed() >= LOOK_PAUSE {
             self.follow();
         }
         self.is_between_lines = false;
@@ -101,7 +101,7 @@ impl Write for LogFile {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    // A pipe for writing alone would be waited for until somebody reads it.
+    // To open a pipe for writing alone would wait for a reader.
     let is_pipe = fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
     if is_pipe {
         return OpenOptions::new().read(true).write(true).open(path);
@@ -160,12 +160,12 @@ mod tests {
         let mut file = LogFile::open(&place.0).unwrap();
         write(&mut file, "one\n");
         fs::rename(&place.0, &old.0).unwrap();
-        // The name was looked at a moment ago.
+        // The last look at the name was a moment ago.
         file.looked_at = Instant::now();
         write(&mut file, "two\n");
-        // The second half of a line stays with the first.
+        // The second half of a line goes to the same file as the first.
         file.write_all(b"thr").unwrap();
-        file.looked_at = Instant::now().checked_sub(LOOK).unwrap();
+        file.looked_at = Instant::now().checked_sub(LOOK_PAUSE).unwrap();
         write(&mut file, "ee\n");
         write(&mut file, "four\n");
         assert_eq!(old.text(), "before\none\ntwo\nthree\n");

@@ -1,8 +1,8 @@
 //! The line of an exchange in an access log, in the combined format or as JSON.
 //!
-//! Invariant: a line is one line of printable text, whatever the client has sent, and says nothing
-//! that did not happen. Pure: facts → text. Does not know where the facts come from or where the
-//! line goes.
+//! Invariant: for any bytes from a client, a line is one line of printable text, and its facts are
+//! true. Pure: facts → text. This file does not know the origin of the facts or the place of the
+//! line.
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -13,22 +13,22 @@ use smol_graceful::{Address, ExchangeEnding, Peer, Version};
 use super::moment::Moment;
 use crate::escape::{json, quoted};
 
-/// How a line looks.
+/// The format of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Format {
-    /// Apache's and nginx's `combined`.
+    /// The `combined` format of Apache and nginx.
     Combined,
-    /// A JSON object in each line.
+    /// One JSON object in each line.
     Json,
 }
 
-/// The facts of an exchange that a line tells.
+/// The facts of an exchange in a line.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts<'a> {
     pub(crate) peer: Peer,
     pub(crate) listener: Option<&'a Address>,
     pub(crate) is_https: bool,
-    /// Empty if it has not arrived.
+    /// The method, or an empty text if it has not arrived.
     pub(crate) method: &'a str,
     pub(crate) target: &'a str,
     pub(crate) version: Option<Version>,
@@ -36,11 +36,11 @@ pub(crate) struct Facts<'a> {
     pub(crate) referer: Option<&'a str>,
     pub(crate) user_agent: Option<&'a str>,
     pub(crate) forwarded_for: Option<&'a str>,
-    /// None if no response has begun.
+    /// The status, or `None` if no response has begun.
     pub(crate) status: Option<u16>,
-    /// Bytes of the request, head and body.
+    /// The bytes of the request, head and body.
     pub(crate) received: u64,
-    /// Bytes of the response, head and body.
+    /// The bytes of the response, head and body.
     pub(crate) sent: u64,
     pub(crate) body_sent: u64,
     pub(crate) began: SystemTime,
@@ -50,7 +50,7 @@ pub(crate) struct Facts<'a> {
 }
 
 impl Format {
-    /// Returns the line of an exchange, with its end.
+    /// Returns the line of an exchange, with its line end.
     pub(crate) fn line(self, facts: &Facts<'_>) -> String {
         let mut line = String::with_capacity(512);
         match self {
@@ -62,8 +62,8 @@ impl Format {
     }
 }
 
-/// Adds `HOST - - [TIME] "REQUEST" STATUS BYTES "REFERER" "AGENT"`. What is not there is `-`, and
-/// a status that was never sent is 000, as nginx has it.
+/// Adds `HOST - - [TIME] "REQUEST" STATUS BYTES "REFERER" "AGENT"`. A missing value is `-`, and a
+/// status that was never sent is 000, as in nginx.
 fn combined(line: &mut String, facts: &Facts<'_>) {
     match facts.peer {
         Peer::Ip(addr) => ip(line, addr.ip()),
@@ -101,9 +101,9 @@ fn request_line(facts: &Facts<'_>) -> String {
     text
 }
 
-/// Adds the exchange as a JSON object. Times are in seconds. What is not known is `null`.
+/// Adds the exchange as a JSON object. Times are in seconds, and a missing value is `null`.
 ///
-/// Nearly nothing here goes through `write!`, which would cost more than all the rest.
+/// Almost nothing here uses `write!`, which would cost more than all the rest.
 fn object(line: &mut String, facts: &Facts<'_>) {
     line.push_str(r#"{"time":""#);
     Moment::from(facts.began).rfc3339(line);
@@ -166,7 +166,7 @@ fn optional(line: &mut String, text: Option<&str>) {
     }
 }
 
-/// Adds an address as its `Display` has it.
+/// Adds an address in the form of its `Display`.
 fn socket(line: &mut String, addr: SocketAddr) {
     match addr {
         SocketAddr::V4(addr) => {
@@ -174,12 +174,12 @@ fn socket(line: &mut String, addr: SocketAddr) {
             line.push(':');
             number(line, addr.port().into());
         }
-        // With a zone, perhaps.
+        // The address may have a zone.
         SocketAddr::V6(addr) => drop(write!(line, "{addr}")),
     }
 }
 
-/// Adds an address as its `Display` has it.
+/// Adds an address in the form of its `Display`.
 fn ip(line: &mut String, ip: IpAddr) {
     match ip {
         IpAddr::V4(ip) => {
@@ -194,11 +194,11 @@ fn ip(line: &mut String, ip: IpAddr) {
     }
 }
 
-/// Adds a time in seconds, to the microsecond, without the arithmetic of a float.
+/// Adds a time in seconds, with microseconds, and without floats.
 fn seconds(line: &mut String, time: Duration) {
     number(line, time.as_secs());
     line.push('.');
-    // A digit in front keeps the zeros.
+    // The first digit, which is left out, keeps the zeros in front.
     line.push_str(&itoa::Buffer::new().format(1_000_000 + time.subsec_micros())[1..]);
 }
 
@@ -206,7 +206,7 @@ fn number(line: &mut String, number: u64) {
     line.push_str(itoa::Buffer::new().format(number));
 }
 
-/// Returns one word for programs, which does not change with the library's words for people.
+/// Returns a word for programs, which stays the same if the library's words for people change.
 pub(crate) fn word(ending: ExchangeEnding) -> &'static str {
     match ending {
         ExchangeEnding::Answered => "answered",

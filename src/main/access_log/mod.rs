@@ -1,9 +1,8 @@
 //! `--access-log`: one line for each exchange of the public server.
 //!
-//! Invariant: nobody waits for the log (rule S21). A line goes to a `LogWriter` of its own, apart
-//! from the log of the process, which says how many lines were lost, at the latest at the end.
-//! Knows the library's `Exchange`, and leaves to `line.rs` what a line says and to `file.rs` where
-//! it goes.
+//! Invariant: no thread waits for the log (rule S21). The access log has a `LogWriter` of its own.
+//! The log of the process says how many lines were lost, at the latest at the end. This file reads
+//! the library's `Exchange`. `line.rs` formats a line, and `file.rs` writes it.
 
 mod file;
 mod line;
@@ -26,12 +25,12 @@ use self::file::LogFile;
 use self::line::Facts;
 pub(crate) use self::line::{Format, word};
 
-/// Where the lines go.
+/// The place of the lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
     /// The standard output.
     Stdout,
-    /// A file, to whose end they are added.
+    /// A file, to whose end the lines are added.
     File(PathBuf),
 }
 
@@ -44,7 +43,7 @@ impl FromStr for Place {
 }
 
 impl Place {
-    /// Finds out whether the log could be written, and leaves no file behind.
+    /// Checks that the log can be written, and leaves no new file.
     ///
     /// # Errors
     ///
@@ -56,14 +55,14 @@ impl Place {
         }
     }
 
-    /// Opens what the lines are written to.
+    /// Opens the place, and returns it for the lines.
     ///
     /// # Errors
     ///
     /// Returns an error that names the path.
     pub(crate) fn open(&self) -> io::Result<Box<dyn Write + Send>> {
         Ok(match self {
-            // Without the lock and the buffer of the standard library.
+            // A file has neither the lock nor the buffer of the standard library's output.
             Self::Stdout => Box::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
             Self::File(path) => Box::new(LogFile::open(path)?),
         })
@@ -79,7 +78,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// An access log that is open.
+/// An open access log.
 #[derive(Debug, Clone)]
 pub(crate) struct AccessLog {
     writer: LogWriter,
@@ -88,15 +87,16 @@ pub(crate) struct AccessLog {
 }
 
 impl AccessLog {
-    /// Opens the place and starts the thread that writes to it.
+    /// Opens the place, and starts the thread that writes to it.
     ///
     /// # Errors
     ///
-    /// Returns an error that names the path, or says that there is no thread.
+    /// Returns an error that names the path, or that says why there is no thread.
     pub(crate) fn open(place: &Place, format: Format) -> io::Result<Self> {
         let counts = Arc::new(Counts::default());
         let (mut losses, counted) = (Losses::default(), counts.clone());
-        // No word about lost lines may stand among lines that a program reads.
+        // The notice about lost lines goes to the log of the process, because a program may read
+        // the access log.
         let notice = move |lost| {
             if let Some(lost) = losses.add(lost, Instant::now()) {
                 counted.told.fetch_add(lost, Relaxed);
@@ -114,8 +114,8 @@ impl AccessLog {
         self.writer.line(self.format.line(&facts(exchange)));
     }
 
-    /// Waits a bounded time until what is left is written, and says in the log of the process how
-    /// many lines are missing that it has not told of.
+    /// Waits for a bounded time until the remaining lines are written. If lines are missing that
+    /// the log of the process has not counted yet, logs their number there.
     pub(crate) fn close(self) {
         drop(self.writer);
         let missing = self.counts.missing();
@@ -148,13 +148,13 @@ fn facts(exchange: &Exchange) -> Facts<'_> {
     }
 }
 
-/// How many lines there were. The thread that writes may be stuck, so only a count that others can
-/// read tells of all losses.
+/// The numbers of lines. The thread that writes may be stuck, so other threads have to be able to
+/// count the losses.
 #[derive(Debug, Default)]
 struct Counts {
     added: AtomicU64,
     written: AtomicU64,
-    /// How many lost lines the log of the process has told of.
+    /// The number of lost lines that the log of the process has reported.
     told: AtomicU64,
 }
 
@@ -165,7 +165,7 @@ impl Counts {
     }
 }
 
-/// Counts the lines whose end `out` has taken.
+/// Counts the lines that `out` has taken whole.
 struct Counted {
     out: Box<dyn Write + Send>,
     counts: Arc<Counts>,
@@ -184,7 +184,7 @@ impl Write for Counted {
     }
 }
 
-/// The lines that were lost and not told of yet.
+/// The lost lines that were not reported yet.
 #[derive(Debug, Default)]
 struct Losses {
     untold: u64,
@@ -192,7 +192,8 @@ struct Losses {
 }
 
 impl Losses {
-    /// Returns how many lost lines to tell of now, which is at most once in 10 s.
+    /// Adds lost lines. Returns the number to report now, or `None` if the last report is less than
+    /// 10 s old.
     fn add(&mut self, lost: u64, now: Instant) -> Option<u64> {
         const PAUSE: Duration = Duration::from_secs(10);
         self.untold += lost;

@@ -1,7 +1,7 @@
 //! `Moment`: a time of the clock as year, month, day, hour, minute and second, in UTC.
 //!
-//! Invariant: never panics, whatever the clock says; a time before 1970 is the beginning of 1970.
-//! Pure, and without an allocation, because every request of an access log has one.
+//! Invariant: no value of the clock causes a panic, and a time before 1970 becomes the beginning of
+//! 1970. Pure, and without an allocation, because every line of an access log has a time.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,9 +9,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Moment {
     year: u64,
-    /// 1 to 12.
+    /// The month, 1 to 12.
     month: u64,
-    /// 1 to 31.
+    /// The day, 1 to 31.
     day: u64,
     hour: u64,
     minute: u64,
@@ -25,7 +25,7 @@ const MONTHS: [&str; 12] =
 const DAY: u64 = 24 * 60 * 60;
 
 impl Moment {
-    /// Adds the time as the combined format has it: `28/Nov/2026:03:27:05 +0000`.
+    /// Adds the time in the form of the combined format: `28/Nov/2026:03:27:05 +0000`.
     pub(crate) fn combined(self, line: &mut String) {
         two(line, self.day);
         line.push('/');
@@ -39,7 +39,7 @@ impl Moment {
         line.push_str(" +0000");
     }
 
-    /// Adds the time as RFC 3339 has it: `2026-11-28T03:27:05.042Z`.
+    /// Adds the time in the form of RFC 3339: `2026-11-28T03:27:05.042Z`.
     pub(crate) fn rfc3339(self, line: &mut String) {
         four(line, self.year);
         for (mark, part) in [
@@ -76,12 +76,12 @@ impl From<SystemTime> for Moment {
     }
 }
 
-/// Returns year, month and day of so many days after the first of January 1970.
+/// Returns the year, month and day that is `days` after the first of January 1970.
 ///
 /// The year of this calculation begins in March, so that a leap day is its last one. See Howard
 /// Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
 fn date(days: u64) -> (u64, u64, u64) {
-    // Days from the first of March of the year 0 to 1970, and in 400 years.
+    // 719,468 days lie between the first of March of the year 0 and 1970, and 146,097 in 400 years.
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era =
@@ -135,10 +135,10 @@ mod tests {
         }
     }
 
-    /// humantime is another implementation.
+    /// humantime is an independent implementation.
     #[test]
     fn agrees_with_humantime() {
-        // A prime number of seconds, so that each part of a time takes each of its values.
+        // The step is a prime number of seconds, so each part of a time takes all of its values.
         for seconds in (0..8_000_000_000).step_by(15_485_863) {
             let mut line = String::new();
             at(seconds, 7).rfc3339(&mut line);

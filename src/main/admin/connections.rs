@@ -1,7 +1,7 @@
-//! `/connections`: what each connection and guard of the public server does, since when.
+//! `/connections`: the work and the age of each connection and guard of the public server.
 //!
-//! Invariant: what a client has sent can neither end a line nor move a terminal's cursor. Pure: the
-//! library's list → text. Decides nothing, and keeps the library's order, the oldest first.
+//! Invariant: text from a client can neither end a line nor move a terminal's cursor. Pure: the
+//! library's list → text. This file keeps the library's order, which has the oldest first.
 
 use std::fmt::Write;
 
@@ -93,11 +93,11 @@ fn summary(work: &[OpenWork]) -> String {
     text
 }
 
-/// How many of each kind there are.
+/// The number of holders of each kind.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) connections: usize,
-    /// Connections with a request that has begun and is not answered.
+    /// Connections with a request that has begun and has no whole answer yet.
     pub(crate) requests: usize,
     pub(crate) guards: usize,
 }
@@ -125,7 +125,7 @@ fn is_request(stage: Stage) -> bool {
     matches!(stage, Head | Handler | Body | Response | Writing | Upgraded)
 }
 
-/// Returns one word for programs, which does not change with the library's words for people.
+/// Returns a word for programs, which stays the same if the library's words for people change.
 pub(crate) fn word(stage: Stage) -> &'static str {
     match stage {
         Stage::Accepted => "accepted",

@@ -1,7 +1,8 @@
-//! `/metrics`: what the observer of the public server has counted, in Prometheus' text format.
+//! `/metrics`: the counts of the public server's observer, in Prometheus' text format.
 //!
-//! Invariant: clients cannot make the number of series grow without bound. A method that RFC 9110
-//! does not name counts as `other`, and no label has a client's own words. Does not know who asks.
+//! Invariant: clients cannot make the number of series grow without bound. A method that neither
+//! RFC 9110 nor RFC 5789 names counts as `other`, and no label has text from a client. This file
+//! does not know the reader.
 
 use std::fmt;
 
@@ -36,7 +37,7 @@ pub(crate) struct Metrics {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Exchanged {
     method: &'static str,
-    /// 0 if no response has begun.
+    /// The status, or 0 if no response has begun.
     status: u16,
     ending: &'static str,
 }
@@ -76,7 +77,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Counts an exchange that is over.
+    /// Counts an exchange after its end.
     pub(crate) fn count(&self, exchange: &Exchange) {
         let status = exchange.status().map_or(0, u16::from);
         self.count_as(exchange.method(), status, exchange.ending());
@@ -90,21 +91,21 @@ impl Metrics {
         self.requests.get_or_create(&labels).inc();
     }
 
-    /// Returns all that was counted, and how many connections, requests and guards there are now.
+    /// Returns all counts, and the current numbers of connections, requests and guards.
     ///
     /// # Errors
     ///
-    /// Never in practice, because text in memory takes everything.
+    /// Returns an error only in theory, because a write to text in memory does not fail.
     pub(crate) fn encode(&self, work: &[OpenWork]) -> Result<String, fmt::Error> {
         let mut text = String::with_capacity(4096);
         prometheus_text::encode(&mut text, &self.registry)?;
-        // Made for this answer, so that two that are made at the same time do not mix.
+        // This registry is made for this answer, so that two answers at the same time do not mix.
         prometheus_text::encode(&mut text, &at_this_moment(work))?;
         Ok(text)
     }
 }
 
-/// Returns what holds for this moment only.
+/// Returns the current numbers, which are not kept.
 fn at_this_moment(work: &[OpenWork]) -> Registry {
     let mut registry = Registry::with_prefix("smol_graceful");
     let connections = Family::<InStage, Gauge>::default();
@@ -125,7 +126,7 @@ fn at_this_moment(work: &[OpenWork]) -> Registry {
     registry
 }
 
-/// Returns a method by its name if RFC 9110 or RFC 5789 has it.
+/// Returns the name of a method that RFC 9110 or RFC 5789 has, or `other`.
 fn class(method: &str) -> &'static str {
     const NAMES: [&str; 9] =
         ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];

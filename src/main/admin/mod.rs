@@ -1,8 +1,8 @@
-//! `--admin`: what the public server is doing, told on another port.
+//! `--admin`: answers questions about the public server on another address.
 //!
-//! Invariant: it answers until the public server has drained, and changes nothing. What it says of
-//! the public server comes from that server's latch and from its observer. It never says anything
-//! of itself.
+//! Invariant: the admin server answers until the public server has drained, and changes nothing.
+//! Its answers come from the latch and the observer of the public server, and never describe the
+//! admin server itself.
 
 mod connections;
 mod metrics;
@@ -14,7 +14,7 @@ use smol_graceful::{Body, Method, Request, Response, Result, Shutdown, StatusCod
 
 pub(crate) use self::metrics::Metrics;
 
-/// The facts of the public server that the admin server tells.
+/// The facts about the public server for the admin server.
 #[derive(Debug)]
 pub(crate) struct Admin {
     shutdown: Shutdown,
@@ -25,7 +25,7 @@ const ROUTES: &str =
     "GET /livez\nGET /readyz\nGET /metrics\nGET /connections\nGET /connections?format=json\n";
 
 impl Admin {
-    /// Looks at the server that `shutdown` stops and `metrics` counts.
+    /// Takes the facts about the server that `shutdown` stops and `metrics` counts.
     pub(crate) fn new(shutdown: &Shutdown, metrics: Arc<Metrics>) -> Self {
         Self { shutdown: shutdown.clone(), metrics }
     }
@@ -71,7 +71,7 @@ impl Admin {
 fn text(status: StatusCode, body: impl Into<Body>) -> Response {
     let mut response = Response::new(status);
     response.insert_header(CONTENT_TYPE, "text/plain; charset=utf-8");
-    // It is about this moment.
+    // The answer is true for this moment only.
     response.insert_header(CACHE_CONTROL, "no-store");
     response.set_body(body);
     response

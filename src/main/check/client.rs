@@ -1,8 +1,8 @@
-//! One client of a load, which sends one request after the other and notes what becomes of each.
+//! One client of a load, which sends one request after the other, and counts the result of each.
 //!
-//! A client asks without a rest, or is idle and sends at random moments. It tries a refused connect
-//! again until it works, because it has sent nothing, and never sends a lost request again. It adds
-//! to the [`Tally`] of its load and keeps no account itself.
+//! A busy client asks without a pause, and an idle one sends at random moments. A client repeats a
+//! refused connect until it works, because it has sent nothing, and never sends a lost request
+//! again. All counts are in the [`Tally`] of the load.
 
 use std::future::Future;
 use std::io::ErrorKind;
@@ -15,20 +15,20 @@ use smol::Timer;
 use super::wire::Fault;
 use super::{AGAIN, Failure, GATHERING, Kind, Load, Shape, Tally, Wire};
 
-/// How a connect fails if nobody listens, or if the listener closes meanwhile. The file of a Unix
-/// socket may be missing.
+/// The errors of a connect if no server listens, or if the listener closes meanwhile. The file of a
+/// Unix socket may be missing.
 const REFUSED: [ErrorKind; 3] =
     [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset, ErrorKind::NotFound];
 
-/// How long an idle client waits in these cases. Thousands that try every millisecond would leave
-/// the server no time to come back.
+/// The pause of an idle client after such an error. Thousands of clients that tried every
+/// millisecond would leave the server no time to come back.
 const IDLE_AGAIN: Duration = Duration::from_millis(50);
 
-/// The longest that an idle client is silent.
+/// The longest silence of an idle client.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// How long the moment of a restart is. Half of the share sends at its beginning, and the others
-/// send at some time in it.
+/// The length of the moment of a restart. Half of the share sends at its beginning, and the other
+/// half at random times in it.
 const MOMENT: Duration = Duration::from_millis(300);
 
 /// One client, which sends one request after the other.
@@ -38,9 +38,9 @@ pub struct Client {
     pub is_idle: bool,
     load: Load,
     tally: Arc<Tally>,
-    /// Kept for the next request.
+    /// The connection that is kept for the next request.
     wire: Option<Wire>,
-    /// Our end of the latest connection.
+    /// The client's end of the latest connection.
     local: String,
 }
 
@@ -74,11 +74,11 @@ impl Client {
                 self.wait_for_gap(number).await;
             }
         }
-        // Counts the connection if the server has closed it meanwhile.
+        // If the server has closed the connection meanwhile, this counts the close.
         self.look().await;
     }
 
-    /// Is silent for a random time, which a restart or the end of the load may cut short.
+    /// Waits for a random time, which a restart or the end of the load may cut short.
     async fn rest(&self, number: u64) {
         let woken = self.tally.crowd.listen();
         if !self.tally.is_stopping() {
@@ -102,8 +102,8 @@ impl Client {
         }
     }
 
-    /// Waits for the gap between two requests, unless the load ends. The first gap is a random part
-    /// of it, so that not all clients ask at the same time.
+    /// Waits for the gap between two requests, unless the load ends. The first gap is shorter by a
+    /// random part, so that not all clients ask at the same time.
     async fn wait_for_gap(&self, number: u64) {
         let gap = self.load.gap;
         let end = self.tally.end.listen();
@@ -120,13 +120,13 @@ impl Client {
         by_time.or(end).await;
     }
 
-    /// Sends request `number`, and counts what became of it.
+    /// Sends request `number`, and counts its result.
     async fn turn(&mut self, number: u64) {
         self.tally.begin(self.index, number);
         let begun = Instant::now();
         match self.ask(number).await {
             Ok(true) => self.tally.answer(self.shape, self.index, number, begun),
-            // Told to stop before anything was sent.
+            // The load has ended before the client sent anything.
             Ok(false) => {}
             Err(loss) => {
                 self.lose(loss, begun);
@@ -146,8 +146,8 @@ impl Client {
         });
     }
 
-    /// Sends a request and checks its answer. Returns `false` if the client was told to stop before
-    /// it had sent anything.
+    /// Sends a request and checks its answer. Returns `false` if the load ended before the client
+    /// sent anything.
     async fn ask(&mut self, number: u64) -> Result<bool, Loss> {
         let (request, body) = self.load.requests.request(self.shape, number);
         if !self.load.is_blind {
@@ -191,7 +191,7 @@ impl Client {
         match wire.look().await {
             Ok(true) => return,
             Ok(false) => self.tally.close_untold(self.shape),
-            // No request is lost by it, but no server should do it.
+            // This loses no request, but a server should not do it.
             Err(fault) => {
                 if matches!(fault, Fault::Ended(_)) {
                     self.tally.close_untold(self.shape);
@@ -203,8 +203,7 @@ impl Client {
         self.wire = None;
     }
 
-    /// Connects, and tries again until that works. Returns `None` if the client was told to stop
-    /// before.
+    /// Connects, and tries again until that works. Returns `None` if the load ended before.
     async fn connect(&mut self) -> Option<Wire> {
         let mut is_refused = false;
         loop {
@@ -246,10 +245,10 @@ impl Client {
     }
 }
 
-/// How a request was lost, and what was seen of it.
+/// The kind of a loss, and its description.
 pub type Loss = (Kind, String);
 
-/// Waits for `future`, but not longer than this.
+/// Waits for `future`, but not longer than `patience`.
 pub async fn within<T>(
     patience: Duration,
     future: impl Future<Output = Result<T, Fault>>,

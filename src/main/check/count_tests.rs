@@ -1,4 +1,4 @@
-//! Counting, and how the counts are told.
+//! Tests of the counts, and of the reports that show them.
 //!
 //! No test here has a server or a client. The files whose functions are tested have no tests of
 //! their own, because the tests in `tests/` include those files.
@@ -21,7 +21,7 @@ fn a_restart_wakes_a_quarter_of_the_crowd() {
     assert_eq!(woken.count(), 10);
 }
 
-/// A request is near a restart if it was under way in one, or began within a second behind it.
+/// A request is near a restart if it was under way in one, or began within a second after it.
 #[test]
 fn requests_near_a_restart_are_told_apart() {
     let tally = Tally::new(1, 0);
@@ -40,7 +40,7 @@ fn requests_near_a_restart_are_told_apart() {
 #[test]
 fn ninety_nine_of_a_hundred_are_within_p99() {
     let tally = Tally::new(1, 0);
-    // The longest is not the last.
+    // The longest time is not the last.
     for millis in (1..=100).rev() {
         tally.all.add(Duration::from_millis(millis));
     }
@@ -59,7 +59,7 @@ fn targets_are_read_as_they_are_written() {
     }
 }
 
-/// A request that is meant to be slow says nothing of how long the others take.
+/// The time of a request that is slow on purpose must not count among the others.
 #[test]
 fn slow_answers_have_no_time() {
     let tally = Tally::new(1, 0);
@@ -74,7 +74,7 @@ fn slow_answers_have_no_time() {
     assert_eq!(tally.take_slowest(), Duration::ZERO, "since the last call");
 }
 
-/// The time line has everything that the report has.
+/// The time line has all events that the report counts.
 #[test]
 fn the_time_line_agrees_with_the_report() {
     let tally = Tally::new(1, 0);
@@ -90,7 +90,7 @@ fn the_time_line_agrees_with_the_report() {
     for kind in [Kind::Crossed, Kind::Reset, Kind::Cut, Kind::Wrong, Kind::Stalled] {
         tally.lose(failure(kind));
     }
-    // Two in the same restart, and one outside.
+    // Two requests are in the same restart, and one is outside.
     tally.restart(|| tally.restart(|| ()));
     let report = tally.report();
     let timeline = tally.timeline();
@@ -104,7 +104,7 @@ fn the_time_line_agrees_with_the_report() {
     assert_eq!((kinds, report.lost(), sum.lost), ([1; 5], 5, 5));
     assert_eq!(timeline.restarts().len(), 2);
 
-    // And so has the line of the moment, and that of a restart.
+    // The line of the moment and the line of a restart have the same numbers.
     let progress = Progress::new(&tally, 7);
     let moment = progress.moment();
     assert!(moment.ends_with(" s: 1 answered, 2 refused, 5 lost, 4 closed"), "{moment}");
@@ -121,7 +121,7 @@ fn the_time_line_agrees_with_the_report() {
     assert_eq!(restart.to_string(), line);
 }
 
-/// Buckets become wider instead of more, and keep all that was in them.
+/// Buckets become wider instead of more, and keep all counts.
 #[test]
 fn a_time_line_is_bounded() {
     let mut timeline = Timeline::new();
@@ -139,11 +139,11 @@ fn a_time_line_is_bounded() {
     let (columns, width) = timeline.in_at_most(400);
     assert_eq!((columns.len(), width), (385, 52 * WIDTH));
     assert_eq!(columns.iter().map(|column| column.answered).sum::<u64>(), 20_000);
-    // At the beginning a column is as wide as a bucket.
+    // Without buckets, the width is that of a new bucket.
     assert_eq!(Timeline::new().in_at_most(400), (vec![], WIDTH));
 }
 
-/// A reader looks for these: the kinds under each other, and a loss that stands out.
+/// A reader needs the kinds one below the other, and a loss that stands out.
 #[test]
 fn a_report_reads_well() {
     let (answered, cut) = (12_345, 2);

@@ -1,7 +1,7 @@
-//! Where the server is that is checked, as an operator writes it: a URL or an address.
+//! The server that is checked, in the form that an operator writes: a URL or an address.
 //!
-//! A [`Goal`] is pure until [`Goal::targets`] looks a name up. It knows no TLS: for `https:` an
-//! error says that the check needs the port without it.
+//! A [`Goal`] is pure until [`Goal::targets`] looks a name up. TLS is not supported, so the error
+//! for `https:` says that the check needs the port without it.
 
 use std::fmt;
 use std::io;
@@ -32,7 +32,7 @@ impl FromStr for Goal {
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
             if path.is_empty() {
-                return Err("there is no path behind `unix:`".to_owned());
+                return Err("there is no path after `unix:`".to_owned());
             }
             return Ok(Self { place: Place::Unix(path.into()), path: None });
         }
@@ -62,7 +62,7 @@ impl FromStr for Goal {
             "" => None,
             _ if has_port && authority.starts_with(':') => Some(format!("localhost{authority}")),
             _ if has_port => Some(authority.to_owned()),
-            // Port 80, as in every URL.
+            // The default port of a URL is 80.
             _ if is_url && (!authority.contains(':') || authority.ends_with(']')) => {
                 Some(format!("{authority}:80"))
             }
@@ -95,11 +95,11 @@ impl Goal {
         }
     }
 
-    /// Looks up where to connect to.
+    /// Returns the addresses to which clients can connect.
     ///
     /// # Errors
     ///
-    /// One line if there is no such host.
+    /// Returns one line if there is no such host.
     pub(crate) fn targets(&self) -> io::Result<Vec<Target>> {
         let authority = match &self.place {
             Place::Unix(path) => return Ok(vec![Target::Unix(path.clone())]),

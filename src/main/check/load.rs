@@ -1,4 +1,4 @@
-//! The load: clients that send requests and say what became of each.
+//! The load: clients that send requests, and the counts of their results.
 //!
 //! Most clients ask without a pause. A crowd of idle ones keeps a connection each and sends at
 //! random moments, and a share of the crowd sends in the moment of a restart.
@@ -42,10 +42,10 @@ pub use wire::Wire;
 use client::{Client, within};
 use wire::Fault;
 
-/// How long a client that asks without a pause waits after a refused connect, and after a loss.
+/// The pause of a busy client after a refused connect, and after a loss.
 pub const AGAIN: Duration = Duration::from_millis(1);
 
-/// One in so many idle clients sends in the moment of a restart.
+/// One in this number of idle clients sends in the moment of a restart.
 const SHARE: usize = 4;
 
 /// The time in which all idle clients connect at the beginning, and ask once more at the end.
@@ -54,27 +54,28 @@ const GATHERING: Duration = Duration::from_secs(1);
 /// A server under load.
 #[derive(Debug, Clone)]
 pub struct Load {
-    /// Where the server listens.
+    /// The address of the server.
     pub target: Target,
     /// The requests of the clients.
     pub requests: Requests,
-    /// How many clients ask without a rest, in equal parts by the kinds of requests.
+    /// The number of busy clients, which ask without a pause, in equal parts by the kinds of
+    /// requests.
     pub clients: usize,
-    /// How long each of them waits between an answer and its next request.
+    /// The time for which a busy client waits between an answer and its next request.
     pub gap: Duration,
-    /// How many idle clients there are beside them, in equal parts by the kinds that keep their
+    /// The number of idle clients beside them, in equal parts by the kinds that keep their
     /// connection.
     pub idle: usize,
-    /// If this is `true`, clients send on a kept connection and do not look whether it is closed.
+    /// If this is `true`, clients send on a kept connection without a look whether it is closed.
     /// Most client libraries look.
     pub is_blind: bool,
-    /// How long a connect may take, a request, and everything else that is waited for.
+    /// The longest time for a connect, for a request, and for every other wait.
     pub patience: Duration,
 }
 
 impl Load {
-    /// Returns a load for the routes of smol-graceful itself: 16 clients that look and ask without
-    /// a gap, requests of up to 50 ms, 30 s of patience.
+    /// Returns a load for the routes of smol-graceful itself, with 16 clients that look and ask
+    /// without a gap, requests of up to 50 ms, and 30 s of patience.
     pub fn new(target: Target) -> Self {
         Self {
             target,
@@ -87,8 +88,8 @@ impl Load {
         }
     }
 
-    /// Asks once by each kind of request. Fails with one line if the server cannot be reached, or
-    /// if an answer is not right.
+    /// Sends one request of each kind. Returns an error of one line if the server cannot be
+    /// reached, or if an answer is not right.
     pub fn probe(&self) -> io::Result<()> {
         let Self { target, patience, .. } = self;
         let shapes = self.requests.of_busy().iter().filter(|shape| **shape != Shape::Fresh);
@@ -121,16 +122,17 @@ impl Load {
     }
 
     /// Starts the clients, waits until each has had an answer, calls `during` while they go on, and
-    /// lets each finish its request. Idle clients ask once more at the end, because otherwise a
-    /// connection that no process reads would go unnoticed.
+    /// lets each finish its request. Returns the report and the result of `during`. Idle clients
+    /// ask once more at the end, because otherwise a connection that no process reads would go
+    /// unnoticed.
     ///
-    /// Fails if some client has had no answer after [`patience`](Self::patience).
+    /// Returns an error if a client has had no answer after [`patience`](Self::patience).
     pub fn run<T>(&self, during: impl FnOnce(&Tally) -> T) -> io::Result<(Report, T)> {
         let (tally, made) = self.run_with_course(during)?;
         Ok((tally.report(), made))
     }
 
-    /// Like [`run`](Self::run), but returns all that was counted.
+    /// Runs like [`run`](Self::run), but returns all counts instead of the report.
     pub fn run_with_course<T>(
         &self,
         during: impl FnOnce(&Tally) -> T,
@@ -153,10 +155,10 @@ impl Load {
     }
 }
 
-/// The clients while they run. Dropped, it tells them to stop.
+/// The running clients. The drop tells them to stop.
 struct Clients {
     tally: Arc<Tally>,
-    /// Runs all clients: each is a task, so that thousands of them are cheap.
+    /// The thread that runs all clients. Each client is a task, so thousands of them are cheap.
     thread: Option<JoinHandle<()>>,
 }
 

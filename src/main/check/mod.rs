@@ -1,8 +1,8 @@
-//! `smol-graceful check`: keeps a server under load, restarts it, and says what clients notice.
+//! `smol-graceful check`: keeps a server under load, restarts it, and reports what clients notice.
 //!
-//! [`Settings`] is the command line, [`main`] the whole command. The load itself, in `load.rs` and
-//! below it, knows neither settings nor files. A number is counted in one place, `tally.rs`: lines,
-//! page and picture show the same ones.
+//! [`Settings`] is the command line, and [`main`] the whole command. The load itself, in `load.rs`
+//! and below it, knows neither settings nor files. Invariant: `tally.rs` has all counts, so lines,
+//! page and picture show the same numbers.
 
 #[cfg(test)]
 mod count_tests;
@@ -38,7 +38,7 @@ use settings::shell_words;
 
 pub(crate) use settings::Settings;
 
-/// Runs the check as the command line says. Returns the exit code: 0 if nothing was lost, 1
+/// Runs the check of the command line. Returns the exit code, which is 0 if nothing was lost, and 1
 /// otherwise.
 pub(crate) fn main() -> ExitCode {
     raise_open_files();
@@ -58,13 +58,14 @@ pub(crate) fn main() -> ExitCode {
 }
 
 impl Settings {
-    /// Returns `true` if the server has none of the faults that are looked for. Fails if there is
-    /// no server, if a restart fails, or if a file cannot be written.
+    /// Returns `true` if the server has none of the faults that the settings name. Returns an error
+    /// if there is no server, if a restart fails, or if a file cannot be written.
     fn check(&self) -> io::Result<bool> {
         self.look_at_limits()?;
         let load = self.load()?;
         for file in [&self.report, &self.svg].into_iter().flatten() {
-            // Before the load, because it may take long. An old report stays meanwhile.
+            // The files are tried before the load, which may take long. An old report stays
+            // meanwhile.
             let opened = OpenOptions::new().append(true).create(true).open(file);
             opened.map_err(|error| cannot_write(file, &error))?;
         }
@@ -87,7 +88,7 @@ impl Settings {
             }
         };
         let with = self.clients_in_words();
-        // If nobody reads it, the exit code still tells.
+        // An error is ignored, because the exit code has the result, too.
         let _ = write!(io::stdout(), "{report}");
         if restarted.is_ok() {
             let _ = writeln!(io::stdout(), "{done}; {took:.1?} with {with}: {verdict}");
@@ -96,7 +97,7 @@ impl Settings {
         restarted.map(|()| faults.is_empty())
     }
 
-    /// Fails if the clients need more open files than there may be.
+    /// Returns an error if the clients need more open files than the limit.
     fn look_at_limits(&self) -> io::Result<()> {
         let needed = self.clients + self.idle + 64;
         match getrlimit(Resource::Nofile).current {
@@ -126,14 +127,14 @@ impl Settings {
             match load.probe() {
                 Ok(()) => return Ok(load),
                 Err(error) if error.kind() == ErrorKind::InvalidData => return Err(error),
-                // A name may stand for several addresses, and another one may answer.
+                // A name may have several addresses, and another one may answer.
                 Err(error) => first_error = first_error.or(Some(error)),
             }
         }
         Err(first_error.unwrap_or_else(|| io::Error::other("the host has no address")))
     }
 
-    /// Restarts the server while the load is on. Fails if a restart fails.
+    /// Restarts the server during the load. Returns an error if a restart fails.
     fn restart(
         &self,
         tally: &Tally,
@@ -154,7 +155,7 @@ impl Settings {
                 io::Error::other(format!("restart {number} of {restarts}: `{program}` {what}"))
             };
             let mut command = Command::new(program);
-            // Standard output is the report's.
+            // Standard output is for the report alone.
             command.args(args).stdin(Stdio::null()).stdout(io::stderr());
             let next = Instant::now() + self.every;
             let stretch = progress.begin(number);
@@ -166,7 +167,7 @@ impl Settings {
             }
             let rest = next.saturating_duration_since(Instant::now()).max(self.pause);
             progress.while_waiting(|| thread::sleep(rest));
-            // A request from before may take up its whole time first.
+            // A request from before the restart may use up its whole time first.
             if !progress.while_waiting(|| tally.all_answered(2 * patience)) {
                 let error = format!("some client has had no answer since restart {number}");
                 return Err(io::Error::new(ErrorKind::TimedOut, error));

@@ -1,8 +1,7 @@
-//! The report of a check as a page: one file without scripts that loads nothing.
+//! The report of a check as a page, which is one file without scripts that loads nothing.
 //!
-//! [`Page::draw`] is a pure function from what was counted to text. Its markup is well-formed XML,
-//! too, so that a test can read it. The words of the table are those of the report on standard
-//! output.
+//! [`Page::draw`] is a pure function from counts to text. Its markup is well-formed XML, too, so
+//! that a test can read it. The table has the same words as the report on standard output.
 
 use std::fmt::{Display, Write};
 
@@ -22,7 +21,7 @@ table{border-collapse:collapse;width:100%}td,th{border-bottom:1px solid var(--li
 padding:4px 10px 4px 0;text-align:left;vertical-align:top}.number{text-align:right;\
 font-variant-numeric:tabular-nums;white-space:nowrap}code{font-size:13px;overflow-wrap:anywhere}";
 
-/// Everything that a page says.
+/// The content of a page.
 #[derive(Debug)]
 pub(crate) struct Page<'a> {
     pub(crate) picture: Picture<'a>,
@@ -32,9 +31,9 @@ pub(crate) struct Page<'a> {
     pub(crate) restarts: &'a [Restart],
     /// The command line of the check.
     pub(crate) line: &'a str,
-    /// Names and values.
+    /// The names and values of the settings.
     pub(crate) settings: &'a [(&'static str, String)],
-    /// When the check ended.
+    /// The time at which the check ended.
     pub(crate) time: &'a str,
 }
 

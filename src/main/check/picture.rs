@@ -1,8 +1,8 @@
 //! The picture of a check, as SVG: requests, slowest answers and faults over the time.
 //!
-//! [`Picture::draw`] is a pure function from a [`Timeline`] to text. It has no script and loads
-//! nothing, and brings its own ground and colours for light and dark. The axis of the times is
-//! logarithmic and always the same, so that two pictures can be compared.
+//! [`Picture::draw`] is a pure function from a [`Timeline`] to text. The picture has no script and
+//! loads nothing, and has its own background and colours for light and dark. The axis of the times
+//! is logarithmic and always the same, so that two pictures can be compared.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -13,32 +13,32 @@ use super::load::timeline::Bucket;
 /// The size of the picture.
 const SIZE: (f64, f64) = (900.0, 280.0);
 
-/// Where the time begins and ends.
+/// The beginning and the end of the time axis.
 pub(super) const LEFT: f64 = 66.0;
 pub(super) const RIGHT: f64 = 848.0;
 
-/// Where the requests stand: from this line up to that one.
+/// The plot of the requests, from the lower line to the upper one.
 const REQUESTS: (f64, f64) = (122.0, 68.0);
 
-/// Where the times stand.
+/// The plot of the times, from the lower line to the upper one.
 const TIMES: (f64, f64) = (208.0, 143.0);
 
-/// The first line of faults, and how far it is to the next.
+/// The first line of faults, and the distance to the next.
 const FAULTS: f64 = 217.0;
 const FAULT: f64 = 13.0;
 
-/// Where the lines of faults end.
+/// The end of the lines of faults.
 const BOTTOM: f64 = FAULTS + 3.0 * FAULT;
 
-/// The most columns: more would be narrower than two points.
+/// The largest number of columns, because more would be narrower than two points.
 pub(super) const COLUMNS: usize = 386;
 
-/// The labels of the times. The axis goes a bit further than the last.
+/// The labels of the times. The axis is a bit longer than the last label.
 const LABELS: [(&str, f64); 5] =
     [("1 ms", 0.0), ("10 ms", 1.0), ("100 ms", 2.0), ("1 s", 3.0), ("10 s", 4.0)];
 const DECADES: f64 = 4.5;
 
-/// Colours: of the ground, the text, lines, restarts, requests, times, and the faults.
+/// The colours of the background, the text, lines, restarts, requests, times, and the faults.
 const STYLE: &str = "\
 svg{color-scheme:light dark}text{fill:#424a53}\
 .title{font-weight:bold;font-size:15px;fill:#1f2328}\
@@ -52,14 +52,15 @@ svg{color-scheme:light dark}text{fill:#424a53}\
 .edge{stroke:#316dca}.requests{fill:#1f6feb;stroke:#58a6ff}.times{fill:#6e40c9;stroke:#bc8cff}\
 .refused{fill:#f0883e}.lost{fill:#ff6a69}.told{fill:#0d1117;stroke:#d29922}.untold{fill:#d29922}}";
 
-/// Everything that a picture shows.
+/// The content of a picture.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Picture<'a> {
     pub(crate) title: &'a str,
     pub(crate) timeline: &'a Timeline,
-    /// How many requests in 100 ms reach the top. With `None`, the most that there were.
+    /// The number of requests in 100 ms at the top of the plot. With `None`, it is the largest
+    /// number that there was.
     pub(crate) scale: Option<u64>,
-    /// If this is `true`, each column tells what it stands for when a mouse is over it.
+    /// If this is `true`, a column shows its numbers when a mouse is over it.
     pub(crate) has_notes: bool,
 }
 
@@ -83,7 +84,7 @@ impl Picture<'_> {
         out + "</svg>\n"
     }
 
-    /// Begins the picture: its ground, title, summary and legend.
+    /// Draws the background, title, summary and legend.
     fn draw_frame(&self, out: &mut String, total: &Bucket) {
         let (wide, high) = SIZE;
         let restarts = self.timeline.restarts().len();
@@ -114,17 +115,17 @@ impl Picture<'_> {
     }
 }
 
-/// The part of a picture that is drawn over the time.
+/// The part of a picture with a time axis.
 struct Plot {
     columns: Vec<Bucket>,
-    /// How long a column is.
+    /// The duration of a column.
     width: Duration,
-    /// How wide a column is.
+    /// The width of a column, in points.
     step: f64,
 }
 
 impl Plot {
-    /// Returns where a time stands.
+    /// Returns the place of a time on the axis.
     fn x(&self, time: Duration) -> f64 {
         (LEFT + time.as_secs_f64() / self.width.as_secs_f64() * self.step).min(RIGHT)
     }
@@ -187,7 +188,7 @@ impl Plot {
         heading(out, high, "slowest of them");
     }
 
-    /// Draws what has a height in each column.
+    /// Draws a plot with a height for each column.
     fn draw_steps(
         &self,
         out: &mut String,
@@ -206,7 +207,8 @@ impl Plot {
         );
     }
 
-    /// Draws a line for each kind of fault, with a mark where there was one, and its sum.
+    /// Draws a line for each kind of fault, with a mark in each column with such a fault, and the
+    /// sum.
     fn draw_faults(&self, out: &mut String, total: &Bucket) {
         let sums = [("refused", total.refused), ("lost", total.lost), ("closed", total.closed())];
         for (line, (name, sum)) in sums.into_iter().enumerate() {
@@ -224,7 +226,8 @@ impl Plot {
         self.draw_marks(out, "refused", 0.0, |bucket| bucket.attempts);
         self.draw_marks(out, "lost", 1.0, |bucket| bucket.lost);
         self.draw_marks(out, "told", 2.0, |bucket| bucket.told);
-        // Over the others, because a client cannot be ready for these.
+        // These marks are drawn last, over the others, because a client cannot prepare for such a
+        // close.
         self.draw_marks(out, "untold", 2.0, |bucket| bucket.untold);
     }
 
@@ -264,7 +267,7 @@ impl Plot {
         }
     }
 
-    /// Lays over each column what it stands for.
+    /// Draws a note with its numbers over each column.
     fn draw_notes(&self, out: &mut String) {
         let (top, high) = (REQUESTS.1, BOTTOM - REQUESTS.1);
         for (column, bucket) in self.columns.iter().enumerate() {
@@ -284,7 +287,7 @@ impl Plot {
     }
 }
 
-/// Explains the marks that have no name beside them, to the right of a heading.
+/// Draws the key for the marks without a name, to the right of a heading.
 fn draw_key(out: &mut String) {
     let (x, y) = (RIGHT - 336.0, TIMES.1 - 5.0);
     let _ = writeln!(
@@ -298,19 +301,19 @@ fn draw_key(out: &mut String) {
     );
 }
 
-/// Writes a heading above what stands below this line.
+/// Writes a heading above the line `y`.
 fn heading(out: &mut String, y: f64, text: &str) {
     let (x, y) = (LEFT + 3.0, y - 5.0);
     let _ = writeln!(out, "<text class=\"heading\" x=\"{x}\" y=\"{y}\">{text}</text>");
 }
 
-/// Writes a label to the left of the axis.
+/// Writes a label to the left of the plot.
 fn label(out: &mut String, y: f64, text: &str) {
     let x = LEFT - 5.0;
     let _ = writeln!(out, "<text x=\"{x}\" y=\"{y:.1}\" text-anchor=\"end\">{text}</text>");
 }
 
-/// Returns the next number from 1, 2 or 5 and zeros that is no smaller.
+/// Returns the smallest number that is 1, 2 or 5 with zeros, and not smaller than `number`.
 pub(super) fn round(number: u64) -> u64 {
     let mut unit: u64 = 1;
     loop {
@@ -338,7 +341,7 @@ pub(crate) fn grouped(number: u64) -> String {
     parts.join(",")
 }
 
-/// Returns a text as it stands in XML.
+/// Returns a text with the escapes of XML.
 pub(crate) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -348,7 +351,7 @@ pub(crate) fn escaped(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            // XML has no such letters.
+            // XML does not allow these characters.
             c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => out.push('\u{fffd}'),
             c => out.push(c),
         }

@@ -1,4 +1,4 @@
-//! The picture has a mark for each event, at the right place.
+//! Tests that the picture has a mark for each event at the right place.
 //!
 //! Each test reads the picture as XML, so a picture that is not well-formed fails, too.
 
@@ -73,7 +73,7 @@ fn each_event_has_a_mark() {
     }
     let wide = marks(&document, "restart").iter().map(|it| number(it, "width")).collect::<Vec<_>>();
     assert!((wide[0] - 2.0 * column).abs() < 0.1 && wide[1] == 2.0, "{wide:?}");
-    // The sums beside the lines: refused, lost, closed.
+    // The sums beside the lines are those of refused, lost and closed.
     let sums: Vec<_> = marks(&document, "bad").iter().filter_map(Node::text).collect();
     assert_eq!(sums, ["2", "3", "5"]);
 }
@@ -93,12 +93,12 @@ fn heights_follow_the_numbers() {
     };
     assert_eq!(heights(None, "requests"), [95.0, 68.0, 122.0]);
     assert_eq!(heights(Some(200), "requests"), [108.5, 95.0, 122.0]);
-    // More than the scale has.
+    // The number is larger than the scale.
     assert_eq!(heights(Some(50), "requests"), [68.0, 68.0, 122.0]);
     assert_eq!(heights(None, "times"), [193.6, 143.0, 208.0]);
 }
 
-/// A picture is no larger if the load lasts for days, and has every event still.
+/// A picture of a load that lasts for days is not larger, and still has every event.
 #[test]
 fn a_long_load_is_drawn_in_bounded_size() {
     let mut timeline = Timeline::new();

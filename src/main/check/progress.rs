@@ -1,7 +1,8 @@
-//! How a check goes on: a line for each restart, and one for what happens just now.
+//! The progress of a check: a line for each restart, and the line of the moment.
 //!
-//! The line of a restart has what has happened since it began, up to the beginning of the next. The
-//! line of the moment is written only where standard error is a terminal, and is written over.
+//! The line of a restart counts the events from its beginning to the beginning of the next. The
+//! line of the moment has the current numbers. It is written only if standard error is a terminal,
+//! and the next one overwrites it.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -11,21 +12,21 @@ use std::time::{Duration, Instant};
 
 use super::load::{Report, Tally};
 
-/// How long the line of the moment stands.
+/// The time between two lines of the moment.
 const REFRESH: Duration = Duration::from_millis(200);
 
-/// Clears the line in which the cursor stands.
+/// The sequence that clears the line of the cursor.
 const CLEAR: &str = "\r\x1b[K";
 
-/// A restart, and what clients have noticed from its beginning to the next.
+/// A restart, and the events from its beginning to the beginning of the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Restart {
     pub(crate) number: u32,
     pub(crate) of: u32,
-    /// How long the command took.
+    /// The time that the command took.
     pub(crate) took: Duration,
     pub(crate) counts: Counts,
-    /// How long the slowest answer took.
+    /// The time of the slowest answer.
     pub(crate) slowest: Duration,
 }
 
@@ -37,12 +38,12 @@ impl fmt::Display for Restart {
     }
 }
 
-/// The faults that an operator looks for.
+/// The counts that an operator looks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) refused: u64,
     pub(crate) lost: u64,
-    /// Connections that the server closed, although their clients would have kept them.
+    /// Connections that the server closed although their clients would have kept them.
     pub(crate) closed: u64,
 }
 
@@ -51,7 +52,7 @@ impl Counts {
         Self { refused: report.refused, lost: report.lost(), closed: report.closed() }
     }
 
-    /// Returns what has come since `before`.
+    /// Returns the counts since `before`.
     pub(crate) fn since(self, before: Self) -> Self {
         Self {
             refused: self.refused - before.refused,
@@ -82,7 +83,7 @@ impl Stretch {
     }
 }
 
-/// How a check goes on.
+/// The progress of a check.
 pub(crate) struct Progress<'a> {
     tally: &'a Tally,
     restarts: u32,
@@ -101,7 +102,7 @@ impl<'a> Progress<'a> {
         Stretch { number, before, begun: Instant::now() }
     }
 
-    /// Ends the count of a restart, whose command took so long.
+    /// Ends the count of a restart whose command took this time, and returns it.
     pub(crate) fn end(&self, stretch: &Stretch, took: Duration) -> Restart {
         Restart {
             number: stretch.number,
@@ -112,7 +113,7 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// Calls `wait`, and says meanwhile what happens.
+    /// Calls `wait`, and meanwhile writes the line of the moment. Returns the result of `wait`.
     pub(crate) fn while_waiting<T>(&self, wait: impl FnOnce() -> T) -> T {
         if !self.is_terminal {
             return wait();

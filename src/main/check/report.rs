@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use super::Shape;
 
-/// How long so many answers took, from the first attempt to connect.
+/// The times of answers, each from the first attempt to connect.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Spread {
     pub answers: u64,
-    /// 99 of 100 took no longer, to a hundredth.
+    /// The 99th percentile, with an error of one hundredth.
     pub p99: Duration,
     pub longest: Duration,
 }
@@ -24,62 +24,65 @@ impl fmt::Display for Spread {
     }
 }
 
-/// Requests and connections, counted by what became of them.
+/// The counts of requests and connections, by their results.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// Requests that were answered whole and right.
     pub answered: u64,
-    /// How long they took.
+    /// The times of these answers.
     pub all: Spread,
-    /// How long those took that were under way in a restart, or began within a second behind it.
+    /// The times of answers to requests that were under way in a restart, or began within a second
+    /// after it.
     pub near: Spread,
     /// Connections that the server closed because the request had asked for that.
     pub asked: u64,
-    /// Connections that the server closed behind an answer that said so, unasked.
+    /// Connections that the server closed by itself after an answer that said so.
     pub told: u64,
-    /// Kept connections that the server closed or reset, and the last answer had not said so. A
-    /// client that had sent the next request by then has lost it, which is counted below, too.
+    /// Kept connections that the server closed or reset, although the last answer had not said so.
+    /// If the client had sent the next request already, that request is lost, and counts below,
+    /// too.
     pub untold: u64,
-    /// Requests whose connect failed at first: nothing was sent, and the client tried again.
+    /// Requests whose first connect failed. Nothing was sent, and the client tried again.
     pub refused: u64,
-    /// How many connects failed for them.
+    /// The number of connects that failed for these requests.
     pub attempts: u64,
-    /// Lost: sent on a used connection, and not a byte came back. HTTP/1.1 allows this race.
+    /// Lost: the request was sent on a used connection, and not a byte came back. HTTP/1.1 allows
+    /// this race.
     pub crossed: u64,
-    /// Lost: sent on a new connection, and not a byte came back.
+    /// Lost: the request was sent on a new connection, and not a byte came back.
     pub reset: u64,
-    /// Lost: an answer that began and did not end.
+    /// Lost: the answer began and did not end.
     pub cut: u64,
-    /// Lost: a whole answer with a wrong status or body, or without a clean end though it was the
-    /// last.
+    /// Lost: the whole answer had a wrong status or body, or was the last one and had no clean end.
     pub wrong: u64,
-    /// Lost: no whole answer in time.
+    /// Lost: no whole answer came in time.
     pub stalled: u64,
-    /// The first error of a connect that is not among those that a restart explains.
+    /// The first error of a connect that a restart does not explain.
     pub odd: Option<String>,
-    /// The first losses.
+    /// The descriptions of the first losses.
     pub failures: Vec<Failure>,
 }
 
 impl Report {
-    /// Returns how many requests the server has lost.
+    /// Returns the number of requests that the server has lost.
     pub fn lost(&self) -> u64 {
         self.crossed + self.reset + self.cut + self.wrong + self.stalled
     }
 
-    /// Returns how many connections the server has closed that its clients would have kept.
+    /// Returns the number of connections that the server has closed although its clients would have
+    /// kept them.
     pub fn closed(&self) -> u64 {
         self.told + self.untold
     }
 }
 
-/// A number of a report, and what it says.
+/// A number of a report, with its name and its words.
 #[derive(Debug, Clone)]
 pub struct Row {
     pub name: &'static str,
     pub number: u64,
     pub words: String,
-    /// Set if the number should be 0.
+    /// `true` if the number should be 0.
     pub is_fault: bool,
 }
 
@@ -89,7 +92,7 @@ impl Report {
         let odd = self.odd.as_ref().map_or(String::new(), |error| format!("; such as: {error}"));
         let tried = format!("nothing was sent; {} connects failed{odd}", self.attempts);
         let all = format!("whole and right; {}", self.all);
-        let near = format!("of those, in a restart or within 1 s behind it; {}", self.near);
+        let near = format!("of those, in a restart or within 1 s after it; {}", self.near);
         let rows = [
             ("answered", self.answered, &*all),
             ("near", self.near.answers, &*near),
@@ -105,7 +108,7 @@ impl Report {
         ];
         rows.into_iter()
             .map(|(name, number, words)| {
-                // The word stands out only where something was lost.
+                // `LOST` appears only if something was lost.
                 let words = if number == 0 { words.trim_start_matches("LOST: ") } else { words };
                 let is_fault = !matches!(name, "answered" | "near" | "asked");
                 Row { name, number, words: words.to_owned(), is_fault }
@@ -128,7 +131,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// How a request was lost: the fields of [`Report`] of the same names.
+/// The kind of a loss. The fields of [`Report`] with the same names count them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Crossed,
@@ -154,13 +157,13 @@ impl fmt::Display for Kind {
 #[derive(Debug, Clone)]
 pub struct Failure {
     pub kind: Kind,
-    /// The kind of request, and how the connection was used.
+    /// The kind of the request, and the use of its connection.
     pub shape: Shape,
     /// The client's end of the connection.
     pub client: String,
-    /// Since the load began.
+    /// The time since the load began.
     pub at: Duration,
-    /// Since the request was begun.
+    /// The time since the request began.
     pub elapsed: Duration,
     pub what: String,
 }

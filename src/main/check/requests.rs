@@ -1,8 +1,8 @@
-//! The requests of a load: how each kind is written, and which answer to it is right.
+//! The requests of a load: the text of each kind, and the right answer to it.
 //!
-//! [`Target`] is where the server listens, [`Shape`] is a kind of request, and [`Requests`] is what
-//! a load asks by all kinds. An answer is right if its status is 2xx or 3xx and its body is the
-//! expected one, if any body is expected. Nothing here touches a socket.
+//! [`Target`] is the address of the server, [`Shape`] is a kind of request, and [`Requests`] makes
+//! the requests of all kinds. An answer is right if its status is 2xx or 3xx and its body is the
+//! expected one, or if no body is expected. Nothing here touches a socket.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,12 +13,12 @@ use std::time::Duration;
 /// The largest body that a client sends.
 const LARGEST: usize = 8 * 1024;
 
-/// Where the server listens.
+/// The address of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// `127.0.0.1:8082`
+    /// A TCP address, such as `127.0.0.1:8082`.
     Tcp(SocketAddr),
-    /// `unix:/run/app.sock`
+    /// The file of a Unix socket, such as `unix:/run/app.sock`.
     Unix(PathBuf),
 }
 
@@ -27,7 +27,7 @@ impl FromStr for Target {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.strip_prefix("unix:") {
-            Some("") => Err("there is no path behind `unix:`".to_owned()),
+            Some("") => Err("there is no path after `unix:`".to_owned()),
             Some(path) => Ok(Self::Unix(path.into())),
             None => text.parse().map(Self::Tcp).map_err(|_| {
                 format!(
@@ -48,7 +48,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// The kind of requests that a client sends, and how it uses connections.
+/// The kind of requests that a client sends, and the use of its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
     /// `GET`, with a new connection for each.
@@ -58,7 +58,7 @@ pub enum Shape {
     /// `POST`, on the same connection as long as the server keeps it.
     Post,
     /// `GET` of a path that the server answers slowly, on the same connection as long as the server
-    /// keeps it. The times of these answers are counted nowhere.
+    /// keeps it. The times of these answers are not counted.
     Slow,
 }
 
@@ -89,14 +89,14 @@ pub struct Requests {
     pub body: Option<Vec<u8>>,
     /// The path of `POST`. With `None`, no client sends `POST`.
     pub post: Option<String>,
-    /// Set if the server answers `POST` with the body that it was sent.
+    /// `true` if the server answers `POST` with the body of the request.
     pub is_echo: bool,
-    /// A path that one more client asks, whose answers take long.
+    /// A path with slow answers, which one more client asks.
     pub slow: Option<String>,
     /// The field lines of each request, with their line ends. `Host` is among them.
     pub fields: String,
-    /// Set for the routes of smol-graceful itself: the longest that it is asked to work on a
-    /// request to `/work` or `/echo`.
+    /// The longest time for which a request to `/work` or `/echo` works, or `None` for other
+    /// servers than smol-graceful itself.
     pub longest: Option<Duration>,
 }
 
@@ -114,8 +114,8 @@ impl Requests {
         }
     }
 
-    /// Returns requests to the routes of smol-graceful itself. `GET /work?for=20ms` works that long
-    /// and answers `okay`. `POST /echo?for=20ms` works that long and sends the body back.
+    /// Returns requests to the routes of smol-graceful itself. `GET /work?for=20ms` works for that
+    /// time and answers `okay`. `POST /echo?for=20ms` works for that time and sends the body back.
     pub fn of_bundled(host: &str, longest: Duration) -> Self {
         Self {
             get: "/work".to_owned(),
@@ -127,7 +127,7 @@ impl Requests {
         }
     }
 
-    /// Returns the kinds of the clients that ask without a rest, in equal parts.
+    /// Returns the kinds of the busy clients, in equal parts.
     pub fn of_busy(&self) -> &'static [Shape] {
         match self.post {
             Some(_) => &[Shape::Fresh, Shape::Kept, Shape::Post],
@@ -185,7 +185,7 @@ impl Requests {
         (bytes, self.is_echo.then_some(body))
     }
 
-    /// Returns the target of a request, with the time that the server is asked to work.
+    /// Returns the target of a request, with the time for which it asks the server to work.
     fn target(&self, path: &str) -> String {
         let Some(longest) = self.longest else { return path.to_owned() };
         let longest = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);

@@ -1,7 +1,7 @@
-//! The command line of `smol-graceful check`, and what follows from it for load and verdict.
+//! The command line of `smol-graceful check`, and its meaning for the load and the verdict.
 //!
-//! Nothing here connects to a server or writes a file. Wrong values are refused while the command
-//! line is read, so that they cost a line and not a load.
+//! Nothing here connects to a server or writes a file. A wrong value is refused while the command
+//! line is read, so the operator sees the mistake before the load begins.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,24 +15,25 @@ use super::goal::{Goal, is_target};
 use super::load::{Report, Requests};
 use crate::arguments::{Dependent, GivenInVain, duration};
 
-/// Keeps a server under load, restarts it, and says what became of every request and connection
+/// Keeps a server under load, restarts it, and reports the result of every request and connection
 ///
 /// It works with any HTTP/1.1 server, for example:
 ///
 ///     smol-graceful check --restarts 3 http://127.0.0.1:8082/ -- systemctl restart app
 ///
-/// A client whose kept connection is closed takes a new one for its next request, and nothing is
-/// lost, unless it has sent that request already.
+/// A client whose kept connection is closed takes a new one for its next request. This loses
+/// nothing, unless the client has already sent that request.
 ///
-/// The report counts requests that were answered, refused or lost, and connections that the
-/// server closed: asked, because the request had asked for that; told, because the last answer
-/// said so; untold, by FIN or reset, although no answer had said so. It gives p99 and the longest
-/// time of all answers, and of those near a restart: in it, or begun within a second behind it.
+/// The report counts requests that were answered, refused or lost. It counts connections that the
+/// server closed as asked (the request had asked for that), told (the last answer said so), or
+/// untold (by FIN or reset, although no answer had said so). It has p99 and the longest time of all
+/// answers, and of those near a restart, whose request was sent during the restart or within a
+/// second after it.
 ///
-/// Exit code: 0 nothing was lost, 1 something was lost (or what --none-refused and --seamless
-/// say), the server cannot be reached or COMMAND fails, 2 wrong usage.
+/// The exit code is 0 if nothing was lost, 1 if a request was lost (or as --none-refused and
+/// --seamless say), the server cannot be reached or COMMAND fails, and 2 for wrong usage.
 ///
-/// DURATION: such as 300ms, 2s.
+/// DURATION is a time such as 300ms or 2s.
 #[derive(Debug, Parser)]
 #[command(name = "smol-graceful check", verbatim_doc_comment)]
 pub(crate) struct Settings {
@@ -40,13 +41,13 @@ pub(crate) struct Settings {
     #[arg(value_name = "URL|ADDR")]
     pub(super) goal: Goal,
 
-    /// A program that restarts the server, and ends when that is done
+    /// A program that restarts the server, and ends after the restart
     ///
     /// Its output goes to standard error
     #[arg(last = true, value_name = "COMMAND")]
     pub(super) command: Vec<OsString>,
 
-    /// How often COMMAND is run
+    /// The number of restarts
     #[arg(
         long,
         value_name = "NUMBER",
@@ -55,17 +56,17 @@ pub(crate) struct Settings {
     )]
     pub(super) restarts: u32,
 
-    /// How long the load goes on before each restart and after the last
+    /// The time for which the load goes on before each restart and after the last
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1s")]
     pub(super) pause: Duration,
 
-    /// How long it is at least from the beginning of a restart to the beginning of the next
+    /// The shortest time from the beginning of a restart to the beginning of the next
     ///
-    /// For pictures that can be compared, as their restarts stand in the same places
+    /// For pictures that can be compared, because their restarts are in the same places
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "0s")]
     pub(super) every: Duration,
 
-    /// How long the load goes on without COMMAND
+    /// The length of the load without COMMAND
     #[arg(
         long,
         value_name = "DURATION",
@@ -93,10 +94,9 @@ pub(crate) struct Settings {
     #[arg(long)]
     pub(super) echo: bool,
 
-    /// A path that one more client asks with GET, whose answers take long
+    /// A path with slow answers, which one more client asks with GET
     ///
-    /// So a long request is under way in each restart. It is counted if it is lost, but its time is
-    /// not
+    /// So a long request is under way in each restart. A loss of it counts, but its time does not
     #[arg(long, value_name = "PATH", value_parser = is_target)]
     pub(super) slow: Option<String>,
 
@@ -114,10 +114,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "NAME:VALUE", value_parser = field)]
     pub(super) header: Vec<(String, String)>,
 
-    /// How many clients ask without a rest
+    /// The number of clients that ask without a pause
     ///
-    /// In equal parts they take a new connection for each GET, keep theirs for the next GET, and
-    /// with --post or --work keep theirs for the next POST
+    /// They use connections in equal parts: a new one for each GET, one that is kept for the next
+    /// GET, and with --post or --work one that is kept for the next POST
     #[arg(
         long,
         value_name = "NUMBER",
@@ -126,15 +126,15 @@ pub(crate) struct Settings {
     )]
     pub(super) clients: usize,
 
-    /// How long each of them waits between an answer and its next request
+    /// The time for which each of them waits between an answer and its next request
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10ms")]
     pub(super) gap: Duration,
 
-    /// How many idle clients there are beside them
+    /// The number of idle clients beside them
     ///
     /// Each keeps a connection, on which it asks at random moments, up to 5 s apart. A quarter of
-    /// them asks when COMMAND is started: half of those at once, the others in the 300 ms after it.
-    /// At the end each of them asks once more
+    /// them asks when COMMAND is started, half of those at once, and the others in the 300 ms after
+    /// that. At the end each of them asks once more
     #[arg(
         long,
         value_name = "NUMBER",
@@ -143,14 +143,14 @@ pub(crate) struct Settings {
     )]
     pub(super) idle: usize,
 
-    /// Clients send on a kept connection without a look whether the server has closed it
+    /// Clients send on a kept connection without looking whether the server has closed it
     ///
-    /// A request on a closed connection is lost then. Without this, a client that finds its
+    /// Then a request on a closed connection is lost. Without this flag, a client that finds its
     /// connection closed before it sends opens another one, as most client libraries do
     #[arg(long)]
     pub(super) blind: bool,
 
-    /// How long a request may take, a connect, and a wait for the server
+    /// The longest time for a request, a connect, and a wait for the server
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "30s")]
     pub(super) patience: Duration,
 
@@ -158,25 +158,26 @@ pub(crate) struct Settings {
     #[arg(long)]
     pub(super) none_refused: bool,
 
-    /// Fails if a client notices anything: if a request was lost, a connect was refused, or the
-    /// server closed a connection without being asked to, whether its last answer said so or not
+    /// Fails if a client notices the restart, because a request was lost, a connect was refused, or
+    /// the server closed a connection that the client would have kept
     #[arg(long)]
     pub(super) seamless: bool,
 
-    /// Where to write the report as a page, with the picture in it
+    /// The file for the report as a page, with the picture in it
     #[arg(long, value_name = "FILE.html")]
     pub(super) report: Option<PathBuf>,
 
-    /// Where to write the picture: requests, times and faults, over the time
+    /// The file for the picture, which shows requests, times and faults over the time
     #[arg(long, value_name = "FILE.svg")]
     pub(super) svg: Option<PathBuf>,
 
-    /// The title of picture and page [default: the server and COMMAND]; needs --report or --svg
+    /// The title of the picture and the page [default: the server and COMMAND]; needs --report or
+    /// --svg
     #[arg(long, value_name = "TEXT")]
     pub(super) title: Option<String>,
 
-    /// How many requests in 100 ms reach the top of the picture [default: the most that there were];
-    /// needs --report or --svg
+    /// The number of requests in 100 ms at the top of the picture [default: the largest that there
+    /// was]; needs --report or --svg
     #[arg(
         long,
         value_name = "NUMBER",
@@ -204,7 +205,7 @@ impl Dependent for Settings {
 }
 
 impl Settings {
-    /// Returns what the clients ask.
+    /// Returns the requests of the clients.
     pub(super) fn requests(&self) -> Requests {
         let mut requests = match self.work {
             Some(longest) => Requests::of_bundled(self.goal.host(), longest),
@@ -227,7 +228,7 @@ impl Settings {
         requests
     }
 
-    /// Returns the faults of a server that must not have any.
+    /// Returns the faults that the settings do not allow.
     pub(super) fn faults(&self, report: &Report) -> Vec<String> {
         let Self { seamless, none_refused, .. } = self;
         [
@@ -255,12 +256,12 @@ impl Settings {
         format!("{clients} clients{idle}")
     }
 
-    /// Returns how many restarts were asked for.
+    /// Returns the number of restarts in the command line.
     pub(super) fn asked_for(&self) -> usize {
         if self.command.is_empty() { 0 } else { self.restarts as usize }
     }
 
-    /// Returns what a reader of the page has to know of the load.
+    /// Returns the names and values of the settings for the page.
     pub(super) fn in_words(&self) -> Vec<(&'static str, String)> {
         let time = |duration: Duration| format_duration(duration).to_string();
         let (get, post) = match self.work {
@@ -289,7 +290,7 @@ impl Settings {
         lines
     }
 
-    /// Returns the title of picture and page.
+    /// Returns the title of the picture and the page.
     pub(super) fn title_in_words(&self) -> String {
         self.title.clone().unwrap_or_else(|| {
             let command: Vec<_> = self.command.iter().map(|word| word.to_string_lossy()).collect();
@@ -317,7 +318,7 @@ fn field(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.trim().to_owned()))
 }
 
-/// Returns a command line as a shell reads it.
+/// Returns a command line in a form that a shell can read.
 pub(super) fn shell_words(line: &[OsString]) -> String {
     let words = line.iter().map(|word| {
         let word = word.to_string_lossy();
@@ -353,7 +354,7 @@ mod tests {
         }
     }
 
-    /// A load that is started by mistake must not be a burden.
+    /// A load that an operator starts by mistake must not be a burden.
     #[test]
     fn defaults_are_the_agreed_ones() {
         let settings = settings(&[]);

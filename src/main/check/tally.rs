@@ -1,8 +1,8 @@
-//! Counts what became of the requests while the load goes on.
+//! [`Tally`]: counts the results of the requests during the load.
 //!
-//! A [`Tally`] is shared by all clients and by the one who restarts the server. Clients note what
-//! happens by its methods, and each of them also notes it in the [`Timeline`]. The numbers at the
-//! end are the [`Report`]. A tally keeps no request, so a long load needs no more memory.
+//! All clients share a tally with the thread that restarts the server. Clients count events by its
+//! methods, and each method also adds the event to the [`Timeline`]. The numbers at the end are the
+//! [`Report`]. A tally keeps no request, so a long load needs no more memory.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -15,10 +15,10 @@ use event_listener::Event;
 use super::timeline::{Band, Bucket};
 use super::{AGAIN, Failure, Kind, Report, SHARE, Shape, Spread, Timeline};
 
-/// How many failures are described; all are counted.
+/// The largest number of failures that are described. All of them are counted.
 const DESCRIBED: usize = 20;
 
-/// How long after a restart a request still counts as near it.
+/// The time after a restart in which a new request still counts as near it.
 const NEAR: Duration = Duration::from_secs(1);
 
 /// The count so far. The fields are described at [`Report`].
@@ -35,31 +35,34 @@ pub struct Tally {
     pub cut: AtomicU64,
     pub wrong: AtomicU64,
     pub stalled: AtomicU64,
-    /// The first error of a connect that no restart explains.
+    /// The first error of a connect that a restart does not explain.
     pub odd: OnceLock<String>,
-    /// The idle clients listen to it: a restart wakes some of them, the end of the load all.
+    /// The event for the idle clients. A restart wakes some of them, and the end of the load all.
     pub crowd: Event,
-    /// The other clients listen to it: the end of the load wakes all.
+    /// The event for the other clients. The end of the load wakes all of them.
     pub end: Event,
     pub all: Latencies,
     near: Latencies,
-    /// A request that began before this counts as near a restart. In microseconds since the start.
+    /// A request that began before this time counts as near a restart, in microseconds since the
+    /// start.
     near_until: AtomicU64,
-    /// The slowest answer since somebody asked for it last. In microseconds.
+    /// The time of the slowest answer since the last call of [`Tally::take_slowest`], in
+    /// microseconds.
     slowest: AtomicU64,
     timeline: Mutex<Timeline>,
     failures: Mutex<Vec<Failure>>,
-    /// One for each client; the idle ones stand last. A client with slow requests has none.
+    /// The progress of each client, with the idle ones at the end. A client with slow requests has
+    /// none.
     progress: Box<[Progress]>,
     idle: usize,
     start: Instant,
-    /// Set when the idle clients ask once more and end.
+    /// `true` when the idle clients have to ask once more and end.
     is_stopping: AtomicBool,
-    /// Set when the idle clients have ended, so that the others end, too.
+    /// `true` when the idle clients have ended, so that the others end, too.
     is_over: AtomicBool,
 }
 
-/// How far a client is. Its requests are numbered from 1.
+/// The progress of a client, whose requests are numbered from 1.
 #[derive(Debug, Default)]
 struct Progress {
     begun: AtomicU64,
@@ -97,8 +100,8 @@ impl Tally {
         }
     }
 
-    /// Calls `restart`. Requests meanwhile, and those that begin within a second behind it, count
-    /// as near a restart. A share of the idle clients sends now.
+    /// Calls `restart`, and returns its result. Requests meanwhile, and those that begin within a
+    /// second after it, count as near a restart. A share of the idle clients sends now.
     pub fn restart<T>(&self, restart: impl FnOnce() -> T) -> T {
         let begun = self.elapsed();
         self.near_until.store(u64::MAX, Relaxed);
@@ -110,22 +113,22 @@ impl Tally {
         made
     }
 
-    /// Waits until every client that asks without a pause has had an answer to a request that it
-    /// began after this call. Returns `true` if that came true in time.
+    /// Waits until every busy client has an answer to a request that it began after this call.
+    /// Returns `false` if one has no answer in time.
     pub fn all_answered(&self, within: Duration) -> bool {
         let busy = &self.progress[..self.progress.len() - self.idle];
         let begun: Vec<_> = busy.iter().map(|client| client.begun.load(Relaxed)).collect();
         self.wait_for_answers(&begun, within) == 0
     }
 
-    /// Waits until every client, idle or not, has had an answer. Returns how many have had none in
-    /// time.
+    /// Waits until every client, idle or not, has had an answer. Returns the number of clients
+    /// without an answer in time.
     pub fn wait_for_all(&self, within: Duration) -> usize {
         self.wait_for_answers(&vec![0; self.progress.len()], within)
     }
 
     /// Waits until each client has an answer to a later request than the one in `behind`. Returns
-    /// how many have none in time.
+    /// the number of clients without such an answer in time.
     fn wait_for_answers(&self, behind: &[u64], within: Duration) -> usize {
         let deadline = Instant::now() + within;
         loop {
@@ -161,7 +164,7 @@ impl Tally {
         }
     }
 
-    /// Returns how many requests are lost by now.
+    /// Returns the number of lost requests up to now.
     pub fn lost(&self) -> u64 {
         self.report().lost()
     }
@@ -171,7 +174,7 @@ impl Tally {
         locked(&self.timeline).clone()
     }
 
-    /// Returns how long the slowest answer took since the last call.
+    /// Returns the time of the slowest answer since the last call.
     pub fn take_slowest(&self) -> Duration {
         Duration::from_micros(self.slowest.swap(0, Relaxed))
     }
@@ -183,7 +186,7 @@ impl Tally {
         }
     }
 
-    /// Counts a request that was begun then, and has been answered now.
+    /// Counts a request that began at `begun`, and has just been answered.
     pub fn answer(&self, shape: Shape, client: usize, number: u64, begun: Instant) {
         self.answered.fetch_add(1, Relaxed);
         if shape == Shape::Slow {
@@ -203,12 +206,12 @@ impl Tally {
         self.progress[client].answered.store(number, Relaxed);
     }
 
-    /// Counts a connection that the server has closed as the request had asked.
+    /// Counts a connection that the server has closed because the request had asked for that.
     pub fn close_as_asked(&self) {
         self.asked.fetch_add(1, Relaxed);
     }
 
-    /// Counts a connection that the server has closed behind an answer that said so.
+    /// Counts a connection that the server has closed after an answer that said so.
     pub fn close_as_told(&self, shape: Shape) {
         self.told.fetch_add(1, Relaxed);
         self.note(shape, |bucket| bucket.told += 1);
@@ -220,7 +223,7 @@ impl Tally {
         self.note(shape, |bucket| bucket.untold += 1);
     }
 
-    /// Counts a connect that failed. `is_first` says whether it is the first for its request.
+    /// Counts a connect that failed. `is_first` is `true` for the first one of its request.
     pub fn refuse(&self, shape: Shape, is_first: bool) {
         self.refused.fetch_add(u64::from(is_first), Relaxed);
         self.attempts.fetch_add(1, Relaxed);
@@ -230,7 +233,7 @@ impl Tally {
         });
     }
 
-    /// Counts and describes a request that was lost.
+    /// Counts and describes a lost request.
     pub fn lose(&self, failure: Failure) {
         let counter = match failure.kind {
             Kind::Crossed => &self.crossed,
@@ -240,7 +243,7 @@ impl Tally {
             Kind::Stalled => &self.stalled,
         };
         self.note(failure.shape, |bucket| bucket.lost += 1);
-        // The description comes first, because a test that sees the count may want to read it.
+        // The description comes first, because a test may read it as soon as it sees the count.
         let mut failures = locked(&self.failures);
         if failures.len() < DESCRIBED {
             failures.push(failure);
@@ -248,22 +251,22 @@ impl Tally {
         counter.fetch_add(1, Relaxed);
     }
 
-    /// Notes in the time line what happens now.
+    /// Adds an event of this moment to the time line.
     fn note(&self, shape: Shape, what: impl FnOnce(&mut Bucket)) {
         let time = self.elapsed();
         let mut timeline = locked(&self.timeline);
-        // A slow request may outlast the load by far, and that says nothing of the server.
+        // A slow request may outlast the load by far, which must not make the time line longer.
         let is_late = shape == Shape::Slow && self.is_over();
         what(if is_late { timeline.last() } else { timeline.at(time) });
     }
 
-    /// Returns how long the load has been going on.
+    /// Returns the time since the load began.
     pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
 
     /// Tells the idle clients to ask once more and to end. The others go on meanwhile, so that the
-    /// load is the same up to its end.
+    /// load stays the same up to its end.
     pub fn stop(&self) {
         self.is_stopping.store(true, Relaxed);
         self.crowd.notify(usize::MAX);
@@ -272,7 +275,7 @@ impl Tally {
         }
     }
 
-    /// Tells the others to end, when the idle ones have ended.
+    /// Tells the other clients to end, after the idle ones have ended.
     pub fn end(&self) {
         self.is_over.store(true, Relaxed);
         self.end.notify(usize::MAX);
@@ -291,12 +294,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How long answers took. Each is counted in a bucket, and each bucket is a hundredth wider than
-/// the one before it, so that a long run needs no more memory than a short one.
+/// The times of answers. Each time counts in a bucket, and each bucket is a hundredth wider than
+/// the one before it, so a long run needs no more memory than a short one.
 #[derive(Debug)]
 pub struct Latencies {
     buckets: Box<[AtomicU64]>,
-    /// In microseconds.
+    /// The longest time, in microseconds.
     longest: AtomicU64,
 }
 

@@ -1,6 +1,6 @@
-//! The load finds every kind of fault, and none where there is none.
+//! Tests that the load finds every kind of fault, and no fault in a right server.
 //!
-//! The servers here answer at once and well, until a test tells them to fail one request.
+//! The servers here answer rightly and at once, until a test tells them to fail one request.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -16,34 +16,34 @@ use super::load::*;
 
 /// The action of a server at a request.
 enum Act {
-    /// Answers as it should.
+    /// Sends the right answer.
     Serve,
-    /// Reads the request, sends this and closes.
+    /// Reads the request, sends the bytes and closes.
     Close(Vec<u8>),
-    /// Sends this and closes with a reset, as the request is left unread.
+    /// Sends the bytes and closes with a reset, because the request stays unread.
     Reset(Vec<u8>),
-    /// Reads the request, sends this and goes on.
+    /// Reads the request, sends the bytes and goes on.
     Send(Vec<u8>),
-    /// Answers as it should, and closes without having said so.
+    /// Sends the right answer, and closes although the answer has not said so.
     Leave,
     /// Reads the request, and waits until the client is gone.
     Wait,
 }
 
-/// A request as a server sees it before it reads it.
+/// The facts about a request before the server reads it.
 struct Moment {
-    /// Its number on the connection, from 0.
+    /// The number of the request on its connection, from 0.
     number: usize,
     is_echo: bool,
 }
 
-/// A load that fails what hangs after 30 s.
+/// Returns a load with a patience of 30 s.
 fn load(target: Target) -> Load {
     let requests = Requests::of_bundled("localhost", Duration::ZERO);
     Load { clients: 6, requests, ..Load::new(target) }
 }
 
-/// Serves on a port of the kernel's choice, by what `act` says.
+/// Serves on a port of the kernel's choice. `act` decides the action at each request.
 fn server(act: impl Fn(&Moment) -> Act + Clone + Send + 'static) -> Target {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
@@ -94,7 +94,7 @@ fn connection(mut stream: TcpStream, act: impl Fn(&Moment) -> Act) {
     }
 }
 
-/// The body of a request, and whether its client asks for a close.
+/// Reads a request. Returns its body, and `true` if its client asks for a close.
 fn read_request(stream: &mut impl Read) -> (Vec<u8>, bool) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -131,7 +131,7 @@ fn byte(stream: &mut impl Read) -> u8 {
     byte[0]
 }
 
-/// A right answer, in one framing after the other.
+/// Returns a right answer. The framings take turns by `number`.
 fn right(body: &[u8], close: bool, number: usize) -> Vec<u8> {
     let close = if close { "Connection: close\r\n" } else { "" };
     if number % 2 == 0 {
@@ -152,7 +152,8 @@ fn answer(head: &str, body: &[u8]) -> Vec<u8> {
     [b"HTTP/1.1 ", head.as_bytes(), b"\r\n\r\n", body].concat()
 }
 
-/// A server that fails one request which `is_it`, once the load is on.
+/// Runs a load on a server that fails one request for which `is_it` returns `true`, and returns the
+/// report.
 fn fail_one(is_it: fn(&Moment) -> bool, with: fn() -> Act) -> Report {
     let is_armed = Arc::new(AtomicBool::new(false));
     let armed = is_armed.clone();
@@ -253,11 +254,12 @@ fn an_unclean_end_is_found() {
     assert!(report.failures[0].what.starts_with("after the last answer: "), "{report}");
 }
 
-/// An answer for another request, or a second one.
+/// The bytes may be an answer to another request, or a second one.
 #[test]
 fn bytes_behind_an_answer_are_found() {
     let act = || Act::Send(answer("200 OK\r\nContent-Length: 4", b"okayH"));
-    // A client with a connection for each request has gone by then.
+    // The request has to be on a used connection, because a client that takes a new one for each
+    // request has gone by then.
     assert_eq!(fail_one(|moment| !is_echo(moment) && is_used(moment), act).wrong, 1);
 }
 
@@ -276,7 +278,7 @@ fn silence_is_found() {
     assert_eq!((report.stalled, report.lost()), (1, 1), "{report}");
 }
 
-/// A close that the client could see before it sent its next request has lost nothing.
+/// A close that the client sees before it sends its next request loses nothing.
 #[test]
 fn an_idle_close_is_no_loss() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -288,8 +290,8 @@ fn an_idle_close_is_no_loss() {
     until(|| matches!(block_on(wire.look()), Ok(false)));
 }
 
-/// Idle clients have the time to see that the server has closed their connection. Those that do not
-/// look lose a request for each.
+/// Idle clients have the time to see that the server has closed their connection. Blind clients do
+/// not look, so each close loses a request.
 #[test]
 fn a_close_without_a_word_is_a_loss_only_to_the_blind() {
     for is_blind in [false, true] {
@@ -298,16 +300,16 @@ fn a_close_without_a_word_is_a_loss_only_to_the_blind() {
         assert!(report.untold >= 8, "{report}");
         assert_eq!(report.lost(), report.crossed, "{report}");
         if is_blind {
-            // The last close of a client may come behind its last request.
+            // The last close of a client may come after its last request.
             assert!((8..=report.untold).contains(&report.crossed), "{report}");
         } else {
-            // A client may happen to send before the close has arrived.
+            // By chance, a client may send before the close has arrived.
             assert!(report.crossed < 4, "{report}");
         }
     }
 }
 
-/// Each idle client asks once more at the end, so it finds that nobody reads its connection.
+/// Each idle client asks once more at the end, so it finds that no process reads its connection.
 #[test]
 fn a_connection_that_nobody_reads_is_found() {
     let target = server(|moment| if moment.number == 0 { Act::Serve } else { Act::Wait });
@@ -317,12 +319,12 @@ fn a_connection_that_nobody_reads_is_found() {
     assert_eq!(report.lost(), report.stalled, "{report}");
 }
 
-/// Right answers in all framings, and all three kinds of clients.
+/// The test has all framings, and all three kinds of clients.
 #[test]
 fn right_answers_are_right() {
     let close = |moment: &Moment| match moment.number {
         _ if moment.is_echo => Act::Serve,
-        // Without a length, and so the last one.
+        // An answer without a length is the last one.
         10 => Act::Close(answer("200 OK", b"okay")),
         _ => Act::Serve,
     };
@@ -343,7 +345,7 @@ fn refused_connects_are_no_loss() {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             thread::spawn(move || {
-                // Each answer is the last.
+                // Each answer is the last one of its connection.
                 let (body, _) = read_request(&mut stream);
                 let _ = stream.write_all(&right(&body, true, 0));
             });
@@ -364,7 +366,7 @@ fn refused_connects_are_no_loss() {
     assert!(report.asked > 0 && report.told > 0, "{report}");
 }
 
-/// Nobody answers: an error, and no endless wait.
+/// If no server answers, the load fails instead of waiting for ever.
 #[test]
 fn a_load_that_does_not_come_on_is_an_error() {
     let target = Target::Unix("/dev/null/no-directory".into());

@@ -1,6 +1,6 @@
-//! The course of a load: what happened in each tenth of a second, and when the restarts were.
+//! The course of a load: the events in each tenth of a second, and the times of the restarts.
 //!
-//! A [`Timeline`] has a bounded number of buckets. If a load lasts longer than they reach, each two
+//! A [`Timeline`] has a bounded number of buckets. If a load lasts longer than these, two
 //! neighbours become one bucket of twice the width. So memory depends neither on the number of
 //! requests nor on the time that the load lasts. Nothing here reads a clock.
 
@@ -9,17 +9,17 @@ use std::time::Duration;
 /// The width of a bucket at the beginning.
 pub const WIDTH: Duration = Duration::from_millis(100);
 
-/// The most buckets.
+/// The largest number of buckets.
 const MOST: usize = 6000;
 
-/// Everything that happened in one stretch of time.
+/// The events in one stretch of time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bucket {
     /// Requests that were answered whole and right.
     pub answered: u64,
-    /// The longest that one of them took.
+    /// The longest time of one of these requests.
     pub slowest: Duration,
-    /// Connections that the server closed behind an answer that said so, unasked.
+    /// Connections that the server closed by itself after an answer that said so.
     pub told: u64,
     /// Connections that the server closed although no answer had said so.
     pub untold: u64,
@@ -32,7 +32,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Returns what happened in both.
+    /// Returns the events of both buckets.
     pub fn and(self, other: Self) -> Self {
         Self {
             answered: self.answered + other.answered,
@@ -45,13 +45,14 @@ impl Bucket {
         }
     }
 
-    /// Returns how many connections the server closed that their clients would have kept.
+    /// Returns the number of connections that the server closed although their clients would have
+    /// kept them.
     pub fn closed(&self) -> u64 {
         self.told + self.untold
     }
 }
 
-/// When a restart was, since the load began.
+/// The beginning and the end of a restart, from the beginning of the load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Band {
     pub begun: Duration,
@@ -71,7 +72,7 @@ impl Timeline {
         Self { width: WIDTH, buckets: Vec::new(), restarts: Vec::new() }
     }
 
-    /// Returns the bucket of a time, for what happens then.
+    /// Returns the bucket for events at `time`.
     pub fn at(&mut self, time: Duration) -> &mut Bucket {
         let index = loop {
             let index = time.as_micros() / self.width.as_micros();
@@ -86,7 +87,7 @@ impl Timeline {
         &mut self.buckets[index]
     }
 
-    /// Returns the last bucket, for what happens when the load is over.
+    /// Returns the last bucket, for events after the end of the load.
     pub fn last(&mut self) -> &mut Bucket {
         if self.buckets.is_empty() {
             self.buckets.push(Bucket::default());
@@ -99,13 +100,13 @@ impl Timeline {
         self.restarts.push(restart);
     }
 
-    /// Makes one bucket of each two.
+    /// Merges each two neighbours into one bucket.
     fn widen(&mut self) {
         self.width *= 2;
         self.buckets = merged(&self.buckets, 2);
     }
 
-    /// Returns how long a bucket is.
+    /// Returns the width of a bucket.
     pub fn width(&self) -> Duration {
         self.width
     }
@@ -118,14 +119,14 @@ impl Timeline {
         &self.restarts
     }
 
-    /// Returns at most `most` buckets, and how long each is.
+    /// Returns at most `most` buckets, and their width.
     pub fn in_at_most(&self, most: usize) -> (Vec<Bucket>, Duration) {
         let times = self.buckets.len().div_ceil(most).max(1);
         (merged(&self.buckets, times), self.width * u32::try_from(times).unwrap_or(u32::MAX))
     }
 }
 
-/// Makes one bucket of each `times` neighbours.
+/// Merges each `times` neighbours into one bucket.
 fn merged(buckets: &[Bucket], times: usize) -> Vec<Bucket> {
     let sum = |some: &[Bucket]| some.iter().copied().fold(Bucket::default(), Bucket::and);
     buckets.chunks(times).map(sum).collect()

@@ -1,8 +1,8 @@
-//! A connection to the server: sends a request, and reads its answer whichever way it is framed.
+//! A connection to the server, which sends a request and reads its answer in any framing.
 //!
-//! [`Wire`] reads exactly one answer a request and keeps the bytes behind it, so that a byte too
-//! many is found. It bounds what it reads by `TOO_MUCH`. It judges the framing, and
-//! [`Answer::check`] the status and the body; which of them count as lost is decided elsewhere.
+//! [`Wire`] reads exactly one answer a request and keeps the bytes after it, so it finds a byte too
+//! many. An answer is bounded by `TOO_MUCH`. `Wire` judges the framing, and [`Answer::check`] the
+//! status and the body. This file does not decide which requests count as lost.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -19,16 +19,16 @@ use smol::net::unix::UnixStream;
 use super::client::Loss;
 use super::{AGAIN, Kind, Target};
 
-/// More than an answer may have.
+/// A number of bytes that no right answer has.
 const TOO_MUCH: usize = 16 * 1024 * 1024;
 
 /// A fault of an answer.
 pub enum Fault {
     /// The connection ended before the answer did.
     Ended(String),
-    /// It took too long.
+    /// The answer took too long.
     Late,
-    /// It cannot be understood.
+    /// The answer cannot be understood.
     Wrong(String),
 }
 
@@ -41,16 +41,16 @@ impl fmt::Display for Fault {
     }
 }
 
-/// An answer as it came.
+/// An answer of the server.
 pub struct Answer {
     status: u16,
     body: Vec<u8>,
-    /// Set if the connection cannot be used again.
+    /// `true` if the connection cannot be used again.
     pub is_last: bool,
 }
 
 impl Answer {
-    /// Returns what is wrong, unless it is an answer of success or redirection that has `body`.
+    /// Returns the mistake as an error, unless the status is 2xx or 3xx and the body is `body`.
     pub fn check(&self, body: Option<&[u8]>) -> Result<(), String> {
         if !(200..400).contains(&self.status) {
             let start = &self.body[..self.body.len().min(80)];
@@ -64,13 +64,13 @@ impl Answer {
     }
 }
 
-/// A connection, and what has been read from it and not used.
+/// A connection, with the bytes that were read and not used yet.
 pub struct Wire {
     stream: Pin<Box<dyn Stream>>,
     buffer: Vec<u8>,
-    /// Set if a byte of the answer has come.
+    /// `true` if a byte of the answer has come.
     is_heard: bool,
-    /// Why the request could not be sent whole.
+    /// The reason why the request could not be sent whole.
     unsent: Option<io::Error>,
 }
 
@@ -81,25 +81,25 @@ impl Stream for TcpStream {}
 impl Stream for UnixStream {}
 
 impl Wire {
-    /// Returns a new connection, and the name of our end of it.
+    /// Returns a new connection, and the name of the client's end.
     pub async fn connect(target: &Target) -> io::Result<(Self, String)> {
         let (stream, local): (Pin<Box<dyn Stream>>, _) = match target {
             Target::Tcp(addr) => {
                 let stream = TcpStream::connect(addr).await?;
                 let local = stream.local_addr()?;
                 if local == *addr {
-                    // The kernel may give a client the port that nobody listens on. Such a client
-                    // is connected to itself.
+                    // If no server listens on the port, the kernel may give this port to the
+                    // client, which then is connected to itself.
                     return Err(ErrorKind::ConnectionRefused.into());
                 }
                 stream.set_nodelay(true)?;
                 (Box::pin(stream), local.to_string())
             }
-            // Only its descriptor tells one Unix client from another.
+            // Unix clients have no address, so the descriptor is the name.
             Target::Unix(path) => loop {
                 match UnixStream::connect(path).await {
-                    // The queue of the listener is full. A Unix socket does not wait for a place
-                    // by itself.
+                    // The queue of the listener is full, and a Unix socket does not wait for a
+                    // place by itself.
                     Err(error) if error.kind() == ErrorKind::NotConnected => {
                         Timer::after(AGAIN).await;
                     }
@@ -110,12 +110,12 @@ impl Wire {
         Ok((Self { stream, buffer: Vec::new(), is_heard: false, unsent: None }, local))
     }
 
-    /// Sends a request and reads its answer. If it cannot be sent, there may still be an answer
-    /// that says why.
+    /// Sends a request and reads its answer. If the send fails, there may still be an answer with
+    /// the reason.
     pub async fn exchange(&mut self, request: &[u8]) -> Result<Answer, Fault> {
         self.is_heard = false;
         self.unsent = self.stream.write_all(request).await.err();
-        // An interim answer is followed by another one.
+        // The final answer follows an interim one.
         loop {
             let answer = self.answer().await?;
             if !(100..200).contains(&answer.status) {
@@ -124,7 +124,7 @@ impl Wire {
         }
     }
 
-    /// Returns how the request was lost whose answer has this fault.
+    /// Returns the loss of a request whose answer has this fault.
     pub fn loss(&self, fault: &Fault, is_used: bool) -> Loss {
         let kind = match fault {
             Fault::Late => Kind::Stalled,
@@ -142,7 +142,7 @@ impl Wire {
         (kind, what)
     }
 
-    /// Returns what the beginning of the answer looks like.
+    /// Returns a description of the beginning of the answer.
     fn heard(&self) -> String {
         let text = String::from_utf8_lossy(&self.buffer[..self.buffer.len().min(80)]);
         if self.is_heard { format!("it was at {text:?}") } else { "not a byte came".to_owned() }
@@ -256,7 +256,7 @@ impl Wire {
         Ok(mem::take(&mut self.buffer))
     }
 
-    /// Waits for the end behind the last answer, which must be a clean one.
+    /// Waits for the end of the connection after the last answer. The end must be clean.
     pub async fn end(&mut self) -> Result<(), Fault> {
         match self.rest().await?.len() {
             0 => Ok(()),
@@ -280,10 +280,11 @@ impl Wire {
         }
     }
 
-    /// Reads what there is, and returns how much that was; 0 at the end.
+    /// Reads the bytes that have come, and returns their number, which is 0 at the end.
     async fn read(&mut self) -> Result<usize, Fault> {
         let read = poll_fn(|cx| {
-            // On the stack, because in thousands of futures it would be much memory.
+            // The buffer is on the stack, because in thousands of futures it would need much
+            // memory.
             let mut bytes = [0; 16 * 1024];
             let n = ready!(self.stream.as_mut().poll_read(cx, &mut bytes))?;
             self.is_heard |= n > 0;

@@ -2,8 +2,8 @@
 //!
 //! The processes hold a real [`Outbox`] and send real [`Message`]s. The kernel's part and the rest
 //! of the courier and of the adoption are small models. After each step the model looks for a
-//! socket that two processes read, and for one that was lost although its reader lives (rules H1 to
-//! H7). A run depends on nothing but its seed.
+//! socket that two processes read, and for a socket that was lost although its reader lives (rules
+//! H1 to H7). A run depends on its seed alone.
 
 use std::cell::RefCell;
 use std::fmt::Arguments;
@@ -31,7 +31,7 @@ fn one_process_reads_a_socket_and_none_is_lost_unless_its_reader_died() {
         world.settle();
         seen = world.seen;
     }
-    // Otherwise the model would prove nothing about what it does not reach.
+    // A case that no run reaches would prove nothing.
     let Seen { full, bytes, late, taken_back, refused, passed_on } = seen;
     let least = if given.is_some() || cfg!(miri) { 0 } else { 1 };
     for count in [full, bytes, late, taken_back, refused, passed_on] {
@@ -39,8 +39,8 @@ fn one_process_reads_a_socket_and_none_is_lost_unless_its_reader_died() {
     }
 }
 
-/// Prints the seed of a run that has failed. STRESS_SEED gives it again, and then the run prints
-/// its steps.
+/// Prints the seed of a run that has failed. STRESS_SEED repeats that run, which then prints its
+/// steps.
 struct SeedOfFailure(u64);
 
 impl Drop for SeedOfFailure {
@@ -52,18 +52,18 @@ impl Drop for SeedOfFailure {
     }
 }
 
-/// How often the runs have seen the rarer cases.
+/// The number of times that the runs have reached each of the rarer cases.
 #[derive(Debug, Default, Clone, Copy)]
 struct Seen {
-    /// Batches of [`BATCH`] connections.
+    /// Batches of [`BATCH`] connections, the largest number.
     full: usize,
     /// Batches that have room for a further connection, but not for its bytes.
     bytes: usize,
-    /// Connections that went back to their server while a batch was not answered.
+    /// Connections that went back to their server while a batch had no answer.
     late: usize,
-    /// Batches that came back.
+    /// Batches that came back to the predecessor.
     taken_back: usize,
-    /// Connections that a successor has refused.
+    /// Connections that a successor refused.
     refused: usize,
     /// Connections that came through a passage that was passed on.
     passed_on: usize,
@@ -71,11 +71,11 @@ struct Seen {
 
 // ── The kernel ──────────────────────────────────────────────────────────────────────────────────
 
-/// A client's socket. Its descriptors are the `Rc`s, so the socket is closed when the last of them
-/// is dropped.
+/// A client's socket. Each `Rc` is a descriptor, so the socket is closed when the last `Rc` is
+/// dropped.
 struct Socket {
     id: usize,
-    /// The successors have the listener that the client came to. Otherwise they refuse the socket.
+    /// The successors have the listener to which the client came. If not, they refuse the socket.
     has_listener: bool,
     ahead: usize,
 }
@@ -107,7 +107,7 @@ struct Packet {
     descriptors: Vec<Descriptor>,
 }
 
-/// A passage: what is unread at each of its two ends, and which of them are open.
+/// A passage: the unread messages at each of its two ends, and whether each end is open.
 struct Queues {
     unread: [VecDeque<Packet>; 2],
     is_open: [bool; 2],
@@ -145,7 +145,7 @@ impl End {
         is_open
     }
 
-    /// Returns `true` if there is a message, or the end.
+    /// Returns `true` if there is a message, or if the other end is closed.
     fn is_readable(&self) -> bool {
         let queues = self.queues.borrow();
         !queues.unread[self.side].is_empty() || !queues.is_open[1 - self.side]
@@ -162,12 +162,12 @@ impl End {
 }
 
 impl Drop for End {
-    /// Destroys what is unread at this end. The other end can still read what was sent to it.
+    /// Destroys the unread messages at this end. The other end can still read its own.
     fn drop(&mut self) {
         let mut queues = self.queues.borrow_mut();
         queues.is_open[self.side] = false;
         let unread = std::mem::take(&mut queues.unread[self.side]);
-        // Further ends may be among the descriptors.
+        // Drop the lock first, because other ends may be among the descriptors.
         drop(queues);
         drop(unread);
     }
@@ -177,11 +177,11 @@ impl Drop for End {
 
 /// A process that lives.
 struct Process {
-    /// The process reads the sockets of these.
+    /// The connections whose sockets the process reads.
     connections: Vec<Connection>,
-    /// How many connections it may have.
+    /// The largest number of connections.
     places: usize,
-    /// The process was told to stop, and has no successor.
+    /// The process has to stop, and has no successor.
     is_stopping: bool,
     /// The passages from which connections come.
     sources: Vec<End>,
@@ -198,13 +198,13 @@ struct Connection {
 struct Courier {
     outbox: Outbox<Connection>,
     passage: End,
-    /// The sockets that have to be in the outbox, in their order, and the bytes of each.
+    /// The sockets that have to be in the outbox, in their order, with the bytes of each.
     expected: VecDeque<(usize, usize)>,
-    /// How many of these are in the batch that is not answered.
+    /// The number of those that are in the batch without an answer.
     sent: usize,
-    /// The number of the batch that was made last.
+    /// The number of the last batch.
     number: u32,
-    /// Connections are asked to leave. Otherwise the successor takes no more.
+    /// The courier asks connections to leave. If not, the successor takes no more.
     asks: bool,
 }
 
@@ -219,7 +219,7 @@ impl Process {
         Self { connections: Vec::new(), places, is_stopping: false, sources, courier: None }
     }
 
-    /// Asks a connection to leave. Returns `false` if none goes.
+    /// Asks a connection to leave. Returns `false` if it does not leave.
     fn ask(&mut self, index: usize) -> bool {
         let Self { connections, courier: Some(courier), .. } = self else { return false };
         let may_leave = connections.get(index).is_some_and(|connection| !connection.is_refused);
@@ -232,7 +232,7 @@ impl Process {
         false
     }
 
-    /// Asks one of those that can leave.
+    /// Asks one of the connections that can leave.
     fn ask_any(&mut self) -> bool {
         let can_leave = |connection: &Connection| !connection.is_refused;
         self.connections.iter().rposition(can_leave).is_some_and(|index| self.ask(index))
@@ -251,7 +251,7 @@ impl Process {
         assert_eq!(*sent, 0, "a batch was sent, and the one before it is not answered");
         assert_eq!(now, number.wrapping_add(1), "batches are numbered one after the other");
         *number = now;
-        // Those that have waited longest, and as many as fit.
+        // The batch has the connections that have waited longest, as many as fit.
         let ids: Vec<_> = batch.iter().map(|connection| connection.socket.id).collect();
         let (first, others) = expected.as_slices();
         let expected_ids = first.iter().chain(others).take(ids.len()).map(|(id, _)| *id);
@@ -284,7 +284,7 @@ impl Process {
         true
     }
 
-    /// Takes note of an answer, if there is one.
+    /// Applies an answer, if there is one.
     fn hear(&mut self, seen: &mut Seen) -> bool {
         let Some(courier) = &mut self.courier else { return false };
         let packet = match courier.passage.receive() {
@@ -305,7 +305,7 @@ impl Process {
         let Some(Settled { taken, refused }) = outbox.settle(answer) else {
             let is_wrong = answer.number != *number || *sent == 0 || count > *sent;
             assert!(is_wrong, "an answer is not taken");
-            // The batch stays with both.
+            // Both processes keep the batch.
             self.stop_asking();
             return true;
         };
@@ -342,7 +342,7 @@ impl Process {
         self.serve_waiting();
     }
 
-    /// Serves those that wait here again. Returns how many these are.
+    /// Serves the waiting connections in this process again. Returns their number.
     fn serve_waiting(&mut self) -> usize {
         let Some(Courier { outbox, expected, sent, .. }) = &mut self.courier else { return 0 };
         let back: Vec<_> = outbox.remove_waiting().collect();
@@ -353,7 +353,7 @@ impl Process {
         count
     }
 
-    /// Gives everything up that is on its way, because the grace is over.
+    /// Gives up all connections on their way, because the grace is over.
     fn abandon(&mut self) {
         let Some(Courier { outbox, expected, sent, .. }) = &mut self.courier else { return };
         let batch: Vec<_> = outbox.remove_sent().map(|connection| connection.socket.id).collect();
@@ -372,22 +372,22 @@ impl Process {
 
 struct World {
     random: fastrand::Rng,
-    /// The generations, from the first on. A dead one is `None`.
+    /// The generations, from the first on. A dead process is `None`.
     processes: Vec<Option<Process>>,
     clients: Vec<Client>,
-    /// How many of 1,000 chances to die are taken.
+    /// The number of deaths in 1,000 occasions.
     mortality: u32,
-    /// Nothing goes wrong any more.
+    /// No fault happens any more.
     is_calm: bool,
     prints_steps: bool,
     seen: Seen,
 }
 
-/// A client's socket, as the world knows it.
+/// A client's socket as the model sees it.
 struct Client {
     socket: Weak<Socket>,
-    /// The process that may read it: the one that has accepted it, or the one that has answered
-    /// last that it took it.
+    /// The process that may read the socket. It has accepted the socket, or has been the last to
+    /// answer that it took the socket.
     owner: usize,
     /// The owner has closed the socket.
     is_closed: bool,
@@ -413,7 +413,7 @@ impl World {
             prints_steps,
             seen,
         };
-        // Mostly a few, because a run is quicker then.
+        // Most runs have few connections, because they are quicker.
         let crowd = if world.chance(20) { world.random.usize(200..900) } else { 12 };
         let mut first = Process::new(usize::MAX, Vec::new());
         for _ in 0..world.random.usize(..=crowd) {
@@ -423,7 +423,7 @@ impl World {
         world
     }
 
-    /// Returns `true` so many times out of 1,000, and never once everything is to settle.
+    /// Returns `true` in `of_1000` of 1,000 calls, and never while the world settles.
     fn chance(&mut self, of_1000: u32) -> bool {
         !self.is_calm && self.random.u32(..1000) < of_1000
     }
@@ -455,7 +455,7 @@ impl World {
         let is_newest = id + 1 == self.processes.len();
         match self.random.u32(..100) {
             0..25 => {
-                // All at once, or a few.
+                // The courier asks all at once, or a few.
                 let most = if self.random.bool() { process.connections.len() } else { 3 };
                 for _ in 0..most {
                     let index = self.random.usize(..=process.connections.len());
@@ -510,7 +510,8 @@ impl World {
 
     /// Lets a client connect to a process.
     fn connect(&mut self, owner: usize, process: &mut Process) {
-        // In a crowd, few have bytes ahead, or no batch would be full.
+        // In a crowd, few connections have bytes read ahead, because otherwise no batch would be
+        // full.
         let ahead = match self.random.usize(..20.max(self.clients.len() * 4)) {
             0 => self.random.usize(..=Limits::MOST_AHEAD),
             1 => Limits::MOST_AHEAD - self.random.usize(..3),
@@ -525,14 +526,14 @@ impl World {
         process.connections.push(Connection { socket, is_refused: false });
     }
 
-    /// Starts a successor, and hands it the passages from which connections come.
+    /// Starts a successor, and passes it the passages from which connections come.
     fn succeed(&mut self, id: usize, process: &mut Process) {
         let (passage, theirs) = End::pair();
         for end in process.sources.drain(..) {
             assert!(passage.send(&Message::Pass, vec![Descriptor::Passage(end)]));
         }
         let mut outbox = Outbox::new();
-        // The number begins anew some day.
+        // The number may begin anew at 0.
         let number = if self.random.bool() { 0 } else { u32::MAX - self.random.u32(..3) };
         outbox.number = number;
         process.courier = Some(Courier {
@@ -548,7 +549,7 @@ impl World {
         self.tell(id, format_args!("has a successor with {places} places"));
     }
 
-    /// Takes what comes next through one of the passages.
+    /// Receives the next message from one of the passages.
     fn adopt_next(&mut self, id: usize, process: &mut Process) -> Fate {
         if process.sources.is_empty() {
             return Fate::Lives;
@@ -582,7 +583,7 @@ impl World {
                 let mut sockets: Vec<_> = sockets.collect();
                 assert_eq!(sockets.len(), connections.len());
                 if self.chance(20) {
-                    // The process has descriptors for so many. The kernel closes the others.
+                    // The process has too few free descriptors, so the kernel closes the others.
                     sockets.truncate(self.random.usize(..=connections.len()));
                 }
                 self.adopt(id, process, index, number, &connections, sockets)
@@ -602,7 +603,7 @@ impl World {
         sockets: Vec<Rc<Socket>>,
     ) -> Fate {
         if self.chance(20) {
-            // An answer that makes no sense comes first.
+            // A wrong answer comes before the right one.
             let (answer, count) = match self.random.u32(..3) {
                 0 => (number.wrapping_sub(1), self.random.usize(..=records.len())),
                 1 => (number.wrapping_add(1), self.random.usize(..=records.len())),
@@ -625,13 +626,14 @@ impl World {
             taken.push(socket.id);
             process.connections.push(Connection { socket, is_refused: false });
         }
-        // Nobody reads before the answer, so a death in between is not the death of a reader.
+        // No process reads before the answer, so a death in this moment is not the death of a
+        // reader.
         if self.dies() {
             return Fate::Dies;
         }
         let answered = self.answer(id, process, index, number, taken.len(), takes_more);
         if self.chance(10) {
-            // An answer to a batch that is answered.
+            // The second answer belongs to a batch that has its answer already.
             self.answer(id, process, index, number, 0, true);
         }
         for client in taken {
@@ -664,7 +666,7 @@ impl World {
         process.sources[index].send(&answer, Vec::new())
     }
 
-    /// Looks at every socket, after each step.
+    /// Checks every socket after each step.
     fn check(&self) {
         let mut reader = vec![None; self.clients.len()];
         for (id, process) in self.processes.iter().enumerate() {
@@ -682,7 +684,7 @@ impl World {
             let is_dead = self.processes[owner].is_none();
             assert!(!is_lost || is_dead, "{id} is lost, and process {owner} lives");
             if self.is_calm {
-                // A close has reached the client, and the descriptors of the dead are gone.
+                // A close reaches the client, because no dead process keeps a descriptor.
                 let copies = usize::from(reader[id].is_some());
                 assert_eq!(socket.strong_count(), copies, "the descriptors of {id}");
                 let is_read = reader[id].is_some();
@@ -691,7 +693,7 @@ impl World {
         }
     }
 
-    /// Lets everything happen that is still to happen, without a mishap.
+    /// Lets every process finish its work, without a fault.
     fn settle(&mut self) {
         self.is_calm = true;
         let mut is_moving = true;

@@ -1,13 +1,12 @@
-// A server on Go's net/http that stops in the usual way, to compare ours with: it has the two routes
-// that `smol-graceful check --work` asks for, takes HUP, INT, TERM or QUIT as the word to stop, and gives what
-// is in flight 30 s. Exit code 1 when that was not enough, or when it could not listen.
+// A server on Go's net/http that stops in the usual way, for a comparison. It has the two routes
+// that `smol-graceful check --work` asks for, stops at HUP, INT, TERM or QUIT, and gives requests
+// in flight 30 s. The exit code is 1 if that was not enough, or if the server could not listen.
 //
 // Build with:
 //
 //	go build -o /tmp/net-http tests/peers/net-http/main.go
 //
-// It listens on -listen 127.0.0.1:8082, or, with -listen fd:0, on the socket that it was given as
-// that descriptor.
+// It listens on -listen 127.0.0.1:8082, or, with -listen fd:0, on the socket with that descriptor.
 package main
 
 import (
@@ -32,7 +31,7 @@ func main() {
 	address := flag.String("listen", "127.0.0.1:8082", "host:port, or fd:N for an inherited socket")
 	flag.Parse()
 
-	// Before anyone can know that we are here.
+	// The signals are handled before the server listens.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 
@@ -108,7 +107,7 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Works as long as the request says; whether it says it in a way that can be understood.
+// pause waits for the time in the request. It returns false if that time makes no sense.
 func pause(w http.ResponseWriter, r *http.Request) bool {
 	text := r.URL.Query().Get("for")
 	if text == "" {

@@ -1,5 +1,5 @@
-// A server on Node's http that stops in the usual way, to be run under the keeper: it takes the socket
-// that it was given as descriptor 3, serves GET /work?for=20ms, and takes TERM as the word to stop.
+// A server on Node's http that stops in the usual way, for the keeper. It takes the socket with
+// descriptor 3, serves GET /work?for=20ms, and stops at TERM.
 //
 // Run with:
 //
@@ -17,9 +17,9 @@ const server = createServer((request, response) => {
   setTimeout(() => response.end('okay'), Number(wait));
 });
 
-// Before anyone can know that we are here.
+// The signal is handled before the server listens.
 process.on('SIGTERM', () => {
-  // Calls back when every request is answered.
+  // The callback comes after every request is answered.
   server.close(() => console.error('stopped'));
   server.closeIdleConnections();
 });

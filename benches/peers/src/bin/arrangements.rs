@@ -1,5 +1,5 @@
-//! smol-graceful in several arrangements of threads, executors and listeners: the second argument says
-//! which. What each is for: `../../../harness/arrangements.py`.
+//! smol-graceful in several arrangements of threads, executors and listeners. The second argument
+//! names one, and `../../../harness/arrangements.py` explains them.
 
 use std::convert::Infallible;
 use std::env;
@@ -34,12 +34,13 @@ fn main() -> Result<Outcome, ServeError> {
     }
 }
 
-/// One worker thread, however many cores there are.
+/// Serves with one worker thread, on any number of cores.
 fn one(listener: impl Listen) -> Result<Outcome, ServeError> {
     Process::default().threads(1).run(Server::new(handle), [listener])
 }
 
-/// A server, an executor and a listener for each thread; the kernel spreads the connections.
+/// Serves with a server, an executor and a listener for each thread. The kernel spreads the
+/// connections.
 fn per_core(address: SocketAddr, threads: usize) -> Result<Outcome, ServeError> {
     let shutdown = obeying()?;
     let listeners: Vec<_> =
@@ -52,12 +53,12 @@ fn per_core(address: SocketAddr, threads: usize) -> Result<Outcome, ServeError> 
         })
         .collect();
     let outcomes = serving.into_iter().map(|thread| thread.join().expect("no panic"));
-    // One latch has one outcome.
+    // Servers with one latch have the same outcome.
     Ok(outcomes.collect::<Result<Vec<_>, _>>()?.swap_remove(0))
 }
 
-/// The program's own executor runs the connections, as in `examples/embed.rs`; `serve` is polled by a
-/// thread that only parks.
+/// Serves with the program's own executor for the connections, as in `examples/embed.rs`. A thread
+/// that only parks polls `serve`.
 fn embedded(address: SocketAddr, threads: usize) -> Result<Outcome, ServeError> {
     let executor = Arc::new(Executor::new());
     for _ in 0..threads {
@@ -68,14 +69,14 @@ fn embedded(address: SocketAddr, threads: usize) -> Result<Outcome, ServeError> 
     future::block_on(server.serve([address]))
 }
 
-/// tokio polls `serve`, as in `examples/tokio.rs`, and connections run inside of it.
+/// Serves under tokio, as in `examples/tokio.rs`, with the connections inside of `serve`.
 fn tokio(address: SocketAddr) -> Result<Outcome, ServeError> {
     let server = Server::new(handle).shutdown(&obeying()?);
     Runtime::new()?.block_on(server.serve([address]))
 }
 
-/// tokio polls `serve`, but connections run on threads of smol's. Their handlers are inside of the
-/// runtime, too: its timers and sockets work there.
+/// Serves under tokio, but with the connections on threads of smol's. Their handlers are inside of
+/// tokio's runtime, too, so its timers and sockets work there.
 fn beside_tokio(address: SocketAddr, threads: usize) -> Result<Outcome, ServeError> {
     let runtime = Runtime::new()?;
     let executor = Arc::new(Executor::new());
@@ -90,7 +91,7 @@ fn beside_tokio(address: SocketAddr, threads: usize) -> Result<Outcome, ServeErr
     runtime.block_on(server.serve([address]))
 }
 
-/// A latch that the signals move, on a thread that runs no handler.
+/// Returns a latch that signals move, on a thread that runs no handler.
 fn obeying() -> io::Result<Shutdown> {
     let (shutdown, signals) = (Shutdown::new(), signals()?);
     let latch = shutdown.clone();
@@ -98,7 +99,7 @@ fn obeying() -> io::Result<Shutdown> {
     Ok(shutdown)
 }
 
-/// A listener on a port that others listen on as well.
+/// Returns a listener on a port that other listeners share.
 fn beside_others(address: SocketAddr) -> io::Result<Listener> {
     ListenOptions::default().reuse_port(true).bind(&Address::Tcp(address))
 }

@@ -1,4 +1,4 @@
-//! axum 0.8, stopped by TERM as axum has it.
+//! axum 0.8, which stops at TERM by its own graceful shutdown.
 
 use std::io;
 
@@ -22,7 +22,7 @@ async fn main() -> io::Result<()> {
         term.recv().await;
     };
     let listener = TcpListener::bind(peers::address()).await?.tap_io(|stream| {
-        // A connection that is gone already is found out when it is read.
+        // An error is ignored, because the read fails, too, if the connection is gone.
         let _ = stream.set_nodelay(true);
     });
     axum::serve(listener, routes).with_graceful_shutdown(stop).await

@@ -1,5 +1,5 @@
-//! What async-h1 and http-types take for a small request by themselves, in memory and on one thread: the
-//! floor under every server that speaks them. Prints nanoseconds, the least of seven rounds.
+//! The costs of async-h1 and http-types for a small request, in memory and on one thread, which
+//! every server that uses them has. Prints nanoseconds, the least of seven rounds.
 //!
 //! Run with: `cargo run --release --features engine --bin engine` in `benches/peers`.
 
@@ -33,14 +33,14 @@ fn decoded() {
     drop(request);
 }
 
-/// What `decode` makes of the head, made by hand.
+/// Returns the request of the head, made by hand instead of by `decode`.
 fn request() -> Request {
     let mut request = Request::new(Method::Get, black_box(URL));
     request.append_header("Host", "127.0.0.1:8082");
     request
 }
 
-/// As a server sends it: with a date, which is written out beforehand.
+/// Returns a response like a server's, with a date, whose text is made beforehand.
 fn response() -> Response {
     let mut response = Response::from("okay");
     response.insert_header("Date", "Thu, 26 Nov 2026 20:00:00 GMT");
@@ -66,7 +66,7 @@ fn least(mut what: impl FnMut()) -> u128 {
     (0..7).map(|_| round()).min().expect("seven rounds")
 }
 
-/// A message that is in memory.
+/// A message in memory.
 #[derive(Clone)]
 struct Message(&'static [u8]);
 

@@ -1,4 +1,4 @@
-//! hyper 1 on smol, through smol-hyper. It is ended by TERM like any process.
+//! hyper 1 on smol, through smol-hyper. TERM ends it without a drain.
 
 use std::io;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! hyper 1 with tokio, stopped by TERM as hyper-util has it.
+//! hyper 1 with tokio, which stops at TERM by hyper-util's graceful shutdown.
 
 use std::io;
 use std::pin::pin;

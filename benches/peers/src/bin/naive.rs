@@ -1,4 +1,4 @@
-//! async-h1's own `accept` on smol, as its documentation shows it.
+//! async-h1's own `accept` on smol, as in its documentation.
 
 use std::io;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! tide 0.16, the other server on async-h1. It is ended by TERM like any process.
+//! tide 0.16, the other server on async-h1. TERM ends it without a drain.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use async_std::task;
 use tide::{Body, Request, Response};
 
 fn main() -> io::Result<()> {
-    // SAFETY: no other thread is there yet.
+    // SAFETY: this process has no other thread yet.
     unsafe { std::env::set_var("ASYNC_STD_THREAD_COUNT", peers::threads().to_string()) };
     let mut app = tide::new();
     app.at("/").get(async |_| Ok("okay"));

@@ -4,7 +4,7 @@ use peers::{address, count, download, threads};
 use trillium::{Body, Conn, Method, Status};
 
 fn main() {
-    // SAFETY: no other thread is there yet.
+    // SAFETY: this process has no other thread yet.
     unsafe { std::env::set_var("ASYNC_GLOBAL_EXECUTOR_THREADS", threads().to_string()) };
     trillium_smol::config().with_socketaddr(address()).with_nodelay().run(handle);
 }
@@ -12,7 +12,8 @@ fn main() {
 async fn handle(mut conn: Conn) -> Conn {
     match (conn.method(), conn.path()) {
         (Method::Get, "/") => conn.ok("okay"),
-        // This version cannot make a response of the request's body: it is held whole.
+        // This version cannot make a response of the request's body, so the handler reads the whole
+        // body.
         (Method::Post, "/echo") => match conn.request_body().await.read_bytes().await {
             Ok(bytes) => conn.ok(bytes),
             Err(_) => conn.with_status(Status::BadRequest).halt(),

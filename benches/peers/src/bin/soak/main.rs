@@ -1,8 +1,9 @@
-//! The load of `benches/soak`: clients that ask for much, and leave when it suits them least.
+//! The load of `benches/soak`: clients that ask for much, and leave at bad moments.
 //!
-//! `soak ADDRESS REQUESTS SEED`: begins so many requests, and says in a line of JSON what became of
-//! them, each step of the mix by itself. What was answered wrongly is named on standard error, and
-//! the exit code is 1. The same seed makes each client take the same steps with the same sizes.
+//! `soak ADDRESS REQUESTS SEED` begins this number of requests, and prints the counts of their
+//! results in a line of JSON, for each step of the mix. A wrong answer is named on standard error,
+//! and makes the exit code 1. With the same seed, each client takes the same steps with the same
+//! sizes.
 
 mod steps;
 mod wire;
@@ -16,7 +17,7 @@ use smol::LocalExecutor;
 
 use steps::{Client, STEPS, Tally};
 
-/// How many connections there are at a time.
+/// The number of connections at a time.
 const CLIENTS: u64 = 64;
 
 fn main() -> ExitCode {
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
     ExitCode::from(u8::from(whole.failed > 0))
 }
 
-/// Runs clients side by side on this thread, each to its end.
+/// Runs clients side by side on this thread to their ends. Returns the counts.
 fn run(clients: Vec<Client>) -> Tally {
     let executor = LocalExecutor::new();
     let tasks: Vec<_> = clients.into_iter().map(|client| executor.spawn(client.run())).collect();

@@ -1,8 +1,7 @@
-//! The mix: what a client does next, and what it has to see then.
+//! The mix: the steps of a client, and the expected answers.
 //!
 //! A client keeps its connection from one step to the next, until a step ends it. A request is
-//! begun when its first byte is sent; it is then answered as it should be, left by its client, or
-//! failed.
+//! begun when its first byte is sent. Then it is answered rightly, left by its client, or failed.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,14 +17,14 @@ const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const LAST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 const DOWNLOAD: &[u8] = b"GET /download HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const PIPELINE: u64 = 16;
-/// Bodies are at most this long, and mostly much shorter.
+/// The largest length of a body, in bits. Most bodies are much shorter.
 const BODY_BITS: u32 = 18;
-/// How long a step may take.
+/// The longest time of a step.
 const PATIENCE: Duration = Duration::from_secs(25);
-/// A client to which this often something went wrong gives up.
+/// The number of failures after which a client gives up.
 const FAILURES: u32 = 5;
 
-/// How often each step is taken, beside the others.
+/// The weight of each step.
 pub const STEPS: [(u32, Step); 14] = [
     (40, Step::Gets),
     (30, Step::Pipeline),
@@ -47,22 +46,22 @@ pub const STEPS: [(u32, Step); 14] = [
 pub enum Step {
     /// `GET /`, one after the other.
     Gets,
-    /// Sixteen of them in one write.
+    /// Sixteen `GET /` in one write.
     Pipeline,
-    /// Uploads and echoes among them.
+    /// `GET /`, uploads and echoes in one write.
     Mixed,
     Upload,
     Echo,
     Download,
     /// A pipeline whose client closes its side, and reads all the answers.
     HalfClose,
-    /// `Connection: close`.
+    /// `GET /` with `Connection: close`.
     Last,
-    /// A pipeline that ends at a random byte; some of the answers are read.
+    /// A pipeline that ends at a random byte, of which some answers are read.
     CutPipeline,
     /// An upload that ends at a random byte.
     CutUpload,
-    /// An echo that ends so.
+    /// An echo that ends at a random byte.
     CutEcho,
     /// A download whose client leaves after a random number of bytes.
     LeaveDownload,
@@ -92,7 +91,7 @@ impl Step {
     }
 }
 
-/// What became of the requests of one step.
+/// The results of the requests of one step.
 #[derive(Clone, Copy, Default)]
 pub struct Requests {
     pub times: u64,
@@ -110,7 +109,7 @@ impl Requests {
     }
 }
 
-/// What became of all of them.
+/// The results of all requests.
 #[derive(Default)]
 pub struct Tally {
     pub connections: u64,
@@ -132,7 +131,7 @@ impl Tally {
 pub struct Client {
     number: u64,
     address: SocketAddr,
-    /// How many requests it begins, at least.
+    /// The number of requests that the client begins, at least.
     share: u64,
     rng: Rng,
     wire: Option<Wire>,
@@ -164,7 +163,7 @@ impl Client {
                 let name = STEPS[step].1.name();
                 eprintln!("soak: client {}, step {taken} ({name}): {error}", self.number);
                 failures += 1;
-                // What goes wrong without a request is a failure, too.
+                // A mistake without a request counts as a failure, too.
                 tally.failed += open.max(1);
             } else {
                 self.now.left = open;
@@ -287,7 +286,7 @@ impl Client {
         Ok(())
     }
 
-    /// Some requests of all kinds in one write.
+    /// Sends some requests of all kinds in one write.
     async fn mixed(&mut self, wire: &mut Wire) -> io::Result<()> {
         let mut all = Vec::new();
         let mut expected = Vec::new();
@@ -338,7 +337,8 @@ impl Client {
         let message = self.post("/echo", body);
         let bytes = self.rng.usize(1..message.len());
         self.now.begun = 1;
-        // Nobody reads the answer, so sending gets stuck when the kernels hold no more.
+        // The client does not read the answer, so the send blocks when the kernels' buffers are
+        // full.
         let mut sender = wire.sender();
         let given_up = async {
             Timer::after(Duration::from_millis(20)).await;
@@ -348,8 +348,8 @@ impl Client {
         self.leave(wire)
     }
 
-    /// An upload that ends too early: with the connection, or with our side of it only, so that
-    /// the server can say that it was not content.
+    /// Sends an upload that ends too early, with the whole connection, or with the client's side
+    /// only, so that the server can answer with an error.
     async fn cut_upload(&mut self, mut wire: Wire) -> io::Result<()> {
         let body = self.body(BODY_BITS);
         let message = self.post("/upload", body);
@@ -373,13 +373,13 @@ impl Client {
         Wire::open(self.address).await
     }
 
-    /// Leaves a connection without looking back: mostly with a reset, as each of the others
+    /// Leaves a connection without reading, in most cases with a reset, because each other close
     /// costs a port for a minute.
     fn leave(&mut self, wire: Wire) -> io::Result<()> {
         if self.rng.u8(0..4) > 0 { wire.reset() } else { Ok(()) }
     }
 
-    /// Reads the next answer, which has to be this one.
+    /// Reads the next answer, which has to have this body.
     async fn expect(&mut self, wire: &mut Wire, expected: &[u8]) -> io::Result<()> {
         let Answer { status, body } = wire.answer().await?;
         if status != "HTTP/1.1 200 OK" {
@@ -392,7 +392,7 @@ impl Client {
         Ok(())
     }
 
-    /// Random bytes: in half of all cases at most a few hundred.
+    /// Returns random bytes, in half of all cases at most a few hundred.
     fn body(&mut self, bits: u32) -> &'static [u8] {
         static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
         let bytes = BYTES.get_or_init(|| {
@@ -404,7 +404,7 @@ impl Client {
         &bytes[from..from + self.rng.usize(0..=1 << bits)]
     }
 
-    /// A request with a body: its length is told, or it comes in chunks.
+    /// Returns a request with a body, with a length or in chunks.
     fn post(&mut self, path: &str, body: &[u8]) -> Vec<u8> {
         let head = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n");
         if self.rng.bool() {

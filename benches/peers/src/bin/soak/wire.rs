@@ -1,5 +1,5 @@
-//! One connection as its client sees it: bytes go out, answers are read and looked at, and it is
-//! closed or reset.
+//! The client's end of a connection, which sends bytes, reads and checks answers, and closes or
+//! resets.
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr};
@@ -9,7 +9,7 @@ use smol::io::{AsyncReadExt, AsyncWriteExt};
 use smol::net::TcpStream;
 use socket2::SockRef;
 
-/// A connection, and what was read but belongs to no answer yet.
+/// A connection, with the bytes that were read and belong to no answer yet.
 pub struct Wire {
     stream: TcpStream,
     read: Vec<u8>,
@@ -32,7 +32,7 @@ impl Wire {
         Ok(Self { stream, read: Vec::new(), piece: vec![0; 64 * 1024].into() })
     }
 
-    /// The way out, by which one may send while answers are read.
+    /// Returns a sender, so that the client can send while it reads answers.
     pub fn sender(&self) -> Sender {
         Sender(self.stream.clone())
     }
@@ -41,7 +41,7 @@ impl Wire {
         self.sender().send(bytes).await
     }
 
-    /// Closes our side; the server may still answer.
+    /// Closes the client's side. The server may still answer.
     pub fn half_close(&self) -> io::Result<()> {
         self.stream.shutdown(Shutdown::Write)
     }
@@ -74,7 +74,7 @@ impl Wire {
         Ok(Answer { status, body })
     }
 
-    /// Reads this much, of whatever it is, or up to the end.
+    /// Reads this number of bytes, or up to the end.
     pub async fn skip(&mut self, mut bytes: usize) -> io::Result<()> {
         while bytes > 0 {
             match self.stream.read(&mut self.piece).await? {
@@ -85,7 +85,7 @@ impl Wire {
         Ok(())
     }
 
-    /// Whether nothing was read beyond the last answer.
+    /// Fails if bytes after the last answer were read.
     pub fn is_at_rest(&self) -> io::Result<()> {
         match self.read.len() {
             0 => Ok(()),
@@ -93,7 +93,7 @@ impl Wire {
         }
     }
 
-    /// Reads the end of the connection, and nothing before it.
+    /// Reads the end of the connection, and fails if a byte comes before it.
     pub async fn end(mut self) -> io::Result<()> {
         self.is_at_rest()?;
         match self.stream.read(&mut self.piece).await {
@@ -103,7 +103,7 @@ impl Wire {
         }
     }
 
-    /// Leaves it with a reset.
+    /// Closes the connection with a reset.
     pub fn reset(self) -> io::Result<()> {
         SockRef::from(&self.stream).set_linger(Some(Duration::ZERO))
     }
@@ -151,7 +151,7 @@ impl Wire {
     }
 }
 
-/// The way out of a connection.
+/// The sending side of a connection.
 pub struct Sender(TcpStream);
 
 impl Sender {
@@ -160,7 +160,7 @@ impl Sender {
     }
 }
 
-/// An error that says so.
+/// Returns an error with this message.
 pub fn wrong(what: impl Into<String>) -> io::Error {
     io::Error::other(what.into())
 }
