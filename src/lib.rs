@@ -177,6 +177,7 @@ mod server;
 mod stop;
 mod stream;
 mod threads;
+mod turns;
 mod under_keeper;
 mod wire;
 

@@ -29,6 +29,7 @@ use crate::stop::outcome::Outcome;
 use crate::stop::shutdown::Shutdown;
 use crate::stop::signals::{self, STOP_SIGNALS, survive_full_files};
 use crate::threads;
+use crate::turns;
 use running::RunningProcess;
 
 /// Runs a server as a process until a signal stops it, with [`Process::default`]'s settings.
@@ -444,7 +445,7 @@ impl Process {
             let (executor, closed) = (executor.clone(), closed.clone());
             thread::Builder::new()
                 .name(format!("worker-{number}"))
-                .spawn(move || smol::block_on(executor.run(closed.recv())))
+                .spawn(move || smol::block_on(turns::run(&executor, closed.recv())))
                 .map_err(threads::named(&format!("cannot start worker {number} of {threads}")))?;
         }
         // The servers beside come first: an iterator of `listeners` may take what is left of the

@@ -14,6 +14,7 @@ use crate::listen::Listen;
 use crate::server::{Running, Server};
 use crate::stop::outcome::Outcome;
 use crate::stop::phase::Phase;
+use crate::turns;
 use crate::under_keeper;
 
 impl Server {
@@ -135,9 +136,9 @@ async fn serve(running: &Arc<Running>, own: Option<&Executor<'_>>) -> Result<Out
     // `serve` is a task of its own, so that a connection that wakes this future does not poll it.
     // The task is in an executor of this function, because `serve` borrows `running`.
     let tasks = Executor::new();
-    let outcome = tasks.run(tasks.spawn(serve));
+    let outcome = turns::run(&tasks, tasks.spawn(serve));
     let outcome = match own {
-        Some(executor) => executor.run(outcome).await,
+        Some(executor) => turns::run(executor, outcome).await,
         None => outcome.await,
     };
     running.verdict(outcome)

@@ -11,8 +11,8 @@ from statistics import median, quantiles
 
 from . import clients
 from .measures import Load, system_calls
-from .report import COUNT, MICROSECONDS, RATE, shown
 from .servers import Failure, Server
+from .units import COUNT, MICROSECONDS, RATE, shown
 
 BEGIN, END = "<!-- arrangements: begin -->", "<!-- arrangements: end -->"
 

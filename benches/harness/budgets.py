@@ -1,14 +1,15 @@
-"""The bounds that smol-graceful has to keep.
+"""The budgets of smol-graceful, as issue 18 has them, and the verdict on each.
 
-A bound is a number, or a part of another server's figure in the same run.
+A limit is a number in the figure's unit, or a part of what another server takes in the same run.
 """
 
 from dataclasses import dataclass
 
+from .units import BYTES, CALLS, MEGABYTES, MILLISECONDS, shown
+
 KB = 1000
 MB = 1000 * KB
 LINGER = 0.100
-
 
 # The largest relative difference of CPU per request between a server with idle connections and one
 # without.
@@ -21,65 +22,111 @@ def flat(memory):
 
 
 @dataclass(frozen=True)
-class Bound:
-    """A bound: at most `limit`, or `limit` times the figure of `peer`."""
-
-    limit: float
-    peer: str = None
-
-
-@dataclass(frozen=True)
 class Budget:
-    """The bounds of a figure: those that it must keep, and those that are the aim."""
+    """Bounds a figure: `must` and `aim` are in `unit`, or parts of what `peer` takes. `spin` names
+    the figure of the load that never sleeps, which is told beside it."""
 
     what: str
     figure: str
-    must: tuple
-    aim: tuple
+    must: float
+    aim: float
+    peer: str = None
+    unit: tuple = None
+    spin: str = None
 
 
 BUDGETS = [
-    Budget("memory per idle keep-alive connection", "idle.memory",
-           (Bound(1.0 * KB), Bound(1 / 8, "hyper-tokio"), Bound(1 / 8, "go")), (Bound(0.7 * KB),)),
-    Budget("CPU per small keep-alive request", "keep-64.cpu",
-           (Bound(0.85, "go"), Bound(0.45, "naive")),
-           (Bound(1.0, "trillium"), Bound(1.2, "hyper-smol"))),
-    Budget("CPU per pipelined request", "pipeline.cpu",
-           (Bound(0.5, "go"),), (Bound(1.5, "hyper-tokio"),)),
-    Budget("CPU per MiB down", "download.cpu", (Bound(1.0, "go"),), (Bound(1.0, "hyper-tokio"),)),
-    Budget("CPU per MiB up", "upload.cpu", (Bound(1.0, "go"),), (Bound(1.0, "hyper-tokio"),)),
-    Budget("system calls per keep-alive request, 1 connection", "syscalls.1",
-           (Bound(4),), (Bound(3),)),
-    Budget("system calls per keep-alive request, 16 connections", "syscalls.16",
-           (Bound(4),), (Bound(3),)),
-    Budget("exec to first answer", "start.time", (Bound(0.6, "go"),), (Bound(1.0, "hyper-tokio"),)),
-    Budget("stripped binary", "size", (Bound(2.5 * MB),), (Bound(1.5 * MB),)),
-    Budget("peak memory at start", "start.peak", (Bound(4 * MB),), (Bound(3 * MB),)),
+    Budget("CPU per request, 64 connections", "keep-64.cpu", 0.80, 0.68, "before",
+           spin="spin-64.cpu"),
+    Budget("CPU per request, 64 connections", "keep-64.cpu", 0.80, 0.70, "go",
+           spin="spin-64.cpu"),
+    Budget("CPU per request, 64 connections", "keep-64.cpu", 1.05, 0.90, "trillium",
+           spin="spin-64.cpu"),
+    Budget("CPU per request, 64 connections", "keep-64.cpu", 1.30, 1.10, "hyper-smol",
+           spin="spin-64.cpu"),
+    Budget("CPU per request, a browser's 12 fields", "browser.cpu", 1.10, 0.95, "trillium",
+           spin="spin-browser.cpu"),
+    Budget("CPU per request, 512 connections", "keep-512.cpu", 0.90, 0.80, "hyper-smol",
+           spin="spin-512.cpu"),
+    Budget("system calls per request, 16 busy connections", "calls.busy-16", 2.4, 2.1, unit=CALLS),
+    Budget("system calls per request, 16 that pause", "calls.pause-16", 4.0, 3.7, unit=CALLS),
+    Budget("latency p99 of a newcomer beside 64 busy connections", "newcomer.p99", 1.1, 1.0,
+           "before"),
+    Budget("memory per idle connection", "idle.memory", 1.0 * KB, 0.8 * KB, unit=BYTES),
+    Budget("peak memory at the start", "start.peak", 4.0 * MB, 3.0 * MB, unit=MEGABYTES),
+    Budget("CPU per MiB down", "download.cpu", 1.05, 1.0, "hyper-tokio"),
     Budget("TERM to exit, 10,000 idle connections (linger: 100 ms)", "idle.drain",
-           (Bound(LINGER + 0.150),), (Bound(LINGER + 0.050),)),
-    Budget("last response to exit", "last.drain", (Bound(0.005),), (Bound(0.001),)),
+           LINGER + 0.120, LINGER + 0.080, unit=MILLISECONDS),
 ]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bound, with the measured value."""
+    """A budget and the measured value: in the figure's unit, or beside its peer. None if it was not
+    measured."""
 
     budget: Budget
-    bound: Bound
-    is_must: bool
-    value: float  # in the figure's unit, or the ratio
-    is_met: bool
+    measured: float = None
+    with_spin: float = None
+
+    @property
+    def is_measured(self):
+        return self.measured is not None
+
+    @property
+    def is_met(self):
+        """Returns `True` if the figure is within what it must be. A missing figure is not."""
+        return self.is_measured and self.measured <= self.budget.must
+
+    @property
+    def is_aim_met(self):
+        return self.is_measured and self.measured <= self.budget.aim
 
 
-def judge(median):
-    """Judges every bound. `median(figure, peer)` returns a number or None. Figures that were not
-    measured are left out."""
-    for budget in BUDGETS:
-        ours = median(budget.figure, "ours")
-        bounds = [(bound, True) for bound in budget.must] + [(b, False) for b in budget.aim]
-        for bound, is_must in bounds:
-            other = median(budget.figure, bound.peer) if bound.peer else 1
-            if ours is None or not other:
-                continue
-            yield Verdict(budget, bound, is_must, ours / other, ours / other <= bound.limit)
+def judge(median, budgets=BUDGETS):
+    """Judges every budget; `median(figure, peer)` is a number or None."""
+    return [Verdict(budget, _beside(median, budget.figure, budget.peer),
+                    _beside(median, budget.spin, budget.peer) if budget.spin else None)
+            for budget in budgets]
+
+
+def _beside(median, figure, peer):
+    ours = median(figure, "ours")
+    if ours is None or not peer:
+        return ours
+    other = median(figure, peer)
+    return ours / other if other else None
+
+
+def rows(verdicts, names):
+    """Yields a row of cells for each verdict, in the order of `HEADINGS`. `names` are those of the
+    peers."""
+    for v in verdicts:
+        budget = v.budget
+
+        def value(number):
+            if number is None:
+                return "—"
+            return f"{number:.2f} ×" if budget.peer else shown(number, budget.unit, True)
+
+        what = budget.what + (f", beside {names[budget.peer]}" if budget.peer else "")
+        must, aim = (_met(v.is_measured, is_met) for is_met in (v.is_met, v.is_aim_met))
+        yield (what, value(budget.must), value(budget.aim), value(v.measured),
+               value(v.with_spin), must, aim)
+
+
+HEADINGS = ("budget", "must", "aim", "measured", "load that never sleeps", "must is", "aim is")
+
+
+def table(verdicts, names):
+    """Returns `rows` as text whose columns are aligned."""
+    lines = [HEADINGS, *rows(verdicts, names)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+                     for line in lines)
+
+
+def _met(is_measured, is_met):
+    if not is_measured:
+        return "not measured"
+    return "met" if is_met else "missed"

@@ -67,11 +67,11 @@ class KeepAlive:
         for client in self.clients:
             client.close()
 
-    def pipeline(self, requests, deep):
+    def pipeline(self, requests, deep, request=REQUEST):
         """Sends this number of requests on the first connection, `deep` at a time."""
         client = self.clients[0]
         for _ in range(requests // deep):
-            client.sendall(REQUEST * deep)
+            client.sendall(request * deep)
             answers = b""
             while answers.count(b"\r\n\r\nokay") < deep:
                 piece = client.recv(65536)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 # The Debian package of each program.
-PACKAGES = {"wrk": "wrk", "strace": "strace", "valgrind": "valgrind", "go": "golang-go",
+PACKAGES = {"wrk": "wrk", "strace": "strace", "perf": "linux-perf", "valgrind": "valgrind", "go": "golang-go",
             "cargo": "cargo", "git": "git"}
 
 
@@ -41,10 +41,12 @@ def take_cores(options):
 
 
 def allow_files(connections):
-    """Lets this process and its server have this number of connections each."""
+    """Lets this process, and the servers that inherit it, have so many connections each. A process has
+    one end of each connection, and may have a thousand other files."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if hard != resource.RLIM_INFINITY and hard < connections + 1000:
-        give_up(f"{connections:,} connections need a hard limit of more open files (ulimit -Hn)")
+    needed = connections + 1000
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        give_up(f"{connections:,} connections need `ulimit -Hn` of {needed:,}; it is {hard:,}")
     files = 2 * connections if hard == resource.RLIM_INFINITY else min(hard, 2 * connections)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 

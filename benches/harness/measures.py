@@ -13,7 +13,8 @@ from pathlib import Path
 
 from . import clients
 from .clients import MIB, InFlight, KeepAlive, close_as_closed
-from .servers import Failure, Server
+from .servers import REQUEST, Failure, Server, by_request
+from .spin import Calls, Newcomer, SpinLoad
 
 IDLE = 10_000
 
@@ -25,6 +26,7 @@ class Setting:
     cores: set
     seconds: int = 3
     starts: int = 4  # in each round
+    spin: Path = None  # the load that never sleeps
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,18 @@ class Load:
     def measure(self, peer, binary, setting):
         with Server(binary, setting.cores) as server:
             if self.how == "pipeline" and not clients.answers_pipelined(server):
-                return {f"{self.name}.{of}": None for of in ("cpu", "rate", "p50", "p99", "peak")}
+                return {f"{self.name}.{of}": None
+                        for of in ("cpu", "waited", "displaced", "rate", "p50", "p99", "peak")}
             # The first run is not measured, because the server makes some things at their first
             # use.
             clients.wrk(server, self.how, self.path, self.connections, 1)
-            before = server.cpu()
+            before = server.usage()
             told = clients.wrk(server, self.how, self.path, self.connections, setting.seconds)
-            cpu, peak = server.cpu() - before, server.peak()
+            after, peak = server.usage(), server.peak()
         answered = self.answered(told)
         return {
-            f"{self.name}.cpu": cpu / answered,
+            **{f"{self.name}.{of}": value
+               for of, value in by_request(before, after, answered).items()},
             f"{self.name}.rate": answered / told["seconds"],
             f"{self.name}.p50": told["p50"],
             f"{self.name}.p99": told["p99"],
@@ -187,12 +191,15 @@ class Size:
 
 
 # These are measured in each round, one after the other, for all servers in turn.
+CONNECTIONS = (1, 16, 64, 512, 4096)
 ROUNDS = [
-    Load("keep-64", "keep", 64),
-    Load("keep-512", "keep", 512),
+    *(Load(f"keep-{count}", "keep", count) for count in CONNECTIONS),
+    *(SpinLoad(f"spin-{count}", count) for count in CONNECTIONS),
+    Newcomer(),
     Load("close", "close", 64),
     Load("pipeline", "pipeline", 64),
     Load("browser", "browser", 64),
+    SpinLoad("spin-browser", 64, fields=12),
     Load("download", "keep", 16, "/download"),
     Transfer("upload"),
     Transfer("echo"),
@@ -202,7 +209,7 @@ ROUNDS = [
 ]
 
 # These are counts, which do not depend on other work of the machine.
-ONCE = [Size(), Syscalls(), Instructions()]
+ONCE = [Size(), Calls(), Syscalls(), Instructions()]
 
 
 def system_calls(servers, connections, requests=1600, patience=20):
@@ -234,8 +241,9 @@ def system_calls(servers, connections, requests=1600, patience=20):
     return calls
 
 
-def instructions(binary, cores, few=1000, many=5000, deep=1):
-    """Returns the instructions per request, with `deep` requests at a time."""
+def instructions(binary, cores, few=1000, many=5000, deep=1, request=REQUEST):
+    """Instructions per request, with so many requests at a time; `request` is what is sent if that is
+    more than one."""
     # valgrind cannot run Go with preemption by signals.
     calm = dict(os.environ, GODEBUG="asyncpreemptoff=1")
     with tempfile.TemporaryDirectory() as directory:
@@ -244,7 +252,7 @@ def instructions(binary, cores, few=1000, many=5000, deep=1):
         with (Server(binary, cores, under, patience=30, environment=calm) as server,
               KeepAlive(server, 1) as client):
             for requests in (few, many - few):
-                client.run(requests) if deep == 1 else client.pipeline(requests, deep)
+                client.run(requests) if deep == 1 else client.pipeline(requests, deep, request)
                 command = ["vgdb", "--wait=5", f"--pid={server.pid}", "dump"]
                 done = subprocess.run(command, capture_output=True, text=True, timeout=30)
                 if done.returncode != 0:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ class Peer:
 
 PEERS = [
     Peer("ours", "smol-graceful", stops=True),
+    # The same, as it was at an earlier commit: only with `benches/compare --before`.
+    Peer("before", "state before", stops=True),
     Peer("naive", "async-h1, naive", ("async-h1", "smol")),
     Peer("tide", "tide", ("tide", "async-h1", "async-std")),
     Peer("trillium", "trillium-smol", ("trillium", "trillium-smol"), stops=True),
@@ -56,6 +59,39 @@ def build_own(key, name):
     command = ["cargo", "build", "--release", "--locked", "--quiet"]
     command += ["--no-default-features", "--features", key, "--bin", key]
     return _built(binary, command, PEERS_CRATE, name)
+
+
+def build_commit(commit):
+    """Builds smol-graceful as it was at a commit, from its own `benches/peers`; returns the binary."""
+    sources = target_dir() / "before" / commit
+    binary = target_dir() / "release" / f"ours-{commit}"
+    if not sources.exists():
+        # Whole, or not at all: under another name until everything is there.
+        fresh = sources.with_name(f"{commit}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        archive = subprocess.Popen(["git", "-C", REPOSITORY, "archive", commit],
+                                   stdout=subprocess.PIPE)
+        unpacked = subprocess.run(["tar", "-x", "-C", fresh], stdin=archive.stdout).returncode
+        archive.stdout.close()
+        if archive.wait() or unpacked:
+            give_up(f"cannot unpack the commit {commit}")
+        fresh.rename(sources)
+    command = ["cargo", "build", "--release", "--locked", "--quiet"]
+    command += ["--no-default-features", "--features", "ours", "--bin", "ours"]
+    built = binary.with_name("ours")
+    _built(built, command, sources / "benches" / "peers", f"smol-graceful at {commit}")
+    # Before the next build takes the name.
+    shutil.copy(built, binary)
+    return binary
+
+
+def commit_of(revision):
+    """The short name of a commit of this repository; None if there is no such."""
+    command = ["git", "-C", REPOSITORY, "rev-parse", "--verify", "--quiet", "--short=7",
+               f"{revision}^{{commit}}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip() or None
 
 
 def version(peer):

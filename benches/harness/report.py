@@ -5,41 +5,49 @@ import platform
 import re
 from datetime import date
 from html import escape
-from math import isinf
 from statistics import median
 
-from .budgets import judge
+from .budgets import HEADINGS, judge, rows, table
+from .measures import CONNECTIONS
 from .peers import PEERS, tools, version
+from .units import (
+    BYTES, CALLS, COUNT, MEGABYTES, MICROSECONDS, MILLISECONDS, RATE, WHOLE, shown,
+)
 
+NAMES = {peer.key: peer.name for peer in PEERS}
 BEGIN, END = "<!-- figures: written by benches/compare -->", "<!-- end of the figures -->"
 
-# The form of a figure: unit, factor, digits.
-MICROSECONDS = ("µs", 1e6, 1)
-MILLISECONDS = ("ms", 1e3, 2)
-MEGABYTES = ("MB", 1e-6, 1)
-BYTES = ("bytes", 1, 0)
-COUNT = ("", 1, 1)
-WHOLE = ("", 1, 0)
-RATE = ("1/s", 1, 0)
 
+def connections(count):
+    return f"{count:,} keep-alive connection{'s' * (count != 1)}"
+
+
+# By wrk, and by the load that never sleeps.
 LOADS = [
-    ("keep-64", "64 keep-alive connections"),
-    ("keep-512", "512 keep-alive connections"),
+    *((f"keep-{count}", connections(count)) for count in CONNECTIONS),
     ("close", "a connection for each request, 64 at a time"),
     ("pipeline", "64 connections, 16 requests pipelined"),
     ("browser", "64 connections, a browser's fields"),
     ("download", "1 MiB down, 16 connections"),
 ]
+SPINS = [
+    *((f"spin-{count}", connections(count)) for count in CONNECTIONS),
+    ("spin-browser", "64 connections, a browser's fields"),
+]
+SPINNING = ", with the load that never sleeps"
 
 # The tables: title, unit, rows of (figure, what), and `True` to show the least and the most, too.
 TABLES = [
     ("CPU time per request", MICROSECONDS, [(f"{key}.cpu", what) for key, what in LOADS], True),
+    ("CPU time per request" + SPINNING, MICROSECONDS,
+     [(f"{key}.cpu", what) for key, what in SPINS], True),
     ("CPU time per MiB", MICROSECONDS, [
         ("download.cpu", "down, 1 MiB at a time"),
         ("upload.cpu", "up, 16 MiB at a time"),
         ("echo.cpu", "up and back, 16 MiB at a time"),
     ], True),
     ("Requests per second", RATE, [(f"{key}.rate", what) for key, what in LOADS]),
+    ("Requests per second" + SPINNING, RATE, [(f"{key}.rate", what) for key, what in SPINS]),
     ("MiB per second", RATE, [
         ("upload.rate", "up, 16 MiB at a time"),
         ("echo.rate", "up and back, 16 MiB at a time"),
@@ -48,6 +56,12 @@ TABLES = [
      [(f"{key}.p50", what) for key, what in LOADS if key != "pipeline"]),
     ("Latency, 99th percentile", MILLISECONDS,
      [(f"{key}.p99", what) for key, what in LOADS if key != "pipeline"]),
+    ("Latency, 99th percentile" + SPINNING, MILLISECONDS,
+     [(f"{key}.p99", what) for key, what in SPINS]),
+    ("Latency of a newcomer beside 64 busy connections", MILLISECONDS, [
+        ("newcomer.p50", "median"),
+        ("newcomer.p99", "99th percentile"),
+    ]),
     ("Peak memory", MEGABYTES, [
         ("start.peak", "after the first answer"),
         *((f"{key}.peak", what) for key, what in LOADS),
@@ -65,8 +79,10 @@ TABLES = [
         ("last.drain", "last response to exit, one request in flight"),
     ]),
     ("Counted, per keep-alive request", None, [
-        ("syscalls.1", "system calls, 1 connection", COUNT),
-        ("syscalls.16", "system calls, 16 connections", COUNT),
+        ("calls.busy-16", "system calls, 16 busy connections", CALLS),
+        ("calls.pause-16", "system calls, 16 connections that pause 0.5 ms each", CALLS),
+        ("syscalls.1", "system calls under strace, 1 connection", COUNT),
+        ("syscalls.16", "system calls under strace, 16 connections that ask together", COUNT),
         ("instructions", "instructions, 1 connection", WHOLE),
     ]),
 ]
@@ -104,6 +120,7 @@ class Report:
             parts += [f"![The main figures as bars]({chart})", ""]
         for table in TABLES:
             parts += self._table(*table)
+        parts += self._switches()
         parts += self._names() + self._failures() + self._versions() + [END]
         return "\n".join(parts) + "\n"
 
@@ -123,35 +140,34 @@ class Report:
         run, rounds = self.run, self.run["rounds"]
         command = f"benches/compare {run['arguments']}".rstrip()
         yield (f"Written by `{command}` on {run['date']}: medians of {rounds} "
-               f"round{'s' * (rounds != 1)} of {run['seconds']} s for each load and server, in turn; of CPU time also the least and the most. "
+               f"round{'s' * (rounds != 1)} of {run['seconds']} s for each load and server, in turn;"
+               f" of CPU time also the least and the most. "
                f"{run['machine']}; the servers on core {run['server_cores']}, the load on core "
                f"{run['load_cores']}; over loopback. {', '.join(run['tools'])}.")
 
+    def verdicts(self):
+        """Returns the verdict on each budget."""
+        return judge(self.median)
+
+    def verdict_table(self):
+        """Returns the verdicts as text."""
+        return table(self.verdicts(), NAMES)
+
     def _budgets(self):
-        verdicts = list(judge(self.median))
-        if not verdicts:
+        verdicts = self.verdicts()
+        measured = [v for v in verdicts if v.is_measured]
+        if not measured:
             return
-        names = {peer.key: peer.name for peer in PEERS}
-        met = sum(v.is_met for v in verdicts if v.is_must)
-        musts = sum(v.is_must for v in verdicts)
+        met = sum(v.is_met for v in measured)
         yield "## Budgets"
         yield ""
-        yield f"{met} of {musts} that must be met are."
+        yield (f"Of {len(verdicts)} that must be met, {met} are, {len(measured) - met} are missed, and"
+               f" {len(verdicts) - len(measured)} were not measured.")
         yield ""
-        yield "| what | | at most | is | |"
-        yield "|---|---|---|---|---|"
-        units = {row[0]: row[2] if unit is None else unit
-                 for _, unit, rows, *_ in TABLES for row in rows}
-        for v in verdicts:
-            kind = "must" if v.is_must else "aim"
-            if v.bound.peer:
-                limit = f"{_number(v.bound.limit, 3)} × {names[v.bound.peer]}"
-                value = f"{v.value:.{3 if v.bound.limit < 0.2 else 2}f} ×"
-            else:
-                unit = units[v.budget.figure]
-                limit, value = (shown(x, unit, True) for x in (v.bound.limit, v.value))
-            verdict = "met" if v.is_met else "**not met**"
-            yield f"| {v.budget.what} | {kind} | {limit} | {value} | {verdict} |"
+        yield "| " + " | ".join(HEADINGS) + " |"
+        yield "|---|" + "---:|" * 4 + "---|" * 2
+        for row in rows(verdicts, NAMES):
+            yield "| " + " | ".join("**missed**" if c == "missed" else c for c in row) + " |"
 
     def _table(self, title, unit, rows, spread=False):
         rows = [row for row in rows if row[0] in self.figures]
@@ -175,6 +191,25 @@ class Report:
         if len(values) < 2:
             return ""
         return f" ({shown(min(values), unit)} to {shown(max(values), unit)})"
+
+    def _switches(self):
+        """Context switches beside each figure: a thread waits, and a thread is made to wait."""
+        cases = [(key, f"{what}{suffix}") for cases, suffix in ((LOADS, ""), (SPINS, SPINNING))
+                 for key, what in cases if f"{key}.waited" in self.figures]
+        if not cases:
+            return
+        yield "## Context switches per request, voluntary + involuntary"
+        yield ""
+        yield "| | " + " | ".join(peer.name for peer in self.peers) + " |"
+        yield "|---|" + "---:|" * len(self.peers)
+        for key, what in cases:
+            cells = []
+            for peer in self.peers:
+                both = [shown(self.median(f"{key}.{of}", peer.key), ("", 1, 2))
+                        for of in ("waited", "displaced")]
+                cells.append("—" if "—" in both else " + ".join(both))
+            yield f"| {what} | " + " | ".join(cells) + " |"
+        yield ""
 
     def _names(self):
         rows = [(peer, self.figures.get("syscalls.1.names", {}).get(peer.key),
@@ -235,9 +270,12 @@ class Report:
 def about_machine():
     """Returns the kind of the machine in a few words."""
     with open("/proc/cpuinfo") as file:
-        names = re.findall(r"^model name\s*: (.*)$", file.read(), re.MULTILINE)
+        text = file.read()
+    names = re.findall(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    virtual = " of a virtual machine" * bool(re.search(r"(?m)^flags\s*:.* hypervisor", text))
     cpu = re.sub(r"\s+", " ", names[0]) if names else platform.machine()
-    return f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}"
+    cores, kernel = os.cpu_count(), f"Linux {platform.release()}"
+    return f"{cpu}, {cores} cores{virtual}, {kernel}"
 
 
 def about_run(peers):
@@ -246,7 +284,7 @@ def about_run(peers):
         "date": date.today().isoformat(),
         "machine": about_machine(),
         "tools": tools(),
-        "versions": {peer.key: version(peer) for peer in peers},
+        "versions": {peer.key: version(peer) for peer in peers if peer.key != "before"},
     }
 
 
@@ -255,21 +293,3 @@ def between(text, begin, end, figures):
     before, has_begin, rest = text.partition(begin)
     _, has_end, after = rest.partition(end)
     return before + figures.rstrip("\n") + after if has_begin and has_end else None
-
-
-def shown(value, unit, with_unit=False):
-    if value is None:
-        return "—"
-    name, factor, digits = unit
-    if isinf(value):
-        return "> 40 s"
-    number = _number(value * factor, digits)
-    return f"{number} {name}".strip() if with_unit else number
-
-
-def _number(value, digits):
-    """Returns a number with enough digits for a small one, and with about four at most."""
-    if digits and value >= 100:
-        digits = 0 if value >= 1000 else 1
-    text = f"{value:,.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text and digits == 3 else text

@@ -34,6 +34,8 @@ class Server:
         finally:
             os.sched_setaffinity(0, own)
         self.pidfd = os.pidfd_open(self.pid)
+        # CPU time from its start to its end, in seconds; known when it has ended.
+        self.spent = None
         try:
             self._first_answer(started + patience)
         except BaseException:
@@ -54,7 +56,8 @@ class Server:
             return
         if not self.has_ended():
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        usage = os.wait4(self.pid, 0)[2]
+        self.spent = usage.ru_utime + usage.ru_stime
         os.close(self.pidfd)
         self.pid = None
 
@@ -98,7 +101,7 @@ class Server:
 
     def descriptors(self):
         """Returns the number of open descriptors."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        return descriptors(self.pid)
 
     def usage(self):
         """Returns three values of the living threads so far: the CPU time in seconds, and the numbers
@@ -129,6 +132,19 @@ class Server:
                         return
             except OSError:
                 continue
+
+
+def descriptors(pid):
+    """How many descriptors a process has open."""
+    directory = f"/proc/{pid}/fd"
+    # Since Linux 6.2 the size says it, at the price of one call however many there are.
+    return os.stat(directory).st_size or len(os.listdir(directory))
+
+
+def by_request(before, after, requests):
+    """CPU time and context switches of a request, of what `Server.usage` says before and after."""
+    return {of: (b - a) / requests
+            for of, a, b in zip(("cpu", "waited", "displaced"), before, after)}
 
 
 _next_port = 20000 + os.getpid() % 5000

@@ -11,6 +11,7 @@ mod handshake;
 mod idle;
 mod leave;
 pub(crate) mod leaving;
+pub(crate) mod look;
 
 use std::future::{Future, poll_fn};
 use std::ops::ControlFlow;
@@ -38,6 +39,7 @@ use handler::Handler;
 use idle::FirstBytes;
 use leave::leave;
 use leaving::{Counted, Leaving};
+use look::Looks;
 
 /// The state that all connections of a server share.
 pub(crate) struct Service {
@@ -71,23 +73,35 @@ impl Service {
     }
 }
 
+/// The last thing that has happened to an idle connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// It was accepted.
+    Accept,
+    /// It came from another task or process.
+    Move,
+    /// A request was answered.
+    Exchange,
+}
+
 /// A connection of a server.
 pub(crate) struct Conn<'a> {
     service: &'a Service,
     seat: &'a Arc<Seat>,
     idle: Idle,
-    /// Set if nobody has looked for a request yet.
-    is_fresh: bool,
+    before: Before,
+    looks: Looks,
 }
 
 impl<'a> Conn<'a> {
     pub(crate) fn new(service: &'a Service, seat: &'a Arc<Seat>, transport: Transport) -> Self {
-        Self { service, seat, idle: Idle::new(transport), is_fresh: true }
+        let idle = Idle::new(transport);
+        Self { service, seat, idle, before: Before::Accept, looks: Looks::default() }
     }
 
     /// Takes a connection that another task or process has served before.
     pub(crate) fn of(service: &'a Service, seat: &'a Arc<Seat>, idle: Idle) -> Self {
-        Self { service, seat, idle, is_fresh: false }
+        Self { service, seat, idle, before: Before::Move, looks: Looks::default() }
     }
 
     // None of these is an `async fn`, which keeps room for its arguments twice: an idle connection
@@ -159,7 +173,7 @@ impl<'a> Conn<'a> {
         self,
         incoming: Incoming,
     ) -> impl Future<Output = ControlFlow<Option<Movable>, Self>> {
-        let Self { service, seat, idle, .. } = self;
+        let Self { service, seat, idle, looks, .. } = self;
         let Limits { head_bytes, headers, .. } = service.limits;
         let bounds = Bounds { head_bytes, headers };
         let gate = Gate::new(idle.transport, incoming, seat.clone(), bounds)
@@ -169,9 +183,13 @@ impl<'a> Conn<'a> {
         // here.
         async move {
             match AssertUnwindSafe(active).catch_unwind().await.ok().flatten() {
-                Some(Behind::Idle(idle)) => {
-                    ControlFlow::Continue(Self { service, seat, idle, is_fresh: false })
-                }
+                Some(Behind::Idle(idle)) => ControlFlow::Continue(Self {
+                    service,
+                    seat,
+                    idle,
+                    before: Before::Exchange,
+                    looks,
+                }),
                 Some(Behind::Movable(connection)) => ControlFlow::Break(Some(connection)),
                 None => ControlFlow::Break(None),
             }
@@ -205,17 +223,23 @@ mod tests {
     use std::future;
     use std::os::unix::net::UnixStream;
 
-    /// Rule W12. Whatever `serve` keeps, each idle connection keeps.
-    #[test]
-    fn an_idle_connection_is_small() {
-        let service = Service {
+    /// Returns the state of a server whose handler is not called.
+    pub(super) fn service() -> Service {
+        let shutdown = Shutdown::new();
+        Service {
             handler: Handler::new(|_| future::pending::<http_types::Result<&str>>()),
             limits: Limits::default(),
             observer: None,
-            shutdown: Shutdown::new(),
-            orders: Arc::new(Orders::under(Arc::default())),
+            orders: shutdown.orders(),
+            shutdown,
             leavers: channel::unbounded().0,
-        };
+        }
+    }
+
+    /// Rule W12. Whatever `serve` keeps, each idle connection keeps.
+    #[test]
+    fn an_idle_connection_is_small() {
+        let service = service();
         let seat = Seat::new(Peer::Unix, service.orders.clone());
         let (socket, _client) = UnixStream::pair().unwrap();
         let conn = Conn::new(&service, &seat, Transport::Plain(Socket::unix(socket).unwrap()));

@@ -35,7 +35,7 @@ pub(crate) struct Reply {
     framing: ReplyFraming,
     /// What the head says of the framing.
     framing_line: Option<Line>,
-    /// Fields of the handler's that are not sent.
+    /// What the handler has set.
     fields: Fields,
     /// The reason why the body cannot be sent, found before the response began. It is reported
     /// only after the head has been encoded.

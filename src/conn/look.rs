@@ -1,0 +1,181 @@
+//! [`Credit`]: whether the connections of a thread look for their next request before they wait.
+//!
+//! A look is a read that registers for no event. It saves the registration and the wait if the
+//! request is there, and costs a system call in vain if not. Invariant: a thread on which most
+//! looks fail makes few of them, and on an executor of the program a connection waits for an event
+//! now and then, however busy its client is. Reads nothing, and knows no connection.
+
+use std::cell::Cell;
+
+/// The looks that a thread may make.
+///
+/// Each look that finds a request adds to them, and each that finds nothing takes one away. A
+/// thread without credit looks once in a while, to find out whether its clients are busy by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Credit {
+    /// How many looks may fail in a row.
+    left: u8,
+    /// How many connections have waited without a look since the credit was spent.
+    waits: u8,
+}
+
+impl Credit {
+    /// The most credit, in looks. The clients of a busy thread may all pause for a moment.
+    const MOST: u8 = 16;
+    /// The credit that a look earns by finding a request. Looks go on as long as at least one in
+    /// three finds something: it saves more than two others cost.
+    const GAIN: u8 = 2;
+    /// Without credit, one wait in so many begins with a look.
+    const PROBE: u8 = 128;
+
+    const fn new() -> Self {
+        Self { left: Self::GAIN, waits: 0 }
+    }
+
+    /// Returns `true` if the next connection is to look, and `false` if it is only to wait.
+    fn allows(&mut self) -> bool {
+        if self.left > 0 {
+            return true;
+        }
+        self.waits = (self.waits + 1) % Self::PROBE;
+        self.waits == 0
+    }
+
+    /// Notes whether a look has found something.
+    fn note(&mut self, has_found: bool) {
+        self.left = if has_found {
+            self.left.saturating_add(Self::GAIN).min(Self::MOST)
+        } else {
+            self.left.saturating_sub(1)
+        };
+    }
+}
+
+/// How often in a row a connection looks successfully on an executor of the program, which may
+/// let no events in as long as it has tasks to run.
+const MOST_IN_A_ROW: u8 = 8;
+
+thread_local! {
+    static CREDIT: Cell<Credit> = const { Cell::new(Credit::new()) };
+    /// Set while the thread runs tasks by [`crate::turns::run`].
+    static LETS_EVENTS_IN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The looks of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    /// How many looks have found a request since the connection last waited for an event.
+    in_a_row: u8,
+}
+
+impl Looks {
+    /// Returns `true` if the connection is to look before it waits. Otherwise it waits now.
+    pub(super) fn begin(&mut self) -> bool {
+        let has_to_wait = !LETS_EVENTS_IN.get() && self.in_a_row >= MOST_IN_A_ROW;
+        let may_look = !has_to_wait && on_this_thread(Credit::allows);
+        if !may_look {
+            self.in_a_row = 0;
+        }
+        may_look
+    }
+
+    /// Notes whether the look has found something.
+    pub(super) fn end(&mut self, has_found: bool) {
+        on_this_thread(|credit| credit.note(has_found));
+        self.in_a_row = if has_found { self.in_a_row.saturating_add(1) } else { 0 };
+    }
+}
+
+/// Uses the credit of this thread.
+fn on_this_thread<T>(by: impl FnOnce(&mut Credit) -> T) -> T {
+    let mut credit = CREDIT.get();
+    let result = by(&mut credit);
+    CREDIT.set(credit);
+    result
+}
+
+/// Runs tasks for an executor that lets events in at short intervals, so connections may look as
+/// often as they like.
+pub(crate) fn with_events_let_in<T>(run: impl FnOnce() -> T) -> T {
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            LETS_EVENTS_IN.set(self.0);
+        }
+    }
+    let _before = Before(LETS_EVENTS_IN.replace(true));
+    run()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lets `count` connections fall idle, of which one in `period` finds a request if it looks.
+    /// Returns how many have looked.
+    fn looks(credit: &mut Credit, count: usize, period: usize) -> usize {
+        let mut looks = 0;
+        for _ in 0..count {
+            if credit.allows() {
+                looks += 1;
+                credit.note(looks % period == 0);
+            }
+        }
+        looks
+    }
+
+    const NEVER: usize = usize::MAX;
+    const MOST: usize = Credit::MOST as usize;
+    const PROBE: usize = Credit::PROBE as usize;
+
+    #[test]
+    fn clients_that_pause_cost_few_looks() {
+        let mut credit = Credit::new();
+        looks(&mut credit, MOST, NEVER);
+        assert_eq!(looks(&mut credit, 10 * PROBE, NEVER), 10);
+        // Once they have been busy, some more.
+        looks(&mut credit, 10 * PROBE, 1);
+        assert_eq!(looks(&mut credit, MOST, NEVER), MOST);
+        assert_eq!(looks(&mut credit, 10 * PROBE, NEVER), 10);
+    }
+
+    #[test]
+    fn clients_that_become_busy_are_found_out() {
+        let mut credit = Credit::new();
+        looks(&mut credit, 10 * PROBE, NEVER);
+        let missed = 1000 - looks(&mut credit, 1000, 1);
+        assert!(missed < PROBE, "{missed} have not looked");
+    }
+
+    #[test]
+    fn looks_pay_if_one_in_three_finds_something() {
+        for (period, is_worth_it) in [(1, true), (2, true), (5, false), (10, false)] {
+            let mut credit = Credit::new();
+            looks(&mut credit, 1000, 1);
+            looks(&mut credit, 1000, period);
+            let looked = looks(&mut credit, 1000, period);
+            assert_eq!(looked == 1000, is_worth_it, "one in {period}: {looked}");
+            assert!(looked == 1000 || looked < 100, "one in {period}: {looked}");
+        }
+    }
+
+    /// An executor of the program may let no events in as long as it has tasks.
+    #[test]
+    fn a_connection_waits_now_and_then_unless_events_are_let_in() {
+        CREDIT.set(Credit { left: Credit::MOST, waits: 0 });
+        let find = |looks: &mut Looks| {
+            let may = looks.begin();
+            if may {
+                looks.end(true);
+            }
+            may
+        };
+        let most = usize::from(MOST_IN_A_ROW);
+        let mut connection = Looks::default();
+        let found: Vec<_> = (0..2 * most + 2).map(|_| find(&mut connection)).collect();
+        let waits = |n: usize| n % (most + 1) == most;
+        assert!(found.iter().enumerate().all(|(n, found)| *found != waits(n)), "{found:?}");
+        with_events_let_in(|| assert!((0..1000).all(|_| find(&mut connection))));
+        assert!(!find(&mut connection));
+    }
+}

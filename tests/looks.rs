@@ -1,0 +1,312 @@
+//! Connections that look for their next request before they wait for an event (rules W17, W18).
+//!
+//! In the first tests, the executor takes a step only when the test says so. So a test knows when a
+//! connection has given way and has not looked yet. In the last ones, clients are as busy as they
+//! can be, and the others have to be served beside them. How long that takes is counted in requests
+//! and not in time, because what else the machine does must not matter.
+
+mod common;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::task::{Context, Wake, Waker};
+use std::thread;
+
+use common::{
+    Client, End, PATIENCE, Running, StoppedBy, address_of, is_refused, patient, quick, stage, tcp,
+    wait_until,
+};
+use smol::Executor;
+use smol_graceful::{Limits, Listener, OpenWork, Server, ServerExecutor, Shutdown, WorkKind};
+
+/// A server whose connections take a step only when the test says so.
+struct Stepwise {
+    server: Running,
+    executor: Arc<Executor<'static>>,
+}
+
+impl Stepwise {
+    fn start(shutdown: &Shutdown, limits: Limits) -> Self {
+        let executor = Arc::new(Executor::new());
+        let server = Server::new(stage().1).limits(limits).executor(executor.clone());
+        Self { server: Running::of(server.stopped_by(shutdown)), executor }
+    }
+
+    /// Lets one connection take a step, as soon as one can.
+    fn step(&self) {
+        wait_until("a connection can go on", || self.executor.try_tick());
+    }
+
+    /// Returns a client that has had its first answer, and whose connection has given way.
+    fn client(&self) -> Client {
+        let mut client = self.server.connect();
+        client.get("/now");
+        self.step();
+        assert_eq!(client.response().text(), "now");
+        client
+    }
+
+    /// Lets the connections go on until `done`.
+    fn run_until(&self, what: &str, mut done: impl FnMut() -> bool) {
+        wait_until(what, || {
+            while self.executor.try_tick() {}
+            done()
+        });
+    }
+}
+
+#[test]
+fn a_request_that_comes_in_the_pause_is_found() {
+    let scene = Stepwise::start(&quick(), Limits::default());
+    let mut client = scene.client();
+    client.get("/now");
+    assert!(scene.executor.try_tick(), "the connection does not look");
+    assert_eq!(client.response().text(), "now");
+}
+
+#[test]
+fn a_connection_that_has_found_nothing_waits_for_an_event() {
+    let scene = Stepwise::start(&quick(), Limits::default());
+    let mut client = scene.client();
+    assert!(scene.executor.try_tick(), "the connection does not look");
+    assert!(!scene.executor.try_tick(), "the connection does not wait");
+    client.get("/now");
+    scene.step();
+    assert_eq!(client.response().text(), "now");
+}
+
+/// Rule W18: the executor of a program may let no events in as long as it has tasks.
+#[test]
+fn a_busy_connection_waits_for_an_event_now_and_then() {
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    let (send, connections) = mpsc::channel();
+    let executor = ServerExecutor::from_fn(move |connection| send.send(connection).unwrap());
+    let server = Server::new(stage().1).executor(executor);
+    let server = Running::of(server.stopped_by(&quick()));
+    let mut client = server.connect();
+    let mut connection = connections.recv_timeout(PATIENCE).unwrap();
+    let wakes = Arc::new(Wakes(AtomicUsize::new(0)));
+    let waker = Waker::from(wakes.clone());
+    let woken = || wakes.0.load(Ordering::SeqCst);
+    let mut has_given_way = true;
+    let mut waits = 0;
+    for _ in 0..100 {
+        let before = woken();
+        client.get("/now");
+        wait_until("the connection is woken", || has_given_way || woken() > before);
+        let before = woken();
+        assert!(connection.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        // Its next request is not sent yet, so only the connection itself can have woken it.
+        has_given_way = woken() > before;
+        waits += usize::from(!has_given_way);
+        assert_eq!(client.response().text(), "now");
+    }
+    assert!((5..50).contains(&waits), "{waits} waits for an event");
+}
+
+/// Rules S6, S8 and S9.
+#[test]
+fn a_last_request_may_come_in_the_pause() {
+    let scene = Stepwise::start(&patient(), Limits::default());
+    let mut client = scene.client();
+    scene.server.shutdown.stop();
+    client.get("/now");
+    assert!(scene.executor.try_tick());
+    let response = client.response();
+    assert!(response.says_close() && response.text() == "now");
+    assert_eq!(client.end(), End::Eof);
+    scene.run_until("the connection has ended", || scene.server.shutdown.in_flight() == 0);
+    let outcome = scene.server.outcome();
+    assert!(outcome.is_drained() && outcome.finished == 1, "{outcome}");
+}
+
+/// Rule S6: the linger goes on, and then there is a last look.
+#[test]
+fn a_stop_in_the_pause_closes_the_connection_after_the_linger() {
+    for is_late in [false, true] {
+        let scene = Stepwise::start(&quick(), Limits::default());
+        let mut client = scene.client();
+        scene.server.shutdown.stop();
+        if is_late {
+            // The connection has had no step when the linger is over.
+            wait_until("the listener is closed", || is_refused(scene.server.addr()));
+        }
+        scene.run_until("the connection has ended", || scene.server.shutdown.in_flight() == 0);
+        assert_eq!(client.end(), End::Eof);
+        let outcome = scene.server.outcome();
+        assert!(outcome.is_drained() && outcome.finished == 0, "{outcome}");
+    }
+}
+
+/// Rule S13: an abort names a request that nobody has read, and no connection without one.
+#[test]
+fn an_abort_in_the_pause_names_a_request_that_has_come() {
+    for comes in [false, true] {
+        let scene = Stepwise::start(&patient(), Limits::default());
+        let mut client = scene.client();
+        if comes {
+            client.get("/now");
+        }
+        scene.server.shutdown.abort();
+        scene.run_until("the connection has ended", || scene.server.shutdown.in_flight() == 0);
+        assert_eq!(client.end(), if comes { End::Reset } else { End::Eof });
+        let outcome = scene.server.outcome();
+        let is_cut = |work: &OpenWork| matches!(work.kind, WorkKind::Connection { .. });
+        assert_eq!(outcome.cut.iter().filter(|work| is_cut(work)).count(), usize::from(comes));
+    }
+}
+
+#[test]
+fn a_server_that_is_dropped_in_the_pause_ends_the_connection() {
+    let mut scene = Stepwise::start(&patient(), Limits::default());
+    let mut client = scene.client();
+    scene.server.drop();
+    scene.run_until("no tasks are left", || scene.executor.is_empty());
+    assert_eq!(client.end(), End::Eof);
+}
+
+#[test]
+fn a_client_that_leaves_in_the_pause_is_noticed() {
+    let scene = Stepwise::start(&quick(), Limits::default());
+    drop(scene.client());
+    assert!(scene.executor.try_tick());
+    wait_until("the connection has ended", || scene.server.shutdown.in_flight() == 0);
+    assert!(scene.server.stop().is_drained());
+}
+
+/// Rule S24: a connection that has given way can still give its place to a new client.
+#[test]
+fn a_connection_in_the_pause_gives_its_place() {
+    let scene = Stepwise::start(&quick(), Limits::default().connections(1));
+    let mut first = scene.client();
+    let mut second = scene.server.connect();
+    second.get("/now");
+    scene.run_until("the second client is served", || second.has_something());
+    assert_eq!(second.response().text(), "now");
+    assert_eq!(first.end(), End::Eof);
+}
+
+// ── Beside busy clients ─────────────────────────────────────────────────────────────────────
+
+/// How many clients are busy.
+const BUSY: usize = 32;
+/// How many others ask beside them.
+const OTHERS: usize = 60;
+
+/// Where the server runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum On {
+    /// One thread that polls `serve`, and nothing else runs tasks.
+    Serve,
+    /// One thread that polls `serve` as a task among others: here, smol's global executor.
+    Spawned,
+    /// One thread that runs the connections on an executor of the program's.
+    Own,
+}
+
+impl On {
+    /// How many requests may be answered while one waits. A new client waits twice for its turn,
+    /// as the listener's event and as a task, and each time until the executor lets events or new
+    /// tasks in. Then it waits for the busy clients.
+    fn most(self) -> usize {
+        BUSY + 2 * match self {
+            Self::Serve => 24,
+            // `Executor::run` lets events in behind 200 tasks.
+            Self::Spawned | Self::Own => 200,
+        }
+    }
+
+    /// Serves until the server is stopped.
+    fn serve(self, server: Server, listener: Listener) {
+        let outcome = match self {
+            Self::Serve => smol::block_on(server.serve([listener])),
+            Self::Spawned => smol::block_on(smol::spawn(server.serve([listener]))),
+            Self::Own => {
+                let executor = Arc::new(Executor::new());
+                let server = server.executor(executor.clone());
+                smol::block_on(executor.run(server.serve([listener])))
+            }
+        };
+        let _ = outcome.unwrap();
+    }
+}
+
+/// A new client, and one that has been idle for a moment, wait for a bounded number of requests of
+/// clients that are as busy as they can be.
+#[test]
+fn clients_are_served_beside_busy_ones() {
+    for on in [On::Serve, On::Spawned, On::Own] {
+        let count = Arc::new(AtomicUsize::new(0));
+        let handler = {
+            let count = count.clone();
+            move |_| {
+                let number = count.fetch_add(1, Ordering::SeqCst);
+                async move { Ok(number.to_string()) }
+            }
+        };
+        let shutdown = quick();
+        let server = Server::new(handler).shutdown(&shutdown);
+        let listener = tcp();
+        let addr = address_of(&listener);
+        let serving = thread::spawn(move || on.serve(server, listener));
+        let (open, is_over) = mpsc::channel();
+        let busy = thread::spawn(move || be_busy(addr, &is_over));
+        let mut idle = Client::connect(addr);
+        idle.get("/").response();
+        wait_until("the others are busy", || count.load(Ordering::SeqCst) > 10 * BUSY);
+        // The request is in the socket by now, so a delay of this thread makes the number smaller.
+        let waits = |client: &mut Client| {
+            let before = count.load(Ordering::SeqCst);
+            let at: usize = client.response().text().parse().unwrap();
+            at.saturating_sub(before)
+        };
+        let mut new_ones = Vec::new();
+        let mut idle_ones = Vec::new();
+        for _ in 0..OTHERS {
+            new_ones.push(waits(Client::connect(addr).get("/")));
+            idle_ones.push(waits(idle.get("/")));
+        }
+        drop(open);
+        busy.join().unwrap();
+        shutdown.stop();
+        serving.join().unwrap();
+        for mut waits in [new_ones, idle_ones] {
+            waits.sort_unstable();
+            // The median, because async-io's thread may have an event and wait for the processor.
+            assert!(waits[OTHERS / 2] <= on.most(), "{on:?}: {waits:?}");
+        }
+    }
+}
+
+/// Keeps some connections busy until `is_over` is closed: none of them waits longer for its next
+/// request than this thread needs.
+fn be_busy(addr: SocketAddr, is_over: &Receiver<()>) {
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+    let mut streams: Vec<_> = (0..BUSY).map(|_| TcpStream::connect(addr).unwrap()).collect();
+    for stream in &mut streams {
+        stream.set_nodelay(true).unwrap();
+        stream.write_all(REQUEST).unwrap();
+        stream.set_nonblocking(true).unwrap();
+    }
+    while is_over.try_recv() != Err(TryRecvError::Disconnected) {
+        for stream in &mut streams {
+            match stream.read(&mut [0; 1024]) {
+                Ok(n) => {
+                    assert!(n > 0, "the server has closed a connection");
+                    stream.write_all(REQUEST).unwrap();
+                }
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+    }
+}
