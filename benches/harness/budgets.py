@@ -1,4 +1,4 @@
-"""The budgets of smol-graceful, as issue 18 has them, and the verdict on each.
+"""The budgets of smol-graceful from issue 18, and the verdict on each.
 
 A limit is a number in the figure's unit, or a part of what another server takes in the same run.
 """
@@ -84,7 +84,7 @@ class Verdict:
 
 
 def judge(median, budgets=BUDGETS):
-    """Judges every budget; `median(figure, peer)` is a number or None."""
+    """Judges every budget. `median(figure, peer)` returns a number or None."""
     return [Verdict(budget, _beside(median, budget.figure, budget.peer),
                     _beside(median, budget.spin, budget.peer) if budget.spin else None)
             for budget in budgets]
