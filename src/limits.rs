@@ -208,7 +208,7 @@ impl Limits {
     }
 
     /// Sets how many connections the server serves at the same time. Default: 10,000, or fewer if
-    /// the process may not open so many files.
+    /// the process may open too few files.
     ///
     /// A connection from a predecessor counts like any other. If no place is free, it stays with
     /// the predecessor, and ends there as at any stop.
@@ -265,7 +265,7 @@ impl Default for Limits {
     }
 }
 
-/// Returns the wished number of connections, or fewer if the process may not open so many files.
+/// Returns the wished number of connections, or fewer if the process may open too few files.
 pub(crate) fn connections_allowed(wished: usize) -> usize {
     /// The descriptors that are left for listeners, logs, the reactor and handlers.
     const SPARE: u64 = 64;

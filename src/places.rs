@@ -27,7 +27,7 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Makes the wished number of places, or fewer if the process may not open so many files.
+    /// Makes the wished number of places, or fewer if the process may open too few files.
     pub(crate) fn new(wished: usize) -> Self {
         let places = connections_allowed(wished).max(1);
         if places < wished {

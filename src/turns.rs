@@ -1,8 +1,8 @@
-//! [`run`]: runs the tasks of an executor, and lets events in between them.
+//! [`run`] runs the tasks of an executor, and handles events between them.
 //!
-//! Invariant: behind every [`TASKS`] tasks, the future gives way to the one that polls it.
-//! `smol::block_on` then asks the kernel for events, so a new client waits for a few tasks only,
-//! however busy the others are. Spawns nothing, and starts no thread.
+//! Invariant: after every [`TASKS`] tasks, the future yields to its caller. `smol::block_on` then
+//! asks the kernel for events, so a new client waits only for a few tasks, even if all other
+//! clients are busy. The module spawns no tasks, and starts no threads.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -13,11 +13,11 @@ use smol::Executor;
 
 use crate::conn::look;
 
-/// How many tasks run in a row. To ask the kernel for events takes five system calls, and a
-/// request takes two. `Executor::run` gives way behind 200 tasks.
+/// The number of tasks that run in a row. Asking the kernel for events takes five system calls, and
+/// a request takes two. `Executor::run` yields after 200 tasks.
 const TASKS: usize = 24;
 
-/// Runs tasks until `future` is ready, like `Executor::run`, and gives way more often.
+/// Runs tasks until `future` is ready, like `Executor::run`, but yields more often.
 pub(crate) async fn run<T>(executor: &Executor<'_>, future: impl Future<Output = T>) -> T {
     let tasks = async {
         loop {
@@ -49,7 +49,7 @@ mod tests {
         }
     }
 
-    /// Spawns tasks that never sleep. Returns how often they have been polled.
+    /// Spawns tasks that never sleep. Returns the number of their polls so far.
     fn spawn_busy(executor: &Executor<'static>, count: usize) -> Arc<AtomicUsize> {
         let polls = Arc::new(AtomicUsize::new(0));
         for _ in 0..count {

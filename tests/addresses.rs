@@ -726,7 +726,7 @@ fn server(addresses: &[impl AsRef<str>]) -> Command {
     command
 }
 
-/// Runs a server that cannot start, and returns the one line that says why.
+/// Runs a server that cannot start, and returns its one line with the reason.
 fn refusal(command: &mut Command) -> String {
     told(command.stdin(Stdio::null()), 1)
 }

@@ -49,7 +49,7 @@ fn program(kind: &str) -> Command {
     command
 }
 
-/// Returns the lines that name what was cut.
+/// Returns the lines that name cut work.
 fn words(output: &Output) -> Vec<String> {
     assert!(output.status.success(), "{output:?}");
     let lines = text(&output.stderr);

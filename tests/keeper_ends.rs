@@ -290,7 +290,7 @@ fn a_stop_in_the_middle_of_a_restart_ends_both() {
     });
 }
 
-/// A second signal cuts what is in flight, in all children, and the exit code says so.
+/// A second signal cuts requests in flight, in all children, and the exit code says so.
 #[test]
 fn a_second_stop_signal_cuts_all_children() {
     over_both(|over| {

@@ -103,7 +103,7 @@ fn busy_connections_end_with_an_answer() {
 }
 
 /// Runs `client` in [`CLIENTS`] threads, stops the server with `signal` in the middle, and waits
-/// for everyone to end.
+/// until all clients have ended.
 fn stop_under_load(signal: Signal, client: impl Fn(SocketAddr, &Tally) + Sync) -> Tally {
     let mut server = Program::server(&["--work", "0s"]);
     let addr = server.addr;

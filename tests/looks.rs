@@ -1,9 +1,9 @@
 //! Connections that look for their next request before they wait for an event (rules W17, W18).
 //!
-//! In the first tests, the executor takes a step only when the test says so. So a test knows when a
-//! connection has given way and has not looked yet. In the last ones, clients are as busy as they
-//! can be, and the others have to be served beside them. How long that takes is counted in requests
-//! and not in time, because what else the machine does must not matter.
+//! In the first tests, the executor runs a task only when the test asks for it, so the test knows
+//! when a connection has yielded and has not looked yet. In the last tests, some clients send
+//! requests as fast as they can, and the other clients must be served, too. The tests count the
+//! waits in requests and not in time, because other work of the machine must not matter.
 
 mod common;
 
@@ -22,7 +22,7 @@ use common::{
 use smol::Executor;
 use smol_graceful::{Limits, Listener, OpenWork, Server, ServerExecutor, Shutdown, WorkKind};
 
-/// A server whose connections take a step only when the test says so.
+/// A server whose connections run only when the test asks for it.
 struct Stepwise {
     server: Running,
     executor: Arc<Executor<'static>>,
@@ -35,12 +35,12 @@ impl Stepwise {
         Self { server: Running::of(server.stopped_by(shutdown)), executor }
     }
 
-    /// Lets one connection take a step, as soon as one can.
+    /// Runs one connection until it yields, as soon as one can run.
     fn step(&self) {
         wait_until("a connection can go on", || self.executor.try_tick());
     }
 
-    /// Returns a client that has had its first answer, and whose connection has given way.
+    /// Returns a client that has received its first response, and whose connection has yielded.
     fn client(&self) -> Client {
         let mut client = self.server.connect();
         client.get("/now");
@@ -49,7 +49,7 @@ impl Stepwise {
         client
     }
 
-    /// Lets the connections go on until `done`.
+    /// Runs the connections until `done` returns `true`.
     fn run_until(&self, what: &str, mut done: impl FnMut() -> bool) {
         wait_until(what, || {
             while self.executor.try_tick() {}
@@ -78,7 +78,7 @@ fn a_connection_that_has_found_nothing_waits_for_an_event() {
     assert_eq!(client.response().text(), "now");
 }
 
-/// Rule W18: the executor of a program may let no events in as long as it has tasks.
+/// Rule W18: a program's executor may handle no events while it has tasks to run.
 #[test]
 fn a_busy_connection_waits_for_an_event_now_and_then() {
     struct Wakes(AtomicUsize);
@@ -106,7 +106,8 @@ fn a_busy_connection_waits_for_an_event_now_and_then() {
         wait_until("the connection is woken", || has_given_way || woken() > before);
         let before = woken();
         assert!(connection.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-        // Its next request is not sent yet, so only the connection itself can have woken it.
+        // The client has not sent its next request yet, so only the connection can have woken
+        // itself.
         has_given_way = woken() > before;
         waits += usize::from(!has_given_way);
         assert_eq!(client.response().text(), "now");
@@ -130,7 +131,7 @@ fn a_last_request_may_come_in_the_pause() {
     assert!(outcome.is_drained() && outcome.finished == 1, "{outcome}");
 }
 
-/// Rule S6: the linger goes on, and then there is a last look.
+/// Rule S6: the linger continues, and the connection looks a last time after it.
 #[test]
 fn a_stop_in_the_pause_closes_the_connection_after_the_linger() {
     for is_late in [false, true] {
@@ -138,7 +139,7 @@ fn a_stop_in_the_pause_closes_the_connection_after_the_linger() {
         let mut client = scene.client();
         scene.server.shutdown.stop();
         if is_late {
-            // The connection has had no step when the linger is over.
+            // The connection has not run before the linger is over.
             wait_until("the listener is closed", || is_refused(scene.server.addr()));
         }
         scene.run_until("the connection has ended", || scene.server.shutdown.in_flight() == 0);
@@ -148,7 +149,7 @@ fn a_stop_in_the_pause_closes_the_connection_after_the_linger() {
     }
 }
 
-/// Rule S13: an abort names a request that nobody has read, and no connection without one.
+/// Rule S13: an abort reports a request that nobody has read, and no connection without a request.
 #[test]
 fn an_abort_in_the_pause_names_a_request_that_has_come() {
     for comes in [false, true] {
@@ -184,7 +185,7 @@ fn a_client_that_leaves_in_the_pause_is_noticed() {
     assert!(scene.server.stop().is_drained());
 }
 
-/// Rule S24: a connection that has given way can still give its place to a new client.
+/// Rule S24: a connection that has yielded can still be closed in favour of a new client.
 #[test]
 fn a_connection_in_the_pause_gives_its_place() {
     let scene = Stepwise::start(&quick(), Limits::default().connections(1));
@@ -198,30 +199,30 @@ fn a_connection_in_the_pause_gives_its_place() {
 
 // ── Beside busy clients ─────────────────────────────────────────────────────────────────────
 
-/// How many clients are busy.
+/// The number of busy clients.
 const BUSY: usize = 32;
-/// How many others ask beside them.
+/// The number of other clients, each of which sends a request.
 const OTHERS: usize = 60;
 
-/// Where the server runs.
+/// The executor that runs the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum On {
-    /// One thread that polls `serve`, and nothing else runs tasks.
+    /// One thread polls `serve`, and no other thread runs tasks.
     Serve,
-    /// One thread that polls `serve` as a task among others: here, smol's global executor.
+    /// One thread polls `serve` as a task on smol's global executor.
     Spawned,
-    /// One thread that runs the connections on an executor of the program's.
+    /// One thread runs the connections on the program's own executor.
     Own,
 }
 
 impl On {
-    /// How many requests may be answered while one waits. A new client waits twice for its turn,
-    /// as the listener's event and as a task, and each time until the executor lets events or new
-    /// tasks in. Then it waits for the busy clients.
+    /// Returns the largest number of requests that may be answered while one waits. A new client
+    /// waits for the listener's event and for its task, and each time until the executor handles
+    /// events or new tasks. After that, it waits for the busy clients.
     fn most(self) -> usize {
         BUSY + 2 * match self {
             Self::Serve => 24,
-            // `Executor::run` lets events in behind 200 tasks.
+            // `Executor::run` yields after 200 tasks, so that events are handled.
             Self::Spawned | Self::Own => 200,
         }
     }
@@ -241,8 +242,8 @@ impl On {
     }
 }
 
-/// A new client, and one that has been idle for a moment, wait for a bounded number of requests of
-/// clients that are as busy as they can be.
+/// A new client, and a client that has been idle for a moment, wait for a limited number of
+/// requests of the busy clients.
 #[test]
 fn clients_are_served_beside_busy_ones() {
     for on in [On::Serve, On::Spawned, On::Own] {
@@ -264,7 +265,8 @@ fn clients_are_served_beside_busy_ones() {
         let mut idle = Client::connect(addr);
         idle.get("/").response();
         wait_until("the others are busy", || count.load(Ordering::SeqCst) > 10 * BUSY);
-        // The request is in the socket by now, so a delay of this thread makes the number smaller.
+        // The request is already in the socket, so a delay of this thread only makes the number
+        // smaller.
         let waits = |client: &mut Client| {
             let before = count.load(Ordering::SeqCst);
             let at: usize = client.response().text().parse().unwrap();
@@ -282,14 +284,14 @@ fn clients_are_served_beside_busy_ones() {
         serving.join().unwrap();
         for mut waits in [new_ones, idle_ones] {
             waits.sort_unstable();
-            // The median, because async-io's thread may have an event and wait for the processor.
+            // The test takes the median, because async-io's thread may have an event and wait for a
+            // processor.
             assert!(waits[OTHERS / 2] <= on.most(), "{on:?}: {waits:?}");
         }
     }
 }
 
-/// Keeps some connections busy until `is_over` is closed: none of them waits longer for its next
-/// request than this thread needs.
+/// Sends requests on some connections, without a pause, until `is_over` is closed.
 fn be_busy(addr: SocketAddr, is_over: &Receiver<()>) {
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
     let mut streams: Vec<_> = (0..BUSY).map(|_| TcpStream::connect(addr).unwrap()).collect();

@@ -111,7 +111,7 @@ fn observed_with(
     (seen, Running::of(server.stopped_by(shutdown)))
 }
 
-/// Sends `request` alone on a connection, and returns what came back and the report.
+/// Sends `request` alone on a connection, and returns the answer, the end and the report.
 fn exchange(server: &Running, seen: &Observed, request: &str) -> (Vec<u8>, End, Seen) {
     let mut client = server.connect();
     client.send(request).half_close();

@@ -558,7 +558,7 @@ fn aborting_twice_is_aborting_once() {
     assert_eq!((again.ending, again.cut.len()), (DrainEnding::Forced, 1));
 }
 
-/// The outcome counts only what was finished after the stop.
+/// The outcome counts only requests that were finished after the stop.
 #[test]
 fn the_outcome_counts_what_was_finished_in_the_drain() {
     let (stage, handler) = stage();

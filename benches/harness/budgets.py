@@ -1,4 +1,4 @@
-"""The budgets of smol-graceful, as issue 18 has them, and the verdict on each.
+"""The budgets of smol-graceful, and the verdict on each.
 
 A limit is a number in the figure's unit, or a part of what another server takes in the same run.
 """
@@ -11,12 +11,13 @@ KB = 1000
 MB = 1000 * KB
 LINGER = 0.100
 
-# How far CPU per request may be from what it is without idle connections.
+# The largest relative difference of CPU per request between a server with idle connections and one
+# without.
 CROWD = 0.10
 
 
 def flat(memory):
-    """How far memory may reach from there, and still be called flat."""
+    """Returns the most memory that still counts as flat, from this beginning."""
     return 1.10 * memory + 1 * MB
 
 
@@ -83,7 +84,7 @@ class Verdict:
 
 
 def judge(median, budgets=BUDGETS):
-    """Judges every budget; `median(figure, peer)` is a number or None."""
+    """Judges every budget. `median(figure, peer)` returns a number or None."""
     return [Verdict(budget, _beside(median, budget.figure, budget.peer),
                     _beside(median, budget.spin, budget.peer) if budget.spin else None)
             for budget in budgets]

@@ -1,4 +1,4 @@
-"""The load: wrk, and clients of our own where wrk cannot do it."""
+"""The load: wrk, and clients in Python for the cases that wrk does not have."""
 
 import json
 import re
@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 def wrk(server, how, path, connections, seconds):
-    """Runs wrk and returns what `load.lua` tells."""
+    """Runs wrk, and returns the values that `load.lua` prints."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s"]
     command += ["-s", str(SCRIPT), f"http://127.0.0.1:{server.port}{path}", "--", how]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30)
@@ -27,7 +27,7 @@ def wrk(server, how, path, connections, seconds):
 
 
 def answers_pipelined(server, count=16):
-    """Whether all of several requests in one packet are answered."""
+    """Returns True if all of several requests in one packet are answered."""
     with server.connect() as client:
         client.settimeout(1)
         client.sendall(REQUEST * count)
@@ -44,7 +44,7 @@ def answers_pipelined(server, count=16):
 
 
 class KeepAlive:
-    """Some connections that were used once each, and then send one request after the other."""
+    """Connections that were used once each, and then send one request after the other."""
 
     def __init__(self, server, count):
         self.clients = []
@@ -63,12 +63,12 @@ class KeepAlive:
         self.close()
 
     def close(self):
-        """Closes them."""
+        """Closes the connections."""
         for client in self.clients:
             client.close()
 
     def pipeline(self, requests, deep, request=REQUEST):
-        """Sends so many requests on the first connection, `deep` at a time."""
+        """Sends this number of requests on the first connection, `deep` at a time."""
         client = self.clients[0]
         for _ in range(requests // deep):
             client.sendall(request * deep)
@@ -80,7 +80,7 @@ class KeepAlive:
                 answers += piece
 
     def run(self, requests):
-        """Sends so many requests in all, each connection its next one when it has its answer."""
+        """Sends this number of requests in all. A connection sends the next one after its answer."""
         if len(self.clients) == 1:
             for _ in range(requests):
                 _ask(self.clients[0])
@@ -105,7 +105,7 @@ class KeepAlive:
 
 
 def upload(server, seconds, size):
-    """Uploads on one connection, one after the other; returns how many, and how long they took."""
+    """Uploads on one connection, one after the other. Returns the number and the time."""
     head = f"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode()
     piece = memoryview(bytes(min(size, MIB)))
     with server.connect() as client:
@@ -122,7 +122,7 @@ def upload(server, seconds, size):
 
 
 def echo(server, seconds, size):
-    """Has bodies echoed, a connection each; returns how many, and how long they took."""
+    """Has bodies echoed, each on a new connection. Returns the number and the time."""
     head = (f"POST /echo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             f"Content-Length: {size}\r\n\r\n").encode()
     piece = memoryview(bytes(min(size, MIB)))
@@ -134,7 +134,7 @@ def echo(server, seconds, size):
             for _ in range(size // len(piece)):
                 client.sendall(piece)
         except OSError:
-            pass  # What is missing is seen by who reads.
+            pass  # The reader notices missing bytes.
 
     started = time.perf_counter()
     count = 0
@@ -158,7 +158,7 @@ def echo(server, seconds, size):
 
 
 class InFlight:
-    """A request whose body has not arrived as a whole."""
+    """A request of whose body a part has not been sent."""
 
     def __init__(self, server):
         self.client = server.connect()
@@ -183,9 +183,9 @@ class InFlight:
 
 
 def close_as_closed(server, sockets, patience):
-    """Closes each socket when the server does, until the server has ended; says whether it has.
+    """Closes each socket when the server does, until the server has ended. Returns True if it has.
 
-    A few sockets at a time, as the server may have ended while they are closed.
+    The loop takes a few sockets at a time, because the server may end while they are closed.
     """
     by_number = {client.fileno(): client for client in sockets}
     deadline = time.monotonic() + patience
@@ -209,7 +209,7 @@ def close_as_closed(server, sockets, patience):
 
 
 def _ask(client):
-    # tide writes head and body apart and without TCP_NODELAY: it is not to wait 40 ms for our kernel.
+    # tide writes head and body apart and without TCP_NODELAY, and should not wait 40 ms for an ACK.
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
     client.sendall(REQUEST)
     return _answer(client)

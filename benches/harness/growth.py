@@ -23,7 +23,7 @@ MOST_IDLE = 16_000
 
 @dataclass(frozen=True)
 class Setting:
-    """The binaries, the server's cores, and for how long a load lasts."""
+    """The binaries, the cores of the server, and the duration of a load."""
 
     server: Path
     spin: Path
@@ -33,7 +33,7 @@ class Setting:
 
 
 class Idle:
-    """So many idle keep-alive connections, each of which was used once; then, with them, TERM."""
+    """A number of idle keep-alive connections, each of which was used once, and TERM while they are open."""
 
     name = "idle"
     sizes = (1000, 4000, MOST_IDLE)
@@ -41,7 +41,7 @@ class Idle:
 
     def measure(self, size, setting):
         with Server(setting.server, setting.cores) as server:
-            # What the first ones bring about is not theirs.
+            # The server allocates memory at its first connections, which must not count.
             with KeepAlive(server, 16):
                 pass
             time.sleep(0.2)
@@ -50,7 +50,7 @@ class Idle:
                 time.sleep(1)
                 memory = (server.private() - before) / size
                 began, spent = time.perf_counter(), server.cpu()
-                # The sweep comes once a second.
+                # The sweep runs once a second.
                 time.sleep(2 * setting.seconds)
                 sweep = (server.cpu() - spent) / (time.perf_counter() - began)
                 spent, started = server.cpu(), time.perf_counter()
@@ -63,8 +63,8 @@ class Idle:
 
 
 class HandOver:
-    """So many idle connections at a restart by a keeper: how many of them go to the successor in a
-    second. Each asks again afterwards."""
+    """A number of idle connections at a restart by a keeper, and the number of them that move to the
+    successor in a second. After the restart, each sends a request."""
 
     name = "handover"
     sizes = Idle.sizes
@@ -85,7 +85,7 @@ class HandOver:
         return {"handover.rate": rate}
 
     def _rate(self, predecessor, size):
-        """Looks how many connections the predecessor still has open, until none is left."""
+        """Counts the connections that the predecessor still has open, until none is left."""
         open_before = descriptors(predecessor)
         deadline = time.perf_counter() + self.patience
         first = None
@@ -108,7 +108,7 @@ class HandOver:
 
 
 def children(pid):
-    """The processes whose parent this is."""
+    """Returns the child processes of a process."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -124,7 +124,7 @@ def children(pid):
 
 
 class Connections:
-    """Small requests as fast as the server answers them, on so many connections."""
+    """Small requests as fast as the server answers them, on a number of connections."""
 
     name = "connections"
     sizes = (1, 16, 64, 512, 4096)
@@ -137,7 +137,7 @@ class Connections:
 
 
 class Heads:
-    """Heads of so many fields, on 64 connections."""
+    """Heads with a number of fields, on 64 connections."""
 
     name = "heads"
     sizes = (2, 12, 60)
@@ -149,7 +149,7 @@ class Heads:
 
 
 class HeadInstructions:
-    """Instructions of a request whose head has so many fields, 4 requests at a time."""
+    """Instructions of a request whose head has a number of fields, 4 requests at a time."""
 
     name = "instructions"
     sizes = Heads.sizes
@@ -161,7 +161,7 @@ class HeadInstructions:
 
 
 class Bodies:
-    """Bodies of so many bytes, up and down, on 4 connections: CPU time of one, and peak memory."""
+    """Bodies of a number of bytes, up and down, on 4 connections: CPU time of one, and peak memory."""
 
     name = "bodies"
     sizes = (KIB, MIB, GIB)
@@ -173,7 +173,7 @@ class Bodies:
             ("up", {"path": "/upload", "length": len(str(size)), "upload": size}),
             ("down", {"path": f"/bytes/{size}", "length": size}),
         ):
-            # By bytes: in the time of a load, not even one of the longest may have gone through.
+            # By bytes, because a load may be too short for even one of the longest bodies.
             used, told, peak = loaded(setting, 4, by_bytes=True, **options)
             figures[f"bodies.{way}"] = used["cpu"] * size
             figures[f"bodies.{way}.peak"] = peak
@@ -184,8 +184,8 @@ CASES = [Idle(), HandOver(), Connections(), Heads(), HeadInstructions(), Bodies(
 
 
 def loaded(setting, connections, by_bytes=False, **options):
-    """Returns what a request, or a byte of the bodies, takes, what the load has seen, and the peak
-    memory."""
+    """Returns the usage for each request, or for each byte of the bodies, the figures of the load,
+    and the peak memory."""
     with (Server(setting.server, setting.cores) as server,
           Spin(setting.spin, server, connections, **options) as load):
         load.run(1)
@@ -199,6 +199,6 @@ def loaded(setting, connections, by_bytes=False, **options):
 
 
 def head(fields):
-    """A request whose head has so many fields."""
+    """Returns a request whose head has this number of fields."""
     names = [f"X-Field-{number}: a value of some thirty letters" for number in range(1, fields)]
     return "\r\n".join(["GET / HTTP/1.1", "Host: localhost", *names, "", ""]).encode()

@@ -1,17 +1,17 @@
-"""The counts of a request that `benches/guard` compares: those of the commit, and those of now."""
+"""The counts of a request that `benches/guard` compares: the committed ones and the new ones."""
 
 import re
 from dataclasses import dataclass
 
-# How much dearer a request may be.
+# The largest ratio of the instructions of a request to the committed number.
 MORE_INSTRUCTIONS = 1.03
-# How many system calls may come on top: medians differ by less than 0.1 from run to run.
+# The largest increase of the system calls. Medians differ by less than 0.1 from run to run.
 MORE_CALLS = 0.3
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Instructions and system calls of one request, and the compiler they are of."""
+    """Instructions and system calls of one request, and the compiler of the server."""
 
     instructions: float
     calls: float
@@ -19,7 +19,7 @@ class Counts:
 
     @classmethod
     def read(cls, text):
-        """From what `written` gives; a ValueError says what is missing."""
+        """Reads the text of `written`. A ValueError names a missing part."""
         instructions = re.search(r"(?m)^(\d+) by (.+)$", text)
         calls = re.search(r"(?m)^(\d+\.\d+) system calls$", text)
         if not instructions:
@@ -29,7 +29,7 @@ class Counts:
         return cls(int(instructions[1]), float(calls[1]), instructions[2])
 
     def written(self):
-        """As the committed file has it."""
+        """Returns the text of the committed file."""
         return f"{self.instructions:.0f} by {self.compiler}\n{self.calls:.2f} system calls\n"
 
     @property
@@ -41,7 +41,7 @@ class Counts:
         return self.calls + MORE_CALLS
 
     def dearer(self, is_now):
-        """Says in words which count has become dearer than it may. Empty if none has."""
+        """Returns a text that names each count above its limit. It is empty if there is none."""
         found = []
         if is_now.instructions > self.most_instructions:
             found.append(f"{is_now.instructions / self.instructions - 1:.1%} more instructions")

@@ -1,6 +1,6 @@
--- What wrk sends, and what it tells afterwards: one line of JSON. The argument says how:
--- "keep" (keep-alive), "close" (a connection for each request), "pipeline" (16 at a time),
--- "browser" (twelve fields, as a browser sends them, about 650 bytes).
+-- The requests of wrk, and its report, which is one line of JSON. The argument is "keep"
+-- (keep-alive), "close" (a connection for each request), "pipeline" (16 at a time), or "browser"
+-- (twelve fields, as a browser sends them, about 650 bytes).
 
 local browser = {
     ["Accept"] = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",

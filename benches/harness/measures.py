@@ -1,6 +1,6 @@
-"""What is measured: each function takes a binary and returns its figures, by name.
+"""The measurements. Each function takes a binary and returns its figures, by name.
 
-A figure that is None is one that this server has not (`—` in the table).
+A figure that this server does not have is None (`—` in the table).
 """
 
 import os
@@ -21,7 +21,7 @@ IDLE = 10_000
 
 @dataclass(frozen=True)
 class Setting:
-    """How long, and on which cores."""
+    """The duration and the cores of a run."""
 
     cores: set
     seconds: int = 3
@@ -31,7 +31,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk does to a server."""
+    """A load by wrk."""
 
     name: str
     how: str
@@ -43,7 +43,8 @@ class Load:
             if self.how == "pipeline" and not clients.answers_pipelined(server):
                 return {f"{self.name}.{of}": None
                         for of in ("cpu", "waited", "displaced", "rate", "p50", "p99", "peak")}
-            # Once, so that what is made at first use is made.
+            # The first run is not measured, because the server makes some things at their first
+            # use.
             clients.wrk(server, self.how, self.path, self.connections, 1)
             before = server.usage()
             told = clients.wrk(server, self.how, self.path, self.connections, setting.seconds)
@@ -59,9 +60,9 @@ class Load:
         }
 
     def answered(self, told):
-        """How many requests wrk says were answered, unless too many were not."""
+        """Returns the number of answers in wrk's report. Fails if too many requests had none."""
         answered, failed = told["requests"], told["failed"]
-        # A server that closes without having said so in its response gives wrk a broken connection.
+        # If a server closes although its response has not said so, wrk counts a broken connection.
         failed += told["broken"] if self.how != "close" else 0
         if answered == 0 or failed > answered / 1000:
             raise Failure(f"{answered} requests, {failed} failed")
@@ -70,7 +71,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Bodies of 16 MiB that go up, or up and back."""
+    """A load with bodies of 16 MiB, as uploads or as echoes."""
 
     name: str
     size: int = 16 * MIB
@@ -91,7 +92,7 @@ class Transfer:
 
 
 class Start:
-    """From exec to the first answer, and the memory that this took."""
+    """The time from exec to the first answer, and the memory by then."""
 
     name = "start"
 
@@ -105,13 +106,13 @@ class Start:
 
 
 class Idle:
-    """Idle keep-alive connections, each of which was used once; then, with them, TERM."""
+    """Idle keep-alive connections, each of which was used once, and TERM with all of them open."""
 
     name = "idle"
 
     def measure(self, peer, binary, setting):
         with Server(binary, setting.cores) as server:
-            # What the first ones bring about is not theirs.
+            # The first connections are not measured, because they have one-time costs.
             with KeepAlive(server, 16):
                 pass
             time.sleep(0.2)
@@ -129,7 +130,7 @@ class Idle:
 
 
 class LastResponse:
-    """From the last response to the exit, with one request in flight at TERM."""
+    """The time from the last response to the exit, with one request in flight at TERM."""
 
     name = "last"
 
@@ -139,7 +140,7 @@ class LastResponse:
         with Server(binary, setting.cores) as server, InFlight(server) as request:
             time.sleep(0.1)
             server.terminate()
-            # Longer than any linger.
+            # This is longer than any linger.
             time.sleep(0.4)
             request.finish()
             started = time.perf_counter()
@@ -151,9 +152,9 @@ class LastResponse:
 class Syscalls:
     """System calls per keep-alive request, on one connection and on 16 that ask together.
 
-    The clients pause before each request: strace slows the server down so much that it would find
-    every request there already, and never wait for one. After a longer pause, smol's own thread takes
-    the reactor from the worker, and what is counted varies.
+    The clients pause before each request, because strace slows the server down so much that every
+    request would be there already, and the server would never wait. After a longer pause, smol's own
+    thread takes the reactor from the worker, and the count varies.
     """
 
     name = "syscalls"
@@ -171,8 +172,8 @@ class Syscalls:
 
 
 class Instructions:
-    """Instructions per keep-alive request, in user space: what callgrind has counted after 5,000
-    of them, less what it had after 1,000."""
+    """The instructions per keep-alive request, in user space: callgrind's count after 5,000 requests
+    less its count after 1,000."""
 
     name = "instructions"
 
@@ -181,7 +182,7 @@ class Instructions:
 
 
 class Size:
-    """The stripped binary."""
+    """The size of the stripped binary."""
 
     name = "size"
 
@@ -189,7 +190,7 @@ class Size:
         return {"size": binary.stat().st_size}
 
 
-# One after the other, all servers in turn, as often as there are rounds.
+# These are measured in each round, one after the other, for all servers in turn.
 CONNECTIONS = (1, 16, 64, 512, 4096)
 ROUNDS = [
     *(Load(f"keep-{count}", "keep", count) for count in CONNECTIONS),
@@ -207,12 +208,12 @@ ROUNDS = [
     LastResponse(),
 ]
 
-# Counts, which do not depend on what else the machine does.
+# These are counts, which do not depend on other work of the machine.
 ONCE = [Size(), Calls(), Syscalls(), Instructions()]
 
 
 def system_calls(servers, connections, requests=1600, patience=20):
-    """System calls per keep-alive request by name, of processes that share a port."""
+    """Returns the system calls per keep-alive request by name, of processes that share a port."""
     with (tempfile.NamedTemporaryFile("r") as table,
           KeepAlive(servers[0], connections) as client):
         command = ["strace", "-f", "-c", "-o", table.name]
@@ -243,7 +244,7 @@ def system_calls(servers, connections, requests=1600, patience=20):
 def instructions(binary, cores, few=1000, many=5000, deep=1, request=REQUEST):
     """Instructions per request, with so many requests at a time; `request` is what is sent if that is
     more than one."""
-    # Go's preemption by signals is more than valgrind can bear.
+    # valgrind cannot run Go with preemption by signals.
     calm = dict(os.environ, GODEBUG="asyncpreemptoff=1")
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "out"
@@ -256,7 +257,7 @@ def instructions(binary, cores, few=1000, many=5000, deep=1, request=REQUEST):
                 done = subprocess.run(command, capture_output=True, text=True, timeout=30)
                 if done.returncode != 0:
                     raise Failure(f"vgdb: {done.stderr.strip()}")
-        # A dump begins where the one before has ended.
+        # A dump counts from the end of the dump before.
         dump = Path(f"{out}.2").read_text()
     return int(re.search(r"(?m)^totals: (\d+)", dump)[1]) / (many - few)
 

@@ -1,4 +1,4 @@
-"""How cost grows, as pictures (SVG), as tables, and in words.
+"""The growth of costs, as pictures (SVG), as tables, and in words.
 
 Pure: from figures to text. A figure with a `step` is a total, and should grow in proportion to its
 size, apart from a fixed part. A figure without one is a cost of each, and should not grow.
@@ -13,7 +13,7 @@ from .units import BYTES, CALLS, MEGABYTES, MICROSECONDS, MILLISECONDS, RATE, WH
 
 BEGIN, END = "<!-- growth: written by benches/growth -->", "<!-- end of the growth -->"
 
-# Costs that differ by no more count as the same, because rounds differ by as much.
+# Costs within this ratio count as the same, because rounds differ by as much.
 FLAT = 1.15
 LINEAR = 1.30
 
@@ -24,7 +24,7 @@ MEBIBYTE = ("MiB", 1 << 20)
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure over its sizes. For a total, `step` is the unit whose cost is told."""
+    """A figure over its sizes. For a total, `step` is the unit whose cost is shown."""
 
     figure: str
     title: str
@@ -36,7 +36,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Plot:
-    """Panels of the same sizes, one file."""
+    """Panels with the same sizes, in one file."""
 
     name: str
     title: str
@@ -76,7 +76,7 @@ def points(run, figure):
 
 
 def slope(panel, measured):
-    """In words, how a figure grows."""
+    """Describes the growth of a figure in words."""
     if len(measured) < 2:
         return "—"
     return _total(panel, measured) if panel.step else _each(panel, measured)
@@ -100,7 +100,7 @@ def _total(panel, measured):
     name, step = panel.step
     further = [(y2 - y1) / (x2 - x1) * step
                for (x1, y1), (x2, y2) in zip(measured, measured[1:])]
-    # A part of a unit is told in its own digits.
+    # A part of a unit has its own number of digits.
     costs = ", then ".join(_cost(value, panel.unit) for value in further)
     told = f"{costs} for each further {name}"
     if min(further) <= 0:
@@ -114,7 +114,7 @@ def _total(panel, measured):
 
 
 def _cost(value, unit):
-    """With three digits, in a unit small enough."""
+    """Returns the value with three digits, in a unit that is small enough."""
     name, factor, _ = unit
     number = value * factor
     for smaller in ({"ms": ("µs", 1e3), "µs": ("ns", 1e3)}.get(name),):
@@ -134,7 +134,7 @@ def sized(size):
 
 
 def markdown(run):
-    """Everything between the two marks, with links to the pictures."""
+    """Returns the text between the two marks, with links to the pictures."""
     command, rounds = f"benches/growth {run['arguments']}".rstrip(), run["rounds"]
     lines = [
         BEGIN, "## How cost grows", "",
@@ -168,7 +168,7 @@ LEFT, RIGHT, TOP, BOTTOM = 66, 28, 54, 40
 
 
 def svg(plot, run):
-    """The panels of a plot, two in a row."""
+    """Draws the panels of a plot, two in a row."""
     panels = [(panel, points(run, panel.figure)) for panel in plot.panels]
     panels = [(panel, measured) for panel, measured in panels if measured]
     columns = min(2, len(panels)) or 1
@@ -227,14 +227,14 @@ def _straight(panel, measured):
         return None
     if not panel.is_x_log:
         return [(x1, y1), (x2, y2)]
-    # With logarithmic axes a fixed part bends the line.
+    # With logarithmic axes, a fixed part makes the line a curve.
     count = 24
     xs = [x1 * (x2 / x1) ** (number / count) for number in range(count + 1)]
     return [(x, y1 + (x - x1) * (y2 - y1) / (x2 - x1)) for x in xs]
 
 
 def _scale(values, is_log, begin, end):
-    """From a value to its place; a linear axis begins at 0."""
+    """Returns the function from a value to its position. A linear axis begins at 0."""
     if is_log:
         low, high = log10(min(values)), log10(max(values))
         span = high - low or 1

@@ -1,4 +1,4 @@
-"""A server as a process: started on its cores, looked at, ended."""
+"""A server as a process, which is started on its cores, observed and ended."""
 
 import os
 import re
@@ -12,11 +12,11 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Failure(Exception):
-    """A measurement that could not be taken; the reason is shown instead of a figure."""
+    """A measurement that has failed. The reason is shown instead of a figure."""
 
 
 class Server:
-    """A server process of ours: it ends with the `with` block at the latest."""
+    """A server process, which ends with the `with` block at the latest."""
 
     def __init__(self, binary, cores, under=(), patience=10, environment=os.environ,
                  arguments=(), port=None):
@@ -24,7 +24,7 @@ class Server:
         command = [*map(str, under), str(binary), f"127.0.0.1:{self.port}", *arguments]
         null = [(os.POSIX_SPAWN_OPEN, n, "/dev/null", os.O_RDWR, 0) for n in range(3)]
         own = os.sched_getaffinity(0)
-        # The child inherits it; one process fewer to start than with taskset.
+        # The child inherits this affinity, which saves the process of taskset.
         os.sched_setaffinity(0, cores)
         started = time.perf_counter()
         try:
@@ -41,7 +41,7 @@ class Server:
         except BaseException:
             self.end()
             raise
-        # From exec to the first answer, in seconds.
+        # The time from exec to the first answer, in seconds.
         self.start_time = time.perf_counter() - started
 
     def __enter__(self):
@@ -51,7 +51,7 @@ class Server:
         self.end()
 
     def end(self):
-        """Ends it, unless it has ended."""
+        """Ends the server, unless it has ended."""
         if self.pid is None:
             return
         if not self.has_ended():
@@ -66,46 +66,46 @@ class Server:
         signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
 
     def has_ended(self, patience=0.0):
-        """Whether it has ended, within `patience` seconds."""
+        """Returns True if the server ends within `patience` seconds."""
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(patience * 1000))
 
     def exit_code(self):
-        """Its exit code, when it has ended; negative for a signal."""
+        """Waits for the end, and returns the exit code, which is negative for a signal."""
         ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def connect(self):
-        """Opens a connection to it."""
+        """Opens a connection to the server."""
         client = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return client
 
     def cpu(self):
-        """CPU time so far, in seconds: to the nanosecond, of the threads that live."""
+        """Returns the CPU time of the living threads so far, in seconds, to the nanosecond."""
         return self.usage()[0]
 
     def peak(self):
-        """The most memory that was resident so far, in bytes (VmHWM)."""
+        """Returns the most resident memory so far, in bytes (VmHWM)."""
         return self._kilobytes("status", "VmHWM") * 1024
 
     def private(self):
-        """Memory that is this process's alone, in bytes."""
+        """Returns the private memory of the process, in bytes."""
         return 1024 * sum(
             self._kilobytes("smaps_rollup", name) for name in ("Private_Clean", "Private_Dirty"))
 
     def tasks(self):
-        """The ids of its threads."""
+        """Returns the ids of the threads."""
         return [int(name) for name in os.listdir(f"/proc/{self.pid}/task")]
 
     def descriptors(self):
-        """How many descriptors it has open."""
+        """Returns the number of open descriptors."""
         return descriptors(self.pid)
 
     def usage(self):
-        """CPU time so far, in seconds, and how often a thread has waited, and was made to wait, for
-        its core: of the threads that live."""
+        """Returns three values of the living threads so far: the CPU time in seconds, and the numbers
+        of voluntary and of involuntary waits for a core."""
         nanoseconds = waited = displaced = 0
         for task in self.tasks():
             of = Path(f"/proc/{self.pid}/task/{task}")
@@ -151,7 +151,7 @@ _next_port = 20000 + os.getpid() % 5000
 
 
 def _free_port():
-    """A port that nobody uses, below those that the kernel gives to clients."""
+    """Returns a free port, below those that the kernel gives to clients."""
     global _next_port
     for _ in range(2000):
         _next_port = 20000 + (_next_port - 20000 + 1) % 10000

@@ -1,4 +1,4 @@
-"""The load that never sleeps (`peers/src/bin/spin`), and what is measured with it.
+"""The load that never sleeps (`peers/src/bin/spin`), and the measurements that use it.
 
 A send to a client that sleeps pays for waking that client. This one polls its connections without a
 pause, so a server's CPU time is its own. It connects before a measurement begins, and leaves after
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from .servers import Failure, Server, by_request
 
-# How long connecting, and what comes on top of a window, may take, in seconds.
+# The limit in seconds for connecting, and for the time that a window takes beyond its length.
 PATIENCE = 60
 
 
@@ -41,18 +41,18 @@ class Spin:
         self.close()
 
     def close(self):
-        """Ends it."""
+        """Ends the load."""
         self.process.kill()
         self.process.communicate()
 
     def run(self, seconds):
-        """Loads the server for so long, and returns what the load has seen."""
+        """Loads the server for this time, and returns the figures of the load."""
         self.process.stdin.write(f"{seconds}\n")
         self.process.stdin.flush()
         return json.loads(self._line(seconds + PATIENCE))
 
     def _line(self, patience):
-        """The next line. A line is written at once, so that it is there when its begin is."""
+        """Returns the next line. The load writes each line at once, so a begun line is complete."""
         if not select.select([self.process.stdout], [], [], patience)[0]:
             raise Failure("the load says nothing")
         line = self.process.stdout.readline()
@@ -63,7 +63,7 @@ class Spin:
 
 @dataclass(frozen=True)
 class SpinLoad:
-    """Requests as fast as the server answers them, on so many connections."""
+    """Requests as fast as the server answers them, on a number of connections."""
 
     name: str
     connections: int
@@ -72,7 +72,7 @@ class SpinLoad:
     def measure(self, peer, binary, setting):
         with (Server(binary, setting.cores) as server,
               Spin(setting.spin, server, self.connections, fields=self.fields) as load):
-            # Once, so that what is made at first use is made.
+            # One run before, for everything that the server creates at its first use.
             load.run(1)
             before = server.usage()
             told = load.run(setting.seconds)
@@ -88,8 +88,8 @@ class SpinLoad:
 
 
 class Newcomer:
-    """How long one who connects, beside 64 busy connections, waits for the first answer: connects
-    every 2 ms, asks once and leaves."""
+    """The wait of a new client for its first response, beside 64 busy connections. A client connects
+    every 2 ms, sends one request and closes."""
 
     name = "newcomer"
 
@@ -104,8 +104,8 @@ class Newcomer:
 
 
 class Calls:
-    """System calls per request of 16 connections that are busy, and of 16 that pause 0.5 ms after each
-    answer, each by itself; of so many runs each."""
+    """System calls per request of 16 busy connections and, separately, of 16 connections that pause
+    for 0.5 ms after each response. Each is measured in a number of runs."""
 
     name = "calls"
     runs = 3
@@ -123,15 +123,15 @@ class Calls:
 
 
 def answered(told):
-    """How many requests were answered: at least one."""
+    """Returns the number of answered requests, which is at least one."""
     if not told["requests"]:
         raise Failure("no request was answered")
     return told["requests"]
 
 
 def count_calls(server, what):
-    """Does what it is told; returns how many system calls the server has made meanwhile, and what came
-    of it."""
+    """Runs a function. Returns the number of system calls that the server made during the run, and the
+    result of the function."""
     control, control_end = os.pipe()
     ack, ack_end = os.pipe()
     command = ["perf", "stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-p", str(server.pid),
@@ -150,7 +150,7 @@ def count_calls(server, what):
             raise Failure("perf does not answer")
         os.read(ack, 64)
 
-    # A thread reads perf's output meanwhile. A perf that cannot count is found by its end.
+    # A thread reads perf's output meanwhile. If perf cannot count, it exits, which is noticed.
     said = []
     reader = threading.Thread(target=lambda: said.append(perf.stderr.read()))
     reader.start()

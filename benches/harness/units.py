@@ -1,4 +1,4 @@
-"""How figures are shown: (unit, factor, digits)."""
+"""The format of the figures: (unit, factor, digits)."""
 
 from math import isinf
 
@@ -13,7 +13,7 @@ RATE = ("1/s", 1, 0)
 
 
 def shown(value, unit, with_unit=False):
-    """A figure as text; None is a dash."""
+    """Returns a figure as text. None is a dash."""
     if value is None:
         return "—"
     name, factor, digits = unit
@@ -24,7 +24,7 @@ def shown(value, unit, with_unit=False):
 
 
 def as_number(value, digits):
-    """With at least so many digits that a small one is not lost, and no more than four or so."""
+    """Returns the number with enough digits for a small value, and with about four at most."""
     if digits and value >= 100:
         digits = 0 if value >= 1000 else 1
     text = f"{value:,.{digits}f}"

@@ -162,7 +162,7 @@ mod tests {
         ] {
             assert_eq!(next(text.as_bytes()), words, "{text}");
         }
-        // The datagram is longer than what is read of it.
+        // The datagram is longer than the part of it that is read.
         let long = format!("STATUS={}\nREADY=1\n", "x".repeat(LONGEST));
         assert!(!next(long.as_bytes()).is_ready);
         assert_eq!(next(b"\xff\nREADY=1"), Words { is_ready: true, ..Words::default() });

@@ -1,6 +1,6 @@
 //! [`Policy`]: decides what a keeper does when something happens to the keeper or to a child.
 //!
-//! Pure: the caller brings the time and what has happened, and carries out the [`Action`]s in their
+//! Pure: the caller passes the time and the [`Event`], and carries out the [`Action`]s in their
 //! order. Invariant: at most one child is starting, and the keeper tells a child that serves to
 //! leave only when another one serves. The policy starts nothing, and knows no process ids.
 
@@ -110,7 +110,7 @@ impl Policy {
         }
     }
 
-    /// Makes a policy from what [`Policy::remember`] has returned.
+    /// Makes a policy from the state that [`Policy::remember`] has returned.
     pub(crate) fn resume(patience: Duration, remembered: Remembered) -> Self {
         let Remembered { children, next } = remembered;
         Self { children, next, has_served: true, ..Self::new(patience) }

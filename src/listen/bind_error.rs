@@ -50,7 +50,7 @@ impl From<io::Error> for BindError {
 }
 
 impl BindError {
-    /// Returns one line that says why `wanted` could not be bound, and what to do.
+    /// Returns one line with the reason why `wanted` could not be bound, and the remedy.
     pub(crate) fn worded(self, wanted: &Address) -> io::Error {
         let message = self.message(wanted);
         match self {

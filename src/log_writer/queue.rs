@@ -55,7 +55,7 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Returns `true` if so many lines wait that the thread should not gather more.
+    /// Returns `true` if enough lines wait, so that the thread should not gather more.
     fn is_filling(&self) -> bool {
         self.lines.count() >= LINES / 4 || self.lines.bytes() >= BATCH
     }

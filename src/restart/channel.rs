@@ -91,7 +91,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says.
+    /// Returns the operating system's error.
     #[cfg_attr(not(feature = "keeper"), allow(dead_code, reason = "only a keeper writes it"))]
     pub(crate) fn word(end: &OwnedFd, fd: RawFd) -> io::Result<String> {
         let mut word = String::from(VERSION);
@@ -152,7 +152,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says.
+    /// Returns the operating system's error.
     pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
         self.socket.into_inner()
     }

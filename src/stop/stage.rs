@@ -12,8 +12,8 @@ use crate::stop::activity::{Doing, Look, Wait};
 ///
 /// # Examples
 ///
-/// The stage shows who kept a request from its end. Here the handler waits for a body that the
-/// client does not send:
+/// The stage shows which side held a request up. Here the handler waits for a body that the client
+/// does not send:
 ///
 /// ```
 /// use futures_lite::{AsyncWriteExt, stream};

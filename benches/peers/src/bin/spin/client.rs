@@ -1,7 +1,7 @@
-//! One connection of the load: sends a request, reads its answer, and never blocks.
+//! One connection of the load. It sends a request and reads the response, and never blocks.
 //!
-//! Invariant: an answer is counted when its last byte has come, and only if it is a 200 with the
-//! length that the request asks for. Does not decide when to ask: the load does.
+//! Invariant: a response is counted when its last byte has arrived, and only if it is a 200 with
+//! the length that the request asks for. The load decides when a client sends a request.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,17 +9,17 @@ use std::time::Instant;
 
 use crate::request::Request;
 
-/// The bytes of a body.
+/// A piece of a request's body.
 static PIECE: [u8; 256 * 1024] = [b'x'; 256 * 1024];
 
-/// How far a client has come.
+/// The state of a client after a step.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// The socket takes no more of the request.
+    /// The socket accepts no more of the request.
     Sending,
-    /// The answer is not there, or not as a whole.
+    /// The response has not arrived, or not completely.
     Waiting,
-    /// The whole answer has come.
+    /// The complete response has arrived.
     Answered,
 }
 
@@ -33,12 +33,12 @@ enum State {
 
 pub struct Client {
     pub stream: TcpStream,
-    /// When it has begun to ask.
+    /// The time at which the client began to send the request.
     pub asked: Instant,
-    /// How many bytes of bodies have gone through, in both directions.
+    /// The number of bytes of bodies so far, in both directions.
     pub bytes: u64,
     state: State,
-    /// The part of an answer's head that has come without the rest.
+    /// The beginning of a response's head whose rest has not arrived.
     head: Vec<u8>,
 }
 
@@ -51,14 +51,14 @@ impl Client {
         Ok(Self { stream, asked, bytes: 0, state, head: Vec::new() })
     }
 
-    /// Sends the request, as far as the socket takes it.
+    /// Sends as much of the request as the socket accepts.
     pub fn ask(&mut self, request: &Request) -> io::Result<Progress> {
         self.asked = Instant::now();
         self.state = State::SendingHead(0);
         self.send(request)
     }
 
-    /// Goes on with whatever the socket may be ready for.
+    /// Continues to send or to read, as far as the socket is ready.
     pub fn go_on(&mut self, request: &Request, buffer: &mut [u8]) -> io::Result<Progress> {
         match self.state {
             State::Quiet => Err(self.unasked(buffer)),
@@ -108,7 +108,7 @@ impl Client {
             };
             let is_last = count < buffer.len();
             match self.take(request, &buffer[..count])? {
-                // The socket may have more than the buffer holds; otherwise it is empty.
+                // If the buffer is full, the socket may have more. Otherwise, the socket is empty.
                 Progress::Waiting if !is_last => {}
                 progress => return Ok(progress),
             }
@@ -118,7 +118,7 @@ impl Client {
     fn take(&mut self, request: &Request, bytes: &[u8]) -> io::Result<Progress> {
         let body = match self.state {
             State::Body(left) => return self.take_body(left, bytes.len() as u64),
-            // The usual case: the answer comes in one piece.
+            // The response usually arrives in one piece.
             _ if self.head.is_empty() => match end_of_head(bytes) {
                 Some(end) => {
                     check(&bytes[..end], request)?;
@@ -154,7 +154,7 @@ impl Client {
         Ok(Progress::Answered)
     }
 
-    /// Names what has come without a request.
+    /// Returns an error that names the data, or the end, that arrived without a request.
     fn unasked(&mut self, buffer: &mut [u8]) -> io::Error {
         match self.stream.read(buffer) {
             Ok(0) => bad("the server has closed an idle connection"),
@@ -177,7 +177,7 @@ fn end_of_head(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|position| position + 4)
 }
 
-/// Fails unless the head is one of a 200 with the expected length.
+/// Fails unless the head is that of a 200 response with the expected length.
 fn check(head: &[u8], request: &Request) -> io::Result<()> {
     if !head.starts_with(b"HTTP/1.1 200") {
         let line = head.split(|&byte| byte == b'\r').next().unwrap_or(head);

@@ -1,8 +1,8 @@
 //! All connections of the load, polled without a pause, and the figures of a window of time.
 //!
-//! Invariant: the thread never sleeps, because each wait has a timeout of zero. A window counts what
-//! is answered within it; what is under way at its end goes on in the next one. A server that answers
-//! nothing for five seconds ends the run.
+//! Invariant: the thread never sleeps, because each wait has a timeout of zero. A window counts the
+//! requests that are answered within it. Requests without an answer at its end continue in the next
+//! window. The run fails if the server answers no request for five seconds.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,37 +17,37 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use crate::client::{Client, Progress};
 use crate::request::Request;
 
-/// How long a server may answer nothing.
+/// The longest time that a server may take without any answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How many newcomers may wait at a time.
+/// The largest number of newcomers that may wait at a time.
 const MOST_NEWCOMERS: usize = 1000;
 
 pub struct Settings {
     pub address: SocketAddr,
     pub connections: usize,
     pub request: Request,
-    /// How long a connection waits after each answer.
+    /// The pause of a connection after each response.
     pub pause: Option<Duration>,
-    /// How often somebody connects who asks once and leaves.
+    /// The interval between newcomers, which are clients that connect, send one request and close.
     pub newcomers: Option<Duration>,
 }
 
 pub struct Load {
     settings: Settings,
     poll: OwnedFd,
-    /// The lasting connections, and behind them the newcomers.
+    /// The lasting connections, followed by the newcomers.
     clients: Vec<Option<Client>>,
     /// Places of newcomers that have left.
     free: Vec<usize>,
-    /// The clients that ask again, and when, in the order of time.
+    /// The clients that pause, with the end of each pause, in the order of time.
     paused: VecDeque<(Instant, usize)>,
     next_newcomer: Instant,
     buffer: Vec<u8>,
     events: Vec<Event>,
     figures: Figures,
-    /// When something has come from the server.
+    /// The time at which the server last sent data.
     last_event: Instant,
-    /// While connections are made, each of them asks once.
+    /// `true` while the connections are opened, when each of them sends one request.
     is_opening: bool,
 }
 
@@ -58,7 +58,7 @@ struct Figures {
 }
 
 impl Load {
-    /// Connects, and returns when each connection has had an answer.
+    /// Connects, and returns when each connection has received a response.
     pub fn open(settings: Settings) -> io::Result<Self> {
         let now = Instant::now();
         let mut load = Self {
@@ -74,7 +74,7 @@ impl Load {
             is_opening: true,
             settings,
         };
-        // One by one: clients in the queue of a listener are not what is measured.
+        // The clients connect one by one, because the queue of the listener is not measured.
         for place in 0..load.settings.connections {
             load.connect(place)?;
             load.last_event = Instant::now();
@@ -88,7 +88,7 @@ impl Load {
         Ok(load)
     }
 
-    /// Loads the server for so long, and returns the figures as a line of JSON.
+    /// Loads the server for this duration, and returns the figures as a line of JSON.
     pub fn run(&mut self, duration: Duration) -> io::Result<String> {
         let began = Instant::now();
         let bytes = self.bytes();
@@ -118,13 +118,13 @@ impl Load {
         ))
     }
 
-    /// Returns how many bytes of bodies have gone through the lasting connections.
+    /// Returns the number of bytes of bodies on the lasting connections so far.
     fn bytes(&self) -> u64 {
         let lasting = self.clients.iter().take(self.settings.connections);
         lasting.flatten().map(|client| client.bytes).sum()
     }
 
-    /// Lets every client ask whose pause is over.
+    /// Sends a request on each client whose pause is over.
     fn ask_due(&mut self, now: Instant) -> io::Result<()> {
         while let Some(&(due, place)) = self.paused.front() {
             if due > now {
@@ -136,7 +136,7 @@ impl Load {
         Ok(())
     }
 
-    /// Lets a newcomer in, if it is time for one.
+    /// Connects a newcomer, if it is time for one.
     fn admit(&mut self, now: Instant) -> io::Result<()> {
         let Some(interval) = self.settings.newcomers else { return Ok(()) };
         if now < self.next_newcomer {
@@ -150,7 +150,7 @@ impl Load {
             }
             None => return Err(late("newcomers are not answered")),
         };
-        // Connecting is a part of what a newcomer waits for.
+        // The wait of a newcomer includes the time that it takes to connect.
         let began = Instant::now();
         self.connect(place)?;
         self.ask(place)?;
@@ -178,7 +178,7 @@ impl Load {
         Ok(())
     }
 
-    /// Looks once at all sockets, and goes on with those that are ready.
+    /// Polls all sockets once, and continues with those that are ready.
     fn look(&mut self) -> io::Result<()> {
         const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
         self.events.clear();
@@ -204,7 +204,7 @@ impl Load {
         Ok(())
     }
 
-    /// Counts an answer, and lets the client ask again, pause or leave.
+    /// Counts a response. After it, the client sends its next request, pauses or closes.
     fn answered(&mut self, place: usize) -> io::Result<()> {
         let Some(client) = &mut self.clients[place] else { return Ok(()) };
         let now = Instant::now();
@@ -226,7 +226,7 @@ impl Load {
         }
     }
 
-    /// Tells the kernel what this client waits for.
+    /// Tells the kernel which events this client waits for.
     fn wait_for(&mut self, place: usize, flags: EventFlags) -> io::Result<()> {
         if let Some(client) = &self.clients[place] {
             epoll::modify(&self.poll, &client.stream, EventData::new_u64(place as u64), flags)?;
@@ -235,7 +235,7 @@ impl Load {
     }
 }
 
-/// Returns a quantile in seconds, and 0 without a sample.
+/// Returns a quantile in seconds, or 0 if there are no samples.
 fn quantile(samples: &mut [Duration], part: f64) -> f64 {
     if samples.is_empty() {
         return 0.0;

@@ -1,13 +1,14 @@
-//! A load that never sleeps: one thread that asks on many connections and polls all of them.
+//! A load that never sleeps. One thread sends requests on many connections, and polls all of them.
 //!
-//! A send to a client that sleeps pays for waking that client, and wrk sleeps whenever it has
-//! nothing to read. This client looks again at once, so a server's CPU time is its own. Every answer
-//! has to be a 200 of the length that was asked for, or the run fails.
+//! A server that sends to a sleeping client also pays for waking that client, and wrk sleeps
+//! whenever it has no data to read. This client polls again at once, so the CPU time of the server
+//! includes no wake-ups. The run fails unless every response is a 200 with the requested length.
 //!
 //! `spin ADDRESS CONNECTIONS PATH LENGTH [fields=N] [upload=BYTES] [pause=MICROSECONDS]
-//! [newcomers=MICROSECONDS]` connects, has one answer on each connection, and writes `ready`. Each
-//! line on standard input is then a number of seconds to load the server for. The figures of each
-//! such window are a line of JSON. The end of standard input ends the program.
+//! [newcomers=MICROSECONDS]` connects, receives one response on each connection, and writes
+//! `ready`. After that, each line on standard input is a number of seconds, and the program loads
+//! the server for that time. It writes the figures of each such window as a line of JSON. The end
+//! of standard input ends the program.
 
 mod client;
 mod load;

@@ -1,9 +1,10 @@
-//! The request that a client sends again and again, and the answer that it has to get.
+//! The request that a client sends repeatedly, and the response that it must receive.
 //!
-//! Built once, so that a request costs the client no formatting. A head of up to twelve fields has
-//! those of a browser in the order of a browser; a longer one has fields of its own behind them.
+//! The request is built once, so the client formats nothing during the run. A head of up to twelve
+//! fields has the fields of a browser, in the browser's order. A longer head has further fields
+//! after them.
 
-/// The fields that a browser sends beside `Host`.
+/// The fields that a browser sends in addition to `Host`.
 const BROWSER: [(&str, &str); 11] = [
     ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"),
     (
@@ -21,17 +22,17 @@ const BROWSER: [(&str, &str); 11] = [
     ("Sec-Fetch-User", "?1"),
 ];
 
-/// A request and the length of its answer.
+/// A request and the length of its response.
 pub struct Request {
     pub head: Vec<u8>,
-    /// How many bytes follow the head.
+    /// The number of bytes after the head.
     pub body: u64,
-    /// How long the body of the answer has to be.
+    /// The required length of the response's body.
     pub answer: u64,
 }
 
 impl Request {
-    /// Makes a request whose head has so many fields, among them `Host` and, for an upload,
+    /// Makes a request whose head has this number of fields, including `Host` and, for an upload,
     /// `Content-Length`.
     pub fn new(path: &str, fields: usize, upload: Option<u64>, answer: u64) -> Self {
         let method = if upload.is_some() { "POST" } else { "GET" };
