@@ -12,6 +12,7 @@ use http_types::url::Position;
 
 use crate::stop::orders::Order;
 use crate::stop::seat::Seat;
+use crate::stop::token::Attached;
 use crate::stream::socket::ClientLeft;
 
 /// Returns the target of `request`, byte for byte as the client sent it (RFC 9112 section 3.2).
@@ -110,7 +111,7 @@ impl Client {
     /// assert!(future::block_on(future::poll_once(client.left())).is_none());
     /// ```
     pub fn of(request: &Request) -> Self {
-        Self { seat: request.ext().get::<Attached>().map(|attached| attached.seat.clone()) }
+        Self { seat: request.ext().get::<Attached>().map(|attached| attached.seat().clone()) }
     }
 
     /// Waits until the client has closed its side or is gone. Afterwards every further call returns
@@ -179,12 +180,5 @@ impl Client {
 /// Returns `true` if the connection of `request` serves further requests, whatever becomes of this
 /// process: the server is not stopped, or the connection can go to the successor.
 pub(crate) fn goes_on(request: &Request) -> bool {
-    request.ext().get::<Attached>().is_some_and(|attached| attached.seat.order() < Order::Finish)
-}
-
-/// The facts that the server attaches to a request.
-#[derive(Debug)]
-pub(crate) struct Attached {
-    pub(crate) target: Box<str>,
-    pub(crate) seat: Arc<Seat>,
+    request.ext().get::<Attached>().is_some_and(|attached| attached.seat().order() < Order::Finish)
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use http_types::Request;
 
 use crate::address::Address;
-use crate::client::Attached;
 use crate::stop::seat::Seat;
+use crate::stop::token::Attached;
 
 /// The server's knowledge of the connection of a request, beside its [`Peer`](crate::Peer). Clones
 /// stand for the same connection.
@@ -67,7 +67,7 @@ impl ConnectionInfo {
     /// assert_eq!(connection.listener(), None);
     /// ```
     pub fn of(request: &Request) -> Self {
-        let seat = request.ext().get::<Attached>().map(|attached| attached.seat.clone());
+        let seat = request.ext().get::<Attached>().map(|attached| attached.seat().clone());
         Self { seat, is_https: request.url().scheme() == "https" }
     }
 

@@ -97,15 +97,16 @@
 //!
 //! # Implementation
 //!
-//! async-h1 decodes bodies and encodes responses. A gate in front of async-h1 owns the read buffer
-//! and admits one well-formed message at a time. With [`run`], several worker threads poll one smol
-//! executor. The thread that called [`run`] keeps signals, deadlines and the drain, and runs no
-//! handler. An idle connection holds its socket and its task, and no buffer. A sweep over all
-//! connections keeps the deadlines, so a connection needs no timer. At a restart by a keeper, a
-//! connection goes to the successor between two exchanges, as its socket and the bytes that were
-//! read ahead. The library registers no signal handler unless the program calls [`run`] or
-//! [`signals`], and never exits the process. The library prints nothing but the line of an
-//! [`Outcome`] that `main` returns, if something was cut and no logger shows warnings.
+//! async-h1 decodes the bodies of requests and encodes those of responses. A gate in front of
+//! async-h1 owns the read buffer, reads and writes the heads, and admits one well-formed message at
+//! a time. With [`run`], several worker threads poll one smol executor. The thread that called
+//! [`run`] keeps signals, deadlines and the drain, and runs no handler. An idle connection holds
+//! its socket and its task, and no buffer. A sweep over all connections keeps the deadlines, so a
+//! connection needs no timer. At a restart by a keeper, a connection goes to the successor between
+//! two exchanges, as its socket and the bytes that were read ahead. The library registers no signal
+//! handler unless the program calls [`run`] or [`signals`], and never exits the process. The
+//! library prints nothing but the line of an [`Outcome`] that `main` returns, if something was cut
+//! and no logger shows warnings.
 //!
 //! # Limits
 //!

@@ -76,7 +76,6 @@ fn is_succeeded(request: &Request) -> bool {
 mod tests {
     use super::*;
     use crate::address::Address;
-    use crate::client::Attached;
     use crate::stop::origin::Origin;
     use crate::stop::seat::Seat;
     use crate::stop::shutdown::Shutdown;
@@ -113,8 +112,7 @@ mod tests {
             let origin = Arc::new(Origin::new(listener, Address::Other));
             let seat = Seat::of_listener(Some(origin), peer, orders.clone(), since);
             let mut request = Request::new(Method::Get, "http://localhost/readyz");
-            request.ext_mut().insert(shutdown.token());
-            request.ext_mut().insert(Attached { target: "/readyz".into(), seat });
+            request.ext_mut().insert(shutdown.attached(seat.call(), "/readyz"));
             let response = probe(&request).map(|response| u16::from(response.status()));
             assert_eq!(response, Some(expected));
         }

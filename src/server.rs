@@ -70,7 +70,7 @@ use crate::wire::Movable;
 /// # }
 /// ```
 pub struct Server {
-    handler: Box<Handler>,
+    handler: Handler,
     limits: Limits,
     observer: Option<Arc<Observer>>,
     pub(crate) shutdown: Shutdown,
@@ -112,7 +112,7 @@ impl Server {
         R: Into<Response>,
     {
         Self {
-            handler: Box::new(move |request| Box::pin(handler(request))),
+            handler: Handler::new(handler),
             limits: Limits::default(),
             observer: None,
             shutdown: Shutdown::new(),

@@ -1,11 +1,13 @@
-//! The handler: how it is called, and what its client gets if it fails.
+//! [`Handler`]: how the handler is called, and what its client gets if it fails.
 //!
 //! Invariant: a panic of the handler ends here (rule S17), and if the client got its body wrong, it
-//! sees its own fault (rule W16). Sends nothing.
+//! sees its own fault (rule W16). A call ends when its future is dropped, and nothing of it stays
+//! in the room that the next call gets. Sends nothing.
 
 use std::future::{Future, poll_fn};
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use futures_lite::FutureExt;
@@ -17,27 +19,107 @@ use crate::wire::Gate;
 use crate::wire::head::Head;
 use crate::wire::response::plain;
 
-/// A handler, whatever its own type.
-pub(crate) type Handler = dyn Fn(Request) -> Pin<Box<dyn Handling>> + Send + Sync;
-
-/// A handler at work on a request: its own future, not another one around it.
-pub(crate) trait Handling: Send {
-    fn poll_response(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<http_types::Result<Response>>;
+/// A handler, whatever its own type, with room for the futures of its calls.
+///
+/// A handler's future is too large for the cache that malloc keeps for a thread, so a call uses the
+/// room of an earlier one.
+pub(crate) struct Handler {
+    make_room: Box<dyn Fn() -> Box<dyn Room> + Send + Sync>,
+    /// The room of calls that are over. It ends with the server, because it holds the handler.
+    spare: Mutex<Vec<Box<dyn Room>>>,
 }
 
-impl<F, R> Handling for F
+/// How many calls' room a server keeps.
+const KEPT: usize = 16;
+
+impl Handler {
+    pub(crate) fn new<H, F, R>(handler: H) -> Self
+    where
+        H: Fn(Request) -> F + Send + Sync + 'static,
+        F: Future<Output = http_types::Result<R>> + Send + 'static,
+        R: Into<Response>,
+    {
+        let handler = Arc::new(handler);
+        let make_room = move || -> Box<dyn Room> {
+            Box::new(RoomOf { handler: handler.clone(), future: Box::pin(None) })
+        };
+        Self { make_room: Box::new(make_room), spare: Mutex::default() }
+    }
+
+    /// Calls the handler. The caller catches a panic.
+    fn call(&self, request: Request) -> Call<'_> {
+        // Nobody waits for this lock, because to make room costs less.
+        let spare = self.spare.try_lock().ok().and_then(|mut spare| spare.pop());
+        let mut call = Call { handler: self, room: spare.or_else(|| Some((self.make_room)())) };
+        if let Some(room) = &mut call.room {
+            room.call(request);
+        }
+        call
+    }
+}
+
+/// A handler at work on a request.
+struct Call<'a> {
+    handler: &'a Handler,
+    /// `None` once the call is over.
+    room: Option<Box<dyn Room>>,
+}
+
+impl Call<'_> {
+    fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<http_types::Result<Response>> {
+        self.room.as_mut().map_or(Poll::Pending, |room| room.poll_response(cx))
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if let Some(mut room) = self.room.take() {
+            // The future may panic when it is dropped, and then its room goes with it.
+            room.clear();
+            if let Ok(mut spare) = self.handler.spare.try_lock() {
+                if spare.len() < KEPT {
+                    spare.push(room);
+                }
+            }
+        }
+    }
+}
+
+/// Room for the future of one call at a time.
+trait Room: Send {
+    /// Calls the handler.
+    fn call(&mut self, request: Request);
+
+    fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<http_types::Result<Response>>;
+
+    /// Drops the future of the call.
+    fn clear(&mut self);
+}
+
+struct RoomOf<H, F> {
+    handler: Arc<H>,
+    future: Pin<Box<Option<F>>>,
+}
+
+impl<H, F, R> Room for RoomOf<H, F>
 where
+    H: Fn(Request) -> F + Send + Sync,
     F: Future<Output = http_types::Result<R>> + Send,
     R: Into<Response>,
 {
-    fn poll_response(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<http_types::Result<Response>> {
-        self.poll(cx).map_ok(Into::into)
+    fn call(&mut self, request: Request) {
+        self.future.set(Some((self.handler)(request)));
+    }
+
+    fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<http_types::Result<Response>> {
+        match self.future.as_mut().as_pin_mut() {
+            Some(future) => future.poll(cx).map_ok(Into::into),
+            None => Poll::Pending,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.future.set(None);
     }
 }
 
@@ -70,15 +152,12 @@ pub(super) fn apology(gate: &Gate, failure: &Failure) -> Response {
 ///
 /// Many programs answer 500 to every error that they do not know, or take the status from
 /// http-types, which calls every body that it could not read 422.
-pub(super) fn answer_fault(gate: &Gate, response: Response) -> Response {
+pub(super) fn answer_fault(gate: &Gate, response: &mut Response) {
     let answered = response.status();
     let is_unaware = answered.is_server_error() || answered == StatusCode::UnprocessableEntity;
-    match gate.fault() {
-        Some(status) if is_unaware => {
-            log::debug!("{}: {status} for its body, instead of {answered}", gate.label());
-            plain(status)
-        }
-        _ => response,
+    if let Some(status) = gate.fault().filter(|_| is_unaware) {
+        log::debug!("{}: {status} for its body, instead of {answered}", gate.label());
+        *response = plain(status);
     }
 }
 
@@ -88,20 +167,95 @@ pub(super) fn answer_fault(gate: &Gate, response: Response) -> Response {
 /// # Errors
 ///
 /// 400 if no URL says what the client has asked for.
-pub(super) fn ask(
-    service: &Service,
+pub(super) fn ask<'a>(
+    service: &'a Service,
     gate: &Gate,
     head: &Head,
-) -> Result<impl Future<Output = Result<Response, Failure>> + use<>, StatusCode> {
-    let mut request = gate.request(head)?;
-    // The server is about to call the request's handler.
-    request.ext_mut().insert(service.shutdown.token_for(gate.seat.call()));
-    let called = panic::catch_unwind(AssertUnwindSafe(|| (service.handler)(request)));
+) -> Result<impl Future<Output = Result<Response, Failure>> + use<'a>, StatusCode> {
+    let request = gate.request(head, &service.shutdown)?;
+    let called = panic::catch_unwind(AssertUnwindSafe(|| service.handler.call(request)));
     Ok(async {
         // The panic hook has said where.
-        let mut handling = called.map_err(|_| Failure::Panic)?;
-        let handled = poll_fn(|cx| handling.as_mut().poll_response(cx));
-        let handled = AssertUnwindSafe(handled).catch_unwind();
+        let mut call = called.map_err(|_| Failure::Panic)?;
+        let handled = AssertUnwindSafe(poll_fn(|cx| call.poll_response(cx))).catch_unwind();
         handled.await.map_err(|_| Failure::Panic)?.map_err(Failure::Error)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::future::yield_now;
+    use http_types::Method;
+    use std::task::Waker;
+
+    /// A handler whose calls hold a clone of `held`. It answers at the second poll, and panics if it
+    /// is asked for `/call` or `/poll`.
+    fn handler(held: &Arc<()>) -> Handler {
+        let held = held.clone();
+        Handler::new(move |request| {
+            let held = held.clone();
+            assert_ne!(request.url().path(), "/call");
+            async move {
+                yield_now().await;
+                assert_ne!(request.url().path(), "/poll");
+                drop(held);
+                Ok("okay")
+            }
+        })
+    }
+
+    fn request(path: &str) -> Request {
+        Request::new(Method::Get, &*format!("http://localhost{path}"))
+    }
+
+    #[test]
+    fn room_is_used_again_and_holds_nothing_in_between() {
+        let held = Arc::new(());
+        let handler = handler(&held);
+        let spare = || handler.spare.lock().unwrap().len();
+        let cx = &mut Context::from_waker(Waker::noop());
+        let held_by_none = Arc::strong_count(&held);
+        let over = |expected| {
+            assert_eq!((spare(), Arc::strong_count(&held)), (expected, held_by_none));
+        };
+
+        let mut call = handler.call(request("/"));
+        assert!(call.poll_response(cx).is_pending());
+        // Another call at the same time needs room of its own.
+        let mut other = handler.call(request("/"));
+        assert!(matches!(call.poll_response(cx), Poll::Ready(Ok(_))));
+        drop(call);
+        assert_eq!(spare(), 1);
+        // A call may be dropped before it has an answer, or before it was polled.
+        assert!(other.poll_response(cx).is_pending());
+        drop(other);
+        over(2);
+        drop(handler.call(request("/")));
+        over(2);
+
+        let mut panics = handler.call(request("/poll"));
+        assert!(panics.poll_response(cx).is_pending());
+        let polled = panic::catch_unwind(AssertUnwindSafe(|| panics.poll_response(cx).is_ready()));
+        assert!(polled.is_err());
+        drop(panics);
+        over(2);
+        let called = || drop(handler.call(request("/call")));
+        assert!(panic::catch_unwind(AssertUnwindSafe(called)).is_err());
+        over(2);
+
+        let many: Vec<_> = (0..2 * KEPT).map(|_| handler.call(request("/"))).collect();
+        assert_eq!(spare(), 0);
+        drop(many);
+        over(KEPT);
+    }
+
+    #[test]
+    fn the_handler_ends_with_its_server() {
+        let held = Arc::new(());
+        let handler = handler(&held);
+        drop(handler.call(request("/")));
+        drop(handler);
+        assert_eq!(Arc::strong_count(&held), 1);
+    }
 }

@@ -41,7 +41,7 @@ use leaving::{Counted, Leaving};
 
 /// The state that all connections of a server share.
 pub(crate) struct Service {
-    pub(crate) handler: Box<Handler>,
+    pub(crate) handler: Handler,
     pub(crate) limits: Limits,
     /// Hears of each exchange.
     pub(crate) observer: Option<Arc<Observer>>,
@@ -202,13 +202,14 @@ mod tests {
     use crate::stream::socket::Socket;
     use crate::stream::transport::Peer;
     use smol::channel;
+    use std::future;
     use std::os::unix::net::UnixStream;
 
     /// Rule W12. Whatever `serve` keeps, each idle connection keeps.
     #[test]
     fn an_idle_connection_is_small() {
         let service = Service {
-            handler: Box::new(|_| unreachable!("there is no request")),
+            handler: Handler::new(|_| future::pending::<http_types::Result<&str>>()),
             limits: Limits::default(),
             observer: None,
             shutdown: Shutdown::new(),

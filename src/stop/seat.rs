@@ -378,6 +378,11 @@ pub(crate) struct Call {
 }
 
 impl Call {
+    /// Returns the seat of the request's connection.
+    pub(crate) fn seat(&self) -> &Arc<Seat> {
+        &self.seat
+    }
+
     pub(crate) fn hold(self) -> Hold {
         self.seat.change_holds(self.number, 1);
         Hold(self)

@@ -19,7 +19,7 @@ use crate::stop::outcome::{DrainEnding, OpenWork, Outcome};
 use crate::stop::phase::Phase;
 use crate::stop::registry::{Holder, Interrupted, Registry};
 use crate::stop::seat::{Call, Seat};
-use crate::stop::token::Token;
+use crate::stop::token::{Attached, Token};
 
 /// The handle that moves the latch, and says how long the drain may take. Clones move the same
 /// latch.
@@ -455,10 +455,9 @@ impl Shutdown {
         self.latch.state().times
     }
 
-    /// Returns the token for a handler. Its guards keep the handler going although its client has
-    /// left.
-    pub(crate) fn token_for(&self, call: Call) -> Token {
-        Token { latch: self.latch.clone(), call: Some(call) }
+    /// Returns what the server attaches to a request whose handler it calls.
+    pub(crate) fn attached(&self, call: Call, target: &str) -> Attached {
+        Attached { latch: self.latch.clone(), call, target: target.into() }
     }
 
     /// Takes in a holder that keeps the drain open. Returns `None` once the drain is over or

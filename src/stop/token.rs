@@ -18,7 +18,24 @@ use crate::error::ServeError;
 use crate::stop::latch::{Entry, Latch};
 use crate::stop::phase::Phase;
 use crate::stop::registry::Holder;
-use crate::stop::seat::{Call, Hold};
+use crate::stop::seat::{Call, Hold, Seat};
+
+/// The facts that the server attaches to a request. In one piece, because http-types makes a box of
+/// each.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) latch: Arc<Latch>,
+    pub(crate) call: Call,
+    /// The target as the client sent it.
+    pub(crate) target: Box<str>,
+}
+
+impl Attached {
+    /// Returns the seat of the request's connection.
+    pub(crate) fn seat(&self) -> &Arc<Seat> {
+        self.call.seat()
+    }
+}
 
 /// Looks at a latch, and never moves it. Clones look at the same one.
 ///
@@ -64,7 +81,10 @@ impl Token {
     /// # }
     /// ```
     pub fn of(request: &Request) -> Self {
-        let token = request.ext().get::<Self>().cloned();
+        let attached = request.ext().get::<Attached>();
+        // Its guards keep the handler going although its client has left.
+        let of_call = |a: &Attached| Self { latch: a.latch.clone(), call: Some(a.call.clone()) };
+        let token = attached.map(of_call).or_else(|| request.ext().get::<Self>().cloned());
         token.unwrap_or_else(|| Self { latch: Arc::default(), call: None })
     }
 

@@ -42,6 +42,13 @@ pub(crate) enum Framing {
     Chunked,
 }
 
+impl Framing {
+    /// Returns `true` if there is a body, which may turn out to be empty if it comes in chunks.
+    pub(crate) fn has_body(self) -> bool {
+        !matches!(self, Self::Empty | Self::Fixed(0))
+    }
+}
+
 /// Where in a chunked body the connection stands.
 #[derive(Debug)]
 pub(crate) struct Chunked {

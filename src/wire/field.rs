@@ -6,6 +6,14 @@
 
 use std::borrow::Cow;
 
+use http_types::headers::{
+    ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CACHE_CONTROL,
+    CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE, COOKIE,
+    FORWARDED, FROM, HOST, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    IF_UNMODIFIED_SINCE, MAX_FORWARDS, ORIGIN, PRAGMA, PROXY_AUTHORIZATION, REFERER, TE,
+    TRACEPARENT, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT, VIA,
+};
+
 /// Fields that would frame the message anew: as a trailer, they are refused.
 pub(super) const FRAMING_FIELDS: &str = "content-length transfer-encoding";
 
@@ -16,6 +24,37 @@ const EARLY_FIELDS: &str = "authorization cache-control connection content-encod
 
 /// How the names of further such fields begin.
 const EARLY_PREFIXES: &str = "if- proxy- x-forwarded-";
+
+/// The names of fields that clients send and http-types knows, by their length.
+static KNOWN: [&[HeaderName]; 20] = [
+    &[],
+    &[],
+    &[TE],
+    &[VIA],
+    &[HOST, FROM],
+    &[],
+    &[ACCEPT, COOKIE, ORIGIN, PRAGMA],
+    &[REFERER, UPGRADE, TRAILER],
+    &[IF_MATCH, IF_RANGE],
+    &[FORWARDED],
+    &[CONNECTION, USER_AGENT],
+    &[TRACEPARENT],
+    &[CONTENT_TYPE, MAX_FORWARDS],
+    &[CACHE_CONTROL, AUTHORIZATION, IF_NONE_MATCH],
+    &[CONTENT_LENGTH, ACCEPT_CHARSET],
+    &[ACCEPT_ENCODING, ACCEPT_LANGUAGE],
+    &[CONTENT_ENCODING, CONTENT_LANGUAGE],
+    &[IF_MODIFIED_SINCE, TRANSFER_ENCODING],
+    &[],
+    &[PROXY_AUTHORIZATION, IF_UNMODIFIED_SINCE],
+];
+
+/// Returns the name of a field as http-types holds it, without an allocation for a common name.
+pub(super) fn header_name(name: &str) -> HeaderName {
+    let known = KNOWN.get(name.len()).copied().unwrap_or_default();
+    let known = known.iter().find(|known| known.as_str().eq_ignore_ascii_case(name));
+    known.map_or_else(|| name.into(), HeaderName::clone)
+}
 
 /// Returns `true` if a field may have this value (RFC 9110 section 5.5).
 pub(super) fn is_clean(value: &str) -> bool {
@@ -62,5 +101,40 @@ pub(super) fn is_one_of(name: &[u8], names: &str) -> bool {
 /// Returns `true` if a byte may be part of a token, for example of a field name or a method
 /// (`tchar`, RFC 9110 section 5.6.2).
 pub(super) fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    IN_TOKEN[usize::from(byte)]
+}
+
+/// The answer for each byte. Every byte of each name is asked for.
+static IN_TOKEN: [bool; 256] = {
+    let mut in_token = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        in_token[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let marks = b"!#$%&'*+-.^_`|~";
+    let mut mark = 0;
+    while mark < marks.len() {
+        in_token[marks[mark] as usize] = true;
+        mark += 1;
+    }
+    in_token
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_known_name_is_found_by_its_length() {
+        for (length, names) in KNOWN.iter().enumerate() {
+            for name in *names {
+                assert_eq!(name.as_str().len(), length);
+                assert_eq!(&header_name(&name.as_str().to_ascii_uppercase()), name);
+            }
+        }
+        for name in ["", "x", "Hosts", "Sec-Fetch-Mode", "a-name-that-is-longer-than-any"] {
+            assert_eq!(header_name(name).as_str(), name.to_ascii_lowercase());
+        }
+    }
 }

@@ -51,6 +51,8 @@ pub(crate) struct Head {
     target: Range<usize>,
     /// The range of the field lines, without the final blank line.
     fields: Range<usize>,
+    /// The number of field lines.
+    pub(super) lines: usize,
 }
 
 /// Where the parts of a head are in the client's bytes.
@@ -112,16 +114,23 @@ impl Head {
         std::str::from_utf8(&bytes[self.target.clone()]).unwrap_or_default()
     }
 
+    /// Returns the parts of the target if it is an absolute one.
+    fn absolute<'a>(&self, bytes: &'a [u8]) -> Option<Absolute<'a>> {
+        let is_path = bytes.get(self.target.start) == Some(&b'/');
+        if is_path { None } else { Absolute::split(self.target(bytes)) }
+    }
+
     /// Returns the host that the client asks for: the authority of an absolute target (RFC 9112
     /// section 3.2.2), or else the value of `Host`. Returns `None` if an HTTP/1.0 client sent
     /// neither.
     pub(crate) fn host<'a>(&self, bytes: &'a [u8]) -> Option<&'a str> {
+        let section = &bytes[self.fields.clone()];
         let host = || {
-            let mut lines = self.lines(bytes);
-            let (_, value) = lines.find(|(name, _)| name.eq_ignore_ascii_case("host"))?;
-            std::str::from_utf8(value).ok()
+            let is_host = |name: Range<usize>| section[name].eq_ignore_ascii_case(b"host");
+            let (_, value) = lines(section).find(|(name, _)| is_host(name.clone()))?;
+            std::str::from_utf8(&section[value]).ok()
         };
-        Absolute::split(self.target(bytes)).map(|absolute| absolute.authority).or_else(host)
+        self.absolute(bytes).map(|absolute| absolute.authority).or_else(host)
     }
 
     /// Returns the fields that a handler may see, in the client's order, with these exceptions:
@@ -135,31 +144,45 @@ impl Head {
         &self,
         bytes: &'a [u8],
     ) -> impl Iterator<Item = (&'a str, Cow<'a, str>)> {
-        let authority = Absolute::split(self.target(bytes)).map(|absolute| absolute.authority);
+        let authority = self.absolute(bytes).map(|absolute| absolute.authority);
         let host = authority.map(|authority| ("Host", Cow::Borrowed(authority)));
         let upgrade = self.upgrade;
-        let lines = self.lines(bytes).filter(move |(name, _)| match name.len() {
+        let section = &bytes[self.fields.clone()];
+        // Most heads are ASCII, and to find this out once costs less than once for each value.
+        let text = section.is_ascii().then(|| std::str::from_utf8(section)).and_then(Result::ok);
+        let lines = lines(section).map(move |(name, value)| match text {
+            Some(text) => (&text[name], Cow::Borrowed(&text[value])),
+            // `parse` has checked that names are tokens.
+            None => {
+                (std::str::from_utf8(&section[name]).unwrap_or_default(), visible(&section[value]))
+            }
+        });
+        let lines = lines.filter(move |(name, _)| match name.len() {
             4 => authority.is_none() || !name.eq_ignore_ascii_case("host"),
             6 => !name.eq_ignore_ascii_case("expect"),
             7 => upgrade || !name.eq_ignore_ascii_case("upgrade"),
             _ => true,
         });
-        host.into_iter().chain(lines.map(|(name, value)| (name, visible(value))))
+        host.into_iter().chain(lines)
     }
+}
 
-    /// Returns every field line as name and value.
-    fn lines<'a>(&self, bytes: &'a [u8]) -> impl Iterator<Item = (&'a str, &'a [u8])> {
-        let mut rest = &bytes[self.fields.clone()];
-        std::iter::from_fn(move || {
-            // `parse` has checked that each line has a colon and ends in CRLF.
-            let end = memchr(b'\n', rest)?;
-            let line = rest[..end].strip_suffix(b"\r")?;
-            rest = &rest[end + 1..];
-            let colon = memchr(b':', line)?;
-            let name = std::str::from_utf8(&line[..colon]).ok()?;
-            Some((name, line[colon + 1..].trim_ascii()))
-        })
-    }
+/// Returns where name and value of each field line are in a header section that [`parse`] has
+/// accepted.
+fn lines(section: &[u8]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let mut begin = 0;
+    std::iter::from_fn(move || {
+        // `parse` has checked that each line has a colon and ends in CRLF.
+        let end = begin + memchr(b'\n', &section[begin..])?;
+        let line = section[begin..end].strip_suffix(b"\r")?;
+        let colon = memchr(b':', line)?;
+        let value = line[colon + 1..].trim_ascii_end();
+        let value_end = begin + colon + 1 + value.len();
+        let value = value_end - value.trim_ascii_start().len()..value_end;
+        let name = begin..begin + colon;
+        begin = end + 1;
+        Some((name, value))
+    })
 }
 
 /// The parts of an absolute target, `scheme "://" authority path` (RFC 9112 section 3.2.2).
@@ -239,7 +262,6 @@ pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, Status
     if is_1_1 && facts.unknown_expectation {
         return Err(StatusCode::ExpectationFailed);
     }
-    let has_body = !matches!(framing, Framing::Empty | Framing::Fixed(0));
 
     // RFC 9110 section 7.8: to be ignored in HTTP/1.0, and valid only if Connection lists it.
     let upgrade = is_1_1 && facts.upgrade_field && facts.upgrade_listed;
@@ -249,7 +271,7 @@ pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, Status
         len: fields + section_len,
         // RFC 9112 section 9.3: 1.1 persists unless told to close, 1.0 only if asked to (rule W8).
         keep_alive: !facts.close && (is_1_1 || facts.keep_alive),
-        expects_continue: is_1_1 && has_body && facts.expects_continue,
+        expects_continue: is_1_1 && framing.has_body() && facts.expects_continue,
         upgrade,
         // RFC 9112 section 7.1: HTTP/1.0 has no chunks, and so no trailers (rule W8).
         accepts_trailers: is_1_1 && facts.accepts_trailers,
@@ -258,6 +280,7 @@ pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, Status
         framing,
         target: start + line.target.start..start + line.target.end,
         fields: fields..fields + section_len - 2,
+        lines,
     }))
 }
 
@@ -399,10 +422,13 @@ impl RequestLine {
 
         let line = line.strip_suffix(b"\r\n").filter(|line| is_clean_line(line)).ok_or(BAD)?;
         let line = std::str::from_utf8(line).map_err(|_| BAD)?;
+        let space = |begin: usize| memchr(b' ', &line.as_bytes()[begin..]).map(|at| begin + at);
         // Exactly one space between the parts: a second one would end up in the version. No second
         // part is an HTTP/0.9 request, or garbage.
-        let (name, rest) = line.split_once(' ').ok_or(BAD)?;
-        let (target, protocol) = rest.split_once(' ').ok_or(BAD)?;
+        let name_end = space(0).ok_or(BAD)?;
+        let target_end = space(name_end + 1).ok_or(BAD)?;
+        let (name, target) = (&line[..name_end], &line[name_end + 1..target_end]);
+        let protocol = &line[target_end + 1..];
         if !is_token(name) {
             return Err(BAD);
         }
@@ -411,8 +437,7 @@ impl RequestLine {
         if !is_target(target, method) {
             return Err(BAD);
         }
-        let begin = name.len() + 1;
-        Ok(Self { method, target: begin..begin + target.len(), version })
+        Ok(Self { method, target: name_end + 1..target_end, version })
     }
 }
 
@@ -449,12 +474,13 @@ fn method(name: &str) -> Result<Method, StatusCode> {
 /// Returns `true` if the server serves targets of this form (RFC 9112 section 3.2).
 fn is_target(target: &str, method: Method) -> bool {
     // A fragment is never sent (RFC 9110 section 4.1).
-    if target.contains('#') {
+    if target.bytes().any(|byte| byte == b'#') {
         return false;
     }
     // A backslash is no character of a path (RFC 3986 section 3.3), and the url crate would take it
     // for a slash. Browsers send it in queries.
-    if target.split('?').next().is_some_and(|path| path.contains('\\')) {
+    let mut path = target.bytes().take_while(|byte| *byte != b'?');
+    if path.any(|byte| byte == b'\\') {
         return false;
     }
     if target.starts_with('/') {
@@ -475,23 +501,26 @@ fn is_target(target: &str, method: Method) -> bool {
 /// IPv6 address is in brackets. The grammar allows a comma, but a comma is the mark of two joined
 /// values.
 fn is_host(value: &[u8]) -> bool {
-    let Ok(value) = std::str::from_utf8(value) else {
-        return false;
-    };
-    let (host, port) = match value.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, rest)) => (
-            address.parse::<Ipv6Addr>().is_ok(),
-            rest.strip_prefix(':').or(rest.is_empty().then_some("")),
-        ),
-        None => {
-            let (name, port) = value.split_once(':').unwrap_or((value, ""));
-            (!name.is_empty() && name.bytes().all(is_host_byte), Some(port))
+    let name = value.iter().take_while(|byte| is_host_byte(**byte)).count();
+    let (host, port) = match &value[name..] {
+        [] => (name > 0, Some(&b""[..])),
+        [b':', port @ ..] => (name > 0, Some(port)),
+        [b'[', rest @ ..] if name == 0 => {
+            let end = rest.iter().position(|byte| *byte == b']').unwrap_or(rest.len());
+            let address = std::str::from_utf8(&rest[..end]).unwrap_or_default();
+            let port = match &rest[end..] {
+                [b']'] => Some(&b""[..]),
+                [b']', b':', port @ ..] => Some(port),
+                _ => None,
+            };
+            (address.parse::<Ipv6Addr>().is_ok(), port)
         }
+        _ => return false,
     };
     // RFC 3986 section 3.2.3: a port may be empty.
-    let is_port = |port: &str| {
-        port.is_empty()
-            || port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+    let is_port = |port: &[u8]| {
+        let digits = port.iter().all(u8::is_ascii_digit).then(|| std::str::from_utf8(port));
+        port.is_empty() || matches!(digits, Some(Ok(digits)) if digits.parse::<u16>().is_ok())
     };
     host && port.is_some_and(is_port)
 }

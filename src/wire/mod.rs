@@ -17,23 +17,28 @@ mod incoming;
 mod outgoing;
 mod request;
 pub(crate) mod response;
+mod response_head;
 mod shared;
 mod target;
 mod trailers;
 mod upgraded;
 mod watch;
 
-// The generated tests of `head`, `target` and `body`, which see private modules.
+// The generated tests of `head`, `target`, `body` and `request`, which see private modules.
 #[cfg(test)]
 #[path = "../../tests/properties/differential.rs"]
 mod differential;
 #[cfg(test)]
 #[path = "../../tests/properties/mod.rs"]
 mod properties;
+#[cfg(test)]
+#[path = "../../tests/properties/requests.rs"]
+mod requests;
 
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
+use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -44,12 +49,12 @@ use http_types::{Request, StatusCode, upgrade};
 use log::Level;
 use smol::channel;
 
-use crate::client::Attached;
 use crate::limits::Limits;
 use crate::observe::ExchangeEnding;
 use crate::stop::activity::{Doing, Wait};
 use crate::stop::orders::Order;
 use crate::stop::seat::{Describe, Seat};
+use crate::stop::shutdown::Shutdown;
 use crate::stream::socket::ClientLeft;
 use crate::stream::transport::Transport;
 use body::Framing;
@@ -68,12 +73,33 @@ pub(crate) struct Gate {
     wire: Arc<Wire>,
     pub(crate) seat: Arc<Seat>,
     bounds: Bounds,
+    message: Message,
+    /// Set if the stream is not a socket.
+    is_wrapped: bool,
     /// The bytes to be sent. Responses to pipelined requests gather here (rule W10).
     output: Outgoing,
     /// How the connection ends if the gate is dropped now.
     if_dropped: End,
     /// Measures the exchanges, if the server has an observer.
     watch: Option<Box<Watch>>,
+}
+
+/// The message under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Message {
+    /// No head has arrived since the last message.
+    None,
+    /// The message has no body, so there is nothing to ask the wire for. Most messages are so, and
+    /// take the lock of the wire a few times only.
+    Bodiless,
+    /// The message has a body.
+    WithBody,
+}
+
+impl Message {
+    fn of(head: &Head) -> Self {
+        if head.framing.has_body() { Self::WithBody } else { Self::Bodiless }
+    }
 }
 
 /// A response that could not be sent whole.
@@ -105,9 +131,16 @@ impl Gate {
         seat: Arc<Seat>,
         bounds: Bounds,
     ) -> Self {
-        let wire = Wire::new(transport, incoming, seat.clone());
-        let output = Outgoing::default();
-        Self { wire, seat, bounds, output, if_dropped: End::Close, watch: None }
+        Self {
+            is_wrapped: transport.is_wrapped(),
+            wire: Wire::new(transport, incoming, seat.clone()),
+            seat,
+            bounds,
+            message: Message::None,
+            output: Outgoing::default(),
+            if_dropped: End::Close,
+            watch: None,
+        }
     }
 
     // ── The request ─────────────────────────────────────────────────────────────────────────
@@ -118,7 +151,9 @@ impl Gate {
     ///
     /// The status with which the head is to be answered.
     pub(crate) async fn head(&mut self, longest_body: u64) -> Result<Begun, StatusCode> {
-        self.wire.lock().incoming.finish_message();
+        if mem::replace(&mut self.message, Message::None) != Message::None {
+            self.wire.lock().incoming.finish_message();
+        }
         let wire: Arc<dyn Describe> = self.wire.clone();
         self.seat.begin(Some(Arc::downgrade(&wire)));
         let mut judged = 0;
@@ -146,6 +181,7 @@ impl Gate {
                     }
                     shared.incoming.begin_message(&head, longest_body);
                     shared.exchange = shared.exchange.wrapping_add(1);
+                    self.message = Message::of(&head);
                     self.seat.activity.go_on(Doing::Handler);
                     return Poll::Ready(Ok(Begun::Head(head)));
                 }
@@ -187,21 +223,22 @@ impl Gate {
             && self.wire.lock().incoming.unread().len() <= Limits::MOST_AHEAD
     }
 
-    /// Makes the request that the handler gets.
+    /// Makes the request that the handler gets, with the token of `shutdown`.
     ///
     /// # Errors
     ///
     /// 400 if no URL says what the client has asked for. [`head::parse`] has refused every other
     /// fault.
-    pub(crate) fn request(&self, head: &Head) -> Result<Request, StatusCode> {
+    pub(crate) fn request(&self, head: &Head, shutdown: &Shutdown) -> Result<Request, StatusCode> {
         let decoded = request::with_body(head.framing, &self.wire);
         let shared = self.wire.lock();
         let message = shared.incoming.message();
         let scheme = if self.seat.is_https() { "https" } else { "http" };
         let mut request = request::request(head, message, scheme, decoded)?;
-        let target = head.target(message).into();
         request::sign(&mut request, &self.seat, shared.transport.as_ref());
-        request.ext_mut().insert(Attached { target, seat: self.seat.clone() });
+        // The server is about to call the request's handler.
+        let attached = shutdown.attached(self.seat.call(), head.target(message));
+        request.ext_mut().insert(attached);
         Ok(request)
     }
 
@@ -218,14 +255,18 @@ impl Gate {
 
     // ── Its body ────────────────────────────────────────────────────────────────────────────
 
+    fn has_body(&self) -> bool {
+        self.message == Message::WithBody
+    }
+
     /// Returns what is left of the message's body.
     pub(crate) fn rest(&self) -> Rest {
-        self.wire.lock().incoming.rest()
+        if self.has_body() { self.wire.lock().incoming.rest() } else { Rest::Nothing }
     }
 
     /// Returns the status for a body that the client got wrong.
     pub(crate) fn fault(&self) -> Option<StatusCode> {
-        self.wire.lock().incoming.fault()
+        if self.has_body() { self.wire.lock().incoming.fault() } else { None }
     }
 
     /// Returns `true` if the request's owner still holds the body, so the response's body may be
@@ -264,7 +305,7 @@ impl Gate {
     /// this early. The response has promised that the connection goes on, so the body may be of any
     /// length.
     pub(crate) async fn discard_body(&mut self) -> bool {
-        if !self.wire.take_body() {
+        if !self.has_body() || !self.wire.take_body() {
             return true;
         }
         self.wire.lock().incoming.lift_bound();
@@ -368,10 +409,14 @@ impl Gate {
     /// Appends `100 Continue` to the output if a reader waits for a body that the client sends only
     /// then.
     fn say_continue(&mut self) {
-        if self.wire.lock().incoming.take_continue() {
-            let end = self.output.len();
-            self.output.replace(end..end, CONTINUE);
+        if self.takes_continue() {
+            self.output.append(CONTINUE);
         }
+    }
+
+    /// Returns `true` once if `100 Continue` is to be sent. The caller sends it.
+    fn takes_continue(&self) -> bool {
+        self.has_body() && self.wire.lock().incoming.take_continue()
     }
 
     /// Ends a wait for the body that has been too long, and sends pending output. Ready if the
@@ -404,7 +449,7 @@ impl Gate {
         self.seat.activity.go_on(Doing::Response);
         self.note(|open| open.responds(reply.status()));
         self.forget_wait_for_body();
-        if self.wire.lock().transport.as_ref().is_some_and(Transport::is_wrapped) {
+        if self.is_wrapped {
             // A wrapped stream may hold back what it is given, until it is flushed.
             reply.gather();
         }
@@ -458,7 +503,7 @@ impl Gate {
             let filled = reply.poll_fill(cx, &mut self.output);
             // The body of the response is made of the request's, which the client sends only after
             // this. Within the final response it would be too late (rule W7).
-            if self.wire.lock().incoming.take_continue() {
+            if self.takes_continue() {
                 self.output.put_before_message(CONTINUE);
             }
             match filled {
@@ -466,7 +511,7 @@ impl Gate {
                 Poll::Ready(Err(error)) => {
                     // A client's fault is logged at a lower level, so that clients cannot fill the
                     // log. A response that is made of the request's body fails with it.
-                    let is_clients = self.wire.lock().incoming.is_cut();
+                    let is_clients = self.has_body() && self.wire.lock().incoming.is_cut();
                     let level = if is_clients { Level::Debug } else { Level::Warn };
                     log::log!(level, "{}: the response's body: {error}", self.label());
                     Poll::Ready(Err(self.take_back()))

@@ -65,7 +65,19 @@ impl Outgoing {
         self.end += n;
     }
 
+    /// Adds `bytes`.
+    pub(super) fn append(&mut self, bytes: &[u8]) {
+        if self.bytes.len() - self.end < bytes.len() {
+            self.room();
+            let size = (self.bytes.len()).max(self.end + bytes.len());
+            self.bytes.resize(size, 0);
+        }
+        self.bytes[self.end..][..bytes.len()].copy_from_slice(bytes);
+        self.end += bytes.len();
+    }
+
     /// Returns the bytes that were added behind `from`.
+    #[cfg(test)]
     pub(super) fn since(&self, from: usize) -> &[u8] {
         &self.bytes[from..self.end]
     }

@@ -1,43 +1,42 @@
-//! [`Reply`]: an http-types response as bytes, through async-h1's encoder, with its fix-ups.
+//! [`Reply`]: an http-types response as bytes: a head of the gate's own, and a body that async-h1
+//! encodes if it needs encoding.
 //!
 //! Invariant: the bytes are one well-formed message whose end the client finds as the server means
 //! it (RFC 9112 section 6.3), or the reply fails and the connection must not be used again. Sends
 //! nothing. The caller decides whether the connection goes on.
 
-use std::cell::RefCell;
 use std::io;
+use std::mem;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::task::{Context, Poll, Waker, ready};
 
 use async_h1::server::Encoder;
 use futures_lite::{AsyncBufRead, AsyncRead};
-use http_types::headers::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, TRAILER, TRANSFER_ENCODING,
-};
-use http_types::other::Date;
-use http_types::{Body, Method, Response, StatusCode, Version};
+use http_types::{Method, Response, StatusCode, Version};
 
 use super::asked::{Asked, has_no_body};
-use super::field::{is_clean, is_token};
 use super::outgoing::Outgoing;
+pub(crate) use super::response_head::upgrades;
+use super::response_head::{Fields, Line, write_head};
 use super::trailers::{LAST_CHUNK, Trailers};
 
 /// A response on its way to the client.
 pub(crate) struct Reply {
-    /// The response, until its head is encoded.
+    /// The response, until the encoder has it.
     response: Option<Response>,
-    /// Encodes the body behind the head.
-    encoder: Option<Encoder>,
-    /// The body, if it is long and of known length. Then it needs no encoding.
-    body: Option<Box<Body>>,
-    /// Set if the body is to be gathered, because its reader does not have it in one place, or
-    /// because the stream is wrapped.
+    /// Encodes a body in chunks. In a box, because most replies have none.
+    encoder: Option<Box<Encoder>>,
+    /// Set once the head is among the bytes.
+    has_head: bool,
+    /// Set if the body is to be gathered, because it is short, because its reader does not have it
+    /// in one place, or because the stream is wrapped.
     is_piecemeal: bool,
     asked: Asked,
     framing: ReplyFraming,
-    /// A field that the encoder adds and that must not be sent.
-    unwanted: Option<&'static [u8]>,
+    /// What the head says of the framing.
+    framing_line: Option<Line>,
+    /// Fields of the handler's that are not sent.
+    fields: Fields,
     /// The reason why the body cannot be sent, found before the response began. It is reported
     /// only after the head has been encoded.
     failed: Option<io::Error>,
@@ -96,12 +95,6 @@ pub(super) enum Filled {
     Whole,
 }
 
-/// Returns `true` if `response` hands the connection over to another protocol (RFC 9110 section
-/// 7.8).
-pub(crate) fn upgrades(response: &Response) -> bool {
-    response.status() == StatusCode::SwitchingProtocols && response.has_upgrade()
-}
-
 /// Returns the response for a request that failed before or in its handler: the status, and no
 /// internals.
 pub(crate) fn plain(status: StatusCode) -> Response {
@@ -112,81 +105,46 @@ pub(crate) fn plain(status: StatusCode) -> Response {
     response
 }
 
-/// Sets `Date` (RFC 9110 section 6.6.1), which each thread writes out once a second.
-fn set_date(response: &mut Response) {
-    thread_local! {
-        static NOW: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
-    }
-    let now = SystemTime::now();
-    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    NOW.with_borrow_mut(|(of, date)| {
-        if *of != second || date.is_empty() {
-            (*of, *date) = (second, Date::new(now).value().to_string());
-        }
-        response.insert_header(DATE, date.as_str());
-    });
-}
-
 impl Reply {
     /// Prepares `response`, by which the connection may go on unless it says otherwise.
     pub(crate) fn new(mut response: Response, asked: Asked) -> Self {
-        let fields = Fields::of(&response).unwrap_or_else(|problem| {
+        let mut fields = Fields::of(&response).unwrap_or_else(|problem| {
             log::error!("a handler has {problem}");
             response = plain(StatusCode::InternalServerError);
             Fields::default()
         });
         let status = response.status();
-        if fields.framing {
-            // The server decides the framing. A handler's own idea of it would contradict it.
-            response.remove_header(TRANSFER_ENCODING);
-            let declared = response.remove_header(CONTENT_LENGTH);
-            let has_no_body = asked.method == Method::Head || has_no_body(status);
-            if has_no_body && response.len() == Some(0) {
-                // HEAD and 304 may tell the length of the body that GET would have (RFC 9110 8.6).
-                let length = declared.and_then(|length| length.as_str().trim().parse().ok());
-                if length.is_some() {
-                    keep_headers(&mut response, nothing(length));
-                }
-            }
-        }
-
         let framing = ReplyFraming::of(&mut response, asked);
-        if fields.trailer && !matches!(framing, ReplyFraming::Chunked(Some(_))) {
-            // Without trailers, the field would be wrong (RFC 9110 section 6.6.2).
-            response.remove_header(TRAILER);
-        }
         let is_open_ended = matches!(framing, ReplyFraming::UntilClose);
-        if is_open_ended {
-            // A length that is never reached, and never sent. The encoder then sends no chunks.
-            let reader = response.take_body().into_reader();
-            keep_headers(&mut response, Body::from_reader(reader, Some(usize::MAX)));
-        }
-        // Rule W11. A 304 for a page of unknown length must not claim that it is empty.
-        let (added, is_unwanted) = match response.len() {
-            Some(0) if status == StatusCode::NotModified => (LENGTH, true),
-            Some(_) if status == StatusCode::NotModified => (LENGTH, false),
-            Some(_) => (LENGTH, is_open_ended || has_no_body(status)),
-            None => (CODING, has_no_body(status) || asked.version == Version::Http1_0),
+        // HEAD and 304 may tell the length of the body that GET would have (RFC 9110 section 8.6).
+        // Otherwise the server decides the framing, and a handler's own idea would contradict it.
+        let declared = match (&framing, response.len()) {
+            (ReplyFraming::None, Some(0)) => fields.declared_length,
+            _ => None,
         };
+        let length = declared.or(response.len().map(|length| length as u64));
+        // Rule W11. A 304 for a page of unknown length must not claim that it is empty.
+        let framing_line = match length {
+            Some(0) if status == StatusCode::NotModified => None,
+            Some(length) if status == StatusCode::NotModified => Some(Line::Length(length)),
+            _ if has_no_body(status) => None,
+            Some(length) => Some(Line::Length(length)),
+            None if asked.version == Version::Http1_0 => None,
+            None => Some(Line::Chunked),
+        };
+        // Without trailers, the field would be wrong (RFC 9110 section 6.6.2).
+        fields.trailer &= matches!(framing, ReplyFraming::Chunked(Some(_)));
         let is_long = matches!(framing, ReplyFraming::Length(length) if length >= LONG);
-        let body = is_long.then(|| {
-            let nothing = nothing(response.len());
-            let body = response.take_body();
-            keep_headers(&mut response, nothing);
-            Box::new(body)
-        });
-        if !fields.date {
-            set_date(&mut response);
-        }
         Self {
             response: Some(response),
             encoder: None,
-            body,
-            is_piecemeal: false,
+            has_head: false,
+            is_piecemeal: !is_long,
             asked,
             closes: fields.close || is_open_ended,
             framing,
-            unwanted: is_unwanted.then_some(added),
+            framing_line,
+            fields,
             failed: None,
         }
     }
@@ -213,7 +171,7 @@ impl Reply {
         matches!(self.framing, ReplyFraming::UntilClose)
     }
 
-    /// Returns the status, as long as nothing is encoded.
+    /// Returns the status, as long as no chunk is encoded.
     pub(super) fn status(&self) -> Option<StatusCode> {
         self.response.as_ref().map(Response::status)
     }
@@ -225,12 +183,8 @@ impl Reply {
 
     /// Polls the body for its first bytes, and consumes none of them.
     pub(super) fn poll_begin(&mut self, cx: &mut Context<'_>) {
-        let begun = match (&mut self.body, &mut self.response) {
-            (Some(body), _) => Pin::new(&mut **body).poll_fill_buf(cx).map_ok(drop),
-            (None, Some(response)) => Pin::new(response).poll_fill_buf(cx).map_ok(drop),
-            (None, None) => return,
-        };
-        if let Poll::Ready(Err(error)) = begun {
+        let Some(response) = &mut self.response else { return };
+        if let Poll::Ready(Err(error)) = Pin::new(response).poll_fill_buf(cx) {
             self.fail(error);
         }
     }
@@ -251,58 +205,45 @@ impl Reply {
         cx: &mut Context<'_>,
         out: &mut Outgoing,
     ) -> Poll<io::Result<Filled>> {
-        let Some(response) = self.response.take() else { return self.poll_fill_body(cx, out) };
-        let mut encoder = self.encoder(response);
-        let begin = out.len();
-        // The encoder has the whole head in memory, and gives head and body in separate reads. No
-        // value holds a line end.
-        while !out.since(begin).ends_with(b"\r\n\r\n") {
-            let n = ready!(Pin::new(&mut encoder).poll_read(cx, out.room()))?;
-            out.filled(n);
+        if !mem::replace(&mut self.has_head, true) {
+            if let Some(response) = &self.response {
+                write_head(
+                    response,
+                    &self.fields,
+                    self.connection(response),
+                    self.framing_line,
+                    out,
+                );
+            }
+            out.end_head();
         }
-        self.encoder = Some(encoder);
-        self.drop_unwanted(begin, out);
-        out.end_head();
-        Poll::Ready(Ok(Filled::More))
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
+        match &self.framing {
+            ReplyFraming::None | ReplyFraming::Length(0) => Poll::Ready(Ok(Filled::Whole)),
+            ReplyFraming::Length(_) | ReplyFraming::UntilClose => self.poll_fill_plain(cx, out),
+            ReplyFraming::Chunked(_) => self.poll_fill_chunk(cx, out),
+        }
     }
 
-    fn poll_fill_body(
+    /// Adds some of a body that needs no encoding.
+    fn poll_fill_plain(
         &mut self,
         cx: &mut Context<'_>,
         out: &mut Outgoing,
     ) -> Poll<io::Result<Filled>> {
-        if let Some(error) = self.failed.take() {
-            return Poll::Ready(Err(error));
-        }
         if !ready!(self.poll_slice(cx))?.is_empty() {
             return Poll::Ready(Ok(Filled::Slice));
         }
-        if let ReplyFraming::Chunked(Some(trailers)) = &mut self.framing {
-            if trailers.are_due {
-                let last = ready!(trailers.poll_end(cx));
-                let end = out.len();
-                out.replace(end..end, &last);
-                return Poll::Ready(Ok(Filled::Whole));
-            }
-        }
-        let owed = self.framing.owed();
+        let Some(response) = &mut self.response else { return Poll::Ready(Ok(Filled::Whole)) };
         let room = out.room();
-        let n = ready!(match (&mut self.body, &mut self.encoder) {
-            (Some(body), _) => {
-                // The body itself does not count what was sent from where it lay.
-                let most = room.len().min(owed);
-                Pin::new(&mut **body).poll_read(cx, &mut room[..most])
-            }
-            (None, Some(encoder)) => Pin::new(encoder).poll_read(cx, room),
-            (None, None) => unreachable!("the head goes first"),
-        })?;
-        // The encoder writes one chunk for each read, and only the last chunk's size begins with 0.
-        if let (ReplyFraming::Chunked(Some(trailers)), LAST_CHUNK) = (&mut self.framing, &room[..n])
-        {
-            // The bytes stay out of `out`, because the trailers have to come before the blank line.
-            trailers.are_due = true;
-            return self.poll_fill_body(cx, out);
-        }
+        // The body itself does not count what was sent from where it lay.
+        let most = match self.framing {
+            ReplyFraming::Length(_) => room.len().min(self.framing.owed()),
+            _ => room.len(),
+        };
+        let n = ready!(Pin::new(response).poll_read(cx, &mut room[..most]))?;
         out.filled(n);
         self.framing.count(n);
         Poll::Ready(match (&self.framing, n) {
@@ -316,14 +257,43 @@ impl Reply {
         })
     }
 
+    /// Adds a chunk that async-h1 has encoded.
+    fn poll_fill_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Outgoing,
+    ) -> Poll<io::Result<Filled>> {
+        if let ReplyFraming::Chunked(Some(trailers)) = &mut self.framing {
+            if trailers.are_due {
+                out.append(&ready!(trailers.poll_end(cx)));
+                return Poll::Ready(Ok(Filled::Whole));
+            }
+        }
+        let room = out.room();
+        if let Some(response) = self.response.take() {
+            self.encoder = Some(Box::new(body_encoder(response, room)?));
+        }
+        let Some(encoder) = &mut self.encoder else { return Poll::Ready(Ok(Filled::Whole)) };
+        let n = ready!(Pin::new(&mut **encoder).poll_read(cx, room))?;
+        // The encoder writes one chunk for each read, and only the last chunk's size begins with 0.
+        if let (ReplyFraming::Chunked(Some(trailers)), LAST_CHUNK) = (&mut self.framing, &room[..n])
+        {
+            // The bytes stay out of `out`, because the trailers have to come before the blank line.
+            trailers.are_due = true;
+            return self.poll_fill_chunk(cx, out);
+        }
+        out.filled(n);
+        Poll::Ready(Ok(if n == 0 { Filled::Whole } else { Filled::More }))
+    }
+
     /// Returns the next bytes of a long body where they lie in memory; none if the body has to be
     /// gathered.
     pub(super) fn poll_slice(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let owed = self.framing.owed();
-        let Some(body) = self.body.as_mut().filter(|_| !self.is_piecemeal) else {
+        let Some(response) = self.response.as_mut().filter(|_| !self.is_piecemeal) else {
             return Poll::Ready(Ok(&[]));
         };
-        let slice = ready!(Pin::new(&mut **body).poll_fill_buf(cx))?;
+        let slice = ready!(Pin::new(response).poll_fill_buf(cx))?;
         if slice.len() < owed.min(LONG as usize) {
             // From now on, as its reader may have a better way to give more at once.
             self.is_piecemeal = true;
@@ -335,36 +305,36 @@ impl Reply {
     /// Notes that `n` bytes of the slice have been sent. Returns `true` if that was the rest of the
     /// body.
     pub(super) fn sent(&mut self, n: usize) -> bool {
-        if let Some(body) = &mut self.body {
-            Pin::new(&mut **body).consume(n);
+        if let Some(response) = &mut self.response {
+            Pin::new(response).consume(n);
         }
         self.framing.count(n);
         self.framing.owed() == 0
     }
 
-    fn encoder(&self, mut response: Response) -> Encoder {
-        let connection = match response.status() {
+    /// Returns the server's own `Connection`. Without one, the handler's is sent.
+    fn connection(&self, response: &Response) -> Option<&'static str> {
+        match response.status() {
             StatusCode::SwitchingProtocols => Some("upgrade"),
             _ if self.closes => Some("close"),
             _ if self.asked.version == Version::Http1_0 => Some("keep-alive"),
             _ => None,
-        };
-        if let Some(connection) = connection {
-            response.insert_header(CONNECTION, connection);
         }
-        // For HEAD the encoder stops behind the head.
-        let is_whole = self.has_body() && self.body.is_none();
-        Encoder::new(response, if is_whole { self.asked.method } else { Method::Head })
     }
+}
 
-    fn drop_unwanted(&self, head: usize, out: &mut Outgoing) {
-        let Some(name) = self.unwanted else { return };
-        let bytes = out.since(head);
-        if let Some(begin) = memchr::memmem::find(bytes, name) {
-            // The line end before the name goes, the one behind the value stays.
-            let length = memchr::memmem::find(&bytes[begin + 2..], b"\r\n").unwrap_or(0) + 2;
-            out.replace(head + begin..head + begin + length, b"");
-        }
+/// Makes async-h1's encoder of the body of `response`. The gate has written a head, so the
+/// encoder's own goes to `scrap`.
+fn body_encoder(mut response: Response, scrap: &mut [u8]) -> io::Result<Encoder> {
+    // Without the fields, that head is a few short lines.
+    mem::swap(response.as_mut(), &mut *http_types::Trailers::new());
+    let mut encoder = Encoder::new(response, Method::Get);
+    // The encoder has the whole head in memory, and gives head and body in separate reads.
+    let cx = &mut Context::from_waker(Waker::noop());
+    match Pin::new(&mut encoder).poll_read(cx, scrap) {
+        Poll::Ready(Ok(n)) if scrap[..n].ends_with(b"\r\n\r\n") => Ok(encoder),
+        Poll::Ready(Err(error)) => Err(error),
+        _ => unreachable!("the encoder's head is in memory, and fits"),
     }
 }
 
@@ -372,74 +342,13 @@ impl Reply {
 /// memory. A shorter body is gathered with what is to be sent before and behind it.
 const LONG: u64 = 16 * 1024;
 
-const LENGTH: &[u8] = b"\r\ncontent-length: ";
-const CODING: &[u8] = b"\r\ntransfer-encoding: ";
-
-/// Holds what is to be known of a response's fields before it is sent.
-#[derive(Default)]
-struct Fields {
-    /// There is a `Date`.
-    date: bool,
-    /// There is a `Content-Length` or a `Transfer-Encoding`.
-    framing: bool,
-    /// There is a `Trailer`.
-    trailer: bool,
-    /// The connection is to be closed.
-    close: bool,
-}
-
-impl Fields {
-    /// Looks at each field once.
-    ///
-    /// # Errors
-    ///
-    /// Says what the handler has done if sending the response would break the connection's framing.
-    fn of(response: &Response) -> Result<Self, String> {
-        let mut fields = Self::default();
-        for (name, values) in response {
-            let name = name.as_str();
-            if !is_token(name) || !values.iter().all(|value| is_clean(value.as_str())) {
-                return Err(format!("set a header field that cannot be sent: {name:?}"));
-            }
-            match name {
-                "date" => fields.date = true,
-                "content-length" | "transfer-encoding" => fields.framing = true,
-                "trailer" => fields.trailer = true,
-                "connection" => {
-                    let mut options = values.iter().flat_map(|line| line.as_str().split(','));
-                    fields.close = options.any(|o| o.trim().eq_ignore_ascii_case("close"));
-                }
-                _ => {}
-            }
-        }
-        if response.status().is_informational() && !upgrades(response) {
-            return Err(format!("answered with {}, which is no answer", response.status()));
-        }
-        Ok(fields)
-    }
-}
-
-/// Makes an empty body that declares a length.
-fn nothing(length: Option<usize>) -> Body {
-    Body::from_reader(futures_lite::io::empty(), length)
-}
-
-/// Sets the body without letting http-types invent a content type for it.
-fn keep_headers(response: &mut Response, body: Body) {
-    let had_type = response.header(CONTENT_TYPE).is_some();
-    response.set_body(body);
-    if !had_type {
-        response.remove_header(CONTENT_TYPE);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use Version::{Http1_0, Http1_1};
     use futures_lite::io::{BufReader, Cursor, empty};
-    use http_types::headers::UPGRADE;
-    use std::task::Waker;
+    use http_types::Body;
+    use http_types::headers::{CONTENT_TYPE, UPGRADE};
 
     /// A content type that each body has from its handler.
     const TYPE: &str = "content-type: a/b\r\n";

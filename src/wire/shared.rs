@@ -112,9 +112,7 @@ impl Wire {
 
     /// Wakes the tasks that wait for the body, or for an upgraded stream.
     pub(super) fn wake(&self) {
-        let mut shared = self.lock();
-        let waiting = [shared.reader.take(), shared.writer.take()];
-        drop(shared);
+        let waiting = self.lock().take_waiting();
         waiting.into_iter().flatten().for_each(Waker::wake);
     }
 
@@ -177,9 +175,10 @@ impl Wire {
                 End::Close | End::ShutDown => {}
             }
         }
-        drop(shared);
         // A stream that is not a socket does not tell its readers and writers that it has ended.
-        self.wake();
+        let waiting = shared.take_waiting();
+        drop(shared);
+        waiting.into_iter().flatten().for_each(Waker::wake);
     }
 }
 
@@ -197,6 +196,11 @@ impl Describe for Wire {
 const SOON: Duration = Duration::from_millis(20);
 
 impl Shared {
+    /// Takes the wakers of the tasks that wait for the body, or for an upgraded stream.
+    fn take_waiting(&mut self) -> [Option<Waker>; 2] {
+        [self.reader.take(), self.writer.take()]
+    }
+
     /// Returns `true` if the owner of an upgraded stream can read nothing more from it. A
     /// connection that both sides have closed looks gone, although the client's last bytes may be
     /// unread.

@@ -564,7 +564,7 @@ impl hyper::rt::Write for Client<'_> {
 }
 
 /// Heads by the grammar, some with odd parts, some damaged, some cut off.
-fn heads() -> impl Strategy<Value = Vec<u8>> {
+pub(super) fn heads() -> impl Strategy<Value = Vec<u8>> {
     let request_line = (
         prop_oneof![
             12 => select(&["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "M-SEARCH"][..]),
@@ -748,7 +748,7 @@ fn damaged(message: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec
 }
 
 /// Runs `test` over generated messages; says how to repeat a failure.
-fn over(
+pub(super) fn over(
     cases: u32,
     messages: impl Strategy<Value = Vec<u8>>,
     test: impl Fn(&[u8]) -> Result<(), String>,

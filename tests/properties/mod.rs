@@ -400,7 +400,7 @@ fn parts<'a>(random: &mut fastrand::Rng, mut bytes: &'a [u8]) -> Vec<&'a [u8]> {
 
 /// A client in memory: a read gets at most one piece.
 #[derive(Debug, Clone)]
-struct Pieces(VecDeque<Vec<u8>>);
+pub struct Pieces(pub VecDeque<Vec<u8>>);
 
 impl AsyncRead for Pieces {
     fn poll_read(
