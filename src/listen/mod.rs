@@ -288,7 +288,7 @@ impl ListenOptions {
     /// ```
     pub fn inherited(self) -> io::Result<Vec<Listener>> {
         let take = |(socket, passed)| self.listener(socket, None, Some(passed));
-        let listeners = inherited::all().and_then(|all| all.into_iter().map(take).collect());
+        let listeners = inherited::given().and_then(|given| given.into_iter().map(take).collect());
         listeners.map_err(during("inherited sockets"))
     }
 
@@ -440,6 +440,10 @@ impl Listener {
     /// LISTEN_FDS says how many, LISTEN_PID for which process, and LISTEN_FDNAMES what they are
     /// called. Returns an empty list if there are none, if they are meant for another process, or
     /// if the program has taken them before.
+    ///
+    /// Under a keeper, these are the sockets that the keeper was started with or has bound. A socket
+    /// that an earlier process of the program has bound is not among them. [`Listener::bind`] finds
+    /// such a socket by its address, so that no server takes the old address of another one.
     ///
     /// When the server stops, it takes every connection that is queued, and then lets go of the
     /// sockets (rule S5). It does not shut them down, so another process that has them goes on. It
