@@ -2,7 +2,9 @@
 //! service manager.
 //!
 //! Invariant: the sockets of the admin server are taken before those of the public server, which
-//! takes the rest of the inherited ones. The creation of a value binds nothing.
+//! takes what is left of the inherited ones. A socket that an earlier process has bound itself is
+//! not among these (rule K10), so a new `--admin` does not make the old admin port a public one.
+//! Binds nothing before it is asked to.
 
 use std::io;
 
