@@ -579,14 +579,14 @@ mod tests {
         assert!(received(&taken).unwrap().is_none());
         // The variable names another socket, or makes no sense.
         let inode = |end: &OwnedFd| inode(end).unwrap();
-        run("leaves", &|end| format!("1:3:{}", inode(end) + 1));
-        run("leaves", &|end| format!("1:4:{}", inode(end)));
-        run("leaves", &|end| format!("1:99:{}", inode(end)));
-        run("leaves", &|end| format!("1:-1:{}", inode(end)));
-        run("leaves", &|end| format!("1:x:{}", inode(end)));
+        run("leaves", &|end| format!("2:3:{}", inode(end) + 1));
+        run("leaves", &|end| format!("2:4:{}", inode(end)));
+        run("leaves", &|end| format!("2:99:{}", inode(end)));
+        run("leaves", &|end| format!("2:-1:{}", inode(end)));
+        run("leaves", &|end| format!("2:x:{}", inode(end)));
         run("leaves", &|end| format!("3:{}", inode(end)));
         run("leaves", &|_| String::new());
         // The child closes the channel of another version, so the keeper sees its end.
-        run("closes", &|end| format!("2:3:{}", inode(end)));
+        run("closes", &|end| format!("1:3:{}", inode(end)));
     }
 }
