@@ -22,7 +22,7 @@ def connections(count):
     return f"{count:,} keep-alive connection{'s' * (count != 1)}"
 
 
-# By wrk, and by the load that never sleeps.
+# The loads by wrk and by the load that never sleeps.
 LOADS = [
     *((f"keep-{count}", connections(count)) for count in CONNECTIONS),
     ("close", "a connection for each request, 64 at a time"),
@@ -193,7 +193,7 @@ class Report:
         return f" ({shown(min(values), unit)} to {shown(max(values), unit)})"
 
     def _switches(self):
-        """Context switches beside each figure: a thread waits, and a thread is made to wait."""
+        """Yields the lines with the voluntary and involuntary context switches."""
         cases = [(key, f"{what}{suffix}") for cases, suffix in ((LOADS, ""), (SPINS, SPINNING))
                  for key, what in cases if f"{key}.waited" in self.figures]
         if not cases:
