@@ -40,7 +40,7 @@ fn a_child_begins_with_its_sockets() {
         let child = servers.serving;
         let told = fs::read_to_string(&seen).unwrap();
         let first = told.lines().next().unwrap();
-        let expected = format!("{child} {child} 3 [::] 1:6:");
+        let expected = format!("{child} {child} 3 [::] 2:6:");
         assert!(first.starts_with(&expected), "{told}");
         assert_eq!(of_kind(&told, "/dev/null")[0], "0", "{told}");
         assert_eq!(of_kind(&told, "socket:"), ["3", "4", "5", "6"], "{told}");

@@ -225,7 +225,7 @@ fn a_keeper_of_another_version_hears_ready_by_its_socket() {
     let manager = service_manager(&directory);
     let configure = |command: &mut Command| {
         let other = command.get_envs().find_map(|(name, value)| (name == KEEPER).then_some(value));
-        let other = other.flatten().unwrap().to_str().unwrap().replacen("1:", "2:", 1);
+        let other = other.flatten().unwrap().to_str().unwrap().replacen("2:", "1:", 1);
         command.env(KEEPER, other).env("NOTIFY_SOCKET", directory.join("manager"));
     };
     let (mut child, channel, _listener, _, _own) =

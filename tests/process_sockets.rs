@@ -10,11 +10,13 @@ mod common;
 
 use std::env;
 use std::fs;
+use std::io;
+use std::iter;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::Command;
+use std::process::{self, Command};
 use std::time::Duration;
 
 use common::{
@@ -22,7 +24,7 @@ use common::{
     install, is_refused, keep, service_manager, wait_until,
 };
 use rustix::process::Signal;
-use smol_graceful::{Listener, Process, Request, Server, Shutdown};
+use smol_graceful::{Kept, Listener, Outcome, Process, Request, Server, Shutdown};
 
 // An admin port that moves.
 
@@ -30,19 +32,31 @@ use smol_graceful::{Listener, Process, Request, Server, Shutdown};
 struct Movable {
     directory: Directory,
     public: SocketAddr,
+    /// The keeper listens on the public address, and the program does not name it.
+    is_keepers: bool,
 }
 
 impl Movable {
-    fn new() -> Self {
-        Self { directory: Directory::new(), public: free_port() }
+    fn new(is_keepers: bool) -> Self {
+        Self { directory: Directory::new(), public: free_port(), is_keepers }
     }
 
     /// Lets all later processes listen on `admin` for operators.
     fn put(&self, admin: Option<SocketAddr>) {
+        let listen = if self.is_keepers { String::new() } else { self.listen() };
         let admin = admin.map_or(String::new(), |addr| format!("--admin {addr}"));
-        let public = self.public;
-        let line = format!("#!/bin/sh\nexec {SERVER} --work 0s --listen {public} {admin}\n");
+        let line = format!("#!/bin/sh\nexec {SERVER} --work 0s {listen} {admin}\n");
         install(&self.program(), line.as_bytes());
+    }
+
+    fn listen(&self) -> String {
+        format!("--listen={}", self.public)
+    }
+
+    fn start(&self) -> Generations {
+        let listen = self.listen();
+        let flags: &[&str] = if self.is_keepers { &[&listen] } else { &[] };
+        Generations::of(keep(flags, &Command::new(self.program())))
     }
 
     fn program(&self) -> std::path::PathBuf {
@@ -51,56 +65,105 @@ impl Movable {
 }
 
 /// The successor listens on another address for operators, or on none. The predecessor answers
-/// clients that had reached the old address, and nothing listens there afterwards. The connections
-/// of the public server go on meanwhile.
+/// clients that had reached the old address, and nothing listens there afterwards. A public server
+/// that takes the keeper's sockets does not take the old admin port. The connections of the public
+/// server go on meanwhile.
 #[test]
 fn an_admin_port_moves_at_a_restart() {
     let [first, second] = [(); 2].map(|()| free_port());
-    for (before, after) in [(Some(first), Some(second)), (Some(second), None), (None, Some(first))]
-    {
-        let place = Movable::new();
-        place.put(before);
-        let mut servers = Generations::start(&Command::new(place.program()));
-        let mut kept = Client::connect(place.public);
-        assert_eq!(kept.get("/livez").response().status, 200);
-        let mut operators = before.map(Operators::at);
+    for is_keepers in [false, true] {
+        move_admin_port(is_keepers, Some(first), Some(second));
+        move_admin_port(is_keepers, Some(second), None);
+        move_admin_port(is_keepers, None, Some(first));
+    }
+}
 
-        place.put(after);
-        let predecessor = servers.serving;
-        if let Some(operators) = &mut operators {
-            // The predecessor is suspended, so the client below stays in the queue.
-            predecessor.signal(Signal::STOP);
-            wait_until("the predecessor is suspended", || predecessor.is_suspended());
-            operators.queue();
-        }
-        servers.restart();
-        predecessor.signal(Signal::CONT);
-        if let Some(operators) = operators {
-            operators.assert_all_served();
-        }
-        assert_eq!(servers.exit_code(predecessor), 0, "{}", servers.program);
-        if let Some(before) = before {
-            assert!(is_refused(before), "{}", servers.program);
-        }
-        if let Some(after) = after {
-            assert_eq!(Client::connect(after).get("/readyz").response().status, 200);
-        }
-        let response = kept.get("/livez").response();
-        assert_eq!((response.status, response.says_close()), (200, false));
-        // The next process can bind the old address, because no process has kept the socket.
-        place.put(before);
-        servers.restart();
-        if let Some(before) = before {
-            assert_eq!(Client::connect(before).get("/readyz").response().status, 200);
-        }
-        servers.signal(Signal::TERM);
-        let log = servers.program.log();
-        assert_eq!(servers.program.exit_code(), 0, "{log}");
-        let is_said = |address| {
-            let said = format!(" does not listen on {address}, which is closed now");
-            log.contains(&said)
+fn move_admin_port(is_keepers: bool, before: Option<SocketAddr>, after: Option<SocketAddr>) {
+    let place = Movable::new(is_keepers);
+    place.put(before);
+    let mut servers = place.start();
+    let mut kept = Client::connect(place.public);
+    assert_eq!(kept.get("/livez").response().status, 200);
+    let mut operators = before.map(Operators::at);
+
+    place.put(after);
+    let predecessor = servers.serving;
+    if let Some(operators) = &mut operators {
+        // The predecessor is suspended, so the client below stays in the queue.
+        predecessor.signal(Signal::STOP);
+        wait_until("the predecessor is suspended", || predecessor.is_suspended());
+        operators.queue();
+    }
+    servers.restart();
+    predecessor.signal(Signal::CONT);
+    if let Some(operators) = operators {
+        operators.assert_all_served();
+    }
+    assert_eq!(servers.exit_code(predecessor), 0, "{}", servers.program);
+    if let Some(before) = before {
+        assert!(is_refused(before), "{}", servers.program);
+    }
+    if let Some(after) = after {
+        assert_eq!(Client::connect(after).get("/readyz").response().status, 200);
+    }
+    let response = kept.get("/livez").response();
+    assert_eq!((response.status, response.says_close()), (200, false));
+    // The next process can bind the old address, because no process has kept the socket.
+    place.put(before);
+    servers.restart();
+    if let Some(before) = before {
+        assert_eq!(Client::connect(before).get("/readyz").response().status, 200);
+    }
+    servers.signal(Signal::TERM);
+    let log = servers.program.log();
+    assert_eq!(servers.program.exit_code(), 0, "{log}");
+    let is_said = |address| {
+        let said = format!(" does not listen on {address}, which is closed now");
+        log.contains(&said)
+    };
+    assert!(before.is_none_or(is_said) && after.is_none_or(is_said), "{log}");
+}
+
+/// A program takes its inherited sockets, or binds an address if there are none. At a restart, it
+/// continues with this address, and does not take the old admin port instead. This also holds under
+/// a keeper that has bound the address, and for a program that is its own keeper.
+#[test]
+fn a_program_inherits_what_the_keeper_was_given() {
+    for (kind, is_keepers) in [("inherits", false), ("inherits", true), ("own keeper", false)] {
+        let directory = Directory::new();
+        let [public, first, second] = [(); 3].map(|()| free_port());
+        let put = |admin: SocketAddr| {
+            fs::write(directory.join("admin"), admin.to_string()).unwrap();
         };
-        assert!(before.is_none_or(is_said) && after.is_none_or(is_said), "{log}");
+        let mut child = program(kind);
+        child.env(ADDRESS, public.to_string()).env(GATES, directory.path());
+        put(first);
+        let listen = format!("--listen={public}");
+        let flags: &[&str] = if is_keepers { &[&listen] } else { &[] };
+        let is_own_keeper = kind == "own keeper";
+        let keeper = if is_own_keeper { child } else { keep(flags, &child) };
+        let mut servers = Generations::of(keeper);
+        let mut kept = Client::connect(public);
+        for (before, after) in [(first, second), (second, first)] {
+            let web = kept.get("/").response();
+            assert_eq!(web.text(), format!("web of {}", servers.serving));
+            assert!(!web.says_close(), "{}", servers.program);
+            put(after);
+            let predecessor = servers.restart();
+            assert_eq!(servers.exit_code(predecessor), 0, "{}", servers.program);
+            if is_own_keeper {
+                // The facts about the sockets are passed on through the exec.
+                let words = format!("continues with process {} as the new", servers.serving);
+                servers.program.line_where(&words, |line| line.contains(&words));
+            }
+            assert!(is_refused(before), "{kind}: {}", servers.program);
+            let admin = Client::connect(after).get("/").response();
+            assert_eq!(admin.text(), format!("admin of {}", servers.serving));
+        }
+        let web = kept.get("/").response();
+        assert_eq!(web.text(), format!("web of {}", servers.serving));
+        servers.signal(Signal::TERM);
+        assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
     }
 }
 
@@ -423,31 +486,57 @@ fn program(kind: &str) -> Command {
 }
 
 #[test]
+#[expect(clippy::exit, reason = "the exit code of a keeper is its child's")]
 fn the_program_of_these_tests() {
     let Ok(kind) = env::var(KIND) else { return };
     env_logger::Builder::new().filter_level(log::LevelFilter::Info).init();
     let outcome = match &*kind {
         "by name" => run_by_name(),
+        "inherits" => run_inherits(|process, server, web| process.run(server, web).unwrap()),
+        "own keeper" => run_inherits(|process, server, web| {
+            match process.keep(|process| process.run(server, web)).unwrap() {
+                Kept::Child(outcome) => outcome,
+                Kept::Keeper(exit) => process::exit(exit.code().into()),
+            }
+        }),
         _ => run_beside(),
     };
     assert!(outcome.is_drained(), "{outcome}");
 }
 
 /// Serves `web` and `admin` on the sockets with these names.
-fn run_by_name() -> smol_graceful::Outcome {
+fn run_by_name() -> Outcome {
     let inherited = Listener::inherited().unwrap();
     let is_admin = |listener: &Listener| listener.name() == Some("admin");
     let (admin, web): (Vec<_>, Vec<_>) = inherited.into_iter().partition(is_admin);
-    let said = |name: &'static str| {
-        Server::new(move |_| async move { Ok(format!("{name} of {}", std::process::id())) })
+    let process = Process::default().admin(named("admin"), admin);
+    process.run(named("web"), web).unwrap()
+}
+
+/// Serves `admin` on the address in its file, and `web` on the inherited sockets of this process,
+/// or on its own address if there are none.
+fn run_inherits(run: impl FnOnce(Process, Server, Listeners) -> Outcome) -> Outcome {
+    let admin = || fs::read_to_string(Path::new(&env::var(GATES).unwrap()).join("admin"));
+    let web = || match Listener::inherited().unwrap() {
+        inherited if inherited.is_empty() => vec![Listener::bind(&*env::var(ADDRESS).unwrap())],
+        inherited => inherited.into_iter().map(Ok).collect(),
     };
-    let process = Process::default().admin(said("admin"), admin);
-    process.run(said("web"), web).unwrap()
+    // The socket is bound only after signals are handled, and never in a keeper.
+    let admin = iter::once_with(move || Listener::bind(&*admin()?));
+    let process = Process::default().admin(named("admin"), admin);
+    run(process, named("web"), Box::new(iter::once_with(web).flatten()))
+}
+
+type Listeners = Box<dyn Iterator<Item = io::Result<Listener>> + Send>;
+
+/// Returns a server whose response has its name and its process id.
+fn named(name: &'static str) -> Server {
+    Server::new(move |_| async move { Ok(format!("{name} of {}", process::id())) })
 }
 
 /// Serves both [`NAMES`], whose `/stuck` ends when there is a file of the server's name. `/stop-other`
 /// stops the other server.
-fn run_beside() -> smol_graceful::Outcome {
+fn run_beside() -> Outcome {
     let shutdown = Shutdown::new().grace(2 * PATIENCE);
     let other = Shutdown::new().grace(Duration::from_secs(3600));
     let server = |name: &'static str, own: &Shutdown| {

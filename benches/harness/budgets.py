@@ -1,4 +1,4 @@
-"""The budgets of smol-graceful from issue 18, and the verdict on each.
+"""The budgets of smol-graceful, and the verdict on each.
 
 A limit is a number in the figure's unit, or a part of what another server takes in the same run.
 """

@@ -15,7 +15,7 @@ use std::str::FromStr;
 pub(crate) const RESUME: &str = "SMOL_GRACEFUL_RESUME";
 
 /// The version of the state. A program that reads another version does not replace the keeper.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 
 /// A descriptor, and its inode. The inode shows whether the descriptor is still the same file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,7 @@ pub(crate) struct SocketState {
     pub(crate) held: Held,
     pub(crate) number: u32,
     pub(crate) is_own: bool,
+    pub(crate) is_brought: bool,
     pub(crate) is_input: bool,
     pub(crate) name: Option<String>,
     pub(crate) path: Option<PathBuf>,
@@ -81,11 +82,12 @@ impl Display for State {
         if let Some((held, path)) = &self.lock {
             write!(f, "\nlock {held} {}", Hex(path.as_os_str().as_bytes()))?;
         }
-        for SocketState { held, number, is_own, is_input, name, path } in &self.sockets {
+        for SocketState { held, number, is_own, is_brought, is_input, name, path } in &self.sockets
+        {
             let name = Hex(name.as_deref().unwrap_or_default().as_bytes());
             let path = path.as_deref().unwrap_or(Path::new("")).as_os_str().as_bytes();
-            let flags = (u8::from(*is_own), u8::from(*is_input));
-            write!(f, "\nsocket {held} {number} {} {} {name} {}", flags.0, flags.1, Hex(path))?;
+            let [own, brought, input] = [*is_own, *is_brought, *is_input].map(u8::from);
+            write!(f, "\nsocket {held} {number} {own} {brought} {input} {name} {}", Hex(path))?;
         }
         for ChildState { id, pid, stage, channel, notify, reported } in &self.children {
             let (word, time) = match stage {
@@ -128,6 +130,7 @@ impl State {
                     held: words.next()?,
                     number: words.next()?,
                     is_own: words.flag()?,
+                    is_brought: words.flag()?,
                     is_input: words.flag()?,
                     name: words.name()?,
                     path: words.path()?,
@@ -287,6 +290,7 @@ mod tests {
             held: any_held(random),
             number: random.u32(..),
             is_own: random.bool(),
+            is_brought: random.bool(),
             is_input: random.bool(),
             name: maybe(random, |random| random.alphanumeric().to_string()),
             path: maybe(random, any_path),
@@ -360,25 +364,26 @@ mod tests {
     fn garbage_is_no_state() {
         for text in [
             "",
-            "1",
-            "1 42",
-            "2 42 1",
-            "1 42 1 1",
-            "1 42 1\n",
-            "1 42 1\nlock",
-            "1 42 1\nlock 3:7",
-            "1 42 1\nlock 3:7 -",
-            "1 42 1\nlock 3 2f",
-            "1 42 1\nlock 3:7 2f\nlock 3:7 2f",
-            "1 42 1\nsocket 3:7 0 1 2 - -",
-            "1 42 1\nsocket 3:7 0 1 1 - 2f6",
-            "1 42 1\nsocket 3:7 0 1 1 ff -",
-            "1 42 1\nchild 1 7 serving - - -",
-            "1 42 1\nchild 1 7 leaving 5 - -",
-            "1 42 1\nchild 1 7 dead - - -",
-            "1 42 1\nchild 1 7 leaving - - - ready 1/2",
-            "1 42 1\nchild 1 7 leaving - - - unready",
-            "1 42 1\nother",
+            "2",
+            "2 42",
+            "1 42 1",
+            "2 42 1 1",
+            "2 42 1\n",
+            "2 42 1\nlock",
+            "2 42 1\nlock 3:7",
+            "2 42 1\nlock 3:7 -",
+            "2 42 1\nlock 3 2f",
+            "2 42 1\nlock 3:7 2f\nlock 3:7 2f",
+            "2 42 1\nsocket 3:7 0 1 0 2 - -",
+            "2 42 1\nsocket 3:7 0 1 0 1 - 2f6",
+            "2 42 1\nsocket 3:7 0 1 0 1 ff -",
+            "2 42 1\nsocket 3:7 0 1 1 - -",
+            "2 42 1\nchild 1 7 serving - - -",
+            "2 42 1\nchild 1 7 leaving 5 - -",
+            "2 42 1\nchild 1 7 dead - - -",
+            "2 42 1\nchild 1 7 leaving - - - ready 1/2",
+            "2 42 1\nchild 1 7 leaving - - - unready",
+            "2 42 1\nother",
         ] {
             assert_eq!(State::read(text, 42), None, "{text}");
         }

@@ -29,6 +29,9 @@ pub(crate) struct KeptSocket {
     pub(crate) address: Address,
     /// The keeper or a child of it has bound the socket.
     pub(crate) is_own: bool,
+    /// `true` if a child has bound the socket. Only a child that asks for its address takes it
+    /// (rule K10).
+    pub(crate) is_brought: bool,
     /// The path of a Unix socket's file, if it is known.
     pub(crate) path: Option<PathBuf>,
     pub(crate) name: Option<String>,
@@ -91,7 +94,11 @@ impl Sockets {
         order.sort_by_key(|index| is_every_ipv6(&listen[*index]));
         for index in order {
             let address = &listen[index];
-            if !sockets.kept.iter().any(|kept| kept.serves(address)) {
+            if let Some(kept) = sockets.kept.iter_mut().find(|kept| kept.serves(address)) {
+                // The operator lists this address, so every child may take the socket, even if the
+                // keeper above reserved it for a child that asks.
+                kept.is_brought = false;
+            } else {
                 let step = during(format!("cannot listen on {address}"));
                 bound[index] = Some(bind_one(address).map_err(step)?);
             }
@@ -101,9 +108,16 @@ impl Sockets {
             let path = file.as_ref().map(|file| file.path().to_owned());
             sockets.files.extend(file.and_then(OwnFile::of));
             let number = sockets.next_number();
-            let (is_own, is_input) = (true, false);
-            let name = None;
-            sockets.kept.push(KeptSocket { number, socket, address, is_own, path, name, is_input });
+            sockets.kept.push(KeptSocket {
+                number,
+                socket,
+                address,
+                is_own: true,
+                is_brought: false,
+                path,
+                name: None,
+                is_input: false,
+            });
         }
         Ok(sockets)
     }
@@ -120,8 +134,18 @@ impl Sockets {
         // A keeper above this one may have given the socket a number, which means nothing to the
         // children.
         let number = self.next_number();
-        let Passed { name, file: path, .. } = passed;
-        self.kept.push(KeptSocket { number, socket, address, is_own: false, path, name, is_input });
+        let Passed { name, file: path, is_brought, .. } = passed;
+        let is_own = false;
+        self.kept.push(KeptSocket {
+            number,
+            socket,
+            address,
+            is_own,
+            is_brought,
+            path,
+            name,
+            is_input,
+        });
         Ok(())
     }
 
@@ -141,8 +165,16 @@ impl Sockets {
         if is_own {
             self.files.extend(path.as_deref().and_then(OwnFile::at));
         }
-        let (name, is_input) = (None, false);
-        self.kept.push(KeptSocket { number, socket, address, is_own, path, name, is_input });
+        self.kept.push(KeptSocket {
+            number,
+            socket,
+            address,
+            is_own,
+            is_brought: true,
+            path,
+            name: None,
+            is_input: false,
+        });
         Ok(())
     }
 
@@ -212,6 +244,7 @@ impl Sockets {
             number: kept.number,
             // If another program has put its file there, the child must not remove that file.
             is_own: self.is_own(kept),
+            is_brought: kept.is_brought,
             file: kept.path.clone(),
         });
         offered.collect()
@@ -327,6 +360,9 @@ mod tests {
         let how = || Brought { is_own: false, file: None };
         sockets.bring(3, brought.into(), how()).unwrap();
         assert_eq!(numbers(&sockets), [(0, true), (2, true), (3, false)]);
+        // Unlike the keeper's own sockets, only a child that asks for the address may take it.
+        let brought: Vec<_> = sockets.offer().iter().map(|offered| offered.is_brought).collect();
+        assert_eq!(brought, [false, false, true]);
         assert_eq!((sockets.inode(3), sockets.inode(1)), (Some(number), None));
         let (stream, _) = UnixStream::pair().unwrap();
         assert!(sockets.bring(4, stream.into(), how()).is_err());

@@ -107,10 +107,10 @@ fn resume(mut keeper: Keeper, state: State) -> io::Result<KeeperExit> {
         None => None,
     };
     let mut kept = Vec::new();
-    for SocketState { held, number, is_own, is_input, name, path } in state.sockets {
+    for SocketState { held, number, is_own, is_brought, is_input, name, path } in state.sockets {
         let socket = Socket::from(take(held)?);
         let address = Address::of(&socket).map_err(during("a socket of the program before"))?;
-        kept.push(KeptSocket { number, socket, address, is_own, path, name, is_input });
+        kept.push(KeptSocket { number, socket, address, is_own, is_brought, path, name, is_input });
     }
     let (mut children, mut members) = (Vec::new(), Vec::new());
     for ChildState { id, pid, stage, channel, notify, reported } in state.children {
@@ -244,6 +244,7 @@ impl RunningKeeper {
                 held: held(kept)?,
                 number: kept.number,
                 is_own: kept.is_own,
+                is_brought: kept.is_brought,
                 is_input: kept.is_input,
                 name: kept.name.clone(),
                 path: kept.path.clone(),

@@ -1,4 +1,5 @@
-//! Takes the listening sockets that this process was started with: [`all`], [`matching`].
+//! Takes the listening sockets that this process was started with: [`all`], [`given`],
+//! [`matching`].
 //!
 //! The environment describes them ([`Passed`]), or the operator names a bare descriptor (`fd:0`,
 //! Supervisor's `[fcgi-program]`). Invariant: a descriptor is taken once, and only if it is a
@@ -27,18 +28,34 @@ use crate::listen::passing::{self, Passed, Passing, VARIABLES};
 use crate::listen::socket_file::is_same_file;
 use crate::restart::parent::Parent;
 
-/// Takes all sockets that LISTEN_FDS passes and that were not taken before.
+/// Takes every socket that LISTEN_FDS or a keeper passes and that was not taken before.
 ///
 /// # Errors
 ///
 /// Returns an error if a variable makes no sense, or if a descriptor is not a listening stream
 /// socket.
+#[cfg_attr(not(feature = "keeper"), allow(dead_code, reason = "only a keeper takes them all"))]
 pub(crate) fn all() -> io::Result<Vec<(Socket, Passed)>> {
-    let mut all = Vec::new();
-    for passed in passed()? {
-        all.extend(take(&passed, |_| true)?.map(|socket| (socket, passed)));
+    take_each(|_| true)
+}
+
+/// Takes the same sockets as [`all`], except those that an earlier child of the keeper has bound.
+/// Only a program that asks for their address takes them (rule K10). Otherwise, a public server
+/// would serve the old address of an admin port.
+///
+/// # Errors
+///
+/// As [`all`].
+pub(crate) fn given() -> io::Result<Vec<(Socket, Passed)>> {
+    take_each(|passed| !passed.is_brought)
+}
+
+fn take_each(is_meant: impl Fn(&Passed) -> bool) -> io::Result<Vec<(Socket, Passed)>> {
+    let mut taken = Vec::new();
+    for passed in passed()?.into_iter().filter(is_meant) {
+        taken.extend(take(&passed, |_| true)?.map(|socket| (socket, passed)));
     }
-    Ok(all)
+    Ok(taken)
 }
 
 /// Takes the socket that listens on `address`, if this process was started with one.

@@ -32,6 +32,9 @@ pub(crate) struct Passed {
     pub(crate) number: Option<u32>,
     /// The keeper or a child of it has bound the socket, so no other program has it.
     pub(crate) is_own: bool,
+    /// `true` if an earlier child of the keeper has bound the socket. Only a program that asks for
+    /// its address takes it.
+    pub(crate) is_brought: bool,
     /// The path of a Unix socket's file. The socket itself may know only a relative path.
     pub(crate) file: Option<PathBuf>,
 }
@@ -39,7 +42,7 @@ pub(crate) struct Passed {
 impl Passed {
     /// Returns a socket with a descriptor and a name, and without further facts.
     pub(crate) fn bare(fd: RawFd, name: Option<String>) -> Self {
-        Self { fd, name, number: None, is_own: false, file: None }
+        Self { fd, name, number: None, is_own: false, is_brought: false, file: None }
     }
 }
 
@@ -49,6 +52,7 @@ pub(crate) fn offered(offered: &[Offered], [_, _, names]: [Option<String>; 3]) -
     let passed = described.into_iter().zip(offered).map(|((fd, name), offered)| Passed {
         number: Some(offered.number),
         is_own: offered.is_own,
+        is_brought: offered.is_brought,
         file: offered.file.clone(),
         ..Passed::bare(fd, name)
     });
@@ -184,11 +188,12 @@ mod tests {
     #[test]
     fn a_keeper_says_more_of_each_socket() {
         let file = Some(PathBuf::from("/run/app.sock"));
-        let own = Offered { number: 7, is_own: true, file: file.clone() };
-        let foreign = Offered { number: 9, is_own: false, file: None };
+        let own = Offered { number: 7, is_own: true, is_brought: true, file: file.clone() };
+        let foreign = Offered { number: 9, is_own: false, is_brought: false, file: None };
         // The process that LISTEN_PID names may be a shell in between.
         let all = offered(&[own, foreign], variables(["2", "41", "web:"]));
-        let own = Passed { number: Some(7), is_own: true, file, ..bare(3, "web") };
+        let own =
+            Passed { number: Some(7), is_own: true, is_brought: true, file, ..bare(3, "web") };
         assert_eq!(all, [own, Passed { number: Some(9), ..bare(4, "") }]);
         assert_eq!(offered(&[], variables(["2", "42", ""])), []);
     }

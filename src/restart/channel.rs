@@ -30,7 +30,7 @@ use crate::restart::message::{BATCH, LONGEST, Message};
 pub(crate) const KEEPER: &str = "SMOL_GRACEFUL_KEEPER";
 
 /// The version of the messages.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 
 /// One end of a channel.
 pub(crate) struct Channel {

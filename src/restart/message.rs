@@ -44,6 +44,9 @@ pub(crate) struct Offered {
     pub(crate) number: u32,
     /// The keeper or a child of it has bound the socket, so no other program has it.
     pub(crate) is_own: bool,
+    /// `true` if an earlier child has bound the socket. Only a child that asks for its address
+    /// takes it.
+    pub(crate) is_brought: bool,
     /// The path of a Unix socket's file. The socket itself may know only a relative path.
     pub(crate) file: Option<PathBuf>,
 }
@@ -136,10 +139,11 @@ impl Message {
         match self {
             Self::Offer(offered) => {
                 bytes.push(KIND_OFFER);
-                put_list(&mut bytes, offered, |bytes, Offered { number, is_own, file }| {
-                    bytes.extend(number.to_be_bytes());
-                    bytes.push(u8::from(*is_own));
-                    put_file(bytes, file.as_ref());
+                put_list(&mut bytes, offered, |bytes, offered| {
+                    bytes.extend(offered.number.to_be_bytes());
+                    bytes.push(u8::from(offered.is_own));
+                    bytes.push(u8::from(offered.is_brought));
+                    put_file(bytes, offered.file.as_ref());
                 });
             }
             Self::Ready(Ready { listeners, resumes }) => {
@@ -192,8 +196,9 @@ impl Message {
         let rest = &mut &*rest;
         let message = match *kind {
             KIND_OFFER => Self::Offer(take_list(rest, |rest| {
-                let number = take_u32(rest)?;
-                Some(Offered { number, is_own: take_bool(rest)?, file: take_file(rest)? })
+                let (number, is_own) = (take_u32(rest)?, take_bool(rest)?);
+                let is_brought = take_bool(rest)?;
+                Some(Offered { number, is_own, is_brought, file: take_file(rest)? })
             })?),
             KIND_READY => {
                 let resumes = u16::from_be_bytes(take(rest)?);
@@ -310,8 +315,8 @@ mod tests {
             Message::Alone,
             Message::Offer(vec![]),
             Message::Offer(vec![
-                Offered { number: 0, is_own: true, file: None },
-                Offered { number: u32::MAX, is_own: false, file: Some("/run/a b\n.sock".into()) },
+                offered(0, true, None),
+                offered(u32::MAX, false, Some("/run/a b\n.sock")),
             ]),
             Message::Ready(Ready::default()),
             Message::Ready(Ready {
@@ -325,6 +330,10 @@ mod tests {
             Message::Leave(Leave::default()),
             Message::Leave(Leave { successor: 4711, taken: vec![0, 1, 7], adopted: vec![7] }),
         ]
+    }
+
+    fn offered(number: u32, is_own: bool, file: Option<&str>) -> Offered {
+        Offered { number, is_own, is_brought: !is_own, file: file.map(PathBuf::from) }
     }
 
     fn brought(file: Option<&str>) -> Brought {
@@ -370,8 +379,8 @@ mod tests {
             2 => Message::Pass,
             3 => Message::Alone,
             4 => Message::Offer(any_list(random, |random| {
-                let (number, is_own) = (random.u32(..), random.bool());
-                Offered { number, is_own, file: any_file(random) }
+                let (number, is_own, is_brought) = (random.u32(..), random.bool(), random.bool());
+                Offered { number, is_own, is_brought, file: any_file(random) }
             })),
             5 => {
                 let listeners = any_list(random, |random| {

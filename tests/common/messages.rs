@@ -170,7 +170,7 @@ impl Channel {
         let rest = &mut &bytes[..];
         assert_eq!(take::<1>(rest), *b"O");
         let offered = take_list(rest, |rest| {
-            let (number, is_own) = (take_u32(rest), take_bool(rest));
+            let (number, is_own, _) = (take_u32(rest), take_bool(rest), take_bool(rest));
             (number, is_own, String::from_utf8(take_bytes(rest)).unwrap())
         });
         assert!(rest.is_empty());
@@ -245,7 +245,7 @@ pub fn offer(numbers: &[u32]) -> Vec<u8> {
     put_count(&mut bytes, numbers.len());
     for number in numbers {
         bytes.extend(number.to_be_bytes());
-        bytes.push(1);
+        bytes.extend([1, 0]);
         put_bytes(&mut bytes, b"");
     }
     bytes
@@ -340,7 +340,7 @@ pub fn inode(socket: &OwnedFd) -> u64 {
 /// Returns the value that names a child's end of the parent channel, which has descriptor `fd` in
 /// the child.
 pub fn keeper_word(end: &OwnedFd, fd: i32) -> String {
-    format!("1:{fd}:{}", inode(end))
+    format!("2:{fd}:{}", inode(end))
 }
 
 /// Returns borrowed descriptors, for sending.
