@@ -64,10 +64,10 @@ impl Movable {
     }
 }
 
-/// The successor listens elsewhere for operators, or nowhere. Whoever had reached the old address
-/// is answered by the predecessor, and nothing listens there afterwards: a public server that takes
-/// what the keeper has does not take the old admin port. The connections of the public server go on
-/// meanwhile.
+/// The successor listens on another address for operators, or on none. The predecessor answers
+/// clients that had reached the old address, and nothing listens there afterwards. A public server
+/// that takes the keeper's sockets does not take the old admin port. The connections of the public
+/// server go on meanwhile.
 #[test]
 fn an_admin_port_moves_at_a_restart() {
     let [first, second] = [(); 2].map(|()| free_port());
@@ -89,7 +89,7 @@ fn move_admin_port(is_keepers: bool, before: Option<SocketAddr>, after: Option<S
     place.put(after);
     let predecessor = servers.serving;
     if let Some(operators) = &mut operators {
-        // The predecessor does not run, so the client below stays in the queue.
+        // The predecessor is suspended, so the client below stays in the queue.
         predecessor.signal(Signal::STOP);
         wait_until("the predecessor is suspended", || predecessor.is_suspended());
         operators.queue();
@@ -108,7 +108,7 @@ fn move_admin_port(is_keepers: bool, before: Option<SocketAddr>, after: Option<S
     }
     let response = kept.get("/livez").response();
     assert_eq!((response.status, response.says_close()), (200, false));
-    // The next process can bind the old address, because nobody has kept the socket.
+    // The next process can bind the old address, because no process has kept the socket.
     place.put(before);
     servers.restart();
     if let Some(before) = before {
@@ -124,9 +124,9 @@ fn move_admin_port(is_keepers: bool, before: Option<SocketAddr>, after: Option<S
     assert!(before.is_none_or(is_said) && after.is_none_or(is_said), "{log}");
 }
 
-/// A program that takes what it inherits, or else binds an address, goes on with this address at a
-/// restart, and does not take the old admin port for it. This holds under a keeper that has bound
-/// the address, too, and for a program that is its own keeper.
+/// A program takes its inherited sockets, or binds an address if there are none. At a restart, it
+/// continues with this address, and does not take the old admin port instead. This also holds under
+/// a keeper that has bound the address, and for a program that is its own keeper.
 #[test]
 fn a_program_inherits_what_the_keeper_was_given() {
     for (kind, is_keepers) in [("inherits", false), ("inherits", true), ("own keeper", false)] {
@@ -152,7 +152,7 @@ fn a_program_inherits_what_the_keeper_was_given() {
             let predecessor = servers.restart();
             assert_eq!(servers.exit_code(predecessor), 0, "{}", servers.program);
             if is_own_keeper {
-                // What is known of the sockets goes through the exec.
+                // The facts about the sockets are passed on through the exec.
                 let words = format!("continues with process {} as the new", servers.serving);
                 servers.program.line_where(&words, |line| line.contains(&words));
             }
@@ -513,15 +513,15 @@ fn run_by_name() -> Outcome {
     process.run(named("web"), web).unwrap()
 }
 
-/// Serves `admin` on the address that its file names, and `web` on what this process inherits, or
-/// else on an address of its own.
+/// Serves `admin` on the address in its file, and `web` on the inherited sockets of this process,
+/// or on its own address if there are none.
 fn run_inherits(run: impl FnOnce(Process, Server, Listeners) -> Outcome) -> Outcome {
     let admin = || fs::read_to_string(Path::new(&env::var(GATES).unwrap()).join("admin"));
     let web = || match Listener::inherited().unwrap() {
         inherited if inherited.is_empty() => vec![Listener::bind(&*env::var(ADDRESS).unwrap())],
         inherited => inherited.into_iter().map(Ok).collect(),
     };
-    // Not before signals are handled, and not in a keeper.
+    // The socket is bound only after signals are handled, and never in a keeper.
     let admin = iter::once_with(move || Listener::bind(&*admin()?));
     let process = Process::default().admin(named("admin"), admin);
     run(process, named("web"), Box::new(iter::once_with(web).flatten()))
@@ -529,7 +529,7 @@ fn run_inherits(run: impl FnOnce(Process, Server, Listeners) -> Outcome) -> Outc
 
 type Listeners = Box<dyn Iterator<Item = io::Result<Listener>> + Send>;
 
-/// Returns a server that says its name and its process.
+/// Returns a server whose response has its name and its process id.
 fn named(name: &'static str) -> Server {
     Server::new(move |_| async move { Ok(format!("{name} of {}", process::id())) })
 }

@@ -24,7 +24,7 @@ def flat(memory):
 @dataclass(frozen=True)
 class Budget:
     """Bounds a figure: `must` and `aim` are in `unit`, or parts of what `peer` takes. `spin` names
-    the figure of the load that never sleeps, which is told beside it."""
+    the figure of the load that never sleeps, which is shown beside it."""
 
     what: str
     figure: str
@@ -62,8 +62,8 @@ BUDGETS = [
 
 @dataclass(frozen=True)
 class Verdict:
-    """A budget and the measured value: in the figure's unit, or beside its peer. None if it was not
-    measured."""
+    """A budget and the measured value, in the figure's unit or as a ratio to its peer. The value is None
+    if it was not measured."""
 
     budget: Budget
     measured: float = None

@@ -150,7 +150,7 @@ class LastResponse:
 
 
 class Syscalls:
-    """System calls per keep-alive request, on one connection and on 16 that ask together.
+    """System calls per keep-alive request, on one connection and on 16 that send at the same time.
 
     The clients pause before each request, because strace slows the server down so much that every
     request would be there already, and the server would never wait. After a longer pause, smol's own
@@ -242,8 +242,8 @@ def system_calls(servers, connections, requests=1600, patience=20):
 
 
 def instructions(binary, cores, few=1000, many=5000, deep=1, request=REQUEST):
-    """Instructions per request, with so many requests at a time; `request` is what is sent if that is
-    more than one."""
+    """Returns the instructions per request, with `deep` requests at a time. If that is more than one,
+    `request` is sent."""
     # valgrind cannot run Go with preemption by signals.
     calm = dict(os.environ, GODEBUG="asyncpreemptoff=1")
     with tempfile.TemporaryDirectory() as directory:

@@ -22,7 +22,7 @@ def connections(count):
     return f"{count:,} keep-alive connection{'s' * (count != 1)}"
 
 
-# By wrk, and by the load that never sleeps.
+# The loads by wrk and by the load that never sleeps.
 LOADS = [
     *((f"keep-{count}", connections(count)) for count in CONNECTIONS),
     ("close", "a connection for each request, 64 at a time"),
@@ -36,7 +36,7 @@ SPINS = [
 ]
 SPINNING = ", with the load that never sleeps"
 
-# Title, unit, rows of (figure, what); `True` to tell the least and the most, too.
+# The tables: title, unit, rows of (figure, what), and `True` to show the least and the most, too.
 TABLES = [
     ("CPU time per request", MICROSECONDS, [(f"{key}.cpu", what) for key, what in LOADS], True),
     ("CPU time per request" + SPINNING, MICROSECONDS,
@@ -98,7 +98,7 @@ CHARTS = [
 
 
 class Report:
-    """Figures of a run: `figures[figure][peer]` is a list, one entry a round."""
+    """The figures of a run. `figures[figure][peer]` is a list with one entry a round."""
 
     def __init__(self, run):
         self.run = run
@@ -106,7 +106,7 @@ class Report:
         self.peers = [peer for peer in PEERS if peer.key in run["peers"]]
 
     def median(self, figure, peer):
-        """The median of the rounds; None if there is none."""
+        """Returns the median of the rounds, or None if there is none."""
         values = self._rounds(figure, peer)
         return median(values) if values else None
 
@@ -114,7 +114,7 @@ class Report:
         return [v for v in self.figures.get(figure, {}).get(peer, []) if v is not None]
 
     def markdown(self, chart):
-        """Everything between the two marks."""
+        """Returns the text between the two marks."""
         parts = [BEGIN, *self._about(), "", *self._budgets(), ""]
         if chart:
             parts += [f"![The main figures as bars]({chart})", ""]
@@ -125,8 +125,7 @@ class Report:
         return "\n".join(parts) + "\n"
 
     def write(self, directory):
-        """Writes `benchmarks.md`, of which only the part between the marks changes, and
-        `benchmarks.svg`."""
+        """Writes the part of `benchmarks.md` between the marks, and `benchmarks.svg`."""
         directory.mkdir(parents=True, exist_ok=True)
         page, chart = directory / "benchmarks.md", directory / "benchmarks.svg"
         svg = self.svg()
@@ -194,7 +193,7 @@ class Report:
         return f" ({shown(min(values), unit)} to {shown(max(values), unit)})"
 
     def _switches(self):
-        """Context switches beside each figure: a thread waits, and a thread is made to wait."""
+        """Yields the lines with the voluntary and involuntary context switches."""
         cases = [(key, f"{what}{suffix}") for cases, suffix in ((LOADS, ""), (SPINS, SPINNING))
                  for key, what in cases if f"{key}.waited" in self.figures]
         if not cases:
@@ -233,7 +232,7 @@ class Report:
         return ["## Versions", "", *versions, ""]
 
     def svg(self):
-        """Bars, a panel for each figure; ours in colour."""
+        """Returns bars, with a panel for each figure, and smol-graceful in colour."""
         charts = [chart for chart in CHARTS if chart[0] in self.figures]
         columns, bar, gap, top = 2, 15, 5, 34
         width, label = 450, 112
@@ -269,7 +268,7 @@ class Report:
 
 
 def about_machine():
-    """The machine's kind, in a few words."""
+    """Returns the kind of the machine in a few words."""
     with open("/proc/cpuinfo") as file:
         text = file.read()
     names = re.findall(r"^model name\s*: (.*)$", text, re.MULTILINE)
@@ -280,7 +279,7 @@ def about_machine():
 
 
 def about_run(peers):
-    """What is told of a run beside its figures."""
+    """Returns the facts of a run beside its figures."""
     return {
         "date": date.today().isoformat(),
         "machine": about_machine(),
@@ -290,7 +289,7 @@ def about_run(peers):
 
 
 def between(text, begin, end, figures):
-    """The text with what is from one mark to the other replaced; None if it has not both."""
+    """Returns the text with the part between the marks replaced, or None if a mark is missing."""
     before, has_begin, rest = text.partition(begin)
     _, has_end, after = rest.partition(end)
     return before + figures.rstrip("\n") + after if has_begin and has_end else None

@@ -135,14 +135,14 @@ class Server:
 
 
 def descriptors(pid):
-    """How many descriptors a process has open."""
+    """Returns the number of open descriptors of a process."""
     directory = f"/proc/{pid}/fd"
-    # Since Linux 6.2 the size says it, at the price of one call however many there are.
+    # Since Linux 6.2, the size of the directory is this number, which takes only one call.
     return os.stat(directory).st_size or len(os.listdir(directory))
 
 
 def by_request(before, after, requests):
-    """CPU time and context switches of a request, of what `Server.usage` says before and after."""
+    """Returns the CPU time and the context switches of a request, from `Server.usage` before and after."""
     return {of: (b - a) / requests
             for of, a, b in zip(("cpu", "waited", "displaced"), before, after)}
 

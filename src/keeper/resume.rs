@@ -14,7 +14,7 @@ use std::str::FromStr;
 /// The variable that holds the state.
 pub(crate) const RESUME: &str = "SMOL_GRACEFUL_RESUME";
 
-/// The version of the state. A program that reads another one is not started in a keeper's place.
+/// The version of the state. A program that reads another version does not replace the keeper.
 pub(crate) const VERSION: u16 = 2;
 
 /// A descriptor, and its inode. The inode shows whether the descriptor is still the same file.

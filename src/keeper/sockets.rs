@@ -29,9 +29,10 @@ pub(crate) struct KeptSocket {
     pub(crate) address: Address,
     /// The keeper or a child of it has bound the socket.
     pub(crate) is_own: bool,
-    /// A child has brought the socket, so it is for a child that asks for its address (rule K10).
+    /// `true` if a child has bound the socket. Only a child that asks for its address takes it
+    /// (rule K10).
     pub(crate) is_brought: bool,
-    /// Where a Unix socket's file is, if that is known.
+    /// The path of a Unix socket's file, if it is known.
     pub(crate) path: Option<PathBuf>,
     pub(crate) name: Option<String>,
     /// Children have the socket as their standard input, too.
@@ -94,7 +95,8 @@ impl Sockets {
         for index in order {
             let address = &listen[index];
             if let Some(kept) = sockets.kept.iter_mut().find(|kept| kept.serves(address)) {
-                // The operator gives the children what a keeper above had for a name only.
+                // The operator lists this address, so every child may take the socket, even if the
+                // keeper above reserved it for a child that asks.
                 kept.is_brought = false;
             } else {
                 let step = during(format!("cannot listen on {address}"));
@@ -358,7 +360,7 @@ mod tests {
         let how = || Brought { is_own: false, file: None };
         sockets.bring(3, brought.into(), how()).unwrap();
         assert_eq!(numbers(&sockets), [(0, true), (2, true), (3, false)]);
-        // Only a child that asks for the address is to take it, unlike the keeper's own.
+        // Unlike the keeper's own sockets, only a child that asks for the address may take it.
         let brought: Vec<_> = sockets.offer().iter().map(|offered| offered.is_brought).collect();
         assert_eq!(brought, [false, false, true]);
         assert_eq!((sockets.inode(3), sockets.inode(1)), (Some(number), None));

@@ -39,9 +39,9 @@ pub(crate) fn all() -> io::Result<Vec<(Socket, Passed)>> {
     take_each(|_| true)
 }
 
-/// Does what [`all`] does, but leaves the sockets that an earlier child of the keeper has brought:
-/// only a program that asks for their address takes them (rule K10). Otherwise a public server
-/// would serve an admin port that has moved.
+/// Takes the same sockets as [`all`], except those that an earlier child of the keeper has bound.
+/// Only a program that asks for their address takes them (rule K10). Otherwise, a public server
+/// would serve the old address of an admin port.
 ///
 /// # Errors
 ///

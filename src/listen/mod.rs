@@ -449,11 +449,11 @@ impl Listener {
     /// that an earlier process of the program has bound is not among them. [`Listener::bind`] finds
     /// such a socket by its address, so that no server takes the old address of another one.
     ///
-    /// When the server stops, it takes every connection that is queued, and then lets go of the
-    /// sockets (rule S5). It does not shut them down, so another process that has them goes on. It
-    /// removes a socket's file only if no other process has the socket. From here on
-    /// they are non-blocking and have the default [`ListenOptions::keepalive`], also in other
-    /// processes that hold them.
+    /// At its stop, the server takes every queued connection, and then closes its copies of the
+    /// sockets (rule S5). The server does not shut the sockets down, so another process that has
+    /// them goes on. It removes a socket's file only if no other process has the socket. From this
+    /// call on, the sockets are non-blocking and have the default [`ListenOptions::keepalive`],
+    /// also in other processes that hold them.
     ///
     /// # Errors
     ///

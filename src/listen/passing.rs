@@ -32,10 +32,10 @@ pub(crate) struct Passed {
     pub(crate) number: Option<u32>,
     /// The keeper or a child of it has bound the socket, so no other program has it.
     pub(crate) is_own: bool,
-    /// An earlier child of the keeper has brought the socket, so it is for a program that asks for
-    /// its address.
+    /// `true` if an earlier child of the keeper has bound the socket. Only a program that asks for
+    /// its address takes it.
     pub(crate) is_brought: bool,
-    /// Where a Unix socket's file is. The socket itself may know only a relative path.
+    /// The path of a Unix socket's file. The socket itself may know only a relative path.
     pub(crate) file: Option<PathBuf>,
 }
 

@@ -2,9 +2,9 @@
 //! service manager.
 //!
 //! Invariant: the sockets of the admin server are taken before those of the public server, which
-//! takes what is left of the inherited ones. A socket that an earlier process has bound itself is
-//! not among these (rule K10), so a new `--admin` does not make the old admin port a public one.
-//! Binds nothing before it is asked to.
+//! takes the rest of the inherited ones. The rest has no socket that an earlier process has bound
+//! itself (rule K10), so a new `--admin` does not make the old admin port a public one. The creation
+//! of a value binds nothing.
 
 use std::io;
 
