@@ -12,16 +12,17 @@
 //! }
 //! ```
 //!
-//! This is a whole server. HUP, INT, TERM and QUIT stop it. The server then finishes the requests
-//! under way, and the exit code is 0 if all of them were finished.
+//! This program is a whole server. At HUP, INT, TERM or QUIT the server finishes the requests under
+//! way and ends. The exit code is 0 if all of them were finished.
 //!
 //! # Promises
 //!
-//! 1. A stop has three phases, *running → draining → aborting*, and never goes back.
-//! 2. A [`Token`] looks at the phase, a [`Guard`] keeps the drain open, and a [`Shutdown`] moves
-//!    the phase.
-//! 3. The server counts a connection before it spawns the connection's task. A request that has
-//!    sent its first byte is finished, here or by a successor.
+//! 1. A server has three phases, *running → draining → aborting*, and never goes back to an earlier
+//!    one.
+//! 2. A [`Shutdown`] moves the server to its next phase, a [`Token`] shows the phase, and a
+//!    [`Guard`] keeps the drain open.
+//! 3. The server counts a connection before it spawns the connection's task. A request whose first
+//!    byte has arrived is finished, here or by a successor.
 //! 4. A drain always ends, and says how it ended.
 //! 5. If the server drops something that it had accepted, the outcome names it.
 //!
@@ -31,88 +32,91 @@
 //! |---|---|
 //! | connection | a byte stream to one client, for one request after another |
 //! | handler | the program's function that makes a response from a request |
-//! | latch | the three phases of a stop, which only move forward ([`Shutdown`]); a child latch follows another one ([`Token::child`]) |
-//! | token | a look at the latch ([`Token`]) |
-//! | guard | work that the drain waits for ([`Guard`]) |
+//! | latch | the phase of one or more servers, which only moves forward ([`Shutdown`]); a child latch also stops with its parent ([`Token::child`]) |
+//! | token | a handle that shows the phase of a latch, and cannot change the phase ([`Token`]) |
+//! | guard | a value that stands for work: the drain waits until the guard is dropped ([`Guard`]) |
 //! | drain | the wait, after a stop, until all work has ended or is cut |
 //! | grace | the longest time of a drain ([`Shutdown::grace`]) |
-//! | linger | the time in which an idle connection may send a last request ([`Shutdown::linger`]) |
-//! | lame duck | a stopped server that still accepts, before the grace ([`Shutdown::lame_duck`]) |
-//! | keeper | a small parent process that holds the listening sockets and starts one process of the program after the other; its process id never changes |
+//! | linger | the time after a stop in which an idle connection may send a last request ([`Shutdown::linger`]) |
+//! | lame duck | the time after a stop in which the server still accepts connections, before the grace begins ([`Shutdown::lame_duck`]) |
+//! | keeper | a small parent process with a constant process id, which holds the listening sockets and starts one process of the program after the other |
 //! | child | a process that a keeper has started |
 //! | successor, predecessor | two children at a restart: the successor takes over the sockets and the connections |
 //! | wrapped stream | a stream that is not a plain socket, for example by [`Listener::wrap`] (TLS) |
-//! | place | the right of one connection to be served, out of [`Limits::connections`] |
+//! | place | the room for one open connection, of which a server has [`Limits::connections`] |
 //!
 //! # What a stop does to a connection
 //!
 //! | the connection | at the stop | at the deadline, or a second signal |
 //! |---|---|---|
 //! | waits in the kernel's queue | is accepted and served | is lost, if the server could not accept it |
-//! | is silent or idle | may send a request for [`Shutdown::linger`], and is closed then | is closed |
-//! | sends a request | is finished; the response says `Connection: close` | is cut, and the outcome names it |
-//! | is in a handler | is finished; the handler can see the stop by its [`Token`] | is cut, and the outcome names it |
-//! | receives a response | is finished | is cut, and the outcome names it |
-//! | was upgraded | is waited for until it is dropped, or is silent for [`Shutdown::stream_grace`] | is cut, and the outcome names it |
+//! | is silent or idle | may send one more request within [`Shutdown::linger`], and is then closed | is closed |
+//! | sends a request | gets its response, which says `Connection: close` | is cut, and the outcome names it |
+//! | waits for a response | gets its response, which says `Connection: close`; the handler can see the stop by its [`Token`] | is cut, and the outcome names it |
+//! | receives a response | gets the rest of the response | is cut, and the outcome names it |
+//! | was upgraded | stays open until the program drops it, or until it is silent for [`Shutdown::stream_grace`] | is cut, and the outcome names it |
 //!
-//! At a restart by a keeper no plain connection is closed. A silent or idle connection goes to the
-//! successor at once, and so does half a head. The others go when the response is sent, which does
-//! not say `close`. The table holds for upgraded connections, for wrapped streams, and for
-//! connections that the successor does not take.
+//! At a restart by a keeper no plain connection is closed. A connection that is silent or idle, or
+//! has sent a part of a head, goes to the successor at once. Any other connection goes after its
+//! response, which does not say `close`. For upgraded connections, for wrapped streams, and for
+//! connections that the successor does not take, a restart is a stop as in the table.
 //!
 //! # Ways in
 //!
-//! - [`run`] is a whole process: worker threads, signals, exit code. [`Process`] has its settings,
-//!   and runs further servers and an admin server beside.
+//! - [`run`] is a whole process: worker threads, signals, exit code. [`Process`] has settings for
+//!   that, and can run further servers and an admin server beside the first one.
 //! - [`Server::serve`] is a future for a program with its own executor and control.
 //!   [`Server::serve_until`] stops at an event of the program. [`Server::executor`] and
 //!   [`Server::local`] say where handlers run.
 //! - [`Shutdown`], [`Token`] and [`Guard`] work without HTTP.
-//! - [`Process::keep`] makes the program its own keeper, and [`Keeper`] keeps any program. With
-//!   [`Server::serve`], one call of [`ready`] is all that a restart needs.
-//! - [`Listener`] takes sockets that systemd or Supervisor hold, TLS, and connections from
-//!   anywhere.
+//! - [`Process::keep`] makes the program its own keeper, and [`Keeper`] keeps any program. A
+//!   program with [`Server::serve`] calls [`ready`] once, and its keeper can then restart it.
+//! - [`Listener`] binds an address, takes a socket that systemd or Supervisor holds, adds TLS, and
+//!   takes connections from any source of the program.
 //! - [`stream_body`] makes a response of a stream, [`probe`] answers balancers, and
 //!   [`Connection::pair`] tests a handler without a socket.
 //!
-//! Two pages have more: [embedding] says which way is for whom, call by call for programs that come
-//! from Go, tide, async-h1, hyper, axum or trillium, and [restarting] says which way of restarting
-//! is for whom.
+//! Two pages have more. [Embedding][embedding] helps to choose between these ways, and has a table
+//! of calls for programs that come from Go, tide, async-h1, hyper, axum or trillium.
+//! [Restarting][restarting] compares the ways to restart a server.
 //!
 //! [embedding]: https://github.com/smol-graceful/smol-graceful/blob/main/docs/embedding.md
 //! [restarting]: https://github.com/smol-graceful/smol-graceful/blob/main/docs/restart.md
 //!
 //! # A map
 //!
-//! | level | |
+//! | level | items |
 //! |---|---|
-//! | a process | [`run`], [`Process`], [`ready`], [`signals`], [`LogWriter`] |
+//! | a process | [`run`], [`Process`], [`ready`], [`signals`], [`STOP_SIGNALS`], [`LogWriter`] |
 //! | a keeper | [`Keeper`], [`ReadyWhen`], [`KeeperExit`], [`Kept`] |
 //! | a server | [`Server`], [`ServerExecutor`], [`Limits`], [`ServeError`] |
-//! | what it has served | [`Exchange`], [`ExchangeEnding`] |
-//! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`Connection`] |
+//! | what a server has served | [`Exchange`], [`ExchangeEnding`] |
+//! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`AddressError`], [`Connection`] |
 //! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`probe_for`], [`Peer`], [`ConnectionInfo`], [`Client`], [`ClientLeft`], [`target`], [`Token`] |
 //! | stopping | [`Shutdown`], [`Phase`], [`Token`], [`Guard`], [`Stopped`] |
-//! | how it ended | [`Outcome`], [`DrainEnding`], [`OpenWork`], [`WorkKind`], [`Stage`] |
+//! | how a stop ended | [`Outcome`], [`DrainEnding`], [`OpenWork`], [`WorkKind`], [`Stage`] |
 //!
 //! # Implementation
 //!
 //! async-h1 decodes the bodies of requests and encodes those of responses. A gate in front of
 //! async-h1 owns the read buffer, reads and writes the heads, and admits one well-formed message at
 //! a time. With [`run`], several worker threads poll one smol executor. The thread that called
-//! [`run`] keeps signals, deadlines and the drain, and runs no handler. An idle connection holds
-//! its socket and its task, and no buffer. A sweep over all connections keeps the deadlines, so a
-//! connection needs no timer. At a restart by a keeper, a connection goes to the successor between
-//! two exchanges, as its socket and the bytes that were read ahead. The library registers no signal
-//! handler unless the program calls [`run`] or [`signals`], and never exits the process. The
-//! library prints nothing but the line of an [`Outcome`] that `main` returns, if something was cut
-//! and no logger shows warnings.
+//! [`run`] accepts connections and handles signals, deadlines and the drain, but runs no handler.
+//!
+//! An idle connection holds its socket and its task, and no buffer. A sweep over all connections
+//! finds those that are past a deadline, so a connection needs no timer. At a restart by a keeper,
+//! a connection goes to the successor between two requests: the predecessor sends the socket and
+//! the bytes that it has read ahead. The library registers no signal handler unless the program
+//! calls [`run`] or [`signals`], and never exits the process. The library prints at most one line:
+//! if `main` returns an [`Outcome`] in which something was cut, and no logger shows warnings, that
+//! outcome goes to standard error.
 //!
 //! # Limits
 //!
-//! HTTP/1.1 and 1.0 over TCP, Unix sockets and whatever a program brings, on Unix. The methods are
-//! those that http-types knows, and the server answers 501 to others. The crate has no routing and
-//! no HTTP/2. [`Listener::wrap`] adds TLS, whose connections do not go to a successor.
+//! The server speaks HTTP/1.1 and 1.0, over TCP, over Unix sockets, and over the streams that a
+//! program brings. The crate has no routing and no HTTP/2, and runs on Unix only. The server knows
+//! the methods that http-types knows, and answers 501 to any other. [`Listener::wrap`] adds TLS,
+//! whose connections do not go to a successor.
 
 pub use address::{Address, AddressError};
 pub use async_signal::Signal;
