@@ -1,8 +1,8 @@
 //! [`Meter`]: counts the bytes that go through the stream under a wrapper such as TLS.
 //!
 //! Invariant: the meter sees bytes where they come from the client, because a wrapper may hold back
-//! a part of them. So the server knows whether data has arrived, and whether it moves, before the
-//! wrapper shows it. Of TLS, the meter knows only where records end (RFC 8446 section 5.1).
+//! a part of them. So the server knows whether data has arrived, and whether data moves, before the
+//! wrapper returns any. Of TLS, the meter knows only where records end (RFC 8446 section 5.1).
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
