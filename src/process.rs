@@ -34,8 +34,8 @@ use running::RunningProcess;
 
 /// Runs a server as a process until a signal stops it, with [`Process::default`]'s settings.
 ///
-/// The drain takes 30 s at most. For another time, give the server a [`Shutdown`] of your own, as
-/// in the second example.
+/// The drain takes 30 s at most. If the drain has to take another time, give the server a
+/// [`Shutdown`] of your own, as in the second example.
 ///
 /// # Errors
 ///

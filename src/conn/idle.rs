@@ -19,7 +19,7 @@ pub(super) enum FirstBytes {
     Request(Incoming),
     /// The connection goes to the successor, with whatever is in its socket.
     Leave,
-    /// The connection is to be closed.
+    /// The connection has to close.
     Close,
 }
 
@@ -29,7 +29,7 @@ impl FirstBytes {
     }
 }
 
-/// How an idle connection finds out that a request has begun.
+/// The next action by which an idle connection finds out whether a request has begun.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
     /// The connection lets other tasks run, and the client may send its request meanwhile.

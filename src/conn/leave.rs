@@ -1,8 +1,8 @@
 //! [`leave`]: how a connection ends after its last response.
 //!
-//! Invariant: the last response is never lost to a reset (rule S9; RFC 9112 section 9.6). The
+//! Invariant: the last response is never lost to a reset (rule S9, and RFC 9112 section 9.6). The
 //! server closes only when the client's kernel has taken the whole response, or has taken nothing
-//! more for a time. Sends no byte of HTTP.
+//! more for a time. Does not send HTTP.
 
 use std::future::poll_fn;
 use std::io;
@@ -18,7 +18,7 @@ use crate::stream::transport::Transport;
 use crate::wire::buffer::Buffer;
 
 /// Half-closes the connection, and closes it when no reset can take the last response away (rule
-/// S9; RFC 9112 section 9.6).
+/// S9, and RFC 9112 section 9.6).
 ///
 /// Discards what the client still sends until the client has taken everything. With `at_rest`, the
 /// connection closes then. Otherwise the client owes the rest of a message or has sent more, so the

@@ -15,9 +15,9 @@ use std::cell::Cell;
 /// busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Credit {
-    /// How many looks may fail in a row.
+    /// The number of looks that may fail in a row.
     left: u8,
-    /// How many connections have waited without a look since the credit was spent.
+    /// The number of waits without a look since the credit was spent, modulo [`Credit::PROBE`].
     waits: u8,
 }
 
@@ -35,7 +35,7 @@ impl Credit {
         Self { left: Self::GAIN, waits: 0 }
     }
 
-    /// Returns `true` if the next connection is to look, and `false` if it is only to wait.
+    /// Returns `true` if the next connection has to look, and `false` if it has to wait at once.
     fn allows(&mut self) -> bool {
         if self.left > 0 {
             return true;
@@ -67,12 +67,12 @@ thread_local! {
 /// The looks of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Looks {
-    /// How many looks have found a request since the connection last waited for an event.
+    /// The number of looks that have found a request since the connection last waited for an event.
     in_a_row: u8,
 }
 
 impl Looks {
-    /// Returns `true` if the connection is to look before it waits. Otherwise the connection waits
+    /// Returns `true` if the connection has to look before it waits. Otherwise the connection waits
     /// at once.
     pub(super) fn begin(&mut self) -> bool {
         let has_to_wait = !LETS_EVENTS_IN.get() && self.in_a_row >= MOST_IN_A_ROW;

@@ -1,7 +1,7 @@
 //! [`RunningProcess`]: the servers of a process while they serve, from the first signal to the
 //! outcome.
 //!
-//! Invariant: apart from `announce`, all of this runs on the thread that called `run`. That thread
+//! Invariant: apart from `announce`, all of this runs on the thread that called `run`. This thread
 //! runs no handler, so signals, deadlines and the drain go on with every worker blocked (rule S15).
 //! The servers that stop last stop when all others have drained (rule S26). Starts no thread and
 //! binds nothing.
@@ -67,8 +67,9 @@ impl RunningProcess {
         };
         let addresses = listeners(&self.servers).into_iter().map(|l| l.address().to_string());
         let addresses = addresses.collect::<Vec<_>>().join(", ");
-        // A successor takes its sockets in the order in which its servers start, so the keeper hears
-        // of them in this order. Otherwise an address with port 0 would find another server's.
+        // A successor takes its sockets in the order in which its servers start, so the keeper
+        // hears of the sockets in this order. Otherwise an address with port 0 would find another
+        // server's.
         let mut started = self.servers.clone();
         started.rotate_left(1);
         announce(self.notify.clone(), listeners(&started), addresses, pid_file)

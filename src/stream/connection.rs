@@ -283,7 +283,7 @@ impl Connection {
     }
 }
 
-/// How many bytes a pipe holds that nobody has read.
+/// The most bytes that a pipe holds and nobody has read.
 const PIPE: usize = 64 * 1024;
 
 impl AsyncRead for Connection {

@@ -1,4 +1,4 @@
-//! [`Socket`]: the connected socket of a client, be it TCP or Unix.
+//! [`Socket`]: the connected socket of a client, TCP or Unix.
 //!
 //! Both kinds have one type, because the standard library's `TcpStream` reads, writes and shuts
 //! down any stream socket. Only this file knows which events async-io does not report. Invariant: a
@@ -55,7 +55,7 @@ impl Socket {
         Ok(Self { stream: Async::new(TcpStream::from(socket))?, is_tcp })
     }
 
-    /// Returns the address of the client; `None` for a Unix socket.
+    /// Returns the address of the client, and `None` for a Unix socket.
     ///
     /// # Errors
     ///
@@ -64,8 +64,8 @@ impl Socket {
         if self.is_tcp { self.stream.get_ref().peer_addr().map(Some) } else { Ok(None) }
     }
 
-    /// Returns the address of this machine to which the client has connected. `None` for a Unix
-    /// socket, or if the connection has ended already.
+    /// Returns the address of this machine to which the client has connected. Returns `None` for a
+    /// Unix socket, or if the connection has ended already.
     pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
         if self.is_tcp { self.stream.get_ref().local_addr().ok() } else { None }
     }
@@ -203,7 +203,7 @@ impl AsFd for Socket {
     }
 }
 
-/// How far a client has left its connection.
+/// The extent to which a client has left its connection.
 ///
 /// # Examples
 ///

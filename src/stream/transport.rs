@@ -283,8 +283,8 @@ impl Transport {
 ///
 /// # What can be trusted
 ///
-/// For a socket, the kernel gives the address, so no client can forge it. Behind a proxy, the
-/// address is the proxy's. If a wrapper or a source names the client
+/// The kernel gives the address of a socket, so no client can forge this address. Behind a proxy,
+/// the address is the proxy's. If a wrapper or a source names the client
 /// ([`Connection::from_peer`](crate::Connection::from_peer)), as for the PROXY protocol, the
 /// address is as good as what the program has read: only the proxy may be able to connect to that
 /// listener.
@@ -307,7 +307,7 @@ impl Transport {
 pub enum Peer {
     /// A TCP client.
     Ip(SocketAddr),
-    /// A client of a Unix socket; such clients have no address.
+    /// A client of a Unix socket, which has no address.
     Unix,
     /// The other end of a stream that is not a socket, or a request that came from no server.
     Unknown,

@@ -80,8 +80,8 @@ pub(crate) enum Step<'a> {
     End {
         /// Length of the trailer section with its final blank line.
         consumed: usize,
-        /// The field lines that may be handed on, without the final blank line; empty when there
-        /// are none.
+        /// The field lines that may be handed on, without the final blank line. Empty if there are
+        /// none.
         ///
         /// async-h1 hangs unless it gets the whole section at once, so hand on `0\r\n`, these lines
         /// and `\r\n` in one read without other bytes. Of several fields of one name, async-h1
@@ -206,7 +206,7 @@ enum State {
 struct SizeLine {
     /// The length of the line with extensions and CRLF.
     consumed: usize,
-    /// The number of bytes of content that follow; 0 marks the last chunk.
+    /// The number of bytes of content that follow, which is 0 for the last chunk.
     size: u64,
     /// The length of the extensions.
     extensions: usize,
@@ -245,9 +245,9 @@ fn size_line(input: &[u8], allowed: usize) -> Result<Option<SizeLine>, Malformed
 /// Returns the length of the extensions at the beginning of `rest`, up to their CRLF (RFC 9112
 /// section 7.1.1). Returns `None` if they are not complete.
 ///
-/// The caller skips extensions, so this refuses only what two parsers could see differently: white
-/// space that no `;` follows, and a line end that is not exactly CRLF or that stands inside a
-/// quoted string.
+/// The caller skips extensions, so this function refuses only what two parsers could read
+/// differently. These are white space without a `;` behind it, and a line end that is not exactly
+/// CRLF or is inside a quoted string.
 fn extensions(rest: &[u8], allowed: usize) -> Result<Option<usize>, Malformed> {
     let view = &rest[..rest.len().min(allowed + 2)];
     let incomplete =
@@ -321,7 +321,7 @@ fn field_line(rest: &[u8]) -> Result<Option<usize>, Malformed> {
 }
 
 /// Returns the well-formed field lines of `section` without those that must not come as a trailer.
-/// As in heads, writes a byte outside ASCII as `%XX`, because http-types cannot hold it.
+/// Writes a byte outside ASCII as `%XX`, as in heads, because http-types cannot hold such a byte.
 fn fit_to_hand_on(section: &[u8]) -> Result<Cow<'_, [u8]>, Malformed> {
     let lines = || section.split_inclusive(|&b| b == b'\n');
     let is_fit = |line: &&[u8]| !line.split(|&b| b == b':').next().is_some_and(is_early);

@@ -89,7 +89,7 @@ impl BodyError {
     ///
     /// Looks at `error`, at what an [`io::Error`] holds, and at every
     /// [`source`](std::error::Error::source) below. For an `http_types::Error`, an `anyhow::Error`
-    /// or a `Box<dyn Error>` pass what it refers to: `error.as_ref()`.
+    /// or a `Box<dyn Error>` pass the error inside it: `error.as_ref()`.
     ///
     /// # Examples
     ///

@@ -19,12 +19,12 @@ use super::body::Framing;
 use super::field::{is_token, visible};
 use crate::observe::RequestText;
 
-/// How large a head may be.
+/// The bounds of a head.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
-    /// Bytes from the request line to the final blank line.
+    /// The most bytes from the request line to the final blank line.
     pub(crate) head_bytes: usize,
-    /// Number of fields.
+    /// The most fields.
     pub(crate) headers: usize,
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct Head {
     pub(crate) len: usize,
     /// One of http-types' methods, but never CONNECT or PRI.
     pub(crate) method: Method,
-    /// `Http1_0` or `Http1_1`; a higher minor version counts as 1.1.
+    /// `Http1_0` or `Http1_1`. A higher minor version counts as 1.1.
     pub(crate) version: Version,
     /// Where the body ends.
     pub(crate) framing: Framing,
@@ -195,7 +195,7 @@ pub(crate) struct Absolute<'a> {
     pub(crate) scheme: &'a str,
     /// Host and port.
     pub(crate) authority: &'a str,
-    /// Path and query; a path may be missing.
+    /// Path and query. A path may be missing.
     pub(crate) path: &'a str,
 }
 
@@ -362,8 +362,8 @@ fn empty_lines(bytes: &[u8]) -> usize {
     2 * bytes.chunks_exact(2).zip(EMPTY_LINES.chunks_exact(2)).take_while(is_line).count()
 }
 
-/// Returns `true` if the beginning of a request line holds only what such a line may hold. Its end
-/// may be a CR.
+/// Returns `true` if the beginning of a request line holds only what such a line may hold. The
+/// bytes may end with a CR.
 fn is_clean_line(line: &[u8]) -> bool {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     line.iter().all(|byte| matches!(byte, b' '..=b'~'))
@@ -532,8 +532,8 @@ fn is_host(value: &[u8]) -> bool {
     host && port.is_some_and(is_port)
 }
 
-/// Returns `true` if a byte may be part of a host's name (RFC 3986 section 3.2.2). That section
-/// also allows escapes, but one recipient would decode them and another would not.
+/// Returns `true` if a byte may be part of a host's name (RFC 3986 section 3.2.2). RFC 3986 also
+/// allows escapes, but one recipient would decode them and another one would not.
 fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(&byte)
 }

@@ -31,7 +31,7 @@ pub(crate) struct Incoming {
     body: Body,
     /// Bytes of the message taken so far, head included.
     taken: u64,
-    /// How far `Expect: 100-continue` has come.
+    /// The state of `100 Continue`.
     permission: Permission,
 }
 
@@ -44,8 +44,8 @@ impl<F: FnMut(&mut [u8]) -> Poll<io::Result<usize>>> ReadMore for F {}
 enum Body {
     /// This many bytes are left.
     Fixed(u64),
-    /// The body comes in chunks. Those that have begun have `content` bytes in all, and `most` is
-    /// the bound. The reader has yet to see `frame`, the canonical framing in front of the next
+    /// The body comes in chunks. The chunks that have begun have `content` bytes in all, and `most`
+    /// is the bound. The reader has yet to see `frame`, the canonical framing in front of the next
     /// bytes (rule W5).
     Chunked { decoder: Chunked, frame: Vec<u8>, content: u64, most: u64 },
     /// The rest cannot be read.
@@ -55,9 +55,9 @@ enum Body {
 /// The state of `100 Continue`, which tells the client to send the body (rule W7).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Permission {
-    /// The client has not asked, or has been told.
+    /// The client does not wait for `100 Continue`, or has got it.
     Settled,
-    /// The client has asked, and nobody wants the body yet.
+    /// The client waits for `100 Continue`, and nobody wants the body yet.
     Due,
     /// A reader waits for the body, so the gate has to send `100 Continue`.
     Asked,
@@ -70,8 +70,8 @@ pub(crate) enum Rest {
     Nothing,
     /// At least this many bytes are left.
     AtLeast(u64),
-    /// The rest cannot be discarded. It is malformed or cut short, or the client waits to be told
-    /// to send the body, and may leave it out.
+    /// The rest cannot be discarded. The body is malformed or cut short, or the client waits for
+    /// `100 Continue` and may leave the body out.
     Lost,
 }
 
@@ -250,7 +250,7 @@ impl Incoming {
         asked
     }
 
-    /// Returns `true` if `100 Continue` is to be sent.
+    /// Returns `true` if the gate has to send `100 Continue`.
     pub(super) fn continue_is_asked(&self) -> bool {
         self.permission == Permission::Asked
     }

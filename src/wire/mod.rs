@@ -4,7 +4,7 @@
 //! Invariant: async-h1 sees one message's body at a time, and never a byte of the next message
 //! (rules W1, W2). A [`Gate`] lives while a connection is active, and an idle connection has none
 //! (rule W12). The gate sends only what it is given, and does not decide when a connection stops.
-//! It only ends the discarding of a body once idle connections have to end.
+//! The gate only ends the discarding of a body once idle connections have to end.
 
 pub(crate) mod asked;
 pub(crate) mod body;
@@ -78,7 +78,7 @@ pub(crate) struct Gate {
     is_wrapped: bool,
     /// The bytes to be sent. Responses to pipelined requests gather here (rule W10).
     output: Outgoing,
-    /// How the connection ends if the gate is dropped now.
+    /// The way in which the connection ends if the gate is dropped now.
     if_dropped: End,
     /// Measures the exchanges, if the server has an observer.
     watch: Option<Box<Watch>>,
@@ -217,8 +217,8 @@ impl Gate {
         }
     }
 
-    /// Returns `true` if the connection is to go to the successor, and what was read of it fits
-    /// into a batch. The caller first sends the responses that were gathered.
+    /// Returns `true` if the connection has to go to the successor, and the bytes that were read
+    /// from it fit into a batch. The caller first sends the responses that were gathered.
     pub(crate) fn is_to_leave(&self) -> bool {
         self.seat.order() == Order::Leave
             && self.wire.lock().incoming.unread().len() <= Limits::MOST_AHEAD
@@ -503,7 +503,7 @@ impl Gate {
         poll_fn(|cx| {
             let filled = reply.poll_fill(cx, &mut self.output);
             // The body of the response is made of the request's body, which the client sends only
-            // after `100 Continue`. That line has to come before the final response (rule W7).
+            // after `100 Continue`. `100 Continue` has to come before the final response (rule W7).
             if self.takes_continue() {
                 self.output.put_before_message(CONTINUE);
             }

@@ -19,10 +19,10 @@ pub(super) struct Outgoing {
     /// The number of bytes of the storage that have been sent.
     sent: usize,
     end: usize,
-    /// The beginning of the last message; `None` once the client may have seen some of that
+    /// The beginning of the last message, and `None` once the client may have seen some of that
     /// message.
     unseen: Option<usize>,
-    /// How many bytes have been sent in all, those of tails included.
+    /// The number of bytes that have been sent in all, with those of tails.
     total: u64,
     /// The last message among all bytes.
     pub(super) message: Extent,
@@ -50,7 +50,8 @@ impl Outgoing {
         self.end
     }
 
-    /// Returns storage behind what is to be sent, for [`Outgoing::filled`].
+    /// Returns room behind the bytes that are to be sent. The caller writes to it, and calls
+    /// [`Outgoing::filled`].
     pub(super) fn room(&mut self) -> &mut [u8] {
         if self.bytes.is_empty() {
             self.bytes = Buffer::new();

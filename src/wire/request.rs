@@ -1,9 +1,9 @@
 //! Makes http-types' request from a head and the body behind it.
 //!
 //! Invariant: a handler gets the client's own method, target, fields and body, and nothing that the
-//! client did not send. No memory is reserved for bytes that the client only declares. async-h1
-//! decodes the body behind a head that the gate writes, so that async-h1's bounds on heads, its
-//! reading of URLs and the content type that it adds do not reach the handler.
+//! client did not send. The server reserves no memory for bytes that a client only declares (rule
+//! W14). async-h1 decodes the body behind a head that the gate writes, so that async-h1's bounds on
+//! heads, its reading of URLs and the content type that it adds do not reach the handler.
 
 use std::io;
 use std::mem;

@@ -28,14 +28,14 @@ pub(crate) struct Reply {
     encoder: Option<Box<Encoder>>,
     /// Set once the head is among the bytes.
     has_head: bool,
-    /// Set if the body is to be gathered, because it is short, because its reader does not have it
-    /// in one place, or because the stream is wrapped.
+    /// Set if the body goes through the output, because it is short, because its reader does not
+    /// have it in one place, or because the stream is wrapped.
     is_piecemeal: bool,
     asked: Asked,
     framing: ReplyFraming,
-    /// What the head says of the framing.
+    /// The field by which the head frames the body, if there is one.
     framing_line: Option<Line>,
-    /// What the handler has set.
+    /// The facts about the fields that the handler has set.
     fields: Fields,
     /// The error of a body that has failed before the response began. The reply returns the error
     /// only after it has encoded the head.
@@ -44,7 +44,7 @@ pub(crate) struct Reply {
     closes: bool,
 }
 
-/// How the client finds the end of the body (RFC 9112 section 6.3).
+/// The way in which the client finds the end of the body (RFC 9112 section 6.3).
 enum ReplyFraming {
     /// There is no body (rule W11).
     None,
@@ -162,8 +162,8 @@ impl Reply {
         !self.closes
     }
 
-    /// Returns `true` if a body goes with the response (rule W11). The body may be made of the
-    /// request's.
+    /// Returns `true` if a body goes with the response (rule W11). The response's body may be made
+    /// of the request's.
     pub(crate) fn has_body(&self) -> bool {
         !matches!(self.framing, ReplyFraming::None)
     }

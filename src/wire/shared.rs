@@ -192,8 +192,8 @@ impl Describe for Wire {
     }
 }
 
-/// How long a report waits for the name of a request. A thread that is not blocked has the lock for
-/// a moment only.
+/// The time for which a report waits for the name of a request. A thread that is not blocked has
+/// the lock for a moment only.
 const SOON: Duration = Duration::from_millis(20);
 
 impl Shared {

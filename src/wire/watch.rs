@@ -33,15 +33,15 @@ pub(super) struct Watch {
 /// The exchange under way.
 pub(crate) struct OpenExchange {
     clock: Clock,
-    /// Where the head's parts are, once the head has arrived.
+    /// The positions of the head's parts, once the head has arrived.
     head: Option<Parts>,
     /// The status of the response that is being sent.
     status: Option<StatusCode>,
     extensions: Extensions,
     /// The ending of the exchange, if nothing goes wrong from here on.
     ending: ExchangeEnding,
-    /// Set once the whole response was made, so that only the rest of the request's body is to
-    /// come.
+    /// Set once the whole response was made, so that only the rest of the request's body is
+    /// missing.
     is_whole: bool,
 }
 
