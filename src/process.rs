@@ -179,8 +179,7 @@ impl Process {
     /// Sets the time after the first stop signal in which every further stop signal belongs to the
     /// same stop. A later signal aborts (rule S14). Default: 100 ms. With zero, each signal counts.
     ///
-    /// Scripts, wrappers such as `timeout`, and terminals that are closed send two signals for one
-    /// stop.
+    /// Scripts, wrappers such as `timeout`, and terminals that close send two signals for one stop.
     ///
     /// # Examples
     ///

@@ -10,9 +10,9 @@ use std::cell::Cell;
 
 /// The number of looks that a thread may make.
 ///
-/// Each look that finds a request adds to the credit, and each look that finds nothing takes 1
-/// away. A thread without credit looks once in a while, to find out whether its clients have become
-/// busy.
+/// Each look that finds something, a request or the end of the stream, adds to the credit. Each
+/// look that finds nothing takes 1 away. A thread without credit looks once in a while, to find out
+/// whether its clients have become busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Credit {
     /// The number of looks that may fail in a row.
@@ -25,7 +25,7 @@ impl Credit {
     /// The most credit, in looks. A busy thread needs some, because its clients may all pause for a
     /// moment.
     const MOST: u8 = 16;
-    /// The credit that a look earns by finding a request. Looks go on as long as at least one in
+    /// The credit that a look earns by finding something. Looks go on as long as at least one in
     /// three finds something, because that one saves more than the two others cost.
     const GAIN: u8 = 2;
     /// Without credit, one wait in this many begins with a look.
@@ -67,7 +67,7 @@ thread_local! {
 /// The looks of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Looks {
-    /// The number of looks that have found a request since the connection last waited for an event.
+    /// The number of looks that have found something since the connection last waited for an event.
     in_a_row: u8,
 }
 

@@ -182,8 +182,9 @@ impl<'a> Conn<'a> {
         let gate = Gate::new(idle.transport, incoming, seat.clone(), bounds)
             .observed_by(service.observer.as_ref());
         let active = Box::pin(Active::new(service, seat, gate).run());
-        // A handler's panic is answered where it happens, and a panic of a response's body ends
-        // here.
+        // The panics of a handler and of a response's body are caught where they happen. Other
+        // panics of the program's code end here (rule S17), for example in a wrapped stream or in a
+        // `Drop`.
         async move {
             match AssertUnwindSafe(active).catch_unwind().await.ok().flatten() {
                 Some(Behind::Idle(idle)) => ControlFlow::Continue(Self {

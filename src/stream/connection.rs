@@ -1,8 +1,8 @@
 //! [`Connection`]: a client's connection as the program sees it, before it is served.
 //!
 //! A listener's wrapper (TLS) takes a connection and returns another one, and a source is a stream
-//! of connections. Invariant: a plain socket stays a plain socket, so that the server treats it as
-//! one. This file does not know HTTP.
+//! of connections. Invariant: the server treats a plain socket from a wrapper or a source like one
+//! that it has accepted. This file does not know HTTP.
 
 use std::fmt;
 use std::io;

@@ -349,8 +349,8 @@ mod tests {
     /// A good body: its bytes, its content, the trailers that are handed on.
     type Good = (&'static str, &'static str, &'static str);
 
-    /// Bodies that are accepted. The tests put other bytes behind each body, which are never part
-    /// of it.
+    /// Bodies that are accepted. The tests put other bytes behind each body, and these bytes are
+    /// never part of the body.
     const GOOD: &[Good] = &[
         // RFC 9112 section 7.1: chunk-size, chunk-data, last-chunk
         ("0\r\n\r\n", "", ""),

@@ -31,7 +31,7 @@ pub(crate) struct Incoming {
     body: Body,
     /// Bytes of the message taken so far, head included.
     taken: u64,
-    /// The state of `100 Continue`.
+    /// The state of `Expect: 100-continue`.
     permission: Permission,
 }
 

@@ -347,8 +347,9 @@ impl Gate {
     }
 
     /// Finds out how many bytes have arrived behind the message, and reads them only if nothing
-    /// else shows whether they are more than empty lines. Returns 0 for empty lines alone, and at
-    /// least 1 if a part of a request has arrived. The caller must have taken the message whole.
+    /// else shows whether they are more than empty lines. Returns 0 for the empty lines that are
+    /// tolerated, and at least 1 if a part of a request has arrived. The caller must have taken the
+    /// message whole.
     pub(crate) fn read_ahead(&self) -> u64 {
         self.wire.lock().read_ahead()
     }

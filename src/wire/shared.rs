@@ -319,8 +319,9 @@ impl Shared {
     }
 
     /// Finds out how many bytes have arrived behind the message, and reads them only if nothing
-    /// else shows whether they are more than empty lines. Returns 0 for empty lines alone, and at
-    /// least 1 if a part of a request has arrived. The caller must have taken the message whole.
+    /// else shows whether they are more than empty lines. Returns 0 for the empty lines that are
+    /// tolerated, and at least 1 if a part of a request has arrived. The caller must have taken the
+    /// message whole.
     pub(super) fn read_ahead(&mut self) -> u64 {
         let Self { transport: Some(transport), incoming, .. } = self else { return 0 };
         let cx = &mut Context::from_waker(Waker::noop());
