@@ -65,8 +65,8 @@ impl<'a> Active<'a> {
                         false
                     }
                     Err(Instead::Upgrade { response, is_wanted }) => {
-                        // In a box, because an upgrade is rare, and would take room in every active
-                        // connection.
+                        // The upgrade is in a box, because it is rare, and would take room in every
+                        // active connection.
                         Box::pin(self.upgrade(response, is_wanted)).await.ok()?;
                         false
                     }

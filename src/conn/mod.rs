@@ -158,8 +158,8 @@ impl<'a> Conn<'a> {
             let transport = self.idle.transport;
             let is_delivered = transport.undelivered() == 0 && !transport.is_wrapped();
             if !is_delivered && self.seat.order() < Order::Abort {
-                // In a box, because `leave` is seldom needed, and would take room in every idle
-                // connection.
+                // `leave` is in a box, because it is seldom needed, and would take room in every
+                // idle connection.
                 Box::pin(leave(transport, self.seat, true)).await;
             }
             None

@@ -38,7 +38,7 @@ pub(crate) struct Head {
     pub(crate) method: Method,
     /// `Http1_0` or `Http1_1`. A higher minor version counts as 1.1.
     pub(crate) version: Version,
-    /// Where the body ends.
+    /// The way in which the body is delimited.
     pub(crate) framing: Framing,
     /// Set if the client wants to use the connection again.
     pub(crate) keep_alive: bool,

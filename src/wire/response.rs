@@ -24,7 +24,7 @@ use super::trailers::{LAST_CHUNK, Trailers};
 pub(crate) struct Reply {
     /// The response, until the encoder has it.
     response: Option<Response>,
-    /// Encodes a body in chunks. In a box, because most replies have none.
+    /// Encodes a body in chunks. The encoder is in a box, because most replies have none.
     encoder: Option<Box<Encoder>>,
     /// Set once the head is among the bytes.
     has_head: bool,

@@ -2,9 +2,9 @@
 //!
 //! Invariant: a handler's URL says what the client sent (rule W13). The url crate removes dot
 //! segments, decodes escapes in hosts, and reads numbers as IPv4 addresses, but a proxy in front
-//! does not. Where the two would disagree, the server refuses the request. Looks at neither methods
-//! nor fields. Each answer follows from host and target alone, although a thread keeps its last URL
-//! to save work.
+//! does not. The server refuses a request if the two would disagree. Looks at neither methods nor
+//! fields. Each answer follows from host and target alone, although a thread keeps its last URL to
+//! save work.
 
 use std::cell::RefCell;
 use std::net::Ipv6Addr;
