@@ -2,7 +2,7 @@
 //!
 //! Invariant: the task of a connection is put into a box only for a function of the program's own,
 //! because an idle connection has to stay small (rule W12). Knows nothing of connections, and
-//! starts no thread, apart from smol's own for its global executor.
+//! starts no thread, apart from those of smol's global executor.
 
 use std::fmt;
 use std::future::Future;
@@ -65,10 +65,10 @@ impl ServerExecutor {
 
     /// Makes an executor of a function that spawns a future, for example on another runtime.
     ///
-    /// The function must let the future run to its end. If it drops a future or panics, that
-    /// connection is closed. It is called once for each connection, on the thread that polls
-    /// [`Server::serve`](crate::Server::serve), and must not block. Each future is in a box, which
-    /// the other executors do without.
+    /// The function must let the future run to its end. If the function drops a future or panics,
+    /// that connection is closed. The server calls the function once for each connection, on the
+    /// thread that polls [`Server::serve`](crate::Server::serve), so the function must not block.
+    /// Each future is in a box, which the other executors do without.
     ///
     /// # Examples
     ///
@@ -93,15 +93,15 @@ impl ServerExecutor {
         Self(Kind::Function(Arc::new(spawn)))
     }
 
-    /// Runs `future` to its end.
+    /// Spawns `future`, which then runs to its end.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         match &self.0 {
             Kind::Shared(executor) => executor.spawn(future).detach(),
             Kind::Static(executor) => executor.spawn(future).detach(),
             Kind::Global => smol::spawn(future).detach(),
             Kind::Function(spawn) => {
-                // Rule S17: a panic there closes this connection, and ends nothing else. The panic
-                // hook has said where.
+                // Rule S17: a panic of the program's function closes this connection, and ends
+                // nothing else. The panic hook has said where the panic was.
                 let spawned = AssertUnwindSafe(|| spawn(Box::pin(future)));
                 if catch_unwind(spawned).is_err() {
                     log::error!("the executor of the program has panicked at a connection");

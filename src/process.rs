@@ -34,12 +34,12 @@ use running::RunningProcess;
 
 /// Runs a server as a process until a signal stops it, with [`Process::default`]'s settings.
 ///
-/// The drain takes 30 s at most. For another time, give the server a [`Shutdown`] of your own, as
-/// in the second example.
+/// The drain takes 30 s at most. If the drain has to take another time, give the server a
+/// [`Shutdown`] of your own, as in the second example.
 ///
 /// # Errors
 ///
-/// As [`Process::run`].
+/// Returns the errors of [`Process::run`].
 ///
 /// # Examples
 ///
@@ -51,7 +51,7 @@ use running::RunningProcess;
 /// }
 /// ```
 ///
-/// With times of its own:
+/// A server with other times:
 ///
 /// ```no_run
 /// use smol_graceful::{Outcome, ServeError, Server, Shutdown, run};
@@ -74,14 +74,14 @@ pub fn run<L: Listen>(
 
 /// The settings of a server that runs as a process: worker threads, signals, and its keeper.
 ///
-/// Under a keeper the process takes the connections of its predecessor. When a successor serves, it
-/// hands its own over, and their clients notice nothing. An idle connection goes at once, and a
-/// connection with a request under way goes when the response is sent. Connections of a listener
-/// with a wrapper (TLS) and upgraded ones end as at any stop. `docs/restart.md` says what the log
-/// tells about this.
+/// Under a keeper the process takes the connections of its predecessor. When a successor serves,
+/// the process hands its own connections over, and their clients notice nothing. An idle connection
+/// goes at once, and a connection with a request under way goes when the response is sent.
+/// Connections of a listener with a wrapper (TLS) and upgraded ones end as at any stop.
+/// `docs/restart.md` says what the log tells about this.
 ///
 /// The times of the stop (grace, lame duck, linger, stream grace) are not settings of the process,
-/// but of the [`Shutdown`] that the server was given by [`Server::shutdown`].
+/// but of the [`Shutdown`] that [`Server::shutdown`] has given to the server.
 ///
 /// [`Process::also`] and [`Process::admin`] add further servers.
 ///
@@ -150,12 +150,12 @@ impl Process {
         self
     }
 
-    /// Sets which signals stop the server. The others kill the process, unless the program handles
-    /// them itself. Default: [`STOP_SIGNALS`].
+    /// Sets the signals that stop the server. Other signals kill the process, unless the program
+    /// handles them itself. Default: [`STOP_SIGNALS`].
     ///
     /// # Examples
     ///
-    /// With none of them only the program stops the server:
+    /// Without any signal, only the program stops the server:
     ///
     /// ```
     /// use smol_graceful::{Process, ServeError, Server, Shutdown};
@@ -176,10 +176,10 @@ impl Process {
         self
     }
 
-    /// Sets how long after the first stop signal further ones belong to the same stop, whichever
-    /// they are. A later one aborts (rule S14). Default: 100 ms. With zero, each signal counts.
+    /// Sets the time after the first stop signal in which every further stop signal belongs to the
+    /// same stop. A later signal aborts (rule S14). Default: 100 ms. With zero, each signal counts.
     ///
-    /// Wrappers (`timeout`), terminals that are closed and scripts send two signals for one stop.
+    /// Scripts, wrappers such as `timeout`, and terminals that close send two signals for one stop.
     ///
     /// # Examples
     ///
@@ -205,13 +205,13 @@ impl Process {
         self
     }
 
-    /// Sets which signal asks for a restart: of the keeper, if [`Process::keep`] makes one. A
-    /// process without a keeper only logs how to get one. With `None`, no signal does, and USR2
-    /// kills the process, unless the program handles it itself. Default: USR2.
+    /// Sets the signal that asks the keeper for a restart, if [`Process::keep`] makes a keeper. A
+    /// process without a keeper only logs how to get one. With `None`, no signal asks for a
+    /// restart, and USR2 kills the process, unless the program handles USR2 itself. Default: USR2.
     ///
     /// # Examples
     ///
-    /// For a program to which a manager says HUP when there is something new:
+    /// For a program to which a manager sends HUP when there is a new version:
     ///
     /// ```
     /// use smol_graceful::{Process, STOP_SIGNALS, ServeError, Server, Signal};
@@ -234,7 +234,7 @@ impl Process {
     }
 
     /// Sets how long a process may take until it is ready, if [`Process::keep`] makes a keeper.
-    /// After that, the keeper ends it, and its predecessor goes on. Default: 30 s.
+    /// After this time, the keeper ends the process, and the predecessor goes on. Default: 30 s.
     ///
     /// # Examples
     ///
@@ -266,9 +266,9 @@ impl Process {
     ///
     /// The process writes the file when it is ready, before it tells the service manager so, and
     /// removes it after the drain if the file still holds its own id. A process that is killed
-    /// leaves the file behind, and the next one replaces it. With [`Process::keep`] it is the id of
-    /// the keeper, which a restart does not change. A process whose keeper was started in another
-    /// way writes no file: give the path to the keeper.
+    /// leaves the file behind, and the next one replaces it. With [`Process::keep`], the file has
+    /// the id of the keeper, which a restart does not change. A process whose keeper was started in
+    /// another way writes no file, so give the path to the keeper.
     ///
     /// The file replaces an older one as a whole, so a reader never finds half an id. The process
     /// therefore needs a directory that it may write to. A relative path holds for the directory in
@@ -333,12 +333,13 @@ impl Process {
         self
     }
 
-    /// Runs a server that answers until all others have drained: for readiness, metrics, and the
-    /// questions of an operator meanwhile.
+    /// Runs a server that answers until all others have drained, for example about readiness and
+    /// metrics.
     ///
-    /// A signal stops the others, and their end stops this one. Its drain takes at most as long as
-    /// the others have left of their grace, and it has no lame duck. A second signal ends it at once, like the others. At a
-    /// restart by a keeper it stops together with the others, because the successor answers then.
+    /// A signal stops the other servers, and their end stops this server. The drain of this server
+    /// takes at most as long as the others have left of their grace, and has no lame duck. A second
+    /// signal ends this server at once, like the others. At a restart by a keeper, this server
+    /// stops together with the others, because the successor answers then.
     ///
     /// The server needs a [`Shutdown`] of its own, and has one by default. For readiness and
     /// [`Shutdown::open_work`], give its handler the handle of the others, and ask
@@ -379,23 +380,24 @@ impl Process {
         self
     }
 
-    /// Listens, serves, and returns when the server was stopped and has drained, and so have those
-    /// of [`Process::also`] and [`Process::admin`].
+    /// Listens and serves. Returns when the server has been stopped and has drained, and the
+    /// servers of [`Process::also`] and [`Process::admin`] have, too.
     ///
-    /// The first signal stops the server, the second aborts it at once (rule S14); those within
-    /// [`Process::repeat_window`] of the first belong to the same stop. HUP, INT and QUIT stay
-    /// ignored if the process was started so, as `nohup` does, and the log says so. Signals that
-    /// the process was started to block are unblocked. SIGXFSZ does not kill the process, so a log
-    /// that has reached the limit of a file's size costs its lines alone. The signals stay without
-    /// effect on the process after this has returned.
+    /// The first signal stops the server, and the second aborts it at once (rule S14). Signals
+    /// within [`Process::repeat_window`] of the first one belong to the same stop. HUP, INT and
+    /// QUIT stay ignored if the process was started so, as `nohup` does, and the log says so.
+    /// Signals that the process was started to block are unblocked. SIGXFSZ does not kill the
+    /// process, so a log that has reached the limit of a file's size loses its lines, and nothing
+    /// else happens. After `run` has returned, all these signals still have no effect on the
+    /// process.
     ///
-    /// The logger must never block, because the thread that keeps signals and deadlines logs, too:
-    /// a pipe that nobody reads would then hold up the stop. [`LogWriter`](crate::LogWriter) takes
-    /// care of that.
+    /// The logger must never block, because the thread that keeps signals and deadlines logs, too.
+    /// For example, a pipe that nobody reads would hold up the stop.
+    /// [`LogWriter`](crate::LogWriter) takes care of that.
     ///
-    /// A connection's task runs on worker threads of this call's own, whatever [`Server::executor`]
-    /// was set to; workers that are stuck in a handler are left behind when the drain has timed out
-    /// or was forced.
+    /// Connections run on worker threads of this call, and [`Server::executor`] does not count. If
+    /// the drain has timed out or was forced, `run` leaves behind the workers that are stuck in a
+    /// handler.
     ///
     /// # Errors
     ///
@@ -432,13 +434,13 @@ impl Process {
         let signals = survive_full_files()
             .and_then(|()| signals::stream(&self.signals, self.restart.as_slice()))
             .map_err(during("cannot handle signals"))?;
-        // Dropped last: the file names this process until the drain is over.
+        // Dropped last, so that the file names this process until the drain is over.
         let pid_file = self.own_pid_file().map(PidFile::at).transpose()?;
         let writer = pid_file.as_ref().map(PidFile::writer);
         let executor = Arc::new(Executor::new());
 
-        // This channel closes when the function returns, and that ends the workers. They begin
-        // before the bind, because there may be no room for so many threads.
+        // This channel closes when the function returns, and the workers end then. The workers
+        // start before the bind, because the system may refuse so many threads.
         let (_open, closed) = channel::bounded::<Infallible>(1);
         let threads = self.threads;
         for number in 1..=threads {
@@ -448,8 +450,8 @@ impl Process {
                 .spawn(move || smol::block_on(turns::run(&executor, closed.recv())))
                 .map_err(threads::named(&format!("cannot start worker {number} of {threads}")))?;
         }
-        // The servers beside come first: an iterator of `listeners` may take what is left of the
-        // sockets that the process was passed.
+        // The servers beside come first, because an iterator of `listeners` may take what is left
+        // of the sockets that the process was passed.
         let mut servers = self
             .beside
             .into_iter()
@@ -458,11 +460,12 @@ impl Process {
         servers.insert(0, server.executor(executor.clone()).start(listeners)?);
         let process = RunningProcess::new(servers, self.restart, self.repeat_window);
         let _announce = executor.spawn(process.announce(writer));
-        // This `block_on` only parks: it takes no I/O events away from the workers.
+        // This `block_on` only parks, so it takes no I/O events away from the workers.
         future::block_on(process.serve(signals))
     }
 
-    /// Returns an error if a server that stops last has the latch of one that stops first.
+    /// Returns an error if a server that stops last has the latch of a server that stops first, or
+    /// a child of that latch.
     fn check_latches(&self, server: &Server) -> Result<(), ServeError> {
         let (last, first): (Vec<_>, Vec<_>) =
             self.beside.iter().partition(|beside| beside.stops_last);
@@ -480,7 +483,8 @@ impl Process {
         Ok(())
     }
 
-    /// Returns where to write the id of this process. A child's keeper writes its own.
+    /// Returns the path to which this process writes its id. Returns `None` for a child, because
+    /// its keeper writes the file.
     fn own_pid_file(&self) -> Option<&Path> {
         let path = self.pid_file.as_deref()?;
         if Parent::of_this_process().is_none() {
@@ -513,7 +517,7 @@ impl Beside {
         Self { shutdown, stops_last, start }
     }
 
-    /// Listens. Connections run on `executor`.
+    /// Makes the server listen, and runs its connections on `executor`.
     fn start(self, executor: Arc<Executor<'static>>) -> io::Result<Running> {
         (self.start)(executor)
     }

@@ -18,32 +18,35 @@ use crate::turns;
 use crate::under_keeper;
 
 impl Server {
-    /// Listens at once. The future serves until the server was stopped and has drained, and says
-    /// how that ended.
+    /// Listens at once, and returns a future that serves. The future ends when the server was
+    /// stopped and has drained, and returns the outcome.
     ///
-    /// Needs no particular runtime: it makes progress wherever it is polled.
+    /// The future needs no particular runtime, and makes progress wherever it is polled.
     ///
-    /// Tells a keeper or a service manager nothing. The program calls [`ready`](crate::ready) when
-    /// it serves; a keeper and a unit with `Type=notify` wait for that. STOPPING,
-    /// EXTEND_TIMEOUT_USEC and WATCHDOG come from [`run`](crate::run) only.
+    /// The server tells a keeper or a service manager nothing. The program calls
+    /// [`ready`](crate::ready) when it serves, because a keeper and a unit with `Type=notify` wait
+    /// for that call. Only [`run`](crate::run) sends STOPPING, EXTEND_TIMEOUT_USEC and WATCHDOG.
     ///
-    /// Under a keeper the server takes the connections of its predecessor, hands its own to its
-    /// successor, and stops then. It also stops when the keeper has ended.
+    /// Under a keeper, the server takes the connections of its predecessor. When a successor
+    /// serves, the server stops and hands its own connections over. The server also stops when the
+    /// keeper has ended.
     ///
-    /// A handler that blocks the thread which polls this keeps everything on that thread waiting:
-    /// other requests, the deadline, and signals too if [`Shutdown::obey`](crate::Shutdown::obey)
-    /// runs there. Use [`run`](crate::run), or [`Server::executor`] with threads of its own, if
-    /// that may happen. The logger must never block either: see [`LogWriter`](crate::LogWriter).
+    /// A handler that blocks the thread which polls this future holds up everything else on that
+    /// thread: other requests, the deadline, and also signals if
+    /// [`Shutdown::obey`](crate::Shutdown::obey) runs there. Use [`run`](crate::run), or
+    /// [`Server::executor`] with threads of its own, if that may happen. The logger must never
+    /// block either: see [`LogWriter`](crate::LogWriter).
     ///
     /// # Errors
     ///
-    /// If the server cannot listen on one of the addresses, and
-    /// [`InvalidInput`](std::io::ErrorKind::InvalidInput) if there is none. The future returns both
-    /// before the server serves any connection.
+    /// Returns an error if the server cannot listen on one of the addresses, and
+    /// [`InvalidInput`](std::io::ErrorKind::InvalidInput) if there is no address. The future
+    /// returns both before the server serves any connection.
     ///
-    /// If a source of connections ([`Listener::from_stream`](crate::Listener::from_stream)) panics.
-    /// The server then stops by itself, and the error comes after the drain. The [`Outcome`] is
-    /// then only in the log.
+    /// Returns an error if a source of connections
+    /// ([`Listener::from_stream`](crate::Listener::from_stream)) panics. The server then stops by
+    /// itself, the future returns the error after the drain, and the [`Outcome`] is only in the
+    /// log.
     ///
     /// # Cancel safety
     ///
@@ -77,12 +80,12 @@ impl Server {
         async move { serve(&running?, own.as_deref()).await }
     }
 
-    /// Serves like [`Server::serve`], and stops when `stop` is ready, whatever it returns.
+    /// Serves like [`Server::serve`], and stops when `stop` is ready, whatever `stop` returns.
     ///
-    /// For a program that has an event of its own: a channel, a signal of its runtime, the end of
-    /// another task. Anything else that stops a server stops this one, too: its [`Shutdown`], or a
-    /// keeper. For the signals that stop a process there is
-    /// [`Shutdown::obey`](crate::Shutdown::obey), which also aborts at the second one.
+    /// This is for a program that has an event of its own, for example a channel, a signal of its
+    /// runtime, or the end of another task. The server's [`Shutdown`] and a keeper stop the server,
+    /// too. For the signals that stop a process, use [`Shutdown::obey`](crate::Shutdown::obey),
+    /// which also aborts at the second signal.
     ///
     /// The server polls `stop` until it is ready. The server drains then, for at most
     /// [`Shutdown::grace`](crate::Shutdown::grace).
@@ -91,7 +94,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// As [`Server::serve`].
+    /// Returns the errors of [`Server::serve`].
     ///
     /// # Cancel safety
     ///
@@ -130,7 +133,8 @@ impl Server {
     }
 }
 
-/// Serves until the drain is over, and runs the server's `own` executor, if no other runs it.
+/// Serves until the drain is over. Also runs `own`, the executor of a server to which the program
+/// has given none.
 async fn serve(running: &Arc<Running>, own: Option<&Executor<'_>>) -> Result<Outcome, ServeError> {
     let serve = running.control(|_| {}).or(running.accept()).or(under_keeper::obey(running));
     // `serve` is a task of its own, so that a connection that wakes this future does not poll it.

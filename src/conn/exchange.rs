@@ -1,8 +1,8 @@
 //! [`Active`]: a connection while it has something to do, exchange after exchange.
 //!
-//! Invariant: whether the connection goes on is decided before the response is sent, and what the
-//! response promises is kept (rule S23). In the drain, the last response announces the close, and
-//! what had arrived before it gets an answer, too (rules S8, S9).
+//! Invariant: the server decides whether a connection goes on before it sends the response, and
+//! keeps what the response promises (rule S23). In the drain, the last response announces the
+//! close, and each request that had begun to arrive at the stop gets an answer (rules S8, S9).
 
 use std::future::Future;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::wire::head::Head;
 use crate::wire::response::{Reply, plain, upgrades};
 use crate::wire::{Begun, Broken, Gate, Idle, Movable, OpenExchange, Rest};
 
-/// How the active phase of a connection ends, if the connection goes on.
+/// The end of an active phase behind which the connection goes on.
 pub(super) enum Behind {
     /// Nothing more has arrived.
     Idle(Idle),
@@ -35,8 +35,8 @@ pub(super) struct Active<'a> {
     service: &'a Service,
     seat: &'a Arc<Seat>,
     gate: Gate,
-    /// In the drain: how much is left of what had arrived when the connection took note of the
-    /// stop.
+    /// In the drain, the number of unanswered bytes among those that had arrived when the
+    /// connection took note of the stop. `None` before that.
     owed: Option<u64>,
 }
 
@@ -45,7 +45,7 @@ impl<'a> Active<'a> {
         Self { service, seat, gate, owed: None }
     }
 
-    /// Serves request after request until nothing more has arrived, or until the connection is to
+    /// Serves request after request until nothing more has arrived, or until the connection has to
     /// leave. Returns `None` if the connection has ended.
     #[expect(clippy::manual_async_fn, reason = "an `async fn` keeps room for its arguments twice")]
     pub(super) fn run(mut self) -> impl Future<Output = Option<Behind>> + Send + 'a {
@@ -65,8 +65,8 @@ impl<'a> Active<'a> {
                         false
                     }
                     Err(Instead::Upgrade { response, is_wanted }) => {
-                        // In a box: it is seldom needed, and would make room in every active
-                        // connection.
+                        // The upgrade is in a box, because it is rare, and would take room in every
+                        // active connection.
                         Box::pin(self.upgrade(response, is_wanted)).await.ok()?;
                         false
                     }
@@ -83,7 +83,7 @@ impl<'a> Active<'a> {
     ///
     /// # Errors
     ///
-    /// The step that the connection takes instead of sending the handler's response.
+    /// Returns the step that the connection takes instead of sending the handler's response.
     async fn exchange(&mut self) -> Result<Next, Instead> {
         let service = self.service;
         let longest_body = service.limits.body_bytes.unwrap_or(u64::MAX);
@@ -110,8 +110,9 @@ impl<'a> Active<'a> {
         };
         let mut reply = self.prepare(&head, answered)?;
 
-        // The client's wish, the response, the cost and the use of the body, and the stop all count
-        // (rules W8, W9, S9). The response announces the decision, so nothing later changes it.
+        // The decision depends on the client's wish, the response, the rest of the body, and the
+        // stop (rules W8, W9, S9). The response announces the decision, so nothing changes it later
+        // (rule S23).
         let keep = head.keep_alive
             && reply.allows_another()
             && self.settle_body(&mut reply).await
@@ -125,7 +126,8 @@ impl<'a> Active<'a> {
             self.gate.flush().await.map_err(|_| Instead::End)?;
             service.shutdown.finished();
         }
-        // The client has its answer, and is not waited for longer than an idle one (rule S6).
+        // The client has its answer, so the drain waits for the rest of the body no longer than for
+        // an idle connection (rule S6).
         let goes_on = keep && self.gate.discard_body().await;
         self.gate.finish_exchange();
         if !goes_on {
@@ -140,16 +142,17 @@ impl<'a> Active<'a> {
         if !leaves {
             return Ok(Next::Idle);
         }
-        // The time since the request began is no idle time.
+        // The connection becomes idle only now, so that its idle age leaves out the time of the
+        // request (rule H8).
         self.seat.fall_idle();
         Ok(Next::Leave)
     }
 
-    /// Makes a reply of the answer of the handler.
+    /// Makes a reply of the handler's answer.
     ///
     /// # Errors
     ///
-    /// [`Instead::Upgrade`] if the response hands the connection over to another protocol.
+    /// Returns [`Instead::Upgrade`] if the response hands the connection over to another protocol.
     fn prepare(
         &mut self,
         head: &Head,
@@ -173,28 +176,28 @@ impl<'a> Active<'a> {
         Ok(reply)
     }
 
-    /// Finds out what becomes of the rest of the request's body, and discards what has arrived of
-    /// the rest if nothing reads it. Returns `true` if the connection can go on behind the body
-    /// (rules W9, S23). The response then promises keep-alive, so the connection goes on whatever
-    /// the rest is.
+    /// Decides what becomes of the rest of the request's body, and discards the part that has
+    /// arrived if nothing reads the body. Returns `true` if the connection can go on behind the
+    /// body (rules W9, S23). The response then promises keep-alive, so the connection goes on
+    /// however long the rest is.
     async fn settle_body(&mut self, reply: &mut Reply) -> bool {
         let discard = self.service.limits.discard_bytes;
         if self.gate.rest() != Rest::Nothing && self.gate.body_is_held() && reply.has_body() {
             // A response that is made of the body reads the whole body, however long it is. Another
-            // holder of the body may still read it, so nothing is discarded before the response has
-            // been sent.
+            // holder may still read the body, so the server discards nothing before it has sent the
+            // response.
             self.gate.begin_body(reply).await || self.gate.rest().is_at_most(discard)
         } else {
             self.gate.discard_arrived(discard).await
         }
     }
 
-    /// Reads, in the drain, what has arrived behind the request. Returns how much of it is still
-    /// owed an answer; 0 if the response is the connection's last one.
+    /// Reads in the drain what has arrived behind the request. Returns how many of these bytes the
+    /// server still has to answer, and 0 if this response is the connection's last one.
     ///
     /// A further request gets an answer if it had begun to arrive when the connection took note of
-    /// the stop, and then its response announces the close (rules S8, S9). Later bytes do not
-    /// prolong the connection.
+    /// the stop. The response to the last such request announces the close (rules S8, S9). Later
+    /// bytes do not prolong the connection.
     fn recount_owed(&mut self) -> u64 {
         if self.gate.rest() != Rest::Nothing {
             return 0;
@@ -220,8 +223,8 @@ impl<'a> Active<'a> {
         Instead::End
     }
 
-    /// Answers a request that gets no response of a handler's. The connection ends with it (rule
-    /// W4).
+    /// Answers a request with `status` and without a handler. The connection ends behind this
+    /// answer (rule W4).
     async fn refuse(&mut self, status: StatusCode) -> Result<(), Broken> {
         log::debug!("{}: refused with {status}", self.gate.label());
         let mut reply = Reply::new(plain(status), self.presumably_asked());
@@ -231,8 +234,9 @@ impl<'a> Active<'a> {
         Ok(())
     }
 
-    /// Hands the connection over to another protocol, until that has ended (rule S11). Refuses the
-    /// request if its client has not asked for that, or if the body is not to be had.
+    /// Hands the connection over to another protocol, and waits until that protocol has ended (rule
+    /// S11). Refuses the request if its client has not asked for an upgrade, or if the rest of its
+    /// body cannot be read.
     async fn upgrade(&mut self, response: Box<Response>, is_wanted: bool) -> Result<(), Broken> {
         let discard = self.service.limits.discard_bytes;
         let problem = if !is_wanted {
@@ -262,8 +266,8 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// Sends what is left, and takes leave of the client. `at_rest` says that the client owes
-    /// nothing and has sent nothing more.
+    /// Sends what is left, and takes leave of the client. With `at_rest`, the client owes nothing
+    /// and has sent nothing more.
     async fn close(mut self, at_rest: bool) {
         if self.gate.flush().await.is_err() {
             return self.gate.reset();
@@ -273,8 +277,8 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// Says how to answer a request whose head may not have been read: as HTTP/1.1 (RFC 9110
-    /// section 6.2), and without a body if it may have been HEAD (section 9.3.2).
+    /// Returns how to answer a request whose head may not have been read. The answer is in HTTP/1.1
+    /// (RFC 9110 section 6.2), and has no body if the method may be HEAD (section 9.3.2).
     fn presumably_asked(&self) -> Asked {
         let is_head = self.gate.describe().0 == Method::Head.as_ref();
         let method = if is_head { Method::Head } else { Method::Get };
@@ -312,8 +316,8 @@ mod tests {
         size_of::<T>()
     }
 
-    /// Each time that a connection becomes active it needs this much, and 1,032 bytes are the most
-    /// for which glibc's malloc has a cache for each thread.
+    /// A connection allocates this much each time that it becomes active, and 1,032 bytes are the
+    /// most that glibc's malloc caches for each thread.
     #[test]
     #[cfg(target_pointer_width = "64")]
     fn an_active_connection_fits_the_cache_of_malloc() {

@@ -1,8 +1,8 @@
-//! [`Handler`]: how the handler is called, and what its client gets if it fails.
+//! [`Handler`]: calls the program's handler, and makes a response if the handler fails.
 //!
-//! Invariant: a panic of the handler ends here (rule S17), and if the client got its body wrong, it
-//! sees its own fault (rule W16). A call ends when its future is dropped, and nothing of it stays
-//! in the room that the next call gets. Sends nothing.
+//! Invariant: a panic of the handler ends here (rule S17), and a client that got its body wrong
+//! sees its own fault (rule W16). A call ends when its future is dropped, and the next call finds
+//! the room empty. Sends nothing.
 
 use std::future::{Future, poll_fn};
 use std::panic::{self, AssertUnwindSafe};
@@ -19,17 +19,18 @@ use crate::wire::Gate;
 use crate::wire::head::Head;
 use crate::wire::response::plain;
 
-/// A handler, whatever its own type, with room for the futures of its calls.
+/// A handler of any type, with room for the futures of its calls.
 ///
 /// A handler's future is too large for the cache that malloc keeps for a thread, so a call uses the
-/// room of an earlier one.
+/// room of an earlier call.
 pub(crate) struct Handler {
     make_room: Box<dyn Fn() -> Box<dyn Room> + Send + Sync>,
-    /// The room of calls that are over. It ends with the server, because it holds the handler.
+    /// The rooms of calls that are over. A room holds the handler, so the rooms end with the
+    /// server.
     spare: Mutex<Vec<Box<dyn Room>>>,
 }
 
-/// How many calls' room a server keeps.
+/// The number of rooms that a server keeps.
 const KEPT: usize = 16;
 
 impl Handler {
@@ -48,7 +49,7 @@ impl Handler {
 
     /// Calls the handler. The caller catches a panic.
     fn call(&self, request: Request) -> Call<'_> {
-        // Nobody waits for this lock, because to make room costs less.
+        // A call never waits for this lock, because a new room costs less.
         let spare = self.spare.try_lock().ok().and_then(|mut spare| spare.pop());
         let mut call = Call { handler: self, room: spare.or_else(|| Some((self.make_room)())) };
         if let Some(room) = &mut call.room {
@@ -74,7 +75,7 @@ impl Call<'_> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         if let Some(mut room) = self.room.take() {
-            // The future may panic when it is dropped, and then its room goes with it.
+            // If the future panics when it is dropped, its room is dropped, too, and not kept.
             room.clear();
             if let Ok(mut spare) = self.handler.spare.try_lock() {
                 if spare.len() < KEPT {
@@ -123,16 +124,16 @@ where
     }
 }
 
-/// Why there is no response.
+/// The reason why a handler has made no response.
 pub(super) enum Failure {
     Error(http_types::Error),
     Panic,
 }
 
-/// Returns the response for a request whose handler had none.
+/// Returns the response for a request whose handler has made none.
 pub(super) fn apology(gate: &Gate, failure: &Failure) -> Response {
     match failure {
-        // If the client got its body wrong, the error is the client's.
+        // The handler's error is the client's fault if the client got its body wrong.
         Failure::Error(error) => {
             let status = gate.fault().unwrap_or(error.status());
             // Clients must not fill the log with their own faults.
@@ -147,11 +148,11 @@ pub(super) fn apology(gate: &Gate, failure: &Failure) -> Response {
     }
 }
 
-/// Puts the status of the client's fault in the place of a response that does not know it (rule
-/// W16).
+/// Replaces a response that hides the client's fault by a response with the status of that fault
+/// (rule W16).
 ///
-/// Many programs answer 500 to every error that they do not know, or take the status from
-/// http-types, which calls every body that it could not read 422.
+/// Many programs answer 500 to every error that they do not know. Others take the status from
+/// http-types, which is 422 for every body that http-types could not read.
 pub(super) fn answer_fault(gate: &Gate, response: &mut Response) {
     let answered = response.status();
     let is_unaware = answered.is_server_error() || answered == StatusCode::UnprocessableEntity;
@@ -166,7 +167,7 @@ pub(super) fn answer_fault(gate: &Gate, response: &mut Response) {
 ///
 /// # Errors
 ///
-/// 400 if no URL says what the client has asked for.
+/// Returns 400 if no URL says what the client has asked for.
 pub(super) fn ask<'a>(
     service: &'a Service,
     gate: &Gate,
@@ -175,7 +176,7 @@ pub(super) fn ask<'a>(
     let request = gate.request(head, &service.shutdown)?;
     let called = panic::catch_unwind(AssertUnwindSafe(|| service.handler.call(request)));
     Ok(async {
-        // The panic hook has said where.
+        // The panic hook has said where the panic was.
         let mut call = called.map_err(|_| Failure::Panic)?;
         let handled = AssertUnwindSafe(poll_fn(|cx| call.poll_response(cx))).catch_unwind();
         handled.await.map_err(|_| Failure::Panic)?.map_err(Failure::Error)
@@ -189,8 +190,8 @@ mod tests {
     use http_types::Method;
     use std::task::Waker;
 
-    /// A handler whose calls hold a clone of `held`. It answers at the second poll, and panics if it
-    /// is asked for `/call` or `/poll`.
+    /// Returns a handler whose calls hold a clone of `held`. The handler answers at the second
+    /// poll, and panics at a request for `/call` or `/poll`.
     fn handler(held: &Arc<()>) -> Handler {
         let held = held.clone();
         Handler::new(move |request| {

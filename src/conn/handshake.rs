@@ -1,7 +1,7 @@
-//! A connection that a listener's wrapper gets first (TLS).
+//! The handshake of a connection whose listener has a wrapper (TLS).
 //!
-//! Invariant: the wrapper begins with the client's first byte, so a silent client is idle (rule
-//! S7), and it has the time for a head. Does not know what the wrapper does.
+//! Invariant: the wrapper begins at the client's first byte, so a silent client counts as idle
+//! (rule S7). The wrapper has as much time as a head. Does not know what the wrapper does.
 
 use std::future::poll_fn;
 use std::io;
@@ -18,14 +18,14 @@ use crate::stop::orders::Order;
 use crate::stream::connection::Connection;
 
 impl Conn<'_> {
-    /// Waits for the client's first byte, as for a request's (rule S7), and lets the listener's
-    /// wrapper do its part (TLS's handshake), within the time for a head. Returns `None` if there
-    /// is nothing to serve.
+    /// Waits for the client's first byte as for a request (rule S7), and then lets the listener's
+    /// wrapper do its part, for example the handshake of TLS. The wrapper has as much time as a
+    /// head. Returns `None` if there is nothing to serve.
     pub(super) async fn handshake(mut self, wrapper: &Wrapper) -> Option<Self> {
         let (service, seat) = (self.service, self.seat);
         let mut ahead = Vec::new();
         if self.idle.transport.is_wrapped() {
-            // Without a socket only a read can tell.
+            // Without a socket, only a read shows whether a byte has come.
             let FirstBytes::Request(read) = self.first_bytes().await else { return None };
             ahead.extend_from_slice(read.unread());
         }
@@ -36,7 +36,8 @@ impl Conn<'_> {
                 if seat.order() == Order::Abort {
                     return Poll::Ready(false);
                 }
-                // A byte that is in the socket wins, as in `first_bytes`.
+                // A byte that is in the socket wins over every reason to close, as in
+                // `first_bytes`.
                 let readable = socket.poll_readable(cx);
                 if readable.is_pending() && seat.doing() == Doing::Accepted {
                     seat.activity.begin(Doing::Idle);
@@ -66,8 +67,9 @@ impl Conn<'_> {
         seat.fall_idle();
         let mut transport = connection.into_transport(socket, Some(meter));
         if seat.order() >= Order::Finish {
-            // The linger may have been over before there was a connection to send a request on. The
-            // wrapper may have read the request already, so the socket does not tell.
+            // The linger may have ended during the handshake, so the client gets a linger of its
+            // own. The wrapper may have read the request already, so the socket alone does not show
+            // whether one has come.
             let request = poll_fn(|cx| match seat.order() {
                 Order::Abort => Poll::Ready(()),
                 _ => transport.poll_ahead(cx),

@@ -1,8 +1,8 @@
 //! An idle connection: waits for a request to begin.
 //!
-//! Invariant: what is already in the socket wins over every reason to close (rules S6, S7), and
-//! nothing is held but the transport while nothing has arrived (rule W12). Each step comes behind
-//! the question what the server wants of the connection. Reads no head.
+//! Invariant: a byte that is already in the socket wins over every reason to close (rules S6, S7),
+//! and the connection holds only its transport while nothing has arrived (rule W12). Before each
+//! step, the connection asks its seat what the server wants. Reads no head.
 
 use std::future::poll_fn;
 use std::io;
@@ -19,7 +19,7 @@ pub(super) enum FirstBytes {
     Request(Incoming),
     /// The connection goes to the successor, with whatever is in its socket.
     Leave,
-    /// The connection is to be closed.
+    /// The connection has to close.
     Close,
 }
 
@@ -29,16 +29,16 @@ impl FirstBytes {
     }
 }
 
-/// How an idle connection finds out that a request has begun.
+/// The next action by which an idle connection finds out whether a request has begun.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// It lets other tasks run, and the client send its request meanwhile.
+    /// The connection lets other tasks run, and the client may send its request meanwhile.
     GiveWay,
-    /// It reads, and registers for no event (rule W17).
+    /// The connection reads, and registers for no event (rule W17).
     Look,
-    /// It waits for an event.
+    /// The connection waits for an event.
     Wait,
-    /// It reads, because there may have been an event.
+    /// The connection reads, because there may have been an event.
     Read,
 }
 
@@ -49,7 +49,7 @@ impl Conn<'_> {
     pub(super) async fn first_bytes(&mut self) -> FirstBytes {
         let Self { seat, idle, before, looks, .. } = self;
         let mut step = match before {
-            // A new client has mostly sent its request by now.
+            // Most new clients have sent their request by now.
             Before::Accept => Step::Read,
             // Only a read can tell whether a wrapped stream holds something.
             _ if idle.transport.is_wrapped() => Step::Read,
@@ -58,12 +58,14 @@ impl Conn<'_> {
         };
         poll_fn(|cx| {
             if seat.order() == Order::Abort {
-                // A request that nobody has read is cut too, and the outcome has to name it.
+                // The abort also cuts a request that nobody has read, and the outcome has to name
+                // that request.
                 let asked = has_asked(idle, cx);
                 seat.activity.begin(if asked { Doing::Accepted } else { Doing::Idle });
                 return Poll::Ready(FirstBytes::Close);
             }
-            // One that is expired stays for its last look: the successor would find it expired, too.
+            // An expired connection stays for its last look, because it would be expired at the
+            // successor, too.
             if seat.order() == Order::Leave && !seat.is_expired() {
                 return Poll::Ready(FirstBytes::Leave);
             }
@@ -81,7 +83,8 @@ impl Conn<'_> {
                 }
                 step = Step::Wait;
             }
-            // A task that is woken has to look itself, so it waits for an event only once.
+            // A task that is woken has to read by itself (see `Socket::poll_event`), so the
+            // connection waits for an event only once.
             if step == Step::Wait && !is_last {
                 step = Step::Read;
                 match idle.transport.poll_event(cx) {
@@ -95,18 +98,18 @@ impl Conn<'_> {
             }
             let begun = idle.transport.has_begun();
             match seat.doing() {
-                // Under a wrapper, a part of a request has arrived that does not make a byte yet
-                // (rules S6, S8).
+                // Under a wrapper, a part of a record has arrived that does not make a byte of
+                // content yet (rules S6, S8).
                 Doing::Head if begun && seat.is_expired() => return Poll::Ready(FirstBytes::Close),
                 Doing::Head if begun => {}
                 _ if begun => seat.begin(None),
-                // That was the last look.
+                // The last look has found nothing.
                 _ if is_last => return Poll::Ready(FirstBytes::Close),
                 // TLS sends records of its own, so a record may end without a byte of a request.
                 Doing::Accepted | Doing::Head => seat.activity.begin(Doing::Idle),
                 _ => {}
             }
-            // The read has left its waker.
+            // The read has registered the task's waker.
             Poll::Pending
         })
         .await
@@ -183,7 +186,7 @@ mod tests {
         (Transport::Plain(Socket::unix(socket).unwrap()), client)
     }
 
-    /// What happens to the server while a connection has given way.
+    /// An event at the server while a connection has given way.
     #[derive(Debug, Clone, Copy)]
     enum Event {
         Nothing,
@@ -194,7 +197,7 @@ mod tests {
         Expiry,
     }
 
-    /// What the connection does then.
+    /// The connection's next step after the event.
     #[derive(Debug, PartialEq, Eq)]
     enum Does {
         Serves,
@@ -244,7 +247,7 @@ mod tests {
             Event::Stop => service.shutdown.stop(),
             Event::LingerOver => {
                 service.shutdown.stop();
-                // The successor takes it no more.
+                // The successor does not take the connection any more.
                 seat.set_departure(Departure::Refused);
                 service.orders.give(Order::LastLook);
             }
@@ -271,7 +274,8 @@ mod tests {
         }
     }
 
-    /// A look in vain registers for no event, so the connection has to wait for one behind it.
+    /// A look in vain registers for no event, so the connection has to wait for an event after the
+    /// look.
     #[test]
     fn a_request_behind_the_look_wakes_the_connection() {
         let service = service();
@@ -295,7 +299,7 @@ mod tests {
         };
     }
 
-    /// The client has closed the connection, or has sent its last request before it did.
+    /// The client closes the connection, and may have sent a last request before that.
     #[test]
     fn a_look_finds_the_end_of_the_stream() {
         for request in ["", "GET / HTTP/1.1\r\n\r\n"] {
@@ -318,7 +322,7 @@ mod tests {
         }
     }
 
-    /// An idle connection that comes from another process has nothing to look for. A read of a
+    /// An idle connection that comes from another process has nothing to look for, and a read of a
     /// wrapped stream registers by itself.
     #[test]
     fn a_moved_connection_and_a_wrapped_one_do_not_give_way() {

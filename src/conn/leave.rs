@@ -1,7 +1,8 @@
 //! [`leave`]: how a connection ends after its last response.
 //!
-//! Invariant: the last response is never lost to a reset (rule S9; RFC 9112 section 9.6). The
-//! client's kernel takes all of it first, or takes nothing more for a time. Sends no byte of HTTP.
+//! Invariant: the last response is never lost to a reset (rule S9, and RFC 9112 section 9.6). The
+//! server closes only when the client's kernel has taken the whole response, or has taken nothing
+//! more for a time. Does not send HTTP.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,12 +17,12 @@ use crate::stop::seat::Seat;
 use crate::stream::transport::Transport;
 use crate::wire::buffer::Buffer;
 
-/// Half-closes, and closes when no reset can take the last response away (rule S9; RFC 9112 section
-/// 9.6).
+/// Half-closes the connection, and closes it when no reset can take the last response away (rule
+/// S9, and RFC 9112 section 9.6).
 ///
-/// Discards what the client still sends until the client has taken everything. With `at_rest`, that
-/// is all. Otherwise the client owes the rest of a message or has sent more, so this goes on until
-/// the client closes or a short, bounded time is over.
+/// Discards what the client still sends until the client has taken everything. With `at_rest`, the
+/// connection closes then. Otherwise the client owes the rest of a message or has sent more, so the
+/// server goes on discarding until the client closes or a short, bounded time is over.
 pub(super) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bool) {
     let activity = &seat.activity;
     activity.begin(Doing::Closing);
@@ -50,7 +51,7 @@ pub(super) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bo
             }
             activity.got(Wait::Room);
         } else if seen != Some(left) && (is_over || is_draining()) {
-            // A slow client, which is given up only if it takes nothing more.
+            // The server gives up a slow client only if that client takes nothing more.
             seen = Some(left);
             activity.wait(Wait::Room, true);
             activity.progress();
@@ -59,9 +60,9 @@ pub(super) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bo
         }
         Poll::Pending
     });
-    // No event tells when the client's kernel has taken something, so the drain polls `ended` again
-    // and again. At other times the sweep's wake-up will do. The drain may begin at any time, and
-    // the end of the linger wakes this task then.
+    // No event tells when the client's kernel has taken something, so in the drain this task polls
+    // `ended` at short intervals. At other times the sweep wakes the task often enough. If the
+    // drain begins later, the end of the linger wakes the task.
     let ticks = async {
         let mut pause = Duration::from_millis(1);
         loop {

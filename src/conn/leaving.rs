@@ -1,7 +1,8 @@
 //! [`Leaving`]: a connection on its way to the successor, or to another task of this process.
 //!
-//! Invariant: this process counts the connection until the successor has said that it took it (rule
-//! H4), and nobody reads its socket meanwhile (rule H1). Sends nothing to the successor.
+//! Invariant: this process counts the connection until the successor says that it has taken the
+//! connection (rule H4), and nobody reads the socket meanwhile (rule H1). Sends nothing to the
+//! successor.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,22 +20,24 @@ use crate::stream::transport::Transport;
 use crate::wire::Movable;
 use crate::wire::head::has_begun;
 
-/// A counted connection: as long as this exists, it holds the drain open and has its place.
+/// A counted connection. While this value exists, the drain waits for the connection, and the
+/// connection keeps its place.
 pub(crate) struct Counted {
     pub(crate) seat: Arc<Seat>,
     pub(crate) _entry: Entry,
-    /// `None` if the connection was taken without one, to empty a queue.
+    /// `None` if the server has accepted the connection without a place, to empty a queue (rule
+    /// S4).
     pub(crate) _place: Option<Place>,
 }
 
 /// A connection whose socket nobody reads.
 pub(crate) struct Leaving {
-    /// Not registered for events.
+    /// The socket, which is not registered for events.
     pub(crate) socket: OwnedFd,
-    /// The bytes that were read of the socket and not answered.
+    /// The bytes that were read from the socket and not answered.
     pub(crate) ahead: Vec<u8>,
     idle_since: Instant,
-    /// Dropped last: the socket is closed before the connection counts no more.
+    /// Dropped last, so that the connection counts until its socket is closed.
     pub(crate) counted: Counted,
 }
 
@@ -43,7 +46,8 @@ impl Leaving {
     ///
     /// # Errors
     ///
-    /// Returns an error if the connection is no plain socket, or what the operating system says.
+    /// Returns `Unsupported` if the transport is not a plain socket, and otherwise what the
+    /// operating system says.
     pub(crate) fn new(connection: Movable, counted: Counted) -> io::Result<Self> {
         let Movable { transport: Transport::Plain(socket), ahead } = connection else {
             return Err(io::ErrorKind::Unsupported.into());
@@ -70,7 +74,7 @@ impl Leaving {
         Ok((Movable { transport: Transport::of(socket)?.0, ahead }, counted))
     }
 
-    /// Gives the connection up, because its socket is the successor's, or because the server
+    /// Gives the connection up, because its socket belongs to the successor, or because the server
     /// aborts. At an abort, the outcome names a connection that holds a request as cut (rule S13).
     pub(crate) fn abandon(self) {
         let holds_request =

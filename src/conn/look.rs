@@ -1,38 +1,41 @@
-//! [`Credit`]: whether the connections of a thread look for their next request before they wait.
+//! [`Looks`] and [`Credit`]: decide whether a connection looks for its next request before it
+//! waits.
 //!
-//! A look is a read that registers for no event. It saves the registration and the wait if the
-//! request is there, and costs a system call in vain if not. Invariant: a thread on which most
+//! A look is a read that registers for no event. A look saves the registration and the wait if the
+//! request is there, and otherwise costs a system call in vain. Invariant: a thread on which most
 //! looks fail makes few of them, and on an executor of the program a connection waits for an event
-//! now and then, however busy its client is. Reads nothing, and knows no connection.
+//! now and then, however busy its client is. Does not read, and does not know the connections.
 
 use std::cell::Cell;
 
-/// The looks that a thread may make.
+/// The number of looks that a thread may make.
 ///
-/// Each look that finds a request adds to them, and each that finds nothing takes one away. A
-/// thread without credit looks once in a while, to find out whether its clients are busy by now.
+/// Each look that finds something, a request or the end of the stream, adds to the credit. Each
+/// look that finds nothing takes 1 away. A thread without credit looks once in a while, to find out
+/// whether its clients have become busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Credit {
-    /// How many looks may fail in a row.
+    /// The number of looks that may fail in a row.
     left: u8,
-    /// How many connections have waited without a look since the credit was spent.
+    /// The number of waits without a look since the credit was spent, modulo [`Credit::PROBE`].
     waits: u8,
 }
 
 impl Credit {
-    /// The most credit, in looks. The clients of a busy thread may all pause for a moment.
+    /// The most credit, in looks. A busy thread needs some, because its clients may all pause for a
+    /// moment.
     const MOST: u8 = 16;
-    /// The credit that a look earns by finding a request. Looks go on as long as at least one in
-    /// three finds something: it saves more than two others cost.
+    /// The credit that a look earns by finding something. Looks go on as long as at least one in
+    /// three finds something, because that one saves more than the two others cost.
     const GAIN: u8 = 2;
-    /// Without credit, one wait in so many begins with a look.
+    /// Without credit, one wait in this many begins with a look.
     const PROBE: u8 = 128;
 
     const fn new() -> Self {
         Self { left: Self::GAIN, waits: 0 }
     }
 
-    /// Returns `true` if the next connection is to look, and `false` if it is only to wait.
+    /// Returns `true` if the next connection has to look, and `false` if it has to wait at once.
     fn allows(&mut self) -> bool {
         if self.left > 0 {
             return true;
@@ -51,8 +54,8 @@ impl Credit {
     }
 }
 
-/// How often in a row a connection looks successfully on an executor of the program, which may
-/// let no events in as long as it has tasks to run.
+/// The number of successful looks in a row after which a connection waits, on an executor of the
+/// program. Such an executor may let no events in as long as it has tasks to run.
 const MOST_IN_A_ROW: u8 = 8;
 
 thread_local! {
@@ -64,12 +67,13 @@ thread_local! {
 /// The looks of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Looks {
-    /// How many looks have found a request since the connection last waited for an event.
+    /// The number of looks that have found something since the connection last waited for an event.
     in_a_row: u8,
 }
 
 impl Looks {
-    /// Returns `true` if the connection is to look before it waits. Otherwise it waits now.
+    /// Returns `true` if the connection has to look before it waits. Otherwise the connection waits
+    /// at once.
     pub(super) fn begin(&mut self) -> bool {
         let has_to_wait = !LETS_EVENTS_IN.get() && self.in_a_row >= MOST_IN_A_ROW;
         let may_look = !has_to_wait && on_this_thread(Credit::allows);
@@ -133,7 +137,7 @@ mod tests {
         let mut credit = Credit::new();
         looks(&mut credit, MOST, NEVER);
         assert_eq!(looks(&mut credit, 10 * PROBE, NEVER), 10);
-        // Once they have been busy, some more.
+        // Clients that have been busy get some more looks.
         looks(&mut credit, 10 * PROBE, 1);
         assert_eq!(looks(&mut credit, MOST, NEVER), MOST);
         assert_eq!(looks(&mut credit, 10 * PROBE, NEVER), 10);

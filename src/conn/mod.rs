@@ -1,9 +1,9 @@
 //! [`Conn`]: one connection, from its first byte to its end.
 //!
-//! Handshake, idle, exchanges, leave: each has a file of its own. Invariant: an idle connection
-//! holds its transport and nothing else (rule W12), and a request whose first byte has arrived is
-//! finished (rule S8), here or by the successor. The seat says what the server wants. Nothing here
-//! decides to stop.
+//! Handshake, idle wait, exchanges and leave-taking each have a file of their own. Invariant: an
+//! idle connection holds its transport and nothing else (rule W12), and a request whose first byte
+//! has arrived is finished (rule S8), here or by the successor. The seat says what the server
+//! wants, and nothing in this folder decides to stop.
 
 mod exchange;
 pub(crate) mod handler;
@@ -55,15 +55,16 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Notes that the task of a connection has ended: because the connection has, or because it
-    /// leaves for the successor.
+    /// Notes that the task of a connection has ended, because the connection has ended or leaves
+    /// for the successor.
     pub(crate) fn end(&self, counted: Counted, served: thread::Result<Option<Movable>>) {
         match served {
             Ok(None) => {}
             Ok(Some(connection)) => {
                 let peer = counted.seat.peer();
                 match Leaving::new(connection, counted) {
-                    // If nobody takes it, the process is about to end.
+                    // A send fails only if the server is gone, and then nobody can serve the
+                    // connection.
                     Ok(leaving) => drop(self.leavers.try_send(leaving)),
                     Err(error) => log::error!("{peer}: lost on its way: {}", reason(&error)),
                 }
@@ -76,9 +77,9 @@ impl Service {
 /// The last thing that has happened to an idle connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Before {
-    /// It was accepted.
+    /// The connection was accepted.
     Accept,
-    /// It came from another task or process.
+    /// The connection came from another task or process.
     Move,
     /// A request was answered.
     Exchange,
@@ -104,16 +105,16 @@ impl<'a> Conn<'a> {
         Self { service, seat, idle, before: Before::Move, looks: Looks::default() }
     }
 
-    // None of these is an `async fn`, which keeps room for its arguments twice: an idle connection
-    // has to stay small (rule W12).
+    // These functions are not `async fn`s, because an `async fn` keeps room for its arguments
+    // twice, and an idle connection has to stay small (rule W12).
 
-    /// Serves the connection until it ends, the server aborts it, or it leaves. Returns it if it
-    /// leaves for the successor.
+    /// Serves the connection until it ends, leaves, or is aborted by the server. Returns the
+    /// connection if it leaves for the successor.
     pub(crate) fn serve(self) -> impl Future<Output = Option<Movable>> + Send + 'a {
         until_aborted(self.seat, self.requests())
     }
 
-    /// Like [`Conn::serve`], for a connection that a listener's wrapper gets first.
+    /// Serves like [`Conn::serve`], after the listener's wrapper has done its part.
     pub(crate) fn serve_wrapped(
         self,
         wrapper: &'a Wrapper,
@@ -121,7 +122,7 @@ impl<'a> Conn<'a> {
         until_aborted(self.seat, async move { self.handshake(wrapper).await?.requests().await })
     }
 
-    /// Like [`Conn::serve`], for a connection of whose next request a part was read already.
+    /// Serves like [`Conn::serve`], beginning with the part of a request that was read already.
     pub(crate) fn serve_begun(
         self,
         incoming: Incoming,
@@ -134,12 +135,13 @@ impl<'a> Conn<'a> {
         })
     }
 
-    /// Idle, active, idle, active, …
+    /// Waits for requests and serves them, in turn, until the connection ends or leaves.
     #[expect(clippy::manual_async_fn, reason = "an `async fn` keeps room for its arguments twice")]
     fn requests(mut self) -> impl Future<Output = Option<Movable>> + Send + 'a {
         async move {
             loop {
-                // With `while let`, an idle connection would keep room for what it waits for.
+                // A `while let` would make an idle connection keep room for the value that it waits
+                // for.
                 let exchanges = match self.first_bytes().await {
                     FirstBytes::Request(incoming) => self.exchanges(incoming),
                     FirstBytes::Leave => return Some(self.idle.into_movable()),
@@ -150,25 +152,26 @@ impl<'a> Conn<'a> {
                     ControlFlow::Break(left) => return left,
                 }
             }
-            // The close says it: a FIN after the last look (rule S6), or a reset if an abort has
-            // left something unread. Only a client that is slow to take what it was sent needs
-            // more.
+            // For most clients a plain close is enough: the kernel sends a FIN after the last look
+            // (rule S6), or a reset if an abort has left bytes unread. Only a wrapped stream, and a
+            // client that has not yet taken everything, need `leave`.
             let transport = self.idle.transport;
             let is_delivered = transport.undelivered() == 0 && !transport.is_wrapped();
             if !is_delivered && self.seat.order() < Order::Abort {
-                // In a box: it is seldom needed, and would make room in every idle connection.
+                // `leave` is in a box, because it is seldom needed, and would take room in every
+                // idle connection.
                 Box::pin(leave(transport, self.seat, true)).await;
             }
             None
         }
     }
 
-    /// Serves requests until nothing more has arrived, and continues with the idle connection then.
-    /// Otherwise breaks: with what leaves for the successor, or with `None` if the connection has
-    /// ended.
+    /// Serves requests until nothing more has arrived. Returns `Continue` with the idle connection
+    /// then. Returns `Break` with the connection if it leaves for the successor, and with `None` if
+    /// it has ended.
     ///
-    /// The active phase is a future of its own, which is dropped when the connection falls idle
-    /// (rule W12).
+    /// The active phase is a separate future, which is dropped when the connection falls idle (rule
+    /// W12).
     fn exchanges(
         self,
         incoming: Incoming,
@@ -179,8 +182,9 @@ impl<'a> Conn<'a> {
         let gate = Gate::new(idle.transport, incoming, seat.clone(), bounds)
             .observed_by(service.observer.as_ref());
         let active = Box::pin(Active::new(service, seat, gate).run());
-        // A handler's panic is answered where it happens, and a panic of a response's body ends
-        // here.
+        // The panics of a handler and of a response's body are caught where they happen. Other
+        // panics of the program's code end here (rule S17), for example in a wrapped stream or in a
+        // `Drop`.
         async move {
             match AssertUnwindSafe(active).catch_unwind().await.ok().flatten() {
                 Some(Behind::Idle(idle)) => ControlFlow::Continue(Self {
@@ -197,8 +201,9 @@ impl<'a> Conn<'a> {
     }
 }
 
-/// Runs `served` until the server aborts the connection, before it can finish what the outcome
-/// names as cut (rule S13). Between requests, the connection has a last look first.
+/// Runs `served` until the server aborts the connection. An abort comes before the next step of
+/// `served`, because `served` must not finish what the outcome names as cut (rule S13). Between
+/// requests, the connection has a last look first.
 ///
 /// Each poll of the connection begins here, so its seat learns here whom to wake.
 fn until_aborted<'a>(
@@ -236,7 +241,7 @@ mod tests {
         }
     }
 
-    /// Rule W12. Whatever `serve` keeps, each idle connection keeps.
+    /// Rule W12: each idle connection keeps all that the future of `serve` keeps.
     #[test]
     fn an_idle_connection_is_small() {
         let service = service();

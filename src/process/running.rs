@@ -1,9 +1,10 @@
 //! [`RunningProcess`]: the servers of a process while they serve, from the first signal to the
 //! outcome.
 //!
-//! Invariant: all of this runs on the thread that called `run`, which runs no handler, so signals,
-//! deadlines and the drain go on with every worker blocked (rule S15). The servers that stop last
-//! stop when all others have drained (rule S26). Starts no thread and binds nothing.
+//! Invariant: apart from `announce`, all of this runs on the thread that called `run`. This thread
+//! runs no handler, so signals, deadlines and the drain go on with every worker blocked (rule S15).
+//! The servers that stop last stop when all others have drained (rule S26). Starts no thread and
+//! binds nothing.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -36,7 +37,7 @@ pub(super) struct RunningProcess {
     notify: Notify,
     restart: Option<Signal>,
     repeat_window: Duration,
-    /// The manager has heard of the stop.
+    /// Set once the manager has heard of the stop.
     is_stop_told: Cell<bool>,
 }
 
@@ -54,8 +55,8 @@ impl RunningProcess {
         Self { servers, notify: Notify::from_env(), restart, repeat_window, is_stop_told }
     }
 
-    /// Tells the service manager that requests are served, and writes the pid file. Feeds the
-    /// manager's watchdog then, if it has one. Runs on the threads that serve requests, so the
+    /// Writes the pid file, and tells the service manager that this process serves. Then feeds the
+    /// manager's watchdog, if the manager has one. Runs on the threads that serve requests, so the
     /// manager hears nothing if these are stuck.
     pub(super) fn announce(
         &self,
@@ -66,8 +67,9 @@ impl RunningProcess {
         };
         let addresses = listeners(&self.servers).into_iter().map(|l| l.address().to_string());
         let addresses = addresses.collect::<Vec<_>>().join(", ");
-        // A successor takes its sockets in the order in which its servers start, so the keeper hears
-        // of them in this order. Otherwise an address with port 0 would find another server's.
+        // A successor takes its sockets in the order in which its servers start, so the keeper
+        // hears of the sockets in this order. Otherwise an address with port 0 would find another
+        // server's.
         let mut started = self.servers.clone();
         started.rotate_left(1);
         announce(self.notify.clone(), listeners(&started), addresses, pid_file)
@@ -79,9 +81,9 @@ impl RunningProcess {
         &self,
         signals: impl Stream<Item = Received> + Unpin,
     ) -> Result<Outcome, ServeError> {
-        // This thread accepts, and not the workers. So the memory that connections keep and the
-        // memory that requests need for a moment are allocated apart, and many idle connections do
-        // not slow down the busy ones.
+        // This thread accepts, and not the workers, so that the memory that connections keep and
+        // the memory that requests need for a moment are allocated apart. Many idle connections
+        // then do not slow down the busy ones.
         let control = self.control().or(self.obey(signals));
         let outcome = control.or(self.accept()).or(self.obey_keeper()).await;
         match self.servers.iter().find_map(|server| server.failure()) {
@@ -101,7 +103,7 @@ impl RunningProcess {
             let took = outcomes.iter().map(|(_, outcome)| outcome.took).max();
             let left = grace.unwrap_or_default().saturating_sub(took.unwrap_or_default());
             for latch in latches {
-                // S26: the process takes no longer than the grace of the servers before.
+                // S26: the servers that stop last get only what is left of the grace of the others.
                 let grace = latch.times().grace.min(left);
                 latch.clone().grace(grace).lame_duck(Duration::ZERO).stop();
             }
@@ -127,8 +129,9 @@ impl RunningProcess {
         (&server.service.shutdown, outcome)
     }
 
-    /// Tells the manager how the stop of a server goes on. A server that the program has stopped
-    /// alone does not concern the manager, which would kill the process some time after STOPPING=1.
+    /// Tells the manager how the stop of a server goes on. The manager does not hear of a server
+    /// that the program has stopped alone, because the manager would kill the process some time
+    /// after STOPPING=1.
     fn tell(&self, stopping: &Stopping<'_>) {
         if !self.stopped_first().all(|latch| latch.token().is_stopping()) {
             return;
@@ -143,8 +146,8 @@ impl RunningProcess {
         }
     }
 
-    /// Adds up how the servers drain, because the manager shows one line for all. `told` is what one
-    /// of them says, and decides whether something has moved.
+    /// Adds up how the servers drain, because the manager shows one line for all. `told` is the
+    /// report of one server, and decides whether something has moved.
     fn draining(&self, told: &Draining) -> Draining {
         let latches: Vec<_> = self.latches().collect();
         let of_latch = |latch: &Shutdown| {
@@ -156,17 +159,17 @@ impl RunningProcess {
         total.map_or_else(|| told.clone(), |total| Draining { is_moving: told.is_moving, ..total })
     }
 
-    /// Accepts connections for all servers. Never ends.
+    /// Accepts connections for all servers. Never returns.
     async fn accept<T: Send>(&self) -> T {
         any(self.servers.iter().map(|server| server.accept())).await
     }
 
-    /// Obeys the keeper, if the process has one. Never ends.
+    /// Obeys the keeper, if the process has one. Never returns.
     async fn obey_keeper<T>(&self) -> T {
         any(self.servers.iter().map(under_keeper::obey)).await
     }
 
-    /// Obeys signals (rule S14). Never ends.
+    /// Obeys signals (rule S14). Never returns.
     async fn obey<T>(&self, mut signals: impl Stream<Item = Received> + Unpin) -> T {
         let mut state = State::Running;
         loop {
@@ -197,7 +200,8 @@ impl RunningProcess {
     fn carry_out(&self, action: Action) {
         match action {
             Action::Abort(_) => {
-                // A client in the queue was accepted by the kernel: the outcome has to name it.
+                // The kernel has accepted the clients in the queues, so the outcome has to name
+                // them.
                 self.servers.iter().for_each(|server| server.empty_queues());
                 let all: Vec<_> = self.latches().collect();
                 Shutdown::carry_out(&all, action);
@@ -258,9 +262,9 @@ fn any<'a, T: 'a>(futures: impl Iterator<Item = impl Future<Output = T> + 'a>) -
     futures.fold(none, |others, next| Box::pin(others.or(next)))
 }
 
-/// Returns one outcome for several servers. Servers that share a latch have the same one, so it
+/// Returns one outcome for several servers. Servers that share a latch have the same outcome, which
 /// counts once. The outcome of a latch already counts what its child latches have done, but does
-/// not name what was cut when a child was aborted alone, before.
+/// not name what was cut when a child was aborted alone before.
 fn total(outcomes: Vec<(&Shutdown, Outcome)>) -> Outcome {
     let latches: Vec<_> = outcomes.iter().map(|(latch, _)| *latch).collect();
     let mut counted: Vec<&Shutdown> = Vec::new();
@@ -294,8 +298,8 @@ fn total(outcomes: Vec<(&Shutdown, Outcome)>) -> Outcome {
     total
 }
 
-/// Returns `true` if the two are the same request, or guards of the same line. The peer alone does
-/// not tell two clients of a Unix socket apart.
+/// Returns `true` if both are the same request, or guards of the same line. The peer alone does not
+/// tell two clients of a Unix socket apart.
 fn is_same_work(one: &WorkKind, other: &WorkKind) -> bool {
     let request = |kind: &WorkKind| match kind {
         WorkKind::Connection { peer, method, target, .. } => {
@@ -352,7 +356,7 @@ async fn announce(
     let Some(interval) = notify.watchdog_interval() else { return };
     loop {
         notify.watchdog();
-        // As sd_watchdog_enabled(3) recommends.
+        // sd_watchdog_enabled(3) recommends half of the interval.
         Timer::after(interval / 2).await;
     }
 }

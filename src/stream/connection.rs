@@ -1,8 +1,8 @@
 //! [`Connection`]: a client's connection as the program sees it, before it is served.
 //!
-//! A listener's wrapper (TLS) takes a connection and gives one, and a source of the program's own
-//! is a stream of connections. Invariant: a plain socket stays one, so that it is served as one.
-//! This file speaks no HTTP.
+//! A listener's wrapper (TLS) takes a connection and returns another one, and a source is a stream
+//! of connections. Invariant: the server treats a plain socket from a wrapper or a source like one
+//! that it has accepted. This file does not know HTTP.
 
 use std::fmt;
 use std::io;
@@ -57,16 +57,16 @@ pub struct Connection {
 
 enum Kind {
     Socket(Arc<Socket>),
-    /// Never locked: the mutex is there because a `Connection` is `Sync` and `UnwindSafe`.
+    /// The mutex is never locked, and only makes a `Connection` `Sync` and `UnwindSafe`.
     Other(Mutex<Box<Wrapped>>),
 }
 
 impl Connection {
     /// Makes a connection of any byte stream.
     ///
-    /// Convert a socket from `smol::Async<TcpStream>` or `smol::Async<UnixStream>` (of the standard
-    /// library's streams) by `Connection::from` instead. Then the server knows who the client is,
-    /// and when it is gone.
+    /// For a socket, use `Connection::from` instead, which takes a `smol::Async<TcpStream>` or
+    /// `smol::Async<UnixStream>` (of the standard library's streams). The server then knows the
+    /// client's address, and when the client is gone.
     ///
     /// # Examples
     ///
@@ -139,8 +139,9 @@ impl Connection {
     /// Says that the client speaks HTTPS, so that the URL of each request begins with `https` and
     /// [`ConnectionInfo::is_https`](crate::ConnectionInfo::is_https) returns `true`.
     ///
-    /// The server does not find this out by itself: a [`Listener::wrap`](crate::Listener::wrap)
-    /// that makes TLS says it, and a source behind a proxy that does.
+    /// The server does not find this out by itself. Call `https` in a
+    /// [`Listener::wrap`](crate::Listener::wrap) that makes TLS, and in a source behind a proxy
+    /// that makes TLS.
     ///
     /// # Examples
     ///
@@ -211,7 +212,7 @@ impl Connection {
     ///
     /// # Examples
     ///
-    /// A socket knows it:
+    /// A socket knows its client:
     ///
     /// ```
     /// use smol_graceful::{Connection, Peer};
@@ -271,7 +272,7 @@ impl Connection {
             }
             Kind::Socket(socket) => socket,
         };
-        // Usually this is the same socket, which is no longer shared without this handle.
+        // Usually `under` is this same socket, which is not shared any more without `under`.
         drop(under);
         Arc::try_unwrap(socket).map(Transport::Plain).unwrap_or_else(|shared| {
             let stream = Self::of(Kind::Socket(shared.clone()), self.peer);
@@ -282,7 +283,7 @@ impl Connection {
     }
 }
 
-/// How many bytes a pipe holds that nobody has read.
+/// The most bytes that a pipe holds and nobody has read.
 const PIPE: usize = 64 * 1024;
 
 impl AsyncRead for Connection {
@@ -422,7 +423,7 @@ mod tests {
         assert!(matches!(connection.into_transport(under, None), Transport::Plain(_)));
     }
 
-    /// Programs may rely on them.
+    /// Programs may rely on these traits.
     #[test]
     fn the_auto_traits_are_the_agreed_ones() {
         fn check<T: Send + Sync + Unpin + UnwindSafe + RefUnwindSafe>() {}

@@ -1,4 +1,4 @@
-//! [`Facts`]: what a source or a wrapper says of a connection, beside the bytes.
+//! [`Facts`]: the facts that a source or a wrapper tells about a connection.
 //!
 //! Invariant: a fact never changes once the connection is served, so a handler can keep a reference
 //! to it. Looks into no value: the program's handler asks for a value by its type.
@@ -12,8 +12,8 @@ use std::panic::AssertUnwindSafe;
 pub(crate) struct Facts {
     /// Set if the client speaks HTTPS.
     pub(crate) is_https: bool,
-    /// The program's values, each of a type of its own. No code of this crate looks into one, so a
-    /// panic leaves none half changed.
+    /// The program's values, each of a type of its own. The code of this crate never looks into a
+    /// value, so a panic cannot leave one half changed.
     values: AssertUnwindSafe<Vec<Box<dyn Any + Send + Sync>>>,
 }
 

@@ -1,8 +1,9 @@
 //! [`Meter`]: counts the bytes that go through the stream under a wrapper such as TLS.
 //!
 //! Invariant: the meter sees bytes where they come from the client, because a wrapper may hold back
-//! a part of them. So the server knows whether data has arrived, and whether it moves, before the
-//! wrapper shows it. Of TLS, the meter knows only where records end (RFC 8446 section 5.1).
+//! a part of them. So the server knows whether data has arrived, and whether data moves, before the
+//! wrapper returns any. The meter knows nothing of TLS but where records end (RFC 8446 section
+//! 5.1).
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,7 +58,7 @@ impl Meter {
 enum Records {
     /// This many bytes of a record's header have come.
     Header([u8; HEADER], usize),
-    /// This many bytes of a record's content are still to come; at least 1.
+    /// This many bytes of a record's content, at least 1, are still to come.
     Content(u16),
     /// These bytes are not TLS.
     Other,

@@ -1,7 +1,7 @@
 //! The byte stream under a connection: a socket, or whatever a program or a wrapper puts in its
 //! place.
 //!
-//! Invariant: nothing here knows HTTP, or when a connection is to end.
+//! Invariant: this folder does not know HTTP, and does not know when a connection has to end.
 
 pub(crate) mod connection;
 pub(crate) mod facts;

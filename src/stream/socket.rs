@@ -1,8 +1,8 @@
-//! [`Socket`]: the connected socket of a client, be it TCP or Unix.
+//! [`Socket`]: the connected socket of a client, TCP or Unix.
 //!
-//! One type for both, because the standard library's `TcpStream` reads, writes and shuts down any
-//! stream socket. This file is also the one home of what async-io does not tell about events.
-//! Invariant: a query never waits, and never reads. Buffers nothing, and speaks no protocol.
+//! Both kinds have one type, because the standard library's `TcpStream` reads, writes and shuts
+//! down any stream socket. Only this file knows which events async-io does not report. Invariant: a
+//! query never waits, and never reads. Buffers nothing, and speaks no protocol.
 
 use std::io::{self, IoSlice, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -39,7 +39,7 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says if no events can be had for the socket.
+    /// Returns what the operating system says if async-io cannot watch the socket.
     pub(crate) fn unix(stream: UnixStream) -> io::Result<Self> {
         let stream = TcpStream::from(OwnedFd::from(stream));
         Ok(Self { stream: Async::new(stream)?, is_tcp: false })
@@ -49,13 +49,13 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says if no events can be had for the socket.
+    /// Returns what the operating system says if async-io cannot watch the socket.
     pub(crate) fn of(socket: OwnedFd) -> io::Result<Self> {
         let is_tcp = SockRef::from(&socket).local_addr()?.as_socket().is_some();
         Ok(Self { stream: Async::new(TcpStream::from(socket))?, is_tcp })
     }
 
-    /// Returns the address of the client; `None` for a Unix socket.
+    /// Returns the address of the client, and `None` for a Unix socket.
     ///
     /// # Errors
     ///
@@ -64,13 +64,13 @@ impl Socket {
         if self.is_tcp { self.stream.get_ref().peer_addr().map(Some) } else { Ok(None) }
     }
 
-    /// Returns the address of this machine to which the client has connected. `None` for a Unix
-    /// socket, or if the connection has ended already.
+    /// Returns the address of this machine to which the client has connected. Returns `None` for a
+    /// Unix socket, or if the connection has ended already.
     pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
         if self.is_tcp { self.stream.get_ref().local_addr().ok() } else { None }
     }
 
-    /// Takes the socket away from async-io, which looks for its events no more.
+    /// Takes the socket away from async-io, which does not look for its events any more.
     ///
     /// # Errors
     ///
@@ -95,7 +95,8 @@ impl Socket {
 
     /// Returns `Ready` if a read would find data, the end or an error.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Only to be woken: the socket itself says whether there is something.
+        // This call only registers the waker, because the socket itself shows whether there is
+        // something.
         let _ = self.poll_event(cx)?;
         if self.events(PollFlags::IN).is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
@@ -108,8 +109,8 @@ impl Socket {
         Pin::new(&mut &self.stream).poll_read(cx, buf)
     }
 
-    /// Like [`Socket::poll_read`], but wakes nobody later: the caller closes the connection if
-    /// nothing is there.
+    /// Reads like [`Socket::poll_read`], but registers for no event. If nothing is there, the
+    /// caller closes the connection, or waits for an event in another way.
     pub(crate) fn poll_last_read(&self, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         match self.stream.get_ref().read(buf) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
@@ -132,7 +133,7 @@ impl Socket {
         }
     }
 
-    /// Ends one direction or both. Tasks that wait for a direction that has ended are woken.
+    /// Ends one direction or both, and so wakes the tasks that wait for that direction.
     ///
     /// # Errors
     ///
@@ -141,19 +142,19 @@ impl Socket {
         self.stream.get_ref().shutdown(how)
     }
 
-    /// Returns how many bytes wait in the kernel to be read; 0 if the kernel does not say.
+    /// Returns how many bytes wait in the kernel to be read, and 0 if the kernel does not say.
     pub(crate) fn waiting(&self) -> u64 {
         ioctl_fionread(self).unwrap_or(0)
     }
 
-    /// Returns how many bytes the client's kernel has yet to take, apart from a FIN; 0 if the
-    /// kernel does not say. Always 0 on a Unix socket, because its client can read what was written
-    /// whatever comes.
+    /// Returns how many bytes the client's kernel has yet to take, apart from a FIN, and 0 if the
+    /// kernel does not say. Always returns 0 for a Unix socket, because its client can read what
+    /// was written even after the close.
     pub(crate) fn undelivered(&self) -> u64 {
         if self.is_tcp { unacknowledged(self.as_fd()).saturating_sub(1) } else { 0 }
     }
 
-    /// Returns how far the client has left; `None` if it has not left.
+    /// Returns how far the client has left, and `None` if the client has not left.
     pub(crate) fn left(&self) -> Option<ClientLeft> {
         /// Set if the client's FIN has come. Other systems report a FIN only to a read.
         #[cfg(target_os = "linux")]
@@ -179,14 +180,14 @@ impl Socket {
     /// Makes the coming close a reset, so that the client cannot take what it got for the whole.
     pub(crate) fn reset_on_close(&self) {
         if self.is_tcp {
-            // Without it the client sees an early end of the stream, which is worse, but no reason
-            // to fail.
+            // If this fails, the client sees an early end of the stream, which is worse, but not a
+            // reason to fail.
             let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
         }
     }
 
-    /// Returns which of the events `of` there are, and errors and hang-ups; none if the kernel does
-    /// not say.
+    /// Returns those of the events `of` that have happened, and errors and hang-ups. Returns no
+    /// event if the kernel does not say.
     fn events(&self, of: PollFlags) -> PollFlags {
         let mut fds = [PollFd::new(self, of)];
         match poll(&mut fds, Some(&Timespec::default())) {
@@ -202,7 +203,7 @@ impl AsFd for Socket {
     }
 }
 
-/// How far a client has left its connection.
+/// The extent to which a client has left its connection.
 ///
 /// # Examples
 ///
@@ -219,7 +220,8 @@ pub enum ClientLeft {
     /// closed only their own side and still wait for the response, and TCP does not distinguish the
     /// two.
     HalfClosed = 1,
-    /// Nobody reads any more: the client has reset the connection, or the connection has ended.
+    /// The client does not read any more, because it has reset the connection, or because the
+    /// connection has ended.
     Gone = 2,
 }
 
@@ -230,7 +232,7 @@ impl ClientLeft {
 }
 
 /// Returns how many bytes of a TCP socket were written and not acknowledged, where a FIN counts as
-/// one; 0 if the kernel does not say.
+/// one, and 0 if the kernel does not say.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "no crate offers this call")]
 fn unacknowledged(socket: BorrowedFd<'_>) -> u64 {
@@ -256,7 +258,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::{Wake, Waker};
 
-    /// A TCP and a Unix socket, each with its client.
+    /// Returns a TCP and a Unix socket, each with its client.
     fn pairs() -> [(Socket, Box<dyn Write>); 2] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -283,7 +285,8 @@ mod tests {
         }
     }
 
-    /// An event that a read has answered already is no event any more, and the next one wakes.
+    /// An event that a read has answered does not count any more, and the next event wakes the
+    /// task.
     #[test]
     fn an_answered_event_is_not_reported_again() {
         struct Count(AtomicUsize);

@@ -1,8 +1,8 @@
-//! [`Transport`]: the byte stream under a connection, and [`Peer`]: who is at its other end.
+//! [`Transport`] and [`Peer`]: the byte stream under a connection, and its other end.
 //!
-//! One concrete type for sockets and anything else that reads and writes, so that the code of a
-//! connection is compiled once. Knows which of a socket's answers hold under a wrapper, too.
-//! Buffers nothing but what a look ahead has read.
+//! One concrete type stands for sockets and all other streams, so that the code of a connection is
+//! compiled once. Also knows which of a socket's answers hold under a wrapper. Buffers nothing but
+//! what a look ahead has read.
 
 use std::fmt;
 use std::io;
@@ -43,7 +43,7 @@ impl Wrapped {
         Self { stream, socket: None, meter: None, received_at_read: 0, ahead: Vec::new() }
     }
 
-    /// Sets what is under the stream: a socket, and a meter of the bytes that come from there.
+    /// Sets the socket under the stream, and the meter of the bytes that come from this socket.
     pub(crate) fn set_under(&mut self, socket: Option<Arc<Socket>>, meter: Option<Arc<Meter>>) {
         self.received_at_read = meter.as_ref().map_or(0, |meter| meter.received());
         (self.socket, self.meter) = (socket, meter);
@@ -91,7 +91,7 @@ impl Wrapped {
     }
 }
 
-/// How often a wrapped stream is polled for what it holds.
+/// The number of polls after which a wrapped stream counts as empty.
 pub(crate) const LAST_READS: usize = 8;
 
 /// The number of bytes that one look ahead reads at most.
@@ -103,11 +103,11 @@ pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 impl Transport {
-    /// Takes a connected socket, and finds out who is at its other end.
+    /// Takes a connected socket, and finds out its peer.
     ///
     /// # Errors
     ///
-    /// Returns what the operating system says if no events can be had for the socket.
+    /// Returns what the operating system says if async-io cannot watch the socket.
     pub(crate) fn of(socket: OwnedFd) -> io::Result<(Self, Peer)> {
         let socket = Socket::of(socket)?;
         let peer = match socket.peer_addr() {
@@ -118,8 +118,8 @@ impl Transport {
         Ok((Self::Plain(socket), peer))
     }
 
-    /// Like [`Socket::poll_event`]. Always ready under a wrapper, because only a read of it can
-    /// tell.
+    /// Waits like [`Socket::poll_event`]. Always returns `Ready` under a wrapper, because only a
+    /// read shows what a wrapped stream holds.
     pub(crate) fn poll_event(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(socket) => socket.poll_event(cx),
@@ -164,7 +164,7 @@ impl Transport {
         }
     }
 
-    /// Writes some of `buf`, and of `tail` behind it, in one write if it is a socket.
+    /// Writes some of `buf`, and on a plain socket also of `tail` behind it, in one system call.
     pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
@@ -180,7 +180,7 @@ impl Transport {
         }
     }
 
-    /// Sends on what the stream itself may hold back (TLS does, a socket does not).
+    /// Sends the bytes that the stream itself holds back, as TLS does and a socket does not.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(_) => Poll::Ready(Ok(())),
@@ -188,7 +188,7 @@ impl Transport {
         }
     }
 
-    /// Says that nothing more will be written (FIN, and TLS's own farewell); reading goes on.
+    /// Ends the writing side, by a FIN and by TLS's own farewell. Reading goes on.
     pub(crate) fn poll_half_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(socket) => Poll::Ready(socket.shut(Shutdown::Write)),
@@ -202,13 +202,13 @@ impl Transport {
         let _ = self.socket().map(|socket| socket.shut(how));
     }
 
-    /// Returns how many bytes wait in the kernel to be read; 0 if there is no socket.
+    /// Returns how many bytes wait in the kernel to be read, and 0 if there is no socket.
     pub(crate) fn waiting(&self) -> u64 {
         self.socket().map_or(0, Socket::waiting)
     }
 
-    /// Returns `true` if what waits in the kernel is not what a read returns: there may be more, or
-    /// less.
+    /// Returns `true` if the stream is not a plain socket. A read may then return more or less than
+    /// what waits in the kernel.
     pub(crate) fn is_wrapped(&self) -> bool {
         matches!(self, Self::Wrapped(_))
     }
@@ -219,14 +219,14 @@ impl Transport {
         matches!(self, Self::Wrapped(wrapped) if wrapped.has_begun())
     }
 
-    /// Returns how many bytes have been received under a wrapper so far; `None` without a wrapper,
-    /// or if the server cannot count them.
+    /// Returns how many bytes have been received under a wrapper so far. Returns `None` without a
+    /// wrapper, or if the server cannot count the bytes.
     pub(crate) fn metered_received(&self) -> Option<u64> {
         self.meter().map(Meter::received)
     }
 
-    /// Returns how many bytes have been sent under a wrapper so far; `None` without a wrapper, or
-    /// if the server cannot count them.
+    /// Returns how many bytes have been sent under a wrapper so far. Returns `None` without a
+    /// wrapper, or if the server cannot count the bytes.
     pub(crate) fn metered_sent(&self) -> Option<u64> {
         self.meter().map(Meter::sent)
     }
@@ -238,28 +238,28 @@ impl Transport {
         }
     }
 
-    /// Returns `true` if there is a socket, be it under a wrapper.
+    /// Returns `true` if there is a socket, even if it is under a wrapper.
     pub(crate) fn has_socket(&self) -> bool {
         self.socket().is_some()
     }
 
-    /// Like [`Socket::undelivered`]; 0 if there is no socket.
+    /// Returns the result of [`Socket::undelivered`], and 0 if there is no socket.
     pub(crate) fn undelivered(&self) -> u64 {
         self.socket().map_or(0, Socket::undelivered)
     }
 
-    /// Returns the address of this machine to which the client has connected. `None` if there is no
-    /// TCP socket, or the connection has ended already.
+    /// Returns the address of this machine to which the client has connected. Returns `None` if
+    /// there is no TCP socket, or the connection has ended already.
     pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
         self.socket()?.local_addr()
     }
 
-    /// Like [`Socket::left`]; `None` if there is no socket.
+    /// Returns the result of [`Socket::left`], and `None` if there is no socket.
     pub(crate) fn left(&self) -> Option<ClientLeft> {
         self.socket()?.left()
     }
 
-    /// Like [`Socket::is_reset`]; `false` if there is no socket.
+    /// Returns the result of [`Socket::is_reset`], and `false` if there is no socket.
     pub(crate) fn is_reset(&self) -> bool {
         self.socket().is_some_and(Socket::is_reset)
     }
@@ -283,8 +283,8 @@ impl Transport {
 ///
 /// # What can be trusted
 ///
-/// For a socket, the kernel gives the address, so no client can forge it. Behind a proxy it is the
-/// proxy's address. If a wrapper or a source names the client
+/// The kernel gives the address of a socket, so no client can forge this address. Behind a proxy,
+/// the address is the proxy's. If a wrapper or a source names the client
 /// ([`Connection::from_peer`](crate::Connection::from_peer)), as for the PROXY protocol, the
 /// address is as good as what the program has read: only the proxy may be able to connect to that
 /// listener.
@@ -292,7 +292,7 @@ impl Transport {
 /// http-types' `request.remote()` and `request.host()` prefer the fields `Forwarded`,
 /// `X-Forwarded-For` and `X-Forwarded-Host`, and any client can send these. Believe them only if
 /// every way to the server goes through a proxy that overwrites or removes them. The files for
-/// nginx and HAProxy in `deploy/` do so. A proxy that appends to them does not.
+/// nginx and HAProxy in `deploy/` do so. A proxy that only appends to these fields is not enough.
 ///
 /// # Examples
 ///
@@ -307,7 +307,7 @@ impl Transport {
 pub enum Peer {
     /// A TCP client.
     Ip(SocketAddr),
-    /// A client of a Unix socket; such clients have no address.
+    /// A client of a Unix socket, which has no address.
     Unix,
     /// The other end of a stream that is not a socket, or a request that came from no server.
     Unknown,
@@ -316,7 +316,7 @@ pub enum Peer {
 impl Peer {
     /// Returns the client that has sent `request`, or the proxy in front of it.
     ///
-    /// Ignores every field of the request, so no client can forge it (see [`Peer`]).
+    /// Ignores every field of the request, so no client can forge the result (see [`Peer`]).
     ///
     /// # Examples
     ///
@@ -335,10 +335,10 @@ impl Peer {
         }
     }
 
-    /// Says in `request` that it is from this client.
+    /// Sets this client as the peer of `request`.
     pub(crate) fn sign(self, request: &mut Request) {
         match self {
-            // Every request has to be signed, and the general way costs ten times as much.
+            // The server does this for every request, and the general way costs ten times as much.
             Self::Ip(SocketAddr::V4(addr)) => {
                 request.set_peer_addr(Some(v4_text(addr, &mut [0; V4_ROOM])));
             }
@@ -369,7 +369,7 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Says in `request` that its client has connected to this address.
+/// Sets `addr` as the address to which the client of `request` has connected.
 pub(crate) fn sign_local(addr: SocketAddr, request: &mut Request) {
     match addr {
         SocketAddr::V4(addr) => request.set_local_addr(Some(v4_text(addr, &mut [0; V4_ROOM]))),
@@ -377,10 +377,10 @@ pub(crate) fn sign_local(addr: SocketAddr, request: &mut Request) {
     }
 }
 
-/// How long an IPv4 address with its port can be as text, with a dot in front.
+/// The longest text of an IPv4 address with its port, in bytes, with a dot in front.
 const V4_ROOM: usize = ".255.255.255.255:65535".len();
 
-/// Returns `addr` as text, which is written from the end of `room` backwards.
+/// Writes `addr` as text from the end of `room` backwards, and returns the text.
 fn v4_text(addr: SocketAddrV4, room: &mut [u8; V4_ROOM]) -> &str {
     let [a, b, c, d] = addr.ip().octets().map(u16::from);
     let mut begin = V4_ROOM;

@@ -1,12 +1,12 @@
-//! The framing of request bodies: where one ends, and which of its bytes are content (RFC 9112
+//! The framing of request bodies: where a body ends, and which of its bytes are content (RFC 9112
 //! sections 6 and 7.1).
 //!
 //! Invariant: the verdict on a body (content, trailers, end, or what is malformed) depends on its
-//! bytes alone, never on how they were cut into reads; and no byte behind the body's end is ever
-//! counted as part of it.
+//! bytes alone, and never on how they were cut into reads. No byte behind the body's end ever
+//! counts as part of it.
 //!
-//! Pure: no reading, no buffer, no limit on content. `incoming.rs` does those, and hands the
-//! content on to async-h1 in chunks of its own making (rule W5), so that nothing that a client wrote
+//! Pure: no reading, no buffer, and no limit on content. `incoming.rs` does these, and hands the
+//! content on to async-h1 in canonical chunks (rule W5), so that no byte that a client wrote
 //! between chunks gets through.
 
 use std::borrow::Cow;
@@ -14,24 +14,25 @@ use std::fmt;
 
 use super::field::{FRAMING_FIELDS, is_early, is_one_of, is_token_byte, visible};
 
-/// Digits of a chunk size, leading zeros included. Sixteen cannot overflow a `u64`.
+/// The most digits of a chunk size, leading zeros included. Sixteen digits cannot overflow a `u64`.
 const MAX_SIZE_DIGITS: usize = 16;
 
-/// Bytes of extensions on one chunk's size line.
+/// The most bytes of extensions on one chunk's size line.
 const MAX_EXTENSION_BYTES: usize = 256;
 
-/// How far extensions may run ahead of content over a whole body: a client may not send a little
-/// content at the price of a lot of framing (Go's CVE-2023-39326), while a long signed upload may
+/// The most bytes by which extensions may exceed content over a whole body. A client must not send
+/// a lot of framing around a little content (Go's CVE-2023-39326), but a long signed upload may
 /// sign every chunk.
 const MAX_EXTENSION_DEBT: usize = 16 * 1024;
 
-/// Bytes of the trailer section with its final blank line. async-h1 takes 8192.
+/// The most bytes of the trailer section with its final blank line. async-h1 takes 8192.
 const MAX_TRAILER_BYTES: usize = 4 * 1024;
 
-/// Field lines in the trailer section. async-h1 takes as many and no more.
+/// The most field lines of the trailer section. async-h1 takes as many and no more.
 const MAX_TRAILER_FIELDS: usize = 16;
 
-/// How a request's body is delimited; decided once, from its head (rule W3).
+/// The way in which a request's body is delimited. The gate decides it once, from the head (rule
+/// W3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Framing {
     /// There is no body.
@@ -49,16 +50,16 @@ impl Framing {
     }
 }
 
-/// Where in a chunked body the connection stands.
+/// The position of a connection in a chunked body.
 #[derive(Debug)]
 pub(crate) struct Chunked {
     state: State,
-    /// Bytes of extensions not yet outweighed by content, at most [`MAX_EXTENSION_DEBT`].
+    /// The bytes of extensions that content has not outweighed yet, at most [`MAX_EXTENSION_DEBT`].
     debt: usize,
 }
 
-/// Says what the beginning of the input is. The caller consumes that much and calls again with the
-/// rest.
+/// The meaning of the first bytes of the input. The caller consumes these bytes, and calls again
+/// with the rest.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step<'a> {
     /// This many bytes (never 0) are framing only: the line end after a chunk's data, or the last
@@ -68,29 +69,30 @@ pub(crate) enum Step<'a> {
     Chunk {
         /// Length of its size line, with extensions and line end.
         consumed: usize,
-        /// How many bytes of content follow, never 0. Chosen by the client: add it up with
-        /// saturation.
+        /// The number of bytes of content that follow, never 0. The client chooses this number, so
+        /// sum it up with saturation.
         size: u64,
     },
-    /// The next bytes are content, this many (never 0) of them. The caller takes what it can, and
+    /// The next bytes, this many (never 0), are content. The caller takes as many as it can, and
     /// then calls [`Chunked::took`].
     Content(u64),
     /// The body ends here.
     End {
         /// Length of the trailer section with its final blank line.
         consumed: usize,
-        /// The field lines that may be handed on, without the final blank line; empty when there
-        /// are none.
+        /// The field lines that may be handed on, without the final blank line. Empty if there are
+        /// none.
         ///
-        /// async-h1 hangs unless it gets the whole section at once: hand `0\r\n`, this and `\r\n`
-        /// on in a read of their own. Of several fields of one name it keeps the last.
+        /// async-h1 hangs unless it gets the whole section at once, so hand on `0\r\n`, these lines
+        /// and `\r\n` in one read without other bytes. Of several fields of one name, async-h1
+        /// keeps the last.
         trailers: Cow<'a, [u8]>,
     },
     /// More bytes are needed. The next call sees the same beginning again, with more behind it.
     Partial,
 }
 
-/// Says what is wrong with a chunked body. The connection cannot be read any further.
+/// The fault of a chunked body. The connection cannot be read any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed(&'static str);
 
@@ -112,10 +114,11 @@ impl Chunked {
         Self { state: State::Size, debt: 0 }
     }
 
-    /// Says what the beginning of `input` is: the unread bytes, as far as they have arrived.
+    /// Returns what the first bytes of `input` are. `input` holds the unread bytes, as far as they
+    /// have arrived.
     ///
-    /// A malformed body is refused at the first byte that makes it so. Behind the end it keeps
-    /// saying `End`, with nothing consumed.
+    /// Refuses a malformed body at the first byte that makes it so. Behind the end of the body,
+    /// returns `End` again and again, with nothing consumed.
     pub(crate) fn step<'a>(&mut self, input: &'a [u8]) -> Result<Step<'a>, Malformed> {
         match self.state {
             State::Size => {
@@ -184,7 +187,7 @@ impl fmt::Display for Malformed {
     }
 }
 
-/// Says what the next byte belongs to.
+/// The part of a body to which the next byte belongs.
 #[derive(Debug, Clone, Copy)]
 enum State {
     /// A chunk's size line.
@@ -201,17 +204,17 @@ enum State {
 
 /// A chunk's size line.
 struct SizeLine {
-    /// Its length with extensions and CRLF.
+    /// The length of the line with extensions and CRLF.
     consumed: usize,
-    /// How many bytes of content follow; 0 says that this is the last chunk.
+    /// The number of bytes of content that follow, which is 0 for the last chunk.
     size: u64,
-    /// Length of its extensions.
+    /// The length of the extensions.
     extensions: usize,
 }
 
-// The three scanners below look at a line from its beginning each time, until it is complete; its
-// length is bounded, so this stays cheap. Each refuses at the first wrong byte and cuts its view at
-// its bound before looking, so that the verdict is the same however the bytes arrive.
+// The three scanners below look at a line from its beginning each time, until the line is complete.
+// A line is bounded, so this stays cheap. Each scanner refuses at the first wrong byte, and looks
+// at no byte beyond its bound, so that the verdict is the same however the bytes arrive.
 
 /// Reads `chunk-size [ chunk-ext ] CRLF` (RFC 9112 section 7.1). Returns `None` if the line is not
 /// complete.
@@ -242,9 +245,9 @@ fn size_line(input: &[u8], allowed: usize) -> Result<Option<SizeLine>, Malformed
 /// Returns the length of the extensions at the beginning of `rest`, up to their CRLF (RFC 9112
 /// section 7.1.1). Returns `None` if they are not complete.
 ///
-/// The caller skips extensions, so this refuses only what two parsers could see differently: white
-/// space that no `;` follows, and a line end that is not exactly CRLF or that stands inside a
-/// quoted string.
+/// The caller skips extensions, so this function refuses only what two parsers could read
+/// differently. These are white space without a `;` behind it, and a line end that is not exactly
+/// CRLF or is inside a quoted string.
 fn extensions(rest: &[u8], allowed: usize) -> Result<Option<usize>, Malformed> {
     let view = &rest[..rest.len().min(allowed + 2)];
     let incomplete =
@@ -318,7 +321,7 @@ fn field_line(rest: &[u8]) -> Result<Option<usize>, Malformed> {
 }
 
 /// Returns the well-formed field lines of `section` without those that must not come as a trailer.
-/// As in heads, writes a byte outside ASCII as `%XX`, because http-types cannot hold it.
+/// Writes a byte outside ASCII as `%XX`, as in heads, because http-types cannot hold such a byte.
 fn fit_to_hand_on(section: &[u8]) -> Result<Cow<'_, [u8]>, Malformed> {
     let lines = || section.split_inclusive(|&b| b == b'\n');
     let is_fit = |line: &&[u8]| !line.split(|&b| b == b':').next().is_some_and(is_early);
@@ -346,7 +349,8 @@ mod tests {
     /// A good body: its bytes, its content, the trailers that are handed on.
     type Good = (&'static str, &'static str, &'static str);
 
-    /// Bodies that are taken. What stands behind each in the tests is never part of it.
+    /// Bodies that are accepted. The tests put other bytes behind each body, and these bytes are
+    /// never part of the body.
     const GOOD: &[Good] = &[
         // RFC 9112 section 7.1: chunk-size, chunk-data, last-chunk
         ("0\r\n\r\n", "", ""),
@@ -595,7 +599,7 @@ mod tests {
         });
     }
 
-    /// Rule W5: what is handed on, async-h1 reads as we did.
+    /// Rule W5: async-h1 reads the canonical chunks as the gate has read the client's.
     #[test]
     fn async_h1_reads_what_is_handed_on() {
         for &(message, ..) in GOOD {
@@ -614,14 +618,14 @@ mod tests {
         assert_async_h1_agrees(read_and_hand_on([most.as_bytes()]));
     }
 
-    /// What became of a message.
+    /// The fate of a message.
     #[derive(Debug, Clone, PartialEq, Eq)]
     enum Verdict {
-        /// It ended after `length` bytes.
+        /// The message ended after `length` bytes.
         Whole { content: Vec<u8>, trailers: Vec<u8>, length: usize },
-        /// It was good so far, but did not end.
+        /// The message was good so far, but did not end.
         Unfinished,
-        /// It was refused.
+        /// The message was refused.
         Malformed(Malformed),
     }
 
@@ -688,8 +692,8 @@ mod tests {
         Seen { verdict: Verdict::Unfinished, handed_on }
     }
 
-    /// The verdict on `message` is the same whole, byte by byte, with one cut anywhere, and, if it
-    /// is short, with two.
+    /// Checks that the verdict on `message` does not depend on cuts: none, one behind each byte,
+    /// one anywhere, and two anywhere if the message is short.
     fn assert_however_split(message: &[u8], verdict: &Verdict) {
         let said = message.escape_ascii();
         assert_eq!(&read([message]), verdict, "{said}");
@@ -707,14 +711,14 @@ mod tests {
         }
     }
 
-    /// Text as bytes; if its last character takes two bytes, without the second.
+    /// Returns text as bytes, without the second byte of a last character that takes two.
     fn last_byte_once(text: &str) -> Vec<u8> {
         let last = text.chars().next_back().map_or(0, char::len_utf8);
         text.as_bytes()[..text.len() - last + 1].to_vec()
     }
 
-    /// Runs `test` with random numbers from `count` seeds; the failing one is the last that is
-    /// printed. With `BODY_SEED` set, it begins with that one.
+    /// Runs `test` with random numbers from `count` seeds. The last seed that is printed is the one
+    /// that fails. `BODY_SEED` sets the first seed.
     #[expect(clippy::print_stdout, reason = "shown for a failed test only")]
     fn for_seeds(count: u64, test: impl Fn(&mut fastrand::Rng)) {
         let first = std::env::var("BODY_SEED").ok().and_then(|seed| seed.parse().ok());
@@ -725,7 +729,7 @@ mod tests {
         }
     }
 
-    /// A random good body with something behind it, and its verdict.
+    /// Returns a random good body with something behind it, and the verdict on the body.
     fn random_body(random: &mut fastrand::Rng) -> (Vec<u8>, Verdict) {
         let (mut message, mut content) = (Vec::new(), Vec::new());
         for _ in 0..random.usize(..6) {
@@ -753,7 +757,7 @@ mod tests {
         (message, Verdict::Whole { content, trailers, length })
     }
 
-    /// A size line with random zeros, case and extensions.
+    /// Returns a size line with random zeros, case and extensions.
     fn random_size_line(random: &mut fastrand::Rng, size: usize) -> Vec<u8> {
         let width = random.usize(1..=16);
         let digits =
@@ -763,7 +767,7 @@ mod tests {
         format!("{digits}{extension}\r\n").into()
     }
 
-    /// `message` in random pieces, small or large.
+    /// Returns `message` in random pieces, small or large.
     fn random_parts<'a>(random: &mut fastrand::Rng, mut message: &'a [u8]) -> Vec<&'a [u8]> {
         let most = random.choice([2, 10, 1000, 100_000]).unwrap();
         let mut parts = Vec::new();
@@ -775,7 +779,8 @@ mod tests {
         parts
     }
 
-    /// Gives what was handed on to async-h1, a piece a read, and compares what it makes of it.
+    /// Gives the canonical pieces to async-h1, one in each read, and compares what async-h1 makes
+    /// of them.
     fn assert_async_h1_agrees(seen: Seen) {
         let Verdict::Whole { content, trailers, .. } = seen.verdict else {
             panic!("{:?}", seen.verdict)

@@ -1,8 +1,8 @@
-//! [`Buffer`]: storage for bytes on their way, lent by the thread that needs it.
+//! [`Buffer`]: storage for bytes on their way, which the thread lends.
 //!
 //! Invariant: a buffer has an owner only while bytes may be in it. A thread keeps a few buffers for
-//! its next owners, so that a request costs neither an allocation nor the clearing of it. No owner
-//! looks at bytes that an earlier one left, because each owner knows how much it has filled.
+//! its next owners, so that a request neither allocates nor clears a buffer. No owner looks at
+//! bytes that an earlier one left, because each owner knows how much it has filled.
 
 use std::cell::RefCell;
 use std::mem;
@@ -12,10 +12,10 @@ use std::ops::{Deref, DerefMut};
 #[derive(Debug, Default)]
 pub(crate) struct Buffer(Vec<u8>);
 
-/// The size of a new buffer, in bytes: most heads, and small bodies with them.
+/// The size of a new buffer, in bytes. Most heads fit, and small bodies with them.
 pub(crate) const SIZE: usize = 4 * 1024;
 
-/// How many buffers a thread keeps.
+/// The number of spare buffers that a thread keeps.
 const KEPT: usize = 16;
 
 thread_local! {
@@ -23,7 +23,7 @@ thread_local! {
 }
 
 impl Buffer {
-    /// Returns [`SIZE`] bytes of no meaning.
+    /// Returns a buffer of [`SIZE`] bytes, which may hold anything.
     pub(crate) fn new() -> Self {
         let spare = SPARE.try_with(|spare| spare.borrow_mut().pop()).ok().flatten();
         Self(spare.unwrap_or_else(|| vec![0; SIZE]))

@@ -1,4 +1,4 @@
-//! [`BodyError`]: what a client has got wrong with the body of its request.
+//! [`BodyError`]: the fault of a client in the body of its request.
 //!
 //! Invariant: each read of a body that fails through the client's fault returns an [`io::Error`]
 //! that holds a [`BodyError`], the first read and every later one. Knows nothing of reading, and
@@ -12,8 +12,8 @@ use http_types::StatusCode;
 
 use super::body::Malformed;
 
-/// Says what the client has got wrong with the body of its request, and with which status it should
-/// be answered.
+/// The client's fault in the body of its request, and the status with which a program should
+/// answer.
 ///
 /// Every way to read a request's body returns such an error inside another one: an [`io::Error`],
 /// or an `http_types::Error` of http-types' own methods. [`BodyError::find`] finds it there. A
@@ -89,11 +89,12 @@ impl BodyError {
     ///
     /// Looks at `error`, at what an [`io::Error`] holds, and at every
     /// [`source`](std::error::Error::source) below. For an `http_types::Error`, an `anyhow::Error`
-    /// or a `Box<dyn Error>` pass what it refers to: `error.as_ref()`.
+    /// or a `Box<dyn Error>` pass the error inside it: `error.as_ref()`.
     ///
     /// # Examples
     ///
-    /// In the words of the program, and as the status of its choice for everything else:
+    /// A handler that answers the fault with its status, and every other error with a status of its
+    /// own choice:
     ///
     /// ```
     /// use smol_graceful::{BodyError, Request, Response, StatusCode, http_types};
@@ -124,8 +125,8 @@ impl BodyError {
             if let Some(fault) = error.downcast_ref::<Self>() {
                 return Some(*fault);
             }
-            // The source of an `io::Error` is the source of what it holds, so that is looked at
-            // here.
+            // `io::Error::source` skips the error that the `io::Error` holds, so this code looks at
+            // the held error itself.
             next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
                 Some(held) => Some(held),
                 None => error.source(),
@@ -213,10 +214,10 @@ impl From<BodyError> for io::Error {
     }
 }
 
-/// Why the rest of a body cannot be read.
+/// The reason why the rest of a body cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lost {
-    /// The client has got it wrong.
+    /// The client has got the body wrong.
     Wrong(BodyError),
     /// The stream has failed, or the request is over.
     Failed(io::ErrorKind),
@@ -256,7 +257,7 @@ mod tests {
         }
     }
 
-    /// However deep a program has wrapped it.
+    /// The error is found however deep a program has wrapped it.
     #[test]
     fn it_is_found_in_every_wrapping() {
         let wrong = BodyError::TOO_LONG;
@@ -278,7 +279,7 @@ mod tests {
         assert_eq!(BodyError::find(boxed.as_ref()), Some(wrong));
     }
 
-    /// A file that ends too early is no fault of the client's.
+    /// A file that ends too early is not the client's fault.
     #[test]
     fn another_error_is_not_the_bodys() {
         for kind in [io::ErrorKind::UnexpectedEof, io::ErrorKind::InvalidData] {

@@ -22,7 +22,7 @@ pub(super) const FRAMING_FIELDS: &str = "content-length transfer-encoding";
 const EARLY_FIELDS: &str = "authorization cache-control connection content-encoding content-range content-type \
     cookie expect forwarded host keep-alive max-forwards pragma range set-cookie te trailer upgrade x-real-ip";
 
-/// How the names of further such fields begin.
+/// The beginnings of the names of further such fields.
 const EARLY_PREFIXES: &str = "if- proxy- x-forwarded-";
 
 /// The names of fields that clients send and http-types knows, by their length.
@@ -104,7 +104,7 @@ pub(super) fn is_token_byte(byte: u8) -> bool {
     IN_TOKEN[usize::from(byte)]
 }
 
-/// The answer for each byte. Every byte of each name is asked for.
+/// The answer for each byte. A table is fast, and the gate asks about every byte of each name.
 static IN_TOKEN: [bool; 256] = {
     let mut in_token = [false; 256];
     let mut byte = 0;

@@ -1,11 +1,11 @@
-//! Request heads: bytes in, [`Head`] or a refusal out. Pure; no I/O, no state between calls.
+//! Request heads: bytes in, [`Head`] or a refusal out. Pure, without I/O or state between calls.
 //!
 //! Invariant: the verdict on a head depends only on its bytes, not on how they were split into
 //! reads. More bytes can turn `None` into a verdict, but never one verdict into another. If RFC
 //! 9112 leaves a head ambiguous, the verdict is a refusal (rule W3). A head copies nothing, but
 //! tells where its target and its fields are in the client's bytes.
 //!
-//! Does not look at bodies, and does not check that a target makes a URL: `target.rs` does.
+//! Does not look at bodies, and does not check that a target makes a URL, because `target.rs` does.
 
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
@@ -19,25 +19,26 @@ use super::body::Framing;
 use super::field::{is_token, visible};
 use crate::observe::RequestText;
 
-/// How large a head may be.
+/// The bounds of a head.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
-    /// Bytes from the request line to the final blank line.
+    /// The most bytes from the request line to the final blank line.
     pub(crate) head_bytes: usize,
-    /// Number of fields.
+    /// The most fields.
     pub(crate) headers: usize,
 }
 
-/// Holds what the gate needs to know of a request's head.
+/// The facts about a request's head that the gate needs.
 #[derive(Debug)]
 pub(crate) struct Head {
-    /// Bytes that belong to the head, leading empty lines and the final blank line included.
+    /// The number of bytes that belong to the head, with leading empty lines and the final blank
+    /// line.
     pub(crate) len: usize,
     /// One of http-types' methods, but never CONNECT or PRI.
     pub(crate) method: Method,
-    /// `Http1_0` or `Http1_1`; a higher minor version counts as 1.1.
+    /// `Http1_0` or `Http1_1`. A higher minor version counts as 1.1.
     pub(crate) version: Version,
-    /// Where the body ends.
+    /// The way in which the body is delimited.
     pub(crate) framing: Framing,
     /// Set if the client wants to use the connection again.
     pub(crate) keep_alive: bool,
@@ -55,7 +56,7 @@ pub(crate) struct Head {
     pub(super) lines: usize,
 }
 
-/// Where the parts of a head are in the client's bytes.
+/// The positions of a head's parts in the client's bytes.
 #[derive(Debug, Clone)]
 pub(crate) struct Parts {
     target: Range<usize>,
@@ -69,7 +70,8 @@ impl Parts {
     pub(super) fn text(self, bytes: &[u8]) -> RequestText {
         let Self { target, fields, version } = self;
         RequestText {
-            // Only field values can hold such bytes, so the ranges in front of them hold.
+            // Only field values can hold bytes outside ASCII, so the ranges in front of the fields
+            // stay right.
             text: visible(&bytes[..fields.end]).into_owned(),
             method: empty_lines(bytes)..target.start - 1,
             target,
@@ -79,7 +81,7 @@ impl Parts {
     }
 }
 
-/// Returns what there is of a request line. The head may be incomplete or garbage.
+/// Returns as much of a request line as has arrived. The head may be incomplete or garbage.
 ///
 /// A byte that is not visible ASCII shows as U+FFFD.
 pub(super) fn text_so_far(bytes: &[u8]) -> RequestText {
@@ -101,7 +103,7 @@ pub(super) fn text_so_far(bytes: &[u8]) -> RequestText {
 }
 
 impl Head {
-    /// Returns where the parts are that a report shows.
+    /// Returns the positions of the parts that a report shows.
     pub(super) fn parts(&self) -> Parts {
         let (target, fields) = (self.target.clone(), self.fields.clone());
         Parts { target, fields, version: self.version }
@@ -148,7 +150,8 @@ impl Head {
         let host = authority.map(|authority| ("Host", Cow::Borrowed(authority)));
         let upgrade = self.upgrade;
         let section = &bytes[self.fields.clone()];
-        // Most heads are ASCII, and to find this out once costs less than once for each value.
+        // Most heads are ASCII, and one check for the whole section costs less than one for each
+        // value.
         let text = section.is_ascii().then(|| std::str::from_utf8(section)).and_then(Result::ok);
         let lines = lines(section).map(move |(name, value)| match text {
             Some(text) => (&text[name], Cow::Borrowed(&text[value])),
@@ -188,11 +191,11 @@ fn lines(section: &[u8]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
 /// The parts of an absolute target, `scheme "://" authority path` (RFC 9112 section 3.2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Absolute<'a> {
-    /// As the client wrote it, in any case.
+    /// The scheme as the client wrote it, in upper or lower case.
     pub(crate) scheme: &'a str,
     /// Host and port.
     pub(crate) authority: &'a str,
-    /// Path and query; a path may be missing.
+    /// Path and query. A path may be missing.
     pub(crate) path: &'a str,
 }
 
@@ -211,16 +214,16 @@ impl<'a> Absolute<'a> {
 /// Judges the head at the beginning of `bytes`. Returns `None` if nothing is wrong so far, but the
 /// end of the head is missing. The caller then calls again with more bytes.
 ///
-/// The checks go through the bytes in order, and those that need the whole head come last. So the
-/// error that is found early is the one that would be found late.
+/// The checks go through the bytes in order, and those that need the whole head come last. So an
+/// error in the first bytes is the error of the whole head, too.
 ///
 /// # Errors
 ///
-/// The status to answer before the connection is closed. No further byte would change it.
+/// Returns the status with which the server answers before it closes the connection. No further
+/// byte would change this status.
 pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, StatusCode> {
     let start = empty_lines(bytes);
-    // At least 2, so that a CR is not called a full window before it is known to begin an empty
-    // line.
+    // At least 2, so that a CR that may begin an empty line does not fill the window.
     let limit = bounds.head_bytes.max(2);
     let window = &bytes[start..bytes.len().min(start.saturating_add(limit))];
     let full = window.len() == limit;
@@ -239,7 +242,8 @@ pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, Status
 
     // httparse refuses empty names, whitespace before a name or its colon, folded lines and control
     // characters (RFC 9112 sections 5.1 and 5.2, RFC 9110 section 5.5), and trims the whitespace
-    // around values. It would take a bare LF as a line end, but `find_blank_line` has not.
+    // around values. httparse would take a bare LF as a line end, but `find_blank_line` has refused
+    // such a line.
     let (mut few, mut many);
     let slots = if lines <= FEW_FIELDS {
         few = [httparse::EMPTY_HEADER; FEW_FIELDS];
@@ -256,20 +260,22 @@ pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, Status
     facts.check_host(line.version)?;
     let framing = facts.framing(line.version)?;
 
-    // RFC 9110 section 10.1.1: ignored in HTTP/1.0, 417 for an unknown expectation, and nothing to
-    // wait for without a body (rule W7).
+    // RFC 9110 section 10.1.1: `Expect` does not count in HTTP/1.0, an unknown expectation gets
+    // 417, and a client without a body waits for nothing (rule W7).
     let is_1_1 = line.version == Version::Http1_1;
     if is_1_1 && facts.unknown_expectation {
         return Err(StatusCode::ExpectationFailed);
     }
 
-    // RFC 9110 section 7.8: to be ignored in HTTP/1.0, and valid only if Connection lists it.
+    // RFC 9110 section 7.8: `Upgrade` does not count in HTTP/1.0, nor if `Connection` does not list
+    // it.
     let upgrade = is_1_1 && facts.upgrade_field && facts.upgrade_listed;
 
     let fields = start + line_feed + 1;
     Ok(Some(Head {
         len: fields + section_len,
-        // RFC 9112 section 9.3: 1.1 persists unless told to close, 1.0 only if asked to (rule W8).
+        // RFC 9112 section 9.3: a connection of HTTP/1.1 persists unless `close` is listed, and one
+        // of 1.0 only with `keep-alive` (rule W8).
         keep_alive: !facts.close && (is_1_1 || facts.keep_alive),
         expects_continue: is_1_1 && framing.has_body() && facts.expects_continue,
         upgrade,
@@ -333,9 +339,9 @@ const FEW_FIELDS: usize = 16;
 /// The empty lines that are tolerated before a request line (RFC 9112 section 2.2 asks for at least
 /// one).
 pub(super) const EMPTY_LINES: &[u8] = b"\r\n\r\n\r\n\r\n";
-/// Longest method in a log line; all that http-types knows are shorter.
+/// The longest method in a log line. All methods that http-types knows are shorter.
 const SHOWN_METHOD: usize = 20;
-/// Longest target in a log line.
+/// The longest target in a log line.
 const SHOWN_TARGET: usize = 100;
 
 /// Returns the verdict while a line end or the blank line is missing: an illegal byte is an error,
@@ -356,8 +362,8 @@ fn empty_lines(bytes: &[u8]) -> usize {
     2 * bytes.chunks_exact(2).zip(EMPTY_LINES.chunks_exact(2)).take_while(is_line).count()
 }
 
-/// Returns `true` if the beginning of a request line holds only what such a line may hold. Its end
-/// may be a CR.
+/// Returns `true` if the beginning of a request line holds only what such a line may hold. The
+/// bytes may end with a CR.
 fn is_clean_line(line: &[u8]) -> bool {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     line.iter().all(|byte| matches!(byte, b' '..=b'~'))
@@ -379,10 +385,11 @@ fn is_clean_section(section: &[u8]) -> bool {
     true
 }
 
-/// Returns the length of the header section up to and with its blank line, and the number of lines
-/// before that.
+/// Returns the length of the header section with its blank line, and the number of lines before the
+/// blank line.
 ///
-/// A bare LF is no line end: RFC 9112 section 2.2 allows to take it as one, rule W3 does not.
+/// A bare LF is not a line end. RFC 9112 section 2.2 would let a server take it as one, but rule W3
+/// refuses what two recipients may read differently.
 fn find_blank_line(section: &[u8], most: usize) -> Result<Option<(usize, usize)>, StatusCode> {
     let mut line_start = 0;
     let mut lines = 0;
@@ -396,7 +403,7 @@ fn find_blank_line(section: &[u8], most: usize) -> Result<Option<(usize, usize)>
         }
         lines += 1;
         if lines > most {
-            // Errors count in the order of the bytes, see `parse`.
+            // A wrong byte in these lines comes first, because `parse` checks the bytes in order.
             let clean = is_clean_section(&section[..end]);
             return undecided(clean, true, StatusCode::RequestHeaderFieldsTooLarge);
         }
@@ -423,8 +430,8 @@ impl RequestLine {
         let line = line.strip_suffix(b"\r\n").filter(|line| is_clean_line(line)).ok_or(BAD)?;
         let line = std::str::from_utf8(line).map_err(|_| BAD)?;
         let space = |begin: usize| memchr(b' ', &line.as_bytes()[begin..]).map(|at| begin + at);
-        // Exactly one space between the parts: a second one would end up in the version. No second
-        // part is an HTTP/0.9 request, or garbage.
+        // Exactly one space is between the parts, because a further one ends up in the version. A
+        // line with fewer than two spaces is an HTTP/0.9 request, or garbage.
         let name_end = space(0).ok_or(BAD)?;
         let target_end = space(name_end + 1).ok_or(BAD)?;
         let (name, target) = (&line[..name_end], &line[name_end + 1..target_end]);
@@ -441,8 +448,8 @@ impl RequestLine {
     }
 }
 
-/// Reads the version (RFC 9112 section 2.3). A higher minor version is served as 1.1 (RFC 9110
-/// section 2.5), another major version is 505.
+/// Reads the version (RFC 9112 section 2.3). The server serves a higher minor version as 1.1 (RFC
+/// 9110 section 2.5), and answers 505 to another major version.
 fn version(protocol: &str) -> Result<Version, StatusCode> {
     match protocol.strip_prefix("HTTP/").map(str::as_bytes) {
         Some(b"1.0") => Ok(Version::Http1_0),
@@ -452,9 +459,9 @@ fn version(protocol: &str) -> Result<Version, StatusCode> {
     }
 }
 
-/// Reads the name of a method, which is case-sensitive (RFC 9110 section 9.1). An unknown method is
-/// 501, and so are CONNECT, because this is not a proxy, and PRI, which is not a method for use
-/// (RFC 9113 section 11.6).
+/// Reads the name of a method, which is case-sensitive (RFC 9110 section 9.1). The server answers
+/// 501 to an unknown method, to CONNECT, because the server is not a proxy, and to PRI, which is
+/// not a method for use (RFC 9113 section 11.6).
 fn method(name: &str) -> Result<Method, StatusCode> {
     match name {
         "GET" => Ok(Method::Get),
@@ -477,8 +484,8 @@ fn is_target(target: &str, method: Method) -> bool {
     if target.bytes().any(|byte| byte == b'#') {
         return false;
     }
-    // A backslash is no character of a path (RFC 3986 section 3.3), and the url crate would take it
-    // for a slash. Browsers send it in queries.
+    // A path must not hold a backslash (RFC 3986 section 3.3), which the url crate would take for a
+    // slash. A query may, because browsers send it there.
     let mut path = target.bytes().take_while(|byte| *byte != b'?');
     if path.any(|byte| byte == b'\\') {
         return false;
@@ -489,8 +496,8 @@ fn is_target(target: &str, method: Method) -> bool {
     if target == "*" {
         return method == Method::Options;
     }
-    // Neither an empty authority (RFC 9110 section 4.2.1) nor one with user information (section
-    // 4.2.4).
+    // The authority must not be empty (RFC 9110 section 4.2.1), and must not have user information
+    // (section 4.2.4).
     Absolute::split(target).is_some_and(|absolute| {
         let is = |scheme: &str| absolute.scheme.eq_ignore_ascii_case(scheme);
         (is("http") || is("https")) && is_host(absolute.authority.as_bytes())
@@ -525,13 +532,13 @@ fn is_host(value: &[u8]) -> bool {
     host && port.is_some_and(is_port)
 }
 
-/// Returns `true` if a byte may be part of a host's name (RFC 3986 section 3.2.2). That section
-/// also allows escapes, but one recipient would decode them and another would not.
+/// Returns `true` if a byte may be part of a host's name (RFC 3986 section 3.2.2). RFC 3986 also
+/// allows escapes, but one recipient would decode them and another one would not.
 fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(&byte)
 }
 
-/// Holds what the fields say, before the version and the target are considered.
+/// The facts that the fields state, before the version and the target are considered.
 #[derive(Default)]
 struct Facts<'a> {
     /// The value of `Host`.
@@ -540,17 +547,17 @@ struct Facts<'a> {
     content_length: Option<u64>,
     /// The value of `Transfer-Encoding`.
     transfer_encoding: Option<&'a [u8]>,
-    /// `Connection` lists `close`.
+    /// Set if `Connection` lists `close`.
     close: bool,
-    /// `Connection` lists `keep-alive`.
+    /// Set if `Connection` lists `keep-alive`.
     keep_alive: bool,
-    /// `Connection` lists `upgrade`.
+    /// Set if `Connection` lists `upgrade`.
     upgrade_listed: bool,
-    /// There is an `Upgrade` field.
+    /// Set if there is an `Upgrade` field.
     upgrade_field: bool,
-    /// `Expect` lists `100-continue`.
+    /// Set if `Expect` lists `100-continue`.
     expects_continue: bool,
-    /// `Expect` lists something else.
+    /// Set if `Expect` lists something else.
     unknown_expectation: bool,
     /// Set if `TE` lists `trailers`. The grammar gives `trailers` no weight (RFC 9110 section
     /// 10.1.4), so an element with a weight does not count.
@@ -614,8 +621,8 @@ impl<'a> Facts<'a> {
     /// Decides where the body ends (RFC 9112 section 6.3, rule W3).
     fn framing(&self, version: Version) -> Result<Framing, StatusCode> {
         match (self.transfer_encoding, self.content_length) {
-            // Section 6.1: both of them, or an encoding in HTTP/1.0, are the marks of request
-            // smuggling.
+            // Section 6.1: both fields together, or an encoding in HTTP/1.0, are the marks of
+            // request smuggling.
             (Some(_), Some(_)) => Err(StatusCode::BadRequest),
             (Some(_), None) if version == Version::Http1_0 => Err(StatusCode::BadRequest),
             (Some(codings), None) => transfer_encoding(codings),
@@ -627,9 +634,9 @@ impl<'a> Facts<'a> {
 
 /// Stores the value of a field that may come only once.
 ///
-/// RFC 9112 section 3.2 for Host. Section 6.3 lets a recipient take equal Content-Lengths as one,
-/// and several lines of Transfer-Encoding could be joined; but then two recipients may disagree, so
-/// both are refused (rule W3).
+/// RFC 9112 section 3.2 allows one `Host`. Section 6.3 lets a recipient take equal lines of
+/// `Content-Length` as one, and several lines of `Transfer-Encoding` could be joined. Two
+/// recipients may then disagree, so this server refuses both (rule W3).
 fn store_once<T>(slot: &mut Option<T>, value: T) -> Result<(), StatusCode> {
     match slot.replace(value) {
         None => Ok(()),
@@ -637,8 +644,8 @@ fn store_once<T>(slot: &mut Option<T>, value: T) -> Result<(), StatusCode> {
     }
 }
 
-/// Reads `Content-Length`: digits, and nothing else (RFC 9110 section 8.6). Refuses a number that
-/// does not fit 64 bits, too (rule W3).
+/// Reads `Content-Length`: digits, and nothing else (RFC 9110 section 8.6). Also refuses a number
+/// that does not fit into 64 bits (rule W3).
 fn content_length(value: &[u8]) -> Result<u64, StatusCode> {
     let digits =
         std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
@@ -646,8 +653,8 @@ fn content_length(value: &[u8]) -> Result<u64, StatusCode> {
 }
 
 /// Reads `Transfer-Encoding` (RFC 9112 sections 6.1 and 6.3, rule W3). The last coding must be
-/// `chunked`, which must not come twice, else the answer is 400. Other codings before it are not
-/// implemented, so the answer is 501.
+/// `chunked`, which must not come twice, or else the answer is 400. Other codings before `chunked`
+/// are not implemented, so the answer to them is 501.
 fn transfer_encoding(value: &[u8]) -> Result<Framing, StatusCode> {
     if value.eq_ignore_ascii_case(b"chunked") {
         return Ok(Framing::Chunked);
@@ -748,7 +755,7 @@ mod tests {
         assert_eq!(verdict(bytes, bounds), Some(Err(status)), "{}", bytes.escape_ascii());
     }
 
-    /// A head with a Host field and these other lines.
+    /// Returns a head with a Host field and these other lines.
     fn get(lines: &str) -> Vec<u8> {
         format!("GET / HTTP/1.1\r\nHost: a\r\n{lines}\r\n").into_bytes()
     }
@@ -1112,8 +1119,8 @@ mod tests {
         }
     }
 
-    /// Random damage to good heads causes no panic and the same verdict for every split.
-    /// `HEAD_SEED` and `HEAD_ROUNDS` repeat or prolong the test.
+    /// Random damage to good heads causes no panic, and each split of the bytes gives the same
+    /// verdict. `HEAD_SEED` and `HEAD_ROUNDS` repeat or prolong the test.
     #[test]
     #[expect(clippy::print_stderr, reason = "a failure must name its seed")]
     fn random_heads() {
@@ -1140,7 +1147,7 @@ mod tests {
         assert!(complete > rounds / 20, "{complete} of {rounds} heads were accepted");
     }
 
-    /// A head put together from good and odd pieces, then damaged in up to three places.
+    /// Returns a head of good and odd pieces, which is damaged in up to three places.
     fn random_head(random: &mut fastrand::Rng) -> Vec<u8> {
         #[rustfmt::skip]
         const STARTS: [&str; 12] = [
@@ -1165,7 +1172,7 @@ mod tests {
             head += "Host: a\r\n";
         }
         for _ in 0..random.usize(..6) {
-            // Half of them from those in the middle, which do no harm.
+            // Half of the lines are from the middle of the list, where no line does harm.
             let harmless = random.bool();
             let pick = random.usize(if harmless { 14..21 } else { 0..LINES.len() });
             head += LINES[pick];

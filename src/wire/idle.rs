@@ -1,9 +1,9 @@
-//! [`Idle`]: a connection between two requests. [`Movable`]: one that another task or process can go
-//! on with.
+//! [`Idle`]: a connection between two requests. [`Movable`]: a connection with which another task
+//! or process can go on.
 //!
 //! Invariant: an idle connection owns no buffer (rule W12). Empty lines in front of a request are
-//! not a request yet (RFC 9112 section 2.2), but they count as a part of its head, however they
-//! were cut.
+//! not a request yet (RFC 9112 section 2.2), but they count as a part of its head, however the
+//! reads cut them.
 
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -24,7 +24,7 @@ impl Idle {
         Self { transport, empty: 0 }
     }
 
-    /// Makes the connection idle again. `incoming` holds at most empty lines.
+    /// Makes the connection idle again. `incoming` must hold nothing but empty lines.
     pub(super) fn behind(incoming: &Incoming, transport: Transport) -> Self {
         Self { transport, empty: incoming.unread().len() }
     }
@@ -62,7 +62,8 @@ impl Idle {
     }
 }
 
-/// A connection with no exchange under way: its transport, and what was read of it and not answered.
+/// A connection with no exchange under way: its transport, and the bytes that were read and not
+/// answered.
 pub(crate) struct Movable {
     pub(crate) transport: Transport,
     /// Empty lines, a part of a head, or requests that the client has sent ahead.
@@ -70,8 +71,7 @@ pub(crate) struct Movable {
 }
 
 impl Movable {
-    /// Returns the connection as one that waits for a request, and the beginning of a request if
-    /// that was read.
+    /// Returns the connection as an idle one, and the beginning of a request if one was read.
     pub(crate) fn into_idle(self) -> (Idle, Option<Incoming>) {
         let Self { transport, ahead } = self;
         let incoming = Incoming::with(&ahead);

@@ -1,10 +1,10 @@
 //! [`Incoming`]: the bytes that a client has sent, and how far the message under way has been
 //! taken.
 //!
-//! Invariant: bytes behind the message stay in the buffer for the next one (rule W1); content goes
-//! straight to the reader's buffer where nothing has been read ahead. The head stays in the buffer
-//! until its exchange ends, for the drain report. Reads when asked, waits for nothing, sends
-//! nothing.
+//! Invariant: bytes behind the message stay in the buffer for the next message (rule W1). Content
+//! goes straight to the reader's buffer if nothing has been read ahead. The head stays in the
+//! buffer until its exchange ends, for the drain report. Reads when asked, waits for nothing, and
+//! sends nothing.
 
 use std::io;
 use std::task::{Poll, ready};
@@ -18,20 +18,20 @@ use super::head::{EMPTY_LINES, Head, has_begun};
 
 /// A connection's read buffer, with the message at its beginning.
 pub(crate) struct Incoming {
-    /// Storage; what has been read ends at `end`.
+    /// The storage. The bytes that have been read end at `end`.
     bytes: Buffer,
-    /// Where the message under way begins.
+    /// The beginning of the message under way.
     start: usize,
-    /// Where its head ends, once that is known; `start` before.
+    /// The end of that message's head once the head is known, and `start` before.
     head_end: usize,
     /// The first byte that has not been taken.
     next: usize,
-    /// Where the bytes end that have been read.
+    /// The end of the bytes that have been read.
     end: usize,
     body: Body,
     /// Bytes of the message taken so far, head included.
     taken: u64,
-    /// How far `Expect: 100-continue` has come.
+    /// The state of `Expect: 100-continue`.
     permission: Permission,
 }
 
@@ -40,25 +40,26 @@ pub(super) trait ReadMore: FnMut(&mut [u8]) -> Poll<io::Result<usize>> {}
 
 impl<F: FnMut(&mut [u8]) -> Poll<io::Result<usize>>> ReadMore for F {}
 
-/// Says what is left of the body.
+/// The rest of the body.
 enum Body {
     /// This many bytes are left.
     Fixed(u64),
-    /// Chunks. Those that have begun have `content` bytes. The reader has yet to see `frame`, the
-    /// canonical framing in front of what comes next (rule W5).
+    /// The body comes in chunks. The chunks that have begun have `content` bytes in all, and `most`
+    /// is the bound. The reader has yet to see `frame`, the canonical framing in front of the next
+    /// bytes (rule W5).
     Chunked { decoder: Chunked, frame: Vec<u8>, content: u64, most: u64 },
     /// The rest cannot be read.
     Cut(Lost),
 }
 
-/// Says whether the client has been told to send the body (rule W7).
+/// The state of `100 Continue`, which tells the client to send the body (rule W7).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Permission {
-    /// The client has not asked, or has been told.
+    /// The client does not wait for `100 Continue`, or has got it.
     Settled,
-    /// The client has asked, and nobody wants the body yet.
+    /// The client waits for `100 Continue`, and nobody wants the body yet.
     Due,
-    /// A reader waits for the body, so `100 Continue` is to be sent.
+    /// A reader waits for the body, so the gate has to send `100 Continue`.
     Asked,
 }
 
@@ -69,8 +70,8 @@ pub(crate) enum Rest {
     Nothing,
     /// At least this many bytes are left.
     AtLeast(u64),
-    /// The rest cannot be discarded. It is malformed or cut short, or the client waits to be told
-    /// to send the body, and may leave it out.
+    /// The rest cannot be discarded. The body is malformed or cut short, or the client waits for
+    /// `100 Continue` and may leave the body out.
     Lost,
 }
 
@@ -111,7 +112,7 @@ impl Incoming {
         }
     }
 
-    /// Returns what has been read and not taken.
+    /// Returns the bytes that have been read and not taken.
     pub(crate) fn unread(&self) -> &[u8] {
         &self.bytes[self.next..self.end]
     }
@@ -127,7 +128,7 @@ impl Incoming {
         &self.bytes[self.start..self.end]
     }
 
-    /// Lets `more` read behind what has been read.
+    /// Lets `more` read further bytes. Returns how many.
     pub(super) fn fill(&mut self, mut more: impl ReadMore) -> Poll<io::Result<usize>> {
         self.make_room();
         let n = ready!(more(&mut self.bytes[self.end..]))?;
@@ -153,7 +154,7 @@ impl Incoming {
             self.start = 0;
         }
         if self.end == self.bytes.len() {
-            // Bounded: a head, a chunk's size line and a trailer section all are.
+            // The growth is bounded, because a head, a chunk's size line and a trailer section are.
             let size = self.bytes.len() * 2;
             self.bytes.resize(size, 0);
         }
@@ -240,7 +241,7 @@ impl Incoming {
         matches!(self.body, Body::Cut(..))
     }
 
-    /// Returns `true` once if `100 Continue` is to be sent. The caller sends it.
+    /// Returns `true`, once, if the caller has to send `100 Continue`.
     pub(super) fn take_continue(&mut self) -> bool {
         let asked = self.continue_is_asked();
         if asked {
@@ -249,18 +250,18 @@ impl Incoming {
         asked
     }
 
-    /// Returns `true` if `100 Continue` is to be sent.
+    /// Returns `true` if the gate has to send `100 Continue`.
     pub(super) fn continue_is_asked(&self) -> bool {
         self.permission == Permission::Asked
     }
 
-    /// Reads the body as async-h1 may see it: bounded by its framing, chunks canonical (rules W2,
-    /// W5).
+    /// Reads the body as async-h1 may see it: bounded by its framing, and in canonical chunks
+    /// (rules W2, W5).
     ///
     /// # Errors
     ///
-    /// A [`BodyError`] if the client has got the body wrong (rules W6, W16), or the stream's own
-    /// error; the same again on every further read.
+    /// Returns a [`BodyError`] if the client has got the body wrong (rules W6, W16), and otherwise
+    /// the stream's own error. Every further read returns the same error.
     pub(super) fn poll_body(
         &mut self,
         more: impl ReadMore,
@@ -273,7 +274,7 @@ impl Incoming {
         };
         read.map_err(|error| {
             let lost = match Lost::by(&error) {
-                // A wrapped stream (TLS) that ends within a record, or carries nonsense.
+                // A wrapped stream (TLS) has ended within a record, or carries nonsense.
                 Lost::Failed(io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData) => {
                     Lost::Wrong(BodyError::CUT_SHORT)
                 }
@@ -338,8 +339,8 @@ impl Incoming {
                 Step::End { consumed, trailers } => {
                     *frame = [line_end.as_bytes(), b"0\r\n", &trailers, b"\r\n"].concat();
                     self.take(consumed);
-                    // async-h1 hangs unless it gets the trailer section in one piece: it goes
-                    // alone.
+                    // async-h1 hangs unless it gets the trailer section in one piece, so the
+                    // section goes alone.
                     if filled > 0 {
                         return Poll::Ready(Ok(filled));
                     }

@@ -3,8 +3,8 @@
 //!
 //! Invariant: async-h1 sees one message's body at a time, and never a byte of the next message
 //! (rules W1, W2). A [`Gate`] lives while a connection is active, and an idle connection has none
-//! (rule W12). The gate sends only what it is given. It takes no decision on stopping: it only
-//! discards no more of a body once idle connections have to end.
+//! (rule W12). The gate sends only what it is given, and does not decide when a connection stops.
+//! The gate only ends the discarding of a body once idle connections have to end.
 
 pub(crate) mod asked;
 pub(crate) mod body;
@@ -78,7 +78,7 @@ pub(crate) struct Gate {
     is_wrapped: bool,
     /// The bytes to be sent. Responses to pipelined requests gather here (rule W10).
     output: Outgoing,
-    /// How the connection ends if the gate is dropped now.
+    /// The way in which the connection ends if the gate is dropped now.
     if_dropped: End,
     /// Measures the exchanges, if the server has an observer.
     watch: Option<Box<Watch>>,
@@ -89,8 +89,8 @@ pub(crate) struct Gate {
 enum Message {
     /// No head has arrived since the last message.
     None,
-    /// The message has no body, so there is nothing to ask the wire for. Most messages are so, and
-    /// take the lock of the wire a few times only.
+    /// The message has no body, so the gate need not ask the wire about it. Most messages have no
+    /// body, and take the lock of the wire only a few times.
     Bodiless,
     /// The message has a body.
     WithBody,
@@ -105,11 +105,12 @@ impl Message {
 /// A response that could not be sent whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Broken {
-    /// The client may have seen some of it, so the connection is of no use any more.
+    /// The client may have seen a part of the response, so no other response can follow.
     Seen,
-    /// Nothing of it was sent, so another response can take its place.
+    /// No byte of the response was sent, so another response can take its place.
     Unseen,
-    /// Its body was silent in the drain for too long (rule S27). Like `Seen` otherwise.
+    /// The body of the response was silent in the drain for too long (rule S27). In all else, this
+    /// is like `Seen`.
     Silent,
 }
 
@@ -117,7 +118,7 @@ pub(crate) enum Broken {
 pub(crate) enum Begun {
     /// The head has arrived.
     Head(Head),
-    /// The connection is to go to the successor with what has arrived (rule S8).
+    /// The connection has to go to the successor with what has arrived (rule S8).
     Leave,
     /// The client has closed, or is gone.
     End,
@@ -149,7 +150,7 @@ impl Gate {
     ///
     /// # Errors
     ///
-    /// The status with which the head is to be answered.
+    /// Returns the status with which the server has to answer the head.
     pub(crate) async fn head(&mut self, longest_body: u64) -> Result<Begun, StatusCode> {
         if mem::replace(&mut self.message, Message::None) != Message::None {
             self.wire.lock().incoming.finish_message();
@@ -208,7 +209,7 @@ impl Gate {
         if self.seat.is_expired() {
             return Poll::Ready(Err(StatusCode::RequestTimeout));
         }
-        // The client may wait for these before it sends the rest.
+        // The client may wait for the gathered responses before it sends the rest of this head.
         match self.poll_flush(cx) {
             Poll::Ready(Err(_)) => Poll::Ready(Ok(Begun::End)),
             Poll::Ready(Ok(())) if self.is_to_leave() => Poll::Ready(Ok(Begun::Leave)),
@@ -216,8 +217,8 @@ impl Gate {
         }
     }
 
-    /// Returns `true` if the connection is to go to the successor, and what was read of it fits
-    /// into a batch. The caller sends first what was gathered.
+    /// Returns `true` if the connection has to go to the successor, and the bytes that were read
+    /// from it fit into a batch. The caller first sends the responses that were gathered.
     pub(crate) fn is_to_leave(&self) -> bool {
         self.seat.order() == Order::Leave
             && self.wire.lock().incoming.unread().len() <= Limits::MOST_AHEAD
@@ -227,8 +228,8 @@ impl Gate {
     ///
     /// # Errors
     ///
-    /// 400 if no URL says what the client has asked for. [`head::parse`] has refused every other
-    /// fault.
+    /// Returns 400 if no URL says what the client has asked for. [`head::parse`] has refused every
+    /// other fault.
     pub(crate) fn request(&self, head: &Head, shutdown: &Shutdown) -> Result<Request, StatusCode> {
         let decoded = request::with_body(head.framing, &self.wire);
         let shared = self.wire.lock();
@@ -247,7 +248,7 @@ impl Gate {
         self.wire.describe().unwrap_or_default()
     }
 
-    /// Returns peer, method and target, as they begin a log line.
+    /// Returns peer, method and target as the beginning of a log line.
     pub(crate) fn label(&self) -> String {
         let (method, target) = self.describe();
         format!("{} {method} {target}", self.seat.peer())
@@ -264,7 +265,7 @@ impl Gate {
         if self.has_body() { self.wire.lock().incoming.rest() } else { Rest::Nothing }
     }
 
-    /// Returns the status for a body that the client got wrong.
+    /// Returns the status for a body that the client got wrong, and `None` for every other body.
     pub(crate) fn fault(&self) -> Option<StatusCode> {
         if self.has_body() { self.wire.lock().incoming.fault() } else { None }
     }
@@ -275,11 +276,10 @@ impl Gate {
         Arc::strong_count(&self.wire) > 1
     }
 
-    /// Polls the body of `reply` for its first bytes. Returns `true` if that has read the request's
-    /// body, so the one is made of the other.
+    /// Polls the body of `reply` for its first bytes. Returns `true` if this poll has read the
+    /// request's body, because the response's body is then made of it.
     ///
-    /// The result may be a false `true` if another task reads the request's body at the same
-    /// moment.
+    /// The result is also `true` if another task reads the request's body at the same moment.
     pub(crate) async fn begin_body(&mut self, reply: &mut Reply) -> bool {
         let before = self.wire.lock().reads;
         let begun = poll_fn(|cx| {
@@ -288,8 +288,8 @@ impl Gate {
         });
         if AssertUnwindSafe(begun).catch_unwind().await.is_err() {
             self.note(|open| open.ends_as(ExchangeEnding::Panicked));
-            // `respond` ends the response (rule S17), and does not poll this body again. A stream
-            // may go on behind the item that has panicked, and then look whole.
+            // `respond` ends the response (rule S17), and does not poll this body again, because a
+            // stream may go on behind the item that has panicked, and would then look whole.
             reply.fail(io::Error::other("it has panicked"));
         }
         // The client may hold back its first byte until it gets `100 Continue`.
@@ -301,9 +301,9 @@ impl Gate {
     /// if the client is gone, or if the server wants idle connections to end before the body has
     /// ended.
     ///
-    /// The server has sent the response by now, so nobody waits for the rest, and the drain may end
-    /// this early. The response has promised that the connection goes on, so the body may be of any
-    /// length.
+    /// The server has sent the response by now, so nobody waits for the rest, and the drain may cut
+    /// the discarding short. The response has promised that the connection goes on, so the body may
+    /// be of any length.
     pub(crate) async fn discard_body(&mut self) -> bool {
         if !self.has_body() || !self.wire.take_body() {
             return true;
@@ -346,9 +346,10 @@ impl Gate {
         .await
     }
 
-    /// Reads what has arrived behind the message, as far as only a read shows what it is. Returns
-    /// how many bytes have arrived, apart from empty lines; at least 1 if part of a request has
-    /// arrived. The caller must have taken the message whole.
+    /// Finds out how many bytes have arrived behind the message, and reads them only if nothing
+    /// else shows whether they are more than empty lines. Returns 0 for the empty lines that are
+    /// tolerated, and at least 1 if a part of a request has arrived. The caller must have taken the
+    /// message whole.
     pub(crate) fn read_ahead(&self) -> u64 {
         self.wire.lock().read_ahead()
     }
@@ -414,13 +415,13 @@ impl Gate {
         }
     }
 
-    /// Returns `true` once if `100 Continue` is to be sent. The caller sends it.
+    /// Returns `true`, once, if the caller has to send `100 Continue`.
     fn takes_continue(&self) -> bool {
         self.has_body() && self.wire.lock().incoming.take_continue()
     }
 
-    /// Ends a wait for the body that has been too long, and sends pending output. Ready if the
-    /// client is gone or takes nothing.
+    /// Ends a wait for the body that has been too long, and sends pending output. Returns `Ready`
+    /// if the client is gone or takes nothing.
     fn poll_tend(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.seat.is_expired() && self.seat.stage().waits_for_body() {
             self.wire.lock().end_wait_for_body(cx);
@@ -438,8 +439,8 @@ impl Gate {
 
     // ── The response ────────────────────────────────────────────────────────────────────────
 
-    /// Encodes a response and sends what does not fit the buffer. [`Gate::flush`] sends the rest,
-    /// together with the next response (rule W10).
+    /// Encodes a response and sends what does not fit into the buffer. [`Gate::flush`] sends the
+    /// rest, together with the next response (rule W10).
     ///
     /// # Errors
     ///
@@ -450,15 +451,16 @@ impl Gate {
         self.note(|open| open.responds(reply.status()));
         self.forget_wait_for_body();
         if self.is_wrapped {
-            // A wrapped stream may hold back what it is given, until it is flushed.
+            // A wrapped stream may hold back bytes until a flush, so the body goes through the
+            // buffer.
             reply.gather();
         }
-        // Until everything has left, the end of the connection could make a part of the response
-        // look whole.
+        // If the body ends with the connection, an early end would make a part of the response look
+        // whole.
         let is_open_ended = reply.ends_with_connection();
         self.if_dropped = if is_open_ended { End::Reset } else { End::Close };
         self.output.begin_message();
-        // A panic of the response's body is an end of it like any other (rule S17).
+        // A panic of the response's body ends the response like any other failure (rule S17).
         let sent = AssertUnwindSafe(self.send(reply)).catch_unwind().await;
         sent.unwrap_or_else(|_| {
             self.note(|open| open.ends_as(ExchangeEnding::Panicked));
@@ -490,7 +492,7 @@ impl Gate {
         }
     }
 
-    /// Gives others their turn, because this client may be faster than the response.
+    /// Gives other tasks their turn, because a fast client may never make this task wait.
     async fn give_way(&mut self) -> Result<(), Broken> {
         yield_now().await;
         if self.answer_sweep() { Err(Broken::Seen) } else { Ok(()) }
@@ -501,16 +503,16 @@ impl Gate {
     async fn fill(&mut self, reply: &mut Reply) -> Result<Filled, Broken> {
         poll_fn(|cx| {
             let filled = reply.poll_fill(cx, &mut self.output);
-            // The body of the response is made of the request's, which the client sends only after
-            // this. Within the final response it would be too late (rule W7).
+            // The body of the response is made of the request's body, which the client sends only
+            // after `100 Continue`. `100 Continue` has to come before the final response (rule W7).
             if self.takes_continue() {
                 self.output.put_before_message(CONTINUE);
             }
             match filled {
                 Poll::Ready(Ok(filled)) => Poll::Ready(Ok(filled)),
                 Poll::Ready(Err(error)) => {
-                    // A client's fault is logged at a lower level, so that clients cannot fill the
-                    // log. A response that is made of the request's body fails with it.
+                    // A response that is made of the request's body fails with that body. A
+                    // client's fault has a lower level, so that clients cannot fill the log.
                     let is_clients = self.has_body() && self.wire.lock().incoming.is_cut();
                     let level = if is_clients { Level::Debug } else { Level::Warn };
                     log::log!(level, "{}: the response's body: {error}", self.label());
@@ -535,9 +537,10 @@ impl Gate {
         if self.output.take_back_message() { Broken::Unseen } else { Broken::Seen }
     }
 
-    /// Ends a wait for the body whose reader may be gone: a handler may stop waiting, and the gate
-    /// itself has discarded only what had arrived. A reader that still waits is woken, and begins
-    /// to wait anew. Otherwise the client would have to send a body that nobody reads.
+    /// Ends a wait for the body, because its reader may be gone: a handler may have stopped
+    /// waiting, and the gate itself discards only what has arrived. Without this, the client would
+    /// have to send a body that nobody reads. A reader that still waits is woken, and begins a new
+    /// wait.
     fn forget_wait_for_body(&self) {
         if self.seat.activity.look().waits_for(Wait::Body) {
             self.seat.activity.got(Wait::Body);
@@ -573,8 +576,8 @@ impl Gate {
         self.poll_send(cx, &[]).map_ok(drop)
     }
 
-    /// Sends everything and some of the body, from where the body lies. Returns `true` if that was
-    /// the rest.
+    /// Sends the whole output, and behind it a part of the body from where the body lies in memory.
+    /// Returns `true` if the body is then complete.
     fn poll_send_slice(
         &mut self,
         cx: &mut Context<'_>,
@@ -599,16 +602,17 @@ impl Gate {
 
     // ── The end ─────────────────────────────────────────────────────────────────────────────
 
-    /// Hands the raw stream to the task that waits for it. Returns when that task has dropped the
-    /// stream (rule S11), when the client is gone (rule S22), or when the stream was silent in the
-    /// drain for too long (rule S27): `true` then. The task's later reads and writes fail.
+    /// Hands the raw stream to the task that waits for it. Returns `false` when that task has
+    /// dropped the stream (rule S11) or the client is gone (rule S22). Returns `true` when the
+    /// stream has been silent in the drain for too long (rule S27). Later reads and writes of the
+    /// task fail.
     pub(crate) async fn upgrade(&mut self, to: upgrade::Sender) -> bool {
         self.seat.activity.begin(Doing::Upgraded);
         self.if_dropped = End::ShutDown;
         let (open, closed) = channel::bounded::<Infallible>(1);
         let stream = Upgraded { wire: self.wire.clone(), _open: open };
         to.send(upgrade::Connection::new(stream)).await;
-        // Nothing is ever sent: this is the moment when the stream is dropped.
+        // Nothing is ever sent, so this channel closes when the stream is dropped.
         let dropped = async {
             let _ = closed.recv().await;
             false
@@ -634,14 +638,15 @@ impl Gate {
     }
 
     /// Returns the connection with what was read behind the last message. Returns `None` if the
-    /// connection has ended. Sends nothing; see [`Gate::flush`].
+    /// connection has ended. Does not send pending output (see [`Gate::flush`]).
     pub(crate) fn into_movable(self) -> Option<Movable> {
         let mut shared = self.wire.lock();
         let transport = shared.transport.take()?;
         Some(Movable { transport, ahead: shared.incoming.unread().to_vec() })
     }
 
-    /// Gives the transport back, to end the connection. Sends nothing; see [`Gate::flush`].
+    /// Returns the transport, so that the caller can end the connection. Does not send pending
+    /// output (see [`Gate::flush`]).
     pub(crate) fn take_transport(self) -> Option<Transport> {
         self.wire.lock().transport.take()
     }
@@ -654,14 +659,14 @@ impl Gate {
 }
 
 impl Drop for Gate {
-    /// A body that the handler has left behind somewhere must not keep the socket open.
+    /// Ends the connection, because a body that the handler has kept must not keep the socket open.
     fn drop(&mut self) {
         self.wire.end(self.if_dropped);
         self.report_rest();
     }
 }
 
-/// How much is gathered before it is sent.
+/// The number of bytes that the gate gathers before it sends them.
 const FULL: usize = 64 * 1024;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";

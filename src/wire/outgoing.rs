@@ -1,6 +1,6 @@
 //! [`Outgoing`]: the bytes that are to be sent, gathered so that few writes are needed (rule W10).
 //!
-//! Invariant: what was sent is never changed, and storage is cleared only once, when it is made.
+//! Invariant: bytes that were sent never change, and storage is cleared only once, when it is made.
 //! Sends when asked and waits for nothing.
 
 use std::io;
@@ -14,14 +14,15 @@ use crate::stream::transport::Transport;
 /// A connection's write buffer.
 #[derive(Default)]
 pub(super) struct Outgoing {
-    /// Storage; what is to be sent ends at `end`.
+    /// The storage. The bytes that are to be sent end at `end`.
     bytes: Buffer,
-    /// How much of it has been sent.
+    /// The number of bytes of the storage that have been sent.
     sent: usize,
     end: usize,
-    /// Where the last message begins; `None` once its client may have seen some of it.
+    /// The beginning of the last message, and `None` once the client may have seen some of that
+    /// message.
     unseen: Option<usize>,
-    /// How many bytes have been sent in all, those of tails included.
+    /// The number of bytes that have been sent in all, with those of tails.
     total: u64,
     /// The last message among all bytes.
     pub(super) message: Extent,
@@ -29,16 +30,16 @@ pub(super) struct Outgoing {
     undelivered: u64,
 }
 
-/// Where a message is among all bytes of a connection.
+/// The position of a message among all bytes of a connection.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Extent {
     pub(super) begin: u64,
-    /// Where the message's head ends. The same as `begin` as long as the head is not there.
+    /// The end of the message's head. Equal to `begin` until the head has been added.
     pub(super) head_end: u64,
 }
 
 impl Outgoing {
-    /// The least room offered; async-h1's encoder panics below 6 bytes.
+    /// The least room, in bytes, that a caller gets. async-h1's encoder panics below 6 bytes.
     const ROOM: usize = 256;
 
     pub(super) fn is_empty(&self) -> bool {
@@ -49,7 +50,8 @@ impl Outgoing {
         self.end
     }
 
-    /// Returns storage behind what is to be sent, for [`Outgoing::filled`].
+    /// Returns room behind the bytes that are to be sent. The caller writes to it, and calls
+    /// [`Outgoing::filled`].
     pub(super) fn room(&mut self) -> &mut [u8] {
         if self.bytes.is_empty() {
             self.bytes = Buffer::new();
@@ -99,7 +101,7 @@ impl Outgoing {
         self.total
     }
 
-    /// Returns how many bytes will have been sent in all when everything has.
+    /// Returns how many bytes will have been sent in all once the buffer is empty.
     pub(super) fn position(&self) -> u64 {
         self.total + (self.end - self.sent) as u64
     }
@@ -128,8 +130,9 @@ impl Outgoing {
         self.end = self.bytes.len();
     }
 
-    /// Sends everything, and as much of `tail` behind it as goes with it. Notes in `seat` what the
-    /// client takes. Returns how much of `tail` was sent; 0 only without a tail.
+    /// Sends the whole buffer, and behind it as much of `tail` as the last write takes. Notes in
+    /// `seat` what the client takes. Returns how many bytes of `tail` were sent, which is 0 only if
+    /// `tail` is empty.
     pub(super) fn poll_send(
         &mut self,
         transport: &mut Transport,
@@ -148,7 +151,8 @@ impl Outgoing {
         }
         // Progress is what the socket takes, including what a wrapper has held back, and what the
         // client's kernel takes from the socket. The server's kernel signals room only when a good
-        // part of its buffer is free, so look at the socket before the client counts as stalled.
+        // part of its buffer is free, so the server looks at the socket before the client counts as
+        // stalled.
         let has_waited = activity.look().waits_for(Wait::Room);
         let mut moves = transport.metered_sent() != before || !has_waited;
         if moves || seat.is_expired() {
@@ -184,7 +188,8 @@ impl Outgoing {
             if look.waits_for(Wait::Room) {
                 activity.got(Wait::Room);
             } else if look.doing() == Doing::Response && !look.waits_for(Wait::Body) {
-                // A response that goes out is progress (rule S20), but buys no time for a body.
+                // A response that goes out is progress (rule S20), but gives the client no further
+                // time for a body.
                 activity.progress();
             }
         }

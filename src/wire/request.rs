@@ -1,9 +1,9 @@
 //! Makes http-types' request from a head and the body behind it.
 //!
 //! Invariant: a handler gets the client's own method, target, fields and body, and nothing that the
-//! client did not send. No memory is reserved for bytes that the client only declares. async-h1
-//! decodes the body behind a head that the gate writes, so that async-h1's bounds on heads, its
-//! reading of URLs and the content type that it adds do not reach the handler.
+//! client did not send. The server reserves no memory for bytes that a client only declares (rule
+//! W14). async-h1 decodes the body behind a head that the gate writes, so that async-h1's bounds on
+//! heads, its reading of URLs and the content type that it adds do not reach the handler.
 
 use std::io;
 use std::mem;
@@ -30,7 +30,7 @@ use crate::stream::transport::{Transport, sign_local};
 ///
 /// # Errors
 ///
-/// 400 if no URL says what the client has asked for.
+/// Returns 400 if no URL says what the client has asked for.
 pub(super) fn request(
     head: &Head,
     bytes: &[u8],
@@ -61,12 +61,12 @@ pub(super) fn request(
     Ok(request)
 }
 
-/// The number of fields for which http-types' map has room when it is made for the first field.
+/// The number of fields for which http-types' map makes room when it gets its first field.
 const FEW: usize = 3;
 
 thread_local! {
-    /// No fields, but room for 14, as its clones have. Without that, the map of a browser's head
-    /// grows twice, and hashes each name again.
+    /// An empty map with room for 14 fields, which its clones have, too. Without this room, the map
+    /// of a browser's head grows twice, and hashes each name again.
     static ROOMY: Headers = {
         let mut fields = http_types::Trailers::new();
         let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
@@ -80,8 +80,8 @@ thread_local! {
     };
 }
 
-/// Adds a field, behind those of the same name. Costs less than http-types' own `append_header`,
-/// which looks first, and for that copies the name and hashes it twice.
+/// Adds a field behind those of the same name. http-types' own `append_header` costs more, because
+/// it looks for the name first, and for this copies it and hashes it twice.
 fn append(request: &mut Request, name: &str, value: &str) {
     let Some(mut values) = request.insert_header(header_name(name), value) else { return };
     if let Some(inserted) = request.header_mut(header_name(name)) {
@@ -90,7 +90,7 @@ fn append(request: &mut Request, name: &str, value: &str) {
     }
 }
 
-/// Says in `request` who its client is, and to which address the client has connected.
+/// Sets in `request` the address of its client, and the address to which the client has connected.
 pub(super) fn sign(request: &mut Request, seat: &Seat, transport: Option<&Transport>) {
     seat.peer().sign(request);
     if let Some((_, text)) = seat.only_local() {
@@ -134,7 +134,7 @@ pub(super) fn with_body(framing: Framing, wire: &Arc<Wire>) -> Option<Request> {
 }
 
 /// The head of a body of known length. The gate bounds such a body itself, so async-h1 need not
-/// count. Without a type, http-types would write one each time that a body is set.
+/// count. Without a content type, http-types would write one each time that a body is set.
 const WITH_LENGTH: &[u8] = b"GET / HTTP/1.1\r\nHost: h\r\nContent-Type: t\r\n\
     Content-Length: 18446744073709551615\r\n\r\n";
 
@@ -172,7 +172,7 @@ impl AsyncRead for Message {
     }
 }
 
-/// Refuses to write, because async-h1 would write only `100 Continue`, which the gate does itself
+/// Refuses to write, because async-h1 would write only `100 Continue`, which the gate sends itself
 /// (rule W7).
 impl AsyncWrite for Message {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
@@ -188,7 +188,7 @@ impl AsyncWrite for Message {
     }
 }
 
-/// A body as async-h1 decodes it, until it fails. Then async-h1's decoder is dropped, so that a
+/// A body as async-h1 decodes it. When a read fails, async-h1's decoder is dropped, so that a
 /// handler that waits for the trailers learns that there are none.
 enum Content {
     Open(Box<dyn AsyncBufRead + Unpin + Send + Sync>),
@@ -226,7 +226,7 @@ impl AsyncBufRead for Content {
             this.fail(&error);
             return Poll::Ready(Err(error));
         }
-        // The buffer is full, or the body has ended, so this does not wait.
+        // The decoder's buffer holds bytes, or the body has ended, so this does not wait.
         this.reader()?.poll_fill_buf(cx)
     }
 

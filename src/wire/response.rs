@@ -1,5 +1,5 @@
-//! [`Reply`]: an http-types response as bytes: a head of the gate's own, and a body that async-h1
-//! encodes if it needs encoding.
+//! [`Reply`]: turns an http-types response into bytes. The head is the gate's own, and async-h1
+//! encodes the body if it needs encoding.
 //!
 //! Invariant: the bytes are one well-formed message whose end the client finds as the server means
 //! it (RFC 9112 section 6.3), or the reply fails and the connection must not be used again. Sends
@@ -24,27 +24,27 @@ use super::trailers::{LAST_CHUNK, Trailers};
 pub(crate) struct Reply {
     /// The response, until the encoder has it.
     response: Option<Response>,
-    /// Encodes a body in chunks. In a box, because most replies have none.
+    /// Encodes a body in chunks. The encoder is in a box, because most replies have none.
     encoder: Option<Box<Encoder>>,
     /// Set once the head is among the bytes.
     has_head: bool,
-    /// Set if the body is to be gathered, because it is short, because its reader does not have it
-    /// in one place, or because the stream is wrapped.
+    /// Set if the body goes through the output, because it is short, because its reader does not
+    /// have it in one place, or because the stream is wrapped.
     is_piecemeal: bool,
     asked: Asked,
     framing: ReplyFraming,
-    /// What the head says of the framing.
+    /// The field by which the head frames the body, if there is one.
     framing_line: Option<Line>,
-    /// What the handler has set.
+    /// The facts about the fields that the handler has set.
     fields: Fields,
-    /// The reason why the body cannot be sent, found before the response began. It is reported
-    /// only after the head has been encoded.
+    /// The error of a body that has failed before the response began. The reply returns the error
+    /// only after it has encoded the head.
     failed: Option<io::Error>,
-    /// Set if the response is the connection's last one, as the handler or the server wants it.
+    /// Set if the handler or the server wants the response to be the connection's last one.
     closes: bool,
 }
 
-/// How the client finds the end of the body (RFC 9112 section 6.3).
+/// The way in which the client finds the end of the body (RFC 9112 section 6.3).
 enum ReplyFraming {
     /// There is no body (rule W11).
     None,
@@ -85,18 +85,18 @@ impl ReplyFraming {
     }
 }
 
-/// Says what has become of the wish for more of a response.
+/// The result of [`Reply::poll_fill`].
 pub(super) enum Filled {
-    /// Something was added.
+    /// Bytes were added to the output.
     More,
-    /// There is a slice to be sent from where it lies.
+    /// The caller has to send a slice from where it lies ([`Reply::poll_slice`]).
     Slice,
-    /// There is no more.
+    /// The response is whole.
     Whole,
 }
 
-/// Returns the response for a request that failed before or in its handler: the status, and no
-/// internals.
+/// Returns the response for a request that failed before or in its handler. The response has the
+/// status, and no internals.
 pub(crate) fn plain(status: StatusCode) -> Response {
     let mut response = Response::new(status);
     if !has_no_body(status) {
@@ -106,7 +106,8 @@ pub(crate) fn plain(status: StatusCode) -> Response {
 }
 
 impl Reply {
-    /// Prepares `response`, by which the connection may go on unless it says otherwise.
+    /// Prepares `response`. The connection may go on behind it, unless its fields or its framing
+    /// say otherwise.
     pub(crate) fn new(mut response: Response, asked: Asked) -> Self {
         let mut fields = Fields::of(&response).unwrap_or_else(|problem| {
             log::error!("a handler has {problem}");
@@ -117,13 +118,14 @@ impl Reply {
         let framing = ReplyFraming::of(&mut response, asked);
         let is_open_ended = matches!(framing, ReplyFraming::UntilClose);
         // HEAD and 304 may tell the length of the body that GET would have (RFC 9110 section 8.6).
-        // Otherwise the server decides the framing, and a handler's own idea would contradict it.
+        // In all other cases the server decides the framing, and a length of the handler's could
+        // contradict it.
         let declared = match (&framing, response.len()) {
             (ReplyFraming::None, Some(0)) => fields.declared_length,
             _ => None,
         };
         let length = declared.or(response.len().map(|length| length as u64));
-        // Rule W11. A 304 for a page of unknown length must not claim that it is empty.
+        // Rule W11: a 304 for a page of unknown length must not claim that the page is empty.
         let framing_line = match length {
             Some(0) if status == StatusCode::NotModified => None,
             Some(length) if status == StatusCode::NotModified => Some(Line::Length(length)),
@@ -132,7 +134,7 @@ impl Reply {
             None if asked.version == Version::Http1_0 => None,
             None => Some(Line::Chunked),
         };
-        // Without trailers, the field would be wrong (RFC 9110 section 6.6.2).
+        // Without trailers, a `Trailer` field would be wrong (RFC 9110 section 6.6.2).
         fields.trailer &= matches!(framing, ReplyFraming::Chunked(Some(_)));
         let is_long = matches!(framing, ReplyFraming::Length(length) if length >= LONG);
         Self {
@@ -160,8 +162,8 @@ impl Reply {
         !self.closes
     }
 
-    /// Returns `true` if a body goes with the response (rule W11). That body may be made of the
-    /// request's.
+    /// Returns `true` if a body goes with the response (rule W11). The response's body may be made
+    /// of the request's.
     pub(crate) fn has_body(&self) -> bool {
         !matches!(self.framing, ReplyFraming::None)
     }
@@ -171,12 +173,12 @@ impl Reply {
         matches!(self.framing, ReplyFraming::UntilClose)
     }
 
-    /// Returns the status, as long as no chunk is encoded.
+    /// Returns the status, and `None` once a chunk has been encoded.
     pub(super) fn status(&self) -> Option<StatusCode> {
         self.response.as_ref().map(Response::status)
     }
 
-    /// Gathers the body from now on, wherever it lies.
+    /// Gathers the body from now on, even if it lies in one place in memory.
     pub(super) fn gather(&mut self) {
         self.is_piecemeal = true;
     }
@@ -189,17 +191,17 @@ impl Reply {
         }
     }
 
-    /// Ends the response with `error` behind its head, whatever its body has.
+    /// Ends the response with `error` behind its head, whatever its body still holds.
     pub(super) fn fail(&mut self, error: io::Error) {
         self.failed = Some(error);
     }
 
-    /// Adds some of the response to `out`, or tells why there is nothing to add.
+    /// Adds a part of the response to `out`, or returns why there is nothing to add.
     ///
     /// # Errors
     ///
-    /// The error of the body's reader, or `UnexpectedEof` if the body is shorter than declared. The
-    /// client must not take what it got for the whole.
+    /// Returns the error of the body's reader, or `UnexpectedEof` if the body is shorter than
+    /// declared. The client must not take what it got for the whole.
     pub(super) fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
@@ -238,7 +240,7 @@ impl Reply {
         }
         let Some(response) = &mut self.response else { return Poll::Ready(Ok(Filled::Whole)) };
         let room = out.room();
-        // The body itself does not count what was sent from where it lay.
+        // The body's own bound leaves out the slices that were sent from where they lay.
         let most = match self.framing {
             ReplyFraming::Length(_) => room.len().min(self.framing.owed()),
             _ => room.len(),
@@ -278,7 +280,8 @@ impl Reply {
         // The encoder writes one chunk for each read, and only the last chunk's size begins with 0.
         if let (ReplyFraming::Chunked(Some(trailers)), LAST_CHUNK) = (&mut self.framing, &room[..n])
         {
-            // The bytes stay out of `out`, because the trailers have to come before the blank line.
+            // These bytes are not added to `out`, because the trailers have to come before the
+            // blank line.
             trailers.are_due = true;
             return self.poll_fill_chunk(cx, out);
         }
@@ -286,8 +289,8 @@ impl Reply {
         Poll::Ready(Ok(if n == 0 { Filled::Whole } else { Filled::More }))
     }
 
-    /// Returns the next bytes of a long body where they lie in memory; none if the body has to be
-    /// gathered.
+    /// Returns the next bytes of a long body from where they lie in memory. Returns no bytes if the
+    /// body has to be gathered.
     pub(super) fn poll_slice(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let owed = self.framing.owed();
         let Some(response) = self.response.as_mut().filter(|_| !self.is_piecemeal) else {
@@ -295,15 +298,15 @@ impl Reply {
         };
         let slice = ready!(Pin::new(response).poll_fill_buf(cx))?;
         if slice.len() < owed.min(LONG as usize) {
-            // From now on, as its reader may have a better way to give more at once.
+            // The rest is gathered, because `poll_read` of the body's reader may give more at once.
             self.is_piecemeal = true;
             return Poll::Ready(Ok(&[]));
         }
         Poll::Ready(Ok(&slice[..slice.len().min(owed)]))
     }
 
-    /// Notes that `n` bytes of the slice have been sent. Returns `true` if that was the rest of the
-    /// body.
+    /// Notes that `n` bytes of the slice have been sent. Returns `true` if the body is then
+    /// complete.
     pub(super) fn sent(&mut self, n: usize) -> bool {
         if let Some(response) = &mut self.response {
             Pin::new(response).consume(n);
@@ -312,7 +315,8 @@ impl Reply {
         self.framing.owed() == 0
     }
 
-    /// Returns the server's own `Connection`. Without one, the handler's is sent.
+    /// Returns the value of the server's own `Connection` field. With `None`, the handler's field
+    /// is sent.
     fn connection(&self, response: &Response) -> Option<&'static str> {
         match response.status() {
             StatusCode::SwitchingProtocols => Some("upgrade"),
@@ -324,12 +328,12 @@ impl Reply {
 }
 
 /// Makes async-h1's encoder of the body of `response`. The gate has written a head, so the
-/// encoder's own goes to `scrap`.
+/// encoder's head goes to `scrap`.
 fn body_encoder(mut response: Response, scrap: &mut [u8]) -> io::Result<Encoder> {
-    // Without the fields, that head is a few short lines.
+    // Without the handler's fields, the encoder's head is a few short lines.
     mem::swap(response.as_mut(), &mut *http_types::Trailers::new());
     let mut encoder = Encoder::new(response, Method::Get);
-    // The encoder has the whole head in memory, and gives head and body in separate reads.
+    // The encoder has the whole head in memory, and returns head and body in separate reads.
     let cx = &mut Context::from_waker(Waker::noop());
     match Pin::new(&mut encoder).poll_read(cx, scrap) {
         Poll::Ready(Ok(n)) if scrap[..n].ends_with(b"\r\n\r\n") => Ok(encoder),
@@ -338,8 +342,8 @@ fn body_encoder(mut response: Response, scrap: &mut [u8]) -> io::Result<Encoder>
     }
 }
 
-/// The length in bytes from which on a body is sent from where it lies, if that is one place in
-/// memory. A shorter body is gathered with what is to be sent before and behind it.
+/// The least length, in bytes, of a body that is sent from where it lies, if it lies in one place
+/// in memory. A shorter body is gathered with the bytes before and behind it.
 const LONG: u64 = 16 * 1024;
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! The head of a response: its fields judged, and its bytes.
+//! Judges the fields of a response, and writes its head.
 //!
-//! Invariant: what the gate writes is one well-formed head whose framing is the server's, whatever
-//! the handler has set (RFC 9112 section 6). The fields are ordered by name, so that equal
-//! responses are equal bytes. Decides nothing about the connection, and knows of no body.
+//! Invariant: the gate writes one well-formed head whose framing is the server's, whatever the
+//! handler has set (RFC 9112 section 6). The fields are ordered by name, so that equal responses
+//! are equal bytes. Decides nothing about the connection, and knows of no body.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -20,7 +20,7 @@ pub(crate) fn upgrades(response: &Response) -> bool {
     response.status() == StatusCode::SwitchingProtocols && response.has_upgrade()
 }
 
-/// What a head says of its body's framing.
+/// The field by which a head frames its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Line {
     /// `content-length`, in bytes.
@@ -29,16 +29,16 @@ pub(super) enum Line {
     Chunked,
 }
 
-/// Holds what is to be known of a response's fields before it is sent.
+/// The facts about a response's fields that the gate needs before it sends the head.
 #[derive(Default)]
 pub(super) struct Fields {
-    /// There is a `Date`.
+    /// Set if there is a `Date`.
     date: bool,
-    /// The handler's own `Content-Length`, if it is one.
+    /// The handler's own `Content-Length`, if its value is a number.
     pub(super) declared_length: Option<u64>,
-    /// There is a `Trailer`, and it is to be sent.
+    /// Set if there is a `Trailer` field that the gate has to send.
     pub(super) trailer: bool,
-    /// The connection is to be closed.
+    /// Set if the handler wants the connection closed.
     pub(super) close: bool,
 }
 
@@ -47,7 +47,7 @@ impl Fields {
     ///
     /// # Errors
     ///
-    /// Says what the handler has done if sending the response would break the connection's framing.
+    /// Returns what the handler has done if the response would break the connection's framing.
     pub(super) fn of(response: &Response) -> Result<Self, String> {
         let mut fields = Self::default();
         for (name, values) in response {
@@ -73,8 +73,8 @@ impl Fields {
     }
 }
 
-/// Adds the head of `response` to `out`, with the server's `connection` in the place of the
-/// handler's if there is one, and with this framing.
+/// Adds the head of `response` to `out`. If there is a `connection`, it replaces the handler's
+/// field. The handler's framing is always left out.
 pub(super) fn write_head(
     response: &Response,
     fields: &Fields,
@@ -124,10 +124,10 @@ pub(super) fn write_head(
 /// Room for the lines of a common head.
 const FEW_LINES: usize = 12;
 
-/// The digits of the largest number.
+/// The number of digits of the largest `u64`.
 const DIGITS: usize = 20;
 
-/// Writes `number` at the end of `digits`.
+/// Writes `number` at the end of `digits`, and returns the digits.
 fn decimal(mut number: u64, digits: &mut [u8; DIGITS]) -> &[u8] {
     let mut begin = DIGITS;
     loop {

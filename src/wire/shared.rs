@@ -29,7 +29,8 @@ pub(super) struct Shared {
     /// `None` once the connection has ended, or has gone on without this gate.
     pub(super) transport: Option<Transport>,
     pub(super) incoming: Incoming,
-    /// Counts messages, and goes on when the reader of a body loses the right to read it.
+    /// Counts messages. The count also goes up when the reader of a body loses the right to read
+    /// it.
     pub(super) exchange: u32,
     /// The task that waits for more of the body, or of an upgraded stream that is not a socket.
     pub(super) reader: Option<Waker>,
@@ -39,7 +40,7 @@ pub(super) struct Shared {
     pub(super) reads: u32,
     /// Bytes of the body that were read without a pause.
     streak: usize,
-    /// The bytes of the other protocol, after an upgrade.
+    /// The number of bytes of the other protocol, after an upgrade.
     pub(super) upgraded: Traffic,
     /// Set if the owner of an upgraded stream has read to its end, or to an error.
     pub(super) is_read_to_end: bool,
@@ -53,7 +54,7 @@ pub(super) struct Traffic {
     pub(super) sent: u64,
 }
 
-/// How a connection ends that has not been taken out of its gate.
+/// The end of a connection that is still in its gate.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum End {
     /// The stream is closed.
@@ -65,9 +66,9 @@ pub(super) enum End {
     ShutDown,
 }
 
-/// Says how far discarding a body has come.
+/// The result of discarding some of a body.
 pub(super) enum Discarded {
-    /// The reader or the discarding has taken the whole body.
+    /// The whole body has been read or discarded.
     Whole,
     /// The connection's turn is over, and its task has been woken for the next one.
     Part,
@@ -95,9 +96,9 @@ impl Wire {
         lock(&self.0)
     }
 
-    /// Locks like [`Wire::lock`], but gives up after [`SOON`], for those who look at the connection
-    /// from elsewhere. The server polls and drops a stream of the program under this lock, and the
-    /// stream may block its thread, or may stop the server.
+    /// Locks like [`Wire::lock`], but gives up after [`SOON`], for reports, which come from other
+    /// tasks. The server polls and drops a stream of the program under this lock, and the stream
+    /// may block its thread, or may stop the server.
     fn lock_soon(&self) -> Option<MutexGuard<'_, Shared>> {
         let began = Instant::now();
         loop {
@@ -133,8 +134,8 @@ impl Wire {
     ///
     /// # Errors
     ///
-    /// `UnexpectedEof` if the body is not the owner's any more (rule W6: no clean end), and every
-    /// error of [`Incoming::poll_body`].
+    /// Returns `UnexpectedEof` if the body does not belong to the owner any more, because this is
+    /// not a clean end (rule W6), and every error of [`Incoming::poll_body`].
     pub(super) fn poll_read(
         &self,
         exchange: u32,
@@ -156,7 +157,7 @@ impl Wire {
         if !was_asked && shared.incoming.continue_is_asked() {
             let seat = shared.seat.clone();
             drop(shared);
-            // The connection's task sends `100 Continue`; the reader may be another.
+            // The connection's task sends `100 Continue`, and the reader may be another task.
             seat.wake();
         }
         read
@@ -183,7 +184,7 @@ impl Wire {
 }
 
 impl Describe for Wire {
-    /// Returns nothing if a stream of the program keeps the lock, because a deadline does not wait
+    /// Returns `None` if a stream of the program keeps the lock, because a deadline does not wait
     /// for a thread that is blocked (rule S15). The caller has the lock of the latch, for which the
     /// stream may wait.
     fn describe(&self) -> Option<(String, String)> {
@@ -191,8 +192,8 @@ impl Describe for Wire {
     }
 }
 
-/// How long a report waits for the name of a request. A thread that is not blocked has the lock for
-/// a moment only.
+/// The time for which a report waits for the name of a request. A thread that is not blocked has
+/// the lock for a moment only.
 const SOON: Duration = Duration::from_millis(20);
 
 impl Shared {
@@ -210,8 +211,8 @@ impl Shared {
         self.is_read_to_end || transport.is_reset() || (is_empty && !transport.is_wrapped())
     }
 
-    /// Reads and drops some of the body, up to `most` bytes and as much as a turn allows. `most`
-    /// becomes smaller by what was dropped.
+    /// Reads and drops some of the body, up to `most` bytes and as much as a turn allows. Subtracts
+    /// the dropped bytes from `most`.
     pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>, most: &mut u64) -> Poll<Discarded> {
         let mut scrap = Buffer::new();
         while self.incoming.rest() != Rest::Nothing {
@@ -262,7 +263,7 @@ impl Shared {
         let read = self.incoming.poll_body(|room| transport.poll_read(cx, room), buf);
         let n = if let Poll::Ready(Ok(n)) = read { n } else { 0 };
         self.streak = if n > 0 { self.streak + n } else { 0 };
-        // Bytes may have come under a wrapper without making any content yet.
+        // Bytes may have come under a wrapper that do not make a byte of content yet.
         let came = match (before, transport.metered_received()) {
             (Some(before), Some(after)) => after - before,
             _ => n as u64,
@@ -271,7 +272,7 @@ impl Shared {
             self.seat.receive(came);
         }
         let activity = &self.seat.activity;
-        // While the client takes no output, no byte of the body counts as a move.
+        // While the client takes no output, no byte of the body counts as progress.
         let is_stuck = activity.look().waits_for(Wait::Room);
         match &read {
             Poll::Pending => {
@@ -299,7 +300,8 @@ impl Shared {
         // Only bytes that have not been read count. Bytes in the buffer did not help the reader,
         // because they may be the beginning of a chunk's size line.
         let has_more = match transport.as_mut() {
-            // Only a read shows what this stream holds. That read's waker replaces the reader's.
+            // Only a read shows what this stream holds. The waker of this read replaces the
+            // reader's.
             Some(transport) if !transport.has_socket() => {
                 let read = incoming.fill(|room| transport.poll_last_read(cx, room));
                 matches!(read, Poll::Ready(Ok(1..)))
@@ -316,14 +318,15 @@ impl Shared {
         }
     }
 
-    /// Reads what has arrived behind the message, as far as only a read shows what it is. Returns
-    /// how many bytes have arrived, apart from empty lines; at least 1 if part of a request has
-    /// arrived. The caller must have taken the message whole.
+    /// Finds out how many bytes have arrived behind the message, and reads them only if nothing
+    /// else shows whether they are more than empty lines. Returns 0 for the empty lines that are
+    /// tolerated, and at least 1 if a part of a request has arrived. The caller must have taken the
+    /// message whole.
     pub(super) fn read_ahead(&mut self) -> u64 {
         let Self { transport: Some(transport), incoming, .. } = self else { return 0 };
         let cx = &mut Context::from_waker(Waker::noop());
-        // Only a read shows what a wrapped stream holds. In a plain socket, so few bytes may be
-        // empty lines.
+        // Only a read shows what a wrapped stream holds, and whether a few bytes in a plain socket
+        // are empty lines.
         let is_unclear = |transport: &Transport| {
             let few = 1..=EMPTY_LINES.len() as u64;
             transport.is_wrapped() || few.contains(&transport.waiting())
@@ -346,7 +349,7 @@ impl Shared {
 const TURN: usize = 64 * 1024;
 
 /// The number of bytes that the server reads ahead to find out what has arrived, for a stream that
-/// shows this only by a read. Requests beyond that get no answer when the server stops.
+/// shows this only by a read. Requests beyond these bytes get no answer when the server stops.
 const READ_AHEAD: usize = 1024 * 1024;
 
 /// Makes the error of a body that is read after its exchange is over.

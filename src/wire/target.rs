@@ -2,9 +2,9 @@
 //!
 //! Invariant: a handler's URL says what the client sent (rule W13). The url crate removes dot
 //! segments, decodes escapes in hosts, and reads numbers as IPv4 addresses, but a proxy in front
-//! does not. Where the two would disagree, the server refuses the request. Looks at neither methods
-//! nor fields. Each answer follows from host and target alone, although a thread keeps its last URL
-//! to save work.
+//! does not. The server refuses a request if the two would disagree. Looks at neither methods nor
+//! fields. Each answer follows from host and target alone, although a thread keeps its last URL to
+//! save work.
 
 use std::cell::RefCell;
 use std::net::Ipv6Addr;
@@ -27,19 +27,19 @@ struct Made {
 }
 
 thread_local! {
-    /// The last URL of the thread. Most clients of a thread ask for the same host, and its parsing
-    /// is most of a URL's.
+    /// The last URL of the thread. Most clients of a thread ask for the same host, and most of the
+    /// cost of parsing a URL is in the host.
     static LAST: RefCell<Option<Made>> = const { RefCell::new(None) };
 }
 
 /// The longest host and target, in bytes, of which a thread keeps the URL.
 const KEPT: usize = 256;
 
-/// Makes the URL that [`parse`] makes, with less work if the thread's last URL has the same host.
+/// Returns the URL that [`parse`] makes, with less work if the thread's last URL has the same host.
 ///
 /// # Errors
 ///
-/// Those of [`parse`].
+/// Returns the errors of [`parse`].
 pub(crate) fn url(scheme: &str, host: Option<&str>, target: &str) -> Result<Url, StatusCode> {
     // A reference that begins with one slash keeps the authority of its base, and nothing else of
     // the base (RFC 3986 section 5.2.2). The url crate takes a backslash for a slash.
@@ -75,8 +75,9 @@ pub(crate) fn url(scheme: &str, host: Option<&str>, target: &str) -> Result<Url,
 ///
 /// # Errors
 ///
-/// 400 if the URL would say something else, because of a dot segment in the path (`/a/../b`,
-/// `/%2e%2e/b`) or a host that the url crate reads as another one (`%61dmin`, `0x7f.1`).
+/// Returns 400 if the URL would say something else, because of a dot segment in the path
+/// (`/a/../b`, `/%2e%2e/b`) or a host that the url crate reads as another one (`%61dmin`,
+/// `0x7f.1`).
 fn parse(scheme: &str, host: Option<&str>, target: &str) -> Result<Url, StatusCode> {
     let absolute = Absolute::split(target);
     let scheme = match absolute {
@@ -94,8 +95,8 @@ fn parse(scheme: &str, host: Option<&str>, target: &str) -> Result<Url, StatusCo
     let url = match host.map(|host| (host, at(host))) {
         Some((host, Ok(url))) if is_same_host(host, &url) => Ok(url),
         Some((_, Ok(_))) => return Err(StatusCode::BadRequest),
-        // The crate does not fail because of a path or a valid port, but because of the name. A
-        // proxy may well know that name.
+        // The url crate has failed because of the name, since it takes every path and every valid
+        // port. A proxy in front may know that name.
         Some((host, Err(_))) => {
             at(&format!("{UNKNOWN}{}", &host[host.find(':').unwrap_or(host.len())..]))
         }
@@ -185,7 +186,7 @@ mod tests {
         assert_eq!(url("http", None, "/a").unwrap().as_str(), "http://localhost/a");
     }
 
-    /// A URL is the same whatever the last one was.
+    /// The last URL of the thread does not change the next one.
     #[test]
     fn the_last_url_changes_nothing() {
         const HOSTS: &[&str] = &["a", "a:80", "A", "b:81", "[::1]", "[::1]:80", "web.1", "0x7f.1"];

@@ -25,12 +25,12 @@ pub(super) struct Trailers {
     pub(super) are_due: bool,
 }
 
-/// Ends a chunked body as async-h1 writes it, without room for trailers.
+/// The end of a chunked body as async-h1 writes it, without room for trailers.
 pub(super) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// Lists the fields that control what a client does with a response, because the client needs them
-/// before the body (RFC 9110 section 6.5.1). `field.rs` lists the fields that requests may not send
-/// as trailers either.
+/// The fields that control what a client does with a response. The client needs them before the
+/// body (RFC 9110 section 6.5.1). `field.rs` lists the fields that requests may not send as
+/// trailers either.
 const RESPONSE_CONTROLS: &str =
     "age date expires location retry-after vary warning www-authenticate";
 
@@ -72,7 +72,7 @@ impl Trailers {
     }
 }
 
-/// Says why a response's trailers cannot be sent, and on whom that depends.
+/// The reason why a response's trailers cannot be sent, and the side on which it depends.
 #[derive(Debug, PartialEq, Eq)]
 enum Obstacle {
     OfClient(&'static str),
@@ -124,7 +124,7 @@ fn last_chunk(trailers: Option<&trailers::Trailers>) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// The reason why the server must not send the trailer.
+/// Returns the reason why the server must not send the trailer.
 fn judge(name: &str, values: &HeaderValues) -> Result<(), &'static str> {
     if !is_token(name) || !values.iter().all(|value| is_clean(value.as_str())) {
         return Err("it is not a valid field");

@@ -1,8 +1,8 @@
 //! [`Upgraded`]: a connection that was handed over to another protocol (RFC 9110 section 7.8).
 //!
-//! Invariant: the first bytes read are those that came behind the request's head; and as long as
-//! this lives, its connection's task does too, so that the drain waits for it (rule S11). Knows
-//! nothing of the protocol.
+//! Invariant: the owner first reads the bytes that came behind the request's head. While an
+//! `Upgraded` lives, its connection's task goes on, so that the drain waits for the stream (rule
+//! S11). Knows nothing of the protocol.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,7 +19,7 @@ use crate::stream::transport::Transport;
 /// The raw stream, as its new owner reads and writes it.
 pub(super) struct Upgraded {
     pub(super) wire: Arc<Wire>,
-    /// Dropped with this: the connection's task waits for that.
+    /// Dropped with the stream, and the connection's task waits for this drop.
     pub(super) _open: Sender<Infallible>,
 }
 
@@ -39,7 +39,7 @@ impl Upgraded {
         let has_socket = transport.has_socket();
         let done = work(transport, cx);
         if done.is_ready() {
-            // Progress (rule S20).
+            // A byte that moves is progress (rule S20).
             shared.seat.activity.progress();
         } else if !has_socket {
             *slot(shared) = Some(cx.waker().clone());

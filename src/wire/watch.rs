@@ -1,8 +1,9 @@
 //! [`Watch`]: measures the exchanges of a connection for the observer.
 //!
-//! Invariant: each exchange of which a byte has arrived is reported once, when it is over; one that
-//! is dropped in the middle is reported as cut (rule O1). A connection without an observer has no
-//! watch, and pays one look for that (rule O3). Changes nothing of what is read or sent.
+//! Invariant: the watch reports each exchange of which a byte has arrived, once, when the exchange
+//! is over. An exchange that is dropped in the middle is reported as cut (rule O1). A connection
+//! without an observer has no watch, and pays one branch for each step (rule O3). Does not change
+//! what is read or sent.
 
 use std::mem;
 use std::sync::Arc;
@@ -21,8 +22,9 @@ use crate::stop::seat::Seat;
 pub(super) struct Watch {
     observer: Arc<Observer>,
     open: Option<OpenExchange>,
-    /// The exchanges that are over but for the rest of their responses, in their order. There are
-    /// several if a client sends request after request, because the responses gather (rule W10).
+    /// The exchanges that are over apart from unsent bytes of their responses, in their order. A
+    /// client that sends request after request has several of them, because the responses gather
+    /// (rule W10).
     unsent: Vec<Unsent>,
     /// Set if nobody takes the responses any more.
     is_client_gone: bool,
@@ -31,14 +33,15 @@ pub(super) struct Watch {
 /// The exchange under way.
 pub(crate) struct OpenExchange {
     clock: Clock,
-    /// Where the head's parts are, once the head has arrived.
+    /// The positions of the head's parts, once the head has arrived.
     head: Option<Parts>,
     /// The status of the response that is being sent.
     status: Option<StatusCode>,
     extensions: Extensions,
     /// The ending of the exchange, if nothing goes wrong from here on.
     ending: ExchangeEnding,
-    /// Set if the response was made whole: only the rest of the request's body is to come.
+    /// Set once the whole response was made, so that only the rest of the request's body is
+    /// missing.
     is_whole: bool,
 }
 
@@ -53,7 +56,7 @@ struct Unsent {
     exchange: Exchange,
     clock: Clock,
     response: Extent,
-    /// Where the response ends among all bytes.
+    /// The end of the response among all bytes of the connection.
     end: u64,
 }
 
@@ -62,7 +65,7 @@ impl Watch {
         Self { observer, open: None, unsent: Vec::with_capacity(1), is_client_gone: false }
     }
 
-    /// Begins an exchange. It counts as refused until its handler is called.
+    /// Begins an exchange, which counts as refused until its handler is called.
     fn begin(&mut self) {
         let clock = Clock { began: SystemTime::now(), instant: Instant::now(), first_byte: None };
         self.open = Some(OpenExchange {
@@ -75,14 +78,14 @@ impl Watch {
         });
     }
 
-    /// Ends the exchange under way, but for the part of its response that is still to be sent.
+    /// Ends the exchange under way, apart from the part of its response that is still to be sent.
     fn finish(&mut self, seat: &Arc<Seat>, shared: &Shared, output: &Outgoing) {
         let open = self.open.take();
         self.unsent.extend(open.and_then(|open| open.finish(seat, shared, output)));
     }
 
-    /// Ends the exchange under way, which has not come to its end. If its response is whole, what is
-    /// still to be sent decides how the exchange ends, as in [`Watch::finish`].
+    /// Ends the exchange under way before its own end. If its response is whole, the unsent part
+    /// decides how the exchange ends, as in [`Watch::finish`].
     fn break_off(&mut self, seat: &Arc<Seat>, shared: &Shared, output: &Outgoing) {
         let broken = self.broken();
         self.note(|open| match open.ending {
@@ -216,7 +219,8 @@ impl OpenExchange {
         self.is_whole = true;
     }
 
-    /// Returns `None` if no byte of a request has arrived.
+    /// Ends the exchange, apart from the part of its response that is still to be sent. Returns
+    /// `None` if no byte of a request has arrived.
     fn finish(self, seat: &Arc<Seat>, shared: &Shared, output: &Outgoing) -> Option<Unsent> {
         let incoming = &shared.incoming;
         let (request, received) = match self.head {
@@ -308,9 +312,9 @@ mod tests {
         }
     }
 
-    /// Rule O3. Every look at the clock and every allocation for the observer is in a [`Watch`], and
-    /// every note goes through it. Without an observer there is none, from the first byte to the
-    /// end, and its place in the gate is one pointer.
+    /// Rule O3. Every look at the clock and every allocation for the observer is in a [`Watch`],
+    /// and every note goes through it. Without an observer there is no watch, from the first byte
+    /// to the end, and the place for it in the gate is one pointer.
     #[test]
     fn a_connection_without_an_observer_has_no_watch() {
         let seat = Seat::new(Peer::Unix, Arc::new(Orders::under(Arc::default())));
@@ -338,7 +342,7 @@ mod tests {
         assert_eq!(size_of_val(&gate.watch), size_of::<usize>());
     }
 
-    /// A response may wait for room in front of its head. Its exchange has sent nothing then,
+    /// A response may wait for room in front of its head. The exchange has then sent nothing,
     /// whatever the exchange before has sent.
     #[test]
     fn a_response_without_a_head_has_sent_nothing() {
