@@ -191,7 +191,7 @@ fn haproxy_finishes_what_is_in_flight() {
 }
 
 /// The number of requests whose handshake may meet the close of the listener. The kernel leaves
-/// this gap (README, *Stopping*, and tests/load.rs).
+/// this gap (docs/decisions.md, S4, and tests/load.rs).
 const IN_HANDSHAKE: usize = 2;
 
 /// nginx logs the reason of every request that failed.

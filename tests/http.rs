@@ -3,9 +3,11 @@
 mod common;
 
 use std::fmt::Write as _;
+use std::future::poll_fn;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{LazyLock, Mutex, mpsc};
+use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -1633,6 +1635,30 @@ fn a_panic_costs_one_client_a_500() {
     assert_closed(&mut client, &response);
     assert_open(&mut other);
     drop((client, other));
+    settle(&server);
+}
+
+/// Rule S17: a handler's future may have answered, and panic when the server drops it.
+#[test]
+fn a_panic_in_the_drop_of_a_handlers_future_is_a_500() {
+    struct PanicsInDrop;
+    impl Drop for PanicsInDrop {
+        fn drop(&mut self) {
+            panic!("on purpose");
+        }
+    }
+    let server = Running::new(|_| {
+        let panics = PanicsInDrop;
+        poll_fn(move |_| {
+            let _held = &panics;
+            Poll::Ready(Ok("okay"))
+        })
+    });
+    let mut client = server.connect();
+    let response = client.get("/").response();
+    assert_eq!(response.status, 500);
+    assert_closed(&mut client, &response);
+    drop(client);
     settle(&server);
 }
 

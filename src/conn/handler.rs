@@ -178,8 +178,10 @@ pub(super) fn ask<'a>(
     Ok(async {
         // The panic hook has said where the panic was.
         let mut call = called.map_err(|_| Failure::Panic)?;
-        let handled = AssertUnwindSafe(poll_fn(|cx| call.poll_response(cx))).catch_unwind();
-        handled.await.map_err(|_| Failure::Panic)?.map_err(Failure::Error)
+        let handled = AssertUnwindSafe(poll_fn(|cx| call.poll_response(cx))).catch_unwind().await;
+        // The future may also panic when it is dropped.
+        let dropped = panic::catch_unwind(AssertUnwindSafe(|| drop(call)));
+        dropped.and(handled).map_err(|_| Failure::Panic)?.map_err(Failure::Error)
     })
 }
 

@@ -69,7 +69,7 @@ impl Service {
                     Err(error) => log::error!("{peer}: lost on its way: {}", reason(&error)),
                 }
             }
-            Err(_) => log::error!("{}: the connection's stream has panicked", counted.seat.peer()),
+            Err(_) => drop(log_panic::<()>(&counted.seat)),
         }
     }
 }
@@ -186,7 +186,8 @@ impl<'a> Conn<'a> {
         // panics of the program's code end here (rule S17), for example in a wrapped stream or in a
         // `Drop`.
         async move {
-            match AssertUnwindSafe(active).catch_unwind().await.ok().flatten() {
+            let served = AssertUnwindSafe(active).catch_unwind().await;
+            match served.unwrap_or_else(|_| log_panic(seat)) {
                 Some(Behind::Idle(idle)) => ControlFlow::Continue(Self {
                     service,
                     seat,
@@ -199,6 +200,13 @@ impl<'a> Conn<'a> {
             }
         }
     }
+}
+
+/// Says in the log that the program's code under a connection has panicked. Returns `None`, because
+/// the connection ends (rule S17).
+fn log_panic<T>(seat: &Seat) -> Option<T> {
+    log::error!("{}: the connection's stream has panicked", seat.peer());
+    None
 }
 
 /// Runs `served` until the server aborts the connection. An abort comes before the next step of

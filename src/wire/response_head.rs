@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http_types::other::Date;
 use http_types::{Response, StatusCode};
@@ -146,14 +146,21 @@ fn date() -> Rc<str> {
     thread_local! {
         static NOW: RefCell<(u64, Rc<str>)> = RefCell::new((0, Rc::from("")));
     }
-    let now = SystemTime::now();
-    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let second = second(SystemTime::now());
     NOW.with_borrow_mut(|(of, date)| {
         if *of != second || date.is_empty() {
-            (*of, *date) = (second, Date::new(now).value().as_str().into());
+            let time = UNIX_EPOCH + Duration::from_secs(second);
+            (*of, *date) = (second, Date::new(time).value().as_str().into());
         }
         date.clone()
     })
+}
+
+/// Returns the second since 1970 that a `Date` can name and that is nearest to `now`. http-types
+/// panics at times before 1970 and after the year 9999.
+fn second(now: SystemTime) -> u64 {
+    const LAST: u64 = 253_402_300_799;
+    now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()).min(LAST)
 }
 
 #[cfg(test)]
@@ -170,6 +177,18 @@ mod tests {
         let fields = Fields::of(response).unwrap();
         write_head(response, &fields, None, framing, &mut out);
         String::from_utf8(out.since(0).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_panics_nobody() {
+        for (now, expected) in [
+            (UNIX_EPOCH - Duration::from_secs(1), "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (UNIX_EPOCH + Duration::from_secs(784_111_777), "Sun, 06 Nov 1994 08:49:37 GMT"),
+            (UNIX_EPOCH + Duration::from_secs(1 << 40), "Fri, 31 Dec 9999 23:59:59 GMT"),
+        ] {
+            let date = Date::new(UNIX_EPOCH + Duration::from_secs(second(now)));
+            assert_eq!(date.value().as_str(), expected);
+        }
     }
 
     /// Each head is what async-h1 would have written.
