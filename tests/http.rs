@@ -1420,10 +1420,10 @@ impl futures_lite::AsyncRead for Failing {
         mut self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
         buf: &mut [u8],
-    ) -> std::task::Poll<io::Result<usize>> {
+    ) -> Poll<io::Result<usize>> {
         match std::task::ready!(std::pin::Pin::new(&mut self.0).poll_read(cx, buf))? {
-            0 => std::task::Poll::Ready(Err(io::Error::other("internals"))),
-            n => std::task::Poll::Ready(Ok(n)),
+            0 => Poll::Ready(Err(io::Error::other("internals"))),
+            n => Poll::Ready(Ok(n)),
         }
     }
 }
