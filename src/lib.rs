@@ -173,6 +173,7 @@ mod places;
 mod probe;
 mod process;
 mod ready;
+mod request_text;
 mod restart;
 #[cfg(test)]
 mod seeded;

@@ -7,7 +7,6 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use http_types::{Extensions, StatusCode, Version};
 
 use crate::address::Address;
+use crate::request_text::RequestText;
 use crate::stop::seat::Seat;
 use crate::stream::transport::Peer;
 
@@ -101,7 +101,7 @@ impl Exchange {
     /// A client can make up any number of methods, so do not make a metric of each. In a malformed
     /// request line, U+FFFD replaces each byte that is not visible ASCII.
     pub fn method(&self) -> &str {
-        &self.request.text[self.request.method.clone()]
+        self.request.method()
     }
 
     /// Returns the target as the client wrote it, as far as it has arrived, or `""` if nothing has
@@ -109,7 +109,7 @@ impl Exchange {
     ///
     /// In a malformed request line, U+FFFD replaces each byte that is not visible ASCII.
     pub fn target(&self) -> &str {
-        &self.request.text[self.request.target.clone()]
+        self.request.target()
     }
 
     /// Returns the version, or `None` if the version has not arrived or [`Version`] does not have
@@ -125,9 +125,7 @@ impl Exchange {
     /// Returns `None` if there is no such field. If the head was refused or has not arrived whole,
     /// returns `None` for every name.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let fields = self.request.text[self.request.fields..].lines();
-        let mut fields = fields.filter_map(|line| line.split_once(':'));
-        fields.find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim_ascii())
+        self.request.field(name)
     }
 
     /// Returns the status of the response, or `None` if the server sent nothing of a response.
@@ -266,17 +264,6 @@ impl fmt::Display for ExchangeEnding {
             Self::HandedOver => "handed over",
         })
     }
-}
-
-/// A request's head as text.
-#[derive(Debug, Default)]
-pub(crate) struct RequestText {
-    pub(crate) text: String,
-    pub(crate) method: Range<usize>,
-    pub(crate) target: Range<usize>,
-    /// The beginning of the field lines in the text, or its end if the head is not whole.
-    pub(crate) fields: usize,
-    pub(crate) version: Option<Version>,
 }
 
 /// The program's function, which gets each exchange.

@@ -9,6 +9,8 @@ pub mod field;
 pub mod head;
 #[path = "../../tests/properties/mod.rs"]
 mod properties;
+#[path = "../../src/request_text.rs"]
+mod request_text;
 #[path = "../../src/wire/target.rs"]
 pub mod target;
 

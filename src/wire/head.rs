@@ -17,7 +17,7 @@ use memchr::{memchr, memchr_iter};
 
 use super::body::Framing;
 use super::field::{is_token, visible};
-use crate::observe::RequestText;
+use crate::request_text::RequestText;
 
 /// The bounds of a head.
 #[derive(Debug, Clone, Copy)]
