@@ -1,8 +1,8 @@
 //! The sockets of several servers of one process: an admin port that moves at a restart by a
-//! keeper, sockets that the process was started with, and the messages to the service manager.
+//! keeper, and sockets that the process was started with.
 //!
 //! The tests use the real binary with `--admin`, or a program with `Process` (the last test of this
-//! file) if they need stuck handlers or the names of sockets.
+//! file) if they need the names of sockets, or a program that is its own keeper.
 
 #![cfg(target_os = "linux")]
 
@@ -14,17 +14,15 @@ use std::io;
 use std::iter;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{self, Command};
-use std::time::Duration;
 
 use common::{
-    Client, Directory, End, Generations, PATIENCE, Program, SERVER, activated, free_port, hear,
-    install, is_refused, keep, service_manager, wait_until,
+    Client, Directory, End, Generations, Program, SERVER, activated, free_port, install,
+    is_refused, keep, wait_until,
 };
 use rustix::process::Signal;
-use smol_graceful::{Kept, Listener, Outcome, Process, Request, Server, Shutdown};
+use smol_graceful::{Kept, Listener, Outcome, Process, Server};
 
 // An admin port that moves.
 
@@ -64,7 +62,7 @@ impl Movable {
     }
 }
 
-/// The successor listens on another address for operators, or on none. The predecessor answers
+/// Rule K10. The successor listens on another address for operators, or on none. The predecessor answers
 /// clients that had reached the old address, and nothing listens there afterwards. A public server
 /// that takes the keeper's sockets does not take the old admin port. The connections of the public
 /// server go on meanwhile.
@@ -124,7 +122,7 @@ fn move_admin_port(is_keepers: bool, before: Option<SocketAddr>, after: Option<S
     assert!(before.is_none_or(is_said) && after.is_none_or(is_said), "{log}");
 }
 
-/// A program takes its inherited sockets, or binds an address if there are none. At a restart, it
+/// Rule K10. A program takes its inherited sockets, or binds an address if there are none. At a restart, it
 /// continues with this address, and does not take the old admin port instead. This also holds under
 /// a keeper that has bound the address, and for a program that is its own keeper.
 #[test]
@@ -328,155 +326,12 @@ fn activated_by_name(sockets: [&TcpListener; 2], names: &str, args: &[&str]) -> 
     command
 }
 
-// The service manager.
-
-/// The manager gets READY once, when both servers listen, and STOPPING once, although the admin
-/// server stops later than the public one.
-#[test]
-fn the_manager_hears_once_of_both_servers() {
-    let directory = Directory::new();
-    let manager = service_manager(&directory);
-    let mut command = Command::new(SERVER);
-    command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--grace", "60s"]);
-    command.env("NOTIFY_SOCKET", directory.join("manager"));
-    let mut server = Program::start(command);
-    let admin = server.addr;
-    assert_eq!(hear(&manager), "READY=1\n");
-    let log = server.line_where("public address", |line| {
-        line.contains("listening on ") && !line.contains(&admin.to_string())
-    });
-    let public: SocketAddr = log.rsplit(' ').next().unwrap().parse().unwrap();
-    assert_eq!(hear(&manager), format!("STATUS=listening on {public}, {admin}\n"));
-    let mut operator = Client::connect(admin);
-    assert_eq!(operator.get("/readyz").response().status, 200);
-
-    let mut client = Client::connect(public);
-    client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nh");
-    assert_eq!(client.stream.peek(&mut [0]).unwrap(), 1);
-    server.signal(Signal::TERM);
-    assert_eq!(hear(&manager), "STOPPING=1\nSTATUS=stopping\n");
-    // The operator's connection does not count, because it does not hold the drain open.
-    let draining = hear(&manager);
-    assert!(draining.starts_with("STATUS=draining: 1 connection, 1 request, "), "{draining}");
-    assert!(draining.ends_with("\nEXTEND_TIMEOUT_USEC=5000000\n"), "{draining}");
-    client.send("i");
-    assert_eq!(client.response().text(), "hi");
-    assert_eq!(server.exit_code(), 0, "{server}");
-    let rest = all_of(&manager);
-    assert!(!rest.contains("READY") && !rest.contains("STOPPING"), "{rest}");
-}
-
-/// The manager shows one line for both, with the work of both, and the time until the last one must
-/// end.
-#[test]
-fn the_manager_hears_what_is_left_of_both_servers() {
-    let directory = Directory::new();
-    let manager = service_manager(&directory);
-    let mut command = program("beside");
-    command.env("NOTIFY_SOCKET", directory.join("manager"));
-    let mut servers = Stuck::start(command);
-    assert_eq!(hear(&manager), "READY=1\n");
-    let [web, other] = servers.addresses;
-    assert_eq!(hear(&manager), format!("STATUS=listening on {web}, {other}\n"));
-    servers.program.signal(Signal::TERM);
-    assert_eq!(hear(&manager), "STOPPING=1\nSTATUS=stopping\n");
-    for _ in 0..2 {
-        let draining = hear(&manager);
-        assert!(draining.starts_with("STATUS=draining: 2 connections, 2 requests, "), "{draining}");
-        // One server has 60 s, and the other one an hour.
-        let left = common::number_behind(&draining, "2 requests, ");
-        assert!(left > 60, "{draining}");
-    }
-    servers.let_go("other");
-    wait_until("only one is left", || hear(&manager).contains("draining: 1 connection, 1 request"));
-    servers.let_go("web");
-    assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
-    assert!(!all_of(&manager).contains("STOPPING"));
-}
-
-/// If the program stops one server alone, the unit does not count as stopping, because the manager
-/// would kill the process after a time.
-#[test]
-fn a_server_that_stops_alone_does_not_stop_the_unit() {
-    let directory = Directory::new();
-    let manager = service_manager(&directory);
-    let mut command = program("beside");
-    command.env("NOTIFY_SOCKET", directory.join("manager"));
-    let mut servers = Stuck::start(command);
-    assert_eq!(hear(&manager), "READY=1\n");
-    assert!(hear(&manager).starts_with("STATUS=listening on "));
-    let [web, other] = servers.addresses;
-    assert_eq!(Client::connect(web).get("/stop-other").response().text(), "stopping");
-    wait_until("the other server is closed", || is_refused(other));
-    // The first report on the drain would come a second after the stop.
-    servers.program.wait_for("draining: 1 connection, 1 request");
-    servers.let_go("other");
-    servers.program.wait_for(&format!("{other}: drained in "));
-    assert_eq!(all_of(&manager), "");
-    servers.program.signal(Signal::TERM);
-    assert_eq!(hear(&manager), "STOPPING=1\nSTATUS=stopping\n");
-    servers.let_go("web");
-    assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
-}
-
-/// Returns the messages that were sent and not yet received.
-fn all_of(manager: &UnixDatagram) -> String {
-    manager.set_nonblocking(true).unwrap();
-    let mut all = String::new();
-    let mut bytes = [0; 4096];
-    while let Ok(length) = manager.recv(&mut bytes) {
-        all += &common::text(&bytes[..length]);
-    }
-    manager.set_nonblocking(false).unwrap();
-    all
-}
-
-/// Two public servers, each with a request that is stuck until a test lets it go.
-struct Stuck {
-    program: Program,
-    addresses: [SocketAddr; 2],
-    clients: [Client; 2],
-    gates: Directory,
-}
-
-impl Stuck {
-    fn start(mut command: Command) -> Self {
-        let addresses = [(); 2].map(|()| free_port());
-        let gates = Directory::new();
-        for (name, addr) in NAMES.into_iter().zip(addresses) {
-            command.env(format!("{ADDRESS}_{name}"), addr.to_string());
-        }
-        command.env(GATES, gates.path());
-        let mut program = Program::start(command);
-        program
-            .line_where("both", |line| line.ends_with(&format!("listening on {}", addresses[0])));
-        let clients = addresses.map(|addr| {
-            let mut client = Client::connect(addr);
-            client.get("/stuck");
-            client
-        });
-        for _ in 0..2 {
-            program.wait_for("a request is stuck");
-        }
-        Self { program, addresses, clients, gates }
-    }
-
-    fn let_go(&mut self, name: &str) {
-        fs::write(self.gates.join(name), "").unwrap();
-        let client = NAMES.into_iter().position(|other| other == name).unwrap();
-        assert_eq!(self.clients[client].response().text(), "done");
-    }
-}
-
 // The program of these tests.
 
 /// The variables for the kind of program that this process is, and its addresses.
 const KIND: &str = "SG_TEST_KIND";
 const ADDRESS: &str = "SG_TEST_ADDRESS";
 const GATES: &str = "SG_TEST_GATES";
-
-/// The names of the two servers of a program that runs both.
-const NAMES: [&str; 2] = ["web", "other"];
 
 fn program(kind: &str) -> Command {
     let mut program = Command::new(env::current_exe().unwrap());
@@ -493,13 +348,12 @@ fn the_program_of_these_tests() {
     let outcome = match &*kind {
         "by name" => run_by_name(),
         "inherits" => run_inherits(|process, server, web| process.run(server, web).unwrap()),
-        "own keeper" => run_inherits(|process, server, web| {
+        _ => run_inherits(|process, server, web| {
             match process.keep(|process| process.run(server, web)).unwrap() {
                 Kept::Child(outcome) => outcome,
                 Kept::Keeper(exit) => process::exit(exit.code().into()),
             }
         }),
-        _ => run_beside(),
     };
     assert!(outcome.is_drained(), "{outcome}");
 }
@@ -532,37 +386,4 @@ type Listeners = Box<dyn Iterator<Item = io::Result<Listener>> + Send>;
 /// Returns a server whose response has its name and its process id.
 fn named(name: &'static str) -> Server {
     Server::new(move |_| async move { Ok(format!("{name} of {}", process::id())) })
-}
-
-/// Serves both [`NAMES`], whose `/stuck` ends when there is a file of the server's name. `/stop-other`
-/// stops the other server.
-fn run_beside() -> Outcome {
-    let shutdown = Shutdown::new().grace(2 * PATIENCE);
-    let other = Shutdown::new().grace(Duration::from_secs(3600));
-    let server = |name: &'static str, own: &Shutdown| {
-        let other = other.clone();
-        let handler = move |request: Request| {
-            let other = other.clone();
-            async move {
-                match request.url().path() {
-                    "/stop-other" => {
-                        other.stop();
-                        Ok("stopping")
-                    }
-                    _ => {
-                        log::info!("a request is stuck");
-                        let gate = Path::new(&env::var(GATES).unwrap()).join(name);
-                        while !gate.exists() {
-                            smol::Timer::after(Duration::from_millis(2)).await;
-                        }
-                        Ok("done")
-                    }
-                }
-            }
-        };
-        Server::new(handler).shutdown(own)
-    };
-    let [web, beside] = NAMES.map(|name| env::var(format!("{ADDRESS}_{name}")).unwrap());
-    let process = Process::default().also(server("other", &other), [beside]);
-    process.run(server("web", &shutdown), [web]).unwrap()
 }
