@@ -12,7 +12,7 @@ use futures_lite::future::yield_now;
 use http_types::{Method, Response, StatusCode, Version};
 
 use super::Service;
-use super::handler::{Failure, answer_fault, apology, ask};
+use super::handler::{Failure, answer_fault, call_handler, failure_response};
 use super::leave::leave;
 use crate::observe::ExchangeEnding;
 use crate::stop::orders::Order;
@@ -97,7 +97,7 @@ impl<'a> Active<'a> {
             Begun::End => return Err(Instead::End),
         };
         self.gate.note(|open| open.got_head(&head));
-        let answer = ask(service, &self.gate, &head).map_err(Instead::Refuse)?;
+        let answer = call_handler(service, &self.gate, &head).map_err(Instead::Refuse)?;
         self.gate.note(OpenExchange::called);
         let answered = async { Some(answer.await) };
         let gone = async {
@@ -164,7 +164,8 @@ impl<'a> Active<'a> {
             Err(Failure::Panic) => self.gate.note(|open| open.ends_as(ExchangeEnding::Panicked)),
             Err(Failure::Error(_)) => {}
         }
-        let mut response = answered.unwrap_or_else(|failure| apology(&self.gate, &failure));
+        let mut response =
+            answered.unwrap_or_else(|failure| failure_response(&self.gate, &failure));
         answer_fault(&self.gate, &mut response);
         if upgrades(&response) {
             return Err(Instead::Upgrade { response: Box::new(response), is_wanted: head.upgrade });
@@ -227,7 +228,7 @@ impl<'a> Active<'a> {
     /// answer (rule W4).
     async fn refuse(&mut self, status: StatusCode) -> Result<(), Broken> {
         log::debug!("{}: refused with {status}", self.gate.label());
-        let mut reply = Reply::new(plain(status), self.presumably_asked());
+        let mut reply = Reply::new(plain(status), self.assumed_asked());
         reply.announce_close();
         self.gate.respond(&mut reply).await?;
         self.gate.finish_exchange();
@@ -255,7 +256,7 @@ impl<'a> Active<'a> {
 
     async fn change_protocol(&mut self, mut response: Response) {
         let stream = response.send_upgrade();
-        let mut reply = Reply::new(response, self.presumably_asked());
+        let mut reply = Reply::new(response, self.assumed_asked());
         if self.gate.respond(&mut reply).await.is_ok() && self.gate.flush().await.is_ok() {
             let was_silent = self.gate.upgrade(stream).await;
             if was_silent {
@@ -279,7 +280,7 @@ impl<'a> Active<'a> {
 
     /// Returns how to answer a request whose head may not have been read. The answer is in HTTP/1.1
     /// (RFC 9110 section 6.2), and has no body if the method may be HEAD (section 9.3.2).
-    fn presumably_asked(&self) -> Asked {
+    fn assumed_asked(&self) -> Asked {
         let is_head = self.gate.describe().0 == Method::Head.as_ref();
         let method = if is_head { Method::Head } else { Method::Get };
         Asked { method, version: Version::Http1_1, accepts_trailers: false }

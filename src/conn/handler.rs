@@ -2,7 +2,7 @@
 //!
 //! Invariant: a panic of the handler ends here (rule S17), and a client that got its body wrong
 //! sees its own fault (rule W16). A call ends when its future is dropped, and the next call finds
-//! the room empty. Sends nothing.
+//! the slot empty. Sends nothing.
 
 use std::future::{Future, poll_fn};
 use std::panic::{self, AssertUnwindSafe};
@@ -19,19 +19,19 @@ use crate::wire::Gate;
 use crate::wire::head::Head;
 use crate::wire::response::plain;
 
-/// A handler of any type, with room for the futures of its calls.
+/// A handler of any type, with slots for the futures of its calls.
 ///
 /// A handler's future is too large for the cache that malloc keeps for a thread, so a call uses the
-/// room of an earlier call.
+/// slot of an earlier call.
 pub(crate) struct Handler {
-    make_room: Box<dyn Fn() -> Box<dyn Room> + Send + Sync>,
-    /// The rooms of calls that are over. A room holds the handler, so the rooms end with the
+    make_slot: Box<dyn Fn() -> Box<dyn Slot> + Send + Sync>,
+    /// The slots of calls that are over. A slot holds the handler, so the slots end with the
     /// server.
-    spare: Mutex<Vec<Box<dyn Room>>>,
+    spare: Mutex<Vec<Box<dyn Slot>>>,
 }
 
-/// The number of rooms that a server keeps.
-const KEPT: usize = 16;
+/// The number of slots that a server keeps.
+const MOST_SPARE: usize = 16;
 
 impl Handler {
     pub(crate) fn new<H, F, R>(handler: H) -> Self
@@ -41,19 +41,19 @@ impl Handler {
         R: Into<Response>,
     {
         let handler = Arc::new(handler);
-        let make_room = move || -> Box<dyn Room> {
-            Box::new(RoomOf { handler: handler.clone(), future: Box::pin(None) })
+        let make_slot = move || -> Box<dyn Slot> {
+            Box::new(SlotOf { handler: handler.clone(), future: Box::pin(None) })
         };
-        Self { make_room: Box::new(make_room), spare: Mutex::default() }
+        Self { make_slot: Box::new(make_slot), spare: Mutex::default() }
     }
 
     /// Calls the handler. The caller catches a panic.
     fn call(&self, request: Request) -> Call<'_> {
-        // A call never waits for this lock, because a new room costs less.
+        // A call never waits for this lock, because a new slot costs less.
         let spare = self.spare.try_lock().ok().and_then(|mut spare| spare.pop());
-        let mut call = Call { handler: self, room: spare.or_else(|| Some((self.make_room)())) };
-        if let Some(room) = &mut call.room {
-            room.call(request);
+        let mut call = Call { handler: self, slot: spare.or_else(|| Some((self.make_slot)())) };
+        if let Some(slot) = &mut call.slot {
+            slot.call(request);
         }
         call
     }
@@ -63,31 +63,31 @@ impl Handler {
 struct Call<'a> {
     handler: &'a Handler,
     /// `None` once the call is over.
-    room: Option<Box<dyn Room>>,
+    slot: Option<Box<dyn Slot>>,
 }
 
 impl Call<'_> {
     fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<http_types::Result<Response>> {
-        self.room.as_mut().map_or(Poll::Pending, |room| room.poll_response(cx))
+        self.slot.as_mut().map_or(Poll::Pending, |slot| slot.poll_response(cx))
     }
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        if let Some(mut room) = self.room.take() {
-            // If the future panics when it is dropped, its room is dropped, too, and not kept.
-            room.clear();
+        if let Some(mut slot) = self.slot.take() {
+            // If the future panics when it is dropped, its slot is dropped, too, and not kept.
+            slot.clear();
             if let Ok(mut spare) = self.handler.spare.try_lock() {
-                if spare.len() < KEPT {
-                    spare.push(room);
+                if spare.len() < MOST_SPARE {
+                    spare.push(slot);
                 }
             }
         }
     }
 }
 
-/// Room for the future of one call at a time.
-trait Room: Send {
+/// Slot for the future of one call at a time.
+trait Slot: Send {
     /// Calls the handler.
     fn call(&mut self, request: Request);
 
@@ -97,12 +97,12 @@ trait Room: Send {
     fn clear(&mut self);
 }
 
-struct RoomOf<H, F> {
+struct SlotOf<H, F> {
     handler: Arc<H>,
     future: Pin<Box<Option<F>>>,
 }
 
-impl<H, F, R> Room for RoomOf<H, F>
+impl<H, F, R> Slot for SlotOf<H, F>
 where
     H: Fn(Request) -> F + Send + Sync,
     F: Future<Output = http_types::Result<R>> + Send,
@@ -131,7 +131,7 @@ pub(super) enum Failure {
 }
 
 /// Returns the response for a request whose handler has made none.
-pub(super) fn apology(gate: &Gate, failure: &Failure) -> Response {
+pub(super) fn failure_response(gate: &Gate, failure: &Failure) -> Response {
     match failure {
         // The handler's error is the client's fault if the client got its body wrong.
         Failure::Error(error) => {
@@ -168,7 +168,7 @@ pub(super) fn answer_fault(gate: &Gate, response: &mut Response) {
 /// # Errors
 ///
 /// Returns 400 if no URL says what the client has asked for.
-pub(super) fn ask<'a>(
+pub(super) fn call_handler<'a>(
     service: &'a Service,
     gate: &Gate,
     head: &Head,
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_used_again_and_holds_nothing_in_between() {
+    fn a_slot_is_used_again_and_holds_nothing_in_between() {
         let held = Arc::new(());
         let handler = handler(&held);
         let spare = || handler.spare.lock().unwrap().len();
@@ -225,7 +225,7 @@ mod tests {
 
         let mut call = handler.call(request("/"));
         assert!(call.poll_response(cx).is_pending());
-        // Another call at the same time needs room of its own.
+        // Another call at the same time needs a slot of its own.
         let mut other = handler.call(request("/"));
         assert!(matches!(call.poll_response(cx), Poll::Ready(Ok(_))));
         drop(call);
@@ -247,10 +247,10 @@ mod tests {
         assert!(panic::catch_unwind(AssertUnwindSafe(called)).is_err());
         over(2);
 
-        let many: Vec<_> = (0..2 * KEPT).map(|_| handler.call(request("/"))).collect();
+        let many: Vec<_> = (0..2 * MOST_SPARE).map(|_| handler.call(request("/"))).collect();
         assert_eq!(spare(), 0);
         drop(many);
-        over(KEPT);
+        over(MOST_SPARE);
     }
 
     #[test]
