@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .budgets import LINGER
 from .clients import MIB, KeepAlive, close_as_closed
-from .measures import instructions
+from .measures import instructions, private_once_used
 from .servers import Failure, Server, by_request, descriptors
 from .spin import Spin, answered
 
@@ -41,11 +41,7 @@ class Idle:
 
     def measure(self, size, setting):
         with Server(setting.server, setting.cores) as server:
-            # The server allocates memory at its first connections, which must not count.
-            with KeepAlive(server, 16):
-                pass
-            time.sleep(0.2)
-            before = server.private()
+            before = private_once_used(server)
             with KeepAlive(server, size) as held:
                 time.sleep(1)
                 memory = (server.private() - before) / size

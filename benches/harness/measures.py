@@ -112,11 +112,7 @@ class Idle:
 
     def measure(self, peer, binary, setting):
         with Server(binary, setting.cores) as server:
-            # The first connections are not measured, because they have one-time costs.
-            with KeepAlive(server, 16):
-                pass
-            time.sleep(0.2)
-            before = server.private()
+            before = private_once_used(server)
             with KeepAlive(server, IDLE) as held:
                 time.sleep(1)
                 figures = {"idle.memory": (server.private() - before) / IDLE, "idle.drain": None}
@@ -210,6 +206,14 @@ ROUNDS = [
 
 # These are counts, which do not depend on other work of the machine.
 ONCE = [Size(), Calls(), Syscalls(), Instructions()]
+
+
+def private_once_used(server):
+    """Returns the private memory after the first connections, which have one-time costs."""
+    with KeepAlive(server, 16):
+        pass
+    time.sleep(0.2)
+    return server.private()
 
 
 def system_calls(servers, connections, requests=1600, patience=20):
