@@ -28,6 +28,7 @@ pub(crate) async fn run<T>(executor: &Executor<'_>, future: impl Future<Output =
         }
     };
     let mut tasks = pin!(tasks);
+    // `or` polls `future` first, so a future that is ready waits for no further task.
     future.or(poll_fn(|cx| look::with_events_let_in(|| tasks.as_mut().poll(cx)))).await
 }
 

@@ -70,12 +70,15 @@ impl Conn<'_> {
                 return Poll::Ready(FirstBytes::Leave);
             }
             let is_last = seat.is_expired() || seat.order() >= Order::LastLook;
-            if step == Step::GiveWay && !is_last {
+            if is_last {
+                step = Step::Read;
+            }
+            if step == Step::GiveWay {
                 step = Step::Look;
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if step == Step::Look && !is_last {
+            if step == Step::Look {
                 let read = idle.poll_request(cx, true);
                 looks.end(read.is_ready());
                 if let Poll::Ready(read) = read {
@@ -85,7 +88,7 @@ impl Conn<'_> {
             }
             // A task that is woken has to read by itself (see `Socket::poll_event`), so the
             // connection waits for an event only once.
-            if step == Step::Wait && !is_last {
+            if step == Step::Wait {
                 step = Step::Read;
                 match idle.transport.poll_event(cx) {
                     Poll::Ready(Ok(())) => {}
@@ -181,6 +184,12 @@ mod tests {
         Conn { before: Before::Exchange, ..Conn::of(service, seat, Idle::new(transport)) }
     }
 
+    /// Returns a waker, and the number of its wakes.
+    fn counted() -> (Waker, Arc<Wakes>) {
+        let wakes = Arc::new(Wakes::default());
+        (Waker::from(wakes.clone()), wakes)
+    }
+
     fn connected() -> (Transport, UnixStream) {
         let (socket, client) = UnixStream::pair().unwrap();
         (Transport::Plain(Socket::unix(socket).unwrap()), client)
@@ -233,8 +242,7 @@ mod tests {
         let seat = seat(&service);
         let (transport, mut client) = connected();
         let mut conn = answered(&service, &seat, transport);
-        let wakes = Arc::new(Wakes::default());
-        let waker = Waker::from(wakes.clone());
+        let (waker, wakes) = counted();
         let cx = &mut Context::from_waker(&waker);
         let mut first_bytes = pin!(conn.first_bytes());
         assert!(first_bytes.as_mut().poll(cx).is_pending());
@@ -282,8 +290,7 @@ mod tests {
         let seat = seat(&service);
         let (transport, mut client) = connected();
         let mut conn = answered(&service, &seat, transport);
-        let wakes = Arc::new(Wakes::default());
-        let waker = Waker::from(wakes.clone());
+        let (waker, wakes) = counted();
         let cx = &mut Context::from_waker(&waker);
         let mut first_bytes = pin!(conn.first_bytes());
         for _ in 0..2 {
@@ -334,8 +341,7 @@ mod tests {
         let (transport, _client) = connected();
         let moved = Conn::of(&service, &seat, Idle::new(transport));
         for mut conn in [wrapped, moved] {
-            let wakes = Arc::new(Wakes::default());
-            let waker = Waker::from(wakes.clone());
+            let (waker, wakes) = counted();
             assert!(pin!(conn.first_bytes()).poll(&mut Context::from_waker(&waker)).is_pending());
             assert_eq!(wakes.count(), 0);
         }

@@ -101,13 +101,13 @@ fn on_this_thread<T>(by: impl FnOnce(&mut Credit) -> T) -> T {
 /// Runs tasks for an executor that lets events in at short intervals, so connections may look as
 /// often as they like.
 pub(crate) fn with_events_let_in<T>(run: impl FnOnce() -> T) -> T {
-    struct Before(bool);
-    impl Drop for Before {
+    struct Restore(bool);
+    impl Drop for Restore {
         fn drop(&mut self) {
             LETS_EVENTS_IN.set(self.0);
         }
     }
-    let _before = Before(LETS_EVENTS_IN.replace(true));
+    let _restore = Restore(LETS_EVENTS_IN.replace(true));
     run()
 }
 

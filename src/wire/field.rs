@@ -82,8 +82,9 @@ pub(super) fn is_token(name: &str) -> bool {
 
 /// Returns `true` if a field of this name must not come as a trailer.
 pub(super) fn is_early(name: &[u8]) -> bool {
-    let begins =
-        |prefix: &str| name.len() >= prefix.len() && is_one_of(&name[..prefix.len()], prefix);
+    let begins = |prefix: &str| {
+        name.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix.as_bytes()))
+    };
     is_one_of(name, EARLY_FIELDS) || EARLY_PREFIXES.split(' ').any(begins)
 }
 
