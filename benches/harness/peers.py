@@ -26,7 +26,7 @@ class Peer:
 
 PEERS = [
     Peer("ours", "smol-graceful", stops=True),
-    # The same, as it was at an earlier commit: only with `benches/compare --before`.
+    # smol-graceful at an earlier commit, which only `benches/compare --before` measures.
     Peer("before", "state before", stops=True),
     Peer("naive", "async-h1, naive", ("async-h1", "smol")),
     Peer("tide", "tide", ("tide", "async-h1", "async-std")),

@@ -1,8 +1,8 @@
-//! smol-graceful for `benches/crowd` and `benches/growth`: as `ours`, with room for more connections
-//! than the default (10,000), and for idle ones that outlive all rounds.
+//! Serves for `benches/crowd` and `benches/growth` like `ours`, with more places than the default
+//! (10,000), and with an idle timeout that is longer than all rounds.
 //!
-//! `GET /bytes/N` answers with N bytes beside what the application answers. They lie in memory, and
-//! no more of them than 1 MiB, so the size of a body does not show in the memory of the server.
+//! The server also answers `GET /bytes/N`, with a body of N bytes. The body is made of at most 1 MiB
+//! in memory, so its size does not show in the memory of the server.
 
 use std::io;
 use std::pin::Pin;
@@ -27,7 +27,7 @@ async fn handle(request: Request) -> http_types::Result<Response> {
     }
 }
 
-/// So many bytes, which are the same 1 MiB again and again.
+/// A body of a number of bytes, which repeats the same 1 MiB.
 struct Bytes {
     left: usize,
 }
