@@ -281,7 +281,7 @@ impl<'a> Active<'a> {
     /// Returns how to answer a request whose head may not have been read. The answer is in HTTP/1.1
     /// (RFC 9110 section 6.2), and has no body if the method may be HEAD (section 9.3.2).
     fn assumed_asked(&self) -> Asked {
-        let is_head = self.gate.describe().0 == Method::Head.as_ref();
+        let is_head = self.gate.request_line().0 == Method::Head.as_ref();
         let method = if is_head { Method::Head } else { Method::Get };
         Asked { method, version: Version::Http1_1, accepts_trailers: false }
     }

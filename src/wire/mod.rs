@@ -244,13 +244,13 @@ impl Gate {
     }
 
     /// Returns method and target of the message under way.
-    pub(crate) fn describe(&self) -> (String, String) {
-        self.wire.describe().unwrap_or_default()
+    pub(crate) fn request_line(&self) -> (String, String) {
+        self.wire.request_line()
     }
 
     /// Returns peer, method and target as the beginning of a log line.
     pub(crate) fn label(&self) -> String {
-        let (method, target) = self.describe();
+        let (method, target) = self.request_line();
         format!("{} {method} {target}", self.seat.peer())
     }
 

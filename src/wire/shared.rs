@@ -1,9 +1,10 @@
 //! [`Wire`]: the part of a connection that its task shares with the reader of the request's body,
 //! or with the owner of an upgraded stream.
 //!
-//! Invariant: only [`Wire::lock`] and [`Wire::lock_soon`] lock this part. A waker may run any code,
-//! so this file wakes no task under the lock, apart from the connection's own while that task is
-//! polled. A body that is kept beyond its exchange finds an error, never the next message.
+//! Invariant: only [`Wire::lock`] and [`Wire::lock_soon`] lock this part. A waker, and the drop of a
+//! program's stream, may run any code. So this file drops no stream under the lock, and wakes no
+//! task under the lock apart from the connection's own while that task is polled. A body that is
+//! kept beyond its exchange finds an error, never the next message.
 
 use std::io;
 use std::net::Shutdown;
@@ -97,8 +98,8 @@ impl Wire {
     }
 
     /// Locks like [`Wire::lock`], but gives up after [`SOON`], for reports, which come from other
-    /// tasks. The server polls and drops a stream of the program under this lock, and the stream
-    /// may block its thread, or may stop the server.
+    /// tasks. The server polls a stream of the program under this lock, and the stream may block
+    /// its thread, or may stop the server.
     fn lock_soon(&self) -> Option<MutexGuard<'_, Shared>> {
         let began = Instant::now();
         loop {
@@ -109,6 +110,12 @@ impl Wire {
                 Err(TryLockError::WouldBlock) => thread::sleep(SOON / 100),
             }
         }
+    }
+
+    /// Returns method and target of the message under way, for the connection's own task, which
+    /// has to know them.
+    pub(super) fn request_line(&self) -> (String, String) {
+        head::request_line(self.lock().incoming.message()).unwrap_or_default()
     }
 
     /// Wakes the tasks that wait for the body, or for an upgraded stream.
@@ -166,19 +173,20 @@ impl Wire {
     /// Ends the connection, unless it has ended or was taken out of its gate.
     pub(super) fn end(&self, how: End) {
         let mut shared = self.lock();
-        if let Some(transport) = shared.transport.take() {
-            match how {
-                End::ShutDown if transport.has_socket() => {
-                    transport.shut(Shutdown::Both);
-                    shared.transport = Some(transport);
-                }
-                End::Reset => transport.reset_on_close(),
-                End::Close | End::ShutDown => {}
+        let mut closed = shared.transport.take();
+        match (how, &closed) {
+            (End::ShutDown, Some(transport)) if transport.has_socket() => {
+                transport.shut(Shutdown::Both);
+                shared.transport = closed.take();
             }
+            (End::Reset, Some(transport)) => transport.reset_on_close(),
+            _ => {}
         }
         // A stream that is not a socket does not tell its readers and writers that it has ended.
         let waiting = shared.take_waiting();
         drop(shared);
+        // A stream of the program may wake a task when it is dropped.
+        drop(closed);
         waiting.into_iter().flatten().for_each(Waker::wake);
     }
 }
