@@ -226,17 +226,18 @@ pub(crate) fn parse(bytes: &[u8], bounds: Bounds) -> Result<Option<Head>, Status
     // At least 2, so that a CR that may begin an empty line does not fill the window.
     let limit = bounds.head_bytes.max(2);
     let window = &bytes[start..bytes.len().min(start.saturating_add(limit))];
-    let full = window.len() == limit;
+    let is_full = window.len() == limit;
 
     let Some(line_feed) = memchr(b'\n', window) else {
-        return undecided(is_clean_line(window), full, StatusCode::UriTooLong);
+        check_line(window)?;
+        return if is_full { Err(StatusCode::UriTooLong) } else { Ok(None) };
     };
     let line = RequestLine::parse(&window[..=line_feed])?;
 
     let section = &window[line_feed + 1..];
     let Some((section_len, lines)) = find_blank_line(section, bounds.headers)? else {
-        let clean = is_clean_section(section);
-        return undecided(clean, full, StatusCode::RequestHeaderFieldsTooLarge);
+        check_section(section)?;
+        return if is_full { Err(StatusCode::RequestHeaderFieldsTooLarge) } else { Ok(None) };
     };
     let section = &section[..section_len];
 
@@ -344,45 +345,32 @@ const SHOWN_METHOD: usize = 20;
 /// The longest target in a log line.
 const SHOWN_TARGET: usize = 100;
 
-/// Returns the verdict while a line end or the blank line is missing: an illegal byte is an error,
-/// and so is a head that has no room for more.
-fn undecided<T>(clean: bool, full: bool, too_long: StatusCode) -> Result<Option<T>, StatusCode> {
-    if !clean {
-        Err(StatusCode::BadRequest)
-    } else if full {
-        Err(too_long)
-    } else {
-        Ok(None)
-    }
-}
-
 /// Returns the length of the empty lines before the request line, as far as they are tolerated.
 fn empty_lines(bytes: &[u8]) -> usize {
     let is_line = |(line, empty): &(&[u8], &[u8])| line == empty;
     2 * bytes.chunks_exact(2).zip(EMPTY_LINES.chunks_exact(2)).take_while(is_line).count()
 }
 
-/// Returns `true` if the beginning of a request line holds only what such a line may hold. The
-/// bytes may end with a CR.
-fn is_clean_line(line: &[u8]) -> bool {
+/// Checks that the beginning of a request line holds only visible ASCII and spaces. The bytes may
+/// end with a CR.
+fn check_line(line: &[u8]) -> Result<(), StatusCode> {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
-    line.iter().all(|byte| matches!(byte, b' '..=b'~'))
+    let is_clean = line.iter().all(|byte| matches!(byte, b' '..=b'~'));
+    if is_clean { Ok(()) } else { Err(StatusCode::BadRequest) }
 }
 
-/// Returns `true` if the beginning of a header section holds neither control characters nor a lone
-/// CR or LF.
-fn is_clean_section(section: &[u8]) -> bool {
+/// Checks that the beginning of a header section holds neither control characters nor a lone CR or
+/// LF.
+fn check_section(section: &[u8]) -> Result<(), StatusCode> {
     let mut after_cr = false;
     for &byte in section {
-        if after_cr != (byte == b'\n') {
-            return false;
+        let is_legal = matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~' | 0x80..);
+        if !is_legal || after_cr != (byte == b'\n') {
+            return Err(StatusCode::BadRequest);
         }
         after_cr = byte == b'\r';
-        if !matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~' | 0x80..) {
-            return false;
-        }
     }
-    true
+    Ok(())
 }
 
 /// Returns the length of the header section with its blank line, and the number of lines before the
@@ -404,8 +392,8 @@ fn find_blank_line(section: &[u8], most: usize) -> Result<Option<(usize, usize)>
         lines += 1;
         if lines > most {
             // A wrong byte in these lines comes first, because `parse` checks the bytes in order.
-            let clean = is_clean_section(&section[..end]);
-            return undecided(clean, true, StatusCode::RequestHeaderFieldsTooLarge);
+            check_section(&section[..end])?;
+            return Err(StatusCode::RequestHeaderFieldsTooLarge);
         }
         line_start = end;
     }
@@ -427,7 +415,8 @@ impl RequestLine {
     fn parse(line: &[u8]) -> Result<Self, StatusCode> {
         const BAD: StatusCode = StatusCode::BadRequest;
 
-        let line = line.strip_suffix(b"\r\n").filter(|line| is_clean_line(line)).ok_or(BAD)?;
+        let line = line.strip_suffix(b"\r\n").ok_or(BAD)?;
+        check_line(line)?;
         let line = std::str::from_utf8(line).map_err(|_| BAD)?;
         let space = |begin: usize| memchr(b' ', &line.as_bytes()[begin..]).map(|at| begin + at);
         // Exactly one space is between the parts, because a further one ends up in the version. A
