@@ -181,7 +181,7 @@ impl Gate {
                         return Poll::Ready(Err(StatusCode::PayloadTooLarge));
                     }
                     shared.incoming.begin_message(&head, longest_body);
-                    shared.exchange = shared.exchange.wrapping_add(1);
+                    shared.change_body_key();
                     self.message = Message::of(&head);
                     self.seat.activity.go_on(Doing::Handler);
                     return Poll::Ready(Ok(Begun::Head(head)));
@@ -231,15 +231,13 @@ impl Gate {
     /// Returns 400 if no URL says what the client has asked for. [`head::parse`] has refused every
     /// other fault.
     pub(crate) fn request(&self, head: &Head, shutdown: &Shutdown) -> Result<Request, StatusCode> {
-        let decoded = request::with_body(head.framing, &self.wire);
-        let shared = self.wire.lock();
-        let message = shared.incoming.message();
         let scheme = if self.seat.is_https() { "https" } else { "http" };
-        let mut request = request::request(head, message, scheme, decoded)?;
-        request::sign(&mut request, &self.seat, shared.transport.as_ref());
+        let mut request = request::request(head, &self.wire, scheme)?;
+        let shared = self.wire.lock();
+        request::set_addresses(&mut request, &self.seat, shared.transport.as_ref());
         // The server is about to call the request's handler.
-        let attached = shutdown.attached(self.seat.call(), head.target(message));
-        request.ext_mut().insert(attached);
+        let target = head.target(shared.incoming.message());
+        request.ext_mut().insert(shutdown.attached(self.seat.call(), target));
         Ok(request)
     }
 
@@ -305,7 +303,7 @@ impl Gate {
     /// the discarding short. The response has promised that the connection goes on, so the body may
     /// be of any length.
     pub(crate) async fn discard_body(&mut self) -> bool {
-        if !self.has_body() || !self.wire.take_body() {
+        if !self.has_body() || !self.wire.revoke_body() {
             return true;
         }
         self.wire.lock().incoming.lift_bound();
@@ -331,7 +329,7 @@ impl Gate {
         if !self.rest().is_at_most(most) {
             return false;
         }
-        if !self.wire.take_body() {
+        if !self.wire.revoke_body() {
             return true;
         }
         poll_fn(|cx| {

@@ -30,9 +30,9 @@ pub(super) struct Shared {
     /// `None` once the connection has ended, or has gone on without this gate.
     pub(super) transport: Option<Transport>,
     pub(super) incoming: Incoming,
-    /// Counts messages. The count also goes up when the reader of a body loses the right to read
-    /// it.
-    pub(super) exchange: u32,
+    /// The number that a reader of the body has to know. Each message has a new number, and so has
+    /// a body that was taken away from its reader.
+    pub(super) body_key: u32,
     /// The task that waits for more of the body, or of an upgraded stream that is not a socket.
     pub(super) reader: Option<Waker>,
     /// The task that waits to write to an upgraded stream that is not a socket.
@@ -82,7 +82,7 @@ impl Wire {
         Arc::new(Self(Mutex::new(Shared {
             transport: Some(transport),
             incoming,
-            exchange: 0,
+            body_key: 0,
             reader: None,
             writer: None,
             reads: 0,
@@ -125,19 +125,19 @@ impl Wire {
     }
 
     /// Takes the rest of the body away from the request's owner, whose reads fail from now on.
-    /// Returns `false` if the body has been taken whole.
-    pub(super) fn take_body(&self) -> bool {
+    /// Returns `false` if the body has been read whole.
+    pub(super) fn revoke_body(&self) -> bool {
         let mut shared = self.lock();
         if shared.incoming.rest() == Rest::Nothing {
             return false;
         }
-        shared.exchange = shared.exchange.wrapping_add(1);
+        shared.change_body_key();
         drop(shared);
         self.wake();
         true
     }
 
-    /// Reads the body of the message `exchange` for the request's owner.
+    /// Reads the body for the request's owner, whose number is `key`.
     ///
     /// # Errors
     ///
@@ -145,12 +145,12 @@ impl Wire {
     /// not a clean end (rule W6), and every error of [`Incoming::poll_body`].
     pub(super) fn poll_read(
         &self,
-        exchange: u32,
+        key: u32,
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         let mut shared = self.lock();
-        if shared.exchange != exchange {
+        if shared.body_key != key {
             return Poll::Ready(Err(over()));
         }
         shared.reads = shared.reads.wrapping_add(1);
@@ -208,6 +208,11 @@ impl Shared {
     /// Takes the wakers of the tasks that wait for the body, or for an upgraded stream.
     fn take_waiting(&mut self) -> [Option<Waker>; 2] {
         [self.reader.take(), self.writer.take()]
+    }
+
+    /// Takes the right to read a body away from all that have it.
+    pub(super) fn change_body_key(&mut self) {
+        self.body_key = self.body_key.wrapping_add(1);
     }
 
     /// Returns `true` if the owner of an upgraded stream can read nothing more from it. A

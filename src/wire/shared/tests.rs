@@ -127,10 +127,10 @@ fn the_task_of_a_connection_waits_for_the_name_of_its_request() {
     assert!(matches!(block_on(gate.head(u64::MAX)), Ok(Begun::Head(_))));
 
     // The handler reads the body on another thread.
-    let (wire, exchange) = (gate.wire.clone(), gate.wire.lock().exchange);
+    let (wire, key) = (gate.wire.clone(), gate.wire.lock().body_key);
     let reader = thread::spawn(move || {
         let cx = &mut Context::from_waker(Waker::noop());
-        wire.poll_read(exchange, cx, &mut [0; 9]).is_pending()
+        wire.poll_read(key, cx, &mut [0; 9]).is_pending()
     });
     enters.recv().unwrap();
     assert_eq!(gate.request_line(), ("HEAD".to_owned(), "/page".to_owned()));
