@@ -67,7 +67,7 @@ fn with_field(name: &str, value: &str, mut response: Response) -> Response {
 
 #[test]
 fn a_response_is_framed_as_the_request_wants_it() {
-    let long = "x".repeat(LONG as usize);
+    let long = "x".repeat(LONG);
     let ok = |rest: &str| format!("HTTP/1.1 200 OK\r\n{rest}");
     let not_modified = |rest: &str| {
         format!("HTTP/1.1 304 {}\r\n{rest}", StatusCode::NotModified.canonical_reason())
@@ -131,7 +131,7 @@ fn a_body_that_is_shorter_than_declared_is_an_error() {
     for body in [
         Body::from_reader(reader("hi"), Some(3)),
         Body::from_reader(empty(), Some(3)),
-        Body::from_reader(reader("hi"), Some(LONG as usize)),
+        Body::from_reader(reader("hi"), Some(LONG)),
     ] {
         let (bytes, error) = encode(&mut Reply::new(with_body(body), asked));
         assert!(!bytes.is_empty());
