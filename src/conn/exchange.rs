@@ -35,14 +35,14 @@ pub(super) struct Active<'a> {
     service: &'a Service,
     seat: &'a Arc<Seat>,
     gate: Gate,
-    /// In the drain, the number of unanswered bytes among those that had arrived when the
-    /// connection took note of the stop. `None` before that.
-    owed: Option<u64>,
+    /// The number of bytes that had arrived when the connection took note of the stop, and that no
+    /// response has answered since then. `None` before the connection takes note of a stop.
+    unanswered: Option<u64>,
 }
 
 impl<'a> Active<'a> {
     pub(super) fn new(service: &'a Service, seat: &'a Arc<Seat>, gate: Gate) -> Self {
-        Self { service, seat, gate, owed: None }
+        Self { service, seat, gate, unanswered: None }
     }
 
     /// Serves request after request until nothing more has arrived, or until the connection has to
@@ -60,17 +60,17 @@ impl<'a> Active<'a> {
                     Ok(Next::Idle) => return self.gate.into_idle().map(Behind::Idle),
                     Ok(Next::Leave) => return self.gate.into_movable().map(Behind::Movable),
                     Ok(Next::Close) => self.gate.rest() == Rest::Nothing && !self.gate.has_input(),
-                    Err(Instead::Refuse(status)) => {
-                        self.refuse(status).await.ok()?;
-                        false
-                    }
-                    Err(Instead::Upgrade { response, is_wanted }) => {
+                    Ok(Next::Upgrade { response, is_wanted }) => {
                         // The upgrade is in a box, because it is rare, and would take room in every
                         // active connection.
                         Box::pin(self.upgrade(response, is_wanted)).await.ok()?;
                         false
                     }
-                    Err(Instead::End) => return None,
+                    Err(NoResponse::Refuse(status)) => {
+                        self.refuse(status).await.ok()?;
+                        false
+                    }
+                    Err(NoResponse::End) => return None,
                 };
                 self.close(at_rest).await;
                 break;
@@ -83,62 +83,112 @@ impl<'a> Active<'a> {
     ///
     /// # Errors
     ///
-    /// Returns the step that the connection takes instead of sending the handler's response.
-    async fn exchange(&mut self) -> Result<Next, Instead> {
-        let service = self.service;
-        let longest_body = service.limits.body_bytes.unwrap_or(u64::MAX);
+    /// Returns [`NoResponse`] if the handler's response cannot be made or sent.
+    async fn exchange(&mut self) -> Result<Next, NoResponse> {
+        let longest_body = self.service.limits.body_bytes.unwrap_or(u64::MAX);
         self.gate.begin_exchange();
-        let head = match self.gate.head(longest_body).await.map_err(Instead::Refuse)? {
+        let head = match self.gate.head(longest_body).await.map_err(NoResponse::Refuse)? {
             Begun::Head(head) => head,
             Begun::Leave => {
                 self.gate.note(|open| open.ends_as(ExchangeEnding::HandedOver));
                 return Ok(Next::Leave);
             }
-            Begun::End => return Err(Instead::End),
+            Begun::End => return Err(NoResponse::End),
         };
         self.gate.note(|open| open.got_head(&head));
-        let answer = call_handler(service, &self.gate, &head).map_err(Instead::Refuse)?;
-        self.gate.note(OpenExchange::called);
-        let answered = async { Some(answer.await) };
-        let gone = async {
-            self.gate.tend().await;
-            None
+        let mut reply = match self.answer(&head).await? {
+            Answer::Reply(reply) => reply,
+            Answer::Upgrade(response) => {
+                return Ok(Next::Upgrade { response, is_wanted: head.upgrade });
+            }
         };
-        let Some(answered) = answered.or(gone).await else {
-            self.gate.reset();
-            return Err(Instead::End);
-        };
-        let mut reply = self.prepare(&head, answered)?;
 
-        // The decision depends on the client's wish, the response, the rest of the body, and the
-        // stop (rules W8, W9, S9). The response announces the decision, so nothing changes it later
-        // (rule S23).
-        let keep = head.keep_alive
-            && reply.allows_another()
-            && self.settle_body(&mut reply).await
-            && (self.seat.order() < Order::Finish || self.recount_owed() > 0);
+        // The response announces the decision, so nothing changes the decision later (rule S23).
+        let keep = self.decide_to_keep(&head, &mut reply).await;
         if !keep {
             reply.announce_close();
         }
         self.gate.respond(&mut reply).await.map_err(|broken| self.give_up(broken))?;
         self.gate.note(OpenExchange::has_responded);
         if self.seat.orders.is_stopping() {
-            self.gate.flush().await.map_err(|_| Instead::End)?;
-            service.shutdown.finished();
+            self.gate.flush().await.map_err(|_| NoResponse::End)?;
+            self.service.shutdown.finished();
         }
         // The client has its answer, so the drain waits for the rest of the body no longer than for
         // an idle connection (rule S6).
         let goes_on = keep && self.gate.discard_body().await;
         self.gate.finish_exchange();
-        if !goes_on {
-            return Ok(Next::Close);
+        if goes_on { self.next().await } else { Ok(Next::Close) }
+    }
+
+    /// Calls the handler, and makes a reply of its answer. Gives the handler up if the client is
+    /// gone meanwhile (rule S22).
+    ///
+    /// # Errors
+    ///
+    /// Returns [`NoResponse`] if the client is gone, or if no URL says what it has asked for.
+    async fn answer(&mut self, head: &Head) -> Result<Answer, NoResponse> {
+        let call = call_handler(self.service, &self.gate, head).map_err(NoResponse::Refuse)?;
+        self.gate.note(OpenExchange::called);
+        let called = async { Some(call.await) };
+        let client_gone = async {
+            self.gate.tend().await;
+            None
+        };
+        match called.or(client_gone).await {
+            Some(called) => Ok(self.prepare(head, called)),
+            None => {
+                self.gate.reset();
+                Err(NoResponse::End)
+            }
         }
-        let has_more = self.gate.has_input() || self.owed.is_some();
+    }
+
+    /// Makes a reply of the handler's answer. An error or a panic becomes a response of the server.
+    fn prepare(&mut self, head: &Head, mut called: Result<Response, Failure>) -> Answer {
+        let panicked = matches!(called, Err(Failure::Panic));
+        match &mut called {
+            Ok(response) => self.gate.note(|open| open.answered(response)),
+            Err(Failure::Panic) => self.gate.note(|open| open.ends_as(ExchangeEnding::Panicked)),
+            Err(Failure::Error(_)) => {}
+        }
+        let mut response = called.unwrap_or_else(|failure| failure_response(&self.gate, &failure));
+        answer_fault(&self.gate, &mut response);
+        if upgrades(&response) {
+            return Answer::Upgrade(Box::new(response));
+        }
+        let mut reply = Reply::new(response, Asked::by(head));
+        if panicked {
+            reply.announce_close();
+        }
+        Answer::Reply(reply)
+    }
+
+    /// Decides whether the connection goes on behind this response. The client, the response, the
+    /// rest of the body and the stop can each end the connection (rules W8, W9, S9).
+    async fn decide_to_keep(&mut self, head: &Head, reply: &mut Reply) -> bool {
+        if !head.keep_alive || !reply.allows_another() {
+            return false;
+        }
+        // From here on, the steps read from the socket, which a connection that ends need not do.
+        if !self.settle_body(reply).await {
+            return false;
+        }
+        self.seat.order() < Order::Finish || self.recount_unanswered() > 0
+    }
+
+    /// Decides on the step behind an exchange, for a connection that goes on.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`NoResponse::End`] if the client is gone.
+    async fn next(&mut self) -> Result<Next, NoResponse> {
+        let has_more = self.gate.has_input() || self.unanswered.is_some();
         let leaves = self.gate.is_to_leave();
         if has_more && !leaves {
             return Ok(Next::Exchange);
         }
-        self.gate.flush().await.map_err(|_| Instead::End)?;
+        self.gate.flush().await.map_err(|_| NoResponse::End)?;
         if !leaves {
             return Ok(Next::Idle);
         }
@@ -146,35 +196,6 @@ impl<'a> Active<'a> {
         // request (rule H8).
         self.seat.fall_idle();
         Ok(Next::Leave)
-    }
-
-    /// Makes a reply of the handler's answer.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Instead::Upgrade`] if the response hands the connection over to another protocol.
-    fn prepare(
-        &mut self,
-        head: &Head,
-        mut answered: Result<Response, Failure>,
-    ) -> Result<Reply, Instead> {
-        let panicked = matches!(answered, Err(Failure::Panic));
-        match &mut answered {
-            Ok(response) => self.gate.note(|open| open.answered(response)),
-            Err(Failure::Panic) => self.gate.note(|open| open.ends_as(ExchangeEnding::Panicked)),
-            Err(Failure::Error(_)) => {}
-        }
-        let mut response =
-            answered.unwrap_or_else(|failure| failure_response(&self.gate, &failure));
-        answer_fault(&self.gate, &mut response);
-        if upgrades(&response) {
-            return Err(Instead::Upgrade { response: Box::new(response), is_wanted: head.upgrade });
-        }
-        let mut reply = Reply::new(response, Asked::by(head));
-        if panicked {
-            reply.announce_close();
-        }
-        Ok(reply)
     }
 
     /// Decides what becomes of the rest of the request's body, and discards the part that has
@@ -199,29 +220,31 @@ impl<'a> Active<'a> {
     /// A further request gets an answer if it had begun to arrive when the connection took note of
     /// the stop. The response to the last such request announces the close (rules S8, S9). Later
     /// bytes do not prolong the connection.
-    fn recount_owed(&mut self) -> u64 {
+    fn recount_unanswered(&mut self) -> u64 {
         if self.gate.rest() != Rest::Nothing {
             return 0;
         }
         let arrived = self.gate.read_ahead();
-        let owed = match self.owed {
+        let unanswered = match self.unanswered {
             None => arrived,
             Some(before) => arrived.min(before.saturating_sub(self.gate.taken())),
         };
-        self.owed = Some(owed);
-        owed
+        self.unanswered = Some(unanswered);
+        unanswered
     }
 
     /// Decides what to do after a response that could not be sent whole.
-    fn give_up(&self, broken: Broken) -> Instead {
+    fn give_up(&self, broken: Broken) -> NoResponse {
         if broken == Broken::Unseen {
-            return Instead::Refuse(self.gate.fault().unwrap_or(StatusCode::InternalServerError));
+            return NoResponse::Refuse(
+                self.gate.fault().unwrap_or(StatusCode::InternalServerError),
+            );
         }
         if broken == Broken::Silent {
             self.service.shutdown.stream_closed();
         }
         self.gate.reset();
-        Instead::End
+        NoResponse::End
     }
 
     /// Answers a request with `status` and without a handler. The connection ends behind this
@@ -287,7 +310,14 @@ impl<'a> Active<'a> {
     }
 }
 
-/// The connection's next step behind an exchange.
+/// The answer to a request, from the handler or in its place.
+enum Answer {
+    Reply(Reply),
+    /// The response hands the connection over to another protocol.
+    Upgrade(Box<Response>),
+}
+
+/// The connection's next step behind a request.
 enum Next {
     /// Another exchange follows.
     Exchange,
@@ -295,16 +325,17 @@ enum Next {
     Idle,
     /// The connection goes to the successor.
     Leave,
+    /// The connection is handed over to another protocol by this response, if the client wants it.
+    Upgrade { response: Box<Response>, is_wanted: bool },
     /// The connection ends.
     Close,
 }
 
-/// The connection's step instead of sending the handler's response.
-enum Instead {
+/// The end of an exchange whose handler has no response for the client, or whose response could not
+/// be sent whole.
+enum NoResponse {
     /// The client gets this status, and the connection ends.
     Refuse(StatusCode),
-    /// The connection is handed over to another protocol by this response, if the client wants it.
-    Upgrade { response: Box<Response>, is_wanted: bool },
     /// The connection has ended.
     End,
 }
