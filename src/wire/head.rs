@@ -5,18 +5,19 @@
 //! 9112 leaves a head ambiguous, the verdict is a refusal (rule W3). A head copies nothing, but
 //! tells where its target and its fields are in the client's bytes.
 //!
-//! Does not look at bodies, and does not check that a target makes a URL, because `target.rs` does.
+//! Does not look at bodies. `request_line.rs` judges the request line, and `head_fields.rs` the
+//! fields.
 
 use std::borrow::Cow;
-use std::net::Ipv6Addr;
 use std::ops::Range;
 
 use http_types::{Method, StatusCode, Version};
-use httparse::Header;
 use memchr::{memchr, memchr_iter};
 
 use super::body::Framing;
-use super::field::{is_token, visible};
+use super::field::visible;
+use super::head_fields::Facts;
+use super::request_line::{Absolute, RequestLine, check_line};
 use crate::request_text::RequestText;
 
 /// The bounds of a head.
@@ -188,29 +189,6 @@ fn lines(section: &[u8]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     })
 }
 
-/// The parts of an absolute target, `scheme "://" authority path` (RFC 9112 section 3.2.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Absolute<'a> {
-    /// The scheme as the client wrote it, in upper or lower case.
-    pub(crate) scheme: &'a str,
-    /// Host and port.
-    pub(crate) authority: &'a str,
-    /// Path and query. A path may be missing.
-    pub(crate) path: &'a str,
-}
-
-impl<'a> Absolute<'a> {
-    /// Splits `target`. Returns `None` if it is not an absolute target.
-    pub(crate) fn split(target: &'a str) -> Option<Self> {
-        if target.starts_with('/') {
-            return None;
-        }
-        let (scheme, rest) = target.split_once("://")?;
-        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        Some(Self { scheme, authority, path })
-    }
-}
-
 /// Judges the head at the beginning of `bytes`. Returns `None` if nothing is wrong so far, but the
 /// end of the head is missing. The caller then calls again with more bytes.
 ///
@@ -351,14 +329,6 @@ fn empty_lines(bytes: &[u8]) -> usize {
     2 * bytes.chunks_exact(2).zip(EMPTY_LINES.chunks_exact(2)).take_while(is_line).count()
 }
 
-/// Checks that the beginning of a request line holds only visible ASCII and spaces. The bytes may
-/// end with a CR.
-fn check_line(line: &[u8]) -> Result<(), StatusCode> {
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    let is_clean = line.iter().all(|byte| matches!(byte, b' '..=b'~'));
-    if is_clean { Ok(()) } else { Err(StatusCode::BadRequest) }
-}
-
 /// Checks that the beginning of a header section holds neither control characters nor a lone CR or
 /// LF.
 fn check_section(section: &[u8]) -> Result<(), StatusCode> {
@@ -398,275 +368,6 @@ fn find_blank_line(section: &[u8], most: usize) -> Result<Option<(usize, usize)>
         line_start = end;
     }
     Ok(None)
-}
-
-/// A request line (RFC 9112 section 3).
-struct RequestLine {
-    /// The method.
-    method: Method,
-    /// The range of the target in the line.
-    target: Range<usize>,
-    /// The version to serve.
-    version: Version,
-}
-
-impl RequestLine {
-    /// Judges a whole line, its line end included.
-    fn parse(line: &[u8]) -> Result<Self, StatusCode> {
-        const BAD: StatusCode = StatusCode::BadRequest;
-
-        let line = line.strip_suffix(b"\r\n").ok_or(BAD)?;
-        check_line(line)?;
-        let line = std::str::from_utf8(line).map_err(|_| BAD)?;
-        let space = |begin: usize| memchr(b' ', &line.as_bytes()[begin..]).map(|at| begin + at);
-        // Exactly one space is between the parts, because a further one ends up in the version. A
-        // line with fewer than two spaces is an HTTP/0.9 request, or garbage.
-        let name_end = space(0).ok_or(BAD)?;
-        let target_end = space(name_end + 1).ok_or(BAD)?;
-        let (name, target) = (&line[..name_end], &line[name_end + 1..target_end]);
-        let protocol = &line[target_end + 1..];
-        if !is_token(name) {
-            return Err(BAD);
-        }
-        let version = version(protocol)?;
-        let method = method(name)?;
-        if !is_target(target, method) {
-            return Err(BAD);
-        }
-        Ok(Self { method, target: name_end + 1..target_end, version })
-    }
-}
-
-/// Reads the version (RFC 9112 section 2.3). The server serves a higher minor version as 1.1 (RFC
-/// 9110 section 2.5), and answers 505 to another major version.
-fn version(protocol: &str) -> Result<Version, StatusCode> {
-    match protocol.strip_prefix("HTTP/").map(str::as_bytes) {
-        Some(b"1.0") => Ok(Version::Http1_0),
-        Some([b'1', b'.', b'1'..=b'9']) => Ok(Version::Http1_1),
-        Some([b'0'..=b'9', b'.', b'0'..=b'9']) => Err(StatusCode::HttpVersionNotSupported),
-        _ => Err(StatusCode::BadRequest),
-    }
-}
-
-/// Reads the name of a method, which is case-sensitive (RFC 9110 section 9.1). The server answers
-/// 501 to an unknown method, to CONNECT, because the server is not a proxy, and to PRI, which is
-/// not a method for use (RFC 9113 section 11.6).
-fn method(name: &str) -> Result<Method, StatusCode> {
-    match name {
-        "GET" => Ok(Method::Get),
-        "HEAD" => Ok(Method::Head),
-        "POST" => Ok(Method::Post),
-        "PUT" => Ok(Method::Put),
-        "DELETE" => Ok(Method::Delete),
-        // `from_str` ignores case and allocates.
-        _ => match name.parse() {
-            Ok(Method::Connect | Method::Pri) | Err(_) => Err(StatusCode::NotImplemented),
-            Ok(method) if method.as_ref() == name => Ok(method),
-            Ok(_) => Err(StatusCode::NotImplemented),
-        },
-    }
-}
-
-/// Returns `true` if the server serves targets of this form (RFC 9112 section 3.2).
-fn is_target(target: &str, method: Method) -> bool {
-    // A fragment is never sent (RFC 9110 section 4.1).
-    if target.bytes().any(|byte| byte == b'#') {
-        return false;
-    }
-    // A path must not hold a backslash (RFC 3986 section 3.3), which the url crate would take for a
-    // slash. A query may, because browsers send it there.
-    let mut path = target.bytes().take_while(|byte| *byte != b'?');
-    if path.any(|byte| byte == b'\\') {
-        return false;
-    }
-    if target.starts_with('/') {
-        return true;
-    }
-    if target == "*" {
-        return method == Method::Options;
-    }
-    // The authority must not be empty (RFC 9110 section 4.2.1), and must not have user information
-    // (section 4.2.4).
-    Absolute::split(target).is_some_and(|absolute| {
-        let is = |scheme: &str| absolute.scheme.eq_ignore_ascii_case(scheme);
-        (is("http") || is("https")) && is_host(absolute.authority.as_bytes())
-    })
-}
-
-/// Returns `true` if a value is `uri-host [ ":" port ]` (RFC 9110 section 7.2) and not empty. An
-/// IPv6 address is in brackets. The grammar allows a comma, but a comma is the mark of two joined
-/// values.
-fn is_host(value: &[u8]) -> bool {
-    let name = value.iter().take_while(|byte| is_host_byte(**byte)).count();
-    let (host, port) = match &value[name..] {
-        [] => (name > 0, Some(&b""[..])),
-        [b':', port @ ..] => (name > 0, Some(port)),
-        [b'[', rest @ ..] if name == 0 => {
-            let end = rest.iter().position(|byte| *byte == b']').unwrap_or(rest.len());
-            let address = std::str::from_utf8(&rest[..end]).unwrap_or_default();
-            let port = match &rest[end..] {
-                [b']'] => Some(&b""[..]),
-                [b']', b':', port @ ..] => Some(port),
-                _ => None,
-            };
-            (address.parse::<Ipv6Addr>().is_ok(), port)
-        }
-        _ => return false,
-    };
-    // RFC 3986 section 3.2.3: a port may be empty.
-    let is_port = |port: &[u8]| {
-        let digits = port.iter().all(u8::is_ascii_digit).then(|| std::str::from_utf8(port));
-        port.is_empty() || matches!(digits, Some(Ok(digits)) if digits.parse::<u16>().is_ok())
-    };
-    host && port.is_some_and(is_port)
-}
-
-/// Returns `true` if a byte may be part of a host's name (RFC 3986 section 3.2.2). RFC 3986 also
-/// allows escapes, but one recipient would decode them and another one would not.
-fn is_host_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(&byte)
-}
-
-/// The facts that the fields state, before the version and the target are considered.
-#[derive(Default)]
-struct Facts<'a> {
-    /// The value of `Host`.
-    host: Option<&'a [u8]>,
-    /// The value of `Content-Length`.
-    content_length: Option<u64>,
-    /// The value of `Transfer-Encoding`.
-    transfer_encoding: Option<&'a [u8]>,
-    /// Set if `Connection` lists `close`.
-    close: bool,
-    /// Set if `Connection` lists `keep-alive`.
-    keep_alive: bool,
-    /// Set if `Connection` lists `upgrade`.
-    upgrade_listed: bool,
-    /// Set if there is an `Upgrade` field.
-    upgrade_field: bool,
-    /// Set if `Expect` lists `100-continue`.
-    expects_continue: bool,
-    /// Set if `Expect` lists something else.
-    unknown_expectation: bool,
-    /// Set if `TE` lists `trailers`. The grammar gives `trailers` no weight (RFC 9110 section
-    /// 10.1.4), so an element with a weight does not count.
-    accepts_trailers: bool,
-}
-
-impl<'a> Facts<'a> {
-    /// Looks at each field once.
-    fn collect(fields: &[Header<'a>]) -> Result<Self, StatusCode> {
-        let mut facts = Self::default();
-        for field in fields {
-            // Most fields are told apart by their length.
-            let is = |name: &str| field.name.eq_ignore_ascii_case(name);
-            match field.name.len() {
-                2 if is("te") => facts.accepts_trailers |= lists(field.value, "trailers"),
-                4 if is("host") => store_once(&mut facts.host, field.value)?,
-                6 if is("expect") => facts.read_expect(field.value),
-                7 if is("upgrade") => facts.upgrade_field = true,
-                10 if is("connection") => facts.read_connection(field.value),
-                14 if is("content-length") => {
-                    store_once(&mut facts.content_length, content_length(field.value)?)?;
-                }
-                17 if is("transfer-encoding") => {
-                    store_once(&mut facts.transfer_encoding, field.value)?
-                }
-                _ => {}
-            }
-        }
-        Ok(facts)
-    }
-
-    /// Reads `Connection` (RFC 9110 section 7.6.1), which may come on several lines.
-    fn read_connection(&mut self, value: &[u8]) {
-        self.close |= lists(value, "close");
-        self.keep_alive |= lists(value, "keep-alive");
-        self.upgrade_listed |= lists(value, "upgrade");
-    }
-
-    /// Reads `Expect`, a list of which only `100-continue`, in any case, is known (RFC 9110 section
-    /// 10.1.1).
-    fn read_expect(&mut self, value: &[u8]) {
-        for expectation in list(value).filter(|expectation| !expectation.is_empty()) {
-            if expectation.eq_ignore_ascii_case(b"100-continue") {
-                self.expects_continue = true;
-            } else {
-                self.unknown_expectation = true;
-            }
-        }
-    }
-
-    /// Checks that a `Host` field is valid, and on 1.1 present, even if an absolute target replaces
-    /// it (RFC 9112 section 3.2). HTTP/1.0 needs no `Host` (rule W8).
-    fn check_host(&self, version: Version) -> Result<(), StatusCode> {
-        match self.host {
-            Some(host) if is_host(host) => Ok(()),
-            None if version == Version::Http1_0 => Ok(()),
-            _ => Err(StatusCode::BadRequest),
-        }
-    }
-
-    /// Decides where the body ends (RFC 9112 section 6.3, rule W3).
-    fn framing(&self, version: Version) -> Result<Framing, StatusCode> {
-        match (self.transfer_encoding, self.content_length) {
-            // Section 6.1: both fields together, or an encoding in HTTP/1.0, are the marks of
-            // request smuggling.
-            (Some(_), Some(_)) => Err(StatusCode::BadRequest),
-            (Some(_), None) if version == Version::Http1_0 => Err(StatusCode::BadRequest),
-            (Some(codings), None) => transfer_encoding(codings),
-            (None, Some(length)) => Ok(Framing::Fixed(length)),
-            (None, None) => Ok(Framing::Empty),
-        }
-    }
-}
-
-/// Stores the value of a field that may come only once.
-///
-/// RFC 9112 section 3.2 allows one `Host`. Section 6.3 lets a recipient take equal lines of
-/// `Content-Length` as one, and several lines of `Transfer-Encoding` could be joined. Two
-/// recipients may then disagree, so this server refuses both (rule W3).
-fn store_once<T>(slot: &mut Option<T>, value: T) -> Result<(), StatusCode> {
-    match slot.replace(value) {
-        None => Ok(()),
-        Some(_) => Err(StatusCode::BadRequest),
-    }
-}
-
-/// Reads `Content-Length`: digits, and nothing else (RFC 9110 section 8.6). Also refuses a number
-/// that does not fit into 64 bits (rule W3).
-fn content_length(value: &[u8]) -> Result<u64, StatusCode> {
-    let digits =
-        std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
-    digits.and_then(|digits| digits.parse().ok()).ok_or(StatusCode::BadRequest)
-}
-
-/// Reads `Transfer-Encoding` (RFC 9112 sections 6.1 and 6.3, rule W3). The last coding must be
-/// `chunked`, which must not come twice, or else the answer is 400. Other codings before `chunked`
-/// are not implemented, so the answer to them is 501.
-fn transfer_encoding(value: &[u8]) -> Result<Framing, StatusCode> {
-    if value.eq_ignore_ascii_case(b"chunked") {
-        return Ok(Framing::Chunked);
-    }
-    let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
-    let once = list(value).filter(|coding| is_chunked(coding)).count() == 1;
-    let last = list(value).last().is_some_and(is_chunked);
-    let gaps = list(value).any(<[u8]>::is_empty);
-    if once && last && !gaps {
-        Err(StatusCode::NotImplemented)
-    } else {
-        Err(StatusCode::BadRequest)
-    }
-}
-
-/// Returns `true` if a comma-separated list has this element, in any case.
-fn lists(value: &[u8], element: &str) -> bool {
-    list(value).any(|found| found.eq_ignore_ascii_case(element.as_bytes()))
-}
-
-/// Returns the elements of a comma-separated list, empty ones included (RFC 9110 section 5.6.1).
-fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
 }
 
 /// Returns at most `limit` bytes as text, with U+FFFD for each that is not visible ASCII.

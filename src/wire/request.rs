@@ -25,7 +25,8 @@ use super::target::url;
 use crate::stop::seat::Seat;
 use crate::stream::transport::{Transport, sign_local};
 
-/// Makes the request of the message under way, whose head is `head`, on a connection of this scheme.
+/// Makes the request of the message under way, whose head is `head`. `scheme` is the scheme of the
+/// connection.
 ///
 /// # Errors
 ///

@@ -1,8 +1,8 @@
 //! [`Wire`]: the part of a connection that its task shares with the reader of the request's body,
 //! or with the owner of an upgraded stream.
 //!
-//! Invariant: only [`Wire::lock`] and [`Wire::lock_soon`] lock this part. A waker, and the drop of a
-//! program's stream, may run any code. So this file drops no stream under the lock, and wakes no
+//! Invariant: only [`Wire::lock`] and [`Wire::lock_soon`] lock this part. A waker, and the drop of
+//! a program's stream, may run any code. So this file drops no stream under the lock, and wakes no
 //! task under the lock apart from the connection's own while that task is polled. A body that is
 //! kept beyond its exchange finds an error, never the next message.
 

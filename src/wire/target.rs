@@ -12,7 +12,7 @@ use std::net::Ipv6Addr;
 use http_types::url::Position;
 use http_types::{StatusCode, Url};
 
-use super::head::Absolute;
+use super::request_line::Absolute;
 
 /// The host in the URL of a request whose own host cannot be in a `Url`, such as `web.1`.
 ///

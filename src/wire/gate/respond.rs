@@ -1,8 +1,8 @@
 //! The gate and a response: encodes it, gathers it with others (rule W10), and sends it.
 //!
-//! Invariant: `100 Continue` never comes behind the final response (rule W7), and while a response's
-//! body is pending, a client that is gone ends the wait (rule S22). A panic of the body ends the
-//! response like any other failure (rule S17).
+//! Invariant: `100 Continue` never comes behind the final response (rule W7). While the body of a
+//! response is pending, a client that is gone ends the wait (rule S22). A panic of the body ends
+//! the response like any other failure (rule S17). Does not decide whether the connection goes on.
 
 use std::future::poll_fn;
 use std::io;
