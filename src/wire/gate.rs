@@ -11,9 +11,10 @@ mod respond;
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
 use std::mem;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures_lite::FutureExt;
 use http_types::{Request, StatusCode, upgrade};
@@ -119,50 +120,21 @@ impl Gate {
         poll_fn(|cx| self.poll_head(cx, longest_body, &mut judged)).await
     }
 
-    /// Parses the head that has arrived so far, and reads more until the head is complete.
-    ///
-    /// `judged` is how many bytes of the head [`head::parse`] has already seen. A client may send a
-    /// head byte by byte, and parsing it from its beginning for every byte would be slow.
+    /// Reads the head. While the head is incomplete, sends the gathered responses, and finds out
+    /// whether the connection has to leave, or whether the client has had its time.
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
         longest_body: u64,
         judged: &mut usize,
     ) -> Poll<Result<Begun, StatusCode>> {
-        let has_failed = loop {
-            let shared = &mut *self.wire.lock();
-            let unread = shared.incoming.unread();
-            let is_full = unread.len() >= self.bounds.head_bytes;
-            if is_full || head::may_decide(unread, *judged) {
-                if let Some(head) = head::parse(unread, self.bounds)? {
-                    if matches!(head.framing, Framing::Fixed(length) if length > longest_body) {
-                        return Poll::Ready(Err(StatusCode::PayloadTooLarge));
-                    }
-                    shared.incoming.begin_message(&head, longest_body);
-                    shared.change_body_key();
-                    self.message = Message::of(&head);
-                    self.seat.activity.go_on(Doing::Handler);
-                    return Poll::Ready(Ok(Begun::Head(head)));
-                }
-            }
-            *judged = unread.len();
-            let Some(transport) = &mut shared.transport else {
+        match self.poll_read_head(cx, longest_body, judged) {
+            Poll::Ready(Ok(begun)) => return Poll::Ready(begun),
+            Poll::Ready(Err(_)) => {
+                self.note_gone();
                 return Poll::Ready(Ok(Begun::End));
-            };
-            match shared.incoming.fill(|room| transport.poll_read(cx, room)) {
-                // A client may close its side of the connection and still listen.
-                Poll::Ready(Ok(0)) if shared.incoming.has_request() => {
-                    return Poll::Ready(Err(StatusCode::BadRequest));
-                }
-                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Begun::End)),
-                Poll::Ready(Err(_)) => break true,
-                Poll::Ready(Ok(_)) => {}
-                Poll::Pending => break false,
             }
-        };
-        if has_failed {
-            self.note_gone();
-            return Poll::Ready(Ok(Begun::End));
+            Poll::Pending => {}
         }
         if self.seat.is_expired() {
             return Poll::Ready(Err(StatusCode::RequestTimeout));
@@ -172,6 +144,55 @@ impl Gate {
             Poll::Ready(Err(_)) => Poll::Ready(Ok(Begun::End)),
             Poll::Ready(Ok(())) if self.is_to_leave() => Poll::Ready(Ok(Begun::Leave)),
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Parses the head that has arrived so far, and reads more until the head is complete.
+    ///
+    /// `judged` is how many bytes of the head [`head::parse`] has already seen. A client may send a
+    /// head byte by byte, and parsing it from its beginning for every byte would be slow.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the stream. The inner result is that of [`Gate::head`].
+    fn poll_read_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        longest_body: u64,
+        judged: &mut usize,
+    ) -> Poll<io::Result<Result<Begun, StatusCode>>> {
+        loop {
+            let shared = &mut *self.wire.lock();
+            let unread = shared.incoming.unread();
+            let is_full = unread.len() >= self.bounds.head_bytes;
+            let parsed = match is_full || head::may_decide(unread, *judged) {
+                true => head::parse(unread, self.bounds),
+                false => Ok(None),
+            };
+            match parsed {
+                Ok(None) => {}
+                Ok(Some(Head { framing: Framing::Fixed(length), .. })) if length > longest_body => {
+                    return Poll::Ready(Ok(Err(StatusCode::PayloadTooLarge)));
+                }
+                Ok(Some(head)) => {
+                    shared.incoming.begin_message(&head, longest_body);
+                    shared.change_body_key();
+                    self.message = Message::of(&head);
+                    self.seat.activity.go_on(Doing::Handler);
+                    return Poll::Ready(Ok(Ok(Begun::Head(head))));
+                }
+                Err(status) => return Poll::Ready(Ok(Err(status))),
+            }
+            *judged = unread.len();
+            let Some(transport) = &mut shared.transport else {
+                return Poll::Ready(Ok(Ok(Begun::End)));
+            };
+            if ready!(shared.incoming.fill(|room| transport.poll_read(cx, room)))? == 0 {
+                // A client may close its side of the connection and still listen.
+                let is_cut = shared.incoming.has_request();
+                let end = if is_cut { Err(StatusCode::BadRequest) } else { Ok(Begun::End) };
+                return Poll::Ready(Ok(end));
+            }
         }
     }
 
