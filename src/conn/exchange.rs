@@ -13,7 +13,7 @@ use http_types::{Method, Response, StatusCode, Version};
 
 use super::Service;
 use super::handler::{Failure, answer_fault, call_handler, failure_response};
-use super::leave::leave;
+use super::leave::{Expected, leave};
 use crate::observe::ExchangeEnding;
 use crate::stop::orders::Order;
 use crate::stop::seat::Seat;
@@ -50,29 +50,29 @@ impl<'a> Active<'a> {
     #[expect(clippy::manual_async_fn, reason = "an `async fn` keeps room for its arguments twice")]
     pub(super) fn run(mut self) -> impl Future<Output = Option<Behind>> + Send + 'a {
         async move {
-            for turn in 1_usize.. {
-                if turn % 32 == 0 {
+            for number in 1_usize.. {
+                if number % TURN == 0 {
                     // A client that pipelines without end must not keep others from their turn.
                     yield_now().await;
                 }
-                let at_rest = match self.exchange().await {
+                let expected = match self.exchange().await {
                     Ok(Next::Exchange) => continue,
                     Ok(Next::Idle) => return self.gate.into_idle().map(Behind::Idle),
                     Ok(Next::Leave) => return self.gate.into_movable().map(Behind::Movable),
-                    Ok(Next::Close) => self.gate.rest() == Rest::Nothing && !self.gate.has_input(),
+                    Ok(Next::Close) => self.expected(),
                     Ok(Next::Upgrade { response, is_wanted }) => {
                         // The upgrade is in a box, because it is rare, and would take room in every
                         // active connection.
                         Box::pin(self.upgrade(response, is_wanted)).await.ok()?;
-                        false
+                        Expected::More
                     }
                     Err(NoResponse::Refuse(status)) => {
                         self.refuse(status).await.ok()?;
-                        false
+                        Expected::More
                     }
                     Err(NoResponse::End) => return None,
                 };
-                self.close(at_rest).await;
+                self.close(expected).await;
                 break;
             }
             None
@@ -200,18 +200,17 @@ impl<'a> Active<'a> {
 
     /// Decides what becomes of the rest of the request's body, and discards the part that has
     /// arrived if nothing reads the body. Returns `true` if the connection can go on behind the
-    /// body (rules W9, S23). The response then promises keep-alive, so the connection goes on
-    /// however long the rest is.
+    /// body (rule W9).
     async fn settle_body(&mut self, reply: &mut Reply) -> bool {
-        let discard = self.service.limits.discard_bytes;
-        if self.gate.rest() != Rest::Nothing && self.gate.body_is_held() && reply.has_body() {
-            // A response that is made of the body reads the whole body, however long it is. Another
-            // holder may still read the body, so the server discards nothing before it has sent the
-            // response.
-            self.gate.begin_body(reply).await || self.gate.rest().is_at_most(discard)
-        } else {
-            self.gate.discard_arrived(discard).await
+        let most_discarded = self.service.limits.discard_bytes;
+        let is_held = self.gate.rest() != Rest::Nothing && self.gate.body_is_held();
+        if !is_held || !reply.has_body() {
+            return self.gate.discard_arrived(most_discarded).await;
         }
+        // The holder may still read the body, so the server discards nothing before it has sent the
+        // response. A response that is made of the body reads the whole body, however long it is.
+        let is_made_of_it = self.gate.begin_body(reply).await;
+        is_made_of_it || self.gate.rest().is_at_most(most_discarded)
     }
 
     /// Reads in the drain what has arrived behind the request. Returns how many of these bytes the
@@ -262,21 +261,28 @@ impl<'a> Active<'a> {
     /// S11). Refuses the request if its client has not asked for an upgrade, or if the rest of its
     /// body cannot be read.
     async fn upgrade(&mut self, response: Box<Response>, is_wanted: bool) -> Result<(), Broken> {
-        let discard = self.service.limits.discard_bytes;
         let problem = if !is_wanted {
             "it did not ask for that (on HTTP/1.1, with Connection: upgrade)"
-        } else if self.gate.discard_arrived(discard).await && self.gate.discard_body().await {
-            // The other protocol begins behind the body (RFC 9110 section 7.8).
+        } else if !self.skip_body().await {
+            "its body is not to be had"
+        } else {
             self.change_protocol(*response).await;
             return Ok(());
-        } else {
-            "its body is not to be had"
         };
         let label = self.gate.label();
         log::warn!("{label}: the handler has upgraded the request, but {problem}");
         self.refuse(StatusCode::BadRequest).await
     }
 
+    /// Discards the rest of the request's body, because another protocol begins behind the body (RFC
+    /// 9110 section 7.8). Returns `false` if the rest is too long or cannot be read.
+    async fn skip_body(&mut self) -> bool {
+        let most = self.service.limits.discard_bytes;
+        self.gate.discard_arrived(most).await && self.gate.discard_body().await
+    }
+
+    /// Sends the response that changes the protocol, and lends the stream to the other protocol
+    /// until that has ended.
     async fn change_protocol(&mut self, mut response: Response) {
         let stream = response.send_upgrade();
         let mut reply = Reply::new(response, self.assumed_asked());
@@ -290,14 +296,19 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// Sends what is left, and takes leave of the client. With `at_rest`, the client owes nothing
-    /// and has sent nothing more.
-    async fn close(mut self, at_rest: bool) {
+    /// Returns what the client may still send behind the connection's last exchange.
+    fn expected(&self) -> Expected {
+        let is_at_rest = self.gate.rest() == Rest::Nothing && !self.gate.has_input();
+        if is_at_rest { Expected::Nothing } else { Expected::More }
+    }
+
+    /// Sends what is left, and takes leave of the client.
+    async fn close(mut self, expected: Expected) {
         if self.gate.flush().await.is_err() {
             return self.gate.reset();
         }
         if let Some(transport) = self.gate.take_transport() {
-            leave(transport, self.seat, at_rest).await;
+            leave(transport, self.seat, expected).await;
         }
     }
 
@@ -309,6 +320,9 @@ impl<'a> Active<'a> {
         Asked { method, version: Version::Http1_1, accepts_trailers: false }
     }
 }
+
+/// The number of requests that a connection serves before other tasks get their turn.
+const TURN: usize = 32;
 
 /// The answer to a request, from the handler or in its place.
 enum Answer {
