@@ -274,8 +274,8 @@ impl<'a> Active<'a> {
         self.refuse(StatusCode::BadRequest).await
     }
 
-    /// Discards the rest of the request's body, because another protocol begins behind the body (RFC
-    /// 9110 section 7.8). Returns `false` if the rest is too long or cannot be read.
+    /// Discards the rest of the request's body, because another protocol begins behind the body
+    /// (RFC 9110 section 7.8). Returns `false` if the rest is too long or cannot be read.
     async fn skip_body(&mut self) -> bool {
         let most = self.service.limits.discard_bytes;
         self.gate.discard_arrived(most).await && self.gate.discard_body().await
@@ -325,6 +325,7 @@ impl<'a> Active<'a> {
 const TURN: usize = 32;
 
 /// The answer to a request, from the handler or in its place.
+#[expect(clippy::large_enum_variant, reason = "a box would cost each reply an allocation")]
 enum Answer {
     Reply(Reply),
     /// The response hands the connection over to another protocol.
