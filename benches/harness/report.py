@@ -87,6 +87,8 @@ TABLES = [
     ]),
 ]
 
+# Stands behind the title of each panel.
+SHORTER = '<tspan font-weight="normal" font-size="12"> (shorter is better)</tspan>'
 CHARTS = [
     ("keep-64.cpu", "CPU per keep-alive request", MICROSECONDS),
     ("pipeline.cpu", "CPU per pipelined request", MICROSECONDS),
@@ -250,7 +252,7 @@ class Report:
         for number, (figure, title, unit) in enumerate(charts):
             x, y = number % columns * width, number // columns * height
             out.append(f'<text class="t" x="{x + 10}" y="{y + 22}">'
-                       f"{escape(title)}, {unit[0]}</text>")
+                       f"{escape(title)}, {unit[0]}{SHORTER}</text>")
             values = {peer.key: self.median(figure, peer.key) for peer in self.peers}
             longest = max((v for v in values.values() if v), default=1)
             for line, peer in enumerate(self.peers):
