@@ -2,8 +2,8 @@
 //!
 //! The last two are modules of the documentation, so that they are found on docs.rs, and do not
 //! exist in the compiled crate. The examples in all three are tests. On docs.rs the relative links
-//! of docs/restart.md lead nowhere, so each has its whole address here. Of two definitions of a
-//! link, rustdoc takes the first.
+//! of the pages lead nowhere, so each has its whole address here. Of two definitions of a link,
+//! rustdoc takes the first.
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
@@ -11,6 +11,8 @@ struct Readme;
 
 /// Helps to choose between the ways to embed a server. This module is only a page of
 /// documentation.
+///
+/// [`restart.md`]: crate::restarting
 ///
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/embedding.md")]
