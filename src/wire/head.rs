@@ -57,52 +57,6 @@ pub(crate) struct Head {
     pub(super) lines: usize,
 }
 
-/// The positions of a head's parts in the client's bytes.
-#[derive(Debug, Clone)]
-pub(crate) struct Parts {
-    target: Range<usize>,
-    fields: Range<usize>,
-    version: Version,
-}
-
-impl Parts {
-    /// Returns the head as text, with bytes outside ASCII as `%XX`. `bytes` must begin with the
-    /// bytes that [`parse`] has parsed.
-    pub(super) fn text(self, bytes: &[u8]) -> RequestText {
-        let Self { target, fields, version } = self;
-        RequestText {
-            // Only field values can hold bytes outside ASCII, so the ranges in front of the fields
-            // stay right.
-            text: visible(&bytes[..fields.end]).into_owned(),
-            method: empty_lines(bytes)..target.start - 1,
-            target,
-            fields: fields.start,
-            version: Some(version),
-        }
-    }
-}
-
-/// Returns as much of a request line as has arrived. The head may be incomplete or garbage.
-///
-/// A byte that is not visible ASCII shows as U+FFFD.
-pub(super) fn text_so_far(bytes: &[u8]) -> RequestText {
-    let line = line_so_far(bytes);
-    let mut words = line.split(|&byte| byte == b' ');
-    let mut word = || words.next().unwrap_or_default();
-    let (method, target) = (printable(word(), usize::MAX), printable(word(), usize::MAX));
-    let version = match word() {
-        b"HTTP/0.9" => Some(Version::Http0_9),
-        b"HTTP/1.0" => Some(Version::Http1_0),
-        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1'..=b'9'] => Some(Version::Http1_1),
-        b"HTTP/2.0" => Some(Version::Http2_0),
-        b"HTTP/3.0" => Some(Version::Http3_0),
-        _ => None,
-    };
-    let text = method + &target;
-    let (begin, end) = (text.len() - target.len(), text.len());
-    RequestText { text, method: 0..begin, target: begin..end, fields: end, version }
-}
-
 impl Head {
     /// Returns the positions of the parts that a report shows.
     pub(super) fn parts(&self) -> Parts {
@@ -169,24 +123,6 @@ impl Head {
         });
         host.into_iter().chain(lines)
     }
-}
-
-/// Returns where name and value of each field line are in a header section that [`parse`] has
-/// accepted.
-fn lines(section: &[u8]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
-    let mut begin = 0;
-    std::iter::from_fn(move || {
-        // `parse` has checked that each line has a colon and ends in CRLF.
-        let end = begin + memchr(b'\n', &section[begin..])?;
-        let line = section[begin..end].strip_suffix(b"\r")?;
-        let colon = memchr(b':', line)?;
-        let value = line[colon + 1..].trim_ascii_end();
-        let value_end = begin + colon + 1 + value.len();
-        let value = value_end - value.trim_ascii_start().len()..value_end;
-        let name = begin..begin + colon;
-        begin = end + 1;
-        Some((name, value))
-    })
 }
 
 /// Judges the head at the beginning of `bytes`. Returns `None` if nothing is wrong so far, but the
@@ -291,37 +227,12 @@ pub(crate) fn may_decide(bytes: &[u8], judged: usize) -> bool {
     !news.iter().all(is_text) && (!news.iter().all(is_plain) || is_in_line())
 }
 
-/// Returns method and target as the client wrote them, for log lines. Returns `None` if there is
-/// nothing to show yet. The head may be incomplete or garbage.
-///
-/// A byte that is not visible ASCII shows as U+FFFD, and the words are cut to a sensible length.
-pub(crate) fn request_line(bytes: &[u8]) -> Option<(String, String)> {
-    let line = line_so_far(bytes);
-    if line.is_empty() {
-        return None;
-    }
-    let mut words = line.split(|&byte| byte == b' ');
-    let method = printable(words.next().unwrap_or_default(), SHOWN_METHOD);
-    let target = printable(words.next().unwrap_or_default(), SHOWN_TARGET);
-    Some((method, target))
-}
-
-/// Returns the request line without its end, as far as it has arrived.
-fn line_so_far(bytes: &[u8]) -> &[u8] {
-    let rest = &bytes[empty_lines(bytes)..];
-    let line = &rest[..memchr(b'\n', rest).unwrap_or(rest.len())];
-    line.strip_suffix(b"\r").unwrap_or(line)
-}
-
 /// Room for the fields of a common head.
 const FEW_FIELDS: usize = 16;
+
 /// The empty lines that are tolerated before a request line (RFC 9112 section 2.2 asks for at least
 /// one).
 pub(super) const EMPTY_LINES: &[u8] = b"\r\n\r\n\r\n\r\n";
-/// The longest method in a log line. All methods that http-types knows are shorter.
-const SHOWN_METHOD: usize = 20;
-/// The longest target in a log line.
-const SHOWN_TARGET: usize = 100;
 
 /// Returns the length of the empty lines before the request line, as far as they are tolerated.
 fn empty_lines(bytes: &[u8]) -> usize {
@@ -370,6 +281,94 @@ fn find_blank_line(section: &[u8], most: usize) -> Result<Option<(usize, usize)>
     Ok(None)
 }
 
+/// Returns where name and value of each field line are in a header section that [`parse`] has
+/// accepted.
+fn lines(section: &[u8]) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let mut begin = 0;
+    std::iter::from_fn(move || {
+        // `parse` has checked that each line has a colon and ends in CRLF.
+        let end = begin + memchr(b'\n', &section[begin..])?;
+        let line = section[begin..end].strip_suffix(b"\r")?;
+        let colon = memchr(b':', line)?;
+        let value = line[colon + 1..].trim_ascii_end();
+        let value_end = begin + colon + 1 + value.len();
+        let value = value_end - value.trim_ascii_start().len()..value_end;
+        let name = begin..begin + colon;
+        begin = end + 1;
+        Some((name, value))
+    })
+}
+
+// ── The text of a head, for reports ─────────────────────────────────────────────────────────
+
+/// The positions of a head's parts in the client's bytes.
+#[derive(Debug, Clone)]
+pub(crate) struct Parts {
+    target: Range<usize>,
+    fields: Range<usize>,
+    version: Version,
+}
+
+impl Parts {
+    /// Returns the head as text, with bytes outside ASCII as `%XX`. `bytes` must begin with the
+    /// bytes that [`parse`] has parsed.
+    pub(super) fn text(self, bytes: &[u8]) -> RequestText {
+        let Self { target, fields, version } = self;
+        RequestText {
+            // Only field values can hold bytes outside ASCII, so the ranges in front of the fields
+            // stay right.
+            text: visible(&bytes[..fields.end]).into_owned(),
+            method: empty_lines(bytes)..target.start - 1,
+            target,
+            fields: fields.start,
+            version: Some(version),
+        }
+    }
+}
+
+/// Returns as much of a request line as has arrived. The head may be incomplete or garbage.
+///
+/// A byte that is not visible ASCII shows as U+FFFD.
+pub(super) fn text_so_far(bytes: &[u8]) -> RequestText {
+    let line = line_so_far(bytes);
+    let mut words = line.split(|&byte| byte == b' ');
+    let mut word = || words.next().unwrap_or_default();
+    let (method, target) = (printable(word(), usize::MAX), printable(word(), usize::MAX));
+    let version = match word() {
+        b"HTTP/0.9" => Some(Version::Http0_9),
+        b"HTTP/1.0" => Some(Version::Http1_0),
+        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1'..=b'9'] => Some(Version::Http1_1),
+        b"HTTP/2.0" => Some(Version::Http2_0),
+        b"HTTP/3.0" => Some(Version::Http3_0),
+        _ => None,
+    };
+    let text = method + &target;
+    let (begin, end) = (text.len() - target.len(), text.len());
+    RequestText { text, method: 0..begin, target: begin..end, fields: end, version }
+}
+
+/// Returns method and target as the client wrote them, for log lines. Returns `None` if there is
+/// nothing to show yet. The head may be incomplete or garbage.
+///
+/// A byte that is not visible ASCII shows as U+FFFD, and the words are cut to a sensible length.
+pub(crate) fn request_line(bytes: &[u8]) -> Option<(String, String)> {
+    let line = line_so_far(bytes);
+    if line.is_empty() {
+        return None;
+    }
+    let mut words = line.split(|&byte| byte == b' ');
+    let method = printable(words.next().unwrap_or_default(), SHOWN_METHOD);
+    let target = printable(words.next().unwrap_or_default(), SHOWN_TARGET);
+    Some((method, target))
+}
+
+/// Returns the request line without its end, as far as it has arrived.
+fn line_so_far(bytes: &[u8]) -> &[u8] {
+    let rest = &bytes[empty_lines(bytes)..];
+    let line = &rest[..memchr(b'\n', rest).unwrap_or(rest.len())];
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
+
 /// Returns at most `limit` bytes as text, with U+FFFD for each that is not visible ASCII.
 fn printable(bytes: &[u8], limit: usize) -> String {
     let shown = |&byte: &u8| {
@@ -377,6 +376,11 @@ fn printable(bytes: &[u8], limit: usize) -> String {
     };
     bytes.iter().take(limit).map(shown).collect()
 }
+
+/// The longest method in a log line. All methods that http-types knows are shorter.
+const SHOWN_METHOD: usize = 20;
+/// The longest target in a log line.
+const SHOWN_TARGET: usize = 100;
 
 #[cfg(test)]
 mod tests;
