@@ -135,13 +135,11 @@ impl<'a> Active<'a> {
             self.gate.tend().await;
             None
         };
-        match called.or(client_gone).await {
-            Some(called) => Ok(self.prepare(head, called)),
-            None => {
-                self.gate.reset();
-                Err(NoResponse::End)
-            }
-        }
+        let Some(called) = called.or(client_gone).await else {
+            self.gate.reset();
+            return Err(NoResponse::End);
+        };
+        Ok(self.prepare(head, called))
     }
 
     /// Makes a reply of the handler's answer. An error or a panic becomes a response of the server.
