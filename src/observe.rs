@@ -242,7 +242,8 @@ pub enum ExchangeEnding {
     /// longer than [`Shutdown::stream_grace`](crate::Shutdown::stream_grace).
     Cut,
     /// The client has left before the whole response was sent, or has taken nothing of it for
-    /// [`Limits::stall_timeout`](crate::Limits::stall_timeout).
+    /// [`Limits::stall_timeout`](crate::Limits::stall_timeout). A client that closes its side within
+    /// the request's body has left, too, if the response's body fails because of this.
     Reset,
     /// The request was upgraded, and the other protocol has ended.
     Upgraded,
