@@ -23,9 +23,9 @@ use self::file::LogFile;
 use self::line::Facts;
 pub(crate) use self::line::{Format, word};
 
-/// If more lines than this are neither written nor reported as lost, some are lost. Fewer may wait
-/// in the `LogWriter`.
-const STUCK: u64 = 16 * 1024;
+/// If more lines than this are neither written nor reported as lost, some are lost: 4,096 lines may
+/// wait in the `LogWriter`, and 64 KiB of lines may be in a write.
+const STUCK: u64 = 6 * 1024;
 
 /// The place of the lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
