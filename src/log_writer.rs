@@ -19,8 +19,10 @@ use nix::sys::signal::SigSet;
 use crate::threads;
 use queue::{BYTES, Queue};
 
-/// The longest time for which the drop of a writer waits for lines that are not written yet.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// The longest time for which the drop of a writer waits for lines that are not written yet. On a
+/// busy machine, or in a container with little processor time, the thread that writes may get no
+/// turn for several hundred milliseconds, and the last lines say how the process has ended.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Writes log lines without ever blocking the thread that logs.
 ///
@@ -34,7 +36,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// Clones write to the same queue.
 ///
 /// [`flush`](Write::flush) does not wait, because loggers call it after each line. The drop of a
-/// writer waits until all lines are written, but at most 200 ms. A global logger is never dropped,
+/// writer waits until all lines are written, but at most 1 s. A global logger is never dropped,
 /// so keep a clone in `main` and drop it at the end.
 ///
 /// # Examples
@@ -52,7 +54,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 ///     .target(env_logger::Target::Pipe(Box::new(log.clone())))
 ///     .init();
 /// log::warn!("nobody waits for this line");
-/// drop(log); // at the end of `main`: up to 200 ms for the last lines
+/// drop(log); // at the end of `main`: up to 1 s for the last lines
 /// # Ok(())
 /// # }
 /// # #[cfg(not(feature = "cli"))]
