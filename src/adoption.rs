@@ -18,7 +18,7 @@ use crate::error::reason;
 use crate::listen::listener::Listener;
 use crate::restart::channel::{Channel, is_gone};
 use crate::restart::message::{Message, Record, Taken};
-use crate::server::Running;
+use crate::server::running::Running;
 use crate::stop::outcome::count_of;
 use crate::stop::phase::Phase;
 use crate::stream::transport::Transport;

@@ -18,7 +18,7 @@ use crate::lock::lock;
 use crate::restart::channel::Channel;
 use crate::restart::message::{Leave, Message};
 use crate::restart::parent::{Parent, Word};
-use crate::server::{HandOverStart, Running};
+use crate::server::running::{HandOverStart, Running};
 use crate::stop::draining::InFlight;
 use crate::stop::phase::Phase;
 use crate::stop::shutdown::Shutdown;

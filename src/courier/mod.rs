@@ -25,7 +25,7 @@ use crate::error::reason;
 use crate::restart::channel::{Channel, Received, is_congested, is_gone};
 use crate::restart::message::{BATCH, Message, Record, Taken};
 use crate::restart::outbox::{Carried, Outbox};
-use crate::server::{Running, sleep, stays};
+use crate::server::running::{Running, sleep, stays};
 use crate::stop::latch::Entry;
 use crate::stop::orders::{Departure, HandOver};
 use crate::stop::registry::Registry;

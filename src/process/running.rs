@@ -23,7 +23,7 @@ use crate::ready::ready;
 use crate::restart::notify::Notify;
 use crate::restart::parent::Parent;
 use crate::restart::pid_file::PidWriter;
-use crate::server::{Running, Stopping};
+use crate::server::running::{Running, Stopping};
 use crate::stop::draining::Draining;
 use crate::stop::outcome::{DrainEnding, Outcome, WorkKind};
 use crate::stop::policy::{Action, Event, State};
