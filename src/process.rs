@@ -5,6 +5,7 @@
 //! nothing.
 
 mod running;
+mod total;
 
 use std::convert::Infallible;
 use std::fmt;

@@ -354,7 +354,7 @@ impl<'a> Courier<'a> {
         let Some(settled) = self.outbox.settle(taken) else { return Err(self.give_up_batch()) };
         // Count the connections first, because the drop may end the drain.
         self.handed_over += settled.taken.len();
-        self.running.service.shutdown.handed_over(settled.taken.len());
+        self.running.service.shutdown.count_handed_over(settled.taken.len());
         // As long as a copy is open, no close of the successor reaches the client.
         drop(settled.taken);
         if let Some(refused) = settled.refused {

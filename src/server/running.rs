@@ -148,7 +148,7 @@ impl Running {
         seat.learn(peer, facts);
         let Some(counted) = self.count(&seat, place) else {
             if transport.waiting() > 0 {
-                self.service.shutdown.missed(&seat);
+                self.service.shutdown.note_missed(&seat);
             }
             return;
         };
@@ -285,7 +285,7 @@ impl Running {
                 let (address, reason) = (listener.address(), reason(&error));
                 log::error!("clients stay in the queue of {address}, not served: {reason}");
                 let unknown = Seat::new(Peer::Unknown, self.service.orders.clone());
-                self.service.shutdown.missed(&unknown);
+                self.service.shutdown.note_missed(&unknown);
             }
         }
     }

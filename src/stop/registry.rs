@@ -108,7 +108,7 @@ impl Holder {
     }
 
     /// Returns a holder for the same connection, guard or server in another latch.
-    pub(crate) fn again(&self) -> Self {
+    pub(crate) fn for_another_latch(&self) -> Self {
         match self {
             Self::Server => Self::Server,
             Self::Guard { place, since } => Self::Guard { place, since: *since },
@@ -208,7 +208,7 @@ impl Registry {
 
     /// Returns all work that an abort may interrupt now, the oldest first. [`Interrupted::is_cut`]
     /// decides later whether it has.
-    pub(crate) fn cuts(&self, now: Instant) -> Vec<Interrupted> {
+    pub(crate) fn may_be_cut(&self, now: Instant) -> Vec<Interrupted> {
         let cut = |(_, holder): (usize, &Holder)| {
             Some(Interrupted::new(holder.open_work(now)?, now, holder.seat().cloned()))
         };

@@ -131,17 +131,17 @@ fn a_request_is_named_and_an_idle_connection_is_not() {
     let seat = Seat::new(Peer::from(([127, 0, 0, 1], 9)), orders());
     let registry = registry_with(&seat);
     // The connection's task has not looked yet, so the client may have sent a request.
-    let line = registry.cuts(Instant::now())[0].work.to_string();
+    let line = registry.may_be_cut(Instant::now())[0].work.to_string();
     assert!(line.starts_with("127.0.0.1:9 - - (not looked at yet, "), "{line}");
     seat.activity.begin(Doing::Idle);
-    assert!(!registry.cuts(Instant::now())[0].is_cut());
+    assert!(!registry.may_be_cut(Instant::now())[0].is_cut());
     seat.begin(Some(Arc::downgrade(&head)));
     seat.activity.begin(Doing::Handler);
-    let cuts = registry.cuts(Instant::now() + Duration::from_secs(2));
+    let cuts = registry.may_be_cut(Instant::now() + Duration::from_secs(2));
     let line = cuts[0].work.to_string();
     assert!(line.starts_with("127.0.0.1:9 GET /slow (in the handler, 2."), "{line}");
     seat.fall_idle();
-    assert!(!registry.cuts(Instant::now())[0].is_cut());
+    assert!(!registry.may_be_cut(Instant::now())[0].is_cut());
 }
 
 /// Each case has the bytes that a client sends in each second, whether the server waits for the
