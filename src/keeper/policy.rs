@@ -12,8 +12,10 @@ use async_signal::Signal;
 use crate::keeper::program::exit_code;
 
 pub(crate) use action::{Action, Ending, Event, Failure, Id, Next, Note};
+pub(crate) use condition::{Condition, Member, Remembered};
 
 mod action;
+mod condition;
 #[cfg(test)]
 mod table;
 
@@ -32,30 +34,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// A child that has served for this time ends a series of deaths.
 const LONG_SERVICE: Duration = Duration::from_secs(1);
-
-/// The progress of a child.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Condition {
-    /// The child was started, and has to be ready by `until`.
-    Starting { until: Instant },
-    /// The child is ready. The keeper trusts the child if it is still alive at `until`.
-    Trial { until: Instant },
-    /// The child serves.
-    Serving { since: Instant },
-    /// The child finishes its connections, because a successor serves.
-    Leaving,
-    /// The keeper has told the child to stop before it was ready, and kills the child at `until`.
-    Failing { until: Instant },
-    /// The keeper has killed the child, because it did not stop in time.
-    Killed,
-}
-
-/// A child that has not ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Member {
-    pub(crate) id: Id,
-    pub(crate) condition: Condition,
-}
 
 /// The state of a keeper as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,13 +68,6 @@ pub(crate) struct Policy {
     newest: Option<(Id, u8)>,
     /// A child that was alive at the stop has ended with a code other than 0.
     has_cut: bool,
-}
-
-/// The part of the state that the next program in this process takes over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Remembered {
-    pub(crate) children: Vec<Member>,
-    pub(crate) next: Id,
 }
 
 impl Policy {

@@ -93,7 +93,7 @@ impl Channel {
     ///
     /// Returns the operating system's error.
     #[cfg_attr(not(feature = "keeper"), allow(dead_code, reason = "only a keeper writes it"))]
-    pub(crate) fn word(end: &OwnedFd, fd: RawFd) -> io::Result<String> {
+    pub(crate) fn env_value(end: &OwnedFd, fd: RawFd) -> io::Result<String> {
         let mut word = String::from(VERSION);
         let _ = write!(word, ":{fd}:{}", inode(end)?);
         Ok(word)

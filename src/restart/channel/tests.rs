@@ -329,7 +329,7 @@ fn a_process_takes_only_the_channel_that_it_was_given() {
         run_again(test, part, &word, vec![end, other.into()]);
         passage
     };
-    let taken = run("takes", &|end| Channel::word(end, 3).unwrap());
+    let taken = run("takes", &|end| Channel::env_value(end, 3).unwrap());
     assert_eq!(received(&taken).unwrap().unwrap().0, ANSWER);
     assert!(received(&taken).unwrap().is_none());
     // The variable names another socket, or makes no sense.
