@@ -213,21 +213,7 @@ impl Policy {
     fn on_end(&mut self, id: Id, status: ExitStatus, now: Instant, actions: &mut Vec<Action>) {
         let Some(index) = self.children.iter().position(|child| child.id == id) else { return };
         let Member { condition, .. } = self.children.remove(index);
-        let is_unready = match condition {
-            Condition::Starting { .. } | Condition::Failing { .. } | Condition::Killed => true,
-            // At a stop, a child on trial may already have clients.
-            Condition::Trial { .. } => !self.is_stopping(),
-            Condition::Serving { .. } | Condition::Leaving => false,
-        };
-        let code = exit_code(status);
-        // If another child has served, the exit code of a child that never did says nothing about
-        // the service.
-        if !(is_unready && self.has_served) {
-            if self.newest.is_none_or(|(newest, _)| newest < id) {
-                self.newest = Some((id, code));
-            }
-            self.has_cut |= self.is_stopping() && code != 0;
-        }
+        self.note_code(id, condition, exit_code(status));
         let ended = Action::Note(Note::Ended(id, status));
         match condition {
             _ if self.is_stopping() => actions.push(ended),
@@ -250,6 +236,24 @@ impl Policy {
             }
         }
         self.end_if_alone(actions);
+    }
+
+    /// Notes the exit code of a child for the exit code of the keeper. If another child has served,
+    /// the code of a child that never did says nothing about the service.
+    fn note_code(&mut self, id: Id, condition: Condition, code: u8) {
+        let is_unready = match condition {
+            Condition::Starting { .. } | Condition::Failing { .. } | Condition::Killed => true,
+            // At a stop, a child on trial may already have clients.
+            Condition::Trial { .. } => !self.is_stopping(),
+            Condition::Serving { .. } | Condition::Leaving => false,
+        };
+        if is_unready && self.has_served {
+            return;
+        }
+        if self.newest.is_none_or(|(newest, _)| newest < id) {
+            self.newest = Some((id, code));
+        }
+        self.has_cut |= self.is_stopping() && code != 0;
     }
 
     fn on_tick(&mut self, now: Instant, actions: &mut Vec<Action>) {

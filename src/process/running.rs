@@ -43,8 +43,8 @@ pub(super) struct RunningProcess {
 }
 
 impl RunningProcess {
-    /// Takes servers that listen. `restart` is the signal that asks for a restart, and signals
-    /// within `repeat_window` of the first one are the same stop.
+    /// Takes servers that listen. `restart` is the signal that asks for a restart. Signals within
+    /// `repeat_window` of the first one belong to the same stop.
     pub(super) fn new(
         servers: Vec<Running>,
         restart: Option<Signal>,
@@ -226,7 +226,8 @@ impl RunningProcess {
     }
 }
 
-/// Returns the latches of `servers`, each one once, and without those that follow another one.
+/// Returns the latches of `servers`, each of them once. Leaves out a latch that follows another one
+/// of them.
 fn distinct<'a>(
     servers: impl Iterator<Item = &'a Arc<Running>>,
 ) -> impl Iterator<Item = &'a Shutdown> {

@@ -68,9 +68,9 @@ impl Interrupted {
         }
     }
 
-    /// Returns `true` if a client waits for an answer, or if the work is a guard. This is known
-    /// only after the connection's task has ended: one that was at work may have finished, and one
-    /// that was idle may have found a request.
+    /// Returns `true` if a client waits for an answer, or if the work is a guard. The answer is final
+    /// only after the connection's task has ended, because a busy connection may still finish its
+    /// request, and an idle connection may still find one.
     pub(crate) fn is_cut(&self) -> bool {
         self.seat.as_ref().is_none_or(|seat| seat.stage().is_request())
     }
@@ -237,8 +237,8 @@ impl Registry {
     /// Finds the connections of the server of `orders` that have not moved for longer than their
     /// stage allows, or that send a body more slowly than [`Limits::body_rate`], and marks them as
     /// expired. Also asks connections to look whether their client is still there (rule S22). In
-    /// the drain, that is all connections at work, and otherwise those that have not moved since
-    /// the last sweep. Returns all connections that the caller has to wake.
+    /// the drain, the sweep asks all connections at work, and otherwise only the connections that
+    /// have not moved since the last sweep. Returns all connections that the caller has to wake.
     pub(crate) fn sweep(&mut self, orders: &Arc<Orders>, sweep: &Sweep<'_>) -> Vec<Arc<Seat>> {
         let watched = self.holders.iter_mut().filter_map(|(_, holder)| match holder {
             Holder::Connection(watched) if watched.seat.obeys(orders) => Some(watched),
