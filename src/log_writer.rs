@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::threads;
 use queue::{BYTES, Queue};
@@ -122,17 +122,20 @@ impl LogWriter {
         let queue = Arc::new(Queue::default());
         queue.add_writer();
         let writer = queue.clone();
-        thread::Builder::new()
+        // The thread inherits the mask, so all signals are blocked from its first moment on. A
+        // terminal may stop a whole background job for a line of output (`stty tostop`), and takes
+        // the line if the thread blocks that signal. The other signals are for other threads. A
+        // keeper blocks them while it starts, and a thread that did not would take one and end the
+        // process.
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
+        let spawned = thread::Builder::new()
             .name("log".into())
-            .spawn(move || {
-                // A terminal may stop a whole background job for a line of output (`stty tostop`).
-                // If the thread blocks that signal, the terminal takes the line. The other signals
-                // are for other threads, and a keeper must not lose one that comes here while its
-                // program replaces itself.
-                let _ = SigSet::all().thread_block();
-                writer.write_to(out, notice);
-            })
-            .map_err(threads::named("cannot start the thread that writes the log"))?;
+            .spawn(move || writer.write_to(out, notice))
+            .map_err(threads::named("cannot start the thread that writes the log"));
+        if let Ok(before) = before {
+            let _ = before.thread_set_mask();
+        }
+        spawned?;
         Ok(Self { queue, partial: Vec::new() })
     }
 
