@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use common::{
     BIG, Client, Directory, End, PATIENCE, PipeClient, Pipes, Running, StoppedBy, UPGRADE_HEAD,
-    address_of, handler, is_refused, patient, patiently, pattern, quick, reluctant, stage, tcp,
-    upgrading, wait_until,
+    address_of, handler, held_handlers, is_refused, patient, patiently, pattern, quick, reluctant,
+    tcp, upgrading, wait_until,
 };
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
 use smol::{Executor, channel};
@@ -38,12 +38,12 @@ use smol_graceful::{
 #[test]
 fn servers_that_share_a_latch_end_together() {
     let shutdown = quick();
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let public = Running::of(Server::new(handler).stopped_by(&shutdown));
     let admin = Running::of(Server::new(|_| async { Ok("fine") }).stopped_by(&shutdown));
     let mut busy = public.connect();
     busy.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut probe = admin.connect();
     assert_eq!(probe.get("/readyz").response().text(), "fine");
     assert_eq!(shutdown.in_flight(), 2);
@@ -55,7 +55,7 @@ fn servers_that_share_a_latch_end_together() {
     }
     wait_until("only the request is left", || shutdown.in_flight() == 1);
     assert!(public.is_serving() && admin.is_serving());
-    stage.open();
+    handlers.release();
     let response = busy.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
     for server in [public, admin] {
@@ -69,13 +69,13 @@ fn servers_that_share_a_latch_end_together() {
 #[test]
 fn the_first_grace_that_ends_ends_both() {
     let shutdown = patient();
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let public = Running::of(Server::new(handler).stopped_by(&shutdown));
     let hasty = shutdown.clone().grace(Duration::from_millis(10));
     let admin = Running::of(Server::new(|_| async { Ok("fine") }).stopped_by(&hasty));
     let mut busy = public.connect();
     busy.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     shutdown.stop();
     assert_eq!(busy.end(), End::Eof);
     for server in [public, admin] {
@@ -93,16 +93,16 @@ fn the_first_grace_that_ends_ends_both() {
 #[test]
 fn a_server_that_is_dropped_leaves_the_other_alone() {
     let shutdown = quick();
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let public = Running::of(Server::new(handler).stopped_by(&shutdown));
-    let (stage_2, handler) = self::stage();
+    let (handlers_2, handler) = held_handlers();
     let mut admin = Running::of(Server::new(handler).stopped_by(&shutdown));
     let mut busy = public.connect();
     busy.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut doomed = admin.connect();
     doomed.get("/wait");
-    stage_2.entered("/wait");
+    handlers_2.wait_for_call("/wait");
 
     admin.drop();
     assert_eq!(doomed.end(), End::Eof);
@@ -110,7 +110,7 @@ fn a_server_that_is_dropped_leaves_the_other_alone() {
     wait_until("its connection is gone", || shutdown.in_flight() == 1);
     assert_eq!(shutdown.phase(), Phase::Running);
     assert_eq!(public.connect().get("/now").response().text(), "now");
-    stage.open();
+    handlers.release();
     assert_eq!(busy.response().text(), "done");
     shutdown.stop();
     assert!(public.outcome().is_drained());
@@ -365,24 +365,24 @@ fn a_request_within_the_linger_is_served_over_a_pipe() {
 /// Rules S8, S9: a request that was sent after the first one is answered, too.
 #[test]
 fn a_stop_lets_finish_what_runs_over_a_pipe() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (source, server) = Pipes::open(Server::new(handler).stopped_by(&quick()));
     let mut one = source.connect();
     one.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut two = source.connect();
     two.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     two.get("/now");
     let mut head = source.connect();
     head.send("GET /now HTTP/1.1\r\nHo");
     let mut body = source.connect();
     body.send("POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello");
-    stage.entered("/read");
+    handlers.wait_for_call("/read");
 
     server.shutdown.stop();
     wait_until("the stop is known", || source.is_closed());
-    stage.open();
+    handlers.release();
     head.send("st: a\r\n\r\n");
     body.send("world");
     let answers = |pipe: &mut PipeClient, expected: &[&str]| {
@@ -407,7 +407,7 @@ fn a_stop_lets_finish_what_runs_over_a_pipe() {
 /// the stop and the end of the linger come before the connections have their last look.
 #[test]
 fn a_stream_that_gives_way_loses_no_request() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let executor = Arc::new(Executor::new());
     let shutdown = patient().linger(Duration::ZERO);
     let server = Server::new(handler).shutdown(&shutdown).executor(executor.clone());
@@ -425,7 +425,7 @@ fn a_stream_that_gives_way_loses_no_request() {
     idle.get("/now");
     assert!(future::block_on(future::poll_once(&mut serve)).is_none());
     while executor.try_tick() {}
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     idle.response();
 
     for pipe in [&mut pipelined, &mut idle, &mut silent] {
@@ -433,7 +433,7 @@ fn a_stream_that_gives_way_loses_no_request() {
     }
     shutdown.stop();
     assert!(future::block_on(future::poll_once(&mut serve)).is_none());
-    stage.open();
+    handlers.release();
     let outcome = patiently(executor.run(serve)).unwrap();
     let answers = [(pipelined, &["done", "now"][..]), (idle, &["now"]), (silent, &["now"])];
     for (mut pipe, texts) in answers {
@@ -451,11 +451,11 @@ fn a_stream_that_gives_way_loses_no_request() {
 /// Rule S13.
 #[test]
 fn an_abort_cuts_pipes_and_names_them() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (source, server) = Pipes::open(Server::new(handler).stopped_by(&patient()));
     let mut busy = source.connect();
     busy.get("/wait?for=it");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut idle = source.connect();
     idle.get("/now").response();
     server.shutdown.abort();
@@ -501,12 +501,12 @@ fn an_upload_that_is_cut_short_is_an_error() {
 
 #[test]
 fn a_half_closed_pipe_gets_its_answers() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (source, server) = Pipes::open(Server::new(handler).stopped_by(&patient()));
     let mut pipe = source.connect();
     pipe.get("/wait").get("/now").half_close();
-    stage.entered("/wait");
-    stage.open();
+    handlers.wait_for_call("/wait");
+    handlers.release();
     assert_eq!(pipe.response().text(), "done");
     assert_eq!(pipe.response().text(), "now");
     assert_eq!(pipe.end(), End::Eof);
@@ -634,19 +634,19 @@ fn many_pipes_at_once_are_served() {
 #[test]
 fn the_limit_of_connections_holds_for_pipes() {
     let limits = Limits::default().connections(2);
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (source, server) = Pipes::open(Server::new(handler).limits(limits).stopped_by(&patient()));
     let mut pipes: Vec<_> = (0..3).map(|_| source.connect()).collect();
     for pipe in &mut pipes {
         pipe.get("/wait");
     }
-    stage.entered("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
+    handlers.wait_for_call("/wait");
     assert_eq!(server.shutdown.in_flight(), 2);
     assert_eq!(source.queued(), 1);
     pipes.remove(0);
-    stage.open();
-    stage.entered("/wait");
+    handlers.release();
+    handlers.wait_for_call("/wait");
     for pipe in &mut pipes {
         assert_eq!(pipe.response().text(), "done");
     }
@@ -656,11 +656,11 @@ fn the_limit_of_connections_holds_for_pipes() {
 #[test]
 fn what_waits_in_the_channel_is_served_at_the_stop() {
     let limits = Limits::default().connections(1);
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (source, server) = Pipes::open(Server::new(handler).limits(limits).stopped_by(&quick()));
     let mut first = source.connect();
     first.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut queued: Vec<_> = (0..5).map(|_| source.connect()).collect();
     queued.iter_mut().for_each(|pipe| _ = pipe.get("/now"));
     server.shutdown.stop();
@@ -670,7 +670,7 @@ fn what_waits_in_the_channel_is_served_at_the_stop() {
         assert_eq!(pipe.end(), End::Eof);
     }
     wait_until("closed", || source.is_closed());
-    stage.open();
+    handlers.release();
     assert_eq!(first.response().text(), "done");
     let outcome = server.outcome();
     assert!(outcome.is_drained(), "{outcome}");
@@ -695,19 +695,19 @@ fn errors_of_the_stream_end_nothing() {
         assert_eq!(source.connect().get("/now").response().text(), "now");
     }
     // This holds at the stop, too.
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let limits = Limits::default().connections(1);
     let (source, full) = Pipes::open(Server::new(handler).limits(limits).stopped_by(&quick()));
     let mut first = source.connect();
     first.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     source.fail(ErrorKind::ConnectionReset.into());
     source.fail(io::Error::from_raw_os_error(EMFILE));
     let mut last = source.connect();
     last.get("/now");
     full.shutdown.stop();
     assert_eq!(last.response().text(), "now");
-    stage.open();
+    handlers.release();
     assert_eq!(first.response().text(), "done");
     assert!(full.outcome().is_drained());
     assert!(server.stop().is_drained());

@@ -8,8 +8,8 @@ mod common;
 use std::future::{pending, ready};
 
 use common::{
-    Dropped, End, Log, PATIENCE, Running, StoppedBy, address_of, patient, patiently, quick, stage,
-    tcp, wait_for_close, wait_until,
+    Dropped, End, Log, PATIENCE, Running, StoppedBy, address_of, held_handlers, patient, patiently,
+    quick, tcp, wait_for_close, wait_until,
 };
 use futures_lite::FutureExt;
 use log::Level;
@@ -21,7 +21,7 @@ use smol_graceful::{Phase, Server, Shutdown, Stage, WorkKind};
 /// The event stops the server, which drains like any other.
 #[test]
 fn a_server_stops_by_an_event_of_the_program() {
-    let (stagehand, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let shutdown = quick();
     let (stop, stopped) = channel::bounded::<()>(1);
     let listener = tcp();
@@ -32,10 +32,10 @@ fn a_server_stops_by_an_event_of_the_program() {
     });
     let mut busy = common::Client::connect(addr);
     busy.get("/wait");
-    stagehand.entered("/wait");
+    handlers.wait_for_call("/wait");
     stop.try_send(()).unwrap();
     wait_for_close(addr);
-    stagehand.open();
+    handlers.release();
     let response = busy.response();
     assert!(response.text() == "done" && response.says_close());
     let outcome = serving.join().unwrap().unwrap();
@@ -81,13 +81,13 @@ fn dropping_the_server_drops_its_event() {
 #[test]
 fn a_server_on_a_child_latch_can_be_stopped_alone() {
     let parent = quick();
-    let (stagehand, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let part = parent.token().child();
     let whole = Running::of(Server::new(|_| async { Ok("whole") }).stopped_by(&parent));
     let other = Running::of(Server::new(handler).stopped_by(&part));
     let mut busy = other.connect();
     busy.get("/wait");
-    stagehand.entered("/wait");
+    handlers.wait_for_call("/wait");
     assert_eq!((parent.in_flight(), part.in_flight()), (1, 1));
 
     part.stop();
@@ -100,7 +100,7 @@ fn a_server_on_a_child_latch_can_be_stopped_alone() {
     wait_for_close(whole.addr());
     wait_until("only the request is left", || parent.in_flight() == 1);
     assert!(whole.is_serving());
-    stagehand.open();
+    handlers.release();
     assert_eq!(busy.response().text(), "done");
     let (part, whole) = (other.outcome(), whole.outcome());
     assert!(part.is_drained() && whole.is_drained());
@@ -111,11 +111,11 @@ fn a_server_on_a_child_latch_can_be_stopped_alone() {
 #[test]
 fn an_abort_reaches_the_connections_of_a_child() {
     let parent = patient();
-    let (stagehand, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let server = Running::of(Server::new(handler).stopped_by(&parent.token().child()));
     let mut busy = server.connect();
     busy.get("/wait");
-    stagehand.entered("/wait");
+    handlers.wait_for_call("/wait");
     parent.abort();
     assert_ne!(busy.end(), End::Cut);
     for outcome in [server.outcome(), patiently(parent.stop_and_drain())] {
@@ -133,7 +133,7 @@ fn an_abort_reaches_the_connections_of_a_child() {
 #[test]
 fn open_work_names_connections_and_guards() {
     let shutdown = patient();
-    let (stagehand, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let part = shutdown.token().child();
     let server = Running::of(Server::new(handler).stopped_by(&part));
     let mut idle = server.connect();
@@ -141,7 +141,7 @@ fn open_work_names_connections_and_guards() {
     let guard = shutdown.token().guard().unwrap();
     let mut busy = server.connect();
     busy.get("/wait?a=b");
-    stagehand.entered("/wait");
+    handlers.wait_for_call("/wait");
     // A connection falls idle a moment after its client has the response.
     wait_until("it is idle", || {
         let is_idle = |work: &smol_graceful::OpenWork| {
@@ -153,17 +153,17 @@ fn open_work_names_connections_and_guards() {
     assert!(work.is_sorted_by(|one, other| one.age >= other.age), "{work:?}");
     let mut lines: Vec<_> = work.iter().map(ToString::to_string).collect();
     lines.sort();
-    let [one, other, held] = &lines[..] else { panic!("{lines:?}") };
+    let [one, other, guard_line] = &lines[..] else { panic!("{lines:?}") };
     let mut connections = [one, other];
     connections.sort_by_key(|line| line.contains("/wait"));
     assert!(connections[0].contains(" - - (idle, "), "{lines:?}");
     assert!(connections[1].contains(" GET /wait?a=b (in the handler, "), "{lines:?}");
-    assert!(held.starts_with("guard taken at tests/latches.rs:"), "{lines:?}");
+    assert!(guard_line.starts_with("guard taken at tests/latches.rs:"), "{lines:?}");
     // The child has its own connections alone.
     assert_eq!(part.open_work().len(), 2);
 
     drop((guard, idle));
-    stagehand.open();
+    handlers.release();
     assert_eq!(busy.response().text(), "done");
     drop(busy);
     wait_until("nothing is left", || shutdown.open_work().is_empty());

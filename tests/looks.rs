@@ -16,8 +16,8 @@ use std::task::{Context, Wake, Waker};
 use std::thread;
 
 use common::{
-    Client, End, PATIENCE, Running, StoppedBy, address_of, is_refused, patient, quick, stage, tcp,
-    wait_until,
+    Client, End, PATIENCE, Running, StoppedBy, address_of, held_handlers, is_refused, patient,
+    quick, tcp, wait_until,
 };
 use smol::Executor;
 use smol_graceful::{Limits, Listener, OpenWork, Server, ServerExecutor, Shutdown, WorkKind};
@@ -31,7 +31,7 @@ struct Stepwise {
 impl Stepwise {
     fn start(shutdown: &Shutdown, limits: Limits) -> Self {
         let executor = Arc::new(Executor::new());
-        let server = Server::new(stage().1).limits(limits).executor(executor.clone());
+        let server = Server::new(held_handlers().1).limits(limits).executor(executor.clone());
         Self { server: Running::of(server.stopped_by(shutdown)), executor }
     }
 
@@ -91,7 +91,7 @@ fn a_busy_connection_waits_for_an_event_now_and_then() {
 
     let (send, connections) = mpsc::channel();
     let executor = ServerExecutor::from_fn(move |connection| send.send(connection).unwrap());
-    let server = Server::new(stage().1).executor(executor);
+    let server = Server::new(held_handlers().1).executor(executor);
     let server = Running::of(server.stopped_by(&quick()));
     let mut client = server.connect();
     let mut connection = connections.recv_timeout(PATIENCE).unwrap();

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use common::{
     Answer, BIG, End, Log, PATIENCE, Pipes, Running, StoppedBy, UPGRADE_HEAD, case, handler,
-    patient, quick, settle, stage, tcp, text, upgrading, wait_until,
+    held_handlers, patient, quick, settle, tcp, text, upgrading, wait_until,
 };
 use futures_lite::io::BufReader;
 use futures_lite::{AsyncRead, StreamExt, stream};
@@ -409,7 +409,7 @@ fn a_response_whose_body_fails_is_cut() {
 
 #[test]
 fn a_client_that_leaves_is_reported_as_that() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (seen, server) = observed(handler);
     // This client leaves in the head.
     let mut client = server.connect();
@@ -423,7 +423,7 @@ fn a_client_that_leaves_is_reported_as_that() {
     // This client leaves in the handler.
     let mut client = server.connect();
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     client.reset();
     let one = seen.next();
     assert_eq!(one.line(), ("GET", "/wait", None, Reset));
@@ -454,13 +454,13 @@ fn a_client_that_takes_nothing_is_reported_as_gone() {
 /// The exchange may be at any step when the abort comes.
 #[test]
 fn what_an_abort_cuts_is_reported() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (seen, server) = observed(handler);
     let mut half = server.connect();
     half.send("GET /half HTTP/1.1\r\n");
     let mut waits = server.connect();
     waits.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut big = server.connect();
     big.get("/big");
     big.take(1).unwrap();
@@ -519,11 +519,11 @@ fn an_answer_before_the_rest_of_the_body_is_no_cut() {
 
 #[test]
 fn a_dropped_server_reports_what_it_cuts() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (seen, mut server) = observed(handler);
     let mut client = server.connect();
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     server.drop();
     assert_eq!(seen.next().line(), ("GET", "/wait", None, Cut));
 }
@@ -544,7 +544,7 @@ fn an_upgrade_that_an_abort_cuts_is_reported() {
 #[test]
 fn a_panic_of_the_observer_costs_a_line_of_the_log() {
     let log = Log::of_this_process();
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let server = Server::new(handler).observe(|exchange| panic!("at {}", exchange.target()));
     let server = Running::of(server.stopped_by(&quick()));
     let mut client = server.connect();
@@ -555,7 +555,7 @@ fn a_panic_of_the_observer_costs_a_line_of_the_log() {
     wait_until("both are in the log", || log.with(&peer).len() == 2);
     // The exchange is reported while the panic of its connection's stream unwinds, or at an abort.
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     server.shutdown.abort();
     assert_eq!(server.outcome().cut.len(), 1);
     wait_until("the cut is in the log", || log.with(&peer).len() == 3);

@@ -17,8 +17,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Blocking, Client, Directory, Dropped, End, PATIENCE, PipeClient, Received, Running, Stagehand,
-    Stoppable, StoppedBy, case, pattern, settle, wait_until,
+    Blocking, Client, Directory, Dropped, End, HeldHandlers, PATIENCE, PipeClient, Received,
+    Running, Stoppable, StoppedBy, case, pattern, settle, wait_until,
 };
 use futures_lite::future::{self, poll_once};
 use futures_lite::io::BufReader;
@@ -322,7 +322,7 @@ fn a_client_that_is_gone_gives_its_place_back() {
         .flat_map(|path| ["tcp", "unix"].map(|socket| (*path, socket)))
     {
         case(&format!("{path} over {socket}"), || {
-            let (stage, enter, gate) = Stagehand::new();
+            let (handlers, enter, gate) = HeldHandlers::new();
             let (gone, dropped) = mpsc::channel();
             let (tell, told) = mpsc::channel();
             let handler = move |request: Request| {
@@ -342,7 +342,7 @@ fn a_client_that_is_gone_gives_its_place_back() {
                 }
                 path => _ = occupant.get(path),
             }
-            stage.entered(path);
+            handlers.wait_for_call(path);
             if matches!(path, "/silent" | "/long") {
                 while !occupant.line().unwrap().is_empty() {}
                 occupant.take(5).unwrap();
@@ -353,7 +353,7 @@ fn a_client_that_is_gone_gives_its_place_back() {
             assert_eq!(next.response().text(), "now");
             if path == "/upgraded" {
                 // The owner of the stream learns of the end at its next read.
-                stage.open();
+                handlers.release();
                 assert_eq!(told.recv_timeout(PATIENCE).unwrap().unwrap_or(0), 0);
             } else {
                 dropped.recv_timeout(PATIENCE).expect("the handler's work");
@@ -465,7 +465,7 @@ fn a_handler_with_a_guard_goes_on_without_the_client() {
     for socket in ["tcp", "unix"] {
         for drains in [false, true] {
             case(&format!("{socket}, drains: {drains}"), || {
-                let (stage, enter, gate) = Stagehand::new();
+                let (handlers, enter, gate) = HeldHandlers::new();
                 let (gone, dropped) = mpsc::channel();
                 let (finish, finished) = mpsc::channel();
                 let server = Server::new(move |request: Request| {
@@ -486,7 +486,7 @@ fn a_handler_with_a_guard_goes_on_without_the_client() {
                 let [held, other, late] = ["/held", "/other", "/late"].map(|path| {
                     let mut client = server.connect();
                     client.get(path);
-                    stage.entered(path);
+                    handlers.wait_for_call(path);
                     client
                 });
                 if drains {
@@ -499,7 +499,7 @@ fn a_handler_with_a_guard_goes_on_without_the_client() {
                 late.reset();
                 dropped.recv_timeout(PATIENCE).expect("the late handler without a guard");
                 assert!(dropped.try_recv().is_err());
-                stage.open();
+                handlers.release();
                 assert_eq!(finished.recv_timeout(PATIENCE).as_deref(), Ok("/held"));
                 dropped.recv_timeout(PATIENCE).expect("the handler with a guard");
                 assert!(server.stop().is_drained());
@@ -512,7 +512,7 @@ fn a_handler_with_a_guard_goes_on_without_the_client() {
 /// stop waits for the task's guard.
 #[test]
 fn the_work_of_a_task_goes_on_without_the_client() {
-    let (stage, enter, gate) = Stagehand::new();
+    let (handlers, enter, gate) = HeldHandlers::new();
     let (gone, dropped) = mpsc::channel();
     let (finish, finished) = mpsc::channel();
     let shutdown = Shutdown::new();
@@ -537,13 +537,13 @@ fn the_work_of_a_task_goes_on_without_the_client() {
     let server = Running::of(server.limits(quick_sweeps()).stopped_by(&shutdown));
     let mut client = server.connect();
     client.get("/work");
-    stage.entered("/work");
+    handlers.wait_for_call("/work");
     client.reset();
     dropped.recv_timeout(PATIENCE).expect("the handler");
     wait_until("only the guard is left", || server.shutdown.in_flight() == 1);
     server.shutdown.stop();
     assert!(finished.try_recv().is_err() && server.is_serving());
-    stage.open();
+    handlers.release();
     finished.recv_timeout(PATIENCE).expect("the task's work");
     assert!(server.outcome().is_drained());
 }
@@ -557,10 +557,10 @@ fn a_task_learns_that_the_client_has_left() {
     for socket in ["tcp", "unix"] {
         for drains in [false, true] {
             case(&format!("{socket}, drains: {drains}"), || {
-                let (server, stage, left) = watching([listener(socket, &directory)]);
+                let (server, handlers, left) = watching([listener(socket, &directory)]);
                 let mut client = server.connect();
                 client.get("/wait");
-                stage.entered("/wait");
+                handlers.wait_for_call("/wait");
                 if drains {
                     server.shutdown.stop();
                 }
@@ -609,16 +609,16 @@ fn a_task_learns_behind_the_response_that_the_connection_has_ended() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_task_learns_behind_the_response_that_the_client_has_closed_its_side() {
-    let (server, stage, left) = watching([listener("tcp", &Directory::new())]);
+    let (server, handlers, left) = watching([listener("tcp", &Directory::new())]);
     let mut client = server.connect();
     assert_eq!(client.get("/").response().text(), "done");
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     client.half_close();
     // Each of the two requests has started a task.
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::HalfClosed));
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::HalfClosed));
-    stage.open();
+    handlers.release();
     assert_eq!(client.response().text(), "done");
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
@@ -648,24 +648,24 @@ fn a_task_learns_that_a_client_that_does_not_read_has_closed_its_side() {
 #[test]
 fn a_pipe_tells_only_its_end() {
     let (send, connections) = channel::unbounded();
-    let (server, stage, left) =
+    let (server, handlers, left) =
         watching([listener("tcp", &Directory::new()), Listener::from_stream(connections)]);
     let (pipe, connection) = Connection::pair();
     send.try_send(Ok(connection)).unwrap();
     let mut pipe = PipeClient::from(pipe);
     pipe.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
     pipe.half_close();
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     // The sweep that finds this client has looked at the pipe, too.
     let mut client = server.connect();
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     client.half_close();
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::HalfClosed));
     client.reset();
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
     assert!(left.try_recv().is_err());
-    stage.open();
+    handlers.release();
     pipe.take_to(b"done").unwrap();
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
@@ -673,11 +673,11 @@ fn a_pipe_tells_only_its_end() {
 }
 
 /// Starts a server whose handler starts a task that reports the leave of the client. The handler
-/// answers `/wait` when the stage is open.
+/// answers `/wait` when the test releases the handlers.
 fn watching<const N: usize>(
     listeners: [Listener; N],
-) -> (Running, Stagehand, Receiver<ClientLeft>) {
-    let (stage, enter, gate) = Stagehand::new();
+) -> (Running, HeldHandlers, Receiver<ClientLeft>) {
+    let (handlers, enter, gate) = HeldHandlers::new();
     let (report, left) = mpsc::channel();
     let server = Server::new(move |request: Request| {
         watch(&request, report.clone());
@@ -691,7 +691,7 @@ fn watching<const N: usize>(
             Ok("done")
         }
     });
-    (Running::on(server.limits(quick_sweeps()), listeners), stage, left)
+    (Running::on(server.limits(quick_sweeps()), listeners), handlers, left)
 }
 
 /// Starts a task that reports how far the client has left, and then that it is gone.
@@ -763,7 +763,7 @@ fn a_silent_client_gives_way() {
 /// A connection at work keeps its place, in each stage.
 #[test]
 fn a_connection_at_work_keeps_its_place() {
-    let (stage, enter, gate) = Stagehand::new();
+    let (handlers, enter, gate) = HeldHandlers::new();
     let server = Server::new(move |mut request: Request| {
         let (enter, gate) = (enter.clone(), gate.clone());
         async move {
@@ -811,14 +811,14 @@ fn a_connection_at_work_keeps_its_place() {
     let [head, handler, body, streaming, upgraded] = &mut clients;
     head.send("GET /half HTTP/1.1\r\n");
     handler.get("/handler");
-    stage.entered("/handler");
+    handlers.wait_for_call("/handler");
     body.send("POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\ndo");
-    stage.entered("/body");
+    handlers.wait_for_call("/body");
     streaming.get("/stream");
-    stage.entered("/stream");
+    handlers.wait_for_call("/stream");
     upgraded.send(HANDSHAKE);
     assert_eq!(upgraded.response().status, 101);
-    stage.entered("/upgraded");
+    handlers.wait_for_call("/upgraded");
     // One place is left, and the last client has it.
     let mut last = server.connect();
     assert_open(&mut last);
@@ -828,7 +828,7 @@ fn a_connection_at_work_keeps_its_place() {
         assert_eq!(last.end(), End::Eof);
         last = new;
     }
-    stage.open();
+    handlers.release();
     assert_eq!(head.send("Host: x\r\n\r\n").response().text(), "okay");
     assert_eq!(handler.response().text(), "done");
     assert_eq!(body.send("ne").response().text(), "done");
@@ -936,7 +936,7 @@ fn idle_connections_of_other_listeners_give_way() {
 /// rate, no client does.
 #[test]
 fn a_body_that_comes_too_slowly_is_ended() {
-    let (stage, enter, gate) = Stagehand::new();
+    let (handlers, enter, gate) = HeldHandlers::new();
     let handler = move |mut request: Request| {
         let (enter, gate) = (enter.clone(), gate.clone());
         async move {
@@ -977,7 +977,7 @@ fn a_body_that_comes_too_slowly_is_ended() {
         let without = upload(unbound, "/read", "Content-Length: 70\r\n", b"x", 70);
         let mut patient = Trickle::begin(server, "/slow", "Content-Length: 20\r\n");
         patient.client.send("0123456789");
-        stage.entered("/slow");
+        handlers.wait_for_call("/slow");
         for slow in slow {
             let mut slow = slow.join().unwrap();
             assert!(slow.is_told, "the server has waited for all of it");
@@ -997,7 +997,7 @@ fn a_body_that_comes_too_slowly_is_ended() {
         }
         assert_open(&mut discarded.join().unwrap().client);
         // The pause before was longer than a sweep, and shorter than a client may be slow.
-        stage.open();
+        handlers.release();
         let mut client = patient.send(b"xx", 5).client;
         assert_eq!(client.response().text(), "20");
         assert_open(&mut client);
@@ -1047,7 +1047,7 @@ fn a_body_that_stalls_in_its_framing_is_ended() {
 /// Nothing follows a response that was sent in part.
 #[test]
 fn nothing_follows_a_response_that_a_client_has_not_taken() {
-    let (stage, enter, gate) = Stagehand::new();
+    let (handlers, enter, gate) = HeldHandlers::new();
     let (finish, finished) = mpsc::channel();
     let limits = Limits::default().stall_timeout(Duration::from_millis(300));
     let server = Server::new(move |request: Request| {
@@ -1075,10 +1075,10 @@ fn nothing_follows_a_response_that_a_client_has_not_taken() {
         let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         // The pipe has room for 64 KiB, so a part of the two responses is left.
         client.write_all((get("/1") + &get("/2") + &get("/held")).as_bytes()).await.unwrap();
-        stage.entered("/held");
+        handlers.wait_for_call("/held");
         // Meanwhile, the server gives the client up.
         Timer::after(Duration::from_secs(1)).await;
-        stage.open();
+        handlers.release();
         finished.recv_timeout(PATIENCE).expect("the handler with a guard");
         let mut all = Vec::new();
         let _ = client.read_to_end(&mut all).await;

@@ -12,8 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    Client, Generations, PATIENCE, Program, address_of, free_port, handler, is_refused,
-    pass_repeat_window, patient, stage, tcp, wait_until,
+    Client, Generations, PATIENCE, Program, address_of, free_port, handler, held_handlers,
+    is_refused, pass_repeat_window, patient, tcp, wait_until,
 };
 use futures_lite::{future, stream};
 use rustix::process::Signal;
@@ -62,7 +62,7 @@ fn status(addr: SocketAddr, path: &str) -> u16 {
 
 #[test]
 fn the_admin_server_answers_until_the_others_have_drained() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let shutdown = patient();
     let [public, asked] = [tcp(), tcp()];
     let addresses = [&public, &asked].map(address_of);
@@ -73,7 +73,7 @@ fn the_admin_server_answers_until_the_others_have_drained() {
     assert_eq!(idle.get("/readyz").response().status, 200);
     let mut client = Client::connect(addresses[0]);
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     shutdown.stop();
     wait_until("the public server has closed its listener", || is_refused(addresses[0]));
 
@@ -83,7 +83,7 @@ fn the_admin_server_answers_until_the_others_have_drained() {
     assert_eq!((response.text().as_str(), response.says_close()), ("1", false));
     assert!(ended.try_recv().is_err());
 
-    stage.open();
+    handlers.release();
     assert_eq!(client.response().text(), "done");
     let outcome = ended.recv_timeout(PATIENCE).unwrap().unwrap();
     assert!(outcome.is_drained(), "{outcome}");
@@ -130,7 +130,7 @@ fn an_admin_server_cannot_have_the_handle_of_another() {
 #[test]
 fn the_outcome_adds_up_all_servers() {
     for kind in ["shared", "child", "apart"] {
-        let (stage, handler) = stage();
+        let (handlers, handler) = held_handlers();
         let shutdown = patient();
         let other = match kind {
             "shared" => shutdown.clone(),
@@ -149,13 +149,13 @@ fn the_outcome_adds_up_all_servers() {
         let clients = addresses.map(|addr| {
             let mut client = Client::connect(addr);
             client.get("/wait");
-            stage.entered("/wait");
+            handlers.wait_for_call("/wait");
             client
         });
         shutdown.stop();
         other.stop();
         addresses.iter().for_each(|addr| wait_until("it is closed", || is_refused(*addr)));
-        stage.open();
+        handlers.release();
         for mut client in clients {
             assert_eq!(client.response().text(), "done");
         }
@@ -168,7 +168,7 @@ fn the_outcome_adds_up_all_servers() {
 /// names it.
 #[test]
 fn the_outcome_names_what_a_child_has_cut_before() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let shutdown = patient();
     let part = shutdown.token().child().grace(Duration::ZERO);
     let [one, two] = [tcp(), tcp()];
@@ -179,7 +179,7 @@ fn the_outcome_names_what_a_child_has_cut_before() {
     let ended = run(process, main, one);
     let mut client = Client::connect(address);
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     part.stop();
     assert!(client.try_response(false).is_err());
     wait_until("it is gone", || shutdown.in_flight() == 0);

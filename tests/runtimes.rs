@@ -31,7 +31,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use common::{Client, End, PATIENCE, Program, Stagehand, address_of, patient, tcp, wait_until};
+use common::{Client, End, HeldHandlers, PATIENCE, Program, address_of, patient, tcp, wait_until};
 use futures_lite::{FutureExt, future, stream};
 use rustix::process::Signal;
 use smol::{Executor, LocalExecutor, channel};
@@ -164,21 +164,21 @@ struct Running {
     runtime: Runtime,
     addr: SocketAddr,
     shutdown: Shutdown,
-    stage: Stagehand,
+    handlers: HeldHandlers,
     drop: Option<channel::Sender<Infallible>>,
     outcome: Receiver<Option<Outcome>>,
 }
 
 impl Running {
     fn start(runtime: Runtime, shutdown: Shutdown) -> Self {
-        let (stage, enter, gate) = Stagehand::new();
+        let (handlers, enter, gate) = HeldHandlers::new();
         let server = Server::new(handler(runtime, enter, gate)).shutdown(&shutdown);
         let listener = tcp();
         let addr = address_of(&listener);
         let (drop, dropped) = channel::bounded(1);
         let (send, outcome) = mpsc::channel();
         thread::spawn(move || send.send(runtime.serve(server, listener, &dropped)));
-        Self { runtime, addr, shutdown, stage, drop: Some(drop), outcome }
+        Self { runtime, addr, shutdown, handlers, drop: Some(drop), outcome }
     }
 
     fn connect(&self) -> Client {
@@ -323,7 +323,7 @@ fn a_stop_lets_finish_what_is_in_a_handler_everywhere() {
         let server = Running::start(runtime, Shutdown::new().grace(2 * PATIENCE));
         let mut busy = server.connect();
         busy.get("/wait");
-        server.stage.entered("/wait");
+        server.handlers.wait_for_call("/wait");
         let mut stream = server.connect();
         stream.get("/until-stop");
         while !stream.line().unwrap().is_empty() {}
@@ -337,7 +337,7 @@ fn a_stop_lets_finish_what_is_in_a_handler_everywhere() {
         server.wait_for_the_port(); // rule S4
         wait_until("only the busy one is left", || server.shutdown.in_flight() == 1);
         assert!(server.outcome.try_recv().is_err(), "{runtime:?}: ended with a request in flight");
-        server.stage.open();
+        server.handlers.release();
         let response = busy.response();
         assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
         assert_eq!(busy.end(), End::Eof);
@@ -353,7 +353,7 @@ fn dropping_the_server_closes_everything_everywhere() {
         let mut server = Running::start(runtime, patient());
         let mut busy = server.connect();
         busy.get("/wait");
-        server.stage.entered("/wait");
+        server.handlers.wait_for_call("/wait");
         let mut idle = server.connect();
         idle.get("/now").response();
         let mut half = server.connect();
@@ -379,7 +379,7 @@ fn dropping_a_server_that_drains_closes_everything_everywhere() {
         let mut server = Running::start(runtime, patient());
         let mut busy = server.connect();
         busy.get("/wait");
-        server.stage.entered("/wait");
+        server.handlers.wait_for_call("/wait");
         server.shutdown.stop();
         server.wait_for_the_port();
 

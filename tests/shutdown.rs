@@ -14,8 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    BIG, Client, Dropped, End, PATIENCE, Running, Stagehand, StoppedBy, is_refused, patient,
-    small_socket, stage, wait_for_close, wait_until,
+    BIG, Client, Dropped, End, HeldHandlers, PATIENCE, Running, StoppedBy, held_handlers,
+    is_refused, patient, small_socket, wait_for_close, wait_until,
 };
 use futures_lite::io::{BufReader, Cursor};
 use futures_lite::{AsyncRead, FutureExt, Stream, future};
@@ -134,7 +134,7 @@ fn every_state_meets_every_action() {
 struct Scene {
     state: State,
     action: Action,
-    stage: Stagehand,
+    handlers: HeldHandlers,
     server: Running,
     client: Client,
     /// The client with the server's only place, if there is only one.
@@ -150,7 +150,7 @@ impl Scene {
         let linger = if action == Deadline { 2 * PATIENCE } else { Duration::from_millis(50) };
         let connections = if state == Queued { 1 } else { 100 };
         let limits = Limits::default().connections(connections);
-        let (stage, handler) = stage();
+        let (handlers, handler) = held_handlers();
         let mut server = Server::new(handler).limits(limits);
         let executor = (state == Unread).then(|| Arc::new(Executor::new()));
         if let Some(executor) = &executor {
@@ -178,7 +178,7 @@ impl Scene {
             Queued | Unread => _ = client.get("/wait?for=it"),
             InHandler | PipelinedApart => {
                 client.get("/wait?for=it");
-                stage.entered("/wait");
+                handlers.wait_for_call("/wait");
                 if state == PipelinedApart {
                     client.get("/wait?for=next");
                 }
@@ -186,11 +186,11 @@ impl Scene {
             Pipelined => {
                 let get = |what| format!("GET /wait?for={what} HTTP/1.1\r\nHost: test\r\n\r\n");
                 client.send(get("it") + &get("next"));
-                stage.entered("/wait");
+                handlers.wait_for_call("/wait");
             }
             HalfBody => {
                 client.send("POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello");
-                stage.entered("/read");
+                handlers.wait_for_call("/read");
             }
             HalfResponse => {
                 socket2::SockRef::from(&client.stream).set_recv_buffer_size(16 * 1024).unwrap();
@@ -202,7 +202,7 @@ impl Scene {
         if !matches!(state, Queued | Unread) {
             settle(&server);
         }
-        Self { state, action, stage, server, client, occupant, executor, worker: None }
+        Self { state, action, handlers, server, client, occupant, executor, worker: None }
     }
 
     fn play(mut self) -> Self {
@@ -212,7 +212,7 @@ impl Scene {
             Stop => {
                 shutdown.stop();
                 self.worker = resume();
-                self.stage.open();
+                self.handlers.release();
                 match self.state {
                     HalfHead => _ = self.client.send("st: test\r\n\r\n"),
                     HalfBody => _ = self.client.send("world"),
@@ -223,7 +223,7 @@ impl Scene {
                 shutdown.stop();
                 self.worker = resume();
                 if matches!(self.state, Queued | Unread) {
-                    self.stage.entered("/wait");
+                    self.handlers.wait_for_call("/wait");
                 }
                 // S13: the grace ends only when the scene is ready.
                 let _ = future::block_on(
@@ -292,7 +292,7 @@ impl Scene {
     }
 }
 
-// ── The stage ───────────────────────────────────────────────────────────────────────────────
+// ── Helpers ───────────────────────────────────────────────────────────────────────────────
 
 /// A body of a channel's messages, up to the close of the channel.
 struct Ticks(Pin<Box<channel::Receiver<&'static str>>>);
@@ -357,7 +357,7 @@ impl Worker {
 /// Rules S6, S7: the server serves a last request within the linger.
 #[test]
 fn a_request_within_the_linger_is_served() {
-    let (_, handler) = stage();
+    let (_, handler) = held_handlers();
     let server = Running::stopped_by(&patient(), handler);
     let mut used = server.connect();
     used.get("/now").response();
@@ -382,7 +382,7 @@ fn a_request_within_the_linger_is_served() {
 #[test]
 fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
     let executor = Arc::new(Executor::new());
-    let (_, handler) = stage();
+    let (_, handler) = held_handlers();
     let shutdown = patient().linger(Duration::ZERO);
     let server = Running::of(Server::new(handler).executor(executor.clone()).stopped_by(&shutdown));
     let worker = Worker::start(&executor);
@@ -404,9 +404,9 @@ fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
 /// Rule S19.
 #[test]
 fn without_connections_a_stop_takes_no_time() {
-    let (_, handler) = stage();
+    let (_, handler) = held_handlers();
     let unused = Running::stopped_by(&patient(), handler);
-    let (_, handler) = stage();
+    let (_, handler) = held_handlers();
     let left = Running::stopped_by(&patient(), handler);
     left.connect().get("/now").response();
     wait_until("the client is gone", || left.shutdown.in_flight() == 0);
@@ -420,7 +420,7 @@ fn without_connections_a_stop_takes_no_time() {
 /// The drain does not wait for an idle client that has left during its linger.
 #[test]
 fn the_drain_ends_when_the_last_idle_client_leaves() {
-    let (_, handler) = stage();
+    let (_, handler) = held_handlers();
     let server = Running::stopped_by(&patient(), handler);
     let mut client = server.connect();
     client.get("/now").response();
@@ -436,7 +436,7 @@ fn the_drain_ends_when_the_last_idle_client_leaves() {
 /// Rule S4: the kernel's whole queue is taken before the listener is closed.
 #[test]
 fn everyone_in_the_queue_is_served() {
-    let (_, handler) = stage();
+    let (_, handler) = held_handlers();
     let server = Running::with(Limits::default().connections(1), handler);
     let mut occupant = server.connect();
     occupant.get("/now").response();
@@ -458,7 +458,7 @@ fn everyone_in_the_queue_is_served() {
 /// Rule S3: in the lame duck, connections are still accepted, and an abort ends it.
 #[test]
 fn a_lame_duck_still_takes_connections() {
-    let (_, handler) = stage();
+    let (_, handler) = held_handlers();
     let server = Running::stopped_by(&patient().lame_duck(2 * PATIENCE), handler);
     server.connect().get("/now").response();
     server.shutdown.stop();
@@ -476,7 +476,7 @@ fn a_lame_duck_still_takes_connections() {
 /// answers clients in the kernel's queue.
 #[test]
 fn a_stop_before_serve() {
-    let (_, handler) = stage();
+    let (_, handler) = held_handlers();
     let shutdown = patient();
     let server = Server::new(handler).shutdown(&shutdown);
     let listener = Listener::bind("127.0.0.1:0").unwrap();
@@ -522,15 +522,15 @@ fn a_handler_that_stops_the_server_is_not_cut() {
 /// Rule S2.
 #[test]
 fn stopping_twice_is_stopping_once() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let server = Running::stopped_by(&patient(), handler);
     let mut client = server.connect();
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     server.shutdown.stop();
     server.shutdown.stop();
     assert_eq!(server.shutdown.phase(), Phase::Draining);
-    stage.open();
+    handlers.release();
     assert!(client.response().says_close());
     assert_eq!(server.outcome().finished, 1);
     server.shutdown.stop();
@@ -540,11 +540,11 @@ fn stopping_twice_is_stopping_once() {
 /// Rule S2.
 #[test]
 fn aborting_twice_is_aborting_once() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let server = Running::stopped_by(&patient(), handler);
     let mut client = server.connect();
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     server.shutdown.abort();
     server.shutdown.abort();
     server.shutdown.stop();
@@ -561,16 +561,16 @@ fn aborting_twice_is_aborting_once() {
 /// The outcome counts only requests that were finished after the stop.
 #[test]
 fn the_outcome_counts_what_was_finished_in_the_drain() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let server = Running::with(Limits::default(), handler);
     let mut clients = [server.connect(), server.connect()];
     for client in &mut clients {
         client.get("/now").response();
         client.get("/wait");
-        stage.entered("/wait");
+        handlers.wait_for_call("/wait");
     }
     server.shutdown.stop();
-    stage.open();
+    handlers.release();
     for client in &mut clients {
         assert!(client.response().says_close());
     }
@@ -581,14 +581,14 @@ fn the_outcome_counts_what_was_finished_in_the_drain() {
 /// oldest first, in the value and in the line.
 #[test]
 fn the_grace_ends_and_the_outcome_names_what_was_cut() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let server = Running::stopped_by(&patient().grace(Duration::from_millis(20)), handler);
     let mut first = server.connect();
     first.get("/wait?for=ever");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut second = server.connect();
     second.send("POST /read HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
-    stage.entered("/read");
+    handlers.wait_for_call("/read");
     let mut idle = server.connect();
     idle.get("/now").response();
     settle(&server);
@@ -623,19 +623,19 @@ fn the_grace_ends_and_the_outcome_names_what_was_cut() {
 #[test]
 fn servers_that_share_a_latch_stop_together() {
     let shutdown = Shutdown::new().grace(2 * PATIENCE);
-    let (stage_one, handler) = stage();
+    let (handlers_one, handler) = held_handlers();
     let one = Running::of(Server::new(handler).stopped_by(&shutdown));
-    let (_, handler) = stage();
+    let (_, handler) = held_handlers();
     let other = Running::of(Server::new(handler).stopped_by(&shutdown));
     let mut busy = one.connect();
     busy.get("/wait");
-    stage_one.entered("/wait");
+    handlers_one.wait_for_call("/wait");
     let mut idle = other.connect();
     idle.get("/now").response();
     shutdown.stop();
     assert_eq!(idle.end(), End::Eof);
     assert!(one.is_serving());
-    stage_one.open();
+    handlers_one.release();
     assert!(busy.response().says_close());
     for server in [one, other] {
         assert!(server.outcome().is_drained());
@@ -648,7 +648,7 @@ fn servers_that_share_a_latch_stop_together() {
 #[test]
 fn dropping_the_server_closes_everything() {
     for executor in [None, Some(Arc::new(Executor::new()))] {
-        let (stage, handler) = stage();
+        let (handlers, handler) = held_handlers();
         let mut server = Server::new(handler);
         let worker = executor.map(|executor| {
             server = std::mem::replace(&mut server, Server::new(|_| async { Ok("") }))
@@ -667,7 +667,7 @@ fn dropping_the_server_closes_everything() {
         });
         let mut busy = Client::connect(addr);
         busy.get("/wait");
-        stage.entered("/wait");
+        handlers.wait_for_call("/wait");
         let mut idle = Client::connect(addr);
         idle.get("/now").response();
         drop(run);
@@ -688,16 +688,16 @@ fn dropping_the_server_closes_everything() {
 /// Rule S10: a handler sees the stop and can finish.
 #[test]
 fn a_handler_that_sees_the_stop_is_not_cancelled() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let server = Running::stopped_by(&patient(), handler);
     let mut client = server.connect();
     client.get("/until-stop");
-    stage.entered("/until-stop");
+    handlers.wait_for_call("/until-stop");
     server.shutdown.stop();
-    stage.entered("/until-stop");
+    handlers.wait_for_call("/until-stop");
     wait_for_close(server.addr());
     assert!(server.is_serving());
-    stage.open();
+    handlers.release();
     let response = client.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("stopped", true));
     assert_eq!(client.end(), End::Eof);
@@ -734,11 +734,11 @@ fn a_guard_from_a_handler_keeps_the_drain_open() {
 /// Rule S17.
 #[test]
 fn a_panic_costs_its_client_alone() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let server = Running::stopped_by(&patient(), handler);
     let mut other = server.connect();
     other.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     for _ in 0..3 {
         let mut client = server.connect();
         let response = client.get("/panic").response();
@@ -762,7 +762,7 @@ fn a_panic_costs_its_client_alone() {
     }
     wait_until("only the other is left", || server.shutdown.in_flight() == 1);
     server.shutdown.stop();
-    stage.open();
+    handlers.release();
     let response = other.response();
     assert_eq!((response.status, response.says_close()), (200, true));
     assert!(server.outcome().is_drained());
@@ -891,15 +891,15 @@ fn a_client_that_is_gone_does_not_hold_the_drain() {
 #[test]
 fn the_last_response_is_not_lost_to_a_reset() {
     const UPLOAD: usize = 5 * 1024 * 1024;
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let server = Running::with(Limits::default(), handler);
     let mut client = server.connect();
     client.send(format!("POST /wait HTTP/1.1\r\nHost: test\r\nContent-Length: {UPLOAD}\r\n\r\n"));
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     server.shutdown.stop();
     let mut upload = client.stream.try_clone().unwrap();
     let sender = thread::spawn(move || upload.write_all(&vec![b'x'; UPLOAD]));
-    stage.open();
+    handlers.release();
     // The client sends everything before it reads.
     sender.join().unwrap().unwrap();
     let response = client.response();
@@ -951,14 +951,14 @@ fn a_stream_ends_properly_or_visibly_not() {
 #[test]
 fn empty_lines_do_not_hold_the_drain() {
     for lines in ["\r\n", "\r\n\r\n"] {
-        let (stage, handler) = stage();
+        let (handlers, handler) = held_handlers();
         let server = Running::stopped_by(&patient(), handler);
         let mut client = server.connect();
         client.get("/wait");
-        stage.entered("/wait");
+        handlers.wait_for_call("/wait");
         client.send(lines);
         server.shutdown.stop();
-        stage.open();
+        handlers.release();
         let response = client.response();
         assert_eq!((response.status, response.says_close()), (200, true));
         assert_eq!(client.end(), End::Eof);

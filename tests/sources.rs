@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use common::{
     BIG, Client, Directory, End, Log, PATIENCE, PipeClient, Pipes, Running, StoppedBy,
-    UPGRADE_HEAD, address_of, handler, is_refused, patient, quick, stage, tcp, upgrading,
+    UPGRADE_HEAD, address_of, handler, held_handlers, is_refused, patient, quick, tcp, upgrading,
     wait_until,
 };
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
@@ -33,7 +33,7 @@ use smol_graceful::{
 #[test]
 fn a_source_that_panics_stops_the_server_and_is_its_error() {
     let log = Log::of_this_process();
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let socket = tcp();
     let addr = address_of(&socket);
     let (panic, told) = channel::bounded::<()>(1);
@@ -41,13 +41,13 @@ fn a_source_that_panics_stops_the_server_and_is_its_error() {
     let server = Running::on(Server::new(handler), [socket, source]);
     let mut client = Client::connect(addr);
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     assert!(!server.shutdown.token().is_stopping());
 
     drop(panic);
     wait_until("the server stops", || server.shutdown.token().is_stopping());
     assert!(server.is_serving());
-    stage.open();
+    handlers.release();
     let response = client.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
     assert_eq!(client.end(), End::Eof);
@@ -161,7 +161,7 @@ impl AsyncWrite for Panicking {
 /// The request and the outcome have the client that a wrapper names.
 #[test]
 fn a_wrapper_tells_who_the_client_is() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (peer, unknown) = (Peer::from(([192, 0, 2, 1], 7)), Peer::Unknown);
     let named = tcp().wrap(move |connection| async move { Ok(connection.from_peer(peer)) });
     let unnamed = tcp().wrap(move |connection| async move { Ok(connection.from_peer(unknown)) });
@@ -174,7 +174,7 @@ fn a_wrapper_tells_who_the_client_is() {
             assert_eq!(client.get("/peer").response().text(), peer.to_string());
         }
         client.get("/wait");
-        stage.entered("/wait");
+        handlers.wait_for_call("/wait");
     }
     server.shutdown.abort();
     let outcome = server.ended().unwrap();
@@ -501,15 +501,15 @@ fn a_wrapped_connection_can_be_upgraded() {
 #[test]
 fn a_wrapped_connection_ends_like_a_plain_one() {
     let listener = || tcp().wrap(|connection| async move { Ok(connection) });
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let server = Running::on(Server::new(handler).stopped_by(&quick()), [listener()]);
     let mut client = server.connect();
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     client.get("/now").get("/now");
     server.shutdown.stop();
     wait_until("closed", || is_refused(server.addr()));
-    stage.open();
+    handlers.release();
     for (text, closes) in [("done", false), ("now", false), ("now", true)] {
         let response = client.response();
         assert_eq!((response.text().as_str(), response.says_close()), (text, closes));
@@ -518,11 +518,11 @@ fn a_wrapped_connection_ends_like_a_plain_one() {
     assert_eq!(server.outcome().finished, 3);
 
     // S22: the drain does not wait for a client that has reset its connection.
-    let (stage, handler) = self::stage();
+    let (handlers, handler) = held_handlers();
     let server = Running::on(Server::new(handler).stopped_by(&patient()), [listener()]);
     let mut client = server.connect();
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     server.shutdown.stop();
     client.reset();
     assert!(server.outcome().is_drained());

@@ -12,8 +12,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use common::{
-    Client, End, PATIENCE, Running, StoppedBy, UPGRADE_HEAD, patient, patiently, stage, upgrades,
-    upgrading, wait_for_close, wait_until,
+    Client, End, PATIENCE, Running, StoppedBy, UPGRADE_HEAD, held_handlers, patient, patiently,
+    upgrades, upgrading, wait_for_close, wait_until,
 };
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt, stream};
 use smol_graceful::{
@@ -117,15 +117,15 @@ fn an_observer_hears_how_a_silent_stream_ended() {
 /// The stream grace does not end other work: a handler, a guard, and a client that sends slowly.
 #[test]
 fn nothing_else_is_closed() {
-    let (stagehand, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let server = Running::of(Server::new(handler).stopped_by(&impatient_with_streams()));
     let guard = server.shutdown.token().guard().unwrap();
     let mut busy = server.connect();
     busy.get("/wait");
-    stagehand.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut slow = server.connect();
     slow.send("POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhe");
-    stagehand.entered("/read");
+    handlers.wait_for_call("/read");
     // A stream beside them shows that the stream grace is over.
     let streams = server.shutdown.token().child();
     let upgraded = Running::of(Server::new(upgrading()).stopped_by(&streams));
@@ -138,7 +138,7 @@ fn nothing_else_is_closed() {
 
     slow.send("llo");
     assert_eq!(slow.response().text(), "5 bytes");
-    stagehand.open();
+    handlers.release();
     assert_eq!(busy.response().text(), "done");
     drop(guard);
     // The parent counts the stream of its child.

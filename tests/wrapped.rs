@@ -20,9 +20,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Blocking, Duplex, End, Log, PATIENCE, Pipes, ReadBy, Running, Stagehand, Stoppable, StoppedBy,
-    for_each, is_refused, patient, patiently, quick, reluctant, small_socket, stage, upgrades,
-    wait_until,
+    Blocking, Duplex, End, HeldHandlers, Log, PATIENCE, Pipes, ReadBy, Running, Stoppable,
+    StoppedBy, for_each, held_handlers, is_refused, patient, patiently, quick, reluctant,
+    small_socket, upgrades, wait_until,
 };
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt, StreamExt, future, stream};
 use futures_rustls::TlsAcceptor;
@@ -44,7 +44,7 @@ use socket2::SockRef;
 #[test]
 fn a_request_whose_record_has_begun_is_served() {
     for_each([Kind::Plain, Kind::Tls, Kind::Tls12, Kind::TlsPipe], |kind| {
-        let (stage, handler) = stage();
+        let (handlers, handler) = held_handlers();
         let shutdown = patient().linger(Duration::from_secs(3));
         let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
         let mut idle = site.connect();
@@ -71,7 +71,7 @@ fn a_request_whose_record_has_begun_is_served() {
         for cut in ["one byte", "a header", "half", "all but one byte"] {
             let mut client = site.connect();
             client.get("/wait");
-            stage.entered("/wait");
+            handlers.wait_for_call("/wait");
             let (first, rest) = client.stream.record(&get("/now"), cut);
             client.stream.send_raw(&first);
             behind.push((client, rest));
@@ -85,7 +85,7 @@ fn a_request_whose_record_has_begun_is_served() {
         }
         // The linger is over.
         assert_eq!(idle.end(), End::Eof);
-        stage.open();
+        handlers.release();
         for (client, _) in &mut behind {
             let response = client.response();
             assert_eq!((&*response.text(), response.says_close()), ("done", false), "{kind:?}");
@@ -107,13 +107,13 @@ fn a_request_whose_record_has_begun_is_served() {
 fn a_record_that_stays_half_is_named_at_the_deadline() {
     for_each([Kind::Plain, Kind::Tls, Kind::TlsPipe], |kind| {
         for cut in ["one byte", "half"] {
-            let (stage, handler) = stage();
+            let (handlers, handler) = held_handlers();
             let shutdown = quick().grace(Duration::from_millis(1500));
             let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
             let mut clients = [site.connect(), site.connect()];
             clients[0].get("/now").response();
             clients[1].get("/wait");
-            stage.entered("/wait");
+            handlers.wait_for_call("/wait");
             // A request's age does not count the time for which its connection was idle.
             thread::sleep(Duration::from_millis(300));
             let sent = Instant::now();
@@ -122,7 +122,7 @@ fn a_record_that_stays_half_is_named_at_the_deadline() {
                 client.stream.send_raw(&first);
             }
             site.server.shutdown.stop();
-            stage.open();
+            handlers.release();
             let response = clients[1].response();
             assert_eq!((&*response.text(), response.says_close()), ("done", false), "{kind:?}");
             let outcome = site.server.outcome();
@@ -146,7 +146,7 @@ fn a_record_that_stays_half_is_named_at_the_deadline() {
 #[test]
 fn a_record_without_a_request_leaves_the_connection_idle() {
     for_each([Kind::Tls, Kind::TlsPipe], |kind| {
-        let (_stage, handler) = stage();
+        let (_handlers, handler) = held_handlers();
         let limits = Limits::default().head_timeout(Duration::from_millis(300));
         let site = Site::open(kind, Server::new(handler).limits(limits).stopped_by(&quick()));
         let mut client = site.connect();
@@ -171,7 +171,7 @@ fn a_record_without_a_request_leaves_the_connection_idle() {
 fn a_request_that_has_arrived_is_named_by_an_abort() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
         for _ in 0..20 {
-            let (_stage, handler) = stage();
+            let (_handlers, handler) = held_handlers();
             let site = Site::open(kind, Server::new(handler).stopped_by(&patient()));
             let mut client = site.connect();
             assert_eq!(client.get("/now").response().text(), "now");
@@ -191,7 +191,7 @@ fn a_request_that_has_arrived_is_named_by_an_abort() {
 fn a_handshake_that_ends_in_the_drain_is_followed_by_a_request() {
     for_each([Kind::Tls, Kind::Tls12, Kind::TlsPipe], |kind| {
         for (is_together, linger) in [(true, 2 * PATIENCE), (false, Duration::from_secs(3))] {
-            let (_stage, handler) = stage();
+            let (_handlers, handler) = held_handlers();
             let shutdown = patient().linger(linger);
             let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
             let (mut client, hello) = site.half_connect();
@@ -235,18 +235,18 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
         ],
         |(kind, records)| {
             let what = format!("{kind:?}, {records} records");
-            let (stage, handler) = stage();
+            let (handlers, handler) = held_handlers();
             let site = Site::open(kind, Server::new(handler).stopped_by(&quick()));
             let mut client = site.connect();
             client.get("/wait");
-            stage.entered("/wait");
+            handlers.wait_for_call("/wait");
             let requests = get("/now").repeat(MANY);
             for part in requests.chunks(requests.len() / records) {
                 client.send(part);
             }
             site.server.shutdown.stop();
             wait_until("the close", || site.is_closed());
-            stage.open();
+            handlers.release();
             for n in 0..=MANY {
                 let response = client.response();
                 let told = (response.text(), response.says_close());
@@ -265,7 +265,7 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
 /// piece.
 #[test]
 fn a_request_behind_an_unread_body_is_answered_in_the_drain() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (stream, mut client) = Connection::pair();
     let stream = reluctant(stream, 700);
     let listener = Listener::from_stream(stream::once(Ok(stream)).chain(stream::pending()));
@@ -274,9 +274,9 @@ fn a_request_behind_an_unread_body_is_answered_in_the_drain() {
     let served = thread::spawn(move || future::block_on(server.serve([listener])));
     let requests = [post("/wait", 5000), vec![b'x'; 5000], get("/now")].concat();
     patiently(client.write_all(&requests)).unwrap();
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     shutdown.stop();
-    stage.open();
+    handlers.release();
     let mut answers = String::new();
     patiently(client.read_to_string(&mut answers)).unwrap();
     let (done, now) = answers.split_once("done").expect("there is a first answer");
@@ -291,7 +291,7 @@ fn a_client_that_pipelines_without_end_is_told_close() {
     /// The number of responses for which the client waits.
     const WINDOW: usize = 500;
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe], |kind| {
-        let (_stage, handler) = stage();
+        let (_handlers, handler) = held_handlers();
         let shutdown = quick().grace(Duration::from_secs(10));
         let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
         let mut client = site.connect();
@@ -399,7 +399,7 @@ fn a_client_that_stalls_is_given_up() {
 #[test]
 fn a_body_that_nobody_waits_for_is_not_late() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
-        let (stagehand, enter, gate) = Stagehand::new();
+        let (handlers, enter, gate) = HeldHandlers::new();
         let handler = move |mut request: Request| {
             let (enter, gate) = (enter.clone(), gate.clone());
             async move {
@@ -416,7 +416,7 @@ fn a_body_that_nobody_waits_for_is_not_late() {
         let site = Site::open(kind, Server::new(handler).limits(limits).stopped_by(&quick()));
         let mut client = site.connect();
         client.send(post("/", 1000));
-        stagehand.entered("looked");
+        handlers.wait_for_call("looked");
         client.send([b'x'; 1000]);
         // Each of these heads takes as long as a body may stall.
         for _ in 0..3 {
@@ -424,7 +424,7 @@ fn a_body_that_nobody_waits_for_is_not_late() {
             clock.send(b"GET ");
             assert_eq!(clock.response().status, 408);
         }
-        stagehand.open();
+        handlers.release();
         assert_eq!(client.response().text(), "1000 bytes", "{kind:?}");
         assert!(site.server.stop().is_drained());
     });
@@ -439,14 +439,14 @@ const ROOMY: usize = 100 * 1024;
 #[test]
 fn a_client_that_has_gone_holds_up_nobody() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
-        let (stage, handler) = stage();
+        let (handlers, handler) = held_handlers();
         let site = Site::open(kind, Server::new(handler).stopped_by(&quick()));
         let mut gone = site.connect();
         gone.get("/wait");
-        stage.entered("/wait");
+        handlers.wait_for_call("/wait");
         let mut other = site.connect();
         drop(gone);
-        stage.open();
+        handlers.release();
         wait_until("its end", || site.server.shutdown.in_flight() == 1);
         assert_eq!(other.get("/now").response().text(), "now", "{kind:?}");
         assert!(site.server.stop().is_drained());
@@ -753,7 +753,7 @@ fn an_upgrade_that_cannot_be_is_logged_with_peer_and_path() {
     });
 }
 
-// ── The stage ───────────────────────────────────────────────────────────────────────────────
+// ── Helpers ───────────────────────────────────────────────────────────────────────────────
 
 /// The stream under a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

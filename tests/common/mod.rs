@@ -9,6 +9,7 @@
 mod client;
 #[cfg(target_os = "linux")]
 pub mod fakes;
+mod handlers;
 #[cfg(target_os = "linux")]
 pub mod handover;
 mod log;
@@ -16,7 +17,6 @@ mod log;
 pub mod messages;
 mod program;
 mod server;
-mod stage;
 mod stream;
 mod temporary;
 mod tls;
@@ -34,6 +34,9 @@ pub use self::client::{
     Blocking, Client, Duplex, End, PipeClient, Received, ask_unix, assert_all_okay, in_flight,
     queued, small_socket,
 };
+pub use self::handlers::{
+    Answer, BIG, HeldHandlers, UPGRADE_HEAD, handler, held_handlers, upgrades, upgrading,
+};
 pub use self::log::Log;
 pub use self::program::{
     Generations, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, chromium, copy_file,
@@ -45,7 +48,6 @@ pub use self::server::{
     Pipes, Running, Stoppable, StoppedBy, address_of, free_port, is_refused, patient, quick,
     settle, tcp, wait_for_close,
 };
-pub use self::stage::{Answer, BIG, Stagehand, UPGRADE_HEAD, handler, stage, upgrades, upgrading};
 pub use self::stream::{ReadBy, reluctant};
 pub use self::temporary::Directory;
 pub use self::tls::{TlsStream, certificate, tls_client};
