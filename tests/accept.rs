@@ -20,7 +20,7 @@ use smol_graceful::{Address, Limits, Listener, Outcome, Request, Server, Shutdow
 
 /// A server that the test holds back. At first it takes no connection off the queue, and later it
 /// serves none.
-struct Held {
+struct PausedServer {
     addresses: Vec<Address>,
     shutdown: Shutdown,
     outcome: Receiver<Outcome>,
@@ -32,7 +32,7 @@ struct Held {
     _end: Sender<()>,
 }
 
-impl Held {
+impl PausedServer {
     fn new(addresses: &[Address]) -> Self {
         let executor = Arc::new(Executor::new());
         let listeners: Vec<_> = addresses.iter().map(|at| Listener::bind(at).unwrap()).collect();
@@ -119,7 +119,7 @@ fn all(directory: &Directory) -> Vec<Address> {
 
 // Rule S4: the queue at the stop.
 
-fn assert_queue_is_served(mut server: Held, clients: usize) {
+fn assert_queue_is_served(mut server: PausedServer, clients: usize) {
     let addresses = server.addresses.clone();
     // No process takes these connections, so only the kernel has their requests.
     let mut askers: Vec<_> = addresses.iter().cycle().take(clients).map(asker).collect();
@@ -138,20 +138,20 @@ fn assert_queue_is_served(mut server: Held, clients: usize) {
 
 #[test]
 fn the_queue_of_a_tcp_socket_is_served() {
-    assert_queue_is_served(Held::new(&[any_port()]), 100);
+    assert_queue_is_served(PausedServer::new(&[any_port()]), 100);
 }
 
 #[test]
 fn the_queue_of_a_unix_socket_is_served() {
     let directory = Directory::new();
-    assert_queue_is_served(Held::new(&[directory.socket("queue")]), 100);
+    assert_queue_is_served(PausedServer::new(&[directory.socket("queue")]), 100);
     assert!(!directory.join("queue").exists());
 }
 
 #[test]
 fn the_queues_of_all_sockets_are_served() {
     let directory = Directory::new();
-    assert_queue_is_served(Held::new(&all(&directory)), 99);
+    assert_queue_is_served(PausedServer::new(&all(&directory)), 99);
     assert!(!directory.join("all").exists());
 }
 
@@ -160,7 +160,7 @@ fn the_queues_of_all_sockets_are_served() {
 #[test]
 fn all_listeners_are_served_and_closed() {
     let directory = Directory::new();
-    let mut server = Held::new(&all(&directory));
+    let mut server = PausedServer::new(&all(&directory));
     server.take();
     server.serve();
     let addresses = server.addresses.clone();
@@ -317,13 +317,13 @@ mod exhaustion {
     const SPARE: usize = 5;
 
     /// The real binary, which has descriptors for a few connections only, and does not know that.
-    struct Scarce {
+    struct FewDescriptors {
         program: Program,
         /// The number of its sockets without any connection.
         sockets: usize,
     }
 
-    impl Scarce {
+    impl FewDescriptors {
         fn new(args: &[&str]) -> Self {
             let program = Program::server(args);
             let scarce = Self { sockets: sockets_of(program.pid()), program };
@@ -370,7 +370,7 @@ mod exhaustion {
 
     #[test]
     fn the_server_waits_for_descriptors_and_goes_on() {
-        let mut scarce = Scarce::new(&[]);
+        let mut scarce = FewDescriptors::new(&[]);
         let mut clients = scarce.crowd("/livez");
         assert_eq!(clients[0].response().status, 200);
         clients[4 * SPARE - 1].assert_silent();
@@ -403,7 +403,7 @@ mod exhaustion {
     /// Rule S4 without descriptors: the queue needs those of idle connections.
     #[test]
     fn the_queue_is_served_at_the_stop() {
-        let mut scarce = Scarce::new(&[]);
+        let mut scarce = FewDescriptors::new(&[]);
         let mut clients = scarce.crowd("/livez");
         let mut idle: Vec<_> = clients.drain(..SPARE).collect();
         for client in &mut idle {
@@ -420,7 +420,7 @@ mod exhaustion {
     /// Rules S13 and S14 hold without descriptors: the drain ends.
     #[test]
     fn the_deadline_holds() {
-        let mut scarce = Scarce::new(&["--grace", "300ms"]);
+        let mut scarce = FewDescriptors::new(&["--grace", "300ms"]);
         let clients = scarce.crowd("/work?for=1h");
         scarce.program.signal(Signal::TERM);
         assert_eq!(scarce.program.exit_code(), 1);
@@ -429,7 +429,7 @@ mod exhaustion {
 
     #[test]
     fn a_second_signal_ends_it() {
-        let mut scarce = Scarce::new(&[]);
+        let mut scarce = FewDescriptors::new(&[]);
         let clients = scarce.crowd("/work?for=1h");
         scarce.program.signal(Signal::TERM);
         scarce.program.wait_for("stopping");

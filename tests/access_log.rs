@@ -18,7 +18,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use common::{
-    Client, Directory, Generations, PATIENCE, Program, SERVER, in_flight, output, server_command,
+    Client, Directory, KeeperProcess, PATIENCE, Program, SERVER, in_flight, output, server_command,
     text, wait_until,
 };
 use rustix::process::Signal;
@@ -207,7 +207,7 @@ fn a_successor_goes_on_with_the_file() {
     let directory = Directory::new();
     let path = directory.join("access.log");
     let child = server_command(&["--access-log", path.to_str().unwrap()]);
-    let mut keeper = Generations::start(&child);
+    let mut keeper = KeeperProcess::start(&child);
     let addr = keeper.program.addr;
     let mut client = Client::connect(addr);
     assert_eq!(client.get("/?before").response().text(), "okay");

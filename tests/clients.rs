@@ -527,7 +527,7 @@ fn slow_clients_harm_nobody() {
     }
     let before = resident();
     let begin = Instant::now();
-    let mut crowd: Vec<_> = (0..CROWD).map(|_| Slow::new(server.addr())).collect();
+    let mut crowd: Vec<_> = (0..CROWD).map(|_| SlowClient::new(server.addr())).collect();
     wait_until("the crowd", || in_flight() == CROWD + others.len());
 
     let (mut answers, mut slowest, mut most) = (0, Duration::ZERO, before);
@@ -535,7 +535,7 @@ fn slow_clients_harm_nobody() {
         let slow = scope.spawn(|| {
             // Each client sends a byte a second. This pause is the scenario, and not a wait for an
             // event.
-            while crowd.iter_mut().filter_map(Slow::go_on).count() > 0 {
+            while crowd.iter_mut().filter_map(SlowClient::go_on).count() > 0 {
                 thread::sleep(Duration::from_secs(1));
             }
         });
@@ -572,14 +572,14 @@ fn slow_clients_harm_nobody() {
 }
 
 /// A client that sends a byte at a time, and the answer that it gets.
-struct Slow {
+struct SlowClient {
     stream: TcpStream,
     sent: usize,
     answer: Vec<u8>,
     ended: bool,
 }
 
-impl Slow {
+impl SlowClient {
     fn new(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect(addr).unwrap();
         stream.set_nonblocking(true).unwrap();

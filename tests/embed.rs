@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use common::{
     BIG, Client, Directory, End, PATIENCE, PipeClient, Pipes, Running, StoppedBy, UPGRADE_HEAD,
-    address_of, handler, held_handlers, is_refused, patient, patiently, pattern, quick, reluctant,
-    tcp, upgrading, wait_until,
+    address_of, handler, held_handlers, is_refused, long_grace, pattern, pending_at_first,
+    short_linger, tcp, upgrading, wait_until, within_patience,
 };
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
 use smol::{Executor, channel};
@@ -37,7 +37,7 @@ use smol_graceful::{
 /// holds it for both.
 #[test]
 fn servers_that_share_a_latch_end_together() {
-    let shutdown = quick();
+    let shutdown = short_linger();
     let (handlers, handler) = held_handlers();
     let public = Running::of(Server::new(handler).stopped_by(&shutdown));
     let admin = Running::of(Server::new(|_| async { Ok("fine") }).stopped_by(&shutdown));
@@ -68,7 +68,7 @@ fn servers_that_share_a_latch_end_together() {
 /// Servers that share a latch have the same grace, and both outcomes have the same content.
 #[test]
 fn the_first_grace_that_ends_ends_both() {
-    let shutdown = patient();
+    let shutdown = long_grace();
     let (handlers, handler) = held_handlers();
     let public = Running::of(Server::new(handler).stopped_by(&shutdown));
     let hasty = shutdown.clone().grace(Duration::from_millis(10));
@@ -92,7 +92,7 @@ fn the_first_grace_that_ends_ends_both() {
 /// The drop of a server closes its own listener and connections, and leaves the other server alone.
 #[test]
 fn a_server_that_is_dropped_leaves_the_other_alone() {
-    let shutdown = quick();
+    let shutdown = short_linger();
     let (handlers, handler) = held_handlers();
     let public = Running::of(Server::new(handler).stopped_by(&shutdown));
     let (handlers_2, handler) = held_handlers();
@@ -122,7 +122,7 @@ fn a_server_that_is_dropped_leaves_the_other_alone() {
 /// for its current job.
 #[test]
 fn a_worker_finishes_its_job_and_takes_no_other() {
-    let server = Running::of(Server::new(|_| async { Ok("okay") }).stopped_by(&patient()));
+    let server = Running::of(Server::new(|_| async { Ok("okay") }).stopped_by(&long_grace()));
     let token = server.shutdown.token();
     let (post, jobs) = channel::unbounded::<&str>();
     let (begin, begun) = mpsc::channel();
@@ -227,7 +227,7 @@ fn work_that_does_not_end_is_named() {
 fn a_client_of_async_h1_is_served_over_pipes() {
     let (source, server) = Pipes::open(Server::new(handler()));
     let text = |client, request: Request| {
-        let (status, text) = patiently(async {
+        let (status, text) = within_patience(async {
             let mut response = async_h1::connect(client, request).await.unwrap();
             (response.status(), response.body_string().await.unwrap())
         });
@@ -250,7 +250,7 @@ fn a_client_of_async_h1_is_served_over_pipes() {
     assert_eq!(text(source.end(), post), "in several pieces");
 
     // One connection serves several requests.
-    let client = Shared(Arc::new(Mutex::new(source.end())));
+    let client = SharedConnection(Arc::new(Mutex::new(source.end())));
     for n in 0..3 {
         let mut post = request(Method::Post, "/echo");
         post.set_body(format!("request {n}"));
@@ -261,8 +261,8 @@ fn a_client_of_async_h1_is_served_over_pipes() {
     assert!(server.stop().is_drained());
 }
 
-fn text_of(client: Shared, request: Request) -> String {
-    patiently(async {
+fn text_of(client: SharedConnection, request: Request) -> String {
+    within_patience(async {
         let mut response = async_h1::connect(client, request).await.unwrap();
         response.body_string().await.unwrap()
     })
@@ -270,9 +270,9 @@ fn text_of(client: Shared, request: Request) -> String {
 
 /// One connection for a client that takes a connection for each request.
 #[derive(Clone)]
-struct Shared(Arc<Mutex<Connection>>);
+struct SharedConnection(Arc<Mutex<Connection>>);
 
-impl AsyncRead for Shared {
+impl AsyncRead for SharedConnection {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -282,7 +282,7 @@ impl AsyncRead for Shared {
     }
 }
 
-impl AsyncWrite for Shared {
+impl AsyncWrite for SharedConnection {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -335,7 +335,7 @@ fn a_pipe_is_a_connection_like_any_other() {
 /// Rules S6, S7.
 #[test]
 fn a_stop_closes_idle_pipes_after_the_linger() {
-    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&quick()));
+    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&short_linger()));
     let mut silent = source.connect();
     let mut idle = source.connect();
     idle.get("/now").response();
@@ -352,7 +352,7 @@ fn a_stop_closes_idle_pipes_after_the_linger() {
 /// Rule S6: a client may still send a request within the linger.
 #[test]
 fn a_request_within_the_linger_is_served_over_a_pipe() {
-    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&patient()));
+    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&long_grace()));
     let mut idle = source.connect();
     idle.get("/now").response();
     server.shutdown.stop();
@@ -366,7 +366,7 @@ fn a_request_within_the_linger_is_served_over_a_pipe() {
 #[test]
 fn a_stop_lets_finish_what_runs_over_a_pipe() {
     let (handlers, handler) = held_handlers();
-    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&quick()));
+    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&short_linger()));
     let mut one = source.connect();
     one.get("/wait");
     handlers.wait_for_call("/wait");
@@ -409,14 +409,14 @@ fn a_stop_lets_finish_what_runs_over_a_pipe() {
 fn a_stream_that_gives_way_loses_no_request() {
     let (handlers, handler) = held_handlers();
     let executor = Arc::new(Executor::new());
-    let shutdown = patient().linger(Duration::ZERO);
+    let shutdown = long_grace().linger(Duration::ZERO);
     let server = Server::new(handler).shutdown(&shutdown).executor(executor.clone());
     let (send, connections) = channel::unbounded();
     let serve = server.serve([Listener::from_stream(connections)]);
     let mut serve = Box::pin(serve);
     let connect = || {
         let (client, connection) = Connection::pair();
-        let connection = reluctant(connection, usize::MAX);
+        let connection = pending_at_first(connection, usize::MAX);
         send.try_send(Ok(connection)).unwrap();
         PipeClient::from(client)
     };
@@ -434,7 +434,7 @@ fn a_stream_that_gives_way_loses_no_request() {
     shutdown.stop();
     assert!(future::block_on(future::poll_once(&mut serve)).is_none());
     handlers.release();
-    let outcome = patiently(executor.run(serve)).unwrap();
+    let outcome = within_patience(executor.run(serve)).unwrap();
     let answers = [(pipelined, &["done", "now"][..]), (idle, &["now"]), (silent, &["now"])];
     for (mut pipe, texts) in answers {
         for (n, text) in texts.iter().enumerate() {
@@ -452,7 +452,7 @@ fn a_stream_that_gives_way_loses_no_request() {
 #[test]
 fn an_abort_cuts_pipes_and_names_them() {
     let (handlers, handler) = held_handlers();
-    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&patient()));
+    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&long_grace()));
     let mut busy = source.connect();
     busy.get("/wait?for=it");
     handlers.wait_for_call("/wait");
@@ -502,7 +502,7 @@ fn an_upload_that_is_cut_short_is_an_error() {
 #[test]
 fn a_half_closed_pipe_gets_its_answers() {
     let (handlers, handler) = held_handlers();
-    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&patient()));
+    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&long_grace()));
     let mut pipe = source.connect();
     pipe.get("/wait").get("/now").half_close();
     handlers.wait_for_call("/wait");
@@ -604,7 +604,7 @@ fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_one() {
         shutdown.stop();
         serve.await.unwrap()
     };
-    assert!(patiently(executor.run(reading)).is_drained());
+    assert!(within_patience(executor.run(reading)).is_drained());
 }
 
 #[test]
@@ -635,7 +635,8 @@ fn many_pipes_at_once_are_served() {
 fn the_limit_of_connections_holds_for_pipes() {
     let limits = Limits::default().connections(2);
     let (handlers, handler) = held_handlers();
-    let (source, server) = Pipes::open(Server::new(handler).limits(limits).stopped_by(&patient()));
+    let (source, server) =
+        Pipes::open(Server::new(handler).limits(limits).stopped_by(&long_grace()));
     let mut pipes: Vec<_> = (0..3).map(|_| source.connect()).collect();
     for pipe in &mut pipes {
         pipe.get("/wait");
@@ -657,7 +658,8 @@ fn the_limit_of_connections_holds_for_pipes() {
 fn what_waits_in_the_channel_is_served_at_the_stop() {
     let limits = Limits::default().connections(1);
     let (handlers, handler) = held_handlers();
-    let (source, server) = Pipes::open(Server::new(handler).limits(limits).stopped_by(&quick()));
+    let (source, server) =
+        Pipes::open(Server::new(handler).limits(limits).stopped_by(&short_linger()));
     let mut first = source.connect();
     first.get("/wait");
     handlers.wait_for_call("/wait");
@@ -697,7 +699,8 @@ fn errors_of_the_stream_end_nothing() {
     // This holds at the stop, too.
     let (handlers, handler) = held_handlers();
     let limits = Limits::default().connections(1);
-    let (source, full) = Pipes::open(Server::new(handler).limits(limits).stopped_by(&quick()));
+    let (source, full) =
+        Pipes::open(Server::new(handler).limits(limits).stopped_by(&short_linger()));
     let mut first = source.connect();
     first.get("/wait");
     handlers.wait_for_call("/wait");
@@ -719,7 +722,7 @@ fn errors_without_end_hold_up_nobody() {
     let (source, pipes) = Pipes::listener();
     let errors =
         Listener::from_stream(stream::repeat_with(|| Err(ErrorKind::ConnectionReset.into())));
-    let server = Running::on(Server::new(handler()).stopped_by(&quick()), [errors, pipes]);
+    let server = Running::on(Server::new(handler()).stopped_by(&short_linger()), [errors, pipes]);
     let mut pipe = source.connect();
     for _ in 0..3 {
         assert_eq!(pipe.get("/now").response().text(), "now");
@@ -731,7 +734,7 @@ fn errors_without_end_hold_up_nobody() {
 /// After the end of the stream, existing connections go on until the stop.
 #[test]
 fn the_end_of_the_stream_is_not_the_end_of_the_server() {
-    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&quick()));
+    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&short_linger()));
     let mut pipe = source.connect();
     pipe.get("/now").response();
     source.send.close();
@@ -753,7 +756,7 @@ fn the_end_of_the_stream_is_not_the_end_of_the_server() {
 /// of a request.
 #[test]
 fn a_pipe_that_was_dropped_is_let_go_of() {
-    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&patient()));
+    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&long_grace()));
     let mut big = source.connect();
     big.get("/big");
     big.take(1).unwrap();
@@ -775,7 +778,7 @@ fn a_pipe_that_stalls_is_told_so() {
     let short = Duration::from_millis(40);
     let limits = Limits::default().head_timeout(short).stall_timeout(short).idle_timeout(short);
     let (source, server) =
-        Pipes::open(Server::new(handler()).limits(limits).stopped_by(&patient()));
+        Pipes::open(Server::new(handler()).limits(limits).stopped_by(&long_grace()));
     for request in [
         "GET /now HTTP/1.1\r\nHost: test\r\n",
         "POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello",
@@ -798,7 +801,7 @@ fn a_pipe_that_stalls_is_told_so() {
 #[test]
 fn an_upgraded_pipe_is_waited_for() {
     for abort in [false, true] {
-        let (source, server) = Pipes::open(Server::new(upgrading()).stopped_by(&patient()));
+        let (source, server) = Pipes::open(Server::new(upgrading()).stopped_by(&long_grace()));
         let mut pipe = source.connect();
         pipe.send(UPGRADE_HEAD.to_owned() + "early");
         assert_eq!(pipe.response().status, 101);
@@ -859,8 +862,8 @@ fn clones_of_a_listener_are_one_socket() {
     let listener = tcp();
     let clone = listener.clone();
     assert_eq!(clone.address(), listener.address());
-    let first = Running::on(Server::new(handler()).stopped_by(&quick()), [listener]);
-    let second = Running::on(Server::new(handler()).stopped_by(&quick()), [clone.clone()]);
+    let first = Running::on(Server::new(handler()).stopped_by(&short_linger()), [listener]);
+    let second = Running::on(Server::new(handler()).stopped_by(&short_linger()), [clone.clone()]);
     let mut clients: Vec<_> = (0..20).map(|_| second.connect()).collect();
     for client in &mut clients {
         assert_eq!(client.get("/now").response().text(), "now");
@@ -898,7 +901,8 @@ fn a_listener_of_the_standard_library_is_served() {
     // This client is in the queue before the server knows the socket.
     let mut early = Client::connect(addr);
     early.get("/now");
-    let server = Running::start(Server::new(handler()).stopped_by(&quick()), vec![], [listener]);
+    let server =
+        Running::start(Server::new(handler()).stopped_by(&short_linger()), vec![], [listener]);
     assert_eq!(early.response().text(), "now");
     let mut client = Client::connect(addr);
     assert_eq!(client.get("/now").response().text(), "now");
@@ -915,7 +919,7 @@ fn a_unix_listener_of_the_standard_library_is_served() {
         let directory = Directory::new();
         let path = directory.join("std");
         let listener = UnixListener::bind(&path).unwrap();
-        let server = Server::new(handler()).stopped_by(&quick());
+        let server = Server::new(handler()).stopped_by(&short_linger());
         let mut server = Running::start(server, vec![], [listener]);
         assert_eq!(
             Client::from(UnixStream::connect(&path).unwrap()).get("/peer").response().text(),
@@ -956,9 +960,9 @@ fn addresses_of_all_types_are_listened_on() {
     }
     // A text that is not an address is an error before anything is served.
     let serve = Server::new(handler()).serve(["example.org:80".to_owned()]);
-    assert_eq!(patiently(serve).unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(within_patience(serve).unwrap_err().kind(), ErrorKind::InvalidInput);
     let serve = Server::new(handler()).serve([Err::<Listener, _>(ErrorKind::NotFound.into())]);
-    assert_eq!(patiently(serve).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(within_patience(serve).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 /// One server can have different kinds of listeners.
@@ -1056,7 +1060,7 @@ fn futures_move_between_threads(server: Server, shutdown: &Shutdown, token: &Tok
 fn an_error_of_serve_is_an_io_error_and_one_line() {
     let listener = tcp();
     let serve = Server::new(handler()).serve([listener.address().clone()]);
-    let error = patiently(serve).unwrap_err();
+    let error = within_patience(serve).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
     let line = format!("{error:?}");
     let addr = listener.address();
@@ -1099,7 +1103,7 @@ fn chunked() -> (channel::Sender<io::Result<&'static str>>, Running) {
         });
         async { Ok(stream_body(until_stop)) }
     });
-    (send, Running::of(server.stopped_by(&quick())))
+    (send, Running::of(server.stopped_by(&short_linger())))
 }
 
 #[test]

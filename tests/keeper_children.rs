@@ -16,9 +16,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
-use common::handover::{self, Handover, Over, assert_live, descriptors_of, over_both};
+use common::handover::{
+    self, Handover, SocketKind, assert_live, descriptors_of, over_tcp_and_unix,
+};
 use common::{
-    Client, Directory, Generations, ProcessId, SERVER, ask_unix, keep, number_behind, wait_until,
+    Client, Directory, KeeperProcess, ProcessId, SERVER, ask_unix, keep, number_behind, wait_until,
 };
 use rustix::process::{Pid, Signal};
 
@@ -35,7 +37,7 @@ fn a_child_begins_with_its_sockets() {
         grep -E '^(SigBlk|SigIgn):' /proc/self/status; ls -l /proc/$$/fd";
     let listen = format!("127.0.0.1:0,unix:{}", unix.display());
     let flags = ["--listen", &listen, "--listen", "127.0.0.2:0"];
-    let mut servers = Generations::of(keep(&flags, &looks(look, &seen)));
+    let mut servers = KeeperProcess::of(keep(&flags, &looks(look, &seen)));
     for _ in 0..2 {
         let child = servers.serving;
         let told = fs::read_to_string(&seen).unwrap();
@@ -63,7 +65,7 @@ fn a_child_gets_what_another_has_bound() {
     let (seen, unix) = (directory.join("seen"), directory.join("app.sock"));
     let mut child = looks("echo $LISTEN_FDS; ls -l /proc/$$/fd", &seen);
     child.arg("--listen").arg(format!("127.0.0.1:0,unix:{}", unix.display()));
-    let mut servers = Generations::start(&child);
+    let mut servers = KeeperProcess::start(&child);
     let told = fs::read_to_string(&seen).unwrap();
     assert!(told.starts_with('\n'), "{told}");
     assert_eq!(of_kind(&told, "socket:"), ["3"], "{told}");
@@ -89,7 +91,7 @@ fn a_child_ignores_what_the_keeper_was_started_to_ignore() {
     let mut shell = Command::new("sh");
     shell.args(["-c", "trap '' WINCH; exec \"$@\"", "sh"]).arg(keeper.get_program());
     shell.args(keeper.get_args()).args(["--listen", "127.0.0.1:0"]);
-    let mut servers = Generations::of(shell);
+    let mut servers = KeeperProcess::of(shell);
     let told = fs::read_to_string(&seen).unwrap();
     assert_eq!(mask(&told, "SigIgn:") & 0x7fff_ffff, 1 << (Signal::WINCH.as_raw() - 1), "{told}");
     servers.end();
@@ -113,7 +115,7 @@ fn inherited_sockets_keep_their_numbers_and_names() {
     let fds = held.each_ref().map(|socket| OwnedFd::from(socket.try_clone().unwrap()));
     let mappings = (3..).zip(fds).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
     shell.fd_mappings(mappings.collect()).unwrap();
-    let mut servers = Generations::of(shell);
+    let mut servers = KeeperProcess::of(shell);
     for _ in 0..3 {
         assert_eq!(fs::read_to_string(&seen).unwrap().trim_end(), "3 web:admin:");
         for addr in addrs {
@@ -135,7 +137,7 @@ fn descriptor_0_goes_on_to_each_child() {
     let mut child = Command::new(SERVER);
     child.args(["--listen", "fd:0", "--work", "0s"]);
     let stdin = OwnedFd::from(held.try_clone().unwrap());
-    let mut servers = Generations::start_with(keep(&[], &child), stdin);
+    let mut servers = KeeperProcess::start_with(keep(&[], &child), stdin);
     for _ in 0..3 {
         assert_eq!(Client::connect(addr).get("/").response().text(), "okay");
         servers.restart();
@@ -150,7 +152,7 @@ fn a_child_may_ask_for_its_sockets_by_their_numbers() {
     let mut child = Command::new(SERVER);
     child.args(["--listen", "fd:3,fd:4", "--work", "0s"]);
     let flags = ["--listen", "127.0.0.1:0,127.0.0.2:0"];
-    let mut servers = Generations::of(keep(&flags, &child));
+    let mut servers = KeeperProcess::of(keep(&flags, &child));
     for _ in 0..3 {
         assert_eq!(servers.program.connect().get("/").response().text(), "okay");
         servers.restart();
@@ -165,7 +167,7 @@ fn what_a_successor_does_not_take_is_closed() {
     let (program, path) = (directory.join("app"), directory.join("app.sock"));
     let listen = format!("127.0.0.1:0,unix:{}", path.display());
     common::install(&program, format!("#!/bin/sh\nexec {SERVER}\n").as_bytes());
-    let mut servers = Generations::of(keep(&["--listen", &listen], &Command::new(&program)));
+    let mut servers = KeeperProcess::of(keep(&["--listen", &listen], &Command::new(&program)));
     let (old, child) = (servers.program.addr, servers.serving);
     let script = format!("#!/bin/sh\nexec {SERVER} --listen 127.0.0.2:0\n");
     common::install(&program, script.as_bytes());
@@ -194,7 +196,7 @@ fn another_servers_file_stays() {
         let mut child = Command::new(SERVER);
         let flags: &[&str] = if by_keeper { &["--listen", &listen] } else { &[] };
         child.args(["--listen", &listen, "--work", "0s"]);
-        let mut servers = Generations::of(keep(flags, &child));
+        let mut servers = KeeperProcess::of(keep(flags, &child));
         servers.restart();
         assert_eq!(ask_unix(&path), "okay");
         fs::remove_file(&path).unwrap();
@@ -223,7 +225,7 @@ fn a_hundred_sockets_go_from_child_to_child() {
         if !by_keeper {
             child.args(["--listen", &listen]);
         }
-        let mut servers = Generations::of(keep(flags, &child));
+        let mut servers = KeeperProcess::of(keep(flags, &child));
         for _ in 0..2 {
             servers.restart();
             for path in &paths {
@@ -249,7 +251,7 @@ fn other_signals_go_to_the_child_that_serves() {
     let script = format!("{traps}; \"$0\" \"$@\" & while :; do wait $! && exit; done");
     child.args(["-c", &script, SERVER, "--listen", "127.0.0.1:0"]);
     child.current_dir(directory.path());
-    let mut servers = Generations::start(&child);
+    let mut servers = KeeperProcess::start(&child);
     for _ in 0..2 {
         for (signal, name) in
             [(Signal::USR1, "USR1"), (Signal::WINCH, "WINCH"), (Signal::CONT, "CONT")]
@@ -266,7 +268,7 @@ fn other_signals_go_to_the_child_that_serves() {
 /// K5: TTIN and TTOU, by which other programs count their workers, suspend no server.
 #[test]
 fn no_signal_that_is_passed_on_suspends_a_server() {
-    let mut server = Handover::server(Over::Tcp, &[]);
+    let mut server = Handover::server(SocketKind::Tcp, &[]);
     let mut client = server.idle();
     for signal in [Signal::TTIN, Signal::TTOU] {
         server.servers.signal(signal);
@@ -323,7 +325,7 @@ fn orphans_are_reaped_by_process_1() {
 /// No descriptor is left in the keeper after twenty restarts, some of which fail.
 #[test]
 fn no_descriptor_is_left_in_the_keeper() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &["--listen", "127.0.0.2:0"]);
         server.hand_over(0);
         let before = descriptors_of(server.keeper());
@@ -345,7 +347,7 @@ fn no_descriptor_is_left_in_the_keeper() {
 /// one that writes the log, and 2.5 MB of private memory.
 #[test]
 fn the_keeper_is_small() {
-    let mut server = Handover::server(Over::Tcp, &[]);
+    let mut server = Handover::server(SocketKind::Tcp, &[]);
     for _ in 0..5 {
         server.hand_over(0);
     }
@@ -362,7 +364,7 @@ fn the_keeper_is_small() {
 /// The keeper does nothing while nothing happens.
 #[test]
 fn the_keeper_sleeps_while_nothing_happens() {
-    let mut server = Handover::server(Over::Tcp, &[]);
+    let mut server = Handover::server(SocketKind::Tcp, &[]);
     server.hand_over(0);
     let switches = |process: ProcessId| {
         let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
@@ -382,7 +384,7 @@ fn the_keeper_sleeps_while_nothing_happens() {
 /// after the hand-over.
 #[test]
 fn a_program_with_serve_hands_its_connections_over() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::staged_with(over, |command| {
             command.env(handover::SERVE, "yes");
         });

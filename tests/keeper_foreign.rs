@@ -10,7 +10,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use common::{Client, Generations, installed, keep, number_behind, wait_until};
+use common::{Client, KeeperProcess, installed, keep, number_behind, wait_until};
 use rustix::process::Signal;
 
 #[test]
@@ -49,7 +49,7 @@ fn any_kind_of_server_can_be_asked() {
     ] {
         let listen = addr.to_string();
         let flags = ["--listen", &listen, "--ready", &url];
-        let mut servers = Generations::of(keep(&flags, &server(begin, read)));
+        let mut servers = KeeperProcess::of(keep(&flags, &server(begin, read)));
         for _ in 0..2 {
             let old = servers.restart();
             assert_eq!(servers.exit_code(old), 0);
@@ -148,9 +148,9 @@ os._exit(0)
 }
 
 /// Starts a keeper, and waits until its first child is ready.
-fn start(flags: &[&str], begin: &str, read: &str) -> Generations {
+fn start(flags: &[&str], begin: &str, read: &str) -> KeeperProcess {
     let flags = [&["--listen", "127.0.0.1:0"], flags].concat();
-    Generations::of(keep(&flags, &server(begin, read)))
+    KeeperProcess::of(keep(&flags, &server(begin, read)))
 }
 
 /// Returns the process that answers.
@@ -158,7 +158,7 @@ fn answering(addr: std::net::SocketAddr) -> String {
     Client::connect(addr).get("/").response().text()
 }
 
-fn end(mut servers: Generations) {
+fn end(mut servers: KeeperProcess) {
     servers.signal(Signal::TERM);
     assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
 }

@@ -8,8 +8,8 @@ mod common;
 use std::future::{pending, ready};
 
 use common::{
-    Dropped, End, Log, PATIENCE, Running, StoppedBy, address_of, held_handlers, patient, patiently,
-    quick, tcp, wait_for_close, wait_until,
+    Dropped, End, Log, PATIENCE, Running, StoppedBy, address_of, held_handlers, long_grace,
+    short_linger, tcp, wait_for_close, wait_until, within_patience,
 };
 use futures_lite::FutureExt;
 use log::Level;
@@ -22,13 +22,13 @@ use smol_graceful::{Phase, Server, Shutdown, Stage, WorkKind};
 #[test]
 fn a_server_stops_by_an_event_of_the_program() {
     let (handlers, handler) = held_handlers();
-    let shutdown = quick();
+    let shutdown = short_linger();
     let (stop, stopped) = channel::bounded::<()>(1);
     let listener = tcp();
     let addr = address_of(&listener);
     let server = Server::new(handler).shutdown(&shutdown);
     let serving = std::thread::spawn(move || {
-        patiently(server.serve_until([listener], async move { stopped.recv().await }))
+        within_patience(server.serve_until([listener], async move { stopped.recv().await }))
     });
     let mut busy = common::Client::connect(addr);
     busy.get("/wait");
@@ -47,18 +47,19 @@ fn a_server_stops_by_an_event_of_the_program() {
 #[test]
 fn an_event_is_one_way_to_stop_among_others() {
     let server = || Server::new(|_| async { Ok("okay") });
-    let outcome = patiently(server().serve_until(["127.0.0.1:0"], ready("whatever"))).unwrap();
+    let outcome =
+        within_patience(server().serve_until(["127.0.0.1:0"], ready("whatever"))).unwrap();
     assert!(outcome.is_drained());
 
     let shutdown = Shutdown::new();
     let serve = server().shutdown(&shutdown).serve_until(["127.0.0.1:0"], pending::<()>());
     shutdown.stop();
     // The future may move between threads if the event may.
-    assert!(patiently(smol::spawn(serve)).unwrap().is_drained());
+    assert!(within_patience(smol::spawn(serve)).unwrap().is_drained());
 
     // The event does not hide an error of the start.
     let nowhere: [&str; 0] = [];
-    assert!(patiently(server().serve_until(nowhere, ready(()))).is_err());
+    assert!(within_patience(server().serve_until(nowhere, ready(()))).is_err());
 }
 
 #[test]
@@ -70,7 +71,7 @@ fn dropping_the_server_drops_its_event() {
     };
     let server = Server::new(|_| async { Ok("okay") });
     let serve = server.serve_until(["127.0.0.1:0"], event);
-    patiently(async { Some(serve.await) }.or(ready(None)));
+    within_patience(async { Some(serve.await) }.or(ready(None)));
     is_dropped.recv_timeout(PATIENCE).expect("the event is still there");
 }
 
@@ -80,7 +81,7 @@ fn dropping_the_server_drops_its_event() {
 /// outcome counts the requests of both.
 #[test]
 fn a_server_on_a_child_latch_can_be_stopped_alone() {
-    let parent = quick();
+    let parent = short_linger();
     let (handlers, handler) = held_handlers();
     let part = parent.token().child();
     let whole = Running::of(Server::new(|_| async { Ok("whole") }).stopped_by(&parent));
@@ -110,7 +111,7 @@ fn a_server_on_a_child_latch_can_be_stopped_alone() {
 /// The parent's abort cuts a child's request, and both outcomes name it.
 #[test]
 fn an_abort_reaches_the_connections_of_a_child() {
-    let parent = patient();
+    let parent = long_grace();
     let (handlers, handler) = held_handlers();
     let server = Running::of(Server::new(handler).stopped_by(&parent.token().child()));
     let mut busy = server.connect();
@@ -118,7 +119,7 @@ fn an_abort_reaches_the_connections_of_a_child() {
     handlers.wait_for_call("/wait");
     parent.abort();
     assert_ne!(busy.end(), End::Cut);
-    for outcome in [server.outcome(), patiently(parent.stop_and_drain())] {
+    for outcome in [server.outcome(), within_patience(parent.stop_and_drain())] {
         let [cut] = &outcome.cut[..] else { panic!("{outcome}") };
         assert!(
             matches!(&cut.kind, WorkKind::Connection { target, .. } if target == "/wait"),
@@ -132,7 +133,7 @@ fn an_abort_reaches_the_connections_of_a_child() {
 /// The list has all connections and guards, with their stages, and the oldest comes first.
 #[test]
 fn open_work_names_connections_and_guards() {
-    let shutdown = patient();
+    let shutdown = long_grace();
     let (handlers, handler) = held_handlers();
     let part = shutdown.token().child();
     let server = Running::of(Server::new(handler).stopped_by(&part));
@@ -175,7 +176,7 @@ fn open_work_names_connections_and_guards() {
 #[test]
 fn the_log_says_which_server_has_drained() {
     let log = Log::of_this_process();
-    let shutdown = quick();
+    let shutdown = short_linger();
     let server = || Server::new(|_| async { Ok("okay") });
     let two_addresses = Running::on(server().stopped_by(&shutdown), [tcp(), tcp()]);
     let other = Running::of(server().stopped_by(&shutdown));
@@ -204,8 +205,8 @@ fn a_stop_by_an_event_is_logged_once() {
         drop(guards);
         pending().await
     };
-    assert!(patiently(serve.or(watch)).unwrap().is_drained());
+    assert!(within_patience(serve.or(watch)).unwrap().is_drained());
     let again = Server::new(|_| async { Ok("okay") }).shutdown(&shutdown);
-    assert!(patiently(again.serve_until(["127.0.0.1:0"], ready(()))).unwrap().is_drained());
+    assert!(within_patience(again.serve_until(["127.0.0.1:0"], ready(()))).unwrap().is_drained());
     assert_eq!(log.with("stopping: 17 guards").len(), 1);
 }

@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 
-use common::handover::{Handover, descriptors_of, over_both};
+use common::handover::{Handover, descriptors_of, over_tcp_and_unix};
 use common::{Client, Program, wait_until};
 
 /// The beginnings of clients: garbage, half a message, or a whole one.
@@ -57,7 +57,7 @@ fn nothing_is_left_of_bad_clients() {
 /// predecessor ends, and its successor has as many descriptors as before.
 #[test]
 fn nothing_is_left_of_bad_clients_after_a_restart() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &["--work", "0s"]);
         // Descriptors that a successor opens late are open after this.
         server.hand_over(0);

@@ -16,19 +16,19 @@ use std::task::{Context, Wake, Waker};
 use std::thread;
 
 use common::{
-    Client, End, PATIENCE, Running, StoppedBy, address_of, held_handlers, is_refused, patient,
-    quick, tcp, wait_until,
+    Client, End, PATIENCE, Running, StoppedBy, address_of, held_handlers, is_refused, long_grace,
+    short_linger, tcp, wait_until,
 };
 use smol::Executor;
 use smol_graceful::{Limits, Listener, OpenWork, Server, ServerExecutor, Shutdown, WorkKind};
 
 /// A server whose connections run only when the test asks for it.
-struct Stepwise {
+struct SteppedServer {
     server: Running,
     executor: Arc<Executor<'static>>,
 }
 
-impl Stepwise {
+impl SteppedServer {
     fn start(shutdown: &Shutdown, limits: Limits) -> Self {
         let executor = Arc::new(Executor::new());
         let server = Server::new(held_handlers().1).limits(limits).executor(executor.clone());
@@ -60,7 +60,7 @@ impl Stepwise {
 
 #[test]
 fn a_request_that_comes_in_the_pause_is_found() {
-    let scene = Stepwise::start(&quick(), Limits::default());
+    let scene = SteppedServer::start(&short_linger(), Limits::default());
     let mut client = scene.client();
     client.get("/now");
     assert!(scene.executor.try_tick(), "the connection does not look");
@@ -69,7 +69,7 @@ fn a_request_that_comes_in_the_pause_is_found() {
 
 #[test]
 fn a_connection_that_has_found_nothing_waits_for_an_event() {
-    let scene = Stepwise::start(&quick(), Limits::default());
+    let scene = SteppedServer::start(&short_linger(), Limits::default());
     let mut client = scene.client();
     assert!(scene.executor.try_tick(), "the connection does not look");
     assert!(!scene.executor.try_tick(), "the connection does not wait");
@@ -92,7 +92,7 @@ fn a_busy_connection_waits_for_an_event_now_and_then() {
     let (send, connections) = mpsc::channel();
     let executor = ServerExecutor::from_fn(move |connection| send.send(connection).unwrap());
     let server = Server::new(held_handlers().1).executor(executor);
-    let server = Running::of(server.stopped_by(&quick()));
+    let server = Running::of(server.stopped_by(&short_linger()));
     let mut client = server.connect();
     let mut connection = connections.recv_timeout(PATIENCE).unwrap();
     let wakes = Arc::new(Wakes(AtomicUsize::new(0)));
@@ -118,7 +118,7 @@ fn a_busy_connection_waits_for_an_event_now_and_then() {
 /// Rules S6, S8 and S9.
 #[test]
 fn a_last_request_may_come_in_the_pause() {
-    let scene = Stepwise::start(&patient(), Limits::default());
+    let scene = SteppedServer::start(&long_grace(), Limits::default());
     let mut client = scene.client();
     scene.server.shutdown.stop();
     client.get("/now");
@@ -135,7 +135,7 @@ fn a_last_request_may_come_in_the_pause() {
 #[test]
 fn a_stop_in_the_pause_closes_the_connection_after_the_linger() {
     for is_late in [false, true] {
-        let scene = Stepwise::start(&quick(), Limits::default());
+        let scene = SteppedServer::start(&short_linger(), Limits::default());
         let mut client = scene.client();
         scene.server.shutdown.stop();
         if is_late {
@@ -153,7 +153,7 @@ fn a_stop_in_the_pause_closes_the_connection_after_the_linger() {
 #[test]
 fn an_abort_in_the_pause_names_a_request_that_has_come() {
     for comes in [false, true] {
-        let scene = Stepwise::start(&patient(), Limits::default());
+        let scene = SteppedServer::start(&long_grace(), Limits::default());
         let mut client = scene.client();
         if comes {
             client.get("/now");
@@ -169,7 +169,7 @@ fn an_abort_in_the_pause_names_a_request_that_has_come() {
 
 #[test]
 fn a_server_that_is_dropped_in_the_pause_ends_the_connection() {
-    let mut scene = Stepwise::start(&patient(), Limits::default());
+    let mut scene = SteppedServer::start(&long_grace(), Limits::default());
     let mut client = scene.client();
     scene.server.drop();
     scene.run_until("no tasks are left", || scene.executor.is_empty());
@@ -178,7 +178,7 @@ fn a_server_that_is_dropped_in_the_pause_ends_the_connection() {
 
 #[test]
 fn a_client_that_leaves_in_the_pause_is_noticed() {
-    let scene = Stepwise::start(&quick(), Limits::default());
+    let scene = SteppedServer::start(&short_linger(), Limits::default());
     drop(scene.client());
     assert!(scene.executor.try_tick());
     wait_until("the connection has ended", || scene.server.shutdown.in_flight() == 0);
@@ -188,7 +188,7 @@ fn a_client_that_leaves_in_the_pause_is_noticed() {
 /// Rule S24: a connection that has yielded can still be closed in favour of a new client.
 #[test]
 fn a_connection_in_the_pause_gives_its_place() {
-    let scene = Stepwise::start(&quick(), Limits::default().connections(1));
+    let scene = SteppedServer::start(&short_linger(), Limits::default().connections(1));
     let mut first = scene.client();
     let mut second = scene.server.connect();
     second.get("/now");
@@ -206,7 +206,7 @@ const OTHERS: usize = 60;
 
 /// The executor that runs the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum On {
+enum ExecutorKind {
     /// One thread polls `serve`, and no other thread runs tasks.
     Serve,
     /// One thread polls `serve` as a task on smol's global executor.
@@ -215,7 +215,7 @@ enum On {
     Own,
 }
 
-impl On {
+impl ExecutorKind {
     /// Returns the largest number of requests that may be answered while one waits. A new client
     /// waits for the listener's event and for its task, and each time until the executor handles
     /// events or new tasks. After that, it waits for the busy clients.
@@ -246,7 +246,7 @@ impl On {
 /// requests of the busy clients.
 #[test]
 fn clients_are_served_beside_busy_ones() {
-    for on in [On::Serve, On::Spawned, On::Own] {
+    for on in [ExecutorKind::Serve, ExecutorKind::Spawned, ExecutorKind::Own] {
         let count = Arc::new(AtomicUsize::new(0));
         let handler = {
             let count = count.clone();
@@ -255,7 +255,7 @@ fn clients_are_served_beside_busy_ones() {
                 async move { Ok(number.to_string()) }
             }
         };
-        let shutdown = quick();
+        let shutdown = short_linger();
         let server = Server::new(handler).shutdown(&shutdown);
         let listener = tcp();
         let addr = address_of(&listener);

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use common::{
     Answer, BIG, End, Log, PATIENCE, Pipes, Running, StoppedBy, UPGRADE_HEAD, case, handler,
-    held_handlers, patient, quick, settle, tcp, text, upgrading, wait_until,
+    held_handlers, long_grace, settle, short_linger, tcp, text, upgrading, wait_until,
 };
 use futures_lite::io::BufReader;
 use futures_lite::{AsyncRead, StreamExt, stream};
@@ -24,7 +24,7 @@ use ExchangeEnding::{Answered, Cut, Panicked, Refused, Reset, Upgraded};
 
 /// A report of an exchange.
 #[derive(Debug, Clone)]
-struct Seen {
+struct Report {
     peer: Peer,
     listener: Option<Address>,
     is_https: bool,
@@ -50,7 +50,7 @@ struct Route(&'static str);
 /// A value that a wrapper attaches.
 struct Tenant(&'static str);
 
-impl Seen {
+impl Report {
     fn new(exchange: &Exchange) -> Self {
         Self {
             peer: exchange.peer(),
@@ -79,16 +79,17 @@ impl Seen {
 }
 
 /// The exchanges of a server, in the order of their reports.
-struct Observed(Receiver<Seen>);
+struct Reports(Receiver<Report>);
 
-impl Observed {
+impl Reports {
     fn of(server: Server) -> (Self, Server) {
         let (send, seen) = mpsc::channel();
-        let observe = move |exchange: &Exchange| send.send(Seen::new(exchange)).unwrap_or_default();
+        let observe =
+            move |exchange: &Exchange| send.send(Report::new(exchange)).unwrap_or_default();
         (Self(seen), server.observe(observe))
     }
 
-    fn next(&self) -> Seen {
+    fn next(&self) -> Report {
         self.0.recv_timeout(PATIENCE).expect("no exchange was reported")
     }
 
@@ -98,21 +99,21 @@ impl Observed {
     }
 }
 
-fn observed(handler: impl Fn(Request) -> Answer + Send + Sync + 'static) -> (Observed, Running) {
-    observed_with(Limits::default(), &patient(), handler)
+fn observed(handler: impl Fn(Request) -> Answer + Send + Sync + 'static) -> (Reports, Running) {
+    observed_with(Limits::default(), &long_grace(), handler)
 }
 
 fn observed_with(
     limits: Limits,
     shutdown: &Shutdown,
     handler: impl Fn(Request) -> Answer + Send + Sync + 'static,
-) -> (Observed, Running) {
-    let (seen, server) = Observed::of(Server::new(handler).limits(limits));
+) -> (Reports, Running) {
+    let (seen, server) = Reports::of(Server::new(handler).limits(limits));
     (seen, Running::of(server.stopped_by(shutdown)))
 }
 
 /// Sends `request` alone on a connection, and returns the answer, the end and the report.
-fn exchange(server: &Running, seen: &Observed, request: &str) -> (Vec<u8>, End, Seen) {
+fn exchange(server: &Running, seen: &Reports, request: &str) -> (Vec<u8>, End, Report) {
     let mut client = server.connect();
     client.send(request).half_close();
     let (answer, end) = client.rest();
@@ -177,7 +178,7 @@ fn body_length(answer: &[u8]) -> u64 {
 
 #[test]
 fn an_answer_is_reported_with_everything_that_is_known() {
-    let (seen, server) = observed_with(Limits::default(), &quick(), answers());
+    let (seen, server) = observed_with(Limits::default(), &short_linger(), answers());
     let mut client = server.connect();
     let before = SystemTime::now();
     let request =
@@ -309,7 +310,7 @@ fn an_upgrade_is_reported_when_the_other_protocol_has_ended() {
 #[test]
 fn what_no_handler_sees_is_reported() {
     let limits = Limits::default().head_bytes(300).headers(5).body_bytes(Some(10));
-    let (seen, server) = observed_with(limits, &patient(), |_| unreachable!("it is refused"));
+    let (seen, server) = observed_with(limits, &long_grace(), |_| unreachable!("it is refused"));
     let long = format!("GET /{} HTTP/1.1\r\n", "x".repeat(300));
     let many = format!("GET /many HTTP/1.1\r\n{}", "a: b\r\n".repeat(6));
     let (v10, v11, v20) = (Some(Version::Http1_0), Some(Version::Http1_1), Some(Version::Http2_0));
@@ -344,7 +345,7 @@ fn what_no_handler_sees_is_reported() {
 #[test]
 fn a_head_that_does_not_come_in_time_is_reported() {
     let limits = Limits::default().head_timeout(Duration::from_millis(50));
-    let (seen, server) = observed_with(limits, &patient(), handler());
+    let (seen, server) = observed_with(limits, &long_grace(), handler());
     let mut client = server.connect();
     client.send("GET /slow HTTP/1.1\r\nUser-Agent: x\r\n");
     assert_eq!(client.response().status, 408);
@@ -355,7 +356,7 @@ fn a_head_that_does_not_come_in_time_is_reported() {
 
 #[test]
 fn what_is_no_request_is_not_reported() {
-    let (seen, server) = observed_with(Limits::default(), &quick(), handler());
+    let (seen, server) = observed_with(Limits::default(), &short_linger(), handler());
     for bytes in ["", "\r\n", "\r\n\r\n"] {
         let mut client = server.connect();
         client.send(bytes).half_close();
@@ -443,7 +444,7 @@ fn a_client_that_leaves_is_reported_as_that() {
 #[test]
 fn a_client_that_takes_nothing_is_reported_as_gone() {
     let limits = Limits::default().stall_timeout(Duration::from_millis(300));
-    let (seen, server) = observed_with(limits, &patient(), handler());
+    let (seen, server) = observed_with(limits, &long_grace(), handler());
     let mut client = server.connect();
     client.get("/big");
     let one = seen.next();
@@ -479,7 +480,7 @@ fn what_an_abort_cuts_is_reported() {
 /// Rule S27: a silent stream is closed in the drain, and the outcome does not count it as cut.
 #[test]
 fn a_stream_that_was_silent_in_the_drain_is_reported() {
-    let silent = || patient().stream_grace(Duration::from_millis(50));
+    let silent = || long_grace().stream_grace(Duration::from_millis(50));
     let (seen, server) = observed_with(Limits::default(), &silent(), |_| {
         let chunks = stream::once(Ok::<_, io::Error>("first")).chain(stream::pending());
         Box::pin(async { Ok(stream_body(chunks).into()) })
@@ -546,7 +547,7 @@ fn a_panic_of_the_observer_costs_a_line_of_the_log() {
     let log = Log::of_this_process();
     let (handlers, handler) = held_handlers();
     let server = Server::new(handler).observe(|exchange| panic!("at {}", exchange.target()));
-    let server = Running::of(server.stopped_by(&quick()));
+    let server = Running::of(server.stopped_by(&short_linger()));
     let mut client = server.connect();
     let peer = format!("{}: the observer has panicked", client.stream.local_addr().unwrap());
     for path in ["/now", "/now"] {
@@ -565,8 +566,8 @@ fn a_panic_of_the_observer_costs_a_line_of_the_log() {
 /// panic unwinds. The observer may panic even then.
 #[test]
 fn a_stream_that_panics_is_reported() {
-    let (seen, server) = Observed::of(Server::new(handler()));
-    let (pipes, server) = Pipes::open(server.stopped_by(&quick()));
+    let (seen, server) = Reports::of(Server::new(handler()));
+    let (pipes, server) = Pipes::open(server.stopped_by(&short_linger()));
     let (mut client, connection) = Connection::pair();
     let mut reads = 0;
     let panics = common::ReadBy::new(connection, move |stream, cx, buf| {
@@ -582,7 +583,7 @@ fn a_stream_that_panics_is_reported() {
         &mut client,
         b"GET /panics HTTP/1.1\r\nHost: test\r\n\r\n",
     );
-    common::patiently(sent).unwrap();
+    common::within_patience(sent).unwrap();
     let one = seen.next();
     assert_eq!(one.line(), ("GET", "/panics", None, Cut));
     settle(&server);
@@ -591,7 +592,7 @@ fn a_stream_that_panics_is_reported() {
 /// A source attaches a value to a connection, and later the wrapper attaches more.
 #[test]
 fn what_a_wrapper_says_is_reported() {
-    let (seen, server) = Observed::of(Server::new(answers()));
+    let (seen, server) = Reports::of(Server::new(answers()));
     let listener = tcp().wrap(|connection| async {
         Ok(Connection::new(connection).https().with(Tenant("blue")).from_peer(([192, 0, 2, 1], 9)))
     });
@@ -607,7 +608,7 @@ fn what_a_wrapper_says_is_reported() {
 
 #[test]
 fn a_pipe_is_reported_like_a_socket() {
-    let (seen, server) = Observed::of(Server::new(handler()));
+    let (seen, server) = Reports::of(Server::new(handler()));
     let (pipes, _server) = Pipes::open(server);
     let mut client = pipes.connect();
     assert_eq!(client.get("/now").response().text(), "now");

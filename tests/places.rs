@@ -963,7 +963,7 @@ fn a_body_that_comes_too_slowly_is_ended() {
     let (server, unbound) = (server.addr(), unbound.addr());
     thread::scope(|scope| {
         let upload = |server, path, fields, piece: &'static [u8], times| {
-            scope.spawn(move || Trickle::begin(server, path, fields).send(piece, times))
+            scope.spawn(move || SlowUpload::begin(server, path, fields).send(piece, times))
         };
         // These uploads take much longer than they may.
         let slow = [
@@ -975,7 +975,7 @@ fn a_body_that_comes_too_slowly_is_ended() {
         let steady = upload(server, "/read", "Content-Length: 28000\r\n", &[b'x'; 400], 70);
         let discarded = upload(server, "/unread", "Content-Length: 28000\r\n", &[b'x'; 400], 70);
         let without = upload(unbound, "/read", "Content-Length: 70\r\n", b"x", 70);
-        let mut patient = Trickle::begin(server, "/slow", "Content-Length: 20\r\n");
+        let mut patient = SlowUpload::begin(server, "/slow", "Content-Length: 20\r\n");
         patient.client.send("0123456789");
         handlers.wait_for_call("/slow");
         for slow in slow {
@@ -1145,14 +1145,14 @@ fn a_wrapper_that_steps_aside_hides_nothing() {
 }
 
 /// A client that sends a body piece by piece.
-struct Trickle {
+struct SlowUpload {
     client: Client,
     begun: Instant,
     /// `true` if an answer or the end came from the server before the whole body was sent.
     is_told: bool,
 }
 
-impl Trickle {
+impl SlowUpload {
     /// Sends the head. A server that does not read the body answers at once.
     fn begin(server: SocketAddr, path: &str, fields: &str) -> Self {
         let mut client = Client::connect(server);
@@ -1237,8 +1237,8 @@ fn streams(kind: &str) -> (Client<AnyStream>, Connection) {
 }
 
 /// A client's end of a connection of any kind.
-type AnyStream = Blocking<Box<dyn Bytes>>;
+type AnyStream = Blocking<Box<dyn AsyncDuplex>>;
 
-trait Bytes: AsyncRead + AsyncWrite + Unpin {}
+trait AsyncDuplex: AsyncRead + AsyncWrite + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Bytes for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncDuplex for T {}

@@ -62,7 +62,7 @@ fn the_manager_hears_once_of_both_servers() {
 /// end.
 #[test]
 fn the_manager_hears_what_is_left_of_both_servers() {
-    let mut servers = Stuck::start();
+    let mut servers = TwoStuckServers::start();
     let [web, other] = servers.addresses;
     assert_eq!(hear(&servers.manager), format!("STATUS=listening on {web}, {other}\n"));
     servers.program.signal(Signal::TERM);
@@ -86,7 +86,7 @@ fn the_manager_hears_what_is_left_of_both_servers() {
 /// would kill the process after a time.
 #[test]
 fn a_server_that_stops_alone_does_not_stop_the_unit() {
-    let mut servers = Stuck::start();
+    let mut servers = TwoStuckServers::start();
     assert!(hear(&servers.manager).starts_with("STATUS=listening on "));
     let [web, other] = servers.addresses;
     assert_eq!(Client::connect(web).get("/stop-other").response().text(), "stopping");
@@ -116,7 +116,7 @@ fn all_of(manager: &UnixDatagram) -> String {
 
 /// Two public servers, each with a request that is stuck until a test lets it go, under a manager
 /// that has heard that they are ready.
-struct Stuck {
+struct TwoStuckServers {
     manager: UnixDatagram,
     program: Program,
     addresses: [SocketAddr; 2],
@@ -125,7 +125,7 @@ struct Stuck {
     directory: Directory,
 }
 
-impl Stuck {
+impl TwoStuckServers {
     fn start() -> Self {
         let directory = Directory::new();
         let manager = service_manager(&directory);

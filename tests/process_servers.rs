@@ -12,8 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    Client, Generations, PATIENCE, Program, address_of, free_port, handler, held_handlers,
-    is_refused, pass_repeat_window, patient, tcp, wait_until,
+    Client, KeeperProcess, PATIENCE, Program, address_of, free_port, handler, held_handlers,
+    is_refused, long_grace, pass_repeat_window, tcp, wait_until,
 };
 use futures_lite::{future, stream};
 use rustix::process::Signal;
@@ -63,7 +63,7 @@ fn status(addr: SocketAddr, path: &str) -> u16 {
 #[test]
 fn the_admin_server_answers_until_the_others_have_drained() {
     let (handlers, handler) = held_handlers();
-    let shutdown = patient();
+    let shutdown = long_grace();
     let [public, asked] = [tcp(), tcp()];
     let addresses = [&public, &asked].map(address_of);
     let process = Process::default().admin(admin(&shutdown), [asked]);
@@ -131,11 +131,11 @@ fn an_admin_server_cannot_have_the_handle_of_another() {
 fn the_outcome_adds_up_all_servers() {
     for kind in ["shared", "child", "apart"] {
         let (handlers, handler) = held_handlers();
-        let shutdown = patient();
+        let shutdown = long_grace();
         let other = match kind {
             "shared" => shutdown.clone(),
             "child" => shutdown.token().child(),
-            _ => patient(),
+            _ => long_grace(),
         };
         let handler = Arc::new(handler);
         let server = |shutdown: &Shutdown| {
@@ -169,7 +169,7 @@ fn the_outcome_adds_up_all_servers() {
 #[test]
 fn the_outcome_names_what_a_child_has_cut_before() {
     let (handlers, handler) = held_handlers();
-    let shutdown = patient();
+    let shutdown = long_grace();
     let part = shutdown.token().child().grace(Duration::ZERO);
     let [one, two] = [tcp(), tcp()];
     let address = address_of(&two);
@@ -194,7 +194,7 @@ fn the_outcome_names_what_a_child_has_cut_before() {
 #[test]
 fn a_source_that_panics_stops_all_servers() {
     for is_admin in [true, false] {
-        let shutdown = patient();
+        let shutdown = long_grace();
         let broken = Listener::from_stream(stream::poll_fn(
             |_| -> std::task::Poll<Option<std::io::Result<Connection>>> { panic!("broken") },
         ));
@@ -267,7 +267,7 @@ fn a_second_signal_ends_the_admin_server_too() {
 #[cfg(target_os = "linux")]
 fn a_restart_closes_no_connection_of_the_admin_server() {
     let (command, addresses) = program();
-    let mut servers = Generations::start(&command);
+    let mut servers = KeeperProcess::start(&command);
     let mut clients = addresses.map(Client::connect);
     for path in ["/readyz", "/livez"] {
         assert_eq!(clients[0].get("/").response().text(), servers.serving.number().to_string());
@@ -291,7 +291,7 @@ fn a_restart_closes_no_connection_of_the_admin_server() {
 #[cfg(target_os = "linux")]
 fn the_admin_server_outlives_the_keeper_as_well() {
     let (command, [public, asked]) = program();
-    let mut servers = Generations::start(&command);
+    let mut servers = KeeperProcess::start(&command);
     let mut client = Client::connect(public);
     client.get("/stuck");
     servers.program.wait_for("a request is stuck");

@@ -21,7 +21,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{
-    Client, Directory, Generations, PATIENCE, Program, SERVER, ask_unix, assert_all_okay,
+    Client, Directory, KeeperProcess, PATIENCE, Program, SERVER, ask_unix, assert_all_okay,
     is_refused, keep, queued,
 };
 use load::{Load, Report, Tally, Target};
@@ -371,7 +371,7 @@ fn the_keeper_loses_nothing() {
     let mut server = Command::new(SERVER);
     server.args(["--listen", "127.0.0.1:0"]);
     for flags in [&["--listen", "127.0.0.1:0"][..], &[]] {
-        let mut servers = Generations::of(keep(flags, &server));
+        let mut servers = KeeperProcess::of(keep(flags, &server));
         let (report, ()) = under_load(Target::Tcp(servers.program.addr), |tally| {
             for _ in 0..10 {
                 servers.restart();
@@ -392,7 +392,7 @@ fn the_keeper_keeps_a_socket_file() {
     let mut server = Command::new(SERVER);
     server.args(["--listen", &listen]);
     for flags in [&["--listen", &listen][..], &[]] {
-        let mut servers = Generations::of(keep(flags, &server));
+        let mut servers = KeeperProcess::of(keep(flags, &server));
         let (report, ()) = under_load(Target::Unix(path.clone()), |tally| {
             for _ in 0..10 {
                 servers.restart();

@@ -31,7 +31,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use common::{Client, End, HeldHandlers, PATIENCE, Program, address_of, patient, tcp, wait_until};
+use common::{
+    Client, End, HeldHandlers, PATIENCE, Program, address_of, long_grace, tcp, wait_until,
+};
 use futures_lite::{FutureExt, future, stream};
 use rustix::process::Signal;
 use smol::{Executor, LocalExecutor, channel};
@@ -160,7 +162,7 @@ impl Runtime {
 }
 
 /// A server in a runtime.
-struct Running {
+struct ServerInRuntime {
     runtime: Runtime,
     addr: SocketAddr,
     shutdown: Shutdown,
@@ -169,7 +171,7 @@ struct Running {
     outcome: Receiver<Option<Outcome>>,
 }
 
-impl Running {
+impl ServerInRuntime {
     fn start(runtime: Runtime, shutdown: Shutdown) -> Self {
         let (handlers, enter, gate) = HeldHandlers::new();
         let server = Server::new(handler(runtime, enter, gate)).shutdown(&shutdown);
@@ -261,7 +263,7 @@ fn on_each(test: fn(Runtime)) {
 #[test]
 fn several_clients_are_served_everywhere() {
     on_each(|runtime| {
-        let server = Running::start(runtime, Shutdown::new());
+        let server = ServerInRuntime::start(runtime, Shutdown::new());
         thread::scope(|scope| {
             for number in 0..4 {
                 let client = server.connect();
@@ -320,7 +322,7 @@ fn several_requests(mut client: Client, number: usize) {
 #[test]
 fn a_stop_lets_finish_what_is_in_a_handler_everywhere() {
     on_each(|runtime| {
-        let server = Running::start(runtime, Shutdown::new().grace(2 * PATIENCE));
+        let server = ServerInRuntime::start(runtime, Shutdown::new().grace(2 * PATIENCE));
         let mut busy = server.connect();
         busy.get("/wait");
         server.handlers.wait_for_call("/wait");
@@ -350,7 +352,7 @@ fn a_stop_lets_finish_what_is_in_a_handler_everywhere() {
 #[test]
 fn dropping_the_server_closes_everything_everywhere() {
     on_each(|runtime| {
-        let mut server = Running::start(runtime, patient());
+        let mut server = ServerInRuntime::start(runtime, long_grace());
         let mut busy = server.connect();
         busy.get("/wait");
         server.handlers.wait_for_call("/wait");
@@ -376,7 +378,7 @@ fn dropping_the_server_closes_everything_everywhere() {
 #[test]
 fn dropping_a_server_that_drains_closes_everything_everywhere() {
     on_each(|runtime| {
-        let mut server = Running::start(runtime, patient());
+        let mut server = ServerInRuntime::start(runtime, long_grace());
         let mut busy = server.connect();
         busy.get("/wait");
         server.handlers.wait_for_call("/wait");

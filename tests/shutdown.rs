@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use common::{
     BIG, Client, Dropped, End, HeldHandlers, PATIENCE, Running, StoppedBy, held_handlers,
-    is_refused, patient, small_socket, wait_for_close, wait_until,
+    is_refused, long_grace, small_socket, wait_for_close, wait_until,
 };
 use futures_lite::io::{BufReader, Cursor};
 use futures_lite::{AsyncRead, FutureExt, Stream, future};
@@ -26,7 +26,7 @@ use smol_graceful::{
 };
 
 use Action::{Abort, Deadline, Stop};
-use Cell::{Closed, Cut, Finished, Served};
+use Expected::{Closed, Cut, Finished, Served};
 use State::{
     HalfBody, HalfHead, HalfResponse, Idle, InHandler, NoByte, Pipelined, PipelinedApart, Queued,
     Unread,
@@ -35,7 +35,7 @@ use State::{
 /// The expected result for each state of a connection and each action on the server. A line is a
 /// state.
 #[rustfmt::skip]
-const TABLE: [(State, [Cell; 3]); 10] = [
+const TABLE: [(State, [Expected; 3]); 10] = [
     //                Stop         Deadline                          Abort
     (NoByte,         [Closed,      Closed,                           Closed]),
     (HalfHead,       [Served(1),   Cut(Stage::Head, End::Eof),       Cut(Stage::Head, End::Eof)]),
@@ -85,7 +85,7 @@ enum Action {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cell {
+enum Expected {
     /// The client sees a FIN and no byte. The server has drained, and has finished and cut nothing.
     Closed,
     /// This number of requests is answered whole, and only the last response says `close`. A FIN
@@ -121,7 +121,7 @@ fn every_state_meets_every_action() {
         })
         .map(|(state, action, cell)| {
             let name = format!("{state:?} × {action:?}");
-            let check = move || Scene::set(state, action).play().check(cell);
+            let check = move || Case::prepare(state, action).act().check(cell);
             (name.clone(), thread::Builder::new().name(name).spawn(check).unwrap())
         })
         .collect();
@@ -131,7 +131,7 @@ fn every_state_meets_every_action() {
 }
 
 /// A connection in a state, and its server before the action.
-struct Scene {
+struct Case {
     state: State,
     action: Action,
     handlers: HeldHandlers,
@@ -144,8 +144,8 @@ struct Scene {
     worker: Option<Worker>,
 }
 
-impl Scene {
-    fn set(state: State, action: Action) -> Self {
+impl Case {
+    fn prepare(state: State, action: Action) -> Self {
         // The deadline must find the idle connections, too.
         let linger = if action == Deadline { 2 * PATIENCE } else { Duration::from_millis(50) };
         let connections = if state == Queued { 1 } else { 100 };
@@ -156,7 +156,7 @@ impl Scene {
         if let Some(executor) = &executor {
             server = server.executor(executor.clone());
         }
-        let server = Running::of(server.stopped_by(&patient().linger(linger)));
+        let server = Running::of(server.stopped_by(&long_grace().linger(linger)));
         if let Some(executor) = &executor {
             // The server has begun to accept, and then its executor is paused.
             let worker = Worker::start(executor);
@@ -205,7 +205,7 @@ impl Scene {
         Self { state, action, handlers, server, client, occupant, executor, worker: None }
     }
 
-    fn play(mut self) -> Self {
+    fn act(mut self) -> Self {
         let shutdown = &self.server.shutdown;
         let resume = || self.executor.as_ref().map(Worker::start);
         match self.action {
@@ -225,7 +225,7 @@ impl Scene {
                 if matches!(self.state, Queued | Unread) {
                     self.handlers.wait_for_call("/wait");
                 }
-                // S13: the grace ends only when the scene is ready.
+                // S13: the grace ends only when the state is reached.
                 let _ = future::block_on(
                     shutdown.clone().grace(Duration::from_millis(10)).stop_and_drain(),
                 );
@@ -242,7 +242,7 @@ impl Scene {
         self
     }
 
-    fn check(self, expected: Cell) {
+    fn check(self, expected: Expected) {
         let Self { state, action, mut client, server, .. } = self;
         let peer = Peer::from(client.stream.local_addr().unwrap());
         match expected {
@@ -358,7 +358,7 @@ impl Worker {
 #[test]
 fn a_request_within_the_linger_is_served() {
     let (_, handler) = held_handlers();
-    let server = Running::stopped_by(&patient(), handler);
+    let server = Running::stopped_by(&long_grace(), handler);
     let mut used = server.connect();
     used.get("/now").response();
     let (silent, probe) = (server.connect(), server.connect());
@@ -383,7 +383,7 @@ fn a_request_within_the_linger_is_served() {
 fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
     let executor = Arc::new(Executor::new());
     let (_, handler) = held_handlers();
-    let shutdown = patient().linger(Duration::ZERO);
+    let shutdown = long_grace().linger(Duration::ZERO);
     let server = Running::of(Server::new(handler).executor(executor.clone()).stopped_by(&shutdown));
     let worker = Worker::start(&executor);
     let mut client = server.connect();
@@ -405,9 +405,9 @@ fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
 #[test]
 fn without_connections_a_stop_takes_no_time() {
     let (_, handler) = held_handlers();
-    let unused = Running::stopped_by(&patient(), handler);
+    let unused = Running::stopped_by(&long_grace(), handler);
     let (_, handler) = held_handlers();
-    let left = Running::stopped_by(&patient(), handler);
+    let left = Running::stopped_by(&long_grace(), handler);
     left.connect().get("/now").response();
     wait_until("the client is gone", || left.shutdown.in_flight() == 0);
     for server in [unused, left] {
@@ -421,7 +421,7 @@ fn without_connections_a_stop_takes_no_time() {
 #[test]
 fn the_drain_ends_when_the_last_idle_client_leaves() {
     let (_, handler) = held_handlers();
-    let server = Running::stopped_by(&patient(), handler);
+    let server = Running::stopped_by(&long_grace(), handler);
     let mut client = server.connect();
     client.get("/now").response();
     server.shutdown.stop();
@@ -459,7 +459,7 @@ fn everyone_in_the_queue_is_served() {
 #[test]
 fn a_lame_duck_still_takes_connections() {
     let (_, handler) = held_handlers();
-    let server = Running::stopped_by(&patient().lame_duck(2 * PATIENCE), handler);
+    let server = Running::stopped_by(&long_grace().lame_duck(2 * PATIENCE), handler);
     server.connect().get("/now").response();
     server.shutdown.stop();
     let response = server.connect().get("/now").response();
@@ -477,7 +477,7 @@ fn a_lame_duck_still_takes_connections() {
 #[test]
 fn a_stop_before_serve() {
     let (_, handler) = held_handlers();
-    let shutdown = patient();
+    let shutdown = long_grace();
     let server = Server::new(handler).shutdown(&shutdown);
     let listener = Listener::bind("127.0.0.1:0").unwrap();
     let Address::Tcp(addr) = *listener.address() else { unreachable!() };
@@ -523,7 +523,7 @@ fn a_handler_that_stops_the_server_is_not_cut() {
 #[test]
 fn stopping_twice_is_stopping_once() {
     let (handlers, handler) = held_handlers();
-    let server = Running::stopped_by(&patient(), handler);
+    let server = Running::stopped_by(&long_grace(), handler);
     let mut client = server.connect();
     client.get("/wait");
     handlers.wait_for_call("/wait");
@@ -541,7 +541,7 @@ fn stopping_twice_is_stopping_once() {
 #[test]
 fn aborting_twice_is_aborting_once() {
     let (handlers, handler) = held_handlers();
-    let server = Running::stopped_by(&patient(), handler);
+    let server = Running::stopped_by(&long_grace(), handler);
     let mut client = server.connect();
     client.get("/wait");
     handlers.wait_for_call("/wait");
@@ -582,7 +582,7 @@ fn the_outcome_counts_what_was_finished_in_the_drain() {
 #[test]
 fn the_grace_ends_and_the_outcome_names_what_was_cut() {
     let (handlers, handler) = held_handlers();
-    let server = Running::stopped_by(&patient().grace(Duration::from_millis(20)), handler);
+    let server = Running::stopped_by(&long_grace().grace(Duration::from_millis(20)), handler);
     let mut first = server.connect();
     first.get("/wait?for=ever");
     handlers.wait_for_call("/wait");
@@ -655,7 +655,7 @@ fn dropping_the_server_closes_everything() {
                 .executor(executor.clone());
             Worker::start(&executor)
         });
-        let shutdown = patient();
+        let shutdown = long_grace();
         let server = server.shutdown(&shutdown);
         let listener = Listener::bind("127.0.0.1:0").unwrap();
         let Address::Tcp(addr) = *listener.address() else { unreachable!() };
@@ -689,7 +689,7 @@ fn dropping_the_server_closes_everything() {
 #[test]
 fn a_handler_that_sees_the_stop_is_not_cancelled() {
     let (handlers, handler) = held_handlers();
-    let server = Running::stopped_by(&patient(), handler);
+    let server = Running::stopped_by(&long_grace(), handler);
     let mut client = server.connect();
     client.get("/until-stop");
     handlers.wait_for_call("/until-stop");
@@ -735,7 +735,7 @@ fn a_guard_from_a_handler_keeps_the_drain_open() {
 #[test]
 fn a_panic_costs_its_client_alone() {
     let (handlers, handler) = held_handlers();
-    let server = Running::stopped_by(&patient(), handler);
+    let server = Running::stopped_by(&long_grace(), handler);
     let mut other = server.connect();
     other.get("/wait");
     handlers.wait_for_call("/wait");
@@ -774,7 +774,7 @@ fn a_panic_costs_its_client_alone() {
 fn a_panic_does_not_hold_the_drain() {
     let (open, gate) = channel::bounded::<()>(1);
     let (enter, entered) = mpsc::channel();
-    let server = Running::stopped_by(&patient(), move |_| {
+    let server = Running::stopped_by(&long_grace(), move |_| {
         let (enter, gate) = (enter.clone(), gate.clone());
         async move {
             enter.send(()).unwrap();
@@ -817,7 +817,7 @@ impl AsyncRead for Silent {
 #[test]
 fn a_client_that_is_gone_does_not_hold_the_drain_by_a_silent_response() {
     let (gone, dropped) = mpsc::channel();
-    let server = Running::stopped_by(&patient(), move |request: Request| {
+    let server = Running::stopped_by(&long_grace(), move |request: Request| {
         let body = Silent { begin: Cursor::new("hello"), _dropped: Dropped(gone.clone()) };
         let length = (request.url().path() == "/long").then_some(100_000);
         async move { Ok(Body::from_reader(BufReader::new(body), length)) }
@@ -849,7 +849,7 @@ fn a_client_that_is_gone_does_not_hold_the_drain() {
     let (open, gate) = channel::bounded::<()>(1);
     let (enter, entered) = mpsc::channel();
     let (gone, dropped) = mpsc::channel();
-    let server = Running::stopped_by(&patient(), move |request: Request| {
+    let server = Running::stopped_by(&long_grace(), move |request: Request| {
         let (enter, gate) = (enter.clone(), gate.clone());
         let stuck = (request.url().path() == "/stuck").then(|| Dropped(gone.clone()));
         async move {
@@ -952,7 +952,7 @@ fn a_stream_ends_properly_or_visibly_not() {
 fn empty_lines_do_not_hold_the_drain() {
     for lines in ["\r\n", "\r\n\r\n"] {
         let (handlers, handler) = held_handlers();
-        let server = Running::stopped_by(&patient(), handler);
+        let server = Running::stopped_by(&long_grace(), handler);
         let mut client = server.connect();
         client.get("/wait");
         handlers.wait_for_call("/wait");
@@ -972,7 +972,7 @@ fn a_body_that_is_read_elsewhere_ends_with_its_connection() {
     use futures_lite::AsyncReadExt;
 
     let (send, read) = mpsc::channel();
-    let server = Running::stopped_by(&patient(), move |mut request: Request| {
+    let server = Running::stopped_by(&long_grace(), move |mut request: Request| {
         let mut body = request.take_body();
         let send = send.clone();
         thread::spawn(move || {

@@ -132,7 +132,8 @@ fn a_signal_during_the_start_ends_it() {
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     for _ in 0..100 {
-        let mut server = Bare::start(Command::new(SERVER).args(["--listen", "127.0.0.1:0"]));
+        let mut server =
+            UnreadProcess::start(Command::new(SERVER).args(["--listen", "127.0.0.1:0"]));
         // This pause makes the moment random, and is not a wait for an event.
         thread::sleep(Duration::from_micros(random.u64(0..20_000)));
         server.signal(Signal::TERM);
@@ -260,12 +261,12 @@ fn a_storm_of_signals_neither_hangs_nor_kills() {
     });
 }
 
-// ── Blocked workers (rule S15) ──────────────────────────────────────────────────────────────────
+// ── BlockedServer workers (rule S15) ──────────────────────────────────────────────────────────────────
 
 #[test]
 fn with_every_worker_blocked_the_deadline_ends_it() {
     for_each([1, 2], |threads| {
-        let mut server = Blocked::start(threads, 60_000, 2);
+        let mut server = BlockedServer::start(threads, 60_000, 2);
         server.program.signal(Signal::TERM);
         server.program.wait_for("stopping because of SIGTERM");
         wait_until("the listener is closed", || is_refused(server.program.addr));
@@ -279,7 +280,7 @@ fn with_every_worker_blocked_the_deadline_ends_it() {
 #[test]
 fn with_every_worker_blocked_a_second_signal_ends_it() {
     for_each([1, 2], |threads| {
-        let mut server = Blocked::start(threads, 60_000, 60);
+        let mut server = BlockedServer::start(threads, 60_000, 60);
         server.program.signal(Signal::QUIT);
         server.program.wait_for("stopping because of SIGQUIT");
         wait_until("the listener is closed", || is_refused(server.program.addr));
@@ -294,7 +295,7 @@ fn with_every_worker_blocked_a_second_signal_ends_it() {
 #[test]
 fn workers_that_are_free_again_finish_the_drain() {
     for_each([1, 2], |threads| {
-        let mut server = Blocked::start(threads, 1_000, 30);
+        let mut server = BlockedServer::start(threads, 1_000, 30);
         server.program.signal(Signal::TERM);
         for client in &mut server.clients {
             let response = client.response();
@@ -305,14 +306,14 @@ fn workers_that_are_free_again_finish_the_drain() {
 }
 
 /// `examples/blocking` with every worker blocked.
-struct Blocked {
+struct BlockedServer {
     program: Program,
     /// The clients that block the workers, and then the later ones.
     clients: Vec<Client>,
     threads: usize,
 }
 
-impl Blocked {
+impl BlockedServer {
     fn start(threads: usize, milliseconds: u64, grace: u64) -> Self {
         let args = ["127.0.0.1:0", &grace.to_string(), &threads.to_string()];
         let program = Program::example("blocking", &args);
@@ -365,7 +366,7 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
         fill(File::from(stderr.try_clone().unwrap()));
         let command = &mut Command::new(SERVER);
         command.args(["--listen", "127.0.0.1:0", "--work", "1ms"]).env("RUST_LOG", "trace");
-        let mut server = Bare::with_stderr(command, stderr.try_clone().unwrap().into());
+        let mut server = UnreadProcess::with_stderr(command, stderr.try_clone().unwrap().into());
         let mut client = Client::connect(server.addr());
         for _ in 0..100 {
             assert_eq!(client.get("/").response().text(), "okay");
@@ -386,7 +387,7 @@ fn a_program_with_a_log_writer_is_not_held_up_either() {
     let start = |grace| {
         let command = &mut Program::example_command("logging", &["127.0.0.1:0", grace]);
         command.env("RUST_LOG", "trace");
-        let mut server = Bare::with_stderr(command, stderr.try_clone().unwrap().into());
+        let mut server = UnreadProcess::with_stderr(command, stderr.try_clone().unwrap().into());
         let addr = server.addr();
         let mut client = Client::connect(addr);
         let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n";
@@ -431,7 +432,7 @@ fn closed_standard_descriptors_put_no_log_on_the_wire() {
         let command = &mut Command::new("sh");
         command.args(["-c", &format!("exec \"$0\" \"$@\" {closed}"), SERVER]);
         command.args(["--listen", "127.0.0.1:0", "--work", "1ms"]).env("RUST_LOG", "trace");
-        let mut server = Bare::start(command);
+        let mut server = UnreadProcess::start(command);
         let addr = server.addr();
         // Several clients connect at the same time, so that low numbers are in use.
         let mut clients: Vec<_> = (0..4).map(|_| Client::connect(addr)).collect();
@@ -593,12 +594,12 @@ fn every_flag_has_its_variable() {
     let mut command = Command::new(SERVER);
     command.args(["keep", "--", "true", "--patience", "1s"]);
     command.env("SMOL_GRACEFUL_KEEP_PATIENCE", "5");
-    let (status, _, stderr) = Bare::start(&mut command).output();
+    let (status, _, stderr) = UnreadProcess::start(&mut command).output();
     assert_eq!(status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("(from the variable SMOL_GRACEFUL_KEEP_PATIENCE)"), "{stderr}");
     let mut command = Command::new(SERVER);
     command.env("SMOL_GRACEFUL_GRACE", OsStr::from_bytes(b"\xff"));
-    let (status, _, stderr) = Bare::start(&mut command).output();
+    let (status, _, stderr) = UnreadProcess::start(&mut command).output();
     assert_eq!(status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("The value comes from the variable SMOL_GRACEFUL_GRACE."), "{stderr}");
     // A misspelt variable gets a warning.
@@ -899,13 +900,13 @@ fn local(client: &Client) -> SocketAddr {
 /// Runs the binary until it ends by itself.
 fn run(args: &[&str], variables: &[(&str, &str)]) -> (ExitStatus, String, String) {
     let command = &mut Command::new(SERVER);
-    Bare::start(command.args(args).envs(variables.iter().copied())).output()
+    UnreadProcess::start(command.args(args).envs(variables.iter().copied())).output()
 }
 
 /// A process whose log the test reads only after its end.
-struct Bare(Child);
+struct UnreadProcess(Child);
 
-impl Bare {
+impl UnreadProcess {
     fn start(command: &mut Command) -> Self {
         Self::with_stderr(command, Stdio::piped())
     }
@@ -945,7 +946,7 @@ impl Bare {
     }
 }
 
-impl Drop for Bare {
+impl Drop for UnreadProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();

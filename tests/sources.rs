@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use common::{
     BIG, Client, Directory, End, Log, PATIENCE, PipeClient, Pipes, Running, StoppedBy,
-    UPGRADE_HEAD, address_of, handler, held_handlers, is_refused, patient, quick, tcp, upgrading,
-    wait_until,
+    UPGRADE_HEAD, address_of, handler, held_handlers, is_refused, long_grace, short_linger, tcp,
+    upgrading, wait_until,
 };
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
 use log::Level;
@@ -94,11 +94,11 @@ fn a_source_that_panics_ends_a_process_with_1() {
 fn a_stream_that_panics_costs_its_client_alone() {
     let log = Log::of_this_process();
     let (send, connections) = channel::unbounded();
-    let wrapped = tcp().wrap(|_| async { Ok(Panicking { reads: 1 }) });
+    let wrapped = tcp().wrap(|_| async { Ok(PanickingStream { reads: 1 }) });
     let addr = address_of(&wrapped);
     let server = Running::on(Server::new(handler()), [Listener::from_stream(connections), wrapped]);
     for reads in 0..3 {
-        let connection = Connection::new(Panicking { reads });
+        let connection = Connection::new(PanickingStream { reads });
         let peer = ([192, 0, 2, 1], reads + 1);
         send.try_send(Ok(connection.from_peer(peer))).unwrap();
         wait_until("it has come and gone", || server.shutdown.in_flight() == 0 && send.is_empty());
@@ -126,11 +126,11 @@ fn panicking_after(
 
 /// A stream that gives the beginning of a request in this number of reads, and panics in the next
 /// one.
-struct Panicking {
+struct PanickingStream {
     reads: u16,
 }
 
-impl AsyncRead for Panicking {
+impl AsyncRead for PanickingStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -142,7 +142,7 @@ impl AsyncRead for Panicking {
     }
 }
 
-impl AsyncWrite for Panicking {
+impl AsyncWrite for PanickingStream {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
         panic!("the stream panics in writing")
     }
@@ -271,7 +271,7 @@ fn a_wrapper_that_changes_nothing_changes_nothing() {
 /// The server uses the wrapper's stream in both directions.
 #[test]
 fn a_wrapper_that_changes_bytes_is_used_for_all_of_them() {
-    let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
+    let listener = tcp().wrap(|connection| async move { Ok(UpperCaseStream(connection)) });
     let server = Running::on(Server::new(handler()), [listener]);
     let mut client = server.connect();
     let response = client.get("/now").response();
@@ -287,9 +287,9 @@ fn a_wrapper_that_changes_bytes_is_used_for_all_of_them() {
 }
 
 /// A stream that writes in upper case, and reads `$` as `o`.
-struct Upper<T>(T);
+struct UpperCaseStream<T>(T);
 
-impl<T: AsyncRead + Unpin> AsyncRead for Upper<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for UpperCaseStream<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -303,7 +303,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Upper<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Upper<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for UpperCaseStream<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -357,7 +357,7 @@ fn a_handshake_that_does_not_end_is_ended() {
     let limits = Limits::default().head_timeout(Duration::from_millis(40));
     let (shake, begun) = counted(future::pending::<()>);
     let server = Running::on(
-        Server::new(handler()).limits(limits).stopped_by(&patient()),
+        Server::new(handler()).limits(limits).stopped_by(&long_grace()),
         [tcp().wrap(shake)],
     );
     let mut silent = server.connect();
@@ -378,7 +378,8 @@ fn a_handshake_that_does_not_end_is_ended() {
 #[test]
 fn a_silent_client_of_a_wrapper_is_closed_at_the_stop() {
     let (shake, begun) = counted(|| async {});
-    let server = Running::on(Server::new(handler()).stopped_by(&quick()), [tcp().wrap(shake)]);
+    let server =
+        Running::on(Server::new(handler()).stopped_by(&short_linger()), [tcp().wrap(shake)]);
     let mut silent = server.connect();
     let mut idle = server.connect();
     idle.send("hello").get("/now");
@@ -402,7 +403,7 @@ fn a_silent_client_of_a_wrapped_pipe_is_closed_at_the_stop() {
         called.fetch_add(1, Ordering::SeqCst);
         shake(connection)
     });
-    let server = Running::on(Server::new(handler()).stopped_by(&quick()), [listener]);
+    let server = Running::on(Server::new(handler()).stopped_by(&short_linger()), [listener]);
     let mut silent = source.connect();
     let mut idle = source.connect();
     assert_eq!(idle.send("hello").get("/now").take(5).unwrap(), b"world");
@@ -419,7 +420,7 @@ fn a_silent_client_of_a_wrapped_pipe_is_closed_at_the_stop() {
 /// answered, even if the linger is long over.
 #[test]
 fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
-    let shutdown = patient().linger(Duration::from_secs(2));
+    let shutdown = long_grace().linger(Duration::from_secs(2));
     let (open, gate) = channel::bounded::<()>(1);
     let (shake, begun) = counted(move || {
         let gate = gate.clone();
@@ -455,7 +456,7 @@ fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
 /// Rule S13.
 #[test]
 fn a_handshake_that_the_grace_cuts_is_named() {
-    let shutdown = patient().grace(Duration::from_millis(10));
+    let shutdown = long_grace().grace(Duration::from_millis(10));
     let (shake, begun) = counted(future::pending::<()>);
     let server = Running::on(Server::new(handler()).stopped_by(&shutdown), [tcp().wrap(shake)]);
     let mut client = server.connect();
@@ -475,8 +476,8 @@ fn a_handshake_that_the_grace_cuts_is_named() {
 #[test]
 fn a_wrapped_connection_can_be_upgraded() {
     for abort in [false, true] {
-        let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
-        let server = Running::on(Server::new(upgrading()).stopped_by(&patient()), [listener]);
+        let listener = tcp().wrap(|connection| async move { Ok(UpperCaseStream(connection)) });
+        let server = Running::on(Server::new(upgrading()).stopped_by(&long_grace()), [listener]);
         let mut client = server.connect();
         client.send(UPGRADE_HEAD.to_owned() + "early");
         assert_eq!(client.response().status, 101);
@@ -502,7 +503,7 @@ fn a_wrapped_connection_can_be_upgraded() {
 fn a_wrapped_connection_ends_like_a_plain_one() {
     let listener = || tcp().wrap(|connection| async move { Ok(connection) });
     let (handlers, handler) = held_handlers();
-    let server = Running::on(Server::new(handler).stopped_by(&quick()), [listener()]);
+    let server = Running::on(Server::new(handler).stopped_by(&short_linger()), [listener()]);
     let mut client = server.connect();
     client.get("/wait");
     handlers.wait_for_call("/wait");
@@ -519,7 +520,7 @@ fn a_wrapped_connection_ends_like_a_plain_one() {
 
     // S22: the drain does not wait for a client that has reset its connection.
     let (handlers, handler) = held_handlers();
-    let server = Running::on(Server::new(handler).stopped_by(&patient()), [listener()]);
+    let server = Running::on(Server::new(handler).stopped_by(&long_grace()), [listener()]);
     let mut client = server.connect();
     client.get("/wait");
     handlers.wait_for_call("/wait");
@@ -535,7 +536,7 @@ fn a_wrapper_does_not_care_what_it_wraps() {
     let peer = Peer::from(([192, 0, 2, 1], 80));
     let listener = Listener::from_stream(pipes).wrap(move |connection| async move {
         assert_eq!(connection.peer(), peer);
-        Ok(Upper(connection))
+        Ok(UpperCaseStream(connection))
     });
     let server = Running::on(Server::new(handler()), [listener]);
     let (client, connection) = Connection::pair();
@@ -551,7 +552,7 @@ fn a_wrapper_does_not_care_what_it_wraps() {
     let directory = Directory::new();
     let path = directory.join("wrapped");
     let listener = Listener::bind(Address::Unix(path.clone())).unwrap();
-    let listener = listener.wrap(|connection| async move { Ok(Upper(connection)) });
+    let listener = listener.wrap(|connection| async move { Ok(UpperCaseStream(connection)) });
     let server = Running::on(Server::new(handler()), [listener]);
     assert_eq!(
         Client::from(UnixStream::connect(&path).unwrap()).get("/peer").response().text(),
@@ -593,7 +594,7 @@ where
 #[test]
 fn clones_of_a_listener_are_wrapped_each_by_itself() {
     let plain = tcp();
-    let upper = plain.clone().wrap(|connection| async move { Ok(Upper(connection)) });
+    let upper = plain.clone().wrap(|connection| async move { Ok(UpperCaseStream(connection)) });
     let addr = address_of(&plain);
     for (listener, text) in [(upper, "NOW"), (plain, "now")] {
         // One server at a time uses the listener, and the drop of a server closes it for both.

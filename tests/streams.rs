@@ -12,8 +12,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use common::{
-    Client, End, PATIENCE, Running, StoppedBy, UPGRADE_HEAD, held_handlers, patient, patiently,
-    upgrades, upgrading, wait_for_close, wait_until,
+    Client, End, PATIENCE, Running, StoppedBy, UPGRADE_HEAD, held_handlers, long_grace, upgrades,
+    upgrading, wait_for_close, wait_until, within_patience,
 };
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt, stream};
 use smol_graceful::{
@@ -24,7 +24,7 @@ const EVENTS: &str = "GET /events HTTP/1.1\r\nHost: test\r\n\r\n";
 
 /// Returns a handle of a stop that closes silent streams soon, and waits for everything else.
 fn impatient_with_streams() -> Shutdown {
-    patient().linger(Duration::ZERO).stream_grace(Duration::from_millis(50))
+    long_grace().linger(Duration::ZERO).stream_grace(Duration::from_millis(50))
 }
 
 fn assert_closed(outcome: &Outcome, streams: u64) {
@@ -63,8 +63,8 @@ fn a_silent_upgraded_connection_is_closed() {
     assert_eq!(client.send(UPGRADE_HEAD).response().status, 101);
     let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
     let reading = std::thread::spawn(move || {
-        let read = patiently(stream.read(&mut [0; 10]));
-        (read.unwrap_err().kind(), patiently(stream.write(b"too late")).unwrap_err().kind())
+        let read = within_patience(stream.read(&mut [0; 10]));
+        (read.unwrap_err().kind(), within_patience(stream.write(b"too late")).unwrap_err().kind())
     });
     server.shutdown.stop();
     assert_eq!(client.end(), End::Eof);
@@ -156,7 +156,7 @@ fn a_stream_that_takes_leave_is_not_counted() {
         });
         Ok(stream_body(farewell))
     });
-    let shutdown = patient().linger(Duration::ZERO).stream_grace(PATIENCE);
+    let shutdown = long_grace().linger(Duration::ZERO).stream_grace(PATIENCE);
     let server = Running::of(server.stopped_by(&shutdown));
     let mut client = server.connect();
     client.send(EVENTS).take_to(b"\r\n\r\n").unwrap();

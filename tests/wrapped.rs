@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use common::{
     Blocking, Duplex, End, HeldHandlers, Log, PATIENCE, Pipes, ReadBy, Running, Stoppable,
-    StoppedBy, for_each, held_handlers, is_refused, patient, patiently, quick, reluctant,
-    small_socket, upgrades, wait_until,
+    StoppedBy, for_each, held_handlers, is_refused, long_grace, pending_at_first, short_linger,
+    small_socket, upgrades, wait_until, within_patience,
 };
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt, StreamExt, future, stream};
 use futures_rustls::TlsAcceptor;
@@ -45,8 +45,8 @@ use socket2::SockRef;
 fn a_request_whose_record_has_begun_is_served() {
     for_each([Kind::Plain, Kind::Tls, Kind::Tls12, Kind::TlsPipe], |kind| {
         let (handlers, handler) = held_handlers();
-        let shutdown = patient().linger(Duration::from_secs(3));
-        let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
+        let shutdown = long_grace().linger(Duration::from_secs(3));
+        let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
         let mut idle = site.connect();
         let mut begun = Vec::new();
         let mut late = Vec::new();
@@ -108,8 +108,8 @@ fn a_record_that_stays_half_is_named_at_the_deadline() {
     for_each([Kind::Plain, Kind::Tls, Kind::TlsPipe], |kind| {
         for cut in ["one byte", "half"] {
             let (handlers, handler) = held_handlers();
-            let shutdown = quick().grace(Duration::from_millis(1500));
-            let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
+            let shutdown = short_linger().grace(Duration::from_millis(1500));
+            let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
             let mut clients = [site.connect(), site.connect()];
             clients[0].get("/now").response();
             clients[1].get("/wait");
@@ -148,7 +148,10 @@ fn a_record_without_a_request_leaves_the_connection_idle() {
     for_each([Kind::Tls, Kind::TlsPipe], |kind| {
         let (_handlers, handler) = held_handlers();
         let limits = Limits::default().head_timeout(Duration::from_millis(300));
-        let site = Site::open(kind, Server::new(handler).limits(limits).stopped_by(&quick()));
+        let site = WrappedServer::open(
+            kind,
+            Server::new(handler).limits(limits).stopped_by(&short_linger()),
+        );
         let mut client = site.connect();
         assert_eq!(client.get("/now").response().text(), "now");
         client.stream.tls.as_mut().unwrap().refresh_traffic_keys().unwrap();
@@ -172,7 +175,7 @@ fn a_request_that_has_arrived_is_named_by_an_abort() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
         for _ in 0..20 {
             let (_handlers, handler) = held_handlers();
-            let site = Site::open(kind, Server::new(handler).stopped_by(&patient()));
+            let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
             let mut client = site.connect();
             assert_eq!(client.get("/now").response().text(), "now");
             client.get("/now");
@@ -192,8 +195,8 @@ fn a_handshake_that_ends_in_the_drain_is_followed_by_a_request() {
     for_each([Kind::Tls, Kind::Tls12, Kind::TlsPipe], |kind| {
         for (is_together, linger) in [(true, 2 * PATIENCE), (false, Duration::from_secs(3))] {
             let (_handlers, handler) = held_handlers();
-            let shutdown = patient().linger(linger);
-            let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
+            let shutdown = long_grace().linger(linger);
+            let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
             let (mut client, hello) = site.half_connect();
             let mut idle = site.connect();
             site.server.shutdown.stop();
@@ -236,7 +239,7 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
         |(kind, records)| {
             let what = format!("{kind:?}, {records} records");
             let (handlers, handler) = held_handlers();
-            let site = Site::open(kind, Server::new(handler).stopped_by(&quick()));
+            let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&short_linger()));
             let mut client = site.connect();
             client.get("/wait");
             handlers.wait_for_call("/wait");
@@ -267,18 +270,18 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
 fn a_request_behind_an_unread_body_is_answered_in_the_drain() {
     let (handlers, handler) = held_handlers();
     let (stream, mut client) = Connection::pair();
-    let stream = reluctant(stream, 700);
+    let stream = pending_at_first(stream, 700);
     let listener = Listener::from_stream(stream::once(Ok(stream)).chain(stream::pending()));
-    let shutdown = quick();
+    let shutdown = short_linger();
     let server = Server::new(handler).shutdown(&shutdown);
     let served = thread::spawn(move || future::block_on(server.serve([listener])));
     let requests = [post("/wait", 5000), vec![b'x'; 5000], get("/now")].concat();
-    patiently(client.write_all(&requests)).unwrap();
+    within_patience(client.write_all(&requests)).unwrap();
     handlers.wait_for_call("/wait");
     shutdown.stop();
     handlers.release();
     let mut answers = String::new();
-    patiently(client.read_to_string(&mut answers)).unwrap();
+    within_patience(client.read_to_string(&mut answers)).unwrap();
     let (done, now) = answers.split_once("done").expect("there is a first answer");
     assert!(!done.contains("connection: close"), "{answers}");
     assert!(now.contains("connection: close") && now.ends_with("now"), "{answers}");
@@ -292,8 +295,8 @@ fn a_client_that_pipelines_without_end_is_told_close() {
     const WINDOW: usize = 500;
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe], |kind| {
         let (_handlers, handler) = held_handlers();
-        let shutdown = quick().grace(Duration::from_secs(10));
-        let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
+        let shutdown = short_linger().grace(Duration::from_secs(10));
+        let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
         let mut client = site.connect();
         client.stream.base.do_not_wait();
         let (mut sent, mut received, mut is_told) = (0, 0, false);
@@ -338,7 +341,7 @@ fn a_client_that_pipelines_without_end_is_told_close() {
 #[test]
 fn a_steady_slow_reader_gets_its_response_whole() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
-        let site = slow_site(kind, ROOMY, Duration::from_secs(2));
+        let site = slow_server(kind, ROOMY, Duration::from_secs(2));
         let mut client = site.connect();
         client.get("/long");
         // The client reads 20 kB/s, and the kernel asks for more when 64 KiB are free.
@@ -355,7 +358,7 @@ fn a_steady_slow_reader_gets_its_response_whole() {
 #[test]
 fn a_steady_slow_sender_gets_its_body_through() {
     for_each([Kind::Plain, Kind::Tls, Kind::TlsPipe], |kind| {
-        let site = slow_site(kind, ROOMY, Duration::from_secs(2));
+        let site = slow_server(kind, ROOMY, Duration::from_secs(2));
         let mut client = site.connect();
         client.send(post("/read", 16 * 1024));
         for part in client.stream.seal(&[b'x'; 16 * 1024]).chunks(1024) {
@@ -372,7 +375,7 @@ fn a_steady_slow_sender_gets_its_body_through() {
 fn a_client_that_stalls_is_given_up() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
         for case in ["a body", "a response", "a body nobody wants", "both"] {
-            let site = slow_site(kind, TINY, Duration::from_millis(300));
+            let site = slow_server(kind, TINY, Duration::from_millis(300));
             let mut client = site.connect();
             match case {
                 "a body" => {
@@ -413,7 +416,10 @@ fn a_body_that_nobody_waits_for_is_not_late() {
         };
         let short = Duration::from_millis(300);
         let limits = Limits::default().stall_timeout(short).head_timeout(short);
-        let site = Site::open(kind, Server::new(handler).limits(limits).stopped_by(&quick()));
+        let site = WrappedServer::open(
+            kind,
+            Server::new(handler).limits(limits).stopped_by(&short_linger()),
+        );
         let mut client = site.connect();
         client.send(post("/", 1000));
         handlers.wait_for_call("looked");
@@ -440,7 +446,7 @@ const ROOMY: usize = 100 * 1024;
 fn a_client_that_has_gone_holds_up_nobody() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
         let (handlers, handler) = held_handlers();
-        let site = Site::open(kind, Server::new(handler).stopped_by(&quick()));
+        let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&short_linger()));
         let mut gone = site.connect();
         gone.get("/wait");
         handlers.wait_for_call("/wait");
@@ -457,7 +463,7 @@ fn a_client_that_has_gone_holds_up_nobody() {
 const LONG: usize = 400 * 1024;
 
 /// Opens a server whose clients' kernels take in little.
-fn slow_site(kind: Kind, send_buffer: usize, stall_timeout: Duration) -> Site {
+fn slow_server(kind: Kind, send_buffer: usize, stall_timeout: Duration) -> WrappedServer {
     let handler = |mut request: Request| async move {
         Ok(match request.url().path() {
             "/long" => Response::from(vec![b'x'; LONG]),
@@ -467,8 +473,8 @@ fn slow_site(kind: Kind, send_buffer: usize, stall_timeout: Duration) -> Site {
         })
     };
     let limits = Limits::default().stall_timeout(stall_timeout);
-    let server = Server::new(handler).limits(limits).stopped_by(&quick());
-    Site::with_buffers(kind, server, Some((send_buffer, TINY)))
+    let server = Server::new(handler).limits(limits).stopped_by(&short_linger());
+    WrappedServer::with_buffers(kind, server, Some((send_buffer, TINY)))
 }
 
 // ── Cuts (rule S13) ─────────────────────────────────────────────────────────────────────────
@@ -483,12 +489,12 @@ fn a_body_without_a_length_that_is_cut_does_not_look_whole() {
             let (send, is_read) = mpsc::channel();
             let send = Mutex::new(send);
             let handler = move |_| {
-                let body = Told { left: LENGTH, tell: send.lock().unwrap().clone() };
+                let body = ReportingBody { left: LENGTH, tell: send.lock().unwrap().clone() };
                 async move { Ok(Body::from_reader(futures_lite::io::BufReader::new(body), None)) }
             };
             let grace = Duration::from_millis(if abort { 60_000 } else { 100 });
-            let server = Server::new(handler).stopped_by(&patient().grace(grace));
-            let site = Site::with_buffers(kind, server, Some((TINY, TINY)));
+            let server = Server::new(handler).stopped_by(&long_grace().grace(grace));
+            let site = WrappedServer::with_buffers(kind, server, Some((TINY, TINY)));
             let mut client = site.connect();
             client.send(b"GET / HTTP/1.0\r\n\r\n");
             is_read.recv_timeout(PATIENCE).expect("the server reads the body to its end");
@@ -508,12 +514,12 @@ fn a_body_without_a_length_that_is_cut_does_not_look_whole() {
 }
 
 /// A body of this number of bytes, which reports its end.
-struct Told {
+struct ReportingBody {
     left: usize,
     tell: mpsc::Sender<()>,
 }
 
-impl AsyncRead for Told {
+impl AsyncRead for ReportingBody {
     fn poll_read(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -606,7 +612,7 @@ fn an_upgraded_connection_whose_client_has_reset_is_let_go() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
         for (is_draining, last) in [(false, &b""[..]), (true, b""), (true, b"unread")] {
             let (upgraded, handler) = upgrades();
-            let site = Site::open(kind, Server::new(handler).stopped_by(&patient()));
+            let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
             let mut client = site.connect();
             client.upgrade();
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
@@ -620,7 +626,7 @@ fn an_upgraded_connection_whose_client_has_reset_is_let_go() {
             client.reset();
             wait_until("its end", || site.server.shutdown.in_flight() == 0);
             // The owner of the stream gets an error.
-            assert!(patiently(stream.write_all(b"late")).is_err(), "{kind:?}");
+            assert!(within_patience(stream.write_all(b"late")).is_err(), "{kind:?}");
             let outcome = site.server.stop();
             assert!(outcome.is_drained(), "{kind:?}: {outcome}");
         }
@@ -636,7 +642,10 @@ fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
             let (upgraded, handler) = upgrades();
             // The sweep looks at connections every 20 ms because of this limit.
             let limits = Limits::default().head_timeout(Duration::from_millis(160));
-            let site = Site::open(kind, Server::new(handler).limits(limits).stopped_by(&patient()));
+            let site = WrappedServer::open(
+                kind,
+                Server::new(handler).limits(limits).stopped_by(&long_grace()),
+            );
             let mut client = site.connect();
             client.upgrade();
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
@@ -645,7 +654,7 @@ fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
                 clock.send(b"GET ");
                 site.server.shutdown.stop();
             }
-            patiently(stream.close()).unwrap();
+            within_patience(stream.close()).unwrap();
             assert_eq!(client.end(), End::Eof, "{kind:?}");
             client.send(b"bye").half_close();
             // This connection ends only after several sweeps.
@@ -654,7 +663,7 @@ fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
             }
             assert_eq!(clock.response().status, 408);
             let mut read = String::new();
-            patiently(stream.read_to_string(&mut read)).unwrap();
+            within_patience(stream.read_to_string(&mut read)).unwrap();
             assert_eq!(read, "bye", "{kind:?}, draining: {is_draining}");
             drop(stream);
             assert!(site.server.stop().is_drained());
@@ -669,12 +678,12 @@ fn an_upgraded_connection_that_is_dropped_delivers_what_was_written() {
     const LENGTH: usize = 3_000_000;
     for_each([Kind::Plain, Kind::Tls, Kind::Tls12], |kind| {
         let (upgraded, handler) = upgrades();
-        let site = Site::open(kind, Server::new(handler).stopped_by(&patient()));
+        let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
         let mut client = site.connect();
         client.upgrade();
         let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
         client.send(b"nobody reads this");
-        let writer = thread::spawn(move || patiently(stream.write_all(&vec![b'x'; LENGTH])));
+        let writer = thread::spawn(move || within_patience(stream.write_all(&vec![b'x'; LENGTH])));
         let (received, end) = client.rest();
         assert_eq!((received.len(), end), (LENGTH, End::Eof), "{kind:?}");
         writer.join().unwrap().unwrap();
@@ -690,8 +699,8 @@ fn what_a_wrapper_holds_arrives_at_the_pace_of_the_client() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
         for is_draining in [false, true] {
             let (upgraded, handler) = upgrades();
-            let server = Server::new(handler).stopped_by(&patient());
-            let site = Site::with_buffers(kind, server, Some((ROOMY, TINY)));
+            let server = Server::new(handler).stopped_by(&long_grace());
+            let site = WrappedServer::with_buffers(kind, server, Some((ROOMY, TINY)));
             let mut client = site.connect();
             client.upgrade();
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
@@ -731,7 +740,7 @@ fn an_upgrade_that_cannot_be_is_logged_with_peer_and_path() {
     let head = "Host: x\r\nUpgrade: x\r\n";
     for_each([Kind::Plain, Kind::Tls], |kind| {
         let (_upgraded, handler) = upgrades();
-        let site = Site::open(kind, Server::new(handler).stopped_by(&patient()));
+        let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
         for (request, problem) in [
             (format!("GET /a?b=1 HTTP/1.1\r\n{head}\r\n"), "Connection: upgrade"),
             (format!("GET /a?b=1 HTTP/1.0\r\n{head}Connection: upgrade\r\n\r\n"), "HTTP/1.1"),
@@ -781,7 +790,7 @@ impl Kind {
 }
 
 /// A server, and the way to it for clients.
-struct Site {
+struct WrappedServer {
     kind: Kind,
     server: Running,
     pipes: Pipes,
@@ -789,7 +798,7 @@ struct Site {
     client_buffer: Option<usize>,
 }
 
-impl Site {
+impl WrappedServer {
     fn open(kind: Kind, server: impl Into<Stoppable>) -> Self {
         Self::with_buffers(kind, server, None)
     }
@@ -837,7 +846,7 @@ impl Site {
     /// Connects a client that has not sent anything.
     fn connect_silently(&self) -> Client {
         let base = if self.kind.is_pipe() {
-            Base::Pipe(Blocking(self.pipes.end()), false)
+            BelowTls::Pipe(Blocking(self.pipes.end()), false)
         } else {
             let socket = match self.client_buffer {
                 Some(size) => small_socket(self.server.addr(), size),
@@ -846,7 +855,7 @@ impl Site {
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket.set_write_timeout(Some(PATIENCE)).unwrap();
             socket.set_nodelay(true).unwrap();
-            Base::Socket(socket)
+            BelowTls::Socket(socket)
         };
         let tls = self.kind.is_tls().then(|| {
             let versions: &[_] = match self.kind {
@@ -862,7 +871,7 @@ impl Site {
             tls.set_buffer_limit(None);
             tls
         });
-        Client::over(Wire { base, tls, most: RECORD })
+        Client::over(ClientStream { base, tls, most: RECORD })
     }
 
     /// Returns `true` if the server takes no more connections.
@@ -889,13 +898,13 @@ fn tls() -> &'static (Arc<ServerConfig>, RootCertStore) {
 }
 
 /// A client's end of the stream below TLS.
-enum Base {
+enum BelowTls {
     Socket(TcpStream),
     /// A pipe. With `true`, a call that has to wait fails instead.
     Pipe(Blocking<Connection>, bool),
 }
 
-impl Base {
+impl BelowTls {
     /// Makes each call that has to wait fail from now on.
     fn do_not_wait(&mut self) {
         match self {
@@ -905,7 +914,7 @@ impl Base {
     }
 }
 
-impl Read for Base {
+impl Read for BelowTls {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Socket(socket) => socket.read(buf),
@@ -915,7 +924,7 @@ impl Read for Base {
     }
 }
 
-impl Write for Base {
+impl Write for BelowTls {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match self {
             Self::Socket(socket) => socket.write(buf),
@@ -933,16 +942,16 @@ impl Write for Base {
 const RECORD: usize = 16 * 1024;
 
 /// The client's end of a connection, which makes its own records.
-struct Wire {
-    base: Base,
+struct ClientStream {
+    base: BelowTls,
     tls: Option<ClientConnection>,
     /// The largest number of bytes that a read takes from below.
     most: usize,
 }
 
-type Client = common::Client<Wire>;
+type Client = common::Client<ClientStream>;
 
-impl Wire {
+impl ClientStream {
     /// Returns the bytes of the wire for `bytes`, in records of at most 16 KiB.
     fn seal(&mut self, bytes: &[u8]) -> Vec<u8> {
         let Some(tls) = &mut self.tls else { return bytes.to_vec() };
@@ -975,13 +984,13 @@ impl Wire {
     /// Returns the name of this client in the server's log and outcome.
     fn local(&self) -> String {
         match &self.base {
-            Base::Socket(socket) => socket.local_addr().unwrap().to_string(),
-            Base::Pipe(..) => "unknown".to_owned(),
+            BelowTls::Socket(socket) => socket.local_addr().unwrap().to_string(),
+            BelowTls::Pipe(..) => "unknown".to_owned(),
         }
     }
 }
 
-impl Write for Wire {
+impl Write for ClientStream {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let sealed = self.seal(buf);
         self.base.write_all(&sealed)?;
@@ -993,7 +1002,7 @@ impl Write for Wire {
     }
 }
 
-impl Read for Wire {
+impl Read for ClientStream {
     /// Reads once from below. Returns `Interrupted` if there is no whole record yet.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else { return self.base.read(&mut buf[..self.most]) };
@@ -1020,7 +1029,7 @@ impl Read for Wire {
     }
 }
 
-impl Duplex for Wire {
+impl Duplex for ClientStream {
     fn half_close(&mut self) {
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
@@ -1028,8 +1037,8 @@ impl Duplex for Wire {
             self.send_raw(&farewell);
         }
         match &mut self.base {
-            Base::Socket(socket) => socket.half_close(),
-            Base::Pipe(pipe, _) => pipe.half_close(),
+            BelowTls::Socket(socket) => socket.half_close(),
+            BelowTls::Pipe(pipe, _) => pipe.half_close(),
         }
     }
 }
@@ -1062,7 +1071,7 @@ impl Client {
 
     /// Closes with a reset instead of a FIN.
     fn reset(self) {
-        let Base::Socket(socket) = self.stream.base else { panic!("a pipe has no reset") };
+        let BelowTls::Socket(socket) = self.stream.base else { panic!("a pipe has no reset") };
         common::Client::from(socket).reset();
     }
 }

@@ -36,26 +36,26 @@ use smol_graceful::{
 };
 
 use super::program::install;
-use super::{Client, Directory, Generations, PATIENCE, ProcessId, SERVER, wait_until};
+use super::{Client, Directory, KeeperProcess, PATIENCE, ProcessId, SERVER, wait_until};
 
 /// The kind of socket to which clients connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Over {
+pub enum SocketKind {
     Tcp,
     Unix,
 }
 
 /// Runs a scenario over TCP and over a Unix socket, at the same time.
-pub fn over_both(scenario: impl Fn(Over) + Sync) {
-    super::for_each([Over::Tcp, Over::Unix], |over| {
+pub fn over_tcp_and_unix(scenario: impl Fn(SocketKind) + Sync) {
+    super::for_each([SocketKind::Tcp, SocketKind::Unix], |over| {
         super::case(&format!("{over:?}"), || scenario(over));
     });
 }
 
 /// A keeper and its children.
 pub struct Handover {
-    pub servers: Generations,
-    pub over: Over,
+    pub servers: KeeperProcess,
+    pub over: SocketKind,
     /// The address to which clients connect.
     pub address: Address,
     pub directory: Directory,
@@ -64,7 +64,7 @@ pub struct Handover {
 
 impl Handover {
     /// Starts a keeper of the real binary.
-    pub fn server(over: Over, args: &[&str]) -> Self {
+    pub fn server(over: SocketKind, args: &[&str]) -> Self {
         let executable = Path::new(SERVER).to_owned();
         Self::start(over, executable, |command, listen| {
             command.args(["--listen", listen]).args(args);
@@ -72,12 +72,12 @@ impl Handover {
     }
 
     /// Starts a keeper of [`serve`], which the test [`PROGRAM`] of the same file calls.
-    pub fn staged(over: Over) -> Self {
+    pub fn staged(over: SocketKind) -> Self {
         Self::staged_with(over, |_| {})
     }
 
     /// Starts a keeper of [`serve`]. `configure` completes its environment.
-    pub fn staged_with(over: Over, configure: impl FnOnce(&mut Command)) -> Self {
+    pub fn staged_with(over: SocketKind, configure: impl FnOnce(&mut Command)) -> Self {
         Self::start(over, env::current_exe().unwrap(), |command, listen| {
             command.args(["--exact", PROGRAM, "--nocapture", "--test-threads=1"]);
             command.env(LISTEN, listen);
@@ -88,7 +88,7 @@ impl Handover {
     /// Starts a keeper of a program. `configure` completes the command with words for the program's
     /// address.
     pub fn start(
-        over: Over,
+        over: SocketKind,
         executable: PathBuf,
         configure: impl FnOnce(&mut Command, &str),
     ) -> Self {
@@ -96,7 +96,7 @@ impl Handover {
     }
 
     /// Starts a keeper of the real binary with this patience.
-    pub fn patient(over: Over, patience: &str) -> Self {
+    pub fn with_patience(over: SocketKind, patience: &str) -> Self {
         Self::start(over, SERVER.into(), |command, listen| {
             command.env("SMOL_GRACEFUL_KEEP_PATIENCE", patience).args(["--listen", listen]);
         })
@@ -105,7 +105,7 @@ impl Handover {
     /// Starts a keeper as [`Handover::start`] does, from another copy of the real binary.
     pub fn start_by(
         keeper: &Path,
-        over: Over,
+        over: SocketKind,
         executable: PathBuf,
         configure: impl FnOnce(&mut Command, &str),
     ) -> Self {
@@ -118,7 +118,7 @@ impl Handover {
     }
 
     /// Starts [`serve`] as its own keeper.
-    pub fn own(over: Over, configure: impl FnOnce(&mut Command)) -> Self {
+    pub fn own(over: SocketKind, configure: impl FnOnce(&mut Command)) -> Self {
         Self::start_as(over, env::current_exe().unwrap(), |app, listen| {
             let mut command = Command::new(app);
             command.args(["--exact", PROGRAM, "--nocapture", "--test-threads=1"]);
@@ -130,24 +130,24 @@ impl Handover {
 
     /// Starts the command that `command` returns for the program's path and address.
     fn start_as(
-        over: Over,
+        over: SocketKind,
         executable: PathBuf,
         command: impl FnOnce(&Path, &str) -> Command,
     ) -> Self {
         prepare();
         let directory = Directory::new();
         let listen = match over {
-            Over::Tcp => "127.0.0.1:0".into(),
-            Over::Unix => directory.socket("socket").to_string(),
+            SocketKind::Tcp => "127.0.0.1:0".into(),
+            SocketKind::Unix => directory.socket("socket").to_string(),
         };
         let app = directory.join("app");
         symlink(&executable, &app).unwrap();
         let mut command = command(&app, &listen);
         command.env(DIRECTORY, directory.path());
-        let servers = Generations::of(command);
+        let servers = KeeperProcess::of(command);
         let address = match over {
-            Over::Tcp => Address::Tcp(servers.program.addr),
-            Over::Unix => directory.socket("socket"),
+            SocketKind::Tcp => Address::Tcp(servers.program.addr),
+            SocketKind::Unix => directory.socket("socket"),
         };
         Self { servers, over, address, directory, executable }
     }
@@ -332,8 +332,8 @@ impl Handover {
     fn sockets(&self, that_listen: bool) -> Vec<u64> {
         let path = self.directory.join("socket");
         let (table, inode) = match self.over {
-            Over::Tcp => ("/proc/net/tcp", 9),
-            Over::Unix => ("/proc/net/unix", 6),
+            SocketKind::Tcp => ("/proc/net/tcp", 9),
+            SocketKind::Unix => ("/proc/net/unix", 6),
         };
         let mark = match self.address {
             Address::Tcp(addr) => format!(":{:04X}", addr.port()),

@@ -39,16 +39,16 @@ pub use self::handlers::{
 };
 pub use self::log::Log;
 pub use self::program::{
-    Generations, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, chromium, copy_file,
+    KeeperProcess, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, chromium, copy_file,
     end_of, handle_ignored_signals, hear, install, installed, keep, number_behind, output,
     output_within, pass_repeat_window, run_ok, server_command, service_manager, sockets_of,
     terminate,
 };
 pub use self::server::{
-    Pipes, Running, Stoppable, StoppedBy, address_of, free_port, is_refused, patient, quick,
-    settle, tcp, wait_for_close,
+    Pipes, Running, Stoppable, StoppedBy, address_of, free_port, is_refused, long_grace, settle,
+    short_linger, tcp, wait_for_close,
 };
-pub use self::stream::{ReadBy, reluctant};
+pub use self::stream::{ReadBy, pending_at_first};
 pub use self::temporary::Directory;
 pub use self::tls::{TlsStream, certificate, tls_client};
 
@@ -65,7 +65,7 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// Runs a future and returns its result, and panics if the future does not end.
-pub fn patiently<T>(future: impl Future<Output = T>) -> T {
+pub fn within_patience<T>(future: impl Future<Output = T>) -> T {
     let late = async {
         Timer::after(PATIENCE).await;
         panic!("waited in vain");

@@ -1,6 +1,6 @@
 //! Programs as processes: the real binary, an example, or another program.
 //!
-//! [`Program`] is a server whose log has its address. [`Generations`] is a keeper and its children,
+//! [`Program`] is a server whose log has its address. [`KeeperProcess`] is a keeper and its children,
 //! [`Proxy`] a proxy in front of servers, [`ProcessId`] any process, by its number. The drop of a
 //! value ends its process.
 
@@ -323,14 +323,14 @@ pub fn keep(flags: &[&str], child: &Command) -> Command {
 }
 
 /// A keeper and its children, which share the log.
-pub struct Generations {
+pub struct KeeperProcess {
     /// The keeper.
     pub program: Program,
     /// The child that serves.
     pub serving: ProcessId,
 }
 
-impl Generations {
+impl KeeperProcess {
     /// Starts a keeper without flags. Its children bind their sockets themselves.
     pub fn start(child: &Command) -> Self {
         Self::of(keep(&[], child))

@@ -18,11 +18,11 @@ use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::Signal;
 
 use super::common::{PATIENCE, ProcessId, end_of, hear, service_manager};
-use super::files::Place;
+use super::files::Deployment;
 
 /// One service, started from its unit.
 pub struct Systemd {
-    pub place: Place,
+    pub deployment: Deployment,
     settings: BTreeMap<String, String>,
     notifications: UnixDatagram,
     main: Child,
@@ -34,35 +34,35 @@ impl Systemd {
     /// Starts the service, with the socket of the socket unit if `socket_is_enabled`, and waits
     /// until it is active.
     pub fn start(socket_is_enabled: bool) -> Self {
-        Self::start_in(Place::new(), socket_is_enabled)
+        Self::start_in(Deployment::new(), socket_is_enabled)
     }
 
     /// Starts the service without the socket unit and with a binary that the test may replace.
     pub fn start_replaceable() -> Self {
-        Self::start_in(Place::replaceable(), false)
+        Self::start_in(Deployment::replaceable(), false)
     }
 
-    fn start_in(place: Place, socket_is_enabled: bool) -> Self {
-        let settings = section(&place.adapt("systemd/smol-graceful.service"), "Service");
-        let notifications = service_manager(&place.directory);
+    fn start_in(deployment: Deployment, socket_is_enabled: bool) -> Self {
+        let settings = section(&deployment.adapt("systemd/smol-graceful.service"), "Service");
+        let notifications = service_manager(&deployment.directory);
         let seconds: u64 = settings["WatchdogSec"].parse().unwrap();
         let mut command = Command::new("sh");
         // LISTEN_PID names the process that the shell becomes.
         let script = if socket_is_enabled { "LISTEN_PID=$$ exec \"$@\"" } else { "exec \"$@\"" };
         command.args(["-c", script, "sh"]).args(settings["ExecStart"].split(' '));
-        command.env("NOTIFY_SOCKET", place.directory.join("manager"));
+        command.env("NOTIFY_SOCKET", deployment.directory.join("manager"));
         command.env("WATCHDOG_USEC", (1_000_000 * seconds).to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(File::create(place.log()).unwrap());
+        command.stderr(File::create(deployment.log()).unwrap());
         if socket_is_enabled {
-            let socket = section(&place.adapt("systemd/smol-graceful.socket"), "Socket");
-            assert_eq!(socket["ListenStream"], place.addr.to_string());
+            let socket = section(&deployment.adapt("systemd/smol-graceful.socket"), "Socket");
+            assert_eq!(socket["ListenStream"], deployment.addr.to_string());
             let parent_fd: OwnedFd = TcpListener::bind(&socket["ListenStream"]).unwrap().into();
             command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", &socket["FileDescriptorName"]);
             command.fd_mappings(vec![FdMapping { parent_fd, child_fd: 3 }]).unwrap();
         }
         let main = command.spawn().unwrap();
-        let mut systemd = Self { place, settings, notifications, main, heard: Vec::new() };
+        let mut systemd = Self { deployment, settings, notifications, main, heard: Vec::new() };
         systemd.wait_for("READY=1");
         systemd
     }
@@ -118,7 +118,7 @@ impl Systemd {
         assert_eq!(self.settings["KillMode"], "mixed", "TERM is for the main process alone");
         self.main().signal(Signal::TERM);
         let ended = end_of(&mut self.main, PATIENCE);
-        let status = ended.unwrap_or_else(|| panic!("no end: {}", self.place.logged()));
+        let status = ended.unwrap_or_else(|| panic!("no end: {}", self.deployment.logged()));
         self.notifications.set_nonblocking(true).unwrap();
         let mut bytes = [0; 4096];
         while let Ok(length) = self.notifications.recv(&mut bytes) {
