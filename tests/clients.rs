@@ -54,7 +54,8 @@ fn curl_uploads_in_chunks() {
     assert!(output.stdout == sent, "{} bytes: {told}", output.stdout.len());
 }
 
-/// Rule W8.
+/// Rule W8: in HTTP/1.0, the connection is kept only if the client asks for that, and no chunks are
+/// sent.
 #[test]
 fn curl_speaks_http_1_0() {
     let server = Program::server(&["--work", "0s"]);
@@ -103,7 +104,7 @@ fn curl_sends_a_path_as_it_is() {
     }
 }
 
-/// Rule W11.
+/// Rule W11: a response to HEAD has the fields of a response to GET, and no body.
 #[test]
 fn curl_asks_for_the_head_alone() {
     let server = Program::server(&["--work", "0s"]);

@@ -85,7 +85,7 @@ fn the_first_grace_that_ends_ends_both() {
         else {
             panic!("{outcome}");
         };
-        assert_eq!(path, "/wait"); // rule S13
+        assert_eq!(path, "/wait"); // S13: the outcome names it
     }
 }
 
@@ -326,13 +326,13 @@ fn a_pipe_is_a_connection_like_any_other() {
     let mut pipe = source.connect();
     pipe.send("GET /now HTTP/1.1\r\n\r\n");
     let response = pipe.response();
-    assert_eq!((response.status, response.says_close()), (400, true)); // rule W4
+    assert_eq!((response.status, response.says_close()), (400, true)); // W4: refused
     drop(pipe);
     wait_until("nobody is left", || server.shutdown.in_flight() == 0);
     assert!(server.stop().is_drained());
 }
 
-/// Rules S6, S7.
+/// Rules S6, S7: idle and silent connections are closed after the linger.
 #[test]
 fn a_stop_closes_idle_pipes_after_the_linger() {
     let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&short_linger()));
@@ -448,7 +448,7 @@ fn a_stream_that_gives_way_loses_no_request() {
     assert_eq!(outcome.finished, 4);
 }
 
-/// Rule S13.
+/// Rule S13: the outcome names a request on a pipe, and does not name an idle pipe.
 #[test]
 fn an_abort_cuts_pipes_and_names_them() {
     let (handlers, handler) = held_handlers();
@@ -1165,7 +1165,7 @@ fn an_error_at_the_beginning_of_a_body_is_a_500() {
     assert_eq!(client.end(), End::Eof);
 }
 
-/// Rule S10.
+/// Rule S10: a body of chunks sees the stop, and ends with its last chunk.
 #[test]
 fn a_stop_ends_a_body_of_chunks_politely() {
     let (send, server) = chunked();

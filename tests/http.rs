@@ -357,7 +357,7 @@ fn a_stream_arrives_piece_by_piece() {
     settle(&server);
 }
 
-/// Rule W6.
+/// Rule W6: the handler gets `UnexpectedEof` for a body that is cut short, and never a clean end.
 #[test]
 fn a_body_cut_short_is_an_error() {
     let (report, reports) = mpsc::channel();
@@ -942,7 +942,8 @@ fn continue_is_not_said_when_nobody_reads() {
     settle(&server);
 }
 
-/// RFC 9110 section 10.1.1.
+/// RFC 9110 section 10.1.1: `100 Continue` is not sent in HTTP/1.0, or if the body has begun to
+/// come.
 #[test]
 fn continue_is_not_said_without_need() {
     let server = Running::new(app);
@@ -1004,7 +1005,8 @@ fn continue_is_not_said_within_a_response() {
 
 // Responses.
 
-/// Rule W11, RFC 9110 section 9.3.2.
+/// Rule W11, RFC 9110 section 9.3.2: a response to HEAD has the fields of a response to GET, and no
+/// body.
 #[test]
 fn head_has_the_headers_of_get_and_no_body() {
     let server = Running::new(|request: Request| async move {
@@ -1618,7 +1620,8 @@ fn a_handlers_error_is_its_status_and_no_more() {
     settle(&server);
 }
 
-/// Rule S17.
+/// Rule S17: the client of a handler that panics gets a 500 and the end, and another client notices
+/// nothing.
 #[test]
 fn a_panic_costs_one_client_a_500() {
     let server = Running::new(|request: Request| async move {

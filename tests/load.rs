@@ -52,8 +52,8 @@ struct Tally {
     /// Requests that were sent on a new connection, and reset without a byte. The kernel does this
     /// to a handshake that is under way in the very moment of the close, and to a connection that
     /// enters the queue between the last look and the close. `close` cannot avoid this window of
-    /// microseconds (rule S4, `docs/decisions.md`). A close that did not empty the queue first would
-    /// lose more than this at every stop.
+    /// microseconds (rule S4, `docs/decisions.md`). A close that did not empty the queue first
+    /// would lose more than this at every stop.
     in_handshake: AtomicU64,
     /// Requests that were sent, and not answered whole.
     lost: Mutex<Vec<String>>,

@@ -60,21 +60,21 @@ impl SteppedServer {
 
 #[test]
 fn a_request_that_comes_in_the_pause_is_found() {
-    let scene = SteppedServer::start(&short_linger(), Limits::default());
-    let mut client = scene.client();
+    let stepped = SteppedServer::start(&short_linger(), Limits::default());
+    let mut client = stepped.client();
     client.get("/now");
-    assert!(scene.executor.try_tick(), "the connection does not look");
+    assert!(stepped.executor.try_tick(), "the connection does not look");
     assert_eq!(client.response().text(), "now");
 }
 
 #[test]
 fn a_connection_that_has_found_nothing_waits_for_an_event() {
-    let scene = SteppedServer::start(&short_linger(), Limits::default());
-    let mut client = scene.client();
-    assert!(scene.executor.try_tick(), "the connection does not look");
-    assert!(!scene.executor.try_tick(), "the connection does not wait");
+    let stepped = SteppedServer::start(&short_linger(), Limits::default());
+    let mut client = stepped.client();
+    assert!(stepped.executor.try_tick(), "the connection does not look");
+    assert!(!stepped.executor.try_tick(), "the connection does not wait");
     client.get("/now");
-    scene.step();
+    stepped.step();
     assert_eq!(client.response().text(), "now");
 }
 
@@ -115,19 +115,20 @@ fn a_busy_connection_waits_for_an_event_now_and_then() {
     assert!((5..50).contains(&waits), "{waits} waits for an event");
 }
 
-/// Rules S6, S8 and S9.
+/// Rules S6, S8 and S9: a request that comes after the stop, and before the connection looks, is
+/// served, and its response says `close`.
 #[test]
 fn a_last_request_may_come_in_the_pause() {
-    let scene = SteppedServer::start(&long_grace(), Limits::default());
-    let mut client = scene.client();
-    scene.server.shutdown.stop();
+    let stepped = SteppedServer::start(&long_grace(), Limits::default());
+    let mut client = stepped.client();
+    stepped.server.shutdown.stop();
     client.get("/now");
-    assert!(scene.executor.try_tick());
+    assert!(stepped.executor.try_tick());
     let response = client.response();
     assert!(response.says_close() && response.text() == "now");
     assert_eq!(client.end(), End::Eof);
-    scene.run_until("the connection has ended", || scene.server.shutdown.in_flight() == 0);
-    let outcome = scene.server.outcome();
+    stepped.run_until("the connection has ended", || stepped.server.shutdown.in_flight() == 0);
+    let outcome = stepped.server.outcome();
     assert!(outcome.is_drained() && outcome.finished == 1, "{outcome}");
 }
 
@@ -135,16 +136,16 @@ fn a_last_request_may_come_in_the_pause() {
 #[test]
 fn a_stop_in_the_pause_closes_the_connection_after_the_linger() {
     for is_late in [false, true] {
-        let scene = SteppedServer::start(&short_linger(), Limits::default());
-        let mut client = scene.client();
-        scene.server.shutdown.stop();
+        let stepped = SteppedServer::start(&short_linger(), Limits::default());
+        let mut client = stepped.client();
+        stepped.server.shutdown.stop();
         if is_late {
             // The connection has not run before the linger is over.
-            wait_until("the listener is closed", || is_refused(scene.server.addr()));
+            wait_until("the listener is closed", || is_refused(stepped.server.addr()));
         }
-        scene.run_until("the connection has ended", || scene.server.shutdown.in_flight() == 0);
+        stepped.run_until("the connection has ended", || stepped.server.shutdown.in_flight() == 0);
         assert_eq!(client.end(), End::Eof);
-        let outcome = scene.server.outcome();
+        let outcome = stepped.server.outcome();
         assert!(outcome.is_drained() && outcome.finished == 0, "{outcome}");
     }
 }
@@ -153,15 +154,15 @@ fn a_stop_in_the_pause_closes_the_connection_after_the_linger() {
 #[test]
 fn an_abort_in_the_pause_names_a_request_that_has_come() {
     for comes in [false, true] {
-        let scene = SteppedServer::start(&long_grace(), Limits::default());
-        let mut client = scene.client();
+        let stepped = SteppedServer::start(&long_grace(), Limits::default());
+        let mut client = stepped.client();
         if comes {
             client.get("/now");
         }
-        scene.server.shutdown.abort();
-        scene.run_until("the connection has ended", || scene.server.shutdown.in_flight() == 0);
+        stepped.server.shutdown.abort();
+        stepped.run_until("the connection has ended", || stepped.server.shutdown.in_flight() == 0);
         assert_eq!(client.end(), if comes { End::Reset } else { End::Eof });
-        let outcome = scene.server.outcome();
+        let outcome = stepped.server.outcome();
         let is_cut = |work: &OpenWork| matches!(work.kind, WorkKind::Connection { .. });
         assert_eq!(outcome.cut.iter().filter(|work| is_cut(work)).count(), usize::from(comes));
     }
@@ -169,30 +170,30 @@ fn an_abort_in_the_pause_names_a_request_that_has_come() {
 
 #[test]
 fn a_server_that_is_dropped_in_the_pause_ends_the_connection() {
-    let mut scene = SteppedServer::start(&long_grace(), Limits::default());
-    let mut client = scene.client();
-    scene.server.drop();
-    scene.run_until("no tasks are left", || scene.executor.is_empty());
+    let mut stepped = SteppedServer::start(&long_grace(), Limits::default());
+    let mut client = stepped.client();
+    stepped.server.drop();
+    stepped.run_until("no tasks are left", || stepped.executor.is_empty());
     assert_eq!(client.end(), End::Eof);
 }
 
 #[test]
 fn a_client_that_leaves_in_the_pause_is_noticed() {
-    let scene = SteppedServer::start(&short_linger(), Limits::default());
-    drop(scene.client());
-    assert!(scene.executor.try_tick());
-    wait_until("the connection has ended", || scene.server.shutdown.in_flight() == 0);
-    assert!(scene.server.stop().is_drained());
+    let stepped = SteppedServer::start(&short_linger(), Limits::default());
+    drop(stepped.client());
+    assert!(stepped.executor.try_tick());
+    wait_until("the connection has ended", || stepped.server.shutdown.in_flight() == 0);
+    assert!(stepped.server.stop().is_drained());
 }
 
 /// Rule S24: a connection that has yielded can still be closed in favour of a new client.
 #[test]
 fn a_connection_in_the_pause_gives_its_place() {
-    let scene = SteppedServer::start(&short_linger(), Limits::default().connections(1));
-    let mut first = scene.client();
-    let mut second = scene.server.connect();
+    let stepped = SteppedServer::start(&short_linger(), Limits::default().connections(1));
+    let mut first = stepped.client();
+    let mut second = stepped.server.connect();
     second.get("/now");
-    scene.run_until("the second client is served", || second.has_something());
+    stepped.run_until("the second client is served", || second.has_something());
     assert_eq!(second.response().text(), "now");
     assert_eq!(first.end(), End::Eof);
 }

@@ -541,7 +541,7 @@ fn an_upgrade_that_an_abort_cuts_is_reported() {
 
 // ── The observer itself, and other streams ──────────────────────────────────────────────────
 
-/// Rule O2.
+/// Rule O2: a panic of the observer costs a line in the log, and nothing else.
 #[test]
 fn a_panic_of_the_observer_costs_a_line_of_the_log() {
     let log = Log::of_this_process();

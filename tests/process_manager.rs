@@ -1,7 +1,7 @@
 //! The messages of several servers of one process to the service manager.
 //!
-//! The tests use the real binary with `--admin`, or a program with two public servers (the last test
-//! of this file) whose handlers are stuck until the test lets them go.
+//! The tests use the real binary with `--admin`, or a program with two public servers (the last
+//! test of this file) whose handlers are stuck until the test lets them go.
 
 #![cfg(target_os = "linux")]
 

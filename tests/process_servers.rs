@@ -1,5 +1,5 @@
-//! Several servers of one process under `run` (rule S26): one stop for all, and an admin server that
-//! answers until the others have drained.
+//! Several servers of one process under `run` (rule S26): one stop for all, and an admin server
+//! that answers until the others have drained.
 
 mod common;
 

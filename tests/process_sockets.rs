@@ -62,10 +62,10 @@ impl KeptBinary {
     }
 }
 
-/// Rule K10. The successor listens on another address for operators, or on none. The predecessor answers
-/// clients that had reached the old address, and nothing listens there afterwards. A public server
-/// that takes the keeper's sockets does not take the old admin port. The connections of the public
-/// server go on meanwhile.
+/// Rule K10. The successor listens on another address for operators, or on none. The predecessor
+/// answers clients that had reached the old address, and nothing listens there afterwards. A public
+/// server that takes the keeper's sockets does not take the old admin port. The connections of the
+/// public server go on meanwhile.
 #[test]
 fn an_admin_port_moves_at_a_restart() {
     let [first, second] = [(); 2].map(|()| free_port());
@@ -122,9 +122,9 @@ fn move_admin_port(is_keepers: bool, before: Option<SocketAddr>, after: Option<S
     assert!(before.is_none_or(is_said) && after.is_none_or(is_said), "{log}");
 }
 
-/// Rule K10. A program takes its inherited sockets, or binds an address if there are none. At a restart, it
-/// continues with this address, and does not take the old admin port instead. This also holds under
-/// a keeper that has bound the address, and for a program that is its own keeper.
+/// Rule K10. A program takes its inherited sockets, or binds an address if there are none. At a
+/// restart, it continues with this address, and does not take the old admin port instead. This also
+/// holds under a keeper that has bound the address, and for a program that is its own keeper.
 #[test]
 fn a_program_inherits_what_the_keeper_was_given() {
     for (kind, is_keepers) in [("inherits", false), ("inherits", true), ("own keeper", false)] {

@@ -318,7 +318,8 @@ fn several_requests(mut client: Client, number: usize) {
     }
 }
 
-/// Rules S8, S9.
+/// Rules S8, S9: on every runtime a request in the handler is finished, and its response says
+/// `close`.
 #[test]
 fn a_stop_lets_finish_what_is_in_a_handler_everywhere() {
     on_each(|runtime| {
@@ -334,9 +335,9 @@ fn a_stop_lets_finish_what_is_in_a_handler_everywhere() {
         idle.get("/now").response();
 
         server.shutdown.stop();
-        assert_eq!(stream.rest(), (b"0\r\n\r\n".to_vec(), End::Eof)); // rule S10
-        assert_eq!(idle.end(), End::Eof); // rule S6
-        server.wait_for_the_port(); // rule S4
+        assert_eq!(stream.rest(), (b"0\r\n\r\n".to_vec(), End::Eof)); // S10: the handler sees the stop
+        assert_eq!(idle.end(), End::Eof); // S6: closed after the linger
+        server.wait_for_the_port(); // S4: the listener closes
         wait_until("only the busy one is left", || server.shutdown.in_flight() == 1);
         assert!(server.outcome.try_recv().is_err(), "{runtime:?}: ended with a request in flight");
         server.handlers.release();

@@ -108,7 +108,7 @@ fn it_answers_each_request_with_its_status() {
     program.stop();
 }
 
-/// RFC 9110 section 14.
+/// RFC 9110 section 14: a range gets 206 with that part, or 416 if the file has no such part.
 #[test]
 fn it_streams_a_file_or_the_part_that_a_client_wants() {
     let service = ServiceExample::start();

@@ -246,19 +246,22 @@ impl Case {
         let Self { state, action, mut client, server, .. } = self;
         let peer = Peer::from(client.stream.local_addr().unwrap());
         match expected {
-            Closed => assert_eq!(client.end(), End::Eof), // rules S6, S7
+            // S6, S7: an idle or silent connection is closed.
+            Closed => assert_eq!(client.end(), End::Eof),
+            // S8, S9: each request is answered, and the last response says `close`.
             Served(requests) => {
                 for n in 1..=requests {
                     let response = client.response();
                     let body = if state == HalfBody { "10 bytes" } else { "done" };
-                    assert_eq!((response.status, response.text().as_str()), (200, body)); // rule S8
-                    assert_eq!(response.says_close(), n == requests, "response {n}"); // rule S9
+                    assert_eq!((response.status, response.text().as_str()), (200, body));
+                    assert_eq!(response.says_close(), n == requests, "response {n}");
                 }
                 assert_eq!(client.end(), End::Eof);
             }
+            // S8: the response goes on to its end.
             Finished => {
                 let response = client.response();
-                assert_eq!((response.status, response.body.len()), (200, BIG)); // rule S8
+                assert_eq!((response.status, response.body.len()), (200, BIG));
                 assert!(!response.says_close());
                 assert_eq!(client.end(), End::Eof);
             }
@@ -282,7 +285,7 @@ impl Case {
             assert!(outcome.cut.is_empty(), "{outcome}");
             return assert_eq!(server.shutdown.in_flight(), 0);
         };
-        // Rules S13, S14.
+        // S13, S14: the outcome says how the drain ended, and names what was cut.
         let ending = if action == Deadline { DrainEnding::TimedOut } else { DrainEnding::Forced };
         assert_eq!(outcome.ending, ending, "{outcome}");
         assert_eq!(outcome.cut.len(), 1, "{outcome}");
@@ -401,7 +404,7 @@ fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
     worker.pause();
 }
 
-/// Rule S19.
+/// Rule S19: a stop takes no time if no connection is open.
 #[test]
 fn without_connections_a_stop_takes_no_time() {
     let (_, handler) = held_handlers();
@@ -519,7 +522,7 @@ fn a_handler_that_stops_the_server_is_not_cut() {
     assert!(is_refused(server.addr()));
 }
 
-/// Rule S2.
+/// Rule S2: a second stop changes nothing.
 #[test]
 fn stopping_twice_is_stopping_once() {
     let (handlers, handler) = held_handlers();
@@ -537,7 +540,7 @@ fn stopping_twice_is_stopping_once() {
     assert_eq!(server.shutdown.phase(), Phase::Draining);
 }
 
-/// Rule S2.
+/// Rule S2: a second abort, or a stop after an abort, changes nothing.
 #[test]
 fn aborting_twice_is_aborting_once() {
     let (handlers, handler) = held_handlers();
@@ -728,10 +731,11 @@ fn a_guard_from_a_handler_keeps_the_drain_open() {
     let outcome = server.outcome();
     assert!(outcome.is_drained(), "{outcome}");
     assert_eq!(server.shutdown.in_flight(), 0);
-    assert!(server.shutdown.token().guard().is_err()); // rule S1
+    assert!(server.shutdown.token().guard().is_err()); // S1: the drain is over
 }
 
-/// Rule S17.
+/// Rule S17: the client of a handler or of a body that panics gets a 500 or a reset, and another
+/// client notices nothing.
 #[test]
 fn a_panic_costs_its_client_alone() {
     let (handlers, handler) = held_handlers();
@@ -769,7 +773,7 @@ fn a_panic_costs_its_client_alone() {
     assert_eq!(server.shutdown.in_flight(), 0);
 }
 
-/// Rule S17, in the drain.
+/// Rule S17: a handler that panics in the drain does not hold the drain open.
 #[test]
 fn a_panic_does_not_hold_the_drain() {
     let (open, gate) = channel::bounded::<()>(1);

@@ -236,7 +236,7 @@ fn a_request_that_has_just_been_sent_is_not_dropped_in_silence() {
     }
 }
 
-/// Rule S16.
+/// Rule S16: the process handles signals until it ends, so no number of signals kills it.
 #[test]
 fn a_storm_of_signals_neither_hangs_nor_kills() {
     for_each([(false, 0), (true, 1)], |(busy, code)| {
@@ -261,7 +261,7 @@ fn a_storm_of_signals_neither_hangs_nor_kills() {
     });
 }
 
-// ── BlockedServer workers (rule S15) ──────────────────────────────────────────────────────────────────
+// ── Blocked workers (rule S15) ──────────────────────────────────────────────────────────────────
 
 #[test]
 fn with_every_worker_blocked_the_deadline_ends_it() {

@@ -453,7 +453,7 @@ fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
     assert_eq!(outcome.finished, 2);
 }
 
-/// Rule S13.
+/// Rule S13: at the deadline the outcome names a connection in its handshake.
 #[test]
 fn a_handshake_that_the_grace_cuts_is_named() {
     let shutdown = long_grace().grace(Duration::from_millis(10));
@@ -472,7 +472,7 @@ fn a_handshake_that_the_grace_cuts_is_named() {
     assert_eq!((*stage, *peer), (Stage::Handshake, Peer::from(local)));
 }
 
-/// Rule S11.
+/// Rule S11: the drain waits for an upgraded connection under a wrapper.
 #[test]
 fn a_wrapped_connection_can_be_upgraded() {
     for abort in [false, true] {

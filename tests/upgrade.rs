@@ -201,7 +201,7 @@ fn a_mistake_is_answered_with_a_close() {
     }
 }
 
-/// RFC 6455 section 5.5.1.
+/// RFC 6455 section 5.5.1: the answer to a Close has the same code and the same reason.
 #[test]
 fn a_close_is_answered_with_its_code() {
     let server = Program::example("websocket", &["127.0.0.1:0"]);
@@ -365,7 +365,7 @@ fn the_drain_waits_for_an_upgraded_connection() {
     assert_eq!(server.shutdown.in_flight(), 0);
 }
 
-/// Rule S13.
+/// Rule S13: at the deadline the outcome names an upgraded connection.
 #[test]
 fn at_the_deadline_it_is_cut_and_named() {
     let shutdown = Shutdown::new().grace(Duration::from_millis(50));

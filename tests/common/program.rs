@@ -1,8 +1,8 @@
 //! Programs as processes: the real binary, an example, or another program.
 //!
-//! [`Program`] is a server whose log has its address. [`KeeperProcess`] is a keeper and its children,
-//! [`Proxy`] a proxy in front of servers, [`ProcessId`] any process, by its number. The drop of a
-//! value ends its process.
+//! [`Program`] is a server whose log has its address. [`KeeperProcess`] is a keeper and its
+//! children, [`Proxy`] a proxy in front of servers, [`ProcessId`] any process, by its number. The
+//! drop of a value ends its process.
 
 use std::cell::Cell;
 use std::fmt;
