@@ -112,7 +112,7 @@ fn http_1_0_connections_go_to_the_successor() {
     });
 }
 
-/// The idle time goes along, because otherwise no idle connection would reach its limit with
+/// H8: the idle time goes along, because otherwise no idle connection would reach its limit with
 /// frequent restarts.
 #[test]
 fn idle_connections_end_in_time_although_restarts_come_between() {
@@ -177,7 +177,7 @@ fn a_connection_begins_to_be_idle_behind_its_last_response() {
 
 // A part of a request.
 
-/// The bytes of half a head go along, from any cut.
+/// H8: the bytes of half a head go along, from any cut.
 #[test]
 fn half_a_head_is_completed_at_the_successor() {
     assert_completed(HEAD, 1..HEAD.len());
@@ -299,8 +299,8 @@ fn a_client_that_expects_100_continue_is_served_across_the_restart() {
 
 // A request under way.
 
-/// A handler ends in its process, its response does not say `close`, and then the connection goes
-/// to the successor.
+/// H5: a handler ends in its process, its response does not say `close`, and then the connection
+/// goes to the successor.
 #[test]
 fn a_handler_ends_in_the_predecessor() {
     over_tcp_and_unix(|over| {
@@ -360,7 +360,7 @@ fn a_half_closed_client_gets_its_answers() {
     });
 }
 
-/// Requests that were read ahead go along, in order.
+/// W1: requests that were read ahead go along, in order.
 #[test]
 fn pipelined_requests_are_answered_in_order() {
     over_tcp_and_unix(|over| {
@@ -613,7 +613,8 @@ fn a_restart_in_the_middle_of_another_follows_it() {
     });
 }
 
-/// Requests in three processes end in any order, and each connection goes to the fourth process.
+/// H7: requests in three processes end in any order, and each connection goes to the fourth
+/// process, through the passages that were passed on.
 #[test]
 fn requests_of_three_processes_end_at_the_fourth() {
     over_tcp_and_unix(|over| {
@@ -844,7 +845,7 @@ fn tls_connections_end_at_a_restart() {
     });
 }
 
-/// Plain connections go to the successor beside TLS connections, which end.
+/// H6: plain connections go to the successor beside TLS connections, which end.
 #[test]
 fn plain_connections_go_beside_tls() {
     over_tcp_and_unix(|over| {

@@ -25,8 +25,8 @@ use rustix::process::Signal;
 
 // Restarts.
 
-/// Ten signals in a second cause restarts one after the other, as many as there is time for, and no
-/// client notices.
+/// K2: ten signals in a second cause restarts one after the other, as many as there is time for,
+/// and no client notices.
 #[test]
 fn ten_signals_in_a_second_restart_one_after_the_other() {
     over_tcp_and_unix(|over| {

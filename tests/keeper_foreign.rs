@@ -35,8 +35,8 @@ fn no_client_of_a_foreign_program_is_refused() {
     end(servers);
 }
 
-/// One server reads once and answers, one reads a whole head, and one gets a connection only when
-/// there is something to read.
+/// K7: an answer counts from any server. One server reads once and answers, one reads a whole head,
+/// and one gets a connection only when there is something to read.
 #[test]
 #[ignore = "needs python3"]
 fn any_kind_of_server_can_be_asked() {
@@ -59,6 +59,7 @@ fn any_kind_of_server_can_be_asked() {
     }
 }
 
+/// K7: READY=1 counts at once, although the time of the settings is not over.
 #[test]
 #[ignore = "needs python3"]
 fn a_word_comes_before_the_time() {

@@ -77,7 +77,7 @@ fn dropping_the_server_drops_its_event() {
 
 // ── Children ────────────────────────────────────────────────────────────────────────────────
 
-/// Of two servers, the first is stopped alone, and the second by the stop of both. The second
+/// S2: of two servers, the first is stopped alone, and the second by the stop of both. The second
 /// outcome counts the requests of both.
 #[test]
 fn a_server_on_a_child_latch_can_be_stopped_alone() {
@@ -108,7 +108,7 @@ fn a_server_on_a_child_latch_can_be_stopped_alone() {
     assert_eq!((part.finished, whole.finished), (1, 1));
 }
 
-/// The parent's abort cuts a child's request, and both outcomes name it.
+/// S2: the parent's abort cuts a child's request, and both outcomes name it.
 #[test]
 fn an_abort_reaches_the_connections_of_a_child() {
     let parent = long_grace();

@@ -58,6 +58,7 @@ impl SteppedServer {
     }
 }
 
+/// Rule W17: a connection gives way once, and then finds a request that has come meanwhile.
 #[test]
 fn a_request_that_comes_in_the_pause_is_found() {
     let stepped = SteppedServer::start(&short_linger(), Limits::default());
@@ -67,6 +68,7 @@ fn a_request_that_comes_in_the_pause_is_found() {
     assert_eq!(client.response().text(), "now");
 }
 
+/// Rule W17: a connection whose look has found nothing waits for an event.
 #[test]
 fn a_connection_that_has_found_nothing_waits_for_an_event() {
     let stepped = SteppedServer::start(&short_linger(), Limits::default());
@@ -243,8 +245,8 @@ impl ExecutorKind {
     }
 }
 
-/// A new client, and a client that has been idle for a moment, wait for a limited number of
-/// requests of the busy clients.
+/// Rule W18: a new client, and a client that has been idle for a moment, wait for a limited number
+/// of requests of the busy clients.
 #[test]
 fn clients_are_served_beside_busy_ones() {
     for on in [ExecutorKind::Serve, ExecutorKind::Spawned, ExecutorKind::Own] {

@@ -452,7 +452,7 @@ fn a_client_that_takes_nothing_is_reported_as_gone() {
     assert!(one.sent > 0 && one.sent < BIG as u64);
 }
 
-/// The exchange may be at any step when the abort comes.
+/// Rule O1: an abort cuts an exchange at any step, and the observer hears of the cut.
 #[test]
 fn what_an_abort_cuts_is_reported() {
     let (handlers, handler) = held_handlers();

@@ -110,7 +110,7 @@ fn a_successor_that_fails_leaves_the_old_program() {
     });
 }
 
-/// A new program that is not its own keeper is kept by the old one.
+/// K8: the old program goes on as the keeper of a new program that is not its own keeper.
 #[test]
 fn another_kind_of_program_is_kept_by_the_old_one() {
     over_tcp_and_unix(|over| {
@@ -128,8 +128,8 @@ fn another_kind_of_program_is_kept_by_the_old_one() {
     });
 }
 
-/// If the program's file vanishes between the start of the successor and the exec, the old program
-/// goes on as the keeper, and the next restart replaces it.
+/// K8: if the program's file vanishes between the start of the successor and the exec, the old
+/// program goes on as the keeper, and the next restart replaces it.
 #[test]
 fn a_program_that_cannot_be_run_again_leaves_the_old_one() {
     over_tcp_and_unix(|over| {

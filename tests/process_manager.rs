@@ -22,8 +22,8 @@ use common::{
 use rustix::process::Signal;
 use smol_graceful::{Outcome, Process, Request, Server, Shutdown};
 
-/// The manager gets READY once, when both servers listen, and STOPPING once, although the admin
-/// server stops later than the public one.
+/// S20: the manager gets READY once, when both servers listen, and STOPPING once, although the
+/// admin server stops later than the public one.
 #[test]
 fn the_manager_hears_once_of_both_servers() {
     let directory = Directory::new();
@@ -58,8 +58,8 @@ fn the_manager_hears_once_of_both_servers() {
     assert!(!rest.contains("READY") && !rest.contains("STOPPING"), "{rest}");
 }
 
-/// The manager shows one line for both, with the work of both, and the time until the last one must
-/// end.
+/// S20: the manager shows one line for both, with the work of both, and the time until the last one
+/// must end.
 #[test]
 fn the_manager_hears_what_is_left_of_both_servers() {
     let mut servers = TwoStuckServers::start();
@@ -82,8 +82,8 @@ fn the_manager_hears_what_is_left_of_both_servers() {
     assert!(!all_of(&servers.manager).contains("STOPPING"));
 }
 
-/// If the program stops one server alone, the unit does not count as stopping, because the manager
-/// would kill the process after a time.
+/// S20: if the program stops one server alone, the unit does not count as stopping, because the
+/// manager would kill the process after a time.
 #[test]
 fn a_server_that_stops_alone_does_not_stop_the_unit() {
     let mut servers = TwoStuckServers::start();

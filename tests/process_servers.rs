@@ -60,6 +60,7 @@ fn status(addr: SocketAddr, path: &str) -> u16 {
     Client::connect(addr).get(path).response().status
 }
 
+/// Rule S26: the admin server answers until the other server has drained, and then stops.
 #[test]
 fn the_admin_server_answers_until_the_others_have_drained() {
     let (handlers, handler) = held_handlers();
@@ -91,7 +92,8 @@ fn the_admin_server_answers_until_the_others_have_drained() {
     assert!(is_refused(addresses[1]));
 }
 
-/// With a grace of its own, an admin server would prolong the stop beyond the operator's limit.
+/// Rule S26: with a grace of its own, an admin server would prolong the stop beyond the operator's
+/// limit.
 #[test]
 fn the_admin_server_has_what_the_others_leave_of_their_grace() {
     let shutdown = Shutdown::new().grace(Duration::from_millis(50)).linger(Duration::ZERO);

@@ -377,8 +377,8 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
     });
 }
 
-/// A program that embeds the server and logs through a `LogWriter` drains, and keeps the deadline
-/// and the second signal.
+/// S21: a program that embeds the server and logs through a `LogWriter` drains, and keeps the
+/// deadline and the second signal.
 #[test]
 fn a_program_with_a_log_writer_is_not_held_up_either() {
     let (_unread, socket) = UnixStream::pair().unwrap();
