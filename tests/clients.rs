@@ -115,7 +115,7 @@ fn curl_asks_for_the_head_alone() {
     assert!(output.ends_with("\r\n\r\n0\n"), "used again: {output}");
 }
 
-/// The server does not speak HTTP/2. It ignores an offer, and closes if a client insists.
+/// The server does not speak HTTP/2. The server ignores an offer, and closes if a client insists.
 #[test]
 fn curl_falls_back_from_http_2() {
     let server = Program::server(&["--work", "0s"]);

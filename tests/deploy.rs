@@ -105,7 +105,8 @@ fn haproxy_rolls_two_replicas() {
     assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
 }
 
-/// nginx loses no request either. It has no active checks, so the server needs no lame duck.
+/// nginx loses no request either. Debian's nginx has no active checks, so the server needs no lame
+/// duck.
 #[test]
 #[ignore = "needs nginx"]
 fn nginx_rolls_two_replicas() {

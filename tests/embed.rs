@@ -1017,8 +1017,7 @@ fn sockets_of_the_program_are_connections() {
 
 // ── Types ───────────────────────────────────────────────────────────────────────────────────
 
-/// This is compiled and not run. It shows the properties of the types that threads and executors
-/// need.
+/// Shows, when it is compiled, that the types have the properties that threads and executors need.
 const _: () = {
     const fn shared<T: Send + Sync + Unpin + 'static>() {}
     shared::<Address>();
@@ -1042,7 +1041,7 @@ const _: () = {
     shared::<WorkKind>();
 };
 
-/// This is compiled and not run. It shows that the futures can be spawned on any executor.
+/// Shows, when it is compiled, that the futures can be spawned on any executor.
 #[expect(dead_code, reason = "its signature is the test")]
 fn futures_move_between_threads(server: Server, shutdown: &Shutdown, token: &Token, guard: Guard) {
     fn send<T: Send>(_: T) {}

@@ -119,8 +119,7 @@ struct LocalServer {
     handlers: Option<(channel::Sender<Infallible>, JoinHandle<()>)>,
 }
 
-/// A value that sends the name of the thread on which it is dropped. It is neither `Send` nor
-/// `Sync`.
+/// A value, neither `Send` nor `Sync`, that sends the name of the thread on which it is dropped.
 struct ReportsDrop(Sender<String>, PhantomData<Rc<()>>);
 
 impl Drop for ReportsDrop {

@@ -343,7 +343,7 @@ fn no_descriptor_is_left_in_the_keeper() {
     });
 }
 
-/// The keeper is a small process, also after restarts. It has the main thread, one that waits and
+/// The keeper is a small process, also after restarts, with the main thread, one that waits and
 /// one that writes the log, and 2.5 MB of private memory.
 #[test]
 fn the_keeper_is_small() {

@@ -199,8 +199,8 @@ fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
     });
 }
 
-/// If the keeper is killed while its child drains, for example by a launcher with a short limit,
-/// the child's requests still end within its own grace.
+/// K6: if the keeper is killed while its child drains, for example by a launcher with a short
+/// limit, the child's requests still end within its own grace.
 #[test]
 fn a_keeper_that_is_killed_in_a_drain_cuts_nothing() {
     over_tcp_and_unix(|over| {
@@ -221,7 +221,7 @@ fn a_keeper_that_is_killed_in_a_drain_cuts_nothing() {
     });
 }
 
-/// If the keeper is killed in the middle of a restart, no process is left either.
+/// K6: if the keeper is killed in the middle of a restart, no process is left either.
 #[test]
 fn nobody_outlives_a_keeper_that_is_killed_in_a_restart() {
     over_tcp_and_unix(|over| {

@@ -543,7 +543,7 @@ fn ready_may_stand_between_other_words() {
 #[test]
 fn a_first_child_that_makes_no_sense_ends_the_keeper() {
     let mut child = Command::new("sh");
-    // It has no socket, so its end of the channel is descriptor 3.
+    // The child has no socket, so its end of the channel is descriptor 3.
     child.args(["-c", "echo nonsense >&3; echo listening on nothing >&2; exec sleep 60"]);
     let mut keeper = common::Program::start(keep(&["--patience", "300ms"], &child));
     assert_eq!(keeper.exit_code(), 1, "{keeper}");

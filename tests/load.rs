@@ -32,8 +32,8 @@ const MOST: usize = 1_500;
 
 /// The number of [`CLIENTS`] whose handshake may meet the close. In most stops there is none, and
 /// in some there are one or two. There are more if the kernel takes the processor away between the
-/// last look at the queue and the close. A close that did not empty the queue would lose requests,
-/// not handshakes.
+/// last `accept` and the close. A close that did not empty the queue would lose requests, not
+/// handshakes.
 const IN_HANDSHAKE: u64 = CLIENTS as u64 / 2;
 
 /// The counts of the requests of all clients.
@@ -51,8 +51,8 @@ struct Tally {
     crossed: AtomicU64,
     /// Requests that were sent on a new connection, and reset without a byte. The kernel does this
     /// to a handshake that is under way in the very moment of the close, and to a connection that
-    /// enters the queue between the last look and the close. `close` cannot avoid this window of
-    /// microseconds (rule S4, `docs/decisions.md`). A close that did not empty the queue first
+    /// enters the queue between the last `accept` and the close. `close` cannot avoid this window
+    /// of microseconds (rule S4, `docs/decisions.md`). A close that did not empty the queue first
     /// would lose more than this at every stop.
     in_handshake: AtomicU64,
     /// Requests that were sent, and not answered whole.

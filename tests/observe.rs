@@ -1,5 +1,5 @@
-//! The observer of a server (rules O1 and O2), over real sockets. It gets each exchange once, after
-//! its end, with the bytes that were on the wire, and with the ending.
+//! The observer of a server (rules O1 and O2), over real sockets. The observer gets each exchange
+//! once, after its end, with the bytes that were on the wire, and with the ending.
 
 mod common;
 

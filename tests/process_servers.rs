@@ -22,8 +22,8 @@ use smol_graceful::{
     Server, Shutdown, StatusCode, WorkKind, probe_for,
 };
 
-/// Returns an admin server. It has `/readyz` and `/livez` of the server that `shutdown` stops, and
-/// `/open` lists the holders of its drain. `/stuck` never ends.
+/// Returns an admin server with `/readyz` and `/livez` of the server that `shutdown` stops. `/open`
+/// lists the holders of that server's drain, and `/stuck` never ends.
 fn admin(shutdown: &Shutdown) -> Server {
     let shutdown = Arc::new(shutdown.clone());
     Server::new(move |request: Request| {

@@ -398,9 +398,9 @@ fn a_manager_that_cannot_be_reached_is_named_once() {
 
 // A manager above a keeper.
 
-/// K9: the manager hears only of the keeper. It gets READY when the first child is ready, RELOADING
-/// with a time and READY at each restart, even if that fails, and STOPPING. Each STATUS is the
-/// newest child's, or the reason of a failure.
+/// K9: the manager hears only of the keeper. The manager gets READY when the first child is ready,
+/// RELOADING with a time and READY at each restart, even if that fails, and STOPPING. Each STATUS
+/// is the newest child's, or the reason of a failure.
 #[test]
 fn the_manager_hears_of_each_restart() {
     let directory = Directory::new();

@@ -527,8 +527,8 @@ pub fn installed(name: &str, package: &str) -> Command {
     Command::new(found.unwrap_or_else(|| panic!("{name} is missing: install {package}")))
 }
 
-/// Returns a command for a Chromium that stays on this machine. It leads a process group, because
-/// its children must not outlive a test that fails.
+/// Returns a command for a Chromium that stays on this machine. Chromium leads a process group,
+/// because its children must not outlive a test that fails.
 pub fn chromium(profile: &Directory) -> Command {
     let mut chromium = installed("chromium", "chromium");
     chromium.args([

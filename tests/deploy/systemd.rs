@@ -1,6 +1,6 @@
-//! A manager that treats the server like systemd 252. It reads the unit, starts `ExecStart` with
-//! NOTIFY_SOCKET and WATCHDOG_USEC, reads the notifications, reloads by `ExecReload`, and stops by
-//! TERM to the main process.
+//! A manager that treats the server like systemd 252. The manager reads the unit, starts
+//! `ExecStart` with NOTIFY_SOCKET and WATCHDOG_USEC, reads the notifications, reloads by
+//! `ExecReload`, and stops by TERM to the main process.
 //!
 //! So the test machine does not have to run systemd. Another test checks the unit by
 //! `systemd-analyze verify`.
