@@ -24,11 +24,11 @@ struct PausedServer {
     addresses: Vec<Address>,
     shutdown: Shutdown,
     outcome: Receiver<Outcome>,
-    /// The gate of accepting, which opens when it is dropped.
+    /// The drop lets the server accept.
     taking: Option<Sender<()>>,
-    /// The gate of serving, which opens when it is dropped.
+    /// The drop lets the server serve.
     serving: Option<Sender<()>>,
-    /// The end of the server, which comes when this is dropped.
+    /// The drop ends the executor of the server.
     _end: Sender<()>,
 }
 
@@ -66,11 +66,11 @@ impl PausedServer {
         }
     }
 
-    fn take(&mut self) {
+    fn start_accepting(&mut self) {
         self.taking = None;
     }
 
-    fn serve(&mut self) {
+    fn start_serving(&mut self) {
         self.serving = None;
     }
 
@@ -97,7 +97,7 @@ fn is_shut(address: &Address) -> bool {
 }
 
 /// Connects a client, and sends one request.
-fn asker(address: &Address) -> Client {
+fn client_with_request(address: &Address) -> Client {
     let mut client = Client::connect_to(address);
     client.get("/");
     client
@@ -122,14 +122,15 @@ fn all(directory: &Directory) -> Vec<Address> {
 fn assert_queue_is_served(mut server: PausedServer, clients: usize) {
     let addresses = server.addresses.clone();
     // No process takes these connections, so only the kernel has their requests.
-    let mut askers: Vec<_> = addresses.iter().cycle().take(clients).map(asker).collect();
+    let mut askers: Vec<_> =
+        addresses.iter().cycle().take(clients).map(client_with_request).collect();
     assert_eq!(server.shutdown.in_flight(), 0);
     server.shutdown.stop();
-    server.take();
+    server.start_accepting();
     // S1: all connections are counted before the first one is served.
     wait_until("the queue is taken", || server.shutdown.in_flight() == clients);
     wait_until("the door is shut", || addresses.iter().all(is_shut));
-    server.serve();
+    server.start_serving();
     askers.iter_mut().for_each(assert_last);
     let outcome = server.outcome();
     assert!(outcome.is_drained(), "{outcome}");
@@ -161,10 +162,10 @@ fn the_queues_of_all_sockets_are_served() {
 fn all_listeners_are_served_and_closed() {
     let directory = Directory::new();
     let mut server = PausedServer::new(&all(&directory));
-    server.take();
-    server.serve();
+    server.start_accepting();
+    server.start_serving();
     let addresses = server.addresses.clone();
-    let mut askers: Vec<_> = addresses.iter().map(asker).collect();
+    let mut askers: Vec<_> = addresses.iter().map(client_with_request).collect();
     for client in &mut askers {
         assert_eq!(client.response().text(), "okay");
     }

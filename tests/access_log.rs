@@ -112,7 +112,7 @@ fn json_says_how_it_ended() {
 fn a_dash_is_standard_output() {
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--access-log", "-"]);
-    let mut server = Program::start_onto(command, Stdio::piped());
+    let mut server = Program::start_with_stdout(command, Stdio::piped());
     assert_eq!(server.connect().get("/").response().text(), "okay");
     server.wait_for("\"GET / HTTP/1.1\" 200 4 ");
     server.stop();
@@ -135,7 +135,7 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
     for (place, stdout) in cases {
         let mut command = Command::new(SERVER);
         command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--access-log", place]);
-        let mut server = Program::start_onto(command, stdout);
+        let mut server = Program::start_with_stdout(command, stdout);
         ask_often(server.addr, MANY);
         // A request that is under way at the stop is still answered.
         let mut client = server.connect();

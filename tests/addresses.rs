@@ -712,7 +712,7 @@ fn white_space_and_zeros_do_not_count() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut command = Command::new(SERVER);
     command.args(["--work", "0s"]).env("SMOL_GRACEFUL_LISTEN", " 127.0.0.1:0 , fd:00 \n");
-    let mut program = Program::start_with(command, OwnedFd::from(held.try_clone().unwrap()));
+    let mut program = Program::start_with_stdin(command, OwnedFd::from(held.try_clone().unwrap()));
     program.wait_for(&format!("listening on {} (inherited)", held.local_addr().unwrap()));
 }
 

@@ -143,7 +143,7 @@ fn a_worker_finishes_its_job_and_takes_no_other() {
 
     server.shutdown.stop();
     wait_until("closed", || is_refused(server.addr()));
-    // The last client of the look for the close may have been accepted.
+    // The server may have accepted the last connection of `is_refused`.
     wait_until("the worker is all that is left", || server.shutdown.in_flight() == 1);
     assert!(server.is_serving());
     drop(open);

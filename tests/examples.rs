@@ -499,7 +499,7 @@ fn worker_ends_with_its_input() {
 /// Returns a worker, and the other end of its standard input.
 fn worker() -> (Program, UnixStream) {
     let (here, there) = UnixStream::pair().unwrap();
-    (Program::start_with(quiet("worker", ""), OwnedFd::from(there)), here)
+    (Program::start_with_stdin(quiet("worker", ""), OwnedFd::from(there)), here)
 }
 
 // embed

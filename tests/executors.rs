@@ -17,8 +17,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 
 use common::{
-    Client, End, PATIENCE, Running, StoppedBy, address_of, for_each, long_grace, settle, tcp,
-    wait_until,
+    Client, End, PATIENCE, Running, StoppedBy, address_of, assert_drains, for_each, long_grace,
+    tcp, wait_until,
 };
 use futures_lite::future;
 use smol::{Executor, LocalExecutor, channel};
@@ -43,7 +43,7 @@ fn check_thread(executor: impl Into<ServerExecutor>, name: &str) {
         }
     }
     drop(clients);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Runs `executor` on a thread with this name, until the returned value is dropped.
@@ -104,7 +104,7 @@ fn a_connection_that_an_executor_drops_is_closed() {
             let mut client = server.connect();
             assert_ne!(client.end(), End::Cut);
         }
-        settle(&server);
+        assert_drains(&server);
     }
 }
 

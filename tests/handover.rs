@@ -71,7 +71,7 @@ fn silent_connections_go_to_the_successor() {
     over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let mut clients: Vec<_> = (0..3).map(|_| server.connect()).collect();
-        server.accepted();
+        server.wait_until_accepted();
         server.hand_over(3);
         server.hand_over(3);
         for client in &mut clients {
@@ -91,7 +91,7 @@ fn http_1_0_connections_go_to_the_successor() {
         assert_eq!(response.header("connection").unwrap(), "keep-alive");
     };
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut clients = [server.connect(), server.connect()];
         for client in &mut clients {
             let response = client.send(keep_alive("/livez")).response();
@@ -117,7 +117,7 @@ fn http_1_0_connections_go_to_the_successor() {
 #[test]
 fn idle_connections_end_in_time_although_restarts_come_between() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged_with(over, |command| {
+        let mut server = Handover::held_with(over, |command| {
             command.env(IDLE_TIMEOUT, "4");
         });
         let begin = Instant::now();
@@ -147,7 +147,7 @@ fn a_connection_begins_to_be_idle_behind_its_last_response() {
     const LIMIT: Duration = Duration::from_secs(1);
     over_tcp_and_unix(|over| {
         for attempt in 0..5 {
-            let mut server = Handover::staged_with(over, |command| {
+            let mut server = Handover::held_with(over, |command| {
                 command.env(IDLE_TIMEOUT, "1");
             });
             let mut client = server.in_flight("/wait/restart");
@@ -195,7 +195,7 @@ fn assert_completed(whole: &str, cuts: Range<usize>) {
                 halves.push((client, &whole[cut..]));
             }
         }
-        server.accepted();
+        server.wait_until_accepted();
         server.hand_over(halves.len() as u64);
         for (client, rest) in &mut halves {
             assert_kept(&client.send(rest).response(), "live\n");
@@ -215,7 +215,7 @@ fn many_long_halves_go_to_the_successor() {
         for client in &mut clients {
             client.send(&head[..head.len() - 1]);
         }
-        server.accepted();
+        server.wait_until_accepted();
         server.hand_over(30);
         for client in &mut clients {
             assert_kept(&client.send("\n").response(), "live\n");
@@ -251,7 +251,7 @@ fn an_empty_line_is_followed_by_a_head_at_the_successor() {
 #[test]
 fn half_a_body_is_completed_at_the_predecessor() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut clients = [server.idle(), server.idle()];
         let post = "POST /post/length HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nfirst";
         clients[0].send(post);
@@ -304,7 +304,7 @@ fn a_client_that_expects_100_continue_is_served_across_the_restart() {
 #[test]
 fn a_handler_ends_in_the_predecessor() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut client = server.in_flight("/wait/restart");
         let predecessor = server.restart();
         server.connect().get("/livez").response();
@@ -321,7 +321,7 @@ fn a_handler_ends_in_the_predecessor() {
 #[test]
 fn a_connection_that_the_client_closes_does_not_go() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut client = server.idle();
         client.send("GET /wait/restart HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
         let predecessor = server.serving();
@@ -340,7 +340,7 @@ fn a_connection_that_the_client_closes_does_not_go() {
 #[test]
 fn a_half_closed_client_gets_its_answers() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut pipelined = server.in_flight("/wait/restart");
         pipelined.get("/pid").half_close();
         let mut single = server.in_flight("/wait/restart");
@@ -364,7 +364,7 @@ fn a_half_closed_client_gets_its_answers() {
 #[test]
 fn pipelined_requests_are_answered_in_order() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut client = server.idle();
         let mut all = "GET /wait/restart HTTP/1.1\r\nHost: test\r\n\r\n".to_owned();
         (1..52).for_each(|n| all += &post("/post", &n.to_string()));
@@ -393,7 +393,7 @@ fn a_long_pipeline_is_answered_in_order() {
     const COUNT: usize = 300;
     let body = "x".repeat(1000);
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut client = server.in_flight("/wait/restart");
         let mut writer = client.stream.try_clone().unwrap();
         thread::scope(|scope| {
@@ -477,7 +477,7 @@ fn posts_in_the_very_moment_are_handled_once() {
     const THREADS: usize = 10;
     const EACH: usize = 50;
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut clients: Vec<_> = (0..THREADS * EACH).map(|_| server.idle()).collect();
         let has_handed_over = AtomicBool::new(false);
         let (begin, begun) = mpsc::channel();
@@ -527,7 +527,7 @@ fn posts_in_the_very_moment_are_handled_once() {
 #[test]
 fn a_slow_reader_gets_its_response_from_the_predecessor() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut client = match server.address {
             Address::Tcp(addr) => Client::from(small_socket(addr, 64 * 1024)),
             _ => server.connect(),
@@ -572,7 +572,7 @@ fn a_stream_ends_and_its_connection_goes() {
 #[test]
 fn a_long_request_outlives_three_restarts() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut long = server.in_flight("/wait/restarts");
         let mut idle = server.idle();
         let [first, second, third] = [(); 3].map(|()| server.take_over());
@@ -594,7 +594,7 @@ fn a_long_request_outlives_three_restarts() {
 #[test]
 fn a_restart_in_the_middle_of_another_follows_it() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut client = server.idle();
         let first = server.serving();
         let second = server.ready_successor("");
@@ -618,7 +618,7 @@ fn a_restart_in_the_middle_of_another_follows_it() {
 #[test]
 fn requests_of_three_processes_end_at_the_fourth() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut clients = Vec::new();
         for gate in ["first", "second", "third"] {
             let client = server.in_flight(&format!("/wait/{gate}"));
@@ -665,7 +665,7 @@ fn a_predecessor_that_hands_over_is_ready() {
 #[test]
 fn the_socket_and_its_peer_stay_the_same() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut client = server.connect();
         let peer = match over {
             SocketKind::Tcp => client.stream.local_addr().unwrap().to_string(),
@@ -706,7 +706,7 @@ fn the_socket_and_its_peer_stay_the_same() {
 #[test]
 fn a_close_by_the_successor_reaches_the_client() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut long = server.in_flight("/wait/restart");
         let mut client = server.idle();
         let predecessor = server.restart();
@@ -729,7 +729,7 @@ fn a_close_by_the_successor_reaches_the_client() {
 #[test]
 fn an_end_on_the_way_costs_nobody_else() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let [mut kept, mut reset, mut finished] = [server.idle(), server.idle(), server.idle()];
         // A Unix socket with unread bytes is reset, too.
         reset.get("/pid");
@@ -758,7 +758,7 @@ fn no_descriptor_is_left() {
     over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         server.hand_over(0);
-        server.accepted();
+        server.wait_until_accepted();
         let served = |server: &Handover| {
             wait_until("nobody is connected", || {
                 server.connections_of(server.serving()).is_empty()
@@ -851,7 +851,7 @@ fn plain_connections_go_beside_tls() {
     over_tcp_and_unix(|over| {
         let certificates = Directory::new();
         let trusted = certificate(certificates.path());
-        let mut server = Handover::staged_with(over, |command| {
+        let mut server = Handover::held_with(over, |command| {
             command.env(CERTIFICATES, certificates.path());
         });
         let tls = server.directory.socket("tls");

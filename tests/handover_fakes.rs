@@ -28,7 +28,7 @@ fn a_batch_with_a_senseless_answer_is_the_successors() {
     let senseless: [&[u8]; 5] = [&taken(2, 1), &taken(1, 2), b"nonsense", b"T", b"P"];
     over_tcp_and_unix(|over| {
         for answer in senseless {
-            let mut server = Handover::staged(over);
+            let mut server = Handover::held(over);
             let predecessor = server.serving();
             let mut client = server.idle();
             let mut busy = server.in_flight("/wait/answer");
@@ -53,7 +53,7 @@ fn a_batch_with_a_senseless_answer_is_the_successors() {
 #[test]
 fn a_second_answer_to_a_batch_ends_the_hand_over() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let predecessor = server.serving();
         let _idle = server.idle();
         let mut client = server.in_flight("/wait/answer");

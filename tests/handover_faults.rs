@@ -158,7 +158,7 @@ fn a_successor_that_is_told_to_stop_while_it_adopts_loses_nothing() {
 #[test]
 fn a_connection_counts_in_either_process() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut client = server.in_flight("/wait/first");
         let predecessor = server.suspend_successor();
         let successor = server.serving();
@@ -282,7 +282,7 @@ fn half_a_head_in_a_batch_that_comes_back_is_completed() {
 #[test]
 fn a_successor_that_dies_after_its_answer_costs_only_its_own_clients() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut clients = idle(&server, 3);
         let mut busy = server.in_flight("/wait/busy");
         let predecessor = server.take_over();
@@ -495,7 +495,7 @@ sys.stdin.read()";
 #[test]
 fn a_child_that_does_not_speak_leaves_the_connections() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut clients = idle(&server, 3);
         let mut busy = server.in_flight("/wait/busy");
         // Without this variable, the server behaves like such a program.
@@ -559,7 +559,7 @@ fn connections_of_a_listener_that_is_not_taken_are_closed() {
 #[test]
 fn connections_go_when_the_predecessors_workers_can_run_again() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged_with(over, |command| {
+        let mut server = Handover::held_with(over, |command| {
             command.env(handover::THREADS, "2");
         });
         let mut clients = idle(&server, 3);
@@ -591,7 +591,7 @@ fn connections_go_when_the_predecessors_workers_can_run_again() {
 #[test]
 fn a_successor_whose_workers_are_blocked_takes_connections() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged_with(over, |command| {
+        let mut server = Handover::held_with(over, |command| {
             command.env(handover::THREADS, "2");
         });
         let mut clients = idle(&server, 3);

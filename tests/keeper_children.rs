@@ -137,7 +137,7 @@ fn descriptor_0_goes_on_to_each_child() {
     let mut child = Command::new(SERVER);
     child.args(["--listen", "fd:0", "--work", "0s"]);
     let stdin = OwnedFd::from(held.try_clone().unwrap());
-    let mut servers = KeeperProcess::start_with(keep(&[], &child), stdin);
+    let mut servers = KeeperProcess::start_with_stdin(keep(&[], &child), stdin);
     for _ in 0..3 {
         assert_eq!(Client::connect(addr).get("/").response().text(), "okay");
         servers.restart();
@@ -385,7 +385,7 @@ fn the_keeper_sleeps_while_nothing_happens() {
 #[test]
 fn a_program_with_serve_hands_its_connections_over() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged_with(over, |command| {
+        let mut server = Handover::held_with(over, |command| {
             command.env(handover::SERVE, "yes");
         });
         let mut idle = server.idle();

@@ -173,7 +173,7 @@ fn the_pause_doubles() {
 #[test]
 fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut busy = server.in_flight("/wait/keeper");
         let child = server.serving();
         suspend(child);
@@ -271,7 +271,7 @@ fn each_stop_signal_ends_the_keeper() {
 #[test]
 fn a_stop_in_the_middle_of_a_restart_ends_both() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::staged(over);
+        let mut server = Handover::held(over);
         let mut busy = server.in_flight("/wait/stop");
         let child = server.serving();
         server.successors_run("exec sleep 60");

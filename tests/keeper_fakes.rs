@@ -17,7 +17,7 @@ use common::handover::{self, Handover, SocketKind, assert_live, over_tcp_and_uni
 use common::messages::{
     ALONE, Channel, KEEPER, PASS, Ready, Served, leave, offer, ready, ready_with, taken,
 };
-use common::{Client, Directory, End, hear, is_refused, keep, service_manager, wait_until};
+use common::{Client, Directory, End, is_refused, keep, next_message, service_manager, wait_until};
 use rustix::process::{Signal, kill_process};
 
 const HEAD: &str = "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n";
@@ -115,7 +115,7 @@ fn a_child_empties_the_queue_that_leave_does_not_name() {
     over_tcp_and_unix(|over| {
         let mut keeper = FakeKeeper::start(over);
         keeper.child.signal(Signal::STOP);
-        let mut clients = queued(&keeper);
+        let mut clients = clients_in_queue(&keeper);
         keeper.channel.send(&leave(4711, &[], &[]), &[]);
         keeper.listener = None;
         keeper.child.signal(Signal::CONT);
@@ -141,7 +141,7 @@ fn a_child_that_is_alone_empties_its_queue() {
             assert_live(&mut keeper.connect());
         }
         keeper.child.signal(Signal::STOP);
-        let mut clients = queued(&keeper);
+        let mut clients = clients_in_queue(&keeper);
         keeper.child.signal(Signal::TERM);
         keeper.child.signal(Signal::CONT);
         for client in &mut clients {
@@ -170,7 +170,7 @@ fn a_child_ends_when_its_keeper_is_gone() {
         let mut busy = keeper.connect();
         busy.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe").fill().unwrap();
         keeper.child.signal(Signal::STOP);
-        let mut clients = queued(&keeper);
+        let mut clients = clients_in_queue(&keeper);
         keeper.channel = Channel::pair().0;
         keeper.listener = None;
         keeper.child.signal(Signal::CONT);
@@ -230,7 +230,7 @@ fn a_keeper_of_another_version_hears_ready_by_its_socket() {
     };
     let (mut child, channel, _listener, _, _own) =
         fakes::spawn(SocketKind::Tcp, configure, &[offer(&[0])]);
-    assert_eq!(hear(&manager), "READY=1\n");
+    assert_eq!(next_message(&manager), "READY=1\n");
     // Such a child closes the channel without reading it.
     assert_eq!(channel.receive().map(|(bytes, _)| bytes), None);
     assert_live(&mut Client::connect(child.addr));
@@ -250,7 +250,7 @@ fn an_offer_that_makes_no_sense_is_not_heard() {
         };
         let (mut child, _channel, _listener, _, _own) =
             fakes::spawn(SocketKind::Tcp, configure, words);
-        assert_eq!(hear(&manager), "READY=1\n", "{words:?}: {child}");
+        assert_eq!(next_message(&manager), "READY=1\n", "{words:?}: {child}");
         assert_live(&mut Client::connect(child.addr));
         child.stop();
     }
@@ -566,7 +566,7 @@ fn assert_taken_over_by_next(server: &mut Handover, child: &FakeChild) {
 }
 
 /// Connects clients, each with a request, while the child is suspended.
-fn queued(keeper: &FakeKeeper) -> Vec<Client> {
+fn clients_in_queue(keeper: &FakeKeeper) -> Vec<Client> {
     wait_until("the child is suspended", || keeper.child.process().is_suspended());
     let client = |_| {
         let mut client = keeper.connect();

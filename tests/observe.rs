@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use common::{
-    Answer, BIG, End, Log, PATIENCE, Pipes, Running, StoppedBy, UPGRADE_HEAD, case, handler,
-    held_handlers, long_grace, settle, short_linger, tcp, text, upgrading, wait_until,
+    Answer, BIG, End, Log, PATIENCE, Pipes, Running, StoppedBy, UPGRADE_HEAD, assert_drains, case,
+    handler, held_handlers, long_grace, short_linger, tcp, text, upgrading, wait_until,
 };
 use futures_lite::io::BufReader;
 use futures_lite::{AsyncRead, StreamExt, stream};
@@ -586,7 +586,7 @@ fn a_stream_that_panics_is_reported() {
     common::within_patience(sent).unwrap();
     let one = seen.next();
     assert_eq!(one.line(), ("GET", "/panics", None, Cut));
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// A source attaches a value to a connection, and later the wrapper attaches more.

@@ -27,7 +27,7 @@ use rustix::process::Signal;
 #[test]
 fn the_keeper_becomes_the_new_program() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::own(over, |_| {});
+        let mut server = Handover::own_keeper(over, |_| {});
         let keeper = server.keeper();
         let mut clients: Vec<_> = (0..3).map(|_| server.idle()).collect();
         for _ in 0..3 {
@@ -53,7 +53,7 @@ fn the_keeper_becomes_the_new_program() {
 #[test]
 fn the_new_program_knows_the_children_of_the_old_one() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::own(over, |_| {});
+        let mut server = Handover::own_keeper(over, |_| {});
         let mut busy = server.in_flight("/wait/exec");
         let first = server.take_over();
         wait_for_exec(&mut server);
@@ -75,7 +75,7 @@ fn the_new_program_knows_the_children_of_the_old_one() {
 #[test]
 fn the_new_program_replaces_a_child_that_dies() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::own(over, |_| {});
+        let mut server = Handover::own_keeper(over, |_| {});
         server.restart();
         wait_for_exec(&mut server);
         let dead = server.serving();
@@ -94,7 +94,7 @@ fn the_new_program_replaces_a_child_that_dies() {
 #[test]
 fn a_successor_that_fails_leaves_the_old_program() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::own(over, |_| {});
+        let mut server = Handover::own_keeper(over, |_| {});
         let old = file_of(server.keeper());
         let mut client = server.idle();
         server.successors_run("exit 3");
@@ -114,7 +114,7 @@ fn a_successor_that_fails_leaves_the_old_program() {
 #[test]
 fn another_kind_of_program_is_kept_by_the_old_one() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::own(over, |_| {});
+        let mut server = Handover::own_keeper(over, |_| {});
         let old = file_of(server.keeper());
         let mut client = server.idle();
         server.successors_run(&format!("exec {SERVER} --listen \"$HANDOVER_LISTEN\""));
@@ -133,7 +133,7 @@ fn another_kind_of_program_is_kept_by_the_old_one() {
 #[test]
 fn a_program_that_cannot_be_run_again_leaves_the_old_one() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::own(over, |_| {});
+        let mut server = Handover::own_keeper(over, |_| {});
         let app = server.directory.join("app");
         let mut client = server.idle();
         let old = file_of(server.keeper());
@@ -158,7 +158,7 @@ fn a_program_that_cannot_be_run_again_leaves_the_old_one() {
 fn the_pid_file_stays_with_the_keeper() {
     let files = Directory::new();
     let file = files.join("app.pid");
-    let mut server = Handover::own(SocketKind::Tcp, |command| {
+    let mut server = Handover::own_keeper(SocketKind::Tcp, |command| {
         command.env(PID_FILE, &file);
     });
     let id = format!("{}\n", server.keeper());
@@ -181,7 +181,7 @@ fn the_pid_file_stays_with_the_keeper() {
 #[test]
 fn no_descriptor_is_left_by_an_exec() {
     over_tcp_and_unix(|over| {
-        let mut server = Handover::own(over, |_| {});
+        let mut server = Handover::own_keeper(over, |_| {});
         let restart = |server: &mut Handover| {
             server.hand_over(0);
             wait_for_exec(server);

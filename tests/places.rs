@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use common::{
     Blocking, Client, Directory, Dropped, End, HeldHandlers, PATIENCE, PipeClient, Received,
-    Running, Stoppable, StoppedBy, case, pattern, settle, wait_until,
+    Running, Stoppable, StoppedBy, assert_drains, case, pattern, wait_until,
 };
 use futures_lite::future::{self, poll_once};
 use futures_lite::io::BufReader;
@@ -151,7 +151,7 @@ fn a_body_that_a_task_holds_ends_the_connection_as_announced() {
             });
         }
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rules W7 and W9: the announcement holds while a task reads the body, at any point of the read.
@@ -173,7 +173,7 @@ fn a_body_that_a_task_reads_ends_the_connection_as_announced() {
             });
         }
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule S23: the announcement holds for a response that is made of the request's body. The response
@@ -216,7 +216,7 @@ fn a_response_made_of_the_body_keeps_the_connection() {
             });
         }
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 // ── Waits that have to end ──────────────────────────────────────────────────────────────────
@@ -239,7 +239,7 @@ fn trailers_of_a_body_without_chunks_are_not_waited_for() {
     ] {
         case(send, || assert_eq!(server.connect().send(send).response().text(), "true"));
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule W6: a task that waits for more of a discarded body gets an error, also on a stream that
@@ -730,7 +730,7 @@ fn the_connection_that_is_idle_longest_gives_way() {
             assert_eq!(clients.last_mut().unwrap().end(), End::Eof);
             clients.iter_mut().take(stay).for_each(assert_open);
             drop((clients, new));
-            settle(&server);
+            assert_drains(&server);
         });
     }
 }
@@ -835,7 +835,7 @@ fn a_connection_at_work_keeps_its_place() {
     assert_eq!(streaming.response().text(), "begundone");
     assert_eq!(upgraded.send("echo").take(4).unwrap(), b"echo");
     drop((clients, last));
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule S6: if a request is in the socket when its idle connection has to give way, the server
@@ -864,7 +864,7 @@ fn a_request_that_has_arrived_is_served_before_its_connection_gives_way() {
         wait_until("one is left", || server.shutdown.in_flight() == 1);
     }
     drop(idle);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Many more new clients than places get their answers, one after the other.
@@ -891,7 +891,7 @@ fn a_crowd_of_new_clients_is_served() {
         assert_eq!(client.end(), End::Eof);
     }
     drop((idle, busy, crowd));
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Starts a server whose only thread is blocked while the handler handles `/block`. The receiver

@@ -16,8 +16,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{
-    Client, Directory, PATIENCE, Program, SERVER, free_port, hear, is_refused, service_manager,
-    wait_until,
+    Client, Directory, PATIENCE, Program, SERVER, free_port, is_refused, next_message,
+    service_manager, wait_until,
 };
 use rustix::process::Signal;
 use smol_graceful::{Outcome, Process, Request, Server, Shutdown};
@@ -33,12 +33,12 @@ fn the_manager_hears_once_of_both_servers() {
     command.env("NOTIFY_SOCKET", directory.join("manager"));
     let mut server = Program::start(command);
     let admin = server.addr;
-    assert_eq!(hear(&manager), "READY=1\n");
+    assert_eq!(next_message(&manager), "READY=1\n");
     let log = server.line_where("public address", |line| {
         line.contains("listening on ") && !line.contains(&admin.to_string())
     });
     let public: SocketAddr = log.rsplit(' ').next().unwrap().parse().unwrap();
-    assert_eq!(hear(&manager), format!("STATUS=listening on {public}, {admin}\n"));
+    assert_eq!(next_message(&manager), format!("STATUS=listening on {public}, {admin}\n"));
     let mut operator = Client::connect(admin);
     assert_eq!(operator.get("/readyz").response().status, 200);
 
@@ -46,9 +46,9 @@ fn the_manager_hears_once_of_both_servers() {
     client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nh");
     assert_eq!(client.stream.peek(&mut [0]).unwrap(), 1);
     server.signal(Signal::TERM);
-    assert_eq!(hear(&manager), "STOPPING=1\nSTATUS=stopping\n");
+    assert_eq!(next_message(&manager), "STOPPING=1\nSTATUS=stopping\n");
     // The operator's connection does not count, because it does not hold the drain open.
-    let draining = hear(&manager);
+    let draining = next_message(&manager);
     assert!(draining.starts_with("STATUS=draining: 1 connection, 1 request, "), "{draining}");
     assert!(draining.ends_with("\nEXTEND_TIMEOUT_USEC=5000000\n"), "{draining}");
     client.send("i");
@@ -64,11 +64,11 @@ fn the_manager_hears_once_of_both_servers() {
 fn the_manager_hears_what_is_left_of_both_servers() {
     let mut servers = TwoStuckServers::start();
     let [web, other] = servers.addresses;
-    assert_eq!(hear(&servers.manager), format!("STATUS=listening on {web}, {other}\n"));
+    assert_eq!(next_message(&servers.manager), format!("STATUS=listening on {web}, {other}\n"));
     servers.program.signal(Signal::TERM);
-    assert_eq!(hear(&servers.manager), "STOPPING=1\nSTATUS=stopping\n");
+    assert_eq!(next_message(&servers.manager), "STOPPING=1\nSTATUS=stopping\n");
     for _ in 0..2 {
-        let draining = hear(&servers.manager);
+        let draining = next_message(&servers.manager);
         assert!(draining.starts_with("STATUS=draining: 2 connections, 2 requests, "), "{draining}");
         // One server has 60 s, and the other one an hour.
         let left = common::number_behind(&draining, "2 requests, ");
@@ -76,7 +76,7 @@ fn the_manager_hears_what_is_left_of_both_servers() {
     }
     servers.let_go("other");
     let one = "draining: 1 connection, 1 request";
-    wait_until("only one is left", || hear(&servers.manager).contains(one));
+    wait_until("only one is left", || next_message(&servers.manager).contains(one));
     servers.let_go("web");
     assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
     assert!(!all_of(&servers.manager).contains("STOPPING"));
@@ -87,7 +87,7 @@ fn the_manager_hears_what_is_left_of_both_servers() {
 #[test]
 fn a_server_that_stops_alone_does_not_stop_the_unit() {
     let mut servers = TwoStuckServers::start();
-    assert!(hear(&servers.manager).starts_with("STATUS=listening on "));
+    assert!(next_message(&servers.manager).starts_with("STATUS=listening on "));
     let [web, other] = servers.addresses;
     assert_eq!(Client::connect(web).get("/stop-other").response().text(), "stopping");
     wait_until("the other server is closed", || is_refused(other));
@@ -97,7 +97,7 @@ fn a_server_that_stops_alone_does_not_stop_the_unit() {
     servers.program.wait_for(&format!("{other}: drained in "));
     assert_eq!(all_of(&servers.manager), "");
     servers.program.signal(Signal::TERM);
-    assert_eq!(hear(&servers.manager), "STOPPING=1\nSTATUS=stopping\n");
+    assert_eq!(next_message(&servers.manager), "STOPPING=1\nSTATUS=stopping\n");
     servers.let_go("web");
     assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
 }
@@ -147,7 +147,7 @@ impl TwoStuckServers {
         for _ in 0..2 {
             program.wait_for("a request is stuck");
         }
-        assert_eq!(hear(&manager), "READY=1\n");
+        assert_eq!(next_message(&manager), "READY=1\n");
         Self { manager, program, addresses, clients, directory }
     }
 

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use common::{
     Client, Directory, KeeperProcess, PATIENCE, Program, SERVER, ask_unix, assert_all_okay,
-    is_refused, keep, queued,
+    clients_in_queue, is_refused, keep,
 };
 use load::{Load, Report, Tally, Target};
 use rustix::process::Signal;
@@ -177,7 +177,7 @@ fn children_do_not_inherit_the_socket() {
         ("7<&0 </dev/null", "fd:7", &[]),
     ] {
         let command = shell(redirection, listen);
-        let mut server = Program::start_with(command, copy(&socket));
+        let mut server = Program::start_with_stdin(command, copy(&socket));
         assert_eq!(server.connect().get("/").response().text(), "okay");
         let descriptors = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
         let left: Vec<_> = descriptors
@@ -216,7 +216,7 @@ fn the_queue_of_a_passed_socket_is_served() {
     let on_stdin = |socket: TcpListener| {
         let mut command = Command::new(SERVER);
         command.args(["--listen", "fd:0", "--threads", "1"]);
-        Program::start_with(command, OwnedFd::from(socket))
+        Program::start_with_stdin(command, OwnedFd::from(socket))
     };
     let by_listen_fds = |socket: TcpListener| {
         Program::start(activated("$$", vec![socket.into()], "", &["--threads", "1"]))
@@ -230,7 +230,7 @@ fn the_queue_of_a_passed_socket_is_served() {
         let addr = server.addr;
         // The suspended server accepts nothing and sees no signal.
         server.signal(Signal::STOP);
-        let clients = queued(addr, 500);
+        let clients = clients_in_queue(addr, 500);
         server.signal(Signal::TERM);
         server.signal(Signal::CONT);
         assert_all_okay(clients);
@@ -425,7 +425,7 @@ fn under_load<T>(target: Target, during: impl FnOnce(&Tally) -> T) -> (Report, T
 fn held_on_stdin(held: &TcpListener, args: &[&str]) -> Program {
     let mut command = Command::new(SERVER);
     command.args(["--listen", "fd:0"]).args(args);
-    Program::start_with(command, copy(held))
+    Program::start_with_stdin(command, copy(held))
 }
 
 /// Starts the server on an address that may take a moment to be free.

@@ -726,7 +726,7 @@ fn every_row_holds() {
                         failures.lock().unwrap().push(line);
                     }
                 }
-                bench.settle();
+                bench.assert_drains();
             });
         }
     });
@@ -836,7 +836,7 @@ impl CountingServer {
         ensure(calls == expected, || format!("{calls} calls of the handler, not {expected}"))
     }
 
-    fn settle(&self) {
+    fn assert_drains(&self) {
         common::wait_until("every connection has ended", || self.server.shutdown.in_flight() == 0);
         assert!(self.server.stop().is_drained());
     }

@@ -466,7 +466,7 @@ fn check_signals_that_wait(test: &str) {
     const LONG: Duration = Duration::from_millis(1500);
     for (second, is_cut) in [(None, false), (Some(Duration::ZERO), false), (Some(LONG), true)] {
         let (stdin, mut gate) = UnixStream::pair().unwrap();
-        let mut child = Program::start_with(child_command(test), OwnedFd::from(stdin));
+        let mut child = Program::start_with_stdin(child_command(test), OwnedFd::from(stdin));
         let mut sending = child.connect();
         sending.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n");
         assert_eq!(sending.send("Expect: 100-continue\r\n\r\n").response().status, 100);

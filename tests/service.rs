@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
-    Directory, KeeperProcess, PATIENCE, ProcessId, Program, SERVER, hear, install, keep,
+    Directory, KeeperProcess, PATIENCE, ProcessId, Program, SERVER, install, keep, next_message,
     number_behind, output, pass_repeat_window, service_manager, terminate, text, wait_until,
 };
 use rustix::process::Signal;
@@ -66,7 +66,7 @@ fn the_pid_file_is_there_before_ready() {
         command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(&file);
         command.env("NOTIFY_SOCKET", directory.join("manager"));
         let mut server = Program::start(command);
-        while hear(&manager) != "READY=1\n" {}
+        while next_message(&manager) != "READY=1\n" {}
         assert!(names(&file, server.process()), "{server}");
         server.stop();
         assert!(!file.exists());
@@ -280,20 +280,20 @@ fn the_manager_is_told() {
     command.args(["--listen", "127.0.0.1:0", "--lame-duck", "300ms", "--grace", "20s"]);
     command.env("NOTIFY_SOCKET", directory.join("manager"));
     let mut server = Program::start(command);
-    assert_eq!(hear(&manager), "READY=1\n");
-    assert_eq!(hear(&manager), format!("STATUS=listening on {}\n", server.addr));
+    assert_eq!(next_message(&manager), "READY=1\n");
+    assert_eq!(next_message(&manager), format!("STATUS=listening on {}\n", server.addr));
 
     let mut client = server.connect();
     client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nh");
     assert_eq!(client.stream.peek(&mut [0]).unwrap(), 1);
     let told_to_stop = Instant::now();
     server.signal(Signal::TERM);
-    assert_eq!(hear(&manager), "STOPPING=1\nSTATUS=stopping\n");
+    assert_eq!(next_message(&manager), "STOPPING=1\nSTATUS=stopping\n");
     assert_eq!(
-        hear(&manager),
+        next_message(&manager),
         "STATUS=lame duck: accepting connections for another 300ms\nEXTEND_TIMEOUT_USEC=1300000\n"
     );
-    let first = hear(&manager);
+    let first = next_message(&manager);
     // The report comes a second after the lame duck, and later on a busy machine, where this test
     // has waited longer, too.
     let to_go = number_behind(&first, "STATUS=draining: 1 connection, 1 request, ");
@@ -303,7 +303,7 @@ fn the_manager_is_told() {
     assert!(first.contains(" s to go; the oldest: 127.0.0.1:"), "{first}");
     assert!(first.ends_with("s)\nEXTEND_TIMEOUT_USEC=5000000\n"), "{first}");
     // Nothing has moved since, so the server asks for no more time.
-    let second = hear(&manager);
+    let second = next_message(&manager);
     assert!(
         second.starts_with("STATUS=draining: 1 connection, 1 request")
             && !second.contains("EXTEND"),
@@ -311,7 +311,7 @@ fn the_manager_is_told() {
     );
     client.send("e");
     let deadline = Instant::now() + PATIENCE;
-    while !hear(&manager).contains("EXTEND_TIMEOUT_USEC=5000000") {
+    while !next_message(&manager).contains("EXTEND_TIMEOUT_USEC=5000000") {
         assert!(Instant::now() < deadline);
     }
     client.send("llo");
@@ -327,7 +327,7 @@ fn a_program_of_its_own_tells_the_manager() {
     let mut command = Program::example_command("restart", &["127.0.0.1:0"]);
     command.env("NOTIFY_SOCKET", directory.join("manager"));
     let mut server = Program::start(command);
-    assert_eq!(hear(&manager), "READY=1\n");
+    assert_eq!(next_message(&manager), "READY=1\n");
     server.stop();
     manager.set_nonblocking(true).unwrap();
     assert!(manager.recv(&mut [0]).is_err());
@@ -341,10 +341,10 @@ fn a_blocked_executor_is_noticed() {
     let mut command = Program::example_command("blocking", &["127.0.0.1:0", "30", "2"]);
     command.env("NOTIFY_SOCKET", directory.join("manager")).env("WATCHDOG_USEC", "100000");
     let mut server = Program::start(command);
-    assert_eq!(hear(&manager), "READY=1\n");
-    assert!(hear(&manager).starts_with("STATUS=listening on "));
+    assert_eq!(next_message(&manager), "READY=1\n");
+    assert!(next_message(&manager).starts_with("STATUS=listening on "));
     for _ in 0..3 {
-        assert_eq!(hear(&manager), "WATCHDOG=1\n");
+        assert_eq!(next_message(&manager), "WATCHDOG=1\n");
     }
     // Both of its workers are blocked by these.
     let mut clients = [server.connect(), server.connect()];

@@ -160,7 +160,7 @@ impl Case {
         if let Some(executor) = &executor {
             // The server has begun to accept, and then its executor is paused.
             let worker = Worker::start(executor);
-            settle(&server);
+            wait_until_read(&server);
             worker.pause();
         }
         let occupant = (state == Queued).then(|| {
@@ -200,7 +200,7 @@ impl Case {
             Idle => assert!(!client.get("/now").response().says_close()),
         }
         if !matches!(state, Queued | Unread) {
-            settle(&server);
+            wait_until_read(&server);
         }
         Self { state, action, handlers, server, client, occupant, executor, worker: None }
     }
@@ -314,7 +314,7 @@ impl AsyncRead for Ticks {
 
 /// Waits until the server, which runs on one thread, has read all bytes that its sockets had
 /// before. Its tasks take turns, and another client has had several turns meanwhile.
-fn settle(server: &Running) {
+fn wait_until_read(server: &Running) {
     let before = server.shutdown.in_flight();
     let mut probe = server.connect();
     for _ in 0..4 {
@@ -366,7 +366,7 @@ fn a_request_within_the_linger_is_served() {
     used.get("/now").response();
     let (silent, probe) = (server.connect(), server.connect());
     wait_until("accepted", || server.shutdown.in_flight() == 3);
-    settle(&server);
+    wait_until_read(&server);
     server.shutdown.stop();
     wait_for_close(server.addr());
     // The server has one thread, so when it has served the probe, it has looked at the others.
@@ -594,7 +594,7 @@ fn the_grace_ends_and_the_outcome_names_what_was_cut() {
     handlers.wait_for_call("/read");
     let mut idle = server.connect();
     idle.get("/now").response();
-    settle(&server);
+    wait_until_read(&server);
     let guard = server.shutdown.token().guard().unwrap();
     let line = line!() - 1;
 
@@ -1053,7 +1053,7 @@ fn a_slow_client_does_not_hold_the_drain_after_its_last_response() {
     client.get("/last");
     client.stream.peek(&mut [0]).unwrap();
     // The connection gives the rest to the kernel, and begins to wait for the client.
-    settle(&server);
+    wait_until_read(&server);
     server.shutdown.stop();
     // Meanwhile the connection sees the stop, and the client has not taken most of the response.
     thread::sleep(Duration::from_millis(200));

@@ -20,8 +20,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    Client, Directory, End, PATIENCE, ProcessId, Program, SERVER, STOP_SIGNALS, ask_unix, end_of,
-    for_each, handle_ignored_signals, in_flight, is_refused, output, pass_repeat_window, text,
+    Client, Directory, End, PATIENCE, ProcessId, Program, SERVER, STOP_SIGNALS, ask_unix, for_each,
+    handle_ignored_signals, in_flight, is_refused, output, pass_repeat_window, text, wait_at_most,
     wait_until,
 };
 use rustix::process::Signal;
@@ -933,7 +933,7 @@ impl UnreadProcess {
     }
 
     fn wait(&mut self) -> ExitStatus {
-        end_of(&mut self.0, PATIENCE).expect("the program did not end")
+        wait_at_most(&mut self.0, PATIENCE).expect("the program did not end")
     }
 
     /// Waits for the end, and only then reads standard output and standard error.

@@ -16,8 +16,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use common::{
-    Client, Directory, Program, SERVER, assert_all_okay, free_port, installed, is_refused, queued,
-    terminate, wait_until,
+    Client, Directory, Program, SERVER, assert_all_okay, clients_in_queue, free_port, installed,
+    is_refused, terminate, wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
@@ -64,7 +64,7 @@ fn systemd_socket_activate_binds_the_socket() {
     let mut server = Program::start(command);
     first.join().unwrap();
     server.signal(Signal::STOP);
-    let clients = queued(addr, 300);
+    let clients = clients_in_queue(addr, 300);
     server.signal(Signal::TERM);
     server.signal(Signal::CONT);
     assert_all_okay(clients);

@@ -46,14 +46,14 @@ fn a_request_whose_record_has_begun_is_served() {
     for_each([Kind::Plain, Kind::Tls, Kind::Tls12, Kind::TlsPipe], |kind| {
         let (handlers, handler) = held_handlers();
         let shutdown = long_grace().linger(Duration::from_secs(3));
-        let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
-        let mut idle = site.connect();
+        let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
+        let mut idle = wrapped.connect();
         let mut begun = Vec::new();
         let mut late = Vec::new();
         for is_late in [false, true] {
             for is_fresh in [false, true] {
                 for cut in ["one byte", "a header", "half", "all but one byte"] {
-                    let mut client = site.connect();
+                    let mut client = wrapped.connect();
                     if !is_fresh {
                         assert_eq!(client.get("/now").response().text(), "now");
                     }
@@ -69,7 +69,7 @@ fn a_request_whose_record_has_begun_is_served() {
         }
         let mut behind = Vec::new();
         for cut in ["one byte", "a header", "half", "all but one byte"] {
-            let mut client = site.connect();
+            let mut client = wrapped.connect();
             client.get("/wait");
             handlers.wait_for_call("/wait");
             let (first, rest) = client.stream.record(&get("/now"), cut);
@@ -78,7 +78,7 @@ fn a_request_whose_record_has_begun_is_served() {
         }
         let requests = (begun.len() + late.len() + 2 * behind.len()) as u64;
 
-        site.server.shutdown.stop();
+        wrapped.server.shutdown.stop();
         for (mut client, first, rest) in late {
             client.stream.send_raw(&first);
             begun.push((client, rest));
@@ -96,7 +96,7 @@ fn a_request_whose_record_has_begun_is_served() {
             assert_eq!((&*response.text(), response.says_close()), ("now", true), "{kind:?}");
             assert_eq!(client.end(), End::Eof, "{kind:?}");
         }
-        let outcome = site.server.outcome();
+        let outcome = wrapped.server.outcome();
         assert!(outcome.is_drained(), "{kind:?}: {outcome}");
         assert_eq!(outcome.finished, requests, "{kind:?}");
     });
@@ -109,8 +109,8 @@ fn a_record_that_stays_half_is_named_at_the_deadline() {
         for cut in ["one byte", "half"] {
             let (handlers, handler) = held_handlers();
             let shutdown = short_linger().grace(Duration::from_millis(1500));
-            let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
-            let mut clients = [site.connect(), site.connect()];
+            let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
+            let mut clients = [wrapped.connect(), wrapped.connect()];
             clients[0].get("/now").response();
             clients[1].get("/wait");
             handlers.wait_for_call("/wait");
@@ -121,11 +121,11 @@ fn a_record_that_stays_half_is_named_at_the_deadline() {
                 let (first, _) = client.stream.record(&get("/now"), cut);
                 client.stream.send_raw(&first);
             }
-            site.server.shutdown.stop();
+            wrapped.server.shutdown.stop();
             handlers.release();
             let response = clients[1].response();
             assert_eq!((&*response.text(), response.says_close()), ("done", false), "{kind:?}");
-            let outcome = site.server.outcome();
+            let outcome = wrapped.server.outcome();
             assert_eq!(outcome.ending, DrainEnding::TimedOut, "{kind:?} {cut}: {outcome}");
             assert!(outcome.cut.iter().all(|cut| cut.age <= sent.elapsed()), "{kind:?}: {outcome}");
             let mut cut_clients: Vec<_> = outcome.cut.iter().map(peer_and_stage).collect();
@@ -148,11 +148,11 @@ fn a_record_without_a_request_leaves_the_connection_idle() {
     for_each([Kind::Tls, Kind::TlsPipe], |kind| {
         let (_handlers, handler) = held_handlers();
         let limits = Limits::default().head_timeout(Duration::from_millis(300));
-        let site = WrappedServer::open(
+        let wrapped = WrappedServer::open(
             kind,
             Server::new(handler).limits(limits).stopped_by(&short_linger()),
         );
-        let mut client = site.connect();
+        let mut client = wrapped.connect();
         assert_eq!(client.get("/now").response().text(), "now");
         client.stream.tls.as_mut().unwrap().refresh_traffic_keys().unwrap();
         let (first, rest) = client.stream.record(b"", "half");
@@ -160,12 +160,12 @@ fn a_record_without_a_request_leaves_the_connection_idle() {
         client.stream.send_raw(&rest);
         // This head takes as long as the limit allows, twice.
         for _ in 0..2 {
-            let mut clock = site.connect();
+            let mut clock = wrapped.connect();
             clock.send(b"GET ");
             assert_eq!(clock.response().status, 408);
         }
         assert_eq!(client.get("/now").response().text(), "now", "{kind:?}");
-        assert!(site.server.stop().is_drained());
+        assert!(wrapped.server.stop().is_drained());
     });
 }
 
@@ -175,12 +175,12 @@ fn a_request_that_has_arrived_is_named_by_an_abort() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
         for _ in 0..20 {
             let (_handlers, handler) = held_handlers();
-            let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
-            let mut client = site.connect();
+            let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
+            let mut client = wrapped.connect();
             assert_eq!(client.get("/now").response().text(), "now");
             client.get("/now");
-            site.server.shutdown.abort();
-            let outcome = site.server.outcome();
+            wrapped.server.shutdown.abort();
+            let outcome = wrapped.server.outcome();
             let (rest, _) = client.rest();
             let is_answered = rest.ends_with(b"now");
             assert!(is_answered || outcome.cut.len() == 1, "{kind:?}: {outcome}");
@@ -196,11 +196,11 @@ fn a_handshake_that_ends_in_the_drain_is_followed_by_a_request() {
         for (is_together, linger) in [(true, 2 * PATIENCE), (false, Duration::from_secs(3))] {
             let (_handlers, handler) = held_handlers();
             let shutdown = long_grace().linger(linger);
-            let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
-            let (mut client, hello) = site.half_connect();
-            let mut idle = site.connect();
-            site.server.shutdown.stop();
-            wait_until("the close", || site.is_closed());
+            let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
+            let (mut client, hello) = wrapped.half_connect();
+            let mut idle = wrapped.connect();
+            wrapped.server.shutdown.stop();
+            wait_until("the close", || wrapped.is_closed());
             if !is_together {
                 // The linger is over.
                 assert_eq!(idle.end(), End::Eof);
@@ -214,8 +214,8 @@ fn a_handshake_that_ends_in_the_drain_is_followed_by_a_request() {
             assert_eq!((&*response.text(), response.says_close()), ("now", true), "{kind:?}");
             assert_eq!(client.end(), End::Eof, "{kind:?}");
             drop((client, idle));
-            site.server.shutdown.abort();
-            assert!(site.server.outcome().is_drained());
+            wrapped.server.shutdown.abort();
+            assert!(wrapped.server.outcome().is_drained());
         }
     });
 }
@@ -239,16 +239,17 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
         |(kind, records)| {
             let what = format!("{kind:?}, {records} records");
             let (handlers, handler) = held_handlers();
-            let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&short_linger()));
-            let mut client = site.connect();
+            let wrapped =
+                WrappedServer::open(kind, Server::new(handler).stopped_by(&short_linger()));
+            let mut client = wrapped.connect();
             client.get("/wait");
             handlers.wait_for_call("/wait");
             let requests = get("/now").repeat(MANY);
             for part in requests.chunks(requests.len() / records) {
                 client.send(part);
             }
-            site.server.shutdown.stop();
-            wait_until("the close", || site.is_closed());
+            wrapped.server.shutdown.stop();
+            wait_until("the close", || wrapped.is_closed());
             handlers.release();
             for n in 0..=MANY {
                 let response = client.response();
@@ -257,7 +258,7 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
                 assert_eq!(told, (expected.to_owned(), n == MANY), "{what}: {n}");
             }
             assert_eq!(client.end(), End::Eof, "{what}");
-            let outcome = site.server.outcome();
+            let outcome = wrapped.server.outcome();
             assert!(outcome.is_drained(), "{what}: {outcome}");
             assert_eq!(outcome.finished, MANY as u64 + 1, "{what}");
         },
@@ -296,8 +297,8 @@ fn a_client_that_pipelines_without_end_is_told_close() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe], |kind| {
         let (_handlers, handler) = held_handlers();
         let shutdown = short_linger().grace(Duration::from_secs(10));
-        let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
-        let mut client = site.connect();
+        let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
+        let mut client = wrapped.connect();
         client.stream.base.do_not_wait();
         let (mut sent, mut received, mut is_told) = (0, 0, false);
         let mut unsent = Vec::new();
@@ -324,12 +325,12 @@ fn a_client_that_pipelines_without_end_is_told_close() {
                 is_told = response.says_close();
                 received += 1;
                 if received == 1000 {
-                    site.server.shutdown.stop();
+                    wrapped.server.shutdown.stop();
                 }
             }
         }
         assert!(is_told, "{kind:?}: {received} of {sent}");
-        let outcome = site.server.outcome();
+        let outcome = wrapped.server.outcome();
         assert!(outcome.is_drained(), "{kind:?}: {outcome}");
     });
 }
@@ -341,8 +342,8 @@ fn a_client_that_pipelines_without_end_is_told_close() {
 #[test]
 fn a_steady_slow_reader_gets_its_response_whole() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
-        let site = slow_server(kind, ROOMY, Duration::from_secs(2));
-        let mut client = site.connect();
+        let wrapped = slow_server(kind, ROOMY, Duration::from_secs(2));
+        let mut client = wrapped.connect();
         client.get("/long");
         // The client reads 20 kB/s, and the kernel asks for more when 64 KiB are free.
         for _ in 0..25 {
@@ -350,7 +351,7 @@ fn a_steady_slow_reader_gets_its_response_whole() {
             thread::sleep(Duration::from_millis(200));
         }
         assert_eq!(client.response().body.len(), LONG, "{kind:?}");
-        assert!(site.server.stop().is_drained());
+        assert!(wrapped.server.stop().is_drained());
     });
 }
 
@@ -358,15 +359,15 @@ fn a_steady_slow_reader_gets_its_response_whole() {
 #[test]
 fn a_steady_slow_sender_gets_its_body_through() {
     for_each([Kind::Plain, Kind::Tls, Kind::TlsPipe], |kind| {
-        let site = slow_server(kind, ROOMY, Duration::from_secs(2));
-        let mut client = site.connect();
+        let wrapped = slow_server(kind, ROOMY, Duration::from_secs(2));
+        let mut client = wrapped.connect();
         client.send(post("/read", 16 * 1024));
         for part in client.stream.seal(&[b'x'; 16 * 1024]).chunks(1024) {
             thread::sleep(Duration::from_millis(250));
             client.stream.send_raw(part);
         }
         assert_eq!(client.response().text(), "16384 bytes", "{kind:?}");
-        assert!(site.server.stop().is_drained());
+        assert!(wrapped.server.stop().is_drained());
     });
 }
 
@@ -375,8 +376,8 @@ fn a_steady_slow_sender_gets_its_body_through() {
 fn a_client_that_stalls_is_given_up() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
         for case in ["a body", "a response", "a body nobody wants", "both"] {
-            let site = slow_server(kind, TINY, Duration::from_millis(300));
-            let mut client = site.connect();
+            let wrapped = slow_server(kind, TINY, Duration::from_millis(300));
+            let mut client = wrapped.connect();
             match case {
                 "a body" => {
                     client.send(post("/read", 1000));
@@ -391,8 +392,8 @@ fn a_client_that_stalls_is_given_up() {
                 "both" => _ = client.get("/short").send(post("/read", 1000)),
                 case => panic!("unknown: {case}"),
             }
-            wait_until(&format!("{kind:?}, {case}"), || site.server.shutdown.in_flight() == 0);
-            assert!(site.server.stop().is_drained());
+            wait_until(&format!("{kind:?}, {case}"), || wrapped.server.shutdown.in_flight() == 0);
+            assert!(wrapped.server.stop().is_drained());
         }
     });
 }
@@ -416,23 +417,23 @@ fn a_body_that_nobody_waits_for_is_not_late() {
         };
         let short = Duration::from_millis(300);
         let limits = Limits::default().stall_timeout(short).head_timeout(short);
-        let site = WrappedServer::open(
+        let wrapped = WrappedServer::open(
             kind,
             Server::new(handler).limits(limits).stopped_by(&short_linger()),
         );
-        let mut client = site.connect();
+        let mut client = wrapped.connect();
         client.send(post("/", 1000));
         handlers.wait_for_call("looked");
         client.send([b'x'; 1000]);
         // Each of these heads takes as long as a body may stall.
         for _ in 0..3 {
-            let mut clock = site.connect();
+            let mut clock = wrapped.connect();
             clock.send(b"GET ");
             assert_eq!(clock.response().status, 408);
         }
         handlers.release();
         assert_eq!(client.response().text(), "1000 bytes", "{kind:?}");
-        assert!(site.server.stop().is_drained());
+        assert!(wrapped.server.stop().is_drained());
     });
 }
 
@@ -446,16 +447,16 @@ const ROOMY: usize = 100 * 1024;
 fn a_client_that_has_gone_holds_up_nobody() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
         let (handlers, handler) = held_handlers();
-        let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&short_linger()));
-        let mut gone = site.connect();
+        let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&short_linger()));
+        let mut gone = wrapped.connect();
         gone.get("/wait");
         handlers.wait_for_call("/wait");
-        let mut other = site.connect();
+        let mut other = wrapped.connect();
         drop(gone);
         handlers.release();
-        wait_until("its end", || site.server.shutdown.in_flight() == 1);
+        wait_until("its end", || wrapped.server.shutdown.in_flight() == 1);
         assert_eq!(other.get("/now").response().text(), "now", "{kind:?}");
-        assert!(site.server.stop().is_drained());
+        assert!(wrapped.server.stop().is_drained());
     });
 }
 
@@ -494,15 +495,15 @@ fn a_body_without_a_length_that_is_cut_does_not_look_whole() {
             };
             let grace = Duration::from_millis(if abort { 60_000 } else { 100 });
             let server = Server::new(handler).stopped_by(&long_grace().grace(grace));
-            let site = WrappedServer::with_buffers(kind, server, Some((TINY, TINY)));
-            let mut client = site.connect();
+            let wrapped = WrappedServer::with_buffers(kind, server, Some((TINY, TINY)));
+            let mut client = wrapped.connect();
             client.send(b"GET / HTTP/1.0\r\n\r\n");
             is_read.recv_timeout(PATIENCE).expect("the server reads the body to its end");
-            site.server.shutdown.stop();
+            wrapped.server.shutdown.stop();
             if abort {
-                site.server.shutdown.abort();
+                wrapped.server.shutdown.abort();
             }
-            let outcome = site.server.outcome();
+            let outcome = wrapped.server.outcome();
             let ending = if abort { DrainEnding::Forced } else { DrainEnding::TimedOut };
             assert_eq!(outcome.ending, ending, "{kind:?}: {outcome}");
             assert_eq!(outcome.cut.len(), 1, "{kind:?}: {outcome}");
@@ -612,22 +613,22 @@ fn an_upgraded_connection_whose_client_has_reset_is_let_go() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
         for (is_draining, last) in [(false, &b""[..]), (true, b""), (true, b"unread")] {
             let (upgraded, handler) = upgrades();
-            let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
-            let mut client = site.connect();
+            let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
+            let mut client = wrapped.connect();
             client.upgrade();
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
             client.send(last);
             if is_draining {
-                site.server.shutdown.stop();
-                wait_until("the close", || site.is_closed());
-                // The last client of the look for the close may have been accepted.
-                wait_until("one is left", || site.server.shutdown.in_flight() == 1);
+                wrapped.server.shutdown.stop();
+                wait_until("the close", || wrapped.is_closed());
+                // The server may have accepted the last connection of `is_closed`.
+                wait_until("one is left", || wrapped.server.shutdown.in_flight() == 1);
             }
             client.reset();
-            wait_until("its end", || site.server.shutdown.in_flight() == 0);
+            wait_until("its end", || wrapped.server.shutdown.in_flight() == 0);
             // The owner of the stream gets an error.
             assert!(within_patience(stream.write_all(b"late")).is_err(), "{kind:?}");
-            let outcome = site.server.stop();
+            let outcome = wrapped.server.stop();
             assert!(outcome.is_drained(), "{kind:?}: {outcome}");
         }
     });
@@ -642,17 +643,17 @@ fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
             let (upgraded, handler) = upgrades();
             // The sweep looks at connections every 20 ms because of this limit.
             let limits = Limits::default().head_timeout(Duration::from_millis(160));
-            let site = WrappedServer::open(
+            let wrapped = WrappedServer::open(
                 kind,
                 Server::new(handler).limits(limits).stopped_by(&long_grace()),
             );
-            let mut client = site.connect();
+            let mut client = wrapped.connect();
             client.upgrade();
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
-            let mut clock = site.connect();
+            let mut clock = wrapped.connect();
             if is_draining {
                 clock.send(b"GET ");
-                site.server.shutdown.stop();
+                wrapped.server.shutdown.stop();
             }
             within_patience(stream.close()).unwrap();
             assert_eq!(client.end(), End::Eof, "{kind:?}");
@@ -666,7 +667,7 @@ fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
             within_patience(stream.read_to_string(&mut read)).unwrap();
             assert_eq!(read, "bye", "{kind:?}, draining: {is_draining}");
             drop(stream);
-            assert!(site.server.stop().is_drained());
+            assert!(wrapped.server.stop().is_drained());
         }
     });
 }
@@ -678,8 +679,8 @@ fn an_upgraded_connection_that_is_dropped_delivers_what_was_written() {
     const LENGTH: usize = 3_000_000;
     for_each([Kind::Plain, Kind::Tls, Kind::Tls12], |kind| {
         let (upgraded, handler) = upgrades();
-        let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
-        let mut client = site.connect();
+        let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
+        let mut client = wrapped.connect();
         client.upgrade();
         let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
         client.send(b"nobody reads this");
@@ -688,7 +689,7 @@ fn an_upgraded_connection_that_is_dropped_delivers_what_was_written() {
         assert_eq!((received.len(), end), (LENGTH, End::Eof), "{kind:?}");
         writer.join().unwrap().unwrap();
         drop(client);
-        assert!(site.server.stop().is_drained());
+        assert!(wrapped.server.stop().is_drained());
     });
 }
 
@@ -700,8 +701,8 @@ fn what_a_wrapper_holds_arrives_at_the_pace_of_the_client() {
         for is_draining in [false, true] {
             let (upgraded, handler) = upgrades();
             let server = Server::new(handler).stopped_by(&long_grace());
-            let site = WrappedServer::with_buffers(kind, server, Some((ROOMY, TINY)));
-            let mut client = site.connect();
+            let wrapped = WrappedServer::with_buffers(kind, server, Some((ROOMY, TINY)));
+            let mut client = wrapped.connect();
             client.upgrade();
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
             client.send(b"nobody reads this");
@@ -717,7 +718,7 @@ fn what_a_wrapper_holds_arrives_at_the_pace_of_the_client() {
                 }
             }
             if is_draining {
-                site.server.shutdown.stop();
+                wrapped.server.shutdown.stop();
             }
             drop(stream);
             for _ in 0..25 {
@@ -727,7 +728,7 @@ fn what_a_wrapper_holds_arrives_at_the_pace_of_the_client() {
             let (received, end) = client.rest();
             assert_eq!((received.len(), end), (written, End::Eof), "{kind:?}, {is_draining}");
             drop(client);
-            assert!(site.server.stop().is_drained());
+            assert!(wrapped.server.stop().is_drained());
         }
     });
 }
@@ -740,7 +741,7 @@ fn an_upgrade_that_cannot_be_is_logged_with_peer_and_path() {
     let head = "Host: x\r\nUpgrade: x\r\n";
     for_each([Kind::Plain, Kind::Tls], |kind| {
         let (_upgraded, handler) = upgrades();
-        let site = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
+        let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
         for (request, problem) in [
             (format!("GET /a?b=1 HTTP/1.1\r\n{head}\r\n"), "Connection: upgrade"),
             (format!("GET /a?b=1 HTTP/1.0\r\n{head}Connection: upgrade\r\n\r\n"), "HTTP/1.1"),
@@ -751,14 +752,14 @@ fn an_upgrade_that_cannot_be_is_logged_with_peer_and_path() {
                 "its body is not to be had",
             ),
         ] {
-            let mut client = site.connect();
+            let mut client = wrapped.connect();
             let response = client.send(request.as_bytes()).response();
             assert_eq!((response.status, response.says_close()), (400, true), "{kind:?}");
             let begin = format!("{} GET /a?b=1: ", client.stream.local());
             let lines = log.with(&begin);
             assert!(lines.iter().any(|(_, line)| line.contains(problem)), "{begin}: {lines:#?}");
         }
-        assert!(site.server.stop().is_drained());
+        assert!(wrapped.server.stop().is_drained());
     });
 }
 

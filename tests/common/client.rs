@@ -346,7 +346,7 @@ pub fn in_flight(addr: SocketAddr, path: &str) -> Client {
 
 /// Connects `count` clients, each with a request. The kernel queues them while the server is
 /// suspended.
-pub fn queued(addr: SocketAddr, count: usize) -> Vec<Client> {
+pub fn clients_in_queue(addr: SocketAddr, count: usize) -> Vec<Client> {
     let client = |_| {
         let mut client = Client::connect(addr);
         client.get("/work?for=0s");

@@ -72,12 +72,12 @@ impl Handover {
     }
 
     /// Starts a keeper of [`serve`], which the test [`PROGRAM`] of the same file calls.
-    pub fn staged(over: SocketKind) -> Self {
-        Self::staged_with(over, |_| {})
+    pub fn held(over: SocketKind) -> Self {
+        Self::held_with(over, |_| {})
     }
 
     /// Starts a keeper of [`serve`]. `configure` completes its environment.
-    pub fn staged_with(over: SocketKind, configure: impl FnOnce(&mut Command)) -> Self {
+    pub fn held_with(over: SocketKind, configure: impl FnOnce(&mut Command)) -> Self {
         Self::start(over, env::current_exe().unwrap(), |command, listen| {
             command.args(["--exact", PROGRAM, "--nocapture", "--test-threads=1"]);
             command.env(LISTEN, listen);
@@ -118,7 +118,7 @@ impl Handover {
     }
 
     /// Starts [`serve`] as its own keeper.
-    pub fn own(over: SocketKind, configure: impl FnOnce(&mut Command)) -> Self {
+    pub fn own_keeper(over: SocketKind, configure: impl FnOnce(&mut Command)) -> Self {
         Self::start_as(over, env::current_exe().unwrap(), |app, listen| {
             let mut command = Command::new(app);
             command.args(["--exact", PROGRAM, "--nocapture", "--test-threads=1"]);
@@ -174,7 +174,7 @@ impl Handover {
     }
 
     /// Waits until the server has accepted every connected client. Clients are accepted in turn.
-    pub fn accepted(&self) {
+    pub fn wait_until_accepted(&self) {
         self.connect().send("GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").rest();
     }
 

@@ -31,8 +31,8 @@ use futures_lite::{FutureExt, future};
 use smol::Timer;
 
 pub use self::client::{
-    Blocking, Client, Duplex, End, PipeClient, Received, ask_unix, assert_all_okay, in_flight,
-    queued, small_socket,
+    Blocking, Client, Duplex, End, PipeClient, Received, ask_unix, assert_all_okay,
+    clients_in_queue, in_flight, small_socket,
 };
 pub use self::handlers::{
     Answer, BIG, HeldHandlers, UPGRADE_HEAD, handler, held_handlers, upgrades, upgrading,
@@ -40,13 +40,13 @@ pub use self::handlers::{
 pub use self::log::Log;
 pub use self::program::{
     KeeperProcess, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, chromium, copy_file,
-    end_of, handle_ignored_signals, hear, install, installed, keep, number_behind, output,
+    handle_ignored_signals, install, installed, keep, next_message, number_behind, output,
     output_within, pass_repeat_window, run_ok, server_command, service_manager, sockets_of,
-    terminate,
+    terminate, wait_at_most,
 };
 pub use self::server::{
-    Pipes, Running, Stoppable, StoppedBy, address_of, free_port, is_refused, long_grace, settle,
-    short_linger, tcp, wait_for_close,
+    Pipes, Running, Stoppable, StoppedBy, address_of, assert_drains, free_port, is_refused,
+    long_grace, short_linger, tcp, wait_for_close,
 };
 pub use self::stream::{ReadBy, pending_at_first};
 pub use self::temporary::Directory;

@@ -153,8 +153,8 @@ impl StoppedBy for Server {
     }
 }
 
-/// Waits until nothing is in flight, and asserts that the server drains at a stop.
-pub fn settle(server: &Running) {
+/// Waits until nothing is in flight, stops the server, and asserts that it drains.
+pub fn assert_drains(server: &Running) {
     wait_until("every connection has ended", || server.shutdown.in_flight() == 0);
     assert!(server.stop().is_drained());
 }

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal};
 
 use super::common::{
-    PATIENCE, ProcessId, end_of, installed, is_refused, run_ok, terminate, text, wait_until,
+    PATIENCE, ProcessId, installed, is_refused, run_ok, terminate, text, wait_at_most, wait_until,
 };
 use super::files::{Deployment, text_of};
 
@@ -197,7 +197,7 @@ impl Container {
     /// Stops the container as `docker stop` does, and returns the exit code.
     pub fn stop(&mut self) -> Option<i32> {
         self.first.signal(self.stop_signal);
-        let ended = end_of(&mut self.unshare, PATIENCE);
+        let ended = wait_at_most(&mut self.unshare, PATIENCE);
         ended.unwrap_or_else(|| panic!("no end: {}", self.deployment.logged())).code()
     }
 }

@@ -12,7 +12,7 @@ use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::common::{PATIENCE, end_of, handle_ignored_signals};
+use super::common::{PATIENCE, handle_ignored_signals, wait_at_most};
 use super::files::Deployment;
 
 pub struct Shell {
@@ -53,7 +53,7 @@ impl Shell {
         command.args(verb.split_whitespace()).stdin(Stdio::null());
         command.stdout(file.try_clone().unwrap()).stderr(file);
         let mut child = command.spawn().unwrap();
-        let ended = end_of(&mut child, PATIENCE);
+        let ended = wait_at_most(&mut child, PATIENCE);
         let said = fs::read_to_string(&output).unwrap();
         if ended.is_none() {
             let _ = child.kill();

@@ -17,7 +17,7 @@ use std::process::{Child, Command, Stdio};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::Signal;
 
-use super::common::{PATIENCE, ProcessId, end_of, hear, service_manager};
+use super::common::{PATIENCE, ProcessId, next_message, service_manager, wait_at_most};
 use super::files::Deployment;
 
 /// One service, started from its unit.
@@ -83,12 +83,12 @@ impl Systemd {
 
     /// Waits for a new notification with a line for which `is_it` returns `true`.
     pub fn wait_for_line(&mut self, is_it: impl Fn(&str) -> bool) {
-        while !self.hear().iter().any(|heard| is_it(heard)) {}
+        while !self.next_lines().iter().any(|heard| is_it(heard)) {}
     }
 
     /// Returns the lines of the next notification.
-    fn hear(&mut self) -> Vec<String> {
-        let lines: Vec<_> = hear(&self.notifications).lines().map(str::to_owned).collect();
+    fn next_lines(&mut self) -> Vec<String> {
+        let lines: Vec<_> = next_message(&self.notifications).lines().map(str::to_owned).collect();
         self.heard.extend(lines.iter().cloned());
         lines
     }
@@ -104,7 +104,7 @@ impl Systemd {
         let status = Command::new("sh").arg("-c").arg(self.reload_command()).status().unwrap();
         assert!(status.success());
         loop {
-            let lines = self.hear();
+            let lines = self.next_lines();
             if lines.iter().any(|line| line == "RELOADING=1") {
                 assert!(lines.iter().any(|line| line.starts_with("MONOTONIC_USEC=")), "{lines:?}");
                 break;
@@ -117,7 +117,7 @@ impl Systemd {
     pub fn stop(&mut self) -> Option<i32> {
         assert_eq!(self.settings["KillMode"], "mixed", "TERM is for the main process alone");
         self.main().signal(Signal::TERM);
-        let ended = end_of(&mut self.main, PATIENCE);
+        let ended = wait_at_most(&mut self.main, PATIENCE);
         let status = ended.unwrap_or_else(|| panic!("no end: {}", self.deployment.logged()));
         self.notifications.set_nonblocking(true).unwrap();
         let mut bytes = [0; 4096];
