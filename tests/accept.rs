@@ -197,12 +197,12 @@ fn one_bad_address_refuses_the_start() {
 /// Rule S24: if all places are taken, clients wait in the kernel's queue.
 #[test]
 fn a_connection_beyond_the_limit_waits_for_its_turn() {
-    let (open, gate) = bounded::<()>(1);
+    let (release, released) = bounded::<()>(1);
     let limits = Limits::default().connections(2);
     let server = Running::with(limits, move |_| {
-        let gate = gate.clone();
+        let released = released.clone();
         async move {
-            gate.recv().await?;
+            released.recv().await?;
             Ok("okay")
         }
     });
@@ -216,7 +216,7 @@ fn a_connection_beyond_the_limit_waits_for_its_turn() {
         waiting.get("/");
         waiting.assert_silent();
         assert_eq!(server.shutdown.in_flight(), 2);
-        open.send_blocking(()).unwrap();
+        release.send_blocking(()).unwrap();
         // Either of the two may be answered first.
         let mut answered = None;
         wait_until("one is answered", || {
@@ -235,7 +235,7 @@ fn a_connection_beyond_the_limit_waits_for_its_turn() {
         inside.push(waiting);
     }
     for _ in &inside {
-        open.send_blocking(()).unwrap();
+        release.send_blocking(()).unwrap();
     }
     for client in &mut inside {
         assert_eq!(client.response().text(), "okay");
@@ -270,14 +270,14 @@ fn a_listener_where_nobody_comes_takes_no_part_of_the_limit() {
 #[test]
 fn a_connection_beyond_the_limit_is_served_at_the_stop() {
     let limits = Limits::default().connections(2);
-    let (open, gate) = bounded::<()>(2);
+    let (release, released) = bounded::<()>(2);
     let (entered, entries) = mpsc::channel();
     let server = Running::with(limits, move |request: Request| {
-        let (gate, entered) = (gate.clone(), entered.clone());
+        let (released, entered) = (released.clone(), entered.clone());
         async move {
             if request.url().path() == "/slow" {
                 entered.send(())?;
-                gate.recv().await?;
+                released.recv().await?;
             }
             Ok("okay")
         }
@@ -296,7 +296,7 @@ fn a_connection_beyond_the_limit_is_served_at_the_stop() {
     waiting.iter_mut().for_each(assert_last);
     assert!(server.is_serving());
     for _ in &slow {
-        open.try_send(()).unwrap();
+        release.try_send(()).unwrap();
     }
     slow.iter_mut().for_each(assert_last);
     assert!(server.outcome().is_drained());

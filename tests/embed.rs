@@ -126,12 +126,12 @@ fn a_worker_finishes_its_job_and_takes_no_other() {
     let token = server.shutdown.token();
     let (post, jobs) = channel::unbounded::<&str>();
     let (begin, begun) = mpsc::channel();
-    let (open, gate) = channel::bounded::<()>(1);
+    let (release, released) = channel::bounded::<()>(1);
     let worker = async move {
         let mut done = Vec::new();
         while let Some((job, guard)) = token.accept(jobs.recv()).await {
             begin.send(()).unwrap();
-            let _ = guard.hold(gate.recv()).await;
+            let _ = guard.hold(released.recv()).await;
             done.push(job.unwrap());
         }
         done
@@ -146,7 +146,7 @@ fn a_worker_finishes_its_job_and_takes_no_other() {
     // The server may have accepted the last connection of `is_refused`.
     wait_until("the worker is all that is left", || server.shutdown.in_flight() == 1);
     assert!(server.is_serving());
-    drop(open);
+    drop(release);
     assert_eq!(worker.join().unwrap(), ["first"]);
     assert!(server.outcome().is_drained());
 }
@@ -186,20 +186,20 @@ fn a_handler_that_blocks_the_executor_does_not_hold_up_the_deadline() {
 fn a_hook_on_the_stop_runs_before_the_end() {
     let server = Running::of(Server::new(|_| async { Ok("okay") }));
     let token = server.shutdown.token();
-    let (open, gate) = channel::bounded::<()>(1);
+    let (release, released) = channel::bounded::<()>(1);
     let (ran, hook_ran) = mpsc::channel();
     let guard = token.guard().expect("not stopped yet");
     let hook = smol::spawn(guard.hold(async move {
         token.stopping().await;
         ran.send(token.is_stopping()).unwrap();
-        let _ = gate.recv().await;
+        let _ = released.recv().await;
     }));
     assert_eq!(server.connect().get("/").response().text(), "okay");
     assert!(hook_ran.try_recv().is_err(), "ran before the stop");
     server.shutdown.stop();
     assert!(hook_ran.recv_timeout(PATIENCE).unwrap());
     assert!(server.is_serving());
-    drop(open);
+    drop(release);
     assert!(server.outcome().is_drained());
     future::block_on(hook);
 }
@@ -546,11 +546,11 @@ fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_one() {
     const BOUND: usize = 512 * 1024;
 
     let executor = Arc::new(Executor::new());
-    let (open, gate) = channel::bounded::<()>(1);
+    let (release, released) = channel::bounded::<()>(1);
     let server = Server::new(move |mut request: Request| {
-        let gate = gate.clone();
+        let released = released.clone();
         async move {
-            let _ = gate.recv().await;
+            let _ = released.recv().await;
             // W14: a long body does not have its length, so the handler sets it.
             Ok(smol_graceful::Body::from_reader(request.take_body().into_reader(), Some(LONG)))
         }
@@ -580,7 +580,7 @@ fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_one() {
     // Now the handler does not read.
     let before = sent.load(Ordering::Relaxed);
     assert!((1..BOUND).contains(&before), "{before}");
-    drop(open);
+    drop(release);
     rest();
     // Now the client does not read.
     let after = sent.load(Ordering::Relaxed);

@@ -101,7 +101,7 @@ fn http_1_0_connections_go_to_the_successor() {
         let first = server.serving();
         server.line_of(first, "waiting for restart");
         let predecessor = server.restart();
-        server.open("restart");
+        server.release("restart");
         assert_kept_alive(&clients[0].response(), &predecessor);
         server.assert_handed_over(predecessor, 2);
         for client in &mut clients {
@@ -155,7 +155,7 @@ fn a_connection_begins_to_be_idle_behind_its_last_response() {
             let predecessor = server.restart();
             // The request lasts for longer than a connection may be idle.
             thread::sleep((LIMIT + LIMIT / 4).saturating_sub(begin.elapsed()));
-            server.open("restart");
+            server.release("restart");
             let answered = Instant::now();
             assert_kept(&client.response(), predecessor);
             server.assert_handed_over(predecessor, 1);
@@ -309,7 +309,7 @@ fn a_handler_ends_in_the_predecessor() {
         let predecessor = server.restart();
         server.connect().get("/livez").response();
         assert!(predecessor.is_running());
-        server.open("restart");
+        server.release("restart");
         assert_kept(&client.response(), predecessor);
         server.assert_handed_over(predecessor, 1);
         assert_served_by([&mut client], server.serving());
@@ -327,7 +327,7 @@ fn a_connection_that_the_client_closes_does_not_go() {
         let predecessor = server.serving();
         server.line_of(predecessor, "waiting for restart");
         server.restart();
-        server.open("restart");
+        server.release("restart");
         let response = client.response();
         assert_eq!((response.text(), response.says_close()), (predecessor.to_string(), true));
         assert_eq!(client.end(), End::Eof);
@@ -346,7 +346,7 @@ fn a_half_closed_client_gets_its_answers() {
         let mut single = server.in_flight("/wait/restart");
         single.half_close();
         let predecessor = server.restart();
-        server.open("restart");
+        server.release("restart");
         assert_eq!(pipelined.response().text(), predecessor.to_string());
         assert_eq!(single.response().text(), predecessor.to_string());
         // The predecessor has not begun the second request.
@@ -372,7 +372,7 @@ fn pipelined_requests_are_answered_in_order() {
         let predecessor = server.serving();
         server.line_of(predecessor, "waiting for restart");
         server.restart();
-        server.open("restart");
+        server.release("restart");
         assert_kept(&client.response(), predecessor);
         for n in 1..52 {
             assert_kept(&client.response(), format!("/post {n}"));
@@ -404,7 +404,7 @@ fn a_long_pipeline_is_answered_in_order() {
                 }
             });
             let predecessor = server.restart();
-            server.open("restart");
+            server.release("restart");
             assert_kept(&client.response(), predecessor);
             for n in 0..COUNT {
                 assert_kept(&client.response(), format!("/post/{n} {body}"));
@@ -581,7 +581,7 @@ fn a_long_request_outlives_three_restarts() {
         }
         assert!(first.is_running());
         assert_served_by([&mut idle], server.serving());
-        server.open("restarts");
+        server.release("restarts");
         assert_kept(&long.response(), first);
         server.assert_handed_over(first, 2);
         assert_served_by([&mut long, &mut idle], server.serving());
@@ -620,14 +620,14 @@ fn requests_of_three_processes_end_at_the_fourth() {
     over_tcp_and_unix(|over| {
         let mut server = Handover::held(over);
         let mut clients = Vec::new();
-        for gate in ["first", "second", "third"] {
-            let client = server.in_flight(&format!("/wait/{gate}"));
-            clients.push((client, gate, server.restart()));
+        for name in ["first", "second", "third"] {
+            let client = server.in_flight(&format!("/wait/{name}"));
+            clients.push((client, name, server.restart()));
         }
         // The second process ends before the first one, which it has connected with the third.
         for at in [1, 0, 2] {
-            let (client, gate, process) = &mut clients[at];
-            server.open(gate);
+            let (client, name, process) = &mut clients[at];
+            server.release(name);
             assert_kept(&client.response(), *process);
             server.assert_handed_over(*process, 1);
             assert_served_by([client], server.serving());
@@ -717,7 +717,7 @@ fn a_close_by_the_successor_reaches_the_client() {
         assert_eq!(client.send(close).response().text(), server.serving().to_string());
         assert_eq!(client.end(), End::Eof);
         assert!(predecessor.is_running());
-        server.open("restart");
+        server.release("restart");
         assert_kept(&long.response(), predecessor);
         server.assert_handed_over(predecessor, 2);
         server.end();

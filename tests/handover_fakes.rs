@@ -38,7 +38,7 @@ fn a_batch_with_a_senseless_answer_is_the_successors() {
             passage.send(answer, &[]);
             server.line_of(predecessor, ": the successor's answer makes no sense");
             // When the busy connection has ended, the predecessor has dealt with the others.
-            server.open("answer");
+            server.release("answer");
             assert_eq!(busy.response().text(), predecessor.to_string());
             assert_eq!(busy.end(), End::Eof);
             client.post("/echo", "hello");
@@ -62,7 +62,7 @@ fn a_second_answer_to_a_batch_ends_the_hand_over() {
         passage.send(&taken(1, 1), &[]);
         passage.send(&taken(1, 1), &[]);
         server.line_of(predecessor, ": the successor's answer makes no sense");
-        server.open("answer");
+        server.release("answer");
         assert!(client.response().says_close());
         server.assert_handed_over(predecessor, 1);
     });

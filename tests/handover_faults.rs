@@ -164,7 +164,7 @@ fn a_connection_counts_in_either_process() {
         let successor = server.serving();
         // From here on, only the connection holds the drain open.
         server.line_of(predecessor, "handed over 0 connections in ");
-        server.open("first");
+        server.release("first");
         assert_eq!(client.response().text(), predecessor.to_string());
         assert_eq!(server.wait_for_batch(), 1);
         client.get("/wait/second");
@@ -178,7 +178,7 @@ fn a_connection_counts_in_either_process() {
         predecessor.signal(Signal::CONT);
         server.assert_handed_over(predecessor, 1);
         assert!(successor.is_running());
-        server.open("second");
+        server.release("second");
         let response = client.response();
         assert_eq!((response.text(), response.says_close()), (successor.to_string(), true));
         assert_eq!(client.end(), End::Eof);
@@ -292,7 +292,7 @@ fn a_successor_that_dies_after_its_answer_costs_only_its_own_clients() {
         for client in &mut clients {
             assert_eq!(client.end(), End::Eof);
         }
-        server.open("busy");
+        server.release("busy");
         assert_eq!(busy.response().text(), predecessor.to_string());
         assert_eq!(busy.end(), End::Eof);
         server.assert_handed_over(predecessor, 3);
@@ -504,7 +504,7 @@ fn a_child_that_does_not_speak_leaves_the_connections() {
         for client in &mut clients {
             assert_eq!(client.end(), End::Eof);
         }
-        server.open("busy");
+        server.release("busy");
         assert_eq!(busy.response().text(), predecessor.to_string());
         assert_eq!(busy.end(), End::Eof);
         server.assert_handed_over(predecessor, 0);
@@ -570,7 +570,7 @@ fn connections_go_when_the_predecessors_workers_can_run_again() {
         let predecessor = server.restart();
         assert_kept(&mut server.connect());
         assert!(!clients.iter().chain(&blocked).any(Client::has_something));
-        server.open("workers");
+        server.release("workers");
         for client in &mut blocked {
             let response = client.response();
             assert_eq!(response.text(), predecessor.to_string());
@@ -606,7 +606,7 @@ fn a_successor_whose_workers_are_blocked_takes_connections() {
             client.post("/echo", "hello");
         }
         assert!(!clients.iter().chain(&blocked).any(Client::has_something));
-        server.open("workers");
+        server.release("workers");
         for client in &mut clients {
             let response = client.response();
             assert_eq!((&*response.text(), response.says_close()), ("/echo hello", false));

@@ -159,12 +159,12 @@ fn a_response_does_not_wait_for_the_next_request() {
     drop(client);
     assert_drains(&server);
 
-    let (open, gate) = smol::channel::bounded::<()>(1);
+    let (release, released) = smol::channel::bounded::<()>(1);
     let server = Running::new(move |request: Request| {
-        let gate = gate.clone();
+        let released = released.clone();
         async move {
             if request.url().path() == "/slow" {
-                gate.recv().await?;
+                released.recv().await?;
             }
             Ok("done")
         }
@@ -172,7 +172,7 @@ fn a_response_does_not_wait_for_the_next_request() {
     let mut client = server.connect();
     client.send(get("/") + &get("/slow"));
     assert_eq!(client.response().text(), "done");
-    open.try_send(()).unwrap();
+    release.try_send(()).unwrap();
     assert_eq!(client.response().text(), "done");
     drop(client);
     assert_drains(&server);
@@ -759,11 +759,11 @@ fn a_malformed_unread_body_ends_the_connection() {
 /// The server looks at all bytes that have arrived, also at more than one read takes.
 #[test]
 fn a_fault_far_behind_in_an_unread_body_is_seen() {
-    let (open, gate) = smol::channel::bounded::<()>(1);
+    let (release, released) = smol::channel::bounded::<()>(1);
     let server = Running::new(move |_request| {
-        let gate = gate.clone();
+        let released = released.clone();
         async move {
-            gate.recv().await?;
+            released.recv().await?;
             Ok("okay")
         }
     });
@@ -771,7 +771,7 @@ fn a_fault_far_behind_in_an_unread_body_is_seen() {
     let chunk = "3e8\r\n".to_owned() + &"x".repeat(1000) + "\r\n";
     client.send(post("/", CHUNKED, &(chunk.repeat(70) + "ZZ\r\n")));
     wait_until("everything has arrived", || unacknowledged(&client) == 0);
-    open.send_blocking(()).unwrap();
+    release.send_blocking(()).unwrap();
     let response = client.response();
     assert_closed(&mut client, &response);
     assert_drains(&server);
@@ -878,12 +878,12 @@ const EXPECT: &str = "Content-Length: 5\r\nExpect: 100-continue\r\n";
 /// Rule W7: `100 Continue` is sent once, at the handler's first read, and before the response.
 #[test]
 fn continue_is_said_when_the_handler_reads() {
-    let (open, gate) = smol::channel::bounded::<()>(1);
-    let open_again = gate.clone();
+    let (release, released) = smol::channel::bounded::<()>(1);
+    let release_again = released.clone();
     let server = Running::new(move |request| {
-        let gate = gate.clone();
+        let released = released.clone();
         async move {
-            gate.recv().await?;
+            released.recv().await?;
             app(request).await
         }
     });
@@ -898,13 +898,13 @@ fn continue_is_said_when_the_handler_reads() {
                 let mut client = server.connect();
                 client.send(post(path, fields, ""));
                 client.assert_silent();
-                open.try_send(()).unwrap();
+                release.try_send(()).unwrap();
                 assert_eq!(client.response().lines, ["HTTP/1.1 100 Continue"]);
                 let response = client.send(body).response();
                 assert_eq!((response.status, response.text().as_str()), (200, "hello"));
-                let _ = open.try_send(());
+                let _ = release.try_send(());
                 assert_as_told(&mut client, &response);
-                let _ = open_again.try_recv();
+                let _ = release_again.try_recv();
             });
         }
     }
@@ -2046,11 +2046,11 @@ fn a_slow_handler_is_waited_for() {
         .head_timeout(Duration::from_millis(10))
         .idle_timeout(Duration::from_millis(10))
         .stall_timeout(Duration::from_millis(10));
-    let (open, gate) = smol::channel::bounded::<()>(1);
+    let (release, released) = smol::channel::bounded::<()>(1);
     let server = Running::with(limits, move |_| {
-        let gate = gate.clone();
+        let released = released.clone();
         async move {
-            gate.recv().await?;
+            released.recv().await?;
             Ok("okay")
         }
     });
@@ -2070,7 +2070,7 @@ fn a_slow_handler_is_waited_for() {
             Err(_) => break client,
         }
     };
-    open.try_send(()).unwrap();
+    release.try_send(()).unwrap();
     assert_eq!(client.response().text(), "okay");
     drop(client);
     assert_drains(&server);

@@ -391,7 +391,7 @@ fn a_program_with_serve_hands_its_connections_over() {
         let mut idle = server.idle();
         let mut busy = server.in_flight("/wait/restart");
         let predecessor = server.restart();
-        server.open("restart");
+        server.release("restart");
         let response = busy.response();
         assert_eq!((response.text(), response.says_close()), (predecessor.to_string(), false));
         assert_eq!(server.exit_code(predecessor), 0);

@@ -188,7 +188,7 @@ fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
             assert_eq!(client.response().text(), "live\n");
         }
         assert!(child.is_running());
-        server.open("keeper");
+        server.release("keeper");
         let response = busy.response();
         assert_eq!((response.text(), response.says_close()), (child.to_string(), true));
         assert_eq!(server.exit_code_without_keeper(), 0, "{}", server.servers.program);
@@ -283,7 +283,7 @@ fn a_stop_in_the_middle_of_a_restart_ends_both() {
         let end = server.servers.line_of_end(successor);
         assert!(end.contains("signal: 15 (SIGTERM)"), "{end}");
         server.line_of(child, "stopping because of SIGTERM: 1 connection, 1 request");
-        server.open("stop");
+        server.release("stop");
         assert_eq!(busy.response().text(), child.to_string());
         let log = server.ended();
         assert_eq!(log.matches("keeper: started process ").count(), 2, "{log}");

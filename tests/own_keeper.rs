@@ -60,7 +60,7 @@ fn the_new_program_knows_the_children_of_the_old_one() {
         let second = server.take_over();
         wait_for_exec(&mut server);
         assert!(first.is_running());
-        server.open("exec");
+        server.release("exec");
         assert_eq!(busy.response().text(), first.to_string());
         for process in [first, second] {
             assert_eq!(server.exit_code(process), 0);

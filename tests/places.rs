@@ -322,11 +322,11 @@ fn a_client_that_is_gone_gives_its_place_back() {
         .flat_map(|path| ["tcp", "unix"].map(|socket| (*path, socket)))
     {
         case(&format!("{path} over {socket}"), || {
-            let (handlers, enter, gate) = HeldHandlers::new();
+            let (handlers, enter, released) = HeldHandlers::new();
             let (gone, dropped) = mpsc::channel();
             let (tell, told) = mpsc::channel();
             let handler = move |request: Request| {
-                leaving(request, enter.clone(), gate.clone(), gone.clone(), tell.clone())
+                leaving(request, enter.clone(), released.clone(), gone.clone(), tell.clone())
             };
             let limits = quick_sweeps().connections(1);
             let server =
@@ -368,7 +368,7 @@ fn a_client_that_is_gone_gives_its_place_back() {
 async fn leaving(
     mut request: Request,
     enter: Sender<String>,
-    gate: channel::Receiver<()>,
+    released: channel::Receiver<()>,
     gone: Sender<()>,
     tell: Sender<io::Result<usize>>,
 ) -> http_types::Result<Response> {
@@ -399,7 +399,7 @@ async fn leaving(
             let hold = async move {
                 let mut stream = upgraded.await.unwrap();
                 enter.send(path).unwrap();
-                let _ = gate.recv().await;
+                let _ = released.recv().await;
                 tell.send(stream.read(&mut [0]).await).unwrap();
             };
             smol::spawn(hold).detach();
@@ -465,17 +465,17 @@ fn a_handler_with_a_guard_goes_on_without_the_client() {
     for socket in ["tcp", "unix"] {
         for drains in [false, true] {
             case(&format!("{socket}, drains: {drains}"), || {
-                let (handlers, enter, gate) = HeldHandlers::new();
+                let (handlers, enter, released) = HeldHandlers::new();
                 let (gone, dropped) = mpsc::channel();
                 let (finish, finished) = mpsc::channel();
                 let server = Server::new(move |request: Request| {
-                    let (dropped, gate) = (Dropped(gone.clone()), gate.clone());
+                    let (dropped, released) = (Dropped(gone.clone()), released.clone());
                     let finish = finish.clone();
                     enter.send(request.url().path().to_owned()).unwrap();
                     async move {
                         let path = request.url().path();
                         let guard = (path == "/held").then(|| Token::of(&request).guard());
-                        let _ = gate.recv().await;
+                        let _ = released.recv().await;
                         finish.send(path.to_owned()).unwrap();
                         drop((guard, dropped));
                         Ok("nobody reads it")
@@ -512,7 +512,7 @@ fn a_handler_with_a_guard_goes_on_without_the_client() {
 /// stop waits for the task's guard.
 #[test]
 fn the_work_of_a_task_goes_on_without_the_client() {
-    let (handlers, enter, gate) = HeldHandlers::new();
+    let (handlers, enter, released) = HeldHandlers::new();
     let (gone, dropped) = mpsc::channel();
     let (finish, finished) = mpsc::channel();
     let shutdown = Shutdown::new();
@@ -520,10 +520,10 @@ fn the_work_of_a_task_goes_on_without_the_client() {
     let token = shutdown.token();
     let server = Server::new(move |request: Request| {
         let (dropped, guard) = (Dropped(gone.clone()), token.guard());
-        let (enter, gate, finish) = (enter.clone(), gate.clone(), finish.clone());
+        let (enter, released, finish) = (enter.clone(), released.clone(), finish.clone());
         async move {
             let work = async move {
-                let _ = gate.recv().await;
+                let _ = released.recv().await;
                 finish.send(()).unwrap();
                 drop(guard);
             };
@@ -677,16 +677,16 @@ fn a_pipe_tells_only_its_end() {
 fn watching<const N: usize>(
     listeners: [Listener; N],
 ) -> (Running, HeldHandlers, Receiver<ClientLeft>) {
-    let (handlers, enter, gate) = HeldHandlers::new();
+    let (handlers, enter, released) = HeldHandlers::new();
     let (report, left) = mpsc::channel();
     let server = Server::new(move |request: Request| {
         watch(&request, report.clone());
-        let (enter, gate) = (enter.clone(), gate.clone());
+        let (enter, released) = (enter.clone(), released.clone());
         async move {
             let path = request.url().path();
             if path == "/wait" {
                 enter.send(path.to_owned())?;
-                let _ = gate.recv().await;
+                let _ = released.recv().await;
             }
             Ok("done")
         }
@@ -763,13 +763,13 @@ fn a_silent_client_gives_way() {
 /// A connection at work keeps its place, in each stage.
 #[test]
 fn a_connection_at_work_keeps_its_place() {
-    let (handlers, enter, gate) = HeldHandlers::new();
+    let (handlers, enter, released) = HeldHandlers::new();
     let server = Server::new(move |mut request: Request| {
-        let (enter, gate) = (enter.clone(), gate.clone());
+        let (enter, released) = (enter.clone(), released.clone());
         async move {
             let path = request.url().path().to_owned();
             let wait = async move {
-                let _ = gate.recv().await;
+                let _ = released.recv().await;
             };
             Ok(match path.as_str() {
                 "/handler" => {
@@ -897,17 +897,17 @@ fn a_crowd_of_new_clients_is_served() {
 /// Starts a server whose only thread is blocked while the handler handles `/block`. The receiver
 /// shows that the handler has begun, and the sender lets it go on.
 fn blocking(connections: usize) -> (Running, Receiver<()>, Sender<()>) {
-    let (open, gate) = mpsc::channel::<()>();
+    let (release, released) = mpsc::channel::<()>();
     let (enter, entered) = mpsc::channel();
-    let gate = Mutex::new(gate);
+    let released = Mutex::new(released);
     let server = Server::new(move |request: Request| {
         if request.url().path() == "/block" {
             enter.send(()).unwrap();
-            gate.lock().unwrap().recv().unwrap();
+            released.lock().unwrap().recv().unwrap();
         }
         async { Ok("okay") }
     });
-    (Running::of(with_places(connections, server)), entered, open)
+    (Running::of(with_places(connections, server)), entered, release)
 }
 
 /// All listeners of a server share its places.
@@ -936,9 +936,9 @@ fn idle_connections_of_other_listeners_give_way() {
 /// rate, no client does.
 #[test]
 fn a_body_that_comes_too_slowly_is_ended() {
-    let (handlers, enter, gate) = HeldHandlers::new();
+    let (handlers, enter, released) = HeldHandlers::new();
     let handler = move |mut request: Request| {
-        let (enter, gate) = (enter.clone(), gate.clone());
+        let (enter, released) = (enter.clone(), released.clone());
         async move {
             let path = request.url().path().to_owned();
             if path == "/unread" {
@@ -948,7 +948,7 @@ fn a_body_that_comes_too_slowly_is_ended() {
             if path == "/slow" {
                 n += request.read(&mut [0; 10]).await?;
                 enter.send(path)?;
-                let _ = gate.recv().await;
+                let _ = released.recv().await;
             }
             n += request.read_to_end(&mut Vec::new()).await?;
             Ok(n.to_string())
@@ -1047,11 +1047,11 @@ fn a_body_that_stalls_in_its_framing_is_ended() {
 /// Nothing follows a response that was sent in part.
 #[test]
 fn nothing_follows_a_response_that_a_client_has_not_taken() {
-    let (handlers, enter, gate) = HeldHandlers::new();
+    let (handlers, enter, released) = HeldHandlers::new();
     let (finish, finished) = mpsc::channel();
     let limits = Limits::default().stall_timeout(Duration::from_millis(300));
     let server = Server::new(move |request: Request| {
-        let (enter, gate, finish) = (enter.clone(), gate.clone(), finish.clone());
+        let (enter, released, finish) = (enter.clone(), released.clone(), finish.clone());
         async move {
             let path = request.url().path().to_owned();
             if path != "/held" {
@@ -1059,7 +1059,7 @@ fn nothing_follows_a_response_that_a_client_has_not_taken() {
             }
             let guard = Token::of(&request).guard();
             enter.send(path)?;
-            let _ = gate.recv().await;
+            let _ = released.recv().await;
             finish.send(())?;
             drop(guard);
             Ok("HELD".to_owned())

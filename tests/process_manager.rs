@@ -135,7 +135,7 @@ impl TwoStuckServers {
         for (name, addr) in NAMES.into_iter().zip(addresses) {
             command.env(format!("{ADDRESS}_{name}"), addr.to_string());
         }
-        command.env(GATES, directory.path()).env("NOTIFY_SOCKET", directory.join("manager"));
+        command.env(RELEASED, directory.path()).env("NOTIFY_SOCKET", directory.join("manager"));
         let mut program = Program::start(command);
         program
             .line_where("both", |line| line.ends_with(&format!("listening on {}", addresses[0])));
@@ -163,7 +163,7 @@ impl TwoStuckServers {
 /// The variables for the addresses of this process, and for the directory of the files that let
 /// requests go.
 const ADDRESS: &str = "SG_TEST_ADDRESS";
-const GATES: &str = "SG_TEST_GATES";
+const RELEASED: &str = "SG_TEST_RELEASED";
 
 /// The names of the two servers.
 const NAMES: [&str; 2] = ["web", "other"];
@@ -172,7 +172,7 @@ const NAMES: [&str; 2] = ["web", "other"];
 /// `/stop-other` stops the other server.
 #[test]
 fn the_program_of_these_tests() {
-    if env::var_os(GATES).is_none() {
+    if env::var_os(RELEASED).is_none() {
         return;
     }
     env_logger::Builder::new().filter_level(log::LevelFilter::Info).init();
@@ -195,8 +195,8 @@ fn serve_both() -> Outcome {
                     }
                     _ => {
                         log::info!("a request is stuck");
-                        let gate = Path::new(&env::var(GATES).unwrap()).join(name);
-                        while !gate.exists() {
+                        let released = Path::new(&env::var(RELEASED).unwrap()).join(name);
+                        while !released.exists() {
                             smol::Timer::after(Duration::from_millis(2)).await;
                         }
                         Ok("done")

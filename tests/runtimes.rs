@@ -173,8 +173,8 @@ struct ServerInRuntime {
 
 impl ServerInRuntime {
     fn start(runtime: Runtime, shutdown: Shutdown) -> Self {
-        let (handlers, enter, gate) = HeldHandlers::new();
-        let server = Server::new(handler(runtime, enter, gate)).shutdown(&shutdown);
+        let (handlers, enter, released) = HeldHandlers::new();
+        let server = Server::new(handler(runtime, enter, released)).shutdown(&shutdown);
         let listener = tcp();
         let addr = address_of(&listener);
         let (drop, dropped) = channel::bounded(1);
@@ -197,23 +197,23 @@ impl ServerInRuntime {
     }
 }
 
-/// Returns a handler. `/now` answers, `/wait` waits for the gate, `/echo` streams the body back,
+/// Returns a handler. `/now` answers, `/wait` waits for its release, `/echo` streams the body back,
 /// `/ticks` streams one chunk after the other, `/until-stop` streams until the stop, and `/task`
 /// asks a task of the runtime.
 fn handler(
     runtime: Runtime,
     enter: Sender<String>,
-    gate: channel::Receiver<()>,
+    released: channel::Receiver<()>,
 ) -> impl Fn(Request) -> future::Boxed<http_types::Result<Response>> + Send + Sync + 'static {
     move |mut request| {
-        let (enter, gate) = (enter.clone(), gate.clone());
+        let (enter, released) = (enter.clone(), released.clone());
         Box::pin(async move {
             let path = request.url().path().to_owned();
             Ok(match path.as_str() {
                 "/now" => format!("now {}", request.url().query().unwrap_or_default()).into(),
                 "/wait" => {
                     enter.send(path).unwrap();
-                    let _ = gate.recv().await;
+                    let _ = released.recv().await;
                     "done".into()
                 }
                 "/echo" => Response::from(request.take_body()),
@@ -465,7 +465,7 @@ fn serve_and_obey(run: impl FnOnce(Pin<Box<dyn Future<Output = Outcome>>>) -> Ou
 fn check_signals_that_wait(test: &str) {
     const LONG: Duration = Duration::from_millis(1500);
     for (second, is_cut) in [(None, false), (Some(Duration::ZERO), false), (Some(LONG), true)] {
-        let (stdin, mut gate) = UnixStream::pair().unwrap();
+        let (stdin, mut release) = UnixStream::pair().unwrap();
         let mut child = Program::start_with_stdin(child_command(test), OwnedFd::from(stdin));
         let mut sending = child.connect();
         sending.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n");
@@ -487,7 +487,7 @@ fn check_signals_that_wait(test: &str) {
             // This gives the child the time to take the signal in, which no event shows.
             thread::sleep(LONG);
         }
-        gate.write_all(b"\n").unwrap();
+        release.write_all(b"\n").unwrap();
         // The kernel may deliver either of two signals first.
         child.wait_for(" waited ");
         if !is_cut {

@@ -710,12 +710,12 @@ fn a_handler_that_sees_the_stop_is_not_cancelled() {
 /// Rule S12: a guard taken in a handler holds the drain open beyond the response.
 #[test]
 fn a_guard_from_a_handler_keeps_the_drain_open() {
-    let (open, gate) = channel::bounded::<()>(1);
+    let (release, released) = channel::bounded::<()>(1);
     let server = Running::new(move |request| {
-        let gate = gate.clone();
+        let released = released.clone();
         async move {
             let guard = Token::of(&request).guard().expect("a request is in flight");
-            let work = guard.hold(async move { gate.recv().await.is_ok() });
+            let work = guard.hold(async move { released.recv().await.is_ok() });
             thread::spawn(move || future::block_on(work));
             Ok("begun")
         }
@@ -727,7 +727,7 @@ fn a_guard_from_a_handler_keeps_the_drain_open() {
     wait_until("only the guard is left", || server.shutdown.in_flight() == 1);
     wait_for_close(server.addr());
     assert!(server.is_serving());
-    drop(open);
+    drop(release);
     let outcome = server.outcome();
     assert!(outcome.is_drained(), "{outcome}");
     assert_eq!(server.shutdown.in_flight(), 0);
@@ -776,13 +776,13 @@ fn a_panic_costs_its_client_alone() {
 /// Rule S17: a handler that panics in the drain does not hold the drain open.
 #[test]
 fn a_panic_does_not_hold_the_drain() {
-    let (open, gate) = channel::bounded::<()>(1);
+    let (release, released) = channel::bounded::<()>(1);
     let (enter, entered) = mpsc::channel();
     let server = Running::stopped_by(&long_grace(), move |_| {
-        let (enter, gate) = (enter.clone(), gate.clone());
+        let (enter, released) = (enter.clone(), released.clone());
         async move {
             enter.send(()).unwrap();
-            assert!(gate.recv().await.is_ok(), "as the test wished");
+            assert!(released.recv().await.is_ok(), "as the test wished");
             Ok("never")
         }
     });
@@ -790,7 +790,7 @@ fn a_panic_does_not_hold_the_drain() {
     client.get("/");
     entered.recv_timeout(PATIENCE).unwrap();
     server.shutdown.stop();
-    drop(open);
+    drop(release);
     let response = client.response();
     assert_eq!((response.status, response.says_close()), (500, true));
     assert!(server.outcome().is_drained());
@@ -850,15 +850,15 @@ fn a_client_that_is_gone_does_not_hold_the_drain_by_a_silent_response() {
 /// the stop or after it. A client that has only half-closed still gets its answer.
 #[test]
 fn a_client_that_is_gone_does_not_hold_the_drain() {
-    let (open, gate) = channel::bounded::<()>(1);
+    let (release, released) = channel::bounded::<()>(1);
     let (enter, entered) = mpsc::channel();
     let (gone, dropped) = mpsc::channel();
     let server = Running::stopped_by(&long_grace(), move |request: Request| {
-        let (enter, gate) = (enter.clone(), gate.clone());
+        let (enter, released) = (enter.clone(), released.clone());
         let stuck = (request.url().path() == "/stuck").then(|| Dropped(gone.clone()));
         async move {
             enter.send(()).unwrap();
-            let _ = gate.recv().await;
+            let _ = released.recv().await;
             drop(stuck);
             Ok("done")
         }
@@ -879,7 +879,7 @@ fn a_client_that_is_gone_does_not_hold_the_drain() {
     after.reset();
     dropped.recv_timeout(PATIENCE).expect("the handler of the one that went");
     wait_until("only the half-closed one is left", || server.shutdown.in_flight() == 1);
-    drop(open);
+    drop(release);
     let response = half.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
     assert_eq!(half.end(), End::Eof);

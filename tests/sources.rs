@@ -421,10 +421,10 @@ fn a_silent_client_of_a_wrapped_pipe_is_closed_at_the_stop() {
 #[test]
 fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
     let shutdown = long_grace().linger(Duration::from_secs(2));
-    let (open, gate) = channel::bounded::<()>(1);
+    let (release, released) = channel::bounded::<()>(1);
     let (shake, begun) = counted(move || {
-        let gate = gate.clone();
-        async move { _ = gate.recv().await }
+        let released = released.clone();
+        async move { _ = released.recv().await }
     });
     let server = Running::on(Server::new(handler()).stopped_by(&shutdown), [tcp().wrap(shake)]);
     let mut idle = server.connect();
@@ -438,7 +438,7 @@ fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
     // The linger is over.
     assert_eq!(idle.end(), End::Eof);
     assert!(server.is_serving());
-    drop(open);
+    drop(release);
     for client in [&mut early, &mut late] {
         assert_eq!(client.take(5).unwrap(), b"world");
     }

@@ -403,15 +403,15 @@ fn a_client_that_stalls_is_given_up() {
 #[test]
 fn a_body_that_nobody_waits_for_is_not_late() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
-        let (handlers, enter, gate) = HeldHandlers::new();
+        let (handlers, enter, released) = HeldHandlers::new();
         let handler = move |mut request: Request| {
-            let (enter, gate) = (enter.clone(), gate.clone());
+            let (enter, released) = (enter.clone(), released.clone());
             async move {
                 let mut byte = [0];
                 let looked = future::poll_once(request.read(&mut byte)).await;
                 assert!(looked.is_none());
                 let _ = enter.send("looked".to_owned());
-                let _ = gate.recv().await;
+                let _ = released.recv().await;
                 Ok(format!("{} bytes", request.body_bytes().await?.len()))
             }
         };

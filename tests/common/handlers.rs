@@ -21,7 +21,7 @@ use super::PATIENCE;
 /// The handlers of a server, which wait until the test releases them.
 pub struct HeldHandlers {
     entered: Receiver<String>,
-    gate: Mutex<Option<channel::Sender<()>>>,
+    release: Mutex<Option<channel::Sender<()>>>,
 }
 
 impl HeldHandlers {
@@ -30,8 +30,8 @@ impl HeldHandlers {
     /// second channel.
     pub fn new() -> (Self, mpsc::Sender<String>, channel::Receiver<()>) {
         let (enter, entered) = mpsc::channel();
-        let (open, gate) = channel::bounded(1);
-        (Self { entered, gate: Mutex::new(Some(open)) }, enter, gate)
+        let (release, released) = channel::bounded(1);
+        (Self { entered, release: Mutex::new(Some(release)) }, enter, released)
     }
 
     /// Waits until a handler has been called with this path.
@@ -41,7 +41,7 @@ impl HeldHandlers {
 
     /// Lets all handlers go on, and holds back no later call.
     pub fn release(&self) {
-        self.gate.lock().unwrap().take();
+        self.release.lock().unwrap().take();
     }
 }
 
@@ -60,9 +60,9 @@ pub const BIG: usize = 32 * 1024 * 1024;
 /// `/read` reads the body and answers with its length. `/until-stop` waits for the stop, reports a
 /// second time, and waits until the test releases the handlers.
 pub fn held_handlers() -> (HeldHandlers, impl Fn(Request) -> Answer + Send + Sync + 'static) {
-    let (handlers, enter, gate) = HeldHandlers::new();
+    let (handlers, enter, released) = HeldHandlers::new();
     let handler = move |mut request: Request| -> Answer {
-        let (enter, gate) = (enter.clone(), gate.clone());
+        let (enter, released) = (enter.clone(), released.clone());
         Box::pin(async move {
             let path = request.url().path().to_owned();
             let enter = || {
@@ -79,7 +79,7 @@ pub fn held_handlers() -> (HeldHandlers, impl Fn(Request) -> Answer + Send + Syn
                 "/panic-in-big-body" => panicking_body(100_000).into(),
                 "/wait" => {
                     enter();
-                    let _ = gate.recv().await;
+                    let _ = released.recv().await;
                     "done".into()
                 }
                 "/read" => {
@@ -91,7 +91,7 @@ pub fn held_handlers() -> (HeldHandlers, impl Fn(Request) -> Answer + Send + Syn
                     Token::of(&request).stopping().await;
                     enter();
                     // The handler gets time after the stop, too (rule S10).
-                    let _ = gate.recv().await;
+                    let _ = released.recv().await;
                     "stopped".into()
                 }
                 path => panic!("unknown: {path}"),

@@ -401,9 +401,9 @@ impl Handover {
         code.unwrap_or_else(|| panic!("{process} was killed: {}", self.servers.program))
     }
 
-    /// Opens a gate, so that all handlers at it go on, now and later.
-    pub fn open(&self, gate: &str) {
-        fs::write(self.directory.join(&format!("gate-{gate}")), "").unwrap();
+    /// Lets the handlers that wait for this name go on, now and later.
+    pub fn release(&self, name: &str) {
+        fs::write(self.directory.join(&format!("released-{name}")), "").unwrap();
     }
 
     /// Returns the processes that have this server's directory in their environment. These are all
@@ -553,9 +553,9 @@ fn links_of(process: ProcessId) -> impl Iterator<Item = (RawFd, PathBuf)> {
 /// The test that has to call [`serve`] in each file that starts this program.
 pub const PROGRAM: &str = "the_program_of_these_tests";
 
-/// The variables of the program's environment: its address, the directory of its gates, the number
-/// of its workers, the idle timeout in seconds, whether it calls `serve` and `ready` instead of
-/// `run`, whether it is its own keeper, and the keeper's pid file.
+/// The variables of the program's environment: its address, the directory of the files that release
+/// its handlers, the number of its workers, the idle timeout in seconds, whether it calls `serve`
+/// and `ready` instead of `run`, whether it is its own keeper, and the keeper's pid file.
 const LISTEN: &str = "HANDOVER_LISTEN";
 const DIRECTORY: &str = "HANDOVER_DIRECTORY";
 pub const THREADS: &str = "HANDOVER_THREADS";
@@ -569,10 +569,10 @@ pub const BIG_BODY: usize = 8 * 1024 * 1024;
 
 /// Serves if a test has started this process for that. Otherwise returns at once.
 ///
-/// `/pid` answers with the process, and `/peer` with the client. `/wait/GATE` logs `waiting for
-/// GATE`, and answers with the process after the test has opened the gate. `/block/GATE` also
-/// blocks its thread. `/big` is [`BIG_BODY`]. A POST logs `handled PATH`, reads the body, and
-/// answers with the process and the body.
+/// `/pid` answers with the process, and `/peer` with the client. `/wait/NAME` logs `waiting for
+/// NAME`, and answers with the process after the test has released the name. `/block/NAME` also
+/// blocks its thread. `/big` has [`BIG_BODY`] bytes. A POST logs `handled PATH`, reads the body,
+/// and answers with the path and the body.
 pub fn serve() {
     serve_with(|_| Vec::new());
 }
@@ -644,27 +644,27 @@ async fn answer(mut request: Request) -> http_types::Result<Response> {
         ("pid", None) => pid.to_string().into(),
         ("peer", None) => Peer::of(&request).to_string().into(),
         ("big", None) => Body::from(super::pattern(BIG_BODY)).into(),
-        ("wait", Some(gate)) => {
-            log::info!("waiting for {gate}");
-            while !is_open(gate) {
+        ("wait", Some(name)) => {
+            log::info!("waiting for {name}");
+            while !is_released(name) {
                 Timer::after(POLL).await;
             }
             pid.to_string().into()
         }
-        ("block", Some(gate)) => {
-            log::info!("waiting for {gate}");
-            iter::repeat_with(|| thread::sleep(POLL)).take_while(|()| !is_open(gate)).count();
+        ("block", Some(name)) => {
+            log::info!("waiting for {name}");
+            iter::repeat_with(|| thread::sleep(POLL)).take_while(|()| !is_released(name)).count();
             pid.to_string().into()
         }
         _ => Response::new(StatusCode::NotFound),
     })
 }
 
-/// The pause between two looks of a handler at its gate, which another process opens.
+/// The pause of a handler before it checks again whether another process has released it.
 const POLL: Duration = Duration::from_millis(2);
 
-fn is_open(gate: &str) -> bool {
-    directory().join(format!("gate-{gate}")).exists()
+fn is_released(name: &str) -> bool {
+    directory().join(format!("released-{name}")).exists()
 }
 
 fn directory() -> PathBuf {
