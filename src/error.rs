@@ -8,9 +8,10 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-/// The error of a server that could not be started, or that has stopped by itself. A start fails at
-/// an address that cannot be bound, a signal that cannot be handled, or a thread that cannot be
-/// started. A server stops by itself if a source of connections,
+/// The error of a server that could not be started, or that has stopped by itself.
+///
+/// A start fails at an address that cannot be bound, a signal that cannot be handled, or a thread
+/// that cannot be started. A server stops by itself if a source of connections,
 /// [`Listener::from_stream`](crate::Listener::from_stream), panics.
 ///
 /// The text names the remedy, and is one line when `main` returns the error. `?` converts the error

@@ -45,7 +45,7 @@ enum Kind {
 type Spawn = dyn Fn(Pin<Box<dyn Future<Output = ()> + Send>>) + Send + Sync;
 
 impl ServerExecutor {
-    /// Returns smol's global executor, on which [`smol::spawn`] runs tasks.
+    /// Returns smol's global executor, on which `smol::spawn` runs tasks.
     ///
     /// smol starts the executor's threads, one of them unless the environment variable
     /// `SMOL_THREADS` asks for more.

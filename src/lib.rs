@@ -15,14 +15,25 @@
 //! This program is a whole server. At HUP, INT, TERM or QUIT the server finishes the requests under
 //! way and ends. The exit code is 0 if all of them were finished.
 //!
+//! A program that embeds the server does not need the dependencies of the binary, and can leave
+//! them out:
+//!
+//! ```toml
+//! [dependencies]
+//! smol-graceful = { version = "0.1", default-features = false, features = ["keeper"] }
+//! ```
+//!
+//! The feature `keeper` adds [`Keeper`] and [`Process::keep`], by which a program restarts itself.
+//! The feature `cli` is for the binary. Both are on by default.
+//!
 //! # Promises
 //!
-//! 1. A server has three phases, *running → draining → aborting*, and never goes back to an earlier
-//!    one.
+//! 1. A server never takes a stop back: it has three phases, *running → draining → aborting*, and
+//!    does not return to an earlier one.
 //! 2. A [`Shutdown`] moves the server to its next phase, a [`Token`] shows the phase, and a
 //!    [`Guard`] keeps the drain open.
-//! 3. The server counts a connection before it spawns the connection's task. A request whose first
-//!    byte has arrived is finished, here or by a successor.
+//! 3. A request whose first byte has arrived is finished, here or by a successor. The server counts
+//!    a connection before the connection's task begins, so the drain misses none.
 //! 4. A drain always ends, and says how it ended.
 //! 5. If the server drops something that it had accepted, the outcome names it.
 //!
@@ -41,7 +52,7 @@
 //! | lame duck | the time after a stop in which the server still accepts connections, before the grace begins ([`Shutdown::lame_duck`]) |
 //! | keeper | a small parent process with a constant process id, which holds the listening sockets and starts one process of the program after the other |
 //! | child | a process that a keeper has started |
-//! | successor, predecessor | two children at a restart: the successor takes over the sockets and the connections |
+//! | successor, predecessor | the new child and the old one at a restart: the successor takes over the sockets and the connections |
 //! | wrapped stream | a stream that is not a plain socket, for example by [`Listener::wrap`] (TLS) |
 //! | place | the room for one open connection, of which a server has [`Limits::connections`] |
 //!
@@ -50,23 +61,24 @@
 //! | the connection | at the stop | at the deadline, or a second signal |
 //! |---|---|---|
 //! | waits in the kernel's queue | is accepted and served | is lost, if the server could not accept it |
-//! | is silent or idle | may send one more request within [`Shutdown::linger`], and is then closed | is closed |
+//! | has sent nothing yet, or is idle | may send one more request within [`Shutdown::linger`], and is then closed | is closed |
 //! | sends a request | gets its response, which says `Connection: close` | is cut, and the outcome names it |
 //! | waits for a response | gets its response, which says `Connection: close`; the handler can see the stop by its [`Token`] | is cut, and the outcome names it |
 //! | receives a response | gets the rest of the response | is cut, and the outcome names it |
 //! | was upgraded | stays open until the program drops it, or until it is silent for [`Shutdown::stream_grace`] | is cut, and the outcome names it |
 //!
-//! At a restart by a keeper no plain connection is closed. A connection that is silent or idle, or
-//! has sent a part of a head, goes to the successor at once. Any other connection goes after its
-//! response, which does not say `close`. For upgraded connections, for wrapped streams, and for
-//! connections that the successor does not take, a restart is a stop as in the table.
+//! At a restart by a keeper no plain connection is closed. If a connection has sent nothing yet, is
+//! idle, or has sent only a part of a head, it goes to the successor at once. Any other connection
+//! goes after its response, which does not say `close`. For upgraded connections, for wrapped
+//! streams, and for connections that the successor does not take, a restart is a stop as in the
+//! table.
 //!
 //! # Ways in
 //!
-//! - [`run`] is a whole process: worker threads, signals, exit code. [`Process`] has settings for
-//!   that, and can run further servers and an admin server beside the first one.
-//! - [`Server::serve`] is a future for a program with its own executor and control.
-//!   [`Server::serve_until`] stops at an event of the program. [`Server::executor`] and
+//! - [`run`] runs a server as a whole process: worker threads, signals, exit code. [`Process`] has
+//!   settings for that, and can run further servers and an admin server beside the first one.
+//! - [`Server::serve`] returns a future, for a program with an executor and signal handlers of its
+//!   own. [`Server::serve_until`] stops at an event of the program. [`Server::executor`] and
 //!   [`Server::local`] say where handlers run.
 //! - [`Shutdown`], [`Token`] and [`Guard`] work without HTTP.
 //! - [`Process::keep`] makes the program its own keeper, and [`Keeper`] keeps any program. A
@@ -76,23 +88,20 @@
 //! - [`stream_body`] makes a response of a stream, [`probe`] answers balancers, and
 //!   [`Connection::pair`] tests a handler without a socket.
 //!
-//! Two pages have more. [Embedding][embedding] helps to choose between these ways, and has a table
-//! of calls for programs that come from Go, tide, async-h1, hyper, axum or trillium.
-//! [Restarting][restarting] compares the ways to restart a server.
-//!
-//! [embedding]: https://github.com/smol-graceful/smol-graceful/blob/main/docs/embedding.md
-//! [restarting]: https://github.com/smol-graceful/smol-graceful/blob/main/docs/restart.md
+//! Two pages of this documentation have more. [`embedding`] helps to choose between these ways, and
+//! has a table of calls for programs that come from Go, tide, async-h1, hyper, axum or trillium.
+//! [`restarting`] compares the ways to restart a server.
 //!
 //! # A map
 //!
 //! | level | items |
 //! |---|---|
-//! | a process | [`run`], [`Process`], [`ready`], [`signals`], [`STOP_SIGNALS`], [`LogWriter`] |
+//! | a process | [`run`], [`Process`], [`ready`], [`signals`], [`Signal`], [`STOP_SIGNALS`], [`LogWriter`] |
 //! | a keeper | [`Keeper`], [`ReadyWhen`], [`KeeperExit`], [`Kept`] |
 //! | a server | [`Server`], [`ServerExecutor`], [`Limits`], [`ServeError`] |
 //! | what a server has served | [`Exchange`], [`ExchangeEnding`] |
 //! | where connections come from | [`Listener`], [`ListenOptions`], [`Listen`], [`Address`], [`AddressError`], [`Connection`] |
-//! | in a handler | [`Request`], [`Response`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`probe_for`], [`Peer`], [`ConnectionInfo`], [`Client`], [`ClientLeft`], [`target`], [`Token`] |
+//! | in a handler | [`Request`], [`Response`], [`Result`], [`Error`], [`StatusCode`], [`Body`], [`BodyError`], [`stream_body`], [`probe`], [`probe_for`], [`Peer`], [`ConnectionInfo`], [`Client`], [`ClientLeft`], [`target`], [`Token`] |
 //! | stopping | [`Shutdown`], [`Phase`], [`Token`], [`Guard`], [`Stopped`] |
 //! | how a stop ended | [`Outcome`], [`DrainEnding`], [`OpenWork`], [`WorkKind`], [`Stage`] |
 //!
@@ -110,6 +119,10 @@
 //! calls [`run`] or [`signals`], and never exits the process. The library prints at most one line:
 //! if `main` returns an [`Outcome`] in which something was cut, and no logger shows warnings, that
 //! outcome goes to standard error.
+//!
+//! This documentation cites rules of the server, such as S13. [`docs/design.md`][rules] has them all.
+//!
+//! [rules]: https://github.com/smol-graceful/smol-graceful/blob/main/docs/design.md
 //!
 //! # Limits
 //!
@@ -135,6 +148,8 @@ pub use listen::listener::Listener;
 pub use listen::{Listen, ListenOptions};
 pub use log_writer::LogWriter;
 pub use observe::{Exchange, ExchangeEnding};
+#[cfg(any(doc, doctest))]
+pub use pages::{embedding, restarting};
 pub use probe::{probe, probe_for};
 pub use process::{Process, run};
 pub use ready::ready;
@@ -149,6 +164,10 @@ pub use stream::connection::Connection;
 pub use stream::socket::ClientLeft;
 pub use stream::transport::Peer;
 pub use wire::fault::BodyError;
+
+// These two come first, because rustdoc shows the methods of a type in the order of the modules.
+mod process;
+mod server;
 
 mod address;
 mod adoption;
@@ -169,16 +188,16 @@ mod lock;
 mod log_limit;
 mod log_writer;
 mod observe;
+#[cfg(any(doc, doctest))]
+mod pages;
 mod places;
 mod probe;
-mod process;
 mod ready;
 mod request_text;
 mod restart;
 #[cfg(test)]
 mod seeded;
 mod serve;
-mod server;
 mod stop;
 mod stream;
 mod threads;
@@ -205,13 +224,3 @@ mod wire;
 /// # drop(server);
 /// ```
 pub type Result<T = Response, E = Error> = std::result::Result<T, E>;
-
-/// The README's examples are tests.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
-
-/// The examples of the page on embedding are tests, too.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/embedding.md")]
-struct Embedding;

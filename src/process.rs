@@ -78,7 +78,7 @@ pub fn run<L: Listen>(
 /// the process hands its own connections over, and their clients notice nothing. An idle connection
 /// goes at once, and a connection with a request under way goes when the response is sent.
 /// Connections of a listener with a wrapper (TLS) and upgraded ones end as at any stop.
-/// `docs/restart.md` says what the log tells about this.
+/// The page [`restarting`](crate::restarting) explains the lines of the log about this.
 ///
 /// The times of the stop (grace, lame duck, linger, stream grace) are not settings of the process,
 /// but of the [`Shutdown`] that [`Server::shutdown`] has given to the server.

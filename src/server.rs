@@ -49,11 +49,14 @@ use crate::wire::Movable;
 /// An HTTP/1.1 server.
 ///
 /// The server calls the handler for every request. The handler returns a value that is
-/// `Into<Response>`, such as a text or a [`Response`](crate::Response), or an error. If its
-/// branches return values of several types, call `.into()` on each to make a
-/// [`Response`](crate::Response). Of an error, the client sees only the status, as in
-/// `http_types::Error::new(StatusCode::BadRequest, error)`, or 500 if the error has none. If a
-/// handler panics, its client gets a 500 and loses the connection, and nothing else happens.
+/// `Into<Response>`, such as a text or a [`Response`](crate::Response), or an error. If the branches
+/// of a handler return values of several types, call `.into()` on each to make a
+/// [`Response`](crate::Response).
+///
+/// If the handler returns an error, the client gets the status of the error and nothing more: 400
+/// for `Error::new(StatusCode::BadRequest, error)`, and 500 for an error that was made without a
+/// status. If a handler panics, its client gets a 500 and loses the connection, and nothing else
+/// happens.
 ///
 /// # Examples
 ///
@@ -97,7 +100,8 @@ impl Server {
     ///
     /// let (client, connection) = Connection::pair();
     /// smol::block_on(async {
-    ///     let serve = smol::spawn(server.serve([Listener::from_stream(stream::once(Ok(connection)))]));
+    ///     let listener = Listener::from_stream(stream::once(Ok(connection)));
+    ///     let serve = smol::spawn(server.serve([listener]));
     ///     let request = Request::new(Method::Get, "http://localhost/lost");
     ///     let response = async_h1::connect(client, request).await?;
     ///     assert_eq!(response.status(), StatusCode::NotFound);
@@ -169,7 +173,7 @@ impl Server {
         self
     }
 
-    /// Runs connections on `executor`: an `Arc` of a [`smol::Executor`], a `&'static` one, smol's
+    /// Runs connections on `executor`: an `Arc` of a `smol::Executor`, a `&'static` one, smol's
     /// global one ([`ServerExecutor::global`]), or a runtime that is not smol's
     /// ([`ServerExecutor::from_fn`]). Default: the connections run inside [`Server::serve`], on one
     /// thread.

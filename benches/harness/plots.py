@@ -198,6 +198,8 @@ def _panel(panel, measured, sizes, left, top):
     bottom, right = top + HEIGHT - BOTTOM, left + WIDTH - RIGHT
     unit = f", {panel.unit[0]}" if panel.unit[0] else ""
     yield f'<text class="t" x="{left + 10}" y="{top + 22}">{escape(panel.title)}{unit}</text>'
+    yield (f'<text x="{right}" y="{top + 22}" text-anchor="end">'
+           f"{'high' if panel.unit == RATE else 'low'} is better</text>")
     yield f'<path class="a" d="M{left + LEFT} {top + TOP}V{bottom}H{right}"/>'
     if not panel.is_y_log:
         yield f'<text x="{left + LEFT - 6}" y="{bottom + 4}" text-anchor="end">0</text>'

@@ -113,11 +113,9 @@ class Report:
     def _rounds(self, figure, peer):
         return [v for v in self.figures.get(figure, {}).get(peer, []) if v is not None]
 
-    def markdown(self, chart):
+    def markdown(self):
         """Returns the text between the two marks."""
         parts = [BEGIN, *self._about(), "", *self._budgets(), ""]
-        if chart:
-            parts += [f"![The main figures as bars]({chart})", ""]
         for table in TABLES:
             parts += self._table(*table)
         parts += self._switches()
@@ -128,10 +126,10 @@ class Report:
         """Writes the part of `benchmarks.md` between the marks, and `benchmarks.svg`."""
         directory.mkdir(parents=True, exist_ok=True)
         page, chart = directory / "benchmarks.md", directory / "benchmarks.svg"
-        svg = self.svg()
-        chart.write_text(svg)
-        text = page.read_text() if page.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-        figures = self.markdown(chart.name)
+        chart.write_text(self.svg())
+        beginning = f"# Benchmarks\n\n![The main figures as bars]({chart.name})\n\n"
+        text = page.read_text() if page.exists() else f"{beginning}{BEGIN}\n{END}\n"
+        figures = self.markdown()
         page.write_text(between(text, BEGIN, END, figures)
                         or text.rstrip("\n") + "\n\n" + figures)
         return page, chart
@@ -251,6 +249,8 @@ class Report:
             x, y = number % columns * width, number // columns * height
             out.append(f'<text class="t" x="{x + 10}" y="{y + 22}">'
                        f"{escape(title)}, {unit[0]}</text>")
+            out.append(f'<text x="{x + width - 10}" y="{y + 22}" text-anchor="end">'
+                       "short is better</text>")
             values = {peer.key: self.median(figure, peer.key) for peer in self.peers}
             longest = max((v for v in values.values() if v), default=1)
             for line, peer in enumerate(self.peers):

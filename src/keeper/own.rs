@@ -54,9 +54,10 @@ impl Process {
     /// without the pid file.
     ///
     /// Send USR2 to the keeper alone. [`Process::pid_file`] writes the keeper's process id to a
-    /// file. The children have the same name as the keeper, and a child with
-    /// [`Server::serve`](crate::Server::serve) dies of that signal. If a restart fails, the keeper
-    /// logs the reason through the program's logger.
+    /// file. The children have the same name as the keeper. A child with
+    /// [`Server::serve`](crate::Server::serve) dies of that signal, unless the child takes its
+    /// signals from [`signals`](crate::signals). If a restart fails, the keeper logs the reason
+    /// through the program's logger.
     ///
     /// Call this at the beginning of `main`, because the code in front of this call runs in the
     /// keeper, too. Start other threads later, because a signal that another thread takes in the

@@ -30,9 +30,11 @@ use crate::restart::message::Brought;
 use crate::restart::parent::Parent;
 use crate::stream::connection::Connection;
 
-/// A socket to which clients connect. All clones are one socket, and a close closes all of them.
-/// One server at a time accepts from a listener. A clone is useful for [`ready`](crate::ready) and
-/// for its counters.
+/// A socket to which clients connect, or another source of connections.
+///
+/// All clones are one socket, and a close closes all of them. One server at a time accepts from a
+/// listener. A clone is useful for [`ready`](crate::ready), and for the count of
+/// [`Listener::failed_handshakes`].
 ///
 /// # Examples
 ///
@@ -108,7 +110,7 @@ impl Listener {
     ///
     /// The stream should return each connection as soon as it is there, so that a stop loses no
     /// client. Slow work for each connection (a handshake, the head of the PROXY protocol) belongs
-    /// into [`Listener::wrap`], because the server counts a connection only when the stream has
+    /// in [`Listener::wrap`], because the server counts a connection only when the stream has
     /// returned it, and does not know of connections on which the stream still works. At the stop
     /// the server polls the stream until it returns `Pending`, and then drops it with everything in
     /// it.

@@ -65,13 +65,11 @@ impl State {
     }
 }
 
-/// Lines one after the other in one piece of memory. So a thread that adds a line does not allocate
+/// Lines one after the other in one ring of memory. So a thread that adds a line does not allocate
 /// memory that another thread has to free.
 #[derive(Default)]
 struct Lines {
-    text: Vec<u8>,
-    /// The place in `text` where the first line begins.
-    begin: usize,
+    text: VecDeque<u8>,
     lengths: VecDeque<usize>,
 }
 
@@ -81,52 +79,43 @@ impl Lines {
     }
 
     fn bytes(&self) -> usize {
-        self.text.len() - self.begin
+        self.text.len()
     }
 
     fn push(&mut self, line: &[u8]) {
-        if self.begin > BYTES {
-            // At least as many bytes were pushed since the last time, so a push costs little on
-            // average.
-            self.text.drain(..self.begin);
-            self.begin = 0;
-        }
-        self.text.extend_from_slice(line);
+        self.text.extend(line);
         self.lengths.push_back(line.len());
     }
 
     /// Drops the first line. Returns `false` if there is none.
     fn drop_first(&mut self) -> bool {
         let length = self.lengths.pop_front();
-        self.begin += length.unwrap_or(0);
+        self.text.drain(..length.unwrap_or(0));
         length.is_some()
     }
 
     /// Moves lines to `batch`, in their order: the first one, and as many more as fit into one
     /// write.
     fn pop_batch(&mut self, batch: &mut Vec<u8>) {
-        let mut end = self.begin;
+        let mut end = 0;
         while let Some(length) = self.lengths.front() {
-            if end > self.begin && end + length > self.begin + BATCH {
+            if end > 0 && end + length > BATCH {
                 break;
             }
             end += length;
             self.lengths.pop_front();
         }
         batch.clear();
-        batch.extend_from_slice(&self.text[self.begin..end]);
-        self.begin = end;
+        let (front, back) = self.text.as_slices();
+        let in_front = end.min(front.len());
+        batch.extend_from_slice(&front[..in_front]);
+        batch.extend_from_slice(&back[..end - in_front]);
+        self.text.drain(..end);
         if self.lengths.is_empty() {
-            (self.text, self.begin) = (kept(mem::take(&mut self.text)), 0);
+            // The next lines do not need the room that a flood of lines has needed.
+            self.text.shrink_to(BATCH);
         }
     }
-}
-
-/// Empties `memory`, and returns it without the room that only a flood of lines has needed.
-fn kept(mut memory: Vec<u8>) -> Vec<u8> {
-    memory.clear();
-    memory.shrink_to(BATCH);
-    memory
 }
 
 impl Queue {
@@ -258,7 +247,7 @@ mod tests {
         let state = queue.state();
         assert_eq!((state.lines.count(), state.dropped), (10, 90));
         assert_eq!(state.lines.bytes(), 10 * (BYTES / 10));
-        assert!(state.lines.text.capacity() <= 4 * BYTES, "what was dropped stays in memory");
+        assert!(state.lines.text.capacity() <= 2 * BYTES, "what was dropped stays in memory");
         drop(state);
         queue.push(&vec![0; BYTES + 1]);
         assert_eq!(queue.state().lines.count(), 1);

@@ -4,6 +4,11 @@
 //! Invariant: nothing here accepts, reads or sends. `latch.rs` has the latch, `seat.rs` the facts
 //! that a connection and its server share, and `policy.rs` the meaning of a signal.
 
+// These two come first, because rustdoc shows the methods of a type in the order of the modules.
+pub(crate) mod token;
+
+pub(crate) mod shutdown;
+
 pub(crate) mod activity;
 pub(crate) mod draining;
 pub(crate) mod latch;
@@ -15,9 +20,7 @@ pub(crate) mod phase;
 pub(crate) mod policy;
 pub(crate) mod registry;
 pub(crate) mod seat;
-pub(crate) mod shutdown;
 pub(crate) mod signals;
 pub(crate) mod stage;
 #[cfg(test)]
 mod tests;
-pub(crate) mod token;

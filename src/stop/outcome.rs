@@ -18,7 +18,7 @@ use crate::stop::signals::name;
 use crate::stop::stage::Stage;
 use crate::stream::transport::Peer;
 
-/// The end of a drain.
+/// The result of a drain: how it ended, how long it took, and what was cut.
 ///
 /// If `main` returns an outcome, the exit code is 0 after a complete drain, and 1 otherwise. If the
 /// code is 1, and the program has no logger that shows warnings, the outcome also prints its line

@@ -21,7 +21,10 @@ use crate::stop::registry::{Holder, Interrupted, Registry};
 use crate::stop::seat::{Call, Seat};
 use crate::stop::token::{Attached, Token};
 
-/// A handle that moves the latch, and sets the times of the drain. Clones move the same latch.
+/// A handle that stops servers and other work, and sets the times of the stop.
+///
+/// The handle moves a latch, which is the phase of everything that the handle stops (see the
+/// [words](crate#words)). Clones of the handle move the same latch.
 ///
 /// The times of a stop ([`Shutdown::grace`], [`Shutdown::lame_duck`], [`Shutdown::linger`],
 /// [`Shutdown::stream_grace`]) belong to the latch, so all clones of the handle and all servers
@@ -56,7 +59,7 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Makes a running latch without a holder.
+    /// Makes a handle with a latch of its own, which is running and which nothing holds open yet.
     ///
     /// # Examples
     ///

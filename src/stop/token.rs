@@ -38,12 +38,14 @@ impl Attached {
     }
 }
 
-/// A look at a latch. A token never moves the latch, and its clones look at the same one.
+/// A handle that shows whether the stop or the abort has begun, and takes guards for work.
+///
+/// A token shows the phase of a latch and never moves it. Clones of a token show the same latch.
 ///
 /// # Examples
 ///
 /// ```
-/// use smol_graceful::{Response, Server, Token};
+/// use smol_graceful::{Server, Token};
 ///
 /// let server = Server::new(|request| async move {
 ///     let token = Token::of(&request);

@@ -5,6 +5,7 @@
 //! without an observer has no watch, and pays one branch for each step (rule O3). Does not change
 //! what is read or sent.
 
+use std::cell::LazyCell;
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -110,17 +111,19 @@ impl Watch {
     /// Notes when responses begin to be sent, and reports each exchange whose response has been
     /// sent whole.
     fn report_sent(&mut self, output: &Outgoing) {
-        let (total, instant) = (output.total(), Instant::now());
+        let total = output.total();
+        // Most calls have nothing to report, and then do not look at the clock.
+        let instant = LazyCell::new(Instant::now);
         let open = self.open.as_mut().filter(|open| open.status.is_some());
         let open = open.map(|open| (&mut open.clock, output.message.begin));
         let unsent = self.unsent.iter_mut();
         let unsent = unsent.map(|unsent| (&mut unsent.clock, unsent.response.begin));
         for (clock, _) in unsent.chain(open).filter(|(_, begin)| total > *begin) {
-            clock.first_byte.get_or_insert(instant - clock.instant);
+            clock.first_byte.get_or_insert_with(|| *instant - clock.instant);
         }
         let whole = self.unsent.iter().take_while(|unsent| unsent.end <= total).count();
         for unsent in self.unsent.drain(..whole) {
-            unsent.report(&self.observer, total, instant);
+            unsent.report(&self.observer, total, *instant);
         }
     }
 

@@ -293,7 +293,8 @@ fn draw_key(out: &mut String) {
     let _ = writeln!(
         out,
         "<g transform=\"translate({x} {y})\">\
-         <path class=\"edge\" d=\"M2-9V1\" stroke-dasharray=\"3 2\"/><text x=\"8\">restart</text>\
+         <rect class=\"key restart\" y=\"-9\" width=\"12\" height=\"10\"/>\
+         <path class=\"edge\" d=\"M0-9V1\" stroke-dasharray=\"3 2\"/><text x=\"18\">restart</text>\
          <rect class=\"key told\" x=\"68\" y=\"-8\" width=\"4\" height=\"8\"/>\
          <text x=\"78\">closed, as announced</text>\
          <rect class=\"key untold\" x=\"212\" y=\"-8\" width=\"4\" height=\"8\"/>\
