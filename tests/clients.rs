@@ -417,15 +417,17 @@ fn stop_amid_traffic(proxy: &Proxy, server: &mut Program) -> Vec<String> {
 }
 
 fn nginx(server: SocketAddr) -> Proxy {
-    Proxy::nginx(|_, listen, stats| fill(include_str!("clients/nginx.conf"), listen, stats, server))
+    Proxy::nginx(|_, listen, stats| {
+        adapted(include_str!("clients/nginx.conf"), listen, stats, server)
+    })
 }
 
 fn haproxy(server: SocketAddr) -> Proxy {
     let config = include_str!("clients/haproxy.cfg");
-    Proxy::haproxy(|_, listen, stats| fill(config, listen, stats, server))
+    Proxy::haproxy(|_, listen, stats| adapted(config, listen, stats, server))
 }
 
-fn fill(config: &str, listen: SocketAddr, stats: SocketAddr, server: SocketAddr) -> String {
+fn adapted(config: &str, listen: SocketAddr, stats: SocketAddr, server: SocketAddr) -> String {
     let config = config.replace("{listen}", &listen.to_string());
     config.replace("{stats}", &stats.to_string()).replace("{server}", &server.to_string())
 }

@@ -164,20 +164,20 @@ fn the_shell_script_waits_and_tells_the_truth() {
     let shell = Shell::new();
     assert_eq!(shell.run("restart").code, 1, "nothing runs yet");
     let started = shell.run("start");
-    assert_eq!(started.code, 0, "{}", started.said);
+    assert_eq!(started.code, 0, "{}", started.output);
     let mut client = Client::connect(shell.deployment.addr);
     assert_eq!(client.get("/livez").response().status, 200);
     let process = shell.process();
 
     let restarted = shell.run("restart");
-    assert_eq!(restarted.code, 0, "{}", restarted.said);
-    assert!(restarted.said.contains(OVER), "{}", restarted.said);
+    assert_eq!(restarted.code, 0, "{}", restarted.output);
+    assert!(restarted.output.contains(OVER), "{}", restarted.output);
     assert_eq!(client.get("/livez").response().status, 200);
 
     install(&shell.deployment.binary, b"#!/bin/sh\nexit 3\n");
     let failed = shell.run("restart");
-    assert_eq!(failed.code, 1, "{}", failed.said);
-    assert!(failed.said.contains(FAILED), "{}", failed.said);
+    assert_eq!(failed.code, 1, "{}", failed.output);
+    assert!(failed.output.contains(FAILED), "{}", failed.output);
     assert_eq!(client.get("/livez").response().status, 200);
     assert_eq!(shell.process(), process);
 
@@ -196,8 +196,8 @@ fn the_shell_script_starts_one_keeper() {
     assert_eq!(shell.run("start").code, 0);
     let process = shell.process();
     let second = shell.run("start");
-    assert_eq!(second.code, 1, "{}", second.said);
-    assert!(second.said.contains(&format!(" {process}")), "{}", second.said);
+    assert_eq!(second.code, 1, "{}", second.output);
+    assert!(second.output.contains(&format!(" {process}")), "{}", second.output);
     assert_eq!(Client::connect(shell.deployment.addr).get("/livez").response().status, 200);
     assert_eq!(shell.process(), process);
     assert_eq!(shell.run("stop").code, 0);

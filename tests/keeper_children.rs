@@ -37,20 +37,20 @@ fn a_child_begins_with_its_sockets() {
         grep -E '^(SigBlk|SigIgn):' /proc/self/status; ls -l /proc/$$/fd";
     let listen = format!("127.0.0.1:0,unix:{}", unix.display());
     let flags = ["--listen", &listen, "--listen", "127.0.0.2:0"];
-    let mut servers = KeeperProcess::of(keep(&flags, &looks(look, &seen)));
+    let mut servers = KeeperProcess::of(keep(&flags, &script_that_writes(look, &seen)));
     for _ in 0..2 {
         let child = servers.serving;
         let told = fs::read_to_string(&seen).unwrap();
         let first = told.lines().next().unwrap();
         let expected = format!("{child} {child} 3 [::] 2:6:");
         assert!(first.starts_with(&expected), "{told}");
-        assert_eq!(of_kind(&told, "/dev/null")[0], "0", "{told}");
-        assert_eq!(of_kind(&told, "socket:"), ["3", "4", "5", "6"], "{told}");
-        assert!(of_kind(&told, "anon_inode:").is_empty(), "{told}");
+        assert_eq!(descriptors_of_kind(&told, "/dev/null")[0], "0", "{told}");
+        assert_eq!(descriptors_of_kind(&told, "socket:"), ["3", "4", "5", "6"], "{told}");
+        assert!(descriptors_of_kind(&told, "anon_inode:").is_empty(), "{told}");
         // PIPE is not ignored either, although every Rust program ignores it. The mask leaves out
         // two signals of the C library.
-        assert_eq!(mask(&told, "SigBlk:"), 0, "{told}");
-        assert_eq!(mask(&told, "SigIgn:") & 0x7fff_ffff, 0, "{told}");
+        assert_eq!(signals_in(&told, "SigBlk:"), 0, "{told}");
+        assert_eq!(signals_in(&told, "SigIgn:") & 0x7fff_ffff, 0, "{told}");
         assert_eq!(ask_unix(&unix), "okay");
         servers.restart();
     }
@@ -63,18 +63,18 @@ fn a_child_begins_with_its_sockets() {
 fn a_child_gets_what_another_has_bound() {
     let directory = Directory::new();
     let (seen, unix) = (directory.join("seen"), directory.join("app.sock"));
-    let mut child = looks("echo $LISTEN_FDS; ls -l /proc/$$/fd", &seen);
+    let mut child = script_that_writes("echo $LISTEN_FDS; ls -l /proc/$$/fd", &seen);
     child.arg("--listen").arg(format!("127.0.0.1:0,unix:{}", unix.display()));
     let mut servers = KeeperProcess::start(&child);
     let told = fs::read_to_string(&seen).unwrap();
     assert!(told.starts_with('\n'), "{told}");
-    assert_eq!(of_kind(&told, "socket:"), ["3"], "{told}");
+    assert_eq!(descriptors_of_kind(&told, "socket:"), ["3"], "{told}");
     let address = servers.program.addr;
     for _ in 0..3 {
         servers.restart();
         let told = fs::read_to_string(&seen).unwrap();
         assert!(told.starts_with("2\n"), "{told}");
-        assert_eq!(of_kind(&told, "socket:"), ["3", "4", "5"], "{told}");
+        assert_eq!(descriptors_of_kind(&told, "socket:"), ["3", "4", "5"], "{told}");
         assert_eq!(Client::connect(address).get("/").response().text(), "okay");
         assert_eq!(ask_unix(&unix), "okay");
     }
@@ -87,13 +87,17 @@ fn a_child_gets_what_another_has_bound() {
 fn a_child_ignores_what_the_keeper_was_started_to_ignore() {
     let directory = Directory::new();
     let seen = directory.join("seen");
-    let keeper = keep(&[], &looks("grep -E '^SigIgn:' /proc/self/status", &seen));
+    let keeper = keep(&[], &script_that_writes("grep -E '^SigIgn:' /proc/self/status", &seen));
     let mut shell = Command::new("sh");
     shell.args(["-c", "trap '' WINCH; exec \"$@\"", "sh"]).arg(keeper.get_program());
     shell.args(keeper.get_args()).args(["--listen", "127.0.0.1:0"]);
     let mut servers = KeeperProcess::of(shell);
     let told = fs::read_to_string(&seen).unwrap();
-    assert_eq!(mask(&told, "SigIgn:") & 0x7fff_ffff, 1 << (Signal::WINCH.as_raw() - 1), "{told}");
+    assert_eq!(
+        signals_in(&told, "SigIgn:") & 0x7fff_ffff,
+        1 << (Signal::WINCH.as_raw() - 1),
+        "{told}"
+    );
     servers.end();
 }
 
@@ -107,7 +111,7 @@ fn inherited_sockets_keep_their_numbers_and_names() {
         [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
     let addrs = held.each_ref().map(|socket| socket.local_addr().unwrap());
     let look = "echo $LISTEN_FDS $LISTEN_FDNAMES";
-    let keeper = keep(&["--listen", "127.0.0.2:0"], &looks(look, &seen));
+    let keeper = keep(&["--listen", "127.0.0.2:0"], &script_that_writes(look, &seen));
     let mut shell = Command::new("sh");
     shell.args(["-c", "export LISTEN_PID=$$; exec \"$@\"; exit $?", "sh"]);
     shell.arg(keeper.get_program()).args(keeper.get_args());
@@ -412,7 +416,7 @@ fn a_program_with_serve_hands_its_connections_over() {
 
 /// Returns a command for a script that writes the output of these lines to a file, and becomes the
 /// server.
-fn looks(lines: &str, seen: &Path) -> Command {
+fn script_that_writes(lines: &str, seen: &Path) -> Command {
     let script = format!("{{ {lines}; }} >{}; exec {SERVER} --work 0s \"$@\"", seen.display());
     let mut command = Command::new("sh");
     command.args(["-c", &script, "sh"]).stdin(Stdio::null());
@@ -420,14 +424,14 @@ fn looks(lines: &str, seen: &Path) -> Command {
 }
 
 /// Returns the descriptors of `ls -l` that are of this kind.
-fn of_kind<'a>(told: &'a str, kind: &str) -> Vec<&'a str> {
+fn descriptors_of_kind<'a>(told: &'a str, kind: &str) -> Vec<&'a str> {
     let lines = told.lines().filter_map(|line| line.split_once(" -> "));
     let lines = lines.filter(|(_, what)| what.starts_with(kind));
     lines.map(|(fd, _)| fd.rsplit(' ').next().unwrap()).collect()
 }
 
 /// Returns the signals in a line of `/proc/PID/status`.
-fn mask(told: &str, name: &str) -> u64 {
+fn signals_in(told: &str, name: &str) -> u64 {
     let digits = told.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     u64::from_str_radix(digits.trim(), 16).unwrap()
 }

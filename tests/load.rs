@@ -60,7 +60,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn lose(&self, what: String) {
+    fn note_loss(&self, what: String) {
         self.lost.lock().unwrap().push(what);
     }
 }
@@ -140,7 +140,7 @@ fn connect(addr: SocketAddr, tally: &Tally) -> Option<Client> {
         // In the middle of the close, the error can be a reset instead, and nothing was sent in
         // that case either.
         Err(error) if NOT_SENT.contains(&error.kind()) => {}
-        Err(error) => tally.lose(format!("connect: {error}")),
+        Err(error) => tally.note_loss(format!("connect: {error}")),
     }
     tally.refused.fetch_add(1, Ordering::Relaxed);
     None
@@ -169,7 +169,7 @@ fn ask(client: &mut Client, path: &str, tally: &Tally, first: bool) -> bool {
             if response.says_close() {
                 tally.last.fetch_add(1, Ordering::Relaxed);
                 if client.rest() != (Vec::new(), End::Eof) {
-                    tally.lose("the end after the last answer was not a clean one".into());
+                    tally.note_loss("the end after the last answer was not a clean one".into());
                 }
                 return false;
             }
@@ -178,7 +178,7 @@ fn ask(client: &mut Client, path: &str, tally: &Tally, first: bool) -> bool {
         other => {
             // The first call that sees a reset takes it away, and then the next one sees an end.
             let addr = client.stream.local_addr();
-            tally.lose(format!("{addr:?}: sent {sent:?}, looked {looked:?}, {other:?}"));
+            tally.note_loss(format!("{addr:?}: sent {sent:?}, looked {looked:?}, {other:?}"));
             false
         }
     }

@@ -121,7 +121,7 @@ fn exchange(server: &Running, seen: &Reports, request: &str) -> (Vec<u8>, End, R
 }
 
 /// Returns a handler whose answer depends on the path, for the cases of the tables.
-fn answers() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
+fn handler_by_path() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
     |mut request| {
         Box::pin(async move {
             Ok(match request.url().path() {
@@ -178,7 +178,7 @@ fn body_length(answer: &[u8]) -> u64 {
 
 #[test]
 fn an_answer_is_reported_with_everything_that_is_known() {
-    let (seen, server) = observed_with(Limits::default(), &short_linger(), answers());
+    let (seen, server) = observed_with(Limits::default(), &short_linger(), handler_by_path());
     let mut client = server.connect();
     let before = SystemTime::now();
     let request =
@@ -207,7 +207,7 @@ fn an_answer_is_reported_with_everything_that_is_known() {
 /// Each case has the request and the status. The bytes are those on the wire.
 #[test]
 fn the_bytes_are_those_on_the_wire() {
-    let (seen, server) = observed(answers());
+    let (seen, server) = observed(handler_by_path());
     let chunked = "POST /length HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
                    3;ext=1\r\nabc\r\n0\r\nTrailer-Field: y\r\n\r\n";
     for (request, status) in [
@@ -243,7 +243,7 @@ fn the_bytes_are_those_on_the_wire() {
 
 #[test]
 fn a_leave_to_continue_is_no_part_of_the_response() {
-    let (seen, server) = observed(answers());
+    let (seen, server) = observed(handler_by_path());
     let mut client = server.connect();
     let head =
         "POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
@@ -261,7 +261,7 @@ fn a_leave_to_continue_is_no_part_of_the_response() {
 /// Responses gather (rule W10), and each is reported with its own bytes.
 #[test]
 fn requests_that_do_not_wait_are_reported_in_their_order() {
-    let (seen, server) = observed(answers());
+    let (seen, server) = observed(handler_by_path());
     let requests: Vec<_> = (0..50)
         .map(|n| {
             let path = if n % 10 == 0 { "long".to_owned() } else { n.to_string() };
@@ -399,7 +399,7 @@ fn a_panic_is_reported() {
 
 #[test]
 fn a_response_whose_body_fails_is_cut() {
-    let (seen, server) = observed(answers());
+    let (seen, server) = observed(handler_by_path());
     let mut client = server.connect();
     client.get("/fails-late");
     let (answer, end) = client.rest();
@@ -501,7 +501,7 @@ fn a_stream_that_was_silent_in_the_drain_is_reported() {
 /// outcome nor the observer calls this a cut.
 #[test]
 fn an_answer_before_the_rest_of_the_body_is_no_cut() {
-    let (seen, server) = observed(answers());
+    let (seen, server) = observed(handler_by_path());
     let mut client = server.connect();
     let part = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\na part";
     client.send(part);
@@ -592,7 +592,7 @@ fn a_stream_that_panics_is_reported() {
 /// A source attaches a value to a connection, and later the wrapper attaches more.
 #[test]
 fn what_a_wrapper_says_is_reported() {
-    let (seen, server) = Reports::of(Server::new(answers()));
+    let (seen, server) = Reports::of(Server::new(handler_by_path()));
     let listener = tcp().wrap(|connection| async {
         Ok(Connection::new(connection).https().with(Tenant("blue")).from_peer(([192, 0, 2, 1], 9)))
     });

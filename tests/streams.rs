@@ -23,7 +23,7 @@ use smol_graceful::{
 const EVENTS: &str = "GET /events HTTP/1.1\r\nHost: test\r\n\r\n";
 
 /// Returns a handle of a stop that closes silent streams soon, and waits for everything else.
-fn impatient_with_streams() -> Shutdown {
+fn short_stream_grace() -> Shutdown {
     long_grace().linger(Duration::ZERO).stream_grace(Duration::from_millis(50))
 }
 
@@ -38,7 +38,7 @@ fn assert_closed(outcome: &Outcome, streams: u64) {
 }
 
 /// Returns a server whose streams send one event and then stay silent.
-fn one_event(shutdown: &Shutdown) -> Running {
+fn server_of_one_event(shutdown: &Shutdown) -> Running {
     let server = Server::new(|_| async {
         let event = stream::once(io::Result::Ok("data: one\n\n"));
         Ok(stream_body(event.chain(stream::pending())))
@@ -58,7 +58,7 @@ fn listen(server: &Running) -> Client {
 #[test]
 fn a_silent_upgraded_connection_is_closed() {
     let (upgraded, handler) = upgrades();
-    let server = Running::of(Server::new(handler).stopped_by(&impatient_with_streams()));
+    let server = Running::of(Server::new(handler).stopped_by(&short_stream_grace()));
     let mut client = server.connect();
     assert_eq!(client.send(UPGRADE_HEAD).response().status, 101);
     let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
@@ -78,7 +78,7 @@ fn a_silent_upgraded_connection_is_closed() {
 /// events, and the end is not a proper one.
 #[test]
 fn a_silent_response_is_closed() {
-    let server = one_event(&impatient_with_streams());
+    let server = server_of_one_event(&short_stream_grace());
     let clients: Vec<_> = (0..3).map(|_| listen(&server)).collect();
     server.shutdown.stop();
     for mut client in clients {
@@ -103,7 +103,7 @@ fn an_observer_hears_how_a_silent_stream_ended() {
             }
         });
         let server = server.observe(move |exchange| send.send(exchange.ending()).unwrap());
-        let server = Running::of(server.stopped_by(&impatient_with_streams()));
+        let server = Running::of(server.stopped_by(&short_stream_grace()));
         let mut client = server.connect();
         client.send(head).take_to(b"\r\n\r\n").unwrap();
         server.shutdown.stop();
@@ -118,7 +118,7 @@ fn an_observer_hears_how_a_silent_stream_ended() {
 #[test]
 fn nothing_else_is_closed() {
     let (handlers, handler) = held_handlers();
-    let server = Running::of(Server::new(handler).stopped_by(&impatient_with_streams()));
+    let server = Running::of(Server::new(handler).stopped_by(&short_stream_grace()));
     let guard = server.shutdown.token().guard().unwrap();
     let mut busy = server.connect();
     busy.get("/wait");
@@ -172,7 +172,7 @@ fn a_stream_that_takes_leave_is_not_counted() {
 /// and new clients are served.
 #[test]
 fn a_lame_duck_closes_no_stream() {
-    let server = one_event(&impatient_with_streams().lame_duck(Duration::MAX));
+    let server = server_of_one_event(&short_stream_grace().lame_duck(Duration::MAX));
     let client = listen(&server);
     server.shutdown.stop();
     let late = listen(&server);

@@ -290,8 +290,8 @@ fn a_client_that_does_not_go_on_does_not_hold_up_the_stop() {
         assert_eq!(client.take(7).unwrap(), UNMASKED);
     }
     assert_eq!(mistaken.send(UNMASKED).take(4).unwrap(), b"\x88\x02\x03\xea");
-    fill(no_echo, &frame(0x82, &pattern(64 * 1024)));
-    fill(no_pong, &frame(0x89, &[0; 125]).repeat(500));
+    send_until_full(no_echo, &frame(0x82, &pattern(64 * 1024)));
+    send_until_full(no_pong, &frame(0x89, &[0; 125]).repeat(500));
 
     server.signal(Signal::TERM);
     for client in &mut clients[..2] {
@@ -310,7 +310,7 @@ fn an_echo_that_has_begun_is_finished() {
     let mut client = server.connect();
     assert_eq!(client.send(HANDSHAKE).response().status, 101);
     let message = pattern(64 * 1024);
-    fill(&mut client, &frame(0x82, &message));
+    send_until_full(&mut client, &frame(0x82, &message));
     server.signal(Signal::TERM);
     wait_for_close(server.addr);
     let echo = [b"\x82\x7f\0\0\0\0\0\x01\0\0", &*message].concat();
@@ -583,7 +583,7 @@ fn only_this_is_left(server: &Running) {
 /// Sends `bytes` again and again, and reads nothing, until the server takes no more because it
 /// waits for this client to read. A very busy machine may end this too early, which only makes the
 /// test easier.
-fn fill(client: &mut Client, bytes: &[u8]) {
+fn send_until_full(client: &mut Client, bytes: &[u8]) {
     client.stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
     // This is far more than the kernel's buffers for both directions.
     for _ in 0..256 * 1024 * 1024 / bytes.len() {

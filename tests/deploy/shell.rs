@@ -24,7 +24,7 @@ pub struct Shell {
 pub struct ScriptResult {
     pub code: i32,
     /// The output, with standard error.
-    pub said: String,
+    pub output: String,
 }
 
 impl Shell {
@@ -47,19 +47,20 @@ impl Shell {
         handle_ignored_signals();
         // The output is a file and not a pipe, because a server that inherited a pipe would keep it
         // open.
-        let output = self.deployment.directory.join("said");
+        let output = self.deployment.directory.join("output");
         let file = fs::File::create(&output).unwrap();
         let mut command = Command::new(&self.script);
         command.args(verb.split_whitespace()).stdin(Stdio::null());
         command.stdout(file.try_clone().unwrap()).stderr(file);
         let mut child = command.spawn().unwrap();
         let ended = wait_at_most(&mut child, PATIENCE);
-        let said = fs::read_to_string(&output).unwrap();
+        let output = fs::read_to_string(&output).unwrap();
         if ended.is_none() {
             let _ = child.kill();
         }
-        let status = ended.unwrap_or_else(|| panic!("{verb}: {said}{}", self.deployment.logged()));
-        ScriptResult { code: status.code().unwrap(), said }
+        let status =
+            ended.unwrap_or_else(|| panic!("{verb}: {output}{}", self.deployment.logged()));
+        ScriptResult { code: status.code().unwrap(), output }
     }
 
     /// Returns the process in the pid file.
