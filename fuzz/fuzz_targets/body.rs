@@ -7,8 +7,12 @@ pub mod body;
 pub mod field;
 #[path = "../../src/wire/head.rs"]
 pub mod head;
+#[path = "../../src/wire/head_fields.rs"]
+pub mod head_fields;
 #[path = "../../tests/properties/mod.rs"]
 mod properties;
+#[path = "../../src/wire/request_line.rs"]
+pub mod request_line;
 #[path = "../../src/request_text.rs"]
 mod request_text;
 #[path = "../../src/wire/target.rs"]

@@ -13,7 +13,7 @@ use http_types::{Method, Response, StatusCode, Version};
 
 use super::Service;
 use super::handler::{Failure, answer_fault, call_handler, failure_response};
-use super::leave::leave;
+use super::leave::{Expected, leave};
 use crate::observe::ExchangeEnding;
 use crate::stop::orders::Order;
 use crate::stop::seat::Seat;
@@ -35,14 +35,14 @@ pub(super) struct Active<'a> {
     service: &'a Service,
     seat: &'a Arc<Seat>,
     gate: Gate,
-    /// In the drain, the number of unanswered bytes among those that had arrived when the
-    /// connection took note of the stop. `None` before that.
-    owed: Option<u64>,
+    /// The number of bytes that had arrived when the connection took note of the stop, and that no
+    /// response has answered since then. `None` before the connection takes note of a stop.
+    unanswered: Option<u64>,
 }
 
 impl<'a> Active<'a> {
     pub(super) fn new(service: &'a Service, seat: &'a Arc<Seat>, gate: Gate) -> Self {
-        Self { service, seat, gate, owed: None }
+        Self { service, seat, gate, unanswered: None }
     }
 
     /// Serves request after request until nothing more has arrived, or until the connection has to
@@ -50,29 +50,29 @@ impl<'a> Active<'a> {
     #[expect(clippy::manual_async_fn, reason = "an `async fn` keeps room for its arguments twice")]
     pub(super) fn run(mut self) -> impl Future<Output = Option<Behind>> + Send + 'a {
         async move {
-            for turn in 1_usize.. {
-                if turn % 32 == 0 {
+            for number in 1_usize.. {
+                if number % TURN == 0 {
                     // A client that pipelines without end must not keep others from their turn.
                     yield_now().await;
                 }
-                let at_rest = match self.exchange().await {
+                let expected = match self.exchange().await {
                     Ok(Next::Exchange) => continue,
                     Ok(Next::Idle) => return self.gate.into_idle().map(Behind::Idle),
                     Ok(Next::Leave) => return self.gate.into_movable().map(Behind::Movable),
-                    Ok(Next::Close) => self.gate.rest() == Rest::Nothing && !self.gate.has_input(),
-                    Err(Instead::Refuse(status)) => {
-                        self.refuse(status).await.ok()?;
-                        false
-                    }
-                    Err(Instead::Upgrade { response, is_wanted }) => {
+                    Ok(Next::Close) => self.expected(),
+                    Ok(Next::Upgrade { response, is_wanted }) => {
                         // The upgrade is in a box, because it is rare, and would take room in every
                         // active connection.
                         Box::pin(self.upgrade(response, is_wanted)).await.ok()?;
-                        false
+                        Expected::More
                     }
-                    Err(Instead::End) => return None,
+                    Err(NoResponse::Refuse(status)) => {
+                        self.refuse(status).await.ok()?;
+                        Expected::More
+                    }
+                    Err(NoResponse::End) => return None,
                 };
-                self.close(at_rest).await;
+                self.close(expected).await;
                 break;
             }
             None
@@ -83,62 +83,110 @@ impl<'a> Active<'a> {
     ///
     /// # Errors
     ///
-    /// Returns the step that the connection takes instead of sending the handler's response.
-    async fn exchange(&mut self) -> Result<Next, Instead> {
-        let service = self.service;
-        let longest_body = service.limits.body_bytes.unwrap_or(u64::MAX);
+    /// Returns [`NoResponse`] if the handler's response cannot be made or sent.
+    async fn exchange(&mut self) -> Result<Next, NoResponse> {
+        let longest_body = self.service.limits.body_bytes.unwrap_or(u64::MAX);
         self.gate.begin_exchange();
-        let head = match self.gate.head(longest_body).await.map_err(Instead::Refuse)? {
+        let head = match self.gate.head(longest_body).await.map_err(NoResponse::Refuse)? {
             Begun::Head(head) => head,
             Begun::Leave => {
                 self.gate.note(|open| open.ends_as(ExchangeEnding::HandedOver));
                 return Ok(Next::Leave);
             }
-            Begun::End => return Err(Instead::End),
+            Begun::End => return Err(NoResponse::End),
         };
         self.gate.note(|open| open.got_head(&head));
-        let answer = call_handler(service, &self.gate, &head).map_err(Instead::Refuse)?;
-        self.gate.note(OpenExchange::called);
-        let answered = async { Some(answer.await) };
-        let gone = async {
-            self.gate.tend().await;
-            None
+        let mut reply = match self.answer(&head).await? {
+            Answer::Reply(reply) => reply,
+            Answer::Upgrade(response) => {
+                return Ok(Next::Upgrade { response, is_wanted: head.upgrade });
+            }
         };
-        let Some(answered) = answered.or(gone).await else {
-            self.gate.reset();
-            return Err(Instead::End);
-        };
-        let mut reply = self.prepare(&head, answered)?;
 
-        // The decision depends on the client's wish, the response, the rest of the body, and the
-        // stop (rules W8, W9, S9). The response announces the decision, so nothing changes it later
-        // (rule S23).
-        let keep = head.keep_alive
-            && reply.allows_another()
-            && self.settle_body(&mut reply).await
-            && (self.seat.order() < Order::Finish || self.recount_owed() > 0);
+        // The response announces the decision, so nothing changes the decision later (rule S23).
+        let keep = self.decide_to_keep(&head, &mut reply).await;
         if !keep {
             reply.announce_close();
         }
         self.gate.respond(&mut reply).await.map_err(|broken| self.give_up(broken))?;
         self.gate.note(OpenExchange::has_responded);
         if self.seat.orders.is_stopping() {
-            self.gate.flush().await.map_err(|_| Instead::End)?;
-            service.shutdown.finished();
+            self.gate.flush().await.map_err(|_| NoResponse::End)?;
+            self.service.shutdown.finished();
         }
         // The client has its answer, so the drain waits for the rest of the body no longer than for
         // an idle connection (rule S6).
         let goes_on = keep && self.gate.discard_body().await;
         self.gate.finish_exchange();
-        if !goes_on {
-            return Ok(Next::Close);
+        if goes_on { self.next().await } else { Ok(Next::Close) }
+    }
+
+    /// Calls the handler, and makes a reply of its answer. Gives the handler up if the client is
+    /// gone meanwhile (rule S22).
+    ///
+    /// # Errors
+    ///
+    /// Returns [`NoResponse`] if the client is gone, or if no URL says what it has asked for.
+    async fn answer(&mut self, head: &Head) -> Result<Answer, NoResponse> {
+        let call = call_handler(self.service, &self.gate, head).map_err(NoResponse::Refuse)?;
+        self.gate.note(OpenExchange::called);
+        let called = async { Some(call.await) };
+        let client_gone = async {
+            self.gate.tend().await;
+            None
+        };
+        let Some(called) = called.or(client_gone).await else {
+            self.gate.reset();
+            return Err(NoResponse::End);
+        };
+        Ok(self.prepare(head, called))
+    }
+
+    /// Makes a reply of the handler's answer. An error or a panic becomes a response of the server.
+    fn prepare(&mut self, head: &Head, mut called: Result<Response, Failure>) -> Answer {
+        let panicked = matches!(called, Err(Failure::Panic));
+        match &mut called {
+            Ok(response) => self.gate.note(|open| open.answered(response)),
+            Err(Failure::Panic) => self.gate.note(|open| open.ends_as(ExchangeEnding::Panicked)),
+            Err(Failure::Error(_)) => {}
         }
-        let has_more = self.gate.has_input() || self.owed.is_some();
+        let mut response = called.unwrap_or_else(|failure| failure_response(&self.gate, &failure));
+        answer_fault(&self.gate, &mut response);
+        if upgrades(&response) {
+            return Answer::Upgrade(Box::new(response));
+        }
+        let mut reply = Reply::new(response, Asked::by(head));
+        if panicked {
+            reply.announce_close();
+        }
+        Answer::Reply(reply)
+    }
+
+    /// Decides whether the connection goes on behind this response. The client, the response, the
+    /// rest of the body and the stop can each end the connection (rules W8, W9, S9).
+    async fn decide_to_keep(&mut self, head: &Head, reply: &mut Reply) -> bool {
+        if !head.keep_alive || !reply.allows_another() {
+            return false;
+        }
+        // From here on, the steps read from the socket, which a connection that ends need not do.
+        if !self.settle_body(reply).await {
+            return false;
+        }
+        self.seat.order() < Order::Finish || self.recount_unanswered() > 0
+    }
+
+    /// Decides on the step behind an exchange, for a connection that goes on.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`NoResponse::End`] if the client is gone.
+    async fn next(&mut self) -> Result<Next, NoResponse> {
+        let has_more = self.gate.has_input() || self.unanswered.is_some();
         let leaves = self.gate.is_to_leave();
         if has_more && !leaves {
             return Ok(Next::Exchange);
         }
-        self.gate.flush().await.map_err(|_| Instead::End)?;
+        self.gate.flush().await.map_err(|_| NoResponse::End)?;
         if !leaves {
             return Ok(Next::Idle);
         }
@@ -148,49 +196,19 @@ impl<'a> Active<'a> {
         Ok(Next::Leave)
     }
 
-    /// Makes a reply of the handler's answer.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Instead::Upgrade`] if the response hands the connection over to another protocol.
-    fn prepare(
-        &mut self,
-        head: &Head,
-        mut answered: Result<Response, Failure>,
-    ) -> Result<Reply, Instead> {
-        let panicked = matches!(answered, Err(Failure::Panic));
-        match &mut answered {
-            Ok(response) => self.gate.note(|open| open.answered(response)),
-            Err(Failure::Panic) => self.gate.note(|open| open.ends_as(ExchangeEnding::Panicked)),
-            Err(Failure::Error(_)) => {}
-        }
-        let mut response =
-            answered.unwrap_or_else(|failure| failure_response(&self.gate, &failure));
-        answer_fault(&self.gate, &mut response);
-        if upgrades(&response) {
-            return Err(Instead::Upgrade { response: Box::new(response), is_wanted: head.upgrade });
-        }
-        let mut reply = Reply::new(response, Asked::by(head));
-        if panicked {
-            reply.announce_close();
-        }
-        Ok(reply)
-    }
-
     /// Decides what becomes of the rest of the request's body, and discards the part that has
     /// arrived if nothing reads the body. Returns `true` if the connection can go on behind the
-    /// body (rules W9, S23). The response then promises keep-alive, so the connection goes on
-    /// however long the rest is.
+    /// body (rule W9).
     async fn settle_body(&mut self, reply: &mut Reply) -> bool {
-        let discard = self.service.limits.discard_bytes;
-        if self.gate.rest() != Rest::Nothing && self.gate.body_is_held() && reply.has_body() {
-            // A response that is made of the body reads the whole body, however long it is. Another
-            // holder may still read the body, so the server discards nothing before it has sent the
-            // response.
-            self.gate.begin_body(reply).await || self.gate.rest().is_at_most(discard)
-        } else {
-            self.gate.discard_arrived(discard).await
+        let most_discarded = self.service.limits.discard_bytes;
+        let is_held = self.gate.rest() != Rest::Nothing && self.gate.body_is_held();
+        if !is_held || !reply.has_body() {
+            return self.gate.discard_arrived(most_discarded).await;
         }
+        // The holder may still read the body, so the server discards nothing before it has sent the
+        // response. A response that is made of the body reads the whole body, however long it is.
+        let is_made_of_it = self.gate.begin_body(reply).await;
+        is_made_of_it || self.gate.rest().is_at_most(most_discarded)
     }
 
     /// Reads in the drain what has arrived behind the request. Returns how many of these bytes the
@@ -199,29 +217,31 @@ impl<'a> Active<'a> {
     /// A further request gets an answer if it had begun to arrive when the connection took note of
     /// the stop. The response to the last such request announces the close (rules S8, S9). Later
     /// bytes do not prolong the connection.
-    fn recount_owed(&mut self) -> u64 {
+    fn recount_unanswered(&mut self) -> u64 {
         if self.gate.rest() != Rest::Nothing {
             return 0;
         }
         let arrived = self.gate.read_ahead();
-        let owed = match self.owed {
+        let unanswered = match self.unanswered {
             None => arrived,
             Some(before) => arrived.min(before.saturating_sub(self.gate.taken())),
         };
-        self.owed = Some(owed);
-        owed
+        self.unanswered = Some(unanswered);
+        unanswered
     }
 
     /// Decides what to do after a response that could not be sent whole.
-    fn give_up(&self, broken: Broken) -> Instead {
+    fn give_up(&self, broken: Broken) -> NoResponse {
         if broken == Broken::Unseen {
-            return Instead::Refuse(self.gate.fault().unwrap_or(StatusCode::InternalServerError));
+            return NoResponse::Refuse(
+                self.gate.fault().unwrap_or(StatusCode::InternalServerError),
+            );
         }
         if broken == Broken::Silent {
             self.service.shutdown.stream_closed();
         }
         self.gate.reset();
-        Instead::End
+        NoResponse::End
     }
 
     /// Answers a request with `status` and without a handler. The connection ends behind this
@@ -239,21 +259,28 @@ impl<'a> Active<'a> {
     /// S11). Refuses the request if its client has not asked for an upgrade, or if the rest of its
     /// body cannot be read.
     async fn upgrade(&mut self, response: Box<Response>, is_wanted: bool) -> Result<(), Broken> {
-        let discard = self.service.limits.discard_bytes;
         let problem = if !is_wanted {
             "it did not ask for that (on HTTP/1.1, with Connection: upgrade)"
-        } else if self.gate.discard_arrived(discard).await && self.gate.discard_body().await {
-            // The other protocol begins behind the body (RFC 9110 section 7.8).
+        } else if !self.skip_body().await {
+            "its body is not to be had"
+        } else {
             self.change_protocol(*response).await;
             return Ok(());
-        } else {
-            "its body is not to be had"
         };
         let label = self.gate.label();
         log::warn!("{label}: the handler has upgraded the request, but {problem}");
         self.refuse(StatusCode::BadRequest).await
     }
 
+    /// Discards the rest of the request's body, because another protocol begins behind the body
+    /// (RFC 9110 section 7.8). Returns `false` if the rest is too long or cannot be read.
+    async fn skip_body(&mut self) -> bool {
+        let most = self.service.limits.discard_bytes;
+        self.gate.discard_arrived(most).await && self.gate.discard_body().await
+    }
+
+    /// Sends the response that changes the protocol, and lends the stream to the other protocol
+    /// until that has ended.
     async fn change_protocol(&mut self, mut response: Response) {
         let stream = response.send_upgrade();
         let mut reply = Reply::new(response, self.assumed_asked());
@@ -267,27 +294,43 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// Sends what is left, and takes leave of the client. With `at_rest`, the client owes nothing
-    /// and has sent nothing more.
-    async fn close(mut self, at_rest: bool) {
+    /// Returns what the client may still send behind the connection's last exchange.
+    fn expected(&self) -> Expected {
+        let is_at_rest = self.gate.rest() == Rest::Nothing && !self.gate.has_input();
+        if is_at_rest { Expected::Nothing } else { Expected::More }
+    }
+
+    /// Sends what is left, and takes leave of the client.
+    async fn close(mut self, expected: Expected) {
         if self.gate.flush().await.is_err() {
             return self.gate.reset();
         }
         if let Some(transport) = self.gate.take_transport() {
-            leave(transport, self.seat, at_rest).await;
+            leave(transport, self.seat, expected).await;
         }
     }
 
     /// Returns how to answer a request whose head may not have been read. The answer is in HTTP/1.1
     /// (RFC 9110 section 6.2), and has no body if the method may be HEAD (section 9.3.2).
     fn assumed_asked(&self) -> Asked {
-        let is_head = self.gate.describe().0 == Method::Head.as_ref();
+        let is_head = self.gate.request_line().0 == Method::Head.as_ref();
         let method = if is_head { Method::Head } else { Method::Get };
         Asked { method, version: Version::Http1_1, accepts_trailers: false }
     }
 }
 
-/// The connection's next step behind an exchange.
+/// The number of requests that a connection serves before other tasks get their turn.
+const TURN: usize = 32;
+
+/// The answer to a request, from the handler or in its place.
+#[expect(clippy::large_enum_variant, reason = "a box would cost each reply an allocation")]
+enum Answer {
+    Reply(Reply),
+    /// The response hands the connection over to another protocol.
+    Upgrade(Box<Response>),
+}
+
+/// The connection's next step behind a request.
 enum Next {
     /// Another exchange follows.
     Exchange,
@@ -295,16 +338,17 @@ enum Next {
     Idle,
     /// The connection goes to the successor.
     Leave,
+    /// The connection is handed over to another protocol by this response, if the client wants it.
+    Upgrade { response: Box<Response>, is_wanted: bool },
     /// The connection ends.
     Close,
 }
 
-/// The connection's step instead of sending the handler's response.
-enum Instead {
+/// The end of an exchange whose handler has no response for the client, or whose response could not
+/// be sent whole.
+enum NoResponse {
     /// The client gets this status, and the connection ends.
     Refuse(StatusCode),
-    /// The connection is handed over to another protocol by this response, if the client wants it.
-    Upgrade { response: Box<Response>, is_wanted: bool },
     /// The connection has ended.
     End,
 }

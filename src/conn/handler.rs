@@ -181,7 +181,8 @@ pub(super) fn call_handler<'a>(
         let handled = AssertUnwindSafe(poll_fn(|cx| call.poll_response(cx))).catch_unwind().await;
         // The future may also panic when it is dropped.
         let dropped = panic::catch_unwind(AssertUnwindSafe(|| drop(call)));
-        dropped.and(handled).map_err(|_| Failure::Panic)?.map_err(Failure::Error)
+        let (Ok(answer), Ok(())) = (handled, dropped) else { return Err(Failure::Panic) };
+        answer.map_err(Failure::Error)
     })
 }
 

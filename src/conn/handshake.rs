@@ -6,6 +6,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
+use std::time::Duration;
 
 use async_io::Timer;
 use futures_lite::FutureExt;
@@ -15,7 +16,10 @@ use super::idle::FirstBytes;
 use crate::listen::wrapper::Wrapper;
 use crate::stop::activity::Doing;
 use crate::stop::orders::Order;
+use crate::stop::seat::Seat;
 use crate::stream::connection::Connection;
+use crate::stream::socket::Socket;
+use crate::stream::transport::Transport;
 
 impl Conn<'_> {
     /// Waits for the client's first byte as for a request (rule S7), and then lets the listener's
@@ -32,25 +36,7 @@ impl Conn<'_> {
         let (connection, socket, meter) =
             Connection::share(self.idle.transport, seat.peer(), ahead);
         if let Some(socket) = &socket {
-            let has_begun = poll_fn(|cx| {
-                if seat.order() == Order::Abort {
-                    return Poll::Ready(false);
-                }
-                // A byte that is in the socket wins over every reason to close, as in
-                // `first_bytes`.
-                let readable = socket.poll_readable(cx);
-                if readable.is_pending() && seat.doing() == Doing::Accepted {
-                    seat.activity.begin(Doing::Idle);
-                }
-                let is_last = seat.is_expired() || seat.order() >= Order::LastLook;
-                match readable {
-                    Poll::Pending if is_last => Poll::Ready(false),
-                    readable => readable.map(|readable| readable.is_ok()),
-                }
-            });
-            // A client that leaves without sending anything, as health checks do, has not begun a
-            // handshake.
-            if !has_begun.await || socket.waiting() == 0 {
+            if !first_byte(socket, seat).await {
                 return None;
             }
         }
@@ -68,17 +54,43 @@ impl Conn<'_> {
         let mut transport = connection.into_transport(socket, Some(meter));
         if seat.order() >= Order::Finish {
             // The linger may have ended during the handshake, so the client gets a linger of its
-            // own. The wrapper may have read the request already, so the socket alone does not show
-            // whether one has come.
-            let request = poll_fn(|cx| match seat.order() {
-                Order::Abort => Poll::Ready(()),
-                _ => transport.poll_ahead(cx),
-            });
-            let linger = async {
-                Timer::after(service.shutdown.times().linger).await;
-            };
-            request.or(linger).await;
+            // own.
+            wait_for_request(&mut transport, seat, service.shutdown.times().linger).await;
         }
         Some(Self::new(service, seat, transport))
     }
+}
+
+/// Waits for the client's first byte. Returns `false` if the connection has to close first, or if
+/// the client leaves without sending anything, as health checks do.
+async fn first_byte(socket: &Socket, seat: &Seat) -> bool {
+    let event = poll_fn(|cx| {
+        if seat.order() == Order::Abort {
+            return Poll::Ready(false);
+        }
+        // A byte that is in the socket wins over every reason to close, as in `first_bytes`.
+        let readable = socket.poll_readable(cx);
+        if readable.is_pending() && seat.doing() == Doing::Accepted {
+            seat.activity.begin(Doing::Idle);
+        }
+        let is_last = seat.is_expired() || seat.order() >= Order::LastLook;
+        match readable {
+            Poll::Pending if is_last => Poll::Ready(false),
+            readable => readable.map(|readable| readable.is_ok()),
+        }
+    });
+    event.await && socket.waiting() > 0
+}
+
+/// Waits until a request has come, but not beyond `linger`, and not beyond an abort. The wrapper
+/// may have read the request already, so the socket alone does not show whether one has come.
+async fn wait_for_request(transport: &mut Transport, seat: &Seat, linger: Duration) {
+    let request = poll_fn(|cx| match seat.order() {
+        Order::Abort => Poll::Ready(()),
+        _ => transport.poll_ahead(cx),
+    });
+    let linger = async {
+        Timer::after(linger).await;
+    };
+    request.or(linger).await;
 }

@@ -17,25 +17,35 @@ use crate::stop::seat::Seat;
 use crate::stream::transport::Transport;
 use crate::wire::buffer::Buffer;
 
+/// The bytes that a client may still send behind the last response.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expected {
+    /// The client owes nothing, and has sent nothing more.
+    Nothing,
+    /// The client owes the rest of a message, or has sent more.
+    More,
+}
+
 /// Half-closes the connection, and closes it when no reset can take the last response away (rule
 /// S9, and RFC 9112 section 9.6).
 ///
-/// Discards what the client still sends until the client has taken everything. With `at_rest`, the
-/// connection closes then. Otherwise the client owes the rest of a message or has sent more, so the
-/// server goes on discarding until the client closes or a short, bounded time is over.
-pub(super) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bool) {
+/// Discards what the client still sends until the client has taken everything. If nothing more is
+/// expected, the connection closes then. Otherwise the server goes on discarding until the client
+/// closes or a short, bounded time is over.
+pub(super) async fn leave(mut transport: Transport, seat: &Seat, mut expected: Expected) {
     let activity = &seat.activity;
     activity.begin(Doing::Closing);
     if half_close(&mut transport, seat).await.is_err() {
         return;
     }
     let is_draining = || seat.orders.is_stopping();
-    let mut seen = None;
+    // The number of undelivered bytes when the client last got more time to take them.
+    let mut left_before = None;
     let ended = poll_fn(|cx| {
         match transport.poll_read(cx, &mut Buffer::new()) {
             Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
             Poll::Ready(Ok(_)) => {
-                at_rest = false;
+                expected = Expected::More;
                 // A client that never stops sending must not keep others from their turn.
                 cx.waker().wake_by_ref();
                 let is_over = transport.undelivered() == 0 && seat.is_expired();
@@ -46,13 +56,15 @@ pub(super) async fn leave(mut transport: Transport, seat: &Seat, mut at_rest: bo
         let left = transport.undelivered();
         let is_over = seat.is_expired();
         if left == 0 {
-            if at_rest || (is_over && !activity.look().waits_for(Wait::Room)) {
+            // A wait for room that has just ended leaves the client a time of its own to close.
+            let is_late = is_over && !activity.look().waits_for(Wait::Room);
+            if expected == Expected::Nothing || is_late {
                 return Poll::Ready(());
             }
             activity.got(Wait::Room);
-        } else if seen != Some(left) && (is_over || is_draining()) {
+        } else if left_before != Some(left) && (is_over || is_draining()) {
             // The server gives up a slow client only if that client takes nothing more.
-            seen = Some(left);
+            left_before = Some(left);
             activity.wait(Wait::Room, true);
             activity.progress();
         } else if is_over {

@@ -37,7 +37,7 @@ use crate::wire::{Gate, Idle, Incoming, Movable};
 use exchange::{Active, Behind};
 use handler::Handler;
 use idle::FirstBytes;
-use leave::leave;
+use leave::{Expected, leave};
 use leaving::{Counted, Leaving};
 use look::Looks;
 
@@ -69,7 +69,7 @@ impl Service {
                     Err(error) => log::error!("{peer}: lost on its way: {}", reason(&error)),
                 }
             }
-            Err(_) => drop(log_panic::<()>(&counted.seat)),
+            Err(_) => log_panic(&counted.seat),
         }
     }
 }
@@ -160,7 +160,7 @@ impl<'a> Conn<'a> {
             if !is_delivered && self.seat.order() < Order::Abort {
                 // `leave` is in a box, because it is seldom needed, and would take room in every
                 // idle connection.
-                Box::pin(leave(transport, self.seat, true)).await;
+                Box::pin(leave(transport, self.seat, Expected::Nothing)).await;
             }
             None
         }
@@ -187,7 +187,11 @@ impl<'a> Conn<'a> {
         // `Drop`.
         async move {
             let served = AssertUnwindSafe(active).catch_unwind().await;
-            match served.unwrap_or_else(|_| log_panic(seat)) {
+            let behind = served.unwrap_or_else(|_| {
+                log_panic(seat);
+                None
+            });
+            match behind {
                 Some(Behind::Idle(idle)) => ControlFlow::Continue(Self {
                     service,
                     seat,
@@ -202,16 +206,17 @@ impl<'a> Conn<'a> {
     }
 }
 
-/// Says in the log that the program's code under a connection has panicked. Returns `None`, because
-/// the connection ends (rule S17).
-fn log_panic<T>(seat: &Seat) -> Option<T> {
+/// Says in the log that the program's code under a connection has panicked. The caller ends the
+/// connection (rule S17).
+fn log_panic(seat: &Seat) {
     log::error!("{}: the connection's stream has panicked", seat.peer());
-    None
 }
 
 /// Runs `served` until the server aborts the connection. An abort comes before the next step of
-/// `served`, because `served` must not finish what the outcome names as cut (rule S13). Between
-/// requests, the connection has a last look first.
+/// `served`, because `served` must not finish what the outcome names as cut (rule S13).
+///
+/// An idle connection goes on, because `first_bytes` ends it, after a last look for a request that
+/// the outcome has to name.
 ///
 /// Each poll of the connection begins here, so its seat learns here whom to wake.
 fn until_aborted<'a>(
@@ -220,8 +225,8 @@ fn until_aborted<'a>(
 ) -> impl Future<Output = Option<Movable>> + Send + 'a {
     let aborted = poll_fn(|cx| {
         seat.register(cx.waker());
-        let is_between = matches!(seat.doing(), Doing::Accepted | Doing::Idle);
-        if seat.order() == Order::Abort && !is_between { Poll::Ready(None) } else { Poll::Pending }
+        let is_idle = matches!(seat.doing(), Doing::Accepted | Doing::Idle);
+        if seat.order() == Order::Abort && !is_idle { Poll::Ready(None) } else { Poll::Pending }
     });
     aborted.or(served)
 }

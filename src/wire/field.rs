@@ -14,16 +14,20 @@ use http_types::headers::{
     TRACEPARENT, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT, VIA,
 };
 
-/// Fields that would frame the message anew: as a trailer, they are refused.
-pub(super) const FRAMING_FIELDS: &str = "content-length transfer-encoding";
+/// Fields that would frame the message anew. The gate refuses them as trailers.
+pub(super) const FRAMING_FIELDS: &[&str] = &["content-length", "transfer-encoding"];
 
 /// Fields that say how to route, read, authorise or answer the message, and so are needed before
-/// its body (RFC 9110 section 6.5.1): as a trailer, they are dropped.
-const EARLY_FIELDS: &str = "authorization cache-control connection content-encoding content-range content-type \
-    cookie expect forwarded host keep-alive max-forwards pragma range set-cookie te trailer upgrade x-real-ip";
+/// its body (RFC 9110 section 6.5.1). The gate drops them as trailers.
+#[rustfmt::skip]
+const EARLY_FIELDS: &[&str] = &[
+    "authorization", "cache-control", "connection", "content-encoding", "content-range",
+    "content-type", "cookie", "expect", "forwarded", "host", "keep-alive", "max-forwards", "pragma",
+    "range", "set-cookie", "te", "trailer", "upgrade", "x-real-ip",
+];
 
 /// The beginnings of the names of further such fields.
-const EARLY_PREFIXES: &str = "if- proxy- x-forwarded-";
+const EARLY_PREFIXES: &[&str] = &["if-", "proxy-", "x-forwarded-"];
 
 /// The names of fields that clients send and http-types knows, by their length.
 static KNOWN: [&[HeaderName]; 20] = [
@@ -82,10 +86,10 @@ pub(super) fn is_token(name: &str) -> bool {
 
 /// Returns `true` if a field of this name must not come as a trailer.
 pub(super) fn is_early(name: &[u8]) -> bool {
-    let begins = |prefix: &str| {
+    let begins = |prefix: &&str| {
         name.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix.as_bytes()))
     };
-    is_one_of(name, EARLY_FIELDS) || EARLY_PREFIXES.split(' ').any(begins)
+    is_one_of(name, EARLY_FIELDS) || EARLY_PREFIXES.iter().any(begins)
 }
 
 /// Returns `true` if neither a request nor a response may send a field of this name behind its
@@ -94,9 +98,9 @@ pub(super) fn is_forbidden_trailer(name: &[u8]) -> bool {
     is_one_of(name, FRAMING_FIELDS) || is_early(name)
 }
 
-/// Returns `true` if a field name is one of `names`, which spaces separate.
-pub(super) fn is_one_of(name: &[u8], names: &str) -> bool {
-    names.split(' ').any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
+/// Returns `true` if a field name is one of `names`, in any case.
+pub(super) fn is_one_of(name: &[u8], names: &[&str]) -> bool {
+    names.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
 }
 
 /// Returns `true` if a byte may be part of a token, for example of a field name or a method

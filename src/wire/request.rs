@@ -25,20 +25,19 @@ use super::target::url;
 use crate::stop::seat::Seat;
 use crate::stream::transport::{Transport, sign_local};
 
-/// Makes the request whose head is at the beginning of `bytes`, on a connection of this scheme. If
-/// the request has a body, `decoded` is the result of [`with_body`].
+/// Makes the request of the message under way, whose head is `head`. `scheme` is the scheme of the
+/// connection.
 ///
 /// # Errors
 ///
 /// Returns 400 if no URL says what the client has asked for.
-pub(super) fn request(
-    head: &Head,
-    bytes: &[u8],
-    scheme: &str,
-    decoded: Option<Request>,
-) -> Result<Request, StatusCode> {
+pub(super) fn request(head: &Head, wire: &Arc<Wire>, scheme: &str) -> Result<Request, StatusCode> {
+    // Takes the lock for itself.
+    let with_body = with_body(head.framing, wire);
+    let shared = wire.lock();
+    let bytes = shared.incoming.message();
     let url = url(scheme, head.host(bytes), head.target(bytes))?;
-    let mut request = match decoded {
+    let mut request = match with_body {
         Some(mut request) => {
             request.set_method(head.method);
             *request.url_mut() = url;
@@ -53,7 +52,7 @@ pub(super) fn request(
     }
     request.set_version(Some(head.version));
     if head.lines > FEW {
-        ROOMY.with(|roomy| request.as_mut().clone_from(roomy));
+        EMPTY_WITH_ROOM.with(|empty| request.as_mut().clone_from(empty));
     }
     for (name, value) in head.fields(bytes) {
         append(&mut request, name, &value);
@@ -61,13 +60,16 @@ pub(super) fn request(
     Ok(request)
 }
 
-/// The number of fields for which http-types' map makes room when it gets its first field.
+/// The number of fields for which http-types' map makes room when the map gets its first field.
 const FEW: usize = 3;
 
 thread_local! {
-    /// An empty map with room for 14 fields, which its clones have, too. Without this room, the map
-    /// of a browser's head grows twice, and hashes each name again.
-    static ROOMY: Headers = {
+    /// An empty map with room for 14 fields. Without this room, the map of a browser's head grows
+    /// twice, and hashes each name again.
+    ///
+    /// http-types has no function that reserves room. But a map keeps the room of fields that were
+    /// removed, and a clone of a map has as much room as the map.
+    static EMPTY_WITH_ROOM: Headers = {
         let mut fields = http_types::Trailers::new();
         let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
         for name in names {
@@ -91,7 +93,7 @@ fn append(request: &mut Request, name: &str, value: &str) {
 }
 
 /// Sets in `request` the address of its client, and the address to which the client has connected.
-pub(super) fn sign(request: &mut Request, seat: &Seat, transport: Option<&Transport>) {
+pub(super) fn set_addresses(request: &mut Request, seat: &Seat, transport: Option<&Transport>) {
     seat.peer().sign(request);
     if let Some((_, text)) = seat.only_local() {
         return request.set_local_addr(Some(&**text));
@@ -108,7 +110,7 @@ pub(super) fn sign(request: &mut Request, seat: &Seat, transport: Option<&Transp
 
 /// Makes a request that has the body of the message under way, and nothing else. Returns `None` if
 /// the message has no body.
-pub(super) fn with_body(framing: Framing, wire: &Arc<Wire>) -> Option<Request> {
+fn with_body(framing: Framing, wire: &Arc<Wire>) -> Option<Request> {
     let (head, length) = match framing {
         Framing::Empty | Framing::Fixed(0) => return None,
         Framing::Fixed(length) => {
@@ -116,8 +118,8 @@ pub(super) fn with_body(framing: Framing, wire: &Arc<Wire>) -> Option<Request> {
         }
         Framing::Chunked => (IN_CHUNKS, None),
     };
-    let exchange = wire.lock().exchange;
-    let message = Message { head, wire: wire.clone(), exchange };
+    let body_key = wire.lock().body_key;
+    let message = Message { head, wire: wire.clone(), body_key };
     // Decoding never waits, because the head is in memory (rule W2). The body is read later,
     // through the request. The future lives on the stack, because its 4 KiB would be most of an
     // active connection's memory.
@@ -153,7 +155,7 @@ struct Message {
     /// The part of the head that async-h1 has yet to read.
     head: &'static [u8],
     wire: Arc<Wire>,
-    exchange: u32,
+    body_key: u32,
 }
 
 impl AsyncRead for Message {
@@ -168,7 +170,7 @@ impl AsyncRead for Message {
             self.head = later;
             return Poll::Ready(Ok(now.len()));
         }
-        self.wire.poll_read(self.exchange, cx, buf)
+        self.wire.poll_read(self.body_key, cx, buf)
     }
 }
 

@@ -17,70 +17,86 @@ use http_types::{Method, Response, StatusCode, Version};
 use super::asked::{Asked, has_no_body};
 use super::outgoing::Outgoing;
 pub(crate) use super::response_head::upgrades;
-use super::response_head::{Fields, Line, write_head};
+use super::response_head::{Fields, FramingField, write_head};
 use super::trailers::{LAST_CHUNK, Trailers};
 
 /// A response on its way to the client.
 pub(crate) struct Reply {
-    /// The response, until the encoder has it.
+    /// `None` once the encoder of chunks has the response.
     response: Option<Response>,
-    /// Encodes a body in chunks. The encoder is in a box, because most replies have none.
-    encoder: Option<Box<Encoder>>,
-    /// Set once the head is among the bytes.
-    has_head: bool,
-    /// Set if the body goes through the output, because it is short, because its reader does not
-    /// have it in one place, or because the stream is wrapped.
-    is_piecemeal: bool,
     asked: Asked,
-    framing: ReplyFraming,
-    /// The field by which the head frames the body, if there is one.
-    framing_line: Option<Line>,
     /// The facts about the fields that the handler has set.
     fields: Fields,
+    framing_field: Option<FramingField>,
+    /// Set if the handler or the server wants the response to be the connection's last one.
+    closes: bool,
+    /// Set once the head is among the bytes.
+    has_head: bool,
+    body: ReplyBody,
     /// The error of a body that has failed before the response began. The reply returns the error
     /// only after it has encoded the head.
     failed: Option<io::Error>,
-    /// Set if the handler or the server wants the response to be the connection's last one.
-    closes: bool,
 }
 
-/// The way in which the client finds the end of the body (RFC 9112 section 6.3).
-enum ReplyFraming {
+/// The part of a response's body that is still to be sent, and the way in which the client finds
+/// the end of the body (RFC 9112 section 6.3).
+enum ReplyBody {
     /// There is no body (rule W11).
     None,
-    /// The head says the length. This many bytes of the body are still to be sent.
-    Length(u64),
+    /// The head says the length. This many bytes are left.
+    Length {
+        left: u64,
+        /// Set if the bytes are sent from where they lie in memory. Otherwise the output gathers
+        /// them, because they are few, because their reader does not have them in one place, or
+        /// because the stream is wrapped.
+        in_place: bool,
+    },
     /// The body comes in chunks. Trailers may follow the last chunk.
-    Chunked(Option<Trailers>),
+    Chunked {
+        /// `None` before the first chunk. The encoder is in a box, because most replies have none.
+        encoder: Option<Box<Encoder>>,
+        trailers: Option<Trailers>,
+    },
     /// The body ends with the connection, because HTTP/1.0 knows no chunks (rule W8).
     UntilClose,
 }
 
-impl ReplyFraming {
+impl ReplyBody {
     fn of(response: &mut Response, asked: Asked) -> Self {
         let trailers = Trailers::promised(response, asked);
         if asked.method == Method::Head || has_no_body(response.status()) {
             return Self::None;
         }
         match response.len() {
-            Some(length) => Self::Length(length as u64),
+            Some(length) => Self::Length { left: length as u64, in_place: length >= LONG },
             None if asked.version == Version::Http1_0 => Self::UntilClose,
-            None => Self::Chunked(trailers),
+            None => Self::Chunked { encoder: None, trailers },
         }
     }
 
     /// Returns how many bytes of a body of known length are still to be sent.
-    fn owed(&self) -> usize {
+    fn left(&self) -> usize {
         match self {
-            Self::Length(owed) => usize::try_from(*owed).unwrap_or(usize::MAX),
-            Self::None | Self::Chunked(_) | Self::UntilClose => 0,
+            Self::Length { left, .. } => usize::try_from(*left).unwrap_or(usize::MAX),
+            Self::None | Self::Chunked { .. } | Self::UntilClose => 0,
+        }
+    }
+
+    fn is_in_place(&self) -> bool {
+        matches!(self, Self::Length { in_place: true, .. })
+    }
+
+    /// Lets the output gather the rest of the body.
+    fn gather(&mut self) {
+        if let Self::Length { in_place, .. } = self {
+            *in_place = false;
         }
     }
 
     /// Notes that `n` bytes of the body have been sent.
     fn count(&mut self, n: usize) {
-        if let Self::Length(owed) = self {
-            *owed = owed.saturating_sub(n as u64);
+        if let Self::Length { left, .. } = self {
+            *left = left.saturating_sub(n as u64);
         }
     }
 }
@@ -115,38 +131,34 @@ impl Reply {
             Fields::default()
         });
         let status = response.status();
-        let framing = ReplyFraming::of(&mut response, asked);
-        let is_open_ended = matches!(framing, ReplyFraming::UntilClose);
+        let body = ReplyBody::of(&mut response, asked);
         // HEAD and 304 may tell the length of the body that GET would have (RFC 9110 section 8.6).
         // In all other cases the server decides the framing, and a length of the handler's could
         // contradict it.
-        let declared = match (&framing, response.len()) {
-            (ReplyFraming::None, Some(0)) => fields.declared_length,
+        let declared = match (&body, response.len()) {
+            (ReplyBody::None, Some(0)) => fields.declared_length,
             _ => None,
         };
         let length = declared.or(response.len().map(|length| length as u64));
         // Rule W11: a 304 for a page of unknown length must not claim that the page is empty.
-        let framing_line = match length {
+        let framing_field = match length {
             Some(0) if status == StatusCode::NotModified => None,
-            Some(length) if status == StatusCode::NotModified => Some(Line::Length(length)),
+            Some(length) if status == StatusCode::NotModified => Some(FramingField::Length(length)),
             _ if has_no_body(status) => None,
-            Some(length) => Some(Line::Length(length)),
+            Some(length) => Some(FramingField::Length(length)),
             None if asked.version == Version::Http1_0 => None,
-            None => Some(Line::Chunked),
+            None => Some(FramingField::Chunked),
         };
         // Without trailers, a `Trailer` field would be wrong (RFC 9110 section 6.6.2).
-        fields.trailer &= matches!(framing, ReplyFraming::Chunked(Some(_)));
-        let is_long = matches!(framing, ReplyFraming::Length(length) if length >= LONG);
+        fields.trailer &= matches!(body, ReplyBody::Chunked { trailers: Some(_), .. });
         Self {
             response: Some(response),
-            encoder: None,
-            has_head: false,
-            is_piecemeal: !is_long,
             asked,
-            closes: fields.close || is_open_ended,
-            framing,
-            framing_line,
+            closes: fields.close || matches!(body, ReplyBody::UntilClose),
             fields,
+            framing_field,
+            has_head: false,
+            body,
             failed: None,
         }
     }
@@ -165,12 +177,12 @@ impl Reply {
     /// Returns `true` if a body goes with the response (rule W11). The response's body may be made
     /// of the request's.
     pub(crate) fn has_body(&self) -> bool {
-        !matches!(self.framing, ReplyFraming::None)
+        !matches!(self.body, ReplyBody::None)
     }
 
     /// Returns `true` if only the end of the connection tells where the body ends.
     pub(super) fn ends_with_connection(&self) -> bool {
-        matches!(self.framing, ReplyFraming::UntilClose)
+        matches!(self.body, ReplyBody::UntilClose)
     }
 
     /// Returns the status, and `None` once a chunk has been encoded.
@@ -180,7 +192,7 @@ impl Reply {
 
     /// Gathers the body from now on, even if it lies in one place in memory.
     pub(super) fn gather(&mut self) {
-        self.is_piecemeal = true;
+        self.body.gather();
     }
 
     /// Polls the body for its first bytes, and consumes none of them.
@@ -213,7 +225,7 @@ impl Reply {
                     response,
                     &self.fields,
                     self.connection(response),
-                    self.framing_line,
+                    self.framing_field,
                     out,
                 );
             }
@@ -222,15 +234,16 @@ impl Reply {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Err(error));
         }
-        match &self.framing {
-            ReplyFraming::None | ReplyFraming::Length(0) => Poll::Ready(Ok(Filled::Whole)),
-            ReplyFraming::Length(_) | ReplyFraming::UntilClose => self.poll_fill_plain(cx, out),
-            ReplyFraming::Chunked(_) => self.poll_fill_chunk(cx, out),
+        match &self.body {
+            ReplyBody::None | ReplyBody::Length { left: 0, .. } => Poll::Ready(Ok(Filled::Whole)),
+            ReplyBody::Length { .. } => self.poll_fill_by_length(cx, out),
+            ReplyBody::UntilClose => self.poll_fill_until_close(cx, out),
+            ReplyBody::Chunked { .. } => self.poll_fill_chunk(cx, out),
         }
     }
 
-    /// Adds some of a body that needs no encoding.
-    fn poll_fill_plain(
+    /// Adds some of a body of known length.
+    fn poll_fill_by_length(
         &mut self,
         cx: &mut Context<'_>,
         out: &mut Outgoing,
@@ -240,23 +253,30 @@ impl Reply {
         }
         let Some(response) = &mut self.response else { return Poll::Ready(Ok(Filled::Whole)) };
         let room = out.room();
-        // The body's own bound leaves out the slices that were sent from where they lay.
-        let most = match self.framing {
-            ReplyFraming::Length(_) => room.len().min(self.framing.owed()),
-            _ => room.len(),
-        };
+        // http-types bounds the body, too, but does not count the slices that were sent in place.
+        let most = room.len().min(self.body.left());
         let n = ready!(Pin::new(response).poll_read(cx, &mut room[..most]))?;
-        out.filled(n);
-        self.framing.count(n);
-        Poll::Ready(match (&self.framing, n) {
-            (ReplyFraming::Length(0), _) => Ok(Filled::Whole),
-            (ReplyFraming::Length(_), 0) => Err(io::Error::new(
+        if n == 0 {
+            return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 "the response body is shorter than its declared length",
-            )),
-            (_, 0) => Ok(Filled::Whole),
-            _ => Ok(Filled::More),
-        })
+            )));
+        }
+        out.filled(n);
+        self.body.count(n);
+        Poll::Ready(Ok(if self.body.left() == 0 { Filled::Whole } else { Filled::More }))
+    }
+
+    /// Adds some of a body that ends with the connection.
+    fn poll_fill_until_close(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Outgoing,
+    ) -> Poll<io::Result<Filled>> {
+        let Some(response) = &mut self.response else { return Poll::Ready(Ok(Filled::Whole)) };
+        let n = ready!(Pin::new(response).poll_read(cx, out.room()))?;
+        out.filled(n);
+        Poll::Ready(Ok(if n == 0 { Filled::Whole } else { Filled::More }))
     }
 
     /// Adds a chunk that async-h1 has encoded.
@@ -265,21 +285,21 @@ impl Reply {
         cx: &mut Context<'_>,
         out: &mut Outgoing,
     ) -> Poll<io::Result<Filled>> {
-        if let ReplyFraming::Chunked(Some(trailers)) = &mut self.framing {
-            if trailers.are_due {
-                out.append(&ready!(trailers.poll_end(cx)));
-                return Poll::Ready(Ok(Filled::Whole));
-            }
+        let ReplyBody::Chunked { encoder, trailers } = &mut self.body else {
+            return Poll::Ready(Ok(Filled::Whole));
+        };
+        if let Some(trailers) = trailers.as_mut().filter(|trailers| trailers.are_due) {
+            out.append(&ready!(trailers.poll_end(cx)));
+            return Poll::Ready(Ok(Filled::Whole));
         }
         let room = out.room();
         if let Some(response) = self.response.take() {
-            self.encoder = Some(Box::new(body_encoder(response, room)?));
+            *encoder = Some(Box::new(body_encoder(response, room)?));
         }
-        let Some(encoder) = &mut self.encoder else { return Poll::Ready(Ok(Filled::Whole)) };
+        let Some(encoder) = encoder else { return Poll::Ready(Ok(Filled::Whole)) };
         let n = ready!(Pin::new(&mut **encoder).poll_read(cx, room))?;
         // The encoder writes one chunk for each read, and only the last chunk's size begins with 0.
-        if let (ReplyFraming::Chunked(Some(trailers)), LAST_CHUNK) = (&mut self.framing, &room[..n])
-        {
+        if let (Some(trailers), LAST_CHUNK) = (trailers, &room[..n]) {
             // These bytes are not added to `out`, because the trailers have to come before the
             // blank line.
             trailers.are_due = true;
@@ -290,19 +310,19 @@ impl Reply {
     }
 
     /// Returns the next bytes of a long body from where they lie in memory. Returns no bytes if the
-    /// body has to be gathered.
+    /// output has to gather the body.
     pub(super) fn poll_slice(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        let owed = self.framing.owed();
-        let Some(response) = self.response.as_mut().filter(|_| !self.is_piecemeal) else {
+        let left = self.body.left();
+        let Some(response) = self.response.as_mut().filter(|_| self.body.is_in_place()) else {
             return Poll::Ready(Ok(&[]));
         };
         let slice = ready!(Pin::new(response).poll_fill_buf(cx))?;
-        if slice.len() < owed.min(LONG as usize) {
-            // The rest is gathered, because `poll_read` of the body's reader may give more at once.
-            self.is_piecemeal = true;
+        if slice.len() < left.min(LONG) {
+            // `poll_read` of the body's reader may give more at once.
+            self.body.gather();
             return Poll::Ready(Ok(&[]));
         }
-        Poll::Ready(Ok(&slice[..slice.len().min(owed)]))
+        Poll::Ready(Ok(&slice[..slice.len().min(left)]))
     }
 
     /// Notes that `n` bytes of the slice have been sent. Returns `true` if the body is then
@@ -311,8 +331,8 @@ impl Reply {
         if let Some(response) = &mut self.response {
             Pin::new(response).consume(n);
         }
-        self.framing.count(n);
-        self.framing.owed() == 0
+        self.body.count(n);
+        self.body.left() == 0
     }
 
     /// Returns the value of the server's own `Connection` field. With `None`, the handler's field
@@ -344,160 +364,7 @@ fn body_encoder(mut response: Response, scrap: &mut [u8]) -> io::Result<Encoder>
 
 /// The least length, in bytes, of a body that is sent from where it lies, if it lies in one place
 /// in memory. A shorter body is gathered with the bytes before and behind it.
-const LONG: u64 = 16 * 1024;
+const LONG: usize = 16 * 1024;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use Version::{Http1_0, Http1_1};
-    use futures_lite::io::{BufReader, Cursor, empty};
-    use http_types::Body;
-    use http_types::headers::{CONTENT_TYPE, UPGRADE};
-
-    /// A content type that each body has from its handler.
-    const TYPE: &str = "content-type: a/b\r\n";
-
-    /// Encodes `reply` to its end. Returns the bytes without `date` and [`TYPE`], and the error of
-    /// the body.
-    fn encode(reply: &mut Reply) -> (String, Option<io::ErrorKind>) {
-        let cx = &mut Context::from_waker(Waker::noop());
-        let mut out = Outgoing::default();
-        let error = loop {
-            match reply.poll_fill(cx, &mut out) {
-                Poll::Ready(Ok(Filled::More)) => {}
-                Poll::Ready(Ok(Filled::Whole)) => break None,
-                Poll::Ready(Ok(Filled::Slice)) => {
-                    let Poll::Ready(Ok(slice)) = reply.poll_slice(cx) else { panic!("no slice") };
-                    let (slice, end) = (slice.to_vec(), out.len());
-                    out.replace(end..end, &slice);
-                    if reply.sent(slice.len()) {
-                        break None;
-                    }
-                }
-                Poll::Ready(Err(error)) => break Some(error.kind()),
-                Poll::Pending => panic!("the body is in memory"),
-            }
-        };
-        let text = String::from_utf8(out.since(0).to_vec()).unwrap();
-        let text = text.replacen(TYPE, "", 1);
-        let (before, behind) = text.split_once("date: ").unwrap();
-        (format!("{before}{}", &behind[behind.find('\n').unwrap() + 1..]), error)
-    }
-
-    fn with_body(body: Body) -> Response {
-        let mut response = Response::new(200);
-        response.set_body(body);
-        response.insert_header(CONTENT_TYPE, "a/b");
-        response
-    }
-
-    fn fixed(text: &str) -> Response {
-        with_body(Body::from_bytes(text.into()))
-    }
-
-    fn streamed(text: &str) -> Response {
-        with_body(Body::from_reader(Cursor::new(text.to_owned()), None))
-    }
-
-    fn status(status: u16) -> Response {
-        let mut response = fixed("");
-        response.set_status(StatusCode::try_from(status).unwrap());
-        response
-    }
-
-    fn with_field(name: &str, value: &str, mut response: Response) -> Response {
-        response.insert_header(name, value);
-        response
-    }
-
-    #[test]
-    fn a_response_is_framed_as_the_request_wants_it() {
-        let long = "x".repeat(LONG as usize);
-        let ok = |rest: &str| format!("HTTP/1.1 200 OK\r\n{rest}");
-        let not_modified = |rest: &str| {
-            format!("HTTP/1.1 304 {}\r\n{rest}", StatusCode::NotModified.canonical_reason())
-        };
-        let failed = |body: &str| {
-            let fields = "content-length: 22\r\ncontent-type: text/plain;charset=utf-8\r\n\r\n";
-            format!("HTTP/1.1 500 Internal Server Error\r\n{fields}{body}")
-        };
-        let get = (Method::Get, Http1_1);
-        #[rustfmt::skip]
-        let cases = [
-            (fixed("hi"), get, ok("content-length: 2\r\n\r\nhi")),
-            (fixed("hi"), (Method::Head, Http1_1), ok("content-length: 2\r\n\r\n")),
-            (fixed("hi"), (Method::Get, Http1_0), ok("connection: keep-alive\r\ncontent-length: 2\r\n\r\nhi")),
-            (fixed(&long), get, ok(&format!("content-length: {LONG}\r\n\r\n{long}"))),
-            (fixed(&long), (Method::Head, Http1_1), ok(&format!("content-length: {LONG}\r\n\r\n"))),
-            (streamed("hi"), get, ok("transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n")),
-            (streamed("hi"), (Method::Head, Http1_1), ok("transfer-encoding: chunked\r\n\r\n")),
-            (streamed("hi"), (Method::Get, Http1_0), ok("connection: close\r\n\r\nhi")),
-            (streamed("hi"), (Method::Head, Http1_0), ok("connection: keep-alive\r\n\r\n")),
-            // The handler's own framing does not count, except where there is no body to frame.
-            (with_field("transfer-encoding", "gzip", fixed("hi")), get, ok("content-length: 2\r\n\r\nhi")),
-            (with_field("content-length", "9", fixed("hi")), get, ok("content-length: 2\r\n\r\nhi")),
-            (with_field("content-length", "9", fixed("")), (Method::Head, Http1_1), ok("content-length: 9\r\n\r\n")),
-            (with_field("content-length", "9", status(304)), get, not_modified("content-length: 9\r\n\r\n")),
-            (status(304), get, not_modified("\r\n")),
-            (status(204), get, "HTTP/1.1 204 No Content\r\n\r\n".into()),
-            (with_field("content-length", "9", status(204)), get, "HTTP/1.1 204 No Content\r\n\r\n".into()),
-            (with_field("connection", "close", fixed("")), get, ok("connection: close\r\ncontent-length: 0\r\n\r\n")),
-            (with_field("trailer", "x", streamed("")), get, ok("transfer-encoding: chunked\r\n\r\n0\r\n\r\n")),
-            // Responses that would break the framing.
-            (with_field("x", "a\r\nb: c", fixed("hi")), get, failed("Internal Server Error\n")),
-            (with_field("a b", "c", fixed("hi")), get, failed("Internal Server Error\n")),
-            (status(103), get, failed("Internal Server Error\n")),
-        ];
-        for (response, (method, version), expected) in cases {
-            let shown = format!("{method} {version} {response:?}");
-            let mut reply =
-                Reply::new(response, Asked { method, version, accepts_trailers: false });
-            let allows_another = reply.allows_another();
-            let (bytes, error) = encode(&mut reply);
-            assert_eq!((bytes, error), (expected.clone(), None), "{shown}");
-            assert_eq!(allows_another, !expected.contains("connection: close"), "{shown}");
-        }
-    }
-
-    #[test]
-    fn an_upgrade_has_neither_length_nor_close() {
-        let mut response = with_field(UPGRADE.as_str(), "x", status(101));
-        let _stream = response.send_upgrade();
-        assert!(upgrades(&response));
-        let asked = Asked { method: Method::Get, version: Http1_1, accepts_trailers: false };
-        let expected =
-            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
-        assert_eq!(encode(&mut Reply::new(response, asked)).0, expected);
-    }
-
-    /// The client must not take what it got for the whole.
-    #[test]
-    fn a_body_that_is_shorter_than_declared_is_an_error() {
-        let reader = |text: &str| BufReader::new(Cursor::new(text.to_owned()));
-        let asked = Asked { method: Method::Get, version: Http1_1, accepts_trailers: false };
-        for body in [
-            Body::from_reader(reader("hi"), Some(3)),
-            Body::from_reader(empty(), Some(3)),
-            Body::from_reader(reader("hi"), Some(LONG as usize)),
-        ] {
-            let (bytes, error) = encode(&mut Reply::new(with_body(body), asked));
-            assert!(!bytes.is_empty());
-            assert_eq!(error, Some(io::ErrorKind::UnexpectedEof), "{bytes}");
-        }
-        // A body that is longer than declared ends where the head says.
-        let longer = with_body(Body::from_reader(reader("hello"), Some(2)));
-        let (bytes, error) = encode(&mut Reply::new(longer, asked));
-        assert!(error.is_none() && bytes.ends_with("\r\n\r\nhe"), "{bytes}");
-    }
-
-    #[test]
-    fn a_close_may_be_announced_until_the_head_is_encoded() {
-        let asked = Asked { method: Method::Get, version: Http1_1, accepts_trailers: false };
-        let mut reply = Reply::new(fixed("hi"), asked);
-        // The body may have been asked for its first bytes before.
-        reply.poll_begin(&mut Context::from_waker(Waker::noop()));
-        reply.announce_close();
-        let expected = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi";
-        assert_eq!(encode(&mut reply).0, expected);
-    }
-}
+mod tests;

@@ -22,7 +22,7 @@ pub(crate) fn upgrades(response: &Response) -> bool {
 
 /// The field by which a head frames its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Line {
+pub(super) enum FramingField {
     /// `content-length`, in bytes.
     Length(u64),
     /// `transfer-encoding: chunked`.
@@ -79,13 +79,15 @@ pub(super) fn write_head(
     response: &Response,
     fields: &Fields,
     connection: Option<&str>,
-    framing: Option<Line>,
+    framing: Option<FramingField>,
     out: &mut Outgoing,
 ) {
     let mut digits = [0; DIGITS];
     let framing = match framing {
-        Some(Line::Length(length)) => Some(("content-length", decimal(length, &mut digits))),
-        Some(Line::Chunked) => Some(("transfer-encoding", &b"chunked"[..])),
+        Some(FramingField::Length(length)) => {
+            Some(("content-length", decimal(length, &mut digits)))
+        }
+        Some(FramingField::Chunked) => Some(("transfer-encoding", &b"chunked"[..])),
         None => None,
     };
     let date = (!fields.date).then(date);
@@ -172,7 +174,7 @@ mod tests {
     use futures_lite::future::block_on;
     use http_types::{Body, Method};
 
-    fn written(response: &Response, framing: Option<Line>) -> String {
+    fn written(response: &Response, framing: Option<FramingField>) -> String {
         let mut out = Outgoing::default();
         let fields = Fields::of(response).unwrap();
         write_head(response, &fields, None, framing, &mut out);
@@ -208,7 +210,8 @@ mod tests {
                 let value = "v".repeat(random.usize(..200)) + &random.u32(..).to_string();
                 response.append_header(name, value);
             }
-            let framing = length.map_or(Line::Chunked, |length| Line::Length(length as u64));
+            let framing =
+                length.map_or(FramingField::Chunked, |length| FramingField::Length(length as u64));
             let ours = written(&response, Some(framing));
             let mut theirs = String::new();
             let mut encoder = Encoder::new(response, Method::Head);

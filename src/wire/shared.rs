@@ -1,9 +1,10 @@
 //! [`Wire`]: the part of a connection that its task shares with the reader of the request's body,
 //! or with the owner of an upgraded stream.
 //!
-//! Invariant: only [`Wire::lock`] and [`Wire::lock_soon`] lock this part. A waker may run any code,
-//! so this file wakes no task under the lock, apart from the connection's own while that task is
-//! polled. A body that is kept beyond its exchange finds an error, never the next message.
+//! Invariant: only [`Wire::lock`] and [`Wire::lock_soon`] lock this part. A waker, and the drop of
+//! a program's stream, may run any code. So this file drops no stream under the lock, and wakes no
+//! task under the lock apart from the connection's own while that task is polled. A body that is
+//! kept beyond its exchange finds an error, never the next message.
 
 use std::io;
 use std::net::Shutdown;
@@ -29,9 +30,9 @@ pub(super) struct Shared {
     /// `None` once the connection has ended, or has gone on without this gate.
     pub(super) transport: Option<Transport>,
     pub(super) incoming: Incoming,
-    /// Counts messages. The count also goes up when the reader of a body loses the right to read
-    /// it.
-    pub(super) exchange: u32,
+    /// The number that a reader of the body has to know. Each message has a new number, and so has
+    /// a body that was taken away from its reader.
+    pub(super) body_key: u32,
     /// The task that waits for more of the body, or of an upgraded stream that is not a socket.
     pub(super) reader: Option<Waker>,
     /// The task that waits to write to an upgraded stream that is not a socket.
@@ -81,7 +82,7 @@ impl Wire {
         Arc::new(Self(Mutex::new(Shared {
             transport: Some(transport),
             incoming,
-            exchange: 0,
+            body_key: 0,
             reader: None,
             writer: None,
             reads: 0,
@@ -97,8 +98,8 @@ impl Wire {
     }
 
     /// Locks like [`Wire::lock`], but gives up after [`SOON`], for reports, which come from other
-    /// tasks. The server polls and drops a stream of the program under this lock, and the stream
-    /// may block its thread, or may stop the server.
+    /// tasks. The server polls a stream of the program under this lock, and the stream may block
+    /// its thread, or may stop the server.
     fn lock_soon(&self) -> Option<MutexGuard<'_, Shared>> {
         let began = Instant::now();
         loop {
@@ -111,6 +112,12 @@ impl Wire {
         }
     }
 
+    /// Returns method and target of the message under way, for the connection's own task, which
+    /// has to know them.
+    pub(super) fn request_line(&self) -> (String, String) {
+        head::request_line(self.lock().incoming.message()).unwrap_or_default()
+    }
+
     /// Wakes the tasks that wait for the body, or for an upgraded stream.
     pub(super) fn wake(&self) {
         let waiting = self.lock().take_waiting();
@@ -118,19 +125,19 @@ impl Wire {
     }
 
     /// Takes the rest of the body away from the request's owner, whose reads fail from now on.
-    /// Returns `false` if the body has been taken whole.
-    pub(super) fn take_body(&self) -> bool {
+    /// Returns `false` if the body has been read whole.
+    pub(super) fn revoke_body(&self) -> bool {
         let mut shared = self.lock();
         if shared.incoming.rest() == Rest::Nothing {
             return false;
         }
-        shared.exchange = shared.exchange.wrapping_add(1);
+        shared.change_body_key();
         drop(shared);
         self.wake();
         true
     }
 
-    /// Reads the body of the message `exchange` for the request's owner.
+    /// Reads the body for the request's owner, whose number is `key`.
     ///
     /// # Errors
     ///
@@ -138,12 +145,12 @@ impl Wire {
     /// not a clean end (rule W6), and every error of [`Incoming::poll_body`].
     pub(super) fn poll_read(
         &self,
-        exchange: u32,
+        key: u32,
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         let mut shared = self.lock();
-        if shared.exchange != exchange {
+        if shared.body_key != key {
             return Poll::Ready(Err(over()));
         }
         shared.reads = shared.reads.wrapping_add(1);
@@ -166,19 +173,20 @@ impl Wire {
     /// Ends the connection, unless it has ended or was taken out of its gate.
     pub(super) fn end(&self, how: End) {
         let mut shared = self.lock();
-        if let Some(transport) = shared.transport.take() {
-            match how {
-                End::ShutDown if transport.has_socket() => {
-                    transport.shut(Shutdown::Both);
-                    shared.transport = Some(transport);
-                }
-                End::Reset => transport.reset_on_close(),
-                End::Close | End::ShutDown => {}
+        let mut closed = shared.transport.take();
+        match (how, &closed) {
+            (End::ShutDown, Some(transport)) if transport.has_socket() => {
+                transport.shut(Shutdown::Both);
+                shared.transport = closed.take();
             }
+            (End::Reset, Some(transport)) => transport.reset_on_close(),
+            _ => {}
         }
         // A stream that is not a socket does not tell its readers and writers that it has ended.
         let waiting = shared.take_waiting();
         drop(shared);
+        // A stream of the program may wake a task when it is dropped.
+        drop(closed);
         waiting.into_iter().flatten().for_each(Waker::wake);
     }
 }
@@ -200,6 +208,11 @@ impl Shared {
     /// Takes the wakers of the tasks that wait for the body, or for an upgraded stream.
     fn take_waiting(&mut self) -> [Option<Waker>; 2] {
         [self.reader.take(), self.writer.take()]
+    }
+
+    /// Takes the right to read a body away from all that have it.
+    pub(super) fn change_body_key(&mut self) {
+        self.body_key = self.body_key.wrapping_add(1);
     }
 
     /// Returns `true` if the owner of an upgraded stream can read nothing more from it. A
@@ -358,61 +371,4 @@ fn over() -> io::Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::head::Bounds;
-    use super::*;
-    use crate::stop::shutdown::Shutdown;
-    use crate::stream::connection::Connection;
-    use crate::stream::transport::Peer;
-    use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU32, Ordering};
-    use std::task::Wake;
-
-    /// Counts the times that it is woken while nobody has locked the wire.
-    #[derive(Default)]
-    struct Looks {
-        wire: OnceLock<Arc<Wire>>,
-        found_free: AtomicU32,
-    }
-
-    impl Wake for Looks {
-        fn wake(self: Arc<Self>) {
-            if self.wire.get().is_some_and(|wire| wire.0.try_lock().is_ok()) {
-                self.found_free.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// A waker may poll its task in place, and the task then locks the wire.
-    #[test]
-    fn a_reader_wakes_nobody_under_the_lock() {
-        let head =
-            b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
-        let mut incoming = Incoming::behind(0);
-        let read = incoming.fill(|room| {
-            room[..head.len()].copy_from_slice(head);
-            Poll::Ready(Ok(head.len()))
-        });
-        assert!(matches!(read, Poll::Ready(Ok(_))));
-        let bounds = Bounds { head_bytes: 8192, headers: 100 };
-        incoming.begin_message(&head::parse(head, bounds).unwrap().unwrap(), u64::MAX);
-        let (_client, connection) = Connection::pair();
-        let seat = Seat::new(Peer::Unknown, Shutdown::new().orders());
-        let wire = Wire::new(connection.into_transport(None, None), incoming, seat.clone());
-        let looks = Arc::new(Looks::default());
-        let _ = looks.wire.set(wire.clone());
-        let waker = Waker::from(looks.clone());
-        let cx = &mut Context::from_waker(&waker);
-        let is_woken = |times| looks.found_free.swap(0, Ordering::Relaxed) == times;
-
-        // The connection's task has to send `100 Continue`.
-        seat.register(&waker);
-        assert!(wire.poll_read(0, cx, &mut [0; 8]).is_pending());
-        assert!(is_woken(1));
-
-        // The reader has had its turn.
-        wire.lock().streak = TURN;
-        assert!(wire.poll_read(0, cx, &mut [0; 8]).is_pending());
-        assert!(is_woken(1));
-    }
-}
+mod tests;

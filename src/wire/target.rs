@@ -12,7 +12,7 @@ use std::net::Ipv6Addr;
 use http_types::url::Position;
 use http_types::{StatusCode, Url};
 
-use super::head::Absolute;
+use super::request_line::Absolute;
 
 /// The host in the URL of a request whose own host cannot be in a `Url`, such as `web.1`.
 ///
@@ -49,21 +49,17 @@ pub(crate) fn url(scheme: &str, host: Option<&str>, target: &str) -> Result<Url,
         return parse(scheme, host, target);
     };
     LAST.with_borrow_mut(|last| {
-        let url = match last {
-            Some(last) if last.url.scheme() == scheme && last.host == host => {
-                if &last.url[Position::BeforePath..] == target {
-                    return Ok(last.url.clone());
-                }
-                let url = last.url.join(target).ok().filter(|url| is_same_path(target, url));
-                last.url = url.ok_or(StatusCode::BadRequest)?;
-                &last.url
+        let has_this_host = |made: &&mut Made| made.url.scheme() == scheme && made.host == host;
+        if let Some(made) = last.as_mut().filter(has_this_host) {
+            if &made.url[Position::BeforePath..] != target {
+                let url = made.url.join(target).ok().filter(|url| is_same_path(target, url));
+                made.url = url.ok_or(StatusCode::BadRequest)?;
             }
-            last => {
-                let url = parse(scheme, Some(host), target)?;
-                &last.insert(Made { host: host.to_owned(), url }).url
-            }
-        };
-        Ok(url.clone())
+            return Ok(made.url.clone());
+        }
+        let url = parse(scheme, Some(host), target)?;
+        *last = Some(Made { host: host.to_owned(), url: url.clone() });
+        Ok(url)
     })
 }
 
@@ -213,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_long_url_is_not_kept() {
-        let kept = || LAST.with_borrow(|last| last.as_ref().map(|last| last.url.path().len()));
+        let kept = || LAST.with_borrow(|last| last.as_ref().map(|made| made.url.path().len()));
         url("http", Some("a"), "/b").unwrap();
         url("http", Some("a"), &format!("/{}", "c".repeat(KEPT))).unwrap();
         assert_eq!(kept(), Some(2));

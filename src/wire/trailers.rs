@@ -31,8 +31,10 @@ pub(super) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// The fields that control what a client does with a response. The client needs them before the
 /// body (RFC 9110 section 6.5.1). `field.rs` lists the fields that requests may not send as
 /// trailers either.
-const RESPONSE_CONTROLS: &str =
-    "age date expires location retry-after vary warning www-authenticate";
+#[rustfmt::skip]
+const RESPONSE_CONTROLS: &[&str] = &[
+    "age", "date", "expires", "location", "retry-after", "vary", "warning", "www-authenticate",
+];
 
 impl Trailers {
     /// Takes the trailers that the handler has promised for `response`.

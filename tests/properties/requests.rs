@@ -66,8 +66,7 @@ fn by_gate(head: &Head, bytes: &[u8]) -> Option<Request> {
     let (_client, connection) = Connection::pair();
     let seat = Seat::new(Peer::Unknown, Shutdown::new().orders());
     let wire = Wire::new(connection.into_transport(None, None), incoming, seat);
-    let decoded = request::with_body(head.framing, &wire);
-    request::request(head, bytes, "http", decoded).ok()
+    request::request(head, &wire, "http").ok()
 }
 
 /// Makes the request as async-h1 does.
