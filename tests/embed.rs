@@ -630,7 +630,7 @@ fn many_pipes_at_once_are_served() {
     assert!(server.stop().is_drained());
 }
 
-/// The limit holds for connections from a channel, and the others wait there.
+/// `Limits::connections` holds for connections from a channel, where further ones wait.
 #[test]
 fn the_limit_of_connections_holds_for_pipes() {
     let limits = Limits::default().connections(2);

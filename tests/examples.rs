@@ -141,7 +141,7 @@ fn tls_takes_leave_of_idle_connections() {
     assert_eq!(server.program.exit_code(), 0, "{}", server.program);
 }
 
-/// An independent client sees the same end.
+/// openssl, too, sees a proper end of TLS.
 #[test]
 #[ignore = "needs openssl"]
 fn tls_takes_leave_of_openssl() {

@@ -299,7 +299,7 @@ fn a_request_without_an_executor_is_answered() {
     assert_eq!(local.server.connect().get("/count").response().status, 503);
 }
 
-/// The request was sent to the handlers' thread, and was never received there.
+/// A request that was sent to the handlers' thread, and was never received there, gets 503.
 #[test]
 fn a_request_whose_executor_was_never_polled_is_answered() {
     let executor = LocalExecutor::new();

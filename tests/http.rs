@@ -643,8 +643,8 @@ fn trailers_are_not_waited_for_in_vain() {
     assert_drains(&server);
 }
 
-/// Both limits of a head hold exactly, and a head that comes a byte at a time is not more
-/// expensive.
+/// `Limits::head_bytes` and `Limits::headers` hold exactly, and a head that comes a byte at a time
+/// is not more expensive.
 #[test]
 fn heads_are_as_long_as_the_limits_allow() {
     let limits = Limits::default().head_bytes(64 * 1024).headers(250);

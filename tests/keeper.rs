@@ -49,7 +49,7 @@ fn ten_signals_in_a_second_restart_one_after_the_other() {
     });
 }
 
-/// HUP and USR1 restart if the flag says so, and then do not stop.
+/// HUP and USR1 restart if `--restart-on` says so, and then do not stop.
 #[test]
 fn the_signals_of_a_restart_are_a_setting() {
     for flags in [&["--restart-on", "HUP,SIGUSR1"][..], &["--restart-on=hup", "--restart-on=USR1"]]

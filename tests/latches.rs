@@ -18,7 +18,7 @@ use smol_graceful::{Phase, Server, Shutdown, Stage, WorkKind};
 
 // ── serve_until ─────────────────────────────────────────────────────────────────────────────
 
-/// The event stops the server, which drains like any other.
+/// An event of the program stops the server, which drains as at any stop.
 #[test]
 fn a_server_stops_by_an_event_of_the_program() {
     let (handlers, handler) = held_handlers();
@@ -130,7 +130,7 @@ fn an_abort_reaches_the_connections_of_a_child() {
 
 // ── The holders of a latch ──────────────────────────────────────────────────────────────────
 
-/// The list has all connections and guards, with their stages, and the oldest comes first.
+/// `Shutdown::open_work` lists all connections and guards, with their stages, the oldest first.
 #[test]
 fn open_work_names_connections_and_guards() {
     let shutdown = long_grace();

@@ -401,7 +401,7 @@ fn what_was_done_during_a_suspension_is_answered() {
     assert!(server.log().contains("drained in "), "{server}");
 }
 
-/// The deadline holds after a suspension.
+/// The deadline ends a drain also after a suspension.
 #[test]
 fn a_suspension_does_not_end_the_deadline() {
     let mut server = Program::server(&["--grace", "1s"]);

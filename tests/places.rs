@@ -549,7 +549,7 @@ fn the_work_of_a_task_goes_on_without_the_client() {
 }
 
 /// A task that a handler has started learns how far the client has left, and a later call returns
-/// the same.
+/// the same answer.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_task_learns_that_the_client_has_left() {
@@ -576,7 +576,7 @@ fn a_task_learns_that_the_client_has_left() {
     }
 }
 
-/// A task learns this after the response, too, for each end of the connection.
+/// After the response, too, a task learns that the client has left, for each end of the connection.
 #[test]
 fn a_task_learns_behind_the_response_that_the_connection_has_ended() {
     let directory = Directory::new();
@@ -605,7 +605,7 @@ fn a_task_learns_behind_the_response_that_the_connection_has_ended() {
     }
 }
 
-/// For a task of an earlier request, a later request does not change the client.
+/// A task of an earlier request learns of its client, also after a later request.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_task_learns_behind_the_response_that_the_client_has_closed_its_side() {

@@ -126,7 +126,8 @@ fn what_cannot_be_inherited_is_named() {
     }
 }
 
-/// The second address is the same socket, which is taken already.
+/// A second address that names a socket that was taken already is an error, and one line names the
+/// socket.
 #[test]
 fn a_socket_that_is_asked_for_twice_is_named() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -256,8 +257,8 @@ fn the_last_holder_removes_a_passed_sockets_file() {
     }
 }
 
-/// The flag holds for inherited sockets, too, in each form of the address. The test has the same
-/// socket, so it sees the option.
+/// `--keepalive` holds for inherited sockets, too, in each form of the address. The test has the
+/// same socket, so it sees the option.
 #[test]
 fn inherited_sockets_have_the_keepalive_of_the_flag() {
     let cases: [(&[&str], Option<u64>); 3] =
@@ -352,7 +353,7 @@ fn an_overlap_refuses_nobody() {
     assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
 }
 
-/// Without the flag the address is in use.
+/// Without `--reuse-port` for the second process, the address is in use.
 #[test]
 fn an_overlap_has_to_be_asked_for() {
     let server = Program::server(&["--reuse-port"]);

@@ -48,8 +48,8 @@ fn each_signal_ends_an_idle_server() {
     });
 }
 
-/// Rules S6 and S7: such connections end with a FIN and not with a reset, and before the idle
-/// timeout.
+/// Rules S6 and S7: idle and silent connections end with a FIN and not with a reset, and before the
+/// idle timeout.
 #[test]
 fn idle_and_silent_connections_do_not_keep_it() {
     let mut server = Program::server(&["--work", "0s"]);
@@ -425,7 +425,8 @@ fn fill(mut file: File) {
     blocks.set_nonblocking(false).unwrap();
 }
 
-/// Without a fix, the first sockets of such a server would get the numbers 0 to 2.
+/// A server whose standard descriptors are closed writes no log to a client, although its first
+/// sockets would get the numbers 0 to 2.
 #[test]
 fn closed_standard_descriptors_put_no_log_on_the_wire() {
     for_each(["2>&-", "<&- >&- 2>&-", "<&-", ">&- 2>&-"], |closed| {
