@@ -51,7 +51,7 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     };
-    // The drop waits up to 200 ms for the last lines.
+    // The drop waits up to 1 s for the last lines.
     drop(writer);
     code
 }

@@ -174,7 +174,7 @@ fn main() -> Result<Outcome, ServeError> {
     });
     let (address, admin_address) = (argument("127.0.0.1:8082"), argument("127.0.0.1:8083"));
     let outcome = Process::default().admin(admin, [admin_address]).run(server, [address]);
-    drop(writer); // The drop waits up to 200 ms for the last lines.
+    drop(writer); // The drop waits up to 1 s for the last lines.
     outcome
 }
 

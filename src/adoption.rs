@@ -5,6 +5,7 @@
 //! the answer, so every batch that was received is answered. This file asks no connection to leave.
 
 use std::future::{Future, poll_fn};
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::Poll;
@@ -18,7 +19,7 @@ use crate::error::reason;
 use crate::listen::listener::Listener;
 use crate::restart::channel::{Channel, is_gone};
 use crate::restart::message::{Message, Record, Taken};
-use crate::server::Running;
+use crate::server::running::Running;
 use crate::stop::outcome::count_of;
 use crate::stop::phase::Phase;
 use crate::stream::transport::Transport;
@@ -112,51 +113,33 @@ impl Adoption {
         sockets: Vec<OwnedFd>,
     ) {
         let servers = (self.servers)();
-        let expected = connections.len();
-        let mut taken = Vec::new();
-        // If sockets are missing, this process had no descriptors for them.
-        let mut refusal = (sockets.len() < expected).then_some(Refusal::All);
-        for (record, socket) in connections.into_iter().zip(sockets) {
-            match take(&servers, record, socket) {
-                Ok(connection) => taken.push(connection),
-                Err(why) => {
-                    if matches!(why, Refusal::This) && !self.predecessors[index].was_refused {
-                        self.predecessors[index].was_refused = true;
-                        log::warn!(
-                            "a connection stays with the predecessor: its listener is none of this \
-                             process's, or no events can be had for its socket"
-                        );
-                    }
-                    refusal = Some(why);
-                    break;
-                }
-            }
+        let (taken, refusal) = take_batch(&servers, connections, sockets);
+        if let Some(Refusal::This) = refusal {
+            self.predecessors[index].log_refusal();
         }
         let answer = Message::Taken(Taken {
             number,
             count: u16::try_from(taken.len()).unwrap_or(u16::MAX),
             takes_more: !matches!(refusal, Some(Refusal::All)),
         });
-        let end = match self.predecessors[index].passage.send(&answer, &[]) {
-            Ok(()) => None,
-            // The predecessor has ended, so the sockets are this process's (rule H2).
-            Err(error) if is_gone(&error) => Some(None),
-            Err(error) => {
-                // No process has read these connections, so the predecessor takes them back when
-                // the passage closes.
-                drop(taken);
-                return self.remove(index, Some(&reason(&error)));
-            }
-        };
+        let answered = self.predecessors[index].passage.send(&answer, &[]);
+        if let Some(error) = answered.as_ref().err().filter(|error| !is_gone(error)) {
+            // No process has read these connections, so the predecessor takes them back when the
+            // passage closes.
+            drop(taken);
+            return self.remove(index, Some(&reason(error)));
+        }
         self.predecessors[index].taken += taken.len();
         for Adopted { running, connection, counted } in taken {
             running.go_on(connection, counted);
         }
-        if let Some(failure) = end {
-            self.remove(index, failure);
+        if answered.is_err() {
+            // The predecessor has ended, so the sockets are this process's (rule H2).
+            self.remove(index, None);
         }
     }
 
+    /// Removes a predecessor. Logs `failure` if the predecessor has not closed the passage itself.
     fn remove(&mut self, index: usize, failure: Option<&str>) {
         self.predecessors.remove(index).log();
         if let Some(failure) = failure {
@@ -170,6 +153,25 @@ struct Adopted<'a> {
     running: &'a Running,
     connection: Movable,
     counted: Counted,
+}
+
+/// Takes connections of a batch in their order. Returns the connections that were taken, and the
+/// reason why the next one was refused, if there is one.
+fn take_batch(
+    servers: &[Arc<Running>],
+    connections: Vec<Record>,
+    sockets: Vec<OwnedFd>,
+) -> (Vec<Adopted<'_>>, Option<Refusal>) {
+    // If sockets are missing, this process had no descriptors for them.
+    let missing = (sockets.len() < connections.len()).then_some(Refusal::All);
+    let mut taken = Vec::new();
+    for (record, socket) in connections.into_iter().zip(sockets) {
+        match take(servers, record, socket) {
+            Ok(connection) => taken.push(connection),
+            Err(refusal) => return (taken, Some(refusal)),
+        }
+    }
+    (taken, missing)
 }
 
 /// Registers and counts a connection.
@@ -195,6 +197,16 @@ fn take(servers: &[Arc<Running>], record: Record, socket: OwnedFd) -> Result<Ado
 }
 
 impl Predecessor {
+    /// Logs that a connection was refused. Further refusals of this predecessor are not logged.
+    fn log_refusal(&mut self) {
+        if !mem::replace(&mut self.was_refused, true) {
+            log::warn!(
+                "a connection stays with the predecessor: its listener is none of this process's, \
+                 or no events can be had for its socket"
+            );
+        }
+    }
+
     fn log(&self) {
         if self.taken > 0 {
             let connections = count_of(self.taken as u64, "connection");

@@ -14,13 +14,15 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, SigmaskHow};
 
 use crate::threads;
 use queue::{BYTES, Queue};
 
-/// The longest time for which the drop of a writer waits for lines that are not written yet.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// The longest time for which the drop of a writer waits for lines that are not written yet. On a
+/// busy machine, or in a container with little processor time, the thread that writes may get no
+/// turn for several hundred milliseconds, and the last lines say how the process has ended.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Writes log lines without ever blocking the thread that logs.
 ///
@@ -34,7 +36,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// Clones write to the same queue.
 ///
 /// [`flush`](Write::flush) does not wait, because loggers call it after each line. The drop of a
-/// writer waits until all lines are written, but at most 200 ms. A global logger is never dropped,
+/// writer waits until all lines are written, but at most 1 s. A global logger is never dropped,
 /// so keep a clone in `main` and drop it at the end.
 ///
 /// # Examples
@@ -52,7 +54,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 ///     .target(env_logger::Target::Pipe(Box::new(log.clone())))
 ///     .init();
 /// log::warn!("nobody waits for this line");
-/// drop(log); // at the end of `main`: up to 200 ms for the last lines
+/// drop(log); // at the end of `main`: up to 1 s for the last lines
 /// # Ok(())
 /// # }
 /// # #[cfg(not(feature = "cli"))]
@@ -120,17 +122,20 @@ impl LogWriter {
         let queue = Arc::new(Queue::default());
         queue.add_writer();
         let writer = queue.clone();
-        thread::Builder::new()
+        // The thread inherits the mask, so all signals are blocked from its first moment on. A
+        // terminal may stop a whole background job for a line of output (`stty tostop`), and takes
+        // the line if the thread blocks that signal. The other signals are for other threads. A
+        // keeper blocks them while it starts, and a thread that did not would take one and end the
+        // process.
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
+        let spawned = thread::Builder::new()
             .name("log".into())
-            .spawn(move || {
-                // A terminal may stop a whole background job for a line of output (`stty tostop`).
-                // If the thread blocks that signal, the terminal takes the line. The other signals
-                // are for other threads, and a keeper must not lose one that comes here while its
-                // program replaces itself.
-                let _ = SigSet::all().thread_block();
-                writer.write_to(out, notice);
-            })
-            .map_err(threads::named("cannot start the thread that writes the log"))?;
+            .spawn(move || writer.write_to(out, notice))
+            .map_err(threads::named("cannot start the thread that writes the log"));
+        if let Ok(before) = before {
+            let _ = before.thread_set_mask();
+        }
+        spawned?;
         Ok(Self { queue, partial: Vec::new() })
     }
 

@@ -5,6 +5,7 @@
 //! nothing.
 
 mod running;
+mod total;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -23,7 +24,8 @@ use crate::error::{ServeError, during, invalid};
 use crate::listen::Listen;
 use crate::restart::parent::Parent;
 use crate::restart::pid_file::PidFile;
-use crate::server::{Running, Server};
+use crate::server::Server;
+use crate::server::running::Running;
 use crate::stop::obey::REPEAT_WINDOW;
 use crate::stop::outcome::Outcome;
 use crate::stop::shutdown::Shutdown;

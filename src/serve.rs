@@ -11,7 +11,8 @@ use smol::Executor;
 
 use crate::error::ServeError;
 use crate::listen::Listen;
-use crate::server::{Running, Server};
+use crate::server::Server;
+use crate::server::running::Running;
 use crate::stop::outcome::Outcome;
 use crate::stop::phase::Phase;
 use crate::turns;

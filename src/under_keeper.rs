@@ -18,7 +18,7 @@ use crate::lock::lock;
 use crate::restart::channel::Channel;
 use crate::restart::message::{Leave, Message};
 use crate::restart::parent::{Parent, Word};
-use crate::server::{HandOverStart, Running};
+use crate::server::running::{HandOverStart, Running};
 use crate::stop::draining::InFlight;
 use crate::stop::phase::Phase;
 use crate::stop::shutdown::Shutdown;
@@ -76,7 +76,7 @@ async fn read<T>(parent: &Parent, running: &Running) -> T {
     };
     let mut stopped = Box::pin(stopped);
     loop {
-        let word = async { Some(parent.word().await) };
+        let word = async { Some(parent.next_word().await) };
         match adoption.until(word.or(&mut stopped)).await {
             Some(Word::Pass(passage)) => adoption.add(passage),
             Some(Word::Leave(leave, passage)) => {
@@ -91,7 +91,7 @@ async fn read<T>(parent: &Parent, running: &Running) -> T {
         }
     }
     loop {
-        match parent.word().await {
+        match parent.next_word().await {
             Word::Leave(leave, _) => note_successor(&leave),
             Word::KeeperEnded => stop_without_keeper(),
             Word::Pass(_) => {}

@@ -149,6 +149,30 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
     }
 }
 
+/// Rule S21: the log says while the server runs that nobody reads. In the end, the lines in the pipe
+/// are whole, and with the missing lines they are as many as the requests.
+#[test]
+fn the_lines_of_a_pipe_and_the_lost_ones_are_all_lines() {
+    let directory = Directory::new();
+    let path = directory.join("pipe");
+    let mut pipe = fifo(&path);
+    let args = ["--work", "0s", "--access-log", path.to_str().unwrap()];
+    let mut server = Program::server(&args);
+    ask_often(server.addr, MANY);
+    server.wait_for("nobody takes the lines of the access log");
+    server.stop();
+    let missing = " lines of the access log were not written";
+    let line = server.wait_for(missing);
+    let lost: usize =
+        line.split(missing).next().unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    let mut read = vec![0; 1024 * 1024];
+    let n = pipe.read(&mut read).unwrap();
+    let read = text(&read[..n]);
+    assert!(read.lines().all(|line| line.starts_with("127.0.0.1 - - [")), "{read}");
+    assert!(read.ends_with("\"-\"\n"), "{read}");
+    assert_eq!(read.lines().count() + lost, MANY, "{server}");
+}
+
 /// A late reader finds whole lines, and the log says how many are missing.
 #[test]
 fn lost_lines_are_told_in_the_log_and_not_among_the_lines() {

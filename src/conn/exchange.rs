@@ -112,7 +112,7 @@ impl<'a> Active<'a> {
         self.gate.note(OpenExchange::has_responded);
         if self.seat.orders.is_stopping() {
             self.gate.flush().await.map_err(|_| NoResponse::End)?;
-            self.service.shutdown.finished();
+            self.service.shutdown.count_finished();
         }
         // The client has its answer, so the drain waits for the rest of the body no longer than for
         // an idle connection (rule S6).
@@ -238,7 +238,7 @@ impl<'a> Active<'a> {
             );
         }
         if broken == Broken::Silent {
-            self.service.shutdown.stream_closed();
+            self.service.shutdown.count_stream_closed();
         }
         self.gate.reset();
         NoResponse::End
@@ -287,7 +287,7 @@ impl<'a> Active<'a> {
         if self.gate.respond(&mut reply).await.is_ok() && self.gate.flush().await.is_ok() {
             let was_silent = self.gate.upgrade(stream).await;
             if was_silent {
-                self.service.shutdown.stream_closed();
+                self.service.shutdown.count_stream_closed();
             }
             self.gate.note(|open| open.ends_as(ExchangeEnding::Upgraded));
             self.gate.finish_exchange();

@@ -5,12 +5,12 @@
 //! Connections that cannot leave are treated as in any stop (rule H6). The courier reads nothing
 //! from a client, and does not decide to stop.
 
+mod answer;
 mod report;
 
 use std::convert::Infallible;
-use std::future::{self, Future};
+use std::future;
 use std::io;
-use std::mem;
 use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use smol::channel::Receiver;
 
 use crate::conn::leaving::Leaving;
 use crate::error::reason;
-use crate::restart::channel::{Channel, Received, is_congested, is_gone};
-use crate::restart::message::{BATCH, Message, Record, Taken};
+use crate::restart::channel::{Channel, is_congested, is_gone};
+use crate::restart::message::{BATCH, Message, Record};
 use crate::restart::outbox::{Carried, Outbox};
-use crate::server::{Running, sleep, stays};
+use crate::server::running::{Running, sleep, stays};
 use crate::stop::latch::Entry;
 use crate::stop::orders::{Departure, HandOver};
 use crate::stop::registry::Registry;
@@ -256,32 +256,6 @@ impl<'a> Courier<'a> {
         Ok(())
     }
 
-    /// Waits for the answer to the batch, and applies it.
-    ///
-    /// If the successor does not answer within the linger, the courier asks no further connection,
-    /// and this process serves the waiting ones until the answer comes (rule H5).
-    async fn receive_answer(&mut self) -> Result<(), End> {
-        let linger = self.running.service.shutdown.times().linger;
-        let in_time = async { Some(self.passage.receive().await) };
-        let late = async {
-            sleep(linger.clamp(LEAST_WAIT, LONGEST_WAIT).min(self.patience())).await;
-            None
-        };
-        if let Some(answer) = in_time.or(late).await {
-            return self.settle(answer);
-        }
-        if !mem::replace(&mut self.was_silent, true) {
-            log::warn!(
-                "the successor does not answer; its connections are served here until it does"
-            );
-        }
-        self.order(HandOver::Asking);
-        let given_up = sleep(self.patience());
-        let answer = self.serve_until(given_up).await.ok_or(End::Silent)?;
-        self.order(self.asks);
-        self.settle(answer)
-    }
-
     /// Treats the remaining connections as in any stop (rule H6). Idle ones may still send a
     /// request within the linger.
     async fn serve_until_linger_is_over(&mut self) {
@@ -298,92 +272,6 @@ impl<'a> Courier<'a> {
         self.order(HandOver::None);
         while let Some(answer) = self.serve_until(future::pending()).await {
             self.settle_late(answer).await;
-        }
-    }
-
-    /// Applies an answer that comes after the end of the hand-over.
-    async fn settle_late(&mut self, answer: Answer) {
-        if let Err(End::Unreadable(_)) = self.settle(answer) {
-            // The error may come again at once, and other tasks need their turn.
-            sleep(CONGESTION_PAUSE).await;
-        }
-    }
-
-    /// Gives waiting connections back to the server, and those that still leave. Returns the answer
-    /// to the batch, or `None` when `end` is ready.
-    async fn serve_until(&mut self, end: impl Future<Output = ()>) -> Option<Answer> {
-        let mut end = pin!(end);
-        loop {
-            self.give_back_waiting();
-            let Self { running, passage, outbox, .. } = self;
-            let over = async {
-                (&mut end).await;
-                Event::Over
-            };
-            let answer = async {
-                if outbox.sent() == 0 {
-                    future::pending().await
-                }
-                Event::Answer(passage.receive().await)
-            };
-            let leaving = async { Event::Leaving(next(&running.leavers).await) };
-            match answer.or(leaving).or(over).await {
-                Event::Answer(answer) => return Some(answer),
-                Event::Leaving(leaving) => outbox.push(leaving),
-                Event::Over => return None,
-            }
-        }
-    }
-
-    /// Applies an answer. Returns the reason as an error if the hand-over is over.
-    fn settle(&mut self, answer: Answer) -> Result<(), End> {
-        let taken = match answer {
-            Ok(Some((Message::Taken(taken), _))) => taken,
-            Ok(None) => {
-                self.outbox.take_back();
-                return Err(End::Closed);
-            }
-            Ok(Some(_)) => return Err(self.give_up_batch()),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(self.give_up_batch());
-            }
-            // The successor may have the batch, so it does not come back (rule H2).
-            Err(error) => return Err(End::Unreadable(error)),
-        };
-        let Taken { takes_more, .. } = taken;
-        let Some(settled) = self.outbox.settle(taken) else { return Err(self.give_up_batch()) };
-        // Count the connections first, because the drop may end the drain.
-        self.handed_over += settled.taken.len();
-        self.running.service.shutdown.handed_over(settled.taken.len());
-        // As long as a copy is open, no close of the successor reaches the client.
-        drop(settled.taken);
-        if let Some(refused) = settled.refused {
-            // If the successor has no place left, it would refuse the others as well.
-            let departure = if takes_more { Departure::Refused } else { Departure::Unasked };
-            self.give_back(departure, refused);
-        }
-        if takes_more { Ok(()) } else { Err(End::Full) }
-    }
-
-    /// Leaves the batch to a successor whose answer makes no sense, because the successor may read
-    /// the sockets already.
-    fn give_up_batch(&mut self) -> End {
-        self.outbox.remove_sent().for_each(Leaving::abandon);
-        End::InvalidAnswer
-    }
-
-    fn give_back_waiting(&mut self) {
-        for leaving in self.outbox.remove_waiting() {
-            self.give_back(Departure::Unasked, leaving);
-        }
-    }
-
-    /// Gives a connection back to the server.
-    fn give_back(&self, departure: Departure, leaving: Leaving) {
-        let peer = leaving.counted.seat.peer();
-        match leaving.give_back(departure) {
-            Ok((connection, counted)) => self.running.go_on(connection, counted),
-            Err(error) => log::error!("{peer}: lost on its way back: {}", reason(&error)),
         }
     }
 
@@ -422,15 +310,6 @@ impl<'a> Courier<'a> {
     }
 }
 
-/// A message from the passage, its end, or an error.
-type Answer = io::Result<Option<Received>>;
-
-enum Event {
-    Answer(Answer),
-    Leaving(Leaving),
-    Over,
-}
-
 impl Carried for Leaving {
     fn ahead(&self) -> usize {
         self.ahead.len()
@@ -463,11 +342,6 @@ const GATHER_WAIT: Duration = Duration::from_millis(2);
 /// The time for which the courier waits for the first connection that can leave at once. If a
 /// handler blocks the thread, connections take longer.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-
-/// The shortest and the longest time for an answer, for any linger. If the successor is suspended,
-/// clients wait for this time.
-const LEAST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// The pause of the courier if the kernel sends nothing for the moment.
 const CONGESTION_PAUSE: Duration = Duration::from_millis(50);

@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::{Courier, End};
 use crate::error::reason;
-use crate::server::stays;
+use crate::server::running::stays;
 use crate::stop::activity::Doing;
 use crate::stop::orders::Departure;
 use crate::stop::outcome::count_of;

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -103,30 +103,15 @@ impl Url {
     /// Asks once. Returns the reason as an error if there was no good answer.
     async fn ask(&self, child: Pid) -> Result<(), String> {
         let said = |error: io::Error| reason(&error);
-        let mut stream = Async::<std::net::TcpStream>::connect(self.to).await.map_err(said)?;
-        let own = stream.get_ref().local_addr().map_err(said)?;
-        let Self { to, host, target } = self;
+        let mut stream = Async::<TcpStream>::connect(self.to).await.map_err(said)?;
+        let Self { host, target, .. } = self;
         let head = format!(
             "GET {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: smol-graceful-keep\r\n\
              Connection: close\r\n\r\n"
         );
         // The keeper looks for the process before it asks, because the server may close the
-        // connection right after its answer. With TCP_DEFER_ACCEPT, however, the kernel gives the
-        // server a connection only when there is something to read. So if no process has taken the
-        // connection yet, the keeper first sends half a head.
-        let (half, rest) = head.split_at(head.len() / 2);
-        let mut looks = 0..MOST_LOOKS;
-        let mut unsent = head.as_bytes();
-        let socket = loop {
-            if let Some(socket) = socket_between(*to, own).map_err(said)? {
-                break socket;
-            }
-            Timer::after(LOOK_PAUSE).await;
-            if looks.next() == Some(MOST_LOOKS - 1) {
-                stream.write_all(half.as_bytes()).await.map_err(said)?;
-                unsent = rest.as_bytes();
-            }
-        };
+        // connection right after its answer.
+        let (socket, unsent) = self.until_taken(&mut stream, &head).await.map_err(said)?;
         match holds(child, socket) {
             Found::Yes => {}
             Found::No => return Err("another process has answered".into()),
@@ -134,7 +119,7 @@ impl Url {
                 return Err("this user may not see which process has answered".into());
             }
         }
-        stream.write_all(unsent).await.map_err(said)?;
+        stream.write_all(unsent.as_bytes()).await.map_err(said)?;
         let mut bytes = [0; LONGEST];
         let mut length = 0;
         while length < LONGEST && !bytes[..length].contains(&b'\n') {
@@ -144,6 +129,33 @@ impl Url {
             }
         }
         verdict(&bytes[..length])
+    }
+
+    /// Waits until a process has taken the connection. Returns the inode of its socket, and the part
+    /// of `head` that was not sent.
+    ///
+    /// With TCP_DEFER_ACCEPT, the kernel gives the server a connection only when there is something
+    /// to read. So if no process has taken the connection after a while, the keeper sends half of
+    /// `head`.
+    async fn until_taken<'a>(
+        &self,
+        stream: &mut Async<TcpStream>,
+        head: &'a str,
+    ) -> io::Result<(u64, &'a str)> {
+        let own = stream.get_ref().local_addr()?;
+        let (half, rest) = head.split_at(head.len() / 2);
+        let mut looks = 0..MOST_LOOKS;
+        let mut unsent = head;
+        loop {
+            if let Some(socket) = socket_between(self.to, own)? {
+                return Ok((socket, unsent));
+            }
+            Timer::after(LOOK_PAUSE).await;
+            if looks.next() == Some(MOST_LOOKS - 1) {
+                stream.write_all(half.as_bytes()).await?;
+                unsent = rest;
+            }
+        }
     }
 }
 

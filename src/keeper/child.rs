@@ -100,7 +100,7 @@ impl Started {
             program.set(NAMES, sockets.names());
             program.name_itself();
         }
-        program.set(KEEPER, Channel::word(&end, fd).map_err(during(step))?);
+        program.set(KEEPER, Channel::env_value(&end, fd).map_err(during(step))?);
         program.pass(end);
         program.set(SOCKET, name);
 

@@ -55,16 +55,15 @@ impl Manager {
         let _ = self.send(&[NotifyState::Status(&bounded(status))]);
     }
 
-    /// Passes a child's messages on. The manager gets the status of the newest child alone, and the
-    /// watchdog of the child that serves.
-    pub(crate) fn pass_on(&self, words: &Words, is_newest: bool, serves: bool) {
-        if let Some(status) = words.status.as_ref().filter(|_| is_newest) {
+    /// Passes the words of a child on, apart from READY=1.
+    pub(crate) fn pass_on(&self, words: &Words) {
+        if let Some(status) = &words.status {
             self.status(status);
         }
         if let Some(time) = words.extension {
             let _ = self.send(&[NotifyState::ExtendTimeoutUsec(time)]);
         }
-        if words.is_watchdog && serves {
+        if words.is_watchdog {
             let _ = self.send(&[NotifyState::Watchdog]);
         }
     }

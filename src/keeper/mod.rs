@@ -13,6 +13,8 @@ mod exit;
 #[cfg(target_os = "linux")]
 mod manager;
 #[cfg(target_os = "linux")]
+mod notes;
+#[cfg(target_os = "linux")]
 mod notify;
 mod own;
 #[cfg(target_os = "linux")]

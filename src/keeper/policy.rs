@@ -12,8 +12,10 @@ use async_signal::Signal;
 use crate::keeper::program::exit_code;
 
 pub(crate) use action::{Action, Ending, Event, Failure, Id, Next, Note};
+pub(crate) use condition::{Condition, Member, Remembered};
 
 mod action;
+mod condition;
 #[cfg(test)]
 mod table;
 
@@ -23,34 +25,15 @@ pub(crate) const TRIAL: Duration = Duration::from_millis(50);
 /// The shortest time that a child that has failed gets for its stop.
 const LEAST_STOP_TIME: Duration = Duration::from_secs(5);
 
-/// The shortest and the longest pause between the death of the only child and the next start.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// The pause between the first death of the only child and the next start. Each death soon after
+/// doubles the pause.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// The longest pause between a death and the next start.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// A child that has served for this time ends a series of deaths.
 const LONG_SERVICE: Duration = Duration::from_secs(1);
-
-/// The progress of a child.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Condition {
-    /// The child was started, and has to be ready by `until`.
-    Starting { until: Instant },
-    /// The child is ready. The keeper trusts the child if it is still alive at `until`.
-    Trial { until: Instant },
-    /// The child serves.
-    Serving { since: Instant },
-    /// The child finishes its connections, because a successor serves.
-    Leaving,
-    /// The keeper has told the child to stop before it was ready. The keeper kills the child at
-    /// `until`, or has killed it already (`None`).
-    Failing { until: Option<Instant> },
-}
-
-/// A child that has not ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Member {
-    pub(crate) id: Id,
-    pub(crate) condition: Condition,
-}
 
 /// The state of a keeper as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,13 +68,6 @@ pub(crate) struct Policy {
     newest: Option<(Id, u8)>,
     /// A child that was alive at the stop has ended with a code other than 0.
     has_cut: bool,
-}
-
-/// The part of the state that the next program in this process takes over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Remembered {
-    pub(crate) children: Vec<Member>,
-    pub(crate) next: Id,
 }
 
 impl Policy {
@@ -133,9 +109,10 @@ impl Policy {
     /// Returns the time of the next [`Event::Tick`].
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let children = self.children.iter().filter_map(|child| match child.condition {
-            Condition::Starting { until } | Condition::Trial { until } => Some(until),
-            Condition::Failing { until } => until,
-            Condition::Serving { .. } | Condition::Leaving => None,
+            Condition::Starting { until }
+            | Condition::Trial { until }
+            | Condition::Failing { until } => Some(until),
+            Condition::Serving { .. } | Condition::Leaving | Condition::Killed => None,
         });
         let pause = match self.stage {
             Stage::Pausing { until } => Some(until),
@@ -157,7 +134,9 @@ impl Policy {
     /// Returns the newest child that has not failed.
     pub(crate) fn newest(&self) -> Option<Id> {
         let mut all = self.children.iter().rev();
-        let has_failed = |child: &Member| matches!(child.condition, Condition::Failing { .. });
+        let has_failed = |child: &Member| {
+            matches!(child.condition, Condition::Failing { .. } | Condition::Killed)
+        };
         all.find(|child| !has_failed(child)).map(|child| child.id)
     }
 
@@ -176,16 +155,7 @@ impl Policy {
                 self.children.retain(|child| child.id != id);
                 self.fail(Failure::NotStarted(reason), now, &mut actions);
             }
-            Event::Ready(id) => {
-                let until = now + TRIAL;
-                let is_new = self.change(id, |condition| match condition {
-                    Condition::Starting { .. } => Some(Condition::Trial { until }),
-                    _ => None,
-                });
-                if is_new {
-                    actions.push(Action::Note(Note::Ready(id)));
-                }
-            }
+            Event::Ready(id) => self.on_ready(id, now, &mut actions),
             Event::Ended(id, status) => self.on_end(id, status, now, &mut actions),
             Event::Tick => self.on_tick(now, &mut actions),
         }
@@ -214,11 +184,11 @@ impl Policy {
             self.is_wanted = false;
             actions.extend([Action::Note(Note::Stopping(signal)), Action::LetGo]);
         }
-        let until = Some(self.last_chance(now));
+        let until = self.last_chance(now);
         for child in &mut self.children {
             match child.condition {
                 // The child has a stop signal already, and a second one would cut its requests.
-                Condition::Failing { .. } if is_first => continue,
+                Condition::Failing { .. } | Condition::Killed if is_first => continue,
                 Condition::Starting { .. } => {
                     child.condition = Condition::Failing { until };
                 }
@@ -229,24 +199,21 @@ impl Policy {
         self.end_if_alone(actions);
     }
 
+    /// Begins the trial of a child that is starting. A child that has failed stays failed.
+    fn on_ready(&mut self, id: Id, now: Instant, actions: &mut Vec<Action>) {
+        let is_meant = |child: &&mut Member| {
+            child.id == id && matches!(child.condition, Condition::Starting { .. })
+        };
+        if let Some(child) = self.children.iter_mut().find(is_meant) {
+            child.condition = Condition::Trial { until: now + TRIAL };
+            actions.push(Action::Note(Note::Ready(id)));
+        }
+    }
+
     fn on_end(&mut self, id: Id, status: ExitStatus, now: Instant, actions: &mut Vec<Action>) {
         let Some(index) = self.children.iter().position(|child| child.id == id) else { return };
         let Member { condition, .. } = self.children.remove(index);
-        let is_unready = match condition {
-            Condition::Starting { .. } | Condition::Failing { .. } => true,
-            // At a stop, a child on trial may already have clients.
-            Condition::Trial { .. } => !self.is_stopping(),
-            Condition::Serving { .. } | Condition::Leaving => false,
-        };
-        let code = exit_code(status);
-        // If another child has served, the exit code of a child that never did says nothing about
-        // the service.
-        if !(is_unready && self.has_served) {
-            if self.newest.is_none_or(|(newest, _)| newest < id) {
-                self.newest = Some((id, code));
-            }
-            self.has_cut |= self.is_stopping() && code != 0;
-        }
+        self.note_code(id, condition, exit_code(status));
         let ended = Action::Note(Note::Ended(id, status));
         match condition {
             _ if self.is_stopping() => actions.push(ended),
@@ -264,16 +231,36 @@ impl Policy {
                 };
                 actions.push(Action::Note(Note::Died { id, status, next }));
             }
-            Condition::Leaving | Condition::Failing { .. } => actions.push(ended),
+            Condition::Leaving | Condition::Failing { .. } | Condition::Killed => {
+                actions.push(ended);
+            }
         }
         self.end_if_alone(actions);
+    }
+
+    /// Notes the exit code of a child for the exit code of the keeper. If another child has served,
+    /// the code of a child that never did says nothing about the service.
+    fn note_code(&mut self, id: Id, condition: Condition, code: u8) {
+        let is_unready = match condition {
+            Condition::Starting { .. } | Condition::Failing { .. } | Condition::Killed => true,
+            // At a stop, a child on trial may already have clients.
+            Condition::Trial { .. } => !self.is_stopping(),
+            Condition::Serving { .. } | Condition::Leaving => false,
+        };
+        if is_unready && self.has_served {
+            return;
+        }
+        if self.newest.is_none_or(|(newest, _)| newest < id) {
+            self.newest = Some((id, code));
+        }
+        self.has_cut |= self.is_stopping() && code != 0;
     }
 
     fn on_tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if matches!(self.stage, Stage::Pausing { until } if until <= now) {
             self.start(now, actions);
         }
-        let last_chance = Some(self.last_chance(now));
+        let last_chance = self.last_chance(now);
         for index in 0..self.children.len() {
             let Member { id, condition } = self.children[index];
             match condition {
@@ -282,8 +269,8 @@ impl Policy {
                     actions.push(Action::Term(id));
                     self.fail(Failure::Late(id), now, actions);
                 }
-                Condition::Failing { until: Some(until) } if until <= now => {
-                    self.children[index].condition = Condition::Failing { until: None };
+                Condition::Failing { until } if until <= now => {
+                    self.children[index].condition = Condition::Killed;
                     actions.push(Action::Kill(id));
                 }
                 Condition::Trial { until } if until <= now && !self.is_stopping() => {
@@ -301,17 +288,20 @@ impl Policy {
     /// Lets a child serve that has been ready for a while.
     fn take_over(&mut self, new: Id, now: Instant, actions: &mut Vec<Action>) {
         let old = self.serving();
-        if let Some(old) = old {
-            self.change(old, |_| Some(Condition::Leaving));
+        for child in &mut self.children {
+            if Some(child.id) == old {
+                child.condition = Condition::Leaving;
+            } else if child.id == new {
+                child.condition = Condition::Serving { since: now };
+            }
         }
-        self.change(new, |_| Some(Condition::Serving { since: now }));
         actions.push(Action::TakeOver { new, old });
         if !self.has_served {
             self.has_served = true;
             actions.push(Action::FirstReady);
         }
         let was_restart = self.is_announced;
-        self.over(true, actions);
+        self.end_restart(true, actions);
         if self.is_wanted {
             self.restart(now, actions);
         } else if was_restart {
@@ -324,32 +314,35 @@ impl Policy {
         if self.is_stopping() {
             return self.end_if_alone(actions);
         }
-        let old = self.serving();
-        if old.is_some() || !self.has_served {
-            actions.push(Action::Note(Note::NoRestart { failure: failure.clone(), old }));
+        match self.serving() {
+            Some(old) => {
+                actions.push(Action::Note(Note::NoRestart { failure, old: Some(old) }));
+                self.end_restart(false, actions);
+            }
+            None if self.has_served => {
+                self.end_restart(false, actions);
+                let pause = self.pause(now);
+                actions.push(Action::Note(Note::NotRevived { failure, pause }));
+            }
+            None => return self.fail_first(failure, actions),
         }
-        self.over(false, actions);
-        if old.is_some() {
-            if self.is_wanted {
-                self.restart(now, actions);
+        if self.is_wanted {
+            self.restart(now, actions);
+        }
+    }
+
+    /// Ends the keeper, because no child has served yet.
+    fn fail_first(&mut self, failure: Failure, actions: &mut Vec<Action>) {
+        actions.push(Action::Note(Note::NoRestart { failure: failure.clone(), old: None }));
+        self.end_restart(false, actions);
+        match failure {
+            Failure::NotStarted(reason) => {
+                actions.push(Action::End(Ending::NotStarted(reason)));
             }
-        } else if self.has_served {
-            let is_wanted = self.is_wanted;
-            let pause = self.pause(now);
-            actions.push(Action::Note(Note::NotRevived { failure, pause }));
-            if is_wanted {
-                self.restart(now, actions);
+            Failure::Ended(_, status) | Failure::EndedOnTrial(_, status) => {
+                actions.push(Action::End(Ending::Code(exit_code(status))));
             }
-        } else {
-            match failure {
-                Failure::NotStarted(reason) => {
-                    actions.push(Action::End(Ending::NotStarted(reason)));
-                }
-                Failure::Ended(_, status) | Failure::EndedOnTrial(_, status) => {
-                    actions.push(Action::End(Ending::Code(exit_code(status))));
-                }
-                Failure::Late(id) => self.stage = Stage::GivingUp(id),
-            }
+            Failure::Late(id) => self.stage = Stage::GivingUp(id),
         }
     }
 
@@ -371,7 +364,7 @@ impl Policy {
     }
 
     /// Announces the end of a restart, if its begin was announced.
-    fn over(&mut self, is_done: bool, actions: &mut Vec<Action>) {
+    fn end_restart(&mut self, is_done: bool, actions: &mut Vec<Action>) {
         if std::mem::take(&mut self.is_announced) {
             actions.push(Action::RestartEnds { is_done });
         }
@@ -379,7 +372,7 @@ impl Policy {
 
     /// Begins a pause before the next start, and returns its length.
     fn pause(&mut self, now: Instant) -> Duration {
-        let pause = PAUSE.1.min(PAUSE.0 * (1 << self.deaths.min(10)));
+        let pause = LONGEST_PAUSE.min(FIRST_PAUSE * (1 << self.deaths.min(10)));
         self.deaths += 1;
         self.stage = Stage::Pausing { until: now + pause };
         pause
@@ -413,19 +406,6 @@ impl Policy {
 
     fn find(&self, is: impl Fn(Condition) -> bool) -> Option<Id> {
         self.children.iter().find(|child| is(child.condition)).map(|child| child.id)
-    }
-
-    /// Changes a child's condition. Returns `true` if the child is there and `change` gave a
-    /// condition.
-    fn change(&mut self, id: Id, change: impl Fn(Condition) -> Option<Condition>) -> bool {
-        let child = self.children.iter_mut().find(|child| child.id == id);
-        let Some((child, condition)) =
-            child.and_then(|child| change(child.condition).map(|condition| (child, condition)))
-        else {
-            return false;
-        };
-        child.condition = condition;
-        true
     }
 }
 

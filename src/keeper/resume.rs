@@ -65,7 +65,8 @@ pub(crate) struct ChildState {
 pub(crate) enum ChildStage {
     Serving { for_ms: u64 },
     Leaving,
-    Failing { killed_in_ms: Option<u64> },
+    Failing { killed_in_ms: u64 },
+    Killed,
 }
 
 /// A listener that a child serves.
@@ -93,7 +94,8 @@ impl Display for State {
             let (word, time) = match stage {
                 ChildStage::Serving { for_ms } => ("serving", Some(*for_ms)),
                 ChildStage::Leaving => ("leaving", None),
-                ChildStage::Failing { killed_in_ms } => ("failing", *killed_in_ms),
+                ChildStage::Failing { killed_in_ms } => ("failing", Some(*killed_in_ms)),
+                ChildStage::Killed => ("failing", None),
             };
             write!(f, "\nchild {id} {pid} {word} {} ", Maybe(time))?;
             write!(f, "{} {}", Maybe(*channel), Maybe(*notify))?;
@@ -200,7 +202,8 @@ impl Words<'_> {
         let stage = match (word, time) {
             ("serving", Some(for_ms)) => ChildStage::Serving { for_ms },
             ("leaving", None) => ChildStage::Leaving,
-            ("failing", killed_in_ms) => ChildStage::Failing { killed_in_ms },
+            ("failing", Some(killed_in_ms)) => ChildStage::Failing { killed_in_ms },
+            ("failing", None) => ChildStage::Killed,
             _ => return None,
         };
         let (channel, notify) = (self.maybe()?, self.maybe()?);
@@ -299,10 +302,11 @@ mod tests {
         let children = (0..random.usize(..4)).map(|_| ChildState {
             id: random.u32(..),
             pid: random.u32(..),
-            stage: match random.u8(..3) {
+            stage: match random.u8(..4) {
                 0 => ChildStage::Serving { for_ms: random.u64(..) },
                 1 => ChildStage::Leaving,
-                _ => ChildStage::Failing { killed_in_ms: maybe(random, |random| random.u64(..)) },
+                2 => ChildStage::Failing { killed_in_ms: random.u64(..) },
+                _ => ChildStage::Killed,
             },
             channel: maybe(random, any_held),
             notify: maybe(random, any_held),

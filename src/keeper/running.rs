@@ -13,7 +13,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::pin::Pin;
 use std::process::ExitStatus;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_io::Timer;
 use async_signal::Signal;
@@ -26,13 +26,13 @@ use crate::keeper::child::{Child, Started};
 use crate::keeper::exit::KeeperExit;
 use crate::keeper::manager::Manager;
 use crate::keeper::pid_lock::PidLock;
-use crate::keeper::policy::{Action, Ending, Event, Failure, Id, Next, Note, Policy};
+use crate::keeper::policy::{Action, Ending, Event, Id, Policy};
 use crate::keeper::resume::VERSION;
 use crate::keeper::settings::{Keeper, ReadyWhen};
 use crate::keeper::sockets::Sockets;
 use crate::keeper::takeover;
 use crate::restart::message::Message;
-use crate::stop::signals::{self, Received};
+use crate::stop::signals::Received;
 
 /// The signals of a keeper, with their times.
 pub(crate) type SignalStream = Box<dyn Stream<Item = Received> + Send + Unpin>;
@@ -110,31 +110,47 @@ impl RunningKeeper {
             self.manager.try_again(Instant::now());
             return Poll::Ready(Some(Event::Tick));
         }
-        for child in &mut self.children {
-            if child.poll_shown(cx).is_ready() {
-                return Poll::Ready(Some(Event::Ready(child.id)));
-            }
-            if let Poll::Ready(ready) = child.poll_channel(&self.sockets, cx) {
-                let is_enough = !matches!(self.settings.ready, ReadyWhen::Answers(_));
-                let id = child.id;
-                if ready && self.policy.serving() == Some(id) {
-                    takeover::settle(&mut self.children, &mut self.sockets, id);
-                }
-                return Poll::Ready((ready && is_enough).then_some(Event::Ready(id)));
-            }
-            if let Poll::Ready(words) = child.poll_notify(cx) {
-                let is_newest = self.policy.newest() == Some(child.id);
-                let serves = self.policy.serving() == Some(child.id)
-                    || is_newest && self.policy.is_stopping();
-                self.manager.pass_on(&words, is_newest, serves);
-                let is_enough = !matches!(self.settings.ready, ReadyWhen::Answers(_));
-                let is_ready = words.is_ready && is_enough;
-                return Poll::Ready(is_ready.then_some(Event::Ready(child.id)));
+        for index in 0..self.children.len() {
+            if let Poll::Ready(event) = self.poll_child(index, cx) {
+                return Poll::Ready(event);
             }
         }
         Poll::Pending
     }
 
+    /// Waits until the child at `index` has said or shown something. Returns `None` if it is not an
+    /// event for the policy.
+    fn poll_child(&mut self, index: usize, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        let child = &mut self.children[index];
+        let id = child.id;
+        if child.poll_shown(cx).is_ready() {
+            return Poll::Ready(Some(Event::Ready(id)));
+        }
+        // A child that has to answer a URL is not ready because it says so.
+        let may_say_ready = !matches!(self.settings.ready, ReadyWhen::Answers(_));
+        let serves = self.policy.serving() == Some(id);
+        if let Poll::Ready(is_ready) = child.poll_channel(&self.sockets, cx) {
+            if is_ready && serves {
+                takeover::settle_sockets(&mut self.children, &mut self.sockets, id);
+            }
+            return Poll::Ready((is_ready && may_say_ready).then_some(Event::Ready(id)));
+        }
+        if let Poll::Ready(mut words) = child.poll_notify(cx) {
+            // The manager gets the status of the newest child alone, and the watchdog of the child
+            // that serves. In a stop, the newest child counts as the one that serves.
+            let is_newest = self.policy.newest() == Some(id);
+            if !is_newest {
+                words.status = None;
+            }
+            words.is_watchdog &= serves || is_newest && self.policy.is_stopping();
+            self.manager.pass_on(&words);
+            return Poll::Ready((words.is_ready && may_say_ready).then_some(Event::Ready(id)));
+        }
+        Poll::Pending
+    }
+
+    /// Returns the event of a signal, or `None` if it is a signal of a child that has ended, or one
+    /// that the keeper passes on.
     pub(crate) fn on_signal(&mut self, signal: Signal) -> Option<Event> {
         if signal == Signal::Child {
             self.reap();
@@ -261,106 +277,4 @@ impl RunningKeeper {
     fn is_resumed_by(&self, id: Id) -> bool {
         self.settings.is_own && self.child(id).is_some_and(|child| child.resumes == VERSION)
     }
-
-    /// Returns a child's name in the log, with its process id.
-    fn process(&self, id: Id) -> String {
-        match self.child(id) {
-            Some(child) => format!("process {}", child.pid.as_raw_nonzero()),
-            None => "a process".into(),
-        }
-    }
-
-    fn note(&mut self, note: &Note) {
-        match note {
-            Note::AnotherFollows => {
-                log::info!("keeper: a restart is under way; another follows");
-            }
-            Note::TooLate(signal) => {
-                log::warn!("keeper: no restart because of {}: stopping", signals::name(*signal));
-            }
-            Note::Stopping(signal) => {
-                log::info!("keeper: stopping because of {}", signals::name(*signal));
-            }
-            Note::Ready(id) => {
-                let started = self.child(*id).map(|child| child.started);
-                let after = started.map_or(0.0, |started| started.elapsed().as_secs_f64());
-                log::info!("keeper: {} is ready after {after:.2} s", self.process(*id));
-            }
-            Note::Ended(id, status) => {
-                log::info!("keeper: {} has ended: {status}", self.process(*id));
-            }
-            Note::NoRestart { failure, old: Some(old) } => {
-                let failure = self.words(failure);
-                self.failure = format!("{failure}; {} goes on", self.process(*old));
-                log::error!("keeper: no restart: {}", self.failure);
-            }
-            Note::NoRestart { failure, old: None } => {
-                self.failure = self.words(failure);
-                match failure {
-                    Failure::Late(_) => {
-                        log::error!("keeper: {}; it is told to stop", self.failure);
-                    }
-                    // The caller of the keeper reports this error.
-                    Failure::NotStarted(_) => {}
-                    Failure::Ended(..) | Failure::EndedOnTrial(..) => {
-                        log::error!("keeper: {}", self.failure);
-                    }
-                }
-            }
-            Note::Died { id, status, next } => {
-                let next = match next {
-                    Next::After(pause) => format!("starting another in {}", milliseconds(*pause)),
-                    Next::OnItsWay(next) => format!("{} is starting already", self.process(*next)),
-                };
-                log::error!(
-                    "keeper: {} has died: {status}; {next}{}",
-                    self.process(*id),
-                    self.clients()
-                );
-            }
-            Note::NotRevived { failure, pause } => {
-                self.failure = self.words(failure);
-                log::error!(
-                    "keeper: {}; starting another in {}{}",
-                    self.failure,
-                    milliseconds(*pause),
-                    self.clients()
-                );
-            }
-        }
-    }
-
-    /// Returns the words about clients for the time in which no child serves.
-    fn clients(&self) -> &'static str {
-        if self.sockets.all().is_empty() { "" } else { ", clients wait" }
-    }
-
-    fn words(&self, failure: &Failure) -> String {
-        match failure {
-            Failure::NotStarted(reason) => reason.clone(),
-            Failure::Ended(id, status) => {
-                format!("{} has ended before it was ready: {status}", self.process(*id))
-            }
-            Failure::EndedOnTrial(id, status) => {
-                format!("{} was ready and has ended: {status}", self.process(*id))
-            }
-            Failure::Late(id) => {
-                let why = match (&self.settings.ready, self.child(*id)) {
-                    (ReadyWhen::Answers(url), Some(child)) => {
-                        format!("{url}: {}", child.why_not_shown())
-                    }
-                    _ => "no READY=1 came to NOTIFY_SOCKET, and nothing through \
-                          SMOL_GRACEFUL_KEEPER; if the program cannot say that it is ready, set \
-                          another --ready, such as 2s"
-                        .into(),
-                };
-                let patience = self.settings.patience;
-                format!("{} was not ready within {patience:?} ({why})", self.process(*id))
-            }
-        }
-    }
-}
-
-fn milliseconds(time: Duration) -> String {
-    format!("{} ms", time.as_millis())
 }

@@ -76,17 +76,30 @@ impl Sockets {
     /// reason.
     pub(crate) fn new(listen: &[Address]) -> io::Result<Self> {
         let mut sockets = Self::default();
+        sockets.take_passed()?;
+        sockets.bind(listen)?;
+        Ok(sockets)
+    }
+
+    /// Takes the sockets that this process was started with.
+    fn take_passed(&mut self) -> io::Result<()> {
         // The standard input comes first, because taking a socket closes its copies.
         let input = input();
         for (socket, passed) in inherited::all().map_err(during("inherited sockets"))? {
             let is_input = Some(inode(&socket)?) == input;
-            sockets.take(socket, passed, is_input)?;
+            self.take(socket, passed, is_input)?;
         }
-        if input.is_some() && !sockets.kept.iter().any(|kept| kept.is_input) {
+        if input.is_some() && !self.kept.iter().any(|kept| kept.is_input) {
             if let Some((socket, passed)) = inherited::matching(&Address::Fd(0))? {
-                sockets.take(socket, passed, true)?;
+                self.take(socket, passed, true)?;
             }
         }
+        Ok(())
+    }
+
+    /// Binds the addresses on which no socket of the keeper listens yet. The sockets get numbers in
+    /// the order of `listen`.
+    fn bind(&mut self, listen: &[Address]) -> io::Result<()> {
         // `[::]` leaves IPv4 alone if the keeper listens there already, so it comes last.
         let mut bound: Vec<Option<(Socket, Option<SocketFile>)>> = Vec::new();
         bound.resize_with(listen.len(), || None);
@@ -94,7 +107,7 @@ impl Sockets {
         order.sort_by_key(|index| is_every_ipv6(&listen[*index]));
         for index in order {
             let address = &listen[index];
-            if let Some(kept) = sockets.kept.iter_mut().find(|kept| kept.serves(address)) {
+            if let Some(kept) = self.kept.iter_mut().find(|kept| kept.serves(address)) {
                 // The operator lists this address, so every child may take the socket, even if the
                 // keeper above reserved it for a child that asks.
                 kept.is_brought = false;
@@ -106,9 +119,9 @@ impl Sockets {
         for (socket, file) in bound.into_iter().flatten() {
             let address = Address::of(&socket)?;
             let path = file.as_ref().map(|file| file.path().to_owned());
-            sockets.files.extend(file.and_then(OwnFile::of));
-            let number = sockets.next_number();
-            sockets.kept.push(KeptSocket {
+            self.files.extend(file.and_then(OwnFile::of));
+            let number = self.next_number();
+            self.kept.push(KeptSocket {
                 number,
                 socket,
                 address,
@@ -119,7 +132,7 @@ impl Sockets {
                 is_input: false,
             });
         }
-        Ok(sockets)
+        Ok(())
     }
 
     /// Takes over the sockets that this process had before it replaced its program.
@@ -134,16 +147,14 @@ impl Sockets {
         // A keeper above this one may have given the socket a number, which means nothing to the
         // children.
         let number = self.next_number();
-        let Passed { name, file: path, is_brought, .. } = passed;
-        let is_own = false;
         self.kept.push(KeptSocket {
             number,
             socket,
             address,
-            is_own,
-            is_brought,
-            path,
-            name,
+            is_own: false,
+            is_brought: passed.is_brought,
+            path: passed.file,
+            name: passed.name,
             is_input,
         });
         Ok(())
@@ -192,40 +203,19 @@ impl Sockets {
     /// up /tmp. Without that, the next child would have a socket that no client finds.
     pub(crate) fn rebind_removed(&mut self) {
         for index in 0..self.kept.len() {
-            let KeptSocket { address, path: Some(path), is_own: true, .. } = &self.kept[index]
-            else {
+            let number = self.next_number();
+            let kept = &mut self.kept[index];
+            let is_file = |own: &&mut OwnFile| Some(own.file.path()) == kept.path.as_deref();
+            let Some(own) = self.files.iter_mut().find(is_file).filter(|_| kept.is_own) else {
                 continue;
             };
-            let (address, path) = (address.clone(), path.clone());
-            let Some(at) = self.files.iter().position(|own| own.file.path() == path) else {
-                continue;
-            };
-            match self.files[at].file.is_there() {
+            match own.file.is_there() {
                 Ok(true) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    match bind::unix(&path, Some(self.files[at].mode)) {
-                        Ok((socket, file)) => {
-                            log::warn!(
-                                "keeper: the file of {address} was removed, so no client found \
-                                 the socket; it is bound anew"
-                            );
-                            let number = self.next_number();
-                            self.files[at].file = file;
-                            self.kept[index].socket = socket;
-                            // The new number makes this another listener, because connections to
-                            // the old socket must not go to the new one.
-                            self.kept[index].number = number;
-                        }
-                        Err(error) => log::warn!(
-                            "keeper: the file of {address} was removed, and the socket cannot be \
-                             bound anew: {}",
-                            error.worded(&address)
-                        ),
-                    }
-                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => kept.rebind(own, number),
                 Ok(false) | Err(_) => log::warn!(
-                    "keeper: another file has the name of {address}, so no client finds this \
-                     socket; remove that file, or stop the server that listens on it, and restart"
+                    "keeper: another file has the name of {}, so no client finds this socket; \
+                     remove that file, or stop the server that listens on it, and restart",
+                    kept.address
                 ),
             }
         }
@@ -281,6 +271,27 @@ impl Sockets {
 }
 
 impl KeptSocket {
+    /// Binds a Unix socket anew whose file was removed. The new number makes this another listener,
+    /// because connections to the old socket must not go to the new one.
+    fn rebind(&mut self, own: &mut OwnFile, number: u32) {
+        let address = &self.address;
+        match bind::unix(own.file.path(), Some(own.mode)) {
+            Ok((socket, file)) => {
+                log::warn!(
+                    "keeper: the file of {address} was removed, so no client found the socket; it \
+                     is bound anew"
+                );
+                own.file = file;
+                self.socket = socket;
+                self.number = number;
+            }
+            Err(error) => log::warn!(
+                "keeper: the file of {address} was removed, and the socket cannot be bound anew: {}",
+                error.worded(address)
+            ),
+        }
+    }
+
     /// Returns `true` if this socket listens on `address`.
     fn serves(&self, address: &Address) -> bool {
         match (address, &self.address) {
@@ -334,87 +345,4 @@ fn is_every_ipv6(address: &Address) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::net::TcpListener;
-    use std::os::unix::net::UnixStream;
-
-    #[test]
-    fn addresses_are_bound_in_their_order() {
-        let listen = ["[::]:0", "127.0.0.1:0", "127.0.0.1:0"].map(|text| text.parse().unwrap());
-        let mut sockets = Sockets::new(&listen).unwrap();
-        let addresses: Vec<_> = sockets.all().iter().map(|kept| kept.address.to_string()).collect();
-        assert!(addresses[0].starts_with("[::]:"), "{addresses:?}");
-        let numbers = |sockets: &Sockets| -> Vec<_> {
-            sockets.offer().iter().map(|offered| (offered.number, offered.is_own)).collect()
-        };
-        assert_eq!(numbers(&sockets), [(0, true), (1, true), (2, true)]);
-        // Other programs expect a blocking socket.
-        assert!(sockets.all().iter().all(|kept| !kept.socket.nonblocking().unwrap()));
-        assert_eq!(sockets.names(), "::");
-        let closed = sockets.close_others(&[0, 2, 9]);
-        assert_eq!(closed[0].to_string(), addresses[1]);
-        // A child brings a socket with a number above all others.
-        let brought = TcpListener::bind("127.0.0.1:0").unwrap();
-        let number = inode(&brought).unwrap();
-        let how = || Brought { is_own: false, file: None };
-        sockets.bring(3, brought.into(), how()).unwrap();
-        assert_eq!(numbers(&sockets), [(0, true), (2, true), (3, false)]);
-        // Unlike the keeper's own sockets, only a child that asks for the address may take it.
-        let brought: Vec<_> = sockets.offer().iter().map(|offered| offered.is_brought).collect();
-        assert_eq!(brought, [false, false, true]);
-        assert_eq!((sockets.inode(3), sockets.inode(1)), (Some(number), None));
-        let (stream, _) = UnixStream::pair().unwrap();
-        assert!(sockets.bring(4, stream.into(), how()).is_err());
-        sockets.let_go();
-        assert!(sockets.all().is_empty());
-    }
-
-    #[test]
-    fn the_file_of_a_socket_goes_with_the_keeper() {
-        let path = std::env::temp_dir().join(format!("sg-keep-{}.sock", std::process::id()));
-        let mut sockets = Sockets::new(&[Address::Unix(path.clone())]).unwrap();
-        let offered = sockets.offer().remove(0);
-        assert_eq!(offered.file.as_deref(), Some(&*path));
-        // The copy stands for a child that still listens.
-        let copy = sockets.all()[0].socket.try_clone().unwrap();
-        sockets.let_go();
-        assert!(UnixStream::connect(&path).is_ok());
-        drop(copy);
-        drop(sockets);
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn a_socket_whose_file_was_removed_is_bound_anew() {
-        let path = std::env::temp_dir().join(format!("sg-rebind-{}.sock", std::process::id()));
-        let mut sockets = Sockets::new(&[Address::Unix(path.clone())]).unwrap();
-        sockets.rebind_removed();
-        assert_eq!(sockets.offer()[0].number, 0);
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        sockets.files[0].mode = 0o600;
-        fs::remove_file(&path).unwrap();
-        sockets.rebind_removed();
-        assert_eq!(sockets.offer()[0].number, 1);
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        UnixStream::connect(&path).unwrap();
-        // Another program's file is left alone.
-        fs::remove_file(&path).unwrap();
-        let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        sockets.rebind_removed();
-        let offered = sockets.offer().remove(0);
-        assert_eq!((offered.number, offered.is_own), (1, false));
-        drop(sockets);
-        assert!(path.exists());
-        drop(other);
-        fs::remove_file(&path).unwrap();
-    }
-
-    #[test]
-    fn an_address_in_use_is_named() {
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = Address::Tcp(taken.local_addr().unwrap());
-        let error = Sockets::new(std::slice::from_ref(&address)).err().unwrap().to_string();
-        assert!(error.starts_with(&format!("cannot listen on {address}: ")), "{error}");
-    }
-}
+mod tests;

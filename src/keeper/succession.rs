@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::env;
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::pin::Pin;
 use std::process;
@@ -100,40 +100,17 @@ fn resume(mut keeper: Keeper, state: State) -> io::Result<KeeperExit> {
     let url = start::check(&mut keeper)?;
     let signals = start::hear(&keeper, block_all()?)?;
     let now = Instant::now();
-    let lost = || io::Error::other("a descriptor of the program before is gone");
-    let take = |held: Held| take_socket(held.fd, held.inode).ok_or_else(lost);
     let pid_lock = match state.lock {
         Some((held, path)) => Some(PidLock::resume(take(held)?, path)),
         None => None,
     };
-    let mut kept = Vec::new();
-    for SocketState { held, number, is_own, is_brought, is_input, name, path } in state.sockets {
-        let socket = Socket::from(take(held)?);
-        let address = Address::of(&socket).map_err(during("a socket of the program before"))?;
-        kept.push(KeptSocket { number, socket, address, is_own, is_brought, path, name, is_input });
-    }
-    let (mut children, mut members) = (Vec::new(), Vec::new());
-    for ChildState { id, pid, stage, channel, notify, reported } in state.children {
-        let condition = match stage {
-            ChildStage::Serving { for_ms } => {
-                let since = now.checked_sub(Duration::from_millis(for_ms)).unwrap_or(now);
-                Condition::Serving { since }
-            }
-            ChildStage::Leaving => Condition::Leaving,
-            ChildStage::Failing { killed_in_ms } => {
-                let until = killed_in_ms.and_then(|ms| now.checked_add(Duration::from_millis(ms)));
-                Condition::Failing { until }
-            }
-        };
-        members.push(Member { id, condition });
-        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(lost)?;
-        let mut child = Child::resume(id, pid, reported);
-        child.channel = channel.map(|held| take(held).and_then(Channel::of)).transpose()?;
-        child.notify = notify.map(|held| take(held).and_then(ChildNotify::of)).transpose()?;
-        children.push(child);
-    }
-    let policy =
-        Policy::resume(keeper.patience, Remembered { children: members, next: state.next });
+    let kept = state.sockets.into_iter().map(kept_socket).collect::<io::Result<_>>()?;
+    let members = state.children.iter();
+    let members =
+        members.map(|child| Member { id: child.id, condition: condition(child.stage, now) });
+    let remembered = Remembered { children: members.collect(), next: state.next };
+    let policy = Policy::resume(keeper.patience, remembered);
+    let children = state.children.into_iter().map(child).collect::<io::Result<Vec<_>>>()?;
     let newest = policy.newest().and_then(|id| children.iter().find(|child| child.id == id));
     if let Some(newest) = newest {
         let pid = newest.pid.as_raw_nonzero();
@@ -154,6 +131,66 @@ fn resume(mut keeper: Keeper, state: State) -> io::Result<KeeperExit> {
         is_outdated: false,
     };
     keeper.run(Vec::new())
+}
+
+/// Takes over a listening socket of the program before.
+fn kept_socket(state: SocketState) -> io::Result<KeptSocket> {
+    let SocketState { held, number, is_own, is_brought, is_input, name, path } = state;
+    let socket = Socket::from(take(held)?);
+    let address = Address::of(&socket).map_err(during("a socket of the program before"))?;
+    Ok(KeptSocket { number, socket, address, is_own, is_brought, path, name, is_input })
+}
+
+/// Takes over a child of the program before, with the sockets through which it speaks.
+fn child(state: ChildState) -> io::Result<Child> {
+    let ChildState { id, pid, stage: _, channel, notify, reported } = state;
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(lost)?;
+    let mut child = Child::resume(id, pid, reported);
+    child.channel = channel.map(|held| take(held).and_then(Channel::of)).transpose()?;
+    child.notify = notify.map(|held| take(held).and_then(ChildNotify::of)).transpose()?;
+    Ok(child)
+}
+
+/// Takes a descriptor of the program before.
+fn take(held: Held) -> io::Result<OwnedFd> {
+    take_socket(held.fd, held.inode).ok_or_else(lost)
+}
+
+fn lost() -> io::Error {
+    io::Error::other("a descriptor of the program before is gone")
+}
+
+/// Returns the condition of a child in the policy.
+fn condition(stage: ChildStage, now: Instant) -> Condition {
+    match stage {
+        ChildStage::Serving { for_ms } => {
+            let since = now.checked_sub(Duration::from_millis(for_ms)).unwrap_or(now);
+            Condition::Serving { since }
+        }
+        ChildStage::Leaving => Condition::Leaving,
+        ChildStage::Failing { killed_in_ms } => {
+            // A time that overflows would never come.
+            let until = now.checked_add(Duration::from_millis(killed_in_ms));
+            until.map_or(Condition::Killed, |until| Condition::Failing { until })
+        }
+        ChildStage::Killed => Condition::Killed,
+    }
+}
+
+/// Returns the stage of a child for the new program, or `None` if the child is starting.
+fn stage(condition: Condition, now: Instant) -> Option<ChildStage> {
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    match condition {
+        Condition::Serving { since } => {
+            Some(ChildStage::Serving { for_ms: milliseconds(now.duration_since(since)) })
+        }
+        Condition::Leaving => Some(ChildStage::Leaving),
+        Condition::Failing { until } => {
+            Some(ChildStage::Failing { killed_in_ms: milliseconds(until.duration_since(now)) })
+        }
+        Condition::Killed => Some(ChildStage::Killed),
+        Condition::Starting { .. } | Condition::Trial { .. } => None,
+    }
 }
 
 impl RunningKeeper {
@@ -215,21 +252,10 @@ impl RunningKeeper {
             return Ok(None);
         };
         let now = Instant::now();
-        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let mut children = Vec::new();
         for Member { id, condition } in members {
             let Some(child) = self.child(id) else { continue };
-            let stage = match condition {
-                Condition::Serving { since } => {
-                    ChildStage::Serving { for_ms: milliseconds(now.duration_since(since)) }
-                }
-                Condition::Failing { until } => {
-                    let left = until.map(|until| milliseconds(until.duration_since(now)));
-                    ChildStage::Failing { killed_in_ms: left }
-                }
-                Condition::Leaving => ChildStage::Leaving,
-                Condition::Starting { .. } | Condition::Trial { .. } => return Ok(None),
-            };
+            let Some(stage) = stage(condition, now) else { return Ok(None) };
             children.push(ChildState {
                 id,
                 pid: child.pid.as_raw_nonzero().get().unsigned_abs(),

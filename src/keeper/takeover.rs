@@ -20,7 +20,7 @@ use crate::restart::message::{Leave, Message};
 /// Lets the child `id` take the place of `old`, and closes the sockets that `id` does not serve.
 pub(crate) fn take_over(children: &mut [Child], sockets: &mut Sockets, id: Id, old: Option<Id>) {
     // K3: close the sockets first, so that `old` is alone with them when it hears of its successor.
-    let taken = settle(children, sockets, id);
+    let taken = settle_sockets(children, sockets, id);
     let child = |id: Id| children.iter().find(|child| child.id == id);
     if let (Some(new), Some(old)) = (child(id), old.and_then(child)) {
         let [pid, old_pid] = [new.pid, old.pid].map(|pid| pid.as_raw_nonzero());
@@ -37,7 +37,7 @@ pub(crate) fn take_over(children: &mut [Child], sockets: &mut Sockets, id: Id, o
 ///
 /// A child may report its sockets after it has taken over, if the settings say that a time or an
 /// answer is enough.
-pub(crate) fn settle(children: &mut [Child], sockets: &mut Sockets, id: Id) -> Vec<u32> {
+pub(crate) fn settle_sockets(children: &mut [Child], sockets: &mut Sockets, id: Id) -> Vec<u32> {
     let Some(child) = children.iter_mut().find(|child| child.id == id) else {
         return sockets.numbers();
     };

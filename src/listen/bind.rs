@@ -43,9 +43,12 @@ impl TcpBind {
     pub(crate) fn first(candidates: &[SocketAddr], reuse_port: bool) -> io::Result<Socket> {
         let mut last = invalid("it is not an address to bind");
         for &addr in candidates {
-            // `:8082` means both families, so its socket leaves IPv4 to no other socket.
-            let may_share = candidates.len() == 1;
-            let this = Self::new(addr, may_share, reuse_port);
+            let span = match candidates {
+                [_] => span_beside_own_sockets(addr),
+                // `:8082` means both families, so its socket leaves IPv4 to no other socket.
+                _ => TcpSpan { addr, is_only_v6: false },
+            };
+            let this = Self { span, reuse_port };
             let error = match this.listen() {
                 Ok(socket) => return Ok(socket),
                 Err(error) => error,
@@ -58,16 +61,6 @@ impl TcpBind {
             }
         }
         Err(last)
-    }
-
-    /// Returns the options for `addr`. With `may_share`, `[::]` leaves IPv4 to a socket of this
-    /// program that serves IPv4 already.
-    fn new(addr: SocketAddr, may_share: bool, reuse_port: bool) -> Self {
-        let is_wildcard = addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-        let ipv4 = SocketAddr::from(([0, 0, 0, 0], addr.port()));
-        let serves_ipv4 = |own: &OwnSocket| !own.is_passed && own.address == Address::Tcp(ipv4);
-        let is_only_v6 = is_wildcard && may_share && OwnSocket::all().iter().any(serves_ipv4);
-        Self { span: TcpSpan { addr, is_only_v6 }, reuse_port }
     }
 
     fn listen(self) -> io::Result<Socket> {
@@ -121,6 +114,15 @@ impl TcpBind {
         socket.bind(&addr.into())?;
         Ok(socket)
     }
+}
+
+/// Returns the span of `addr`. `[::]` leaves IPv4 to a socket of this program that serves IPv4
+/// already.
+fn span_beside_own_sockets(addr: SocketAddr) -> TcpSpan {
+    let is_wildcard = addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    let ipv4 = SocketAddr::from(([0, 0, 0, 0], addr.port()));
+    let serves_ipv4 = |own: &OwnSocket| !own.is_passed && own.address == Address::Tcp(ipv4);
+    TcpSpan { addr, is_only_v6: is_wildcard && OwnSocket::all().iter().any(serves_ipv4) }
 }
 
 /// Binds the file of a Unix socket, and replaces a stale file. With `mode`, the file has these

@@ -424,7 +424,7 @@ impl Listener {
     }
 
     fn is_alone(&self) -> bool {
-        let has_let_go = || Parent::of_this_process().is_none_or(Parent::has_let_go);
+        let has_let_go = || Parent::of_this_process().is_none_or(Parent::read_whether_let_go);
         self.ownership().is_alone(has_let_go)
     }
 

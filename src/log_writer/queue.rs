@@ -155,6 +155,7 @@ impl Queue {
     }
 
     pub(super) fn write_to(&self, mut out: impl Write, mut notice: impl FnMut(u64) -> String) {
+        let mut out = Output { out: &mut out, place: Place::LineBegin };
         let mut batch = Vec::new();
         let (mut wrote_at, mut in_a_row) = (None::<Instant>, 0);
         // Only a busy log gathers lines. In other logs a reader sees each line at its time.
@@ -162,9 +163,9 @@ impl Queue {
             self.next(&mut batch, wrote_at.filter(|_| in_a_row >= BUSY_WRITES))
         {
             if dropped > 0 {
-                write(&mut out, notice(dropped).as_bytes());
+                out.write(notice(dropped).as_bytes());
             }
-            write(&mut out, &batch);
+            out.write(&batch);
             let now = Instant::now();
             let is_next = wrote_at.is_some_and(|at| now - at < 2 * GATHER_PAUSE);
             in_a_row = if is_next { in_a_row + 1 } else { 0 };
@@ -209,23 +210,52 @@ impl Queue {
     }
 }
 
-/// Writes `bytes`, and waits for the output without a limit. A line that the output refuses is
-/// lost.
-fn write(out: &mut impl Write, mut bytes: &[u8]) {
-    /// The pause between two tries on a descriptor that another program has set to non-blocking.
-    const PAUSE: Duration = Duration::from_millis(10);
-    while !bytes.is_empty() {
-        match out.write(bytes) {
-            Ok(0) => return,
-            Ok(n) => bytes = &bytes[n..],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
-            // The output may take the next line, for example because it is shorter.
-            Err(_) => bytes = after_line(bytes),
+/// The output of the lines.
+struct Output<'a> {
+    out: &'a mut dyn Write,
+    place: Place,
+}
+
+/// The place in the output at which the next byte goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    LineBegin,
+    WithinLine,
+    /// The output has taken a part of a line, and has refused the rest.
+    BehindTornLine,
+}
+
+impl Output<'_> {
+    /// Writes lines, and waits for the output without a limit. A line that the output refuses is
+    /// lost. If the output has taken a part of that line, a line end comes before the next line.
+    fn write(&mut self, mut lines: &[u8]) {
+        /// The pause between two tries on a descriptor that another program has set to
+        /// non-blocking.
+        const PAUSE: Duration = Duration::from_millis(10);
+        while !lines.is_empty() {
+            let is_torn = self.place == Place::BehindTornLine;
+            match self.out.write(if is_torn { b"\n" } else { lines }) {
+                Ok(0) => return,
+                Ok(_) if is_torn => self.place = Place::LineBegin,
+                Ok(n) => {
+                    let is_whole = lines[n - 1] == b'\n';
+                    self.place = if is_whole { Place::LineBegin } else { Place::WithinLine };
+                    lines = &lines[n..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+                // The output may take the next line, for example because it is shorter.
+                Err(_) => {
+                    lines = after_line(lines);
+                    if self.place == Place::WithinLine {
+                        self.place = Place::BehindTornLine;
+                    }
+                }
+            }
         }
+        // An output with a buffer of its own would keep the line back.
+        let _ = self.out.flush();
     }
-    // An output with a buffer of its own would keep the line back.
-    let _ = out.flush();
 }
 
 /// Returns the lines after the first.
@@ -255,6 +285,48 @@ mod tests {
         assert_eq!(queue.next(&mut batch, None), Some(100));
         assert_eq!(batch, vec![0; BYTES + 1]);
         assert!(queue.state().lines.text.capacity() <= 2 * BATCH);
+    }
+
+    /// An output that takes as many bytes as it has room for, like a disk.
+    struct Disk {
+        taken: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.room == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            let n = bytes.len().min(self.room);
+            self.taken.extend_from_slice(&bytes[..n]);
+            self.room -= n;
+            Ok(n)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Each case: the room of a disk, and its content after it had room again.
+    #[test]
+    fn a_line_after_a_torn_one_is_whole() {
+        for (room, expected) in [
+            (0, "three\nfour\n"),
+            (2, "on\nthree\nfour\n"),
+            (4, "one\nthree\nfour\n"),
+            (5, "one\nt\nthree\nfour\n"),
+            (8, "one\ntwo\nthree\nfour\n"),
+        ] {
+            let mut disk = Disk { taken: Vec::new(), room };
+            let mut output = Output { out: &mut disk, place: Place::LineBegin };
+            output.write(b"one\ntwo\n");
+            let place = output.place;
+            disk.room = 100;
+            Output { out: &mut disk, place }.write(b"three\nfour\n");
+            assert_eq!(String::from_utf8(disk.taken).unwrap(), expected, "room for {room} bytes");
+        }
     }
 
     /// Many short lines cost few writes, in the same order. A long line is written by itself.

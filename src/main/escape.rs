@@ -23,7 +23,11 @@ pub(crate) fn plain(line: &mut String, text: &str) {
         if is_harmless(byte) {
             line.push(char::from(byte));
         } else {
-            let _ = write!(line, "\\x{byte:02X}");
+            line.push_str("\\x");
+            line.extend(
+                [byte >> 4, byte & 15]
+                    .map(|half| char::from(b"0123456789ABCDEF"[usize::from(half)])),
+            );
         }
     }
 }

@@ -53,11 +53,7 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
-    let mut shutdown =
-        Shutdown::new().grace(settings.grace).linger(settings.linger).lame_duck(settings.lame_duck);
-    if let Some(stream_grace) = settings.stream_grace {
-        shutdown = shutdown.stream_grace(stream_grace);
-    }
+    let shutdown = shutdown_of(settings);
     let access_log = match &settings.access_log {
         Some(place) => Some(AccessLog::open(place, settings.access_log_format)?),
         None => None,
@@ -76,13 +72,7 @@ fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
             }
         });
     }
-    let mut process = Process::default().repeat_window(settings.repeat_window);
-    if let Some(threads) = settings.threads {
-        process = process.threads(threads);
-    }
-    if let Some(path) = &settings.pid_file {
-        process = process.pid_file(path);
-    }
+    let mut process = process_of(settings);
     let sockets = Sockets::of(settings);
     if let Some(metrics) = metrics {
         let admin = Arc::new(Admin::new(&shutdown, metrics));
@@ -100,6 +90,28 @@ fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
         access_log.close();
     }
     outcome
+}
+
+/// Returns a handle with the four times of the settings.
+fn shutdown_of(settings: &Settings) -> Shutdown {
+    let shutdown =
+        Shutdown::new().grace(settings.grace).linger(settings.linger).lame_duck(settings.lame_duck);
+    match settings.stream_grace {
+        Some(stream_grace) => shutdown.stream_grace(stream_grace),
+        None => shutdown,
+    }
+}
+
+/// Returns a process with the settings that are not a server's.
+fn process_of(settings: &Settings) -> Process {
+    let mut process = Process::default().repeat_window(settings.repeat_window);
+    if let Some(threads) = settings.threads {
+        process = process.threads(threads);
+    }
+    if let Some(path) = &settings.pid_file {
+        process = process.pid_file(path);
+    }
+    process
 }
 
 fn public_listeners(sockets: &Sockets) -> Vec<io::Result<Listener>> {

@@ -17,15 +17,16 @@ use async_io::Timer;
 use async_signal::Signal;
 use futures_lite::{FutureExt, Stream, StreamExt, future};
 
+use super::total::total;
 use crate::error::{ServeError, reason};
 use crate::listen::listener::Listener;
 use crate::ready::ready;
 use crate::restart::notify::Notify;
 use crate::restart::parent::Parent;
 use crate::restart::pid_file::PidWriter;
-use crate::server::{Running, Stopping};
+use crate::server::running::{Running, Stopping};
 use crate::stop::draining::Draining;
-use crate::stop::outcome::{DrainEnding, Outcome, WorkKind};
+use crate::stop::outcome::Outcome;
 use crate::stop::policy::{Action, Event, State};
 use crate::stop::shutdown::Shutdown;
 use crate::stop::signals::{self, Received};
@@ -42,8 +43,8 @@ pub(super) struct RunningProcess {
 }
 
 impl RunningProcess {
-    /// Takes servers that listen. `restart` is the signal that asks for a restart, and signals
-    /// within `repeat_window` of the first one are the same stop.
+    /// Takes servers that listen. `restart` is the signal that asks for a restart. Signals within
+    /// `repeat_window` of the first one belong to the same stop.
     pub(super) fn new(
         servers: Vec<Running>,
         restart: Option<Signal>,
@@ -225,7 +226,8 @@ impl RunningProcess {
     }
 }
 
-/// Returns the latches of `servers`, each one once, and without those that follow another one.
+/// Returns the latches of `servers`, each of them once. Leaves out a latch that follows another one
+/// of them.
 fn distinct<'a>(
     servers: impl Iterator<Item = &'a Arc<Running>>,
 ) -> impl Iterator<Item = &'a Shutdown> {
@@ -260,66 +262,6 @@ fn all<'a, T: 'a>(
 fn any<'a, T: 'a>(futures: impl Iterator<Item = impl Future<Output = T> + 'a>) -> Boxed<'a, T> {
     let none: Boxed<'a, T> = Box::pin(future::pending());
     futures.fold(none, |others, next| Box::pin(others.or(next)))
-}
-
-/// Returns one outcome for several servers. Servers that share a latch have the same outcome, which
-/// counts once. The outcome of a latch already counts what its child latches have done, but does
-/// not name what was cut when a child was aborted alone before.
-fn total(outcomes: Vec<(&Shutdown, Outcome)>) -> Outcome {
-    let latches: Vec<_> = outcomes.iter().map(|(latch, _)| *latch).collect();
-    let mut counted: Vec<&Shutdown> = Vec::new();
-    let outcomes = outcomes.into_iter().filter(|(latch, _)| {
-        let is_new = !counted.iter().any(|other| other.is_same(latch));
-        counted.push(latch);
-        is_new
-    });
-    let is_below = |latch: &Shutdown| latches.iter().any(|other| latch.is_below(other));
-    let (children, outcomes): (Vec<_>, Vec<_>) = outcomes.partition(|(latch, _)| is_below(latch));
-    let mut outcomes = outcomes.into_iter().map(|(_, outcome)| outcome);
-    let Some(mut total) = outcomes.next() else { unreachable!("a process has a server") };
-    for outcome in outcomes {
-        total.ending = worse(total.ending, outcome.ending);
-        total.took = total.took.max(outcome.took);
-        total.finished += outcome.finished;
-        total.handed_over += outcome.handed_over;
-        total.streams_closed += outcome.streams_closed;
-        total.signal = total.signal.or(outcome.signal);
-        total.cut.extend(outcome.cut);
-    }
-    for (_, outcome) in children {
-        total.ending = worse(total.ending, outcome.ending);
-        for cut in outcome.cut {
-            if !total.cut.iter().any(|known| is_same_work(&known.kind, &cut.kind)) {
-                total.cut.push(cut);
-            }
-        }
-    }
-    total.cut.sort_by_key(|cut| std::cmp::Reverse(cut.age));
-    total
-}
-
-/// Returns `true` if both are the same request, or guards of the same line. The peer alone does not
-/// tell two clients of a Unix socket apart.
-fn is_same_work(one: &WorkKind, other: &WorkKind) -> bool {
-    let request = |kind: &WorkKind| match kind {
-        WorkKind::Connection { peer, method, target, .. } => {
-            Some((*peer, method.clone(), target.clone()))
-        }
-        WorkKind::Guard(_) => None,
-    };
-    match (one, other) {
-        (WorkKind::Guard(one), WorkKind::Guard(other)) => one == other,
-        _ => request(one) == request(other),
-    }
-}
-
-fn worse(one: DrainEnding, other: DrainEnding) -> DrainEnding {
-    use DrainEnding::{Drained, Forced, TimedOut};
-    match (one, other) {
-        (Forced, _) | (_, Forced) => Forced,
-        (TimedOut, _) | (_, TimedOut) => TimedOut,
-        (Drained, Drained) => Drained,
-    }
 }
 
 /// Logs that this process does not restart itself, and how to restart it.
@@ -358,38 +300,5 @@ async fn announce(
         notify.watchdog();
         // sd_watchdog_enabled(3) recommends half of the interval.
         Timer::after(interval / 2).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::stop::outcome::OpenWork;
-    use crate::stop::stage::Stage;
-    use crate::stream::transport::Peer;
-
-    /// A child latch was aborted before the stop, and the drain of its parent has cut something,
-    /// too. The outcome names both, and names once what both latches have named.
-    #[test]
-    fn clients_of_a_unix_socket_are_told_apart() {
-        let parent = Shutdown::new();
-        let child = parent.token().child();
-        let cut = |targets: &[&str]| {
-            let work = targets.iter().map(|target| OpenWork {
-                kind: WorkKind::Connection {
-                    peer: Peer::Unix,
-                    stage: Stage::Handler,
-                    method: "GET".to_owned(),
-                    target: (*target).to_owned(),
-                },
-                age: Duration::ZERO,
-            });
-            let mut outcome = parent.outcome(Duration::ZERO);
-            outcome.ending = DrainEnding::Forced;
-            outcome.cut = work.collect();
-            outcome
-        };
-        let total = total(vec![(&parent, cut(&["/now"])), (&child, cut(&["/before", "/now"]))]);
-        assert_eq!(total.cut.len(), 2, "{total}");
     }
 }

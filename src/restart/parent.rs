@@ -110,8 +110,9 @@ impl Parent {
         Ok(true)
     }
 
-    /// Returns `true` if the keeper has closed its copies of the listening sockets.
-    pub(crate) fn has_let_go(&self) -> bool {
+    /// Reads all that the keeper has sent. Returns `true` if the keeper has closed its copies of the
+    /// listening sockets.
+    pub(crate) fn read_whether_let_go(&self) -> bool {
         let mut state = lock(&self.state);
         // The keeper sends this word before a stop signal, and this process may not have read it
         // yet.
@@ -125,7 +126,7 @@ impl Parent {
 
     /// Waits for the next word of the keeper. After [`Word::KeeperEnded`], the future stays
     /// pending.
-    pub(crate) async fn word(&self) -> Word {
+    pub(crate) async fn next_word(&self) -> Word {
         std::future::poll_fn(|cx| self.poll_word(cx)).await
     }
 
@@ -202,7 +203,7 @@ mod tests {
 
     /// Returns a short text for the next word, or `None` if there is none.
     fn next(parent: &Parent) -> Option<String> {
-        block_on(poll_once(parent.word())).map(|word| match word {
+        block_on(poll_once(parent.next_word())).map(|word| match word {
             Word::Pass(_) => "pass".to_owned(),
             Word::Leave(leave, passage) => {
                 format!("leave to {} {}", leave.successor, passage.is_some())
@@ -215,28 +216,31 @@ mod tests {
         Message::Leave(Leave { successor, ..Leave::default() })
     }
 
-    /// `has_let_go` receives everything, and loses no word.
+    /// `read_whether_let_go` receives everything, and loses no word.
     #[test]
     fn words_come_in_their_order_and_the_end_comes_once() {
         for looks in [false, true] {
             let (parent, keeper) = parent();
             let (_, passage) = Channel::pair().unwrap();
             assert_eq!(next(&parent), None);
-            assert!(!parent.has_let_go());
+            assert!(!parent.read_whether_let_go());
             keeper.send(&Message::Pass, &[passage.as_fd()]).unwrap();
             keeper.send(&leave(7), &[passage.as_fd()]).unwrap();
-            assert!(!parent.has_let_go());
+            assert!(!parent.read_whether_let_go());
             keeper.send(&Message::Alone, &[]).unwrap();
             keeper.send(&leave(8), &[]).unwrap();
             assert_eq!(next(&parent).as_deref(), Some("pass"));
             if looks {
-                assert!(parent.has_let_go());
+                assert!(parent.read_whether_let_go());
             }
             drop(keeper);
             for word in ["leave to 7 true", "leave to 8 false", "gone"] {
                 assert_eq!(next(&parent).as_deref(), Some(word));
             }
-            assert_eq!((next(&parent), parent.has_let_go(), next(&parent)), (None, true, None));
+            assert_eq!(
+                (next(&parent), parent.read_whether_let_go(), next(&parent)),
+                (None, true, None)
+            );
         }
     }
 
@@ -244,7 +248,7 @@ mod tests {
     fn a_keeper_that_has_ended_has_let_go() {
         let (parent, keeper) = parent();
         drop(keeper);
-        assert!(parent.has_let_go());
+        assert!(parent.read_whether_let_go());
         assert_eq!(next(&parent).as_deref(), Some("gone"));
         assert_eq!(next(&parent), None);
     }
@@ -271,7 +275,7 @@ mod tests {
         // One message lacks the passage's end, and the other one's end is not a socket.
         keeper.send(&Message::Pass, &[]).unwrap();
         keeper.send(&Message::Pass, &[file.as_fd()]).unwrap();
-        assert!(!parent.has_let_go());
+        assert!(!parent.read_whether_let_go());
         assert_eq!(next(&parent), None);
         keeper.send(&leave(7), &[file.as_fd()]).unwrap();
         assert_eq!(next(&parent).as_deref(), Some("leave to 7 false"));

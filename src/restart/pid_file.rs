@@ -189,9 +189,9 @@ fn draft(path: &Path) -> io::Result<PathBuf> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}", process::id()));
     let draft = PathBuf::from(name);
-    // In a container, each process has the same id as the one before, which may have left its draft
-    // here. The draft is created anew, because in a directory like /tmp another user's link could
-    // be there.
+    // In a container, each process may have the id of the process before, which may have left its
+    // draft here. The draft is created anew, because in a directory like /tmp another user's link
+    // could be there.
     let _ = fs::remove_file(&draft);
     let mut file = OpenOptions::new().write(true).create_new(true).open(&draft)?;
     let written = writeln!(file, "{}", process::id());

@@ -109,8 +109,8 @@ impl ReportTimes {
         self.began.get_or_insert(now);
     }
 
-    /// Returns `true` if a report is due. The caller then logs it.
-    pub(crate) fn is_due(&mut self, now: Instant) -> bool {
+    /// Returns `true` if a report is due, and notes that the caller logs it.
+    pub(crate) fn take_due(&mut self, now: Instant) -> bool {
         let Some(began) = self.began else { return false };
         let due = due_after(now.saturating_duration_since(began).as_secs());
         let is_due = self.logged < due;
@@ -193,16 +193,16 @@ mod tests {
     fn a_long_drain_is_reported_now_and_then() {
         let start = Instant::now();
         let mut times = ReportTimes::default();
-        assert!(!times.is_due(start), "no drain has begun");
+        assert!(!times.take_due(start), "no drain has begun");
         times.begin(start);
         times.begin(start + Duration::from_millis(40));
         let mut reports = Vec::new();
         for tenths in 0..=600 {
             let now = start + Duration::from_millis(100 * tenths);
-            if times.is_due(now) {
+            if times.take_due(now) {
                 reports.push(tenths / 10);
             }
-            assert!(!times.is_due(now), "the same line twice");
+            assert!(!times.take_due(now), "the same line twice");
         }
         assert_eq!(reports, [1, 2, 5, 10, 20, 30, 40, 50, 60]);
     }
@@ -213,8 +213,8 @@ mod tests {
         let start = Instant::now();
         let mut times = ReportTimes::default();
         times.begin(start);
-        assert!(times.is_due(start + Duration::from_secs(45)));
-        assert!(!times.is_due(start + Duration::from_secs(46)));
-        assert!(times.is_due(start + Duration::from_secs(50)));
+        assert!(times.take_due(start + Duration::from_secs(45)));
+        assert!(!times.take_due(start + Duration::from_secs(46)));
+        assert!(times.take_due(start + Duration::from_secs(50)));
     }
 }

@@ -155,7 +155,7 @@ impl Latch {
     pub(crate) fn admit(self: &Arc<Self>, holder: Holder) -> Option<Entry> {
         let mut above = None;
         for latch in self.eldest_first() {
-            above = Some(latch.admit_here(holder.again(), above)?);
+            above = Some(latch.admit_here(holder.for_another_latch(), above)?);
         }
         let id = self.admit_here(holder, above)?;
         Some(Entry { latch: self.clone(), id })
@@ -165,7 +165,7 @@ impl Latch {
     pub(crate) fn admit_beside(self: &Arc<Self>, holder: Holder) -> Entry {
         let mut above = None;
         for latch in self.eldest_first() {
-            above = Some(latch.insert(latch.state(), holder.again(), above));
+            above = Some(latch.insert(latch.state(), holder.for_another_latch(), above));
         }
         let id = self.insert(self.state(), holder, above);
         Entry { latch: self.clone(), id }
@@ -308,7 +308,7 @@ impl Latch {
         let children = self.advance(Phase::Aborting, |state| {
             // S13: list the cuts before any task drops its work. Work of a child that was aborted
             // before is in the list already.
-            cuts = state.registry.cuts(Instant::now());
+            cuts = state.registry.may_be_cut(Instant::now());
             cuts.retain(|cut| !state.interrupted.iter().any(|known| known.is_same(cut)));
             state.interrupted.extend(cuts.iter().cloned());
             state.aborted = Some(ending);
@@ -365,10 +365,10 @@ impl Latch {
     pub(crate) fn draining(&self, left: Duration, moves: &mut Option<u64>) -> Draining {
         let state = self.state();
         let now = state.registry.moves().wrapping_add(state.finished);
-        let holders = state.registry.cuts(Instant::now());
+        let open_work = state.registry.may_be_cut(Instant::now());
         let in_flight = state.registry.counted();
         drop(state);
-        let oldest = holders.into_iter().find(Interrupted::is_cut);
+        let oldest = open_work.into_iter().find(Interrupted::is_cut);
         Draining {
             in_flight,
             left,

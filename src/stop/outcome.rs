@@ -104,7 +104,7 @@ impl Outcome {
         self.ending == DrainEnding::Drained
     }
 
-    /// Prints the line on standard error (rule S28). Waits 200 ms at most, because an exit must not
+    /// Prints the line on standard error (rule S28). Waits 1 s at most, because an exit must not
     /// wait for a pipe that nobody reads (rule S21).
     fn print(&self) {
         // If the thread cannot be started, the exit code alone has to do.

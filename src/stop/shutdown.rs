@@ -400,7 +400,7 @@ impl Shutdown {
             loop {
                 Timer::after(Duration::from_secs(1)).await;
                 let draining = latch.draining(grace.saturating_sub(began.elapsed()), &mut moves);
-                let is_due = latch.state().reports.is_due(Instant::now());
+                let is_due = latch.state().reports.take_due(Instant::now());
                 if is_due {
                     log::info!("{draining}");
                 }
@@ -451,7 +451,7 @@ impl Shutdown {
     }
 
     /// Counts connections that a successor has taken.
-    pub(crate) fn handed_over(&self, count: usize) {
+    pub(crate) fn count_handed_over(&self, count: usize) {
         self.latch.note(|state| state.handed_over += count as u64);
     }
 
@@ -472,18 +472,18 @@ impl Shutdown {
     }
 
     /// Notes a request that had arrived and was not served.
-    pub(crate) fn missed(&self, seat: &Arc<Seat>) {
+    pub(crate) fn note_missed(&self, seat: &Arc<Seat>) {
         let now = Instant::now();
         self.latch.note(|state| state.interrupted.push(Interrupted::of(seat, now)));
     }
 
     /// Counts a request that was finished in the drain.
-    pub(crate) fn finished(&self) {
+    pub(crate) fn count_finished(&self) {
         self.latch.note(|state| state.finished += 1);
     }
 
     /// Counts a stream that the server has closed because it was silent for too long (rule S27).
-    pub(crate) fn stream_closed(&self) {
+    pub(crate) fn count_stream_closed(&self) {
         self.latch.note(|state| state.streams_closed += 1);
     }
 

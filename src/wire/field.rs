@@ -70,11 +70,15 @@ pub(super) fn visible(value: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(value) {
         Ok(text) if text.is_ascii() => Cow::Borrowed(text),
         _ => {
-            let shown = |&byte: &u8| match byte {
-                0x80.. => format!("%{byte:02X}"),
-                _ => char::from(byte).to_string(),
-            };
-            Cow::Owned(value.iter().map(shown).collect())
+            let half = |half: u8| char::from(b"0123456789ABCDEF"[usize::from(half)]);
+            let mut text = String::with_capacity(2 * value.len());
+            for &byte in value {
+                match byte {
+                    0x80.. => text.extend(['%', half(byte >> 4), half(byte & 15)]),
+                    _ => text.push(char::from(byte)),
+                }
+            }
+            Cow::Owned(text)
         }
     }
 }

@@ -10,13 +10,11 @@ mod moment;
 
 use std::convert::Infallible;
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use smol_graceful::{Exchange, LogWriter};
@@ -24,6 +22,10 @@ use smol_graceful::{Exchange, LogWriter};
 use self::file::LogFile;
 use self::line::Facts;
 pub(crate) use self::line::{Format, word};
+
+/// If more lines than this are neither written nor reported as lost, some are lost: 4,096 lines may
+/// wait in the `LogWriter`, and 64 KiB of lines may be in a write.
+const STUCK: u64 = 6 * 1024;
 
 /// The place of the lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,11 +62,10 @@ impl Place {
     /// # Errors
     ///
     /// Returns an error that names the path.
-    pub(crate) fn open(&self) -> io::Result<Box<dyn Write + Send>> {
+    fn open(&self) -> io::Result<LogFile> {
         Ok(match self {
-            // A file has neither the lock nor the buffer of the standard library's output.
-            Self::Stdout => Box::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
-            Self::File(path) => Box::new(LogFile::open(path)?),
+            Self::Stdout => LogFile::stdout()?,
+            Self::File(path) => LogFile::open(path)?,
         })
     }
 }
@@ -99,6 +100,7 @@ impl AccessLog {
         // the access log.
         let notice = move |lost| {
             if let Some(lost) = losses.add(lost, Instant::now()) {
+                counted.is_stuck.store(false, Relaxed);
                 counted.told.fetch_add(lost, Relaxed);
                 log::warn!("{lost} lines of the access log lost: nobody took them in time");
             }
@@ -112,6 +114,11 @@ impl AccessLog {
     pub(crate) fn add(&self, exchange: &Exchange) {
         self.counts.added.fetch_add(1, Relaxed);
         self.writer.line(self.format.line(&facts(exchange)));
+        // The thread that writes counts the losses, and may be stuck for as long as the server
+        // runs.
+        if self.counts.missing() > STUCK && !self.counts.is_stuck.swap(true, Relaxed) {
+            log::warn!("nobody takes the lines of the access log: the oldest ones are lost");
+        }
     }
 
     /// Waits for a bounded time until the remaining lines are written. If lines are missing that
@@ -156,6 +163,8 @@ struct Counts {
     written: AtomicU64,
     /// The number of lost lines that the log of the process has reported.
     told: AtomicU64,
+    /// Set if the log of the process has said that nobody takes the lines.
+    is_stuck: AtomicBool,
 }
 
 impl Counts {
@@ -167,14 +176,16 @@ impl Counts {
 
 /// Counts the lines that `out` has taken whole.
 struct Counted {
-    out: Box<dyn Write + Send>,
+    out: LogFile,
     counts: Arc<Counts>,
 }
 
 impl Write for Counted {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.out.write(bytes)?;
-        let lines = memchr::memchr_iter(b'\n', &bytes[..written]).count();
+        // A line end by itself comes behind a line of which a part is lost.
+        let is_end = bytes == b"\n";
+        let lines = if is_end { 0 } else { memchr::memchr_iter(b'\n', &bytes[..written]).count() };
         self.counts.written.fetch_add(lines as u64, Relaxed);
         Ok(written)
     }
