@@ -149,8 +149,8 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
     }
 }
 
-/// Rule S21: the log says while the server runs that nobody reads. In the end, the lines in the pipe
-/// are whole, and with the missing lines they are as many as the requests.
+/// Rule S21: the log says while the server runs that nobody reads. In the end, the lines in the
+/// pipe are whole, and with the missing lines they are as many as the requests.
 #[test]
 fn the_lines_of_a_pipe_and_the_lost_ones_are_all_lines() {
     let directory = Directory::new();
