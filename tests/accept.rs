@@ -20,19 +20,19 @@ use smol_graceful::{Address, Limits, Listener, Outcome, Request, Server, Shutdow
 
 /// A server that the test holds back. At first it takes no connection off the queue, and later it
 /// serves none.
-struct Held {
+struct PausedServer {
     addresses: Vec<Address>,
     shutdown: Shutdown,
     outcome: Receiver<Outcome>,
-    /// The gate of accepting, which opens when it is dropped.
+    /// The drop lets the server accept.
     taking: Option<Sender<()>>,
-    /// The gate of serving, which opens when it is dropped.
+    /// The drop lets the server serve.
     serving: Option<Sender<()>>,
-    /// The end of the server, which comes when this is dropped.
+    /// The drop ends the executor of the server.
     _end: Sender<()>,
 }
 
-impl Held {
+impl PausedServer {
     fn new(addresses: &[Address]) -> Self {
         let executor = Arc::new(Executor::new());
         let listeners: Vec<_> = addresses.iter().map(|at| Listener::bind(at).unwrap()).collect();
@@ -66,11 +66,11 @@ impl Held {
         }
     }
 
-    fn take(&mut self) {
+    fn start_accepting(&mut self) {
         self.taking = None;
     }
 
-    fn serve(&mut self) {
+    fn start_serving(&mut self) {
         self.serving = None;
     }
 
@@ -97,7 +97,7 @@ fn is_shut(address: &Address) -> bool {
 }
 
 /// Connects a client, and sends one request.
-fn asker(address: &Address) -> Client {
+fn client_with_request(address: &Address) -> Client {
     let mut client = Client::connect_to(address);
     client.get("/");
     client
@@ -119,17 +119,18 @@ fn all(directory: &Directory) -> Vec<Address> {
 
 // Rule S4: the queue at the stop.
 
-fn assert_queue_is_served(mut server: Held, clients: usize) {
+fn assert_queue_is_served(mut server: PausedServer, clients: usize) {
     let addresses = server.addresses.clone();
     // No process takes these connections, so only the kernel has their requests.
-    let mut askers: Vec<_> = addresses.iter().cycle().take(clients).map(asker).collect();
+    let mut askers: Vec<_> =
+        addresses.iter().cycle().take(clients).map(client_with_request).collect();
     assert_eq!(server.shutdown.in_flight(), 0);
     server.shutdown.stop();
-    server.take();
+    server.start_accepting();
     // S1: all connections are counted before the first one is served.
     wait_until("the queue is taken", || server.shutdown.in_flight() == clients);
     wait_until("the door is shut", || addresses.iter().all(is_shut));
-    server.serve();
+    server.start_serving();
     askers.iter_mut().for_each(assert_last);
     let outcome = server.outcome();
     assert!(outcome.is_drained(), "{outcome}");
@@ -138,20 +139,20 @@ fn assert_queue_is_served(mut server: Held, clients: usize) {
 
 #[test]
 fn the_queue_of_a_tcp_socket_is_served() {
-    assert_queue_is_served(Held::new(&[any_port()]), 100);
+    assert_queue_is_served(PausedServer::new(&[any_port()]), 100);
 }
 
 #[test]
 fn the_queue_of_a_unix_socket_is_served() {
     let directory = Directory::new();
-    assert_queue_is_served(Held::new(&[directory.socket("queue")]), 100);
+    assert_queue_is_served(PausedServer::new(&[directory.socket("queue")]), 100);
     assert!(!directory.join("queue").exists());
 }
 
 #[test]
 fn the_queues_of_all_sockets_are_served() {
     let directory = Directory::new();
-    assert_queue_is_served(Held::new(&all(&directory)), 99);
+    assert_queue_is_served(PausedServer::new(&all(&directory)), 99);
     assert!(!directory.join("all").exists());
 }
 
@@ -160,11 +161,11 @@ fn the_queues_of_all_sockets_are_served() {
 #[test]
 fn all_listeners_are_served_and_closed() {
     let directory = Directory::new();
-    let mut server = Held::new(&all(&directory));
-    server.take();
-    server.serve();
+    let mut server = PausedServer::new(&all(&directory));
+    server.start_accepting();
+    server.start_serving();
     let addresses = server.addresses.clone();
-    let mut askers: Vec<_> = addresses.iter().map(asker).collect();
+    let mut askers: Vec<_> = addresses.iter().map(client_with_request).collect();
     for client in &mut askers {
         assert_eq!(client.response().text(), "okay");
     }
@@ -196,12 +197,12 @@ fn one_bad_address_refuses_the_start() {
 /// Rule S24: if all places are taken, clients wait in the kernel's queue.
 #[test]
 fn a_connection_beyond_the_limit_waits_for_its_turn() {
-    let (open, gate) = bounded::<()>(1);
+    let (release, released) = bounded::<()>(1);
     let limits = Limits::default().connections(2);
     let server = Running::with(limits, move |_| {
-        let gate = gate.clone();
+        let released = released.clone();
         async move {
-            gate.recv().await?;
+            released.recv().await?;
             Ok("okay")
         }
     });
@@ -215,7 +216,7 @@ fn a_connection_beyond_the_limit_waits_for_its_turn() {
         waiting.get("/");
         waiting.assert_silent();
         assert_eq!(server.shutdown.in_flight(), 2);
-        open.send_blocking(()).unwrap();
+        release.send_blocking(()).unwrap();
         // Either of the two may be answered first.
         let mut answered = None;
         wait_until("one is answered", || {
@@ -234,7 +235,7 @@ fn a_connection_beyond_the_limit_waits_for_its_turn() {
         inside.push(waiting);
     }
     for _ in &inside {
-        open.send_blocking(()).unwrap();
+        release.send_blocking(()).unwrap();
     }
     for client in &mut inside {
         assert_eq!(client.response().text(), "okay");
@@ -269,14 +270,14 @@ fn a_listener_where_nobody_comes_takes_no_part_of_the_limit() {
 #[test]
 fn a_connection_beyond_the_limit_is_served_at_the_stop() {
     let limits = Limits::default().connections(2);
-    let (open, gate) = bounded::<()>(2);
+    let (release, released) = bounded::<()>(2);
     let (entered, entries) = mpsc::channel();
     let server = Running::with(limits, move |request: Request| {
-        let (gate, entered) = (gate.clone(), entered.clone());
+        let (released, entered) = (released.clone(), entered.clone());
         async move {
             if request.url().path() == "/slow" {
                 entered.send(())?;
-                gate.recv().await?;
+                released.recv().await?;
             }
             Ok("okay")
         }
@@ -295,7 +296,7 @@ fn a_connection_beyond_the_limit_is_served_at_the_stop() {
     waiting.iter_mut().for_each(assert_last);
     assert!(server.is_serving());
     for _ in &slow {
-        open.try_send(()).unwrap();
+        release.try_send(()).unwrap();
     }
     slow.iter_mut().for_each(assert_last);
     assert!(server.outcome().is_drained());
@@ -317,13 +318,13 @@ mod exhaustion {
     const SPARE: usize = 5;
 
     /// The real binary, which has descriptors for a few connections only, and does not know that.
-    struct Scarce {
+    struct FewDescriptors {
         program: Program,
         /// The number of its sockets without any connection.
         sockets: usize,
     }
 
-    impl Scarce {
+    impl FewDescriptors {
         fn new(args: &[&str]) -> Self {
             let program = Program::server(args);
             let scarce = Self { sockets: sockets_of(program.pid()), program };
@@ -370,7 +371,7 @@ mod exhaustion {
 
     #[test]
     fn the_server_waits_for_descriptors_and_goes_on() {
-        let mut scarce = Scarce::new(&[]);
+        let mut scarce = FewDescriptors::new(&[]);
         let mut clients = scarce.crowd("/livez");
         assert_eq!(clients[0].response().status, 200);
         clients[4 * SPARE - 1].assert_silent();
@@ -403,7 +404,7 @@ mod exhaustion {
     /// Rule S4 without descriptors: the queue needs those of idle connections.
     #[test]
     fn the_queue_is_served_at_the_stop() {
-        let mut scarce = Scarce::new(&[]);
+        let mut scarce = FewDescriptors::new(&[]);
         let mut clients = scarce.crowd("/livez");
         let mut idle: Vec<_> = clients.drain(..SPARE).collect();
         for client in &mut idle {
@@ -420,7 +421,7 @@ mod exhaustion {
     /// Rules S13 and S14 hold without descriptors: the drain ends.
     #[test]
     fn the_deadline_holds() {
-        let mut scarce = Scarce::new(&["--grace", "300ms"]);
+        let mut scarce = FewDescriptors::new(&["--grace", "300ms"]);
         let clients = scarce.crowd("/work?for=1h");
         scarce.program.signal(Signal::TERM);
         assert_eq!(scarce.program.exit_code(), 1);
@@ -429,7 +430,7 @@ mod exhaustion {
 
     #[test]
     fn a_second_signal_ends_it() {
-        let mut scarce = Scarce::new(&[]);
+        let mut scarce = FewDescriptors::new(&[]);
         let clients = scarce.crowd("/work?for=1h");
         scarce.program.signal(Signal::TERM);
         scarce.program.wait_for("stopping");

@@ -18,7 +18,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use common::{
-    Client, Directory, Generations, PATIENCE, Program, SERVER, in_flight, output, server_command,
+    Client, Directory, KeeperProcess, PATIENCE, Program, SERVER, in_flight, output, server_command,
     text, wait_until,
 };
 use rustix::process::Signal;
@@ -112,7 +112,7 @@ fn json_says_how_it_ended() {
 fn a_dash_is_standard_output() {
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--access-log", "-"]);
-    let mut server = Program::start_onto(command, Stdio::piped());
+    let mut server = Program::start_with_stdout(command, Stdio::piped());
     assert_eq!(server.connect().get("/").response().text(), "okay");
     server.wait_for("\"GET / HTTP/1.1\" 200 4 ");
     server.stop();
@@ -135,7 +135,7 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
     for (place, stdout) in cases {
         let mut command = Command::new(SERVER);
         command.args(["--listen", "127.0.0.1:0", "--work", "0s", "--access-log", place]);
-        let mut server = Program::start_onto(command, stdout);
+        let mut server = Program::start_with_stdout(command, stdout);
         ask_often(server.addr, MANY);
         // A request that is under way at the stop is still answered.
         let mut client = server.connect();
@@ -149,8 +149,8 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
     }
 }
 
-/// Rule S21: the log says while the server runs that nobody reads. In the end, the lines in the pipe
-/// are whole, and with the missing lines they are as many as the requests.
+/// Rule S21: the log says while the server runs that nobody reads. In the end, the lines in the
+/// pipe are whole, and with the missing lines they are as many as the requests.
 #[test]
 fn the_lines_of_a_pipe_and_the_lost_ones_are_all_lines() {
     let directory = Directory::new();
@@ -231,7 +231,7 @@ fn a_successor_goes_on_with_the_file() {
     let directory = Directory::new();
     let path = directory.join("access.log");
     let child = server_command(&["--access-log", path.to_str().unwrap()]);
-    let mut keeper = Generations::start(&child);
+    let mut keeper = KeeperProcess::start(&child);
     let addr = keeper.program.addr;
     let mut client = Client::connect(addr);
     assert_eq!(client.get("/?before").response().text(), "okay");

@@ -20,7 +20,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::{
-    Client, Directory, Generations, ProcessId, Program, SERVER, activated, case, output, wait_until,
+    Client, Directory, KeeperProcess, ProcessId, Program, SERVER, activated, case, output,
+    wait_until,
 };
 use rustix::process::{Signal, geteuid};
 use smol_graceful::{Address, ListenOptions, Listener, Server, run};
@@ -34,7 +35,7 @@ fn an_abstract_name_is_served_and_survives_a_restart() {
     let address = format!("unix:@sg-{}-served", std::process::id());
     let mut command = server(&[&address]);
     command.current_dir(directory.path());
-    let mut servers = Generations::start(&command);
+    let mut servers = KeeperProcess::start(&command);
     assert_eq!(ask(&address), "okay");
     servers.restart();
     assert_eq!(ask(&address), "okay");
@@ -96,7 +97,7 @@ fn the_mode_of_a_socket_file_is_a_setting() {
         command.args(["-c", &format!("umask {umask}; exec \"$@\""), "sh", SERVER]);
         command.args(["--work", "0s", "--listen", &listen]);
         command.envs(mode.map(|mode| ("SMOL_GRACEFUL_UNIX_MODE", mode)));
-        let mut servers = Generations::start(&command);
+        let mut servers = KeeperProcess::start(&command);
         assert_eq!(mode_of(&path), expected, "{umask} {mode:?}");
         // The successor has the file of the predecessor.
         servers.restart();
@@ -182,7 +183,7 @@ fn both_wildcards_work_together_in_either_order() {
                 }
                 let mut command = server(&addresses);
                 command.args(reuse_port);
-                let mut servers = Generations::start(&command);
+                let mut servers = KeeperProcess::start(&command);
                 let listening = format!("listening on [::]:{port}");
                 servers.program.line_where(&listening, |line| line.contains(&listening));
                 for _ in 0..2 {
@@ -287,7 +288,7 @@ fn a_relative_path_survives_a_change_of_directory() {
         let mut command = Command::new(env::current_exe().unwrap());
         command.args(["--exact", NAME, "--nocapture"]).env(CHILD, "yes");
         command.current_dir(directory.path());
-        let mut servers = Generations::start(&command);
+        let mut servers = KeeperProcess::start(&command);
         assert_eq!(ask(&unix(&path)), "okay");
         for _ in 0..restarts {
             servers.restart();
@@ -711,7 +712,7 @@ fn white_space_and_zeros_do_not_count() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut command = Command::new(SERVER);
     command.args(["--work", "0s"]).env("SMOL_GRACEFUL_LISTEN", " 127.0.0.1:0 , fd:00 \n");
-    let mut program = Program::start_with(command, OwnedFd::from(held.try_clone().unwrap()));
+    let mut program = Program::start_with_stdin(command, OwnedFd::from(held.try_clone().unwrap()));
     program.wait_for(&format!("listening on {} (inherited)", held.local_addr().unwrap()));
 }
 

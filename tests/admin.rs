@@ -17,13 +17,13 @@ use common::{
 use rustix::process::Signal;
 
 /// A server with an admin port.
-struct Observed {
+struct AdminServer {
     program: Program,
     public: SocketAddr,
     admin: SocketAddr,
 }
 
-impl Observed {
+impl AdminServer {
     fn start(args: &[&str]) -> Self {
         let mut command = Command::new(SERVER);
         command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).args(args);
@@ -60,7 +60,7 @@ fn operators_leave_room_for_clients() {
     let mut command = Command::new("sh");
     let listen = "--listen 127.0.0.1:0 --admin 127.0.0.1:0";
     command.args(["-c", &format!("ulimit -n 100; exec \"$0\" {listen}")]).arg(SERVER);
-    let mut server = Observed::of(command);
+    let mut server = AdminServer::of(command);
     let mut all = Vec::new();
     for (addr, count) in [(server.admin, 48), (server.public, 49)] {
         for _ in 0..count {
@@ -78,7 +78,7 @@ fn operators_leave_room_for_clients() {
 /// The admin server answers until the public one has drained, and is not counted itself.
 #[test]
 fn operators_can_ask_until_the_end_of_the_drain() {
-    let mut server = Observed::start(&["--work", "60s", "--grace", "60s"]);
+    let mut server = AdminServer::start(&["--work", "60s", "--grace", "60s"]);
     let log = server.program.line_where("operators", |line| line.contains("for operators: "));
     assert!(log.contains(&server.admin.to_string()), "{log}");
     assert_eq!(server.ask("/readyz").status, 200);
@@ -119,7 +119,7 @@ fn operators_can_ask_until_the_end_of_the_drain() {
 /// The requests of an operator are not counted.
 #[test]
 fn requests_are_counted_by_what_became_of_them() {
-    let server = Observed::start(&["--work", "60s"]);
+    let server = AdminServer::start(&["--work", "60s"]);
     let mut client = Client::connect(server.public);
     assert_eq!(client.get("/nothing").response().status, 404);
     let length = client.get("/livez").response().body.len();
@@ -151,7 +151,7 @@ fn requests_are_counted_by_what_became_of_them() {
 /// The server counts as many answers as the clients of a load.
 #[test]
 fn the_counts_are_those_of_a_check() {
-    let server = Observed::start(&["--work", "0s"]);
+    let server = AdminServer::start(&["--work", "0s"]);
     let mut check = Command::new(SERVER);
     let addr = server.public.to_string();
     check.args(["check", "--duration", "1s", "--clients", "6", "--post", "/echo", "--echo", &addr]);
@@ -171,7 +171,7 @@ fn the_counts_are_those_of_a_check() {
 #[test]
 #[ignore = "needs promtool"]
 fn promtool_accepts_the_metrics() {
-    let server = Observed::start(&["--work", "0s"]);
+    let server = AdminServer::start(&["--work", "0s"]);
     assert_eq!(Client::connect(server.public).get("/").response().text(), "okay");
     let total = ["smol_graceful_requests_total"];
     wait_until("it is counted", || server.metric(total[0], &[]) == 1);

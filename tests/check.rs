@@ -18,7 +18,7 @@ use std::process::Command;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 
-use bad::{Bad, Fault, LATE, On, read_request};
+use bad::{Fault, FaultAt, FaultyServer, LATE, read_request};
 use common::{Directory, PATIENCE, ProcessId, Program, SERVER, case, output_within, text};
 use roxmltree::{Document, ParsingOptions};
 use rustix::process::{Pid, Signal};
@@ -40,18 +40,24 @@ fn each_fault_is_counted_as_what_it_is() {
     let busy = "HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nokay";
     let other = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nokey";
     for (fault, on, flags, rows, verdict) in [
-        (End(""), On::First, "", &[("reset", 2)][..], "2 lost"),
-        (End(""), On::Later, "", &[("crossed", 2), ("untold", 2)], "2 lost"),
-        (End(half), On::First, "", &[("cut", 2)], "2 lost"),
-        (Bytes(busy), On::Any, "", &[("wrong", 2)], "2 lost"),
-        (Bytes(other), On::Kept, "--body okay", &[("wrong", 2)], "2 lost"),
-        (Bytes(other), On::Kept, "", &[], "nothing was lost"),
-        (Bytes(okay), On::Post, "--echo", &[("wrong", 2)], "2 lost"),
-        (Bytes(okay), On::Post, "", &[], "nothing was lost"),
-        (Leave(last), On::Kept, "", &[("told", 2)], "nothing was lost"),
-        (Leave(okay), On::Kept, "", &[("untold", 2)], "nothing was lost"),
-        (Leave(last), On::Kept, "--seamless", &[("told", 2)], "2 connections closed by the server"),
-        (Leave(okay), On::Kept, "--blind", &[("crossed", 2), ("untold", 2)], "2 lost"),
+        (End(""), FaultAt::First, "", &[("reset", 2)][..], "2 lost"),
+        (End(""), FaultAt::Later, "", &[("crossed", 2), ("untold", 2)], "2 lost"),
+        (End(half), FaultAt::First, "", &[("cut", 2)], "2 lost"),
+        (Bytes(busy), FaultAt::Any, "", &[("wrong", 2)], "2 lost"),
+        (Bytes(other), FaultAt::Kept, "--body okay", &[("wrong", 2)], "2 lost"),
+        (Bytes(other), FaultAt::Kept, "", &[], "nothing was lost"),
+        (Bytes(okay), FaultAt::Post, "--echo", &[("wrong", 2)], "2 lost"),
+        (Bytes(okay), FaultAt::Post, "", &[], "nothing was lost"),
+        (Leave(last), FaultAt::Kept, "", &[("told", 2)], "nothing was lost"),
+        (Leave(okay), FaultAt::Kept, "", &[("untold", 2)], "nothing was lost"),
+        (
+            Leave(last),
+            FaultAt::Kept,
+            "--seamless",
+            &[("told", 2)],
+            "2 connections closed by the server",
+        ),
+        (Leave(okay), FaultAt::Kept, "--blind", &[("crossed", 2), ("untold", 2)], "2 lost"),
     ] {
         case(&format!("{fault:?} {on:?} {flags}"), || {
             assert_counted(fault, on, flags, rows, verdict)
@@ -62,12 +68,12 @@ fn each_fault_is_counted_as_what_it_is() {
 /// A request without an answer counts as lost when its time is over.
 #[test]
 fn silence_is_counted() {
-    assert_counted(Fault::Never, On::Any, "--patience 2s", &[("stalled", 2)], "2 lost");
+    assert_counted(Fault::Never, FaultAt::Any, "--patience 2s", &[("stalled", 2)], "2 lost");
 }
 
-fn assert_counted(fault: Fault, on: On, flags: &str, rows: &[(&str, u64)], verdict: &str) {
+fn assert_counted(fault: Fault, on: FaultAt, flags: &str, rows: &[(&str, u64)], verdict: &str) {
     let directory = Directory::new();
-    let server = Bad::start(directory.join("fault"), fault, on);
+    let server = FaultyServer::start(directory.join("fault"), fault, on);
     let flags = format!("--restarts 2 --clients 6 --post /echo --pause 50ms {flags}");
     let output = server.check(&flags);
     let report = text(&output.stdout);
@@ -105,7 +111,7 @@ fn assert_counted(fault: Fault, on: On, flags: &str, rows: &[(&str, u64)], verdi
 fn losses_are_described() {
     let directory = Directory::new();
     let busy = "HTTP/1.1 503 Busy\r\nContent-Length: 3\r\n\r\nno!";
-    let server = Bad::start(directory.join("fault"), Fault::Bytes(busy), On::Slow);
+    let server = FaultyServer::start(directory.join("fault"), Fault::Bytes(busy), FaultAt::Slow);
     let flags = "--restarts 1 --clients 1 --slow /slow --pause 50ms";
     let output = server.check(flags);
     let report = text(&output.stdout);
@@ -117,7 +123,7 @@ fn losses_are_described() {
 #[test]
 fn times_are_measured() {
     let directory = Directory::new();
-    let server = Bad::start(directory.join("fault"), Fault::Late, On::Any);
+    let server = FaultyServer::start(directory.join("fault"), Fault::Late, FaultAt::Any);
     let output = server.check("--restarts 1 --clients 3 --pause 100ms");
     let (report, said) = (text(&output.stdout), text(&output.stderr));
     let between = |text: &str, before: &str, after: &str| -> f64 {
@@ -199,7 +205,7 @@ fn a_server_that_binds_anew_loses_nothing() {
     let serve = format!("{SERVER} --listen {addr} --syn-filter");
     let mut command = Command::new(&rebind);
     assert!(command.arg(&file).args(serve.split(' ')).status().unwrap().success());
-    let server = Named(&file);
+    let server = ProcessOfPidFile(&file);
     common::wait_until("the server listens", || TcpStream::connect(addr).is_ok());
 
     let mut check = Command::new(SERVER);
@@ -278,7 +284,7 @@ fn a_server_that_cannot_be_checked_costs_one_line() {
     let nobody = common::free_port().to_string();
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = silent.local_addr().unwrap().to_string();
-    let good = Bad::start(directory.join("fault"), Fault::Never, On::Post);
+    let good = FaultyServer::start(directory.join("fault"), Fault::Never, FaultAt::Post);
     let (addr, url) = (good.addr.to_string(), format!("http://{}/nothing", good.addr));
     let missing = format!("unix:{}", directory.join("missing").display());
     for (args, line) in [
@@ -323,7 +329,7 @@ fn a_server_that_cannot_be_checked_costs_one_line() {
 fn a_restart_that_fails_is_reported() {
     let directory = Directory::new();
     let page = directory.join("report.html");
-    let good = Bad::start(directory.join("fault"), Fault::Never, On::Post);
+    let good = FaultyServer::start(directory.join("fault"), Fault::Never, FaultAt::Post);
     let script = format!("mkdir {}", directory.join("once").display());
     let mut command = Command::new(SERVER);
     command.args(["check", &good.addr.to_string(), "--restarts", "3", "--pause", "50ms"]);
@@ -411,9 +417,9 @@ fn table(page: &Document<'_>, id: &str) -> Vec<Vec<String>> {
 }
 
 /// The process that a pid file names. The drop ends the process.
-struct Named<'a>(&'a Path);
+struct ProcessOfPidFile<'a>(&'a Path);
 
-impl Drop for Named<'_> {
+impl Drop for ProcessOfPidFile<'_> {
     fn drop(&mut self) {
         let text = fs::read_to_string(self.0).unwrap();
         let process = ProcessId(Pid::from_raw(text.trim_end().parse().unwrap()).unwrap());

@@ -54,7 +54,8 @@ fn curl_uploads_in_chunks() {
     assert!(output.stdout == sent, "{} bytes: {told}", output.stdout.len());
 }
 
-/// Rule W8.
+/// Rule W8: in HTTP/1.0, the connection is kept only if the client asks for that, and no chunks are
+/// sent.
 #[test]
 fn curl_speaks_http_1_0() {
     let server = Program::server(&["--work", "0s"]);
@@ -103,7 +104,7 @@ fn curl_sends_a_path_as_it_is() {
     }
 }
 
-/// Rule W11.
+/// Rule W11: a response to HEAD has the fields of a response to GET, and no body.
 #[test]
 fn curl_asks_for_the_head_alone() {
     let server = Program::server(&["--work", "0s"]);
@@ -114,7 +115,7 @@ fn curl_asks_for_the_head_alone() {
     assert!(output.ends_with("\r\n\r\n0\n"), "used again: {output}");
 }
 
-/// The server does not speak HTTP/2. It ignores an offer, and closes if a client insists.
+/// The server does not speak HTTP/2. The server ignores an offer, and closes if a client insists.
 #[test]
 fn curl_falls_back_from_http_2() {
     let server = Program::server(&["--work", "0s"]);
@@ -416,15 +417,17 @@ fn stop_amid_traffic(proxy: &Proxy, server: &mut Program) -> Vec<String> {
 }
 
 fn nginx(server: SocketAddr) -> Proxy {
-    Proxy::nginx(|_, listen, stats| fill(include_str!("clients/nginx.conf"), listen, stats, server))
+    Proxy::nginx(|_, listen, stats| {
+        adapted(include_str!("clients/nginx.conf"), listen, stats, server)
+    })
 }
 
 fn haproxy(server: SocketAddr) -> Proxy {
     let config = include_str!("clients/haproxy.cfg");
-    Proxy::haproxy(|_, listen, stats| fill(config, listen, stats, server))
+    Proxy::haproxy(|_, listen, stats| adapted(config, listen, stats, server))
 }
 
-fn fill(config: &str, listen: SocketAddr, stats: SocketAddr, server: SocketAddr) -> String {
+fn adapted(config: &str, listen: SocketAddr, stats: SocketAddr, server: SocketAddr) -> String {
     let config = config.replace("{listen}", &listen.to_string());
     config.replace("{stats}", &stats.to_string()).replace("{server}", &server.to_string())
 }
@@ -527,7 +530,7 @@ fn slow_clients_harm_nobody() {
     }
     let before = resident();
     let begin = Instant::now();
-    let mut crowd: Vec<_> = (0..CROWD).map(|_| Slow::new(server.addr())).collect();
+    let mut crowd: Vec<_> = (0..CROWD).map(|_| SlowClient::new(server.addr())).collect();
     wait_until("the crowd", || in_flight() == CROWD + others.len());
 
     let (mut answers, mut slowest, mut most) = (0, Duration::ZERO, before);
@@ -535,7 +538,7 @@ fn slow_clients_harm_nobody() {
         let slow = scope.spawn(|| {
             // Each client sends a byte a second. This pause is the scenario, and not a wait for an
             // event.
-            while crowd.iter_mut().filter_map(Slow::go_on).count() > 0 {
+            while crowd.iter_mut().filter_map(SlowClient::go_on).count() > 0 {
                 thread::sleep(Duration::from_secs(1));
             }
         });
@@ -572,14 +575,14 @@ fn slow_clients_harm_nobody() {
 }
 
 /// A client that sends a byte at a time, and the answer that it gets.
-struct Slow {
+struct SlowClient {
     stream: TcpStream,
     sent: usize,
     answer: Vec<u8>,
     ended: bool,
 }
 
-impl Slow {
+impl SlowClient {
     fn new(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect(addr).unwrap();
         stream.set_nonblocking(true).unwrap();

@@ -26,7 +26,7 @@ use common::{
     Client, Directory, PATIENCE, Program, Proxy, Running, SERVER, case, free_port, installed,
     wait_until,
 };
-use files::{INSTALLED, Place, text_of};
+use files::{Deployment, INSTALLED, text_of};
 use load::{Load, Report, Tally, Target};
 use rustix::process::Signal;
 use smol_graceful::Request;
@@ -38,7 +38,7 @@ use supervisord::Supervisord;
 #[ignore = "needs supervisord (supervisor)"]
 fn supervisord_holds_the_socket() {
     let supervisord = Supervisord::start("fcgi-program.conf");
-    let (report, ()) = under_load(supervisord.place.addr, |tally| {
+    let (report, ()) = under_load(supervisord.deployment.addr, |tally| {
         for turn in 0..10 {
             let said = supervisord.ctl(&["restart", ["app:app_00", "app:app_01"][turn % 2]]);
             assert!(said.contains(": started"), "{said}{}", supervisord.log());
@@ -105,7 +105,8 @@ fn haproxy_rolls_two_replicas() {
     assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
 }
 
-/// nginx loses no request either. It has no active checks, so the server needs no lame duck.
+/// nginx loses no request either. Debian's nginx has no active checks, so the server needs no lame
+/// duck.
 #[test]
 #[ignore = "needs nginx"]
 fn nginx_rolls_two_replicas() {
@@ -175,11 +176,11 @@ fn supervisors_wait_longer_than_the_grace() {
 #[test]
 #[ignore = "needs logrotate"]
 fn logrotate_loses_no_line() {
-    let place = Place::new();
-    let logs = place.directory.join("smol-graceful");
+    let deployment = Deployment::new();
+    let logs = deployment.directory.join("smol-graceful");
     fs::create_dir(&logs).unwrap();
-    let (log, config) = (logs.join("access.log"), place.directory.join("logrotate"));
-    fs::write(&config, place.adapt("logrotate/smol-graceful")).unwrap();
+    let (log, config) = (logs.join("access.log"), deployment.directory.join("logrotate"));
+    fs::write(&config, deployment.adapt("logrotate/smol-graceful")).unwrap();
     let mut server = Program::server(&["--work", "0s", "--access-log", log.to_str().unwrap()]);
     let mut client = server.connect();
     let mut asked = 0;
@@ -193,7 +194,11 @@ fn logrotate_loses_no_line() {
             log.exists()
         });
         let mut logrotate = installed("logrotate", "logrotate");
-        logrotate.arg("--force").arg("--state").arg(place.directory.join("state")).arg(&config);
+        logrotate
+            .arg("--force")
+            .arg("--state")
+            .arg(deployment.directory.join("state"))
+            .arg(&config);
         common::run_ok(&mut logrotate, b"");
         assert!(!log.exists());
         // These lines may still go to the old file.

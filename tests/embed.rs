@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use common::{
     BIG, Client, Directory, End, PATIENCE, PipeClient, Pipes, Running, StoppedBy, UPGRADE_HEAD,
-    address_of, handler, is_refused, patient, patiently, pattern, quick, reluctant, stage, tcp,
-    upgrading, wait_until,
+    address_of, handler, held_handlers, is_refused, long_grace, pattern, pending_at_first,
+    short_linger, tcp, upgrading, wait_until, within_patience,
 };
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
 use smol::{Executor, channel};
@@ -37,13 +37,13 @@ use smol_graceful::{
 /// holds it for both.
 #[test]
 fn servers_that_share_a_latch_end_together() {
-    let shutdown = quick();
-    let (stage, handler) = stage();
+    let shutdown = short_linger();
+    let (handlers, handler) = held_handlers();
     let public = Running::of(Server::new(handler).stopped_by(&shutdown));
     let admin = Running::of(Server::new(|_| async { Ok("fine") }).stopped_by(&shutdown));
     let mut busy = public.connect();
     busy.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut probe = admin.connect();
     assert_eq!(probe.get("/readyz").response().text(), "fine");
     assert_eq!(shutdown.in_flight(), 2);
@@ -55,7 +55,7 @@ fn servers_that_share_a_latch_end_together() {
     }
     wait_until("only the request is left", || shutdown.in_flight() == 1);
     assert!(public.is_serving() && admin.is_serving());
-    stage.open();
+    handlers.release();
     let response = busy.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
     for server in [public, admin] {
@@ -68,14 +68,14 @@ fn servers_that_share_a_latch_end_together() {
 /// Servers that share a latch have the same grace, and both outcomes have the same content.
 #[test]
 fn the_first_grace_that_ends_ends_both() {
-    let shutdown = patient();
-    let (stage, handler) = stage();
+    let shutdown = long_grace();
+    let (handlers, handler) = held_handlers();
     let public = Running::of(Server::new(handler).stopped_by(&shutdown));
     let hasty = shutdown.clone().grace(Duration::from_millis(10));
     let admin = Running::of(Server::new(|_| async { Ok("fine") }).stopped_by(&hasty));
     let mut busy = public.connect();
     busy.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     shutdown.stop();
     assert_eq!(busy.end(), End::Eof);
     for server in [public, admin] {
@@ -85,24 +85,24 @@ fn the_first_grace_that_ends_ends_both() {
         else {
             panic!("{outcome}");
         };
-        assert_eq!(path, "/wait"); // rule S13
+        assert_eq!(path, "/wait"); // S13: the outcome names it
     }
 }
 
 /// The drop of a server closes its own listener and connections, and leaves the other server alone.
 #[test]
 fn a_server_that_is_dropped_leaves_the_other_alone() {
-    let shutdown = quick();
-    let (stage, handler) = stage();
+    let shutdown = short_linger();
+    let (handlers, handler) = held_handlers();
     let public = Running::of(Server::new(handler).stopped_by(&shutdown));
-    let (stage_2, handler) = self::stage();
+    let (handlers_2, handler) = held_handlers();
     let mut admin = Running::of(Server::new(handler).stopped_by(&shutdown));
     let mut busy = public.connect();
     busy.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut doomed = admin.connect();
     doomed.get("/wait");
-    stage_2.entered("/wait");
+    handlers_2.wait_for_call("/wait");
 
     admin.drop();
     assert_eq!(doomed.end(), End::Eof);
@@ -110,7 +110,7 @@ fn a_server_that_is_dropped_leaves_the_other_alone() {
     wait_until("its connection is gone", || shutdown.in_flight() == 1);
     assert_eq!(shutdown.phase(), Phase::Running);
     assert_eq!(public.connect().get("/now").response().text(), "now");
-    stage.open();
+    handlers.release();
     assert_eq!(busy.response().text(), "done");
     shutdown.stop();
     assert!(public.outcome().is_drained());
@@ -122,16 +122,16 @@ fn a_server_that_is_dropped_leaves_the_other_alone() {
 /// for its current job.
 #[test]
 fn a_worker_finishes_its_job_and_takes_no_other() {
-    let server = Running::of(Server::new(|_| async { Ok("okay") }).stopped_by(&patient()));
+    let server = Running::of(Server::new(|_| async { Ok("okay") }).stopped_by(&long_grace()));
     let token = server.shutdown.token();
     let (post, jobs) = channel::unbounded::<&str>();
     let (begin, begun) = mpsc::channel();
-    let (open, gate) = channel::bounded::<()>(1);
+    let (release, released) = channel::bounded::<()>(1);
     let worker = async move {
         let mut done = Vec::new();
         while let Some((job, guard)) = token.accept(jobs.recv()).await {
             begin.send(()).unwrap();
-            let _ = guard.hold(gate.recv()).await;
+            let _ = guard.hold(released.recv()).await;
             done.push(job.unwrap());
         }
         done
@@ -143,10 +143,10 @@ fn a_worker_finishes_its_job_and_takes_no_other() {
 
     server.shutdown.stop();
     wait_until("closed", || is_refused(server.addr()));
-    // The last client of the look for the close may have been accepted.
+    // The server may have accepted the last connection of `is_refused`.
     wait_until("the worker is all that is left", || server.shutdown.in_flight() == 1);
     assert!(server.is_serving());
-    drop(open);
+    drop(release);
     assert_eq!(worker.join().unwrap(), ["first"]);
     assert!(server.outcome().is_drained());
 }
@@ -186,20 +186,20 @@ fn a_handler_that_blocks_the_executor_does_not_hold_up_the_deadline() {
 fn a_hook_on_the_stop_runs_before_the_end() {
     let server = Running::of(Server::new(|_| async { Ok("okay") }));
     let token = server.shutdown.token();
-    let (open, gate) = channel::bounded::<()>(1);
+    let (release, released) = channel::bounded::<()>(1);
     let (ran, hook_ran) = mpsc::channel();
     let guard = token.guard().expect("not stopped yet");
     let hook = smol::spawn(guard.hold(async move {
         token.stopping().await;
         ran.send(token.is_stopping()).unwrap();
-        let _ = gate.recv().await;
+        let _ = released.recv().await;
     }));
     assert_eq!(server.connect().get("/").response().text(), "okay");
     assert!(hook_ran.try_recv().is_err(), "ran before the stop");
     server.shutdown.stop();
     assert!(hook_ran.recv_timeout(PATIENCE).unwrap());
     assert!(server.is_serving());
-    drop(open);
+    drop(release);
     assert!(server.outcome().is_drained());
     future::block_on(hook);
 }
@@ -227,7 +227,7 @@ fn work_that_does_not_end_is_named() {
 fn a_client_of_async_h1_is_served_over_pipes() {
     let (source, server) = Pipes::open(Server::new(handler()));
     let text = |client, request: Request| {
-        let (status, text) = patiently(async {
+        let (status, text) = within_patience(async {
             let mut response = async_h1::connect(client, request).await.unwrap();
             (response.status(), response.body_string().await.unwrap())
         });
@@ -250,7 +250,7 @@ fn a_client_of_async_h1_is_served_over_pipes() {
     assert_eq!(text(source.end(), post), "in several pieces");
 
     // One connection serves several requests.
-    let client = Shared(Arc::new(Mutex::new(source.end())));
+    let client = SharedConnection(Arc::new(Mutex::new(source.end())));
     for n in 0..3 {
         let mut post = request(Method::Post, "/echo");
         post.set_body(format!("request {n}"));
@@ -261,8 +261,8 @@ fn a_client_of_async_h1_is_served_over_pipes() {
     assert!(server.stop().is_drained());
 }
 
-fn text_of(client: Shared, request: Request) -> String {
-    patiently(async {
+fn text_of(client: SharedConnection, request: Request) -> String {
+    within_patience(async {
         let mut response = async_h1::connect(client, request).await.unwrap();
         response.body_string().await.unwrap()
     })
@@ -270,9 +270,9 @@ fn text_of(client: Shared, request: Request) -> String {
 
 /// One connection for a client that takes a connection for each request.
 #[derive(Clone)]
-struct Shared(Arc<Mutex<Connection>>);
+struct SharedConnection(Arc<Mutex<Connection>>);
 
-impl AsyncRead for Shared {
+impl AsyncRead for SharedConnection {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -282,7 +282,7 @@ impl AsyncRead for Shared {
     }
 }
 
-impl AsyncWrite for Shared {
+impl AsyncWrite for SharedConnection {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -326,16 +326,16 @@ fn a_pipe_is_a_connection_like_any_other() {
     let mut pipe = source.connect();
     pipe.send("GET /now HTTP/1.1\r\n\r\n");
     let response = pipe.response();
-    assert_eq!((response.status, response.says_close()), (400, true)); // rule W4
+    assert_eq!((response.status, response.says_close()), (400, true)); // W4: refused
     drop(pipe);
     wait_until("nobody is left", || server.shutdown.in_flight() == 0);
     assert!(server.stop().is_drained());
 }
 
-/// Rules S6, S7.
+/// Rules S6, S7: idle and silent connections are closed after the linger.
 #[test]
 fn a_stop_closes_idle_pipes_after_the_linger() {
-    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&quick()));
+    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&short_linger()));
     let mut silent = source.connect();
     let mut idle = source.connect();
     idle.get("/now").response();
@@ -352,7 +352,7 @@ fn a_stop_closes_idle_pipes_after_the_linger() {
 /// Rule S6: a client may still send a request within the linger.
 #[test]
 fn a_request_within_the_linger_is_served_over_a_pipe() {
-    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&patient()));
+    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&long_grace()));
     let mut idle = source.connect();
     idle.get("/now").response();
     server.shutdown.stop();
@@ -365,24 +365,24 @@ fn a_request_within_the_linger_is_served_over_a_pipe() {
 /// Rules S8, S9: a request that was sent after the first one is answered, too.
 #[test]
 fn a_stop_lets_finish_what_runs_over_a_pipe() {
-    let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&quick()));
+    let (handlers, handler) = held_handlers();
+    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&short_linger()));
     let mut one = source.connect();
     one.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut two = source.connect();
     two.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     two.get("/now");
     let mut head = source.connect();
     head.send("GET /now HTTP/1.1\r\nHo");
     let mut body = source.connect();
     body.send("POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello");
-    stage.entered("/read");
+    handlers.wait_for_call("/read");
 
     server.shutdown.stop();
     wait_until("the stop is known", || source.is_closed());
-    stage.open();
+    handlers.release();
     head.send("st: a\r\n\r\n");
     body.send("world");
     let answers = |pipe: &mut PipeClient, expected: &[&str]| {
@@ -407,16 +407,16 @@ fn a_stop_lets_finish_what_runs_over_a_pipe() {
 /// the stop and the end of the linger come before the connections have their last look.
 #[test]
 fn a_stream_that_gives_way_loses_no_request() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let executor = Arc::new(Executor::new());
-    let shutdown = patient().linger(Duration::ZERO);
+    let shutdown = long_grace().linger(Duration::ZERO);
     let server = Server::new(handler).shutdown(&shutdown).executor(executor.clone());
     let (send, connections) = channel::unbounded();
     let serve = server.serve([Listener::from_stream(connections)]);
     let mut serve = Box::pin(serve);
     let connect = || {
         let (client, connection) = Connection::pair();
-        let connection = reluctant(connection, usize::MAX);
+        let connection = pending_at_first(connection, usize::MAX);
         send.try_send(Ok(connection)).unwrap();
         PipeClient::from(client)
     };
@@ -425,7 +425,7 @@ fn a_stream_that_gives_way_loses_no_request() {
     idle.get("/now");
     assert!(future::block_on(future::poll_once(&mut serve)).is_none());
     while executor.try_tick() {}
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     idle.response();
 
     for pipe in [&mut pipelined, &mut idle, &mut silent] {
@@ -433,8 +433,8 @@ fn a_stream_that_gives_way_loses_no_request() {
     }
     shutdown.stop();
     assert!(future::block_on(future::poll_once(&mut serve)).is_none());
-    stage.open();
-    let outcome = patiently(executor.run(serve)).unwrap();
+    handlers.release();
+    let outcome = within_patience(executor.run(serve)).unwrap();
     let answers = [(pipelined, &["done", "now"][..]), (idle, &["now"]), (silent, &["now"])];
     for (mut pipe, texts) in answers {
         for (n, text) in texts.iter().enumerate() {
@@ -448,14 +448,14 @@ fn a_stream_that_gives_way_loses_no_request() {
     assert_eq!(outcome.finished, 4);
 }
 
-/// Rule S13.
+/// Rule S13: the outcome names a request on a pipe, and does not name an idle pipe.
 #[test]
 fn an_abort_cuts_pipes_and_names_them() {
-    let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&patient()));
+    let (handlers, handler) = held_handlers();
+    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&long_grace()));
     let mut busy = source.connect();
     busy.get("/wait?for=it");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut idle = source.connect();
     idle.get("/now").response();
     server.shutdown.abort();
@@ -501,12 +501,12 @@ fn an_upload_that_is_cut_short_is_an_error() {
 
 #[test]
 fn a_half_closed_pipe_gets_its_answers() {
-    let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&patient()));
+    let (handlers, handler) = held_handlers();
+    let (source, server) = Pipes::open(Server::new(handler).stopped_by(&long_grace()));
     let mut pipe = source.connect();
     pipe.get("/wait").get("/now").half_close();
-    stage.entered("/wait");
-    stage.open();
+    handlers.wait_for_call("/wait");
+    handlers.release();
     assert_eq!(pipe.response().text(), "done");
     assert_eq!(pipe.response().text(), "now");
     assert_eq!(pipe.end(), End::Eof);
@@ -546,11 +546,11 @@ fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_one() {
     const BOUND: usize = 512 * 1024;
 
     let executor = Arc::new(Executor::new());
-    let (open, gate) = channel::bounded::<()>(1);
+    let (release, released) = channel::bounded::<()>(1);
     let server = Server::new(move |mut request: Request| {
-        let gate = gate.clone();
+        let released = released.clone();
         async move {
-            let _ = gate.recv().await;
+            let _ = released.recv().await;
             // W14: a long body does not have its length, so the handler sets it.
             Ok(smol_graceful::Body::from_reader(request.take_body().into_reader(), Some(LONG)))
         }
@@ -580,7 +580,7 @@ fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_one() {
     // Now the handler does not read.
     let before = sent.load(Ordering::Relaxed);
     assert!((1..BOUND).contains(&before), "{before}");
-    drop(open);
+    drop(release);
     rest();
     // Now the client does not read.
     let after = sent.load(Ordering::Relaxed);
@@ -604,7 +604,7 @@ fn large_bodies_flow_both_ways_at_the_pace_of_the_slower_one() {
         shutdown.stop();
         serve.await.unwrap()
     };
-    assert!(patiently(executor.run(reading)).is_drained());
+    assert!(within_patience(executor.run(reading)).is_drained());
 }
 
 #[test]
@@ -630,23 +630,24 @@ fn many_pipes_at_once_are_served() {
     assert!(server.stop().is_drained());
 }
 
-/// The limit holds for connections from a channel, and the others wait there.
+/// `Limits::connections` holds for connections from a channel, where further ones wait.
 #[test]
 fn the_limit_of_connections_holds_for_pipes() {
     let limits = Limits::default().connections(2);
-    let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).limits(limits).stopped_by(&patient()));
+    let (handlers, handler) = held_handlers();
+    let (source, server) =
+        Pipes::open(Server::new(handler).limits(limits).stopped_by(&long_grace()));
     let mut pipes: Vec<_> = (0..3).map(|_| source.connect()).collect();
     for pipe in &mut pipes {
         pipe.get("/wait");
     }
-    stage.entered("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
+    handlers.wait_for_call("/wait");
     assert_eq!(server.shutdown.in_flight(), 2);
     assert_eq!(source.queued(), 1);
     pipes.remove(0);
-    stage.open();
-    stage.entered("/wait");
+    handlers.release();
+    handlers.wait_for_call("/wait");
     for pipe in &mut pipes {
         assert_eq!(pipe.response().text(), "done");
     }
@@ -656,11 +657,12 @@ fn the_limit_of_connections_holds_for_pipes() {
 #[test]
 fn what_waits_in_the_channel_is_served_at_the_stop() {
     let limits = Limits::default().connections(1);
-    let (stage, handler) = stage();
-    let (source, server) = Pipes::open(Server::new(handler).limits(limits).stopped_by(&quick()));
+    let (handlers, handler) = held_handlers();
+    let (source, server) =
+        Pipes::open(Server::new(handler).limits(limits).stopped_by(&short_linger()));
     let mut first = source.connect();
     first.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut queued: Vec<_> = (0..5).map(|_| source.connect()).collect();
     queued.iter_mut().for_each(|pipe| _ = pipe.get("/now"));
     server.shutdown.stop();
@@ -670,7 +672,7 @@ fn what_waits_in_the_channel_is_served_at_the_stop() {
         assert_eq!(pipe.end(), End::Eof);
     }
     wait_until("closed", || source.is_closed());
-    stage.open();
+    handlers.release();
     assert_eq!(first.response().text(), "done");
     let outcome = server.outcome();
     assert!(outcome.is_drained(), "{outcome}");
@@ -695,19 +697,20 @@ fn errors_of_the_stream_end_nothing() {
         assert_eq!(source.connect().get("/now").response().text(), "now");
     }
     // This holds at the stop, too.
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let limits = Limits::default().connections(1);
-    let (source, full) = Pipes::open(Server::new(handler).limits(limits).stopped_by(&quick()));
+    let (source, full) =
+        Pipes::open(Server::new(handler).limits(limits).stopped_by(&short_linger()));
     let mut first = source.connect();
     first.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     source.fail(ErrorKind::ConnectionReset.into());
     source.fail(io::Error::from_raw_os_error(EMFILE));
     let mut last = source.connect();
     last.get("/now");
     full.shutdown.stop();
     assert_eq!(last.response().text(), "now");
-    stage.open();
+    handlers.release();
     assert_eq!(first.response().text(), "done");
     assert!(full.outcome().is_drained());
     assert!(server.stop().is_drained());
@@ -719,7 +722,7 @@ fn errors_without_end_hold_up_nobody() {
     let (source, pipes) = Pipes::listener();
     let errors =
         Listener::from_stream(stream::repeat_with(|| Err(ErrorKind::ConnectionReset.into())));
-    let server = Running::on(Server::new(handler()).stopped_by(&quick()), [errors, pipes]);
+    let server = Running::on(Server::new(handler()).stopped_by(&short_linger()), [errors, pipes]);
     let mut pipe = source.connect();
     for _ in 0..3 {
         assert_eq!(pipe.get("/now").response().text(), "now");
@@ -731,7 +734,7 @@ fn errors_without_end_hold_up_nobody() {
 /// After the end of the stream, existing connections go on until the stop.
 #[test]
 fn the_end_of_the_stream_is_not_the_end_of_the_server() {
-    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&quick()));
+    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&short_linger()));
     let mut pipe = source.connect();
     pipe.get("/now").response();
     source.send.close();
@@ -753,7 +756,7 @@ fn the_end_of_the_stream_is_not_the_end_of_the_server() {
 /// of a request.
 #[test]
 fn a_pipe_that_was_dropped_is_let_go_of() {
-    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&patient()));
+    let (source, server) = Pipes::open(Server::new(handler()).stopped_by(&long_grace()));
     let mut big = source.connect();
     big.get("/big");
     big.take(1).unwrap();
@@ -775,7 +778,7 @@ fn a_pipe_that_stalls_is_told_so() {
     let short = Duration::from_millis(40);
     let limits = Limits::default().head_timeout(short).stall_timeout(short).idle_timeout(short);
     let (source, server) =
-        Pipes::open(Server::new(handler()).limits(limits).stopped_by(&patient()));
+        Pipes::open(Server::new(handler()).limits(limits).stopped_by(&long_grace()));
     for request in [
         "GET /now HTTP/1.1\r\nHost: test\r\n",
         "POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello",
@@ -798,7 +801,7 @@ fn a_pipe_that_stalls_is_told_so() {
 #[test]
 fn an_upgraded_pipe_is_waited_for() {
     for abort in [false, true] {
-        let (source, server) = Pipes::open(Server::new(upgrading()).stopped_by(&patient()));
+        let (source, server) = Pipes::open(Server::new(upgrading()).stopped_by(&long_grace()));
         let mut pipe = source.connect();
         pipe.send(UPGRADE_HEAD.to_owned() + "early");
         assert_eq!(pipe.response().status, 101);
@@ -859,8 +862,8 @@ fn clones_of_a_listener_are_one_socket() {
     let listener = tcp();
     let clone = listener.clone();
     assert_eq!(clone.address(), listener.address());
-    let first = Running::on(Server::new(handler()).stopped_by(&quick()), [listener]);
-    let second = Running::on(Server::new(handler()).stopped_by(&quick()), [clone.clone()]);
+    let first = Running::on(Server::new(handler()).stopped_by(&short_linger()), [listener]);
+    let second = Running::on(Server::new(handler()).stopped_by(&short_linger()), [clone.clone()]);
     let mut clients: Vec<_> = (0..20).map(|_| second.connect()).collect();
     for client in &mut clients {
         assert_eq!(client.get("/now").response().text(), "now");
@@ -898,7 +901,8 @@ fn a_listener_of_the_standard_library_is_served() {
     // This client is in the queue before the server knows the socket.
     let mut early = Client::connect(addr);
     early.get("/now");
-    let server = Running::start(Server::new(handler()).stopped_by(&quick()), vec![], [listener]);
+    let server =
+        Running::start(Server::new(handler()).stopped_by(&short_linger()), vec![], [listener]);
     assert_eq!(early.response().text(), "now");
     let mut client = Client::connect(addr);
     assert_eq!(client.get("/now").response().text(), "now");
@@ -915,7 +919,7 @@ fn a_unix_listener_of_the_standard_library_is_served() {
         let directory = Directory::new();
         let path = directory.join("std");
         let listener = UnixListener::bind(&path).unwrap();
-        let server = Server::new(handler()).stopped_by(&quick());
+        let server = Server::new(handler()).stopped_by(&short_linger());
         let mut server = Running::start(server, vec![], [listener]);
         assert_eq!(
             Client::from(UnixStream::connect(&path).unwrap()).get("/peer").response().text(),
@@ -956,9 +960,9 @@ fn addresses_of_all_types_are_listened_on() {
     }
     // A text that is not an address is an error before anything is served.
     let serve = Server::new(handler()).serve(["example.org:80".to_owned()]);
-    assert_eq!(patiently(serve).unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(within_patience(serve).unwrap_err().kind(), ErrorKind::InvalidInput);
     let serve = Server::new(handler()).serve([Err::<Listener, _>(ErrorKind::NotFound.into())]);
-    assert_eq!(patiently(serve).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(within_patience(serve).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 /// One server can have different kinds of listeners.
@@ -1013,8 +1017,7 @@ fn sockets_of_the_program_are_connections() {
 
 // ── Types ───────────────────────────────────────────────────────────────────────────────────
 
-/// This is compiled and not run. It shows the properties of the types that threads and executors
-/// need.
+/// Shows, when it is compiled, that the types have the properties that threads and executors need.
 const _: () = {
     const fn shared<T: Send + Sync + Unpin + 'static>() {}
     shared::<Address>();
@@ -1038,7 +1041,7 @@ const _: () = {
     shared::<WorkKind>();
 };
 
-/// This is compiled and not run. It shows that the futures can be spawned on any executor.
+/// Shows, when it is compiled, that the futures can be spawned on any executor.
 #[expect(dead_code, reason = "its signature is the test")]
 fn futures_move_between_threads(server: Server, shutdown: &Shutdown, token: &Token, guard: Guard) {
     fn send<T: Send>(_: T) {}
@@ -1056,7 +1059,7 @@ fn futures_move_between_threads(server: Server, shutdown: &Shutdown, token: &Tok
 fn an_error_of_serve_is_an_io_error_and_one_line() {
     let listener = tcp();
     let serve = Server::new(handler()).serve([listener.address().clone()]);
-    let error = patiently(serve).unwrap_err();
+    let error = within_patience(serve).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
     let line = format!("{error:?}");
     let addr = listener.address();
@@ -1099,7 +1102,7 @@ fn chunked() -> (channel::Sender<io::Result<&'static str>>, Running) {
         });
         async { Ok(stream_body(until_stop)) }
     });
-    (send, Running::of(server.stopped_by(&quick())))
+    (send, Running::of(server.stopped_by(&short_linger())))
 }
 
 #[test]
@@ -1161,7 +1164,7 @@ fn an_error_at_the_beginning_of_a_body_is_a_500() {
     assert_eq!(client.end(), End::Eof);
 }
 
-/// Rule S10.
+/// Rule S10: a body of chunks sees the stop, and ends with its last chunk.
 #[test]
 fn a_stop_ends_a_body_of_chunks_politely() {
     let (send, server) = chunked();

@@ -16,7 +16,7 @@ use std::thread;
 
 use command_fds::{CommandFdExt, FdMapping};
 use common::{
-    Client, Directory, End, Generations, PATIENCE, ProcessId, Program, TlsStream, certificate,
+    Client, Directory, End, KeeperProcess, PATIENCE, ProcessId, Program, TlsStream, certificate,
     chromium, keep, output, pattern, run_ok, text, tls_client, wait_for_close, wait_until,
 };
 use futures_rustls::pki_types::CertificateDer;
@@ -52,7 +52,7 @@ fn hello_says_okay() {
 
 #[test]
 fn tls_serves_curl() {
-    let mut server = Tls::start();
+    let mut server = TlsExample::start();
     let mut twice = server.curl("/");
     twice.args([&*server.url("/again"), "-w", "%{http_version} %{num_connects}\n"]);
     assert_eq!(text(&run_ok(&mut twice, b"")), "okay\n1.1 1\nokay\n1.1 0\n");
@@ -79,7 +79,7 @@ fn tls_serves_curl() {
 /// head was not sent yet.
 #[test]
 fn tls_finishes_what_is_in_flight() {
-    let mut server = Tls::start();
+    let mut server = TlsExample::start();
     // This request has sent its head, as curl shows, and waits for its body.
     let mut echo = server.curl("/");
     echo.args(["-v", "-X", "POST", "-T", "-"]);
@@ -122,7 +122,7 @@ fn tls_finishes_what_is_in_flight() {
 /// 8446 section 6.1).
 #[test]
 fn tls_takes_leave_of_idle_connections() {
-    let mut server = Tls::start();
+    let mut server = TlsExample::start();
     let mut idle: Vec<_> = (0..5).map(|_| server.connect()).collect();
     for client in &mut idle {
         okay(client);
@@ -141,11 +141,11 @@ fn tls_takes_leave_of_idle_connections() {
     assert_eq!(server.program.exit_code(), 0, "{}", server.program);
 }
 
-/// An independent client sees the same end.
+/// openssl, too, sees a proper end of TLS.
 #[test]
 #[ignore = "needs openssl"]
 fn tls_takes_leave_of_openssl() {
-    let mut server = Tls::start();
+    let mut server = TlsExample::start();
     // openssl has no time limit of its own.
     let mut openssl = Command::new("timeout");
     openssl.args([&PATIENCE.as_secs().to_string(), "openssl", "s_client", "-quiet"]);
@@ -167,7 +167,7 @@ fn tls_takes_leave_of_openssl() {
 
 #[test]
 fn tls_is_not_disturbed_by_garbage() {
-    let mut server = Tls::start();
+    let mut server = TlsExample::start();
     let mut good = server.connect();
     okay(&mut good);
     let random: Vec<u8> = (0..4096).map(|_| fastrand::u8(..)).collect();
@@ -192,7 +192,7 @@ fn tls_is_not_disturbed_by_garbage() {
 /// A successor reads the current certificate.
 #[test]
 fn tls_renews_its_certificate() {
-    let mut server = Tls::start_by(|example| keep(&[], &example));
+    let mut server = TlsExample::start_by(|example| keep(&[], &example));
     let mut old = server.connect();
     okay(&mut old);
     server.trusted = certificate(server.dir.path());
@@ -231,7 +231,7 @@ fn tls_says_what_is_wrong() {
 /// The stream ends with its last chunk, and the successor goes on with the next event.
 #[test]
 fn events_go_on_with_the_successor() {
-    let mut server = Generations::start(&Program::example_command("events", &["127.0.0.1:0"]));
+    let mut server = KeeperProcess::start(&Program::example_command("events", &["127.0.0.1:0"]));
     let mut page = server.program.connect();
     let page = page.get("/").response();
     assert_eq!(page.header("content-type").unwrap(), "text/html; charset=utf-8");
@@ -322,7 +322,7 @@ fn events_go_on_in_chromium() {
     first.stop();
 
     let second = Program::example_command("events", &[&first.addr.to_string()]);
-    let mut servers = Generations::start(&second);
+    let mut servers = KeeperProcess::start(&second);
     receives_from(servers.serving);
     let predecessor = servers.restart();
     assert_eq!(servers.exit_code(predecessor), 0);
@@ -499,7 +499,7 @@ fn worker_ends_with_its_input() {
 /// Returns a worker, and the other end of its standard input.
 fn worker() -> (Program, UnixStream) {
     let (here, there) = UnixStream::pair().unwrap();
-    (Program::start_with(quiet("worker", ""), OwnedFd::from(there)), here)
+    (Program::start_with_stdin(quiet("worker", ""), OwnedFd::from(there)), here)
 }
 
 // embed
@@ -684,13 +684,13 @@ fn fails(name: &str, args: &[&str], told: &str) {
 }
 
 /// The example `tls` with a new certificate for `localhost`.
-struct Tls {
+struct TlsExample {
     program: Program,
     dir: Directory,
     trusted: CertificateDer<'static>,
 }
 
-impl Tls {
+impl TlsExample {
     fn start() -> Self {
         Self::start_by(|example| example)
     }

@@ -17,8 +17,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 
 use common::{
-    Client, End, PATIENCE, Running, StoppedBy, address_of, for_each, patient, settle, tcp,
-    wait_until,
+    Client, End, PATIENCE, Running, StoppedBy, address_of, assert_drains, for_each, long_grace,
+    tcp, wait_until,
 };
 use futures_lite::future;
 use smol::{Executor, LocalExecutor, channel};
@@ -43,7 +43,7 @@ fn check_thread(executor: impl Into<ServerExecutor>, name: &str) {
         }
     }
     drop(clients);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Runs `executor` on a thread with this name, until the returned value is dropped.
@@ -104,14 +104,14 @@ fn a_connection_that_an_executor_drops_is_closed() {
             let mut client = server.connect();
             assert_ne!(client.end(), End::Cut);
         }
-        settle(&server);
+        assert_drains(&server);
     }
 }
 
 // ── Handlers that stay on one thread ────────────────────────────────────────────────────────
 
 /// A server on one thread, and its handlers, which cannot leave their thread, on another one.
-struct Local {
+struct LocalServer {
     server: Running,
     /// The threads on which waiting handlers were dropped.
     dropped: Receiver<String>,
@@ -119,17 +119,16 @@ struct Local {
     handlers: Option<(channel::Sender<Infallible>, JoinHandle<()>)>,
 }
 
-/// A value that sends the name of the thread on which it is dropped. It is neither `Send` nor
-/// `Sync`.
-struct SaysWhere(Sender<String>, PhantomData<Rc<()>>);
+/// A value, neither `Send` nor `Sync`, that sends the name of the thread on which it is dropped.
+struct ReportsDrop(Sender<String>, PhantomData<Rc<()>>);
 
-impl Drop for SaysWhere {
+impl Drop for ReportsDrop {
     fn drop(&mut self) {
         let _ = self.0.send(thread_name());
     }
 }
 
-impl Local {
+impl LocalServer {
     /// Starts a server. `/count` counts, `/panic` panics, and `/panic-at-once` panics before there
     /// is a future. `/wait` waits for ever, and `/guarded` waits with a guard. `/until-stop` waits
     /// for the stop. A waiting handler reports the thread on which it is dropped.
@@ -196,7 +195,7 @@ async fn handle(
     count: Rc<Cell<u32>>,
     tell_dropped: Sender<String>,
 ) -> smol_graceful::Result<String> {
-    let says_where = || SaysWhere(tell_dropped, PhantomData);
+    let says_where = || ReportsDrop(tell_dropped, PhantomData);
     match request.url().path() {
         "/count" => {
             count.set(count.get() + 1);
@@ -224,7 +223,7 @@ async fn handle(
 
 #[test]
 fn handlers_that_are_not_send_share_what_is_not_sync() {
-    let local = Local::start(&patient());
+    let local = LocalServer::start(&long_grace());
     let mut client = local.server.connect();
     for n in 1..=3 {
         assert_eq!(client.get("/count").response().text(), format!("{n} on local"));
@@ -243,7 +242,7 @@ fn handlers_that_are_not_send_share_what_is_not_sync() {
 /// Rule S17 holds on the other thread, too.
 #[test]
 fn a_panic_of_a_local_handler_costs_its_client_alone() {
-    let local = Local::start(&patient());
+    let local = LocalServer::start(&long_grace());
     for path in ["/panic", "/panic-at-once"] {
         let mut client = local.server.connect();
         let response = client.get(path).response();
@@ -256,8 +255,8 @@ fn a_panic_of_a_local_handler_costs_its_client_alone() {
 /// Rules S13, S22: a handler is dropped on the thread on which it has run.
 #[test]
 fn a_local_handler_is_dropped_on_its_own_thread() {
-    let shutdown = patient();
-    let mut local = Local::start(&shutdown);
+    let shutdown = long_grace();
+    let mut local = LocalServer::start(&shutdown);
     local.begin("/wait").reset();
     assert_eq!(local.dropped_on(), "local");
     // A handler with a guard goes on without its client.
@@ -279,8 +278,8 @@ fn a_local_handler_is_dropped_on_its_own_thread() {
 
 #[test]
 fn the_drain_waits_for_a_local_handler() {
-    let shutdown = patient().linger(std::time::Duration::ZERO);
-    let local = Local::start(&shutdown);
+    let shutdown = long_grace().linger(std::time::Duration::ZERO);
+    let local = LocalServer::start(&shutdown);
     let mut client = local.begin("/until-stop");
     shutdown.stop();
     let response = client.response();
@@ -292,7 +291,7 @@ fn the_drain_waits_for_a_local_handler() {
 /// If the executor is dropped, a waiting request and a later one get an answer.
 #[test]
 fn a_request_without_an_executor_is_answered() {
-    let mut local = Local::start(&patient());
+    let mut local = LocalServer::start(&long_grace());
     let mut waits = local.begin("/wait");
     local.end_handlers();
     assert_eq!(waits.response().status, 503);
@@ -300,11 +299,11 @@ fn a_request_without_an_executor_is_answered() {
     assert_eq!(local.server.connect().get("/count").response().status, 503);
 }
 
-/// The request was sent to the handlers' thread, and was never received there.
+/// A request that was sent to the handlers' thread, and was never received there, gets 503.
 #[test]
 fn a_request_whose_executor_was_never_polled_is_answered() {
     let executor = LocalExecutor::new();
-    let shutdown = patient();
+    let shutdown = long_grace();
     let server = Server::local(&executor, |_| ready(Ok("never")));
     let server = Running::of(server.stopped_by(&shutdown));
     let mut client = server.connect();
@@ -320,7 +319,7 @@ fn a_request_whose_executor_was_never_polled_is_answered() {
 #[test]
 fn server_and_handlers_may_share_a_thread() {
     let (send, address) = mpsc::channel();
-    let shutdown = patient();
+    let shutdown = long_grace();
     let stop = shutdown.clone();
     let serving = thread::spawn(move || {
         let executor = LocalExecutor::new();

@@ -50,7 +50,7 @@ fn program(kind: &str) -> Command {
 }
 
 /// Returns the lines that name cut work.
-fn words(output: &Output) -> Vec<String> {
+fn lines_of_cuts(output: &Output) -> Vec<String> {
     assert!(output.status.success(), "{output:?}");
     let lines = text(&output.stderr);
     let named = |line: &&str| line.contains("1 cut: guard taken at tests/exit_code.rs:");
@@ -60,10 +60,10 @@ fn words(output: &Output) -> Vec<String> {
 #[test]
 fn what_was_cut_is_said_if_no_logger_says_it() {
     for level in ["none", "off", "error"] {
-        let words = words(&output(&mut program(&format!("{level} cut"))));
+        let lines = lines_of_cuts(&output(&mut program(&format!("{level} cut"))));
         assert!(
-            matches!(&words[..], [line] if line.starts_with("timed out after 0.")),
-            "{level}: {words:?}"
+            matches!(&lines[..], [line] if line.starts_with("timed out after 0.")),
+            "{level}: {lines:?}"
         );
     }
 }
@@ -72,14 +72,14 @@ fn what_was_cut_is_said_if_no_logger_says_it() {
 #[test]
 fn nothing_is_said_beside_a_logger() {
     for level in [LevelFilter::Warn, LevelFilter::Info] {
-        let words = words(&output(&mut program(&format!("{level} cut"))));
-        assert!(words.is_empty(), "{level}: {words:?}");
+        let lines = lines_of_cuts(&output(&mut program(&format!("{level} cut"))));
+        assert!(lines.is_empty(), "{level}: {lines:?}");
     }
 }
 
 #[test]
 fn nothing_is_said_if_nothing_was_cut() {
-    assert!(words(&output(&mut program("none drained"))).is_empty());
+    assert!(lines_of_cuts(&output(&mut program("none drained"))).is_empty());
 }
 
 /// Rule S21: an exit does not wait for a pipe that nobody reads.

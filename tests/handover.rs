@@ -21,10 +21,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::handover::{
-    self, BIG_BODY, Handover, IDLE_TIMEOUT, Over, descriptors_of, number_before, over_both,
+    self, BIG_BODY, Handover, IDLE_TIMEOUT, SocketKind, descriptors_of, number_before,
+    over_tcp_and_unix,
 };
 use common::{
-    Client, Directory, Duplex, End, Generations, PATIENCE, ProcessId, Program, Received,
+    Client, Directory, Duplex, End, KeeperProcess, PATIENCE, ProcessId, Program, Received,
     certificate, pattern, small_socket, tls_client, wait_until,
 };
 use futures_rustls::TlsAcceptor;
@@ -43,7 +44,7 @@ const HEAD: &str = "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n";
 /// Idle connections go from one process to the next, ten times in a row.
 #[test]
 fn idle_connections_outlive_ten_restarts() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let mut clients: Vec<_> = (0..3).map(|_| server.idle()).collect();
         let mut at_once = 0;
@@ -67,10 +68,10 @@ fn idle_connections_outlive_ten_restarts() {
 /// Connections whose clients have not sent a byte yet go to the successor, too.
 #[test]
 fn silent_connections_go_to_the_successor() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let mut clients: Vec<_> = (0..3).map(|_| server.connect()).collect();
-        server.accepted();
+        server.wait_until_accepted();
         server.hand_over(3);
         server.hand_over(3);
         for client in &mut clients {
@@ -89,8 +90,8 @@ fn http_1_0_connections_go_to_the_successor() {
         assert_kept(response, body);
         assert_eq!(response.header("connection").unwrap(), "keep-alive");
     };
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut clients = [server.connect(), server.connect()];
         for client in &mut clients {
             let response = client.send(keep_alive("/livez")).response();
@@ -100,7 +101,7 @@ fn http_1_0_connections_go_to_the_successor() {
         let first = server.serving();
         server.line_of(first, "waiting for restart");
         let predecessor = server.restart();
-        server.open("restart");
+        server.release("restart");
         assert_kept_alive(&clients[0].response(), &predecessor);
         server.assert_handed_over(predecessor, 2);
         for client in &mut clients {
@@ -111,12 +112,12 @@ fn http_1_0_connections_go_to_the_successor() {
     });
 }
 
-/// The idle time goes along, because otherwise no idle connection would reach its limit with
+/// H8: the idle time goes along, because otherwise no idle connection would reach its limit with
 /// frequent restarts.
 #[test]
 fn idle_connections_end_in_time_although_restarts_come_between() {
-    over_both(|over| {
-        let mut server = Handover::staged_with(over, |command| {
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held_with(over, |command| {
             command.env(IDLE_TIMEOUT, "4");
         });
         let begin = Instant::now();
@@ -144,9 +145,9 @@ fn idle_connections_end_in_time_although_restarts_come_between() {
 #[test]
 fn a_connection_begins_to_be_idle_behind_its_last_response() {
     const LIMIT: Duration = Duration::from_secs(1);
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         for attempt in 0..5 {
-            let mut server = Handover::staged_with(over, |command| {
+            let mut server = Handover::held_with(over, |command| {
                 command.env(IDLE_TIMEOUT, "1");
             });
             let mut client = server.in_flight("/wait/restart");
@@ -154,7 +155,7 @@ fn a_connection_begins_to_be_idle_behind_its_last_response() {
             let predecessor = server.restart();
             // The request lasts for longer than a connection may be idle.
             thread::sleep((LIMIT + LIMIT / 4).saturating_sub(begin.elapsed()));
-            server.open("restart");
+            server.release("restart");
             let answered = Instant::now();
             assert_kept(&client.response(), predecessor);
             server.assert_handed_over(predecessor, 1);
@@ -176,7 +177,7 @@ fn a_connection_begins_to_be_idle_behind_its_last_response() {
 
 // A part of a request.
 
-/// The bytes of half a head go along, from any cut.
+/// H8: the bytes of half a head go along, from any cut.
 #[test]
 fn half_a_head_is_completed_at_the_successor() {
     assert_completed(HEAD, 1..HEAD.len());
@@ -185,7 +186,7 @@ fn half_a_head_is_completed_at_the_successor() {
 /// Cuts the request text `whole` at each of these places, on a new connection and on one that has
 /// served a request. The predecessor gets the first part, and the successor the second.
 fn assert_completed(whole: &str, cuts: Range<usize>) {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let mut halves = Vec::new();
         for cut in cuts.clone() {
@@ -194,7 +195,7 @@ fn assert_completed(whole: &str, cuts: Range<usize>) {
                 halves.push((client, &whole[cut..]));
             }
         }
-        server.accepted();
+        server.wait_until_accepted();
         server.hand_over(halves.len() as u64);
         for (client, rest) in &mut halves {
             assert_kept(&client.send(rest).response(), "live\n");
@@ -208,13 +209,13 @@ fn assert_completed(whole: &str, cuts: Range<usize>) {
 fn many_long_halves_go_to_the_successor() {
     let field = format!("X-Long: {}\r\n", "x".repeat(4000));
     let head = format!("GET /livez HTTP/1.1\r\nHost: test\r\n{field}{field}{field}\r\n");
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let mut clients: Vec<_> = (0..30).map(|_| server.idle()).collect();
         for client in &mut clients {
             client.send(&head[..head.len() - 1]);
         }
-        server.accepted();
+        server.wait_until_accepted();
         server.hand_over(30);
         for client in &mut clients {
             assert_kept(&client.send("\n").response(), "live\n");
@@ -226,7 +227,7 @@ fn many_long_halves_go_to_the_successor() {
 /// A head may arrive a byte at a time, each in another process.
 #[test]
 fn a_head_may_take_ten_processes() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let mut client = server.idle();
         for at in 0..10 {
@@ -249,8 +250,8 @@ fn an_empty_line_is_followed_by_a_head_at_the_successor() {
 /// goes.
 #[test]
 fn half_a_body_is_completed_at_the_predecessor() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut clients = [server.idle(), server.idle()];
         let post = "POST /post/length HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nfirst";
         clients[0].send(post);
@@ -278,7 +279,7 @@ fn half_a_body_is_completed_at_the_predecessor() {
 fn a_client_that_expects_100_continue_is_served_across_the_restart() {
     let head =
         "POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let (mut continued, mut half) = (server.idle(), server.idle());
         half.send(&head[..head.len() - 1]);
@@ -298,17 +299,17 @@ fn a_client_that_expects_100_continue_is_served_across_the_restart() {
 
 // A request under way.
 
-/// A handler ends in its process, its response does not say `close`, and then the connection goes
-/// to the successor.
+/// H5: a handler ends in its process, its response does not say `close`, and then the connection
+/// goes to the successor.
 #[test]
 fn a_handler_ends_in_the_predecessor() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut client = server.in_flight("/wait/restart");
         let predecessor = server.restart();
         server.connect().get("/livez").response();
         assert!(predecessor.is_running());
-        server.open("restart");
+        server.release("restart");
         assert_kept(&client.response(), predecessor);
         server.assert_handed_over(predecessor, 1);
         assert_served_by([&mut client], server.serving());
@@ -319,14 +320,14 @@ fn a_handler_ends_in_the_predecessor() {
 /// If a client asks for a close, the process that serves the request closes the connection.
 #[test]
 fn a_connection_that_the_client_closes_does_not_go() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut client = server.idle();
         client.send("GET /wait/restart HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
         let predecessor = server.serving();
         server.line_of(predecessor, "waiting for restart");
         server.restart();
-        server.open("restart");
+        server.release("restart");
         let response = client.response();
         assert_eq!((response.text(), response.says_close()), (predecessor.to_string(), true));
         assert_eq!(client.end(), End::Eof);
@@ -338,14 +339,14 @@ fn a_connection_that_the_client_closes_does_not_go() {
 /// A half-closed client gets all of its answers, from both processes.
 #[test]
 fn a_half_closed_client_gets_its_answers() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut pipelined = server.in_flight("/wait/restart");
         pipelined.get("/pid").half_close();
         let mut single = server.in_flight("/wait/restart");
         single.half_close();
         let predecessor = server.restart();
-        server.open("restart");
+        server.release("restart");
         assert_eq!(pipelined.response().text(), predecessor.to_string());
         assert_eq!(single.response().text(), predecessor.to_string());
         // The predecessor has not begun the second request.
@@ -359,11 +360,11 @@ fn a_half_closed_client_gets_its_answers() {
     });
 }
 
-/// Requests that were read ahead go along, in order.
+/// W1: requests that were read ahead go along, in order.
 #[test]
 fn pipelined_requests_are_answered_in_order() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut client = server.idle();
         let mut all = "GET /wait/restart HTTP/1.1\r\nHost: test\r\n\r\n".to_owned();
         (1..52).for_each(|n| all += &post("/post", &n.to_string()));
@@ -371,7 +372,7 @@ fn pipelined_requests_are_answered_in_order() {
         let predecessor = server.serving();
         server.line_of(predecessor, "waiting for restart");
         server.restart();
-        server.open("restart");
+        server.release("restart");
         assert_kept(&client.response(), predecessor);
         for n in 1..52 {
             assert_kept(&client.response(), format!("/post {n}"));
@@ -391,8 +392,8 @@ fn pipelined_requests_are_answered_in_order() {
 fn a_long_pipeline_is_answered_in_order() {
     const COUNT: usize = 300;
     let body = "x".repeat(1000);
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut client = server.in_flight("/wait/restart");
         let mut writer = client.stream.try_clone().unwrap();
         thread::scope(|scope| {
@@ -403,7 +404,7 @@ fn a_long_pipeline_is_answered_in_order() {
                 }
             });
             let predecessor = server.restart();
-            server.open("restart");
+            server.release("restart");
             assert_kept(&client.response(), predecessor);
             for n in 0..COUNT {
                 assert_kept(&client.response(), format!("/post/{n} {body}"));
@@ -421,7 +422,7 @@ fn a_long_pipeline_is_answered_in_order() {
 fn an_endless_pipeline_goes_through_five_restarts() {
     /// More requests than the connection can wait for an answer to.
     const AHEAD: usize = 1000;
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let mut client = server.idle();
         let mut writer = client.stream.try_clone().unwrap();
@@ -475,8 +476,8 @@ fn an_endless_pipeline_goes_through_five_restarts() {
 fn posts_in_the_very_moment_are_handled_once() {
     const THREADS: usize = 10;
     const EACH: usize = 50;
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut clients: Vec<_> = (0..THREADS * EACH).map(|_| server.idle()).collect();
         let has_handed_over = AtomicBool::new(false);
         let (begin, begun) = mpsc::channel();
@@ -525,8 +526,8 @@ fn posts_in_the_very_moment_are_handled_once() {
 /// goes.
 #[test]
 fn a_slow_reader_gets_its_response_from_the_predecessor() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut client = match server.address {
             Address::Tcp(addr) => Client::from(small_socket(addr, 64 * 1024)),
             _ => server.connect(),
@@ -550,7 +551,7 @@ fn a_slow_reader_gets_its_response_from_the_predecessor() {
 /// A stream ends properly at the restart, and its connection goes after the others.
 #[test]
 fn a_stream_ends_and_its_connection_goes() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let (mut client, mut idle) = (server.idle(), server.idle());
         client.get("/stream?every=5ms&count=1000000").fill().unwrap();
@@ -570,8 +571,8 @@ fn a_stream_ends_and_its_connection_goes() {
 /// have gone, and the connection of the long request goes to the last one.
 #[test]
 fn a_long_request_outlives_three_restarts() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut long = server.in_flight("/wait/restarts");
         let mut idle = server.idle();
         let [first, second, third] = [(); 3].map(|()| server.take_over());
@@ -580,7 +581,7 @@ fn a_long_request_outlives_three_restarts() {
         }
         assert!(first.is_running());
         assert_served_by([&mut idle], server.serving());
-        server.open("restarts");
+        server.release("restarts");
         assert_kept(&long.response(), first);
         server.assert_handed_over(first, 2);
         assert_served_by([&mut long, &mut idle], server.serving());
@@ -592,8 +593,8 @@ fn a_long_request_outlives_three_restarts() {
 /// over, one after the other, and the connection goes twice.
 #[test]
 fn a_restart_in_the_middle_of_another_follows_it() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut client = server.idle();
         let first = server.serving();
         let second = server.ready_successor("");
@@ -612,20 +613,21 @@ fn a_restart_in_the_middle_of_another_follows_it() {
     });
 }
 
-/// Requests in three processes end in any order, and each connection goes to the fourth process.
+/// H7: requests in three processes end in any order, and each connection goes to the fourth
+/// process, through the passages that were passed on.
 #[test]
 fn requests_of_three_processes_end_at_the_fourth() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut clients = Vec::new();
-        for gate in ["first", "second", "third"] {
-            let client = server.in_flight(&format!("/wait/{gate}"));
-            clients.push((client, gate, server.restart()));
+        for name in ["first", "second", "third"] {
+            let client = server.in_flight(&format!("/wait/{name}"));
+            clients.push((client, name, server.restart()));
         }
         // The second process ends before the first one, which it has connected with the third.
         for at in [1, 0, 2] {
-            let (client, gate, process) = &mut clients[at];
-            server.open(gate);
+            let (client, name, process) = &mut clients[at];
+            server.release(name);
             assert_kept(&client.response(), *process);
             server.assert_handed_over(*process, 1);
             assert_served_by([client], server.serving());
@@ -638,7 +640,7 @@ fn requests_of_three_processes_end_at_the_fourth() {
 /// service, which goes on.
 #[test]
 fn a_predecessor_that_hands_over_is_ready() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let (mut idle, mut asks) = (server.idle(), server.idle());
         asks.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel");
@@ -662,18 +664,18 @@ fn a_predecessor_that_hands_over_is_ready() {
 /// The socket stays the same, with its options, and so does the peer.
 #[test]
 fn the_socket_and_its_peer_stay_the_same() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut client = server.connect();
         let peer = match over {
-            Over::Tcp => client.stream.local_addr().unwrap().to_string(),
-            Over::Unix => "unix".to_owned(),
+            SocketKind::Tcp => client.stream.local_addr().unwrap().to_string(),
+            SocketKind::Unix => "unix".to_owned(),
         };
         assert_eq!(client.get("/peer").response().text(), peer);
         let options = |server: &Handover| {
             let sockets = server.copies_of(server.serving());
             let [socket] = &sockets[..] else { panic!("{} sockets", sockets.len()) };
-            if over == Over::Unix {
+            if over == SocketKind::Unix {
                 let peer = socket_peercred(socket).unwrap();
                 return (format!("{:?}", (peer.pid, peer.uid, peer.gid)), false);
             }
@@ -689,7 +691,7 @@ fn the_socket_and_its_peer_stay_the_same() {
         server.hand_over(1);
         assert_eq!(server.connections_of(server.serving()), inode);
         assert_eq!(options(&server), before);
-        if over == Over::Unix {
+        if over == SocketKind::Unix {
             assert!(before.0.contains(&format!("({})", ProcessId::own())), "{before:?}");
         } else {
             assert!(before.0.starts_with("(true, 60s)") && before.1, "{before:?}");
@@ -703,8 +705,8 @@ fn the_socket_and_its_peer_stay_the_same() {
 /// socket, is still there.
 #[test]
 fn a_close_by_the_successor_reaches_the_client() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut long = server.in_flight("/wait/restart");
         let mut client = server.idle();
         let predecessor = server.restart();
@@ -715,7 +717,7 @@ fn a_close_by_the_successor_reaches_the_client() {
         assert_eq!(client.send(close).response().text(), server.serving().to_string());
         assert_eq!(client.end(), End::Eof);
         assert!(predecessor.is_running());
-        server.open("restart");
+        server.release("restart");
         assert_kept(&long.response(), predecessor);
         server.assert_handed_over(predecessor, 2);
         server.end();
@@ -726,8 +728,8 @@ fn a_close_by_the_successor_reaches_the_client() {
 /// connections.
 #[test]
 fn an_end_on_the_way_costs_nobody_else() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let [mut kept, mut reset, mut finished] = [server.idle(), server.idle(), server.idle()];
         // A Unix socket with unread bytes is reset, too.
         reset.get("/pid");
@@ -753,10 +755,10 @@ fn an_end_on_the_way_costs_nobody_else() {
 #[test]
 fn no_descriptor_is_left() {
     const CLIENTS: usize = 50;
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         server.hand_over(0);
-        server.accepted();
+        server.wait_until_accepted();
         let served = |server: &Handover| {
             wait_until("nobody is connected", || {
                 server.connections_of(server.serving()).is_empty()
@@ -796,7 +798,7 @@ const MASKED_AWAY: &[u8] = b"\x88\x82\0\0\0\0\x03\xe9";
 /// A WebSocket gets a Close, and a connection beside it goes to the successor.
 #[test]
 fn a_websocket_takes_leave_beside_a_connection_that_goes() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let directory = Directory::new();
         let (mut servers, address) = example("websocket", over, &directory, &[]);
         let mut plain = Client::connect_to(&address);
@@ -820,7 +822,7 @@ fn a_websocket_takes_leave_beside_a_connection_that_goes() {
 /// The connections of the example `tls` end as in any stop, and the next ones are the successor's.
 #[test]
 fn tls_connections_end_at_a_restart() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let directory = Directory::new();
         let trusted = certificate(directory.path());
         let files = ["cert.pem", "key.pem"].map(|name| directory.join(name));
@@ -843,13 +845,13 @@ fn tls_connections_end_at_a_restart() {
     });
 }
 
-/// Plain connections go to the successor beside TLS connections, which end.
+/// H6: plain connections go to the successor beside TLS connections, which end.
 #[test]
 fn plain_connections_go_beside_tls() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let certificates = Directory::new();
         let trusted = certificate(certificates.path());
-        let mut server = Handover::staged_with(over, |command| {
+        let mut server = Handover::held_with(over, |command| {
             command.env(CERTIFICATES, certificates.path());
         });
         let tls = server.directory.socket("tls");
@@ -908,24 +910,29 @@ fn handled_by(log: &str, process: ProcessId) -> usize {
 
 /// Starts a keeper of an example whose first argument is its address. The example binds its socket
 /// itself.
-fn example(name: &str, over: Over, directory: &Directory, more: &[&str]) -> (Generations, Address) {
+fn example(
+    name: &str,
+    over: SocketKind,
+    directory: &Directory,
+    more: &[&str],
+) -> (KeeperProcess, Address) {
     let listen = match over {
-        Over::Tcp => "127.0.0.1:0".to_owned(),
-        Over::Unix => directory.socket("socket").to_string(),
+        SocketKind::Tcp => "127.0.0.1:0".to_owned(),
+        SocketKind::Unix => directory.socket("socket").to_string(),
     };
     let mut command = Program::example_command(name, &[&listen]);
     command.args(more);
-    let servers = Generations::start(&command);
+    let servers = KeeperProcess::start(&command);
     let address = match over {
-        Over::Tcp => Address::Tcp(servers.program.addr),
-        Over::Unix => directory.socket("socket"),
+        SocketKind::Tcp => Address::Tcp(servers.program.addr),
+        SocketKind::Unix => directory.socket("socket"),
     };
     (servers, address)
 }
 
 /// Waits until the predecessor, the only one that stops, has ended with exit code 0 and has handed
 /// over this many connections. The examples' logs do not name the process of a line.
-fn assert_handed_over(servers: &mut Generations, predecessor: ProcessId, count: u64) {
+fn assert_handed_over(servers: &mut KeeperProcess, predecessor: ProcessId, count: u64) {
     assert_eq!(servers.exit_code(predecessor), 0, "{}", servers.program);
     let is_outcome = |line: &str| line.contains("drained in ");
     let outcome = servers.program.line_where("outcome", is_outcome);

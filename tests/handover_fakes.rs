@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::fakes::{FakeChild, FakeKeeper};
-use common::handover::{self, Handover, Over, assert_live, over_both};
+use common::handover::{self, Handover, SocketKind, assert_live, over_tcp_and_unix};
 use common::messages::{BATCH, Channel, answer_as_fake, batch, borrowed, connection, taken};
 use common::{End, PATIENCE, wait_until};
 use rustix::process::Signal;
@@ -26,9 +26,9 @@ use rustix::process::Signal;
 #[test]
 fn a_batch_with_a_senseless_answer_is_the_successors() {
     let senseless: [&[u8]; 5] = [&taken(2, 1), &taken(1, 2), b"nonsense", b"T", b"P"];
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         for answer in senseless {
-            let mut server = Handover::staged(over);
+            let mut server = Handover::held(over);
             let predecessor = server.serving();
             let mut client = server.idle();
             let mut busy = server.in_flight("/wait/answer");
@@ -38,7 +38,7 @@ fn a_batch_with_a_senseless_answer_is_the_successors() {
             passage.send(answer, &[]);
             server.line_of(predecessor, ": the successor's answer makes no sense");
             // When the busy connection has ended, the predecessor has dealt with the others.
-            server.open("answer");
+            server.release("answer");
             assert_eq!(busy.response().text(), predecessor.to_string());
             assert_eq!(busy.end(), End::Eof);
             client.post("/echo", "hello");
@@ -52,8 +52,8 @@ fn a_batch_with_a_senseless_answer_is_the_successors() {
 /// H3: a second answer to a batch does not count for the next batch, and ends the hand-over.
 #[test]
 fn a_second_answer_to_a_batch_ends_the_hand_over() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let predecessor = server.serving();
         let _idle = server.idle();
         let mut client = server.in_flight("/wait/answer");
@@ -62,7 +62,7 @@ fn a_second_answer_to_a_batch_ends_the_hand_over() {
         passage.send(&taken(1, 1), &[]);
         passage.send(&taken(1, 1), &[]);
         server.line_of(predecessor, ": the successor's answer makes no sense");
-        server.open("answer");
+        server.release("answer");
         assert!(client.response().says_close());
         server.assert_handed_over(predecessor, 1);
     });
@@ -73,7 +73,7 @@ fn a_second_answer_to_a_batch_ends_the_hand_over() {
 /// stop.
 #[test]
 fn a_passage_that_closes_without_an_answer_gives_the_batch_back() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &["--linger", "20s"]);
         let predecessor = server.serving();
         let mut clients: Vec<_> = (0..3).map(|_| server.idle()).collect();
@@ -94,7 +94,7 @@ fn a_passage_that_closes_without_an_answer_gives_the_batch_back() {
 /// their turn. The batches have numbers in order, and each connection is in one of them.
 #[test]
 fn idle_connections_are_asked_a_batch_at_a_time() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         // On a busy machine, the predecessor may ask the next batch, because no connection has come
         // for a while.
         let is_met = (0..5).any(|_| serves_all_but_a_batch(over));
@@ -104,7 +104,7 @@ fn idle_connections_are_asked_a_batch_at_a_time() {
 
 /// Hands 601 connections over, and checks the batches. Returns `true` if the predecessor serves all
 /// connections but one batch while the first batch has no answer.
-fn serves_all_but_a_batch(over: Over) -> bool {
+fn serves_all_but_a_batch(over: SocketKind) -> bool {
     const IDLE: usize = 600;
     // The linger is so long that the predecessor does not serve the waiting connections meanwhile.
     let mut server = Handover::server(over, &["--linger", "100s", "--grace", "200s"]);
@@ -149,9 +149,9 @@ fn serves_all_but_a_batch(over: Over) -> bool {
 /// connection is affected.
 #[test]
 fn a_predecessor_that_makes_no_sense_costs_nobody_else() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         for senseless in [b"nonsense".to_vec(), taken(1, 1)] {
-            let mut predecessor = Predecessor::of(over);
+            let mut predecessor = FakePredecessor::of(over);
             let [(first, mut kept), (second, mut lost)] = [connection(over), connection(over)];
             predecessor.send(1, &[LISTENER], vec![first]);
             assert_eq!(predecessor.passage.message(), taken(1, 1));
@@ -171,8 +171,8 @@ fn a_predecessor_that_makes_no_sense_costs_nobody_else() {
 /// with their number.
 #[test]
 fn a_successor_takes_the_beginning_of_an_odd_batch() {
-    over_both(|over| {
-        let mut predecessor = Predecessor::of(over);
+    over_tcp_and_unix(|over| {
+        let mut predecessor = FakePredecessor::of(over);
         let known = LISTENER;
         // The server has no listener with this number.
         let unknown = LISTENER + 1;
@@ -212,8 +212,8 @@ fn a_successor_takes_the_beginning_of_an_odd_batch() {
 #[test]
 fn a_successor_heeds_the_idle_age_and_the_bytes_read_ahead() {
     const HOUR: Duration = Duration::from_secs(60 * 60);
-    over_both(|over| {
-        let mut predecessor = Predecessor::of(over);
+    over_tcp_and_unix(|over| {
+        let mut predecessor = FakePredecessor::of(over);
         let (sockets, mut clients): (Vec<_>, Vec<_>) = (0..4).map(|_| connection(over)).unzip();
         let get = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n";
         clients[3].send(get);
@@ -237,9 +237,9 @@ fn a_successor_heeds_the_idle_age_and_the_bytes_read_ahead() {
 fn an_endless_stream_of_batches_holds_up_nobody() {
     /// The number of batches that wait for the successor. The kernel has room for more.
     const AHEAD: u32 = 100;
-    over_both(|over| {
-        let mut predecessor = Predecessor::of(over);
-        let Predecessor { keeper: server, passage } = &mut predecessor;
+    over_tcp_and_unix(|over| {
+        let mut predecessor = FakePredecessor::of(over);
+        let FakePredecessor { keeper: server, passage } = &mut predecessor;
         let answered = AtomicU32::new(0);
         thread::scope(|scope| {
             let stream = scope.spawn(|| {
@@ -275,8 +275,8 @@ fn an_endless_stream_of_batches_holds_up_nobody() {
 #[test]
 fn a_stop_right_after_the_answer_finishes_what_was_taken() {
     const CLIENTS: usize = 50;
-    over_both(|over| {
-        let mut predecessor = Predecessor::of(over);
+    over_tcp_and_unix(|over| {
+        let mut predecessor = FakePredecessor::of(over);
         let (sockets, mut clients): (Vec<_>, Vec<_>) =
             (0..CLIENTS).map(|_| connection(over)).unzip();
         for client in &mut clients {
@@ -311,13 +311,13 @@ fn successor_of(server: &mut Handover) -> (FakeChild, Channel) {
 }
 
 /// The predecessor of the real binary with one listener, played by the test.
-struct Predecessor {
+struct FakePredecessor {
     keeper: FakeKeeper,
     passage: Channel,
 }
 
-impl Predecessor {
-    fn of(over: Over) -> Self {
+impl FakePredecessor {
+    fn of(over: SocketKind) -> Self {
         let keeper = FakeKeeper::start(over);
         let (passage, other) = Channel::pair();
         keeper.pass(&other);

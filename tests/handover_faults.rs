@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::handover::{self, Handover, Over, descriptors_of, over_both, suspend};
+use common::handover::{self, Handover, SocketKind, descriptors_of, over_tcp_and_unix, suspend};
 use common::{
     Client, Directory, End, ProcessId, SERVER, copy_file, install, pass_repeat_window, wait_until,
 };
@@ -36,7 +36,7 @@ const BATCH: usize = 253;
 /// without any further message from its predecessor.
 #[test]
 fn a_request_in_the_passage_is_answered_once_by_the_successor() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let clients = idle(&server, 3);
         let predecessor = server.suspend_successor();
@@ -56,7 +56,7 @@ fn a_request_in_the_passage_is_answered_once_by_the_successor() {
 /// lost when the successor goes on.
 #[test]
 fn a_suspended_successor_holds_up_only_its_batch() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let clients = idle(&server, BATCH + 50);
         let predecessor = server.suspend_successor();
@@ -78,7 +78,7 @@ fn a_suspended_successor_holds_up_only_its_batch() {
 /// treated as in any stop before.
 #[test]
 fn a_batch_that_nobody_answers_is_the_successors_after_the_grace() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &["--grace", "4s"]);
         let clients = idle(&server, BATCH + 10);
         let predecessor = server.suspend_successor();
@@ -104,7 +104,7 @@ fn a_batch_that_nobody_answers_is_the_successors_after_the_grace() {
 /// unanswered batch, and the successor answers the request all the same (H2).
 #[test]
 fn a_second_signal_names_a_request_in_the_passage() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let mut client = server.idle();
         let predecessor = server.suspend_successor();
@@ -117,7 +117,7 @@ fn a_second_signal_names_a_request_in_the_passage() {
         assert_eq!(server.exit_code(predecessor), 1, "{}", server.servers.program);
         let outcome = server.line_of(predecessor, "forced to end after ");
         assert!(outcome.contains("(on its way to the successor, "), "{outcome}");
-        if over == Over::Tcp {
+        if over == SocketKind::Tcp {
             let peer = client.stream.local_addr().unwrap();
             assert!(outcome.contains(&format!("{peer} - - (on its way")), "{outcome}");
         }
@@ -132,7 +132,7 @@ fn a_second_signal_names_a_request_in_the_passage() {
 /// the batch to the predecessor. In both cases each request is answered once.
 #[test]
 fn a_successor_that_is_told_to_stop_while_it_adopts_loses_nothing() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let clients = idle(&server, BATCH + 50);
         let predecessor = server.suspend_successor();
@@ -157,14 +157,14 @@ fn a_successor_that_is_told_to_stop_while_it_adopts_loses_nothing() {
 /// of a connection that it has taken, although it stops before the predecessor has read the answer.
 #[test]
 fn a_connection_counts_in_either_process() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut client = server.in_flight("/wait/first");
         let predecessor = server.suspend_successor();
         let successor = server.serving();
         // From here on, only the connection holds the drain open.
         server.line_of(predecessor, "handed over 0 connections in ");
-        server.open("first");
+        server.release("first");
         assert_eq!(client.response().text(), predecessor.to_string());
         assert_eq!(server.wait_for_batch(), 1);
         client.get("/wait/second");
@@ -178,7 +178,7 @@ fn a_connection_counts_in_either_process() {
         predecessor.signal(Signal::CONT);
         server.assert_handed_over(predecessor, 1);
         assert!(successor.is_running());
-        server.open("second");
+        server.release("second");
         let response = client.response();
         assert_eq!((response.text(), response.says_close()), (successor.to_string(), true));
         assert_eq!(client.end(), End::Eof);
@@ -193,7 +193,7 @@ fn a_connection_counts_in_either_process() {
 /// that has come before the signal is answered, by either of two processes, and the exit code is 0.
 #[test]
 fn a_stop_signal_in_any_moment_of_a_restart_loses_nothing() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         // In the first case both signals come together. Most restarts take less time than the
         // longest pause.
         let any = iter::repeat_with(|| Some(fastrand::u64(0..200)));
@@ -227,7 +227,7 @@ fn a_stop_signal_in_any_moment_of_a_restart_loses_nothing() {
 /// connections, so the predecessor answers the requests that have come, and closes.
 #[test]
 fn a_successor_that_dies_before_its_answer_gives_the_batch_back() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let clients = idle(&server, BATCH + 50);
         let mut silent = idle(&server, 10);
@@ -249,7 +249,7 @@ fn a_successor_that_dies_before_its_answer_gives_the_batch_back() {
 /// before, for longer than for an idle connection (S8).
 #[test]
 fn half_a_head_in_a_batch_that_comes_back_is_completed() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let head = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello";
         let (begin, rest) = head.split_at(20);
@@ -281,8 +281,8 @@ fn half_a_head_in_a_batch_that_comes_back_is_completed() {
 /// connections.
 #[test]
 fn a_successor_that_dies_after_its_answer_costs_only_its_own_clients() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut clients = idle(&server, 3);
         let mut busy = server.in_flight("/wait/busy");
         let predecessor = server.take_over();
@@ -292,7 +292,7 @@ fn a_successor_that_dies_after_its_answer_costs_only_its_own_clients() {
         for client in &mut clients {
             assert_eq!(client.end(), End::Eof);
         }
-        server.open("busy");
+        server.release("busy");
         assert_eq!(busy.response().text(), predecessor.to_string());
         assert_eq!(busy.end(), End::Eof);
         server.assert_handed_over(predecessor, 3);
@@ -304,7 +304,7 @@ fn a_successor_that_dies_after_its_answer_costs_only_its_own_clients() {
 /// has answered their requests. The predecessor answers the others and closes them.
 #[test]
 fn a_successor_that_dies_between_batches_costs_only_what_it_has_taken() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let clients = idle(&server, BATCH + 50);
         let predecessor = server.suspend_successor();
@@ -331,7 +331,7 @@ fn a_successor_that_dies_between_batches_costs_only_what_it_has_taken() {
 /// either process, or sees the end of its connection.
 #[test]
 fn a_successor_that_dies_in_any_moment_leaves_no_client_waiting() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         for _ in 0..5 {
             let mut server = Handover::server(over, &["--linger", "20s"]);
             let mut clients = idle(&server, 3 * BATCH);
@@ -362,7 +362,7 @@ fn a_successor_that_dies_in_any_moment_leaves_no_client_waiting() {
 /// H2: the sockets are the successor's when the predecessor dies with a batch under way.
 #[test]
 fn a_predecessor_that_dies_leaves_its_batch_to_the_successor() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let clients = idle(&server, 3);
         let predecessor = server.suspend_successor();
@@ -383,7 +383,7 @@ fn a_predecessor_that_dies_leaves_its_batch_to_the_successor() {
 /// treated as in any stop.
 #[test]
 fn a_successor_takes_as_many_as_it_has_places() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         // The server uses half of its descriptors for places.
         let taken = taken_by_short_successor(over, "ulimit -n 80", |_| {});
         assert_eq!(taken, 40);
@@ -394,7 +394,7 @@ fn a_successor_takes_as_many_as_it_has_places() {
 /// predecessor serves those connections from its copies.
 #[test]
 fn a_successor_takes_as_many_as_it_has_descriptors() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let taken = taken_by_short_successor(over, "", |successor| {
             let is_free =
                 |number: &u64| !Path::new(&format!("/proc/{successor}/fd/{number}")).exists();
@@ -410,7 +410,7 @@ fn a_successor_takes_as_many_as_it_has_descriptors() {
 /// Restarts with 60 idle connections, each with a request that comes while the batch is under way.
 /// The successor runs `lines` of a shell first, and the test calls `shorten` when it is ready, so
 /// it does not take all connections. Returns the number of connections that it has taken.
-fn taken_by_short_successor(over: Over, lines: &str, shorten: impl FnOnce(ProcessId)) -> u64 {
+fn taken_by_short_successor(over: SocketKind, lines: &str, shorten: impl FnOnce(ProcessId)) -> u64 {
     let mut server = Handover::server(over, &[]);
     let mut clients = idle(&server, 60);
     let successor = server.ready_successor(lines);
@@ -461,7 +461,7 @@ sys.stdin.read()";
     copy_file(Path::new(SERVER), &copy);
     let script = format!("#!/bin/sh\nulimit -n 300; exec {} \"$@\"\n", copy.display());
     install(&program, script.as_bytes());
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::start_by(&copy, over, program.clone(), |command, listen| {
             if let Some(path) = listen.strip_prefix("unix:") {
                 let directory = Path::new(path).parent().unwrap();
@@ -494,8 +494,8 @@ sys.stdin.read()";
 /// process, and the successor after that does again.
 #[test]
 fn a_child_that_does_not_speak_leaves_the_connections() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut clients = idle(&server, 3);
         let mut busy = server.in_flight("/wait/busy");
         // Without this variable, the server behaves like such a program.
@@ -504,7 +504,7 @@ fn a_child_that_does_not_speak_leaves_the_connections() {
         for client in &mut clients {
             assert_eq!(client.end(), End::Eof);
         }
-        server.open("busy");
+        server.release("busy");
         assert_eq!(busy.response().text(), predecessor.to_string());
         assert_eq!(busy.end(), End::Eof);
         server.assert_handed_over(predecessor, 0);
@@ -527,7 +527,7 @@ fn a_child_that_does_not_speak_leaves_the_connections() {
 /// other listener go on. H8: this holds for connections that have come along, too.
 #[test]
 fn connections_of_a_listener_that_is_not_taken_are_closed() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         for come_along in [false, true] {
             let mut server = Handover::server(over, &["--listen", "127.0.0.2:0"]);
             let line = server.line_of(server.serving(), "listening on 127.0.0.2:");
@@ -558,8 +558,8 @@ fn connections_of_a_listener_that_is_not_taken_are_closed() {
 /// again. Until then the successor serves new clients.
 #[test]
 fn connections_go_when_the_predecessors_workers_can_run_again() {
-    over_both(|over| {
-        let mut server = Handover::staged_with(over, |command| {
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held_with(over, |command| {
             command.env(handover::THREADS, "2");
         });
         let mut clients = idle(&server, 3);
@@ -570,7 +570,7 @@ fn connections_go_when_the_predecessors_workers_can_run_again() {
         let predecessor = server.restart();
         assert_kept(&mut server.connect());
         assert!(!clients.iter().chain(&blocked).any(Client::has_something));
-        server.open("workers");
+        server.release("workers");
         for client in &mut blocked {
             let response = client.response();
             assert_eq!(response.text(), predecessor.to_string());
@@ -590,8 +590,8 @@ fn connections_go_when_the_predecessors_workers_can_run_again() {
 /// ends.
 #[test]
 fn a_successor_whose_workers_are_blocked_takes_connections() {
-    over_both(|over| {
-        let mut server = Handover::staged_with(over, |command| {
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held_with(over, |command| {
             command.env(handover::THREADS, "2");
         });
         let mut clients = idle(&server, 3);
@@ -606,7 +606,7 @@ fn a_successor_whose_workers_are_blocked_takes_connections() {
             client.post("/echo", "hello");
         }
         assert!(!clients.iter().chain(&blocked).any(Client::has_something));
-        server.open("workers");
+        server.release("workers");
         for client in &mut clients {
             let response = client.response();
             assert_eq!((&*response.text(), response.says_close()), ("/echo hello", false));
@@ -644,7 +644,7 @@ fn the_program_of_these_tests() {
 #[ignore = "needs 10,000 descriptors"]
 #[expect(clippy::print_stdout, reason = "the figures are for whoever runs this")]
 fn a_crowd_leaves_at_once() {
-    for over in [Over::Tcp, Over::Unix] {
+    for over in [SocketKind::Tcp, SocketKind::Unix] {
         let mut server = Handover::server(over, &[]);
         let mut crowd = idle(&server, 9_900);
         let mut busy = server.idle();

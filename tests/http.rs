@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Client, End, Log, PATIENCE, Received, Running, StoppedBy, case, is_refused, pattern, settle,
-    wait_until,
+    Client, End, Log, PATIENCE, Received, Running, StoppedBy, assert_drains, case, is_refused,
+    pattern, wait_until,
 };
 use futures_lite::io::{BufReader, Cursor};
 use futures_lite::{AsyncReadExt, StreamExt, stream};
@@ -93,7 +93,7 @@ fn peers_have_addresses() {
     client.send(format!("GET / HTTP/1.1\r\nHost: x\r\n{forged}\r\n"));
     assert_eq!(client.response().text(), addr);
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
 // Pipelining.
@@ -120,7 +120,7 @@ fn pipelined_requests_are_answered_in_order() {
             assert_open(&mut client);
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule W10: responses that are ready together are sent together.
@@ -139,7 +139,7 @@ fn responses_are_batched() {
             assert_eq!(client.response().text(), format!("/{i}"));
         }
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// A response is not held back for the sake of a batch.
@@ -157,14 +157,14 @@ fn a_response_does_not_wait_for_the_next_request() {
     client.send("y");
     assert_eq!(client.response().text(), "xy");
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 
-    let (open, gate) = smol::channel::bounded::<()>(1);
+    let (release, released) = smol::channel::bounded::<()>(1);
     let server = Running::new(move |request: Request| {
-        let gate = gate.clone();
+        let released = released.clone();
         async move {
             if request.url().path() == "/slow" {
-                gate.recv().await?;
+                released.recv().await?;
             }
             Ok("done")
         }
@@ -172,10 +172,10 @@ fn a_response_does_not_wait_for_the_next_request() {
     let mut client = server.connect();
     client.send(get("/") + &get("/slow"));
     assert_eq!(client.response().text(), "done");
-    open.try_send(()).unwrap();
+    release.try_send(()).unwrap();
     assert_eq!(client.response().text(), "done");
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Returns the three messages of the tests below, and their answers.
@@ -198,7 +198,7 @@ fn bytes_may_come_one_at_a_time() {
     }
     assert_open(&mut client);
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Each cut of the bytes has a connection of its own.
@@ -221,7 +221,7 @@ fn bytes_may_be_cut_anywhere() {
         });
     }
     drop(clients);
-    settle(&server);
+    assert_drains(&server);
 }
 
 // Bodies.
@@ -289,7 +289,7 @@ fn bodies_reach_the_handler_and_the_client() {
             }
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 #[test]
@@ -321,7 +321,7 @@ fn large_bodies_stream_both_ways() {
             assert_as_told(&mut client, &response);
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// The head, the first piece and the second piece each arrive before the next one exists.
@@ -354,10 +354,10 @@ fn a_stream_arrives_piece_by_piece() {
     assert_eq!(client.line().unwrap(), "");
     client.get("/").response();
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
-/// Rule W6.
+/// Rule W6: the handler gets `UnexpectedEof` for a body that is cut short, and never a clean end.
 #[test]
 fn a_body_cut_short_is_an_error() {
     let (report, reports) = mpsc::channel();
@@ -397,7 +397,7 @@ fn a_body_cut_short_is_an_error() {
             assert!(read.is_err(), "after a reset: {read:?}");
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 #[test]
@@ -434,7 +434,7 @@ fn a_malformed_chunk_is_an_error() {
             assert_closed(&mut client, &response);
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule W16: a client gets the status for its own fault, for each way in which a program maps the
@@ -530,7 +530,7 @@ fn a_bodys_fault_is_the_clients_however_the_error_is_mapped() {
             });
         }
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule W14: the server reserves no memory for a length that a client only declares, for any way of
@@ -566,7 +566,7 @@ fn a_declared_length_reserves_nothing() {
         client.send(post("/", &format!("Content-Length: {length}\r\n"), &"x".repeat(length)));
         assert_eq!(client.response().text(), told);
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 // Requests as a handler sees them.
@@ -613,7 +613,7 @@ fn a_handler_sees_what_was_sent() {
             assert_eq!((response.status, response.text().as_str()), (200, saw));
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// A handler that asks for trailers gets an answer at once if there can be none, or if the body has
@@ -640,11 +640,11 @@ fn trailers_are_not_waited_for_in_vain() {
             assert_eq!(response.text(), saw);
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
-/// Both limits of a head hold exactly, and a head that comes a byte at a time is not more
-/// expensive.
+/// `Limits::head_bytes` and `Limits::headers` hold exactly, and a head that comes a byte at a time
+/// is not more expensive.
 #[test]
 fn heads_are_as_long_as_the_limits_allow() {
     let limits = Limits::default().head_bytes(64 * 1024).headers(250);
@@ -672,7 +672,7 @@ fn heads_are_as_long_as_the_limits_allow() {
     }
     assert_eq!(client.response().status, 200);
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
 // Bodies that the handler does not read.
@@ -697,7 +697,7 @@ fn an_unread_body_is_discarded() {
             });
         }
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule W9: after a longer unread body the connection ends. The response says so (RFC 9112 section
@@ -729,7 +729,7 @@ fn a_long_unread_body_ends_the_connection() {
             assert_eq!(client.end(), End::Eof);
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// If an unread body turns out to be malformed, the connection ends. After the response, the server
@@ -753,17 +753,17 @@ fn a_malformed_unread_body_ends_the_connection() {
             assert_eq!(client.end(), End::Eof);
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// The server looks at all bytes that have arrived, also at more than one read takes.
 #[test]
 fn a_fault_far_behind_in_an_unread_body_is_seen() {
-    let (open, gate) = smol::channel::bounded::<()>(1);
+    let (release, released) = smol::channel::bounded::<()>(1);
     let server = Running::new(move |_request| {
-        let gate = gate.clone();
+        let released = released.clone();
         async move {
-            gate.recv().await?;
+            released.recv().await?;
             Ok("okay")
         }
     });
@@ -771,10 +771,10 @@ fn a_fault_far_behind_in_an_unread_body_is_seen() {
     let chunk = "3e8\r\n".to_owned() + &"x".repeat(1000) + "\r\n";
     client.send(post("/", CHUNKED, &(chunk.repeat(70) + "ZZ\r\n")));
     wait_until("everything has arrived", || unacknowledged(&client) == 0);
-    open.send_blocking(()).unwrap();
+    release.send_blocking(()).unwrap();
     let response = client.response();
     assert_closed(&mut client, &response);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// A body counts as unread if the response is made of it but may have no body.
@@ -799,7 +799,7 @@ fn a_body_that_cannot_be_answered_with_is_unread() {
             assert_closed(&mut client, &response);
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Returns the number of `client`'s bytes that the server's kernel has not taken yet (Linux).
@@ -826,7 +826,7 @@ fn an_unread_body_that_does_not_come_ends_the_connection() {
             assert_eq!(client.end(), End::Eof);
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule S23: while the server waits for the handler, it does not wait for an unread body.
@@ -866,7 +866,7 @@ fn a_body_that_nobody_reads_may_come_behind_a_long_response() {
             client.send("01234");
             assert_eq!(client.get("/").response().text(), "okay");
             drop(client);
-            settle(&server);
+            assert_drains(&server);
         });
     }
 }
@@ -878,12 +878,12 @@ const EXPECT: &str = "Content-Length: 5\r\nExpect: 100-continue\r\n";
 /// Rule W7: `100 Continue` is sent once, at the handler's first read, and before the response.
 #[test]
 fn continue_is_said_when_the_handler_reads() {
-    let (open, gate) = smol::channel::bounded::<()>(1);
-    let open_again = gate.clone();
+    let (release, released) = smol::channel::bounded::<()>(1);
+    let release_again = released.clone();
     let server = Running::new(move |request| {
-        let gate = gate.clone();
+        let released = released.clone();
         async move {
-            gate.recv().await?;
+            released.recv().await?;
             app(request).await
         }
     });
@@ -898,17 +898,17 @@ fn continue_is_said_when_the_handler_reads() {
                 let mut client = server.connect();
                 client.send(post(path, fields, ""));
                 client.assert_silent();
-                open.try_send(()).unwrap();
+                release.try_send(()).unwrap();
                 assert_eq!(client.response().lines, ["HTTP/1.1 100 Continue"]);
                 let response = client.send(body).response();
                 assert_eq!((response.status, response.text().as_str()), (200, "hello"));
-                let _ = open.try_send(());
+                let _ = release.try_send(());
                 assert_as_told(&mut client, &response);
-                let _ = open_again.try_recv();
+                let _ = release_again.try_recv();
             });
         }
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule W7: `100 Continue` comes after another response that waits to be sent.
@@ -924,7 +924,7 @@ fn continue_comes_behind_earlier_responses() {
         assert_eq!(response.text(), "hello");
         assert_as_told(&mut client, &response);
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule W7: the server does not ask for a body that no handler reads. The body may come or not, so
@@ -939,10 +939,11 @@ fn continue_is_not_said_when_nobody_reads() {
     client.send("hello");
     assert_closed(&mut client, &response);
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
-/// RFC 9110 section 10.1.1.
+/// RFC 9110 section 10.1.1: `100 Continue` is not sent in HTTP/1.0, or if the body has begun to
+/// come.
 #[test]
 fn continue_is_not_said_without_need() {
     let server = Running::new(app);
@@ -970,7 +971,7 @@ fn continue_is_not_said_without_need() {
             assert_eq!(response.text(), if send.contains("5\r\n") { "hello" } else { expect });
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule W7: after the beginning of the response, `100 Continue` would be taken for a part of it.
@@ -999,12 +1000,13 @@ fn continue_is_not_said_within_a_response() {
         assert_eq!(client.line().unwrap(), line);
     }
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
 // Responses.
 
-/// Rule W11, RFC 9110 section 9.3.2.
+/// Rule W11, RFC 9110 section 9.3.2: a response to HEAD has the fields of a response to GET, and no
+/// body.
 #[test]
 fn head_has_the_headers_of_get_and_no_body() {
     let server = Running::new(|request: Request| async move {
@@ -1034,7 +1036,7 @@ fn head_has_the_headers_of_get_and_no_body() {
         });
     }
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// The server sets the framing, and ignores the handler's fields for it (rule W11, RFC 9110 section
@@ -1151,7 +1153,7 @@ fn responses_are_framed() {
             assert_eq!(client.send("GET /0 HTTP/1.1\r\nHost: x\r\n\r\n").response().status, 200);
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 fn with_status(status: u16, mut response: Response) -> Response {
@@ -1280,7 +1282,7 @@ fn trailers_follow_the_last_chunk() {
             }
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Trailers of any length are sent, for any place of the last chunk in the write buffer.
@@ -1323,7 +1325,7 @@ fn trailers_follow_a_body_of_any_length() {
         }
     }
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// The body's last chunk waits for late trailers, and a stop waits, too.
@@ -1409,7 +1411,7 @@ fn withheld_trailers_are_logged() {
     let seconds = usize::try_from(began.elapsed().as_secs()).unwrap() + 2;
     assert!(refused() <= seconds, "{} lines in {seconds} s", refused());
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// A reader that gives some bytes, and then an error instead of the end.
@@ -1473,7 +1475,7 @@ fn a_long_body_arrives_whole() {
             });
         }
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rules W10, W11: a head of any length goes out whole from any place in the write buffer, and
@@ -1509,7 +1511,7 @@ fn a_head_that_crosses_what_is_sent_at_once_is_whole() {
     assert_eq!(response.header("x-long").map(|long| long.len()), Some(70_000));
     assert_eq!(client.send(get("/200/1/3")).response().body, pattern(3));
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// A response that cannot be finished is cut, so that the client does not take it for the whole. If
@@ -1556,7 +1558,7 @@ fn a_broken_response_is_cut() {
         });
     }
     assert_open(&mut server.connect());
-    settle(&server);
+    assert_drains(&server);
 }
 
 #[test]
@@ -1591,7 +1593,7 @@ fn a_handler_cannot_inject_fields() {
             assert_eq!(client.get("/").response().text(), "okay");
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 #[test]
@@ -1615,10 +1617,11 @@ fn a_handlers_error_is_its_status_and_no_more() {
         });
     }
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
-/// Rule S17.
+/// Rule S17: the client of a handler that panics gets a 500 and the end, and another client notices
+/// nothing.
 #[test]
 fn a_panic_costs_one_client_a_500() {
     let server = Running::new(|request: Request| async move {
@@ -1635,7 +1638,7 @@ fn a_panic_costs_one_client_a_500() {
     assert_closed(&mut client, &response);
     assert_open(&mut other);
     drop((client, other));
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule S17: a handler's future may have answered, and panic when the server drops it.
@@ -1659,7 +1662,7 @@ fn a_panic_in_the_drop_of_a_handlers_future_is_a_500() {
     assert_eq!(response.status, 500);
     assert_closed(&mut client, &response);
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule S17: a response that panics at its first poll is not sent without the part that panicked.
@@ -1680,7 +1683,7 @@ fn a_panic_in_a_response_that_holds_the_requests_body_is_a_500() {
     assert_eq!((response.status, response.text().as_str()), (500, "Internal Server Error\n"));
     assert_closed(&mut client, &response);
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
 // Heads that are refused.
@@ -1756,7 +1759,7 @@ fn bad_heads_are_answered_and_closed() {
             assert_eq!(calls.try_iter().count(), 1);
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// A client that closes its side in the middle of a head still listens.
@@ -1777,7 +1780,7 @@ fn half_a_head_is_refused() {
     assert_eq!(client.response().text(), "ab");
     assert_eq!(client.end(), End::Eof);
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
 // Deadlines.
@@ -1827,7 +1830,7 @@ fn zero_means_at_once() {
         assert_eq!((response.status, response.says_close()), (408, true));
         // A head in one piece is in time.
         assert_eq!(server.connect().get("/whole").response().text(), "/whole");
-        settle(&server);
+        assert_drains(&server);
     });
     case("idle_timeout", || {
         let server = with(|limits| limits.idle_timeout(Duration::ZERO));
@@ -1841,7 +1844,7 @@ fn zero_means_at_once() {
         let response = client.send(post("/read", "Content-Length: 2\r\n", "x")).response();
         assert_eq!((response.status, response.says_close()), (408, true));
         drop(client);
-        settle(&server);
+        assert_drains(&server);
     });
     case("stall_timeout of a reader", || {
         let server = with(|limits| limits.stall_timeout(Duration::ZERO));
@@ -1849,7 +1852,7 @@ fn zero_means_at_once() {
         client.get("/flood");
         assert_eq!(client.stream.peek(&mut [0]).unwrap(), 1);
         // The client does not read any more.
-        settle(&server);
+        assert_drains(&server);
     });
     case("linger", || {
         let server = serve(unlimited(), &endless().linger(Duration::ZERO));
@@ -1944,7 +1947,7 @@ fn a_head_has_to_come_in_time() {
             assert_closed(&mut client, &response);
         });
     });
-    settle(&server);
+    assert_drains(&server);
 }
 
 #[test]
@@ -1957,7 +1960,7 @@ fn an_idle_connection_is_closed_without_a_word() {
     assert_eq!(server.connect().end(), End::Eof);
     assert_eq!(used.end(), End::Eof);
     drop(used);
-    settle(&server);
+    assert_drains(&server);
 }
 
 #[test]
@@ -2000,7 +2003,7 @@ fn a_stalled_upload_is_ended() {
             });
         }
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Sending a response gives no more time to a body that does not come.
@@ -2033,7 +2036,7 @@ fn a_stalled_upload_is_ended_while_its_response_streams() {
     };
     assert_eq!(read, Err(io::ErrorKind::TimedOut));
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// The time of a slow handler does not count for its client.
@@ -2043,11 +2046,11 @@ fn a_slow_handler_is_waited_for() {
         .head_timeout(Duration::from_millis(10))
         .idle_timeout(Duration::from_millis(10))
         .stall_timeout(Duration::from_millis(10));
-    let (open, gate) = smol::channel::bounded::<()>(1);
+    let (release, released) = smol::channel::bounded::<()>(1);
     let server = Running::with(limits, move |_| {
-        let gate = gate.clone();
+        let released = released.clone();
         async move {
-            gate.recv().await?;
+            released.recv().await?;
             Ok("okay")
         }
     });
@@ -2067,10 +2070,10 @@ fn a_slow_handler_is_waited_for() {
             Err(_) => break client,
         }
     };
-    open.try_send(()).unwrap();
+    release.try_send(()).unwrap();
     assert_eq!(client.response().text(), "okay");
     drop(client);
-    settle(&server);
+    assert_drains(&server);
 }
 
 #[test]
@@ -2096,7 +2099,7 @@ fn a_client_that_does_not_read_is_given_up() {
             assert!(bytes.len() < LENGTH, "all of it had room: make it larger");
         });
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// A client that takes nothing gains no time by sending bytes of a body.
@@ -2116,7 +2119,7 @@ fn a_client_that_sends_and_does_not_read_is_given_up() {
         let _ = client.stream.write(b"x");
         client.stream.peek(&mut [0]).unwrap_or(1) > 0 && server.shutdown.in_flight() == 0
     });
-    settle(&server);
+    assert_drains(&server);
 }
 
 // Bad company.
@@ -2163,7 +2166,7 @@ fn clients_do_not_disturb_each_other() {
         }
     }
     drop(live);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// A client that leaves while its response is streamed ends the stream.
@@ -2185,7 +2188,7 @@ fn a_stream_ends_with_its_client() {
         }
         wait_until("the stream has ended", || server.shutdown.in_flight() == 0);
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 // Fairness and deadlines under load.
@@ -2202,7 +2205,7 @@ fn a_request_behind_empty_lines_is_answered() {
         server.connect().get("/other").response();
         assert_eq!(client.get("/1").response().text(), "/1");
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// A client that reads as fast as the server writes leaves others their turn on the only thread.
@@ -2226,7 +2229,7 @@ fn a_fast_client_leaves_others_their_turn() {
     }
     fast.stream.shutdown(std::net::Shutdown::Both).unwrap();
     drop(fast);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// A stream that is always ready and never has a byte leaves the only thread to other clients. The
@@ -2281,5 +2284,5 @@ fn a_busy_server_does_not_blame_its_clients() {
         assert_eq!(client.response().status, 200, "{first}");
         other.response();
     }
-    settle(&server);
+    assert_drains(&server);
 }

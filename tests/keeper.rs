@@ -16,20 +16,20 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use common::handover::{Handover, assert_live, over_both};
+use common::handover::{Handover, assert_live, over_tcp_and_unix};
 use common::{
-    Client, Directory, Generations, Program, SERVER, copy_file, free_port, install, keep,
+    Client, Directory, KeeperProcess, Program, SERVER, copy_file, free_port, install, keep,
     server_command, wait_until,
 };
 use rustix::process::Signal;
 
 // Restarts.
 
-/// Ten signals in a second cause restarts one after the other, as many as there is time for, and no
-/// client notices.
+/// K2: ten signals in a second cause restarts one after the other, as many as there is time for,
+/// and no client notices.
 #[test]
 fn ten_signals_in_a_second_restart_one_after_the_other() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let mut clients: Vec<_> = (0..20).map(|_| server.idle()).collect();
         let first = server.serving();
@@ -49,12 +49,12 @@ fn ten_signals_in_a_second_restart_one_after_the_other() {
     });
 }
 
-/// HUP and USR1 restart if the flag says so, and then do not stop.
+/// HUP and USR1 restart if `--restart-on` says so, and then do not stop.
 #[test]
 fn the_signals_of_a_restart_are_a_setting() {
     for flags in [&["--restart-on", "HUP,SIGUSR1"][..], &["--restart-on=hup", "--restart-on=USR1"]]
     {
-        let mut servers = Generations::of(keep(flags, &server_command(&[])));
+        let mut servers = KeeperProcess::of(keep(flags, &server_command(&[])));
         for signal in [Signal::HUP, Signal::USR1] {
             servers.signal(signal);
             servers.wait_for_successor();
@@ -65,7 +65,7 @@ fn the_signals_of_a_restart_are_a_setting() {
     }
     let mut command = keep(&[], &server_command(&[]));
     command.env("SMOL_GRACEFUL_KEEP_RESTART_ON", "HUP");
-    let mut servers = Generations::of(command);
+    let mut servers = KeeperProcess::of(command);
     servers.signal(Signal::HUP);
     servers.wait_for_successor();
     servers.end();
@@ -92,7 +92,7 @@ fn usr2_without_a_keeper_is_answered_by_a_line() {
 /// If a child gets the signal, its log names the process that should get it.
 #[test]
 fn usr2_to_a_child_is_answered_by_a_line() {
-    let mut servers = Generations::start(&server_command(&[]));
+    let mut servers = KeeperProcess::start(&server_command(&[]));
     servers.serving.signal(Signal::USR2);
     let keeper = servers.keeper();
     servers.program.wait_for(&format!(
@@ -106,7 +106,7 @@ fn usr2_to_a_child_is_answered_by_a_line() {
 /// In the drain, USR2 starts no successor.
 #[test]
 fn usr2_in_the_drain_starts_nothing() {
-    let mut servers = Generations::start(&server_command(&[]));
+    let mut servers = KeeperProcess::start(&server_command(&[]));
     let mut client = servers.program.connect();
     client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel").fill().unwrap();
     servers.signal(Signal::TERM);
@@ -128,7 +128,7 @@ fn a_program_is_looked_up_in_path() {
     let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
     let mut child = Command::new("app-in-path");
     child.args(["--listen", "127.0.0.1:0"]).env("PATH", path);
-    let mut servers = Generations::start(&child);
+    let mut servers = KeeperProcess::start(&child);
     servers.restart();
     fs::rename(&program, &elsewhere).unwrap();
     servers.signal(Signal::USR2);
@@ -144,8 +144,8 @@ fn a_program_is_looked_up_in_path() {
 /// K2: a successor that fails, in each possible way, leaves everything as it was.
 #[test]
 fn a_successor_that_fails_changes_nothing() {
-    over_both(|over| {
-        let mut server = Handover::patient(over, "300ms");
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::with_patience(over, "300ms");
         let first = server.serving();
         let mut client = server.idle();
         let mut wait_for_failure = |server: &mut Handover, error: &str| {
@@ -235,7 +235,7 @@ fn what_is_not_a_program_is_not_run() {
     copy_file(Path::new(SERVER), &program);
     let mut child = Command::new(&program);
     child.args(["--listen", "127.0.0.1:0", "--work", "0s"]).current_dir(directory.path());
-    let mut servers = Generations::start(&child);
+    let mut servers = KeeperProcess::start(&child);
     let first = servers.serving;
     let mut check = |error: &str| {
         servers.signal(Signal::USR2);
@@ -275,8 +275,8 @@ fn what_is_not_a_program_is_not_run() {
 /// with its predecessor, and does not remove the socket's file.
 #[test]
 fn a_late_successor_leaves_the_socket_to_its_predecessor() {
-    over_both(|over| {
-        let mut server = Handover::patient(over, "1s");
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::with_patience(over, "1s");
         // The keeper is suspended, and so reads READY only after the patience is over.
         let successor = server.ready_successor("unset NOTIFY_SOCKET; set -- \"$@\" --syn-filter");
         // No event shows that the patience is over, because the keeper is suspended.
@@ -302,7 +302,8 @@ fn ready_may_be_a_time_or_an_answer() {
     let listen = addr.to_string();
     let url = format!("http://{addr}/readyz");
     for ready in ["100ms", &url] {
-        let mut servers = Generations::of(keep(&["--listen", &listen, "--ready", ready], &silent));
+        let mut servers =
+            KeeperProcess::of(keep(&["--listen", &listen, "--ready", ready], &silent));
         for _ in 0..2 {
             assert_live(&mut Client::connect(addr));
             let first = servers.restart();
@@ -315,7 +316,7 @@ fn ready_may_be_a_time_or_an_answer() {
     let program = directory.join("app");
     install(&program, format!("#!/bin/sh\nexec {SERVER}\n").as_bytes());
     let flags = ["--listen", &listen, "--ready", &url, "--patience", "1s"];
-    let mut servers = Generations::of(keep(&flags, &Command::new(&program)));
+    let mut servers = KeeperProcess::of(keep(&flags, &Command::new(&program)));
     install(&program, b"#!/bin/sh\nexec sleep 60\n");
     servers.signal(Signal::USR2);
     let told = servers.program.wait_for("keeper: no restart: ");

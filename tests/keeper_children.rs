@@ -16,9 +16,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
-use common::handover::{self, Handover, Over, assert_live, descriptors_of, over_both};
+use common::handover::{
+    self, Handover, SocketKind, assert_live, descriptors_of, over_tcp_and_unix,
+};
 use common::{
-    Client, Directory, Generations, ProcessId, SERVER, ask_unix, keep, number_behind, wait_until,
+    Client, Directory, KeeperProcess, ProcessId, SERVER, ask_unix, keep, number_behind, wait_until,
 };
 use rustix::process::{Pid, Signal};
 
@@ -35,20 +37,20 @@ fn a_child_begins_with_its_sockets() {
         grep -E '^(SigBlk|SigIgn):' /proc/self/status; ls -l /proc/$$/fd";
     let listen = format!("127.0.0.1:0,unix:{}", unix.display());
     let flags = ["--listen", &listen, "--listen", "127.0.0.2:0"];
-    let mut servers = Generations::of(keep(&flags, &looks(look, &seen)));
+    let mut servers = KeeperProcess::of(keep(&flags, &script_that_writes(look, &seen)));
     for _ in 0..2 {
         let child = servers.serving;
         let told = fs::read_to_string(&seen).unwrap();
         let first = told.lines().next().unwrap();
         let expected = format!("{child} {child} 3 [::] 2:6:");
         assert!(first.starts_with(&expected), "{told}");
-        assert_eq!(of_kind(&told, "/dev/null")[0], "0", "{told}");
-        assert_eq!(of_kind(&told, "socket:"), ["3", "4", "5", "6"], "{told}");
-        assert!(of_kind(&told, "anon_inode:").is_empty(), "{told}");
+        assert_eq!(descriptors_of_kind(&told, "/dev/null")[0], "0", "{told}");
+        assert_eq!(descriptors_of_kind(&told, "socket:"), ["3", "4", "5", "6"], "{told}");
+        assert!(descriptors_of_kind(&told, "anon_inode:").is_empty(), "{told}");
         // PIPE is not ignored either, although every Rust program ignores it. The mask leaves out
         // two signals of the C library.
-        assert_eq!(mask(&told, "SigBlk:"), 0, "{told}");
-        assert_eq!(mask(&told, "SigIgn:") & 0x7fff_ffff, 0, "{told}");
+        assert_eq!(signals_in(&told, "SigBlk:"), 0, "{told}");
+        assert_eq!(signals_in(&told, "SigIgn:") & 0x7fff_ffff, 0, "{told}");
         assert_eq!(ask_unix(&unix), "okay");
         servers.restart();
     }
@@ -61,18 +63,18 @@ fn a_child_begins_with_its_sockets() {
 fn a_child_gets_what_another_has_bound() {
     let directory = Directory::new();
     let (seen, unix) = (directory.join("seen"), directory.join("app.sock"));
-    let mut child = looks("echo $LISTEN_FDS; ls -l /proc/$$/fd", &seen);
+    let mut child = script_that_writes("echo $LISTEN_FDS; ls -l /proc/$$/fd", &seen);
     child.arg("--listen").arg(format!("127.0.0.1:0,unix:{}", unix.display()));
-    let mut servers = Generations::start(&child);
+    let mut servers = KeeperProcess::start(&child);
     let told = fs::read_to_string(&seen).unwrap();
     assert!(told.starts_with('\n'), "{told}");
-    assert_eq!(of_kind(&told, "socket:"), ["3"], "{told}");
+    assert_eq!(descriptors_of_kind(&told, "socket:"), ["3"], "{told}");
     let address = servers.program.addr;
     for _ in 0..3 {
         servers.restart();
         let told = fs::read_to_string(&seen).unwrap();
         assert!(told.starts_with("2\n"), "{told}");
-        assert_eq!(of_kind(&told, "socket:"), ["3", "4", "5"], "{told}");
+        assert_eq!(descriptors_of_kind(&told, "socket:"), ["3", "4", "5"], "{told}");
         assert_eq!(Client::connect(address).get("/").response().text(), "okay");
         assert_eq!(ask_unix(&unix), "okay");
     }
@@ -85,13 +87,17 @@ fn a_child_gets_what_another_has_bound() {
 fn a_child_ignores_what_the_keeper_was_started_to_ignore() {
     let directory = Directory::new();
     let seen = directory.join("seen");
-    let keeper = keep(&[], &looks("grep -E '^SigIgn:' /proc/self/status", &seen));
+    let keeper = keep(&[], &script_that_writes("grep -E '^SigIgn:' /proc/self/status", &seen));
     let mut shell = Command::new("sh");
     shell.args(["-c", "trap '' WINCH; exec \"$@\"", "sh"]).arg(keeper.get_program());
     shell.args(keeper.get_args()).args(["--listen", "127.0.0.1:0"]);
-    let mut servers = Generations::of(shell);
+    let mut servers = KeeperProcess::of(shell);
     let told = fs::read_to_string(&seen).unwrap();
-    assert_eq!(mask(&told, "SigIgn:") & 0x7fff_ffff, 1 << (Signal::WINCH.as_raw() - 1), "{told}");
+    assert_eq!(
+        signals_in(&told, "SigIgn:") & 0x7fff_ffff,
+        1 << (Signal::WINCH.as_raw() - 1),
+        "{told}"
+    );
     servers.end();
 }
 
@@ -105,7 +111,7 @@ fn inherited_sockets_keep_their_numbers_and_names() {
         [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
     let addrs = held.each_ref().map(|socket| socket.local_addr().unwrap());
     let look = "echo $LISTEN_FDS $LISTEN_FDNAMES";
-    let keeper = keep(&["--listen", "127.0.0.2:0"], &looks(look, &seen));
+    let keeper = keep(&["--listen", "127.0.0.2:0"], &script_that_writes(look, &seen));
     let mut shell = Command::new("sh");
     shell.args(["-c", "export LISTEN_PID=$$; exec \"$@\"; exit $?", "sh"]);
     shell.arg(keeper.get_program()).args(keeper.get_args());
@@ -113,7 +119,7 @@ fn inherited_sockets_keep_their_numbers_and_names() {
     let fds = held.each_ref().map(|socket| OwnedFd::from(socket.try_clone().unwrap()));
     let mappings = (3..).zip(fds).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
     shell.fd_mappings(mappings.collect()).unwrap();
-    let mut servers = Generations::of(shell);
+    let mut servers = KeeperProcess::of(shell);
     for _ in 0..3 {
         assert_eq!(fs::read_to_string(&seen).unwrap().trim_end(), "3 web:admin:");
         for addr in addrs {
@@ -135,7 +141,7 @@ fn descriptor_0_goes_on_to_each_child() {
     let mut child = Command::new(SERVER);
     child.args(["--listen", "fd:0", "--work", "0s"]);
     let stdin = OwnedFd::from(held.try_clone().unwrap());
-    let mut servers = Generations::start_with(keep(&[], &child), stdin);
+    let mut servers = KeeperProcess::start_with_stdin(keep(&[], &child), stdin);
     for _ in 0..3 {
         assert_eq!(Client::connect(addr).get("/").response().text(), "okay");
         servers.restart();
@@ -150,7 +156,7 @@ fn a_child_may_ask_for_its_sockets_by_their_numbers() {
     let mut child = Command::new(SERVER);
     child.args(["--listen", "fd:3,fd:4", "--work", "0s"]);
     let flags = ["--listen", "127.0.0.1:0,127.0.0.2:0"];
-    let mut servers = Generations::of(keep(&flags, &child));
+    let mut servers = KeeperProcess::of(keep(&flags, &child));
     for _ in 0..3 {
         assert_eq!(servers.program.connect().get("/").response().text(), "okay");
         servers.restart();
@@ -165,7 +171,7 @@ fn what_a_successor_does_not_take_is_closed() {
     let (program, path) = (directory.join("app"), directory.join("app.sock"));
     let listen = format!("127.0.0.1:0,unix:{}", path.display());
     common::install(&program, format!("#!/bin/sh\nexec {SERVER}\n").as_bytes());
-    let mut servers = Generations::of(keep(&["--listen", &listen], &Command::new(&program)));
+    let mut servers = KeeperProcess::of(keep(&["--listen", &listen], &Command::new(&program)));
     let (old, child) = (servers.program.addr, servers.serving);
     let script = format!("#!/bin/sh\nexec {SERVER} --listen 127.0.0.2:0\n");
     common::install(&program, script.as_bytes());
@@ -194,7 +200,7 @@ fn another_servers_file_stays() {
         let mut child = Command::new(SERVER);
         let flags: &[&str] = if by_keeper { &["--listen", &listen] } else { &[] };
         child.args(["--listen", &listen, "--work", "0s"]);
-        let mut servers = Generations::of(keep(flags, &child));
+        let mut servers = KeeperProcess::of(keep(flags, &child));
         servers.restart();
         assert_eq!(ask_unix(&path), "okay");
         fs::remove_file(&path).unwrap();
@@ -223,7 +229,7 @@ fn a_hundred_sockets_go_from_child_to_child() {
         if !by_keeper {
             child.args(["--listen", &listen]);
         }
-        let mut servers = Generations::of(keep(flags, &child));
+        let mut servers = KeeperProcess::of(keep(flags, &child));
         for _ in 0..2 {
             servers.restart();
             for path in &paths {
@@ -249,7 +255,7 @@ fn other_signals_go_to_the_child_that_serves() {
     let script = format!("{traps}; \"$0\" \"$@\" & while :; do wait $! && exit; done");
     child.args(["-c", &script, SERVER, "--listen", "127.0.0.1:0"]);
     child.current_dir(directory.path());
-    let mut servers = Generations::start(&child);
+    let mut servers = KeeperProcess::start(&child);
     for _ in 0..2 {
         for (signal, name) in
             [(Signal::USR1, "USR1"), (Signal::WINCH, "WINCH"), (Signal::CONT, "CONT")]
@@ -266,7 +272,7 @@ fn other_signals_go_to_the_child_that_serves() {
 /// K5: TTIN and TTOU, by which other programs count their workers, suspend no server.
 #[test]
 fn no_signal_that_is_passed_on_suspends_a_server() {
-    let mut server = Handover::server(Over::Tcp, &[]);
+    let mut server = Handover::server(SocketKind::Tcp, &[]);
     let mut client = server.idle();
     for signal in [Signal::TTIN, Signal::TTOU] {
         server.servers.signal(signal);
@@ -323,7 +329,7 @@ fn orphans_are_reaped_by_process_1() {
 /// No descriptor is left in the keeper after twenty restarts, some of which fail.
 #[test]
 fn no_descriptor_is_left_in_the_keeper() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &["--listen", "127.0.0.2:0"]);
         server.hand_over(0);
         let before = descriptors_of(server.keeper());
@@ -341,11 +347,11 @@ fn no_descriptor_is_left_in_the_keeper() {
     });
 }
 
-/// The keeper is a small process, also after restarts. It has the main thread, one that waits and
+/// The keeper is a small process, also after restarts, with the main thread, one that waits and
 /// one that writes the log, and 2.5 MB of private memory.
 #[test]
 fn the_keeper_is_small() {
-    let mut server = Handover::server(Over::Tcp, &[]);
+    let mut server = Handover::server(SocketKind::Tcp, &[]);
     for _ in 0..5 {
         server.hand_over(0);
     }
@@ -362,7 +368,7 @@ fn the_keeper_is_small() {
 /// The keeper does nothing while nothing happens.
 #[test]
 fn the_keeper_sleeps_while_nothing_happens() {
-    let mut server = Handover::server(Over::Tcp, &[]);
+    let mut server = Handover::server(SocketKind::Tcp, &[]);
     server.hand_over(0);
     let switches = |process: ProcessId| {
         let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
@@ -382,14 +388,14 @@ fn the_keeper_sleeps_while_nothing_happens() {
 /// after the hand-over.
 #[test]
 fn a_program_with_serve_hands_its_connections_over() {
-    over_both(|over| {
-        let mut server = Handover::staged_with(over, |command| {
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held_with(over, |command| {
             command.env(handover::SERVE, "yes");
         });
         let mut idle = server.idle();
         let mut busy = server.in_flight("/wait/restart");
         let predecessor = server.restart();
-        server.open("restart");
+        server.release("restart");
         let response = busy.response();
         assert_eq!((response.text(), response.says_close()), (predecessor.to_string(), false));
         assert_eq!(server.exit_code(predecessor), 0);
@@ -410,7 +416,7 @@ fn a_program_with_serve_hands_its_connections_over() {
 
 /// Returns a command for a script that writes the output of these lines to a file, and becomes the
 /// server.
-fn looks(lines: &str, seen: &Path) -> Command {
+fn script_that_writes(lines: &str, seen: &Path) -> Command {
     let script = format!("{{ {lines}; }} >{}; exec {SERVER} --work 0s \"$@\"", seen.display());
     let mut command = Command::new("sh");
     command.args(["-c", &script, "sh"]).stdin(Stdio::null());
@@ -418,14 +424,14 @@ fn looks(lines: &str, seen: &Path) -> Command {
 }
 
 /// Returns the descriptors of `ls -l` that are of this kind.
-fn of_kind<'a>(told: &'a str, kind: &str) -> Vec<&'a str> {
+fn descriptors_of_kind<'a>(told: &'a str, kind: &str) -> Vec<&'a str> {
     let lines = told.lines().filter_map(|line| line.split_once(" -> "));
     let lines = lines.filter(|(_, what)| what.starts_with(kind));
     lines.map(|(fd, _)| fd.rsplit(' ').next().unwrap()).collect()
 }
 
 /// Returns the signals in a line of `/proc/PID/status`.
-fn mask(told: &str, name: &str) -> u64 {
+fn signals_in(told: &str, name: &str) -> u64 {
     let digits = told.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     u64::from_str_radix(digits.trim(), 16).unwrap()
 }

@@ -15,10 +15,10 @@ use std::thread;
 use std::time::Duration;
 
 use common::fakes::FakeChild;
-use common::handover::{self, Handover, Over, assert_live, over_both, suspend};
+use common::handover::{self, Handover, SocketKind, assert_live, over_tcp_and_unix, suspend};
 use common::{
-    Client, Directory, End, Generations, SERVER, STOP_SIGNALS, free_port, is_refused, keep, output,
-    pass_repeat_window, server_command, text, wait_until,
+    Client, Directory, End, KeeperProcess, SERVER, STOP_SIGNALS, free_port, is_refused, keep,
+    output, pass_repeat_window, server_command, text, wait_until,
 };
 use rustix::process::Signal;
 use smol_graceful::Address;
@@ -29,7 +29,7 @@ use smol_graceful::Address;
 /// come meanwhile wait.
 #[test]
 fn a_successor_that_dies_after_it_has_taken_over_is_replaced() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         server.restart();
         let dead = server.serving();
@@ -52,7 +52,7 @@ fn a_successor_that_dies_after_it_has_taken_over_is_replaced() {
 /// no client is refused.
 #[test]
 fn clients_wait_while_a_child_is_dead() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         server.hand_over(0);
         let go = server.directory.join("go");
@@ -81,7 +81,7 @@ fn clients_wait_while_a_child_is_dead() {
 /// The keeper also replaces a child that ends by itself, with any exit code.
 #[test]
 fn a_child_that_ends_by_itself_is_replaced() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         server.hand_over(0);
         let first = server.serving();
@@ -106,7 +106,7 @@ fn fifty_children_are_killed() {
 }
 
 fn kill_children(times: u64) {
-    let mut server = Handover::server(Over::Tcp, &[]);
+    let mut server = Handover::server(SocketKind::Tcp, &[]);
     // The first child has to serve first, because otherwise the keeper ends with it.
     server.hand_over(0);
     let (is_over, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -153,7 +153,7 @@ fn kill_children(times: u64) {
 /// signal ends it.
 #[test]
 fn the_pause_doubles() {
-    let mut server = Handover::server(Over::Tcp, &[]);
+    let mut server = Handover::server(SocketKind::Tcp, &[]);
     server.hand_over(0);
     for pause in ["50 ms", "100 ms", "200 ms", "400 ms"] {
         let dead = server.serving();
@@ -172,8 +172,8 @@ fn the_pause_doubles() {
 /// ends by itself.
 #[test]
 fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut busy = server.in_flight("/wait/keeper");
         let child = server.serving();
         suspend(child);
@@ -188,7 +188,7 @@ fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
             assert_eq!(client.response().text(), "live\n");
         }
         assert!(child.is_running());
-        server.open("keeper");
+        server.release("keeper");
         let response = busy.response();
         assert_eq!((response.text(), response.says_close()), (child.to_string(), true));
         assert_eq!(server.exit_code_without_keeper(), 0, "{}", server.servers.program);
@@ -199,11 +199,11 @@ fn a_child_outlives_its_keeper_for_as_long_as_its_requests() {
     });
 }
 
-/// If the keeper is killed while its child drains, for example by a launcher with a short limit,
-/// the child's requests still end within its own grace.
+/// K6: if the keeper is killed while its child drains, for example by a launcher with a short
+/// limit, the child's requests still end within its own grace.
 #[test]
 fn a_keeper_that_is_killed_in_a_drain_cuts_nothing() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let mut busy = server.connect();
         busy.send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n");
@@ -221,10 +221,10 @@ fn a_keeper_that_is_killed_in_a_drain_cuts_nothing() {
     });
 }
 
-/// If the keeper is killed in the middle of a restart, no process is left either.
+/// K6: if the keeper is killed in the middle of a restart, no process is left either.
 #[test]
 fn nobody_outlives_a_keeper_that_is_killed_in_a_restart() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         for pause in [0, 10, 30, 60, 100] {
             let mut server = Handover::server(over, &[]);
             let mut clients: Vec<_> = (0..20).map(|_| server.idle()).collect();
@@ -252,7 +252,7 @@ fn nobody_outlives_a_keeper_that_is_killed_in_a_restart() {
 #[test]
 fn each_stop_signal_ends_the_keeper() {
     for (signal, name) in STOP_SIGNALS {
-        let mut servers = Generations::start(&server_command(&[]));
+        let mut servers = KeeperProcess::start(&server_command(&[]));
         let child = servers.serving;
         servers.signal(signal);
         assert_eq!(servers.program.exit_code(), 0, "{name}");
@@ -270,8 +270,8 @@ fn each_stop_signal_ends_the_keeper() {
 /// requests. A restart that was to follow does not begin.
 #[test]
 fn a_stop_in_the_middle_of_a_restart_ends_both() {
-    over_both(|over| {
-        let mut server = Handover::staged(over);
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::held(over);
         let mut busy = server.in_flight("/wait/stop");
         let child = server.serving();
         server.successors_run("exec sleep 60");
@@ -283,7 +283,7 @@ fn a_stop_in_the_middle_of_a_restart_ends_both() {
         let end = server.servers.line_of_end(successor);
         assert!(end.contains("signal: 15 (SIGTERM)"), "{end}");
         server.line_of(child, "stopping because of SIGTERM: 1 connection, 1 request");
-        server.open("stop");
+        server.release("stop");
         assert_eq!(busy.response().text(), child.to_string());
         let log = server.ended();
         assert_eq!(log.matches("keeper: started process ").count(), 2, "{log}");
@@ -293,7 +293,7 @@ fn a_stop_in_the_middle_of_a_restart_ends_both() {
 /// A second signal cuts requests in flight, in all children, and the exit code says so.
 #[test]
 fn a_second_stop_signal_cuts_all_children() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let half = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe";
         let mut first = server.connect();
@@ -319,7 +319,7 @@ fn a_second_stop_signal_cuts_all_children() {
 #[test]
 fn the_exit_code_is_the_newest_childs() {
     for code in [0, 7] {
-        let mut server = Handover::server(Over::Tcp, &[]);
+        let mut server = Handover::server(SocketKind::Tcp, &[]);
         let children = [9, code].map(|code| {
             let waits = "kill -STOP $$; exec 4<&-; while :; do sleep 0.05; done";
             let child = successor(&mut server, &format!("trap 'exit {code}' TERM; {waits}"));
@@ -443,7 +443,7 @@ fn a_program_behind_a_shell_ends_with_the_shell() {
     // Without the variable, the server does not know the channel.
     let script = "env -u SMOL_GRACEFUL_KEEPER \"$0\" --listen fd:3; exit $?";
     shell.args(["-c", script, SERVER]).stdin(Stdio::null());
-    let mut servers = Generations::of(keep(&["--listen", &format!("127.0.0.1:{port}")], &shell));
+    let mut servers = KeeperProcess::of(keep(&["--listen", &format!("127.0.0.1:{port}")], &shell));
     let predecessor = servers.restart();
     servers.program.wait_for("stopping because of SIGTERM");
     servers.program.wait_for("drained in ");

@@ -13,11 +13,11 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 
 use common::fakes::{self, FakeChild, FakeKeeper};
-use common::handover::{self, Handover, Over, assert_live, over_both, suspend};
+use common::handover::{self, Handover, SocketKind, assert_live, over_tcp_and_unix, suspend};
 use common::messages::{
     ALONE, Channel, KEEPER, PASS, Ready, Served, leave, offer, ready, ready_with, taken,
 };
-use common::{Client, Directory, End, hear, is_refused, keep, service_manager, wait_until};
+use common::{Client, Directory, End, is_refused, keep, next_message, service_manager, wait_until};
 use rustix::process::{Signal, kill_process};
 
 const HEAD: &str = "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n";
@@ -27,7 +27,7 @@ const HEAD: &str = "GET /livez HTTP/1.1\r\nHost: test\r\n\r\n";
 /// A child sends READY once, with the number that it was offered.
 #[test]
 fn a_child_says_which_listeners_it_serves() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut keeper = FakeKeeper::start_with(over, |_| {}, &[offer(&[7])]);
         let listeners = vec![Served { number: 7, adopts: true, brought: None }];
         assert_eq!(keeper.ready, Ready { resumes: 0, listeners });
@@ -48,7 +48,7 @@ fn a_child_gives_what_it_has_bound_to_the_keeper() {
         command.args(["--listen", &listen]);
     };
     let (mut child, channel, _listener, _, _own) =
-        fakes::spawn(Over::Tcp, configure, &[offer(&[7])]);
+        fakes::spawn(SocketKind::Tcp, configure, &[offer(&[7])]);
     let (ready, brought) = channel.ready();
     let [ours, theirs] = &ready.listeners[..] else { panic!("{ready:?}") };
     assert_eq!(*ours, Served { number: 7, adopts: true, brought: None });
@@ -64,7 +64,7 @@ fn a_child_gives_what_it_has_bound_to_the_keeper() {
 /// open for other processes.
 #[test]
 fn a_child_hands_over_to_the_one_that_leave_names() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut keeper = FakeKeeper::start(over);
         let mut client = keeper.connect();
         assert_live(&mut client);
@@ -92,7 +92,7 @@ fn a_child_hands_over_to_the_one_that_leave_names() {
 /// LEAVE without a passage is a stop like any other, but the queue is the successor's.
 #[test]
 fn a_child_without_a_passage_closes_its_connections() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut keeper = FakeKeeper::start(over);
         let (mut idle, mut half) = (keeper.connect(), keeper.connect());
         assert_live(&mut idle);
@@ -112,10 +112,10 @@ fn a_child_without_a_passage_closes_its_connections() {
 /// queue, and closes it.
 #[test]
 fn a_child_empties_the_queue_that_leave_does_not_name() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut keeper = FakeKeeper::start(over);
         keeper.child.signal(Signal::STOP);
-        let mut clients = queued(&keeper);
+        let mut clients = clients_in_queue(&keeper);
         keeper.channel.send(&leave(4711, &[], &[]), &[]);
         keeper.listener = None;
         keeper.child.signal(Signal::CONT);
@@ -123,7 +123,7 @@ fn a_child_empties_the_queue_that_leave_does_not_name() {
             assert_eq!(client.response().text(), "live\n");
         }
         assert_eq!(keeper.child.exit_code(), 0, "{}", keeper.child);
-        if let Over::Tcp = over {
+        if let SocketKind::Tcp = over {
             assert!(is_refused(keeper.child.addr));
         }
     });
@@ -133,7 +133,7 @@ fn a_child_empties_the_queue_that_leave_does_not_name() {
 /// stop the child.
 #[test]
 fn a_child_that_is_alone_empties_its_queue() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut keeper = FakeKeeper::start(over);
         keeper.channel.send(ALONE, &[]);
         keeper.listener = None;
@@ -141,7 +141,7 @@ fn a_child_that_is_alone_empties_its_queue() {
             assert_live(&mut keeper.connect());
         }
         keeper.child.signal(Signal::STOP);
-        let mut clients = queued(&keeper);
+        let mut clients = clients_in_queue(&keeper);
         keeper.child.signal(Signal::TERM);
         keeper.child.signal(Signal::CONT);
         for client in &mut clients {
@@ -154,7 +154,7 @@ fn a_child_that_is_alone_empties_its_queue() {
 /// Without ALONE, a stop leaves the queue to the other processes with the socket.
 #[test]
 fn a_child_that_is_not_alone_leaves_the_queue() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut keeper = FakeKeeper::start(over);
         keeper.end();
         keeper.connect().assert_silent();
@@ -165,12 +165,12 @@ fn a_child_that_is_not_alone_leaves_the_queue() {
 /// queue, and ends.
 #[test]
 fn a_child_ends_when_its_keeper_is_gone() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut keeper = FakeKeeper::start(over);
         let mut busy = keeper.connect();
         busy.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe").fill().unwrap();
         keeper.child.signal(Signal::STOP);
-        let mut clients = queued(&keeper);
+        let mut clients = clients_in_queue(&keeper);
         keeper.channel = Channel::pair().0;
         keeper.listener = None;
         keeper.child.signal(Signal::CONT);
@@ -187,7 +187,7 @@ fn a_child_ends_when_its_keeper_is_gone() {
 /// time.
 #[test]
 fn the_channel_may_end_at_each_moment() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let (mut child, channel, listener, ..) = fakes::spawn(over, |_| {}, &[offer(&[0])]);
         drop((channel, listener));
         assert_eq!(child.exit_code(), 0, "{child}");
@@ -229,8 +229,8 @@ fn a_keeper_of_another_version_hears_ready_by_its_socket() {
         command.env(KEEPER, other).env("NOTIFY_SOCKET", directory.join("manager"));
     };
     let (mut child, channel, _listener, _, _own) =
-        fakes::spawn(Over::Tcp, configure, &[offer(&[0])]);
-    assert_eq!(hear(&manager), "READY=1\n");
+        fakes::spawn(SocketKind::Tcp, configure, &[offer(&[0])]);
+    assert_eq!(next_message(&manager), "READY=1\n");
     // Such a child closes the channel without reading it.
     assert_eq!(channel.receive().map(|(bytes, _)| bytes), None);
     assert_live(&mut Client::connect(child.addr));
@@ -248,8 +248,9 @@ fn an_offer_that_makes_no_sense_is_not_heard() {
         let configure = |command: &mut Command| {
             command.env("NOTIFY_SOCKET", directory.join("manager"));
         };
-        let (mut child, _channel, _listener, _, _own) = fakes::spawn(Over::Tcp, configure, words);
-        assert_eq!(hear(&manager), "READY=1\n", "{words:?}: {child}");
+        let (mut child, _channel, _listener, _, _own) =
+            fakes::spawn(SocketKind::Tcp, configure, words);
+        assert_eq!(next_message(&manager), "READY=1\n", "{words:?}: {child}");
         assert_live(&mut Client::connect(child.addr));
         child.stop();
     }
@@ -259,7 +260,7 @@ fn an_offer_that_makes_no_sense_is_not_heard() {
 /// a stop.
 #[test]
 fn a_child_goes_on_when_its_keeper_makes_no_sense() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut keeper = FakeKeeper::start(over);
         let null = std::fs::File::open("/dev/null").unwrap();
         let senseless =
@@ -287,7 +288,7 @@ fn a_child_goes_on_when_its_keeper_makes_no_sense() {
 /// Only the first LEAVE begins the end of a child, and a LEAVE before READY counts.
 #[test]
 fn a_child_leaves_once() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut keeper = FakeKeeper::start(over);
         let mut busy = keeper.connect();
         busy.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhe").fill().unwrap();
@@ -315,8 +316,8 @@ fn a_child_leaves_once() {
 /// serves. Its sender counts as not ready.
 #[test]
 fn a_ready_that_makes_no_sense_is_not_heard() {
-    over_both(|over| {
-        let mut server = Handover::patient(over, "1s");
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::with_patience(over, "1s");
         let predecessor = server.serving();
         let mut client = server.idle();
         let null = std::fs::File::open("/dev/null").unwrap();
@@ -345,7 +346,7 @@ fn a_ready_that_makes_no_sense_is_not_heard() {
 /// A second READY is ignored, so the predecessor gets one LEAVE.
 #[test]
 fn only_the_first_ready_counts() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let predecessor = server.serving();
         let successor = FakeChild::successor_of(&mut server);
@@ -368,7 +369,7 @@ fn only_the_first_ready_counts() {
 /// happened.
 #[test]
 fn a_successor_that_is_ready_and_dead_changes_nothing() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let predecessor = server.serving();
         let mut client = server.idle();
@@ -391,7 +392,7 @@ fn a_successor_that_is_ready_and_dead_changes_nothing() {
 /// READY may name unknown listeners, and bring sockets that do not listen.
 #[test]
 fn a_ready_with_unknown_listeners_takes_only_the_known_ones() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let predecessor = server.serving();
         let successor = FakeChild::successor_of(&mut server);
@@ -407,7 +408,7 @@ fn a_ready_with_unknown_listeners_takes_only_the_known_ones() {
 /// A socket that a child brings goes to the next child, like the keeper's own.
 #[test]
 fn a_socket_that_a_child_brings_is_offered_to_the_next() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let successor = FakeChild::successor_of(&mut server);
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -451,7 +452,7 @@ fn a_socket_that_a_child_brings_is_offered_to_the_next() {
 /// the child.
 #[test]
 fn a_child_that_never_reads_holds_up_nothing() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let mut successor = FakeChild::successor_of(&mut server);
         successor.say_ready(&[0]);
@@ -476,7 +477,7 @@ fn a_child_that_never_reads_holds_up_nothing() {
 /// signal.
 #[test]
 fn a_child_that_closes_the_channel_lives_on() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let mut successor = FakeChild::successor_of(&mut server);
         successor.say_ready(&[0]);
@@ -494,7 +495,7 @@ fn a_child_that_closes_the_channel_lives_on() {
 /// A child that ignores LEAVE stays beside its successors until the stop.
 #[test]
 fn a_child_that_ignores_leave_ends_with_the_keeper() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &[]);
         let successor = FakeChild::successor_of(&mut server);
         successor.say_ready(&[0]);
@@ -523,7 +524,7 @@ fn ready_may_stand_between_other_words() {
         format!("READY=1\nSTATUS={long}\n"),
         "\n=\nSTATUS=x\r\nREADY=1\n".to_owned(),
     ] {
-        let mut server = Handover::server(Over::Tcp, &[]);
+        let mut server = Handover::server(SocketKind::Tcp, &[]);
         let successor = FakeChild::successor_of(&mut server);
         for other in ["STATUS=not yet", "", "READY=0", "READY", "XREADY=1"] {
             successor.notify(other);
@@ -542,7 +543,7 @@ fn ready_may_stand_between_other_words() {
 #[test]
 fn a_first_child_that_makes_no_sense_ends_the_keeper() {
     let mut child = Command::new("sh");
-    // It has no socket, so its end of the channel is descriptor 3.
+    // The child has no socket, so its end of the channel is descriptor 3.
     child.args(["-c", "echo nonsense >&3; echo listening on nothing >&2; exec sleep 60"]);
     let mut keeper = common::Program::start(keep(&["--patience", "300ms"], &child));
     assert_eq!(keeper.exit_code(), 1, "{keeper}");
@@ -565,7 +566,7 @@ fn assert_taken_over_by_next(server: &mut Handover, child: &FakeChild) {
 }
 
 /// Connects clients, each with a request, while the child is suspended.
-fn queued(keeper: &FakeKeeper) -> Vec<Client> {
+fn clients_in_queue(keeper: &FakeKeeper) -> Vec<Client> {
     wait_until("the child is suspended", || keeper.child.process().is_suspended());
     let client = |_| {
         let mut client = keeper.connect();

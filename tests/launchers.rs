@@ -78,7 +78,7 @@ fn a_background_job_is_not_stopped_with_its_script() {
     let mut shell = launched(&script, &[]);
     // These are the lines until the server listens.
     let log = shell.to_string();
-    let server = Orphan(ProcessId::named(&log, "Z "));
+    let server = EndOnDrop(ProcessId::named(&log, "Z "));
     let told = "SIGINT and SIGQUIT are ignored, because the process was started so, as nohup and \
                 scripts do; they do not stop the server";
     assert!(log.contains(told), "{log}");
@@ -371,7 +371,7 @@ fn a_terminal_does_not_stop_a_background_job_for_its_log() {
         terminal.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_until("the server listens", || UnixStream::connect(&socket).is_ok());
     let pid = fs::read_to_string(&pid).unwrap();
-    let server = Orphan(ProcessId::named(&format!("process {pid}"), "process "));
+    let server = EndOnDrop(ProcessId::named(&format!("process {pid}"), "process "));
     server.0.signal(Signal::TERM);
     server.0.wait();
     fs::write(done, "").unwrap();
@@ -407,7 +407,7 @@ fn what_was_done_during_a_suspension_is_answered() {
     assert!(server.log().contains("drained in "), "{server}");
 }
 
-/// The deadline holds after a suspension.
+/// The deadline ends a drain also after a suspension.
 #[test]
 fn a_suspension_does_not_end_the_deadline() {
     let mut server = Program::server(&["--grace", "1s"]);
@@ -459,9 +459,9 @@ fn in_flight_body(server: &Program) -> Client {
 }
 
 /// A process that is not a child of the test, and that the drop ends.
-struct Orphan(ProcessId);
+struct EndOnDrop(ProcessId);
 
-impl Drop for Orphan {
+impl Drop for EndOnDrop {
     fn drop(&mut self) {
         if self.0.is_running() {
             self.0.signal(Signal::KILL);

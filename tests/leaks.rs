@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 
-use common::handover::{Handover, descriptors_of, over_both};
+use common::handover::{Handover, descriptors_of, over_tcp_and_unix};
 use common::{Client, Program, wait_until};
 
 /// The beginnings of clients: garbage, half a message, or a whole one.
@@ -57,11 +57,11 @@ fn nothing_is_left_of_bad_clients() {
 /// predecessor ends, and its successor has as many descriptors as before.
 #[test]
 fn nothing_is_left_of_bad_clients_after_a_restart() {
-    over_both(|over| {
+    over_tcp_and_unix(|over| {
         let mut server = Handover::server(over, &["--work", "0s"]);
         // Descriptors that a successor opens late are open after this.
         server.hand_over(0);
-        server.accepted();
+        server.wait_until_accepted();
         let has_no_client = |process| server.connections_of(process).is_empty();
         wait_until("the first client's connection is closed", || has_no_client(server.serving()));
         let before = descriptors_of(server.serving());
@@ -74,7 +74,7 @@ fn nothing_is_left_of_bad_clients_after_a_restart() {
                     clients.push((client, ending));
                 }
             }
-            server.accepted();
+            server.wait_until_accepted();
             let predecessor = server.restart();
             clients.into_iter().for_each(|(client, ending)| ending(client));
             // The number of connections that have gone depends on the bytes that the predecessor

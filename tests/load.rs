@@ -32,8 +32,8 @@ const MOST: usize = 1_500;
 
 /// The number of [`CLIENTS`] whose handshake may meet the close. In most stops there is none, and
 /// in some there are one or two. There are more if the kernel takes the processor away between the
-/// last look at the queue and the close. A close that did not empty the queue would lose requests,
-/// not handshakes.
+/// last `accept` and the close. A close that did not empty the queue would lose requests, not
+/// handshakes.
 const IN_HANDSHAKE: u64 = CLIENTS as u64 / 2;
 
 /// The counts of the requests of all clients.
@@ -51,16 +51,16 @@ struct Tally {
     crossed: AtomicU64,
     /// Requests that were sent on a new connection, and reset without a byte. The kernel does this
     /// to a handshake that is under way in the very moment of the close, and to a connection that
-    /// enters the queue between the last look and the close. `close` cannot avoid this window of
-    /// microseconds (rule S4, `docs/decisions.md`). A close that did not empty the queue first would
-    /// lose more than this at every stop.
+    /// enters the queue between the last `accept` and the close. `close` cannot avoid this window
+    /// of microseconds (rule S4, `docs/decisions.md`). A close that did not empty the queue first
+    /// would lose more than this at every stop.
     in_handshake: AtomicU64,
     /// Requests that were sent, and not answered whole.
     lost: Mutex<Vec<String>>,
 }
 
 impl Tally {
-    fn lose(&self, what: String) {
+    fn note_loss(&self, what: String) {
         self.lost.lock().unwrap().push(what);
     }
 }
@@ -140,7 +140,7 @@ fn connect(addr: SocketAddr, tally: &Tally) -> Option<Client> {
         // In the middle of the close, the error can be a reset instead, and nothing was sent in
         // that case either.
         Err(error) if NOT_SENT.contains(&error.kind()) => {}
-        Err(error) => tally.lose(format!("connect: {error}")),
+        Err(error) => tally.note_loss(format!("connect: {error}")),
     }
     tally.refused.fetch_add(1, Ordering::Relaxed);
     None
@@ -169,7 +169,7 @@ fn ask(client: &mut Client, path: &str, tally: &Tally, first: bool) -> bool {
             if response.says_close() {
                 tally.last.fetch_add(1, Ordering::Relaxed);
                 if client.rest() != (Vec::new(), End::Eof) {
-                    tally.lose("the end after the last answer was not a clean one".into());
+                    tally.note_loss("the end after the last answer was not a clean one".into());
                 }
                 return false;
             }
@@ -178,7 +178,7 @@ fn ask(client: &mut Client, path: &str, tally: &Tally, first: bool) -> bool {
         other => {
             // The first call that sees a reset takes it away, and then the next one sees an end.
             let addr = client.stream.local_addr();
-            tally.lose(format!("{addr:?}: sent {sent:?}, looked {looked:?}, {other:?}"));
+            tally.note_loss(format!("{addr:?}: sent {sent:?}, looked {looked:?}, {other:?}"));
             false
         }
     }

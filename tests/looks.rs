@@ -16,22 +16,22 @@ use std::task::{Context, Wake, Waker};
 use std::thread;
 
 use common::{
-    Client, End, PATIENCE, Running, StoppedBy, address_of, is_refused, patient, quick, stage, tcp,
-    wait_until,
+    Client, End, PATIENCE, Running, StoppedBy, address_of, held_handlers, is_refused, long_grace,
+    short_linger, tcp, wait_until,
 };
 use smol::Executor;
 use smol_graceful::{Limits, Listener, OpenWork, Server, ServerExecutor, Shutdown, WorkKind};
 
 /// A server whose connections run only when the test asks for it.
-struct Stepwise {
+struct SteppedServer {
     server: Running,
     executor: Arc<Executor<'static>>,
 }
 
-impl Stepwise {
+impl SteppedServer {
     fn start(shutdown: &Shutdown, limits: Limits) -> Self {
         let executor = Arc::new(Executor::new());
-        let server = Server::new(stage().1).limits(limits).executor(executor.clone());
+        let server = Server::new(held_handlers().1).limits(limits).executor(executor.clone());
         Self { server: Running::of(server.stopped_by(shutdown)), executor }
     }
 
@@ -58,23 +58,25 @@ impl Stepwise {
     }
 }
 
+/// Rule W17: a connection gives way once, and then finds a request that has come meanwhile.
 #[test]
 fn a_request_that_comes_in_the_pause_is_found() {
-    let scene = Stepwise::start(&quick(), Limits::default());
-    let mut client = scene.client();
+    let stepped = SteppedServer::start(&short_linger(), Limits::default());
+    let mut client = stepped.client();
     client.get("/now");
-    assert!(scene.executor.try_tick(), "the connection does not look");
+    assert!(stepped.executor.try_tick(), "the connection does not look");
     assert_eq!(client.response().text(), "now");
 }
 
+/// Rule W17: a connection whose look has found nothing waits for an event.
 #[test]
 fn a_connection_that_has_found_nothing_waits_for_an_event() {
-    let scene = Stepwise::start(&quick(), Limits::default());
-    let mut client = scene.client();
-    assert!(scene.executor.try_tick(), "the connection does not look");
-    assert!(!scene.executor.try_tick(), "the connection does not wait");
+    let stepped = SteppedServer::start(&short_linger(), Limits::default());
+    let mut client = stepped.client();
+    assert!(stepped.executor.try_tick(), "the connection does not look");
+    assert!(!stepped.executor.try_tick(), "the connection does not wait");
     client.get("/now");
-    scene.step();
+    stepped.step();
     assert_eq!(client.response().text(), "now");
 }
 
@@ -91,8 +93,8 @@ fn a_busy_connection_waits_for_an_event_now_and_then() {
 
     let (send, connections) = mpsc::channel();
     let executor = ServerExecutor::from_fn(move |connection| send.send(connection).unwrap());
-    let server = Server::new(stage().1).executor(executor);
-    let server = Running::of(server.stopped_by(&quick()));
+    let server = Server::new(held_handlers().1).executor(executor);
+    let server = Running::of(server.stopped_by(&short_linger()));
     let mut client = server.connect();
     let mut connection = connections.recv_timeout(PATIENCE).unwrap();
     let wakes = Arc::new(Wakes(AtomicUsize::new(0)));
@@ -115,19 +117,20 @@ fn a_busy_connection_waits_for_an_event_now_and_then() {
     assert!((5..50).contains(&waits), "{waits} waits for an event");
 }
 
-/// Rules S6, S8 and S9.
+/// Rules S6, S8 and S9: a request that comes after the stop, and before the connection looks, is
+/// served, and its response says `close`.
 #[test]
 fn a_last_request_may_come_in_the_pause() {
-    let scene = Stepwise::start(&patient(), Limits::default());
-    let mut client = scene.client();
-    scene.server.shutdown.stop();
+    let stepped = SteppedServer::start(&long_grace(), Limits::default());
+    let mut client = stepped.client();
+    stepped.server.shutdown.stop();
     client.get("/now");
-    assert!(scene.executor.try_tick());
+    assert!(stepped.executor.try_tick());
     let response = client.response();
     assert!(response.says_close() && response.text() == "now");
     assert_eq!(client.end(), End::Eof);
-    scene.run_until("the connection has ended", || scene.server.shutdown.in_flight() == 0);
-    let outcome = scene.server.outcome();
+    stepped.run_until("the connection has ended", || stepped.server.shutdown.in_flight() == 0);
+    let outcome = stepped.server.outcome();
     assert!(outcome.is_drained() && outcome.finished == 1, "{outcome}");
 }
 
@@ -135,16 +138,16 @@ fn a_last_request_may_come_in_the_pause() {
 #[test]
 fn a_stop_in_the_pause_closes_the_connection_after_the_linger() {
     for is_late in [false, true] {
-        let scene = Stepwise::start(&quick(), Limits::default());
-        let mut client = scene.client();
-        scene.server.shutdown.stop();
+        let stepped = SteppedServer::start(&short_linger(), Limits::default());
+        let mut client = stepped.client();
+        stepped.server.shutdown.stop();
         if is_late {
             // The connection has not run before the linger is over.
-            wait_until("the listener is closed", || is_refused(scene.server.addr()));
+            wait_until("the listener is closed", || is_refused(stepped.server.addr()));
         }
-        scene.run_until("the connection has ended", || scene.server.shutdown.in_flight() == 0);
+        stepped.run_until("the connection has ended", || stepped.server.shutdown.in_flight() == 0);
         assert_eq!(client.end(), End::Eof);
-        let outcome = scene.server.outcome();
+        let outcome = stepped.server.outcome();
         assert!(outcome.is_drained() && outcome.finished == 0, "{outcome}");
     }
 }
@@ -153,15 +156,15 @@ fn a_stop_in_the_pause_closes_the_connection_after_the_linger() {
 #[test]
 fn an_abort_in_the_pause_names_a_request_that_has_come() {
     for comes in [false, true] {
-        let scene = Stepwise::start(&patient(), Limits::default());
-        let mut client = scene.client();
+        let stepped = SteppedServer::start(&long_grace(), Limits::default());
+        let mut client = stepped.client();
         if comes {
             client.get("/now");
         }
-        scene.server.shutdown.abort();
-        scene.run_until("the connection has ended", || scene.server.shutdown.in_flight() == 0);
+        stepped.server.shutdown.abort();
+        stepped.run_until("the connection has ended", || stepped.server.shutdown.in_flight() == 0);
         assert_eq!(client.end(), if comes { End::Reset } else { End::Eof });
-        let outcome = scene.server.outcome();
+        let outcome = stepped.server.outcome();
         let is_cut = |work: &OpenWork| matches!(work.kind, WorkKind::Connection { .. });
         assert_eq!(outcome.cut.iter().filter(|work| is_cut(work)).count(), usize::from(comes));
     }
@@ -169,30 +172,30 @@ fn an_abort_in_the_pause_names_a_request_that_has_come() {
 
 #[test]
 fn a_server_that_is_dropped_in_the_pause_ends_the_connection() {
-    let mut scene = Stepwise::start(&patient(), Limits::default());
-    let mut client = scene.client();
-    scene.server.drop();
-    scene.run_until("no tasks are left", || scene.executor.is_empty());
+    let mut stepped = SteppedServer::start(&long_grace(), Limits::default());
+    let mut client = stepped.client();
+    stepped.server.drop();
+    stepped.run_until("no tasks are left", || stepped.executor.is_empty());
     assert_eq!(client.end(), End::Eof);
 }
 
 #[test]
 fn a_client_that_leaves_in_the_pause_is_noticed() {
-    let scene = Stepwise::start(&quick(), Limits::default());
-    drop(scene.client());
-    assert!(scene.executor.try_tick());
-    wait_until("the connection has ended", || scene.server.shutdown.in_flight() == 0);
-    assert!(scene.server.stop().is_drained());
+    let stepped = SteppedServer::start(&short_linger(), Limits::default());
+    drop(stepped.client());
+    assert!(stepped.executor.try_tick());
+    wait_until("the connection has ended", || stepped.server.shutdown.in_flight() == 0);
+    assert!(stepped.server.stop().is_drained());
 }
 
 /// Rule S24: a connection that has yielded can still be closed in favour of a new client.
 #[test]
 fn a_connection_in_the_pause_gives_its_place() {
-    let scene = Stepwise::start(&quick(), Limits::default().connections(1));
-    let mut first = scene.client();
-    let mut second = scene.server.connect();
+    let stepped = SteppedServer::start(&short_linger(), Limits::default().connections(1));
+    let mut first = stepped.client();
+    let mut second = stepped.server.connect();
     second.get("/now");
-    scene.run_until("the second client is served", || second.has_something());
+    stepped.run_until("the second client is served", || second.has_something());
     assert_eq!(second.response().text(), "now");
     assert_eq!(first.end(), End::Eof);
 }
@@ -206,7 +209,7 @@ const OTHERS: usize = 60;
 
 /// The executor that runs the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum On {
+enum ExecutorKind {
     /// One thread polls `serve`, and no other thread runs tasks.
     Serve,
     /// One thread polls `serve` as a task on smol's global executor.
@@ -215,7 +218,7 @@ enum On {
     Own,
 }
 
-impl On {
+impl ExecutorKind {
     /// Returns the largest number of requests that may be answered while one waits. A new client
     /// waits for the listener's event and for its task, and each time until the executor handles
     /// events or new tasks. After that, it waits for the busy clients.
@@ -242,11 +245,11 @@ impl On {
     }
 }
 
-/// A new client, and a client that has been idle for a moment, wait for a limited number of
-/// requests of the busy clients.
+/// Rule W18: a new client, and a client that has been idle for a moment, wait for a limited number
+/// of requests of the busy clients.
 #[test]
 fn clients_are_served_beside_busy_ones() {
-    for on in [On::Serve, On::Spawned, On::Own] {
+    for on in [ExecutorKind::Serve, ExecutorKind::Spawned, ExecutorKind::Own] {
         let count = Arc::new(AtomicUsize::new(0));
         let handler = {
             let count = count.clone();
@@ -255,7 +258,7 @@ fn clients_are_served_beside_busy_ones() {
                 async move { Ok(number.to_string()) }
             }
         };
-        let shutdown = quick();
+        let shutdown = short_linger();
         let server = Server::new(handler).shutdown(&shutdown);
         let listener = tcp();
         let addr = address_of(&listener);

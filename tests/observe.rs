@@ -1,5 +1,5 @@
-//! The observer of a server (rules O1 and O2), over real sockets. It gets each exchange once, after
-//! its end, with the bytes that were on the wire, and with the ending.
+//! The observer of a server (rules O1 and O2), over real sockets. The observer gets each exchange
+//! once, after its end, with the bytes that were on the wire, and with the ending.
 
 mod common;
 
@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use common::{
-    Answer, BIG, End, Log, PATIENCE, Pipes, Running, StoppedBy, UPGRADE_HEAD, case, handler,
-    patient, quick, settle, stage, tcp, text, upgrading, wait_until,
+    Answer, BIG, End, Log, PATIENCE, Pipes, Running, StoppedBy, UPGRADE_HEAD, assert_drains, case,
+    handler, held_handlers, long_grace, short_linger, tcp, text, upgrading, wait_until,
 };
 use futures_lite::io::BufReader;
 use futures_lite::{AsyncRead, StreamExt, stream};
@@ -24,7 +24,7 @@ use ExchangeEnding::{Answered, Cut, Panicked, Refused, Reset, Upgraded};
 
 /// A report of an exchange.
 #[derive(Debug, Clone)]
-struct Seen {
+struct Report {
     peer: Peer,
     listener: Option<Address>,
     is_https: bool,
@@ -50,7 +50,7 @@ struct Route(&'static str);
 /// A value that a wrapper attaches.
 struct Tenant(&'static str);
 
-impl Seen {
+impl Report {
     fn new(exchange: &Exchange) -> Self {
         Self {
             peer: exchange.peer(),
@@ -79,16 +79,17 @@ impl Seen {
 }
 
 /// The exchanges of a server, in the order of their reports.
-struct Observed(Receiver<Seen>);
+struct Reports(Receiver<Report>);
 
-impl Observed {
+impl Reports {
     fn of(server: Server) -> (Self, Server) {
         let (send, seen) = mpsc::channel();
-        let observe = move |exchange: &Exchange| send.send(Seen::new(exchange)).unwrap_or_default();
+        let observe =
+            move |exchange: &Exchange| send.send(Report::new(exchange)).unwrap_or_default();
         (Self(seen), server.observe(observe))
     }
 
-    fn next(&self) -> Seen {
+    fn next(&self) -> Report {
         self.0.recv_timeout(PATIENCE).expect("no exchange was reported")
     }
 
@@ -98,21 +99,21 @@ impl Observed {
     }
 }
 
-fn observed(handler: impl Fn(Request) -> Answer + Send + Sync + 'static) -> (Observed, Running) {
-    observed_with(Limits::default(), &patient(), handler)
+fn observed(handler: impl Fn(Request) -> Answer + Send + Sync + 'static) -> (Reports, Running) {
+    observed_with(Limits::default(), &long_grace(), handler)
 }
 
 fn observed_with(
     limits: Limits,
     shutdown: &Shutdown,
     handler: impl Fn(Request) -> Answer + Send + Sync + 'static,
-) -> (Observed, Running) {
-    let (seen, server) = Observed::of(Server::new(handler).limits(limits));
+) -> (Reports, Running) {
+    let (seen, server) = Reports::of(Server::new(handler).limits(limits));
     (seen, Running::of(server.stopped_by(shutdown)))
 }
 
 /// Sends `request` alone on a connection, and returns the answer, the end and the report.
-fn exchange(server: &Running, seen: &Observed, request: &str) -> (Vec<u8>, End, Seen) {
+fn exchange(server: &Running, seen: &Reports, request: &str) -> (Vec<u8>, End, Report) {
     let mut client = server.connect();
     client.send(request).half_close();
     let (answer, end) = client.rest();
@@ -120,7 +121,7 @@ fn exchange(server: &Running, seen: &Observed, request: &str) -> (Vec<u8>, End, 
 }
 
 /// Returns a handler whose answer depends on the path, for the cases of the tables.
-fn answers() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
+fn handler_by_path() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
     |mut request| {
         Box::pin(async move {
             Ok(match request.url().path() {
@@ -177,7 +178,7 @@ fn body_length(answer: &[u8]) -> u64 {
 
 #[test]
 fn an_answer_is_reported_with_everything_that_is_known() {
-    let (seen, server) = observed_with(Limits::default(), &quick(), answers());
+    let (seen, server) = observed_with(Limits::default(), &short_linger(), handler_by_path());
     let mut client = server.connect();
     let before = SystemTime::now();
     let request =
@@ -206,7 +207,7 @@ fn an_answer_is_reported_with_everything_that_is_known() {
 /// Each case has the request and the status. The bytes are those on the wire.
 #[test]
 fn the_bytes_are_those_on_the_wire() {
-    let (seen, server) = observed(answers());
+    let (seen, server) = observed(handler_by_path());
     let chunked = "POST /length HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
                    3;ext=1\r\nabc\r\n0\r\nTrailer-Field: y\r\n\r\n";
     for (request, status) in [
@@ -242,7 +243,7 @@ fn the_bytes_are_those_on_the_wire() {
 
 #[test]
 fn a_leave_to_continue_is_no_part_of_the_response() {
-    let (seen, server) = observed(answers());
+    let (seen, server) = observed(handler_by_path());
     let mut client = server.connect();
     let head =
         "POST /length HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
@@ -260,7 +261,7 @@ fn a_leave_to_continue_is_no_part_of_the_response() {
 /// Responses gather (rule W10), and each is reported with its own bytes.
 #[test]
 fn requests_that_do_not_wait_are_reported_in_their_order() {
-    let (seen, server) = observed(answers());
+    let (seen, server) = observed(handler_by_path());
     let requests: Vec<_> = (0..50)
         .map(|n| {
             let path = if n % 10 == 0 { "long".to_owned() } else { n.to_string() };
@@ -309,7 +310,7 @@ fn an_upgrade_is_reported_when_the_other_protocol_has_ended() {
 #[test]
 fn what_no_handler_sees_is_reported() {
     let limits = Limits::default().head_bytes(300).headers(5).body_bytes(Some(10));
-    let (seen, server) = observed_with(limits, &patient(), |_| unreachable!("it is refused"));
+    let (seen, server) = observed_with(limits, &long_grace(), |_| unreachable!("it is refused"));
     let long = format!("GET /{} HTTP/1.1\r\n", "x".repeat(300));
     let many = format!("GET /many HTTP/1.1\r\n{}", "a: b\r\n".repeat(6));
     let (v10, v11, v20) = (Some(Version::Http1_0), Some(Version::Http1_1), Some(Version::Http2_0));
@@ -344,7 +345,7 @@ fn what_no_handler_sees_is_reported() {
 #[test]
 fn a_head_that_does_not_come_in_time_is_reported() {
     let limits = Limits::default().head_timeout(Duration::from_millis(50));
-    let (seen, server) = observed_with(limits, &patient(), handler());
+    let (seen, server) = observed_with(limits, &long_grace(), handler());
     let mut client = server.connect();
     client.send("GET /slow HTTP/1.1\r\nUser-Agent: x\r\n");
     assert_eq!(client.response().status, 408);
@@ -355,7 +356,7 @@ fn a_head_that_does_not_come_in_time_is_reported() {
 
 #[test]
 fn what_is_no_request_is_not_reported() {
-    let (seen, server) = observed_with(Limits::default(), &quick(), handler());
+    let (seen, server) = observed_with(Limits::default(), &short_linger(), handler());
     for bytes in ["", "\r\n", "\r\n\r\n"] {
         let mut client = server.connect();
         client.send(bytes).half_close();
@@ -398,7 +399,7 @@ fn a_panic_is_reported() {
 
 #[test]
 fn a_response_whose_body_fails_is_cut() {
-    let (seen, server) = observed(answers());
+    let (seen, server) = observed(handler_by_path());
     let mut client = server.connect();
     client.get("/fails-late");
     let (answer, end) = client.rest();
@@ -409,7 +410,7 @@ fn a_response_whose_body_fails_is_cut() {
 
 #[test]
 fn a_client_that_leaves_is_reported_as_that() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (seen, server) = observed(handler);
     // This client leaves in the head.
     let mut client = server.connect();
@@ -423,7 +424,7 @@ fn a_client_that_leaves_is_reported_as_that() {
     // This client leaves in the handler.
     let mut client = server.connect();
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     client.reset();
     let one = seen.next();
     assert_eq!(one.line(), ("GET", "/wait", None, Reset));
@@ -485,7 +486,7 @@ fn a_client_that_leaves_in_its_body_is_reported_as_that() {
 #[test]
 fn a_client_that_takes_nothing_is_reported_as_gone() {
     let limits = Limits::default().stall_timeout(Duration::from_millis(300));
-    let (seen, server) = observed_with(limits, &patient(), handler());
+    let (seen, server) = observed_with(limits, &long_grace(), handler());
     let mut client = server.connect();
     client.get("/big");
     let one = seen.next();
@@ -493,16 +494,16 @@ fn a_client_that_takes_nothing_is_reported_as_gone() {
     assert!(one.sent > 0 && one.sent < BIG as u64);
 }
 
-/// The exchange may be at any step when the abort comes.
+/// Rule O1: an abort cuts an exchange at any step, and the observer hears of the cut.
 #[test]
 fn what_an_abort_cuts_is_reported() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (seen, server) = observed(handler);
     let mut half = server.connect();
     half.send("GET /half HTTP/1.1\r\n");
     let mut waits = server.connect();
     waits.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut big = server.connect();
     big.get("/big");
     big.take(1).unwrap();
@@ -521,7 +522,7 @@ fn what_an_abort_cuts_is_reported() {
 /// Rule S27: a silent stream is closed in the drain, and the outcome does not count it as cut.
 #[test]
 fn a_stream_that_was_silent_in_the_drain_is_reported() {
-    let silent = || patient().stream_grace(Duration::from_millis(50));
+    let silent = || long_grace().stream_grace(Duration::from_millis(50));
     let (seen, server) = observed_with(Limits::default(), &silent(), |_| {
         let chunks = stream::once(Ok::<_, io::Error>("first")).chain(stream::pending());
         Box::pin(async { Ok(stream_body(chunks).into()) })
@@ -542,7 +543,7 @@ fn a_stream_that_was_silent_in_the_drain_is_reported() {
 /// outcome nor the observer calls this a cut.
 #[test]
 fn an_answer_before_the_rest_of_the_body_is_no_cut() {
-    let (seen, server) = observed(answers());
+    let (seen, server) = observed(handler_by_path());
     let mut client = server.connect();
     let part = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\na part";
     client.send(part);
@@ -561,11 +562,11 @@ fn an_answer_before_the_rest_of_the_body_is_no_cut() {
 
 #[test]
 fn a_dropped_server_reports_what_it_cuts() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (seen, mut server) = observed(handler);
     let mut client = server.connect();
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     server.drop();
     assert_eq!(seen.next().line(), ("GET", "/wait", None, Cut));
 }
@@ -582,13 +583,13 @@ fn an_upgrade_that_an_abort_cuts_is_reported() {
 
 // ── The observer itself, and other streams ──────────────────────────────────────────────────
 
-/// Rule O2.
+/// Rule O2: a panic of the observer costs a line in the log, and nothing else.
 #[test]
 fn a_panic_of_the_observer_costs_a_line_of_the_log() {
     let log = Log::of_this_process();
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let server = Server::new(handler).observe(|exchange| panic!("at {}", exchange.target()));
-    let server = Running::of(server.stopped_by(&quick()));
+    let server = Running::of(server.stopped_by(&short_linger()));
     let mut client = server.connect();
     let peer = format!("{}: the observer has panicked", client.stream.local_addr().unwrap());
     for path in ["/now", "/now"] {
@@ -597,7 +598,7 @@ fn a_panic_of_the_observer_costs_a_line_of_the_log() {
     wait_until("both are in the log", || log.with(&peer).len() == 2);
     // The exchange is reported while the panic of its connection's stream unwinds, or at an abort.
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     server.shutdown.abort();
     assert_eq!(server.outcome().cut.len(), 1);
     wait_until("the cut is in the log", || log.with(&peer).len() == 3);
@@ -607,8 +608,8 @@ fn a_panic_of_the_observer_costs_a_line_of_the_log() {
 /// panic unwinds. The observer may panic even then.
 #[test]
 fn a_stream_that_panics_is_reported() {
-    let (seen, server) = Observed::of(Server::new(handler()));
-    let (pipes, server) = Pipes::open(server.stopped_by(&quick()));
+    let (seen, server) = Reports::of(Server::new(handler()));
+    let (pipes, server) = Pipes::open(server.stopped_by(&short_linger()));
     let (mut client, connection) = Connection::pair();
     let mut reads = 0;
     let panics = common::ReadBy::new(connection, move |stream, cx, buf| {
@@ -624,16 +625,16 @@ fn a_stream_that_panics_is_reported() {
         &mut client,
         b"GET /panics HTTP/1.1\r\nHost: test\r\n\r\n",
     );
-    common::patiently(sent).unwrap();
+    common::within_patience(sent).unwrap();
     let one = seen.next();
     assert_eq!(one.line(), ("GET", "/panics", None, Cut));
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// A source attaches a value to a connection, and later the wrapper attaches more.
 #[test]
 fn what_a_wrapper_says_is_reported() {
-    let (seen, server) = Observed::of(Server::new(answers()));
+    let (seen, server) = Reports::of(Server::new(handler_by_path()));
     let listener = tcp().wrap(|connection| async {
         Ok(Connection::new(connection).https().with(Tenant("blue")).from_peer(([192, 0, 2, 1], 9)))
     });
@@ -649,7 +650,7 @@ fn what_a_wrapper_says_is_reported() {
 
 #[test]
 fn a_pipe_is_reported_like_a_socket() {
-    let (seen, server) = Observed::of(Server::new(handler()));
+    let (seen, server) = Reports::of(Server::new(handler()));
     let (pipes, _server) = Pipes::open(server);
     let mut client = pipes.connect();
     assert_eq!(client.get("/now").response().text(), "now");

@@ -16,9 +16,9 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use common::handover::{self, Handover, Over, PID_FILE, descriptors_of, over_both};
+use common::handover::{self, Handover, PID_FILE, SocketKind, descriptors_of, over_tcp_and_unix};
 use common::{
-    Directory, Generations, ProcessId, Program, SERVER, copy_file, output, text, wait_until,
+    Directory, KeeperProcess, ProcessId, Program, SERVER, copy_file, output, text, wait_until,
 };
 use rustix::process::Signal;
 
@@ -26,8 +26,8 @@ use rustix::process::Signal;
 /// do its children. Connections go on.
 #[test]
 fn the_keeper_becomes_the_new_program() {
-    over_both(|over| {
-        let mut server = Handover::own(over, |_| {});
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::own_keeper(over, |_| {});
         let keeper = server.keeper();
         let mut clients: Vec<_> = (0..3).map(|_| server.idle()).collect();
         for _ in 0..3 {
@@ -52,15 +52,15 @@ fn the_keeper_becomes_the_new_program() {
 /// The predecessor ends after the request, and the keeper logs its exit code.
 #[test]
 fn the_new_program_knows_the_children_of_the_old_one() {
-    over_both(|over| {
-        let mut server = Handover::own(over, |_| {});
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::own_keeper(over, |_| {});
         let mut busy = server.in_flight("/wait/exec");
         let first = server.take_over();
         wait_for_exec(&mut server);
         let second = server.take_over();
         wait_for_exec(&mut server);
         assert!(first.is_running());
-        server.open("exec");
+        server.release("exec");
         assert_eq!(busy.response().text(), first.to_string());
         for process in [first, second] {
             assert_eq!(server.exit_code(process), 0);
@@ -74,8 +74,8 @@ fn the_new_program_knows_the_children_of_the_old_one() {
 /// clients wait.
 #[test]
 fn the_new_program_replaces_a_child_that_dies() {
-    over_both(|over| {
-        let mut server = Handover::own(over, |_| {});
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::own_keeper(over, |_| {});
         server.restart();
         wait_for_exec(&mut server);
         let dead = server.serving();
@@ -93,8 +93,8 @@ fn the_new_program_replaces_a_child_that_dies() {
 /// A successor that fails leaves the old program in place, in the keeper, too.
 #[test]
 fn a_successor_that_fails_leaves_the_old_program() {
-    over_both(|over| {
-        let mut server = Handover::own(over, |_| {});
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::own_keeper(over, |_| {});
         let old = file_of(server.keeper());
         let mut client = server.idle();
         server.successors_run("exit 3");
@@ -110,11 +110,11 @@ fn a_successor_that_fails_leaves_the_old_program() {
     });
 }
 
-/// A new program that is not its own keeper is kept by the old one.
+/// K8: the old program goes on as the keeper of a new program that is not its own keeper.
 #[test]
 fn another_kind_of_program_is_kept_by_the_old_one() {
-    over_both(|over| {
-        let mut server = Handover::own(over, |_| {});
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::own_keeper(over, |_| {});
         let old = file_of(server.keeper());
         let mut client = server.idle();
         server.successors_run(&format!("exec {SERVER} --listen \"$HANDOVER_LISTEN\""));
@@ -128,12 +128,12 @@ fn another_kind_of_program_is_kept_by_the_old_one() {
     });
 }
 
-/// If the program's file vanishes between the start of the successor and the exec, the old program
-/// goes on as the keeper, and the next restart replaces it.
+/// K8: if the program's file vanishes between the start of the successor and the exec, the old
+/// program goes on as the keeper, and the next restart replaces it.
 #[test]
 fn a_program_that_cannot_be_run_again_leaves_the_old_one() {
-    over_both(|over| {
-        let mut server = Handover::own(over, |_| {});
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::own_keeper(over, |_| {});
         let app = server.directory.join("app");
         let mut client = server.idle();
         let old = file_of(server.keeper());
@@ -158,7 +158,7 @@ fn a_program_that_cannot_be_run_again_leaves_the_old_one() {
 fn the_pid_file_stays_with_the_keeper() {
     let files = Directory::new();
     let file = files.join("app.pid");
-    let mut server = Handover::own(Over::Tcp, |command| {
+    let mut server = Handover::own_keeper(SocketKind::Tcp, |command| {
         command.env(PID_FILE, &file);
     });
     let id = format!("{}\n", server.keeper());
@@ -180,8 +180,8 @@ fn the_pid_file_stays_with_the_keeper() {
 /// A restart leaves no descriptor in the keeper, and the keeper passes no extra one to a child.
 #[test]
 fn no_descriptor_is_left_by_an_exec() {
-    over_both(|over| {
-        let mut server = Handover::own(over, |_| {});
+    over_tcp_and_unix(|over| {
+        let mut server = Handover::own_keeper(over, |_| {});
         let restart = |server: &mut Handover| {
             server.hand_over(0);
             wait_for_exec(server);
@@ -210,7 +210,7 @@ fn no_signal_is_lost_in_the_moment_of_the_exec() {
         copy_file(&example, &app);
         let mut command = Command::new(&app);
         command.arg("127.0.0.1:0");
-        let mut servers = Generations::of(command);
+        let mut servers = KeeperProcess::of(command);
         let mut client = servers.program.connect();
         assert_eq!(client.get("/").response().status, 200);
         servers.signal(Signal::USR2);
@@ -245,7 +245,7 @@ fn ten_signals_in_a_second_bring_the_newest_program() {
     install();
     let mut command = Command::new(&app);
     command.arg("127.0.0.1:0");
-    let mut servers = Generations::of(command);
+    let mut servers = KeeperProcess::of(command);
     let keeper = servers.keeper();
     let mut client = servers.program.connect();
     for _ in 0..10 {

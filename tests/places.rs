@@ -17,8 +17,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Blocking, Client, Directory, Dropped, End, PATIENCE, PipeClient, Received, Running, Stagehand,
-    Stoppable, StoppedBy, case, pattern, settle, wait_until,
+    Blocking, Client, Directory, Dropped, End, HeldHandlers, PATIENCE, PipeClient, Received,
+    Running, Stoppable, StoppedBy, assert_drains, case, pattern, wait_until,
 };
 use futures_lite::future::{self, poll_once};
 use futures_lite::io::BufReader;
@@ -151,7 +151,7 @@ fn a_body_that_a_task_holds_ends_the_connection_as_announced() {
             });
         }
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rules W7 and W9: the announcement holds while a task reads the body, at any point of the read.
@@ -173,7 +173,7 @@ fn a_body_that_a_task_reads_ends_the_connection_as_announced() {
             });
         }
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule S23: the announcement holds for a response that is made of the request's body. The response
@@ -216,7 +216,7 @@ fn a_response_made_of_the_body_keeps_the_connection() {
             });
         }
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 // ── Waits that have to end ──────────────────────────────────────────────────────────────────
@@ -239,7 +239,7 @@ fn trailers_of_a_body_without_chunks_are_not_waited_for() {
     ] {
         case(send, || assert_eq!(server.connect().send(send).response().text(), "true"));
     }
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule W6: a task that waits for more of a discarded body gets an error, also on a stream that
@@ -322,11 +322,11 @@ fn a_client_that_is_gone_gives_its_place_back() {
         .flat_map(|path| ["tcp", "unix"].map(|socket| (*path, socket)))
     {
         case(&format!("{path} over {socket}"), || {
-            let (stage, enter, gate) = Stagehand::new();
+            let (handlers, enter, released) = HeldHandlers::new();
             let (gone, dropped) = mpsc::channel();
             let (tell, told) = mpsc::channel();
             let handler = move |request: Request| {
-                leaving(request, enter.clone(), gate.clone(), gone.clone(), tell.clone())
+                leaving(request, enter.clone(), released.clone(), gone.clone(), tell.clone())
             };
             let limits = quick_sweeps().connections(1);
             let server =
@@ -342,7 +342,7 @@ fn a_client_that_is_gone_gives_its_place_back() {
                 }
                 path => _ = occupant.get(path),
             }
-            stage.entered(path);
+            handlers.wait_for_call(path);
             if matches!(path, "/silent" | "/long") {
                 while !occupant.line().unwrap().is_empty() {}
                 occupant.take(5).unwrap();
@@ -353,7 +353,7 @@ fn a_client_that_is_gone_gives_its_place_back() {
             assert_eq!(next.response().text(), "now");
             if path == "/upgraded" {
                 // The owner of the stream learns of the end at its next read.
-                stage.open();
+                handlers.release();
                 assert_eq!(told.recv_timeout(PATIENCE).unwrap().unwrap_or(0), 0);
             } else {
                 dropped.recv_timeout(PATIENCE).expect("the handler's work");
@@ -368,7 +368,7 @@ fn a_client_that_is_gone_gives_its_place_back() {
 async fn leaving(
     mut request: Request,
     enter: Sender<String>,
-    gate: channel::Receiver<()>,
+    released: channel::Receiver<()>,
     gone: Sender<()>,
     tell: Sender<io::Result<usize>>,
 ) -> http_types::Result<Response> {
@@ -399,7 +399,7 @@ async fn leaving(
             let hold = async move {
                 let mut stream = upgraded.await.unwrap();
                 enter.send(path).unwrap();
-                let _ = gate.recv().await;
+                let _ = released.recv().await;
                 tell.send(stream.read(&mut [0]).await).unwrap();
             };
             smol::spawn(hold).detach();
@@ -465,17 +465,17 @@ fn a_handler_with_a_guard_goes_on_without_the_client() {
     for socket in ["tcp", "unix"] {
         for drains in [false, true] {
             case(&format!("{socket}, drains: {drains}"), || {
-                let (stage, enter, gate) = Stagehand::new();
+                let (handlers, enter, released) = HeldHandlers::new();
                 let (gone, dropped) = mpsc::channel();
                 let (finish, finished) = mpsc::channel();
                 let server = Server::new(move |request: Request| {
-                    let (dropped, gate) = (Dropped(gone.clone()), gate.clone());
+                    let (dropped, released) = (Dropped(gone.clone()), released.clone());
                     let finish = finish.clone();
                     enter.send(request.url().path().to_owned()).unwrap();
                     async move {
                         let path = request.url().path();
                         let guard = (path == "/held").then(|| Token::of(&request).guard());
-                        let _ = gate.recv().await;
+                        let _ = released.recv().await;
                         finish.send(path.to_owned()).unwrap();
                         drop((guard, dropped));
                         Ok("nobody reads it")
@@ -486,7 +486,7 @@ fn a_handler_with_a_guard_goes_on_without_the_client() {
                 let [held, other, late] = ["/held", "/other", "/late"].map(|path| {
                     let mut client = server.connect();
                     client.get(path);
-                    stage.entered(path);
+                    handlers.wait_for_call(path);
                     client
                 });
                 if drains {
@@ -499,7 +499,7 @@ fn a_handler_with_a_guard_goes_on_without_the_client() {
                 late.reset();
                 dropped.recv_timeout(PATIENCE).expect("the late handler without a guard");
                 assert!(dropped.try_recv().is_err());
-                stage.open();
+                handlers.release();
                 assert_eq!(finished.recv_timeout(PATIENCE).as_deref(), Ok("/held"));
                 dropped.recv_timeout(PATIENCE).expect("the handler with a guard");
                 assert!(server.stop().is_drained());
@@ -512,7 +512,7 @@ fn a_handler_with_a_guard_goes_on_without_the_client() {
 /// stop waits for the task's guard.
 #[test]
 fn the_work_of_a_task_goes_on_without_the_client() {
-    let (stage, enter, gate) = Stagehand::new();
+    let (handlers, enter, released) = HeldHandlers::new();
     let (gone, dropped) = mpsc::channel();
     let (finish, finished) = mpsc::channel();
     let shutdown = Shutdown::new();
@@ -520,10 +520,10 @@ fn the_work_of_a_task_goes_on_without_the_client() {
     let token = shutdown.token();
     let server = Server::new(move |request: Request| {
         let (dropped, guard) = (Dropped(gone.clone()), token.guard());
-        let (enter, gate, finish) = (enter.clone(), gate.clone(), finish.clone());
+        let (enter, released, finish) = (enter.clone(), released.clone(), finish.clone());
         async move {
             let work = async move {
-                let _ = gate.recv().await;
+                let _ = released.recv().await;
                 finish.send(()).unwrap();
                 drop(guard);
             };
@@ -537,19 +537,19 @@ fn the_work_of_a_task_goes_on_without_the_client() {
     let server = Running::of(server.limits(quick_sweeps()).stopped_by(&shutdown));
     let mut client = server.connect();
     client.get("/work");
-    stage.entered("/work");
+    handlers.wait_for_call("/work");
     client.reset();
     dropped.recv_timeout(PATIENCE).expect("the handler");
     wait_until("only the guard is left", || server.shutdown.in_flight() == 1);
     server.shutdown.stop();
     assert!(finished.try_recv().is_err() && server.is_serving());
-    stage.open();
+    handlers.release();
     finished.recv_timeout(PATIENCE).expect("the task's work");
     assert!(server.outcome().is_drained());
 }
 
 /// A task that a handler has started learns how far the client has left, and a later call returns
-/// the same.
+/// the same answer.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_task_learns_that_the_client_has_left() {
@@ -557,10 +557,10 @@ fn a_task_learns_that_the_client_has_left() {
     for socket in ["tcp", "unix"] {
         for drains in [false, true] {
             case(&format!("{socket}, drains: {drains}"), || {
-                let (server, stage, left) = watching([listener(socket, &directory)]);
+                let (server, handlers, left) = watching([listener(socket, &directory)]);
                 let mut client = server.connect();
                 client.get("/wait");
-                stage.entered("/wait");
+                handlers.wait_for_call("/wait");
                 if drains {
                     server.shutdown.stop();
                 }
@@ -576,7 +576,7 @@ fn a_task_learns_that_the_client_has_left() {
     }
 }
 
-/// A task learns this after the response, too, for each end of the connection.
+/// After the response, too, a task learns that the client has left, for each end of the connection.
 #[test]
 fn a_task_learns_behind_the_response_that_the_connection_has_ended() {
     let directory = Directory::new();
@@ -605,20 +605,20 @@ fn a_task_learns_behind_the_response_that_the_connection_has_ended() {
     }
 }
 
-/// For a task of an earlier request, a later request does not change the client.
+/// A task of an earlier request learns of its client, also after a later request.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_task_learns_behind_the_response_that_the_client_has_closed_its_side() {
-    let (server, stage, left) = watching([listener("tcp", &Directory::new())]);
+    let (server, handlers, left) = watching([listener("tcp", &Directory::new())]);
     let mut client = server.connect();
     assert_eq!(client.get("/").response().text(), "done");
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     client.half_close();
     // Each of the two requests has started a task.
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::HalfClosed));
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::HalfClosed));
-    stage.open();
+    handlers.release();
     assert_eq!(client.response().text(), "done");
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
@@ -648,24 +648,24 @@ fn a_task_learns_that_a_client_that_does_not_read_has_closed_its_side() {
 #[test]
 fn a_pipe_tells_only_its_end() {
     let (send, connections) = channel::unbounded();
-    let (server, stage, left) =
+    let (server, handlers, left) =
         watching([listener("tcp", &Directory::new()), Listener::from_stream(connections)]);
     let (pipe, connection) = Connection::pair();
     send.try_send(Ok(connection)).unwrap();
     let mut pipe = PipeClient::from(pipe);
     pipe.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
     pipe.half_close();
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     // The sweep that finds this client has looked at the pipe, too.
     let mut client = server.connect();
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     client.half_close();
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::HalfClosed));
     client.reset();
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
     assert!(left.try_recv().is_err());
-    stage.open();
+    handlers.release();
     pipe.take_to(b"done").unwrap();
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
     assert_eq!(left.recv_timeout(PATIENCE), Ok(ClientLeft::Gone));
@@ -673,25 +673,25 @@ fn a_pipe_tells_only_its_end() {
 }
 
 /// Starts a server whose handler starts a task that reports the leave of the client. The handler
-/// answers `/wait` when the stage is open.
+/// answers `/wait` when the test releases the handlers.
 fn watching<const N: usize>(
     listeners: [Listener; N],
-) -> (Running, Stagehand, Receiver<ClientLeft>) {
-    let (stage, enter, gate) = Stagehand::new();
+) -> (Running, HeldHandlers, Receiver<ClientLeft>) {
+    let (handlers, enter, released) = HeldHandlers::new();
     let (report, left) = mpsc::channel();
     let server = Server::new(move |request: Request| {
         watch(&request, report.clone());
-        let (enter, gate) = (enter.clone(), gate.clone());
+        let (enter, released) = (enter.clone(), released.clone());
         async move {
             let path = request.url().path();
             if path == "/wait" {
                 enter.send(path.to_owned())?;
-                let _ = gate.recv().await;
+                let _ = released.recv().await;
             }
             Ok("done")
         }
     });
-    (Running::on(server.limits(quick_sweeps()), listeners), stage, left)
+    (Running::on(server.limits(quick_sweeps()), listeners), handlers, left)
 }
 
 /// Starts a task that reports how far the client has left, and then that it is gone.
@@ -730,7 +730,7 @@ fn the_connection_that_is_idle_longest_gives_way() {
             assert_eq!(clients.last_mut().unwrap().end(), End::Eof);
             clients.iter_mut().take(stay).for_each(assert_open);
             drop((clients, new));
-            settle(&server);
+            assert_drains(&server);
         });
     }
 }
@@ -763,13 +763,13 @@ fn a_silent_client_gives_way() {
 /// A connection at work keeps its place, in each stage.
 #[test]
 fn a_connection_at_work_keeps_its_place() {
-    let (stage, enter, gate) = Stagehand::new();
+    let (handlers, enter, released) = HeldHandlers::new();
     let server = Server::new(move |mut request: Request| {
-        let (enter, gate) = (enter.clone(), gate.clone());
+        let (enter, released) = (enter.clone(), released.clone());
         async move {
             let path = request.url().path().to_owned();
             let wait = async move {
-                let _ = gate.recv().await;
+                let _ = released.recv().await;
             };
             Ok(match path.as_str() {
                 "/handler" => {
@@ -811,14 +811,14 @@ fn a_connection_at_work_keeps_its_place() {
     let [head, handler, body, streaming, upgraded] = &mut clients;
     head.send("GET /half HTTP/1.1\r\n");
     handler.get("/handler");
-    stage.entered("/handler");
+    handlers.wait_for_call("/handler");
     body.send("POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\ndo");
-    stage.entered("/body");
+    handlers.wait_for_call("/body");
     streaming.get("/stream");
-    stage.entered("/stream");
+    handlers.wait_for_call("/stream");
     upgraded.send(HANDSHAKE);
     assert_eq!(upgraded.response().status, 101);
-    stage.entered("/upgraded");
+    handlers.wait_for_call("/upgraded");
     // One place is left, and the last client has it.
     let mut last = server.connect();
     assert_open(&mut last);
@@ -828,14 +828,14 @@ fn a_connection_at_work_keeps_its_place() {
         assert_eq!(last.end(), End::Eof);
         last = new;
     }
-    stage.open();
+    handlers.release();
     assert_eq!(head.send("Host: x\r\n\r\n").response().text(), "okay");
     assert_eq!(handler.response().text(), "done");
     assert_eq!(body.send("ne").response().text(), "done");
     assert_eq!(streaming.response().text(), "begundone");
     assert_eq!(upgraded.send("echo").take(4).unwrap(), b"echo");
     drop((clients, last));
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Rule S6: if a request is in the socket when its idle connection has to give way, the server
@@ -864,7 +864,7 @@ fn a_request_that_has_arrived_is_served_before_its_connection_gives_way() {
         wait_until("one is left", || server.shutdown.in_flight() == 1);
     }
     drop(idle);
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Many more new clients than places get their answers, one after the other.
@@ -891,23 +891,23 @@ fn a_crowd_of_new_clients_is_served() {
         assert_eq!(client.end(), End::Eof);
     }
     drop((idle, busy, crowd));
-    settle(&server);
+    assert_drains(&server);
 }
 
 /// Starts a server whose only thread is blocked while the handler handles `/block`. The receiver
 /// shows that the handler has begun, and the sender lets it go on.
 fn blocking(connections: usize) -> (Running, Receiver<()>, Sender<()>) {
-    let (open, gate) = mpsc::channel::<()>();
+    let (release, released) = mpsc::channel::<()>();
     let (enter, entered) = mpsc::channel();
-    let gate = Mutex::new(gate);
+    let released = Mutex::new(released);
     let server = Server::new(move |request: Request| {
         if request.url().path() == "/block" {
             enter.send(()).unwrap();
-            gate.lock().unwrap().recv().unwrap();
+            released.lock().unwrap().recv().unwrap();
         }
         async { Ok("okay") }
     });
-    (Running::of(with_places(connections, server)), entered, open)
+    (Running::of(with_places(connections, server)), entered, release)
 }
 
 /// All listeners of a server share its places.
@@ -936,9 +936,9 @@ fn idle_connections_of_other_listeners_give_way() {
 /// rate, no client does.
 #[test]
 fn a_body_that_comes_too_slowly_is_ended() {
-    let (stage, enter, gate) = Stagehand::new();
+    let (handlers, enter, released) = HeldHandlers::new();
     let handler = move |mut request: Request| {
-        let (enter, gate) = (enter.clone(), gate.clone());
+        let (enter, released) = (enter.clone(), released.clone());
         async move {
             let path = request.url().path().to_owned();
             if path == "/unread" {
@@ -948,7 +948,7 @@ fn a_body_that_comes_too_slowly_is_ended() {
             if path == "/slow" {
                 n += request.read(&mut [0; 10]).await?;
                 enter.send(path)?;
-                let _ = gate.recv().await;
+                let _ = released.recv().await;
             }
             n += request.read_to_end(&mut Vec::new()).await?;
             Ok(n.to_string())
@@ -963,7 +963,7 @@ fn a_body_that_comes_too_slowly_is_ended() {
     let (server, unbound) = (server.addr(), unbound.addr());
     thread::scope(|scope| {
         let upload = |server, path, fields, piece: &'static [u8], times| {
-            scope.spawn(move || Trickle::begin(server, path, fields).send(piece, times))
+            scope.spawn(move || SlowUpload::begin(server, path, fields).send(piece, times))
         };
         // These uploads take much longer than they may.
         let slow = [
@@ -975,9 +975,9 @@ fn a_body_that_comes_too_slowly_is_ended() {
         let steady = upload(server, "/read", "Content-Length: 28000\r\n", &[b'x'; 400], 70);
         let discarded = upload(server, "/unread", "Content-Length: 28000\r\n", &[b'x'; 400], 70);
         let without = upload(unbound, "/read", "Content-Length: 70\r\n", b"x", 70);
-        let mut patient = Trickle::begin(server, "/slow", "Content-Length: 20\r\n");
+        let mut patient = SlowUpload::begin(server, "/slow", "Content-Length: 20\r\n");
         patient.client.send("0123456789");
-        stage.entered("/slow");
+        handlers.wait_for_call("/slow");
         for slow in slow {
             let mut slow = slow.join().unwrap();
             assert!(slow.is_told, "the server has waited for all of it");
@@ -997,7 +997,7 @@ fn a_body_that_comes_too_slowly_is_ended() {
         }
         assert_open(&mut discarded.join().unwrap().client);
         // The pause before was longer than a sweep, and shorter than a client may be slow.
-        stage.open();
+        handlers.release();
         let mut client = patient.send(b"xx", 5).client;
         assert_eq!(client.response().text(), "20");
         assert_open(&mut client);
@@ -1047,11 +1047,11 @@ fn a_body_that_stalls_in_its_framing_is_ended() {
 /// Nothing follows a response that was sent in part.
 #[test]
 fn nothing_follows_a_response_that_a_client_has_not_taken() {
-    let (stage, enter, gate) = Stagehand::new();
+    let (handlers, enter, released) = HeldHandlers::new();
     let (finish, finished) = mpsc::channel();
     let limits = Limits::default().stall_timeout(Duration::from_millis(300));
     let server = Server::new(move |request: Request| {
-        let (enter, gate, finish) = (enter.clone(), gate.clone(), finish.clone());
+        let (enter, released, finish) = (enter.clone(), released.clone(), finish.clone());
         async move {
             let path = request.url().path().to_owned();
             if path != "/held" {
@@ -1059,7 +1059,7 @@ fn nothing_follows_a_response_that_a_client_has_not_taken() {
             }
             let guard = Token::of(&request).guard();
             enter.send(path)?;
-            let _ = gate.recv().await;
+            let _ = released.recv().await;
             finish.send(())?;
             drop(guard);
             Ok("HELD".to_owned())
@@ -1075,10 +1075,10 @@ fn nothing_follows_a_response_that_a_client_has_not_taken() {
         let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         // The pipe has room for 64 KiB, so a part of the two responses is left.
         client.write_all((get("/1") + &get("/2") + &get("/held")).as_bytes()).await.unwrap();
-        stage.entered("/held");
+        handlers.wait_for_call("/held");
         // Meanwhile, the server gives the client up.
         Timer::after(Duration::from_secs(1)).await;
-        stage.open();
+        handlers.release();
         finished.recv_timeout(PATIENCE).expect("the handler with a guard");
         let mut all = Vec::new();
         let _ = client.read_to_end(&mut all).await;
@@ -1145,14 +1145,14 @@ fn a_wrapper_that_steps_aside_hides_nothing() {
 }
 
 /// A client that sends a body piece by piece.
-struct Trickle {
+struct SlowUpload {
     client: Client,
     begun: Instant,
     /// `true` if an answer or the end came from the server before the whole body was sent.
     is_told: bool,
 }
 
-impl Trickle {
+impl SlowUpload {
     /// Sends the head. A server that does not read the body answers at once.
     fn begin(server: SocketAddr, path: &str, fields: &str) -> Self {
         let mut client = Client::connect(server);
@@ -1237,8 +1237,8 @@ fn streams(kind: &str) -> (Client<AnyStream>, Connection) {
 }
 
 /// A client's end of a connection of any kind.
-type AnyStream = Blocking<Box<dyn Bytes>>;
+type AnyStream = Blocking<Box<dyn AsyncDuplex>>;
 
-trait Bytes: AsyncRead + AsyncWrite + Unpin {}
+trait AsyncDuplex: AsyncRead + AsyncWrite + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin> Bytes for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncDuplex for T {}

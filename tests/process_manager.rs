@@ -1,7 +1,7 @@
 //! The messages of several servers of one process to the service manager.
 //!
-//! The tests use the real binary with `--admin`, or a program with two public servers (the last test
-//! of this file) whose handlers are stuck until the test lets them go.
+//! The tests use the real binary with `--admin`, or a program with two public servers (the last
+//! test of this file) whose handlers are stuck until the test lets them go.
 
 #![cfg(target_os = "linux")]
 
@@ -16,14 +16,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{
-    Client, Directory, PATIENCE, Program, SERVER, free_port, hear, is_refused, service_manager,
-    wait_until,
+    Client, Directory, PATIENCE, Program, SERVER, free_port, is_refused, next_message,
+    service_manager, wait_until,
 };
 use rustix::process::Signal;
 use smol_graceful::{Outcome, Process, Request, Server, Shutdown};
 
-/// The manager gets READY once, when both servers listen, and STOPPING once, although the admin
-/// server stops later than the public one.
+/// S20: the manager gets READY once, when both servers listen, and STOPPING once, although the
+/// admin server stops later than the public one.
 #[test]
 fn the_manager_hears_once_of_both_servers() {
     let directory = Directory::new();
@@ -33,12 +33,12 @@ fn the_manager_hears_once_of_both_servers() {
     command.env("NOTIFY_SOCKET", directory.join("manager"));
     let mut server = Program::start(command);
     let admin = server.addr;
-    assert_eq!(hear(&manager), "READY=1\n");
+    assert_eq!(next_message(&manager), "READY=1\n");
     let log = server.line_where("public address", |line| {
         line.contains("listening on ") && !line.contains(&admin.to_string())
     });
     let public: SocketAddr = log.rsplit(' ').next().unwrap().parse().unwrap();
-    assert_eq!(hear(&manager), format!("STATUS=listening on {public}, {admin}\n"));
+    assert_eq!(next_message(&manager), format!("STATUS=listening on {public}, {admin}\n"));
     let mut operator = Client::connect(admin);
     assert_eq!(operator.get("/readyz").response().status, 200);
 
@@ -46,9 +46,9 @@ fn the_manager_hears_once_of_both_servers() {
     client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nh");
     assert_eq!(client.stream.peek(&mut [0]).unwrap(), 1);
     server.signal(Signal::TERM);
-    assert_eq!(hear(&manager), "STOPPING=1\nSTATUS=stopping\n");
+    assert_eq!(next_message(&manager), "STOPPING=1\nSTATUS=stopping\n");
     // The operator's connection does not count, because it does not hold the drain open.
-    let draining = hear(&manager);
+    let draining = next_message(&manager);
     assert!(draining.starts_with("STATUS=draining: 1 connection, 1 request, "), "{draining}");
     assert!(draining.ends_with("\nEXTEND_TIMEOUT_USEC=5000000\n"), "{draining}");
     client.send("i");
@@ -58,17 +58,17 @@ fn the_manager_hears_once_of_both_servers() {
     assert!(!rest.contains("READY") && !rest.contains("STOPPING"), "{rest}");
 }
 
-/// The manager shows one line for both, with the work of both, and the time until the last one must
-/// end.
+/// S20: the manager shows one line for both, with the work of both, and the time until the last one
+/// must end.
 #[test]
 fn the_manager_hears_what_is_left_of_both_servers() {
-    let mut servers = Stuck::start();
+    let mut servers = TwoStuckServers::start();
     let [web, other] = servers.addresses;
-    assert_eq!(hear(&servers.manager), format!("STATUS=listening on {web}, {other}\n"));
+    assert_eq!(next_message(&servers.manager), format!("STATUS=listening on {web}, {other}\n"));
     servers.program.signal(Signal::TERM);
-    assert_eq!(hear(&servers.manager), "STOPPING=1\nSTATUS=stopping\n");
+    assert_eq!(next_message(&servers.manager), "STOPPING=1\nSTATUS=stopping\n");
     for _ in 0..2 {
-        let draining = hear(&servers.manager);
+        let draining = next_message(&servers.manager);
         assert!(draining.starts_with("STATUS=draining: 2 connections, 2 requests, "), "{draining}");
         // One server has 60 s, and the other one an hour.
         let left = common::number_behind(&draining, "2 requests, ");
@@ -76,18 +76,18 @@ fn the_manager_hears_what_is_left_of_both_servers() {
     }
     servers.let_go("other");
     let one = "draining: 1 connection, 1 request";
-    wait_until("only one is left", || hear(&servers.manager).contains(one));
+    wait_until("only one is left", || next_message(&servers.manager).contains(one));
     servers.let_go("web");
     assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
     assert!(!all_of(&servers.manager).contains("STOPPING"));
 }
 
-/// If the program stops one server alone, the unit does not count as stopping, because the manager
-/// would kill the process after a time.
+/// S20: if the program stops one server alone, the unit does not count as stopping, because the
+/// manager would kill the process after a time.
 #[test]
 fn a_server_that_stops_alone_does_not_stop_the_unit() {
-    let mut servers = Stuck::start();
-    assert!(hear(&servers.manager).starts_with("STATUS=listening on "));
+    let mut servers = TwoStuckServers::start();
+    assert!(next_message(&servers.manager).starts_with("STATUS=listening on "));
     let [web, other] = servers.addresses;
     assert_eq!(Client::connect(web).get("/stop-other").response().text(), "stopping");
     wait_until("the other server is closed", || is_refused(other));
@@ -97,7 +97,7 @@ fn a_server_that_stops_alone_does_not_stop_the_unit() {
     servers.program.wait_for(&format!("{other}: drained in "));
     assert_eq!(all_of(&servers.manager), "");
     servers.program.signal(Signal::TERM);
-    assert_eq!(hear(&servers.manager), "STOPPING=1\nSTATUS=stopping\n");
+    assert_eq!(next_message(&servers.manager), "STOPPING=1\nSTATUS=stopping\n");
     servers.let_go("web");
     assert_eq!(servers.program.exit_code(), 0, "{}", servers.program);
 }
@@ -116,7 +116,7 @@ fn all_of(manager: &UnixDatagram) -> String {
 
 /// Two public servers, each with a request that is stuck until a test lets it go, under a manager
 /// that has heard that they are ready.
-struct Stuck {
+struct TwoStuckServers {
     manager: UnixDatagram,
     program: Program,
     addresses: [SocketAddr; 2],
@@ -125,7 +125,7 @@ struct Stuck {
     directory: Directory,
 }
 
-impl Stuck {
+impl TwoStuckServers {
     fn start() -> Self {
         let directory = Directory::new();
         let manager = service_manager(&directory);
@@ -135,7 +135,7 @@ impl Stuck {
         for (name, addr) in NAMES.into_iter().zip(addresses) {
             command.env(format!("{ADDRESS}_{name}"), addr.to_string());
         }
-        command.env(GATES, directory.path()).env("NOTIFY_SOCKET", directory.join("manager"));
+        command.env(RELEASED, directory.path()).env("NOTIFY_SOCKET", directory.join("manager"));
         let mut program = Program::start(command);
         program
             .line_where("both", |line| line.ends_with(&format!("listening on {}", addresses[0])));
@@ -147,7 +147,7 @@ impl Stuck {
         for _ in 0..2 {
             program.wait_for("a request is stuck");
         }
-        assert_eq!(hear(&manager), "READY=1\n");
+        assert_eq!(next_message(&manager), "READY=1\n");
         Self { manager, program, addresses, clients, directory }
     }
 
@@ -163,7 +163,7 @@ impl Stuck {
 /// The variables for the addresses of this process, and for the directory of the files that let
 /// requests go.
 const ADDRESS: &str = "SG_TEST_ADDRESS";
-const GATES: &str = "SG_TEST_GATES";
+const RELEASED: &str = "SG_TEST_RELEASED";
 
 /// The names of the two servers.
 const NAMES: [&str; 2] = ["web", "other"];
@@ -172,7 +172,7 @@ const NAMES: [&str; 2] = ["web", "other"];
 /// `/stop-other` stops the other server.
 #[test]
 fn the_program_of_these_tests() {
-    if env::var_os(GATES).is_none() {
+    if env::var_os(RELEASED).is_none() {
         return;
     }
     env_logger::Builder::new().filter_level(log::LevelFilter::Info).init();
@@ -195,8 +195,8 @@ fn serve_both() -> Outcome {
                     }
                     _ => {
                         log::info!("a request is stuck");
-                        let gate = Path::new(&env::var(GATES).unwrap()).join(name);
-                        while !gate.exists() {
+                        let released = Path::new(&env::var(RELEASED).unwrap()).join(name);
+                        while !released.exists() {
                             smol::Timer::after(Duration::from_millis(2)).await;
                         }
                         Ok("done")

@@ -1,5 +1,5 @@
-//! Several servers of one process under `run` (rule S26): one stop for all, and an admin server that
-//! answers until the others have drained.
+//! Several servers of one process under `run` (rule S26): one stop for all, and an admin server
+//! that answers until the others have drained.
 
 mod common;
 
@@ -12,8 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    Client, Generations, PATIENCE, Program, address_of, free_port, handler, is_refused,
-    pass_repeat_window, patient, stage, tcp, wait_until,
+    Client, KeeperProcess, PATIENCE, Program, address_of, free_port, handler, held_handlers,
+    is_refused, long_grace, pass_repeat_window, tcp, wait_until,
 };
 use futures_lite::{future, stream};
 use rustix::process::Signal;
@@ -22,8 +22,8 @@ use smol_graceful::{
     Server, Shutdown, StatusCode, WorkKind, probe_for,
 };
 
-/// Returns an admin server. It has `/readyz` and `/livez` of the server that `shutdown` stops, and
-/// `/open` lists the holders of its drain. `/stuck` never ends.
+/// Returns an admin server with `/readyz` and `/livez` of the server that `shutdown` stops. `/open`
+/// lists the holders of that server's drain, and `/stuck` never ends.
 fn admin(shutdown: &Shutdown) -> Server {
     let shutdown = Arc::new(shutdown.clone());
     Server::new(move |request: Request| {
@@ -60,10 +60,11 @@ fn status(addr: SocketAddr, path: &str) -> u16 {
     Client::connect(addr).get(path).response().status
 }
 
+/// Rule S26: the admin server answers until the other server has drained, and then stops.
 #[test]
 fn the_admin_server_answers_until_the_others_have_drained() {
-    let (stage, handler) = stage();
-    let shutdown = patient();
+    let (handlers, handler) = held_handlers();
+    let shutdown = long_grace();
     let [public, asked] = [tcp(), tcp()];
     let addresses = [&public, &asked].map(address_of);
     let process = Process::default().admin(admin(&shutdown), [asked]);
@@ -73,7 +74,7 @@ fn the_admin_server_answers_until_the_others_have_drained() {
     assert_eq!(idle.get("/readyz").response().status, 200);
     let mut client = Client::connect(addresses[0]);
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     shutdown.stop();
     wait_until("the public server has closed its listener", || is_refused(addresses[0]));
 
@@ -83,7 +84,7 @@ fn the_admin_server_answers_until_the_others_have_drained() {
     assert_eq!((response.text().as_str(), response.says_close()), ("1", false));
     assert!(ended.try_recv().is_err());
 
-    stage.open();
+    handlers.release();
     assert_eq!(client.response().text(), "done");
     let outcome = ended.recv_timeout(PATIENCE).unwrap().unwrap();
     assert!(outcome.is_drained(), "{outcome}");
@@ -91,7 +92,8 @@ fn the_admin_server_answers_until_the_others_have_drained() {
     assert!(is_refused(addresses[1]));
 }
 
-/// With a grace of its own, an admin server would prolong the stop beyond the operator's limit.
+/// Rule S26: with a grace of its own, an admin server would prolong the stop beyond the operator's
+/// limit.
 #[test]
 fn the_admin_server_has_what_the_others_leave_of_their_grace() {
     let shutdown = Shutdown::new().grace(Duration::from_millis(50)).linger(Duration::ZERO);
@@ -130,12 +132,12 @@ fn an_admin_server_cannot_have_the_handle_of_another() {
 #[test]
 fn the_outcome_adds_up_all_servers() {
     for kind in ["shared", "child", "apart"] {
-        let (stage, handler) = stage();
-        let shutdown = patient();
+        let (handlers, handler) = held_handlers();
+        let shutdown = long_grace();
         let other = match kind {
             "shared" => shutdown.clone(),
             "child" => shutdown.token().child(),
-            _ => patient(),
+            _ => long_grace(),
         };
         let handler = Arc::new(handler);
         let server = |shutdown: &Shutdown| {
@@ -149,13 +151,13 @@ fn the_outcome_adds_up_all_servers() {
         let clients = addresses.map(|addr| {
             let mut client = Client::connect(addr);
             client.get("/wait");
-            stage.entered("/wait");
+            handlers.wait_for_call("/wait");
             client
         });
         shutdown.stop();
         other.stop();
         addresses.iter().for_each(|addr| wait_until("it is closed", || is_refused(*addr)));
-        stage.open();
+        handlers.release();
         for mut client in clients {
             assert_eq!(client.response().text(), "done");
         }
@@ -168,8 +170,8 @@ fn the_outcome_adds_up_all_servers() {
 /// names it.
 #[test]
 fn the_outcome_names_what_a_child_has_cut_before() {
-    let (stage, handler) = stage();
-    let shutdown = patient();
+    let (handlers, handler) = held_handlers();
+    let shutdown = long_grace();
     let part = shutdown.token().child().grace(Duration::ZERO);
     let [one, two] = [tcp(), tcp()];
     let address = address_of(&two);
@@ -179,7 +181,7 @@ fn the_outcome_names_what_a_child_has_cut_before() {
     let ended = run(process, main, one);
     let mut client = Client::connect(address);
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     part.stop();
     assert!(client.try_response(false).is_err());
     wait_until("it is gone", || shutdown.in_flight() == 0);
@@ -194,7 +196,7 @@ fn the_outcome_names_what_a_child_has_cut_before() {
 #[test]
 fn a_source_that_panics_stops_all_servers() {
     for is_admin in [true, false] {
-        let shutdown = patient();
+        let shutdown = long_grace();
         let broken = Listener::from_stream(stream::poll_fn(
             |_| -> std::task::Poll<Option<std::io::Result<Connection>>> { panic!("broken") },
         ));
@@ -267,7 +269,7 @@ fn a_second_signal_ends_the_admin_server_too() {
 #[cfg(target_os = "linux")]
 fn a_restart_closes_no_connection_of_the_admin_server() {
     let (command, addresses) = program();
-    let mut servers = Generations::start(&command);
+    let mut servers = KeeperProcess::start(&command);
     let mut clients = addresses.map(Client::connect);
     for path in ["/readyz", "/livez"] {
         assert_eq!(clients[0].get("/").response().text(), servers.serving.number().to_string());
@@ -291,7 +293,7 @@ fn a_restart_closes_no_connection_of_the_admin_server() {
 #[cfg(target_os = "linux")]
 fn the_admin_server_outlives_the_keeper_as_well() {
     let (command, [public, asked]) = program();
-    let mut servers = Generations::start(&command);
+    let mut servers = KeeperProcess::start(&command);
     let mut client = Client::connect(public);
     client.get("/stuck");
     servers.program.wait_for("a request is stuck");

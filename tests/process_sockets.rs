@@ -18,7 +18,7 @@ use std::path::Path;
 use std::process::{self, Command};
 
 use common::{
-    Client, Directory, End, Generations, Program, SERVER, activated, free_port, install,
+    Client, Directory, End, KeeperProcess, Program, SERVER, activated, free_port, install,
     is_refused, keep, wait_until,
 };
 use rustix::process::Signal;
@@ -27,14 +27,14 @@ use smol_graceful::{Kept, Listener, Outcome, Process, Server};
 // An admin port that moves.
 
 /// The program of a keeper: the real binary, whose admin port a test may move.
-struct Movable {
+struct KeptBinary {
     directory: Directory,
     public: SocketAddr,
     /// The keeper listens on the public address, and the program does not name it.
     is_keepers: bool,
 }
 
-impl Movable {
+impl KeptBinary {
     fn new(is_keepers: bool) -> Self {
         Self { directory: Directory::new(), public: free_port(), is_keepers }
     }
@@ -51,10 +51,10 @@ impl Movable {
         format!("--listen={}", self.public)
     }
 
-    fn start(&self) -> Generations {
+    fn start(&self) -> KeeperProcess {
         let listen = self.listen();
         let flags: &[&str] = if self.is_keepers { &[&listen] } else { &[] };
-        Generations::of(keep(flags, &Command::new(self.program())))
+        KeeperProcess::of(keep(flags, &Command::new(self.program())))
     }
 
     fn program(&self) -> std::path::PathBuf {
@@ -62,10 +62,10 @@ impl Movable {
     }
 }
 
-/// Rule K10. The successor listens on another address for operators, or on none. The predecessor answers
-/// clients that had reached the old address, and nothing listens there afterwards. A public server
-/// that takes the keeper's sockets does not take the old admin port. The connections of the public
-/// server go on meanwhile.
+/// Rule K10. The successor listens on another address for operators, or on none. The predecessor
+/// answers clients that had reached the old address, and nothing listens there afterwards. A public
+/// server that takes the keeper's sockets does not take the old admin port. The connections of the
+/// public server go on meanwhile.
 #[test]
 fn an_admin_port_moves_at_a_restart() {
     let [first, second] = [(); 2].map(|()| free_port());
@@ -77,12 +77,12 @@ fn an_admin_port_moves_at_a_restart() {
 }
 
 fn move_admin_port(is_keepers: bool, before: Option<SocketAddr>, after: Option<SocketAddr>) {
-    let place = Movable::new(is_keepers);
+    let place = KeptBinary::new(is_keepers);
     place.put(before);
     let mut servers = place.start();
     let mut kept = Client::connect(place.public);
     assert_eq!(kept.get("/livez").response().status, 200);
-    let mut operators = before.map(Operators::at);
+    let mut operators = before.map(AdminClients::at);
 
     place.put(after);
     let predecessor = servers.serving;
@@ -122,9 +122,9 @@ fn move_admin_port(is_keepers: bool, before: Option<SocketAddr>, after: Option<S
     assert!(before.is_none_or(is_said) && after.is_none_or(is_said), "{log}");
 }
 
-/// Rule K10. A program takes its inherited sockets, or binds an address if there are none. At a restart, it
-/// continues with this address, and does not take the old admin port instead. This also holds under
-/// a keeper that has bound the address, and for a program that is its own keeper.
+/// Rule K10. A program takes its inherited sockets, or binds an address if there are none. At a
+/// restart, it continues with this address, and does not take the old admin port instead. This also
+/// holds under a keeper that has bound the address, and for a program that is its own keeper.
 #[test]
 fn a_program_inherits_what_the_keeper_was_given() {
     for (kind, is_keepers) in [("inherits", false), ("inherits", true), ("own keeper", false)] {
@@ -140,7 +140,7 @@ fn a_program_inherits_what_the_keeper_was_given() {
         let flags: &[&str] = if is_keepers { &[&listen] } else { &[] };
         let is_own_keeper = kind == "own keeper";
         let keeper = if is_own_keeper { child } else { keep(flags, &child) };
-        let mut servers = Generations::of(keeper);
+        let mut servers = KeeperProcess::of(keeper);
         let mut kept = Client::connect(public);
         for (before, after) in [(first, second), (second, first)] {
             let web = kept.get("/").response();
@@ -171,7 +171,7 @@ fn a_program_inherits_what_the_keeper_was_given() {
 fn ports_of_the_kernels_choice_stay_at_a_restart() {
     let mut command = Command::new(SERVER);
     command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--work", "0s"]);
-    let mut servers = Generations::start(&command);
+    let mut servers = KeeperProcess::start(&command);
     let admin = servers.program.addr;
     let line = servers.program.line_where("public address", |line| {
         line.contains("listening on ") && !line.contains(&admin.to_string())
@@ -188,14 +188,14 @@ fn ports_of_the_kernels_choice_stay_at_a_restart() {
 }
 
 /// Clients of an admin port in each state at a restart.
-struct Operators {
+struct AdminClients {
     addr: SocketAddr,
     idle: Client,
     half: Client,
     queued: Option<Client>,
 }
 
-impl Operators {
+impl AdminClients {
     fn at(addr: SocketAddr) -> Self {
         let [mut idle, mut half] = [(); 2].map(|()| Client::connect(addr));
         assert_eq!(idle.get("/readyz").response().status, 200);
@@ -291,7 +291,7 @@ fn sockets_go_to_servers_by_their_names() {
         for (name, value) in keeper.get_envs() {
             activated.env(name, value.unwrap());
         }
-        let mut servers = Generations::of(activated);
+        let mut servers = KeeperProcess::of(activated);
         let mut clients = [public, admin].map(Client::connect);
         for _ in 0..2 {
             for (client, name) in clients.iter_mut().zip(["web", "admin"]) {

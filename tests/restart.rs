@@ -21,8 +21,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{
-    Client, Directory, Generations, PATIENCE, Program, SERVER, ask_unix, assert_all_okay,
-    is_refused, keep, queued,
+    Client, Directory, KeeperProcess, PATIENCE, Program, SERVER, ask_unix, assert_all_okay,
+    clients_in_queue, is_refused, keep,
 };
 use load::{Load, Report, Tally, Target};
 use rustix::process::Signal;
@@ -126,7 +126,8 @@ fn what_cannot_be_inherited_is_named() {
     }
 }
 
-/// The second address is the same socket, which is taken already.
+/// A second address that names a socket that was taken already is an error, and one line names the
+/// socket.
 #[test]
 fn a_socket_that_is_asked_for_twice_is_named() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -177,7 +178,7 @@ fn children_do_not_inherit_the_socket() {
         ("7<&0 </dev/null", "fd:7", &[]),
     ] {
         let command = shell(redirection, listen);
-        let mut server = Program::start_with(command, copy(&socket));
+        let mut server = Program::start_with_stdin(command, copy(&socket));
         assert_eq!(server.connect().get("/").response().text(), "okay");
         let descriptors = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
         let left: Vec<_> = descriptors
@@ -216,7 +217,7 @@ fn the_queue_of_a_passed_socket_is_served() {
     let on_stdin = |socket: TcpListener| {
         let mut command = Command::new(SERVER);
         command.args(["--listen", "fd:0", "--threads", "1"]);
-        Program::start_with(command, OwnedFd::from(socket))
+        Program::start_with_stdin(command, OwnedFd::from(socket))
     };
     let by_listen_fds = |socket: TcpListener| {
         Program::start(activated("$$", vec![socket.into()], "", &["--threads", "1"]))
@@ -230,7 +231,7 @@ fn the_queue_of_a_passed_socket_is_served() {
         let addr = server.addr;
         // The suspended server accepts nothing and sees no signal.
         server.signal(Signal::STOP);
-        let clients = queued(addr, 500);
+        let clients = clients_in_queue(addr, 500);
         server.signal(Signal::TERM);
         server.signal(Signal::CONT);
         assert_all_okay(clients);
@@ -256,8 +257,8 @@ fn the_last_holder_removes_a_passed_sockets_file() {
     }
 }
 
-/// The flag holds for inherited sockets, too, in each form of the address. The test has the same
-/// socket, so it sees the option.
+/// `--keepalive` holds for inherited sockets, too, in each form of the address. The test has the
+/// same socket, so it sees the option.
 #[test]
 fn inherited_sockets_have_the_keepalive_of_the_flag() {
     let cases: [(&[&str], Option<u64>); 3] =
@@ -352,7 +353,7 @@ fn an_overlap_refuses_nobody() {
     assert_eq!((report.lost(), report.refused), (0, 0), "{report}");
 }
 
-/// Without the flag the address is in use.
+/// Without `--reuse-port` for the second process, the address is in use.
 #[test]
 fn an_overlap_has_to_be_asked_for() {
     let server = Program::server(&["--reuse-port"]);
@@ -371,7 +372,7 @@ fn the_keeper_loses_nothing() {
     let mut server = Command::new(SERVER);
     server.args(["--listen", "127.0.0.1:0"]);
     for flags in [&["--listen", "127.0.0.1:0"][..], &[]] {
-        let mut servers = Generations::of(keep(flags, &server));
+        let mut servers = KeeperProcess::of(keep(flags, &server));
         let (report, ()) = under_load(Target::Tcp(servers.program.addr), |tally| {
             for _ in 0..10 {
                 servers.restart();
@@ -392,7 +393,7 @@ fn the_keeper_keeps_a_socket_file() {
     let mut server = Command::new(SERVER);
     server.args(["--listen", &listen]);
     for flags in [&["--listen", &listen][..], &[]] {
-        let mut servers = Generations::of(keep(flags, &server));
+        let mut servers = KeeperProcess::of(keep(flags, &server));
         let (report, ()) = under_load(Target::Unix(path.clone()), |tally| {
             for _ in 0..10 {
                 servers.restart();
@@ -425,7 +426,7 @@ fn under_load<T>(target: Target, during: impl FnOnce(&Tally) -> T) -> (Report, T
 fn held_on_stdin(held: &TcpListener, args: &[&str]) -> Program {
     let mut command = Command::new(SERVER);
     command.args(["--listen", "fd:0"]).args(args);
-    Program::start_with(command, copy(held))
+    Program::start_with_stdin(command, copy(held))
 }
 
 /// Starts the server on an address that may take a moment to be free.

@@ -717,7 +717,7 @@ fn every_row_holds() {
     thread::scope(|scope| {
         for _ in 0..WORKERS {
             scope.spawn(|| {
-                let bench = Bench::new();
+                let bench = CountingServer::new();
                 while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let tried = catch_unwind(AssertUnwindSafe(|| bench.run(row, seed)));
                     if let Err(why) = tried.unwrap_or_else(|panic| Err(message(&*panic))) {
@@ -726,7 +726,7 @@ fn every_row_holds() {
                         failures.lock().unwrap().push(line);
                     }
                 }
-                bench.settle();
+                bench.assert_drains();
             });
         }
     });
@@ -761,12 +761,12 @@ const CUTS: usize = 8;
 const FIRST: (&str, Expect) = ("GET /first HTTP/1.1\r\nHost: x\r\n\r\n", Served("GET /first"));
 
 /// A server, and the number of requests that its handler was given.
-struct Bench {
+struct CountingServer {
     server: Running,
     calls: Arc<AtomicUsize>,
 }
 
-impl Bench {
+impl CountingServer {
     fn new() -> Self {
         let calls = Arc::new(AtomicUsize::new(0));
         let counter = calls.clone();
@@ -836,7 +836,7 @@ impl Bench {
         ensure(calls == expected, || format!("{calls} calls of the handler, not {expected}"))
     }
 
-    fn settle(&self) {
+    fn assert_drains(&self) {
         common::wait_until("every connection has ended", || self.server.shutdown.in_flight() == 0);
         assert!(self.server.stop().is_drained());
     }

@@ -31,7 +31,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
-use common::{Client, End, PATIENCE, Program, Stagehand, address_of, patient, tcp, wait_until};
+use common::{
+    Client, End, HeldHandlers, PATIENCE, Program, address_of, long_grace, tcp, wait_until,
+};
 use futures_lite::{FutureExt, future, stream};
 use rustix::process::Signal;
 use smol::{Executor, LocalExecutor, channel};
@@ -160,25 +162,25 @@ impl Runtime {
 }
 
 /// A server in a runtime.
-struct Running {
+struct ServerInRuntime {
     runtime: Runtime,
     addr: SocketAddr,
     shutdown: Shutdown,
-    stage: Stagehand,
+    handlers: HeldHandlers,
     drop: Option<channel::Sender<Infallible>>,
     outcome: Receiver<Option<Outcome>>,
 }
 
-impl Running {
+impl ServerInRuntime {
     fn start(runtime: Runtime, shutdown: Shutdown) -> Self {
-        let (stage, enter, gate) = Stagehand::new();
-        let server = Server::new(handler(runtime, enter, gate)).shutdown(&shutdown);
+        let (handlers, enter, released) = HeldHandlers::new();
+        let server = Server::new(handler(runtime, enter, released)).shutdown(&shutdown);
         let listener = tcp();
         let addr = address_of(&listener);
         let (drop, dropped) = channel::bounded(1);
         let (send, outcome) = mpsc::channel();
         thread::spawn(move || send.send(runtime.serve(server, listener, &dropped)));
-        Self { runtime, addr, shutdown, stage, drop: Some(drop), outcome }
+        Self { runtime, addr, shutdown, handlers, drop: Some(drop), outcome }
     }
 
     fn connect(&self) -> Client {
@@ -195,23 +197,23 @@ impl Running {
     }
 }
 
-/// Returns a handler. `/now` answers, `/wait` waits for the gate, `/echo` streams the body back,
+/// Returns a handler. `/now` answers, `/wait` waits for its release, `/echo` streams the body back,
 /// `/ticks` streams one chunk after the other, `/until-stop` streams until the stop, and `/task`
 /// asks a task of the runtime.
 fn handler(
     runtime: Runtime,
     enter: Sender<String>,
-    gate: channel::Receiver<()>,
+    released: channel::Receiver<()>,
 ) -> impl Fn(Request) -> future::Boxed<http_types::Result<Response>> + Send + Sync + 'static {
     move |mut request| {
-        let (enter, gate) = (enter.clone(), gate.clone());
+        let (enter, released) = (enter.clone(), released.clone());
         Box::pin(async move {
             let path = request.url().path().to_owned();
             Ok(match path.as_str() {
                 "/now" => format!("now {}", request.url().query().unwrap_or_default()).into(),
                 "/wait" => {
                     enter.send(path).unwrap();
-                    let _ = gate.recv().await;
+                    let _ = released.recv().await;
                     "done".into()
                 }
                 "/echo" => Response::from(request.take_body()),
@@ -261,7 +263,7 @@ fn on_each(test: fn(Runtime)) {
 #[test]
 fn several_clients_are_served_everywhere() {
     on_each(|runtime| {
-        let server = Running::start(runtime, Shutdown::new());
+        let server = ServerInRuntime::start(runtime, Shutdown::new());
         thread::scope(|scope| {
             for number in 0..4 {
                 let client = server.connect();
@@ -316,14 +318,15 @@ fn several_requests(mut client: Client, number: usize) {
     }
 }
 
-/// Rules S8, S9.
+/// Rules S8, S9: on every runtime a request in the handler is finished, and its response says
+/// `close`.
 #[test]
 fn a_stop_lets_finish_what_is_in_a_handler_everywhere() {
     on_each(|runtime| {
-        let server = Running::start(runtime, Shutdown::new().grace(2 * PATIENCE));
+        let server = ServerInRuntime::start(runtime, Shutdown::new().grace(2 * PATIENCE));
         let mut busy = server.connect();
         busy.get("/wait");
-        server.stage.entered("/wait");
+        server.handlers.wait_for_call("/wait");
         let mut stream = server.connect();
         stream.get("/until-stop");
         while !stream.line().unwrap().is_empty() {}
@@ -332,12 +335,12 @@ fn a_stop_lets_finish_what_is_in_a_handler_everywhere() {
         idle.get("/now").response();
 
         server.shutdown.stop();
-        assert_eq!(stream.rest(), (b"0\r\n\r\n".to_vec(), End::Eof)); // rule S10
-        assert_eq!(idle.end(), End::Eof); // rule S6
-        server.wait_for_the_port(); // rule S4
+        assert_eq!(stream.rest(), (b"0\r\n\r\n".to_vec(), End::Eof)); // S10: the handler sees the stop
+        assert_eq!(idle.end(), End::Eof); // S6: closed after the linger
+        server.wait_for_the_port(); // S4: the listener closes
         wait_until("only the busy one is left", || server.shutdown.in_flight() == 1);
         assert!(server.outcome.try_recv().is_err(), "{runtime:?}: ended with a request in flight");
-        server.stage.open();
+        server.handlers.release();
         let response = busy.response();
         assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
         assert_eq!(busy.end(), End::Eof);
@@ -350,10 +353,10 @@ fn a_stop_lets_finish_what_is_in_a_handler_everywhere() {
 #[test]
 fn dropping_the_server_closes_everything_everywhere() {
     on_each(|runtime| {
-        let mut server = Running::start(runtime, patient());
+        let mut server = ServerInRuntime::start(runtime, long_grace());
         let mut busy = server.connect();
         busy.get("/wait");
-        server.stage.entered("/wait");
+        server.handlers.wait_for_call("/wait");
         let mut idle = server.connect();
         idle.get("/now").response();
         let mut half = server.connect();
@@ -376,10 +379,10 @@ fn dropping_the_server_closes_everything_everywhere() {
 #[test]
 fn dropping_a_server_that_drains_closes_everything_everywhere() {
     on_each(|runtime| {
-        let mut server = Running::start(runtime, patient());
+        let mut server = ServerInRuntime::start(runtime, long_grace());
         let mut busy = server.connect();
         busy.get("/wait");
-        server.stage.entered("/wait");
+        server.handlers.wait_for_call("/wait");
         server.shutdown.stop();
         server.wait_for_the_port();
 
@@ -462,8 +465,8 @@ fn serve_and_obey(run: impl FnOnce(Pin<Box<dyn Future<Output = Outcome>>>) -> Ou
 fn check_signals_that_wait(test: &str) {
     const LONG: Duration = Duration::from_millis(1500);
     for (second, is_cut) in [(None, false), (Some(Duration::ZERO), false), (Some(LONG), true)] {
-        let (stdin, mut gate) = UnixStream::pair().unwrap();
-        let mut child = Program::start_with(child_command(test), OwnedFd::from(stdin));
+        let (stdin, mut release) = UnixStream::pair().unwrap();
+        let mut child = Program::start_with_stdin(child_command(test), OwnedFd::from(stdin));
         let mut sending = child.connect();
         sending.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n");
         assert_eq!(sending.send("Expect: 100-continue\r\n\r\n").response().status, 100);
@@ -484,7 +487,7 @@ fn check_signals_that_wait(test: &str) {
             // This gives the child the time to take the signal in, which no event shows.
             thread::sleep(LONG);
         }
-        gate.write_all(b"\n").unwrap();
+        release.write_all(b"\n").unwrap();
         // The kernel may deliver either of two signals first.
         child.wait_for(" waited ");
         if !is_cut {

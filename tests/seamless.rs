@@ -8,7 +8,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Directory, Generations, PATIENCE, SERVER, keep, output_within, text, wait_until};
+use common::{Directory, KeeperProcess, PATIENCE, SERVER, keep, output_within, text, wait_until};
 
 /// Ten restarts in a row, over TCP, lose and refuse no request, and close no connection. The
 /// clients do not look before they send.
@@ -31,7 +31,7 @@ fn assert_seamless(directory: &Directory, listen: &str) {
     let file = directory.join("keeper.pid");
     let mut server = Command::new(SERVER);
     server.args(["--listen", listen]);
-    let mut keeper = Generations::of(keep(&["--pid-file", file.to_str().unwrap()], &server));
+    let mut keeper = KeeperProcess::of(keep(&["--pid-file", file.to_str().unwrap()], &server));
     let address = match listen {
         "127.0.0.1:0" => keeper.program.addr.to_string(),
         _ => listen.to_owned(),

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
-    Directory, Generations, PATIENCE, ProcessId, Program, SERVER, hear, install, keep,
+    Directory, KeeperProcess, PATIENCE, ProcessId, Program, SERVER, install, keep, next_message,
     number_behind, output, pass_repeat_window, service_manager, terminate, text, wait_until,
 };
 use rustix::process::Signal;
@@ -66,7 +66,7 @@ fn the_pid_file_is_there_before_ready() {
         command.args(["--listen", "127.0.0.1:0", "--pid-file"]).arg(&file);
         command.env("NOTIFY_SOCKET", directory.join("manager"));
         let mut server = Program::start(command);
-        while hear(&manager) != "READY=1\n" {}
+        while next_message(&manager) != "READY=1\n" {}
         assert!(names(&file, server.process()), "{server}");
         server.stop();
         assert!(!file.exists());
@@ -163,7 +163,7 @@ fn the_pid_file_names_the_keeper() {
         }
         // A keeper that was killed has left this file.
         fs::write(&file, "1\n").unwrap();
-        let mut servers = Generations::of(keeper);
+        let mut servers = KeeperProcess::of(keeper);
         let keeper = servers.keeper();
         wait_until("the keeper is named", || names(&file, keeper));
         for _ in 0..3 {
@@ -187,7 +187,7 @@ fn two_keepers_do_not_share_a_pid_file() {
     let mut child = Command::new(SERVER);
     child.args(["--listen", "127.0.0.1:0"]);
     let flags = ["--pid-file", file.to_str().unwrap()];
-    let mut first = Generations::of(keep(&flags, &child));
+    let mut first = KeeperProcess::of(keep(&flags, &child));
     wait_until("the keeper is named", || names(&file, first.keeper()));
     let flags_of = |path: &Path| ["--pid-file", path.to_str().unwrap()].map(str::to_owned);
     let keeper = |path: &Path| keep(&flags_of(path).each_ref().map(|flag| &**flag), &child);
@@ -208,7 +208,7 @@ fn two_keepers_do_not_share_a_pid_file() {
     }
     first.program.signal(Signal::KILL);
     first.program.wait();
-    let mut second = Generations::of(keep(&flags, &child));
+    let mut second = KeeperProcess::of(keep(&flags, &child));
     wait_until("the keeper is named", || names(&file, second.keeper()));
     second.end();
     assert!(!file.exists());
@@ -257,10 +257,10 @@ fn another_keepers_pid_file_is_not_removed() {
     let mut child = Command::new(SERVER);
     child.args(["--listen", "127.0.0.1:0"]);
     let flags = ["--pid-file", file.to_str().unwrap()];
-    let mut first = Generations::of(keep(&flags, &child));
+    let mut first = KeeperProcess::of(keep(&flags, &child));
     wait_until("the keeper is named", || names(&file, first.keeper()));
     fs::remove_file(&file).unwrap();
-    let mut second = Generations::of(keep(&flags, &child));
+    let mut second = KeeperProcess::of(keep(&flags, &child));
     wait_until("the second one is named", || names(&file, second.keeper()));
     first.end();
     assert!(names(&file, second.keeper()));
@@ -280,20 +280,20 @@ fn the_manager_is_told() {
     command.args(["--listen", "127.0.0.1:0", "--lame-duck", "300ms", "--grace", "20s"]);
     command.env("NOTIFY_SOCKET", directory.join("manager"));
     let mut server = Program::start(command);
-    assert_eq!(hear(&manager), "READY=1\n");
-    assert_eq!(hear(&manager), format!("STATUS=listening on {}\n", server.addr));
+    assert_eq!(next_message(&manager), "READY=1\n");
+    assert_eq!(next_message(&manager), format!("STATUS=listening on {}\n", server.addr));
 
     let mut client = server.connect();
     client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nh");
     assert_eq!(client.stream.peek(&mut [0]).unwrap(), 1);
     let told_to_stop = Instant::now();
     server.signal(Signal::TERM);
-    assert_eq!(hear(&manager), "STOPPING=1\nSTATUS=stopping\n");
+    assert_eq!(next_message(&manager), "STOPPING=1\nSTATUS=stopping\n");
     assert_eq!(
-        hear(&manager),
+        next_message(&manager),
         "STATUS=lame duck: accepting connections for another 300ms\nEXTEND_TIMEOUT_USEC=1300000\n"
     );
-    let first = hear(&manager);
+    let first = next_message(&manager);
     // The report comes a second after the lame duck, and later on a busy machine, where this test
     // has waited longer, too.
     let to_go = number_behind(&first, "STATUS=draining: 1 connection, 1 request, ");
@@ -303,7 +303,7 @@ fn the_manager_is_told() {
     assert!(first.contains(" s to go; the oldest: 127.0.0.1:"), "{first}");
     assert!(first.ends_with("s)\nEXTEND_TIMEOUT_USEC=5000000\n"), "{first}");
     // Nothing has moved since, so the server asks for no more time.
-    let second = hear(&manager);
+    let second = next_message(&manager);
     assert!(
         second.starts_with("STATUS=draining: 1 connection, 1 request")
             && !second.contains("EXTEND"),
@@ -311,7 +311,7 @@ fn the_manager_is_told() {
     );
     client.send("e");
     let deadline = Instant::now() + PATIENCE;
-    while !hear(&manager).contains("EXTEND_TIMEOUT_USEC=5000000") {
+    while !next_message(&manager).contains("EXTEND_TIMEOUT_USEC=5000000") {
         assert!(Instant::now() < deadline);
     }
     client.send("llo");
@@ -327,7 +327,7 @@ fn a_program_of_its_own_tells_the_manager() {
     let mut command = Program::example_command("restart", &["127.0.0.1:0"]);
     command.env("NOTIFY_SOCKET", directory.join("manager"));
     let mut server = Program::start(command);
-    assert_eq!(hear(&manager), "READY=1\n");
+    assert_eq!(next_message(&manager), "READY=1\n");
     server.stop();
     manager.set_nonblocking(true).unwrap();
     assert!(manager.recv(&mut [0]).is_err());
@@ -341,10 +341,10 @@ fn a_blocked_executor_is_noticed() {
     let mut command = Program::example_command("blocking", &["127.0.0.1:0", "30", "2"]);
     command.env("NOTIFY_SOCKET", directory.join("manager")).env("WATCHDOG_USEC", "100000");
     let mut server = Program::start(command);
-    assert_eq!(hear(&manager), "READY=1\n");
-    assert!(hear(&manager).starts_with("STATUS=listening on "));
+    assert_eq!(next_message(&manager), "READY=1\n");
+    assert!(next_message(&manager).starts_with("STATUS=listening on "));
     for _ in 0..3 {
-        assert_eq!(hear(&manager), "WATCHDOG=1\n");
+        assert_eq!(next_message(&manager), "WATCHDOG=1\n");
     }
     // Both of its workers are blocked by these.
     let mut clients = [server.connect(), server.connect()];
@@ -398,9 +398,9 @@ fn a_manager_that_cannot_be_reached_is_named_once() {
 
 // A manager above a keeper.
 
-/// K9: the manager hears only of the keeper. It gets READY when the first child is ready, RELOADING
-/// with a time and READY at each restart, even if that fails, and STOPPING. Each STATUS is the
-/// newest child's, or the reason of a failure.
+/// K9: the manager hears only of the keeper. The manager gets READY when the first child is ready,
+/// RELOADING with a time and READY at each restart, even if that fails, and STOPPING. Each STATUS
+/// is the newest child's, or the reason of a failure.
 #[test]
 fn the_manager_hears_of_each_restart() {
     let directory = Directory::new();
@@ -410,10 +410,10 @@ fn the_manager_hears_of_each_restart() {
     put(&format!("exec {SERVER} \"$@\""));
     let mut child = Command::new(&program);
     child.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", directory.join("manager"));
-    let mut servers = Generations::start(&child);
+    let mut servers = KeeperProcess::start(&child);
     let addr = servers.program.addr;
     let serving = format!("STATUS=listening on {addr}");
-    let mut said = Words::of(&manager);
+    let mut said = ManagerMessages::of(&manager);
     said.until(&["READY=1", &serving]);
     let mut before = 0;
     for _ in 0..3 {
@@ -451,8 +451,8 @@ fn the_manager_hears_the_children_through_the_keeper() {
     for (name, value) in keeper.get_envs() {
         shell.env(name, value.unwrap());
     }
-    let mut servers = Generations::of(shell);
-    let mut said = Words::of(&manager);
+    let mut servers = KeeperProcess::of(shell);
+    let mut said = ManagerMessages::of(&manager);
     for _ in 0..2 {
         for _ in 0..3 {
             said.until(&["WATCHDOG=1"]);
@@ -475,12 +475,12 @@ fn the_manager_hears_the_children_through_the_keeper() {
 
     let mut child = Command::new(SERVER);
     child.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", directory.join("manager"));
-    let mut servers = Generations::start(&child);
+    let mut servers = KeeperProcess::start(&child);
     let mut client = servers.program.connect();
     client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\nh").fill().unwrap();
     servers.signal(Signal::TERM);
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut said = Words::of(&manager);
+    let mut said = ManagerMessages::of(&manager);
     said.until(&["STOPPING=1"]);
     said.until(&["EXTEND_TIMEOUT_USEC=5000000", "STATUS=draining: 1 connection, 1 request"]);
     client.send(["e"; 49].concat()).rest();
@@ -496,7 +496,7 @@ fn a_deaf_manager_does_not_hold_up_the_keeper() {
     for socket in [path, directory.join("nobody")] {
         let mut child = Command::new(SERVER);
         child.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", &socket);
-        let mut servers = Generations::start(&child);
+        let mut servers = KeeperProcess::start(&child);
         servers.restart();
         servers.restart();
         servers.end();
@@ -513,12 +513,12 @@ fn deaf_manager(path: &Path) -> UnixDatagram {
 }
 
 /// The messages that a manager gets.
-struct Words<'a> {
+struct ManagerMessages<'a> {
     manager: &'a UnixDatagram,
     all: String,
 }
 
-impl<'a> Words<'a> {
+impl<'a> ManagerMessages<'a> {
     fn of(manager: &'a UnixDatagram) -> Self {
         Self { manager, all: String::new() }
     }

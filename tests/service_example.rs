@@ -21,13 +21,13 @@ use rustix::process::Signal;
 const NINE: &str = r#"{"name": "nine", "rows": 9}"#;
 
 /// The example, in a directory of its own.
-struct Service {
+struct ServiceExample {
     program: Program,
     admin: SocketAddr,
     directory: Directory,
 }
 
-impl Service {
+impl ServiceExample {
     fn start() -> Self {
         let directory = Directory::new();
         let path = directory.path().display().to_string();
@@ -64,7 +64,7 @@ impl Service {
 
 #[test]
 fn it_answers_each_request_with_its_status() {
-    let service = Service::start();
+    let service = ServiceExample::start();
     service.write(NINE, "nine");
     // The body is longer than the limit of 64 KiB, with a length and in chunks.
     let spaces = " ".repeat(64 * 1024);
@@ -108,10 +108,10 @@ fn it_answers_each_request_with_its_status() {
     program.stop();
 }
 
-/// RFC 9110 section 14.
+/// RFC 9110 section 14: a range gets 206 with that part, or 416 if the file has no such part.
 #[test]
 fn it_streams_a_file_or_the_part_that_a_client_wants() {
-    let service = Service::start();
+    let service = ServiceExample::start();
     service.write(NINE, "nine");
     let whole: String = (1..=9).map(|row| format!("row {row}\n")).collect();
     let mut client = service.connect();
@@ -155,7 +155,7 @@ fn it_streams_a_file_or_the_part_that_a_client_wants() {
 /// The server drops a handler that takes too long, here one that waits for the rest of a body.
 #[test]
 fn it_gives_up_a_request_that_takes_too_long() {
-    let service = Service::start();
+    let service = ServiceExample::start();
     let mut client = service.connect();
     client.send("POST /reports HTTP/1.1\r\nHost: test\r\nContent-Length: 27\r\n\r\n{");
     let response = client.response();
@@ -168,7 +168,7 @@ fn it_gives_up_a_request_that_takes_too_long() {
 /// with its last chunk.
 #[test]
 fn it_finishes_everything_at_a_stop() {
-    let mut service = Service::start();
+    let mut service = ServiceExample::start();
     service.write(r#"{"name": "large", "rows": 65535}"#, "large");
     assert_eq!(service.admin("/readyz").status, 200);
     let mut events = service.connect();
@@ -219,7 +219,7 @@ fn it_finishes_everything_at_a_stop() {
 /// sees.
 #[test]
 fn it_logs_and_counts_each_request() {
-    let mut service = Service::start();
+    let mut service = ServiceExample::start();
     service.write(NINE, "nine");
     let mut client = service.connect();
     for _ in 0..3 {

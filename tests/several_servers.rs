@@ -7,7 +7,7 @@ mod common;
 use std::env;
 use std::process::{self, Command};
 
-use common::{Client, Generations, free_port};
+use common::{Client, KeeperProcess, free_port};
 use futures_lite::{FutureExt, future};
 use http_types::{Request, Response};
 use rustix::process::Signal;
@@ -28,7 +28,7 @@ fn a_restart_closes_no_connection_of_either_server() {
         let addresses = [(); 2].map(|()| free_port());
         program.env(SHARED, is_shared.to_string()).args(["--test-threads=1"]);
         program.env(PUBLIC, addresses[0].to_string()).env(ADMIN, addresses[1].to_string());
-        let mut servers = Generations::start(&program);
+        let mut servers = KeeperProcess::start(&program);
         let mut clients: Vec<_> =
             addresses.iter().flat_map(|addr| [(); 3].map(|()| Client::connect(*addr))).collect();
         let ask = |client: &mut Client| {

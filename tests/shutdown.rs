@@ -14,8 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    BIG, Client, Dropped, End, PATIENCE, Running, Stagehand, StoppedBy, is_refused, patient,
-    small_socket, stage, wait_for_close, wait_until,
+    BIG, Client, Dropped, End, HeldHandlers, PATIENCE, Running, StoppedBy, held_handlers,
+    is_refused, long_grace, small_socket, wait_for_close, wait_until,
 };
 use futures_lite::io::{BufReader, Cursor};
 use futures_lite::{AsyncRead, FutureExt, Stream, future};
@@ -26,7 +26,7 @@ use smol_graceful::{
 };
 
 use Action::{Abort, Deadline, Stop};
-use Cell::{Closed, Cut, Finished, Served};
+use Expected::{Closed, Cut, Finished, Served};
 use State::{
     HalfBody, HalfHead, HalfResponse, Idle, InHandler, NoByte, Pipelined, PipelinedApart, Queued,
     Unread,
@@ -35,7 +35,7 @@ use State::{
 /// The expected result for each state of a connection and each action on the server. A line is a
 /// state.
 #[rustfmt::skip]
-const TABLE: [(State, [Cell; 3]); 10] = [
+const TABLE: [(State, [Expected; 3]); 10] = [
     //                Stop         Deadline                          Abort
     (NoByte,         [Closed,      Closed,                           Closed]),
     (HalfHead,       [Served(1),   Cut(Stage::Head, End::Eof),       Cut(Stage::Head, End::Eof)]),
@@ -85,7 +85,7 @@ enum Action {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cell {
+enum Expected {
     /// The client sees a FIN and no byte. The server has drained, and has finished and cut nothing.
     Closed,
     /// This number of requests is answered whole, and only the last response says `close`. A FIN
@@ -121,7 +121,7 @@ fn every_state_meets_every_action() {
         })
         .map(|(state, action, cell)| {
             let name = format!("{state:?} × {action:?}");
-            let check = move || Scene::set(state, action).play().check(cell);
+            let check = move || Case::prepare(state, action).act().check(cell);
             (name.clone(), thread::Builder::new().name(name).spawn(check).unwrap())
         })
         .collect();
@@ -131,10 +131,10 @@ fn every_state_meets_every_action() {
 }
 
 /// A connection in a state, and its server before the action.
-struct Scene {
+struct Case {
     state: State,
     action: Action,
-    stage: Stagehand,
+    handlers: HeldHandlers,
     server: Running,
     client: Client,
     /// The client with the server's only place, if there is only one.
@@ -144,23 +144,23 @@ struct Scene {
     worker: Option<Worker>,
 }
 
-impl Scene {
-    fn set(state: State, action: Action) -> Self {
+impl Case {
+    fn prepare(state: State, action: Action) -> Self {
         // The deadline must find the idle connections, too.
         let linger = if action == Deadline { 2 * PATIENCE } else { Duration::from_millis(50) };
         let connections = if state == Queued { 1 } else { 100 };
         let limits = Limits::default().connections(connections);
-        let (stage, handler) = stage();
+        let (handlers, handler) = held_handlers();
         let mut server = Server::new(handler).limits(limits);
         let executor = (state == Unread).then(|| Arc::new(Executor::new()));
         if let Some(executor) = &executor {
             server = server.executor(executor.clone());
         }
-        let server = Running::of(server.stopped_by(&patient().linger(linger)));
+        let server = Running::of(server.stopped_by(&long_grace().linger(linger)));
         if let Some(executor) = &executor {
             // The server has begun to accept, and then its executor is paused.
             let worker = Worker::start(executor);
-            settle(&server);
+            wait_until_read(&server);
             worker.pause();
         }
         let occupant = (state == Queued).then(|| {
@@ -178,7 +178,7 @@ impl Scene {
             Queued | Unread => _ = client.get("/wait?for=it"),
             InHandler | PipelinedApart => {
                 client.get("/wait?for=it");
-                stage.entered("/wait");
+                handlers.wait_for_call("/wait");
                 if state == PipelinedApart {
                     client.get("/wait?for=next");
                 }
@@ -186,11 +186,11 @@ impl Scene {
             Pipelined => {
                 let get = |what| format!("GET /wait?for={what} HTTP/1.1\r\nHost: test\r\n\r\n");
                 client.send(get("it") + &get("next"));
-                stage.entered("/wait");
+                handlers.wait_for_call("/wait");
             }
             HalfBody => {
                 client.send("POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhello");
-                stage.entered("/read");
+                handlers.wait_for_call("/read");
             }
             HalfResponse => {
                 socket2::SockRef::from(&client.stream).set_recv_buffer_size(16 * 1024).unwrap();
@@ -200,19 +200,19 @@ impl Scene {
             Idle => assert!(!client.get("/now").response().says_close()),
         }
         if !matches!(state, Queued | Unread) {
-            settle(&server);
+            wait_until_read(&server);
         }
-        Self { state, action, stage, server, client, occupant, executor, worker: None }
+        Self { state, action, handlers, server, client, occupant, executor, worker: None }
     }
 
-    fn play(mut self) -> Self {
+    fn act(mut self) -> Self {
         let shutdown = &self.server.shutdown;
         let resume = || self.executor.as_ref().map(Worker::start);
         match self.action {
             Stop => {
                 shutdown.stop();
                 self.worker = resume();
-                self.stage.open();
+                self.handlers.release();
                 match self.state {
                     HalfHead => _ = self.client.send("st: test\r\n\r\n"),
                     HalfBody => _ = self.client.send("world"),
@@ -223,9 +223,9 @@ impl Scene {
                 shutdown.stop();
                 self.worker = resume();
                 if matches!(self.state, Queued | Unread) {
-                    self.stage.entered("/wait");
+                    self.handlers.wait_for_call("/wait");
                 }
-                // S13: the grace ends only when the scene is ready.
+                // S13: the grace ends only when the state is reached.
                 let _ = future::block_on(
                     shutdown.clone().grace(Duration::from_millis(10)).stop_and_drain(),
                 );
@@ -242,23 +242,26 @@ impl Scene {
         self
     }
 
-    fn check(self, expected: Cell) {
+    fn check(self, expected: Expected) {
         let Self { state, action, mut client, server, .. } = self;
         let peer = Peer::from(client.stream.local_addr().unwrap());
         match expected {
-            Closed => assert_eq!(client.end(), End::Eof), // rules S6, S7
+            // S6, S7: an idle or silent connection is closed.
+            Closed => assert_eq!(client.end(), End::Eof),
+            // S8, S9: each request is answered, and the last response says `close`.
             Served(requests) => {
                 for n in 1..=requests {
                     let response = client.response();
                     let body = if state == HalfBody { "10 bytes" } else { "done" };
-                    assert_eq!((response.status, response.text().as_str()), (200, body)); // rule S8
-                    assert_eq!(response.says_close(), n == requests, "response {n}"); // rule S9
+                    assert_eq!((response.status, response.text().as_str()), (200, body));
+                    assert_eq!(response.says_close(), n == requests, "response {n}");
                 }
                 assert_eq!(client.end(), End::Eof);
             }
+            // S8: the response goes on to its end.
             Finished => {
                 let response = client.response();
-                assert_eq!((response.status, response.body.len()), (200, BIG)); // rule S8
+                assert_eq!((response.status, response.body.len()), (200, BIG));
                 assert!(!response.says_close());
                 assert_eq!(client.end(), End::Eof);
             }
@@ -282,7 +285,7 @@ impl Scene {
             assert!(outcome.cut.is_empty(), "{outcome}");
             return assert_eq!(server.shutdown.in_flight(), 0);
         };
-        // Rules S13, S14.
+        // S13, S14: the outcome says how the drain ended, and names what was cut.
         let ending = if action == Deadline { DrainEnding::TimedOut } else { DrainEnding::Forced };
         assert_eq!(outcome.ending, ending, "{outcome}");
         assert_eq!(outcome.cut.len(), 1, "{outcome}");
@@ -292,7 +295,7 @@ impl Scene {
     }
 }
 
-// ── The stage ───────────────────────────────────────────────────────────────────────────────
+// ── Helpers ───────────────────────────────────────────────────────────────────────────────
 
 /// A body of a channel's messages, up to the close of the channel.
 struct Ticks(Pin<Box<channel::Receiver<&'static str>>>);
@@ -311,7 +314,7 @@ impl AsyncRead for Ticks {
 
 /// Waits until the server, which runs on one thread, has read all bytes that its sockets had
 /// before. Its tasks take turns, and another client has had several turns meanwhile.
-fn settle(server: &Running) {
+fn wait_until_read(server: &Running) {
     let before = server.shutdown.in_flight();
     let mut probe = server.connect();
     for _ in 0..4 {
@@ -357,13 +360,13 @@ impl Worker {
 /// Rules S6, S7: the server serves a last request within the linger.
 #[test]
 fn a_request_within_the_linger_is_served() {
-    let (_, handler) = stage();
-    let server = Running::stopped_by(&patient(), handler);
+    let (_, handler) = held_handlers();
+    let server = Running::stopped_by(&long_grace(), handler);
     let mut used = server.connect();
     used.get("/now").response();
     let (silent, probe) = (server.connect(), server.connect());
     wait_until("accepted", || server.shutdown.in_flight() == 3);
-    settle(&server);
+    wait_until_read(&server);
     server.shutdown.stop();
     wait_for_close(server.addr());
     // The server has one thread, so when it has served the probe, it has looked at the others.
@@ -382,8 +385,8 @@ fn a_request_within_the_linger_is_served() {
 #[test]
 fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
     let executor = Arc::new(Executor::new());
-    let (_, handler) = stage();
-    let shutdown = patient().linger(Duration::ZERO);
+    let (_, handler) = held_handlers();
+    let shutdown = long_grace().linger(Duration::ZERO);
     let server = Running::of(Server::new(handler).executor(executor.clone()).stopped_by(&shutdown));
     let worker = Worker::start(&executor);
     let mut client = server.connect();
@@ -401,13 +404,13 @@ fn a_request_that_has_arrived_is_served_though_the_linger_is_over() {
     worker.pause();
 }
 
-/// Rule S19.
+/// Rule S19: a stop takes no time if no connection is open.
 #[test]
 fn without_connections_a_stop_takes_no_time() {
-    let (_, handler) = stage();
-    let unused = Running::stopped_by(&patient(), handler);
-    let (_, handler) = stage();
-    let left = Running::stopped_by(&patient(), handler);
+    let (_, handler) = held_handlers();
+    let unused = Running::stopped_by(&long_grace(), handler);
+    let (_, handler) = held_handlers();
+    let left = Running::stopped_by(&long_grace(), handler);
     left.connect().get("/now").response();
     wait_until("the client is gone", || left.shutdown.in_flight() == 0);
     for server in [unused, left] {
@@ -420,8 +423,8 @@ fn without_connections_a_stop_takes_no_time() {
 /// The drain does not wait for an idle client that has left during its linger.
 #[test]
 fn the_drain_ends_when_the_last_idle_client_leaves() {
-    let (_, handler) = stage();
-    let server = Running::stopped_by(&patient(), handler);
+    let (_, handler) = held_handlers();
+    let server = Running::stopped_by(&long_grace(), handler);
     let mut client = server.connect();
     client.get("/now").response();
     server.shutdown.stop();
@@ -436,7 +439,7 @@ fn the_drain_ends_when_the_last_idle_client_leaves() {
 /// Rule S4: the kernel's whole queue is taken before the listener is closed.
 #[test]
 fn everyone_in_the_queue_is_served() {
-    let (_, handler) = stage();
+    let (_, handler) = held_handlers();
     let server = Running::with(Limits::default().connections(1), handler);
     let mut occupant = server.connect();
     occupant.get("/now").response();
@@ -458,8 +461,8 @@ fn everyone_in_the_queue_is_served() {
 /// Rule S3: in the lame duck, connections are still accepted, and an abort ends it.
 #[test]
 fn a_lame_duck_still_takes_connections() {
-    let (_, handler) = stage();
-    let server = Running::stopped_by(&patient().lame_duck(2 * PATIENCE), handler);
+    let (_, handler) = held_handlers();
+    let server = Running::stopped_by(&long_grace().lame_duck(2 * PATIENCE), handler);
     server.connect().get("/now").response();
     server.shutdown.stop();
     let response = server.connect().get("/now").response();
@@ -476,8 +479,8 @@ fn a_lame_duck_still_takes_connections() {
 /// answers clients in the kernel's queue.
 #[test]
 fn a_stop_before_serve() {
-    let (_, handler) = stage();
-    let shutdown = patient();
+    let (_, handler) = held_handlers();
+    let shutdown = long_grace();
     let server = Server::new(handler).shutdown(&shutdown);
     let listener = Listener::bind("127.0.0.1:0").unwrap();
     let Address::Tcp(addr) = *listener.address() else { unreachable!() };
@@ -519,32 +522,32 @@ fn a_handler_that_stops_the_server_is_not_cut() {
     assert!(is_refused(server.addr()));
 }
 
-/// Rule S2.
+/// Rule S2: a second stop changes nothing.
 #[test]
 fn stopping_twice_is_stopping_once() {
-    let (stage, handler) = stage();
-    let server = Running::stopped_by(&patient(), handler);
+    let (handlers, handler) = held_handlers();
+    let server = Running::stopped_by(&long_grace(), handler);
     let mut client = server.connect();
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     server.shutdown.stop();
     server.shutdown.stop();
     assert_eq!(server.shutdown.phase(), Phase::Draining);
-    stage.open();
+    handlers.release();
     assert!(client.response().says_close());
     assert_eq!(server.outcome().finished, 1);
     server.shutdown.stop();
     assert_eq!(server.shutdown.phase(), Phase::Draining);
 }
 
-/// Rule S2.
+/// Rule S2: a second abort, or a stop after an abort, changes nothing.
 #[test]
 fn aborting_twice_is_aborting_once() {
-    let (stage, handler) = stage();
-    let server = Running::stopped_by(&patient(), handler);
+    let (handlers, handler) = held_handlers();
+    let server = Running::stopped_by(&long_grace(), handler);
     let mut client = server.connect();
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     server.shutdown.abort();
     server.shutdown.abort();
     server.shutdown.stop();
@@ -561,16 +564,16 @@ fn aborting_twice_is_aborting_once() {
 /// The outcome counts only requests that were finished after the stop.
 #[test]
 fn the_outcome_counts_what_was_finished_in_the_drain() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let server = Running::with(Limits::default(), handler);
     let mut clients = [server.connect(), server.connect()];
     for client in &mut clients {
         client.get("/now").response();
         client.get("/wait");
-        stage.entered("/wait");
+        handlers.wait_for_call("/wait");
     }
     server.shutdown.stop();
-    stage.open();
+    handlers.release();
     for client in &mut clients {
         assert!(client.response().says_close());
     }
@@ -581,17 +584,17 @@ fn the_outcome_counts_what_was_finished_in_the_drain() {
 /// oldest first, in the value and in the line.
 #[test]
 fn the_grace_ends_and_the_outcome_names_what_was_cut() {
-    let (stage, handler) = stage();
-    let server = Running::stopped_by(&patient().grace(Duration::from_millis(20)), handler);
+    let (handlers, handler) = held_handlers();
+    let server = Running::stopped_by(&long_grace().grace(Duration::from_millis(20)), handler);
     let mut first = server.connect();
     first.get("/wait?for=ever");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut second = server.connect();
     second.send("POST /read HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
-    stage.entered("/read");
+    handlers.wait_for_call("/read");
     let mut idle = server.connect();
     idle.get("/now").response();
-    settle(&server);
+    wait_until_read(&server);
     let guard = server.shutdown.token().guard().unwrap();
     let line = line!() - 1;
 
@@ -623,19 +626,19 @@ fn the_grace_ends_and_the_outcome_names_what_was_cut() {
 #[test]
 fn servers_that_share_a_latch_stop_together() {
     let shutdown = Shutdown::new().grace(2 * PATIENCE);
-    let (stage_one, handler) = stage();
+    let (handlers_one, handler) = held_handlers();
     let one = Running::of(Server::new(handler).stopped_by(&shutdown));
-    let (_, handler) = stage();
+    let (_, handler) = held_handlers();
     let other = Running::of(Server::new(handler).stopped_by(&shutdown));
     let mut busy = one.connect();
     busy.get("/wait");
-    stage_one.entered("/wait");
+    handlers_one.wait_for_call("/wait");
     let mut idle = other.connect();
     idle.get("/now").response();
     shutdown.stop();
     assert_eq!(idle.end(), End::Eof);
     assert!(one.is_serving());
-    stage_one.open();
+    handlers_one.release();
     assert!(busy.response().says_close());
     for server in [one, other] {
         assert!(server.outcome().is_drained());
@@ -648,14 +651,14 @@ fn servers_that_share_a_latch_stop_together() {
 #[test]
 fn dropping_the_server_closes_everything() {
     for executor in [None, Some(Arc::new(Executor::new()))] {
-        let (stage, handler) = stage();
+        let (handlers, handler) = held_handlers();
         let mut server = Server::new(handler);
         let worker = executor.map(|executor| {
             server = std::mem::replace(&mut server, Server::new(|_| async { Ok("") }))
                 .executor(executor.clone());
             Worker::start(&executor)
         });
-        let shutdown = patient();
+        let shutdown = long_grace();
         let server = server.shutdown(&shutdown);
         let listener = Listener::bind("127.0.0.1:0").unwrap();
         let Address::Tcp(addr) = *listener.address() else { unreachable!() };
@@ -667,7 +670,7 @@ fn dropping_the_server_closes_everything() {
         });
         let mut busy = Client::connect(addr);
         busy.get("/wait");
-        stage.entered("/wait");
+        handlers.wait_for_call("/wait");
         let mut idle = Client::connect(addr);
         idle.get("/now").response();
         drop(run);
@@ -688,16 +691,16 @@ fn dropping_the_server_closes_everything() {
 /// Rule S10: a handler sees the stop and can finish.
 #[test]
 fn a_handler_that_sees_the_stop_is_not_cancelled() {
-    let (stage, handler) = stage();
-    let server = Running::stopped_by(&patient(), handler);
+    let (handlers, handler) = held_handlers();
+    let server = Running::stopped_by(&long_grace(), handler);
     let mut client = server.connect();
     client.get("/until-stop");
-    stage.entered("/until-stop");
+    handlers.wait_for_call("/until-stop");
     server.shutdown.stop();
-    stage.entered("/until-stop");
+    handlers.wait_for_call("/until-stop");
     wait_for_close(server.addr());
     assert!(server.is_serving());
-    stage.open();
+    handlers.release();
     let response = client.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("stopped", true));
     assert_eq!(client.end(), End::Eof);
@@ -707,12 +710,12 @@ fn a_handler_that_sees_the_stop_is_not_cancelled() {
 /// Rule S12: a guard taken in a handler holds the drain open beyond the response.
 #[test]
 fn a_guard_from_a_handler_keeps_the_drain_open() {
-    let (open, gate) = channel::bounded::<()>(1);
+    let (release, released) = channel::bounded::<()>(1);
     let server = Running::new(move |request| {
-        let gate = gate.clone();
+        let released = released.clone();
         async move {
             let guard = Token::of(&request).guard().expect("a request is in flight");
-            let work = guard.hold(async move { gate.recv().await.is_ok() });
+            let work = guard.hold(async move { released.recv().await.is_ok() });
             thread::spawn(move || future::block_on(work));
             Ok("begun")
         }
@@ -724,21 +727,22 @@ fn a_guard_from_a_handler_keeps_the_drain_open() {
     wait_until("only the guard is left", || server.shutdown.in_flight() == 1);
     wait_for_close(server.addr());
     assert!(server.is_serving());
-    drop(open);
+    drop(release);
     let outcome = server.outcome();
     assert!(outcome.is_drained(), "{outcome}");
     assert_eq!(server.shutdown.in_flight(), 0);
-    assert!(server.shutdown.token().guard().is_err()); // rule S1
+    assert!(server.shutdown.token().guard().is_err()); // S1: the drain is over
 }
 
-/// Rule S17.
+/// Rule S17: the client of a handler or of a body that panics gets a 500 or a reset, and another
+/// client notices nothing.
 #[test]
 fn a_panic_costs_its_client_alone() {
-    let (stage, handler) = stage();
-    let server = Running::stopped_by(&patient(), handler);
+    let (handlers, handler) = held_handlers();
+    let server = Running::stopped_by(&long_grace(), handler);
     let mut other = server.connect();
     other.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     for _ in 0..3 {
         let mut client = server.connect();
         let response = client.get("/panic").response();
@@ -762,23 +766,23 @@ fn a_panic_costs_its_client_alone() {
     }
     wait_until("only the other is left", || server.shutdown.in_flight() == 1);
     server.shutdown.stop();
-    stage.open();
+    handlers.release();
     let response = other.response();
     assert_eq!((response.status, response.says_close()), (200, true));
     assert!(server.outcome().is_drained());
     assert_eq!(server.shutdown.in_flight(), 0);
 }
 
-/// Rule S17, in the drain.
+/// Rule S17: a handler that panics in the drain does not hold the drain open.
 #[test]
 fn a_panic_does_not_hold_the_drain() {
-    let (open, gate) = channel::bounded::<()>(1);
+    let (release, released) = channel::bounded::<()>(1);
     let (enter, entered) = mpsc::channel();
-    let server = Running::stopped_by(&patient(), move |_| {
-        let (enter, gate) = (enter.clone(), gate.clone());
+    let server = Running::stopped_by(&long_grace(), move |_| {
+        let (enter, released) = (enter.clone(), released.clone());
         async move {
             enter.send(()).unwrap();
-            assert!(gate.recv().await.is_ok(), "as the test wished");
+            assert!(released.recv().await.is_ok(), "as the test wished");
             Ok("never")
         }
     });
@@ -786,7 +790,7 @@ fn a_panic_does_not_hold_the_drain() {
     client.get("/");
     entered.recv_timeout(PATIENCE).unwrap();
     server.shutdown.stop();
-    drop(open);
+    drop(release);
     let response = client.response();
     assert_eq!((response.status, response.says_close()), (500, true));
     assert!(server.outcome().is_drained());
@@ -817,7 +821,7 @@ impl AsyncRead for Silent {
 #[test]
 fn a_client_that_is_gone_does_not_hold_the_drain_by_a_silent_response() {
     let (gone, dropped) = mpsc::channel();
-    let server = Running::stopped_by(&patient(), move |request: Request| {
+    let server = Running::stopped_by(&long_grace(), move |request: Request| {
         let body = Silent { begin: Cursor::new("hello"), _dropped: Dropped(gone.clone()) };
         let length = (request.url().path() == "/long").then_some(100_000);
         async move { Ok(Body::from_reader(BufReader::new(body), length)) }
@@ -846,15 +850,15 @@ fn a_client_that_is_gone_does_not_hold_the_drain_by_a_silent_response() {
 /// the stop or after it. A client that has only half-closed still gets its answer.
 #[test]
 fn a_client_that_is_gone_does_not_hold_the_drain() {
-    let (open, gate) = channel::bounded::<()>(1);
+    let (release, released) = channel::bounded::<()>(1);
     let (enter, entered) = mpsc::channel();
     let (gone, dropped) = mpsc::channel();
-    let server = Running::stopped_by(&patient(), move |request: Request| {
-        let (enter, gate) = (enter.clone(), gate.clone());
+    let server = Running::stopped_by(&long_grace(), move |request: Request| {
+        let (enter, released) = (enter.clone(), released.clone());
         let stuck = (request.url().path() == "/stuck").then(|| Dropped(gone.clone()));
         async move {
             enter.send(()).unwrap();
-            let _ = gate.recv().await;
+            let _ = released.recv().await;
             drop(stuck);
             Ok("done")
         }
@@ -875,7 +879,7 @@ fn a_client_that_is_gone_does_not_hold_the_drain() {
     after.reset();
     dropped.recv_timeout(PATIENCE).expect("the handler of the one that went");
     wait_until("only the half-closed one is left", || server.shutdown.in_flight() == 1);
-    drop(open);
+    drop(release);
     let response = half.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
     assert_eq!(half.end(), End::Eof);
@@ -891,15 +895,15 @@ fn a_client_that_is_gone_does_not_hold_the_drain() {
 #[test]
 fn the_last_response_is_not_lost_to_a_reset() {
     const UPLOAD: usize = 5 * 1024 * 1024;
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let server = Running::with(Limits::default(), handler);
     let mut client = server.connect();
     client.send(format!("POST /wait HTTP/1.1\r\nHost: test\r\nContent-Length: {UPLOAD}\r\n\r\n"));
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     server.shutdown.stop();
     let mut upload = client.stream.try_clone().unwrap();
     let sender = thread::spawn(move || upload.write_all(&vec![b'x'; UPLOAD]));
-    stage.open();
+    handlers.release();
     // The client sends everything before it reads.
     sender.join().unwrap().unwrap();
     let response = client.response();
@@ -951,14 +955,14 @@ fn a_stream_ends_properly_or_visibly_not() {
 #[test]
 fn empty_lines_do_not_hold_the_drain() {
     for lines in ["\r\n", "\r\n\r\n"] {
-        let (stage, handler) = stage();
-        let server = Running::stopped_by(&patient(), handler);
+        let (handlers, handler) = held_handlers();
+        let server = Running::stopped_by(&long_grace(), handler);
         let mut client = server.connect();
         client.get("/wait");
-        stage.entered("/wait");
+        handlers.wait_for_call("/wait");
         client.send(lines);
         server.shutdown.stop();
-        stage.open();
+        handlers.release();
         let response = client.response();
         assert_eq!((response.status, response.says_close()), (200, true));
         assert_eq!(client.end(), End::Eof);
@@ -972,7 +976,7 @@ fn a_body_that_is_read_elsewhere_ends_with_its_connection() {
     use futures_lite::AsyncReadExt;
 
     let (send, read) = mpsc::channel();
-    let server = Running::stopped_by(&patient(), move |mut request: Request| {
+    let server = Running::stopped_by(&long_grace(), move |mut request: Request| {
         let mut body = request.take_body();
         let send = send.clone();
         thread::spawn(move || {
@@ -1049,7 +1053,7 @@ fn a_slow_client_does_not_hold_the_drain_after_its_last_response() {
     client.get("/last");
     client.stream.peek(&mut [0]).unwrap();
     // The connection gives the rest to the kernel, and begins to wait for the client.
-    settle(&server);
+    wait_until_read(&server);
     server.shutdown.stop();
     // Meanwhile the connection sees the stop, and the client has not taken most of the response.
     thread::sleep(Duration::from_millis(200));

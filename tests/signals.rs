@@ -20,8 +20,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    Client, Directory, End, PATIENCE, ProcessId, Program, SERVER, STOP_SIGNALS, ask_unix, end_of,
-    for_each, handle_ignored_signals, in_flight, is_refused, output, pass_repeat_window, text,
+    Client, Directory, End, PATIENCE, ProcessId, Program, SERVER, STOP_SIGNALS, ask_unix, for_each,
+    handle_ignored_signals, in_flight, is_refused, output, pass_repeat_window, text, wait_at_most,
     wait_until,
 };
 use rustix::process::Signal;
@@ -48,8 +48,8 @@ fn each_signal_ends_an_idle_server() {
     });
 }
 
-/// Rules S6 and S7: such connections end with a FIN and not with a reset, and before the idle
-/// timeout.
+/// Rules S6 and S7: idle and silent connections end with a FIN and not with a reset, and before the
+/// idle timeout.
 #[test]
 fn idle_and_silent_connections_do_not_keep_it() {
     let mut server = Program::server(&["--work", "0s"]);
@@ -132,7 +132,8 @@ fn a_signal_during_the_start_ends_it() {
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     for _ in 0..100 {
-        let mut server = Bare::start(Command::new(SERVER).args(["--listen", "127.0.0.1:0"]));
+        let mut server =
+            UnreadProcess::start(Command::new(SERVER).args(["--listen", "127.0.0.1:0"]));
         // This pause makes the moment random, and is not a wait for an event.
         thread::sleep(Duration::from_micros(random.u64(0..20_000)));
         server.signal(Signal::TERM);
@@ -235,7 +236,7 @@ fn a_request_that_has_just_been_sent_is_not_dropped_in_silence() {
     }
 }
 
-/// Rule S16.
+/// Rule S16: the process handles signals until it ends, so no number of signals kills it.
 #[test]
 fn a_storm_of_signals_neither_hangs_nor_kills() {
     for_each([(false, 0), (true, 1)], |(busy, code)| {
@@ -265,7 +266,7 @@ fn a_storm_of_signals_neither_hangs_nor_kills() {
 #[test]
 fn with_every_worker_blocked_the_deadline_ends_it() {
     for_each([1, 2], |threads| {
-        let mut server = Blocked::start(threads, 60_000, 2);
+        let mut server = BlockedServer::start(threads, 60_000, 2);
         server.program.signal(Signal::TERM);
         server.program.wait_for("stopping because of SIGTERM");
         wait_until("the listener is closed", || is_refused(server.program.addr));
@@ -279,7 +280,7 @@ fn with_every_worker_blocked_the_deadline_ends_it() {
 #[test]
 fn with_every_worker_blocked_a_second_signal_ends_it() {
     for_each([1, 2], |threads| {
-        let mut server = Blocked::start(threads, 60_000, 60);
+        let mut server = BlockedServer::start(threads, 60_000, 60);
         server.program.signal(Signal::QUIT);
         server.program.wait_for("stopping because of SIGQUIT");
         wait_until("the listener is closed", || is_refused(server.program.addr));
@@ -294,7 +295,7 @@ fn with_every_worker_blocked_a_second_signal_ends_it() {
 #[test]
 fn workers_that_are_free_again_finish_the_drain() {
     for_each([1, 2], |threads| {
-        let mut server = Blocked::start(threads, 1_000, 30);
+        let mut server = BlockedServer::start(threads, 1_000, 30);
         server.program.signal(Signal::TERM);
         for client in &mut server.clients {
             let response = client.response();
@@ -305,14 +306,14 @@ fn workers_that_are_free_again_finish_the_drain() {
 }
 
 /// `examples/blocking` with every worker blocked.
-struct Blocked {
+struct BlockedServer {
     program: Program,
     /// The clients that block the workers, and then the later ones.
     clients: Vec<Client>,
     threads: usize,
 }
 
-impl Blocked {
+impl BlockedServer {
     fn start(threads: usize, milliseconds: u64, grace: u64) -> Self {
         let args = ["127.0.0.1:0", &grace.to_string(), &threads.to_string()];
         let program = Program::example("blocking", &args);
@@ -365,7 +366,7 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
         fill(File::from(stderr.try_clone().unwrap()));
         let command = &mut Command::new(SERVER);
         command.args(["--listen", "127.0.0.1:0", "--work", "1ms"]).env("RUST_LOG", "trace");
-        let mut server = Bare::with_stderr(command, stderr.try_clone().unwrap().into());
+        let mut server = UnreadProcess::with_stderr(command, stderr.try_clone().unwrap().into());
         let mut client = Client::connect(server.addr());
         for _ in 0..100 {
             assert_eq!(client.get("/").response().text(), "okay");
@@ -376,8 +377,8 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
     });
 }
 
-/// A program that embeds the server and logs through a `LogWriter` drains, and keeps the deadline
-/// and the second signal.
+/// S21: a program that embeds the server and logs through a `LogWriter` drains, and keeps the
+/// deadline and the second signal.
 #[test]
 fn a_program_with_a_log_writer_is_not_held_up_either() {
     let (_unread, socket) = UnixStream::pair().unwrap();
@@ -386,7 +387,7 @@ fn a_program_with_a_log_writer_is_not_held_up_either() {
     let start = |grace| {
         let command = &mut Program::example_command("logging", &["127.0.0.1:0", grace]);
         command.env("RUST_LOG", "trace");
-        let mut server = Bare::with_stderr(command, stderr.try_clone().unwrap().into());
+        let mut server = UnreadProcess::with_stderr(command, stderr.try_clone().unwrap().into());
         let addr = server.addr();
         let mut client = Client::connect(addr);
         let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n";
@@ -424,14 +425,15 @@ fn fill(mut file: File) {
     blocks.set_nonblocking(false).unwrap();
 }
 
-/// Without a fix, the first sockets of such a server would get the numbers 0 to 2.
+/// A server whose standard descriptors are closed writes no log to a client, although its first
+/// sockets would get the numbers 0 to 2.
 #[test]
 fn closed_standard_descriptors_put_no_log_on_the_wire() {
     for_each(["2>&-", "<&- >&- 2>&-", "<&-", ">&- 2>&-"], |closed| {
         let command = &mut Command::new("sh");
         command.args(["-c", &format!("exec \"$0\" \"$@\" {closed}"), SERVER]);
         command.args(["--listen", "127.0.0.1:0", "--work", "1ms"]).env("RUST_LOG", "trace");
-        let mut server = Bare::start(command);
+        let mut server = UnreadProcess::start(command);
         let addr = server.addr();
         // Several clients connect at the same time, so that low numbers are in use.
         let mut clients: Vec<_> = (0..4).map(|_| Client::connect(addr)).collect();
@@ -593,12 +595,12 @@ fn every_flag_has_its_variable() {
     let mut command = Command::new(SERVER);
     command.args(["keep", "--", "true", "--patience", "1s"]);
     command.env("SMOL_GRACEFUL_KEEP_PATIENCE", "5");
-    let (status, _, stderr) = Bare::start(&mut command).output();
+    let (status, _, stderr) = UnreadProcess::start(&mut command).output();
     assert_eq!(status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("(from the variable SMOL_GRACEFUL_KEEP_PATIENCE)"), "{stderr}");
     let mut command = Command::new(SERVER);
     command.env("SMOL_GRACEFUL_GRACE", OsStr::from_bytes(b"\xff"));
-    let (status, _, stderr) = Bare::start(&mut command).output();
+    let (status, _, stderr) = UnreadProcess::start(&mut command).output();
     assert_eq!(status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("The value comes from the variable SMOL_GRACEFUL_GRACE."), "{stderr}");
     // A misspelt variable gets a warning.
@@ -899,13 +901,13 @@ fn local(client: &Client) -> SocketAddr {
 /// Runs the binary until it ends by itself.
 fn run(args: &[&str], variables: &[(&str, &str)]) -> (ExitStatus, String, String) {
     let command = &mut Command::new(SERVER);
-    Bare::start(command.args(args).envs(variables.iter().copied())).output()
+    UnreadProcess::start(command.args(args).envs(variables.iter().copied())).output()
 }
 
 /// A process whose log the test reads only after its end.
-struct Bare(Child);
+struct UnreadProcess(Child);
 
-impl Bare {
+impl UnreadProcess {
     fn start(command: &mut Command) -> Self {
         Self::with_stderr(command, Stdio::piped())
     }
@@ -932,7 +934,7 @@ impl Bare {
     }
 
     fn wait(&mut self) -> ExitStatus {
-        end_of(&mut self.0, PATIENCE).expect("the program did not end")
+        wait_at_most(&mut self.0, PATIENCE).expect("the program did not end")
     }
 
     /// Waits for the end, and only then reads standard output and standard error.
@@ -945,7 +947,7 @@ impl Bare {
     }
 }
 
-impl Drop for Bare {
+impl Drop for UnreadProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use common::{
     BIG, Client, Directory, End, Log, PATIENCE, PipeClient, Pipes, Running, StoppedBy,
-    UPGRADE_HEAD, address_of, handler, is_refused, patient, quick, stage, tcp, upgrading,
-    wait_until,
+    UPGRADE_HEAD, address_of, handler, held_handlers, is_refused, long_grace, short_linger, tcp,
+    upgrading, wait_until,
 };
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt, future, stream};
 use log::Level;
@@ -33,7 +33,7 @@ use smol_graceful::{
 #[test]
 fn a_source_that_panics_stops_the_server_and_is_its_error() {
     let log = Log::of_this_process();
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let socket = tcp();
     let addr = address_of(&socket);
     let (panic, told) = channel::bounded::<()>(1);
@@ -41,13 +41,13 @@ fn a_source_that_panics_stops_the_server_and_is_its_error() {
     let server = Running::on(Server::new(handler), [socket, source]);
     let mut client = Client::connect(addr);
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     assert!(!server.shutdown.token().is_stopping());
 
     drop(panic);
     wait_until("the server stops", || server.shutdown.token().is_stopping());
     assert!(server.is_serving());
-    stage.open();
+    handlers.release();
     let response = client.response();
     assert_eq!((response.text().as_str(), response.says_close()), ("done", true));
     assert_eq!(client.end(), End::Eof);
@@ -94,11 +94,11 @@ fn a_source_that_panics_ends_a_process_with_1() {
 fn a_stream_that_panics_costs_its_client_alone() {
     let log = Log::of_this_process();
     let (send, connections) = channel::unbounded();
-    let wrapped = tcp().wrap(|_| async { Ok(Panicking { reads: 1 }) });
+    let wrapped = tcp().wrap(|_| async { Ok(PanickingStream { reads: 1 }) });
     let addr = address_of(&wrapped);
     let server = Running::on(Server::new(handler()), [Listener::from_stream(connections), wrapped]);
     for reads in 0..3 {
-        let connection = Connection::new(Panicking { reads });
+        let connection = Connection::new(PanickingStream { reads });
         let peer = ([192, 0, 2, 1], reads + 1);
         send.try_send(Ok(connection.from_peer(peer))).unwrap();
         wait_until("it has come and gone", || server.shutdown.in_flight() == 0 && send.is_empty());
@@ -126,11 +126,11 @@ fn panicking_after(
 
 /// A stream that gives the beginning of a request in this number of reads, and panics in the next
 /// one.
-struct Panicking {
+struct PanickingStream {
     reads: u16,
 }
 
-impl AsyncRead for Panicking {
+impl AsyncRead for PanickingStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -142,7 +142,7 @@ impl AsyncRead for Panicking {
     }
 }
 
-impl AsyncWrite for Panicking {
+impl AsyncWrite for PanickingStream {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
         panic!("the stream panics in writing")
     }
@@ -161,7 +161,7 @@ impl AsyncWrite for Panicking {
 /// The request and the outcome have the client that a wrapper names.
 #[test]
 fn a_wrapper_tells_who_the_client_is() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (peer, unknown) = (Peer::from(([192, 0, 2, 1], 7)), Peer::Unknown);
     let named = tcp().wrap(move |connection| async move { Ok(connection.from_peer(peer)) });
     let unnamed = tcp().wrap(move |connection| async move { Ok(connection.from_peer(unknown)) });
@@ -174,7 +174,7 @@ fn a_wrapper_tells_who_the_client_is() {
             assert_eq!(client.get("/peer").response().text(), peer.to_string());
         }
         client.get("/wait");
-        stage.entered("/wait");
+        handlers.wait_for_call("/wait");
     }
     server.shutdown.abort();
     let outcome = server.ended().unwrap();
@@ -271,7 +271,7 @@ fn a_wrapper_that_changes_nothing_changes_nothing() {
 /// The server uses the wrapper's stream in both directions.
 #[test]
 fn a_wrapper_that_changes_bytes_is_used_for_all_of_them() {
-    let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
+    let listener = tcp().wrap(|connection| async move { Ok(UpperCaseStream(connection)) });
     let server = Running::on(Server::new(handler()), [listener]);
     let mut client = server.connect();
     let response = client.get("/now").response();
@@ -287,9 +287,9 @@ fn a_wrapper_that_changes_bytes_is_used_for_all_of_them() {
 }
 
 /// A stream that writes in upper case, and reads `$` as `o`.
-struct Upper<T>(T);
+struct UpperCaseStream<T>(T);
 
-impl<T: AsyncRead + Unpin> AsyncRead for Upper<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for UpperCaseStream<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -303,7 +303,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Upper<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Upper<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for UpperCaseStream<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -357,7 +357,7 @@ fn a_handshake_that_does_not_end_is_ended() {
     let limits = Limits::default().head_timeout(Duration::from_millis(40));
     let (shake, begun) = counted(future::pending::<()>);
     let server = Running::on(
-        Server::new(handler()).limits(limits).stopped_by(&patient()),
+        Server::new(handler()).limits(limits).stopped_by(&long_grace()),
         [tcp().wrap(shake)],
     );
     let mut silent = server.connect();
@@ -378,7 +378,8 @@ fn a_handshake_that_does_not_end_is_ended() {
 #[test]
 fn a_silent_client_of_a_wrapper_is_closed_at_the_stop() {
     let (shake, begun) = counted(|| async {});
-    let server = Running::on(Server::new(handler()).stopped_by(&quick()), [tcp().wrap(shake)]);
+    let server =
+        Running::on(Server::new(handler()).stopped_by(&short_linger()), [tcp().wrap(shake)]);
     let mut silent = server.connect();
     let mut idle = server.connect();
     idle.send("hello").get("/now");
@@ -402,7 +403,7 @@ fn a_silent_client_of_a_wrapped_pipe_is_closed_at_the_stop() {
         called.fetch_add(1, Ordering::SeqCst);
         shake(connection)
     });
-    let server = Running::on(Server::new(handler()).stopped_by(&quick()), [listener]);
+    let server = Running::on(Server::new(handler()).stopped_by(&short_linger()), [listener]);
     let mut silent = source.connect();
     let mut idle = source.connect();
     assert_eq!(idle.send("hello").get("/now").take(5).unwrap(), b"world");
@@ -419,11 +420,11 @@ fn a_silent_client_of_a_wrapped_pipe_is_closed_at_the_stop() {
 /// answered, even if the linger is long over.
 #[test]
 fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
-    let shutdown = patient().linger(Duration::from_secs(2));
-    let (open, gate) = channel::bounded::<()>(1);
+    let shutdown = long_grace().linger(Duration::from_secs(2));
+    let (release, released) = channel::bounded::<()>(1);
     let (shake, begun) = counted(move || {
-        let gate = gate.clone();
-        async move { _ = gate.recv().await }
+        let released = released.clone();
+        async move { _ = released.recv().await }
     });
     let server = Running::on(Server::new(handler()).stopped_by(&shutdown), [tcp().wrap(shake)]);
     let mut idle = server.connect();
@@ -437,7 +438,7 @@ fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
     // The linger is over.
     assert_eq!(idle.end(), End::Eof);
     assert!(server.is_serving());
-    drop(open);
+    drop(release);
     for client in [&mut early, &mut late] {
         assert_eq!(client.take(5).unwrap(), b"world");
     }
@@ -452,10 +453,10 @@ fn a_handshake_under_way_at_the_stop_gets_its_request_served() {
     assert_eq!(outcome.finished, 2);
 }
 
-/// Rule S13.
+/// Rule S13: at the deadline the outcome names a connection in its handshake.
 #[test]
 fn a_handshake_that_the_grace_cuts_is_named() {
-    let shutdown = patient().grace(Duration::from_millis(10));
+    let shutdown = long_grace().grace(Duration::from_millis(10));
     let (shake, begun) = counted(future::pending::<()>);
     let server = Running::on(Server::new(handler()).stopped_by(&shutdown), [tcp().wrap(shake)]);
     let mut client = server.connect();
@@ -471,12 +472,12 @@ fn a_handshake_that_the_grace_cuts_is_named() {
     assert_eq!((*stage, *peer), (Stage::Handshake, Peer::from(local)));
 }
 
-/// Rule S11.
+/// Rule S11: the drain waits for an upgraded connection under a wrapper.
 #[test]
 fn a_wrapped_connection_can_be_upgraded() {
     for abort in [false, true] {
-        let listener = tcp().wrap(|connection| async move { Ok(Upper(connection)) });
-        let server = Running::on(Server::new(upgrading()).stopped_by(&patient()), [listener]);
+        let listener = tcp().wrap(|connection| async move { Ok(UpperCaseStream(connection)) });
+        let server = Running::on(Server::new(upgrading()).stopped_by(&long_grace()), [listener]);
         let mut client = server.connect();
         client.send(UPGRADE_HEAD.to_owned() + "early");
         assert_eq!(client.response().status, 101);
@@ -501,15 +502,15 @@ fn a_wrapped_connection_can_be_upgraded() {
 #[test]
 fn a_wrapped_connection_ends_like_a_plain_one() {
     let listener = || tcp().wrap(|connection| async move { Ok(connection) });
-    let (stage, handler) = stage();
-    let server = Running::on(Server::new(handler).stopped_by(&quick()), [listener()]);
+    let (handlers, handler) = held_handlers();
+    let server = Running::on(Server::new(handler).stopped_by(&short_linger()), [listener()]);
     let mut client = server.connect();
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     client.get("/now").get("/now");
     server.shutdown.stop();
     wait_until("closed", || is_refused(server.addr()));
-    stage.open();
+    handlers.release();
     for (text, closes) in [("done", false), ("now", false), ("now", true)] {
         let response = client.response();
         assert_eq!((response.text().as_str(), response.says_close()), (text, closes));
@@ -518,11 +519,11 @@ fn a_wrapped_connection_ends_like_a_plain_one() {
     assert_eq!(server.outcome().finished, 3);
 
     // S22: the drain does not wait for a client that has reset its connection.
-    let (stage, handler) = self::stage();
-    let server = Running::on(Server::new(handler).stopped_by(&patient()), [listener()]);
+    let (handlers, handler) = held_handlers();
+    let server = Running::on(Server::new(handler).stopped_by(&long_grace()), [listener()]);
     let mut client = server.connect();
     client.get("/wait");
-    stage.entered("/wait");
+    handlers.wait_for_call("/wait");
     server.shutdown.stop();
     client.reset();
     assert!(server.outcome().is_drained());
@@ -535,7 +536,7 @@ fn a_wrapper_does_not_care_what_it_wraps() {
     let peer = Peer::from(([192, 0, 2, 1], 80));
     let listener = Listener::from_stream(pipes).wrap(move |connection| async move {
         assert_eq!(connection.peer(), peer);
-        Ok(Upper(connection))
+        Ok(UpperCaseStream(connection))
     });
     let server = Running::on(Server::new(handler()), [listener]);
     let (client, connection) = Connection::pair();
@@ -551,7 +552,7 @@ fn a_wrapper_does_not_care_what_it_wraps() {
     let directory = Directory::new();
     let path = directory.join("wrapped");
     let listener = Listener::bind(Address::Unix(path.clone())).unwrap();
-    let listener = listener.wrap(|connection| async move { Ok(Upper(connection)) });
+    let listener = listener.wrap(|connection| async move { Ok(UpperCaseStream(connection)) });
     let server = Running::on(Server::new(handler()), [listener]);
     assert_eq!(
         Client::from(UnixStream::connect(&path).unwrap()).get("/peer").response().text(),
@@ -593,7 +594,7 @@ where
 #[test]
 fn clones_of_a_listener_are_wrapped_each_by_itself() {
     let plain = tcp();
-    let upper = plain.clone().wrap(|connection| async move { Ok(Upper(connection)) });
+    let upper = plain.clone().wrap(|connection| async move { Ok(UpperCaseStream(connection)) });
     let addr = address_of(&plain);
     for (listener, text) in [(upper, "NOW"), (plain, "now")] {
         // One server at a time uses the listener, and the drop of a server closes it for both.

@@ -12,8 +12,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use common::{
-    Client, End, PATIENCE, Running, StoppedBy, UPGRADE_HEAD, patient, patiently, stage, upgrades,
-    upgrading, wait_for_close, wait_until,
+    Client, End, PATIENCE, Running, StoppedBy, UPGRADE_HEAD, held_handlers, long_grace, upgrades,
+    upgrading, wait_for_close, wait_until, within_patience,
 };
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt, stream};
 use smol_graceful::{
@@ -23,8 +23,8 @@ use smol_graceful::{
 const EVENTS: &str = "GET /events HTTP/1.1\r\nHost: test\r\n\r\n";
 
 /// Returns a handle of a stop that closes silent streams soon, and waits for everything else.
-fn impatient_with_streams() -> Shutdown {
-    patient().linger(Duration::ZERO).stream_grace(Duration::from_millis(50))
+fn short_stream_grace() -> Shutdown {
+    long_grace().linger(Duration::ZERO).stream_grace(Duration::from_millis(50))
 }
 
 fn assert_closed(outcome: &Outcome, streams: u64) {
@@ -38,7 +38,7 @@ fn assert_closed(outcome: &Outcome, streams: u64) {
 }
 
 /// Returns a server whose streams send one event and then stay silent.
-fn one_event(shutdown: &Shutdown) -> Running {
+fn server_of_one_event(shutdown: &Shutdown) -> Running {
     let server = Server::new(|_| async {
         let event = stream::once(io::Result::Ok("data: one\n\n"));
         Ok(stream_body(event.chain(stream::pending())))
@@ -58,13 +58,13 @@ fn listen(server: &Running) -> Client {
 #[test]
 fn a_silent_upgraded_connection_is_closed() {
     let (upgraded, handler) = upgrades();
-    let server = Running::of(Server::new(handler).stopped_by(&impatient_with_streams()));
+    let server = Running::of(Server::new(handler).stopped_by(&short_stream_grace()));
     let mut client = server.connect();
     assert_eq!(client.send(UPGRADE_HEAD).response().status, 101);
     let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
     let reading = std::thread::spawn(move || {
-        let read = patiently(stream.read(&mut [0; 10]));
-        (read.unwrap_err().kind(), patiently(stream.write(b"too late")).unwrap_err().kind())
+        let read = within_patience(stream.read(&mut [0; 10]));
+        (read.unwrap_err().kind(), within_patience(stream.write(b"too late")).unwrap_err().kind())
     });
     server.shutdown.stop();
     assert_eq!(client.end(), End::Eof);
@@ -78,7 +78,7 @@ fn a_silent_upgraded_connection_is_closed() {
 /// events, and the end is not a proper one.
 #[test]
 fn a_silent_response_is_closed() {
-    let server = one_event(&impatient_with_streams());
+    let server = server_of_one_event(&short_stream_grace());
     let clients: Vec<_> = (0..3).map(|_| listen(&server)).collect();
     server.shutdown.stop();
     for mut client in clients {
@@ -103,7 +103,7 @@ fn an_observer_hears_how_a_silent_stream_ended() {
             }
         });
         let server = server.observe(move |exchange| send.send(exchange.ending()).unwrap());
-        let server = Running::of(server.stopped_by(&impatient_with_streams()));
+        let server = Running::of(server.stopped_by(&short_stream_grace()));
         let mut client = server.connect();
         client.send(head).take_to(b"\r\n\r\n").unwrap();
         server.shutdown.stop();
@@ -117,15 +117,15 @@ fn an_observer_hears_how_a_silent_stream_ended() {
 /// The stream grace does not end other work: a handler, a guard, and a client that sends slowly.
 #[test]
 fn nothing_else_is_closed() {
-    let (stagehand, handler) = stage();
-    let server = Running::of(Server::new(handler).stopped_by(&impatient_with_streams()));
+    let (handlers, handler) = held_handlers();
+    let server = Running::of(Server::new(handler).stopped_by(&short_stream_grace()));
     let guard = server.shutdown.token().guard().unwrap();
     let mut busy = server.connect();
     busy.get("/wait");
-    stagehand.entered("/wait");
+    handlers.wait_for_call("/wait");
     let mut slow = server.connect();
     slow.send("POST /read HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhe");
-    stagehand.entered("/read");
+    handlers.wait_for_call("/read");
     // A stream beside them shows that the stream grace is over.
     let streams = server.shutdown.token().child();
     let upgraded = Running::of(Server::new(upgrading()).stopped_by(&streams));
@@ -138,7 +138,7 @@ fn nothing_else_is_closed() {
 
     slow.send("llo");
     assert_eq!(slow.response().text(), "5 bytes");
-    stagehand.open();
+    handlers.release();
     assert_eq!(busy.response().text(), "done");
     drop(guard);
     // The parent counts the stream of its child.
@@ -156,7 +156,7 @@ fn a_stream_that_takes_leave_is_not_counted() {
         });
         Ok(stream_body(farewell))
     });
-    let shutdown = patient().linger(Duration::ZERO).stream_grace(PATIENCE);
+    let shutdown = long_grace().linger(Duration::ZERO).stream_grace(PATIENCE);
     let server = Running::of(server.stopped_by(&shutdown));
     let mut client = server.connect();
     client.send(EVENTS).take_to(b"\r\n\r\n").unwrap();
@@ -172,7 +172,7 @@ fn a_stream_that_takes_leave_is_not_counted() {
 /// and new clients are served.
 #[test]
 fn a_lame_duck_closes_no_stream() {
-    let server = one_event(&impatient_with_streams().lame_duck(Duration::MAX));
+    let server = server_of_one_event(&short_stream_grace().lame_duck(Duration::MAX));
     let client = listen(&server);
     server.shutdown.stop();
     let late = listen(&server);

@@ -16,8 +16,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use common::{
-    Client, Directory, Program, SERVER, assert_all_okay, free_port, installed, is_refused, queued,
-    terminate, wait_until,
+    Client, Directory, Program, SERVER, assert_all_okay, clients_in_queue, free_port, installed,
+    is_refused, terminate, wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
@@ -64,7 +64,7 @@ fn systemd_socket_activate_binds_the_socket() {
     let mut server = Program::start(command);
     first.join().unwrap();
     server.signal(Signal::STOP);
-    let clients = queued(addr, 300);
+    let clients = clients_in_queue(addr, 300);
     server.signal(Signal::TERM);
     server.signal(Signal::CONT);
     assert_all_okay(clients);
@@ -94,7 +94,7 @@ fn supervisord_starts_a_server_whose_programs_still_run() {
     fs::write(&config, text).unwrap();
     let mut command = installed("supervisord", "supervisor");
     command.arg("-c").arg(&config);
-    let _supervisord = Running::start(command);
+    let _supervisord = Launcher::start(command);
     let ctl = |args: &[&str]| {
         let mut command = installed("supervisorctl", "supervisor");
         let output = command.arg("-c").arg(&config).args(args).output().unwrap();
@@ -135,7 +135,7 @@ fn foreman_passes_one_stop_twice() {
     fs::write(&procfile, line).unwrap();
     let mut command = installed("foreman", "ruby-foreman");
     command.arg("start").arg("-f").arg(&procfile).current_dir(directory.path());
-    let mut foreman = Running::start(command);
+    let mut foreman = Launcher::start(command);
     wait_until("the server answers", || TcpStream::connect(addr).is_ok());
     let mut client = Client::connect(addr);
     client.send("GET /work?for=0s HTTP/1.1\r\nHo");
@@ -150,9 +150,9 @@ fn foreman_passes_one_stop_twice() {
 }
 
 /// A program that starts the server, in a process group of its own. The drop stops it.
-struct Running(Child);
+struct Launcher(Child);
 
-impl Running {
+impl Launcher {
     fn start(mut command: Command) -> Self {
         use std::os::unix::process::CommandExt;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -164,7 +164,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for Launcher {
     fn drop(&mut self) {
         terminate(&mut self.0);
     }

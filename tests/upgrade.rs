@@ -18,7 +18,7 @@ use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use async_tungstenite::tungstenite::{Error, Message};
 use async_tungstenite::{WebSocketStream, client_async};
 use common::{
-    Client, End, PATIENCE, Program, Running, patiently, pattern, wait_for_close, wait_until,
+    Client, End, PATIENCE, Program, Running, pattern, wait_for_close, wait_until, within_patience,
 };
 use futures_lite::{AsyncReadExt, AsyncWriteExt, StreamExt, io};
 use http_types::headers::UPGRADE;
@@ -58,15 +58,15 @@ fn messages_come_back() {
         Message::binary(pattern(70_000)),
         Message::binary(pattern(MAX_MESSAGE)),
     ] {
-        patiently(socket.send(message.clone())).unwrap();
+        within_patience(socket.send(message.clone())).unwrap();
         assert_eq!(next(&mut socket), message);
     }
-    patiently(socket.send(Message::Ping("are you there?".into()))).unwrap();
+    within_patience(socket.send(Message::Ping("are you there?".into()))).unwrap();
     assert_eq!(next(&mut socket), Message::Pong("are you there?".into()));
 
-    patiently(socket.close(None)).unwrap();
+    within_patience(socket.close(None)).unwrap();
     assert_eq!(next(&mut socket), Message::Close(None));
-    assert!(patiently(socket.next()).is_none());
+    assert!(within_patience(socket.next()).is_none());
     server.wait_for("a client has taken leave");
     server.stop();
 }
@@ -201,7 +201,7 @@ fn a_mistake_is_answered_with_a_close() {
     }
 }
 
-/// RFC 6455 section 5.5.1.
+/// RFC 6455 section 5.5.1: the answer to a Close has the same code and the same reason.
 #[test]
 fn a_close_is_answered_with_its_code() {
     let server = Program::example("websocket", &["127.0.0.1:0"]);
@@ -238,7 +238,7 @@ fn a_stop_takes_leave_of_every_client() {
     let mut server = Program::example("websocket", &["127.0.0.1:0"]);
     let mut sockets: Vec<_> = (0..20).map(|_| websocket(server.addr)).collect();
     for socket in &mut sockets {
-        patiently(socket.send(Message::text("hello"))).unwrap();
+        within_patience(socket.send(Message::text("hello"))).unwrap();
         assert_eq!(next(socket), Message::text("hello"));
     }
     server.signal(Signal::TERM);
@@ -249,7 +249,7 @@ fn a_stop_takes_leave_of_every_client() {
     // The drain waits until each has answered.
     assert!(server.is_running());
     for socket in &mut sockets {
-        assert!(patiently(socket.next()).is_none(), "no error, and nothing more");
+        assert!(within_patience(socket.next()).is_none(), "no error, and nothing more");
     }
     assert_eq!(server.exit_code(), 0);
     let log = server.log();
@@ -290,8 +290,8 @@ fn a_client_that_does_not_go_on_does_not_hold_up_the_stop() {
         assert_eq!(client.take(7).unwrap(), UNMASKED);
     }
     assert_eq!(mistaken.send(UNMASKED).take(4).unwrap(), b"\x88\x02\x03\xea");
-    fill(no_echo, &frame(0x82, &pattern(64 * 1024)));
-    fill(no_pong, &frame(0x89, &[0; 125]).repeat(500));
+    send_until_full(no_echo, &frame(0x82, &pattern(64 * 1024)));
+    send_until_full(no_pong, &frame(0x89, &[0; 125]).repeat(500));
 
     server.signal(Signal::TERM);
     for client in &mut clients[..2] {
@@ -310,7 +310,7 @@ fn an_echo_that_has_begun_is_finished() {
     let mut client = server.connect();
     assert_eq!(client.send(HANDSHAKE).response().status, 101);
     let message = pattern(64 * 1024);
-    fill(&mut client, &frame(0x82, &message));
+    send_until_full(&mut client, &frame(0x82, &message));
     server.signal(Signal::TERM);
     wait_for_close(server.addr);
     let echo = [b"\x82\x7f\0\0\0\0\0\x01\0\0", &*message].concat();
@@ -365,7 +365,7 @@ fn the_drain_waits_for_an_upgraded_connection() {
     assert_eq!(server.shutdown.in_flight(), 0);
 }
 
-/// Rule S13.
+/// Rule S13: at the deadline the outcome names an upgraded connection.
 #[test]
 fn at_the_deadline_it_is_cut_and_named() {
     let shutdown = Shutdown::new().grace(Duration::from_millis(50));
@@ -557,16 +557,16 @@ fn it_can_be_kept_anywhere() {
     wait_until("the stream", || kept.lock().unwrap().is_some());
     let mut connection = kept.lock().unwrap().take().unwrap();
     client.send("hello");
-    assert_eq!(patiently(echo_once(&mut connection)).unwrap(), 5);
+    assert_eq!(within_patience(echo_once(&mut connection)).unwrap(), 5);
     assert_eq!(client.take(5).unwrap(), b"hello");
     server.shutdown.stop();
     only_this_is_left(&server);
     // After a half-close of the server, the client can still send.
-    patiently(connection.close()).unwrap();
+    within_patience(connection.close()).unwrap();
     assert_eq!(client.end(), End::Eof);
     client.send("bye").half_close();
     let mut rest = String::new();
-    patiently(connection.read_to_string(&mut rest)).unwrap();
+    within_patience(connection.read_to_string(&mut rest)).unwrap();
     assert_eq!(rest, "bye");
     assert!(server.is_serving());
     drop(connection);
@@ -583,7 +583,7 @@ fn only_this_is_left(server: &Running) {
 /// Sends `bytes` again and again, and reads nothing, until the server takes no more because it
 /// waits for this client to read. A very busy machine may end this too early, which only makes the
 /// test easier.
-fn fill(client: &mut Client, bytes: &[u8]) {
+fn send_until_full(client: &mut Client, bytes: &[u8]) {
     client.stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
     // This is far more than the kernel's buffers for both directions.
     for _ in 0..256 * 1024 * 1024 / bytes.len() {
@@ -653,11 +653,11 @@ fn websocket(addr: SocketAddr) -> Socket {
         let stream = Async::<TcpStream>::connect(addr).await?;
         Ok::<_, Error>(client_async("ws://test/chat", stream).await?.0)
     };
-    patiently(socket).unwrap()
+    within_patience(socket).unwrap()
 }
 
 fn next(socket: &mut Socket) -> Message {
-    patiently(socket.next()).expect("the connection has ended").unwrap()
+    within_patience(socket.next()).expect("the connection has ended").unwrap()
 }
 
 fn with_body(request: &str) -> String {

@@ -20,9 +20,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Blocking, Duplex, End, Log, PATIENCE, Pipes, ReadBy, Running, Stagehand, Stoppable, StoppedBy,
-    for_each, is_refused, patient, patiently, quick, reluctant, small_socket, stage, upgrades,
-    wait_until,
+    Blocking, Duplex, End, HeldHandlers, Log, PATIENCE, Pipes, ReadBy, Running, Stoppable,
+    StoppedBy, for_each, held_handlers, is_refused, long_grace, pending_at_first, short_linger,
+    small_socket, upgrades, wait_until, within_patience,
 };
 use futures_lite::{AsyncRead, AsyncReadExt, AsyncWriteExt, StreamExt, future, stream};
 use futures_rustls::TlsAcceptor;
@@ -44,16 +44,16 @@ use socket2::SockRef;
 #[test]
 fn a_request_whose_record_has_begun_is_served() {
     for_each([Kind::Plain, Kind::Tls, Kind::Tls12, Kind::TlsPipe], |kind| {
-        let (stage, handler) = stage();
-        let shutdown = patient().linger(Duration::from_secs(3));
-        let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
-        let mut idle = site.connect();
+        let (handlers, handler) = held_handlers();
+        let shutdown = long_grace().linger(Duration::from_secs(3));
+        let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
+        let mut idle = wrapped.connect();
         let mut begun = Vec::new();
         let mut late = Vec::new();
         for is_late in [false, true] {
             for is_fresh in [false, true] {
                 for cut in ["one byte", "a header", "half", "all but one byte"] {
-                    let mut client = site.connect();
+                    let mut client = wrapped.connect();
                     if !is_fresh {
                         assert_eq!(client.get("/now").response().text(), "now");
                     }
@@ -69,23 +69,23 @@ fn a_request_whose_record_has_begun_is_served() {
         }
         let mut behind = Vec::new();
         for cut in ["one byte", "a header", "half", "all but one byte"] {
-            let mut client = site.connect();
+            let mut client = wrapped.connect();
             client.get("/wait");
-            stage.entered("/wait");
+            handlers.wait_for_call("/wait");
             let (first, rest) = client.stream.record(&get("/now"), cut);
             client.stream.send_raw(&first);
             behind.push((client, rest));
         }
         let requests = (begun.len() + late.len() + 2 * behind.len()) as u64;
 
-        site.server.shutdown.stop();
+        wrapped.server.shutdown.stop();
         for (mut client, first, rest) in late {
             client.stream.send_raw(&first);
             begun.push((client, rest));
         }
         // The linger is over.
         assert_eq!(idle.end(), End::Eof);
-        stage.open();
+        handlers.release();
         for (client, _) in &mut behind {
             let response = client.response();
             assert_eq!((&*response.text(), response.says_close()), ("done", false), "{kind:?}");
@@ -96,7 +96,7 @@ fn a_request_whose_record_has_begun_is_served() {
             assert_eq!((&*response.text(), response.says_close()), ("now", true), "{kind:?}");
             assert_eq!(client.end(), End::Eof, "{kind:?}");
         }
-        let outcome = site.server.outcome();
+        let outcome = wrapped.server.outcome();
         assert!(outcome.is_drained(), "{kind:?}: {outcome}");
         assert_eq!(outcome.finished, requests, "{kind:?}");
     });
@@ -107,13 +107,13 @@ fn a_request_whose_record_has_begun_is_served() {
 fn a_record_that_stays_half_is_named_at_the_deadline() {
     for_each([Kind::Plain, Kind::Tls, Kind::TlsPipe], |kind| {
         for cut in ["one byte", "half"] {
-            let (stage, handler) = stage();
-            let shutdown = quick().grace(Duration::from_millis(1500));
-            let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
-            let mut clients = [site.connect(), site.connect()];
+            let (handlers, handler) = held_handlers();
+            let shutdown = short_linger().grace(Duration::from_millis(1500));
+            let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
+            let mut clients = [wrapped.connect(), wrapped.connect()];
             clients[0].get("/now").response();
             clients[1].get("/wait");
-            stage.entered("/wait");
+            handlers.wait_for_call("/wait");
             // A request's age does not count the time for which its connection was idle.
             thread::sleep(Duration::from_millis(300));
             let sent = Instant::now();
@@ -121,11 +121,11 @@ fn a_record_that_stays_half_is_named_at_the_deadline() {
                 let (first, _) = client.stream.record(&get("/now"), cut);
                 client.stream.send_raw(&first);
             }
-            site.server.shutdown.stop();
-            stage.open();
+            wrapped.server.shutdown.stop();
+            handlers.release();
             let response = clients[1].response();
             assert_eq!((&*response.text(), response.says_close()), ("done", false), "{kind:?}");
-            let outcome = site.server.outcome();
+            let outcome = wrapped.server.outcome();
             assert_eq!(outcome.ending, DrainEnding::TimedOut, "{kind:?} {cut}: {outcome}");
             assert!(outcome.cut.iter().all(|cut| cut.age <= sent.elapsed()), "{kind:?}: {outcome}");
             let mut cut_clients: Vec<_> = outcome.cut.iter().map(peer_and_stage).collect();
@@ -146,10 +146,13 @@ fn a_record_that_stays_half_is_named_at_the_deadline() {
 #[test]
 fn a_record_without_a_request_leaves_the_connection_idle() {
     for_each([Kind::Tls, Kind::TlsPipe], |kind| {
-        let (_stage, handler) = stage();
+        let (_handlers, handler) = held_handlers();
         let limits = Limits::default().head_timeout(Duration::from_millis(300));
-        let site = Site::open(kind, Server::new(handler).limits(limits).stopped_by(&quick()));
-        let mut client = site.connect();
+        let wrapped = WrappedServer::open(
+            kind,
+            Server::new(handler).limits(limits).stopped_by(&short_linger()),
+        );
+        let mut client = wrapped.connect();
         assert_eq!(client.get("/now").response().text(), "now");
         client.stream.tls.as_mut().unwrap().refresh_traffic_keys().unwrap();
         let (first, rest) = client.stream.record(b"", "half");
@@ -157,12 +160,12 @@ fn a_record_without_a_request_leaves_the_connection_idle() {
         client.stream.send_raw(&rest);
         // This head takes as long as the limit allows, twice.
         for _ in 0..2 {
-            let mut clock = site.connect();
+            let mut clock = wrapped.connect();
             clock.send(b"GET ");
             assert_eq!(clock.response().status, 408);
         }
         assert_eq!(client.get("/now").response().text(), "now", "{kind:?}");
-        assert!(site.server.stop().is_drained());
+        assert!(wrapped.server.stop().is_drained());
     });
 }
 
@@ -171,13 +174,13 @@ fn a_record_without_a_request_leaves_the_connection_idle() {
 fn a_request_that_has_arrived_is_named_by_an_abort() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
         for _ in 0..20 {
-            let (_stage, handler) = stage();
-            let site = Site::open(kind, Server::new(handler).stopped_by(&patient()));
-            let mut client = site.connect();
+            let (_handlers, handler) = held_handlers();
+            let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
+            let mut client = wrapped.connect();
             assert_eq!(client.get("/now").response().text(), "now");
             client.get("/now");
-            site.server.shutdown.abort();
-            let outcome = site.server.outcome();
+            wrapped.server.shutdown.abort();
+            let outcome = wrapped.server.outcome();
             let (rest, _) = client.rest();
             let is_answered = rest.ends_with(b"now");
             assert!(is_answered || outcome.cut.len() == 1, "{kind:?}: {outcome}");
@@ -191,13 +194,13 @@ fn a_request_that_has_arrived_is_named_by_an_abort() {
 fn a_handshake_that_ends_in_the_drain_is_followed_by_a_request() {
     for_each([Kind::Tls, Kind::Tls12, Kind::TlsPipe], |kind| {
         for (is_together, linger) in [(true, 2 * PATIENCE), (false, Duration::from_secs(3))] {
-            let (_stage, handler) = stage();
-            let shutdown = patient().linger(linger);
-            let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
-            let (mut client, hello) = site.half_connect();
-            let mut idle = site.connect();
-            site.server.shutdown.stop();
-            wait_until("the close", || site.is_closed());
+            let (_handlers, handler) = held_handlers();
+            let shutdown = long_grace().linger(linger);
+            let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
+            let (mut client, hello) = wrapped.half_connect();
+            let mut idle = wrapped.connect();
+            wrapped.server.shutdown.stop();
+            wait_until("the close", || wrapped.is_closed());
             if !is_together {
                 // The linger is over.
                 assert_eq!(idle.end(), End::Eof);
@@ -211,8 +214,8 @@ fn a_handshake_that_ends_in_the_drain_is_followed_by_a_request() {
             assert_eq!((&*response.text(), response.says_close()), ("now", true), "{kind:?}");
             assert_eq!(client.end(), End::Eof, "{kind:?}");
             drop((client, idle));
-            site.server.shutdown.abort();
-            assert!(site.server.outcome().is_drained());
+            wrapped.server.shutdown.abort();
+            assert!(wrapped.server.outcome().is_drained());
         }
     });
 }
@@ -235,18 +238,19 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
         ],
         |(kind, records)| {
             let what = format!("{kind:?}, {records} records");
-            let (stage, handler) = stage();
-            let site = Site::open(kind, Server::new(handler).stopped_by(&quick()));
-            let mut client = site.connect();
+            let (handlers, handler) = held_handlers();
+            let wrapped =
+                WrappedServer::open(kind, Server::new(handler).stopped_by(&short_linger()));
+            let mut client = wrapped.connect();
             client.get("/wait");
-            stage.entered("/wait");
+            handlers.wait_for_call("/wait");
             let requests = get("/now").repeat(MANY);
             for part in requests.chunks(requests.len() / records) {
                 client.send(part);
             }
-            site.server.shutdown.stop();
-            wait_until("the close", || site.is_closed());
-            stage.open();
+            wrapped.server.shutdown.stop();
+            wait_until("the close", || wrapped.is_closed());
+            handlers.release();
             for n in 0..=MANY {
                 let response = client.response();
                 let told = (response.text(), response.says_close());
@@ -254,7 +258,7 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
                 assert_eq!(told, (expected.to_owned(), n == MANY), "{what}: {n}");
             }
             assert_eq!(client.end(), End::Eof, "{what}");
-            let outcome = site.server.outcome();
+            let outcome = wrapped.server.outcome();
             assert!(outcome.is_drained(), "{what}: {outcome}");
             assert_eq!(outcome.finished, MANY as u64 + 1, "{what}");
         },
@@ -265,20 +269,20 @@ fn requests_that_were_pipelined_at_the_stop_are_all_answered() {
 /// piece.
 #[test]
 fn a_request_behind_an_unread_body_is_answered_in_the_drain() {
-    let (stage, handler) = stage();
+    let (handlers, handler) = held_handlers();
     let (stream, mut client) = Connection::pair();
-    let stream = reluctant(stream, 700);
+    let stream = pending_at_first(stream, 700);
     let listener = Listener::from_stream(stream::once(Ok(stream)).chain(stream::pending()));
-    let shutdown = quick();
+    let shutdown = short_linger();
     let server = Server::new(handler).shutdown(&shutdown);
     let served = thread::spawn(move || future::block_on(server.serve([listener])));
     let requests = [post("/wait", 5000), vec![b'x'; 5000], get("/now")].concat();
-    patiently(client.write_all(&requests)).unwrap();
-    stage.entered("/wait");
+    within_patience(client.write_all(&requests)).unwrap();
+    handlers.wait_for_call("/wait");
     shutdown.stop();
-    stage.open();
+    handlers.release();
     let mut answers = String::new();
-    patiently(client.read_to_string(&mut answers)).unwrap();
+    within_patience(client.read_to_string(&mut answers)).unwrap();
     let (done, now) = answers.split_once("done").expect("there is a first answer");
     assert!(!done.contains("connection: close"), "{answers}");
     assert!(now.contains("connection: close") && now.ends_with("now"), "{answers}");
@@ -291,10 +295,10 @@ fn a_client_that_pipelines_without_end_is_told_close() {
     /// The number of responses for which the client waits.
     const WINDOW: usize = 500;
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe], |kind| {
-        let (_stage, handler) = stage();
-        let shutdown = quick().grace(Duration::from_secs(10));
-        let site = Site::open(kind, Server::new(handler).stopped_by(&shutdown));
-        let mut client = site.connect();
+        let (_handlers, handler) = held_handlers();
+        let shutdown = short_linger().grace(Duration::from_secs(10));
+        let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&shutdown));
+        let mut client = wrapped.connect();
         client.stream.base.do_not_wait();
         let (mut sent, mut received, mut is_told) = (0, 0, false);
         let mut unsent = Vec::new();
@@ -321,12 +325,12 @@ fn a_client_that_pipelines_without_end_is_told_close() {
                 is_told = response.says_close();
                 received += 1;
                 if received == 1000 {
-                    site.server.shutdown.stop();
+                    wrapped.server.shutdown.stop();
                 }
             }
         }
         assert!(is_told, "{kind:?}: {received} of {sent}");
-        let outcome = site.server.outcome();
+        let outcome = wrapped.server.outcome();
         assert!(outcome.is_drained(), "{kind:?}: {outcome}");
     });
 }
@@ -338,8 +342,8 @@ fn a_client_that_pipelines_without_end_is_told_close() {
 #[test]
 fn a_steady_slow_reader_gets_its_response_whole() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
-        let site = slow_site(kind, ROOMY, Duration::from_secs(2));
-        let mut client = site.connect();
+        let wrapped = slow_server(kind, ROOMY, Duration::from_secs(2));
+        let mut client = wrapped.connect();
         client.get("/long");
         // The client reads 20 kB/s, and the kernel asks for more when 64 KiB are free.
         for _ in 0..25 {
@@ -347,7 +351,7 @@ fn a_steady_slow_reader_gets_its_response_whole() {
             thread::sleep(Duration::from_millis(200));
         }
         assert_eq!(client.response().body.len(), LONG, "{kind:?}");
-        assert!(site.server.stop().is_drained());
+        assert!(wrapped.server.stop().is_drained());
     });
 }
 
@@ -355,15 +359,15 @@ fn a_steady_slow_reader_gets_its_response_whole() {
 #[test]
 fn a_steady_slow_sender_gets_its_body_through() {
     for_each([Kind::Plain, Kind::Tls, Kind::TlsPipe], |kind| {
-        let site = slow_site(kind, ROOMY, Duration::from_secs(2));
-        let mut client = site.connect();
+        let wrapped = slow_server(kind, ROOMY, Duration::from_secs(2));
+        let mut client = wrapped.connect();
         client.send(post("/read", 16 * 1024));
         for part in client.stream.seal(&[b'x'; 16 * 1024]).chunks(1024) {
             thread::sleep(Duration::from_millis(250));
             client.stream.send_raw(part);
         }
         assert_eq!(client.response().text(), "16384 bytes", "{kind:?}");
-        assert!(site.server.stop().is_drained());
+        assert!(wrapped.server.stop().is_drained());
     });
 }
 
@@ -372,8 +376,8 @@ fn a_steady_slow_sender_gets_its_body_through() {
 fn a_client_that_stalls_is_given_up() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
         for case in ["a body", "a response", "a body nobody wants", "both"] {
-            let site = slow_site(kind, TINY, Duration::from_millis(300));
-            let mut client = site.connect();
+            let wrapped = slow_server(kind, TINY, Duration::from_millis(300));
+            let mut client = wrapped.connect();
             match case {
                 "a body" => {
                     client.send(post("/read", 1000));
@@ -388,8 +392,8 @@ fn a_client_that_stalls_is_given_up() {
                 "both" => _ = client.get("/short").send(post("/read", 1000)),
                 case => panic!("unknown: {case}"),
             }
-            wait_until(&format!("{kind:?}, {case}"), || site.server.shutdown.in_flight() == 0);
-            assert!(site.server.stop().is_drained());
+            wait_until(&format!("{kind:?}, {case}"), || wrapped.server.shutdown.in_flight() == 0);
+            assert!(wrapped.server.stop().is_drained());
         }
     });
 }
@@ -399,34 +403,37 @@ fn a_client_that_stalls_is_given_up() {
 #[test]
 fn a_body_that_nobody_waits_for_is_not_late() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
-        let (stagehand, enter, gate) = Stagehand::new();
+        let (handlers, enter, released) = HeldHandlers::new();
         let handler = move |mut request: Request| {
-            let (enter, gate) = (enter.clone(), gate.clone());
+            let (enter, released) = (enter.clone(), released.clone());
             async move {
                 let mut byte = [0];
                 let looked = future::poll_once(request.read(&mut byte)).await;
                 assert!(looked.is_none());
                 let _ = enter.send("looked".to_owned());
-                let _ = gate.recv().await;
+                let _ = released.recv().await;
                 Ok(format!("{} bytes", request.body_bytes().await?.len()))
             }
         };
         let short = Duration::from_millis(300);
         let limits = Limits::default().stall_timeout(short).head_timeout(short);
-        let site = Site::open(kind, Server::new(handler).limits(limits).stopped_by(&quick()));
-        let mut client = site.connect();
+        let wrapped = WrappedServer::open(
+            kind,
+            Server::new(handler).limits(limits).stopped_by(&short_linger()),
+        );
+        let mut client = wrapped.connect();
         client.send(post("/", 1000));
-        stagehand.entered("looked");
+        handlers.wait_for_call("looked");
         client.send([b'x'; 1000]);
         // Each of these heads takes as long as a body may stall.
         for _ in 0..3 {
-            let mut clock = site.connect();
+            let mut clock = wrapped.connect();
             clock.send(b"GET ");
             assert_eq!(clock.response().status, 408);
         }
-        stagehand.open();
+        handlers.release();
         assert_eq!(client.response().text(), "1000 bytes", "{kind:?}");
-        assert!(site.server.stop().is_drained());
+        assert!(wrapped.server.stop().is_drained());
     });
 }
 
@@ -439,17 +446,17 @@ const ROOMY: usize = 100 * 1024;
 #[test]
 fn a_client_that_has_gone_holds_up_nobody() {
     for_each([Kind::Plain, Kind::Tls, Kind::Pipe, Kind::TlsPipe], |kind| {
-        let (stage, handler) = stage();
-        let site = Site::open(kind, Server::new(handler).stopped_by(&quick()));
-        let mut gone = site.connect();
+        let (handlers, handler) = held_handlers();
+        let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&short_linger()));
+        let mut gone = wrapped.connect();
         gone.get("/wait");
-        stage.entered("/wait");
-        let mut other = site.connect();
+        handlers.wait_for_call("/wait");
+        let mut other = wrapped.connect();
         drop(gone);
-        stage.open();
-        wait_until("its end", || site.server.shutdown.in_flight() == 1);
+        handlers.release();
+        wait_until("its end", || wrapped.server.shutdown.in_flight() == 1);
         assert_eq!(other.get("/now").response().text(), "now", "{kind:?}");
-        assert!(site.server.stop().is_drained());
+        assert!(wrapped.server.stop().is_drained());
     });
 }
 
@@ -457,7 +464,7 @@ fn a_client_that_has_gone_holds_up_nobody() {
 const LONG: usize = 400 * 1024;
 
 /// Opens a server whose clients' kernels take in little.
-fn slow_site(kind: Kind, send_buffer: usize, stall_timeout: Duration) -> Site {
+fn slow_server(kind: Kind, send_buffer: usize, stall_timeout: Duration) -> WrappedServer {
     let handler = |mut request: Request| async move {
         Ok(match request.url().path() {
             "/long" => Response::from(vec![b'x'; LONG]),
@@ -467,8 +474,8 @@ fn slow_site(kind: Kind, send_buffer: usize, stall_timeout: Duration) -> Site {
         })
     };
     let limits = Limits::default().stall_timeout(stall_timeout);
-    let server = Server::new(handler).limits(limits).stopped_by(&quick());
-    Site::with_buffers(kind, server, Some((send_buffer, TINY)))
+    let server = Server::new(handler).limits(limits).stopped_by(&short_linger());
+    WrappedServer::with_buffers(kind, server, Some((send_buffer, TINY)))
 }
 
 // ── Cuts (rule S13) ─────────────────────────────────────────────────────────────────────────
@@ -483,20 +490,20 @@ fn a_body_without_a_length_that_is_cut_does_not_look_whole() {
             let (send, is_read) = mpsc::channel();
             let send = Mutex::new(send);
             let handler = move |_| {
-                let body = Told { left: LENGTH, tell: send.lock().unwrap().clone() };
+                let body = ReportingBody { left: LENGTH, tell: send.lock().unwrap().clone() };
                 async move { Ok(Body::from_reader(futures_lite::io::BufReader::new(body), None)) }
             };
             let grace = Duration::from_millis(if abort { 60_000 } else { 100 });
-            let server = Server::new(handler).stopped_by(&patient().grace(grace));
-            let site = Site::with_buffers(kind, server, Some((TINY, TINY)));
-            let mut client = site.connect();
+            let server = Server::new(handler).stopped_by(&long_grace().grace(grace));
+            let wrapped = WrappedServer::with_buffers(kind, server, Some((TINY, TINY)));
+            let mut client = wrapped.connect();
             client.send(b"GET / HTTP/1.0\r\n\r\n");
             is_read.recv_timeout(PATIENCE).expect("the server reads the body to its end");
-            site.server.shutdown.stop();
+            wrapped.server.shutdown.stop();
             if abort {
-                site.server.shutdown.abort();
+                wrapped.server.shutdown.abort();
             }
-            let outcome = site.server.outcome();
+            let outcome = wrapped.server.outcome();
             let ending = if abort { DrainEnding::Forced } else { DrainEnding::TimedOut };
             assert_eq!(outcome.ending, ending, "{kind:?}: {outcome}");
             assert_eq!(outcome.cut.len(), 1, "{kind:?}: {outcome}");
@@ -508,12 +515,12 @@ fn a_body_without_a_length_that_is_cut_does_not_look_whole() {
 }
 
 /// A body of this number of bytes, which reports its end.
-struct Told {
+struct ReportingBody {
     left: usize,
     tell: mpsc::Sender<()>,
 }
 
-impl AsyncRead for Told {
+impl AsyncRead for ReportingBody {
     fn poll_read(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -606,22 +613,22 @@ fn an_upgraded_connection_whose_client_has_reset_is_let_go() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
         for (is_draining, last) in [(false, &b""[..]), (true, b""), (true, b"unread")] {
             let (upgraded, handler) = upgrades();
-            let site = Site::open(kind, Server::new(handler).stopped_by(&patient()));
-            let mut client = site.connect();
+            let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
+            let mut client = wrapped.connect();
             client.upgrade();
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
             client.send(last);
             if is_draining {
-                site.server.shutdown.stop();
-                wait_until("the close", || site.is_closed());
-                // The last client of the look for the close may have been accepted.
-                wait_until("one is left", || site.server.shutdown.in_flight() == 1);
+                wrapped.server.shutdown.stop();
+                wait_until("the close", || wrapped.is_closed());
+                // The server may have accepted the last connection of `is_closed`.
+                wait_until("one is left", || wrapped.server.shutdown.in_flight() == 1);
             }
             client.reset();
-            wait_until("its end", || site.server.shutdown.in_flight() == 0);
+            wait_until("its end", || wrapped.server.shutdown.in_flight() == 0);
             // The owner of the stream gets an error.
-            assert!(patiently(stream.write_all(b"late")).is_err(), "{kind:?}");
-            let outcome = site.server.stop();
+            assert!(within_patience(stream.write_all(b"late")).is_err(), "{kind:?}");
+            let outcome = wrapped.server.stop();
             assert!(outcome.is_drained(), "{kind:?}: {outcome}");
         }
     });
@@ -636,16 +643,19 @@ fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
             let (upgraded, handler) = upgrades();
             // The sweep looks at connections every 20 ms because of this limit.
             let limits = Limits::default().head_timeout(Duration::from_millis(160));
-            let site = Site::open(kind, Server::new(handler).limits(limits).stopped_by(&patient()));
-            let mut client = site.connect();
+            let wrapped = WrappedServer::open(
+                kind,
+                Server::new(handler).limits(limits).stopped_by(&long_grace()),
+            );
+            let mut client = wrapped.connect();
             client.upgrade();
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
-            let mut clock = site.connect();
+            let mut clock = wrapped.connect();
             if is_draining {
                 clock.send(b"GET ");
-                site.server.shutdown.stop();
+                wrapped.server.shutdown.stop();
             }
-            patiently(stream.close()).unwrap();
+            within_patience(stream.close()).unwrap();
             assert_eq!(client.end(), End::Eof, "{kind:?}");
             client.send(b"bye").half_close();
             // This connection ends only after several sweeps.
@@ -654,10 +664,10 @@ fn an_upgraded_connection_that_both_have_closed_is_read_to_its_end() {
             }
             assert_eq!(clock.response().status, 408);
             let mut read = String::new();
-            patiently(stream.read_to_string(&mut read)).unwrap();
+            within_patience(stream.read_to_string(&mut read)).unwrap();
             assert_eq!(read, "bye", "{kind:?}, draining: {is_draining}");
             drop(stream);
-            assert!(site.server.stop().is_drained());
+            assert!(wrapped.server.stop().is_drained());
         }
     });
 }
@@ -669,17 +679,17 @@ fn an_upgraded_connection_that_is_dropped_delivers_what_was_written() {
     const LENGTH: usize = 3_000_000;
     for_each([Kind::Plain, Kind::Tls, Kind::Tls12], |kind| {
         let (upgraded, handler) = upgrades();
-        let site = Site::open(kind, Server::new(handler).stopped_by(&patient()));
-        let mut client = site.connect();
+        let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
+        let mut client = wrapped.connect();
         client.upgrade();
         let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
         client.send(b"nobody reads this");
-        let writer = thread::spawn(move || patiently(stream.write_all(&vec![b'x'; LENGTH])));
+        let writer = thread::spawn(move || within_patience(stream.write_all(&vec![b'x'; LENGTH])));
         let (received, end) = client.rest();
         assert_eq!((received.len(), end), (LENGTH, End::Eof), "{kind:?}");
         writer.join().unwrap().unwrap();
         drop(client);
-        assert!(site.server.stop().is_drained());
+        assert!(wrapped.server.stop().is_drained());
     });
 }
 
@@ -690,9 +700,9 @@ fn what_a_wrapper_holds_arrives_at_the_pace_of_the_client() {
     for_each([Kind::Plain, Kind::Tls], |kind| {
         for is_draining in [false, true] {
             let (upgraded, handler) = upgrades();
-            let server = Server::new(handler).stopped_by(&patient());
-            let site = Site::with_buffers(kind, server, Some((ROOMY, TINY)));
-            let mut client = site.connect();
+            let server = Server::new(handler).stopped_by(&long_grace());
+            let wrapped = WrappedServer::with_buffers(kind, server, Some((ROOMY, TINY)));
+            let mut client = wrapped.connect();
             client.upgrade();
             let mut stream = upgraded.recv_timeout(PATIENCE).unwrap();
             client.send(b"nobody reads this");
@@ -708,7 +718,7 @@ fn what_a_wrapper_holds_arrives_at_the_pace_of_the_client() {
                 }
             }
             if is_draining {
-                site.server.shutdown.stop();
+                wrapped.server.shutdown.stop();
             }
             drop(stream);
             for _ in 0..25 {
@@ -718,7 +728,7 @@ fn what_a_wrapper_holds_arrives_at_the_pace_of_the_client() {
             let (received, end) = client.rest();
             assert_eq!((received.len(), end), (written, End::Eof), "{kind:?}, {is_draining}");
             drop(client);
-            assert!(site.server.stop().is_drained());
+            assert!(wrapped.server.stop().is_drained());
         }
     });
 }
@@ -731,7 +741,7 @@ fn an_upgrade_that_cannot_be_is_logged_with_peer_and_path() {
     let head = "Host: x\r\nUpgrade: x\r\n";
     for_each([Kind::Plain, Kind::Tls], |kind| {
         let (_upgraded, handler) = upgrades();
-        let site = Site::open(kind, Server::new(handler).stopped_by(&patient()));
+        let wrapped = WrappedServer::open(kind, Server::new(handler).stopped_by(&long_grace()));
         for (request, problem) in [
             (format!("GET /a?b=1 HTTP/1.1\r\n{head}\r\n"), "Connection: upgrade"),
             (format!("GET /a?b=1 HTTP/1.0\r\n{head}Connection: upgrade\r\n\r\n"), "HTTP/1.1"),
@@ -742,18 +752,18 @@ fn an_upgrade_that_cannot_be_is_logged_with_peer_and_path() {
                 "its body is not to be had",
             ),
         ] {
-            let mut client = site.connect();
+            let mut client = wrapped.connect();
             let response = client.send(request.as_bytes()).response();
             assert_eq!((response.status, response.says_close()), (400, true), "{kind:?}");
             let begin = format!("{} GET /a?b=1: ", client.stream.local());
             let lines = log.with(&begin);
             assert!(lines.iter().any(|(_, line)| line.contains(problem)), "{begin}: {lines:#?}");
         }
-        assert!(site.server.stop().is_drained());
+        assert!(wrapped.server.stop().is_drained());
     });
 }
 
-// ── The stage ───────────────────────────────────────────────────────────────────────────────
+// ── Helpers ───────────────────────────────────────────────────────────────────────────────
 
 /// The stream under a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -781,7 +791,7 @@ impl Kind {
 }
 
 /// A server, and the way to it for clients.
-struct Site {
+struct WrappedServer {
     kind: Kind,
     server: Running,
     pipes: Pipes,
@@ -789,7 +799,7 @@ struct Site {
     client_buffer: Option<usize>,
 }
 
-impl Site {
+impl WrappedServer {
     fn open(kind: Kind, server: impl Into<Stoppable>) -> Self {
         Self::with_buffers(kind, server, None)
     }
@@ -837,7 +847,7 @@ impl Site {
     /// Connects a client that has not sent anything.
     fn connect_silently(&self) -> Client {
         let base = if self.kind.is_pipe() {
-            Base::Pipe(Blocking(self.pipes.end()), false)
+            BelowTls::Pipe(Blocking(self.pipes.end()), false)
         } else {
             let socket = match self.client_buffer {
                 Some(size) => small_socket(self.server.addr(), size),
@@ -846,7 +856,7 @@ impl Site {
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket.set_write_timeout(Some(PATIENCE)).unwrap();
             socket.set_nodelay(true).unwrap();
-            Base::Socket(socket)
+            BelowTls::Socket(socket)
         };
         let tls = self.kind.is_tls().then(|| {
             let versions: &[_] = match self.kind {
@@ -862,7 +872,7 @@ impl Site {
             tls.set_buffer_limit(None);
             tls
         });
-        Client::over(Wire { base, tls, most: RECORD })
+        Client::over(ClientStream { base, tls, most: RECORD })
     }
 
     /// Returns `true` if the server takes no more connections.
@@ -889,13 +899,13 @@ fn tls() -> &'static (Arc<ServerConfig>, RootCertStore) {
 }
 
 /// A client's end of the stream below TLS.
-enum Base {
+enum BelowTls {
     Socket(TcpStream),
     /// A pipe. With `true`, a call that has to wait fails instead.
     Pipe(Blocking<Connection>, bool),
 }
 
-impl Base {
+impl BelowTls {
     /// Makes each call that has to wait fail from now on.
     fn do_not_wait(&mut self) {
         match self {
@@ -905,7 +915,7 @@ impl Base {
     }
 }
 
-impl Read for Base {
+impl Read for BelowTls {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Socket(socket) => socket.read(buf),
@@ -915,7 +925,7 @@ impl Read for Base {
     }
 }
 
-impl Write for Base {
+impl Write for BelowTls {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match self {
             Self::Socket(socket) => socket.write(buf),
@@ -933,16 +943,16 @@ impl Write for Base {
 const RECORD: usize = 16 * 1024;
 
 /// The client's end of a connection, which makes its own records.
-struct Wire {
-    base: Base,
+struct ClientStream {
+    base: BelowTls,
     tls: Option<ClientConnection>,
     /// The largest number of bytes that a read takes from below.
     most: usize,
 }
 
-type Client = common::Client<Wire>;
+type Client = common::Client<ClientStream>;
 
-impl Wire {
+impl ClientStream {
     /// Returns the bytes of the wire for `bytes`, in records of at most 16 KiB.
     fn seal(&mut self, bytes: &[u8]) -> Vec<u8> {
         let Some(tls) = &mut self.tls else { return bytes.to_vec() };
@@ -975,13 +985,13 @@ impl Wire {
     /// Returns the name of this client in the server's log and outcome.
     fn local(&self) -> String {
         match &self.base {
-            Base::Socket(socket) => socket.local_addr().unwrap().to_string(),
-            Base::Pipe(..) => "unknown".to_owned(),
+            BelowTls::Socket(socket) => socket.local_addr().unwrap().to_string(),
+            BelowTls::Pipe(..) => "unknown".to_owned(),
         }
     }
 }
 
-impl Write for Wire {
+impl Write for ClientStream {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let sealed = self.seal(buf);
         self.base.write_all(&sealed)?;
@@ -993,7 +1003,7 @@ impl Write for Wire {
     }
 }
 
-impl Read for Wire {
+impl Read for ClientStream {
     /// Reads once from below. Returns `Interrupted` if there is no whole record yet.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else { return self.base.read(&mut buf[..self.most]) };
@@ -1020,7 +1030,7 @@ impl Read for Wire {
     }
 }
 
-impl Duplex for Wire {
+impl Duplex for ClientStream {
     fn half_close(&mut self) {
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
@@ -1028,8 +1038,8 @@ impl Duplex for Wire {
             self.send_raw(&farewell);
         }
         match &mut self.base {
-            Base::Socket(socket) => socket.half_close(),
-            Base::Pipe(pipe, _) => pipe.half_close(),
+            BelowTls::Socket(socket) => socket.half_close(),
+            BelowTls::Pipe(pipe, _) => pipe.half_close(),
         }
     }
 }
@@ -1062,7 +1072,7 @@ impl Client {
 
     /// Closes with a reset instead of a FIN.
     fn reset(self) {
-        let Base::Socket(socket) = self.stream.base else { panic!("a pipe has no reset") };
+        let BelowTls::Socket(socket) = self.stream.base else { panic!("a pipe has no reset") };
         common::Client::from(socket).reset();
     }
 }

@@ -1,7 +1,8 @@
 """smol-graceful's own arrangements of threads, executors and listeners, measured side by side.
 
-Unlike in `measures`, all servers of a case run at the same time, and rounds are short, so other work of
-the machine slows all of them down. Each arrangement is compared with the first one, round by round.
+Unlike in `measures`, all servers of a case run at the same time, and rounds are short, so other
+work of the machine slows all of them down. Each arrangement is compared with the first one, round
+by round.
 """
 
 import subprocess
@@ -79,8 +80,8 @@ class Place:
 
 
 def compare(case, arrangements, binary, place, rounds, seconds):
-    """Measures one case in all arrangements, in turns that rotate. Yields (key, figures, failure) for
-    each round. If there are no figures, there is a failure."""
+    """Measures one case in all arrangements, in turns that rotate. Yields (key, figures, failure)
+    for each round. If there are no figures, there is a failure."""
     with ExitStack() as stack:
         running = [(a.key, a.start(stack, binary, place.server)) for a in arrangements]
         for _, servers in running:

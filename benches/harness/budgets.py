@@ -62,8 +62,8 @@ BUDGETS = [
 
 @dataclass(frozen=True)
 class Verdict:
-    """A budget and the measured value, in the figure's unit or as a ratio to its peer. The value is None
-    if it was not measured."""
+    """A budget and the measured value, in the figure's unit or as a ratio to its peer. The value is
+    None if it was not measured."""
 
     budget: Budget
     measured: float = None
@@ -75,7 +75,7 @@ class Verdict:
 
     @property
     def is_met(self):
-        """Returns `True` if the figure is within what it must be. A missing figure is not."""
+        """Returns `True` if the figure meets its bound. A missing figure does not."""
         return self.is_measured and self.measured <= self.budget.must
 
     @property

@@ -80,7 +80,7 @@ class KeepAlive:
                 answers += piece
 
     def run(self, requests):
-        """Sends this number of requests in all. A connection sends the next one after its answer."""
+        """Sends this number of requests, each on a connection without an open request."""
         if len(self.clients) == 1:
             for _ in range(requests):
                 _ask(self.clients[0])
@@ -122,7 +122,7 @@ def upload(server, seconds, size):
 
 
 def echo(server, seconds, size):
-    """Has bodies echoed, each on a new connection. Returns the number and the time."""
+    """Sends bodies that come back, each on a new connection. Returns the number and the time."""
     head = (f"POST /echo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             f"Content-Length: {size}\r\n\r\n").encode()
     piece = memoryview(bytes(min(size, MIB)))
@@ -158,7 +158,7 @@ def echo(server, seconds, size):
 
 
 class InFlight:
-    """A request of whose body a part has not been sent."""
+    """A request whose body is not complete yet."""
 
     def __init__(self, server):
         self.client = server.connect()

@@ -1,7 +1,8 @@
-"""How the cost of smol-graceful grows: each case measures one size and returns its figures.
+"""Measures how the cost of smol-graceful grows. Each case measures one size, and returns its
+figures.
 
-All figures are of one server on its own cores, with a load that has the others. `plots` says which
-figures should grow in proportion, and which should not grow at all.
+The server has its own cores, and the load has the others. `plots` says which figures should grow in
+proportion, and which should not grow.
 """
 
 import os
@@ -33,7 +34,7 @@ class Setting:
 
 
 class Idle:
-    """A number of idle keep-alive connections, each of which was used once, and TERM while they are open."""
+    """Idle connections that were used once each: their memory, the sweep, and a TERM."""
 
     name = "idle"
     sizes = (1000, 4000, MOST_IDLE)
@@ -59,8 +60,7 @@ class Idle:
 
 
 class HandOver:
-    """A number of idle connections at a restart by a keeper, and the number of them that move to the
-    successor in a second. After the restart, each sends a request."""
+    """The idle connections that go to the successor in a second, at a restart by a keeper."""
 
     name = "handover"
     sizes = Idle.sizes
@@ -81,7 +81,7 @@ class HandOver:
         return {"handover.rate": rate}
 
     def _rate(self, predecessor, size):
-        """Counts the connections that the predecessor still has open, until none is left."""
+        """Returns how many connections leave the predecessor in a second."""
         open_before = descriptors(predecessor)
         deadline = time.perf_counter() + self.patience
         first = None
@@ -94,7 +94,8 @@ class HandOver:
             except FileNotFoundError:
                 left = 0
             gone = open_before - left
-            # The successor, which has been forked here, and the listener change the number by a few.
+            # The successor, which has been forked here, and the listener change the number by a
+            # few.
             if first is None and gone > size // 20:
                 first = (now, gone)
             if gone >= size - size // 20:
@@ -120,7 +121,7 @@ def children(pid):
 
 
 class Connections:
-    """Small requests as fast as the server answers them, on a number of connections."""
+    """Small requests as fast as the server answers them, on busy connections."""
 
     name = "connections"
     sizes = (1, 16, 64, 512, 4096)
@@ -133,7 +134,7 @@ class Connections:
 
 
 class Heads:
-    """Heads with a number of fields, on 64 connections."""
+    """CPU time of a request by the fields of its head, on 64 connections."""
 
     name = "heads"
     sizes = (2, 12, 60)
@@ -145,7 +146,7 @@ class Heads:
 
 
 class HeadInstructions:
-    """Instructions of a request whose head has a number of fields, 4 requests at a time."""
+    """Instructions of a request by the fields of its head, 4 requests at a time."""
 
     name = "instructions"
     sizes = Heads.sizes
@@ -157,7 +158,7 @@ class HeadInstructions:
 
 
 class Bodies:
-    """Bodies of a number of bytes, up and down, on 4 connections: CPU time of one, and peak memory."""
+    """CPU time of a body by its length, up and down, on 4 connections, and the peak memory."""
 
     name = "bodies"
     sizes = (KIB, MIB, GIB)
@@ -169,7 +170,7 @@ class Bodies:
             ("up", {"path": "/upload", "length": len(str(size)), "upload": size}),
             ("down", {"path": f"/bytes/{size}", "length": size}),
         ):
-            # By bytes, because a load may be too short for even one of the longest bodies.
+            # A load may be too short for one of the longest bodies, so the bytes are counted.
             used, told, peak = loaded(setting, 4, by_bytes=True, **options)
             figures[f"bodies.{way}"] = used["cpu"] * size
             figures[f"bodies.{way}.peak"] = peak
@@ -180,8 +181,7 @@ CASES = [Idle(), HandOver(), Connections(), Heads(), HeadInstructions(), Bodies(
 
 
 def loaded(setting, connections, by_bytes=False, **options):
-    """Returns the usage for each request, or for each byte of the bodies, the figures of the load,
-    and the peak memory."""
+    """Returns the usage of a request or byte, the figures of the load, and the peak memory."""
     with (Server(setting.server, setting.cores) as server,
           Spin(setting.spin, server, connections, **options) as load):
         load.run(1)

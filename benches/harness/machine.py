@@ -41,8 +41,8 @@ def take_cores(options):
 
 
 def allow_files(connections):
-    """Lets this process, and the servers that inherit the limit, have this number of connections each. A
-    process has one end of each connection, and may have a thousand other files."""
+    """Lets this process, and the servers that inherit the limit, have this number of connections
+    each. A process has one end of each connection, and may have a thousand other files."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     needed = connections + 1000
     if hard != resource.RLIM_INFINITY and hard < needed:

@@ -149,8 +149,8 @@ class Syscalls:
     """System calls per keep-alive request, on one connection and on 16 that send at the same time.
 
     The clients pause before each request, because strace slows the server down so much that every
-    request would be there already, and the server would never wait. After a longer pause, smol's own
-    thread takes the reactor from the worker, and the count varies.
+    request would be there already, and the server would never wait. After a longer pause, smol's
+    own thread takes the reactor from the worker, and the count varies.
     """
 
     name = "syscalls"
@@ -168,8 +168,8 @@ class Syscalls:
 
 
 class Instructions:
-    """The instructions per keep-alive request, in user space: callgrind's count after 5,000 requests
-    less its count after 1,000."""
+    """The instructions per keep-alive request, in user space: callgrind's count after 5,000
+    requests less its count after 1,000."""
 
     name = "instructions"
 
@@ -246,8 +246,8 @@ def system_calls(servers, connections, requests=1600, patience=20):
 
 
 def instructions(binary, cores, few=1000, many=5000, deep=1, request=REQUEST):
-    """Returns the instructions per request, with `deep` requests at a time. If that is more than one,
-    `request` is sent."""
+    """Returns the instructions per request, with `deep` requests at a time. If that is more than
+    one, `request` is sent."""
     # valgrind cannot run Go with preemption by signals.
     calm = dict(os.environ, GODEBUG="asyncpreemptoff=1")
     with tempfile.TemporaryDirectory() as directory:

@@ -1,4 +1,4 @@
-"""What is compared, and how each is built."""
+"""The servers that are compared, and their builds."""
 
 import os
 import re
@@ -16,7 +16,7 @@ PEERS_CRATE = BENCHES / "peers"
 
 @dataclass(frozen=True)
 class Peer:
-    """A server: its binary and feature, its name in tables, the crates whose versions are told."""
+    """A server: its binary, its feature, its name, and the crates whose versions are shown."""
 
     key: str
     name: str
@@ -40,7 +40,7 @@ PEERS = [
 
 
 def target_dir():
-    """Where binaries and figures go: below `target/`, or where CARGO_TARGET_DIR says."""
+    """Returns the directory of binaries and figures, in `target/` or in CARGO_TARGET_DIR."""
     return Path(os.environ.get("CARGO_TARGET_DIR") or REPOSITORY / "target" / "benches").absolute()
 
 
@@ -62,11 +62,11 @@ def build_own(key, name):
 
 
 def build_commit(commit):
-    """Builds smol-graceful as it was at a commit, from its own `benches/peers`; returns the binary."""
+    """Builds smol-graceful at a commit, from that commit's `benches/peers`. Returns the binary."""
     sources = target_dir() / "before" / commit
     binary = target_dir() / "release" / f"ours-{commit}"
     if not sources.exists():
-        # Whole, or not at all: under another name until everything is there.
+        # The directory gets its name when everything is there, so no run finds a part.
         fresh = sources.with_name(f"{commit}.new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
@@ -81,13 +81,13 @@ def build_commit(commit):
     command += ["--no-default-features", "--features", "ours", "--bin", "ours"]
     built = binary.with_name("ours")
     _built(built, command, sources / "benches" / "peers", f"smol-graceful at {commit}")
-    # Before the next build takes the name.
+    # The next build would replace the binary.
     shutil.copy(built, binary)
     return binary
 
 
 def commit_of(revision):
-    """The short name of a commit of this repository; None if there is no such."""
+    """Returns the short name of a commit, or None if this repository has no such commit."""
     command = ["git", "-C", REPOSITORY, "rev-parse", "--verify", "--quiet", "--short=7",
                f"{revision}^{{commit}}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -95,7 +95,7 @@ def commit_of(revision):
 
 
 def version(peer):
-    """Which versions a server is made of, such as `hyper 1.7.0, tokio 1.47.1`."""
+    """Returns the versions of the parts of a server, such as `hyper 1.7.0, tokio 1.47.1`."""
     if peer.key == "go":
         return _first_line("go", "version").replace("go version ", "").split(" ")[0]
     if peer.key == "ours":
@@ -109,7 +109,7 @@ def version(peer):
 
 
 def tools():
-    """The versions of what builds and measures."""
+    """Returns the versions of the programs that build and measure."""
     rustc = _first_line("rustc", "--version").rsplit(" (", 1)[0]
     wrk = " ".join(_first_line("wrk", "-v").split(" ")[:2])
     return [rustc, wrk, _first_line("valgrind", "--version"),

@@ -1,7 +1,8 @@
-"""The growth of costs, as pictures (SVG), as tables, and in words.
+"""Shows the growth of costs as pictures (SVG), as tables, and in words.
 
-Pure: from figures to text. A figure with a `step` is a total, and should grow in proportion to its
-size, apart from a fixed part. A figure without one is a cost of each, and should not grow.
+Makes text of figures, and does no I/O. A figure with a `step` is a total, and should grow in
+proportion to its size, apart from a fixed part. A figure without a `step` is the cost of one
+connection or request, and should not grow.
 """
 
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ PLOTS = [
 
 
 def points(run, figure):
-    """The medians of a figure by its size: [(size, value)]."""
+    """Returns the medians of a figure by its size: [(size, value)]."""
     sizes = run["figures"].get(figure, {})
     return sorted((int(size), median(values)) for size, values in sizes.items() if values)
 
@@ -125,7 +126,7 @@ def _cost(value, unit):
 
 
 def sized(size):
-    """A size as text: powers of 1,024 from 1 KiB on are bytes."""
+    """Returns a size as text. Powers of 1,024 from 1 KiB on are bytes."""
     for name, factor in ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10):
         # 4,096 connections are not 4 KiB.
         if size >= factor and size % factor == 0 and size != 4096:
@@ -223,7 +224,7 @@ def _axes(panel):
 
 
 def _straight(panel, measured):
-    """The dashed line: what a total would be if it grew as between its ends, apart from a fixed part."""
+    """Returns the dashed line, on which a total grows in proportion. None for a cost."""
     (x1, y1), (x2, y2) = measured[0], measured[-1]
     if not panel.step or x1 == x2:
         return None

@@ -1,4 +1,4 @@
-"""Figures as Markdown and as a chart."""
+"""Writes figures as Markdown and as a chart."""
 
 import os
 import platform
@@ -98,7 +98,7 @@ CHARTS = [
 
 
 class Report:
-    """The figures of a run. `figures[figure][peer]` is a list with one entry a round."""
+    """The figures of a run. `figures[figure][peer]` has one number for each round."""
 
     def __init__(self, run):
         self.run = run

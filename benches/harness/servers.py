@@ -104,8 +104,8 @@ class Server:
         return descriptors(self.pid)
 
     def usage(self):
-        """Returns three values of the living threads so far: the CPU time in seconds, and the numbers
-        of voluntary and of involuntary waits for a core."""
+        """Returns three values of the living threads so far: the CPU time in seconds, and the
+        numbers of voluntary and of involuntary waits for a core."""
         nanoseconds = waited = displaced = 0
         for task in self.tasks():
             of = Path(f"/proc/{self.pid}/task/{task}")
@@ -142,7 +142,7 @@ def descriptors(pid):
 
 
 def by_request(before, after, requests):
-    """Returns the CPU time and the context switches of a request, from `Server.usage` before and after."""
+    """Returns the CPU time and the context switches of a request, from two `Server.usage`."""
     return {of: (b - a) / requests
             for of, a, b in zip(("cpu", "waited", "displaced"), before, after)}
 

@@ -1,8 +1,9 @@
-"""The load that never sleeps (`peers/src/bin/spin`), and the measurements that use it.
+"""The load that never sleeps (`peers/src/bin/spin`), and the measurements that use this load.
 
-A send to a client that sleeps pays for waking that client. This one polls its connections without a
-pause, so a server's CPU time is its own. It connects before a measurement begins, and leaves after
-its end. The system calls are counted by the kernel (`perf stat`), which does not slow the server down.
+A send to a client that sleeps pays for waking that client. This load polls its connections without
+a pause, so a server's CPU time is its own. The load connects before a measurement begins, and
+leaves after the end. The kernel counts the system calls (`perf stat`), which does not slow the
+server down.
 """
 
 import json
@@ -72,7 +73,7 @@ class SpinLoad:
     def measure(self, peer, binary, setting):
         with (Server(binary, setting.cores) as server,
               Spin(setting.spin, server, self.connections, fields=self.fields) as load):
-            # One run before, for everything that the server creates at its first use.
+            # The first run is not measured, because the server makes some things at first use.
             load.run(1)
             before = server.usage()
             told = load.run(setting.seconds)
@@ -88,8 +89,7 @@ class SpinLoad:
 
 
 class Newcomer:
-    """The wait of a new client for its first response, beside 64 busy connections. A client connects
-    every 2 ms, sends one request and closes."""
+    """The wait of a new client for its first response, beside 64 busy connections."""
 
     name = "newcomer"
 
@@ -104,8 +104,7 @@ class Newcomer:
 
 
 class Calls:
-    """System calls per request of 16 busy connections and, separately, of 16 connections that pause
-    for 0.5 ms after each response. Each is measured in a number of runs."""
+    """System calls per request of 16 busy connections, and of 16 that pause after each response."""
 
     name = "calls"
     runs = 3
@@ -130,8 +129,7 @@ def answered(told):
 
 
 def count_calls(server, what):
-    """Runs a function. Returns the number of system calls that the server made during the run, and the
-    result of the function."""
+    """Runs `what`. Returns the number of the server's system calls meanwhile, and the result."""
     control, control_end = os.pipe()
     ack, ack_end = os.pipe()
     command = ["perf", "stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "-p", str(server.pid),
@@ -150,7 +148,7 @@ def count_calls(server, what):
             raise Failure("perf does not answer")
         os.read(ack, 64)
 
-    # A thread reads perf's output meanwhile. If perf cannot count, it exits, which is noticed.
+    # A thread reads perf's output. If perf cannot count, it exits, and its output says why.
     said = []
     reader = threading.Thread(target=lambda: said.append(perf.stderr.read()))
     reader.start()

@@ -12,7 +12,7 @@ NAMES = {"go": "Go"}
 
 
 def medians(**figures):
-    """A `median` that knows these: `figure__peer=number`, with `_` for `.`."""
+    """Returns a `median` that knows these figures: `figure__peer=number`, with `_` for `.`."""
     return lambda figure, peer: figures.get(f"{figure.replace('.', '_')}__{peer}")
 
 

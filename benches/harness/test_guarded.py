@@ -1,4 +1,4 @@
-"""Tests of what the guard lets pass."""
+"""Tests of the limits of the guard."""
 
 import unittest
 

@@ -39,7 +39,7 @@ pub enum Fault {
 
 /// The requests on which a server commits its fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum On {
+pub enum FaultAt {
     Any,
     /// The first of a connection.
     First,
@@ -52,7 +52,7 @@ pub enum On {
 }
 
 /// A server that commits its fault once whenever `file` appears, and removes the file.
-pub struct Bad {
+pub struct FaultyServer {
     pub addr: SocketAddr,
     file: PathBuf,
     /// The number of requests with the right answer.
@@ -61,8 +61,8 @@ pub struct Bad {
     pub asked: Arc<AtomicU64>,
 }
 
-impl Bad {
-    pub fn start(file: PathBuf, fault: Fault, on: On) -> Self {
+impl FaultyServer {
+    pub fn start(file: PathBuf, fault: Fault, on: FaultAt) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let (served, asked) = <(Arc<AtomicU64>, Arc<AtomicU64>)>::default();
@@ -95,7 +95,7 @@ struct Connection {
     stream: TcpStream,
     file: PathBuf,
     fault: Fault,
-    on: On,
+    on: FaultAt,
     served: Arc<AtomicU64>,
     asked: Arc<AtomicU64>,
 }
@@ -113,12 +113,12 @@ impl Connection {
     fn answer(&mut self, number: usize) -> Option<()> {
         let request = read_request(&mut self.stream)?;
         let is_it = match self.on {
-            On::Any => true,
-            On::First => number == 0,
-            On::Later => number > 0,
-            On::Kept => number > 0 && !request.is_post() && !request.asks_for_close(),
-            On::Post => request.is_post(),
-            On::Slow => request.path() == "/slow",
+            FaultAt::Any => true,
+            FaultAt::First => number == 0,
+            FaultAt::Later => number > 0,
+            FaultAt::Kept => number > 0 && !request.is_post() && !request.asks_for_close(),
+            FaultAt::Post => request.is_post(),
+            FaultAt::Slow => request.path() == "/slow",
         };
         // If several requests find the file, only one of them removes it.
         if is_it && fs::remove_file(&self.file).is_ok() {

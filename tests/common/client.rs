@@ -16,7 +16,7 @@ use futures_lite::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use smol_graceful::{Address, Connection};
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::{PATIENCE, patiently, text};
+use super::{PATIENCE, text, within_patience};
 
 /// A stream for a client.
 pub trait Duplex: Read + Write {
@@ -35,23 +35,23 @@ pub struct Blocking<S>(pub S);
 
 impl<S: AsyncRead + Unpin> Read for Blocking<S> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        patiently(self.0.read(buf))
+        within_patience(self.0.read(buf))
     }
 }
 
 impl<S: AsyncWrite + Unpin> Write for Blocking<S> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        patiently(self.0.write(buf))
+        within_patience(self.0.write(buf))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        patiently(self.0.flush())
+        within_patience(self.0.flush())
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Duplex for Blocking<S> {
     fn half_close(&mut self) {
-        patiently(self.0.close()).unwrap();
+        within_patience(self.0.close()).unwrap();
     }
 }
 
@@ -346,7 +346,7 @@ pub fn in_flight(addr: SocketAddr, path: &str) -> Client {
 
 /// Connects `count` clients, each with a request. The kernel queues them while the server is
 /// suspended.
-pub fn queued(addr: SocketAddr, count: usize) -> Vec<Client> {
+pub fn clients_in_queue(addr: SocketAddr, count: usize) -> Vec<Client> {
     let client = |_| {
         let mut client = Client::connect(addr);
         client.get("/work?for=0s");

@@ -15,7 +15,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::{Signal, kill_process};
 use smol_graceful::Address;
 
-use super::handover::{Handover, Over, copy_of};
+use super::handover::{Handover, SocketKind, copy_of};
 use super::messages::{Channel, KEEPER, Ready, keeper_word, offer, ready};
 use super::{Client, Directory, ProcessId, Program, SERVER, wait_until};
 
@@ -34,12 +34,16 @@ pub struct FakeKeeper {
 
 impl FakeKeeper {
     /// Starts a child with one listener, whose number is 0, and waits until the child is ready.
-    pub fn start(over: Over) -> Self {
+    pub fn start(over: SocketKind) -> Self {
         Self::start_with(over, |_| {}, &[offer(&[0])])
     }
 
     /// Starts a child to which the keeper has sent these words. `configure` completes its command.
-    pub fn start_with(over: Over, configure: impl FnOnce(&mut Command), words: &[Vec<u8>]) -> Self {
+    pub fn start_with(
+        over: SocketKind,
+        configure: impl FnOnce(&mut Command),
+        words: &[Vec<u8>],
+    ) -> Self {
         let (child, channel, listener, address, directory) = spawn(over, configure, words);
         let (ready, brought) = channel.ready();
         assert_eq!(brought.len(), 0);
@@ -64,18 +68,18 @@ impl FakeKeeper {
 /// Starts the real binary as the child of a keeper that the test plays, without waiting for READY.
 /// Also returns the keeper's end of the channel, its copy of the listener, and the address.
 pub fn spawn(
-    over: Over,
+    over: SocketKind,
     configure: impl FnOnce(&mut Command),
     words: &[Vec<u8>],
 ) -> (Program, Channel, OwnedFd, Address, Directory) {
     let directory = Directory::new();
     let (listener, address): (OwnedFd, _) = match over {
-        Over::Tcp => {
+        SocketKind::Tcp => {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let address = Address::Tcp(listener.local_addr().unwrap());
             (listener.into(), address)
         }
-        Over::Unix => {
+        SocketKind::Unix => {
             let listener = UnixListener::bind(directory.join("socket")).unwrap();
             (listener.into(), directory.socket("socket"))
         }

@@ -36,26 +36,26 @@ use smol_graceful::{
 };
 
 use super::program::install;
-use super::{Client, Directory, Generations, PATIENCE, ProcessId, SERVER, wait_until};
+use super::{Client, Directory, KeeperProcess, PATIENCE, ProcessId, SERVER, wait_until};
 
 /// The kind of socket to which clients connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Over {
+pub enum SocketKind {
     Tcp,
     Unix,
 }
 
 /// Runs a scenario over TCP and over a Unix socket, at the same time.
-pub fn over_both(scenario: impl Fn(Over) + Sync) {
-    super::for_each([Over::Tcp, Over::Unix], |over| {
+pub fn over_tcp_and_unix(scenario: impl Fn(SocketKind) + Sync) {
+    super::for_each([SocketKind::Tcp, SocketKind::Unix], |over| {
         super::case(&format!("{over:?}"), || scenario(over));
     });
 }
 
 /// A keeper and its children.
 pub struct Handover {
-    pub servers: Generations,
-    pub over: Over,
+    pub servers: KeeperProcess,
+    pub over: SocketKind,
     /// The address to which clients connect.
     pub address: Address,
     pub directory: Directory,
@@ -64,7 +64,7 @@ pub struct Handover {
 
 impl Handover {
     /// Starts a keeper of the real binary.
-    pub fn server(over: Over, args: &[&str]) -> Self {
+    pub fn server(over: SocketKind, args: &[&str]) -> Self {
         let executable = Path::new(SERVER).to_owned();
         Self::start(over, executable, |command, listen| {
             command.args(["--listen", listen]).args(args);
@@ -72,12 +72,12 @@ impl Handover {
     }
 
     /// Starts a keeper of [`serve`], which the test [`PROGRAM`] of the same file calls.
-    pub fn staged(over: Over) -> Self {
-        Self::staged_with(over, |_| {})
+    pub fn held(over: SocketKind) -> Self {
+        Self::held_with(over, |_| {})
     }
 
     /// Starts a keeper of [`serve`]. `configure` completes its environment.
-    pub fn staged_with(over: Over, configure: impl FnOnce(&mut Command)) -> Self {
+    pub fn held_with(over: SocketKind, configure: impl FnOnce(&mut Command)) -> Self {
         Self::start(over, env::current_exe().unwrap(), |command, listen| {
             command.args(["--exact", PROGRAM, "--nocapture", "--test-threads=1"]);
             command.env(LISTEN, listen);
@@ -88,7 +88,7 @@ impl Handover {
     /// Starts a keeper of a program. `configure` completes the command with words for the program's
     /// address.
     pub fn start(
-        over: Over,
+        over: SocketKind,
         executable: PathBuf,
         configure: impl FnOnce(&mut Command, &str),
     ) -> Self {
@@ -96,7 +96,7 @@ impl Handover {
     }
 
     /// Starts a keeper of the real binary with this patience.
-    pub fn patient(over: Over, patience: &str) -> Self {
+    pub fn with_patience(over: SocketKind, patience: &str) -> Self {
         Self::start(over, SERVER.into(), |command, listen| {
             command.env("SMOL_GRACEFUL_KEEP_PATIENCE", patience).args(["--listen", listen]);
         })
@@ -105,7 +105,7 @@ impl Handover {
     /// Starts a keeper as [`Handover::start`] does, from another copy of the real binary.
     pub fn start_by(
         keeper: &Path,
-        over: Over,
+        over: SocketKind,
         executable: PathBuf,
         configure: impl FnOnce(&mut Command, &str),
     ) -> Self {
@@ -118,7 +118,7 @@ impl Handover {
     }
 
     /// Starts [`serve`] as its own keeper.
-    pub fn own(over: Over, configure: impl FnOnce(&mut Command)) -> Self {
+    pub fn own_keeper(over: SocketKind, configure: impl FnOnce(&mut Command)) -> Self {
         Self::start_as(over, env::current_exe().unwrap(), |app, listen| {
             let mut command = Command::new(app);
             command.args(["--exact", PROGRAM, "--nocapture", "--test-threads=1"]);
@@ -130,24 +130,24 @@ impl Handover {
 
     /// Starts the command that `command` returns for the program's path and address.
     fn start_as(
-        over: Over,
+        over: SocketKind,
         executable: PathBuf,
         command: impl FnOnce(&Path, &str) -> Command,
     ) -> Self {
         prepare();
         let directory = Directory::new();
         let listen = match over {
-            Over::Tcp => "127.0.0.1:0".into(),
-            Over::Unix => directory.socket("socket").to_string(),
+            SocketKind::Tcp => "127.0.0.1:0".into(),
+            SocketKind::Unix => directory.socket("socket").to_string(),
         };
         let app = directory.join("app");
         symlink(&executable, &app).unwrap();
         let mut command = command(&app, &listen);
         command.env(DIRECTORY, directory.path());
-        let servers = Generations::of(command);
+        let servers = KeeperProcess::of(command);
         let address = match over {
-            Over::Tcp => Address::Tcp(servers.program.addr),
-            Over::Unix => directory.socket("socket"),
+            SocketKind::Tcp => Address::Tcp(servers.program.addr),
+            SocketKind::Unix => directory.socket("socket"),
         };
         Self { servers, over, address, directory, executable }
     }
@@ -174,7 +174,7 @@ impl Handover {
     }
 
     /// Waits until the server has accepted every connected client. Clients are accepted in turn.
-    pub fn accepted(&self) {
+    pub fn wait_until_accepted(&self) {
         self.connect().send("GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").rest();
     }
 
@@ -332,8 +332,8 @@ impl Handover {
     fn sockets(&self, that_listen: bool) -> Vec<u64> {
         let path = self.directory.join("socket");
         let (table, inode) = match self.over {
-            Over::Tcp => ("/proc/net/tcp", 9),
-            Over::Unix => ("/proc/net/unix", 6),
+            SocketKind::Tcp => ("/proc/net/tcp", 9),
+            SocketKind::Unix => ("/proc/net/unix", 6),
         };
         let mark = match self.address {
             Address::Tcp(addr) => format!(":{:04X}", addr.port()),
@@ -401,9 +401,9 @@ impl Handover {
         code.unwrap_or_else(|| panic!("{process} was killed: {}", self.servers.program))
     }
 
-    /// Opens a gate, so that all handlers at it go on, now and later.
-    pub fn open(&self, gate: &str) {
-        fs::write(self.directory.join(&format!("gate-{gate}")), "").unwrap();
+    /// Lets the handlers that wait for this name go on, now and later.
+    pub fn release(&self, name: &str) {
+        fs::write(self.directory.join(&format!("released-{name}")), "").unwrap();
     }
 
     /// Returns the processes that have this server's directory in their environment. These are all
@@ -553,9 +553,9 @@ fn links_of(process: ProcessId) -> impl Iterator<Item = (RawFd, PathBuf)> {
 /// The test that has to call [`serve`] in each file that starts this program.
 pub const PROGRAM: &str = "the_program_of_these_tests";
 
-/// The variables of the program's environment: its address, the directory of its gates, the number
-/// of its workers, the idle timeout in seconds, whether it calls `serve` and `ready` instead of
-/// `run`, whether it is its own keeper, and the keeper's pid file.
+/// The variables of the program's environment: its address, the directory of the files that release
+/// its handlers, the number of its workers, the idle timeout in seconds, whether it calls `serve`
+/// and `ready` instead of `run`, whether it is its own keeper, and the keeper's pid file.
 const LISTEN: &str = "HANDOVER_LISTEN";
 const DIRECTORY: &str = "HANDOVER_DIRECTORY";
 pub const THREADS: &str = "HANDOVER_THREADS";
@@ -569,10 +569,10 @@ pub const BIG_BODY: usize = 8 * 1024 * 1024;
 
 /// Serves if a test has started this process for that. Otherwise returns at once.
 ///
-/// `/pid` answers with the process, and `/peer` with the client. `/wait/GATE` logs `waiting for
-/// GATE`, and answers with the process after the test has opened the gate. `/block/GATE` also
-/// blocks its thread. `/big` is [`BIG_BODY`]. A POST logs `handled PATH`, reads the body, and
-/// answers with the process and the body.
+/// `/pid` answers with the process, and `/peer` with the client. `/wait/NAME` logs `waiting for
+/// NAME`, and answers with the process after the test has released the name. `/block/NAME` also
+/// blocks its thread. `/big` has [`BIG_BODY`] bytes. A POST logs `handled PATH`, reads the body,
+/// and answers with the path and the body.
 pub fn serve() {
     serve_with(|_| Vec::new());
 }
@@ -644,27 +644,27 @@ async fn answer(mut request: Request) -> http_types::Result<Response> {
         ("pid", None) => pid.to_string().into(),
         ("peer", None) => Peer::of(&request).to_string().into(),
         ("big", None) => Body::from(super::pattern(BIG_BODY)).into(),
-        ("wait", Some(gate)) => {
-            log::info!("waiting for {gate}");
-            while !is_open(gate) {
+        ("wait", Some(name)) => {
+            log::info!("waiting for {name}");
+            while !is_released(name) {
                 Timer::after(POLL).await;
             }
             pid.to_string().into()
         }
-        ("block", Some(gate)) => {
-            log::info!("waiting for {gate}");
-            iter::repeat_with(|| thread::sleep(POLL)).take_while(|()| !is_open(gate)).count();
+        ("block", Some(name)) => {
+            log::info!("waiting for {name}");
+            iter::repeat_with(|| thread::sleep(POLL)).take_while(|()| !is_released(name)).count();
             pid.to_string().into()
         }
         _ => Response::new(StatusCode::NotFound),
     })
 }
 
-/// The pause between two looks of a handler at its gate, which another process opens.
+/// The pause of a handler before it checks again whether another process has released it.
 const POLL: Duration = Duration::from_millis(2);
 
-fn is_open(gate: &str) -> bool {
-    directory().join(format!("gate-{gate}")).exists()
+fn is_released(name: &str) -> bool {
+    directory().join(format!("released-{name}")).exists()
 }
 
 fn directory() -> PathBuf {

@@ -21,7 +21,7 @@ use rustix::net::{
 };
 use socket2::SockRef;
 
-use super::handover::Over;
+use super::handover::SocketKind;
 use super::{Client, PATIENCE};
 
 /// The largest number of connections in one message.
@@ -308,14 +308,14 @@ pub fn taken(number: u32, count: usize) -> Vec<u8> {
 }
 
 /// Returns the server's end of a connection, and its client.
-pub fn connection(over: Over) -> (OwnedFd, Client) {
+pub fn connection(over: SocketKind) -> (OwnedFd, Client) {
     match over {
-        Over::Tcp => {
+        SocketKind::Tcp => {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             (listener.accept().unwrap().0.into(), client.into())
         }
-        Over::Unix => {
+        SocketKind::Unix => {
             let (server, client) = UnixStream::pair().unwrap();
             (server.into(), client.into())
         }

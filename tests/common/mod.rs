@@ -9,6 +9,7 @@
 mod client;
 #[cfg(target_os = "linux")]
 pub mod fakes;
+mod handlers;
 #[cfg(target_os = "linux")]
 pub mod handover;
 mod log;
@@ -16,7 +17,6 @@ mod log;
 pub mod messages;
 mod program;
 mod server;
-mod stage;
 mod stream;
 mod temporary;
 mod tls;
@@ -31,22 +31,24 @@ use futures_lite::{FutureExt, future};
 use smol::Timer;
 
 pub use self::client::{
-    Blocking, Client, Duplex, End, PipeClient, Received, ask_unix, assert_all_okay, in_flight,
-    queued, small_socket,
+    Blocking, Client, Duplex, End, PipeClient, Received, ask_unix, assert_all_okay,
+    clients_in_queue, in_flight, small_socket,
+};
+pub use self::handlers::{
+    Answer, BIG, HeldHandlers, UPGRADE_HEAD, handler, held_handlers, upgrades, upgrading,
 };
 pub use self::log::Log;
 pub use self::program::{
-    Generations, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, chromium, copy_file,
-    end_of, handle_ignored_signals, hear, install, installed, keep, number_behind, output,
+    KeeperProcess, ProcessId, Program, Proxy, SERVER, STOP_SIGNALS, activated, chromium, copy_file,
+    handle_ignored_signals, install, installed, keep, next_message, number_behind, output,
     output_within, pass_repeat_window, run_ok, server_command, service_manager, sockets_of,
-    terminate,
+    terminate, wait_at_most,
 };
 pub use self::server::{
-    Pipes, Running, Stoppable, StoppedBy, address_of, free_port, is_refused, patient, quick,
-    settle, tcp, wait_for_close,
+    Pipes, Running, Stoppable, StoppedBy, address_of, assert_drains, free_port, is_refused,
+    long_grace, short_linger, tcp, wait_for_close,
 };
-pub use self::stage::{Answer, BIG, Stagehand, UPGRADE_HEAD, handler, stage, upgrades, upgrading};
-pub use self::stream::{ReadBy, reluctant};
+pub use self::stream::{ReadBy, pending_at_first};
 pub use self::temporary::Directory;
 pub use self::tls::{TlsStream, certificate, tls_client};
 
@@ -63,7 +65,7 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// Runs a future and returns its result, and panics if the future does not end.
-pub fn patiently<T>(future: impl Future<Output = T>) -> T {
+pub fn within_patience<T>(future: impl Future<Output = T>) -> T {
     let late = async {
         Timer::after(PATIENCE).await;
         panic!("waited in vain");

@@ -1,8 +1,8 @@
 //! Programs as processes: the real binary, an example, or another program.
 //!
-//! [`Program`] is a server whose log has its address. [`Generations`] is a keeper and its children,
-//! [`Proxy`] a proxy in front of servers, [`ProcessId`] any process, by its number. The drop of a
-//! value ends its process.
+//! [`Program`] is a server whose log has its address. [`KeeperProcess`] is a keeper and its
+//! children, [`Proxy`] a proxy in front of servers, [`ProcessId`] any process, by its number. The
+//! drop of a value ends its process.
 
 use std::cell::Cell;
 use std::fmt;
@@ -67,18 +67,18 @@ impl Program {
 
     /// Starts `command`, and waits until its log has its address.
     pub fn start(command: Command) -> Self {
-        Self::start_with(command, Stdio::null())
+        Self::start_with_stdin(command, Stdio::null())
     }
 
     /// Starts `command` with a standard input, and waits until its log has its address.
-    pub fn start_with(mut command: Command, stdin: impl Into<Stdio>) -> Self {
+    pub fn start_with_stdin(mut command: Command, stdin: impl Into<Stdio>) -> Self {
         command.stdin(stdin).stdout(Stdio::null());
         Self::of(command)
     }
 
     /// Starts `command` with a standard output, and waits until its log has its address. The lines
     /// of a pipe count as lines of the log.
-    pub fn start_onto(mut command: Command, stdout: impl Into<Stdio>) -> Self {
+    pub fn start_with_stdout(mut command: Command, stdout: impl Into<Stdio>) -> Self {
         command.stdin(Stdio::null()).stdout(stdout);
         Self::of(command)
     }
@@ -132,7 +132,7 @@ impl Program {
 
     /// Waits for the end of the program.
     pub fn wait(&mut self) -> ExitStatus {
-        let ended = end_of(&mut self.child, PATIENCE);
+        let ended = wait_at_most(&mut self.child, PATIENCE);
         ended.unwrap_or_else(|| panic!("the program did not end: {self}"))
     }
 
@@ -323,14 +323,14 @@ pub fn keep(flags: &[&str], child: &Command) -> Command {
 }
 
 /// A keeper and its children, which share the log.
-pub struct Generations {
+pub struct KeeperProcess {
     /// The keeper.
     pub program: Program,
     /// The child that serves.
     pub serving: ProcessId,
 }
 
-impl Generations {
+impl KeeperProcess {
     /// Starts a keeper without flags. Its children bind their sockets themselves.
     pub fn start(child: &Command) -> Self {
         Self::of(keep(&[], child))
@@ -338,12 +338,12 @@ impl Generations {
 
     /// Starts a keeper and waits until its first child is ready.
     pub fn of(keeper: Command) -> Self {
-        Self::start_with(keeper, Stdio::null())
+        Self::start_with_stdin(keeper, Stdio::null())
     }
 
     /// Starts a keeper with a standard input, and waits until its first child is ready.
-    pub fn start_with(keeper: Command, stdin: impl Into<Stdio>) -> Self {
-        let mut program = Program::start_with(keeper, stdin);
+    pub fn start_with_stdin(keeper: Command, stdin: impl Into<Stdio>) -> Self {
+        let mut program = Program::start_with_stdin(keeper, stdin);
         let ready = program.line_where("ready child", |line| line.contains(" is ready after "));
         Self { serving: ProcessId::named(&ready, "keeper: process "), program }
     }
@@ -500,14 +500,14 @@ impl Drop for Proxy {
 /// Ends a program by TERM, so that it can end its own children, and by KILL if it does not end.
 pub fn terminate(child: &mut Child) {
     let _ = kill_process(Pid::from_child(child), Signal::TERM);
-    if end_of(child, PATIENCE).is_none() {
+    if wait_at_most(child, PATIENCE).is_none() {
         let _ = child.kill();
         let _ = child.wait();
     }
 }
 
 /// Waits for the end of a process, but not longer than `longest`.
-pub fn end_of(child: &mut Child, longest: Duration) -> Option<ExitStatus> {
+pub fn wait_at_most(child: &mut Child, longest: Duration) -> Option<ExitStatus> {
     let deadline = Instant::now() + longest;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
@@ -527,8 +527,8 @@ pub fn installed(name: &str, package: &str) -> Command {
     Command::new(found.unwrap_or_else(|| panic!("{name} is missing: install {package}")))
 }
 
-/// Returns a command for a Chromium that stays on this machine. It leads a process group, because
-/// its children must not outlive a test that fails.
+/// Returns a command for a Chromium that stays on this machine. Chromium leads a process group,
+/// because its children must not outlive a test that fails.
 pub fn chromium(profile: &Directory) -> Command {
     let mut chromium = installed("chromium", "chromium");
     chromium.args([
@@ -585,7 +585,7 @@ pub fn service_manager(directory: &Directory) -> UnixDatagram {
 }
 
 /// Returns the next message to the manager.
-pub fn hear(manager: &UnixDatagram) -> String {
+pub fn next_message(manager: &UnixDatagram) -> String {
     let mut bytes = [0; 4096];
     let n = manager.recv(&mut bytes).unwrap();
     String::from_utf8(bytes[..n].to_vec()).unwrap()
@@ -627,7 +627,7 @@ fn collect(command: &mut Command, longest: Duration, input: &[u8]) -> Output {
                     bytes
                 })
             });
-        let status = end_of(&mut child, longest);
+        let status = wait_at_most(&mut child, longest);
         if status.is_none() {
             // If the program leads a group, its children are killed, too, because they hold its
             // output open.

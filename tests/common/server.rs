@@ -153,8 +153,8 @@ impl StoppedBy for Server {
     }
 }
 
-/// Waits until nothing is in flight, and asserts that the server drains at a stop.
-pub fn settle(server: &Running) {
+/// Waits until nothing is in flight, stops the server, and asserts that it drains.
+pub fn assert_drains(server: &Running) {
     wait_until("every connection has ended", || server.shutdown.in_flight() == 0);
     assert!(server.stop().is_drained());
 }
@@ -236,12 +236,12 @@ pub fn wait_for_close(addr: SocketAddr) {
     wait_until("the close", || is_refused(addr));
 }
 
-/// Returns a handle with a grace that is longer than the test.
-pub fn patient() -> Shutdown {
+/// Returns a handle whose grace and linger are longer than the test.
+pub fn long_grace() -> Shutdown {
     Shutdown::new().linger(2 * PATIENCE).grace(2 * PATIENCE)
 }
 
-/// Returns a patient handle with a short linger.
-pub fn quick() -> Shutdown {
-    patient().linger(Duration::from_millis(20))
+/// Returns a handle with a short linger, and a grace that is longer than the test.
+pub fn short_linger() -> Shutdown {
+    long_grace().linger(Duration::from_millis(20))
 }

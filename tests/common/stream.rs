@@ -1,4 +1,4 @@
-//! Streams that do not behave like a socket: [`ReadBy`], [`reluctant`].
+//! Streams that do not behave like a socket: [`ReadBy`], [`pending_at_first`].
 //!
 //! Only the reads differ. Writes, flushes and the close are those of the connection beneath.
 
@@ -26,7 +26,7 @@ where
 
 /// Returns a connection that is pending before each read, although it may hold data, and then gives
 /// at most `most` bytes.
-pub fn reluctant(stream: Connection, most: usize) -> Connection {
+pub fn pending_at_first(stream: Connection, most: usize) -> Connection {
     let mut is_pending = false;
     Connection::new(ReadBy::new(stream, move |stream, cx, buf| {
         is_pending = !is_pending;

@@ -28,8 +28,8 @@ pub fn text_of(file: &str) -> String {
     fs::read_to_string(deploy(file)).unwrap()
 }
 
-/// A place for one server: an address, a binary, and a directory for its files.
-pub struct Place {
+/// A server to deploy: its addresses, a binary, and a directory for its files.
+pub struct Deployment {
     pub addr: SocketAddr,
     pub admin: SocketAddr,
     /// The binary that is deployed.
@@ -37,21 +37,21 @@ pub struct Place {
     pub directory: Directory,
 }
 
-impl Place {
+impl Deployment {
     pub fn new() -> Self {
         let [addr, admin] = [(); 2].map(|()| free_port());
         Self { addr, admin, binary: SERVER.into(), directory: Directory::new() }
     }
 
-    /// Returns a place whose binary is a copy.
+    /// Returns a deployment whose binary is a copy.
     pub fn replaceable() -> Self {
-        let mut place = Self::new();
-        place.binary = place.directory.join("server");
-        copy_file(SERVER.as_ref(), &place.binary);
-        place
+        let mut deployment = Self::new();
+        deployment.binary = deployment.directory.join("server");
+        copy_file(SERVER.as_ref(), &deployment.binary);
+        deployment
     }
 
-    /// Returns the text of a file in `deploy/`, adapted to this place.
+    /// Returns the text of a file in `deploy/`, adapted to this deployment.
     pub fn adapt(&self, file: &str) -> String {
         self.adapt_text(&text_of(file))
     }

@@ -12,52 +12,52 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal};
 
 use super::common::{
-    PATIENCE, ProcessId, end_of, installed, is_refused, run_ok, terminate, text, wait_until,
+    PATIENCE, ProcessId, installed, is_refused, run_ok, terminate, text, wait_at_most, wait_until,
 };
-use super::files::{Place, text_of};
+use super::files::{Deployment, text_of};
 
 /// A service directory with the run script of `deploy/`.
-struct Service {
-    place: Place,
+struct RunScript {
+    deployment: Deployment,
     directory: PathBuf,
 }
 
-impl Service {
+impl RunScript {
     fn new() -> Self {
-        let place = Place::new();
-        let directory = place.directory.join("app");
+        let deployment = Deployment::new();
+        let directory = deployment.directory.join("app");
         fs::create_dir(&directory).unwrap();
         let run = directory.join("run");
-        fs::write(&run, place.adapt("s6-runit/run")).unwrap();
+        fs::write(&run, deployment.adapt("s6-runit/run")).unwrap();
         fs::set_permissions(&run, fs::Permissions::from_mode(0o755)).unwrap();
-        Self { place, directory }
+        Self { deployment, directory }
     }
 
     /// Starts the program that supervises the directory, and waits until the server answers.
     fn supervise(&self, mut supervisor: Command) -> Child {
         supervisor.arg(&self.directory).stdin(Stdio::null());
-        supervisor.stdout(File::create(self.place.log()).unwrap()).stderr(Stdio::null());
+        supervisor.stdout(File::create(self.deployment.log()).unwrap()).stderr(Stdio::null());
         let child = supervisor.spawn().unwrap();
-        wait_until("the server listens", || !is_refused(self.place.addr));
+        wait_until("the server listens", || !is_refused(self.deployment.addr));
         child
     }
 }
 
 /// s6-supervise with the run script.
 pub struct S6 {
-    service: Service,
+    service: RunScript,
     supervisor: Child,
 }
 
 impl S6 {
     pub fn start() -> Self {
-        let service = Service::new();
+        let service = RunScript::new();
         let supervisor = service.supervise(installed("s6-supervise", "s6"));
         Self { service, supervisor }
     }
 
-    pub fn place(&self) -> &Place {
-        &self.service.place
+    pub fn deployment(&self) -> &Deployment {
+        &self.service.deployment
     }
 
     /// Returns the process that s6 supervises.
@@ -93,19 +93,19 @@ impl Drop for S6 {
 
 /// runsv with the run script.
 pub struct Runit {
-    service: Service,
+    service: RunScript,
     supervisor: Child,
 }
 
 impl Runit {
     pub fn start() -> Self {
-        let service = Service::new();
+        let service = RunScript::new();
         let supervisor = service.supervise(installed("runsv", "runit"));
         Self { service, supervisor }
     }
 
-    pub fn place(&self) -> &Place {
-        &self.service.place
+    pub fn deployment(&self) -> &Deployment {
+        &self.service.deployment
     }
 
     /// Returns the process that runit supervises.
@@ -134,7 +134,7 @@ impl Drop for Runit {
 
 /// The server with the command of the Dockerfile, as process 1 of a namespace of process ids.
 pub struct Container {
-    pub place: Place,
+    pub deployment: Deployment,
     stop_signal: Signal,
     unshare: Child,
     /// Process 1, by its number outside of the namespace.
@@ -144,8 +144,8 @@ pub struct Container {
 impl Container {
     /// Starts the container. This needs root, like Docker.
     pub fn start() -> Self {
-        let place = Place::new();
-        let dockerfile = place.adapt_text(&text_of("docker/Dockerfile"));
+        let deployment = Deployment::new();
+        let dockerfile = deployment.adapt_text(&text_of("docker/Dockerfile"));
         let instruction = |name: &str| -> String {
             let mut lines = dockerfile.lines().filter_map(|line| line.strip_prefix(name));
             lines.next_back().unwrap_or_else(|| panic!("no {name}")).trim().to_owned()
@@ -160,7 +160,7 @@ impl Container {
             let (name, value) = variable.split_once('=').unwrap();
             // A real container has a network of its own, and this one shares the test's, so the
             // address is replaced.
-            let addr = place.addr.to_string();
+            let addr = deployment.addr.to_string();
             unshare.env(name, if value == ":8082" { &addr } else { value });
         }
         let stop_signal = match &*instruction("STOPSIGNAL") {
@@ -168,17 +168,17 @@ impl Container {
             other => panic!("{other} is not among the signals that the test knows"),
         };
         unshare.stdin(Stdio::null()).stdout(Stdio::null());
-        unshare.stderr(File::create(place.log()).unwrap());
+        unshare.stderr(File::create(deployment.log()).unwrap());
         let mut unshare = unshare.spawn().unwrap();
         wait_until("the server listens", || {
             let has_ended = unshare.try_wait().unwrap().is_some();
-            assert!(!has_ended, "it has ended: {}", place.logged());
-            !is_refused(place.addr)
+            assert!(!has_ended, "it has ended: {}", deployment.logged());
+            !is_refused(deployment.addr)
         });
         let id = unshare.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
         let first = ProcessId(Pid::from_raw(children.trim().parse().unwrap()).unwrap());
-        Self { place, stop_signal, unshare, first }
+        Self { deployment, stop_signal, unshare, first }
     }
 
     /// Returns the last server that the keeper has started.
@@ -197,8 +197,8 @@ impl Container {
     /// Stops the container as `docker stop` does, and returns the exit code.
     pub fn stop(&mut self) -> Option<i32> {
         self.first.signal(self.stop_signal);
-        let ended = end_of(&mut self.unshare, PATIENCE);
-        ended.unwrap_or_else(|| panic!("no end: {}", self.place.logged())).code()
+        let ended = wait_at_most(&mut self.unshare, PATIENCE);
+        ended.unwrap_or_else(|| panic!("no end: {}", self.deployment.logged())).code()
     }
 }
 

@@ -9,21 +9,21 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use super::common::{installed, terminate, text, wait_until};
-use super::files::Place;
+use super::files::Deployment;
 
 pub struct Supervisord {
     child: Child,
     config: PathBuf,
-    pub place: Place,
+    pub deployment: Deployment,
 }
 
 impl Supervisord {
     /// Starts supervisord, and waits until its programs run.
     pub fn start(file: &str) -> Self {
-        let place = Place::new();
-        let dir = place.directory.path().display();
-        let config = place.directory.join("supervisord.conf");
-        let ours = place.adapt(&format!("supervisord/{file}"));
+        let deployment = Deployment::new();
+        let dir = deployment.directory.path().display();
+        let config = deployment.directory.join("supervisord.conf");
+        let ours = deployment.adapt(&format!("supervisord/{file}"));
         let whole = format!(
             "[unix_http_server]\nfile={dir}/ctl\n\
              [supervisord]\nnodaemon=true\nlogfile={dir}/log\npidfile={dir}/pid\n\
@@ -35,7 +35,7 @@ impl Supervisord {
         let mut command = installed("supervisord", "supervisor");
         command.arg("-c").arg(&config).stdin(Stdio::null());
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let supervisord = Self { child, config, place };
+        let supervisord = Self { child, config, deployment };
         wait_until("the servers run", || {
             let output = supervisord.ctl_command(&["status"]).output().unwrap();
             let status = text(&output.stdout);
@@ -59,7 +59,7 @@ impl Supervisord {
     }
 
     pub fn log(&self) -> String {
-        fs::read_to_string(self.place.directory.join("log")).unwrap_or_default()
+        fs::read_to_string(self.deployment.directory.join("log")).unwrap_or_default()
     }
 }
 

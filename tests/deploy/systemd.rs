@@ -1,6 +1,6 @@
-//! A manager that treats the server like systemd 252. It reads the unit, starts `ExecStart` with
-//! NOTIFY_SOCKET and WATCHDOG_USEC, reads the notifications, reloads by `ExecReload`, and stops by
-//! TERM to the main process.
+//! A manager that treats the server like systemd 252. The manager reads the unit, starts
+//! `ExecStart` with NOTIFY_SOCKET and WATCHDOG_USEC, reads the notifications, reloads by
+//! `ExecReload`, and stops by TERM to the main process.
 //!
 //! So the test machine does not have to run systemd. Another test checks the unit by
 //! `systemd-analyze verify`.
@@ -17,12 +17,12 @@ use std::process::{Child, Command, Stdio};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::process::Signal;
 
-use super::common::{PATIENCE, ProcessId, end_of, hear, service_manager};
-use super::files::Place;
+use super::common::{PATIENCE, ProcessId, next_message, service_manager, wait_at_most};
+use super::files::Deployment;
 
 /// One service, started from its unit.
 pub struct Systemd {
-    pub place: Place,
+    pub deployment: Deployment,
     settings: BTreeMap<String, String>,
     notifications: UnixDatagram,
     main: Child,
@@ -34,35 +34,35 @@ impl Systemd {
     /// Starts the service, with the socket of the socket unit if `socket_is_enabled`, and waits
     /// until it is active.
     pub fn start(socket_is_enabled: bool) -> Self {
-        Self::start_in(Place::new(), socket_is_enabled)
+        Self::start_in(Deployment::new(), socket_is_enabled)
     }
 
     /// Starts the service without the socket unit and with a binary that the test may replace.
     pub fn start_replaceable() -> Self {
-        Self::start_in(Place::replaceable(), false)
+        Self::start_in(Deployment::replaceable(), false)
     }
 
-    fn start_in(place: Place, socket_is_enabled: bool) -> Self {
-        let settings = section(&place.adapt("systemd/smol-graceful.service"), "Service");
-        let notifications = service_manager(&place.directory);
+    fn start_in(deployment: Deployment, socket_is_enabled: bool) -> Self {
+        let settings = section(&deployment.adapt("systemd/smol-graceful.service"), "Service");
+        let notifications = service_manager(&deployment.directory);
         let seconds: u64 = settings["WatchdogSec"].parse().unwrap();
         let mut command = Command::new("sh");
         // LISTEN_PID names the process that the shell becomes.
         let script = if socket_is_enabled { "LISTEN_PID=$$ exec \"$@\"" } else { "exec \"$@\"" };
         command.args(["-c", script, "sh"]).args(settings["ExecStart"].split(' '));
-        command.env("NOTIFY_SOCKET", place.directory.join("manager"));
+        command.env("NOTIFY_SOCKET", deployment.directory.join("manager"));
         command.env("WATCHDOG_USEC", (1_000_000 * seconds).to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(File::create(place.log()).unwrap());
+        command.stderr(File::create(deployment.log()).unwrap());
         if socket_is_enabled {
-            let socket = section(&place.adapt("systemd/smol-graceful.socket"), "Socket");
-            assert_eq!(socket["ListenStream"], place.addr.to_string());
+            let socket = section(&deployment.adapt("systemd/smol-graceful.socket"), "Socket");
+            assert_eq!(socket["ListenStream"], deployment.addr.to_string());
             let parent_fd: OwnedFd = TcpListener::bind(&socket["ListenStream"]).unwrap().into();
             command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", &socket["FileDescriptorName"]);
             command.fd_mappings(vec![FdMapping { parent_fd, child_fd: 3 }]).unwrap();
         }
         let main = command.spawn().unwrap();
-        let mut systemd = Self { place, settings, notifications, main, heard: Vec::new() };
+        let mut systemd = Self { deployment, settings, notifications, main, heard: Vec::new() };
         systemd.wait_for("READY=1");
         systemd
     }
@@ -83,12 +83,12 @@ impl Systemd {
 
     /// Waits for a new notification with a line for which `is_it` returns `true`.
     pub fn wait_for_line(&mut self, is_it: impl Fn(&str) -> bool) {
-        while !self.hear().iter().any(|heard| is_it(heard)) {}
+        while !self.next_lines().iter().any(|heard| is_it(heard)) {}
     }
 
     /// Returns the lines of the next notification.
-    fn hear(&mut self) -> Vec<String> {
-        let lines: Vec<_> = hear(&self.notifications).lines().map(str::to_owned).collect();
+    fn next_lines(&mut self) -> Vec<String> {
+        let lines: Vec<_> = next_message(&self.notifications).lines().map(str::to_owned).collect();
         self.heard.extend(lines.iter().cloned());
         lines
     }
@@ -104,7 +104,7 @@ impl Systemd {
         let status = Command::new("sh").arg("-c").arg(self.reload_command()).status().unwrap();
         assert!(status.success());
         loop {
-            let lines = self.hear();
+            let lines = self.next_lines();
             if lines.iter().any(|line| line == "RELOADING=1") {
                 assert!(lines.iter().any(|line| line.starts_with("MONOTONIC_USEC=")), "{lines:?}");
                 break;
@@ -117,8 +117,8 @@ impl Systemd {
     pub fn stop(&mut self) -> Option<i32> {
         assert_eq!(self.settings["KillMode"], "mixed", "TERM is for the main process alone");
         self.main().signal(Signal::TERM);
-        let ended = end_of(&mut self.main, PATIENCE);
-        let status = ended.unwrap_or_else(|| panic!("no end: {}", self.place.logged()));
+        let ended = wait_at_most(&mut self.main, PATIENCE);
+        let status = ended.unwrap_or_else(|| panic!("no end: {}", self.deployment.logged()));
         self.notifications.set_nonblocking(true).unwrap();
         let mut bytes = [0; 4096];
         while let Ok(length) = self.notifications.recv(&mut bytes) {

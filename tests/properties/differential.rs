@@ -533,7 +533,7 @@ fn comparable_fields<'a>(
     comparable
 }
 
-/// A stream for hyper. It gives `bytes` at once, and then stays pending.
+/// A stream for hyper, which gives `bytes` at once, and then stays pending.
 struct Client<'a> {
     bytes: &'a [u8],
     sent: Rc<RefCell<Vec<u8>>>,

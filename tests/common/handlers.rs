@@ -1,7 +1,7 @@
-//! Handlers whose steps a test controls.
+//! Handlers that a test holds back.
 //!
-//! A test learns from [`Stagehand`] that a handler has been called, and lets all handlers go on at
-//! once. [`stage`] is the handler that most tests need.
+//! [`HeldHandlers`] tells a test that a handler has been called, and lets all handlers go on at
+//! once. [`held_handlers`] returns the handler that most tests need.
 
 use std::io;
 use std::pin::Pin;
@@ -18,30 +18,30 @@ use smol_graceful::{Body, Peer, Request, Response, StatusCode, Token};
 
 use super::PATIENCE;
 
-/// Shows which handlers have been called, and lets them go on.
-pub struct Stagehand {
+/// The handlers of a server, which wait until the test releases them.
+pub struct HeldHandlers {
     entered: Receiver<String>,
-    gate: Mutex<Option<channel::Sender<()>>>,
+    release: Mutex<Option<channel::Sender<()>>>,
 }
 
-impl Stagehand {
-    /// Returns a stagehand with two channels for its handlers. A handler sends its path by the
-    /// first one, and waits at the second one until that is closed. Nothing is ever sent on the
-    /// second one.
+impl HeldHandlers {
+    /// Returns the test's side, and two channels for the handlers. A handler sends its path by the
+    /// first channel, and waits until the second channel is closed. Nothing is ever sent on the
+    /// second channel.
     pub fn new() -> (Self, mpsc::Sender<String>, channel::Receiver<()>) {
         let (enter, entered) = mpsc::channel();
-        let (open, gate) = channel::bounded(1);
-        (Self { entered, gate: Mutex::new(Some(open)) }, enter, gate)
+        let (release, released) = channel::bounded(1);
+        (Self { entered, release: Mutex::new(Some(release)) }, enter, released)
     }
 
     /// Waits until a handler has been called with this path.
-    pub fn entered(&self, path: &str) {
+    pub fn wait_for_call(&self, path: &str) {
         assert_eq!(self.entered.recv_timeout(PATIENCE).expect("no handler was called"), path);
     }
 
-    /// Lets all handlers go on, now and later.
-    pub fn open(&self) {
-        self.gate.lock().unwrap().take();
+    /// Lets all handlers go on, and holds back no later call.
+    pub fn release(&self) {
+        self.release.lock().unwrap().take();
     }
 }
 
@@ -50,21 +50,23 @@ pub type Answer = future::Boxed<http_types::Result<Response>>;
 /// More bytes than a kernel or a pipe takes in for a client that does not read.
 pub const BIG: usize = 32 * 1024 * 1024;
 
-/// Returns a handler and its stagehand.
+/// Returns a handler, and the test's side of its calls.
 ///
 /// `/now` answers at once. `/echo` sends the body back as it comes. `/peer` answers with the
 /// client. `/big` has [`BIG`] bytes. `/panic` panics, and `/panic-in-body` and `/panic-in-big-body`
-/// panic after the response has begun. These tell the stagehand: `/wait` waits until the stage is
-/// opened, `/read` reads the body and answers with its length, and `/until-stop` waits for the
-/// stop, tells the stagehand, and waits for the stage.
-pub fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static) {
-    let (stagehand, enter, gate) = Stagehand::new();
+/// panic after the response has begun.
+///
+/// Three paths report their call to the test. `/wait` waits until the test releases the handlers.
+/// `/read` reads the body and answers with its length. `/until-stop` waits for the stop, reports a
+/// second time, and waits until the test releases the handlers.
+pub fn held_handlers() -> (HeldHandlers, impl Fn(Request) -> Answer + Send + Sync + 'static) {
+    let (handlers, enter, released) = HeldHandlers::new();
     let handler = move |mut request: Request| -> Answer {
-        let (enter, gate) = (enter.clone(), gate.clone());
+        let (enter, released) = (enter.clone(), released.clone());
         Box::pin(async move {
             let path = request.url().path().to_owned();
             let enter = || {
-                // The test may have dropped the stagehand.
+                // The test may have dropped its side.
                 let _ = enter.send(path.clone());
             };
             Ok(match path.as_str() {
@@ -77,7 +79,7 @@ pub fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static
                 "/panic-in-big-body" => panicking_body(100_000).into(),
                 "/wait" => {
                     enter();
-                    let _ = gate.recv().await;
+                    let _ = released.recv().await;
                     "done".into()
                 }
                 "/read" => {
@@ -89,19 +91,19 @@ pub fn stage() -> (Stagehand, impl Fn(Request) -> Answer + Send + Sync + 'static
                     Token::of(&request).stopping().await;
                     enter();
                     // The handler gets time after the stop, too (rule S10).
-                    let _ = gate.recv().await;
+                    let _ = released.recv().await;
                     "stopped".into()
                 }
                 path => panic!("unknown: {path}"),
             })
         })
     };
-    (stagehand, handler)
+    (handlers, handler)
 }
 
-/// Returns the handler of an open stage.
+/// Returns the handler of [`held_handlers`] for a test that holds no call back.
 pub fn handler() -> impl Fn(Request) -> Answer + Send + Sync + 'static {
-    stage().1
+    held_handlers().1
 }
 
 /// Returns a handler that hands upgraded streams to the test.
