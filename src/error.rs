@@ -8,6 +8,8 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
+use rustix::io::Errno;
+
 /// The error of a server that could not be started, or that has stopped by itself.
 ///
 /// A start fails at an address that cannot be bound, a signal that cannot be handled, or a thread
@@ -144,18 +146,29 @@ impl Error for Explained {
     }
 }
 
-/// Returns the operating system's words, without the `(os error 2)` that Rust adds.
+/// Returns the operating system's words, without the `(os error 2)` that Rust adds, and the remedy
+/// for too few descriptors, because any step may be the first to lack them.
 pub(crate) fn reason(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(code) => error.to_string().replace(&format!(" (os error {code})"), ""),
-        None => error.to_string(),
-    }
+    let Some(code) = error.raw_os_error() else { return error.to_string() };
+    let words = error.to_string().replace(&format!(" (os error {code})"), "");
+    if code == Errno::MFILE.raw_os_error() { format!("{words}; raise `ulimit -n`") } else { words }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::listen::listener::Listener;
+
+    /// Only the error of the operating system gets the remedy, so no text has the remedy twice.
+    #[test]
+    fn a_lack_of_descriptors_names_the_remedy_once() {
+        let lack = io::Error::from(Errno::MFILE);
+        assert_eq!(reason(&lack), "Too many open files; raise `ulimit -n`");
+        let outer = during("cannot start")(during("no socket")(lack));
+        let words = "cannot start: no socket: Too many open files; raise `ulimit -n`";
+        assert_eq!(reason(&outer), words);
+        assert_eq!(reason(&Errno::NOENT.into()), "No such file or directory");
+    }
 
     /// A program that asks for the source gets the error of the operating system, once.
     #[test]

@@ -210,6 +210,11 @@ impl Limits {
     /// Sets how many connections the server serves at the same time. Default: 10,000, or fewer if
     /// the process may open too few files.
     ///
+    /// When the server starts, it counts the files that the process has open, and serves no more
+    /// connections than the process can then still open, with a few to spare. Several servers of a
+    /// process do not know of each other's connections, so choose limits that leave room for all of
+    /// them.
+    ///
     /// A connection from a predecessor counts like any other. If no place is free, it stays with
     /// the predecessor, and ends there as at any stop.
     ///
@@ -268,11 +273,15 @@ impl Default for Limits {
 /// Returns the wished number of connections, or fewer if the process may open too few files.
 pub(crate) fn connections_allowed(wished: usize) -> usize {
     /// The descriptors that are left for listeners, logs, the reactor and handlers.
-    const SPARE: u64 = 64;
-    let files =
-        rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    let allowed = files.saturating_sub(SPARE).max(files / 2).max(1);
-    wished.min(usize::try_from(allowed).unwrap_or(usize::MAX))
+    const SPARE: usize = 64;
+    let files = files_allowed();
+    wished.min(files.saturating_sub(SPARE).max(files / 2).max(1))
+}
+
+/// Returns the number of files that the process may open.
+pub(crate) fn files_allowed() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    files.and_then(|files| files.try_into().ok()).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 fn main() -> ExitCode {
@@ -71,10 +72,10 @@ fn print(text: &[u8]) -> bool {
     }
 }
 
-/// Returns the operating system's words, without the number of the error.
+/// Returns the operating system's words, without the number of the error, and the remedy for too few
+/// descriptors.
 fn reason(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(code) => error.to_string().replace(&format!(" (os error {code})"), ""),
-        None => error.to_string(),
-    }
+    let Some(code) = error.raw_os_error() else { return error.to_string() };
+    let words = error.to_string().replace(&format!(" (os error {code})"), "");
+    if code == Errno::MFILE.raw_os_error() { format!("{words}; raise `ulimit -n`") } else { words }
 }

@@ -136,13 +136,15 @@ impl Exchange {
     /// Returns the number of bytes of the request that have come: head and body, with the framing
     /// of a chunked body. The bytes of another protocol after an upgrade count, too.
     ///
-    /// If the head was refused or has not arrived whole, all bytes count that have come.
+    /// If the head was refused or has not arrived whole, all bytes count that have come. The framing
+    /// of a chunk that is incomplete or malformed does not count.
     pub fn received(&self) -> u64 {
         self.received
     }
 
     /// Returns the number of bytes of the response that were sent: head and body, with the framing
-    /// of a chunked body. The bytes of another protocol after an upgrade count, too.
+    /// of a chunked body. The bytes of another protocol after an upgrade count, too. `100 Continue`
+    /// does not count.
     pub fn sent(&self) -> u64 {
         self.sent
     }
@@ -242,7 +244,8 @@ pub enum ExchangeEnding {
     /// longer than [`Shutdown::stream_grace`](crate::Shutdown::stream_grace).
     Cut,
     /// The client has left before the whole response was sent, or has taken nothing of it for
-    /// [`Limits::stall_timeout`](crate::Limits::stall_timeout).
+    /// [`Limits::stall_timeout`](crate::Limits::stall_timeout). A client that closes its side within
+    /// the request's body has left, too, if the response's body fails because of this.
     Reset,
     /// The request was upgraded, and the other protocol has ended.
     Upgraded,

@@ -3,6 +3,7 @@
 //! If no place is free and a client waits, an idle connection gives its place to the client. This
 //! file knows neither connections nor the latch, and the caller closes the connections.
 
+use std::fs;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use async_io::Timer;
 use futures_lite::FutureExt;
 use smol::lock::{Semaphore, SemaphoreGuardArc};
 
-use crate::limits::connections_allowed;
+use crate::limits::{connections_allowed, files_allowed};
 use crate::listen::listener::Listener;
 use crate::lock::lock;
 use crate::log_limit::LogLimit;
@@ -27,9 +28,12 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Makes the wished number of places, or fewer if the process may open too few files.
+    /// Makes the wished number of places, or fewer if the process may open too few files, or has
+    /// opened most of them.
     pub(crate) fn new(wished: usize) -> Self {
-        let places = connections_allowed(wished).max(1);
+        let left =
+            open_files().map_or(usize::MAX, |open| files_allowed().saturating_sub(open + SPARE));
+        let places = connections_allowed(wished).min(left).max(1);
         if places < wished {
             // With too few descriptors, the server could not even see that a client waits.
             log::warn!(
@@ -79,6 +83,17 @@ impl Places {
         };
         self.free.acquire_arc().or(make_room).await
     }
+}
+
+/// The descriptors that no place gets, for logs that are opened anew and for a few operators.
+const SPARE: usize = 4;
+
+/// Returns the number of files that this process has open, or `None` if the system does not list
+/// them.
+fn open_files() -> Option<usize> {
+    let listed = fs::read_dir("/dev/fd").or_else(|_| fs::read_dir("/proc/self/fd")).ok()?.count();
+    // The list has an entry for the descriptor through which it is read.
+    Some(listed.saturating_sub(1))
 }
 
 /// The number of idle connections that give way when a client waits. It is one, and more in a flood

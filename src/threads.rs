@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use async_io::Timer;
 use futures_lite::future;
 
-use crate::error::{because_of, reason};
+use crate::error::{because_of, during, reason};
 
 /// Starts async-io's thread if it does not run yet.
 ///
@@ -58,10 +58,7 @@ pub(crate) fn named(what: &str) -> impl Fn(io::Error) -> io::Error + '_ {
 /// because async-io panics if it gets fewer.
 fn try_descriptors() -> io::Result<()> {
     let pairs = [UnixStream::pair(), UnixStream::pair()];
-    pairs.into_iter().collect::<io::Result<Vec<_>>>().map(drop).map_err(|error| {
-        let message = format!("cannot start: {}; raise `ulimit -n`", reason(&error));
-        because_of(message, error)
-    })
+    pairs.into_iter().collect::<io::Result<Vec<_>>>().map(drop).map_err(during("cannot start"))
 }
 
 /// Starts a thread that ends at once, and waits until the kernel no longer counts that thread.

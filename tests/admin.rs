@@ -27,6 +27,10 @@ impl AdminServer {
     fn start(args: &[&str]) -> Self {
         let mut command = Command::new(SERVER);
         command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]).args(args);
+        Self::of(command)
+    }
+
+    fn of(command: Command) -> Self {
         let mut program = Program::start(command);
         let admin = program.addr;
         let line = program.wait_for("listening on ");
@@ -48,6 +52,27 @@ impl AdminServer {
         });
         series.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
+}
+
+/// Rule S24: idle connections of operators take no descriptors that the public server needs.
+#[test]
+fn operators_leave_room_for_clients() {
+    let mut command = Command::new("sh");
+    let listen = "--listen 127.0.0.1:0 --admin 127.0.0.1:0";
+    command.args(["-c", &format!("ulimit -n 100; exec \"$0\" {listen}")]).arg(SERVER);
+    let mut server = AdminServer::of(command);
+    let mut all = Vec::new();
+    for (addr, count) in [(server.admin, 48), (server.public, 49)] {
+        for _ in 0..count {
+            let mut client = Client::connect(addr);
+            assert_eq!(client.get("/livez").response().status, 200);
+            all.push(client);
+        }
+    }
+    assert_eq!(server.ask("/readyz").status, 200);
+    server.program.stop();
+    let log = server.program.log();
+    assert!(!log.contains("cannot accept"), "{log}");
 }
 
 /// The admin server answers until the public one has drained, and is not counted itself.

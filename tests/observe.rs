@@ -440,6 +440,48 @@ fn a_client_that_leaves_is_reported_as_that() {
     assert!(one.sent > 0 && one.sent < BIG as u64 && one.first_byte.is_some());
 }
 
+/// Rule O1. Each client leaves or fails within the body of its request, after the response has
+/// begun, because the response's body is the request's body.
+#[test]
+fn a_client_that_leaves_in_its_body_is_reported_as_that() {
+    let (seen, server) = observed(|mut request| {
+        Box::pin(async move {
+            let own = request.url().path() == "/own";
+            let body = request.take_body();
+            Ok(if own { failing_body(100_000) } else { body }.into())
+        })
+    });
+    let length = "Content-Length: 1000\r\n\r\nbegin";
+    let chunked = "Transfer-Encoding: chunked\r\n\r\n5\r\nbegin\r\n";
+    type Leave = fn(common::Client);
+    let reset: Leave = |client| client.reset();
+    let close: Leave = |mut client| assert_eq!(client.half_close().rest().1, End::Reset);
+    let stay: Leave = |mut client| assert_eq!(client.rest().1, End::Reset);
+    let malformed: Leave = |mut client| assert_eq!(client.send("x\r\n").rest().1, End::Reset);
+    for (name, path, body, leave, ending) in [
+        ("reset, by length", "/", length, reset, Reset),
+        ("reset, by chunks", "/", chunked, reset, Reset),
+        ("closed, by length", "/", length, close, Reset),
+        ("closed, by chunks", "/", chunked, close, Reset),
+        ("malformed", "/", chunked, malformed, Cut),
+        ("the handler's own error", "/own", length, stay, Cut),
+    ] {
+        let mut client = server.connect();
+        client.send(format!("POST {path} HTTP/1.1\r\nHost: x\r\n{body}"));
+        client.take_to(b"begin").unwrap();
+        leave(client);
+        assert_eq!(seen.next().line(), ("POST", path, Some(200), ending), "{name}");
+    }
+
+    // In the drain.
+    let mut client = server.connect();
+    client.send(format!("POST / HTTP/1.1\r\nHost: x\r\n{length}")).take_to(b"begin").unwrap();
+    server.shutdown.stop();
+    client.reset();
+    assert_eq!(seen.next().line(), ("POST", "/", Some(200), Reset));
+    assert!(server.outcome().is_drained());
+}
+
 /// The server gives up a client that takes nothing.
 #[test]
 fn a_client_that_takes_nothing_is_reported_as_gone() {

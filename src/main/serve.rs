@@ -14,7 +14,7 @@ use std::thread;
 
 use humantime::format_duration;
 use rustix::process::{Resource, getrlimit};
-use smol_graceful::{Listener, Outcome, Process, ServeError, Server, Shutdown};
+use smol_graceful::{Limits, Listener, Outcome, Process, ServeError, Server, Shutdown};
 
 use crate::access_log::AccessLog;
 use crate::admin::{Admin, Metrics};
@@ -80,6 +80,7 @@ fn serve(settings: &Settings) -> Result<Outcome, ServeError> {
             let admin = admin.clone();
             async move { admin.answer(&request) }
         });
+        let server = server.limits(Limits::default().connections(Admin::CONNECTIONS));
         let sockets = sockets.clone();
         // S16: `run` binds these like the others, after signals are handled.
         process =

@@ -241,6 +241,11 @@ impl Incoming {
         matches!(self.body, Body::Cut(..))
     }
 
+    /// Returns `true` if the stream has failed while the body was read.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(self.body, Body::Cut(Lost::Failed(_)))
+    }
+
     /// Returns `true`, once, if the caller has to send `100 Continue`.
     pub(super) fn take_continue(&mut self) -> bool {
         let asked = self.continue_is_asked();

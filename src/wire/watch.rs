@@ -88,6 +88,8 @@ impl Watch {
     /// Ends the exchange under way before its own end. If its response is whole, the unsent part
     /// decides how the exchange ends, as in [`Watch::finish`].
     fn break_off(&mut self, seat: &Arc<Seat>, shared: &Shared, output: &Outgoing) {
+        // The reader of the body may be another task, which notes nothing here.
+        self.is_client_gone |= shared.incoming.has_failed();
         let broken = self.broken();
         self.note(|open| match open.ending {
             ExchangeEnding::Panicked | ExchangeEnding::HandedOver => {}

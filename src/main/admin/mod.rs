@@ -25,6 +25,10 @@ const ROUTES: &str =
     "GET /livez\nGET /readyz\nGET /metrics\nGET /connections\nGET /connections?format=json\n";
 
 impl Admin {
+    /// The largest number of connections of the admin server. The public server does not know of
+    /// their descriptors, so they have to be few.
+    pub(crate) const CONNECTIONS: usize = 16;
+
     /// Takes the facts about the server that `shutdown` stops and `metrics` counts.
     pub(crate) fn new(shutdown: &Shutdown, metrics: Arc<Metrics>) -> Self {
         Self { shutdown: shutdown.clone(), metrics }

@@ -16,6 +16,7 @@ use log::Level;
 use super::{CONTINUE, Gate};
 use crate::observe::ExchangeEnding;
 use crate::stop::activity::{Doing, Wait};
+use crate::wire::fault::BodyError;
 use crate::wire::response::{Filled, Reply};
 use crate::wire::shared::End;
 
@@ -109,6 +110,10 @@ impl Gate {
                     let is_clients = self.has_body() && self.wire.lock().incoming.is_cut();
                     let level = if is_clients { Level::Debug } else { Level::Warn };
                     log::log!(level, "{}: the response's body: {error}", self.label());
+                    // Most clients that end within their body have closed the connection.
+                    if BodyError::find(&error) == Some(BodyError::CUT_SHORT) {
+                        self.note_gone();
+                    }
                     Poll::Ready(Err(self.take_back()))
                 }
                 Poll::Pending if self.answer_sweep() => Poll::Ready(Err(Broken::Seen)),
