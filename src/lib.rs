@@ -120,7 +120,8 @@
 //! if `main` returns an [`Outcome`] in which something was cut, and no logger shows warnings, that
 //! outcome goes to standard error.
 //!
-//! This documentation cites rules of the server, such as S13. [`docs/design.md`][rules] has them all.
+//! This documentation cites rules of the server, such as S13. [`docs/design.md`][rules] has them
+//! all.
 //!
 //! [rules]: https://github.com/smol-graceful/smol-graceful/blob/main/docs/design.md
 //!

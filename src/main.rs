@@ -72,8 +72,8 @@ fn print(text: &[u8]) -> bool {
     }
 }
 
-/// Returns the operating system's words, without the number of the error, and the remedy for too few
-/// descriptors.
+/// Returns the operating system's words, without the number of the error, and the remedy for too
+/// few descriptors.
 fn reason(error: &io::Error) -> String {
     let Some(code) = error.raw_os_error() else { return error.to_string() };
     let words = error.to_string().replace(&format!(" (os error {code})"), "");

@@ -136,8 +136,8 @@ impl Exchange {
     /// Returns the number of bytes of the request that have come: head and body, with the framing
     /// of a chunked body. The bytes of another protocol after an upgrade count, too.
     ///
-    /// If the head was refused or has not arrived whole, all bytes count that have come. The framing
-    /// of a chunk that is incomplete or malformed does not count.
+    /// If the head was refused or has not arrived whole, all bytes count that have come. The
+    /// framing of a chunk that is incomplete or malformed does not count.
     pub fn received(&self) -> u64 {
         self.received
     }

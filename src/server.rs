@@ -27,8 +27,8 @@ use running::Running;
 /// An HTTP/1.1 server.
 ///
 /// The server calls the handler for every request. The handler returns a value that is
-/// `Into<Response>`, such as a text or a [`Response`](crate::Response), or an error. If the branches
-/// of a handler return values of several types, call `.into()` on each to make a
+/// `Into<Response>`, such as a text or a [`Response`](crate::Response), or an error. If the
+/// branches of a handler return values of several types, call `.into()` on each to make a
 /// [`Response`](crate::Response).
 ///
 /// If the handler returns an error, the client gets the status of the error and nothing more: 400

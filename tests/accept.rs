@@ -440,8 +440,8 @@ mod exhaustion {
         drop(clients);
     }
 
-    /// The binary takes its limit of connections from the number of files that it may open, and from
-    /// the number that are open already. Idle clients take all places, and then give way.
+    /// The binary takes its limit of connections from the number of files that it may open, and
+    /// from the number that are open already. Idle clients take all places, and then give way.
     #[test]
     fn a_low_limit_of_files_is_no_error() {
         for limit in [20, 25, 40] {

@@ -222,7 +222,8 @@ fn table() -> Vec<Row> {
     row!("3986 3.1", "schemes are in any case", get("HtTp://x/A"), Served("GET /A"));
     row!("3986 3.2.2", "absolute with an IPv6 address", get("http://[::1]:80/"), Served("GET / at=[::1]:80"));
     row!("9112 3.2.2", "absolute in 1.0", "GET http://y/a HTTP/1.0\r\n\r\n", Last("GET /a as=1.0 at=y"));
-    // RFC 9110 section 7.4 exempts trusted gateways, and only a deployment knows whether there is one.
+    // RFC 9110 section 7.4 exempts trusted gateways, and only a deployment knows whether there is
+    // one.
     row!("9112 3.2.2", "absolute, https", get("https://y/a"), Served("GET /a https at=y"));
     row!("9112 3.2.2", "absolute, but no Host", "GET http://x/ HTTP/1.1\r\n\r\n", Refused(400));
     row!("9112 3.2.2", "absolute, but a bad Host", "GET http://x/ HTTP/1.1\r\nHost: a b\r\n\r\n", Refused(400));

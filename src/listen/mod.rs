@@ -445,9 +445,9 @@ impl Listener {
     /// LISTEN_FDNAMES has their names. Returns an empty list if there are none, if they are meant
     /// for another process, or if the program has taken them before.
     ///
-    /// Under a keeper, these are the sockets that the keeper was started with or has bound. A socket
-    /// that an earlier process of the program has bound is not among them. [`Listener::bind`] finds
-    /// such a socket by its address, so that no server takes the old address of another one.
+    /// Under a keeper, these are the sockets that the keeper was started with or has bound. A
+    /// socket that an earlier process of the program has bound is not among them.
+    /// [`Listener::bind`] finds such a socket by its address, so that no server takes the old address of another one.
     ///
     /// At its stop, the server takes every queued connection, and then closes its copies of the
     /// sockets (rule S5). The server does not shut the sockets down, so another process that has

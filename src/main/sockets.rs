@@ -3,8 +3,8 @@
 //!
 //! Invariant: the sockets of the admin server are taken before those of the public server, which
 //! takes the rest of the inherited ones. The rest has no socket that an earlier process has bound
-//! itself (rule K10), so a new `--admin` does not make the old admin port a public one. The creation
-//! of a value binds nothing.
+//! itself (rule K10), so a new `--admin` does not make the old admin port a public one. The
+//! creation of a value binds nothing.
 
 use std::io;
 

@@ -2,7 +2,8 @@
 //!
 //! Pure: no socket and no clock, so that a model test can run it against every order of events.
 //! Invariant: a connection is in the outbox until the answer says that the successor has it, and a
-//! batch that was sent comes back only when the passage has closed without an answer (rules H2, H3).
+//! batch that was sent comes back only when the passage has closed without an answer (rules H2,
+//! H3).
 
 use std::collections::VecDeque;
 

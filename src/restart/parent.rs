@@ -110,8 +110,8 @@ impl Parent {
         Ok(true)
     }
 
-    /// Reads all that the keeper has sent. Returns `true` if the keeper has closed its copies of the
-    /// listening sockets.
+    /// Reads all that the keeper has sent. Returns `true` if the keeper has closed its copies of
+    /// the listening sockets.
     pub(crate) fn read_whether_let_go(&self) -> bool {
         let mut state = lock(&self.state);
         // The keeper sends this word before a stop signal, and this process may not have read it

@@ -68,9 +68,9 @@ impl Interrupted {
         }
     }
 
-    /// Returns `true` if a client waits for an answer, or if the work is a guard. The answer is final
-    /// only after the connection's task has ended, because a busy connection may still finish its
-    /// request, and an idle connection may still find one.
+    /// Returns `true` if a client waits for an answer, or if the work is a guard. The answer is
+    /// final only after the connection's task has ended, because a busy connection may still finish
+    /// its request, and an idle connection may still find one.
     pub(crate) fn is_cut(&self) -> bool {
         self.seat.as_ref().is_none_or(|seat| seat.stage().is_request())
     }

@@ -38,7 +38,8 @@ use crate::stream::transport::{Peer, Transport, Wrapped};
 /// let (client, connection) = Connection::pair();
 ///
 /// smol::block_on(async {
-///     let serve = smol::spawn(server.serve([Listener::from_stream(stream::once(Ok(connection)))]));
+///     let serve =
+/// smol::spawn(server.serve([Listener::from_stream(stream::once(Ok(connection)))]));
 ///     let request = Request::new(Method::Get, "http://localhost/");
 ///     let mut response = async_h1::connect(client, request).await.unwrap();
 ///     assert_eq!(response.body_string().await.unwrap(), "okay");

@@ -1,8 +1,8 @@
 //! Serves for `benches/crowd` and `benches/growth` like `ours`, with more places than the default
 //! (10,000), and with an idle timeout that is longer than all rounds.
 //!
-//! The server also answers `GET /bytes/N`, with a body of N bytes. The body is made of at most 1 MiB
-//! in memory, so its size does not show in the memory of the server.
+//! The server also answers `GET /bytes/N`, with a body of N bytes. The body is made of at most 1
+//! MiB in memory, so its size does not show in the memory of the server.
 
 use std::io;
 use std::pin::Pin;
