@@ -32,10 +32,11 @@
 //!    does not return to an earlier one.
 //! 2. A [`Shutdown`] moves the server to its next phase, a [`Token`] shows the phase, and a
 //!    [`Guard`] keeps the drain open.
-//! 3. A request whose first byte has arrived is finished, here or by a successor. The server counts
-//!    a connection before the connection's task begins, so the drain misses none.
+//! 3. A request whose first byte has arrived is finished, here or by a successor, unless the grace
+//!    ends first. The server counts a connection before the connection's task begins, so the drain
+//!    misses none.
 //! 4. A drain always ends, and says how it ended.
-//! 5. If the server drops something that it had accepted, the outcome names it.
+//! 5. If the server cuts work that it had accepted, the outcome names the work.
 //!
 //! # Words
 //!
@@ -54,7 +55,7 @@
 //! | child | a process that a keeper has started |
 //! | successor, predecessor | the new child and the old one at a restart: the successor takes over the sockets and the connections |
 //! | wrapped stream | a stream that is not a plain socket, for example by [`Listener::wrap`] (TLS) |
-//! | place | the room for one open connection, of which a server has [`Limits::connections`] |
+//! | place | the room for one open connection; a server has as many places as [`Limits::connections`] says |
 //!
 //! # What a stop does to a connection
 //!
