@@ -71,8 +71,8 @@ fn every_request_has_a_line() {
     ] {
         assert!(lines.contains(&line), "{line} in {lines:#?}");
     }
-    for begin in ["\"BREW /pot HTTP/1.1\" 501 ", "\"GET /\" 505 ", " 400 "] {
-        assert!(lines.iter().any(|line| line.contains(begin)), "{begin} in {lines:#?}");
+    for part in ["\"BREW /pot HTTP/1.1\" 501 ", "\"GET /\" 505 ", " 400 "] {
+        assert!(lines.iter().any(|line| line.contains(part)), "{part} in {lines:#?}");
     }
     server.stop();
 }
@@ -80,7 +80,7 @@ fn every_request_has_a_line() {
 /// The line shows endings that only the server knows: a client that has left, and a request that
 /// the end of the grace has cut.
 #[test]
-fn json_says_how_it_ended() {
+fn json_says_how_a_request_ended() {
     let directory = Directory::new();
     let path = directory.join("access.log");
     let mut command = Command::new(SERVER);
@@ -118,8 +118,9 @@ fn a_dash_is_standard_output() {
     server.stop();
 }
 
-/// Rule S21: no request waits for a pipe without a reader, by its name or as standard output, for a
-/// socket, or for a full disk. The log says at the end that lines are missing.
+/// Rule S21: no request waits if nobody takes the lines, whether they go to a pipe (named, or as
+/// standard output), a socket or a full disk. The server's log says at the end that lines are
+/// missing.
 #[test]
 fn a_log_that_nobody_reads_holds_up_nothing() {
     let directory = Directory::new();
@@ -152,7 +153,7 @@ fn a_log_that_nobody_reads_holds_up_nothing() {
 /// Rule S21: the log says while the server runs that nobody reads. In the end, the lines in the
 /// pipe are whole, and with the missing lines they are as many as the requests.
 #[test]
-fn the_lines_of_a_pipe_and_the_lost_ones_are_all_lines() {
+fn written_and_lost_lines_add_up() {
     let directory = Directory::new();
     let path = directory.join("pipe");
     let mut pipe = fifo(&path);
@@ -206,7 +207,7 @@ fn lost_lines_are_told_in_the_log_and_not_among_the_lines() {
 
 /// The file is renamed as by logrotate. Every line is in one of the two files.
 #[test]
-fn a_file_that_is_renamed_is_made_anew() {
+fn the_server_replaces_a_renamed_file() {
     let directory = Directory::new();
     let (path, old) = (directory.join("access.log"), directory.join("access.log.1"));
     let mut server = Program::server(&["--work", "0s", "--access-log", path.to_str().unwrap()]);
@@ -264,10 +265,10 @@ fn a_file_that_cannot_be_written_is_one_line_and_exit_1() {
     }
 }
 
-/// More requests than there is room for lines in a pipe, in the waiting write, and in the queue.
+/// More lines than fit into a pipe, the waiting write and the queue together.
 const MANY: usize = 8_000;
 
-/// Sends `count` requests over one connection, whose lines do not fit into a pipe.
+/// Sends `count` requests over one connection.
 fn ask_often(addr: SocketAddr, count: usize) {
     const AT_ONCE: usize = 100;
     let mut client = Client::connect(addr);
@@ -280,7 +281,7 @@ fn ask_often(addr: SocketAddr, count: usize) {
     }
 }
 
-/// Makes a pipe with a name, and opens both of its ends, so that it neither waits nor breaks.
+/// Makes a named pipe and opens both ends, so that no open waits and no write breaks.
 fn fifo(path: &Path) -> File {
     assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
     File::options().read(true).write(true).open(path).unwrap()

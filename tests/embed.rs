@@ -104,7 +104,7 @@ fn a_server_that_is_dropped_leaves_the_other_alone() {
     doomed.get("/wait");
     handlers_2.wait_for_call("/wait");
 
-    admin.drop();
+    admin.drop_server();
     assert_eq!(doomed.end(), End::Eof);
     wait_until("its listener is closed", || is_refused(admin.addr()));
     wait_until("its connection is gone", || shutdown.in_flight() == 1);
@@ -889,7 +889,7 @@ fn a_clone_does_not_keep_the_socket_of_a_dropped_server() {
     let listener = tcp();
     let mut server = Running::on(Server::new(handler()), [listener.clone()]);
     assert_eq!(server.connect().get("/now").response().text(), "now");
-    server.drop();
+    server.drop_server();
     wait_until("closed", || is_refused(address_of(&listener)));
 }
 
@@ -927,7 +927,7 @@ fn a_unix_listener_of_the_standard_library_is_served() {
         );
         assert!(path.exists());
         if dropped {
-            server.drop();
+            server.drop_server();
         } else {
             assert!(server.stop().is_drained());
         }

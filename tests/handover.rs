@@ -143,7 +143,7 @@ fn idle_connections_end_in_time_although_restarts_come_between() {
 
 /// The time of a long request is not idle time.
 #[test]
-fn a_connection_begins_to_be_idle_behind_its_last_response() {
+fn idle_time_begins_after_the_last_response() {
     const LIMIT: Duration = Duration::from_secs(1);
     over_tcp_and_unix(|over| {
         for attempt in 0..5 {
@@ -473,7 +473,7 @@ fn an_endless_pipeline_goes_through_five_restarts() {
 
 /// POSTs on idle connections before, during and after the hand-over: each is handled exactly once.
 #[test]
-fn posts_in_the_very_moment_are_handled_once() {
+fn posts_during_the_hand_over_are_handled_once() {
     const THREADS: usize = 10;
     const EACH: usize = 50;
     over_tcp_and_unix(|over| {
@@ -490,8 +490,8 @@ fn posts_in_the_very_moment_are_handled_once() {
                     _ => {}
                 }
                 client.post(&format!("/post/{}", first + n), "");
-                // The other forty take about as long as a restart. No event shows the moment of the
-                // hand-over, and the client must not know it.
+                // The forty POSTs between those take about as long as a restart. No event shows the
+                // moment of the hand-over, and the client must not know it.
                 thread::sleep(Duration::from_millis(2));
             }
             for (n, client) in clients.iter_mut().enumerate() {
@@ -624,7 +624,7 @@ fn requests_of_three_processes_end_at_the_fourth() {
             let client = server.in_flight(&format!("/wait/{name}"));
             clients.push((client, name, server.restart()));
         }
-        // The second process ends before the first one, which it has connected with the third.
+        // The second process ends first, although it was the link between the first and the third.
         for at in [1, 0, 2] {
             let (client, name, process) = &mut clients[at];
             server.release(name);
@@ -644,7 +644,7 @@ fn a_predecessor_that_hands_over_is_ready() {
         let mut server = Handover::server(over, &[]);
         let (mut idle, mut asks) = (server.idle(), server.idle());
         asks.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel");
-        // The echo begins its response when it has a part of the body, and this waits for that.
+        // `fill` waits for the response, which the echo begins when it has a part of the body.
         asks.fill().unwrap();
         let predecessor = server.suspend_successor();
         server.wait_for_batch();

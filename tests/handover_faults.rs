@@ -462,14 +462,15 @@ sys.stdin.read()";
     let script = format!("#!/bin/sh\nulimit -n 300; exec {} \"$@\"\n", copy.display());
     install(&program, script.as_bytes());
     over_tcp_and_unix(|over| {
-        let mut server = Handover::start_by(&copy, over, program.clone(), |command, listen| {
-            if let Some(path) = listen.strip_prefix("unix:") {
-                let directory = Path::new(path).parent().unwrap();
-                fs::set_permissions(directory, fs::Permissions::from_mode(0o777)).unwrap();
-            }
-            command.args(["--listen", listen, "--grace", "4s", "--linger", "1s"]);
-            command.uid(USER).gid(USER);
-        });
+        let mut server =
+            Handover::start_with_keeper(&copy, over, program.clone(), |command, listen| {
+                if let Some(path) = listen.strip_prefix("unix:") {
+                    let directory = Path::new(path).parent().unwrap();
+                    fs::set_permissions(directory, fs::Permissions::from_mode(0o777)).unwrap();
+                }
+                command.args(["--listen", listen, "--grace", "4s", "--linger", "1s"]);
+                command.uid(USER).gid(USER);
+            });
         let mut clients = idle(&server, 10);
         let predecessor = server.restart();
         for client in &mut clients {

@@ -1,9 +1,10 @@
 //! Connections that look for their next request before they wait for an event (rules W17, W18).
 //!
 //! In the first tests, the executor runs a task only when the test asks for it, so the test knows
-//! when a connection has yielded and has not looked yet. In the last tests, some clients send
-//! requests as fast as they can, and the other clients must be served, too. The tests count the
-//! waits in requests and not in time, because other work of the machine must not matter.
+//! when a connection has yielded and has not looked yet. The test names call this time the pause.
+//! In the last tests, some clients send requests as fast as they can, and the other clients must be
+//! served, too. The tests count the waits in requests and not in time, because other work of the
+//! machine must not matter.
 
 mod common;
 
@@ -58,7 +59,7 @@ impl SteppedServer {
     }
 }
 
-/// Rule W17: a connection gives way once, and then finds a request that has come meanwhile.
+/// Rule W17: a connection yields once, and then finds a request that has come meanwhile.
 #[test]
 fn a_request_that_comes_in_the_pause_is_found() {
     let stepped = SteppedServer::start(&short_linger(), Limits::default());
@@ -80,7 +81,8 @@ fn a_connection_that_has_found_nothing_waits_for_an_event() {
     assert_eq!(client.response().text(), "now");
 }
 
-/// Rule W18: a program's executor may handle no events while it has tasks to run.
+/// Rule W18: a busy connection sometimes waits for an event, because a program's executor may
+/// handle no events while it has tasks to run.
 #[test]
 fn a_busy_connection_waits_for_an_event_now_and_then() {
     struct Wakes(AtomicUsize);
@@ -100,18 +102,18 @@ fn a_busy_connection_waits_for_an_event_now_and_then() {
     let wakes = Arc::new(Wakes(AtomicUsize::new(0)));
     let waker = Waker::from(wakes.clone());
     let woken = || wakes.0.load(Ordering::SeqCst);
-    let mut has_given_way = true;
+    let mut has_yielded = true;
     let mut waits = 0;
     for _ in 0..100 {
         let before = woken();
         client.get("/now");
-        wait_until("the connection is woken", || has_given_way || woken() > before);
+        wait_until("the connection is woken", || has_yielded || woken() > before);
         let before = woken();
         assert!(connection.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
         // The client has not sent its next request yet, so only the connection can have woken
         // itself.
-        has_given_way = woken() > before;
-        waits += usize::from(!has_given_way);
+        has_yielded = woken() > before;
+        waits += usize::from(!has_yielded);
         assert_eq!(client.response().text(), "now");
     }
     assert!((5..50).contains(&waits), "{waits} waits for an event");
@@ -174,7 +176,7 @@ fn an_abort_in_the_pause_names_a_request_that_has_come() {
 fn a_server_that_is_dropped_in_the_pause_ends_the_connection() {
     let mut stepped = SteppedServer::start(&long_grace(), Limits::default());
     let mut client = stepped.client();
-    stepped.server.drop();
+    stepped.server.drop_server();
     stepped.run_until("no tasks are left", || stepped.executor.is_empty());
     assert_eq!(client.end(), End::Eof);
 }
@@ -219,11 +221,12 @@ enum ExecutorKind {
 }
 
 impl ExecutorKind {
-    /// Returns the largest number of requests that may be answered while one waits. A new client
-    /// waits for the listener's event and for its task, and each time until the executor handles
-    /// events or new tasks. After that, it waits for the busy clients.
-    fn most(self) -> usize {
+    /// Returns the largest number of requests that may be answered before a waiting one. A new
+    /// client waits for the listener's event and then for its task, each for at most one round of
+    /// the executor, and then for one request of each busy client.
+    fn longest_wait(self) -> usize {
         BUSY + 2 * match self {
+            // W18: the library handles events after every 24 tasks.
             Self::Serve => 24,
             // `Executor::run` yields after 200 tasks, so that events are handled.
             Self::Spawned | Self::Own => 200,
@@ -249,7 +252,7 @@ impl ExecutorKind {
 /// of requests of the busy clients.
 #[test]
 fn clients_are_served_beside_busy_ones() {
-    for on in [ExecutorKind::Serve, ExecutorKind::Spawned, ExecutorKind::Own] {
+    for kind in [ExecutorKind::Serve, ExecutorKind::Spawned, ExecutorKind::Own] {
         let count = Arc::new(AtomicUsize::new(0));
         let handler = {
             let count = count.clone();
@@ -262,7 +265,7 @@ fn clients_are_served_beside_busy_ones() {
         let server = Server::new(handler).shutdown(&shutdown);
         let listener = tcp();
         let addr = address_of(&listener);
-        let serving = thread::spawn(move || on.serve(server, listener));
+        let serving = thread::spawn(move || kind.serve(server, listener));
         let (open, is_over) = mpsc::channel();
         let busy = thread::spawn(move || be_busy(addr, &is_over));
         let mut idle = Client::connect(addr);
@@ -287,9 +290,9 @@ fn clients_are_served_beside_busy_ones() {
         serving.join().unwrap();
         for mut waits in [new_ones, idle_ones] {
             waits.sort_unstable();
-            // The test takes the median, because async-io's thread may have an event and wait for a
-            // processor.
-            assert!(waits[OTHERS / 2] <= on.most(), "{on:?}: {waits:?}");
+            // The test takes the median, because async-io's thread may hold an event while it waits
+            // for a processor.
+            assert!(waits[OTHERS / 2] <= kind.longest_wait(), "{kind:?}: {waits:?}");
         }
     }
 }

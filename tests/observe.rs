@@ -242,7 +242,7 @@ fn the_bytes_are_those_on_the_wire() {
 }
 
 #[test]
-fn a_leave_to_continue_is_no_part_of_the_response() {
+fn a_100_continue_is_not_part_of_the_response() {
     let (seen, server) = observed(handler_by_path());
     let mut client = server.connect();
     let head =
@@ -440,8 +440,8 @@ fn a_client_that_leaves_is_reported_as_that() {
     assert!(one.sent > 0 && one.sent < BIG as u64 && one.first_byte.is_some());
 }
 
-/// Rule O1. Each client leaves or fails within the body of its request, after the response has
-/// begun, because the response's body is the request's body.
+/// Rule O1: the exchange breaks within the request's body. The handler echoes that body, so the
+/// response has begun. In the last case of the table, the handler's own body fails.
 #[test]
 fn a_client_that_leaves_in_its_body_is_reported_as_that() {
     let (seen, server) = observed(|mut request| {
@@ -567,7 +567,7 @@ fn a_dropped_server_reports_what_it_cuts() {
     let mut client = server.connect();
     client.get("/wait");
     handlers.wait_for_call("/wait");
-    server.drop();
+    server.drop_server();
     assert_eq!(seen.next().line(), ("GET", "/wait", None, Cut));
 }
 
@@ -596,7 +596,8 @@ fn a_panic_of_the_observer_costs_a_line_of_the_log() {
         assert_eq!(client.get(path).response().text(), "now");
     }
     wait_until("both are in the log", || log.with(&peer).len() == 2);
-    // The exchange is reported while the panic of its connection's stream unwinds, or at an abort.
+    // The connection is cut by an abort here, and a panic of the observer at that moment also costs
+    // only a line.
     client.get("/wait");
     handlers.wait_for_call("/wait");
     server.shutdown.abort();
@@ -604,8 +605,8 @@ fn a_panic_of_the_observer_costs_a_line_of_the_log() {
     wait_until("the cut is in the log", || log.with(&peer).len() == 3);
 }
 
-/// A stream of the program that panics ends its connection, and the exchange is reported while the
-/// panic unwinds. The observer may panic even then.
+/// If a stream that the program supplies panics, the connection ends, and the server reports the
+/// exchange during the unwinding.
 #[test]
 fn a_stream_that_panics_is_reported() {
     let (seen, server) = Reports::of(Server::new(handler()));
@@ -631,7 +632,7 @@ fn a_stream_that_panics_is_reported() {
     assert_drains(&server);
 }
 
-/// A source attaches a value to a connection, and later the wrapper attaches more.
+/// The report shows what a wrapper says of its connection: HTTPS, a value and the peer.
 #[test]
 fn what_a_wrapper_says_is_reported() {
     let (seen, server) = Reports::of(Server::new(handler_by_path()));

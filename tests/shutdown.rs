@@ -86,7 +86,8 @@ enum Action {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expected {
-    /// The client sees a FIN and no byte. The server has drained, and has finished and cut nothing.
+    /// The client sees a FIN and no byte. The server has drained, and its outcome counts no
+    /// finished and no cut request.
     Closed,
     /// This number of requests is answered whole, and only the last response says `close`. A FIN
     /// follows, and the server has drained.
@@ -146,7 +147,8 @@ struct Case {
 
 impl Case {
     fn prepare(state: State, action: Action) -> Self {
-        // The deadline must find the idle connections, too.
+        // For `Deadline`, the linger outlasts the test, so that idle connections are still open
+        // when the grace ends.
         let linger = if action == Deadline { 2 * PATIENCE } else { Duration::from_millis(50) };
         let connections = if state == Queued { 1 } else { 100 };
         let limits = Limits::default().connections(connections);
@@ -225,7 +227,8 @@ impl Case {
                 if matches!(self.state, Queued | Unread) {
                     self.handlers.wait_for_call("/wait");
                 }
-                // S13: the grace ends only when the state is reached.
+                // S13: shorten the grace only now, because the connection must reach its state
+                // first.
                 let _ = future::block_on(
                     shutdown.clone().grace(Duration::from_millis(10)).stop_and_drain(),
                 );
@@ -313,7 +316,8 @@ impl AsyncRead for Ticks {
 }
 
 /// Waits until the server, which runs on one thread, has read all bytes that its sockets had
-/// before. Its tasks take turns, and another client has had several turns meanwhile.
+/// before. The server's tasks take turns, so after four answers to a probe every other connection
+/// has had a turn.
 fn wait_until_read(server: &Running) {
     let before = server.shutdown.in_flight();
     let mut probe = server.connect();
@@ -506,7 +510,7 @@ fn a_handler_that_stops_the_server_is_not_cut() {
         let stop = stop.clone();
         async move {
             stop.stop();
-            // The stop has the time to cut this handler.
+            // In this time, a stop that cuts handlers would cut this one.
             smol::Timer::after(Duration::from_millis(20)).await;
             Ok("stopped")
         }
@@ -816,8 +820,8 @@ impl AsyncRead for Silent {
     }
 }
 
-/// Rule S22 holds while the source of a response is silent, for a response in chunks and one with a
-/// length.
+/// Rule S22: a client that has reset its connection does not hold the drain open while the source
+/// of its response is silent, in chunks or with a length.
 #[test]
 fn a_client_that_is_gone_does_not_hold_the_drain_by_a_silent_response() {
     let (gone, dropped) = mpsc::channel();
@@ -839,15 +843,16 @@ fn a_client_that_is_gone_does_not_hold_the_drain_by_a_silent_response() {
     before.into_iter().for_each(Client::reset);
     server.shutdown.stop();
     for _ in 0..2 {
-        dropped.recv_timeout(PATIENCE).expect("the response to the one that had gone");
+        dropped.recv_timeout(PATIENCE).expect("the response to a client that left before the stop");
     }
     after.into_iter().for_each(Client::reset);
     assert!(server.outcome().is_drained());
     assert_eq!(dropped.try_iter().count(), 2);
 }
 
-/// Rule S22: in the drain, the server drops a handler whose client has reset the connection, before
-/// the stop or after it. A client that has only half-closed still gets its answer.
+/// Rule S22: in the drain, the server drops a handler whose client has reset the connection,
+/// whether the reset came before or after the stop. A client that has only half-closed still gets
+/// its answer.
 #[test]
 fn a_client_that_is_gone_does_not_hold_the_drain() {
     let (release, released) = channel::bounded::<()>(1);
@@ -875,9 +880,9 @@ fn a_client_that_is_gone_does_not_hold_the_drain() {
     half.half_close();
     before.reset();
     server.shutdown.stop();
-    dropped.recv_timeout(PATIENCE).expect("the handler of the one that had gone");
+    dropped.recv_timeout(PATIENCE).expect("the handler of the client that left before the stop");
     after.reset();
-    dropped.recv_timeout(PATIENCE).expect("the handler of the one that went");
+    dropped.recv_timeout(PATIENCE).expect("the handler of the client that left after the stop");
     wait_until("only the half-closed one is left", || server.shutdown.in_flight() == 1);
     drop(release);
     let response = half.response();
@@ -1028,7 +1033,7 @@ fn a_slow_client_gets_its_last_response_whole() {
         while server.shutdown.in_flight() > 0 && began.elapsed() < Duration::from_millis(300) {
             thread::sleep(Duration::from_millis(1));
         }
-        // This may cross the end of the connection.
+        // The server may close the connection before these bytes arrive.
         let _ = client.stream.write_all(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n");
         let response = client.try_response(false);
         assert_eq!(response.map(|response| response.body.len()), Ok(LONG), "{what}");
@@ -1085,13 +1090,13 @@ fn a_body_that_nobody_wants_does_not_hold_the_drain() {
 
 /// Empty lines are not a request, so they hold up nothing.
 #[test]
-fn as_many_empty_lines_as_are_tolerated_hold_up_nobody() {
+fn empty_lines_on_an_idle_connection_do_not_hold_the_drain() {
     for lines in ["\r", "\r\n", "\r\n\r\n\r\n", "\r\n\r\n\r\n\r\n"] {
-        for behind in ["", "GET / HTTP/1.1\r\nHost: x\r\n\r\n"] {
+        for request in ["", "GET / HTTP/1.1\r\nHost: x\r\n\r\n"] {
             let server = Running::new(|_request| async { Ok("okay") });
             let mut client = server.connect();
-            client.send(behind.to_owned() + lines);
-            if !behind.is_empty() {
+            client.send(request.to_owned() + lines);
+            if !request.is_empty() {
                 assert_eq!(client.response().text(), "okay");
             }
             server.shutdown.stop();

@@ -22,8 +22,8 @@ use crate::wire::head::Head;
 use crate::wire::response::{Reply, plain, upgrades};
 use crate::wire::{Begun, Broken, Gate, Idle, Movable, OpenExchange, Rest};
 
-/// The end of an active phase behind which the connection goes on.
-pub(super) enum Behind {
+/// The state of a connection after its active phase, if the connection goes on.
+pub(super) enum AfterActive {
     /// Nothing more has arrived.
     Idle(Idle),
     /// The connection goes to the successor.
@@ -48,7 +48,7 @@ impl<'a> Active<'a> {
     /// Serves request after request until nothing more has arrived, or until the connection has to
     /// leave. Returns `None` if the connection has ended.
     #[expect(clippy::manual_async_fn, reason = "an `async fn` keeps room for its arguments twice")]
-    pub(super) fn run(mut self) -> impl Future<Output = Option<Behind>> + Send + 'a {
+    pub(super) fn run(mut self) -> impl Future<Output = Option<AfterActive>> + Send + 'a {
         async move {
             for number in 1_usize.. {
                 if number % TURN == 0 {
@@ -57,8 +57,8 @@ impl<'a> Active<'a> {
                 }
                 let expected = match self.exchange().await {
                     Ok(Next::Exchange) => continue,
-                    Ok(Next::Idle) => return self.gate.into_idle().map(Behind::Idle),
-                    Ok(Next::Leave) => return self.gate.into_movable().map(Behind::Movable),
+                    Ok(Next::Idle) => return self.gate.into_idle().map(AfterActive::Idle),
+                    Ok(Next::Leave) => return self.gate.into_movable().map(AfterActive::Movable),
                     Ok(Next::Close) => self.expected(),
                     Ok(Next::Upgrade { response, is_wanted }) => {
                         // The upgrade is in a box, because it is rare, and would take room in every
@@ -83,7 +83,8 @@ impl<'a> Active<'a> {
     ///
     /// # Errors
     ///
-    /// Returns [`NoResponse`] if the handler's response cannot be made or sent.
+    /// Returns [`NoResponse`] if the head is refused, if the client is gone, or if the response
+    /// cannot be made or sent.
     async fn exchange(&mut self) -> Result<Next, NoResponse> {
         let longest_body = self.service.limits.body_bytes.unwrap_or(u64::MAX);
         self.gate.begin_exchange();
@@ -103,7 +104,8 @@ impl<'a> Active<'a> {
             }
         };
 
-        // The response announces the decision, so nothing changes the decision later (rule S23).
+        // The server decides before the response goes out, because the response announces the
+        // decision (rule S23).
         let keep = self.decide_to_keep(&head, &mut reply).await;
         if !keep {
             reply.announce_close();
@@ -111,11 +113,12 @@ impl<'a> Active<'a> {
         self.gate.respond(&mut reply).await.map_err(|broken| self.give_up(broken))?;
         self.gate.note(OpenExchange::has_responded);
         if self.seat.orders.is_stopping() {
+            // The outcome counts a request as finished only when its response has left the gate.
             self.gate.flush().await.map_err(|_| NoResponse::End)?;
             self.service.shutdown.count_finished();
         }
-        // The client has its answer, so the drain waits for the rest of the body no longer than for
-        // an idle connection (rule S6).
+        // `discard_body` fails if the body is malformed or cut short, or the client is gone. Once
+        // idle connections have to end, the drain does not wait for the rest of the body (rule S6).
         let goes_on = keep && self.gate.discard_body().await;
         self.gate.finish_exchange();
         if goes_on { self.next().await } else { Ok(Next::Close) }
@@ -126,7 +129,8 @@ impl<'a> Active<'a> {
     ///
     /// # Errors
     ///
-    /// Returns [`NoResponse`] if the client is gone, or if no URL says what it has asked for.
+    /// Returns [`NoResponse`] if the client is gone, or if the request's host and target do not
+    /// make a valid URL.
     async fn answer(&mut self, head: &Head) -> Result<Answer, NoResponse> {
         let call = call_handler(self.service, &self.gate, head).map_err(NoResponse::Refuse)?;
         self.gate.note(OpenExchange::called);
@@ -162,7 +166,7 @@ impl<'a> Active<'a> {
         Answer::Reply(reply)
     }
 
-    /// Decides whether the connection goes on behind this response. The client, the response, the
+    /// Decides whether the connection goes on after this response. The client, the response, the
     /// rest of the body and the stop can each end the connection (rules W8, W9, S9).
     async fn decide_to_keep(&mut self, head: &Head, reply: &mut Reply) -> bool {
         if !head.keep_alive || !reply.allows_another() {
@@ -175,12 +179,14 @@ impl<'a> Active<'a> {
         self.seat.order() < Order::Finish || self.recount_unanswered() > 0
     }
 
-    /// Decides on the step behind an exchange, for a connection that goes on.
+    /// Decides on the step after an exchange, for a connection that goes on.
     ///
     /// # Errors
     ///
     /// Returns [`NoResponse::End`] if the client is gone.
     async fn next(&mut self) -> Result<Next, NoResponse> {
+        // With `Some(0)`, the connection has announced its close, and does not come here. With
+        // more, the bytes may still be in the kernel, because `read_ahead` may only count them.
         let has_more = self.gate.has_input() || self.unanswered.is_some();
         let leaves = self.gate.is_to_leave();
         if has_more && !leaves {
@@ -197,7 +203,7 @@ impl<'a> Active<'a> {
     }
 
     /// Decides what becomes of the rest of the request's body, and discards the part that has
-    /// arrived if nothing reads the body. Returns `true` if the connection can go on behind the
+    /// arrived if nothing reads the body. Returns `true` if the connection can go on after the
     /// body (rule W9).
     async fn settle_body(&mut self, reply: &mut Reply) -> bool {
         let most_discarded = self.service.limits.discard_bytes;
@@ -244,7 +250,7 @@ impl<'a> Active<'a> {
         NoResponse::End
     }
 
-    /// Answers a request with `status` and without a handler. The connection ends behind this
+    /// Answers a request with `status` and without a handler. The connection ends after this
     /// answer (rule W4).
     async fn refuse(&mut self, status: StatusCode) -> Result<(), Broken> {
         log::debug!("{}: refused with {status}", self.gate.label());
@@ -294,7 +300,7 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// Returns what the client may still send behind the connection's last exchange.
+    /// Returns what the client may still send after the connection's last exchange.
     fn expected(&self) -> Expected {
         let is_at_rest = self.gate.rest() == Rest::Nothing && !self.gate.has_input();
         if is_at_rest { Expected::Nothing } else { Expected::More }
@@ -330,7 +336,7 @@ enum Answer {
     Upgrade(Box<Response>),
 }
 
-/// The connection's next step behind a request.
+/// The connection's next step after a request.
 enum Next {
     /// Another exchange follows.
     Exchange,
@@ -344,8 +350,8 @@ enum Next {
     Close,
 }
 
-/// The end of an exchange whose handler has no response for the client, or whose response could not
-/// be sent whole.
+/// The early end of an exchange, after which the connection ends, too. The server either answers
+/// with a status, or has nothing more to send.
 enum NoResponse {
     /// The client gets this status, and the connection ends.
     Refuse(StatusCode),

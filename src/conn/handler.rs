@@ -25,8 +25,8 @@ use crate::wire::response::plain;
 /// slot of an earlier call.
 pub(crate) struct Handler {
     make_slot: Box<dyn Fn() -> Box<dyn Slot> + Send + Sync>,
-    /// The slots of calls that are over. A slot holds the handler, so the slots end with the
-    /// server.
+    /// The slots of calls that are over. The slots are kept here and not per thread, because a slot
+    /// holds the handler, and the handler has to end with the server.
     spare: Mutex<Vec<Box<dyn Slot>>>,
 }
 
@@ -51,6 +51,8 @@ impl Handler {
     fn call(&self, request: Request) -> Call<'_> {
         // A call never waits for this lock, because a new slot costs less.
         let spare = self.spare.try_lock().ok().and_then(|mut spare| spare.pop());
+        // The `Call` exists before the handler runs, so its drop keeps the slot if the handler
+        // panics.
         let mut call = Call { handler: self, slot: spare.or_else(|| Some((self.make_slot)())) };
         if let Some(slot) = &mut call.slot {
             slot.call(request);
@@ -167,7 +169,7 @@ pub(super) fn answer_fault(gate: &Gate, response: &mut Response) {
 ///
 /// # Errors
 ///
-/// Returns 400 if no URL says what the client has asked for.
+/// Returns 400 if the request's host and target do not make a valid URL.
 pub(super) fn call_handler<'a>(
     service: &'a Service,
     gate: &Gate,

@@ -29,14 +29,15 @@ impl Conn<'_> {
         let (service, seat) = (self.service, self.seat);
         let mut ahead = Vec::new();
         if self.idle.transport.is_wrapped() {
-            // Without a socket, only a read shows whether a byte has come.
+            // A source's stream is not a plain socket even before the wrapper runs, so only a read
+            // shows whether a byte has come.
             let FirstBytes::Request(read) = self.first_bytes().await else { return None };
             ahead.extend_from_slice(read.unread());
         }
         let (connection, socket, meter) =
             Connection::share(self.idle.transport, seat.peer(), ahead);
         if let Some(socket) = &socket {
-            if !first_byte(socket, seat).await {
+            if !wait_for_first_byte(socket, seat).await {
                 return None;
             }
         }
@@ -63,12 +64,13 @@ impl Conn<'_> {
 
 /// Waits for the client's first byte. Returns `false` if the connection has to close first, or if
 /// the client leaves without sending anything, as health checks do.
-async fn first_byte(socket: &Socket, seat: &Seat) -> bool {
+async fn wait_for_first_byte(socket: &Socket, seat: &Seat) -> bool {
     let event = poll_fn(|cx| {
         if seat.order() == Order::Abort {
             return Poll::Ready(false);
         }
-        // A byte that is in the socket wins over every reason to close, as in `first_bytes`.
+        // A byte that is in the socket wins over every reason to close but an abort, as in
+        // `first_bytes` (rules S6, S7, S13).
         let readable = socket.poll_readable(cx);
         if readable.is_pending() && seat.doing() == Doing::Accepted {
             seat.activity.begin(Doing::Idle);

@@ -1,8 +1,8 @@
 //! An idle connection: waits for a request to begin.
 //!
-//! Invariant: a byte that is already in the socket wins over every reason to close (rules S6, S7),
-//! and the connection holds only its transport while nothing has arrived (rule W12). Before each
-//! step, the connection asks its seat what the server wants. Reads no head.
+//! Invariant: a byte that is already in the socket wins over every reason to close but an abort
+//! (rules S6, S7, S13), and the connection holds only its transport while nothing has arrived (rule
+//! W12). Before each step, the connection asks its seat what the server wants. Reads no head.
 
 use std::future::poll_fn;
 use std::io;
@@ -45,7 +45,8 @@ enum Step {
 impl Conn<'_> {
     /// Waits for a request to begin.
     ///
-    /// A byte that is already in the socket wins over every reason to close (rules S6, S7).
+    /// A byte that is already in the socket wins over every reason to close but an abort (rules S6,
+    /// S7, S13).
     pub(super) async fn first_bytes(&mut self) -> FirstBytes {
         let Self { seat, idle, before, looks, .. } = self;
         let mut step = match before {
@@ -59,7 +60,8 @@ impl Conn<'_> {
         poll_fn(|cx| {
             if seat.order() == Order::Abort {
                 // The abort also cuts a request that nobody has read, and the outcome has to name
-                // that request.
+                // that request. The outcome names an `Accepted` connection as cut, and leaves out
+                // an `Idle` one.
                 let asked = has_asked(idle, cx);
                 seat.activity.begin(if asked { Doing::Accepted } else { Doing::Idle });
                 return Poll::Ready(FirstBytes::Close);
@@ -86,8 +88,8 @@ impl Conn<'_> {
                 }
                 step = Step::Wait;
             }
-            // A task that is woken has to read by itself (see `Socket::poll_event`), so the
-            // connection waits for an event only once.
+            // async-io may not report the event that woke this task (see `Socket::poll_event`), so
+            // every later poll reads instead of asking for an event.
             if step == Step::Wait {
                 step = Step::Read;
                 match idle.transport.poll_event(cx) {
@@ -99,18 +101,21 @@ impl Conn<'_> {
             if let Poll::Ready(read) = idle.poll_request(cx, is_last) {
                 return Poll::Ready(FirstBytes::of(read));
             }
-            let begun = idle.transport.has_begun();
-            match seat.doing() {
+            let doing = seat.doing();
+            if idle.transport.has_begun() {
                 // Under a wrapper, a part of a record has arrived that does not make a byte of
                 // content yet (rules S6, S8).
-                Doing::Head if begun && seat.is_expired() => return Poll::Ready(FirstBytes::Close),
-                Doing::Head if begun => {}
-                _ if begun => seat.begin(None),
+                if doing != Doing::Head {
+                    seat.begin(None);
+                } else if seat.is_expired() {
+                    return Poll::Ready(FirstBytes::Close);
+                }
+            } else if is_last {
                 // The last look has found nothing.
-                _ if is_last => return Poll::Ready(FirstBytes::Close),
+                return Poll::Ready(FirstBytes::Close);
+            } else if matches!(doing, Doing::Accepted | Doing::Head) {
                 // TLS sends records of its own, so a record may end without a byte of a request.
-                Doing::Accepted | Doing::Head => seat.activity.begin(Doing::Idle),
-                _ => {}
+                seat.activity.begin(Doing::Idle);
             }
             // The read has registered the task's waker.
             Poll::Pending
@@ -181,7 +186,7 @@ mod tests {
 
     /// Returns a connection whose last request was answered.
     fn answered<'a>(service: &'a Service, seat: &'a Arc<Seat>, transport: Transport) -> Conn<'a> {
-        Conn { before: Before::Exchange, ..Conn::of(service, seat, Idle::new(transport)) }
+        Conn { before: Before::Exchange, ..Conn::moved(service, seat, Idle::new(transport)) }
     }
 
     /// Returns a waker, and the number of its wakes.
@@ -339,7 +344,7 @@ mod tests {
         let stream = Wrapped::new(smol::Async::new(end).unwrap());
         let wrapped = answered(&service, &seat, Transport::Wrapped(Box::new(stream)));
         let (transport, _client) = connected();
-        let moved = Conn::of(&service, &seat, Idle::new(transport));
+        let moved = Conn::moved(&service, &seat, Idle::new(transport));
         for mut conn in [wrapped, moved] {
             let (waker, wakes) = counted();
             assert!(pin!(conn.first_bytes()).poll(&mut Context::from_waker(&waker)).is_pending());

@@ -17,7 +17,7 @@ use crate::stop::seat::Seat;
 use crate::stream::transport::Transport;
 use crate::wire::buffer::Buffer;
 
-/// The bytes that a client may still send behind the last response.
+/// The bytes that a client may still send after the last response.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expected {
     /// The client owes nothing, and has sent nothing more.
@@ -56,14 +56,16 @@ pub(super) async fn leave(mut transport: Transport, seat: &Seat, mut expected: E
         let left = transport.undelivered();
         let is_over = seat.is_expired();
         if left == 0 {
-            // A wait for room that has just ended leaves the client a time of its own to close.
+            // If the client has only now taken the rest of the response, its time to close begins
+            // here (`got` counts a move).
             let is_late = is_over && !activity.look().waits_for(Wait::Room);
             if expected == Expected::Nothing || is_late {
                 return Poll::Ready(());
             }
             activity.got(Wait::Room);
         } else if left_before != Some(left) && (is_over || is_draining()) {
-            // The server gives up a slow client only if that client takes nothing more.
+            // This is the first check, or the client has taken something since the last check, so
+            // the client's time begins again.
             left_before = Some(left);
             activity.wait(Wait::Room, true);
             activity.progress();
@@ -86,8 +88,8 @@ pub(super) async fn leave(mut transport: Transport, seat: &Seat, mut expected: E
     ended.or(ticks).await;
 }
 
-/// Half-closes the stream. A wrapper may still hold output, so its client gets as long as a slow
-/// client.
+/// Half-closes the stream. If a wrapper still holds output, waits for the client as long as for a
+/// slow client.
 async fn half_close(transport: &mut Transport, seat: &Seat) -> io::Result<()> {
     let mut seen = None;
     poll_fn(|cx| {

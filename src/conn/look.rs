@@ -35,7 +35,7 @@ impl Credit {
         Self { left: Self::GAIN, waits: 0 }
     }
 
-    /// Returns `true` if the next connection has to look, and `false` if it has to wait at once.
+    /// Returns `true` if the next connection may look. Without credit, counts the wait.
     fn allows(&mut self) -> bool {
         if self.left > 0 {
             return true;
@@ -72,8 +72,7 @@ pub(super) struct Looks {
 }
 
 impl Looks {
-    /// Returns `true` if the connection has to look before it waits. Otherwise the connection waits
-    /// at once.
+    /// Returns `true` if the connection may look before it waits. Starts the row anew otherwise.
     pub(super) fn begin(&mut self) -> bool {
         let has_to_wait = !LETS_EVENTS_IN.get() && self.in_a_row >= MOST_IN_A_ROW;
         let may_look = !has_to_wait && on_this_thread(Credit::allows);

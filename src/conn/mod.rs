@@ -34,7 +34,7 @@ use crate::stop::shutdown::Shutdown;
 use crate::stream::transport::Transport;
 use crate::wire::head::Bounds;
 use crate::wire::{Gate, Idle, Incoming, Movable};
-use exchange::{Active, Behind};
+use exchange::{Active, AfterActive};
 use handler::Handler;
 use idle::FirstBytes;
 use leave::{Expected, leave};
@@ -55,8 +55,8 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Notes that the task of a connection has ended, because the connection has ended or leaves
-    /// for the successor.
+    /// Sends a connection that leaves for the successor to the courier. Otherwise the connection
+    /// stops counting here, because `counted` is dropped.
     pub(crate) fn end(&self, counted: Counted, served: thread::Result<Option<Movable>>) {
         match served {
             Ok(None) => {}
@@ -101,7 +101,7 @@ impl<'a> Conn<'a> {
     }
 
     /// Takes a connection that another task or process has served before.
-    pub(crate) fn of(service: &'a Service, seat: &'a Arc<Seat>, idle: Idle) -> Self {
+    pub(crate) fn moved(service: &'a Service, seat: &'a Arc<Seat>, idle: Idle) -> Self {
         Self { service, seat, idle, before: Before::Move, looks: Looks::default() }
     }
 
@@ -156,8 +156,8 @@ impl<'a> Conn<'a> {
             // (rule S6), or a reset if an abort has left bytes unread. Only a wrapped stream, and a
             // client that has not yet taken everything, need `leave`.
             let transport = self.idle.transport;
-            let is_delivered = transport.undelivered() == 0 && !transport.is_wrapped();
-            if !is_delivered && self.seat.order() < Order::Abort {
+            let plain_close_is_enough = transport.undelivered() == 0 && !transport.is_wrapped();
+            if !plain_close_is_enough && self.seat.order() < Order::Abort {
                 // `leave` is in a box, because it is seldom needed, and would take room in every
                 // idle connection.
                 Box::pin(leave(transport, self.seat, Expected::Nothing)).await;
@@ -187,19 +187,19 @@ impl<'a> Conn<'a> {
         // `Drop`.
         async move {
             let served = AssertUnwindSafe(active).catch_unwind().await;
-            let behind = served.unwrap_or_else(|_| {
+            let after = served.unwrap_or_else(|_| {
                 log_panic(seat);
                 None
             });
-            match behind {
-                Some(Behind::Idle(idle)) => ControlFlow::Continue(Self {
+            match after {
+                Some(AfterActive::Idle(idle)) => ControlFlow::Continue(Self {
                     service,
                     seat,
                     idle,
                     before: Before::Exchange,
                     looks,
                 }),
-                Some(Behind::Movable(connection)) => ControlFlow::Break(Some(connection)),
+                Some(AfterActive::Movable(connection)) => ControlFlow::Break(Some(connection)),
                 None => ControlFlow::Break(None),
             }
         }

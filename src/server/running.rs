@@ -189,12 +189,12 @@ impl Running {
         // part of a request.
         match connection.into_idle() {
             (idle, None) => self.executor.spawn(async move {
-                let served = Conn::of(&service, &counted.seat, idle).serve();
+                let served = Conn::moved(&service, &counted.seat, idle).serve();
                 let served = AssertUnwindSafe(served).catch_unwind().await;
                 service.end(counted, served);
             }),
             (idle, Some(incoming)) => self.executor.spawn(async move {
-                let served = Conn::of(&service, &counted.seat, idle).serve_begun(incoming);
+                let served = Conn::moved(&service, &counted.seat, idle).serve_begun(incoming);
                 let served = AssertUnwindSafe(served).catch_unwind().await;
                 service.end(counted, served);
             }),

@@ -207,8 +207,8 @@ impl Gate {
     ///
     /// # Errors
     ///
-    /// Returns 400 if no URL says what the client has asked for. [`head::parse`] has refused every
-    /// other fault.
+    /// Returns 400 if the request's host and target do not make a valid URL. [`head::parse`] has
+    /// refused every other fault.
     pub(crate) fn request(&self, head: &Head, shutdown: &Shutdown) -> Result<Request, StatusCode> {
         let scheme = if self.seat.is_https() { "https" } else { "http" };
         let mut request = request::request(head, &self.wire, scheme)?;

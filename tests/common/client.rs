@@ -333,9 +333,9 @@ pub fn ask_unix(path: &Path) -> String {
     Client::from(UnixStream::connect(path).unwrap()).get("/").response().text()
 }
 
-/// Sends `GET path` after another request in the same write, and returns when the other one is
-/// answered. By then the handler of `path` runs, because the server sends the first response when
-/// it has to wait for the second (rule W10).
+/// Sends `GET /livez` and `GET path` in one write, and returns after the first response. The
+/// handler of `path` then runs, because the server sends the first response when it has to wait for
+/// the second (rule W10).
 pub fn in_flight(addr: SocketAddr, path: &str) -> Client {
     let request = |path| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
     let mut client = Client::connect(addr);

@@ -19,7 +19,7 @@ use super::handover::{Handover, SocketKind, copy_of};
 use super::messages::{Channel, KEEPER, Ready, keeper_word, offer, ready};
 use super::{Client, Directory, ProcessId, Program, SERVER, wait_until};
 
-/// A keeper of the real binary, played by the test.
+/// A keeper that the test plays. The keeper's child runs the real binary.
 pub struct FakeKeeper {
     pub child: Program,
     /// The keeper's end of the parent channel.
@@ -113,7 +113,7 @@ pub struct FakeChild {
 }
 
 /// A command for [`FakeChild`]. The shell waits until the test has the end of the channel, and
-/// closes its own copy, which is the descriptor after one socket.
+/// closes its own copy, descriptor 4 (descriptor 3 is the listening socket).
 pub const WAITS_FOR_THE_TEST: &str = "kill -STOP $$; exec 4<&-; exec sleep 60";
 
 impl FakeChild {

@@ -63,7 +63,7 @@ pub struct Handover {
 }
 
 impl Handover {
-    /// Starts a keeper of the real binary.
+    /// Starts a keeper whose children run the real binary.
     pub fn server(over: SocketKind, args: &[&str]) -> Self {
         let executable = Path::new(SERVER).to_owned();
         Self::start(over, executable, |command, listen| {
@@ -71,12 +71,13 @@ impl Handover {
         })
     }
 
-    /// Starts a keeper of [`serve`], which the test [`PROGRAM`] of the same file calls.
+    /// Starts a keeper whose children run [`serve`]. The calling file must have the test
+    /// [`PROGRAM`], which calls `serve`.
     pub fn held(over: SocketKind) -> Self {
         Self::held_with(over, |_| {})
     }
 
-    /// Starts a keeper of [`serve`]. `configure` completes its environment.
+    /// Starts a keeper as [`Handover::held`] does. `configure` completes its environment.
     pub fn held_with(over: SocketKind, configure: impl FnOnce(&mut Command)) -> Self {
         Self::start(over, env::current_exe().unwrap(), |command, listen| {
             command.args(["--exact", PROGRAM, "--nocapture", "--test-threads=1"]);
@@ -92,10 +93,10 @@ impl Handover {
         executable: PathBuf,
         configure: impl FnOnce(&mut Command, &str),
     ) -> Self {
-        Self::start_by(Path::new(SERVER), over, executable, configure)
+        Self::start_with_keeper(Path::new(SERVER), over, executable, configure)
     }
 
-    /// Starts a keeper of the real binary with this patience.
+    /// Starts a keeper with this patience, whose children run the real binary.
     pub fn with_patience(over: SocketKind, patience: &str) -> Self {
         Self::start(over, SERVER.into(), |command, listen| {
             command.env("SMOL_GRACEFUL_KEEP_PATIENCE", patience).args(["--listen", listen]);
@@ -103,7 +104,7 @@ impl Handover {
     }
 
     /// Starts a keeper as [`Handover::start`] does, from another copy of the real binary.
-    pub fn start_by(
+    pub fn start_with_keeper(
         keeper: &Path,
         over: SocketKind,
         executable: PathBuf,
@@ -178,8 +179,9 @@ impl Handover {
         self.connect().send("GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").rest();
     }
 
-    /// Connects a client whose handler for `path` runs. W10: the server sends the response to the
-    /// request before when it has to wait for the second.
+    /// Sends `GET /livez` and `GET path` in one write, and returns after the first response. The
+    /// handler of `path` then runs, because the server sends the first response when it has to wait
+    /// for the second (rule W10).
     pub fn in_flight(&self, path: &str) -> Client {
         let request = |path| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         let mut client = self.connect();
@@ -290,9 +292,9 @@ impl Handover {
         panic!("never {count} connections in one batch: {}", self.servers.program);
     }
 
-    /// Waits until a batch waits for a suspended successor, and returns the number of its
-    /// connections. These are all that leave within a moment, which are fewer on a busy machine.
-    /// The next batch comes only after the successor goes on (rule H3).
+    /// Waits until a batch for a suspended successor is in the passage, and returns the number of
+    /// its connections. On a busy machine, the batch may not hold every connection that leaves. The
+    /// next batch comes only after the successor goes on (rule H3).
     pub fn wait_for_batch(&self) -> usize {
         let mut batch = None;
         wait_until("a batch is in the passage", || {
@@ -327,8 +329,8 @@ impl Handover {
         self.sockets(true)[0]
     }
 
-    /// Returns the inodes of all sockets with the server's address, which are the listening ones or
-    /// the accepted connections.
+    /// Returns the inodes of the sockets with the server's address: the listeners if `that_listen`,
+    /// otherwise the accepted connections.
     fn sockets(&self, that_listen: bool) -> Vec<u64> {
         let path = self.directory.join("socket");
         let (table, inode) = match self.over {
@@ -483,8 +485,8 @@ fn channels_of(process: ProcessId) -> impl Iterator<Item = OwnedFd> {
     sockets.filter(|socket| socket_type(socket).is_ok_and(|kind| kind == SocketType::SEQPACKET))
 }
 
-/// Returns the number of connections in a batch that was not received yet. The batch is the next
-/// message of a passage, or of a passage whose end is in the next message of a parent channel.
+/// Peeks at a passage, or at a parent channel whose next message is PASS, and returns the number of
+/// connections in the unread batch.
 fn unread_batch(channel: &OwnedFd) -> Option<usize> {
     let mut head = [0; 7];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
@@ -553,15 +555,19 @@ fn links_of(process: ProcessId) -> impl Iterator<Item = (RawFd, PathBuf)> {
 /// The test that has to call [`serve`] in each file that starts this program.
 pub const PROGRAM: &str = "the_program_of_these_tests";
 
-/// The variables of the program's environment: its address, the directory of the files that release
-/// its handlers, the number of its workers, the idle timeout in seconds, whether it calls `serve`
-/// and `ready` instead of `run`, whether it is its own keeper, and the keeper's pid file.
+/// The variable of the program's address.
 const LISTEN: &str = "HANDOVER_LISTEN";
+/// The variable of the directory with the files that release the program's handlers.
 const DIRECTORY: &str = "HANDOVER_DIRECTORY";
+/// The variable of the number of the program's workers.
 pub const THREADS: &str = "HANDOVER_THREADS";
+/// The variable of the idle timeout, in seconds.
 pub const IDLE_TIMEOUT: &str = "HANDOVER_IDLE_TIMEOUT";
+/// If this variable is set, the program calls `serve` and `ready` instead of `run`.
 pub const SERVE: &str = "HANDOVER_SERVE";
+/// If this variable is set, the program is its own keeper.
 const KEEP: &str = "HANDOVER_KEEP";
+/// The variable of the path of the keeper's pid file.
 pub const PID_FILE: &str = "HANDOVER_PID_FILE";
 
 /// The length of the response to `/big`, in bytes.

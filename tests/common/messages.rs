@@ -32,8 +32,9 @@ const SPACE: usize = cmsg_space!(ScmRights(BATCH));
 /// The variable that names a child's end of the parent channel.
 pub const KEEPER: &str = "SMOL_GRACEFUL_KEEPER";
 
-/// A message without content, with which a descriptor may come.
+/// PASS carries the end of a passage, and no content.
 pub const PASS: &[u8] = b"P";
+/// ALONE tells a child that no other process will serve the queue (K5).
 pub const ALONE: &[u8] = b"A";
 
 /// An end of a parent channel or of a passage.

@@ -1,7 +1,7 @@
 //! The tools that the scenario files share, one file for each of them.
 //!
-//! No tool sleeps to make a test pass. Every wait has a generous limit ([`PATIENCE`]), so a test
-//! that hangs fails.
+//! Only `pass_repeat_window` sleeps for a fixed time. Every wait has a generous limit
+//! ([`PATIENCE`]), so a test that hangs fails.
 
 #![allow(dead_code, unreachable_pub, reason = "each scenario file uses its own part of this")]
 #![allow(unused_imports, reason = "each scenario file uses its own part of this")]

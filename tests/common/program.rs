@@ -110,7 +110,8 @@ impl Program {
         self.process().signal(signal);
     }
 
-    /// Waits for a line of the log that contains `text`.
+    /// Waits for a line of the log that contains `text`. Lines that an earlier wait has passed do
+    /// not count.
     pub fn wait_for(&mut self, text: &str) -> String {
         self.wait_for_any(&[text])
     }
@@ -547,9 +548,8 @@ pub fn chromium(profile: &Directory) -> Command {
     chromium
 }
 
-/// Returns a command for the server with `fds` from descriptor 3 on, which are meant for the
-/// process `pid`. A shell starts the server, and reads `$$` as its own process id. With `exec` for
-/// `how`, the shell becomes the server.
+/// Returns a command for the server with `fds` from descriptor 3 on and `LISTEN_PID` set to `pid`,
+/// which may be `$$`, the shell's own id. If `how` is `exec`, the shell becomes the server.
 pub fn activated(pid: &str, how: &str, fds: Vec<OwnedFd>, args: &[&str]) -> Command {
     let mut command = Command::new("sh");
     // The last command is not the server, because a shell may become its last command by itself.
@@ -665,8 +665,8 @@ pub fn handle_ignored_signals() {
     });
 }
 
-/// Waits until another signal counts as a second one. Only the server's clock decides this, and its
-/// window is 100 ms (rule S14).
+/// Waits until the server counts the next signal as a second one, not as a repeat. Only the
+/// server's clock decides this, and its window is 100 ms (rule S14).
 pub fn pass_repeat_window() {
     thread::sleep(Duration::from_millis(150));
 }

@@ -103,7 +103,7 @@ impl Running {
     }
 
     /// Drops the server while it runs.
-    pub fn drop(&mut self) {
+    pub fn drop_server(&mut self) {
         self.drop = None;
     }
 
@@ -112,12 +112,13 @@ impl Running {
         self.ended.try_recv().is_err()
     }
 
-    /// Waits for the server's end, and does not stop it.
+    /// Waits for the server's end without stopping it, and returns the result of `serve`.
     pub fn ended(&self) -> Result<Outcome, ServeError> {
         self.ended.recv_timeout(PATIENCE).expect("the server did not end")
     }
 
-    /// Waits for the server's end, and does not stop it.
+    /// Waits for the server's end without stopping it, and returns the outcome. Panics if `serve`
+    /// failed.
     pub fn outcome(&self) -> Outcome {
         self.ended().unwrap()
     }
