@@ -20,6 +20,7 @@ use crate::executor::ServerExecutor;
 use crate::limits::Limits;
 use crate::listen::Listen;
 use crate::observe::{Exchange, Observer};
+use crate::places::Places;
 use crate::stop::shutdown::Shutdown;
 use crate::threads;
 use running::Running;
@@ -223,6 +224,9 @@ impl Server {
                 "nothing to listen on: give an address such as `:8082`, or start the process with sockets (LISTEN_FDS)",
             ));
         }
+        // The count of open files opens one for a moment, so it comes before the line that says that
+        // the server is up.
+        let places = Places::new(self.limits.connections);
         for listener in &listeners {
             let inherited = if listener.is_inherited() { " (inherited)" } else { "" };
             log::info!("listening on {}{inherited}", listener.address());
@@ -237,7 +241,7 @@ impl Server {
             shutdown: self.shutdown,
             leavers: leavers_in,
         });
-        Ok(Running::new(listeners, executor, service, leavers))
+        Ok(Running::new(listeners, executor, service, places, leavers))
     }
 }
 

@@ -73,6 +73,7 @@ impl Running {
         listeners: Vec<Listener>,
         executor: ServerExecutor,
         service: Arc<Service>,
+        places: Places,
         leavers: Receiver<Leaving>,
     ) -> Self {
         STARTED.fetch_add(1, Ordering::Relaxed);
@@ -88,7 +89,7 @@ impl Running {
             is_succeeded: AtomicBool::new(false),
             drain_began: OnceLock::new(),
             stops_last: false,
-            places: Places::new(service.limits.connections),
+            places,
             service,
             leavers,
         }
