@@ -55,8 +55,8 @@ impl ServerExecutor {
     /// ```
     /// use smol_graceful::{Server, ServerExecutor};
     ///
-    /// let server = Server::new(|_request| async { Ok("okay")
-    /// }).executor(ServerExecutor::global());
+    /// let server = Server::new(|_request| async { Ok("okay") })
+    ///     .executor(ServerExecutor::global());
     /// # drop(server);
     /// ```
     #[must_use]

@@ -125,8 +125,8 @@ impl LogWriter {
         // The thread inherits the mask, so all signals are blocked from its first moment on. A
         // terminal may stop a whole background job for a line of output (`stty tostop`), and takes
         // the line if the thread blocks that signal. The other signals are for other threads. A
-        // keeper blocks them while it starts, and a thread that did not would take one and end the
-        // process.
+        // keeper blocks all signals while it starts. If this thread had not blocked them, it would
+        // take a signal that is meant for the keeper, and the signal would end the process.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
         let spawned = thread::Builder::new()
             .name("log".into())

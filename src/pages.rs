@@ -1,7 +1,8 @@
 //! The pages that only rustdoc reads: README.md, docs/embedding.md and docs/restart.md.
 //!
 //! The last two are modules of the documentation, so that they are found on docs.rs, and do not
-//! exist in the compiled crate. The examples in all three are tests. On docs.rs the relative links
+//! exist in the compiled crate. The examples in all three are tests, but those of the last two need
+//! the feature `keeper`. On docs.rs the relative links
 //! of the pages lead nowhere, so each has its whole address here. Of two definitions of a link,
 //! rustdoc takes the first.
 
@@ -14,7 +15,7 @@ struct Readme;
 ///
 /// [`restart.md`]: crate::restarting
 ///
-#[cfg(any(doc, doctest))]
+#[cfg(any(not(doctest), feature = "keeper"))]
 #[doc = include_str!("../docs/embedding.md")]
 pub mod embedding {}
 
@@ -34,6 +35,6 @@ pub mod embedding {}
 /// [restart-keeper.svg]: https://raw.githubusercontent.com/smol-graceful/smol-graceful/main/docs/restart-keeper.svg
 /// [decisions.md]: https://github.com/smol-graceful/smol-graceful/blob/main/docs/decisions.md
 ///
-#[cfg(any(doc, doctest))]
+#[cfg(any(not(doctest), feature = "keeper"))]
 #[doc = include_str!("../docs/restart.md")]
 pub mod restarting {}

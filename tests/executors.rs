@@ -195,7 +195,7 @@ async fn handle(
     count: Rc<Cell<u32>>,
     tell_dropped: Sender<String>,
 ) -> smol_graceful::Result<String> {
-    let says_where = || ReportsDrop(tell_dropped, PhantomData);
+    let report_drop = || ReportsDrop(tell_dropped, PhantomData);
     match request.url().path() {
         "/count" => {
             count.set(count.get() + 1);
@@ -205,11 +205,11 @@ async fn handle(
         }
         "/panic" => panic!("as the client wished"),
         "/wait" => {
-            let _says_where = says_where();
+            let _report_drop = report_drop();
             pending().await
         }
         "/guarded" => {
-            let _says_where = says_where();
+            let _report_drop = report_drop();
             let _guard = Token::of(&request).guard()?;
             pending().await
         }

@@ -279,7 +279,7 @@ fn a_file_that_may_not_grow_ends_nothing() {
     assert_eq!(log.lines().count(), 1, "{log}");
 }
 
-/// async-io panics if it has no descriptors. Each limit lets another step of the start fail.
+/// async-io panics if it has no descriptors. Each limit makes a different step of the start fail.
 #[test]
 fn a_lack_of_descriptors_is_one_line_and_exit_1() {
     let directory = Directory::new();

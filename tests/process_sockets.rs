@@ -134,7 +134,7 @@ fn a_program_inherits_what_the_keeper_was_given() {
             fs::write(directory.join("admin"), admin.to_string()).unwrap();
         };
         let mut child = program(kind);
-        child.env(ADDRESS, public.to_string()).env(GATES, directory.path());
+        child.env(ADDRESS, public.to_string()).env(DIRECTORY, directory.path());
         put(first);
         let listen = format!("--listen={public}");
         let flags: &[&str] = if is_keepers { &[&listen] } else { &[] };
@@ -328,10 +328,11 @@ fn activated_by_name(sockets: [&TcpListener; 2], names: &str, args: &[&str]) -> 
 
 // The program of these tests.
 
-/// The variables for the kind of program that this process is, and its addresses.
+/// The variables for the kind of program that this process is, its address, and the directory of the
+/// file with the admin address.
 const KIND: &str = "SG_TEST_KIND";
 const ADDRESS: &str = "SG_TEST_ADDRESS";
-const GATES: &str = "SG_TEST_GATES";
+const DIRECTORY: &str = "SG_TEST_DIRECTORY";
 
 fn program(kind: &str) -> Command {
     let mut program = Command::new(env::current_exe().unwrap());
@@ -348,12 +349,13 @@ fn the_program_of_these_tests() {
     let outcome = match &*kind {
         "by name" => run_by_name(),
         "inherits" => run_inherits(|process, server, web| process.run(server, web).unwrap()),
-        _ => run_inherits(|process, server, web| {
+        "own keeper" => run_inherits(|process, server, web| {
             match process.keep(|process| process.run(server, web)).unwrap() {
                 Kept::Child(outcome) => outcome,
                 Kept::Keeper(exit) => process::exit(exit.code().into()),
             }
         }),
+        kind => panic!("unknown: {kind}"),
     };
     assert!(outcome.is_drained(), "{outcome}");
 }
@@ -370,7 +372,7 @@ fn run_by_name() -> Outcome {
 /// Serves `admin` on the address in its file, and `web` on the inherited sockets of this process,
 /// or on its own address if there are none.
 fn run_inherits(run: impl FnOnce(Process, Server, Listeners) -> Outcome) -> Outcome {
-    let admin = || fs::read_to_string(Path::new(&env::var(GATES).unwrap()).join("admin"));
+    let admin = || fs::read_to_string(Path::new(&env::var(DIRECTORY).unwrap()).join("admin"));
     let web = || match Listener::inherited().unwrap() {
         inherited if inherited.is_empty() => vec![Listener::bind(&*env::var(ADDRESS).unwrap())],
         inherited => inherited.into_iter().map(Ok).collect(),

@@ -105,7 +105,8 @@ fn a_stream_that_panics_costs_its_client_alone() {
     }
     // The first one panics in an idle connection, and the others panic while a request is read.
     for port in 1..=3 {
-        let told = format!("192.0.2.1:{port}: the connection's stream has panicked");
+        let told =
+            format!("192.0.2.1:{port}: the program's code under this connection has panicked");
         wait_until("the log tells it", || log.with(&told) == [(Level::Error, told.clone())]);
     }
     let mut client = Client::connect(addr);

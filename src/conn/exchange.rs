@@ -166,8 +166,9 @@ impl<'a> Active<'a> {
         Answer::Reply(reply)
     }
 
-    /// Decides whether the connection goes on after this response. The client, the response, the
-    /// rest of the body and the stop can each end the connection (rules W8, W9, S9).
+    /// Decides whether the connection goes on after this response. Returns `true` if it does, and
+    /// counts in a drain what is still unanswered. The client, the response, the rest of the body
+    /// and the stop can each end the connection (rules W8, W9, S9).
     async fn decide_to_keep(&mut self, head: &Head, reply: &mut Reply) -> bool {
         if !head.keep_alive || !reply.allows_another() {
             return false;
@@ -185,8 +186,9 @@ impl<'a> Active<'a> {
     ///
     /// Returns [`NoResponse::End`] if the client is gone.
     async fn next(&mut self) -> Result<Next, NoResponse> {
-        // With `Some(0)`, the connection has announced its close, and does not come here. With
-        // more, the bytes may still be in the kernel, because `read_ahead` may only count them.
+        // `unanswered` is not 0 here, because the connection would then have announced its close.
+        // The unanswered bytes may still be in the kernel, because `read_ahead` may count bytes
+        // without reading them.
         let has_more = self.gate.has_input() || self.unanswered.is_some();
         let leaves = self.gate.is_to_leave();
         if has_more && !leaves {

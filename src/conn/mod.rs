@@ -209,7 +209,7 @@ impl<'a> Conn<'a> {
 /// Says in the log that the program's code under a connection has panicked. The caller ends the
 /// connection (rule S17).
 fn log_panic(seat: &Seat) {
-    log::error!("{}: the connection's stream has panicked", seat.peer());
+    log::error!("{}: the program's code under this connection has panicked", seat.peer());
 }
 
 /// Runs `served` until the server aborts the connection. An abort comes before the next step of

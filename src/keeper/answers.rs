@@ -131,8 +131,8 @@ impl Url {
         verdict(&bytes[..length])
     }
 
-    /// Waits until a process has taken the connection. Returns the inode of its socket, and the
-    /// part of `head` that was not sent.
+    /// Waits until a process has taken the connection. Returns the inode of that process's socket,
+    /// and the part of `head` that was not sent.
     ///
     /// With TCP_DEFER_ACCEPT, the kernel gives the server a connection only when there is something
     /// to read. So if no process has taken the connection after a while, the keeper sends half of

@@ -1,7 +1,8 @@
 //! Logs what a keeper does and what happens to its children.
 //!
-//! Invariant: each line names a child by its process id, and a line about a failure says what comes
-//! next. This file keeps the words of the last failure for the manager, and decides nothing.
+//! Invariant: a line about a child has the child's process id, as long as the keeper knows the
+//! child. This file keeps the words of the last failure, for the manager and for the keeper's
+//! error, and decides nothing.
 
 use std::time::Duration;
 

@@ -331,7 +331,8 @@ impl Policy {
         }
     }
 
-    /// Ends the keeper, because no child has served yet.
+    /// Ends the keeper, because the first child has failed. A child that is late has to end before
+    /// the keeper does.
     fn fail_first(&mut self, failure: Failure, actions: &mut Vec<Action>) {
         actions.push(Action::Note(Note::NoRestart { failure: failure.clone(), old: None }));
         self.end_restart(false, actions);
@@ -410,7 +411,7 @@ impl Policy {
 }
 
 /// Returns the time that is `duration` later, or a time in the far future if that overflows.
-fn later(now: Instant, duration: Duration) -> Instant {
+pub(crate) fn later(now: Instant, duration: Duration) -> Instant {
     const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
     now + duration.min(NEVER)
 }

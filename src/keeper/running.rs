@@ -149,8 +149,8 @@ impl RunningKeeper {
         Poll::Pending
     }
 
-    /// Returns the event of a signal, or `None` if it is a signal of a child that has ended, or one
-    /// that the keeper passes on.
+    /// Returns the event of a signal. Returns `None` if a child has ended, or if the keeper passes
+    /// the signal on.
     pub(crate) fn on_signal(&mut self, signal: Signal) -> Option<Event> {
         if signal == Signal::Child {
             self.reap();

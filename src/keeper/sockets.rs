@@ -271,7 +271,7 @@ impl Sockets {
 }
 
 impl KeptSocket {
-    /// Binds a Unix socket anew whose file was removed. The new number makes this another listener,
+    /// Binds a Unix socket whose file was removed anew. The new number makes this another listener,
     /// because connections to the old socket must not go to the new one.
     fn rebind(&mut self, own: &mut OwnFile, number: u32) {
         let address = &self.address;
@@ -286,7 +286,8 @@ impl KeptSocket {
                 self.number = number;
             }
             Err(error) => log::warn!(
-                "keeper: the file of {address} was removed, and the socket cannot be bound anew: {}",
+                "keeper: the file of {address} was removed, and the socket cannot be bound \
+                 anew: {}",
                 error.worded(address)
             ),
         }

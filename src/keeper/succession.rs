@@ -32,7 +32,7 @@ use crate::keeper::exit::KeeperExit;
 use crate::keeper::manager::Manager;
 use crate::keeper::notify::ChildNotify;
 use crate::keeper::pid_lock::PidLock;
-use crate::keeper::policy::{Condition, Member, Policy, Remembered};
+use crate::keeper::policy::{Condition, Member, Policy, Remembered, later};
 use crate::keeper::program::Program;
 use crate::keeper::resume::{ChildStage, ChildState, Held, RESUME, SocketState, State, VERSION};
 use crate::keeper::running::RunningKeeper;
@@ -169,15 +169,14 @@ fn condition(stage: ChildStage, now: Instant) -> Condition {
         }
         ChildStage::Leaving => Condition::Leaving,
         ChildStage::Failing { killed_in_ms } => {
-            // A time that overflows would never come.
-            let until = now.checked_add(Duration::from_millis(killed_in_ms));
-            until.map_or(Condition::Killed, |until| Condition::Failing { until })
+            Condition::Failing { until: later(now, Duration::from_millis(killed_in_ms)) }
         }
         ChildStage::Killed => Condition::Killed,
     }
 }
 
-/// Returns the stage of a child for the new program, or `None` if the child is starting.
+/// Returns the stage of a child for the new program, or `None` if the child is starting or on
+/// trial.
 fn stage(condition: Condition, now: Instant) -> Option<ChildStage> {
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     match condition {

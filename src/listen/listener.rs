@@ -32,7 +32,7 @@ use crate::stream::connection::Connection;
 
 /// A socket to which clients connect, or another source of connections.
 ///
-/// All clones are one socket, and a close closes all of them. One server at a time accepts from a
+/// All clones are the same listener, and a close closes all of them. One server at a time accepts from a
 /// listener. A clone is useful for [`ready`](crate::ready), and for the count of
 /// [`Listener::failed_handshakes`].
 ///

@@ -447,7 +447,8 @@ impl Listener {
     ///
     /// Under a keeper, these are the sockets that the keeper was started with or has bound. A
     /// socket that an earlier process of the program has bound is not among them.
-    /// [`Listener::bind`] finds such a socket by its address, so that no server takes the old address of another one.
+    /// [`Listener::bind`] finds such a socket by its address, so that no server takes the old
+    /// address of another one.
     ///
     /// At its stop, the server takes every queued connection, and then closes its copies of the
     /// sockets (rule S5). The server does not shut the sockets down, so another process that has

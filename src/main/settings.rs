@@ -108,7 +108,8 @@ pub(crate) struct Settings {
     /// server, /metrics in Prometheus' text format, /connections; several times, or with commas
     /// between the addresses
     ///
-    /// They serve 16 connections at the same time, and idle ones make room for further clients.
+    /// The admin server serves 16 connections at the same time, and idle ones give way to further
+    /// clients.
     /// Every client that can connect there may read these pages, so choose an address that only
     /// operators reach
     #[arg(

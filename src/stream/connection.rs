@@ -1,8 +1,8 @@
 //! [`Connection`]: a client's connection as the program sees it, before it is served.
 //!
 //! A listener's wrapper (TLS) takes a connection and returns another one, and a source is a stream
-//! of connections. Invariant: the server treats a plain socket from a wrapper or a source like one
-//! that it has accepted. This file does not know HTTP.
+//! of connections. Invariant: a plain socket that a wrapper or a source returns stays a plain
+//! socket, unless the program still shares the socket. This file does not know HTTP.
 
 use std::fmt;
 use std::io;
@@ -38,8 +38,8 @@ use crate::stream::transport::{Peer, Transport, Wrapped};
 /// let (client, connection) = Connection::pair();
 ///
 /// smol::block_on(async {
-///     let serve =
-/// smol::spawn(server.serve([Listener::from_stream(stream::once(Ok(connection)))]));
+///     let listener = Listener::from_stream(stream::once(Ok(connection)));
+///     let serve = smol::spawn(server.serve([listener]));
 ///     let request = Request::new(Method::Get, "http://localhost/");
 ///     let mut response = async_h1::connect(client, request).await.unwrap();
 ///     assert_eq!(response.body_string().await.unwrap(), "okay");

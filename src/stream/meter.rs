@@ -2,8 +2,8 @@
 //!
 //! Invariant: the meter sees bytes where they come from the client, because a wrapper may hold back
 //! a part of them. So the server knows whether data has arrived, and whether data moves, before the
-//! wrapper returns any. The meter knows nothing of TLS but where records end (RFC 8446 section
-//! 5.1).
+//! wrapper returns any. The meter knows only one thing about TLS: where records end (RFC 8446
+//! section 5.1).
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -307,7 +307,7 @@ impl Transport {
 pub enum Peer {
     /// A TCP client.
     Ip(SocketAddr),
-    /// A client of a Unix socket, which has no address.
+    /// A client of a Unix socket. Such a client has no address.
     Unix,
     /// The other end of a stream that is not a socket, or a request that came from no server.
     Unknown,

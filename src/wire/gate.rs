@@ -4,7 +4,7 @@
 //! Invariant: async-h1 sees one message's body at a time, and never a byte of the next message
 //! (rules W1, W2). A [`Gate`] lives while a connection is active, and an idle connection has none
 //! (rule W12). The gate sends only what it is given, and does not decide when a connection stops.
-//! The gate only ends the discarding of a body once idle connections have to end.
+//! As the one exception, the gate ends the discarding of a body once idle connections have to end.
 
 mod request_body;
 mod respond;
@@ -165,10 +165,8 @@ impl Gate {
             let shared = &mut *self.wire.lock();
             let unread = shared.incoming.unread();
             let is_full = unread.len() >= self.bounds.head_bytes;
-            let parsed = match is_full || head::may_decide(unread, *judged) {
-                true => head::parse(unread, self.bounds),
-                false => Ok(None),
-            };
+            let is_due = is_full || head::may_decide(unread, *judged);
+            let parsed = if is_due { head::parse(unread, self.bounds) } else { Ok(None) };
             match parsed {
                 Ok(None) => {}
                 Ok(Some(Head { framing: Framing::Fixed(length), .. })) if length > longest_body => {

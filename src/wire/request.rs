@@ -32,7 +32,7 @@ use crate::stream::transport::{Transport, sign_local};
 ///
 /// Returns 400 if no URL says what the client has asked for.
 pub(super) fn request(head: &Head, wire: &Arc<Wire>, scheme: &str) -> Result<Request, StatusCode> {
-    // Takes the lock for itself.
+    // `with_body` locks the wire, too, so it comes before the lock here.
     let with_body = with_body(head.framing, wire);
     let shared = wire.lock();
     let bytes = shared.incoming.message();

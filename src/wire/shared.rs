@@ -137,7 +137,8 @@ impl Wire {
         true
     }
 
-    /// Reads the body for the request's owner, whose number is `key`.
+    /// Reads the body for the request's owner. `key` is the [`Shared::body_key`] that the owner got
+    /// with the request.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! [`Condition`]: how far a child has come, as the policy of its keeper sees it.
 //!
-//! These are pure values. Invariant: each condition has the one time that belongs to it, and no
-//! other. This file does not say which condition follows another one.
+//! These are pure values. Invariant: a condition has at most one time, and only if the policy needs
+//! one. This file does not say which condition follows another one.
 
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ pub(crate) enum Condition {
     Leaving,
     /// The keeper has told the child to stop before it was ready, and kills the child at `until`.
     Failing { until: Instant },
-    /// The keeper has killed the child, because it did not stop in time.
+    /// The keeper has killed the child, because the child did not stop in time.
     Killed,
 }
 
@@ -31,7 +31,7 @@ pub(crate) struct Member {
     pub(crate) condition: Condition,
 }
 
-/// The part of the state that the next program in this process takes over.
+/// The part of a policy's state that the next program in this process takes over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Remembered {
     pub(crate) children: Vec<Member>,

@@ -29,7 +29,7 @@ pub(crate) struct LogFile {
     file: File,
     is_pipe: bool,
     looked_at: Instant,
-    /// `true` if the last byte that was written has ended a line.
+    /// `true` if no rest of a line is to come.
     is_between_lines: bool,
     warned_at: Option<Instant>,
 }
@@ -105,7 +105,8 @@ impl LogFile {
     }
 }
 
-/// A flush means that the bytes before it were whole lines, as with a `LogWriter`.
+/// A flush means that no rest of a line will come: the lines before it were whole, or a `LogWriter`
+/// has given up the rest of a torn one.
 impl Write for LogFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.is_between_lines && self.looked_at.elapsed() >= LOOK_PAUSE {

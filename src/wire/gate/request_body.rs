@@ -124,6 +124,7 @@ impl Gate {
     pub(crate) fn has_input(&self) -> bool {
         self.wire.lock().incoming.has_request()
     }
+
     /// Returns `true` if the message has a body.
     pub(super) fn has_body(&self) -> bool {
         self.message == Message::WithBody

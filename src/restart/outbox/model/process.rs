@@ -1,7 +1,8 @@
 //! A process of the model, with the courier of its connections.
 //!
 //! The outbox is the real one. Beside it, the courier keeps a list of what has to be in the outbox,
-//! and compares both at each step. This file makes no random choice.
+//! and compares both whenever connections are sent, answered or given back. This file makes no
+//! random choice.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
