@@ -150,7 +150,7 @@ pub use listen::listener::Listener;
 pub use listen::{Listen, ListenOptions};
 pub use log_writer::LogWriter;
 pub use observe::{Exchange, ExchangeEnding};
-#[cfg(any(doc, doctest))]
+#[cfg(any(all(doc, not(doctest)), all(doctest, feature = "keeper")))]
 pub use pages::{embedding, restarting};
 pub use probe::{probe, probe_for};
 pub use process::{Process, run};

@@ -2,9 +2,8 @@
 //!
 //! The last two are modules of the documentation, so that they are found on docs.rs, and do not
 //! exist in the compiled crate. The examples in all three are tests, but those of the last two need
-//! the feature `keeper`. On docs.rs the relative links
-//! of the pages lead nowhere, so each has its whole address here. Of two definitions of a link,
-//! rustdoc takes the first.
+//! the feature `keeper`. On docs.rs the relative links of the pages lead nowhere, so each has its
+//! whole address here. Of two definitions of a link, rustdoc takes the first.
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
